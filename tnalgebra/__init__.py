@@ -1,0 +1,3 @@
+from .evaluation import evaluate
+from .network import Network, compose
+from .notation import parse

@@ -1,0 +1,2 @@
+def svg(nodes, output, sizes):
+    return ""

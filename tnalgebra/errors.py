@@ -1,0 +1,58 @@
+"""The errors a user can meet: each says what is false, where, and what would be right."""
+
+from __future__ import annotations
+
+
+class TnalgebraError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class NotationError(TnalgebraError, ValueError):
+    """A text is not in the notation; the message points at the character."""
+
+
+class NetworkError(TnalgebraError, ValueError):
+    """A network, or an operation on one, would not mean anything."""
+
+
+class SizeError(TnalgebraError, ValueError):
+    """Sizes of labels contradict each other, or one that is needed is unknown."""
+
+
+class ValuesError(TnalgebraError, ValueError):
+    """Arrays do not fit the network, or are not finite."""
+
+
+class RankError(TnalgebraError, ValueError):
+    """A rank is outside what its bond allows."""
+
+
+class RuleError(TnalgebraError, ValueError):
+    """A rule is malformed, or does not apply where it was asked to."""
+
+
+class LayerError(TnalgebraError, ValueError):
+    """A layer or module has no tensor network, or not with these arguments."""
+
+
+class DataError(TnalgebraError, ValueError):
+    """Images, labels or weights on disk are not what they should be."""
+
+
+class StudyError(TnalgebraError, RuntimeError):
+    """A study cannot be run, resumed or stored as asked."""
+
+
+def explain(fact: str, **context: object) -> str:
+    """Lay out an error message: the false fact first, then one indented line per `key: value`.
+
+    >>> print(explain("label 'k' has no size", known="o=8", fix="give sizes={'k': ...}"))
+    label 'k' has no size
+      known: o=8
+      fix:   give sizes={'k': ...}
+    """
+    rows = {key.replace("_", " ") + ":": str(value) for key, value in context.items() if value is not None}
+    width = max((len(key) for key in rows), default=0)
+    indent = "\n" + " " * (width + 3)
+    lines = (f"\n  {key:<{width}} " + value.replace("\n", indent) for key, value in rows.items())
+    return fact + "".join(lines)
