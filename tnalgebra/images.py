@@ -101,9 +101,7 @@ class Images:
             DataError: `count` is not between 1 and the number of images.
         """
         if not 1 <= count <= len(self):
-            raise DataError(
-                explain(f"cannot choose {count} images", source=self.source, needed=f"1 to {len(self)}")
-            )
+            raise DataError(explain(f"cannot choose {count} images", source=self.source, needed=f"1 to {len(self)}"))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         turn = torch.empty_like(order)  # element [i]: how many of its class come before image order[i]
         for label in range(len(self.classes)):
@@ -294,7 +292,7 @@ def cifar(which: Literal["cifar10", "cifar100"], split: Split, root: str | Path 
 
 
 def folder(path: str | Path, split: Split, *, image_size: int | None = None) -> Images:
-    """Read the images `PATH/SPLIT/CLASS/*`, as three colour channels.
+    """Read the images `PATH/SPLIT/CLASS/*`, as three colour channels without transparency.
 
     Classes are in alphabetical order, files in order of their names within a class; files of other kinds than
     png, jpg, jpeg, webp, bmp, ppm and hidden ones are passed over. The decoded images are kept in `cache_folder()`,
@@ -343,13 +341,13 @@ def _check_split(split: str) -> None:
         raise DataError(explain(f"there is no split {split!r}", known=", ".join(SPLITS)))
 
 
-def _visible(folder: Path) -> list[Path]:
-    """What a folder holds, hidden entries left out, sorted by name."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _visible(directory: Path) -> list[Path]:
+    """What a directory holds, hidden entries left out, sorted by name."""
+    return sorted(entry for entry in directory.iterdir() if not entry.name.startswith("."))
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    return [entry for entry in _visible(folder) if entry.is_dir()] if folder.is_dir() else []
+def _class_folders(directory: Path) -> list[Path]:
+    return [entry for entry in _visible(directory) if entry.is_dir()] if directory.is_dir() else []
 
 
 def _listing(root: Path, split: Split) -> tuple[list[Path], list[int], tuple[str, ...]]:
@@ -432,21 +430,21 @@ def _decode(file: Path, image_size: int | None) -> NDArray[np.uint8]:
     """Decode one file as red, green, blue: shape (3, height, width)."""
     try:
         with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):  # their conversion to 8 bits would clip, silently
-                raise DataError(
-                    explain(
-                        f"{str(file)!r} has more than 8 bits a channel",
-                        mode=image.mode,
-                        fix="store it with 8 bits a channel",
-                    )
-                )
-            colour = image.convert("RGB")
+            mode = image.mode
+            # Pillow warns where a palette with transparency becomes RGB at once; the colours are the same.
+            colour = (image.convert("RGBA") if mode == "P" else image).convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             explain(f"image {str(file)!r} cannot be decoded", reason=f"{type(error).__name__}: {error}")
         ) from error
+    if mode.startswith(("I", "F")):  # the conversion to 8 bits clips
+        raise DataError(
+            explain(
+                f"image {str(file)!r} has more than 8 bits a channel",
+                mode=mode,
+                fix="store it with 8 bits a channel",
+            )
+        )
     if image_size is not None:
         colour = ImageOps.fit(colour, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(colour).transpose(2, 0, 1)

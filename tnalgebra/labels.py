@@ -15,6 +15,9 @@ MAX_AXES = 64
 MAX_SIZE = 2**40
 """A label longer than this is a slip of the keyboard: no tensor of that length fits any memory."""
 
+MAX_DIGITS = 1000
+"""Characters of the longest number: room for any float64 as an exact fraction."""
+
 KERNEL_LABELS: Mapping[int, tuple[str, ...]] = {
     2: ("out", "in"),
     3: ("out", "in", "k"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from math import prod
 from types import MappingProxyType
 
 from .drawing import svg
 from .errors import NetworkError, SizeError, explain
-from .labels import MAX_AXES, check_word, fresh
+from .labels import MAX_AXES, MAX_DIGITS, MAX_SIZE, check_word, fresh
 from .nodes import (
     MODES,
     RESERVED,
@@ -26,6 +27,9 @@ from .nodes import (
     variables,
 )
 from .sizes import infer_sizes
+
+MAX_FILL = 10**300
+"""Largest value of a Fill: it still fits a float64."""
 
 Carriers = dict[str, list[tuple[int, int]]]
 """label -> the (position of the node, axis on it) pairs at which the label stands."""
@@ -140,16 +144,37 @@ def _check_nodes(nodes: tuple[Node, ...]) -> None:
                         explain("Fuse has no parts", where=node_text(node), fix="Fuse[whole part part ...]")
                     )
             case Fill():
-                if isinstance(node.value, str) and node.value != "mean":
-                    raise NetworkError(
-                        explain(f"Fill has value {node.value!r}", where=node_text(node), fix="a number, or mean")
-                    )
+                _check_fill(node)
+
+
+def _check_fill(node: Fill) -> None:
+    value: object = node.value
+    if value == "mean" or isinstance(value, Variable):
+        return
+    if not isinstance(value, int | Fraction):
+        raise NetworkError(
+            explain(f"Fill has value {value!r}", where=node_text(node), fix="a Fraction, an integer, or 'mean'")
+        )
+    if abs(Fraction(value)) > MAX_FILL or len(str(value)) > MAX_DIGITS:
+        raise NetworkError(
+            explain(
+                f"Fill has a value of {len(str(value))} digits",
+                where=f"Fill[{' '.join(node.labels)}]",
+                fix=f"at most {MAX_DIGITS}, and at most 1e300",
+            )
+        )
 
 
 def _check_window(node: Conv) -> None:
-    for attribute in ("stride", "dilation"):
-        number = getattr(node, attribute)
-        if not isinstance(number, Variable) and number < 1:
+    for attribute in ("stride", "low", "high", "dilation"):
+        number: object = getattr(node, attribute)
+        if isinstance(number, Variable):
+            continue
+        if not isinstance(number, int) or abs(number) > MAX_SIZE:
+            raise NetworkError(
+                explain(f"{attribute} is {number!r}", where=node_text(node), fix=f"an integer of at most {MAX_SIZE}")
+            )
+        if attribute in ("stride", "dilation") and number < 1:
             raise NetworkError(
                 explain(f"{attribute} is {number}", where=node_text(node), fix=f"a {attribute} of at least 1")
             )
@@ -158,6 +183,8 @@ def _check_window(node: Conv) -> None:
 
 
 def _check_output(nodes: tuple[Node, ...], output: tuple[str, ...]) -> None:
+    if len(output) > MAX_AXES:
+        raise NetworkError(explain(f"the output has {len(output)} axes", fix=f"at most {MAX_AXES}"))
     labels = {label for node in nodes for label in node.labels}
     for label in output:
         if label not in labels:
@@ -172,8 +199,6 @@ def _check_output(nodes: tuple[Node, ...], output: tuple[str, ...]) -> None:
                     fix=f"a second label joined to it by Copy[{label} {label}_2]",
                 )
             )
-    if len(output) > MAX_AXES:
-        raise NetworkError(explain(f"the output has {len(output)} axes", fix=f"at most {MAX_AXES}"))
 
 
 # What one asks of a network ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from fractions import Fraction
 from typing import Any, NoReturn
 
 from .errors import NetworkError, NotationError, explain
+from .labels import MAX_DIGITS
 from .network import Network, default_output
 from .nodes import MODES, Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable
 
@@ -25,7 +26,7 @@ MAX_CHARACTERS = 100_000
 
 TOKEN = re.compile(
     r"(?P<space>[\s,]+)|(?P<arrow>->)|(?P<rule>=>)|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
-    r"|(?P<number>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+)?)|(?P<mark>[\[\]|:=+])"
+    r"|(?P<number>-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?:/[0-9]+)?)|(?P<mark>[\[\]|:=+])"
 )
 
 ATTRIBUTES = {"Copy": (), "Conv": ("stride", "padding", "dilation", "mode"), "Fuse": (), "Fill": ("value",)}
@@ -109,9 +110,9 @@ class _Reader:
     def fail(self, fact: str, *, at: int | None = None, **context: Any) -> NoReturn:
         raise NotationError(explain(fact, where=_pointed(self.text, self.peek.start if at is None else at), **context))
 
-    def expect(self, kind: str, fact: str, **context: object) -> Token:
+    def expect(self, kind: str, fact: str, *, fix: str | None = None) -> Token:
         if self.peek.kind != kind:
-            self.fail(fact, **context)
+            self.fail(fact, fix=fix)
         return self.take()
 
     def expect_end(self) -> None:
@@ -175,7 +176,7 @@ class _Reader:
 
     def _labels(self, sizes: dict[str, tuple[int, int]], opening: Token) -> Iterator[str]:
         while self.peek.kind not in ("|", "]"):
-            if self.peek.kind == "end":
+            if self.peek.kind in ("end", "arrow", "rule"):
                 self._close(opening)
             if self.peek.kind == "[":
                 self.fail("a bracket inside a bracket", fix="close the first: NAME[labels] NAME[labels]")
@@ -204,7 +205,7 @@ class _Reader:
             self.fail(f"{self.peek.text!r} stands where ']' should")
 
     def _integer(self, token: Token, what: str) -> int:
-        if not re.fullmatch(r"-?\d{1,15}", token.text):
+        if not re.fullmatch(r"-?[0-9]{1,15}", token.text):
             self.fail(f"{what} is {_short(token.text)}", at=token.start, fix="an integer of at most 15 digits")
         return int(token.text)
 
@@ -236,9 +237,11 @@ class _Reader:
         return self._integer(token, key)
 
     def _fraction(self, token: Token, key: str) -> Fraction:
-        exponent = re.search(r"[eE][+-]?(\d+)", token.text)
-        if len(token.text) > 40 or (exponent and int(exponent[1]) > 300):
-            self.fail(f"{key} is {_short(token.text)}", at=token.start, fix="at most 40 characters and 1e300")
+        exponent = re.search(r"[eE][+-]?([0-9]+)", token.text)
+        if len(token.text) > MAX_DIGITS or (exponent and int(exponent[1]) > 300):
+            self.fail(
+                f"{key} is {_short(token.text)}", at=token.start, fix=f"at most {MAX_DIGITS} characters and 1e300"
+            )
         number, _, denominator = token.text.partition("/")
         if denominator and int(denominator) == 0:
             self.fail(f"{key} divides by zero", at=token.start)

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from math import prod
+from operator import index
+from typing import TypeAlias
 
 from .errors import SizeError, explain
 from .labels import MAX_SIZE
-from .nodes import Conv, Copy, Fuse, NamedTensor, Node, Variable, node_text, variables
+from .nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable, node_text, variables
 
-Fact = tuple[str, int, str]
-"""A label, the size some node gives it, and the text of that node."""
+
+@dataclass(frozen=True, slots=True)
+class _Tie:
+    """One axis on which two occurrences of a tensor agree."""
+
+    first: NamedTensor
+    second: NamedTensor
+    axis: int
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        return self.first.labels[self.axis], self.second.labels[self.axis]
+
+
+Constraint: TypeAlias = _Tie | Copy | Fuse | Conv
+
+Reason: TypeAlias = tuple[Node, str]
+"""The node that gives a label its size, and a remark; texts are made only for errors."""
+
+Fact: TypeAlias = tuple[str, int, Reason]
+"""A label, the size some node gives it, and why."""
 
 
 def output_size(x: int, k: int, *, stride: int, low: int, high: int, dilation: int) -> int:
@@ -32,76 +56,141 @@ def infer_sizes(nodes: Sequence[Node], given: Mapping[str, int]) -> dict[str, in
     Raises:
         SizeError: two nodes (or a node and `given`) demand different sizes of one label; both are named.
     """
-    known: dict[str, int] = {}
-    reasons: dict[str, str] = {}
+    return _Inference(nodes).run(given)
 
-    def learn(facts: Iterable[Fact]) -> bool:
-        news = False
-        for label, size, reason in facts:
-            if not 1 <= size <= MAX_SIZE:
-                raise SizeError(
-                    explain(
-                        f"label {label!r} would have size {size}",
-                        where=reason,
-                        fix=f"sizes are 1 to {MAX_SIZE}",
-                    )
+
+class _Inference:
+    """Facts spread from label to label along a queue, so that a long network costs its length, not its square."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.known: dict[str, int] = {}
+        self.reasons: dict[str, Reason | None] = {}
+        self.constraints = list(_constraints(nodes))
+        self.watching: dict[str, list[int]] = {}
+        for number, constraint in enumerate(self.constraints):
+            for label in dict.fromkeys(constraint.labels):
+                self.watching.setdefault(label, []).append(number)
+        self.queue = deque(range(len(self.constraints)))
+        self.queued = set(self.queue)
+        self.without_input: dict[int, Conv] = {}
+
+    def run(self, given: Mapping[str, int]) -> dict[str, int]:
+        for label, size in given.items():
+            try:
+                self._learn(label, index(size), None)
+            except TypeError:
+                raise SizeError(explain(f"the size of label {label!r} is {size!r}", fix="an integer")) from None
+        self._spread()
+        while smallest := self._smallest_inputs():
+            # the largest first: what follows from it may make a smaller guess needless
+            for _, facts in groupby(smallest, key=lambda fact: fact[1]):
+                for label, size, reason in [fact for fact in facts if fact[0] not in self.known]:
+                    self._learn(label, size, reason)
+                self._spread()
+        for constraint in self.constraints:
+            if isinstance(constraint, Conv):
+                _check_fold(constraint, self.known)
+        return self.known
+
+    def _learn(self, label: str, size: int, reason: Reason | None) -> None:
+        if not 1 <= size <= MAX_SIZE:
+            raise SizeError(
+                explain(
+                    f"label {label!r} would have size {size}",
+                    where=_reason_text(label, size, reason),
+                    fix=f"sizes are 1 to {MAX_SIZE}",
                 )
-            if known.setdefault(label, size) != size:
-                raise SizeError(
-                    explain(
-                        f"label {label!r} has two sizes",
-                        first=f"{known[label]}, from {reasons[label]}",
-                        second=f"{size}, from {reason}",
-                    )
+            )
+        if label not in self.known:
+            self.known[label] = size
+            self.reasons[label] = reason
+            for number in self.watching.get(label, ()):
+                if number not in self.queued:
+                    self.queue.append(number)
+                    self.queued.add(number)
+        elif self.known[label] != size:
+            before = self.known[label]
+            raise SizeError(
+                explain(
+                    f"label {label!r} has two sizes",
+                    first=f"{before}, from {_reason_text(label, before, self.reasons[label])}",
+                    second=f"{size}, from {_reason_text(label, size, reason)}",
                 )
-            if label not in reasons:
-                reasons[label] = reason
-                news = True
-        return news
+            )
 
-    learn((label, size, f"{label}={size}, as given") for label, size in given.items())
-    closed = [node for node in nodes if not variables(node)]
-    while True:
-        while learn(list(_exact_facts(closed, known))):
-            pass
-        smallest: dict[str, Fact] = {}
-        for label, size, reason in _smallest_inputs(closed, known):
-            if label not in smallest or size > smallest[label][1]:
-                smallest[label] = (label, size, reason)
-        if not learn(smallest.values()):
-            break
-    for node in closed:
-        if isinstance(node, Conv):
-            _check_fold(node, known)
-    return known
+    def _spread(self) -> None:
+        """Learn everything that follows exactly."""
+        while self.queue:
+            number = self.queue.popleft()
+            self.queued.discard(number)
+            constraint = self.constraints[number]
+            for label, size, reason in list(_facts(constraint, self.known)):
+                self._learn(label, size, reason)
+            if isinstance(constraint, Conv) and constraint.x not in self.known:
+                self.without_input[number] = constraint
+
+    def _smallest_inputs(self) -> list[Fact]:
+        """For each window's input that nothing determines the smallest size that fits, in descending order."""
+        found: dict[str, Fact] = {}
+        for number, node in list(self.without_input.items()):
+            if node.x in self.known:
+                del self.without_input[number]
+            elif node.y in self.known and node.k in self.known:
+                numbers = window(node)
+                size = input_size(self.known[node.y], self.known[node.k], **numbers)
+                if size < 1 < size + numbers["stride"]:
+                    size = 1  # the padding alone holds some of the positions
+                if node.x not in found or size > found[node.x][1]:
+                    found[node.x] = (node.x, size, (node, " (the smallest input that fits)"))
+        return sorted(found.values(), key=lambda fact: -fact[1])
 
 
-def _exact_facts(nodes: Sequence[Node], known: Mapping[str, int]) -> Iterator[Fact]:
-    tied: dict[str, NamedTensor] = {}
+def _constraints(nodes: Sequence[Node]) -> Iterator[Constraint]:
+    first: dict[str, NamedTensor] = {}
     for node in nodes:
         match node:
             case NamedTensor():
-                first = tied.setdefault(node.name, node)
-                for a, b in zip(first.labels, node.labels, strict=True):
-                    if a in known:
-                        yield b, known[a], node_text(first)
-                    elif b in known:
-                        yield a, known[b], node_text(node)
-            case Copy():
-                size = next((known[label] for label in node.labels if label in known), None)
-                if size is not None:
-                    yield from ((label, size, node_text(node)) for label in node.labels)
-            case Fuse():
-                yield from _fuse_facts(node, known)
-            case Conv():
-                yield from _conv_facts(node, known)
+                other = first.setdefault(node.name, node)
+                if other is not node:
+                    yield from (_Tie(other, node, axis) for axis in range(len(node.labels)))
+            case Fill():
+                pass
+            case _:
+                if not variables(node):
+                    yield node
+
+
+def _facts(constraint: Constraint, known: Mapping[str, int]) -> Iterable[Fact]:
+    match constraint:
+        case _Tie():
+            return _tie_facts(constraint, known)
+        case Copy():
+            sizes = (known[label] for label in constraint.labels if label in known)
+            size = next(sizes, None)
+            return [] if size is None else [(label, size, (constraint, "")) for label in constraint.labels]
+        case Fuse():
+            return _fuse_facts(constraint, known)
+        case Conv():
+            return _conv_facts(constraint, known)
+
+
+def _reason_text(label: str, size: int, reason: Reason | None) -> str:
+    return f"{label}={size}, as given" if reason is None else node_text(reason[0]) + reason[1]
+
+
+def _tie_facts(tie: _Tie, known: Mapping[str, int]) -> Iterator[Fact]:
+    a, b = tie.labels
+    if a in known:
+        yield b, known[a], (tie.first, "")
+    elif b in known:
+        yield a, known[b], (tie.second, "")
 
 
 def _fuse_facts(node: Fuse, known: Mapping[str, int]) -> Iterator[Fact]:
     unknown = [part for part in node.parts if part not in known]
     product = prod(known[part] for part in node.parts if part in known)
     if not unknown:
-        yield node.whole, product, f"{node_text(node)} ({node.whole} is the product of its parts)"
+        yield node.whole, product, (node, f" ({node.whole} is the product of its parts)")
     elif len(unknown) == 1 and node.whole in known:
         size, rest = divmod(known[node.whole], product)
         if rest:
@@ -112,7 +201,7 @@ def _fuse_facts(node: Fuse, known: Mapping[str, int]) -> Iterator[Fact]:
                     fix=f"a size of {node.whole!r} that is a multiple of {product}",
                 )
             )
-        yield unknown[0], size, node_text(node)
+        yield unknown[0], size, (node, "")
 
 
 def window(node: Conv) -> dict[str, int]:
@@ -134,7 +223,7 @@ def _conv_facts(node: Conv, known: Mapping[str, int]) -> Iterator[Fact]:
                     fix=f"a larger {node.x!r}, more padding, a smaller {node.k!r} or dilation",
                 )
             )
-        yield node.y, size, node_text(node)
+        yield node.y, size, (node, "")
     elif x is not None and y is not None and node.stride == 1:
         numbers = window(node)
         reach = x + numbers["low"] + numbers["high"] - y
@@ -145,14 +234,7 @@ def _conv_facts(node: Conv, known: Mapping[str, int]) -> Iterator[Fact]:
                     where=node_text(node),
                 )
             )
-        yield node.k, reach // numbers["dilation"] + 1, node_text(node)
-
-
-def _smallest_inputs(nodes: Sequence[Node], known: Mapping[str, int]) -> Iterator[Fact]:
-    for node in nodes:
-        if isinstance(node, Conv) and node.x not in known and node.y in known and node.k in known:
-            size = input_size(known[node.y], known[node.k], **window(node))
-            yield node.x, size, f"{node_text(node)} (the smallest input that fits)"
+        yield node.k, reach // numbers["dilation"] + 1, (node, "")
 
 
 def _check_fold(node: Conv, known: Mapping[str, int]) -> None:

@@ -1,0 +1,144 @@
+"""Cuts: a network across a bipartition of its open labels, as two factors joined by one bond."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from math import floor
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from ..bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
+from ..errors import RankError, RuleError, explain
+from ..evaluation import Values
+from ..labels import KERNEL_LABELS, fresh, kernel_labels, labels_of
+from ..linalg import SVD, matricise, truncated_svd
+from ..network import Network, carriers, shape_of, tensor_nodes
+from ..nodes import NamedTensor
+from ..notation import parse
+from ..ranks import ParameterBudget, Rank, kept, rank_of
+from ..rewriting import Change, Options, Place, Rule, value_of
+
+Form: TypeAlias = Literal["factors", "svd"]
+
+
+def cut(text: str | Bipartition, *, of: str | None = None, form: Form = "factors") -> Rule:
+    """The cut of a network across a bipartition of its open labels: the best of its rank (Eckart and Young 1936).
+
+    "out kh | in kw" gives `L[out kh r] R[r in kw]`, with L = U sqrt(S) and R = sqrt(S) V of the singular value
+    decomposition of the matrix whose rows are numbered by `out kh`; form="svd" gives `U[out kh r] S[r] V[r in kw]`.
+    Applied to a network it contracts it first, whatever it is made of. The rank is called `r`.
+
+    Args:
+        text: the two sides; together they are the open labels of what is cut, in any order.
+        of: the tensor the rule is applied to when it is given values only, such as "K[a b c]"; not needed for
+            kernels, whose labels (out in kh kw) have torch's order.
+
+    Raises:
+        RuleError: an empty side, a label twice; on application: a label missing or unknown.
+    """
+    bipartition = parse_bipartition(text) if isinstance(text, str) else text
+    left = _left_side(bipartition, of)
+
+    def start(values: Mapping[str, Any]) -> Network:
+        return left or _kernel(values, bipartition)
+
+    if form not in ("factors", "svd"):
+        raise RuleError(explain(f"the form of a cut is {form!r}", fix="'factors' or 'svd'"))
+
+    def find(network: Network, options: Options) -> Iterator[Place]:
+        check_covers(bipartition, network.output, what="the network")
+        yield Place(tuple(range(len(network.nodes))))
+
+    def build(network: Network, place: Place, values: Values, options: Options) -> Change:
+        missing = [name for name in tensor_nodes(network) if name not in values]
+        if missing:
+            raise RuleError(explain(f"a cut needs the value of {missing[0]!r}", fix="apply(network, values)"))
+        dense = value_of(network, values, dtype=torch.float64)
+        svd = truncated_svd(matricise(dense, network.output, bipartition))
+        rank = _rank(options.ranks, svd, form, dense.numel())
+        dtype = next((value.dtype for value in values.values()), torch.float64)
+        return _change(network, bipartition, svd, rank, form, dtype)
+
+    sides = {"factors": "L[{0} r] R[r {1}]", "svd": "U[{0} r] S[r] V[r {1}]"}[form]
+    written = sides.format(" ".join(bipartition.left), " ".join(bipartition.right))
+    return Rule(
+        str(bipartition),
+        "approximate",
+        f"{left or 'any network of ' + ' '.join(bipartition.labels)} => {written}",
+        find,
+        build,
+        start=start,
+        ranks=("r",),
+        spec={"cut": str(bipartition), "form": form, **({"of": of} if of else {})},
+    )
+
+
+def all_cuts(labels: str | Iterable[str] | Network) -> list[Rule]:
+    """Every cut of `labels` ("out in kh kw"), or of the open labels of a network: 2^(n-1) - 1 of them."""
+    if isinstance(labels, Network):
+        return [cut(bipartition) for bipartition in bipartitions(labels.output)]
+    order = labels_of(labels)
+    of = f"K[{' '.join(order)}]"
+    return [cut(bipartition, of=None if kernel_labels(order) == order else of) for bipartition in bipartitions(order)]
+
+
+def cut_sequence(text: str) -> tuple[Rule, ...]:
+    """Read "A then B": cuts that follow one another on one kernel, each contracted back before the next."""
+    return tuple(cut(part) for part in re.split(r"\bthen\b", text))
+
+
+def _left_side(bipartition: Bipartition, of: str | None) -> Network | None:
+    if of is None:
+        order = kernel_labels(bipartition.labels)
+        return Network([NamedTensor("K", order)]) if order else None
+    left = parse(of)
+    check_covers(bipartition, left.output, what=of)
+    return left
+
+
+def _kernel(values: Mapping[str, Any], bipartition: Bipartition) -> Network:
+    """The labels of a weight by its number of axes; that the cut does not hold them is said where it is applied."""
+    for name, value in values.items():
+        order = KERNEL_LABELS.get(getattr(value, "ndim", 0))
+        if order is not None and len(values) == 1:
+            return Network([NamedTensor(name, order)])
+    raise RuleError(
+        explain("it is not known what is cut", cut=bipartition, fix="cut(..., of='K[a b c]'), or a network")
+    )
+
+
+def _rank(ranks: Mapping[str, Rank] | Rank, svd: SVD, form: Form, dense: int) -> int:
+    full, rank = len(svd.S), rank_of(ranks, "r")
+    if isinstance(rank, ParameterBudget):
+        each = svd.U.shape[0] + svd.V.shape[1] + (form == "svd")
+        allowed = floor(rank.fraction * dense)
+        if allowed < each:
+            raise RankError(
+                explain(
+                    f"{rank!r} allows {allowed} parameters, rank 1 takes {each}",
+                    fix=f"a fraction of at least {each / dense:.3g}",
+                )
+            )
+        return min(full, allowed // each)
+    return kept(rank, full, bond="r", singular_values=svd.S.tolist)
+
+
+def _change(network: Network, bipartition: Bipartition, svd: SVD, rank: int, form: Form, dtype: torch.dtype) -> Change:
+    U, S, V = svd.U[:, :rank], svd.S[:rank], svd.V[:rank]
+    bond = fresh("r", carriers(network))
+    rows, columns = shape_of(network, bipartition.left), shape_of(network, bipartition.right)
+    left, right = (U * S.sqrt(), S.sqrt()[:, None] * V) if form == "factors" else (U, V)
+    factors = {
+        "L" if form == "factors" else "U": ((*bipartition.left, bond), left.reshape(*rows, rank)),
+        **({"S": ((bond,), S)} if form == "svd" else {}),
+        "R" if form == "factors" else "V": ((bond, *bipartition.right), right.reshape(rank, *columns)),
+    }
+    names = {name: fresh(name, tensor_nodes(network)) for name in factors}
+    nodes = [NamedTensor(names[name], labels) for name, (labels, _) in factors.items()]
+    values = {names[name]: value.to(dtype) for name, (_, value) in factors.items()}
+    sizes = {label: network.sizes[label] for label in network.output} | {bond: rank}
+    norm = float(torch.linalg.vector_norm(svd.S))
+    error = float(torch.linalg.vector_norm(svd.S[rank:])) / norm if norm else 0.0
+    return Change(Network(nodes, network.output, sizes), values=values, relative_error=error, ranks={"r": rank})

@@ -1,0 +1,94 @@
+"""Traces from files: text is parsed, never executed, and what it says is checked by doing the steps again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import RuleError, TnalgebraError, explain
+from ..exact_rules import EXACT_RULES
+from ..network import Network
+from ..notation import parse
+from ..rewriting import Change, Options, Place, Rule, Step, Trace
+from .cut import cut
+from .rule import rule
+from .truncate import truncate
+
+MAX_BYTES = 16 * 2**20
+"""Longest file that is read."""
+
+
+def load_trace(path: str | Path) -> Trace:
+    """Read what `Trace.save` wrote.
+
+    Returns:
+        The trace, without values: `replay` gives it some.
+
+    Raises:
+        RuleError: the file is no trace, or names a rule that is not known.
+        NotationError: a text in it is not in the notation.
+    """
+    path = Path(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise RuleError(explain(f"{path} has {path.stat().st_size} bytes", fix=f"a trace has at most {MAX_BYTES}"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        network = start = parse(content["start"])
+        steps = []
+        for entry in content["steps"]:
+            step = _step(entry, network)
+            steps.append(step)
+            network = step.after
+    except TnalgebraError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RuleError(explain(f"{path} is no trace", because=f"{type(error).__name__}: {error}")) from error
+    return Trace(start, tuple(steps))
+
+
+def _step(entry: Mapping[str, Any], before: Network) -> Step:
+    place = Place(tuple(map(int, entry["nodes"])), tuple(map(str, entry["labels"])))
+    if not all(0 <= position < len(before.nodes) for position in place.nodes):
+        raise RuleError(explain("a step is at a node that is not there", place=place, network=before))
+    ranks = {str(bond): int(rank) for bond, rank in entry["ranks"].items()}
+    sizes = {str(label): int(size) for label, size in entry["sizes"].items()}
+    bind = {str(variable): str(thing) for variable, thing in entry["bind"].items()}
+    change = Change(parse(entry["after"]), relative_error=float(entry["relative_error"]), ranks=ranks)
+    return Step(rule_from(entry["rule"]), place, Options(ranks, sizes, bind), before, change)
+
+
+def rule_from(spec: Mapping[str, str]) -> Rule:
+    """The rule that `Rule.spec` describes.
+
+    Raises:
+        RuleError: nothing is known under that description.
+    """
+    match spec:
+        case {"exact": name}:
+            known = by_name(EXACT_RULES)
+            if name not in known:
+                raise RuleError(explain(f"there is no exact rule {name!r}", rules=", ".join(known)))
+            return known[name]
+        case {"notation": text, "name": name}:
+            return rule(text, name=name)
+        case {"cut": text, "form": ("factors" | "svd") as form}:
+            return cut(text, of=spec.get("of"), form=form)
+        case {"truncate": bond}:
+            return truncate(bond)
+    raise RuleError(explain("a rule is described in no known way", rule=dict(spec)))
+
+
+def by_name(rules: Iterable[Rule]) -> dict[str, Rule]:
+    """Rules by their names.
+
+    Raises:
+        RuleError: two have the same name.
+    """
+    found: dict[str, Rule] = {}
+    for entry in rules:
+        if entry.name in found:
+            raise RuleError(explain(f"two rules are called {entry.name!r}", first=found[entry.name], second=entry))
+        found[entry.name] = entry
+    return found

@@ -1,0 +1,60 @@
+"""The exact rules: they keep the value. A rule's docstring has its reason, why it ends, when it must not fire."""
+
+from .copies import copy_of_one, drop_copy_of_two, fill_through_copy, fuse_copies, trim_copy
+from .fuses import cancel_fuses, fill_through_fuse, merge_fuses, split_fuse, unit_fuse
+from .tensors import absorb_fill, contract_bond, drop_size_one, fold_scalar, sum_label, take_diagonal
+from .windows import merge_windows, unit_window, window_to_fuse
+
+SIMPLIFY = (
+    trim_copy,
+    fuse_copies,
+    drop_copy_of_two,
+    fill_through_copy,
+    copy_of_one,
+    drop_size_one,
+    window_to_fuse,
+    unit_window,
+    merge_fuses,
+    cancel_fuses,
+    unit_fuse,
+    fill_through_fuse,
+)
+"""Rules that only ever make a network smaller: each lowers (windows, fuses, labels on copies, labels in all), read
+as a word in a dictionary, so any order of applying them ends. None computes new numbers; sizes of 1 are reshaped away.
+"""
+
+EXACT_RULES = (
+    *SIMPLIFY,
+    split_fuse,
+    merge_windows,
+    contract_bond,
+    absorb_fill,
+    fold_scalar,
+    sum_label,
+    take_diagonal,
+)
+"""All of them."""
+
+__all__ = [
+    "EXACT_RULES",
+    "SIMPLIFY",
+    "absorb_fill",
+    "cancel_fuses",
+    "contract_bond",
+    "copy_of_one",
+    "drop_copy_of_two",
+    "drop_size_one",
+    "fill_through_copy",
+    "fill_through_fuse",
+    "fold_scalar",
+    "fuse_copies",
+    "merge_fuses",
+    "merge_windows",
+    "split_fuse",
+    "sum_label",
+    "take_diagonal",
+    "trim_copy",
+    "unit_fuse",
+    "unit_window",
+    "window_to_fuse",
+]

@@ -1,0 +1,130 @@
+"""Where the left side of a rule stands in a network: its names, labels and attributes are variables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import permutations
+
+from .network import Carriers, Network, carriers, tensor_nodes
+from .nodes import Copy, Fill, NamedTensor, Node, Variable
+
+
+@dataclass(frozen=True)
+class Match:
+    """One way to read a pattern as a part of a network.
+
+    nodes: for each node of the pattern, the position of its partner.
+    labels, names, attributes: what each variable of the pattern stands for.
+    """
+
+    nodes: tuple[int, ...]
+    labels: Mapping[str, str]
+    names: Mapping[str, str]
+    attributes: Mapping[str, object]
+
+
+def matches(pattern: Network, host: Network) -> Iterator[Match]:
+    """Every match, in the order of the host's nodes.
+
+    Distinct variables stand for distinct things. A label that the pattern sums has, in the host, no carrier
+    outside the match and is not open. A tensor matches any named tensor with as many labels, axis by axis; the
+    labels of Copy and Fill, which have no order, match in any. Tied occurrences are not looked at here.
+    """
+    everywhere = carriers(host)
+    summed = [label for label in carriers(pattern) if label not in pattern.output]
+
+    def extend(position: int, nodes: tuple[int, ...], state: _State) -> Iterator[Match]:
+        if position == len(pattern.nodes):
+            if _sums_stay_inside(state, summed, nodes, everywhere, host) and _sizes_agree(pattern, host, state):
+                yield Match(nodes, state.labels, state.names, state.attributes)
+            return
+        for candidate, node in enumerate(host.nodes):
+            if candidate not in nodes:
+                for next_state in _bindings(pattern.nodes[position], node, state):
+                    yield from extend(position + 1, (*nodes, candidate), next_state)
+
+    yield from extend(0, (), _State({}, {}, {}))
+
+
+@dataclass(frozen=True)
+class _State:
+    labels: Mapping[str, str]
+    names: Mapping[str, str]
+    attributes: Mapping[str, object]
+
+
+def _bindings(variable: Node, node: Node, state: _State) -> Iterator[_State]:
+    if type(variable) is not type(node) or len(variable.labels) != len(node.labels):
+        return
+    names, attributes = dict(state.names), dict(state.attributes)
+    if isinstance(variable, NamedTensor):
+        if not _bind(names, variable.name, node.name):
+            return
+    else:
+        for field in fields(variable):
+            wanted, found = getattr(variable, field.name), getattr(node, field.name)
+            if isinstance(wanted, Variable):
+                if attributes.setdefault(wanted.name, found) != found:
+                    return
+            elif not _is_label_field(field.name) and wanted != found:
+                return
+    unordered = isinstance(node, Copy | Fill)
+    seen = set()
+    for order in permutations(node.labels) if unordered else (node.labels,):
+        labels = dict(state.labels)
+        if order not in seen and all(_bind(labels, a, b) for a, b in zip(variable.labels, order, strict=True)):
+            yield _State(labels, names, attributes)
+        seen.add(order)
+
+
+def _is_label_field(name: str) -> bool:
+    return name in ("x", "y", "k", "whole", "parts", "labels")
+
+
+def _bind(bound: dict[str, str], variable: str, thing: str) -> bool:
+    if variable in bound:
+        return bound[variable] == thing
+    if thing in bound.values():
+        return False
+    bound[variable] = thing
+    return True
+
+
+def _sums_stay_inside(
+    state: _State, summed: list[str], nodes: tuple[int, ...], everywhere: Carriers, host: Network
+) -> bool:
+    inside = set(nodes)
+    things = [state.labels[label] for label in summed]
+    return all(
+        thing not in host.output and all(position in inside for position, _ in everywhere[thing]) for thing in things
+    )
+
+
+def _sizes_agree(pattern: Network, host: Network, state: _State) -> bool:
+    """A size the pattern states is a condition: it must be known in the host, and equal."""
+    return all(host.sizes.get(state.labels[label]) == size for label, size in pattern.sizes.items())
+
+
+def whole_tensors(found: list[Match], host: Network) -> list[tuple[Match, ...]]:
+    """Group matches so that a tied tensor is matched at all its occurrences, or not at all.
+
+    Each group is a set of disjoint matches with the same tensors; a match whose tensors stand nowhere else is a
+    group of its own. A tied tensor that no such set covers is left out.
+    """
+    occurrences = tensor_nodes(host)
+    groups: list[tuple[Match, ...]] = []
+    for number, match in enumerate(found):
+        wanted = {place for name in match.names.values() for place in occurrences[name]}
+        group = [match]
+        covered = set(match.nodes)
+        for other in found[number + 1 :]:
+            if wanted <= covered:
+                break
+            same = other.names == match.names and other.attributes == match.attributes
+            if same and not covered & set(other.nodes):
+                group.append(other)
+                covered |= set(other.nodes)
+        if wanted <= covered:
+            groups.append(tuple(group))
+    return groups

@@ -1,0 +1,139 @@
+"""How many values of a bond to keep: ranks have types, so that 0.5 never means two things."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from .errors import RankError, explain
+
+
+@dataclass(frozen=True, slots=True)
+class KeepFraction:
+    """Keep `max(1, round(fraction * number of singular values))` of a bond, with Python's `round`.
+
+    Args:
+        fraction: in (0, 1].
+    """
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        _check_fraction(self, self.fraction, "keeps")
+
+    def __str__(self) -> str:
+        return f"keep {self.fraction:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeError:
+    """Keep the fewest values with ||dropped||_2 <= error * ||all||_2; values that tie with the last one kept stay.
+
+    Args:
+        error: in [0, 1).
+    """
+
+    error: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.error < 1:
+            raise RankError(explain(f"RelativeError({self.error}) is outside [0, 1)", fix="for example 1e-2"))
+
+    def __str__(self) -> str:
+        return f"error {self.error:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterBudget:
+    """At most `fraction` of the left side's parameters, over all bonds together.
+
+    All bonds start at rank 1; again and again the bond grows whose next value saves most squared error per
+    parameter it costs (ties: the label that comes first in the alphabet), until nothing more fits.
+
+    Args:
+        fraction: in (0, 1].
+    """
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        _check_fraction(self, self.fraction, "leaves")
+
+    def __str__(self) -> str:
+        return f"budget {self.fraction:g}"
+
+
+Rank: TypeAlias = int | KeepFraction | RelativeError | ParameterBudget
+
+
+def _check_fraction(rank: object, fraction: float, verb: str) -> None:
+    if not 0 < fraction <= 1:
+        raise RankError(
+            explain(f"{type(rank).__name__}({fraction}) {verb} a fraction outside (0, 1]", fix="for example 0.5")
+        )
+
+
+def kept(rank: Rank, full: int, *, bond: str, singular_values: Callable[[], Sequence[float]]) -> int:
+    """The number of leading values that `rank` allows.
+
+    Args:
+        rank: an integer from 1 to `full`, `KeepFraction` or `RelativeError`.
+        full: how many values there are.
+        bond: label of the bond, for messages.
+        singular_values: gives them, descending; called only where their sizes matter.
+
+    Raises:
+        RankError: an integer below 1 or above the full rank, or something that is no rank.
+    """
+    match rank:
+        case KeepFraction():
+            return max(1, round(rank.fraction * full))
+        case RelativeError():
+            return _fewest(rank.error, singular_values())
+        case ParameterBudget():
+            raise RankError(explain("a ParameterBudget is for all bonds together", bond=bond, fix=f"ranks={rank!r}"))
+    if isinstance(rank, float | bool):
+        raise RankError(
+            explain(f"the rank of bond {bond!r} is {rank!r}", fix=f"an integer, or KeepFraction({float(rank)})")
+        )
+    try:
+        number = operator.index(rank)
+    except TypeError:
+        raise RankError(
+            explain(f"the rank of bond {bond!r} is {rank!r}", fix="an integer, KeepFraction or RelativeError")
+        ) from None
+    if not 1 <= number <= full:
+        raise RankError(
+            explain(f"rank {number} of bond {bond!r} is outside 1 to {full}", fix=f"{full} is full: nothing is lost")
+        )
+    return number
+
+
+def rank_of(ranks: Mapping[str, Rank] | Rank, bond: str) -> Rank:
+    """The rank of a rule's only bond: under its label, or given alone.
+
+    Raises:
+        RankError: there is none.
+    """
+    if not isinstance(ranks, Mapping):
+        return ranks
+    if bond not in ranks:
+        raise RankError(explain(f"no rank for {bond!r}", fix=f"ranks={{{bond!r}: 8}} or ranks=KeepFraction(0.5)"))
+    return ranks[bond]
+
+
+def _fewest(error: float, singular_values: Sequence[float]) -> int:
+    allowed = error * math.sqrt(math.fsum(value * value for value in singular_values))
+    count = len(singular_values)
+    dropped = 0.0
+    while count > 1:
+        dropped = math.hypot(dropped, singular_values[count - 1])
+        if dropped > allowed:
+            break
+        count -= 1
+    while count < len(singular_values) and singular_values[count] == singular_values[count - 1] > 0:
+        count += 1
+    return count

@@ -1,0 +1,450 @@
+"""Rules, their application, and the record of it: `Rule`, `Step`, `Trace`, `Fit`.
+
+A rule finds places in a network and builds, for one place, the network after it. New tensors of an exact rule are
+defined by networks over the old ones, so an exact rule is symbols only; the values follow by contraction. An
+approximate rule computes values itself and claims an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import drawing
+from .contraction import contract
+from .errors import RuleError, explain
+from .evaluation import Values, bind, evaluate, magnitude, pattern
+from .files import write_text
+from .network import Network, carriers, parameters, tensor_nodes
+from .nodes import NamedTensor, Node, node_text, relabel
+from .ranks import Rank
+
+Kind: TypeAlias = Literal["exact", "approximate"]
+
+ROUNDING = 1e-12
+"""What float64 rounding may change, relative to the network's `magnitude`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rule applies: positions of nodes, and the labels that tell two places on the same nodes apart."""
+
+    nodes: tuple[int, ...]
+    labels: tuple[str, ...] = ()
+
+    def text(self, network: Network) -> str:
+        nodes = " ".join(node_text(network.nodes[position]) for position in self.nodes)
+        return f"{nodes} at {' '.join(self.labels)}" if self.labels else nodes
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chooses for one application: ranks of new bonds, sizes of `Fuse` parts, fixed tensors."""
+
+    ranks: Mapping[str, Rank] | Rank = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    bind: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a rule makes of one place.
+
+    after: the whole network after the step.
+    definitions: new tensor -> the network over the old tensors whose value it is (exact rules).
+    values: new tensor -> elements (approximate rules).
+    relative_error: ||left - right|| / ||left|| of the part that was replaced, as the rule claims it; 0 if exact.
+    ranks: bond -> rank that was chosen.
+    pieces: the part before and the part after, as networks of their own; the claim speaks of them.
+    """
+
+    after: Network
+    definitions: Mapping[str, Network] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
+    relative_error: float = 0.0
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    pieces: tuple[Network, Network] | None = None
+
+
+Finder: TypeAlias = Callable[[Network, Options], Iterable[Place]]
+Builder: TypeAlias = Callable[[Network, Place, Values, Options], Change]
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A rewrite as data: where it applies, and what it makes of a place.
+
+    name: unique among the rules a caller works with.
+    kind: "exact" rules keep the value; "approximate" ones need values and report an error.
+    equation: the rule in the notation, or as near to it as the notation goes.
+    start: the left side as a network, for given values; None if the rule needs a network to be applied to.
+    ranks: labels of the bonds whose ranks the caller chooses.
+    spec: what a saved trace holds to find or make the rule again.
+    """
+
+    name: str
+    kind: Kind
+    equation: str
+    find: Finder = field(repr=False)
+    build: Builder = field(repr=False)
+    start: Callable[[Mapping[str, Any]], Network] | None = field(default=None, repr=False)
+    ranks: tuple[str, ...] = ()
+    spec: Mapping[str, str] = field(default_factory=dict)
+    explanation: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.equation}"
+
+    def places(self, network: Network, *, bind: Mapping[str, str] | None = None) -> list[Place]:
+        """Every place of `network` where the rule applies."""
+        return list(self.find(network, Options(bind=bind or {})))
+
+    def apply(
+        self,
+        target: Network | Mapping[str, Any],
+        values: Mapping[str, Any] | None = None,
+        *,
+        at: int | Place | None = None,
+        bind: Mapping[str, str] | None = None,
+        ranks: Mapping[str, Rank] | Rank | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> Fit:
+        """Apply the rule once.
+
+        Args:
+            target: a network; or the values of the left side's tensors, name -> elements, to rewrite the left
+                side itself.
+            values: values of a network's tensors; may be left out for exact rules.
+            at: which place, a number in `places(network)` or one of them; needed only where there are several.
+            bind: variable of the left side -> name or label of the network, to narrow the places down.
+            ranks: bond -> rank, or one `ParameterBudget` for all.
+            sizes: label -> size, for labels of the right side that nothing else tells (parts of a `Fuse`).
+
+        Returns:
+            The network after the step, its values, and the trace of this one step.
+
+        Raises:
+            RuleError: no place, several places and no `at`, or the rule cannot do what was asked.
+            RankError, ValuesError, SizeError: as their names say.
+        """
+        if isinstance(target, Network):
+            network, tensors = bind_values(target, values or {})
+        else:
+            if values is not None:
+                raise RuleError("values are given twice: apply(values), or apply(network, values)")
+            if self.start is None:
+                raise RuleError(explain(f"the rule {self.name!r} has no left side of its own", fix="give a network"))
+            network, tensors = bind_values(self.start(target), target)
+        return Fit(network, tensors, Trace(network, ())).then(self, at=at, bind=bind, ranks=ranks, sizes=sizes)
+
+
+def bind_values(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str, Tensor]]:
+    """`evaluation.bind`, with integers as float64 and without gradients: the values a rewrite works on."""
+    network, tensors = bind(network, values)
+    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+    return network, {n: t if t.is_floating_point() else t.double() for n, t in tensors.items()}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One application of one rule: enough to print it, and to do it again on other values."""
+
+    rule: Rule
+    place: Place
+    options: Options
+    before: Network
+    change: Change
+
+    @property
+    def after(self) -> Network:
+        return self.change.after
+
+    @property
+    def relative_error(self) -> float:
+        """||left - right||_F / ||left||_F of the part that was replaced; 0 for an exact rule."""
+        return self.change.relative_error
+
+    def __str__(self) -> str:
+        ranks = " ".join(f"{bond}={rank}" for bond, rank in self.change.ranks.items())
+        error = "exact" if self.rule.kind == "exact" else f"relative error {self.relative_error:.3g}"
+        counts = f"parameters {_count(self.before)} -> {_count(self.after)}"
+        where = self.place.text(self.before)
+        return f"{self.rule.name} on {where}\n    {'; '.join(filter(None, [ranks, error, counts]))}\n    {self.after}"
+
+
+def _count(network: Network) -> str:
+    known = all(
+        label in network.sizes for node in network.nodes if isinstance(node, NamedTensor) for label in node.labels
+    )
+    return str(parameters(network)) if known else "?"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The steps that led from one network to another."""
+
+    start: Network
+    steps: tuple[Step, ...]
+
+    @property
+    def network(self) -> Network:
+        return self.steps[-1].after if self.steps else self.start
+
+    def __str__(self) -> str:
+        lines = [f"start\n    {self.start}", *(f"{number}. {step}" for number, step in enumerate(self.steps, 1))]
+        return "\n".join(lines)
+
+    def replay(self, values: Mapping[str, Any]) -> Fit:
+        """Do the same steps on other values of the start, at the same places and ranks."""
+        network, tensors = bind_values(self.start, values)
+        fit = Fit(network, tensors, Trace(network, ()))
+        for step in self.steps:
+            fit = fit.then(
+                step.rule,
+                at=step.place,
+                bind=step.options.bind,
+                ranks=step.change.ranks,
+                sizes=step.options.sizes,
+            )
+        return fit
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Replay, evaluating before and after every step.
+
+        Raises:
+            RuleError: a step breaks its promise; the first one is named, with what it promised and what is true.
+        """
+        network, tensors = bind_values(self.start, {name: torch.as_tensor(v).double() for name, v in values.items()})
+        fit = Fit(network, tensors, Trace(network, ()))
+        for number, step in enumerate(self.steps, 1):
+            following = fit.then(
+                step.rule, at=step.place, bind=step.options.bind, ranks=step.change.ranks, sizes=step.options.sizes
+            )
+            check_step(following.trace.steps[-1], fit.values, following.values, number=number)
+            fit = following
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace as JSON: networks and rules as text, no values. `load_trace` reads it."""
+        steps = [
+            {
+                "rule": dict(step.rule.spec),
+                "nodes": list(step.place.nodes),
+                "labels": list(step.place.labels),
+                "ranks": dict(step.change.ranks),
+                "sizes": dict(step.options.sizes),
+                "bind": dict(step.options.bind),
+                "relative_error": step.relative_error,
+                "after": str(step.after),
+            }
+            for step in self.steps
+        ]
+        for step in self.steps:
+            if not step.rule.spec:
+                raise RuleError(explain(f"the rule {step.rule.name!r} cannot be saved", fix="a rule made by tn.rule"))
+        write_text(path, json.dumps({"start": str(self.start), "steps": steps}, indent=2) + "\n")
+
+
+def check_step(step: Step, before: Values, after: Values, *, number: int = 1) -> None:
+    """Evaluate both sides of a step and compare with its promise: the same value, or the error it claims."""
+    left, right = step.change.pieces or (step.before, step.after)
+    if left.output != right.output:
+        raise RuleError(explain(f"step {number}, {step.rule.name}, changes the open labels", before=left, after=right))
+    old, scale = evaluate(left, values_for(left, before)), magnitude(left, values_for(left, before))
+    difference = evaluate(right, values_for(right, after)) - old
+    where = step.place.text(step.before)
+    if step.rule.kind == "exact":
+        worst = float((difference.abs() - ROUNDING * scale).max())
+        if worst > 0:
+            raise RuleError(
+                explain(
+                    f"step {number}, {step.rule.name}, is said to be exact and changes the value by {worst:.3g}",
+                    where=where,
+                    before=left,
+                    after=right,
+                )
+            )
+        return
+    true = relative(difference, old)
+    if abs(true - step.relative_error) > 1e-9 + 1e-6 * true:
+        raise RuleError(
+            explain(
+                f"step {number}, {step.rule.name}, claims a relative error of {step.relative_error:.6g}",
+                where=where,
+                true=f"{true:.6g}",
+            )
+        )
+
+
+def relative(difference: Tensor, reference: Tensor) -> float:
+    """||difference||_F / ||reference||_F; 0 if both are 0."""
+    norm = float(torch.linalg.vector_norm(difference.double()))
+    return norm and norm / float(torch.linalg.vector_norm(reference.double()))
+
+
+def values_for(network: Network, values: Values) -> dict[str, Tensor]:
+    """The values of a network's own tensors, out of those of a larger one."""
+    return {name: values[name] for name in tensor_nodes(network)}
+
+
+def value_of(network: Network, values: Values, *, dtype: torch.dtype | None = None) -> Tensor:
+    """The value of a network in `dtype` (by default the values' own), index patterns dense."""
+    network, tensors = bind(network, values_for(network, values))
+    like = next(iter(tensors.values()), torch.zeros((), dtype=torch.float64))
+    operands = []
+    for node in network.nodes:
+        dense = tensors[node.name] if isinstance(node, NamedTensor) else pattern(node, network).to(like.device)
+        operands.append((dense.to(dtype or like.dtype), node.labels))
+    return contract(operands, network.output)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A network with values, and the trace that led to it. What every rewrite returns.
+
+    network: after the last step.
+    values: name -> elements, for the tensors that have values; one axis a label.
+    trace: the steps, from the network one started with.
+    """
+
+    network: Network
+    values: dict[str, Tensor]
+    trace: Trace
+    _start: Values | None = field(default=None, repr=False)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers the tensors hold, tied ones once."""
+        return parameters(self.network)
+
+    @cached_property
+    def relative_error(self) -> float:
+        """||N0 - N||_F / ||N0||_F, measured in float64 between the first network and this one."""
+        before = value_of(self.trace.start, self.values if self._start is None else self._start, dtype=torch.float64)
+        return relative(value_of(self.network, self.values, dtype=torch.float64) - before, before)
+
+    def dense(self) -> Tensor:
+        """The network contracted to one tensor, in the order of the open labels."""
+        return value_of(self.network, self.values)
+
+    def draw(self, path: str | Path) -> None:
+        """Write a drawing of the network: SVG or PNG, by the suffix."""
+        drawing.draw(self.network.nodes, self.network.output, self.network.sizes, path)
+
+    def _repr_svg_(self) -> str:
+        return drawing.svg(self.network.nodes, self.network.output, self.network.sizes)
+
+    def then(
+        self,
+        rule: Rule,
+        *,
+        at: int | Place | None = None,
+        bind: Mapping[str, str] | None = None,
+        ranks: Mapping[str, Rank] | Rank | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> Fit:
+        """Apply one more rule; the arguments are those of `Rule.apply`."""
+        options = Options({} if ranks is None else ranks, sizes or {}, bind or {})
+        _check_options(rule, options)
+        place = _choose(rule, self.network, at, options)
+        step, values = fire(rule, self.network, self.values, place, options)
+        start = self.values if self._start is None else self._start
+        return Fit(step.after, values, Trace(self.trace.start, (*self.trace.steps, step)), start)
+
+
+def fire(
+    rule: Rule, network: Network, values: Values, place: Place, options: Options
+) -> tuple[Step, dict[str, Tensor]]:
+    """Apply `rule` at a place that was just found there; the open labels and their order stay.
+
+    Values are optional for exact rules: a new tensor is computed where all that it is made of is known.
+    """
+    change = rule.build(network, place, values, options)
+    if change.after.output != network.output:
+        raise RuleError(explain(f"the rule {rule.name!r} changes the open labels", before=network, after=change.after))
+    new = {**values, **change.values}
+    for name, definition in change.definitions.items():
+        if all(part in values for part in tensor_nodes(definition)):
+            new[name] = value_of(definition, values)
+    kept = tensor_nodes(change.after)
+    return Step(rule, place, options, network, change), {name: v for name, v in new.items() if name in kept}
+
+
+def _check_options(rule: Rule, options: Options) -> None:
+    if isinstance(options.ranks, Mapping):
+        for bond in options.ranks:
+            if bond not in rule.ranks:
+                known = " ".join(rule.ranks) or "none: it has no bonds to choose"
+                raise RuleError(explain(f"the rule {rule.name!r} has no rank {bond!r}", ranks=known))
+
+
+def _choose(rule: Rule, network: Network, at: int | Place | None, options: Options) -> Place:
+    places = list(rule.find(network, options))
+    if isinstance(at, Place):
+        if at not in places:
+            raise RuleError(explain(f"the rule {rule.name!r} does not apply there", place=at, network=network))
+        return at
+    if not places:
+        raise RuleError(
+            explain(
+                f"the rule {rule.name!r} applies nowhere",
+                rule=rule.equation,
+                network=network,
+                bind=options.bind or None,
+                tied=_tied(network),
+            )
+        )
+    if at is None and len(places) > 1:
+        listed = "\n".join(f"{number}: {place.text(network)}" for number, place in enumerate(places))
+        raise RuleError(
+            explain(
+                f"the rule {rule.name!r} applies at {len(places)} places", places=listed, fix="choose one: at=0, ..."
+            )
+        )
+    number = 0 if at is None else at
+    if not 0 <= number < len(places):
+        raise RuleError(explain(f"at={number}: the rule {rule.name!r} applies at {len(places)} places, counted from 0"))
+    return places[number]
+
+
+def _tied(network: Network) -> str | None:
+    names = " ".join(name for name, places in tensor_nodes(network).items() if len(places) > 1)
+    return f"{names} (a tensor is rewritten at all its occurrences or not at all)" if names else None
+
+
+def rebuilt(
+    network: Network,
+    *,
+    remove: Iterable[int],
+    add: Sequence[Node] = (),
+    labels: Mapping[str, str] | None = None,
+    replace: Mapping[int, Node] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Network:
+    """`network` without the nodes `remove`, with `add` where the first of them stood, some nodes replaced, and
+    labels renamed everywhere (also in `add`). Sizes of labels that are still there stay.
+    """
+    remove, labels, replace = sorted(set(remove)), labels or {}, replace or {}
+    nodes: list[Node] = []
+    for position, node in enumerate(network.nodes):
+        if remove and position == remove[0]:
+            nodes += add
+        if position not in remove:
+            nodes.append(replace.get(position, node))
+    nodes = [relabel(node, labels) for node in nodes]
+    known = {labels.get(label, label): size for label, size in network.sizes.items()} | dict(sizes or {})
+    there = {label for node in nodes for label in node.labels}
+    output = [labels.get(label, label) for label in network.output]
+    return Network(nodes, output, {label: size for label, size in known.items() if label in there})
+
+
+def only_carriers(network: Network, label: str, positions: Iterable[int]) -> bool:
+    """Whether `label` is closed and stands on no node outside `positions`."""
+    inside = set(positions)
+    return label not in network.output and all(position in inside for position, _ in carriers(network)[label])
