@@ -12,6 +12,8 @@ from .exact_rules import EXACT_RULES
 from .network import Network, compose
 from .notation import parse
 from .ranks import KeepFraction, ParameterBudget, RelativeError
+from .spectrum import hosvd, spectra
+from .studies import Study, study
 
 __version__ = VERSION
 
@@ -21,16 +23,20 @@ __all__ = [
     "Network",
     "ParameterBudget",
     "RelativeError",
+    "Study",
     "all_cuts",
     "compose",
     "contract_back",
     "cut",
     "cut_sequence",
     "evaluate",
+    "hosvd",
     "load_trace",
     "parse",
     "rewrite",
     "rule",
     "simplify",
+    "spectra",
+    "study",
     "truncate",
 ]

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -20,6 +20,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import NetworkError, explain
 from .nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node
 
 Array: TypeAlias = NDArray[np.float64]
@@ -28,11 +29,17 @@ Kind: TypeAlias = Literal["bond", "loop", "open", "closed", "note"]
 FONT = "DejaVu Sans"
 NAME_SIZE, LABEL_SIZE, NOTE_SIZE = 11.0, 10.0, 8.0
 LINE_HEIGHT = 1.25
+LARGEST_DRAWING = 120
+"""Nodes; a network of more is neither drawn in seconds nor read."""
+
 LONGEST_TEXT = 40
 """Characters of a name or label that are shown; the middle of a longer one is left out."""
 
 LEG_ROOM = 45.0
 """How far from a vertex the energy layout keeps the ends of its legs."""
+
+LARGEST_UNTANGLED = 16
+"""Vertices of a planar graph up to which crossings that the energy layout leaves are worked out by hand."""
 
 LARGEST_CIRCLE = 21.0
 """A name that needs a circle of a larger radius stands in a flat shape with round ends."""
@@ -95,7 +102,14 @@ def layout(nodes: Sequence[Node], output: Sequence[str], sizes: Mapping[str, int
     Returns:
         One symbol for each node, in the order of `nodes`, then one for each hyperedge. No two symbols overlap.
         Components stand side by side, in rows if there are many.
+
+    Raises:
+        NetworkError: more than LARGEST_DRAWING nodes.
     """
+    if len(nodes) > LARGEST_DRAWING:
+        raise NetworkError(
+            explain(f"a network of {len(nodes)} nodes is too large to draw", fix=f"at most {LARGEST_DRAWING} nodes")
+        )
     vertices, items = _vertices_and_items(nodes, output, sizes)
     graph: nx.Graph[int] = nx.Graph()
     graph.add_nodes_from(range(len(vertices)))
@@ -159,6 +173,7 @@ class _Item:
 
     def length(self, vertices: Sequence[_Vertex]) -> float:
         gap = 26.0 if not self.text else max(34.0, 2 * min(self.half[0], 60.0) + 20.0)
+        gap += 24.0 * (self.spread != (0.0, 0.0))
         return gap + sum(vertices[end].half[0] for end in self.ends)
 
 
@@ -239,15 +254,22 @@ def _counted(items: Sequence[_Item]) -> Iterator[_Item]:
 
 def _component(vertices: Sequence[_Vertex], items: Sequence[_Item], graph: nx.Graph[int]) -> Layout:
     half = np.array([vertex.half for vertex in vertices])
-    chain = graph.number_of_edges() == len(vertices) - 1 and all(degree <= 2 for _, degree in graph.degree)
+    simple = all(degree <= 2 for _, degree in graph.degree)
+    chain = simple and graph.number_of_edges() == len(vertices) - 1
     if chain:
         tries = [(0.0, _chain(graph))]
+    elif simple:
+        tries = [_upright(_ring(graph), graph)]
     else:
-        wholes = graph, _with_leg_ends(graph, items)
-        tries = [_upright(_energy_layout(whole)[: len(vertices)], graph) for whole in wholes]
-    for factor in (1.0, 1.2, 1.45, 1.75, 2.1):
+        tries = [
+            _upright(xy[: len(vertices)], graph)
+            for whole in (graph, _with_leg_ends(graph, items))
+            for xy in _energy_layouts(whole, untangle=whole is not graph)[: 3 if len(vertices) <= 12 else 1]
+        ]
+    large = len(items) > 80
+    for factor in (1.0, 1.45) if large else (1.0, 1.2, 1.45, 1.75, 2.1):
         found = []
-        for slant, xy in tries:
+        for slant, xy in tries[: 1 if large else None]:
             points = _push_apart(xy * factor, half)
             worst, total, placed = _place(vertices, items, points, _outward(points, graph, chain))
             found.append((worst >= THROUGH_TEXT, total + 10 * slant * len(vertices), placed))
@@ -275,6 +297,16 @@ def _chain(graph: nx.Graph[int]) -> Array:
     return xy
 
 
+def _ring(graph: nx.Graph[int]) -> Array:
+    """Vertices of a cycle on a circle."""
+    order = list(nx.dfs_preorder_nodes(graph, 0))
+    steps = np.array([graph.edges[pair]["length"] for pair in pairwise([*order, order[0]])])
+    angle = 2 * np.pi * np.arange(len(order)) / len(order)
+    xy = np.zeros((len(order), 2))
+    xy[order] = steps.mean() / (2 * math.sin(math.pi / len(order))) * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return xy
+
+
 def _with_leg_ends(graph: nx.Graph[int], items: Sequence[_Item]) -> nx.Graph[int]:
     """The graph with one more vertex for each leg, loop and note, so that there is room for it."""
     whole = graph.copy()
@@ -284,31 +316,76 @@ def _with_leg_ends(graph: nx.Graph[int], items: Sequence[_Item]) -> nx.Graph[int
     return whole
 
 
-def _energy_layout(graph: nx.Graph[int]) -> Array:
+def _energy_layouts(graph: nx.Graph[int], *, untangle: bool) -> list[Array]:
     """Kamada and Kawai's layout from several starts; fewest crossings first, then least energy."""
     count = graph.number_of_nodes()
-    distance = np.array([[d for _, d in sorted(row.items())] for _, row in sorted(_distances(graph).items())])
-    starts = [nx.circular_layout(graph), nx.circular_layout(list(nx.dfs_preorder_nodes(graph, 0)))]
-    if nx.check_planarity(graph)[0]:
-        starts.append(nx.planar_layout(graph))
-    target = dict(enumerate(dict(enumerate(row)) for row in distance))
+    rows = dict(nx.all_pairs_dijkstra_path_length(graph, weight="length"))
+    distance = np.array([[rows[a][b] for b in range(count)] for a in range(count)])
     edges = np.array(list(graph.edges))
+    planar = nx.check_planarity(graph)[0]
+    starts = [nx.circular_layout(graph), nx.circular_layout(list(nx.dfs_preorder_nodes(graph, 0)))]
+    if planar:
+        starts.append(nx.planar_layout(graph))
     found: list[tuple[float, Array]] = []
     for start in starts:
+        target = {a: dict(enumerate(row)) for a, row in enumerate(distance)}
         raw = nx.kamada_kawai_layout(graph, dist=target, pos=start)
-        xy = np.array([raw[vertex] for vertex in range(count)])
-        here = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
-        weight = 1 / np.maximum(distance, 1.0) ** 2 - np.eye(count)
-        scale = (weight * here * distance).sum() / (weight * here**2).sum()
-        energy = (weight * (scale * here - distance) ** 2).sum()
-        ends = xy[edges]
-        crossings = float(_crossings(_shrunk(ends), _shrunk(ends)).sum())
-        found.append((round(10 * crossings + energy, 6), xy * scale))
-    return min(found, key=lambda pair: pair[0])[1]
+        xy = _sized(np.array([raw[vertex] for vertex in range(count)]), distance)
+        found.append((round(_tangle(xy, edges, distance), 6), xy))
+    found.sort(key=lambda pair: pair[0])
+    found = [found[0], *(pair[1] for pair in pairwise(found) if pair[1][0] > 1.01 * pair[0][0])]
+    if untangle and planar and found[0][0] > CROSSING and count <= LARGEST_UNTANGLED:
+        start = nx.planar_layout(graph)
+        xy = _untangled(_sized(np.array([start[vertex] for vertex in range(count)]), distance), edges, distance)
+        found.insert(0, (_tangle(xy, edges, distance), xy))
+    near = distance[edges[:, 0], edges[:, 1]]
+    return [
+        xy * float(np.clip((0.85 * near / _lengths(xy)[edges[:, 0], edges[:, 1]]).max(), 1, 1.5)) for _, xy in found
+    ]
 
 
-def _distances(graph: nx.Graph[int]) -> dict[int, dict[int, float]]:
-    return dict(nx.all_pairs_dijkstra_path_length(graph, weight="length"))
+def _lengths(xy: Array) -> Array:
+    return np.asarray(np.linalg.norm(xy[:, None] - xy[None], axis=-1))
+
+
+def _sized(xy: Array, distance: Array) -> Array:
+    """Scaled so that the distances are, on the whole, as wanted."""
+    weight = 1 / np.maximum(distance, 1.0) ** 2 * (1 - np.eye(len(xy)))
+    here = _lengths(xy)
+    return np.asarray(xy * (weight * here * distance).sum() / (weight * here**2).sum())
+
+
+def _tangle(xy: Array, edges: Array, distance: Array) -> float:
+    """Energy of a layout: distances that are not as wanted, crossings, vertices close to edges of others."""
+    weight = 1 / np.maximum(distance, 1.0) ** 2
+    stress = (weight * (_lengths(xy) - distance) ** 2).sum() / len(xy)
+    ends = _shrunk(xy[edges])
+    along = xy[edges[:, 1]] - xy[edges[:, 0]]
+    t = ((xy[:, None] - xy[edges[:, 0]]) * along).sum(axis=-1) / (along**2).sum(axis=-1)
+    foot = xy[edges[:, 0]] + np.clip(t, 0, 1)[..., None] * along
+    apart = np.linalg.norm(xy[:, None] - foot, axis=-1)
+    apart[edges[:, 0], np.arange(len(edges))] = np.inf
+    apart[edges[:, 1], np.arange(len(edges))] = np.inf
+    close = (np.maximum(0, 1 - apart / 40) ** 2).sum()
+    return float(stress + close + CROSSING * _crossings(ends, ends).sum())
+
+
+def _untangled(xy: Array, edges: Array, distance: Array) -> Array:
+    """Move one vertex at a time to where the energy is lower; from a start without crossings none appears."""
+    best = _tangle(xy, edges, distance)
+    step = float(distance.max()) / 4
+    while step > 2.0:
+        moved = False
+        for vertex in range(len(xy)):
+            for angle in ANGLES[::3]:
+                trial = xy.copy()
+                trial[vertex] += step * np.array([math.cos(angle), math.sin(angle)])
+                energy = _tangle(trial, edges, distance)
+                if energy < 0.998 * best:
+                    best, xy, moved = energy, trial, True
+        if not moved:
+            step /= 2
+    return xy
 
 
 def _shrunk(ends: Array) -> Array:
@@ -340,6 +417,7 @@ def _upright(xy: Array, graph: nx.Graph[int]) -> tuple[float, Array]:
             best = cost, turned
     assert best is not None
     order = np.arange(len(xy)) - (len(xy) - 1) / 2
+    order[0] -= 1e-3
     forward = order @ best[1]
     turned = best[1] * np.array([1.0 if forward[0] > -1e-6 else -1.0, 1.0 if forward[1] < 1e-6 else -1.0])
     return best[0], turned
@@ -385,21 +463,25 @@ def _push_apart(xy: Array, half: Array, gap: float = 16.0) -> Array:
 
 
 def _outward(xy: Array, graph: nx.Graph[int], chain: bool) -> Array:
-    """For each vertex the direction its legs would like, as a vector of length 1 or 0; the legs of a chain hang."""
-    wanted = np.zeros((len(xy), 2))
+    """The direction in which the legs [0] and the notes [1] of each vertex would like to be: shape (2, vertices, 2).
+
+    Away from the neighbours; along a chain legs hang and notes stand above. Zero where nothing is better.
+    """
+    wanted = np.zeros((2, len(xy), 2))
     for vertex in graph:
         around = [xy[other] - xy[vertex] for other in graph[vertex]]
         away = -sum((step / np.linalg.norm(step) for step in around), np.zeros(2))
         if chain or np.linalg.norm(away) < 0.05:
-            away = np.array([0.0, -1.0]) * bool(around)
-        wanted[vertex] = away / max(0.05, float(np.linalg.norm(away)))
+            wanted[:, vertex, 1] = (-1.0, 1.0) if around else 0.0
+        else:
+            wanted[:, vertex] = away / np.linalg.norm(away)
     return wanted
 
 
 # Bonds, legs and texts ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Options:
     """The places where one item could be, and what each costs by itself.
 
@@ -414,6 +496,14 @@ class _Options:
     angles: Array
     cost: Array
 
+    @cached_property
+    def extent(self) -> Array:
+        """A box around all options, texts and lines, as x, y, half width, half height."""
+        low, high = self.boxes[:, :2] - self.boxes[:, 2:], self.boxes[:, :2] + self.boxes[:, 2:]
+        corners = np.concatenate([low, high, self.points.reshape(-1, 2)])
+        low, high = np.nanmin(corners, axis=0), np.nanmax(corners, axis=0)
+        return np.concatenate([(low + high) / 2, (high - low) / 2 + 4.0])
+
 
 POINTS = 25
 SEGMENTS = slice(None, None, 6)
@@ -427,13 +517,16 @@ def _bezier(curves: Array, t: Array) -> Array:
 
 
 def _options(item: _Item, vertices: Sequence[_Vertex], xy: Array, outward: Array) -> _Options:
+    vertex, at = vertices[item.ends[0]], xy[item.ends[0]]
     match item.kind:
         case "bond":
             return _bond_options(item, vertices, xy)
         case "loop":
-            return _loop_options(item, vertices[item.ends[0]], xy[item.ends[0]], outward[item.ends[0]])
+            return _loop_options(item, vertex, at, outward[0, item.ends[0]])
+        case "note":
+            return _leg_options(item, vertex, at, outward[1, item.ends[0]])
         case _:
-            return _leg_options(item, vertices[item.ends[0]], xy[item.ends[0]], outward[item.ends[0]])
+            return _leg_options(item, vertex, at, outward[0, item.ends[0]])
 
 
 def _bond_options(item: _Item, vertices: Sequence[_Vertex], xy: Array) -> _Options:
@@ -470,7 +563,7 @@ def _bond_options(item: _Item, vertices: Sequence[_Vertex], xy: Array) -> _Optio
 
 def _leg_options(item: _Item, vertex: _Vertex, at: Array, outward: Array) -> _Options:
     note = item.kind == "note"
-    extra = np.array([2.0, 8.0] if note else [20.0, 32.0, 46.0])
+    extra = np.array([2.0, 8.0] if note else [20.0, 36.0])
     angle, out = (grid.ravel() for grid in np.meshgrid(ANGLES, extra, indexing="ij"))
     slant = np.repeat(SLANT, len(extra))
     unit = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -480,10 +573,9 @@ def _leg_options(item: _Item, vertex: _Vertex, at: Array, outward: Array) -> _Op
     curves = at + (end - at)[:, None] * (np.arange(4) / 3)[:, None]
     points = start[:, None] + (end - start)[:, None] * np.linspace(0, 1, POINTS)[:, None]
     cost = (out - extra[0]) / 8 + slant - 0.05 * item.offset * unit[:, 0]
+    cost = cost + (2 if note else 4) * (np.linalg.norm(outward) - unit @ outward)
     if note:
         points = np.full_like(points, np.nan)
-    else:
-        cost = cost + 4 * (np.linalg.norm(outward) - unit @ outward)
     return _Options(curves, boxes, points, angle[:, None], cost)
 
 
@@ -547,30 +639,37 @@ def _cost(
 ) -> Array:
     """What each option of one item costs, given the choices of the others so far."""
     own = options[number]
+    line = own.points if item.kind == "bond" else own.points[:, ::3]
     cost = own.cost.copy()
     foreign = np.delete(symbols, item.ends, axis=0)
     cost += HARD * _overlap(own.boxes, symbols, 2.0).sum(axis=1)
-    cost += HARD * _inside(own.points, foreign, 3.0).sum(axis=1)
+    cost += HARD * _inside(line, foreign, 3.0).sum(axis=1)
     others = [k for k in range(len(items)) if k != number and chosen[k] >= 0]
-    if not others:
-        return cost
-    boxes = np.stack([options[k].boxes[chosen[k]] for k in others])
-    points = np.stack([options[k].points[chosen[k]] for k in others])
-    cost += HARD * _overlap(own.boxes, boxes, 2.0).sum(axis=1)
-    cost += THROUGH_TEXT * _inside(own.points, boxes, 1.5).sum(axis=1)
-    cost += THROUGH_TEXT * _inside(points, own.boxes, 1.5).sum(axis=0)
-    if item.kind == "note":
-        return cost
-    bars = np.stack([points[:, SEGMENTS][:, :-1], points[:, SEGMENTS][:, 1:]], axis=2).reshape(-1, 2, 2)
-    cost += CROSSING * _crossings(own.points[:, SEGMENTS], bars).sum(axis=1)
-    for end, vertex in enumerate(item.ends):
-        there = [
-            options[k].angles[chosen[k], items[k].ends.index(vertex)]
-            for k in others
-            if items[k].kind != "note" and vertex in items[k].ends
-        ]
-        between = np.abs((own.angles[:, end, None] - np.array(there) + np.pi) % (2 * np.pi) - np.pi)
-        cost += (3 * (1 - between / np.pi) ** 2 + 40 * np.maximum(0, 1 - between / np.deg2rad(65)) ** 2).sum(axis=1)
+    near = [
+        k
+        for k in others
+        if (np.abs(own.extent[:2] - options[k].extent[:2]) <= own.extent[2:] + options[k].extent[2:]).all()
+    ]
+    if near:
+        boxes = np.stack([options[k].boxes[chosen[k]] for k in near])
+        points = np.stack([options[k].points[chosen[k]] for k in near])
+        cost += HARD * _overlap(own.boxes, boxes, 2.0).sum(axis=1)
+        cost += THROUGH_TEXT * _inside(line, boxes, 1.5).sum(axis=1)
+        cost += THROUGH_TEXT * _inside(points, own.boxes, 1.5).sum(axis=0)
+        if item.kind != "note":
+            bars = np.stack([points[:, SEGMENTS][:, :-1], points[:, SEGMENTS][:, 1:]], axis=2).reshape(-1, 2, 2)
+            cost += CROSSING * _crossings(own.points[:, SEGMENTS], bars).sum(axis=1)
+    if item.kind != "note":
+        weight = 0.3 if item.kind == "bond" else 1.0
+        for end, vertex in enumerate(item.ends):
+            there = [
+                options[k].angles[chosen[k], items[k].ends.index(vertex)]
+                for k in others
+                if items[k].kind != "note" and vertex in items[k].ends
+            ]
+            between = np.abs((own.angles[:, end, None] - np.array(there) + np.pi) % (2 * np.pi) - np.pi)
+            crowded = 3 * (1 - between / np.pi) ** 2 + 40 * np.maximum(0, 1 - between / np.deg2rad(65)) ** 2
+            cost += weight * crowded.sum(axis=1)
     return cost
 
 
@@ -615,7 +714,7 @@ def _around(
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
-def _side_by_side(parts: Sequence[Layout], gap: float = 26.0) -> Layout:
+def _side_by_side(parts: Sequence[Layout], gap: float = 36.0) -> Layout:
     """Components from left to right, in rows if one row would be much wider than high."""
     extents = [(right - left, top - bottom) for left, bottom, right, top in (part.box for part in parts)]
     area = sum((width + gap) * (height + gap) for width, height in extents)

@@ -131,6 +131,8 @@ class _Brush:
                     Polygon([(x - wide, y), (x, y - high), (x + wide, y), (x, y + high)]), CONV, INK, width=1.3, layer=4
                 )
                 self.words("\N{ASTERISK OPERATOR}", x, y, NAME_SIZE + 2, INK, layer=5)
+                for label, inward in ((node.x, True), (node.y, False)):
+                    self.arrow(symbol, _direction(label, symbol, lines), inward=inward)
             case Fuse():
                 tip = _direction(node.whole, symbol, lines)
                 corners = [(x + wide * cos(tip + turn), y + high * sin(tip + turn)) for turn in (0.0, 2.2, -2.2)]
@@ -138,6 +140,17 @@ class _Brush:
             case Fill():
                 self.patch(Rectangle(corner, 2 * wide, 2 * high), FILL, INK, width=1.3, layer=4)
                 self.words(shown(str(node.value)), x, y, NOTE_SIZE, INK, layer=5)
+
+
+    def arrow(self, symbol: Symbol, angle: float, *, inward: bool) -> None:
+        """A small head on a line at the edge of a diamond: the input points in, the output points out."""
+        edge = symbol.half_width / (abs(cos(angle)) + abs(sin(angle)))
+        tip, base = (edge + 1.0, edge + 6.5) if inward else (edge + 8.0, edge + 2.5)
+        corners = [(tip, 0.0), (base, 2.8), (base, -2.8)]
+        turned = [
+            (symbol.x + r * cos(angle) - s * sin(angle), symbol.y + r * sin(angle) + s * cos(angle)) for r, s in corners
+        ]
+        self.patch(Polygon(turned, joinstyle="round"), INK, INK, width=0.6, layer=1.5)
 
 
 def _direction(label: str, symbol: Symbol, lines: Sequence[Line]) -> float:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tnalgebra.errors import DataError, explain
+from .errors import DataError, explain
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")

@@ -18,6 +18,7 @@ from .windows import (
     Pooling,
     adaptive_average_pooling,
     average_pooling,
+    axis_numbers,
     convolution,
     linear,
     transposed_convolution,
@@ -80,6 +81,8 @@ def layer_network(module: nn.Module, *, input_size: Numbers | None = None) -> La
     if known is None:
         _refuse(module)
     _check_forward(module, known)
+    if isinstance(module, KERNEL_LAYERS) and is_lazy(module.weight):
+        raise LayerError(explain(f"{_kind(module)} has no weight yet", fix="run the model once on an input"))
     try:
         network, values = _network_and_values(module, input_size)
         return LayerNetwork(_with_input_size(network, input_size), values, _bias(module))
@@ -119,12 +122,12 @@ def _network_and_values(module: nn.Module, input_size: Numbers | None) -> tuple[
             if input_size is not None:
                 raise SizeError(explain("input_size is given to a layer without positions", fix="leave it out"))
             network = linear(in_features=module.in_features, out_features=module.out_features)
-            return network, {"W": _weight(module)}
+            return network, {"W": module.weight.detach()}
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            return convolution(**_arguments(module, CONVOLUTIONS)), {"K": _weight(module)}
+            return convolution(**_arguments(module, CONVOLUTIONS)), {"K": module.weight.detach()}
         case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
             network = transposed_convolution(**_arguments(module, TRANSPOSED), output_padding=module.output_padding)
-            return network, {"K": _weight(module)}
+            return network, {"K": module.weight.detach()}
         case nn.AvgPool1d() | nn.AvgPool2d() | nn.AvgPool3d():
             axes = _dimension(module, AVERAGE_POOLINGS)
             return _pooled(
@@ -173,16 +176,8 @@ def _with_input_size(network: Network, input_size: Numbers | None) -> Network:
         return network
     source = next(node for node in network.nodes if isinstance(node, NamedTensor) and node.name == "X")
     labels = source.labels[2:]
-    sizes = tuple(input_size) if isinstance(input_size, Sequence) else (input_size,) * len(labels)
-    if len(sizes) != len(labels):
-        raise SizeError(explain(f"input_size has {len(sizes)} entries, the input has {len(labels)} axes of positions"))
+    sizes = axis_numbers("input_size", input_size, len(labels))
     return with_sizes(network, dict(zip(labels, sizes, strict=True)))
-
-
-def _weight(module: KernelLayer) -> Tensor:
-    if is_lazy(module.weight):
-        raise NetworkError(explain("its weight has no size yet", fix="run the model once on an input"))
-    return module.weight.detach()
 
 
 def _bias(module: nn.Module) -> Tensor | None:

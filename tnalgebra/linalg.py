@@ -82,7 +82,7 @@ def matricise(tensor: Tensor, labels: Sequence[str], cut: Bipartition) -> Tensor
 
     Raises:
         RuleError: the cut does not hold exactly these labels.
-        ValuesError: the tensor has another number of axes.
+        ValuesError: the tensor has another number of axes, or a label stands twice.
     """
     labels = tuple(labels)
     check_axes(tensor, labels)
@@ -94,7 +94,7 @@ def matricise(tensor: Tensor, labels: Sequence[str], cut: Bipartition) -> Tensor
 
 
 def check_axes(tensor: Tensor, labels: Sequence[str]) -> None:
-    """Require one axis a label. Raises ValuesError."""
+    """Require one axis a label, and no label twice. Raises ValuesError."""
     if tensor.ndim != len(labels):
         raise ValuesError(
             explain(
@@ -103,6 +103,9 @@ def check_axes(tensor: Tensor, labels: Sequence[str]) -> None:
                 labels=" ".join(labels),
             )
         )
+    for label in labels:
+        if list(labels).count(label) > 1:
+            raise ValuesError(explain(f"two axes of a tensor are labelled {label!r}", labels=" ".join(labels)))
 
 
 def singular_values(matrix: Tensor) -> Tensor:

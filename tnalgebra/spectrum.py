@@ -8,17 +8,18 @@ from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .bipartition import Bipartition, bipartitions
+from .bipartition import Bipartition, bipartitions, check_covers
 from .contraction import Operand, contract
 from .errors import LayerError, NetworkError, StudyError, ValuesError, explain
 from .evaluation import evaluate
 from .files import write_whole
-from .labels import KERNEL_LABELS
+from .labels import KERNEL_LABELS, kernel_labels
 from .layers import kernel_labels_of, kernel_layers
 from .linalg import check_axes, gram_singular_values, matricise, scaled, truncated_svd
 from .network import Network
@@ -31,15 +32,17 @@ MAX_LABELS = 12
 """Most open labels a network may have here: 2047 cuts. One label more doubles them."""
 
 FIGURE_FORMATS = (".png", ".svg")
+LEAST_DRAWN = 1e-8
+LEGEND_ROWS = 40
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """The singular values of one kernel over one cut.
 
-    They are accurate as `linalg.singular_values` says: above 1e-6 of the largest, to 1e-8 of the largest. A kernel
-    of zeros counts as one that any rank keeps in full: entropy 0, effective rank 1, participation ratio 1, norm
-    kept 1, relative error 0.
+    They are accurate as `linalg.singular_values` says: above 1e-6 of the largest, to 1e-8 of the largest; a relative
+    error below 1e-6 is rounding. A kernel of zeros counts as one that any rank keeps in full: entropy 0, effective
+    rank 1, participation ratio 1, norm kept 1, relative error 0.
     """
 
     layer: str
@@ -143,6 +146,7 @@ class Spectra(Sequence[Spectrum]):
         """Draw every spectrum over its own largest value: one panel a cut, one line a layer, logarithmic.
 
         The horizontal axis is rank / number of values, so that layers of different sizes lie over each other.
+        Values below 1e-8 of the largest are not drawn: they are rounding.
 
         Args:
             path: where to write the figure, by its suffix .png or .svg; written whole or not at all.
@@ -195,7 +199,7 @@ def spectra(target: nn.Module | Tensor | NDArray[Any] | Network, *, values: Mapp
     """
     found = []
     for layer, tensor, labels in _kernels(target, values):
-        cuts = bipartitions(labels)
+        cuts = bipartitions(kernel_labels(labels) or labels)  # one name a cut, transposed layers included
         try:
             of_cuts = cut_singular_values(tensor, labels, cuts)
         except ValuesError as error:
@@ -212,6 +216,10 @@ def cut_singular_values(tensor: Tensor, labels: Sequence[str], cuts: Sequence[Bi
 
     Returns:
         For each cut shape (r,), descending, with r the smaller side of the cut's matrix.
+
+    Raises:
+        ValuesError: an axis without a label or two with one, empty, complex, or NaN or infinity inside.
+        RuleError: a cut that does not hold exactly these labels.
     """
     check_axes(tensor, labels)
     numbers, scale = scaled(tensor)
@@ -219,6 +227,7 @@ def cut_singular_values(tensor: Tensor, labels: Sequence[str], cuts: Sequence[Bi
     values: dict[frozenset[frozenset[str]], Tensor] = {}
     found = []
     for cut in cuts:
+        check_covers(cut, labels, what="the tensor")
         sides = frozenset((longer.intersection(cut.left), longer.intersection(cut.right)))
         if sides not in values:
             values[sides] = gram_singular_values(matricise(numbers, labels, cut)) * scale
@@ -234,8 +243,8 @@ def hosvd(tensor: Tensor, labels: Sequence[str]) -> HOSVD:
         labels: at least two, all different.
 
     Raises:
-        ValuesError: another number of axes, empty, complex, or NaN or infinity inside.
-        RuleError: one label, or one that stands twice.
+        ValuesError: another number of axes, a label that stands twice, empty, complex, or NaN or infinity inside.
+        RuleError: there is one label only.
     """
     check_axes(tensor, labels)
     scaled(tensor)
@@ -278,7 +287,8 @@ def _kernels(
                 raise LayerError(explain(f"layer {name!r} has no weight yet", fix="run the model once on an input"))
             yield name or "weight", layer.weight, kernel_labels_of(layer)
         return
-    weight = target if isinstance(target, Tensor) else torch.tensor(target)  # a copy: the array may be read-only
+    # numpy copies: the array may be read-only, or have strides that torch does not know
+    weight = target if isinstance(target, Tensor) else torch.from_numpy(np.array(target))
     if weight.ndim not in KERNEL_LABELS:
         raise ValuesError(
             explain(
@@ -306,6 +316,7 @@ def _by_rank(spectrum: Spectrum) -> Iterator[tuple[float, float, float]]:
 def _drawn(found: Spectra) -> Figure:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     layers = list(dict.fromkeys(item.layer for item in found))
     cuts = list(dict.fromkeys(str(item.cut) for item in found))
@@ -321,21 +332,18 @@ def _drawn(found: Spectra) -> Figure:
         panel.grid(alpha=0.3)
     for item in found:
         numbers = item.singular_values
-        shown = numbers[numbers > 0] / numbers[0]
+        shown = numbers[numbers > LEAST_DRAWN * numbers[0]] / numbers[0]
         ranks = torch.arange(1, len(shown) + 1) / len(numbers)
         panels[str(item.cut)].plot(
             ranks,
             shown,
             color=colours(layers.index(item.layer)),
-            label=item.layer,
             linewidth=1,
             marker="." if len(numbers) <= 16 else "",
         )
     figure.supxlabel("rank / number of singular values")
     figure.supylabel("singular value / largest")
-    handles = {
-        line.get_label(): line for panel in panels.values() for line in panel.get_lines()
-    }  # each layer once, though it has a line in every panel
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="xx-small")
+    lines = [Line2D([], [], color=colours(number)) for number in range(len(layers))]
+    columns = max(1, -(-len(layers) // LEGEND_ROWS))
+    figure.legend(lines, layers, loc="outside right upper", fontsize="xx-small", ncols=columns)
     return figure

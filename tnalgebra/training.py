@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tnalgebra.errors import DataError, StudyError, explain
-from tnalgebra.images import Images, batch_rows, normalised
+from .errors import DataError, StudyError, explain
+from .images import Images, batch_rows, normalised
 
 
 def train_classifier(
@@ -158,9 +158,9 @@ def recalibrate_batch_norm(
 ) -> None:
     """Estimate the running means and variances of all batch normalisations anew, in place.
 
-    They become the averages over batches of `images` in a fixed random order, all weighing the same. Only the batch normalisations are in
-    training mode meanwhile (each layer's input is normalised by its own batch); modes and momenta are restored.
-    Networks without running statistics are left alone.
+    They become the averages over batches of `images` in a fixed random order, all batches weighing the same. Only
+    the batch normalisations are in training mode meanwhile (each layer's input is normalised by its own batch);
+    modes and momenta are restored. Networks without running statistics are left alone.
 
     Args:
         model: already on `device` and in `dtype`.

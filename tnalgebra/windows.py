@@ -72,7 +72,7 @@ def convolution(
     """
     kernel = _kernel_size(kernel_size)
     axes = len(kernel)
-    strides, dilations = _numbers("stride", stride, axes), _numbers("dilation", dilation, axes)
+    strides, dilations = axis_numbers("stride", stride, axes), axis_numbers("dilation", dilation, axes)
     windows = _windows(strides, _padding(padding, kernel, strides, dilations), dilations, _mode(padding_mode))
     channels = _channels(groups, in_channels, out_channels)
     weight = NamedTensor("K", ("out", "in", *_k_labels(axes)))
@@ -115,8 +115,8 @@ def transposed_convolution(
     """
     kernel = _kernel_size(kernel_size)
     axes = len(kernel)
-    strides, dilations = _numbers("stride", stride, axes), _numbers("dilation", dilation, axes)
-    added = _numbers("output_padding", output_padding, axes, least=0)
+    strides, dilations = axis_numbers("stride", stride, axes), axis_numbers("dilation", dilation, axes)
+    added = axis_numbers("output_padding", output_padding, axes, least=0)
     for o, s, d in zip(added, strides, dilations, strict=True):
         if o >= max(s, d):
             raise NetworkError(
@@ -165,7 +165,7 @@ def patch_tensor(
     """
     kernel = _kernel_size(kernel_size)
     axes = len(kernel)
-    strides, dilations = _numbers("stride", stride, axes), _numbers("dilation", dilation, axes)
+    strides, dilations = axis_numbers("stride", stride, axes), axis_numbers("dilation", dilation, axes)
     windows = _windows(strides, _padding(padding, kernel, strides, dilations), dilations, _mode(padding_mode))
     k, u = _k_labels(axes), U_LABELS[:axes]
     nodes: list[Node] = [NamedTensor("X", ("n", "in", *X_LABELS[:axes])), *windows]
@@ -210,15 +210,15 @@ def average_pooling(
     """
     kernel = _kernel_size(kernel_size)
     axes = len(kernel)
-    strides = kernel if stride is None else _numbers("stride", stride, axes)
-    pads = _numbers("padding", padding, axes, least=0)
+    strides = kernel if stride is None else axis_numbers("stride", stride, axes)
+    pads = axis_numbers("padding", padding, axes, least=0)
     for k, p in zip(kernel, pads, strict=True):
         if p > k // 2:
             raise NetworkError(explain(f"padding is {p}, the window has {k} elements", fix=f"at most half: {k // 2}"))
     counted = count_include_pad or not any(pads) or divisor_override is not None
     sizes: Sequence[int | None] = (None,) * axes
     if input_size is not None:
-        sizes = _numbers("input_size", input_size, axes)
+        sizes = axis_numbers("input_size", input_size, axes)
     elif (ceil_mode and any(s > 1 for s in strides)) or not counted:
         reason = "a window beyond the end" if counted else "how many elements of a window are no padding"
         raise SizeError(
@@ -272,7 +272,7 @@ def adaptive_average_pooling(output_size: Sequence[int | None], *, input_size: N
     outputs = [None if size is None else _integer("output_size", size, least=1) for size in output_size]
     inputs: Sequence[int | None] = (None,) * axes
     if input_size is not None:
-        inputs = _numbers("input_size", input_size, axes)
+        inputs = axis_numbers("input_size", input_size, axes)
     elif any(size not in (1, None) for size in outputs):
         raise SizeError(
             explain(
@@ -424,7 +424,9 @@ def _each_axis(name: str, value: object, axes: int) -> tuple[object, ...]:
     return given
 
 
-def _numbers(name: str, value: Numbers, axes: int, *, least: int = 1) -> tuple[int, ...]:
+def axis_numbers(name: str, value: Numbers, axes: int, *, least: int = 1) -> tuple[int, ...]:
+    """One integer for each axis. Raises NetworkError, with the argument's `name`: another number of them, or one
+    below `least`."""
     return tuple(_integer(name, number, least=least) for number in _each_axis(name, value, axes))
 
 

@@ -14,7 +14,7 @@ from ..errors import RankError, RuleError, explain
 from ..evaluation import Values
 from ..labels import KERNEL_LABELS, fresh, kernel_labels, labels_of
 from ..linalg import SVD, matricise, truncated_svd
-from ..network import Network, carriers, shape_of, tensor_nodes
+from ..network import Network, carriers, tensor_nodes
 from ..nodes import NamedTensor
 from ..notation import parse
 from ..ranks import ParameterBudget, Rank, kept, rank_of
@@ -59,7 +59,8 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: Form = "factors
         svd = truncated_svd(matricise(dense, network.output, bipartition))
         rank = _rank(options.ranks, svd, form, dense.numel())
         dtype = next((value.dtype for value in values.values()), torch.float64)
-        return _change(network, bipartition, svd, rank, form, dtype)
+        sizes = dict(zip(network.output, dense.shape, strict=True))
+        return _change(network, bipartition, svd, rank, form, dtype, sizes)
 
     sides = {"factors": "L[{0} r] R[r {1}]", "svd": "U[{0} r] S[r] V[r {1}]"}[form]
     written = sides.format(" ".join(bipartition.left), " ".join(bipartition.right))
@@ -125,10 +126,18 @@ def _rank(ranks: Mapping[str, Rank] | Rank, svd: SVD, form: Form, dense: int) ->
     return kept(rank, full, bond="r", singular_values=svd.S.tolist)
 
 
-def _change(network: Network, bipartition: Bipartition, svd: SVD, rank: int, form: Form, dtype: torch.dtype) -> Change:
+def _change(
+    network: Network,
+    bipartition: Bipartition,
+    svd: SVD,
+    rank: int,
+    form: Form,
+    dtype: torch.dtype,
+    sizes: dict[str, int],
+) -> Change:
     U, S, V = svd.U[:, :rank], svd.S[:rank], svd.V[:rank]
     bond = fresh("r", carriers(network))
-    rows, columns = shape_of(network, bipartition.left), shape_of(network, bipartition.right)
+    rows, columns = ([sizes[label] for label in side] for side in (bipartition.left, bipartition.right))
     left, right = (U * S.sqrt(), S.sqrt()[:, None] * V) if form == "factors" else (U, V)
     factors = {
         "L" if form == "factors" else "U": ((*bipartition.left, bond), left.reshape(*rows, rank)),
@@ -138,7 +147,7 @@ def _change(network: Network, bipartition: Bipartition, svd: SVD, rank: int, for
     names = {name: fresh(name, tensor_nodes(network)) for name in factors}
     nodes = [NamedTensor(names[name], labels) for name, (labels, _) in factors.items()]
     values = {names[name]: value.to(dtype) for name, (_, value) in factors.items()}
-    sizes = {label: network.sizes[label] for label in network.output} | {bond: rank}
+    sizes = {**sizes, bond: rank}
     norm = float(torch.linalg.vector_norm(svd.S))
     error = float(torch.linalg.vector_norm(svd.S[rank:])) / norm if norm else 0.0
     return Change(Network(nodes, network.output, sizes), values=values, relative_error=error, ranks={"r": rank})

@@ -1,0 +1,141 @@
+"""Models by name. Models are plain torch networks which know nothing of tensor networks."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from models.cifar_resnet import resnet20, resnet32, resnet44, resnet56
+from models.cnn4 import cnn4
+from models.resnet50 import resnet50
+from tnalgebra.errors import DataError, explain
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn4": cnn4,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet50": resnet50,
+}
+
+
+def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
+    """Build a network of the registry, or one of your own, for images of a given kind.
+
+    Args:
+        name: a key of `MODELS`, or `package.module:function`: a function (or class) that returns a network. The
+            module is imported as `python -m` would, the current directory included. The function receives the
+            keyword arguments `classes` and `channels` as far as its signature has them.
+        classes: number of logits.
+        channels: number of image channels.
+
+    Returns:
+        The network, with the weights its builder gave it.
+
+    Raises:
+        DataError: nothing is called `name`, its module cannot be imported, the function needs other arguments, or
+            its result is not a `torch.nn.Module`.
+    """
+    if name in MODELS:
+        return MODELS[name](classes=classes, channels=channels)
+    if ":" not in name:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        raise DataError(
+            explain(
+                f"no model is called {name!r}",
+                known=", ".join(MODELS),
+                fix=f"did you mean {close[0]!r}?" if close else None,
+                your_own="package.module:function",
+            )
+        )
+    with _current_directory_importable():
+        function = _imported(name)
+        model = function(**_accepted(function, name, {"classes": classes, "channels": channels}))
+    if not isinstance(model, nn.Module):
+        raise DataError(
+            explain(
+                f"{name!r} did not return a network",
+                returned=type(model).__name__,
+                needed="a torch.nn.Module",
+            )
+        )
+    return model
+
+
+def _imported(name: str) -> Callable[..., object]:
+    """Import the function that `package.module:function` names."""
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
+        raise DataError(explain(f"{name!r} does not name a function", needed="package.module:function"))
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, SyntaxError) as error:
+        raise DataError(
+            explain(
+                f"module {module_name!r} cannot be imported",
+                model=name,
+                reason=f"{type(error).__name__}: {error}",
+                searched=f"{os.getcwd()} and the installed packages",
+            )
+        ) from error
+    function: Callable[..., object] | None = getattr(module, function_name, None)
+    if not callable(function) or isinstance(
+        function, nn.Module
+    ):  # a network that is built already has no size to choose
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        close = difflib.get_close_matches(function_name, names, n=1)
+        raise DataError(
+            explain(
+                f"module {module_name!r} has no function {function_name!r}",
+                file=module.__file__,
+                found=None if function is None else f"a {type(function).__name__}",
+                known=", ".join(names) or "no functions",
+                fix=f"did you mean {module_name}:{close[0]}?" if close else None,
+            )
+        )
+    return function
+
+
+def _accepted(function: Callable[..., object], name: str, arguments: dict[str, int]) -> dict[str, int]:
+    """Those of the keyword arguments that the function's signature has; they must be all it needs."""
+    signature = inspect.signature(function)
+    kinds = {parameter.name: parameter.kind for parameter in signature.parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds.values():
+        by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        arguments = {key: value for key, value in arguments.items() if kinds.get(key) in by_keyword}
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise DataError(
+            explain(
+                f"{name!r} cannot be called: {error}",
+                signature=f"{name.partition(':')[2]}{signature}",
+                given=", ".join(f"{key}={value}" for key, value in arguments.items()) or "nothing",
+                fix="give its other arguments defaults",
+            )
+        ) from error
+    return arguments
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    """Put the current directory first on the import path, as `python -m` does, and take it away afterwards."""
+    here = os.getcwd()
+    if here in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)

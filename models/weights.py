@@ -1,0 +1,176 @@
+"""Weights from a file, or from torchvision, into a network: everything fits, or nothing is loaded."""
+
+from __future__ import annotations
+
+import http.client
+import pickle
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnalgebra.errors import DataError, explain
+
+CONTAINERS = ("state_dict", "model")  # keys under which a checkpoint may hold its state dict
+PREFIX = "module."  # what DataParallel puts before every key
+LISTED = 20  # mismatches of one kind that an error shows
+UNREADABLE = (  # what torch.load raises on damaged files (found by damaging some); it promises nothing
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def load_weights(model: nn.Module, source: str | Path) -> None:
+    """Load weights into `model`, in place, cast to the dtype and moved to the device of its own.
+
+    Args:
+        model: the network that is to receive the weights.
+        source: a file that torch wrote: a state dict, or one under `state_dict` or `model`; the prefix `module.`
+            is dropped where all keys have it. Or torchvision's own weights, which torchvision downloads:
+            `torchvision:IMAGENET1K_V2` for the torchvision network of as many parameters as `model`, or
+            torchvision's full name, `torchvision:ResNet50_Weights.IMAGENET1K_V2`.
+
+    Raises:
+        DataError: the source is missing, not a checkpoint, cannot be downloaded, does not fit the network (every key
+            that is missing, unexpected or of another shape is listed; only `num_batches_tracked` may be
+            missing), or holds a value that is not finite in the network's dtype. The network is unchanged then.
+    """
+    name = str(source)
+    state = _from_torchvision(model, name) if name.startswith("torchvision:") else _from_file(Path(source))
+    model.load_state_dict(_fitted(model, state, name))
+
+
+def _fitted(model: nn.Module, state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state with the keys, shapes, dtypes of the network's own; DataError where that cannot be."""
+    own: dict[str, Tensor] = model.state_dict()
+    optional = {key for key in own if key.split(".")[-1] == "num_batches_tracked"}
+    missing = [key for key in own if key not in state and key not in optional]
+    unexpected = [key for key in state if key not in own]
+    shared = [key for key in own if key in state]
+    wrong_shape = [
+        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+        for key in shared
+        if state[key].shape != own[key].shape
+    ]
+    wrong_kind = [
+        f"{key}: {_dtype(state[key])} in the file, {_dtype(own[key])} in the network"
+        for key in shared
+        if _kind(state[key]) != _kind(own[key])
+    ]
+    if missing or unexpected or wrong_shape or wrong_kind:
+        raise DataError(
+            explain(
+                f"the weights do not fit the network {type(model).__name__}",
+                weights=name,
+                missing=_listing(missing),
+                unexpected=_listing(unexpected),
+                wrong_shape=_listing(wrong_shape),
+                wrong_dtype=_listing(wrong_kind),
+            )
+        )
+    fitted = {key: state.get(key, tensor).to(tensor.dtype) for key, tensor in own.items()}
+    not_finite = [f"{key} ({_dtype(fitted[key])})" for key in shared if not fitted[key].isfinite().all()]
+    if not_finite:
+        raise DataError(explain("weights are not finite", weights=name, keys=_listing(not_finite)))
+    return fitted
+
+
+def _from_file(path: Path) -> Mapping[str, Tensor]:
+    """Read the state dict that a checkpoint holds, without the prefix `module.`."""
+    if not path.is_file():
+        raise DataError(explain(f"no file of weights at {str(path)!r}"))
+    try:
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise DataError(
+            explain(
+                f"{str(path)!r} is not a checkpoint of tensors",
+                reason=str(error).strip().split("\n")[0] or type(error).__name__,
+                needed="a state dict that torch.save wrote",
+            )
+        ) from error
+    found = content
+    for key in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            found = content[key]
+            break
+    if not isinstance(found, Mapping) or not found:
+        raise DataError(
+            explain(
+                f"{str(path)!r} holds no state dict",
+                found="an empty one" if isinstance(found, Mapping) else f"a {type(found).__name__}",
+                needed="a state dict, or one under " + " or ".join(map(repr, CONTAINERS)),
+            )
+        )
+    foreign = [f"{key}: {type(value).__name__}" for key, value in found.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise DataError(explain(f"{str(path)!r} holds values that are not tensors", keys=_listing(foreign)))
+    state = {str(key): value for key, value in found.items()}
+    prefix = PREFIX if all(key.startswith(PREFIX) for key in state) else ""
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _from_torchvision(model: nn.Module, name: str) -> Mapping[str, Tensor]:
+    """Download (once; torch.hub keeps it) the weights that torchvision calls by this name."""
+    import torchvision
+
+    networks: Any = torchvision.models
+    wanted = name.removeprefix("torchvision:")
+    enums = [networks.get_model_weights(network) for network in networks.list_models(module=networks)]
+    known = {str(weights): weights for enum in enums for weights in enum}
+    size = sum(parameter.numel() for parameter in model.parameters())
+    matches = [
+        weights
+        for full_name, weights in known.items()
+        if full_name == wanted or (weights.name == wanted and weights.meta["num_params"] == size)
+    ]
+    if len(matches) != 1:
+        fitting = [full_name for full_name, weights in known.items() if weights.meta["num_params"] == size]
+        raise DataError(
+            explain(
+                f"torchvision has no weights {wanted!r} for this network",
+                network=f"{type(model).__name__}, {size:,} parameters",
+                known=_listing(fitting) or "none of this size; torchvision's have 1000 classes and 3 channels",
+            )
+        )
+    try:
+        state: Mapping[str, Tensor] = matches[0].get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise DataError(
+            explain(
+                f"the weights {str(matches[0])!r} cannot be downloaded",
+                address=matches[0].url,
+                reason=f"{type(error).__name__}: {error}",
+                fix="download that file elsewhere and give its path",
+            )
+        ) from error
+    return state
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    """What a cast must keep: whether numbers are floating, whether complex."""
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _dtype(tensor: Tensor) -> str:
+    """The dtype's name, `float32`."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _listing(lines: Iterable[str]) -> str | None:
+    """One line each, the first `LISTED` of them; None if there are none."""
+    lines = list(lines)
+    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n".join(lines[:LISTED] + more) or None

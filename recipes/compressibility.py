@@ -1,0 +1,143 @@
+"""How far can each kernel of a network be cut, and what does that do to its accuracy?
+
+    python -m recipes.compressibility                       # embedded digits and a small CNN: a minute or two
+    python -m recipes.compressibility --model resnet20 --weights W.pth --data DIR \\
+        --cuts "out | in kh kw" "out kh | in kw" --keep 0.75 0.5 0.25 --output runs/resnet20
+    python -m recipes.compressibility --model mylib.nets:build --weights w.pth --data DIR
+
+The study of Singh, Jahromi and Orus (arXiv 2403.14379). Stopped and started again with the same settings it goes on
+where it was; rows and figures are in OUTPUT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+import tnalgebra as tn
+from models import build_model, load_weights
+from tnalgebra.errors import DataError, TnalgebraError, explain
+from tnalgebra.files import write_whole
+from tnalgebra.images import Images, default_normalisation, load_images
+from tnalgebra.training import train_classifier
+
+ALL_SEVEN = tuple(cut.name for cut in tn.all_cuts("out in kh kw"))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the study; what is printed first is what is used."""
+
+    model: str = "cnn4"
+    """a name (cnn4, resnet20, resnet32, resnet44, resnet56, resnet50), or package.module:function of your own"""
+    weights: str | None = None
+    """a file of weights (or torchvision:NAME); without one cnn4 is trained first, and your own function's network is
+    used as it comes"""
+    data: str = "digits"
+    """digits (embedded), cifar10, cifar100, or a folder with train/CLASS/* and test/CLASS/*"""
+    cuts: tuple[str, ...] = ALL_SEVEN
+    """cuts of a kernel, in notation; "A then B" cuts twice. Default: all seven of a 2-d convolution"""
+    keep: tuple[float, ...] = (0.75, 0.5, 0.25, 0.125)
+    """fractions of the singular values kept, each in (0, 1]: from harmless to ruinous"""
+    scope: tuple[str, ...] = ("all", "each")
+    """all (the layers at once), each (one at a time), or globs of layers' names"""
+    skip: tuple[str, ...] = ("first",)
+    """layers left alone: globs, or first for the first convolution, which has few inputs and little to give"""
+    limit: int | None = None
+    """test on so many images only (all by default): quicker, coarser"""
+    recalibrate_bn: Annotated[bool, tyro.conf.arg(name="recalibrate-bn")] = False
+    """estimate batch-norm statistics anew after each truncation, on 5000 training images; off: the plain effect"""
+    mean: tuple[float, ...] | None = None
+    """of each channel, scaled to [0, 1]; by default ImageNet's for colour images, 0 for grey ones"""
+    std: tuple[float, ...] | None = None
+    """of each channel; by default ImageNet's for colour images, 1 for grey ones"""
+    image_size: int | None = None
+    """pixels: resize and crop a folder's images to this; needed only if they differ in size"""
+    batch_size: int = 500
+    """images at a time; no influence on the result beyond rounding"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the network is tested; auto takes a GPU if there is one"""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """in which the network is tested; kernels are cut in float64"""
+    epochs: int = 15
+    """of the training of cnn4, where it has to be trained"""
+    seed: int = 0
+    """of the training, and of the choice of images under --limit"""
+    output: Path = Path("runs/compressibility")
+    """folder for rows (results.jsonl), figures and the trained network"""
+
+
+def main(config: Config) -> tn.Study:
+    """Run the study; returns its rows."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    config = dataclasses.replace(config, device=device)
+    for field in dataclasses.fields(config):
+        print(f"{field.name:<16}{getattr(config, field.name)}")
+    print()
+    images = load_images(config.data, "test", image_size=config.image_size)
+    model = build_model(config.model, classes=len(images.classes), channels=images.channels)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    elif config.model == "cnn4":
+        _train(model, config, images)
+    elif ":" not in config.model:
+        raise DataError(explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)"))
+    training = load_images(config.data, "train", image_size=config.image_size) if config.recalibrate_bn else None
+    found = tn.study(
+        model,
+        images,
+        cuts=config.cuts,
+        keep=config.keep,
+        output=config.output,
+        scope=config.scope,
+        skip=config.skip,
+        limit=config.limit,
+        recalibrate_bn=config.recalibrate_bn,
+        training_data=training and training.subset(min(5000, len(training)), seed=config.seed),
+        mean=config.mean,
+        std=config.std,
+        batch_size=config.batch_size,
+        device=device,
+        dtype=getattr(torch, config.dtype),
+        seed=config.seed,
+        name=config.model,
+    )
+    print(f"\n{found.table()}\n\nrows and figures: {config.output}/")
+    return found
+
+
+def _train(model: torch.nn.Module, config: Config, images: Images) -> None:
+    """Train cnn4 on the training images and keep it in the output folder; take it from there if it is there."""
+    path = config.output / f"cnn4-seed{config.seed}-epochs{config.epochs}.pth"
+    if not path.exists():
+        training = load_images(config.data, "train", image_size=config.image_size)
+        mean, std = default_normalisation(images)
+        print(f"training {config.model} on {len(training)} images of {config.data}")
+        train_classifier(
+            model,
+            training,
+            epochs=config.epochs,
+            batch_size=64,
+            learning_rate=5e-3,
+            weight_decay=1e-2,
+            max_shift=1,
+            seed=config.seed,
+            mean=config.mean or mean,
+            std=config.std or std,
+            device=config.device,
+        )
+        write_whole(path, lambda temporary: torch.save({"state_dict": model.cpu().state_dict()}, temporary))
+    load_weights(model, path)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except TnalgebraError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,53 @@
+"""Fixtures: a cache of the tests' own, and real data from the folder $TNALGEBRA_DATA (skipped if it is not set)."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TRAIN_PER_CLASS = 200  # training images of each class that the tests unpack
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what the tests decode and download out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TNALGEBRA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of CIFAR-10: all 10,000 test images, and the first 200 of each class for training."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    for split, per_class in (("test", None), ("train", TRAIN_PER_CLASS)):
+        with zipfile.ZipFile(_data_file(f"cifar10-{split}.zip")) as archive:
+            by_class = defaultdict(list)
+            for name in archive.namelist():
+                by_class[name.rpartition("/")[0]].append(name)
+            archive.extractall(folder, [name for names in by_class.values() for name in names[:per_class]])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet20_weights() -> Path:
+    """The checkpoint of a ResNet-20 trained on CIFAR-10: top-1 91.73 % on the test images."""
+    return _data_file("resnet20-cifar10.pth")
+
+
+def _data_file(name: str) -> Path:
+    folder = os.environ.get("TNALGEBRA_DATA")
+    if not folder:
+        pytest.skip("TNALGEBRA_DATA is not set")
+    file = Path(folder) / name
+    if not file.is_file():
+        pytest.fail(f"TNALGEBRA_DATA is set, but there is no {file}")
+    return file
+
+
+import profiles  # noqa: E402, F401 - registers and loads the hypothesis profiles

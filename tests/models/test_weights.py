@@ -1,0 +1,254 @@
+"""Weights are loaded whole or not at all, and an error lists all that is wrong."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from models import build_model, load_weights
+from tnalgebra.errors import DataError
+from tnalgebra.images import load_images
+from tnalgebra.training import accuracy
+
+State = dict[str, Tensor]
+
+
+def network() -> nn.Sequential:
+    """A network with parameters, buffers and a counter of batches."""
+    return nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 4))
+
+
+def state_of(model: nn.Module) -> State:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def assert_same(state: State, expected: State) -> None:
+    assert list(state) == list(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=0, msg=key)
+
+
+@pytest.fixture
+def saved() -> State:
+    """A state whose every entry differs from a fresh network's."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        key: torch.full_like(value, 5) if value.dtype == torch.int64 else torch.rand(value.shape, generator=generator)
+        for key, value in network().state_dict().items()
+    }
+
+
+def write(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def check_refused(source: Path, *parts: str) -> str:
+    """The error names every part, and leaves the network as it was."""
+    model = network()
+    before = state_of(model)
+    with pytest.raises(DataError) as caught:
+        load_weights(model, source)
+    assert_same(state_of(model), before)
+    for part in (str(source), *parts):
+        assert part in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+        lambda state: {"state_dict": {"module." + key: value for key, value in state.items()}, "best": 0.9},
+        lambda state: {
+            key: nn.Parameter(value) if value.is_floating_point() else value for key, value in state.items()
+        },
+    ],
+    ids=["plain", "state_dict", "model", "data_parallel", "parameters"],
+)
+def test_the_usual_forms_of_a_checkpoint(wrap: Callable[[State], object], saved: State, tmp_path: Path) -> None:
+    model = network()
+    load_weights(model, write(tmp_path / "w.pth", wrap(saved)))
+    assert_same(state_of(model), saved)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_module_of_the_network_may_be_called_module(tmp_path: Path) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 3)
+            self.scale = nn.Parameter(torch.rand(1))
+
+    source = Wrapped()
+    model = Wrapped()
+    load_weights(model, write(tmp_path / "w.pth", source.state_dict()))
+    assert_same(state_of(model), state_of(source))
+
+
+def test_the_counter_of_batches_may_be_missing(saved: State, tmp_path: Path) -> None:
+    del saved["1.num_batches_tracked"]
+    model = network()
+    load_weights(model, write(tmp_path / "w.pth", saved))
+    assert int(model.state_dict()["1.num_batches_tracked"]) == 0
+    assert_same({key: value for key, value in state_of(model).items() if key in saved}, saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_weights_take_the_dtype_of_the_network(dtype: torch.dtype, saved: State, tmp_path: Path) -> None:
+    model = network().to(dtype)
+    load_weights(model, write(tmp_path / "w.pth", saved))
+    assert_same(
+        state_of(model), {key: value.to(dtype) if value.is_floating_point() else value for key, value in saved.items()}
+    )
+
+
+def test_every_mismatch_is_listed(saved: State, tmp_path: Path) -> None:
+    del saved["0.weight"], saved["3.bias"]
+    saved["3.weight"] = torch.rand(5, 3)
+    saved["extra.weight"] = torch.rand(2)
+    saved["1.bias"] = torch.ones(3, dtype=torch.int8)
+    source = write(tmp_path / "w.pth", saved)
+    message = check_refused(source)
+    assert message == (
+        "the weights do not fit the network Sequential\n"
+        f"  weights:     {source}\n"
+        "  missing:     0.weight\n"
+        "               3.bias\n"
+        "  unexpected:  extra.weight\n"
+        "  wrong shape: 3.weight: (5, 3) in the file, (4, 3) in the network\n"
+        "  wrong dtype: 1.bias: int8 in the file, float32 in the network"
+    )
+
+
+def test_a_long_list_of_mismatches_is_cut(saved: State, tmp_path: Path) -> None:
+    more: State = {f"more.{index}": torch.ones(1) for index in range(25)}
+    message = check_refused(write(tmp_path / "w.pth", saved | more), "more.19", "... and 5 more")
+    assert "more.20" not in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("key", ["3.weight", "1.running_var"])
+def test_weights_that_are_not_finite(value: float, key: str, saved: State, tmp_path: Path) -> None:
+    saved[key].view(-1)[-1] = value
+    message = check_refused(write(tmp_path / "w.pth", saved), "not finite", key)
+    assert "0.weight" not in message
+
+
+def test_weights_that_overflow_the_networks_dtype(saved: State, tmp_path: Path) -> None:
+    saved["3.weight"][0, 0] = 1e6
+    with pytest.raises(DataError, match=r"not finite\n.*\n.*3\.weight \(float16\)"):
+        load_weights(network().half(), write(tmp_path / "w.pth", saved))
+
+
+def test_a_file_that_is_missing(tmp_path: Path) -> None:
+    check_refused(tmp_path / "w.pth", "no file of weights")
+    check_refused(tmp_path, "no file of weights")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a checkpoint",
+        b"\x80\x02",
+        b"PK\x03\x04" + bytes(40),
+        pickle.dumps(print, protocol=2),
+        bytes(range(256)),
+    ],
+    ids=["empty", "text", "short", "zip", "code", "bytes"],
+)
+def test_a_file_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
+    source = tmp_path / "w.pth"
+    source.write_bytes(content)
+    check_refused(source, "is not a checkpoint of tensors", "reason:")
+
+
+def test_a_checkpoint_that_was_cut_off(saved: State, tmp_path: Path) -> None:
+    source = write(tmp_path / "w.pth", saved)
+    source.write_bytes(source.read_bytes()[:-200])
+    check_refused(source, "is not a checkpoint of tensors")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (torch.rand(3), "found:  a Tensor"),
+        ({"state_dict": {}}, "found:  an empty one"),
+        ({"epoch": 3, "weights": [1, 2]}, "epoch: int"),
+    ],
+)
+def test_a_file_without_a_state_dict(content: object, part: str, tmp_path: Path) -> None:
+    check_refused(write(tmp_path / "w.pth", content), part)
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Addresses that torchvision is asked for; every download gives a fresh squeezenet1_1."""
+    addresses: list[str] = []
+
+    def download(address: str, *args: Any, **kwargs: Any) -> State:
+        addresses.append(address)
+        torch.manual_seed(3)
+        return torchvision.models.squeezenet1_1(weights=None).state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    return addresses
+
+
+@pytest.mark.parametrize("name", ["IMAGENET1K_V1", "SqueezeNet1_1_Weights.IMAGENET1K_V1"])
+def test_torchvisions_weights_by_name(name: str, downloads: list[str]) -> None:
+    model = torchvision.models.squeezenet1_1(weights=None)
+    load_weights(model, f"torchvision:{name}")
+    assert [address.rpartition("/")[2] for address in downloads] == ["squeezenet1_1-b8a52dc0.pth"]
+    torch.manual_seed(3)
+    assert_same(state_of(model), state_of(torchvision.models.squeezenet1_1(weights=None)))
+
+
+def test_torchvisions_weights_are_found_for_resnet50(downloads: list[str]) -> None:
+    with pytest.raises(DataError, match="do not fit the network ResNet"):
+        load_weights(build_model("resnet50", classes=1000, channels=3), "torchvision:IMAGENET1K_V2")
+    assert [address.rpartition("/")[2] for address in downloads] == ["resnet50-11ad3fa6.pth"]
+
+
+def test_torchvision_has_no_such_weights(downloads: list[str]) -> None:
+    model = torchvision.models.squeezenet1_1(weights=None)
+    with pytest.raises(DataError, match=r"(?s)no weights 'IMAGENET1K_V7'.*SqueezeNet1_1_Weights\.IMAGENET1K_V1"):
+        load_weights(model, "torchvision:IMAGENET1K_V7")
+    with pytest.raises(DataError, match="none of this size; torchvision's have 1000 classes"):
+        load_weights(network(), "torchvision:IMAGENET1K_V1")
+    assert downloads == []
+
+
+def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(DataError) as caught:
+        load_weights(torchvision.models.squeezenet1_1(weights=None), "torchvision:IMAGENET1K_V1")
+    assert str(caught.value) == (
+        "the weights 'SqueezeNet1_1_Weights.IMAGENET1K_V1' cannot be downloaded\n"
+        "  address: https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth\n"
+        "  reason:  URLError: <urlopen error no network>\n"
+        "  fix:     download that file elsewhere and give its path"
+    )
+
+
+def test_resnet20_reaches_its_published_accuracy(cifar10_folder: Path, resnet20_weights: Path) -> None:
+    model = build_model("resnet20", classes=10, channels=3)
+    load_weights(model, resnet20_weights)
+    images = load_images(cifar10_folder, "test")
+    assert len(images) == 10_000
+    top1 = accuracy(model, images, batch_size=500, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert top1 == pytest.approx(0.9173, abs=5e-5)  # half an image: the very same 9,173 are right

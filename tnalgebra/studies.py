@@ -1,0 +1,282 @@
+"""How far can the kernels of a network be cut, and what does that do to its accuracy: `study`.
+
+The study of Singh, Jahromi and Orus (arXiv 2403.14379, section 4): every kernel is truncated across a cut to a
+fraction of its singular values, contracted back, and the network is tested without training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ._version import VERSION
+from .errors import DataError, StudyError, explain
+from .images import Images, check_classes, default_normalisation, load_images
+from .layers import kernel_layers
+from .rewriting import relative
+from .study_figures import draw_figures
+from .study_plan import Asked, Layer, Treatment, Truncated, asked_cuts, layers_of, rows_asked, treatment_of
+from .study_store import Row, Store, config_hash, table
+from .training import accuracy, recalibrate_batch_norm
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Key: TypeAlias = tuple[str, float | None, str]
+"""What makes a row: the cut, the fraction kept, the scope."""
+
+REDRAW_SECONDS = 60
+"""How often figures are drawn anew while rows come in."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study found: its folder and its rows, in the order in which they were asked for."""
+
+    folder: Path
+    rows: list[Row]
+
+    def table(self) -> str:
+        """The rows as aligned text, those of single layers left out."""
+        return table(self.rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The rows, one a line; `layers` holds dictionaries."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+
+def study(
+    model: nn.Module,
+    data: Images | str | Path,
+    *,
+    cuts: Sequence[str],
+    keep: Sequence[float],
+    output: str | Path,
+    scope: Sequence[str] = ("all",),
+    skip: Sequence[str] = ("first",),
+    limit: int | None = None,
+    recalibrate_bn: bool = False,
+    training_data: Images | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    batch_size: int = 500,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    name: str | None = None,
+    progress: bool = True,
+) -> Study:
+    """Truncate kernels across cuts, contract them back, test the network; a row for each cut, fraction and scope.
+
+    A row is written as soon as it is finished; called again with the same folder, the study goes on where it was,
+    and more cuts, fractions and scopes can be added. `model` itself stays as it is.
+
+    Args:
+        model: classifies images, (n, channels, height, width) -> logits (n, classes).
+        data: test images; or the name of a data set or a folder, whose test images are read.
+        cuts: in notation, "out kh | in kw"; "A then B" cuts a kernel twice, contracted back in between. A cut is for
+            the layers that have just its labels: `out in kh kw` are 2-d convolutions.
+        keep: fractions of the singular values of a kernel across a cut, in (0, 1]; see `KeepFraction`.
+        output: the folder for rows, config and figures.
+        scope: "all" (the layers together), "each" (one layer at a time), or a glob of layers' names.
+        skip: layers left alone: globs of names, or "first" for the first convolution; empty for none.
+        limit: test on so many images only, equally many of each class, chosen by `seed`.
+        recalibrate_bn: estimate batch-norm statistics anew after truncation, on `training_data`.
+        mean, std: of each channel, after scaling to [0, 1]; by default those of `default_normalisation`.
+        dtype: in which the network is tested. Truncation is in float64.
+        name: of the model, in rows; by default its class.
+
+    Returns:
+        The folder and the rows asked for. accuracy is top-1, 0 to 1; mean_squared_relative_error is the mean of
+        (||K - K~||_F / ||K||_F)^2 over the layers touched; parameters_kept counts the whole model, touched kernels
+        as two factors, relative to the dense model.
+
+    Raises:
+        RuleError, RankError: a cut or a fraction is none, before anything runs.
+        ValuesError: a weight is not finite (the layer is named).
+        DataError: the images do not fit the network.
+        StudyError: nothing is in the scope; the folder is in use, or of another config.
+    """
+    images = data if isinstance(data, Images) else load_images(str(data), "test")
+    if limit is not None:
+        images = images.subset(limit, seed=seed)
+    usual_mean, usual_std = default_normalisation(images)
+    settings: dict[str, Any] = {
+        "mean": list(mean or usual_mean),
+        "std": list(std or usual_std),
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "device": device,
+    }
+    model = deepcopy(model).to(device=device, dtype=dtype).eval()
+    layers = layers_of(model, skip)
+    asked = rows_asked([treatment_of(text) for text in cuts], keep, scope, layers)
+    if recalibrate_bn and training_data is None:
+        raise StudyError(explain("recalibrate_bn needs training images", fix="training_data=..."))
+    config = {
+        "model": name or type(model).__name__,
+        "weights": _fingerprint(model),
+        "data": images.source,
+        "images": images.fingerprint,
+        "skip": list(skip),
+        "limit": limit,
+        "recalibrate_bn": training_data.fingerprint if recalibrate_bn and training_data else False,
+        **settings,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": torch.device(device).type,
+        "seed": seed,
+    }
+    with Store(Path(output), config).opened() as store:
+        check_classes(images, _outputs(model, images, settings))
+        runner = _Runner(model, images, training_data if recalibrate_bn else None, settings, store)
+        tested = runner.run(asked, layers, progress=progress)
+        draw_figures(store.folder, store.rows, layers, asked_cuts(asked))
+    return Study(store.folder, tested)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _outputs(model: nn.Module, images: Images, settings: Mapping[str, Any]) -> int:
+    """How many logits the network gives for an image."""
+    given = {key: settings[key] for key in ("mean", "std", "dtype", "device")}
+    pixels, _ = next(iter(images.subset(1, seed=0).batches(1, **given)))
+    try:
+        with torch.inference_mode():
+            logits = model(pixels)
+    except RuntimeError as error:
+        raise DataError(
+            explain("the network does not take these images", images=tuple(images.pixels.shape[1:]), because=error)
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise DataError(explain("the network gives no logits of shape (images, classes)", network=type(model).__name__))
+    return logits.shape[1]
+
+
+class _Runner:
+    """Tests the network with some weights replaced, a row at a time."""
+
+    def __init__(
+        self, model: nn.Module, images: Images, training: Images | None, settings: Mapping[str, Any], store: Store
+    ) -> None:
+        self.model = model
+        self.images = images
+        self.training = training
+        self.settings = settings
+        self.store = store
+        self.modules = kernel_layers(model)
+        self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.done = {_key(row): row for row in store.rows}
+
+    def run(self, asked: Sequence[Asked], layers: Sequence[Layer], *, progress: bool) -> list[Row]:
+        """Every row asked for; those the store has are not computed again."""
+        from tqdm import tqdm
+
+        drawn = time.monotonic()
+        keys = [("none", None, "all"), *((treatment.text, keep, scope) for treatment, keep, scope, _ in asked)]
+        with tqdm(
+            total=len(keys),
+            initial=sum(key in self.done for key in keys),
+            unit="row",
+            disable=None if progress else True,
+        ) as bar:
+            if keys[0] not in self.done:
+                self._finish(keys[0], {}, (), time.monotonic())
+                bar.update()
+            for treatment, group in groupby(asked, key=lambda item: item[0]):
+                todo = [item for item in group if (treatment.text, *item[1:3]) not in self.done]
+                bar.set_description(treatment.text)
+                kernels = self._kernels(treatment, todo)
+                for _, keep, scope, touched in todo:
+                    started = time.monotonic()
+                    self._finish(
+                        (treatment.text, keep, scope),
+                        {layer.name: kernels[layer.name, keep] for layer in touched},
+                        touched,
+                        started,
+                    )
+                    bar.update()
+                    if time.monotonic() - drawn > REDRAW_SECONDS:
+                        draw_figures(self.store.folder, self.store.rows, layers, asked_cuts(asked))
+                        drawn = time.monotonic()
+        return [self.done[key] for key in keys]
+
+    def _kernels(self, treatment: Treatment, todo: Sequence[Asked]) -> dict[tuple[str, float], Truncated]:
+        wanted: dict[str, tuple[Layer, list[float]]] = {}
+        for _, keep, _, touched in todo:
+            for layer in touched:
+                fractions = wanted.setdefault(layer.name, (layer, []))[1]
+                if keep not in fractions:
+                    fractions.append(keep)
+        return {
+            (name, keep): truncated
+            for name, (layer, fractions) in wanted.items()
+            for keep, truncated in zip(fractions, treatment.truncated(layer, fractions), strict=True)
+        }
+
+    def _finish(self, key: Key, kernels: Mapping[str, Truncated], touched: Sequence[Layer], started: float) -> None:
+        top1 = self._accuracy({name: truncated.weight for name, truncated in kernels.items()})
+        before = self.done.get(("none", None, "all"))
+        details = {layer.name: _details(layer, kernels[layer.name]) for layer in touched}
+        saved = sum(layer.weight.numel() - kernels[layer.name].parameters for layer in touched)
+        errors = [detail["relative_error"] ** 2 for detail in details.values()]
+        row: Row = {
+            "model": self.store.config["model"],
+            "rewrite": key[0],
+            "keep": key[1],
+            "scope": key[2],
+            "accuracy": top1,
+            "accuracy_change": top1 - before["accuracy"] if before else 0.0,
+            "images": len(self.images),
+            "mean_squared_relative_error": math.fsum(errors) / len(errors) if errors else 0.0,
+            "parameters_kept": 1 - saved / self.parameters,
+            "layers": details,
+            "config": config_hash(self.store.config),
+            "version": VERSION,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        self.store.append(row)
+        self.done[key] = row
+
+    def _accuracy(self, weights: Mapping[str, Tensor]) -> float:
+        try:
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    self.modules[name].weight.copy_(weight)
+            if self.training is not None and weights:
+                recalibrate_batch_norm(self.model, self.training, **self.settings)
+            return accuracy(self.model, self.images, **self.settings)
+        finally:
+            self.model.load_state_dict(self.state)
+
+
+def _details(layer: Layer, truncated: Truncated) -> dict[str, float | int]:
+    norm = float(torch.linalg.vector_norm(layer.weight))
+    return {
+        "rank": truncated.rank,
+        "relative_error": relative(truncated.weight - layer.weight, layer.weight),
+        "norm_kept": float(torch.linalg.vector_norm(truncated.weight)) / norm if norm else 1.0,
+        "parameters": truncated.parameters,
+    }
+
+
+def _key(row: Row) -> Key:
+    return row["rewrite"], row["keep"], row["scope"]
