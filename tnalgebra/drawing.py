@@ -9,25 +9,42 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import NetworkError, explain
+from .files import write_whole
 from .nodes import Node
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .drawing_layout import Layout
+
 SUFFIXES = (".svg", ".png")
 MARGIN = 10.0
+DOTS_PER_INCH = 150
 
 
 def svg(nodes: Sequence[Node], output: Sequence[str], sizes: Mapping[str, int]) -> str:
-    """The network as the text of an SVG document: the same network gives the same text, byte for byte."""
-    return _rendered(draw(nodes, output, sizes), ".svg").decode("utf-8")
+    """The network as the text of an SVG document: the same network gives the same text, byte for byte.
+
+    Of a network that is too large to draw, the document says so: a notebook shows it without asking.
+    """
+    from matplotlib.figure import Figure
+
+    from .drawing_layout import LARGEST_DRAWING
+
+    with _own_style():
+        if len(nodes) <= LARGEST_DRAWING:
+            figure = draw(nodes, output, sizes)
+        else:
+            figure = Figure(figsize=(4, 0.5))
+            figure.text(0.5, 0.5, f"a network of {len(nodes)} nodes: too large to draw", ha="center", va="center")
+        return _rendered(figure, ".svg").decode("utf-8")
 
 
 def draw(
@@ -45,64 +62,85 @@ def draw(
         nodes, output, sizes: the fields of the network.
         path: where the figure is stored, as .svg or .png; an older file there is replaced in one step.
         title: a line above the network.
-        axes: existing axes to draw into, scaled to fit; by default a new figure of the network's own size.
+        axes: existing axes to draw into, shrunk to fit (so that several networks stand side by side in one
+            figure); by default a new figure of the network's own size.
 
     Returns:
         The figure. It is no pyplot figure: nothing pops up, nothing has to be closed.
 
     Raises:
-        NetworkError: another suffix.
+        NetworkError: another suffix, or a network of too many nodes to draw.
+        OSError: the file cannot be written; what was there before is still there.
     """
-    if path is not None and Path(path).suffix.lower() not in SUFFIXES:
+    suffix = None if path is None else Path(path).suffix.lower()
+    if suffix is not None and suffix not in SUFFIXES:
         raise NetworkError(
             explain(
-                f"a drawing is not stored as {Path(path).suffix or 'a file without a suffix'!r}",
-                path=os.fspath(path),
+                f"a drawing cannot be stored as {suffix!r}" if suffix else "the path of a drawing has no suffix",
+                path=os.fspath(path or ""),
                 fix=f"a path that ends in {' or '.join(SUFFIXES)}",
             )
         )
-    import matplotlib
-    from matplotlib.figure import Figure
-
     from .drawing_layout import layout
-    from .drawing_paint import paint
 
     plan = layout(nodes, output, sizes)
-    left, bottom, right, top = plan.box
-    left, bottom, right, top = left - MARGIN, bottom - MARGIN, right + MARGIN, top + MARGIN
     if axes is not None:
-        paint(axes, nodes, plan, title, (left, bottom, right, top))
-        figure = axes.get_figure(root=True)
-        assert figure is not None
-    else:
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            figure = Figure(figsize=((right - left) / 72, (top - bottom + (22 if title else 0)) / 72), dpi=150)
-            own = figure.add_axes((0, 0, 1, (top - bottom) / (top - bottom + (22 if title else 0))))
-            paint(own, nodes, plan, title, (left, bottom, right, top))
-    if path is not None:
-        _store(figure, Path(path))
+        from .drawing_paint import paint
+
+        paint(axes, nodes, plan, title=title, margin=MARGIN)
+        around = axes.get_figure()
+        assert around is not None
+        figure: Figure = around.figure
+        if path is not None and suffix is not None:
+            _store(figure, suffix, path)
+        return figure
+    with _own_style():
+        figure = _new_figure(nodes, plan, title)
+        if path is not None and suffix is not None:
+            _store(figure, suffix, path)
     return figure
+
+
+def _new_figure(nodes: Sequence[Node], plan: Layout, title: str | None) -> Figure:
+    """A figure in which a point of the layout is a point on paper."""
+    from matplotlib.figure import Figure
+
+    from .drawing_paint import TITLE_SIZE, paint
+    from .drawing_places import half_extent
+
+    left, bottom, right, top = plan.box
+    half_width, half_height = half_extent(title or "", TITLE_SIZE)
+    width, height = max(right - left, 2 * half_width) + 2 * MARGIN, top - bottom + 2 * MARGIN
+    whole = height + 2 * half_height + (MARGIN if title else 0.0)
+    figure = Figure(figsize=(width / 72, whole / 72), dpi=DOTS_PER_INCH, facecolor="white")
+    paint(figure.add_axes((0.0, 0.0, 1.0, height / whole)), nodes, plan, title=title, margin=MARGIN)
+    return figure
+
+
+@contextmanager
+def _own_style() -> Iterator[None]:
+    """matplotlib's own defaults for the time of a drawing, whatever style the user has set."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def _rendered(figure: Figure, suffix: str) -> bytes:
     import matplotlib
 
-    metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
     stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "tnalgebra", "svg.fonttype": "none", "savefig.bbox": None}):
+    metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": "tnalgebra", "svg.fonttype": "none"}):
         figure.savefig(stream, format=suffix[1:], metadata=metadata)
     return stream.getvalue()
 
 
-def _store(figure: Figure, path: Path) -> None:
-    content = _rendered(figure, path.suffix.lower())
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        try:
-            stream.write(content)
-            stream.close()
-            os.replace(stream.name, path)
-        except BaseException:
-            stream.close()
-            os.unlink(stream.name)
-            raise
+def _store(figure: Figure, suffix: str, path: str | os.PathLike[str]) -> None:
+    content = _rendered(figure, suffix)
+
+    def write(file: Path) -> None:
+        file.write_bytes(content)
+
+    write_whole(Path(path), write)

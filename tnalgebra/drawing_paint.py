@@ -10,7 +10,8 @@ from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
-from .drawing_layout import FONT, LABEL_SIZE, NAME_SIZE, NOTE_SIZE, Layout, Line, Symbol, Text, shown
+from .drawing_layout import NAME_SIZE, Layout, Line, Symbol, Text
+from .drawing_places import FONT, LABEL_SIZE, NOTE_SIZE, shown
 from .nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node
 
 TITLE_SIZE = 12.0
@@ -30,15 +31,15 @@ PALETTE = (
 )
 
 
-def paint(
-    axes: Axes, nodes: Sequence[Node], plan: Layout, title: str | None, view: tuple[float, float, float, float]
-) -> None:
-    """Draw a layout into axes, a point of the layout at most one point on paper."""
-    left, bottom, right, top = view
+def paint(axes: Axes, nodes: Sequence[Node], plan: Layout, *, title: str | None = None, margin: float = 0.0) -> None:
+    """Draw a layout into axes; a point of the layout is at most one point on paper, less where room is small."""
+    left, bottom, right, top = plan.box
+    figure = axes.get_figure()
+    assert figure is not None
     room = axes.get_window_extent()
-    points = 72 / axes.get_figure(root=True).dpi
-    scale = min(room.width * points / (right - left), room.height * points / (top - bottom), 1.0)
-    half_width, half_height = room.width * points / scale / 2, room.height * points / scale / 2
+    width, height = room.width * 72 / figure.dpi, room.height * 72 / figure.dpi
+    scale = min(width / (right - left + 2 * margin), height / (top - bottom + 2 * margin), 1.0)
+    half_width, half_height = width / scale / 2, height / scale / 2
     axes.set_xlim((left + right) / 2 - half_width, (left + right) / 2 + half_width)
     axes.set_ylim((bottom + top) / 2 - half_height, (bottom + top) / 2 + half_height)
     axes.set_aspect("equal")
@@ -61,7 +62,9 @@ def _colours(nodes: Sequence[Node]) -> dict[str, str]:
     names = dict.fromkeys(node.name for node in nodes if isinstance(node, NamedTensor))
     golden = (5**0.5 - 1) / 2
     return {
-        name: PALETTE[number] if number < len(PALETTE) else to_hex(hsv_to_rgb((number * golden % 1, 0.24, 0.92)))
+        name: PALETTE[number]
+        if number < len(PALETTE)
+        else to_hex(hsv_to_rgb((number * golden % 1, 0.24, 0.92)).tolist())
         for number, name in enumerate(names)
     }
 
@@ -140,7 +143,6 @@ class _Brush:
             case Fill():
                 self.patch(Rectangle(corner, 2 * wide, 2 * high), FILL, INK, width=1.3, layer=4)
                 self.words(shown(str(node.value)), x, y, NOTE_SIZE, INK, layer=5)
-
 
     def arrow(self, symbol: Symbol, angle: float, *, inward: bool) -> None:
         """A small head on a line at the edge of a diamond: the input points in, the output points out."""

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
+from os import PathLike
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from .drawing import svg
+from . import drawing
 from .errors import NetworkError, SizeError, explain
 from .labels import MAX_AXES, MAX_DIGITS, MAX_SIZE, check_word, fresh
 from .nodes import (
@@ -30,6 +32,10 @@ from .sizes import infer_sizes
 
 MAX_FILL = 10**300
 """Largest value of a Fill: it still fits a float64."""
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Carriers = dict[str, list[tuple[int, int]]]
 """label -> the (position of the node, axis on it) pairs at which the label stands."""
@@ -96,7 +102,7 @@ class Network:
         return Network, (self.nodes, self.output, dict(self.sizes))
 
     def _repr_svg_(self) -> str:
-        return svg(self.nodes, self.output, self.sizes)
+        return drawing.svg(self.nodes, self.output, self.sizes)
 
 
 def default_output(nodes: Sequence[Node]) -> tuple[str, ...]:
@@ -261,6 +267,19 @@ def parameters(network: Network) -> int:
 def open_variables(network: Network) -> tuple[str, ...]:
     """Names of the attributes left open; only sides of rules have any."""
     return tuple(dict.fromkeys(v.name for node in network.nodes for v in variables(node)))
+
+
+def draw(
+    network: Network, path: str | PathLike[str] | None = None, *, title: str | None = None, axes: Axes | None = None
+) -> Figure:
+    """Draw a network: tensors as circles, index patterns in other shapes, every label by name.
+
+    Args:
+        path: where to store it, as .svg or .png.
+        title: a line above it.
+        axes: matplotlib axes to draw into instead of a figure of its own.
+    """
+    return drawing.draw(network.nodes, network.output, network.sizes, path, title=title, axes=axes)
 
 
 # What makes a new network ------------------------------------------------------------------------------------

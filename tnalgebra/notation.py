@@ -140,6 +140,8 @@ class _Reader:
             if self.peek.kind == "|":
                 self.fail("the output has no attributes")
             self._close(opening)
+            if self.peek.kind in ("word", "arrow"):
+                self.fail(f"{self.peek.text!r} stands after the output", fix="nodes first, then -> [label label ...]")
         elif output is None:
             output = default_output(nodes)
         return Network(nodes, output, {label: size for label, (size, _) in sizes.items()})

@@ -17,6 +17,7 @@ from importlib import import_module
 from itertools import count
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -169,11 +170,11 @@ def _refuse(fact: str, **context: object) -> NoReturn:
 def _restored(tn: TensorNetwork, like: Network) -> tuple[Network, dict[str, Tensor]]:
     pieces = _pieces(like)
     arrays = _in_order(pieces, _located(tn, pieces))
-    sizes = {
-        label: size
-        for piece, array in zip(pieces, arrays, strict=True)
-        for label, size in zip(piece.node.labels, array.shape, strict=True)
-    }
+    sizes: dict[str, int] = {}
+    for piece, array in zip(pieces, arrays, strict=True):
+        for label, size in zip(piece.node.labels, array.shape, strict=True):
+            if sizes.setdefault(label, size) != size:
+                _refuse(f"label {label!r} has sizes {sizes[label]} and {size} in quimb", second=piece)
     fixed = {*like.output}.union(*(node.labels for node in like.nodes if not isinstance(node, NamedTensor)))
     for label in sizes:
         if label in fixed and sizes[label] != like.sizes.get(label, sizes[label]):
@@ -185,7 +186,11 @@ def _restored(tn: TensorNetwork, like: Network) -> tuple[Network, dict[str, Tens
         _refuse("the sizes in quimb contradict the network", because=error)
     for piece, array in zip(pieces, arrays, strict=True):
         if not isinstance(piece.node, NamedTensor) and not _close(array, pattern(piece.node, network)):
-            _refuse(f"{piece} has other elements in quimb than it must", tag=piece.tag, network=like)
+            _refuse(
+                f"{piece} has other elements in quimb than it must",
+                tag=piece.tag,
+                because="something was absorbed into it, as canonizing or compressing its bonds does",
+            )
     return bind(network, values)
 
 
@@ -311,7 +316,7 @@ def _is_random(ind: object) -> bool:
 def _torch(data: Any, what: str) -> Tensor:
     """A quimb array of any library as a torch tensor."""
     to_numpy = import_module("autoray").to_numpy
-    tensor = data if isinstance(data, Tensor) else torch.as_tensor(to_numpy(data))
+    tensor = data if isinstance(data, Tensor) else torch.as_tensor(np.array(to_numpy(data)))
     if tensor.is_complex():
         raise ValuesError(explain(f"{what} is complex in quimb", fix="real numbers"))
     return tensor

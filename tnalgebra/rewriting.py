@@ -17,12 +17,11 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from . import drawing
 from .contraction import contract
 from .errors import RuleError, explain
 from .evaluation import Values, bind, evaluate, magnitude, pattern
 from .files import write_text
-from .network import Network, carriers, parameters, tensor_nodes
+from .network import Network, carriers, draw, parameters, tensor_nodes
 from .nodes import NamedTensor, Node, node_text, relabel
 from .ranks import Rank
 
@@ -335,10 +334,10 @@ class Fit:
 
     def draw(self, path: str | Path) -> None:
         """Write a drawing of the network: SVG or PNG, by the suffix."""
-        drawing.draw(self.network.nodes, self.network.output, self.network.sizes, path)
+        draw(self.network, path)
 
     def _repr_svg_(self) -> str:
-        return drawing.svg(self.network.nodes, self.network.output, self.network.sizes)
+        return self.network._repr_svg_()
 
     def then(
         self,

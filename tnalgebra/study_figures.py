@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from .bipartition import parse_bipartition
 from .decompositions import cut_sequence
-from .drawing import draw
 from .files import write_whole
-from .network import Network
+from .network import Network, draw
 from .nodes import NamedTensor
 from .notation import parse
 from .spectrum import Spectra, Spectrum, cut_singular_values
@@ -143,5 +142,5 @@ def _networks(layers: Sequence[Layer], cuts: Sequence[str]) -> Figure:
     for panel in panels:
         panel.set_axis_off()
     for panel, (title, network) in zip(panels, drawn.items(), strict=False):
-        draw(network.nodes, network.output, network.sizes, axes=panel, title=title)
+        draw(network, axes=panel, title=title)
     return figure

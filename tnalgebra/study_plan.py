@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .decompositions import cut_sequence
 from .errors import LayerError, RuleError, StudyError, ValuesError, explain
@@ -17,7 +18,7 @@ from .layers import kernel_labels_of, kernel_layers
 from .network import Network
 from .nodes import NamedTensor
 from .ranks import KeepFraction, kept
-from .rewriting import Fit, Rule, Trace
+from .rewriting import Fit, Rule, Trace, relative
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Truncated:
-    """A kernel after its cuts: contracted back (float64), the rank of the last one, parameters as its two factors."""
+    """A kernel after its cuts, contracted back, and what a row says of it."""
 
     weight: Tensor
+    """float64, axes as in the layer."""
     rank: int
+    """Of the last cut."""
+    relative_error: float
+    """||K - K~||_F / ||K||_F."""
+    norm_kept: float
+    """||K~||_F / ||K||_F; 1 for a kernel of zeros."""
     parameters: int
+    """As the last cut's two factors."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,18 @@ class Treatment:
     labels: frozenset[str]
 
     def truncated(self, layer: Layer, keep: Sequence[float]) -> Iterator[Truncated]:
-        """The kernel with each of the fractions kept; the first cut's decomposition is made once for all."""
+        """The kernel with each of the fractions kept; the first cut's decomposition is made once for all.
+
+        Raises:
+            ValuesError: the decomposition does not converge (the layer is named).
+        """
+        try:
+            yield from self._truncated(layer, keep)
+        except ValuesError as error:
+            raise ValuesError(explain(f"layer {layer.name!r} cannot be cut", cut=self.text, because=error)) from error
+
+    def _truncated(self, layer: Layer, keep: Sequence[float]) -> Iterator[Truncated]:
+        norm = float(torch.linalg.vector_norm(layer.weight))
         kernel = Network([NamedTensor("K", layer.labels)])
         first, *others = self.cuts
         whole = first.apply(kernel, {"K": layer.weight}, ranks=KeepFraction(1.0))
@@ -59,15 +78,18 @@ class Treatment:
             fit = Fit(network, {left: L[..., :rank], right: R[:rank]}, Trace(network, ()))
             for following in others:
                 fit = fit.then(following, ranks=KeepFraction(fraction))
-            yield Truncated(fit.dense(), _bond(fit), sum(value.numel() for value in fit.values.values()))
-
-
-def _bond(fit: Fit) -> int:
-    """The rank of a kernel that is two factors."""
-    return next(iter(fit.values.values())).shape[-1]
+            weight = fit.dense()
+            yield Truncated(
+                weight,
+                rank=next(iter(fit.values.values())).shape[-1],
+                relative_error=relative(weight - layer.weight, layer.weight),
+                norm_kept=float(torch.linalg.vector_norm(weight)) / norm if norm else 1.0,
+                parameters=sum(value.numel() for value in fit.values.values()),
+            )
 
 
 def treatment_of(text: str) -> Treatment:
+    """Read "out | in kh kw", or "A then B". Raises RuleError where that is no cut."""
     cuts = cut_sequence(text)
     labels = [frozenset(rule.name.replace("|", " ").split()) for rule in cuts]
     for rule, found in zip(cuts, labels, strict=True):
@@ -88,33 +110,60 @@ def asked_cuts(asked: Sequence[Asked]) -> list[str]:
 
 
 def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
-    """The kernels that may be cut. Raises ValuesError for one that is not finite, LayerError for a computed one."""
-    found, seen = [], set()
-    first_convolution = True
-    for name, module in kernel_layers(model).items():
-        labels = kernel_labels_of(module)
-        is_first = first_convolution and len(labels) > 2
-        first_convolution = first_convolution and not is_first
-        weight = module._parameters.get("weight")
-        if weight is None:
-            raise LayerError(
-                explain(
-                    f"the weight of layer {name!r} is computed from other parameters (a parametrisation, weight norm)",
-                    fix="remove the parametrisation first: torch.nn.utils.parametrize.remove_parametrizations",
-                )
-            )
-        if not bool(weight.isfinite().all()):
-            count = int((~weight.isfinite()).sum())
-            raise ValuesError(
-                explain(
-                    f"the weight of layer {name!r} holds NaN or infinity", where=f"{count} of {weight.numel()} elements"
-                )
-            )
-        skipped = any(is_first if pattern == "first" else fnmatchcase(name, pattern) for pattern in skip)
-        if not skipped and id(weight) not in seen:
-            seen.add(id(weight))
-            found.append(Layer(name, labels, weight.detach().to(device="cpu", dtype=torch.float64).clone()))
+    """The kernels that may be cut, each weight once, under the first name it has.
+
+    Args:
+        skip: globs of layers' names, or "first" for the first convolution. A weight that two layers share is left
+            alone if one of them is.
+
+    Raises:
+        ValuesError: a weight that is not finite, or empty.
+        LayerError: a weight that is computed from others, or not there yet.
+        StudyError: a glob that matches no layer.
+    """
+    modules = kernel_layers(model)
+    first = next((name for name, module in modules.items() if len(kernel_labels_of(module)) > 2), None)
+    for pattern in skip:
+        if pattern != "first" and not any(fnmatchcase(name, pattern) for name in modules):
+            raise StudyError(_no_match(f"skip {pattern!r} matches no layer", pattern, list(modules)))
+    weights = {name: _checked_weight(name, module) for name, module in modules.items()}
+    skipped = {
+        name
+        for name in modules
+        if any(name == first if pattern == "first" else fnmatchcase(name, pattern) for pattern in skip)
+    }
+    taken = {id(weights[name]) for name in skipped}
+    found = []
+    for name, module in modules.items():
+        weight = weights[name]
+        if id(weight) not in taken:
+            taken.add(id(weight))
+            kernel = weight.detach().to(device="cpu", dtype=torch.float64, copy=True)
+            found.append(Layer(name, kernel_labels_of(module), kernel))
     return found
+
+
+def _checked_weight(name: str, module: nn.Module) -> Tensor:
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise LayerError(
+            explain(
+                f"the weight of layer {name!r} is computed from other parameters (a parametrisation, weight norm)",
+                fix="remove the parametrisation first: torch.nn.utils.parametrize.remove_parametrizations",
+            )
+        )
+    if is_lazy(weight):
+        raise LayerError(explain(f"layer {name!r} has no weight yet", fix="run the model once on an input"))
+    if weight.numel() == 0:
+        raise ValuesError(explain(f"the weight of layer {name!r} is empty", shape=tuple(weight.shape)))
+    if not bool(weight.isfinite().all()):
+        count = int((~weight.isfinite()).sum())
+        raise ValuesError(
+            explain(
+                f"the weight of layer {name!r} holds NaN or infinity", where=f"{count} of {weight.numel()} elements"
+            )
+        )
+    return weight
 
 
 def rows_asked(
@@ -125,26 +174,34 @@ def rows_asked(
         raise StudyError(explain("there is nothing to do", cuts=len(treatments), keep=len(keep), scope=len(scope)))
     for fraction in keep:
         KeepFraction(fraction)
+    if not layers:
+        raise StudyError(explain("no layer is left to cut", fix="fewer layers in skip"))
     asked: list[Asked] = []
-    for treatment in treatments:
+    for treatment in {treatment.text: treatment for treatment in treatments}.values():
         fitting = [layer for layer in layers if frozenset(layer.labels) == treatment.labels]
         if not fitting:
-            kinds = "\n".join(sorted({" ".join(layer.labels) for layer in layers}))
-            raise RuleError(
-                explain(
-                    f"the cut {treatment.text!r} fits no layer: no kernel has just its labels",
-                    labels_of_kernels=kinds or "no layers left (skip)",
-                    fix="each label of a kernel on one side of the cut",
-                )
-            )
-        for fraction in dict.fromkeys(keep):
-            for name, chosen in _scopes(scope, fitting):
+            raise RuleError(_fits_nothing(treatment, layers))
+        for fraction in dict.fromkeys(map(float, keep)):
+            for name, chosen in dict(_scopes(scope, fitting)).items():
                 asked.append((treatment, fraction, name, chosen))
     return asked
 
 
+def _fits_nothing(treatment: Treatment, layers: Sequence[Layer]) -> str:
+    """Why a cut is for none of the layers: which labels it lacks, or has too many, compared with the nearest kernel."""
+    kinds = list(dict.fromkeys(layer.labels for layer in layers))
+    nearest = min(kinds, key=lambda labels: len(treatment.labels.symmetric_difference(labels)))
+    return explain(
+        f"the cut {treatment.text!r} fits no layer: no kernel has just its labels",
+        missing=" ".join(label for label in nearest if label not in treatment.labels) or None,
+        unknown=" ".join(sorted(treatment.labels.difference(nearest))) or None,
+        kernels="\n".join(" ".join(labels) for labels in kinds),
+        fix="each label of a kernel on one side of the cut, once",
+    )
+
+
 def _scopes(scope: Sequence[str], layers: Sequence[Layer]) -> Iterator[tuple[str, tuple[Layer, ...]]]:
-    for pattern in dict.fromkeys(scope):
+    for pattern in scope:
         if pattern == "all":
             yield "all", tuple(layers)
         elif pattern == "each":
@@ -152,13 +209,16 @@ def _scopes(scope: Sequence[str], layers: Sequence[Layer]) -> Iterator[tuple[str
         else:
             chosen = tuple(layer for layer in layers if fnmatchcase(layer.name, pattern))
             if not chosen:
-                near = difflib.get_close_matches(pattern, [layer.name for layer in layers], n=3, cutoff=0.3)
-                raise StudyError(
-                    explain(
-                        f"the scope {pattern!r} matches no layer that is cut",
-                        near=", ".join(near) or None,
-                        layers=", ".join(layer.name for layer in layers[:8]) + (", ..." if len(layers) > 8 else ""),
-                        fix="all, each, or a glob; layers that are skipped are not there",
-                    )
-                )
+                fact = f"the scope {pattern!r} matches no layer that is cut"
+                raise StudyError(_no_match(fact, pattern, [layer.name for layer in layers]))
             yield pattern, chosen
+
+
+def _no_match(fact: str, pattern: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+    return explain(
+        fact,
+        near=", ".join(near) or None,
+        layers=", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
+        fix="a layer's name, or a glob such as 'layer3.*'",
+    )

@@ -1,0 +1,47 @@
+"""Pages and pictures of the docs that are made from the library: `python docs/generate.py` writes them anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tnalgebra as tn
+
+DOCS = Path(__file__).parent
+
+PICTURES = {
+    "convolution": "X[n in x y] Conv[x u kh | stride=2 padding=1] Conv[y v kw | stride=2 padding=1] K[out in kh kw] "
+    "-> [n out u v]",
+    "cut": "L[out kh r] R[r in kw] -> [out in kh kw]",
+    "tucker": "G[a b c d] U[out a] V[in b] P[kh c] Q[kw d] -> [out in kh kw]",
+    "tensor_train": "A[out p] B[p in q] C[q kh s] D[s kw]",
+    "tensor_ring": "A[z out p] B[p in q] C[q kh s] D[s kw z]",
+    "cp": "A[out r] B[in r] C[kh r] D[kw r] -> [out in kh kw]",
+}
+"""Networks that the docs show; `images/NAME.svg`."""
+
+
+def rules_page() -> str:
+    """docs/rules.md: every exact rule with its equation and its docstring."""
+    simplifying = {rule.name for rule in tn.SIMPLIFY}
+    lines = [
+        "# Exact rules",
+        "",
+        "They keep the value of a network. Those marked *simplify* are what `simplify` applies: they only ever make a",
+        "network smaller, so any order ends. `rewrite` takes any list of rules. This page is generated from the",
+        "docstrings by `python docs/generate.py`.",
+    ]
+    for rule in tn.EXACT_RULES:
+        mark = " *(simplify)*" if rule.name in simplifying else ""
+        lines += ["", f"## {rule.name}{mark}", "", f"    {rule.equation}", "", rule.explanation]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    (DOCS / "rules.md").write_text(rules_page(), encoding="utf-8")
+    for name, text in PICTURES.items():
+        network = tn.parse(text)
+        tn.draw(network, DOCS / "images" / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
