@@ -1,0 +1,46 @@
+"""In a notebook a network shows itself as a drawing: a cell is run in a real kernel."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import tnalgebra
+
+
+@pytest.fixture
+def kernel_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A kernel of this very interpreter, with folders of its own: nothing that is installed for Jupyter is asked."""
+    for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(tnalgebra.__file__).parents[1]))
+    spec = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "this interpreter",
+        "language": "python",
+    }
+    folder = tmp_path / "kernels" / "this-interpreter"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+    return folder.name
+
+
+def test_network_is_shown_as_a_drawing(kernel_name: str, tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell('import tnalgebra as tn\ntn.parse("A[out:5 r] B[r in:3]")')  # type: ignore[no-untyped-call]
+    notebook = nbformat.v4.new_notebook(cells=[cell])  # type: ignore[no-untyped-call]
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, kernel_name=kernel_name, timeout=300, resources=where).execute()
+    (shown,) = notebook.cells[0].outputs
+    assert shown.output_type == "execute_result"
+    assert shown.data["text/plain"] == "Network('A[out:5 r] B[r in:3]')"
+    root = ElementTree.fromstring(shown.data["image/svg+xml"])
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert texts == {"A", "B", "out:5", "r", "in:3"}
