@@ -1,10 +1,18 @@
-"""Pages and pictures of the docs that are made from the library: `python docs/generate.py` writes them anew."""
+"""Pages and pictures of the docs that are made from the library.
+
+    python docs/generate.py                        rules.md and the drawings
+    python docs/generate.py NAME runs/FOLDER       the table and the figures of a study, in study.md under NAME
+"""
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
 from pathlib import Path
 
 import tnalgebra as tn
+from tnalgebra.study_store import read_rows, table
 
 DOCS = Path(__file__).parent
 
@@ -36,7 +44,31 @@ def rules_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+FIGURES = ("accuracy_against_parameters.png", "layers.png", "spectra.png")
+"""Of a study, those that study.md shows; `images/NAME_FIGURE`."""
+
+
+def store_study(name: str, folder: Path) -> None:
+    """Write a study's table between the marks `<!-- NAME -->` and `<!-- end -->` of study.md; take its figures over."""
+    rows = read_rows(folder)
+    kind = f"{rows[0]['images']} test images, config {rows[0]['config']}, version {rows[0]['version']}"
+    block = f"<!-- {name} -->\n\n```text\n{table(rows)}\n```\n\n{kind}.\n\n<!-- end -->"
+    page = DOCS / "study.md"
+    text, count = re.subn(
+        rf"<!-- {name} -->.*?<!-- end -->", lambda _: block, page.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    if count != 1:
+        raise SystemExit(f"study.md has {count} places marked <!-- {name} -->, not one")
+    page.write_text(text, encoding="utf-8")
+    for figure in FIGURES:
+        if (folder / figure).exists():
+            shutil.copyfile(folder / figure, DOCS / "images" / f"{name}_{figure}")
+
+
 def main() -> None:
+    if len(sys.argv) == 3:
+        store_study(sys.argv[1], Path(sys.argv[2]))
+        return
     (DOCS / "rules.md").write_text(rules_page(), encoding="utf-8")
     for name, text in PICTURES.items():
         network = tn.parse(text)

@@ -15,18 +15,20 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 import tnalgebra as tn
-from models import build_model, load_weights
+from models import MODELS, build_model, load_weights
 from tnalgebra.errors import DataError, TnalgebraError, explain
 from tnalgebra.files import write_whole
-from tnalgebra.images import Images, default_normalisation, load_images
+from tnalgebra.images import default_normalisation, load_images
+from tnalgebra.study_store import config_hash
 from tnalgebra.training import train_classifier
 
+RECALIBRATION_IMAGES = 5000
 ALL_SEVEN = tuple(cut.name for cut in tn.all_cuts("out in kh kw"))
 
 
@@ -59,7 +61,7 @@ class Config:
     """of each channel; by default ImageNet's for colour images, 1 for grey ones"""
     image_size: int | None = None
     """pixels: resize and crop a folder's images to this; needed only if they differ in size"""
-    batch_size: int = 500
+    batch_size: int = 128
     """images at a time; no influence on the result beyond rounding"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the network is tested; auto takes a GPU if there is one"""
@@ -68,26 +70,34 @@ class Config:
     epochs: int = 15
     """of the training of cnn4, where it has to be trained"""
     seed: int = 0
-    """of the training, and of the choice of images under --limit"""
+    """of the first weights and the training of cnn4, of your own function, and of the choice of images (--limit)"""
     output: Path = Path("runs/compressibility")
     """folder for rows (results.jsonl), figures and the trained network"""
 
 
 def main(config: Config) -> tn.Study:
-    """Run the study; returns its rows."""
+    """Run the study; returns its rows.
+
+    Raises:
+        TnalgebraError: a setting, the data or the weights are not what they should be; see `tn.study`.
+    """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     config = dataclasses.replace(config, device=device)
     for field in dataclasses.fields(config):
         print(f"{field.name:<16}{getattr(config, field.name)}")
-    print()
+    train_first = config.weights is None and config.model == "cnn4"
+    if config.weights is None and config.model in MODELS and not train_first:
+        raise DataError(explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)"))
     images = load_images(config.data, "test", image_size=config.image_size)
-    model = build_model(config.model, classes=len(images.classes), channels=images.channels)
+    usual_mean, usual_std = default_normalisation(images)
+    config = dataclasses.replace(config, mean=config.mean or usual_mean, std=config.std or usual_std)
+    print(f"\n{len(images)} images of {len(images.classes)} classes, {images.channels} x ", end="")
+    print(f"{images.pixels.shape[2]} x {images.pixels.shape[3]}, mean {config.mean}, std {config.std}", flush=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, classes=len(images.classes), channels=images.channels)
     if config.weights is not None:
         load_weights(model, config.weights)
-    elif config.model == "cnn4":
-        _train(model, config, images)
-    elif ":" not in config.model:
-        raise DataError(explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)"))
     training = load_images(config.data, "train", image_size=config.image_size) if config.recalibrate_bn else None
     found = tn.study(
         model,
@@ -99,7 +109,7 @@ def main(config: Config) -> tn.Study:
         skip=config.skip,
         limit=config.limit,
         recalibrate_bn=config.recalibrate_bn,
-        training_data=training and training.subset(min(5000, len(training)), seed=config.seed),
+        training_data=training and training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=config.seed),
         mean=config.mean,
         std=config.std,
         batch_size=config.batch_size,
@@ -107,37 +117,43 @@ def main(config: Config) -> tn.Study:
         dtype=getattr(torch, config.dtype),
         seed=config.seed,
         name=config.model,
+        prepare=(lambda network: _train(network, config)) if train_first else None,
+        facts={"epochs": config.epochs} if train_first else None,
     )
     print(f"\n{found.table()}\n\nrows and figures: {config.output}/")
     return found
 
 
-def _train(model: torch.nn.Module, config: Config, images: Images) -> None:
+def _train(model: torch.nn.Module, config: Config) -> None:
     """Train cnn4 on the training images and keep it in the output folder; take it from there if it is there."""
-    path = config.output / f"cnn4-seed{config.seed}-epochs{config.epochs}.pth"
+    training = load_images(config.data, "train", image_size=config.image_size)
+    settings: dict[str, Any] = {
+        "epochs": config.epochs,
+        "batch_size": 64,
+        "learning_rate": 5e-3,
+        "weight_decay": 1e-2,
+        "max_shift": 1,
+        "seed": config.seed,
+        "mean": config.mean,
+        "std": config.std,
+    }
+    path = config.output / f"cnn4-{config_hash({**settings, 'images': training.fingerprint})}.pth"
     if not path.exists():
-        training = load_images(config.data, "train", image_size=config.image_size)
-        mean, std = default_normalisation(images)
-        print(f"training {config.model} on {len(training)} images of {config.data}")
-        train_classifier(
-            model,
-            training,
-            epochs=config.epochs,
-            batch_size=64,
-            learning_rate=5e-3,
-            weight_decay=1e-2,
-            max_shift=1,
-            seed=config.seed,
-            mean=config.mean or mean,
-            std=config.std or std,
-            device=config.device,
-        )
+        print(f"training cnn4 on {len(training)} images of {config.data}", flush=True)
+        train_classifier(model, training, **settings, device=config.device)
         write_whole(path, lambda temporary: torch.save({"state_dict": model.cpu().state_dict()}, temporary))
     load_weights(model, path)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command line: errors as one message, and an interruption without a traceback."""
     try:
         main(tyro.cli(Config, description=__doc__))
     except TnalgebraError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped: the same command goes on where it was")
+
+
+if __name__ == "__main__":
+    run()

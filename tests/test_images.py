@@ -505,8 +505,8 @@ def test_a_broken_cache_is_made_again(damage: Callable[[Path], None], write: Wri
 def test_nothing_is_left_in_the_cache_when_writing_stops(
     write: Write, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(stream: Any, array: Any) -> None:
-        stream.write(b"half")
+    def interrupt(file: Path, array: Any) -> None:
+        file.write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(np, "save", interrupt)

@@ -195,7 +195,7 @@ def test_symmetric_networks_in_other_words(text: str) -> None:
     [
         (rings(24), rings(12, 12)),
         (rings(10, 10, 10, 10), rings(8, 8, 8, 8, 8)),
-        (rings(3, 3, 3, 3, 3, 3, 6, 6, 12), rings(3, 3, 3, 3, 6, 6, 6, 12)),
+        (rings(4, 4, 8, 8), rings(4, 6, 6, 8)),
         (ROOK, SHRIKHANDE),
     ],
     ids=["rings", "more rings", "rings in common", "strongly regular"],

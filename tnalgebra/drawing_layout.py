@@ -27,7 +27,7 @@ LARGEST_CIRCLE = 21.0
 """A name that needs a circle of a larger radius stands in a flat shape with round ends."""
 
 LARGEST_DRAWING = 120
-"""Nodes; a network of more is neither drawn in seconds nor read."""
+"""Nodes; a larger network takes long to draw, and nobody could read it."""
 
 LEG_ROOM = 45.0
 """How far from a vertex the energy layout keeps the ends of its legs."""
@@ -188,6 +188,7 @@ def _component(vertices: Sequence[Vertex], items: Sequence[Item]) -> Layout:
     half = np.array([vertex.half for vertex in vertices])
     simple = all(degree <= 2 for _, degree in graph.degree)
     is_chain = simple and graph.number_of_edges() == len(vertices) - 1
+    large = len(items) > 80  # one try is to do
     if is_chain:
         tries = [(0.0, chain(graph))]
     elif simple:
@@ -195,13 +196,12 @@ def _component(vertices: Sequence[Vertex], items: Sequence[Item]) -> Layout:
     else:
         tries = [
             upright(xy[: len(vertices)], graph)
-            for whole in (graph, _with_leg_ends(graph, items))
+            for whole in ((graph,) if large else (graph, _with_leg_ends(graph, items)))
             for xy in energy_layouts(whole, untangle=whole is not graph)[: 3 if len(vertices) <= 12 else 1]
         ]
-    large = len(items) > 80
     for factor in (1.0, 1.45) if large else (1.0, 1.2, 1.45, 1.75, 2.1):
         found: list[tuple[bool, float, Array, Choice]] = []
-        for slant, xy in tries[: 1 if large else None]:
+        for slant, xy in tries:
             points = push_apart(xy * factor, half)
             choice = choose(vertices, items, points, outward(points, graph, hang=is_chain))
             found.append((choice.worst >= THROUGH_TEXT, choice.total + 10 * slant * len(vertices), points, choice))

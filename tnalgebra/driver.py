@@ -35,20 +35,19 @@ def rewrite(
     """
     network, tensors = bind_values(network, values or {})
     fit = Fit(network, tensors, Trace(network, ()))
-    for _ in range(max_steps):
-        chosen = _next(fit.network, rules, order)
-        if chosen is None:
-            return fit
+    while chosen := _next(fit.network, rules, order):
+        if len(fit.trace.steps) == max_steps:
+            last = ", ".join(dict.fromkeys(step.rule.name for step in fit.trace.steps[-10:]))
+            raise RuleError(
+                explain(
+                    f"rules still apply after {max_steps} steps",
+                    last=last,
+                    network=fit.network,
+                    fix="leave out a rule that undoes another, or raise max_steps",
+                )
+            )
         fit = fit.then(chosen[0], at=chosen[1])
-    last = ", ".join(dict.fromkeys(step.rule.name for step in fit.trace.steps[-10:]))
-    raise RuleError(
-        explain(
-            f"rules still apply after {max_steps} steps",
-            last=last,
-            network=fit.network,
-            fix="leave out a rule that undoes another, or raise max_steps",
-        )
-    )
+    return fit
 
 
 def _next(network: Network, rules: Sequence[Rule], order: Random | None) -> tuple[Rule, Place] | None:

@@ -8,11 +8,9 @@ import json
 import os
 import struct
 import tarfile
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import DataError, explain
+from .files import write_whole
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -472,16 +471,11 @@ def _cached(file: Path, count: int) -> NDArray[np.uint8] | None:
 
 def _store(file: Path, pixels: NDArray[np.uint8]) -> None:
     """Keep decoded images in `file`, whole or not at all; a cache that cannot be written costs time, nothing else."""
-    temporary: Path | None = None
+
+    def write(temporary: Path) -> None:
+        np.save(temporary, pixels)
+
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as stream:
-            temporary = Path(stream.name)
-            np.save(stream, pixels)
-        os.replace(temporary, file)
+        write_whole(file, write)
     except OSError as error:
         warnings.warn(f"decoded images are not kept in {str(file.parent)!r}: {error}", stacklevel=3)
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                temporary.unlink()

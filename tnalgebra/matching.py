@@ -109,9 +109,15 @@ def _sizes_agree(pattern: Network, host: Network, state: _State) -> bool:
 def whole_tensors(found: list[Match], host: Network) -> list[tuple[Match, ...]]:
     """Group matches so that a tied tensor is matched at all its occurrences, or not at all.
 
-    Each group is a set of disjoint matches with the same tensors; a match whose tensors stand nowhere else is a
-    group of its own. A tied tensor that no such set covers is left out.
+    Each group is a set of disjoint matches with the same tensors, attributes and sizes, so that what one of them
+    becomes, all of them become; a match whose tensors stand nowhere else is a group of its own. A tied tensor that
+    no such set covers is left out.
     """
+
+    def alike(match: Match) -> tuple[object, ...]:
+        sizes = {label: host.sizes.get(thing) for label, thing in match.labels.items()}
+        return match.names, match.attributes, sizes
+
     occurrences = tensor_nodes(host)
     groups: list[tuple[Match, ...]] = []
     for number, match in enumerate(found):
@@ -121,8 +127,7 @@ def whole_tensors(found: list[Match], host: Network) -> list[tuple[Match, ...]]:
         for other in found[number + 1 :]:
             if wanted <= covered:
                 break
-            same = other.names == match.names and other.attributes == match.attributes
-            if same and not covered & set(other.nodes):
+            if alike(other) == alike(match) and not covered & set(other.nodes):
                 group.append(other)
                 covered |= set(other.nodes)
         if wanted <= covered:

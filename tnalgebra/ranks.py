@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from typing import TypeAlias
 
 from .errors import RankError, explain
@@ -94,7 +95,13 @@ def kept(rank: Rank, full: int, *, bond: str, singular_values: Callable[[], Sequ
         case RelativeError():
             return _fewest(rank.error, singular_values())
         case ParameterBudget():
-            raise RankError(explain("a ParameterBudget is for all bonds together", bond=bond, fix=f"ranks={rank!r}"))
+            raise RankError(
+                explain(
+                    "a ParameterBudget is for all bonds of a rule together",
+                    bond=bond,
+                    fix=f"ranks={rank!r}; or an integer, KeepFraction or RelativeError for this bond",
+                )
+            )
     if isinstance(rank, float | bool):
         raise RankError(
             explain(f"the rank of bond {bond!r} is {rank!r}", fix=f"an integer, or KeepFraction({float(rank)})")
@@ -112,6 +119,32 @@ def kept(rank: Rank, full: int, *, bond: str, singular_values: Callable[[], Sequ
     return number
 
 
+def allowance(budget: ParameterBudget, parameters: int, *, least: int) -> int:
+    """How many parameters a budget allows.
+
+    Args:
+        parameters: of the left side.
+        least: what the right side takes at rank 1.
+
+    Raises:
+        RankError: the budget allows fewer than that.
+    """
+    allowed = math.floor(budget.fraction * parameters)
+    if least > allowed:
+        fix = "none: the left side is smaller" if least > parameters else _least_fraction(least, parameters)
+        raise RankError(explain(f"{budget!r} allows {allowed} parameters, rank 1 takes {least}", fix=fix))
+    return allowed
+
+
+def _least_fraction(least: int, parameters: int) -> str:
+    exact = Decimal(least) / parameters
+    step = Decimal(1).scaleb(exact.adjusted() - 2)
+    fraction = exact.quantize(step, ROUND_CEILING)
+    if math.floor(float(fraction) * parameters) < least:  # the float lies a hair below the decimal
+        fraction += step
+    return f"a fraction of at least {float(fraction):g}"
+
+
 def rank_of(ranks: Mapping[str, Rank] | Rank, bond: str) -> Rank:
     """The rank of a rule's only bond: under its label, or given alone.
 
@@ -126,7 +159,7 @@ def rank_of(ranks: Mapping[str, Rank] | Rank, bond: str) -> Rank:
 
 
 def _fewest(error: float, singular_values: Sequence[float]) -> int:
-    allowed = error * math.sqrt(math.fsum(value * value for value in singular_values))
+    allowed = error * math.hypot(*singular_values)
     count = len(singular_values)
     dropped = 0.0
     while count > 1:

@@ -8,9 +8,10 @@ approximate rule computes values itself and claims an error.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .contraction import contract
-from .errors import RuleError, explain
+from .errors import RuleError, ValuesError, explain
 from .evaluation import Values, bind, evaluate, magnitude, pattern
 from .files import write_text
 from .network import Network, carriers, draw, parameters, tensor_nodes
@@ -52,7 +53,7 @@ class Options:
     bind: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
     """What a rule makes of one place.
 
@@ -85,6 +86,8 @@ class Rule:
     equation: the rule in the notation, or as near to it as the notation goes.
     start: the left side as a network, for given values; None if the rule needs a network to be applied to.
     ranks: labels of the bonds whose ranks the caller chooses.
+    variables: names and labels of the left side, which `bind` may narrow down.
+    labels: of the right side, whose sizes the caller may give.
     spec: what a saved trace holds to find or make the rule again.
     """
 
@@ -95,6 +98,8 @@ class Rule:
     build: Builder = field(repr=False)
     start: Callable[[Mapping[str, Any]], Network] | None = field(default=None, repr=False)
     ranks: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     spec: Mapping[str, str] = field(default_factory=dict)
     explanation: str = field(default="", repr=False)
 
@@ -226,6 +231,14 @@ class Trace:
             following = fit.then(
                 step.rule, at=step.place, bind=step.options.bind, ranks=step.change.ranks, sizes=step.options.sizes
             )
+            if not _agree(step.after, following.network):
+                raise RuleError(
+                    explain(
+                        f"step {number}, {step.rule.name}, does not lead where the trace says",
+                        trace=step.after,
+                        true=following.network,
+                    )
+                )
             check_step(following.trace.steps[-1], fit.values, following.values, number=number)
             fit = following
 
@@ -248,6 +261,12 @@ class Trace:
             if not step.rule.spec:
                 raise RuleError(explain(f"the rule {step.rule.name!r} cannot be saved", fix="a rule made by tn.rule"))
         write_text(path, json.dumps({"start": str(self.start), "steps": steps}, indent=2) + "\n")
+
+
+def _agree(claimed: Network, found: Network) -> bool:
+    """The same nodes and outputs; sizes that a trace without values does not know are no disagreement."""
+    same = (claimed.nodes, claimed.output) == (found.nodes, found.output)
+    return same and claimed.sizes.items() <= found.sizes.items()
 
 
 def check_step(step: Step, before: Values, after: Values, *, number: int = 1) -> None:
@@ -282,28 +301,45 @@ def check_step(step: Step, before: Values, after: Values, *, number: int = 1) ->
 
 
 def relative(difference: Tensor, reference: Tensor) -> float:
-    """||difference||_F / ||reference||_F; 0 if both are 0."""
-    norm = float(torch.linalg.vector_norm(difference.double()))
-    return norm and norm / float(torch.linalg.vector_norm(reference.double()))
+    """||difference||_F / ||reference||_F; 0 if both are 0, infinite if only the reference is."""
+    above, below = norm(difference), norm(reference)
+    return above and (above / below if below else math.inf)
+
+
+def norm(tensor: Tensor) -> float:
+    """||tensor||_F in float64, also where the squares of its elements overflow or vanish."""
+    tensor = tensor.double()
+    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+    return largest and largest * float(torch.linalg.vector_norm(tensor / largest))
+
+
+def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The type that loses nothing of any of them; float64 if there are none."""
+    dtypes = [tensor.dtype for tensor in tensors]
+    return reduce(torch.promote_types, dtypes) if dtypes else torch.float64
 
 
 def values_for(network: Network, values: Values) -> dict[str, Tensor]:
-    """The values of a network's own tensors, out of those of a larger one."""
+    """The values of a network's own tensors, out of those of a larger one. Raises ValuesError if one is missing."""
+    missing = [name for name in tensor_nodes(network) if name not in values]
+    if missing:
+        raise ValuesError(explain(f"no value for {', '.join(map(repr, missing))}", where=network))
     return {name: values[name] for name in tensor_nodes(network)}
 
 
 def value_of(network: Network, values: Values, *, dtype: torch.dtype | None = None) -> Tensor:
     """The value of a network in `dtype` (by default the values' own), index patterns dense."""
     network, tensors = bind(network, values_for(network, values))
-    like = next(iter(tensors.values()), torch.zeros((), dtype=torch.float64))
+    dtype = dtype or common_dtype(tensors.values())
+    device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     operands = []
     for node in network.nodes:
-        dense = tensors[node.name] if isinstance(node, NamedTensor) else pattern(node, network).to(like.device)
-        operands.append((dense.to(dtype or like.dtype), node.labels))
+        dense = tensors[node.name] if isinstance(node, NamedTensor) else pattern(node, network).to(device)
+        operands.append((dense.to(dtype), node.labels))
     return contract(operands, network.output)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
     """A network with values, and the trace that led to it. What every rewrite returns.
 
@@ -376,11 +412,17 @@ def fire(
 
 
 def _check_options(rule: Rule, options: Options) -> None:
-    if isinstance(options.ranks, Mapping):
-        for bond in options.ranks:
-            if bond not in rule.ranks:
-                known = " ".join(rule.ranks) or "none: it has no bonds to choose"
-                raise RuleError(explain(f"the rule {rule.name!r} has no rank {bond!r}", ranks=known))
+    """Every word the caller uses is one the rule has."""
+    ranks = options.ranks if isinstance(options.ranks, Mapping) else rule.ranks or ("all bonds",)
+    for kind, given, known in (
+        ("bond", ranks, rule.ranks),
+        ("variable", options.bind, rule.variables),
+        ("label on its right side", options.sizes, rule.labels),
+    ):
+        for word in given:
+            if word not in known:
+                listed = " ".join(known) or "none"
+                raise RuleError(explain(f"the rule {rule.name!r} has no {kind} {word!r}", known=listed))
 
 
 def _choose(rule: Rule, network: Network, at: int | Place | None, options: Options) -> Place:

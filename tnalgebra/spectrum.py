@@ -34,6 +34,8 @@ MAX_LABELS = 12
 FIGURE_FORMATS = (".png", ".svg")
 LEAST_DRAWN = 1e-8
 LEGEND_ROWS = 40
+DISTINCT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+"""Told apart by the colour-blind too (M. Okabe and K. Ito 2002), without the yellow, which is faint on white."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +328,9 @@ def _drawn(found: Spectra) -> Figure:
     panels = dict(zip(cuts, figure.subplots(down, across, squeeze=False, sharey=True).flat, strict=False))
     for panel in figure.axes[len(cuts) :]:
         panel.set_axis_off()
-    colours = colormaps["viridis"].resampled(max(2, len(layers)))
+    few = len(layers) <= len(DISTINCT_COLOURS)
+    shades = np.linspace(0, 0.93, len(layers))  # viridis up to where it is too bright for white paper
+    colours = DISTINCT_COLOURS[: len(layers)] if few else [colormaps["viridis"](shade) for shade in shades]
     for cut, panel in panels.items():
         panel.set(title=cut, yscale="log", xlim=(0, 1.02))
         panel.grid(alpha=0.3)
@@ -337,13 +341,13 @@ def _drawn(found: Spectra) -> Figure:
         panels[str(item.cut)].plot(
             ranks,
             shown,
-            color=colours(layers.index(item.layer)),
+            color=colours[layers.index(item.layer)],
             linewidth=1,
             marker="." if len(numbers) <= 16 else "",
         )
     figure.supxlabel("rank / number of singular values")
     figure.supylabel("singular value / largest")
-    lines = [Line2D([], [], color=colours(number)) for number in range(len(layers))]
+    lines = [Line2D([], [], color=colour) for colour in colours]
     columns = max(1, -(-len(layers) // LEGEND_ROWS))
-    figure.legend(lines, layers, loc="outside right upper", fontsize="xx-small", ncols=columns)
+    figure.legend(lines, layers, loc="outside right upper", fontsize="x-small", ncols=columns, frameon=False)
     return figure

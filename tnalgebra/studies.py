@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,8 +23,7 @@ from ._version import VERSION
 from .errors import DataError, StudyError, explain
 from .images import Images, check_classes, default_normalisation, load_images
 from .layers import kernel_layers
-from .rewriting import relative
-from .study_figures import draw_figures
+from .study_figures import draw_kernels, draw_results
 from .study_plan import Asked, Layer, Treatment, Truncated, asked_cuts, layers_of, rows_asked, treatment_of
 from .study_store import Row, Store, config_hash, table
 from .training import accuracy, recalibrate_batch_norm
@@ -35,8 +34,14 @@ if TYPE_CHECKING:
 Key: TypeAlias = tuple[str, float | None, str]
 """What makes a row: the cut, the fraction kept, the scope."""
 
+BASELINE: Key = ("none", None, "all")
+"""The row of the network as it is."""
+
 REDRAW_SECONDS = 60
 """How often figures are drawn anew while rows come in."""
+
+REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What a network's `forward` raises on input it was not made for; torch's own layers raise the first two."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,13 @@ def study(
     training_data: Images | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    batch_size: int = 500,
+    batch_size: int = 128,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     name: str | None = None,
+    prepare: Callable[[nn.Module], None] | None = None,
+    facts: Mapping[str, object] | None = None,
     progress: bool = True,
 ) -> Study:
     """Truncate kernels across cuts, contract them back, test the network; a row for each cut, fraction and scope.
@@ -95,8 +102,13 @@ def study(
         limit: test on so many images only, equally many of each class, chosen by `seed`.
         recalibrate_bn: estimate batch-norm statistics anew after truncation, on `training_data`.
         mean, std: of each channel, after scaling to [0, 1]; by default those of `default_normalisation`.
-        dtype: in which the network is tested. Truncation is in float64.
+        dtype: in which the network is tested. Truncation is in float64, of the weights as they are given.
         name: of the model, in rows; by default its class.
+        prepare: called with a copy of `model` that is studied in its place: trains it, for instance. Everything
+            else has been checked by then, and the folder is locked.
+        facts: further settings for the folder's config, which are compared when it is opened again: those of
+            `prepare`.
+        progress: show a progress bar where standard error is a terminal.
 
     Returns:
         The folder and the rows asked for. accuracy is top-1, 0 to 1; mean_squared_relative_error is the mean of
@@ -107,27 +119,27 @@ def study(
         RuleError, RankError: a cut or a fraction is none, before anything runs.
         ValuesError: a weight is not finite (the layer is named).
         DataError: the images do not fit the network.
-        StudyError: nothing is in the scope; the folder is in use, or of another config.
+        LayerError: a weight is computed from other parameters.
+        StudyError: nothing is in the scope; the folder is in use, of another config, or cannot be written.
     """
     images = data if isinstance(data, Images) else load_images(str(data), "test")
     if limit is not None:
         images = images.subset(limit, seed=seed)
+    if recalibrate_bn and training_data is None:
+        raise StudyError(explain("recalibrate_bn needs training images", fix="training_data=..."))
     usual_mean, usual_std = default_normalisation(images)
     settings: dict[str, Any] = {
         "mean": list(mean or usual_mean),
         "std": list(std or usual_std),
         "batch_size": batch_size,
         "dtype": dtype,
-        "device": device,
+        "device": _checked_device(device),
     }
-    model = deepcopy(model).to(device=device, dtype=dtype).eval()
     layers = layers_of(model, skip)
     asked = rows_asked([treatment_of(text) for text in cuts], keep, scope, layers)
-    if recalibrate_bn and training_data is None:
-        raise StudyError(explain("recalibrate_bn needs training images", fix="training_data=..."))
+    check_classes(images, _outputs(_tested(model, settings), images, settings))
     config = {
         "model": name or type(model).__name__,
-        "weights": _fingerprint(model),
         "data": images.source,
         "images": images.fingerprint,
         "skip": list(skip),
@@ -137,13 +149,34 @@ def study(
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.device(device).type,
         "seed": seed,
+        **(facts or {}),
     }
     with Store(Path(output), config).opened() as store:
-        check_classes(images, _outputs(model, images, settings))
-        runner = _Runner(model, images, training_data if recalibrate_bn else None, settings, store)
+        if prepare is not None:
+            model = deepcopy(model)
+            prepare(model)
+            layers = layers_of(model, skip)
+            asked = rows_asked([treatment_of(text) for text in cuts], keep, scope, layers)
+        store.settle(weights=_fingerprint(model))
+        draw_kernels(store.folder, store.rows, layers, asked_cuts(asked))
+        runner = _Runner(_tested(model, settings), images, training_data if recalibrate_bn else None, settings, store)
         tested = runner.run(asked, layers, progress=progress)
-        draw_figures(store.folder, store.rows, layers, asked_cuts(asked))
+        draw_results(store.folder, store.rows, layers)
     return Study(store.folder, tested)
+
+
+def _checked_device(device: str) -> str:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        because = str(error).strip().partition("\n")[0]
+        raise StudyError(explain(f"there is no device {device!r} here", because=because, fix="cpu")) from error
+    return device
+
+
+def _tested(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
+    """A copy to be tested: on the device, in the dtype, in evaluation mode."""
+    return deepcopy(model).to(device=settings["device"], dtype=settings["dtype"]).eval()
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -161,12 +194,24 @@ def _outputs(model: nn.Module, images: Images, settings: Mapping[str, Any]) -> i
     try:
         with torch.inference_mode():
             logits = model(pixels)
-    except RuntimeError as error:
+    except REFUSALS as error:
         raise DataError(
-            explain("the network does not take these images", images=tuple(images.pixels.shape[1:]), because=error)
+            explain(
+                "the network does not take these images",
+                network=type(model).__name__,
+                images=f"{images.source}: (channels, height, width) = {tuple(images.pixels.shape[1:])}",
+                because=f"{type(error).__name__}: {error}",
+            )
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise DataError(explain("the network gives no logits of shape (images, classes)", network=type(model).__name__))
+        given_instead = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise DataError(
+            explain(
+                "the network gives no logits of shape (images, classes)",
+                network=type(model).__name__,
+                gives=f"{given_instead} for one image",
+            )
+        )
     return logits.shape[1]
 
 
@@ -191,15 +236,16 @@ class _Runner:
         from tqdm import tqdm
 
         drawn = time.monotonic()
-        keys = [("none", None, "all"), *((treatment.text, keep, scope) for treatment, keep, scope, _ in asked)]
+        keys = [BASELINE, *((treatment.text, keep, scope) for treatment, keep, scope, _ in asked)]
         with tqdm(
             total=len(keys),
             initial=sum(key in self.done for key in keys),
             unit="row",
             disable=None if progress else True,
         ) as bar:
-            if keys[0] not in self.done:
-                self._finish(keys[0], {}, (), time.monotonic())
+            if BASELINE not in self.done:
+                bar.set_description("as it is")
+                self._finish(BASELINE, {}, (), time.monotonic())
                 bar.update()
             for treatment, group in groupby(asked, key=lambda item: item[0]):
                 todo = [item for item in group if (treatment.text, *item[1:3]) not in self.done]
@@ -215,7 +261,7 @@ class _Runner:
                     )
                     bar.update()
                     if time.monotonic() - drawn > REDRAW_SECONDS:
-                        draw_figures(self.store.folder, self.store.rows, layers, asked_cuts(asked))
+                        draw_results(self.store.folder, self.store.rows, layers)
                         drawn = time.monotonic()
         return [self.done[key] for key in keys]
 
@@ -227,17 +273,16 @@ class _Runner:
                 if keep not in fractions:
                     fractions.append(keep)
         return {
-            (name, keep): truncated
+            (name, keep): replace(truncated, weight=truncated.weight.to(self.modules[name].weight))
             for name, (layer, fractions) in wanted.items()
             for keep, truncated in zip(fractions, treatment.truncated(layer, fractions), strict=True)
         }
 
     def _finish(self, key: Key, kernels: Mapping[str, Truncated], touched: Sequence[Layer], started: float) -> None:
         top1 = self._accuracy({name: truncated.weight for name, truncated in kernels.items()})
-        before = self.done.get(("none", None, "all"))
-        details = {layer.name: _details(layer, kernels[layer.name]) for layer in touched}
+        before = self.done.get(BASELINE)
         saved = sum(layer.weight.numel() - kernels[layer.name].parameters for layer in touched)
-        errors = [detail["relative_error"] ** 2 for detail in details.values()]
+        errors = [truncated.relative_error**2 for truncated in kernels.values()]
         row: Row = {
             "model": self.store.config["model"],
             "rewrite": key[0],
@@ -247,8 +292,8 @@ class _Runner:
             "accuracy_change": top1 - before["accuracy"] if before else 0.0,
             "images": len(self.images),
             "mean_squared_relative_error": math.fsum(errors) / len(errors) if errors else 0.0,
-            "parameters_kept": 1 - saved / self.parameters,
-            "layers": details,
+            "parameters_kept": (self.parameters - saved) / self.parameters,
+            "layers": {name: _details(truncated) for name, truncated in kernels.items()},
             "config": config_hash(self.store.config),
             "version": VERSION,
             "seconds": round(time.monotonic() - started, 3),
@@ -268,12 +313,11 @@ class _Runner:
             self.model.load_state_dict(self.state)
 
 
-def _details(layer: Layer, truncated: Truncated) -> dict[str, float | int]:
-    norm = float(torch.linalg.vector_norm(layer.weight))
+def _details(truncated: Truncated) -> dict[str, float | int]:
     return {
         "rank": truncated.rank,
-        "relative_error": relative(truncated.weight - layer.weight, layer.weight),
-        "norm_kept": float(torch.linalg.vector_norm(truncated.weight)) / norm if norm else 1.0,
+        "relative_error": truncated.relative_error,
+        "norm_kept": truncated.norm_kept,
         "parameters": truncated.parameters,
     }
 

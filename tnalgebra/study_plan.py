@@ -21,7 +21,7 @@ from .ranks import KeepFraction, kept
 from .rewriting import Fit, Rule, Trace, relative
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """A kernel of the network: where it is, its labels in torch's order, its weight in float64."""
 
@@ -46,7 +46,7 @@ class Truncated:
     """As the last cut's two factors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Treatment:
     """Cuts that follow one another on a kernel, and how they are written."""
 
@@ -176,15 +176,23 @@ def rows_asked(
         KeepFraction(fraction)
     if not layers:
         raise StudyError(explain("no layer is left to cut", fix="fewer layers in skip"))
-    asked: list[Asked] = []
-    for treatment in {treatment.text: treatment for treatment in treatments}.values():
-        fitting = [layer for layer in layers if frozenset(layer.labels) == treatment.labels]
-        if not fitting:
+    fitting = {
+        treatment: tuple(layer for layer in layers if frozenset(layer.labels) == treatment.labels)
+        for treatment in {treatment.text: treatment for treatment in treatments}.values()
+    }
+    for treatment, chosen in fitting.items():
+        if not chosen:
             raise RuleError(_fits_nothing(treatment, layers))
-        for fraction in dict.fromkeys(map(float, keep)):
-            for name, chosen in dict(_scopes(scope, fitting)).items():
-                asked.append((treatment, fraction, name, chosen))
-    return asked
+    names = [layer.name for layer in layers if any(layer in chosen for chosen in fitting.values())]
+    for pattern in scope:
+        if pattern not in ("all", "each") and not any(fnmatchcase(name, pattern) for name in names):
+            raise StudyError(_no_match(f"the scope {pattern!r} matches no layer that is cut", pattern, names))
+    return [
+        (treatment, fraction, name, chosen)
+        for treatment, there in fitting.items()
+        for fraction in dict.fromkeys(map(float, keep))
+        for name, chosen in _scopes(scope, there).items()
+    ]
 
 
 def _fits_nothing(treatment: Treatment, layers: Sequence[Layer]) -> str:
@@ -200,18 +208,17 @@ def _fits_nothing(treatment: Treatment, layers: Sequence[Layer]) -> str:
     )
 
 
-def _scopes(scope: Sequence[str], layers: Sequence[Layer]) -> Iterator[tuple[str, tuple[Layer, ...]]]:
+def _scopes(scope: Sequence[str], layers: tuple[Layer, ...]) -> dict[str, tuple[Layer, ...]]:
+    """Name of each scope -> its layers; a glob that matches none of these layers is left out."""
+    found: dict[str, tuple[Layer, ...]] = {}
     for pattern in scope:
         if pattern == "all":
-            yield "all", tuple(layers)
+            found["all"] = layers
         elif pattern == "each":
-            yield from ((layer.name, (layer,)) for layer in layers)
-        else:
-            chosen = tuple(layer for layer in layers if fnmatchcase(layer.name, pattern))
-            if not chosen:
-                fact = f"the scope {pattern!r} matches no layer that is cut"
-                raise StudyError(_no_match(fact, pattern, [layer.name for layer in layers]))
-            yield pattern, chosen
+            found |= {layer.name: (layer,) for layer in layers}
+        elif chosen := tuple(layer for layer in layers if fnmatchcase(layer.name, pattern)):
+            found[pattern] = chosen
+    return found
 
 
 def _no_match(fact: str, pattern: str, names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +16,12 @@ from .errors import StudyError, explain
 from .files import write_text
 
 Row: TypeAlias = dict[str, Any]
+
+FIELDS = (
+    *("model", "rewrite", "keep", "scope", "accuracy", "accuracy_change", "images", "mean_squared_relative_error"),
+    *("parameters_kept", "layers", "config", "version", "seconds"),
+)
+"""What every row has."""
 
 ROWS = "results.jsonl"
 CONFIG = "config.json"
@@ -39,44 +45,57 @@ class Store:
 
     @contextmanager
     def opened(self) -> Iterator[Store]:
-        """Lock the folder, check its config, read the rows it has.
+        """Lock the folder, compare its config with what is known of ours, read the rows it has.
 
         Raises:
-            StudyError: another process has it; it holds a study of another config; a line is no row.
+            StudyError: another process has it; it holds a study of another config; a line is no row of it; it
+                cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StudyError(
-                explain(
-                    f"another process is writing into {self.folder}",
-                    fix="wait for it to finish, or choose another --output",
-                )
-            ) from error
-        try:
-            self._check_config()
+        with _locked(self.folder):
+            self._compare(self._config_there(), self.config)
             self.rows = read_rows(self.folder, mend=True)
             yield self
-        finally:
-            lock.release()
 
-    def _check_config(self) -> None:
+    def settle(self, **more: object) -> None:
+        """Add to the config what is known by now: it is whole then, and is compared, or kept if the folder is new."""
+        self.config |= more
+        there = self._config_there()
+        self._compare(there, {**dict.fromkeys(there or ()), **self.config})
+        if there is None:
+            with _writing(self.folder):
+                write_text(self.folder / CONFIG, json.dumps(self.config, indent=2) + "\n")
+        ours = config_hash(self.config)
+        for number, row in enumerate(self.rows, 1):
+            if row["config"] != ours:
+                raise StudyError(
+                    explain(
+                        f"row {number} of {self.folder / ROWS} is of another config",
+                        hash=f"{row['config']} there, {ours} of {CONFIG}",
+                        fix="another --output",
+                    )
+                )
+
+    def _config_there(self) -> dict[str, Any] | None:
         path = self.folder / CONFIG
         if not path.exists():
             if (self.folder / ROWS).exists():
                 raise StudyError(explain(f"{self.folder} has rows and no {CONFIG}", fix="another --output"))
-            write_text(path, json.dumps(self.config, indent=2) + "\n")
-            return
+            return None
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise StudyError(explain(f"{path} is no JSON", because=error, fix="another --output")) from error
-        ours = json.loads(json.dumps(self.config))
-        if there != ours:
-            keys = sorted(key for key in {*there, *ours} if there.get(key) != ours.get(key))
-            differences = "\n".join(f"{key}: {there.get(key)!r} there, {ours.get(key)!r} here" for key in keys)
+        except (OSError, ValueError) as error:
+            raise StudyError(explain(f"{path} cannot be read", because=error, fix="another --output")) from error
+        if not isinstance(there, dict):
+            raise StudyError(explain(f"{path} is no config", fix="another --output"))
+        return there
+
+    def _compare(self, there: Mapping[str, Any] | None, known: Mapping[str, Any]) -> None:
+        ours = json.loads(json.dumps(dict(known)))
+        if there is None:
+            return
+        keys = [key for key in ours if there.get(key) != ours[key]]
+        if keys:
+            differences = "\n".join(f"{key}: {_shown(there.get(key))} there, {_shown(ours[key])} here" for key in keys)
             raise StudyError(
                 explain(
                     f"{self.folder} holds a study of another config",
@@ -87,11 +106,43 @@ class Store:
 
     def append(self, row: Row) -> None:
         """Add a row; when this returns, it is on the disk."""
-        with (self.folder / ROWS).open("a", encoding="utf-8") as file:
+        with _writing(self.folder), (self.folder / ROWS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StudyError(
+                explain(
+                    f"another process is writing into {folder}",
+                    fix="wait for it to finish, or choose another --output",
+                )
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StudyError(explain(f"{folder} cannot be written", because=error, fix="another --output")) from error
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else json.dumps(value)
 
 
 def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
@@ -114,7 +165,7 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
             row = json.loads(line)
         except ValueError as error:
             raise StudyError(explain(f"line {number} of {path} is no row", because=error)) from error
-        if not isinstance(row, dict):
+        if not isinstance(row, dict) or not row.keys() >= set(FIELDS):
             raise StudyError(explain(f"line {number} of {path} is no row", line=line[:80].decode(errors="replace")))
         rows.append(row)
     if mend and whole != content:
@@ -123,31 +174,37 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
     return rows
 
 
-def table(rows: Iterable[Row]) -> str:
-    """Rows as aligned text, single layers left out: what was done, top-1, its change, errors, parameters."""
+def table(rows: Sequence[Row]) -> str:
+    """Rows as aligned text: what was done, top-1, its change, errors, parameters.
+
+    Rows of single layers are left out where there are rows of several; the figures show them.
+    """
+    if any(row["layers"] and not of_one_layer(row) for row in rows):
+        rows = [row for row in rows if not of_one_layer(row)]
     header = ("rewrite", "keep", "scope", "top-1 %", "change", "mean sq. rel. error", "parameters kept")
-    lines = [header]
-    for row in rows:
-        if row["scope"] in row["layers"]:
-            continue
-        keep = "" if row["keep"] is None else f"{row['keep']:g}"
-        lines.append(
-            (
-                row["rewrite"],
-                keep,
-                row["scope"],
-                f"{100 * row['accuracy']:.2f}",
-                f"{100 * row['accuracy_change']:+.2f}",
-                f"{row['mean_squared_relative_error']:.4f}",
-                f"{row['parameters_kept']:.3f}",
-            )
+    lines = [
+        (
+            row["rewrite"],
+            "" if row["keep"] is None else f"{row['keep']:g}",
+            row["scope"],
+            f"{100 * row['accuracy']:.2f}",
+            f"{100 * row['accuracy_change']:+.2f}" if row["layers"] else "",
+            f"{row['mean_squared_relative_error']:.4f}",
+            f"{row['parameters_kept']:.3f}",
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    texts = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if i in (0, 2) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        texts.append("  ".join(cells).rstrip())
-    return "\n".join([texts[0], "-" * max(map(len, texts)), *texts[1:]])
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    head, *texts = (
+        "  ".join(
+            cell.ljust(width) if column in (0, 2) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in (header, *lines)
+    )
+    return "\n".join([head, "-" * len(head), *texts])
+
+
+def of_one_layer(row: Row) -> bool:
+    """Whether the row is of one layer alone, under its own name."""
+    return row["scope"] in row["layers"]

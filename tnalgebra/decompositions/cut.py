@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from math import floor
 from typing import Any, Literal, TypeAlias
 
 import torch
 
 from ..bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
-from ..errors import RankError, RuleError, explain
+from ..errors import RuleError, explain
 from ..evaluation import Values
 from ..labels import KERNEL_LABELS, fresh, kernel_labels, labels_of
 from ..linalg import SVD, matricise, truncated_svd
-from ..network import Network, carriers, tensor_nodes
+from ..network import Network, carriers, parameters, tensor_nodes
 from ..nodes import NamedTensor
 from ..notation import parse
-from ..ranks import ParameterBudget, Rank, kept, rank_of
-from ..rewriting import Change, Options, Place, Rule, value_of
+from ..ranks import ParameterBudget, Rank, allowance, kept, rank_of
+from ..rewriting import Change, Options, Place, Rule, common_dtype, relative, value_of
 
 Form: TypeAlias = Literal["factors", "svd"]
 
@@ -57,8 +56,8 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: Form = "factors
             raise RuleError(explain(f"a cut needs the value of {missing[0]!r}", fix="apply(network, values)"))
         dense = value_of(network, values, dtype=torch.float64)
         svd = truncated_svd(matricise(dense, network.output, bipartition))
-        rank = _rank(options.ranks, svd, form, dense.numel())
-        dtype = next((value.dtype for value in values.values()), torch.float64)
+        rank = _rank(options.ranks, svd, form, parameters(network))
+        dtype = common_dtype(values.values())
         sizes = dict(zip(network.output, dense.shape, strict=True))
         return _change(network, bipartition, svd, rank, form, dtype, sizes)
 
@@ -110,19 +109,11 @@ def _kernel(values: Mapping[str, Any], bipartition: Bipartition) -> Network:
     )
 
 
-def _rank(ranks: Mapping[str, Rank] | Rank, svd: SVD, form: Form, dense: int) -> int:
+def _rank(ranks: Mapping[str, Rank] | Rank, svd: SVD, form: Form, before: int) -> int:
     full, rank = len(svd.S), rank_of(ranks, "r")
     if isinstance(rank, ParameterBudget):
         each = svd.U.shape[0] + svd.V.shape[1] + (form == "svd")
-        allowed = floor(rank.fraction * dense)
-        if allowed < each:
-            raise RankError(
-                explain(
-                    f"{rank!r} allows {allowed} parameters, rank 1 takes {each}",
-                    fix=f"a fraction of at least {each / dense:.3g}",
-                )
-            )
-        return min(full, allowed // each)
+        return min(full, allowance(rank, before, least=each) // each)
     return kept(rank, full, bond="r", singular_values=svd.S.tolist)
 
 
@@ -148,6 +139,5 @@ def _change(
     nodes = [NamedTensor(names[name], labels) for name, (labels, _) in factors.items()]
     values = {names[name]: value.to(dtype) for name, (_, value) in factors.items()}
     sizes = {**sizes, bond: rank}
-    norm = float(torch.linalg.vector_norm(svd.S))
-    error = float(torch.linalg.vector_norm(svd.S[rank:])) / norm if norm else 0.0
+    error = relative(svd.S[rank:], svd.S)
     return Change(Network(nodes, network.output, sizes), values=values, relative_error=error, ranks={"r": rank})

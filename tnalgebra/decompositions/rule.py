@@ -4,21 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
+from fractions import Fraction
+from math import prod
 from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import RuleError, SizeError, TnalgebraError, ValuesError, explain
 from ..evaluation import Values, evaluate, magnitude
 from ..isomorphism import isomorphic
 from ..labels import fresh
 from ..matching import Match, matches, whole_tensors
-from ..network import Network, carriers, open_variables, renamed, shape_of, shapes, tensor_nodes, with_sizes
-from ..nodes import NamedTensor, Node, Variable, relabel, rename
+from ..network import (
+    Network,
+    carriers,
+    open_variables,
+    parameters,
+    renamed,
+    shape_of,
+    shapes,
+    tensor_nodes,
+    with_sizes,
+)
+from ..nodes import MODES, Conv, Fuse, NamedTensor, Node, Variable, relabel, rename
 from ..notation import parse_rule
-from ..rewriting import ROUNDING, Change, Options, Place, Rule, rebuilt, value_of, values_for
+from ..rewriting import ROUNDING, Change, Options, Place, Rule, common_dtype, rebuilt, value_of, values_for
 from .trees import bonds_of, fit_tree, why_no_tree
+
+TRIALS = 20
+"""Comparisons of two sides that should be equal, each at other sizes."""
+
+TRIAL_ELEMENTS = 2**20
+"""Largest array such a comparison makes."""
 
 
 def rule(text: str, *, name: str | None = None) -> Rule:
@@ -45,7 +64,7 @@ def rule(text: str, *, name: str | None = None) -> Rule:
     left, right = parse_rule(text)
     _check_sides(left, right, text)
     new = [name for name in tensor_nodes(right) if name not in tensor_nodes(left)]
-    contracted = len(right.nodes) == 1 and len(new) == 1 and set(_only(right).labels) == set(right.output)
+    contracted = len(right.nodes) == 1 and len(new) == 1 and sorted(right.nodes[0].labels) == sorted(right.output)
     kind: Any = "exact" if not new or contracted else "approximate"
     if not new:
         _check_equal(left, right, text)
@@ -61,7 +80,6 @@ def rule(text: str, *, name: str | None = None) -> Rule:
     bonds = bonds_of(right) if kind == "approximate" else ()
 
     def find(network: Network, options: Options) -> Iterator[Place]:
-        _check_bind(left, options.bind, text)
         return (_place(group) for group in _groups(left, right, network, options.bind))
 
     def build(network: Network, place: Place, values: Values, options: Options) -> Change:
@@ -77,12 +95,10 @@ def rule(text: str, *, name: str | None = None) -> Rule:
         build,
         start=None if open_variables(left) else lambda values: left,
         ranks=bonds,
+        variables=(*tensor_nodes(left), *carriers(left)),
+        labels=tuple(carriers(right)),
         spec={"notation": text, "name": name or text},
     )
-
-
-def _only(network: Network) -> Node:
-    return network.nodes[0]
 
 
 def _check_sides(left: Network, right: Network, text: str) -> None:
@@ -107,12 +123,6 @@ def _check_sides(left: Network, right: Network, text: str) -> None:
                 raise RuleError(
                     explain(f"{name!r} has {axes} axes on the left side, another number on the right", rule=text)
                 )
-
-
-def _check_bind(left: Network, wanted: Mapping[str, str], text: str) -> None:
-    for variable in wanted:
-        if variable not in tensor_nodes(left) and variable not in carriers(left):
-            raise RuleError(explain(f"bind names {variable!r}, which the left side does not have", rule=text))
 
 
 # Where it applies --------------------------------------------------------------------------------------------
@@ -173,10 +183,23 @@ def _substituted(
                 labels[label] = fresh(label, taken)
                 taken.add(labels[label])
         nodes += [rename(relabel(_filled(node, match.attributes), labels), names) for node in right.nodes]
-        sizes |= {labels[label]: size for label, size in right.sizes.items()}
+        known = {label: network.sizes[thing] for label, thing in match.labels.items() if thing in network.sizes}
+        for label, size in (*_shared_sizes(left, right, known).items(), *right.sizes.items()):
+            if sizes.setdefault(labels[label], size) != size:
+                raise SizeError(f"the right side wants size {size} of {labels[label]!r}, it is {sizes[labels[label]]}")
         everywhere.append(labels)
     removed = [position for match in group for position in match.nodes]
     return rebuilt(network, remove=removed, add=nodes, sizes=sizes), names, everywhere
+
+
+def _shared_sizes(left: Network, right: Network, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of the right side's labels, given those of the left side's: of open labels, and where a tensor stays."""
+    axes = {node.name: node.labels for node in left.nodes if isinstance(node, NamedTensor)}
+    pairs = [(label, label) for label in left.output]
+    for node in right.nodes:
+        if isinstance(node, NamedTensor) and node.name in axes:
+            pairs += zip(node.labels, axes[node.name], strict=True)
+    return {label: sizes[partner] for label, partner in pairs if partner in sizes}
 
 
 # What it makes -----------------------------------------------------------------------------------------------
@@ -196,13 +219,12 @@ def _build(
     match = group[0]
     known = {label: network.sizes[thing] for label, thing in match.labels.items() if thing in network.sizes}
     before_piece = _piece(left, match.attributes, names, known)
-    open_sizes = {label: known[label] for label in left.output if label in known}
-    after_piece = _piece(right, match.attributes, names, open_sizes | dict(options.sizes))
+    after_piece = _piece(right, match.attributes, names, _shared_sizes(left, right, known) | dict(options.sizes))
     pieces = (before_piece, after_piece)
     valued = all(name in values for name in match.names.values())
     if kind == "exact":
         if not new:
-            if valued and match.names:
+            if valued and len(before_piece.sizes) == len(carriers(before_piece)):
                 _check_values(before_piece, after_piece, values)
             return Change(after, pieces=pieces)
         definition = Network(before_piece.nodes, after_piece.nodes[0].labels, before_piece.sizes)
@@ -212,8 +234,8 @@ def _build(
         raise RuleError(explain(f"an approximate rule needs the value of {missing!r}", fix="apply(network, values)"))
     target = value_of(before_piece, values, dtype=torch.float64)
     after_piece = with_sizes(after_piece, dict(zip(left.output, target.shape, strict=True)))
-    fit = fit_tree(target, _sized(after_piece, options.sizes), options.ranks)
-    dtype = values[next(iter(match.names.values()))].dtype
+    fit = fit_tree(target, _sized(after_piece), options.ranks, before=parameters(before_piece))
+    dtype = common_dtype(values[name] for name in match.names.values())
     sizes = {**options.sizes, **fit.ranks}
     grown = with_sizes(after, {own[label]: size for own in labels for label, size in sizes.items()})
     return Change(
@@ -237,7 +259,7 @@ def _piece(
     return renamed(filled, names={name: names[name] for name in tensor_nodes(side)})
 
 
-def _sized(right: Network, sizes: Mapping[str, int]) -> Network:
+def _sized(right: Network) -> Network:
     """`right`, once every part of a `Fuse` is known to have a size."""
     try:
         shape_of(right, [label for node in right.nodes if not isinstance(node, NamedTensor) for label in node.labels])
@@ -253,41 +275,70 @@ def _check_values(before: Network, after: Network, values: Values) -> None:
         raise RuleError(explain("the two sides of an exact rule differ on these values", before=before, after=after))
 
 
-def _check_equal(left: Network, right: Network, text: str, *, trials: int = 20) -> None:
-    """Compare two sides that should be equal on small random tensors, wherever sizes can be found for them.
+def _check_equal(left: Network, right: Network, text: str) -> None:
+    """Compare two sides that should be equal on small random tensors, wherever sizes fit both.
 
-    Rules with attribute variables are compared where they are applied to values.
+    Raises:
+        RuleError: they differ, or no sizes were found at which they could be compared.
     """
-    if open_variables(left):
-        return
     random = Random(text)
-    for _ in range(trials):
-        sized = _random_sizes(left, random)
-        if sized is None:
-            continue
+    compared = 0
+    for _ in range(10 * TRIALS):
+        attributes = _random_attributes(left, random)
+        before, after = (
+            Network([_filled(node, attributes) for node in side.nodes], side.output, side.sizes)
+            for side in (left, right)
+        )
         try:
-            other = with_sizes(right, {label: sized.sizes[label] for label in left.output})
-            generator = torch.Generator().manual_seed(random.randrange(2**31))
-            values = {
-                name: torch.randn(shape, dtype=torch.float64, generator=generator)
-                for name, shape in shapes(sized).items()
-            }
-            old, new = evaluate(sized, values), evaluate(other, values_for(other, values))
+            before = _random_sizes(before, random)
+            after = with_sizes(after, _shared_sizes(left, right, before.sizes))
+            values = _random_values(before, random)
+            old, scale = (f(before, values, max_elements=TRIAL_ELEMENTS) for f in (evaluate, magnitude))
+            new = evaluate(after, values_for(after, values), max_elements=TRIAL_ELEMENTS)
         except SizeError:
             continue
         except ValuesError as error:
             raise RuleError(explain("the two sides are not equal: shapes differ", because=error, rule=text)) from error
         worst = float((new - old).abs().max())
-        if worst > 1e-9 * float(magnitude(sized, values).max()):
-            sizes = " ".join(f"{label}={size}" for label, size in sized.sizes.items())
-            raise RuleError(explain(f"the two sides are not equal: they differ by {worst:.3g}", at=sizes, rule=text))
+        if worst > 1e-9 * float(scale.max()):
+            raise RuleError(explain(f"the two sides are not equal: they differ by {worst:.3g}", at=before, rule=text))
+        compared += 1
+        if compared == TRIALS:
+            return
+    if not compared:
+        raise RuleError(
+            explain("no small sizes were found at which the two sides could be compared", rule=text, fix="other sizes")
+        )
 
 
-def _random_sizes(network: Network, random: Random) -> Network | None:
-    try:
-        for label in carriers(network):
-            if label not in network.sizes:
-                network = with_sizes(network, {label: random.randint(1, 4)})
-    except SizeError:
-        return None
+def _random_attributes(side: Network, random: Random) -> dict[str, object]:
+    """A small random value for each variable."""
+    found: dict[str, object] = {}
+    for node in side.nodes:
+        for field in fields(node):
+            variable = getattr(node, field.name)
+            if isinstance(variable, Variable):
+                values = {"mode": MODES, "value": (Fraction(1, 2), Fraction(-3))}.get(field.name, (1, 2, 3))
+                found.setdefault(variable.name, random.choice(values))
+    return found
+
+
+def _random_sizes(network: Network, random: Random) -> Network:
+    """Small sizes for all labels, those last that follow from others. Raises SizeError where they do not fit."""
+    follow = {
+        node.y if isinstance(node, Conv) else node.whole for node in network.nodes if isinstance(node, Conv | Fuse)
+    }
+    for label in sorted(carriers(network), key=lambda label: label in follow):
+        if label not in network.sizes:
+            network = with_sizes(network, {label: random.randint(1, 5)})
     return network
+
+
+def _random_values(network: Network, random: Random) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(random.randrange(2**31))
+    found = {}
+    for name, shape in shapes(network).items():
+        if prod(shape) > TRIAL_ELEMENTS:
+            raise SizeError(f"{name!r} has {prod(shape)} elements")
+        found[name] = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return found

@@ -43,7 +43,7 @@ def load_trace(path: str | Path) -> Trace:
             network = step.after
     except TnalgebraError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise RuleError(explain(f"{path} is no trace", because=f"{type(error).__name__}: {error}")) from error
     return Trace(start, tuple(steps))
 
@@ -71,7 +71,7 @@ def rule_from(spec: Mapping[str, str]) -> Rule:
             if name not in known:
                 raise RuleError(explain(f"there is no exact rule {name!r}", rules=", ".join(known)))
             return known[name]
-        case {"notation": text, "name": name}:
+        case {"notation": text, "name": str(name)}:
             return rule(text, name=name)
         case {"cut": text, "form": ("factors" | "svd") as form}:
             return cut(text, of=spec.get("of"), form=form)

@@ -20,7 +20,8 @@ from ..errors import RankError, explain
 from ..linalg import matricise, truncated_svd
 from ..network import Network, shape_of
 from ..nodes import Fuse, NamedTensor, node_text
-from ..ranks import ParameterBudget, Rank, kept
+from ..ranks import ParameterBudget, Rank, allowance, kept
+from ..rewriting import norm
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,19 @@ def why_no_tree(right: Network) -> str | None:
     for node in right.nodes:
         if isinstance(node, Fuse) and node.whole not in right.output:
             return f"{node_text(node)} splits a bond"
-    for label, ends in _ends(cores).items():
-        wanted = 1 if label in parts else 2
-        if len(ends) != wanted:
+    ends = _ends(cores)
+    split = [part for label in right.output for part in parts_of(right, label)]
+    for label in dict.fromkeys((*split, *ends)):
+        if split.count(label) > 1:
+            return f"{label!r} is a part of two labels, or twice of one"
+        if label in right.output and label not in parts:
+            return f"the label {label!r}, which a Fuse splits, stands on a core"
+        wanted, standing = 1 if label in parts else 2, len(ends.get(label, ()))
+        if standing != wanted:
             kind = "open label" if label in parts else "bond"
-            return f"the {kind} {label!r} stands on {len(ends)} cores, not on {wanted}"
+            return f"the {kind} {label!r} stands on {standing} cores, not on {wanted}"
     graph = _graph(cores, parts)
-    if graph.number_of_edges() != sum(label not in parts for label in _ends(cores)):
+    if graph.number_of_edges() != sum(label not in parts for label in ends):
         return "two bonds are parallel"
     if not networkx.is_connected(graph):
         return "the cores are not connected"
@@ -67,7 +74,7 @@ def bonds_of(right: Network) -> tuple[str, ...]:
     return tuple(label for label in _ends(_cores(right)) if label not in parts)
 
 
-def fit_tree(target: Tensor, right: Network, ranks: Mapping[str, Rank] | Rank) -> TreeFit:
+def fit_tree(target: Tensor, right: Network, ranks: Mapping[str, Rank] | Rank, *, before: int) -> TreeFit:
     """Fit the cores of a tree.
 
     Args:
@@ -75,6 +82,7 @@ def fit_tree(target: Tensor, right: Network, ranks: Mapping[str, Rank] | Rank) -
         right: a tree (`why_no_tree` is None); the sizes of its output, and of the parts of its `Fuse`, are known.
         ranks: bond -> rank; or a `ParameterBudget`. A rank counts the singular values of the target across the
             bond's cut; where smaller bonds beside it leave fewer, the bond becomes that much smaller.
+        before: parameters of the left side, of which a budget is a fraction.
 
     Returns:
         Values in float64, in the order of each core's labels, and the relative error.
@@ -85,10 +93,10 @@ def fit_tree(target: Tensor, right: Network, ranks: Mapping[str, Rank] | Rank) -
     cores, parts = _cores(right), _parts(right)
     labels = tuple(part for label in right.output for part in parts_of(right, label))
     rest = target.detach().to(torch.float64).reshape(shape_of(right, labels))
-    norm = float(torch.linalg.vector_norm(rest))
+    whole = norm(rest)
     graph = _graph(cores, parts)
     root = max(range(len(cores)), key=lambda core: (graph.degree(core), core))
-    wanted = _resolve(rest, labels, _rows_of_bonds(cores, parts, graph, root), ranks, cores)
+    wanted = _resolve(rest, labels, _rows_of_bonds(cores, parts, graph, root), ranks, cores, before)
 
     values: dict[str, Tensor] = {}
     chosen: dict[str, int] = {}
@@ -105,12 +113,12 @@ def fit_tree(target: Tensor, right: Network, ranks: Mapping[str, Rank] | Rank) -
         shape = dict(zip(labels, rest.shape, strict=True))
         U, S, V = truncated_svd(_matrix(rest, labels, rows, columns))
         rank = chosen[bond] = min(wanted[bond], len(S))
-        dropped = math.hypot(dropped, float(torch.linalg.vector_norm(S[rank:])))
+        dropped = math.hypot(dropped, norm(S[rank:]))
         core = U[:, :rank].reshape([*(shape[label] for label in rows), rank])
         values[node.name] = _ordered(core, (*rows, bond), node.labels)
         rest = (S[:rank, None] * V[:rank]).reshape([rank, *(shape[label] for label in columns)])
         labels = (bond, *columns)
-    return TreeFit(values, dropped / norm if norm else 0.0, chosen)
+    return TreeFit(values, dropped / whole if whole else 0.0, chosen)
 
 
 def _matrix(tensor: Tensor, labels: Sequence[str], rows: tuple[str, ...], columns: tuple[str, ...]) -> Tensor:
@@ -183,6 +191,7 @@ def _resolve(
     rows: Mapping[str, tuple[str, ...]],
     ranks: Mapping[str, Rank] | Rank,
     cores: Sequence[NamedTensor],
+    before: int,
 ) -> dict[str, int]:
     """bond -> rank, as integers within the bond's full rank."""
     matrices = {
@@ -192,7 +201,7 @@ def _resolve(
     if isinstance(ranks, ParameterBudget):
         spectra = {bond: truncated_svd(matrix).S.tolist() for bond, matrix in matrices.items()}
         sizes = dict(zip(labels, target.shape, strict=True))
-        return grow(spectra, lambda trial: _numbers(cores, {**sizes, **trial}), ranks, target.numel())
+        return grow(spectra, lambda trial: _numbers(cores, {**sizes, **trial}), ranks, before)
     if not isinstance(ranks, Mapping):
         if len(matrices) != 1:
             raise RankError(
@@ -222,27 +231,21 @@ def grow(
     spectra: Mapping[str, Sequence[float]],
     count: Callable[[Mapping[str, int]], int],
     budget: ParameterBudget,
-    dense: int,
+    before: int,
 ) -> dict[str, int]:
     """Ranks under a budget: grow, one at a time, the bond whose next value saves most squared error a parameter.
 
     Args:
         spectra: bond -> singular values, descending.
         count: parameters at given ranks.
-        dense: parameters of the left side, of which the budget is a fraction.
+        before: parameters of the left side, of which the budget is a fraction.
 
     Raises:
         RankError: even rank 1 everywhere is too much.
     """
     ranks = dict.fromkeys(sorted(spectra), 1)
-    limit = budget.fraction * dense
-    if count(ranks) > limit:
-        raise RankError(
-            explain(
-                f"{budget!r} allows {math.floor(limit)} parameters, rank 1 takes {count(ranks)}",
-                fix=f"a fraction of at least {count(ranks) / dense:.3g}",
-            )
-        )
+    limit = allowance(budget, before, least=count(ranks))
+    largest = max((values[0] for values in spectra.values()), default=0.0) or 1.0  # squares must not overflow
     while True:
         now = count(ranks)
         gains = {}
@@ -250,7 +253,7 @@ def grow(
             if rank < len(spectra[bond]):
                 cost = count({**ranks, bond: rank + 1}) - now
                 if now + cost <= limit:
-                    gains[bond] = spectra[bond][rank] ** 2 / cost
+                    gains[bond] = (spectra[bond][rank] / largest) ** 2 / cost
         if not gains:
             return ranks
         ranks[max(gains, key=lambda bond: gains[bond])] += 1

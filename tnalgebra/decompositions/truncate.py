@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..errors import RuleError, explain
 from ..evaluation import Values
+from ..labels import check_word
 from ..linalg import truncated_svd
 from ..network import Network, carriers, tensor_nodes
 from ..nodes import NamedTensor
 from ..ranks import kept, rank_of
-from ..rewriting import Change, Options, Place, Rule
+from ..rewriting import Change, Options, Place, Rule, relative
 
 
 def truncate(bond: str) -> Rule:
@@ -27,6 +28,7 @@ def truncate(bond: str) -> Rule:
     The part of the network that hangs together with the bond must be a tree of named tensors, each standing once:
     closed labels on two of them, open ones on one, no two bonds parallel, no loop.
     """
+    check_word(bond, what="bond")
 
     def find(network: Network, options: Options) -> Iterator[Place]:
         component = _tree(network, bond)
@@ -103,8 +105,7 @@ def _truncate(network: Network, bond: str, tensors: dict[int, Tensor], options: 
     root = svd.S[:rank].sqrt()
     for centre, factor in ((first, root[:, None] * svd.U[:, :rank].mT), (second, root[:, None] * svd.V[:rank])):
         tensors[centre] = _applied(factor, tensors[centre], network.nodes[centre].labels.index(bond))
-    norm = float(torch.linalg.vector_norm(svd.S))
-    return rank, float(torch.linalg.vector_norm(svd.S[rank:])) / norm if norm else 0.0
+    return rank, relative(svd.S[rank:], svd.S)
 
 
 def _orthogonal(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import combinations
 
+from ..labels import MAX_AXES
 from ..network import Network, carriers
 from ..nodes import Copy, Fill, Node
 from ..rewriting import Change, Place, rebuilt
@@ -17,14 +18,15 @@ def fuse_copies(network: Network) -> Iterator[tuple[Place, Change]]:
     """Two copies that share a label make all their labels agree, as one copy of all of them does.
 
     A shared label that is closed and stands nowhere else is summed away: for given values of the others exactly
-    one term is 1. If none is left, one stays, to be summed. Ends: one node fewer.
+    one term is 1. If none is left, one stays, to be summed. Not above 64 axes. Ends: one node fewer.
     """
     for (i, first), (j, second) in combinations(of_type(network, Copy).items(), 2):
         if set(first.labels) & set(second.labels):
             dead = dead_outside(network, (i, j))
             labels = once(first.labels + second.labels)
             kept = tuple(label for label in labels if label not in dead) or labels[:1]
-            yield Place((i, j)), Change(rebuilt(network, remove=(i, j), add=[Copy(kept)]))
+            if len(kept) <= MAX_AXES:
+                yield Place((i, j)), Change(rebuilt(network, remove=(i, j), add=[Copy(kept)]))
 
 
 @exact("Copy[a a b c] -> [b] => Copy[a b] -> [b]")

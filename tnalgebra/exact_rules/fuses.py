@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from ..labels import fresh
+from ..labels import MAX_AXES, fresh
 from ..network import Network, carriers
 from ..nodes import Copy, Fill, Fuse
 from ..rewriting import Change, Place, rebuilt
@@ -16,7 +16,8 @@ from .shared import dead_outside, exact, of_type
 def merge_fuses(network: Network) -> Iterator[tuple[Place, Change]]:
     """Parts of a part are parts: row-major numbers nest.
 
-    The label between them must be closed and stand nowhere else, once on each. Ends: one `Fuse` fewer.
+    The label between them must be closed and stand nowhere else, once on each. Not above 64 axes. Ends: one `Fuse`
+    fewer.
     """
     fuses = of_type(network, Fuse)
     for i, outer in fuses.items():
@@ -26,8 +27,9 @@ def merge_fuses(network: Network) -> Iterator[tuple[Place, Change]]:
             if i != j and once and label in dead_outside(network, (i, j)):
                 place = outer.parts.index(label)
                 parts = outer.parts[:place] + inner.parts + outer.parts[place + 1 :]
-                fuse = Fuse(outer.whole, parts)
-                yield Place((i, j)), Change(rebuilt(network, remove=(i, j), add=[fuse]))
+                if len(parts) < MAX_AXES:
+                    fuse = Fuse(outer.whole, parts)
+                    yield Place((i, j)), Change(rebuilt(network, remove=(i, j), add=[fuse]))
 
 
 @exact("Fuse[a b c d] => Fuse[a b f] Fuse[f c d]")
