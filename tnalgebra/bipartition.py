@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from .errors import RuleError, explain
-from .labels import WORD
+from .labels import MAX_AXES, WORD
+
+MAX_LABELS = 16
+"""Most labels whose cuts are listed: 32,767 cuts. One label more doubles them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class Bipartition:
                 raise RuleError(
                     explain(f"the {name} side of a cut is empty", where=str(self), fix="a label on both sides of '|'")
                 )
+        if len(self.labels) > MAX_AXES:
+            raise RuleError(explain(f"a cut names {len(self.labels)} labels", fix=f"at most {MAX_AXES}"))
         for label in self.labels:
             if self.labels.count(label) > 1:
                 raise RuleError(
@@ -95,7 +100,14 @@ def bipartitions(labels: Sequence[str]) -> list[Bipartition]:
 
     >>> [str(cut) for cut in bipartitions(["out", "in", "k"])]
     ['out | in k', 'in | out k', 'k | out in']
+
+    Raises:
+        RuleError: more than 16 labels.
     """
+    if len(labels) > MAX_LABELS:
+        raise RuleError(
+            explain(f"{len(labels)} labels have 2^{len(labels) - 1} - 1 cuts", fix=f"at most {MAX_LABELS} labels")
+        )
     found = []
     for size in range(1, len(labels) // 2 + 1):
         for left in combinations(labels, size):

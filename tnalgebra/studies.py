@@ -66,11 +66,11 @@ def study(
     model: nn.Module,
     data: Images | str | Path,
     *,
-    cuts: Sequence[str],
-    keep: Sequence[float],
+    cuts: str | Sequence[str],
+    keep: float | Sequence[float],
     output: str | Path,
-    scope: Sequence[str] = ("all",),
-    skip: Sequence[str] = ("first",),
+    scope: str | Sequence[str] = "all",
+    skip: str | Sequence[str] = "first",
     limit: int | None = None,
     recalibrate_bn: bool = False,
     training_data: Images | None = None,
@@ -100,7 +100,8 @@ def study(
         scope: "all" (the layers together), "each" (one layer at a time), or a glob of layers' names.
         skip: layers left alone: globs of names, or "first" for the first convolution; empty for none.
         limit: test on so many images only, equally many of each class, chosen by `seed`.
-        recalibrate_bn: estimate batch-norm statistics anew after truncation, on `training_data`.
+        recalibrate_bn: estimate batch-norm statistics anew after truncation, on `training_data`, randomly shifted by
+            up to an eighth of their height as in training.
         mean, std: of each channel, after scaling to [0, 1]; by default those of `default_normalisation`.
         dtype: in which the network is tested. Truncation is in float64, of the weights as they are given.
         name: of the model, in rows; by default its class.
@@ -122,6 +123,8 @@ def study(
         LayerError: a weight is computed from other parameters.
         StudyError: nothing is in the scope; the folder is in use, of another config, or cannot be written.
     """
+    cuts, scope, skip = ((given,) if isinstance(given, str) else tuple(given) for given in (cuts, scope, skip))
+    keep = (keep,) if isinstance(keep, int | float) else tuple(keep)
     images = data if isinstance(data, Images) else load_images(str(data), "test")
     if limit is not None:
         images = images.subset(limit, seed=seed)
@@ -189,8 +192,7 @@ def _fingerprint(model: nn.Module) -> str:
 
 def _outputs(model: nn.Module, images: Images, settings: Mapping[str, Any]) -> int:
     """How many logits the network gives for an image."""
-    given = {key: settings[key] for key in ("mean", "std", "dtype", "device")}
-    pixels, _ = next(iter(images.subset(1, seed=0).batches(1, **given)))
+    pixels, _ = next(iter(images.subset(1, seed=0).batches(**settings)))
     try:
         with torch.inference_mode():
             logits = model(pixels)
@@ -307,7 +309,10 @@ class _Runner:
                 for name, weight in weights.items():
                     self.modules[name].weight.copy_(weight)
             if self.training is not None and weights:
-                recalibrate_batch_norm(self.model, self.training, **self.settings)
+                # batch norms were estimated on shifted images (an eighth of the height is the usual augmentation,
+                # 4 of CIFAR's 32 pixels); on unshifted ones the network would get worse for no cut at all
+                shift = self.training.pixels.shape[2] // 8
+                recalibrate_batch_norm(self.model, self.training, max_shift=shift, **self.settings)
             return accuracy(self.model, self.images, **self.settings)
         finally:
             self.model.load_state_dict(self.state)

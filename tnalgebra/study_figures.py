@@ -147,6 +147,7 @@ def _heat_map(rows: Sequence[Row], baseline: Row, layers: Sequence[str]) -> Figu
     """Change of accuracy when one layer alone is cut: layers down, cuts across, a panel for each fraction kept."""
     import numpy as np
     from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
 
     changes = {(row["scope"], row["rewrite"], row["keep"]): 100 * row["accuracy_change"] for row in rows}
     fractions = sorted({keep for _, _, keep in changes}, reverse=True)
@@ -156,7 +157,7 @@ def _heat_map(rows: Sequence[Row], baseline: Row, layers: Sequence[str]) -> Figu
     across = min(PANELS_ACROSS, len(fractions))
     down = -(-len(fractions) // across)
     width, height = CELL[0] * len(cuts), CELL[1] * len(layers)
-    names, below = (0.085 * max(map(len, texts)) for texts in (layers, cuts))
+    names, below = (0.075 * max(map(len, texts)) for texts in (layers, cuts))
     figure = _figure(across * (max(width, 0.7) + 0.2) + names + 1.1, down * (height + 0.4) + below + 0.5)
     panels: list[Axes] = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
     colours = colormaps["RdBu"].with_extremes(bad="0.85")
@@ -174,6 +175,8 @@ def _heat_map(rows: Sequence[Row], baseline: Row, layers: Sequence[str]) -> Figu
     for panel in panels[len(fractions) :]:
         panel.set_axis_off()
     bar = figure.colorbar(image, ax=figure.axes, fraction=0.03, aspect=max(4.0, 6 * height))
+    bar.locator = MaxNLocator(max(2, min(8, round(2.5 * height))), steps=[1, 2, 5, 10])
+    bar.ax.tick_params(labelsize="small")
     bar.set_label("change of top-1 (points)", fontsize="small")
     figure.suptitle(f"One layer cut at a time: {_of(baseline)}", fontsize="medium")
     return figure

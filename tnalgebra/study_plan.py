@@ -18,7 +18,7 @@ from .layers import kernel_labels_of, kernel_layers
 from .network import Network
 from .nodes import NamedTensor
 from .ranks import KeepFraction, kept
-from .rewriting import Fit, Rule, Trace, relative
+from .rewriting import Fit, Rule, Trace, bind_values, norm, relative
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Treatment:
             raise ValuesError(explain(f"layer {layer.name!r} cannot be cut", cut=self.text, because=error)) from error
 
     def _truncated(self, layer: Layer, keep: Sequence[float]) -> Iterator[Truncated]:
-        norm = float(torch.linalg.vector_norm(layer.weight))
+        dense = norm(layer.weight)
         kernel = Network([NamedTensor("K", layer.labels)])
         first, *others = self.cuts
         whole = first.apply(kernel, {"K": layer.weight}, ranks=KeepFraction(1.0))
@@ -74,8 +74,9 @@ class Treatment:
         for fraction in keep:
             full = L.shape[-1]
             rank = kept(KeepFraction(fraction), full, bond="r", singular_values=list)
-            network = Network(whole.network.nodes, whole.network.output)
-            fit = Fit(network, {left: L[..., :rank], right: R[:rank]}, Trace(network, ()))
+            factors = Network(whole.network.nodes, whole.network.output)
+            network, values = bind_values(factors, {left: L[..., :rank], right: R[:rank]})
+            fit = Fit(network, values, Trace(network, ()))
             for following in others:
                 fit = fit.then(following, ranks=KeepFraction(fraction))
             weight = fit.dense()
@@ -83,7 +84,7 @@ class Treatment:
                 weight,
                 rank=next(iter(fit.values.values())).shape[-1],
                 relative_error=relative(weight - layer.weight, layer.weight),
-                norm_kept=float(torch.linalg.vector_norm(weight)) / norm if norm else 1.0,
+                norm_kept=norm(weight) / dense if dense else 1.0,
                 parameters=sum(value.numel() for value in fit.values.values()),
             )
 

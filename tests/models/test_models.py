@@ -99,7 +99,7 @@ def test_resnet50_for_other_images(cifar_stem: bool, stem: tuple[int, ...], last
 
 
 def test_every_registered_model_is_built_for_the_images() -> None:
-    assert list(MODELS) == ["cnn4", "resnet20", "resnet32", "resnet44", "resnet56", "resnet50"]
+    assert list(MODELS) == ["cnn4", "resnet20", "resnet32", "resnet44", "resnet56", "resnet50", "resnet50_cifar"]
     for name in MODELS:
         model = build_model(name, classes=3, channels=2).eval()
         assert model(images(1, 2, 32, 32)).shape == (1, 3), name
@@ -110,7 +110,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         build_model("resnet-20", classes=10, channels=3)
     assert str(caught.value) == (
         "no model is called 'resnet-20'\n"
-        "  known:    cnn4, resnet20, resnet32, resnet44, resnet56, resnet50\n"
+        "  known:    cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar\n"
         "  fix:      did you mean 'resnet20'?\n"
         "  your own: package.module:function"
     )

@@ -12,9 +12,9 @@ from ..exact_rules import EXACT_RULES
 from ..network import Network
 from ..notation import parse
 from ..rewriting import Change, Options, Place, Rule, Step, Trace
-from .cut import cut
-from .rule import rule
-from .truncate import truncate
+from .cuts import cut
+from .notational import rule
+from .truncation import truncate
 
 MAX_BYTES = 16 * 2**20
 """Longest file that is read."""

@@ -1,0 +1,701 @@
+"""The study against slow and obvious code of its own: numpy's SVD, a loop over layers, parameters counted by hand."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import tnalgebra as tn
+from tnalgebra._version import VERSION
+from tnalgebra.errors import DataError, LayerError, RankError, RuleError, StudyError, TnalgebraError, ValuesError
+from tnalgebra.images import Images, normalised
+from tnalgebra.study_store import read_rows
+from tnalgebra.training import recalibrate_batch_norm
+
+CLASSES = 5
+MEAN, STD = (0.4, 0.5, 0.6), (0.25, 0.3, 0.2)
+NORMALISED: dict[str, Any] = {"mean": MEAN, "std": STD}
+CUTS = ("out | in kh kw", "out kh | in kw")
+
+
+class Net(nn.Module):
+    """Convolutions of unequal widths, one grouped, with batch normalisation between them and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 5, 3)
+        self.wide = nn.Conv2d(5, 12, (3, 2), padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.grouped = nn.Conv2d(12, 8, (2, 3), groups=4)
+        self.linear = nn.Linear(48, CLASSES, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.norm(self.wide(self.stem(images).relu())).relu()
+        return self.linear(self.grouped(hidden).tanh().flatten(1))
+
+
+class Kinds(nn.Module):
+    """One layer of each kind that has a kernel, for images of 3 x 6 x 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv2 = nn.Conv2d(3, 6, (3, 2))  # 4 x 4
+        self.up = nn.ConvTranspose2d(6, 4, (2, 3), groups=2)  # 5 x 6
+        self.conv1 = nn.Conv1d(4, 7, 3)  # 28
+        self.conv3 = nn.Conv3d(1, 2, (2, 3, 4))  # 6 x 2 x 1
+        self.linear = nn.Linear(24, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.conv1(self.up(self.conv2(images).relu()).relu().flatten(2)).relu()
+        return self.linear(self.conv3(hidden.reshape(-1, 1, 7, 4, 7)[..., :4]).relu().flatten(1))
+
+
+LABELS = {
+    nn.Linear: "out in",
+    nn.Conv1d: "out in k",
+    nn.Conv2d: "out in kh kw",
+    nn.Conv3d: "out in kd kh kw",
+    nn.ConvTranspose2d: "in out kh kw",
+}
+
+
+def network(kind: Callable[[], nn.Module] = Net, seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    model = kind()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.02, 0.1)
+    return model
+
+
+def some_images(count: int = 400, classes: int = CLASSES, seed: int = 0) -> Images:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (count, 3, 6, 5), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(classes, (count,), generator=generator)
+    return Images(pixels, labels, tuple(f"class {number}" for number in range(classes)), "some")
+
+
+def labelled(images: Images, model: nn.Module) -> Images:
+    """The images, three in four of them labelled as the network would, so that its accuracy is far from chance."""
+    with torch.no_grad():
+        said = copy.deepcopy(model).double().eval()(normalised(images.pixels, dtype=torch.float64, **NORMALISED))
+    labels = torch.where(torch.arange(len(images)) % 4 == 0, images.labels, said.argmax(1))
+    return Images(images.pixels, labels, images.classes, images.source)
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures have tests of their own, and take longer than all the rest."""
+    monkeypatch.setattr("tnalgebra.studies.draw_kernels", lambda *_: None)
+    monkeypatch.setattr("tnalgebra.studies.draw_results", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return network()
+
+
+@pytest.fixture(scope="module")
+def images(model: nn.Module) -> Images:
+    return labelled(some_images(), model)
+
+
+# by hand
+
+
+def truncated(weight: Tensor, labels: str, cut: str, keep: float) -> tuple[np.ndarray, int, int]:
+    """The kernel cut as `cut` says (perhaps several times), the last rank, the parameters of the last two factors."""
+    kernel = weight.detach().double().numpy()
+    axes = labels.split()
+    for part in cut.split(" then "):
+        left, right = (side.split() for side in part.split("|"))
+        order = [axes.index(label) for label in left + right]
+        turned = kernel.transpose(order)
+        matrix = turned.reshape(math.prod(turned.shape[: len(left)]), -1)
+        u, s, v = np.linalg.svd(matrix, full_matrices=False)
+        rank = max(1, round(keep * len(s)))
+        small = (u[:, :rank] * s[:rank]) @ v[:rank]
+        kernel = small.reshape(turned.shape).transpose(np.argsort(order))
+    return kernel, rank, rank * sum(matrix.shape)
+
+
+def top1(model: nn.Module, images: Images, weights: Mapping[str, np.ndarray], dtype: torch.dtype) -> float:
+    other = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for name, weight in weights.items():
+            other.get_submodule(name).weight.copy_(torch.from_numpy(weight))
+        logits = other.to(dtype)(normalised(images.pixels, dtype=dtype, **NORMALISED))
+    return float((logits.argmax(1) == images.labels).double().mean())
+
+
+def row_by_hand(
+    model: nn.Module, images: Images, cut: str, keep: float | None, layers: list[str], dtype: torch.dtype
+) -> dict[str, Any]:
+    weights, details, errors = {}, {}, []
+    total = kept = sum(parameter.numel() for parameter in model.parameters())
+    for name in layers:
+        module = model.get_submodule(name)
+        assert keep is not None
+        weight = module.weight.detach().double().numpy()
+        weights[name], rank, parameters = truncated(module.weight, LABELS[type(module)], cut, keep)
+        error = np.linalg.norm(weights[name] - weight) / np.linalg.norm(weight)
+        errors.append(error**2)
+        kept += parameters - weight.size
+        details[name] = {
+            "rank": rank,
+            "relative_error": error,
+            "norm_kept": np.linalg.norm(weights[name]) / np.linalg.norm(weight),
+            "parameters": parameters,
+        }
+    accuracy = top1(model, images, weights, dtype)
+    return {
+        "accuracy": accuracy,
+        "accuracy_change": accuracy - top1(model, images, {}, dtype),
+        "images": len(images),
+        "mean_squared_relative_error": float(np.mean(errors)) if errors else 0.0,
+        "parameters_kept": kept / total,
+        "layers": details,
+    }
+
+
+def close(row: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Counts and accuracies are equal, norms to rounding."""
+    assert row["layers"].keys() == expected["layers"].keys()
+    for name, details in expected["layers"].items():
+        assert row["layers"][name] == pytest.approx(details, rel=1e-9, abs=1e-12)
+    numbers = {key: value for key, value in expected.items() if key != "layers"}
+    assert {key: row[key] for key in numbers} == pytest.approx(numbers, rel=1e-9, abs=1e-12)
+
+
+def without_seconds(rows: list[dict[str, Any]]) -> list[str]:
+    return sorted(json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in rows)
+
+
+def study(model: nn.Module, images: Images, output: Path, **settings: Any) -> tn.Study:
+    settings = {"cuts": CUTS, "keep": (0.5,), "dtype": torch.float64, **NORMALISED} | settings
+    return tn.study(model, images, output=output, progress=False, **settings)
+
+
+# rows
+
+
+@pytest.fixture(scope="module")
+def found(model: nn.Module, images: Images, tmp_path_factory: pytest.TempPathFactory) -> tn.Study:
+    return study(
+        model,
+        images,
+        tmp_path_factory.mktemp("study"),
+        cuts=[*CUTS, " kw out|kh,in  then in | out kh kw"],
+        keep=(1, 0.5, 0.2),
+        scope=("all", "each", "w*"),
+        skip=(),
+        name="net",
+    )
+
+
+def test_rows_are_those_asked_for_and_agree_with_numpy(found: tn.Study, model: nn.Module, images: Images) -> None:
+    convolutions = ["stem", "wide", "grouped"]
+    layers_of = {"all": convolutions, **{name: [name] for name in convolutions}, "w*": ["wide"]}
+    rows = {(row["rewrite"], row["keep"], row["scope"]): row for row in found.rows}
+    cuts = [*CUTS, "kw out | kh in then in | out kh kw"]
+    asked = [(cut, keep, scope) for cut in cuts for keep in (1, 0.5, 0.2) for scope in layers_of]
+    assert list(rows) == [("none", None, "all"), *asked]
+    assert len(found.rows) == len(rows)
+    close(rows["none", None, "all"], row_by_hand(model, images, "none", None, [], torch.float64))
+    for cut, keep, scope in asked:
+        close(rows[cut, keep, scope], row_by_hand(model, images, cut, keep, layers_of[scope], torch.float64))
+    assert len({row["accuracy"] for row in found.rows}) > 10, "or comparing accuracies says little"
+
+
+def test_rows_have_these_fields_of_these_types(found: tn.Study) -> None:
+    fields = {
+        "model": str,
+        "rewrite": str,
+        "keep": float,
+        "scope": str,
+        "accuracy": float,
+        "accuracy_change": float,
+        "images": int,
+        "mean_squared_relative_error": float,
+        "parameters_kept": float,
+        "layers": dict,
+        "config": str,
+        "version": str,
+        "seconds": float,
+    }
+    details = {"rank": int, "relative_error": float, "norm_kept": float, "parameters": int}
+    stored = read_rows(found.folder)
+    assert stored == found.rows
+    for row in stored:
+        kinds = fields | ({"keep": type(None)} if row["rewrite"] == "none" else {})
+        assert {field: type(value) for field, value in row.items()} == kinds
+        assert all({key: type(value) for key, value in each.items()} == details for each in row["layers"].values())
+        assert (row["model"], row["version"], row["images"]) == ("net", VERSION, 400)
+        assert 0 <= row["accuracy"] <= 1
+        assert row["seconds"] >= 0
+    assert len({row["config"] for row in stored}) == 1
+    assert len(stored[0]["config"]) == 12
+
+
+def test_the_study_is_a_table_and_a_data_frame(found: tn.Study) -> None:
+    lines = found.table().splitlines()
+    several = [row for row in found.rows if row["scope"] in ("all", "w*")]
+    assert [line.split("  ")[0].strip() for line in lines[2:]] == [row["rewrite"] for row in several]
+    assert f"{100 * several[1]['accuracy']:.2f}" in lines[3]
+    frame = found.to_pandas()
+    assert list(frame.columns) == list(found.rows[0])
+    assert frame["accuracy"].tolist() == [row["accuracy"] for row in found.rows]
+
+
+def test_full_rank_changes_nothing(found: tn.Study) -> None:
+    for row in found.rows:
+        if row["keep"] == 1:
+            assert row["accuracy_change"] == 0
+            assert row["mean_squared_relative_error"] < 1e-28
+            assert all(layer["norm_kept"] == pytest.approx(1, abs=1e-14) for layer in row["layers"].values())
+
+
+@pytest.mark.parametrize(
+    ("cut", "layers"),
+    [
+        ("out | in", ["linear"]),
+        ("in k | out", ["conv1"]),
+        ("out kh | in kw", ["conv2", "up"]),
+        ("kd out | kh kw in", ["conv3"]),
+        ("out | in kh kw then in out | kh kw", ["conv2", "up"]),
+    ],
+)
+def test_a_cut_is_for_the_layers_with_its_labels(cut: str, layers: list[str], tmp_path: Path) -> None:
+    model = network(Kinds)
+    images = labelled(some_images(), model)
+    found = study(model, images, tmp_path, cuts=[cut], keep=(0.5, 0.3), skip=())
+    for row, keep in zip(found.rows[1:], (0.5, 0.3), strict=True):
+        close(row, row_by_hand(model, images, cut, keep, layers, torch.float64))
+
+
+def test_cuts_of_several_kinds_share_a_study(tmp_path: Path) -> None:
+    cuts = ("out | in", "in k | out", "out kh | in kw", "kd out | kh kw in")
+    found = study(network(Kinds), some_images(20), tmp_path, cuts=cuts, scope=("each", "conv*"), skip=())
+    assert [(row["rewrite"], row["scope"]) for row in found.rows[1:]] == [
+        ("out | in", "linear"),
+        ("in k | out", "conv1"),
+        ("in k | out", "conv*"),
+        ("out kh | in kw", "conv2"),
+        ("out kh | in kw", "up"),
+        ("out kh | in kw", "conv*"),
+        ("kd out | kh kw in", "conv3"),
+        ("kd out | kh kw in", "conv*"),
+    ]
+
+
+def test_the_first_convolution_is_skipped_unless_asked(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    for number, (skip, layers) in enumerate(
+        [
+            (("first",), ["wide", "grouped"]),
+            ((), ["stem", "wide", "grouped"]),
+            (("first", "gr*"), ["wide"]),
+            (("linear",), ["stem", "wide", "grouped"]),
+        ]
+    ):
+        found = study(model, images, tmp_path / str(number), cuts=CUTS[:1], skip=skip)
+        assert list(found.rows[1]["layers"]) == layers
+    assert list(study(model, images, tmp_path / "default", cuts=CUTS[:1]).rows[1]["layers"]) == ["wide", "grouped"]
+    found = study(network(Kinds), some_images(9), tmp_path / "linear", cuts=["out | in"])
+    assert list(found.rows[1]["layers"]) == ["linear"], "a linear layer is no convolution"
+
+
+def shared(skip: str = "first") -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten()
+    )
+    model.append(nn.Linear(48, CLASSES))
+    model[3].weight = model[1].weight
+    return model
+
+
+def test_a_weight_that_two_layers_share_is_cut_and_counted_once(tmp_path: Path) -> None:
+    model = shared()
+    images = labelled(some_images(), model)
+    found = study(model, images, tmp_path / "1", cuts=CUTS[1:], scope=("all", "each"))
+    expected = row_by_hand(model, images, CUTS[1], 0.5, ["1"], torch.float64)
+    assert expected["accuracy_change"] != 0
+    for row in found.rows[1:]:
+        close(row, expected)
+    assert [row["scope"] for row in found.rows] == ["all", "all", "1"]
+    with pytest.raises(StudyError, match="no layer is left to cut"):
+        study(model, images, tmp_path / "2", cuts=CUTS[1:], skip=("3", "first", "5"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_network_is_tested_in_the_dtype_and_cut_in_float64(
+    dtype: torch.dtype, model: nn.Module, images: Images, tmp_path: Path
+) -> None:
+    found = study(model, images, tmp_path, dtype=dtype)
+    for row, cut in zip(found.rows[1:], CUTS, strict=True):
+        expected = row_by_hand(model, images, cut, 0.5, ["wide", "grouped"], dtype)
+        # other batches may round otherwise: a few images in 400 near a boundary
+        tolerance = 0.002 if dtype == torch.float32 else 0.02
+        assert row["accuracy"] == pytest.approx(expected["accuracy"], abs=tolerance)
+        close(row, expected | {"accuracy": row["accuracy"], "accuracy_change": row["accuracy_change"]})
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return {"tensors": tensors, "training": [module.training for module in model.modules()]}
+
+
+def test_the_model_and_torch_are_left_as_they_were(images: Images, tmp_path: Path) -> None:
+    model = network()
+    model.train()
+    model.norm.eval()
+    before, random = state_of(model), torch.random.get_rng_state()
+    study(model, images, tmp_path, recalibrate_bn=True, training_data=some_images(50), prepare=_spoil)
+    after = state_of(model)
+    assert after["training"] == before["training"]
+    assert after["tensors"].keys() == before["tensors"].keys()
+    for name, tensor in before["tensors"].items():
+        torch.testing.assert_close(after["tensors"][name], tensor, rtol=0, atol=0)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    torch.testing.assert_close(torch.random.get_rng_state(), random)
+
+
+def _spoil(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.wide.weight.mul_(torch.linspace(1, 3, 12)[:, None, None, None])
+
+
+def test_prepare_makes_the_network_that_is_studied(images: Images, tmp_path: Path) -> None:
+    model, other = network(), network()
+    _spoil(other)
+    prepared = study(model, images, tmp_path / "prepared", prepare=_spoil)
+    direct = study(other, images, tmp_path / "direct")
+    assert without_seconds(prepared.rows) == without_seconds(direct.rows)
+    assert prepared.rows[1]["layers"] != study(model, images, tmp_path / "plain").rows[1]["layers"]
+
+
+def test_batch_norm_is_recalibrated_only_if_asked(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    training = some_images(150, seed=3)
+    plain = study(model, images, tmp_path / "plain", training_data=training)
+    again = study(model, images, tmp_path / "again", recalibrate_bn=True, training_data=training, batch_size=50)
+    close(plain.rows[1], row_by_hand(model, images, CUTS[0], 0.5, ["wide", "grouped"], torch.float64))
+    assert again.rows[0]["accuracy"] == plain.rows[0]["accuracy"], "the network as it is keeps its statistics"
+    for row, cut in zip(again.rows[1:], CUTS, strict=True):
+        other = copy.deepcopy(model).double()
+        with torch.no_grad():
+            for name in ("wide", "grouped"):
+                layer = other.get_submodule(name)
+                layer.weight.copy_(torch.from_numpy(truncated(layer.weight, LABELS[nn.Conv2d], cut, 0.5)[0]))
+        recalibrate_batch_norm(other, training, batch_size=50, dtype=torch.float64, **NORMALISED)
+        assert row["accuracy"] == top1(other, images, {}, torch.float64)
+    changes = [a["accuracy"] - b["accuracy"] for a, b in zip(plain.rows[1:], again.rows[1:], strict=True)]
+    assert any(changes)
+    with pytest.raises(StudyError, match="recalibrate_bn needs training images"):
+        study(model, images, tmp_path / "none", recalibrate_bn=True)
+
+
+def test_a_limit_is_balanced_and_chosen_by_the_seed(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    runs = [study(model, images, tmp_path / str(n), limit=53, seed=seed) for n, seed in enumerate((0, 0, 1))]
+    assert without_seconds(runs[0].rows) == without_seconds(runs[1].rows)
+    for found, seed in zip(runs[1:], (0, 1), strict=True):
+        subset = images.subset(53, seed=seed)
+        assert set(subset.labels.bincount().tolist()) == {10, 11}
+        assert [row["images"] for row in found.rows] == [53] * 3
+        close(found.rows[1], row_by_hand(model, subset, CUTS[0], 0.5, ["wide", "grouped"], torch.float64))
+    assert runs[1].rows[0]["config"] != runs[2].rows[0]["config"]
+    with pytest.raises(StudyError, match="seed: 0 there, 1 here"):
+        study(model, images, tmp_path / "0", limit=53, seed=1)
+    with pytest.raises(DataError, match="cannot choose 401 images"):
+        study(model, images, tmp_path / "more", limit=401)
+
+
+def test_images_may_be_given_by_name(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 10, 6), nn.Flatten())
+    settings: dict[str, Any] = {"cuts": CUTS[:1], "keep": (0.5,), "limit": 20, "progress": False}
+    found = tn.study(model, "digits", output=tmp_path, **settings)
+    assert [row["images"] for row in found.rows] == [20, 20]
+    assert found.rows[0]["model"] == "Sequential"
+
+
+# the folder
+
+
+def test_what_is_there_is_not_computed_again(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    whole = study(model, images, tmp_path / "whole", keep=(0.5, 0.25), scope=("all", "each"))
+    folder = tmp_path / "parts"
+    study(model, images, folder, cuts=CUTS[:1], keep=(0.25,), scope=("all",))
+    study(model, images, folder, cuts=CUTS[1:], keep=(0.5,), scope=("each",))
+    earlier = read_rows(folder)
+    found = study(model, images, folder, keep=(0.5, 0.25), scope=("all", "each"))
+    assert read_rows(folder)[: len(earlier)] == earlier
+    assert without_seconds(found.rows) == without_seconds(read_rows(folder)) == without_seconds(whole.rows)
+    assert [row["rewrite"] for row in found.rows] == [row["rewrite"] for row in whole.rows], "in the order asked for"
+    before = (folder / "results.jsonl").stat().st_mtime_ns
+    again = study(model, images, folder, keep=(0.5, 0.25), scope=("all", "each"))
+    assert again.rows == found.rows
+    assert (folder / "results.jsonl").stat().st_mtime_ns == before
+
+
+def test_what_is_asked_for_twice_is_done_once(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    found = study(
+        model,
+        images,
+        tmp_path,
+        cuts=["out | in kh kw", "out|in  kh kw"],
+        keep=(0.5, 0.5),
+        scope=("each", "wide", "all", "all"),
+    )
+    assert [row["scope"] for row in found.rows] == ["all", "wide", "grouped", "all"]
+    assert read_rows(tmp_path) == found.rows
+
+
+def test_a_study_that_was_stopped_goes_on(
+    model: nn.Module, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tnalgebra import studies
+
+    whole = study(model, images, tmp_path / "whole", scope=("all", "each"))
+    calls = iter(range(100))
+
+    def accuracy(*arguments: Any, **settings: Any) -> float:
+        if next(calls) % 2:
+            raise KeyboardInterrupt
+        return right(*arguments, **settings)
+
+    right = studies.accuracy
+    monkeypatch.setattr(studies, "accuracy", accuracy)
+    folder = tmp_path / "parts"
+    counts = []
+    while len(counts) < len(whole.rows) - 1:
+        with pytest.raises(KeyboardInterrupt):
+            study(model, images, folder, scope=("all", "each"))
+        counts.append(len(read_rows(folder)))
+        with (folder / "results.jsonl").open("a") as file:
+            file.write('{"model": "ne')
+    assert counts == list(range(1, len(whole.rows)))
+    monkeypatch.undo()
+    found = study(model, images, folder, scope=("all", "each"))
+    assert without_seconds(found.rows) == without_seconds(read_rows(folder)) == without_seconds(whole.rows)
+
+
+def test_a_folder_of_another_network_or_other_images_is_refused(
+    model: nn.Module, images: Images, tmp_path: Path
+) -> None:
+    study(model, images, tmp_path)
+    rows = (tmp_path / "results.jsonl").read_bytes()
+    for setting, other, fact in [
+        ("network", network(seed=2), "differences: weights: .* there, .* here"),
+        ("images", some_images(30), "differences: images: .* there, .* here"),
+        ("skip", {"skip": ()}, r"skip: \[\"first\"\] there, \[\] here"),
+        ("dtype", {"dtype": torch.float32}, 'dtype: "float64" there, "float32" here'),
+        ("facts", {"facts": {"epochs": 3}}, "epochs: none there, 3 here"),
+    ]:
+        settings: Any = other if isinstance(other, dict) else {}
+        with pytest.raises(StudyError, match=fact):
+            study(
+                other if isinstance(other, nn.Module) else model,
+                other if isinstance(other, Images) else images,
+                tmp_path,
+                **settings,
+            )
+        assert (tmp_path / "results.jsonl").read_bytes() == rows, setting
+
+
+def test_a_network_is_not_prepared_for_a_folder_that_refuses_it(
+    model: nn.Module, images: Images, tmp_path: Path
+) -> None:
+    def never(_: nn.Module) -> None:
+        raise AssertionError
+
+    study(model, images, tmp_path)
+    with pytest.raises(StudyError, match="differences: seed: 0 there, 7 here"):
+        study(model, images, tmp_path, seed=7, prepare=never)
+    with pytest.raises(RuleError):
+        study(model, images, tmp_path, cuts=["out | in"], skip=("linear",), prepare=never)
+
+
+# bad input
+
+
+def with_weight(change: Callable[[nn.Module], object]) -> nn.Module:
+    model = network()
+    change(model)
+    return model
+
+
+def put(value: float) -> Callable[[nn.Module], object]:
+    return lambda model: model.wide.weight.data[3, 1].fill_(value)
+
+
+class Raises(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[:, :, 100:])
+
+
+class Nothing(Net):
+    def forward(self, images: Tensor) -> Any:
+        return {"logits": super().forward(images)}  # as some libraries' networks do
+
+
+class Flat(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[..., 0]
+
+
+class Picky(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        raise KeyError("missing")
+
+
+class Old(nn.Module):
+    """Weight norm as it was before parametrisations: the weight is a plain tensor, which cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, CLASSES, (6, 5))
+        weight = self.conv.weight
+        del self.conv.weight
+        self.conv.gain = nn.Parameter(torch.ones(()))
+        self.conv.weight = weight * self.conv.gain
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).flatten(1)
+
+
+BAD: list[tuple[str, dict[str, Any], type[TnalgebraError], str]] = [
+    ("twice", {"cuts": ["out kh | in kw kh"]}, RuleError, "label 'kh' stands twice in a cut"),
+    ("missing", {"cuts": ["out kh | in"]}, RuleError, r"'out kh \| in' fits no layer.*\n +missing: kw\n"),
+    ("unknown", {"cuts": ["out kh | in kw kx"]}, RuleError, r"fits no layer.*\n +unknown: kx\n +kernels: out in kh kw"),
+    ("left", {"cuts": ["| out in kh kw"]}, RuleError, "left side of a cut is empty"),
+    ("right", {"cuts": ["out in kh kw |"]}, RuleError, "right side of a cut is empty"),
+    ("no bar", {"cuts": ["out in kh kw"]}, RuleError, r"a cut has one '\|', here are 0"),
+    ("two bars", {"cuts": ["out | in | kh kw"]}, RuleError, r"a cut has one '\|', here are 2"),
+    ("no word", {"cuts": ["out | in kh k-w"]}, RuleError, "'k-w' in a cut is not a label"),
+    ("second", {"cuts": ["out | in kh kw then in"]}, RuleError, r"a cut has one '\|', here are 0"),
+    ("others", {"cuts": ["out | in kh kw then out | in"]}, RuleError, "cuts that follow one another hold different"),
+    ("none", {"cuts": []}, StudyError, "there is nothing to do\n  cuts:  0"),
+    *(
+        (f"keep {keep}", {"keep": [0.5, keep]}, RankError, r"KeepFraction\(.*\) keeps a fraction outside \(0, 1\]")
+        for keep in (0, 1.5, -0.5, math.nan, math.inf)
+    ),
+    ("no keep", {"keep": []}, StudyError, "there is nothing to do"),
+    ("no scope", {"scope": []}, StudyError, "there is nothing to do"),
+    ("scope", {"scope": ["wied"]}, StudyError, "scope 'wied' matches no layer that is cut\n  near:   wide, grouped\n"),
+    ("scope of skipped", {"scope": ["stem"]}, StudyError, "scope 'stem' matches no layer that is cut"),
+    ("skip", {"skip": ["stam"]}, StudyError, "skip 'stam' matches no layer\n  near:   stem"),
+    ("all skipped", {"skip": ["*"]}, StudyError, "no layer is left to cut"),
+    (
+        "nan",
+        {"model": with_weight(put(math.nan))},
+        ValuesError,
+        "weight of layer 'wide' holds NaN or infinity\n.* 6 of",
+    ),
+    ("inf", {"model": with_weight(put(math.inf))}, ValuesError, "weight of layer 'wide' holds NaN or infinity"),
+    ("skipped nan", {"model": with_weight(put(math.nan)), "skip": ["wide"]}, ValuesError, "layer 'wide' holds NaN"),
+    ("lazy", {"model": nn.Sequential(nn.LazyConv2d(3, 3))}, LayerError, "layer '0' has no weight yet"),
+    ("old weight norm", {"model": Old()}, LayerError, "weight of layer 'conv' is computed from other parameters"),
+    ("parametrised", {"parametrised": True}, LayerError, "weight of layer 'wide' is computed from other parameters"),
+    ("no layers", {"model": nn.Flatten()}, StudyError, "no layer is left to cut"),
+    ("classes", {"images": some_images(9, classes=4)}, DataError, "network has 5 outputs, the images have 4 classes"),
+    ("no images", {"images": some_images(0)}, DataError, "there are no images|cannot choose 1 images"),
+    ("limit", {"limit": 0}, DataError, "cannot choose 0 images"),
+    ("forward", {"model": network(Raises)}, DataError, "does not take these images\n  network: Raises\n.*3, 6, 5"),
+    ("key", {"model": network(Picky)}, DataError, "does not take these images\n(.*\n)*  because: KeyError: 'missing'"),
+    ("dict", {"model": network(Nothing)}, DataError, "no logits of shape .*\n.*\n  gives:   a dict"),
+    ("flat", {"model": network(Flat)}, DataError, r"no logits of shape .*\n.*\n  gives:   shape \(1,\)"),
+    ("channels", {"model": nn.Conv2d(1, 5, 3)}, StudyError, "no layer is left to cut"),
+    ("mean", {"mean": (0.5,)}, DataError, "mean and std do not fit the images"),
+    ("std", {"std": (0.5, 0.0, 1.0)}, DataError, "mean and std do not fit the images"),
+    ("batch", {"batch_size": 0}, DataError, "a batch of 0 images is no batch"),
+    ("device", {"device": "nowhere"}, StudyError, "there is no device 'nowhere' here"),
+    ("folder", {"images": "/nowhere/at/all"}, DataError, "no folder of images at '/nowhere/at/all'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "error", "fact"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_input_is_refused_before_anything_is_written(
+    settings: dict[str, Any], error: type[TnalgebraError], fact: str, tmp_path: Path
+) -> None:
+    settings = dict(settings)
+    model, images = settings.pop("model", network()), settings.pop("images", some_images(20))
+    if settings.pop("parametrised", False):
+        parametrize.register_parametrization(model.wide, "weight", nn.Tanh())
+    with pytest.raises(error, match=fact):
+        study(model, images, tmp_path / "output", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99"])
+def test_a_device_that_is_not_there(device: str, tmp_path: Path) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(StudyError, match=f"there is no device '{device}' here\n  because: .*\n  fix:     cpu"):
+        study(network(), some_images(9), tmp_path / "output", device=device)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_are_not_finite_are_an_error_and_no_row(tmp_path: Path) -> None:
+    model = with_weight(lambda net: net.norm.running_var.fill_(math.nan))
+    with pytest.raises(StudyError, match="outputs are not finite"):
+        study(model, some_images(20), tmp_path)
+    assert read_rows(tmp_path) == []
+
+
+def test_kernels_of_zeros_and_of_huge_numbers(images: Images, tmp_path: Path) -> None:
+    model = with_weight(lambda net: net.wide.weight.data.zero_())
+    row = study(model, images, tmp_path / "zeros", cuts=CUTS[:1], scope=["wide"]).rows[1]
+    assert row["layers"]["wide"] == {"rank": 6, "relative_error": 0.0, "norm_kept": 1.0, "parameters": 6 * (12 + 30)}
+    model = network().double()
+    for factor in (1e200, 1e-200):
+        other = copy.deepcopy(model)
+        other.wide.weight.data *= factor
+        rows = [
+            study(each, images, tmp_path / f"{factor}{number}", cuts=CUTS[1:], scope=["wide"]).rows[1]["layers"]["wide"]
+            for number, each in enumerate((model, other))
+        ]
+        assert rows[0] == pytest.approx(rows[1], rel=1e-9)
+
+
+# the progress bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_progress_bar_with_the_time_left_on_a_terminal(
+    model: nn.Module, images: Images, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"cuts": CUTS, "keep": (0.5, 0.25), "scope": ("all", "each"), "output": tmp_path}
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    tn.study(model, images, **asked)
+    shown = terminal.getvalue()
+    assert "13/13" in shown
+    assert "out kh | in kw" in shown
+    assert "row/s" in shown or "s/row" in shown
+    assert "<00:00" in shown, "tqdm's time left"
+    quiet = Terminal()
+    monkeypatch.setattr("sys.stderr", quiet)
+    tn.study(model, images, progress=False, **asked)
+    assert quiet.getvalue() == ""
+
+
+def test_no_progress_bar_elsewhere(
+    model: nn.Module, images: Images, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    tn.study(model, images, cuts=CUTS, keep=(0.5,), output=tmp_path)
+    assert capsys.readouterr() == ("", "")
