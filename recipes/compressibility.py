@@ -37,7 +37,7 @@ class Config:
     """Settings of the study; what is printed first is what is used."""
 
     model: str = "cnn4"
-    """a name (cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar), or package.module:function of your own"""
+    """cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar, or package.module:function of your own"""
     weights: str | None = None
     """a file of weights (or torchvision:NAME); without one cnn4 is trained first, and your own function's network is
     used as it comes"""

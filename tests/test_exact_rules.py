@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tnalgebra.decompositions.traces import by_name
 from tnalgebra.driver import contract_back, rewrite, simplify
+from tnalgebra.editing import rebuilt
 from tnalgebra.errors import RuleError, SizeError
 from tnalgebra.evaluation import evaluate, magnitude
 from tnalgebra.exact_rules import (
@@ -44,8 +45,9 @@ from tnalgebra.labels import MAX_AXES
 from tnalgebra.network import Network, carriers, shapes, tensor_nodes
 from tnalgebra.nodes import MODES, Conv, Copy, Fuse, NamedTensor, Node, relabel, rename
 from tnalgebra.notation import parse
-from tnalgebra.rewriting import Change, Fit, Place, Rule, Trace, bind_values, rebuilt
+from tnalgebra.rewriting import Change, Fit, Place, Rule, Trace
 from tnalgebra.sizes import window
+from tnalgebra.valuation import bind_values
 
 Valued: TypeAlias = tuple[Network, dict[str, Tensor]]
 

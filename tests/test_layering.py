@@ -31,11 +31,13 @@ ORDER = (
     "drawing",
     "network",
     "isomorphism",
+    "editing",
     "notation",
     "windows",
     # values
     "contraction",
     "evaluation",
+    "valuation",
     "quimb_bridge",
     # what may change
     "matching",

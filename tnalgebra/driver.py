@@ -9,7 +9,8 @@ from typing import Any
 from .errors import RuleError, explain
 from .exact_rules import SIMPLIFY, contract_bond, fold_scalar
 from .network import Network
-from .rewriting import Fit, Place, Rule, Trace, bind_values
+from .rewriting import Fit, Place, Rule, Trace
+from .valuation import bind_values
 
 MAX_STEPS = 10_000
 

@@ -8,23 +8,23 @@ approximate rule computes values itself and claims an error.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .contraction import contract
-from .errors import RuleError, ValuesError, explain
-from .evaluation import Values, bind, evaluate, magnitude, pattern
+from .errors import RuleError, explain
+from .evaluation import Values, evaluate, magnitude
 from .files import write_text
-from .network import Network, carriers, draw, parameters, tensor_nodes
-from .nodes import NamedTensor, Node, node_text, relabel
+from .network import Network, draw, parameters, tensor_nodes
+from .nodes import NamedTensor, node_text
 from .ranks import Rank
+from .valuation import bind_values, relative, value_of, values_for
 
 Kind: TypeAlias = Literal["exact", "approximate"]
 
@@ -62,7 +62,7 @@ class Change:
     values: new tensor -> elements (approximate rules).
     relative_error: ||left - right|| / ||left|| of the part that was replaced, as the rule claims it; 0 if exact.
     ranks: bond -> rank that was chosen.
-    pieces: the part before and the part after, as networks of their own; the claim speaks of them.
+    pieces: the part before and the part after, as networks of their own, where the claimed error is that of a part.
     """
 
     after: Network
@@ -147,13 +147,6 @@ class Rule:
                 raise RuleError(explain(f"the rule {self.name!r} has no left side of its own", fix="give a network"))
             network, tensors = bind_values(self.start(target), target)
         return Fit(network, tensors, Trace(network, ())).then(self, at=at, bind=bind, ranks=ranks, sizes=sizes)
-
-
-def bind_values(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str, Tensor]]:
-    """`evaluation.bind`, with integers as float64 and without gradients: the values a rewrite works on."""
-    network, tensors = bind(network, values)
-    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-    return network, {n: t if t.is_floating_point() else t.double() for n, t in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -250,7 +243,7 @@ class Trace:
                 "nodes": list(step.place.nodes),
                 "labels": list(step.place.labels),
                 "ranks": dict(step.change.ranks),
-                "sizes": dict(step.options.sizes),
+                "sizes": {label: index(size) for label, size in step.options.sizes.items()},
                 "bind": dict(step.options.bind),
                 "relative_error": step.relative_error,
                 "after": str(step.after),
@@ -298,45 +291,6 @@ def check_step(step: Step, before: Values, after: Values, *, number: int = 1) ->
                 true=f"{true:.6g}",
             )
         )
-
-
-def relative(difference: Tensor, reference: Tensor) -> float:
-    """||difference||_F / ||reference||_F; 0 if both are 0, infinite if only the reference is."""
-    above, below = norm(difference), norm(reference)
-    return above and (above / below if below else math.inf)
-
-
-def norm(tensor: Tensor) -> float:
-    """||tensor||_F in float64, also where the squares of its elements overflow or vanish."""
-    tensor = tensor.double()
-    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-    return largest and largest * float(torch.linalg.vector_norm(tensor / largest))
-
-
-def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The type that loses nothing of any of them; float64 if there are none."""
-    dtypes = [tensor.dtype for tensor in tensors]
-    return reduce(torch.promote_types, dtypes) if dtypes else torch.float64
-
-
-def values_for(network: Network, values: Values) -> dict[str, Tensor]:
-    """The values of a network's own tensors, out of those of a larger one. Raises ValuesError if one is missing."""
-    missing = [name for name in tensor_nodes(network) if name not in values]
-    if missing:
-        raise ValuesError(explain(f"no value for {', '.join(map(repr, missing))}", where=network))
-    return {name: values[name] for name in tensor_nodes(network)}
-
-
-def value_of(network: Network, values: Values, *, dtype: torch.dtype | None = None) -> Tensor:
-    """The value of a network in `dtype` (by default the values' own), index patterns dense."""
-    network, tensors = bind(network, values_for(network, values))
-    dtype = dtype or common_dtype(tensors.values())
-    device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
-    operands = []
-    for node in network.nodes:
-        dense = tensors[node.name] if isinstance(node, NamedTensor) else pattern(node, network).to(device)
-        operands.append((dense.to(dtype), node.labels))
-    return contract(operands, network.output)
 
 
 @dataclass(frozen=True, eq=False)
@@ -457,35 +411,3 @@ def _choose(rule: Rule, network: Network, at: int | Place | None, options: Optio
 def _tied(network: Network) -> str | None:
     names = " ".join(name for name, places in tensor_nodes(network).items() if len(places) > 1)
     return f"{names} (a tensor is rewritten at all its occurrences or not at all)" if names else None
-
-
-def rebuilt(
-    network: Network,
-    *,
-    remove: Iterable[int],
-    add: Sequence[Node] = (),
-    labels: Mapping[str, str] | None = None,
-    replace: Mapping[int, Node] | None = None,
-    sizes: Mapping[str, int] | None = None,
-) -> Network:
-    """`network` without the nodes `remove`, with `add` where the first of them stood, some nodes replaced, and
-    labels renamed everywhere (also in `add`). Sizes of labels that are still there stay.
-    """
-    remove, labels, replace = sorted(set(remove)), labels or {}, replace or {}
-    nodes: list[Node] = []
-    for position, node in enumerate(network.nodes):
-        if remove and position == remove[0]:
-            nodes += add
-        if position not in remove:
-            nodes.append(replace.get(position, node))
-    nodes = [relabel(node, labels) for node in nodes]
-    known = {labels.get(label, label): size for label, size in network.sizes.items()} | dict(sizes or {})
-    there = {label for node in nodes for label in node.labels}
-    output = [labels.get(label, label) for label in network.output]
-    return Network(nodes, output, {label: size for label, size in known.items() if label in there})
-
-
-def only_carriers(network: Network, label: str, positions: Iterable[int]) -> bool:
-    """Whether `label` is closed and stands on no node outside `positions`."""
-    inside = set(positions)
-    return label not in network.output and all(position in inside for position, _ in carriers(network)[label])

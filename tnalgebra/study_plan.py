@@ -18,7 +18,8 @@ from .layers import kernel_labels_of, kernel_layers
 from .network import Network
 from .nodes import NamedTensor
 from .ranks import KeepFraction, kept
-from .rewriting import Fit, Rule, Trace, bind_values, norm, relative
+from .rewriting import Fit, Rule, Trace
+from .valuation import bind_values, norm, relative
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ from ..network import Network, carriers, parameters, tensor_nodes
 from ..nodes import NamedTensor
 from ..notation import parse
 from ..ranks import ParameterBudget, Rank, allowance, kept, rank_of
-from ..rewriting import Change, Options, Place, Rule, common_dtype, relative, value_of
+from ..rewriting import Change, Options, Place, Rule
+from ..valuation import common_dtype, relative, value_of
 
 Form: TypeAlias = Literal["factors", "svd"]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..editing import rebuilt
 from ..errors import RuleError, SizeError, TnalgebraError, ValuesError, explain
 from ..evaluation import Values, evaluate, magnitude
 from ..isomorphism import isomorphic
@@ -30,7 +31,8 @@ from ..network import (
 )
 from ..nodes import MODES, Conv, Fuse, NamedTensor, Node, Variable, relabel, rename
 from ..notation import parse_rule
-from ..rewriting import ROUNDING, Change, Options, Place, Rule, common_dtype, rebuilt, value_of, values_for
+from ..rewriting import ROUNDING, Change, Options, Place, Rule
+from ..valuation import common_dtype, value_of, values_for
 from .trees import bonds_of, fit_tree, why_no_tree
 
 TRIALS = 20
@@ -220,15 +222,14 @@ def _build(
     known = {label: network.sizes[thing] for label, thing in match.labels.items() if thing in network.sizes}
     before_piece = _piece(left, match.attributes, names, known)
     after_piece = _piece(right, match.attributes, names, _shared_sizes(left, right, known) | dict(options.sizes))
-    pieces = (before_piece, after_piece)
     valued = all(name in values for name in match.names.values())
     if kind == "exact":
         if not new:
             if valued and len(before_piece.sizes) == len(carriers(before_piece)):
                 _check_values(before_piece, after_piece, values)
-            return Change(after, pieces=pieces)
+            return Change(after)
         definition = Network(before_piece.nodes, after_piece.nodes[0].labels, before_piece.sizes)
-        return Change(after, {names[new[0]]: definition}, pieces=pieces)
+        return Change(after, {names[new[0]]: definition})
     if not valued:
         missing = next(name for name in match.names.values() if name not in values)
         raise RuleError(explain(f"an approximate rule needs the value of {missing!r}", fix="apply(network, values)"))

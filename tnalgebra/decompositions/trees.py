@@ -21,7 +21,7 @@ from ..linalg import matricise, truncated_svd
 from ..network import Network, shape_of
 from ..nodes import Fuse, NamedTensor, node_text
 from ..ranks import ParameterBudget, Rank, allowance, kept
-from ..rewriting import norm
+from ..valuation import norm
 
 
 @dataclass(frozen=True)

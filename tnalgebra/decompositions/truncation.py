@@ -15,7 +15,8 @@ from ..linalg import truncated_svd
 from ..network import Network, carriers, tensor_nodes
 from ..nodes import NamedTensor
 from ..ranks import kept, rank_of
-from ..rewriting import Change, Options, Place, Rule, relative
+from ..rewriting import Change, Options, Place, Rule
+from ..valuation import relative
 
 
 def truncate(bond: str) -> Rule:

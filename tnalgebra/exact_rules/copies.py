@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import combinations
 
+from ..editing import rebuilt
 from ..labels import MAX_AXES
 from ..network import Network, carriers
 from ..nodes import Copy, Fill, Node
-from ..rewriting import Change, Place, rebuilt
+from ..rewriting import Change, Place
 from .shared import dead_outside, exact, of_type, once
 
 

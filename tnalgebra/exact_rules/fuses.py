@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
+from ..editing import rebuilt
 from ..labels import MAX_AXES, fresh
 from ..network import Network, carriers
 from ..nodes import Copy, Fill, Fuse
-from ..rewriting import Change, Place, rebuilt
+from ..rewriting import Change, Place
 from .shared import dead_outside, exact, of_type
 
 

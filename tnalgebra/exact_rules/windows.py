@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from math import gcd
 
+from ..editing import rebuilt
 from ..labels import fresh
 from ..network import Network, carriers
 from ..nodes import Conv, Copy, Fill, Fuse, Node
-from ..rewriting import Change, Place, rebuilt
+from ..rewriting import Change, Place
 from ..sizes import window
 from .shared import dead_outside, exact, of_type
 
