@@ -1,12 +1,14 @@
-"""How far can each kernel of a network be cut, and what does that do to its accuracy?
+"""How far can the kernels of a network be cut, and what does that do to its accuracy?
 
-    python -m recipes.compressibility                       # embedded digits and a small CNN: a minute or two
+    python -m recipes.compressibility                       # embedded digits and a small CNN: about a minute
     python -m recipes.compressibility --model resnet20 --weights W.pth --data DIR \\
         --cuts "out | in kh kw" "out kh | in kw" --keep 0.75 0.5 0.25 --output runs/resnet20
     python -m recipes.compressibility --model mylib.nets:build --weights w.pth --data DIR
 
-The study of Singh, Jahromi and Orus (arXiv 2403.14379). Stopped and started again with the same settings it goes on
-where it was; rows and figures are in OUTPUT.
+A kernel of a 2-d convolution has the labels out, in (channels), kh, kw (window). Each cut of these labels in two
+makes it a matrix; that matrix is truncated to a fraction of its singular values, put back, and the network tested
+on the test images, without retraining (Singh, Jahromi and Orus, arXiv 2403.14379). Stopped and started again with the
+same settings the study goes on where it was; more cuts, fractions and scopes can be added to a folder.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +27,7 @@ import tnalgebra as tn
 from models import MODELS, build_model, load_weights
 from tnalgebra.errors import DataError, TnalgebraError, explain
 from tnalgebra.files import write_whole
-from tnalgebra.images import default_normalisation, load_images
+from tnalgebra.images import Images, default_normalisation, load_images
 from tnalgebra.study_store import config_hash
 from tnalgebra.training import train_classifier
 
@@ -36,43 +39,43 @@ ALL_SEVEN = tuple(cut.name for cut in tn.all_cuts("out in kh kw"))
 class Config:
     """Settings of the study; what is printed first is what is used."""
 
+    # one line each: the command's --help breaks them where it must
     model: str = "cnn4"
-    """cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar, or package.module:function of your own"""
+    """cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, or a function of your own: package.module:function"""
     weights: str | None = None
-    """a file of weights (or torchvision:NAME); without one cnn4 is trained first, and your own function's network is
-    used as it comes"""
+    """a file of weights, or torchvision:NAME; without one cnn4 is trained first, your own network used as it comes"""
     data: str = "digits"
-    """digits (embedded), cifar10, cifar100, or a folder with train/CLASS/* and test/CLASS/*"""
+    """digits (embedded), cifar10 or cifar100 (downloaded), or a folder with train/CLASS/* and test/CLASS/*"""
     cuts: tuple[str, ...] = ALL_SEVEN
-    """cuts of a kernel, in notation; "A then B" cuts twice. Default: all seven of a 2-d convolution"""
+    """where a kernel is cut in two, each in quotes; "A then B" cuts by A, then by B; all there are of a 2-d kernel"""
     keep: tuple[float, ...] = (0.75, 0.5, 0.25, 0.125)
     """fractions of the singular values kept, each in (0, 1]: from harmless to ruinous"""
     scope: tuple[str, ...] = ("all", "each")
-    """all (the layers at once), each (one at a time), or globs of layers' names"""
+    """what one test cuts: all (the layers at once), each (one layer at a time), or globs of layers' names"""
     skip: tuple[str, ...] = ("first",)
-    """layers left alone: globs, or first for the first convolution, which has few inputs and little to give"""
+    """layers never cut: globs, or first for the first convolution, which has few inputs; bare --skip skips none"""
     limit: int | None = None
-    """test on so many images only (all by default): quicker, coarser"""
+    """test on so many images only, equally many of each class: quicker, coarser; all images by default"""
     recalibrate_bn: Annotated[bool, tyro.conf.arg(name="recalibrate-bn")] = False
     """estimate batch-norm statistics anew after each truncation, on 5000 training images; off: the plain effect"""
     mean: tuple[float, ...] | None = None
-    """of each channel, scaled to [0, 1]; by default ImageNet's for colour images, 0 for grey ones"""
+    """of each channel, as in the network's training (pixels: 0 to 1); by default ImageNet's for colour, 0 for grey"""
     std: tuple[float, ...] | None = None
-    """of each channel; by default ImageNet's for colour images, 1 for grey ones"""
+    """of each channel likewise; by default ImageNet's for colour images, 1 for grey ones"""
     image_size: int | None = None
     """pixels: resize and crop a folder's images to this; needed only if they differ in size"""
     batch_size: int = 128
-    """images at a time; no influence on the result beyond rounding"""
+    """images at a time; no influence on the result beyond rounding, and more is no faster on a CPU"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the network is tested; auto takes a GPU if there is one"""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """in which the network is tested; kernels are cut in float64"""
     epochs: int = 15
-    """of the training of cnn4, where it has to be trained"""
+    """passes over the training images, where cnn4 has to be trained"""
     seed: int = 0
-    """of the first weights and the training of cnn4, of your own function, and of the choice of images (--limit)"""
+    """of all chance: first weights, training, the choice of images under --limit"""
     output: Path = Path("runs/compressibility")
-    """folder for rows (results.jsonl), figures and the trained network"""
+    """folder for the rows (results.jsonl), the figures (PNG and SVG) and the trained network"""
 
 
 def main(config: Config) -> tn.Study:
@@ -86,6 +89,8 @@ def main(config: Config) -> tn.Study:
     for field in dataclasses.fields(config):
         print(f"{field.name:<16}{getattr(config, field.name)}")
     train_first = config.weights is None and config.model == "cnn4"
+    if train_first and config.epochs < 1:
+        raise DataError(explain(f"{config.epochs} epochs are no training", fix="--epochs 1 or more, or --weights FILE"))
     if config.weights is None and config.model in MODELS and not train_first:
         raise DataError(explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)"))
     images = load_images(config.data, "test", image_size=config.image_size)
@@ -93,12 +98,14 @@ def main(config: Config) -> tn.Study:
     config = dataclasses.replace(config, mean=config.mean or usual_mean, std=config.std or usual_std)
     print(f"\n{len(images)} images of {len(images.classes)} classes, {images.channels} x ", end="")
     print(f"{images.pixels.shape[2]} x {images.pixels.shape[3]}, mean {config.mean}, std {config.std}", flush=True)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(config.model, classes=len(images.classes), channels=images.channels)
     if config.weights is not None:
         load_weights(model, config.weights)
-    training = load_images(config.data, "train", image_size=config.image_size) if config.recalibrate_bn else None
+    training = None
+    if train_first or config.recalibrate_bn:
+        training = load_images(config.data, "train", image_size=config.image_size)
     found = tn.study(
         model,
         images,
@@ -109,7 +116,7 @@ def main(config: Config) -> tn.Study:
         skip=config.skip,
         limit=config.limit,
         recalibrate_bn=config.recalibrate_bn,
-        training_data=training and training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=config.seed),
+        training_data=_some(training, config.seed) if training and config.recalibrate_bn else None,
         mean=config.mean,
         std=config.std,
         batch_size=config.batch_size,
@@ -117,16 +124,19 @@ def main(config: Config) -> tn.Study:
         dtype=getattr(torch, config.dtype),
         seed=config.seed,
         name=config.model,
-        prepare=(lambda network: _train(network, config)) if train_first else None,
+        prepare=partial(_train, config=config, training=training) if train_first and training else None,
         facts={"epochs": config.epochs} if train_first else None,
     )
     print(f"\n{found.table()}\n\nrows and figures: {config.output}/")
     return found
 
 
-def _train(model: torch.nn.Module, config: Config) -> None:
-    """Train cnn4 on the training images and keep it in the output folder; take it from there if it is there."""
-    training = load_images(config.data, "train", image_size=config.image_size)
+def _some(training: Images, seed: int) -> Images:
+    return training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=seed)
+
+
+def _train(model: torch.nn.Module, *, config: Config, training: Images) -> None:
+    """Train cnn4 and keep it in the output folder; take it from there if it is there."""
     settings: dict[str, Any] = {
         "epochs": config.epochs,
         "batch_size": 64,
@@ -148,8 +158,8 @@ def _train(model: torch.nn.Module, config: Config) -> None:
 def run() -> None:
     """The command line: errors as one message, and an interruption without a traceback."""
     try:
-        main(tyro.cli(Config, description=__doc__))
-    except TnalgebraError as error:
+        main(tyro.cli(Config, prog="python -m recipes.compressibility", description=__doc__))
+    except (TnalgebraError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped: the same command goes on where it was")

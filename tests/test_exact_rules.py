@@ -27,7 +27,7 @@ from torch import Tensor
 from tnalgebra.decompositions.traces import by_name
 from tnalgebra.driver import contract_back, rewrite, simplify
 from tnalgebra.editing import rebuilt
-from tnalgebra.errors import RuleError, SizeError
+from tnalgebra.errors import NetworkError, RuleError, SizeError
 from tnalgebra.evaluation import evaluate, magnitude
 from tnalgebra.exact_rules import (
     EXACT_RULES,
@@ -376,21 +376,28 @@ def inexact_window_to_fuse(network: Network) -> Iterator[tuple[Place, Change]]:
             yield as_fuse(network, position, node)
 
 
+def copies_of_two(network: Network) -> Iterator[tuple[int, tuple[str, ...], bool]]:
+    """Position, labels and whether both are open, of each copy of two labels beside which another node stands."""
+    for position, node in of_type(network, Copy).items():
+        if len(node.labels) == len(set(node.labels)) == 2 and len(network.nodes) > 1:
+            yield position, node.labels, set(node.labels) <= set(network.output)
+
+
 @exact("also where nothing else carries the labels")
 def drop_lone_copy(network: Network) -> Iterator[tuple[Place, Change]]:
-    for position, node in of_type(network, Copy).items():
-        if len(set(node.labels)) == 2 and len(network.nodes) > 1 and not set(node.labels) & set(network.output):
-            yield Place((position,)), Change(rebuilt(network, remove=(position,), labels=dict([node.labels])))
+    for position, (a, b), both_open in copies_of_two(network):
+        if not both_open and a not in network.output:
+            with suppress(NetworkError):  # the open label stands nowhere else
+                yield Place((position,)), Change(rebuilt(network, remove=(position,), labels={a: b}))
 
 
 @exact("also where both labels are open")
 def drop_open_copy(network: Network) -> Iterator[tuple[Place, Change]]:
-    for position, node in of_type(network, Copy).items():
-        if len(set(node.labels)) == 2 and len(network.nodes) > 1 and set(node.labels) <= set(network.output):
-            kept, dropped = node.labels
-            nodes = [relabel(other, {dropped: kept}) for other in network.nodes if other is not node]
-            if any(kept in other.labels for other in nodes):
-                yield Place((position,)), Change(Network(nodes, [x for x in network.output if x != dropped]))
+    for position, (a, b), both_open in copies_of_two(network):
+        if both_open:
+            nodes = [relabel(node, {a: b}) for place, node in enumerate(network.nodes) if place != position]
+            with suppress(NetworkError):
+                yield Place((position,)), Change(Network(nodes, [label for label in network.output if label != a]))
 
 
 @exact("of any size")

@@ -421,6 +421,13 @@ def test_a_limit_is_balanced_and_chosen_by_the_seed(model: nn.Module, images: Im
         study(model, images, tmp_path / "more", limit=401)
 
 
+def test_one_of_each_needs_no_list(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    one = study(model, images, tmp_path / "one", cuts=CUTS[0], keep=0.5, scope="each", skip="w*")
+    several = study(model, images, tmp_path / "list", cuts=[CUTS[0]], keep=[0.5], scope=["each"], skip=["w*"])
+    assert without_seconds(one.rows) == without_seconds(several.rows)
+    assert [row["scope"] for row in one.rows] == ["all", "stem", "grouped"]
+
+
 def test_images_may_be_given_by_name(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 10, 6), nn.Flatten())
     settings: dict[str, Any] = {"cuts": CUTS[:1], "keep": (0.5,), "limit": 20, "progress": False}

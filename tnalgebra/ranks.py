@@ -102,16 +102,14 @@ def kept(rank: Rank, full: int, *, bond: str, singular_values: Callable[[], Sequ
                     fix=f"ranks={rank!r}; or an integer, KeepFraction or RelativeError for this bond",
                 )
             )
-    if isinstance(rank, float | bool):
-        raise RankError(
-            explain(f"the rank of bond {bond!r} is {rank!r}", fix=f"an integer, or KeepFraction({float(rank)})")
-        )
     try:
         number = operator.index(rank)
     except TypeError:
-        raise RankError(
-            explain(f"the rank of bond {bond!r} is {rank!r}", fix="an integer, KeepFraction or RelativeError")
-        ) from None
+        number = None
+    if number is None or isinstance(rank, bool):
+        fraction = isinstance(rank, float) and 0 < rank < 1
+        fix = f"an integer, or KeepFraction({rank:g})" if fraction else "an integer, KeepFraction or RelativeError"
+        raise RankError(explain(f"the rank of bond {bond!r} is {rank!r}", fix=fix))
     if not 1 <= number <= full:
         raise RankError(
             explain(f"rank {number} of bond {bond!r} is outside 1 to {full}", fix=f"{full} is full: nothing is lost")

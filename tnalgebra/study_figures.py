@@ -174,7 +174,7 @@ def _heat_map(rows: Sequence[Row], baseline: Row, layers: Sequence[str]) -> Figu
                 panel.text(column, row, f"{change:.1f}", ha="center", va="center", fontsize=6, color=ink)
     for panel in panels[len(fractions) :]:
         panel.set_axis_off()
-    bar = figure.colorbar(image, ax=figure.axes, fraction=0.03, aspect=max(4.0, 6 * height))
+    bar = figure.colorbar(image, ax=figure.axes, fraction=0.05, aspect=max(4.0, down * height / 0.15))
     bar.locator = MaxNLocator(max(2, min(8, round(2.5 * height))), steps=[1, 2, 5, 10])
     bar.ax.tick_params(labelsize="small")
     bar.set_label("change of top-1 (points)", fontsize="small")

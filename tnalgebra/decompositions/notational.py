@@ -55,9 +55,10 @@ def rule(text: str, *, name: str | None = None) -> Rule:
         name: for messages, traces and rows of studies; by default the text.
 
     Returns:
-        An exact rule where the right side has no new tensors (its two sides are compared on random numbers first),
-        or is one new tensor, which is then the left side contracted; else an approximate one. Its right side must be
-        a tree of new cores, possibly with `Fuse` splitting open labels.
+        An exact rule where the right side has no new tensors (its two sides are compared on random numbers first; if
+        some sizes fit only one of them, the rule wants to know the sizes where it applies), or is one new tensor,
+        which is then the left side contracted; else an approximate one. Its right side must be a tree of new cores,
+        possibly with `Fuse` splitting open labels.
 
     Raises:
         NotationError, NetworkError, SizeError: the text is no rule.
@@ -68,9 +69,8 @@ def rule(text: str, *, name: str | None = None) -> Rule:
     new = [name for name in tensor_nodes(right) if name not in tensor_nodes(left)]
     contracted = len(right.nodes) == 1 and len(new) == 1 and sorted(right.nodes[0].labels) == sorted(right.output)
     kind: Any = "exact" if not new or contracted else "approximate"
-    if not new:
-        _check_equal(left, right, text)
-    elif not contracted:
+    sized = not new and not _equal_for_all_sizes(left, right, text)
+    if new and not contracted:
         kept = [name for name in tensor_nodes(right) if name in tensor_nodes(left)]
         reason = f"the tensor {kept[0]!r} is not new" if kept else why_no_tree(right)
         if reason:
@@ -82,10 +82,10 @@ def rule(text: str, *, name: str | None = None) -> Rule:
     bonds = bonds_of(right) if kind == "approximate" else ()
 
     def find(network: Network, options: Options) -> Iterator[Place]:
-        return (_place(group) for group in _groups(left, right, network, options.bind))
+        return (_place(group) for group in _groups(left, right, network, options.bind, sized=sized))
 
     def build(network: Network, place: Place, values: Values, options: Options) -> Change:
-        groups = _groups(left, right, network, options.bind)
+        groups = _groups(left, right, network, options.bind, sized=sized)
         group = next(group for group in groups if _place(group) == place)
         return _build(left, right, network, group, values, options, new, kind)
 
@@ -130,12 +130,18 @@ def _check_sides(left: Network, right: Network, text: str) -> None:
 # Where it applies --------------------------------------------------------------------------------------------
 
 
-def _groups(left: Network, right: Network, network: Network, wanted: Mapping[str, str]) -> list[tuple[Match, ...]]:
-    """The places: each a set of matches that covers its tensors; of places with equal results, the first."""
+def _groups(
+    left: Network, right: Network, network: Network, wanted: Mapping[str, str], *, sized: bool
+) -> list[tuple[Match, ...]]:
+    """The places: each a set of matches that covers its tensors; of places with equal results, the first.
+
+    sized: only where all sizes are known.
+    """
     found = [
         match
         for match in matches(left, network)
         if all({**match.labels, **match.names}.get(variable) == thing for variable, thing in wanted.items())
+        and not (sized and match.labels.values() - network.sizes.keys())
     ]
     groups: list[tuple[Match, ...]] = []
     results: list[tuple[set[int], Network]] = []
@@ -195,13 +201,21 @@ def _substituted(
 
 
 def _shared_sizes(left: Network, right: Network, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of the right side's labels, given those of the left side's: of open labels, and where a tensor stays."""
+    """Sizes of the right side's labels, given those of the left side's: of open labels, and where a tensor stays.
+
+    Raises:
+        SizeError: a label would have two sizes.
+    """
     axes = {node.name: node.labels for node in left.nodes if isinstance(node, NamedTensor)}
     pairs = [(label, label) for label in left.output]
     for node in right.nodes:
         if isinstance(node, NamedTensor) and node.name in axes:
             pairs += zip(node.labels, axes[node.name], strict=True)
-    return {label: sizes[partner] for label, partner in pairs if partner in sizes}
+    found: dict[str, int] = {}
+    for label, partner in pairs:
+        if partner in sizes and found.setdefault(label, sizes[partner]) != sizes[partner]:
+            raise SizeError(f"label {label!r} would have sizes {found[label]} and {sizes[partner]}")
+    return found
 
 
 # What it makes -----------------------------------------------------------------------------------------------
@@ -276,27 +290,34 @@ def _check_values(before: Network, after: Network, values: Values) -> None:
         raise RuleError(explain("the two sides of an exact rule differ on these values", before=before, after=after))
 
 
-def _check_equal(left: Network, right: Network, text: str) -> None:
+def _equal_for_all_sizes(left: Network, right: Network, text: str) -> bool:
     """Compare two sides that should be equal on small random tensors, wherever sizes fit both.
+
+    Returns:
+        Whether all sizes that fit the left side fit the right one, so that the rule holds whatever they are.
 
     Raises:
         RuleError: they differ, or no sizes were found at which they could be compared.
     """
     random = Random(text)
-    compared = 0
+    compared, unfit = 0, 0
     for _ in range(10 * TRIALS):
         attributes = _random_attributes(left, random)
-        before, after = (
-            Network([_filled(node, attributes) for node in side.nodes], side.output, side.sizes)
-            for side in (left, right)
-        )
         try:
+            before, after = (
+                Network([_filled(node, attributes) for node in side.nodes], side.output, side.sizes)
+                for side in (left, right)
+            )
             before = _random_sizes(before, random)
+        except SizeError:
+            continue
+        try:
             after = with_sizes(after, _shared_sizes(left, right, before.sizes))
             values = _random_values(before, random)
             old, scale = (f(before, values, max_elements=TRIAL_ELEMENTS) for f in (evaluate, magnitude))
             new = evaluate(after, values_for(after, values), max_elements=TRIAL_ELEMENTS)
         except SizeError:
+            unfit += 1
             continue
         except ValuesError as error:
             raise RuleError(explain("the two sides are not equal: shapes differ", because=error, rule=text)) from error
@@ -305,11 +326,12 @@ def _check_equal(left: Network, right: Network, text: str) -> None:
             raise RuleError(explain(f"the two sides are not equal: they differ by {worst:.3g}", at=before, rule=text))
         compared += 1
         if compared == TRIALS:
-            return
+            break
     if not compared:
         raise RuleError(
             explain("no small sizes were found at which the two sides could be compared", rule=text, fix="other sizes")
         )
+    return not unfit
 
 
 def _random_attributes(side: Network, random: Random) -> dict[str, object]:

@@ -1,0 +1,449 @@
+"""The study as a command: its numbers on real data, its settings, killed and run again, and its errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import tnalgebra as tn
+from models import build_model
+from recipes import compressibility
+from recipes.compressibility import Config, main
+from tnalgebra.study_store import ROWS, Row, Store, read_rows
+
+ROOT = Path(__file__).parents[2]
+QUICK = Config(
+    cuts=("out kh | in kw", "in | out kh kw then kw | out in kh"), keep=(0.5, 0.25), epochs=2, limit=60, device="cpu"
+)
+"""13 rows: untouched; two cuts, two fractions, three layers alone and together."""
+
+
+def quick(output: Path, **settings: Any) -> Config:
+    return dataclasses.replace(QUICK, output=output, **settings)
+
+
+def arguments(config: Config) -> list[str]:
+    """The command line of a config, as far as it differs from the default."""
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            found += ["--" + field.name.replace("_", "-")]
+            found += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return found
+
+
+def without_seconds(rows: Sequence[Row]) -> list[str]:
+    return sorted(json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in rows)
+
+
+# numbers on real data
+
+
+@pytest.fixture(scope="session")
+def resnet20(cifar10_folder: Path, resnet20_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """The rows of the judged cuts, the second added to the folder of the first."""
+    config = Config(
+        model="resnet20",
+        weights=str(resnet20_weights),
+        data=str(cifar10_folder),
+        cuts=("out kh | in kw",),
+        keep=(0.5,),
+        scope=("all",),
+        device="cpu",
+        output=tmp_path_factory.mktemp("resnet20"),
+    )
+    first = main(config)
+    second = main(dataclasses.replace(config, cuts=("out | in kh kw",), keep=(0.75,)))
+    assert second.rows[0] == first.rows[0]
+    assert read_rows(config.output) == [*first.rows, second.rows[1]]
+    return read_rows(config.output)
+
+
+def test_resnet20_on_all_test_images(resnet20: list[Row]) -> None:
+    found = [
+        (row["rewrite"], row["keep"], 100 * row["accuracy"], row["mean_squared_relative_error"]) for row in resnet20
+    ]
+    expected = [
+        ("none", None, 91.73, 0),
+        ("out kh | in kw", 0.5, 90.68, 0.0335),
+        ("out | in kh kw", 0.75, 81.79, 0.0656),
+    ]
+    for (rewrite, keep, top1, error), wanted in zip(found, expected, strict=True):
+        assert (rewrite, keep) == wanted[:2]
+        assert top1 == pytest.approx(wanted[2], abs=0.05)
+        assert error == pytest.approx(wanted[3], abs=1e-3)
+    assert [row["images"] for row in resnet20] == [10_000] * 3
+    assert [len(row["layers"]) for row in resnet20] == [0, 18, 18], "every convolution but the first"
+
+
+def test_resnet20s_parameters_by_hand(resnet20: list[Row]) -> None:
+    widths = [16] * 7 + [32] * 6 + [64] * 6
+    pairs = list(zip(widths[1:], widths[:-1], strict=True))
+    total = sum(parameter.numel() for parameter in build_model("resnet20", classes=10, channels=3).parameters())
+    dense = sum(9 * out * into for out, into in pairs)
+    kh_kw = sum(round(0.5 * 3 * min(out, into)) * 3 * (out + into) for out, into in pairs)
+    out_only = sum(round(0.75 * out) * (out + 9 * into) for out, into in pairs)
+    assert [row["parameters_kept"] for row in resnet20] == pytest.approx(
+        [1, (total - dense + kh_kw) / total, (total - dense + out_only) / total], rel=1e-12
+    )
+
+
+# the default job, small
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run as a process of its own."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = subprocess.run(command(quick(folder)), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "no progress bar where standard error is no terminal"
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def command(config: Config) -> list[str]:
+    return [sys.executable, "-m", "recipes.compressibility", *arguments(config)]
+
+
+def test_the_config_is_printed_first_and_the_table_last(uninterrupted: Path) -> None:
+    lines = (uninterrupted / "stdout").read_text().splitlines()
+    fields = [field.name for field in dataclasses.fields(Config)]
+    assert [line.split()[0] for line in lines[: len(fields)]] == fields
+    assert "limit           60" in lines
+    assert "device          cpu" in lines
+    assert "360 images of 10 classes, 1 x 8 x 8, mean (0.0,), std (1.0,)" in lines
+    assert "training cnn4 on 1437 images of digits" in lines
+    assert lines[-1] == f"rows and figures: {uninterrupted}/"
+    table = lines[lines.index(next(line for line in lines if line.startswith("rewrite"))) : -2]
+    assert len(table) == 2 + 5, "the untouched network, and two cuts of two fractions"
+
+
+def test_rows_figures_and_weights_are_in_the_folder(uninterrupted: Path) -> None:
+    assert len(read_rows(uninterrupted)) == 17
+    names = {file.name for file in uninterrupted.iterdir()}
+    figures = {"accuracy_against_norm", "accuracy_against_parameters", "layers", "networks", "spectra"}
+    assert {f"{name}{suffix}" for name in figures for suffix in (".png", ".svg")} <= names
+    (weights,) = uninterrupted.glob("cnn4-*.pth")
+    assert names == {*(f"{name}{kind}" for name in figures for kind in (".png", ".svg"))} | {
+        weights.name,
+        ROWS,
+        "config.json",
+        ".lock",
+        "stdout",
+    }
+
+
+def test_it_goes_on_after_kills_with_the_same_rows(uninterrupted: Path, tmp_path: Path) -> None:
+    """Killed in the middle of training, before the first row, and among rows with a line half written."""
+    config = quick(tmp_path)
+    rows, weights = tmp_path / ROWS, tmp_path.glob
+    moments: list[Callable[[], bool]] = [
+        lambda: (tmp_path / ".lock").exists(),  # taken for the training
+        lambda: any(weights("cnn4-*.pth")),
+        lambda: rows.exists() and rows.stat().st_size > 2000,
+        lambda: rows.read_bytes().count(b"\n") >= 9,
+    ]
+    shuffled = random.Random(0)
+    earlier: list[Row] = []
+    for number, moment in enumerate(moments):
+        _killed(config, moment)
+        if number == 0:
+            assert not any(weights("cnn4-*.pth")), "it was training"
+        there = read_rows(tmp_path)
+        assert there[: len(earlier)] == earlier, "a row that was there is as it was, its seconds too"
+        if rows.exists():
+            content = rows.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            lines = whole.splitlines(keepends=True)
+            keep = max(len(lines) - 1, 0)
+            rows.write_bytes(b"".join(lines[:keep]) + lines[keep][: shuffled.randrange(len(lines[keep]))])
+        earlier = read_rows(tmp_path)
+    assert 3 < len(earlier) < 17
+    found = main(config)
+    assert read_rows(tmp_path)[: len(earlier)] == earlier
+    assert len(read_rows(tmp_path)) == 17
+    assert without_seconds(read_rows(tmp_path)) == without_seconds(found.rows)
+    assert without_seconds(found.rows) == without_seconds(read_rows(uninterrupted))
+
+
+def _killed(config: Config, moment: Callable[[], bool]) -> None:
+    """Run the command and kill it without warning as soon as `moment` comes."""
+    with subprocess.Popen(command(config), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 100
+        while not moment():
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+
+
+def test_a_second_run_repeats_nothing_and_trains_nothing(
+    uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compressibility, "train_classifier", None)
+    monkeypatch.setattr("tnalgebra.studies.accuracy", None)
+    before = (uninterrupted / ROWS).stat().st_mtime_ns
+    assert main(quick(uninterrupted)).rows == read_rows(uninterrupted)
+    assert (uninterrupted / ROWS).stat().st_mtime_ns == before
+    assert "training" not in capsys.readouterr().out
+
+
+def test_training_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 1, "keep": (0.5,), "scope": ("all",), "cuts": QUICK.cuts[:1]}
+    rows = []
+    for number, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(number)
+        rows.append(main(quick(tmp_path / str(number), seed=seed, **settings)).rows)
+    assert without_seconds(rows[0]) == without_seconds(rows[1])
+    assert rows[0][0]["config"] != rows[2][0]["config"]
+
+
+def test_another_config_is_refused_before_anything_is_trained(
+    uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressibility, "train_classifier", None)
+    before = sorted((file.name, file.stat().st_mtime_ns) for file in uninterrupted.iterdir())
+    for field, value, fact in [
+        ("seed", 1, "seed: 0 there, 1 here"),
+        ("epochs", 3, "epochs: 2 there, 3 here"),
+        ("limit", None, "limit: 60 there, none here"),
+        ("dtype", "float64", 'dtype: "float32" there, "float64" here'),
+        ("mean", (0.5,), r"mean: \[0.0\] there, \[0.5\] here"),
+    ]:
+        settings: dict[str, Any] = {field: value}
+        with pytest.raises(tn.errors.StudyError, match=f"holds a study of another config\n(.*\n)*.*{fact}"):
+            main(quick(uninterrupted, **settings))
+    assert sorted((file.name, file.stat().st_mtime_ns) for file in uninterrupted.iterdir()) == before
+
+
+def test_a_second_process_is_refused(uninterrupted: Path) -> None:
+    with Store(uninterrupted, {}).opened():
+        done = subprocess.run(
+            command(quick(uninterrupted)), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: another process is writing into {uninterrupted}\n"
+        "  fix: wait for it to finish, or choose another --output\n"
+    )
+
+
+def test_it_trains_cnn4_well(tmp_path: Path) -> None:
+    config = Config(cuts=QUICK.cuts[:1], keep=(0.5,), scope=("all",), device="cpu", output=tmp_path)
+    rows = main(config).rows
+    assert rows[0]["accuracy"] > 0.97
+    assert rows[0]["images"] == 360
+
+
+# settings
+
+
+def write_images(folder: Path, classes: Sequence[str], splits: Sequence[str] = ("train", "test")) -> Path:
+    generator = np.random.default_rng(0)
+    for split in splits:
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = generator.integers(256, size=(8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+def test_a_folder_of_images_and_a_network_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_nets.py").write_text(
+        "from torch import nn\n"
+        "def build(classes, width=6):\n"
+        "    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(),\n"
+        "                         nn.Conv2d(width, classes, 6), nn.Flatten())\n"
+    )
+    write_images(tmp_path / "data", ["cat", "dog", "eel"])
+    config = Config(model="own_nets:build", data="data", cuts=("out | in kh kw",), keep=(0.4,), output=Path("out"))
+    row = main(config).rows[1]
+    assert (row["model"], row["images"]) == ("own_nets:build", 12)
+    assert row["layers"]["3"]["rank"] == 1
+    assert "12 images of 3 classes, 3 x 8 x 8, mean (0.485, 0.456, 0.406)" in capsys.readouterr().out
+    torch.manual_seed(1)
+    again = main(config)
+    assert again.rows[1] == row, "the same first weights: of the seed"
+    model = build_model("own_nets:build", classes=3, channels=3)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}}, "w.pth")
+    other = dataclasses.replace(config, weights="w.pth", recalibrate_bn=True, output=Path("weights"))
+    assert main(other).rows[1]["layers"] != row["layers"]
+    assert json.loads(Path("weights/config.json").read_text())["recalibrate_bn"]
+    assert json.loads(Path("out/config.json").read_text())["recalibrate_bn"] is False
+
+
+def test_the_help_names_every_setting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["compressibility", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        compressibility.run()
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(Config):
+        assert "--" + field.name.replace("_", "-") in shown
+    assert "python -m recipes.compressibility --model resnet20" in shown
+
+
+# errors
+
+
+def broken_image(folder: Path) -> None:
+    write_images(folder / "data", ["a", "b"])
+    (folder / "data/test/b/2.png").write_bytes(b"\x89PNG no")
+
+
+def other_weights(folder: Path) -> None:
+    write_images(folder / "data", ["a", "b"])
+    torch.save(build_model("resnet32", classes=2, channels=3).state_dict(), folder / "w.pth")
+
+
+def nan_weights(folder: Path) -> None:
+    write_images(folder / "data", ["a", "b"])
+    state = build_model("resnet20", classes=2, channels=3).state_dict()
+    state["layer2.1.conv2.weight"][3] = float("nan")
+    torch.save(state, folder / "w.pth")
+
+
+def ten_classes(folder: Path) -> None:
+    write_images(folder / "data", ["a", "b", "c"])
+    torch.save(build_model("resnet20", classes=10, channels=3).state_dict(), folder / "w.pth")
+    (folder / "nets.py").write_text(
+        "from models import build_model\ndef ten(): return build_model('resnet20', classes=10, channels=3)\n"
+    )
+
+
+def only_test(folder: Path) -> None:
+    write_images(folder / "data", ["a", "b"], ["test"])
+
+
+def no_images(folder: Path) -> None:
+    (folder / "data/test/a").mkdir(parents=True)
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+def a_file(folder: Path) -> None:
+    (folder / "out").write_text("not a folder")
+
+
+RESNET = ["--model", "resnet20", "--weights", "w.pth", "--data", "data"]
+ERRORS: list[tuple[str, Callable[[Path], None], list[str], str]] = [
+    ("label twice", nothing, ["--cuts", "out in | in kh kw"], "the label 'in' stands twice in a cut"),
+    ("label missing", nothing, ["--cuts", "out | in kh"], "missing: kw"),
+    ("label unknown", nothing, ["--cuts", "out | in kh kx kw"], "unknown: kx"),
+    ("empty side", nothing, ["--cuts", "out in kh kw |"], "the right side of a cut is empty"),
+    ("no cuts", nothing, ["--cuts"], "there is nothing to do"),
+    ("keep 0", nothing, ["--keep", "0"], "KeepFraction(0.0) keeps a fraction outside (0, 1]"),
+    ("keep above 1", nothing, ["--keep", "0.5", "1.5"], "KeepFraction(1.5) keeps a fraction outside (0, 1]"),
+    ("keep nan", nothing, ["--keep", "nan"], "KeepFraction(nan) keeps a fraction outside (0, 1]"),
+    ("scope", nothing, ["--scope", "layer9.*"], "the scope 'layer9.*' matches no layer that is cut"),
+    ("limit", nothing, ["--limit", "361"], "cannot choose 361 images"),
+    ("model", nothing, ["--model", "resnet21"], "no model is called 'resnet21'"),
+    ("own model", nothing, ["--model", "nowhere.nets:build"], "module 'nowhere.nets' cannot be imported"),
+    ("no weights", nothing, ["--model", "resnet20"], "resnet20 needs weights"),
+    ("weights", nothing, ["--weights", "nowhere.pth"], "no file of weights at 'nowhere.pth'"),
+    ("data", nothing, ["--data", "nowhere"], "no folder of images at 'nowhere'"),
+    ("output", a_file, ["--output", "out"], "out cannot be written"),
+    ("output below", a_file, ["--output", "out/below"], "out/below cannot be written"),
+    ("mean", nothing, ["--mean", "0.5", "0.5"], "mean and std do not fit the images"),
+    ("batch size", nothing, ["--batch-size", "0"], "a batch of 0 images is no batch"),
+    ("image size", nothing, ["--image-size", "16"], "digits has images of one size"),
+    ("epochs", nothing, ["--epochs", "0"], "0 epochs are no training"),
+    ("broken image", broken_image, RESNET, "image 'data/test/b/2.png' cannot be decoded"),
+    ("other weights", other_weights, RESNET, "unexpected: layer1.3.conv1.weight"),
+    ("nan", nan_weights, RESNET, "layer2.1.conv2.weight"),
+    ("classes of weights", ten_classes, RESNET, "linear.weight: (10, 64) in the file, (3, 64) in the network"),
+    ("classes", ten_classes, ["--model", "nets:ten", "--data", "data"], "10 outputs, the images have 3 classes"),
+    ("no training images", only_test, ["--data", "data"], "'data' has no folder 'train'"),
+    ("no images", no_images, RESNET, "no images in 'data/test'"),
+]
+
+
+@pytest.mark.parametrize(("prepare", "given", "fact"), [case[1:] for case in ERRORS], ids=[case[0] for case in ERRORS])
+def test_errors_are_one_message_and_leave_no_output(
+    prepare: Callable[[Path], None], given: list[str], fact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["compressibility", *given])
+    with pytest.raises(SystemExit) as caught:
+        compressibility.run()
+    assert isinstance(caught.value.code, str)
+    assert caught.value.code.startswith("error: ")
+    assert fact in caught.value.code
+    assert not Path("runs").exists()
+    assert not (tmp_path / "out").is_dir()
+
+
+def test_the_command_fails_without_a_traceback(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for given, code, fact in [
+        (["--cuts", "out in | in kh kw"], 1, "error: the label 'in' stands twice in a cut"),
+        (["--kep", "0.5"], 2, "kep"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, "-m", "recipes.compressibility", *given],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code
+        assert fact in done.stderr
+        assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupting_says_that_it_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tnalgebra.studies.accuracy", interrupted)
+    monkeypatch.setattr("sys.argv", ["compressibility", *arguments(quick(tmp_path))])
+    with pytest.raises(SystemExit) as caught:
+        compressibility.run()
+    assert caught.value.code == "\nstopped: the same command goes on where it was"
+
+
+class Unfit(nn.Module):
+    """Takes images of 4 x 4 only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.conv(images).flatten(1))
+
+
+def test_a_network_for_other_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compressibility, "build_model", lambda *_, **__: Unfit())
+    monkeypatch.setattr("sys.argv", ["compressibility", "--model", "my.nets:unfit", "--skip"])
+    with pytest.raises(SystemExit, match=r"error: the network does not take these images\n  network: Unfit\n"):
+        compressibility.run()
+    assert list(tmp_path.iterdir()) == []
