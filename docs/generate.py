@@ -19,7 +19,6 @@ DOCS = Path(__file__).parent
 PICTURES = {
     "convolution": "X[n in x y] Conv[x u kh | stride=2 padding=1] Conv[y v kw | stride=2 padding=1] K[out in kh kw] "
     "-> [n out u v]",
-    "cut": "L[out kh r] R[r in kw] -> [out in kh kw]",
     "tucker": "G[a b c d] U[out a] V[in b] P[kh c] Q[kw d] -> [out in kh kw]",
     "tensor_train": "A[out p] B[p in q] C[q kh s] D[s kw]",
     "tensor_ring": "A[z out p] B[p in q] C[q kh s] D[s kw z]",
@@ -44,12 +43,8 @@ def rules_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-FIGURES = ("accuracy_against_parameters.png", "layers.png", "spectra.png")
-"""Of a study, those that study.md shows; `images/NAME_FIGURE`."""
-
-
 def store_study(name: str, folder: Path) -> None:
-    """Take a study's figures over; write its table between `<!-- NAME -->` and `<!-- end -->`, if study.md has these."""
+    """Take over the figures that the pages show; write the table between `<!-- NAME -->` and `<!-- end -->`."""
     rows = read_rows(folder)
     kind = f"{rows[0]['images']} test images, config {rows[0]['config']}, version {rows[0]['version']}"
     block = f"<!-- {name} -->\n\n```text\n{table(rows)}\n```\n\n{kind}.\n\n<!-- end -->"
@@ -60,9 +55,10 @@ def store_study(name: str, folder: Path) -> None:
     if count > 1:
         raise SystemExit(f"study.md has {count} places marked <!-- {name} -->")
     page.write_text(text, encoding="utf-8")
-    for figure in FIGURES:
-        if (folder / figure).exists():
-            shutil.copyfile(folder / figure, DOCS / "images" / f"{name}_{figure}")
+    pages = text + (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for figure in folder.glob("*.png"):
+        if f"images/{name}_{figure.name}" in pages:
+            shutil.copyfile(figure, DOCS / "images" / f"{name}_{figure.name}")
 
 
 def main() -> None:
