@@ -11,19 +11,19 @@ float64. The two take turns, and what is compared are medians over the rounds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple, TypeVar
 
 import torch
-import tyro
 from torch import Tensor
 from tqdm import tqdm
 
 from models.registry import build_model
 from models.weights import load_weights
+from recipes.command import run_command
 from tnalgebra.errors import StudyError, explain
 from tnalgebra.labels import KERNEL_LABELS
 from tnalgebra.layers import kernel_layers
@@ -65,7 +65,8 @@ class Measured(NamedTuple):
 
 
 def main(config: Config) -> None:
-    print(config)
+    for field in fields(config):
+        print(f"{field.name:<16}{getattr(config, field.name)}")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     weights = chosen_weights(config)
@@ -151,4 +152,4 @@ def _worst_difference(found: Spectra, expected: list[Tensor]) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_command(Config, main, description=__doc__)

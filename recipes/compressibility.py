@@ -14,7 +14,6 @@ same settings the study goes on where it was; more cuts, fractions and scopes ca
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,8 @@ import tyro
 
 import tnalgebra as tn
 from models import MODELS, build_model, load_weights
-from tnalgebra.errors import DataError, TnalgebraError, explain
+from recipes.command import run_command
+from tnalgebra.errors import DataError, explain
 from tnalgebra.files import write_whole
 from tnalgebra.images import Images, default_normalisation, load_images
 from tnalgebra.study_store import config_hash
@@ -156,13 +156,8 @@ def _train(model: torch.nn.Module, *, config: Config, training: Images) -> None:
 
 
 def run() -> None:
-    """The command line: errors as one message, and an interruption without a traceback."""
-    try:
-        main(tyro.cli(Config, prog="python -m recipes.compressibility", description=__doc__))
-    except (TnalgebraError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped: the same command goes on where it was")
+    """The command line."""
+    run_command(Config, main, description=__doc__, interrupted="stopped: the same command goes on where it was")
 
 
 if __name__ == "__main__":

@@ -402,7 +402,7 @@ def drop_open_copy(network: Network) -> Iterator[tuple[Place, Change]]:
 
 @exact("of any size")
 def drop_any_size(network: Network) -> Iterator[tuple[Place, Change]]:
-    """The first element of a closed bond stands for its sum."""
+    """The product of the sums over a bond stands for the sum of the products."""
     for label, standing in carriers(network).items():
         nodes = [network.nodes[position] for position, _ in standing]
         if label in network.output or len(nodes) != 2 or not all(isinstance(node, NamedTensor) for node in nodes):
