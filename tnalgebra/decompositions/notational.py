@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..editing import rebuilt
+from ..editing import Edit, edited
 from ..errors import RuleError, SizeError, TnalgebraError, ValuesError, explain
 from ..evaluation import Values, evaluate, magnitude
 from ..isomorphism import isomorphic
@@ -197,7 +197,7 @@ def _substituted(
                 raise SizeError(f"the right side wants size {size} of {labels[label]!r}, it is {sizes[labels[label]]}")
         everywhere.append(labels)
     removed = [position for match in group for position in match.nodes]
-    return rebuilt(network, remove=removed, add=nodes, sizes=sizes), names, everywhere
+    return edited(network, Edit(remove=removed, add=nodes, sizes=sizes)), names, everywhere
 
 
 def _shared_sizes(left: Network, right: Network, sizes: Mapping[str, int]) -> dict[str, int]:

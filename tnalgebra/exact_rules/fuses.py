@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from ..editing import rebuilt
+from ..editing import Edit
 from ..labels import MAX_AXES, fresh
 from ..network import Network, carriers
 from ..nodes import Copy, Fill, Fuse
-from ..rewriting import Change, Place
+from ..rewriting import Place
 from .shared import dead_outside, exact, of_type
 
 
 @exact("Fuse[a b c] Fuse[b d e] => Fuse[a d e c]")
-def merge_fuses(network: Network) -> Iterator[tuple[Place, Change]]:
+def merge_fuses(network: Network) -> Iterator[tuple[Place, Edit]]:
     """Parts of a part are parts: row-major numbers nest.
 
     The label between them must be closed and stand nowhere else, once on each. Not above 64 axes. Ends: one `Fuse`
@@ -30,11 +30,11 @@ def merge_fuses(network: Network) -> Iterator[tuple[Place, Change]]:
                 parts = outer.parts[:place] + inner.parts + outer.parts[place + 1 :]
                 if len(parts) < MAX_AXES:
                     fuse = Fuse(outer.whole, parts)
-                    yield Place((i, j)), Change(rebuilt(network, remove=(i, j), add=[fuse]))
+                    yield Place((i, j)), Edit(remove=(i, j), add=[fuse])
 
 
 @exact("Fuse[a b c d] => Fuse[a b f] Fuse[f c d]")
-def split_fuse(network: Network) -> Iterator[tuple[Place, Change]]:
+def split_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
     """The trailing parts of a reshape, two or more, can be fused first. The inverse of `merge_fuses`.
 
     Ends only because every `Fuse` it makes has fewer parts; together with `merge_fuses` it goes round in circles.
@@ -44,11 +44,11 @@ def split_fuse(network: Network) -> Iterator[tuple[Place, Change]]:
             label = fresh("f", carriers(network))
             add = [Fuse(node.whole, (*node.parts[:cut], label)), Fuse(label, node.parts[cut:])]
             where = Place((position,), node.parts[cut:])
-            yield where, Change(rebuilt(network, remove=(position,), add=add))
+            yield where, Edit(remove=(position,), add=add)
 
 
 @exact("Fuse[a b c] Fuse[a d e] => Copy[b d] Copy[c e]")
-def cancel_fuses(network: Network) -> Iterator[tuple[Place, Change]]:
+def cancel_fuses(network: Network) -> Iterator[tuple[Place, Edit]]:
     """Fusing and splitting again into parts of the same sizes does nothing: each part is its partner.
 
     The whole must be closed and stand nowhere else; the sizes of the parts must be known and equal one by one
@@ -62,19 +62,19 @@ def cancel_fuses(network: Network) -> Iterator[tuple[Place, Change]]:
         inside = first.whole not in first.parts + second.parts and first.whole in dead_outside(network, (i, j))
         if equal and inside:
             add = [Copy(pair) for pair in pairs]
-            yield Place((i, j)), Change(rebuilt(network, remove=(i, j), add=add))
+            yield Place((i, j)), Edit(remove=(i, j), add=add)
 
 
 @exact("Fuse[a b] => Copy[a b]")
-def unit_fuse(network: Network) -> Iterator[tuple[Place, Change]]:
+def unit_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A reshape into one part is the identity. Ends: one `Fuse` fewer."""
     for position, node in of_type(network, Fuse).items():
         if len(node.parts) == 1:
-            yield Place((position,)), Change(rebuilt(network, remove=(position,), add=[Copy(node.labels)]))
+            yield Place((position,)), Edit(remove=(position,), add=[Copy(node.labels)])
 
 
 @exact("Fill[a | value=v] Fuse[a b c] => Fill[b c | value=v]")
-def fill_through_fuse(network: Network) -> Iterator[tuple[Place, Change]]:
+def fill_through_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A flat vector, reshaped, is flat; a mean stays a mean, over as many elements.
 
     The whole must be closed and stand on these two nodes only, once on each; the parts all differ. Ends: one
@@ -85,4 +85,4 @@ def fill_through_fuse(network: Network) -> Iterator[tuple[Place, Change]]:
             distinct = len(set(fuse.labels)) == len(fuse.labels)
             if fill.labels == (fuse.whole,) and distinct and fuse.whole in dead_outside(network, (i, j)):
                 add = [Fill(fuse.parts, fill.value)]
-                yield Place((i, j)), Change(rebuilt(network, remove=(i, j), add=add))
+                yield Place((i, j)), Edit(remove=(i, j), add=add)

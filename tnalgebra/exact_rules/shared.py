@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from ..editing import Edit, edited
 from ..evaluation import Values
 from ..network import Network, carriers, tensor_nodes
 from ..nodes import NamedTensor
@@ -14,19 +15,20 @@ from ..rewriting import Change, Options, Place, Rule
 
 def exact(
     equation: str,
-) -> Callable[[Callable[[Network], Iterable[tuple[Place, Change]]]], Rule]:
-    """Make a rule of a function that yields every place with the change it leads to.
+) -> Callable[[Callable[[Network], Iterable[tuple[Place, Edit]]]], Rule]:
+    """Make a rule of a function that yields every place with the edit it asks for.
 
     The function's name is the rule's name; its docstring says why the equation holds, why applying it again and
     again ends, and when it must not fire.
     """
 
-    def decorate(candidates: Callable[[Network], Iterable[tuple[Place, Change]]]) -> Rule:
+    def decorate(candidates: Callable[[Network], Iterable[tuple[Place, Edit]]]) -> Rule:
         def find(network: Network, options: Options) -> Iterator[Place]:
             return (place for place, _ in candidates(network))
 
         def build(network: Network, place: Place, values: Values, options: Options) -> Change:
-            return next(change for found, change in candidates(network) if found == place)
+            edit = next(edit for found, edit in candidates(network) if found == place)
+            return Change(edited(network, edit), edit.definitions)
 
         name = candidates.__name__
         return Rule(

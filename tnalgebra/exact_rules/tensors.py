@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from ..editing import rebuilt
+from ..editing import Edit
 from ..labels import MAX_AXES, fresh
 from ..network import Network, carriers, tensor_nodes
 from ..nodes import Copy, Fill, Fuse, NamedTensor, Node
-from ..rewriting import Change, Place
+from ..rewriting import Place
 from .shared import dead_outside, exact, of_type, once, untied
 
 
-def _absorbed(network: Network, positions: tuple[int, ...], name: str) -> Change | None:
+def _absorbed(network: Network, positions: tuple[int, ...], name: str) -> Edit | None:
     """The nodes at `positions` as one new tensor, the labels they alone carry summed; None above 64 axes."""
     nodes = [network.nodes[position] for position in positions]
     dead = dead_outside(network, positions)
@@ -23,11 +23,11 @@ def _absorbed(network: Network, positions: tuple[int, ...], name: str) -> Change
     new = NamedTensor(fresh(name, tensor_nodes(network)), labels)
     sizes = {label: network.sizes[label] for node in nodes for label in node.labels if label in network.sizes}
     definition = Network(nodes, labels, sizes)
-    return Change(rebuilt(network, remove=positions, add=[new]), {new.name: definition})
+    return Edit(remove=positions, add=[new], definitions={new.name: definition})
 
 
 @exact("A[i b] B[b j] => T[i j]")
-def contract_bond(network: Network) -> Iterator[tuple[Place, Change]]:
+def contract_bond(network: Network) -> Iterator[tuple[Place, Edit]]:
     """Two tensors that share a closed label become one; what they alone carry is summed, a hyperedge stays.
 
     Neither may stand elsewhere (the same tensor twice, both here, is fine), nor the result have more than 64
@@ -37,12 +37,12 @@ def contract_bond(network: Network) -> Iterator[tuple[Place, Change]]:
     for (i, a), (j, b) in combinations(of_type(network, NamedTensor).items(), 2):
         everywhere = {*tensors[a.name], *tensors[b.name]} == {i, j}
         shared = set(a.labels) & set(b.labels) - set(network.output)
-        if everywhere and shared and (change := _absorbed(network, (i, j), "T")):
-            yield Place((i, j)), change
+        if everywhere and shared and (edit := _absorbed(network, (i, j), "T")):
+            yield Place((i, j)), edit
 
 
 @exact("T[i k] Fill[k | value=v] => T2[i]")
-def absorb_fill(network: Network) -> Iterator[tuple[Place, Change]]:
+def absorb_fill(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A flat factor whose labels all stand on a tensor, or that is a scalar, goes into that tensor.
 
     Not into a tied tensor, which would be weighed once for each occurrence; a mean needs its size. Ends: one node
@@ -51,42 +51,42 @@ def absorb_fill(network: Network) -> Iterator[tuple[Place, Change]]:
     for i, fill in of_type(network, Fill).items():
         for j, tensor in untied(network).items():
             known = fill.value != "mean" or all(label in network.sizes for label in fill.labels)
-            if known and set(fill.labels) <= set(tensor.labels) and (change := _absorbed(network, (j, i), tensor.name)):
-                yield Place((i, j)), change
+            if known and set(fill.labels) <= set(tensor.labels) and (edit := _absorbed(network, (j, i), tensor.name)):
+                yield Place((i, j)), edit
 
 
 @exact("s[] T[i j] => T2[i j]")
-def fold_scalar(network: Network) -> Iterator[tuple[Place, Change]]:
+def fold_scalar(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A scalar multiplies any one tensor. Neither may be tied. Ends: one node fewer."""
     once_only = untied(network)
     for i, scalar in once_only.items():
         for j, tensor in once_only.items():
-            if i != j and not scalar.labels and (change := _absorbed(network, (j, i), tensor.name)):
-                yield Place((i, j)), change
+            if i != j and not scalar.labels and (edit := _absorbed(network, (j, i), tensor.name)):
+                yield Place((i, j)), edit
 
 
 @exact("T[i j] -> [i] => T2[i]")
-def sum_label(network: Network) -> Iterator[tuple[Place, Change]]:
+def sum_label(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A closed label that stands on one tensor alone is summed there, a repeated one along the diagonal.
 
     Not on a tied tensor. Ends: fewer axes.
     """
     for position, node in untied(network).items():
-        if dead_outside(network, (position,)) and (change := _absorbed(network, (position,), node.name)):
-            yield Place((position,)), change
+        if dead_outside(network, (position,)) and (edit := _absorbed(network, (position,), node.name)):
+            yield Place((position,)), edit
 
 
 @exact("T[i i j] => T2[i j]")
-def take_diagonal(network: Network) -> Iterator[tuple[Place, Change]]:
+def take_diagonal(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A tensor that carries one label twice is only read on that diagonal. Not if tied. Ends: fewer axes."""
     for position, node in untied(network).items():
         repeated = len(set(node.labels)) < len(node.labels)
-        if repeated and (change := _absorbed(network, (position,), node.name)):
-            yield Place((position,)), change
+        if repeated and (edit := _absorbed(network, (position,), node.name)):
+            yield Place((position,)), edit
 
 
 @exact("A[i b:1] B[b j] => A2[i] B2[j]")
-def drop_size_one(network: Network) -> Iterator[tuple[Place, Change]]:
+def drop_size_one(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A closed label of size 1 has one value: the sum over it is its only term.
 
     It is dropped from tensors (at every occurrence, with the labels that stand at the same axis of a tied one),
@@ -103,9 +103,9 @@ def drop_size_one(network: Network) -> Iterator[tuple[Place, Change]]:
         if group & set(network.output):
             continue
         positions = sorted({position for other in group for position, _ in standing[other]})
-        change = _without(network, group, positions)
-        if change is not None:
-            yield Place(tuple(positions), tuple(sorted(group))), change
+        edit = _without(network, group, positions)
+        if edit is not None:
+            yield Place(tuple(positions), tuple(sorted(group))), edit
 
 
 def _same_axis(network: Network, label: str) -> set[str]:
@@ -122,7 +122,7 @@ def _same_axis(network: Network, label: str) -> set[str]:
     return group
 
 
-def _without(network: Network, group: set[str], positions: list[int]) -> Change | None:
+def _without(network: Network, group: set[str], positions: list[int]) -> Edit | None:
     replaced: dict[int, Node] = {}
     removed: list[int] = []
     names: dict[str, str] = {}
@@ -148,7 +148,7 @@ def _without(network: Network, group: set[str], positions: list[int]) -> Change 
                 return None
     if len(removed) == len(network.nodes):
         return None
-    return Change(rebuilt(network, remove=removed, replace=replaced), definitions)
+    return Edit(remove=removed, replace=replaced, definitions=definitions)
 
 
 def _dropped_axes(node: NamedTensor, group: set[str]) -> Network:

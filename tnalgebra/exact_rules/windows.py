@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from fractions import Fraction
 from math import gcd
 
-from ..editing import rebuilt
+from ..editing import Edit
 from ..labels import fresh
 from ..network import Network, carriers
 from ..nodes import Conv, Copy, Fill, Fuse, Node
-from ..rewriting import Change, Place
+from ..rewriting import Place
 from ..sizes import window
 from .shared import dead_outside, exact, of_type
 
 
 @exact("Conv[x y k | stride=size(k)] => Fuse[x y k]")
-def window_to_fuse(network: Network) -> Iterator[tuple[Place, Change]]:
+def window_to_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
     """Windows that lie side by side and cover x exactly cut it into blocks: x = size(k)*y + k is a reshape.
 
     Only with dilation 1, no padding, and x = stride * y without remainder. Ends: one window fewer.
@@ -26,11 +26,11 @@ def window_to_fuse(network: Network) -> Iterator[tuple[Place, Change]]:
         plain = (node.low, node.high, node.dilation) == (0, 0, 1) and node.stride == k
         if plain and x is not None and y is not None and k is not None and x == k * y:
             fuse = Fuse(node.x, (node.y, node.k))
-            yield Place((position,)), Change(rebuilt(network, remove=(position,), add=[fuse]))
+            yield Place((position,)), Edit(remove=(position,), add=[fuse])
 
 
 @exact("Conv[x y k:1] => Copy[x y]")
-def unit_window(network: Network) -> Iterator[tuple[Place, Change]]:
+def unit_window(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A window of one element with stride 1 and no padding is the identity, x = y.
 
     Its label k stays where it stands on other nodes or is open (there as a vector of ones). Ends: one window fewer.
@@ -42,10 +42,10 @@ def unit_window(network: Network) -> Iterator[tuple[Place, Change]]:
         add: list[Node] = [Copy((node.x, node.y))]
         if node.k in network.output and len(standing[node.k]) == 1:
             add.append(Fill((node.k,), Fraction(1)))
-        yield Place((position,)), Change(rebuilt(network, remove=(position,), add=add))
+        yield Place((position,)), Edit(remove=(position,), add=add)
 
 
-def merged_windows(network: Network, i: int, j: int) -> Network:
+def merged_windows(network: Network, i: int, j: int) -> Edit:
     """Windows i (x y k1) and j (y z k2) as one window over x with a wider kernel label, itself made by a window."""
     first, second = network.nodes[i], network.nodes[j]
     assert isinstance(first, Conv)
@@ -56,11 +56,11 @@ def merged_windows(network: Network, i: int, j: int) -> Network:
     k = fresh("k", carriers(network))
     wide = Conv(first.x, second.y, k, a["stride"] * b["stride"], a["low"], a["high"], dilation=common, mode=first.mode)
     inner = Conv(k, second.k, first.k, stride=step // common, dilation=a["dilation"] // common)
-    return rebuilt(network, remove=(i, j), add=[wide, inner])
+    return Edit(remove=(i, j), add=[wide, inner])
 
 
 @exact("Conv[x y k1] Conv[y z k2] => Conv[x z k] Conv[k k2 k1]")
-def merge_windows(network: Network) -> Iterator[tuple[Place, Change]]:
+def merge_windows(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A window over the output of a window is a window: x = s1*s2*z + (s1*d2)*k2 + d1*k1 - low.
 
     With g = gcd(d1, s1*d2) the wide window has stride s1*s2, dilation g and the first one's padding; its label k
@@ -76,4 +76,4 @@ def merge_windows(network: Network) -> Iterator[tuple[Place, Change]]:
                 continue
             distinct = len({*first.labels, *second.labels}) == 5
             if distinct and first.y in dead_outside(network, (i, j)):
-                yield Place((i, j)), Change(merged_windows(network, i, j))
+                yield Place((i, j)), merged_windows(network, i, j)
