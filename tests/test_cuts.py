@@ -1,0 +1,272 @@
+"""Cuts: what they claim is what is measured, and the best there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from kernel_cases import KERNEL, SEVEN, SIZES, TREES, check_claim, gaussian, tail, tensors, unfolding, values_of
+from strategies import valued_networks
+from torch import Tensor
+
+from tnalgebra.bipartition import Bipartition
+from tnalgebra.decompositions import all_cuts, cut, cut_sequence, rule, truncate
+from tnalgebra.decompositions.cuts import Form
+from tnalgebra.errors import RankError, RuleError, TnalgebraError, ValuesError
+from tnalgebra.evaluation import evaluate, magnitude
+from tnalgebra.network import Network
+from tnalgebra.notation import parse
+from tnalgebra.ranks import KeepFraction, ParameterBudget, Rank, RelativeError
+from tnalgebra.valuation import relative
+
+sides = st.permutations(["a", "b", "c", "d"]).flatmap(
+    lambda labels: st.integers(1, 3).map(lambda at: (labels[:at], labels[at:]))
+)
+
+
+@given(tensors(4), sides, st.data(), st.sampled_from(("factors", "svd")))
+def test_a_cut_is_the_best_of_its_rank(
+    kernel: Tensor, halves: tuple[list[str], list[str]], data: st.DataObject, form: Form
+) -> None:
+    left, right = (" ".join(side) for side in halves)
+    matrix = unfolding(kernel, "a b c d", left)
+    rank = data.draw(st.integers(1, min(matrix.shape)))
+    fit = cut(f"{left} | {right}", of="K[a b c d]", form=form).apply({"K": kernel}, ranks={"r": rank})
+    check_claim(fit)
+    assert fit.relative_error == pytest.approx(tail(matrix, rank), rel=1e-6, abs=1e-10)
+    rows, columns = matrix.shape
+    assert fit.parameters == rank * (rows + columns + (form == "svd"))
+    if rank == min(matrix.shape):
+        assert fit.relative_error <= 1e-10
+
+
+@given(st.sampled_from(SEVEN), st.integers(1, 6), st.integers(0, 2**32 - 1), st.sampled_from((1e-6, 1e-3, 0.1)))
+def test_no_other_factors_of_a_cuts_rank_are_nearer(text: str, rank: int, seed: int, step: float) -> None:
+    kernel = gaussian(*SIZES.values(), seed=seed)
+    assume(rank <= min(unfolding(kernel, " ".join(SIZES), text.partition("|")[0]).shape))
+    fit = cut(text).apply({"K": kernel}, ranks=rank)
+    moved = {name: value + step * gaussian(*value.shape, seed=seed + 1) for name, value in fit.values.items()}
+    assert relative(evaluate(fit.network, moved) - kernel, kernel) >= fit.relative_error * (1 - 1e-12)
+
+
+@given(tensors(3), st.sampled_from(("out | in k", "out k | in", "k | in out", "k in | out")))
+def test_the_error_of_a_cut_falls_with_its_rank(kernel: Tensor, text: str) -> None:
+    full = min(unfolding(kernel, "out in k", text.partition("|")[0]).shape)
+    errors = [cut(text).apply({"K": kernel}, ranks=rank).relative_error for rank in range(1, full + 1)]
+    assert all(later <= earlier + 1e-10 for earlier, later in pairwise(errors))
+    assert errors[-1] <= 1e-10
+
+
+def test_all_cuts_of_a_kernel_are_seven() -> None:
+    assert [entry.name for entry in all_cuts("out in kh kw")] == SEVEN
+    assert [entry.name for entry in all_cuts(parse("G[out a] V[a in kh kw]"))] == SEVEN
+    for count in range(2, 7):
+        labels = [f"x{number}" for number in range(count)]
+        cuts = all_cuts(labels)
+        assert len(cuts) == 2 ** (count - 1) - 1
+        bipartitions = {frozenset(map(frozenset, (side.split() for side in entry.name.split("|")))) for entry in cuts}
+        assert len(bipartitions) == len(cuts)
+    assert all_cuts("out") == []
+    for entry in all_cuts("o i h"):  # the left side is known, in this order
+        assert entry.apply({"K": gaussian(4, 3, 2)}, ranks=1).trace.start == parse("K[o:4 i:3 h:2]")
+
+
+@given(tensors(4), st.sampled_from(SEVEN), st.sampled_from(("factors", "svd")), st.floats(0.05, 1))
+def test_a_budget_of_a_cut_is_used_up_and_not_exceeded(kernel: Tensor, text: str, form: Form, fraction: float) -> None:
+    matrix = unfolding(kernel, " ".join(SIZES), text.partition("|")[0])
+    each = sum(matrix.shape) + (form == "svd")
+    if fraction * matrix.size < each:
+        with pytest.raises(RankError, match=f"rank 1 takes {each}\n"):
+            cut(text, form=form).apply({"K": kernel}, ranks=ParameterBudget(fraction))
+        return
+    fit = cut(text, form=form).apply({"K": kernel}, ranks=ParameterBudget(fraction))
+    assert fit.parameters <= fraction * matrix.size
+    assert fit.parameters + each > fraction * matrix.size or fit.network.sizes["r"] == min(matrix.shape)
+
+
+@pytest.mark.parametrize(
+    ("labels", "count"), [("out in", 1), ("out in k", 3), ("out in kh kw", 7), ("out in kd kh kw", 15)]
+)
+def test_kernels_of_any_dimension(labels: str, count: int) -> None:
+    kernel = gaussian(*(2, 3, 4, 5, 6)[: len(labels.split())])
+    cuts = all_cuts(labels)
+    assert len(cuts) == count
+    for entry in cuts:
+        left = entry.name.partition("|")[0]
+        fit = entry.apply({"K": kernel}, ranks=2)
+        assert fit.relative_error == pytest.approx(tail(unfolding(kernel, labels, left), 2), rel=1e-9, abs=1e-12)
+        assert fit.network.output == tuple(labels.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("out kh | in kw", "L[out:7 kh:3 r:2] R[r in:5 kw:2] -> [out in kh kw]"),
+        ("in kw | out kh", "L[in:5 kw:2 r:2] R[r out:7 kh:3] -> [out in kh kw]"),
+        ("kw, in | kh, out", "L[kw:2 in:5 r:2] R[r kh:3 out:7] -> [out in kh kw]"),
+        ("out|in kh kw", "L[out:7 r:2] R[r in:5 kh:3 kw:2]"),
+    ],
+)
+def test_a_cut_is_written_with_its_sides_as_given(text: str, expected: str) -> None:
+    fit = cut(text).apply({"K": KERNEL}, ranks=2)
+    assert str(fit.network) == expected
+    assert fit.dense().shape == KERNEL.shape
+    check_claim(fit)
+    left, right = (side.replace(",", " ").split() for side in text.split("|"))
+    assert cut(Bipartition(tuple(left), tuple(right))).name == cut(text).name
+
+
+def test_the_factors_of_a_cut_share_the_singular_values() -> None:
+    values = np.linalg.svd(unfolding(KERNEL, "out in kh kw", "out kh"), compute_uv=False)[:3]
+    fit = cut("out kh | in kw").apply({"K": KERNEL}, ranks=3)
+    left, right = fit.values["L"].reshape(21, 3), fit.values["R"].reshape(3, 10)
+    expected = torch.diag(torch.from_numpy(values))
+    torch.testing.assert_close(left.mT @ left, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(right @ right.mT, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_svd_form_has_isometries_and_the_singular_values() -> None:
+    values = np.linalg.svd(unfolding(KERNEL, "out in kh kw", "out kh"), compute_uv=False)[:3]
+    fit = cut("out kh | in kw", form="svd").apply({"K": KERNEL}, ranks=3)
+    assert str(fit.network) == "U[out:7 kh:3 r:3] S[r] V[r in:5 kw:2] -> [out in kh kw]"
+    U, V = fit.values["U"].reshape(21, 3), fit.values["V"].reshape(3, 10)
+    torch.testing.assert_close(U.mT @ U, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(V @ V.mT, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(fit.values["S"], torch.from_numpy(values), rtol=1e-12, atol=0)
+
+
+@given(valued_networks(min_nodes=2), st.data())
+def test_a_cut_of_any_network_is_the_best_of_its_rank(
+    example: tuple[Network, dict[str, Tensor]], data: st.DataObject
+) -> None:
+    """Reserved nodes, hyperedges, ties: it is contracted first."""
+    network, values = example
+    assume(len(network.output) > 1)
+    labels = data.draw(st.permutations(network.output))
+    at = data.draw(st.integers(1, len(labels) - 1))
+    fit = cut(Bipartition(tuple(labels[:at]), tuple(labels[at:]))).apply(network, values, ranks=KeepFraction(0.5))
+    dense = evaluate(network, values)
+    matrix = unfolding(dense, " ".join(network.output), " ".join(labels[:at]))
+    rank = fit.trace.steps[0].change.ranks["r"]
+    assert rank == max(1, round(0.5 * min(matrix.shape)))
+    assert fit.network.output == network.output
+    rounding = 1e-12 * float(magnitude(network, values).norm())
+    best = np.linalg.norm(np.linalg.svd(matrix, compute_uv=False)[rank:])
+    assert float((fit.dense() - dense).norm()) == pytest.approx(best, rel=1e-6, abs=rounding + 1e-10)
+    assert fit.trace.steps[0].relative_error == pytest.approx(fit.relative_error, rel=1e-6, abs=1e-9)
+
+
+def test_a_cut_of_a_network_takes_names_that_are_free() -> None:
+    fit = cut("out r | in").apply(
+        parse("L[out b] R[b in r] U[r] -> [out in r]"), values_of("L[out:4 b:3] R[b in:5 r:2] U[r]"), ranks=2
+    )
+    assert str(fit.network) == "L_2[out:4 r:2 r_2:2] R_2[r_2 in:5] -> [out in r]"
+
+
+def test_cuts_follow_one_another() -> None:
+    first, second = cut_sequence("out kh | in kw then out | in kh kw")
+    assert (first.name, second.name) == ("out kh | in kw", "out | in kh kw")
+    one = first.apply({"K": KERNEL}, ranks=4)
+    two = one.then(second, ranks=3)
+    assert str(two.network) == "L_2[out:7 r_2:3] R_2[r_2 in:5 kh:3 kw:2]"
+    assert two.trace.steps[1].relative_error == pytest.approx(tail(unfolding(one.dense(), "out in kh kw", "out"), 3))
+    assert two.relative_error == pytest.approx(relative(two.dense() - KERNEL, KERNEL), rel=1e-12)
+    torch.testing.assert_close(two.dense(), second.apply({"K": one.dense()}, ranks=3).dense(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: cut("out in"), RuleError, "a cut has one '|', here are 0"),
+        (lambda: cut("out | in | kh"), RuleError, "a cut has one '|', here are 2"),
+        (lambda: cut("| in"), RuleError, "the left side of a cut is empty"),
+        (lambda: cut("out | out"), RuleError, "the label 'out' stands twice in a cut"),
+        (lambda: cut("out | in", form="qr"), RuleError, "the form of a cut is 'qr'\n  fix: 'factors' or 'svd'"),  # type: ignore[arg-type]
+        (lambda: cut("a | b", of="K[a b c]"), RuleError, "the label 'c' is missing in the cut"),
+        (lambda: cut("a | b", of="K[a c]"), RuleError, "the cut names an unknown label 'b'"),
+        (
+            lambda: cut("out | in").apply({"K": KERNEL}, ranks=2),
+            ValuesError,
+            "the value of 'K' has 4 axes, its node has 2",
+        ),
+        (lambda: cut("a | b").apply({"K": KERNEL}, ranks=2), RuleError, "the cut names an unknown label 'a'\n"),
+        (lambda: cut("a | b").apply({"K": KERNEL[0, 0, 0]}, ranks=2), RuleError, "it is not known what is cut"),
+        (lambda: cut("a | b").apply({"K": 3.0}, ranks=2), RuleError, "it is not known what is cut"),
+        (lambda: cut("a | b").apply({"K": KERNEL, "L": KERNEL}, ranks=2), RuleError, "it is not known what is cut"),
+        (lambda: cut("out | in").apply(parse("K[out in k]")), RuleError, "the label 'k' is missing in the cut"),
+        (lambda: cut("a b | c d", of="K[a b c d]").apply({"K": KERNEL}), RankError, "no rank for 'r'"),
+        (
+            lambda: cut("out | in kh kw").apply({"K": KERNEL}, ranks=8),
+            RankError,
+            "rank 8 of bond 'r' is outside 1 to 7",
+        ),
+        (
+            lambda: cut("out | in kh kw").apply({"K": KERNEL}, ranks=0),
+            RankError,
+            "rank 0 of bond 'r' is outside 1 to 7",
+        ),
+        (lambda: cut("out | in kh kw").apply({"K": KERNEL}, ranks=0.5), RankError, "an integer, or KeepFraction(0.5)"),
+        (lambda: cut("out | in kh kw").apply({"K": KERNEL}, ranks=True), RankError, "the rank of bond 'r' is True"),
+        (lambda: cut("out | in kh kw").apply({"K": KERNEL}, ranks={"s": 2}), RuleError, "has no bond 's'\n  known: r"),
+        (lambda: cut("out | in kh kw").apply({"K": KERNEL / 0}, ranks=2), ValuesError, "holds NaN or infinity"),
+    ],
+)
+def test_what_a_cut_refuses(call: Callable[[], object], error: type[TnalgebraError], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "epsilon"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
+)
+def test_factors_have_the_type_of_the_kernel(dtype: torch.dtype, epsilon: float) -> None:
+    kernel = KERNEL.to(dtype)
+    tucker = rule(TREES["tucker2"][0])
+    matrix = parse("A[i b] B[b j]"), {"A": kernel[:, :, 0, 0], "B": kernel[0, :, :, 0]}
+    for fit in (
+        cut("out kh | in kw").apply({"K": kernel}, ranks=10),
+        tucker.apply({"K": kernel}, ranks={"a": 7, "b": 5}),
+        truncate("b").apply(*matrix, ranks=3),
+    ):
+        assert all(value.dtype == dtype for value in fit.values.values())
+        assert fit.trace.steps[0].relative_error < 1e-12  # of the numbers as they are in float64
+        assert fit.relative_error < epsilon
+        assert fit.dense().dtype == dtype
+
+
+def test_a_kernel_of_zeros_has_an_error_of_zero() -> None:
+    kernel = torch.zeros(7, 5, 3, 2)
+    ranks: list[Rank] = [1, KeepFraction(0.5), RelativeError(0.1), ParameterBudget(0.5)]
+    for rank in ranks:
+        fit = cut("out kh | in kw").apply({"K": kernel}, ranks=rank)
+        assert fit.relative_error == fit.trace.steps[0].relative_error == 0
+        assert torch.equal(fit.dense(), kernel)
+    tucker = rule(TREES["tucker2"][0]).apply({"K": kernel}, ranks=ParameterBudget(0.5))
+    assert tucker.relative_error == 0
+    assert torch.equal(tucker.dense(), kernel)
+    network = parse("A[i b] B[b j]")
+    assert (
+        truncate("b").apply(network, {"A": kernel[0, 0], "B": kernel[0, 0].mT}, ranks=RelativeError(0.1)).relative_error
+        == 0
+    )
+
+
+@pytest.mark.parametrize("shape", list(product((1, 4), (1, 3), (1, 2), (1,))))
+def test_axes_of_one_element(shape: tuple[int, ...]) -> None:
+    kernel = gaussian(*shape)
+    for text in SEVEN:
+        fit = cut(text).apply({"K": kernel}, ranks=KeepFraction(1))
+        assert fit.relative_error < 1e-10
+        check_claim(fit)
+    for text, _ in TREES.values():
+        if text.startswith("K[o i h w]"):
+            entry = rule(text)
+            fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(entry.ranks, KeepFraction(1)))
+            assert fit.relative_error < 1e-10
+            check_claim(fit)
