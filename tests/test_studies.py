@@ -1,98 +1,38 @@
-"""The study against slow and obvious code of its own: numpy's SVD, a loop over layers, parameters counted by hand."""
+"""A study says what numpy says, goes on where it was, and leaves everything else alone."""
 
 from __future__ import annotations
 
 import copy
 import io
-import json
-import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from study_cases import (
+    CLASSES,
+    CUTS,
+    LABELS,
+    NORMALISED,
+    Kinds,
+    close,
+    labelled,
+    network,
+    row_by_hand,
+    some_images,
+    study,
+    top1,
+    truncated,
+    without_seconds,
+)
+from torch import nn
 
 import tnalgebra as tn
 from tnalgebra._version import VERSION
-from tnalgebra.errors import DataError, LayerError, RankError, RuleError, StudyError, TnalgebraError, ValuesError
-from tnalgebra.images import Images, normalised
+from tnalgebra.errors import DataError, RuleError, StudyError
+from tnalgebra.images import Images
 from tnalgebra.study_store import read_rows
 from tnalgebra.training import recalibrate_batch_norm
-
-CLASSES = 5
-MEAN, STD = (0.4, 0.5, 0.6), (0.25, 0.3, 0.2)
-NORMALISED: dict[str, Any] = {"mean": MEAN, "std": STD}
-CUTS = ("out | in kh kw", "out kh | in kw")
-
-
-class Net(nn.Module):
-    """Convolutions of unequal widths, one grouped, with batch normalisation between them and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 5, 3)
-        self.wide = nn.Conv2d(5, 12, (3, 2), padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(12)
-        self.grouped = nn.Conv2d(12, 8, (2, 3), groups=4)
-        self.linear = nn.Linear(48, CLASSES, bias=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = self.norm(self.wide(self.stem(images).relu())).relu()
-        return self.linear(self.grouped(hidden).tanh().flatten(1))
-
-
-class Kinds(nn.Module):
-    """One layer of each kind that has a kernel, for images of 3 x 6 x 5."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv2 = nn.Conv2d(3, 6, (3, 2))  # 4 x 4
-        self.up = nn.ConvTranspose2d(6, 4, (2, 3), groups=2)  # 5 x 6
-        self.conv1 = nn.Conv1d(4, 7, 3)  # 28
-        self.conv3 = nn.Conv3d(1, 2, (2, 3, 4))  # 6 x 2 x 1
-        self.linear = nn.Linear(24, CLASSES)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = self.conv1(self.up(self.conv2(images).relu()).relu().flatten(2)).relu()
-        return self.linear(self.conv3(hidden.reshape(-1, 1, 7, 4, 7)[..., :4]).relu().flatten(1))
-
-
-LABELS = {
-    nn.Linear: "out in",
-    nn.Conv1d: "out in k",
-    nn.Conv2d: "out in kh kw",
-    nn.Conv3d: "out in kd kh kw",
-    nn.ConvTranspose2d: "in out kh kw",
-}
-
-
-def network(kind: Callable[[], nn.Module] = Net, seed: int = 1) -> nn.Module:
-    torch.manual_seed(seed)
-    model = kind()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.02, 0.1)
-    return model
-
-
-def some_images(count: int = 400, classes: int = CLASSES, seed: int = 0) -> Images:
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(256, (count, 3, 6, 5), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(classes, (count,), generator=generator)
-    return Images(pixels, labels, tuple(f"class {number}" for number in range(classes)), "some")
-
-
-def labelled(images: Images, model: nn.Module) -> Images:
-    """The images, three in four of them labelled as the network would, so that its accuracy is far from chance."""
-    with torch.no_grad():
-        said = copy.deepcopy(model).double().eval()(normalised(images.pixels, dtype=torch.float64, **NORMALISED))
-    labels = torch.where(torch.arange(len(images)) % 4 == 0, images.labels, said.argmax(1))
-    return Images(images.pixels, labels, images.classes, images.source)
 
 
 @pytest.fixture(autouse=True)
@@ -110,85 +50,6 @@ def model() -> nn.Module:
 @pytest.fixture(scope="module")
 def images(model: nn.Module) -> Images:
     return labelled(some_images(), model)
-
-
-# by hand
-
-
-def truncated(weight: Tensor, labels: str, cut: str, keep: float) -> tuple[np.ndarray, int, int]:
-    """The kernel cut as `cut` says (perhaps several times), the last rank, the parameters of the last two factors."""
-    kernel = weight.detach().double().numpy()
-    axes = labels.split()
-    for part in cut.split(" then "):
-        left, right = (side.split() for side in part.split("|"))
-        order = [axes.index(label) for label in left + right]
-        turned = kernel.transpose(order)
-        matrix = turned.reshape(math.prod(turned.shape[: len(left)]), -1)
-        u, s, v = np.linalg.svd(matrix, full_matrices=False)
-        rank = max(1, round(keep * len(s)))
-        small = (u[:, :rank] * s[:rank]) @ v[:rank]
-        kernel = small.reshape(turned.shape).transpose(np.argsort(order))
-    return kernel, rank, rank * sum(matrix.shape)
-
-
-def top1(model: nn.Module, images: Images, weights: Mapping[str, np.ndarray], dtype: torch.dtype) -> float:
-    other = copy.deepcopy(model).eval()
-    with torch.no_grad():
-        for name, weight in weights.items():
-            other.get_submodule(name).weight.copy_(torch.from_numpy(weight))
-        logits = other.to(dtype)(normalised(images.pixels, dtype=dtype, **NORMALISED))
-    return float((logits.argmax(1) == images.labels).double().mean())
-
-
-def row_by_hand(
-    model: nn.Module, images: Images, cut: str, keep: float | None, layers: list[str], dtype: torch.dtype
-) -> dict[str, Any]:
-    weights, details, errors = {}, {}, []
-    total = kept = sum(parameter.numel() for parameter in model.parameters())
-    for name in layers:
-        module = model.get_submodule(name)
-        assert keep is not None
-        weight = module.weight.detach().double().numpy()
-        weights[name], rank, parameters = truncated(module.weight, LABELS[type(module)], cut, keep)
-        error = np.linalg.norm(weights[name] - weight) / np.linalg.norm(weight)
-        errors.append(error**2)
-        kept += parameters - weight.size
-        details[name] = {
-            "rank": rank,
-            "relative_error": error,
-            "norm_kept": np.linalg.norm(weights[name]) / np.linalg.norm(weight),
-            "parameters": parameters,
-        }
-    accuracy = top1(model, images, weights, dtype)
-    return {
-        "accuracy": accuracy,
-        "accuracy_change": accuracy - top1(model, images, {}, dtype),
-        "images": len(images),
-        "mean_squared_relative_error": float(np.mean(errors)) if errors else 0.0,
-        "parameters_kept": kept / total,
-        "layers": details,
-    }
-
-
-def close(row: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Counts and accuracies are equal, norms to rounding."""
-    assert row["layers"].keys() == expected["layers"].keys()
-    for name, details in expected["layers"].items():
-        assert row["layers"][name] == pytest.approx(details, rel=1e-9, abs=1e-12)
-    numbers = {key: value for key, value in expected.items() if key != "layers"}
-    assert {key: row[key] for key in numbers} == pytest.approx(numbers, rel=1e-9, abs=1e-12)
-
-
-def without_seconds(rows: list[dict[str, Any]]) -> list[str]:
-    return sorted(json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in rows)
-
-
-def study(model: nn.Module, images: Images, output: Path, **settings: Any) -> tn.Study:
-    settings = {"cuts": CUTS, "keep": (0.5,), "dtype": torch.float64, **NORMALISED} | settings
-    return tn.study(model, images, output=output, progress=False, **settings)
-
-
-# rows
 
 
 @pytest.fixture(scope="module")
@@ -534,148 +395,6 @@ def test_a_network_is_not_prepared_for_a_folder_that_refuses_it(
 
 
 # bad input
-
-
-def with_weight(change: Callable[[nn.Module], object]) -> nn.Module:
-    model = network()
-    change(model)
-    return model
-
-
-def put(value: float) -> Callable[[nn.Module], object]:
-    return lambda model: model.wide.weight.data[3, 1].fill_(value)
-
-
-class Raises(Net):
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images[:, :, 100:])
-
-
-class Nothing(Net):
-    def forward(self, images: Tensor) -> Any:
-        return {"logits": super().forward(images)}  # as some libraries' networks do
-
-
-class Flat(Net):
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images)[..., 0]
-
-
-class Picky(Net):
-    def forward(self, images: Tensor) -> Tensor:
-        raise KeyError("missing")
-
-
-class Old(nn.Module):
-    """Weight norm as it was before parametrisations: the weight is a plain tensor, which cannot be copied."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, CLASSES, (6, 5))
-        weight = self.conv.weight
-        del self.conv.weight
-        self.conv.gain = nn.Parameter(torch.ones(()))
-        self.conv.weight = weight * self.conv.gain
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.conv(images).flatten(1)
-
-
-BAD: list[tuple[str, dict[str, Any], type[TnalgebraError], str]] = [
-    ("twice", {"cuts": ["out kh | in kw kh"]}, RuleError, "label 'kh' stands twice in a cut"),
-    ("missing", {"cuts": ["out kh | in"]}, RuleError, r"'out kh \| in' fits no layer.*\n +missing: kw\n"),
-    ("unknown", {"cuts": ["out kh | in kw kx"]}, RuleError, r"fits no layer.*\n +unknown: kx\n +kernels: out in kh kw"),
-    ("left", {"cuts": ["| out in kh kw"]}, RuleError, "left side of a cut is empty"),
-    ("right", {"cuts": ["out in kh kw |"]}, RuleError, "right side of a cut is empty"),
-    ("no bar", {"cuts": ["out in kh kw"]}, RuleError, r"a cut has one '\|', here are 0"),
-    ("two bars", {"cuts": ["out | in | kh kw"]}, RuleError, r"a cut has one '\|', here are 2"),
-    ("no word", {"cuts": ["out | in kh k-w"]}, RuleError, "'k-w' in a cut is not a label"),
-    ("second", {"cuts": ["out | in kh kw then in"]}, RuleError, r"a cut has one '\|', here are 0"),
-    ("others", {"cuts": ["out | in kh kw then out | in"]}, RuleError, "cuts that follow one another hold different"),
-    ("none", {"cuts": []}, StudyError, "there is nothing to do\n  cuts:  0"),
-    *(
-        (f"keep {keep}", {"keep": [0.5, keep]}, RankError, r"KeepFraction\(.*\) keeps a fraction outside \(0, 1\]")
-        for keep in (0, 1.5, -0.5, math.nan, math.inf)
-    ),
-    ("no keep", {"keep": []}, StudyError, "there is nothing to do"),
-    ("no scope", {"scope": []}, StudyError, "there is nothing to do"),
-    ("scope", {"scope": ["wied"]}, StudyError, "scope 'wied' matches no layer that is cut\n  near:   wide, grouped\n"),
-    ("scope of skipped", {"scope": ["stem"]}, StudyError, "scope 'stem' matches no layer that is cut"),
-    ("skip", {"skip": ["stam"]}, StudyError, "skip 'stam' matches no layer\n  near:   stem"),
-    ("all skipped", {"skip": ["*"]}, StudyError, "no layer is left to cut"),
-    (
-        "nan",
-        {"model": with_weight(put(math.nan))},
-        ValuesError,
-        "weight of layer 'wide' holds NaN or infinity\n.* 6 of",
-    ),
-    ("inf", {"model": with_weight(put(math.inf))}, ValuesError, "weight of layer 'wide' holds NaN or infinity"),
-    ("skipped nan", {"model": with_weight(put(math.nan)), "skip": ["wide"]}, ValuesError, "layer 'wide' holds NaN"),
-    ("lazy", {"model": nn.Sequential(nn.LazyConv2d(3, 3))}, LayerError, "layer '0' has no weight yet"),
-    ("old weight norm", {"model": Old()}, LayerError, "weight of layer 'conv' is computed from other parameters"),
-    ("parametrised", {"parametrised": True}, LayerError, "weight of layer 'wide' is computed from other parameters"),
-    ("no layers", {"model": nn.Flatten()}, StudyError, "no layer is left to cut"),
-    ("classes", {"images": some_images(9, classes=4)}, DataError, "network has 5 outputs, the images have 4 classes"),
-    ("no images", {"images": some_images(0)}, DataError, "there are no images|cannot choose 1 images"),
-    ("limit", {"limit": 0}, DataError, "cannot choose 0 images"),
-    ("forward", {"model": network(Raises)}, DataError, "does not take these images\n  network: Raises\n.*3, 6, 5"),
-    ("key", {"model": network(Picky)}, DataError, "does not take these images\n(.*\n)*  because: KeyError: 'missing'"),
-    ("dict", {"model": network(Nothing)}, DataError, "no logits of shape .*\n.*\n  gives:   a dict"),
-    ("flat", {"model": network(Flat)}, DataError, r"no logits of shape .*\n.*\n  gives:   shape \(1,\)"),
-    ("channels", {"model": nn.Conv2d(1, 5, 3)}, StudyError, "no layer is left to cut"),
-    ("mean", {"mean": (0.5,)}, DataError, "mean and std do not fit the images"),
-    ("std", {"std": (0.5, 0.0, 1.0)}, DataError, "mean and std do not fit the images"),
-    ("batch", {"batch_size": 0}, DataError, "a batch of 0 images is no batch"),
-    ("device", {"device": "nowhere"}, StudyError, "there is no device 'nowhere' here"),
-    ("folder", {"images": "/nowhere/at/all"}, DataError, "no folder of images at '/nowhere/at/all'"),
-]
-
-
-@pytest.mark.parametrize(("settings", "error", "fact"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_bad_input_is_refused_before_anything_is_written(
-    settings: dict[str, Any], error: type[TnalgebraError], fact: str, tmp_path: Path
-) -> None:
-    settings = dict(settings)
-    model, images = settings.pop("model", network()), settings.pop("images", some_images(20))
-    if settings.pop("parametrised", False):
-        parametrize.register_parametrization(model.wide, "weight", nn.Tanh())
-    with pytest.raises(error, match=fact):
-        study(model, images, tmp_path / "output", **settings)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:99"])
-def test_a_device_that_is_not_there(device: str, tmp_path: Path) -> None:
-    if device == "cuda" and torch.cuda.is_available():
-        pytest.skip("it is there")
-    with pytest.raises(StudyError, match=f"there is no device '{device}' here\n  because: .*\n  fix:     cpu"):
-        study(network(), some_images(9), tmp_path / "output", device=device)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_outputs_that_are_not_finite_are_an_error_and_no_row(tmp_path: Path) -> None:
-    model = with_weight(lambda net: net.norm.running_var.fill_(math.nan))
-    with pytest.raises(StudyError, match="outputs are not finite"):
-        study(model, some_images(20), tmp_path)
-    assert read_rows(tmp_path) == []
-
-
-def test_kernels_of_zeros_and_of_huge_numbers(images: Images, tmp_path: Path) -> None:
-    model = with_weight(lambda net: net.wide.weight.data.zero_())
-    row = study(model, images, tmp_path / "zeros", cuts=CUTS[:1], scope=["wide"]).rows[1]
-    assert row["layers"]["wide"] == {"rank": 6, "relative_error": 0.0, "norm_kept": 1.0, "parameters": 6 * (12 + 30)}
-    model = network().double()
-    for factor in (1e200, 1e-200):
-        other = copy.deepcopy(model)
-        other.wide.weight.data *= factor
-        rows = [
-            study(each, images, tmp_path / f"{factor}{number}", cuts=CUTS[1:], scope=["wide"]).rows[1]["layers"]["wide"]
-            for number, each in enumerate((model, other))
-        ]
-        assert rows[0] == pytest.approx(rows[1], rel=1e-9)
-
-
-# the progress bar
 
 
 class Terminal(io.StringIO):

@@ -293,7 +293,7 @@ def check_step(step: Step, before: Values, after: Values, *, number: int = 1) ->
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit:
     """A network with values, and the trace that led to it. What every rewrite returns.
 
@@ -306,6 +306,10 @@ class Fit:
     values: dict[str, Tensor]
     trace: Trace
     _start: Values | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        steps = ", ".join(step.rule.name for step in self.trace.steps) or "no steps"
+        return f"Fit({str(self.network)!r} after {steps})"
 
     @property
     def parameters(self) -> int:

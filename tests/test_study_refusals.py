@@ -1,0 +1,169 @@
+"""What a study refuses, before anything is written."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from study_cases import (
+    CLASSES,
+    CUTS,
+    Net,
+    labelled,
+    network,
+    some_images,
+    study,
+)
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tnalgebra.errors import DataError, LayerError, RankError, RuleError, StudyError, TnalgebraError, ValuesError
+from tnalgebra.study_store import read_rows
+
+
+def with_weight(change: Callable[[nn.Module], object]) -> nn.Module:
+    model = network()
+    change(model)
+    return model
+
+
+def put(value: float) -> Callable[[nn.Module], object]:
+    return lambda model: model.wide.weight.data[3, 1].fill_(value)
+
+
+class Raises(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[:, :, 100:])
+
+
+class Nothing(Net):
+    def forward(self, images: Tensor) -> Any:
+        return {"logits": super().forward(images)}  # as some libraries' networks do
+
+
+class Flat(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[..., 0]
+
+
+class Picky(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        raise KeyError("missing")
+
+
+class Old(nn.Module):
+    """Weight norm as it was before parametrisations: the weight is a plain tensor, which cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, CLASSES, (6, 5))
+        weight = self.conv.weight
+        del self.conv.weight
+        self.conv.gain = nn.Parameter(torch.ones(()))
+        self.conv.weight = weight * self.conv.gain
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).flatten(1)
+
+
+BAD: list[tuple[str, dict[str, Any], type[TnalgebraError], str]] = [
+    ("twice", {"cuts": ["out kh | in kw kh"]}, RuleError, "label 'kh' stands twice in a cut"),
+    ("missing", {"cuts": ["out kh | in"]}, RuleError, r"'out kh \| in' fits no layer.*\n +missing: kw\n"),
+    ("unknown", {"cuts": ["out kh | in kw kx"]}, RuleError, r"fits no layer.*\n +unknown: kx\n +kernels: out in kh kw"),
+    ("left", {"cuts": ["| out in kh kw"]}, RuleError, "left side of a cut is empty"),
+    ("right", {"cuts": ["out in kh kw |"]}, RuleError, "right side of a cut is empty"),
+    ("no bar", {"cuts": ["out in kh kw"]}, RuleError, r"a cut has one '\|', here are 0"),
+    ("two bars", {"cuts": ["out | in | kh kw"]}, RuleError, r"a cut has one '\|', here are 2"),
+    ("no word", {"cuts": ["out | in kh k-w"]}, RuleError, "'k-w' in a cut is not a label"),
+    ("second", {"cuts": ["out | in kh kw then in"]}, RuleError, r"a cut has one '\|', here are 0"),
+    ("others", {"cuts": ["out | in kh kw then out | in"]}, RuleError, "cuts that follow one another hold different"),
+    ("none", {"cuts": []}, StudyError, "there is nothing to do\n  cuts:  0"),
+    *(
+        (f"keep {keep}", {"keep": [0.5, keep]}, RankError, r"KeepFraction\(.*\) keeps a fraction outside \(0, 1\]")
+        for keep in (0, 1.5, -0.5, math.nan, math.inf)
+    ),
+    ("no keep", {"keep": []}, StudyError, "there is nothing to do"),
+    ("no scope", {"scope": []}, StudyError, "there is nothing to do"),
+    ("scope", {"scope": ["wied"]}, StudyError, "scope 'wied' matches no layer that is cut\n  near:   wide, grouped\n"),
+    ("scope of skipped", {"scope": ["stem"]}, StudyError, "scope 'stem' matches no layer that is cut"),
+    ("skip", {"skip": ["stam"]}, StudyError, "skip 'stam' matches no layer\n  near:   stem"),
+    ("all skipped", {"skip": ["*"]}, StudyError, "no layer is left to cut"),
+    (
+        "nan",
+        {"model": with_weight(put(math.nan))},
+        ValuesError,
+        "weight of layer 'wide' holds NaN or infinity\n.* 6 of",
+    ),
+    ("inf", {"model": with_weight(put(math.inf))}, ValuesError, "weight of layer 'wide' holds NaN or infinity"),
+    ("skipped nan", {"model": with_weight(put(math.nan)), "skip": ["wide"]}, ValuesError, "layer 'wide' holds NaN"),
+    ("lazy", {"model": nn.Sequential(nn.LazyConv2d(3, 3))}, LayerError, "layer '0' has no weight yet"),
+    ("old weight norm", {"model": Old()}, LayerError, "weight of layer 'conv' is computed from other parameters"),
+    ("parametrised", {"parametrised": True}, LayerError, "weight of layer 'wide' is computed from other parameters"),
+    ("no layers", {"model": nn.Flatten()}, StudyError, "no layer is left to cut"),
+    ("classes", {"images": some_images(9, classes=4)}, DataError, "network has 5 outputs, the images have 4 classes"),
+    ("no images", {"images": some_images(0)}, DataError, "there are no images|cannot choose 1 images"),
+    ("limit", {"limit": 0}, DataError, "cannot choose 0 images"),
+    ("forward", {"model": network(Raises)}, DataError, "does not take these images\n  network: Raises\n.*3, 6, 5"),
+    ("key", {"model": network(Picky)}, DataError, "does not take these images\n(.*\n)*  because: KeyError: 'missing'"),
+    ("dict", {"model": network(Nothing)}, DataError, "no logits of shape .*\n.*\n  gives:   a dict"),
+    ("flat", {"model": network(Flat)}, DataError, r"no logits of shape .*\n.*\n  gives:   shape \(1,\)"),
+    ("channels", {"model": nn.Conv2d(1, 5, 3)}, StudyError, "no layer is left to cut"),
+    ("mean", {"mean": (0.5,)}, DataError, "mean and std do not fit the images"),
+    ("std", {"std": (0.5, 0.0, 1.0)}, DataError, "mean and std do not fit the images"),
+    ("batch", {"batch_size": 0}, DataError, "a batch of 0 images is no batch"),
+    ("device", {"device": "nowhere"}, StudyError, "there is no device 'nowhere' here"),
+    ("folder", {"images": "/nowhere/at/all"}, DataError, "no folder of images at '/nowhere/at/all'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "error", "fact"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_input_is_refused_before_anything_is_written(
+    settings: dict[str, Any], error: type[TnalgebraError], fact: str, tmp_path: Path
+) -> None:
+    settings = dict(settings)
+    model, images = settings.pop("model", network()), settings.pop("images", some_images(20))
+    if settings.pop("parametrised", False):
+        parametrize.register_parametrization(model.wide, "weight", nn.Tanh())
+    with pytest.raises(error, match=fact):
+        study(model, images, tmp_path / "output", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99"])
+def test_a_device_that_is_not_there(device: str, tmp_path: Path) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(StudyError, match=f"there is no device '{device}' here\n  because: .*\n  fix:     cpu"):
+        study(network(), some_images(9), tmp_path / "output", device=device)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_are_not_finite_are_an_error_and_no_row(tmp_path: Path) -> None:
+    model = with_weight(lambda net: net.norm.running_var.fill_(math.nan))
+    with pytest.raises(StudyError, match="outputs are not finite"):
+        study(model, some_images(20), tmp_path)
+    assert read_rows(tmp_path) == []
+
+
+def test_kernels_of_zeros_and_of_huge_numbers(tmp_path: Path) -> None:
+    images = labelled(some_images(), network())
+    model = with_weight(lambda net: net.wide.weight.data.zero_())
+    row = study(model, images, tmp_path / "zeros", cuts=CUTS[:1], scope=["wide"]).rows[1]
+    assert row["layers"]["wide"] == {"rank": 6, "relative_error": 0.0, "norm_kept": 1.0, "parameters": 6 * (12 + 30)}
+    model = network().double()
+    for factor in (1e200, 1e-200):
+        other = copy.deepcopy(model)
+        other.wide.weight.data *= factor
+        rows = [
+            study(each, images, tmp_path / f"{factor}{number}", cuts=CUTS[1:], scope=["wide"]).rows[1]["layers"]["wide"]
+            for number, each in enumerate((model, other))
+        ]
+        assert rows[0] == pytest.approx(rows[1], rel=1e-9)
+
+
+# the progress bar
