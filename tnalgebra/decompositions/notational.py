@@ -57,8 +57,8 @@ def rule(text: str, *, name: str | None = None) -> Rule:
     Returns:
         An exact rule where the right side has no new tensors (its two sides are compared on random numbers first; if
         some sizes fit only one of them, the rule wants to know the sizes where it applies), or is one new tensor,
-        which is then the left side contracted; else an approximate one. Its right side must be a tree of new cores,
-        possibly with `Fuse` splitting open labels.
+        which is then the left side contracted; else an approximate one. To be applied, its right side must be a
+        tree of new cores, possibly with `Fuse` splitting open labels.
 
     Raises:
         NotationError, NetworkError, SizeError: the text is no rule.
@@ -70,21 +70,14 @@ def rule(text: str, *, name: str | None = None) -> Rule:
     contracted = len(right.nodes) == 1 and len(new) == 1 and sorted(right.nodes[0].labels) == sorted(right.output)
     kind: Any = "exact" if not new or contracted else "approximate"
     sized = not new and not _equal_for_all_sizes(left, right, text)
-    if new and not contracted:
-        kept = [name for name in tensor_nodes(right) if name in tensor_nodes(left)]
-        reason = f"the tensor {kept[0]!r} is not new" if kept else why_no_tree(right)
-        if reason:
-            raise RuleError(
-                explain(
-                    "the right side is no tree of new cores, which is what can be fitted", because=reason, rule=text
-                )
-            )
     bonds = bonds_of(right) if kind == "approximate" else ()
 
     def find(network: Network, options: Options) -> Iterator[Place]:
         return (_place(group) for group in _groups(left, right, network, options.bind, sized=sized))
 
     def build(network: Network, place: Place, values: Values, options: Options) -> Change:
+        if kind == "approximate":
+            _check_fits(left, right, text)
         groups = _groups(left, right, network, options.bind, sized=sized)
         group = next(group for group in groups if _place(group) == place)
         return _build(left, right, network, group, values, options, new, kind)
@@ -101,6 +94,15 @@ def rule(text: str, *, name: str | None = None) -> Rule:
         labels=tuple(carriers(right)),
         spec={"notation": text, "name": name or text},
     )
+
+
+def _check_fits(left: Network, right: Network, text: str) -> None:
+    kept = [name for name in tensor_nodes(right) if name in tensor_nodes(left)]
+    reason = f"the tensor {kept[0]!r} is not new" if kept else why_no_tree(right)
+    if reason:
+        raise RuleError(
+            explain("the right side is no tree of new cores, which is what can be fitted", because=reason, rule=text)
+        )
 
 
 def _check_sides(left: Network, right: Network, text: str) -> None:
