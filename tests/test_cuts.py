@@ -192,8 +192,19 @@ def test_cuts_follow_one_another() -> None:
         (lambda: cut("a | b", of="K[a c]"), RuleError, "the cut names an unknown label 'b'"),
         (
             lambda: cut("out | in").apply({"K": KERNEL}, ranks=2),
-            ValuesError,
-            "the value of 'K' has 4 axes, its node has 2",
+            RuleError,
+            "the label 'kh' is missing in the cut",
+        ),
+        (
+            lambda: cut("out | in kd kh kw").apply({"K": KERNEL}, ranks=2),
+            RuleError,
+            "the cut names an unknown label 'kd'",
+        ),
+        (lambda: cut(None), RuleError, "a cut is a NoneType\n  fix: a text"),  # type: ignore[arg-type]
+        (
+            lambda: cut("out | in kh kw").apply(KERNEL, ranks=2),  # type: ignore[arg-type]
+            RuleError,
+            "a rule is applied to a Tensor\n  fix: a network, or values by name: {'K': weight}",
         ),
         (lambda: cut("a | b").apply({"K": KERNEL}, ranks=2), RuleError, "the cut names an unknown label 'a'\n"),
         (lambda: cut("a | b").apply({"K": KERNEL[0, 0, 0]}, ranks=2), RuleError, "it is not known what is cut"),

@@ -317,3 +317,15 @@ def test_a_rule_applied_to_values_alone_rewrites_its_left_side() -> None:
 
 def test_variables_have_names() -> None:
     assert side("Conv[x y k | stride=s]").nodes[0].attributes == {"stride": str(Variable("s"))}
+
+
+@pytest.mark.parametrize(
+    ("left", "host"),
+    [
+        (" ".join(["Copy[a b c d e f g h]"]), "Copy[i j k l m n o p]"),
+        ("A[a] B[b] C[c] D[d]", " ".join(f"X{number}[x{number}]" for number in range(9))),
+    ],
+)
+def test_a_left_side_with_too_many_readings_is_refused(left: str, host: str) -> None:
+    with pytest.raises(RuleError, match="the left side can be read in more than 1000 ways"):
+        list(matches(parse(left), parse(host)))

@@ -351,3 +351,25 @@ def test_text_of_a_rule_is_checked_too() -> None:
         parse_rule("K[a] => K[a] => K[a]")
     with pytest.raises(NetworkError, match="the output label 'b' stands on no node"):
         parse_rule("K[a b] => V[a]")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "ending"),
+    [
+        ("K[a] -> [b]", NetworkError, "  here: K[a] -> [b]\n                 ^"),
+        ("K[a] -> [a a]", NetworkError, "  here: K[a] -> [a a]\n                   ^"),
+        ("K[a b] Conv[a c d | stride=0]", NetworkError, "  here: K[a b] Conv[a c d | stride=0]\n               ^"),
+        ("K[a] K[a b]", NetworkError, "  here: K[a] K[a b]\n             ^"),
+        ("K[i] Fuse[w:7 a:2 b]", SizeError, "  here: K[i] Fuse[w:7 a:2 b]\n             ^"),
+        (
+            "K[a:3] Copy[a b] L[b:5]",
+            SizeError,
+            "  here:    K[a:3] Copy[a b] L[b:5]\n                  ^\n"
+            "  written: K[a:3] Copy[a b] L[b:5]\n                                ^",
+        ),
+    ],
+)
+def test_what_a_network_cannot_mean_is_pointed_at(text: str, error: type[Exception], ending: str) -> None:
+    with pytest.raises(error) as raised:
+        parse(text)
+    assert str(raised.value).endswith(ending)

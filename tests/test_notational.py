@@ -244,7 +244,7 @@ def test_right_sides_that_are_no_trees(text: str, because: str) -> None:
         (None, RankError, "no rank for 'a', 'b'\n"),
         (3, RankError, "one rank, 3, for the bonds a b\n  fix: ranks={'a': ..., 'b': ...}"),
         (KeepFraction(0.5), RankError, "one rank, KeepFraction(fraction=0.5), for the bonds a b"),
-        ({"a": 8, "b": 1}, RankError, "rank 8 of bond 'a' is outside 1 to 7\n  fix: 7 is full: nothing is lost"),
+        ({"a": 8, "b": 1}, RankError, "rank 8 of bond 'a' is outside 1 to 7\n  fix: 1 to 7; at 7 nothing is lost"),
         ({"a": 0, "b": 1}, RankError, "rank 0 of bond 'a' is outside 1 to 7"),
         ({"a": 0.5, "b": 1}, RankError, "the rank of bond 'a' is 0.5\n  fix: an integer, or KeepFraction(0.5)"),
         ({"a": True, "b": 1}, RankError, "the rank of bond 'a' is True"),

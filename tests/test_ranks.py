@@ -107,7 +107,7 @@ def test_squares_of_singular_values_neither_vanish_nor_overflow(scale: float) ->
 @pytest.mark.parametrize(
     ("rank", "message"),
     [
-        (0, "rank 0 of bond 'r' is outside 1 to 5\n  fix: 5 is full: nothing is lost"),
+        (0, "rank 0 of bond 'r' is outside 1 to 5\n  fix: 1 to 5; at 5 nothing is lost"),
         (-1, "rank -1 of bond 'r' is outside 1 to 5"),
         (6, "rank 6 of bond 'r' is outside 1 to 5"),
         (0.5, "the rank of bond 'r' is 0.5\n  fix: an integer, or KeepFraction(0.5)"),

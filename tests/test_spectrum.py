@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -380,3 +381,29 @@ def test_hosvd_names_what_does_not_fit() -> None:
         hosvd(torch.ones(2), ["out"])
     with pytest.raises(ValuesError, match="two axes of a tensor are labelled 'a'"):
         hosvd(torch.ones(2, 3, 2), ["a", "b", "a"])
+
+
+def test_mode_matrices_come_with_the_spectra() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, (2, 4)), nn.ConvTranspose2d(5, 2, (3, 2)))
+    found = spectra(model)
+    modes = found.hosvd("1")
+    assert list(modes.factors) == ["in", "out", "kh", "kw"]
+    for label, values in modes.singular_values.items():
+        alone = next(item for item in found if item.layer == "1" and item.cut.left == (label,))
+        assert torch.allclose(values, alone.singular_values, rtol=0, atol=1e-7 * float(values[0]))
+    weight = model[0].weight
+    for one in (hosvd(weight), hosvd(weight.detach().numpy(), "out in kh kw"), spectra(weight).hosvd()):
+        assert torch.equal(one.core, found.hosvd("0").core)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: spectra(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))).hosvd(), LayerError, "no layer is named"),
+        (lambda: spectra(torch.ones(2, 3)).hosvd("conv"), LayerError, "there is no layer 'conv'"),
+        (lambda: spectra("x"), ValuesError, "a str has no spectra"),
+    ],
+)
+def test_what_has_no_modes(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -230,7 +230,9 @@ STEP = {
         ({"rule": {"notation": "K[o i] => K[i o] -> [o i]", "name": "x"}}, "the two sides are not equal"),
         ({"rule": {"notation": "K[o i] => T[o i]", "name": 3}}, "a rule is described in no known way"),
         ({"rule": {"cut": "out in", "form": "factors"}}, "a cut has one '|'"),
-        ({"rule": {"cut": 5, "form": "svd"}}, "is no trace"),
+        ({"rule": {"cut": 5, "form": "svd"}}, "a cut is a int"),
+        ({"relative_error": math.nan}, "a step records a relative error of nan"),
+        ({"relative_error": -0.1}, "a step records a relative error of -0.1"),
         ({"rule": {"cut": "out | in", "form": "eval"}}, "a rule is described in no known way"),
         ({"rule": {"cut": "a | b", "form": "svd", "of": "K[a b"}}, "unclosed bracket"),
         ({"rule": {"truncate": "a b"}}, "bond 'a b' is not a word"),
@@ -295,3 +297,9 @@ def test_a_file_with_flipped_bytes_is_a_trace_or_an_error_of_the_package(tmp_pat
         except TnalgebraError:
             pass
     assert 20 < valid < 400
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere.json"):
+        with pytest.raises(RuleError, match=re.escape(f"{path} is no file")):
+            load_trace(path)

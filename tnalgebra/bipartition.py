@@ -48,6 +48,8 @@ def parse_bipartition(text: str) -> Bipartition:
     Raises:
         RuleError: no '|', or two; an empty side; a label that is no word, or stands twice.
     """
+    if not isinstance(text, str):
+        raise RuleError(explain(f"a cut is a {type(text).__name__}", fix="a text, for example 'out | in kh kw'"))
     sides = text.split("|")
     if len(sides) != 2:
         raise RuleError(

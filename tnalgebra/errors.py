@@ -4,7 +4,17 @@ from __future__ import annotations
 
 
 class TnalgebraError(Exception):
-    """Root of every error this package raises on purpose."""
+    """Root of every error this package raises on purpose.
+
+    Args:
+        at: the node, or ("->", label) of the output, that is wrong; a text it was read from is pointed at there.
+        label: whose size is contradicted.
+    """
+
+    def __init__(self, message: str, *, at: object = None, label: str | None = None) -> None:
+        super().__init__(message)
+        self.at = at
+        self.label = label
 
 
 class NotationError(TnalgebraError, ValueError):

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .contraction import MAX_ELEMENTS, contract
+from .contraction import MAX_ELEMENTS, Operand, contract
 from .errors import NetworkError, SizeError, ValuesError, explain
 from .network import Network, shape_of, tensor_nodes, with_sizes
 from .nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node, node_text, variables
@@ -109,15 +109,25 @@ def _evaluate(network: Network, values: Mapping[str, Any], max_elements: int, *,
     missing = [name for name in tensor_nodes(network) if name not in tensors]
     if missing:
         raise ValuesError(explain(f"no value for {', '.join(map(repr, missing))}", where=str(network)))
+    dense = operands(network, tensors, torch.float64, max_elements=max_elements)
+    if absolute:
+        dense = [(tensor.abs(), labels) for tensor, labels in dense]
+    return contract(dense, network.output, max_elements=max_elements)
+
+
+def operands(
+    network: Network, tensors: Values, dtype: torch.dtype, *, max_elements: int = MAX_ELEMENTS
+) -> list[Operand]:
+    """Every node as a dense tensor in `dtype`, index patterns on the device of the named tensors."""
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
-    operands = []
+    found = []
     for node in network.nodes:
         if isinstance(node, NamedTensor):
-            dense = tensors[node.name].to(torch.float64)
+            dense = tensors[node.name]
         else:
             dense = pattern(node, network, max_elements=max_elements).to(device)
-        operands.append((dense.abs() if absolute else dense, node.labels))
-    return contract(operands, network.output, max_elements=max_elements)
+        found.append((dense.to(dtype), node.labels))
+    return found
 
 
 def pattern(node: Node, network: Network, *, max_elements: int = MAX_ELEMENTS) -> Tensor:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from itertools import permutations
 
+from .errors import RuleError, explain
 from .network import Carriers, Network, carriers, tensor_nodes
 from .nodes import Copy, Fill, NamedTensor, Node, Variable
+
+MAX_READINGS = 1000
+"""Most matches of one left side in one network; rules made for such numbers are exact rules in Python."""
+
+MAX_TRIALS = 200_000
+"""Most partial matches that are tried for them."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +36,27 @@ def matches(pattern: Network, host: Network) -> Iterator[Match]:
     Distinct variables stand for distinct things. A label that the pattern sums has, in the host, no carrier
     outside the match and is not open. A tensor matches any named tensor with as many labels, axis by axis; the
     labels of Copy and Fill, which have no order, match in any. Tied occurrences are not looked at here.
+
+    Raises:
+        RuleError: there are more than `MAX_READINGS` matches, or partial ones beyond all measure.
     """
+    trials = found = 0
     everywhere = carriers(host)
     summed = [label for label in carriers(pattern) if label not in pattern.output]
 
     def extend(position: int, nodes: tuple[int, ...], state: _State) -> Iterator[Match]:
+        nonlocal trials, found
         if position == len(pattern.nodes):
             if _sums_stay_inside(state, summed, nodes, everywhere, host) and _sizes_agree(pattern, host, state):
+                found += 1
+                _check_count(found, MAX_READINGS, pattern)
                 yield Match(nodes, state.labels, state.names, state.attributes)
             return
         for candidate, node in enumerate(host.nodes):
             if candidate not in nodes:
                 for next_state in _bindings(pattern.nodes[position], node, state):
+                    trials += 1
+                    _check_count(trials, MAX_TRIALS, pattern)
                     yield from extend(position + 1, (*nodes, candidate), next_state)
 
     yield from extend(0, (), _State({}, {}, {}))
@@ -69,13 +84,38 @@ def _bindings(variable: Node, node: Node, state: _State) -> Iterator[_State]:
                     return
             elif not _is_label_field(field.name) and wanted != found:
                 return
-    unordered = isinstance(node, Copy | Fill)
-    seen = set()
-    for order in permutations(node.labels) if unordered else (node.labels,):
+    if isinstance(node, Copy | Fill):
+        bound = _in_any_order(variable.labels, node.labels, state.labels)
+    else:
         labels = dict(state.labels)
-        if order not in seen and all(_bind(labels, a, b) for a, b in zip(variable.labels, order, strict=True)):
-            yield _State(labels, names, attributes)
-        seen.add(order)
+        fits = all(_bind(labels, a, b) for a, b in zip(variable.labels, node.labels, strict=True))
+        bound = iter([labels] if fits else [])
+    yield from (_State(labels, names, attributes) for labels in bound)
+
+
+def _in_any_order(
+    variables: tuple[str, ...], things: tuple[str, ...], bound: Mapping[str, str]
+) -> Iterator[Mapping[str, str]]:
+    """Every way to bind the variables to the things, each thing as often as it stands there."""
+    if not variables:
+        yield bound
+        return
+    for thing in dict.fromkeys(things):
+        labels = dict(bound)
+        if _bind(labels, variables[0], thing):
+            place = things.index(thing)
+            yield from _in_any_order(variables[1:], things[:place] + things[place + 1 :], labels)
+
+
+def _check_count(count: int, most: int, pattern: Network) -> None:
+    if count > most:
+        raise RuleError(
+            explain(
+                f"the left side can be read in more than {most} ways",
+                left=pattern,
+                fix="fewer labels on one Copy or Fill, or a left side that says more",
+            )
+        )
 
 
 def _is_label_field(name: str) -> bool:

@@ -121,7 +121,8 @@ def _check_nodes(nodes: tuple[Node, ...]) -> None:
                 explain(
                     f"node {node.name!r} has {len(node.labels)} axes",
                     fix=f"at most {MAX_AXES}, torch's own limit: fuse some labels",
-                )
+                ),
+                at=node,
             )
         for label in node.labels:
             check_word(label, what="label")
@@ -130,7 +131,7 @@ def _check_nodes(nodes: tuple[Node, ...]) -> None:
                 check_word(node.name, what="tensor name")
                 if node.name in RESERVED:
                     raise NetworkError(
-                        explain(f"{node.name!r} names a reserved node, not a tensor", fix="another name")
+                        explain(f"{node.name!r} names a reserved node, not a tensor", fix="another name"), at=node
                     )
                 other = axes.setdefault(node.name, node)
                 if len(other.labels) != len(node.labels):
@@ -140,14 +141,15 @@ def _check_nodes(nodes: tuple[Node, ...]) -> None:
                             first=node_text(other),
                             second=node_text(node),
                             fix="one name is one tensor: rename one of them",
-                        )
+                        ),
+                        at=node,
                     )
             case Conv():
                 _check_window(node)
             case Fuse():
                 if not node.parts:
                     raise NetworkError(
-                        explain("Fuse has no parts", where=node_text(node), fix="Fuse[whole part part ...]")
+                        explain("Fuse has no parts", where=node_text(node), fix="Fuse[whole part part ...]"), at=node
                     )
             case Fill():
                 _check_fill(node)
@@ -159,7 +161,8 @@ def _check_fill(node: Fill) -> None:
         return
     if not isinstance(value, int | Fraction):
         raise NetworkError(
-            explain(f"Fill has value {value!r}", where=node_text(node), fix="a Fraction, an integer, or 'mean'")
+            explain(f"Fill has value {value!r}", where=node_text(node), fix="a Fraction, an integer, or 'mean'"),
+            at=node,
         )
     if abs(Fraction(value)) > MAX_FILL or len(str(value)) > MAX_DIGITS:
         raise NetworkError(
@@ -167,7 +170,8 @@ def _check_fill(node: Fill) -> None:
                 f"Fill has a value of {len(str(value))} digits",
                 where=f"Fill[{' '.join(node.labels)}]",
                 fix=f"at most {MAX_DIGITS}, and at most 1e300",
-            )
+            ),
+            at=node,
         )
 
 
@@ -178,14 +182,18 @@ def _check_window(node: Conv) -> None:
             continue
         if not isinstance(number, int) or abs(number) > MAX_SIZE:
             raise NetworkError(
-                explain(f"{attribute} is {number!r}", where=node_text(node), fix=f"an integer of at most {MAX_SIZE}")
+                explain(f"{attribute} is {number!r}", where=node_text(node), fix=f"an integer of at most {MAX_SIZE}"),
+                at=node,
             )
         if attribute in ("stride", "dilation") and number < 1:
             raise NetworkError(
-                explain(f"{attribute} is {number}", where=node_text(node), fix=f"a {attribute} of at least 1")
+                explain(f"{attribute} is {number}", where=node_text(node), fix=f"a {attribute} of at least 1"),
+                at=node,
             )
     if not isinstance(node.mode, Variable) and node.mode not in MODES:
-        raise NetworkError(explain(f"mode is {node.mode!r}", where=node_text(node), fix="one of " + ", ".join(MODES)))
+        raise NetworkError(
+            explain(f"mode is {node.mode!r}", where=node_text(node), fix="one of " + ", ".join(MODES)), at=node
+        )
 
 
 def _check_output(nodes: tuple[Node, ...], output: tuple[str, ...]) -> None:
@@ -195,7 +203,8 @@ def _check_output(nodes: tuple[Node, ...], output: tuple[str, ...]) -> None:
     for label in output:
         if label not in labels:
             raise NetworkError(
-                explain(f"the output label {label!r} stands on no node", labels=" ".join(sorted(labels)))
+                explain(f"the output label {label!r} stands on no node", labels=" ".join(sorted(labels))),
+                at=("->", label),
             )
         if output.count(label) > 1:
             raise NetworkError(
@@ -203,7 +212,8 @@ def _check_output(nodes: tuple[Node, ...], output: tuple[str, ...]) -> None:
                     f"the output names {label!r} twice",
                     where=f"-> [{' '.join(output)}]",
                     fix=f"a second label joined to it by Copy[{label} {label}_2]",
-                )
+                ),
+                at=("->", label),
             )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NoReturn
 
-from .errors import NetworkError, NotationError, explain
+from .errors import NetworkError, NotationError, SizeError, explain
 from .labels import MAX_DIGITS
 from .network import Network, default_output
 from .nodes import MODES, Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable
@@ -128,15 +128,18 @@ class _Reader:
 
     def network(self, output: tuple[str, ...] | None) -> Network:
         sizes: dict[str, tuple[int, int]] = {}
-        nodes = []
+        nodes: list[Node] = []
+        starts: list[int] = []
+        outputs: dict[str, int] = {}
         while self.peek.kind == "word":
+            starts.append(self.peek.start)
             nodes.append(self._node(sizes))
         if not nodes:
             self.fail("a node NAME[labels] should stand here", fix="for example K[out in kh kw]")
         if self.peek.kind == "arrow":
             self.take()
             opening = self.expect("[", "'->' needs the output labels in brackets", fix="-> [label label ...]")
-            output = tuple(self._labels(sizes, opening))
+            output = tuple(self._labels(sizes, opening, outputs))
             if self.peek.kind == "|":
                 self.fail("the output has no attributes")
             self._close(opening)
@@ -144,7 +147,16 @@ class _Reader:
                 self.fail(f"{self.peek.text!r} stands after the output", fix="nodes first, then -> [label label ...]")
         elif output is None:
             output = default_output(nodes)
-        return Network(nodes, output, {label: size for label, (size, _) in sizes.items()})
+        try:
+            return Network(nodes, output, {label: size for label, (size, _) in sizes.items()})
+        except (NetworkError, SizeError) as error:
+            starting = [(("->", label), start) for label, start in outputs.items()]
+            wrong = [start for thing, start in (*zip(nodes, starts, strict=True), *starting) if thing == error.at]
+            places = {
+                "here": _pointed(self.text, wrong[-1]) if wrong else None,
+                "written": _pointed(self.text, sizes[error.label][1]) if error.label in sizes else None,
+            }
+            raise type(error)(explain(str(error), **places)) from None
 
     def _node(self, sizes: dict[str, tuple[int, int]]) -> Node:
         name = self.take()
@@ -176,7 +188,9 @@ class _Reader:
             fix="one of these, or a tensor without '|'",
         )
 
-    def _labels(self, sizes: dict[str, tuple[int, int]], opening: Token) -> Iterator[str]:
+    def _labels(
+        self, sizes: dict[str, tuple[int, int]], opening: Token, starts: dict[str, int] | None = None
+    ) -> Iterator[str]:
         while self.peek.kind not in ("|", "]"):
             if self.peek.kind in ("end", "arrow", "rule"):
                 self._close(opening)
@@ -196,6 +210,8 @@ class _Reader:
                         at=token.start,
                         first=_pointed(self.text, place),
                     )
+            if starts is not None:
+                starts[label.text] = label.start
             yield label.text
 
     def _close(self, opening: Token) -> None:

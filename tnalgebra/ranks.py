@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from typing import TypeAlias
+from typing import SupportsFloat, TypeAlias
 
 from .errors import RankError, explain
 
@@ -70,8 +70,10 @@ class ParameterBudget:
 Rank: TypeAlias = int | KeepFraction | RelativeError | ParameterBudget
 
 
-def _check_fraction(rank: object, fraction: float, verb: str) -> None:
-    if not 0 < fraction <= 1:
+def _check_fraction(rank: object, fraction: object, verb: str) -> None:
+    if isinstance(fraction, bool | str) or not isinstance(fraction, SupportsFloat):
+        raise RankError(explain(f"{type(rank).__name__}({fraction!r}) holds no number", fix="for example 0.5"))
+    if not 0 < float(fraction) <= 1:
         raise RankError(
             explain(f"{type(rank).__name__}({fraction}) {verb} a fraction outside (0, 1]", fix="for example 0.5")
         )
@@ -112,7 +114,9 @@ def kept(rank: Rank, full: int, *, bond: str, singular_values: Callable[[], Sequ
         raise RankError(explain(f"the rank of bond {bond!r} is {rank!r}", fix=fix))
     if not 1 <= number <= full:
         raise RankError(
-            explain(f"rank {number} of bond {bond!r} is outside 1 to {full}", fix=f"{full} is full: nothing is lost")
+            explain(
+                f"rank {number} of bond {bond!r} is outside 1 to {full}", fix=f"1 to {full}; at {full} nothing is lost"
+            )
         )
     return number
 

@@ -46,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chooses for one application: ranks of new bonds, sizes of `Fuse` parts, fixed tensors."""
+    """What the user chooses for one application: ranks of new bonds, sizes of `Fuse` parts, which place."""
 
     ranks: Mapping[str, Rank] | Rank = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -140,6 +140,13 @@ class Rule:
         """
         if isinstance(target, Network):
             network, tensors = bind_values(target, values or {})
+        elif not isinstance(target, Mapping):
+            raise RuleError(
+                explain(
+                    f"a rule is applied to a {type(target).__name__}",
+                    fix="a network, or values by name: {'K': weight}",
+                )
+            )
         else:
             if values is not None:
                 raise RuleError("values are given twice: apply(values), or apply(network, values)")
@@ -213,7 +220,10 @@ class Trace:
         return fit
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """Replay, evaluating before and after every step.
+        """Replay on these values, evaluating before and after every step.
+
+        The errors that are compared are those that the steps claim for these values; an error that a loaded trace
+        records belongs to the values it was made with.
 
         Raises:
             RuleError: a step breaks its promise; the first one is named, with what it promised and what is true.

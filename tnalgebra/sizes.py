@@ -99,7 +99,9 @@ class _Inference:
                     f"label {label!r} would have size {size}",
                     where=_reason_text(label, size, reason),
                     fix=f"sizes are 1 to {MAX_SIZE}",
-                )
+                ),
+                at=reason and reason[0],
+                label=label,
             )
         if label not in self.known:
             self.known[label] = size
@@ -115,7 +117,9 @@ class _Inference:
                     f"label {label!r} has two sizes",
                     first=f"{before}, from {_reason_text(label, before, self.reasons[label])}",
                     second=f"{size}, from {_reason_text(label, size, reason)}",
-                )
+                ),
+                at=reason and reason[0],
+                label=label,
             )
 
     def _spread(self) -> None:
@@ -138,8 +142,6 @@ class _Inference:
             elif node.y in self.known and node.k in self.known:
                 numbers = window(node)
                 size = input_size(self.known[node.y], self.known[node.k], **numbers)
-                if size < 1 < size + numbers["stride"]:
-                    size = 1  # the padding alone holds some of the positions
                 if node.x not in found or size > found[node.x][1]:
                     found[node.x] = (node.x, size, (node, " (the smallest input that fits)"))
         return sorted(found.values(), key=lambda fact: -fact[1])
@@ -199,7 +201,8 @@ def _fuse_facts(node: Fuse, known: Mapping[str, int]) -> Iterator[Fact]:
                     f"label {node.whole!r} of size {known[node.whole]} does not divide into parts of {product}",
                     where=node_text(node, known, set()),
                     fix=f"a size of {node.whole!r} that is a multiple of {product}",
-                )
+                ),
+                at=node,
             )
         yield unknown[0], size, (node, "")
 
@@ -221,7 +224,8 @@ def _conv_facts(node: Conv, known: Mapping[str, int]) -> Iterator[Fact]:
                     f"the window over {node.k!r} reaches {reach} elements, more than the padded {node.x!r} has",
                     where=node_text(node, known, set()),
                     fix=f"a larger {node.x!r}, more padding, a smaller {node.k!r} or dilation",
-                )
+                ),
+                at=node,
             )
         yield node.y, size, (node, "")
     elif x is not None and y is not None and node.stride == 1:
@@ -232,7 +236,8 @@ def _conv_facts(node: Conv, known: Mapping[str, int]) -> Iterator[Fact]:
                 explain(
                     f"no size of {node.k!r} takes {node.x!r} of {x} to {node.y!r} of {y}",
                     where=node_text(node),
-                )
+                ),
+                at=node,
             )
         yield node.k, reach // numbers["dilation"] + 1, (node, "")
 
@@ -248,5 +253,6 @@ def _check_fold(node: Conv, known: Mapping[str, int]) -> None:
                 f"mode {node.mode} cannot pad {node.x!r} of size {x} by {widest}",
                 where=node_text(node, known, set()),
                 fix=f"padding of at most {limit}",
-            )
+            ),
+            at=node,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -19,7 +19,7 @@ from .contraction import Operand, contract
 from .errors import LayerError, NetworkError, StudyError, ValuesError, explain
 from .evaluation import evaluate
 from .files import write_whole
-from .labels import KERNEL_LABELS, kernel_labels
+from .labels import KERNEL_LABELS, kernel_labels, labels_of
 from .layers import kernel_labels_of, kernel_layers
 from .linalg import check_axes, gram_singular_values, matricise, scaled, truncated_svd
 from .network import Network
@@ -91,9 +91,14 @@ class Spectrum:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectra(Sequence[Spectrum]):
-    """The spectra of some kernels: layer by layer in the model's order, and of each layer every cut."""
+    """The spectra of some kernels: layer by layer in the model's order, and of each layer every cut.
+
+    The spectrum of a single mode is that of its cut from all others; `hosvd` has the mode matrices with it.
+    """
 
     items: tuple[Spectrum, ...]
+    kernels: Mapping[str, tuple[Tensor, tuple[str, ...]]] = field(default_factory=dict)
+    """layer -> its kernel (not a copy of it) and the labels of its axes."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -106,7 +111,23 @@ class Spectra(Sequence[Spectrum]):
     @overload
     def __getitem__(self, index: slice) -> Spectra: ...
     def __getitem__(self, index: int | slice) -> Spectrum | Spectra:
-        return Spectra(self.items[index]) if isinstance(index, slice) else self.items[index]
+        return Spectra(self.items[index], self.kernels) if isinstance(index, slice) else self.items[index]
+
+    def hosvd(self, layer: str | None = None) -> HOSVD:
+        """Mode matrices, single-mode spectra and core of a kernel.
+
+        Args:
+            layer: its name; may be left out if there is one layer.
+
+        Raises:
+            LayerError: there is no such layer, or there are several and none is named.
+        """
+        names = list(self.kernels)
+        chosen = names[0] if layer is None and len(names) == 1 else layer
+        if chosen is None or chosen not in self.kernels:
+            fact = "no layer is named" if layer is None else f"there is no layer {layer!r}"
+            raise LayerError(explain(fact, layers=", ".join(names[:8]) + (", ..." if len(names) > 8 else "")))
+        return hosvd(*self.kernels[chosen])
 
     def __repr__(self) -> str:
         return f"Spectra of {len({item.layer for item in self})} layers, {len(self)} cuts in all; see .table()"
@@ -200,14 +221,16 @@ def spectra(target: nn.Module | Tensor | NDArray[Any] | Network, *, values: Mapp
         NetworkError: a network with fewer than 2 or more than 12 output labels.
     """
     found = []
+    kernels: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
     for layer, tensor, labels in _kernels(target, values):
+        kernels[layer] = (tensor.detach(), tuple(labels))
         cuts = bipartitions(kernel_labels(labels) or labels)  # one name a cut, transposed layers included
         try:
             of_cuts = cut_singular_values(tensor, labels, cuts)
         except ValuesError as error:
             raise ValuesError(explain(f"layer {layer!r} has no spectrum", because=error)) from error
         found += [Spectrum(layer, cut, numbers.cpu()) for cut, numbers in zip(cuts, of_cuts, strict=True)]
-    return Spectra(tuple(found))
+    return Spectra(tuple(found), kernels)
 
 
 def cut_singular_values(tensor: Tensor, labels: Sequence[str], cuts: Sequence[Bipartition]) -> list[Tensor]:
@@ -237,17 +260,20 @@ def cut_singular_values(tensor: Tensor, labels: Sequence[str], cuts: Sequence[Bi
     return found
 
 
-def hosvd(tensor: Tensor, labels: Sequence[str]) -> HOSVD:
+def hosvd(tensor: Tensor | NDArray[Any], labels: str | Sequence[str] | None = None) -> HOSVD:
     """The higher-order singular value decomposition: an orthonormal basis for every label, and the core.
 
     Args:
         tensor: one axis a label, of any real type.
-        labels: at least two, all different.
+        labels: at least two, all different: "out in kh kw" or a sequence; by default those of a kernel with as many
+            axes.
 
     Raises:
         ValuesError: another number of axes, a label that stands twice, empty, complex, or NaN or infinity inside.
         RuleError: there is one label only.
     """
+    tensor = torch.as_tensor(tensor)
+    labels = labels_of(KERNEL_LABELS.get(tensor.ndim, ()) if labels is None else labels)
     check_axes(tensor, labels)
     scaled(tensor)
     factors: dict[str, Tensor] = {}
@@ -289,6 +315,8 @@ def _kernels(
                 raise LayerError(explain(f"layer {name!r} has no weight yet", fix="run the model once on an input"))
             yield name or "weight", layer.weight, kernel_labels_of(layer)
         return
+    if not isinstance(target, Tensor | np.ndarray):
+        raise ValuesError(explain(f"a {type(target).__name__} has no spectra", fix="a model, a weight, or a network"))
     # numpy copies: the array may be read-only, or have strides that torch does not know
     weight = target if isinstance(target, Tensor) else torch.from_numpy(np.array(target))
     if weight.ndim not in KERNEL_LABELS:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .contraction import contract
 from .errors import ValuesError, explain
-from .evaluation import Values, bind, pattern
+from .evaluation import Values, bind, operands
 from .network import Network, tensor_nodes
-from .nodes import NamedTensor
 
 
 def bind_values(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str, Tensor]]:
@@ -54,10 +53,4 @@ def values_for(network: Network, values: Values) -> dict[str, Tensor]:
 def value_of(network: Network, values: Values, *, dtype: torch.dtype | None = None) -> Tensor:
     """The value of a network in `dtype` (by default the values' own), index patterns dense."""
     network, tensors = bind(network, values_for(network, values))
-    dtype = dtype or common_dtype(tensors.values())
-    device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
-    operands = []
-    for node in network.nodes:
-        dense = tensors[node.name] if isinstance(node, NamedTensor) else pattern(node, network).to(device)
-        operands.append((dense.to(dtype), node.labels))
-    return contract(operands, network.output)
+    return contract(operands(network, tensors, dtype or common_dtype(tensors.values())), network.output)

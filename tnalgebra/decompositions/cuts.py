@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 
 from ..bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
@@ -38,14 +39,13 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: Form = "factors
     Raises:
         RuleError: an empty side, a label twice; on application: a label missing or unknown.
     """
-    bipartition = parse_bipartition(text) if isinstance(text, str) else text
+    if form not in ("factors", "svd"):
+        raise RuleError(explain(f"the form of a cut is {form!r}", fix="'factors' or 'svd'"))
+    bipartition = text if isinstance(text, Bipartition) else parse_bipartition(text)
     left = _left_side(bipartition, of)
 
     def start(values: Mapping[str, Any]) -> Network:
-        return left or _kernel(values, bipartition)
-
-    if form not in ("factors", "svd"):
-        raise RuleError(explain(f"the form of a cut is {form!r}", fix="'factors' or 'svd'"))
+        return _kernel(values, bipartition) if of is None or left is None else left
 
     def find(network: Network, options: Options) -> Iterator[Place]:
         check_covers(bipartition, network.output, what="the network")
@@ -102,7 +102,7 @@ def _left_side(bipartition: Bipartition, of: str | None) -> Network | None:
 def _kernel(values: Mapping[str, Any], bipartition: Bipartition) -> Network:
     """The labels of a weight by its number of axes; that the cut does not hold them is said where it is applied."""
     for name, value in values.items():
-        order = KERNEL_LABELS.get(getattr(value, "ndim", 0))
+        order = KERNEL_LABELS.get(np.ndim(value))
         if order is not None and len(values) == 1:
             return Network([NamedTensor(name, order)])
     raise RuleError(

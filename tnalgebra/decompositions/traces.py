@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def load_trace(path: str | Path) -> Trace:
         NotationError: a text in it is not in the notation.
     """
     path = Path(path)
+    if not path.is_file():
+        raise RuleError(explain(f"{path} is no file", fix="what Trace.save wrote"))
     if path.stat().st_size > MAX_BYTES:
         raise RuleError(explain(f"{path} has {path.stat().st_size} bytes", fix=f"a trace has at most {MAX_BYTES}"))
     try:
@@ -55,7 +58,10 @@ def _step(entry: Mapping[str, Any], before: Network) -> Step:
     ranks = {str(bond): int(rank) for bond, rank in entry["ranks"].items()}
     sizes = {str(label): int(size) for label, size in entry["sizes"].items()}
     bind = {str(variable): str(thing) for variable, thing in entry["bind"].items()}
-    change = Change(parse(entry["after"]), relative_error=float(entry["relative_error"]), ranks=ranks)
+    error = float(entry["relative_error"])
+    if not 0 <= error < math.inf:
+        raise RuleError(explain(f"a step records a relative error of {error}", fix="a number of at least 0"))
+    change = Change(parse(entry["after"]), relative_error=error, ranks=ranks)
     return Step(rule_from(entry["rule"]), place, Options(ranks, sizes, bind), before, change)
 
 
