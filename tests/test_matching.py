@@ -253,7 +253,10 @@ def test_bind_narrows_the_places_down() -> None:
 
 def test_places_with_equal_results_are_one() -> None:
     assert len(rule("Copy[a b] => Fuse[a b]").places(parse("Copy[n m]"))) == 2  # n, m or m, n: the whole differs
-    assert len(rule("A[i b] B[j b] => C[i j] -> [i j]").places(parse("X[n c] Y[d c]"))) == 2
+    contraction = rule("A[i b] B[j b] => C[i j]")  # one, whichever way it is read; bind chooses the order of axes
+    assert str(contraction.apply(parse("X[n c] Y[d c]")).network) == "C[n d]"
+    assert str(contraction.apply(parse("X[n c] Y[d c]"), bind={"i": "d"}).network) == "C[d n] -> [n d]"
+    assert len(rule("A[i b] B[j b] => B[j b] A[i b] -> [i j]").places(parse("X[n c] Y[d c]"))) == 1
     assert len(rule("Copy[a b] A[b] => A[a]").places(parse("Copy[n m] X[m]"))) == 1
     assert len(rule("A[b] B[b] => s[]").places(parse("X[n] Y[n]"))) == 1
 

@@ -67,8 +67,7 @@ def rule(text: str, *, name: str | None = None) -> Rule:
     left, right = parse_rule(text)
     _check_sides(left, right, text)
     new = [name for name in tensor_nodes(right) if name not in tensor_nodes(left)]
-    contracted = len(right.nodes) == 1 and len(new) == 1 and sorted(right.nodes[0].labels) == sorted(right.output)
-    kind: Any = "exact" if not new or contracted else "approximate"
+    kind: Any = "exact" if not new or _contracts(left, right) else "approximate"
     sized = not new and not _equal_for_all_sizes(left, right, text)
     bonds = bonds_of(right) if kind == "approximate" else ()
 
@@ -94,6 +93,13 @@ def rule(text: str, *, name: str | None = None) -> Rule:
         labels=tuple(carriers(right)),
         spec={"notation": text, "name": name or text},
     )
+
+
+def _contracts(left: Network, right: Network) -> bool:
+    """Whether the right side is one new tensor, which is then the left side contracted."""
+    node = right.nodes[0]
+    new = isinstance(node, NamedTensor) and node.name not in tensor_nodes(left)
+    return len(right.nodes) == 1 and new and sorted(node.labels) == sorted(right.output)
 
 
 def _check_fits(left: Network, right: Network, text: str) -> None:
@@ -153,7 +159,9 @@ def _groups(
             result = _substituted(left, right, network, group)[0]
         except TnalgebraError:
             continue  # sizes or labels that the match does not show forbid it
-        if not any(nodes == other and isomorphic(result, same) for other, same in results):
+        # one tensor is the same contraction however its left side is read; only the order of its axes differs
+        equal = (nodes == other and (_contracts(left, right) or isomorphic(result, same)) for other, same in results)
+        if not any(equal):
             results.append((nodes, result))
             groups.append(group)
     return groups
