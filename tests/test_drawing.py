@@ -24,7 +24,7 @@ from strategies import networks
 import tnalgebra as tn
 from tnalgebra import Network, parse
 from tnalgebra.drawing import draw, svg
-from tnalgebra.drawing_layout import LARGEST_DRAWING, Layout, Symbol, Text, layout
+from tnalgebra.drawing_layout import LARGEST_DRAWING, Layout, Line, Symbol, Text, layout
 from tnalgebra.errors import NetworkError
 from tnalgebra.nodes import Conv, NamedTensor
 
@@ -36,6 +36,39 @@ POOLING = (
     "X[n c x y] Conv[x u kh | stride=2] Conv[y v kw | stride=2]"
     " Fill[kh:2 | value=1/2] Fill[kw:2 | value=1/2] -> [n c u v]"
 )
+
+
+def many(stem: str, count: int) -> str:
+    """Labels that differ in their last two characters."""
+    return " ".join(f"{stem}{k:02}" for k in range(count))
+
+
+CROWDED = {
+    "11 legs": f"T[{many('a', 11)}]",
+    "20 legs": "T[" + " ".join(f"a{k}" for k in range(20)) + "]",
+    "40 legs": f"T[{many('a', 40)}]",
+    "20 closed legs": f"T[{many('a', 20)}] -> []",
+    "16 legs of known size": "T[" + " ".join(f"a{k}:128" for k in range(16)) + "]",
+    "16 legs of a long name": f"encoder_weight_1[{many('a', 16)}]",
+    "12 legs of long labels": f"T[{many('long_label', 12)}]",
+    "24 legs of long labels": f"T[{many('long_label', 24)}]",
+    "legs of short and long labels": f"T[{many('a', 10)} {many('long_label', 5)}]",
+    "12 legs on either side": f"A[{many('a', 12)} z] B[z {many('b', 12)}]",
+    "12 legs of long labels on either side": f"A[{many('long_label', 12)} z] B[z {many('wide_label', 12)}]",
+    "legs and parallel bonds": f"A[{many('a', 6)} {many('i', 12)}] B[{many('a', 6)} {many('j', 12)}]",
+    "legs and loops": f"T[{many('a', 12)} x x y y]",
+    "crowded train": " ".join(f"T{k}[b{k} {many(f'x{k}', 10)} b{k + 1}]" for k in range(4)),
+    "crowded ring": " ".join(f"T{k}[b{k} {many(f'x{k}', 10)} b{(k + 1) % 4}]" for k in range(4)),
+    "crowded complete graph": " ".join(
+        f"{name.upper()}[{bonds} {many(name, 10)}]"
+        for name, bonds in {"a": "p q r s", "b": "p t u v", "c": "q t w x", "d": "r u w y", "e": "s v x y"}.items()
+    ),
+    "20 legs of a Copy": f"Copy[{many('a', 20)}]",
+    "20 parts of a Fuse": f"Fuse[w {many('a', 20)}]",
+    "star of 20": f"T[{many('a', 20)}] " + " ".join(f"V{k}[a{k:02}]" for k in range(20)),
+    "hyperedge of 16": " ".join(f"V{k}[r o{k}]" for k in range(16)),
+    "closed hyperedge of 16": " ".join(f"V{k}[r]" for k in range(16)) + " -> []",
+}
 GALLERY = {
     "kernel": "K[out:64 in:32 kh:3 kw:3]",
     "tucker2": "U[out a] G[a b kh kw] V[b in] -> [out in kh kw]",
@@ -77,6 +110,7 @@ GALLERY = {
     "ring of 30": " ".join(f"A{k}[b{k} o{k} b{(k + 1) % 30}]" for k in range(30)),
     "a tree": " ".join(f"N{k}[e{k} e{2 * k} e{2 * k + 1}]" for k in range(1, 12)),
     "many parts": " ".join(f"v{k}[i{k}]" for k in range(14)),
+    **CROWDED,
 }
 
 every_network = pytest.mark.parametrize("text", GALLERY.values(), ids=GALLERY.keys())
@@ -103,6 +137,10 @@ def overlapping(boxes: list[Symbol | Text]) -> list[tuple[Symbol | Text, Symbol 
         for a, b in combinations(boxes, 2)
         if abs(a.x - b.x) < a.half_width + b.half_width and abs(a.y - b.y) < a.half_height + b.half_height
     ]
+
+
+def starts(line: Line, at: NDArray[np.float64]) -> bool:
+    return hypot(*(np.array(line.curve[0]) - at)) < 0.01
 
 
 def curve_points(curve: tuple[tuple[float, float], ...]) -> NDArray[np.float64]:
@@ -236,6 +274,20 @@ def test_symbols_of_random_networks_do_not_overlap(network: Network) -> None:
         assert box.x + box.half_width <= right + 0.01
         assert bottom <= box.y - box.half_height + 0.01
         assert box.y + box.half_height <= top + 0.01
+
+
+@every_network
+def test_legs_of_a_node_leave_it_apart(text: str) -> None:
+    network = parse(text)
+    plan = layout_of(network)
+    for symbol in plan.symbols:
+        at = np.array([symbol.x, symbol.y])
+        ways = np.array([line.curve[1] for line in plan.lines if line.kind in ("open", "closed") if starts(line, at)])
+        if len(ways) > 1:
+            angles = np.sort(np.arctan2(*(ways - at).T[::-1]))
+            # points on the edge of a circle of the symbol's height; the dot of a Copy stays small
+            least = 1.3 if symbol.half_height < 10 else 2.5
+            assert np.diff(angles, append=angles[0] + 2 * np.pi).min() * symbol.half_height > least
 
 
 def test_train_is_level_and_its_legs_hang() -> None:

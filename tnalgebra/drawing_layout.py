@@ -17,8 +17,31 @@ from typing import Literal, TypeAlias
 import networkx as nx
 import numpy as np
 
-from .drawing_places import NOTE_SIZE, THROUGH_TEXT, Choice, Item, Kind, Vertex, bezier, choose, half_extent, shown
-from .drawing_vertices import ROW_WIDTH, Array, chain, energy_layouts, outward, push_apart, ring, upright
+from .drawing_places import (
+    LOOP_WIDTH,
+    NOTE_SIZE,
+    THROUGH_TEXT,
+    Choice,
+    Item,
+    Kind,
+    Vertex,
+    bezier,
+    choose,
+    half_extent,
+    largest_half,
+    shown,
+)
+from .drawing_vertices import (
+    ROW_WIDTH,
+    Array,
+    chain,
+    crown_radius,
+    energy_layouts,
+    outward,
+    push_apart,
+    ring,
+    upright,
+)
 from .errors import NetworkError, explain
 from .nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node
 
@@ -28,6 +51,12 @@ LARGEST_CIRCLE = 21.0
 
 LARGEST_DRAWING = 120
 """Nodes; a larger network takes long to draw, and nobody could read it."""
+
+LINE_GAP = 6.0
+"""The lines of a node leave its circle at about this distance, even if it has to be larger for that."""
+
+MANY_ENDS, SOME_ENDS = 10, 4
+"""If a vertex has more lines than the first, those with more than the second share the directions evenly."""
 
 LEG_ROOM = 45.0
 """How far from a vertex the energy layout keeps the ends of its legs."""
@@ -106,18 +135,20 @@ def layout(nodes: Sequence[Node], output: Sequence[str], sizes: Mapping[str, int
 
 
 def _symbol_half(node: Node) -> tuple[float, float]:
+    around = len(node.labels) * LINE_GAP / (2 * math.pi)
     match node:
         case NamedTensor():
             width = half_extent(shown(node.name), NAME_SIZE)[0] + 5.0
-            return max(15.0, width), 15.0 if width > LARGEST_CIRCLE else max(15.0, width)
+            least = max(15.0, around)
+            return max(least, width), least if width > max(LARGEST_CIRCLE, least) else max(least, width)
         case Fill():
             return max(10.0, half_extent(shown(str(node.value)), NOTE_SIZE)[0] + 5.0), 10.0
         case Conv():
             return 14.0, 14.0
         case Fuse():
-            return 13.0, 13.0
+            return max(13.0, around), max(13.0, around)
         case Copy():
-            return 4.0, 4.0
+            return max(4.0, around / 2), max(4.0, around / 2)
 
 
 def _vertices_and_items(
@@ -163,15 +194,18 @@ def _counted(items: Sequence[Item]) -> Iterator[Item]:
             continue
         offset = met[key] - (len(group) - 1) / 2
         met[key] += 1
-        widths, heights = zip(*(other.half for other in group), strict=True)
-        yield replace(item, offset=offset, spread=(max(widths), max(heights)))
+        yield replace(item, offset=offset, spread=largest_half(group))
 
 
 # Components --------------------------------------------------------------------------------------------------
 
 
-def _graph(vertices: Sequence[Vertex], items: Sequence[Item]) -> nx.Graph[int]:
-    """The vertices, joined where there are bonds; each edge has the "length" that its labels need."""
+def _graph(vertices: Sequence[Vertex], items: Sequence[Item], room: Sequence[float] | None = None) -> nx.Graph[int]:
+    """The vertices, joined where there are bonds; each edge has the "length" that its labels need.
+
+    Args:
+        room: of each vertex, what its legs need around it; by default no more than a bond leaves anyway.
+    """
     graph: nx.Graph[int] = nx.Graph()
     graph.add_nodes_from(range(len(vertices)))
     for item in items:
@@ -179,13 +213,39 @@ def _graph(vertices: Sequence[Vertex], items: Sequence[Item]) -> nx.Graph[int]:
             a, b = item.ends
             gap = max(34.0, 2 * min(item.half[0], 60.0) + 20.0) if item.text else 26.0
             length = gap + 24.0 * (item.spread is not None) + vertices[a].half[0] + vertices[b].half[0]
+            length += 0.0 if room is None else room[a] + room[b]
             graph.add_edge(a, b, length=max(length, graph.get_edge_data(a, b, {"length": 0.0})["length"]))
     return graph
 
 
 def _component(vertices: Sequence[Vertex], items: Sequence[Item]) -> Layout:
-    graph = _graph(vertices, items)
+    ends = Counter(vertex for item in items for vertex in item.ends)
+    found = []
+    if max(ends.values(), default=0) <= MANY_ENDS:
+        found.append(_attempt(vertices, items, {}))
+    if not found or found[0][0]:
+        crowded = {}
+        for vertex in sorted(vertex for vertex, count in ends.items() if count > SOME_ENDS):
+            own = [item for item in items if vertex in item.ends]
+            slots = sum(LOOP_WIDTH if item.kind == "loop" else 1.0 for item in own)
+            crowded[vertex] = crown_radius(slots, largest_half(own))
+        if crowded or not found:
+            found.append(_attempt(vertices, items, crowded))
+    _, _, points, choice = min(found, key=lambda one: one[:2])
+    return _put(vertices, items, points, choice)
+
+
+def _attempt(
+    vertices: Sequence[Vertex], items: Sequence[Item], crowded: Mapping[int, float]
+) -> tuple[bool, float, Array, Choice]:
+    """Whether texts still collide, the cost, the positions of the vertices, and the places of the items."""
     half = np.array([vertex.half for vertex in vertices])
+    room = np.zeros(len(vertices))
+    for vertex, radius in crowded.items():
+        legs = [item for item in items if item.ends == (vertex,)]
+        wide = 2 * largest_half(legs)[0] if legs else 0.0
+        room[vertex] = max(radius - half[vertex, 0], 20.0) + wide
+    graph = _graph(vertices, items, room.tolist())
     simple = all(degree <= 2 for _, degree in graph.degree)
     is_chain = simple and graph.number_of_edges() == len(vertices) - 1
     large = len(items) > 80  # one try is to do
@@ -196,19 +256,19 @@ def _component(vertices: Sequence[Vertex], items: Sequence[Item]) -> Layout:
     else:
         tries = [
             upright(xy[: len(vertices)], graph)
-            for whole in ((graph,) if large else (graph, _with_leg_ends(graph, items)))
+            for whole in ((graph,) if large or crowded else (graph, _with_leg_ends(graph, items)))
             for xy in energy_layouts(whole, untangle=whole is not graph)[: 3 if len(vertices) <= 12 else 1]
         ]
     for factor in (1.0, 1.45) if large else (1.0, 1.2, 1.45, 1.75, 2.1):
         found: list[tuple[bool, float, Array, Choice]] = []
         for slant, xy in tries:
-            points = push_apart(xy * factor, half)
-            choice = choose(vertices, items, points, outward(points, graph, hang=is_chain))
+            points = push_apart(xy * factor, half + room[:, None])
+            choice = choose(vertices, items, points, outward(points, graph, hang=is_chain), crowded)
             found.append((choice.worst >= THROUGH_TEXT, choice.total + 10 * slant * len(vertices), points, choice))
-        failed, _, points, choice = min(found, key=lambda one: one[:2])
-        if not failed:
+        best = min(found, key=lambda one: one[:2])
+        if not best[0]:
             break
-    return _put(vertices, items, points, choice)
+    return best
 
 
 def _with_leg_ends(graph: nx.Graph[int], items: Sequence[Item]) -> nx.Graph[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple, TypeAlias
@@ -13,7 +13,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
-from .drawing_vertices import CROSSING, Array, crossings
+from .drawing_vertices import CROSSING, Array, crossings, crown
 
 Kind: TypeAlias = Literal["bond", "loop", "open", "closed", "note"]
 
@@ -31,6 +31,9 @@ SLANT = np.tile([0.0, 0.6, 0.6, 0.25, 0.6, 0.6], 4)
 
 HARD, THROUGH_TEXT = 1000.0, 300.0
 """What texts and symbols that overlap, and lines through texts, cost."""
+
+LOOP_WIDTH = 3.0
+"""Legs whose room at a crowded vertex a loop takes."""
 
 POINTS = 25
 """Points of each line at which it is compared with symbols and texts."""
@@ -95,8 +98,16 @@ class Item:
         return half_extent(self.text, LABEL_SIZE if self.label else NOTE_SIZE)
 
 
+class Way(NamedTuple):
+    """Where a leg of a crowded vertex goes: its angle, the angle free at either side, and how far its text may be."""
+
+    angle: float
+    free: float
+    radius: float
+
+
 @dataclass(frozen=True)
-class Options:
+class Places:
     """The places where one item could be, and what each costs by itself.
 
     Shapes: curves (c, 4, 2); boxes of the text (c, 4) as x, y, half width, half height, NaN without a text;
@@ -126,20 +137,20 @@ def bezier(curves: Array, t: Array) -> Array:
     return np.asarray((1 - t) ** 3 * p0 + 3 * (1 - t) ** 2 * t * p1 + 3 * (1 - t) * t**2 * p2 + t**3 * p3)
 
 
-def _options(item: Item, vertices: Sequence[Vertex], xy: Array, outward: Array) -> Options:
+def _places(item: Item, vertices: Sequence[Vertex], xy: Array, outward: Array, way: Way | None = None) -> Places:
     vertex, at = vertices[item.ends[0]], xy[item.ends[0]]
     match item.kind:
         case "bond":
-            return _bond_options(item, vertices, xy)
+            return _bond_places(item, vertices, xy)
         case "loop":
-            return _loop_options(item, vertex, at, outward[0, item.ends[0]])
+            return _loop_places(item, vertex, at, outward[0, item.ends[0]], way)
         case "note":
-            return _leg_options(item, vertex, at, outward[1, item.ends[0]])
+            return _leg_places(item, vertex, at, outward[1, item.ends[0]], way)
         case _:
-            return _leg_options(item, vertex, at, outward[0, item.ends[0]])
+            return _leg_places(item, vertex, at, outward[0, item.ends[0]], way)
 
 
-def _bond_options(item: Item, vertices: Sequence[Vertex], xy: Array) -> Options:
+def _bond_places(item: Item, vertices: Sequence[Vertex], xy: Array) -> Places:
     a, b = xy[item.ends[0]], xy[item.ends[1]]
     along = b - a
     length = float(np.linalg.norm(along))
@@ -167,14 +178,19 @@ def _bond_options(item: Item, vertices: Sequence[Vertex], xy: Array) -> Options:
     leave, arrive = curves[:, 1] - a, curves[:, 2] - b
     angles = np.stack([np.arctan2(leave[:, 1], leave[:, 0]), np.arctan2(arrive[:, 1], arrive[:, 0])], axis=1)
     cost = 6.0 * (bend != bends[0]) + np.abs(bend) / 8 + 12 * np.abs(shift)
-    return Options(curves, boxes, bezier(curves, t), angles, cost)
+    return Places(curves, boxes, bezier(curves, t), angles, cost)
 
 
-def _leg_options(item: Item, vertex: Vertex, at: Array, outward: Array) -> Options:
+def _leg_places(item: Item, vertex: Vertex, at: Array, outward: Array, way: Way | None) -> Places:
     note = item.kind == "note"
     extra = np.array([2.0, 8.0] if note else [20.0, 36.0])
-    angle, out = (grid.ravel() for grid in np.meshgrid(ANGLES, extra, indexing="ij"))
-    slant = np.repeat(SLANT, len(extra))
+    angles, slants = ANGLES, SLANT
+    if way is not None:
+        extra = np.arange(extra[0], max(60.0, 2.5 * way.radius), 6.0)
+        angles, slants = way.angle + way.free * np.array([0.0, -0.5, 0.5]), np.array([0.0, 3.0, 3.0])
+        outward = np.zeros(2)
+    angle, out = (grid.ravel() for grid in np.meshgrid(angles, extra, indexing="ij"))
+    slant = np.repeat(slants, len(extra))
     unit = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     start, end = (at + unit * (vertex.reach(angle) + more)[:, None] for more in (np.zeros_like(out), out))
     half = np.array(item.half)
@@ -185,13 +201,17 @@ def _leg_options(item: Item, vertex: Vertex, at: Array, outward: Array) -> Optio
     cost = cost + (2 if note else 4) * (np.linalg.norm(outward) - unit @ outward)
     if note:
         points = np.full_like(points, np.nan)
-    return Options(curves, boxes, points, angle[:, None], cost)
+    return Places(curves, boxes, points, angle[:, None], cost)
 
 
-def _loop_options(item: Item, vertex: Vertex, at: Array, outward: Array) -> Options:
-    angle = ANGLES
-    far = (vertex.reach(angle) + 38.0)[:, None]
-    sides = [at + far * np.stack([np.cos(angle + s), np.sin(angle + s)], axis=1) for s in (-0.6, 0.6)]
+def _loop_places(item: Item, vertex: Vertex, at: Array, outward: Array, way: Way | None) -> Places:
+    angle, slant, extra, aside = ANGLES, SLANT, np.array(38.0), 0.6
+    if way is not None:
+        extra = np.arange(38.0, max(80.0, 2.5 * way.radius), 6.0)
+        angle, slant, aside = np.full(len(extra), way.angle), extra / 8, min(0.6, way.free)
+        outward = np.zeros(2)
+    far = (vertex.reach(angle) + extra)[:, None]
+    sides = [at + far * np.stack([np.cos(angle + s), np.sin(angle + s)], axis=1) for s in (-aside, aside)]
     centre = np.broadcast_to(at, sides[0].shape)
     curves = np.stack([centre, sides[0], sides[1], centre], axis=1)
     tip = bezier(curves, np.full((len(angle), 1), 0.5))[:, 0]
@@ -199,8 +219,8 @@ def _loop_options(item: Item, vertex: Vertex, at: Array, outward: Array) -> Opti
     half = np.array(item.half)
     boxes = np.concatenate([tip + unit * (half + 3.0), np.broadcast_to(half, unit.shape)], axis=1)
     points = bezier(curves, np.broadcast_to(np.linspace(0.2, 0.8, POINTS), (len(angle), POINTS)))
-    cost = SLANT + 4 * (np.linalg.norm(outward) - unit @ outward)
-    return Options(curves, boxes, points, angle[:, None], cost)
+    cost = slant + 4 * (np.linalg.norm(outward) - unit @ outward)
+    return Places(curves, boxes, points, angle[:, None], cost)
 
 
 class Choice(NamedTuple):
@@ -212,21 +232,59 @@ class Choice(NamedTuple):
     total: float
 
 
-def choose(vertices: Sequence[Vertex], items: Sequence[Item], xy: Array, outward: Array) -> Choice:
+def _ways(crowded: Mapping[int, float], items: Sequence[Item], bonds: Sequence[Places | None]) -> dict[int, Way]:
+    """For each leg, loop and note of a crowded vertex, by number, where it goes."""
+    ways: dict[int, Way] = {}
+    for vertex, radius in crowded.items():
+        taken, legs = [], []
+        for number, (item, bond) in enumerate(zip(items, bonds, strict=True)):
+            if vertex not in item.ends:
+                continue
+            if bond is None:
+                legs.append(number)
+            else:
+                taken.append(float(bond.angles[0, item.ends.index(vertex)]))
+        if legs:
+            widths = [LOOP_WIDTH if items[number].kind == "loop" else 1.0 for number in legs]
+            found = crown(taken, widths, largest_half(items[number] for number in legs))
+            ways |= {
+                number: Way(angle, free, radius) for number, (angle, free) in zip(legs, found.tolist(), strict=True)
+            }
+    return ways
+
+
+def largest_half(items: Iterable[Item]) -> tuple[float, float]:
+    """Half the width and height of a box that holds the text of any of the items."""
+    widths, heights = zip(*(item.half for item in items), strict=True)
+    return max(widths), max(heights)
+
+
+def choose(
+    vertices: Sequence[Vertex], items: Sequence[Item], xy: Array, outward: Array, crowded: Mapping[int, float]
+) -> Choice:
     """Choose a place for each item, one after the other, until no one would rather stand elsewhere.
 
     Args:
         xy: the vertices' positions, shape (vertices, 2).
         outward: where legs [0] and texts beside a vertex [1] would like to be, shape (2, vertices, 2).
+        crowded: the vertices whose legs share the directions between them, each with the radius of its texts.
     """
     symbols = np.concatenate([xy, np.array([vertex.half for vertex in vertices])], axis=1)
-    options = [_options(item, vertices, xy, outward) for item in items]
+    bonds = [_places(item, vertices, xy, outward) if item.kind == "bond" else None for item in items]
+    ways = _ways(crowded, items, bonds)
+    options = [
+        bond or _places(item, vertices, xy, outward, ways.get(number))
+        for number, (item, bond) in enumerate(zip(items, bonds, strict=True))
+    ]
     chosen = np.full(len(items), -1)
+    for number, way in ways.items():  # a ring in which nothing collides; from there each leg gets as short as it can
+        far = np.linalg.norm(options[number].curves - xy[items[number].ends[0]], axis=-1).max(axis=1)
+        chosen[number] = int(np.argmin(np.abs(far - way.radius)))
     costs = np.zeros(len(items))
     for _ in range(6):
         before = chosen.copy()
         for number, item in enumerate(items):
-            cost = _cost(number, item, items, options, chosen, symbols)
+            cost = _cost(number, item, items, options, chosen, symbols, crowded)
             chosen[number] = int(np.argmin(np.round(cost, 6)))
             costs[number] = cost.min()
         if (chosen == before).all():
@@ -243,9 +301,10 @@ def _cost(
     number: int,
     item: Item,
     items: Sequence[Item],
-    options: Sequence[Options],
+    options: Sequence[Places],
     chosen: NDArray[np.int_],
     symbols: Array,
+    crowded: Container[int],
 ) -> Array:
     """What each option of one item costs, given the choices of the others so far."""
     own = options[number]
@@ -264,22 +323,27 @@ def _cost(
         boxes = np.stack([options[k].boxes[chosen[k]] for k in near])
         points = np.stack([options[k].points[chosen[k]] for k in near])
         cost += HARD * _overlap(own.boxes, boxes, 2.0).sum(axis=1)
-        cost += THROUGH_TEXT * _inside(line, boxes, 1.5).sum(axis=1)
-        cost += THROUGH_TEXT * _inside(points, own.boxes, 1.5).sum(axis=0)
+        through, under = _inside(line, boxes, 1.5), _inside(points, own.boxes, 1.5)
+        if crowded:  # long legs, whose points are far apart
+            through |= _across(own.points[:, SEGMENTS], boxes, 1.5)
+            under |= _across(points[:, SEGMENTS], own.boxes, 1.5)
+        cost += THROUGH_TEXT * (through.sum(axis=1) + under.sum(axis=0))
         if item.kind != "note":
             bars = np.stack([points[:, SEGMENTS][:, :-1], points[:, SEGMENTS][:, 1:]], axis=2).reshape(-1, 2, 2)
             cost += CROSSING * crossings(own.points[:, SEGMENTS], bars).sum(axis=1)
     if item.kind != "note":
         weight = 0.3 if item.kind == "bond" else 1.0
         for end, vertex in enumerate(item.ends):
+            if vertex in crowded:
+                continue
             there = [
                 options[k].angles[chosen[k], items[k].ends.index(vertex)]
                 for k in others
                 if items[k].kind != "note" and vertex in items[k].ends
             ]
             between = np.abs((own.angles[:, end, None] - np.array(there) + np.pi) % (2 * np.pi) - np.pi)
-            crowded = 3 * (1 - between / np.pi) ** 2 + 40 * np.maximum(0, 1 - between / np.deg2rad(65)) ** 2
-            cost += weight * crowded.sum(axis=1)
+            narrow = 3 * (1 - between / np.pi) ** 2 + 40 * np.maximum(0, 1 - between / np.deg2rad(65)) ** 2
+            cost += weight * narrow.sum(axis=1)
     return cost
 
 
@@ -293,3 +357,13 @@ def _inside(points: Array, boxes: Array, gap: float) -> NDArray[np.bool_]:
     """Which lines (c, p, 2) have a point inside which boxes (b, 4), or closer than `gap`: shape (c, b)."""
     apart = np.abs(points[:, :, None] - boxes[:, :2]) - boxes[:, 2:]
     return np.asarray(np.any((apart < gap).all(axis=-1), axis=1))
+
+
+def _across(lines: Array, boxes: Array, gap: float) -> NDArray[np.bool_]:
+    """Which polygonal lines (c, p, 2) cross a diagonal of which boxes (b, 4), or of boxes wider by `gap`: (c, b)."""
+    half = boxes[:, 2:] + gap
+    found = np.zeros((len(lines), len(boxes)), dtype=bool)
+    for sign in (1.0, -1.0):
+        corner = half * np.array([1.0, sign])
+        found |= crossings(lines, np.stack([boxes[:, :2] - corner, boxes[:, :2] + corner], axis=1))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -221,6 +222,56 @@ def outward(xy: Array, graph: nx.Graph[int], *, hang: bool) -> Array:
         else:
             wanted[:, vertex] = away / np.linalg.norm(away)
     return wanted
+
+
+def _share(angle: Array, half: tuple[float, float]) -> Array:
+    """How many legs whose texts are of this size fit beside each other in an angle, at distance 1 from a vertex."""
+    tall = max(half[1], half[0] / 3)  # lest legs to the sides, of wide texts, stand too close to tell apart
+    return np.asarray(1 / (2 * (half[0] * np.abs(np.sin(angle)) + tall * np.abs(np.cos(angle))) + 5))
+
+
+def crown_radius(count: float, half: tuple[float, float]) -> float:
+    """How far from a vertex texts of this half width and height stand in a ring without touching."""
+    return count / (2 * np.pi * float(_share(2 * np.pi * np.arange(360) / 360, half).mean()))
+
+
+def crown(taken: Sequence[float], widths: Sequence[float], half: tuple[float, float]) -> Array:
+    """Directions for the legs of a vertex that has many: clockwise, with even room for their texts.
+
+    Args:
+        taken: the directions of bonds, between which the legs stand.
+        widths: the room that each leg needs, 1 that of a bond.
+        half: half the width and height of the largest text; wide ones stand closer to the sides than above and below.
+
+    Returns:
+        The angle of each leg, and the angle that is free at either side of it: shape (legs, 2).
+    """
+    turn = np.linspace(0, 4 * np.pi, 1441)  # clockwise; twice, so that a gap may hold the angle 0
+    shares = _share(turn, half)
+    room = np.concatenate([[0.0], np.cumsum((shares[1:] + shares[:-1]) / 2)])
+    starts = np.interp(np.sort(-np.array(taken or [np.pi]) % (2 * np.pi)), turn, room)
+    gaps = np.diff(starts, append=starts[0] + room[-1] / 2)
+    used = np.full(len(gaps), 1.0 if taken else 0.0)
+    where = np.zeros(len(widths), dtype=int)
+    for leg, width in enumerate(widths):
+        where[leg] = int(np.argmax(np.round(gaps / (used + width), 6)))
+        used[where[leg]] += width
+    for width in set(widths):
+        alike = np.array(widths) == width
+        where[alike] = np.sort(where[alike])
+    found = np.zeros((len(widths), 2))
+    for gap in set(where.tolist()):
+        legs = np.flatnonzero(where == gap)
+        unit = gaps[gap] / used[gap]
+        own = np.array(widths)[legs]
+        middle = np.cumsum(own) - own / 2 + (0.5 if taken else -own[0] / 2)
+        low, at, high = (
+            np.interp((starts[gap] + unit * (middle + side * own)) % (room[-1] / 2) + room[-1] / 4, room, turn)
+            for side in (-0.5, 0.0, 0.5)
+        )
+        free = np.minimum((at - low) % (2 * np.pi), (high - at) % (2 * np.pi))
+        found[legs] = np.stack([(np.pi - at) % (2 * np.pi), free], axis=1)
+    return found
 
 
 def crossings(lines: Array, segments: Array) -> NDArray[np.bool_]:
