@@ -43,8 +43,8 @@ def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
         The network, with the weights its builder gave it.
 
     Raises:
-        DataError: nothing is called `name`, its module cannot be imported, the function needs other arguments, or
-            its result is not a `torch.nn.Module`.
+        DataError: nothing is called `name`, its module cannot be imported, the function needs other arguments or
+            raises an error, or its result is not a `torch.nn.Module`.
     """
     if name in MODELS:
         return MODELS[name](classes=classes, channels=channels)
@@ -60,7 +60,17 @@ def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
         )
     with _current_directory_importable():
         function = _imported(name)
-        model = function(**_accepted(function, name, {"classes": classes, "channels": channels}))
+        arguments = _accepted(function, name, {"classes": classes, "channels": channels})
+        try:
+            model = function(**arguments)
+        except Exception as error:  # somebody else's code, which may raise anything
+            raise DataError(
+                explain(
+                    f"{name!r} raised an error instead of returning a network",
+                    because=f"{type(error).__name__}: {error}",
+                    given=", ".join(f"{key}={value}" for key, value in arguments.items()) or "nothing",
+                )
+            ) from error
     if not isinstance(model, nn.Module):
         raise DataError(
             explain(
@@ -79,7 +89,7 @@ def _imported(name: str) -> Callable[..., object]:
         raise DataError(explain(f"{name!r} does not name a function", needed="package.module:function"))
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
+    except Exception as error:  # somebody else's code, which may raise anything
         raise DataError(
             explain(
                 f"module {module_name!r} cannot be imported",

@@ -16,6 +16,7 @@ from tnalgebra.errors import DataError, explain
 
 CONTAINERS = ("state_dict", "model")  # keys under which a checkpoint may hold its state dict
 PREFIX = "module."  # what DataParallel puts before every key
+SIGNATURES = (b"PK", b"\x80")  # how a file of torch.save begins: a zip archive, formerly a pickle
 LISTED = 20  # mismatches of one kind that an error shows
 UNREADABLE = (  # what torch.load raises on damaged files (found by damaging some); it promises nothing
     pickle.UnpicklingError,
@@ -94,10 +95,12 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
+        begins = path.read_bytes()[:20]
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
         raise DataError(
             explain(
-                f"{str(path)!r} is not a checkpoint of tensors",
-                reason=str(error).strip().split("\n")[0] or type(error).__name__,
+                f"{str(path)!r} is no torch checkpoint",
+                reason=reason if begins.startswith(SIGNATURES) else f"it begins with {begins!r}",
                 needed="a state dict that torch.save wrote",
             )
         ) from error

@@ -3,9 +3,10 @@
     python -m recipes.benchmark_spectra
     python -m recipes.benchmark_spectra --layers "layer1.*" --rounds 5
 
-The kernels are ResNet-50's. For every layer, the time of `tnalgebra.spectra` on its weight (float32, all cuts,
-everything included) is compared with the time that `torch.linalg.svdvals` takes on the same matricisations, ready in
-float64. The two take turns, and what is compared are medians over the rounds.
+The kernels are ResNet-50's. For every layer are compared, in medians over the rounds:
+- the time of `tnalgebra.spectra` on its weight (float32, all cuts, everything included);
+- the time that `torch.linalg.svdvals` takes on the same matricisations, ready in float64.
+  The two take turns.
 """
 
 from __future__ import annotations

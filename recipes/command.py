@@ -21,14 +21,16 @@ def run_command(
     Args:
         config: a frozen dataclass; its fields become options, their docstrings the help.
         main: the recipe.
-        description: above the help; the recipe's own docstring.
+        description: above the help; the recipe's own docstring. tyro shows it unwrapped and joins lines that begin
+            with a letter: prose that needs several is a list with hanging indents.
         interrupted: what to say on Ctrl-C.
 
     Raises:
         SystemExit: with the message, where the recipe raises an error of the package; on an interruption.
     """
     try:
-        main(tyro.cli(config, description=description))
+        # tyro makes two of an empty line before an indented one
+        main(tyro.cli(config, description=description and description.replace("\n\n    ", "\n    ")))
     except TnalgebraError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

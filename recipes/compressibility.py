@@ -1,14 +1,16 @@
 """How far can the kernels of a network be cut, and what does that do to its accuracy?
 
-    python -m recipes.compressibility                       # embedded digits and a small CNN: about a minute
+    python -m recipes.compressibility        # embedded digits, a small CNN: half a minute
     python -m recipes.compressibility --model resnet20 --weights W.pth --data DIR \\
-        --cuts "out | in kh kw" "out kh | in kw" --keep 0.75 0.5 0.25 --output runs/resnet20
+        --cuts "out | in kh kw" "out kh | in kw" --keep 0.75 0.5 --output runs/resnet20
     python -m recipes.compressibility --model mylib.nets:build --weights w.pth --data DIR
 
-A kernel of a 2-d convolution has the labels out, in (channels), kh, kw (window). Each cut of these labels in two
-makes it a matrix; that matrix is truncated to a fraction of its singular values, put back, and the network tested
-on the test images, without retraining (Singh, Jahromi and Orus, arXiv 2403.14379). Stopped and started again with the
-same settings the study goes on where it was; more cuts, fractions and scopes can be added to a folder.
+The study of Singh, Jahromi and Orus (arXiv 2403.14379):
+- A kernel of a 2-d convolution has the labels out, in (channels), kh, kw (window).
+  Each cut of these labels in two makes it a matrix; that matrix is truncated to a
+  fraction of its singular values, put back, and the network tested, not retrained.
+- Stopped and started again with the same settings the study goes on where it was;
+  more cuts, fractions and scopes can be added to a folder.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class Config:
     limit: int | None = None
     """test on so many images only, equally many of each class: quicker, coarser; all images by default"""
     recalibrate_bn: Annotated[bool, tyro.conf.arg(name="recalibrate-bn")] = False
-    """estimate batch-norm statistics anew after each truncation, on 5000 training images; off: the plain effect"""
+    """estimate batch-norm statistics anew before each test, on 5000 training images; off: the plain effect"""
+    recalibrate_shift: int = 0
+    """pixels by which these images are moved: that of the training's augmentation; 4 for the published CIFAR ResNets"""
     mean: tuple[float, ...] | None = None
     """of each channel, as in the network's training (pixels: 0 to 1); by default ImageNet's for colour, 0 for grey"""
     std: tuple[float, ...] | None = None
@@ -87,7 +91,7 @@ def main(config: Config) -> tn.Study:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     config = dataclasses.replace(config, device=device)
     for field in dataclasses.fields(config):
-        print(f"{field.name:<16}{getattr(config, field.name)}")
+        print(f"{field.name:<18}{getattr(config, field.name)}")
     train_first = config.weights is None and config.model == "cnn4"
     if train_first and config.epochs < 1:
         raise DataError(explain(f"{config.epochs} epochs are no training", fix="--epochs 1 or more, or --weights FILE"))
@@ -116,6 +120,7 @@ def main(config: Config) -> tn.Study:
         skip=config.skip,
         limit=config.limit,
         recalibrate_bn=config.recalibrate_bn,
+        recalibrate_shift=config.recalibrate_shift,
         training_data=_some(training, config.seed) if training and config.recalibrate_bn else None,
         mean=config.mean,
         std=config.std,

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from study_cases import (
@@ -247,20 +248,25 @@ def test_prepare_makes_the_network_that_is_studied(images: Images, tmp_path: Pat
     assert prepared.rows[1]["layers"] != study(model, images, tmp_path / "plain").rows[1]["layers"]
 
 
-def test_batch_norm_is_recalibrated_only_if_asked(model: nn.Module, images: Images, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shift", [0, 2])
+def test_batch_norm_is_recalibrated_only_if_asked(shift: int, model: nn.Module, images: Images, tmp_path: Path) -> None:
     training = some_images(150, seed=3)
     plain = study(model, images, tmp_path / "plain", training_data=training)
-    again = study(model, images, tmp_path / "again", recalibrate_bn=True, training_data=training, batch_size=50)
+    settings: dict[str, Any] = {"recalibrate_bn": True, "training_data": training, "batch_size": 50}
+    again = study(model, images, tmp_path / "again", recalibrate_shift=shift, **settings)
     close(plain.rows[1], row_by_hand(model, images, CUTS[0], 0.5, ["wide", "grouped"], torch.float64))
-    assert again.rows[0]["accuracy"] == plain.rows[0]["accuracy"], "the network as it is keeps its statistics"
-    for row, cut in zip(again.rows[1:], CUTS, strict=True):
+    for row, cut in zip(again.rows, (None, *CUTS), strict=True):
         other = copy.deepcopy(model).double()
         with torch.no_grad():
-            for name in ("wide", "grouped"):
+            for name in ("wide", "grouped") if cut else ():
                 layer = other.get_submodule(name)
                 layer.weight.copy_(torch.from_numpy(truncated(layer.weight, LABELS[nn.Conv2d], cut, 0.5)[0]))
-        recalibrate_batch_norm(other, training, batch_size=50, dtype=torch.float64, **NORMALISED)
+        recalibrate_batch_norm(other, training, max_shift=shift, batch_size=50, dtype=torch.float64, **NORMALISED)
         assert row["accuracy"] == top1(other, images, {}, torch.float64)
+        assert row["accuracy_change"] == row["accuracy"] - again.rows[0]["accuracy"]
+    assert again.rows[0]["accuracy"] != plain.rows[0]["accuracy"], "the untouched network is recalibrated too"
+    with pytest.raises(StudyError, match=r"recalibrate_bn: .* there, .* here"):
+        study(model, images, tmp_path / "again", recalibrate_shift=shift + 1, **settings)
     changes = [a["accuracy"] - b["accuracy"] for a, b in zip(plain.rows[1:], again.rows[1:], strict=True)]
     assert any(changes)
     with pytest.raises(StudyError, match="recalibrate_bn needs training images"):
@@ -327,6 +333,59 @@ def test_what_is_asked_for_twice_is_done_once(model: nn.Module, images: Images, 
     )
     assert [row["scope"] for row in found.rows] == ["all", "wide", "grouped", "all"]
     assert read_rows(tmp_path) == found.rows
+
+
+def test_a_cut_in_other_words_is_the_same_cut(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    sequence, turned = "out | in kh kw then in kw | out kh", "kw in kh | out then kh out | in kw"
+    found = study(model, images, tmp_path, cuts=["in kh kw | out", "out | kw in kh", sequence, turned])
+    assert [row["rewrite"] for row in found.rows] == ["none", "in kh kw | out", sequence]
+    again = study(model, images, tmp_path, cuts=[turned, "out | in kh kw", "out kh | in kw"])
+    assert again.rows[:3] == [found.rows[place] for place in (0, 2, 1)], "the folder's wording"
+    assert read_rows(tmp_path) == [*found.rows, again.rows[3]]
+    other = study(model, images, tmp_path, cuts="in kw | out kh then out | in kh kw")
+    assert other.rows[1]["rewrite"] == "in kw | out kh then out | in kh kw", "the order of cuts is no wording"
+
+
+def test_cuts_and_fractions_as_values(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    texts = study(model, images, tmp_path / "texts", cuts=[cut.name for cut in tn.all_cuts("out in kh kw")], keep=0.5)
+    keep: Any = (tn.KeepFraction(0.5), np.float32(0.5), np.float64(0.5))
+    values = study(model, images, tmp_path / "values", cuts=tn.all_cuts("out in kh kw"), keep=keep)
+    assert without_seconds(values.rows) == without_seconds(texts.rows)
+    one = study(model, images, tmp_path / "one", cuts=tn.cut("out | in kh kw"), keep=tn.KeepFraction(0.5))
+    assert without_seconds(one.rows) == without_seconds(texts.rows[:2])
+
+
+def test_a_layer_asked_for_by_name_is_in_the_table(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    found = study(model, images, tmp_path, cuts=CUTS[:1], scope=("all", "grouped"))
+    assert [line[len(CUTS[0]) :].split()[1] for line in found.table().splitlines()[3:]] == ["all", "grouped"]
+    each = study(model, images, tmp_path, cuts=CUTS[:1], scope=("each", "all", "wide"))
+    assert [line[len(CUTS[0]) :].split()[1] for line in each.table().splitlines()[3:]] == ["wide", "all"]
+
+
+class Overflows(nn.Module):
+    """The answers of two kernels cancel; where one is cut they do not, and overflow in float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, CLASSES, (6, 5))
+        self.two = nn.Conv2d(3, CLASSES, (6, 5))
+        self.two.weight.data = -self.one.weight.data
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        total = self.one(pixels) + self.two(pixels)
+        return (total * 60000 * 60000).flatten(1)
+
+
+def test_a_truncation_that_overflows_is_a_row(tmp_path: Path) -> None:
+    images = some_images(20)
+    model = network(Overflows)
+    model.one.bias.data.zero_()
+    model.two.bias.data.zero_()
+    settings: dict[str, Any] = {"cuts": CUTS[:1], "keep": 0.2, "scope": ("two", "all"), "dtype": torch.float16}
+    found = study(model, images, tmp_path, skip=(), **settings)
+    assert found.rows[1]["accuracy"] == 0.0
+    assert [row["scope"] for row in found.rows] == ["all", "two", "all"], "the study went on"
+    assert study(model, images, tmp_path, skip=(), **settings).rows == found.rows
 
 
 def test_a_study_that_was_stopped_goes_on(

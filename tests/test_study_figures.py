@@ -192,7 +192,15 @@ def test_networks_and_spectra_show_every_cut_once(drawn: dict[str, Figure]) -> N
     titles = {name: [axes.get_title() for axes in drawn[name].axes if axes.get_title()] for name in drawn}
     assert titles == {
         "spectra": [*CUTS, "in | out"],
-        "networks": ["kernel out in kh kw", *CUTS, "kernel out in", "in | out"],
+        "networks": [
+            "kernel out in kh kw",
+            *CUTS,
+            f"{CUTS[0]}\nthen {CUTS[1]}\nstep 1: {CUTS[0]}",
+            f"{CUTS[0]}\nthen {CUTS[1]}\nstep 2: contracted",
+            f"{CUTS[0]}\nthen {CUTS[1]}\nstep 3: {CUTS[1]}",
+            "kernel out in",
+            "in | out",
+        ],
     }
     for axes, cut in zip(drawn["spectra"].axes, CUTS, strict=False):
         assert len(axes.lines) == 18
@@ -205,6 +213,17 @@ def test_networks_and_spectra_show_every_cut_once(drawn: dict[str, Figure]) -> N
     assert len({to_hex(line.get_color()) for line in drawn["spectra"].axes[0].lines}) == 18
     for figure in drawn.values():
         all_inside(figure)
+
+
+def test_cuts_that_were_not_asked_for_alone_are_not_shown_alone(drawn: dict[str, Figure]) -> None:
+    draw_kernels(Path("/nowhere"), [BASELINE], layers_named(["a", "b"]), [f"{CUTS[5]} then {CUTS[1]}"])
+    title = f"{CUTS[5]}\nthen {CUTS[1]}\nstep"
+    assert [axes.get_title() for axes in drawn["networks"].axes if axes.get_title()] == [
+        "kernel out in kh kw",
+        f"{title} 1: {CUTS[5]}",
+        f"{title} 2: contracted",
+        f"{title} 3: {CUTS[1]}",
+    ]
 
 
 # files

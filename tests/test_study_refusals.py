@@ -84,27 +84,60 @@ BAD: list[tuple[str, dict[str, Any], type[TnalgebraError], str]] = [
     ("others", {"cuts": ["out | in kh kw then out | in"]}, RuleError, "cuts that follow one another hold different"),
     ("none", {"cuts": []}, StudyError, "there is nothing to do\n  cuts:  0"),
     *(
-        (f"keep {keep}", {"keep": [0.5, keep]}, RankError, r"KeepFraction\(.*\) keeps a fraction outside \(0, 1\]")
+        (f"keep {keep}", {"keep": [0.5, keep]}, RankError, rf"keep holds {keep}, outside \(0, 1\]")
         for keep in (0, 1.5, -0.5, math.nan, math.inf)
     ),
+    ("keep text", {"keep": "0.5"}, RankError, r"keep holds '0\.5'\n  fix: numbers in \(0, 1\]"),
+    ("keep texts", {"keep": ["0.5"]}, RankError, r"keep holds '0\.5'\n  fix: numbers in \(0, 1\]"),
+    ("keep true", {"keep": True}, RankError, "keep holds True"),
+    ("keep none", {"keep": None}, RankError, "keep holds None"),
+    ("cut of no text", {"cuts": [3]}, RuleError, "cuts holds 3\n  fix: a text such as 'out | in kh kw'"),
+    ("then nothing", {"cuts": "out | in kh kw then"}, RuleError, "after 'then' is empty\n  where: out .* kw then\n"),
+    ("nothing then", {"cuts": "then out | in kh kw"}, RuleError, "the cut before 'then' is empty\n  where: then out"),
+    ("dtype text", {"dtype": "float32"}, StudyError, "dtype is 'float32'\n  fix: .* such as torch.float32"),
+    ("integers", {"dtype": torch.int64}, StudyError, "dtype is torch.int64"),
+    ("shift", {"recalibrate_shift": 4}, StudyError, "recalibrate_shift=4 moves nothing without recalibrate_bn"),
+    ("negative shift", {"recalibrate_shift": -1}, StudyError, "recalibrate_shift=-1 is no number of pixels"),
     ("no keep", {"keep": []}, StudyError, "there is nothing to do"),
     ("no scope", {"scope": []}, StudyError, "there is nothing to do"),
     ("scope", {"scope": ["wied"]}, StudyError, "scope 'wied' matches no layer that is cut\n  near:   wide, grouped\n"),
     ("scope of skipped", {"scope": ["stem"]}, StudyError, "scope 'stem' matches no layer that is cut"),
     ("skip", {"skip": ["stam"]}, StudyError, "skip 'stam' matches no layer\n  near:   stem"),
-    ("all skipped", {"skip": ["*"]}, StudyError, "no layer is left to cut"),
+    (
+        "all skipped",
+        {"skip": ["*"]},
+        StudyError,
+        r"no layer is left to cut\n  skipped: \*\n  fix: +fewer layers in skip",
+    ),
     (
         "nan",
         {"model": with_weight(put(math.nan))},
         ValuesError,
-        "weight of layer 'wide' holds NaN or infinity\n.* 6 of",
+        "parameter 'wide.weight' of Net holds NaN or infinity\n.* 6 of",
     ),
-    ("inf", {"model": with_weight(put(math.inf))}, ValuesError, "weight of layer 'wide' holds NaN or infinity"),
-    ("skipped nan", {"model": with_weight(put(math.nan)), "skip": ["wide"]}, ValuesError, "layer 'wide' holds NaN"),
+    ("inf", {"model": with_weight(put(math.inf))}, ValuesError, "'wide.weight' of Net holds NaN or infinity"),
+    ("skipped nan", {"model": with_weight(put(math.nan)), "skip": ["wide"]}, ValuesError, "'wide.weight' of Net holds"),
+    (
+        "nan in a bias",
+        {"model": with_weight(lambda net: net.stem.bias.data[2:4].fill_(math.nan))},
+        ValuesError,
+        "the parameter 'stem.bias' of Net holds NaN or infinity\n  where: 2 of 5 elements",
+    ),
+    (
+        "inf in a buffer",
+        {"model": with_weight(lambda net: net.norm.running_var[5].fill_(math.inf))},
+        ValuesError,
+        "the buffer 'norm.running_var' of Net holds NaN or infinity\n  where: 1 of 12 elements",
+    ),
     ("lazy", {"model": nn.Sequential(nn.LazyConv2d(3, 3))}, LayerError, "layer '0' has no weight yet"),
     ("old weight norm", {"model": Old()}, LayerError, "weight of layer 'conv' is computed from other parameters"),
     ("parametrised", {"parametrised": True}, LayerError, "weight of layer 'wide' is computed from other parameters"),
-    ("no layers", {"model": nn.Flatten()}, StudyError, "no layer is left to cut"),
+    (
+        "no layers",
+        {"model": nn.Flatten()},
+        StudyError,
+        "Flatten has no kernel to cut\n  needed: a convolution or linear",
+    ),
     ("classes", {"images": some_images(9, classes=4)}, DataError, "network has 5 outputs, the images have 4 classes"),
     ("no images", {"images": some_images(0)}, DataError, "there are no images|cannot choose 1 images"),
     ("limit", {"limit": 0}, DataError, "cannot choose 0 images"),
@@ -144,10 +177,19 @@ def test_a_device_that_is_not_there(device: str, tmp_path: Path) -> None:
 
 
 def test_outputs_that_are_not_finite_are_an_error_and_no_row(tmp_path: Path) -> None:
-    model = with_weight(lambda net: net.norm.running_var.fill_(math.nan))
-    with pytest.raises(StudyError, match="outputs are not finite"):
-        study(model, some_images(20), tmp_path)
+    model = with_weight(lambda net: net.linear.weight.data.mul_(1e6))
+    with pytest.raises(StudyError, match="outputs are not finite\n  network: Net in float16"):
+        study(model, some_images(20), tmp_path, dtype=torch.float16)
     assert read_rows(tmp_path) == []
+
+
+def test_numbers_that_a_preparation_makes_not_finite_leave_no_config(tmp_path: Path) -> None:
+    def spoil(model: nn.Module) -> None:
+        model.norm.bias.data[3] = math.nan
+
+    with pytest.raises(ValuesError, match=r"the parameter 'norm\.bias' of Net holds NaN or infinity"):
+        study(network(), some_images(20), tmp_path, prepare=spoil)
+    assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == []
 
 
 def test_kernels_of_zeros_and_of_huge_numbers(tmp_path: Path) -> None:

@@ -188,6 +188,13 @@ def test_the_table_is_aligned_and_leaves_single_layers_out() -> None:
         "none           all      91.73                       0.0000            1.000",
         "a | b     0.5  all      81.79   -9.94               0.0656            1.250",
     ]
+    assert table([none, several, single], scopes=("all", "x")).splitlines()[4].split()[:5] == [
+        "a",
+        "|",
+        "b",
+        "0.5",
+        "x",
+    ]
     assert table([none, single]).splitlines()[3] == (
         "a | b     0.5  x        81.79   +0.10               0.0656            1.250"
     )

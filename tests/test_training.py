@@ -203,6 +203,15 @@ def test_outputs_that_are_not_finite_have_no_accuracy(scale: float) -> None:
         accuracy(Fixed(images.labels, scale=scale), images, batch_size=5, **GREY)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_outputs_that_are_not_finite_may_count_as_wrong_answers(value: float) -> None:
+    images = some_images()
+    model = Fixed(images.labels, scale=2.0)
+    model.logits[[3, 8, 15]] = value  # the whole row; and one logit that is not the largest
+    model.logits[20, (images.labels[20] + 1) % 3] = -float("inf")
+    assert accuracy(model, images, batch_size=5, not_finite="wrong", **GREY) == 17 / 21
+
+
 def test_accuracy_of_nothing() -> None:
     with pytest.raises(DataError, match="there are no images\n  source: nothing"):
         accuracy(network(), NOTHING, batch_size=5, **GREY)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,8 +24,10 @@ from ._version import VERSION
 from .errors import DataError, StudyError, explain
 from .images import Images, check_classes, default_normalisation, load_images
 from .layers import kernel_layers
+from .ranks import KeepFraction
+from .rewriting import Rule
 from .study_figures import draw_kernels, draw_results
-from .study_plan import Asked, Layer, Treatment, Truncated, asked_cuts, layers_of, rows_asked, treatment_of
+from .study_plan import Asked, Layer, Treatment, Truncated, asked_cuts, fractions_of, planned, treatment_of
 from .study_store import Row, Store, config_hash, table
 from .training import accuracy, recalibrate_batch_norm
 
@@ -50,10 +53,12 @@ class Study:
 
     folder: Path
     rows: list[Row]
+    scope: tuple[str, ...]
+    """As asked for."""
 
     def table(self) -> str:
-        """The rows as aligned text, those of single layers left out."""
-        return table(self.rows)
+        """The rows as aligned text; those of single layers that only "each" asked for are left out beside others."""
+        return table(self.rows, scopes=self.scope)
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows, one a line; `layers` holds dictionaries."""
@@ -66,13 +71,14 @@ def study(
     model: nn.Module,
     data: Images | str | Path,
     *,
-    cuts: str | Sequence[str],
-    keep: float | Sequence[float],
+    cuts: str | Rule | Sequence[str | Rule],
+    keep: float | KeepFraction | Sequence[float | KeepFraction],
     output: str | Path,
     scope: str | Sequence[str] = "all",
     skip: str | Sequence[str] = "first",
     limit: int | None = None,
     recalibrate_bn: bool = False,
+    recalibrate_shift: int = 0,
     training_data: Images | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -88,20 +94,24 @@ def study(
     """Truncate kernels across cuts, contract them back, test the network; a row for each cut, fraction and scope.
 
     A row is written as soon as it is finished; called again with the same folder, the study goes on where it was,
-    and more cuts, fractions and scopes can be added. `model` itself stays as it is.
+    and more cuts, fractions and scopes can be added. `model` itself stays as it is. An image for which a truncated
+    network gives a logit that is not finite counts as a wrong answer.
 
     Args:
         model: classifies images, (n, channels, height, width) -> logits (n, classes).
         data: test images; or the name of a data set or a folder, whose test images are read.
-        cuts: in notation, "out kh | in kw"; "A then B" cuts a kernel twice, contracted back in between. A cut is for
-            the layers that have just its labels: `out in kh kw` are 2-d convolutions.
-        keep: fractions of the singular values of a kernel across a cut, in (0, 1]; see `KeepFraction`.
+        cuts: in notation, "out kh | in kw", or those of `all_cuts`; "A then B" cuts a kernel twice, contracted back
+            in between. A cut is for the layers that have just its labels: `out in kh kw` are 2-d convolutions. A cut
+            whose sides or labels stand in another order is the same cut: rows keep the first wording.
+        keep: fractions of the singular values of a kernel across a cut, numbers in (0, 1]; see `KeepFraction`.
         output: the folder for rows, config and figures.
         scope: "all" (the layers together), "each" (one layer at a time), or a glob of layers' names.
         skip: layers left alone: globs of names, or "first" for the first convolution; empty for none.
         limit: test on so many images only, equally many of each class, chosen by `seed`.
-        recalibrate_bn: estimate batch-norm statistics anew after truncation, on `training_data`, randomly shifted by
-            up to an eighth of their height as in training.
+        recalibrate_bn: estimate batch-norm statistics anew on `training_data` before each test, after truncation. The
+            untouched network is recalibrated too, so that `accuracy_change` compares like with like.
+        recalibrate_shift: pixels by which these images are moved at random: that of the training's augmentation; 4
+            for the published CIFAR ResNets. See `recalibrate_batch_norm`.
         mean, std: of each channel, after scaling to [0, 1]; by default those of `default_normalisation`.
         dtype: in which the network is tested. Truncation is in float64, of the weights as they are given.
         name: of the model, in rows; by default its class.
@@ -118,18 +128,30 @@ def study(
 
     Raises:
         RuleError, RankError: a cut or a fraction is none, before anything runs.
-        ValuesError: a weight is not finite (the layer is named).
+        ValuesError: a parameter or buffer is not finite (it is named), before anything is written.
         DataError: the images do not fit the network.
         LayerError: a weight is computed from other parameters.
-        StudyError: nothing is in the scope; the folder is in use, of another config, or cannot be written.
+        StudyError: nothing is in the scope; the untouched network's outputs are not finite; the folder is in use, of
+            another config, or cannot be written.
     """
-    cuts, scope, skip = ((given,) if isinstance(given, str) else tuple(given) for given in (cuts, scope, skip))
-    keep = (keep,) if isinstance(keep, int | float) else tuple(keep)
+    scope, skip = ((given,) if isinstance(given, str) else tuple(given) for given in (scope, skip))
+    plan = partial(
+        planned,
+        treatments=[treatment_of(each) for each in ((cuts,) if isinstance(cuts, str | Rule) else cuts)],
+        keep=fractions_of(keep),
+        scope=scope,
+        skip=skip,
+    )
     images = data if isinstance(data, Images) else load_images(str(data), "test")
     if limit is not None:
         images = images.subset(limit, seed=seed)
     if recalibrate_bn and training_data is None:
         raise StudyError(explain("recalibrate_bn needs training images", fix="training_data=..."))
+    if recalibrate_shift < 0 or (recalibrate_shift and not recalibrate_bn):
+        because = "moves nothing without recalibrate_bn" if recalibrate_shift > 0 else "is no number of pixels"
+        raise StudyError(explain(f"recalibrate_shift={recalibrate_shift} {because}", fix="leave it out"))
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise StudyError(explain(f"dtype is {dtype!r}", fix="a floating one of torch's, such as torch.float32"))
     usual_mean, usual_std = default_normalisation(images)
     settings: dict[str, Any] = {
         "mean": list(mean or usual_mean),
@@ -138,8 +160,7 @@ def study(
         "dtype": dtype,
         "device": _checked_device(device),
     }
-    layers = layers_of(model, skip)
-    asked = rows_asked([treatment_of(text) for text in cuts], keep, scope, layers)
+    plan(model)
     check_classes(images, _outputs(_tested(model, settings), images, settings))
     config = {
         "model": name or type(model).__name__,
@@ -147,7 +168,7 @@ def study(
         "images": images.fingerprint,
         "skip": list(skip),
         "limit": limit,
-        "recalibrate_bn": training_data.fingerprint if recalibrate_bn and training_data else False,
+        "recalibrate_bn": [training_data.fingerprint, recalibrate_shift] if recalibrate_bn and training_data else False,
         **settings,
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.device(device).type,
@@ -158,14 +179,16 @@ def study(
         if prepare is not None:
             model = deepcopy(model)
             prepare(model)
-            layers = layers_of(model, skip)
-            asked = rows_asked([treatment_of(text) for text in cuts], keep, scope, layers)
+        layers, asked = plan(model, rows=store.rows)
         store.settle(weights=_fingerprint(model))
         draw_kernels(store.folder, store.rows, layers, asked_cuts(asked))
-        runner = _Runner(_tested(model, settings), images, training_data if recalibrate_bn else None, settings, store)
+        recalibrate = None
+        if recalibrate_bn and training_data is not None:
+            recalibrate = partial(recalibrate_batch_norm, images=training_data, max_shift=recalibrate_shift, **settings)
+        runner = _Runner(_tested(model, settings), images, recalibrate, settings, store)
         tested = runner.run(asked, layers, progress=progress)
         draw_results(store.folder, store.rows, layers)
-    return Study(store.folder, tested)
+    return Study(store.folder, tested, scope)
 
 
 def _checked_device(device: str) -> str:
@@ -221,11 +244,16 @@ class _Runner:
     """Tests the network with some weights replaced, a row at a time."""
 
     def __init__(
-        self, model: nn.Module, images: Images, training: Images | None, settings: Mapping[str, Any], store: Store
+        self,
+        model: nn.Module,
+        images: Images,
+        recalibrate: Callable[[nn.Module], None] | None,
+        settings: Mapping[str, Any],
+        store: Store,
     ) -> None:
         self.model = model
         self.images = images
-        self.training = training
+        self.recalibrate = recalibrate
         self.settings = settings
         self.store = store
         self.modules = kernel_layers(model)
@@ -282,7 +310,7 @@ class _Runner:
 
     def _finish(self, key: Key, kernels: Mapping[str, Truncated], touched: Sequence[Layer], started: float) -> None:
         top1 = self._accuracy({name: truncated.weight for name, truncated in kernels.items()})
-        before = self.done.get(BASELINE)
+        before = self.done[BASELINE]["accuracy"] if key != BASELINE else top1
         saved = sum(layer.weight.numel() - kernels[layer.name].parameters for layer in touched)
         errors = [truncated.relative_error**2 for truncated in kernels.values()]
         row: Row = {
@@ -291,7 +319,7 @@ class _Runner:
             "keep": key[1],
             "scope": key[2],
             "accuracy": top1,
-            "accuracy_change": top1 - before["accuracy"] if before else 0.0,
+            "accuracy_change": top1 - before,
             "images": len(self.images),
             "mean_squared_relative_error": math.fsum(errors) / len(errors) if errors else 0.0,
             "parameters_kept": (self.parameters - saved) / self.parameters,
@@ -308,12 +336,10 @@ class _Runner:
             with torch.no_grad():
                 for name, weight in weights.items():
                     self.modules[name].weight.copy_(weight)
-            if self.training is not None and weights:
-                # batch norms were estimated on shifted images (an eighth of the height is the usual augmentation,
-                # 4 of CIFAR's 32 pixels); on unshifted ones the network would get worse for no cut at all
-                shift = self.training.pixels.shape[2] // 8
-                recalibrate_batch_norm(self.model, self.training, max_shift=shift, **self.settings)
-            return accuracy(self.model, self.images, **self.settings)
+            if self.recalibrate is not None:
+                self.recalibrate(self.model)
+            # a truncation may make the network overflow, and a study goes on then; an untouched network may not
+            return accuracy(self.model, self.images, not_finite="wrong" if weights else "error", **self.settings)
         finally:
             self.model.load_state_dict(self.state)
 

@@ -110,20 +110,19 @@ def _of(baseline: Row) -> str:
 
 def _curves(rows: Sequence[Row], baseline: Row, abscissa: Callable[[Row], float], label: str) -> Figure:
     """Accuracy of the whole network against something, one curve a cut (and scope), a point a fraction kept."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for row in sorted(rows, key=lambda row: float(row["keep"])):
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
         scope = "" if row["scope"] == "all" else f", {row['scope']}"
-        curves.setdefault(row["rewrite"] + scope, []).append((abscissa(row), 100 * row["accuracy"]))
-    order = dict.fromkeys(row["rewrite"] + ("" if row["scope"] == "all" else f", {row['scope']}") for row in rows)
+        curves.setdefault(row["rewrite"] + scope, []).append(row)
     figure = _figure(7.6, 4.6)
     axes = figure.add_subplot()
     as_it_is = 100 * baseline["accuracy"]
     axes.axhline(as_it_is, color="0.4", linestyle="--", linewidth=1, label=f"as it is: {as_it_is:.2f} %", zorder=1)
-    for number, curve in enumerate(order):
-        x, y = zip(*curves[curve], strict=True)
+    for number, (curve, points) in enumerate(curves.items()):
+        points.sort(key=lambda row: float(row["keep"]))
         axes.plot(
-            x,
-            y,
+            [abscissa(row) for row in points],
+            [100 * row["accuracy"] for row in points],
             label=curve,
             marker=MARKERS[number % len(MARKERS)],
             color=DISTINCT_COLOURS[number % len(DISTINCT_COLOURS)],
@@ -196,14 +195,23 @@ def _spectra(layers: Sequence[Layer], cuts: Sequence[str]) -> Figure:
 
 
 def _networks(layers: Sequence[Layer], cuts: Sequence[str]) -> Figure:
-    """The kernel's network before, and after each cut."""
-    rules = {rule.name: rule for cut in cuts for rule in cut_sequence(cut)}
+    """The kernel's network before, and after each cut; of cuts that follow one another, step by step."""
     labels = {frozenset(layer.labels): layer.labels for layer in layers}
     drawn: dict[str, Network] = {}
-    for name, rule in rules.items():
-        order = next(o for found, o in labels.items() if found == frozenset(parse_bipartition(name).labels))
-        drawn.setdefault("kernel " + " ".join(order), Network([NamedTensor("K", order)]))
-        drawn[name] = parse(rule.equation.split("=>")[1].strip())
+    for cut in cuts:
+        rules = cut_sequence(cut)
+        order = labels[frozenset(parse_bipartition(rules[0].name).labels)]
+        kernel = Network([NamedTensor("K", order)])
+        drawn.setdefault("kernel " + " ".join(order), kernel)
+        for number, rule in enumerate(rules):
+            after = parse(rule.equation.split("=>")[1].strip())
+            if len(rules) == 1:
+                drawn[cut] = after
+                continue
+            title = cut.replace(" then ", "\nthen ")
+            if number:
+                drawn[f"{title}\nstep {2 * number}: contracted"] = kernel
+            drawn[f"{title}\nstep {2 * number + 1}: {rule.name}"] = after
     across = min(PANELS_ACROSS, len(drawn))
     down = -(-len(drawn) // across)
     figure = _figure(3.4 * across, 2.3 * down)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import chain
+from numbers import Real
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .bipartition import parse_bipartition
 from .decompositions import cut_sequence
-from .errors import LayerError, RuleError, StudyError, ValuesError, explain
+from .errors import LayerError, RankError, RuleError, StudyError, ValuesError, explain
 from .layers import kernel_labels_of, kernel_layers
 from .network import Network
 from .nodes import NamedTensor
 from .ranks import KeepFraction, kept
 from .rewriting import Fit, Rule, Trace
+from .study_store import Row
 from .valuation import bind_values, norm, relative
 
 
@@ -47,13 +52,22 @@ class Truncated:
     """As the last cut's two factors."""
 
 
+Identity: TypeAlias = tuple[frozenset[frozenset[str]], ...]
+"""The two sides of each cut of a treatment: the order of sides and of labels makes no difference."""
+
+
 @dataclass(frozen=True, eq=False)
 class Treatment:
     """Cuts that follow one another on a kernel, and how they are written."""
 
     text: str
     cuts: tuple[Rule, ...]
-    labels: frozenset[str]
+    identity: Identity
+    """What is done, however it is written."""
+
+    @property
+    def labels(self) -> frozenset[str]:
+        return frozenset(chain.from_iterable(self.identity[0]))
 
     def truncated(self, layer: Layer, keep: Sequence[float]) -> Iterator[Truncated]:
         """The kernel with each of the fractions kept; the first cut's decomposition is made once for all.
@@ -90,16 +104,40 @@ class Treatment:
             )
 
 
-def treatment_of(text: str) -> Treatment:
-    """Read "out | in kh kw", or "A then B". Raises RuleError where that is no cut."""
+def treatment_of(given: str | Rule) -> Treatment:
+    """Read "out | in kh kw", or "A then B"; a cut stands for its text. Raises RuleError where that is no cut."""
+    text = given.name if isinstance(given, Rule) else given
+    if not isinstance(text, str):
+        raise RuleError(explain(f"cuts holds {given!r}", fix="a text such as 'out | in kh kw', or a cut of all_cuts"))
+    for number, part in enumerate(re.split(r"\bthen\b", text)):
+        if "then" in text and not part.strip():
+            place = "after" if number else "before"
+            raise RuleError(
+                explain(f"the cut {place} 'then' is empty", where=text, fix="a cut on either side of each 'then'")
+            )
     cuts = cut_sequence(text)
-    labels = [frozenset(rule.name.replace("|", " ").split()) for rule in cuts]
-    for rule, found in zip(cuts, labels, strict=True):
-        if found != labels[0]:
+    sides = [parse_bipartition(rule.name) for rule in cuts]
+    for rule, found in zip(cuts, sides, strict=True):
+        if set(found.labels) != set(sides[0].labels):
             raise RuleError(
                 explain("cuts that follow one another hold different labels", first=cuts[0].name, other=rule.name)
             )
-    return Treatment(" then ".join(rule.name for rule in cuts), cuts, labels[0])
+    identity = tuple(frozenset((frozenset(cut.left), frozenset(cut.right))) for cut in sides)
+    return Treatment(" then ".join(rule.name for rule in cuts), cuts, identity)
+
+
+def fractions_of(keep: object) -> list[float]:
+    """The fractions kept, each once, of one or several. Raises RankError where one is no number in (0, 1]."""
+    found: list[float] = []
+    for given in keep if isinstance(keep, Iterable) and not isinstance(keep, str) else (keep,):
+        value = given.fraction if isinstance(given, KeepFraction) else given
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise RankError(explain(f"keep holds {value!r}", fix="numbers in (0, 1]"))
+        fraction = float(value)
+        if not 0 < fraction <= 1:
+            raise RankError(explain(f"keep holds {fraction:g}, outside (0, 1]", fix="for example 0.5"))
+        found.append(fraction)
+    return list(dict.fromkeys(found))
 
 
 Asked: TypeAlias = tuple[Treatment, float, str, tuple[Layer, ...]]
@@ -111,6 +149,31 @@ def asked_cuts(asked: Sequence[Asked]) -> list[str]:
     return list(dict.fromkeys(treatment.text for treatment, *_ in asked))
 
 
+def planned(
+    model: nn.Module,
+    *,
+    treatments: Sequence[Treatment],
+    keep: Sequence[float],
+    scope: Sequence[str],
+    skip: Sequence[str],
+    rows: Sequence[Row] = (),
+) -> tuple[list[Layer], list[Asked]]:
+    """The kernels that may be cut, and the rows to come.
+
+    Args:
+        rows: those there are; a treatment that they have in another wording takes theirs.
+
+    Raises:
+        RuleError, ValuesError, LayerError, StudyError: see `layers_of` and `rows_asked`.
+    """
+    wordings: dict[Identity, str] = {}
+    for text in dict.fromkeys(row["rewrite"] for row in rows if row["layers"]):
+        wordings.setdefault(treatment_of(text).identity, text)
+    treatments = [replace(each, text=wordings.get(each.identity, each.text)) for each in treatments]
+    layers = layers_of(model, skip)
+    return layers, rows_asked(treatments, keep, scope, layers)
+
+
 def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
     """The kernels that may be cut, each weight once, under the first name it has.
 
@@ -119,9 +182,9 @@ def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
             alone if one of them is.
 
     Raises:
-        ValuesError: a weight that is not finite, or empty.
+        ValuesError: a parameter or a buffer of the model, a kernel or not, that is not finite; an empty weight.
         LayerError: a weight that is computed from others, or not there yet.
-        StudyError: a glob that matches no layer.
+        StudyError: a glob that matches no layer; no layer is left.
     """
     modules = kernel_layers(model)
     first = next((name for name, module in modules.items() if len(kernel_labels_of(module)) > 2), None)
@@ -129,6 +192,7 @@ def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
         if pattern != "first" and not any(fnmatchcase(name, pattern) for name in modules):
             raise StudyError(_no_match(f"skip {pattern!r} matches no layer", pattern, list(modules)))
     weights = {name: _checked_weight(name, module) for name, module in modules.items()}
+    _check_finite(model)
     skipped = {
         name
         for name in modules
@@ -142,6 +206,12 @@ def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
             taken.add(id(weight))
             kernel = weight.detach().to(device="cpu", dtype=torch.float64, copy=True)
             found.append(Layer(name, kernel_labels_of(module), kernel))
+    if not modules:
+        raise StudyError(
+            explain(f"{type(model).__name__} has no kernel to cut", needed="a convolution or linear layer")
+        )
+    if not found:
+        raise StudyError(explain("no layer is left to cut", skipped=", ".join(skip), fix="fewer layers in skip"))
     return found
 
 
@@ -158,14 +228,23 @@ def _checked_weight(name: str, module: nn.Module) -> Tensor:
         raise LayerError(explain(f"layer {name!r} has no weight yet", fix="run the model once on an input"))
     if weight.numel() == 0:
         raise ValuesError(explain(f"the weight of layer {name!r} is empty", shape=tuple(weight.shape)))
-    if not bool(weight.isfinite().all()):
-        count = int((~weight.isfinite()).sum())
-        raise ValuesError(
-            explain(
-                f"the weight of layer {name!r} holds NaN or infinity", where=f"{count} of {weight.numel()} elements"
-            )
-        )
     return weight
+
+
+def _check_finite(model: nn.Module) -> None:
+    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in tensors:
+            if is_lazy(tensor):
+                continue
+            # a buffer may be a mask, which holds -inf where nothing is to be seen
+            bad = ~tensor.isfinite() if kind == "parameter" else tensor.isnan() | tensor.isposinf()
+            if bool(bad.any()):
+                raise ValuesError(
+                    explain(
+                        f"the {kind} {name!r} of {type(model).__name__} holds NaN or infinity",
+                        where=f"{int(bad.sum())} of {tensor.numel()} elements",
+                    )
+                )
 
 
 def rows_asked(
@@ -173,14 +252,21 @@ def rows_asked(
 ) -> list[Asked]:
     """The rows to come, cut by cut, so that each kernel is decomposed once a cut."""
     if not treatments or not keep or not scope:
-        raise StudyError(explain("there is nothing to do", cuts=len(treatments), keep=len(keep), scope=len(scope)))
-    for fraction in keep:
-        KeepFraction(fraction)
-    if not layers:
-        raise StudyError(explain("no layer is left to cut", fix="fewer layers in skip"))
+        raise StudyError(
+            explain(
+                "there is nothing to do",
+                cuts=len(treatments),
+                keep=len(keep),
+                scope=len(scope),
+                fix="at least one of each: a cut such as 'out | in kh kw', a fraction such as 0.5, a scope such as all",
+            )
+        )
+    first: dict[Identity, Treatment] = {}
+    for treatment in treatments:
+        first.setdefault(treatment.identity, treatment)
     fitting = {
         treatment: tuple(layer for layer in layers if frozenset(layer.labels) == treatment.labels)
-        for treatment in {treatment.text: treatment for treatment in treatments}.values()
+        for treatment in first.values()
     }
     for treatment, chosen in fitting.items():
         if not chosen:
@@ -192,7 +278,7 @@ def rows_asked(
     return [
         (treatment, fraction, name, chosen)
         for treatment, there in fitting.items()
-        for fraction in dict.fromkeys(map(float, keep))
+        for fraction in keep
         for name, chosen in _scopes(scope, there).items()
     ]
 

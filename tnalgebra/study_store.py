@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -174,13 +174,16 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], *, scopes: Collection[str] = ()) -> str:
     """Rows as aligned text: what was done, top-1, its change, errors, parameters.
 
     Rows of single layers are left out where there are rows of several; the figures show them.
+
+    Args:
+        scopes: as asked for; the row of a single layer stays if its name is among them.
     """
     if any(row["layers"] and not of_one_layer(row) for row in rows):
-        rows = [row for row in rows if not of_one_layer(row)]
+        rows = [row for row in rows if row["scope"] in scopes or not of_one_layer(row)]
     header = ("rewrite", "keep", "scope", "top-1 %", "change", "mean sq. rel. error", "parameters kept")
     lines = [
         (

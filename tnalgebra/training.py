@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,7 @@ def accuracy(
     batch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
+    not_finite: Literal["error", "wrong"] = "error",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> float:
@@ -118,23 +120,26 @@ def accuracy(
         batch_size: the most images at a time.
         mean: per channel, see `normalised`.
         std: per channel, see `normalised`.
+        not_finite: what a logit that is not finite does, of which the largest would mean nothing: end it all, or
+            count as a wrong answer for its image.
         dtype: of the images that the model is given.
         device: where the model is.
 
     Raises:
         DataError: there are no images, or a setting is not what it should be.
-        StudyError: a logit is not finite; the largest would mean nothing.
+        StudyError: a logit is not finite, and `not_finite` is "error".
     """
     _check_not_empty(images)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    finite = torch.ones((), dtype=torch.bool, device=device)
+    all_finite = torch.ones((), dtype=torch.bool, device=device)
     with _modes_kept(model), torch.inference_mode():
         model.eval()
         for pixels, labels in images.batches(batch_size, mean=mean, std=std, dtype=dtype, device=device):
             logits = model(pixels)
-            finite &= logits.isfinite().all()
-            correct += (logits.argmax(dim=1) == labels).sum()
-    if not finite:
+            finite = logits.isfinite().all(dim=1)
+            all_finite &= finite.all()
+            correct += ((logits.argmax(dim=1) == labels) & finite).sum()
+    if not_finite == "error" and not all_finite:
         raise StudyError(
             explain(
                 "the network's outputs are not finite",

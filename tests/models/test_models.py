@@ -173,6 +173,12 @@ def test_a_class_can_be_named(module: Callable[[str], str]) -> None:
         ("def build(classes, n): pass", "build", ["'n'", "signature: build(classes, n)", "given:     classes=3"]),
         ("import no_such_module_here", "build", ["cannot be imported", "No module named 'no_such_module_here'"]),
         ("def build(:", "build", ["cannot be imported", "SyntaxError"]),
+        ("nothing_there", "build", ["cannot be imported", "NameError: name 'nothing_there' is not defined"]),
+        (
+            "def build(classes): return nn.Linear(classes, -1)",
+            "build",
+            ["raised an error instead of returning a network", "because: RuntimeError: ", "given:   classes=3"],
+        ),
     ],
 )
 def test_what_is_wrong_with_a_module_of_ones_own(

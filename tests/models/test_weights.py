@@ -176,13 +176,20 @@ def test_a_file_that_is_missing(tmp_path: Path) -> None:
 def test_a_file_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
     source = tmp_path / "w.pth"
     source.write_bytes(content)
-    check_refused(source, "is not a checkpoint of tensors", "reason:")
+    check_refused(source, "is no torch checkpoint", "reason:")
 
 
 def test_a_checkpoint_that_was_cut_off(saved: State, tmp_path: Path) -> None:
     source = write(tmp_path / "w.pth", saved)
     source.write_bytes(source.read_bytes()[:-200])
-    check_refused(source, "is not a checkpoint of tensors")
+    check_refused(source, "is no torch checkpoint")
+
+
+def test_a_text_is_no_checkpoint(tmp_path: Path) -> None:
+    source = tmp_path / "w.pth"
+    source.write_text("in the beginning there was a text")
+    message = check_refused(source, "is no torch checkpoint", "reason: it begins with b'in the beginning the'")
+    assert "105" not in message.replace(str(source), "")
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,8 @@ def test_the_config_is_printed_first_and_the_table_last(uninterrupted: Path) -> 
     lines = (uninterrupted / "stdout").read_text().splitlines()
     fields = [field.name for field in dataclasses.fields(Config)]
     assert [line.split()[0] for line in lines[: len(fields)]] == fields
-    assert "limit           60" in lines
-    assert "device          cpu" in lines
+    assert "limit             60" in lines
+    assert "device            cpu" in lines
     assert "360 images of 10 classes, 1 x 8 x 8, mean (0.0,), std (1.0,)" in lines
     assert "training cnn4 on 1437 images of digits" in lines
     assert lines[-1] == f"rows and figures: {uninterrupted}/"
@@ -286,9 +286,11 @@ def test_a_folder_of_images_and_a_network_of_ones_own(
     assert again.rows[1] == row, "the same first weights: of the seed"
     model = build_model("own_nets:build", classes=3, channels=3)
     torch.save({"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}}, "w.pth")
-    other = dataclasses.replace(config, weights="w.pth", recalibrate_bn=True, output=Path("weights"))
+    other = dataclasses.replace(
+        config, weights="w.pth", recalibrate_bn=True, recalibrate_shift=1, output=Path("weights")
+    )
     assert main(other).rows[1]["layers"] != row["layers"]
-    assert json.loads(Path("weights/config.json").read_text())["recalibrate_bn"]
+    assert json.loads(Path("weights/config.json").read_text())["recalibrate_bn"][1] == 1
     assert json.loads(Path("out/config.json").read_text())["recalibrate_bn"] is False
 
 
@@ -301,6 +303,9 @@ def test_the_help_names_every_setting(capsys: pytest.CaptureFixture[str], monkey
     for field in dataclasses.fields(Config):
         assert "--" + field.name.replace("_", "-") in shown
     assert "python -m recipes.compressibility --model resnet20" in shown
+    assert "half a minute" in shown
+    assert max(map(len, shown.splitlines())) <= 90, "tyro does not wrap what stands above the options"
+    assert "\n\n\n" not in shown
 
 
 # errors
@@ -347,20 +352,36 @@ def a_file(folder: Path) -> None:
     (folder / "out").write_text("not a folder")
 
 
+def raising(folder: Path) -> None:
+    (folder / "raising_nets.py").write_text("def build(): raise ZeroDivisionError('by zero')\n")
+
+
+def without_kernels(folder: Path) -> None:
+    (folder / "flat_nets.py").write_text("from torch import nn\nbuild = nn.Flatten\n")
+
+
+def text_as_weights(folder: Path) -> None:
+    (folder / "w.pth").write_text("in the beginning")
+
+
 RESNET = ["--model", "resnet20", "--weights", "w.pth", "--data", "data"]
 ERRORS: list[tuple[str, Callable[[Path], None], list[str], str]] = [
     ("label twice", nothing, ["--cuts", "out in | in kh kw"], "the label 'in' stands twice in a cut"),
     ("label missing", nothing, ["--cuts", "out | in kh"], "missing: kw"),
     ("label unknown", nothing, ["--cuts", "out | in kh kx kw"], "unknown: kx"),
     ("empty side", nothing, ["--cuts", "out in kh kw |"], "the right side of a cut is empty"),
-    ("no cuts", nothing, ["--cuts"], "there is nothing to do"),
-    ("keep 0", nothing, ["--keep", "0"], "KeepFraction(0.0) keeps a fraction outside (0, 1]"),
-    ("keep above 1", nothing, ["--keep", "0.5", "1.5"], "KeepFraction(1.5) keeps a fraction outside (0, 1]"),
-    ("keep nan", nothing, ["--keep", "nan"], "KeepFraction(nan) keeps a fraction outside (0, 1]"),
+    ("no cuts", nothing, ["--cuts"], "fix:   at least one of each: a cut such as 'out | in kh kw'"),
+    ("then", nothing, ["--cuts", "out | in kh kw then"], "after 'then' is empty\n  where: out | in kh kw then\n"),
+    ("keep 0", nothing, ["--keep", "0"], "keep holds 0, outside (0, 1]"),
+    ("keep above 1", nothing, ["--keep", "0.5", "1.5"], "keep holds 1.5, outside (0, 1]"),
+    ("keep nan", nothing, ["--keep", "nan"], "keep holds nan, outside (0, 1]"),
     ("scope", nothing, ["--scope", "layer9.*"], "the scope 'layer9.*' matches no layer that is cut"),
     ("limit", nothing, ["--limit", "361"], "cannot choose 361 images"),
     ("model", nothing, ["--model", "resnet21"], "no model is called 'resnet21'"),
     ("own model", nothing, ["--model", "nowhere.nets:build"], "module 'nowhere.nets' cannot be imported"),
+    ("a builder that raises", raising, ["--model", "raising_nets:build"], "because: ZeroDivisionError: by zero"),
+    ("no kernels", without_kernels, ["--model", "flat_nets:build"], "Flatten has no kernel to cut"),
+    ("text as weights", text_as_weights, ["--weights", "w.pth"], "'w.pth' is no torch checkpoint"),
     ("no weights", nothing, ["--model", "resnet20"], "resnet20 needs weights"),
     ("weights", nothing, ["--weights", "nowhere.pth"], "no file of weights at 'nowhere.pth'"),
     ("data", nothing, ["--data", "nowhere"], "no folder of images at 'nowhere'"),
