@@ -43,7 +43,8 @@ class Config:
 
     # one line each: the command's --help breaks them where it must
     model: str = "cnn4"
-    """cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, or a function of your own: package.module:function"""
+    """cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar (stem for 32x32 images), or a function of
+    your own: package.module:function"""
     weights: str | None = None
     """a file of weights, or torchvision:NAME; without one cnn4 is trained first, your own network used as it comes"""
     data: str = "digits"

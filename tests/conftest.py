@@ -1,4 +1,7 @@
-"""Fixtures: a cache of the tests' own, and real data from the folder $TNALGEBRA_DATA (skipped if it is not set)."""
+"""Fixtures: a cache of the tests' own, and real data from the folder $TNALGEBRA_DATA (skipped if it is not set).
+
+Hypothesis draws the same 200 examples every time; HYPOTHESIS_PROFILE=thorough draws 10,000 new ones.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("default", derandomize=True, max_examples=200, deadline=None)
+settings.register_profile(
+    "thorough", derandomize=False, max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 TRAIN_PER_CLASS = 200  # training images of each class that the tests unpack
 
@@ -48,6 +58,3 @@ def _data_file(name: str) -> Path:
     if not file.is_file():
         pytest.fail(f"TNALGEBRA_DATA is set, but there is no {file}")
     return file
-
-
-import profiles  # noqa: E402, F401 - registers and loads the hypothesis profiles

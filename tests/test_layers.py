@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,8 +20,6 @@ from tnalgebra.layers import kernel_labels_of, kernel_layers, layer_network
 from tnalgebra.network import tensor_nodes
 from tnalgebra.nodes import MODES
 from tnalgebra.notation import parse
-
-law = settings(derandomize=True, max_examples=200, deadline=None)
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -50,7 +48,6 @@ def each(draw: st.DrawFn, axes: int, least: int, most: int) -> tuple[int, ...]:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@law
 @given(st.data())
 def test_a_convolution_is_its_network(data: st.DataObject) -> None:
     draw: st.DrawFn = data.draw  # type: ignore[assignment]
@@ -72,7 +69,6 @@ def test_a_convolution_is_its_network(data: st.DataObject) -> None:
     check(module, (2, 4, *draw(st.permutations((7, 8, 9)))[:axes]), told=draw(st.booleans()))
 
 
-@law
 @given(st.data())
 def test_a_transposed_convolution_is_its_network(data: st.DataObject) -> None:
     draw: st.DrawFn = data.draw  # type: ignore[assignment]
@@ -93,14 +89,12 @@ def test_a_transposed_convolution_is_its_network(data: st.DataObject) -> None:
     check(module, (2, 4, *draw(st.permutations((5, 6, 7)))[:axes]), told=draw(st.booleans()))
 
 
-@law
 @given(st.permutations((2, 3, 5)), st.booleans())
 def test_a_linear_layer_is_its_network(sizes: list[int], bias: bool) -> None:
     n, c, out = sizes
     check(nn.Linear(c, out, bias=bias), (n, c), told=False)
 
 
-@law
 @given(st.data())
 def test_an_average_pooling_is_its_network(data: st.DataObject) -> None:
     draw: st.DrawFn = data.draw  # type: ignore[assignment]
@@ -118,7 +112,6 @@ def test_an_average_pooling_is_its_network(data: st.DataObject) -> None:
     check(module, (2, 3, *draw(st.permutations((5, 6, 7)))[:axes]), told=True)
 
 
-@law
 @given(st.data())
 def test_an_adaptive_average_pooling_is_its_network(data: st.DataObject) -> None:
     draw: st.DrawFn = data.draw  # type: ignore[assignment]

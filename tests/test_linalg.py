@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from tnalgebra.bipartition import Bipartition, bipartitions
 from tnalgebra.errors import RankError, RuleError, ValuesError
 from tnalgebra.linalg import SVD, matricise, singular_values, truncated_svd
 
-LAW = settings(derandomize=True, max_examples=200, deadline=None)
 SIZES = {"out": 5, "in": 4, "kh": 3, "kw": 2}
 FLOOR, BOUND, BELOW = 1e-6, 1e-8, 1e-7  # what `singular_values` promises, over the largest value
 
@@ -43,7 +42,6 @@ def matrices(draw: st.DrawFn) -> Tensor:
     return gaussian(rows, rank, seed=seed) @ gaussian(rank, columns, seed=seed + 1) * scale
 
 
-@LAW
 @given(st.permutations(list(SIZES)), st.integers(0, 6), st.integers(0, 2**30))
 def test_an_element_of_a_matricisation_is_the_one_its_numbers_name(order: list[str], which: int, seed: int) -> None:
     tensor = gaussian(*(SIZES[label] for label in order), seed=seed)
@@ -64,7 +62,6 @@ def test_matricise_names_what_does_not_fit() -> None:
         matricise(torch.ones(2, 3), ["out", "in", "k"], Bipartition(("out",), ("in", "k")))
 
 
-@LAW
 @given(matrices())
 def test_singular_values_are_those_of_an_svd(matrix: Tensor) -> None:
     expected = torch.linalg.svdvals(matrix)
@@ -78,7 +75,6 @@ def test_singular_values_are_those_of_an_svd(matrix: Tensor) -> None:
     assert difference.max() <= BELOW
 
 
-@LAW
 @given(
     st.sampled_from([(24, 24), (17, 50), (50, 17), (6, 300), (3, 5)]),
     st.sampled_from(["even", "flat with one small", "half small", "steep"]),
@@ -108,7 +104,6 @@ def test_planted_values_of_a_large_square_are_right_to_1e_8() -> None:
     assert (singular_values(planted(400, 400, values, seed=0)) - values).abs().max() <= BOUND
 
 
-@LAW
 @given(matrices(), st.data())
 def test_the_truncated_svd_is_the_nearest_of_its_rank(matrix: Tensor, data: st.DataObject) -> None:
     rank = data.draw(st.integers(1, min(matrix.shape)))
@@ -133,7 +128,6 @@ def test_the_truncated_svd_is_the_nearest_of_its_rank(matrix: Tensor, data: st.D
         assert torch.linalg.matrix_norm(exact - moved_left @ moved_right) >= error - 1e-13
 
 
-@LAW
 @given(matrices())
 def test_all_values_together_are_the_matrix_again(matrix: Tensor) -> None:
     left, values, right = truncated_svd(matrix)
@@ -141,7 +135,6 @@ def test_all_values_together_are_the_matrix_again(matrix: Tensor) -> None:
     torch.testing.assert_close((left * (values / unit)) @ right, matrix / unit, rtol=0, atol=1e-12)
 
 
-@LAW
 @given(matrices())
 def test_signs_are_settled(matrix: Tensor) -> None:
     left, values, right = truncated_svd(matrix)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -22,7 +22,6 @@ from tnalgebra.linalg import matricise, truncated_svd
 from tnalgebra.notation import parse
 from tnalgebra.spectrum import Spectra, Spectrum, cut_singular_values, hosvd, spectra
 
-LAW = settings(derandomize=True, max_examples=200, deadline=None)
 WORDS = ("out", "in", "kh", "kw", "kd")
 GRAM = 1e-8  # values above 1e-6 of the largest are right to this part of it
 EXACT = 1e-12
@@ -58,7 +57,6 @@ def lists_of_values(draw: st.DrawFn) -> list[float]:
 # Singular values over cuts ------------------------------------------------------------------------------------
 
 
-@LAW
 @given(tensors())
 def test_every_cut_has_the_singular_values_of_its_matrix(drawn: tuple[Tensor, tuple[str, ...]]) -> None:
     tensor, labels = drawn
@@ -162,7 +160,6 @@ def test_a_weight_that_is_not_finite_names_its_layer(bad: float) -> None:
 # Measures of one spectrum ---------------------------------------------------------------------------------------
 
 
-@LAW
 @given(lists_of_values())
 def test_measures_lie_between_one_value_and_all(values: list[float]) -> None:
     spectrum, count = planted(values), len(values)
@@ -178,7 +175,6 @@ def test_measures_lie_between_one_value_and_all(values: list[float]) -> None:
         assert spectrum.participation_ratio == pytest.approx(1 / math.fsum(share**2 for share in shares), rel=1e-12)
 
 
-@LAW
 @given(tensors(), st.data())
 def test_norm_kept_and_relative_error_are_those_of_the_truncated_kernel(
     drawn: tuple[Tensor, tuple[str, ...]], data: st.DataObject
@@ -308,7 +304,6 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_old_file(tmp_path: Path, monke
 # HOSVD ----------------------------------------------------------------------------------------------------------
 
 
-@LAW
 @given(tensors())
 def test_the_core_with_its_factors_is_the_tensor(drawn: tuple[Tensor, tuple[str, ...]]) -> None:
     tensor, labels = drawn
@@ -319,7 +314,6 @@ def test_the_core_with_its_factors_is_the_tensor(drawn: tuple[Tensor, tuple[str,
     torch.testing.assert_close(contract([core, *factors], labels), tensor / unit, rtol=0, atol=EXACT)
 
 
-@LAW
 @given(tensors())
 def test_mode_matrices_are_orthogonal(drawn: tuple[Tensor, tuple[str, ...]]) -> None:
     tensor, labels = drawn
@@ -331,7 +325,6 @@ def test_mode_matrices_are_orthogonal(drawn: tuple[Tensor, tuple[str, ...]]) -> 
         torch.testing.assert_close(factor.mT @ factor, torch.eye(rank, dtype=torch.float64), rtol=0, atol=EXACT)
 
 
-@LAW
 @given(tensors())
 def test_the_network_without_a_mode_matrix_is_an_isometry_up_to_the_modes_values(
     drawn: tuple[Tensor, tuple[str, ...]],
@@ -357,7 +350,6 @@ def test_the_network_without_a_mode_matrix_is_an_isometry_up_to_the_modes_values
         torch.testing.assert_close(rest.norm(dim=1) / scale, values / scale, rtol=0, atol=EXACT)
 
 
-@LAW
 @given(tensors())
 def test_slices_of_the_core_are_orthogonal_and_weigh_the_modes_values(drawn: tuple[Tensor, tuple[str, ...]]) -> None:
     tensor, labels = drawn

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,8 +19,6 @@ from tnalgebra.evaluation import evaluate, magnitude
 from tnalgebra.network import Network, shapes
 from tnalgebra.nodes import MODES
 from tnalgebra.notation import parse
-
-law = settings(derandomize=True, max_examples=200, deadline=None)
 
 CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -127,7 +125,6 @@ def paddings(
 # Laws ---------------------------------------------------------------------------------------------------------
 
 
-@law
 @given(st.data())
 def test_convolution_is_torchs(data: st.DataObject) -> None:
     sizes = data.draw(layers())
@@ -153,7 +150,6 @@ def test_convolution_is_torchs(data: st.DataObject) -> None:
     check(network, {"X": x, "K": w}, expected)
 
 
-@law
 @given(st.data())
 def test_transposed_convolution_is_torchs(data: st.DataObject) -> None:
     sizes = data.draw(layers())
@@ -176,7 +172,6 @@ def test_transposed_convolution_is_torchs(data: st.DataObject) -> None:
     check(network, {"X": x, "K": w}, expected)
 
 
-@law
 @given(st.data())
 def test_uneven_ends_crop_a_transposed_convolution(data: st.DataObject) -> None:
     draw: st.DrawFn = data.draw  # type: ignore[assignment]
@@ -187,7 +182,6 @@ def test_uneven_ends_crop_a_transposed_convolution(data: st.DataObject) -> None:
     check(network, {"X": x, "K": w}, expected)
 
 
-@law
 @given(st.data())
 def test_flat_patches_are_torchs_unfold(data: st.DataObject) -> None:
     draw: st.DrawFn = data.draw  # type: ignore[assignment]
@@ -199,7 +193,6 @@ def test_flat_patches_are_torchs_unfold(data: st.DataObject) -> None:
     check(network, {"X": x}, expected)
 
 
-@law
 @given(st.data())
 def test_patches_are_torchs_views(data: st.DataObject) -> None:
     sizes = data.draw(layers())
@@ -235,7 +228,6 @@ def poolings(draw: st.DrawFn) -> tuple[tuple[int, ...], dict[str, Any]]:
     return kernel, options
 
 
-@law
 @given(poolings(), st.permutations((5, 6, 7)), st.booleans())
 def test_average_pooling_is_torchs(
     pooling: tuple[tuple[int, ...], dict[str, Any]], positions: list[int], told: bool
@@ -286,7 +278,6 @@ def test_every_small_average_pooling_is_torchs(ceil_mode: bool, count_include_pa
                     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14)
 
 
-@law
 @given(st.lists(st.one_of(st.none(), st.integers(1, 9)), min_size=1, max_size=3), st.permutations((5, 6, 8)))
 def test_adaptive_average_pooling_is_torchs(output_size: list[int | None], positions: list[int]) -> None:
     axes = len(output_size)
@@ -301,14 +292,12 @@ def test_adaptive_average_pooling_is_torchs(output_size: list[int | None], posit
         check(without.network, {"X": x}, expected)
 
 
-@law
 @given(st.integers(1, 3), st.permutations((5, 6, 8)))
 def test_global_average_pooling_is_the_mean(axes: int, positions: list[int]) -> None:
     x = random(2, 3, *positions[:axes], seed=axes)
     check(windows.global_average_pooling(axes), {"X": x}, x.flatten(2).mean(2))
 
 
-@law
 @given(st.permutations((2, 3, 5, 7)), st.booleans(), st.booleans())
 def test_linear_is_torchs(sizes: list[int], known_in: bool, known_out: bool) -> None:
     n, c, out, seed = sizes
@@ -317,7 +306,6 @@ def test_linear_is_torchs(sizes: list[int], known_in: bool, known_out: bool) -> 
     check(windows.linear(**known), {"X": x, "W": w}, F.linear(x, w))
 
 
-@law
 @given(st.data())
 def test_two_layers_are_one_network(data: st.DataObject) -> None:
     """`conv >> pool` and `conv >> conv` are torch's composition: padding between the two included."""
