@@ -9,8 +9,7 @@ from typing import Any
 from .errors import RuleError, explain
 from .exact_rules import SIMPLIFY, contract_bond, fold_scalar
 from .network import Network
-from .rewriting import Fit, Place, Rule, Trace
-from .valuation import bind_values
+from .rewriting import Fit, Place, Rule, started
 
 MAX_STEPS = 10_000
 
@@ -34,8 +33,7 @@ def rewrite(
     Raises:
         RuleError: still not done after `max_steps`; the last rules that fired are named.
     """
-    network, tensors = bind_values(network, values or {})
-    fit = Fit(network, tensors, Trace(network, ()))
+    fit = started(network, values or {})
     while chosen := _next(fit.network, rules, order):
         if len(fit.trace.steps) == max_steps:
             last = ", ".join(dict.fromkeys(step.rule.name for step in fit.trace.steps[-10:]))

@@ -139,7 +139,7 @@ class Rule:
             RankError, ValuesError, SizeError: as their names say.
         """
         if isinstance(target, Network):
-            network, tensors = bind_values(target, values or {})
+            fit = started(target, values or {})
         elif not isinstance(target, Mapping):
             raise RuleError(
                 explain(
@@ -152,8 +152,8 @@ class Rule:
                 raise RuleError("values are given twice: apply(values), or apply(network, values)")
             if self.start is None:
                 raise RuleError(explain(f"the rule {self.name!r} has no left side of its own", fix="give a network"))
-            network, tensors = bind_values(self.start(target), target)
-        return Fit(network, tensors, Trace(network, ())).then(self, at=at, bind=bind, ranks=ranks, sizes=sizes)
+            fit = started(self.start(target), target)
+        return fit.then(self, at=at, bind=bind, ranks=ranks, sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -207,16 +207,9 @@ class Trace:
 
     def replay(self, values: Mapping[str, Any]) -> Fit:
         """Do the same steps on other values of the start, at the same places and ranks."""
-        network, tensors = bind_values(self.start, values)
-        fit = Fit(network, tensors, Trace(network, ()))
+        fit = started(self.start, values)
         for step in self.steps:
-            fit = fit.then(
-                step.rule,
-                at=step.place,
-                bind=step.options.bind,
-                ranks=step.change.ranks,
-                sizes=step.options.sizes,
-            )
+            fit = fit.again(step)
         return fit
 
     def check(self, values: Mapping[str, Any]) -> None:
@@ -228,12 +221,9 @@ class Trace:
         Raises:
             RuleError: a step breaks its promise; the first one is named, with what it promised and what is true.
         """
-        network, tensors = bind_values(self.start, {name: torch.as_tensor(v).double() for name, v in values.items()})
-        fit = Fit(network, tensors, Trace(network, ()))
+        fit = started(self.start, {name: torch.as_tensor(value).double() for name, value in values.items()})
         for number, step in enumerate(self.steps, 1):
-            following = fit.then(
-                step.rule, at=step.place, bind=step.options.bind, ranks=step.change.ranks, sizes=step.options.sizes
-            )
+            following = fit.again(step)
             if not _agree(step.after, following.network):
                 raise RuleError(
                     explain(
@@ -359,6 +349,17 @@ class Fit:
         step, values = fire(rule, self.network, self.values, place, options)
         start = self.values if self._start is None else self._start
         return Fit(step.after, values, Trace(self.trace.start, (*self.trace.steps, step)), start)
+
+    def again(self, step: Step) -> Fit:
+        """Do a step that was done before, at the same place with the same ranks, on these values."""
+        options = step.options
+        return self.then(step.rule, at=step.place, bind=options.bind, ranks=step.change.ranks, sizes=options.sizes)
+
+
+def started(network: Network, values: Mapping[str, Any]) -> Fit:
+    """A network with values, before the first step. Raises ValuesError where they do not fit."""
+    network, tensors = bind_values(network, values)
+    return Fit(network, tensors, Trace(network, ()))
 
 
 def fire(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -22,9 +21,9 @@ from .layers import kernel_labels_of, kernel_layers
 from .network import Network
 from .nodes import NamedTensor
 from .ranks import KeepFraction, kept
-from .rewriting import Fit, Rule, Trace
+from .rewriting import Rule, started
 from .study_store import Row
-from .valuation import bind_values, norm, relative
+from .valuation import norm, relative
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +89,7 @@ class Treatment:
             full = L.shape[-1]
             rank = kept(KeepFraction(fraction), full, bond="r", singular_values=list)
             factors = Network(whole.network.nodes, whole.network.output)
-            network, values = bind_values(factors, {left: L[..., :rank], right: R[:rank]})
-            fit = Fit(network, values, Trace(network, ()))
+            fit = started(factors, {left: L[..., :rank], right: R[:rank]})
             for following in others:
                 fit = fit.then(following, ranks=KeepFraction(fraction))
             weight = fit.dense()
@@ -109,19 +107,8 @@ def treatment_of(given: str | Rule) -> Treatment:
     text = given.name if isinstance(given, Rule) else given
     if not isinstance(text, str):
         raise RuleError(explain(f"cuts holds {given!r}", fix="a text such as 'out | in kh kw', or a cut of all_cuts"))
-    for number, part in enumerate(re.split(r"\bthen\b", text)):
-        if "then" in text and not part.strip():
-            place = "after" if number else "before"
-            raise RuleError(
-                explain(f"the cut {place} 'then' is empty", where=text, fix="a cut on either side of each 'then'")
-            )
     cuts = cut_sequence(text)
     sides = [parse_bipartition(rule.name) for rule in cuts]
-    for rule, found in zip(cuts, sides, strict=True):
-        if set(found.labels) != set(sides[0].labels):
-            raise RuleError(
-                explain("cuts that follow one another hold different labels", first=cuts[0].name, other=rule.name)
-            )
     identity = tuple(frozenset((frozenset(cut.left), frozenset(cut.right))) for cut in sides)
     return Treatment(" then ".join(rule.name for rule in cuts), cuts, identity)
 

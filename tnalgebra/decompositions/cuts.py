@@ -86,8 +86,23 @@ def all_cuts(labels: str | Iterable[str] | Network) -> list[Rule]:
 
 
 def cut_sequence(text: str) -> tuple[Rule, ...]:
-    """Read "A then B": cuts that follow one another on one kernel, each contracted back before the next."""
-    return tuple(cut(part) for part in re.split(r"\bthen\b", text))
+    """Read "A then B": cuts that follow one another on one kernel, each contracted back before the next.
+
+    Raises:
+        RuleError: a part is empty or no cut, or the cuts hold different labels.
+    """
+    parts = re.split(r"\bthen\b", text)
+    for number, part in enumerate(parts):
+        if len(parts) > 1 and not part.strip():
+            place = "after" if number else "before"
+            raise RuleError(
+                explain(f"the cut {place} 'then' is empty", where=text, fix="a cut on either side of each 'then'")
+            )
+    sides = [parse_bipartition(part) for part in parts]
+    for other in sides:
+        if set(other.labels) != set(sides[0].labels):
+            raise RuleError(explain("cuts that follow one another hold different labels", first=sides[0], other=other))
+    return tuple(cut(bipartition) for bipartition in sides)
 
 
 def _left_side(bipartition: Bipartition, of: str | None) -> Network | None:
