@@ -10,8 +10,13 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from textwrap import fill
 
 import tnalgebra as tn
+from tnalgebra.decompositions.catalogue import CATALOGUE, Entry
+from tnalgebra.errors import RuleError
+from tnalgebra.labels import KERNEL_LABELS
+from tnalgebra.notation import parse_rule
 from tnalgebra.study_store import read_rows, table
 
 DOCS = Path(__file__).parent
@@ -26,21 +31,62 @@ PICTURES = {
 }
 """Networks that the docs show; `images/NAME.svg`."""
 
+KINDS = {"Linear": 2, "Conv1d": 3, "Conv2d": 4, "Conv3d": 5}
+"""What has a kernel -> its number of axes."""
+
 
 def rules_page() -> str:
-    """docs/rules.md: every exact rule with its equation and its docstring."""
+    """docs/rules.md: every exact rule with its equation and docstring, every decomposition with equation and source."""
     simplifying = {rule.name for rule in tn.SIMPLIFY}
     lines = [
-        "# Exact rules",
+        "# Rules",
         "",
-        "They keep the value of a network. Those marked *simplify* are what `simplify` applies: they only ever make a",
-        "network smaller, so any order ends. `rewrite` takes any list of rules. This page is generated from the",
-        "docstrings by `python docs/generate.py`.",
+        "Exact rules keep the value of a network; decompositions approximate a tensor by a network. `rules()` prints",
+        "all of them. This page is generated from the library by `python docs/generate.py`.",
+        "",
+        "## Exact rules",
+        "",
+        "Those marked *simplify* are what `simplify` applies: they only ever make a network smaller, so any order",
+        "ends. `rewrite` takes any list of rules.",
     ]
     for rule in tn.EXACT_RULES:
         mark = " *(simplify)*" if rule.name in simplifying else ""
-        lines += ["", f"## {rule.name}{mark}", "", f"    {rule.equation}", "", rule.explanation]
+        lines += ["", f"### {rule.name}{mark}", "", f"    {rule.equation}", "", rule.explanation]
+    lines += [
+        "",
+        "## Decompositions",
+        "",
+        "Each by its name, with the rule for every kind of kernel that it exists for: a weight as torch stores it, one",
+        "label an axis. Labels that stand on the right side only are bonds, whose ranks are chosen, and parts of a",
+        "`Fuse`, whose sizes are. A cut is a decomposition by its own text: `out kh | in kw` is",
+        "`K[out in kh kw] => L[out kh r] R[r in kw]`.",
+    ]
+    for entry in CATALOGUE:
+        equations, missing = equations_of(entry)
+        lines += ["", f"### {entry.name}", "", fill(entry.source, 110), ""]
+        lines += [f"    {kind}  {equation}" for kind, equation in equations.items()]
+        for reason in dict.fromkeys(missing.values()):
+            kinds = ", ".join(kind for kind, other in missing.items() if other == reason)
+            lines += ["", f"Not of {kinds}: {reason}."]
+        lines += ["", f"![{entry.name}](images/rule-{entry.name}.svg)"]
     return "\n".join(lines) + "\n"
+
+
+def equations_of(entry: Entry) -> tuple[dict[str, str], dict[str, str]]:
+    """Kind of kernel -> the equation of the decomposition, or the reason why there is none."""
+    found, missing = {}, {}
+    for kind, axes in KINDS.items():
+        try:
+            found[kind] = entry.make(KERNEL_LABELS[axes]).equation
+        except RuleError as error:
+            missing[kind] = str(error).splitlines()[0]
+    return found, missing
+
+
+def drawn(entry: Entry) -> tn.Network:
+    """What `images/rule-NAME.svg` shows: the right side for a Conv2d, else for a Linear."""
+    equations, _ = equations_of(entry)
+    return parse_rule(equations.get("Conv2d") or equations["Linear"])[1]
 
 
 def store_study(name: str, folder: Path) -> None:
@@ -69,6 +115,8 @@ def main() -> None:
     for name, text in PICTURES.items():
         network = tn.parse(text)
         tn.draw(network, DOCS / "images" / f"{name}.svg")
+    for entry in CATALOGUE:
+        tn.draw(drawn(entry), DOCS / "images" / f"rule-{entry.name}.svg")
 
 
 if __name__ == "__main__":

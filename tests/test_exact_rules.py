@@ -39,7 +39,8 @@ from tnalgebra.labels import MAX_AXES
 from tnalgebra.network import Network, carriers, shapes, tensor_nodes
 from tnalgebra.nodes import MODES, Conv, Copy, Fuse, NamedTensor, Node
 from tnalgebra.notation import parse
-from tnalgebra.rewriting import Fit, Place, Rule, Trace
+from tnalgebra.options import Place
+from tnalgebra.rewriting import Fit, Rule, Trace
 from tnalgebra.sizes import window
 from tnalgebra.valuation import bind_values
 

@@ -39,14 +39,23 @@ ORDER = (
     "evaluation",
     "valuation",
     "quimb_bridge",
+    # numbers
+    "linalg",
+    "fitting.metric",
+    "fitting.trees",
+    "fitting.problem",
+    "fitting.right_sides",
+    "fitting.systems",
+    "fitting.als",
+    "fitting.*",
+    "fitting",
     # what may change
+    "options",
     "matching",
     "rewriting",
     "exact_rules.*",
     "exact_rules",
     "driver",
-    # numbers and approximate rules
-    "linalg",
     "decompositions.*",
     "decompositions",
     # what a user holds
@@ -54,6 +63,11 @@ ORDER = (
     "spectrum",
     "images",
     "training",
+    "patches",
+    "calibration",
+    "allocation",
+    "compar*",
+    "compression",
     "stud*",
 )
 """One pattern a line; a module belongs to the first line that fits. Modules of one line may import each other."""

@@ -18,7 +18,8 @@ from tnalgebra.matching import Match, matches, whole_tensors
 from tnalgebra.network import Network, carriers, tensor_nodes
 from tnalgebra.nodes import NamedTensor, Node, Variable, relabel, rename
 from tnalgebra.notation import parse, parse_rule
-from tnalgebra.rewriting import Fit, Place
+from tnalgebra.options import Place
+from tnalgebra.rewriting import Fit
 
 
 def found(pattern: str, host: str) -> list[Match]:

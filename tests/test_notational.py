@@ -15,8 +15,8 @@ from kernel_cases import KERNEL, TREES, Case, check_claim, gaussian, tail, tenso
 from torch import Tensor
 
 from tnalgebra.decompositions import cut, rule
-from tnalgebra.decompositions.trees import grow
 from tnalgebra.errors import NetworkError, RankError, RuleError, SizeError, TnalgebraError
+from tnalgebra.fitting.trees import grow
 from tnalgebra.notation import parse
 from tnalgebra.ranks import KeepFraction, ParameterBudget, Rank, RelativeError
 

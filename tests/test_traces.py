@@ -28,8 +28,9 @@ from tnalgebra.errors import (
 from tnalgebra.exact_rules import contract_bond, drop_copy_of_two
 from tnalgebra.network import Network
 from tnalgebra.notation import parse
+from tnalgebra.options import Options, Place
 from tnalgebra.ranks import KeepFraction, ParameterBudget, RelativeError
-from tnalgebra.rewriting import Change, Fit, Options, Place, Rule, Trace
+from tnalgebra.rewriting import Change, Fit, Rule, Trace
 
 # Traces: saved, loaded, replayed ----------------------------------------------------------------------------
 

@@ -15,9 +15,10 @@ from .isomorphism import isomorphic
 from .layers import layer_network
 from .network import Network, compose, draw, parameters
 from .notation import parse
+from .options import Place
 from .quimb_bridge import from_quimb, to_quimb
 from .ranks import KeepFraction, ParameterBudget, RelativeError
-from .rewriting import Fit, Place, Rule, Step, Trace
+from .rewriting import Fit, Rule, Step, Trace
 from .spectrum import hosvd, spectra
 from .studies import Study, study
 from .windows import (

@@ -9,7 +9,8 @@ from typing import Any
 from .errors import RuleError, explain
 from .exact_rules import SIMPLIFY, contract_bond, fold_scalar
 from .network import Network
-from .rewriting import Fit, Place, Rule, started
+from .options import Place
+from .rewriting import Fit, Rule, started
 
 MAX_STEPS = 10_000
 

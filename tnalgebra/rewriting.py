@@ -8,12 +8,12 @@ approximate rule computes values itself and claims an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, Unpack
 
 import torch
 from torch import Tensor
@@ -21,36 +21,17 @@ from torch import Tensor
 from .errors import RuleError, explain
 from .evaluation import Values, evaluate, magnitude
 from .files import write_text
+from .fitting.fits import Report
+from .fitting.metric import Metric
 from .network import Network, draw, parameters, tensor_nodes
-from .nodes import NamedTensor, node_text
-from .ranks import Rank
+from .nodes import NamedTensor
+from .options import Choices, Options, Place, saved
 from .valuation import bind_values, relative, value_of, values_for
 
 Kind: TypeAlias = Literal["exact", "approximate"]
 
 ROUNDING = 1e-12
 """What float64 rounding may change, relative to the network's `magnitude`."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rule applies: positions of nodes, and the labels that tell two places on the same nodes apart."""
-
-    nodes: tuple[int, ...]
-    labels: tuple[str, ...] = ()
-
-    def text(self, network: Network) -> str:
-        nodes = " ".join(node_text(network.nodes[position]) for position in self.nodes)
-        return f"{nodes} at {' '.join(self.labels)}" if self.labels else nodes
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chooses for one application: ranks of new bonds, sizes of `Fuse` parts, which place."""
-
-    ranks: Mapping[str, Rank] | Rank = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    bind: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +43,8 @@ class Change:
     values: new tensor -> elements (approximate rules).
     relative_error: ||left - right|| / ||left|| of the part that was replaced, as the rule claims it; 0 if exact.
     ranks: bond -> rank that was chosen.
+    output_error: sqrt(E||(K - K~) x||^2 / E||K x||^2), or of the wanted output, where there was a metric.
+    report: how the fit went, where there was one.
     pieces: the part before and the part after, as networks of their own, where the claimed error is that of a part.
     """
 
@@ -70,11 +53,23 @@ class Change:
     values: Values = field(default_factory=dict)
     relative_error: float = 0.0
     ranks: Mapping[str, int] = field(default_factory=dict)
+    output_error: float | None = None
+    report: Report | None = None
     pieces: tuple[Network, Network] | None = None
 
 
 Finder: TypeAlias = Callable[[Network, Options], Iterable[Place]]
 Builder: TypeAlias = Callable[[Network, Place, Values, Options], Change]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One application that is to be made: the arguments of a builder."""
+
+    network: Network
+    place: Place
+    values: Values
+    options: Options
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +83,9 @@ class Rule:
     ranks: labels of the bonds whose ranks the caller chooses.
     variables: names and labels of the left side, which `bind` may narrow down.
     labels: of the right side, whose sizes the caller may give.
+    takes: which of `fixed`, `metric` and `start` mean something to it.
+    fixed: constants of the right side, by the name of their basis.
+    build_many: builds several applications as one, if that is faster.
     spec: what a saved trace holds to find or make the rule again.
     """
 
@@ -100,25 +98,22 @@ class Rule:
     ranks: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    build_many: Callable[[Sequence[Job]], list[Change]] | None = field(default=None, repr=False)
     spec: Mapping[str, str] = field(default_factory=dict)
     explanation: str = field(default="", repr=False)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.equation}"
+        constants = "".join(f", {name} the {basis} basis" for name, basis in self.fixed.items())
+        return f"{self.name}: {self.equation}{constants}"
 
     def places(self, network: Network, *, bind: Mapping[str, str] | None = None) -> list[Place]:
         """Every place of `network` where the rule applies."""
         return list(self.find(network, Options(bind=bind or {})))
 
     def apply(
-        self,
-        target: Network | Mapping[str, Any],
-        values: Mapping[str, Any] | None = None,
-        *,
-        at: int | Place | None = None,
-        bind: Mapping[str, str] | None = None,
-        ranks: Mapping[str, Rank] | Rank | None = None,
-        sizes: Mapping[str, int] | None = None,
+        self, target: Network | Mapping[str, Any], values: Mapping[str, Any] | None = None, **choices: Unpack[Choices]
     ) -> Fit:
         """Apply the rule once.
 
@@ -126,10 +121,7 @@ class Rule:
             target: a network; or the values of the left side's tensors, name -> elements, to rewrite the left
                 side itself.
             values: values of a network's tensors; may be left out for exact rules.
-            at: which place, a number in `places(network)` or one of them; needed only where there are several.
-            bind: variable of the left side -> name or label of the network, to narrow the places down.
-            ranks: bond -> rank, or one `ParameterBudget` for all.
-            sizes: label -> size, for labels of the right side that nothing else tells (parts of a `Fuse`).
+            choices: see `Choices`: at, bind, ranks, sizes, fixed, metric, start, seed, starts, sweeps, dtype.
 
         Returns:
             The network after the step, its values, and the trace of this one step.
@@ -138,22 +130,54 @@ class Rule:
             RuleError: no place, several places and no `at`, or the rule cannot do what was asked.
             RankError, ValuesError, SizeError: as their names say.
         """
+        return self._started(target, values).then(self, **choices)
+
+    def apply_many(
+        self,
+        targets: Sequence[Mapping[str, Any]],
+        *,
+        metrics: Sequence[Metric] | None = None,
+        **choices: Unpack[Choices],
+    ) -> list[Fit]:
+        """Apply the rule to many values of its left side; those of one shape are fitted side by side.
+
+        Args:
+            targets: values of the left side's tensors, once for each application.
+            metrics: one for each target.
+
+        Returns:
+            What `apply` would return for each, up to rounding.
+        """
+        if metrics is not None and len(metrics) != len(targets):
+            raise RuleError(explain(f"{len(metrics)} metrics are given for {len(targets)} targets"))
+        begun = [self._started(target, None) for target in targets]
+        options = Options.of(choices)
+        _check_options(self, options)
+        jobs = []
+        for number, fit in enumerate(begun):
+            own = options if metrics is None else replace(options, metric=metrics[number])
+            jobs.append(Job(fit.network, _choose(self, fit.network, choices.get("at"), own), fit.values, own))
+        if self.build_many is None:
+            changes = [self.build(job.network, job.place, job.values, job.options) for job in jobs]
+        else:
+            changes = self.build_many(jobs)
+        return [fit.after(self, job, change) for fit, job, change in zip(begun, jobs, changes, strict=True)]
+
+    def _started(self, target: Network | Mapping[str, Any], values: Mapping[str, Any] | None) -> Fit:
         if isinstance(target, Network):
-            fit = started(target, values or {})
-        elif not isinstance(target, Mapping):
+            return started(target, values or {})
+        if not isinstance(target, Mapping):
             raise RuleError(
                 explain(
                     f"a rule is applied to a {type(target).__name__}",
                     fix="a network, or values by name: {'K': weight}",
                 )
             )
-        else:
-            if values is not None:
-                raise RuleError("values are given twice: apply(values), or apply(network, values)")
-            if self.start is None:
-                raise RuleError(explain(f"the rule {self.name!r} has no left side of its own", fix="give a network"))
-            fit = started(self.start(target), target)
-        return fit.then(self, at=at, bind=bind, ranks=ranks, sizes=sizes)
+        if values is not None:
+            raise RuleError("values are given twice: apply(values), or apply(network, values)")
+        if self.start is None:
+            raise RuleError(explain(f"the rule {self.name!r} has no left side of its own", fix="give a network"))
+        return started(self.start(target), target)
 
 
 @dataclass(frozen=True)
@@ -178,6 +202,8 @@ class Step:
     def __str__(self) -> str:
         ranks = " ".join(f"{bond}={rank}" for bond, rank in self.change.ranks.items())
         error = "exact" if self.rule.kind == "exact" else f"relative error {self.relative_error:.3g}"
+        if self.change.output_error is not None:
+            error += f", of the output {self.change.output_error:.3g}"
         counts = f"parameters {_count(self.before)} -> {_count(self.after)}"
         where = self.place.text(self.before)
         return f"{self.rule.name} on {where}\n    {'; '.join(filter(None, [ranks, error, counts]))}\n    {self.after}"
@@ -245,6 +271,7 @@ class Trace:
                 "ranks": dict(step.change.ranks),
                 "sizes": {label: index(size) for label, size in step.options.sizes.items()},
                 "bind": dict(step.options.bind),
+                **saved(step.options),
                 "relative_error": step.relative_error,
                 "after": str(step.after),
             }
@@ -333,27 +360,47 @@ class Fit:
     def _repr_svg_(self) -> str:
         return self.network._repr_svg_()
 
-    def then(
-        self,
-        rule: Rule,
-        *,
-        at: int | Place | None = None,
-        bind: Mapping[str, str] | None = None,
-        ranks: Mapping[str, Rank] | Rank | None = None,
-        sizes: Mapping[str, int] | None = None,
-    ) -> Fit:
+    @property
+    def output_error(self) -> float | None:
+        """Of the last step: sqrt(E||(K - K~) x||^2 / E||K x||^2) over the layer's inputs; None without a metric."""
+        return self.trace.steps[-1].change.output_error if self.trace.steps else None
+
+    @property
+    def report(self) -> Report | None:
+        """How the last fit of the trace went; None where there was none."""
+        return next((step.change.report for step in reversed(self.trace.steps) if step.change.report), None)
+
+    def then(self, rule: Rule, **choices: Unpack[Choices]) -> Fit:
         """Apply one more rule; the arguments are those of `Rule.apply`."""
-        options = Options({} if ranks is None else ranks, sizes or {}, bind or {})
-        _check_options(rule, options)
-        place = _choose(rule, self.network, at, options)
-        step, values = fire(rule, self.network, self.values, place, options)
+        return self._then(rule, choices.get("at"), Options.of(choices))
+
+    def again(self, step: Step) -> Fit:
+        """Do a step that was done before, at the same place with the same ranks, on these values.
+
+        Raises:
+            RuleError: the step used something that the file it was read from does not hold.
+        """
+        if step.options.lost:
+            raise RuleError(
+                explain(
+                    f"the step {step.rule.name!r} was made with a {' and a '.join(step.options.lost)}",
+                    because="a saved trace does not hold it",
+                    fix="apply the rule anew",
+                )
+            )
+        return self._then(step.rule, step.place, replace(step.options, ranks=step.change.ranks))
+
+    def after(self, rule: Rule, job: Job, change: Change) -> Fit:
+        """This fit and one more step, whose change is known."""
+        step, values = _stepped(rule, job, change)
         start = self.values if self._start is None else self._start
         return Fit(step.after, values, Trace(self.trace.start, (*self.trace.steps, step)), start)
 
-    def again(self, step: Step) -> Fit:
-        """Do a step that was done before, at the same place with the same ranks, on these values."""
-        options = step.options
-        return self.then(step.rule, at=step.place, bind=options.bind, ranks=step.change.ranks, sizes=options.sizes)
+    def _then(self, rule: Rule, at: int | Place | None, options: Options) -> Fit:
+        _check_options(rule, options)
+        place = _choose(rule, self.network, at, options)
+        change = rule.build(self.network, place, self.values, options)
+        return self.after(rule, Job(self.network, place, self.values, options), change)
 
 
 def started(network: Network, values: Mapping[str, Any]) -> Fit:
@@ -369,7 +416,11 @@ def fire(
 
     Values are optional for exact rules: a new tensor is computed where all that it is made of is known.
     """
-    change = rule.build(network, place, values, options)
+    return _stepped(rule, Job(network, place, values, options), rule.build(network, place, values, options))
+
+
+def _stepped(rule: Rule, job: Job, change: Change) -> tuple[Step, dict[str, Tensor]]:
+    network, values = job.network, job.values
     if change.after.output != network.output:
         raise RuleError(explain(f"the rule {rule.name!r} changes the open labels", before=network, after=change.after))
     new = {**values, **change.values}
@@ -377,7 +428,8 @@ def fire(
         if all(part in values for part in tensor_nodes(definition)):
             new[name] = value_of(definition, values)
     kept = tensor_nodes(change.after)
-    return Step(rule, place, options, network, change), {name: v for name, v in new.items() if name in kept}
+    step = Step(rule, job.place, job.options, network, change)
+    return step, {name: v for name, v in new.items() if name in kept}
 
 
 def _check_options(rule: Rule, options: Options) -> None:
@@ -392,6 +444,11 @@ def _check_options(rule: Rule, options: Options) -> None:
             if word not in known:
                 listed = " ".join(known) or "none"
                 raise RuleError(explain(f"the rule {rule.name!r} has no {kind} {word!r}", known=listed))
+    for choice in ("fixed", "metric", "start"):
+        if getattr(options, choice) and choice not in rule.takes:
+            raise RuleError(
+                explain(f"the rule {rule.name!r} has no use for {choice}=", takes=" ".join(rule.takes) or None)
+            )
 
 
 def _choose(rule: Rule, network: Network, at: int | Place | None, options: Options) -> Place:

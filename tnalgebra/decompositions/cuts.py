@@ -17,8 +17,9 @@ from ..linalg import SVD, matricise, truncated_svd
 from ..network import Network, carriers, parameters, tensor_nodes
 from ..nodes import NamedTensor
 from ..notation import parse
+from ..options import Options, Place
 from ..ranks import ParameterBudget, Rank, allowance, kept, rank_of
-from ..rewriting import Change, Options, Place, Rule
+from ..rewriting import Change, Rule
 from ..valuation import common_dtype, relative, value_of
 
 Form: TypeAlias = Literal["factors", "svd"]

@@ -8,11 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import RuleError, TnalgebraError, explain
 from ..exact_rules import EXACT_RULES
+from ..fitting.search import Settings
 from ..network import Network
 from ..notation import parse
-from ..rewriting import Change, Options, Place, Rule, Step, Trace
+from ..options import Options, Place
+from ..rewriting import Change, Rule, Step, Trace
 from .cuts import cut
 from .notational import rule
 from .truncation import truncate
@@ -62,7 +66,12 @@ def _step(entry: Mapping[str, Any], before: Network) -> Step:
     if not 0 <= error < math.inf:
         raise RuleError(explain(f"a step records a relative error of {error}", fix="a number of at least 0"))
     change = Change(parse(entry["after"]), relative_error=error, ranks=ranks)
-    return Step(rule_from(entry["rule"]), place, Options(ranks, sizes, bind), before, change)
+    search = {"dtype": "float64", **entry.get("search", {})}
+    settings = Settings(**{**search, "dtype": getattr(torch, str(search["dtype"]))})
+    fixed = {str(name): value for name, value in entry.get("fixed", {}).items()}
+    lost = tuple(map(str, entry.get("lost", ())))
+    options = Options(ranks, sizes, bind, fixed, settings=settings, lost=lost)
+    return Step(rule_from(entry["rule"]), place, options, before, change)
 
 
 def rule_from(spec: Mapping[str, str]) -> Rule:
@@ -78,7 +87,7 @@ def rule_from(spec: Mapping[str, str]) -> Rule:
                 raise RuleError(explain(f"there is no exact rule {name!r}", rules=", ".join(known)))
             return known[name]
         case {"notation": text, "name": str(name)}:
-            return rule(text, name=name)
+            return rule(text, name=name, fixed=json.loads(spec.get("fixed", "{}")))
         case {"cut": text, "form": ("factors" | "svd") as form}:
             return cut(text, of=spec.get("of"), form=form)
         case {"truncate": bond}:

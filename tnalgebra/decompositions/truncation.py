@@ -14,8 +14,9 @@ from ..labels import check_word
 from ..linalg import truncated_svd
 from ..network import Network, carriers, tensor_nodes
 from ..nodes import NamedTensor
+from ..options import Options, Place
 from ..ranks import kept, rank_of
-from ..rewriting import Change, Options, Place, Rule
+from ..rewriting import Change, Rule
 from ..valuation import relative
 
 

@@ -10,7 +10,7 @@ from ..editing import Edit
 from ..labels import MAX_AXES
 from ..network import Network, carriers
 from ..nodes import Copy, Fill, Node
-from ..rewriting import Place
+from ..options import Place
 from .shared import dead_outside, exact, of_type, once
 
 

@@ -10,7 +10,8 @@ from ..editing import Edit, edited
 from ..evaluation import Values
 from ..network import Network, carriers, tensor_nodes
 from ..nodes import NamedTensor
-from ..rewriting import Change, Options, Place, Rule
+from ..options import Options, Place
+from ..rewriting import Change, Rule
 
 
 def exact(

@@ -9,7 +9,7 @@ from ..editing import Edit
 from ..labels import MAX_AXES, fresh
 from ..network import Network, carriers, tensor_nodes
 from ..nodes import Copy, Fill, Fuse, NamedTensor, Node
-from ..rewriting import Place
+from ..options import Place
 from .shared import dead_outside, exact, of_type, once, untied
 
 

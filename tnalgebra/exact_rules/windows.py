@@ -10,7 +10,7 @@ from ..editing import Edit
 from ..labels import fresh
 from ..network import Network, carriers
 from ..nodes import Conv, Copy, Fill, Fuse, Node
-from ..rewriting import Place
+from ..options import Place
 from ..sizes import window
 from .shared import dead_outside, exact, of_type
 

@@ -1,0 +1,304 @@
+"""The metric of a layer's inputs against sums written out, over labels in any order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tnalgebra.errors import ValuesError
+from tnalgebra.fitting.metric import Metric
+
+SIZES = {"out": 4, "in": 5, "kh": 3, "kw": 2, "s": 7}
+EXACT = 1e-12  # of the sums of at most 30 positive terms each, in float64
+
+
+def gaussian(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def random_metric(labels: tuple[str, ...], *, grouped: bool, crossed: bool, seed: int, dtype: torch.dtype) -> Metric:
+    """Of 60 random inputs; with `crossed`, of outputs that are near those of a random kernel."""
+    sizes = [SIZES[label] for label in labels]
+    count, d = 60, math.prod(sizes)
+    x = gaussian(SIZES["out"], count, d, seed=seed) + 0.3
+    if not grouped:
+        x = x[:1].expand_as(x)
+    y = (x @ gaussian(SIZES["out"], d, 1, seed=seed + 1))[..., 0] + gaussian(SIZES["out"], count, seed=seed + 2)
+    covariance = (x.mT @ x / count)[: None if grouped else 1]
+    lead = (SIZES["out"],) if grouped else ()
+    return Metric(
+        labels,
+        covariance.reshape(*lead, *sizes, *sizes).to(dtype),
+        ("out",) if grouped else (),
+        (torch.einsum("on,ond->od", y, x) / count).reshape(-1, *sizes).to(dtype) if crossed else None,
+        float(y.square().sum() / count) if crossed else None,
+    )
+
+
+@st.composite
+def metrics(draw: st.DrawFn, crossed: bool = False, dtype: torch.dtype = torch.float64) -> Metric:
+    labels = tuple(draw(st.permutations(("in", "kh", "kw")))[: draw(st.integers(1, 3))])
+    return random_metric(
+        labels, grouped=draw(st.booleans()), crossed=crossed, seed=draw(st.integers(0, 2**30)), dtype=dtype
+    )
+
+
+def matrices(metric: Metric) -> Tensor:
+    """One float64 matrix an output channel."""
+    d = math.prod(metric.sizes)
+    return metric.covariance.double().reshape(-1, d, d).expand(SIZES["out"], d, d)
+
+
+def kernel_of(metric: Metric, labels: list[str], *, seed: int) -> tuple[Tensor, Tensor]:
+    """A random tensor with its axes in a given order, and the same as (out, others, coupled)."""
+    tensor = gaussian(*(SIZES[label] for label in labels), seed=seed)
+    others = [label for label in labels if label not in ("out", *metric.labels)]
+    ordered = tensor.permute([labels.index(label) for label in ("out", *others, *metric.labels)])
+    return tensor, ordered.reshape(SIZES["out"], -1, math.prod(metric.sizes))
+
+
+def close(value: Tensor, expected: Tensor, tolerance: float = EXACT) -> bool:
+    return bool(((value - expected).abs() <= tolerance * expected.abs().max()).all())
+
+
+# values
+
+
+@given(st.data())
+def test_the_form_is_the_sum_written_out(data: st.DataObject) -> None:
+    metric = data.draw(metrics(dtype=data.draw(st.sampled_from((torch.float64, torch.float32)))))
+    labels = list(data.draw(st.permutations(("out", *metric.labels, *data.draw(st.sampled_from(((), ("s",))))))))
+    tensor, rows = kernel_of(metric, labels, seed=data.draw(st.integers(0, 2**30)))
+    product = torch.einsum("osi,oij->osj", rows, matrices(metric))
+    weighted = metric.weighted(tensor, labels)
+    assert weighted.shape == tensor.shape
+    assert weighted.dtype == torch.float64
+    others = [label for label in labels if label not in ("out", *metric.labels)]
+    order = [labels.index(label) for label in ("out", *others, *metric.labels)]
+    assert close(weighted.permute(order).reshape(product.shape), product)
+    squared = float((product * rows).sum())
+    assert metric.squared(tensor, labels) == pytest.approx(squared, rel=EXACT)
+    other, other_rows = kernel_of(metric, labels, seed=data.draw(st.integers(0, 2**30)))
+    below = float(torch.einsum("osi,oij,osj->", other_rows, matrices(metric), other_rows))
+    assert metric.relative(tensor, other, labels) == pytest.approx(math.sqrt(squared / below), rel=EXACT)
+
+
+@given(metrics(), st.integers(0, 2**30))
+def test_without_outputs_the_target_is_the_kernel(metric: Metric, seed: int) -> None:
+    labels = ["out", *metric.labels]
+    kernel, _ = kernel_of(metric, labels, seed=seed)
+    assert metric.target(kernel, labels) is kernel
+
+
+@given(st.data())
+def test_the_target_solves_the_normal_equations(data: st.DataObject) -> None:
+    metric = data.draw(metrics(crossed=True))
+    assert metric.cross is not None
+    assert metric.power is not None
+    labels = list(data.draw(st.permutations(("out", *metric.labels))))
+    kernel, rows = kernel_of(metric, labels, seed=data.draw(st.integers(0, 2**30)))
+    cross = metric.cross.reshape(SIZES["out"], -1)
+    target = metric.target(kernel, labels)
+    assert target.shape == kernel.shape
+    order = [labels.index(label) for label in ("out", *metric.labels)]
+    solved = target.permute(order).reshape(SIZES["out"], 1, -1) @ matrices(metric)
+    assert close(solved[:, 0], cross, 1e-9)  # the condition of 60 random inputs in up to 30 dimensions is below 1e3
+    left = metric.power - 2 * float((rows[:, 0] * cross).sum()) + metric.squared(kernel, labels)
+    assert metric.output_error(kernel, labels) == pytest.approx(math.sqrt(left / metric.power), rel=1e-9)
+    assert metric.output_error(target, labels) <= metric.output_error(target * 1.01, labels)
+
+
+@given(metrics(dtype=torch.float32))
+def test_the_factor_is_lower_triangular(metric: Metric) -> None:
+    factor = metric.factor()
+    d = math.prod(metric.sizes)
+    assert factor.shape == (*metric.covariance.shape[: len(metric.batch)], d, d)
+    assert torch.equal(factor, factor.tril())
+    assert close((factor @ factor.mT).expand(SIZES["out"], d, d), matrices(metric))
+
+
+@given(st.data())
+def test_a_split_label_gives_the_same_form(data: st.DataObject) -> None:
+    sizes = {"a": 2, "b": 3, "z": 1}
+    metric = data.draw(metrics(crossed=data.draw(st.booleans())))
+    label = data.draw(st.sampled_from([name for name in metric.labels if SIZES[name] < 4] or ["out"]))
+    parts, whole = (("a", "z"), 2) if SIZES[label] == 2 else (("z", "b"), 3)
+    if label == "out":
+        sizes, parts, whole = {"a": 2, "b": 2}, ("a", "b"), 4
+    assert whole == SIZES[label]
+    split = metric.split(label, parts, sizes)
+    labels = ["out", *metric.labels]
+    kernel, _ = kernel_of(metric, labels, seed=1)
+    axis = labels.index(label)
+    new = [*labels[:axis], *parts, *labels[axis + 1 :]]
+    fused = kernel.unflatten(axis, [sizes[part] for part in parts])
+    assert split.squared(fused, new) == pytest.approx(metric.squared(kernel, labels), rel=EXACT)
+    assert close(split.target(fused, new).reshape(kernel.shape), metric.target(kernel, labels), 1e-9)
+
+
+def test_a_split_is_row_major() -> None:
+    metric = Metric(("in",), torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64)))
+    split = metric.split("in", ("i1", "i2"), {"i1": 2, "i2": 3, "other": 9})
+    assert split.labels == ("i1", "i2")
+    assert split.sizes == (2, 3)
+    assert float(split.covariance[1, 0, 1, 0]) == 4  # index 1 * 3 + 0
+
+
+@given(metrics(crossed=True), st.sampled_from((1e-3, 0.5)))
+def test_a_ridge_is_noise_that_both_networks_see(metric: Metric, ridge: float) -> None:
+    assert metric.power is not None
+    labels = ["out", *metric.labels]
+    kernel, rows = kernel_of(metric, labels, seed=3)
+    before = metric.covariance.clone()
+    noisy = Metric.with_ridge(
+        metric.labels,
+        metric.covariance,
+        ridge=ridge,
+        batch=metric.batch,
+        cross=metric.cross,
+        power=metric.power,
+        kernel=kernel,
+    )
+    assert torch.equal(metric.covariance, before)
+    noise = ridge * float(matrices(metric).diagonal(dim1=1, dim2=2).mean())
+    eye = torch.eye(rows.shape[-1], dtype=torch.float64)
+    assert close(matrices(noisy), matrices(metric) + noise * eye)
+    approximation = kernel * 0.7
+    squares = float((kernel - approximation).square().sum())
+    expected = metric.power * metric.output_error(approximation, labels) ** 2 + noise * squares
+    assert noisy.power is not None
+    assert noisy.power * noisy.output_error(approximation, labels) ** 2 == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_ridge_leaves_a_kernel_that_is_right_alone() -> None:
+    x = gaussian(3, 5, seed=0)  # fewer inputs than values: no unique solution
+    kernel = gaussian(4, 5, seed=1)
+    covariance, cross = x.mT @ x, kernel @ x.mT @ x
+    metric = Metric.with_ridge(
+        ("in",), covariance, ridge=1e-6, cross=cross, power=float((x @ kernel.T).square().sum()), kernel=kernel
+    )
+    assert close(metric.target(kernel, ("out", "in")), kernel, 1e-8)  # the condition is about 1e6
+    assert metric.output_error(kernel, ("out", "in")) < 1e-6  # the root of a difference of equal numbers
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_relative_error_neither_overflows_nor_vanishes(scale: float) -> None:
+    metric = random_metric(("in", "kh"), grouped=False, crossed=False, seed=0, dtype=torch.float64)
+    kernel = gaussian(4, 5, 3, seed=1)
+    labels = ("out", "in", "kh")
+    expected = metric.relative(kernel * 0.5, kernel, labels)
+    assert expected == pytest.approx(0.5)
+    assert metric.relative(kernel * 0.5 * scale, kernel * scale, labels) == pytest.approx(0.5)
+
+
+def test_a_kernel_of_zeros() -> None:
+    metric = random_metric(("in",), grouped=True, crossed=False, seed=0, dtype=torch.float64)
+    zero, one = torch.zeros(4, 5), torch.ones(4, 5)
+    assert metric.relative(zero, zero, ("out", "in")) == 0
+    assert metric.relative(one, zero, ("out", "in")) == math.inf
+    assert metric.squared(zero, ("out", "in")) == 0
+
+
+# errors
+
+EYE = torch.eye(6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": ()}, "a metric needs labels, each once"),
+        ({"labels": ("in", "in")}, "a metric needs labels, each once"),
+        ({"covariance": EYE.half()}, "the covariance is torch.float16"),
+        ({"covariance": EYE[:5]}, r"the covariance has shape \(5, 6\)"),
+        ({"covariance": EYE[:0, :0]}, r"the covariance has shape \(0, 0\)"),
+        ({"covariance": EYE, "batch": ("out",)}, r"the covariance has shape \(6, 6\)\n.*\n  batch:  out"),
+        ({"covariance": EYE * math.inf}, "the covariance holds NaN or infinity"),
+        ({"covariance": EYE + EYE.roll(1, 1)}, "the covariance is not symmetric"),
+        ({"covariance": EYE - 2 * torch.ones(6, 6)}, "the covariance is singular"),
+        ({"covariance": torch.ones(6, 6)}, "the covariance is singular(.|\n)*with_ridge"),
+        ({"covariance": torch.zeros(6, 6)}, "the covariance is singular"),
+        ({"covariance": (EYE * EYE[0]).float()}, "the covariance is singular"),
+        ({"cross": torch.ones(4, 6)}, "cross and power are given together"),
+        ({"power": 1.0}, "cross and power are given together"),
+        ({"cross": torch.ones(4, 5), "power": 1.0}, r"cross has shape \(4, 5\)"),
+        ({"cross": torch.ones(6), "power": 1.0}, r"cross has shape \(6,\)"),
+        ({"cross": torch.ones(4, 6) * math.nan, "power": 1.0}, "cross holds NaN"),
+        ({"cross": torch.ones(4, 6), "power": -1.0}, "the power is -1"),
+        ({"batch": ("other",), "covariance": EYE[None]}, "the outputs are not the kernel's other labels"),
+        ({"outputs": ("in",)}, "the outputs are not the kernel's other labels"),
+    ],
+)
+def test_what_is_no_metric(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValuesError, match=message):
+        Metric(**{"labels": ("in",), "covariance": EYE, **arguments})
+
+
+def test_a_covariance_of_fewer_inputs_than_values_is_singular() -> None:
+    for seed in range(20):
+        for dtype in (torch.float64, torch.float32):
+            x = gaussian(40, 60, seed=seed).to(dtype)
+            with pytest.raises(ValuesError, match="singular"):
+                Metric(("in",), x.mT @ x)
+            Metric.with_ridge(("in",), x.mT @ x, ridge=1e-4)
+
+
+def test_one_singular_channel_of_many() -> None:
+    covariance = EYE.expand(4, 6, 6).clone()
+    covariance[2, 3, 3] = 0
+    with pytest.raises(ValuesError, match=r"singular(.|\n)*out=4 in=6"):
+        Metric(("in",), covariance, ("out",))
+
+
+@pytest.mark.parametrize("ridge", [-1.0, math.nan, math.inf])
+def test_what_is_no_ridge(ridge: float) -> None:
+    with pytest.raises(ValuesError, match="a ridge of"):
+        Metric.with_ridge(("in",), EYE, ridge=ridge)
+
+
+def test_a_ridge_of_outputs_needs_their_kernel() -> None:
+    for kernel in (None, torch.ones(4, 5)):
+        with pytest.raises(ValuesError, match="a ridge with cross needs the kernel"):
+            Metric.with_ridge(("in",), EYE, ridge=1e-4, cross=torch.ones(4, 6), power=1.0, kernel=kernel)
+
+
+def test_tensors_that_do_not_fit() -> None:
+    metric = Metric(("in",), EYE)
+    crossed = replace(metric, cross=torch.ones(4, 6, dtype=torch.float64), power=9.0)
+    with pytest.raises(ValuesError, match="does not fit the metric in 'in'\n  tensor: out=4 in=5\n  metric: in=6"):
+        metric.weighted(torch.ones(4, 5), ("out", "in"))
+    with pytest.raises(ValuesError, match="does not fit the metric in 'in'"):
+        metric.squared(torch.ones(4, 6), ("out", "kw"))
+    with pytest.raises(ValuesError, match="2 axes has 1 labels"):
+        metric.relative(torch.ones(4, 6), torch.ones(4, 6), ("in",))
+    with pytest.raises(ValuesError, match="holds NaN"):
+        metric.squared(torch.full((4, 6), math.nan), ("out", "in"))
+    with pytest.raises(ValuesError, match="the kernel has other labels"):
+        crossed.target(torch.ones(4, 6), ("s", "in"))
+    with pytest.raises(ValuesError, match=r"the kernel has shape \(3, 6\)"):
+        crossed.target(torch.ones(3, 6), ("out", "in"))
+    with pytest.raises(ValuesError, match="the metric knows no output"):
+        metric.output_error(torch.ones(4, 6), ("out", "in"))
+
+
+@pytest.mark.parametrize(
+    ("label", "parts", "message"),
+    [
+        ("kh", ("a", "b"), "the metric has no label 'kh'"),
+        ("in", (), "cannot be split into nothing"),
+        ("in", ("a", "a"), "cannot be split into a a"),
+        ("in", ("a", "out"), "there already: out"),
+        ("in", ("a", "c"), "no size:\\s+c"),
+        ("in", ("a", "a2"), "'in' has size 6\n  parts: a=2 a2=2"),
+    ],
+)
+def test_what_cannot_be_split(label: str, parts: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValuesError, match=message):
+        Metric(("in",), EYE).split(label, parts, {"a": 2, "b": 3, "a2": 2, "out": 3})

@@ -1,0 +1,314 @@
+"""The one list of decompositions by name, what a user adds to it, and what a text stands for where a rule is wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from ..bipartition import check_covers, parse_bipartition
+from ..errors import RuleError, TnalgebraError, explain
+from ..exact_rules import EXACT_RULES
+from ..labels import KERNEL_LABELS, labels_of
+from ..rewriting import Rule
+from .cuts import cut
+from .families import (
+    block_term,
+    cp,
+    depthwise_separable,
+    hierarchical_tucker,
+    projection,
+    spatially_separable,
+    tensor_ring,
+    tensor_train,
+    tucker,
+    tucker2,
+)
+from .notational import rule
+from .reshaped import matrix_product_operator, monarch, reshaped_ring, reshaped_train
+from .wording import Labels, distinct
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A decomposition by name: one rule for each kind of kernel it exists for.
+
+    name: of the rules it makes.
+    source: what it is, in one sentence, and where it comes from.
+    make: labels -> rule; a RuleError where there is none.
+    """
+
+    name: str
+    source: str
+    make: Callable[[Labels], Rule]
+
+    def rule(self, labels: Labels) -> Rule:
+        """The rule for a tensor of these labels, in the order of its axes.
+
+        Raises:
+            RuleError: there is none, with the reason.
+        """
+        labels = labels_of(labels)
+        try:
+            return self.make(labels)
+        except RuleError as error:
+            raise RuleError(explain(f"there is no {self.name} of K[{' '.join(labels)}]", because=error)) from error
+
+
+CATALOGUE = (
+    Entry(
+        "tucker",
+        "A core and a factor for every label: Tucker 1966 (Psychometrika 31), by the higher-order SVD of De Lathauwer, "
+        "De Moor and Vandewalle 2000 (SIAM J. Matrix Anal. Appl. 21).",
+        tucker,
+    ),
+    Entry(
+        "tucker2",
+        "Tucker of the two channels, the window stays whole: Kim et al. 2016 (ICLR).",
+        tucker2,
+    ),
+    Entry(
+        "cp",
+        "A sum of outer products of vectors: Hitchcock 1927 (J. Math. Phys. 6); of kernels, Lebedev et al. 2015 "
+        "(ICLR).",
+        cp,
+    ),
+    Entry(
+        "tensor_train",
+        "A row of cores, each joined to the next: Oseledets 2011 (SIAM J. Sci. Comput. 33).",
+        tensor_train,
+    ),
+    Entry(
+        "tensor_ring",
+        "A train whose ends are joined: Zhao et al. 2016 (arXiv 1606.05535).",
+        tensor_ring,
+    ),
+    Entry(
+        "hierarchical_tucker",
+        "A factor for every label, joined two by two by a binary tree of cores: Hackbusch and Kuehn 2009 (J. Fourier "
+        "Anal. Appl. 15), Grasedyck 2010 (SIAM J. Matrix Anal. Appl. 31).",
+        hierarchical_tucker,
+    ),
+    Entry(
+        "block_term",
+        "A sum of Tucker decompositions of the two channels: De Lathauwer 2008 (SIAM J. Matrix Anal. Appl. 30).",
+        block_term,
+    ),
+    Entry(
+        "reshaped_train",
+        "A train over parts of the channels, the window on its last core: Garipov et al. 2016 (arXiv 1611.03214).",
+        reshaped_train,
+    ),
+    Entry(
+        "reshaped_ring",
+        "A ring over parts of the channels: after Wang et al. 2018 (CVPR), where every part has a core of its own.",
+        reshaped_ring,
+    ),
+    Entry(
+        "mpo",
+        "A linear layer as a matrix product operator, a train over pairs of parts: Novikov et al. 2015 (NIPS).",
+        matrix_product_operator,
+    ),
+    Entry(
+        "monarch",
+        "A linear layer as two block-diagonal matrices with a transposition between them: Dao et al. 2022 (ICML).",
+        monarch,
+    ),
+    Entry(
+        "spatially_separable",
+        "Every filter an outer product of vectors: Rigamonti et al. 2013 (CVPR); filters that channels share, as in "
+        "Jaderberg et al. 2014 (BMVC), are the cut `out kw | in kh`.",
+        spatially_separable,
+    ),
+    Entry(
+        "depthwise_separable",
+        "A filter for every input channel, then a matrix of the channels: Howard et al. 2017 (arXiv 1704.04861); of "
+        "trained kernels, He et al. 2019 (arXiv 1910.09455).",
+        depthwise_separable,
+    ),
+    Entry(
+        "dct",
+        "The window in the basis of the discrete cosine transform, of which some vectors are kept: Ahmed, Natarajan "
+        "and Rao 1974 (IEEE Trans. Comput. C-23); of kernels, Chen et al. 2016 (KDD).",
+        projection,
+    ),
+)
+"""All of them. Cuts are not listed: there is one for each bipartition of the labels, and its text is its name."""
+
+_REGISTERED: dict[str, Rule] = {}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What there is for tensors of some labels: prints as a table; `rules()["cp"]` is a rule, iterating gives all.
+
+    labels: of the tensor.
+    exact, decompositions, registered: the rules, in the order of the lists.
+    missing: name of a decomposition -> why there is none for these labels.
+    """
+
+    labels: tuple[str, ...]
+    exact: tuple[Rule, ...]
+    decompositions: tuple[Rule, ...]
+    registered: tuple[Rule, ...]
+    missing: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[Rule]:
+        yield from (*self.exact, *self.decompositions, *self.registered)
+
+    def __len__(self) -> int:
+        return len(self.exact) + len(self.decompositions) + len(self.registered)
+
+    def __contains__(self, name: object) -> bool:
+        return any(entry.name == name for entry in self)
+
+    def __getitem__(self, name: str) -> Rule:
+        """The rule of that name. Raises RuleError if there is none, with those of similar names."""
+        for entry in self:
+            if entry.name == name:
+                return entry
+        if name in self.missing:
+            raise RuleError(explain(f"there is no {name} of K[{' '.join(self.labels)}]", because=self.missing[name]))
+        raise _unknown(name, [entry.name for entry in self])
+
+    def __str__(self) -> str:
+        example = f"{self.labels[0]} | {' '.join(self.labels[1:])}"
+        cuts = f"and a cut for each bipartition of the labels, by its text, such as '{example}'"
+        sections = (
+            ("exact rules", [(entry.name, entry.equation) for entry in self.exact], None),
+            ("decompositions", [(entry.name, entry.equation) for entry in self.decompositions], cuts),
+            ("registered", [(entry.name, entry.equation) for entry in self.registered], None),
+            (f"not of K[{' '.join(self.labels)}]", list(self.missing.items()), None),
+        )
+        width = max(len(name) for _, rows, _ in sections for name, _ in rows)
+        blocks = []
+        for title, rows, note in sections:
+            lines = [f"  {name:<{width}}  {text.splitlines()[0]}" for name, text in rows]
+            if lines:
+                blocks.append("\n".join([title, *lines, *([f"  {note}"] if note else [])]))
+        return "\n\n".join(blocks)
+
+    __repr__ = __str__
+
+
+def rules(labels: Labels | None = None) -> Rules:
+    """All rules there are: the exact ones, the decompositions of tensors with these labels, and the registered ones.
+
+    Args:
+        labels: such as "out in kd kh kw". By default those of a 2-d kernel, and of a linear layer for decompositions
+            that exist for linear layers only.
+
+    Raises:
+        RuleError: fewer than two labels, or one twice.
+    """
+    given = distinct(KERNEL_LABELS[4] if labels is None else labels)
+    found, missing = [], {}
+    for entry in CATALOGUE:
+        try:
+            found.append(entry.make(given))
+        except RuleError as error:
+            if labels is None:
+                found.append(entry.rule(KERNEL_LABELS[2]))
+            else:
+                missing[entry.name] = str(error)
+    return Rules(given, EXACT_RULES, tuple(found), tuple(_REGISTERED.values()), missing)
+
+
+def register(given: Rule) -> Rule:
+    """Add a rule to the list, so that its name can be used wherever a rule is wanted.
+
+    Returns:
+        The same rule, so that `ring = tn.register(tn.rule(..., name="my_ring"))` is one line.
+
+    Raises:
+        RuleError: it has no name of its own, or one that is taken.
+    """
+    if not isinstance(given, Rule):
+        raise RuleError(explain(f"a {type(given).__name__} is registered", fix="a rule: tn.rule(..., name=...)"))
+    if not given.name.strip() or "|" in given.name or "=>" in given.name:
+        raise RuleError(explain(f"the rule {given.name!r} has no name of its own", fix="tn.rule(..., name='my_rule')"))
+    known = {**{entry.name: entry.source for entry in CATALOGUE}, **{entry.name: entry for entry in EXACT_RULES}}
+    taken = {**known, **_REGISTERED}.get(given.name)
+    if taken is not None:
+        fix = f"another name, or unregister({given.name!r}) first" if given.name in _REGISTERED else "another name"
+        raise RuleError(explain(f"there is a rule {given.name!r} already", rule=taken, fix=fix))
+    _REGISTERED[given.name] = given
+    return given
+
+
+def unregister(name: str) -> None:
+    """Take a registered rule off the list. Raises RuleError if there is none of that name."""
+    if name not in _REGISTERED:
+        raise RuleError(explain(f"no rule {name!r} is registered", registered=", ".join(_REGISTERED) or "none"))
+    del _REGISTERED[name]
+
+
+def resolve(given: str | Rule, labels: Labels) -> Rule:
+    """The rule that a user means.
+
+    Args:
+        given: a rule; the name of a decomposition or of a registered rule; a cut, "out kh | in kw"; or a rule in the
+            notation, "K[out in *k] => ...".
+        labels: of the tensor it will be applied to, in the order of its axes.
+
+    Raises:
+        RuleError: no such name (similar ones are listed), no such decomposition of these labels, a cut that does not
+            hold them; two cuts with `then`, or the name of an exact rule, which are no decomposition.
+        NotationError, NetworkError, SizeError: a text with `=>` that is no rule.
+    """
+    if isinstance(given, Rule):
+        return given
+    if not isinstance(given, str):
+        raise RuleError(
+            explain(f"a rule is given as a {type(given).__name__}", fix="a rule, its name, a cut, or K[...] => ...")
+        )
+    labels = labels_of(labels)
+    if "=>" in given:
+        return rule(given)
+    left = f"K[{' '.join(labels)}]"
+    if "[" in given:
+        raise RuleError(explain("a network stands where a rule should", where=given, fix=f"{left} => {given}"))
+    if "|" in given:
+        return _cut(given, labels, left)
+    name = given.strip()
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    for entry in CATALOGUE:
+        if entry.name == name:
+            return entry.rule(labels)
+    if any(entry.name == name for entry in EXACT_RULES):
+        raise RuleError(
+            explain(f"{name!r} is an exact rule, no decomposition", fix="rewrite(network, [...]), or its own apply")
+        )
+    raise _unknown(name, [*(entry.name for entry in CATALOGUE), *_REGISTERED])
+
+
+def _cut(text: str, labels: tuple[str, ...], left: str) -> Rule:
+    if re.search(r"\bthen\b", text):
+        raise RuleError(
+            explain(
+                "cuts that follow one another are several rules, not one",
+                where=text,
+                fix="tn.cut_sequence(...), each applied to what the one before it made",
+            )
+        )
+    try:
+        bipartition = parse_bipartition(text)
+        check_covers(bipartition, labels, what=left)
+    except TnalgebraError as error:
+        raise RuleError(explain(f"the cut {text!r} does not fit", because=error)) from error
+    return cut(bipartition, of=None if labels in KERNEL_LABELS.values() else left)
+
+
+def _unknown(name: str, known: list[str]) -> RuleError:
+    lower = {word.lower(): word for word in known}
+    near = [lower[word] for word in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    return RuleError(
+        explain(
+            f"there is no rule {name!r}",
+            similar=", ".join(near) or None,
+            known=", ".join(known),
+            fix="one of these, a cut ('out | in kh kw'), or a rule (K[out in kh kw] => ...)",
+        )
+    )

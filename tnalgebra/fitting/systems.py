@@ -1,0 +1,203 @@
+"""The linear least-squares problem of one core while all others stay.
+
+The labels of a core fall into three kinds. Its open labels that stand on another tensor too are *batch* labels: the
+system is block-diagonal in them. Its other open labels are *free*: many right sides of one system. The rest, bonds and
+labels that a metric couples, are *coupled*: the unknowns of a system. Batch labels taken for bonds give wrong cores on
+networks such as `D[in kh kw] P[out in] -> [out in kh kw]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..contraction import Operand, contract
+from .problem import BATCH, PRIME, Problem
+
+LARGEST_SYSTEM = 4096
+"""Unknowns up to which a system is solved by Cholesky; above, by conjugate gradients on the contractions."""
+
+LARGEST_GRAM = 2**27
+"""Elements of all systems of a core together up to which they are written out: 1 GiB in float64."""
+
+ROUNDS = 30
+"""Steps of conjugate gradients for one core; it starts from the core there is, so fewer only descend less."""
+
+DAMPING = 1e-14
+"""Weight of staying at the present core, relative to the mean diagonal of the system: what makes it solvable."""
+
+
+class Solved(NamedTuple):
+    core: Tensor
+    """Shape (layers, starts, *sizes of the core)."""
+    loss: Tensor
+    """||target - network||^2 with that core, less exact than a residual; shape (layers, starts)."""
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """The normal equations of the core at one occurrence: gram @ core = right side."""
+
+    problem: Problem
+    position: int
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        return self.problem.occurrences[self.position].labels
+
+    @cached_property
+    def batch(self) -> tuple[str, ...]:
+        problem = self.problem
+        elsewhere = {label for i, o in enumerate(problem.occurrences) if i != self.position for label in o.labels}
+        shared = elsewhere.union(problem.blocks)
+        return tuple(
+            label
+            for label in self.labels
+            if label in problem.output and label in shared and label not in problem.coupled
+        )
+
+    @cached_property
+    def free(self) -> tuple[str, ...]:
+        return tuple(
+            label
+            for label in self.labels
+            if label in self.problem.output and label not in self.batch and label not in self.problem.coupled
+        )
+
+    @cached_property
+    def coupled(self) -> tuple[str, ...]:
+        return tuple(label for label in self.labels if label not in self.batch and label not in self.free)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        return dict(zip(self.labels, self.problem.free[self.problem.occurrences[self.position].name], strict=True))
+
+    @property
+    def unknowns(self) -> int:
+        return prod(self.sizes[label] for label in self.coupled)
+
+    def written_out(self, starts: int) -> bool:
+        """Whether the gram matrices are small enough to be made."""
+        blocks = self.problem.layers * starts * prod(self.sizes[label] for label in self.batch)
+        return self.unknowns <= LARGEST_SYSTEM and blocks * self.unknowns**2 <= LARGEST_GRAM
+
+    def doubled(self, values: Mapping[str, Tensor]) -> list[Operand]:
+        """All other tensors twice, the second time with primes, and the metric between."""
+        problem = self.problem
+        others = problem.others(self.position, values)
+        primed = set(problem.coupled).union(
+            label for _, labels in others for label in labels if label not in (*problem.output, *BATCH)
+        )
+        primed |= set(self.coupled)
+        again = [(tensor, tuple(n + PRIME if n in primed else n for n in labels)) for tensor, labels in others]
+        metric = [problem.metric_operand()] if problem.metric is not None else []
+        return [*others, *again, *metric]
+
+    def gram(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Shape (layers, starts, *batch, unknowns, unknowns)."""
+        operands = self.doubled(values)
+        there = {label for _, labels in operands for label in labels}
+        reference = operands[0][0] if operands else self.problem.target
+        for label in (*self.coupled, *(label + PRIME for label in self.coupled)):
+            if label not in there:
+                ones = torch.ones(self.sizes[label.removesuffix(PRIME)], dtype=reference.dtype, device=reference.device)
+                operands.append((ones, (label,)))
+        primed = tuple(label + PRIME for label in self.coupled)
+        kept = [label for label in BATCH if label in there]
+        wanted = (*kept, *self.batch, *self.coupled, *primed)
+        result = contract(operands, wanted) if operands else torch.ones((), dtype=reference.dtype)
+        for axis, label in enumerate(BATCH):
+            if label not in kept:
+                result = result.unsqueeze(axis)
+        return result.reshape(*result.shape[: 2 + len(self.batch)], self.unknowns, self.unknowns)
+
+    def right_side(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The environment of the target: shape (layers, starts, *sizes of the core)."""
+        return self.problem.environment(self.problem.pulled[:, None], self.position, values)
+
+    def as_matrix(self, core: Tensor) -> Tensor:
+        """(layers, starts, *core) -> (layers, starts, *batch, unknowns, right sides)."""
+        order = [2 + self.labels.index(label) for label in (*self.batch, *self.coupled, *self.free)]
+        moved = core.permute(0, 1, *order)
+        return moved.reshape(*moved.shape[: 2 + len(self.batch)], self.unknowns, -1)
+
+    def as_core(self, matrix: Tensor) -> Tensor:
+        """The inverse of `as_matrix`."""
+        order = (*self.batch, *self.coupled, *self.free)
+        shaped = matrix.reshape(*matrix.shape[:2], *(self.sizes[label] for label in order))
+        return shaped.permute(0, 1, *(2 + order.index(label) for label in self.labels))
+
+    def solved(self, values: Mapping[str, Tensor]) -> Solved:
+        """The best core, others fixed; where many are best, the nearest to the present one."""
+        right = self.right_side(values)
+        present = values[self.problem.occurrences[self.position].name]
+        starts = max(right.shape[1], present.shape[1])
+        if self.written_out(starts):
+            gram = self.gram(values)
+            matrix, product = _solve(gram, self.as_matrix(right), self.as_matrix(present))
+            core, image = self.as_core(matrix), self.as_core(product)
+        else:
+            core, image = self._by_conjugate_gradients(values, right, present)
+        core = core.contiguous()
+        loss = self.problem.power - 2 * _inner(core, right) + _inner(core, image)
+        return Solved(core, loss.clamp(min=0))
+
+    def image(self, core: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """gram @ core without the gram matrix."""
+        primed = tuple(
+            label + PRIME if label not in self.batch and label not in self.free else label for label in self.labels
+        )
+        operands = [(core, (*BATCH, *primed)), *self.doubled(values)]
+        return self.problem.contracted(operands, self.labels, shaped=self.position)
+
+    def _by_conjugate_gradients(
+        self, values: Mapping[str, Tensor], right: Tensor, core: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        image = self.image(core, values)
+        residual = right - image
+        direction, power = residual, _inner(residual, residual)
+        target = 1e-16 * _inner(right, right)
+        for _ in range(ROUNDS):
+            if bool((power <= target).all()):
+                break
+            moved = self.image(direction, values)
+            step = _ratio(power, _inner(direction, moved)).reshape(*power.shape, *[1] * len(self.labels))
+            core, image, residual = core + step * direction, image + step * moved, residual - step * moved
+            before, power = power, _inner(residual, residual)
+            direction = residual + _ratio(power, before).reshape(step.shape) * direction
+        return core, image
+
+
+def _inner(one: Tensor, other: Tensor) -> Tensor:
+    """Shape (layers, starts)."""
+    return (one * other).flatten(2).sum(2)
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    return torch.where(below > 0, above / below.clamp(min=torch.finfo(below.dtype).tiny), 0.0)
+
+
+def _solve(gram: Tensor, right: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """x with gram @ x = right, and gram @ x; a singular system stays as near to the present as it may."""
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
+    damping = DAMPING * mean
+    while True:
+        damped = gram.clone()
+        damped.diagonal(dim1=-2, dim2=-1).add_(damping[..., None])
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not bool(failed.any()):
+            break
+        damping = torch.where(failed > 0, 100 * damping, damping)
+        if not bool(damping.isfinite().all()) or not bool(gram.isfinite().all()):
+            break  # the caller sees what is not finite in the loss
+    residual = right - gram @ present
+    step = torch.cholesky_solve(residual, factor)
+    step = step + torch.cholesky_solve(residual - gram @ step, factor)  # one refinement: the system may be ill
+    solution = present + step
+    return solution, gram @ solution

@@ -1,0 +1,105 @@
+"""Where a rule is applied, and what the caller chooses there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import torch
+
+from .fitting.metric import Metric
+from .fitting.search import Settings
+from .network import Network
+from .nodes import node_text
+from .ranks import Rank
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rule applies: positions of nodes, and the labels that tell two places on the same nodes apart."""
+
+    nodes: tuple[int, ...]
+    labels: tuple[str, ...] = ()
+
+    def text(self, network: Network) -> str:
+        nodes = " ".join(node_text(network.nodes[position]) for position in self.nodes)
+        return f"{nodes} at {' '.join(self.labels)}" if self.labels else nodes
+
+
+class Choices(TypedDict, total=False):
+    """What a caller may choose where a rule is applied.
+
+    at: which place, a number in `places(network)` or one of them; needed only where there are several.
+    bind: variable of the left side -> name or label of the network, to narrow the places down.
+    ranks: bond -> rank; one for the only bond; or one `ParameterBudget` for all.
+    sizes: label -> size, for parts of a `Fuse`; those left out are as equal as they can be.
+    fixed: tensor of the right side -> its elements, or the name of a basis ("dct"): held as they are. Of orthonormal
+        rows, those best aligned with the kernel are kept, as many as the rank says.
+    metric: the norm to fit in, of a whole kernel; by default the Frobenius norm.
+    start: cores of the right side to start from, at most as large as the ranks say.
+    seed, starts, sweeps, dtype: of the search, see `fitting.search.Settings`; trees need neither seed nor starts.
+    """
+
+    at: int | Place | None
+    bind: Mapping[str, str] | None
+    ranks: Mapping[str, Rank] | Rank | None
+    sizes: Mapping[str, int] | None
+    fixed: Mapping[str, Any] | None
+    metric: Metric | None
+    start: Mapping[str, Any] | None
+    seed: int
+    starts: int
+    sweeps: int
+    dtype: torch.dtype
+
+
+SEARCH = ("seed", "starts", "sweeps", "dtype")
+"""The choices that make `Settings`."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chooses for one application; the fields are those of `Choices`."""
+
+    ranks: Mapping[str, Rank] | Rank = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    bind: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    metric: Metric | None = None
+    start: Mapping[str, Any] | None = None
+    settings: Settings = field(default_factory=Settings)
+    lost: tuple[str, ...] = ()
+    """Choices that a file could not hold; the step can be looked at, and not done again."""
+
+    @classmethod
+    def of(cls, choices: Choices) -> Options:
+        """Raises TypeError for a choice that does not exist, ValuesError for a search that cannot be."""
+        unknown = [key for key in choices if key not in Choices.__annotations__]
+        if unknown:
+            raise TypeError(f"there is no choice {unknown[0]!r}; there are {', '.join(Choices.__annotations__)}")
+        search: dict[str, Any] = {key: value for key, value in choices.items() if key in SEARCH}
+        given: dict[str, Any] = {
+            key: value for key, value in choices.items() if key not in (*SEARCH, "at") and value is not None
+        }
+        return cls(**given, settings=Settings(**search))
+
+
+def saved(options: Options) -> dict[str, object]:
+    """What a saved step holds of how its cores were searched for, as JSON has it."""
+    settings = options.settings
+    found: dict[str, object] = {
+        "search": {
+            "seed": settings.seed,
+            "starts": settings.starts,
+            "sweeps": settings.sweeps,
+            "dtype": str(settings.dtype).removeprefix("torch."),
+        }
+    }
+    if options.fixed:
+        found["fixed"] = {
+            name: value if isinstance(value, str) else torch.as_tensor(value).tolist()
+            for name, value in options.fixed.items()
+        }
+    lost = [key for key in ("metric", "start") if getattr(options, key) is not None]
+    return {**found, **({"lost": [*options.lost, *lost]} if lost or options.lost else {})}
