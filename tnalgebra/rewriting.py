@@ -152,10 +152,10 @@ class Rule:
             raise RuleError(explain(f"{len(metrics)} metrics are given for {len(targets)} targets"))
         begun = [self._started(target, None) for target in targets]
         options = Options.of(choices)
-        _check_options(self, options)
         jobs = []
         for number, fit in enumerate(begun):
             own = options if metrics is None else replace(options, metric=metrics[number])
+            _check_options(self, own)
             jobs.append(Job(fit.network, _choose(self, fit.network, choices.get("at"), own), fit.values, own))
         if self.build_many is None:
             changes = [self.build(job.network, job.place, job.values, job.options) for job in jobs]

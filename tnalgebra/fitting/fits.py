@@ -17,7 +17,7 @@ from .degeneracy import degeneracy
 from .metric import Metric
 from .problem import Problem
 from .right_sides import chosen_ranks, problem_of, reshaped, selected, tree_or_none
-from .search import Ended, Settings, decomposed, grown, guesses, refined, searched
+from .search import Ended, Settings, decomposed, grown, guessed, nearer, refined, searched
 from .trees import Tree, bonds_of, fit_tree, splitting
 
 
@@ -82,7 +82,7 @@ def fit_cores(
         start: cores to start from instead of random ones; smaller ones are grown, which changes nothing they give.
 
     Returns:
-        For each kernel, float cores of `settings.dtype`.
+        For each kernel, float64 cores.
 
     Raises:
         RankError, SizeError, ValuesError: see `chosen_ranks`; a kernel is empty, complex or not finite.
@@ -104,7 +104,7 @@ def fit_cores(
 
 @dataclass(frozen=True, eq=False)
 class _Wanted:
-    """kernel: as given, scaled. target: what is fitted in its place, axes `open_labels(right)`."""
+    """kernel: as given. target: what is fitted in its place, scaled. Axes of both: `open_labels(right)`."""
 
     kernel: Tensor
     target: Tensor
@@ -117,7 +117,7 @@ def _prepared(kernel: Tensor, right: Network, metric: Metric | None, settings: S
     target = numbers
     if metric is not None:
         target = (metric.target(kernel.to(torch.float64), right.output) / scale).to(settings.dtype)
-    return _Wanted(reshaped(numbers, right), reshaped(target, right), scale, metric)
+    return _Wanted(reshaped(kernel.detach().double(), right), reshaped(target, right), scale, metric)
 
 
 def _fit_alike(
@@ -142,11 +142,10 @@ def _fit_alike(
             replace(each, values={**each.values, core: problem.released(each.values[core], factor[layer], core)})
             for layer, each in enumerate(ended)
         ]
+    elif metrics:
+        ended = _in_metric(problem, tree, ranks, settings, start)
     else:
-        plain = replace(problem, metric=None, coupled=(), blocks=())
-        ended = _in_frobenius(plain, tree, ranks, settings, start)
-        if metrics:
-            ended = refined(problem, ended, settings)
+        ended = _in_frobenius(problem, tree, ranks, settings, start)
     return [_finished(problem, wanted[layer], right, each, constants) for layer, each in enumerate(ended)]
 
 
@@ -169,22 +168,51 @@ def _in_frobenius(
     if start is not None:
         return searched(problem, grown(problem, start, settings.seed), settings)
     if tree is None:
-        return searched(problem, guesses(problem, settings), settings)
+        return guessed(problem, settings)
     return decomposed(problem, [fit_tree(target, tree, ranks) for target in problem.target], settings)
+
+
+def _in_metric(
+    problem: Problem,
+    tree: Tree | None,
+    ranks: Mapping[str, int],
+    settings: Settings,
+    start: Mapping[str, Tensor] | None,
+) -> list[Ended]:
+    """Descend in the metric from the better of two fits without it: of the target, and of the whitened target."""
+    factors = problem.whitening()
+    whitened = problem.whitened(factors)
+    plain = _in_frobenius(replace(problem, metric=None, coupled=(), blocks=()), tree, ranks, settings, start)
+    begun = [
+        replace(each, values=problem.taken_up(each.values, {label: M[layer] for label, M in factors.items()}))
+        for layer, each in enumerate(plain)
+    ]
+    if start is None:
+        near = _in_frobenius(replace(whitened, metric=None, coupled=(), blocks=()), tree, ranks, settings, None)
+        begun = [nearer(whitened, layer, *pair) for layer, pair in enumerate(zip(near, begun, strict=True))]
+    inverse = {label: torch.linalg.inv(factor) for label, factor in factors.items()}
+    return [
+        replace(each, values=problem.taken_up(each.values, {label: M[layer] for label, M in inverse.items()}))
+        for layer, each in enumerate(refined(whitened, begun, settings))
+    ]
 
 
 def _finished(
     problem: Problem, wanted: _Wanted, right: Network, ended: Ended, constants: Mapping[str, Tensor]
 ) -> CoreFit:
-    """Undo the scaling, and measure."""
+    """Undo the scaling, and measure: both in float64, whatever the search was in."""
+    if not bool(wanted.target.any()):  # cores that shrink from where they began never arrive
+        zeros = {name: torch.zeros_like(core) for name, core in ended.values.items()}
+        ended = Ended(zeros, ended.method, (0.0,), (0.0,), converged=True)
     shared = wanted.scale ** (1 / len(problem.occurrences_of_free))
-    values = {name: core * shared for name, core in ended.values.items()}
-    fitted = problem.model({name: core[None, None] for name, core in values.items()})[0, 0]
-    kernel = wanted.kernel * wanted.scale
+    values = {name: core.double() * shared for name, core in ended.values.items()}
+    exact = replace(problem, constants={name: constant.double() for name, constant in problem.constants.items()})
+    fitted = exact.model({name: core[None, None] for name, core in values.items()})[0, 0]
+    kernel = wanted.kernel
     output_error = None
     if wanted.metric is not None:
-        whole = fitted.reshape(shape_of(right, right.output)).double()
-        dense = kernel.reshape(whole.shape).double()
+        whole = fitted.reshape(shape_of(right, right.output))
+        dense = kernel.reshape(whole.shape)
         output_error = (
             wanted.metric.relative(dense - whole, dense, right.output)
             if wanted.metric.cross is None

@@ -119,6 +119,51 @@ class Problem:
         solved = torch.linalg.solve_triangular(factor[None], rows, upper=False, left=False)
         return self._unrows(solved, labels, core[None].shape)[0].contiguous()
 
+    def whitening(self) -> dict[str, Tensor]:
+        """Factors of a Kronecker product that stands near the metric: coupled label -> M, shape (layers, n, n).
+
+        M M^T is the metric traced over all other labels. Only labels that stand on one core are there: that core can
+        take up the factor.
+        """
+        found = {}
+        for label in self.coupled:
+            on = [occurrence.name for occurrence in self.occurrences if label in occurrence.labels]
+            if len(on) != 1 or on[0] not in self.free or len(self.places[on[0]]) != 1 or label in self.blocks:
+                continue
+            assert self.metric is not None
+            again = tuple(label + PRIME if other == label else other for other in self.coupled)
+            traced = contract(
+                [(self.metric, (LAYER, *self.blocks, *self.coupled, *again))], (LAYER, label, label + PRIME)
+            )
+            found[label] = torch.linalg.cholesky(traced)
+        return found
+
+    def whitened(self, factors: Mapping[str, Tensor]) -> Problem:
+        """The same problem for cores that have taken up the factors: its metric is nearly the identity."""
+        assert self.metric is not None
+        target, labels = self.target, (LAYER, *self.output)
+        operands = [(self.metric, (LAYER, *self.blocks, *self.coupled, *(label + PRIME for label in self.coupled)))]
+        for label, factor in factors.items():
+            new = label + "new"
+            target = contract([(target, labels), (factor, (LAYER, label, new))], _replaced(labels, label, new))
+            for old in (label, label + PRIME):
+                ((metric, there),) = operands
+                inverse = (torch.linalg.inv(factor), (LAYER, new, old))
+                after = _replaced(there, old, new)
+                operands = [(contract([(metric, there), inverse], after), _replaced(after, new, old))]
+        return replace(self, target=target.contiguous(), metric=operands[0][0].contiguous())
+
+    def taken_up(self, values: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cores of one layer, without axes in front, each times the factors of its labels."""
+        found = {}
+        for name, core in values.items():
+            labels = self.occurrences[self.places[name][0]].labels
+            for label in factors.keys() & set(labels):
+                new = label + "new"
+                core = contract([(core, labels), (factors[label], (label, new))], _replaced(labels, label, new))
+            found[name] = core.contiguous()
+        return found
+
     def _rows(self, tensor: Tensor, labels: Sequence[str]) -> Tensor:
         """Shape (layers, *blocks, others, coupled values)."""
         others = [label for label in labels if label not in (LAYER, *self.blocks, *self.coupled)]
@@ -209,3 +254,7 @@ class Problem:
         """||target - model||^2 in the metric; shape (layers, starts)."""
         residual = model - self.target[:, None]
         return (residual * self.applied(residual)).flatten(2).sum(2).clamp(min=0)
+
+
+def _replaced(labels: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
+    return tuple(new if label == old else label for label in labels)

@@ -8,8 +8,8 @@ networks such as `D[in kh kw] P[out in] -> [out in kh kw]`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -26,8 +26,15 @@ LARGEST_SYSTEM = 4096
 LARGEST_GRAM = 2**27
 """Elements of all systems of a core together up to which they are written out: 1 GiB in float64."""
 
-ROUNDS = 30
-"""Steps of conjugate gradients for one core; it starts from the core there is, so fewer only descend less."""
+LARGEST_COUPLED = 600
+"""The same where a metric couples the unknowns, and makes many of them: conjugate gradients are sooner good enough."""
+
+ROUNDS, NEAR = 10, 0.03
+"""Steps of conjugate gradients for one core, and the part of the residual at which they stop before. They start from
+the core there is, so few steps only descend less; the next sweep goes on."""
+
+LOOSE = 1e-9
+"""Damping of a preconditioner, relative to the mean diagonal."""
 
 DAMPING = 1e-14
 """Weight of staying at the present core, relative to the mean diagonal of the system: what makes it solvable."""
@@ -85,7 +92,8 @@ class System:
     def written_out(self, starts: int) -> bool:
         """Whether the gram matrices are small enough to be made."""
         blocks = self.problem.layers * starts * prod(self.sizes[label] for label in self.batch)
-        return self.unknowns <= LARGEST_SYSTEM and blocks * self.unknowns**2 <= LARGEST_GRAM
+        most = LARGEST_SYSTEM if self.problem.metric is None else LARGEST_COUPLED
+        return self.unknowns <= most and blocks * self.unknowns**2 <= LARGEST_GRAM
 
     def doubled(self, values: Mapping[str, Tensor]) -> list[Operand]:
         """All other tensors twice, the second time with primes, and the metric between."""
@@ -159,19 +167,35 @@ class System:
     def _by_conjugate_gradients(
         self, values: Mapping[str, Tensor], right: Tensor, core: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """A few steps from the present core; the system without the metric is their preconditioner."""
         image = self.image(core, values)
         residual = right - image
-        direction, power = residual, _inner(residual, residual)
-        target = 1e-16 * _inner(right, right)
+        conditioned = self._preconditioner(values, core)
+        improved = conditioned(residual)
+        direction, power = improved, _inner(residual, improved)
+        enough = NEAR**2 * power
         for _ in range(ROUNDS):
-            if bool((power <= target).all()):
-                break
             moved = self.image(direction, values)
             step = _ratio(power, _inner(direction, moved)).reshape(*power.shape, *[1] * len(self.labels))
             core, image, residual = core + step * direction, image + step * moved, residual - step * moved
-            before, power = power, _inner(residual, residual)
-            direction = residual + _ratio(power, before).reshape(step.shape) * direction
+            improved = conditioned(residual)
+            before, power = power, _inner(residual, improved)
+            if bool((power <= enough).all()):
+                break
+            direction = improved + _ratio(power, before).reshape(step.shape) * direction
         return core, image
+
+    def _preconditioner(self, values: Mapping[str, Tensor], core: Tensor) -> Callable[[Tensor], Tensor]:
+        plain = System(replace(self.problem, metric=None, coupled=(), blocks=()), self.position)
+        if self.problem.metric is None or not plain.written_out(core.shape[1]):
+            return lambda residual: residual
+        gram = plain.gram(values)
+        mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
+        gram.diagonal(dim1=-2, dim2=-1).add_(LOOSE * mean[..., None])
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if bool(failed.any()):
+            return lambda residual: residual
+        return lambda residual: plain.as_core(torch.cholesky_solve(plain.as_matrix(residual), factor))
 
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
