@@ -41,11 +41,6 @@ class Planned:
     parameters: int
 
 
-def tensor_of(rule: Rule) -> str:
-    """The name of the left side's only tensor, which stands for a kernel."""
-    return rule.variables[0] if rule.variables else "K"
-
-
 def plan_budget(
     model: nn.Module,
     layers: Mapping[str, Sequence[Rule]],
@@ -141,7 +136,7 @@ def _choices(
             for fraction in fractions:
                 try:
                     fits = rule.apply_many(
-                        [{tensor_of(rule): modules[name].weight} for name in names],
+                        [{rule.tensor: modules[name].weight} for name in names],
                         metrics=None if metrics is None else [metrics[name] for name in names],
                         ranks=ParameterBudget(fraction),
                         seed=seed,
@@ -220,7 +215,7 @@ def fit_planned(
 
     def fitted(name: str, weight: Tensor, norm: Metric | None) -> Fit:
         plan = planned[name]
-        return plan.rule.apply({tensor_of(plan.rule): weight}, ranks=plan.ranks, metric=norm, seed=seed)
+        return plan.rule.apply({plan.rule.tensor: weight}, ranks=plan.ranks, metric=norm, seed=seed)
 
     modules = kernel_layers(model)
     if metric != "output":

@@ -51,8 +51,9 @@ class RelativeError:
 class ParameterBudget:
     """At most `fraction` of the left side's parameters, over all bonds together.
 
-    All bonds start at rank 1; again and again the bond grows whose next value saves most squared error per
-    parameter it costs (ties: the label that comes first in the alphabet), until nothing more fits.
+    Values are taken where they save most squared error a parameter, or left out where they cost least, whichever
+    way of counting loses less (`fitting.trees.grow`; ties: the label that comes first in the alphabet), until nothing
+    more fits. Bonds without singular values of their own, in loops and hyperedges, grow evenly.
 
     Args:
         fraction: in (0, 1].

@@ -26,6 +26,7 @@ from .fitting.metric import Metric
 from .network import Network, draw, parameters, tensor_nodes
 from .nodes import NamedTensor
 from .options import Choices, Options, Place, saved
+from .ranks import ParameterBudget
 from .valuation import bind_values, relative, value_of, values_for
 
 Kind: TypeAlias = Literal["exact", "approximate"]
@@ -107,6 +108,11 @@ class Rule:
     def __str__(self) -> str:
         constants = "".join(f", {name} the {basis} basis" for name, basis in self.fixed.items())
         return f"{self.name}: {self.equation}{constants}"
+
+    @property
+    def tensor(self) -> str:
+        """The left side's first tensor: what a rule for kernels calls the kernel in `apply({rule.tensor: weight})`."""
+        return self.variables[0] if self.variables else "K"
 
     def places(self, network: Network, *, bind: Mapping[str, str] | None = None) -> list[Place]:
         """Every place of `network` where the rule applies."""
@@ -434,7 +440,8 @@ def _stepped(rule: Rule, job: Job, change: Change) -> tuple[Step, dict[str, Tens
 
 def _check_options(rule: Rule, options: Options) -> None:
     """Every word the caller uses is one the rule has."""
-    ranks = options.ranks if isinstance(options.ranks, Mapping) else rule.ranks or ("all bonds",)
+    budget = isinstance(options.ranks, ParameterBudget) and rule.kind == "approximate"
+    ranks = options.ranks if isinstance(options.ranks, Mapping) else rule.ranks or (() if budget else ("all bonds",))
     for kind, given, known in (
         ("bond", ranks, rule.ranks),
         ("variable", options.bind, rule.variables),

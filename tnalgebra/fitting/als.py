@@ -55,10 +55,8 @@ def alternate(problem: Problem, values: Values, *, sweeps: int, tolerance: float
         ahead = {name: core + _shaped(momentum, core) * (core - before[name]) for name, core in values.items()}
         found, loss = _swept(problem, systems, ahead)
         lower = loss <= losses[-1]
-        if sweep > 1:
-            before = values
-        else:
-            before = found  # the first two sweeps go far, and tell no direction
+        # the first two sweeps go far, and tell no direction
+        before = values if sweep > 1 else found
         values = chosen(lower, found, values)
         losses.append(torch.where(lower, loss, losses[-1]))
         still = lower & (losses[-2] - losses[-1] <= tolerance * losses[-2]) | still & ~lower

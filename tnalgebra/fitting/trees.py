@@ -7,6 +7,8 @@ An open label on several cores is a batch: each of its values has an SVD of its 
 
 from __future__ import annotations
 
+import math
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -320,7 +322,13 @@ def grow(
     budget: ParameterBudget,
     before: int,
 ) -> dict[str, int]:
-    """Ranks under a budget: grow, one at a time, the bond whose next value saves most squared error a parameter.
+    """Ranks under a budget: the better of two greedy ways.
+
+    From rank 1 upwards the bond grows whose next value saves most squared error a parameter. From full rank downwards
+    the bond shrinks whose last value costs least a parameter, until the budget is met, and then all grow again as far
+    as there is room. A parameter's price depends on the ranks beside it, so either way can be led astray: upwards,
+    Tucker cores stay flat; downwards, a bond that is no use keeps the room of others. The better one is the one that
+    keeps more, if each bond keeps its part of the squared norm independently of the others.
 
     Args:
         spectra: bond -> singular values, descending.
@@ -330,17 +338,64 @@ def grow(
     Raises:
         RankError: even rank 1 everywhere is too much.
     """
-    ranks = dict.fromkeys(sorted(spectra), 1)
-    limit = allowance(budget, before, least=count(ranks))
+    ones = dict.fromkeys(sorted(spectra), 1)
+    limit = allowance(budget, before, least=count(ones))
     largest = max((values[0] for values in spectra.values()), default=0.0) or 1.0  # squares must not overflow
+    squares = {bond: [(value / largest) ** 2 for value in spectra[bond]] for bond in ones}
+
+    def left_out(ranks: Mapping[str, int]) -> float:
+        return 1 - prod(_part(squares[bond][:rank], squares[bond]) for bond, rank in ranks.items())
+
+    upwards = _grown(ones, squares, count, limit)
+    full = {bond: len(values) for bond, values in squares.items()}
+    downwards = _grown(_shrunk(full, squares, count, limit), squares, count, limit)
+    return min((upwards, downwards), key=left_out)
+
+
+def _part(kept_squares: Sequence[float], squares: Sequence[float]) -> float:
+    whole = math.fsum(squares)
+    return math.fsum(kept_squares) / whole if whole else 1.0
+
+
+def _grown(
+    ranks: Mapping[str, int],
+    squares: Mapping[str, Sequence[float]],
+    count: Callable[[Mapping[str, int]], int],
+    limit: int,
+) -> dict[str, int]:
+    """One value at a time, the one that saves most a parameter; of equals, the first bond."""
+    grown = dict(ranks)
+    now = count(grown)
     while True:
-        now = count(ranks)
-        gains = {}
-        for bond, rank in ranks.items():
-            if rank < len(spectra[bond]):
-                cost = count({**ranks, bond: rank + 1}) - now
-                if now + cost <= limit:
-                    gains[bond] = (spectra[bond][rank] / largest) ** 2 / cost
-        if not gains:
-            return ranks
-        ranks[max(gains, key=lambda bond: gains[bond])] += 1
+        best: tuple[float, str, int] | None = None
+        for bond, rank in grown.items():
+            if rank < len(squares[bond]):
+                cost = count({**grown, bond: rank + 1}) - now
+                gain = squares[bond][rank] / cost
+                if now + cost <= limit and (best is None or gain > best[0]):
+                    best = gain, bond, cost
+        if best is None:
+            return grown
+        grown[best[1]] += 1
+        now += best[2]
+
+
+def _shrunk(
+    ranks: Mapping[str, int],
+    squares: Mapping[str, Sequence[float]],
+    count: Callable[[Mapping[str, int]], int],
+    limit: int,
+) -> dict[str, int]:
+    """One value at a time, the one that costs least a parameter; of equals, the first bond."""
+    shrunk = dict(ranks)
+    now = count(shrunk)
+    while now > limit:
+        costs = []
+        for bond, rank in shrunk.items():
+            if rank > 1:
+                saved = now - count({**shrunk, bond: rank - 1})
+                costs.append((squares[bond][rank - 1] / saved, bond, saved))
+        _, bond, saved = min(costs, key=lambda cost: cost[0])
+        shrunk[bond] -= 1
+        now -= saved
+    return shrunk
