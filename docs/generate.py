@@ -1,7 +1,8 @@
 """Pages and pictures of the docs that are made from the library.
 
-python docs/generate.py                        rules.md and the drawings
+python docs/generate.py                        rules.md and the drawings, gallery.md's among them
 python docs/generate.py NAME runs/FOLDER       the figures of a study; its table, where study.md has a mark NAME
+python docs/generate.py fits runs/fits         the table and figure of the benchmark of fits, into benchmarks.md
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import shutil
 import sys
 from pathlib import Path
 from textwrap import fill
+from typing import TypeAlias
+
+from matplotlib.figure import Figure
 
 import tnalgebra as tn
 from tnalgebra.decompositions.catalogue import CATALOGUE, Entry
@@ -28,8 +32,70 @@ PICTURES = {
     "tensor_train": "A[out p] B[p in q] C[q kh s] D[s kw]",
     "tensor_ring": "A[z out p] B[p in q] C[q kh s] D[s kw z]",
     "cp": "A[out r] B[in r] C[kh r] D[kw r] -> [out in kh kw]",
+    "triangle": "A[o:24 p:4 z:4] B[p i:16 q:5] C[q h:3 w:3 z]",
+    "cut": "L[out kh r] R[r in kw]",
+    "patches": "X[n in x y] Conv[x u kh] Conv[y v kw] -> [n in kh kw u v]",
 }
 """Networks that the docs show; `images/NAME.svg`."""
+
+Places: TypeAlias = dict[int | str, tuple[float, float]]
+
+LAYER = "X[n in x y] Conv[x u kh] Conv[y v kw] {} -> [n out u v]"
+ABOVE: Places = {"X": (0, 2.1), 1: (-1.3, 1.1), 2: (1.3, 1.1)}
+ASIDE: Places = {"X": (0, 2.1), 1: (0, 1.1), 2: (1.3, 1.1)}
+
+SIX: dict[str, tuple[str, str, str, Places]] = {
+    "tucker": (
+        "Tucker",
+        "G[a b c d] U[out a] V[in b] P[kh c] Q[kw d]",
+        "K_{oihw} = Σ_{abcd} G_{abcd} U_{oa} V_{ib} P_{hc} Q_{wd}",
+        {**ABOVE, "V": (0, 1.1), "P": (-1.3, 0), "G": (0, 0), "Q": (1.3, 0), "U": (0, -1)},
+    ),
+    "cp": (
+        "CP",
+        "A[out r] B[in r] C[kh r] D[kw r]",
+        "K_{oihw} = Σ_r A_{or} B_{ir} C_{hr} D_{wr}",
+        {**ABOVE, "B": (0, 1.1), "C": (-1.3, 0), "r": (0, 0), "D": (1.3, 0), "A": (0, -1)},
+    ),
+    "tensor_train": (
+        "tensor train",
+        "A[out p] B[p in q] C[q kh s] D[s kw]",
+        "K_{oihw} = Σ_{pqs} A_{op} B_{piq} C_{qhs} D_{sw}",
+        {**ASIDE, "A": (-2.5, 0), "B": (-1.3, 0), "C": (0, 0), "D": (1.3, 0)},
+    ),
+    "tensor_ring": (
+        "tensor ring",
+        "A[z out p] B[p in q] C[q kh s] D[s kw z]",
+        "K_{oihw} = Σ_{pqsz} A_{zop} B_{piq} C_{qhs} D_{swz}",
+        {**ASIDE, "A": (0, -1), "B": (-1.3, 0), "C": (0, 0), "D": (1.3, 0)},
+    ),
+    "spatially_separable": (
+        "spatially separable",
+        "A[out in kh] B[out in kw]",
+        "K_{oihw} = A_{oih} B_{oiw}",
+        {**ABOVE, "in": (0, 1.0), "A": (-1.3, 0), "B": (1.3, 0), "out": (0, -0.5)},
+    ),
+    "depthwise_separable": (
+        "depthwise separable",
+        "D[in kh kw] P[out in]",
+        "K_{oihw} = D_{ihw} P_{oi}",
+        {"X": (0, 2.1), 1: (-1.3, 1.1), 2: (0, 1.1), "in": (1.3, 1.1), "D": (0, 0), "P": (1.3, 0)},
+    ),
+}
+"""The decompositions of figure 3 of arXiv 2403.14379: title, right side, equation, and where the nodes of the whole
+layer stand (`images/layer-NAME.svg`)."""
+
+PICTURE_PLACES: dict[str, Places] = {
+    "cut": {"L": (-0.6, 0), "R": (0.6, 0)},
+    "patches": {"X": (0, 1), 1: (-0.8, 0), 2: (0.8, 0)},
+}
+"""Where the nodes of `PICTURES` stand, if not where the layout puts them."""
+
+PANELS: dict[str, Places] = {
+    "spatially_separable": {"A": (-0.95, 0), "B": (0.95, 0), "in": (0, 0.6), "out": (0, -0.6)},
+    "depthwise_separable": {"D": (-0.9, 0), "P": (0.9, 0)},
+}
+"""Where the nodes stand in `images/six_decompositions.png`, if not where the layout puts them."""
 
 KINDS = {"Linear": 2, "Conv1d": 3, "Conv2d": 4, "Conv3d": 5}
 """What has a kernel -> its number of axes."""
@@ -89,32 +155,71 @@ def drawn(entry: Entry) -> tn.Network:
     return parse_rule(equations.get("Conv2d") or equations["Linear"])[1]
 
 
+def draw_six(path: Path) -> None:
+    """The six decompositions of a kernel side by side, with their equations."""
+    figure = Figure(figsize=(11.2, 9.6), facecolor="white")
+    for number, (name, (title, right, equation, _)) in enumerate(SIX.items()):
+        left, bottom = (number % 3) / 3, 0.5 * (1 - number // 3)
+        axes = figure.add_axes((left + 0.005, bottom + 0.095, 1 / 3 - 0.01, 0.365))
+        tn.draw(tn.parse(f"{right} -> [out in kh kw]"), axes=axes, places=PANELS.get(name))
+        middle = left + 1 / 6
+        figure.text(middle, bottom + 0.467, f"({'abcdef'[number]}) {title}", ha="center", fontsize=14)
+        figure.text(middle, bottom + 0.066, equation_text(equation), ha="center", fontsize=13)
+        figure.text(middle, bottom + 0.018, right, ha="center", fontsize=9.5, family="monospace", color="#6b7680")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def equation_text(equation: str) -> str:
+    """An equation as matplotlib sets it."""
+    return f"${equation.replace('Σ', chr(92) + 'sum')}$"
+
+
 def store_study(name: str, folder: Path) -> None:
     """Take over the figures that the pages show; write the table between `<!-- NAME -->` and `<!-- end -->`."""
     rows = read_rows(folder)
     kind = f"{rows[0]['images']} test images, config {rows[0]['config']}, version {rows[0]['version']}"
-    block = f"<!-- {name} -->\n\n```text\n{table(rows)}\n```\n\n{kind}.\n\n<!-- end -->"
-    page = DOCS / "study.md"
-    text, count = re.subn(
-        rf"<!-- {name} -->.*?<!-- end -->", lambda _: block, page.read_text(encoding="utf-8"), flags=re.DOTALL
-    )
-    if count > 1:
-        raise SystemExit(f"study.md has {count} places marked <!-- {name} -->")
-    page.write_text(text, encoding="utf-8")
+    text = write_between("study.md", name, f"```text\n{table(rows)}\n```\n\n{kind}.")
     pages = text + (DOCS.parent / "README.md").read_text(encoding="utf-8")
     for figure in folder.glob("*.png"):
         if f"images/{name}_{figure.name}" in pages:
             shutil.copyfile(figure, DOCS / "images" / f"{name}_{figure.name}")
 
 
+def store_fits(folder: Path) -> None:
+    """Take over what `recipes.benchmark_fits` wrote."""
+    write_between("benchmarks.md", "fits", (folder / "fits.md").read_text(encoding="utf-8").strip())
+    shutil.copyfile(folder / "fits.png", DOCS / "images" / "fits.png")
+
+
+def write_between(page: str, name: str, block: str) -> str:
+    """Put `block` between `<!-- NAME -->` and `<!-- end -->`, if the page has them; the page's text."""
+    path = DOCS / page
+    text, count = re.subn(
+        rf"<!-- {name} -->.*?<!-- end -->",
+        lambda _: f"<!-- {name} -->\n\n{block}\n\n<!-- end -->",
+        path.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    if count > 1:
+        raise SystemExit(f"{page} has {count} places marked <!-- {name} -->")
+    path.write_text(text, encoding="utf-8")
+    return text
+
+
 def main() -> None:
+    if len(sys.argv) == 3 and sys.argv[1] == "fits":
+        store_fits(Path(sys.argv[2]))
+        return
     if len(sys.argv) == 3:
         store_study(sys.argv[1], Path(sys.argv[2]))
         return
     (DOCS / "rules.md").write_text(rules_page(), encoding="utf-8")
     for name, text in PICTURES.items():
         network = tn.parse(text)
-        tn.draw(network, DOCS / "images" / f"{name}.svg")
+        tn.draw(network, DOCS / "images" / f"{name}.svg", places=PICTURE_PLACES.get(name))
+    draw_six(DOCS / "images" / "six_decompositions.png")
+    for name, (_, right, _, places) in SIX.items():
+        tn.draw(tn.parse(LAYER.format(right)), DOCS / "images" / f"layer-{name}.svg", places=places)
     for entry in CATALOGUE:
         tn.draw(drawn(entry), DOCS / "images" / f"rule-{entry.name}.svg")
 

@@ -1,16 +1,23 @@
-"""How far can the kernels of a network be cut, and what does that do to its accuracy?
+"""How small can the kernels of a network be, and what does that do to its accuracy?
 
     python -m recipes.compressibility        # embedded digits, a small CNN: half a minute
     python -m recipes.compressibility --model resnet20 --weights W.pth --data DIR \\
         --cuts "out | in kh kw" "out kh | in kw" --keep 0.75 0.5 --output runs/resnet20
+    python -m recipes.compressibility --rewrite cp tucker2 --ranks r=8,16 a=4,8 b=4,8
+    python -m recipes.compressibility --rewrite tucker2 --budget 0.7 0.5 --metric output
     python -m recipes.compressibility --model mylib.nets:build --weights w.pth --data DIR
 
-The study of Singh, Jahromi and Orus (arXiv 2403.14379):
+The study of Singh, Jahromi and Orus (arXiv 2403.14379), and more in its place:
 - A kernel of a 2-d convolution has the labels out, in (channels), kh, kw (window).
   Each cut of these labels in two makes it a matrix; that matrix is truncated to a
   fraction of its singular values, put back, and the network tested, not retrained.
+- A rewrite is any decomposition, by name or as one line of notation, such as
+  "K[o i h w] => A[o p q] B[i q r] C[h r s] D[w s p]": the cores on its right side
+  are fitted to the kernel. Labels that are new there are bonds; --ranks gives their
+  sizes, or --budget a part of the network's parameters, which is then shared out
+  among the layers.
 - Stopped and started again with the same settings the study goes on where it was;
-  more cuts, fractions and scopes can be added to a folder.
+  more cuts, rewrites, sizes, metrics and scopes can be added to a folder.
 """
 
 from __future__ import annotations
@@ -49,14 +56,34 @@ class Config:
     """a file of weights, or torchvision:NAME; without one cnn4 is trained first, your own network used as it comes"""
     data: str = "digits"
     """digits (embedded), cifar10 or cifar100 (downloaded), or a folder with train/CLASS/* and test/CLASS/*"""
-    cuts: tuple[str, ...] = ALL_SEVEN
-    """where a kernel is cut in two, each in quotes; "A then B" cuts by A, then by B; all there are of a 2-d kernel"""
+    cuts: tuple[str, ...] | None = None
+    """where a kernel is cut in two, each in quotes; "A then B" cuts by A, then by B; by default all seven of a 2-d
+    kernel, or none beside --rewrite"""
     keep: tuple[float, ...] = (0.75, 0.5, 0.25, 0.125)
-    """fractions of the singular values kept, each in (0, 1]: from harmless to ruinous"""
+    """of --cuts: fractions of the singular values kept, each in (0, 1]: from harmless to ruinous"""
+    rewrite: tuple[str, ...] = ()
+    """decompositions: names (cp, tucker2, tensor_train, ...: print(tnalgebra.decompositions.rules()) lists them), rules
+    in the notation, cuts; each in quotes; they need --ranks or --budget"""
+    ranks: tuple[str, ...] = ()
+    """of --rewrite: the rank of each bond, such as r=16,32 or p=8,16 q=8,16 s=3: a row for each of the lists' places;
+    one larger than a layer can use is cut down to what loses nothing there"""
+    budget: tuple[float, ...] = ()
+    """of --rewrite: parts of the whole network's parameters that are kept, each in (0, 1]; ranks of all layers are
+    chosen together, so of scope all only"""
+    metric: Literal["frobenius", "input", "output"] = "frobenius"
+    """norm of the fits of --rewrite: of the kernel; of the layer's output, over its real inputs; or layer after layer,
+    to the output the network had, from the inputs it has by then"""
+    curves: Literal["error", "divergence"] = "error"
+    """under --budget, what a layer's ranks cost: the error of its fit, or the divergence of the network's answers"""
+    components: Literal["refit", "drop"] = "refit"
+    """under --ranks, at smaller ranks: a fit of its own (as in the paper), or the largest components of the fit at the
+    largest rank"""
+    calibration: int = 1024
+    """training images, chosen by the seed and without their labels, for metrics and divergences; all, if fewer"""
     scope: tuple[str, ...] = ("all", "each")
-    """what one test cuts: all (the layers at once), each (one layer at a time), or globs of layers' names"""
+    """what one test rewrites: all (the layers at once), each (one layer at a time), or globs of layers' names"""
     skip: tuple[str, ...] = ("first",)
-    """layers never cut: globs, or first for the first convolution, which has few inputs; bare --skip skips none"""
+    """layers left alone: globs, or first for the first convolution, which has few inputs; bare --skip skips none"""
     limit: int | None = None
     """test on so many images only, equally many of each class: quicker, coarser; all images by default"""
     recalibrate_bn: Annotated[bool, tyro.conf.arg(name="recalibrate-bn")] = False
@@ -74,11 +101,11 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the network is tested; auto takes a GPU if there is one"""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    """in which the network is tested; kernels are cut in float64"""
+    """in which the network is tested; kernels are cut and fitted in float64"""
     epochs: int = 15
     """passes over the training images, where cnn4 has to be trained"""
     seed: int = 0
-    """of all chance: first weights, training, the choice of images under --limit"""
+    """of all chance: first weights, training, fits, the choice of images under --limit and --calibration"""
     output: Path = Path("runs/compressibility")
     """folder for the rows (results.jsonl), the figures (PNG and SVG) and the trained network"""
 
@@ -90,7 +117,8 @@ def main(config: Config) -> tn.Study:
         TnalgebraError: a setting, the data or the weights are not what they should be; see `tn.study`.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    config = dataclasses.replace(config, device=device)
+    cuts = config.cuts if config.cuts is not None else () if config.rewrite else ALL_SEVEN
+    config = dataclasses.replace(config, device=device, cuts=cuts)
     for field in dataclasses.fields(config):
         print(f"{field.name:<18}{getattr(config, field.name)}")
     train_first = config.weights is None and config.model == "cnn4"
@@ -109,14 +137,22 @@ def main(config: Config) -> tn.Study:
     if config.weights is not None:
         load_weights(model, config.weights)
     training = None
-    if train_first or config.recalibrate_bn:
+    calibrated = config.metric != "frobenius" or config.curves == "divergence"
+    if train_first or config.recalibrate_bn or calibrated:
         training = load_images(config.data, "train", image_size=config.image_size)
     found = tn.study(
         model,
         images,
-        cuts=config.cuts,
-        keep=config.keep,
         output=config.output,
+        cuts=cuts,
+        keep=config.keep if cuts or not config.rewrite else (),
+        rewrites=config.rewrite,
+        ranks=config.ranks,
+        budget=config.budget,
+        metric=config.metric,
+        curves=config.curves,
+        calibration=_unlabelled(training, config.calibration, config.seed) if training and calibrated else None,
+        components=config.components,
         scope=config.scope,
         skip=config.skip,
         limit=config.limit,
@@ -139,6 +175,15 @@ def main(config: Config) -> tn.Study:
 
 def _some(training: Images, seed: int) -> Images:
     return training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=seed)
+
+
+def _unlabelled(training: Images, count: int, seed: int) -> Images:
+    """Images chosen without a look at their labels, and without them: all have the first."""
+    if count < 1:
+        raise DataError(explain(f"{count} calibration images are none", fix="--calibration 1024"))
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
+    chosen = order[:count].sort().values
+    return Images(training.pixels[chosen], torch.zeros_like(chosen), training.classes, training.source)
 
 
 def _train(model: torch.nn.Module, *, config: Config, training: Images) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import pairwise, product
+from math import prod
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tnalgebra.decompositions import all_cuts, cut, cut_sequence, rule, truncate
 from tnalgebra.decompositions.cuts import Form
 from tnalgebra.errors import RankError, RuleError, TnalgebraError, ValuesError
 from tnalgebra.evaluation import evaluate, magnitude
+from tnalgebra.fitting.metric import Metric
 from tnalgebra.network import Network
 from tnalgebra.notation import parse
 from tnalgebra.ranks import KeepFraction, ParameterBudget, Rank, RelativeError
@@ -281,3 +283,152 @@ def test_axes_of_one_element(shape: tuple[int, ...]) -> None:
             fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(entry.ranks, KeepFraction(1)))
             assert fit.relative_error < 1e-10
             check_claim(fit)
+
+
+# In a metric --------------------------------------------------------------------------------------------------
+
+
+def metric_over(labels: tuple[str, ...], *, batch: bool = False, crossed: bool = False, seed: int = 0) -> Metric:
+    """Of random inputs with a strong mean, so that the metric is far from the Frobenius norm."""
+    sizes = [SIZES[label] for label in labels]
+    d = prod(sizes)
+    rest = [label for label in SIZES if label not in labels]
+    x = gaussian(7 if batch else 1, 3 * d, d, seed=seed) * torch.logspace(0, -2, d, dtype=torch.float64)
+    covariance = x.mT @ x / (3 * d)
+    covariance = covariance.reshape(*([7] if batch else []), *sizes, *sizes)
+    if not crossed:
+        return Metric(labels, covariance, ("out",) if batch else ())
+    K = KERNEL.permute([list(SIZES).index(label) for label in (*rest, *labels)]).reshape(-1, d)
+    wanted = K + 0.1 * gaussian(*K.shape, seed=seed + 1)
+    C = covariance.reshape(d, d)
+    cross = (wanted @ C).reshape([SIZES[label] for label in (*rest, *labels)])
+    power = float(torch.einsum("oi,ij,oj->", wanted, C, wanted)) * 1.1
+    return Metric(labels, covariance, (), cross, power, tuple(rest))
+
+
+def weighted_matrices(metric: Metric, left: str) -> tuple[Tensor, Tensor]:
+    """The kernel's matrix whose columns hold the metric's labels last, and M with C = M M^T, as one large matrix."""
+    rows = left.split()
+    columns = [label for label in SIZES if label not in (*rows, *metric.labels)] + list(metric.labels)
+    matrix = KERNEL.permute([list(SIZES).index(label) for label in (*rows, *columns)])
+    d = prod(SIZES[label] for label in metric.labels)
+    factor = torch.linalg.cholesky(metric.covariance.reshape(d, d)).contiguous()
+    others = prod(SIZES[label] for label in columns) // d
+    whole = torch.kron(torch.eye(others, dtype=torch.float64), factor)
+    return matrix.reshape(prod(SIZES[label] for label in rows), -1), whole
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("crossed", [False, True])
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("out | in kh kw", ("in", "kh", "kw")),
+        ("out kh | in kw", ("in",)),
+        ("out kh | in kw", ("kw", "in")),
+        ("out | in kh kw", ("kh",)),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_metric_on_one_side_has_a_closed_form(
+    text: str, labels: tuple[str, ...], rank: int, crossed: bool, turned: bool
+) -> None:
+    metric = metric_over(labels, crossed=crossed)
+    left, _, right = text.partition(" | ")
+    fit = cut(f"{right} | {left}" if turned else text).apply({"K": KERNEL}, ranks=rank, metric=metric)
+    check_claim(fit)
+    K, factor = weighted_matrices(metric, left)
+    if crossed:
+        target = metric.target(KERNEL, tuple(SIZES))
+        columns = [label for label in SIZES if label not in (*left.split(), *labels)] + list(labels)
+        K = target.permute([list(SIZES).index(label) for label in (*left.split(), *columns)]).reshape(K.shape)
+    values = torch.linalg.svdvals(K @ factor)
+    least = float(values[rank:].square().sum())
+    if metric.cross is None:
+        expected = least / float(values.square().sum())
+    else:
+        assert metric.power is not None
+        expected = (metric.power - float(values.square().sum()) + least) / metric.power
+    assert fit.output_error == pytest.approx(expected**0.5, rel=1e-9)
+    assert fit.report is not None
+    L, R = (fit.values[name] for name in ("L", "R"))  # the gauge of any cut
+    singular = torch.linalg.svdvals(torch.from_numpy(unfolding(fit.dense(), " ".join(SIZES), left)))[:rank]
+    for flat in (L.reshape(-1, rank), R.reshape(rank, -1).mT):
+        torch.testing.assert_close(flat.mT @ flat, torch.diag(singular), rtol=0, atol=1e-10 * float(singular[0]))
+
+
+@pytest.mark.parametrize(
+    ("text", "metric"),
+    [
+        ("out kh | in kw", metric_over(("in", "kh", "kw"))),
+        ("out kh | in kw", metric_over(("in", "kh", "kw"), crossed=True)),
+        ("in | out kh kw", metric_over(("in", "kw"))),
+        ("out in | kh kw", metric_over(("in", "kh"), batch=True)),
+        ("out | in kh kw", metric_over(("in", "kh", "kw"), batch=True)),
+    ],
+)
+@pytest.mark.parametrize("form", ["factors", "svd"])
+def test_a_metric_across_the_cut_is_descended_in(text: str, metric: Metric, form: Form) -> None:
+    entry = cut(text, form=form)
+    plain = entry.apply({"K": KERNEL}, ranks=2)
+    fit = entry.apply({"K": KERNEL}, ranks=2, metric=metric)
+    check_claim(fit)
+    labels = tuple(SIZES)
+
+    def measured(dense: Tensor) -> float:
+        if metric.cross is not None:
+            return metric.output_error(dense, labels)
+        return metric.relative(KERNEL - dense, KERNEL, labels)
+
+    assert fit.output_error is not None
+    assert fit.output_error == pytest.approx(measured(fit.dense()), rel=1e-9)
+    assert fit.output_error < measured(plain.dense())
+    for seed in range(20):  # nothing near is better by more than the descent's tolerance allows
+        moved = {name: value + 1e-3 * gaussian(*value.shape, seed=seed) for name, value in fit.values.items()}
+        assert measured(evaluate(fit.network, moved)) > fit.output_error * (1 - 1e-4)
+
+
+def test_ranks_and_labels_with_a_metric() -> None:
+    metric = metric_over(("in", "kh", "kw"))
+    entry = cut("out | in kh kw")
+    assert entry.apply({"K": KERNEL}, ranks=KeepFraction(0.5), metric=metric).network.sizes["r"] == 4
+    matrix = unfolding(KERNEL, " ".join(SIZES), "out")
+    bound = tail(matrix, 3) * 1.0001
+    assert entry.apply({"K": KERNEL}, ranks=RelativeError(bound), metric=metric).network.sizes["r"] == 3
+    budget = entry.apply({"K": KERNEL}, ranks=ParameterBudget(0.5), metric=metric)
+    assert budget.parameters <= 0.5 * KERNEL.numel() < budget.parameters + 37
+    same = cut("o | i h w", of="K[o i h w]").apply({"K": KERNEL}, ranks=3, metric=metric)
+    named = entry.apply({"K": KERNEL}, ranks=3, metric=metric)
+    assert all(torch.equal(same.values[name], value) for name, value in named.values.items())
+    with pytest.raises(RuleError, match="the metric is not one of the tensor that is fitted"):
+        cut("a b | c d", of="K[a b c d]").apply({"K": KERNEL}, ranks=2, metric=Metric(("x",), torch.eye(3)))
+    with pytest.raises(RankError, match="rank 8 of bond 'r' is outside 1 to 7"):
+        entry.apply({"K": KERNEL}, ranks=8, metric=metric)
+    metric = Metric(("in",), torch.eye(3), outputs=("out", "r"))
+    fit = cut("out r | in").apply(parse("K[out r in]"), {"K": KERNEL[..., 0]}, ranks=2, metric=metric)
+    assert str(fit.network) == "L[out:7 r:5 r_2:2] R[r_2 in:3]"
+
+
+# Large matrices, other types ----------------------------------------------------------------------------------
+
+
+def test_few_values_of_a_large_matrix_and_their_measured_error() -> None:
+    matrix = gaussian(1030, 1100, seed=3).float()
+    for dtype in (torch.float32, torch.float64):
+        fit = cut("out | in").apply({"K": matrix}, ranks=40, dtype=dtype)
+        check_claim(fit)
+        values = torch.linalg.svdvals(matrix.double())
+        least = float(values[40:].norm() / values.norm())
+        assert least * (1 - 1e-6) <= fit.relative_error <= least * 1.01
+        assert all(value.dtype == torch.float32 for value in fit.values.values())
+
+
+@pytest.mark.parametrize("rank", [3, KeepFraction(0.5), RelativeError(0.5), ParameterBudget(0.5)])
+def test_a_cut_in_float32(rank: Rank) -> None:
+    half, full = (
+        cut("out kh | in kw").apply({"K": KERNEL}, ranks=rank, dtype=dtype) for dtype in (torch.float32, torch.float64)
+    )
+    check_claim(half)
+    assert half.network == full.network
+    assert half.trace.steps[0].relative_error == pytest.approx(full.relative_error, rel=1e-5)
+    assert all(value.dtype == torch.float64 for value in half.values.values())  # as the kernel

@@ -315,6 +315,53 @@ def test_ring_is_a_circle() -> None:
     assert np.ptp(radii) < 5
 
 
+def test_nodes_stand_where_they_are_placed() -> None:
+    network = parse("X[n in x] Conv[x u kh] A[out r] B[in r] C[kh r] -> [n out u]")
+    places: dict[int | str, tuple[float, float]] = {
+        "X": (0, 2),
+        1: (1, 1),
+        "A": (0, -1),
+        "B": (0, 1),
+        "C": (1, 0),
+        "r": (0, 0),
+    }
+    plan = layout(network.nodes, network.output, network.sizes, places)
+    at = np.array([(symbol.x, symbol.y) for symbol in plan.symbols])
+    apart = at - at[5]
+    assert [symbol.place for symbol in plan.symbols] == [0, 1, 2, 3, 4, "r"]
+    assert np.allclose(apart / apart[4, 0], [(0, 2), (1, 1), (0, -1), (0, 1), (1, 0), (0, 0)], atol=0.05)
+    assert overlapping([*plan.symbols, *plan.texts]) == []
+
+
+def test_a_hyperedge_without_a_place_stands_amid_its_carriers() -> None:
+    network = parse("A[i r] B[j r] C[k r]")
+    plan = layout(network.nodes, network.output, network.sizes, {"A": (0, 0), "B": (2, 0), "C": (1, 3)})
+    at = np.array([(symbol.x, symbol.y) for symbol in plan.symbols])
+    assert np.allclose(at[3], at[:3].mean(axis=0), atol=5)
+
+
+@pytest.mark.parametrize(
+    ("places", "fact"),
+    [
+        ({"A": (0, 0)}, r"missing: 1: B, 2: B\n"),
+        ({"A": (0, 0), "B": (1, 0)}, r"missing: 1: B, 2: B\n  unknown: 'B'\n"),
+        ({0: (0, 0), 1: (1, 0), 2: (2, 0), "j": (1, 1)}, r"unknown: 'j'\n  fix:     one for each node"),
+    ],
+)
+def test_places_that_are_not_those_of_the_nodes(places: dict[int | str, tuple[float, float]], fact: str) -> None:
+    with pytest.raises(NetworkError, match=fact):
+        tn.draw(parse("A[i j] B[j k] B[k l]"), places=places)
+
+
+def test_two_legs_of_a_node_are_symmetric() -> None:
+    network = parse("D[in kh kw] P[out in] -> [out in kh kw]")
+    plan = layout(network.nodes, network.output, network.sizes, {"D": (-1, 0), "P": (1, 0)})
+    kh, kw = (np.subtract(line.curve[3], line.curve[0]) for line in plan.lines if line.label in ("kh", "kw"))
+    assert kh[0] == pytest.approx(kw[0])
+    assert kh[1] == pytest.approx(-kw[1])
+    assert kh[0] < 0 < kh[1]  # away from P, the first above
+
+
 # Files and figures -------------------------------------------------------------------------------------------
 
 

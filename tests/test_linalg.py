@@ -190,12 +190,122 @@ def test_gradients_are_left_behind() -> None:
         (torch.tensor([[1.0, -float("inf"), float("inf")]]), "where: 2 of 3 elements"),
         (torch.ones(0, 3), r"the matrix is empty\n  shape: \(0, 3\)"),
         (torch.ones(2, 3, dtype=torch.complex128), "the matrix is complex"),
-        (torch.ones(2, 3, 4), "a matrix has 2 axes, this has 3"),
+        (torch.ones(3), "a matrix has 2 axes, this has 1"),
     ],
 )
 def test_what_has_no_singular_values(compute: Any, matrix: Tensor, message: str) -> None:
     with pytest.raises(ValuesError, match=message):
         compute(matrix)
+
+
+def test_many_matrices_have_singular_values_too_only_one_by_one() -> None:
+    with pytest.raises(ValuesError, match="a matrix has 2 axes, this has 3"):
+        singular_values(torch.ones(2, 3, 4))
+
+
+@given(
+    st.sampled_from([(3, 5, 4), (2, 4, 9), (7, 9, 2), (2, 3, 4, 4), (1, 6, 1)]),
+    st.sampled_from([torch.float64, torch.float32]),
+    st.integers(0, 2**30),
+    st.data(),
+)
+def test_matrices_side_by_side_are_decomposed_as_if_alone(
+    shape: tuple[int, ...], dtype: torch.dtype, seed: int, data: st.DataObject
+) -> None:
+    stack = gaussian(*shape, seed=seed)
+    rank = data.draw(st.integers(1, min(shape[-2:])))
+    found = truncated_svd(stack, rank, dtype=dtype)
+    assert found.S.dtype == dtype
+    assert (found.U.shape, found.V.shape) == ((*shape[:-1], rank), (*shape[:-2], rank, shape[-1]))
+    tolerance = 100 * torch.finfo(dtype).eps * float(stack.abs().max())  # a few roundings of the largest value
+    for place in product(*map(range, shape[:-2])):
+        alone = truncated_svd(stack[place], rank, dtype=dtype)
+        torch.testing.assert_close(found.S[place], alone.S, rtol=0, atol=tolerance)
+        for svd in (SVD(*(each[place] for each in found)), alone):
+            kept_norm = torch.linalg.vector_norm(svd.U.mT @ stack[place].to(dtype) @ svd.V.mT - torch.diag(svd.S))
+            assert kept_norm < 10 * tolerance
+            assert (svd.U.gather(0, svd.U.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (40, 3), (3, 40)])
+def test_float32_is_as_good_as_its_type(shape: tuple[int, int]) -> None:
+    matrix = gaussian(*shape, seed=4)
+    found = truncated_svd(matrix, dtype=torch.float32)
+    assert {part.dtype for part in found} == {torch.float32}
+    torch.testing.assert_close(found.S.double(), torch.linalg.svdvals(matrix), rtol=1e-5, atol=0)
+    assert linalg.relative_residual(matrix, found) < 1e-6
+
+
+@given(matrices(), st.data())
+def test_the_svd_of_a_product_needs_no_product(matrix: Tensor, data: st.DataObject) -> None:
+    inner = data.draw(st.integers(1, 8))
+    right = gaussian(matrix.shape[1], inner, seed=data.draw(st.integers(0, 2**30)))
+    last = gaussian(inner, 9, seed=data.draw(st.integers(0, 2**30)))
+    left = matrix / matrix.abs().max() @ right
+    found, expected = linalg.svd_of_product(left, last), torch.linalg.svdvals(left @ last)
+    count = min(inner, len(left), 9)
+    scale = float(left.norm() * last.norm())
+    torch.testing.assert_close(found.S, expected[:count], rtol=0, atol=1e-13 * scale)
+    torch.testing.assert_close((found.U * found.S) @ found.V, left @ last, rtol=0, atol=1e-13 * scale)
+    assert (found.U.gather(0, found.U.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+@given(matrices(), st.data())
+def test_the_residual_is_what_is_left(matrix: Tensor, data: st.DataObject) -> None:
+    svd = truncated_svd(matrix, data.draw(st.integers(1, min(matrix.shape))))
+    unit = matrix / matrix.abs().max()
+    left = unit - (svd.U * (svd.S / matrix.abs().max())) @ svd.V
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linalg, "BLOCK", data.draw(st.sampled_from([1, 20, 1000])))
+        assert linalg.relative_residual(matrix, svd) == pytest.approx(float(left.norm() / unit.norm()), abs=1e-14)
+
+
+def test_the_residual_of_zeros() -> None:
+    zeros = torch.zeros(4, 3)
+    assert linalg.relative_residual(zeros, truncated_svd(zeros, 1)) == 0
+
+
+SPECTRA = {
+    "flat": lambda k: torch.ones_like(k),
+    "k^-0.25": lambda k: k**-0.25,
+    "k^-1": lambda k: 1 / k,
+    "k^-2": lambda k: k**-2,
+    "exp(-k/100)": lambda k: torch.exp(-k / 100),
+    "exp(-k/10)": lambda k: torch.exp(-k / 10),
+    "a step": lambda k: torch.where(k <= 100, 1.0, 1e-3).double(),
+}
+
+
+@pytest.mark.parametrize("spectrum", ["gaussian", *SPECTRA])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_random_subspace_is_within_one_per_cent_of_the_best(spectrum: str, dtype: torch.dtype) -> None:
+    size = linalg.LARGE
+    if spectrum == "gaussian":
+        matrix = gaussian(size, size + 100, seed=1)
+        values = torch.linalg.svdvals(matrix)
+    else:
+        values = SPECTRA[spectrum](torch.arange(1, size + 1, dtype=torch.float64))
+        matrix = planted(size, size + 100, values, seed=1)
+    for rank in (16, size // linalg.FEW):
+        assert linalg.randomised(matrix, rank)
+        found = truncated_svd(matrix, rank, dtype=dtype)
+        least = float(values[rank:].norm() / values.norm())
+        rounding = 1e-5 if dtype == torch.float32 else 1e-13
+        assert linalg.relative_residual(matrix, found) <= 1.01 * least + rounding
+        eye = torch.eye(rank, dtype=dtype)
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+        torch.testing.assert_close(found.U.mT @ found.U, eye, rtol=0, atol=tolerance)
+        torch.testing.assert_close(found.V @ found.V.mT, eye, rtol=0, atol=tolerance)
+        assert ((values[:rank] - found.S) < 0.1 * values[:rank] + rounding * values[0]).all()
+        again = truncated_svd(matrix, rank, dtype=dtype)
+        assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+def test_only_few_values_of_a_large_matrix_come_from_a_random_subspace() -> None:
+    large = torch.empty(linalg.LARGE, linalg.LARGE)
+    assert not linalg.randomised(large, linalg.LARGE // linalg.FEW + 1)
+    assert not linalg.randomised(large[:-1], 1)
+    assert not linalg.randomised(large.expand(2, -1, -1), 1)
 
 
 @pytest.mark.parametrize("rank", [0, -1, 4])

@@ -32,7 +32,7 @@ import tnalgebra as tn
 from tnalgebra._version import VERSION
 from tnalgebra.errors import DataError, RuleError, StudyError
 from tnalgebra.images import Images
-from tnalgebra.study_store import read_rows
+from tnalgebra.study_store import LATER, read_rows
 from tnalgebra.training import recalibrate_batch_norm
 
 
@@ -87,6 +87,7 @@ def test_rows_have_these_fields_of_these_types(found: tn.Study) -> None:
         "rewrite": str,
         "keep": float,
         "scope": str,
+        **{field: type(value) for field, value in LATER.items()},
         "accuracy": float,
         "accuracy_change": float,
         "images": int,

@@ -22,8 +22,8 @@ import tnalgebra as tn
 from tnalgebra import studies, study_figures
 from tnalgebra.images import Images
 from tnalgebra.study_figures import draw_kernels, draw_results
-from tnalgebra.study_plan import Layer
-from tnalgebra.study_store import Row
+from tnalgebra.study_layers import Layer
+from tnalgebra.study_store import LATER, Row
 
 CURVES = ("accuracy_against_norm", "accuracy_against_parameters")
 KERNELS = ("networks", "spectra")
@@ -42,6 +42,7 @@ def row(rewrite: str, keep: float | None, scope: str, layers: list[str], accurac
         "images": 123,
         "parameters_kept": kept,
         "layers": {name: dict(details) for name in layers},
+        **LATER,
     }
 
 
@@ -107,14 +108,16 @@ def test_curves_hold_the_rows_numbers(drawn: dict[str, Figure]) -> None:
     for name, scale in zip(CURVES, (1, 0.5), strict=True):
         (axes,) = drawn[name].axes
         lines = {str(line.get_label()): line for line in axes.lines}
-        assert list(lines) == ["as it is: 90.00 %", *CUTS, f"{CUTS[0]}, lay*"]
+        front = ["best of all"] if name == CURVES[1] else []
+        assert list(lines) == ["as it is: 90.00 %", *CUTS, f"{CUTS[0]}, lay*", *front]
         assert set(lines["as it is: 90.00 %"].get_ydata()) == {90.0}
         for number, cut in enumerate(CUTS):
             keep = np.array([0.25, 0.5, 0.75])
             np.testing.assert_allclose(lines[cut].get_xdata(), keep * scale, rtol=1e-12)
             np.testing.assert_allclose(lines[cut].get_ydata(), keep * (number + 3) * 10, rtol=1e-12)
         looks = {(to_hex(line.get_color()), line.get_marker()) for line in axes.lines}
-        assert len({colour for colour, _ in looks}) == 8, "seven cuts and the baseline have colours of their own"
+        own = 8 + len(front)
+        assert len({colour for colour, _ in looks}) == own, "seven cuts, the baseline, the front have their own colours"
         assert len(looks) == len(lines)
         assert "net" in axes.get_title()
         assert "123 test images" in axes.get_title()
@@ -171,6 +174,64 @@ def test_the_heat_map_holds_the_rows_numbers(layers: int, keeps: int, drawn: dic
     assert 0.6 < shape < 3, "a cell is neither a sliver nor a bar"
 
 
+def fit(
+    rewrite: str, ranks: str | None, scope: str, layers: list[str], accuracy: float, kept: float, **more: Any
+) -> Row:
+    return row(rewrite, None, scope, layers, accuracy, kept) | {
+        "ranks": ranks,
+        "equations": ["K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]"],
+        **more,
+    }
+
+
+def test_curves_of_rewrites_and_the_best_of_all(drawn: dict[str, Figure]) -> None:
+    both = ["a", "b"]
+    rows = [
+        BASELINE,
+        row(CUTS[0], 0.5, "all", both, 0.7, 0.6),
+        fit("cp", "r=2", "all", both, 0.5, 0.3),
+        fit("cp", "r=1", "all", both, 0.2, 0.2),
+        fit("cp", "r=2", "all", both, 0.65, 0.3, metric="output"),
+        fit("cp", "r=2", "all", both, 0.1, 0.3, components="drop from r=4"),
+        fit("cp", None, "all", both, 0.64, 0.5, budget=0.5, curves="error"),
+        fit("cp", None, "all", [], 0.9, 1.0, budget=1.0, curves="error"),
+        fit("a rule that is so long that no legend has a place for it", None, "a*", both, 0.99, 0.1),
+    ]
+    draw_results(Path(), rows, layers_named(both))
+    (axes,) = drawn[CURVES[1]].axes
+    lines = {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines[1:]}
+    assert lines == {
+        CUTS[0]: ([0.6], [70]),
+        "cp": ([0.2, 0.3], [20, 50]),
+        "cp, metric output": ([0.3], [65]),
+        "cp, components drop from r=4": ([0.3], [10]),
+        "cp, budget": ([0.5, 1.0], [64, 90]),
+        "a rule that is so long that no\nlegend has a place for it, a*": ([0.1], [99]),
+        "best of all": ([0.2, 0.3, 0.6, 1.0], [20, 65, 70, 90]),
+    }
+    assert "Kernels rewritten: net" in axes.get_title()
+    assert "(points of a curve: ranks; keep 0.5; budget 1, 0.5)" in axes.get_xlabel()
+    (axes,) = drawn[CURVES[0]].axes
+    assert "cp, metric output" not in {str(line.get_label()) for line in axes.lines}, "its norm says nothing"
+    for figure in drawn.values():
+        all_inside(figure)
+
+
+def test_the_heat_map_of_ranks_has_a_panel_for_each_rewrite(drawn: dict[str, Figure]) -> None:
+    rows = [BASELINE, row(CUTS[0], 0.5, "a", ["a"], 0.7)]
+    rows += [fit("cp", ranks, name, [name], 0.8, 0.5) for ranks in ("r=2", "r=4", "r=8") for name in ("a", "b")]
+    rows += [fit("cp", "r=2", "b", ["b"], 0.6, 0.5, metric="input"), fit("separable", None, "a", ["a"], 0.3, 0.1)]
+    draw_results(Path(), rows, layers_named(["a", "b"]))
+    assert sorted(drawn) == ["layers", "layers_ranks"]
+    maps = heat_maps(drawn["layers_ranks"])
+    assert list(maps) == ["cp", "cp, metric input", "separable"]
+    np.testing.assert_allclose(maps["cp"], np.full((2, 3), -10), atol=1e-9)
+    np.testing.assert_allclose(maps["cp, metric input"], [[np.nan], [-30]], atol=1e-9)
+    np.testing.assert_allclose(maps["separable"], [[-60], [np.nan]], atol=1e-9)
+    assert [tick.get_text() for tick in drawn["layers_ranks"].axes[0].get_xticklabels()] == ["r=2", "r=4", "r=8"]
+    all_inside(drawn["layers_ranks"])
+
+
 def test_what_there_are_no_rows_for_is_not_drawn(drawn: dict[str, Figure]) -> None:
     layers = layers_named(["a", "b"])
     for rows, names in [
@@ -213,6 +274,24 @@ def test_networks_and_spectra_show_every_cut_once(drawn: dict[str, Figure]) -> N
     assert len({to_hex(line.get_color()) for line in drawn["spectra"].axes[0].lines}) == 18
     for figure in drawn.values():
         all_inside(figure)
+
+
+def test_networks_of_rewrites(drawn: dict[str, Figure]) -> None:
+    ring = "K[o i h w] => A[o p q] B[i q r] C[h r s] D[w s p]"
+    rows = [BASELINE, fit("cp", "r=2", "all", ["a"], 0.5, 0.5)]
+    draw_kernels(
+        Path("/nowhere"), rows, layers_named(["a"]), [], {ring: [ring], "cp": ["K[out in] => A[out r] B[in r]"]}
+    )
+    assert sorted(drawn) == ["networks"], "without cuts there are no singular values to show"
+    assert [axes.get_title() for axes in drawn["networks"].axes if axes.get_title()] == [
+        "kernel out in kh kw",
+        "cp of out in kh kw",
+        "kernel out in",
+        "cp of out in",
+        "kernel o i h w",
+        "K[o i h w] => A[o p q] B[i q r]\nC[h r s] D[w s p]",
+    ]
+    all_inside(drawn["networks"])
 
 
 def test_cuts_that_were_not_asked_for_alone_are_not_shown_alone(drawn: dict[str, Figure]) -> None:
@@ -310,3 +389,16 @@ def test_kernels_are_drawn_before_their_rows(tmp_path: Path, monkeypatch: pytest
 
 def _stop(*_: object, **__: object) -> float:
     raise KeyboardInterrupt
+
+
+def test_a_study_of_rewrites_draws_its_networks_once(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"cuts": (), "keep": (), "rewrites": CUTS[0], "ranks": "r=1,2"}
+    study(tmp_path, **asked)
+    first = stamps(tmp_path)
+    assert sorted(first) == sorted(f"{name}.{kind}" for name in (*CURVES, "networks") for kind in ("png", "svg"))
+    study(tmp_path, **asked)
+    assert stamps(tmp_path)["networks.svg"] == first["networks.svg"]
+    study(tmp_path, **asked | {"scope": "each", "rewrites": CUTS[1]})
+    assert stamps(tmp_path)["networks.svg"] > first["networks.svg"]
+    assert {CUTS[0], CUTS[1]} <= set(words(tmp_path / "networks.svg").splitlines())
+    assert "layers_ranks.png" in stamps(tmp_path)

@@ -22,7 +22,16 @@ from study_cases import (
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tnalgebra.errors import DataError, LayerError, RankError, RuleError, StudyError, TnalgebraError, ValuesError
+from tnalgebra.errors import (
+    DataError,
+    LayerError,
+    NotationError,
+    RankError,
+    RuleError,
+    StudyError,
+    TnalgebraError,
+    ValuesError,
+)
 from tnalgebra.study_store import read_rows
 
 
@@ -98,6 +107,100 @@ BAD: list[tuple[str, dict[str, Any], type[TnalgebraError], str]] = [
     ("integers", {"dtype": torch.int64}, StudyError, "dtype is torch.int64"),
     ("shift", {"recalibrate_shift": 4}, StudyError, "recalibrate_shift=4 moves nothing without recalibrate_bn"),
     ("negative shift", {"recalibrate_shift": -1}, StudyError, "recalibrate_shift=-1 is no number of pixels"),
+    ("ranks alone", {"ranks": "r=3"}, StudyError, "ranks is given, and no rewrites\n"),
+    ("budget alone", {"budget": 0.5}, StudyError, "budget is given, and no rewrites\n"),
+    ("metric alone", {"metric": "input"}, StudyError, "metric='input' is given, and no rewrites\n"),
+    ("keep alone", {"cuts": (), "rewrites": "cp", "ranks": "r=2"}, StudyError, "keep is given, and no cuts\n"),
+    ("no rank", {"rewrites": "cp"}, RankError, r"'cp' has no rank for 'r'\n  bonds: r\n  fix:   ranks such as r=8,16"),
+    ("some rank", {"rewrites": "tucker2", "ranks": "b=3"}, RankError, "'tucker2' has no rank for 'a'\n  bonds: a b\n"),
+    (
+        "another bond",
+        {"rewrites": ["cp", "dct"], "ranks": "r=2 c=2 d=2 x=3"},
+        RankError,
+        "ranks holds 'x', a bond of none of the rewrites\n  bonds: cp: r\n         dct: c d",
+    ),
+    (
+        "uneven ranks",
+        {"rewrites": "tucker2", "ranks": ["a=2,3", "b=2,3,4"]},
+        RankError,
+        "ranks of 'tucker2' are swept together, and are not equally many\n  ranks: a=2,3 b=2,3,4\n",
+    ),
+    *(
+        (f"ranks {ranks}", {"rewrites": "cp", "ranks": ranks}, RankError, fact)
+        for ranks, fact in (
+            ("r", "ranks holds 'r'\n  fix: a bond and its ranks, such as r=16,32"),
+            ("r=", "ranks holds 'r='"),
+            ("3=r", "ranks holds '3=r'"),
+            (3, "ranks holds 3\n"),
+            ("r=2 r=3", "ranks holds the bond 'r' twice"),
+            ("r=0", "the rank of bond 'r' is 0\n  fix: an integer of at least 1"),
+            ("r=2,-1", "the rank of bond 'r' is '-1'"),
+            ("r=2,x", "the rank of bond 'r' is 'x'"),
+            ({"r": 0.5}, r"the rank of bond 'r' is 0\.5"),
+            ({"r": True}, "the rank of bond 'r' is True"),
+            ({"r": []}, "ranks holds no rank for the bond 'r'"),
+        )
+    ),
+    ("unknown", {"rewrites": "tuker2"}, RuleError, "'tuker2' fits no layer\n(.*\n)*.*there is no rule 'tuker2'"),
+    (
+        "no kernel of it",
+        {"rewrites": "mpo", "skip": ["linear"]},
+        RuleError,
+        "'mpo' fits no layer\n(.*\n)*.*no mpo of K",
+    ),
+    (
+        "other axes",
+        {"rewrites": "K[a b c] => A[a r] B[r b c]"},
+        RuleError,
+        r"fits no layer\n  because: K\[out in kh kw\] of 'wide': the value of 'K' has 4 axes, its node has 3",
+    ),
+    ("exact", {"rewrites": "K[o i h w] => G[w h i o]"}, RuleError, "decomposes nothing"),
+    ("broken", {"rewrites": "K[o i h w] => A[o r"}, NotationError, "A"),
+    (
+        "two cuts",
+        {"rewrites": f"{CUTS[0]} then {CUTS[1]}", "ranks": "r=2"},
+        RuleError,
+        "follow one another are several",
+    ),
+    ("rewrite of no text", {"rewrites": [3]}, RuleError, "rewrites holds 3\n  fix: a name of the catalogue, a cut"),
+    ("untouched", {"rewrites": "none"}, RuleError, "rewrites holds 'none'"),
+    *(
+        (f"budget {budget}", {"rewrites": "cp", "budget": budget}, RankError, rf"budget holds {budget}\n")
+        for budget in (0, 1.5, -0.5, math.nan, True)
+    ),
+    (
+        "budget of each",
+        {"rewrites": "cp", "budget": 0.5, "scope": "each"},
+        StudyError,
+        "a budget is for all layers together\n  scope: each\n",
+    ),
+    ("metric", {"rewrites": "cp", "metric": "inputs"}, StudyError, "metric is 'inputs'\n  fix: 'frobenius' or 'input'"),
+    ("curves", {"curves": "entropy"}, StudyError, "curves is 'entropy'\n  fix: 'error' or 'divergence'"),
+    ("components", {"components": "keep"}, StudyError, "components is 'keep'\n  fix: 'refit' or 'drop'"),
+    (
+        "no calibration",
+        {"rewrites": "cp", "ranks": "r=2", "metric": "output"},
+        StudyError,
+        "metric='output' needs calibration images\n",
+    ),
+    (
+        "no images for the divergence",
+        {"rewrites": "cp", "budget": 0.5, "curves": "divergence"},
+        StudyError,
+        "curves='divergence' needs calibration images\n",
+    ),
+    (
+        "divergence for nothing",
+        {"rewrites": "cp", "ranks": "r=2", "curves": "divergence"},
+        StudyError,
+        "curves='divergence' is given, and no budget\n",
+    ),
+    (
+        "drop for nothing",
+        {"rewrites": "cp", "budget": 0.5, "components": "drop"},
+        StudyError,
+        "components='drop' is given, and no ranks\n",
+    ),
     ("no keep", {"keep": []}, StudyError, "there is nothing to do"),
     ("no scope", {"scope": []}, StudyError, "there is nothing to do"),
     ("scope", {"scope": ["wied"]}, StudyError, "scope 'wied' matches no layer that is cut\n  near:   wide, grouped\n"),
@@ -165,6 +268,11 @@ def test_bad_input_is_refused_before_anything_is_written(
     with pytest.raises(error, match=fact):
         study(model, images, tmp_path / "output", **settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_that_cannot_be_met_says_the_least(tmp_path: Path) -> None:
+    with pytest.raises(RankError, match=r"the rewrite 'out .*' cannot be made\n  layers: +wide, .*\n(.*\n)*.*least: "):
+        study(network(), some_images(20), tmp_path, cuts=(), keep=(), rewrites=CUTS[0], budget=0.05)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:99"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tnalgebra.errors import StudyError
-from tnalgebra.study_store import CONFIG, FIELDS, ROWS, Row, Store, config_hash, read_rows, table
+from tnalgebra.study_store import CONFIG, FIELDS, LATER, ROWS, Key, Row, Store, config_hash, read_rows, table
 
 CONFIGURED: dict[str, Any] = {"model": "net", "seed": 0, "mean": (0.5, 0.25)}
 WEIGHTS = "0123456789abcdef"
@@ -20,7 +20,7 @@ HASH = config_hash({**CONFIGURED, "weights": WEIGHTS})
 
 
 def row(number: int, **fields: Any) -> Row:
-    values = dict.fromkeys(FIELDS, number) | {"rewrite": f"cut {number}", "layers": {"ä": {}}, "config": HASH}
+    values = dict.fromkeys(FIELDS, number) | {"rewrite": f"cut {number}", "layers": {"ä": {}}, "config": HASH} | LATER
     return values | fields
 
 
@@ -199,3 +199,37 @@ def test_the_table_is_aligned_and_leaves_single_layers_out() -> None:
         "a | b     0.5  x        81.79   +0.10               0.0656            1.250"
     )
     assert table([]).splitlines()[0].split()[0] == "rewrite"
+
+
+def test_settings_of_fits_have_columns_where_a_row_has_them() -> None:
+    none = row(0, rewrite="none", keep=None, scope="all", layers={}, accuracy=0.9)
+    fit = none | {
+        "rewrite": "cp",
+        "ranks": "r=16",
+        "equations": [""],
+        "components": "refit",
+        "layers": {"x": {}, "y": {}},
+    }
+    budget = fit | {"ranks": None, "budget": 0.5, "components": None, "curves": "error"}
+
+    def head(*rows: Row) -> list[str]:
+        return table([none, *rows]).splitlines()[0].split("  top-1")[0].split()
+
+    assert head() == ["rewrite", "scope"]
+    assert head(fit) == ["rewrite", "ranks", "scope"]
+    assert head(budget) == ["rewrite", "budget", "scope"]
+    assert head(fit, budget | {"metric": "input"}) == ["rewrite", "ranks", "budget", "metric", "scope"]
+    lines = table([none, fit, budget | {"metric": "input", "curves": "divergence"}]).splitlines()
+    assert [line.split()[:-4] for line in lines[3:]] == [
+        ["cp", "r=16", "frobenius", "all"],
+        ["cp", "0.5", "input", "divergence", "all"],
+    ]
+    assert head(fit, fit | {"components": "drop from r=64"}) == ["rewrite", "ranks", "components", "scope"]
+
+
+def test_rows_from_before_there_were_fits_are_read_as_what_they_are(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
+    old = [{key: value for key, value in row(number).items() if key not in LATER} for number in range(2)]
+    (tmp_path / ROWS).write_text("".join(json.dumps(each) + "\n" for each in old), encoding="utf-8")
+    assert read_rows(tmp_path) == [row(0), row(1)]
+    assert Key.of(read_rows(tmp_path)[1]) == Key("cut 1", 1, keep=1)

@@ -32,6 +32,9 @@ from tnalgebra.options import Options, Place
 from tnalgebra.ranks import KeepFraction, ParameterBudget, RelativeError
 from tnalgebra.rewriting import Change, Fit, Rule, Trace
 
+RING = rule("K[o i h w] => A[z o p] B[p i q] C[q h s] D[s w z]", name="ring")
+CP = rule("K[o i h w] => A[o r] B[i r] C[h r] D[w r]", name="cp")
+
 # Traces: saved, loaded, replayed ----------------------------------------------------------------------------
 
 
@@ -51,6 +54,18 @@ def recorded() -> dict[str, Fit]:
         "sizes": BLOCKS.apply({"W": MATRIX}, sizes={"o1": np.int64(2), "i2": 2}, ranks={"p": np.int64(3)}),
         "budget": TUCKER.apply({"K": KERNEL.float()}, ranks=ParameterBudget(0.4)),
         "half": TUCKER.apply({"K": KERNEL.bfloat16()}, ranks={"a": KeepFraction(0.5), "b": RelativeError(0.1)}),
+        "ring": RING.apply({"K": KERNEL}, ranks={"z": 2, "p": 3, "q": 2, "s": 2}, seed=3, starts=2, sweeps=9),
+        "tied": rule("K[o i] => L[o r] L[i r]").apply({"K": MATRIX @ MATRIX.mT}, ranks=2, seed=1, starts=2),
+        "single": CP.apply({"K": KERNEL}, ranks=ParameterBudget(0.2), starts=2, sweeps=7, dtype=torch.float32),
+        "of the half": CP.apply({"K": KERNEL.half()}, ranks=2, starts=2, sweeps=5),
+        "disconnected": rule("K[o i h w] => A[o r] B[i r] C[h] D[w]").apply({"K": KERNEL}, ranks=KeepFraction(0.5)),
+        "basis": rule("K[o i h w] => D[c h] T[o i c w]", fixed={"D": "dct"}).apply({"K": KERNEL}, ranks=2),
+        "constant": CP.apply({"K": KERNEL}, ranks=3, starts=2, sweeps=9, fixed={"C": MATRIX[:3, :3] / 3}),
+        "constant basis": rule("K[o i h w] => A[o r] B[i r] C[r h] D[w r]").apply(
+            {"K": KERNEL}, ranks=2, starts=2, sweeps=9, fixed={"C": "dct"}
+        ),
+        "kept tensor": rule("A[i b] B[b j] => A[i b] L[b r] R[r j]").apply(chain, matrices, at=0, ranks=2, starts=2),
+        "fuse": rule("K[out in] => Fuse[out a b] Fuse[in c d] A[a c r] B[b d r]").apply({"K": MATRIX}, ranks=2),
         "no step": Fit(parse("K[a]"), {}, Trace(parse("K[a]"), ())),
         "no sizes": contract_bond.apply(parse("A[i b] B[b j]")),
     }
@@ -236,7 +251,7 @@ STEP = {
         ({"relative_error": -0.1}, "a step records a relative error of -0.1"),
         ({"rule": {"cut": "out | in", "form": "eval"}}, "a rule is described in no known way"),
         ({"rule": {"cut": "a | b", "form": "svd", "of": "K[a b"}}, "unclosed bracket"),
-        ({"rule": {"truncate": "a b"}}, "bond 'a b' is not a word"),
+        ({"rule": {"truncate": "a-b"}}, "bond 'a-b' is not a word"),
         ({"rule": {"truncate": []}}, "bond [] is not a word"),
     ],
 )

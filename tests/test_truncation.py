@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import check_claim, tail, unfolding, values_of
+from kernel_cases import check_claim, gaussian, tail, unfolding, values_of
 from strategies import random_values
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from tnalgebra.evaluation import evaluate, magnitude
 from tnalgebra.network import Network, carriers, parameters
 from tnalgebra.nodes import NamedTensor, Node
 from tnalgebra.notation import parse
+from tnalgebra.options import Options
 from tnalgebra.ranks import KeepFraction, ParameterBudget, Rank, RelativeError
 from tnalgebra.rewriting import Fit, Trace
 
@@ -124,23 +125,86 @@ def test_a_long_train_is_cut_down_bond_by_bond() -> None:
     assert max(rest) * 0.5 < fit.relative_error < math.hypot(*rest) * 1.0001
 
 
+@given(trees(), st.data())
+def test_several_bonds_of_a_tree(example: tuple[Network, dict[str, Tensor]], data: st.DataObject) -> None:
+    """Within the tails of the bonds together, each of which is a lower bound."""
+    network, values = example
+    bonds = data.draw(st.permutations([label for label in carriers(network) if label.startswith("b")]))
+    bonds = bonds[: data.draw(st.integers(1, len(bonds)))]
+    dense = evaluate(network, values)
+    matrices = {bond: unfolding(dense, " ".join(network.output), next(sides_of(network, bond))[1]) for bond in bonds}
+    rank = data.draw(st.sampled_from((1, KeepFraction(0.5), RelativeError(0.3))))
+    fit = truncate(" ".join(bonds)).apply(network, values, ranks=dict.fromkeys(bonds, rank))
+    check_claim(fit)
+    assert [(node.name, node.labels) for node in fit.network.nodes] == [(n.name, n.labels) for n in network.nodes]
+    if not dense.any():
+        return
+    ranks = fit.trace.steps[0].change.ranks
+    assert ranks == {bond: fit.network.sizes[bond] for bond in bonds}
+    tails = [tail(matrix, ranks[bond]) for bond, matrix in matrices.items()]
+    step = fit.trace.steps[0]
+    assert max(tails) - 1e-9 <= step.relative_error <= math.hypot(*tails) * (1 + 1e-6) + 1e-9
+    fit.trace.check(values)
+
+
+def test_the_order_of_ranks_is_that_of_the_spectra_before() -> None:
+    """A fraction counts the values a bond has before the others are cut down."""
+    text = "A[i:4 b:4] B[b j:5 c:6] C[c k:6] -> [i j k]"
+    fit = truncate("b c").apply(parse(text), values_of(text), ranks={"b": 1, "c": KeepFraction(0.5)})
+    assert fit.network.sizes["c"] == 3
+    fit = truncate("b c").apply(parse(text), values_of(text), ranks={"b": 1, "c": 6})
+    assert fit.network.sizes["c"] == 5  # one value of b and five of j
+
+
+@given(trees(), st.floats(0.3, 1))
+def test_a_budget_of_a_trees_bonds(example: tuple[Network, dict[str, Tensor]], fraction: float) -> None:
+    network, values = example
+    bonds = [label for label in carriers(network) if label.startswith("b")]
+    least = parameters(Network(network.nodes, network.output, {**network.sizes, **dict.fromkeys(bonds, 1)}))
+    entry = truncate(" ".join(bonds))
+    if least > fraction * parameters(network):
+        with pytest.raises(RankError, match=f"rank 1 takes {least}\n"):
+            entry.apply(network, values, ranks=ParameterBudget(fraction))
+        return
+    fit = entry.apply(network, values, ranks=ParameterBudget(fraction))
+    check_claim(fit)
+    assert fit.parameters <= fraction * parameters(network)
+
+
+def test_bonds_of_trees_that_nothing_joins() -> None:
+    text = "A[i:4 b:3] B[b j:5] C[k:6 c:4] D[c l:5] -> [i k l j]"
+    fit = truncate("c b").apply(parse(text), values_of(text), ranks={"b": 2, "c": 3})
+    check_claim(fit)
+    assert fit.trace.steps[0].place.nodes == (0, 1, 2, 3)
+
+
+def test_the_error_of_a_long_train_needs_no_dense_tensor() -> None:
+    count = 40
+    nodes = [NamedTensor(f"T{n}", (f"b{n}", f"x{n}", f"b{n + 1}")) for n in range(count)]
+    ends = [NamedTensor("L", ("b0",)), NamedTensor("R", (f"b{count}",))]
+    sizes = {**{f"b{n}": 4 for n in range(count + 1)}, **{f"x{n}": 3 for n in range(count)}}
+    network = Network([*nodes, *ends], [f"x{n}" for n in range(count)], sizes)
+    values = {node.name: gaussian(*(sizes[label] for label in node.labels), seed=7) for node in (*nodes, *ends)}
+    bonds = [f"b{n}" for n in range(2, count - 1)]
+    changes = []
+    for rank in (4, 3, 2):
+        entry = truncate(" ".join(bonds))
+        place, options = next(iter(entry.places(network))), Options(ranks=dict.fromkeys(bonds, rank))
+        changes.append(entry.build(network, place, values, options))
+    full, less, least = [change.relative_error for change in changes]
+    assert full < 1e-13
+    assert 1e-3 < less < least < 1
+
+
 @pytest.mark.parametrize(
     ("text", "bond", "message"),
     [
-        ("A[z:2 o:3 p:2] B[p i:4 z]", "p", "the bonds close a loop, so no bond is an orthogonality centre"),
-        ("A[i:3 b:2 c:2] B[b c j:4]", "b", "the bonds close a loop"),
-        ("A[i:3 b:2] B[b x:2 x] -> [i]", "b", "the bonds close a loop"),
-        ("A[i:3 b:2] A[j b]", "b", "the node 'A' stands several times"),
-        ("A[i:2 b:2] B[b j:2] C[j k:3] C[l:2 m:3] -> [i k l m]", "b", "the node 'C' stands several times"),
-        ("A[i:3 b:2] Copy[b c] B[c j:4]", "b", "the node 'Copy' is no named tensor"),
-        ("A[i:3 b:2] B[b j:4] Fill[j | value=1] -> [i]", "b", "the node 'Fill' is no named tensor"),
-        ("A[i:3 r:2] B[r j:4] C[r k:2] -> [i j k]", "r", "the closed label 'r' stands 3 times"),
-        ("A[i:3 b:2] B[b r:2 j:4] C[r k:2] D[r l:2] -> [i j k l]", "b", "the closed label 'r' stands 3 times"),
-        ("A[i:3 b:2 x:2] B[b j:4] -> [i j]", "b", "the closed label 'x' stands 1 times"),
-        ("A[i:3 b:2] B[b i j:4] -> [i j]", "b", "the open label 'i' stands 2 times"),
+        ("A[i:3 b:2] B[b x:2 x] -> [i]", "b", "the tensor 'B' carries 'x' twice"),
+        ("A[i:2 b:2] A[b j:2]", "b", "the tensor 'A' stands several times, with 'i' and with 'b' at one axis"),
+        ("A[i:3 b:2] Copy[b c] B[c j:4]", "b", "the bond 'b' stands on Copy[b c], which fixes its size"),
         ("A[i:3 b:2] B[b j:4]", "i", "'i' is open, not a bond"),
         ("A[i:3 b:2] B[b j:4]", "x", "there is no bond 'x'\n  labels:  i b j"),
-        ("A[i:3 b:2] B[b j:4] -> [i b j]", "b", "the open label 'b' stands 2 times"),
+        ("A[i:3 b:2] B[b j:4] -> [i b j]", "b", "'b' is open, not a bond"),
     ],
 )
 def test_bonds_that_cannot_be_truncated(text: str, bond: str, message: str) -> None:
@@ -155,7 +219,7 @@ def test_bonds_that_cannot_be_truncated(text: str, bond: str, message: str) -> N
         (0, RankError, "rank 0 of bond 'b' is outside 1 to 3"),
         (None, RankError, "no rank for 'b'"),
         ({"c": 2}, RuleError, "the rule 'truncate b' has no bond 'c'\n  known: b"),
-        (ParameterBudget(0.5), RankError, "a ParameterBudget is for all bonds of a rule together"),
+        (ParameterBudget(0.1), RankError, "ParameterBudget(fraction=0.1) allows 3 parameters, rank 1 takes 7"),
         (0.5, RankError, "an integer, or KeepFraction(0.5)"),
     ],
 )
@@ -166,9 +230,20 @@ def test_ranks_of_a_truncation(ranks: Rank | dict[str, Rank] | None, error: type
         truncate("b").apply(parse(text), values_of(text), ranks=ranks)
 
 
-def test_a_bond_is_a_word() -> None:
-    with pytest.raises(NetworkError, match="bond 'a b' is not a word"):
-        truncate("a b")
+def test_bonds_are_words() -> None:
+    with pytest.raises(NetworkError, match="bond 'a-b' is not a word"):
+        truncate("a-b")
+    for text in ("", "a b a"):
+        with pytest.raises(RuleError, match=r"the bonds .* are none, or one stands twice"):
+            truncate(text)
+    with pytest.raises(RankError, match="one rank, 2, for the bonds b c"):
+        truncate("b c").apply(parse("A[i:3 b:3] B[b c:3] C[c j:4]"), values_of("A[i:3 b:3] B[b c:3] C[c j:4]"), ranks=2)
+    with pytest.raises(RankError, match="no rank for 'c'"):
+        truncate("b c").apply(
+            parse("A[i:3 b:3] B[b c:3] C[c j:4]"), values_of("A[i:3 b:3] B[b c:3] C[c j:4]"), ranks={"b": 2}
+        )
+    with pytest.raises(RuleError, match="truncation needs the value of 'A'"):
+        truncate("b").apply(parse("A[i:3 b:3] B[b j:3]"), ranks=2)
 
 
 def test_parameters_of_a_truncated_tree() -> None:

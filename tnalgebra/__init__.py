@@ -1,15 +1,46 @@
 """tnalgebra: a declarative tensor-network algebra for convolutional networks.
 
 A kernel, its patch tensor, a pooling window are labelled tensor networks; cuts, decompositions and truncations are
-rewrites of them. Start with `parse`, `cut`, `rule`, `spectra`, `study`.
+rewrites of them. Start with `parse`, `cut`, `rule`, `rules`, `spectra`, `study`.
 """
 
 from . import errors
 from ._version import VERSION
-from .decompositions import all_cuts, cut, cut_sequence, load_trace, rule, truncate
+from .calibration import fit_in_order, input_metrics
+from .comparison import compare
+from .compression import fit_planned, plan_budget
+from .decompositions import (
+    all_cuts,
+    block_term,
+    correct_degeneracy,
+    cp,
+    cut,
+    cut_sequence,
+    depthwise_separable,
+    drop_components,
+    hierarchical_tucker,
+    load_trace,
+    matrix_product_operator,
+    monarch,
+    per_group,
+    projection,
+    register,
+    reshaped_ring,
+    reshaped_train,
+    rule,
+    rules,
+    spatially_separable,
+    tensor_ring,
+    tensor_train,
+    truncate,
+    tucker,
+    tucker2,
+    unregister,
+)
 from .driver import contract_back, rewrite, simplify
 from .evaluation import evaluate
 from .exact_rules import EXACT_RULES, SIMPLIFY
+from .fitting.metric import Metric
 from .images import Images, load_images
 from .isomorphism import isomorphic
 from .layers import layer_network
@@ -39,6 +70,7 @@ __all__ = [
     "Fit",
     "Images",
     "KeepFraction",
+    "Metric",
     "Network",
     "ParameterBudget",
     "Place",
@@ -50,31 +82,56 @@ __all__ = [
     "adaptive_average_pooling",
     "all_cuts",
     "average_pooling",
+    "block_term",
+    "compare",
     "compose",
     "contract_back",
     "convolution",
+    "correct_degeneracy",
+    "cp",
     "cut",
     "cut_sequence",
+    "depthwise_separable",
     "draw",
+    "drop_components",
     "errors",
     "evaluate",
+    "fit_in_order",
+    "fit_planned",
     "from_quimb",
     "global_average_pooling",
+    "hierarchical_tucker",
     "hosvd",
+    "input_metrics",
     "isomorphic",
     "layer_network",
     "linear",
     "load_images",
     "load_trace",
+    "matrix_product_operator",
+    "monarch",
     "parameters",
     "parse",
     "patch_tensor",
+    "per_group",
+    "plan_budget",
+    "projection",
+    "register",
+    "reshaped_ring",
+    "reshaped_train",
     "rewrite",
     "rule",
+    "rules",
     "simplify",
+    "spatially_separable",
     "spectra",
     "study",
+    "tensor_ring",
+    "tensor_train",
     "to_quimb",
     "transposed_convolution",
     "truncate",
+    "tucker",
+    "tucker2",
+    "unregister",
 ]

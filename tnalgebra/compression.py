@@ -92,7 +92,7 @@ def plan_budget(
         for name, found in choices.items()
     }
     if curves == "divergence":
-        judge = _Divergence(model, inputs)
+        judge = Divergence(model, inputs)
         for name, found in choices.items():
             losses = judge.losses(name, [weight for _, weight, _ in found])
             points[name][1:] = [Point(p.parameters, loss) for p, loss in zip(points[name][1:], losses, strict=True)]
@@ -152,7 +152,7 @@ def _choices(
     return found
 
 
-class _Divergence:
+class Divergence:
     """KL(original || with a layer replaced) of the softmax outputs, mean over the inputs, in nats."""
 
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:

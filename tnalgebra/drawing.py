@@ -55,6 +55,7 @@ def draw(
     *,
     title: str | None = None,
     axes: Axes | None = None,
+    places: Mapping[int | str, tuple[float, float]] | None = None,
 ) -> Figure:
     """Draw a network.
 
@@ -64,12 +65,14 @@ def draw(
         title: a line above the network.
         axes: existing axes to draw into, shrunk to fit (so that several networks stand side by side in one
             figure); by default a new figure of the network's own size.
+        places: where each node stands, by its number, or its name where only one node has that: x to the right and y
+            upwards, neighbours 1 apart; and the dot of a hyperedge, by its label. By default chosen here.
 
     Returns:
         The figure. It is no pyplot figure: nothing pops up, nothing has to be closed.
 
     Raises:
-        NetworkError: another suffix, or a network of too many nodes to draw.
+        NetworkError: another suffix, a network of too many nodes to draw, or a node without a place.
         OSError: the file cannot be written; what was there before is still there.
     """
     suffix = None if path is None else Path(path).suffix.lower()
@@ -83,7 +86,7 @@ def draw(
         )
     from .drawing_layout import layout
 
-    plan = layout(nodes, output, sizes)
+    plan = layout(nodes, output, sizes, places)
     if axes is not None:
         from .drawing_paint import paint
 

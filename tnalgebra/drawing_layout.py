@@ -58,11 +58,16 @@ LINE_GAP = 6.0
 MANY_ENDS, SOME_ENDS = 10, 4
 """If a vertex has more lines than the first, those with more than the second share the directions evenly."""
 
+UNIT = 80.0
+"""Points between neighbours at places of whole numbers, where the caller chooses the places."""
+
 LEG_ROOM = 45.0
 """How far from a vertex the energy layout keeps the ends of its legs."""
 
 
 Box: TypeAlias = tuple[float, float, float, float]
+
+Places: TypeAlias = Mapping[int | str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +112,33 @@ class Layout:
     box: Box
 
 
-def layout(nodes: Sequence[Node], output: Sequence[str], sizes: Mapping[str, int]) -> Layout:
+def layout(
+    nodes: Sequence[Node],
+    output: Sequence[str],
+    sizes: Mapping[str, int],
+    places: Places | None = None,
+) -> Layout:
     """Place the nodes of a network, its bonds, its legs and their labels.
+
+    Args:
+        places: where each node stands, by its number, or by its name where only one node has that name, in units of
+            UNIT points; and where the dot of a hyperedge does, by its label, or else amid its carriers. By default
+            the layout finds them.
 
     Returns:
         One symbol for each node, in the order of `nodes`, then one for each hyperedge. No two symbols overlap.
         Components stand side by side, in rows if there are many.
 
     Raises:
-        NetworkError: more than LARGEST_DRAWING nodes.
+        NetworkError: more than LARGEST_DRAWING nodes, or a node without a place.
     """
     if len(nodes) > LARGEST_DRAWING:
         raise NetworkError(
             explain(f"a network of {len(nodes)} nodes is too large to draw", fix=f"at most {LARGEST_DRAWING} nodes")
         )
     vertices, items = _vertices_and_items(nodes, output, sizes)
+    if places is not None:
+        return _as_placed(vertices, items, nodes, places)
     graph = _graph(vertices, items)
     parts = []
     for members in sorted(map(sorted, nx.connected_components(graph))):
@@ -129,6 +146,35 @@ def layout(nodes: Sequence[Node], output: Sequence[str], sizes: Mapping[str, int
         own = [replace(item, ends=tuple(number[v] for v in item.ends)) for item in items if item.ends[0] in number]
         parts.append(_component([vertices[v] for v in members], own))
     return _side_by_side(parts)
+
+
+def _as_placed(vertices: Sequence[Vertex], items: Sequence[Item], nodes: Sequence[Node], places: Places) -> Layout:
+    names = Counter(node.name for node in nodes)
+    keys = [
+        node.name if number not in places and names[node.name] == 1 else number for number, node in enumerate(nodes)
+    ]
+    missing = [f"{key}: {nodes[number].name}" for number, key in enumerate(keys) if key not in places]
+    dots = {vertex.place for vertex in vertices[len(nodes) :]}
+    unknown = [repr(key) for key in places if key not in keys and key not in dots]
+    if missing or unknown:
+        raise NetworkError(
+            explain(
+                "the places are not those of the nodes",
+                missing=", ".join(missing) or None,
+                unknown=", ".join(unknown) or None,
+                fix="one for each node, by number or name: {0: (0, 0), 'G': (1, 0)}",
+            )
+        )
+    graph = _graph(vertices, items)
+    xy = np.zeros((len(vertices), 2))
+    for number, key in enumerate(keys):
+        xy[number] = UNIT * np.array(places[key], dtype=float)
+    for dot in range(len(nodes), len(vertices)):
+        label = vertices[dot].place
+        amid = xy[sorted(graph[dot])].mean(axis=0)
+        xy[dot] = UNIT * np.array(places[label], dtype=float) if label in places else amid
+    _, _, points, choice = _attempt(vertices, items, {}, xy)
+    return _put(vertices, items, points, choice)
 
 
 # What there is to place --------------------------------------------------------------------------------------
@@ -236,9 +282,12 @@ def _component(vertices: Sequence[Vertex], items: Sequence[Item]) -> Layout:
 
 
 def _attempt(
-    vertices: Sequence[Vertex], items: Sequence[Item], crowded: Mapping[int, float]
+    vertices: Sequence[Vertex], items: Sequence[Item], crowded: Mapping[int, float], given: Array | None = None
 ) -> tuple[bool, float, Array, Choice]:
-    """Whether texts still collide, the cost, the positions of the vertices, and the places of the items."""
+    """Whether texts still collide, the cost, the positions of the vertices, and the places of the items.
+
+    given: positions of the vertices, kept but for their scale.
+    """
     half = np.array([vertex.half for vertex in vertices])
     room = np.zeros(len(vertices))
     for vertex, radius in crowded.items():
@@ -247,9 +296,11 @@ def _attempt(
         room[vertex] = max(radius - half[vertex, 0], 20.0) + wide
     graph = _graph(vertices, items, room.tolist())
     simple = all(degree <= 2 for _, degree in graph.degree)
-    is_chain = simple and graph.number_of_edges() == len(vertices) - 1
+    is_chain = given is None and simple and graph.number_of_edges() == len(vertices) - 1
     large = len(items) > 80  # one try is to do
-    if is_chain:
+    if given is not None:
+        tries = [(0.0, given)]
+    elif is_chain:
         tries = [(0.0, chain(graph))]
     elif simple:
         tries = [upright(ring(graph), graph)]

@@ -29,6 +29,9 @@ ANGLES = np.deg2rad((180 + 15 * np.arange(24)) % 360)
 SLANT = np.tile([0.0, 0.6, 0.6, 0.25, 0.6, 0.6], 4)
 """What each of the angles costs: level and upright legs look best, diagonal ones next."""
 
+FAN = np.deg2rad(75.0)
+"""Between legs of one vertex that would all like to leave it in one direction."""
+
 HARD, THROUGH_TEXT = 1000.0, 300.0
 """What texts and symbols that overlap, and lines through texts, cost."""
 
@@ -198,10 +201,20 @@ def _leg_places(item: Item, vertex: Vertex, at: Array, outward: Array, way: Way 
     curves = at + (end - at)[:, None] * (np.arange(4) / 3)[:, None]
     points = start[:, None] + (end - start)[:, None] * np.linspace(0, 1, POINTS)[:, None]
     cost = (out - extra[0]) / 8 + slant - 0.05 * item.offset * unit[:, 0]
-    cost = cost + (2 if note else 4) * (np.linalg.norm(outward) - unit @ outward)
+    along = unit @ outward
+    along = np.where(along > 0, unit @ _fanned(outward, item.offset), along)
+    cost = cost + (2 if note else 4) * (np.linalg.norm(outward) - along)
     if note:
         points = np.full_like(points, np.nan)
     return Places(curves, boxes, points, angle[:, None], cost)
+
+
+def _fanned(outward: Array, offset: float) -> Array:
+    """The direction of one of several legs that share a preferred one: the first is left, or on top."""
+    x, y = outward
+    turn = FAN * offset * (-1.0 if y > 0.1 or (abs(y) <= 0.1 and x > 0) else 1.0)
+    cos, sin = math.cos(turn), math.sin(turn)
+    return np.array([x * cos - y * sin, x * sin + y * cos])
 
 
 def _loop_places(item: Item, vertex: Vertex, at: Array, outward: Array, way: Way | None) -> Places:

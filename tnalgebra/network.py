@@ -280,7 +280,12 @@ def open_variables(network: Network) -> tuple[str, ...]:
 
 
 def draw(
-    network: Network, path: str | PathLike[str] | None = None, *, title: str | None = None, axes: Axes | None = None
+    network: Network,
+    path: str | PathLike[str] | None = None,
+    *,
+    title: str | None = None,
+    axes: Axes | None = None,
+    places: Mapping[int | str, tuple[float, float]] | None = None,
 ) -> Figure:
     """Draw a network: tensors as circles, index patterns in other shapes, every label by name.
 
@@ -288,8 +293,10 @@ def draw(
         path: where to store it, as .svg or .png.
         title: a line above it.
         axes: matplotlib axes to draw into instead of a figure of its own.
+        places: where each node stands, by its number, or its name where only one node has that: x to the right and y
+            upwards, neighbours 1 apart; and the dot of a hyperedge, by its label. By default the layout chooses.
     """
-    return drawing.draw(network.nodes, network.output, network.sizes, path, title=title, axes=axes)
+    return drawing.draw(network.nodes, network.output, network.sizes, path, title=title, axes=axes, places=places)
 
 
 # What makes a new network ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from .errors import RuleError, explain
 from .fitting.metric import Metric
 from .fitting.search import Settings
 from .network import Network
@@ -38,7 +39,8 @@ class Choices(TypedDict, total=False):
         rows, those best aligned with the kernel are kept, as many as the rank says.
     metric: the norm to fit in, of a whole kernel; by default the Frobenius norm.
     start: cores of the right side to start from, at most as large as the ranks say.
-    seed, starts, sweeps, dtype: of the search, see `fitting.search.Settings`; trees need neither seed nor starts.
+    seed, starts, sweeps, dtype, slack: of the search, see `fitting.search.Settings`; trees need neither seed nor
+        starts.
     """
 
     at: int | Place | None
@@ -52,9 +54,10 @@ class Choices(TypedDict, total=False):
     starts: int
     sweeps: int
     dtype: torch.dtype
+    slack: float
 
 
-SEARCH = ("seed", "starts", "sweeps", "dtype")
+SEARCH = ("seed", "starts", "sweeps", "dtype", "slack")
 """The choices that make `Settings`."""
 
 
@@ -74,10 +77,21 @@ class Options:
 
     @classmethod
     def of(cls, choices: Choices) -> Options:
-        """Raises TypeError for a choice that does not exist, ValuesError for a search that cannot be."""
+        """Raises TypeError for a choice that does not exist, RuleError or ValuesError for one that means nothing."""
         unknown = [key for key in choices if key not in Choices.__annotations__]
         if unknown:
             raise TypeError(f"there is no choice {unknown[0]!r}; there are {', '.join(Choices.__annotations__)}")
+        for key, kind in (
+            ("bind", Mapping),
+            ("sizes", Mapping),
+            ("fixed", Mapping),
+            ("start", Mapping),
+            ("metric", Metric),
+        ):
+            value = choices.get(key)
+            if value is not None and not isinstance(value, kind):
+                wanted = "a Metric" if kind is Metric else "a mapping"
+                raise RuleError(explain(f"{key}= is a {type(value).__name__}", fix=f"{wanted}, see `Choices`"))
         search: dict[str, Any] = {key: value for key, value in choices.items() if key in SEARCH}
         given: dict[str, Any] = {
             key: value for key, value in choices.items() if key not in (*SEARCH, "at") and value is not None
@@ -94,11 +108,12 @@ def saved(options: Options) -> dict[str, object]:
             "starts": settings.starts,
             "sweeps": settings.sweeps,
             "dtype": str(settings.dtype).removeprefix("torch."),
+            "slack": settings.slack,
         }
     }
     if options.fixed:
         found["fixed"] = {
-            name: value if isinstance(value, str) else torch.as_tensor(value).tolist()
+            name: value if isinstance(value, str) else torch.as_tensor(value, dtype=torch.float64).tolist()
             for name, value in options.fixed.items()
         }
     lost = [key for key in ("metric", "start") if getattr(options, key) is not None]

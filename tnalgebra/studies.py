@@ -1,7 +1,8 @@
-"""How far can the kernels of a network be cut, and what does that do to its accuracy: `study`.
+"""How far can the kernels of a network be compressed, and what does that do to its accuracy: `study`.
 
 The study of Singh, Jahromi and Orus (arXiv 2403.14379, section 4): every kernel is truncated across a cut to a
-fraction of its singular values, contracted back, and the network is tested without training.
+fraction of its singular values, or decomposed by another rule at some ranks, contracted back, and the network is tested
+without training.
 """
 
 from __future__ import annotations
@@ -11,34 +12,31 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ._version import VERSION
+from .compression import Curves, MetricName
 from .errors import DataError, StudyError, explain
 from .images import Images, check_classes, default_normalisation, load_images
 from .layers import kernel_layers
 from .ranks import KeepFraction
 from .rewriting import Rule
+from .study_cuts import fractions_of, treatment_of
 from .study_figures import draw_kernels, draw_results
-from .study_plan import Asked, Layer, Treatment, Truncated, asked_cuts, fractions_of, planned, treatment_of
-from .study_store import Row, Store, config_hash, table
+from .study_layers import Layer, Treated, Workbench
+from .study_plan import Plan, Wishes, planned
+from .study_rewrites import Components, budgets_of, rewrite_of, sweep_of
+from .study_store import BASELINE, Key, Row, Store, config_hash, table
 from .training import accuracy, recalibrate_batch_norm
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Key: TypeAlias = tuple[str, float | None, str]
-"""What makes a row: the cut, the fraction kept, the scope."""
-
-BASELINE: Key = ("none", None, "all")
-"""The row of the network as it is."""
 
 REDRAW_SECONDS = 60
 """How often figures are drawn anew while rows come in."""
@@ -71,9 +69,16 @@ def study(
     model: nn.Module,
     data: Images | str | Path,
     *,
-    cuts: str | Rule | Sequence[str | Rule],
-    keep: float | KeepFraction | Sequence[float | KeepFraction],
     output: str | Path,
+    cuts: str | Rule | Sequence[str | Rule] = (),
+    keep: float | KeepFraction | Sequence[float | KeepFraction] = (),
+    rewrites: str | Rule | Sequence[str | Rule] = (),
+    ranks: str | Sequence[str] | Mapping[str, int | Sequence[int]] = (),
+    budget: float | Sequence[float] = (),
+    metric: MetricName = "frobenius",
+    curves: Curves = "error",
+    calibration: Images | None = None,
+    components: Components = "refit",
     scope: str | Sequence[str] = "all",
     skip: str | Sequence[str] = "first",
     limit: int | None = None,
@@ -91,10 +96,13 @@ def study(
     facts: Mapping[str, object] | None = None,
     progress: bool = True,
 ) -> Study:
-    """Truncate kernels across cuts, contract them back, test the network; a row for each cut, fraction and scope.
+    """Rewrite kernels, contract them back, test the network; a row for each rewrite, size and scope.
+
+    Kernels are truncated across `cuts` to fractions `keep` of their singular values, or fitted by `rewrites` at
+    given `ranks` or at ranks chosen for all layers together under a `budget`.
 
     A row is written as soon as it is finished; called again with the same folder, the study goes on where it was,
-    and more cuts, fractions and scopes can be added. `model` itself stays as it is. An image for which a truncated
+    and more rewrites, sizes and scopes can be added. `model` itself stays as it is. An image for which a compressed
     network gives a logit that is not finite counts as a wrong answer.
 
     Args:
@@ -104,6 +112,24 @@ def study(
             in between. A cut is for the layers that have just its labels: `out in kh kw` are 2-d convolutions. A cut
             whose sides or labels stand in another order is the same cut: rows keep the first wording.
         keep: fractions of the singular values of a kernel across a cut, numbers in (0, 1]; see `KeepFraction`.
+        rewrites: names of decompositions ("cp"; `rules()` lists them), rules in the notation, cuts, or rules. A layer
+            is left alone if there is none for its labels and sizes. Rows have the name, or the text, and in
+            `equations` what it is for the layers touched.
+        ranks: bond -> rank, or ranks: {"r": [16, 32]}, or as text "r=16,32". Several bonds are swept together: the
+            i-th row takes the i-th rank of each, a single rank is for all rows. A rewrite takes those of its own
+            bonds. Where a bond of a layer needs fewer for an exact fit (in trees, where that is known), it gets
+            so many; a row's `layers` tell.
+        budget: parts of the parameters of the whole network that are kept, in (0, 1], of the scope "all" alone. What
+            a layer gets follows from the error curves of all of them; layers may stay as they are.
+        metric: the norm of the fits. "frobenius": of the kernel. "input": the expected error of the layer's output,
+            its inputs being those of the calibration images. "output": the layers are fitted in the order they run,
+            each to the output of the untouched network, from the inputs that the layers before leave it.
+        curves: what a layer's ranks cost under a budget: "error", the squared relative error of its fit in the metric
+            (of "output": in that of the inputs); "divergence", the mean Kullback-Leibler divergence of the network's
+            answers to the calibration images when this layer alone is rewritten.
+        calibration: images for these, of the training, not of the test. Their labels are not looked at.
+        components: at smaller ranks "refit" fits anew. "drop" fits once, at the largest of the ranks given for each
+            bond, and keeps the components of largest norm; rows say "drop from r=64".
         output: the folder for rows, config and figures.
         scope: "all" (the layers together), "each" (one layer at a time), or a glob of layers' names.
         skip: layers left alone: globs of names, or "first" for the first convolution; empty for none.
@@ -114,6 +140,7 @@ def study(
             for the published CIFAR ResNets. See `recalibrate_batch_norm`.
         mean, std: of each channel, after scaling to [0, 1]; by default those of `default_normalisation`.
         dtype: in which the network is tested. Truncation is in float64, of the weights as they are given.
+        seed: of the choice of images under `limit`, and of fits.
         name: of the model, in rows; by default its class.
         prepare: called with a copy of `model` that is studied in its place: trains it, for instance. Everything
             else has been checked by then, and the folder is locked.
@@ -124,10 +151,11 @@ def study(
     Returns:
         The folder and the rows asked for. accuracy is top-1, 0 to 1; mean_squared_relative_error is the mean of
         (||K - K~||_F / ||K||_F)^2 over the layers touched; parameters_kept counts the whole model, touched kernels
-        as two factors, relative to the dense model.
+        as their factors, relative to the dense model.
 
     Raises:
-        RuleError, RankError: a cut or a fraction is none, before anything runs.
+        RuleError, NotationError, RankError: a cut, a rewrite, a fraction or a rank is none, before anything runs; a
+            budget cannot be met.
         ValuesError: a parameter or buffer is not finite (it is named), before anything is written.
         DataError: the images do not fit the network.
         LayerError: a weight is computed from other parameters.
@@ -135,10 +163,25 @@ def study(
             another config, or cannot be written.
     """
     scope, skip = ((given,) if isinstance(given, str) else tuple(given) for given in (scope, skip))
-    plan = partial(
-        planned,
-        treatments=[treatment_of(each) for each in ((cuts,) if isinstance(cuts, str | Rule) else cuts)],
+    for setting, value, known in (
+        ("metric", metric, MetricName),
+        ("curves", curves, Curves),
+        ("components", components, Components),
+    ):
+        if value not in get_args(known):
+            raise StudyError(explain(f"{setting} is {value!r}", fix=" or ".join(map(repr, get_args(known)))))
+    wishes = Wishes(
+        treatments=[treatment_of(each) for each in _several(cuts)],
         keep=fractions_of(keep),
+        rewrites=list(
+            {each.text: each for each in (rewrite_of(given, metric) for given in _several(rewrites))}.values()
+        ),
+        sweep=sweep_of(ranks),
+        budgets=budgets_of(budget),
+        metric=metric,
+        components=components,
+        curves=curves,
+        calibration=None if calibration is None else f"{len(calibration)} images {calibration.fingerprint[:8]}",
         scope=scope,
         skip=skip,
     )
@@ -160,7 +203,7 @@ def study(
         "dtype": dtype,
         "device": _checked_device(device),
     }
-    plan(model)
+    planned(model, wishes)
     check_classes(images, _outputs(_tested(model, settings), images, settings))
     config = {
         "model": name or type(model).__name__,
@@ -179,16 +222,23 @@ def study(
         if prepare is not None:
             model = deepcopy(model)
             prepare(model)
-        layers, asked = plan(model, rows=store.rows)
+        plan = planned(model, wishes, rows=store.rows)
         store.settle(weights=_fingerprint(model))
-        draw_kernels(store.folder, store.rows, layers, asked_cuts(asked))
+        draw_kernels(store.folder, store.rows, plan.layers, plan.cuts, plan.equations)
         recalibrate = None
         if recalibrate_bn and training_data is not None:
             recalibrate = partial(recalibrate_batch_norm, images=training_data, max_shift=recalibrate_shift, **settings)
+        dense = deepcopy(model).to(settings["device"]).eval()
+        image_settings = {key: settings[key] for key in ("mean", "std", "batch_size", "device")}
+        bench = Workbench(dense, calibration, image_settings, dtype, seed)
         runner = _Runner(_tested(model, settings), images, recalibrate, settings, store)
-        tested = runner.run(asked, layers, progress=progress)
-        draw_results(store.folder, store.rows, layers)
+        tested = runner.run(plan, bench, progress=progress)
+        draw_results(store.folder, store.rows, plan.layers)
     return Study(store.folder, tested, scope)
+
+
+def _several(given: str | Rule | Sequence[str | Rule]) -> Sequence[str | Rule]:
+    return (given,) if isinstance(given, str | Rule) else given
 
 
 def _checked_device(device: str) -> str:
@@ -259,14 +309,14 @@ class _Runner:
         self.modules = kernel_layers(model)
         self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.done = {_key(row): row for row in store.rows}
+        self.done = {Key.of(row): row for row in store.rows}
 
-    def run(self, asked: Sequence[Asked], layers: Sequence[Layer], *, progress: bool) -> list[Row]:
+    def run(self, plan: Plan, bench: Workbench, *, progress: bool) -> list[Row]:
         """Every row asked for; those the store has are not computed again."""
         from tqdm import tqdm
 
-        drawn = time.monotonic()
-        keys = [BASELINE, *((treatment.text, keep, scope) for treatment, keep, scope, _ in asked)]
+        drawn = started = time.monotonic()
+        keys = [BASELINE, *(asked.key for asked in plan.rows)]
         with tqdm(
             total=len(keys),
             initial=sum(key in self.done for key in keys),
@@ -275,55 +325,36 @@ class _Runner:
         ) as bar:
             if BASELINE not in self.done:
                 bar.set_description("as it is")
-                self._finish(BASELINE, {}, (), time.monotonic())
+                self._finish(BASELINE, {}, (), started)
                 bar.update()
-            for treatment, group in groupby(asked, key=lambda item: item[0]):
-                todo = [item for item in group if (treatment.text, *item[1:3]) not in self.done]
-                bar.set_description(treatment.text)
-                kernels = self._kernels(treatment, todo)
-                for _, keep, scope, touched in todo:
-                    started = time.monotonic()
-                    self._finish(
-                        (treatment.text, keep, scope),
-                        {layer.name: kernels[layer.name, keep] for layer in touched},
-                        touched,
-                        started,
-                    )
+            for work, rows in plan.works:
+                todo = [asked for asked in rows if asked.key not in self.done]
+                bar.set_description(work.text)
+                started = time.monotonic()
+                for asked, kernels in work.treated(todo, bench) if todo else ():
+                    self._finish(asked.key, kernels, asked.layers, started)
                     bar.update()
                     if time.monotonic() - drawn > REDRAW_SECONDS:
-                        draw_results(self.store.folder, self.store.rows, layers)
+                        draw_results(self.store.folder, self.store.rows, plan.layers)
                         drawn = time.monotonic()
+                    started = time.monotonic()
         return [self.done[key] for key in keys]
 
-    def _kernels(self, treatment: Treatment, todo: Sequence[Asked]) -> dict[tuple[str, float], Truncated]:
-        wanted: dict[str, tuple[Layer, list[float]]] = {}
-        for _, keep, _, touched in todo:
-            for layer in touched:
-                fractions = wanted.setdefault(layer.name, (layer, []))[1]
-                if keep not in fractions:
-                    fractions.append(keep)
-        return {
-            (name, keep): replace(truncated, weight=truncated.weight.to(self.modules[name].weight))
-            for name, (layer, fractions) in wanted.items()
-            for keep, truncated in zip(fractions, treatment.truncated(layer, fractions), strict=True)
-        }
-
-    def _finish(self, key: Key, kernels: Mapping[str, Truncated], touched: Sequence[Layer], started: float) -> None:
-        top1 = self._accuracy({name: truncated.weight for name, truncated in kernels.items()})
+    def _finish(self, key: Key, kernels: Mapping[str, Treated], layers: Sequence[Layer], started: float) -> None:
+        top1 = self._accuracy({name: treated.weight for name, treated in kernels.items()})
         before = self.done[BASELINE]["accuracy"] if key != BASELINE else top1
-        saved = sum(layer.weight.numel() - kernels[layer.name].parameters for layer in touched)
-        errors = [truncated.relative_error**2 for truncated in kernels.values()]
+        dense = {layer.name: layer.weight.numel() for layer in layers}
+        saved = sum(dense[name] - treated.details["parameters"] for name, treated in kernels.items())
+        errors = [treated.details["relative_error"] ** 2 for treated in kernels.values()]
         row: Row = {
             "model": self.store.config["model"],
-            "rewrite": key[0],
-            "keep": key[1],
-            "scope": key[2],
+            **key.fields,
             "accuracy": top1,
             "accuracy_change": top1 - before,
             "images": len(self.images),
             "mean_squared_relative_error": math.fsum(errors) / len(errors) if errors else 0.0,
             "parameters_kept": (self.parameters - saved) / self.parameters,
-            "layers": {name: _details(truncated) for name, truncated in kernels.items()},
+            "layers": {name: dict(treated.details) for name, treated in kernels.items()},
             "config": config_hash(self.store.config),
             "version": VERSION,
             "seconds": round(time.monotonic() - started, 3),
@@ -342,16 +373,3 @@ class _Runner:
             return accuracy(self.model, self.images, not_finite="wrong" if weights else "error", **self.settings)
         finally:
             self.model.load_state_dict(self.state)
-
-
-def _details(truncated: Truncated) -> dict[str, float | int]:
-    return {
-        "rank": truncated.rank,
-        "relative_error": truncated.relative_error,
-        "norm_kept": truncated.norm_kept,
-        "parameters": truncated.parameters,
-    }
-
-
-def _key(row: Row) -> Key:
-    return row["rewrite"], row["keep"], row["scope"]

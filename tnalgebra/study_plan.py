@@ -1,273 +1,256 @@
-"""What a study is to do: which kernels, which cuts, which fractions, in which scopes."""
+"""What a study is to do: which kernels, which cuts and rewrites, at which sizes, in which scopes."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import chain
-from numbers import Real
-from typing import TypeAlias
+from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 
-from .bipartition import parse_bipartition
-from .decompositions import cut_sequence
-from .errors import LayerError, RankError, RuleError, StudyError, ValuesError, explain
-from .layers import kernel_labels_of, kernel_layers
-from .network import Network
-from .nodes import NamedTensor
-from .ranks import KeepFraction, kept
-from .rewriting import Rule, started
-from .study_store import Row
-from .valuation import norm, relative
+from .compression import Curves, MetricName
+from .errors import RankError, RuleError, StudyError, explain
+from .study_cuts import Identity, Treatment, treatment_of
+from .study_layers import Asked, Layer, Treated, Workbench, layers_of, no_match
+from .study_rewrites import NO_FORM, Budgeted, Components, Ranked, Rewrite, Sweep, free_bonds, points_of
+from .study_store import Key, Row
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """A kernel of the network: where it is, its labels in torch's order, its weight in float64."""
-
-    name: str
-    labels: tuple[str, ...]
-    weight: Tensor
-
-
-@dataclass(frozen=True)
-class Truncated:
-    """A kernel after its cuts, contracted back, and what a row says of it."""
-
-    weight: Tensor
-    """float64, axes as in the layer."""
-    rank: int
-    """Of the last cut."""
-    relative_error: float
-    """||K - K~||_F / ||K||_F."""
-    norm_kept: float
-    """||K~||_F / ||K||_F; 1 for a kernel of zeros."""
-    parameters: int
-    """As the last cut's two factors."""
-
-
-Identity: TypeAlias = tuple[frozenset[frozenset[str]], ...]
-"""The two sides of each cut of a treatment: the order of sides and of labels makes no difference."""
-
-
-@dataclass(frozen=True, eq=False)
-class Treatment:
-    """Cuts that follow one another on a kernel, and how they are written."""
-
-    text: str
-    cuts: tuple[Rule, ...]
-    identity: Identity
-    """What is done, however it is written."""
+class Work(Protocol):
+    """What is done to kernels; the rows of one work are made together."""
 
     @property
-    def labels(self) -> frozenset[str]:
-        return frozenset(chain.from_iterable(self.identity[0]))
+    def text(self) -> str: ...
 
-    def truncated(self, layer: Layer, keep: Sequence[float]) -> Iterator[Truncated]:
-        """The kernel with each of the fractions kept; the first cut's decomposition is made once for all.
-
-        Raises:
-            ValuesError: the decomposition does not converge (the layer is named).
-        """
-        try:
-            yield from self._truncated(layer, keep)
-        except ValuesError as error:
-            raise ValuesError(explain(f"layer {layer.name!r} cannot be cut", cut=self.text, because=error)) from error
-
-    def _truncated(self, layer: Layer, keep: Sequence[float]) -> Iterator[Truncated]:
-        dense = norm(layer.weight)
-        kernel = Network([NamedTensor("K", layer.labels)])
-        first, *others = self.cuts
-        whole = first.apply(kernel, {"K": layer.weight}, ranks=KeepFraction(1.0))
-        (left, L), (right, R) = whole.values.items()
-        for fraction in keep:
-            full = L.shape[-1]
-            rank = kept(KeepFraction(fraction), full, bond="r", singular_values=list)
-            factors = Network(whole.network.nodes, whole.network.output)
-            fit = started(factors, {left: L[..., :rank], right: R[:rank]})
-            for following in others:
-                fit = fit.then(following, ranks=KeepFraction(fraction))
-            weight = fit.dense()
-            yield Truncated(
-                weight,
-                rank=next(iter(fit.values.values())).shape[-1],
-                relative_error=relative(weight - layer.weight, layer.weight),
-                norm_kept=norm(weight) / dense if dense else 1.0,
-                parameters=sum(value.numel() for value in fit.values.values()),
-            )
+    def treated(self, todo: Sequence[Asked], bench: Workbench) -> Iterator[tuple[Asked, dict[str, Treated]]]: ...
 
 
-def treatment_of(given: str | Rule) -> Treatment:
-    """Read "out | in kh kw", or "A then B"; a cut stands for its text. Raises RuleError where that is no cut."""
-    text = given.name if isinstance(given, Rule) else given
-    if not isinstance(text, str):
-        raise RuleError(explain(f"cuts holds {given!r}", fix="a text such as 'out | in kh kw', or a cut of all_cuts"))
-    cuts = cut_sequence(text)
-    sides = [parse_bipartition(rule.name) for rule in cuts]
-    identity = tuple(frozenset((frozenset(cut.left), frozenset(cut.right))) for cut in sides)
-    return Treatment(" then ".join(rule.name for rule in cuts), cuts, identity)
+@dataclass(frozen=True, eq=False)
+class Wishes:
+    """What the caller asks for, read and checked as far as it can be without the network.
 
-
-def fractions_of(keep: object) -> list[float]:
-    """The fractions kept, each once, of one or several. Raises RankError where one is no number in (0, 1]."""
-    found: list[float] = []
-    for given in keep if isinstance(keep, Iterable) and not isinstance(keep, str) else (keep,):
-        value = given.fraction if isinstance(given, KeepFraction) else given
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise RankError(explain(f"keep holds {value!r}", fix="numbers in (0, 1]"))
-        fraction = float(value)
-        if not 0 < fraction <= 1:
-            raise RankError(explain(f"keep holds {fraction:g}, outside (0, 1]", fix="for example 0.5"))
-        found.append(fraction)
-    return list(dict.fromkeys(found))
-
-
-Asked: TypeAlias = tuple[Treatment, float, str, tuple[Layer, ...]]
-"""A row to come: what is done, the fraction kept, the scope's name, the layers it is done to."""
-
-
-def asked_cuts(asked: Sequence[Asked]) -> list[str]:
-    """The treatments, in order, each once."""
-    return list(dict.fromkeys(treatment.text for treatment, *_ in asked))
-
-
-def planned(
-    model: nn.Module,
-    *,
-    treatments: Sequence[Treatment],
-    keep: Sequence[float],
-    scope: Sequence[str],
-    skip: Sequence[str],
-    rows: Sequence[Row] = (),
-) -> tuple[list[Layer], list[Asked]]:
-    """The kernels that may be cut, and the rows to come.
-
-    Args:
-        rows: those there are; a treatment that they have in another wording takes theirs.
-
-    Raises:
-        RuleError, ValuesError, LayerError, StudyError: see `layers_of` and `rows_asked`.
+    treatments, keep: cuts, and the fractions of their singular values.
+    rewrites, sweep, budgets: rewrites, the ranks of their bonds, and parts of the network's parameters.
+    metric, components, curves: see `study`.
+    calibration: as rows say it; None where there are no images.
+    scope, skip: as given.
     """
-    wordings: dict[Identity, str] = {}
-    for text in dict.fromkeys(row["rewrite"] for row in rows if row["layers"]):
-        wordings.setdefault(treatment_of(text).identity, text)
-    treatments = [replace(each, text=wordings.get(each.identity, each.text)) for each in treatments]
-    layers = layers_of(model, skip)
-    return layers, rows_asked(treatments, keep, scope, layers)
+
+    treatments: Sequence[Treatment]
+    keep: Sequence[float]
+    rewrites: Sequence[Rewrite]
+    sweep: Sweep
+    budgets: Sequence[float]
+    metric: MetricName
+    components: Components
+    curves: Curves
+    calibration: str | None
+    scope: Sequence[str]
+    skip: Sequence[str]
 
 
-def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
-    """The kernels that may be cut, each weight once, under the first name it has.
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """layers: that may be rewritten. works: what is done, each with its rows."""
 
-    Args:
-        skip: globs of layers' names, or "first" for the first convolution. A weight that two layers share is left
-            alone if one of them is.
+    layers: Sequence[Layer]
+    works: Sequence[tuple[Work, Sequence[Asked]]]
 
-    Raises:
-        ValuesError: a parameter or a buffer of the model, a kernel or not, that is not finite; an empty weight.
-        LayerError: a weight that is computed from others, or not there yet.
-        StudyError: a glob that matches no layer; no layer is left.
-    """
-    modules = kernel_layers(model)
-    first = next((name for name, module in modules.items() if len(kernel_labels_of(module)) > 2), None)
-    for pattern in skip:
-        if pattern != "first" and not any(fnmatchcase(name, pattern) for name in modules):
-            raise StudyError(_no_match(f"skip {pattern!r} matches no layer", pattern, list(modules)))
-    weights = {name: _checked_weight(name, module) for name, module in modules.items()}
-    _check_finite(model)
-    skipped = {
-        name
-        for name in modules
-        if any(name == first if pattern == "first" else fnmatchcase(name, pattern) for pattern in skip)
-    }
-    taken = {id(weights[name]) for name in skipped}
-    found = []
-    for name, module in modules.items():
-        weight = weights[name]
-        if id(weight) not in taken:
-            taken.add(id(weight))
-            kernel = weight.detach().to(device="cpu", dtype=torch.float64, copy=True)
-            found.append(Layer(name, kernel_labels_of(module), kernel))
-    if not modules:
-        raise StudyError(
-            explain(f"{type(model).__name__} has no kernel to cut", needed="a convolution or linear layer")
-        )
-    if not found:
-        raise StudyError(explain("no layer is left to cut", skipped=", ".join(skip), fix="fewer layers in skip"))
+    @property
+    def rows(self) -> list[Asked]:
+        return [asked for _, rows in self.works for asked in rows]
+
+    @property
+    def cuts(self) -> list[str]:
+        """As they stand in rows."""
+        return list(dict.fromkeys(asked.key.rewrite for asked in self.rows if asked.key.equations is None))
+
+    @property
+    def equations(self) -> dict[str, list[str]]:
+        """Rewrite -> its equations."""
+        return equations_of([asked.key.fields for asked in self.rows])
+
+
+def equations_of(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Rewrite -> the equations that rows have of it, each once."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for equation in row["equations"] or ():
+            there = found.setdefault(row["rewrite"], [])
+            if equation not in there:
+                there.append(equation)
     return found
 
 
-def _checked_weight(name: str, module: nn.Module) -> Tensor:
-    weight = module._parameters.get("weight")
-    if weight is None:
-        raise LayerError(
-            explain(
-                f"the weight of layer {name!r} is computed from other parameters (a parametrisation, weight norm)",
-                fix="remove the parametrisation first: torch.nn.utils.parametrize.remove_parametrizations",
-            )
-        )
-    if is_lazy(weight):
-        raise LayerError(explain(f"layer {name!r} has no weight yet", fix="run the model once on an input"))
-    if weight.numel() == 0:
-        raise ValuesError(explain(f"the weight of layer {name!r} is empty", shape=tuple(weight.shape)))
-    return weight
+def planned(model: nn.Module, wishes: Wishes, *, rows: Sequence[Row] = ()) -> Plan:
+    """The kernels that may be rewritten, and the rows to come, work by work.
+
+    Args:
+        rows: those there are; a cut that they have in another wording takes theirs.
+
+    Raises:
+        RuleError, RankError, ValuesError, LayerError, StudyError: see `layers_of`; there is nothing to do; a cut, a
+            rewrite or a scope is for none of the layers; a bond has no rank.
+    """
+    _check_complete(wishes)
+    wordings: dict[Identity, str] = {}
+    for text in dict.fromkeys(row["rewrite"] for row in rows if row["keep"] is not None):
+        wordings.setdefault(treatment_of(text).identity, text)
+    first: dict[Identity, Treatment] = {}
+    for each in wishes.treatments:
+        first.setdefault(each.identity, replace(each, text=wordings.get(each.identity, each.text)))
+    layers = layers_of(model, wishes.skip)
+    cut = {treatment: _cut_layers(treatment, layers) for treatment in first.values()}
+    rewritten = {each: _rewritten_layers(each, layers) for each in wishes.rewrites}
+    _check_bonds(wishes, rewritten)
+    fitting = [*cut.values(), *rewritten.values()]
+    names = [layer.name for layer in layers if any(layer in chosen for chosen in fitting)]
+    for pattern in wishes.scope:
+        if pattern not in ("all", "each") and not any(fnmatchcase(name, pattern) for name in names):
+            raise StudyError(no_match(f"the scope {pattern!r} matches no layer that is cut", pattern, names))
+    works: list[tuple[Work, Sequence[Asked]]] = [
+        (treatment, _cut_rows(treatment, wishes, there)) for treatment, there in cut.items()
+    ]
+    for rewrite, there in rewritten.items():
+        works += _ranked(rewrite, wishes, there)
+        works += _budgeted(rewrite, wishes, there)
+    return Plan(layers, works)
 
 
-def _check_finite(model: nn.Module) -> None:
-    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
-        for name, tensor in tensors:
-            if is_lazy(tensor):
-                continue
-            # a buffer may be a mask, which holds -inf where nothing is to be seen
-            bad = ~tensor.isfinite() if kind == "parameter" else tensor.isnan() | tensor.isposinf()
-            if bool(bad.any()):
-                raise ValuesError(
-                    explain(
-                        f"the {kind} {name!r} of {type(model).__name__} holds NaN or infinity",
-                        where=f"{int(bad.sum())} of {tensor.numel()} elements",
-                    )
-                )
-
-
-def rows_asked(
-    treatments: Sequence[Treatment], keep: Sequence[float], scope: Sequence[str], layers: Sequence[Layer]
-) -> list[Asked]:
-    """The rows to come, cut by cut, so that each kernel is decomposed once a cut."""
-    if not treatments or not keep or not scope:
+def _check_complete(wishes: Wishes) -> None:
+    """Nothing that is asked for lacks what it needs, or is given in vain."""
+    if not wishes.scope or not (wishes.rewrites or wishes.treatments) or (wishes.treatments and not wishes.keep):
         raise StudyError(
             explain(
                 "there is nothing to do",
-                cuts=len(treatments),
-                keep=len(keep),
-                scope=len(scope),
+                cuts=len(wishes.treatments),
+                keep=len(wishes.keep),
+                rewrites=len(wishes.rewrites) or None,
+                scope=len(wishes.scope),
                 fix="at least one of each: a cut such as 'out | in kh kw', a fraction such as 0.5, a scope such as all",
             )
         )
-    first: dict[Identity, Treatment] = {}
-    for treatment in treatments:
-        first.setdefault(treatment.identity, treatment)
-    fitting = {
-        treatment: tuple(layer for layer in layers if frozenset(layer.labels) == treatment.labels)
-        for treatment in first.values()
-    }
-    for treatment, chosen in fitting.items():
-        if not chosen:
-            raise RuleError(_fits_nothing(treatment, layers))
-    names = [layer.name for layer in layers if any(layer in chosen for chosen in fitting.values())]
-    for pattern in scope:
-        if pattern not in ("all", "each") and not any(fnmatchcase(name, pattern) for name in names):
-            raise StudyError(_no_match(f"the scope {pattern!r} matches no layer that is cut", pattern, names))
+    drops, diverges = wishes.components == "drop", wishes.curves == "divergence"
+    for given, what, missing, needed in (
+        (wishes.keep, "keep", wishes.treatments, "cuts"),
+        (wishes.sweep, "ranks", wishes.rewrites, "rewrites"),
+        (wishes.budgets, "budget", wishes.rewrites, "rewrites"),
+        (wishes.metric != "frobenius", f"metric={wishes.metric!r}", wishes.rewrites, "rewrites"),
+        (drops, "components='drop'", wishes.sweep, "ranks"),
+        (diverges, "curves='divergence'", wishes.budgets, "budget"),
+    ):
+        if given and not missing:
+            raise StudyError(explain(f"{what} is given, and no {needed}", fix=f"{needed}=..., or leave it out"))
+    for given, what in ((wishes.metric != "frobenius", f"metric={wishes.metric!r}"), (diverges, "curves='divergence'")):
+        if given and wishes.calibration is None:
+            raise StudyError(explain(f"{what} needs calibration images", fix="calibration=training images"))
+
+
+def _cut_layers(treatment: Treatment, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    chosen = tuple(layer for layer in layers if frozenset(layer.labels) == treatment.labels)
+    if not chosen:
+        raise RuleError(_fits_nothing(treatment, layers))
+    return chosen
+
+
+def _cut_rows(treatment: Treatment, wishes: Wishes, layers: tuple[Layer, ...]) -> list[Asked]:
     return [
-        (treatment, fraction, name, chosen)
-        for treatment, there in fitting.items()
-        for fraction in keep
-        for name, chosen in _scopes(scope, there).items()
+        Asked(Key(treatment.text, name, keep=fraction), chosen)
+        for fraction in wishes.keep
+        for name, chosen in _scopes(wishes.scope, layers).items()
     ]
+
+
+def _rewritten_layers(rewrite: Rewrite, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Those that there is a form of the rewrite for. Raises RuleError where there are none, with the reasons."""
+    chosen: list[Layer] = []
+    reasons: dict[tuple[str, ...], str] = {}
+    for layer in layers:
+        try:
+            rewrite.form(layer)
+        except NO_FORM as error:
+            reasons.setdefault(layer.labels, f"K[{' '.join(layer.labels)}] of {layer.name!r}: {error}")
+        else:
+            chosen.append(layer)
+    if not chosen:
+        raise RuleError(explain(f"the rewrite {rewrite.text!r} fits no layer", because="\n".join(reasons.values())))
+    return tuple(chosen)
+
+
+def _bonds(rewrite: Rewrite, layers: Sequence[Layer]) -> list[str]:
+    return list(dict.fromkeys(bond for layer in layers for bond in free_bonds(rewrite.form(layer).rule)))
+
+
+def _check_bonds(wishes: Wishes, rewritten: Mapping[Rewrite, Sequence[Layer]]) -> None:
+    known = {rewrite.text: _bonds(rewrite, layers) for rewrite, layers in rewritten.items()}
+    for bond in wishes.sweep:
+        if not any(bond in bonds for bonds in known.values()):
+            listed = "\n".join(f"{text}: {' '.join(bonds) or 'none'}" for text, bonds in known.items())
+            raise RankError(explain(f"ranks holds {bond!r}, a bond of none of the rewrites", bonds=listed))
+
+
+def _ranked(rewrite: Rewrite, wishes: Wishes, layers: tuple[Layer, ...]) -> list[tuple[Work, Sequence[Asked]]]:
+    bonds = _bonds(rewrite, layers)
+    if wishes.budgets and not any(bond in wishes.sweep for bond in bonds):
+        return []
+    points = points_of(rewrite.text, bonds, wishes.sweep)
+    work = Ranked(rewrite, {text or None: ranks for text, ranks in points.items()}, wishes.components)
+    return [
+        (
+            work,
+            [
+                Asked(
+                    Key(
+                        rewrite.text,
+                        name,
+                        ranks=text,
+                        metric=rewrite.metric,
+                        components=work.label,
+                        calibration=None if rewrite.metric == "frobenius" else wishes.calibration,
+                        equations=_equations(rewrite, chosen),
+                    ),
+                    chosen,
+                )
+                for text in work.points
+                for name, chosen in _scopes(wishes.scope, layers).items()
+            ],
+        )
+    ]
+
+
+def _budgeted(rewrite: Rewrite, wishes: Wishes, layers: tuple[Layer, ...]) -> list[tuple[Work, Sequence[Asked]]]:
+    if not wishes.budgets:
+        return []
+    if "all" not in wishes.scope:
+        raise StudyError(
+            explain(
+                "a budget is for all layers together",
+                scope=", ".join(wishes.scope),
+                fix="all among the scopes, or ranks in place of a budget",
+            )
+        )
+    calibrated = rewrite.metric != "frobenius" or wishes.curves == "divergence"
+    rows = [
+        Asked(
+            Key(
+                rewrite.text,
+                "all",
+                budget=budget,
+                metric=rewrite.metric,
+                curves=wishes.curves,
+                calibration=wishes.calibration if calibrated else None,
+                equations=_equations(rewrite, layers),
+            ),
+            layers,
+        )
+        for budget in wishes.budgets
+    ]
+    return [(Budgeted(rewrite, wishes.curves), rows)]
+
+
+def _equations(rewrite: Rewrite, layers: Sequence[Layer]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(rewrite.form(layer).equation for layer in layers))
 
 
 def _fits_nothing(treatment: Treatment, layers: Sequence[Layer]) -> str:
@@ -294,13 +277,3 @@ def _scopes(scope: Sequence[str], layers: tuple[Layer, ...]) -> dict[str, tuple[
         elif chosen := tuple(layer for layer in layers if fnmatchcase(layer.name, pattern)):
             found[pattern] = chosen
     return found
-
-
-def _no_match(fact: str, pattern: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
-    return explain(
-        fact,
-        near=", ".join(near) or None,
-        layers=", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
-        fix="a layer's name, or a glob such as 'layer3.*'",
-    )

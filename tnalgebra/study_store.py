@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -22,6 +22,48 @@ FIELDS = (
     *("parameters_kept", "layers", "config", "version", "seconds"),
 )
 """What every row has."""
+
+LATER: dict[str, Any] = {
+    "ranks": None,
+    "budget": None,
+    "metric": "frobenius",
+    "components": None,
+    "curves": None,
+    "calibration": None,
+    "equations": None,
+}
+"""What rows have besides, and what it is in folders from before there was more than cuts."""
+
+
+class Key(NamedTuple):
+    """What makes a row, and tells it from all others: its fields of these names."""
+
+    rewrite: str
+    scope: str
+    keep: float | None = None
+    ranks: str | None = None
+    budget: float | None = None
+    metric: str = LATER["metric"]
+    components: str | None = None
+    curves: str | None = None
+    calibration: str | None = None
+    equations: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> Key:
+        """The key of a row that was read."""
+        fields = {field: row[field] for field in cls._fields}
+        equations = row["equations"]
+        return cls(**{**fields, "equations": None if equations is None else tuple(equations)})
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """As JSON has them."""
+        return {**self._asdict(), "equations": None if self.equations is None else list(self.equations)}
+
+
+BASELINE = Key("none", "all")
+"""The row of the network as it is."""
 
 ROWS = "results.jsonl"
 CONFIG = "config.json"
@@ -167,7 +209,7 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
             raise StudyError(explain(f"line {number} of {path} is no row", because=error)) from error
         if not isinstance(row, dict) or not row.keys() >= set(FIELDS):
             raise StudyError(explain(f"line {number} of {path} is no row", line=line[:80].decode(errors="replace")))
-        rows.append(row)
+        rows.append({**row, **{field: value for field, value in LATER.items() if field not in row}})
     if mend and whole != content:
         with path.open("r+b") as file:
             file.truncate(len(whole))
@@ -177,35 +219,64 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
 def table(rows: Sequence[Row], *, scopes: Collection[str] = ()) -> str:
     """Rows as aligned text: what was done, top-1, its change, errors, parameters.
 
-    Rows of single layers are left out where there are rows of several; the figures show them.
+    Rows of single layers are left out where there are rows of several; the figures show them. What no row has, such
+    as a budget, has no column.
 
     Args:
         scopes: as asked for; the row of a single layer stays if its name is among them.
     """
     if any(row["layers"] and not of_one_layer(row) for row in rows):
         rows = [row for row in rows if row["scope"] in scopes or not of_one_layer(row)]
-    header = ("rewrite", "keep", "scope", "top-1 %", "change", "mean sq. rel. error", "parameters kept")
-    lines = [
-        (
-            row["rewrite"],
-            "" if row["keep"] is None else f"{row['keep']:g}",
-            row["scope"],
-            f"{100 * row['accuracy']:.2f}",
-            f"{100 * row['accuracy_change']:+.2f}" if row["layers"] else "",
-            f"{row['mean_squared_relative_error']:.4f}",
-            f"{row['parameters_kept']:.3f}",
-        )
-        for row in rows
+    columns = [
+        ("rewrite", [row["rewrite"] for row in rows]),
+        ("keep", ["" if row["keep"] is None else f"{row['keep']:g}" for row in rows]),
+        *(
+            (name, [_setting(row, name) for row in rows])
+            for name in SETTINGS
+            if any(_unusual(row, name) for row in rows)
+        ),
+        ("scope", [row["scope"] for row in rows]),
+        ("top-1 %", [f"{100 * row['accuracy']:.2f}" for row in rows]),
+        ("change", [f"{100 * row['accuracy_change']:+.2f}" if touched(row) else "" for row in rows]),
+        ("mean sq. rel. error", [f"{row['mean_squared_relative_error']:.4f}" for row in rows]),
+        ("parameters kept", [f"{row['parameters_kept']:.3f}" for row in rows]),
     ]
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    head, *texts = (
-        "  ".join(
-            cell.ljust(width) if column in (0, 2) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in (header, *lines)
-    )
-    return "\n".join([head, "-" * len(head), *texts])
+    texts = []
+    for name, cells in columns:
+        if name == "keep" and not any(cells):
+            continue
+        width = max(map(len, (name, *cells)))
+        left = name in ("rewrite", "scope", "ranks", "metric", "curves", "components")
+        texts.append([cell.ljust(width) if left else cell.rjust(width) for cell in (name, *cells)])
+    head, *lines = ("  ".join(cells).rstrip() for cells in zip(*texts, strict=True))
+    return "\n".join([head, "-" * len(head), *lines])
+
+
+SETTINGS = ("ranks", "budget", "metric", "curves", "components")
+"""Settings of fits: columns of the table where a row has an unusual one."""
+
+USUAL = {"metric": LATER["metric"], "curves": "error", "components": "refit"}
+"""What is not said of a setting where all rows have it."""
+
+
+def _setting(row: Row, name: str) -> str:
+    value = row[name] if row["equations"] is not None else None
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _unusual(row: Row, name: str) -> bool:
+    return _setting(row, name) not in ("", USUAL.get(name))
+
+
+def touched(row: Row) -> bool:
+    """Whether it is another row than that of the network as it is."""
+    return bool(row["rewrite"] != BASELINE.rewrite)
+
+
+def variant(row: Row) -> str:
+    """What tells a row's fits from the usual ones, for legends: "metric input, components drop from r=64"."""
+    names = [name for name in USUAL if _unusual(row, name)]
+    return ", ".join(f"{name} {row[name]}" for name in names)
 
 
 def of_one_layer(row: Row) -> bool:

@@ -130,7 +130,7 @@ def test_the_config_is_printed_first_and_the_table_last(uninterrupted: Path) -> 
     assert "360 images of 10 classes, 1 x 8 x 8, mean (0.0,), std (1.0,)" in lines
     assert "training cnn4 on 1437 images of digits" in lines
     assert lines[-1] == f"rows and figures: {uninterrupted}/"
-    table = lines[lines.index(next(line for line in lines if line.startswith("rewrite"))) : -2]
+    table = lines[lines.index(next(line for line in lines if line.startswith("rewrite") and "top-1" in line)) : -2]
     assert len(table) == 2 + 5, "the untouched network, and two cuts of two fractions"
 
 
@@ -242,6 +242,51 @@ def test_a_second_process_is_refused(uninterrupted: Path) -> None:
         f"error: another process is writing into {uninterrupted}\n"
         "  fix: wait for it to finish, or choose another --output\n"
     )
+
+
+REWRITES: dict[str, Any] = {
+    "cuts": None,
+    "rewrite": ("out | in kh kw", "K[o i h w] => A[o r] B[i r h] C[h w r]"),
+    "ranks": ("r=2,4",),
+    "scope": ("all",),
+}
+
+
+def test_rewrites_in_the_folder_of_cuts(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressibility, "train_classifier", None)
+    before = read_rows(uninterrupted)
+    found = main(quick(uninterrupted, **REWRITES)).rows
+    assert [(row["rewrite"], row["ranks"], list(row["layers"])) for row in found[1:]] == [
+        (rewrite, ranks, ["conv2", "conv3", "conv4"]) for rewrite in REWRITES["rewrite"] for ranks in ("r=2", "r=4")
+    ]
+    settings = REWRITES | {"rewrite": REWRITES["rewrite"][:1], "metric": "output", "calibration": 100}
+    fitted = main(quick(uninterrupted, **settings)).rows
+    assert [row["calibration"][:10] for row in fitted[1:]] == ["100 images"] * 2
+    settings = settings | {"metric": "frobenius", "ranks": (), "budget": (0.6,), "curves": "divergence"}
+    budget = main(quick(uninterrupted, **settings)).rows
+    assert 0.4 < budget[1]["parameters_kept"] <= 0.6
+    rows = read_rows(uninterrupted)
+    assert rows == [*before, *found[1:], *fitted[1:], *budget[1:]]
+    assert {row["config"] for row in rows} == {before[0]["config"]}
+    assert (uninterrupted / "networks.svg").exists()
+
+
+def test_cuts_are_all_seven_unless_there_are_rewrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(tn, "study", lambda *_, **settings: asked.append(settings) or tn.Study(tmp_path, [], ()))
+    for settings in ({}, {"rewrite": ("cp",)}, {"rewrite": ("cp",), "cuts": ("out | in kh kw",)}, {"cuts": ()}):
+        main(Config(device="cpu", output=tmp_path, **settings))
+    assert [(len(each["cuts"]), len(each["keep"])) for each in asked] == [(7, 4), (0, 0), (1, 4), (0, 4)]
+
+
+def test_calibration_images_are_chosen_by_the_seed_and_have_no_labels() -> None:
+    training = tn.load_images("digits", "train")
+    one, other, again = (compressibility._unlabelled(training, 50, seed) for seed in (0, 1, 0))
+    assert len(one) == 50
+    assert not one.labels.any()
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    everything = compressibility._unlabelled(training, 10**6, 0)
+    torch.testing.assert_close(everything.pixels, training.pixels, rtol=0, atol=0)
 
 
 def test_it_trains_cnn4_well(tmp_path: Path) -> None:
@@ -375,6 +420,17 @@ ERRORS: list[tuple[str, Callable[[Path], None], list[str], str]] = [
     ("keep 0", nothing, ["--keep", "0"], "keep holds 0, outside (0, 1]"),
     ("keep above 1", nothing, ["--keep", "0.5", "1.5"], "keep holds 1.5, outside (0, 1]"),
     ("keep nan", nothing, ["--keep", "nan"], "keep holds nan, outside (0, 1]"),
+    ("no ranks", nothing, ["--rewrite", "cp"], "the rewrite 'cp' has no rank for 'r'"),
+    ("ranks", nothing, ["--rewrite", "cp", "--ranks", "r:2"], "fix: a bond and its ranks, such as r=16,32"),
+    ("no such rewrite", nothing, ["--rewrite", "cpd", "--ranks", "r=2"], "there is no rule 'cpd'"),
+    ("ranks of cuts", nothing, ["--ranks", "r=2"], "ranks is given, and no rewrites"),
+    ("budget", nothing, ["--rewrite", "cp", "--budget", "1.5"], "budget holds 1.5"),
+    (
+        "calibration",
+        nothing,
+        ["--rewrite", "cp", "--ranks", "r=2", "--metric", "input", "--calibration", "0"],
+        "are none",
+    ),
     ("scope", nothing, ["--scope", "layer9.*"], "the scope 'layer9.*' matches no layer that is cut"),
     ("limit", nothing, ["--limit", "361"], "cannot choose 361 images"),
     ("model", nothing, ["--model", "resnet21"], "no model is called 'resnet21'"),

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
 from ..errors import RuleError, explain
 from ..evaluation import Values
+from ..fitting.fits import Report, fit_cores
+from ..fitting.metric import Metric
 from ..labels import KERNEL_LABELS, fresh, kernel_labels, labels_of
-from ..linalg import SVD, matricise, truncated_svd
+from ..linalg import SVD, matricise, randomised, relative_residual, svd_of_product, truncated_svd
 from ..network import Network, carriers, parameters, tensor_nodes
 from ..nodes import NamedTensor
 from ..notation import parse
 from ..options import Options, Place
-from ..ranks import ParameterBudget, Rank, allowance, kept, rank_of
+from ..ranks import ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
 from ..rewriting import Change, Rule
 from ..valuation import common_dtype, relative, value_of
 
@@ -30,7 +35,12 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: Form = "factors
 
     "out kh | in kw" gives `L[out kh r] R[r in kw]`, with L = U sqrt(S) and R = sqrt(S) V of the singular value
     decomposition of the matrix whose rows are numbered by `out kh`; form="svd" gives `U[out kh r] S[r] V[r in kw]`.
-    Applied to a network it contracts it first, whatever it is made of. The rank is called `r`.
+    Applied to a network it contracts it first, whatever it is made of. The rank is called `r`. Few values of a large
+    matrix come from a random subspace (`linalg.truncated_svd`), and the error is then a measured one.
+
+    `metric=` makes it the best in that norm, by an SVD of K M (C = M M^T the covariance) if all labels of the metric
+    are on one side, otherwise by a descent from the cut without it. Singular values, where a rank counts them, are
+    those of the kernel; L and R are the factors of the approximation's own decomposition.
 
     Args:
         text: the two sides; together they are the open labels of what is cut, in any order.
@@ -56,12 +66,15 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: Form = "factors
         missing = [name for name in tensor_nodes(network) if name not in values]
         if missing:
             raise RuleError(explain(f"a cut needs the value of {missing[0]!r}", fix="apply(network, values)"))
-        dense = value_of(network, values, dtype=torch.float64)
-        svd = truncated_svd(matricise(dense, network.output, bipartition))
-        rank = _rank(options.ranks, svd, form, parameters(network))
-        dtype = common_dtype(values.values())
+        dtype = options.settings.dtype
+        dense = value_of(network, values, dtype=torch.promote_types(dtype, common_dtype(values.values())))
         sizes = dict(zip(network.output, dense.shape, strict=True))
-        return _change(network, bipartition, svd, rank, form, dtype, sizes)
+        asked, before = rank_of(options.ranks, "r"), parameters(network)
+        if options.metric is None:
+            found = _nearest(matricise(dense, network.output, bipartition), asked, form, before, dtype)
+        else:
+            found = _weighted(dense, network, bipartition, form, options)
+        return _change(network, bipartition, found, form, common_dtype(values.values()), sizes)
 
     sides = {"factors": "L[{0} r] R[r {1}]", "svd": "U[{0} r] S[r] V[r {1}]"}[form]
     written = sides.format(" ".join(bipartition.left), " ".join(bipartition.right))
@@ -73,6 +86,7 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: Form = "factors
         build,
         start=start,
         ranks=("r",),
+        takes=("metric",),
         spec={"cut": str(bipartition), "form": form, **({"of": of} if of else {})},
     )
 
@@ -126,24 +140,96 @@ def _kernel(values: Mapping[str, Any], bipartition: Bipartition) -> Network:
     )
 
 
-def _rank(ranks: Mapping[str, Rank] | Rank, svd: SVD, form: Form, before: int) -> int:
-    full, rank = len(svd.S), rank_of(ranks, "r")
-    if isinstance(rank, ParameterBudget):
-        each = svd.U.shape[0] + svd.V.shape[1] + (form == "svd")
-        return min(full, allowance(rank, before, least=each) // each)
-    return kept(rank, full, bond="r", singular_values=svd.S.tolist)
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """svd: of the approximation. relative_error: in the Frobenius norm. The others: see `Change`."""
+
+    svd: SVD
+    relative_error: float
+    output_error: float | None = None
+    report: Report | None = None
+
+
+def _nearest(matrix: Tensor, asked: Rank, form: Form, before: int, dtype: torch.dtype) -> _Found:
+    """The nearest matrix of a rank in the Frobenius norm."""
+    if isinstance(asked, RelativeError):
+        svd = truncated_svd(matrix, dtype=dtype)
+        rank = kept(asked, len(svd.S), bond="r", singular_values=svd.S.tolist)
+    else:
+        rank = _rank(asked, matrix.shape, form, before)
+        svd = truncated_svd(matrix, rank if randomised(matrix, rank) else None, dtype=dtype)
+    every = len(svd.S) == min(matrix.shape)
+    error = relative(svd.S[rank:], svd.S) if every else relative_residual(matrix, svd)
+    return _Found(SVD(svd.U[:, :rank], svd.S[:rank], svd.V[:rank]), error)
+
+
+def _rank(asked: Rank, shape: Sequence[int], form: Form, before: int) -> int:
+    """A rank that follows from the sizes alone."""
+    if isinstance(asked, ParameterBudget):
+        each = sum(shape) + (form == "svd")
+        return min(*shape, allowance(asked, before, least=each) // each)
+    return kept(asked, min(shape), bond="r", singular_values=list)
+
+
+def _weighted(dense: Tensor, network: Network, bipartition: Bipartition, form: Form, options: Options) -> _Found:
+    """The nearest matrix of a rank in a metric: an SVD if all its labels are on one side, else a descent."""
+    assert options.metric is not None
+    sizes = dict(zip(network.output, dense.shape, strict=True))
+    bond = fresh("r", carriers(network))
+    nodes = [NamedTensor("L", (*bipartition.left, bond)), NamedTensor("R", (bond, *bipartition.right))]
+    asked, before = rank_of(options.ranks, "r"), parameters(network)
+    if isinstance(asked, ParameterBudget):
+        shape = [prod(sizes[label] for label in side) for side in (bipartition.left, bipartition.right)]
+        asked = _rank(asked, shape, form, before)
+    fit = fit_cores(
+        [dense],
+        Network(nodes, network.output, sizes),
+        {bond: asked},
+        before=before,
+        settings=options.settings,
+        metrics=[metric_of(network, options.metric)],
+    )[0]
+    svd = svd_of_product(fit.values["L"].flatten(0, -2), fit.values["R"].flatten(1))
+    return _Found(svd, fit.relative_error, fit.output_error, fit.report)
+
+
+def metric_of(network: Network, metric: Metric) -> Metric:
+    """A metric in the open labels of a network: by their names, or by torch's order of a kernel's axes.
+
+    Raises:
+        RuleError: it is not one of this network.
+    """
+    own = {*metric.labels, *metric.outputs}
+    if own <= {*network.output}:
+        return metric
+    torch_order = kernel_labels(tuple(own)) or ()
+    if len(torch_order) != len(network.output):
+        raise RuleError(
+            explain(
+                "the metric is not one of the tensor that is fitted",
+                metric=" ".join((*metric.outputs, *metric.labels)),
+                tensor=" ".join(network.output),
+            )
+        )
+    there = dict(zip(torch_order, network.output, strict=True))
+    return replace(
+        metric,
+        labels=tuple(there[label] for label in metric.labels),
+        batch=tuple(there[label] for label in metric.batch),
+        outputs=tuple(there[label] for label in metric.outputs),
+    )
 
 
 def _change(
     network: Network,
     bipartition: Bipartition,
-    svd: SVD,
-    rank: int,
+    found: _Found,
     form: Form,
     dtype: torch.dtype,
     sizes: dict[str, int],
 ) -> Change:
-    U, S, V = svd.U[:, :rank], svd.S[:rank], svd.V[:rank]
+    U, S, V = found.svd
+    rank = len(S)
     bond = fresh("r", carriers(network))
     rows, columns = ([sizes[label] for label in side] for side in (bipartition.left, bipartition.right))
     left, right = (U * S.sqrt(), S.sqrt()[:, None] * V) if form == "factors" else (U, V)
@@ -154,7 +240,11 @@ def _change(
     }
     names = {name: fresh(name, tensor_nodes(network)) for name in factors}
     nodes = [NamedTensor(names[name], labels) for name, (labels, _) in factors.items()]
-    values = {names[name]: value.to(dtype) for name, (_, value) in factors.items()}
-    sizes = {**sizes, bond: rank}
-    error = relative(svd.S[rank:], svd.S)
-    return Change(Network(nodes, network.output, sizes), values=values, relative_error=error, ranks={"r": rank})
+    return Change(
+        Network(nodes, network.output, {**sizes, bond: rank}),
+        values={names[name]: value.to(dtype) for name, (_, value) in factors.items()},
+        relative_error=found.relative_error,
+        ranks={"r": rank},
+        output_error=found.output_error,
+        report=found.report,
+    )

@@ -8,6 +8,7 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from ..errors import RuleError, SizeError, ValuesError, explain
 from ..evaluation import Values, evaluate, magnitude
 from ..fitting.fits import CoreFit, fit_cores
 from ..fitting.metric import Metric
-from ..labels import kernel_labels
+from ..labels import KERNEL_LABELS
 from ..matching import Match
 from ..network import Network, carriers, parameters, renamed, tensor_nodes, with_sizes
 from ..nodes import Fuse
@@ -146,7 +147,7 @@ class _Wanted:
         if self.constants or self.start is not None:
             return None
         metric = None if self.metric is None else (self.metric.labels, self.metric.batch, self.metric.outputs)
-        ranks = tuple(sorted(options.ranks.items())) if isinstance(options.ranks, Mapping) else options.ranks
+        ranks = repr(sorted(options.ranks.items()) if isinstance(options.ranks, Mapping) else options.ranks)
         return self.right, self.target.shape, self.target.device, metric, ranks, options.settings
 
 
@@ -176,7 +177,7 @@ def _wanted(reading: Reading) -> _Wanted:
         unknown = [name for name in start if name not in reading.new]
         if unknown:
             raise ValuesError(explain(f"the start has {unknown[0]!r}, no new tensor", new=" ".join(reading.new)))
-        start = {reading.names[name]: torch.as_tensor(value).detach() for name, value in start.items()}
+        start = {reading.names[name]: _numbers(f"the start of {name!r}", value) for name, value in start.items()}
     metric = None if job.options.metric is None else _metric_here(job.options.metric, reading)
     return _Wanted(reading, target, right, constants, metric, start)
 
@@ -198,7 +199,17 @@ def _with_parts(right: Network) -> Network:
                     right=right,
                 )
             )
-        right = with_sizes(right, dict(zip(unknown, balanced_factors(rest // known, len(unknown)), strict=True)))
+        factors = balanced_factors(rest // known, len(unknown))
+        sizes = dict(zip(unknown, factors, strict=True))
+        if [sizes[part] for part in unknown] != list(factors):  # a part that stands twice
+            raise SizeError(
+                explain(
+                    f"{node.whole!r} has size {rest}, which no sizes of its parts give",
+                    unknown=" ".join(unknown),
+                    right=right,
+                )
+            )
+        right = with_sizes(right, sizes)
     return right
 
 
@@ -209,21 +220,31 @@ def _constant(name: str, value: Any, right: Network, there: str) -> Tensor:
         if node.labels[1] not in right.sizes:
             raise SizeError(explain(f"the size of {node.labels[1]!r} is unknown, so the basis {name!r} has none"))
         return BASES[value](right.sizes[node.labels[1]])
-    constant = torch.as_tensor(value).detach().double()
+    constant = _numbers(f"the constant {name!r}", value)
     needed = [right.sizes.get(label) for label in node.labels]
     fits = constant.ndim == len(needed) and all(
         size in (None, axis) for size, axis in zip(needed, constant.shape, strict=True)
     )
-    if not fits or not bool(constant.isfinite().all()):
+    if not fits:
         raise ValuesError(
             explain(
-                f"the constant {name!r} has shape {tuple(constant.shape)}"
-                if not fits
-                else f"the constant {name!r} holds NaN or infinity",
+                f"the constant {name!r} has shape {tuple(constant.shape)}",
                 labels=" ".join(f"{label}={size or 'any'}" for label, size in zip(node.labels, needed, strict=True)),
             )
         )
     return constant
+
+
+def _numbers(what: str, value: object) -> Tensor:
+    """What a caller or a file gives as elements, in float64. Raises ValuesError: it is none, or not finite."""
+    try:
+        tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValuesError(explain(f"{what} is no array of numbers", because=error)) from error
+    if tensor.is_complex() or tensor.numel() == 0 or not bool(tensor.isfinite().all()):
+        kind = "is complex" if tensor.is_complex() else "holds NaN or infinity" if tensor.numel() else "is empty"
+        raise ValuesError(explain(f"{what} {kind}", shape=tuple(tensor.shape), fix="finite real numbers"))
+    return tensor.double()
 
 
 def _metric_here(metric: Metric, reading: Reading) -> Metric:
@@ -232,8 +253,8 @@ def _metric_here(metric: Metric, reading: Reading) -> Metric:
     own = {*metric.labels, *metric.outputs}
     there = {reading.match.labels[label]: label for label in output}
     if not own <= there.keys():
-        torch_order = kernel_labels(tuple(own)) or ()
-        if len(torch_order) != len(output) or set(network.output) != there.keys():
+        torch_order = KERNEL_LABELS.get(len(output), ())
+        if not own <= set(torch_order) or set(network.output) != there.keys():
             raise RuleError(
                 explain(
                     "the metric is not one of the tensor that is fitted",

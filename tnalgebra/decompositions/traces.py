@@ -17,8 +17,10 @@ from ..network import Network
 from ..notation import parse
 from ..options import Options, Place
 from ..rewriting import Change, Rule, Step, Trace
+from .components import drop_components
 from .cuts import cut
 from .notational import rule
+from .own_value import correct_degeneracy
 from .truncation import truncate
 
 MAX_BYTES = 16 * 2**20
@@ -92,6 +94,10 @@ def rule_from(spec: Mapping[str, str]) -> Rule:
             return cut(text, of=spec.get("of"), form=form)
         case {"truncate": bond}:
             return truncate(bond)
+        case {"drop_components": bond}:
+            return drop_components(bond)
+        case {"correct_degeneracy": tolerance}:
+            return correct_degeneracy(float(tolerance))
     raise RuleError(explain("a rule is described in no known way", rule=dict(spec)))
 
 

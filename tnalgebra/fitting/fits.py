@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..errors import ValuesError, explain
 from ..linalg import scaled
 from ..network import Network, shape_of
 from ..nodes import NamedTensor
@@ -17,7 +18,7 @@ from .degeneracy import degeneracy
 from .metric import Metric
 from .problem import Problem
 from .right_sides import chosen_ranks, problem_of, reshaped, selected, tree_or_none
-from .search import Ended, Settings, decomposed, grown, guessed, nearer, refined, searched
+from .search import Ended, Settings, decomposed, grown, guessed, nearer, refined, searched, stabilised
 from .trees import Tree, bonds_of, fit_tree, splitting
 
 
@@ -133,6 +134,9 @@ def _fit_alike(
     constants = selected(constants, right, ranks, targets[0])
     metrics = [_as_split(each.metric, right) for each in wanted if each.metric is not None]
     problem = problem_of(targets, right, ranks, constants, metrics)
+    if start is not None:
+        shared = wanted[0].scale ** (1 / len(problem.occurrences_of_free))
+        start = {name: core.double() / shared for name, core in start.items()}
     tree = tree_or_none(right, constants)
     core = problem.absorbing()
     if core is not None:
@@ -146,6 +150,8 @@ def _fit_alike(
         ended = _in_metric(problem, tree, ranks, settings, start)
     else:
         ended = _in_frobenius(problem, tree, ranks, settings, start)
+    if settings.slack and tree is None:
+        ended = stabilised(problem, ended, settings)
     return [_finished(problem, wanted[layer], right, each, constants) for layer, each in enumerate(ended)]
 
 
@@ -209,6 +215,10 @@ def _finished(
     exact = replace(problem, constants={name: constant.double() for name, constant in problem.constants.items()})
     fitted = exact.model({name: core[None, None] for name, core in values.items()})[0, 0]
     kernel = wanted.kernel
+    if not bool(fitted.isfinite().all()):
+        raise ValuesError(
+            explain("the fit is not finite", right=right, fix="constants of moderate size, dtype=torch.float64")
+        )
     output_error = None
     if wanted.metric is not None:
         whole = fitted.reshape(shape_of(right, right.output))

@@ -22,6 +22,7 @@ from .trees import (
     Spectrum,
     Tree,
     bonds_of,
+    cores_of,
     matrix_of,
     open_labels,
     plain_rank,
@@ -72,7 +73,7 @@ def chosen_ranks(
     bonds = bonds_of(right)
     given = _given(right, constants, bonds)
     if not isinstance(ranks, Mapping) and not isinstance(ranks, ParameterBudget):
-        wanted = [bond for bond in bonds if bond not in given]
+        wanted = [bond for bond in bonds if bond not in given] or list(bonds)
         if len(wanted) != 1:
             raise RankError(
                 explain(f"one rank, {ranks!r}, for the bonds {' '.join(wanted)}", fix="ranks={'a': ..., 'b': ...}")
@@ -113,11 +114,15 @@ def _given(right: Network, constants: Mapping[str, Tensor], bonds: Sequence[str]
 
 def _rank(bond: str, rank: Rank, target: Tensor, right: Network, given: Mapping[str, int]) -> int:
     standing = carriers(right)[bond]
+    most = given.get(bond, target.numel())
     if len(standing) != 2:
-        return plain_rank(rank, bond, full=None, because=f"it stands on {len(standing)} tensors")
+        return plain_rank(rank, bond, full=most, because=f"it stands on {len(standing)} tensors")
+    names = [node.name for node in cores_of(right)]
+    if len(set(names)) < len(names):
+        return plain_rank(rank, bond, full=most, because="a core stands twice")
     side = _bridge(right, bond)
     if side is None:
-        return plain_rank(rank, bond, full=None, because="it is part of a loop")
+        return plain_rank(rank, bond, full=most, because="it is part of a loop")
     labels = open_labels(right)
     rows = tuple(label for label in labels if label in side)
     columns = tuple(label for label in labels if label not in side)
@@ -133,9 +138,8 @@ def _bridge(right: Network, bond: str) -> set[str] | None:
     for number, node in enumerate(nodes):
         graph.add_edges_from((number, label) for label in node.labels if label != bond)
     ends = [number for number, node in enumerate(nodes) if bond in node.labels]
-    tied = {n.name for n in nodes if isinstance(n, NamedTensor) and [m.name for m in nodes].count(n.name) > 1}
     side = networkx.node_connected_component(graph, ends[0]) if ends[0] in graph else {ends[0]}
-    if ends[1] in side or any(isinstance(nodes[i], NamedTensor) and nodes[i].name in tied for i in range(len(nodes))):
+    if ends[1] in side:
         return None
     return {label for label in open_labels(right) if label in side}
 
@@ -148,24 +152,27 @@ def _grown_evenly(
     before: int,
 ) -> dict[str, int]:
     """Where bonds have no singular values, the smallest grows first; of equals, the first in the alphabet."""
-    cores = {
-        node.name: node.labels for node in right.nodes if isinstance(node, NamedTensor) and node.name not in constants
-    }
+    tensors = {node.name: node.labels for node in right.nodes if isinstance(node, NamedTensor)}
     standing = carriers(right)
-    bonds = sorted(bond for bond in bonds_of(right) if bond not in given)
-    ranks = {**dict.fromkeys(bonds, 1), **given}
+    cut = {
+        bond: size
+        for bond, size in given.items()
+        if bond not in right.sizes and _rows_to_choose(bond, right, constants)
+    }
+    bonds = sorted(bond for bond in bonds_of(right) if bond not in given or bond in cut)
+    ranks = {**given, **dict.fromkeys(bonds, 1)}
 
     def size(label: str, trial: Mapping[str, int]) -> int:
         return trial[label] if label in trial else right.sizes[label]
 
     def count(trial: Mapping[str, int]) -> int:
-        return sum(prod(size(label, trial) for label in labels) for labels in cores.values())
+        return sum(prod(size(label, trial) for label in labels) for labels in tensors.values())
 
     def useful(bond: str) -> bool:
         """Between two tensors a bond never needs more values than the other labels of either of them have."""
         ends = [right.nodes[position].labels for position, _ in standing[bond]]
         most = min(prod(size(label, ranks) for label in labels if label != bond) for labels in ends)
-        return len(ends) != 2 or ranks[bond] < most
+        return ranks[bond] < cut.get(bond, ranks[bond] + 1) and (len(ends) != 2 or ranks[bond] < most)
 
     limit = allowance(budget, before, least=count(ranks))
     while True:
@@ -173,6 +180,23 @@ def _grown_evenly(
         if not fitting:
             return ranks
         ranks[min(fitting, key=lambda bond: (ranks[bond], bond))] += 1
+
+
+def _rows_to_choose(bond: str, right: Network, constants: Mapping[str, Tensor]) -> bool:
+    """Whether every constant on a bond can be cut down to fewer values of it."""
+    ends = [node for node in right.nodes if isinstance(node, NamedTensor) and bond in node.labels]
+    there = [(node, constants[node.name]) for node in ends if node.name in constants]
+    return all(
+        len(node.labels) == 2
+        and set(node.labels) - {bond} <= set(open_labels(right))
+        and _orthonormal(constant.movedim(node.labels.index(bond), 0))
+        for node, constant in there
+    )
+
+
+def _orthonormal(rows: Tensor) -> bool:
+    gram = rows @ rows.mT
+    return float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max()) <= ORTHONORMAL
 
 
 def selected(
@@ -207,8 +231,7 @@ def selected(
                     )
                 )
             rows = constant.movedim(axis, 0)
-            gram = rows @ rows.mT
-            if float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max()) > ORTHONORMAL:
+            if not _orthonormal(rows):
                 raise ValuesError(
                     explain(
                         f"the rows of the constant {node.name!r} are not orthonormal, so none are the best aligned",

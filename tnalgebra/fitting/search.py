@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import sqrt
+from operator import index
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -11,6 +14,7 @@ from torch import Tensor
 from ..errors import ValuesError, explain
 from . import als, gauss_newton, gradient
 from .als import Descent, Values
+from .correction import corrected
 from .problem import Problem
 
 SMALL_RESIDUAL = 0.3
@@ -21,6 +25,19 @@ FIRST_SWEEPS, MORE_SWEEPS = 20, 30
 
 FINALISTS = 2
 """Starts that are followed to the end where the residual stays large: there they end alike."""
+
+MORE_GUESSES = 3
+"""Times as many starts again where the first ended with a small residual: another basin may fit exactly."""
+
+FOUND = 1e3
+"""Times the error of rounding: what ended below has nothing better to look for."""
+
+CANDIDATES = 6
+"""Most starts that Gauss-Newton follows where the residual is small."""
+
+CHEAP, DEAR = 2**20, 2**25
+"""Unknowns times elements of the target: up to the first, a large residual gets Gauss-Newton's steps too, and a tied
+network a second wave of guesses; above the second, nothing gets a second wave."""
 
 TREE_SWEEPS = 20
 """Sweeps after the SVDs of a tree of several bonds, which are within sqrt(bonds) of the best already."""
@@ -38,6 +55,8 @@ class Settings:
     sweeps: most sweeps over all cores.
     tolerance: a descent stops where a sweep takes less than this part of the squared error.
     dtype: of the computation.
+    slack: part by which the error may grow for smaller components (see `correction`), such as 0.01; 0 leaves it out.
+        Trees have no use for it: their best approximation exists.
     """
 
     seed: int = 0
@@ -45,12 +64,17 @@ class Settings:
     sweeps: int = 200
     tolerance: float = 1e-5
     dtype: torch.dtype = torch.float64
+    slack: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("starts", 1), ("sweeps", 0)):
+        for name, least, most in (("seed", 0, 2**63 - 1), ("starts", 1, 4096), ("sweeps", 0, 2**31)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValuesError(explain(f"{name}={value!r}", fix=f"an integer of at least {least}"))
+            if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not least <= index(value) <= most:
+                raise ValuesError(explain(f"{name}={value!r}", fix=f"an integer from {least} to {most}"))
+            object.__setattr__(self, name, index(value))  # a NumPy integer is no number for JSON
+        slack = self.slack
+        if isinstance(slack, bool) or not isinstance(slack, int | float) or not 0 <= slack < 1:
+            raise ValuesError(explain(f"slack={slack!r}", fix="a number of at least 0 and below 1, such as 0.01"))
         if self.dtype not in (torch.float32, torch.float64):
             raise ValuesError(explain(f"a fit in {self.dtype}", fix="torch.float64 or torch.float32"))
 
@@ -102,12 +126,37 @@ def _begun(problem: Problem, values: Values) -> _Course:
     return _Course(values, loss, torch.zeros_like(loss, dtype=torch.bool), (), ())
 
 
-def guesses(problem: Problem, settings: Settings) -> Values:
-    """Random cores of equal norms, whose network has about the norm of the target."""
+def guessed(problem: Problem, settings: Settings) -> list[Ended]:
+    """Descend from random cores; where the residual is small but not nil, from more of them too."""
     generator = torch.Generator().manual_seed(settings.seed)
+    ended = searched(problem, _guesses(problem, settings.starts, generator), settings)
+    again = torch.tensor([number for number, each in enumerate(ended) if _may_be_better(problem, each)])
+    if len(again) and settings.sweeps >= FIRST_SWEEPS + MORE_SWEEPS:
+        part = problem.of_layers(again.to(problem.target.device))
+        others = searched(part, _guesses(part, MORE_GUESSES * settings.starts, generator), settings)
+        for number, other in zip(again.tolist(), others, strict=True):
+            if other.starts[0] < ended[number].starts[0]:
+                ended[number] = other
+    return ended
+
+
+def _work(problem: Problem) -> int:
+    return problem.unknowns * problem.target[0].numel()
+
+
+def _may_be_better(problem: Problem, ended: Ended) -> bool:
+    """Whether another basin may hold an exact fit; or, for ties, whose basins are many, just a better one."""
+    least = sqrt(als.floor(problem)) * FOUND
+    if problem.tied and _work(problem) <= CHEAP:
+        return ended.starts[0] > least
+    return least < ended.starts[0] <= SMALL_RESIDUAL and _work(problem) <= DEAR
+
+
+def _guesses(problem: Problem, starts: int, generator: torch.Generator) -> Values:
+    """Random cores of equal norms, whose network has about the norm of the target."""
     reference = problem.target
     values = {
-        name: torch.randn(settings.starts, *shape, dtype=torch.float64, generator=generator)
+        name: torch.randn(starts, *shape, dtype=torch.float64, generator=generator)
         .to(reference)
         .expand(problem.layers, -1, *[-1] * len(shape))
         for name, shape in problem.free.items()
@@ -120,7 +169,7 @@ def _of_the_targets_norm(problem: Problem, values: Values) -> Values:
     model = problem.model(values)
     norms = torch.linalg.vector_norm(model.flatten(2), dim=2)
     wanted = torch.linalg.vector_norm(problem.target.flatten(1), dim=1)[:, None]
-    ratio = torch.where((norms > 0) & (wanted > 0), wanted / norms, 1.0) ** (1 / len(problem.occurrences_of_free))
+    ratio = torch.where(norms > 0, wanted / norms, 1.0) ** (1 / len(problem.occurrences_of_free))
     return {name: core * ratio.reshape(*ratio.shape, *[1] * (core.ndim - 2)) for name, core in values.items()}
 
 
@@ -131,7 +180,7 @@ def grown(problem: Problem, start: Mapping[str, Tensor], seed: int) -> Values:
     use them.
 
     Raises:
-        ValuesError: a core is missing, or larger than the problem has it.
+        ValuesError: a core is missing, or larger than the problem has it; the network of all of them overflows.
     """
     generator = torch.Generator().manual_seed(seed)
     values: Values = {}
@@ -151,6 +200,8 @@ def grown(problem: Problem, start: Mapping[str, Tensor], seed: int) -> Values:
         noise = scale * torch.randn(shape, dtype=torch.float64, generator=generator).to(core)
         noise[tuple(slice(old) for old in core.shape)] = core
         values[name] = noise.expand(problem.layers, 1, *shape).contiguous()
+    if not bool(problem.loss(problem.model(values)).isfinite().all()):
+        raise ValuesError(explain("the start's network is not finite", fix="cores whose network is near the kernel"))
     return values
 
 
@@ -179,9 +230,11 @@ def _followed(problem: Problem, course: _Course, settings: Settings, sweeps: int
             continue
         part, there = problem.of_layers(layers), course.of(layers)
         if which is small:
-            there = _by_gauss_newton(part, there, min(STEPS, settings.sweeps))
+            there = _by_gauss_newton(part, there.best(CANDIDATES), min(STEPS, settings.sweeps))
         else:
             there = _alternated(part, there.best(FINALISTS), sweeps, settings)
+            if _work(part) <= CHEAP:  # where components cancel, alternating crawls long before it arrives
+                there = _by_gauss_newton(part, there, min(STEPS, settings.sweeps))
         found |= dict(zip(layers.tolist(), _ended(part, there), strict=True))
     return [found[layer] for layer in range(problem.layers)]
 
@@ -191,10 +244,20 @@ def decomposed(problem: Problem, fits: list[Values], settings: Settings) -> list
     values = {name: torch.stack([fit[name] for fit in fits])[:, None] for name in fits[0]}
     problem = problem.of_sizes(values)  # a bond may have become smaller
     course = _begun(problem, values)
-    course = course.then(Descent(values, (course.loss,), torch.ones_like(course.still)), "SVD")
-    if len(values) > 2 and settings.sweeps:
+    swept = len(values) > 2 and settings.sweeps > 0
+    course = course.then(Descent(values, (course.loss,), torch.full_like(course.still, not swept)), "SVD")
+    if swept:
         course = _alternated(problem, course, min(TREE_SWEEPS, settings.sweeps), settings)
     return _ended(problem, course)
+
+
+def nearer(problem: Problem, layer: int, *ends: Ended) -> Ended:
+    """Of several ends for a layer, the one that is nearest in the problem's metric."""
+    part = problem.of_layers(torch.tensor([layer], device=problem.target.device))
+    losses = [
+        float(part.loss(part.model({name: core[None, None] for name, core in each.values.items()}))) for each in ends
+    ]
+    return ends[losses.index(min(losses))]
 
 
 def refined(problem: Problem, ended: list[Ended], settings: Settings) -> list[Ended]:
@@ -210,10 +273,31 @@ def refined(problem: Problem, ended: list[Ended], settings: Settings) -> list[En
     return _ended(problem, course)
 
 
+def stabilised(problem: Problem, ended: list[Ended], settings: Settings) -> list[Ended]:
+    """Smaller components, at an error that is at most `settings.slack` larger, in the problem's metric."""
+    values = {name: torch.stack([each.values[name] for each in ended])[:, None] for name in ended[0].values}
+    problem = problem.of_sizes(values)
+    loss = problem.loss(problem.model(values))
+    found = corrected(problem, values, bound=(1 + settings.slack) ** 2 * loss, sweeps=settings.sweeps)
+    after = _ended(problem, _begun(problem, found))
+    return [
+        replace(
+            each,
+            values=new.values,
+            method=f"{each.method}, corrected",
+            errors=(*each.errors, *new.errors),
+            starts=(*new.starts, *each.starts[1:]),
+        )
+        for each, new in zip(ended, after, strict=True)
+    ]
+
+
 def _alternated(problem: Problem, course: _Course, sweeps: int, settings: Settings) -> _Course:
     if sweeps <= 0 or bool((course.still.all(1) | als.exact(course.loss, problem)).all()):
         return course
     descent = als.alternate(problem, course.values, sweeps=sweeps, tolerance=settings.tolerance)
+    # the loss that a system tells is a difference of large numbers: near 0 only a residual says how near
+    descent = replace(descent, losses=(*descent.losses[:-1], problem.loss(problem.model(descent.values))))
     return course.then(descent, "alternating least squares")
 
 

@@ -8,7 +8,7 @@ An open label on several cores is a batch: each of its values has an SVD of its 
 from __future__ import annotations
 
 import math
-
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from ..errors import RankError, explain
 from ..linalg import truncated_svd
 from ..network import Network
 from ..nodes import Fuse, NamedTensor
-from ..ranks import ParameterBudget, Rank, allowance, kept
+from ..ranks import KeepFraction, ParameterBudget, Rank, RelativeError, allowance, kept
 
 
 class NoTreeError(ValueError):
@@ -280,12 +280,13 @@ def tree_ranks(
 def plain_rank(rank: Rank, bond: str, *, full: int | None, because: str) -> int:
     """A rank that must be a number, as the bond has no singular values of its own.
 
+    Args:
+        full: no fit needs a larger one; None where nobody knows.
+
     Raises:
-        RankError: it is a fraction, an error or a budget, or no rank at all.
+        RankError: it is a fraction, an error or a budget, out of range, or no rank at all.
     """
-    if not isinstance(rank, int) or isinstance(rank, bool):
-        # what is no rank under any name is refused there
-        kept(rank, full or 1, bond=bond, singular_values=lambda: [1.0])
+    if isinstance(rank, KeepFraction | RelativeError | ParameterBudget):
         raise RankError(
             explain(
                 f"the bond {bond!r} has no singular values of its own: {because}",
@@ -293,7 +294,17 @@ def plain_rank(rank: Rank, bond: str, *, full: int | None, because: str) -> int:
                 fix="an integer, or one ParameterBudget for all bonds",
             )
         )
-    return kept(rank, max(rank, 1) if full is None else full, bond=bond, singular_values=list)
+    try:
+        number = operator.index(rank)
+    except TypeError:
+        number = None
+    if number is None or isinstance(rank, bool):
+        raise RankError(explain(f"the rank of bond {bond!r} is {rank!r}", fix="an integer"))
+    if number < 1 or (full is not None and number > full):
+        most = "" if full is None else f" to {full}"
+        fix = "at least 1" if full is None else f"1 to {full}; more are never needed"
+        raise RankError(explain(f"rank {number} of bond {bond!r} is outside 1{most}", fix=fix))
+    return number
 
 
 @dataclass(frozen=True)

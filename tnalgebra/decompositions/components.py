@@ -1,0 +1,198 @@
+"""Components of a network: its value with a bond held at one of its values. Dropping them, without a new fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import networkx
+import torch
+from torch import Tensor
+
+from ..contraction import Operand, contract
+from ..errors import RuleError, explain
+from ..evaluation import Values, operands
+from ..labels import check_word
+from ..network import Network, carriers, parameters, shape_of, tensor_nodes
+from ..nodes import NamedTensor, node_text
+from ..options import Options, Place
+from ..ranks import ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
+from ..rewriting import Change, Rule
+from ..valuation import relative, value_of, values_for
+
+PRIME = "'"
+"""Marks labels of a network's second copy; no label of the notation has it."""
+
+DENSE = 2**24
+"""Elements of a network's value up to which an error is measured on the value itself, and not on doubled networks,
+which lose half of the digits: 128 MiB in float64."""
+
+
+def drop_components(bond: str) -> Rule:
+    """The rule that keeps the largest components of a network, and leaves all numbers as they are.
+
+    A component is the network with the bond held at one of its values; those of the largest Frobenius norms are
+    kept, in their order. That is no best approximation, also not of CP: `truncate` goes on from there. But it needs no
+    fit, and the kept numbers are the same to the last bit.
+
+    The rank goes by the bond's label: an integer, or `KeepFraction` of the bond's values, or `RelativeError`: the
+    fewest components with an error of at most that much, measured, or `ParameterBudget`.
+
+    The bond may stand on any number of named tensors of any network; a tensor that stands several times has it at the
+    same axis everywhere.
+    """
+    check_word(bond, what="bond")
+
+    def find(network: Network, options: Options) -> Iterator[Place]:
+        check_bonds(network, [bond])
+        yield Place(hanging_together(network, [bond]), (bond,))
+
+    def build(network: Network, place: Place, values: Values, options: Options) -> Change:
+        before = part(network, place)
+        check_valued(before, values, what="dropping components")
+        gram = component_gram(before, values, bond)
+        order = gram.diagonal().argsort(descending=True, stable=True)
+        rank = _rank(options.ranks, bond, gram[order][:, order], before)
+        chosen, dropped = order[:rank].sort().values, order[rank:].sort().values
+        new = held(before, values, {bond: chosen})
+        after = resized(network, new)
+        error = 0.0 if rank == len(order) else _error(before, values, bond, dropped, gram)
+        return Change(after, values=new, relative_error=error, ranks={bond: rank}, pieces=(before, part(after, place)))
+
+    equation = f"A[.. {bond}] B[.. {bond}] .. => A[.. {bond}] B[.. {bond}] .., {bond} smaller, numbers kept"
+    name = f"drop components of {bond}"
+    return Rule(name, "approximate", equation, find, build, ranks=(bond,), spec={"drop_components": bond})
+
+
+def component_gram(network: Network, values: Values, bond: str) -> Tensor:
+    """Inner products of a bond's components, by contraction of the network with itself.
+
+    Returns:
+        Shape (r, r), float64; element [a, b] is <component a, component b> over the largest product there can be, so
+        that nothing overflows; only ratios mean something.
+    """
+    tensors = {name: value.to(torch.float64) for name, value in values_for(network, values).items()}
+    tensors = {name: value / (float(value.abs().max()) or 1.0) for name, value in tensors.items()}
+    nodes = operands(network, tensors, torch.float64)
+    again = _primed(nodes, network.output)
+    return contract([*nodes, *again], (bond, bond + PRIME))
+
+
+def _primed(nodes: Sequence[Operand], output: Sequence[str]) -> list[Operand]:
+    return [(tensor, tuple(n if n in output else n + PRIME for n in labels)) for tensor, labels in nodes]
+
+
+def _rank(ranks: Mapping[str, Rank] | Rank, bond: str, gram: Tensor, before: Network) -> int:
+    """gram: of the components, the largest first."""
+    rank, full = rank_of(ranks, bond), len(gram)
+    if isinstance(rank, ParameterBudget):
+        one, two = (parameters(resized_labels(before, {bond: size})) for size in (1, 2))
+        limit = allowance(rank, parameters(before), least=one)
+        return min(full, 1 + (limit - one) // (two - one))
+    if isinstance(rank, RelativeError):
+        # the error of keeping the first k is the network of the others: no sum of squares, as they may cancel
+        left = gram.flip(0, 1).cumsum(0).cumsum(1).diagonal().clamp(min=0).sqrt()
+        allowed = rank.error * float(left[-1])
+        return next(k for k in range(1, full + 1) if k == full or float(left[full - k - 1]) <= allowed)
+    return kept(rank, full, bond=bond, singular_values=list)
+
+
+def _error(before: Network, values: Values, bond: str, dropped: Tensor, gram: Tensor) -> float:
+    """||network of the dropped components|| / ||network||."""
+    if prod(shape_of(before, before.output)) <= DENSE:
+        rest = resized_labels(before, {bond: len(dropped)})
+        left = value_of(rest, held(before, values, {bond: dropped}), dtype=torch.float64)
+        return relative(left, value_of(before, values, dtype=torch.float64))
+    above, below = float(gram[dropped][:, dropped].sum()), float(gram.sum())
+    above = max(above, 0.0)
+    return above and (math.sqrt(above / below) if below > 0 else math.inf)
+
+
+# What truncation uses too ------------------------------------------------------------------------------------
+
+
+def check_bonds(network: Network, bonds: Sequence[str]) -> None:
+    """Require that the values of every bond can be chosen freely.
+
+    Raises:
+        RuleError: there is no such label, it is open, or its size is tied to that of something else.
+    """
+    standing = carriers(network)
+    for bond in bonds:
+        if bond not in standing:
+            raise RuleError(explain(f"there is no bond {bond!r}", labels=" ".join(standing), network=network))
+        if bond in network.output:
+            raise RuleError(explain(f"{bond!r} is open, not a bond", network=network))
+        for position, _ in standing[bond]:
+            node = network.nodes[position]
+            if not isinstance(node, NamedTensor):
+                raise RuleError(
+                    explain(
+                        f"the bond {bond!r} stands on {node_text(node)}, which fixes its size",
+                        network=network,
+                        fix="a bond of named tensors",
+                    )
+                )
+    for name, places in tensor_nodes(network).items():
+        for axis in zip(*(network.nodes[position].labels for position in places), strict=True):
+            bond, other = axis[0], next((label for label in axis if label != axis[0]), None)
+            if other is not None and {*axis} & {*bonds}:
+                raise RuleError(
+                    explain(
+                        f"the tensor {name!r} stands several times, with {bond!r} and with {other!r} at one axis",
+                        network=network,
+                        fix="a bond that stands at one axis of it everywhere",
+                    )
+                )
+
+
+def check_valued(network: Network, values: Values, *, what: str) -> None:
+    """Raises RuleError if a tensor has no value."""
+    for name in tensor_nodes(network):
+        if name not in values:
+            raise RuleError(explain(f"{what} needs the value of {name!r}", fix="apply(network, values)"))
+
+
+def hanging_together(network: Network, bonds: Sequence[str]) -> tuple[int, ...]:
+    """Positions of all nodes that a chain of labels joins with one of the bonds, ascending."""
+    graph: networkx.Graph[object] = networkx.Graph()
+    for position, node in enumerate(network.nodes):
+        graph.add_node(position)
+        graph.add_edges_from((position, label) for label in node.labels)
+    found = {thing for bond in bonds for thing in networkx.node_connected_component(graph, bond)}
+    return tuple(position for position in range(len(network.nodes)) if position in found)
+
+
+def part(network: Network, place: Place) -> Network:
+    """The nodes at a place as a network of their own."""
+    nodes = [network.nodes[position] for position in place.nodes]
+    labels = {label for node in nodes for label in node.labels}
+    sizes = {label: size for label, size in network.sizes.items() if label in labels}
+    return Network(nodes, [label for label in network.output if label in labels], sizes)
+
+
+def held(network: Network, values: Values, chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's tensors at the chosen values of bonds, label -> their numbers."""
+    found = {}
+    for name, places in tensor_nodes(network).items():
+        tensor = values[name]
+        for axis, label in enumerate(network.nodes[places[0]].labels):
+            if label in chosen:
+                tensor = tensor.index_select(axis, chosen[label].to(tensor.device))
+        found[name] = tensor
+    return found
+
+
+def resized(network: Network, tensors: Mapping[str, Tensor]) -> Network:
+    """The network with the sizes that these tensors have, by their names."""
+    sizes: dict[str, int] = {}
+    for node in network.nodes:
+        if isinstance(node, NamedTensor) and node.name in tensors:
+            sizes |= dict(zip(node.labels, tensors[node.name].shape, strict=True))
+    return resized_labels(network, sizes)
+
+
+def resized_labels(network: Network, sizes: Mapping[str, int]) -> Network:
+    """The network with other sizes of some labels."""
+    return Network(network.nodes, network.output, {**network.sizes, **sizes})
