@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .problem import Problem
-from .systems import System
+from .systems import Half, System
 
 Values = dict[str, Tensor]
 
 
 FIRST_MOMENTUM, MORE_MOMENTUM = 0.5, 1.05
 """How far ahead a sweep starts, in steps of the last one, and by what that grows at each sweep that goes down."""
+
+MOST_SPLIT = 8
+"""Cores up to which all ways to part them are tried."""
 
 CANCELLED = 1e-10
 """Part of the target's square below which a loss is taken from the residual: a difference of squares has lost it."""
@@ -45,15 +50,15 @@ def alternate(problem: Problem, values: Values, *, sweeps: int, tolerance: float
         tolerance: stop where a sweep takes less than this part of the loss, in every start, or where some start is
             exact to rounding.
     """
-    systems = [System(problem, places[0]) for places in problem.places.values()]
+    parts = _parts([System(problem, places[0]) for places in problem.places.values()])
     before = values
-    values, loss = _swept(problem, systems, values)
+    values, loss = _swept(problem, parts, values)
     losses = [loss]
     momentum = torch.zeros_like(loss)
     still = torch.zeros_like(loss, dtype=torch.bool)
     for sweep in range(1, sweeps):
         ahead = {name: core + _shaped(momentum, core) * (core - before[name]) for name, core in values.items()}
-        found, loss = _swept(problem, systems, ahead)
+        found, loss = _swept(problem, parts, ahead)
         lower = loss <= losses[-1]
         # the first two sweeps go far, and tell no direction
         before = values if sweep > 1 else found
@@ -68,12 +73,41 @@ def alternate(problem: Problem, values: Values, *, sweeps: int, tolerance: float
     return Descent(values, tuple(losses), still)
 
 
-def _swept(problem: Problem, systems: list[System], values: Values) -> tuple[Values, Tensor]:
-    values = dict(values)
+Parts: TypeAlias = list[list[System]]
+
+
+def _parts(systems: list[System]) -> Parts:
+    """Two parts of the cores whose common environments are small; each core alone if there are none such.
+
+    Of a CP of `out in kh kw` with few components, `out kh` and `in kw`: then a sweep goes over the target twice, not
+    four times.
+    """
+    problem = systems[0].problem
+    sizes = dict(zip(problem.output, problem.target.shape[1:], strict=True))
     for system in systems:
-        solved = system.solved(values)
-        values[problem.occurrences[system.position].name] = solved.core
-    loss = solved.loss
+        sizes |= system.sizes
+    best, least = [[system] for system in systems], problem.target[0].numel()
+    if len(systems) > MOST_SPLIT:
+        return best
+    for chosen in range(1, 2 ** (len(systems) - 1)):
+        parts = [[system for i, system in enumerate(systems) if (chosen >> i & 1) == side] for side in (0, 1)]
+        labels = (problem.shared_labels([system.position for system in part]) for part in parts if len(part) > 1)
+        elements = sum(prod(sizes.get(label, 1) for label in each) for each in labels)
+        if max(map(len, parts)) > 1 and elements < least:
+            best, least = parts, elements
+    return best
+
+
+def _swept(problem: Problem, parts: Parts, values: Values) -> tuple[Values, Tensor]:
+    """One sweep, part after part; the target is contracted once with what is outside a part."""
+    values = dict(values)
+    for part in parts:
+        positions = tuple(system.position for system in part)
+        half = None if len(part) == 1 else Half(positions, problem.shared(positions, values))
+        for system in part:
+            solved = system.solved(values, half)
+            values[problem.occurrences[system.position].name] = solved.core
+    loss = solved.loss(problem.power)
     if bool((loss <= CANCELLED * problem.power).any()):
         loss = problem.loss(problem.model(values))
     balance(problem, values)

@@ -17,7 +17,7 @@ from .als import Descent, Values, exact, floor
 from .problem import BATCH, Problem
 from .systems import System
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-4
 """A start stands still after four steps that each took less than this part of its squared error."""
 
 INNER_ROUNDS = 60

@@ -77,6 +77,10 @@ class Problem:
                 found[occurrence.name].append(position)
         return found
 
+    @cached_property
+    def _layouts(self) -> dict[tuple[int, ...], Operand]:
+        return {}
+
     @property
     def occurrences_of_free(self) -> list[Occurrence]:
         return [occurrence for occurrence in self.occurrences if occurrence.name in self.free]
@@ -216,6 +220,35 @@ class Problem:
             return tensor
         primed = tuple(label + PRIME if label in self.coupled else label for label in self.output)
         return contract([(tensor, (*BATCH, *primed)), self.metric_operand()], (*BATCH, *self.output))
+
+    def shared_labels(self, positions: Sequence[int]) -> tuple[str, ...]:
+        """Labels of the target contracted with all occurrences but those: what ties it to them."""
+        inside = {label for position in positions for label in self.occurrences[position].labels}
+        outside = {
+            label for i, occurrence in enumerate(self.occurrences) if i not in positions for label in occurrence.labels
+        }
+        return tuple(label for label in dict.fromkeys((*self.output, *sorted(outside))) if label in inside)
+
+    def shared(self, positions: Sequence[int], values: Mapping[str, Tensor]) -> Operand:
+        """The pulled target contracted with all occurrences but those, which the environments of those have in common.
+
+        Some free core must be among the others.
+
+        Returns:
+            Shape (layers, starts, *sizes), and its labels.
+        """
+        rest = [self.operand(other, values) for other in range(len(self.occurrences)) if other not in positions]
+        names = (*BATCH, *self.shared_labels(positions))
+        return contract([self._laid_out(tuple(positions)), *rest], names), names
+
+    def _laid_out(self, positions: tuple[int, ...]) -> Operand:
+        """The pulled target with the labels of those occurrences in front, as a matrix product wants it."""
+        if positions not in self._layouts:
+            inside = {label for position in positions for label in self.occurrences[position].labels}
+            order = sorted(range(len(self.output)), key=lambda axis: self.output[axis] not in inside)
+            moved = self.pulled.permute(0, *(1 + axis for axis in order)).contiguous()
+            self._layouts[positions] = moved, (LAYER, *(self.output[axis] for axis in order))
+        return self._layouts[positions]
 
     def environment(self, tensor: Tensor, position: int, values: Mapping[str, Tensor]) -> Tensor:
         """A tensor over the output, contracted with all but one occurrence: the derivative by that occurrence.

@@ -20,7 +20,7 @@ from .problem import Problem
 SMALL_RESIDUAL = 0.3
 """Relative error below which Gauss-Newton takes over: where the residual is small, its matrix is nearly the Hessian."""
 
-FIRST_SWEEPS, MORE_SWEEPS = 20, 30
+FIRST_SWEEPS, MORE_SWEEPS = 10, 40
 """Alternating sweeps of all starts, then of the better half."""
 
 FINALISTS = 2
@@ -36,7 +36,7 @@ CANDIDATES = 6
 """Most starts that Gauss-Newton follows where the residual is small."""
 
 CHEAP, DEAR = 2**20, 2**25
-"""Unknowns times elements of the target: up to the first, a large residual gets Gauss-Newton's steps too, and a tied
+"""Unknowns times elements of the target: up to the first, a large residual gets L-BFGS's steps too, and a tied
 network a second wave of guesses; above the second, nothing gets a second wave."""
 
 TREE_SWEEPS = 20
@@ -230,11 +230,11 @@ def _followed(problem: Problem, course: _Course, settings: Settings, sweeps: int
             continue
         part, there = problem.of_layers(layers), course.of(layers)
         if which is small:
-            there = _by_gauss_newton(part, there.best(CANDIDATES), min(STEPS, settings.sweeps))
+            there = _by_gauss_newton(part, there.best(CANDIDATES), min(STEPS, sweeps))
         else:
             there = _alternated(part, there.best(FINALISTS), sweeps, settings)
-            if _work(part) <= CHEAP:  # where components cancel, alternating crawls long before it arrives
-                there = _by_gauss_newton(part, there, min(STEPS, settings.sweeps))
+            if sweeps > 0 and _work(part) <= CHEAP:  # where components cancel, alternating crawls before it arrives
+                there = _by_gradient(part, there, settings)
         found |= dict(zip(layers.tolist(), _ended(part, there), strict=True))
     return [found[layer] for layer in range(problem.layers)]
 
@@ -308,9 +308,9 @@ def _by_gauss_newton(problem: Problem, course: _Course, steps: int) -> _Course:
 
 
 def _by_gradient(problem: Problem, course: _Course, settings: Settings) -> _Course:
-    """L-BFGS for what Gauss-Newton left in motion, kept where it is better."""
+    """L-BFGS on the best start, kept where it is better."""
     course = course.best(1)
-    if bool((course.still[:, 0] | als.exact(course.loss, problem)).all()):
+    if bool(als.exact(course.loss, problem).all()):
         return course
     return course.then(gradient.descend(problem, course.values, steps=settings.sweeps), "L-BFGS")
 

@@ -41,10 +41,26 @@ DAMPING = 1e-14
 
 
 class Solved(NamedTuple):
+    """A core, the right side of its equations, and their left side with it; shape (layers, starts, *sizes) each."""
+
     core: Tensor
-    """Shape (layers, starts, *sizes of the core)."""
-    loss: Tensor
-    """||target - network||^2 with that core, less exact than a residual; shape (layers, starts)."""
+    right: Tensor
+    image: Tensor
+
+    def loss(self, power: Tensor) -> Tensor:
+        """||target - network||^2, less exact than from a residual; shape (layers, starts).
+
+        Args:
+            power: ||target||^2; shape (layers, 1).
+        """
+        return (power + (self.core * (self.image - 2 * self.right)).flatten(2).sum(2)).clamp(min=0)
+
+
+class Half(NamedTuple):
+    """Occurrences that are solved for one after another, and what their environments share."""
+
+    positions: tuple[int, ...]
+    shared: Operand
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +141,13 @@ class System:
                 result = result.unsqueeze(axis)
         return result.reshape(*result.shape[: 2 + len(self.batch)], self.unknowns, self.unknowns)
 
-    def right_side(self, values: Mapping[str, Tensor]) -> Tensor:
+    def right_side(self, values: Mapping[str, Tensor], half: Half | None = None) -> Tensor:
         """The environment of the target: shape (layers, starts, *sizes of the core)."""
-        return self.problem.environment(self.problem.pulled[:, None], self.position, values)
+        problem = self.problem
+        if half is None:
+            return problem.environment(problem.pulled[:, None], self.position, values)
+        others = [problem.operand(other, values) for other in half.positions if other != self.position]
+        return problem.contracted([half.shared, *others], self.labels, shaped=self.position)
 
     def as_matrix(self, core: Tensor) -> Tensor:
         """(layers, starts, *core) -> (layers, starts, *batch, unknowns, right sides)."""
@@ -141,9 +161,9 @@ class System:
         shaped = matrix.reshape(*matrix.shape[:2], *(self.sizes[label] for label in order))
         return shaped.permute(0, 1, *(2 + order.index(label) for label in self.labels))
 
-    def solved(self, values: Mapping[str, Tensor]) -> Solved:
+    def solved(self, values: Mapping[str, Tensor], half: Half | None = None) -> Solved:
         """The best core, others fixed; where many are best, the nearest to the present one."""
-        right = self.right_side(values)
+        right = self.right_side(values, half)
         present = values[self.problem.occurrences[self.position].name]
         starts = max(right.shape[1], present.shape[1])
         if self.written_out(starts):
@@ -152,9 +172,7 @@ class System:
             core, image = self.as_core(matrix), self.as_core(product)
         else:
             core, image = self._by_conjugate_gradients(values, right, present)
-        core = core.contiguous()
-        loss = self.problem.power - 2 * _inner(core, right) + _inner(core, image)
-        return Solved(core, loss.clamp(min=0))
+        return Solved(core.contiguous(), right, image)
 
     def image(self, core: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """gram @ core without the gram matrix."""
@@ -220,8 +238,6 @@ def _solve(gram: Tensor, right: Tensor, present: Tensor) -> tuple[Tensor, Tensor
         damping = torch.where(failed > 0, 100 * damping, damping)
         if not bool(damping.isfinite().all()) or not bool(gram.isfinite().all()):
             break  # the caller sees what is not finite in the loss
-    residual = right - gram @ present
-    step = torch.cholesky_solve(residual, factor)
-    step = step + torch.cholesky_solve(residual - gram @ step, factor)  # one refinement: the system may be ill
-    solution = present + step
-    return solution, gram @ solution
+    extra = damping[..., None, None]
+    solution = torch.cholesky_solve(right + extra * present, factor)
+    return solution, right - extra * (solution - present)
