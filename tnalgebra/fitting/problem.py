@@ -214,6 +214,15 @@ class Problem:
         operands = [self.operand(position, values) for position in range(len(self.occurrences))]
         return self.contracted(operands, self.output)
 
+    def norms(self, values: Mapping[str, Tensor]) -> Tensor:
+        """||network||_F without the network contracted; shape (layers, starts)."""
+        operands = [self.operand(position, values) for position in range(len(self.occurrences))]
+        again = [
+            (tensor, tuple(label if label in (*BATCH, *self.output) else label + PRIME for label in labels))
+            for tensor, labels in operands
+        ]
+        return self.contracted([*operands, *again], ()).clamp(min=0).sqrt()
+
     def applied(self, tensor: Tensor) -> Tensor:
         """The metric times a tensor of shape (layers, starts, *sizes of output)."""
         if self.metric is None:

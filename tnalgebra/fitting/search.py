@@ -166,8 +166,7 @@ def _guesses(problem: Problem, starts: int, generator: torch.Generator) -> Value
 
 def _of_the_targets_norm(problem: Problem, values: Values) -> Values:
     als.balance(problem, values)
-    model = problem.model(values)
-    norms = torch.linalg.vector_norm(model.flatten(2), dim=2)
+    norms = problem.norms(values)
     wanted = torch.linalg.vector_norm(problem.target.flatten(1), dim=1)[:, None]
     ratio = torch.where(norms > 0, wanted / norms, 1.0) ** (1 / len(problem.occurrences_of_free))
     return {name: core * ratio.reshape(*ratio.shape, *[1] * (core.ndim - 2)) for name, core in values.items()}
@@ -207,10 +206,11 @@ def grown(problem: Problem, start: Mapping[str, Tensor], seed: int) -> Values:
 
 def searched(problem: Problem, values: Values, settings: Settings) -> list[Ended]:
     """Descend from all starts of `values`; of each layer, the best end."""
-    course = _begun(problem, values)
-    starts = course.loss.shape[1]
     if settings.sweeps == 0:
-        return _ended(problem, course)
+        return _ended(problem, _begun(problem, values))
+    starts = next(iter(values.values())).shape[1]
+    unknown = problem.target.new_full((problem.layers, starts), torch.inf)
+    course = _Course(values, unknown, torch.zeros_like(unknown, dtype=torch.bool), (), ())
     if problem.tied:
         course = _by_gauss_newton(problem, course, min(FIRST_STEPS, settings.sweeps))
         course = _by_gauss_newton(problem, course.best(-(-starts // 2)), min(STEPS, settings.sweeps))
@@ -296,8 +296,6 @@ def _alternated(problem: Problem, course: _Course, sweeps: int, settings: Settin
     if sweeps <= 0 or bool((course.still.all(1) | als.exact(course.loss, problem)).all()):
         return course
     descent = als.alternate(problem, course.values, sweeps=sweeps, tolerance=settings.tolerance)
-    # the loss that a system tells is a difference of large numbers: near 0 only a residual says how near
-    descent = replace(descent, losses=(*descent.losses[:-1], problem.loss(problem.model(descent.values))))
     return course.then(descent, "alternating least squares")
 
 
