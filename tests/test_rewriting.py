@@ -239,9 +239,10 @@ def test_a_core_of_a_decomposition_is_decomposed() -> None:
     first, second = two.trace.steps
     assert second.relative_error == pytest.approx(relative(core - one.values["G"], one.values["G"]), rel=1e-9)
     assert first.relative_error == pytest.approx(one.relative_error, rel=1e-9)
-    # the outer factors have orthonormal columns, so the squares of the two errors add up
+    # the outer factors have orthonormal columns, so the squares of the two errors add up, as nearly as the sweeps
+    # have come to the best core
     inner = second.relative_error**2 * (1 - first.relative_error**2)
-    assert two.relative_error == pytest.approx(math.sqrt(first.relative_error**2 + inner), rel=1e-9)
+    assert two.relative_error == pytest.approx(math.sqrt(first.relative_error**2 + inner), rel=1e-4)
     assert two.relative_error == pytest.approx(relative(two.dense() - KERNEL, KERNEL), rel=1e-12)
 
 
@@ -311,7 +312,7 @@ def test_a_rule_prints_its_equation() -> None:
     assert str(HALVES) == "halves: K[o i] => L[o r] R[r i]"
     assert (HALVES.ranks, TUCKER.ranks, BLOCKS.ranks) == (("r",), ("a", "b"), ("p",))
     assert str(all_cuts("out in")[0]) == "out | in: K[out in] => L[out r] R[r in]"
-    assert str(truncate("b")) == "truncate b: A[.. b] B[b ..] => A[.. b] B[b ..], b smaller"
+    assert str(truncate("b")) == "truncate b: A[.. b] B[b ..] .. => A[.. b] B[b ..] .., b smaller"
     assert HALVES.start is not None
     assert HALVES.start({}) == parse("K[o i]")
     with pytest.raises(RankError, match="no rank for 'r'"):

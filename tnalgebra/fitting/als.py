@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .problem import Problem
+from .problem import Problem, total
 from .systems import Half, System
 
 Values = dict[str, Tensor]
@@ -138,7 +138,7 @@ def balance(problem: Problem, values: Values) -> None:
     """Give all cores one norm, so that no system is ill for want of scale. Ties stay as they are."""
     if problem.tied or len(values) < 2:
         return
-    norms = {name: torch.linalg.vector_norm(core.flatten(2), dim=2) for name, core in values.items()}
+    norms = {name: total(core.square()).sqrt() for name, core in values.items()}
     mean = torch.stack([norm.log() for norm in norms.values()]).mean(0).exp()
     for name, core in values.items():
         scale = torch.where((norms[name] > 0) & (mean > 0), mean / norms[name], 1.0)

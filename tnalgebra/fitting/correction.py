@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .als import balance
 from .degeneracy import squared_components, squared_rest
-from .problem import Problem
+from .problem import Problem, total
 from .systems import System
 
 SWEEPS = 100
@@ -131,4 +131,4 @@ def _over(ridge: Tensor, squares: Tensor) -> Tensor:
 
 
 def _weighted(core: Tensor, root: Tensor) -> Tensor:
-    return (core * root).square().flatten(2).sum(2)
+    return total((core * root).square())

@@ -19,7 +19,7 @@ from .metric import Metric
 from .problem import Problem
 from .right_sides import chosen_ranks, problem_of, reshaped, selected, tree_or_none
 from .search import Ended, Settings, decomposed, grown, guessed, nearer, refined, searched, stabilised
-from .trees import Tree, bonds_of, fit_tree, splitting
+from .trees import Tree, bonds_of, canonical, fit_tree, splitting
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,12 @@ def _fit_alike(
         ended = _in_metric(problem, tree, ranks, settings, start)
     else:
         ended = _in_frobenius(problem, tree, ranks, settings, start)
-    if settings.slack and tree is None:
+    if tree is not None:
+        ended = [replace(each, values=canonical(each.values, tree)) for each in ended]
+    elif settings.slack:
         ended = stabilised(problem, ended, settings)
-    return [_finished(problem, wanted[layer], right, each, constants) for layer, each in enumerate(ended)]
+    root = None if tree is None else tree.cores[tree.root].name
+    return [_finished(problem, wanted[layer], right, each, constants, root) for layer, each in enumerate(ended)]
 
 
 def _as_split(metric: Metric, right: Network) -> Metric:
@@ -204,14 +207,23 @@ def _in_metric(
 
 
 def _finished(
-    problem: Problem, wanted: _Wanted, right: Network, ended: Ended, constants: Mapping[str, Tensor]
+    problem: Problem,
+    wanted: _Wanted,
+    right: Network,
+    ended: Ended,
+    constants: Mapping[str, Tensor],
+    root: str | None,
 ) -> CoreFit:
-    """Undo the scaling, and measure: both in float64, whatever the search was in."""
+    """Undo the scaling, and measure: both in float64, whatever the search was in.
+
+    root: the core that takes the scale; None shares it among all.
+    """
     if not bool(wanted.target.any()):  # cores that shrink from where they began never arrive
         zeros = {name: torch.zeros_like(core) for name, core in ended.values.items()}
         ended = Ended(zeros, ended.method, (0.0,), (0.0,), converged=True)
     shared = wanted.scale ** (1 / len(problem.occurrences_of_free))
-    values = {name: core.double() * shared for name, core in ended.values.items()}
+    scales = dict.fromkeys(ended.values, shared) if root is None else {root: wanted.scale}
+    values = {name: core.double() * scales.get(name, 1.0) for name, core in ended.values.items()}
     exact = replace(problem, constants={name: constant.double() for name, constant in problem.constants.items()})
     fitted = exact.model({name: core[None, None] for name, core in values.items()})[0, 0]
     kernel = wanted.kernel

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .als import Descent, Values, exact, floor
-from .problem import BATCH, Problem
+from .problem import BATCH, Problem, total
 from .systems import System
 
 TOLERANCE = 1e-4
@@ -49,7 +49,7 @@ def descend(problem: Problem, values: Values, *, steps: int, tolerance: float = 
         model_there = problem.model(trial)
         loss_there = problem.loss(model_there)
         change = _pushed(problem, step, values)
-        expected = 2 * _inner(gradient, step) - (change * problem.applied(change)).flatten(2).sum(2)
+        expected = 2 * _inner(gradient, step) - total(change * problem.applied(change))
         gain = torch.where(expected > 0, _ratio(loss - loss_there, expected), -1.0)
         better = loss_there < loss
         damping = torch.where(gain > 0.75, damping / 5, torch.where(gain < 0.25, damping * 4, damping)).clamp(
@@ -160,7 +160,7 @@ def _parts(system: System) -> tuple[tuple[int, ...], ...]:
 
 def _inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
     """Shape (layers, starts)."""
-    return torch.stack([(one[name] * other[name]).flatten(2).sum(2) for name in one]).sum(0)
+    return torch.stack([total(one[name] * other[name]) for name in one]).sum(0)
 
 
 def _times(number: Tensor, core: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Problem:
     @cached_property
     def power(self) -> Tensor:
         """<target, target> in the metric; shape (layers, 1)."""
-        return (self.target * self.pulled).flatten(1).sum(1, keepdim=True)
+        return total((self.target * self.pulled)[:, None])
 
     @cached_property
     def places(self) -> dict[str, list[int]]:
@@ -295,8 +295,13 @@ class Problem:
     def loss(self, model: Tensor) -> Tensor:
         """||target - model||^2 in the metric; shape (layers, starts)."""
         residual = model - self.target[:, None]
-        return (residual * self.applied(residual)).flatten(2).sum(2).clamp(min=0)
+        return total(residual * self.applied(residual)).clamp(min=0)
 
 
 def _replaced(labels: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
     return tuple(new if label == old else label for label in labels)
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Sum over everything but layers and starts; shape (layers, starts)."""
+    return tensor.reshape(*tensor.shape[:2], -1).sum(2)

@@ -15,7 +15,7 @@ from ..errors import ValuesError, explain
 from . import als, gauss_newton, gradient
 from .als import Descent, Values
 from .correction import corrected
-from .problem import Problem
+from .problem import Problem, total
 
 SMALL_RESIDUAL = 0.3
 """Relative error below which Gauss-Newton takes over: where the residual is small, its matrix is nearly the Hessian."""
@@ -167,7 +167,7 @@ def _guesses(problem: Problem, starts: int, generator: torch.Generator) -> Value
 def _of_the_targets_norm(problem: Problem, values: Values) -> Values:
     als.balance(problem, values)
     norms = problem.norms(values)
-    wanted = torch.linalg.vector_norm(problem.target.flatten(1), dim=1)[:, None]
+    wanted = total(problem.target[:, None].square()).sqrt()
     ratio = torch.where(norms > 0, wanted / norms, 1.0) ** (1 / len(problem.occurrences_of_free))
     return {name: core * ratio.reshape(*ratio.shape, *[1] * (core.ndim - 2)) for name, core in values.items()}
 
@@ -215,7 +215,9 @@ def searched(problem: Problem, values: Values, settings: Settings) -> list[Ended
         course = _by_gauss_newton(problem, course, min(FIRST_STEPS, settings.sweeps))
         course = _by_gauss_newton(problem, course.best(-(-starts // 2)), min(STEPS, settings.sweeps))
         return _ended(problem, _by_gradient(problem, course, settings))
-    course = _alternated(problem, course, min(FIRST_SWEEPS, settings.sweeps), settings).best(-(-starts // 2))
+    cheap = _work(problem) <= CHEAP  # there many starts take hardly longer than few
+    course = _alternated(problem, course, min(FIRST_SWEEPS, settings.sweeps), settings)
+    course = course if cheap else course.best(-(-starts // 2))
     course = _alternated(problem, course, min(MORE_SWEEPS, settings.sweeps - FIRST_SWEEPS), settings)
     return _followed(problem, course, settings, settings.sweeps - FIRST_SWEEPS - MORE_SWEEPS)
 
@@ -232,8 +234,9 @@ def _followed(problem: Problem, course: _Course, settings: Settings, sweeps: int
         if which is small:
             there = _by_gauss_newton(part, there.best(CANDIDATES), min(STEPS, sweeps))
         else:
-            there = _alternated(part, there.best(FINALISTS), sweeps, settings)
-            if sweeps > 0 and _work(part) <= CHEAP:  # where components cancel, alternating crawls before it arrives
+            cheap = _work(part) <= CHEAP
+            there = _alternated(part, there if cheap else there.best(FINALISTS), sweeps, settings)
+            if sweeps > 0 and cheap:  # where components cancel, alternating crawls before it arrives
                 there = _by_gradient(part, there, settings)
         found |= dict(zip(layers.tolist(), _ended(part, there), strict=True))
     return [found[layer] for layer in range(problem.layers)]

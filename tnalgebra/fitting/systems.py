@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..contraction import Operand, contract
-from .problem import BATCH, PRIME, Problem
+from .problem import BATCH, PRIME, Problem, total
 
 LARGEST_SYSTEM = 4096
 """Unknowns up to which a system is solved by Cholesky; above, by conjugate gradients on the contractions."""
@@ -53,7 +53,7 @@ class Solved(NamedTuple):
         Args:
             power: ||target||^2; shape (layers, 1).
         """
-        return (power + (self.core * (self.image - 2 * self.right)).flatten(2).sum(2)).clamp(min=0)
+        return (power + total(self.core * (self.image - 2 * self.right))).clamp(min=0)
 
 
 class Half(NamedTuple):
@@ -218,7 +218,7 @@ class System:
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
     """Shape (layers, starts)."""
-    return (one * other).flatten(2).sum(2)
+    return total(one * other)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import networkx
 import torch
 from torch import Tensor
 
+from ..contraction import contract
 from ..errors import RankError, explain
 from ..linalg import truncated_svd
 from ..network import Network
@@ -216,6 +217,37 @@ def fit_tree(target: Tensor, tree: Tree, ranks: Mapping[str, int]) -> dict[str, 
     node = tree.cores[tree.root]
     values[node.name] = _ordered(rest, labels, node.labels)
     return values
+
+
+def canonical(values: Mapping[str, Tensor], tree: Tree) -> dict[str, Tensor]:
+    """The same tree with every core but the root an isometry towards its bond, all of the norm on the root.
+
+    Then an error made in the root is as large in the whole, and another decomposition of the root is the best one of
+    the whole with these factors. A core that has fewer rows than values of its bond stays as it is.
+
+    Args:
+        values: core -> elements, in the order of its labels.
+    """
+    found = dict(values)
+    for edge in tree.edges:
+        child, parent = tree.cores[edge.child], tree.cores[edge.parent]
+        rows = tuple(label for label in child.labels if label not in (*edge.batch, *edge.bonds))
+        core = found[child.name]
+        sizes = dict(zip(child.labels, core.shape, strict=True))
+        matrix = matrix_of(core, child.labels, edge.batch, rows, edge.bonds)
+        if not edge.bonds or matrix.shape[-2] < matrix.shape[-1]:
+            continue
+        basis, triangle = torch.linalg.qr(matrix)
+        sign = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(matrix)
+        basis, triangle = basis * sign[..., None, :], triangle * sign[..., None]
+        shape = [sizes[label] for label in (*edge.batch, *rows, *edge.bonds)]
+        found[child.name] = _ordered(basis.reshape(shape), (*edge.batch, *rows, *edge.bonds), child.labels)
+        new = tuple(bond + "/" for bond in edge.bonds)
+        factor = triangle.reshape([sizes[label] for label in (*edge.batch, *edge.bonds, *edge.bonds)])
+        after = [bond + "/" if bond in edge.bonds else bond for bond in parent.labels]
+        operands = [(factor, (*edge.batch, *new, *edge.bonds)), (found[parent.name], parent.labels)]
+        found[parent.name] = contract(operands, after).contiguous()
+    return found
 
 
 def matrix_of(
