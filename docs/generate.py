@@ -1,7 +1,7 @@
 """Pages and pictures of the docs that are made from the library.
 
 python docs/generate.py                        rules.md and the drawings, gallery.md's among them
-python docs/generate.py NAME runs/FOLDER       the figures of a study; its table, where study.md has a mark NAME
+python docs/generate.py NAME runs/FOLDER       the figures of a study; its table, where a page has a mark NAME
 python docs/generate.py fits runs/fits         the table and figure of the benchmark of fits, into benchmarks.md
 """
 
@@ -24,6 +24,7 @@ from tnalgebra.notation import parse_rule
 from tnalgebra.study_store import read_rows, table
 
 DOCS = Path(__file__).parent
+STUDY_PAGES = ("study.md", "results.md")
 
 PICTURES = {
     "convolution": "X[n in x y] Conv[x u kh | stride=2 padding=1] Conv[y v kw | stride=2 padding=1] K[out in kh kw] "
@@ -175,10 +176,17 @@ def equation_text(equation: str) -> str:
 
 
 def store_study(name: str, folder: Path) -> None:
-    """Take over the figures that the pages show; write the table between `<!-- NAME -->` and `<!-- end -->`."""
+    """Take over the figures that the pages show; write the table between `<!-- NAME -->` and `<!-- end -->`.
+
+    The page is the one that has the mark.
+    """
+    page = next(
+        (page for page in STUDY_PAGES if f"<!-- {name} -->" in (DOCS / page).read_text(encoding="utf-8")),
+        STUDY_PAGES[0],
+    )
     rows = read_rows(folder)
     kind = f"{rows[0]['images']} test images, config {rows[0]['config']}, version {rows[0]['version']}"
-    text = write_between("study.md", name, f"```text\n{table(rows)}\n```\n\n{kind}.")
+    text = write_between(page, name, f"```text\n{table(rows)}\n```\n\n{kind}.")
     pages = text + (DOCS.parent / "README.md").read_text(encoding="utf-8")
     for figure in folder.glob("*.png"):
         if f"images/{name}_{figure.name}" in pages:
