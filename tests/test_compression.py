@@ -51,7 +51,7 @@ def test_a_plan_keeps_within_its_budget_and_a_larger_one_costs_less(curves: str)
     model = network()
     whole = sum(parameter.numel() for parameter in model.parameters())
     budgets = [0.6, 0.8, 1.0]
-    plans = plan_budget(model, LAYERS, budgets, curves=curves, inputs=inputs())  # type: ignore[arg-type]
+    plans = plan_budget(model, LAYERS, budgets, curves=curves, inputs=inputs())
     assert plans[-1] == {}
     losses = []
     for budget, plan in zip(budgets, plans, strict=True):
@@ -66,9 +66,9 @@ def test_the_divergence_is_that_of_the_network_with_one_layer_replaced() -> None
     model = network()
     reference = torch.cat([model(batch) for batch in inputs()]).double().log_softmax(1)
     twin = copy.deepcopy(model)
-    fit = CUT.apply({"K": model[2].weight}, ranks=4)  # type: ignore[index,union-attr]
+    fit = CUT.apply({"K": model[2].weight}, ranks=4)
     with torch.no_grad():
-        twin[2].weight.copy_(fit.dense())  # type: ignore[index,union-attr,operator]
+        twin[2].weight.copy_(fit.dense())
         outputs = torch.cat([twin(batch) for batch in inputs()]).double().log_softmax(1)
     wanted = float((reference.exp() * (reference - outputs)).sum(1).mean().detach())
     assert Divergence(model, inputs()).losses("2", [fit.dense()]) == [pytest.approx(wanted, rel=1e-5)]
@@ -80,7 +80,7 @@ def mean_squared(model: nn.Module, weights: dict[str, Tensor]) -> float:
     with torch.no_grad():
         for name, weight in weights.items():
             kernel_layers(twin)[name].weight.copy_(weight)
-        return sum(float((model[:5](x) - twin[:5](x)).square().sum()) for x in inputs())  # type: ignore[index,operator]
+        return sum(float((model[:5](x) - twin[:5](x)).square().sum()) for x in inputs())
 
 
 def test_each_norm_serves_the_output_better_than_the_one_before() -> None:
@@ -89,7 +89,7 @@ def test_each_norm_serves_the_output_better_than_the_one_before() -> None:
     metrics = input_metrics(model, inputs())
     found = {}
     for metric in ("frobenius", "input", "output"):
-        fits = fit_planned(model, plan, metric=metric, metrics=metrics, inputs=inputs())  # type: ignore[arg-type]
+        fits = fit_planned(model, plan, metric=metric, metrics=metrics, inputs=inputs())
         assert list(fits) == ["2", "4"]
         assert (fits["2"].output_error is None) == (metric == "frobenius")
         found[metric] = mean_squared(model, {name: fit.dense() for name, fit in fits.items()})
@@ -118,12 +118,12 @@ def test_what_cannot_be_planned() -> None:
     with pytest.raises(RankError, match=r"a budget of 1\.5"):
         plan_budget(model, LAYERS, [1.5])
     with pytest.raises(StudyError, match="curves='loss'"):
-        plan_budget(model, LAYERS, [0.5], curves="loss")  # type: ignore[arg-type]
+        plan_budget(model, LAYERS, [0.5], curves="loss")
     with pytest.raises(StudyError, match="the divergence of outputs needs inputs"):
         plan_budget(model, LAYERS, [0.5], curves="divergence")
     plan = {"2": Planned(CUT, {"r": 4}, 0)}
     with pytest.raises(StudyError, match="metric='euclid'"):
-        fit_planned(model, plan, metric="euclid")  # type: ignore[arg-type]
+        fit_planned(model, plan, metric="euclid")
     with pytest.raises(StudyError, match="need the layers' metrics"):
         fit_planned(model, plan, metric="input")
     with pytest.raises(StudyError, match="fits to the outputs need inputs"):
