@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tnalgebra.calibration import input_metrics
 from tnalgebra.compression import Divergence, Planned, fit_planned, plan_budget
 from tnalgebra.decompositions import cut, resolve, rule
-from tnalgebra.errors import RankError, StudyError
+from tnalgebra.errors import LayerError, RankError, RuleError, StudyError
 from tnalgebra.layers import kernel_layers
 
 CUT = cut("out kh | in kw")
@@ -121,6 +121,12 @@ def test_what_cannot_be_planned() -> None:
         plan_budget(model, LAYERS, [0.5], curves="loss")
     with pytest.raises(StudyError, match="the divergence of outputs needs inputs"):
         plan_budget(model, LAYERS, [0.5], curves="divergence")
+    with pytest.raises(LayerError, match="the model has no kernel layer '1'"):
+        plan_budget(model, {"1": [CUT]}, [0.5])
+    with pytest.raises(RuleError, match="layer '2' may be rewritten by 'cp'"):
+        plan_budget(model, {"2": ["cp"]}, [0.5])
+    with pytest.raises(RuleError, match="layer '2' may be rewritten by nothing"):
+        plan_budget(model, {"2": []}, [0.5])
     plan = {"2": Planned(CUT, {"r": 4}, 0)}
     with pytest.raises(StudyError, match="metric='euclid'"):
         fit_planned(model, plan, metric="euclid")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .allocation import Point, allocate
 from .calibration import RIDGE, fit_in_order
-from .errors import RankError, StudyError, explain
+from .errors import LayerError, RankError, RuleError, StudyError, explain
 from .fitting.metric import Metric
 from .layers import KernelLayer, kernel_layers
 from .ranks import ParameterBudget
@@ -73,6 +73,7 @@ def plan_budget(
 
     Raises:
         RankError: a budget is no fraction, or cannot be met; it says the least that can.
+        LayerError, RuleError: a name that no kernel layer has; a layer without rules.
         StudyError: `curves` is none of the two, or there are no inputs where they are needed.
     """
     for budget in budgets:
@@ -85,6 +86,12 @@ def plan_budget(
     if curves == "divergence" and not inputs:
         raise StudyError(explain("the divergence of outputs needs inputs", fix="inputs=[batch, ...]"))
     modules = kernel_layers(model)
+    for name, offered in layers.items():
+        if name not in modules:
+            raise LayerError(explain(f"the model has no kernel layer {name!r}", layers=", ".join(modules)))
+        if not offered or not all(isinstance(rule, Rule) for rule in offered):
+            given = ", ".join(map(repr, offered)) or "nothing"
+            raise RuleError(explain(f"layer {name!r} may be rewritten by {given}", fix="rules: [tn.cut(...), ...]"))
     choices = _choices(layers, modules, metrics, fractions, seed)
     points = {
         name: [Point(modules[name].weight.numel(), 0.0)]
