@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tnalgebra.decompositions import catalogue
+
 settings.register_profile("default", derandomize=True, max_examples=200, deadline=None)
 settings.register_profile(
     "thorough", derandomize=False, max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -29,6 +31,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TNALGEBRA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers, those of the docs among them, is gone after it."""
+    monkeypatch.setattr(catalogue, "_REGISTERED", dict(catalogue._REGISTERED))
 
 
 @pytest.fixture(scope="session")
