@@ -441,3 +441,16 @@ def test_labels_that_make_no_sense(make: Callable[[], Rule], message: str | None
 def test_a_label_is_a_word() -> None:
     with pytest.raises(NetworkError, match="label '3' is not a word"):
         cp("out 3")
+
+
+def test_the_number_of_groups_is_not_guessed() -> None:
+    grouped = per_group(tucker2("out in kh kw"))
+    with pytest.raises(RuleError, match="the rule 'tucker2 per group' needs the size of 'g'\n  fix: sizes="):
+        grouped.apply({"K": gaussian(12, 4, 3, 3)}, ranks={"a": 2, "b": 2})
+
+
+def test_constants_stay_constants_in_each_group() -> None:
+    grouped = per_group(projection("out in kh kw"))
+    fit = grouped.apply({"K": gaussian(6, 4, 3, 3)}, sizes={"g": 2}, ranks={"c": 3, "d": 3})
+    assert fit.relative_error < 1e-12
+    assert dict(grouped.fixed) == {"P": "dct", "Q": "dct"}

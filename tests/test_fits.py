@@ -340,3 +340,24 @@ def test_a_metric_of_another_tensor_is_refused() -> None:
     entry = rule("K[a b] => L[a r] R[r b]")
     with pytest.raises(RuleError, match="the metric is not one of the tensor that is fitted"):
         entry.apply({"K": gaussian(7, 5)}, metric=metric_of(0), ranks=2)
+
+
+def test_a_ridge_for_a_metric_in_the_rules_own_labels() -> None:
+    kernel, inputs = gaussian(6, 4, 3, seed=1), gaussian(9, 12, seed=2)
+    covariance = (inputs.mT @ inputs).reshape(4, 3, 4, 3)
+    triangle = rule("K[o i k] => A[o p z] B[p i q] C[q k z]")
+    ranks = {"p": 2, "q": 2, "z": 2}
+    own = Metric.with_ridge(("i", "k"), covariance, ridge=1e-3, outputs=("o",))
+    usual = Metric.with_ridge(("in", "k"), covariance, ridge=1e-3)
+    one, other = (triangle.apply({"K": kernel}, ranks=ranks, metric=metric) for metric in (own, usual))
+    assert torch.equal(one.dense(), other.dense())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_dense_tensor_has_the_reported_error(dtype: torch.dtype) -> None:
+    """To the rounding of the result: cores that cancel are contracted in float64."""
+    kernel = gaussian(6, 5, 3, 3, seed=5).to(dtype)
+    fit = rule("K[o i h w] => A[o r] B[i r] C[h r] D[w r]").apply({"K": kernel}, ranks={"r": 7})
+    difference = torch.linalg.vector_norm(fit.dense().double() - kernel.double())
+    measured = float(difference / torch.linalg.vector_norm(kernel.double()))
+    assert measured == pytest.approx(fit.relative_error, rel=4 * torch.finfo(dtype).eps)

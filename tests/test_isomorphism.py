@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networkx.algorithms.isomorphism import GraphMatcher
 from strategies import in_other_words, networks
+from stuck import not_stuck
 
 from tnalgebra.isomorphism import _graph, isomorphic
 from tnalgebra.network import Network
@@ -185,9 +185,8 @@ def test_symmetric_networks_in_other_words(text: str) -> None:
     network = parse(text)
     nodes = list(network.nodes)
     random.Random(0).shuffle(nodes)
-    started = time.process_time()
-    assert isomorphic(network, Network(nodes, network.output))
-    assert time.process_time() - started < 5
+    with not_stuck():
+        assert isomorphic(network, Network(nodes, network.output))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +206,5 @@ def test_networks_that_look_alike_everywhere(one: str, two: str) -> None:
         for text in (one, two)
     ]
     assert hashes[0] == hashes[1]
-    started = time.process_time()
-    assert not isomorphic(parse(one), parse(two))
-    assert time.process_time() - started < 5
+    with not_stuck():
+        assert not isomorphic(parse(one), parse(two))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 from random import Random
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import networks
+from stuck import not_stuck
 
 from tnalgebra.errors import NetworkError, NotationError, SizeError, TnalgebraError
 from tnalgebra.network import Network
@@ -318,10 +318,8 @@ def test_only_text_is_read() -> None:
     ids=lambda text: text[:12],
 )
 def test_bombs_are_refused_fast(text: str) -> None:
-    started = time.process_time()
-    with pytest.raises(TnalgebraError):
+    with not_stuck(), pytest.raises(TnalgebraError):
         parse(text)
-    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -337,9 +335,8 @@ def test_bombs_are_refused_fast(text: str) -> None:
 )
 def test_long_networks_are_read_in_time_that_grows_with_their_length(text: str) -> None:
     """Sizes spread from one end to the other; a square of the length would take minutes."""
-    started = time.process_time()
-    parse(text)
-    assert time.process_time() - started < 5
+    with not_stuck():
+        parse(text)
 
 
 def test_text_of_a_rule_is_checked_too() -> None:

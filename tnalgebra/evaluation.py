@@ -41,7 +41,7 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
             raise ValuesError(
                 explain(f"a value is given for {name!r}, no tensor of the network", tensors=" ".join(names) or "none")
             )
-        tensor = torch.as_tensor(value)
+        tensor = _tensor(name, value)
         labels = network.nodes[names[name][0]].labels
         if tensor.ndim != len(labels):
             raise ValuesError(
@@ -66,6 +66,19 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
         return with_sizes(network, sizes), tensors
     except SizeError as error:
         raise ValuesError(explain("the shapes of the values contradict the network", because=error)) from error
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValuesError(
+            explain(f"the value of {name!r} is no array of numbers", given=type(value).__name__, because=error)
+        ) from error
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "has no elements: it is on the meta device" if tensor.is_meta else f"is {tensor.layout}"
+        raise ValuesError(explain(f"the value of {name!r} {kind}", fix="a dense tensor with elements"))
+    return tensor
 
 
 def _check_elements(name: str, tensor: Tensor) -> None:

@@ -27,7 +27,7 @@ from .network import Network, draw, parameters, tensor_nodes
 from .nodes import NamedTensor
 from .options import Choices, Options, Place, saved
 from .ranks import ParameterBudget
-from .valuation import bind_values, relative, value_of, values_for
+from .valuation import bind_values, common_dtype, relative, value_of, values_for
 
 Kind: TypeAlias = Literal["exact", "approximate"]
 
@@ -84,6 +84,7 @@ class Rule:
     ranks: labels of the bonds whose ranks the caller chooses.
     variables: names and labels of the left side, which `bind` may narrow down.
     labels: of the right side, whose sizes the caller may give.
+    stated: those of them that nothing else tells, not even that parts are as equal as they can be.
     takes: which of `fixed`, `metric` and `start` mean something to it.
     fixed: constants of the right side, by the name of their basis.
     build_many: builds several applications as one, if that is faster.
@@ -99,6 +100,7 @@ class Rule:
     ranks: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    stated: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
     build_many: Callable[[Sequence[Job]], list[Change]] | None = field(default=None, repr=False)
@@ -356,8 +358,12 @@ class Fit:
         return relative(value_of(self.network, self.values, dtype=torch.float64) - before, before)
 
     def dense(self) -> Tensor:
-        """The network contracted to one tensor, in the order of the open labels."""
-        return value_of(self.network, self.values)
+        """The network contracted to one tensor, in the order of the open labels.
+
+        Contracted in float64, then in the values' own type: cores that cancel lose nothing on the way.
+        """
+        dense = value_of(self.network, self.values, dtype=torch.float64)
+        return dense.to(common_dtype(self.values.values()))
 
     def draw(self, path: str | Path) -> None:
         """Write a drawing of the network: SVG or PNG, by the suffix."""
@@ -415,17 +421,11 @@ def started(network: Network, values: Mapping[str, Any]) -> Fit:
     return Fit(network, tensors, Trace(network, ()))
 
 
-def fire(
-    rule: Rule, network: Network, values: Values, place: Place, options: Options
-) -> tuple[Step, dict[str, Tensor]]:
-    """Apply `rule` at a place that was just found there; the open labels and their order stay.
+def _stepped(rule: Rule, job: Job, change: Change) -> tuple[Step, dict[str, Tensor]]:
+    """The step and the values after it; the open labels and their order stay.
 
     Values are optional for exact rules: a new tensor is computed where all that it is made of is known.
     """
-    return _stepped(rule, Job(network, place, values, options), rule.build(network, place, values, options))
-
-
-def _stepped(rule: Rule, job: Job, change: Change) -> tuple[Step, dict[str, Tensor]]:
     network, values = job.network, job.values
     if change.after.output != network.output:
         raise RuleError(explain(f"the rule {rule.name!r} changes the open labels", before=network, after=change.after))
@@ -451,6 +451,11 @@ def _check_options(rule: Rule, options: Options) -> None:
             if word not in known:
                 listed = " ".join(known) or "none"
                 raise RuleError(explain(f"the rule {rule.name!r} has no {kind} {word!r}", known=listed))
+    for label in rule.stated:
+        if label not in options.sizes:
+            raise RuleError(
+                explain(f"the rule {rule.name!r} needs the size of {label!r}", fix=f"sizes={{{label!r}: ...}}")
+            )
     for choice in ("fixed", "metric", "start"):
         if getattr(options, choice) and choice not in rule.takes:
             raise RuleError(

@@ -94,9 +94,6 @@ class Rewrite:
         found = resolve(self.given, labels)
         if found.kind != "approximate" or found.start is None:
             raise RuleError(explain(f"the rule {found.name!r} decomposes nothing", rule=found.equation))
-        if self.metric != "frobenius" and "metric" not in found.takes:
-            # the same right side with its numbers from a fit, which takes a metric
-            return rule(found.equation, name=found.name)
         return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +16,6 @@ from ..bipartition import Bipartition, bipartitions, check_covers, parse_biparti
 from ..errors import RuleError, explain
 from ..evaluation import Values
 from ..fitting.fits import Report, fit_cores
-from ..fitting.metric import Metric
 from ..labels import KERNEL_LABELS, fresh, kernel_labels, labels_of
 from ..linalg import SVD, matricise, randomised, relative_residual, svd_of_product, truncated_svd
 from ..network import Network, carriers, parameters, tensor_nodes
@@ -26,6 +25,7 @@ from ..options import Options, Place
 from ..ranks import ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
 from ..rewriting import Change, Rule
 from ..valuation import common_dtype, relative, value_of
+from .making import metric_in
 
 Form: TypeAlias = Literal["factors", "svd"]
 
@@ -187,37 +187,10 @@ def _weighted(dense: Tensor, network: Network, bipartition: Bipartition, form: F
         {bond: asked},
         before=before,
         settings=options.settings,
-        metrics=[metric_of(network, options.metric)],
+        metrics=[metric_in(options.metric, {label: label for label in network.output}, network.output)],
     )[0]
     svd = svd_of_product(fit.values["L"].flatten(0, -2), fit.values["R"].flatten(1))
     return _Found(svd, fit.relative_error, fit.output_error, fit.report)
-
-
-def metric_of(network: Network, metric: Metric) -> Metric:
-    """A metric in the open labels of a network: by their names, or by torch's order of a kernel's axes.
-
-    Raises:
-        RuleError: it is not one of this network.
-    """
-    own = {*metric.labels, *metric.outputs}
-    if own <= {*network.output}:
-        return metric
-    torch_order = kernel_labels(tuple(own)) or ()
-    if len(torch_order) != len(network.output):
-        raise RuleError(
-            explain(
-                "the metric is not one of the tensor that is fitted",
-                metric=" ".join((*metric.outputs, *metric.labels)),
-                tensor=" ".join(network.output),
-            )
-        )
-    there = dict(zip(torch_order, network.output, strict=True))
-    return replace(
-        metric,
-        labels=tuple(there[label] for label in metric.labels),
-        batch=tuple(there[label] for label in metric.batch),
-        outputs=tuple(there[label] for label in metric.outputs),
-    )
 
 
 def _change(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -178,7 +178,11 @@ def _wanted(reading: Reading) -> _Wanted:
         if unknown:
             raise ValuesError(explain(f"the start has {unknown[0]!r}, no new tensor", new=" ".join(reading.new)))
         start = {reading.names[name]: _numbers(f"the start of {name!r}", value) for name, value in start.items()}
-    metric = None if job.options.metric is None else _metric_here(job.options.metric, reading)
+    metric = job.options.metric
+    if metric is not None:
+        there = {reading.match.labels[label]: label for label in reading.left.output}
+        whole = set(job.network.output) == there.keys()
+        metric = metric_in(metric, there, reading.left.output, whole=whole)
     return _Wanted(reading, target, right, constants, metric, start)
 
 
@@ -247,29 +251,31 @@ def _numbers(what: str, value: object) -> Tensor:
     return tensor.double()
 
 
-def _metric_here(metric: Metric, reading: Reading) -> Metric:
-    """A metric over a kernel's labels, in those of the rule: by their names in the network, or by torch's order."""
-    network, output = reading.job.network, reading.left.output
+def metric_in(metric: Metric, there: Mapping[str, str], output: Sequence[str], *, whole: bool = True) -> Metric:
+    """A metric over a kernel's labels, in other ones: by their names, or by torch's order of a kernel's axes.
+
+    Args:
+        there: open label of the network -> the label that is wanted.
+        output: the wanted labels, in the order of the axes.
+        whole: whether the network has no other open labels; only then are they a kernel's axes.
+
+    Raises:
+        RuleError: the metric is not one of this tensor.
+    """
     own = {*metric.labels, *metric.outputs}
-    there = {reading.match.labels[label]: label for label in output}
     if not own <= there.keys():
         torch_order = KERNEL_LABELS.get(len(output), ())
-        if not own <= set(torch_order) or set(network.output) != there.keys():
+        if not own <= set(torch_order) or not whole:
             raise RuleError(
                 explain(
                     "the metric is not one of the tensor that is fitted",
                     metric=" ".join((*metric.outputs, *metric.labels)),
                     tensor=" ".join(there),
+                    fix="labels and outputs of the metric that are this tensor's",
                 )
             )
         there = dict(zip(torch_order, output, strict=True))
-    named = {label: there[label] for label in own}
-    return replace(
-        metric,
-        labels=tuple(named[label] for label in metric.labels),
-        batch=tuple(named[label] for label in metric.batch),
-        outputs=tuple(named[label] for label in metric.outputs),
-    )
+    return metric.renamed(there)
 
 
 def _change(wanted: _Wanted, fit: CoreFit) -> Change:

@@ -7,6 +7,7 @@ a rule is applied, `sizes={"o1": 8, "o2": 4}`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ..errors import RuleError, explain
 from ..labels import MAX_AXES
@@ -128,17 +129,18 @@ def per_group(given: Rule | str, *, label: str | None = None, fixed: Mapping[str
     if len(left.nodes) != 1 or not isinstance(left.nodes[0], NamedTensor) or kept:
         reason = f"{kept[0]!r} stands on both sides" if kept else "its left side is not one tensor"
         raise RuleError(explain("the rule cannot be made one for each group", because=reason, rule=text))
+    fixed = fixed or (given.fixed if isinstance(given, Rule) else {})
     whole = label or ("out" if "out" in left.output else left.output[0])
     if whole not in left.output or whole in pattern.stars.values():
         raise RuleError(explain(f"there is no label {whole!r} to split into groups", rule=text))
     taken = {*carriers(left), *carriers(right)}
     group, part = take("g", taken), take("m", taken)
-    nodes = [_in_group(entry, whole, group, part, fixed or {}) for entry in right.nodes]
+    nodes = [_in_group(entry, whole, group, part, fixed) for entry in right.nodes]
     if not any(isinstance(entry, Fuse) and entry.whole == whole for entry in right.nodes):
         nodes = [Fuse(whole, (group, part)), *nodes]
     grouped = pattern.starred(f"{left} => {Network(nodes, right.output)}")
     name = None if isinstance(given, str) else f"{given.name} per group"
-    return rule(grouped, name=name, fixed=fixed)
+    return replace(rule(grouped, name=name, fixed=fixed), stated=(group,))
 
 
 def _in_group(entry: Node, whole: str, group: str, part: str, fixed: Mapping[str, str]) -> Node:

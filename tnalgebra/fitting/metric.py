@@ -66,6 +66,7 @@ class Metric:
         batch: tuple[str, ...] = (),
         cross: Tensor | None = None,
         power: float | None = None,
+        outputs: tuple[str, ...] = ("out",),
         kernel: Tensor | None = None,
     ) -> Metric:
         """The metric of a covariance that may be singular, made definite by a ridge on its diagonal.
@@ -76,7 +77,7 @@ class Metric:
         at K, and where both networks have the same inputs, B = K C, its target is K whatever the ridge.
 
         Args:
-            labels, covariance, batch, cross, power: as of `Metric`; none of them is changed.
+            labels, covariance, batch, cross, power, outputs: as of `Metric`; none of them is changed.
             ridge: relative to the mean of the diagonal, at least 0; 1e-4 is usual.
             kernel: K, axes as those of `cross`; needed with it.
 
@@ -85,7 +86,7 @@ class Metric:
         """
         if not (math.isfinite(ridge) and ridge >= 0):
             raise ValuesError(explain(f"a ridge of {ridge!r}", needed="a finite number, at least 0, such as 1e-4"))
-        size = _checked_size(labels, covariance, batch, ("out",), cross, power)
+        size = _checked_size(labels, covariance, batch, outputs, cross, power)
         with torch.no_grad():
             matrices = covariance.detach().reshape(-1, size, size).clone()
             diagonal = matrices.diagonal(dim1=1, dim2=2)
@@ -101,7 +102,7 @@ class Metric:
                 own = kernel.detach().to(cross)
                 cross = cross + noise * own
                 power += noise * float(own.double().square().sum())
-        return cls(labels, matrices.reshape(covariance.shape), batch, cross, power)
+        return cls(labels, matrices.reshape(covariance.shape), batch, cross, power, outputs)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -226,6 +227,15 @@ class Metric:
         own = self.cross.permute([(*self.outputs, *self.labels).index(label) for label in labels]).double()
         left = max(0.0, self.power - float((best * own).sum())) + self.squared(approximation.double() - best, labels)
         return left and (math.sqrt(left / self.power) if self.power else math.inf)
+
+    def renamed(self, names: Mapping[str, str]) -> Metric:
+        """The same metric of a kernel with other labels."""
+        return replace(
+            self,
+            labels=tuple(names[label] for label in self.labels),
+            batch=tuple(names[label] for label in self.batch),
+            outputs=tuple(names[label] for label in self.outputs),
+        )
 
     def split(self, label: str, parts: Sequence[str], sizes: Mapping[str, int]) -> Metric:
         """The same metric of a kernel one of whose labels was split, as `Fuse[label *parts]` splits it.
