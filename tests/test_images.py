@@ -17,10 +17,10 @@ from PIL import Image
 
 from tnalgebra import images as images_module
 from tnalgebra.errors import DataError
+from tnalgebra.files import cache_folder
 from tnalgebra.images import (
     Images,
     batch_rows,
-    cache_folder,
     check_classes,
     default_normalisation,
     load_images,

@@ -58,6 +58,18 @@ ORDER = (
     "driver",
     "decompositions.*",
     "decompositions",
+    # network -> torch
+    "compiler.problem",
+    "compiler.operations",
+    "compiler.search",
+    "compiler.lowering",
+    "compiler.emitting",
+    "compiler.cost",
+    "compiler.calibration",
+    "compiler.choosing",
+    "compiler.plans",
+    "compiler.compiled",
+    "compiler",
     # what a user holds
     "layers",
     "spectrum",

@@ -8,6 +8,7 @@ from . import errors
 from ._version import VERSION
 from .calibration import fit_in_order, input_metrics
 from .comparison import compare
+from .compiler import Compiled, Plan, compile  # the word of the field
 from .compression import fit_planned, plan_budget
 from .decompositions import (
     all_cuts,
@@ -67,6 +68,7 @@ __version__ = VERSION
 __all__ = [
     "EXACT_RULES",
     "SIMPLIFY",
+    "Compiled",
     "Fit",
     "Images",
     "KeepFraction",
@@ -74,6 +76,7 @@ __all__ = [
     "Network",
     "ParameterBudget",
     "Place",
+    "Plan",
     "RelativeError",
     "Rule",
     "Step",
@@ -84,6 +87,7 @@ __all__ = [
     "average_pooling",
     "block_term",
     "compare",
+    "compile",
     "compose",
     "contract_back",
     "convolution",

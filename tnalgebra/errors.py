@@ -45,6 +45,10 @@ class LayerError(TnalgebraError, ValueError):
     """A layer or module has no tensor network, or not with these arguments."""
 
 
+class CompileError(TnalgebraError, ValueError):
+    """A network cannot be compiled as asked, or what was compiled is called with what it is not made for."""
+
+
 class DataError(TnalgebraError, ValueError):
     """Images, labels or weights on disk are not what they should be."""
 

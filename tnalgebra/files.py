@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all; where what can be made again is kept."""
 
 from __future__ import annotations
 
@@ -33,3 +33,14 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
     write_whole(path, write)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept, such as downloads and measured speeds.
+
+    $TNALGEBRA_CACHE, or tnalgebra in $XDG_CACHE_HOME or ~/.cache.
+    """
+    own = os.environ.get("TNALGEBRA_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tnalgebra"

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import DataError, explain
-from .files import write_whole
+from .files import cache_folder, write_whole
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -322,14 +322,6 @@ def folder(path: str | Path, split: Split, *, image_size: int | None = None) -> 
         pixels = _decoded(files, image_size)
         _store(cache, pixels)
     return Images(torch.from_numpy(pixels), torch.tensor(labels), classes, f"{root}/{split}")
-
-
-def cache_folder() -> Path:
-    """Where downloads and decoded images are kept: $TNALGEBRA_CACHE, or tnalgebra in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("TNALGEBRA_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tnalgebra"
 
 
 _EXPECTED = "FOLDER/train/CLASS/*, FOLDER/test/CLASS/*"

@@ -1,0 +1,621 @@
+"""How long single layers take: compiled by this library, written by hand, by its peers, and dense.
+
+    python -m recipes.benchmark_layers
+    python -m recipes.benchmark_layers --shapes "3x3-64-*" --decompositions cp svd --batches 1
+    python -m recipes.benchmark_layers --rerun-above 1.05 --rounds 101
+    python -m recipes.benchmark_layers --memory --shapes "3x3-64-64-56" --batches 16
+
+What is measured, for each layer, decomposition of its kernel, ranks, batch and pass (a cell):
+- The contenders take turns, in an order drawn anew each round; what is timed is one call, from the same contiguous
+  float32 input for all. Forward: under no_grad. Training: forward, then the gradients of the input and of all
+  parameters, of a sum of the output's elements with fixed random weights.
+- Medians count. Intervals hold 95 % of the bootstrap of a ratio of medians. The dense layer stands twice among the
+  contenders: the ratio of the two is the noise floor. Contenders far slower than the fastest take fewer turns.
+- Before that, each output, and in training the input's gradient, is compared with the dense layer's.
+- On CUDA without TF32, and with cuDNN's choice of algorithms by trial, for all.
+- --memory: the peak memory of three calls of each contender, in a process of its own, instead of times. On a CPU: the
+  peak resident set less the resident set before the calls (VmHWM - VmRSS); on CUDA: the allocator's. Without the input
+  and the parameters, which are there before.
+
+The cells:
+- Layers of ResNet-18 and ResNet-50, and 3x3 depthwise ones of their widths.
+- CP, Tucker-2, train (order in kh kw out), ring (the same order), a cut (out kh | in kw), a loop with a hyperedge that
+  stands in no catalogue, and the kernel as it is. Each bond has a fraction of the largest rank that can be of use
+  there, which is at most the number of channels. In ring and loop one bond is 4, and those beside it a fourth of the
+  train's, so that all their chains are as wide.
+- No train, ring, loop of 1x1 and of depthwise layers: the cores on an axis of size 1 would have bonds alone.
+
+The contenders:
+- ours: `tnalgebra.compile`, of all forms, or factored only; as it is, or frozen (forward only).
+- hand: the chain of torch layers that one writes by hand, in either memory format (channels_last converts its input
+  in the call); merged: the window's cores contracted beforehand to one layer, or without a window all cores but one.
+- dense; dense + rebuild: the kernel contracted from the cores in each call.
+- tensorly: tensorly-torch's FactorizedConv (CP, Tucker with full ranks on the window, train; no groups).
+- einconv: its einsum with the cores in the place of the kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import tnalgebra as tn
+from recipes.command import run_command
+from recipes.layer_contenders import (
+    CONTENDERS,
+    DECOMPOSITIONS,
+    OURS,
+    PEERS,
+    SHAPES,
+    SMOKE_SHAPES,
+    TUNED,
+    UNDECOMPOSED,
+    Cell,
+    Pass,
+    Shape,
+    make_contender,
+    make_problem,
+    missing_cell,
+    takes_part,
+)
+from recipes.layer_timing import Ratio, Task, one_call, peak_bytes, ratio_of_medians, time_in_turns, waiter
+from tnalgebra.errors import StudyError, explain
+from tnalgebra.files import write_text, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row: TypeAlias = dict[str, Any]
+"""A line of results.jsonl or memory.jsonl."""
+
+CELL = ("shape", "decomposition", "ranks", "batch", "pass", "device", "threads")
+"""What tells rows apart; of equal ones the last counts."""
+
+TOLERANCE = 1e-4
+"""Relative error of float32 that a contender may have."""
+
+PACKAGES = {"tltorch": "tensorly-torch", "einconv": "einconv"}
+
+COLOURS = {"3x3": "#1f77b4", "1x1": "#ff7f0e", "depthwise": "#2ca02c", "7x7": "#d62728"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Time single layers."""
+
+    # one line each: the command's --help breaks them where it must
+    shapes: tuple[str, ...] = ("*",)
+    """globs of layers: 3x3-IN-OUT-SIZE, with -s2 at stride 2; 1x1-*, 7x7-*, depthwise-CHANNELS-SIZE"""
+    decompositions: tuple[str, ...] = tuple(DECOMPOSITIONS)
+    """cp, tucker2, train, ring, svd, loop, undecomposed"""
+    fractions: tuple[float, ...] = (0.5, 0.25)
+    """ranks, each a fraction of the channels, in (0, 1]"""
+    batches: tuple[int, ...] = (1, 16)
+    """images at a time"""
+    passes: tuple[Pass, ...] = ("forward", "training")
+    """training is forward and backward"""
+    contenders: tuple[str, ...] = CONTENDERS
+    """by name, each in quotes; the dense layer is timed twice in any case, as the reference and the noise floor"""
+    tune: Literal["off", "on", "both"] = "off"
+    """whether ours are compiled with tune=True ("ours ... tuned"), without, or both beside each other"""
+    rounds: int = 31
+    """turns of a contender; odd, so that the median is one of them"""
+    slow_rounds: int = 5
+    """turns of a contender that is slow"""
+    slow_factor: float = 8.0
+    """slow is above so many times the fastest's time"""
+    warmup: int = 3
+    """calls before the first turn; the quickest of them tells who is slow"""
+    rerun_above: float | None = None
+    """repeat the cells, among those asked for, in which one of the summary's ratios is above this and which have fewer
+    rounds than --rounds; what comes replaces what is there"""
+    memory: bool = False
+    """measure peak memory instead of times; rows go to memory.jsonl"""
+    smoke: bool = False
+    """tiny layers and 3 rounds: whether all of it runs"""
+    threads: int | None = None
+    """torch's, for all contenders; by default as many as torch takes by itself"""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1"""
+    seed: int = 0
+    """of cores, inputs, and the order of turns"""
+    output: Path = Path("runs/layers")
+    """folder of the rows (results.jsonl), the summary and the figure; a cell that is there is not timed again"""
+
+
+def main(config: Config) -> list[Row]:
+    """Time what is missing, then sum up all rows there are; returns these.
+
+    Raises:
+        StudyError: a setting is not what it should be; a contender computes something else than the dense layer.
+    """
+    if config.smoke:
+        config = dataclasses.replace(config, rounds=min(config.rounds, 3), slow_rounds=min(config.slow_rounds, 2))
+    config = dataclasses.replace(config, threads=config.threads or torch.get_num_threads())
+    for field in fields(config):
+        print(f"{field.name:<16}{getattr(config, field.name)}")
+    _check(config)
+    cells = chosen_cells(config)
+    names = chosen_contenders(config)
+    path = config.output / ("memory.jsonl" if config.memory else "results.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _settings(config):
+        bar = tqdm(cells, desc="cells", unit="cell")
+        for cell in bar:
+            bar.set_postfix_str(str(cell))
+            there = _find(read_rows(path), cell, config)
+            taking = _missing(there, cell, names, config)
+            if taking:
+                row = (memory_row if config.memory else timed_row)(cell, taking, config)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+    rows = [row for row in read_rows(path) if row["smoke"] == config.smoke]
+    if config.memory:
+        print(memory_table(rows))
+    elif rows:
+        text = summary(rows)
+        print(text)
+        write_text(config.output / "summary.txt", f"{text}\n")
+        drawing = figure(rows)
+        for suffix in (".png", ".svg"):
+            write_whole(config.output / f"layers{suffix}", lambda file: drawing.savefig(file, dpi=150))
+    print(f"rows, summary and figure: {config.output}/")
+    return rows
+
+
+def _check(config: Config) -> None:
+    for name, least in {"rounds": 1, "slow_rounds": 1, "warmup": 1, "threads": 1}.items():
+        if getattr(config, name) < least:
+            raise StudyError(explain(f"{name} is {getattr(config, name)}", fix=f"at least {least}"))
+    for batch in config.batches:
+        if batch < 1:
+            raise StudyError(explain(f"a batch is {batch}", fix="at least 1"))
+    for fraction in config.fractions:
+        if not 0 < fraction <= 1:
+            raise StudyError(explain(f"a fraction of the channels is {fraction}", fix="above 0, at most 1"))
+    for kind, asked, known in (
+        ("decomposition", config.decompositions, tuple(DECOMPOSITIONS)),
+        ("contender", config.contenders, CONTENDERS),
+    ):
+        for name in asked:
+            if name not in known:
+                raise StudyError(explain(f"there is no {kind} {name!r}", known=", ".join(known)))
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise StudyError(explain(f"the device is {config.device!r}, and torch finds no CUDA", fix="--device cpu"))
+
+
+def chosen_cells(config: Config) -> list[Cell]:
+    """The cells that are asked for and exist; of fractions that lead to the same ranks the first.
+
+    Raises:
+        StudyError: no layer has such a name.
+    """
+    shapes = SMOKE_SHAPES if config.smoke else SHAPES
+    for pattern in config.shapes:
+        if not any(fnmatchcase(name, pattern) for name in shapes):
+            raise StudyError(explain(f"no layer is called {pattern!r}", layers=" ".join(shapes)))
+    cells: dict[tuple[object, ...], Cell] = {}
+    for name, shape in shapes.items():
+        if not any(fnmatchcase(name, pattern) for pattern in config.shapes):
+            continue
+        for decomposition in config.decompositions:
+            reason = missing_cell(shape, decomposition)
+            if reason is not None:
+                continue
+            for fraction in config.fractions:
+                ranks = tuple(DECOMPOSITIONS[decomposition].ranks(shape, fraction).items())
+                for batch in config.batches:
+                    for goes in config.passes:
+                        cell = Cell(name, decomposition, ranks, fraction, batch, goes)
+                        cells.setdefault((name, decomposition, ranks, batch, goes), cell)
+    return list(cells.values())
+
+
+def chosen_contenders(config: Config) -> list[str]:
+    """All that take part where they exist; says which peers are not installed."""
+    names = list(dict.fromkeys(("dense", "dense again", *config.contenders)))
+    absent = {PEERS[name] for name in names if name in PEERS and find_spec(PEERS[name]) is None}
+    for module in sorted(absent):
+        print(f"without {PACKAGES[module]}, which is not installed: pip install 'tnalgebra[bench]'")
+    found = []
+    for name in names:
+        if name in OURS:
+            found += [name] * (config.tune != "on") + [name + TUNED] * (config.tune != "off")
+        elif PEERS.get(name) not in absent:
+            found.append(name)
+    return found
+
+
+@contextmanager
+def _settings(config: Config) -> Iterator[None]:
+    """torch's threads and cuDNN's settings, for as long as it is timed."""
+    used = torch.get_num_threads()
+    assert config.threads is not None
+    torch.set_num_threads(config.threads)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_num_threads(used)
+
+
+def _shape(cell: Cell) -> Shape:
+    return SHAPES[cell.shape] if cell.shape in SHAPES else SMOKE_SHAPES[cell.shape]
+
+
+def _missing(there: Row | None, cell: Cell, names: Sequence[str], config: Config) -> list[str]:
+    """The contenders to be measured: none, or all that are asked for and all that the row there has."""
+    taking = [name for name in names if takes_part(name, cell, _shape(cell))]
+    if there is None:
+        return taking if config.rerun_above is None else []
+    known = list(there["contenders"])
+    if config.rerun_above is None:
+        again = not set(taking) <= set(known)
+    else:
+        worst = max((ratio.value for ratio in _ratios(there).values()), default=0.0)
+        again = worst > config.rerun_above and there["rounds"] < config.rounds
+    return list(dict.fromkeys((*taking, *known))) if again else []
+
+
+def _find(rows: Sequence[Row], cell: Cell, config: Config) -> Row | None:
+    wanted = _facts(cell, config)
+    return next((row for row in rows if all(row[key] == wanted[key] for key in CELL)), None)
+
+
+def _facts(cell: Cell, config: Config) -> Row:
+    return {
+        "shape": cell.shape,
+        "family": _shape(cell).family,
+        "decomposition": cell.decomposition,
+        "ranks": dict(cell.ranks),
+        "fraction": None if cell.decomposition == UNDECOMPOSED else cell.fraction,
+        "batch": cell.batch,
+        "pass": cell.goes,
+        "device": config.device,
+        "device_name": device_name(config.device),
+        "threads": config.threads,
+        "smoke": config.smoke,
+        "seed": config.seed,
+        "versions": versions(),
+    }
+
+
+def device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    peers = {package: version(package) for module, package in PACKAGES.items() if find_spec(module)}
+    return {"tnalgebra": tn.__version__, "torch": torch.__version__, **peers}
+
+
+def timed_row(cell: Cell, names: Sequence[str], config: Config) -> Row:
+    """Compare the contenders of a cell, then time them.
+
+    Raises:
+        StudyError: one computes something else than the dense layer.
+    """
+    problem = make_problem(cell, _shape(cell), seed=config.seed, dtype=torch.float32, device=config.device)
+    made = {name: make_contender(name, problem) for name in names if name != "dense again"}
+    made["dense again"] = made["dense"]
+    calls = {name: one_call(made[name].module, problem) for name in names}
+    expected = calls["dense"]()
+    for name, call in calls.items():
+        _compare(name, cell, call(), expected)
+    times = time_in_turns(
+        calls,
+        rounds=config.rounds,
+        slow_rounds=config.slow_rounds,
+        slow_factor=config.slow_factor,
+        warmup=config.warmup,
+        seed=config.seed,
+        synchronise=waiter(config.device),
+    )
+    measured = {
+        name: {"seconds": median(found), "times": found, "multiply_adds": made[name].multiply_adds}
+        for name, found in times.items()
+    }
+    return {**_facts(cell, config), "rounds": config.rounds, "contenders": measured}
+
+
+def _compare(
+    name: str, cell: Cell, found: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor | None]
+) -> None:
+    for what, ours, dense in zip(("output", "gradient of the input"), found, expected, strict=True):
+        if ours is None or dense is None:
+            continue
+        if ours.shape != dense.shape:
+            raise StudyError(
+                explain(
+                    f"{name}: the {what} is not the dense layer's",
+                    cell=cell,
+                    shape=f"{tuple(ours.shape)}, and {tuple(dense.shape)} of the dense layer",
+                )
+            )
+        ours, dense = ours.detach(), dense.detach()
+        error = float(torch.linalg.vector_norm(ours - dense) / torch.linalg.vector_norm(dense))
+        if not error < TOLERANCE:  # NaN too
+            raise StudyError(
+                explain(
+                    f"{name}: the {what} is not the dense layer's",
+                    cell=cell,
+                    relative_error=f"{error:.1e}, where {TOLERANCE:g} would be rounding",
+                )
+            )
+
+
+def memory_row(cell: Cell, names: Sequence[str], config: Config) -> Row:
+    """The peak memory of each contender."""
+    assert config.threads is not None
+    measured = {
+        name: {"bytes": peak_bytes(Task(name, cell, _shape(cell), config.seed, config.device, config.threads))}
+        for name in names
+        if name != "dense again"
+    }
+    return {**_facts(cell, config), "rounds": 1, "contenders": {**measured, "dense again": measured["dense"]}}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, of each cell the last; a last line that was cut off is taken away.
+
+    Raises:
+        StudyError: a line is no row.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            key = json.dumps([row[name] for name in CELL])
+            rows.pop(key, None)
+            rows[key] = row
+        except (ValueError, TypeError, KeyError) as error:
+            raise StudyError(
+                explain(f"line {number} of {path} is no row", because=error, fix="another --output")
+            ) from error
+    return list(rows.values())
+
+
+class Question(NamedTuple):
+    """A ratio of the summary: one of ours over the best of some others."""
+
+    title: str
+    ours: str
+    others: Callable[[str], bool]
+    """Whether a contender is among those whose best counts."""
+    of: Callable[[Row], bool]
+    """Whether the cell is asked about."""
+    limits: tuple[float, ...] = ()
+
+
+def _decomposed(goes: Pass) -> Callable[[Row], bool]:
+    return lambda row: row["pass"] == goes and row["decomposition"] != UNDECOMPOSED
+
+
+QUESTIONS = (
+    Question(
+        "ours factored / best hand chain, forward",
+        "ours factored",
+        lambda name: name.startswith("hand "),
+        _decomposed("forward"),
+        (1.05, 1.15),
+    ),
+    Question(
+        "ours frozen / dense, forward",
+        "ours frozen",
+        lambda name: name == "dense",
+        _decomposed("forward"),
+        (1.05,),
+    ),
+    Question(
+        "ours factored / tensorly factorized, forward, 3x3 layers",
+        "ours factored",
+        lambda name: name == "tensorly",
+        lambda row: _decomposed("forward")(row) and row["family"] == "3x3",
+    ),
+    Question(
+        "ours / best of dense + rebuild and hand chains, training",
+        "ours",
+        lambda name: name.startswith("hand ") or name == "dense + rebuild",
+        _decomposed("training"),
+        (1.10,),
+    ),
+    Question(
+        "ours / dense, kernel undecomposed",
+        "ours",
+        lambda name: name == "dense",
+        lambda row: bool(row["decomposition"] == UNDECOMPOSED),
+        (1.05,),
+    ),
+    Question("noise floor: dense / dense", "dense again", lambda name: name == "dense", lambda row: True),
+)
+
+NOISE = QUESTIONS[-1]
+
+
+def ratio_of(question: Question, row: Row, suffix: str = "") -> Ratio | None:
+    """A question's ratio in one cell; None where the cell is not asked about, or a contender is not there.
+
+    Args:
+        suffix: TUNED for ours compiled with tune=True.
+    """
+    contenders: Mapping[str, Any] = row["contenders"]
+    others = [name for name in contenders if question.others(name)]
+    ours = question.ours + suffix
+    if not question.of(row) or not others or ours not in contenders:
+        return None
+    best = min(others, key=lambda name: float(contenders[name]["seconds"]))
+    return ratio_of_medians(contenders[ours]["times"], contenders[best]["times"])
+
+
+def _ratios(row: Row) -> dict[str, Ratio]:
+    """Every ratio of a cell, without the noise floor."""
+    if "times" not in row["contenders"]["dense"]:
+        return {}
+    found = {
+        question.title + suffix: ratio_of(question, row, suffix)
+        for question in QUESTIONS[:-1]
+        for suffix in ("", TUNED)
+    }
+    return {title: ratio for title, ratio in found.items() if ratio is not None}
+
+
+def answers(rows: Sequence[Row]) -> dict[str, tuple[Question, list[tuple[Ratio, Row]]]]:
+    """Title -> the question and its ratio in each cell that has one, largest first."""
+    found: dict[str, tuple[Question, list[tuple[Ratio, Row]]]] = {}
+    for question in QUESTIONS:
+        for suffix in ("", TUNED):
+            ratios = [(ratio, row) for row in rows if (ratio := ratio_of(question, row, suffix)) is not None]
+            if ratios:
+                title = question.title + (f" ({suffix.strip()})" if suffix else "")
+                found[title] = question, sorted(ratios, key=lambda pair: -pair[0].value)
+    return found
+
+
+def summary(rows: Sequence[Row], *, worst: int = 5) -> str:
+    """The answers: geometric mean, shares within the limits, and the worst cells with their intervals."""
+    lines = []
+    for title, (question, ratios) in answers(rows).items():
+        values = [ratio.value for ratio, _ in ratios]
+        lines.append(f"\n{title}: {len(values)} cells, geometric mean {geometric_mean(values):.3f}")
+        for limit in question.limits:
+            within = sum(value <= limit for value in values)
+            lines.append(f"  <= {limit:.2f}: {within} of {len(values)} ({100 * within / len(values):.1f} %)")
+        shown = ratios if question.limits and title.endswith("undecomposed") else ratios[:worst]
+        if question is NOISE:
+            within = sum(max(value, 1 / value) <= 1.05 for value in values)
+            lines.append(f"  within 5 % of 1: {100 * within / len(values):.1f} %; median {median(values):.3f}")
+        lines += [f"  {ratio}  {_described(row)}" for ratio, row in shown]
+    lines += ["", _conditions(rows)]
+    return "\n".join(lines).lstrip("\n")
+
+
+def _described(row: Row) -> str:
+    ranks = "".join(f" {bond}={rank}" for bond, rank in row["ranks"].items())
+    return f"{row['shape']} {row['decomposition']}{ranks}, batch {row['batch']}, {row['pass']}, {row['rounds']} rounds"
+
+
+def _conditions(rows: Sequence[Row]) -> str:
+    """Devices, threads and versions of all rows."""
+    kinds = {
+        f"{row['device_name']}, {row['threads']} thread(s); "
+        + ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+        for row in rows
+    }
+    return "\n".join(sorted(kinds))
+
+
+def memory_table(rows: Sequence[Row]) -> str:
+    """MiB of each contender, a line for each cell."""
+    names = [name for name in dict.fromkeys(name for row in rows for name in row["contenders"]) if "again" not in name]
+    lines = [f"| cell | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    for row in rows:
+        found = [row["contenders"].get(name) for name in names]
+        cells = [f"{one['bytes'] / 2**20:.1f}" if one else "" for one in found]
+        lines.append(f"| {_described(row).rpartition(',')[0]} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "peak MiB above the input and the parameters", _conditions(rows)])
+
+
+def figure(rows: Sequence[Row]) -> Figure:
+    """The ratios of every question: a point for each cell, a line of points for each decomposition."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    panels = answers(rows)
+    names = [name for name in DECOMPOSITIONS if any(row["decomposition"] == name for row in rows)]
+    counts = [len({row["decomposition"] for _, row in ratios}) for _, ratios in panels.values()]
+    heights = [count + 1.6 for count in counts]
+    drawing = Figure(figsize=(8.5, 0.33 * sum(heights) + 1.2), layout="constrained")
+    axes = drawing.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (title, (question, ratios)) in zip(axes, panels.items(), strict=True):
+        _panel(axis, title, question, ratios, names)
+    axes[-1].set_xlabel("ratio of median times (log scale); black bar: median of the row", fontsize=9)
+    families = [family for family in COLOURS if any(row["family"] == family for row in rows)]
+    marks = [Line2D([], [], color=COLOURS[name], marker="o", linestyle="", label=f"{name} layers") for name in families]
+    batches = sorted({row["batch"] for row in rows})
+    marks += [
+        Line2D([], [], color="grey", marker=_marker(batch, batches), linestyle="", label=f"batch {batch}")
+        for batch in batches
+    ]
+    drawing.legend(handles=marks, loc="outside upper center", ncols=len(marks), fontsize=8, frameon=False)
+    return drawing
+
+
+def _marker(batch: int, batches: Sequence[int]) -> str:
+    return "os^Dv"[batches.index(batch) % 5]
+
+
+def _panel(
+    axis: Axes, title: str, question: Question, ratios: Sequence[tuple[Ratio, Row]], names: Sequence[str]
+) -> None:
+    there = [name for name in names if any(row["decomposition"] == name for _, row in ratios)]
+    batches = sorted({row["batch"] for _, row in ratios})
+    for place, name in enumerate(there):
+        found = [(ratio, row) for ratio, row in ratios if row["decomposition"] == name]
+        for number, (ratio, row) in enumerate(found):
+            axis.plot(
+                ratio.value,
+                place + 0.5 * ((number * 0.618) % 1 - 0.5),  # spread evenly, so that few points hide others
+                marker=_marker(row["batch"], batches),
+                color=COLOURS.get(row["family"], "grey"),
+                markersize=4,
+                alpha=0.7,
+                markeredgewidth=0,
+            )
+        middle = median(ratio.value for ratio, _ in found)
+        axis.plot([middle, middle], [place - 0.36, place + 0.36], color="black", linewidth=2)
+    axis.axvline(1, color="black", linewidth=0.8)
+    for limit in question.limits:
+        axis.axvline(limit, color="#d62728", linewidth=0.8, linestyle="--")
+    axis.set_xscale("log")
+    values = [ratio.value for ratio, _ in ratios]
+    low, high = min(*values, 0.9), max(*values, 1.2)
+    axis.set_xlim(low / 1.05, high * 1.05)
+    ticks = [tick for tick in _TICKS if low / 1.05 <= tick <= high * 1.05]
+    if len(ticks) > 12:
+        ticks = [tick for tick in ticks if tick in _FEW_TICKS]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_yticks(range(len(there)), there)
+    axis.set_ylim(len(there) - 0.4, -0.6)
+    axis.tick_params(labelsize=8)
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+_FEW_TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_TICKS = sorted({*_FEW_TICKS, 0.02, 0.05, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0, 5.0, 20.0})
+
+
+if __name__ == "__main__":
+    run_command(Config, main, description=__doc__, interrupted="stopped: the same command goes on where it was")

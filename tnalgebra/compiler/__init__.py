@@ -1,0 +1,110 @@
+"""From a network to the fastest plain torch code: simplify, order, lower, choose, emit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import CompileError, explain
+from ..evaluation import bind
+from ..network import Network, tensor_nodes, with_sizes
+from ..notation import parse
+from .choosing import Candidates, Request, is_free
+from .compiled import Compiled
+from .plans import Plan, Step
+from .problem import check_inputs
+
+MAX_ELEMENTS = 2**28
+"""Default bound of the largest tensor a plan makes: 1 GiB in float32."""
+
+
+def compile(  # the word of the field; it is used as tnalgebra.compile
+    network: Network | str,
+    *,
+    inputs: Mapping[str, Sequence[int]],
+    values: Mapping[str, Any] | None = None,
+    constants: Collection[str] = (),
+    candidates: Candidates = "all",
+    backward: bool = False,
+    tune: bool = False,
+    dynamic: Mapping[str, tuple[int, int]] | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    max_elements: int = MAX_ELEMENTS,
+) -> Compiled:
+    """The fastest plain torch code that computes a network, as a module.
+
+    Args:
+        network: or its text.
+        inputs: name -> nominal shape of every tensor that is given at the call. Its sizes choose the plan; at the
+            call every size may be another that no weight fixes.
+        values: name -> elements of every other tensor; they become parameters of that name (a `Parameter` is used
+            as it is, and its memory may be laid out anew), in their own dtype and on their own device.
+        constants: names of values that are not trained: buffers.
+        candidates: "factored" never lets the inputs meet one tensor made of all weights.
+        backward: choose by the price of forward and backward.
+        tune: measure the best few candidates on tensors of the nominal shapes, and remember the result on disk.
+        dynamic: label -> (least, most) of a batch: choose what is, at worst over the range, least behind the best.
+        memory_format: of inputs with 4 or 5 axes, `torch.contiguous_format` or `torch.channels_last`.
+        max_elements: of the largest tensor a plan may make.
+
+    Raises:
+        CompileError: a name that torch uses itself, an input or range that is none, no plan within memory.
+        SizeError: sizes contradict each other or are not known.
+        ValuesError: a value is missing, or does not fit.
+    """
+    network = parse(network) if isinstance(network, str) else network
+    if not inputs:
+        raise CompileError(
+            explain("there is no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")
+        )
+    sizes = check_inputs(network, inputs)
+    bound, tensors = bind(network, values or {})
+    twice = [name for name in inputs if name in tensors]
+    if twice:
+        raise CompileError(explain(f"{twice[0]!r} is an input and has a value", fix="one of the two"))
+    missing = [name for name in tensor_nodes(network) if name not in tensors and name not in inputs]
+    if missing:
+        raise CompileError(
+            explain(f"no value for {', '.join(map(repr, missing))}", network=network, fix="values={...}, or an input")
+        )
+    unknown = [name for name in constants if name not in tensors]
+    if unknown:
+        raise CompileError(explain(f"the constant {unknown[0]!r} has no value", values=" ".join(tensors) or "none"))
+    floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    devices, dtypes = {tensor.device for tensor in tensors.values()}, {tensor.dtype for tensor in tensors.values()}
+    if len(devices) > 1 or len(dtypes) > 1:
+        listed = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items())
+        raise CompileError(explain("the values differ in dtype or device", values=listed, fix="one dtype and device"))
+    request = Request(
+        network=with_sizes(bound, sizes),
+        inputs=tuple(inputs),
+        device=next(iter(devices), torch.device("cpu")),
+        dtype=floating[0].dtype if floating else torch.get_default_dtype(),
+        candidates=candidates,
+        backward=backward,
+        channels_last=memory_format in (torch.channels_last, torch.channels_last_3d),
+        dynamic=_checked_ranges(dynamic or {}),
+        max_elements=max_elements,
+    )
+    for label in request.dynamic:
+        if not is_free(request, label):
+            raise CompileError(
+                explain(
+                    f"the size of {label!r} decides other sizes, or a weight has it",
+                    network=network,
+                    fix="a label that stands on inputs only, such as the batch",
+                )
+            )
+    return Compiled(request, tensors, frozenset(constants), tune)
+
+
+def _checked_ranges(dynamic: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    for label, ends in dynamic.items():
+        if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+            raise CompileError(explain(f"the range of {label!r} is {ends!r}", fix="(least, most), at least 1"))
+    return dict(dynamic)
+
+
+__all__ = ["Candidates", "Compiled", "Plan", "Step", "compile"]

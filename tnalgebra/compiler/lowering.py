@@ -1,0 +1,608 @@
+"""From a tree of joins and views to a program: a list of torch's own operations on labelled axes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
+from typing import Literal, TypeAlias
+
+from ..nodes import Conv, Fuse
+from ..sizes import window
+from .operations import (
+    Arrange,
+    Axes,
+    Axis,
+    ChannelsLast,
+    Convolve,
+    Diagonal,
+    Load,
+    Multiply,
+    Operation,
+    Pad,
+    Pool,
+    Product,
+    Rename,
+    Scale,
+    Sum,
+    Unfold,
+    labels_in,
+    shape_in,
+)
+from .problem import Leaf, Problem, moving_labels
+from .search import Search, Tree
+
+Format: TypeAlias = Literal["contiguous", "channels_last"]
+Pointwise: TypeAlias = Literal["convolution", "product"]
+
+UNKNOWN: tuple[str, ...] = ()
+"""The memory order of overlapping windows: a copy comes before any reshape."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How joins become calls.
+
+    memory_format: that convolutions are brought into; "contiguous" leaves every tensor as it comes.
+    pointwise: what contracts channels where no window is absorbed: a convolution with a window of one element, or
+        a matrix product.
+    """
+
+    memory_format: Format = "contiguous"
+    pointwise: Pointwise = "convolution"
+
+    def __str__(self) -> str:
+        return f"{self.memory_format}, 1x1 by {'matrix products' if self.pointwise == 'product' else 'convolutions'}"
+
+
+STYLES = tuple(
+    Style(layout, pointwise) for layout in ("contiguous", "channels_last") for pointwise in ("convolution", "product")
+)  # type: ignore[arg-type]  # the two literals
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network as a list of operations.
+
+    operations: in order; each names the values it takes by their position.
+    inputs: names, in the order of the call.
+    sizes: of every label on any value, at the nominal sizes.
+    moving: labels whose size may differ from call to call.
+    stored: weight -> its labels in the order in which its elements lie best in memory.
+    """
+
+    operations: tuple[Operation, ...]
+    inputs: tuple[str, ...]
+    sizes: Mapping[str, int]
+    moving: frozenset[str]
+    stored: Mapping[str, tuple[str, ...]]
+    patterns: tuple[Leaf, ...]
+    style: Style
+    tree: Tree
+
+    @property
+    def text(self) -> str:
+        """Equal for programs that ask torch for the same."""
+        return repr((self.operations, sorted(self.stored.items())))
+
+
+@dataclass(frozen=True)
+class _Value:
+    number: int
+    axes: Axes
+    order: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return labels_in(self.axes)
+
+
+def lower(problem: Problem, search: Search, tree: Tree, style: Style, *, channels_last_inputs: bool = False) -> Program:
+    """The program of one tree.
+
+    Args:
+        search: the one that found the tree.
+        channels_last_inputs: whether inputs of 4 or 5 axes come in that memory format.
+    """
+    return _Lowering(problem, search, tree, style, channels_last_inputs).program()
+
+
+class _Lowering:
+    def __init__(self, problem: Problem, search: Search, tree: Tree, style: Style, channels_last: bool) -> None:
+        self.problem, self.search, self.tree, self.style = problem, search, tree, style
+        self.channels_last_inputs = channels_last
+        self.sizes = dict(problem.sizes)
+        self.operations: list[Operation] = []
+        self.stored: dict[str, tuple[str, ...]] = {}
+        self.once = {leaf.name for leaf in problem.leaves if sum(leaf.name == o.name for o in problem.leaves) == 1}
+        self.patterns = tuple(self._pattern_leaf(part) for part in _leaves(tree) if part.step == "pattern")
+        self.moving = moving_labels(problem, self.patterns)
+        self.factor = problem.factor
+        self.loaded: dict[str, _Value] = {}
+
+    def program(self) -> Program:
+        fixed = [(label, power) for label, power in self.problem.sized if label not in self.moving]
+        for label, power in fixed:
+            self.factor *= float(self.sizes[label]) ** power
+        sized = tuple(pair for pair in self.problem.sized if pair[0] in self.moving)
+        value = self.lower(self.tree)
+        value = self.arranged(value, tuple((label,) for label in self.problem.output))
+        if self.factor != 1 or sized:
+            scale = Scale(value.number, value.axes, self.factor, sized)
+            place = None if sized else self._lightest_weight()
+            if place is None:
+                self._add(scale, value.order)
+            else:
+                self._scale_after(place)
+        return Program(
+            tuple(self.operations),
+            self.problem.inputs,
+            self.sizes,
+            self.moving,
+            self.stored,
+            self.patterns,
+            self.style,
+            self.tree,
+        )
+
+    def _lightest_weight(self) -> int | None:
+        """The smallest tensor that is loaded once and is no input: a factor of the whole value goes there."""
+        loads = [
+            (prod(shape_in(operation.axes, self.sizes)), number)
+            for number, operation in enumerate(self.operations)
+            if isinstance(operation, Load) and operation.kind != "input" and operation.name in self.once
+        ]
+        return min(loads)[1] if loads else None
+
+    def _scale_after(self, place: int) -> None:
+        axes = self.operations[place].axes
+        scale = Scale(place, axes, self.factor, ())
+        moved = [
+            renumbered(operation, lambda n: n if n < place else n + 1) for operation in self.operations[place + 1 :]
+        ]
+        self.operations = [*self.operations[: place + 1], scale, *moved]
+
+    # One value for each tree ---------------------------------------------------------------------------------
+
+    def _add(self, operation: Operation, order: Iterable[str] | None = None) -> _Value:
+        self.operations.append(operation)
+        own = labels_in(operation.axes) if order is None else tuple(order)
+        return _Value(len(self.operations) - 1, operation.axes, own)
+
+    def lower(self, tree: Tree) -> _Value:
+        match tree.step:
+            case "leaf":
+                return self._leaf(self.problem.leaves[tree.mask.bit_length() - 1], tree)
+            case "pattern":
+                return self._leaf(self._pattern_leaf(tree), tree)
+            case "view":
+                return self._view(tree)
+            case _:
+                return self._join(tree)
+
+    def _pattern_leaf(self, tree: Tree) -> Leaf:
+        number = tree.mask.bit_length() - 1 - len(self.problem.leaves)
+        node = self.problem.views[number]
+        taken = {leaf.name for leaf in self.problem.leaves}
+        name = next(name for i in range(number, 10**6) if (name := f"pattern_of_view_{i}") not in taken)
+        return Leaf(name, node.labels, "pattern", node)
+
+    def _leaf(self, leaf: Leaf, tree: Tree) -> _Value:
+        value = self.loaded.get(leaf.name)
+        if value is None:
+            names = tuple((label,) for label in leaf.labels)
+            order = leaf.labels
+            if leaf.kind == "input" and self.channels_last_inputs and len(names) in (4, 5):
+                order = (leaf.labels[0], *leaf.labels[2:], leaf.labels[1])
+            value = self._add(Load(leaf.name, names, leaf.kind), order)
+            self.loaded[leaf.name] = value
+        elif value.labels != leaf.labels:  # tied: the same tensor under other labels
+            renames = (
+                dict(zip(value.labels, leaf.labels, strict=True)) if len(set(value.labels)) == len(value.labels) else {}
+            )
+            order = tuple(renames.get(label, label) for label in value.order) if renames else leaf.labels
+            value = self._add(Rename(value.number, tuple((label,) for label in leaf.labels)), order)
+        while len(set(value.labels)) < len(value.labels):
+            first, second = next(
+                (i, j) for i, a in enumerate(value.labels) for j, b in enumerate(value.labels) if i < j and a == b
+            )
+            rest = [axis for number, axis in enumerate(value.axes) if number not in (first, second)]
+            value = self._add(Diagonal(value.number, (*rest, value.axes[first]), first, second), UNKNOWN)
+        live = self.names(self.search.live(tree.mask))
+        return self._summed(value, live)
+
+    def _summed(self, value: _Value, live: Collection[str]) -> _Value:
+        """Sum the labels nobody needs; their axes hold nothing else, or are split first."""
+        dead = [label for label in value.labels if label not in live]
+        if not dead:
+            return value
+        if any(len(axis) > 1 and set(axis) & set(dead) for axis in value.axes):
+            value = self.arranged(value, tuple((label,) for label in value.labels))
+        kept = tuple(axis for axis in value.axes if not set(axis) & set(dead))
+        if all(self.sizes[label] == 1 and label not in self.moving for label in dead):
+            return self.arranged(value, kept, dropped=dead)
+        order = tuple(label for label in value.order if label not in dead)
+        return self._add(Sum(value.number, kept), order)
+
+    def names(self, mask: int) -> set[str]:
+        """The labels of a mask of the search."""
+        return {label for label, bit in self.search.bits.items() if mask & bit}
+
+    # Views ---------------------------------------------------------------------------------------------------------
+
+    def _view(self, tree: Tree) -> _Value:
+        value = self.lower(tree.parts[0])
+        views = [self.problem.views[number - len(self.problem.leaves)] for number in tree.views]
+        live = self.names(self.search.live(tree.mask))
+        first = views[0]
+        if isinstance(first, Fuse):
+            return self._fused(value, first)
+        windows = [view for view in views if isinstance(view, Conv)]
+        if any(one.k in live or one.dilation != 1 for one in windows):
+            for one in windows:
+                value = self._unfolded(value, one)
+            return self._summed(value, live)
+        return self._pooled(value, windows)
+
+    def _fused(self, value: _Value, fuse: Fuse) -> _Value:
+        if fuse.whole in value.labels:
+            new = {fuse.whole: fuse.parts}
+            axes = tuple(tuple(p for label in axis for p in new.get(label, (label,))) for axis in value.axes)
+            order = tuple(p for label in value.order for p in new.get(label, (label,)))
+            return self._add(Rename(value.number, axes), order)
+        together = next((n for n, axis in enumerate(value.axes) if _run(axis, fuse.parts) is not None), None)
+        if together is None:
+            rest = [tuple(label for label in axis if label not in fuse.parts) for axis in value.axes]
+            place = next(n for n, axis in enumerate(value.axes) if set(axis) & set(fuse.parts))
+            before = [axis for axis in rest[:place] if axis]
+            after = [axis for axis in rest[place:] if axis]
+            value = self.arranged(value, (*before, fuse.parts, *after))
+        axes = tuple(_joined(axis, fuse) for axis in value.axes)
+        place_in_order = _run(value.order, fuse.parts)
+        order = UNKNOWN if place_in_order is None else _joined(value.order, fuse)
+        return self._add(Rename(value.number, axes), order)
+
+    def _unfolded(self, value: _Value, node: Conv) -> _Value:
+        numbers = window(node)
+        others = tuple(tuple(label for label in axis if label != node.x) for axis in value.axes)
+        others = tuple(axis for axis in others if axis)
+        low, high = numbers["low"], numbers["high"]
+        if node.mode != "zeros" and (low > 0 or high > 0):
+            others = (labels_in(others),)
+        value = self.arranged(value, (*others, (node.x,)))
+        value = self._padded(value, [(node.x, low, high, str(node.mode))])
+        return self._add(
+            Unfold(
+                value.number,
+                (*others, (node.y,), (node.k,)),
+                len(others),
+                self.sizes[node.k],
+                numbers["stride"],
+                numbers["dilation"],
+            ),
+            UNKNOWN,
+        )
+
+    def _pooled(self, value: _Value, windows: Sequence[Conv]) -> _Value:
+        xs = {node.x: node for node in windows}
+        first = min(n for n, axis in enumerate(value.axes) if set(axis) & xs.keys())
+        channel = [label for label in (value.axes[first - 1] if first else ()) if label not in xs]
+        batch, spatial = self._positions(value, channel, xs)
+        value = self.arranged(value, (batch, tuple(channel), *spatial))
+        inner, outer = [], []
+        for axis in spatial:
+            node = xs.get(axis[0]) if len(axis) == 1 else None
+            low, high = (0, 0) if node is None else (window(node)["low"], window(node)["high"])
+            size = 1 if node is None else self.sizes[node.k]
+            same = low == high and 0 <= low <= size // 2 and (node is None or node.mode == "zeros")
+            inner.append(low if same else 0)
+            if node is not None and not same:
+                outer.append((node.x, low, high, str(node.mode)))
+        value = self._padded(value, outer)
+        kernel, stride, after = [], [], []
+        for axis in spatial:
+            node = xs.get(axis[0]) if len(axis) == 1 else None
+            kernel.append(1 if node is None else self.sizes[node.k])
+            stride.append(1 if node is None else window(node)["stride"])
+            after.append(axis if node is None else (node.y,))
+        self.factor *= prod(kernel)
+        ys = {node.x: node.y for node in windows}
+        pool = Pool(value.number, (batch, tuple(channel), *after), tuple(kernel), tuple(stride), tuple(inner))
+        return self._add(pool, tuple(ys.get(_plain(label), label) for label in value.order))
+
+    def _padded(self, value: _Value, ends: Sequence[tuple[str, int, int, str]]) -> _Value:
+        """Positions added to or cut from axes; their labels get a prime, for they have another size."""
+        for cropping in (True, False):
+            for mode in ("zeros", "reflect", "replicate", "circular"):
+                pads: dict[str, tuple[int, int]] = {}
+                for x, low, high, own in ends:
+                    low, high = (min(low, 0), min(high, 0)) if cropping else (max(low, 0), max(high, 0))
+                    if (low or high) and ("zeros" if cropping else own) == mode:
+                        pads[x] = (low, high)
+                if pads:
+                    value = self._with_pads(value, pads, mode)
+        return value
+
+    def _with_pads(self, value: _Value, pads: Mapping[str, tuple[int, int]], mode: str) -> _Value:
+        new = {}
+        for label in value.labels:
+            if _plain(label) in pads:
+                low, high = pads[_plain(label)]
+                new[label] = label + "'"
+                self.sizes[label + "'"] = self.sizes[label] + low + high
+                if label in self.moving:
+                    self.moving |= {label + "'"}
+        axes = tuple(tuple(new.get(label, label) for label in axis) for axis in value.axes)
+        first = min(n for n, axis in enumerate(value.axes) if set(axis) & new.keys())
+        ends = tuple(pads.get(_plain(axis[0]), (0, 0)) if len(axis) == 1 else (0, 0) for axis in value.axes[first:])
+        order = tuple(new.get(label, label) for label in value.order)
+        return self._add(Pad(value.number, axes, ends, mode), order)
+
+    # Axes and memory -----------------------------------------------------------------------------------------------
+
+    def arranged(
+        self, value: _Value, axes: Axes, *, dropped: Collection[str] = (), order: tuple[str, ...] | None = None
+    ) -> _Value:
+        """The value with its labels on these axes.
+
+        Args:
+            dropped: labels of size 1 that go.
+            order: in which a weight's elements should lie in memory, if that is still free.
+        """
+        operation = self.operations[value.number]
+        if isinstance(operation, Load) and operation.kind != "input" and operation.name in self.once:
+            wanted = self.stored.setdefault(operation.name, order or (*labels_in(axes), *dropped))
+            value = replace(value, order=wanted)
+        if axes == value.axes:
+            return value
+        groups = {axis for axis in value.axes if axis}
+        whole = groups == {axis for axis in axes if axis} or (not dropped and groups == {a for a in axes if a})
+        own = tuple(label for label in value.order if label not in dropped)
+        if whole or all(self._is_run(own, axis) for axis in axes):
+            return self._add(Arrange(value.number, axes, copies=False), own)
+        return self._add(Arrange(value.number, axes, copies=True))
+
+    def _is_run(self, order: Sequence[str], axis: Axis) -> bool:
+        real = [label for label in axis if self._counts(label)]
+        return len(real) < 2 or _run([label for label in order if self._counts(label)], real) is not None
+
+    def _counts(self, label: str) -> bool:
+        """Whether a label can move anything: one of size 1 never does."""
+        return self.sizes[label] != 1 or label in self.moving
+
+    def _lies(self, value: _Value, order: Iterable[str]) -> bool:
+        wanted = [label for label in order if self._counts(label)]
+        return [label for label in value.order if self._counts(label)] == wanted
+
+    def in_memory(self, value: _Value) -> tuple[_Value, bool]:
+        """A value of axes (batch, channels, positions ...) as a convolution wants it; whether it is channels_last."""
+        batch, channels, *positions = value.axes
+        last = labels_in([batch, *positions, channels])
+        if self._lies(value, last) and not self._lies(value, value.labels):
+            return value, True
+        if self.style.memory_format == "channels_last":
+            if not self._lies(value, last):
+                value = self._add(ChannelsLast(value.number, value.axes), last)
+            return value, True
+        if not self._lies(value, value.labels):
+            value = self._add(Arrange(value.number, value.axes, copies=True))
+        return value, False
+
+    def _positions(self, value: _Value, channels: Collection[str], xs: Collection[str]) -> tuple[Axis, list[Axis]]:
+        """The labels of the batch axis, and the axes of positions: those windows move along, and idle ones."""
+        with_channels = [n for n, axis in enumerate(value.axes) if set(axis) & set(channels)]
+        with_windows = [n for n, axis in enumerate(value.axes) if set(axis) & set(xs)]
+        last = max(with_channels) if with_channels else min(with_windows, default=len(value.axes)) - 1
+        batch: list[str] = []
+        spatial: list[Axis] = []
+        late: list[Axis] = []
+        for number, axis in enumerate(value.axes):
+            idle = tuple(label for label in axis if label not in channels and label not in xs)
+            moved = [(label,) for label in axis if label in xs]
+            if number > last:
+                spatial += [*([idle] if idle else []), *moved]
+            else:
+                batch += idle
+                late += moved
+        spatial += late
+        while len(spatial) > 2:
+            pair = next((n for n, (a, b) in enumerate(pairwise(spatial)) if not {*a, *b} & set(xs)), None)
+            if pair is None:
+                break
+            spatial[pair : pair + 2] = [spatial[pair] + spatial[pair + 1]]
+        while len(spatial) > 3:
+            idle_axis = next(axis for axis in spatial if not set(axis) & set(xs))
+            spatial.remove(idle_axis)
+            batch += idle_axis
+        return tuple(batch), spatial
+
+    # Joins ---------------------------------------------------------------------------------------------------------
+
+    def _join(self, tree: Tree) -> _Value:
+        left, right = (self.lower(part) for part in tree.parts)
+        live = self.names(self.search.live(tree.mask))
+        nodes = [self.problem.views[number - len(self.problem.leaves)] for number in tree.views]
+        windows = [node for node in nodes if isinstance(node, Conv)]
+        if windows:
+            return self._convolved(left, right, windows, live, transposed=tree.transposed)
+        with_inputs = [bool(part.mask & self.search.inputs) for part in tree.parts]
+        if with_inputs[1] and not with_inputs[0]:
+            left, right = right, left
+        shared = [label for label in left.labels if label in right.labels]
+        summed = tuple(label for label in shared if label not in live)
+        groups = tuple(label for label in shared if label in live)
+        new = tuple(label for label in right.labels if label not in shared)
+        if not summed:
+            return self._multiplied(left, right, groups, new)
+        if any(with_inputs) and not all(with_inputs):
+            _, spatial = self._positions(left, shared, ())
+            if spatial and (groups or self.style.pointwise == "convolution"):
+                return self._convolved(left, right, [], live, transposed=False)
+            if not groups:
+                return self._linear(left, right, summed, new)
+        return self._batched(left, right, groups, summed, new)
+
+    def _multiplied(self, left: _Value, right: _Value, groups: Axis, new: Axis) -> _Value:
+        """Element by element; labels of the right one alone stand after the shared ones."""
+        place = max((n for n, axis in enumerate(left.axes) if set(axis) & set(groups)), default=len(left.axes) - 1)
+        if new and place >= 0 and len(left.axes[place]) > 1:
+            left = self.arranged(left, tuple((label,) for label in left.labels))
+            place = max((n for n, axis in enumerate(left.axes) if set(axis) & set(groups)), default=len(left.axes) - 1)
+        if any(set(axis) & set(groups) and not set(axis) <= set(groups) for axis in left.axes):
+            left = self.arranged(left, tuple((label,) for label in left.labels))
+            place = max((n for n, axis in enumerate(left.axes) if set(axis) & set(groups)), default=len(left.axes) - 1)
+        news = tuple((label,) for label in new)
+        one = (*left.axes[: place + 1], *(() for _ in new), *left.axes[place + 1 :])
+        axes = (*left.axes[: place + 1], *news, *left.axes[place + 1 :])
+        other = tuple(axis if set(axis) <= {*groups, *new} else () for axis in axes)
+        while other and not other[0]:  # torch repeats along missing leading axes by itself
+            other = other[1:]
+        left, right = self.arranged(left, one), self.arranged(right, other)
+        if not self._lies(left, left.labels) and not new:
+            return self._add(Multiply(left.number, right.number, axes), left.order)
+        return self._add(Multiply(left.number, right.number, axes))
+
+    def _linear(self, left: _Value, right: _Value, summed: Axis, new: Axis) -> _Value:
+        """Channels contracted by a matrix product, wherever they stand."""
+        channels = next((n for n, axis in enumerate(left.axes) if set(axis) & set(summed)))
+        batch = tuple(axis for axis in left.axes[:channels] if not set(axis) & set(summed))
+        rest = tuple(axis for axis in left.axes[channels:] if not set(axis) & set(summed))
+        plain = self._lies(left, left.labels)
+        if (
+            rest
+            and plain
+            and self.style.memory_format == "contiguous"
+            and len(batch) < 2
+            and sum(map(bool, batch)) == len(batch)
+        ):
+            left = self.arranged(left, (*batch, summed, labels_in(rest)))
+            right = self.arranged(right, (new, summed), order=(*new, *summed))
+            return self._add(Product(right.number, left.number, (*batch, new, labels_in(rest)), summed, "above"))
+        if rest and plain:
+            rest = (labels_in(rest),)
+        left = self.arranged(left, (*batch, *rest, summed))
+        right = self.arranged(right, (new, summed), order=(*new, *summed))
+        return self._add(Product(left.number, right.number, (*batch, *rest, new), summed, "linear"))
+
+    def _batched(self, left: _Value, right: _Value, groups: Axis, summed: Axis, new: Axis) -> _Value:
+        own = tuple(label for label in left.labels if label not in groups and label not in summed)
+        lead: Axes = (groups,) if groups else ()
+        left = self.arranged(left, (*lead, own, summed))
+        right = self.arranged(right, (*lead, summed, new))
+        return self._add(Product(left.number, right.number, (*lead, own, new), summed, "batched"))
+
+    def _convolved(
+        self, left: _Value, right: _Value, windows: Sequence[Conv], live: Collection[str], *, transposed: bool
+    ) -> _Value:
+        ends = {(node.y if transposed else node.x): node for node in windows}
+        ks = {node.k for node in windows}
+        shared = [label for label in left.labels if label in right.labels]
+        groups = tuple(label for label in shared if label in live)
+        summed = tuple(label for label in shared if label not in live)
+        new = tuple(label for label in right.labels if label not in shared and label not in ks)
+        batch, spatial = self._positions(left, shared, ends)
+        while len(spatial) < (2 if self.style.memory_format == "channels_last" else 1):
+            spatial.insert(0, ())
+        nodes = [ends.get(axis[0]) if len(axis) == 1 else None for axis in spatial]
+        left = self.arranged(left, (batch, groups + summed, *spatial))
+        window_axes = tuple((node.k,) if node else () for node in nodes)
+        kernel_axes = (groups + summed, new) if transposed else (groups + new, summed)
+        lead, inner = kernel_axes
+        plain = (*lead, *inner, *labels_in(window_axes))
+        last = (*lead, *labels_in(window_axes), *inner)
+        lies_last = self.style.memory_format == "channels_last"
+        right = self.arranged(right, (*kernel_axes, *window_axes), order=last if lies_last else plain)
+        padding = [0] * len(spatial)
+        before: list[tuple[str, int, int, str]] = []
+        after: list[tuple[str, int, int, str]] = []
+        extra = [0] * len(spatial)
+        for number, node in enumerate(nodes):
+            if node is None:
+                continue
+            numbers = window(node)
+            low, high = numbers["low"], numbers["high"]
+            if transposed:
+                padding[number], extra[number], crop = self._overlap(node)
+                if crop != (0, 0):
+                    after.append((node.x, *crop, "zeros"))
+            elif low == high >= 0 and node.mode == "zeros":
+                padding[number] = low
+            else:
+                before.append((node.x, low, high, str(node.mode)))
+        left = self._padded(left, before)
+        left, is_last = self.in_memory(left)
+        if lies_last and not self._lies(right, last):
+            right = self._add(ChannelsLast(right.number, right.axes), last)
+        done = tuple(
+            ((node.x if transposed else node.y),) if node else axis for axis, node in zip(spatial, nodes, strict=True)
+        )
+        axes = (batch, groups + new, *done)
+        unit = [{"stride": 1, "dilation": 1} if node is None else window(node) for node in nodes]
+        value = self._add(
+            Convolve(
+                left.number,
+                right.number,
+                axes,
+                groups,
+                summed,
+                new,
+                window_axes,
+                tuple(one["stride"] for one in unit),
+                tuple(padding),
+                tuple(one["dilation"] for one in unit),
+                transposed,
+                tuple(extra),
+            ),
+            labels_in([batch, *done, groups + new]) if is_last else None,
+        )
+        return self._cropped(value, after)
+
+    def _overlap(self, node: Conv) -> tuple[int, int, tuple[int, int]]:
+        """Of a transposed window torch's padding and output_padding, and what is still to add (or cut) at both ends."""
+        numbers = window(node)
+        reach = numbers["stride"] * (self.sizes[node.y] - 1) + numbers["dilation"] * (self.sizes[node.k] - 1) + 1
+        padding = max(numbers["low"], 0)
+        if reach - 2 * padding < 1:
+            padding = 0
+        front = padding - numbers["low"]
+        rest = self.sizes[node.x] - front - (reach - 2 * padding)
+        if 0 <= rest < max(numbers["stride"], numbers["dilation"]):
+            return padding, rest, (front, 0)
+        return padding, 0, (front, rest)
+
+    def _cropped(self, value: _Value, ends: Sequence[tuple[str, int, int, str]]) -> _Value:
+        """Positions added to or cut from a transposed convolution, whose labels already have their size."""
+        pads = {x: (low, high) for x, low, high, _ in ends}
+        if not pads:
+            return value
+        positions = value.axes[2:]
+        amounts = tuple(pads.get(axis[0], (0, 0)) if len(axis) == 1 else (0, 0) for axis in positions)
+        return self._add(Pad(value.number, value.axes, amounts), value.order)
+
+
+def _leaves(tree: Tree) -> list[Tree]:
+    return [tree] if not tree.parts else [leaf for part in tree.parts for leaf in _leaves(part)]
+
+
+def _plain(label: str) -> str:
+    """A label without the primes that padding gave it."""
+    return label.rstrip("'")
+
+
+def _run(labels: Sequence[str], part: Sequence[str]) -> int | None:
+    """Where `part` stands in `labels` as a run; None if it does not."""
+    count = len(part)
+    return next((n for n in range(len(labels) - count + 1) if tuple(labels[n : n + count]) == tuple(part)), None)
+
+
+def _joined(labels: tuple[str, ...], fuse: Fuse) -> tuple[str, ...]:
+    place = _run(labels, fuse.parts)
+    return labels if place is None else (*labels[:place], fuse.whole, *labels[place + len(fuse.parts) :])
+
+
+def renumbered(operation: Operation, number: object) -> Operation:
+    """The operation with the positions of the values it takes replaced."""
+    assert callable(number)
+    names = [name for name in ("source", "left", "right", "kernel") if isinstance(getattr(operation, name, None), int)]
+    return replace(operation, **{name: number(getattr(operation, name)) for name in names})
