@@ -13,7 +13,7 @@ What is measured, for each layer, decomposition of its kernel, ranks, batch and 
   contenders: the ratio of the two is the noise floor. Contenders far slower than the fastest take fewer turns.
 - Before that, each output, and in training the input's gradient, is compared with the dense layer's.
 - On CUDA without TF32, and with cuDNN's choice of algorithms by trial, for all.
-- --memory: the peak memory of three calls of each contender, in a process of its own, instead of times. On a CPU: the
+- --memory: the peak memory of three calls of each contender, after a first one, in a process of its own, instead of times. On a CPU: the
   peak resident set less the resident set before the calls (VmHWM - VmRSS); on CUDA: the allocator's. Without the input
   and the parameters, which are there before.
 
@@ -50,7 +50,6 @@ from statistics import geometric_mean, median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import tnalgebra as tn
@@ -65,6 +64,7 @@ from recipes.layer_contenders import (
     TUNED,
     UNDECOMPOSED,
     Cell,
+    Contender,
     Pass,
     Shape,
     make_contender,
@@ -72,7 +72,7 @@ from recipes.layer_contenders import (
     missing_cell,
     takes_part,
 )
-from recipes.layer_timing import Ratio, Task, one_call, peak_bytes, ratio_of_medians, time_in_turns, waiter
+from recipes.layer_timing import Found, Ratio, Task, one_call, peak_bytes, ratio_of_medians, time_in_turns, waiter
 from tnalgebra.errors import StudyError, explain
 from tnalgebra.files import write_text, write_whole
 
@@ -154,12 +154,12 @@ def main(config: Config) -> list[Row]:
     names = chosen_contenders(config)
     path = config.output / ("memory.jsonl" if config.memory else "results.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
+    before = read_rows(path)
     with _settings(config):
         bar = tqdm(cells, desc="cells", unit="cell")
         for cell in bar:
             bar.set_postfix_str(str(cell))
-            there = _find(read_rows(path), cell, config)
-            taking = _missing(there, cell, names, config)
+            taking = _missing(_find(before, cell, config), cell, names, config)
             if taking:
                 row = (memory_row if config.memory else timed_row)(cell, taking, config)
                 with path.open("a", encoding="utf-8") as file:
@@ -318,12 +318,16 @@ def timed_row(cell: Cell, names: Sequence[str], config: Config) -> Row:
         StudyError: one computes something else than the dense layer.
     """
     problem = make_problem(cell, _shape(cell), seed=config.seed, dtype=torch.float32, device=config.device)
-    made = {name: make_contender(name, problem) for name in names if name != "dense again"}
-    made["dense again"] = made["dense"]
-    calls = {name: one_call(made[name].module, problem) for name in names}
-    expected = calls["dense"]()
-    for name, call in calls.items():
-        _compare(name, cell, call(), expected)
+    made: dict[str, Contender] = {}
+    calls: dict[str, Callable[[], Found]] = {}
+    expected: Found | None = None
+    for name in names:
+        with _named(name, cell):
+            made[name] = made["dense"] if name == "dense again" else make_contender(name, problem)
+            calls[name] = one_call(made[name].module, problem)
+            found = calls[name]()
+        expected = expected or found
+        _compare(name, cell, found, expected)
     times = time_in_turns(
         calls,
         rounds=config.rounds,
@@ -334,15 +338,23 @@ def timed_row(cell: Cell, names: Sequence[str], config: Config) -> Row:
         synchronise=waiter(config.device),
     )
     measured = {
-        name: {"seconds": median(found), "times": found, "multiply_adds": made[name].multiply_adds}
-        for name, found in times.items()
+        name: {"seconds": median(seconds), "times": seconds, "multiply_adds": made[name].multiply_adds}
+        for name, seconds in times.items()
     }
     return {**_facts(cell, config), "rounds": config.rounds, "contenders": measured}
 
 
-def _compare(
-    name: str, cell: Cell, found: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor | None]
-) -> None:
+@contextmanager
+def _named(name: str, cell: Cell) -> Iterator[None]:
+    """Tell whose error it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"contender: {name}, of {cell}")
+        raise
+
+
+def _compare(name: str, cell: Cell, found: Found, expected: Found) -> None:
     for what, ours, dense in zip(("output", "gradient of the input"), found, expected, strict=True):
         if ours is None or dense is None:
             continue
@@ -557,7 +569,10 @@ def figure(rows: Sequence[Row]) -> Figure:
     axes = drawing.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (title, (question, ratios)) in zip(axes, panels.items(), strict=True):
         _panel(axis, title, question, ratios, names)
-    axes[-1].set_xlabel("ratio of median times (log scale); black bar: median of the row", fontsize=9)
+    axes[-1].set_xlabel(
+        "ratio of median times (log scale): a point for each cell, the black bar their median, dashed the limits",
+        fontsize=9,
+    )
     families = [family for family in COLOURS if any(row["family"] == family for row in rows)]
     marks = [Line2D([], [], color=COLOURS[name], marker="o", linestyle="", label=f"{name} layers") for name in families]
     batches = sorted({row["batch"] for row in rows})
@@ -590,11 +605,21 @@ def _panel(
                 alpha=0.7,
                 markeredgewidth=0,
             )
+        if place % 2:
+            axis.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
         middle = median(ratio.value for ratio, _ in found)
         axis.plot([middle, middle], [place - 0.36, place + 0.36], color="black", linewidth=2)
     axis.axvline(1, color="black", linewidth=0.8)
     for limit in question.limits:
-        axis.axvline(limit, color="#d62728", linewidth=0.8, linestyle="--")
+        axis.axvline(limit, color="black", linewidth=0.8, linestyle="--")
+        axis.annotate(
+            f"{limit:g}",
+            (limit, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(1, 1),
+            textcoords="offset points",
+            fontsize=6,
+        )
     axis.set_xscale("log")
     values = [ratio.value for ratio, _ in ratios]
     low, high = min(*values, 0.9), max(*values, 1.2)
@@ -605,7 +630,7 @@ def _panel(
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.set_yticks(range(len(there)), there)
-    axis.set_ylim(len(there) - 0.4, -0.6)
+    axis.set_ylim(len(there) - 0.5, -0.5)
     axis.tick_params(labelsize=8)
     axis.set_title(title, fontsize=9, loc="left")
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tnalgebra as tn
+from tnalgebra.compiler import Candidates
 from tnalgebra.nodes import NamedTensor
 
 Pass: TypeAlias = Literal["forward", "training"]
@@ -387,7 +388,7 @@ class ChannelsLast(nn.Module):
 
     def __init__(self, chain: nn.Sequential) -> None:
         super().__init__()
-        self.chain = chain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.chain = chain.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         found: Tensor = self.chain(images.contiguous(memory_format=torch.channels_last))
@@ -462,11 +463,11 @@ class Contender(NamedTuple):
 
 
 TUNED = " tuned"
-OURS = {
-    "ours": {"candidates": "all"},
-    "ours frozen": {"candidates": "all"},
-    "ours factored": {"candidates": "factored"},
-    "ours factored frozen": {"candidates": "factored"},
+OURS: dict[str, Candidates] = {
+    "ours": "all",
+    "ours frozen": "all",
+    "ours factored": "factored",
+    "ours factored frozen": "factored",
 }
 HAND = ("hand contiguous", "hand channels_last", "hand merged contiguous", "hand merged channels_last")
 PEERS = {"tensorly": "tltorch", "tensorly reconstructed": "tltorch", "einconv": "einconv"}
@@ -504,17 +505,17 @@ def make_contender(name: str, problem: Problem) -> Contender:
     if name in PEERS:
         return Contender(_tensorly_layer(name, problem), None)
     base = name.removesuffix(TUNED)
-    compiled: Any = tn.compile(
+    compiled = tn.compile(
         layer_network(problem.cell.decomposition, shape),
         inputs={"X": tuple(problem.images.shape)},
         values=problem.cores,
-        tune=name.endswith(TUNED),
+        candidates=OURS[base],
         backward=problem.cell.goes == "training",
-        **OURS[base],
+        tune=name.endswith(TUNED),
     )
-    module = compiled.freeze() if base.endswith("frozen") else compiled
-    multiply_adds = getattr(module.plan, "multiply_adds", None)
-    return Contender(module, multiply_adds if isinstance(multiply_adds, int) else None)
+    if base.endswith("frozen"):
+        compiled.freeze()
+    return Contender(compiled, compiled.plan.multiply_adds)
 
 
 def _tensorly_layer(name: str, problem: Problem) -> nn.Module:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from tnalgebra.errors import StudyError, explain
 
 CLEAR = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
+Found: TypeAlias = tuple[Tensor, Tensor | None]
+"""Output and, in training, gradient of the input."""
+
 M_MMAP_THRESHOLD = -3
 """glibc's number of the setting."""
 
@@ -100,7 +103,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def one_call(module: nn.Module, problem: Problem) -> Callable[[], tuple[Tensor, Tensor | None]]:
+def one_call(module: nn.Module, problem: Problem) -> Callable[[], Found]:
     """What is timed; it returns the output and, in training, the gradient of the input.
 
     Forward: no gradients are noted. Training: the output, then the gradients of the input and of all parameters of the
@@ -142,7 +145,7 @@ class Task(NamedTuple):
 
 
 def peak_bytes(task: Task) -> int:
-    """The peak memory of three calls of one contender, measured in a process of its own.
+    """The peak memory of three calls of one contender after a first one, measured in a process of its own.
 
     On a CPU: the peak resident set during the calls less the resident set before them, from the kernel's VmHWM, set
     back just before; memory that is freed goes back to the system, so that it is counted again when it is used again.
@@ -164,6 +167,7 @@ def _measured_peak(task: Task) -> int:
     torch.set_num_threads(task.threads)
     problem = make_problem(task.cell, task.shape, seed=task.seed, dtype=torch.float32, device=task.device)
     call = one_call(make_contender(task.contender, problem).module, problem)
+    call()  # the first one makes what stays: code, caches
     gc.collect()
     if task.device.startswith("cuda"):
         torch.cuda.synchronize()

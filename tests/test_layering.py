@@ -67,6 +67,7 @@ ORDER = (
     "compiler.cost",
     "compiler.calibration",
     "compiler.choosing",
+    "compiler.plan_drawing",
     "compiler.plans",
     "compiler.compiled",
     "compiler",

@@ -38,7 +38,7 @@ def svg(nodes: Sequence[Node], output: Sequence[str], sizes: Mapping[str, int]) 
 
     from .drawing_layout import LARGEST_DRAWING
 
-    with _own_style():
+    with own_style():
         if len(nodes) <= LARGEST_DRAWING:
             figure = draw(nodes, output, sizes)
         else:
@@ -75,15 +75,7 @@ def draw(
         NetworkError: another suffix, a network of too many nodes to draw, or a node without a place.
         OSError: the file cannot be written; what was there before is still there.
     """
-    suffix = None if path is None else Path(path).suffix.lower()
-    if suffix is not None and suffix not in SUFFIXES:
-        raise NetworkError(
-            explain(
-                f"a drawing cannot be stored as {suffix!r}" if suffix else "the path of a drawing has no suffix",
-                path=os.fspath(path or ""),
-                fix=f"a path that ends in {' or '.join(SUFFIXES)}",
-            )
-        )
+    suffix = None if path is None else suffix_of(path)
     from .drawing_layout import layout
 
     plan = layout(nodes, output, sizes, places)
@@ -95,12 +87,12 @@ def draw(
         assert around is not None
         figure: Figure = around.figure
         if path is not None and suffix is not None:
-            _store(figure, suffix, path)
+            store(figure, suffix, path)
         return figure
-    with _own_style():
+    with own_style():
         figure = _new_figure(nodes, plan, title)
         if path is not None and suffix is not None:
-            _store(figure, suffix, path)
+            store(figure, suffix, path)
     return figure
 
 
@@ -121,7 +113,7 @@ def _new_figure(nodes: Sequence[Node], plan: Layout, title: str | None) -> Figur
 
 
 @contextmanager
-def _own_style() -> Iterator[None]:
+def own_style() -> Iterator[None]:
     """matplotlib's own defaults for the time of a drawing, whatever style the user has set."""
     import matplotlib
 
@@ -140,7 +132,22 @@ def _rendered(figure: Figure, suffix: str) -> bytes:
     return stream.getvalue()
 
 
-def _store(figure: Figure, suffix: str, path: str | os.PathLike[str]) -> None:
+def suffix_of(path: str | os.PathLike[str]) -> str:
+    """.svg or .png, by which a drawing is stored. Raises NetworkError for a path that ends in neither."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise NetworkError(
+            explain(
+                f"a drawing cannot be stored as {suffix!r}" if suffix else "the path of a drawing has no suffix",
+                path=os.fspath(path),
+                fix=f"a path that ends in {' or '.join(SUFFIXES)}",
+            )
+        )
+    return suffix
+
+
+def store(figure: Figure, suffix: str, path: str | os.PathLike[str]) -> None:
+    """Write a figure, whole or not at all, with nothing of the time or the machine in it."""
     content = _rendered(figure, suffix)
 
     def write(file: Path) -> None:

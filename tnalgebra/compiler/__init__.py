@@ -72,7 +72,9 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
     unknown = [name for name in constants if name not in tensors]
     if unknown:
         raise CompileError(explain(f"the constant {unknown[0]!r} has no value", values=" ".join(tensors) or "none"))
-    floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    dtype = floating[0] if floating else torch.get_default_dtype()
+    tensors = {name: t if t.is_floating_point() else t.to(dtype) for name, t in tensors.items()}
     devices, dtypes = {tensor.device for tensor in tensors.values()}, {tensor.dtype for tensor in tensors.values()}
     if len(devices) > 1 or len(dtypes) > 1:
         listed = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items())
@@ -81,7 +83,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         network=with_sizes(bound, sizes),
         inputs=tuple(inputs),
         device=next(iter(devices), torch.device("cpu")),
-        dtype=floating[0].dtype if floating else torch.get_default_dtype(),
+        dtype=dtype,
         candidates=candidates,
         backward=backward,
         channels_last=memory_format in (torch.channels_last, torch.channels_last_3d),

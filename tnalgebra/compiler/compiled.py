@@ -40,6 +40,7 @@ class Compiled(nn.Module):
         _check_names(self, (*request.inputs, *values))
         self.network = request.network
         self._tune = tune
+        self._weights = tuple(values)
         self._pattern_names: tuple[str, ...] = ()
         for name, value in values.items():
             if name in constants or not value.is_floating_point():
@@ -66,22 +67,24 @@ class Compiled(nn.Module):
                 another dtype.
         """
         tensors = self._inputs(inputs, named) if named or len(inputs) != len(self._fixed) else inputs
-        weight = next((tensor for tensor in self._parameters.values() if tensor is not None), None)
+        dtype = getattr(self, self._weights[0]).dtype if self._weights else tensors[0].dtype
         for tensor, (name, count, sizes) in zip(tensors, self._fixed, strict=True):
             if tensor.ndim != count or any(tensor.shape[axis] != size for axis, size in sizes):
                 self._refuse_shape(name, tensor)
-            if (
-                weight is not None
-                and tensor.dtype != weight.dtype
-                and not torch.is_autocast_enabled(tensor.device.type)
-            ):
+            if not tensor.is_floating_point():
+                raise CompileError(explain(f"the input {name!r} is {tensor.dtype}", fix="floating point numbers"))
+            if tensor.dtype != dtype and not torch.is_autocast_enabled(tensor.device.type):
+                others = "the weights are" if self._weights else f"{self._fixed[0][0]!r} is"
                 raise CompileError(
                     explain(
-                        f"the input {name!r} is {tensor.dtype}, the weights are {weight.dtype}",
-                        fix=f"{name}.to({weight.dtype}), or torch.autocast",
+                        f"the input {name!r} is {tensor.dtype}, {others} {dtype}",
+                        fix=f"{name}.to({dtype}), or torch.autocast",
                     )
                 )
-        return self._code(*tensors, *(getattr(self, name) for name in self._arguments))  # type: ignore[no-any-return]
+        own = (getattr(self, name) for name in self._arguments)
+        if not self._weights:  # dense patterns alone, which follow the inputs
+            own = (tensor.to(dtype) for tensor in own)
+        return self._code(*tensors, *own)  # type: ignore[no-any-return]
 
     def _inputs(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         names = [name for name, _, _ in self._fixed]

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch.nn import functional
 from torch import fx, nn
+from torch.nn import functional
 
 from .lowering import Program
 from .operations import (
@@ -170,8 +170,7 @@ class _Emitter:
                 gone = [n for n, axis in enumerate(before) if axis not in operation.axes]
                 return graph.call_method("sum", (taken[0], gone))
             case Diagonal():
-                ends = {"dim1": operation.first, "dim2": operation.second}
-                return graph.call_function(torch.diagonal, (taken[0],), ends)
+                return graph.call_function(torch.diagonal, (taken[0], 0, operation.first, operation.second))
             case Multiply():
                 return graph.call_function(operator.mul, (taken[0], taken[1]))
             case Product():
@@ -182,19 +181,19 @@ class _Emitter:
                 return self._convolution(operation, taken[0], taken[1])
             case Pad():
                 flat = [end for low_high in reversed(operation.pads) for end in low_high]
-                keywords = {} if operation.mode == "zeros" else {"mode": MODES[operation.mode]}
+                keywords: dict[str, Any] = {} if operation.mode == "zeros" else {"mode": MODES[operation.mode]}
                 return graph.call_function(functional.pad, (taken[0], flat), keywords)
             case Unfold():
                 reach = operation.dilation * (operation.size - 1) + 1
                 node = graph.call_method("unfold", (taken[0], operation.axis, reach, operation.stride))
                 if operation.dilation > 1:
-                    node = graph.call_function(
-                        operator.getitem, (node, (Ellipsis, slice(None, None, operation.dilation)))
-                    )
+                    index: Any = (Ellipsis, slice(None, None, operation.dilation))
+                    node = graph.call_function(operator.getitem, (node, index))
                 return node
             case Pool():
-                ends = {"stride": operation.stride, "padding": operation.padding}
-                kept = {key: _short(value) for key, value in ends.items() if any(value)}
+                kept: dict[str, Any] = {"stride": _short(operation.stride)}
+                if any(operation.padding):
+                    kept["padding"] = _short(operation.padding)
                 return graph.call_function(POOLINGS[len(operation.kernel)], (taken[0], _short(operation.kernel)), kept)
             case Scale():
                 node = taken[0]
@@ -233,7 +232,7 @@ class _Emitter:
         target = labels_in(after)
         singles = tuple((label,) for label in labels_in(before))
         if before != singles and labels_in(before) != target:
-            node = self.graph.call_method("reshape", (node, *self.shape(singles)))
+            node = self._reshaped(node, singles)
             before = singles
         if labels_in(before) != target:
             order = [before.index((label,)) for label in target if (label,) in before]
@@ -253,21 +252,24 @@ class _Emitter:
             return self.graph.call_method("flatten", (node, start, start + len(old) - 1))
         if len(old) == 1 and len(new) > 1:
             return self.graph.call_function(torch.unflatten, (node, start, self.shape(new)))
-        return self.graph.call_method("reshape", (node, *self.shape(after)))
+        return self._reshaped(node, after)
 
     def _moved(self, node: fx.Node, before: Axes, after: Axes) -> fx.Node:
         """Whole axes in another order; axes of one element come or go."""
         real = [axis for axis in before if axis]
         if len(real) < len(before) and before != after:
             if [axis for axis in after if axis] == real:
-                return self.graph.call_method("reshape", (node, *self.shape(after)))
-            node = self.graph.call_method("reshape", (node, *self.shape(tuple(real))))
+                return self._reshaped(node, after)
+            node = self._reshaped(node, tuple(real))
         wanted = [axis for axis in after if axis]
         if wanted != real:
             node = self.graph.call_method("permute", (node, *(real.index(axis) for axis in wanted)))
         if len(wanted) < len(after):
             node = self._with_units(node, after)
         return node
+
+    def _reshaped(self, node: fx.Node, axes: Axes) -> fx.Node:
+        return self.graph.call_method("reshape", (node, *(self.shape(axes) or [()])))
 
     def _with_units(self, node: fx.Node, axes: Axes) -> fx.Node:
         """Axes of one element put in: by indexing, which needs no size."""

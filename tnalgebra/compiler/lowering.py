@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from math import prod
 from typing import Literal, TypeAlias
 
@@ -58,7 +58,7 @@ class Style:
 
 STYLES = tuple(
     Style(layout, pointwise) for layout in ("contiguous", "channels_last") for pointwise in ("convolution", "product")
-)  # type: ignore[arg-type]  # the two literals
+)
 
 
 @dataclass(frozen=True)
@@ -465,9 +465,10 @@ class _Lowering:
 
     def _linear(self, left: _Value, right: _Value, summed: Axis, new: Axis) -> _Value:
         """Channels contracted by a matrix product, wherever they stand."""
-        channels = next((n for n, axis in enumerate(left.axes) if set(axis) & set(summed)))
-        batch = tuple(axis for axis in left.axes[:channels] if not set(axis) & set(summed))
-        rest = tuple(axis for axis in left.axes[channels:] if not set(axis) & set(summed))
+        axes = _split(left.axes, summed)
+        channels = next((n for n, axis in enumerate(axes) if set(axis) & set(summed)))
+        batch = tuple(axis for axis in axes[:channels] if not set(axis) & set(summed))
+        rest = tuple(axis for axis in axes[channels:] if not set(axis) & set(summed))
         plain = self._lies(left, left.labels)
         if (
             rest
@@ -588,6 +589,12 @@ def _leaves(tree: Tree) -> list[Tree]:
 def _plain(label: str) -> str:
     """A label without the primes that padding gave it."""
     return label.rstrip("'")
+
+
+def _split(axes: Axes, labels: Collection[str]) -> Axes:
+    """The same labels, those of `labels` and the others on axes of their own."""
+    runs = (tuple(run) for axis in axes for _, run in groupby(axis, key=labels.__contains__))
+    return tuple(runs)
 
 
 def _run(labels: Sequence[str], part: Sequence[str]) -> int | None:

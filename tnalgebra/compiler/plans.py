@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from os import PathLike
+from typing import TYPE_CHECKING
 
 from .choosing import Candidate, Request, batch_label, crossovers, price, works_of
 from .cost import CostModel, constants_for
@@ -28,6 +30,9 @@ from .operations import (
     shape_in,
     sources,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 4
 """Rivals that a printed plan names."""
@@ -121,6 +126,13 @@ class Plan:
         if label is None:
             return []
         return [(count, self.candidates[n]) for count, n in crossovers(self.candidates, self.request, label)]
+
+    def draw(self, path: str | PathLike[str] | None = None) -> Figure:
+        """The contraction tree as a drawing, stored as .svg or .png if a path is given."""
+        from .plan_drawing import draw_plan
+
+        counts = {number: work.multiply_adds for number, (work, _) in enumerate(self.chosen.works)}
+        return draw_plan(self.chosen, counts, frozen=self.request.frozen, path=path)
 
     def __str__(self) -> str:
         return "\n".join([*self._head(), "", *self._table(), "", *self._why()])

@@ -107,7 +107,7 @@ def pattern_leaf(node: Node, taken: set[str]) -> Leaf:
 
 def _without_fills(network: Network) -> tuple[float, list[tuple[str, int]], list[Node]]:
     """Flat nodes as one factor. Their labels stay, as ones, only where no other node carries an open one."""
-    nodes = [node for node in network.nodes if not isinstance(node, Fill)]
+    nodes: list[Node] = [node for node in network.nodes if not isinstance(node, Fill)]
     standing = {label for node in nodes for label in node.labels}
     factor, sized = Fraction(1), []
     for fill in network.nodes:

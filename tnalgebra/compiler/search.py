@@ -189,7 +189,7 @@ class Search:
     def _views_into(self, mask: int, free: int, table: dict[int, list[Tree]], found: list[Tree]) -> None:
         inside = list(self._views(mask & free))
         sums = [n for n in inside if self._is_box_sum(n, mask)]
-        groups = [(n,) for n in inside]
+        groups: list[tuple[int, ...]] = [(n,) for n in inside]
         groups += [group for count in (2, 3) for group in combinations(sums, count) if self._apart(group)]
         for group in groups:
             rest = mask & ~sum(1 << n for n in group)
