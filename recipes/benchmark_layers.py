@@ -13,9 +13,9 @@ What is measured, for each layer, decomposition of its kernel, ranks, batch and 
   contenders: the ratio of the two is the noise floor. Contenders far slower than the fastest take fewer turns.
 - Before that, each output, and in training the input's gradient, is compared with the dense layer's.
 - On CUDA without TF32, and with cuDNN's choice of algorithms by trial, for all.
-- --memory: the peak memory of three calls of each contender, after a first one, in a process of its own, instead of times. On a CPU: the
-  peak resident set less the resident set before the calls (VmHWM - VmRSS); on CUDA: the allocator's. Without the input
-  and the parameters, which are there before.
+- --memory: instead of times, the peak memory of three calls of each contender, after a first one, in a process of its
+  own. On a CPU: the peak resident set less the resident set before the three calls (VmHWM - VmRSS); on CUDA: the
+  allocator's. Without the input and the parameters, which are there before.
 
 The cells:
 - Layers of ResNet-18 and ResNet-50, and 3x3 depthwise ones of their widths.
@@ -45,6 +45,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from importlib.util import find_spec
+from math import log
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -92,6 +93,9 @@ TOLERANCE = 1e-4
 PACKAGES = {"tltorch": "tensorly-torch", "einconv": "einconv"}
 
 COLOURS = {"3x3": "#1f77b4", "1x1": "#ff7f0e", "depthwise": "#2ca02c", "7x7": "#d62728"}
+
+TICKS = (1, 10, 0.1, 100, 0.01, 3, 0.3, 30, 2, 0.5, 5, 0.2, 20, 1.5, 0.7, 1.2, 1.1, 0.8, 0.9, 1.3)
+"""Of ratios, those first that are to be seen first; of two that lie too near the second is left out."""
 
 
 @dataclass(frozen=True)
@@ -570,7 +574,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     for axis, (title, (question, ratios)) in zip(axes, panels.items(), strict=True):
         _panel(axis, title, question, ratios, names)
     axes[-1].set_xlabel(
-        "ratio of median times (log scale): a point for each cell, the black bar their median, dashed the limits",
+        "ratio of median times (log scale): a point for each cell, the black bar their median",
         fontsize=9,
     )
     families = [family for family in COLOURS if any(row["family"] == family for row in rows)]
@@ -612,34 +616,24 @@ def _panel(
     axis.axvline(1, color="black", linewidth=0.8)
     for limit in question.limits:
         axis.axvline(limit, color="black", linewidth=0.8, linestyle="--")
-        axis.annotate(
-            f"{limit:g}",
-            (limit, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(1, 1),
-            textcoords="offset points",
-            fontsize=6,
-        )
     axis.set_xscale("log")
     values = [ratio.value for ratio, _ in ratios]
-    low, high = min(*values, 0.9), max(*values, 1.2)
-    axis.set_xlim(low / 1.05, high * 1.05)
-    ticks = [tick for tick in _TICKS if low / 1.05 <= tick <= high * 1.05]
-    if len(ticks) > 12:
-        ticks = [tick for tick in ticks if tick in _FEW_TICKS]
+    low, high = min(*values, 0.9) / 1.05, max(*values, 1.2) * 1.05
+    axis.set_xlim(low, high)
+    ticks: list[float] = []
+    for tick in TICKS:
+        if low <= tick <= high and all(abs(log(tick / other)) > 0.045 * log(high / low) for other in ticks):
+            ticks.append(tick)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.set_yticks(range(len(there)), there)
     axis.set_ylim(len(there) - 0.5, -0.5)
     axis.tick_params(labelsize=8)
-    axis.set_title(title, fontsize=9, loc="left")
+    limits = " and ".join(f"{limit:.2f}" for limit in question.limits)
+    axis.set_title(title + (f" (dashed: {limits})" if limits else ""), fontsize=9, loc="left")
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-_FEW_TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-_TICKS = sorted({*_FEW_TICKS, 0.02, 0.05, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0, 5.0, 20.0})
 
 
 if __name__ == "__main__":

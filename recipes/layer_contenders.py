@@ -248,7 +248,7 @@ def missing_cell(shape: Shape, decomposition: str) -> str | None:
     """Why there is no such cell; None if there is one."""
     if decomposition not in ("train", "ring", "loop"):
         return None
-    if shape.groups > 1:
+    if shape.weight[1] == 1:
         return "a group has one input channel: the core on it would have bonds alone"
     if shape.kernel == 1:
         return "there is no window: the cores on it would be matrices between other matrices"

@@ -62,6 +62,7 @@ ORDER = (
     "compiler.problem",
     "compiler.operations",
     "compiler.search",
+    "compiler.finishing",
     "compiler.lowering",
     "compiler.emitting",
     "compiler.cost",

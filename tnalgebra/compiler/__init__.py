@@ -9,7 +9,8 @@ import torch
 
 from ..errors import CompileError, explain
 from ..evaluation import bind
-from ..network import Network, tensor_nodes, with_sizes
+from ..network import Network, size_of, tensor_nodes, with_sizes
+from ..nodes import NamedTensor
 from ..notation import parse
 from .choosing import Candidates, Request, is_free
 from .compiled import Compiled
@@ -26,6 +27,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
     inputs: Mapping[str, Sequence[int]],
     values: Mapping[str, Any] | None = None,
     constants: Collection[str] = (),
+    bias: str | None = None,
     candidates: Candidates = "all",
     backward: bool = False,
     tune: bool = False,
@@ -42,6 +44,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         values: name -> elements of every other tensor; they become parameters of that name (a `Parameter` is used
             as it is, and its memory may be laid out anew), in their own dtype and on their own device.
         constants: names of values that are not trained: buffers.
+        bias: an output label along which the vector of that size among `values` that is called `bias` is added.
         candidates: "factored" never lets the inputs meet one tensor made of all weights.
         backward: choose by the price of forward and backward.
         tune: measure the best few candidates on tensors of the nominal shapes, and remember the result on disk.
@@ -59,19 +62,15 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         raise CompileError(
             explain("there is no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")
         )
+    own, vector = _without_bias(network, values or {}, bias)
     sizes = check_inputs(network, inputs)
-    bound, tensors = bind(network, values or {})
-    twice = [name for name in inputs if name in tensors]
-    if twice:
-        raise CompileError(explain(f"{twice[0]!r} is an input and has a value", fix="one of the two"))
-    missing = [name for name in tensor_nodes(network) if name not in tensors and name not in inputs]
-    if missing:
-        raise CompileError(
-            explain(f"no value for {', '.join(map(repr, missing))}", network=network, fix="values={...}, or an input")
-        )
-    unknown = [name for name in constants if name not in tensors]
-    if unknown:
-        raise CompileError(explain(f"the constant {unknown[0]!r} has no value", values=" ".join(tensors) or "none"))
+    bound, tensors = bind(network, own)
+    _check_given(bound, inputs, tensors, constants)
+    network = with_sizes(bound, sizes)
+    if vector is not None and bias is not None:
+        tensors["bias"] = bind(Network([NamedTensor("bias", (bias,))], sizes={bias: size_of(network, bias)}), vector)[
+            1
+        ]["bias"]
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     dtype = floating[0] if floating else torch.get_default_dtype()
     tensors = {name: t if t.is_floating_point() else t.to(dtype) for name, t in tensors.items()}
@@ -80,7 +79,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         listed = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items())
         raise CompileError(explain("the values differ in dtype or device", values=listed, fix="one dtype and device"))
     request = Request(
-        network=with_sizes(bound, sizes),
+        network=network,
         inputs=tuple(inputs),
         device=next(iter(devices), torch.device("cpu")),
         dtype=dtype,
@@ -89,6 +88,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         channels_last=memory_format in (torch.channels_last, torch.channels_last_3d),
         dynamic=_checked_ranges(dynamic or {}),
         max_elements=max_elements,
+        bias=bias,
     )
     for label in request.dynamic:
         if not is_free(request, label):
@@ -100,6 +100,37 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
                 )
             )
     return Compiled(request, tensors, frozenset(constants), tune)
+
+
+def _without_bias(
+    network: Network, values: Mapping[str, Any], bias: str | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The values of the network's tensors, and that of the bias."""
+    if bias is None:
+        return dict(values), None
+    if "bias" in tensor_nodes(network):
+        raise CompileError(explain("a tensor is called 'bias', as is the vector to be added", fix="another name"))
+    if bias not in network.output:
+        raise CompileError(explain(f"the bias has no output label {bias!r}", output=" ".join(network.output)))
+    if "bias" not in values:
+        raise CompileError(explain("the bias has no value", fix=f"values={{'bias': ...}}, a vector along {bias!r}"))
+    return {name: value for name, value in values.items() if name != "bias"}, {"bias": values["bias"]}
+
+
+def _check_given(
+    network: Network, inputs: Collection[str], tensors: Collection[str], constants: Collection[str]
+) -> None:
+    twice = [name for name in inputs if name in tensors]
+    if twice:
+        raise CompileError(explain(f"{twice[0]!r} is an input and has a value", fix="one of the two"))
+    missing = [name for name in tensor_nodes(network) if name not in tensors and name not in inputs]
+    if missing:
+        raise CompileError(
+            explain(f"no value for {', '.join(map(repr, missing))}", network=network, fix="values={...}, or an input")
+        )
+    unknown = [name for name in constants if name not in tensors]
+    if unknown:
+        raise CompileError(explain(f"the constant {unknown[0]!r} has no value", values=" ".join(tensors) or "none"))
 
 
 def _checked_ranges(dynamic: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

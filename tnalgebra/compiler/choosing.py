@@ -49,6 +49,7 @@ class Request:
     network: with the sizes of inputs and weights.
     frozen: whether what only weights go into is there already.
     dynamic: label -> the range its size moves in.
+    bias: the open label along which the vector `bias` is added.
     """
 
     network: Network
@@ -61,6 +62,7 @@ class Request:
     channels_last: bool = False
     dynamic: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     max_elements: int = 2**28
+    bias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def _programs(problem: Problem, request: Request, memory_format: Format) -> list
             break
     styles = [style for style in STYLES if style.memory_format == memory_format]
     return [
-        lower(problem, search, tree, style, channels_last_inputs=request.channels_last)
+        lower(problem, search, tree, style, channels_last_inputs=request.channels_last, bias=request.bias)
         for tree in trees
         for style in styles
     ]
@@ -344,6 +346,7 @@ def _key(request: Request) -> str:
         request.channels_last,
         sorted(request.dynamic.items()),
         request.max_elements,
+        request.bias,
     )
     return sha256(repr(own).encode()).hexdigest()[:32]
 

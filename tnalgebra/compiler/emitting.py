@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from .lowering import Program
 from .operations import (
+    Add,
     Arrange,
     Axes,
     ChannelsLast,
@@ -88,9 +89,9 @@ class _Emitter:
     def module(self, wanted: Sequence[int] | None) -> fx.GraphModule:
         last = len(self.program.operations) - 1
         needed = needed_values(self.program, [last] if wanted is None else wanted, self.given)
-        placed = {name: self.graph.placeholder(name) for name in (self.program.inputs if wanted is None else ())}
+        placed = {name: self._argument(name) for name in (self.program.inputs if wanted is None else ())}
         names = argument_names(self.program, self.given) if wanted is None else self._loaded(needed)
-        placed |= {name: self.graph.placeholder(name) for name in names}
+        placed |= {name: self._argument(name) for name in names}
         for number, name in self.given.items():
             self.nodes[number] = placed[name]
             self._remember_sizes(number, self.program.operations[number].axes)
@@ -109,6 +110,12 @@ class _Emitter:
         module = fx.GraphModule(nn.Module(), self.graph)
         module.recompile()
         return module
+
+    def _argument(self, name: str) -> fx.Node:
+        """An argument called like its tensor; a number is added to a word of Python's or of the code's own."""
+        node = self.graph.create_node("placeholder", name, name="self_" if name == "self" else name)
+        node.target = node.name  # fx would write its own, lower-case names beside ours, and take one for the other
+        return node
 
     def _loaded(self, needed: Collection[int]) -> tuple[str, ...]:
         loads = [self.program.operations[number] for number in sorted(needed)]
@@ -175,13 +182,16 @@ class _Emitter:
                 return graph.call_function(operator.mul, (taken[0], taken[1]))
             case Product():
                 if operation.form == "linear":
-                    return graph.call_function(functional.linear, (taken[0], taken[1]))
+                    return graph.call_function(functional.linear, tuple(taken))
                 return graph.call_function(torch.matmul, (taken[0], taken[1]))
             case Convolve():
-                return self._convolution(operation, taken[0], taken[1])
+                return self._convolution(operation, taken)
             case Pad():
-                flat = [end for low_high in reversed(operation.pads) for end in low_high]
-                keywords: dict[str, Any] = {} if operation.mode == "zeros" else {"mode": MODES[operation.mode]}
+                pads, keywords = operation.pads, {}
+                if operation.mode != "zeros":  # torch wants all axes of positions there, those without padding too
+                    pads = ((0, 0),) * (len(operation.axes) - 2 - len(pads)) + pads
+                    keywords = {"mode": MODES[operation.mode]}
+                flat = [end for low_high in reversed(pads) for end in low_high]
                 return graph.call_function(functional.pad, (taken[0], flat), keywords)
             case Unfold():
                 reach = operation.dilation * (operation.size - 1) + 1
@@ -195,6 +205,10 @@ class _Emitter:
                 if any(operation.padding):
                     kept["padding"] = _short(operation.padding)
                 return graph.call_function(POOLINGS[len(operation.kernel)], (taken[0], _short(operation.kernel)), kept)
+            case Add():
+                units: Axes = (operation.axes[operation.axis], *(() for _ in operation.axes[operation.axis + 1 :]))
+                vector = self._with_units(taken[1], units) if len(units) > 1 else taken[1]
+                return graph.call_function(operator.add, (taken[0], vector))
             case Scale():
                 node = taken[0]
                 if operation.factor != 1:
@@ -204,7 +218,7 @@ class _Emitter:
                     node = graph.call_function(function, (node, self.size(label)))
                 return node
 
-    def _convolution(self, operation: Convolve, source: fx.Node, kernel: fx.Node) -> fx.Node:
+    def _convolution(self, operation: Convolve, taken: Sequence[fx.Node]) -> fx.Node:
         count = len(operation.stride)
         groups = 1
         for label in operation.groups:
@@ -221,7 +235,7 @@ class _Emitter:
         if groups != 1:
             keywords["groups"] = groups
         functions = TRANSPOSED if operation.transposed else CONVOLUTIONS
-        return self.graph.call_function(functions[count], (source, kernel), keywords)
+        return self.graph.call_function(functions[count], tuple(taken), keywords)
 
     def _arranged(self, node: fx.Node, before: Axes, after: Axes, copies: bool) -> fx.Node:
         if before == after:

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from ..nodes import Conv, Fuse
 from ..sizes import window
+from .finishing import biased, scaled
 from .operations import (
     Arrange,
     Axes,
@@ -24,11 +25,9 @@ from .operations import (
     Pool,
     Product,
     Rename,
-    Scale,
     Sum,
     Unfold,
     labels_in,
-    shape_in,
 )
 from .problem import Leaf, Problem, moving_labels
 from .search import Search, Tree
@@ -98,19 +97,30 @@ class _Value:
         return labels_in(self.axes)
 
 
-def lower(problem: Problem, search: Search, tree: Tree, style: Style, *, channels_last_inputs: bool = False) -> Program:
+def lower(
+    problem: Problem,
+    search: Search,
+    tree: Tree,
+    style: Style,
+    *,
+    channels_last_inputs: bool = False,
+    bias: str | None = None,
+) -> Program:
     """The program of one tree.
 
     Args:
         search: the one that found the tree.
         channels_last_inputs: whether inputs of 4 or 5 axes come in that memory format.
+        bias: the open label along which the vector `bias` is added.
     """
-    return _Lowering(problem, search, tree, style, channels_last_inputs).program()
+    return _Lowering(problem, search, tree, style, channels_last_inputs, bias).program()
 
 
 class _Lowering:
-    def __init__(self, problem: Problem, search: Search, tree: Tree, style: Style, channels_last: bool) -> None:
-        self.problem, self.search, self.tree, self.style = problem, search, tree, style
+    def __init__(
+        self, problem: Problem, search: Search, tree: Tree, style: Style, channels_last: bool, bias: str | None
+    ) -> None:
+        self.problem, self.search, self.tree, self.style, self.bias = problem, search, tree, style, bias
         self.channels_last_inputs = channels_last
         self.sizes = dict(problem.sizes)
         self.operations: list[Operation] = []
@@ -128,15 +138,11 @@ class _Lowering:
         sized = tuple(pair for pair in self.problem.sized if pair[0] in self.moving)
         value = self.lower(self.tree)
         value = self.arranged(value, tuple((label,) for label in self.problem.output))
-        if self.factor != 1 or sized:
-            scale = Scale(value.number, value.axes, self.factor, sized)
-            place = None if sized else self._lightest_weight()
-            if place is None:
-                self._add(scale, value.order)
-            else:
-                self._scale_after(place)
+        operations = scaled(self.operations, self.factor, sized, self.once, self.sizes)
+        if self.bias is not None:
+            operations = biased(operations, "bias", self.bias)
         return Program(
-            tuple(self.operations),
+            tuple(operations),
             self.problem.inputs,
             self.sizes,
             self.moving,
@@ -145,23 +151,6 @@ class _Lowering:
             self.style,
             self.tree,
         )
-
-    def _lightest_weight(self) -> int | None:
-        """The smallest tensor that is loaded once and is no input: a factor of the whole value goes there."""
-        loads = [
-            (prod(shape_in(operation.axes, self.sizes)), number)
-            for number, operation in enumerate(self.operations)
-            if isinstance(operation, Load) and operation.kind != "input" and operation.name in self.once
-        ]
-        return min(loads)[1] if loads else None
-
-    def _scale_after(self, place: int) -> None:
-        axes = self.operations[place].axes
-        scale = Scale(place, axes, self.factor, ())
-        moved = [
-            renumbered(operation, lambda n: n if n < place else n + 1) for operation in self.operations[place + 1 :]
-        ]
-        self.operations = [*self.operations[: place + 1], scale, *moved]
 
     # One value for each tree ---------------------------------------------------------------------------------
 
@@ -177,9 +166,10 @@ class _Lowering:
             case "pattern":
                 return self._leaf(self._pattern_leaf(tree), tree)
             case "view":
-                return self._view(tree)
+                value = self._view(tree)
             case _:
-                return self._join(tree)
+                value = self._join(tree)
+        return self._summed(value, self.names(self.search.live(tree.mask)))
 
     def _pattern_leaf(self, tree: Tree) -> Leaf:
         number = tree.mask.bit_length() - 1 - len(self.problem.leaves)
@@ -242,7 +232,7 @@ class _Lowering:
         if any(one.k in live or one.dilation != 1 for one in windows):
             for one in windows:
                 value = self._unfolded(value, one)
-            return self._summed(value, live)
+            return value
         return self._pooled(value, windows)
 
     def _fused(self, value: _Value, fuse: Fuse) -> _Value:
@@ -329,10 +319,7 @@ class _Lowering:
         for label in value.labels:
             if _plain(label) in pads:
                 low, high = pads[_plain(label)]
-                new[label] = label + "'"
-                self.sizes[label + "'"] = self.sizes[label] + low + high
-                if label in self.moving:
-                    self.moving |= {label + "'"}
+                new[label] = self._primed(label, low + high)
         axes = tuple(tuple(new.get(label, label) for label in axis) for axis in value.axes)
         first = min(n for n, axis in enumerate(value.axes) if set(axis) & new.keys())
         ends = tuple(pads.get(_plain(axis[0]), (0, 0)) if len(axis) == 1 else (0, 0) for axis in value.axes[first:])
@@ -354,6 +341,7 @@ class _Lowering:
         if isinstance(operation, Load) and operation.kind != "input" and operation.name in self.once:
             wanted = self.stored.setdefault(operation.name, order or (*labels_in(axes), *dropped))
             value = replace(value, order=wanted)
+        assert sorted((*labels_in(axes), *dropped)) == sorted(value.labels), (axes, value.axes)
         if axes == value.axes:
             return value
         groups = {axis for axis in value.axes if axis}
@@ -535,8 +523,10 @@ class _Lowering:
         left, is_last = self.in_memory(left)
         if lies_last and not self._lies(right, last):
             right = self._add(ChannelsLast(right.number, right.axes), last)
+        primes = {x: self._primed(x, -low - high) for x, low, high, _ in after}
         done = tuple(
-            ((node.x if transposed else node.y),) if node else axis for axis, node in zip(spatial, nodes, strict=True)
+            ((primes.get(node.x, node.x) if transposed else node.y),) if node else axis
+            for axis, node in zip(spatial, nodes, strict=True)
         )
         axes = (batch, groups + new, *done)
         unit = [{"stride": 1, "dilation": 1} if node is None else window(node) for node in nodes]
@@ -573,13 +563,21 @@ class _Lowering:
         return padding, 0, (front, rest)
 
     def _cropped(self, value: _Value, ends: Sequence[tuple[str, int, int, str]]) -> _Value:
-        """Positions added to or cut from a transposed convolution, whose labels already have their size."""
-        pads = {x: (low, high) for x, low, high, _ in ends}
+        """Positions added to or cut from a transposed convolution: its labels lose their prime."""
+        pads = {x + "'": (low, high) for x, low, high, _ in ends}
         if not pads:
             return value
-        positions = value.axes[2:]
-        amounts = tuple(pads.get(axis[0], (0, 0)) if len(axis) == 1 else (0, 0) for axis in positions)
-        return self._add(Pad(value.number, value.axes, amounts), value.order)
+        amounts = tuple(pads.get(axis[0], (0, 0)) if len(axis) == 1 else (0, 0) for axis in value.axes[2:])
+        axes = tuple(tuple(label[:-1] if label in pads else label for label in axis) for axis in value.axes)
+        order = tuple(label[:-1] if label in pads else label for label in value.order)
+        return self._add(Pad(value.number, axes, amounts), order)
+
+    def _primed(self, label: str, more: int) -> str:
+        """The label of an axis with more positions (or fewer) than that of another."""
+        self.sizes[label + "'"] = self.sizes[label] + more
+        if label in self.moving:
+            self.moving |= {label + "'"}
+        return label + "'"
 
 
 def _leaves(tree: Tree) -> list[Tree]:
@@ -606,10 +604,3 @@ def _run(labels: Sequence[str], part: Sequence[str]) -> int | None:
 def _joined(labels: tuple[str, ...], fuse: Fuse) -> tuple[str, ...]:
     place = _run(labels, fuse.parts)
     return labels if place is None else (*labels[:place], fuse.whole, *labels[place + len(fuse.parts) :])
-
-
-def renumbered(operation: Operation, number: object) -> Operation:
-    """The operation with the positions of the values it takes replaced."""
-    assert callable(number)
-    names = [name for name in ("source", "left", "right", "kernel") if isinstance(getattr(operation, name, None), int)]
-    return replace(operation, **{name: number(getattr(operation, name)) for name in names})

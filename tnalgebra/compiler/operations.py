@@ -114,8 +114,8 @@ class Multiply:
 class Product:
     """Matrix products (batch, left, summed) times (batch, summed, right); without a batch axis 2-d.
 
-    As `linear`, the left one has any axes before the summed one, the right one is (right, summed). As `above`, the
-    left is a matrix (left, summed) for every batch of the right.
+    As `linear`, the left one has any axes before the summed one, the right one is (right, summed), and a bias may be
+    added. As `above`, the left is a matrix (left, summed) for every batch of the right.
     """
 
     left: int
@@ -123,13 +123,15 @@ class Product:
     axes: Axes
     summed: Axis
     form: Literal["linear", "batched", "above"]
+    bias: int | None = None
 
 
 @dataclass(frozen=True)
 class Convolve:
     """torch's convolution: axes (batch, groups*in, positions ...) with a kernel (groups*out, in, window ...).
 
-    Transposed: a kernel (groups*in, out, window ...), `extra` positions at the high ends (output_padding).
+    Transposed: a kernel (groups*in, out, window ...), `extra` positions at the high ends (output_padding). The bias has
+    one element for each channel.
     """
 
     source: int
@@ -144,6 +146,7 @@ class Convolve:
     dilation: tuple[int, ...]
     transposed: bool = False
     extra: tuple[int, ...] = ()
+    bias: int | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,16 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Add:
+    """A vector added along one axis."""
+
+    source: int
+    vector: int
+    axes: Axes
+    axis: int
+
+
+@dataclass(frozen=True)
 class Scale:
     """A factor, times or over sizes that are known only at the call."""
 
@@ -202,6 +215,7 @@ Operation: TypeAlias = (
     | Pad
     | Unfold
     | Pool
+    | Add
     | Scale
 )
 
@@ -211,10 +225,14 @@ def sources(operation: Operation) -> tuple[int, ...]:
     match operation:
         case Load():
             return ()
-        case Multiply() | Product():
+        case Multiply():
             return (operation.left, operation.right)
+        case Product():
+            return (operation.left, operation.right, *([] if operation.bias is None else [operation.bias]))
         case Convolve():
-            return (operation.source, operation.kernel)
+            return (operation.source, operation.kernel, *([] if operation.bias is None else [operation.bias]))
+        case Add():
+            return (operation.source, operation.vector)
         case _:
             return (operation.source,)
 

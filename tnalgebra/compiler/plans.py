@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .choosing import Candidate, Request, batch_label, crossovers, price, works_of
 from .cost import CostModel, constants_for
 from .operations import (
+    Add,
     Arrange,
     Axes,
     ChannelsLast,
@@ -256,6 +257,8 @@ def _text(operation: Operation, values: Sequence[Axes]) -> str:
             return f"windows of {taken[0]} -> {made}"
         case Pool():
             return f"means of windows of {taken[0]} -> {made}"
+        case Add():
+            return f"{taken[1]} added to {taken[0]}"
         case Scale():
             sized = "".join(f" {'*' if power > 0 else '/'} size of {label}" for label, power in operation.sized)
             return f"{made} times {operation.factor:g}{sized}"

@@ -137,8 +137,15 @@ def moving_labels(problem: Problem, patterns: Iterable[Leaf] = ()) -> frozenset[
     fixed = {label for leaf in (*problem.leaves, *patterns) if leaf.kind != "input" for label in leaf.labels}
     fixed |= {view.k for view in problem.views if isinstance(view, Conv)}
     on_inputs = {label for leaf in problem.leaves if leaf.kind == "input" for label in leaf.labels}
+    tied: dict[tuple[str, int], set[str]] = {}
+    for leaf in problem.leaves:
+        for axis, label in enumerate(leaf.labels):
+            tied.setdefault((leaf.name, axis), set()).add(label)
     while True:
         before = len(fixed)
+        for labels in tied.values():
+            if labels & fixed:
+                fixed |= labels
         for view in problem.views:
             if isinstance(view, Conv):
                 if view.x in fixed or view.y in fixed:
