@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TypeAlias
 
+import torch
 from matplotlib.figure import Figure
 
 import tnalgebra as tn
@@ -100,6 +101,13 @@ PANELS: dict[str, Places] = {
 
 KINDS = {"Linear": 2, "Conv1d": 3, "Conv2d": 4, "Conv3d": 5}
 """What has a kernel -> its number of axes."""
+
+
+PLANNED = (
+    "X[n:16 i:64 x:56 y:56] Conv[x u h:3 | padding=1] Conv[y v w:3 | padding=1] "
+    "A[o:64 r:32] B[i r] C[h r] D[w r] -> [n o u v]"
+)
+"""The layer of `images/plan.svg`."""
 
 
 def rules_page() -> str:
@@ -230,6 +238,15 @@ def main() -> None:
         tn.draw(tn.parse(LAYER.format(right)), DOCS / "images" / f"layer-{name}.svg", places=places)
     for entry in CATALOGUE:
         tn.draw(drawn(entry), DOCS / "images" / f"rule-{entry.name}.svg")
+    draw_plan(DOCS / "images" / "plan.svg")
+
+
+def draw_plan(path: Path) -> None:
+    """The contraction tree of a CP layer."""
+    layer = tn.parse(PLANNED)
+    values = {name: torch.zeros(shape) for name, shape in tn.network.shapes(layer).items() if name != "X"}
+    inputs = {"X": tn.network.shapes(layer)["X"]}
+    tn.compile(layer, inputs=inputs, values=values, candidates="factored").plan.draw(path)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,8 @@ class Config:
     """turns of a contender that is slow"""
     slow_factor: float = 8.0
     """slow is above so many times the fastest's time"""
+    slow_seconds: float = 20.0
+    """seconds that the turns of one slow contender may take together in a cell; one turn there is"""
     warmup: int = 3
     """calls before the first turn; the quickest of them tells who is slow"""
     rerun_above: float | None = None
@@ -337,6 +339,7 @@ def timed_row(cell: Cell, names: Sequence[str], config: Config) -> Row:
         rounds=config.rounds,
         slow_rounds=config.slow_rounds,
         slow_factor=config.slow_factor,
+        slow_seconds=config.slow_seconds,
         warmup=config.warmup,
         seed=config.seed,
         synchronise=waiter(config.device),

@@ -54,6 +54,7 @@ def time_in_turns(
     rounds: int,
     slow_rounds: int,
     slow_factor: float,
+    slow_seconds: float,
     warmup: int,
     seed: int,
     synchronise: Callable[[], object] = lambda: None,
@@ -62,7 +63,8 @@ def time_in_turns(
 
     Args:
         slow_rounds: rounds, spread evenly, of calls that take more than `slow_factor` times the fastest's time in
-            the last of the `warmup` calls.
+            the `warmup` calls, of which a slow one makes fewer.
+        slow_seconds: bounds the sum of a slow call's turns; one turn there is.
         synchronise: waits until the device is done.
     """
 
@@ -73,11 +75,17 @@ def time_in_turns(
         synchronise()
         return perf_counter() - started
 
-    warm = {name: min(timed(call) for _ in range(warmup)) for name, call in calls.items()}
+    warm: dict[str, float] = {}
+    for name, call in calls.items():
+        warm[name] = timed(call)
+        for _ in range(warmup - 1):
+            if warm[name] <= slow_factor * min(warm.values()):
+                warm[name] = min(warm[name], timed(call))
     fastest = min(warm.values())
     turns = {}
     for name, seconds in warm.items():
-        count = min(rounds, slow_rounds) if seconds > slow_factor * fastest else rounds
+        slow = min(rounds, slow_rounds, max(1, int(slow_seconds / seconds)))
+        count = slow if seconds > slow_factor * fastest else rounds
         turns[name] = {place * rounds // count for place in range(count)}
     shuffled = random.Random(seed)
     times: dict[str, list[float]] = {name: [] for name in calls}

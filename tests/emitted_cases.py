@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ from tnalgebra.compiler.choosing import Candidate
 from tnalgebra.compiler.emitting import argument_names, emit
 from tnalgebra.evaluation import pattern
 from tnalgebra.network import Network, shapes, with_sizes
+from tnalgebra.nodes import Conv, NamedTensor
 from tnalgebra.notation import parse
 
 WINDOWS = "Conv[x u h | padding=1] Conv[y v w | padding=1]"
@@ -33,6 +35,15 @@ class Case:
     def network(self) -> Network:
         sizes = {label: int(size) for label, size in (pair.split("=") for pair in self.sizes.split())}
         return with_sizes(parse(self.text), sizes)
+
+    def resized(self, shape: Sequence[int]) -> Network:
+        """The network at another shape of its input, every size known."""
+        sizes = self.network.sizes
+        node = next(node for node in self.network.nodes if getattr(node, "name", None) == "X")
+        own = {label for other in self.network.nodes if isinstance(other, NamedTensor) for label in other.labels}
+        windows = {n.k for n in self.network.nodes if isinstance(n, Conv)}
+        kept = {label: sizes[label] for label in sizes if label in (own | windows) - set(node.labels)}
+        return with_sizes(parse(self.text), {**kept, **dict(zip(node.labels, shape, strict=True))})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(shape) for name, shape in shapes(self.network).items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,13 +14,14 @@ from torch import Tensor, fx, nn
 
 from ..errors import CompileError, SizeError, ValuesError, explain
 from ..evaluation import pattern
-from ..network import Network
-from ..nodes import NamedTensor, node_text
+from ..network import Network, with_sizes
+from ..nodes import Conv, NamedTensor, node_text
 from .choosing import Candidate, Request, candidates_for, tuned, weights_only
 from .emitting import argument_names, emit
 from .lowering import Program
-from .operations import Load, sources
+from .operations import Load, labels_in, sources
 from .plans import Plan
+from .problem import check_inputs
 
 
 class Compiled(nn.Module):
@@ -34,6 +37,14 @@ class Compiled(nn.Module):
 
     network: Network
     plan: Plan
+    _tune: bool
+    _weights: tuple[str, ...]
+    _code: fx.GraphModule
+    _given: dict[int, str]
+    _arguments: tuple[str, ...]
+    _fixed: tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]
+    _thawed: Plan | None
+    _seen: set[tuple[tuple[int, ...], ...]]
 
     def __init__(self, request: Request, values: Mapping[str, Tensor], constants: frozenset[str], tune: bool) -> None:
         super().__init__()
@@ -41,21 +52,18 @@ class Compiled(nn.Module):
         self.network = request.network
         self._tune = tune
         self._weights = tuple(values)
-        self._pattern_names: tuple[str, ...] = ()
+        self._thawed = None
         for name, value in values.items():
             if name in constants or not value.is_floating_point():
-                self.register_buffer(name, value)
+                self.register_buffer(name, value.detach().clone())
             else:
-                own = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+                own = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())
                 self.register_parameter(name, own)
-        self.plan = self._planned(request)
-        self._arrange_memory(self.plan.chosen.program)
-        self._register_patterns(self.plan.chosen)
-        program = self.plan.chosen.program
-        self._arguments = argument_names(program)
-        self._code = emit(program)
-        self._thawed: tuple[Plan, fx.GraphModule, tuple[str, ...]] | None = None
-        self._fixed = _fixed_axes(request, program)
+        plan = self._planned(request)
+        self._arrange_memory(plan.chosen.program)
+        for name, dense in _patterns(plan.chosen, request).items():
+            self.register_buffer(name, dense, persistent=False)
+        self._run(plan, {})
 
     # Calling ---------------------------------------------------------------------------------------------------
 
@@ -81,6 +89,9 @@ class Compiled(nn.Module):
                         fix=f"{name}.to({dtype}), or torch.autocast",
                     )
                 )
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        if not torch.compiler.is_compiling() and shapes not in self._seen:
+            self._check_sizes(shapes)
         own = (getattr(self, name) for name in self._arguments)
         if not self._weights:  # dense patterns alone, which follow the inputs
             own = (tensor.to(dtype) for tensor in own)
@@ -101,6 +112,24 @@ class Compiled(nn.Module):
             raise CompileError(explain(f"the input {missing[0]!r} is missing", inputs=" ".join(names)))
         return tuple(given[name] for name in names)
 
+    def _check_sizes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Whether inputs of these shapes agree with each other, and with the windows and the weights."""
+        kept: set[str] = set()
+        for node in self.network.nodes:
+            if isinstance(node, NamedTensor) and node.name in self._weights:
+                kept |= {*node.labels}
+            elif isinstance(node, Conv):
+                kept.add(node.k)
+        sizes = {label: self.network.sizes[label] for label in kept}
+        given = dict(zip(self.plan.request.inputs, shapes, strict=True))
+        try:
+            free = Network(self.network.nodes, self.network.output, sizes)
+            with_sizes(free, check_inputs(free, given))
+        except SizeError as error:
+            listed = ", ".join(f"{name} {shape}" for name, shape in given.items())
+            raise CompileError(explain("the sizes of the inputs do not fit", shapes=listed, because=error)) from None
+        self._seen.add(shapes)
+
     def _refuse_shape(self, name: str, tensor: Tensor) -> None:
         node = next(n for n in self.network.nodes if isinstance(n, NamedTensor) and n.name == name)
         _, count, sizes = next(row for row in self._fixed if row[0] == name)
@@ -115,7 +144,7 @@ class Compiled(nn.Module):
     @property
     def code(self) -> str:
         """The Python that runs, as text."""
-        return str(self._code.code).strip()
+        return re.sub(r";  [^;]* = None$", "", str(self._code.code).strip(), flags=re.MULTILINE)
 
     @property
     def frozen(self) -> bool:
@@ -132,32 +161,26 @@ class Compiled(nn.Module):
         """
         if self.frozen:
             return self
-        before = (self.plan, self._code, self._arguments)
-        plan = self._planned(replace(self.plan.request, frozen=True, backward=False))
-        program = plan.chosen.program
-        self._register_patterns(plan.chosen)
-        given = {number: f"frozen_{count}" for count, number in enumerate(_frontier(program))}
-        for name in given.values():
-            _check_names(self, (name,))
-        if given:
-            for name, tensor in zip(given.values(), _contracted(self, program, list(given)), strict=True):
-                self.register_buffer(name, tensor, persistent=False)
-        self.plan = plan
-        self._code = emit(program, given=given)
-        self._arguments = argument_names(program, given)
-        self._fixed = _fixed_axes(plan.request, program)
-        self._thawed = before
+        like = self._like()
+        dtype = like.dtype if self._weights else torch.float64  # of dense patterns alone, which follow the inputs
+        request = replace(self.plan.request, frozen=True, backward=False, dtype=dtype, device=like.device)
+        plan = self._planned(request)
+        given = _frozen_names(plan.chosen.program, self)
+        weights = {name: getattr(self, name).detach() for name in self._weights}
+        parts = emit_values(plan.chosen.program, list(given), weights | _patterns(plan.chosen, request))
+        for name, tensor in zip(given.values(), parts, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+        self._thawed = self.plan
+        self._run(plan, given)
         return super().train(False)
 
     def thaw(self) -> Compiled:
         """Use the parameters again: the module itself."""
         if self._thawed is not None:
-            for name in self._arguments:
-                if name.startswith("frozen_"):
-                    delattr(self, name)
-            self.plan, self._code, self._arguments = self._thawed
-            self._fixed = _fixed_axes(self.plan.request, self.plan.chosen.program)
-            self._thawed = None
+            for name in self._given.values():
+                delattr(self, name)
+            plan, self._thawed = self._thawed, None
+            self._run(plan, {})
         return self
 
     def train(self, mode: bool = True) -> Compiled:
@@ -173,6 +196,9 @@ class Compiled(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.network}{', frozen' if self.frozen else ''}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
     # Making ----------------------------------------------------------------------------------------------------
 
     def _planned(self, request: Request) -> Plan:
@@ -181,12 +207,28 @@ class Compiled(nn.Module):
             listed = tuned(listed, request, lambda candidate: self._timer(candidate, request))
         return Plan(request, tuple(listed))
 
-    def _register_patterns(self, candidate: Candidate) -> None:
-        for leaf in (*candidate.problem.leaves, *candidate.program.patterns):
-            if leaf.kind == "pattern" and leaf.name not in self._buffers:
-                dense = pattern(leaf.node, candidate.problem.network)
-                request = candidate_request_dtype(self)
-                self.register_buffer(leaf.name, dense.to(request), persistent=False)
+    def _run(self, plan: Plan, given: dict[int, str]) -> None:
+        """From now on use this plan, with the values that are there already under their names."""
+        program = plan.chosen.program
+        self.plan, self._given = plan, given
+        self._code = emit(program, given=given)
+        self._seen = set()
+        self._arguments = argument_names(program, given)
+        self._fixed = _fixed_axes(plan.request, program)
+
+    def _like(self) -> Tensor:
+        """A tensor of the dtype and on the device of the weights."""
+        tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor.is_floating_point()]
+        return tensors[0] if tensors else torch.empty(0, dtype=self.plan.request.dtype, device=self.plan.request.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the code: torch.fx would trace what it reads back, and name the arguments anew."""
+        modules = {name: module for name, module in self._modules.items() if name != "_code"}
+        return {**self.__dict__, "_modules": modules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._run(self.plan, self._given)
 
     def _arrange_memory(self, program: Program) -> None:
         """Lay each weight out as its first step wants it; shapes and elements stay."""
@@ -209,9 +251,12 @@ class Compiled(nn.Module):
         return trial.seconds
 
 
-def candidate_request_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype of a module's parameters, or torch's default."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+def _patterns(candidate: Candidate, request: Request) -> dict[str, Tensor]:
+    """name -> the dense 0/1 arrays that a candidate takes."""
+    leaves = [one for one in (*candidate.problem.leaves, *candidate.program.patterns) if one.kind == "pattern"]
+    return {
+        leaf.name: pattern(leaf.node, candidate.problem.network).to(request.device, request.dtype) for leaf in leaves
+    }
 
 
 class _Trial:
@@ -223,6 +268,7 @@ class _Trial:
         self.device = request.device
         sizes = candidate.problem.sizes
         weights: dict[str, Tensor] = {}
+        patterns = _patterns(candidate, request)
         for operation in program.operations:
             if not isinstance(operation, Load):
                 continue
@@ -234,16 +280,14 @@ class _Trial:
                     tensor = tensor.contiguous(memory_format=layout)
                 weights[operation.name] = tensor.requires_grad_(request.backward)
             elif operation.kind == "pattern":
-                leaf = next(one for one in (*candidate.problem.leaves, *program.patterns) if one.name == operation.name)
-                dense = pattern(leaf.node, candidate.problem.network)
-                weights[operation.name] = dense.to(request.device, request.dtype)
+                weights[operation.name] = patterns[operation.name]
             else:
                 value = getattr(module, operation.name).detach().clone()
                 weights[operation.name] = value.requires_grad_(request.backward)
         module._laid_out(program, {k: v for k, v in weights.items() if k not in program.inputs})
         given: dict[int, str] = {}
         if request.frozen:
-            given = {number: f"frozen_{count}" for count, number in enumerate(_frontier(program))}
+            given = _frozen_names(program, module)
             parts = emit_values(program, list(given), weights)
             weights |= dict(zip(given.values(), parts, strict=True))
         self.code = emit(program, given=given)
@@ -275,15 +319,16 @@ def emit_values(program: Program, wanted: Sequence[int], tensors: Mapping[str, T
     if not wanted:
         return []
     code = emit(program, wanted=wanted)
-    names = [node.target for node in code.graph.nodes if node.op == "placeholder"]
     with torch.no_grad():
-        return [value.detach().clone() for value in code(*(tensors[str(name)] for name in names))]
+        values = code(*(tensors[name] for name in argument_names(program, wanted=wanted)))
+        return [value.detach().clone() for value in values]
 
 
-def _contracted(module: nn.Module, program: Program, wanted: Sequence[int]) -> list[Tensor]:
-    loads = {operation.name for operation in program.operations if isinstance(operation, Load)}
-    tensors = {name: getattr(module, name).detach() for name in loads if name not in program.inputs}
-    return emit_values(program, wanted, tensors)
+def _frozen_names(program: Program, module: Compiled) -> dict[int, str]:
+    """Position -> the name of a buffer, for every value that is stored when weights are contracted before."""
+    taken = {*program.inputs, *module._weights}
+    free = (name for count in itertools.count() if (name := f"frozen_{count}") not in taken)
+    return dict(zip(_frontier(program), free, strict=False))
 
 
 def _frontier(program: Program) -> list[int]:
@@ -299,19 +344,16 @@ def _fixed_axes(request: Request, program: Program) -> tuple[tuple[str, int, tup
     """For each input its name, its number of axes, and (axis, size) where the size cannot change."""
     rows = []
     for name in request.inputs:
-        node = next(n for n in request.network.nodes if isinstance(n, NamedTensor) and n.name == name)
-        fixed = tuple(
-            (axis, request.network.sizes[label])
-            for axis, label in enumerate(node.labels)
-            if label not in program.moving
-        )
-        rows.append((name, len(node.labels), fixed))
+        load = next(one for one in program.operations if isinstance(one, Load) and one.name == name)
+        labels = labels_in(load.axes)  # the plan's own, which may be others than the network's
+        fixed = tuple((axis, program.sizes[label]) for axis, label in enumerate(labels) if label not in program.moving)
+        rows.append((name, len(labels), fixed))
     return tuple(rows)
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:
     for name in names:
-        if hasattr(module, name):
+        if hasattr(module, name) or hasattr(type(module), name) or name in (*Compiled.__annotations__, "self"):
             raise CompileError(
                 explain(
                     f"a tensor is called {name!r}, which torch's modules use themselves",

@@ -19,6 +19,7 @@ from .operations import (
     Add,
     Arrange,
     Axes,
+    Axis,
     ChannelsLast,
     Convolve,
     Diagonal,
@@ -59,9 +60,11 @@ def emit(
     return _Emitter(program, given or {}).module(wanted)
 
 
-def argument_names(program: Program, given: Mapping[int, str] | None = None) -> tuple[str, ...]:
+def argument_names(
+    program: Program, given: Mapping[int, str] | None = None, *, wanted: Sequence[int] | None = None
+) -> tuple[str, ...]:
     """What the code takes after the inputs, in order: the loaded tensors it still needs, then what is given."""
-    needed = needed_values(program, [len(program.operations) - 1], given or {})
+    needed = needed_values(program, [len(program.operations) - 1] if wanted is None else wanted, given or {})
     loads = [program.operations[n] for n in sorted(needed)]
     names = [load.name for load in loads if isinstance(load, Load) and load.kind != "input"]
     return (*dict.fromkeys(names), *(given or {}).values())
@@ -90,7 +93,7 @@ class _Emitter:
         last = len(self.program.operations) - 1
         needed = needed_values(self.program, [last] if wanted is None else wanted, self.given)
         placed = {name: self._argument(name) for name in (self.program.inputs if wanted is None else ())}
-        names = argument_names(self.program, self.given) if wanted is None else self._loaded(needed)
+        names = argument_names(self.program, self.given, wanted=wanted)
         placed |= {name: self._argument(name) for name in names}
         for number, name in self.given.items():
             self.nodes[number] = placed[name]
@@ -104,6 +107,8 @@ class _Emitter:
             if number in needed and number not in self.nodes:
                 self.nodes[number] = self._call(operation)
                 self._remember_sizes(number, operation.axes)
+                if isinstance(operation, Rename):
+                    self._remember_fused(labels_in(self._axes(operation.source)), labels_in(operation.axes))
         self.graph.output(self.nodes[last] if wanted is None else tuple(self.nodes[number] for number in wanted))
         self.graph.eliminate_dead_code()
         self.graph.lint()
@@ -113,13 +118,9 @@ class _Emitter:
 
     def _argument(self, name: str) -> fx.Node:
         """An argument called like its tensor; a number is added to a word of Python's or of the code's own."""
-        node = self.graph.create_node("placeholder", name, name="self_" if name == "self" else name)
+        node = self.graph.create_node("placeholder", name, name=f"{name}_" if name in ("self", "None") else name)
         node.target = node.name  # fx would write its own, lower-case names beside ours, and take one for the other
         return node
-
-    def _loaded(self, needed: Collection[int]) -> tuple[str, ...]:
-        loads = [self.program.operations[number] for number in sorted(needed)]
-        return tuple(dict.fromkeys(load.name for load in loads if isinstance(load, Load)))
 
     def _remember_sizes(self, number: int, axes: Axes) -> None:
         for place, axis in enumerate(axes):
@@ -127,6 +128,17 @@ class _Emitter:
                 with self.graph.inserting_after(self.nodes[number]):
                     node = self.graph.call_method("size", (self.nodes[number], place))
                 self.size_nodes[axis[0]] = node
+
+    def _remember_fused(self, before: Axis, after: Axis) -> None:
+        """The size of a label that shares its axis with others since a reshape made it."""
+        moving = self.program.moving - self.size_nodes.keys()
+        gone, new = [a for a in before if a not in after], [a for a in after if a not in before]
+        unknown = [label for label in new if label in moving]
+        if len(unknown) == 1 and not moving & {*gone}:
+            total, others = self._total(gone), self._total([label for label in new if label not in unknown])
+            node = total if others == 1 else self.graph.call_function(operator.floordiv, (total, others))
+            assert isinstance(node, fx.Node)
+            self.size_nodes[unknown[0]] = node
 
     # Sizes ---------------------------------------------------------------------------------------------------------
 
@@ -142,17 +154,21 @@ class _Emitter:
             if len(moving) == 1 and number in moving:
                 shape.append(-1)
                 continue
-            total: Size = 1
-            for label in axis:
-                one = self.size(label)
-                if isinstance(total, int) and isinstance(one, int):
-                    total *= one
-                elif total == 1:
-                    total = one
-                else:
-                    total = self.graph.call_function(operator.mul, (total, one))
-            shape.append(total)
+            shape.append(self._total(axis))
         return shape
+
+    def _total(self, labels: Sequence[str]) -> Size:
+        """The product of the sizes of labels."""
+        total: Size = 1
+        for label in labels:
+            one = self.size(label)
+            if isinstance(total, int) and isinstance(one, int):
+                total *= one
+            elif total == 1:
+                total = one
+            else:
+                total = self.graph.call_function(operator.mul, (total, one))
+        return total
 
     # Calls ---------------------------------------------------------------------------------------------------------
 
@@ -187,7 +203,8 @@ class _Emitter:
             case Convolve():
                 return self._convolution(operation, taken)
             case Pad():
-                pads, keywords = operation.pads, {}
+                pads = operation.pads
+                keywords: dict[str, Any] = {}
                 if operation.mode != "zeros":  # torch wants all axes of positions there, those without padding too
                     pads = ((0, 0),) * (len(operation.axes) - 2 - len(pads)) + pads
                     keywords = {"mode": MODES[operation.mode]}

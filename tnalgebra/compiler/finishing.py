@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any
 
-from .operations import Add, Arrange, Convolve, Load, Operation, Product, Rename, Scale, Sizes, shape_in
+from .operations import Add, Arrange, Axis, Convolve, Load, Operation, Product, Rename, Scale, Sizes, shape_in
 
 NUMBERS = ("source", "left", "right", "kernel", "vector", "bias")
 """Fields of operations that name a value by its position."""
@@ -25,8 +26,12 @@ def inserted(operations: Sequence[Operation], place: int, new: Operation, *, pas
 
 def renumbered(operation: Operation, number: Callable[[int], int]) -> Operation:
     """The operation with the positions of the values it takes replaced."""
-    names = [name for name in NUMBERS if isinstance(getattr(operation, name, None), int)]
-    return replace(operation, **{name: number(getattr(operation, name)) for name in names})
+    changes: dict[str, Any] = {}
+    for name in NUMBERS:
+        value = getattr(operation, name, None)
+        if isinstance(value, int):
+            changes[name] = number(value)
+    return replace(operation, **changes)
 
 
 def scaled(
@@ -72,7 +77,8 @@ def biased(operations: Sequence[Operation], name: str, label: str) -> list[Opera
 
 def _adds_bias(operations: Sequence[Operation], label: str) -> int | None:
     """The convolution or linear product whose channels are the label, with views alone between it and the value."""
-    number, axis = len(operations) - 1, (label,)
+    number = len(operations) - 1
+    axis: Axis = (label,)
     while True:
         operation = operations[number]
         match operation:

@@ -303,15 +303,14 @@ class _Lowering:
 
     def _padded(self, value: _Value, ends: Sequence[tuple[str, int, int, str]]) -> _Value:
         """Positions added to or cut from axes; their labels get a prime, for they have another size."""
-        for cropping in (True, False):
-            for mode in ("zeros", "reflect", "replicate", "circular"):
-                pads: dict[str, tuple[int, int]] = {}
-                for x, low, high, own in ends:
-                    low, high = (min(low, 0), min(high, 0)) if cropping else (max(low, 0), max(high, 0))
-                    if (low or high) and ("zeros" if cropping else own) == mode:
-                        pads[x] = (low, high)
-                if pads:
-                    value = self._with_pads(value, pads, mode)
+        for step in ("reflect", "replicate", "circular", "crop", "zeros"):  # the whole axis is folded, not the rest
+            pads: dict[str, tuple[int, int]] = {}
+            for x, low, high, mode in ends:
+                low, high = (min(low, 0), min(high, 0)) if step == "crop" else (max(low, 0), max(high, 0))
+                if (low or high) and step in ("crop", mode):
+                    pads[x] = (low, high)
+            if pads:
+                value = self._with_pads(value, pads, "zeros" if step == "crop" else step)
         return value
 
     def _with_pads(self, value: _Value, pads: Mapping[str, tuple[int, int]], mode: str) -> _Value:

@@ -11,8 +11,9 @@ from typing import Literal, TypeAlias
 from ..driver import rewrite
 from ..errors import CompileError, SizeError, explain
 from ..exact_rules import SIMPLIFY, drop_size_one, merge_windows, window_to_fuse
+from ..labels import fresh
 from ..network import Network, carriers, size_of, tensor_nodes, with_sizes
-from ..nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node, node_text
+from ..nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node, node_text, relabel
 
 RULES = tuple(rule for rule in SIMPLIFY if rule not in (drop_size_one, window_to_fuse))
 """Of `SIMPLIFY` what holds for inputs of every size, and leaves each tensor its axes."""
@@ -82,6 +83,7 @@ def problems(network: Network, inputs: Sequence[str], sizes: Mapping[str, int]) 
 
 def problem_of(network: Network, inputs: Sequence[str]) -> Problem:
     """Sort the nodes of a network by what they are to a plan."""
+    network = _split_apart(network)
     factor, sized, nodes = _without_fills(network)
     leaves, views = [], []
     taken = set(tensor_nodes(network))
@@ -94,6 +96,26 @@ def problem_of(network: Network, inputs: Sequence[str]) -> Problem:
             case _:
                 leaves.append(pattern_leaf(node, taken))
     return Problem(network, tuple(inputs), tuple(leaves), tuple(views), factor, tuple(sized))
+
+
+def _split_apart(network: Network) -> Network:
+    """Each carrier of the whole of a reshape with a label and a reshape of its own.
+
+        K[out in] Fuse[out g m] -> [out in]  =  K[out_2 in] Fuse[out_2 g m] Fuse[out g m] -> [out in]
+
+    A step reshapes one tensor: so each can be split before it meets the others, and the value put together after.
+    """
+    nodes, sizes = list(network.nodes), dict(network.sizes)
+    for position, fuse in enumerate(network.nodes):
+        if not isinstance(fuse, Fuse) or fuse.whole in fuse.parts:
+            continue
+        others = [n for n, node in enumerate(nodes) if n != position and fuse.whole in node.labels]
+        for other in others if fuse.whole in network.output else others[1:]:
+            label = fresh(fuse.whole, sizes)
+            sizes[label] = sizes[fuse.whole]
+            nodes[other] = relabel(nodes[other], {fuse.whole: label})
+            nodes.append(Fuse(label, fuse.parts))
+    return Network(nodes, network.output, sizes)
 
 
 def pattern_leaf(node: Node, taken: set[str]) -> Leaf:
@@ -160,6 +182,22 @@ def moving_labels(problem: Problem, patterns: Iterable[Leaf] = ()) -> frozenset[
             break
     reached = on_inputs | {label for view in problem.views for label in view.labels}
     return frozenset(reached - fixed)
+
+
+def labels_from_inputs(problem: Problem) -> frozenset[str]:
+    """Labels whose size follows from the inputs alone: through windows from x to y, and through reshapes."""
+    found = {label for leaf in problem.leaves if leaf.kind == "input" for label in leaf.labels}
+    while True:
+        before = len(found)
+        for view in problem.views:
+            if isinstance(view, Conv):
+                found |= {view.y} if view.x in found else set()
+            elif view.whole in found:
+                found |= {*view.parts}
+            elif found.issuperset(view.parts):
+                found.add(view.whole)
+        if len(found) == before:
+            return frozenset(found)
 
 
 def size(sizes: Mapping[str, int], labels: Collection[str]) -> int:

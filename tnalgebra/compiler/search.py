@@ -19,7 +19,7 @@ from itertools import combinations
 from typing import Literal, Protocol, TypeAlias
 
 from ..nodes import Conv, Fuse
-from .problem import Problem, size
+from .problem import Problem, labels_from_inputs, moving_labels, size
 
 EXACT = 12
 """Up to so many nodes all orders are looked at."""
@@ -53,8 +53,11 @@ class Tree:
 
     @property
     def text(self) -> str:
-        """The tree without its prices: what tells two plans apart."""
-        words = [self.step[0], *map(str, self.views), *(part.text for part in self.parts)]
+        """The tree without its prices: what tells two plans apart. Views one after the other have no order in it."""
+        views, parts = list(self.views), self.parts
+        while self.step == "view" and parts[0].step == "view":
+            views, parts = sorted((*views, *parts[0].views)), parts[0].parts
+        words = [self.step[0], *map(str, views), *(part.text for part in parts)]
         return f"{self.mask:x}" if self.step in ("leaf", "pattern") else f"({' '.join(words)})"
 
 
@@ -102,6 +105,8 @@ class Search:
         self.first_view = len(problem.leaves)
         self.everything = (1 << len(nodes)) - 1
         self.inputs = sum(1 << n for n, leaf in enumerate(problem.leaves) if leaf.kind == "input")
+        moving = moving_labels(problem)
+        self.sized_by_inputs = self._mask(label for label in labels_from_inputs(problem) if label in moving)
         weights = [n for n, leaf in enumerate(problem.leaves) if leaf.kind == "weight"]
         self.all_weights = sum(1 << n for n in weights) if len(weights) > 1 and not dense else 0
         self._live: dict[int, int] = {}
@@ -287,12 +292,19 @@ class Search:
                 x, y, k = self._ends(number, transposed)
                 if (x | k) & live or self.carriers[y] & mask != 1 << number:
                     continue
-                if transposed and self._view(number).attributes.get("mode"):
+                if transposed and not self._can_be_transposed(number):
                     continue
                 fitting.append(number)
             for count in range(1, MAX_WINDOWS + 1):
                 found += [(group, transposed) for group in combinations(fitting, count) if self._apart(group)]
         return found
+
+    def _can_be_transposed(self, number: int) -> bool:
+        """Padding with zeros only; and the input of a stride may have any of several sizes for one of its output, so
+        that the inputs must not decide it on their own."""
+        node = self._view(number)
+        assert isinstance(node, Conv)
+        return node.mode == "zeros" and (node.stride == 1 or not self.bits[node.x] & self.sized_by_inputs)
 
     def _forced(self, group: Sequence[int], transposed: bool, rest: int) -> tuple[int, int]:
         """Nodes that must stand left and right of a join: the carriers of the windows' x, and of their k."""

@@ -1,0 +1,96 @@
+"""What the tests of compiled networks share: compile, run every candidate, compare with the oracle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from strategies import random_values
+from torch import Tensor, fx
+
+import tnalgebra as tn
+from tnalgebra.compiler import Compiled
+from tnalgebra.compiler.choosing import Candidate
+from tnalgebra.compiler.emitting import argument_names, emit
+from tnalgebra.evaluation import evaluate, magnitude, pattern
+from tnalgebra.network import Network
+from tnalgebra.notation import parse
+
+ROUNDING = 1e-12
+"""Of `magnitude`: room for a few thousand float64 additions (2.2e-16 each), in whatever order a plan makes them."""
+
+
+def compiled(network: Network, values: Mapping[str, Tensor], inputs: Collection[str], **choices: Any) -> Compiled:
+    """The network compiled with some of its tensors as inputs, of the shapes that their values have."""
+    return tn.compile(
+        network,
+        inputs={name: values[name].shape for name in inputs},
+        values={name: value for name, value in values.items() if name not in inputs},
+        **choices,
+    )
+
+
+def assert_same(value: Tensor, expected: Tensor, scale: Tensor) -> None:
+    assert value.shape == expected.shape
+    assert value.dtype == expected.dtype == torch.float64
+    assert ((value - expected).abs() <= ROUNDING * scale).all()
+
+
+def candidate_value(candidate: Candidate, values: Mapping[str, Tensor]) -> Tensor:
+    """What the code of one candidate computes."""
+    program = candidate.program
+    leaves = {leaf.name: leaf for leaf in (*candidate.problem.leaves, *program.patterns)}
+    names = (*program.inputs, *argument_names(program))
+    arguments = [
+        values[name] if name in values else pattern(leaves[name].node, candidate.problem.network) for name in names
+    ]
+    result: Tensor = emit(program)(*arguments)
+    return result
+
+
+def check(network: Network | str, inputs: str, *, seed: int = 0, **choices: Any) -> Compiled:
+    """A network compiled: the module, every candidate and the frozen module all give the oracle's value.
+
+    Args:
+        inputs: names of tensors; the others get values.
+    """
+    network = parse(network) if isinstance(network, str) else network
+    values = random_values(network, seed)
+    module = compiled(network, values, inputs.split(), **choices)
+    expected, scale = evaluate(network, values), magnitude(network, values)
+    given = {name: values[name] for name in inputs.split()}
+    assert_same(module(**given).detach(), expected, scale)
+    for candidate in module.plan.candidates:
+        assert_same(candidate_value(candidate, values), expected, scale)
+    assert_same(module.freeze()(**given).detach(), expected, scale)
+    assert_same(module.thaw()(**given).detach(), expected, scale)
+    return module
+
+
+def check_at(module: Compiled, sizes: Mapping[str, int], *, seed: int = 1) -> None:
+    """The same module at other sizes of some labels: the oracle's value of the network with those sizes."""
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    network, inputs = module.network, module.plan.request.inputs
+    fixed = {
+        label: size
+        for node in network.nodes
+        for label, size in ((label, network.sizes[label]) for label in node.labels)
+        if node.name in own or node.name == "Conv" and label == node.labels[2]
+    }
+    other = Network(network.nodes, network.output, {**fixed, **sizes})
+    values = random_values(other, seed)
+    values |= {name: tensor.detach() for name, tensor in own.items() if name in values}
+    value = module(**{name: values[name] for name in inputs})
+    assert_same(value.detach(), evaluate(other, values), magnitude(other, values))
+
+
+def calls(module: Compiled) -> Counter[str]:
+    """name of a function or method of torch -> how often the code calls it."""
+    graph = module._code.graph
+    return Counter(_name(node) for node in graph.nodes if node.op in ("call_function", "call_method"))
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else node.target.__name__  # type: ignore[union-attr]

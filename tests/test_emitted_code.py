@@ -1,0 +1,430 @@
+"""The code of compiled networks under all that torch does to code: gradients, dtypes, memory formats, export, ..."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+import torch._dynamo.testing
+from emitted_cases import CASES, Case, Emitted, candidates, picked
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, export
+from torch.func import functional_call, jacrev, jvp, vmap
+from torch.nn import functional
+
+from tnalgebra.compiler import Compiled
+from tnalgebra.compiler.choosing import Candidate
+from tnalgebra.compiler.emitting import argument_names, emit
+from tnalgebra.compiler.operations import Convolve
+from tnalgebra.evaluation import evaluate
+from tnalgebra.nodes import NamedTensor
+
+# Differently ordered sums of at most a few hundred products of normal numbers, in float64.
+ROUNDING = {"rtol": 1e-11, "atol": 1e-12}
+
+FUNCTIONS = {
+    *(getattr(functional, f"conv{axes}d") for axes in (1, 2, 3)),
+    *(getattr(functional, f"conv_transpose{axes}d") for axes in (1, 2, 3)),
+    *(getattr(functional, f"avg_pool{axes}d") for axes in (1, 2, 3)),
+    *(functional.linear, functional.pad, torch.matmul, torch.unflatten, torch.diagonal),
+    *(operator.mul, operator.truediv, operator.getitem),
+}
+METHODS = {"permute", "reshape", "flatten", "contiguous", "unfold", "sum", "size"}
+
+
+def same(one: Tensor, two: Tensor, **tolerance: float) -> None:
+    torch.testing.assert_close(one, two, **{**ROUNDING, **tolerance})  # type: ignore[arg-type]
+
+
+def oracle(case: Case, x: Tensor) -> Tensor:
+    return evaluate(case.network if x.shape == case.shapes()["X"] else case.resized(x.shape), {"X": x, **case.values()})
+
+
+def every_candidate() -> Iterator[Any]:
+    for name in CASES:
+        for number, candidate in enumerate(picked(name)):
+            yield pytest.param(name, candidate, id=f"{name}-{number}-{candidate.program.style}")
+
+
+each_candidate = pytest.mark.parametrize(("name", "candidate"), list(every_candidate()))
+each_case = pytest.mark.parametrize("name", CASES)
+each_state = pytest.mark.parametrize("frozen", [False, True], ids=["thawed", "frozen"])
+
+
+def compiled(name: str, *, frozen: bool, **options: object) -> Compiled:
+    module = CASES[name].compiled(**options)  # type: ignore[arg-type]
+    return module.freeze() if frozen else module
+
+
+# Values and words -----------------------------------------------------------------------------------------------
+
+
+@each_case
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_every_candidate_computes_the_network(name: str, channels_last: bool) -> None:
+    case = CASES[name]
+    for x in (case.input(), case.input(**case.other_sizes()), case.input(n=1)):
+        expected = oracle(case, x)
+        if channels_last and x.ndim in (4, 5):
+            x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+        for candidate in candidates(name, channels_last=channels_last):
+            same(Emitted(case, candidate)(x), expected)
+
+
+@each_case
+def test_a_batch_of_none(name: str) -> None:
+    case = CASES[name]
+    value = case.compiled()(case.input(n=0))
+    assert value.shape == (0, *oracle(case, case.input()).shape[1:])
+
+
+@each_case
+def test_code_calls_torch_alone(name: str) -> None:
+    graphs = [emit(candidate.program).graph for candidate in candidates(name)]
+    graphs.append(compiled(name, frozen=True)._code.graph)
+    for graph in graphs:
+        for node in graph.nodes:
+            assert node.op in ("placeholder", "output", "call_function", "call_method")
+            if node.op == "call_function":
+                assert node.target in FUNCTIONS, node.target
+            if node.op == "call_method":
+                assert node.target in METHODS, node.target
+            constants = [leaf for leaf in flat((node.args, node.kwargs)) if not isinstance(leaf, fx.Node)]
+            assert "device" not in node.kwargs
+            assert not any(isinstance(leaf, torch.device | torch.dtype | Tensor) for leaf in constants)
+
+
+@each_case
+def test_arguments_are_called_like_their_tensors(name: str) -> None:
+    for candidate in candidates(name):
+        graph = emit(candidate.program).graph
+        arguments = [node for node in graph.nodes if node.op == "placeholder"]
+        names = [*candidate.program.inputs, *argument_names(candidate.program)]
+        assert [node.name for node in arguments] == [node.target for node in arguments] == names
+
+
+def test_code_as_text() -> None:
+    module = CASES["tucker-2"].compiled()
+    first, *rest = module.code.splitlines()
+    assert first.startswith("def forward(self, X, ")
+    assert "torch.conv2d(" in module.code
+    assert len(rest) < 12
+    assert module.freeze().code.splitlines()[0] == "def forward(self, X, frozen_0):"
+
+
+def flat(value: object) -> Iterator[object]:
+    match value:
+        case dict():
+            for one in value.values():
+                yield from flat(one)
+        case list() | tuple():
+            for one in value:
+                yield from flat(one)
+        case slice():
+            yield from flat((value.start, value.stop, value.step))
+        case _:
+            yield value
+
+
+# Gradients ------------------------------------------------------------------------------------------------------
+
+
+def tensors(case: Case, module: Emitted) -> tuple[Tensor, ...]:
+    return (case.input().requires_grad_(), *(getattr(module, name).detach().requires_grad_() for name in module.names))
+
+
+@each_candidate
+def test_gradients(name: str, candidate: Candidate) -> None:
+    case = CASES[name]
+    module = Emitted(case, candidate)
+    given = tensors(case, module)
+    value = module.code(*given)
+    weight = torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(3))
+    found = torch.autograd.grad(value, given, weight)
+    # the value is linear in each tensor: its gradient is the exact difference quotient along any direction
+    for number, (tensor, gradient) in enumerate(zip(given, found, strict=True)):
+        direction = torch.randn(tensor.shape, dtype=tensor.dtype, generator=torch.Generator().manual_seed(number))
+        moved = [one.detach() + direction if one is tensor else one.detach() for one in given]
+        change = ((module.code(*moved) - value.detach()) * weight).sum()
+        same((gradient * direction).sum(), change, rtol=1e-8, atol=1e-8)  # differences of values near 100
+
+
+torch_scripts = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode uses it
+
+
+@torch_scripts
+@pytest.mark.parametrize("name", ["tucker-2", "cp, stride 2", "transposed", "grouped", "locally connected", "reflect"])
+def test_gradients_of_gradients(name: str) -> None:
+    case = CASES[name]
+    for candidate in picked(name)[:2]:
+        module = Emitted(case, candidate)
+        given = tensors(case, module)
+        assert torch.autograd.gradcheck(module.code, given, fast_mode=True)
+        assert torch.autograd.gradgradcheck(module.code, given, fast_mode=True)
+        assert torch.autograd.gradcheck(module.code, given, fast_mode=True, check_forward_ad=True)
+
+
+@torch_scripts
+@pytest.mark.parametrize("name", ["tucker-2", "ring", "linear", "locally connected"])
+def test_functional_transforms(name: str) -> None:
+    case = CASES[name]
+    module, x = case.compiled(), case.input()
+    state = {key: value.detach() for key, value in module.named_parameters()}
+    same(functional_call(module, state, (x,)), module(x).detach())
+
+    key = next(iter(state))
+
+    def of_one(value: Tensor) -> Tensor:
+        return functional_call(module, {**state, key: value}, (x,))  # type: ignore[no-any-return]
+
+    jacobian = jacrev(of_one)(state[key])
+    direction = torch.ones_like(state[key])
+    linear = (jacobian * direction).flatten(-direction.ndim).sum(-1)
+    same(jvp(of_one, (state[key],), (direction,))[1], linear)
+    same(of_one(direction), linear)  # the value is linear in every tensor
+
+    models = torch.stack([state[key], 2 * state[key], direction])
+    expected = torch.stack([of_one(one) for one in models])
+    same(vmap(of_one)(models), expected)
+    images = torch.stack([x, 2 * x])
+    same(vmap(module)(images), torch.stack([module(x), 2 * module(x)]))
+
+
+# Dtypes ---------------------------------------------------------------------------------------------------------
+
+
+def close_in_low_precision(found: Tensor, expected: Tensor, epsilon: float) -> None:
+    """Every factor of every step is rounded: an error of some epsilon of the largest value."""
+    assert found.shape == expected.shape
+    error = (found.double() - expected.double()).abs().max()
+    assert error <= 8 * epsilon * expected.abs().max()
+
+
+@each_case
+@each_state
+def test_autocast(name: str, frozen: bool) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=frozen, dtype=torch.float32)
+    x = case.input(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = module(x)
+    if any("conv" in str(node.target) or "linear" in str(node.target) for node in module._code.graph.nodes):
+        assert value.dtype == torch.bfloat16
+    close_in_low_precision(value, oracle(case, case.input()), 2**-8)
+
+
+@each_case
+@each_state
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(name: str, frozen: bool, dtype: torch.dtype) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=frozen, dtype=torch.float32).to(dtype)
+    value = module(case.input(dtype=dtype))
+    assert value.dtype == dtype
+    close_in_low_precision(value, oracle(case, case.input()), torch.finfo(dtype).eps)
+
+
+@each_case
+def test_double_precision_after_single(name: str) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=False, dtype=torch.float32).double()
+    x = case.input()
+    same(module(x), evaluate(case.network, {"X": x, **case.values(dtype=torch.float32)}))
+
+
+# Memory formats -------------------------------------------------------------------------------------------------
+
+
+@each_candidate
+def test_channels_last_inputs_give_the_same(name: str, candidate: Candidate) -> None:
+    case, x = CASES[name], CASES[name].input()
+    if x.ndim not in (4, 5):
+        pytest.skip("the memory format is one of 4 or 5 axes")
+    module = Emitted(case, candidate)
+    last = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+    same(module(last), module(x))
+    strange = torch.empty_strided(x.shape, [2 * stride for stride in x.stride()], dtype=x.dtype).copy_(x)
+    same(module(strange), module(x))
+    same(module(x.flip(-1).transpose(0, 1).contiguous().transpose(0, 1).flip(-1)), module(x))
+
+
+@pytest.mark.parametrize("name", ["tucker-2", "train", "7x7 stem", "grouped", "1x1", "depthwise, dilated"])
+def test_channels_last_is_kept(name: str) -> None:
+    case = CASES[name]
+    module = case.compiled(memory_format=torch.channels_last)
+    x = case.input().contiguous(memory_format=torch.channels_last)
+    same(module(x), oracle(case, case.input()))
+    for candidate in picked(name, channels_last=True):
+        value = Emitted(case, candidate)(x)
+        last = candidate.program.operations[-1]
+        if candidate.program.style.memory_format == "channels_last" and isinstance(last, Convolve):
+            assert value.is_contiguous(memory_format=torch.channels_last), candidate.program.style
+
+
+# torch.compile --------------------------------------------------------------------------------------------------
+
+
+@each_case
+@each_state
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_torch_compile(name: str, frozen: bool, backend: str) -> None:
+    if backend == "aot_eager" and frozen:
+        pytest.skip("the frozen code is part of the other")
+    case = CASES[name]
+    module = compiled(name, frozen=frozen)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    fast = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
+    for count in (4, 3, 9):
+        x = case.input(n=count).requires_grad_()
+        value, expected = fast(x), module(x)
+        same(value, expected)
+        (one,), (two,) = (torch.autograd.grad(v.pow(2).sum(), [x]) for v in (value, expected))
+        same(one, two, rtol=1e-9, atol=1e-9)  # of squares
+    assert counter.frame_count == 1
+
+
+def test_torch_compile_sees_changed_parameters() -> None:
+    case = CASES["tucker-2"]
+    module, x = case.compiled(), case.input()
+    torch._dynamo.reset()
+    fast = torch.compile(module, fullgraph=True, backend="aot_eager")
+    before = fast(x)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(2)
+    same(fast(x), 2 ** len(list(module.parameters())) * before)
+
+
+def test_freezing_and_thawing_a_module_that_torch_compiled() -> None:
+    case = CASES["tucker-2"]
+    module, x = case.compiled(), case.input()
+    torch._dynamo.reset()
+    fast = torch.compile(module, fullgraph=True, backend="eager")
+    before = fast(x)
+    module.freeze()
+    same(fast(x), before)
+    module.thaw()
+    with torch.no_grad():
+        module.U.mul_(2)
+    same(fast(x), 2 * before)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own modules, as they are loaded
+def test_inductor() -> None:
+    case = CASES["tucker-2"]
+    module, x = case.compiled(), case.input()
+    torch._dynamo.reset()
+    try:
+        value = torch.compile(module, fullgraph=True)(x)
+    except torch._inductor.exc.InductorError as error:  # type: ignore[attr-defined]
+        pytest.skip(f"there is no C++ compiler that works: {error}")
+    same(value, module(x))
+
+
+# Export ---------------------------------------------------------------------------------------------------------
+
+
+def dynamic_shapes(case: Case) -> dict[int, Any]:
+    node = next(node for node in case.network.nodes if isinstance(node, NamedTensor) and node.name == "X")
+    return {
+        axis: Dim(f"size_{label}", min=2 if label == "n" else case.network.sizes[label], max=64)
+        for axis, label in enumerate(node.labels)
+        if label in case.free.split()
+    }
+
+
+def assert_free_of_nominal_sizes(program: torch.export.ExportedProgram, batch: int) -> None:
+    """No constant of the graph is the batch it was exported with, and memory is addressed through shapes alone."""
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            assert "as_strided" not in str(node.target)
+            assert batch not in list(flat((node.args, node.kwargs))), node.format_node()
+
+
+def exported(module: nn.Module, case: Case, x: Tensor) -> torch.export.ExportedProgram:
+    return export(module, (x,), dynamic_shapes=({**dynamic_shapes(case)},), strict=False)
+
+
+@each_candidate
+def test_export_of_every_style(name: str, candidate: Candidate) -> None:
+    case = CASES[name]
+    module = Emitted(case, candidate).eval()
+    x = case.input(n=41)  # a size that nothing else has
+    program = exported(module, case, x)
+    assert_free_of_nominal_sizes(program, 41)
+    run = program.module()
+    for other in (case.input(n=3), case.input(**case.other_sizes())):
+        same(run(other), module(other))
+
+
+@each_case
+@each_state
+def test_export_of_modules(name: str, frozen: bool) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=frozen)
+    axes = dynamic_shapes(case)
+    program = export(module, (case.input(n=41),), dynamic_shapes={"inputs": (axes,)}, strict=False)
+    assert_free_of_nominal_sizes(program, 41)
+    run = program.module()
+    for other in (case.input(n=3), case.input(**case.other_sizes())):
+        same(run(other), module(other))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript", "ignore::DeprecationWarning:torch.onnx")
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the exporter's own use of its libraries
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("tucker-2", False),
+        ("tucker-2", True),
+        ("cp, stride 2", False),
+        ("ring", True),
+        ("grouped", False),
+        ("transposed", False),
+        ("Monarch", False),
+        ("global pooling", False),
+        ("locally connected", False),
+        ("reflect", True),
+    ],
+)
+def test_onnx(name: str, frozen: bool, tmp_path: Path) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=frozen, dtype=torch.float32).eval()
+    file = tmp_path / "module.onnx"
+    torch.onnx.export(
+        module,
+        (case.input(n=41, dtype=torch.float32),),
+        file,
+        dynamo=True,
+        dynamic_shapes={"inputs": ({0: Dim("n", min=2, max=64)},)},
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    for count in (3, 7):
+        x = case.input(n=count, dtype=torch.float32)
+        (value,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        expected = module(x).detach()
+        error = (torch.from_numpy(value) - expected).abs().max()
+        assert error <= 1e-5 * expected.abs().max()  # float32: a few hundred terms, summed in another order
+
+
+# Devices --------------------------------------------------------------------------------------------------------
+
+
+@each_case
+def test_code_has_no_device_of_its_own(name: str) -> None:
+    case = CASES[name]
+    with FakeTensorMode() as mode:
+        for candidate in candidates(name):
+            module = Emitted(case, candidate)
+            given = [case.input(), *(getattr(module, own).detach() for own in module.names)]
+            fakes = [torch.empty(one.shape, dtype=one.dtype, device="cuda") for one in given]
+            assert emit(candidate.program)(*fakes).device.type == "cuda"
+        assert mode is not None
