@@ -16,6 +16,7 @@ from tnalgebra.compiler.choosing import Candidate
 from tnalgebra.compiler.emitting import argument_names, emit
 from tnalgebra.evaluation import evaluate, magnitude, pattern
 from tnalgebra.network import Network
+from tnalgebra.nodes import Conv, Copy
 from tnalgebra.notation import parse
 
 ROUNDING = 1e-12
@@ -73,13 +74,13 @@ def check_at(module: Compiled, sizes: Mapping[str, int], *, seed: int = 1) -> No
     """The same module at other sizes of some labels: the oracle's value of the network with those sizes."""
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     network, inputs = module.network, module.plan.request.inputs
-    fixed = {
-        label: size
-        for node in network.nodes
-        for label, size in ((label, network.sizes[label]) for label in node.labels)
-        if node.name in own or node.name == "Conv" and label == node.labels[2]
-    }
-    other = Network(network.nodes, network.output, {**fixed, **sizes})
+    changed = {*sizes}
+    for _ in network.nodes:  # sizes spread along windows and copies
+        for node in network.nodes:
+            ends = node.labels[:2] if isinstance(node, Conv) else node.labels if isinstance(node, Copy) else ()
+            changed |= {*ends} if changed & {*ends} else set()
+    kept = {label: size for label, size in network.sizes.items() if label not in changed}
+    other = Network(network.nodes, network.output, {**kept, **sizes})
     values = random_values(other, seed)
     values |= {name: tensor.detach() for name, tensor in own.items() if name in values}
     value = module(**{name: values[name] for name in inputs})

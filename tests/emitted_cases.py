@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from strategies import random_values
@@ -64,9 +64,7 @@ class Case:
         """Larger sizes of the free labels, all different."""
         return {label: self.network.sizes[label] + 2 + n for n, label in enumerate(self.free.split())}
 
-    def compiled(
-        self, device: str = "cpu", dtype: torch.dtype = torch.float64, **options: object
-    ) -> Compiled:
+    def compiled(self, device: str = "cpu", dtype: torch.dtype = torch.float64, **options: object) -> Compiled:
         values = self.values(device, dtype)
         return tnalgebra.compile(self.network, inputs={"X": self.shapes()["X"]}, values=values, **options)  # type: ignore[arg-type]
 
@@ -76,7 +74,7 @@ CASES = {
         f"X[n i x y] {WINDOWS} U[o a] G[a b h w] V[b i] -> [n o u v]", "n=2 i=3 x=6 y=5 h=3 w=3 o=5 a=2 b=4", "n x y"
     ),
     "cp, stride 2": Case(
-        f"X[n i x y] {STRIDED} A[o r] B[i r] C[h r] D[w r] -> [n o u v]", "n=2 i=3 x=7 y=6 h=3 w=2 o=5 r=4", "n x y"
+        f"X[n i x y] {STRIDED} A[o r] B[i r] C[h r] D[w r] -> [n o u v]", "n=2 i=3 x=7 y=6 h=3 w=5 o=5 r=4", "n x y"
     ),
     "train": Case(
         f"X[n i x y] {WINDOWS} A[o p] B[p i q] C[q h s] D[s w] -> [n o u v]",
@@ -105,9 +103,7 @@ CASES = {
         "n x y",
     ),
     "linear": Case("X[n i] A[a i] B[b a] C[o b] -> [n o]", "n=4 i=6 a=3 b=2 o=5", "n"),
-    "Monarch": Case(
-        "X[n i] Fuse[i a b] R[a j b] L[j c a] Fuse[o c j] -> [n o]", "n=4 a=2 b=3 j=5 c=4", "n"
-    ),
+    "Monarch": Case("X[n i] Fuse[i a b] R[a j b] L[j c a] Fuse[o c j] -> [n o]", "n=4 a=2 b=3 j=5 c=4", "n"),
     "pooling": Case(
         "X[n c x y] Conv[x u h | stride=2] Conv[y v w | stride=2] Fill[h | value=1/2] Fill[w | value=1/2] "
         "S[o c] -> [n o u v]",
@@ -136,10 +132,12 @@ CASES = {
         "n=2 c=3 x=7 y=5 h=2 w=3 o=5",
         "n x y",
     ),
-    "1-d": Case("X[n i x] Conv[x u k | padding=1] U[o a] G[a b k] V[b i] -> [n o u]", "n=2 i=3 x=7 k=3 o=5 a=2 b=4", "n x"),
+    "1-d": Case(
+        "X[n i x] Conv[x u k | padding=1] U[o a] G[a b k] V[b i] -> [n o u]", "n=2 i=3 x=7 k=3 o=5 a=2 b=4", "n x"
+    ),
     "3-d": Case(
         "X[n i x y z] Conv[x u h | padding=1] Conv[y v w] Conv[z t d | stride=2] U[o a] G[a i h w d] -> [n o u v t]",
-        "n=2 i=2 x=4 y=5 z=6 h=3 w=2 d=2 o=3 a=2",
+        "n=2 i=2 x=4 y=5 z=7 h=3 w=2 d=5 o=3 a=2",
         "n x y z",
     ),
 }
@@ -149,7 +147,9 @@ CASES = {
 class Emitted(nn.Module):
     """The code of one candidate with parameters and patterns of its own, called with X alone."""
 
-    def __init__(self, case: Case, candidate: Candidate, device: str = "cpu", dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self, case: Case, candidate: Candidate, device: str = "cpu", dtype: torch.dtype = torch.float64
+    ) -> None:
         super().__init__()
         self.candidate = candidate
         self.code = emit(candidate.program)
@@ -164,13 +164,13 @@ class Emitted(nn.Module):
         return self.code(x, *(getattr(self, name) for name in self.names))  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=None)
+@cache
 def candidates(name: str, *, channels_last: bool = False) -> tuple[Candidate, ...]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return CASES[name].compiled(memory_format=layout).plan.candidates
 
 
-@lru_cache(maxsize=None)
+@cache
 def picked(name: str, *, each: int = 1, channels_last: bool = False) -> tuple[Candidate, ...]:
     """The cheapest candidates of each style; where few contract the weights first, one that does not is among them."""
     listed = candidates(name, channels_last=channels_last)

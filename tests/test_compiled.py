@@ -349,7 +349,8 @@ def test_the_fastest_measured_candidate_is_chosen(counted: list[str], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[", "{}", "[]", "null", "[[1]]", '[["a", "b"]]', '[["0123456789abcdef", 1.0]]', '[["a", NaN]]', "\x00"]
+    "text",
+    ["", "[", "{}", "[]", "null", "[[1]]", '[["a", "b"]]', '[["0123456789abcdef", 1.0]]', '[["a", NaN]]', "\x00"],
 )
 def test_a_broken_file_is_measured_anew(counted: list[str], tmp_path: Path, text: str) -> None:
     module = CASE.compiled(tune=True)
@@ -392,9 +393,7 @@ def test_what_a_measurement_depends_on_is_in_its_key(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("options", [{}, {"backward": True}, {"memory_format": torch.channels_last}], ids=str)
 @pytest.mark.parametrize("name", ["tucker-2", "locally connected", "grouped", "global pooling"])
-def test_measuring_runs(
-    name: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_measuring_runs(name: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TNALGEBRA_CACHE", str(tmp_path))
     case = CASES[name]
     module = case.compiled(tune=True, **options)

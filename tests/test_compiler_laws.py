@@ -17,7 +17,7 @@ from tnalgebra.network import Network
 
 Example = tuple[Network, dict[str, Tensor], list[str]]
 
-FEWER = settings(max_examples=settings.default.max_examples // 4)  # type: ignore[union-attr]
+FEWER = settings(max_examples=settings().max_examples // 4)
 """For laws over all candidates of a plan, of which there are up to 24."""
 
 

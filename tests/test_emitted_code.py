@@ -46,8 +46,8 @@ def oracle(case: Case, x: Tensor) -> Tensor:
     return evaluate(case.network if x.shape == case.shapes()["X"] else case.resized(x.shape), {"X": x, **case.values()})
 
 
-def every_candidate() -> Iterator[Any]:
-    for name in CASES:
+def every_candidate(*names: str) -> Iterator[Any]:
+    for name in names or CASES:
         for number, candidate in enumerate(picked(name)):
             yield pytest.param(name, candidate, id=f"{name}-{number}-{candidate.program.style}")
 
@@ -113,8 +113,8 @@ def test_code_as_text() -> None:
     module = CASES["tucker-2"].compiled()
     first, *rest = module.code.splitlines()
     assert first.startswith("def forward(self, X, ")
-    assert "torch.conv2d(" in module.code
-    assert len(rest) < 12
+    assert rest[-1].strip().startswith("return ")
+    assert len(rest) == sum(node.op != "placeholder" for node in module._code.graph.nodes)
     assert module.freeze().code.splitlines()[0] == "def forward(self, X, frozen_0):"
 
 
@@ -162,12 +162,10 @@ torch_scripts = pytest.mark.filterwarnings("ignore:`torch.jit.script` is depreca
 @pytest.mark.parametrize("name", ["tucker-2", "cp, stride 2", "transposed", "grouped", "locally connected", "reflect"])
 def test_gradients_of_gradients(name: str) -> None:
     case = CASES[name]
-    for candidate in picked(name)[:2]:
-        module = Emitted(case, candidate)
-        given = tensors(case, module)
-        assert torch.autograd.gradcheck(module.code, given, fast_mode=True)
-        assert torch.autograd.gradgradcheck(module.code, given, fast_mode=True)
-        assert torch.autograd.gradcheck(module.code, given, fast_mode=True, check_forward_ad=True)
+    module = Emitted(case, candidates(name)[0])
+    given = tensors(case, module)
+    assert torch.autograd.gradcheck(module.code, given, fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(module.code, given, fast_mode=True)
 
 
 @torch_scripts
@@ -242,13 +240,12 @@ def test_double_precision_after_single(name: str) -> None:
 
 
 @each_candidate
-def test_channels_last_inputs_give_the_same(name: str, candidate: Candidate) -> None:
+def test_memory_of_inputs_changes_no_value(name: str, candidate: Candidate) -> None:
     case, x = CASES[name], CASES[name].input()
-    if x.ndim not in (4, 5):
-        pytest.skip("the memory format is one of 4 or 5 axes")
     module = Emitted(case, candidate)
-    last = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
-    same(module(last), module(x))
+    if x.ndim in (4, 5):
+        last = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+        same(module(last), module(x))
     strange = torch.empty_strided(x.shape, [2 * stride for stride in x.stride()], dtype=x.dtype).copy_(x)
     same(module(strange), module(x))
     same(module(x.flip(-1).transpose(0, 1).contiguous().transpose(0, 1).flip(-1)), module(x))
@@ -271,17 +268,14 @@ def test_channels_last_is_kept(name: str) -> None:
 
 
 @each_case
-@each_state
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(("frozen", "backend"), [(False, "aot_eager"), (True, "eager")], ids=["thawed", "frozen"])
 def test_torch_compile(name: str, frozen: bool, backend: str) -> None:
-    if backend == "aot_eager" and frozen:
-        pytest.skip("the frozen code is part of the other")
     case = CASES[name]
     module = compiled(name, frozen=frozen)
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
     fast = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
-    for count in (4, 3, 9):
+    for count in (11, 13, 12):  # sizes that nothing else has: torch takes equal ones for one
         x = case.input(n=count).requires_grad_()
         value, expected = fast(x), module(x)
         same(value, expected)
@@ -348,33 +342,41 @@ def assert_free_of_nominal_sizes(program: torch.export.ExportedProgram, batch: i
             assert batch not in list(flat((node.args, node.kwargs))), node.format_node()
 
 
-def exported(module: nn.Module, case: Case, x: Tensor) -> torch.export.ExportedProgram:
-    return export(module, (x,), dynamic_shapes=({**dynamic_shapes(case)},), strict=False)
-
-
-@each_candidate
+@pytest.mark.parametrize(
+    ("name", "candidate"),
+    list(every_candidate("tucker-2", "train", "grouped", "transposed", "7x7 stem", "locally connected")),
+)
 def test_export_of_every_style(name: str, candidate: Candidate) -> None:
     case = CASES[name]
     module = Emitted(case, candidate).eval()
-    x = case.input(n=41)  # a size that nothing else has
-    program = exported(module, case, x)
-    assert_free_of_nominal_sizes(program, 41)
+    program = export(module, (case.input(n=41),), dynamic_shapes=(dynamic_shapes(case),), strict=False)
+    assert_free_of_nominal_sizes(program, 41)  # a size that nothing else has
     run = program.module()
     for other in (case.input(n=3), case.input(**case.other_sizes())):
         same(run(other), module(other))
 
 
-@each_case
-@each_state
+@pytest.mark.parametrize(
+    ("name", "frozen"), [*((name, False) for name in CASES), ("tucker-2", True), ("ring", True), ("reflect", True)]
+)
 def test_export_of_modules(name: str, frozen: bool) -> None:
     case = CASES[name]
     module = compiled(name, frozen=frozen)
-    axes = dynamic_shapes(case)
-    program = export(module, (case.input(n=41),), dynamic_shapes={"inputs": (axes,)}, strict=False)
+    shapes = {"inputs": (dynamic_shapes(case),)}
+    program = export(module, (case.input(n=41),), dynamic_shapes=shapes, strict=False)
     assert_free_of_nominal_sizes(program, 41)
     run = program.module()
     for other in (case.input(n=3), case.input(**case.other_sizes())):
         same(run(other), module(other))
+
+
+@pytest.mark.xfail(reason="torch binds the size to be a multiple where windows of `unfold` stand side by side")
+def test_export_of_windows_side_by_side() -> None:
+    class Windows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.unfold(1, 2, 2)
+
+    export(Windows(), (torch.zeros(3, 8),), dynamic_shapes=({1: Dim("size", min=4, max=64)},), strict=False)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript", "ignore::DeprecationWarning:torch.onnx")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
+from itertools import zip_longest
 from math import prod
 from statistics import median
 from typing import Literal, TypeAlias
@@ -33,8 +34,11 @@ KEPT = 4
 LISTED = 24
 """Candidates a plan remembers, the cheapest first."""
 
-TUNED = 10
-"""Candidates that `tune=True` measures."""
+TUNED = 12
+"""Candidates that `tune=True` measures: the best of each style in turn, in the order of their prices."""
+
+TIE = 0.03
+"""Of measurements this much apart the one with fewer calls wins."""
 
 ROUNDS, FEWEST = 9, 3
 """Measurements of each; after the fewest, those far behind are left out."""
@@ -82,6 +86,13 @@ class Candidate:
     def works(self) -> tuple[tuple[Work, bool], ...]:
         """The work of every operation, and whether only weights go into it."""
         return works_of(self.program, self.program.sizes)
+
+    @cached_property
+    def calls(self) -> int:
+        """Operations that compute, or copy."""
+        return sum(
+            work.kind != "view" for operation, (work, _) in zip(self.program.operations, self.works, strict=True)
+        )
 
     @property
     def multiply_adds(self) -> int:
@@ -152,7 +163,16 @@ def candidates_for(request: Request) -> list[Candidate]:
         )
     if request.dynamic:
         return _by_worst_ratio(list(found.values()), request)
-    return sorted(found.values(), key=lambda candidate: candidate.seconds)[:LISTED]
+    return sorted(found.values(), key=lambda one: (not is_single_call(one), one.seconds))[:LISTED]
+
+
+def is_single_call(candidate: Candidate) -> bool:
+    """Whether the network is one call of torch's, on tensors as they come, and has no two weights to be ordered.
+
+    A prediction is no reason to do without it; a measurement is.
+    """
+    weights = [leaf for leaf in candidate.problem.leaves if leaf.kind == "weight"]
+    return len(weights) < 2 and candidate.program.style == STYLES[0] and candidate.calls == 1
 
 
 def _nominal_sizes(request: Request) -> list[dict[str, int]]:
@@ -300,7 +320,7 @@ def tuned(
         seconds = dict(known)
         done = [replace(c, measured=seconds.get(name)) for c, name in zip(listed, names, strict=True)]
         return sorted(done, key=lambda c: (c.measured is None, c.measured or c.seconds))
-    tried = list(listed[:TUNED])
+    tried = _worth_trying(listed)
     timers = [timer(candidate) for candidate in tried]
     for run in timers:
         run()
@@ -315,12 +335,25 @@ def tuned(
             running = {number for number in running if median(times[number]) < 1.15 * least}
             if len(running) == 1:
                 break
-    measured = [replace(c, measured=median(own)) for c, own in zip(tried, times, strict=True)]
+    medians = [median(own) for own in times]
+    measured = [replace(one, measured=seconds) for one, seconds in zip(tried, medians, strict=True)]
     # those left out early were far behind, whatever their few measurements say
     order = sorted(range(len(tried)), key=lambda n: (n not in running, measured[n].measured))
-    result = [measured[number] for number in order]
+    near = [n for n in order if n in running and medians[n] <= (1 + TIE) * medians[order[0]]]
+    first = min(near, key=lambda n: (tried[n].calls, medians[n]))
+    result = [measured[number] for number in (first, *(n for n in order if n != first))]
     write_text(file, json.dumps([[_digest(one), one.measured] for one in result]))
-    return [*result, *listed[TUNED:]]
+    return [*result, *(one for one in listed if one not in tried)]
+
+
+def _worth_trying(listed: Sequence[Candidate]) -> list[Candidate]:
+    """The best of each style in turn: predictions between styles are the least certain."""
+    by_style: dict[str, list[Candidate]] = {}
+    for one in listed:
+        by_style.setdefault(str(one.program.style), []).append(one)
+    rounds = zip_longest(*by_style.values())
+    chosen = [one for turn in rounds for one in turn if one is not None][:TUNED]
+    return [one for one in listed if one in chosen]
 
 
 def _digest(candidate: Candidate) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import itertools
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CompileError, SizeError, ValuesError, explain
 from ..evaluation import pattern
-from ..network import Network, with_sizes
+from ..network import Network
 from ..nodes import Conv, NamedTensor, node_text
 from .choosing import Candidate, Request, candidates_for, tuned, weights_only
 from .emitting import argument_names, emit
@@ -123,8 +123,7 @@ class Compiled(nn.Module):
         sizes = {label: self.network.sizes[label] for label in kept}
         given = dict(zip(self.plan.request.inputs, shapes, strict=True))
         try:
-            free = Network(self.network.nodes, self.network.output, sizes)
-            with_sizes(free, check_inputs(free, given))
+            Network(self.network.nodes, self.network.output, {**sizes, **check_inputs(self.network, given)})
         except SizeError as error:
             listed = ", ".join(f"{name} {shape}" for name, shape in given.items())
             raise CompileError(explain("the sizes of the inputs do not fit", shapes=listed, because=error)) from None

@@ -199,6 +199,11 @@ class _Emitter:
             case Product():
                 if operation.form == "linear":
                     return graph.call_function(functional.linear, tuple(taken))
+                if operation.form == "above" and len(self._axes(operation.right)) == 3:
+                    # torch.matmul would copy its right side where the left one has gradients
+                    count = self._total(operation.axes[0])
+                    repeated = graph.call_method("expand", (taken[0], count, -1, -1))
+                    return graph.call_function(torch.bmm, (repeated, taken[1]))
                 return graph.call_function(torch.matmul, (taken[0], taken[1]))
             case Convolve():
                 return self._convolution(operation, taken)
@@ -268,7 +273,8 @@ class _Emitter:
         if labels_in(before) != target:
             order = [before.index((label,)) for label in target if (label,) in before]
             order += [n for n in range(len(before)) if n not in order]  # axes of one element that go
-            node = self.graph.call_method("permute", (node, *order))
+            if order != sorted(order):
+                node = self.graph.call_method("permute", (node, *order))
             before = tuple(before[number] for number in order)
         return node if before == after else self._regrouped(node, before, after)
 
@@ -300,7 +306,7 @@ class _Emitter:
         return node
 
     def _reshaped(self, node: fx.Node, axes: Axes) -> fx.Node:
-        return self.graph.call_method("reshape", (node, *(self.shape(axes) or [()])))
+        return self.graph.call_method("reshape", (node, *(self.shape(axes) if axes else ((),))))
 
     def _with_units(self, node: fx.Node, axes: Axes) -> fx.Node:
         """Axes of one element put in: by indexing, which needs no size."""
