@@ -15,7 +15,7 @@ from tnalgebra.compiler import Compiled
 from tnalgebra.compiler.choosing import Candidate
 from tnalgebra.compiler.emitting import argument_names, emit
 from tnalgebra.evaluation import evaluate, magnitude, pattern
-from tnalgebra.network import Network
+from tnalgebra.network import Network, tensor_nodes
 from tnalgebra.nodes import Conv, Copy
 from tnalgebra.notation import parse
 
@@ -74,17 +74,24 @@ def check_at(module: Compiled, sizes: Mapping[str, int], *, seed: int = 1) -> No
     """The same module at other sizes of some labels: the oracle's value of the network with those sizes."""
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     network, inputs = module.network, module.plan.request.inputs
-    changed = {*sizes}
-    for _ in network.nodes:  # sizes spread along windows and copies
-        for node in network.nodes:
-            ends = node.labels[:2] if isinstance(node, Conv) else node.labels if isinstance(node, Copy) else ()
-            changed |= {*ends} if changed & {*ends} else set()
-    kept = {label: size for label, size in network.sizes.items() if label not in changed}
-    other = Network(network.nodes, network.output, {**kept, **sizes})
+    other = at_other_sizes(network, sizes)
     values = random_values(other, seed)
     values |= {name: tensor.detach() for name, tensor in own.items() if name in values}
     value = module(**{name: values[name] for name in inputs})
     assert_same(value.detach(), evaluate(other, values), magnitude(other, values))
+
+
+def at_other_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
+    """The network with other sizes of some labels, and of those that follow along windows, copies and tied tensors."""
+    changed = {*sizes}
+    tied = [axes for places in tensor_nodes(network).values() for axes in zip(*(network.nodes[n].labels for n in places))]
+    ties = [*tied, *(node.labels for node in network.nodes if isinstance(node, Copy))]
+    ties += [node.labels[:2] for node in network.nodes if isinstance(node, Conv)]
+    for _ in network.nodes:
+        for labels in ties:
+            changed |= {*labels} if changed & {*labels} else set()
+    kept = {label: size for label, size in network.sizes.items() if label not in changed}
+    return Network(network.nodes, network.output, {**kept, **sizes})
 
 
 def calls(module: Compiled) -> Counter[str]:

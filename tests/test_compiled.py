@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -434,7 +435,7 @@ def test_crossovers_are_printed_and_right() -> None:
     )
     changes = module.plan.crossovers()
     assert changes[0][0] == 1
-    for (low, before), (at, after) in zip(changes, changes[1:], strict=False):
+    for (low, before), (at, after) in pairwise(changes):
         assert low < at
 
         def cost(candidate: Candidate, count: int) -> float:
@@ -486,6 +487,7 @@ def test_names_that_modules_use(word: str) -> None:
     ("inputs", "named", "message"),
     [
         ([seeded(2, 5)], {}, "the axis 'i' of the input 'X' has 5 elements, needed are 4"),
+        ([seeded(0, 4)], {}, "'n' would have size 0"),
         ([seeded(2, 4, 1)], {}, "the input 'X' has 3 axes, its node has 2"),
         ([seeded(2, 4).float()], {}, "the input 'X' is torch.float32, the weights are torch.float64"),
         ([seeded(2, 4), seeded(2, 4)], {}, "2 inputs are given"),
@@ -510,8 +512,8 @@ def test_a_failed_freeze_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     def fails(*_arguments: object, **_named: object) -> list[Tensor]:
         raise torch.OutOfMemoryError
 
-    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-        patch.setattr(compiled, "emit_values", fails)
+    monkeypatch.setattr(compiled, "emit_values", fails)
+    with pytest.raises(torch.OutOfMemoryError):
         module.freeze()
     assert not module.frozen
     assert module.code == code

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
-from compiler_cases import assert_same, candidate_value, compiled
+from compiler_cases import assert_same, at_other_sizes, candidate_value, compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import valued_networks
+from strategies import random_values, valued_networks
 from torch import Tensor
 
 from tnalgebra.contraction import contract
+from tnalgebra.errors import CompileError, TnalgebraError
 from tnalgebra.evaluation import evaluate, magnitude, operands
 from tnalgebra.network import Network
 
@@ -106,3 +108,27 @@ def test_every_candidate_has_the_gradients_of_the_dense_contraction(example: Exa
         tensors = {name: value.clone().requires_grad_() for name, value in values.items()}
         for name, found in gradients(candidate_value(candidate, tensors), tensors, direction).items():
             assert_same(found, expected[name], scale[name])
+
+
+@given(examples(), st.data())
+def test_inputs_of_other_sizes_are_computed_right_or_refused(example: Example, data: st.DataObject) -> None:
+    network, values, inputs = example
+    module = compiled(network, values, inputs)
+    weights = {name: value for name, value in values.items() if name not in inputs}
+    labels = [label for node in network.nodes if node.name in inputs for label in node.labels]
+    if not labels:
+        return
+    label = data.draw(st.sampled_from(labels))
+    size = data.draw(st.sampled_from([n for n in (1, 2, 3, 5, 8) if n != network.sizes[label]]))
+    try:
+        other = at_other_sizes(network, {label: size})
+        others = {**random_values(other, 0), **weights}
+        expected, scale = evaluate(other, others), magnitude(other, others)
+    except TnalgebraError:
+        return  # no value of these sizes: a weight or a window has another
+    try:
+        value = module(*(others[name] for name in inputs))
+    except CompileError as error:
+        assert re.search("needed are|do not fit", str(error))  # noqa: PT017
+        return
+    assert_same(value.detach(), expected, scale)

@@ -16,7 +16,7 @@ from torch import nn
 
 import tnalgebra as tn
 from recipes import benchmark_layers, layer_timing
-from recipes.benchmark_layers import Config, Row, answers, chosen_cells, main, read_rows, summary
+from recipes.benchmark_layers import Config, chosen_cells, main
 from recipes.layer_contenders import (
     CONTENDERS,
     DECOMPOSITIONS,
@@ -32,6 +32,7 @@ from recipes.layer_contenders import (
     missing_cell,
     takes_part,
 )
+from recipes.layer_rows import Row, answers, memory_table, read_rows, summary
 from recipes.layer_timing import CLEAR, Task, one_call, peak_bytes, ratio_of_medians, time_in_turns
 from tnalgebra.errors import StudyError
 
@@ -263,7 +264,7 @@ def test_peak_memory_of_one_contender(tmp_path: Path, capsys: pytest.CaptureFixt
     peak = peak_bytes(Task("dense", cell, shape, 0, "cpu", 1))
     assert 15 * 2**20 < peak < 100 * 2**20
     row = {**made_row("cp"), "contenders": {"dense": {"bytes": peak}, "dense again": {"bytes": peak}}}
-    table = benchmark_layers.memory_table([row])
+    table = memory_table([row])
     assert f"| 3x3-12-8-10-s2 cp r=6, batch 2, forward | {peak / 2**20:.1f} |" in table
     assert "again" not in table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -19,6 +19,9 @@ from .problem import check_inputs
 
 MAX_ELEMENTS = 2**28
 """Default bound of the largest tensor a plan makes: 1 GiB in float32."""
+
+
+MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
 def compile(  # the word of the field; it is used as tnalgebra.compile
@@ -58,6 +61,11 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         ValuesError: a value is missing, or does not fit.
     """
     network = parse(network) if isinstance(network, str) else network
+    if candidates not in get_args(Candidates):
+        raise CompileError(explain(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates)))))
+    if memory_format not in MEMORY_FORMATS:
+        listed = ", ".join(map(str, MEMORY_FORMATS))
+        raise CompileError(explain(f"memory_format is {memory_format!r}", fix=f"one of {listed}"))
     if not inputs:
         raise CompileError(
             explain("there is no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")
@@ -91,6 +99,9 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         bias=bias,
     )
     for label in request.dynamic:
+        if label not in request.network.sizes:
+            labels = " ".join(request.network.sizes)
+            raise CompileError(explain(f"a range is given for {label!r}, no label of the network", labels=labels))
         if not is_free(request, label):
             raise CompileError(
                 explain(

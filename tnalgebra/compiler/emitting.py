@@ -242,9 +242,7 @@ class _Emitter:
 
     def _convolution(self, operation: Convolve, taken: Sequence[fx.Node]) -> fx.Node:
         count = len(operation.stride)
-        groups = 1
-        for label in operation.groups:
-            groups *= self.program.sizes[label]
+        groups = self._total(operation.groups)
         keywords: dict[str, Any] = {}
         if any(number != 1 for number in operation.stride):
             keywords["stride"] = _short(operation.stride)

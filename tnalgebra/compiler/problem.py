@@ -159,6 +159,7 @@ def moving_labels(problem: Problem, patterns: Iterable[Leaf] = ()) -> frozenset[
     fixed = {label for leaf in (*problem.leaves, *patterns) if leaf.kind != "input" for label in leaf.labels}
     fixed |= {view.k for view in problem.views if isinstance(view, Conv)}
     on_inputs = {label for leaf in problem.leaves if leaf.kind == "input" for label in leaf.labels}
+    known = labels_from_inputs(problem, splits=False)
     tied: dict[tuple[str, int], set[str]] = {}
     for leaf in problem.leaves:
         for axis, label in enumerate(leaf.labels):
@@ -174,7 +175,7 @@ def moving_labels(problem: Problem, patterns: Iterable[Leaf] = ()) -> frozenset[
                     fixed |= {view.x, view.y}
             elif view.whole in fixed:
                 fixed |= {*view.parts}
-            else:
+            elif not known.issuperset(view.parts):
                 open_parts = [part for part in view.parts if part not in fixed]
                 if len(open_parts) != 1:
                     fixed |= {view.whole, *view.parts}
@@ -184,15 +185,19 @@ def moving_labels(problem: Problem, patterns: Iterable[Leaf] = ()) -> frozenset[
     return frozenset(reached - fixed)
 
 
-def labels_from_inputs(problem: Problem) -> frozenset[str]:
-    """Labels whose size follows from the inputs alone: through windows from x to y, and through reshapes."""
+def labels_from_inputs(problem: Problem, *, splits: bool) -> frozenset[str]:
+    """Labels whose size follows from the inputs alone: through windows from x to y, and through reshapes.
+
+    Args:
+        splits: also the parts of a whole, of which the inputs alone do not say how large each is.
+    """
     found = {label for leaf in problem.leaves if leaf.kind == "input" for label in leaf.labels}
     while True:
         before = len(found)
         for view in problem.views:
             if isinstance(view, Conv):
                 found |= {view.y} if view.x in found else set()
-            elif view.whole in found:
+            elif splits and view.whole in found:
                 found |= {*view.parts}
             elif found.issuperset(view.parts):
                 found.add(view.whole)
