@@ -84,8 +84,9 @@ def check_at(module: Compiled, sizes: Mapping[str, int], *, seed: int = 1) -> No
 def at_other_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
     """The network with other sizes of some labels, and of those that follow along windows, copies and tied tensors."""
     changed = {*sizes}
-    tied = [axes for places in tensor_nodes(network).values() for axes in zip(*(network.nodes[n].labels for n in places))]
-    ties = [*tied, *(node.labels for node in network.nodes if isinstance(node, Copy))]
+    ties = [node.labels for node in network.nodes if isinstance(node, Copy)]
+    for places in tensor_nodes(network).values():
+        ties += zip(*(network.nodes[place].labels for place in places), strict=True)
     ties += [node.labels[:2] for node in network.nodes if isinstance(node, Conv)]
     for _ in network.nodes:
         for labels in ties:

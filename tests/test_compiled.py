@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -244,6 +245,19 @@ def test_freezing_leaves_parameters_as_they_are() -> None:
     assert all(parameter.requires_grad for parameter in after.values())
     module(CASE.input()).sum().backward()
     assert all(parameter.grad is not None for parameter in after.values())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_where_it_is_frozen_does_not_matter(mode: Callable[[], AbstractContextManager[object]]) -> None:
+    module = CASE.compiled(dtype=torch.float32)
+    x = CASE.input(dtype=torch.float32).requires_grad_()
+    expected = module(x)
+    with mode():
+        module.freeze()
+    value = module(x)
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)  # float32, in another order
+    value.sum().backward()
+    assert x.grad is not None
 
 
 @pytest.mark.parametrize("name", ["tucker-2", "1x1", "locally connected"])

@@ -18,10 +18,11 @@ from torch.export import Dim, export
 from torch.func import functional_call, jacrev, jvp, vmap
 from torch.nn import functional
 
-from tnalgebra.compiler import Compiled
+from tnalgebra.compiler import Compiled, choosing
 from tnalgebra.compiler.choosing import Candidate
+from tnalgebra.compiler.cost import Constants, constants_for
 from tnalgebra.compiler.emitting import argument_names, emit
-from tnalgebra.compiler.lowering import Program
+from tnalgebra.compiler.lowering import Format, Program
 from tnalgebra.compiler.operations import Convolve, Unfold
 from tnalgebra.evaluation import evaluate
 from tnalgebra.nodes import NamedTensor
@@ -33,10 +34,15 @@ FUNCTIONS = {
     *(getattr(functional, f"conv{axes}d") for axes in (1, 2, 3)),
     *(getattr(functional, f"conv_transpose{axes}d") for axes in (1, 2, 3)),
     *(getattr(functional, f"avg_pool{axes}d") for axes in (1, 2, 3)),
-    *(functional.linear, functional.pad, torch.matmul, torch.unflatten, torch.diagonal),
+    *(functional.linear, functional.pad, torch.matmul, torch.bmm, torch.unflatten, torch.diagonal),
     *(operator.mul, operator.truediv, operator.getitem),
 }
-METHODS = {"permute", "reshape", "flatten", "contiguous", "unfold", "sum", "size"}
+PATTERN = Case(
+    "X[n x] Conv[x u h | padding=1] Conv[x v w] A[h a] B[w b] -> [n u v a b]", "n=2 x=6 h=3 w=2 a=2 b=4", "n"
+)
+"""Two windows on one label: a plan makes one of them a dense pattern."""
+
+METHODS = {"permute", "reshape", "flatten", "expand", "contiguous", "unfold", "sum", "size"}
 
 
 def same(one: Tensor, two: Tensor, **tolerance: float) -> None:
@@ -422,10 +428,28 @@ def test_onnx(name: str, frozen: bool, tmp_path: Path) -> None:
 @each_case
 def test_code_has_no_device_of_its_own(name: str) -> None:
     case = CASES[name]
-    with FakeTensorMode() as mode:
+    with FakeTensorMode():
         for candidate in candidates(name):
             module = Emitted(case, candidate)
             given = [case.input(), *(getattr(module, own).detach() for own in module.names)]
             fakes = [torch.empty(one.shape, dtype=one.dtype, device="cuda") for one in given]
             assert emit(candidate.program)(*fakes).device.type == "cuda"
-        assert mode is not None
+
+
+@pytest.mark.parametrize("name", [*CASES, "pattern"])
+def test_a_module_that_moved_is_frozen_where_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is not there: tensors without elements."""
+
+    def constants(_device: torch.device, dtype: torch.dtype, memory_format: Format) -> Constants:
+        return constants_for(torch.device("cpu"), dtype, memory_format)
+
+    monkeypatch.setattr(choosing, "constants_for", constants)
+    module, shape = (PATTERN if name == "pattern" else CASES[name]).compiled(), CASES.get(name, PATTERN).shapes()["X"]
+    with FakeTensorMode():
+        module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
+        x = torch.empty(shape, dtype=torch.float64, device="cuda")
+        assert module(x).device.type == "cuda"
+        module.freeze()
+        assert module(x).device.type == "cuda"
+        assert module.plan.request.device.type == "cuda"
+        assert all(buffer.device.type == "cuda" for buffer in module.buffers())

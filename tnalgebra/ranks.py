@@ -68,6 +68,23 @@ class ParameterBudget:
         return f"budget {self.fraction:g}"
 
 
+@dataclass(frozen=True, slots=True)
+class MultiplyAddsBudget:
+    """At most `fraction` of the multiply-adds of a whole model: no rank of one rule, since a kernel alone has none.
+
+    Args:
+        fraction: in (0, 1].
+    """
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        _check_fraction(self, self.fraction, "leaves")
+
+    def __str__(self) -> str:
+        return f"budget {self.fraction:g} of the multiply-adds"
+
+
 Rank: TypeAlias = int | KeepFraction | RelativeError | ParameterBudget
 
 

@@ -271,6 +271,10 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the trace as JSON: networks and rules as text, no values. `load_trace` reads it."""
+        write_text(path, self.to_json() + "\n")
+
+    def to_json(self) -> str:
+        """What `save` writes. Raises RuleError: a rule was made of functions, which no text holds."""
         steps = [
             {
                 "rule": dict(step.rule.spec),
@@ -288,7 +292,7 @@ class Trace:
         for step in self.steps:
             if not step.rule.spec:
                 raise RuleError(explain(f"the rule {step.rule.name!r} cannot be saved", fix="a rule made by tn.rule"))
-        write_text(path, json.dumps({"start": str(self.start), "steps": steps}, indent=2) + "\n")
+        return json.dumps({"start": str(self.start), "steps": steps}, indent=2)
 
 
 def _agree(claimed: Network, found: Network) -> bool:

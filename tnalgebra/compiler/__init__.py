@@ -60,7 +60,38 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         SizeError: sizes contradict each other or are not known.
         ValuesError: a value is missing, or does not fit.
     """
-    network = parse(network) if isinstance(network, str) else network
+    request, tensors = prepared(
+        parse(network) if isinstance(network, str) else network,
+        inputs=inputs,
+        values=values or {},
+        constants=constants,
+        bias=bias,
+        candidates=candidates,
+        backward=backward,
+        dynamic=dynamic or {},
+        memory_format=memory_format,
+        max_elements=max_elements,
+    )
+    return Compiled(request, tensors, frozenset(constants), tune)
+
+
+def prepared(
+    network: Network,
+    *,
+    inputs: Mapping[str, Sequence[int]],
+    values: Mapping[str, Any],
+    constants: Collection[str],
+    bias: str | None,
+    candidates: Candidates,
+    backward: bool,
+    dynamic: Mapping[str, tuple[int, int]],
+    memory_format: torch.memory_format,
+    max_elements: int,
+) -> tuple[Request, dict[str, torch.Tensor]]:
+    """What a `Compiled` is made of: the request, and the values of all tensors but the inputs.
+
+    The arguments are those of `compile`, which are checked here.
+    """
     if candidates not in get_args(Candidates):
         raise CompileError(explain(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates)))))
     if memory_format not in MEMORY_FORMATS:
@@ -70,7 +101,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         raise CompileError(
             explain("there is no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")
         )
-    own, vector = _without_bias(network, values or {}, bias)
+    own, vector = _without_bias(network, values, bias)
     sizes = check_inputs(network, inputs)
     bound, tensors = bind(network, own)
     _check_given(bound, inputs, tensors, constants)
@@ -94,7 +125,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         candidates=candidates,
         backward=backward,
         channels_last=memory_format in (torch.channels_last, torch.channels_last_3d),
-        dynamic=_checked_ranges(dynamic or {}),
+        dynamic=_checked_ranges(dynamic),
         max_elements=max_elements,
         bias=bias,
     )
@@ -110,7 +141,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
                     fix="a label that stands on inputs only, such as the batch",
                 )
             )
-    return Compiled(request, tensors, frozenset(constants), tune)
+    return request, tensors
 
 
 def _without_bias(
@@ -151,4 +182,4 @@ def _checked_ranges(dynamic: Mapping[str, tuple[int, int]]) -> dict[str, tuple[i
     return dict(dynamic)
 
 
-__all__ = ["Candidates", "Compiled", "Plan", "Step", "compile"]
+__all__ = ["Candidates", "Compiled", "Plan", "Step", "compile", "prepared"]

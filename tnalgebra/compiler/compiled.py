@@ -114,13 +114,7 @@ class Compiled(nn.Module):
 
     def _check_sizes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
         """Whether inputs of these shapes agree with each other, and with the windows and the weights."""
-        kept: set[str] = set()
-        for node in self.network.nodes:
-            if isinstance(node, NamedTensor) and node.name in self._weights:
-                kept |= {*node.labels}
-            elif isinstance(node, Conv):
-                kept.add(node.k)
-        sizes = {label: self.network.sizes[label] for label in kept}
+        sizes = self._own_sizes()
         given = dict(zip(self.plan.request.inputs, shapes, strict=True))
         try:
             Network(self.network.nodes, self.network.output, {**sizes, **check_inputs(self.network, given)})
@@ -128,6 +122,16 @@ class Compiled(nn.Module):
             listed = ", ".join(f"{name} {shape}" for name, shape in given.items())
             raise CompileError(explain("the sizes of the inputs do not fit", shapes=listed, because=error)) from None
         self._seen.add(shapes)
+
+    def _own_sizes(self) -> dict[str, int]:
+        """Sizes that the weights and the windows fix."""
+        kept: set[str] = set()
+        for node in self.network.nodes:
+            if isinstance(node, NamedTensor) and node.name in self._weights:
+                kept |= {*node.labels}
+            elif isinstance(node, Conv):
+                kept.add(node.k)
+        return {label: self.network.sizes[label] for label in kept}
 
     def _refuse_shape(self, name: str, tensor: Tensor) -> None:
         node = next(n for n in self.network.nodes if isinstance(n, NamedTensor) and n.name == name)
@@ -181,6 +185,51 @@ class Compiled(nn.Module):
             plan, self._thawed = self._thawed, None
             self._run(plan, {})
         return self
+
+    def replan(
+        self,
+        inputs: Mapping[str, Sequence[int]] | Sequence[int],
+        *,
+        tune: bool | None = None,
+        backward: bool | None = None,
+    ) -> Compiled:
+        """Choose the plan anew, for other nominal shapes and where the weights are now: the module itself.
+
+        Args:
+            inputs: name -> nominal shape; of a module with one input its shape alone.
+            tune, backward: as of `compile`; by default as they were.
+
+        Raises:
+            CompileError, SizeError: the shapes do not fit, or no plan keeps within memory.
+        """
+        frozen, names = self.frozen, self.plan.request.inputs
+        if not isinstance(inputs, Mapping):
+            if len(names) > 1:
+                raise CompileError(explain(f"one shape is given for {len(names)} inputs", inputs=" ".join(names)))
+            inputs = {names[0]: inputs}
+        missing = [name for name in names if name not in inputs]
+        if missing:
+            raise CompileError(explain(f"the input {missing[0]!r} has no shape", inputs=" ".join(names)))
+        self.thaw()
+        like, before = self._like(), self.plan
+        sizes = {**self._own_sizes(), **check_inputs(self.network, inputs)}
+        request = replace(
+            before.request,
+            network=Network(self.network.nodes, self.network.output, sizes),
+            backward=before.request.backward if backward is None else backward,
+            dtype=like.dtype,
+            device=like.device,
+        )
+        self._tune = self._tune if tune is None else tune
+        plan = self._planned(request)
+        for name in _patterns(before.chosen, before.request):
+            delattr(self, name)
+        self.network = request.network
+        self._arrange_memory(plan.chosen.program)
+        for name, dense in _patterns(plan.chosen, request).items():
+            self.register_buffer(name, dense, persistent=False)
+        self._run(plan, {})
+        return self.freeze() if frozen else self
 
     def train(self, mode: bool = True) -> Compiled:
         """As of any module; training thaws."""
@@ -318,8 +367,11 @@ def emit_values(program: Program, wanted: Sequence[int], tensors: Mapping[str, T
     if not wanted:
         return []
     code = emit(program, wanted=wanted)
-    with torch.no_grad():
-        values = code(*(tensors[name] for name in argument_names(program, wanted=wanted)))
+    taken = [tensors[name] for name in argument_names(program, wanted=wanted)]
+    kind = taken[0].device.type if taken else "cpu"
+    # a caller's autocast or inference mode would go into what is stored
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
+        values = code(*taken)
         return [value.detach().clone() for value in values]
 
 

@@ -106,7 +106,8 @@ def _split_apart(network: Network) -> Network:
     A step reshapes one tensor: so each can be split before it meets the others, and the value put together after.
     """
     nodes, sizes = list(network.nodes), dict(network.sizes)
-    for position, fuse in enumerate(network.nodes):
+    for position in range(len(network.nodes)):
+        fuse = nodes[position]
         if not isinstance(fuse, Fuse) or fuse.whole in fuse.parts:
             continue
         others = [n for n, node in enumerate(nodes) if n != position and fuse.whole in node.labels]

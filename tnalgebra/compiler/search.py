@@ -106,7 +106,9 @@ class Search:
         self.everything = (1 << len(nodes)) - 1
         self.inputs = sum(1 << n for n, leaf in enumerate(problem.leaves) if leaf.kind == "input")
         moving = moving_labels(problem)
-        self.sized_by_inputs = self._mask(label for label in labels_from_inputs(problem, splits=True) if label in moving)
+        self.sized_by_inputs = self._mask(
+            label for label in labels_from_inputs(problem, splits=True) if label in moving
+        )
         weights = [n for n, leaf in enumerate(problem.leaves) if leaf.kind == "weight"]
         self.all_weights = sum(1 << n for n in weights) if len(weights) > 1 and not dense else 0
         self._live: dict[int, int] = {}

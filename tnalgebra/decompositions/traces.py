@@ -43,7 +43,16 @@ def load_trace(path: str | Path) -> Trace:
     if path.stat().st_size > MAX_BYTES:
         raise RuleError(explain(f"{path} has {path.stat().st_size} bytes", fix=f"a trace has at most {MAX_BYTES}"))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise RuleError(explain(f"{path} is no trace", because=f"{type(error).__name__}: {error}")) from error
+    return read_trace(text, where=str(path))
+
+
+def read_trace(text: str, *, where: str = "the text") -> Trace:
+    """Read what `Trace.to_json` made; errors are those of `load_trace`, and name `where`."""
+    try:
+        content = json.loads(text)
         network = start = parse(content["start"])
         steps = []
         for entry in content["steps"]:
@@ -53,7 +62,7 @@ def load_trace(path: str | Path) -> Trace:
     except TnalgebraError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise RuleError(explain(f"{path} is no trace", because=f"{type(error).__name__}: {error}")) from error
+        raise RuleError(explain(f"{where} is no trace", because=f"{type(error).__name__}: {error}")) from error
     return Trace(start, tuple(steps))
 
 

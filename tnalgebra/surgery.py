@@ -1,0 +1,233 @@
+"""Exchange layers of a model: where each one stands, what stands in the way, what goes over to the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from .errors import LayerError, explain
+from .layers import KERNEL_LAYERS, TRANSPOSED, KernelLayer, layer_network
+
+Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
+"""An input; its shape; all arguments of the model's call, in a sequence, or by name."""
+
+Shape: TypeAlias = tuple[int, ...]
+
+READERS = (
+    ("torch.nn.modules.activation.MultiheadAttention", ("out_proj",)),
+    ("torch.nn.modules.transformer.TransformerEncoderLayer", ("linear1", "linear2")),
+    ("torchvision.models.swin_transformer.ShiftedWindowAttention", ("qkv", "proj")),
+)
+"""Classes that read the weight of a layer of theirs instead of calling it, and the layers' names."""
+
+CARRIED = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook"),
+)
+"""Hooks of a call: the new layer is called with the same input and gives an output of the same shape."""
+
+REFUSED = (
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+"""Hooks that know the names of the parameters. torch itself keeps a function of the class among them in some layers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A layer, and everywhere it stands.
+
+    names: all its names, the first as `named_modules` gives it.
+    holders: the modules it is a child of, with its name there.
+    """
+
+    module: KernelLayer
+    names: tuple[str, ...]
+    holders: tuple[tuple[nn.Module, str], ...]
+
+
+def places(model: nn.Module) -> dict[str, Place]:
+    """Name -> each kernel layer once, in the order of the modules.
+
+    Raises:
+        LayerError: the model is a kernel layer itself, or is wrapped for several processes.
+    """
+    if isinstance(model, KERNEL_LAYERS):
+        raise LayerError(
+            explain("the model is one layer itself, and stands nowhere", fix="tn.nn.decomposed(layer, rewrite)")
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise LayerError(explain("the model is wrapped in DistributedDataParallel", fix="convert it, then wrap it"))
+    names: dict[int, list[str]] = {}
+    modules: dict[int, KernelLayer] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, KERNEL_LAYERS):
+            modules[id(module)] = module
+            names.setdefault(id(module), []).append(name)
+    holders: dict[int, list[tuple[nn.Module, str]]] = {key: [] for key in modules}
+    for holder in model.modules():
+        for key, child in holder._modules.items():
+            if id(child) in holders:
+                holders[id(child)].append((holder, key))
+    if not modules:
+        raise LayerError(explain(f"{type(model).__name__} has no kernel", needed="a convolution or linear layer"))
+    return {names[key][0]: Place(module, tuple(names[key]), tuple(holders[key])) for key, module in modules.items()}
+
+
+def obstacles(model: nn.Module, found: Mapping[str, Place]) -> dict[str, str]:
+    """Name -> why a layer cannot be exchanged, for those that cannot."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(f"{name}.{key}".lstrip("."))
+    reasons = {name: _obstacle(place, owners) for name, place in found.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _obstacle(place: Place, owners: Mapping[int, Sequence[str]]) -> str | None:
+    module = place.module
+    if parametrize.is_parametrized(module):
+        return f"its {' and '.join(module.parametrizations)} is parametrised: remove_parametrizations first"  # type: ignore[arg-type]
+    weight = module._parameters.get("weight")
+    if weight is None:
+        others = ", ".join(key for key in module._parameters if key != "bias")
+        return f"its weight is computed from {others}: remove the weight norm, spectral norm or pruning first"
+    if "forward" in module.__dict__:
+        return "its forward is replaced on the object itself"
+    for key, parameter in module._parameters.items():
+        if parameter is not None and len(owners[id(parameter)]) > 1:
+            own = {f"{name}.{key}" for name in place.names}
+            shared = ", ".join(owner for owner in owners[id(parameter)] if owner not in own)
+            return f"its {key} is shared with {shared}"
+    for holder, key in place.holders:
+        kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(holder).__mro__}
+        for reader, children in READERS:
+            if reader in kinds and key in children:
+                return f"{reader.rpartition('.')[2]} reads its weight without calling it"
+    for kind in REFUSED:
+        hooks = getattr(module, kind, None)
+        if hooks:
+            names = ", ".join(getattr(hook, "__name__", type(hook).__name__) for hook in hooks.values())
+            return f"it has {kind.strip('_').replace('_', ' ')} ({names}), which know its parameters: remove them first"
+    if not is_lazy(weight) and (weight.is_meta or not weight.is_floating_point()):
+        return f"its weight is {'on the meta device' if weight.is_meta else str(weight.dtype)}"
+    try:
+        layer_network(module)
+    except LayerError as error:
+        return str(error)
+    return None
+
+
+def exchange(found: Sequence[Place], new: Sequence[nn.Module]) -> None:
+    """Put the new layers where the old ones stand, with their modes and their hooks."""
+    for place, module in zip(found, new, strict=True):
+        module.train(place.module.training)
+        for kind in CARRIED:
+            # the dictionary itself goes over, so that the handles that the user holds still remove their hooks
+            module.__dict__[kind] = place.module.__dict__[kind]
+        _put(place, module)
+
+
+def restore(found: Sequence[Place]) -> None:
+    """Put the old layers back."""
+    for place in found:
+        _put(place, place.module)
+
+
+def _put(place: Place, module: nn.Module) -> None:
+    for holder, key in place.holders:
+        setattr(holder, key, module)
+
+
+# A run on an example ----------------------------------------------------------------------------------------
+
+
+def run(model: nn.Module, example: Example) -> None:
+    """One call in evaluation mode, without gradients."""
+    args, kwargs = arguments(model, example)
+    with evaluating(model):
+        model(*args, **kwargs)
+
+
+def input_shapes(model: nn.Module, example: Example, found: Mapping[str, Place]) -> dict[str, list[Shape]]:
+    """Name -> the shapes of the inputs of each of its calls.
+
+    Raises:
+        LayerError: the model does not run on the example.
+    """
+    shapes: dict[str, list[Shape]] = {name: [] for name in found}
+    handles = []
+    try:
+        for name, place in found.items():
+
+            def keep(
+                module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, of: list[Shape] = shapes[name]
+            ) -> None:
+                of.append(tuple((args[0] if args else kwargs["input"]).shape))
+
+            handles.append(place.module.register_forward_pre_hook(keep, with_kwargs=True))
+        run(model, example)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise LayerError(
+            explain("the model does not run on the example", because=error, fix="example=x, or all its arguments (x, y)")
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def arguments(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the model is called with; a shape stands for normally distributed numbers."""
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    given = tuple(example)
+    if given and all(isinstance(size, int) and not isinstance(size, bool) for size in given):
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        generator = torch.Generator(like.device).manual_seed(0)
+        return (torch.randn(given, generator=generator, dtype=like.dtype, device=like.device),), {}
+    return given, {}
+
+
+def multiply_adds(module: KernelLayer, shape: Shape) -> int:
+    """Of one call of the dense layer, with positions where only padding is read counted as all others."""
+    weight = module.weight
+    if isinstance(module, nn.Linear):
+        return prod(shape[:-1]) * weight.numel()
+    if isinstance(module, TRANSPOSED):
+        return prod(shape) // module.in_channels * weight.numel()
+    with torch.device("meta"):
+        batch = shape if len(shape) == weight.ndim else (1, *shape)
+        windows = torch.nn.functional.unfold if False else None
+    del windows
+    positions = _positions(module, batch)
+    return batch[0] * positions * weight.numel()
+
+
+def _positions(module: nn.Module, shape: Shape) -> int:
+    raise NotImplementedError
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; in the end every module has its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
