@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +19,9 @@ Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 """An input; its shape; all arguments of the model's call, in a sequence, or by name."""
 
 Shape: TypeAlias = tuple[int, ...]
+
+CALL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
+"""What a model raises that is called with the wrong inputs, or whose layer has no weight."""
 
 READERS = (
     ("torch.nn.modules.activation.MultiheadAttention", ("out_proj",)),
@@ -39,7 +41,7 @@ REFUSED = (
     *("_state_dict_hooks", "_state_dict_pre_hooks"),
     *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 )
-"""Hooks that know the names of the parameters. torch itself keeps a function of the class among them in some layers."""
+"""Hooks that know the names of the parameters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,32 +161,51 @@ def run(model: nn.Module, example: Example) -> None:
         model(*args, **kwargs)
 
 
-def input_shapes(model: nn.Module, example: Example, found: Mapping[str, Place]) -> dict[str, list[Shape]]:
-    """Name -> the shapes of the inputs of each of its calls.
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer: the shape of its input, and its multiply-adds, padding counted as any other input."""
+
+    shape: Shape
+    multiply_adds: int
+
+
+def calls(model: nn.Module, example: Example, found: Mapping[str, Place]) -> dict[str, list[Call]]:
+    """Name -> the calls of each layer in one run of the model.
 
     Raises:
         LayerError: the model does not run on the example.
     """
-    shapes: dict[str, list[Shape]] = {name: [] for name in found}
-    handles = []
+    seen: dict[str, list[Call]] = {name: [] for name in found}
+
+    def keeper(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            x: Tensor = args[0] if args else kwargs["input"]
+            seen[name].append(Call(tuple(x.shape), _multiply_adds(found[name].module, x, output)))
+
+        return keep
+
+    handles = [
+        place.module.register_forward_hook(keeper(name), with_kwargs=True, prepend=True)
+        for name, place in found.items()
+    ]
     try:
-        for name, place in found.items():
-
-            def keep(
-                module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, of: list[Shape] = shapes[name]
-            ) -> None:
-                of.append(tuple((args[0] if args else kwargs["input"]).shape))
-
-            handles.append(place.module.register_forward_pre_hook(keep, with_kwargs=True))
         run(model, example)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except CALL_ERRORS as error:
         raise LayerError(
-            explain("the model does not run on the example", because=error, fix="example=x, or all its arguments (x, y)")
+            explain("the model does not run on the example", because=error, fix="example=x, or all arguments: (x, y)")
         ) from error
     finally:
         for handle in handles:
             handle.remove()
-    return shapes
+    return seen
+
+
+def _multiply_adds(module: KernelLayer, x: Tensor, y: Tensor) -> int:
+    if isinstance(module, nn.Linear):
+        return y.numel() * module.in_features
+    if isinstance(module, TRANSPOSED):
+        return x.numel() * module.weight.numel() // module.in_channels
+    return y.numel() * module.weight.numel() // module.out_channels
 
 
 def arguments(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -199,25 +220,6 @@ def arguments(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], dict
         generator = torch.Generator(like.device).manual_seed(0)
         return (torch.randn(given, generator=generator, dtype=like.dtype, device=like.device),), {}
     return given, {}
-
-
-def multiply_adds(module: KernelLayer, shape: Shape) -> int:
-    """Of one call of the dense layer, with positions where only padding is read counted as all others."""
-    weight = module.weight
-    if isinstance(module, nn.Linear):
-        return prod(shape[:-1]) * weight.numel()
-    if isinstance(module, TRANSPOSED):
-        return prod(shape) // module.in_channels * weight.numel()
-    with torch.device("meta"):
-        batch = shape if len(shape) == weight.ndim else (1, *shape)
-        windows = torch.nn.functional.unfold if False else None
-    del windows
-    positions = _positions(module, batch)
-    return batch[0] * positions * weight.numel()
-
-
-def _positions(module: nn.Module, shape: Shape) -> int:
-    raise NotImplementedError
 
 
 @contextmanager

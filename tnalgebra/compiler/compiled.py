@@ -15,13 +15,16 @@ from torch import Tensor, fx, nn
 from ..errors import CompileError, SizeError, ValuesError, explain
 from ..evaluation import pattern
 from ..network import Network
-from ..nodes import Conv, NamedTensor, node_text
+from ..nodes import Conv, Fill, NamedTensor, node_text
 from .choosing import Candidate, Request, candidates_for, tuned, weights_only
 from .emitting import argument_names, emit
 from .lowering import Program
 from .operations import Load, labels_in, sources
 from .plans import Plan
 from .problem import check_inputs
+
+SEEN = 256
+"""Shapes of inputs that are remembered as checked."""
 
 
 class Compiled(nn.Module):
@@ -44,7 +47,7 @@ class Compiled(nn.Module):
     _arguments: tuple[str, ...]
     _fixed: tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]
     _thawed: Plan | None
-    _seen: set[tuple[tuple[int, ...], ...]]
+    _seen: set[tuple[tuple[torch.Size, torch.dtype], ...]]
 
     def __init__(self, request: Request, values: Mapping[str, Tensor], constants: frozenset[str], tune: bool) -> None:
         super().__init__()
@@ -75,6 +78,21 @@ class Compiled(nn.Module):
                 another dtype.
         """
         tensors = self._inputs(inputs, named) if named or len(inputs) != len(self._fixed) else inputs
+        if torch.compiler.is_compiling():
+            self._check_tensors(tensors)
+        else:
+            seen = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+            if seen not in self._seen:
+                self._check_tensors(tensors)
+                self._check_sizes(tensors)
+                if len(self._seen) < SEEN and not torch.is_autocast_enabled(tensors[0].device.type):
+                    self._seen.add(seen)
+        own = [getattr(self, name) for name in self._arguments]
+        if not self._weights:  # dense patterns alone, which follow the inputs
+            own = [tensor.to(tensors[0].dtype) for tensor in own]
+        return self._code.forward(*tensors, *own)  # type: ignore[no-any-return]
+
+    def _check_tensors(self, tensors: Sequence[Tensor]) -> None:
         dtype = getattr(self, self._weights[0]).dtype if self._weights else tensors[0].dtype
         for tensor, (name, count, sizes) in zip(tensors, self._fixed, strict=True):
             if tensor.ndim != count or any(tensor.shape[axis] != size for axis, size in sizes):
@@ -89,13 +107,6 @@ class Compiled(nn.Module):
                         fix=f"{name}.to({dtype}), or torch.autocast",
                     )
                 )
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        if not torch.compiler.is_compiling() and shapes not in self._seen:
-            self._check_sizes(shapes)
-        own = (getattr(self, name) for name in self._arguments)
-        if not self._weights:  # dense patterns alone, which follow the inputs
-            own = (tensor.to(dtype) for tensor in own)
-        return self._code(*tensors, *own)  # type: ignore[no-any-return]
 
     def _inputs(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         names = [name for name, _, _ in self._fixed]
@@ -112,26 +123,37 @@ class Compiled(nn.Module):
             raise CompileError(explain(f"the input {missing[0]!r} is missing", inputs=" ".join(names)))
         return tuple(given[name] for name in names)
 
-    def _check_sizes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+    def _check_sizes(self, tensors: Sequence[Tensor]) -> None:
         """Whether inputs of these shapes agree with each other, and with the windows and the weights."""
         sizes = self._own_sizes()
+        shapes = [tuple(tensor.shape) for tensor in tensors]
         given = dict(zip(self.plan.request.inputs, shapes, strict=True))
         try:
             Network(self.network.nodes, self.network.output, {**sizes, **check_inputs(self.network, given)})
         except SizeError as error:
             listed = ", ".join(f"{name} {shape}" for name, shape in given.items())
             raise CompileError(explain("the sizes of the inputs do not fit", shapes=listed, because=error)) from None
-        self._seen.add(shapes)
 
     def _own_sizes(self) -> dict[str, int]:
         """Sizes that the weights and the windows fix."""
-        kept: set[str] = set()
-        for node in self.network.nodes:
-            if isinstance(node, NamedTensor) and node.name in self._weights:
-                kept |= {*node.labels}
-            elif isinstance(node, Conv):
-                kept.add(node.k)
-        return {label: self.network.sizes[label] for label in kept}
+        moving = self._moving()
+        return {label: size for label, size in self.network.sizes.items() if label not in moving}
+
+    def _moving(self) -> set[str]:
+        """Labels that may have another size at a call: of the inputs, and what windows, copies and reshapes tie."""
+        nodes = self.network.nodes
+        found: set[str] = set()
+        for name, _, fixed in self._fixed:
+            node = next(node for node in nodes if isinstance(node, NamedTensor) and node.name == name)
+            found |= {label for axis, label in enumerate(node.labels) if axis not in dict(fixed)}
+        settled = {label for node in nodes if node.name in self._weights for label in node.labels}
+        settled |= {node.k for node in nodes if isinstance(node, Conv)}
+        for _ in nodes:
+            for node in nodes:
+                ends = node.labels[:2] if isinstance(node, Conv) else node.labels
+                if not isinstance(node, NamedTensor | Fill) and found & {*ends}:
+                    found |= {*ends} - settled
+        return found - settled
 
     def _refuse_shape(self, name: str, tensor: Tensor) -> None:
         node = next(n for n in self.network.nodes if isinstance(n, NamedTensor) and n.name == name)
@@ -210,8 +232,7 @@ class Compiled(nn.Module):
         missing = [name for name in names if name not in inputs]
         if missing:
             raise CompileError(explain(f"the input {missing[0]!r} has no shape", inputs=" ".join(names)))
-        self.thaw()
-        like, before = self._like(), self.plan
+        like, before = self._like(), self._thawed or self.plan
         sizes = {**self._own_sizes(), **check_inputs(self.network, inputs)}
         request = replace(
             before.request,
@@ -222,6 +243,7 @@ class Compiled(nn.Module):
         )
         self._tune = self._tune if tune is None else tune
         plan = self._planned(request)
+        self.thaw()
         for name in _patterns(before.chosen, before.request):
             delattr(self, name)
         self.network = request.network
@@ -239,7 +261,12 @@ class Compiled(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
         self.thaw()
+        self._seen.clear()
         super()._load_from_state_dict(*args, **keywords)
+
+    def _apply(self, *args: Any, **keywords: Any) -> Compiled:
+        self._seen.clear()  # the dtype may change
+        return super()._apply(*args, **keywords)
 
     def extra_repr(self) -> str:
         return f"{self.network}{', frozen' if self.frozen else ''}"

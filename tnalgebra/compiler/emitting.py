@@ -30,6 +30,7 @@ from .operations import (
     Pool,
     Product,
     Rename,
+    Repeat,
     Scale,
     Sum,
     Unfold,
@@ -188,6 +189,9 @@ class _Emitter:
             case ChannelsLast():
                 layout = torch.channels_last if len(operation.axes) == 4 else torch.channels_last_3d
                 return graph.call_method("contiguous", (taken[0],), {"memory_format": layout})
+            case Repeat():
+                count = self._total(operation.axes[0])
+                return graph.call_method("expand", (taken[0], count, *(-1 for _ in operation.axes[1:])))
             case Sum():
                 before = self._axes(operation.source)
                 gone = [n for n, axis in enumerate(before) if axis not in operation.axes]

@@ -25,6 +25,7 @@ from .operations import (
     Pool,
     Product,
     Rename,
+    Repeat,
     Sum,
     Unfold,
     labels_in,
@@ -469,15 +470,23 @@ class _Lowering:
             return self._add(Product(right.number, left.number, (*batch, new, labels_in(rest)), summed, "above"))
         if rest and plain:
             rest = (labels_in(rest),)
-        left = self.arranged(left, (*batch, *rest, summed))
+        left = self._matrices(self.arranged(left, (*batch, *rest, summed)))
         right = self.arranged(right, (new, summed), order=(*new, *summed))
         return self._add(Product(left.number, right.number, (*batch, *rest, new), summed, "linear"))
+
+    def _matrices(self, value: _Value) -> _Value:
+        """A value as torch's matrix products take it without a copy, rows or columns first; else copied here."""
+        *lead, rows, columns = value.axes
+        turned = len(value.axes) < 4 and self._lies(value, labels_in([*lead, columns, rows]))
+        if turned or self._lies(value, value.labels):
+            return value
+        return self._add(Arrange(value.number, value.axes, copies=True))
 
     def _batched(self, left: _Value, right: _Value, groups: Axis, summed: Axis, new: Axis) -> _Value:
         own = tuple(label for label in left.labels if label not in groups and label not in summed)
         lead: Axes = (groups,) if groups else ()
-        left = self.arranged(left, (*lead, own, summed))
-        right = self.arranged(right, (*lead, summed, new))
+        left = self._matrices(self.arranged(left, (*lead, own, summed)))
+        right = self._matrices(self.arranged(right, (*lead, summed, new)))
         return self._add(Product(left.number, right.number, (*lead, own, new), summed, "batched"))
 
     def _convolved(
@@ -490,6 +499,10 @@ class _Lowering:
         summed = tuple(label for label in shared if label not in live)
         new = tuple(label for label in right.labels if label not in shared and label not in ks)
         batch, spatial = self._positions(left, shared, ends)
+        if alike := self._alike(left, batch, shared):
+            batch = tuple(label for label in batch if label not in alike)
+            right = self._repeated(right, alike, new, summed, [node.k for node in windows])
+            groups += alike
         while len(spatial) < (2 if self.style.memory_format == "channels_last" else 1):
             spatial.insert(0, ())
         nodes = [ends.get(axis[0]) if len(axis) == 1 else None for axis in spatial]
@@ -547,6 +560,21 @@ class _Lowering:
             labels_in([batch, *done, groups + new]) if is_last else None,
         )
         return self._cropped(value, after)
+
+    def _alike(self, value: _Value, batch: Axis, shared: Sequence[str]) -> Axis:
+        """Of a kernel without channels: labels on whose every value it acts alike, taken for groups.
+
+        A depthwise convolution with the kernel repeated is far faster than one of single channels in a long batch.
+        """
+        if any(self._counts(label) for label in shared):
+            return ()
+        first = next((axis for axis in value.axes if set(axis) & set(batch)), ())
+        return tuple(label for label in batch if label not in first and label not in self.moving)
+
+    def _repeated(self, kernel: _Value, groups: Axis, new: Axis, summed: Axis, window: Sequence[str]) -> _Value:
+        inner: Axes = (*((new,) if new else ()), *((summed,) if summed else ()), *((k,) for k in window))
+        kernel = self.arranged(kernel, ((), *inner))
+        return self._add(Repeat(kernel.number, (groups, *inner)), UNKNOWN)
 
     def _overlap(self, node: Conv) -> tuple[int, int, tuple[int, int]]:
         """Of a transposed window torch's padding and output_padding, and what is still to add (or cut) at both ends."""

@@ -84,6 +84,14 @@ class ChannelsLast:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """The same elements for every value of the labels of a new first axis, in place of one of one element."""
+
+    source: int
+    axes: Axes
+
+
+@dataclass(frozen=True)
 class Sum:
     """The sum over the axes that are gone."""
 
@@ -207,6 +215,7 @@ Operation: TypeAlias = (
     | Arrange
     | Rename
     | ChannelsLast
+    | Repeat
     | Sum
     | Diagonal
     | Multiply
@@ -246,7 +255,7 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Work:
     written = prod(shape_in(operation.axes, sizes))
     read = sum(prod(shape_in(values[source], sizes)) for source in sources(operation))
     match operation:
-        case Load() | Rename() | Diagonal() | Unfold():
+        case Load() | Rename() | Repeat() | Diagonal() | Unfold():
             return Work("view")
         case Arrange():
             return Work("pointwise", read=read, written=written) if operation.copies else Work("view")

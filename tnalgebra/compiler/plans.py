@@ -25,6 +25,7 @@ from .operations import (
     Pool,
     Product,
     Rename,
+    Repeat,
     Scale,
     Sum,
     Unfold,
@@ -246,6 +247,8 @@ def _text(operation: Operation, values: Sequence[Axes]) -> str:
             return f"{'copy' if operation.copies else 'view'} of {taken[0]} as {made}"
         case ChannelsLast():
             return f"channels_last copy of {made}"
+        case Repeat():
+            return f"{taken[0]} repeated as {made}"
         case Sum():
             return f"sum of {taken[0]} -> {made}"
         case Diagonal():

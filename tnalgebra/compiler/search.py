@@ -333,9 +333,11 @@ class Search:
                 x, y, k = self._ends(number, transposed)
                 xs, ys, ks = xs | x, ys | y, ks | k
             labels = (one | other | ys | ks) & ~xs
+            # a kernel without channels acts alike on every one: a depthwise convolution
+            groups = shared & live if self.size(shared) > 1 else one & ~other & ~xs
             return self.prices.convolution(
                 multiply_adds=self.size((labels & ~ys) | xs) if transposed else self.size(labels),
-                groups=self.size(shared & live),
+                groups=self.size(groups),
                 summed=self.size(shared & ~live),
                 new=self.size(other & ~one & ~ks),
                 read=self.size(one) + self.size(other),

@@ -1,0 +1,150 @@
+"""One budget of parameters or multiply-adds for all layers of a conversion, several rewrites offered to each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .allocation import Point, allocate
+from .compression import CURVE_SWEEPS
+from .errors import RankError, TnalgebraError, explain
+from .fitting.metric import Metric
+from .options import Choices
+from .ranks import MultiplyAddsBudget, ParameterBudget, Rank
+from .rewriting import Fit, Rule
+
+ModelBudget = ParameterBudget | MultiplyAddsBudget
+
+
+@dataclass(frozen=True, eq=False)
+class Treatment:
+    """A rule for a layer, and the choices it is applied with."""
+
+    rule: Rule
+    choices: Choices
+
+    def with_ranks(self, ranks: Mapping[str, int]) -> Treatment:
+        return Treatment(self.rule, {**self.choices, "ranks": dict(ranks)})
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A point of a layer's curve: what is done, what it takes of the budget, the error it makes."""
+
+    treatment: Treatment
+    cost: int
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What the budget is spent on.
+
+    whole: of the model as it is.
+    dense: name -> of the layer as it is.
+    of_fit: name, rule, fit -> of the layer decomposed.
+    """
+
+    whole: int
+    dense: Mapping[str, int]
+    of_fit: Callable[[str, Rule, Fit], int]
+
+
+def share(
+    budget: ModelBudget,
+    weights: Mapping[str, Tensor],
+    offered: Mapping[str, Sequence[Treatment]],
+    costs: Costs,
+    *,
+    metrics: Mapping[str, Metric] | None,
+    fractions: Sequence[float],
+) -> tuple[dict[str, Treatment], dict[str, str]]:
+    """Choose one treatment, with integer ranks, for each layer that is not to stay dense.
+
+    One Lagrange multiplier over the layers' error curves, see `allocation.allocate`: what a layer costs the model is
+    the squared relative error of its fit, in the norm of its metric where there is one. Treatments whose ranks are
+    given are one point each, and such a layer never stays dense for the budget's sake.
+
+    Returns:
+        Name -> treatment; and name -> why a layer that no treatment makes smaller stays dense.
+
+    Raises:
+        RankError: the budget cannot be met; it says the least that can.
+    """
+    ways, refused = _curves(weights, offered, costs, metrics, fractions)
+    points: dict[str, list[Point]] = {}
+    for name, found in ways.items():
+        fixed = bool(found) and all(treatment.choices.get("ranks") is not None for treatment in offered[name])
+        stay = [] if fixed else [Point(costs.dense[name], 0.0)]
+        points[name] = [*(Point(way.cost, way.error**2) for way in found), *stay]
+    rest = costs.whole - sum(costs.dense[name] for name in points)
+    try:
+        chosen = allocate(points, int(budget.fraction * costs.whole) - rest)
+    except RankError as error:
+        least = rest + sum(min(point.parameters for point in curve) for curve in points.values())
+        counted, fix = "parameters", None
+        if isinstance(budget, MultiplyAddsBudget):
+            counted, fix = "multiply-adds", "candidates='factored', where plans rebuild dense kernels; more layers"
+        raise RankError(
+            explain(
+                f"a budget of {budget.fraction:g} of {costs.whole} {counted} cannot be met",
+                least=f"{least / costs.whole:.4f}: {rest} are not touched, the layers take {least - rest}",
+                fix=fix,
+            )
+        ) from error
+    picked = {name: ways[name][number].treatment for name, number in chosen.items() if number < len(ways[name])}
+    return picked, refused
+
+
+def _curves(
+    weights: Mapping[str, Tensor],
+    offered: Mapping[str, Sequence[Treatment]],
+    costs: Costs,
+    metrics: Mapping[str, Metric] | None,
+    fractions: Sequence[float],
+) -> tuple[dict[str, list[Way]], dict[str, str]]:
+    """For each layer every treatment that saves something; layers of one shape are fitted side by side."""
+    ways: dict[str, list[Way]] = {name: [] for name in offered}
+    refused: dict[str, str] = {}
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, treatments in offered.items():
+        groups.setdefault((weights[name].shape, weights[name].dtype, weights[name].device, *treatments), []).append(
+            name
+        )
+    for (_, _, _, *treatments), names in groups.items():
+        for treatment in treatments:
+            assert isinstance(treatment, Treatment)
+            given = treatment.choices.get("ranks")
+            for ranks in [ParameterBudget(f) for f in fractions] if given is None else [given]:
+                try:
+                    fits = _fitted(treatment, [weights[name] for name in names], names, metrics, ranks)
+                except TnalgebraError as error:
+                    refused.update({name: str(error) for name in names})
+                    continue
+                for name, fit in zip(names, fits, strict=True):
+                    chosen = treatment.with_ranks(fit.trace.steps[-1].change.ranks)
+                    cost = costs.of_fit(name, treatment.rule, fit)
+                    if cost < costs.dense[name] and fit.parameters <= weights[name].numel():
+                        error_ = fit.relative_error if fit.output_error is None else fit.output_error
+                        ways[name].append(Way(chosen, cost, error_))
+    for name, found in ways.items():
+        if found:
+            refused.pop(name, None)
+        else:
+            refused.setdefault(name, "break-even: no decomposition that is offered saves anything here")
+    return ways, refused
+
+
+def _fitted(
+    treatment: Treatment,
+    weights: Sequence[Tensor],
+    names: Sequence[str],
+    metrics: Mapping[str, Metric] | None,
+    ranks: Mapping[str, Rank] | Rank,
+) -> list[Fit]:
+    own: Choices = {"sweeps": CURVE_SWEEPS, **treatment.choices, "ranks": ranks}
+    norms = None if metrics is None or "metric" in own else [metrics[name] for name in names]
+    rule = treatment.rule
+    return rule.apply_many([{rule.tensor: weight.detach()} for weight in weights], metrics=norms, **own)
