@@ -11,7 +11,7 @@ from torch import Tensor
 from torch import nn as torch_nn
 
 import tnalgebra.nn as tensor_nn
-from tnalgebra.errors import LayerError, TnalgebraError
+from tnalgebra.errors import LayerError
 
 EQUAL = "equals torch"
 REFUSED = "refused: "
@@ -31,7 +31,7 @@ class Case:
     """One value of one argument.
 
     others: arguments that it is given together with.
-    outcome: `EQUAL`, or `REFUSED` and the first line of the message.
+    outcome: `EQUAL`, or `REFUSED` and how the reason begins.
     """
 
     layer: str
@@ -75,9 +75,8 @@ def outcome(case: Case) -> str:
     torch.manual_seed(0)
     try:
         made = getattr(tensor_nn, case.layer)(**case.arguments, rewrite="cp", ranks={"r": 2})
-    except TnalgebraError as error:
-        assert isinstance(error, LayerError), f"{type(error).__name__}: {error}"
-        return REFUSED + str(error).splitlines()[0]
+    except LayerError as error:
+        return REFUSED + reason(error)
     dense = getattr(torch_nn, case.layer)(**case.arguments)
     with torch.no_grad():
         dense.weight.copy_(made.dense_weight())
@@ -94,54 +93,82 @@ def outcome(case: Case) -> str:
     return EQUAL
 
 
-def _refused(layer: str, fact: str = "") -> str:
-    return REFUSED + (fact or f"torch.nn.{layer} does not take these arguments")
+def reason(error: Exception) -> str:
+    """What a message says is false: in its `because`, if it has one."""
+    first, *rest = str(error).splitlines()
+    because = (line.split(":", 1)[1].strip() for line in rest if line.strip().startswith("because:"))
+    return next(because, first)
 
 
 def cases() -> Iterator[Case]:
     """Every argument of every layer, with values that are taken and values that are refused."""
     for layer in NAMES:
-        no_network = _refused(layer, f"{layer} has no tensor network")
-        yield from (Case(layer, "bias", value, EQUAL) for value in (True, False))
-        yield from (Case(layer, "device", value, EQUAL) for value in (None, "cpu"))
-        yield Case(layer, "device", "meta", _refused(layer, "the weight has no elements: it is on the meta device"))
-        yield from (Case(layer, "dtype", value, EQUAL) for value in (None, *TOLERANCES))
-        yield Case(layer, "dtype", torch.complex64, _refused(layer, "the weight is torch.complex64"))
+        yield from _of_all(layer)
         if layer == "Linear":
-            yield from (Case(layer, name, value, EQUAL) for name in ("in_features", "out_features") for value in (1, 7))
-            yield from (Case(layer, name, 0, _refused(layer)) for name in ("in_features", "out_features"))
+            yield from _equal(layer, "in_features", 2, 7)
+            yield from _equal(layer, "out_features", 2, 7)
+            yield from (_refused(layer, name, 0, f"{name} is 0") for name in ("in_features", "out_features"))
             continue
-        axes = axes_of(layer)
-        yield from (Case(layer, name, value, EQUAL) for name in ("in_channels", "out_channels") for value in (1, 7))
-        yield from (Case(layer, name, 0, _refused(layer)) for name in ("in_channels", "out_channels"))
-        yield from (Case(layer, "kernel_size", value, EQUAL) for value in (1, 3, (2, 3, 1)[:axes]))
-        yield Case(layer, "kernel_size", 0, _refused(layer))
-        yield from (Case(layer, "stride", value, EQUAL) for value in (1, 2, (3, 1, 2)[:axes]))
-        yield Case(layer, "stride", 0, _refused(layer))
-        yield from (Case(layer, "dilation", value, EQUAL) for value in (1, 2, (3, 1, 2)[:axes]))
-        yield Case(layer, "dilation", 0, no_network)
-        yield from (Case(layer, "padding", value, EQUAL) for value in (0, 1, (2, 1, 0)[:axes]))
-        yield Case(layer, "padding", -1, _refused(layer))
-        yield from (Case(layer, "groups", value, EQUAL) for value in (1, 2))
-        yield Case(layer, "groups", 4, EQUAL, {"out_channels": 8})
-        yield from (Case(layer, "groups", value, _refused(layer)) for value in (0, 3))
-        yield Case(layer, "padding_mode", "zeros", EQUAL, {"padding": 1})
-        yield Case(layer, "padding_mode", "mirror", _refused(layer))
-        others = ("reflect", "replicate", "circular")
-        if layer in CONVOLUTIONS:
-            odd = (3, 1, 5)[:axes]
-            yield Case(layer, "padding", "valid", EQUAL)
-            yield Case(layer, "padding", "same", EQUAL, {"kernel_size": odd, "dilation": 2})
-            yield Case(layer, "padding", "same", _refused(layer), {"stride": 2})
-            yield Case(layer, "padding", "full", _refused(layer))
-            yield from (Case(layer, "padding_mode", mode, EQUAL, {"padding": (2, 1, 0)[:axes]}) for mode in others)
-            yield from (Case(layer, "padding_mode", m, EQUAL, {"kernel_size": odd, "padding": "same"}) for m in others)
-        else:
-            yield from (Case(layer, "padding_mode", mode, _refused(layer)) for mode in others)
-            yield from (Case(layer, "output_padding", value, EQUAL, {"stride": 3}) for value in (0, 2, (2, 0, 1)[:axes]))
-            yield Case(layer, "output_padding", 1, EQUAL, {"dilation": 2})
-            yield Case(layer, "output_padding", 1, no_network)
-            yield Case(layer, "padding", "same", _refused(layer))
+        yield from _of_windows(layer)
+        yield from _of_convolutions(layer) if layer in CONVOLUTIONS else _of_transposed(layer)
+
+
+def _equal(layer: str, argument: str, *values: Any, **others: Any) -> Iterator[Case]:
+    return (Case(layer, argument, value, EQUAL, others) for value in values)
+
+
+def _refused(layer: str, argument: str, value: Any, fact: str, **others: Any) -> Case:
+    return Case(layer, argument, value, REFUSED + fact.format(layer=layer), others)
+
+
+def _of_all(layer: str) -> Iterator[Case]:
+    yield from _equal(layer, "bias", True, False)
+    yield from _equal(layer, "device", None, "cpu")
+    yield _refused(layer, "device", "meta", "the weight has no elements: it is on the meta device")
+    yield from _equal(layer, "dtype", None, *TOLERANCES)
+    yield _refused(layer, "dtype", torch.complex64, "the weight is torch.complex64")
+
+
+def _of_windows(layer: str) -> Iterator[Case]:
+    axes = axes_of(layer)
+    yield from _equal(layer, "in_channels", 1, 7)
+    yield from _equal(layer, "out_channels", 1, 7)
+    yield from _equal(layer, "kernel_size", 1, 3, (2, 3, 1)[:axes])
+    yield from _equal(layer, "stride", 1, 2, (3, 1, 2)[:axes])
+    yield from _equal(layer, "dilation", 1, 2, (3, 1, 2)[:axes])
+    yield from _equal(layer, "padding", 0, 1, (2, 1, 0)[:axes])
+    yield from _equal(layer, "groups", 1, 2)
+    yield from _equal(layer, "groups", 4, out_channels=8)
+    yield from _equal(layer, "padding_mode", "zeros", padding=1)
+    yield _refused(layer, "in_channels", 0, "in_channels is 0")
+    yield _refused(layer, "out_channels", 0, "out_channels is 0")
+    yield _refused(layer, "kernel_size", 0, "kernel_size is 0")
+    yield _refused(layer, "stride", 0, "stride is 0")
+    yield _refused(layer, "dilation", 0, "dilation is 0")
+    yield _refused(layer, "padding", -1, "padding is -1")
+    yield _refused(layer, "groups", 0, "groups must be a positive integer")
+    yield _refused(layer, "groups", 3, "in_channels must be divisible by groups")
+
+
+def _of_convolutions(layer: str) -> Iterator[Case]:
+    axes = axes_of(layer)
+    odd, padding, modes = (3, 1, 5)[:axes], (2, 1, 0)[:axes], ("reflect", "replicate", "circular")
+    yield from _equal(layer, "padding", "valid")
+    yield from _equal(layer, "padding", "same", kernel_size=odd, dilation=2)
+    yield from _equal(layer, "padding_mode", *modes, padding=padding)
+    yield from _equal(layer, "padding_mode", *modes, padding="same", kernel_size=odd)
+    yield _refused(layer, "padding", "same", "padding='same' is not supported for strided convolutions", stride=2)
+    yield _refused(layer, "padding", "full", "Invalid padding string 'full'")
+    yield _refused(layer, "padding_mode", "mirror", "padding_mode must be one of")
+
+
+def _of_transposed(layer: str) -> Iterator[Case]:
+    yield from _equal(layer, "output_padding", 0, 2, (2, 0, 1)[: axes_of(layer)], stride=3)
+    yield from _equal(layer, "output_padding", 1, dilation=2)
+    yield _refused(layer, "output_padding", 1, "output_padding is 1, with stride 1 and dilation 1")
+    yield _refused(layer, "padding", "same", "padding of a transposed convolution is 'same'")
+    for mode in ("reflect", "replicate", "circular"):
+        yield _refused(layer, "padding_mode", mode, 'Only "zeros" padding mode is supported for {layer}')
 
 
 CASES = tuple(cases())

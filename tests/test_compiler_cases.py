@@ -558,7 +558,7 @@ def test_a_batch_in_a_range_is_computed_for_every_size() -> None:
     "name", ["training", "forward", "T_destination", "code", "plan", "freeze", "_parameters", "self"]
 )
 def test_names_that_a_module_has_itself(name: str) -> None:
-    message = f"a tensor is called {name!r}, which torch's modules use themselves\n  fix: another name in the network"
+    message = f"a tensor is called {name!r}, which a module has for itself\n  fix: another name in the network"
     with pytest.raises(CompileError, match=re.escape(message)):
         tn.compile(CONVOLUTION.replace("K[", f"{name}["), inputs={"X": (2, 3, 7)}, values={name: KERNEL})
     with pytest.raises(CompileError, match=re.escape(message)):

@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+from torch.utils.flop_counter import FlopCounterMode
 
 from tnalgebra import nn as layers
 from tnalgebra.calibration import input_metrics
@@ -142,7 +143,8 @@ def test_modes_types_hooks_and_frozen_weights_go_over() -> None:
     seen: list[str] = []
     handle = model[3].register_forward_hook(lambda module, args, output: seen.append("after"))
     model[3].register_forward_pre_hook(lambda module, args, kwargs: seen.append("before"), with_kwargs=True)
-    convert(model, {nn.Conv2d: ("out | in kh kw", 2)})
+    _, report = convert(model, {nn.Conv2d: ("out | in kh kw", 2)})
+    assert report.converted == ("0", "3", "5")
     assert [model[n].training for n in (0, 3, 5)] == [True, False, False]
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     assert not any(p.requires_grad for p in model[3].parameters())
@@ -166,7 +168,7 @@ def test_a_model_of_another_type(dtype: torch.dtype) -> None:
     _, report = convert(model, {"?": (["out | in kh kw", "out | in"], EXACT)}, allow_larger=True, example=x)
     assert len(report.converted) == 4
     assert model(x).dtype == dtype
-    error = float(torch.dist(model(x), before) / before.norm())
+    error = float((torch.dist(model(x), before) / before.norm()).detach())
     assert error < (1e-12 if dtype == torch.float64 else 0.05)  # rounding of float64; of bfloat16, layer by layer
 
 
@@ -179,6 +181,39 @@ def test_multiply_adds_are_counted_at_the_example() -> None:
     assert report["8"].multiply_adds_after == 4 * 2 * (12 + 7)
     assert report.multiply_adds == sum(row.multiply_adds or 0 for row in report.rows)
     assert "multiply-adds kept" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(6, 8, 3, stride=2, groups=2), (2, 6, 11)),
+        (nn.Conv2d(4, 6, (3, 2), dilation=2, padding_mode="circular", padding=1), (2, 4, 9, 8)),
+        (nn.Conv3d(2, 3, 2), (1, 2, 5, 4, 3)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, output_padding=1), (2, 4, 5, 6)),
+        (nn.Linear(6, 8), (2, 3, 6)),
+        (nn.Conv2d(4, 6, 3), (4, 9, 8)),
+    ],
+)
+def test_dense_counts_are_those_of_torch(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(layer)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(shape))
+    _, report = convert(model, {"0": None}, example=shape)
+    assert report["0"].multiply_adds == counter.get_total_flops() // 2
+
+
+def test_calls_of_several_shapes_are_counted_in_proportion() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).mean() + self.layer(x[:1])
+
+    _, report = convert(Twice(), {"*": ("out | in", 1)}, example=(3, 6), candidates="factored")
+    assert report["layer"].multiply_adds == 4 * 48
+    assert report["layer"].multiply_adds_after == 4 * 14
 
 
 def test_calibrated_fits_serve_the_output_better() -> None:
@@ -219,6 +254,7 @@ def test_a_budget_of_multiply_adds() -> None:
             budget=MultiplyAddsBudget(fraction),
             example=SHAPE,
             candidates="factored",
+            fractions=(0.1, 0.2, 0.3, 0.5, 0.7),
         )
         assert report.multiply_adds is not None
         assert report.multiply_adds_after is not None
@@ -234,12 +270,19 @@ def test_given_ranks_stand_beside_a_budget() -> None:
         model,
         {"0": ("out | in kh kw", 1), "*": ["out | in kh kw", "out | in"]},
         budget=ParameterBudget(0.6),
-        calibration=inputs(),
+        calibration=((x, None) for x in inputs()),
         sequential=True,
     )
     assert report["0"].ranks == {"r": 1}
     assert report.parameters_after <= 0.6 * report.parameters
     assert all(report[name].output_error is not None for name in report.converted)
+
+
+def test_under_a_budget_too_every_layer_has_its_reason() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 40), nn.Linear(40, 30))
+    _, report = convert(model, {"[02]": "out | in", "1": None}, budget=ParameterBudget(0.9))
+    assert report["0"].reason == "break-even: nothing that is offered is smaller than the dense layer"
+    assert report.converted == ("2",)
 
 
 def test_budgets_that_cannot_be() -> None:
@@ -406,7 +449,7 @@ def test_the_example_finds_weights_that_are_read() -> None:
     _, report = convert(model, {"second": None, "*": ("out | in", 2)}, example=(4, 6), inplace=False)
     assert report.converted == ("first",)
     assert report["idle"].reason.startswith("never called on the example")
-    with pytest.raises(LayerError, match="(?s)the converted model does not run on the example.*weight"):
+    with pytest.raises(LayerError, match=r"(?s)the converted model does not run on the example.*weight"):
         convert(model, {"*": ("out | in", 2)}, example=(4, 6))
     assert_same(before, state(model))
 
@@ -425,7 +468,7 @@ def test_the_example_finds_weights_that_are_read() -> None:
         (["*"], RuleError, "layers are chosen by a list"),
         ({"3": "tuker2"}, RuleError, r"there is no rule 'tuker2'\n  similar: tucker2"),
         ({"3": "split_fuse"}, RuleError, "'split_fuse' is an exact rule"),
-        ({"3": "K[out in kh kw] => A[out"}, NotationError, ""),
+        ({"3": "K[out in kh kw] => A[out"}, NotationError, r"A\[out"),
         ({"3": 0.5}, RuleError, r"3 is to be rewritten by 0\.5"),
         ({"3": ("cp", 2, 3)}, RuleError, "3 is to be rewritten by"),
         ({"3": ("cp", 0.5)}, RankError, r"(?s)the ranks are 0\.5.*KeepFraction\(0\.5\) or ParameterBudget"),
@@ -494,6 +537,8 @@ def test_a_report_prints() -> None:
     assert "cp r=3" in text
     assert "dense: as wished" in text
     assert "1 of 4 decomposed" in text
+    _, overlapping = convert(network(), {"3": ("out | in kh kw", 2), "[35]": ("out | in kh kw", 3)})
+    assert str(overlapping).endswith("overlap: 1 layer follows '3', and not '[35]', which fits too and comes later")
     assert "&gt;" in report._repr_html_()
     frame = report.to_pandas()
     assert list(frame["name"]) == ["0", "3", "5", "8"]
@@ -507,8 +552,8 @@ def test_a_report_prints() -> None:
 def test_a_converted_model_is_converted_further() -> None:
     model = network()
     convert(model, {"3": ("out | in kh kw", 2)})
-    _, report = convert(model, {"*": (["out | in kh kw", "out | in"], 2)})
-    assert report.converted == ("0", "5", "8")
+    _, report = convert(model, {"*": ("out | in kh kw", 2)})
+    assert report.converted == ("0", "5")
     with pytest.raises(LayerError, match="no kernel layer is called '3'"):
         convert(model, {"3": ("out | in kh kw", 2)})
 
@@ -521,14 +566,20 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]
     "resnet18": (
         lambda: torchvision.models.resnet18(num_classes=5),
         (1, 3, 32, 32),
-        {"layer[12].*": ("out kh | in kw", EXACT), "layer3.0.*": EITHER, "conv1": ("tucker2", EXACT), "fc": EITHER},
-        15,
+        {
+            "layer[12].*": ("out kh | in kw", EXACT),
+            "layer3.0.*": EITHER,
+            "conv1": ("tucker2", {"a": EXACT, "b": EXACT}),
+            "fc": EITHER,
+        },
+        14,
     ),
     "vgg11": (
-        lambda: torchvision.models.vgg11(init_weights=False).features,
+        lambda: torchvision.models.vgg11(num_classes=5, init_weights=False),
         (1, 3, 32, 32),
-        {"[03]": ("tensor_train", EXACT), "6": ("out kh | in kw", EXACT)},
-        3,
+        {"features.[03]": ("tensor_train", dict.fromkeys("pqs", EXACT)), "features.6": ("out kh | in kw", EXACT)}
+        | {"classifier.6": EITHER},
+        4,
     ),
     "mobilenet_v3_small": (
         lambda: torchvision.models.mobilenet_v3_small(num_classes=5),
@@ -540,7 +591,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]
         lambda: torchvision.models.efficientnet_b0(num_classes=5),
         (1, 3, 32, 32),
         {"features.[0-5].*": EITHER},
-        60,
+        50,
     ),
     "convnext_tiny": (
         lambda: torchvision.models.convnext_tiny(num_classes=5),
@@ -549,10 +600,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]
         20,
     ),
     "vit_b_16": (
-        lambda: torchvision.models.VisionTransformer(32, 16, 2, 4, 64, 128, num_classes=5),
-        (1, 3, 32, 32),
-        {"*": EITHER},
-        6,
+        lambda: torchvision.models.vit_b_16(num_classes=5),
+        (1, 3, 224, 224),
+        {"conv_proj": EITHER, "*.encoder_layer_0.mlp.*": EITHER, "heads.head": EITHER},
+        4,
     ),
 }
 
@@ -618,8 +669,6 @@ def grouped(model: nn.Module) -> list[dict[str, Any]]:
 )
 def test_an_optimizer_goes_on_as_after_surgery_by_hand(make: Callable[[Any], torch.optim.Optimizer]) -> None:
     model = network().double()
-    x, generator = torch.get_default_dtype(), torch.default_generator
-    del x, generator
     torch.set_default_dtype(torch.float64)
     try:
         optimizer = make(grouped(model))
@@ -647,7 +696,7 @@ def test_an_optimizer_goes_on_as_after_surgery_by_hand(make: Callable[[Any], tor
         train(model, optimizer, 10)
         train(by_hand, other, 10)
         for before, parameter, twin in zip(start, model.parameters(), by_hand.parameters(), strict=True):
-            assert not torch.equal(before, parameter)
+            assert parameter.ndim == 1 or not torch.equal(before, parameter)
             torch.testing.assert_close(parameter, twin, atol=1e-11, rtol=1e-9)
         optimizer.load_state_dict(optimizer.state_dict())
     finally:

@@ -28,8 +28,8 @@ from tnalgebra.compiler.cost import (
     constants_for,
     kind_of,
 )
-from tnalgebra.compiler.lowering import Format
 from tnalgebra.compiler.operations import Work
+from tnalgebra.compiler.programs import Format
 from tnalgebra.errors import CompileError
 
 CPU = torch.device("cpu")

@@ -22,8 +22,8 @@ from tnalgebra.compiler import Compiled, choosing
 from tnalgebra.compiler.choosing import Candidate
 from tnalgebra.compiler.cost import Constants, constants_for
 from tnalgebra.compiler.emitting import argument_names, emit
-from tnalgebra.compiler.lowering import Format, Program
 from tnalgebra.compiler.operations import Convolve, Unfold
+from tnalgebra.compiler.programs import Format, Program
 from tnalgebra.evaluation import evaluate
 from tnalgebra.nodes import NamedTensor
 

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import Tensor, nn
 
-from . import nn as layers
 from . import surgery
 from .calibration import RIDGE, fit_in_order, input_metrics
 from .compiler import Candidates
 from .compression import FRACTIONS
-from .conversion_budget import Costs, ModelBudget, Treatment, share
-from .conversion_mapping import Assigned, Offer, Patterns, assign
-from .conversion_report import Replaced, Report, Row
-from .decompositions import resolve
-from .errors import DataError, LayerError, RankError, TnalgebraError, explain
-from .fitting.metric import Metric
+from .conversion_budget import ModelBudget
+from .conversion_mapping import Assigned, Patterns, assign
+from .conversion_report import Replaced, Report
+from .conversion_work import Work
+from .errors import DataError, LayerError, RankError, explain
 from .images import Images
-from .layers import kernel_labels_of
-from .options import Choices
 from .ranks import MultiplyAddsBudget, ParameterBudget
-from .rewriting import Fit, Rule
-from .surgery import Call, Example, Place
+from .surgery import Example
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -63,6 +57,7 @@ def convert(
             at the example.
         example: an input of the model, its shape, or all its arguments. The model runs on it before, so that plans
             are made for the real sizes and layers that are never called stay dense; and after, to see that it does.
+            Hooks that it has run along.
         calibration: batches of inputs; the fits are in the norm of the layer's outputs over them.
         sequential: fit the layers in the order they run, each to the original output from the inputs that the layers
             before leave (`fit_in_order`).
@@ -87,8 +82,8 @@ def convert(
     """
     _check_settings(budget, example, calibration, sequential=sequential)
     target = model if inplace else copy.deepcopy(model)
-    work = _Work(target, surgery.places(target), candidates, tune, backward, allow_larger)
-    assigned = assign(target, work.places, patterns)
+    work = Work(target, surgery.sites(target), candidates, tune, backward, allow_larger)
+    assigned = assign(target, work.sites, patterns)
     _check_budgets(budget, assigned)
     work.offer(assigned, seed)
     batches = None if calibration is None else _batches(calibration)
@@ -99,18 +94,18 @@ def convert(
     if batches is not None and work.offered and (budget is not None or not sequential):
         metrics = input_metrics(target, batches, layers=list(work.offered), ridge=ridge, device=work.device)
     if budget is not None:
-        work.plan(budget, metrics, fractions, explicit=example is not None)
+        work.plan(budget, metrics, fractions)
     if batches is not None and sequential and work.offered:
         fit_in_order(target, batches, work.fit, layers=list(work.offered), ridge=ridge, device=work.device)
     else:
         for name in list(work.offered):
-            work.fit(name, work.places[name].module.weight.detach(), None if metrics is None else metrics[name])
+            work.fit(name, work.sites[name].module.weight.detach(), None if metrics is None else metrics[name])
     new = work.build()
     _check_refused(assigned, work)
     report_before = sum(parameter.numel() for parameter in target.parameters())
-    rows = [work.row(name, assigned[name], new.get(name), counted=example is not None) for name in work.places]
-    replaced = tuple(Replaced(name, work.places[name].module, layer) for name, layer in new.items())
-    old = [work.places[name] for name in new]
+    rows = [work.row(name, assigned[name], new.get(name), counted=example is not None) for name in work.sites]
+    replaced = tuple(Replaced(name, work.sites[name].module, layer) for name, layer in new.items())
+    old = [work.sites[name] for name in new]
     try:
         surgery.exchange(old, list(new.values()))
         if seen is not None and new:
@@ -120,196 +115,6 @@ def convert(
         raise
     after = sum(parameter.numel() for parameter in target.parameters())
     return target, Report(tuple(rows), report_before, after, replaced)
-
-
-@dataclass(eq=False)
-class _Work:
-    """A conversion under way. Nothing of the model changes.
-
-    offered: name -> treatments, of the layers that are still to be decomposed.
-    reasons: name -> why a layer stays dense.
-    refused: names of those that would have been decomposed, had they been able to.
-    """
-
-    model: nn.Module
-    places: dict[str, Place]
-    candidates: Candidates
-    tune: bool
-    backward: bool
-    allow_larger: bool
-    offered: dict[str, list[Treatment]] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    refused: set[str] = field(default_factory=set)
-    fits: dict[str, tuple[Treatment, Fit]] = field(default_factory=dict)
-    calls: dict[str, list[Call]] = field(default_factory=dict)
-    _counts: dict[tuple[object, ...], int] = field(default_factory=dict)
-
-    @property
-    def device(self) -> str:
-        return str(next(iter(self.places.values())).module.weight.device)
-
-    def refuse(self, name: str, reason: object) -> None:
-        self.reasons[name] = str(reason)
-        self.refused.add(name)
-        self.offered.pop(name, None)
-
-    def offer(self, assigned: Mapping[str, Assigned], seed: int) -> None:
-        """Resolve what each layer is offered; layers that obstacles hold are left out."""
-        obstacles = surgery.obstacles(self.model, self.places)
-        known: dict[tuple[Offer, tuple[str, ...]], Treatment] = {}
-        for name, place in self.places.items():
-            offers = assigned[name].offers
-            if offers is None:
-                self.reasons[name] = "as wished" if assigned[name].pattern else "no pattern"
-                continue
-            if name in obstacles:
-                self.refuse(name, obstacles[name])
-                continue
-            labels = kernel_labels_of(place.module)
-            found = []
-            for offer in offers:
-                try:
-                    if (offer, labels) not in known:  # layers that share a treatment are fitted side by side
-                        choices: Choices = {"seed": seed, **offer.choices}
-                        known[offer, labels] = Treatment(resolve(offer.rewrite, labels), choices)
-                    found.append(known[offer, labels])
-                except TnalgebraError as error:
-                    reason = str(error)
-            if found:
-                self.offered[name] = found
-            else:
-                self.refuse(name, reason)
-
-    def look(self, example: Example) -> None:
-        """Run the model once, to see every layer's inputs; layers that are not called are left out."""
-        self.calls = surgery.calls(self.model, example, self.places)
-        for name in list(self.offered):
-            if not self.calls[name]:
-                self.refuse(name, "never called on the example: the model reads its weight elsewhere, or not at all")
-
-    def plan(
-        self, budget: ModelBudget, metrics: Mapping[str, Metric] | None, fractions: Sequence[float], *, explicit: bool
-    ) -> None:
-        """Leave one treatment to each layer, with integer ranks, or none."""
-        weights = {name: self.places[name].module.weight.detach() for name in self.offered}
-        if isinstance(budget, MultiplyAddsBudget):
-            adds = {name: sum(call.multiply_adds for call in made) for name, made in self.calls.items()}
-            costs = Costs(sum(adds.values()), {name: adds[name] for name in weights}, self._multiply_adds_of)
-        else:
-            whole = sum(parameter.numel() for parameter in self.model.parameters())
-            sizes = {name: weight.numel() for name, weight in weights.items()}
-            costs = Costs(whole, sizes, lambda name, rule, fit: fit.parameters)
-        picked, refused = share(budget, weights, self.offered, costs, metrics=metrics, fractions=fractions)
-        for name in list(self.offered):
-            if name in picked:
-                self.offered[name] = [picked[name]]
-            elif name in refused and not refused[name].startswith("break-even"):
-                self.refuse(name, refused[name])
-            else:
-                del self.offered[name]
-                self.reasons[name] = refused.get(name, "the budget leaves it dense")
-
-    def fit(self, name: str, weight: Tensor, metric: Metric | None) -> Tensor:
-        """Fit what the layer is offered, and keep the best that saves parameters. Returns the kernel as it is then."""
-        found: list[tuple[Treatment, Fit]] = []
-        failed: TnalgebraError | None = None
-        for treatment in self.offered[name]:
-            choices: Choices = {"metric": metric, **treatment.choices}
-            try:
-                found.append((treatment, treatment.rule.apply({treatment.rule.tensor: weight}, **choices)))
-            except TnalgebraError as error:
-                failed = error
-        if not found:
-            self.refuse(name, failed)
-            return weight
-        saving = [one for one in found if self.allow_larger or one[1].parameters < weight.numel()]
-        if not saving:
-            least = min(fit.parameters for _, fit in found)
-            del self.offered[name]
-            self.reasons[name] = f"break-even: {least:,} parameters decomposed, {weight.numel():,} dense"
-            return weight
-        self.fits[name] = min(saving, key=lambda one: _error(one[1]))
-        return self.fits[name][1].dense()
-
-    def build(self) -> dict[str, layers.KernelLayer]:
-        """The new layers, by name, in the order of the modules; the model does not have them yet."""
-        made: dict[str, layers.KernelLayer] = {}
-        for name in self.places:
-            if name in self.fits:
-                treatment, fit = self.fits[name]
-                try:
-                    made[name] = self._made(name, treatment.rule, fit, tune=self.tune)
-                except TnalgebraError as error:
-                    self.refuse(name, error)
-                    continue
-                _take_over(self.places[name].module, made[name])
-        return made
-
-    def _made(self, name: str, rule: Rule, fit: Fit, *, tune: bool) -> layers.KernelLayer:
-        shapes = [call.shape for call in self.calls.get(name, [])]
-        plain = tune and not shapes
-        layer = layers.decomposed(
-            self.places[name].module, rule, fit=fit, candidates=self.candidates, tune=plain, backward=self.backward
-        )
-        if shapes:
-            layer.replan(shapes[0], tune=tune, backward=self.backward)
-        return layer
-
-    def _multiply_adds_of(self, name: str, rule: Rule, fit: Fit) -> int:
-        """Counted in the plan that the layer would get; layers that agree in all arguments are counted once."""
-        ranks = tuple(fit.trace.steps[-1].change.ranks.items())
-        key = (rule, ranks, str(self.places[name].module), *self.calls[name])
-        if key not in self._counts:
-            self._counts[key] = self._after(name, self._made(name, rule, fit, tune=False))
-        return self._counts[key]
-
-    def _after(self, name: str, layer: layers.KernelLayer) -> int:
-        """Multiply-adds of all calls: those of the first in its plan, the others in proportion to the dense layer's."""
-        made = [call.multiply_adds for call in self.calls[name]]
-        return round(layer.plan.multiply_adds * sum(made) / made[0]) if made else 0
-
-    def row(self, name: str, assigned: Assigned, layer: layers.KernelLayer | None, *, counted: bool) -> Row:
-        place = self.places[name]
-        before = sum(parameter.numel() for parameter in place.module.parameters())
-        adds = sum(call.multiply_adds for call in self.calls[name]) if counted else None
-        row = Row(
-            name,
-            type(place.module).__name__,
-            assigned.pattern,
-            before,
-            before,
-            reason=self.reasons.get(name, ""),
-            multiply_adds=adds,
-            multiply_adds_after=adds,
-            aliases=place.names[1:],
-            also=assigned.also,
-        )
-        if layer is None:
-            return row
-        treatment, fit = self.fits[name]
-        changed = {
-            "parameters_after": sum(parameter.numel() for parameter in layer.parameters()),
-            "rule": treatment.rule.name,
-            "ranks": dict(fit.trace.steps[-1].change.ranks),
-            "relative_error": fit.relative_error,
-            "output_error": fit.output_error,
-            "multiply_adds_after": self._after(name, layer) if counted else None,
-        }
-        return Row(**{**vars(row), **changed})
-
-
-def _error(fit: Fit) -> float:
-    return fit.relative_error if fit.output_error is None else fit.output_error
-
-
-def _take_over(old: nn.Module, new: nn.Module) -> None:
-    """The bias itself, so that an optimizer's moments still belong to it; and which parameters are trained."""
-    trained = old.get_parameter("weight").requires_grad
-    for name, parameter in new.named_parameters(recurse=False):
-        if name == "bias":
-            new._parameters[name] = old.get_parameter("bias")
-        else:
-            parameter.requires_grad_(trained)
 
 
 def _try(model: nn.Module, example: Example) -> None:
@@ -354,7 +159,7 @@ def _check_budgets(budget: object, assigned: Mapping[str, Assigned]) -> None:
                 )
 
 
-def _check_refused(assigned: Mapping[str, Assigned], work: _Work) -> None:
+def _check_refused(assigned: Mapping[str, Assigned], work: Work) -> None:
     """A pattern that says what cannot be done to any of its layers is a mistake, not a report."""
     followers: dict[str, list[str]] = {}
     for name, one in assigned.items():

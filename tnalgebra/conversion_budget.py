@@ -52,6 +52,20 @@ class Costs:
     of_fit: Callable[[str, Rule, Fit], int]
 
 
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """What a budget gives to the layers; those that are nowhere here stay dense, since that is worth its price.
+
+    picked: name -> treatment.
+    refused: name -> why no treatment can be applied.
+    larger: layers that no treatment makes smaller.
+    """
+
+    picked: Mapping[str, Treatment]
+    refused: Mapping[str, str]
+    larger: frozenset[str]
+
+
 def share(
     budget: ModelBudget,
     weights: Mapping[str, Tensor],
@@ -60,15 +74,12 @@ def share(
     *,
     metrics: Mapping[str, Metric] | None,
     fractions: Sequence[float],
-) -> tuple[dict[str, Treatment], dict[str, str]]:
+) -> Shares:
     """Choose one treatment, with integer ranks, for each layer that is not to stay dense.
 
     One Lagrange multiplier over the layers' error curves, see `allocation.allocate`: what a layer costs the model is
     the squared relative error of its fit, in the norm of its metric where there is one. Treatments whose ranks are
     given are one point each, and such a layer never stays dense for the budget's sake.
-
-    Returns:
-        Name -> treatment; and name -> why a layer that no treatment makes smaller stays dense.
 
     Raises:
         RankError: the budget cannot be met; it says the least that can.
@@ -95,7 +106,7 @@ def share(
             )
         ) from error
     picked = {name: ways[name][number].treatment for name, number in chosen.items() if number < len(ways[name])}
-    return picked, refused
+    return Shares(picked, refused, frozenset(name for name, found in ways.items() if not found))
 
 
 def _curves(
@@ -108,32 +119,27 @@ def _curves(
     """For each layer every treatment that saves something; layers of one shape are fitted side by side."""
     ways: dict[str, list[Way]] = {name: [] for name in offered}
     refused: dict[str, str] = {}
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, treatments in offered.items():
-        groups.setdefault((weights[name].shape, weights[name].dtype, weights[name].device, *treatments), []).append(
-            name
-        )
-    for (_, _, _, *treatments), names in groups.items():
+    groups: dict[tuple[object, tuple[Treatment, ...]], list[str]] = {}
+    for name, weight in weights.items():
+        alike = (weight.shape, weight.dtype, weight.device)
+        groups.setdefault((alike, tuple(offered[name])), []).append(name)
+    for (_, treatments), names in groups.items():
         for treatment in treatments:
-            assert isinstance(treatment, Treatment)
             given = treatment.choices.get("ranks")
             for ranks in [ParameterBudget(f) for f in fractions] if given is None else [given]:
                 try:
                     fits = _fitted(treatment, [weights[name] for name in names], names, metrics, ranks)
                 except TnalgebraError as error:
-                    refused.update({name: str(error) for name in names})
+                    if given is not None or not isinstance(error, RankError):  # else rank 1 is more than that
+                        refused.update({name: str(error) for name in names})
                     continue
                 for name, fit in zip(names, fits, strict=True):
                     chosen = treatment.with_ranks(fit.trace.steps[-1].change.ranks)
                     cost = costs.of_fit(name, treatment.rule, fit)
-                    if cost < costs.dense[name] and fit.parameters <= weights[name].numel():
+                    if cost < costs.dense[name] and fit.parameters < weights[name].numel():
                         error_ = fit.relative_error if fit.output_error is None else fit.output_error
                         ways[name].append(Way(chosen, cost, error_))
-    for name, found in ways.items():
-        if found:
-            refused.pop(name, None)
-        else:
-            refused.setdefault(name, "break-even: no decomposition that is offered saves anything here")
+    refused = {name: reason for name, reason in refused.items() if not ways[name]}
     return ways, refused
 
 

@@ -17,7 +17,7 @@ from .labels import KERNEL_LABELS
 from .options import Choices, Options
 from .ranks import KeepFraction, ParameterBudget, RelativeError
 from .rewriting import Rule
-from .surgery import Place
+from .surgery import Site
 
 Rewrite: TypeAlias = str | Rule
 """A rule, its name, a cut such as "out kh | in kw", or a rule in the notation."""
@@ -57,7 +57,7 @@ class Assigned:
     also: tuple[str, ...] = ()
 
 
-def assign(model: nn.Module, places: Mapping[str, Place], patterns: Patterns) -> dict[str, Assigned]:
+def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> dict[str, Assigned]:
     """For each layer the first pattern that fits.
 
     Raises:
@@ -65,48 +65,50 @@ def assign(model: nn.Module, places: Mapping[str, Place], patterns: Patterns) ->
         RuleError, RankError, TypeError: a wish that is none, or a name that no rule has.
     """
     if not isinstance(patterns, Mapping):
-        if not callable(patterns):
-            kind = type(patterns).__name__
+        if not callable(patterns):  # as untyped callers may
+            kind = type(patterns).__name__  # type: ignore[unreachable]
             raise RuleError(explain(f"layers are chosen by a {kind}", fix="{'layer3.*': 'tucker2'}, or a function"))
         found = {}
-        for name, place in places.items():
-            offers = offers_of(patterns(name, place.module), f"layer {name!r}")
+        for name, site in sites.items():
+            offers = offers_of(patterns(name, site.module), f"layer {name!r}")
             found[name] = Assigned(offers, "" if offers is None else "the function")
         return found
     if not patterns:
         raise RuleError(explain("there is no pattern", fix="{'*': ('tucker2', tn.ParameterBudget(0.5))}"))
+    for pattern in patterns:
+        _check_pattern(pattern)
     wishes = {pattern: offers_of(wish, _text(pattern)) for pattern, wish in patterns.items()}
     fitting = {
-        name: [pattern for pattern in patterns if any(_fits(pattern, alias, place.module) for alias in place.names)]
-        for name, place in places.items()
+        name: [pattern for pattern in patterns if any(_fits(pattern, alias, site.module) for alias in site.names)]
+        for name, site in sites.items()
     }
     for pattern in patterns:
         if not any(pattern in fits for fits in fitting.values()):
-            raise _unmatched(model, places, pattern)
+            raise _unmatched(model, sites, pattern)
     return {
         name: Assigned(wishes[fits[0]], _text(fits[0]), tuple(map(_text, fits[1:]))) if fits else Assigned(None)
         for name, fits in fitting.items()
     }
 
 
-def _fits(pattern: object, name: str, module: nn.Module) -> bool:
-    if isinstance(pattern, str):
-        return fnmatchcase(name, pattern)
-    if isinstance(pattern, type) and issubclass(pattern, nn.Module):
-        return isinstance(module, pattern)
-    raise RuleError(
-        explain(f"{pattern!r} is no pattern", fix="a glob over names ('layer3.*.conv2'), or a class (torch.nn.Conv2d)")
-    )
+def _check_pattern(pattern: object) -> None:
+    if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
+        fix = "a glob over names ('layer3.*.conv2'), or a class (torch.nn.Conv2d)"
+        raise RuleError(explain(f"{pattern!r} is no pattern", fix=fix))
+
+
+def _fits(pattern: str | type[nn.Module], name: str, module: nn.Module) -> bool:
+    return fnmatchcase(name, pattern) if isinstance(pattern, str) else isinstance(module, pattern)
 
 
 def _text(pattern: str | type[nn.Module]) -> str:
     return pattern if isinstance(pattern, str) else f"<{pattern.__name__}>"
 
 
-def _unmatched(model: nn.Module, places: Mapping[str, Place], pattern: str | type[nn.Module]) -> LayerError:
-    names = [alias for place in places.values() for alias in place.names]
+def _unmatched(model: nn.Module, sites: Mapping[str, Site], pattern: str | type[nn.Module]) -> LayerError:
+    names = [alias for site in sites.values() for alias in site.names]
     if not isinstance(pattern, str):
-        kinds = sorted({type(place.module).__name__ for place in places.values()})
+        kinds = sorted({type(site.module).__name__ for site in sites.values()})
         return LayerError(explain(f"no kernel layer is a {pattern.__name__}", kinds=", ".join(kinds)))
     inside = [name for name in names if fnmatchcase(name, f"{pattern}.*")]
     others = [name for name, module in model.named_modules() if fnmatchcase(name, pattern)]

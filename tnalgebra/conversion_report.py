@@ -150,7 +150,9 @@ class Report:
         for row in self.rows:
             for pattern in row.also:
                 late[pattern, row.pattern] = late.get((pattern, row.pattern), 0) + 1
-        found += [f"{count} layers of {late_!r} follow {first!r}" for (late_, first), count in late.items()]
+        for (pattern, first), count in late.items():
+            follow = "1 layer follows" if count == 1 else f"{count} layers follow"
+            found.append(f"overlap: {follow} {first!r}, and not {pattern!r}, which fits too and comes later")
         return found
 
     def __str__(self) -> str:

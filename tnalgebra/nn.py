@@ -165,7 +165,7 @@ class _ConvTranspose(_Windowed):
         out_channels: int,
         kernel_size: Numbers,
         stride: Numbers = 1,
-        padding: Numbers = 0,
+        padding: str | Numbers = 0,
         output_padding: Numbers = 0,
         groups: int = 1,
         bias: bool = True,
@@ -190,6 +190,9 @@ class _ConvTranspose(_Windowed):
         Raises:
             LayerError: torch's layer does not take these arguments.
         """
+        if isinstance(padding, str):  # torch would take its letters
+            fact = f"padding of a transposed convolution is {padding!r}"
+            raise LayerError(explain(fact, fix="integers, as torch asks for"))
         arguments = {
             "in_channels": in_channels,
             "out_channels": out_channels,

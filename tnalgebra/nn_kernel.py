@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,8 +131,12 @@ class KernelLayer(Compiled):
             wanted, given = f"torch.nn.{cls.dense_class.__name__}", type(module).__name__
             raise LayerError(explain(f"a {given} is given to nn.{cls.__name__}", fix=f"a {wanted}, or nn.decomposed"))
         _check_layer(module)
-        given = rewrite if isinstance(rewrite, Fit) else fit
-        fit = _fitted(module, rewrite, choices) if given is None else _checked_fit(given, choices)
+        if isinstance(rewrite, Fit):
+            fit = rewrite
+        elif fit is None:
+            fit = _fitted(module, rewrite, choices)
+            choices = {}
+        _check_fit(fit, choices)
         layer = cls.__new__(cls)
         layer._fill(module, fit, planning)
         layer.origin = _origin_of(fit)
@@ -146,12 +151,16 @@ class KernelLayer(Compiled):
             fix = "its from_conv, from_linear, or a rule"
             raise LayerError(explain(f"nn.{type(self).__name__} is made anew, of a fit of a weight", fix=fix))
         try:
-            module = self.dense_class(**arguments)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # which are refused below
+                module = self.dense_class(**arguments)
         except (ValueError, RuntimeError) as error:
             given = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value is not None)
             fact = f"torch.nn.{self.dense_class.__name__} does not take these arguments"
             raise LayerError(explain(fact, given=given, because=error)) from error
-        self._fill(module, _fitted(module, rewrite, {"starts": 1, "sweeps": 0, **choices}), planning)
+        _check_layer(module)
+        rough: Any = {"starts": 1, "sweeps": 0, **choices}
+        self._fill(module, _fitted(module, rewrite, rough), planning)
         self.origin = Origin()
         self.reset_parameters()
 
@@ -314,8 +323,10 @@ class KernelLayer(Compiled):
 
 
 def _check_layer(module: torch_nn.Module) -> None:
+    """Refuse what a layer made of this one could not do."""
     layer_network(module)  # refuses what has no network
-    if module._parameters.get("weight") is None:
+    weight = module._parameters.get("weight")
+    if weight is None:
         raise LayerError(
             explain(
                 f"the weight of this {type(module).__name__} is computed from other parameters",
@@ -323,6 +334,10 @@ def _check_layer(module: torch_nn.Module) -> None:
                 fix="remove it first: torch.nn.utils.parametrize.remove_parametrizations",
             )
         )
+    if weight.is_meta:
+        raise LayerError(explain("the weight has no elements: it is on the meta device", fix="a device with memory"))
+    if not weight.is_floating_point():
+        raise LayerError(explain(f"the weight is {weight.dtype}", fix="a type of real numbers"))
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     held = [name.strip("_").replace("_", " ") for name in hooks if getattr(module, name)]
     if held:
@@ -332,7 +347,7 @@ def _check_layer(module: torch_nn.Module) -> None:
 
 def _check_names(network: Network, layer: str) -> None:
     for name in tensor_nodes(network):
-        if name in OWN_NAMES or hasattr(KernelLayer, name):
+        if name in (*OWN_NAMES, *Compiled.__annotations__) or hasattr(KernelLayer, name):
             raise LayerError(
                 explain(
                     f"a tensor is called {name!r}, as is an attribute of nn.{layer} or its input",
@@ -342,19 +357,17 @@ def _check_names(network: Network, layer: str) -> None:
             )
 
 
-def _fitted(module: DenseLayer, rewrite: Rewrite, choices: Choices) -> Fit:
-    assert not isinstance(rewrite, Fit)
+def _fitted(module: DenseLayer, rewrite: str | Rule, choices: Choices) -> Fit:
     rule = resolve(rewrite, kernel_labels_of(module))
     return rule.apply({rule.tensor: module.weight}, **choices)
 
 
-def _checked_fit(fit: Fit, choices: Choices) -> Fit:
+def _check_fit(fit: Fit, choices: Choices) -> None:
     if choices:
         raise LayerError(explain(f"{next(iter(choices))}= is given with a fit", fix="a rule, or the fit alone"))
     missing = [name for name in tensor_nodes(fit.network) if name not in fit.values]
     if missing:
         raise LayerError(explain(f"the fit has no value of {missing[0]!r}", network=fit.network))
-    return fit
 
 
 def _constants(fit: Fit) -> set[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +47,7 @@ REFUSED = (
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Site:
     """A layer, and everywhere it stands.
 
     names: all its names, the first as `named_modules` gives it.
@@ -57,7 +59,7 @@ class Place:
     holders: tuple[tuple[nn.Module, str], ...]
 
 
-def places(model: nn.Module) -> dict[str, Place]:
+def sites(model: nn.Module) -> dict[str, Site]:
     """Name -> each kernel layer once, in the order of the modules.
 
     Raises:
@@ -82,22 +84,22 @@ def places(model: nn.Module) -> dict[str, Place]:
                 holders[id(child)].append((holder, key))
     if not modules:
         raise LayerError(explain(f"{type(model).__name__} has no kernel", needed="a convolution or linear layer"))
-    return {names[key][0]: Place(module, tuple(names[key]), tuple(holders[key])) for key, module in modules.items()}
+    return {names[key][0]: Site(module, tuple(names[key]), tuple(holders[key])) for key, module in modules.items()}
 
 
-def obstacles(model: nn.Module, found: Mapping[str, Place]) -> dict[str, str]:
+def obstacles(model: nn.Module, found: Mapping[str, Site]) -> dict[str, str]:
     """Name -> why a layer cannot be exchanged, for those that cannot."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append(f"{name}.{key}".lstrip("."))
-    reasons = {name: _obstacle(place, owners) for name, place in found.items()}
+    reasons = {name: _obstacle(site, owners) for name, site in found.items()}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _obstacle(place: Place, owners: Mapping[int, Sequence[str]]) -> str | None:
-    module = place.module
+def _obstacle(site: Site, owners: Mapping[int, Sequence[str]]) -> str | None:
+    module = site.module
     if parametrize.is_parametrized(module):
         return f"its {' and '.join(module.parametrizations)} is parametrised: remove_parametrizations first"  # type: ignore[arg-type]
     weight = module._parameters.get("weight")
@@ -108,10 +110,10 @@ def _obstacle(place: Place, owners: Mapping[int, Sequence[str]]) -> str | None:
         return "its forward is replaced on the object itself"
     for key, parameter in module._parameters.items():
         if parameter is not None and len(owners[id(parameter)]) > 1:
-            own = {f"{name}.{key}" for name in place.names}
+            own = {f"{name}.{key}" for name in site.names}
             shared = ", ".join(owner for owner in owners[id(parameter)] if owner not in own)
             return f"its {key} is shared with {shared}"
-    for holder, key in place.holders:
+    for holder, key in site.holders:
         kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(holder).__mro__}
         for reader, children in READERS:
             if reader in kinds and key in children:
@@ -130,24 +132,32 @@ def _obstacle(place: Place, owners: Mapping[int, Sequence[str]]) -> str | None:
     return None
 
 
-def exchange(found: Sequence[Place], new: Sequence[nn.Module]) -> None:
+def without_hooks(module: KernelLayer) -> KernelLayer:
+    """The same layer, parameters and all, as an object of its own that has no hooks of a call."""
+    bare = copy.copy(module)
+    for kind in CARRIED:
+        bare.__dict__[kind] = None if kind == "_is_full_backward_hook" else OrderedDict()
+    return bare
+
+
+def exchange(found: Sequence[Site], new: Sequence[nn.Module]) -> None:
     """Put the new layers where the old ones stand, with their modes and their hooks."""
-    for place, module in zip(found, new, strict=True):
-        module.train(place.module.training)
+    for site, module in zip(found, new, strict=True):
+        module.train(site.module.training)
         for kind in CARRIED:
             # the dictionary itself goes over, so that the handles that the user holds still remove their hooks
-            module.__dict__[kind] = place.module.__dict__[kind]
-        _put(place, module)
+            module.__dict__[kind] = site.module.__dict__[kind]
+        _put(site, module)
 
 
-def restore(found: Sequence[Place]) -> None:
+def restore(found: Sequence[Site]) -> None:
     """Put the old layers back."""
-    for place in found:
-        _put(place, place.module)
+    for site in found:
+        _put(site, site.module)
 
 
-def _put(place: Place, module: nn.Module) -> None:
-    for holder, key in place.holders:
+def _put(site: Site, module: nn.Module) -> None:
+    for holder, key in site.holders:
         setattr(holder, key, module)
 
 
@@ -169,7 +179,7 @@ class Call:
     multiply_adds: int
 
 
-def calls(model: nn.Module, example: Example, found: Mapping[str, Place]) -> dict[str, list[Call]]:
+def calls(model: nn.Module, example: Example, found: Mapping[str, Site]) -> dict[str, list[Call]]:
     """Name -> the calls of each layer in one run of the model.
 
     Raises:
@@ -185,8 +195,7 @@ def calls(model: nn.Module, example: Example, found: Mapping[str, Place]) -> dic
         return keep
 
     handles = [
-        place.module.register_forward_hook(keeper(name), with_kwargs=True, prepend=True)
-        for name, place in found.items()
+        site.module.register_forward_hook(keeper(name), with_kwargs=True, prepend=True) for name, site in found.items()
     ]
     try:
         run(model, example)

@@ -177,7 +177,7 @@ def _check_given(
 
 def _checked_ranges(dynamic: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     for label, ends in dynamic.items():
-        if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+        if not isinstance(ends, Sequence) or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
             raise CompileError(explain(f"the range of {label!r} is {ends!r}", fix="(least, most), at least 1"))
     return dict(dynamic)
 

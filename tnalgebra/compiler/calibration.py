@@ -35,8 +35,8 @@ from .cost import (
     price,
     widened,
 )
-from .lowering import Format
 from .operations import Work
+from .programs import Format
 
 Call: TypeAlias = Callable[..., Tensor]
 

@@ -21,9 +21,10 @@ from ..files import cache_folder, write_text
 from ..network import Network, carriers
 from ..nodes import NamedTensor
 from .cost import CostModel, constants_for
-from .lowering import STYLES, Format, Program, lower
+from .lowering import lower
 from .operations import Arrange, Load, Rename, Work, shape_in, sources, work_of
 from .problem import Problem, problems
+from .programs import STYLES, Format, Program
 from .search import Search
 
 Candidates: TypeAlias = Literal["all", "factored"]

@@ -18,10 +18,10 @@ from ..network import Network
 from ..nodes import Conv, Fill, NamedTensor, node_text
 from .choosing import Candidate, Request, candidates_for, tuned, weights_only
 from .emitting import argument_names, emit
-from .lowering import Program
 from .operations import Load, labels_in, sources
 from .plans import Plan
 from .problem import check_inputs
+from .programs import Program
 
 SEEN = 256
 """Shapes of inputs that are remembered as checked."""
@@ -81,7 +81,11 @@ class Compiled(nn.Module):
         if torch.compiler.is_compiling():
             self._check_tensors(tensors)
         else:
-            seen = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+            try:
+                seen = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+            except AttributeError:
+                self._check_tensors(tensors)
+                raise
             if seen not in self._seen:
                 self._check_tensors(tensors)
                 self._check_sizes(tensors)
@@ -93,8 +97,10 @@ class Compiled(nn.Module):
         return self._code.forward(*tensors, *own)  # type: ignore[no-any-return]
 
     def _check_tensors(self, tensors: Sequence[Tensor]) -> None:
-        dtype = getattr(self, self._weights[0]).dtype if self._weights else tensors[0].dtype
+        dtype = getattr(self, self._weights[0]).dtype if self._weights else getattr(tensors[0], "dtype", None)
         for tensor, (name, count, sizes) in zip(tensors, self._fixed, strict=True):
+            if not isinstance(tensor, Tensor):
+                raise CompileError(explain(f"the input {name!r} is no tensor", given=type(tensor).__name__))
             if tensor.ndim != count or any(tensor.shape[axis] != size for axis, size in sizes):
                 self._refuse_shape(name, tensor)
             if not tensor.is_floating_point():
@@ -144,8 +150,8 @@ class Compiled(nn.Module):
         nodes = self.network.nodes
         found: set[str] = set()
         for name, _, fixed in self._fixed:
-            node = next(node for node in nodes if isinstance(node, NamedTensor) and node.name == name)
-            found |= {label for axis, label in enumerate(node.labels) if axis not in dict(fixed)}
+            labels = next(node.labels for node in nodes if isinstance(node, NamedTensor) and node.name == name)
+            found |= {label for axis, label in enumerate(labels) if axis not in dict(fixed)}
         settled = {label for node in nodes if node.name in self._weights for label in node.labels}
         settled |= {node.k for node in nodes if isinstance(node, Conv)}
         for _ in nodes:
@@ -264,9 +270,9 @@ class Compiled(nn.Module):
         self._seen.clear()
         super()._load_from_state_dict(*args, **keywords)
 
-    def _apply(self, *args: Any, **keywords: Any) -> Compiled:
+    def _apply(self, *args: Any, **keywords: Any) -> Any:
         self._seen.clear()  # the dtype may change
-        return super()._apply(*args, **keywords)
+        return super()._apply(*args, **keywords)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"{self.network}{', frozen' if self.frozen else ''}"
@@ -434,7 +440,7 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
         if hasattr(module, name) or hasattr(type(module), name) or name in (*Compiled.__annotations__, "self"):
             raise CompileError(
                 explain(
-                    f"a tensor is called {name!r}, which torch's modules use themselves",
+                    f"a tensor is called {name!r}, which a module has for itself",
                     fix="another name in the network",
                 )
             )

@@ -33,8 +33,8 @@ import torch
 
 from ..errors import CompileError, explain
 from ..files import cache_folder
-from .lowering import Format
 from .operations import Work
+from .programs import Format
 
 FORMATS: tuple[Format, ...] = ("contiguous", "channels_last")
 

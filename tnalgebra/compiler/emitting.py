@@ -14,7 +14,6 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from .lowering import Program
 from .operations import (
     Add,
     Arrange,
@@ -37,6 +36,7 @@ from .operations import (
     labels_in,
     sources,
 )
+from .programs import Program
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}

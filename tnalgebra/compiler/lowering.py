@@ -1,15 +1,13 @@
-"""From a tree of joins and views to a program: a list of torch's own operations on labelled axes."""
+"""From a tree of joins and views to a program."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
-from math import prod
-from typing import Literal, TypeAlias
+from collections.abc import Collection, Sequence
+from itertools import groupby
 
-from ..nodes import Conv, Fuse
+from ..nodes import Conv
 from ..sizes import window
+from .arranging import UNKNOWN, Value
 from .finishing import biased, scaled
 from .operations import (
     Arrange,
@@ -17,85 +15,17 @@ from .operations import (
     Axis,
     ChannelsLast,
     Convolve,
-    Diagonal,
-    Load,
     Multiply,
-    Operation,
     Pad,
-    Pool,
     Product,
     Rename,
     Repeat,
-    Sum,
-    Unfold,
     labels_in,
 )
-from .problem import Leaf, Problem, moving_labels
+from .problem import Problem
+from .programs import Program, Style
 from .search import Search, Tree
-
-Format: TypeAlias = Literal["contiguous", "channels_last"]
-Pointwise: TypeAlias = Literal["convolution", "product"]
-
-UNKNOWN: tuple[str, ...] = ()
-"""The memory order of overlapping windows: a copy comes before any reshape."""
-
-
-@dataclass(frozen=True)
-class Style:
-    """How joins become calls.
-
-    memory_format: that convolutions are brought into; "contiguous" leaves every tensor as it comes.
-    pointwise: what contracts channels where no window is absorbed: a convolution with a window of one element, or
-        a matrix product.
-    """
-
-    memory_format: Format = "contiguous"
-    pointwise: Pointwise = "convolution"
-
-    def __str__(self) -> str:
-        return f"{self.memory_format}, 1x1 by {'matrix products' if self.pointwise == 'product' else 'convolutions'}"
-
-
-STYLES = tuple(
-    Style(layout, pointwise) for layout in ("contiguous", "channels_last") for pointwise in ("convolution", "product")
-)
-
-
-@dataclass(frozen=True)
-class Program:
-    """A network as a list of operations.
-
-    operations: in order; each names the values it takes by their position.
-    inputs: names, in the order of the call.
-    sizes: of every label on any value, at the nominal sizes.
-    moving: labels whose size may differ from call to call.
-    stored: weight -> its labels in the order in which its elements lie best in memory.
-    """
-
-    operations: tuple[Operation, ...]
-    inputs: tuple[str, ...]
-    sizes: Mapping[str, int]
-    moving: frozenset[str]
-    stored: Mapping[str, tuple[str, ...]]
-    patterns: tuple[Leaf, ...]
-    style: Style
-    tree: Tree
-
-    @property
-    def text(self) -> str:
-        """Equal for programs that ask torch for the same."""
-        return repr((self.operations, sorted(self.stored.items())))
-
-
-@dataclass(frozen=True)
-class _Value:
-    number: int
-    axes: Axes
-    order: tuple[str, ...]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return labels_in(self.axes)
+from .viewing import Viewing
 
 
 def lower(
@@ -117,20 +47,8 @@ def lower(
     return _Lowering(problem, search, tree, style, channels_last_inputs, bias).program()
 
 
-class _Lowering:
-    def __init__(
-        self, problem: Problem, search: Search, tree: Tree, style: Style, channels_last: bool, bias: str | None
-    ) -> None:
-        self.problem, self.search, self.tree, self.style, self.bias = problem, search, tree, style, bias
-        self.channels_last_inputs = channels_last
-        self.sizes = dict(problem.sizes)
-        self.operations: list[Operation] = []
-        self.stored: dict[str, tuple[str, ...]] = {}
-        self.once = {leaf.name for leaf in problem.leaves if sum(leaf.name == o.name for o in problem.leaves) == 1}
-        self.patterns = tuple(self._pattern_leaf(part) for part in _leaves(tree) if part.step == "pattern")
-        self.moving = moving_labels(problem, self.patterns)
-        self.factor = problem.factor
-        self.loaded: dict[str, _Value] = {}
+class _Lowering(Viewing):
+    """Joins, and the whole."""
 
     def program(self) -> Program:
         fixed = [(label, power) for label, power in self.problem.sized if label not in self.moving]
@@ -138,7 +56,10 @@ class _Lowering:
             self.factor *= float(self.sizes[label]) ** power
         sized = tuple(pair for pair in self.problem.sized if pair[0] in self.moving)
         value = self.lower(self.tree)
-        value = self.arranged(value, tuple((label,) for label in self.problem.output))
+        units = self.problem.units
+        value = self.arranged(value, tuple(() if label in units else (label,) for label in self.problem.output))
+        if units:
+            self.add(Rename(value.number, tuple((label,) for label in self.problem.output)))
         operations = scaled(self.operations, self.factor, sized, self.once, self.sizes)
         if self.bias is not None:
             operations = biased(operations, "bias", self.bias)
@@ -153,261 +74,19 @@ class _Lowering:
             self.tree,
         )
 
-    # One value for each tree ---------------------------------------------------------------------------------
-
-    def _add(self, operation: Operation, order: Iterable[str] | None = None) -> _Value:
-        self.operations.append(operation)
-        own = labels_in(operation.axes) if order is None else tuple(order)
-        return _Value(len(self.operations) - 1, operation.axes, own)
-
-    def lower(self, tree: Tree) -> _Value:
+    def lower(self, tree: Tree) -> Value:
         match tree.step:
             case "leaf":
-                return self._leaf(self.problem.leaves[tree.mask.bit_length() - 1], tree)
+                return self.leaf(self.problem.leaves[tree.mask.bit_length() - 1], tree)
             case "pattern":
-                return self._leaf(self._pattern_leaf(tree), tree)
+                return self.leaf(self.pattern_leaf(tree), tree)
             case "view":
-                value = self._view(tree)
+                value = self.view(tree, self.lower(tree.parts[0]))
             case _:
                 value = self._join(tree)
-        return self._summed(value, self.names(self.search.live(tree.mask)))
+        return self.summed_over(value, self.names(self.search.live(tree.mask)))
 
-    def _pattern_leaf(self, tree: Tree) -> Leaf:
-        number = tree.mask.bit_length() - 1 - len(self.problem.leaves)
-        node = self.problem.views[number]
-        taken = {leaf.name for leaf in self.problem.leaves}
-        name = next(name for i in range(number, 10**6) if (name := f"pattern_of_view_{i}") not in taken)
-        return Leaf(name, node.labels, "pattern", node)
-
-    def _leaf(self, leaf: Leaf, tree: Tree) -> _Value:
-        value = self.loaded.get(leaf.name)
-        if value is None:
-            names = tuple((label,) for label in leaf.labels)
-            order = leaf.labels
-            if leaf.kind == "input" and self.channels_last_inputs and len(names) in (4, 5):
-                order = (leaf.labels[0], *leaf.labels[2:], leaf.labels[1])
-            value = self._add(Load(leaf.name, names, leaf.kind), order)
-            self.loaded[leaf.name] = value
-        elif value.labels != leaf.labels:  # tied: the same tensor under other labels
-            renames = (
-                dict(zip(value.labels, leaf.labels, strict=True)) if len(set(value.labels)) == len(value.labels) else {}
-            )
-            order = tuple(renames.get(label, label) for label in value.order) if renames else leaf.labels
-            value = self._add(Rename(value.number, tuple((label,) for label in leaf.labels)), order)
-        while len(set(value.labels)) < len(value.labels):
-            first, second = next(
-                (i, j) for i, a in enumerate(value.labels) for j, b in enumerate(value.labels) if i < j and a == b
-            )
-            rest = [axis for number, axis in enumerate(value.axes) if number not in (first, second)]
-            value = self._add(Diagonal(value.number, (*rest, value.axes[first]), first, second), UNKNOWN)
-        live = self.names(self.search.live(tree.mask))
-        return self._summed(value, live)
-
-    def _summed(self, value: _Value, live: Collection[str]) -> _Value:
-        """Sum the labels nobody needs; their axes hold nothing else, or are split first."""
-        dead = [label for label in value.labels if label not in live]
-        if not dead:
-            return value
-        if any(len(axis) > 1 and set(axis) & set(dead) for axis in value.axes):
-            value = self.arranged(value, tuple((label,) for label in value.labels))
-        kept = tuple(axis for axis in value.axes if not set(axis) & set(dead))
-        if all(self.sizes[label] == 1 and label not in self.moving for label in dead):
-            return self.arranged(value, kept, dropped=dead)
-        order = tuple(label for label in value.order if label not in dead)
-        return self._add(Sum(value.number, kept), order)
-
-    def names(self, mask: int) -> set[str]:
-        """The labels of a mask of the search."""
-        return {label for label, bit in self.search.bits.items() if mask & bit}
-
-    # Views ---------------------------------------------------------------------------------------------------------
-
-    def _view(self, tree: Tree) -> _Value:
-        value = self.lower(tree.parts[0])
-        views = [self.problem.views[number - len(self.problem.leaves)] for number in tree.views]
-        live = self.names(self.search.live(tree.mask))
-        first = views[0]
-        if isinstance(first, Fuse):
-            return self._fused(value, first)
-        windows = [view for view in views if isinstance(view, Conv)]
-        if any(one.k in live or one.dilation != 1 for one in windows):
-            for one in windows:
-                value = self._unfolded(value, one)
-            return value
-        return self._pooled(value, windows)
-
-    def _fused(self, value: _Value, fuse: Fuse) -> _Value:
-        if fuse.whole in value.labels:
-            new = {fuse.whole: fuse.parts}
-            axes = tuple(tuple(p for label in axis for p in new.get(label, (label,))) for axis in value.axes)
-            order = tuple(p for label in value.order for p in new.get(label, (label,)))
-            return self._add(Rename(value.number, axes), order)
-        together = next((n for n, axis in enumerate(value.axes) if _run(axis, fuse.parts) is not None), None)
-        if together is None:
-            rest = [tuple(label for label in axis if label not in fuse.parts) for axis in value.axes]
-            place = next(n for n, axis in enumerate(value.axes) if set(axis) & set(fuse.parts))
-            before = [axis for axis in rest[:place] if axis]
-            after = [axis for axis in rest[place:] if axis]
-            value = self.arranged(value, (*before, fuse.parts, *after))
-        axes = tuple(_joined(axis, fuse) for axis in value.axes)
-        place_in_order = _run(value.order, fuse.parts)
-        order = UNKNOWN if place_in_order is None else _joined(value.order, fuse)
-        return self._add(Rename(value.number, axes), order)
-
-    def _unfolded(self, value: _Value, node: Conv) -> _Value:
-        numbers = window(node)
-        others = tuple(tuple(label for label in axis if label != node.x) for axis in value.axes)
-        others = tuple(axis for axis in others if axis)
-        low, high = numbers["low"], numbers["high"]
-        if node.mode != "zeros" and (low > 0 or high > 0):
-            others = (labels_in(others),)
-        value = self.arranged(value, (*others, (node.x,)))
-        value = self._padded(value, [(node.x, low, high, str(node.mode))])
-        return self._add(
-            Unfold(
-                value.number,
-                (*others, (node.y,), (node.k,)),
-                len(others),
-                self.sizes[node.k],
-                numbers["stride"],
-                numbers["dilation"],
-            ),
-            UNKNOWN,
-        )
-
-    def _pooled(self, value: _Value, windows: Sequence[Conv]) -> _Value:
-        xs = {node.x: node for node in windows}
-        first = min(n for n, axis in enumerate(value.axes) if set(axis) & xs.keys())
-        channel = [label for label in (value.axes[first - 1] if first else ()) if label not in xs]
-        batch, spatial = self._positions(value, channel, xs)
-        value = self.arranged(value, (batch, tuple(channel), *spatial))
-        inner, outer = [], []
-        for axis in spatial:
-            node = xs.get(axis[0]) if len(axis) == 1 else None
-            low, high = (0, 0) if node is None else (window(node)["low"], window(node)["high"])
-            size = 1 if node is None else self.sizes[node.k]
-            same = low == high and 0 <= low <= size // 2 and (node is None or node.mode == "zeros")
-            inner.append(low if same else 0)
-            if node is not None and not same:
-                outer.append((node.x, low, high, str(node.mode)))
-        value = self._padded(value, outer)
-        kernel, stride, after = [], [], []
-        for axis in spatial:
-            node = xs.get(axis[0]) if len(axis) == 1 else None
-            kernel.append(1 if node is None else self.sizes[node.k])
-            stride.append(1 if node is None else window(node)["stride"])
-            after.append(axis if node is None else (node.y,))
-        self.factor *= prod(kernel)
-        ys = {node.x: node.y for node in windows}
-        pool = Pool(value.number, (batch, tuple(channel), *after), tuple(kernel), tuple(stride), tuple(inner))
-        return self._add(pool, tuple(ys.get(_plain(label), label) for label in value.order))
-
-    def _padded(self, value: _Value, ends: Sequence[tuple[str, int, int, str]]) -> _Value:
-        """Positions added to or cut from axes; their labels get a prime, for they have another size."""
-        for step in ("reflect", "replicate", "circular", "crop", "zeros"):  # the whole axis is folded, not the rest
-            pads: dict[str, tuple[int, int]] = {}
-            for x, low, high, mode in ends:
-                low, high = (min(low, 0), min(high, 0)) if step == "crop" else (max(low, 0), max(high, 0))
-                if (low or high) and step in ("crop", mode):
-                    pads[x] = (low, high)
-            if pads:
-                value = self._with_pads(value, pads, "zeros" if step == "crop" else step)
-        return value
-
-    def _with_pads(self, value: _Value, pads: Mapping[str, tuple[int, int]], mode: str) -> _Value:
-        new = {}
-        for label in value.labels:
-            if _plain(label) in pads:
-                low, high = pads[_plain(label)]
-                new[label] = self._primed(label, low + high)
-        axes = tuple(tuple(new.get(label, label) for label in axis) for axis in value.axes)
-        first = min(n for n, axis in enumerate(value.axes) if set(axis) & new.keys())
-        ends = tuple(pads.get(_plain(axis[0]), (0, 0)) if len(axis) == 1 else (0, 0) for axis in value.axes[first:])
-        order = tuple(new.get(label, label) for label in value.order)
-        return self._add(Pad(value.number, axes, ends, mode), order)
-
-    # Axes and memory -----------------------------------------------------------------------------------------------
-
-    def arranged(
-        self, value: _Value, axes: Axes, *, dropped: Collection[str] = (), order: tuple[str, ...] | None = None
-    ) -> _Value:
-        """The value with its labels on these axes.
-
-        Args:
-            dropped: labels of size 1 that go.
-            order: in which a weight's elements should lie in memory, if that is still free.
-        """
-        operation = self.operations[value.number]
-        if isinstance(operation, Load) and operation.kind != "input" and operation.name in self.once:
-            wanted = self.stored.setdefault(operation.name, order or (*labels_in(axes), *dropped))
-            value = replace(value, order=wanted)
-        assert sorted((*labels_in(axes), *dropped)) == sorted(value.labels), (axes, value.axes)
-        if axes == value.axes:
-            return value
-        groups = {axis for axis in value.axes if axis}
-        whole = groups == {axis for axis in axes if axis} or (not dropped and groups == {a for a in axes if a})
-        own = tuple(label for label in value.order if label not in dropped)
-        if whole or all(self._is_run(own, axis) for axis in axes):
-            return self._add(Arrange(value.number, axes, copies=False), own)
-        return self._add(Arrange(value.number, axes, copies=True))
-
-    def _is_run(self, order: Sequence[str], axis: Axis) -> bool:
-        real = [label for label in axis if self._counts(label)]
-        return len(real) < 2 or _run([label for label in order if self._counts(label)], real) is not None
-
-    def _counts(self, label: str) -> bool:
-        """Whether a label can move anything: one of size 1 never does."""
-        return self.sizes[label] != 1 or label in self.moving
-
-    def _lies(self, value: _Value, order: Iterable[str]) -> bool:
-        wanted = [label for label in order if self._counts(label)]
-        return [label for label in value.order if self._counts(label)] == wanted
-
-    def in_memory(self, value: _Value) -> tuple[_Value, bool]:
-        """A value of axes (batch, channels, positions ...) as a convolution wants it; whether it is channels_last."""
-        batch, channels, *positions = value.axes
-        last = labels_in([batch, *positions, channels])
-        if self._lies(value, last) and not self._lies(value, value.labels):
-            return value, True
-        if self.style.memory_format == "channels_last":
-            if not self._lies(value, last):
-                value = self._add(ChannelsLast(value.number, value.axes), last)
-            return value, True
-        if not self._lies(value, value.labels):
-            value = self._add(Arrange(value.number, value.axes, copies=True))
-        return value, False
-
-    def _positions(self, value: _Value, channels: Collection[str], xs: Collection[str]) -> tuple[Axis, list[Axis]]:
-        """The labels of the batch axis, and the axes of positions: those windows move along, and idle ones."""
-        with_channels = [n for n, axis in enumerate(value.axes) if set(axis) & set(channels)]
-        with_windows = [n for n, axis in enumerate(value.axes) if set(axis) & set(xs)]
-        last = max(with_channels) if with_channels else min(with_windows, default=len(value.axes)) - 1
-        batch: list[str] = []
-        spatial: list[Axis] = []
-        late: list[Axis] = []
-        for number, axis in enumerate(value.axes):
-            idle = tuple(label for label in axis if label not in channels and label not in xs)
-            moved = [(label,) for label in axis if label in xs]
-            if number > last:
-                spatial += [*([idle] if idle else []), *moved]
-            else:
-                batch += idle
-                late += moved
-        spatial += late
-        while len(spatial) > 2:
-            pair = next((n for n, (a, b) in enumerate(pairwise(spatial)) if not {*a, *b} & set(xs)), None)
-            if pair is None:
-                break
-            spatial[pair : pair + 2] = [spatial[pair] + spatial[pair + 1]]
-        while len(spatial) > 3:
-            idle_axis = next(axis for axis in spatial if not set(axis) & set(xs))
-            spatial.remove(idle_axis)
-            batch += idle_axis
-        return tuple(batch), spatial
-
-    # Joins ---------------------------------------------------------------------------------------------------------
-
-    def _join(self, tree: Tree) -> _Value:
+    def _join(self, tree: Tree) -> Value:
         left, right = (self.lower(part) for part in tree.parts)
         live = self.names(self.search.live(tree.mask))
         nodes = [self.problem.views[number - len(self.problem.leaves)] for number in tree.views]
@@ -424,14 +103,14 @@ class _Lowering:
         if not summed:
             return self._multiplied(left, right, groups, new)
         if any(with_inputs) and not all(with_inputs):
-            _, spatial = self._positions(left, shared, ())
+            _, spatial = self.positions(left, shared, ())
             if spatial and (groups or self.style.pointwise == "convolution"):
                 return self._convolved(left, right, [], live, transposed=False)
             if not groups:
                 return self._linear(left, right, summed, new)
         return self._batched(left, right, groups, summed, new)
 
-    def _multiplied(self, left: _Value, right: _Value, groups: Axis, new: Axis) -> _Value:
+    def _multiplied(self, left: Value, right: Value, groups: Axis, new: Axis) -> Value:
         """Element by element; labels of the right one alone stand after the shared ones."""
         place = max((n for n, axis in enumerate(left.axes) if set(axis) & set(groups)), default=len(left.axes) - 1)
         if new and place >= 0 and len(left.axes[place]) > 1:
@@ -447,17 +126,17 @@ class _Lowering:
         while other and not other[0]:  # torch repeats along missing leading axes by itself
             other = other[1:]
         left, right = self.arranged(left, one), self.arranged(right, other)
-        if not self._lies(left, left.labels) and not new:
-            return self._add(Multiply(left.number, right.number, axes), left.order)
-        return self._add(Multiply(left.number, right.number, axes))
+        if not self.lies(left, left.labels) and not new:
+            return self.add(Multiply(left.number, right.number, axes), left.order)
+        return self.add(Multiply(left.number, right.number, axes))
 
-    def _linear(self, left: _Value, right: _Value, summed: Axis, new: Axis) -> _Value:
+    def _linear(self, left: Value, right: Value, summed: Axis, new: Axis) -> Value:
         """Channels contracted by a matrix product, wherever they stand."""
-        axes = _split(left.axes, summed)
+        axes = split_apart(left.axes, summed)
         channels = next((n for n, axis in enumerate(axes) if set(axis) & set(summed)))
         batch = tuple(axis for axis in axes[:channels] if not set(axis) & set(summed))
         rest = tuple(axis for axis in axes[channels:] if not set(axis) & set(summed))
-        plain = self._lies(left, left.labels)
+        plain = self.lies(left, left.labels)
         if (
             rest
             and plain
@@ -467,38 +146,38 @@ class _Lowering:
         ):
             left = self.arranged(left, (*batch, summed, labels_in(rest)))
             right = self.arranged(right, (new, summed), order=(*new, *summed))
-            return self._add(Product(right.number, left.number, (*batch, new, labels_in(rest)), summed, "above"))
+            return self.add(Product(right.number, left.number, (*batch, new, labels_in(rest)), summed, "above"))
         if rest and plain:
             rest = (labels_in(rest),)
         left = self._matrices(self.arranged(left, (*batch, *rest, summed)))
         right = self.arranged(right, (new, summed), order=(*new, *summed))
-        return self._add(Product(left.number, right.number, (*batch, *rest, new), summed, "linear"))
+        return self.add(Product(left.number, right.number, (*batch, *rest, new), summed, "linear"))
 
-    def _matrices(self, value: _Value) -> _Value:
+    def _matrices(self, value: Value) -> Value:
         """A value as torch's matrix products take it without a copy, rows or columns first; else copied here."""
-        *lead, rows, columns = value.axes
-        turned = len(value.axes) < 4 and self._lies(value, labels_in([*lead, columns, rows]))
-        if turned or self._lies(value, value.labels):
+        *lead, rows, columns = ((), *value.axes) if len(value.axes) == 1 else value.axes
+        turned = len(value.axes) < 4 and self.lies(value, labels_in([*lead, columns, rows]))
+        if turned or self.lies(value, value.labels):
             return value
-        return self._add(Arrange(value.number, value.axes, copies=True))
+        return self.add(Arrange(value.number, value.axes, copies=True))
 
-    def _batched(self, left: _Value, right: _Value, groups: Axis, summed: Axis, new: Axis) -> _Value:
+    def _batched(self, left: Value, right: Value, groups: Axis, summed: Axis, new: Axis) -> Value:
         own = tuple(label for label in left.labels if label not in groups and label not in summed)
         lead: Axes = (groups,) if groups else ()
         left = self._matrices(self.arranged(left, (*lead, own, summed)))
         right = self._matrices(self.arranged(right, (*lead, summed, new)))
-        return self._add(Product(left.number, right.number, (*lead, own, new), summed, "batched"))
+        return self.add(Product(left.number, right.number, (*lead, own, new), summed, "batched"))
 
     def _convolved(
-        self, left: _Value, right: _Value, windows: Sequence[Conv], live: Collection[str], *, transposed: bool
-    ) -> _Value:
+        self, left: Value, right: Value, windows: Sequence[Conv], live: Collection[str], *, transposed: bool
+    ) -> Value:
         ends = {(node.y if transposed else node.x): node for node in windows}
         ks = {node.k for node in windows}
         shared = [label for label in left.labels if label in right.labels]
         groups = tuple(label for label in shared if label in live)
         summed = tuple(label for label in shared if label not in live)
         new = tuple(label for label in right.labels if label not in shared and label not in ks)
-        batch, spatial = self._positions(left, shared, ends)
+        batch, spatial = self.positions(left, shared, ends)
         if alike := self._alike(left, batch, shared):
             batch = tuple(label for label in batch if label not in alike)
             right = self._repeated(right, alike, new, summed, [node.k for node in windows])
@@ -531,18 +210,18 @@ class _Lowering:
                 padding[number] = low
             else:
                 before.append((node.x, low, high, str(node.mode)))
-        left = self._padded(left, before)
+        left = self.padded(left, before)
         left, is_last = self.in_memory(left)
-        if lies_last and not self._lies(right, last):
-            right = self._add(ChannelsLast(right.number, right.axes), last)
-        primes = {x: self._primed(x, -low - high) for x, low, high, _ in after}
+        if lies_last and not self.lies(right, last):
+            right = self.add(ChannelsLast(right.number, right.axes), last)
+        primes = {x: self.primed(x, -low - high) for x, low, high, _ in after}
         done = tuple(
             ((primes.get(node.x, node.x) if transposed else node.y),) if node else axis
             for axis, node in zip(spatial, nodes, strict=True)
         )
         axes = (batch, groups + new, *done)
         unit = [{"stride": 1, "dilation": 1} if node is None else window(node) for node in nodes]
-        value = self._add(
+        value = self.add(
             Convolve(
                 left.number,
                 right.number,
@@ -561,20 +240,20 @@ class _Lowering:
         )
         return self._cropped(value, after)
 
-    def _alike(self, value: _Value, batch: Axis, shared: Sequence[str]) -> Axis:
+    def _alike(self, value: Value, batch: Axis, shared: Sequence[str]) -> Axis:
         """Of a kernel without channels: labels on whose every value it acts alike, taken for groups.
 
         A depthwise convolution with the kernel repeated is far faster than one of single channels in a long batch.
         """
-        if any(self._counts(label) for label in shared):
+        if any(self.counts(label) for label in shared):
             return ()
         first = next((axis for axis in value.axes if set(axis) & set(batch)), ())
         return tuple(label for label in batch if label not in first and label not in self.moving)
 
-    def _repeated(self, kernel: _Value, groups: Axis, new: Axis, summed: Axis, window: Sequence[str]) -> _Value:
+    def _repeated(self, kernel: Value, groups: Axis, new: Axis, summed: Axis, window: Sequence[str]) -> Value:
         inner: Axes = (*((new,) if new else ()), *((summed,) if summed else ()), *((k,) for k in window))
         kernel = self.arranged(kernel, ((), *inner))
-        return self._add(Repeat(kernel.number, (groups, *inner)), UNKNOWN)
+        return self.add(Repeat(kernel.number, (groups, *inner)), UNKNOWN)
 
     def _overlap(self, node: Conv) -> tuple[int, int, tuple[int, int]]:
         """Of a transposed window torch's padding and output_padding, and what is still to add (or cut) at both ends."""
@@ -589,7 +268,7 @@ class _Lowering:
             return padding, rest, (front, 0)
         return padding, 0, (front, rest)
 
-    def _cropped(self, value: _Value, ends: Sequence[tuple[str, int, int, str]]) -> _Value:
+    def _cropped(self, value: Value, ends: Sequence[tuple[str, int, int, str]]) -> Value:
         """Positions added to or cut from a transposed convolution: its labels lose their prime."""
         pads = {x + "'": (low, high) for x, low, high, _ in ends}
         if not pads:
@@ -597,37 +276,10 @@ class _Lowering:
         amounts = tuple(pads.get(axis[0], (0, 0)) if len(axis) == 1 else (0, 0) for axis in value.axes[2:])
         axes = tuple(tuple(label[:-1] if label in pads else label for label in axis) for axis in value.axes)
         order = tuple(label[:-1] if label in pads else label for label in value.order)
-        return self._add(Pad(value.number, axes, amounts), order)
-
-    def _primed(self, label: str, more: int) -> str:
-        """The label of an axis with more positions (or fewer) than that of another."""
-        self.sizes[label + "'"] = self.sizes[label] + more
-        if label in self.moving:
-            self.moving |= {label + "'"}
-        return label + "'"
+        return self.add(Pad(value.number, axes, amounts), order)
 
 
-def _leaves(tree: Tree) -> list[Tree]:
-    return [tree] if not tree.parts else [leaf for part in tree.parts for leaf in _leaves(part)]
-
-
-def _plain(label: str) -> str:
-    """A label without the primes that padding gave it."""
-    return label.rstrip("'")
-
-
-def _split(axes: Axes, labels: Collection[str]) -> Axes:
+def split_apart(axes: Axes, labels: Collection[str]) -> Axes:
     """The same labels, those of `labels` and the others on axes of their own."""
     runs = (tuple(run) for axis in axes for _, run in groupby(axis, key=labels.__contains__))
     return tuple(runs)
-
-
-def _run(labels: Sequence[str], part: Sequence[str]) -> int | None:
-    """Where `part` stands in `labels` as a run; None if it does not."""
-    count = len(part)
-    return next((n for n in range(len(labels) - count + 1) if tuple(labels[n : n + count]) == tuple(part)), None)
-
-
-def _joined(labels: tuple[str, ...], fuse: Fuse) -> tuple[str, ...]:
-    place = _run(labels, fuse.parts)
-    return labels if place is None else (*labels[:place], fuse.whole, *labels[place + len(fuse.parts) :])

@@ -9,7 +9,7 @@ from math import prod
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from .choosing import Candidate, Request, batch_label, crossovers, price, works_of
+from .choosing import Candidate, Request, batch_label, crossovers, is_single_call, price, works_of
 from .cost import CostModel, constants_for
 from .operations import (
     Add,
@@ -176,6 +176,8 @@ class Plan:
         if not rivals:
             return ["why: there is no other way"]
         how = "measured" if chosen.measured is not None else "predicted"
+        if chosen.measured is None and is_single_call(chosen):
+            how = "one call of torch's, on tensors as they come; predicted"
         if self.request.dynamic:
             ranges = ", ".join(f"{label} from {a} to {b}" for label, (a, b) in self.request.dynamic.items())
             how = f"the least behind the best, at worst, for {ranges}"
@@ -187,7 +189,9 @@ class Plan:
                 else (rival.seconds, chosen.seconds)
             )
             ratio = own / base if base else 1.0
-            lines.append(f"  {ratio:5.2f} x  {_contractions(rival)} ({rival.program.style})")
+            line = f"{_contractions(rival)} ({rival.program.style})"
+            if all(not other.endswith(line) for other in lines):
+                lines.append(f"  {ratio:5.2f} x  {line}")
         return [*lines, *self._batches()]
 
     def _batches(self) -> list[str]:

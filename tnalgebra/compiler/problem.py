@@ -60,6 +60,12 @@ class Problem:
     def sizes(self) -> Mapping[str, int]:
         return self.network.sizes
 
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Open labels that nothing carries: axes of one element."""
+        standing = {label for node in (*self.leaves, *self.views) for label in node.labels}
+        return tuple(label for label in self.output if label not in standing)
+
 
 def problems(network: Network, inputs: Sequence[str], sizes: Mapping[str, int]) -> list[Problem]:
     """The network simplified, and the same with windows that follow one another merged, where that is exact.
@@ -129,7 +135,7 @@ def pattern_leaf(node: Node, taken: set[str]) -> Leaf:
 
 
 def _without_fills(network: Network) -> tuple[float, list[tuple[str, int]], list[Node]]:
-    """Flat nodes as one factor. Their labels stay, as ones, only where no other node carries an open one."""
+    """Flat nodes as one factor. Where no other node carries an open label it stays, as ones, unless its size is 1."""
     nodes: list[Node] = [node for node in network.nodes if not isinstance(node, Fill)]
     standing = {label for node in nodes for label in node.labels}
     factor, sized = Fraction(1), []
@@ -146,7 +152,8 @@ def _without_fills(network: Network) -> tuple[float, list[tuple[str, int]], list
                 continue
             standing.add(label)
             if label in network.output:
-                nodes.append(Copy((label,)))
+                if network.sizes[label] != 1 or not nodes:
+                    nodes.append(Copy((label,)))
             else:
                 sized.append((label, 1))
     return float(factor), sized, nodes
@@ -220,7 +227,11 @@ def check_inputs(network: Network, inputs: Mapping[str, Sequence[int]]) -> dict[
     """
     names = tensor_nodes(network)
     sizes: dict[str, int] = {}
+    if not isinstance(inputs, Mapping):
+        raise CompileError(explain(f"inputs is {inputs!r}", fix="name -> shape, such as {'X': (16, 64, 56, 56)}"))
     for name, shape in inputs.items():
+        if not isinstance(shape, Sequence) or not all(isinstance(number, int) for number in shape):
+            raise CompileError(explain(f"the shape of the input {name!r} is {shape!r}", fix="a tuple of integers"))
         if name not in names:
             raise CompileError(
                 explain(f"there is no tensor {name!r} to be the input", tensors=" ".join(names), network=network)
@@ -236,7 +247,7 @@ def check_inputs(network: Network, inputs: Mapping[str, Sequence[int]]) -> dict[
                     )
                 )
             for label, number in zip(labels, shape, strict=True):
-                if sizes.setdefault(label, int(number)) != number:
+                if sizes.setdefault(label, number) != number:
                     raise SizeError(
                         explain(
                             f"label {label!r} has sizes {sizes[label]} and {number}",

@@ -101,7 +101,7 @@ class Search:
             bit: sum(1 << node for node, labels in enumerate(self.node_labels) if labels & bit)
             for bit in self.bits.values()
         }
-        self.output = self._mask(problem.output)
+        self.output = self._mask(label for label in problem.output if label in self.bits)
         self.first_view = len(problem.leaves)
         self.everything = (1 << len(nodes)) - 1
         self.inputs = sum(1 << n for n, leaf in enumerate(problem.leaves) if leaf.kind == "input")
