@@ -88,10 +88,11 @@ ORDER = (
     "nn_kernel",
     "nn",
     "normalisation",
-    "optimizers",
     "surgery",
     "conversion_*",
     "conversion",
+    "optimizers",
+    "checkpoint*",
     "stud*",
 )
 """One pattern a line; a module belongs to the first line that fits. Modules of one line may import each other."""

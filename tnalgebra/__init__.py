@@ -4,12 +4,13 @@ A kernel, its patch tensor, a pooling window are labelled tensor networks; cuts,
 rewrites of them. Start with `parse`, `cut`, `rule`, `rules`, `spectra`, `study`.
 """
 
-from . import errors
+from . import errors, nn
 from ._version import VERSION
 from .calibration import fit_in_order, input_metrics
 from .comparison import compare
 from .compiler import Compiled, Plan, compile  # the word of the field
 from .compression import fit_planned, plan_budget
+from .conversion import convert
 from .decompositions import (
     all_cuts,
     block_term,
@@ -46,10 +47,12 @@ from .images import Images, load_images
 from .isomorphism import isomorphic
 from .layers import layer_network
 from .network import Network, compose, draw, parameters
+from .normalisation import recalibrate_batch_norm
 from .notation import parse
+from .optimizers import update_optimizer
 from .options import Place
 from .quimb_bridge import from_quimb, to_quimb
-from .ranks import KeepFraction, ParameterBudget, RelativeError
+from .ranks import KeepFraction, MultiplyAddsBudget, ParameterBudget, RelativeError
 from .rewriting import Fit, Rule, Step, Trace
 from .spectrum import hosvd, spectra
 from .studies import Study, study
@@ -73,6 +76,7 @@ __all__ = [
     "Images",
     "KeepFraction",
     "Metric",
+    "MultiplyAddsBudget",
     "Network",
     "ParameterBudget",
     "Place",
@@ -90,6 +94,7 @@ __all__ = [
     "compile",
     "compose",
     "contract_back",
+    "convert",
     "convolution",
     "correct_degeneracy",
     "cp",
@@ -114,12 +119,14 @@ __all__ = [
     "load_trace",
     "matrix_product_operator",
     "monarch",
+    "nn",
     "parameters",
     "parse",
     "patch_tensor",
     "per_group",
     "plan_budget",
     "projection",
+    "recalibrate_batch_norm",
     "register",
     "reshaped_ring",
     "reshaped_train",
@@ -138,4 +145,5 @@ __all__ = [
     "tucker",
     "tucker2",
     "unregister",
+    "update_optimizer",
 ]
