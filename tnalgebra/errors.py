@@ -53,6 +53,10 @@ class DataError(TnalgebraError, ValueError):
     """Images, labels or weights on disk are not what they should be."""
 
 
+class CheckpointError(TnalgebraError, ValueError):
+    """A file is no checkpoint, or one of another model; or a model cannot be written as one."""
+
+
 class StudyError(TnalgebraError, RuntimeError):
     """A study cannot be run, resumed or stored as asked."""
 

@@ -137,9 +137,34 @@ class KernelLayer(Compiled):
             fit = _fitted(module, rewrite, choices)
             choices = {}
         _check_fit(fit, choices)
+        values = {name: fit.values[name] for name in tensor_nodes(fit.network)}
+        return cls.of_network(module, fit.network, values, _constants(fit), planning, _origin_of(fit))
+
+    @classmethod
+    def of_network(
+        cls,
+        module: DenseLayer,
+        network: Network,
+        values: Mapping[str, Tensor],
+        constants: Collection[str],
+        planning: Planning,
+        origin: Origin,
+    ) -> Self:
+        """The layer with these arguments whose kernel is this network; nothing is fitted.
+
+        Args:
+            module: torch's layer, whose weight says dtype, device, memory format and whether the tensors are trained.
+            network: of the kernel; the labels of its output are the axes of the weight.
+            values: of all its tensors.
+            constants: names of those that are not trained.
+
+        Raises:
+            LayerError: the network is one of a tensor of another shape; a tensor named like an attribute.
+            ValuesError: a value does not fit the network.
+        """
         layer = cls.__new__(cls)
-        layer._fill(module, fit, planning)
-        layer.origin = _origin_of(fit)
+        layer._fill(module, network, values, constants, planning)
+        layer.origin = origin
         return layer.train(module.training)  # type: ignore[return-value]
 
     def _start(self, arguments: Mapping[str, Any], rewrite: str | Rule, planning: Planning, choices: Shaping) -> None:
@@ -160,14 +185,23 @@ class KernelLayer(Compiled):
             raise LayerError(explain(fact, given=given, because=error)) from error
         _check_layer(module)
         rough: Any = {"starts": 1, "sweeps": 0, **choices}
-        self._fill(module, _fitted(module, rewrite, rough), planning)
+        fit = _fitted(module, rewrite, rough)
+        values = {name: fit.values[name] for name in tensor_nodes(fit.network)}
+        self._fill(module, fit.network, values, _constants(fit), planning)
         self.origin = Origin()
         self.reset_parameters()
 
-    def _fill(self, module: DenseLayer, fit: Fit, planning: Planning) -> None:
-        weight, own = module.weight, fit.network
+    def _fill(
+        self,
+        module: DenseLayer,
+        own: Network,
+        given: Mapping[str, Tensor],
+        fixed: Collection[str],
+        planning: Planning,
+    ) -> None:
+        weight = module.weight
         _check_names(own, type(self).__name__)
-        kernel, values = bind(own, {name: fit.values[name] for name in tensor_nodes(own)})
+        kernel, values = bind(own, given)
         if shape_of(kernel, kernel.output) != tuple(weight.shape):
             raise LayerError(
                 explain(
@@ -178,7 +212,7 @@ class KernelLayer(Compiled):
             )
         layer = layer_network(module)
         network = compose(kernel, layer.network, into=next(iter(layer.values)))
-        constants = _constants(fit) & values.keys()
+        constants = {*fixed} & values.keys()
         tensors: dict[str, Tensor] = {}
         for name, value in values.items():
             moved = value.detach().to(weight.device, weight.dtype, copy=True)

@@ -1,18 +1,30 @@
-"""Running statistics of batch normalisation, measured anew: what a model needs whose layers before them changed."""
+"""Batch normalisation of a model whose layers changed: statistics measured anew, or taken into the layer before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from . import nn as layers
+from .compiler import Compiled
 from .errors import DataError, LayerError, explain
+from .layers import CONVOLUTIONS, TRANSPOSED
+from .nn_kernel import KernelLayer
+from .nodes import NamedTensor
 
 M = TypeVar("M", bound=nn.Module)
+
+FOLDING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Relative change of a folded model's outputs that is rounding, layer upon layer; of coarser types 0.1."""
 
 
 def recalibrate_batch_norm(model: M, loader: Iterable[Tensor | Sequence[Tensor]], *, batches: int | None = None) -> M:
@@ -72,3 +84,159 @@ def recalibrate_batch_norm(model: M, loader: Iterable[Tensor | Sequence[Tensor]]
         for module, mode in modes:
             module.training = mode
     return model
+
+
+# Folding ------------------------------------------------------------------------------------------------------
+
+
+def fold_batch_norm(model: M, example: Tensor | None = None) -> M:
+    """Put each batch normalisation that follows a convolution into it: for evaluation, never for training.
+
+    The convolution's outputs are scaled in its weight, or in one core of a decomposed layer, and shifted in its bias,
+    which it gets if it has none; an `Identity` stands where the normalisation was. Left as they are: normalisations
+    without running statistics; those whose convolution feeds something else too, is called more than once, has hooks
+    or parametrisations, or groups and is transposed; or has no core that is its own and holds the output channels
+    whole. A decomposed layer keeps its trace and its errors, which are those of the kernel before.
+
+    Args:
+        model: in evaluation mode. torch.fx traces it to see what follows what.
+        example: an input; the folded model must give the outputs on it that the model gave.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        LayerError: the model is in training mode, has nothing to fold, cannot be traced, or its outputs change. The
+            model is as it was.
+    """
+    if model.training or any(module.training for module in model.modules() if isinstance(module, _BatchNorm)):
+        raise LayerError(explain(f"{type(model).__name__} is in training mode", fix="model.eval()"))
+    with torch.no_grad():
+        new: dict[int, nn.Module] = {}
+        for layer, norm in _pairs(model):
+            folded = _folded(layer, norm)
+            if folded is not None:
+                new |= {id(layer): folded.eval(), id(norm): nn.Identity().eval()}
+        if not new:
+            raise LayerError(explain(f"{type(model).__name__} has no batch normalisation that can be folded"))
+        before = None if example is None else model(example)
+        places = [
+            (holder, key, child)
+            for holder in model.modules()
+            for key, child in holder._modules.items()
+            if child is not None and id(child) in new
+        ]
+        for holder, key, child in places:
+            setattr(holder, key, new[id(child)])
+        if before is not None:
+            error = float(torch.linalg.vector_norm(model(example) - before) / torch.linalg.vector_norm(before))
+            if not error < FOLDING_TOLERANCE.get(before.dtype, 0.1):  # NaN too
+                for holder, key, child in places:
+                    setattr(holder, key, child)
+                fact = f"{type(model).__name__} computes something else once its batch normalisations are folded"
+                raise LayerError(explain(fact, relative_error=f"{error:.1e}"))
+    return model
+
+
+class _Tracer(fx.Tracer):
+    """Decomposed layers are leaves, as torch's are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, KernelLayer) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _pairs(model: nn.Module) -> list[tuple[nn.Module, _BatchNorm]]:
+    """Convolutions, and the batch normalisation that alone takes the output of each."""
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # the model's own code, which may raise anything when it is traced
+        fact = f"{type(model).__name__} cannot be traced: what follows what is not known"
+        raise LayerError(explain(fact, because=f"{type(error).__name__}: {error}")) from error
+    called = {node: model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
+    times = Counter(map(id, called.values()))
+    kinds = (*CONVOLUTIONS, *TRANSPOSED, *(kind for kind in layers.LAYERS if kind is not layers.Linear))
+    found = []
+    for node, norm in called.items():
+        source = node.args[0] if node.args else None
+        if not isinstance(norm, _BatchNorm) or norm.running_mean is None or not isinstance(source, fx.Node):
+            continue
+        layer = called.get(source)
+        if (
+            layer is None
+            or not isinstance(layer, kinds)
+            or len(source.users) > 1
+            or times[id(norm)] > 1
+            or times[id(layer)] > 1
+        ):
+            continue
+        if not _is_watched(layer) and not _is_watched(norm):
+            found.append((layer, norm))
+    return found
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or parametrize.is_parametrized(module))
+
+
+def _folded(layer: nn.Module, norm: _BatchNorm) -> nn.Module | None:
+    """One layer that does what the two do; None where there is none."""
+    transposed = isinstance(
+        layer, (*TRANSPOSED, layers.ConvTranspose1d, layers.ConvTranspose2d, layers.ConvTranspose3d)
+    )
+    if transposed and int(layer.groups) > 1:  # type: ignore[arg-type]
+        return None
+    if not isinstance(layer, KernelLayer):
+        fused: nn.Module = fuse_conv_bn_eval(layer, norm, transpose=transposed)  # type: ignore[type-var]
+        return fused
+    out = layer.kernel.output[1 if transposed else 0]
+    nodes = [node for node in layer.kernel.nodes if isinstance(node, NamedTensor)]
+    times = Counter(node.name for node in nodes)
+    holding = [
+        node
+        for node in nodes
+        if node.labels.count(out) == 1 and times[node.name] == 1 and node.name in layer._parameters
+    ]
+    if not holding:
+        return None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, scale = norm.running_mean.double(), (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -mean * scale if layer.bias is None else (layer.bias.double() - mean) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    core = min(holding, key=lambda node: layer.get_parameter(node.name).numel())
+    scaled = layer.get_parameter(core.name).double() * scale.reshape(
+        [-1 if label == out else 1 for label in core.labels]
+    )
+    return _with_values(layer, {core.name: scaled, "bias": shift})
+
+
+def _with_values(layer: KernelLayer, changed: Mapping[str, Tensor]) -> KernelLayer:
+    """A copy with other values of some tensors, and a bias if there is one among them; planned anew."""
+    frozen = layer.frozen
+    before = (layer._thawed or layer.plan).request
+    tensors: dict[str, Tensor] = {name: getattr(layer, name) for name in layer._weights}
+    constants = frozenset(name for name in tensors if name in layer._buffers)
+    trained = any(parameter.requires_grad for parameter in layer.parameters())
+    for name, value in changed.items():
+        old = tensors.get(name)
+        tensors[name] = nn.Parameter(
+            value.to(before.dtype), requires_grad=trained if old is None else old.requires_grad
+        )
+    own = {
+        name: nn.Parameter(t.detach().clone(), t.requires_grad) if name not in constants else t
+        for name, t in tensors.items()
+    }
+    new = type(layer).__new__(type(layer))
+    request = replace(before, bias=layer.network.output[1], frozen=False)
+    Compiled.__init__(new, request, own, constants, layer._tune)
+    for name in (*layer.argument_names, "output_padding"):
+        if name != "bias" and hasattr(layer, name):
+            setattr(new, name, getattr(layer, name))
+    new.kernel, new.origin = layer.kernel, layer.origin
+    new.train(layer.training)
+    if frozen:
+        new.freeze()
+    return new

@@ -12,6 +12,7 @@ from ..evaluation import bind
 from ..network import Network, size_of, tensor_nodes, with_sizes
 from ..nodes import NamedTensor
 from ..notation import parse
+from .calibration import calibrate
 from .choosing import Candidates, Request, is_free
 from .compiled import Compiled
 from .plans import Plan, Step
@@ -182,4 +183,4 @@ def _checked_ranges(dynamic: Mapping[str, tuple[int, int]]) -> dict[str, tuple[i
     return dict(dynamic)
 
 
-__all__ = ["Candidates", "Compiled", "Plan", "Step", "compile", "prepared"]
+__all__ = ["Candidates", "Compiled", "Plan", "Step", "calibrate", "compile", "prepared"]

@@ -1,0 +1,479 @@
+"""Compress a trained network to a budget, and say what that does to its accuracy and its speed.
+
+    python -m recipes.compress                # embedded digits, a small CNN: a minute
+    python -m recipes.compress --smoke        # the same in seconds, badly trained
+    python -m recipes.compress --model resnet20 --weights W.pth --data DIR \\
+        --rewrite tucker2 "out kh | in kw" --parameters 0.5 --recalibrate --output runs/resnet20
+    python -m recipes.compress --model mylib.nets:build --weights w.pth --data DIR --multiply-adds 0.5 --sequential
+
+What is done:
+- One budget for the whole network: of its parameters, or of its multiply-adds. Rewrites and ranks of all layers are
+  chosen together, by the errors that they make; a layer may stay dense.
+- Errors are those of a layer's outputs over calibration images, which come from the training images without their
+  labels; --calibration-images 0 takes the kernels' own norm.
+- The compressed network is tested, not trained on. Batch normalisations are measured anew with --recalibrate.
+- Accuracy and speed are measured before and after, the speed in turns, in an order drawn anew each round.
+
+What is left in OUTPUT:
+- model.safetensors: tnalgebra.load("model.safetensors", into=model) puts it into a network as it was built.
+- report.txt, what is printed at the end; report.json, the same for programs, with all settings.
+- model.onnx with --onnx.
+- Where these are there already, they are shown again; other settings are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+import tnalgebra as tn
+from models import MODELS, build_model, load_weights
+from recipes.benchmark_layers import device_name
+from recipes.command import run_command
+from recipes.layer_timing import ratio_of_medians, time_in_turns, waiter
+from tnalgebra.conversion_report import Report
+from tnalgebra.decompositions import resolve
+from tnalgebra.errors import DataError, RankError, RuleError, StudyError, TnalgebraError, explain
+from tnalgebra.files import write_text, write_whole
+from tnalgebra.images import Images, check_classes, default_normalisation, load_images
+from tnalgebra.labels import KERNEL_LABELS
+from tnalgebra.layers import kernel_layers
+from tnalgebra.study_store import config_hash
+from tnalgebra.training import accuracy, recalibrate_batch_norm, train_classifier
+
+RECALIBRATION_IMAGES = 5000
+MODEL, TEXT, RESULT, ONNX = "model.safetensors", "report.txt", "report.json", "model.onnx"
+
+Result: TypeAlias = dict[str, Any]
+"""What report.json holds: config, model, accuracy, images, parameters, multiply_adds, latency, layers, ..."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the compression; what is printed first is what is used."""
+
+    # one line each: the command's --help breaks them where it must
+    model: str = "cnn4"
+    """cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar (stem for 32x32 images), or a function of
+    your own: package.module:function"""
+    weights: str | None = None
+    """a file of weights, or torchvision:NAME; without one cnn4 is trained first, your own network used as it comes"""
+    data: str = "digits"
+    """digits (embedded), cifar10 or cifar100 (downloaded), or a folder with train/CLASS/* and test/CLASS/*"""
+    rewrite: tuple[str, ...] = ("tucker2", "out kh | in kw")
+    """decompositions that a layer is offered, each in quotes: names (print(tnalgebra.decompositions.rules()) lists
+    them), cuts, rules in the notation; the one that serves the budget best is taken"""
+    parameters: float | None = None
+    """part of the network's parameters that is kept at most, in (0, 1); 0.5 if there is no --multiply-adds"""
+    multiply_adds: float | None = None
+    """part of the multiply-adds of all convolutions and linear layers that is kept at most, in (0, 1)"""
+    skip: tuple[str, ...] = ("first",)
+    """layers left alone: globs, or first for the first convolution, which has few inputs; bare --skip skips none"""
+    calibration_images: int = 1024
+    """training images, chosen by the seed, over which errors are measured; all, if fewer; 0: the kernels' own norm"""
+    sequential: bool = False
+    """fit the layers in the order they run, each to the output the network had, from the inputs it has by then"""
+    recalibrate: bool = False
+    """estimate batch-norm statistics anew afterwards, on 5000 training images"""
+    recalibrate_shift: int = 0
+    """pixels by which these images are moved: that of the training's augmentation; 4 for the published CIFAR ResNets"""
+    tune: bool = False
+    """measure the best few plans of each layer instead of trusting their predicted times"""
+    onnx: bool = False
+    """export the compressed network, for batches of any size; needs the packages onnx and onnxscript"""
+    limit: int | None = None
+    """test on so many images only, equally many of each class: quicker, coarser; all images by default"""
+    mean: tuple[float, ...] | None = None
+    """of each channel, as in the network's training (pixels: 0 to 1); by default ImageNet's for colour, 0 for grey"""
+    std: tuple[float, ...] | None = None
+    """of each channel likewise; by default ImageNet's for colour images, 1 for grey ones"""
+    image_size: int | None = None
+    """pixels: resize and crop a folder's images to this; needed only if they differ in size"""
+    batch_size: int = 128
+    """images at a time in tests and calibration; no influence on the result beyond rounding"""
+    timed_batch: int = 16
+    """images in a call that is timed, and for which the layers are planned"""
+    rounds: int = 21
+    """turns of each network in the timing; odd, so that the median is one of them"""
+    threads: int | None = None
+    """torch's; by default as many as torch takes by itself"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where all of it runs; auto takes a GPU if there is one"""
+    epochs: int = 15
+    """passes over the training images, where cnn4 has to be trained"""
+    smoke: bool = False
+    """at most 1 epoch, 60 test and 64 calibration images, 3 rounds: whether all of it runs"""
+    seed: int = 0
+    """of all chance: first weights, training, fits, the choice of images"""
+    output: Path = Path("runs/compress")
+    """folder for the compressed network, the reports and the trained network"""
+
+
+NO_RESULT = ("output", "threads", "device", "batch_size", "rounds")
+"""Settings that another run may have and still be the same one."""
+
+
+def main(config: Config) -> Result:
+    """Compress; returns what report.json holds. Where that is there already, nothing is done again.
+
+    Raises:
+        TnalgebraError: a setting, the data or the weights are not what they should be; the budget cannot be met; the
+            output folder holds another compression.
+    """
+    config = _resolved(config)
+    for field in dataclasses.fields(config):
+        print(f"{field.name:<20}{getattr(config, field.name)}")
+    _check(config)
+    images = load_images(config.data, "test", image_size=config.image_size)
+    if config.limit is not None:
+        images = images.subset(min(config.limit, len(images)) if config.smoke else config.limit, seed=config.seed)
+    usual_mean, usual_std = default_normalisation(images)
+    config = dataclasses.replace(config, mean=config.mean or usual_mean, std=config.std or usual_std)
+    print(f"\n{len(images)} images of {len(images.classes)} classes, {images.channels} x ", end="")
+    print(f"{images.pixels.shape[2]} x {images.pixels.shape[3]}, mean {config.mean}, std {config.std}", flush=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, classes=len(images.classes), channels=images.channels)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    settings = _settings(config, model, images)
+    there = _finished(config.output, settings)
+    if there is not None:
+        print(f"\n{(config.output / TEXT).read_text(encoding='utf-8')}\ndone before: {config.output}/")
+        return there
+    used = torch.get_num_threads()
+    torch.set_num_threads(config.threads or used)
+    try:
+        result = _compressed(model, images, config, settings)
+    finally:
+        torch.set_num_threads(used)
+    return result
+
+
+def _resolved(config: Config) -> Config:
+    if config.smoke:
+        config = dataclasses.replace(
+            config,
+            epochs=min(config.epochs, 1),
+            limit=min(config.limit or 60, 60),
+            calibration_images=min(config.calibration_images, 64),
+            rounds=min(config.rounds, 3),
+        )
+    if config.parameters is None and config.multiply_adds is None:
+        config = dataclasses.replace(config, parameters=0.5)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    return dataclasses.replace(config, device=device)
+
+
+def _check(config: Config) -> None:
+    """What can be known to be wrong before anything is loaded or trained."""
+    if config.parameters is not None and config.multiply_adds is not None:
+        raise RankError(explain("two budgets are given", fix="--parameters or --multiply-adds"))
+    for name in ("parameters", "multiply_adds"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < 1:
+            raise RankError(explain(f"a budget of {value:g} of the {name.replace('_', '-')}", fix="above 0, below 1"))
+    least = {"rounds": 1, "timed_batch": 1, "calibration_images": 0, "epochs": 1, "threads": 1, "recalibrate_shift": 0}
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise DataError(explain(f"{name} is {value}", fix=f"at least {bound}"))
+    if not config.rewrite:
+        raise RuleError(explain("no rewrite is given", fix="--rewrite tucker2"))
+    for rewrite in config.rewrite:
+        _check_rewrite(rewrite)
+    if config.sequential and not config.calibration_images:
+        raise DataError(explain("fits to the original outputs need inputs", fix="--calibration-images 1024"))
+    if config.weights is None and config.model in MODELS and config.model != "cnn4":
+        raise DataError(explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)"))
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise StudyError(explain("the device is 'cuda', and torch finds none", fix="--device cpu"))
+    missing = [package for package in ("onnx", "onnxscript") if config.onnx and find_spec(package) is None]
+    if missing:
+        raise StudyError(explain(f"--onnx needs {' and '.join(missing)}", fix=f"pip install {' '.join(missing)}"))
+
+
+def _check_rewrite(rewrite: str) -> None:
+    """Whether it is one of kernels of convolutions, or of matrices."""
+    try:
+        resolve(rewrite, KERNEL_LABELS[4])
+    except TnalgebraError as error:
+        try:
+            resolve(rewrite, KERNEL_LABELS[2])
+        except TnalgebraError:
+            raise error from None
+
+
+def _settings(config: Config, model: nn.Module, images: Images) -> dict[str, Any]:
+    """What the result depends on, as JSON has it."""
+    fields = {name: value for name, value in vars(config).items() if name not in NO_RESULT}
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    settings = {**fields, "weights_digest": digest.hexdigest(), "images": images.fingerprint}
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _finished(folder: Path, settings: dict[str, Any]) -> Result | None:
+    """The result that is there; None if there is none.
+
+    Raises:
+        StudyError: it is another compression's, or cannot be read.
+    """
+    path = folder / RESULT
+    if not path.exists():
+        if folder.exists() and not folder.is_dir():
+            raise StudyError(explain(f"{folder} is no folder", fix="another --output"))
+        return None
+    try:
+        there: Result = json.loads(path.read_text(encoding="utf-8"))
+        known: dict[str, Any] = there["config"]
+        differences = [key for key in {**settings, **known} if known.get(key) != settings.get(key)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StudyError(explain(f"{path} is no report", because=error, fix="another --output")) from error
+    if differences:
+        raise StudyError(
+            explain(
+                f"{folder} holds another compression",
+                differences="\n".join(
+                    f"{key}: {known.get(key)} there, {settings.get(key)} here" for key in differences
+                ),
+                fix="another --output, or the same settings",
+            )
+        )
+    gone = [name for name in (MODEL, TEXT, *([ONNX] if settings["onnx"] else [])) if not (folder / name).exists()]
+    if gone:
+        raise StudyError(explain(f"{folder} has {RESULT}, and no {gone[0]}", fix="another --output"))
+    return there
+
+
+def _compressed(model: nn.Module, images: Images, config: Config, settings: dict[str, Any]) -> Result:
+    """Train where needed, compress, measure, write."""
+    started = perf_counter()
+    train_first = config.weights is None and config.model == "cnn4"
+    training = None
+    if train_first or config.calibration_images or config.recalibrate:
+        training = load_images(config.data, "train", image_size=config.image_size)
+    if train_first:
+        assert training is not None
+        _train(model, training, config)
+    model.to(config.device).eval()
+    _check_outputs(model, images, config)
+    assert config.mean is not None
+    assert config.std is not None
+    tested: dict[str, Any] = {"batch_size": config.batch_size, "mean": config.mean, "std": config.std}
+    tested["device"] = config.device
+    before = accuracy(model, images, **tested)
+    dense = copy.deepcopy(model)
+
+    calibration = None
+    if training is not None and config.calibration_images:
+        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(config.seed))
+        chosen = order[: config.calibration_images].sort().values
+        seen = Images(training.pixels[chosen], training.labels[chosen], training.classes, training.source)
+        calibration = [
+            x for x, _ in seen.batches(config.batch_size, **{k: tested[k] for k in ("mean", "std", "device")})
+        ]
+    budget: tn.ParameterBudget | tn.MultiplyAddsBudget
+    if config.multiply_adds is not None:
+        budget = tn.MultiplyAddsBudget(config.multiply_adds)
+    else:
+        assert config.parameters is not None
+        budget = tn.ParameterBudget(config.parameters)
+    first = next((name for name, layer in kernel_layers(model).items() if not isinstance(layer, nn.Linear)), None)
+    skipped = [first if glob == "first" else glob for glob in config.skip]
+    example = (config.timed_batch, images.channels, *images.pixels.shape[2:])
+    print(f"compressing {len(kernel_layers(model))} layers", flush=True)
+    model, report = tn.convert(
+        model,
+        {**{glob: None for glob in skipped if glob is not None}, "*": list(config.rewrite)},
+        budget=budget,
+        example=example,
+        calibration=calibration,
+        sequential=config.sequential,
+        tune=config.tune,
+        seed=config.seed,
+    )
+    if config.recalibrate and training is not None:
+        some = training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=config.seed)
+        recalibrate_batch_norm(model, some, max_shift=config.recalibrate_shift, **tested)
+    after = accuracy(model, images, not_finite="wrong", **tested)
+    latency = _latency(dense, model, example, config)
+    result: Result = {
+        "model": config.model,
+        "accuracy": {"before": before, "after": after},
+        "images": len(images),
+        "parameters": {"before": report.parameters, "after": report.parameters_after},
+        "multiply_adds": {"before": report.multiply_adds, "after": report.multiply_adds_after, "batch": example[0]},
+        "latency": latency,
+        "layers": report.records(),
+        "config": settings,
+        "version": tn.__version__,
+        "torch": torch.__version__,
+        "seconds": perf_counter() - started,
+    }
+    text = summary(result, report)
+    _write(model, example, text, result, config)
+    print(f"\n{text}\n\nnetwork and reports: {config.output}/")
+    return result
+
+
+def _check_outputs(model: nn.Module, images: Images, config: Config) -> None:
+    """Whether the network takes these images, and has a logit for each class."""
+    assert config.mean is not None
+    assert config.std is not None
+    x, _ = next(images.batches(1, mean=config.mean, std=config.std, device=config.device))
+    try:
+        with torch.no_grad():
+            outputs = model(x).shape[1]
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise StudyError(
+            explain(
+                "the network does not take these images",
+                network=type(model).__name__,
+                shape=tuple(x.shape),
+                because=error,
+            )
+        ) from error
+    check_classes(images, outputs)
+
+
+def _train(model: nn.Module, training: Images, config: Config) -> None:
+    """Train cnn4 and keep it in the output folder; take it from there if it is there."""
+    settings: dict[str, Any] = {
+        "epochs": config.epochs,
+        "batch_size": 64,
+        "learning_rate": 5e-3,
+        "weight_decay": 1e-2,
+        "max_shift": 1,
+        "seed": config.seed,
+        "mean": config.mean,
+        "std": config.std,
+    }
+    path = config.output / f"cnn4-{config_hash({**settings, 'images': training.fingerprint})}.pth"
+    if not path.exists():
+        print(f"training cnn4 on {len(training)} images of {config.data}", flush=True)
+        train_classifier(model, training, **settings, device=config.device)
+        state = model.cpu().state_dict()
+        _written(path, lambda temporary: torch.save({"state_dict": state}, temporary))
+    load_weights(model, path)
+
+
+def _latency(dense: nn.Module, model: nn.Module, example: tuple[int, ...], config: Config) -> dict[str, Any]:
+    """Seconds of a forward pass in evaluation mode, medians; speed-ups over dense with 95 % intervals."""
+    frozen = copy.deepcopy(model)
+    for layer in frozen.modules():
+        if isinstance(layer, tn.nn.KernelLayer):
+            layer.freeze()
+    generator = torch.Generator().manual_seed(config.seed)
+    x = torch.randn(example, generator=generator).to(config.device)
+
+    @torch.no_grad()
+    def run(network: nn.Module) -> Tensor:
+        found: Tensor = network(x)
+        return found
+
+    networks = {"dense": dense.eval(), "compressed": model.eval(), "compressed, frozen": frozen.eval()}
+    times = time_in_turns(
+        {name: partial(run, network) for name, network in networks.items()},
+        rounds=config.rounds,
+        slow_rounds=config.rounds,
+        slow_factor=float("inf"),
+        slow_seconds=1e9,
+        warmup=3,
+        seed=config.seed,
+        synchronise=waiter(config.device),
+    )
+    ratios = {name: ratio_of_medians(times["dense"], times[name]) for name in networks if name != "dense"}
+    return {
+        "batch": example[0],
+        "device": device_name(config.device),
+        "threads": torch.get_num_threads(),
+        "rounds": config.rounds,
+        "seconds": {name: median(seconds) for name, seconds in times.items()},
+        "speed_up": {name: ratio._asdict() for name, ratio in ratios.items()},
+    }
+
+
+def summary(result: Result, report: Report | str) -> str:
+    """The report of the layers, and below it what the whole network was and is."""
+    right = result["accuracy"]
+    latency, seconds = result["latency"], result["latency"]["seconds"]
+    images = result["images"]
+    lines = [
+        str(report),
+        "",
+        f"accuracy: {100 * right['before']:.2f} % -> {100 * right['after']:.2f} % "
+        f"({100 * (right['after'] - right['before']):+.2f} points), on {images} test images",
+    ]
+    for name, title in (("parameters", "parameters"), ("multiply_adds", "multiply-adds")):
+        old, new = result[name]["before"], result[name]["after"]
+        of = f", kernel layers, batch {result[name]['batch']}" if name == "multiply_adds" else ""
+        lines.append(f"{title}: {old:,} -> {new:,} ({new / old:.3f}{of})")
+    lines.append(
+        f"forward pass, batch {latency['batch']}, {latency['device']}, {latency['threads']} thread(s), "
+        f"medians of {latency['rounds']} rounds in turns:"
+    )
+    for name, value in seconds.items():
+        ratio = latency["speed_up"].get(name)
+        note = "" if ratio is None else f", speed-up {ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        lines.append(f"  {name:<20}{1e3 * value:.2f} ms{note}")
+    return "\n".join(lines)
+
+
+def _write(model: nn.Module, example: tuple[int, ...], text: str, result: Result, config: Config) -> None:
+    """Each file whole or not at all; report.json comes last, and says that all are there."""
+    from tnalgebra.checkpoint import save
+
+    _written(config.output / MODEL, lambda path: save(model, path))
+    if config.onnx:
+        _written(config.output / ONNX, lambda path: _export(model, example, path))
+    _written(config.output / TEXT, text)
+    _written(config.output / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def _written(path: Path, content: str | Callable[[Path], None]) -> None:
+    try:
+        if isinstance(content, str):
+            write_text(path, f"{content.rstrip()}\n")
+        else:
+            write_whole(path, content)
+    except OSError as error:
+        raise StudyError(explain(f"{path} cannot be written", because=error, fix="another --output")) from error
+
+
+def _export(model: nn.Module, example: tuple[int, ...], path: Path) -> None:
+    like = next(model.parameters())
+    x = torch.randn((max(2, example[0]), *example[1:]), device=like.device)
+    torch.onnx.export(
+        model.eval(),
+        (x,),
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**16)},),
+        external_data=False,
+        verbose=False,
+    )
+
+
+def run() -> None:
+    """The command line."""
+    run_command(Config, main, description=__doc__, interrupted="stopped: the same command begins anew")
+
+
+if __name__ == "__main__":
+    run()
