@@ -1,24 +1,29 @@
-"""Compress a trained network to a budget, and say what that does to its accuracy and its speed.
+"""Compress a trained network to a budget; what does that do to accuracy and speed?
 
-    python -m recipes.compress                # embedded digits, a small CNN: a minute
+    python -m recipes.compress                # embedded digits, a small CNN: minutes
     python -m recipes.compress --smoke        # the same in seconds, badly trained
     python -m recipes.compress --model resnet20 --weights W.pth --data DIR \\
-        --rewrite tucker2 "out kh | in kw" --parameters 0.5 --recalibrate --output runs/resnet20
-    python -m recipes.compress --model mylib.nets:build --weights w.pth --data DIR --multiply-adds 0.5 --sequential
+        --rewrite tucker2 "out kh | in kw" --parameters 0.5 --recalibrate
+    python -m recipes.compress --model mylib.nets:build --weights w.pth --data DIR \\
+        --multiply-adds 0.5 --sequential --output runs/mine
 
 What is done:
-- One budget for the whole network: of its parameters, or of its multiply-adds. Rewrites and ranks of all layers are
-  chosen together, by the errors that they make; a layer may stay dense.
-- Errors are those of a layer's outputs over calibration images, which come from the training images without their
-  labels; --calibration-images 0 takes the kernels' own norm.
-- The compressed network is tested, not trained on. Batch normalisations are measured anew with --recalibrate.
-- Accuracy and speed are measured before and after, the speed in turns, in an order drawn anew each round.
+- One budget for the whole network: of its parameters, or of its multiply-adds.
+  Rewrites and ranks of all layers are chosen together, by the errors that they
+  make; a layer may stay dense.
+- Errors are those of a layer's outputs over calibration images, which are training
+  images without their labels; with none of them, the kernels' own norm counts.
+- The compressed network is tested, not trained on. Batch normalisations are
+  measured anew with --recalibrate.
+- Accuracy and speed are measured before and after; the speed in turns, in an order
+  drawn anew each round.
 
 What is left in OUTPUT:
-- model.safetensors: tnalgebra.load("model.safetensors", into=model) puts it into a network as it was built.
-- report.txt, what is printed at the end; report.json, the same for programs, with all settings.
+- model.safetensors: tnalgebra.load("model.safetensors", into=model) puts it into a
+  network as it was built.
+- report.txt, what is printed at the end; report.json, the same for programs.
 - model.onnx with --onnx.
-- Where these are there already, they are shown again; other settings are refused.
+- Where these are there already they are shown again; other settings are refused.
 """
 
 from __future__ import annotations
@@ -44,6 +49,7 @@ from models import MODELS, build_model, load_weights
 from recipes.benchmark_layers import device_name
 from recipes.command import run_command
 from recipes.layer_timing import ratio_of_medians, time_in_turns, waiter
+from tnalgebra.compression import FRACTIONS
 from tnalgebra.conversion_report import Report
 from tnalgebra.decompositions import resolve
 from tnalgebra.errors import DataError, RankError, RuleError, StudyError, TnalgebraError, explain
@@ -55,6 +61,9 @@ from tnalgebra.study_store import config_hash
 from tnalgebra.training import accuracy, recalibrate_batch_norm, train_classifier
 
 RECALIBRATION_IMAGES = 5000
+SMOKE_FRACTIONS = (0.5, 0.25)
+"""Parts of a kernel's parameters at which its curve is measured, where it is only to be seen that all of it runs."""
+
 MODEL, TEXT, RESULT, ONNX = "model.safetensors", "report.txt", "report.json", "model.onnx"
 
 Result: TypeAlias = dict[str, Any]
@@ -115,7 +124,7 @@ class Config:
     epochs: int = 15
     """passes over the training images, where cnn4 has to be trained"""
     smoke: bool = False
-    """at most 1 epoch, 60 test and 64 calibration images, 3 rounds: whether all of it runs"""
+    """at most 1 epoch, 60 test and 64 calibration images, coarse curves, 3 rounds: whether all of it runs"""
     seed: int = 0
     """of all chance: first weights, training, fits, the choice of images"""
     output: Path = Path("runs/compress")
@@ -307,6 +316,7 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
         sequential=config.sequential,
         tune=config.tune,
         seed=config.seed,
+        fractions=SMOKE_FRACTIONS if config.smoke else FRACTIONS,
     )
     if config.recalibrate and training is not None:
         some = training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=config.seed)

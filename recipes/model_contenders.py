@@ -258,14 +258,16 @@ def hand_layer(layer: KernelLayer, dense: nn.Conv2d) -> nn.Sequential:
     Raises:
         StudyError: the cores are no chain.
     """
-    chain = chain_of(layer.kernel)
+    chain = chain_of(layer.kernel, layer.kernel.output)
     if chain is None:
         raise StudyError(explain("the cores are no chain of convolutions", kernel=layer.kernel))
     labels = {node.name: node.labels for node in layer.kernel.nodes if isinstance(node, NamedTensor)}
+    window = dict(zip(LABELS[2:], layer.kernel.output[2:], strict=True))
     made: list[nn.Module] = []
     for place, (stage, arguments) in enumerate(zip(chain, stage_arguments(dense, chain), strict=True)):
         core = getattr(layer, stage.name).detach()
-        order = [labels[stage.name].index(label) for label in (stage.out, stage.into, *sorted(stage.windows))]
+        wanted = (stage.out, stage.into, *(window[label] for label in sorted(stage.windows)))
+        order = [labels[stage.name].index(label) for label in wanted]
         weight = core.permute(order)
         for axis, label in enumerate(LABELS[2:]):
             if label not in stage.windows:

@@ -104,7 +104,7 @@ def table(rows: Sequence[Row], memory: Sequence[Row] = ()) -> str:
         dense = row["contenders"]["dense"]
         for name, one in row["contenders"].items():
             kept = one["multiply_adds"] / dense["multiply_adds"]
-            peak = f"{there[name]['bytes'] / 2**20:.0f}" if name in there else ""
+            peak = f"{there[name]['bytes'] / 2**20:.1f}" if name in there else ""
             cells = [
                 f"{1e3 * one['seconds']:.1f}",
                 f"{row['batch'] / one['seconds']:.1f}",
@@ -130,7 +130,7 @@ def memory_table(rows: Sequence[Row]) -> str:
     lines = [f"| cell | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
     for row in rows:
         found = [row["contenders"].get(name) for name in names]
-        cells = [f"{one['bytes'] / 2**20:.0f}" if one else "" for one in found]
+        cells = [f"{one['bytes'] / 2**20:.1f}" if one else "" for one in found]
         lines.append(f"| {describe(row)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "peak MiB above the input and the parameters", conditions(rows)])
 
@@ -175,8 +175,9 @@ def _panel(axis: Axes, row: Row) -> None:
         axis.barh(place, found.value, color=COLOURS[name.split()[0]], height=0.7)
         axis.errorbar(found.value, place, xerr=spread, color="black", capsize=2, linewidth=1)
         axis.plot(dense / one["multiply_adds"], place, marker="D", color="white", markeredgecolor="black", markersize=4)
+        rate = row["batch"] / one["seconds"]
         axis.annotate(
-            f"{row['batch'] / one['seconds']:.3g} images/s",
+            f"{rate:,.0f} images/s" if rate >= 100 else f"{rate:.3g} images/s",
             (1.01, place),
             xycoords=("axes fraction", "data"),
             va="center",

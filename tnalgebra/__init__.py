@@ -7,6 +7,7 @@ rewrites of them. Start with `parse`, `cut`, `rule`, `rules`, `spectra`, `study`
 from . import errors, nn
 from ._version import VERSION
 from .calibration import fit_in_order, input_metrics
+from .checkpoint import load, save
 from .comparison import compare
 from .compiler import Compiled, Plan, compile  # the word of the field
 from .compression import fit_planned, plan_budget
@@ -47,7 +48,7 @@ from .images import Images, load_images
 from .isomorphism import isomorphic
 from .layers import layer_network
 from .network import Network, compose, draw, parameters
-from .normalisation import recalibrate_batch_norm
+from .normalisation import fold_batch_norm, recalibrate_batch_norm
 from .notation import parse
 from .optimizers import update_optimizer
 from .options import Place
@@ -107,6 +108,7 @@ __all__ = [
     "evaluate",
     "fit_in_order",
     "fit_planned",
+    "fold_batch_norm",
     "from_quimb",
     "global_average_pooling",
     "hierarchical_tucker",
@@ -115,6 +117,7 @@ __all__ = [
     "isomorphic",
     "layer_network",
     "linear",
+    "load",
     "load_images",
     "load_trace",
     "matrix_product_operator",
@@ -133,6 +136,7 @@ __all__ = [
     "rewrite",
     "rule",
     "rules",
+    "save",
     "simplify",
     "spatially_separable",
     "spectra",

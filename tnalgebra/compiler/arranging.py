@@ -97,27 +97,23 @@ class Arranging:
         """The labels of a mask of the search."""
         return {label for label, bit in self.search.bits.items() if mask & bit}
 
-    def arranged(
-        self, value: Value, axes: Axes, *, dropped: Collection[str] = (), order: tuple[str, ...] | None = None
-    ) -> Value:
+    def arranged(self, value: Value, axes: Axes, *, order: tuple[str, ...] | None = None, last: bool = False) -> Value:
         """The value with its labels on these axes.
 
         Args:
-            dropped: labels of size 1 that go.
             order: in which a weight's elements should lie in memory, if that is still free.
+            last: whether it is a kernel that should lie in channels_last.
         """
         operation = self.operations[value.number]
         if isinstance(operation, Load) and operation.kind != "input" and operation.name in self.once:
-            wanted = self.stored.setdefault(operation.name, order or (*labels_in(axes), *dropped))
+            wanted = self.stored.setdefault(operation.name, order or labels_in(axes))
             value = replace(value, order=wanted)
-        assert sorted((*labels_in(axes), *dropped)) == sorted(value.labels), (axes, value.axes)
+        assert sorted(labels_in(axes)) == sorted(value.labels), (axes, value.axes)
         if axes == value.axes:
             return value
-        groups = {axis for axis in value.axes if axis}
-        whole = groups == {axis for axis in axes if axis} or (not dropped and groups == {a for a in axes if a})
-        own = tuple(label for label in value.order if label not in dropped)
-        if whole or all(self.is_run(own, axis) for axis in axes):
-            return self.add(Arrange(value.number, axes, copies=False), own)
+        whole = {axis for axis in value.axes if axis} == {axis for axis in axes if axis}
+        if whole or all(self.is_run(value.order, axis) for axis in axes):
+            return self.add(Arrange(value.number, axes, copies=False, last=last), value.order)
         return self.add(Arrange(value.number, axes, copies=True))
 
     def is_run(self, order: Sequence[str], axis: Axis) -> bool:

@@ -185,7 +185,7 @@ class _Emitter:
             case Rename():
                 return taken[0]
             case Arrange():
-                return self._arranged(taken[0], self._axes(operation.source), operation.axes, operation.copies)
+                return self._arranged(taken[0], self._axes(operation.source), operation)
             case ChannelsLast():
                 layout = torch.channels_last if len(operation.axes) == 4 else torch.channels_last_3d
                 return graph.call_method("contiguous", (taken[0],), {"memory_format": layout})
@@ -261,12 +261,13 @@ class _Emitter:
         functions = TRANSPOSED if operation.transposed else CONVOLUTIONS
         return self.graph.call_function(functions[count], tuple(taken), keywords)
 
-    def _arranged(self, node: fx.Node, before: Axes, after: Axes, copies: bool) -> fx.Node:
+    def _arranged(self, node: fx.Node, before: Axes, operation: Arrange) -> fx.Node:
+        after = operation.axes
         if before == after:
-            return self.graph.call_method("contiguous", (node,)) if copies else node
+            return self.graph.call_method("contiguous", (node,)) if operation.copies else node
         real_before, real_after = [a for a in before if a], [a for a in after if a]
         if sorted(real_before) == sorted(real_after):
-            return self._moved(node, before, after)
+            return self._moved(node, before, after, last=operation.last)
         target = labels_in(after)
         singles = tuple((label,) for label in labels_in(before))
         if before != singles and labels_in(before) != target:
@@ -293,7 +294,7 @@ class _Emitter:
             return self.graph.call_function(torch.unflatten, (node, start, self.shape(new)))
         return self._reshaped(node, after)
 
-    def _moved(self, node: fx.Node, before: Axes, after: Axes) -> fx.Node:
+    def _moved(self, node: fx.Node, before: Axes, after: Axes, *, last: bool) -> fx.Node:
         """Whole axes in another order; axes of one element come or go."""
         real = [axis for axis in before if axis]
         if len(real) < len(before) and before != after:
@@ -301,11 +302,31 @@ class _Emitter:
                 return self._reshaped(node, after)
             node = self._reshaped(node, tuple(real))
         wanted = [axis for axis in after if axis]
+        if last and len(wanted) < len(after) and after[1]:
+            return self._kernel_in_channels_last(node, real, after)
         if wanted != real:
             node = self.graph.call_method("permute", (node, *(real.index(axis) for axis in wanted)))
         if len(wanted) < len(after):
             node = self._with_units(node, after)
         return node
+
+    def _kernel_in_channels_last(self, node: fx.Node, before: Sequence[Axis], after: Axes) -> fx.Node:
+        """Window axes of one element get the strides that they have in channels_last.
+
+        Indexing gives a new axis the stride of the one it is put before, times its size: so each is put before the
+        axis that runs next faster there, and moved to its place afterwards.
+        """
+        units = [n for n, axis in enumerate(after) if not axis]
+        faster = {n: next((axis for axis in after[n + 1 :] if axis), after[1]) for n in units}
+        index: list[Any] = []
+        places: list[Axis | int] = []
+        for axis in before:
+            here = [n for n in units if faster[n] == axis]
+            index += [None for _ in here] + [slice(None)]
+            places += [*here, axis]
+        node = self.graph.call_function(operator.getitem, (node, tuple(index)))
+        order = [places.index(axis or n) for n, axis in enumerate(after)]
+        return node if order == sorted(order) else self.graph.call_method("permute", (node, *order))
 
     def _reshaped(self, node: fx.Node, axes: Axes) -> fx.Node:
         return self.graph.call_method("reshape", (node, *(self.shape(axes) if axes else ((),))))

@@ -192,7 +192,7 @@ class _Lowering(Viewing):
         plain = (*lead, *inner, *labels_in(window_axes))
         last = (*lead, *labels_in(window_axes), *inner)
         lies_last = self.style.memory_format == "channels_last"
-        right = self.arranged(right, (*kernel_axes, *window_axes), order=last if lies_last else plain)
+        right = self.arranged(right, (*kernel_axes, *window_axes), order=last if lies_last else plain, last=lies_last)
         padding = [0] * len(spatial)
         before: list[tuple[str, int, int, str]] = []
         after: list[tuple[str, int, int, str]] = []

@@ -60,11 +60,16 @@ class Load:
 
 @dataclass(frozen=True)
 class Arrange:
-    """The same elements with the labels on other axes: a permutation and a reshape. `copies` if memory moves."""
+    """The same elements with the labels on other axes: a permutation and a reshape. `copies` if memory moves.
+
+    last: of a kernel that lies in channels_last: axes of one element get the strides of that format. Others mislead
+        torch 2.15 on CPUs: grouped convolutions come out wrong, and gradients fail.
+    """
 
     source: int
     axes: Axes
     copies: bool
+    last: bool = False
 
 
 @dataclass(frozen=True)
