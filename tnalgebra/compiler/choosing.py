@@ -22,7 +22,7 @@ from ..network import Network, carriers
 from ..nodes import NamedTensor
 from .cost import CostModel, constants_for
 from .lowering import lower
-from .operations import Arrange, Load, Rename, Work, shape_in, sources, work_of
+from .operations import Arrange, Load, Pad, Rename, Work, shape_in, sources, work_of
 from .problem import Problem, problems
 from .programs import STYLES, Format, Program
 from .search import Search
@@ -168,12 +168,13 @@ def candidates_for(request: Request) -> list[Candidate]:
 
 
 def is_single_call(candidate: Candidate) -> bool:
-    """Whether the network is one call of torch's, on tensors as they come, and has no two weights to be ordered.
+    """Whether the network is one call of torch's, on tensors as they come or padded, with no two weights to order.
 
     A prediction is no reason to do without it; a measurement is.
     """
     weights = [leaf for leaf in candidate.problem.leaves if leaf.kind == "weight"]
-    return len(weights) < 2 and candidate.program.style == STYLES[0] and candidate.calls == 1
+    pads = sum(isinstance(operation, Pad) for operation in candidate.program.operations)
+    return len(weights) < 2 and candidate.program.style == STYLES[0] and candidate.calls - pads == 1
 
 
 def _nominal_sizes(request: Request) -> list[dict[str, int]]:
