@@ -53,6 +53,7 @@ import torch
 from tqdm import tqdm
 
 import tnalgebra as tn
+from recipes.benchmark_rows import Row
 from recipes.command import run_command
 from recipes.layer_contenders import (
     CONTENDERS,
@@ -72,7 +73,7 @@ from recipes.layer_contenders import (
     missing_cell,
     takes_part,
 )
-from recipes.layer_rows import CELL, Row, figure, memory_table, ratios_in, read_rows, summary
+from recipes.layer_rows import CELL, figure, memory_table, ratios_in, read_rows, summary
 from recipes.layer_timing import Found, Task, one_call, peak_bytes, time_in_turns, waiter
 from tnalgebra.errors import StudyError, explain
 from tnalgebra.files import write_text, write_whole

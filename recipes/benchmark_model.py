@@ -34,9 +34,7 @@ The contenders:
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -53,8 +51,9 @@ from tqdm import tqdm
 
 import tnalgebra as tn
 from recipes.benchmark_layers import device_name
+from recipes.benchmark_rows import Row
 from recipes.command import run_command
-from recipes.layer_timing import CLEAR, M_MMAP_THRESHOLD, STATUS, time_in_turns, waiter
+from recipes.layer_timing import CLEAR, peak_of_calls, prepare_memory, time_in_turns, waiter
 from recipes.model_contenders import (
     CONTENDERS,
     TUNED,
@@ -68,7 +67,7 @@ from recipes.model_contenders import (
     rewrite_chain,
     takes_part,
 )
-from recipes.model_rows import CELL, Row, figure, memory_table, read_rows, table
+from recipes.model_rows import CELL, figure, memory_table, read_rows, table
 from tnalgebra.errors import StudyError, explain
 from tnalgebra.files import write_text, write_whole
 
@@ -345,33 +344,9 @@ def memory_row(cell: Cell, names: Sequence[str], config: Config) -> Row:
 
 
 def _measured_peak(task: Task) -> int:
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):  # glibc keeps freed blocks below a threshold, and raises it as it goes unless told
-        library.mallopt(M_MMAP_THRESHOLD, 65536)
-    torch.set_num_threads(task.threads)
+    prepare_memory(task.threads)
     problem = make_problem(task.cell, seed=task.seed, device=task.device)
-    call = one_call(make_contender(task.contender, problem).module, problem)
-    call()  # the first one makes what stays: code, caches
-    gc.collect()
-    if task.device.startswith("cuda"):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        CLEAR.write_text("5")
-        before = _resident("VmRSS")
-    for _ in range(3):
-        call()
-    if task.device.startswith("cuda"):
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    """A line of the process's status, in bytes."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
-    return 1024 * int(line.split()[1])
+    return peak_of_calls(one_call(make_contender(task.contender, problem).module, problem), task.device)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 import tnalgebra as tn
 from models import MODELS, build_model, load_weights
 from recipes.benchmark_layers import device_name
+from recipes.cnn4_training import trained_cnn4
 from recipes.command import run_command
 from recipes.layer_timing import ratio_of_medians, time_in_turns, waiter
 from tnalgebra.compression import FRACTIONS
@@ -57,8 +58,7 @@ from tnalgebra.files import write_text, write_whole
 from tnalgebra.images import Images, check_classes, default_normalisation, load_images
 from tnalgebra.labels import KERNEL_LABELS
 from tnalgebra.layers import kernel_layers
-from tnalgebra.study_store import config_hash
-from tnalgebra.training import accuracy, recalibrate_batch_norm, train_classifier
+from tnalgebra.training import accuracy, recalibrate_batch_norm
 
 RECALIBRATION_IMAGES = 5000
 SMOKE_FRACTIONS = (0.5, 0.25)
@@ -279,7 +279,7 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
         training = load_images(config.data, "train", image_size=config.image_size)
     if train_first:
         assert training is not None
-        _train(model, training, config)
+        trained_cnn4(model, training=training, config=config)
     model.to(config.device).eval()
     _check_outputs(model, images, config)
     assert config.mean is not None
@@ -360,27 +360,6 @@ def _check_outputs(model: nn.Module, images: Images, config: Config) -> None:
             )
         ) from error
     check_classes(images, outputs)
-
-
-def _train(model: nn.Module, training: Images, config: Config) -> None:
-    """Train cnn4 and keep it in the output folder; take it from there if it is there."""
-    settings: dict[str, Any] = {
-        "epochs": config.epochs,
-        "batch_size": 64,
-        "learning_rate": 5e-3,
-        "weight_decay": 1e-2,
-        "max_shift": 1,
-        "seed": config.seed,
-        "mean": config.mean,
-        "std": config.std,
-    }
-    path = config.output / f"cnn4-{config_hash({**settings, 'images': training.fingerprint})}.pth"
-    if not path.exists():
-        print(f"training cnn4 on {len(training)} images of {config.data}", flush=True)
-        train_classifier(model, training, **settings, device=config.device)
-        state = model.cpu().state_dict()
-        _written(path, lambda temporary: torch.save({"state_dict": state}, temporary))
-    load_weights(model, path)
 
 
 def _latency(dense: nn.Module, model: nn.Module, example: tuple[int, ...], config: Config) -> dict[str, Any]:

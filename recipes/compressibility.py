@@ -26,19 +26,17 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
 import tnalgebra as tn
 from models import MODELS, build_model, load_weights
+from recipes.cnn4_training import trained_cnn4
 from recipes.command import run_command
 from tnalgebra.errors import DataError, explain
-from tnalgebra.files import write_whole
 from tnalgebra.images import Images, default_normalisation, load_images
-from tnalgebra.study_store import config_hash
-from tnalgebra.training import train_classifier
 
 RECALIBRATION_IMAGES = 5000
 ALL_SEVEN = tuple(cut.name for cut in tn.all_cuts("out in kh kw"))
@@ -166,7 +164,7 @@ def main(config: Config) -> tn.Study:
         dtype=getattr(torch, config.dtype),
         seed=config.seed,
         name=config.model,
-        prepare=partial(_train, config=config, training=training) if train_first and training else None,
+        prepare=partial(trained_cnn4, training=training, config=config) if train_first and training else None,
         facts={"epochs": config.epochs} if train_first else None,
     )
     print(f"\n{found.table()}\n\nrows and figures: {config.output}/")
@@ -184,26 +182,6 @@ def _unlabelled(training: Images, count: int, seed: int) -> Images:
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
     chosen = order[:count].sort().values
     return Images(training.pixels[chosen], torch.zeros_like(chosen), training.classes, training.source)
-
-
-def _train(model: torch.nn.Module, *, config: Config, training: Images) -> None:
-    """Train cnn4 and keep it in the output folder; take it from there if it is there."""
-    settings: dict[str, Any] = {
-        "epochs": config.epochs,
-        "batch_size": 64,
-        "learning_rate": 5e-3,
-        "weight_decay": 1e-2,
-        "max_shift": 1,
-        "seed": config.seed,
-        "mean": config.mean,
-        "std": config.std,
-    }
-    path = config.output / f"cnn4-{config_hash({**settings, 'images': training.fingerprint})}.pth"
-    if not path.exists():
-        print(f"training cnn4 on {len(training)} images of {config.data}", flush=True)
-        train_classifier(model, training, **settings, device=config.device)
-        write_whole(path, lambda temporary: torch.save({"state_dict": model.cpu().state_dict()}, temporary))
-    load_weights(model, path)
 
 
 def run() -> None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from math import log
 from pathlib import Path
 from statistics import geometric_mean, median
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from recipes.benchmark_rows import Row, last_rows
 from recipes.layer_contenders import DECOMPOSITIONS, TUNED, UNDECOMPOSED, Pass
 from recipes.layer_timing import Ratio, ratio_of_medians
-from tnalgebra.errors import StudyError, explain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Row: TypeAlias = dict[str, Any]
-"""A line of results.jsonl or memory.jsonl."""
 
 CELL = ("shape", "decomposition", "ranks", "batch", "pass", "device", "threads")
 """What tells rows apart; of equal ones the last counts."""
@@ -30,30 +26,8 @@ TICKS = (1, 10, 0.1, 100, 0.01, 3, 0.3, 30, 2, 0.5, 5, 0.2, 20, 1.5, 0.7, 1.2, 1
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, of each cell the last; a last line that was cut off is taken away.
-
-    Raises:
-        StudyError: a line is no row.
-    """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    rows: dict[str, Row] = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            row = json.loads(line)
-            key = json.dumps([row[name] for name in CELL])
-            rows.pop(key, None)
-            rows[key] = row
-        except (ValueError, TypeError, KeyError) as error:
-            raise StudyError(
-                explain(f"line {number} of {path} is no row", because=error, fix="another --output")
-            ) from error
-    return list(rows.values())
+    """The rows of a file, of each cell the last. Raises StudyError where a line is no row."""
+    return last_rows(path, CELL)
 
 
 class Question(NamedTuple):

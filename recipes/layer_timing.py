@@ -169,15 +169,24 @@ def peak_bytes(task: Task) -> int:
 
 
 def _measured_peak(task: Task) -> int:
+    prepare_memory(task.threads)
+    problem = make_problem(task.cell, task.shape, seed=task.seed, dtype=torch.float32, device=task.device)
+    return peak_of_calls(one_call(make_contender(task.contender, problem).module, problem), task.device)
+
+
+def prepare_memory(threads: int) -> None:
+    """Make a process give freed blocks back at once, so that its peak tells what was alive."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc keeps freed blocks below a threshold, and raises it as it goes unless told
         library.mallopt(M_MMAP_THRESHOLD, 65536)
-    torch.set_num_threads(task.threads)
-    problem = make_problem(task.cell, task.shape, seed=task.seed, dtype=torch.float32, device=task.device)
-    call = one_call(make_contender(task.contender, problem).module, problem)
+    torch.set_num_threads(threads)
+
+
+def peak_of_calls(call: Callable[[], object], device: str) -> int:
+    """Bytes at the peak of three calls after a first one, above those before."""
     call()  # the first one makes what stays: code, caches
     gc.collect()
-    if task.device.startswith("cuda"):
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -186,7 +195,7 @@ def _measured_peak(task: Task) -> int:
         before = _resident("VmRSS")
     for _ in range(3):
         call()
-    if task.device.startswith("cuda"):
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     return _resident("VmHWM") - before

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
+from recipes.benchmark_rows import Row, last_rows
 from recipes.layer_timing import Ratio, ratio_of_medians
 from recipes.model_contenders import FOLDED
-from tnalgebra.errors import StudyError, explain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Row: TypeAlias = dict[str, Any]
-"""A line of results.jsonl or memory.jsonl."""
 
 CELL = (
     *("model", "batch", "image_size", "pass", "rewrite", "pointwise", "multiply_adds", "fraction"),
@@ -28,30 +25,8 @@ COLOURS = {"dense": "#7f7f7f", "hand": "#ff7f0e", "ours": "#1f77b4"}
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, of each cell the last; a last line that was cut off is taken away.
-
-    Raises:
-        StudyError: a line is no row.
-    """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    rows: dict[str, Row] = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            row = json.loads(line)
-            key = json.dumps([row[name] for name in CELL])
-            rows.pop(key, None)
-            rows[key] = row
-        except (ValueError, TypeError, KeyError) as error:
-            raise StudyError(
-                explain(f"line {number} of {path} is no row", because=error, fix="another --output")
-            ) from error
-    return list(rows.values())
+    """The rows of a file, of each cell the last. Raises StudyError where a line is no row."""
+    return last_rows(path, CELL)
 
 
 def describe(row: Row) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 import tnalgebra as tn
 from recipes import benchmark_layers, layer_timing
 from recipes.benchmark_layers import Config, chosen_cells, main
+from recipes.benchmark_rows import Row
 from recipes.layer_contenders import (
     CONTENDERS,
     DECOMPOSITIONS,
@@ -32,7 +33,7 @@ from recipes.layer_contenders import (
     missing_cell,
     takes_part,
 )
-from recipes.layer_rows import Row, answers, memory_table, read_rows, summary
+from recipes.layer_rows import answers, memory_table, read_rows, summary
 from recipes.layer_timing import CLEAR, Task, one_call, peak_bytes, ratio_of_medians, time_in_turns
 from tnalgebra.errors import StudyError
 

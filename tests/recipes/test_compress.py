@@ -13,7 +13,7 @@ import torch
 
 import tnalgebra as tn
 from models import build_model
-from recipes import compress
+from recipes import cnn4_training, compress
 from recipes.compress import Config, main
 from tnalgebra.checkpoint import load
 from tnalgebra.images import load_images
@@ -123,7 +123,7 @@ def test_cnn4_is_trained_first_and_once(
     (weights,) = tmp_path.glob("cnn4-*.pth")
     assert "training cnn4 on 1437 images of digits" in capsys.readouterr().out
     (tmp_path / compress.RESULT).unlink()
-    monkeypatch.setattr(compress, "train_classifier", None)
+    monkeypatch.setattr(cnn4_training, "train_classifier", None)
     main(config)
     assert list(tmp_path.glob("cnn4-*.pth")) == [weights]
 

@@ -21,7 +21,7 @@ from torch import nn
 
 import tnalgebra as tn
 from models import build_model
-from recipes import compressibility
+from recipes import cnn4_training, compressibility
 from recipes.compressibility import Config, main
 from tnalgebra.study_store import ROWS, Row, Store, read_rows
 
@@ -196,7 +196,7 @@ def _killed(config: Config, moment: Callable[[], bool]) -> None:
 def test_a_second_run_repeats_nothing_and_trains_nothing(
     uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compressibility, "train_classifier", None)
+    monkeypatch.setattr(cnn4_training, "train_classifier", None)
     monkeypatch.setattr("tnalgebra.studies.accuracy", None)
     before = (uninterrupted / ROWS).stat().st_mtime_ns
     assert main(quick(uninterrupted)).rows == read_rows(uninterrupted)
@@ -217,7 +217,7 @@ def test_training_depends_on_the_seed_alone(tmp_path: Path) -> None:
 def test_another_config_is_refused_before_anything_is_trained(
     uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compressibility, "train_classifier", None)
+    monkeypatch.setattr(cnn4_training, "train_classifier", None)
     before = sorted((file.name, file.stat().st_mtime_ns) for file in uninterrupted.iterdir())
     for field, value, fact in [
         ("seed", 1, "seed: 0 there, 1 here"),
@@ -253,7 +253,7 @@ REWRITES: dict[str, Any] = {
 
 
 def test_rewrites_in_the_folder_of_cuts(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressibility, "train_classifier", None)
+    monkeypatch.setattr(cnn4_training, "train_classifier", None)
     before = read_rows(uninterrupted)
     found = main(quick(uninterrupted, **REWRITES)).rows
     assert [(row["rewrite"], row["ranks"], list(row["layers"])) for row in found[1:]] == [
