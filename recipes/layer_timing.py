@@ -84,7 +84,7 @@ def time_in_turns(
     fastest = min(warm.values())
     turns = {}
     for name, seconds in warm.items():
-        slow = min(rounds, slow_rounds, max(1, int(slow_seconds / seconds)))
+        slow = int(min(rounds, slow_rounds, max(1.0, slow_seconds / seconds)))
         count = slow if seconds > slow_factor * fastest else rounds
         turns[name] = {place * rounds // count for place in range(count)}
     shuffled = random.Random(seed)

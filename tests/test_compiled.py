@@ -157,6 +157,12 @@ def test_a_copy_is_whole_and_its_own(name: str, copied: Callable[[Compiled], Com
     assert torch.equal(module(x), before)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_copy_is_in_the_same_mode_throughout(training: bool) -> None:
+    other = copy.deepcopy(CASES["tucker-2"].compiled().train(training))
+    assert {module.training for module in other.modules()} == {training}
+
+
 def test_names_of_two_cases_stay_apart() -> None:
     x, y = seeded(2, 3), seeded(3, 3, seed=1)
     module = tnalgebra.compile("X[n i] x[i o] -> [n o]", inputs={"X": (2, 3), "x": (3, 3)})

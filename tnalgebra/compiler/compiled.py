@@ -292,7 +292,7 @@ class Compiled(nn.Module):
         """From now on use this plan, with the values that are there already under their names."""
         program = plan.chosen.program
         self.plan, self._given = plan, given
-        self._code = emit(program, given=given)
+        self._code = emit(program, given=given).train(self.training)
         self._seen = set()
         self._arguments = argument_names(program, given)
         self._fixed = _fixed_axes(plan.request, program)
