@@ -396,10 +396,10 @@ CPU_DEFAULTS: Mapping[Format, Constants] = {
             pointwise=Rates(2.2e-6, 0, 0, 0, 1.3e-11, 1.4e-11, 2.8e-10, 1.5e-11, 7.9e-10),
         ),
         backward=Kinds(
-            convolution=Rates(1.0e-4, 9.9e-12, 8.3, 2, 4.9e-10, 5.8e-11, 1.9e-11, 6.9e-10, 2.7e-10),
-            one_wide=Rates(3.3e-5, 1.4e-11, 3.3, 2.4, 7.3e-10, 9.9e-11, 1.5e-11, 2.3e-9, 1.8e-10),
-            grouped=Rates(1.1e-4, 7.9e-12, 6.2, 3.9, 7.1e-10, 3.6e-10, 2.3e-11, 1.0e-9, 1.4e-9),
-            depthwise=Rates(1.1e-4, 6.8e-11, 0, 0, 2.9e-10, 6.6e-11, 1.6e-11, 3.4e-10, 4.1e-10),
+            convolution=Rates(8.0e-05, 7.9e-12, 8.3, 2, 3.9e-10, 4.6e-11, 1.5e-11, 5.5e-10, 2.2e-10),
+            one_wide=Rates(2.6e-05, 1.1e-11, 3.3, 2.4, 5.8e-10, 7.9e-11, 1.2e-11, 1.8e-09, 1.4e-10),
+            grouped=Rates(8.8e-05, 6.3e-12, 6.2, 3.9, 5.7e-10, 2.9e-10, 1.8e-11, 8.0e-10, 1.1e-09),
+            depthwise=Rates(8.8e-05, 5.4e-11, 0, 0, 2.3e-10, 5.3e-11, 1.3e-11, 2.7e-10, 3.3e-10),
             product=Rates(3.1e-5, 1.1e-11, 11, 9.5, 7.0e-11, 8.3e-11, 7.1e-11, 3.4e-9, 3.3e-10),
             copy=Rates(1.8e-5, 0, 0, 0, 4.7e-11, 6.1e-11, 3.7e-10, 2.0e-10, 6.0e-10),
             pointwise=Rates(1.3e-5, 0, 0, 0, 1.1e-11, 5.7e-10, 5.7e-11, 1.3e-9, 5.7e-10),
@@ -408,7 +408,7 @@ CPU_DEFAULTS: Mapping[Format, Constants] = {
 }
 """float32 on two cores of an Intel Xeon with AVX-512: measured, rounded to two digits. `large` is 32 MiB.
 
-Forward windows in channels_last are lowered by a fifth, after whole chains of layers were measured in both formats.
+Windows in channels_last are lowered by a fifth, forward and backward, after whole chains of layers were measured in both formats.
 """
 
 CUDA_DEFAULTS: Mapping[Format, Constants] = {
