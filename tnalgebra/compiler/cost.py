@@ -408,7 +408,8 @@ CPU_DEFAULTS: Mapping[Format, Constants] = {
 }
 """float32 on two cores of an Intel Xeon with AVX-512: measured, rounded to two digits. `large` is 32 MiB.
 
-Windows in channels_last are lowered by a fifth, forward and backward, after whole chains of layers were measured in both formats.
+Windows in channels_last are lowered by a fifth, forward and backward, after whole chains of layers were measured in
+both formats.
 """
 
 CUDA_DEFAULTS: Mapping[Format, Constants] = {
