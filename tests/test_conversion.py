@@ -22,9 +22,9 @@ from tnalgebra.conversion_report import Report
 from tnalgebra.decompositions import cut, tucker2
 from tnalgebra.errors import DataError, LayerError, NotationError, RankError, RuleError
 from tnalgebra.layers import kernel_layers
-from tnalgebra.normalisation import recalibrate_batch_norm
 from tnalgebra.optimizers import update_optimizer
 from tnalgebra.ranks import KeepFraction, MultiplyAddsBudget, ParameterBudget, RelativeError
+from tnalgebra.running_statistics import recalibrate_batch_norm
 
 EXACT = KeepFraction(1.0)
 

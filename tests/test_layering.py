@@ -79,6 +79,7 @@ ORDER = (
     "layers",
     "spectrum",
     "images",
+    "running_statistics",
     "training",
     "patches",
     "calibration",

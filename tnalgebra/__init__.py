@@ -48,13 +48,14 @@ from .images import Images, load_images
 from .isomorphism import isomorphic
 from .layers import layer_network
 from .network import Network, compose, draw, parameters
-from .normalisation import fold_batch_norm, recalibrate_batch_norm
+from .normalisation import fold_batch_norm
 from .notation import parse
 from .optimizers import update_optimizer
 from .options import Place
 from .quimb_bridge import from_quimb, to_quimb
 from .ranks import KeepFraction, MultiplyAddsBudget, ParameterBudget, RelativeError
 from .rewriting import Fit, Rule, Step, Trace
+from .running_statistics import recalibrate_batch_norm
 from .spectrum import hosvd, spectra
 from .studies import Study, study
 from .windows import (

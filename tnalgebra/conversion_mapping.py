@@ -38,10 +38,6 @@ class Offer:
     rewrite: Rewrite
     choices: Choices
 
-    @property
-    def has_ranks(self) -> bool:
-        return self.choices.get("ranks") is not None
-
 
 @dataclass(frozen=True, eq=False)
 class Assigned:

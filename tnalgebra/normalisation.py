@@ -1,11 +1,10 @@
-"""Batch normalisation of a model whose layers changed: statistics measured anew, or taken into the layer before."""
+"""Batch normalisations taken into the layers before them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import nn as layers
 from .compiler import Compiled
-from .errors import DataError, LayerError, explain
+from .errors import LayerError, explain
 from .layers import CONVOLUTIONS, TRANSPOSED
 from .nn_kernel import KernelLayer
 from .nodes import NamedTensor
@@ -25,68 +24,6 @@ M = TypeVar("M", bound=nn.Module)
 
 FOLDING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Relative change of a folded model's outputs that is rounding, layer upon layer; of coarser types 0.1."""
-
-
-def recalibrate_batch_norm(model: M, loader: Iterable[Tensor | Sequence[Tensor]], *, batches: int | None = None) -> M:
-    """Set the running mean and variance of every batch normalisation to the average over batches of data.
-
-    Each batch counts the same (torch's cumulative average, `momentum=None`), so a last batch that is smaller counts
-    more than its share. Everything but the batch normalisations runs in evaluation mode: no dropout. Weights stay.
-
-    Args:
-        loader: batches of the model's inputs; of a sequence, such as images and labels, the first entry. They are
-            brought to the model's device.
-        batches: the most that are taken; by default all.
-
-    Returns:
-        The model itself, with the modes and momenta it had.
-
-    Raises:
-        LayerError: the model has no batch normalisation with running statistics.
-        DataError: there are no batches, or `loader` is a single tensor.
-        Any error of the model's own; the statistics are then what they were.
-    """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if not norms:
-        raise LayerError(
-            explain(f"{type(model).__name__} has no batch normalisation with running statistics", fix="leave it out")
-        )
-    if isinstance(loader, Tensor):  # whose entries would pass for batches
-        raise DataError(explain("a tensor is given for batches of inputs", fix="a list of tensors: [x]"))
-    if batches is not None and batches < 1:
-        raise DataError(explain(f"batches={batches}", fix="at least 1"))
-    like = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0))
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [norm.momentum for norm in norms]
-    before = [{key: value.clone() for key, value in norm.named_buffers(recurse=False)} for norm in norms]
-    count = 0
-    done = False
-    try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        with torch.no_grad():
-            for batch in islice(loader, batches):
-                x = batch if isinstance(batch, Tensor) else batch[0]
-                model(x.to(like.device))
-                count += 1
-        if not count:
-            raise DataError("there are no batches to take statistics from")
-        done = True
-    finally:
-        for norm, momentum, values in zip(norms, momenta, before, strict=True):
-            norm.momentum = momentum
-            if not done:
-                for key, value in values.items():
-                    norm.get_buffer(key).copy_(value)
-        for module, mode in modes:
-            module.training = mode
-    return model
-
-
-# Folding ------------------------------------------------------------------------------------------------------
 
 
 def fold_batch_norm(model: M, example: Tensor | None = None) -> M:

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import running_statistics
 from .errors import DataError, StudyError, explain
 from .images import Images, batch_rows, normalised
 
@@ -182,24 +182,15 @@ def recalibrate_batch_norm(
         DataError: there are no images, or a setting is not what it should be.
     """
     _check_not_empty(images)
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    if not norms:
+    if not running_statistics.batch_norms(model):
         return
-    momenta = [norm.momentum for norm in norms]
-    try:
-        with _modes_kept(model), _seeded(0, device), torch.no_grad():
-            model.eval()
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # torch's cumulative average
-                norm.train()
-            # In a folder's order a batch would hold one class, whose statistics are not those of the whole.
-            for rows in batch_rows(torch.randperm(len(images)), batch_size):
-                pixels = _shifted(images.pixels[rows], max_shift)
-                model(normalised(pixels, mean=mean, std=std, dtype=dtype, device=device))
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    with _seeded(0, device):
+        # In a folder's order a batch would hold one class, whose statistics are not those of the whole.
+        order = batch_rows(torch.randperm(len(images)), batch_size)
+        batches = (_shifted(images.pixels[rows], max_shift) for rows in order)
+        running_statistics.recalibrate_batch_norm(
+            model, (normalised(pixels, mean=mean, std=std, dtype=dtype, device=device) for pixels in batches)
+        )
 
 
 def _check_not_empty(images: Images) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CompileError, SizeError, ValuesError, explain
+from ..errors import CompileError, SizeError, explain
 from ..evaluation import pattern
 from ..network import Network
 from ..nodes import Conv, Fill, NamedTensor, node_text
@@ -444,6 +444,3 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
                     fix="another name in the network",
                 )
             )
-
-
-__all__ = ["Compiled", "SizeError", "ValuesError"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from .choosing import Candidate, Request, batch_label, crossovers, is_single_call, price, works_of
+from .choosing import Candidate, Request, batch_label, crossovers, is_single_call, works_of
 from .cost import CostModel, constants_for
 from .operations import (
     Add,
@@ -205,11 +205,6 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return f"<pre>{self}</pre>"
-
-
-def predicted(plan: Plan, sizes: Mapping[str, int]) -> float:
-    """Seconds of a plan at other sizes."""
-    return price(plan.chosen.program, plan.request, {**plan.chosen.program.sizes, **sizes})
 
 
 def _short_text(request: Request) -> str:
