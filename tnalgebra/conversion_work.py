@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from . import nn as layers
@@ -150,9 +151,11 @@ class Work:
     def _made(self, name: str, rule: Rule, fit: Fit, *, tune: bool) -> layers.KernelLayer:
         """The layer, planned for the input of its first call where there was one."""
         module = surgery.without_hooks(self.sites[name].module)
-        batch, positions = None, None
+        batch, positions, layout = None, None, None
         if self.calls.get(name):
             shape = self.calls[name][0].shape
+            if self.calls[name][0].memory_format != torch.contiguous_format:
+                layout = self.calls[name][0].memory_format  # else the weight's: torch takes either for a sign
             axes = module.weight.ndim - 2
             batch = max(1, prod(shape[: len(shape) - axes - 1]))
             positions = shape[len(shape) - axes :] or None
@@ -165,6 +168,7 @@ class Work:
             candidates=self.candidates,
             tune=tune,
             backward=self.backward,
+            memory_format=layout,
         )
 
     def _multiply_adds_of(self, name: str, rule: Rule, fit: Fit) -> int:

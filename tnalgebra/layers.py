@@ -52,6 +52,18 @@ NO_NETWORKS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 """Poolings that people ask for, and why they cannot be had."""
 
 
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """channels_last if the strides are those of that format and of no other, as torch itself tells them apart."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if tensor.ndim not in formats:
+        return torch.contiguous_format
+    plain, last = (
+        torch.empty(tensor.shape, device="meta", memory_format=layout).stride()
+        for layout in (torch.contiguous_format, formats[tensor.ndim])
+    )
+    return formats[tensor.ndim] if tensor.stride() == last != plain else torch.contiguous_format
+
+
 class LayerNetwork(NamedTuple):
     """What a module computes: `evaluate(network, {"X": input, **values})`, plus `bias` on the axis `out`."""
 

@@ -51,6 +51,7 @@ class _Windowed(KernelLayer):
         candidates: Candidates = "all",
         tune: bool = False,
         backward: bool = False,
+        memory_format: torch.memory_format | None = None,
         **choices: Unpack[Choices],
     ) -> Self:
         """The layer that does what one of torch's does, with its weight decomposed.
@@ -66,6 +67,7 @@ class _Windowed(KernelLayer):
             candidates: "factored" never lets the input meet the whole kernel.
             tune: measure the best few plans.
             backward: choose by the price of forward and backward.
+            memory_format: of inputs, and so of outputs; by default that of the weight.
             choices: of `Rule.apply`: ranks, sizes, metric, seed, ...
 
         Raises:
@@ -74,7 +76,7 @@ class _Windowed(KernelLayer):
             RuleError, RankError, ValuesError, SizeError: as of `Rule.apply`.
             CompileError: no plan keeps within memory.
         """
-        planning = Planning(input_size, batch_size, candidates, tune, backward)
+        planning = Planning(input_size, batch_size, candidates, tune, backward, memory_format)
         return cls._made(conv, rewrite, fit, planning, choices)
 
     def replan(
@@ -83,11 +85,12 @@ class _Windowed(KernelLayer):
         *,
         tune: bool | None = None,
         backward: bool | None = None,
+        memory_format: torch.memory_format | None = None,
     ) -> Self:
         """Choose the plan anew, for inputs of this shape, with or without a batch: the layer itself."""
         if not isinstance(inputs, Mapping) and len(inputs) == len(self.kernel_size) + 1:
             inputs = (1, *inputs)
-        return super().replan(inputs, tune=tune, backward=backward)  # type: ignore[return-value]
+        return super().replan(inputs, tune=tune, backward=backward, memory_format=memory_format)  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """The layer's output.
@@ -130,6 +133,7 @@ class _Conv(_Windowed):
         candidates: Candidates = "all",
         tune: bool = False,
         backward: bool = False,
+        memory_format: torch.memory_format | None = None,
         **choices: Unpack[Shaping],
     ) -> None:
         """A layer with random values, see `reset_parameters`.
@@ -153,7 +157,9 @@ class _Conv(_Windowed):
             "device": device,
             "dtype": dtype,
         }
-        self._start(arguments, rewrite, Planning(input_size, batch_size, candidates, tune, backward), choices)
+        self._start(
+            arguments, rewrite, Planning(input_size, batch_size, candidates, tune, backward, memory_format), choices
+        )
 
 
 class _ConvTranspose(_Windowed):
@@ -180,6 +186,7 @@ class _ConvTranspose(_Windowed):
         candidates: Candidates = "all",
         tune: bool = False,
         backward: bool = False,
+        memory_format: torch.memory_format | None = None,
         **choices: Unpack[Shaping],
     ) -> None:
         """A layer with random values, see `reset_parameters`.
@@ -207,7 +214,9 @@ class _ConvTranspose(_Windowed):
             "device": device,
             "dtype": dtype,
         }
-        self._start(arguments, rewrite, Planning(input_size, batch_size, candidates, tune, backward), choices)
+        self._start(
+            arguments, rewrite, Planning(input_size, batch_size, candidates, tune, backward, memory_format), choices
+        )
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # type: ignore[override]
         """The layer's output.
@@ -328,6 +337,7 @@ class Linear(KernelLayer):
         *,
         tune: bool | None = None,
         backward: bool | None = None,
+        memory_format: torch.memory_format | None = None,
     ) -> Self:
         """Choose the plan anew, for inputs of this shape, with any leading axes: the layer itself."""
         if not isinstance(inputs, Mapping) and len(inputs) > 0:
@@ -335,7 +345,7 @@ class Linear(KernelLayer):
             for size in inputs[:-1]:
                 rows *= size
             inputs = (rows, inputs[-1])
-        return super().replan(inputs, tune=tune, backward=backward)  # type: ignore[return-value]
+        return super().replan(inputs, tune=tune, backward=backward, memory_format=memory_format)  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """The layer's output.
@@ -376,13 +386,14 @@ def decomposed(
     candidates: Candidates = "all",
     tune: bool = False,
     backward: bool = False,
+    memory_format: torch.memory_format | None = None,
     **choices: Unpack[Choices],
 ) -> KernelLayer:
     """The decomposed layer of any of torch's layers with a kernel.
 
     Arguments and errors are those of `Conv2d.from_conv`; a linear layer has no `input_size`.
     """
-    planning = Planning(input_size, batch_size, candidates, tune, backward)
+    planning = Planning(input_size, batch_size, candidates, tune, backward, memory_format)
     for kind in LAYERS:
         if isinstance(module, kind.dense_class):
             return kind._made(module, rewrite, fit, planning, choices)

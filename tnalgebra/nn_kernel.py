@@ -22,7 +22,7 @@ from .errors import CompileError, LayerError, RuleError, explain
 from .evaluation import bind
 from .fitting.trees import bonds_of, open_labels
 from .layers import KernelLayer as DenseLayer
-from .layers import kernel_labels_of, layer_network
+from .layers import kernel_labels_of, layer_network, memory_format_of
 from .network import Network, compose, draw, shape_of, tensor_nodes
 from .nodes import Fuse, NamedTensor
 from .options import Choices, Place
@@ -70,6 +70,7 @@ class Planning:
     input_size: sizes of the positions, one integer for all axes or one for each; None: `NOMINAL_POSITIONS`.
     batch_size: None: `NOMINAL_BATCH`, of linear layers `NOMINAL_ROWS`.
     candidates, tune, backward: as of `compile`.
+    memory_format: of the input; None: that of the weight.
     """
 
     input_size: Numbers | None = None
@@ -77,6 +78,7 @@ class Planning:
     candidates: Candidates = "all"
     tune: bool = False
     backward: bool = False
+    memory_format: torch.memory_format | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,8 +232,9 @@ class KernelLayer(Compiled):
             candidates=planning.candidates,
             backward=planning.backward,
             dynamic={},
-            memory_format=_memory_format(weight),
+            memory_format=planning.memory_format or memory_format_of(weight),
             max_elements=MAX_ELEMENTS,
+            format_kept=True,
         )
         super().__init__(request, tensors, frozenset(constants), planning.tune)
         if module.bias is None:
@@ -437,15 +440,6 @@ def _nominal_shape(module: DenseLayer, planning: Planning) -> tuple[int, ...]:
         positions = tuple(max(least, r, 2 * p + 1) for r, p in zip(reach, pads, strict=True))
     batch = NOMINAL_BATCH if planning.batch_size is None else planning.batch_size
     return (batch, module.in_channels, *positions)
-
-
-def _memory_format(weight: Tensor) -> torch.memory_format:
-    """That of a layer: channels_last if its weight is, and not both (as with a window of one element)."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if weight.ndim not in formats or weight.is_contiguous():
-        return torch.contiguous_format
-    last = weight.is_contiguous(memory_format=formats[weight.ndim])
-    return formats[weight.ndim] if last else torch.contiguous_format
 
 
 def _contracted(kernel: Network, values: Mapping[str, Tensor]) -> Tensor:

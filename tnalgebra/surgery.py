@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from .errors import LayerError, explain
-from .layers import KERNEL_LAYERS, TRANSPOSED, KernelLayer, layer_network
+from .layers import KERNEL_LAYERS, TRANSPOSED, KernelLayer, layer_network, memory_format_of
 
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 """An input; its shape; all arguments of the model's call, in a sequence, or by name."""
@@ -173,9 +173,10 @@ def run(model: nn.Module, example: Example) -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: the shape of its input, and its multiply-adds, padding counted as any other input."""
+    """One call of a layer: its input, and its multiply-adds, padding counted as any other input."""
 
     shape: Shape
+    memory_format: torch.memory_format
     multiply_adds: int
 
 
@@ -190,7 +191,7 @@ def calls(model: nn.Module, example: Example, found: Mapping[str, Site]) -> dict
     def keeper(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             x: Tensor = args[0] if args else kwargs["input"]
-            seen[name].append(Call(tuple(x.shape), _multiply_adds(found[name].module, x, output)))
+            seen[name].append(Call(tuple(x.shape), memory_format_of(x), _multiply_adds(found[name].module, x, output)))
 
         return keep
 

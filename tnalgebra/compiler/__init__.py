@@ -13,16 +13,13 @@ from ..network import Network, size_of, tensor_nodes, with_sizes
 from ..nodes import NamedTensor
 from ..notation import parse
 from .calibration import calibrate
-from .choosing import Candidates, Request, is_free
+from .choosing import Candidates, Request, is_channels_last, is_free
 from .compiled import Compiled
 from .plans import Plan, Step
 from .problem import check_inputs
 
 MAX_ELEMENTS = 2**28
 """Default bound of the largest tensor a plan makes: 1 GiB in float32."""
-
-
-MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
 def compile(  # the word of the field; it is used as tnalgebra.compile
@@ -88,16 +85,16 @@ def prepared(
     dynamic: Mapping[str, tuple[int, int]],
     memory_format: torch.memory_format,
     max_elements: int,
+    format_kept: bool = False,
 ) -> tuple[Request, dict[str, torch.Tensor]]:
     """What a `Compiled` is made of: the request, and the values of all tensors but the inputs.
 
-    The arguments are those of `compile`, which are checked here.
+    The arguments are those of `compile`, which are checked here, and whether the output is to lie in the memory format
+    of the inputs.
     """
     if candidates not in get_args(Candidates):
         raise CompileError(explain(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates)))))
-    if memory_format not in MEMORY_FORMATS:
-        listed = ", ".join(map(str, MEMORY_FORMATS))
-        raise CompileError(explain(f"memory_format is {memory_format!r}", fix=f"one of {listed}"))
+    last = is_channels_last(memory_format)
     if not inputs:
         raise CompileError(
             explain("there is no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")
@@ -125,10 +122,11 @@ def prepared(
         dtype=dtype,
         candidates=candidates,
         backward=backward,
-        channels_last=memory_format in (torch.channels_last, torch.channels_last_3d),
+        channels_last=last,
         dynamic=_checked_ranges(dynamic),
         max_elements=max_elements,
         bias=bias,
+        format_kept=format_kept,
     )
     for label in request.dynamic:
         if label not in request.network.sizes:

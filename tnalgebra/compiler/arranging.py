@@ -130,17 +130,19 @@ class Arranging:
 
     def in_memory(self, value: Value) -> tuple[Value, bool]:
         """A value of axes (batch, channels, positions ...) as a convolution wants it; whether it is channels_last."""
-        batch, channels, *positions = value.axes
-        last = labels_in([batch, *positions, channels])
-        if self.lies(value, last) and not self.lies(value, value.labels):
-            return value, True
-        if self.style.memory_format == "channels_last":
-            if not self.lies(value, last):
-                value = self.add(ChannelsLast(value.number, value.axes), last)
-            return value, True
-        if not self.lies(value, value.labels):
-            value = self.add(Arrange(value.number, value.axes, copies=True))
-        return value, False
+        is_last = self.style.memory_format == "channels_last" or (
+            self.lies(value, channels_last(value.axes)) and not self.lies(value, value.labels)
+        )
+        return self.in_format(value, last=is_last), is_last
+
+    def in_format(self, value: Value, *, last: bool) -> Value:
+        """A value in channels_last, if it has 4 or 5 axes, or contiguous."""
+        if last and len(value.axes) in (4, 5):
+            order = channels_last(value.axes)
+            return value if self.lies(value, order) else self.add(ChannelsLast(value.number, value.axes), order)
+        if self.lies(value, value.labels):
+            return value
+        return self.add(Arrange(value.number, value.axes, copies=True))
 
     def positions(self, value: Value, channels: Collection[str], xs: Collection[str]) -> tuple[Axis, list[Axis]]:
         """The labels of the batch axis, and the axes of positions: those windows move along, and idle ones."""
@@ -206,6 +208,12 @@ class Arranging:
 
 def _leaves(tree: Tree) -> list[Tree]:
     return [tree] if not tree.parts else [leaf for part in tree.parts for leaf in _leaves(part)]
+
+
+def channels_last(axes: Axes) -> tuple[str, ...]:
+    """The labels of axes (batch, channels, positions ...) in the order of that memory format."""
+    batch, channels, *positions = axes
+    return labels_in([batch, *positions, channels])
 
 
 def plain_label(label: str) -> str:

@@ -47,6 +47,17 @@ ROUNDS, FEWEST = 9, 3
 FORMATS: tuple[Format, ...] = ("contiguous", "channels_last")
 
 
+MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+
+
+def is_channels_last(memory_format: torch.memory_format) -> bool:
+    """Whether a memory format is channels_last. Raises CompileError if it is none that a plan is made for."""
+    if memory_format not in MEMORY_FORMATS:
+        listed = ", ".join(map(str, MEMORY_FORMATS))
+        raise CompileError(explain(f"memory_format is {memory_format!r}", fix=f"one of {listed}"))
+    return memory_format != torch.contiguous_format
+
+
 @dataclass(frozen=True)
 class Request:
     """What a plan is made for.
@@ -55,6 +66,7 @@ class Request:
     frozen: whether what only weights go into is there already.
     dynamic: label -> the range its size moves in.
     bias: the open label along which the vector `bias` is added.
+    format_kept: whether the output lies in the memory format that the inputs come in, as that of torch's layers does.
     """
 
     network: Network
@@ -68,6 +80,7 @@ class Request:
     dynamic: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     max_elements: int = 2**28
     bias: str | None = None
+    format_kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,7 +217,15 @@ def _programs(problem: Problem, request: Request, memory_format: Format) -> list
             break
     styles = [style for style in STYLES if style.memory_format == memory_format]
     return [
-        lower(problem, search, tree, style, channels_last_inputs=request.channels_last, bias=request.bias)
+        lower(
+            problem,
+            search,
+            tree,
+            style,
+            channels_last_inputs=request.channels_last,
+            bias=request.bias,
+            format_kept=request.format_kept,
+        )
         for tree in trees
         for style in styles
     ]
@@ -382,6 +403,7 @@ def _key(request: Request) -> str:
         sorted(request.dynamic.items()),
         request.max_elements,
         request.bias,
+        request.format_kept,
     )
     return sha256(repr(own).encode()).hexdigest()[:32]
 

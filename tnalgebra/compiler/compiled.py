@@ -16,7 +16,7 @@ from ..errors import CompileError, SizeError, explain
 from ..evaluation import pattern
 from ..network import Network
 from ..nodes import Conv, Fill, NamedTensor, node_text
-from .choosing import Candidate, Request, candidates_for, tuned, weights_only
+from .choosing import Candidate, Request, candidates_for, is_channels_last, tuned, weights_only
 from .emitting import argument_names, emit
 from .operations import Load, labels_in, sources
 from .plans import Plan
@@ -220,12 +220,13 @@ class Compiled(nn.Module):
         *,
         tune: bool | None = None,
         backward: bool | None = None,
+        memory_format: torch.memory_format | None = None,
     ) -> Compiled:
         """Choose the plan anew, for other nominal shapes and where the weights are now: the module itself.
 
         Args:
             inputs: name -> nominal shape; of a module with one input its shape alone.
-            tune, backward: as of `compile`; by default as they were.
+            tune, backward, memory_format: as of `compile`; by default as they were.
 
         Raises:
             CompileError, SizeError: the shapes do not fit, or no plan keeps within memory.
@@ -246,6 +247,7 @@ class Compiled(nn.Module):
             backward=before.request.backward if backward is None else backward,
             dtype=like.dtype,
             device=like.device,
+            channels_last=before.request.channels_last if memory_format is None else is_channels_last(memory_format),
         )
         self._tune = self._tune if tune is None else tune
         plan = self._planned(request)

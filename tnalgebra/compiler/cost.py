@@ -213,7 +213,7 @@ class CostModel:
                 weights=weights,
             )
         if work.kind == "product":
-            return self.product(
+            product = self.product(
                 multiply_adds=work.multiply_adds,
                 groups=work.groups,
                 summed=work.summed,
@@ -221,6 +221,7 @@ class CostModel:
                 right=work.new,
                 weights=weights,
             )
+            return product + (self.pointwise(read=1, written=work.filled, weights=weights) if work.filled else 0.0)
         if work.kind == "pointwise":
             return self.pointwise(read=work.read, written=work.written, weights=weights)
         return self.view(weights=weights)

@@ -7,7 +7,20 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from .operations import Add, Arrange, Axis, Convolve, Load, Operation, Product, Rename, Scale, Sizes, shape_in
+from .operations import (
+    Add,
+    Arrange,
+    Axis,
+    ChannelsLast,
+    Convolve,
+    Load,
+    Operation,
+    Product,
+    Rename,
+    Scale,
+    Sizes,
+    shape_in,
+)
 
 NUMBERS = ("source", "left", "right", "kernel", "vector", "bias")
 """Fields of operations that name a value by its position."""
@@ -76,13 +89,16 @@ def biased(operations: Sequence[Operation], name: str, label: str) -> list[Opera
 
 
 def _adds_bias(operations: Sequence[Operation], label: str) -> int | None:
-    """The convolution or linear product whose channels are the label, with views alone between it and the value."""
+    """The convolution or linear product whose channels are the label.
+
+    Between it and the value are the same elements in another order at most.
+    """
     number = len(operations) - 1
     axis: Axis = (label,)
     while True:
         operation = operations[number]
         match operation:
-            case Arrange() if not operation.copies and axis in operations[operation.source].axes:
+            case Arrange() | ChannelsLast() if axis in operations[operation.source].axes:
                 number = operation.source
             case Rename():
                 before = operations[operation.source].axes

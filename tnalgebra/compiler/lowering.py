@@ -36,6 +36,7 @@ def lower(
     *,
     channels_last_inputs: bool = False,
     bias: str | None = None,
+    format_kept: bool = False,
 ) -> Program:
     """The program of one tree.
 
@@ -43,14 +44,15 @@ def lower(
         search: the one that found the tree.
         channels_last_inputs: whether inputs of 4 or 5 axes come in that memory format.
         bias: the open label along which the vector `bias` is added.
+        format_kept: whether the value lies in the memory format of the inputs.
     """
-    return _Lowering(problem, search, tree, style, channels_last_inputs, bias).program()
+    return _Lowering(problem, search, tree, style, channels_last_inputs, bias).program(format_kept=format_kept)
 
 
 class _Lowering(Viewing):
     """Joins, and the whole."""
 
-    def program(self) -> Program:
+    def program(self, *, format_kept: bool) -> Program:
         fixed = [(label, power) for label, power in self.problem.sized if label not in self.moving]
         for label, power in fixed:
             self.factor *= float(self.sizes[label]) ** power
@@ -58,6 +60,8 @@ class _Lowering(Viewing):
         value = self.lower(self.tree)
         units = self.problem.units
         value = self.arranged(value, tuple(() if label in units else (label,) for label in self.problem.output))
+        if format_kept:
+            value = self.in_format(value, last=self.channels_last_inputs)
         if units:
             self.add(Rename(value.number, tuple((label,) for label in self.problem.output)))
         operations = scaled(self.operations, self.factor, sized, self.once, self.sizes)

@@ -37,6 +37,7 @@ class Work:
     multiply_adds: of a convolution or a matrix product, as `torch.utils.flop_counter` counts them (half its flops).
     read, written: elements.
     groups, summed, new: of a convolution channels of each group, of a product columns and rows: its shape.
+    filled: elements of a product's result that its bias is written into first; convolutions add theirs as they go.
     """
 
     kind: WorkKind
@@ -47,6 +48,7 @@ class Work:
     summed: int = 1
     new: int = 1
     left: int = 1
+    filled: int = 0
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,8 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Work:
                 for labels in (one & other - {*operation.summed}, one - other, other - one)
             )
             count = groups * left * right * summed
-            return Work("product", count, read, written, groups, summed, right, left)
+            filled = 0 if operation.bias is None else written
+            return Work("product", count, read, written, groups, summed, right, left, filled)
         case Convolve():
             groups, summed, new, window = (
                 prod(sizes[label] for label in labels)
