@@ -1,6 +1,6 @@
 """Pages and pictures of the docs that are made from the library.
 
-python docs/generate.py                        rules.md and the drawings, gallery.md's among them
+python docs/generate.py                        rules.md, the table of layers.md, the drawings, gallery.md's among them
 python docs/generate.py NAME runs/FOLDER       the figures of a study; its table, where a page has a mark NAME
 python docs/generate.py fits runs/fits         the table and figure of the benchmark of fits, into benchmarks.md
 """
@@ -15,6 +15,7 @@ from textwrap import fill
 from typing import TypeAlias
 
 import torch
+from arguments_table import arguments_table
 from matplotlib.figure import Figure
 
 import tnalgebra as tn
@@ -230,6 +231,7 @@ def main() -> None:
         store_study(sys.argv[1], Path(sys.argv[2]))
         return
     (DOCS / "rules.md").write_text(rules_page(), encoding="utf-8")
+    write_between("layers.md", "arguments", arguments_table())
     for name, text in PICTURES.items():
         network = tn.parse(text)
         tn.draw(network, DOCS / "images" / f"{name}.svg", places=PICTURE_PLACES.get(name))

@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def produced(document: Path) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # of the networks in models/, before tests/models
     for document in DOCUMENTS:
         text = produced(document)
         if text != document.read_text(encoding="utf-8"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch import nn as torch_nn
 
 import tnalgebra.nn as tensor_nn
-from tnalgebra.errors import LayerError
+from tnalgebra.errors import LayerError, TnalgebraError
+from tnalgebra.ranks import KeepFraction, ParameterBudget, RelativeError
 
 EQUAL = "equals torch"
 REFUSED = "refused: "
@@ -20,13 +22,17 @@ CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
 TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 NAMES = (*CONVOLUTIONS, *TRANSPOSED, "Linear")
 
+PLANNING = ("input_size", "batch_size", "candidates", "tune", "backward", "memory_format")
+OWN = ("rewrite", "ranks", "sizes", "fixed", "at", "bind", *PLANNING)
+"""Arguments that torch's layers do not have."""
+
 POSITIONS = (9, 8, 7)
 
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Of outputs around 1: a few hundred products, summed in another order, cores rounded to the type."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One value of one argument.
 
@@ -70,14 +76,17 @@ def input_for(layer: str, arguments: dict[str, Any], *, batch: tuple[int, ...] =
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
+@cache
 def outcome(case: Case) -> str:
     """Make both layers, and compare their outputs. Raises AssertionError where they differ."""
     torch.manual_seed(0)
+    theirs = {name: value for name, value in case.arguments.items() if name not in OWN}
+    refusal: type[TnalgebraError] = TnalgebraError if case.argument in OWN else LayerError
     try:
-        made = getattr(tensor_nn, case.layer)(**case.arguments, rewrite="cp", ranks={"r": 2})
-    except LayerError as error:
+        made = getattr(tensor_nn, case.layer)(**{"rewrite": "cp", "ranks": {"r": 2}, **case.arguments})
+    except refusal as error:
         return REFUSED + reason(error)
-    dense = getattr(torch_nn, case.layer)(**case.arguments)
+    dense = getattr(torch_nn, case.layer)(**theirs)
     with torch.no_grad():
         dense.weight.copy_(made.dense_weight())
         if dense.bias is not None:
@@ -87,7 +96,7 @@ def outcome(case: Case) -> str:
     tolerance = TOLERANCES[value.dtype]
     torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
     assert repr(made).split("\n")[1].strip() == dense.extra_repr()
-    for name in case.arguments:
+    for name in theirs:
         if name not in ("bias", "device", "dtype"):
             assert getattr(made, name) == getattr(dense, name), name
     return EQUAL
@@ -104,6 +113,7 @@ def cases() -> Iterator[Case]:
     """Every argument of every layer, with values that are taken and values that are refused."""
     for layer in NAMES:
         yield from _of_all(layer)
+        yield from _of_own(layer)
         if layer == "Linear":
             yield from _equal(layer, "in_features", 2, 7)
             yield from _equal(layer, "out_features", 2, 7)
@@ -127,6 +137,44 @@ def _of_all(layer: str) -> Iterator[Case]:
     yield _refused(layer, "device", "meta", "the weight has no elements: it is on the meta device")
     yield from _equal(layer, "dtype", None, *TOLERANCES)
     yield _refused(layer, "dtype", torch.complex64, "the weight is torch.complex64")
+
+
+def _of_own(layer: str) -> Iterator[Case]:
+    axes = axes_of(layer)
+    halves, pair = "K[first *rest] => Fuse[first p q] A[p r] B[q *rest r]", "K[first *rest] => A[first r] B[r *rest]"
+    fixed = {"A": torch.eye(4 if layer in TRANSPOSED else 6, 3, dtype=torch.float64)}
+    yield from _equal(layer, "rewrite", "cp")
+    yield from _equal(layer, "rewrite", "tensor_train", ranks=ParameterBudget(0.7))
+    yield from _equal(layer, "rewrite", pair)
+    yield _refused(layer, "rewrite", "cq", "there is no rule 'cq'")
+    yield from _equal(layer, "ranks", 3, {"r": 3}, ParameterBudget(0.5))
+    yield from _equal(layer, "ranks", KeepFraction(0.5), RelativeError(0.1), rewrite=pair)
+    if axes:  # of a matrix, the bond of cp is one of two tensors
+        yield _refused(layer, "ranks", KeepFraction(0.5), "the bond 'r' has no singular values of its own")
+    yield _refused(layer, "ranks", None, "no rank for 'r'")
+    yield _refused(layer, "ranks", {"r": 0}, "rank 0 of bond 'r' is outside 1 to ")
+    yield _refused(layer, "ranks", {"q": 3}, "the rule 'cp' has no bond 'q'")
+    yield from _equal(layer, "sizes", {"p": 2}, rewrite=halves)
+    yield _refused(layer, "sizes", {"z": 2}, "the rule 'cp' has no label on its right side 'z'")
+    yield from _equal(layer, "fixed", fixed, rewrite=pair, ranks=None)
+    yield from _equal(layer, "at", None, 0)
+    yield _refused(layer, "at", 1, "at=1: the rule 'cp' applies at 1 place")
+    yield from _equal(layer, "bind", None, {"K": "K"})
+    yield _refused(layer, "bind", {"L": "K"}, "the rule 'cp' has no variable 'L'")
+    yield from _equal(layer, "batch_size", 1, 3)
+    yield _refused(layer, "batch_size", 0, "label 'n' would have size 0")
+    yield from _equal(layer, "candidates", "all", "factored")
+    yield _refused(layer, "candidates", "some", "candidates is 'some'")
+    yield from _equal(layer, "backward", False, True)
+    yield from _equal(layer, "tune", False, True, batch_size=1)
+    if not axes:
+        return
+    yield from _equal(layer, "input_size", 5, (9, 4, 6)[:axes])
+    yield _refused(layer, "input_size", 0, "input_size is 0")
+    yield _refused(layer, "input_size", (1, 2, 3, 4), "input_size has 4 entries, the window has ")
+    last = {2: torch.channels_last, 3: torch.channels_last_3d}
+    yield from _equal(layer, "memory_format", None, torch.contiguous_format, *([last[axes]] if axes in last else []))
+    yield _refused(layer, "memory_format", torch.preserve_format, "memory_format is torch.preserve_format")
 
 
 def _of_windows(layer: str) -> Iterator[Case]:
