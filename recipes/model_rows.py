@@ -32,7 +32,8 @@ def read_rows(path: Path) -> list[Row]:
 def describe(row: Row) -> str:
     wish = f"multiply-adds {row['multiply_adds']:g}" if row["multiply_adds"] else f"ranks x {row['fraction']:g}"
     size = f"{row['image_size']}x{row['image_size']}"
-    return f"{row['model']} {size}, batch {row['batch']}, {row['pass']}, {row['rewrite']}, {wish}"
+    pointwise = f"1x1 {row['pointwise'] or 'dense'}"
+    return f"{row['model']} {size}, batch {row['batch']}, {row['pass']}, {row['rewrite']}, {pointwise}, {wish}"
 
 
 def speed_up(row: Row, name: str) -> Ratio:

@@ -22,6 +22,14 @@ from tnalgebra.notation import parse
 ROUNDING = 1e-12
 """Of `magnitude`: room for a few thousand float64 additions (2.2e-16 each), in whatever order a plan makes them."""
 
+NOMINAL = (9, 8, 10)
+OTHERS = ((1, (9, 8, 10)), (3, (11, 13, 7)), (2, (8, 10, 9)))
+"""Batches and positions of later calls: odd, even, smaller, larger."""
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
 
 def compiled(network: Network, values: Mapping[str, Tensor], inputs: Collection[str], **choices: Any) -> Compiled:
     """The network compiled with some of its tensors as inputs, of the shapes that their values have."""

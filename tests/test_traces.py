@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -91,6 +92,24 @@ def test_a_trace_is_saved_loaded_and_replayed_bit_for_bit(name: str, tmp_path: P
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "trace.json").read_bytes()
     if fit._start:
         loaded.check(start_values(fit))
+
+
+def test_errors_are_saved_as_numbers_that_json_has(tmp_path: Path) -> None:
+    fit = recorded()["cut"]
+    step = fit.trace.steps[0]
+
+    def saved(**errors: float) -> Trace:
+        changed = Trace(fit.trace.start, (replace(step, change=replace(step.change, **errors)),))
+        changed.save(tmp_path / "trace.json")
+        json.loads((tmp_path / "trace.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+        return load_trace(tmp_path / "trace.json")
+
+    loaded = saved(relative_error=math.inf, output_error=0.25).steps[0]
+    assert (loaded.change.relative_error, loaded.change.output_error) == (math.inf, 0.25)
+    assert saved(output_error=math.inf).steps[0].change.output_error == math.inf
+    assert saved().steps[0].change.output_error is None
+    with pytest.raises(RuleError, match=r"cannot be saved\n  because: its error is NaN"):
+        saved(relative_error=math.nan)
 
 
 @st.composite
@@ -248,6 +267,12 @@ STEP = {
         ({"rule": {"cut": "out in", "form": "factors"}}, "a cut has one '|'"),
         ({"rule": {"cut": 5, "form": "svd"}}, "a cut is a int"),
         ({"relative_error": math.nan}, "a step records a relative error of nan"),
+        ({"relative_error": math.inf}, "a step records a relative error of inf"),
+        ({"relative_error": "0.5"}, "a step records a relative error of '0.5'"),
+        ({"output_error": None}, "a step records an error of the output of None"),
+        ({"search": {"dtype": "nn"}}, "a step was searched for in 'nn'\n  fix: float64 or float32"),
+        ({"search": {"dtype": "bfloat16"}}, "a step was searched for in 'bfloat16'"),
+        ({"search": {"dtype": ["float64"]}}, "is no trace\n  because: TypeError"),
         ({"relative_error": -0.1}, "a step records a relative error of -0.1"),
         ({"rule": {"cut": "out | in", "form": "eval"}}, "a rule is described in no known way"),
         ({"rule": {"cut": "a | b", "form": "svd", "of": "K[a b"}}, "unclosed bracket"),

@@ -24,7 +24,6 @@ eight hexadecimal digits. The description has:
       rules           name and equation of the rule of each step, for people who read the file.
       trace           what `Trace.save` writes, a user's own rules included; null for a layer that was made anew, and
                       for rules made of functions, which no text holds.
-      output_errors   of each step of the trace, or null.
       planned_for     shape of the input that the plan was chosen for.
       candidates, backward    of the plan, as of `compile`. A plan that was tuned is chosen by price when it is
                       loaded, as measurements belong to a machine; `layer.replan(shape, tune=True)` measures again.
@@ -64,6 +63,9 @@ M = TypeVar("M", bound=nn.Module)
 NOISE = 0.01
 """Of enlarged tensors: the size of what is new, relative to the root mean square of what was there."""
 
+WRAPPED = ("_orig_mod", "module")
+"""What a compiled model, and one for several processes or devices, calls the model inside."""
+
 
 def save(model: nn.Module, path: str | PathLike[str]) -> None:
     """Write a model to a safetensors file, whole or not at all.
@@ -71,11 +73,17 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     Args:
         model: with decomposed layers or without. Wrapped for several processes or compiled by torch, its names are
             those of the wrapper: save the model inside.
-        path: a file that is there is replaced, once the new one is complete.
+        path: a file that is there is replaced, once the new one is complete. A link is followed.
 
     Raises:
-        CheckpointError: the state holds something that is no dense tensor, or of a type that safetensors lacks.
+        CheckpointError: the state holds something that is no dense tensor, or of a type that safetensors lacks; what
+            is there is no file, or it cannot be written.
+        OSError: there is no room, or no permission.
     """
+    _check_model(model)
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise CheckpointError(explain(f"{path} is there, and no file", fix="the name of a file"))
     state = _state(model)
     aliases = _aliases(state)
     tensors = _apart({name: tensor for name, tensor in state.items() if name not in aliases})
@@ -88,7 +96,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
         except safetensors.SafetensorError as error:
             raise CheckpointError(explain(f"{path} cannot be written", because=error)) from error
 
-    write_whole(Path(path), write)
+    write_whole(path, write)
 
 
 def load(
@@ -126,11 +134,16 @@ def load(
         CheckpointError: the file is no checkpoint, damaged, or of another model: names and shapes of tensors, class
             and arguments of a decomposed layer, its kernel or (without `resize`) its ranks. The error names the layer.
     """
-    if isinstance(noise, bool) or not 0 <= noise < math.inf:
+    _check_model(into)
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
         raise CheckpointError(explain(f"noise={noise!r}", fix="a number of at least 0, such as 0.01"))
-    if dtype is not None and not dtype.is_floating_point:
-        raise CheckpointError(explain(f"dtype={dtype}", fix="a type of real numbers"))
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise CheckpointError(explain(f"dtype={dtype!r}", fix="a type of real numbers, such as torch.float32"))
+    if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in (*into.parameters(), *into.buffers())):
+        fact = "tensors of the model were made in inference mode: they do not change outside of it"
+        raise CheckpointError(explain(fact, fix="a model made outside; or load in inference mode"))
     description = read_description(path)
+    _check_wrapped(description, into)
     found = matched(description, into, resize=resize)
     _check_tensors(description, into, found)
     tensors = _read(path, description)
@@ -154,6 +167,25 @@ def load(
 
 def _key(name: str, tensor: str) -> str:
     return f"{name}.{tensor}" if name else tensor
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(explain(f"the model is a {type(model).__name__}", fix="a torch.nn.Module"))
+
+
+def _check_wrapped(description: Description, model: nn.Module) -> None:
+    """Whether the model is in a wrapper and the file's was not, or the other way round."""
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    for inside in WRAPPED:
+        ours = inside in model._modules
+        theirs = bool(description.tensors) and all(name.startswith(f"{inside}.") for name in description.tensors)
+        if ours and not theirs and (parallel or inside == "_orig_mod"):
+            fact = f"the model is wrapped in a {type(model).__name__}, and the file's was not"
+            raise CheckpointError(explain(fact, fix=f"into=model.{inside}"))
+        if theirs and not ours:
+            fact = f"all names of the file begin with {inside!r}, as in a wrapper, and none of the model"
+            raise CheckpointError(explain(fact, fix=f"tn.save(wrapper.{inside}, path); or the model in its wrapper"))
 
 
 # States of models -----------------------------------------------------------------------------------------------

@@ -153,7 +153,6 @@ def _layer_content(layer: LayerText) -> dict[str, object]:
         "constants": list(layer.constants),
         "rules": [{"name": step.rule.name, "equation": step.rule.equation} for step in steps],
         "trace": trace,
-        "output_errors": [_finite(step.change.output_error) for step in steps] if trace is not None else [],
         "planned_for": list(layer.planned_for),
         "candidates": layer.candidates,
         "backward": layer.backward,
@@ -163,7 +162,7 @@ def _layer_content(layer: LayerText) -> dict[str, object]:
 
 
 def _trace_content(trace: Trace | None) -> object:
-    """The trace as JSON; None where no text holds it: a rule made of functions, an error that is no number."""
+    """The trace as JSON; None where no text holds it, as of a rule made of functions."""
     if trace is None:
         return None
     try:

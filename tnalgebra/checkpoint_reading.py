@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
@@ -59,7 +58,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > size - 8:
-            raise CheckpointError(f"its header is longer than the file, which has {size} bytes")
+            raise CheckpointError(f"it is cut short, or no checkpoint: its {size} bytes do not hold its header")
         if length > MAX_HEADER:
             raise CheckpointError(f"its header has {length} bytes; at most {MAX_HEADER} are read")
         content = file.read(length)
@@ -136,13 +135,15 @@ def _tensors(header: Mapping[str, Any], checks: Mapping[str, Any], room: int) ->
         if begin != last:
             raise CheckpointError("its tensors overlap, or leave bytes between them")
         last = end
-    if last != room:
-        raise CheckpointError(f"its tensors take {last} bytes, the file has {room}")
+    if last > room:
+        raise CheckpointError(f"it is cut short: its tensors take {last} bytes, of which {room} are there")
+    if last < room:
+        raise CheckpointError(f"its tensors take {last} bytes, and {room - last} more follow")
     return found
 
 
 LAYER_KEYS = (
-    *("names", "class", "arguments", "kernel", "ranks", "constants", "rules", "trace", "output_errors"),
+    *("names", "class", "arguments", "kernel", "ranks", "constants", "rules", "trace"),
     *("planned_for", "candidates", "backward", "relative_error", "output_error"),
 )
 
@@ -216,20 +217,12 @@ def _check_shapes(kernel: Network, prefix: str, shapes: Mapping[str, tuple[int, 
 
 def _trace(content: Mapping[str, Any], what: str) -> Trace | None:
     _list(content["rules"], f"the rules of {what}", _object)
-    errors = _list(content["output_errors"], f"the output errors of {what}", _error)
     if content["trace"] is None:
         return None
     try:
-        trace = read_trace(json.dumps(content["trace"], allow_nan=False), where=f"the trace of {what}")
+        return read_trace(json.dumps(content["trace"], allow_nan=False), where=f"the trace of {what}")
     except (TnalgebraError, ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(explain(f"the trace of {what} cannot be read", because=error)) from error
-    if len(errors) != len(trace.steps):
-        raise CheckpointError(f"{what} has {len(errors)} output errors for {len(trace.steps)} steps")
-    steps = [
-        replace(step, change=replace(step.change, output_error=error))
-        for step, error in zip(trace.steps, errors, strict=True)
-    ]
-    return Trace(trace.start, tuple(steps))
 
 
 # Parts of JSON --------------------------------------------------------------------------------------------------

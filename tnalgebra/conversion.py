@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from . import surgery
 from .calibration import RIDGE, fit_in_order, input_metrics
@@ -81,13 +82,14 @@ def convert(
             data that are none.
     """
     _check_settings(budget, example, calibration, sequential=sequential)
+    _check_values(model)
     target = model if inplace else copy.deepcopy(model)
     work = Work(target, surgery.sites(target), candidates, tune, backward, allow_larger)
     assigned = assign(target, work.sites, patterns)
     _check_budgets(budget, assigned)
     work.offer(assigned, seed)
     batches = None if calibration is None else _batches(calibration)
-    seen = example if example is not None or batches is None else _first(batches)
+    seen = example if example is not None or batches is None else _first(batches).to(work.device)
     if seen is not None:
         work.look(seen)
     metrics = None
@@ -144,6 +146,12 @@ def _check_settings(budget: object, example: object, calibration: object, *, seq
         raise DataError(explain("fits to the original outputs need inputs", fix="calibration=[batch, ...]"))
 
 
+def _check_values(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise LayerError(explain(f"{name!r} has no value yet", fix="run the model once on an input"))
+
+
 def _check_budgets(budget: object, assigned: Mapping[str, Assigned]) -> None:
     for name, one in assigned.items():
         for offer in one.offers or ():
@@ -167,9 +175,28 @@ def _check_refused(assigned: Mapping[str, Assigned], work: Work) -> None:
             followers.setdefault(one.pattern, []).append(name)
     for pattern, names in followers.items():
         if all(name in work.refused for name in names):
-            count = f"layer {names[0]!r}" if len(names) == 1 else f"all {len(names)} layers of {pattern!r}"
-            fact = f"{count} cannot be decomposed" if len(names) == 1 else f"{count} are refused"
-            raise LayerError(explain(fact, because=work.reasons[names[0]], fix="another rewrite, or None"))
+            fact = f"layer {names[0]!r} cannot be decomposed"
+            if len(names) > 1:
+                fact = f"none of the {len(names)} layers of {pattern!r} can be decomposed"
+            because = _because({name: work.reasons[name] for name in names})
+            stuck = surgery.obstacles(work.model, work.sites)
+            tried = any(name not in stuck and work.calls.get(name, True) for name in names)
+            fix = "another rewrite, or None" if tried else "None for what stays dense"
+            raise LayerError(explain(fact, because=because, fix=None if "fix:" in because else fix))
+
+
+def _because(reasons: Mapping[str, str]) -> str:
+    """Each reason once, the first three, with the layers that it is of where there are several."""
+    layers: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        layers.setdefault(reason, []).append(name)
+    if len(layers) == 1:
+        return next(iter(layers))
+    lines = [
+        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") + f": {reason}"
+        for reason, names in layers.items()
+    ]
+    return "\n".join(lines[:3] + ([f"... and {len(lines) - 3} more"] if len(lines) > 3 else []))
 
 
 def _batches(calibration: Iterable[Tensor | Sequence[Tensor]]) -> list[Tensor | Sequence[Tensor]]:
@@ -177,13 +204,20 @@ def _batches(calibration: Iterable[Tensor | Sequence[Tensor]]) -> list[Tensor | 
         raise DataError(explain("calibration needs batches", fix="images.batches(64, mean=..., std=...)"))
     if isinstance(calibration, Tensor):
         return [calibration]
+    if not isinstance(calibration, Iterable):  # as untyped callers may
+        raise DataError(explain(f"calibration is a {type(calibration).__name__}", fix="[batch, ...], or a loader"))
     batches = list(calibration)
     if not batches:
         raise DataError("there are no calibration batches")
     return batches
 
 
-def _first(batches: Sequence[Tensor | Sequence[Tensor]]) -> Tensor:
+def _first(batches: Sequence[object]) -> Tensor:
+    """One input, of the first batch."""
     first = batches[0]
-    x = first if isinstance(first, Tensor) else first[0]
+    x = first[0] if isinstance(first, Sequence) and first else first
+    if not isinstance(x, Tensor) or not x.ndim:
+        given = f"a {type(first).__name__}" + ("" if x is first else f" with a {type(x).__name__} first")
+        fix = "tensors (n, ...), or sequences with one first; example= for models of several inputs"
+        raise DataError(explain("calibration holds no batches of inputs", given=given, fix=fix))
     return x[:1]

@@ -45,7 +45,8 @@ class Assigned:
 
     offers: None: the layer stays dense.
     pattern: its text; "" where no pattern fits.
-    also: later patterns that would have fitted.
+    also: later patterns that would have fitted. Of a layer that is to stay dense only those that no other layer
+        follows: `None` before a wider pattern is how a layer is left out.
     """
 
     offers: tuple[Offer, ...] | None
@@ -66,14 +67,13 @@ def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> d
             raise RuleError(explain(f"layers are chosen by a {kind}", fix="{'layer3.*': 'tucker2'}, or a function"))
         found = {}
         for name, site in sites.items():
-            offers = offers_of(patterns(name, site.module), f"layer {name!r}")
-            found[name] = Assigned(offers, "" if offers is None else "the function")
+            found[name] = Assigned(offers_of(patterns(name, site.module), f"layer {name!r}"), "the function")
         return found
     if not patterns:
         raise RuleError(explain("there is no pattern", fix="{'*': ('tucker2', tn.ParameterBudget(0.5))}"))
     for pattern in patterns:
         _check_pattern(pattern)
-    wishes = {pattern: offers_of(wish, _text(pattern)) for pattern, wish in patterns.items()}
+    wishes = {pattern: offers_of(wish, f"the pattern {_text(pattern)!r}") for pattern, wish in patterns.items()}
     fitting = {
         name: [pattern for pattern in patterns if any(_fits(pattern, alias, site.module) for alias in site.names)]
         for name, site in sites.items()
@@ -81,10 +81,16 @@ def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> d
     for pattern in patterns:
         if not any(pattern in fits for fits in fitting.values()):
             raise _unmatched(model, sites, pattern)
-    return {
-        name: Assigned(wishes[fits[0]], _text(fits[0]), tuple(map(_text, fits[1:]))) if fits else Assigned(None)
-        for name, fits in fitting.items()
-    }
+    followed = {fits[0] for fits in fitting.values() if fits}
+    assigned = {}
+    for name, fits in fitting.items():
+        if not fits:
+            assigned[name] = Assigned(None)
+            continue
+        first, *later = fits
+        also = [_text(one) for one in later if wishes[first] is not None or one not in followed]
+        assigned[name] = Assigned(wishes[first], _text(first), tuple(also))
+    return assigned
 
 
 def _check_pattern(pattern: object) -> None:
@@ -173,6 +179,11 @@ def _choices(given: object, rewrite: Rewrite, where: str) -> Choices:
             Options.of(choices)
             return choices
         if chosen:
+            odd = next(key for key in given if key not in chosen)
+            if "ranks" in chosen:
+                near = difflib.get_close_matches(str(odd), Choices.__annotations__, n=1)
+                fact = f"{where}: there is no choice {odd!r}"
+                raise RuleError(explain(fact, near=", ".join(near) or None, choices=", ".join(Choices.__annotations__)))
             raise RuleError(
                 explain(f"{where}: ranks stand beside the choice {chosen[0]!r}", fix="{'ranks': {'r': 8}, 'starts': 1}")
             )

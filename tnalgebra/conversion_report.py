@@ -171,14 +171,16 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, *body = self._table()
+        head, *body, whole = self._table()
 
         def line(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            styles = ("text-align: left", "text-align: left", *["white-space: nowrap"] * (len(cells) - 2))
+            row = (f'<{tag} style="{s}">{html.escape(cell)}</{tag}>' for cell, s in zip(cells, styles, strict=True))
+            return f"<tr>{''.join(row)}</tr>"
 
         rows = "".join(line(cells, "td") for cells in body)
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return f"<table><thead>{line(head, 'th')}</thead><tbody>{rows}</tbody></table>{notes}"
+        table = f"<thead>{line(head, 'th')}</thead><tbody>{rows}</tbody><tfoot>{line(whole, 'th')}</tfoot>"
+        return f"<table>{table}</table>" + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
 
 
 def _total(counts: Sequence[int | None]) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -22,57 +22,84 @@ from .nodes import NamedTensor
 
 M = TypeVar("M", bound=nn.Module)
 
+LINEAR = (nn.Linear, layers.Linear)
+"""Layers whose outputs a batch normalisation takes by their features only where these are the second axis."""
+
 FOLDING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Relative change of a folded model's outputs that is rounding, layer upon layer; of coarser types 0.1."""
 
 
 def fold_batch_norm(model: M, example: Tensor | None = None) -> M:
-    """Put each batch normalisation that follows a convolution into it: for evaluation, never for training.
+    """Put each batch normalisation that follows a convolution or linear layer into it: for evaluation, not training.
 
-    The convolution's outputs are scaled in its weight, or in one core of a decomposed layer, and shifted in its bias,
+    The layer's outputs are scaled in its weight, or in one core of a decomposed layer, and shifted in its bias,
     which it gets if it has none; an `Identity` stands where the normalisation was. Left as they are: normalisations
-    without running statistics; those whose convolution feeds something else too, is called more than once, has hooks
-    or parametrisations, or groups and is transposed; or has no core that is its own and holds the output channels
-    whole. A decomposed layer keeps its trace and its errors, which are those of the kernel before.
+    without running statistics; those whose layer feeds something else too, is called more than once, has hooks or
+    parametrisations, or groups and is transposed; or has no core that is its own and holds the output channels
+    whole. A linear layer takes its normalisation only where the example shows that its outputs are (n, features): of
+    more axes it is the second that is normalised. A decomposed layer keeps its trace and its errors, which are those
+    of the kernel before.
 
     Args:
         model: in evaluation mode. torch.fx traces it to see what follows what.
-        example: an input; the folded model must give the outputs on it that the model gave.
+        example: an input; the folded model must give the output on it, a tensor, that the model gave.
 
     Returns:
         The model itself.
 
     Raises:
-        LayerError: the model is in training mode, has nothing to fold, cannot be traced, or its outputs change. The
-            model is as it was.
+        LayerError: the model is in training mode, has nothing to fold, cannot be traced, gives no tensor, or another
+            one once it is folded. On any error the model is as it was.
     """
     if model.training or any(module.training for module in model.modules() if isinstance(module, _BatchNorm)):
         raise LayerError(explain(f"{type(model).__name__} is in training mode", fix="model.eval()"))
     with torch.no_grad():
+        before, flat = (None, frozenset[int]()) if example is None else _outputs(model, example)
         new: dict[int, nn.Module] = {}
-        for layer, norm in _pairs(model):
+        for layer, norm in _pairs(model, flat):
             folded = _folded(layer, norm)
             if folded is not None:
                 new |= {id(layer): folded.eval(), id(norm): nn.Identity().eval()}
         if not new:
             raise LayerError(explain(f"{type(model).__name__} has no batch normalisation that can be folded"))
-        before = None if example is None else model(example)
         places = [
             (holder, key, child)
             for holder in model.modules()
             for key, child in holder._modules.items()
             if child is not None and id(child) in new
         ]
-        for holder, key, child in places:
-            setattr(holder, key, new[id(child)])
-        if before is not None:
-            error = float(torch.linalg.vector_norm(model(example) - before) / torch.linalg.vector_norm(before))
-            if not error < FOLDING_TOLERANCE.get(before.dtype, 0.1):  # NaN too
-                for holder, key, child in places:
-                    setattr(holder, key, child)
-                fact = f"{type(model).__name__} computes something else once its batch normalisations are folded"
-                raise LayerError(explain(fact, relative_error=f"{error:.1e}"))
+        try:
+            for holder, key, child in places:
+                setattr(holder, key, new[id(child)])
+            if before is not None:
+                error = float(torch.dist(model(example), before)) / (float(before.norm()) or 1.0)
+                if not error < FOLDING_TOLERANCE.get(before.dtype, 0.1):  # NaN too
+                    fact = f"{type(model).__name__} computes something else once its batch normalisations are folded"
+                    raise LayerError(explain(fact, relative_error=f"{error:.1e}"))
+        except BaseException:
+            for holder, key, child in places:
+                setattr(holder, key, child)
+            raise
     return model
+
+
+def _outputs(model: nn.Module, example: Tensor) -> tuple[Tensor, frozenset[int]]:
+    """The model's output, and the identities of the linear layers whose outputs are matrices."""
+    axes: dict[int, set[int]] = {}
+
+    def look(module: nn.Module, args: object, output: Tensor) -> None:
+        axes.setdefault(id(module), set()).add(output.ndim)
+
+    handles = [module.register_forward_hook(look) for module in model.modules() if isinstance(module, LINEAR)]
+    try:
+        output = model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(output, Tensor):
+        fact = f"{type(model).__name__} gives a {type(output).__name__}, which is not compared"
+        raise LayerError(explain(fact, fix="a model of one output; or no example, and a comparison of your own"))
+    return output, frozenset(module for module, seen in axes.items() if seen == {2})
 
 
 class _Tracer(fx.Tracer):
@@ -82,8 +109,8 @@ class _Tracer(fx.Tracer):
         return isinstance(m, KernelLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _pairs(model: nn.Module) -> list[tuple[nn.Module, _BatchNorm]]:
-    """Convolutions, and the batch normalisation that alone takes the output of each."""
+def _pairs(model: nn.Module, flat: Collection[int]) -> list[tuple[nn.Module, _BatchNorm]]:
+    """Convolutions, linear layers of `flat`, and the batch normalisation that alone takes the output of each."""
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # the model's own code, which may raise anything when it is traced
@@ -91,7 +118,7 @@ def _pairs(model: nn.Module) -> list[tuple[nn.Module, _BatchNorm]]:
         raise LayerError(explain(fact, because=f"{type(error).__name__}: {error}")) from error
     called = {node: model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
     times = Counter(map(id, called.values()))
-    kinds = (*CONVOLUTIONS, *TRANSPOSED, *(kind for kind in layers.LAYERS if kind is not layers.Linear))
+    kinds = (*CONVOLUTIONS, *TRANSPOSED, *layers.LAYERS, *LINEAR)
     found = []
     for node, norm in called.items():
         source = node.args[0] if node.args else None
@@ -101,6 +128,7 @@ def _pairs(model: nn.Module) -> list[tuple[nn.Module, _BatchNorm]]:
         if (
             layer is None
             or not isinstance(layer, kinds)
+            or (isinstance(layer, LINEAR) and id(layer) not in flat)
             or len(source.users) > 1
             or times[id(norm)] > 1
             or times[id(layer)] > 1
@@ -112,7 +140,8 @@ def _pairs(model: nn.Module) -> list[tuple[nn.Module, _BatchNorm]]:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or parametrize.is_parametrized(module))
+    replaced = "forward" in module.__dict__
+    return bool(module._forward_hooks or module._forward_pre_hooks or replaced or parametrize.is_parametrized(module))
 
 
 def _folded(layer: nn.Module, norm: _BatchNorm) -> nn.Module | None:
@@ -122,7 +151,7 @@ def _folded(layer: nn.Module, norm: _BatchNorm) -> nn.Module | None:
     )
     if transposed and int(layer.groups) > 1:  # type: ignore[arg-type]
         return None
-    if not isinstance(layer, KernelLayer):
+    if not isinstance(layer, KernelLayer):  # a linear layer's weight is that of a convolution without a window
         fused: nn.Module = fuse_conv_bn_eval(layer, norm, transpose=transposed)  # type: ignore[type-var]
         return fused
     out = layer.kernel.output[1 if transposed else 0]

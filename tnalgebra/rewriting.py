@@ -8,6 +8,7 @@ approximate rule computes values itself and claims an error.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -274,7 +275,11 @@ class Trace:
         write_text(path, self.to_json() + "\n")
 
     def to_json(self) -> str:
-        """What `save` writes. Raises RuleError: a rule was made of functions, which no text holds."""
+        """What `save` writes; an infinite error is the text "inf", as JSON has no such number.
+
+        Raises:
+            RuleError: a rule was made of functions, which no text holds; an error is NaN.
+        """
         steps = [
             {
                 "rule": dict(step.rule.spec),
@@ -284,7 +289,7 @@ class Trace:
                 "sizes": {label: index(size) for label, size in step.options.sizes.items()},
                 "bind": dict(step.options.bind),
                 **saved(step.options),
-                "relative_error": step.relative_error,
+                **{name: error if math.isfinite(error) else str(error) for name, error in _errors(step.change)},
                 "after": str(step.after),
             }
             for step in self.steps
@@ -292,7 +297,15 @@ class Trace:
         for step in self.steps:
             if not step.rule.spec:
                 raise RuleError(explain(f"the rule {step.rule.name!r} cannot be saved", fix="a rule made by tn.rule"))
-        return json.dumps({"start": str(self.start), "steps": steps}, indent=2)
+            if any(math.isnan(error) for _, error in _errors(step.change)):
+                raise RuleError(explain(f"the step by {step.rule.name!r} cannot be saved", because="its error is NaN"))
+        return json.dumps({"start": str(self.start), "steps": steps}, indent=2, allow_nan=False)
+
+
+def _errors(change: Change) -> list[tuple[str, float]]:
+    """The errors that a step records; that of the output only where there was a metric."""
+    recorded = [("relative_error", change.relative_error), ("output_error", change.output_error)]
+    return [(name, error) for name, error in recorded if error is not None]
 
 
 def _agree(claimed: Network, found: Network) -> bool:

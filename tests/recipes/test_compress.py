@@ -61,13 +61,15 @@ def test_the_files_hold_what_was_found(quick: Config, capsys: pytest.CaptureFixt
     fields = [field.name for field in dataclasses.fields(Config)]
     assert [line.split()[0] for line in printed.splitlines()[: len(fields)]] == fields
     assert (quick.output / compress.TEXT).read_text() in printed
-    assert "on 60 test images" in printed
+    assert "points, 60 test images" in printed
     assert result["images"] == 60
     assert [row["name"] for row in result["layers"]] == ["0", "3", "7"]
     assert result["layers"][0]["rule"] is None, "the first is skipped"
     assert 0 < result["parameters"]["after"] <= 0.5 * result["parameters"]["before"]
     assert result["multiply_adds"]["after"] < result["multiply_adds"]["before"]
-    assert set(result["latency"]["seconds"]) == {"dense", "compressed", "compressed, frozen"}
+    timed = {"dense", "dense, channels_last", "compressed", "compressed, frozen"}
+    assert set(result["latency"]["seconds"]) == timed
+    assert set(result["latency"]["speed_up"]) == timed - {"dense"}
     assert all(seconds > 0 for seconds in result["latency"]["seconds"].values())
     model = rebuilt(quick)
     assert sum(parameter.numel() for parameter in model.parameters()) == result["parameters"]["after"]

@@ -196,6 +196,13 @@ class Arranging:
             pads.get(plain_label(axis[0]), (0, 0)) if len(axis) == 1 else (0, 0) for axis in value.axes[first:]
         )
         order = tuple(new.get(label, label) for label in value.order)
+        if not self.lies(value, value.labels):
+            # torch keeps channels_last but where it pads circularly, and makes all else contiguous, or nobody knows
+            last = len(axes) in (4, 5) and self.lies(value, channels_last(value.axes))
+            if mode == "circular" or (not last and min(min(pair) for pair in ends) >= 0):
+                order = labels_in(axes)
+            elif not last:
+                order = UNKNOWN
         return self.add(Pad(value.number, axes, ends, mode), order)
 
     def primed(self, label: str, more: int) -> str:

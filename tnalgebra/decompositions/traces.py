@@ -26,6 +26,9 @@ from .truncation import truncate
 MAX_BYTES = 16 * 2**20
 """Longest file that is read."""
 
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+"""The types that a search computes in, see `Settings`."""
+
 
 def load_trace(path: str | Path) -> Trace:
     """Read what `Trace.save` wrote.
@@ -73,16 +76,25 @@ def _step(entry: Mapping[str, Any], before: Network) -> Step:
     ranks = {str(bond): int(rank) for bond, rank in entry["ranks"].items()}
     sizes = {str(label): int(size) for label, size in entry["sizes"].items()}
     bind = {str(variable): str(thing) for variable, thing in entry["bind"].items()}
-    error = float(entry["relative_error"])
-    if not 0 <= error < math.inf:
-        raise RuleError(explain(f"a step records a relative error of {error}", fix="a number of at least 0"))
-    change = Change(parse(entry["after"]), relative_error=error, ranks=ranks)
+    error = _error(entry["relative_error"], "a relative error")
+    of_output = None if "output_error" not in entry else _error(entry["output_error"], "an error of the output")
+    change = Change(parse(entry["after"]), relative_error=error, ranks=ranks, output_error=of_output)
     search = {"dtype": "float64", **entry.get("search", {})}
-    settings = Settings(**{**search, "dtype": getattr(torch, str(search["dtype"]))})
+    if search["dtype"] not in DTYPES:
+        raise RuleError(explain(f"a step was searched for in {search['dtype']!r}", fix=" or ".join(DTYPES)))
+    settings = Settings(**{**search, "dtype": DTYPES[search["dtype"]]})
     fixed = {str(name): value for name, value in entry.get("fixed", {}).items()}
     lost = tuple(map(str, entry.get("lost", ())))
     options = Options(ranks, sizes, bind, fixed, settings=settings, lost=lost)
     return Step(rule_from(entry["rule"]), place, options, before, change)
+
+
+def _error(value: object, what: str) -> float:
+    if value == "inf":  # of a left side that is 0
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise RuleError(explain(f"a step records {what} of {value!r}", fix="a number of at least 0, or the text inf"))
+    return float(value)
 
 
 def rule_from(spec: Mapping[str, str]) -> Rule:
