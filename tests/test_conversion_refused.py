@@ -42,6 +42,31 @@ def test_computed_weights_stay() -> None:
     assert report["3"].reason == "its forward is replaced on the object itself"
 
 
+def test_what_a_layer_holds_besides_is_no_reason_to_lose_it() -> None:
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
+    model[0].register_buffer("scale", torch.ones(6))
+    model[1].register_parameter("gain", nn.Parameter(torch.ones(6)))
+    model[2].add_module("adapter", nn.ReLU())
+    _, report = convert(model, {"*": ("out | in", 1)})
+    assert report.converted == ("3",)
+    for name, held in zip("012", ("scale", "gain", "adapter"), strict=True):
+        assert report[name].reason == f"it holds {held}, which the new layer would not have"
+
+
+def test_types_of_one_byte_stay() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[0].weight = nn.Parameter(model[0].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    _, report = convert(model, {"*": ("out | in", 1)})
+    assert report.converted == ("1",)
+    assert report["0"].reason == "its weight is torch.float8_e4m3fn"
+
+
+def test_an_example_of_a_model_without_elements() -> None:
+    model = nn.Sequential(nn.Linear(6, 6)).to("meta")
+    with pytest.raises(LayerError, match="the model is on the meta device"):
+        convert(model, {"*": ("out | in", 1)}, example=(2, 6))
+
+
 def test_hooks_of_the_state_are_refused_by_name() -> None:
     def rename(module: nn.Module, state: dict[str, Any], *rest: Any) -> None: ...
 

@@ -126,7 +126,7 @@ def test_inputs_are_those_of_torch(name: str) -> None:
         expected.square().sum().backward()
         same(x.grad, y.grad)  # type: ignore[arg-type]
     wrong = input_for(name, {**usual(name), "in_channels": 3, "in_features": 3})
-    with pytest.raises(CompileError, match="has 3 channels, the layer takes 4"):
+    with pytest.raises(CompileError, match=r"has 3 (channels|features), the layer takes 4"):
         layer(wrong)
     if name != "Linear":
         with pytest.raises(CompileError, match="the input 'X' has 7 axes"):
@@ -459,3 +459,25 @@ def test_layers_that_cannot_be_made() -> None:
         tensor_nn.decomposed(dense("Linear"), "cp", ranks=1, input_size=4)
     with pytest.raises(RankError):
         tucker(ranks={"a": 99, "b": 1})
+
+
+def test_choices_that_mean_nothing_to_a_layer() -> None:
+    refused: dict[str, Callable[[], object]] = {
+        "seed= is given to an nn.Conv2d that is made anew": lambda: tensor_nn.Conv2d(
+            **usual("Conv2d"), rewrite="cp", ranks=2, seed=1
+        ),
+        "input_size= is given to an nn.Linear that is made anew": lambda: tensor_nn.Linear(
+            6, 6, rewrite="out | in", ranks=2, input_size=4
+        ),
+        "input_size is given to a layer without positions": lambda: tensor_nn.Linear.from_linear(
+            torch_nn.Linear(6, 6), "out | in", ranks=2, input_size=4
+        ),
+        "batch_size is 0": lambda: tucker(batch_size=0),
+        "memory_format is torch.channels_last_3d, of 5 axes": lambda: tucker(memory_format=torch.channels_last_3d),
+        "AvgPool2d has no kernel to decompose": lambda: tensor_nn.decomposed(torch_nn.AvgPool2d(2), "cp", ranks=2),
+    }
+    for fact, make in refused.items():
+        with pytest.raises((LayerError, CompileError), match=re.escape(fact)):
+            make()
+    with pytest.raises(CompileError, match="the input has 5 features, the layer takes 6"):
+        tensor_nn.Linear(6, 6, rewrite="out | in", ranks=2)(torch.zeros(2, 5))

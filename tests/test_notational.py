@@ -214,7 +214,7 @@ def test_a_fuse_alone_is_a_reshape() -> None:
         ({"o1": 4, "i1": 2}, SizeError, "label 'out' of size 6 does not divide into parts of 4"),
         ({"o1": 4}, SizeError, "label 'out' of size 6 does not divide into parts of 4"),
         ({"o1": 2, "i1": 2, "i2": 3}, SizeError, "label 'in' has two sizes"),
-        ({"o1": 2, "i1": 2, "x": 3}, RuleError, "has no label on its right side 'x'\n  known: out o1 o2 in i1 i2 p"),
+        ({"o1": 2, "i1": 2, "x": 3}, RuleError, "has no label 'x' on its right side\n  known: out o1 o2 in i1 i2 p"),
         ({"o1": 2.5, "i1": 2}, SizeError, "the size of label 'o1' is 2.5\n  fix: an integer"),
         ({"o1": 0, "i1": 2}, SizeError, "label 'o1' would have size 0"),
     ],

@@ -55,7 +55,7 @@ RIGHT_SIDES: dict[str, Refusal] = {
     "a label that nothing sizes": (
         lambda: rule("K[o i] => L[o r] R[r i] M[x y]").apply({"K": MATRIX}, ranks={"r": 2}),
         RankError,
-        "no rank for 'x', 'y'\n  fix: ranks={'x': ...}",
+        "no rank for 'x', 'y'\n  fix: ranks={'x': ..., 'y': ...} or a ParameterBudget",
     ),
     "the whole of a Fuse that nothing sizes": (
         lambda: rule("K[o i] => Fuse[x a b] L[o a] R[b i]").apply({"K": MATRIX}),

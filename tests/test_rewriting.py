@@ -70,7 +70,7 @@ from tnalgebra.valuation import common_dtype, norm, relative
         (
             lambda: HALVES.apply({"K": MATRIX}, ranks=2, sizes={"x": 3}),
             RuleError,
-            "the rule 'halves' has no label on its right side 'x'\n  known: o r i",
+            "the rule 'halves' has no label 'x' on its right side\n  known: o r i",
         ),
         (
             lambda: HALVES.apply(parse("K[o i]"), ranks=2),

@@ -154,9 +154,9 @@ class Work:
         batch, positions, layout = None, None, None
         if self.calls.get(name):
             shape = self.calls[name][0].shape
-            if self.calls[name][0].memory_format != torch.contiguous_format:
-                layout = self.calls[name][0].memory_format  # else the weight's: torch takes either for a sign
             axes = module.weight.ndim - 2
+            if axes and self.calls[name][0].memory_format != torch.contiguous_format:
+                layout = self.calls[name][0].memory_format  # else the weight's: torch takes either for a sign
             batch = max(1, prod(shape[: len(shape) - axes - 1]))
             positions = shape[len(shape) - axes :] or None
         return layers.decomposed(

@@ -11,7 +11,8 @@ from tempfile import NamedTemporaryFile
 def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
-    If `write` raises, `path` is as it was and the temporary file is gone.
+    If `write` raises, `path` is as it was and the temporary file is gone. Who may read it is as it was, or what the
+    process gives to new files.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,11 +20,18 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         temporary = Path(handle.name)
     try:
         write(temporary)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """What the process takes from the permissions of new files: it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: str | Path, text: str) -> None:

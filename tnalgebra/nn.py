@@ -18,7 +18,6 @@ from torch import nn as torch_nn
 
 from .compiler import Candidates
 from .errors import LayerError, explain
-from .layers import layer_network
 from .nn_kernel import KernelLayer, Planning, Rewrite, Shaping, check_output_size
 from .options import Choices
 from .rewriting import Fit, Rule
@@ -73,8 +72,9 @@ class _Windowed(KernelLayer):
         Raises:
             LayerError: another layer, one whose weight is computed from others, or with hooks; a fit of another
                 weight; a tensor named like an attribute of the layer.
+            NetworkError: `input_size` or `batch_size` is none.
             RuleError, RankError, ValuesError, SizeError: as of `Rule.apply`.
-            CompileError: no plan keeps within memory.
+            CompileError: no plan keeps within memory; a memory format of another number of axes.
         """
         planning = Planning(input_size, batch_size, candidates, tune, backward, memory_format)
         return cls._made(conv, rewrite, fit, planning, choices)
@@ -397,7 +397,6 @@ def decomposed(
     for kind in LAYERS:
         if isinstance(module, kind.dense_class):
             return kind._made(module, rewrite, fit, planning, choices)
-    layer_network(module)  # refuses what is no layer of torch's
     known = ", ".join(kind.__name__ for kind in LAYERS)
     raise LayerError(explain(f"{type(module).__name__} has no kernel to decompose", fix=f"one of {known}"))
 

@@ -132,6 +132,8 @@ class KernelLayer(Compiled):
         if not isinstance(module, cls.dense_class):
             wanted, given = f"torch.nn.{cls.dense_class.__name__}", type(module).__name__
             raise LayerError(explain(f"a {given} is given to nn.{cls.__name__}", fix=f"a {wanted}, or nn.decomposed"))
+        if "input_size" in choices:
+            raise LayerError(explain("input_size is given to a layer without positions", fix="batch_size"))
         _check_layer(module)
         if isinstance(rewrite, Fit):
             fit = rewrite
@@ -177,6 +179,10 @@ class KernelLayer(Compiled):
         if isinstance(rewrite, Fit):
             fix = "its from_conv, from_linear, or a rule"
             raise LayerError(explain(f"nn.{type(self).__name__} is made anew, of a fit of a weight", fix=fix))
+        foreign = [name for name in choices if name not in Shaping.__annotations__]
+        if foreign:
+            fact = f"{foreign[0]}= is given to an nn.{type(self).__name__} that is made anew"
+            raise LayerError(explain(fact, choices=" ".join(Shaping.__annotations__)))
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # which are refused below
@@ -348,7 +354,8 @@ class KernelLayer(Compiled):
         """The layer's output for an input with one batch axis, which may be empty."""
         if given.ndim > -axis - 1 and given.shape[axis] != channels:
             # the channels of a grouped layer are no label of a weight, so that nothing below would know
-            fact = f"the input has {given.shape[axis]} channels, the layer takes {channels}"
+            word = "features" if self.dense_class is torch_nn.Linear else "channels"
+            fact = f"the input has {given.shape[axis]} {word}, the layer takes {channels}"
             raise CompileError(explain(fact, shape=tuple(given.shape), layer=f"nn.{type(self).__name__}"))
         if torch.compiler.is_compiling() or given.ndim == 0 or given.shape[0]:
             return super().forward(given)
@@ -426,6 +433,8 @@ def _origin_of(fit: Fit) -> Origin:
 
 
 def _nominal_shape(module: DenseLayer, planning: Planning) -> tuple[int, ...]:
+    if planning.batch_size is not None and planning.batch_size < 1:
+        raise LayerError(explain(f"batch_size is {planning.batch_size}", fix="at least 1"))
     if isinstance(module, torch_nn.Linear):
         if planning.input_size is not None:
             raise LayerError(explain("input_size is given to a layer without positions", fix="batch_size"))

@@ -37,7 +37,7 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: Report) -> None:
     if report.replaced and not held & ours:
         raise LayerError(
             explain(
-                f"the optimizer holds no parameter of the {len(report.replaced)} converted layers",
+                f"the optimizer holds no parameter of the converted layers ({len(report.replaced)})",
                 fix="the optimizer of the model that was converted, with inplace=True; or a new one",
             )
         )

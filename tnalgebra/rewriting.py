@@ -459,15 +459,15 @@ def _check_options(rule: Rule, options: Options) -> None:
     """Every word the caller uses is one the rule has."""
     budget = isinstance(options.ranks, ParameterBudget) and rule.kind == "approximate"
     ranks = options.ranks if isinstance(options.ranks, Mapping) else rule.ranks or (() if budget else ("all bonds",))
-    for kind, given, known in (
-        ("bond", ranks, rule.ranks),
-        ("variable", options.bind, rule.variables),
-        ("label on its right side", options.sizes, rule.labels),
+    for kind, where, given, known in (
+        ("bond", "", ranks, rule.ranks),
+        ("variable", "", options.bind, rule.variables),
+        ("label", " on its right side", options.sizes, rule.labels),
     ):
         for word in given:
             if word not in known:
                 listed = " ".join(known) or "none"
-                raise RuleError(explain(f"the rule {rule.name!r} has no {kind} {word!r}", known=listed))
+                raise RuleError(explain(f"the rule {rule.name!r} has no {kind} {word!r}{where}", known=listed))
     for label in rule.stated:
         if label not in options.sizes:
             raise RuleError(
@@ -505,7 +505,8 @@ def _choose(rule: Rule, network: Network, at: int | Place | None, options: Optio
         )
     number = 0 if at is None else at
     if not 0 <= number < len(places):
-        raise RuleError(explain(f"at={number}: the rule {rule.name!r} applies at {len(places)} places, counted from 0"))
+        there = "1 place" if len(places) == 1 else f"{len(places)} places"
+        raise RuleError(explain(f"at={number}: the rule {rule.name!r} applies at {there}, counted from 0"))
     return places[number]
 
 

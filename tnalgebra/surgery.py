@@ -106,6 +106,9 @@ def _obstacle(site: Site, owners: Mapping[int, Sequence[str]]) -> str | None:
     if weight is None:
         others = ", ".join(key for key in module._parameters if key != "bias")
         return f"its weight is computed from {others}: remove the weight norm, spectral norm or pruning first"
+    held = sorted({*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"})
+    if held:
+        return f"it holds {', '.join(held)}, which the new layer would not have"
     if "forward" in module.__dict__:
         return "its forward is replaced on the object itself"
     for key, parameter in module._parameters.items():
@@ -123,7 +126,7 @@ def _obstacle(site: Site, owners: Mapping[int, Sequence[str]]) -> str | None:
         if hooks:
             names = ", ".join(getattr(hook, "__name__", type(hook).__name__) for hook in hooks.values())
             return f"it has {kind.strip('_').replace('_', ' ')} ({names}), which know its parameters: remove them first"
-    if not is_lazy(weight) and (weight.is_meta or not weight.is_floating_point()):
+    if not is_lazy(weight) and (weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < 2):
         return f"its weight is {'on the meta device' if weight.is_meta else str(weight.dtype)}"
     try:
         layer_network(module)
@@ -227,6 +230,8 @@ def arguments(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], dict
     given = tuple(example)
     if given and all(isinstance(size, int) and not isinstance(size, bool) for size in given):
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        if like.is_meta:
+            raise LayerError(explain("the model is on the meta device, where nothing runs", fix="a device with memory"))
         generator = torch.Generator(like.device).manual_seed(0)
         return (torch.randn(given, generator=generator, dtype=like.dtype, device=like.device),), {}
     return given, {}

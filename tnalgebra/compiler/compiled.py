@@ -241,13 +241,16 @@ class Compiled(nn.Module):
             raise CompileError(explain(f"the input {missing[0]!r} has no shape", inputs=" ".join(names)))
         like, before = self._like(), self._thawed or self.plan
         sizes = {**self._own_sizes(), **check_inputs(self.network, inputs)}
+        last = before.request.channels_last
+        if memory_format is not None:
+            last = is_channels_last(memory_format, inputs.values())
         request = replace(
             before.request,
             network=Network(self.network.nodes, self.network.output, sizes),
             backward=before.request.backward if backward is None else backward,
             dtype=like.dtype,
             device=like.device,
-            channels_last=before.request.channels_last if memory_format is None else is_channels_last(memory_format),
+            channels_last=last,
         )
         self._tune = self._tune if tune is None else tune
         plan = self._planned(request)

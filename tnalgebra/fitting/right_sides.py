@@ -76,7 +76,7 @@ def chosen_ranks(
         wanted = [bond for bond in bonds if bond not in given] or list(bonds)
         if len(wanted) != 1:
             raise RankError(
-                explain(f"one rank, {ranks!r}, for the bonds {' '.join(wanted)}", fix="ranks={'a': ..., 'b': ...}")
+                explain(f"one rank, {ranks!r}, for the bonds {' '.join(wanted)}", fix=f"ranks={_each(wanted)}")
             )
         ranks = {wanted[0]: ranks}
     if isinstance(ranks, ParameterBudget):
@@ -90,13 +90,18 @@ def chosen_ranks(
         raise RankError(
             explain(
                 f"no rank for {', '.join(map(repr, missing))}",
-                fix=f"ranks={{{missing[0]!r}: ...}} or a ParameterBudget",
+                fix=f"ranks={_each(missing)} or a ParameterBudget",
             )
         )
     tree = tree_or_none(right, constants)
     if tree is not None:
         return tree_ranks(target, tree, wanted_ranks, before=before)
     return {bond: _rank(bond, wanted_ranks[bond], target, right, given) for bond in bonds}
+
+
+def _each(bonds: Sequence[str]) -> str:
+    """How a rank is given to each bond."""
+    return "{" + ", ".join(f"{bond!r}: ..." for bond in bonds) + "}"
 
 
 def _given(right: Network, constants: Mapping[str, Tensor], bonds: Sequence[str]) -> dict[str, int]:
