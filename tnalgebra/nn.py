@@ -18,7 +18,7 @@ from torch import nn as torch_nn
 
 from .compiler import Candidates
 from .errors import LayerError, explain
-from .nn_kernel import KernelLayer, Planning, Rewrite, Shaping, check_output_size
+from .nn_kernel import KernelLayer, Planning, Rewrite, Shaping, check_output_size, checked_format
 from .options import Choices
 from .rewriting import Fit, Rule
 from .sizes import input_size as positions_reached
@@ -71,10 +71,10 @@ class _Windowed(KernelLayer):
 
         Raises:
             LayerError: another layer, one whose weight is computed from others, or with hooks; a fit of another
-                weight; a tensor named like an attribute of the layer.
+                weight; a tensor named like an attribute of the layer; a memory format of another number of axes.
             NetworkError: `input_size` or `batch_size` is none.
             RuleError, RankError, ValuesError, SizeError: as of `Rule.apply`.
-            CompileError: no plan keeps within memory; a memory format of another number of axes.
+            CompileError: no plan keeps within memory.
         """
         planning = Planning(input_size, batch_size, candidates, tune, backward, memory_format)
         return cls._made(conv, rewrite, fit, planning, choices)
@@ -90,6 +90,7 @@ class _Windowed(KernelLayer):
         """Choose the plan anew, for inputs of this shape, with or without a batch: the layer itself."""
         if not isinstance(inputs, Mapping) and len(inputs) == len(self.kernel_size) + 1:
             inputs = (1, *inputs)
+        checked_format(memory_format, len(self.kernel_size) + 2)
         return super().replan(inputs, tune=tune, backward=backward, memory_format=memory_format)  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]

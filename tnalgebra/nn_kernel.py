@@ -238,7 +238,7 @@ class KernelLayer(Compiled):
             candidates=planning.candidates,
             backward=planning.backward,
             dynamic={},
-            memory_format=planning.memory_format or memory_format_of(weight),
+            memory_format=checked_format(planning.memory_format, weight.ndim) or memory_format_of(weight),
             max_elements=MAX_ELEMENTS,
             format_kept=True,
         )
@@ -459,6 +459,15 @@ def _contracted(kernel: Network, values: Mapping[str, Tensor]) -> Tensor:
     there = {label for node in nodes for label in node.labels}
     inner = Network(nodes, parts, {label: size for label, size in kernel.sizes.items() if label in there})
     return value_of(inner, values, dtype=torch.float64).reshape(shape_of(kernel, kernel.output))
+
+
+def checked_format(layout: torch.memory_format | None, axes: int) -> torch.memory_format | None:
+    """The memory format that is asked for. Raises LayerError if inputs have another number of axes."""
+    formats = {torch.channels_last: 4, torch.channels_last_3d: 5}
+    if layout is not None and formats.get(layout, axes) != axes:
+        fact = f"memory_format is {layout}, of {formats[layout]} axes"
+        raise LayerError(explain(fact, input=f"{axes} axes"))
+    return layout
 
 
 def check_output_size(given: Sequence[int], made: Collection[int], ndim: int) -> None:

@@ -94,7 +94,7 @@ def prepared(
     """
     if candidates not in get_args(Candidates):
         raise CompileError(explain(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates)))))
-    last = is_channels_last(memory_format, inputs.values())
+    last = is_channels_last(memory_format)
     if not inputs:
         raise CompileError(
             explain("there is no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -50,25 +50,12 @@ FORMATS: tuple[Format, ...] = ("contiguous", "channels_last")
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
-def is_channels_last(memory_format: torch.memory_format, inputs: Iterable[Sequence[int]]) -> bool:
-    """Whether a memory format is channels_last.
-
-    Args:
-        inputs: their shapes.
-
-    Raises:
-        CompileError: it is none that a plan is made for, or no input has as many axes as it asks for.
-    """
+def is_channels_last(memory_format: torch.memory_format) -> bool:
+    """Whether a memory format is channels_last. Raises CompileError if it is none that a plan is made for."""
     if memory_format not in MEMORY_FORMATS:
         listed = ", ".join(map(str, MEMORY_FORMATS))
         raise CompileError(explain(f"memory_format is {memory_format!r}", fix=f"one of {listed}"))
-    axes = {torch.channels_last: 4, torch.channels_last_3d: 5}.get(memory_format)
-    shapes = [tuple(shape) for shape in inputs]
-    if axes is not None and not any(len(shape) == axes for shape in shapes):
-        raise CompileError(
-            explain(f"memory_format is {memory_format}, of {axes} axes", inputs=" ".join(map(str, shapes)))
-        )
-    return axes is not None
+    return memory_format != torch.contiguous_format
 
 
 @dataclass(frozen=True)

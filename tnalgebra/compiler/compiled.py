@@ -243,7 +243,7 @@ class Compiled(nn.Module):
         sizes = {**self._own_sizes(), **check_inputs(self.network, inputs)}
         last = before.request.channels_last
         if memory_format is not None:
-            last = is_channels_last(memory_format, inputs.values())
+            last = is_channels_last(memory_format)
         request = replace(
             before.request,
             network=Network(self.network.nodes, self.network.output, sizes),
