@@ -3,9 +3,9 @@
     python -m recipes.compress                # embedded digits, a small CNN: minutes
     python -m recipes.compress --smoke        # the same in seconds, badly trained
     python -m recipes.compress --model resnet20 --weights W.pth --data DIR \\
-        --rewrite tucker2 "out kh | in kw" --parameters 0.5 --recalibrate
+        --rewrite tucker2 "out kh | in kw" --parameters 0.5 --sequential
     python -m recipes.compress --model mylib.nets:build --weights w.pth --data DIR \\
-        --multiply-adds 0.5 --sequential --output runs/mine
+        --multiply-adds 0.5 --channels-last --output runs/mine
 
 What is done:
 - One budget for the whole network: of its parameters, or of its multiply-adds.
@@ -16,11 +16,12 @@ What is done:
 - The compressed network is tested, not trained on. Batch normalisations are
   measured anew with --recalibrate.
 - Accuracy and speed are measured before and after; the speed in turns, in an order
-  drawn anew each round.
+  drawn anew each round. The dense network is timed in both memory formats, so that
+  no speed-up is over the slower of them unseen.
 
 What is left in OUTPUT:
 - model.safetensors: tnalgebra.load("model.safetensors", into=model) puts it into a
-  network as it was built.
+  network as it was built (with --channels-last: as it was built, and in that format).
 - report.txt, what is printed at the end; report.json, the same for programs.
 - model.onnx with --onnx.
 - Where these are there already they are shown again; other settings are refused.
@@ -99,6 +100,8 @@ class Config:
     """estimate batch-norm statistics anew afterwards, on 5000 training images"""
     recalibrate_shift: int = 0
     """pixels by which these images are moved: that of the training's augmentation; 4 for the published CIFAR ResNets"""
+    channels_last: bool = False
+    """put the network and the images into channels_last first: on CPUs and GPUs often faster, dense and compressed"""
     tune: bool = False
     """measure the best few plans of each layer instead of trusting their predicted times"""
     onnx: bool = False
@@ -114,7 +117,7 @@ class Config:
     batch_size: int = 128
     """images at a time in tests and calibration; no influence on the result beyond rounding"""
     timed_batch: int = 16
-    """images in a call that is timed, and for which the layers are planned"""
+    """images in a call that is timed, for which multiply-adds are counted and the layers planned"""
     rounds: int = 21
     """turns of each network in the timing; odd, so that the median is one of them"""
     threads: int | None = None
@@ -280,13 +283,14 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
     if train_first:
         assert training is not None
         trained_cnn4(model, training=training, config=config)
-    model.to(config.device).eval()
+    model.to(config.device).to(memory_format=_format(config)).eval()
     _check_outputs(model, images, config)
     assert config.mean is not None
     assert config.std is not None
     tested: dict[str, Any] = {"batch_size": config.batch_size, "mean": config.mean, "std": config.std}
     tested["device"] = config.device
     before = accuracy(model, images, **tested)
+    print(f"\ntop-1 before: {100 * before:.2f} %", flush=True)
     dense = copy.deepcopy(model)
 
     calibration = None
@@ -294,9 +298,8 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(config.seed))
         chosen = order[: config.calibration_images].sort().values
         seen = Images(training.pixels[chosen], training.labels[chosen], training.classes, training.source)
-        calibration = [
-            x for x, _ in seen.batches(config.batch_size, **{k: tested[k] for k in ("mean", "std", "device")})
-        ]
+        batches = seen.batches(config.batch_size, **{key: tested[key] for key in ("mean", "std", "device")})
+        calibration = [x.to(memory_format=_format(config)) for x, _ in batches]
     budget: tn.ParameterBudget | tn.MultiplyAddsBudget
     if config.multiply_adds is not None:
         budget = tn.MultiplyAddsBudget(config.multiply_adds)
@@ -305,8 +308,11 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
         budget = tn.ParameterBudget(config.parameters)
     first = next((name for name, layer in kernel_layers(model).items() if not isinstance(layer, nn.Linear)), None)
     skipped = [first if glob == "first" else glob for glob in config.skip]
-    example = (config.timed_batch, images.channels, *images.pixels.shape[2:])
-    print(f"compressing {len(kernel_layers(model))} layers", flush=True)
+    generator = torch.Generator().manual_seed(config.seed)
+    example = torch.randn(config.timed_batch, images.channels, *images.pixels.shape[2:], generator=generator)
+    example = example.to(config.device, memory_format=_format(config))
+    compressing = perf_counter()
+    print(f"compressing {len(kernel_layers(model))} layers ...", end=" ", flush=True)
     model, report = tn.convert(
         model,
         {**{glob: None for glob in skipped if glob is not None}, "*": list(config.rewrite)},
@@ -318,6 +324,7 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
         seed=config.seed,
         fractions=SMOKE_FRACTIONS if config.smoke else FRACTIONS,
     )
+    print(f"{perf_counter() - compressing:.0f} s", flush=True)
     if config.recalibrate and training is not None:
         some = training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=config.seed)
         recalibrate_batch_norm(model, some, max_shift=config.recalibrate_shift, **tested)
@@ -328,7 +335,7 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
         "accuracy": {"before": before, "after": after},
         "images": len(images),
         "parameters": {"before": report.parameters, "after": report.parameters_after},
-        "multiply_adds": {"before": report.multiply_adds, "after": report.multiply_adds_after, "batch": example[0]},
+        "multiply_adds": {"before": report.multiply_adds, "after": report.multiply_adds_after, "batch": len(example)},
         "latency": latency,
         "layers": report.records(),
         "config": settings,
@@ -340,6 +347,10 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
     _write(model, example, text, result, config)
     print(f"\n{text}\n\nnetwork and reports: {config.output}/")
     return result
+
+
+def _format(config: Config) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 def _check_outputs(model: nn.Module, images: Images, config: Config) -> None:
@@ -362,23 +373,29 @@ def _check_outputs(model: nn.Module, images: Images, config: Config) -> None:
     check_classes(images, outputs)
 
 
-def _latency(dense: nn.Module, model: nn.Module, example: tuple[int, ...], config: Config) -> dict[str, Any]:
+def _latency(dense: nn.Module, model: nn.Module, x: Tensor, config: Config) -> dict[str, Any]:
     """Seconds of a forward pass in evaluation mode, medians; speed-ups over dense with 95 % intervals."""
     frozen = copy.deepcopy(model)
     for layer in frozen.modules():
         if isinstance(layer, tn.nn.KernelLayer):
             layer.freeze()
-    generator = torch.Generator().manual_seed(config.seed)
-    x = torch.randn(example, generator=generator).to(config.device)
+    other, name = torch.channels_last, "dense, channels_last"
+    if config.channels_last:
+        other, name = torch.contiguous_format, "dense, contiguous"
 
     @torch.no_grad()
-    def run(network: nn.Module) -> Tensor:
-        found: Tensor = network(x)
+    def run(network: nn.Module, inputs: Tensor) -> Tensor:
+        found: Tensor = network(inputs)
         return found
 
-    networks = {"dense": dense.eval(), "compressed": model.eval(), "compressed, frozen": frozen.eval()}
+    networks = {
+        "dense": (dense.eval(), x),
+        name: (copy.deepcopy(dense).to(memory_format=other), x.to(memory_format=other)),
+        "compressed": (model.eval(), x),
+        "compressed, frozen": (frozen.eval(), x),
+    }
     times = time_in_turns(
-        {name: partial(run, network) for name, network in networks.items()},
+        {name: partial(run, *called) for name, called in networks.items()},
         rounds=config.rounds,
         slow_rounds=config.rounds,
         slow_factor=float("inf"),
@@ -389,42 +406,67 @@ def _latency(dense: nn.Module, model: nn.Module, example: tuple[int, ...], confi
     )
     ratios = {name: ratio_of_medians(times["dense"], times[name]) for name in networks if name != "dense"}
     return {
-        "batch": example[0],
+        "batch": len(x),
         "device": device_name(config.device),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if config.device == "cpu" else None,
         "rounds": config.rounds,
+        "memory_format": "channels_last" if config.channels_last else "contiguous",
         "seconds": {name: median(seconds) for name, seconds in times.items()},
         "speed_up": {name: ratio._asdict() for name, ratio in ratios.items()},
     }
 
 
-def summary(result: Result, report: Report | str) -> str:
-    """The report of the layers, and below it what the whole network was and is."""
-    right = result["accuracy"]
-    latency, seconds = result["latency"], result["latency"]["seconds"]
-    images = result["images"]
-    lines = [
-        str(report),
-        "",
-        f"accuracy: {100 * right['before']:.2f} % -> {100 * right['after']:.2f} % "
-        f"({100 * (right['after'] - right['before']):+.2f} points), on {images} test images",
+def summary(result: Result, report: Report) -> str:
+    """The table of the layers, and below it what the whole network was and is."""
+    table = str(report).splitlines()[: -len(report.notes)]  # the notes' figures stand below too
+    right, latency = result["accuracy"], result["latency"]
+    points = 100 * (right["after"] - right["before"])
+    rows: list[tuple[str, ...]] = [
+        ("", "before", "after", ""),
+        (
+            "top-1",
+            f"{100 * right['before']:.2f} %",
+            f"{100 * right['after']:.2f} %",
+            f"{points:+.2f} points, {result['images']:,} test images",
+        ),
     ]
-    for name, title in (("parameters", "parameters"), ("multiply_adds", "multiply-adds")):
+    note = {
+        "parameters": "of the whole network",
+        "multiply_adds": f"of convolutions and linear layers, batch {result['multiply_adds']['batch']}",
+    }
+    for name, of in note.items():
         old, new = result[name]["before"], result[name]["after"]
-        of = f", kernel layers, batch {result[name]['batch']}" if name == "multiply_adds" else ""
-        lines.append(f"{title}: {old:,} -> {new:,} ({new / old:.3f}{of})")
-    lines.append(
-        f"forward pass, batch {latency['batch']}, {latency['device']}, {latency['threads']} thread(s), "
-        f"medians of {latency['rounds']} rounds in turns:"
-    )
-    for name, value in seconds.items():
+        rows.append((name.replace("_", "-"), f"{old:,}", f"{new:,}", f"{100 * new / old:.1f} % kept, {of}"))
+    lines = [*table, "", *_aligned(rows), ""]
+    threads = {None: "", 1: ", 1 thread"}.get(latency["threads"], f", {latency['threads']} threads")
+    lines += [
+        f"forward pass, batch {latency['batch']}, {latency['memory_format']}, {latency['device']}{threads}",
+        f"(medians of {latency['rounds']} turns; speed-ups over dense, with 95 % intervals):",
+    ]
+    rows = []
+    for name, value in latency["seconds"].items():
         ratio = latency["speed_up"].get(name)
-        note = "" if ratio is None else f", speed-up {ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
-        lines.append(f"  {name:<20}{1e3 * value:.2f} ms{note}")
+        over = "" if ratio is None else f"{ratio['value']:.2f} x  [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        rows.append((f"  {name}", f"{1e3 * value:.2f} ms", over))
+    lines += _aligned(rows)
+    if latency["speed_up"].get("dense, channels_last", {"low": 0})["low"] > 1:
+        lines.append("The dense network is faster in channels_last: compress it for that by --channels-last.")
     return "\n".join(lines)
 
 
-def _write(model: nn.Module, example: tuple[int, ...], text: str, result: Result, config: Config) -> None:
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """The first and the last column to the left, those between to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if 0 < number < len(row) - 1 else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _write(model: nn.Module, example: Tensor, text: str, result: Result, config: Config) -> None:
     """Each file whole or not at all; report.json comes last, and says that all are there."""
     from tnalgebra.checkpoint import save
 
@@ -445,9 +487,8 @@ def _written(path: Path, content: str | Callable[[Path], None]) -> None:
         raise StudyError(explain(f"{path} cannot be written", because=error, fix="another --output")) from error
 
 
-def _export(model: nn.Module, example: tuple[int, ...], path: Path) -> None:
-    like = next(model.parameters())
-    x = torch.randn((max(2, example[0]), *example[1:]), device=like.device)
+def _export(model: nn.Module, example: Tensor, path: Path) -> None:
+    x = torch.cat([example, example])  # of one image, the exporter takes the batch for a constant
     torch.onnx.export(
         model.eval(),
         (x,),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tnalgebra.allocation import Point, allocate, lower_hull
+from tnalgebra.allocation import Point, allocate, allocate_part, lower_hull
 from tnalgebra.errors import RankError
 
 CURVES = st.dictionaries(
@@ -78,3 +78,19 @@ def test_a_budget_that_cannot_be_met_says_the_least() -> None:
         allocate({"a": [Point(10, 1.0)], "b": [Point(10, 1.0), Point(12, 0.0)]}, 19)
     with pytest.raises(RankError, match="layer 'a' has no way to be treated"):
         allocate({"a": []}, 19)
+
+
+@given(CURVES, st.integers(0, 200), st.integers(1, 40))
+def test_the_least_part_that_is_named_can_be_met(curves: dict[str, list[Point]], rest: int, saved: int) -> None:
+    smallest = {name: min(point.parameters for point in points) for name, points in curves.items()}
+    least = rest + sum(smallest.values())
+    whole = least + saved
+    with pytest.raises(
+        RankError, match=rf"of {whole} multiply-adds cannot .*\n  least: .*: {rest} are not touched"
+    ) as said:
+        allocate_part(curves, (least - 1) / whole, whole=whole, rest=rest, counted="multiply-adds")
+    part = float(str(said.value).partition("least: ")[2].partition(":")[0])
+    assert least / whole <= part < least / whole + 2e-4
+    chosen = allocate_part(curves, part, whole=whole, rest=rest)
+    parameters, _ = totals(curves, chosen)
+    assert rest + parameters <= part * whole

@@ -113,7 +113,7 @@ def test_rules_of_several_kinds_are_chosen_from() -> None:
 
 def test_what_cannot_be_planned() -> None:
     model = network()
-    with pytest.raises(RankError, match=r"a budget of 0.1 of \d+ parameters cannot be met\n  least: 0\.\d+: \d+ param"):
+    with pytest.raises(RankError, match=r"a budget of 0.1 of \d+ parameters cannot be met\n  least: 0\.\d+: \d+ are"):
         plan_budget(model, LAYERS, [0.1])
     with pytest.raises(RankError, match=r"a budget of 1\.5"):
         plan_budget(model, LAYERS, [1.5])

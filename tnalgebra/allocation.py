@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -59,6 +60,41 @@ def allocate(curves: Mapping[str, Sequence[Point]], limit: int) -> dict[str, int
             break
         chosen[name], total = after, total_after
     return _filled(curves, chosen, limit - total)
+
+
+def allocate_part(
+    curves: Mapping[str, Sequence[Point]],
+    part: float,
+    *,
+    whole: int,
+    rest: int,
+    counted: str = "parameters",
+    fix: str | None = None,
+) -> dict[str, int]:
+    """Choose a point for each layer, so that a part of a whole model is kept; see `allocate`.
+
+    Args:
+        part: in (0, 1].
+        whole: what the model takes as it is.
+        rest: what of that the curves do not stand for: it stays.
+        counted: what is shared out, in messages.
+        fix: what to do where the budget cannot be met, likewise.
+
+    Raises:
+        RankError: the budget cannot be met, and the least part that can.
+    """
+    try:
+        return allocate(curves, int(part * whole) - rest)
+    except RankError as error:
+        least = rest + sum(min(point.parameters for point in curve) for curve in curves.values())
+        smallest = math.ceil(1e4 * least / whole) / 1e4  # rounded up, so that it can be met
+        raise RankError(
+            explain(
+                f"a budget of {part:g} of {whole} {counted} cannot be met",
+                least=f"{smallest:.4f}: {rest} are not touched, the layers take {least - rest}",
+                fix=fix,
+            )
+        ) from error
 
 
 def lower_hull(points: Sequence[Point]) -> list[int]:

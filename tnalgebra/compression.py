@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from .allocation import Point, allocate
+from .allocation import Point, allocate_part
 from .calibration import RIDGE, fit_in_order
 from .errors import LayerError, RankError, RuleError, StudyError, explain
 from .fitting.metric import Metric
 from .layers import KernelLayer, kernel_layers
+from .options import Choices
 from .ranks import ParameterBudget
 from .rewriting import Fit, Rule
 
@@ -107,16 +108,7 @@ def plan_budget(
     rest = whole - sum(modules[name].weight.numel() for name in layers)
     plans = []
     for budget in budgets:
-        try:
-            chosen = allocate(points, int(budget * whole) - rest)
-        except RankError as error:
-            least = rest + sum(min(point.parameters for point in curve) for curve in points.values())
-            raise RankError(
-                explain(
-                    f"a budget of {budget:g} of {whole} parameters cannot be met",
-                    least=f"{least / whole:.4f}: {rest} parameters are not touched, the layers take {least - rest}",
-                )
-            ) from error
+        chosen = allocate_part(points, budget, whole=whole, rest=rest)
         plans.append({name: choices[name][number - 1][0] for name, number in chosen.items() if number})
     return plans
 
@@ -134,29 +126,55 @@ def _choices(
 ) -> dict[str, list[Choice]]:
     """For each layer every treatment that saves something; layers of one shape are fitted side by side."""
     found: dict[str, list[Choice]] = {name: [] for name in layers}
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, offered in layers.items():
-        groups.setdefault((modules[name].weight.shape, *offered), []).append(name)
-    for (_, *rules), names in groups.items():
+    weights = {name: modules[name].weight for name in layers}
+    for names, rules in side_by_side(weights, layers):
+        own = [weights[name] for name in names]
+        norms = None if metrics is None else [metrics[name] for name in names]
         for rule in rules:
-            assert isinstance(rule, Rule)
             for fraction in fractions:
-                try:
-                    fits = rule.apply_many(
-                        [{rule.tensor: modules[name].weight} for name in names],
-                        metrics=None if metrics is None else [metrics[name] for name in names],
-                        ranks=ParameterBudget(fraction),
-                        seed=seed,
-                        sweeps=CURVE_SWEEPS,
-                    )
-                except RankError:
-                    continue  # even rank 1 is more than that
-                for name, fit in zip(names, fits, strict=True):
-                    if fit.parameters < modules[name].weight.numel():
-                        error = fit.relative_error if fit.output_error is None else fit.output_error
+                fits = fits_of_size(rule, own, fraction, metrics=norms, seed=seed)
+                for name, fit in zip(names, fits, strict=bool(fits)):
+                    if fit.parameters < weights[name].numel():
                         ranks = dict(fit.trace.steps[-1].change.ranks)
-                        found[name].append((Planned(rule, ranks, fit.parameters), fit.dense(), error))
+                        found[name].append((Planned(rule, ranks, fit.parameters), fit.dense(), error_of(fit)))
     return found
+
+
+Offered = TypeVar("Offered", bound=Hashable)
+
+
+def side_by_side(
+    weights: Mapping[str, Tensor], offered: Mapping[str, Sequence[Offered]]
+) -> list[tuple[list[str], tuple[Offered, ...]]]:
+    """Names of layers whose weights are of one kind and that are offered the same, with what that is."""
+    groups: dict[tuple[object, tuple[Offered, ...]], list[str]] = {}
+    for name, weight in weights.items():
+        groups.setdefault(((weight.shape, weight.dtype, weight.device), tuple(offered[name])), []).append(name)
+    return [(names, ways) for (_, ways), names in groups.items()]
+
+
+def fits_of_size(
+    rule: Rule,
+    weights: Sequence[Tensor],
+    fraction: float,
+    *,
+    metrics: Sequence[Metric] | None,
+    **choices: Unpack[Choices],
+) -> list[Fit]:
+    """Fit kernels of one shape at a part of their parameters; none where even rank 1 is more than that.
+
+    The sweeps are few unless `choices` say how many.
+    """
+    own: Choices = {"sweeps": CURVE_SWEEPS, **choices, "ranks": ParameterBudget(fraction)}
+    try:
+        return rule.apply_many([{rule.tensor: weight.detach()} for weight in weights], metrics=metrics, **own)
+    except RankError:
+        return []
+
+
+def error_of(fit: Fit) -> float:
+    """Relative error of the layer's output where the fit had a metric, of the kernel otherwise."""
+    return fit.relative_error if fit.output_error is None else fit.output_error
 
 
 class Divergence:

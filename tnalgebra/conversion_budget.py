@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .allocation import Point, allocate
-from .compression import CURVE_SWEEPS
-from .errors import RankError, TnalgebraError, explain
+from .allocation import Point, allocate_part
+from .compression import CURVE_SWEEPS, error_of, fits_of_size, side_by_side
+from .errors import TnalgebraError
 from .fitting.metric import Metric
 from .options import Choices
-from .ranks import MultiplyAddsBudget, ParameterBudget, Rank
+from .ranks import MultiplyAddsBudget, ParameterBudget
 from .rewriting import Fit, Rule
 
 ModelBudget = ParameterBudget | MultiplyAddsBudget
@@ -91,20 +91,10 @@ def share(
         stay = [] if fixed else [Point(costs.dense[name], 0.0)]
         points[name] = [*(Point(way.cost, way.error**2) for way in found), *stay]
     rest = costs.whole - sum(costs.dense[name] for name in points)
-    try:
-        chosen = allocate(points, int(budget.fraction * costs.whole) - rest)
-    except RankError as error:
-        least = rest + sum(min(point.parameters for point in curve) for curve in points.values())
-        counted, fix = "parameters", None
-        if isinstance(budget, MultiplyAddsBudget):
-            counted, fix = "multiply-adds", "candidates='factored', where plans rebuild dense kernels; more layers"
-        raise RankError(
-            explain(
-                f"a budget of {budget.fraction:g} of {costs.whole} {counted} cannot be met",
-                least=f"{least / costs.whole:.4f}: {rest} are not touched, the layers take {least - rest}",
-                fix=fix,
-            )
-        ) from error
+    counted, fix = "parameters", None
+    if isinstance(budget, MultiplyAddsBudget):
+        counted, fix = "multiply-adds", "candidates='factored', where plans rebuild dense kernels; more layers"
+    chosen = allocate_part(points, budget.fraction, whole=costs.whole, rest=rest, counted=counted, fix=fix)
     picked = {name: ways[name][number].treatment for name, number in chosen.items() if number < len(ways[name])}
     return Shares(picked, refused, frozenset(name for name, found in ways.items() if not found))
 
@@ -119,38 +109,35 @@ def _curves(
     """For each layer every treatment that saves something; layers of one shape are fitted side by side."""
     ways: dict[str, list[Way]] = {name: [] for name in offered}
     refused: dict[str, str] = {}
-    groups: dict[tuple[object, tuple[Treatment, ...]], list[str]] = {}
-    for name, weight in weights.items():
-        alike = (weight.shape, weight.dtype, weight.device)
-        groups.setdefault((alike, tuple(offered[name])), []).append(name)
-    for (_, treatments), names in groups.items():
+    for names, treatments in side_by_side(weights, offered):
         for treatment in treatments:
             given = treatment.choices.get("ranks")
-            for ranks in [ParameterBudget(f) for f in fractions] if given is None else [given]:
+            for fraction in fractions if given is None else [None]:
                 try:
-                    fits = _fitted(treatment, [weights[name] for name in names], names, metrics, ranks)
+                    fits = _fits(treatment, [weights[name] for name in names], names, metrics, fraction)
                 except TnalgebraError as error:
-                    if given is not None or not isinstance(error, RankError):  # else rank 1 is more than that
-                        refused.update({name: str(error) for name in names})
+                    refused.update({name: str(error) for name in names})
                     continue
-                for name, fit in zip(names, fits, strict=True):
+                for name, fit in zip(names, fits, strict=bool(fits)):
                     chosen = treatment.with_ranks(fit.trace.steps[-1].change.ranks)
                     cost = costs.of_fit(name, treatment.rule, fit)
                     if cost < costs.dense[name] and fit.parameters < weights[name].numel():
-                        error_ = fit.relative_error if fit.output_error is None else fit.output_error
-                        ways[name].append(Way(chosen, cost, error_))
+                        ways[name].append(Way(chosen, cost, error_of(fit)))
     refused = {name: reason for name, reason in refused.items() if not ways[name]}
     return ways, refused
 
 
-def _fitted(
+def _fits(
     treatment: Treatment,
     weights: Sequence[Tensor],
     names: Sequence[str],
     metrics: Mapping[str, Metric] | None,
-    ranks: Mapping[str, Rank] | Rank,
+    fraction: float | None,
 ) -> list[Fit]:
-    own: Choices = {"sweeps": CURVE_SWEEPS, **treatment.choices, "ranks": ranks}
+    """Of every kernel, at a part of its parameters, or at the ranks that the treatment has."""
+    rule, own = treatment.rule, treatment.choices
     norms = None if metrics is None or "metric" in own else [metrics[name] for name in names]
-    rule = treatment.rule
+    if fraction is not None:
+        return fits_of_size(rule, weights, fraction, metrics=norms, **own)
+    own = {"sweeps": CURVE_SWEEPS, **own}
     return rule.apply_many([{rule.tensor: weight.detach()} for weight in weights], metrics=norms, **own)

@@ -89,6 +89,24 @@ def test_other_budgets_and_norms(quick: Config, change: dict[str, Any]) -> None:
     assert all((error is None) == (change.get("calibration_images") == 0) for error in errors)
 
 
+def test_channels_last_is_what_is_converted_and_timed(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    convert = tn.convert
+
+    def spied(model: torch.nn.Module, *given: Any, **named: Any) -> object:
+        seen.extend([model[3].weight, named["example"], *named["calibration"]])
+        return convert(model, *given, **named)
+
+    monkeypatch.setattr(tn, "convert", spied)
+    result = main(dataclasses.replace(quick, channels_last=True))
+    assert len(seen) == 3
+    # of one channel, contiguous and channels_last are the same: the images say nothing, the kernel does
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in seen)
+    assert not seen[0].is_contiguous()
+    assert result["latency"]["memory_format"] == "channels_last"
+    assert "dense, contiguous" in result["latency"]["seconds"]
+
+
 def test_a_second_run_shows_what_is_there(
     quick: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

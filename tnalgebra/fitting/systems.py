@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..contraction import Operand, contract
+from .kronecker import Split, fallen_apart
 from .problem import BATCH, PRIME, Problem, total
 
 LARGEST_SYSTEM = 4096
@@ -99,7 +100,13 @@ class System:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        return dict(zip(self.labels, self.problem.free[self.problem.occurrences[self.position].name], strict=True))
+        return dict(
+            zip(
+                self.labels,
+                self.problem.free[self.problem.occurrences[self.position].name],
+                strict=True,
+            )
+        )
 
     @property
     def unknowns(self) -> int:
@@ -130,7 +137,11 @@ class System:
         reference = operands[0][0] if operands else self.problem.target
         for label in (*self.coupled, *(label + PRIME for label in self.coupled)):
             if label not in there:
-                ones = torch.ones(self.sizes[label.removesuffix(PRIME)], dtype=reference.dtype, device=reference.device)
+                ones = torch.ones(
+                    self.sizes[label.removesuffix(PRIME)],
+                    dtype=reference.dtype,
+                    device=reference.device,
+                )
                 operands.append((ones, (label,)))
         primed = tuple(label + PRIME for label in self.coupled)
         kept = [label for label in BATCH if label in there]
@@ -140,6 +151,33 @@ class System:
             if label not in kept:
                 result = result.unsqueeze(axis)
         return result.reshape(*result.shape[: 2 + len(self.batch)], self.unknowns, self.unknowns)
+
+    def split(self, values: Mapping[str, Tensor]) -> Split | None:
+        """The gram matrix as a Kronecker product of small ones; None where nothing falls apart.
+
+        Of the core of a Tucker network each bond has a factor of its own: matrices of r rows in place of one of r^2.
+        """
+        if self.batch or len(self.coupled) < 2:
+            return None
+        operands = self.doubled(values)
+        groups = fallen_apart(self.coupled, tuple(tuple(labels) for _, labels in operands))
+        vectors: dict[tuple[str, ...], Tensor] = {}
+        eigenvalues = self.problem.target.new_ones([1] * (2 + len(self.labels)))
+        for group, within in groups:
+            primed = tuple(label + PRIME for label in group)
+            gram = self.problem.contracted([operands[number] for number in within], (*group, *primed))
+            rows = prod(self.sizes[label] for label in group)
+            gram = gram.reshape(*gram.shape[:2], rows, rows)
+            if not bool(gram.isfinite().all()):
+                return None
+            found = torch.linalg.eigh(gram)
+            shape = [self.sizes[label] if label in group else 1 for label in self.labels]
+            order = [group.index(label) for label in self.labels if label in group]
+            own = found.eigenvalues.clamp(min=0).reshape(*gram.shape[:2], *(self.sizes[label] for label in group))
+            own = own.permute(0, 1, *(2 + axis for axis in order)).reshape(*gram.shape[:2], *shape)
+            eigenvalues = eigenvalues * own
+            vectors[group] = found.eigenvectors
+        return Split(self.labels, vectors, eigenvalues) if groups else None
 
     def right_side(self, values: Mapping[str, Tensor], half: Half | None = None) -> Tensor:
         """The environment of the target: shape (layers, starts, *sizes of the core)."""
@@ -166,7 +204,12 @@ class System:
         right = self.right_side(values, half)
         present = values[self.problem.occurrences[self.position].name]
         starts = max(right.shape[1], present.shape[1])
-        if self.written_out(starts):
+        split = self.split(values)
+        if split is not None:
+            extra = DAMPING * split.mean
+            core = split.solve(right + extra * present, extra)
+            image = right - extra * (core - present)
+        elif self.written_out(starts):
             gram = self.gram(values)
             matrix, product = _solve(gram, self.as_matrix(right), self.as_matrix(present))
             core, image = self.as_core(matrix), self.as_core(product)
@@ -195,7 +238,11 @@ class System:
         for _ in range(ROUNDS):
             moved = self.image(direction, values)
             step = _ratio(power, _inner(direction, moved)).reshape(*power.shape, *[1] * len(self.labels))
-            core, image, residual = core + step * direction, image + step * moved, residual - step * moved
+            core, image, residual = (
+                core + step * direction,
+                image + step * moved,
+                residual - step * moved,
+            )
             improved = conditioned(residual)
             before, power = power, _inner(residual, improved)
             if bool((power <= enough).all()):
@@ -205,7 +252,12 @@ class System:
 
     def _preconditioner(self, values: Mapping[str, Tensor], core: Tensor) -> Callable[[Tensor], Tensor]:
         plain = System(replace(self.problem, metric=None, coupled=(), blocks=()), self.position)
-        if self.problem.metric is None or not plain.written_out(core.shape[1]):
+        if self.problem.metric is None:
+            return lambda residual: residual
+        split = plain.split(values)
+        if split is not None:
+            return lambda residual: split.solve(residual, LOOSE * split.mean)
+        if not plain.written_out(core.shape[1]):
             return lambda residual: residual
         gram = plain.gram(values)
         mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
