@@ -36,7 +36,7 @@ def test_each_layer_follows_the_first_pattern_that_fits() -> None:
     assert [report[name].rule for name in ("0", "3", "8")] == ["out | in kh kw", "cp", "out | in"]
     assert report["3"].ranks == {"r": 3}
     assert report["5"].rule is None
-    assert report["5"].reason == "as wished"
+    assert report["5"].reason == "as asked"
     assert report["3"].also == ("<Conv2d>",)
     assert (report.parameters, report.parameters_after) == (whole, count(model))
     assert report["0"].parameters_after == 2 * (8 + 27) + 8
@@ -52,7 +52,7 @@ def test_a_function_chooses() -> None:
     model = network()
     _, report = convert(model, lambda name, module: ("out | in", 2) if isinstance(module, nn.Linear) else None)
     assert report.converted == ("8",)
-    assert report["0"].reason == "as wished"
+    assert report["0"].reason == "as asked"
 
 
 def test_of_several_rewrites_the_best_is_taken() -> None:
@@ -186,7 +186,7 @@ def test_a_report_prints() -> None:
     _, report = convert(network(), {"3": ("cp", {"ranks": 3, "starts": 1}), "0": None}, example=SHAPE)
     text = str(report)
     assert "cp r=3" in text
-    assert "dense: as wished" in text
+    assert "dense: as asked" in text
     assert "1 of 4 decomposed" in text
     _, overlapping = convert(network(), {"3": ("out | in kh kw", 2), "[35]": ("out | in kh kw", 3)})
     assert str(overlapping).endswith("overlap: 1 layer follows '3', and not '[35]', which fits too and comes later")

@@ -63,7 +63,7 @@ class Work:
         for name, site in self.sites.items():
             offers = assigned[name].offers
             if offers is None:
-                self.reasons[name] = "as wished" if assigned[name].pattern else "no pattern"
+                self.reasons[name] = "as asked" if assigned[name].pattern else "no pattern"
                 continue
             if name in obstacles:
                 self.refuse(name, obstacles[name])
