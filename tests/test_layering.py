@@ -45,6 +45,7 @@ ORDER = (
     "fitting.trees",
     "fitting.problem",
     "fitting.right_sides",
+    "fitting.kronecker",
     "fitting.systems",
     "fitting.als",
     "fitting.*",
