@@ -1,6 +1,6 @@
 """Plain torch networks by name, and a loader of their weights."""
 
-from models.registry import MODELS, build_model
+from models.registry import MODELS, SURROGATES, build_model, build_surrogate
 from models.weights import load_weights
 
-__all__ = ["MODELS", "build_model", "load_weights"]
+__all__ = ["MODELS", "SURROGATES", "build_model", "build_surrogate", "load_weights"]

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,6 +16,7 @@ from torch import nn
 from models.cifar_resnet import resnet20, resnet32, resnet44, resnet56
 from models.cnn4 import cnn4
 from models.resnet50 import resnet50
+from models.wave_net import wave_net
 from tnalgebra.errors import DataError, explain
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -27,6 +28,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "resnet50_cifar": partial(resnet50, cifar_stem=True),
 }
+
+SURROGATES: dict[str, Callable[..., nn.Module]] = {"wave_net": wave_net}
+"""Networks that map fields to fields of the same size, and classify nothing."""
 
 
 def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
@@ -46,21 +50,43 @@ def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
         DataError: nothing is called `name`, its module cannot be imported, the function needs other arguments or
             raises an error, or its result is not a `torch.nn.Module`.
     """
-    if name in MODELS:
-        return MODELS[name](classes=classes, channels=channels)
+    return _built(name, MODELS, {"classes": classes, "channels": channels})
+
+
+def build_surrogate(name: str, *, inputs: int, outputs: int) -> nn.Module:
+    """Build a network that maps fields to fields: of `SURROGATES`, or one of your own.
+
+    Args:
+        name: a key of `SURROGATES`, or `package.module:function` as in `build_model`. The function receives the keyword
+            arguments `inputs` and `outputs` as far as its signature has them.
+        inputs: number of channels given.
+        outputs: number of channels asked for.
+
+    Returns:
+        The network: (n, inputs, height, width) -> (n, outputs, height, width).
+
+    Raises:
+        DataError: see `build_model`.
+    """
+    return _built(name, SURROGATES, {"inputs": inputs, "outputs": outputs})
+
+
+def _built(name: str, registry: Mapping[str, Callable[..., nn.Module]], sizes: dict[str, int]) -> nn.Module:
+    if name in registry:
+        return registry[name](**sizes)
     if ":" not in name:
-        close = difflib.get_close_matches(name, MODELS, n=1)
+        close = difflib.get_close_matches(name, registry, n=1)
         raise DataError(
             explain(
                 f"no model is called {name!r}",
-                known=", ".join(MODELS),
+                known=", ".join(registry),
                 fix=f"did you mean {close[0]!r}?" if close else None,
                 your_own="package.module:function",
             )
         )
     with _current_directory_importable():
         function = _imported(name)
-        arguments = _accepted(function, name, {"classes": classes, "channels": channels})
+        arguments = _accepted(function, name, sizes)
         try:
             model = function(**arguments)
         except Exception as error:  # somebody else's code, which may raise anything

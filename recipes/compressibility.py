@@ -76,6 +76,8 @@ class Config:
     components: Literal["refit", "drop"] = "refit"
     """under --ranks, at smaller ranks: a fit of its own (as in the paper), or the largest components of the fit at the
     largest rank"""
+    report_metric: Annotated[bool, tyro.conf.arg(name="report-metric")] = False
+    """report errors in the input metric too, of cuts and of fits in the Frobenius norm: recipes.claims compares them"""
     calibration: int = 1024
     """training images, chosen by the seed and without their labels, for metrics and divergences; all, if fewer"""
     scope: tuple[str, ...] = ("all", "each")
@@ -135,7 +137,7 @@ def main(config: Config) -> tn.Study:
     if config.weights is not None:
         load_weights(model, config.weights)
     training = None
-    calibrated = config.metric != "frobenius" or config.curves == "divergence"
+    calibrated = config.metric != "frobenius" or config.curves == "divergence" or config.report_metric
     if train_first or config.recalibrate_bn or calibrated:
         training = load_images(config.data, "train", image_size=config.image_size)
     found = tn.study(
@@ -151,6 +153,7 @@ def main(config: Config) -> tn.Study:
         curves=config.curves,
         calibration=_unlabelled(training, config.calibration, config.seed) if training and calibrated else None,
         components=config.components,
+        report_metric=config.report_metric,
         scope=config.scope,
         skip=config.skip,
         limit=config.limit,

@@ -189,6 +189,13 @@ BAD: list[tuple[str, dict[str, Any], type[TnalgebraError], str]] = [
         StudyError,
         "curves='divergence' needs calibration images\n",
     ),
+    ("no images for the report", {"report_metric": True}, StudyError, "report_metric needs calibration images\n"),
+    (
+        "report for nothing",
+        {"rewrites": "cp", "ranks": "r=2", "metric": "input", "report_metric": True, "cuts": (), "keep": ()},
+        StudyError,
+        "report_metric adds nothing: rows of other metrics have their error already\n  metric: input\n",
+    ),
     (
         "divergence for nothing",
         {"rewrites": "cp", "ranks": "r=2", "curves": "divergence"},

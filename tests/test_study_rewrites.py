@@ -257,6 +257,103 @@ def test_other_calibration_images_make_other_rows(model: nn.Module, images: Imag
     assert len(read_rows(tmp_path)) == 3
 
 
+# errors reported in the input metric, of what is fitted in the Frobenius norm
+
+
+def output_error_by_hand(model: nn.Module, name: str, weight: np.ndarray) -> float:
+    """sqrt(sum ||(K - K~) x||^2 / sum ||K x||^2) over the layer's inputs, run through torch's own convolution."""
+    layer = copy.deepcopy(model.get_submodule(name)).double()
+    given: list[Tensor] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: given.append(args[0].double()))
+    try:
+        with torch.no_grad():
+            copied = model.eval()
+            for batch in inputs(CALIBRATION):
+                copied(batch)
+            layer.bias = None
+            whole = sum(float(layer(x).square().sum()) for x in given)
+            layer.weight.copy_(layer.weight - torch.from_numpy(weight))
+            return float(np.sqrt(sum(float(layer(x).square().sum()) for x in given) / whole))
+    finally:
+        handle.remove()
+
+
+REPORTED: dict[str, Any] = {"report_metric": True, "calibration": CALIBRATION}
+
+
+def test_cuts_report_their_error_in_the_input_metric(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"scope": ("all", "each"), "skip": ("stem", "linear"), "keep": (0.5, 0.25)}
+    plain = study(model, images, tmp_path, **settings).rows
+    lines = (tmp_path / ROWS).read_text().splitlines()
+    found = study(model, images, tmp_path, **settings, **REPORTED).rows
+    assert (tmp_path / ROWS).read_text().splitlines()[: len(lines)] == lines, "rows that were there stay as they are"
+    assert len(read_rows(tmp_path)) == 1 + 2 * 12
+    assert study(model, images, tmp_path, **settings, **REPORTED).rows == found
+    assert study(model, images, tmp_path, **settings).rows == plain
+    assert len(read_rows(tmp_path)) == 1 + 2 * 12, "neither is computed twice"
+    assert found[0] == plain[0]
+    for row, other in zip(found[1:], plain[1:], strict=True):
+        assert (row["reported"], row["calibration"][:10]) == ("input", "30 images ")
+        assert (other["reported"], other["calibration"]) == (None, None)
+        assert row["layers"].keys() == other["layers"].keys()
+        for name, details in row["layers"].items():
+            error = details["output_error"]
+            assert {**details, "output_error": None} == {**other["layers"][name], "output_error": None}
+            assert "output_error" not in other["layers"][name]
+            weight = truncated(model.get_submodule(name).weight, LABELS[nn.Conv2d], row["rewrite"], row["keep"])[0]
+            # the metric has a ridge, noise of 1e-4 of the inputs' mean square
+            assert error == pytest.approx(output_error_by_hand(model, name, weight), rel=5e-3)
+            assert abs(error / details["relative_error"] - 1) > 1e-3, "or it could be the other error"
+        same = ("accuracy", "accuracy_change", "mean_squared_relative_error", "parameters_kept", "scope", "keep")
+        assert {key: row[key] for key in same} == {key: other[key] for key in same}
+
+
+def test_metrics_are_measured_once_for_all_layers(
+    model: nn.Module, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tnalgebra import study_layers
+
+    right, calls = study_layers.input_metrics, []
+
+    def counted(*arguments: Any, layers: list[str], **named: Any) -> Any:
+        calls.append(sorted(layers))
+        return right(*arguments, layers=layers, **named)
+
+    monkeypatch.setattr(study_layers, "input_metrics", counted)
+    settings: dict[str, Any] = {"scope": ("all", "each"), "skip": ("stem", "linear"), "keep": (0.5, 0.25)}
+    study(model, images, tmp_path / "cuts", **settings, **REPORTED)
+    study(model, images, tmp_path / "plain", **settings)
+    settings = WITHOUT | {"rewrites": "tucker2", "ranks": "a=2,3 b=2", "scope": ("each",)}
+    study(model, images, tmp_path / "rewrites", **settings, **REPORTED)
+    assert calls[0] == ["grouped", "wide"]
+    assert len(calls) == 3, "a rewrite of each layer asks for that layer when its row comes"
+
+
+def test_fits_report_it_too_unless_they_have_it(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    settings = WITHOUT | {"rewrites": "cp", "ranks": "r=2,1", "budget": 0.7}
+    plain = study(model, images, tmp_path, **settings).rows
+    found = study(model, images, tmp_path, **settings, **REPORTED).rows
+    assert len(read_rows(tmp_path)) == 1 + 2 * 3
+    rule = resolve("cp", LABELS[nn.Conv2d])
+    for row, other in zip(found[1:], plain[1:], strict=True):
+        assert (row["reported"], row["accuracy"]) == ("input", other["accuracy"])
+        for name, details in row["layers"].items():
+            assert other["layers"][name]["output_error"] is None
+            assert details["relative_error"] == other["layers"][name]["relative_error"]
+            if row["ranks"]:
+                weight = rule.apply({"K": kernel(model, name)}, ranks=details["ranks"]).dense().numpy()
+                assert details["output_error"] == pytest.approx(output_error_by_hand(model, name, weight), rel=5e-3)
+    dropped = study(model, images, tmp_path, **(settings | {"components": "drop", "budget": ()}), **REPORTED).rows
+    assert all(layer["output_error"] > 0 for row in dropped[1:] for layer in row["layers"].values())
+    settings = WITHOUT | {"rewrites": "cp", "ranks": "r=2", "metric": "input", "calibration": CALIBRATION}
+    fitted = study(model, images, tmp_path, **settings).rows
+    assert fitted[1]["reported"] is None
+    mixed = settings | {"cuts": CUTS[0], "keep": 0.5}
+    assert study(model, images, tmp_path, **mixed, report_metric=True).rows[2]["reported"] is None
+    assert study(model, images, tmp_path, **mixed, report_metric=True).rows[1]["reported"] == "input"
+    assert study(model, images, tmp_path, **settings).rows == fitted
+
+
 # components
 
 

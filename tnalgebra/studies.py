@@ -79,6 +79,7 @@ def study(
     curves: Curves = "error",
     calibration: Images | None = None,
     components: Components = "refit",
+    report_metric: bool = False,
     scope: str | Sequence[str] = "all",
     skip: str | Sequence[str] = "first",
     limit: int | None = None,
@@ -131,6 +132,8 @@ def study(
         components: at smaller ranks "refit" fits anew. "drop" fits once, at the largest of the ranks given for each
             bond, and keeps the components of largest norm; rows say "drop from r=64".
         output: the folder for rows, config and figures.
+        report_metric: of what is cut or fitted in the Frobenius norm, report the error in the input metric too, as
+            `output_error` of `layers`. These rows are others than those without; accuracies are the same.
         scope: "all" (the layers together), "each" (one layer at a time), or a glob of layers' names.
         skip: layers left alone: globs of names, or "first" for the first convolution; empty for none.
         limit: test on so many images only, equally many of each class, chosen by `seed`.
@@ -182,6 +185,7 @@ def study(
         components=components,
         curves=curves,
         calibration=None if calibration is None else f"{len(calibration)} images {calibration.fingerprint[:8]}",
+        reported="input" if report_metric else None,
         scope=scope,
         skip=skip,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from numbers import Real
 from typing import TypeAlias
@@ -47,8 +47,11 @@ class Treatment:
                 fractions = wanted.setdefault(layer.name, (layer, []))[1]
                 if asked.key.keep is not None and asked.key.keep not in fractions:
                     fractions.append(asked.key.keep)
+        reported = any(asked.key.reported for asked in todo)
+        if reported:
+            bench.metrics(wanted)  # of all layers in one pass over the images
         kernels = {
-            (name, fraction): replace(truncated, weight=truncated.weight.to(bench.dtype))
+            (name, fraction): _finished(layer, truncated, bench, reported=reported)
             for name, (layer, fractions) in wanted.items()
             for fraction, truncated in zip(fractions, self._truncated(layer, fractions), strict=True)
         }
@@ -83,6 +86,14 @@ class Treatment:
                 "parameters": sum(value.numel() for value in fit.values.values()),
             }
             yield Treated(weight, details)
+
+
+def _finished(layer: Layer, truncated: Treated, bench: Workbench, *, reported: bool) -> Treated:
+    """In the type it is tested in; with its error in the input metric where that is reported."""
+    details = dict(truncated.details)
+    if reported:
+        details["output_error"] = bench.output_error(layer, truncated.weight)
+    return Treated(truncated.weight.to(bench.dtype), details)
 
 
 def treatment_of(given: str | Rule) -> Treatment:

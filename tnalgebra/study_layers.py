@@ -36,7 +36,8 @@ class Treated:
 
     weight: axes as in the layer.
     details: what a row says of it: `rank` or `ranks`, `relative_error` (||K - K~||_F / ||K||_F), `norm_kept`
-        (||K~||_F / ||K||_F; 1 for a kernel of zeros), `parameters` (of its factors), of fits `output_error` too.
+        (||K~||_F / ||K||_F; 1 for a kernel of zeros), `parameters` (of its factors), of fits, and where it is
+        reported, `output_error` too.
     """
 
     weight: Tensor
@@ -85,6 +86,15 @@ class Workbench:
             device = self.settings["device"]
             self._metrics.update(input_metrics(self.model, self.inputs, layers=missing, device=device))
         return {name: self._metrics[name] for name in names}
+
+    def output_error(self, layer: Layer, weight: Tensor) -> float:
+        """sqrt(E||(K - K~) x||^2 / E||K x||^2): the error in the layer's input metric of a kernel in its place.
+
+        Args:
+            weight: K~, axes as in the layer.
+        """
+        own = layer.weight.to(self.settings["device"])
+        return self.metrics([layer.name])[layer.name].relative(weight.to(own) - own, own, layer.labels)
 
 
 def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:

@@ -34,6 +34,7 @@ class Wishes:
     rewrites, sweep, budgets: rewrites, the ranks of their bonds, and parts of the network's parameters.
     metric, components, curves: see `study`.
     calibration: as rows say it; None where there are no images.
+    reported: the metric in which errors are reported beside that of the fits; None for none.
     scope, skip: as given.
     """
 
@@ -46,6 +47,7 @@ class Wishes:
     components: Components
     curves: Curves
     calibration: str | None
+    reported: str | None
     scope: Sequence[str]
     skip: Sequence[str]
 
@@ -132,18 +134,31 @@ def _check_complete(wishes: Wishes) -> None:
             )
         )
     drops, diverges = wishes.components == "drop", wishes.curves == "divergence"
+    frobenius = wishes.metric == "frobenius"
     for given, what, missing, needed in (
         (wishes.keep, "keep", wishes.treatments, "cuts"),
         (wishes.sweep, "ranks", wishes.rewrites, "rewrites"),
         (wishes.budgets, "budget", wishes.rewrites, "rewrites"),
-        (wishes.metric != "frobenius", f"metric={wishes.metric!r}", wishes.rewrites, "rewrites"),
+        (not frobenius, f"metric={wishes.metric!r}", wishes.rewrites, "rewrites"),
         (drops, "components='drop'", wishes.sweep, "ranks"),
         (diverges, "curves='divergence'", wishes.budgets, "budget"),
     ):
         if given and not missing:
             raise StudyError(explain(f"{what} is given, and no {needed}", fix=f"{needed}=..., or leave it out"))
-    for given, what in ((wishes.metric != "frobenius", f"metric={wishes.metric!r}"), (diverges, "curves='divergence'")):
-        if given and wishes.calibration is None:
+    if wishes.reported and not wishes.treatments and not frobenius:
+        raise StudyError(
+            explain(
+                "report_metric adds nothing: rows of other metrics have their error already",
+                metric=wishes.metric,
+                fix="leave it out, or cuts or metric='frobenius'",
+            )
+        )
+    for needs, what in (
+        (not frobenius, f"metric={wishes.metric!r}"),
+        (diverges, "curves='divergence'"),
+        (wishes.reported is not None, "report_metric"),
+    ):
+        if needs and wishes.calibration is None:
             raise StudyError(explain(f"{what} needs calibration images", fix="calibration=training images"))
 
 
@@ -156,7 +171,7 @@ def _cut_layers(treatment: Treatment, layers: Sequence[Layer]) -> tuple[Layer, .
 
 def _cut_rows(treatment: Treatment, wishes: Wishes, layers: tuple[Layer, ...]) -> list[Asked]:
     return [
-        Asked(Key(treatment.text, name, keep=fraction), chosen)
+        Asked(_calibrated(Key(treatment.text, name, keep=fraction), wishes), chosen)
         for fraction in wishes.keep
         for name, chosen in _scopes(wishes.scope, layers).items()
     ]
@@ -201,14 +216,16 @@ def _ranked(rewrite: Rewrite, wishes: Wishes, layers: tuple[Layer, ...]) -> list
             work,
             [
                 Asked(
-                    Key(
-                        rewrite.text,
-                        name,
-                        ranks=text,
-                        metric=rewrite.metric,
-                        components=work.label,
-                        calibration=None if rewrite.metric == "frobenius" else wishes.calibration,
-                        equations=_equations(rewrite, chosen),
+                    _calibrated(
+                        Key(
+                            rewrite.text,
+                            name,
+                            ranks=text,
+                            metric=rewrite.metric,
+                            components=work.label,
+                            equations=_equations(rewrite, chosen),
+                        ),
+                        wishes,
                     ),
                     chosen,
                 )
@@ -230,23 +247,34 @@ def _budgeted(rewrite: Rewrite, wishes: Wishes, layers: tuple[Layer, ...]) -> li
                 fix="all among the scopes, or ranks in place of a budget",
             )
         )
-    calibrated = rewrite.metric != "frobenius" or wishes.curves == "divergence"
     rows = [
         Asked(
-            Key(
-                rewrite.text,
-                "all",
-                budget=budget,
-                metric=rewrite.metric,
-                curves=wishes.curves,
-                calibration=wishes.calibration if calibrated else None,
-                equations=_equations(rewrite, layers),
+            _calibrated(
+                Key(
+                    rewrite.text,
+                    "all",
+                    budget=budget,
+                    metric=rewrite.metric,
+                    curves=wishes.curves,
+                    equations=_equations(rewrite, layers),
+                ),
+                wishes,
             ),
             layers,
         )
         for budget in wishes.budgets
     ]
     return [(Budgeted(rewrite, wishes.curves), rows)]
+
+
+def _calibrated(key: Key, wishes: Wishes) -> Key:
+    """The key of a row, with the images it looks at, if any, and the metric its errors are reported in beside."""
+    frobenius = key.metric == "frobenius"
+    looks = not frobenius or key.curves == "divergence" or wishes.reported is not None
+    return key._replace(
+        calibration=wishes.calibration if looks else None,
+        reported=wishes.reported if frobenius else None,
+    )
 
 
 def _equations(rewrite: Rewrite, layers: Sequence[Layer]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from operator import index
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -23,9 +23,6 @@ from .rewriting import Fit, Rule
 from .study_layers import Asked, Layer, Treated, Workbench
 from .study_store import BASELINE
 from .valuation import norm, relative
-
-if TYPE_CHECKING:
-    from .fitting.metric import Metric
 
 Components: TypeAlias = Literal["refit", "drop"]
 """What happens at a smaller rank: a fit of its own; or components of the fit at the largest rank are dropped."""
@@ -260,7 +257,7 @@ class Ranked:
                     layer.name: _dropped(fits[layer.name], wanted) if drops else fits[layer.name]
                     for layer in asked.layers
                 }
-                yield asked, described(self.rewrite, cut_down, layers, bench)
+                yield asked, described(asked, self.rewrite, cut_down, layers, bench)
 
 
 def _dropped(fit: Fit, ranks: Mapping[str, int]) -> Fit:
@@ -305,7 +302,7 @@ class Budgeted:
             )
         for asked, planned in zip(todo, plans, strict=True):
             fits = fitted(self.rewrite, planned, layers, bench)
-            yield asked, described(self.rewrite, fits, layers, bench)
+            yield asked, described(asked, self.rewrite, fits, layers, bench)
 
 
 def budgets_of(budget: object) -> list[float]:
@@ -350,13 +347,16 @@ def fitted(
 
 
 def described(
-    rewrite: Rewrite, fits: Mapping[str, Fit], layers: Mapping[str, Layer], bench: Workbench
+    asked: Asked, rewrite: Rewrite, fits: Mapping[str, Fit], layers: Mapping[str, Layer], bench: Workbench
 ) -> dict[str, Treated]:
     """The kernels of fits, contracted back, and what a row says of them."""
-    return {name: _described(rewrite, fit, layers[name], bench) for name, fit in fits.items()}
+    in_inputs = rewrite.metric == "input" or asked.key.reported is not None
+    if in_inputs:
+        bench.metrics(fits)  # of all layers in one pass over the images
+    return {name: _described(fit, layers[name], bench, in_inputs=in_inputs) for name, fit in fits.items()}
 
 
-def _described(rewrite: Rewrite, fit: Fit, layer: Layer, bench: Workbench) -> Treated:
+def _described(fit: Fit, layer: Layer, bench: Workbench, *, in_inputs: bool) -> Treated:
     weight = fit.dense()
     own = _placed(layer, bench)
     dense = norm(own)
@@ -364,9 +364,8 @@ def _described(rewrite: Rewrite, fit: Fit, layer: Layer, bench: Workbench) -> Tr
     for step in fit.trace.steps:
         ranks |= step.change.ranks
     error = fit.output_error
-    if rewrite.metric == "input" and error is None:  # components were dropped
-        metric: Metric = bench.metrics([layer.name])[layer.name]
-        error = metric.relative(weight.double() - own, own, layer.labels)
+    if in_inputs and error is None:  # components were dropped, or the fit was in another metric
+        error = bench.output_error(layer, weight)
     details = {
         "ranks": ranks,
         "relative_error": relative(weight.double() - own, own),

@@ -30,6 +30,7 @@ LATER: dict[str, Any] = {
     "components": None,
     "curves": None,
     "calibration": None,
+    "reported": None,
     "equations": None,
 }
 """What rows have besides, and what it is in folders from before there was more than cuts."""
@@ -47,6 +48,7 @@ class Key(NamedTuple):
     components: str | None = None
     curves: str | None = None
     calibration: str | None = None
+    reported: str | None = None
     equations: tuple[str, ...] | None = None
 
     @classmethod

@@ -271,6 +271,18 @@ def test_rewrites_in_the_folder_of_cuts(uninterrupted: Path, monkeypatch: pytest
     assert (uninterrupted / "networks.svg").exists()
 
 
+def test_the_report_of_the_input_metric(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cnn4_training, "train_classifier", None)
+    settings: dict[str, Any] = {"scope": ("all",), "report_metric": True, "calibration": 50}
+    rows = main(quick(uninterrupted, **settings)).rows
+    assert [(row["reported"], row["calibration"][:10]) for row in rows[1:]] == [("input", "50 images ")] * 4
+    plain = main(quick(uninterrupted, scope=("all",))).rows
+    for row, other in zip(rows[1:], plain[1:], strict=True):
+        assert row["accuracy"] == other["accuracy"]
+        assert all(0 < layer["output_error"] < 1 for layer in row["layers"].values())
+        assert all("output_error" not in layer for layer in other["layers"].values())
+
+
 def test_cuts_are_all_seven_unless_there_are_rewrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(tn, "study", lambda *_, **settings: asked.append(settings) or tn.Study(tmp_path, [], ()))

@@ -1,0 +1,91 @@
+"""The network for waves: what its description says, on a periodic grid; and found by name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models import SURROGATES, build_surrogate
+from models.wave_net import WaveNet, wave_net
+from tnalgebra.errors import DataError
+
+
+def fields(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def network(depth: int = 4) -> WaveNet:
+    torch.manual_seed(0)
+    return wave_net(inputs=2, outputs=3, width=5, depth=depth).double()
+
+
+def test_it_is_its_description() -> None:
+    model = network()
+    given = fields(2, 2, 6, 7)
+
+    def convolved(x: Tensor, name: str) -> Tensor:
+        around = torch.cat([x[..., -1:, :], x, x[..., :1, :]], dim=-2)
+        around = torch.cat([around[..., -1:], around, around[..., :1]], dim=-1)
+        return functional.conv2d(around, model.get_parameter(f"{name}.weight"), model.get_parameter(f"{name}.bias"))
+
+    hidden = functional.gelu(convolved(given, "first"))
+    hidden = hidden + functional.gelu(convolved(hidden, "middle.0"))
+    hidden = hidden + functional.gelu(convolved(hidden, "middle.1"))
+    expected = convolved(hidden, "last")
+    assert expected.shape == (2, 3, 6, 7)
+    torch.testing.assert_close(model(given), expected)
+
+
+def test_it_commutes_with_shifts_around_the_box() -> None:
+    model, given = network(), fields(1, 2, 6, 7)
+    torch.testing.assert_close(model(given.roll((2, 5), (2, 3))), model(given).roll((2, 5), (2, 3)))
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_value_depends_on_neighbours_up_to_its_depth(depth: int) -> None:
+    given = fields(1, 2, 15, 15).requires_grad_()
+    (gradient,) = torch.autograd.grad(network(depth)(given)[0, :, 7, 7].sum(), given)
+    rows = torch.nonzero(gradient.abs().sum(dim=(0, 1, 3))).flatten().tolist()
+    assert rows == list(range(7 - depth, 8 + depth))
+
+
+def test_its_usual_size() -> None:
+    model = wave_net()
+    convolutions = [tuple(each.shape) for each in model.parameters() if each.ndim == 4]
+    assert convolutions == [(40, 3, 3, 3), *[(40, 40, 3, 3)] * 5, (1, 40, 3, 3)]
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32)
+
+
+def test_every_surrogate_is_built_for_its_channels() -> None:
+    assert list(SURROGATES) == ["wave_net"]
+    for name in SURROGATES:
+        model = build_surrogate(name, inputs=4, outputs=2)
+        assert model(torch.zeros(1, 4, 9, 8)).shape == (1, 2, 9, 8)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(DataError) as caught:
+        build_surrogate("wavenet", inputs=3, outputs=1)
+    assert str(caught.value) == (
+        "no model is called 'wavenet'\n"
+        "  known:    wave_net\n"
+        "  fix:      did you mean 'wave_net'?\n"
+        "  your own: package.module:function"
+    )
+    with pytest.raises(DataError, match="no model is called 'cnn4'"):
+        build_surrogate("cnn4", inputs=3, outputs=1)
+
+
+def test_a_surrogate_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != ""])
+    (tmp_path / "own_surrogate.py").write_text(
+        "from torch import nn\ndef build(inputs, outputs, size=1): return nn.Conv2d(inputs, outputs, size)\n"
+    )
+    model = build_surrogate("own_surrogate:build", inputs=3, outputs=2)
+    assert model(torch.zeros(1, 3, 5, 5)).shape == (1, 2, 5, 5)
