@@ -95,6 +95,7 @@ ORDER = (
     "conversion",
     "optimizers",
     "checkpoint*",
+    "trainer*",
     "stud*",
 )
 """One pattern a line; a module belongs to the first line that fits. Modules of one line may import each other."""
