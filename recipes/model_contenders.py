@@ -18,10 +18,10 @@ from tnalgebra.compiler import Candidates
 from tnalgebra.decompositions import resolve
 from tnalgebra.errors import StudyError, TnalgebraError, explain
 from tnalgebra.layers import kernel_layers
+from tnalgebra.modes import evaluating
 from tnalgebra.nn import KernelLayer
 from tnalgebra.nodes import NamedTensor
 from tnalgebra.normalisation import fold_batch_norm
-from tnalgebra.surgery import evaluating
 
 Pass: TypeAlias = Literal["forward", "training"]
 Chosen: TypeAlias = dict[str, tuple[str, dict[str, int]]]

@@ -77,6 +77,7 @@ ORDER = (
     "compiler.compiled",
     "compiler",
     # what a user holds
+    "modes",
     "layers",
     "spectrum",
     "images",

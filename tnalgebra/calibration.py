@@ -18,6 +18,7 @@ from .errors import DataError, LayerError, ValuesError, explain
 from .fitting.metric import Metric
 from .images import Images
 from .layers import KernelLayer, kernel_layers, layer_network
+from .modes import evaluating
 from .patches import BLOCK, Moments
 
 RIDGE = 1e-4
@@ -92,7 +93,7 @@ def input_metrics(
         return hook
 
     images = 0
-    with _evaluating(model):
+    with evaluating(model):
         for x in _inputs(model, batches, batch_size, mean, std, device):
             images += len(x)
             _run(model, x, {module: gather(name) for name, module in chosen.items()})
@@ -184,7 +185,7 @@ def _calls(
 
         return hook
 
-    with _evaluating(model):
+    with evaluating(model):
         for x in inputs:
             calls.append(Counter())
             _run(model, x, {module: count(name) for name, module in layers.items()})
@@ -220,7 +221,7 @@ def _outputs(
 
         return hook
 
-    with _evaluating(model):
+    with evaluating(model):
         for x, of_batch in zip(inputs, calls, strict=True):
             for name, kept in outputs.items():
                 kept.append([])
@@ -423,16 +424,3 @@ def _about(name: str) -> Iterator[None]:
         yield
     except (ValuesError, LayerError) as error:
         raise type(error)(explain(f"layer {name!r} cannot be calibrated", because=error)) from error
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; in the end every module has its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

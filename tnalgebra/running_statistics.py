@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import DataError, LayerError, explain
+from .modes import evaluating
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -49,18 +50,16 @@ def recalibrate_batch_norm(model: M, loader: Iterable[Tensor | Sequence[Tensor]]
     if batches is not None and batches < 1:
         raise DataError(explain(f"batches={batches}", fix="at least 1"))
     like = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0))
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     before = [{key: value.clone() for key, value in norm.named_buffers(recurse=False)} for norm in norms]
     count = 0
     done = False
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        with torch.no_grad():
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+                norm.train()
             for batch in islice(loader, batches):
                 x = batch if isinstance(batch, Tensor) else batch[0]
                 model(x.to(like.device))
@@ -74,6 +73,4 @@ def recalibrate_batch_norm(model: M, loader: Iterable[Tensor | Sequence[Tensor]]
             if not done:
                 for key, value in values.items():
                     norm.get_buffer(key).copy_(value)
-        for module, mode in modes:
-            module.training = mode
     return model

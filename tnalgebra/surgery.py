@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from .errors import LayerError, explain
 from .layers import KERNEL_LAYERS, TRANSPOSED, KernelLayer, layer_network, memory_format_of
+from .modes import evaluating
 
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 """An input; its shape; all arguments of the model's call, in a sequence, or by name."""
@@ -235,16 +235,3 @@ def arguments(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], dict
         generator = torch.Generator(like.device).manual_seed(0)
         return (torch.randn(given, generator=generator, dtype=like.dtype, device=like.device),), {}
     return given, {}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; in the end every module has its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

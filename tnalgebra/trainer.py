@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DataError, StudyError, explain
+from .modes import modes_kept
 from .trainer_batches import cut_epoch, step_batches
 from .trainer_checkpoints import (
     Progress,
@@ -37,7 +38,7 @@ from .trainer_classification import Augmentation, Classification, crop_and_flip
 from .trainer_logs import Events, History, Row, read_history, write_history
 from .trainer_regression import Regression
 from .trainer_settings import Training, learning_rate, make_optimizer, seed_of
-from .trainer_tasks import Task, as_format, evaluate, modes_kept, score_sums
+from .trainer_tasks import Task, as_format, evaluate, score_sums
 
 __all__ = [
     "Augmentation",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import StudyError, explain
 from .images import batch_rows
+from .modes import modes_kept
 from .trainer_settings import Training
 
 
@@ -111,17 +111,6 @@ def as_format(inputs: Tensor, *, channels_last: bool) -> Tensor:
     if channels_last and inputs.ndim == 4:
         return inputs.contiguous(memory_format=torch.channels_last)
     return inputs
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module its own training or evaluation mode back in the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def state_digest(model: nn.Module) -> str:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from . import running_statistics
 from .errors import DataError, StudyError, explain
 from .images import Images, batch_rows, normalised
+from .modes import modes_kept
 
 
 def train_classifier(
@@ -72,7 +73,7 @@ def train_classifier(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
     losses: list[float] = []
-    with _modes_kept(model), _seeded(seed, device):
+    with modes_kept(model), _seeded(seed, device):
         model.train()
         bar = tqdm(range(1, epochs + 1), "training", unit="epoch", disable=None if progress else True)
         for epoch in bar:
@@ -132,7 +133,7 @@ def accuracy(
     _check_not_empty(images)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     all_finite = torch.ones((), dtype=torch.bool, device=device)
-    with _modes_kept(model), torch.inference_mode():
+    with modes_kept(model), torch.inference_mode():
         model.eval()
         for pixels, labels in images.batches(batch_size, mean=mean, std=std, dtype=dtype, device=device):
             logits = model(pixels)
@@ -213,17 +214,6 @@ def _shifted(pixels: Tensor, max_shift: int) -> Tensor:
     image, channel = torch.arange(count)[:, None, None, None], torch.arange(channels)[:, None, None]
     y, x = (top + torch.arange(height))[:, None, :, None], (left + torch.arange(width))[:, None, None, :]
     return padded[image, channel, y, x]
-
-
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module its own training or evaluation mode back in the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager
