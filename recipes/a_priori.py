@@ -25,7 +25,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from torch import nn
 import tnalgebra as tn
 from models import build_surrogate
 from recipes.a_priori_rows import DENSE, figure, finished, name_of, shown, summary
+from recipes.train_networks import Wishes, all_dense, even_wishes, from_random_cores
 from recipes.training_rows import (
     NO_RESULT,
     Epoch,
@@ -55,8 +55,6 @@ from recipes.wave_equation import wave_fields
 from tnalgebra.decompositions import resolve
 from tnalgebra.errors import DataError, RankError, RuleError, explain
 from tnalgebra.labels import KERNEL_LABELS
-from tnalgebra.study_layers import layers_of
-from tnalgebra.study_rewrites import NO_FORM, Form, free_bonds, rewrite_of
 from tnalgebra.study_store import LATER, Store, config_hash
 from tnalgebra.trainer import Classification, Regression, Task
 
@@ -231,16 +229,13 @@ def _made(config: Config, task: Task, contender: Contender, seed: int) -> tuple[
             assert isinstance(task, Classification)
             model = fresh_model(config, task.training, seed=seed)
     size = (min(config.batch_size, task.training_size), *some.shape[1:])
-    wishes = _wishes(model, contender, config.skip)
+    wishes: Wishes = all_dense
+    if contender.fraction is not None:
+        wishes = even_wishes(model, contender.rewrite, parameters=contender.fraction, skip=config.skip)
     # counted where no input meets a whole kernel, whatever plan is the fastest in training
     _, report = tn.convert(copy.deepcopy(model), wishes, example=size, candidates="factored", seed=seed)
     if contender.fraction is not None:
-        model, _ = tn.convert(model, wishes, example=size, backward=True, seed=seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for layer in model.modules():
-                if isinstance(layer, tn.nn.KernelLayer):
-                    layer.reset_parameters()
+        model, _ = from_random_cores(model, wishes, example=size, seed=seed)
     assert report.multiply_adds is not None
     assert report.multiply_adds_after is not None
     facts = {
@@ -251,49 +246,6 @@ def _made(config: Config, task: Task, contender: Contender, seed: int) -> tuple[
         "layers": {row.name: {"ranks": dict(row.ranks), "parameters": row.parameters_after} for row in report.rows},
     }
     return model, facts
-
-
-def _wishes(model: nn.Module, contender: Contender, skip: Sequence[str]) -> dict[str | type[nn.Module], Any]:
-    """What `convert` is to do with each layer: convolutions are decomposed, others stay.
-
-    A classifier has so few outputs that a part of its parameters would be a rank of one or two.
-
-    Raises:
-        StudyError: skip matches no layer, or all.
-        RuleError: there is no layer that the rewrite makes so small.
-    """
-    if contender.fraction is None:
-        return {"*": None}
-    wishes: dict[str | type[nn.Module], Any] = {}
-    rewrite = rewrite_of(contender.rewrite, "frobenius")
-    for layer in layers_of(model, skip):
-        with suppress(*NO_FORM):
-            form = rewrite.form(layer)
-            ranks = even_ranks(form, contender.fraction * layer.weight.numel()) if len(layer.labels) > 2 else None
-            if ranks is not None:
-                wishes[layer.name] = (form.rule, {"ranks": ranks, "starts": 1, "sweeps": 0})
-    if not wishes:
-        fix = "more of the parameters, or another rewrite"
-        raise RuleError(explain(f"{contender.text!r} leaves every layer as it is", fix=fix))
-    return {**wishes, "*": None}
-
-
-def even_ranks(form: Form, allowed: float) -> dict[str, int] | None:
-    """The largest ranks, each the same part of its bond's full one, that have so many parameters; None: none has.
-
-    Errors could not say how to share them out: of a random kernel they mean nothing.
-    """
-
-    def ranks(part: float) -> dict[str, int]:
-        return {bond: max(1, round(part * form.full[bond])) for bond in free_bonds(form.rule)}
-
-    if form.planned(ranks(0)).parameters > allowed:
-        return None
-    low, high = 0.0, 1.0
-    for _ in range(50):  # halvings: beyond the last digit
-        middle = (low + high) / 2
-        low, high = (middle, high) if form.planned(ranks(middle)).parameters <= allowed else (low, middle)
-    return ranks(low)
 
 
 def _note(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -13,11 +14,16 @@ from torch import nn
 import tnalgebra as tn
 from models import build_model, load_weights
 from tnalgebra.conversion_report import Report
-from tnalgebra.errors import LayerError, StudyError, explain
+from tnalgebra.errors import LayerError, RuleError, StudyError, explain
 from tnalgebra.images import Images
 from tnalgebra.layers import kernel_layers
 from tnalgebra.nn_kernel import KernelLayer, Origin
+from tnalgebra.study_layers import layers_of
+from tnalgebra.study_rewrites import NO_FORM, Form, free_bonds, rewrite_of
 from tnalgebra.study_store import config_hash
+
+Wishes: TypeAlias = Callable[[str, nn.Module], Any]
+"""Patterns of `tnalgebra.convert`: what is done with a layer of this name, None: it stays dense."""
 
 
 class Settings(Protocol):
@@ -79,9 +85,11 @@ def network(config: Settings, settings: dict[str, Any], images: Images) -> nn.Mo
             seed=config.seed,
         )
     else:
-        model, report = from_random_cores(
-            model, {**dense, "*": config.rewrite}, parameters=config.parameters, example=example, seed=config.seed
-        )
+        if len(config.rewrite) > 1:
+            given = ", ".join(config.rewrite)
+            raise LayerError(explain("random cores are all alike", given=given, fix="one --rewrite, or --weights"))
+        wishes = even_wishes(model, config.rewrite[0], parameters=config.parameters, skip=config.skip)
+        model, report = from_random_cores(model, wishes, example=example, seed=config.seed)
     random = "\nrandom cores: the errors are those of random kernels" if config.weights is None else ""
     if os.environ.get("RANK", "0") == "0":  # of several processes, each of which has made the same
         print(f"\n{report}{random}", flush=True)
@@ -93,36 +101,21 @@ def network(config: Settings, settings: dict[str, Any], images: Images) -> nn.Mo
 
 
 def from_random_cores(
-    model: nn.Module,
-    patterns: Mapping[str | type[nn.Module], tuple[str, ...] | None],
-    *,
-    parameters: float,
-    example: tuple[int, ...],
-    seed: int,
+    model: nn.Module, wishes: Wishes, *, example: tuple[int, ...], seed: int
 ) -> tuple[nn.Module, Report]:
-    """Decompose a network that has not been trained: ranks of each layer by a budget of its own, cores drawn anew.
+    """Decompose a network that has not been trained, its cores drawn anew.
 
-    Ranks cannot follow errors here, as there is nothing yet to come near to; the cores are scaled so that the kernel
-    they make has the variance of torch's own initialisation.
+    They are scaled so that the kernel they make has the variance of torch's own initialisation.
 
     Args:
         model: with random weights; converted in place.
-        patterns: glob over layers' names -> one decomposition, or None: dense.
-        parameters: part of each kernel's parameters that is kept at most.
+        wishes: see `even_wishes`.
         example: shape of an input.
         seed: of the cores.
 
     Raises:
-        LayerError: several decompositions for a layer, of which none can be preferred yet.
         TnalgebraError: as `tnalgebra.convert`.
     """
-    wishes: dict[str | type[nn.Module], Any] = {}
-    for glob, rewrites in patterns.items():
-        if rewrites is not None and len(rewrites) != 1:
-            given = ", ".join(rewrites)
-            raise LayerError(explain("random cores are all alike", given=given, fix="one --rewrite, or --weights"))
-        budget = {"ranks": tn.ParameterBudget(parameters), "starts": 1, "sweeps": 0}
-        wishes[glob] = None if rewrites is None else (rewrites[0], budget)
     model, report = tn.convert(model, wishes, example=example, backward=True, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -131,6 +124,55 @@ def from_random_cores(
                 layer.reset_parameters()
                 layer.origin = Origin()  # not the fit, whose values are gone
     return model, report
+
+
+def all_dense(name: str, layer: nn.Module) -> None:
+    """What `tnalgebra.convert` does with a network that stays as it is."""
+
+
+def even_wishes(model: nn.Module, rewrite: str, *, parameters: float, skip: Sequence[str]) -> Wishes:
+    """What `tnalgebra.convert` is to do with a network that has not been trained: only convolutions are decomposed.
+
+    A classifier has so few outputs that a part of its parameters would be a rank of one or two.
+
+    Args:
+        parameters: part of each kernel's parameters that is kept at most; layers that cannot be so small stay dense.
+        skip: layers that stay dense: globs, or first.
+
+    Raises:
+        StudyError: skip matches no layer, or all.
+        RuleError: there is no layer that the rewrite makes so small.
+    """
+    wishes: dict[str, Any] = {}
+    chosen = rewrite_of(rewrite, "frobenius")
+    for layer in layers_of(model, skip):
+        with suppress(*NO_FORM):
+            form = chosen.form(layer)
+            ranks = even_ranks(form, parameters * layer.weight.numel()) if len(layer.labels) > 2 else None
+            if ranks is not None:
+                wishes[layer.name] = (form.rule, {"ranks": ranks, "starts": 1, "sweeps": 0})
+    if not wishes:
+        fact = f"{rewrite!r} at {parameters:g} of the parameters leaves every layer as it is"
+        raise RuleError(explain(fact, fix="more of the parameters, or another rewrite"))
+    return lambda name, layer: wishes.get(name)
+
+
+def even_ranks(form: Form, allowed: float) -> dict[str, int] | None:
+    """The largest ranks, each the same part of its bond's full one, that have so many parameters; None: none has.
+
+    Errors could not say how to share them out: of a random kernel they mean nothing.
+    """
+
+    def ranks(part: float) -> dict[str, int]:
+        return {bond: max(1, round(part * form.full[bond])) for bond in free_bonds(form.rule)}
+
+    if form.planned(ranks(0)).parameters > allowed:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(50):  # halvings: beyond the last digit
+        middle = (low + high) / 2
+        low, high = (middle, high) if form.planned(ranks(middle)).parameters <= allowed else (low, middle)
+    return ranks(low)
 
 
 def teacher(config: Settings, images: Images) -> nn.Module:

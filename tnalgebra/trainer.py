@@ -57,7 +57,9 @@ __all__ = [
 DIVERGED = 10.0
 """Times the plain loss of the task, or the first one if that is larger, at which a training is given up ..."""
 WINDOW = 50
-"""... if the mean of so many steps exceeds it: single steps may."""
+"""... if the mean of so many steps exceeds it, or of a shorter epoch: single steps may."""
+FEWEST = 10
+"""Steps of such a mean at least: in a shorter epoch only a loss that is not finite counts."""
 LOOK = 20
 """Steps on a GPU between two looks at the losses: each look waits for the GPU."""
 
@@ -220,7 +222,7 @@ class _Run:
             state.losses.append(loss)
             recent = state.losses[-WINDOW:]
             bound = DIVERGED * max(self.task.plain_loss, state.first_loss)
-            if len(recent) == min(WINDOW, self.steps) and sum(recent) / len(recent) > bound:
+            if len(recent) == min(WINDOW, max(self.steps, FEWEST)) and sum(recent) / len(recent) > bound:
                 mean = f"{sum(recent) / len(recent):.3g}"
                 raise self._diverged(f"the loss is {mean}, the mean of {len(recent)} steps, above {bound:.3g}", step)
 

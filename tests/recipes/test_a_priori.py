@@ -15,8 +15,9 @@ from torch import Tensor
 
 import tnalgebra as tn
 from recipes import a_priori
-from recipes.a_priori import PRESETS, Config, Contender, even_ranks, main
+from recipes.a_priori import PRESETS, Config, Contender, main
 from recipes.a_priori_rows import summary
+from recipes.train_networks import even_ranks
 from recipes.training_rows import Row
 from tnalgebra.errors import DataError, RankError, RuleError, StudyError, TnalgebraError
 from tnalgebra.layers import kernel_layers
@@ -186,7 +187,11 @@ def test_the_summary_of_a_table_made_by_hand() -> None:
     [
         ({"rewrites": ("tucker3",)}, RuleError, "no rule 'tucker3'"),
         ({"rewrites": ("out | in kh kz",)}, RuleError, "kz"),
-        ({"rewrites": ("cp",), "parameters": (0.001,)}, RuleError, "'cp @ 0.001' leaves every layer as it is"),
+        (
+            {"rewrites": ("cp",), "parameters": (0.001,)},
+            RuleError,
+            "'cp' at 0.001 of the parameters leaves every layer",
+        ),
         ({"rewrites": ()}, RuleError, "nothing to compare with"),
         ({"parameters": (1.5,)}, RankError, "a part of 1.5 of the parameters"),
         ({"parameters": (0.0,)}, RankError, "a part of 0 of the parameters"),
