@@ -140,3 +140,32 @@ def test_the_bias_stays_with_the_convolution_that_a_copy_follows(layout: torch.m
     layer = tn.nn.decomposed(layer_of("3x3").to(memory_format=layout), "tucker2", ranks={"a": 3, "b": 3})
     last = [candidate.program.operations[-1] for candidate in layer.plan.candidates]
     assert not all(isinstance(operation, Add) for operation in last)
+
+
+@pytest.mark.parametrize("rewrite", ["tucker2", "block_term"])
+def test_a_converted_model_is_put_into_a_format(rewrite: str) -> None:
+    """Cores of a block term have five axes, of which torch's own `model.to` knows nothing."""
+    ranks = ranks_of(rewrite)
+    model, _ = tn.convert(Net().eval(), {"first": (rewrite, ranks)}, example=(2, 3, 12, 12), allow_larger=True)
+    x = torch.randn(2, 3, 12, 12)
+    expected, before = model(x), dict(model.named_parameters())
+    last = in_format(x, torch.channels_last)
+    assert tn.nn.in_memory_format(model, torch.channels_last) is model
+    assert model.first.plan.request.channels_last
+    assert model.first(last).is_contiguous(memory_format=torch.channels_last)
+    assert memory_format_of(model.second.weight) == torch.channels_last
+    torch.testing.assert_close(model(last), expected, rtol=1e-4, atol=1e-5)
+    tn.nn.in_memory_format(model, torch.contiguous_format)
+    assert not model.first.plan.request.channels_last
+    assert memory_format_of(model.second.weight) == torch.contiguous_format
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert all(before[name] is parameter for name, parameter in model.named_parameters())
+    with pytest.raises(CompileError, match="memory_format is"):
+        tn.nn.in_memory_format(model, torch.preserve_format)
+
+
+def test_a_format_of_other_axes_leaves_a_model_as_it_is() -> None:
+    model, _ = tn.convert(Net(), {"first": ("tucker2", ranks_of("tucker2"))}, allow_larger=True)
+    tn.nn.in_memory_format(model, torch.channels_last_3d)
+    assert not model.first.plan.request.channels_last
+    assert memory_format_of(model.second.weight) == torch.contiguous_format

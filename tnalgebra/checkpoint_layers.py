@@ -19,7 +19,6 @@ from .fitting.trees import bonds_of
 from .layers import KERNEL_LAYERS
 from .network import Network, shape_of, tensor_nodes
 from .nn_kernel import KernelLayer, Origin, Planning
-from .nodes import NamedTensor
 from .rewriting import Fit, Trace
 
 NOISE_SEED = 0
@@ -40,7 +39,6 @@ def named_layers(model: nn.Module) -> dict[str, tuple[KernelLayer, tuple[str, ..
 def layer_text(layer: KernelLayer, names: tuple[str, ...]) -> LayerText:
     """What a checkpoint says about a layer."""
     request = (layer._thawed or layer.plan).request
-    x = next(node for node in layer.network.nodes if isinstance(node, NamedTensor) and node.name == "X")
     return LayerText(
         names=names,
         kind=layer.dense_class.__name__,
@@ -48,7 +46,7 @@ def layer_text(layer: KernelLayer, names: tuple[str, ...]) -> LayerText:
         kernel=layer.kernel,
         constants=tuple(name for name in tensor_nodes(layer.kernel) if name in layer._buffers),
         trace=layer.trace,
-        planned_for=shape_of(layer.network, x.labels),
+        planned_for=layer.planned_for,
         candidates=request.candidates,
         backward=request.backward,
         relative_error=layer.relative_error,

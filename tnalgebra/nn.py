@@ -10,19 +10,21 @@ torch stores, `out in kh kw` with `in` the channels of one group; `per_group` ma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self, TypeVar, Unpack
 
 import torch
 from torch import Tensor
 from torch import nn as torch_nn
 
-from .compiler import Candidates
+from .compiler import Candidates, is_channels_last
 from .errors import LayerError, explain
 from .nn_kernel import KernelLayer, Planning, Rewrite, Shaping, check_output_size, checked_format
 from .options import Choices
 from .rewriting import Fit, Rule
 from .sizes import input_size as positions_reached
 from .windows import Numbers
+
+M = TypeVar("M", bound=torch_nn.Module)
 
 
 class _Windowed(KernelLayer):
@@ -402,6 +404,36 @@ def decomposed(
     raise LayerError(explain(f"{type(module).__name__} has no kernel to decompose", fix=f"one of {known}"))
 
 
+def in_memory_format(model: M, memory_format: torch.memory_format) -> M:
+    """Put a model's kernels into a memory format, and plan its decomposed layers for inputs that come in it.
+
+    `model.to(memory_format=...)` does the first alone, and fails on cores of five axes.
+
+    Args:
+        model: dense layers, decomposed ones, or both; parameters stay the same objects.
+        memory_format: torch.channels_last, channels_last_3d or contiguous_format; what has another number of axes
+            stays as it is.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        CompileError: it is another format.
+    """
+    last = is_channels_last(memory_format)
+    axes = {torch.channels_last: (4,), torch.channels_last_3d: (5,)}.get(memory_format, (4, 5))
+    for module in model.modules():
+        if isinstance(module, KernelLayer):
+            request = module.plan.request
+            if len(module.kernel.output) in axes and request.channels_last != last:
+                module.replan(module.planned_for, memory_format=memory_format)
+        else:
+            for parameter in module.parameters(recurse=False):
+                if parameter.ndim in axes:
+                    parameter.data = parameter.data.clone(memory_format=memory_format)
+    return model
+
+
 __all__ = [
     "Conv1d",
     "Conv2d",
@@ -412,4 +444,5 @@ __all__ = [
     "KernelLayer",
     "Linear",
     "decomposed",
+    "in_memory_format",
 ]

@@ -272,6 +272,12 @@ class KernelLayer(Compiled):
         """Numbers that are trained: the decomposition's, tied ones once, and the bias; constants are not."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @property
+    def planned_for(self) -> tuple[int, ...]:
+        """Shape of the input that the plan was chosen for."""
+        x = next(node for node in self.network.nodes if isinstance(node, NamedTensor) and node.name == "X")
+        return shape_of(self.network, x.labels)
+
     def dense_weight(self) -> Tensor:
         """The kernel contracted to one tensor, as torch stores it: differentiable, contracted in float64."""
         return _contracted(self.kernel, self._cores()).to(self._like().dtype)
@@ -327,8 +333,7 @@ class KernelLayer(Compiled):
 
     def extra_repr(self) -> str:
         sizes = " ".join(f"{bond}={self.kernel.sizes[bond]}" for bond in bonds_of(self.kernel))
-        x = next(node for node in self.network.nodes if isinstance(node, NamedTensor) and node.name == "X")
-        shape = " x ".join(map(str, shape_of(self.network, x.labels)))
+        shape = " x ".join(map(str, self.planned_for))
         counts = [f"{self.parameters_count:,} parameters", f"{self.plan.multiply_adds:,} multiply-adds at {shape}"]
         ranks = [f"ranks {sizes}"] if sizes else []
         lines = [self._empty_dense().extra_repr(), str(self.kernel), ", ".join([*ranks, *counts])]

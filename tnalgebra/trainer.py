@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .errors import DataError, StudyError, explain
 from .modes import modes_kept
+from .nn import in_memory_format
 from .trainer_batches import cut_epoch, step_batches
 from .trainer_checkpoints import (
     Progress,
@@ -132,7 +133,7 @@ class _Run:
         self.steps = len(cut_epoch(task.training_size, settings.batch_size))
         _check_shares(task, settings, accelerator.num_processes)
         if settings.channels_last:
-            _to_channels_last(model)
+            in_memory_format(model, torch.channels_last)
         for network in task.networks:
             network.to(accelerator.device).eval()
         model.to(accelerator.device)
@@ -291,14 +292,6 @@ class _Run:
             raise self._diverged(f"{', '.join(spoilt[:3])} {verb} not finite", self.state.step)
         if self.accelerator.is_main_process:
             write_checkpoint(self.folder, self.model, self.optimizer, self.accelerator.scaler, self.state)
-
-
-def _to_channels_last(model: nn.Module) -> None:
-    """What `model.to(memory_format=...)` does, which fails on tensors of five axes: kernels of 3-d, and cores."""
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _seed(seed: int) -> None:

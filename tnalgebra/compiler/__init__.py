@@ -181,4 +181,4 @@ def _checked_ranges(dynamic: Mapping[str, tuple[int, int]]) -> dict[str, tuple[i
     return dict(dynamic)
 
 
-__all__ = ["Candidates", "Compiled", "Plan", "Step", "calibrate", "compile", "prepared"]
+__all__ = ["Candidates", "Compiled", "Plan", "Step", "calibrate", "compile", "is_channels_last", "prepared"]
