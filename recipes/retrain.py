@@ -53,13 +53,14 @@ from recipes.training_rows import (
     printed,
     run_presets,
     train_and_note,
+    trained,
     write_figure,
 )
 from recipes.truncations import Truncated, Truncation, read_truncation, truncate
 from tnalgebra.errors import DataError, StudyError, explain
 from tnalgebra.images import Images
 from tnalgebra.study_store import LATER, Store, config_hash
-from tnalgebra.trainer import Task, evaluate, train
+from tnalgebra.trainer import Task, evaluate
 from tnalgebra.trainer_tasks import state_digest
 
 Way = Literal["dense", "factored", "control"]
@@ -206,15 +207,7 @@ def _train_first(model: nn.Module, task: Task, config: Config, images: Images) -
     changes = {"distillation": 0.0, "epochs": config.first_epochs, "learning_rate": config.first_learning_rate}
     settings = config.training(config.seed, **changes, warmup=config.first_epochs / 10)
     folder = config.output / folder_name("first", f"seed {config.seed}")
-    history = train(
-        model,
-        task,
-        settings,
-        folder,
-        device="cpu" if config.device == "cpu" else "auto",
-        workers=config.workers,
-        log_tensorboard=False,
-    )
+    history = trained(model, task, settings, folder, config)
     print(f"top-1: {100 * history.rows[-1].test_score:.2f} %", flush=True)
 
 

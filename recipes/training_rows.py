@@ -177,6 +177,19 @@ class Epoch(NamedTuple):
     seconds: float
 
 
+def trained(model: nn.Module, task: Task, settings: Training, folder: Path, config: Settings) -> History:
+    """Train a network in place where the config says. Raises what `tnalgebra.trainer.train` does."""
+    return train(
+        model,
+        task,
+        settings,
+        folder,
+        device="cpu" if config.device == "cpu" else "auto",
+        workers=config.workers,
+        log_tensorboard=False,
+    )
+
+
 def train_and_note(
     model: nn.Module, task: Task, settings: Training, folder: Path, config: Settings, note: Callable[[Epoch], None]
 ) -> History:
@@ -190,15 +203,7 @@ def train_and_note(
     before = _rows_there(folder)
     rows = before
     try:
-        history = train(
-            model,
-            task,
-            settings,
-            folder,
-            device="cpu" if config.device == "cpu" else "auto",
-            workers=config.workers,
-            log_tensorboard=False,
-        )
+        history = trained(model, task, settings, folder, config)
         rows = list(history.rows)
     except BaseException:
         there = _rows_there(folder)

@@ -73,8 +73,9 @@ class _Windowed(KernelLayer):
 
         Raises:
             LayerError: another layer, one whose weight is computed from others, or with hooks; a fit of another
-                weight; a tensor named like an attribute of the layer; a memory format of another number of axes.
-            NetworkError: `input_size` or `batch_size` is none.
+                weight; a tensor named like an attribute of the layer; a memory format of another number of axes;
+                `batch_size` below 1.
+            NetworkError: `input_size` is none.
             RuleError, RankError, ValuesError, SizeError: as of `Rule.apply`.
             CompileError: no plan keeps within memory.
         """
