@@ -107,7 +107,7 @@ RESNET50: dict[str, Any] = {
 
 PRESETS = {
     "cnn4-digits": Config(),
-    "cnn4-cifar10": Config(**CIFAR, first_epochs=30, output=Path("runs/retrain-cnn4-cifar10")),
+    "cnn4-cifar10": Config(**CIFAR, first_epochs=20, output=Path("runs/retrain-cnn4-cifar10")),
     "resnet20-cifar10": Config(
         **CIFAR,
         model="resnet20",

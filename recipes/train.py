@@ -345,7 +345,11 @@ def _write(model: torch.nn.Module, history: History, report: dict[str, Any], fol
 
 def run() -> None:
     """The command line."""
-    run_command(Config, main, description=__doc__, interrupted="stopped: the same command goes on from here")
+    try:
+        run_command(Config, main, description=__doc__, interrupted="stopped: the same command goes on from here")
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # or a process may abort as it ends
 
 
 if __name__ == "__main__":

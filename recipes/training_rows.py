@@ -62,7 +62,8 @@ class Settings:
     clip: float | None = None
     """the largest norm of all gradients together; none by default"""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """bf16 or fp16 (GPUs only): mixed with float32, on a GPU about twice as fast"""
+    """bf16 or fp16 (GPUs only): mixed with float32 in training, which GPUs and CPUs with AMX do two or three times as
+    fast; tests are in float32"""
     shift: int = 1
     """augmentation: pixels by which training images are moved at most; 4 is usual for CIFAR"""
     flip: bool = False

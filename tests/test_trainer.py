@@ -298,6 +298,15 @@ def test_training_depends_on_the_seed_alone_and_leaves_the_rest_as_it_was(tmp_pa
     assert not same(models["first"], models["other"])
 
 
+def test_steps_are_in_mixed_precision_and_tests_are_not(tmp_path: Path) -> None:
+    model, seen = network(), set()
+    model[0].register_forward_hook(lambda module, _, made: seen.add((module.training, made.dtype)))
+    task = some_task()
+    history = train(model, task, Training(epochs=1, batch_size=8, precision="bf16"), tmp_path, **QUIET)
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert history.rows[-1].test_score == evaluate(model, task)
+
+
 def test_networks_may_be_trained_one_after_the_other_in_other_precisions(tmp_path: Path) -> None:
     trained = {}
     for precision in ("no", "bf16"):

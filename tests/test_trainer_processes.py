@@ -23,8 +23,10 @@ ROOT = Path(__file__).parent.parent
 
 SCRIPT = """
 import sys
+import torch
 from test_trainer_processes import trained
 print("score", trained(sys.argv[1]).rows[-1].test_score)
+torch.distributed.destroy_process_group()
 """
 
 

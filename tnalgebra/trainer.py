@@ -137,7 +137,9 @@ class _Run:
         for network in task.networks:
             network.to(accelerator.device).eval()
         model.to(accelerator.device)
+        own = vars(model).get("forward")
         self.prepared, self.optimizer = accelerator.prepare(model, make_optimizer(model, settings))
+        _unwrap_forward(model, own)
         self.state: Progress = read_checkpoint(folder, model, self.optimizer, accelerator.scaler)
         self.events: Events | None = None
         self.pending: list[Tensor] = []
@@ -189,7 +191,9 @@ class _Run:
         inputs = as_format(inputs, channels_last=settings.channels_last)
         targets = targets.to(accelerator.device, non_blocking=True)
         with accelerator.autocast():
-            loss = self.task.loss(self.prepared(inputs), inputs, targets, settings)
+            outputs = self.prepared(inputs)
+            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            loss = self.task.loss(outputs, inputs, targets, settings)
         if accelerator.num_processes > 1:
             # gradients are averaged over processes, whose shares may differ by one example
             share = len(targets) / len(cut_epoch(self.task.training_size, settings.batch_size)[step % self.steps])
@@ -347,8 +351,14 @@ def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
         np.random.set_state(generators[1])
         for name in {*vars(model)} - {*own}:
             delattr(model, name)
-        if "forward" in own:
-            model.forward = own["forward"]
+        _unwrap_forward(model, own.get("forward"))
+
+
+def _unwrap_forward(model: nn.Module, own: Any) -> None:
+    """Undo the autocast that accelerate puts around `forward`: steps have their own, tests are in full precision."""
+    vars(model).pop("forward", None)
+    if own is not None:
+        model.forward = own
 
 
 def _check_installed(*packages: str) -> None:
