@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tnalgebra.errors import DataError, explain
@@ -39,9 +41,10 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
     Args:
         model: the network that is to receive the weights.
         source: a file that torch wrote: a state dict, or one under `state_dict` or `model`; the prefix `module.`
-            is dropped where all keys have it. Or torchvision's own weights, which torchvision downloads:
-            `torchvision:IMAGENET1K_V2` for the torchvision network of as many parameters as `model`, or
-            torchvision's full name, `torchvision:ResNet50_Weights.IMAGENET1K_V2`.
+            is dropped where all keys have it. Or a safetensors file (`.safetensors`), such as `tnalgebra.save` writes
+            of a dense network; one with decomposed layers is for `tnalgebra.load`. Or torchvision's own weights,
+            which torchvision downloads: `torchvision:IMAGENET1K_V2` for the torchvision network of as many
+            parameters as `model`, or torchvision's full name, `torchvision:ResNet50_Weights.IMAGENET1K_V2`.
 
     Raises:
         DataError: the source is missing, not a checkpoint, cannot be downloaded, does not fit the network (every key
@@ -92,6 +95,8 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
     """Read the state dict that a checkpoint holds, without the prefix `module.`."""
     if not path.is_file():
         raise DataError(explain(f"no file of weights at {str(path)!r}"))
+    if path.suffix == ".safetensors":
+        return _from_safetensors(path)
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
@@ -123,6 +128,13 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
     state = {str(key): value for key, value in found.items()}
     prefix = PREFIX if all(key.startswith(PREFIX) for key in state) else ""
     return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _from_safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, *UNREADABLE) as error:
+        raise DataError(explain(f"{str(path)!r} is no safetensors file", reason=error)) from error
 
 
 def _from_torchvision(model: nn.Module, name: str) -> Mapping[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+import tnalgebra as tn
 from models import build_model, load_weights
 from tnalgebra.errors import DataError
 from tnalgebra.images import load_images
@@ -183,6 +184,25 @@ def test_a_checkpoint_that_was_cut_off(saved: State, tmp_path: Path) -> None:
     source = write(tmp_path / "w.pth", saved)
     source.write_bytes(source.read_bytes()[:-200])
     check_refused(source, "is no torch checkpoint")
+
+
+def test_a_dense_network_that_the_library_saved(saved: State, tmp_path: Path) -> None:
+    source, path = network(), tmp_path / "w.safetensors"
+    source.load_state_dict(saved)
+    tn.save(source, path)
+    model = network()
+    load_weights(model, path)
+    assert_same(state_of(model), saved)
+    path.write_bytes(path.read_bytes()[:-200])
+    check_refused(path, "is no safetensors file")
+
+
+def test_a_decomposed_network_is_not_for_a_dense_one(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    name = next(name for name, layer in network().named_modules() if isinstance(layer, nn.Conv2d))
+    smaller, _ = tn.convert(network(), {name: ("out | in kh kw", {"r": 1}), "*": None}, allow_larger=True)
+    tn.save(smaller, path)
+    check_refused(path, "the weights do not fit", f"{name}.weight", f"{name}.L")
 
 
 def test_a_text_is_no_checkpoint(tmp_path: Path) -> None:
