@@ -36,6 +36,7 @@ from torch import nn
 import tnalgebra as tn
 from models import build_surrogate
 from recipes.a_priori_rows import DENSE, figure, finished, name_of, shown, summary
+from recipes.command import run_presets
 from recipes.train_networks import Wishes, all_dense, even_wishes, from_random_cores
 from recipes.training_rows import (
     NO_RESULT,
@@ -47,7 +48,6 @@ from recipes.training_rows import (
     fresh_model,
     load_both,
     printed,
-    run_presets,
     train_and_note,
     write_figure,
 )

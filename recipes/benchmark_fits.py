@@ -1,6 +1,7 @@
 """How long this library and its peers take to fit the same kernels to the same error.
 
     python -m recipes.benchmark_fits
+    python -m recipes.benchmark_fits --smoke
     python -m recipes.benchmark_fits --weights W.pth --error 0.785 --output runs/fits
 
 The kernels are the 3x3 ones of a ResNet-20, without the first layer's; in float64, on as many
@@ -37,7 +38,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.metadata import version
@@ -111,6 +112,8 @@ class Config:
     """How many; the median counts."""
     threads: int = 1
     """Of torch and of numpy's BLAS. Matrices this small gain little from more."""
+    smoke: bool = False
+    """Two small kernels, three sweeps, one seed: whether all of it runs; its numbers mean nothing."""
     output: Path = Path("runs/fits")
     """Folder of the numbers (fits.json), the table (fits.md) and the figure."""
 
@@ -295,7 +298,12 @@ class Measured(NamedTuple):
     """Kernels that did not come as near as they had to."""
 
 
+SMOKE: dict[str, Any] = {"layer": "layer1.0.conv1", "layers": "layer1.0.conv[12]", "iterations": 3, "seeds": 1}
+
+
 def main(config: Config) -> list[Measured]:
+    if config.smoke:
+        config = replace(config, **SMOKE)
     for field in fields(config):
         print(f"{field.name:<16}{getattr(config, field.name)}")
     for name in ("iterations", "seeds", "threads"):

@@ -1,6 +1,7 @@
 """How much faster the spectra of all cuts are than `torch.linalg.svdvals`, and how accurate.
 
     python -m recipes.benchmark_spectra
+    python -m recipes.benchmark_spectra --smoke
     python -m recipes.benchmark_spectra --layers "layer1.*" --rounds 5
 
 The kernels are ResNet-50's. For every layer are compared, in medians over the rounds:
@@ -12,7 +13,7 @@ The kernels are ResNet-50's. For every layer are compared, in medians over the r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from statistics import median
 from time import perf_counter
@@ -50,6 +51,8 @@ class Config:
     """Of the random weights."""
     threads: int | None = None
     """torch's threads for both sides. None: as many as torch takes by itself."""
+    smoke: bool = False
+    """Two small kernels only: whether all of it runs."""
     device: str = "cpu"
     """Where both sides compute: cpu, cuda, cuda:1."""
 
@@ -65,7 +68,12 @@ class Measured(NamedTuple):
     """Largest difference of two singular values over the largest value of their cut."""
 
 
+SMOKE = "layer1.0.conv[12]"
+
+
 def main(config: Config) -> None:
+    if config.smoke:
+        config = replace(config, layers=SMOKE, rounds=1)
     for field in fields(config):
         print(f"{field.name:<16}{getattr(config, field.name)}")
     if config.threads is not None:

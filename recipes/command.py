@@ -1,14 +1,14 @@
-"""What every recipe's command line does: settings from arguments, errors as one message, no traceback on Ctrl-C."""
+"""What every recipe's command line does: settings from arguments and presets, errors as one message, no traceback."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from tnalgebra.errors import TnalgebraError
+from tnalgebra.errors import DataError, TnalgebraError, explain
 
 Config = TypeVar("Config")
 
@@ -35,3 +35,50 @@ def run_command(
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"\n{interrupted}")
+
+
+def run_presets(presets: Mapping[str, Config], main: Callable[[Config], object], *, description: str | None) -> None:
+    """The command line of a recipe with presets: --preset NAME, and options that differ from it.
+
+    Args:
+        presets: name -> config; the first one is the default.
+    """
+    usual = next(iter(presets))
+    wished = _wished_preset(sys.argv[1:], usual)
+    default = presets.get(wished, presets[usual])
+
+    def command(
+        config: Annotated[Any, tyro.conf.OmitArgPrefixes],
+        preset: str = usual,
+    ) -> Config:
+        """Settings.
+
+        Args:
+            preset: settings for a network and its data; every other option given counts more
+        """
+        if preset not in presets:
+            raise DataError(explain(f"no preset is called {preset!r}", known=", ".join(presets)))
+        chosen: Config = config
+        return chosen
+
+    command.__annotations__["config"] = tyro.conf.OmitArgPrefixes[type(default)]  # type: ignore[misc]
+    command.__annotations__["preset"] = Annotated[str, tyro.conf.arg(metavar="|".join(presets))]
+    command.__annotations__["return"] = Any
+    command.__defaults__ = (default, wished)
+    run_command(
+        command,  # type: ignore[arg-type]
+        main,
+        description=description,
+        interrupted="stopped: the same command goes on where it was",
+    )
+
+
+def _wished_preset(arguments: Sequence[str], usual: str) -> str:
+    """The last --preset of a command line."""
+    found = usual
+    for number, argument in enumerate(arguments):
+        if argument == "--preset" and number + 1 < len(arguments):
+            found = arguments[number + 1]
+        elif argument.startswith("--preset="):
+            found = argument.partition("=")[2]
+    return found

@@ -1,10 +1,12 @@
 """How small can the kernels of a network be, and what does that do to its accuracy?
 
-    python -m recipes.compressibility        # embedded digits, a small CNN: half a minute
+    python -m recipes.compressibility --smoke    # embedded digits, a small CNN: seconds
+    python -m recipes.compressibility            # the same in full: half a minute
     python -m recipes.compressibility --model resnet20 --weights W.pth --data DIR \\
         --cuts "out | in kh kw" "out kh | in kw" --keep 0.75 0.5 --output runs/resnet20
     python -m recipes.compressibility --rewrite cp tucker2 --ranks r=8,16 a=4,8 b=4,8
     python -m recipes.compressibility --rewrite tucker2 --budget 0.7 0.5 --metric output
+    python -m recipes.compressibility --preset cp --model resnet20 --weights W.pth --data DIR
     python -m recipes.compressibility --model mylib.nets:build --weights w.pth --data DIR
 
 The study of Singh, Jahromi and Orus (arXiv 2403.14379), and more in its place:
@@ -16,6 +18,9 @@ The study of Singh, Jahromi and Orus (arXiv 2403.14379), and more in its place:
   are fitted to the kernel. Labels that are new there are bonds; --ranks gives their
   sizes, or --budget a part of the network's parameters, which is then shared out
   among the layers.
+- Presets are experiments, on any network: cuts, the seven cuts of a kernel;
+  several-cuts, one after the other on one kernel; cp, sums of rank-one tensors;
+  claims, what recipes.claims needs: how losses go with depth and with the norm.
 - Stopped and started again with the same settings the study goes on where it was;
   more cuts, rewrites, sizes, metrics and scopes can be added to a folder.
 """
@@ -34,7 +39,7 @@ import tyro
 import tnalgebra as tn
 from models import MODELS, build_model, load_weights
 from recipes.cnn4_training import trained_cnn4
-from recipes.command import run_command
+from recipes.command import run_presets
 from tnalgebra.errors import DataError, explain
 from tnalgebra.images import Images, default_normalisation, load_images
 
@@ -104,10 +109,38 @@ class Config:
     """in which the network is tested; kernels are cut and fitted in float64"""
     epochs: int = 15
     """passes over the training images, where cnn4 has to be trained"""
+    smoke: bool = False
+    """few images, rows and epochs: whether all of it runs; its numbers mean nothing"""
     seed: int = 0
     """of all chance: first weights, training, fits, the choice of images under --limit and --calibration"""
     output: Path = Path("runs/compressibility")
     """folder for the rows (results.jsonl), the figures (PNG and SVG) and the trained network"""
+
+
+PRESETS = {
+    "cuts": Config(),
+    "several-cuts": Config(
+        cuts=(
+            "out | in kh kw then in | out kh kw",
+            "out | in kh kw then in | out kh kw then kh | out in kw then kw | out in kh",
+            "out kh | in kw then out kw | in kh",
+            "out kh | in kw then in | out kh kw",
+        ),
+        keep=(0.75, 0.5, 0.25),
+        output=Path("runs/several-cuts"),
+    ),
+    "cp": Config(rewrite=("cp",), ranks=("r=64,32,16,8",), output=Path("runs/cp")),
+    "claims": Config(
+        cuts=("out | in kh kw", "in | out kh kw", "out in | kh kw", "out kh | in kw"),
+        keep=(0.75, 0.5, 0.25, 0.1),
+        report_metric=True,
+        output=Path("runs/claims"),
+    ),
+}
+"""Experiments by name; the network and its data are settings of their own."""
+
+SMOKE = {"keep": 2, "ranks": 2, "limit": 60, "calibration": 60, "epochs": 2}
+"""The most of each; of --ranks, the places of their lists."""
 
 
 def main(config: Config) -> tn.Study:
@@ -116,6 +149,8 @@ def main(config: Config) -> tn.Study:
     Raises:
         TnalgebraError: a setting, the data or the weights are not what they should be; see `tn.study`.
     """
+    if config.smoke:
+        config = _smaller(config)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     cuts = config.cuts if config.cuts is not None else () if config.rewrite else ALL_SEVEN
     config = dataclasses.replace(config, device=device, cuts=cuts)
@@ -174,6 +209,19 @@ def main(config: Config) -> tn.Study:
     return found
 
 
+def _smaller(config: Config) -> Config:
+    """So small that all of it runs in seconds."""
+    return dataclasses.replace(
+        config,
+        cuts=config.cuts and config.cuts[:2],
+        keep=config.keep[-SMOKE["keep"] :],
+        ranks=tuple(",".join(ranks.split(",")[: SMOKE["ranks"]]) for ranks in config.ranks),
+        limit=min(config.limit or SMOKE["limit"], SMOKE["limit"]),
+        calibration=min(config.calibration, SMOKE["calibration"]),
+        epochs=min(config.epochs, SMOKE["epochs"]),
+    )
+
+
 def _some(training: Images, seed: int) -> Images:
     return training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=seed)
 
@@ -189,7 +237,7 @@ def _unlabelled(training: Images, count: int, seed: int) -> Images:
 
 def run() -> None:
     """The command line."""
-    run_command(Config, main, description=__doc__, interrupted="stopped: the same command goes on where it was")
+    run_presets(PRESETS, main, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from torch import nn
 
 import tnalgebra as tn
 from models import load_weights
+from recipes.command import run_presets
 from recipes.retrain_rows import BASELINE, curves, figure, summary
 from recipes.training_rows import (
     NO_RESULT,
@@ -51,7 +52,6 @@ from recipes.training_rows import (
     is_ours,
     load_both,
     printed,
-    run_presets,
     train_and_note,
     trained,
     write_figure,

@@ -1,23 +1,20 @@
-"""What recipes that train many networks share: their settings, data, presets, rows, means over seeds."""
+"""What recipes that train many networks share: their settings, data, rows, means over seeds."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
-import tyro
 from torch import nn
 
 from models import MODELS, build_model
-from recipes.command import run_command
 from tnalgebra.errors import DataError, StudyError, explain
 from tnalgebra.files import write_whole
 from tnalgebra.images import Images, default_normalisation, load_images
@@ -283,53 +280,3 @@ def write_figure(figure: Figure, path: Path) -> None:
             write_whole(path.with_suffix(suffix), partial(figure.savefig, dpi=150))
     except OSError as error:
         raise StudyError(explain(f"{path} cannot be written", because=error, fix="another --output")) from error
-
-
-# Presets --------------------------------------------------------------------------------------------------------
-
-
-def run_presets(presets: Mapping[str, S], main: Callable[[S], object], *, description: str | None) -> None:
-    """The command line of a recipe with presets: --preset NAME, and options that differ from it.
-
-    Args:
-        presets: name -> config; the first one is the default.
-    """
-    usual = next(iter(presets))
-    wished = _wished_preset(sys.argv[1:], usual)
-    default = presets.get(wished, presets[usual])
-
-    def command(
-        config: Annotated[Any, tyro.conf.OmitArgPrefixes],
-        preset: str = usual,
-    ) -> S:
-        """Settings.
-
-        Args:
-            preset: settings for a network and its data; every other option given counts more
-        """
-        if preset not in presets:
-            raise DataError(explain(f"no preset is called {preset!r}", known=", ".join(presets)))
-        chosen: S = config
-        return chosen
-
-    command.__annotations__["config"] = tyro.conf.OmitArgPrefixes[type(default)]  # type: ignore[misc]
-    command.__annotations__["preset"] = Annotated[str, tyro.conf.arg(metavar="|".join(presets))]
-    command.__annotations__["return"] = Any
-    command.__defaults__ = (default, wished)
-    run_command(
-        command,  # type: ignore[arg-type]
-        main,
-        description=description,
-        interrupted="stopped: the same command goes on where it was",
-    )
-
-
-def _wished_preset(arguments: Sequence[str], usual: str) -> str:
-    """The last --preset of a command line."""
-    found = usual
-    for number, argument in enumerate(arguments):
-        if argument == "--preset" and number + 1 < len(arguments):
-            found = arguments[number + 1]
-        elif argument.startswith("--preset="):
-            found = argument.partition("=")[2]
-    return found

@@ -20,6 +20,7 @@ from tnalgebra.study_statistics import (
     depth_correlation,
     norm_correlation,
     norm_gain,
+    rank_correlation,
     spearman,
 )
 from tnalgebra.study_store import LATER, Row
@@ -284,6 +285,44 @@ def test_layers_are_drawn_with_all_their_rows() -> None:
     for column, correlation in enumerate((gain.mean_within, gain.across)):
         low, high = np.quantile(difference[1:, column], [0.025, 0.975])
         assert fields(correlation) == pytest.approx((difference[0, column], low, high))
+
+
+def test_plain_pairs_are_those_of_rows() -> None:
+    rows = random_rows()
+    claim = norm_correlation(rows, seed=3, resamples=200)
+    errors = [each["layers"][each["scope"]]["relative_error"] for each in rows]
+    losses = [-each["accuracy_change"] for each in rows]
+    settings: dict[str, Any] = {"units": [each["scope"] for each in rows], "seed": 3, "resamples": 200}
+    assert rank_correlation(errors, losses, **settings) == claim.across
+    groups = [each["rewrite"] for each in rows]
+    assert rank_correlation(errors, losses, groups=groups, **settings) == claim.mean_within
+
+
+def test_every_plain_pair_is_drawn_by_itself() -> None:
+    first, second = [3.0, 1.0, 4.0, 1.0, 5.0], [2, 7, 1, 8, 2]
+    found = rank_correlation(first, np.array(second), seed=4, resamples=300, confidence=0.8)
+    generator = np.random.default_rng(4)
+    chosen = [generator.integers(5, size=5) for _ in range(300)]
+    draws = [spearman_by_hand([first[n] for n in numbers], [second[n] for n in numbers]) for numbers in chosen]
+    low, high = np.nanquantile(draws, [0.1, 0.9])
+    assert fields(found) == pytest.approx((spearman_by_hand(first, second), low, high))
+    assert (found.points, found.units, found.undefined) == (5, 5, np.isnan(draws).sum())
+    for few in (first[:3], []):
+        assert rank_correlation(few, few).why == f"fewer than {FEWEST} layers or rows: {len(few)}"
+        assert rank_correlation(few, few, groups="a" * len(few)).why == rank_correlation(few, few).why
+
+
+def test_lists_that_are_no_pairs() -> None:
+    numbers = [1.0, 2.0, 3.0, 4.0]
+    for lists, settings, lengths in [
+        ((numbers, numbers[:3]), {}, "4, 3, 4"),
+        ((numbers, numbers), {"units": "abc"}, "4, 4, 3"),
+        ((numbers, numbers), {"groups": "aabba"}, "4, 4, 4, 5"),
+    ]:
+        with pytest.raises(StudyError, match=f"no pairs to rank\n  lengths: {lengths}\n  needed:  lists of one length"):
+            rank_correlation(*lists, **settings)
+    with pytest.raises(StudyError, match="0 draws give no interval"):
+        rank_correlation(numbers, numbers, resamples=0)
 
 
 def test_a_row_counts_once_with_what_it_reports() -> None:

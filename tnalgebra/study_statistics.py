@@ -148,6 +148,43 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return ranks
 
 
+def rank_correlation(
+    first: Sequence[float] | NDArray[np.float64],
+    second: Sequence[float] | NDArray[np.float64],
+    *,
+    units: Sequence[Hashable] | None = None,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Correlation:
+    """Spearman's correlation of plain pairs, with its bootstrap interval.
+
+    Args:
+        first, second: pair n is first[n] and second[n].
+        units: what each pair belongs to: units are drawn anew, each with all its pairs. By default every pair is one.
+        groups: of each pair. The correlation is then the mean of those within the groups of at least `FEWEST` units; in
+            a draw, over the groups that have one in it. By default all pairs are ranked together.
+        seed: of the draws.
+        resamples: number of draws.
+        confidence: part of the draws inside the interval, in (0, 1).
+
+    Raises:
+        StudyError: the lists are not of one length, or a setting is not what it should be.
+    """
+    draws = _Draws(seed, resamples, confidence)
+    units = range(len(first)) if units is None else units
+    lengths = [len(each) for each in (first, second, units, groups) if each is not None]
+    if len(set(lengths)) > 1:
+        raise StudyError(
+            explain("there are no pairs to rank", lengths=", ".join(map(str, lengths)), needed="lists of one length")
+        )
+    pairs = _pairs(zip(map(float, first), map(float, second), strict=True))
+    if groups is None:
+        return draws.correlation(units, pairs)
+    return draws.within(units, groups, lambda chosen: spearman(*pairs[chosen].T))
+
+
 # Depth ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,352 @@
+"""How evenly is each kernel of a network spread over its singular values, and where has training made it less so?
+
+    python -m recipes.spectra --smoke            # seconds; its numbers mean nothing
+    python -m recipes.spectra --skip             # a small CNN on embedded digits, all its layers
+    python -m recipes.spectra --model resnet20 --weights W.pth
+    python -m recipes.spectra --model resnet50 --weights torchvision:IMAGENET1K_V2 --classes 1000
+    python -m recipes.spectra --model mylib.nets:build --weights w.pth --cuts "out kh | in kw"
+
+The entanglement of kernels, after Singh, Jahromi and Orus (arXiv 2403.14379):
+- Each cut of a kernel's labels in two makes it a matrix with r singular values s. Its
+  entropy S = -sum p ln p, p = s^2 / sum s^2, is 0 where one value holds all, and ln r
+  where all are equal: S / ln r compares kernels of different sizes. Of one value there
+  is no such number.
+- A kernel of random weights is nearly even. What training did is therefore told by the
+  difference from the same layer of a fresh network, built with --seed.
+- Both are compared with depth, the order of the layers in the network: Spearman's
+  correlation, with an interval that holds 95 % of the draws of layers, with replacement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import tnalgebra as tn
+from models import MODELS, build_model, load_weights
+from recipes import compressibility
+from recipes.cnn4_training import trained_cnn4
+from recipes.command import run_command
+from recipes.training_rows import aligned
+from tnalgebra.bipartition import Bipartition, bipartitions, parse_bipartition
+from tnalgebra.errors import DataError, StudyError, explain
+from tnalgebra.files import write_text, write_whole
+from tnalgebra.images import default_normalisation, load_images
+from tnalgebra.labels import kernel_labels
+from tnalgebra.layers import kernel_layers
+from tnalgebra.spectrum import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values
+from tnalgebra.study_figures import MARKERS, SUFFIXES
+from tnalgebra.study_layers import Layer, layers_of, no_match
+from tnalgebra.study_statistics import Correlation, rank_correlation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MEASURES = {
+    "normalised_entropy": "S / ln r",
+    "normalised_difference": "(S - S of fresh weights) / ln r",
+}
+"""Column -> what is compared with depth."""
+ROUNDING = 1e-12
+"""Of the squared norm: less is rounding of the singular values."""
+SMOKE: dict[str, Any] = {"epochs": 1, "resamples": 200, "skip": ()}
+"""Four layers with the same cuts, of which a correlation can just be stated."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings; what is printed first is what is used."""
+
+    # one line each: the command's --help breaks them where it must
+    model: str = "cnn4"
+    """cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar (stem for 32x32 images), or a function of
+    your own: package.module:function"""
+    weights: str | None = None
+    """a file of weights, or torchvision:NAME; without one cnn4 is trained first, your own network used as it comes"""
+    classes: int = 10
+    """that the network tells apart; those of the data where cnn4 is trained first"""
+    channels: int = 3
+    """of the network's images, 1 for grey ones; those of the data where cnn4 is trained first"""
+    data: str = "digits"
+    """what cnn4 is trained on: digits (embedded), cifar10 or cifar100 (downloaded), or a folder with train/CLASS/*"""
+    epochs: int = 15
+    """passes over the training images, where cnn4 is trained"""
+    layers: tuple[str, ...] = ("*",)
+    """globs of the layers that are measured"""
+    skip: tuple[str, ...] = ("first",)
+    """layers left out: globs, or first for the first convolution, which has few inputs; bare --skip skips none"""
+    cuts: tuple[str, ...] = ()
+    """where kernels are cut in two, each in quotes, such as "out kh | in kw"; by default all cuts of each kernel"""
+    norm: float = 0.99
+    """part of a kernel's squared norm that "values needed" hold, in (0, 1]"""
+    resamples: int = 2000
+    """draws for each interval: its ends are then known to a hundredth or two"""
+    seed: int = 0
+    """of all chance: the weights of the fresh network, training, draws"""
+    smoke: bool = False
+    """one epoch, few draws, nothing skipped: whether all of it runs"""
+    output: Path = Path("runs/spectra")
+    """folder for entropies.csv, spectra.csv, report.json, the figures (PNG and SVG) and the trained network"""
+
+
+class Measured(NamedTuple):
+    """One kernel over one cut: a row of entropies.csv. Entropies are in nats; parts are of the number of values."""
+
+    layer: str
+    depth: int
+    """1 for the first layer that is measured."""
+    cut: str
+    values: int
+    """r, the smaller side of the cut's matrix."""
+    entropy: float
+    normalised_entropy: float
+    """S / ln r, 0 to 1; NaN where r = 1, as all that is over ln r."""
+    effective_rank: float
+    effective_rank_part: float
+    participation_ratio: float
+    needed: int
+    """The fewest leading values that hold the config's part of the squared norm."""
+    needed_part: float
+    fresh_entropy: float
+    """Of the same layer in the fresh network."""
+    difference: float
+    """S less that: negative where training has made the kernel less even."""
+    normalised_difference: float
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Correlation of depth with a measure: for each cut, among the layers that have it; and the mean of these."""
+
+    cuts: Mapping[str, Correlation]
+    mean: Correlation
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Singular values of the network, what they say, and how that depends on depth: measure -> correlations."""
+
+    spectra: Spectra
+    rows: Sequence[Measured]
+    correlations: Mapping[str, Depths]
+
+
+def main(config: Config) -> Found:
+    """Measure the network's kernels; print, write and draw what is found.
+
+    Raises:
+        TnalgebraError: a setting, the data or the weights are not what they should be; the output cannot be written.
+    """
+    if config.smoke:
+        config = dataclasses.replace(config, **SMOKE)
+    for field in dataclasses.fields(config):
+        print(f"{field.name:<18}{getattr(config, field.name)}")
+    wanted = [parse_bipartition(text) for text in config.cuts]
+    _check(config)
+    model, fresh = _networks(config)
+    layers = _chosen(model, config)
+    cuts = {layer.name: _cuts_of(layer, wanted) for layer in layers}
+    known = {str(cut): _sides(cut) for layer in layers for cut in _cuts_of(layer, [])}
+    for cut in wanted:
+        if _sides(cut) not in known.values():
+            raise StudyError(explain(f"no kernel has the cut '{cut}'", known=", ".join(known)))
+    layers = [layer for layer in layers if cuts[layer.name]]
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is told before the work
+        there = _spectra(layers, cuts, "kernels")
+        _redraw(fresh, layers, config.seed)
+        weights = {layer.name: layer for layer in layers_of(fresh, ())}
+        other = _spectra([weights[layer.name] for layer in layers], cuts, "fresh kernels")
+        rows = _measured(there, other, config.norm)
+        found = Found(there, rows, {measure: _depths(rows, measure, config) for measure in MEASURES})
+        print(f"\n{_table(rows)}\n\n{_listed(found.correlations)}")
+        _write(found, config)
+    except OSError as error:
+        raise StudyError(explain(f"{config.output} cannot be written", because=error, fix="another --output")) from error
+    print(f"\nentropies.csv, spectra.csv, report.json and figures: {config.output}/")
+    return found
+
+
+def _check(config: Config) -> None:
+    if not 0 < config.norm <= 1:
+        raise StudyError(explain(f"a part {config.norm:g} of the squared norm", needed="in (0, 1], such as 0.99"))
+    if config.resamples < 1:
+        raise StudyError(explain(f"{config.resamples} draws give no interval", fix="--resamples 2000"))
+    if config.classes < 1 or config.channels < 1:
+        raise DataError(explain(f"{config.classes} classes, {config.channels} channels", needed="at least one of each"))
+    if config.weights is None and config.model == "cnn4" and config.epochs < 1:
+        raise DataError(explain(f"{config.epochs} epochs are no training", fix="--epochs 1 or more, or --weights FILE"))
+    if config.weights is None and config.model in MODELS and config.model != "cnn4":
+        raise DataError(explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)"))
+
+
+# Networks ---------------------------------------------------------------------------------------------------------
+
+
+def _networks(config: Config) -> tuple[nn.Module, nn.Module]:
+    """The network with its weights; and the same as its builder makes it."""
+    if config.weights is not None or config.model != "cnn4":
+        model, fresh = (_built(config, config.classes, config.channels) for _ in range(2))
+        if config.weights is not None:
+            load_weights(model, config.weights)
+        return model, fresh
+    training = load_images(config.data, "train")
+    model, fresh = (_built(config, len(training.classes), training.channels) for _ in range(2))
+    mean, std = default_normalisation(training)
+    shared = {name: getattr(config, name) for name in ("data", "epochs", "seed", "output")}
+    settings = compressibility.Config(**shared, mean=mean, std=std, device="cpu")
+    trained_cnn4(model, training=training, config=settings)
+    return model, fresh
+
+
+def _built(config: Config, classes: int, channels: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_model(config.model, classes=classes, channels=channels)
+
+
+def _redraw(fresh: nn.Module, layers: Sequence[Layer], seed: int) -> None:
+    """Draw the kernels that are still the network's own as torch does: those of a builder that loads weights itself."""
+    own = {layer.name: layer.weight for layer in layers}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, layer in kernel_layers(fresh).items():
+            if name in own and torch.equal(layer.weight.detach().to(own[name]), own[name]):
+                layer.reset_parameters()
+
+
+def _chosen(model: nn.Module, config: Config) -> list[Layer]:
+    """The layers that are measured."""
+    left = layers_of(model, config.skip)
+    names = list(kernel_layers(model))
+    for pattern in config.layers:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise StudyError(no_match(f"layers {pattern!r} matches no layer", pattern, names))
+    found = [layer for layer in left if any(fnmatchcase(layer.name, pattern) for pattern in config.layers)]
+    if not found:
+        asked = ", ".join(config.layers)
+        raise StudyError(explain("no layer is left", layers=asked, skipped=", ".join(config.skip), fix="another --skip"))
+    return found
+
+
+# Numbers ----------------------------------------------------------------------------------------------------------
+
+
+def _sides(cut: Bipartition) -> frozenset[frozenset[str]]:
+    return frozenset((frozenset(cut.left), frozenset(cut.right)))
+
+
+def _cuts_of(layer: Layer, wanted: Sequence[Bipartition]) -> list[Bipartition]:
+    """The cuts of a kernel that are wanted, or all if none is named; one name a cut, transposed layers included."""
+    sides = set(map(_sides, wanted))
+    every = bipartitions(kernel_labels(layer.labels) or layer.labels)
+    return [cut for cut in every if not sides or _sides(cut) in sides]
+
+
+def _spectra(layers: Sequence[Layer], cuts: Mapping[str, Sequence[Bipartition]], what: str) -> Spectra:
+    found: list[Spectrum] = []
+    for layer in tqdm(layers, desc=what, disable=None, leave=False):
+        of_cuts = cut_singular_values(layer.weight, layer.labels, cuts[layer.name])
+        found += [
+            Spectrum(layer.name, cut, numbers) for cut, numbers in zip(cuts[layer.name], of_cuts, strict=True)
+        ]
+    return Spectra(tuple(found))
+
+
+def _measured(there: Spectra, fresh: Spectra, norm: float) -> list[Measured]:
+    depth = {name: number for number, name in enumerate(dict.fromkeys(item.layer for item in there), start=1)}
+    found = []
+    for item, other in zip(there, fresh, strict=True):
+        count = len(item.singular_values)
+        largest = math.log(count) if count > 1 else math.nan
+        needed = int((item.norm_kept.square() < norm - ROUNDING).sum()) + 1
+        difference = item.entropy - other.entropy
+        found.append(
+            Measured(
+                layer=item.layer,
+                depth=depth[item.layer],
+                cut=str(item.cut),
+                values=count,
+                entropy=item.entropy,
+                normalised_entropy=item.entropy / largest,
+                effective_rank=item.effective_rank,
+                effective_rank_part=item.effective_rank / count,
+                participation_ratio=item.participation_ratio,
+                needed=needed,
+                needed_part=needed / count,
+                fresh_entropy=other.entropy,
+                difference=difference,
+                normalised_difference=difference / largest,
+            )
+        )
+    return found
+
+
+def _depths(rows: Sequence[Measured], measure: str, config: Config) -> Depths:
+    by_cut: dict[str, list[tuple[int, float]]] = {row.cut: [] for row in rows}
+    for row in rows:
+        if row.values > 1:
+            by_cut[row.cut].append((row.depth, getattr(row, measure)))
+    settings: dict[str, Any] = {"seed": config.seed, "resamples": config.resamples}
+
+    def correlation(points: Sequence[tuple[int, float]], groups: Sequence[str] | None = None) -> Correlation:
+        depths, values = [depth for depth, _ in points], [value for _, value in points]
+        return rank_correlation(depths, values, units=depths, groups=groups, **settings)
+
+    every = [(cut, point) for cut, points in by_cut.items() for point in points]
+    mean = correlation([point for _, point in every], [cut for cut, _ in every])
+    return Depths({cut: correlation(points) for cut, points in by_cut.items()}, mean)
+
+
+# What is shown ----------------------------------------------------------------------------------------------------
+
+
+def _table(rows: Sequence[Measured]) -> str:
+    """S / ln r: a line a layer, a column a cut; below, means over the layers of both networks."""
+    columns = list(dict.fromkeys(_left(row.cut) for row in rows))
+    means = {"mean": "normalised_entropy", "mean of fresh weights": "normalised_difference"}
+    lines: dict[str, dict[str, list[float]]] = {name: {} for name in (*(row.layer for row in rows), *means)}
+    for row in rows:
+        if row.values > 1:
+            even = row.normalised_entropy
+            for name, value in ((row.layer, even), ("mean", even), (list(means)[1], even - row.normalised_difference)):
+                lines[name].setdefault(_left(row.cut), []).append(value)
+    shown = [
+        [name, *(f"{fmean(line[column]):.3f}" if column in line else "-" for column in columns)]
+        for name, line in lines.items()
+    ]
+    return "S / ln r of each cut (its left side; all other labels are on the right)\n\n" + aligned(
+        [["layer", *columns], *shown]
+    )
+
+
+def _left(cut: str) -> str:
+    return cut.partition(" | ")[0]
+
+
+def _listed(correlations: Mapping[str, Depths]) -> str:
+    lines = []
+    for measure, depths in correlations.items():
+        lines += ["", f"Depth and {MEASURES[measure]} (Spearman, 95 % interval)"]
+        found = {**depths.cuts, "mean of these": depths.mean} if depths.mean.why is None else {"": depths.mean}
+        width = max(map(len, found))
+        lines += [f"    {name:<{width}}  {_shown(each)}" for name, each in found.items()]
+    return "\n".join(lines[1:])
+
+
+def _shown(found: Correlation) -> str:
+    if found.why is not None:
+        return f"none: {found.why}"
+    return f"{found.rho:+.2f}  [{found.low:+.2f}, {found.high:+.2f}]  {found.units} layers"
