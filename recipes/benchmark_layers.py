@@ -1,6 +1,7 @@
 """How long single layers take: compiled by this library, written by hand, by its peers, and dense.
 
     python -m recipes.benchmark_layers
+    python -m recipes.benchmark_layers --smoke
     python -m recipes.benchmark_layers --shapes "3x3-64-*" --decompositions cp svd --batches 1
     python -m recipes.benchmark_layers --rerun-above 1.05 --rounds 101
     python -m recipes.benchmark_layers --memory --shapes "3x3-64-64-56" --batches 16
@@ -119,7 +120,7 @@ class Config:
     memory: bool = False
     """measure peak memory instead of times; rows go to memory.jsonl"""
     smoke: bool = False
-    """tiny layers and 3 rounds: whether all of it runs"""
+    """tiny layers, one fraction, one batch, 3 rounds: whether all of it runs"""
     threads: int | None = None
     """torch's, for all contenders; by default as many as torch takes by itself"""
     device: str = "cpu"
@@ -136,12 +137,18 @@ def main(config: Config) -> list[Row]:
     Raises:
         StudyError: a setting is not what it should be; a contender computes something else than the dense layer.
     """
+    _check(config)
     if config.smoke:
-        config = dataclasses.replace(config, rounds=min(config.rounds, 3), slow_rounds=min(config.slow_rounds, 2))
+        config = dataclasses.replace(
+            config,
+            fractions=config.fractions[:1],
+            batches=config.batches[:1],
+            rounds=min(config.rounds, 3),
+            slow_rounds=min(config.slow_rounds, 2),
+        )
     config = dataclasses.replace(config, threads=config.threads or torch.get_num_threads())
     for field in fields(config):
         print(f"{field.name:<16}{getattr(config, field.name)}")
-    _check(config)
     cells = chosen_cells(config)
     names = chosen_contenders(config)
     path = config.output / ("memory.jsonl" if config.memory else "results.jsonl")
@@ -172,8 +179,9 @@ def main(config: Config) -> list[Row]:
 
 def _check(config: Config) -> None:
     for name, least in {"rounds": 1, "slow_rounds": 1, "warmup": 1, "threads": 1}.items():
-        if getattr(config, name) < least:
-            raise StudyError(explain(f"{name} is {getattr(config, name)}", fix=f"at least {least}"))
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise StudyError(explain(f"{name} is {value}", fix=f"at least {least}"))
     for batch in config.batches:
         if batch < 1:
             raise StudyError(explain(f"a batch is {batch}", fix="at least 1"))

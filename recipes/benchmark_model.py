@@ -1,6 +1,7 @@
 """How long whole networks take: dense, decomposed by this library, and decomposed by hand at the same ranks.
 
     python -m recipes.benchmark_model
+    python -m recipes.benchmark_model --smoke
     python -m recipes.benchmark_model --models resnet50 --batch 8 --multiply-adds 0.5 --passes forward --threads 2
     python -m recipes.benchmark_model --models resnet20 resnet56 --rewrite "out kh | in kw" --fraction 0.25
     python -m recipes.benchmark_model --models resnet50 --batch 8 --memory

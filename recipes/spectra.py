@@ -28,7 +28,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ from recipes.training_rows import aligned
 from tnalgebra.bipartition import Bipartition, bipartitions, parse_bipartition
 from tnalgebra.errors import DataError, StudyError, explain
 from tnalgebra.files import write_text, write_whole
-from tnalgebra.images import default_normalisation, load_images
+from tnalgebra.images import Images, default_normalisation, load_images
 from tnalgebra.labels import kernel_labels
 from tnalgebra.layers import kernel_layers
 from tnalgebra.spectrum import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values
@@ -101,29 +101,44 @@ class Config:
     """folder for entropies.csv, spectra.csv, report.json, the figures (PNG and SVG) and the trained network"""
 
 
+Chosen: TypeAlias = tuple[Layer, Sequence[Bipartition]]
+"""A layer, and the cuts it is measured over."""
+
+
 class Measured(NamedTuple):
-    """One kernel over one cut: a row of entropies.csv. Entropies are in nats; parts are of the number of values."""
+    """One kernel over one cut: a row of entropies.csv. Entropies are in nats.
+
+    Attributes:
+        depth: 1 for the first layer that is measured.
+        values: r, the smaller side of the cut's matrix.
+        normalised_entropy: S / ln r, 0 to 1; NaN where r = 1, as all that is over ln r.
+        effective_rank, participation_ratio: see `tnalgebra.spectrum.Spectrum`.
+        needed: the fewest leading values that hold the config's part of the squared norm.
+        effective_rank_part, needed_part: these over r.
+        fresh_entropy: of the same layer in the fresh network.
+        difference: S less that: negative where training has made the kernel less even.
+        normalised_difference: this over ln r.
+    """
 
     layer: str
     depth: int
-    """1 for the first layer that is measured."""
     cut: str
     values: int
-    """r, the smaller side of the cut's matrix."""
     entropy: float
     normalised_entropy: float
-    """S / ln r, 0 to 1; NaN where r = 1, as all that is over ln r."""
     effective_rank: float
     effective_rank_part: float
     participation_ratio: float
     needed: int
-    """The fewest leading values that hold the config's part of the squared norm."""
     needed_part: float
     fresh_entropy: float
-    """Of the same layer in the fresh network."""
     difference: float
-    """S less that: negative where training has made the kernel less even."""
     normalised_difference: float
+
+    @property
+    def fresh_normalised(self) -> float:
+        """S / ln r of the fresh network."""
+        return self.normalised_entropy - self.normalised_difference
 
 
 @dataclass(frozen=True)
@@ -153,28 +168,28 @@ def main(config: Config) -> Found:
         config = dataclasses.replace(config, **SMOKE)
     for field in dataclasses.fields(config):
         print(f"{field.name:<18}{getattr(config, field.name)}")
-    wanted = [parse_bipartition(text) for text in config.cuts]
     _check(config)
-    model, fresh = _networks(config)
-    layers = _chosen(model, config)
-    cuts = {layer.name: _cuts_of(layer, wanted) for layer in layers}
-    known = {str(cut): _sides(cut) for layer in layers for cut in _cuts_of(layer, [])}
-    for cut in wanted:
-        if _sides(cut) not in known.values():
-            raise StudyError(explain(f"no kernel has the cut '{cut}'", known=", ".join(known)))
-    layers = [layer for layer in layers if cuts[layer.name]]
+    training = load_images(config.data, "train") if _trained_first(config) else None
+    if training is not None:
+        config = dataclasses.replace(config, classes=len(training.classes), channels=training.channels)
+    model, fresh = _built(config), _built(config)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    _chosen(model, config)  # what does not fit is told before the training
     try:
-        config.output.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is told before the work
-        there = _spectra(layers, cuts, "kernels")
-        _redraw(fresh, layers, config.seed)
-        weights = {layer.name: layer for layer in layers_of(fresh, ())}
-        other = _spectra([weights[layer.name] for layer in layers], cuts, "fresh kernels")
-        rows = _measured(there, other, config.norm)
+        config.output.mkdir(parents=True, exist_ok=True)
+        if training is not None:
+            _train(model, training, config)
+        chosen = _chosen(model, config)
+        there = _spectra(chosen, "kernels")
+        rows = _measured(there, _spectra(_of_fresh(fresh, chosen, config.seed), "fresh kernels"), config.norm)
         found = Found(there, rows, {measure: _depths(rows, measure, config) for measure in MEASURES})
         print(f"\n{_table(rows)}\n\n{_listed(found.correlations)}")
         _write(found, config)
     except OSError as error:
-        raise StudyError(explain(f"{config.output} cannot be written", because=error, fix="another --output")) from error
+        raise StudyError(
+            explain(f"{config.output} cannot be written", because=error, fix="another --output")
+        ) from error
     print(f"\nentropies.csv, spectra.csv, report.json and figures: {config.output}/")
     return found
 
@@ -195,73 +210,72 @@ def _check(config: Config) -> None:
 # Networks ---------------------------------------------------------------------------------------------------------
 
 
-def _networks(config: Config) -> tuple[nn.Module, nn.Module]:
-    """The network with its weights; and the same as its builder makes it."""
-    if config.weights is not None or config.model != "cnn4":
-        model, fresh = (_built(config, config.classes, config.channels) for _ in range(2))
-        if config.weights is not None:
-            load_weights(model, config.weights)
-        return model, fresh
-    training = load_images(config.data, "train")
-    model, fresh = (_built(config, len(training.classes), training.channels) for _ in range(2))
-    mean, std = default_normalisation(training)
-    shared = {name: getattr(config, name) for name in ("data", "epochs", "seed", "output")}
-    settings = compressibility.Config(**shared, mean=mean, std=std, device="cpu")
-    trained_cnn4(model, training=training, config=settings)
-    return model, fresh
+def _trained_first(config: Config) -> bool:
+    return config.weights is None and config.model == "cnn4"
 
 
-def _built(config: Config, classes: int, channels: int) -> nn.Module:
+def _built(config: Config) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return build_model(config.model, classes=classes, channels=channels)
+        return build_model(config.model, classes=config.classes, channels=config.channels)
 
 
-def _redraw(fresh: nn.Module, layers: Sequence[Layer], seed: int) -> None:
-    """Draw the kernels that are still the network's own as torch does: those of a builder that loads weights itself."""
-    own = {layer.name: layer.weight for layer in layers}
+def _train(model: nn.Module, training: Images, config: Config) -> None:
+    """As recipes.compressibility does, which takes the network from the same folder if it is there."""
+    mean, std = default_normalisation(training)
+    shared = {name: getattr(config, name) for name in ("data", "epochs", "seed", "output")}
+    trained_cnn4(model, training=training, config=compressibility.Config(**shared, mean=mean, std=std, device="cpu"))
+
+
+def _of_fresh(fresh: nn.Module, chosen: Sequence[Chosen], seed: int) -> list[Chosen]:
+    """The same kernels of the fresh network.
+
+    Those in which both networks agree are drawn anew, as torch does: their builder has loaded weights itself, or the
+    network has been given no others.
+    """
+    own = {layer.name: layer.weight for layer, _ in chosen}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for name, layer in kernel_layers(fresh).items():
-            if name in own and torch.equal(layer.weight.detach().to(own[name]), own[name]):
-                layer.reset_parameters()
+        for name, module in kernel_layers(fresh).items():
+            if name in own and torch.equal(module.weight.detach().to(own[name]), own[name]):
+                module.reset_parameters()
+    weights = {layer.name: layer for layer in layers_of(fresh, ())}
+    return [(weights[layer.name], cuts) for layer, cuts in chosen]
 
 
-def _chosen(model: nn.Module, config: Config) -> list[Layer]:
-    """The layers that are measured."""
+def _chosen(model: nn.Module, config: Config) -> list[Chosen]:
+    """The layers that are measured, each with its cuts that are: one name a cut, transposed layers included."""
+    wanted = {_sides(cut): cut for cut in map(parse_bipartition, config.cuts)}
     left = layers_of(model, config.skip)
     names = list(kernel_layers(model))
     for pattern in config.layers:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise StudyError(no_match(f"layers {pattern!r} matches no layer", pattern, names))
-    found = [layer for layer in left if any(fnmatchcase(layer.name, pattern) for pattern in config.layers)]
-    if not found:
-        asked = ", ".join(config.layers)
-        raise StudyError(explain("no layer is left", layers=asked, skipped=", ".join(config.skip), fix="another --skip"))
-    return found
-
-
-# Numbers ----------------------------------------------------------------------------------------------------------
+    layers = [layer for layer in left if any(fnmatchcase(layer.name, pattern) for pattern in config.layers)]
+    if not layers:
+        asked, skipped = ", ".join(config.layers), ", ".join(config.skip)
+        raise StudyError(explain("no layer is left", layers=asked, skipped=skipped, fix="other --layers or --skip"))
+    every = [(layer, bipartitions(kernel_labels(layer.labels) or layer.labels)) for layer in layers]
+    known = {_sides(cut): cut for _, cuts in every for cut in cuts}
+    for sides, cut in wanted.items():
+        if sides not in known:
+            raise StudyError(explain(f"no kernel has the cut '{cut}'", known=", ".join(map(str, known.values()))))
+    some = [(layer, [cut for cut in cuts if not wanted or _sides(cut) in wanted]) for layer, cuts in every]
+    return [(layer, cuts) for layer, cuts in some if cuts]
 
 
 def _sides(cut: Bipartition) -> frozenset[frozenset[str]]:
     return frozenset((frozenset(cut.left), frozenset(cut.right)))
 
 
-def _cuts_of(layer: Layer, wanted: Sequence[Bipartition]) -> list[Bipartition]:
-    """The cuts of a kernel that are wanted, or all if none is named; one name a cut, transposed layers included."""
-    sides = set(map(_sides, wanted))
-    every = bipartitions(kernel_labels(layer.labels) or layer.labels)
-    return [cut for cut in every if not sides or _sides(cut) in sides]
+# Numbers ----------------------------------------------------------------------------------------------------------
 
 
-def _spectra(layers: Sequence[Layer], cuts: Mapping[str, Sequence[Bipartition]], what: str) -> Spectra:
+def _spectra(chosen: Sequence[Chosen], what: str) -> Spectra:
     found: list[Spectrum] = []
-    for layer in tqdm(layers, desc=what, disable=None, leave=False):
-        of_cuts = cut_singular_values(layer.weight, layer.labels, cuts[layer.name])
-        found += [
-            Spectrum(layer.name, cut, numbers) for cut, numbers in zip(cuts[layer.name], of_cuts, strict=True)
-        ]
+    for layer, cuts in tqdm(chosen, desc=what, disable=None, leave=False):
+        of_cuts = cut_singular_values(layer.weight, layer.labels, cuts)
+        found += [Spectrum(layer.name, cut, numbers) for cut, numbers in zip(cuts, of_cuts, strict=True)]
     return Spectra(tuple(found))
 
 
@@ -272,15 +286,15 @@ def _measured(there: Spectra, fresh: Spectra, norm: float) -> list[Measured]:
         count = len(item.singular_values)
         largest = math.log(count) if count > 1 else math.nan
         needed = int((item.norm_kept.square() < norm - ROUNDING).sum()) + 1
-        difference = item.entropy - other.entropy
+        entropy, difference = item.entropy, item.entropy - other.entropy
         found.append(
             Measured(
                 layer=item.layer,
                 depth=depth[item.layer],
                 cut=str(item.cut),
                 values=count,
-                entropy=item.entropy,
-                normalised_entropy=item.entropy / largest,
+                entropy=entropy,
+                normalised_entropy=entropy / largest,
                 effective_rank=item.effective_rank,
                 effective_rank_part=item.effective_rank / count,
                 participation_ratio=item.participation_ratio,
@@ -315,21 +329,20 @@ def _depths(rows: Sequence[Measured], measure: str, config: Config) -> Depths:
 
 def _table(rows: Sequence[Measured]) -> str:
     """S / ln r: a line a layer, a column a cut; below, means over the layers of both networks."""
-    columns = list(dict.fromkeys(_left(row.cut) for row in rows))
-    means = {"mean": "normalised_entropy", "mean of fresh weights": "normalised_difference"}
-    lines: dict[str, dict[str, list[float]]] = {name: {} for name in (*(row.layer for row in rows), *means)}
+    mean, fresh = "mean", "mean, fresh weights"
+    lines: dict[str, dict[str, list[float]]] = {name: {} for name in (*(row.layer for row in rows), mean, fresh)}
     for row in rows:
         if row.values > 1:
             even = row.normalised_entropy
-            for name, value in ((row.layer, even), ("mean", even), (list(means)[1], even - row.normalised_difference)):
+            for name, value in ((row.layer, even), (mean, even), (fresh, row.fresh_normalised)):
                 lines[name].setdefault(_left(row.cut), []).append(value)
-    shown = [
+    columns = list(dict.fromkeys(_left(row.cut) for row in rows))
+    cells = [
         [name, *(f"{fmean(line[column]):.3f}" if column in line else "-" for column in columns)]
         for name, line in lines.items()
     ]
-    return "S / ln r of each cut (its left side; all other labels are on the right)\n\n" + aligned(
-        [["layer", *columns], *shown]
-    )
+    title = "S / ln r across each cut (named by its left side)"
+    return f"{title}\n\n{aligned([['layer', *columns], *cells])}"
 
 
 def _left(cut: str) -> str:
@@ -350,3 +363,64 @@ def _shown(found: Correlation) -> str:
     if found.why is not None:
         return f"none: {found.why}"
     return f"{found.rho:+.2f}  [{found.low:+.2f}, {found.high:+.2f}]  {found.units} layers"
+
+
+def _write(found: Found, config: Config) -> None:
+    """Every file, each whole or not at all. Raises OSError."""
+    import pandas as pd
+
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
+    correlations = {measure: dataclasses.asdict(depths) for measure, depths in found.correlations.items()}
+    report = {"config": settings, "layers": list(dict.fromkeys(row.layer for row in found.rows))}
+    report |= {"correlations": _plain(correlations), "version": tn.__version__}
+    entropies = pd.DataFrame(found.rows, columns=list(Measured._fields))
+    write_text(config.output / "entropies.csv", entropies.to_csv(index=False))
+    write_text(config.output / "spectra.csv", found.spectra.to_pandas().to_csv(index=False))
+    write_text(config.output / "report.json", json.dumps(report, indent=2) + "\n")
+    for name, figure in (("spectra", found.spectra.plot()), ("entropies", _figure(found, config))):
+        for suffix in SUFFIXES:
+            write_whole((config.output / name).with_suffix(suffix), partial(figure.savefig, dpi=150))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, which has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _figure(found: Found, config: Config) -> Figure:
+    """Normalised entropy by depth, a line a cut: of the network, and dashed of fresh weights."""
+    from matplotlib.figure import Figure
+
+    layers = list(dict.fromkeys(row.layer for row in found.rows))
+    figure = Figure(figsize=(max(7.0, 3.4 + 0.28 * len(layers)), 5.0), layout="constrained")
+    panel = figure.subplots()
+    correlations = found.correlations["normalised_entropy"].cuts
+    for number, (cut, correlation) in enumerate(correlations.items()):
+        rows = [row for row in found.rows if row.cut == cut and row.values > 1]
+        places = [row.depth - 1 for row in rows]
+        style: dict[str, Any] = {"color": DISTINCT_COLOURS[number % len(DISTINCT_COLOURS)]}
+        marker = MARKERS[number % len(MARKERS)]
+        label = cut if correlation.why is not None else f"{cut}\n{_shown(correlation).rpartition('  ')[0]}"
+        panel.plot(places, [row.normalised_entropy for row in rows], marker=marker, markersize=4, label=label, **style)
+        style |= {"marker": "_"} if len(rows) == 1 else {}  # a line of one point would not be seen
+        fresh = [row.fresh_normalised for row in rows]
+        panel.plot(places, fresh, linestyle="--", alpha=0.45, linewidth=1, **style)
+    panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize="small")
+    panel.set_ylabel("entropy S / ln r")
+    panel.grid(alpha=0.3)
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False}
+    panel.legend(title="cut, and rho of depth", fontsize="x-small", title_fontsize="small", **place)
+    title = f"Evenness of kernels' singular values: {config.model} (dashed: fresh weights)"
+    panel.set_title(f"{title}\n1: all values of a cut are equal", fontsize="medium")
+    return figure
+
+
+def run() -> None:
+    """The command line."""
+    run_command(Config, main, description=__doc__)
+
+
+if __name__ == "__main__":
+    run()
