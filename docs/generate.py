@@ -1,7 +1,7 @@
 """Pages and pictures of the docs that are made from the library.
 
 python docs/generate.py                        rules.md, the table of layers.md, the drawings, gallery.md's among them
-python docs/generate.py NAME runs/FOLDER       the figures of a study; its table, where a page has a mark NAME
+python docs/generate.py NAME runs/FOLDER       what a recipe left: figures, and the table, where a page has a mark NAME
 python docs/generate.py fits runs/fits         the table and figure of the benchmark of fits, into benchmarks.md
 """
 
@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 from textwrap import fill
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from arguments_table import arguments_table
@@ -26,6 +26,10 @@ from tnalgebra.notation import parse_rule
 from tnalgebra.study_store import read_rows, table
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))  # recipes are no part of the package
+
+from recipes import a_priori_rows, retrain_rows  # noqa: E402
+
 STUDY_PAGES = ("study.md", "results.md")
 
 PICTURES = {
@@ -184,22 +188,34 @@ def equation_text(equation: str) -> str:
     return f"${equation.replace('Σ', chr(92) + 'sum')}$"
 
 
-def store_study(name: str, folder: Path) -> None:
+def store_rows(name: str, folder: Path) -> None:
     """Take over the figures that the pages show; write the table between `<!-- NAME -->` and `<!-- end -->`.
 
-    The page is the one that has the mark.
+    The page is the one that has the mark. Rows are of a study, of `recipes.retrain` or of `recipes.a_priori`.
     """
     page = next(
         (page for page in STUDY_PAGES if f"<!-- {name} -->" in (DOCS / page).read_text(encoding="utf-8")),
         STUDY_PAGES[0],
     )
     rows = read_rows(folder)
-    kind = f"{rows[0]['images']} test images, config {rows[0]['config']}, version {rows[0]['version']}"
-    text = write_between(page, name, f"```text\n{table(rows)}\n```\n\n{kind}.")
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(row.get("seed") for row in rows) if seed is not None)
+    kind = f"{rows[0]['images']} test examples, config {rows[0]['config']}, version {rows[0]['version']}"
+    if seeds:
+        hours = sum(row["seconds"] for row in rows) / 3600
+        kind += f", seeds {seeds}; {hours:.1f} hours of training"
+    text = write_between(page, name, f"```text\n{_summary(rows)}\n```\n\n{kind}.")
     pages = text + (DOCS.parent / "README.md").read_text(encoding="utf-8")
     for figure in folder.glob("*.png"):
         if f"images/{name}_{figure.name}" in pages:
             shutil.copyfile(figure, DOCS / "images" / f"{name}_{figure.name}")
+
+
+def _summary(rows: list[Any]) -> str:
+    if "truncation" in rows[0]:
+        return retrain_rows.summary(rows)
+    if "contender" in rows[0]:
+        return a_priori_rows.summary(rows)
+    return table(rows)
 
 
 def store_fits(folder: Path) -> None:
@@ -228,7 +244,7 @@ def main() -> None:
         store_fits(Path(sys.argv[2]))
         return
     if len(sys.argv) == 3:
-        store_study(sys.argv[1], Path(sys.argv[2]))
+        store_rows(sys.argv[1], Path(sys.argv[2]))
         return
     (DOCS / "rules.md").write_text(rules_page(), encoding="utf-8")
     write_between("layers.md", "arguments", arguments_table())

@@ -14,6 +14,8 @@ The claims of Singh, Jahromi and Orus (arXiv 2403.14379), as numbers:
   error of the kernel in the Frobenius norm, and with that of the layer's output (rows
   of --report-metric), within a cut and across all of them; and how much better the
   second is.
+- Much of the norm may go at little cost: of the cuts of one layer that make an error
+  of 0.3 to 0.4, say, how many cost at most a point of accuracy.
 - Each has an interval that holds 95 % of the draws of layers, with replacement.
 """
 
@@ -21,43 +23,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes import compressibility
+from recipes.claims_rows import Claims, claims_table, depth_figure, loss_figure
 from recipes.command import run_command
+from recipes.correlation_rows import plain
 from tnalgebra.errors import StudyError, explain
 from tnalgebra.files import write_text, write_whole
-from tnalgebra.spectrum import DISTINCT_COLOURS
-from tnalgebra.study_figures import MARKERS, SUFFIXES
+from tnalgebra.study_figures import SUFFIXES
 from tnalgebra.study_statistics import (
-    Correlation,
-    DepthClaim,
     Error,
-    Gain,
-    NormClaim,
     Scope,
     Size,
     curve_of,
     depth_correlation,
+    harmless,
     norm_correlation,
     norm_gain,
 )
 from tnalgebra.study_store import Row, of_one_layer, read_rows, touched
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-SIZES: dict[str, str] = {
-    "relative_error": "relative error of the kernel",
-    "output_error": "relative error of the layer's output",
-    "values": "part of the singular values dropped",
-}
 SMOKE = compressibility.Config(
     cuts=("out | in kh kw", "out kh | in kw"),
     keep=(0.5, 0.25, 0.125),
@@ -88,20 +78,6 @@ class Config:
     """make a small study on digits first, in a folder of the output: whether all of it runs"""
     output: Path | None = None
     """folder for claims.json and the figures (PNG and SVG); by default claims/ in that of the rows"""
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What was found; of what the rows do not have there is nothing.
-
-    depth: how large a cut is -> claim.
-    norms: "each" or "all" -> error -> claim.
-    gains: "each" or "all" -> claim.
-    """
-
-    depth: Mapping[str, DepthClaim]
-    norms: Mapping[str, Mapping[str, NormClaim]]
-    gains: Mapping[str, Gain]
 
 
 def main(config: Config) -> Claims:
@@ -135,12 +111,12 @@ def main(config: Config) -> Claims:
         "resamples": config.resamples,
         "seed": config.seed,
     }
-    print(f"\n{_table(found, config)}")
+    print(f"\n{claims_table(found, config.at_most)}")
     for name in _unfinished(rows):
         print(f"\nthe study is not finished: of {name!r} some layers have fewer rows than others")
     try:
-        write_text(output / "claims.json", json.dumps(_plain({**about, **dataclasses.asdict(found)}), indent=2) + "\n")
-        for name, figure in (("depth", _depth_figure(found, about)), ("losses", _loss_figure(found, about))):
+        write_text(output / "claims.json", json.dumps(plain({**about, **dataclasses.asdict(found)}), indent=2) + "\n")
+        for name, figure in (("depth", depth_figure(found, about)), ("losses", loss_figure(found, about))):
             for suffix in SUFFIXES:
                 write_whole((output / name).with_suffix(suffix), partial(figure.savefig, dpi=150))
     except OSError as error:
@@ -174,6 +150,11 @@ def _claims(rows: Sequence[Row], config: Config) -> Claims:
             }
             for scope in scopes
         },
+        bands={
+            error: harmless(rows, at_most=config.at_most, error=error, **draws)
+            for error in errors
+            if error == "relative_error" or reported["each"]
+        },
         gains={scope: norm_gain(rows, scope=scope, **draws) for scope in scopes if reported[scope]},
     )
 
@@ -190,150 +171,6 @@ def _unfinished(rows: Sequence[Row]) -> list[str]:
 
 def _reports(row: Row) -> bool:
     return all(layer.get("output_error") is not None for layer in row["layers"].values())
-
-
-# Text -------------------------------------------------------------------------------------------------------------
-
-
-def _table(found: Claims, config: Config) -> str:
-    lines = [f"Depth and the largest cut that costs at most {_points(config.at_most)} (Spearman, 95 % interval)"]
-    for size, depth in found.depth.items():
-        bounds = [cut.bound for cuts in depth.cuts.values() for cut in cuts]
-        lines += ["", f"  by {SIZES[size]} ({_counted(bounds)})"]
-        lines += _listed({**depth.correlations, "mean of these": depth.mean})
-    for scope, norms in found.norms.items():
-        one = "one layer cut at a time" if scope == "each" else "all layers cut at once"
-        lines += ["", f"Loss of accuracy and error, {one} (Spearman, 95 % interval)"]
-        for error, claim in norms.items():
-            lines += ["", f"  {SIZES[error]}"]
-            lines += _listed({**claim.within, "mean within": claim.mean_within, "across all": claim.across})
-        if scope in found.gains:
-            gain = found.gains[scope]
-            lines += ["", "  rho of the output's error less rho of the kernel's"]
-            lines += _listed({"mean within": gain.mean_within, "across all": gain.across})
-    return "\n".join(lines)
-
-
-def _points(loss: float) -> str:
-    return f"{100 * loss:g} point{'' if loss == 0.01 else 's'} of accuracy"
-
-
-def _counted(bounds: Sequence[str | None]) -> str:
-    below, beyond = bounds.count("smallest"), bounds.count("largest")
-    return f"of {len(bounds)}, {below} cost more at the smallest cut, {beyond} no more at the largest"
-
-
-def _listed(correlations: Mapping[str, Correlation]) -> list[str]:
-    width = max(map(len, correlations))
-    return [f"    {name:<{width}}  {_shown(found)}" for name, found in correlations.items()]
-
-
-def _shown(found: Correlation) -> str:
-    if found.why is not None:
-        return f"none: {found.why}"
-    left_out = f", {found.undefined} draws undefined" if found.undefined else ""
-    return (
-        f"{found.rho:+.2f}  [{found.low:+.2f}, {found.high:+.2f}]  {found.points} points, {found.units} drawn{left_out}"
-    )
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it, which has no NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# Figures ----------------------------------------------------------------------------------------------------------
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _about(about: Mapping[str, Any]) -> str:
-    return f"{about['model']}, {about['images']} test images, no retraining"
-
-
-def _label(name: str, found: Correlation) -> str:
-    return name if found.why is not None else f"{name}\n{found.rho:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-
-
-def _depth_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
-    """The layers' largest cuts, by depth: a panel for each measure; hollow where only a bound is known."""
-    layers = list(
-        dict.fromkeys(cut.layer for claim in found.depth.values() for cuts in claim.cuts.values() for cut in cuts)
-    )
-    figure = _figure(max(7.0, 3.2 + 0.28 * len(layers)), 1.2 + 2.5 * len(found.depth))
-    panels: list[Axes] = list(figure.subplots(len(found.depth), 1, sharex=True, squeeze=False).flat)
-    for panel, (size, claim) in zip(panels, found.depth.items(), strict=True):
-        for number, (name, cuts) in enumerate(claim.cuts.items()):
-            colour, marker = _style(number)
-            places = [layers.index(cut.layer) for cut in cuts]
-            panel.plot(places, [cut.size for cut in cuts], color=colour, linewidth=0.6, alpha=0.6)
-            for hollow in (False, True):
-                there = [n for n, cut in enumerate(cuts) if (cut.bound is not None) == hollow]
-                panel.plot(
-                    [places[n] for n in there],
-                    [cuts[n].size for n in there],
-                    color=colour,
-                    marker=marker,
-                    linestyle="none",
-                    markersize=5,
-                    markerfacecolor="white" if hollow else colour,
-                )
-            panel.plot([], [], color=colour, marker=marker, label=_label(name, claim.correlations[name]))
-        panel.set_ylabel(SIZES[size].replace(" of ", "\nof "), fontsize="small")
-        panel.set_title(_label("mean of these", claim.mean).replace("\n", ": "), fontsize="small")
-        panel.grid(alpha=0.3)
-        panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="x-small", frameon=False)
-    panels[-1].set_xticks(range(len(layers)), layers, rotation=90, fontsize="small")
-    figure.suptitle(
-        f"Largest cut of one layer that costs at most {_points(about['at_most'])}: {_about(about)}\n"
-        "hollow: a bound, for the smallest cut tested costs more, or the largest does not",
-        fontsize="medium",
-    )
-    return figure
-
-
-def _loss_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
-    """Loss of accuracy against the errors: rows are scopes, columns errors."""
-    across = max(map(len, found.norms.values()))
-    figure = _figure(1.0 + 4.6 * across, 0.8 + 3.9 * len(found.norms))
-    grid = figure.subplots(len(found.norms), across, squeeze=False, sharey="row")
-    for line, (scope, norms) in zip(grid, found.norms.items(), strict=True):
-        for panel in line[len(norms) :]:
-            panel.set_axis_off()
-        for panel, (error, claim) in zip(line, norms.items(), strict=False):
-            for number, (name, points) in enumerate(claim.points.items()):
-                colour, marker = _style(number)
-                panel.plot(
-                    [size for size, _ in points],
-                    [100 * loss for _, loss in points],
-                    color=colour,
-                    marker=marker,
-                    markersize=4,
-                    linestyle="none",
-                    alpha=0.8,
-                    label=_label(name, claim.within[name]),
-                )
-            panel.set_yscale("symlog", linthresh=1)
-            panel.set_xlabel(SIZES[error])
-            one = "one layer at a time" if scope == "each" else "all layers at once"
-            panel.set_title(_label(f"{one}; across", claim.across).replace("\n", " "), fontsize="small")
-            panel.grid(alpha=0.3)
-            panel.legend(fontsize="x-small", frameon=False)
-        line[0].set_ylabel("loss of accuracy (points)")
-    figure.suptitle(f"Loss of accuracy against errors: {_about(about)}", fontsize="medium")
-    return figure
-
-
-def _style(number: int) -> tuple[str, str]:
-    return DISTINCT_COLOURS[number % len(DISTINCT_COLOURS)], MARKERS[number % len(MARKERS)]
 
 
 def run() -> None:

@@ -21,14 +21,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -39,28 +37,19 @@ from models import MODELS, build_model, load_weights
 from recipes import compressibility
 from recipes.cnn4_training import trained_cnn4
 from recipes.command import run_command
-from recipes.training_rows import aligned
+from recipes.correlation_rows import plain
+from recipes.spectra_rows import MEASURES, Depths, Found, Measured, depth_table, entropy_table, figure_of, measured
 from tnalgebra.bipartition import Bipartition, bipartitions, parse_bipartition
 from tnalgebra.errors import DataError, StudyError, explain
 from tnalgebra.files import write_text, write_whole
 from tnalgebra.images import Images, default_normalisation, load_images
 from tnalgebra.labels import kernel_labels
 from tnalgebra.layers import kernel_layers
-from tnalgebra.spectrum import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values
-from tnalgebra.study_figures import MARKERS, SUFFIXES
+from tnalgebra.spectrum import Spectra, Spectrum, cut_singular_values
+from tnalgebra.study_figures import SUFFIXES
 from tnalgebra.study_layers import Layer, layers_of, no_match
 from tnalgebra.study_statistics import Correlation, rank_correlation
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-MEASURES = {
-    "normalised_entropy": "S / ln r",
-    "normalised_difference": "(S - S of fresh weights) / ln r",
-}
-"""Column -> what is compared with depth."""
-ROUNDING = 1e-12
-"""Of the squared norm: less is rounding of the singular values."""
 SMOKE: dict[str, Any] = {"epochs": 1, "resamples": 200, "skip": ()}
 """Four layers with the same cuts, of which a correlation can just be stated."""
 
@@ -105,59 +94,6 @@ Chosen: TypeAlias = tuple[Layer, Sequence[Bipartition]]
 """A layer, and the cuts it is measured over."""
 
 
-class Measured(NamedTuple):
-    """One kernel over one cut: a row of entropies.csv. Entropies are in nats.
-
-    Attributes:
-        depth: 1 for the first layer that is measured.
-        values: r, the smaller side of the cut's matrix.
-        normalised_entropy: S / ln r, 0 to 1; NaN where r = 1, as all that is over ln r.
-        effective_rank, participation_ratio: see `tnalgebra.spectrum.Spectrum`.
-        needed: the fewest leading values that hold the config's part of the squared norm.
-        effective_rank_part, needed_part: these over r.
-        fresh_entropy: of the same layer in the fresh network.
-        difference: S less that: negative where training has made the kernel less even.
-        normalised_difference: this over ln r.
-    """
-
-    layer: str
-    depth: int
-    cut: str
-    values: int
-    entropy: float
-    normalised_entropy: float
-    effective_rank: float
-    effective_rank_part: float
-    participation_ratio: float
-    needed: int
-    needed_part: float
-    fresh_entropy: float
-    difference: float
-    normalised_difference: float
-
-    @property
-    def fresh_normalised(self) -> float:
-        """S / ln r of the fresh network."""
-        return self.normalised_entropy - self.normalised_difference
-
-
-@dataclass(frozen=True)
-class Depths:
-    """Correlation of depth with a measure: for each cut, among the layers that have it; and the mean of these."""
-
-    cuts: Mapping[str, Correlation]
-    mean: Correlation
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """Singular values of the network, what they say, and how that depends on depth: measure -> correlations."""
-
-    spectra: Spectra
-    rows: Sequence[Measured]
-    correlations: Mapping[str, Depths]
-
-
 def main(config: Config) -> Found:
     """Measure the network's kernels; print, write and draw what is found.
 
@@ -172,6 +108,7 @@ def main(config: Config) -> Found:
     training = load_images(config.data, "train") if _trained_first(config) else None
     if training is not None:
         config = dataclasses.replace(config, classes=len(training.classes), channels=training.channels)
+        print(f"\n{len(training)} training images of {config.classes} classes, {config.channels} channels", flush=True)
     model, fresh = _built(config), _built(config)
     if config.weights is not None:
         load_weights(model, config.weights)
@@ -182,9 +119,9 @@ def main(config: Config) -> Found:
             _train(model, training, config)
         chosen = _chosen(model, config)
         there = _spectra(chosen, "kernels")
-        rows = _measured(there, _spectra(_of_fresh(fresh, chosen, config.seed), "fresh kernels"), config.norm)
+        rows = measured(there, _spectra(_of_fresh(fresh, chosen, config.seed), "fresh kernels"), config.norm)
         found = Found(there, rows, {measure: _depths(rows, measure, config) for measure in MEASURES})
-        print(f"\n{_table(rows)}\n\n{_listed(found.correlations)}")
+        print(f"\n{entropy_table(rows)}\n\n{depth_table(found.correlations)}")
         _write(found, config)
     except OSError as error:
         raise StudyError(
@@ -231,11 +168,11 @@ def _of_fresh(fresh: nn.Module, chosen: Sequence[Chosen], seed: int) -> list[Cho
     """The same kernels of the fresh network.
 
     Those in which both networks agree are drawn anew, as torch does: their builder has loaded weights itself, or the
-    network has been given no others.
+    network has been given no others. Not from the seed itself, from which the builder draws the same again.
     """
     own = {layer.name: layer.weight for layer, _ in chosen}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + 1)
         for name, module in kernel_layers(fresh).items():
             if name in own and torch.equal(module.weight.detach().to(own[name]), own[name]):
                 module.reset_parameters()
@@ -279,35 +216,6 @@ def _spectra(chosen: Sequence[Chosen], what: str) -> Spectra:
     return Spectra(tuple(found))
 
 
-def _measured(there: Spectra, fresh: Spectra, norm: float) -> list[Measured]:
-    depth = {name: number for number, name in enumerate(dict.fromkeys(item.layer for item in there), start=1)}
-    found = []
-    for item, other in zip(there, fresh, strict=True):
-        count = len(item.singular_values)
-        largest = math.log(count) if count > 1 else math.nan
-        needed = int((item.norm_kept.square() < norm - ROUNDING).sum()) + 1
-        entropy, difference = item.entropy, item.entropy - other.entropy
-        found.append(
-            Measured(
-                layer=item.layer,
-                depth=depth[item.layer],
-                cut=str(item.cut),
-                values=count,
-                entropy=entropy,
-                normalised_entropy=entropy / largest,
-                effective_rank=item.effective_rank,
-                effective_rank_part=item.effective_rank / count,
-                participation_ratio=item.participation_ratio,
-                needed=needed,
-                needed_part=needed / count,
-                fresh_entropy=other.entropy,
-                difference=difference,
-                normalised_difference=difference / largest,
-            )
-        )
-    return found
-
-
 def _depths(rows: Sequence[Measured], measure: str, config: Config) -> Depths:
     by_cut: dict[str, list[tuple[int, float]]] = {row.cut: [] for row in rows}
     for row in rows:
@@ -324,45 +232,7 @@ def _depths(rows: Sequence[Measured], measure: str, config: Config) -> Depths:
     return Depths({cut: correlation(points) for cut, points in by_cut.items()}, mean)
 
 
-# What is shown ----------------------------------------------------------------------------------------------------
-
-
-def _table(rows: Sequence[Measured]) -> str:
-    """S / ln r: a line a layer, a column a cut; below, means over the layers of both networks."""
-    mean, fresh = "mean", "mean, fresh weights"
-    lines: dict[str, dict[str, list[float]]] = {name: {} for name in (*(row.layer for row in rows), mean, fresh)}
-    for row in rows:
-        if row.values > 1:
-            even = row.normalised_entropy
-            for name, value in ((row.layer, even), (mean, even), (fresh, row.fresh_normalised)):
-                lines[name].setdefault(_left(row.cut), []).append(value)
-    columns = list(dict.fromkeys(_left(row.cut) for row in rows))
-    cells = [
-        [name, *(f"{fmean(line[column]):.3f}" if column in line else "-" for column in columns)]
-        for name, line in lines.items()
-    ]
-    title = "S / ln r across each cut (named by its left side)"
-    return f"{title}\n\n{aligned([['layer', *columns], *cells])}"
-
-
-def _left(cut: str) -> str:
-    return cut.partition(" | ")[0]
-
-
-def _listed(correlations: Mapping[str, Depths]) -> str:
-    lines = []
-    for measure, depths in correlations.items():
-        lines += ["", f"Depth and {MEASURES[measure]} (Spearman, 95 % interval)"]
-        found = {**depths.cuts, "mean of these": depths.mean} if depths.mean.why is None else {"": depths.mean}
-        width = max(map(len, found))
-        lines += [f"    {name:<{width}}  {_shown(each)}" for name, each in found.items()]
-    return "\n".join(lines[1:])
-
-
-def _shown(found: Correlation) -> str:
-    if found.why is not None:
-        return f"none: {found.why}"
-    return f"{found.rho:+.2f}  [{found.low:+.2f}, {found.high:+.2f}]  {found.units} layers"
+# What is left ----------------------------------------------------------------------------------------------------
 
 
 def _write(found: Found, config: Config) -> None:
@@ -372,49 +242,14 @@ def _write(found: Found, config: Config) -> None:
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
     correlations = {measure: dataclasses.asdict(depths) for measure, depths in found.correlations.items()}
     report = {"config": settings, "layers": list(dict.fromkeys(row.layer for row in found.rows))}
-    report |= {"correlations": _plain(correlations), "version": tn.__version__}
+    report |= {"correlations": plain(correlations), "version": tn.__version__}
     entropies = pd.DataFrame(found.rows, columns=list(Measured._fields))
     write_text(config.output / "entropies.csv", entropies.to_csv(index=False))
     write_text(config.output / "spectra.csv", found.spectra.to_pandas().to_csv(index=False))
     write_text(config.output / "report.json", json.dumps(report, indent=2) + "\n")
-    for name, figure in (("spectra", found.spectra.plot()), ("entropies", _figure(found, config))):
+    for name, figure in (("spectra", found.spectra.plot()), ("entropies", figure_of(found, config.model))):
         for suffix in SUFFIXES:
             write_whole((config.output / name).with_suffix(suffix), partial(figure.savefig, dpi=150))
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it, which has no NaN."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _figure(found: Found, config: Config) -> Figure:
-    """Normalised entropy by depth, a line a cut: of the network, and dashed of fresh weights."""
-    from matplotlib.figure import Figure
-
-    layers = list(dict.fromkeys(row.layer for row in found.rows))
-    figure = Figure(figsize=(max(7.0, 3.4 + 0.28 * len(layers)), 5.0), layout="constrained")
-    panel = figure.subplots()
-    correlations = found.correlations["normalised_entropy"].cuts
-    for number, (cut, correlation) in enumerate(correlations.items()):
-        rows = [row for row in found.rows if row.cut == cut and row.values > 1]
-        places = [row.depth - 1 for row in rows]
-        style: dict[str, Any] = {"color": DISTINCT_COLOURS[number % len(DISTINCT_COLOURS)]}
-        marker = MARKERS[number % len(MARKERS)]
-        label = cut if correlation.why is not None else f"{cut}\n{_shown(correlation).rpartition('  ')[0]}"
-        panel.plot(places, [row.normalised_entropy for row in rows], marker=marker, markersize=4, label=label, **style)
-        style |= {"marker": "_"} if len(rows) == 1 else {}  # a line of one point would not be seen
-        fresh = [row.fresh_normalised for row in rows]
-        panel.plot(places, fresh, linestyle="--", alpha=0.45, linewidth=1, **style)
-    panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize="small")
-    panel.set_ylabel("entropy S / ln r")
-    panel.grid(alpha=0.3)
-    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False}
-    panel.legend(title="cut, and rho of depth", fontsize="x-small", title_fontsize="small", **place)
-    title = f"Evenness of kernels' singular values: {config.model} (dashed: fresh weights)"
-    panel.set_title(f"{title}\n1: all values of a cut are equal", fontsize="medium")
-    return figure
 
 
 def run() -> None:

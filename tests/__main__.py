@@ -13,7 +13,8 @@ CHECKS = {
     "format": [sys.executable, "-m", "ruff", "format", "--check", "--diff", "."],
     "lint": [sys.executable, "-m", "ruff", "check", "."],
     "types": [sys.executable, "-m", "mypy"],
-    "tests": [sys.executable, "-m", "pytest", *sys.argv[1:]],
+    # a file stays in one process, for what its tests share
+    "tests": [sys.executable, "-m", "pytest", "-n", "auto", "--maxprocesses", "8", "--dist", "loadfile", *sys.argv[1:]],
 }
 
 

@@ -18,6 +18,7 @@ from tnalgebra.study_statistics import (
     Correlation,
     LargestCut,
     depth_correlation,
+    harmless,
     norm_correlation,
     norm_gain,
     rank_correlation,
@@ -358,6 +359,35 @@ def test_all_layers_at_once() -> None:
     assert found.across.units == 4
 
 
+def test_how_often_a_cut_is_harmless() -> None:
+    losses = {"a": (0.0, 0.01, 0.3), "b": (0.005, 0.02, 0.5), "c": (0.0, 0.9173 - 0.9073, 0.4), "d": (-0.01, 0.0, 0.2)}
+    rows = [BASELINE, row(["a", "b"], [0.15, 0.15], 0.9)]
+    for layer, of_layer in losses.items():
+        rows += [row(layer, error, loss) for error, loss in zip((0.05, 0.15, 0.7), of_layer, strict=True)]
+    small, middle, large = harmless(rows, bounds=(0.0, 0.1, 0.5), **QUICK)
+    assert (small.least, small.most, small.rows, small.part) == (0.0, 0.1, 4, 1.0)
+    assert small.low == small.high == 1.0
+    # 0.9173 - 0.9073 is 1 point and a rounding error
+    assert (middle.rows, middle.part, middle.median, middle.largest) == (4, 0.75, pytest.approx(0.01), 0.02)
+    assert 0.25 <= middle.low < 0.75 < middle.high == 1.0
+    assert (large.least, large.most, large.part) == (0.5, math.inf, 0.0)
+    assert harmless(rows, at_most=0.3, bounds=(0.5,), **QUICK)[0].part == 0.5
+    few = [each for each in rows if each["scope"] in "abc"]
+    assert math.isnan(harmless(few, bounds=(0.0,), **QUICK)[0].low)
+
+
+def test_errors_on_a_bound_are_in_the_band_above() -> None:
+    rows = [row(name, error, 0.0) for name in "abcd" for error in (0.25, 0.5)]
+    assert [(band.least, band.rows) for band in harmless(rows, bounds=(0.25, 0.5), **QUICK)] == [(0.25, 4), (0.5, 4)]
+    assert [band.rows for band in harmless(rows, bounds=(0.5, 0.75), **QUICK)] == [4]
+
+
+def test_a_loss_of_just_what_is_allowed_is_harmless() -> None:
+    rows = [row(name, error, loss) for name in "abcd" for error, loss in ((0.1, 0.9173 - 0.9073), (0.2, 0.5))]
+    found = depth_correlation(rows, size="relative_error", **QUICK)
+    assert all(cut.size >= 0.1 for cut in found.cuts["out | in kh kw"])
+
+
 def test_too_few_layers_give_no_number() -> None:
     rows = [row(name, 0.1 * n, 0.1 * n, keep=0.1 * n, output=0.2) for n in (1, 2, 3) for name in "abc"]
     claim = norm_correlation(rows, **QUICK)
@@ -409,6 +439,9 @@ def test_what_is_no_claim() -> None:
         (lambda: depth_correlation(ranked, size="values"), "rows of 'cp' are of ranks"),
         (lambda: depth_correlation(rows, at_most=1.0), r"a loss of at most 1\.0\n"),
         (lambda: depth_correlation(rows, at_most=-0.1), r"a loss of at most -0\.1\n"),
+        (lambda: harmless(rows, at_most=-1), r"a loss of at most -1\n"),
+        (lambda: harmless(rows, bounds=(0.2, 0.1)), r"the bounds are \[0\.2, 0\.1\]\n"),
+        (lambda: harmless([BASELINE]), "there are no rows of single layers\n"),
         (lambda: depth_correlation(rows, resamples=0), "0 draws give no interval"),
         (lambda: norm_correlation(rows, confidence=1.0), r"a confidence of 1\.0\n"),
         (lambda: norm_gain(rows, confidence=math.nan), "a confidence of nan\n"),

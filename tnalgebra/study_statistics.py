@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -33,6 +34,8 @@ FEWEST = 4
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+ROUNDING = 1e-9
+"""Of differences of accuracies, which are quotients of integers: what is on a bound is within it."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,28 @@ class Gain:
 
 
 # Ranks ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows whose error lies between two bounds, and how many of them are harmless.
+
+    Attributes:
+        least, most: bounds of the error; the first is within, the second not.
+        rows: how many there are.
+        part: of them that cost at most what is allowed, 0 to 1.
+        low, high: ends of its interval; NaN where the rows are of too few layers.
+        median, largest: losses of accuracy, 0 to 1; negative where accuracy rises.
+    """
+
+    least: float
+    most: float
+    rows: int
+    part: float
+    low: float
+    high: float
+    median: float
+    largest: float
 
 
 def spearman(first: Sequence[float] | NDArray[np.float64], second: Sequence[float] | NDArray[np.float64]) -> float:
@@ -221,8 +246,7 @@ def depth_correlation(
         StudyError: there are no rows of single layers, a row lacks the size, a layer is not in `layers`, or a setting
             is not what it should be.
     """
-    if not (isinstance(at_most, int | float) and 0 <= at_most < 1):
-        raise StudyError(explain(f"a loss of at most {at_most!r}", needed="a part of 1, such as 0.01 for one point"))
+    _check_at_most(at_most)
     if size not in get_args(Size):
         raise StudyError(explain(f"size is {size!r}", fix=" or ".join(map(repr, get_args(Size)))))
     single = _single(rows, size)
@@ -263,7 +287,7 @@ def _largest(layer: str, curve: Sequence[tuple[float, float]], at_most: float) -
     """Follow sizes and losses from no cut to where the loss first exceeds what is allowed."""
     before, loss_before = 0.0, 0.0
     for number, (size, loss) in enumerate(sorted(curve)):
-        if loss > at_most:
+        if loss > at_most + ROUNDING:
             part = (at_most - loss_before) / (loss - loss_before)
             return LargestCut(layer, before + part * (size - before), None if number else "smallest")
         before, loss_before = size, loss
@@ -335,6 +359,58 @@ def norm_gain(
         return spearman(*outputs[chosen].T) - spearman(*kernels[chosen].T)
 
     return Gain(draws.within(units, curves, gain), draws.statistic(units, len(outputs), gain))
+
+
+def harmless(
+    rows: Sequence[Row],
+    *,
+    at_most: float = 0.01,
+    error: Error = "relative_error",
+    bounds: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> list[Band]:
+    """How often a cut of a single layer costs little, by the error that it makes.
+
+    Args:
+        rows: of a study.
+        at_most: loss of accuracy that counts as harmless, 0 to 1: 0.01 is one point.
+        error: as in `norm_correlation`.
+        bounds: of the bands of errors, increasing; errors from the last bound on are a band of their own.
+        seed, resamples, confidence: as in `depth_correlation`.
+
+    Returns:
+        The bands that have rows.
+
+    Raises:
+        StudyError: there are no rows of single layers, or a setting is not what it should be.
+    """
+    _check_at_most(at_most)
+    if not bounds or any(high <= low for low, high in pairwise(bounds)):
+        raise StudyError(explain(f"the bounds are {list(bounds)}", fix="increasing errors, such as 0, 0.1, 0.3, 1"))
+    draws = _Draws(seed, resamples, confidence)
+    units, _, pairs = _losses(rows, error, "each")
+    found = []
+    for least, most in pairwise((*bounds, math.inf)):
+        within = np.flatnonzero((pairs[:, 0] >= least) & (pairs[:, 0] < most))
+        if not len(within):
+            continue
+        losses = pairs[within, 1]
+        part = draws.statistic([units[n] for n in within], len(within), _part_within(losses, at_most))
+        stated = float(np.mean(losses <= at_most + ROUNDING))
+        middle, largest = float(np.median(losses)), float(losses.max())
+        found.append(Band(least, most, len(within), stated, part.low, part.high, middle, largest))
+    return found
+
+
+def _part_within(losses: NDArray[np.float64], at_most: float) -> Callable[[NDArray[np.int64]], float]:
+    return lambda chosen: float(np.mean(losses[chosen] <= at_most + ROUNDING))
+
+
+def _check_at_most(at_most: float) -> None:
+    if not (isinstance(at_most, int | float) and 0 <= at_most < 1):
+        raise StudyError(explain(f"a loss of at most {at_most!r}", needed="a part of 1, such as 0.01 for one point"))
 
 
 def _losses(

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from recipes import claims
+from recipes import claims, claims_rows
 from recipes.claims import Config, main
+from recipes.correlation_rows import plain
 from tnalgebra.errors import StudyError
-from tnalgebra.study_statistics import depth_correlation, norm_correlation, norm_gain
+from tnalgebra.study_statistics import depth_correlation, harmless, norm_correlation, norm_gain
 from tnalgebra.study_store import LATER, ROWS, Row, read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -122,9 +123,16 @@ def test_what_it_finds_is_what_the_statistics_say(tmp_path: Path, capsys: pytest
     assert stored["norms"]["each"]["relative_error"]["across"] == dataclasses.asdict(across)
     shown = capsys.readouterr().out
     assert "costs at most 0.5 points of accuracy" in shown
-    line = f"    across all      {across.rho:+.2f}  [{across.low:+.2f}, {across.high:+.2f}]  30 points, 5 drawn"
+    line = f"    across all      {across.rho:+.2f} [{across.low:+.2f}, {across.high:+.2f}]  30 points, 5 drawn"
     assert line in shown.splitlines()
     assert "  relative error of the layer's output" in shown.splitlines()
+    assert list(found.bands) == ["relative_error", "output_error"]
+    for error, bands in found.bands.items():
+        assert bands == harmless(rows, error=error, at_most=0.005, **draws)  # type: ignore[arg-type]
+    largest = found.bands["relative_error"][-1]
+    last = shown.split("by relative error of the kernel (95 % interval)\n\n")[1].split("\n\n")[0].splitlines()[-1]
+    assert last.split()[:3] == [f"{largest.least:g}", "-", f"{largest.most:g}"]
+    assert last.split()[-1] == f"{100 * largest.largest:.2f}"
 
 
 def test_without_reported_errors_the_kernels_alone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +171,7 @@ def texts(figure: Figure) -> list[str]:
 def test_the_figures_show_the_points(tmp_path: Path) -> None:
     found = main(dataclasses.replace(QUICK, rows=written(tmp_path, some_rows())))
     about = {"model": "net", "images": 1000, "at_most": 0.01}
-    figure = claims._depth_figure(found, about)
+    figure = claims_rows.depth_figure(found, about)
     panels = figure.axes
     assert len(panels) == 3
     assert [label.get_text() for label in panels[-1].get_xticklabels()] == list(LAYERS)
@@ -177,7 +185,7 @@ def test_the_figures_show_the_points(tmp_path: Path) -> None:
         assert shown == {(LAYERS.index(cut.layer), cut.size) for cuts in claim.cuts.values() for cut in cuts}
         hollow = sum(len(line.get_xdata()) for line in panel.lines if line.get_markerfacecolor() == "white")
         assert hollow == sum(cut.bound is not None for cuts in claim.cuts.values() for cut in cuts) > 0
-    losses = claims._loss_figure(found, about)
+    losses = claims_rows.loss_figure(found, about)
     assert len(losses.axes) == 4
     for panel, (scope, error) in zip(
         losses.axes, [(s, e) for s in ("each", "all") for e in ("relative_error", "output_error")], strict=True
@@ -198,7 +206,7 @@ def test_the_figures_show_the_points(tmp_path: Path) -> None:
 
 
 def test_one_point_is_a_point() -> None:
-    assert [claims._points(loss) for loss in (0.01, 0.005, 0.02)] == [
+    assert [claims_rows._points(loss) for loss in (0.01, 0.005, 0.02)] == [
         "1 point of accuracy",
         "0.5 points of accuracy",
         "2 points of accuracy",
@@ -206,7 +214,7 @@ def test_one_point_is_a_point() -> None:
 
 
 def test_json_has_no_nan() -> None:
-    assert claims._plain({"a": [math.nan, 1.0, (math.inf, None)], "b": {"c": "x"}}) == {
+    assert plain({"a": [math.nan, 1.0, (math.inf, None)], "b": {"c": "x"}}) == {
         "a": [None, 1.0, [None, None]],
         "b": {"c": "x"},
     }

@@ -1,0 +1,323 @@
+"""Entropies of kernels as a command: numbers by hand, what it prints, writes and draws, and its errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from models import build_model
+from recipes import spectra
+from recipes.correlation_rows import interval
+from recipes.spectra import MEASURES, Config, Found, main
+from tnalgebra.errors import DataError, RuleError, StudyError
+from tnalgebra.study_statistics import Correlation, rank_correlation
+
+NETWORK = """
+import torch
+from torch import nn
+
+
+def build(classes=10, channels=3):
+    return nn.Sequential(
+        nn.Conv2d(channels, 7, 3),
+        nn.Conv2d(7, 5, (2, 3)),
+        nn.ConvTranspose2d(5, 4, (3, 2)),
+        nn.Conv2d(4, 6, 1, groups=2),
+        nn.Conv2d(6, 8, (3, 2)),
+        nn.Conv2d(8, 9, 2),
+        nn.Linear(9, classes),
+    )
+
+
+def same():
+    torch.manual_seed(5)
+    return build()
+
+
+def one():
+    return nn.Linear(3, 4)
+"""
+"""Every axis of a kernel has another size, and one kernel has windows of one element."""
+QUICK = Config(model="spectra_nets:build", resamples=40)
+
+
+@pytest.fixture(autouse=True)
+def _own_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of networks in the current directory; the tests' output is beside it."""
+    (tmp_path / "spectra_nets.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "spectra_nets", raising=False)
+
+
+@pytest.fixture
+def unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers alone, which are quicker without their figures."""
+    monkeypatch.setattr(spectra, "_write", lambda *_: None)
+
+
+def found_with(**settings: Any) -> Found:
+    return main(dataclasses.replace(QUICK, **settings))
+
+
+def trained_weights(path: Path, seed: int = 3) -> str:
+    """Weights whose kernels are far from even, one of them of rank one across out | in kh kw."""
+    model = built("spectra_nets:build", seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data *= torch.rand(parameter.shape, generator=generator) ** 3
+    weight = model.get_submodule("5").weight
+    weight.data = torch.rand(9, 1, 1, 1, generator=generator) * weight.data[:1]
+    torch.save(model.state_dict(), path)
+    return str(path)
+
+
+def built(name: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_model(name, classes=10, channels=3)
+
+
+def by_hand(weight: torch.Tensor, labels: Sequence[str], left: Sequence[str], norm: float) -> dict[str, float]:
+    """Of the matrix with `left` in its rows."""
+    right = [label for label in labels if label not in left]
+    turned = weight.detach().double().permute([labels.index(label) for label in (*left, *right)])
+    values = torch.linalg.svdvals(turned.reshape(math.prod(turned.shape[: len(left)]), -1)).tolist()
+    total = sum(value**2 for value in values)
+    shares = [value**2 / total for value in values]
+    entropy = -sum(share * math.log(share) for share in shares if share > 1e-20)
+    needed = next(k for k in range(1, len(values) + 1) if sum(shares[:k]) >= norm)
+    return {
+        "values": len(values),
+        "entropy": entropy,
+        "normalised_entropy": entropy / math.log(len(values)) if len(values) > 1 else math.nan,
+        "effective_rank": math.exp(entropy),
+        "effective_rank_part": math.exp(entropy) / len(values),
+        "participation_ratio": 1 / sum(share**2 for share in shares),
+        "needed": needed,
+        "needed_part": needed / len(values),
+    }
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_numbers_by_hand(tmp_path: Path) -> None:
+    weights = trained_weights(tmp_path / "w.pth")
+    found = found_with(weights=weights, norm=0.9, seed=4)
+    model, fresh = built("spectra_nets:build", 3), built("spectra_nets:build", 4)
+    model.load_state_dict(torch.load(weights))
+    assert [row.layer for row in found.rows] == [name for name in "12345" for _ in range(7)] + ["6"]
+    assert [row.depth for row in found.rows] == [depth for depth in range(1, 6) for _ in range(7)] + [6]
+    for row in found.rows:
+        labels = {"2": ["in", "out", "kh", "kw"], "6": ["out", "in"]}.get(row.layer, ["out", "in", "kh", "kw"])
+        left = row.cut.split(" | ")[0].split()
+        expected = by_hand(model.get_submodule(row.layer).weight, labels, left, 0.9)
+        # values below 1e-6 of the largest are rounding of a Gram matrix, and so is 1e-12 of the entropy
+        for name, value in expected.items():
+            assert getattr(row, name) == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True), (
+                row.layer,
+                row.cut,
+                name,
+            )
+        random = by_hand(fresh.get_submodule(row.layer).weight, labels, left, 0.9)
+        assert row.fresh_entropy == pytest.approx(random["entropy"], abs=1e-9)
+        difference = expected["entropy"] - random["entropy"]
+        assert row.difference == pytest.approx(difference, abs=1e-9)
+        largest = math.log(row.values) if row.values > 1 else math.nan
+        assert row.normalised_difference == pytest.approx(difference / largest, abs=1e-9, nan_ok=True)
+        assert row.fresh_normalised == pytest.approx(random["normalised_entropy"], abs=1e-9, nan_ok=True)
+    rows = {(row.layer, row.cut): row for row in found.rows}
+    flat = rows["5", "out | in kh kw"]
+    assert (flat.entropy, flat.needed) == (pytest.approx(0, abs=1e-9), 1), "all of it is one value"
+    assert math.isnan(rows["3", "kh | out in kw"].normalised_entropy), "one value has no ln r to be compared with"
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_values_needed_of_equal_values(tmp_path: Path) -> None:
+    """Of eight equal values k hold k / 8, of which 1, 3, 4 and 6 fall short by rounding."""
+    model = build_model("spectra_nets:build", classes=8, channels=3)
+    model.get_submodule("6").weight.data = torch.eye(8, 9)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    for norm, needed in ((0.45, 4), *((k / 8, k) for k in range(1, 9))):
+        (row,) = found_with(weights=str(tmp_path / "w.pth"), classes=8, layers=("6",), norm=norm).rows
+        assert (row.needed, row.needed_part) == (needed, needed / 8)
+        assert row.normalised_entropy == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_correlations_are_those_of_the_rows(tmp_path: Path) -> None:
+    found = found_with(weights=trained_weights(tmp_path / "w.pth"), seed=2)
+    for measure, depths in found.correlations.items():
+        rows = [row for row in found.rows if row.values > 1]
+        pairs = {cut: [(row.depth, getattr(row, measure)) for row in rows if row.cut == cut] for cut in depths.cuts}
+        assert list(depths.cuts) == list(dict.fromkeys(row.cut for row in found.rows))
+        for cut, correlation in depths.cuts.items():
+            x, y = [x for x, _ in pairs[cut]], [y for _, y in pairs[cut]]
+            assert correlation == rank_correlation(x, y, seed=2, resamples=40)
+        rhos = [each.rho for each in depths.cuts.values() if each.why is None]
+        assert len(rhos) == 7, "all but that of the linear layer"
+        assert depths.mean.rho == pytest.approx(sum(rhos) / 7)
+        x, y = [row.depth for row in rows], [getattr(row, measure) for row in rows]
+        groups = [row.cut for row in rows]
+        assert depths.mean.units == 5, "a layer is drawn with all its cuts"
+        # pairs of one layer stand elsewhere in the list, and the sum over cuts is of another order
+        again = rank_correlation(x, y, units=x, groups=groups, seed=2, resamples=40)
+        assert (depths.mean.low, depths.mean.high) == pytest.approx((again.low, again.high))
+    four = found.correlations["normalised_entropy"].cuts["kh | out in kw"]
+    assert four.units == 4, "the layer whose window has one element is not among them"
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_a_network_that_has_only_its_builders_weights() -> None:
+    """Then the same builder makes no other ones: torch draws them."""
+    for name in ("build", "same"):
+        rows = found_with(model=f"spectra_nets:{name}").rows
+        assert all(row.difference != 0 for row in rows if row.values > 1)
+        assert repr(rows) == repr(found_with(model=f"spectra_nets:{name}", skip=("0",)).rows)
+        assert all(row.difference != 0 for row in found_with(model=f"spectra_nets:{name}", skip=()).rows[:14])
+    other = found_with(model="spectra_nets:same", seed=1).rows
+    assert [row.entropy for row in other] == [row.entropy for row in rows], "its builder has a seed of its own"
+    assert all(a.fresh_entropy != b.fresh_entropy for a, b in zip(other, rows, strict=True) if a.values > 1)
+
+
+def test_the_smoke_run_trains_prints_writes_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[Figure] = []
+    own = spectra.figure_of
+    monkeypatch.setattr(spectra, "figure_of", lambda *given: drawn.append(own(*given)) or drawn[0])
+    run(monkeypatch, "--smoke", "--output", str(tmp_path / "out"))
+    lines = capsys.readouterr().out.splitlines()
+    fields = [field.name for field in dataclasses.fields(Config)]
+    assert [line.split()[0] for line in lines[: len(fields)]] == fields
+    assert "1437 training images of 10 classes, 1 channels" in lines
+    assert lines[-1] == f"entropies.csv, spectra.csv, report.json and figures: {tmp_path}/out/"
+    head = next(number for number, line in enumerate(lines) if line.split()[:2] == ["layer", "out"])
+    names = [line.split("  ")[0] for line in lines[head + 2 : head + 9]]
+    assert names == ["conv1", "conv2", "conv3", "conv4", "linear", "mean", "mean, fresh weights"]
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    (weights,) = (tmp_path / "out").glob("cnn4-*.pth")
+    figures = {f"{name}{suffix}" for name in ("entropies", "spectra") for suffix in (".png", ".svg")}
+    assert written == figures | {"entropies.csv", "spectra.csv", "report.json", weights.name}
+    assert all((tmp_path / "out" / name).stat().st_size > 10_000 for name in figures)
+
+    entropies = pd.read_csv(tmp_path / "out" / "entropies.csv")
+    assert list(entropies.columns) == list(spectra.Measured._fields)
+    assert len(entropies) == 4 * 7 + 1
+    table = {name: line.split()[1:] for name, line in zip(names, lines[head + 2 :], strict=False)}
+    for name in ("conv1", "conv4", "linear"):
+        values = entropies[entropies["layer"] == name]["normalised_entropy"]
+        shown = [f"{value:.3f}" if value == value else "-" for value in values]
+        assert table[name] == shown + ["-"] * (7 - len(shown))
+    out = entropies[entropies["cut"].str.startswith("out |")]
+    mean = out["normalised_entropy"].mean()
+    assert table["mean"][0] == f"{mean:.3f}"
+    assert table["mean, fresh weights"][2] == f"{mean - out['normalised_difference'].mean():.3f}"
+    values = pd.read_csv(tmp_path / "out" / "spectra.csv")
+    assert len(values) == entropies["values"].sum()
+    first = values[(values["layer"] == "conv2") & (values["cut"] == "out | in kh kw")]
+    state = torch.load(weights)["state_dict"]
+    expected = torch.linalg.svdvals(state["conv2.weight"].double().flatten(1))
+    assert first["singular_value"].tolist() == pytest.approx(expected.tolist(), rel=1e-8)
+
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["config"]["epochs"], report["config"]["channels"], report["layers"]) == (1, 1, names[:5])
+    assert list(report["correlations"]) == list(MEASURES)
+    cuts = report["correlations"]["normalised_difference"]["cuts"]
+    assert cuts["out | in"]["rho"] is None
+    correlation = Correlation(**cuts["kh | out in kw"])
+    line = f"    kh | out in kw  {interval(correlation)}  4 points, 4 drawn"
+    assert any(each.startswith(line) for each in lines)
+
+    (panel,) = drawn[0].axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == names[:5]
+    solid = [line for line in panel.get_lines() if line.get_linestyle() == "-"]
+    dashed = [line for line in panel.get_lines() if line.get_linestyle() == "--"]
+    for cut, line, other in zip(dict.fromkeys(entropies["cut"]), solid, dashed, strict=True):
+        there = entropies[(entropies["cut"] == cut) & (entropies["values"] > 1)]
+        assert line.get_label().split("\n")[0] == cut
+        assert line.get_color() == other.get_color()
+        assert list(line.get_xdata()) == list(other.get_xdata()) == (there["depth"] - 1).tolist()
+        assert list(line.get_ydata()) == pytest.approx(there["normalised_entropy"].tolist())
+        fresh = there["normalised_entropy"] - there["normalised_difference"]
+        assert list(other.get_ydata()) == pytest.approx(fresh.tolist())
+
+
+def test_a_second_run_is_the_same(tmp_path: Path) -> None:
+    weights = trained_weights(tmp_path / "w.pth")
+    contents = []
+    for number in range(2):
+        torch.manual_seed(number)
+        found_with(weights=weights, layers=("[4-6]",), cuts=("out | in kh kw", "out | in"), output=tmp_path / "out")
+        files = sorted((tmp_path / "out").iterdir())
+        contents.append([file.read_bytes() for file in files if file.suffix in (".csv", ".json", ".png")])
+    assert len(contents[0]) == 5
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_layers_and_cuts_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = found_with(layers=("[0-2]", "6"), cuts=("kw in | kh out", "in kw | out kh", "kw | in out kh"))
+    assert [(row.layer, row.cut) for row in found.rows] == [
+        (name, cut) for name in "12" for cut in ("kw | out in kh", "out kh | in kw")
+    ]
+    why = "fewer than 4 layers or rows: 2"
+    assert all(depths.mean.why == why for depths in found.correlations.values())
+    assert capsys.readouterr().out.splitlines().count(f"      none: {why}") == 2
+    (row,) = found_with(model="spectra_nets:one", skip=()).rows
+    assert (row.layer, row.cut, row.values) == ("", "out | in", 3)
+    assert len(found_with(skip=()).rows) == len(found_with().rows) + 7
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    other = trained_weights(tmp_path / "w.pth")
+    for settings, kind, message in [
+        ({"model": "resnet2"}, DataError, "no model is called 'resnet2'\n  known:"),
+        ({"model": "resnet20"}, DataError, "resnet20 needs weights\n  fix: --weights FILE"),
+        ({"model": "resnet20", "weights": other}, DataError, "the weights do not fit the network"),
+        ({"model": "cnn4", "epochs": 0}, DataError, "0 epochs are no training"),
+        ({"channels": 0}, DataError, "10 classes, 0 channels\n  needed: at least one of each"),
+        ({"layers": ("6", "conv*")}, StudyError, r"layers 'conv\*' matches no layer\n(.*\n)?  layers: 0, 1, 2"),
+        ({"layers": ("0",)}, StudyError, "no layer is left\n  layers:  0\n  skipped: first"),
+        ({"skip": ("conv",)}, StudyError, "skip 'conv' matches no layer"),
+        ({"cuts": ("out | in",), "layers": ("1",)}, StudyError, r"the cut 'out \| in'\n  known: out \| in kh kw,"),
+        ({"cuts": ("out in",)}, RuleError, r"a cut has one '\|', here are 0"),
+        ({"norm": 0.0}, StudyError, r"a part 0 of the squared norm\n  needed: in \(0, 1\]"),
+        ({"norm": 1.01}, StudyError, "a part 1.01 of the squared norm"),
+        ({"norm": math.nan}, StudyError, "a part nan of the squared norm"),
+        ({"resamples": 0}, StudyError, "0 draws give no interval"),
+        ({"output": tmp_path / "file"}, StudyError, "file cannot be written\n  because: (.*\n)+  fix: +another"),
+        ({"model": "cnn4", "output": tmp_path / "file"}, StudyError, "file cannot be written"),
+    ]:  # fmt: skip
+        with pytest.raises(kind, match=message):
+            found_with(**{"output": tmp_path / "out"} | settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_is_one_message_at_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="error: resnet56 needs weights"):
+        run(monkeypatch, "--model", "resnet56")
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_a_resnet20_is_less_even_than_chance(resnet20_weights: Path) -> None:
+    rows = found_with(model="resnet20", weights=str(resnet20_weights)).rows
+    assert len(rows) == 18 * 7 + 1
+    assert all(row.difference < 0 for row in rows)
+    least = min(rows, key=lambda row: row.normalised_entropy)
+    assert (least.layer, least.cut) == ("layer3.2.conv2", "kw | out in kh")
+    assert least.normalised_entropy == pytest.approx(0.372, abs=5e-4)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["spectra", *arguments])
+    spectra.run()
