@@ -82,6 +82,7 @@ def _fitted(model: nn.Module, state: Mapping[str, Tensor], name: str) -> dict[st
                 unexpected=_listing(unexpected),
                 wrong_shape=_listing(wrong_shape),
                 wrong_dtype=_listing(wrong_kind),
+                fix=_other_classes(state, own) if not (missing or unexpected or wrong_kind) else None,
             )
         )
     fitted = {key: state.get(key, tensor).to(tensor.dtype) for key, tensor in own.items()}
@@ -89,6 +90,17 @@ def _fitted(model: nn.Module, state: Mapping[str, Tensor], name: str) -> dict[st
     if not_finite:
         raise DataError(explain("weights are not finite", weights=name, keys=_listing(not_finite)))
     return fitted
+
+
+def _other_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """What to do if the last layer alone has another number of outputs."""
+    pairs = [(state[key], own[key]) for key in own if key in state and state[key].shape != own[key].shape]
+    outputs = {(len(there), len(here)) for there, here in pairs if there.ndim and here.ndim}
+    layers = {key.rpartition(".")[0] for key in own if key in state and state[key].shape != own[key].shape}
+    if len(outputs) != 1 or len(layers) != 1 or any(there.shape[1:] != here.shape[1:] for there, here in pairs):
+        return None
+    ((there, here),) = outputs
+    return f"data of {there} classes, if these are classes: the network here was built for {here}"
 
 
 def _from_file(path: Path) -> Mapping[str, Tensor]:

@@ -186,6 +186,15 @@ def test_a_checkpoint_that_was_cut_off(saved: State, tmp_path: Path) -> None:
     check_refused(source, "is no torch checkpoint")
 
 
+def test_another_number_of_classes_is_told(tmp_path: Path) -> None:
+    source = write(tmp_path / "w.pth", build_model("cnn4", classes=10, channels=3).state_dict())
+    with pytest.raises(DataError, match=r"fix: +data of 10 classes, .* the network here was built for 3"):
+        load_weights(build_model("cnn4", classes=3, channels=3), source)
+    with pytest.raises(DataError, match="wrong shape: conv1") as caught:
+        load_weights(build_model("cnn4", classes=10, channels=1), source)
+    assert "fix:" not in str(caught.value)
+
+
 def test_a_dense_network_that_the_library_saved(saved: State, tmp_path: Path) -> None:
     source, path = network(), tmp_path / "w.safetensors"
     source.load_state_dict(saved)
