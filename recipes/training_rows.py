@@ -184,7 +184,6 @@ def trained(model: nn.Module, task: Task, settings: Training, folder: Path, conf
         folder,
         device="cpu" if config.device == "cpu" else "auto",
         workers=config.workers,
-        log_tensorboard=False,
     )
 
 
