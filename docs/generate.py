@@ -197,17 +197,20 @@ def store_rows(name: str, folder: Path) -> None:
         (page for page in STUDY_PAGES if f"<!-- {name} -->" in (DOCS / page).read_text(encoding="utf-8")),
         STUDY_PAGES[0],
     )
+    pages = "".join((DOCS / name).read_text(encoding="utf-8") for name in STUDY_PAGES)
+    pages += (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for figure in folder.glob("*.png"):
+        if f"images/{name}_{figure.name}" in pages:
+            shutil.copyfile(figure, DOCS / "images" / f"{name}_{figure.name}")
     rows = read_rows(folder)
+    if not rows:  # recipes.spectra and recipes.claims leave none
+        return
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(row.get("seed") for row in rows) if seed is not None)
     kind = f"{rows[0]['images']} test examples, config {rows[0]['config']}, version {rows[0]['version']}"
     if seeds:
         hours = sum(row["seconds"] for row in rows) / 3600
         kind += f", seeds {seeds}; {hours:.1f} hours of training"
-    text = write_between(page, name, f"```text\n{_summary(rows)}\n```\n\n{kind}.")
-    pages = text + (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    for figure in folder.glob("*.png"):
-        if f"images/{name}_{figure.name}" in pages:
-            shutil.copyfile(figure, DOCS / "images" / f"{name}_{figure.name}")
+    write_between(page, name, f"```text\n{_summary(rows)}\n```\n\n{kind}.")
 
 
 def _summary(rows: list[Any]) -> str:

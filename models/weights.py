@@ -82,7 +82,7 @@ def _fitted(model: nn.Module, state: Mapping[str, Tensor], name: str) -> dict[st
                 unexpected=_listing(unexpected),
                 wrong_shape=_listing(wrong_shape),
                 wrong_dtype=_listing(wrong_kind),
-                fix=_other_classes(state, own) if not (missing or unexpected or wrong_kind) else None,
+                fix=_other_sizes(state, own) if not (missing or unexpected or wrong_kind) else None,
             )
         )
     fitted = {key: state.get(key, tensor).to(tensor.dtype) for key, tensor in own.items()}
@@ -92,15 +92,21 @@ def _fitted(model: nn.Module, state: Mapping[str, Tensor], name: str) -> dict[st
     return fitted
 
 
-def _other_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    """What to do if the last layer alone has another number of outputs."""
-    pairs = [(state[key], own[key]) for key in own if key in state and state[key].shape != own[key].shape]
-    outputs = {(len(there), len(here)) for there, here in pairs if there.ndim and here.ndim}
-    layers = {key.rpartition(".")[0] for key in own if key in state and state[key].shape != own[key].shape}
-    if len(outputs) != 1 or len(layers) != 1 or any(there.shape[1:] != here.shape[1:] for there, here in pairs):
+def _other_sizes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """What to do if one layer alone has another number of outputs, or of inputs."""
+    pairs = {
+        key: (state[key].shape, own[key].shape) for key in own if key in state and state[key].shape != own[key].shape
+    }
+    if len({key.rpartition(".")[0] for key in pairs}) != 1 or not all(there and here for there, here in pairs.values()):
         return None
-    ((there, here),) = outputs
-    return f"data of {there} classes, if these are classes: the network here was built for {here}"
+    outputs = {(there[0], here[0]) for there, here in pairs.values()}
+    if len(outputs) == 1 and all(there[1:] == here[1:] for there, here in pairs.values()):
+        ((saved, ours),) = outputs
+        return f"data of {saved} classes, if these are classes: the network here was built for {ours}"
+    there, here = next(iter(pairs.values()))
+    if len(pairs) == 1 and len(there) == len(here) > 1 and there[:1] + there[2:] == here[:1] + here[2:]:
+        return f"images of {there[1]} channels, if these are channels: the network here was built for {here[1]}"
+    return None
 
 
 def _from_file(path: Path) -> Mapping[str, Tensor]:

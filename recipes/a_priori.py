@@ -36,11 +36,12 @@ from torch import nn
 import tnalgebra as tn
 from models import build_surrogate
 from recipes.a_priori_rows import DENSE, figure, finished, name_of, shown, summary
-from recipes.command import run_presets
+from recipes.command import run_presets, smoke_folder
 from recipes.train_networks import Wishes, all_dense, even_wishes, from_random_cores
 from recipes.training_rows import (
     NO_RESULT,
     Epoch,
+    Failures,
     Row,
     Settings,
     classification,
@@ -57,6 +58,7 @@ from tnalgebra.errors import DataError, RankError, RuleError, explain
 from tnalgebra.labels import KERNEL_LABELS
 from tnalgebra.study_store import LATER, Store, config_hash
 from tnalgebra.trainer import Classification, Regression, Task
+from tnalgebra.trainer_tasks import state_digest
 
 WAVES = "waves"
 
@@ -93,17 +95,16 @@ class Config(Settings):
 
 CIFAR: dict[str, Any] = {"data": "cifar10", "batch_size": 128, "shift": 4, "flip": True, "epochs": 30}
 
+RESNET: dict[str, Any] = {**CIFAR, "epochs": 100, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4}
+RESNET50: dict[str, Any] = {**RESNET, "model": "resnet50_cifar", "learning_rate": 0.05, "weight_decay": 5e-4}
+
 PRESETS = {
     "cnn4-digits": Config(),
     "cnn4-cifar10": Config(**CIFAR, output=Path("runs/a_priori-cnn4-cifar10")),
-    "resnet20-cifar10": Config(
-        **{**CIFAR, "epochs": 100},
-        model="resnet20",
-        optimizer="sgd",
-        learning_rate=0.1,
-        weight_decay=1e-4,
-        output=Path("runs/a_priori-resnet20-cifar10"),
-    ),
+    "cnn4-cifar100": Config(**{**CIFAR, "data": "cifar100"}, output=Path("runs/a_priori-cnn4-cifar100")),
+    "resnet20-cifar10": Config(**RESNET, model="resnet20", output=Path("runs/a_priori-resnet20-cifar10")),
+    "resnet50-cifar10": Config(**RESNET50, output=Path("runs/a_priori-resnet50-cifar10")),
+    "resnet50-cifar100": Config(**{**RESNET50, "data": "cifar100"}, output=Path("runs/a_priori-resnet50-cifar100")),
     "waves": Config(
         model="wave_net",
         data=WAVES,
@@ -139,11 +140,13 @@ def main(config: Config) -> list[Row]:
         TnalgebraError: a setting or the data are not what they should be; a training diverges; the output folder
             holds an experiment of other settings.
     """
+    if config.epochs <= config.warmup == Config.warmup:  # a usual warm-up must not be all of a short training
+        config = dataclasses.replace(config, warmup=config.epochs / 5)
     config = printed(_smaller(config) if config.smoke else config)
     contenders = _contenders(config)
     config, task = _task(config)
     with Store(config.output, _facts(config, task)).opened() as store:
-        store.settle()
+        store.settle(network=state_digest(_fresh(config, task, config.seed)))  # a file of one's own may change
         try:
             _run(config, task, contenders, store)
         finally:
@@ -156,6 +159,7 @@ def main(config: Config) -> list[Row]:
 def _smaller(config: Config) -> Config:
     return dataclasses.replace(
         config,
+        output=smoke_folder(config.output, (preset.output for preset in PRESETS.values())),
         epochs=min(config.epochs, SMOKE["epochs"]),
         warmup=min(config.warmup, 0.5),
         batch_size=min(config.batch_size, SMOKE["batch_size"]),
@@ -185,7 +189,7 @@ def _task(config: Config) -> tuple[Config, Task]:
     if config.data != WAVES:
         config, training, test = load_both(config)
         return config, classification(config, training, test)
-    count = min(config.waves, config.limit or config.waves)
+    count = config.waves if config.limit is None else min(config.waves, config.limit)
     if count < 5:
         raise DataError(explain(f"{count} waves are too few", fix="at least 5"))
     # seeds that no other config shares, so that no wave of a test is learnt anywhere
@@ -206,6 +210,7 @@ def _run(config: Config, task: Task, contenders: Sequence[Contender], store: Sto
     """All contenders of a seed, then the next seed: a table is there early."""
     known = {(row["contender"], row["seed"], row["epoch"]) for row in store.rows}
     todo = [(contender, seed) for seed in config.seeds for contender in contenders]
+    failures = Failures()
     for number, (contender, seed) in enumerate(todo, 1):
         if all((contender.text, seed, epoch) in known for epoch in range(1, config.epochs + 1)):
             continue
@@ -214,20 +219,26 @@ def _run(config: Config, task: Task, contenders: Sequence[Contender], store: Sto
         task.check(model, config.training(seed))
         where = config.output / folder_name(contender.text, f"seed {seed}")
         note = partial(_note, config=config, task=task, contender=contender, seed=seed, facts=facts, store=store)
-        history = train_and_note(model, task, config.training(seed), where, config, note)
-        print(f"{name_of(task.score_name)}: {shown(history.rows[-1].test_score, task.score_name)}", flush=True)
+        with failures.noted(f"{contender.text}, seed {seed}"):
+            history = train_and_note(model, task, config.training(seed), where, config, note)
+            print(f"{name_of(task.score_name)}: {shown(history.rows[-1].test_score, task.score_name)}", flush=True)
+    failures.raised()
+
+
+def _fresh(config: Config, task: Task, seed: int) -> nn.Module:
+    """The dense network with weights of this seed."""
+    if isinstance(task, Classification):
+        return fresh_model(config, task.training, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        some, targets = task.test_batch(torch.arange(1))
+        return build_surrogate(config.model, inputs=some.shape[1], outputs=targets.shape[1])
 
 
 def _made(config: Config, task: Task, contender: Contender, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """A network with random weights, and what rows say of it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        some, targets = task.test_batch(torch.arange(1))
-        if isinstance(task, Regression):
-            model = build_surrogate(config.model, inputs=some.shape[1], outputs=targets.shape[1])
-        else:
-            assert isinstance(task, Classification)
-            model = fresh_model(config, task.training, seed=seed)
+    model = _fresh(config, task, seed)
+    some, _ = task.test_batch(torch.arange(1))
     size = (min(config.batch_size, task.training_size), *some.shape[1:])
     wishes: Wishes = all_dense
     if contender.fraction is not None:
@@ -266,6 +277,7 @@ def _note(
         "scope": "all",
         "seed": seed,
         "epoch": epoch.epoch,
+        "epochs": config.epochs,
         "score": epoch.score,
         "score_name": task.score_name,
         "accuracy": accuracy,

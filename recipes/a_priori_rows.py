@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from recipes.training_rows import Row, Spread, aligned, count_text
+from recipes.training_rows import Row, Spread, aligned, count_text, last_epoch
 from tnalgebra.spectrum import DISTINCT_COLOURS
 from tnalgebra.study_figures import MARKERS
 
@@ -18,7 +18,7 @@ DENSE = "dense"
 
 def finished(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Contender -> the rows of the last epoch, of one seed each; dense first, then as they came."""
-    last = max((row["epoch"] for row in rows), default=0)
+    last = last_epoch(rows)
     found: dict[str, list[Row]] = {DENSE: []}
     for row in rows:
         if row["epoch"] == last:
@@ -114,8 +114,9 @@ def figure(rows: Sequence[Row]) -> Figure:
     panels[0].set_ylabel("top-1 (%)" if score == "accuracy" else "relative error (1: as good as zeros)")
     handles, labels = panels[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small", frameon=False)
-    seeds = len({row["seed"] for row in rows})
-    of = f"; means and ranges of {seeds} seeds" if seeds > 1 else ""
+    counts = sorted(map(len, contenders.values()))
+    several = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    of = f"; means and ranges of {several} seeds" if counts[-1] > 1 else ""
     drawing.suptitle(
         f"{rows[0]['model']} trained in decomposed form from the start, {rows[0]['images']:,} test examples{of}",
         fontsize="medium",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -71,6 +72,16 @@ def run_presets(presets: Mapping[str, Config], main: Callable[[Config], object],
         description=description,
         interrupted="stopped: the same command goes on where it was",
     )
+
+
+def smoke_folder(output: Path, usual: Iterable[Path]) -> Path:
+    """Where a smoke run writes: beside the folder of the run in full, which would refuse other settings.
+
+    Args:
+        output: as the config has it.
+        usual: folders that nobody has asked for.
+    """
+    return output.with_name(f"{output.name}-smoke") if output in usual else output
 
 
 def _wished_preset(arguments: Sequence[str], usual: str) -> str:

@@ -59,6 +59,7 @@ from tnalgebra.files import write_text, write_whole
 from tnalgebra.images import Images, check_classes, default_normalisation, load_images
 from tnalgebra.labels import KERNEL_LABELS
 from tnalgebra.layers import kernel_layers
+from tnalgebra.study_layers import globs_of
 from tnalgebra.training import accuracy, recalibrate_batch_norm
 
 RECALIBRATION_IMAGES = 5000
@@ -91,7 +92,8 @@ class Config:
     multiply_adds: float | None = None
     """part of the multiply-adds of all convolutions and linear layers that is kept at most, in (0, 1)"""
     skip: tuple[str, ...] = ("first",)
-    """layers left alone: globs, or first for the first convolution, which has few inputs; bare --skip skips none"""
+    """layers left alone: globs; first for the first convolution, which has few inputs; linear for linear layers; bare
+    --skip skips none"""
     calibration_images: int = 1024
     """training images, chosen by the seed, over which errors are measured; all, if fewer; 0: the kernels' own norm"""
     sequential: bool = False
@@ -306,8 +308,7 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
     else:
         assert config.parameters is not None
         budget = tn.ParameterBudget(config.parameters)
-    first = next((name for name, layer in kernel_layers(model).items() if not isinstance(layer, nn.Linear)), None)
-    skipped = [first if glob == "first" else glob for glob in config.skip]
+    skipped = globs_of(kernel_layers(model), config.skip)
     generator = torch.Generator().manual_seed(config.seed)
     example = torch.randn(config.timed_batch, images.channels, *images.pixels.shape[2:], generator=generator)
     example = example.to(config.device, memory_format=_format(config))
@@ -315,7 +316,7 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
     print(f"compressing {len(kernel_layers(model))} layers ...", end=" ", flush=True)
     model, report = tn.convert(
         model,
-        {**{glob: None for glob in skipped if glob is not None}, "*": list(config.rewrite)},
+        {**dict.fromkeys(skipped), "*": list(config.rewrite)},
         budget=budget,
         example=example,
         calibration=calibration,

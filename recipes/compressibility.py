@@ -6,7 +6,7 @@
         --cuts "out | in kh kw" "out kh | in kw" --keep 0.75 0.5 --output runs/resnet20
     python -m recipes.compressibility --rewrite cp tucker2 --ranks r=8,16 a=4,8 b=4,8
     python -m recipes.compressibility --rewrite tucker2 --budget 0.7 0.5 --metric output
-    python -m recipes.compressibility --preset cp --model resnet20 --weights W.pth --data DIR
+    python -m recipes.compressibility --preset claims --model resnet20 --weights W.pth
     python -m recipes.compressibility --model mylib.nets:build --weights w.pth --data DIR
 
 The study of Singh, Jahromi and Orus (arXiv 2403.14379), and more in its place:
@@ -39,7 +39,7 @@ import tyro
 import tnalgebra as tn
 from models import MODELS, build_model, load_weights
 from recipes.cnn4_training import trained_cnn4
-from recipes.command import run_presets
+from recipes.command import run_presets, smoke_folder
 from tnalgebra.errors import DataError, explain
 from tnalgebra.images import Images, default_normalisation, load_images
 
@@ -88,7 +88,8 @@ class Config:
     scope: tuple[str, ...] = ("all", "each")
     """what one test rewrites: all (the layers at once), each (one layer at a time), or globs of layers' names"""
     skip: tuple[str, ...] = ("first",)
-    """layers left alone: globs, or first for the first convolution, which has few inputs; bare --skip skips none"""
+    """layers left alone: globs; first for the first convolution, which has few inputs; linear for linear layers; bare
+    --skip skips none"""
     limit: int | None = None
     """test on so many images only, equally many of each class: quicker, coarser; all images by default"""
     recalibrate_bn: Annotated[bool, tyro.conf.arg(name="recalibrate-bn")] = False
@@ -129,7 +130,7 @@ PRESETS = {
         keep=(0.75, 0.5, 0.25),
         output=Path("runs/several-cuts"),
     ),
-    "cp": Config(rewrite=("cp",), ranks=("r=64,32,16,8",), output=Path("runs/cp")),
+    "cp": Config(rewrite=("cp",), ranks=("r=64,32,16,8",), skip=("first", "linear"), output=Path("runs/cp")),
     "claims": Config(
         cuts=("out | in kh kw", "in | out kh kw", "out in | kh kw", "out kh | in kw"),
         keep=(0.75, 0.5, 0.25, 0.1),
@@ -219,6 +220,7 @@ def _smaller(config: Config) -> Config:
         limit=min(config.limit or SMOKE["limit"], SMOKE["limit"]),
         calibration=min(config.calibration, SMOKE["calibration"]),
         epochs=min(config.epochs, SMOKE["epochs"]),
+        output=smoke_folder(config.output, (preset.output for preset in PRESETS.values())),
     )
 
 

@@ -5,7 +5,7 @@
     python -m recipes.retrain --preset resnet20-cifar10 --weights W.pth --data DIR
     python -m recipes.retrain --preset cnn4-cifar10 --data DIR --seeds 0 1 2
     python -m recipes.retrain --preset resnet20-cifar10 --weights W.pth --data DIR \\
-        --truncations "tucker2 or out kh | in kw @ multiply-adds 0.28" --distillation 0.9
+        --truncations "tucker2 or out kh | in kw @ multiply-adds 0.28" --distillation 0.9 --output runs/smaller
 
 What is done (Singh, Jahromi and Orus, arXiv 2403.14379, and a control):
 - A truncation is made in all layers that it fits, but the first convolution, at once,
@@ -38,12 +38,13 @@ import torch
 from torch import nn
 
 import tnalgebra as tn
-from models import load_weights
-from recipes.command import run_presets
+from recipes.command import run_presets, smoke_folder
 from recipes.retrain_rows import BASELINE, curves, figure, summary
+from recipes.train_networks import with_weights
 from recipes.training_rows import (
     NO_RESULT,
     Epoch,
+    Failures,
     Row,
     Settings,
     classification,
@@ -55,6 +56,7 @@ from recipes.training_rows import (
     train_and_note,
     trained,
     write_figure,
+    write_network,
 )
 from recipes.truncations import Truncated, Truncation, read_truncation, truncate
 from tnalgebra.errors import DataError, StudyError, explain
@@ -74,7 +76,8 @@ class Config(Settings):
     weights: str | None = None
     """a file of weights, or torchvision:NAME; without one the network is trained first, for --first-epochs"""
     first_epochs: int = 15
-    """passes over the training images where there are no weights; 0: there must be some"""
+    """passes over the training images where there are no weights; 0: networks of ours need some, your own is used as it
+    comes"""
     first_learning_rate: float = 5e-3
     """the highest of that training, reached after a tenth of it; otherwise it is as the others"""
     truncations: tuple[str, ...] = ("out kh | in kw @ 0.125", "out | in kh kw @ 0.125", "tucker2 @ parameters 0.15")
@@ -108,6 +111,9 @@ RESNET50: dict[str, Any] = {
 PRESETS = {
     "cnn4-digits": Config(),
     "cnn4-cifar10": Config(**CIFAR, first_epochs=20, output=Path("runs/retrain-cnn4-cifar10")),
+    "cnn4-cifar100": Config(
+        **{**CIFAR, "data": "cifar100"}, first_epochs=20, output=Path("runs/retrain-cnn4-cifar100")
+    ),
     "resnet20-cifar10": Config(
         **CIFAR,
         model="resnet20",
@@ -140,10 +146,8 @@ def main(config: Config) -> list[Row]:
     truncations = _checked(config)
     config, training, test = load_both(config)
     model = fresh_model(config, training, seed=config.seed)
-    if config.weights is not None and config.weights.endswith(".safetensors"):
-        model = tn.load(config.weights, into=model)
-    elif config.weights is not None:
-        load_weights(model, config.weights)
+    if config.weights is not None:
+        model = with_weights(model, config.weights)
     first = classification(config, training, test)
     first.check(model, config.training(config.seed, distillation=0.0))
     with Store(config.output, _facts(config, training, test)).opened() as store:
@@ -168,7 +172,9 @@ def _smaller(config: Config) -> Config:
         batch_size=min(config.batch_size, SMOKE["batch_size"]),
         limit=min(config.limit or SMOKE["limit"], SMOKE["limit"]),
         seeds=config.seeds[:1],
+        warmup=min(config.warmup, 0.5),
         truncations=config.truncations[:2],
+        output=smoke_folder(config.output, (preset.output for preset in PRESETS.values())),
     )
 
 
@@ -208,6 +214,7 @@ def _train_first(model: nn.Module, task: Task, config: Config, images: Images) -
     settings = config.training(config.seed, **changes, warmup=config.first_epochs / 10)
     folder = config.output / folder_name("first", f"seed {config.seed}")
     history = trained(model, task, settings, folder, config)
+    write_network(model, config.output / "first.safetensors")
     print(f"top-1: {100 * history.rows[-1].test_score:.2f} %", flush=True)
 
 
@@ -230,6 +237,7 @@ class _Experiment:
         works += [(truncation, way) for truncation in truncations for way in ways]
         todo = [(truncation, way, seed) for truncation, way in works for seed in self.config.seeds]
         made: dict[str, Truncated] = {}
+        failures = Failures()
         for number, (truncation, way, seed) in enumerate(todo, 1):
             text = BASELINE if truncation is None else truncation.text
             keys = [(text, way, seed, epoch) for epoch in range(self.config.epochs + 1)]
@@ -238,7 +246,9 @@ class _Experiment:
             print(f"\n{number}/{len(todo)}  {text}, {way}, seed {seed}", flush=True)
             if text not in made:  # those of one truncation at a time are kept
                 made.clear()
-            self.train(truncation, way, seed, made)
+            with failures.noted(f"{text}, {way}, seed {seed}"):
+                self.train(truncation, way, seed, made)
+        failures.raised()
 
     def note_baseline(self) -> None:
         key = (BASELINE, None, None, 0)
@@ -293,11 +303,7 @@ class _Experiment:
                 model = truncated.dense(self.model)
             else:
                 model, _ = truncated.factored(self.model, self.example, candidates="all", backward=True)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                tn.save(model, path)
-            except OSError as error:
-                raise StudyError(explain(f"{path} cannot be written", because=error, fix="another --output")) from error
+            write_network(model, path)
             there = self.any_seed(truncation.text, "factored" if way == "dense" else "dense")
         start = self.counted(made[truncation.text]) if there is None else _start_of(there)
         # from the file the first time too; plans are then for the format in which the network is trained
@@ -354,6 +360,7 @@ class _Experiment:
             "multiply_adds": start["multiply_adds"],
             "multiply_adds_kept": start["multiply_adds"] / dense["multiply_adds"],
             "layers": start["layers"],
+            "epochs": self.config.epochs,
             "training_loss": None if epoch is None else epoch.training_loss,
             "learning_rate": None if epoch is None else epoch.learning_rate,
             "seconds": 0.0 if epoch is None else epoch.seconds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from recipes.training_rows import Row, Spread, aligned, count_text
+from recipes.training_rows import Row, Spread, aligned, count_text, last_epoch
 from tnalgebra.spectrum import DISTINCT_COLOURS
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Claim(NamedTuple):
     seeds: how many of the seeds have such an epoch of their own.
     of: the number of seeds.
     change: accuracy after the last of these epochs less that before truncation.
-    to_control: the same less that of the control after as many epochs; None without a control.
+    to_control: accuracy then less that of the control after as many epochs, mean over the seeds that both have; None
+        without any.
     """
 
     truncation: str
@@ -66,11 +67,12 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         if way == "control":
             continue
         seeds = _by_seed(rows, text, way)
-        last = min(EPOCHS, _last(rows))
+        last = min(EPOCHS, last_epoch(rows))
         bound = before - POINTS / 100 - ROUNDING
         means = _means(seeds)
-        whole = {seed: by for seed, by in control.items() if last in by}
         after = sum(by[last] for by in seeds.values()) / len(seeds)
+        shared = [seed for seed in seeds if seed in control]
+        to_control = [seeds[seed][last] - control[seed][last] for seed in shared]
         found.append(
             Claim(
                 text,
@@ -79,7 +81,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
                 sum(any(by[epoch] >= bound for epoch in range(1, last + 1)) for by in seeds.values()),
                 len(seeds),
                 after - before,
-                after - sum(by[last] for by in whole.values()) / len(whole) if whole else None,
+                sum(to_control) / len(to_control) if to_control else None,
             )
         )
     return found
@@ -89,13 +91,9 @@ def _before(rows: Sequence[Row]) -> float:
     return float(next(row["accuracy"] for row in rows if row["way"] is None))
 
 
-def _last(rows: Sequence[Row]) -> int:
-    return int(max(row["epoch"] for row in rows))
-
-
 def curves(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Truncation and way of trainings that are finished, in the order of the rows: the control first."""
-    there = {(row["truncation"], row["way"]) for row in rows if row["way"] and row["epoch"] == _last(rows)}
+    there = {(row["truncation"], row["way"]) for row in rows if row["way"] and row["epoch"] == last_epoch(rows)}
     texts = list(dict.fromkeys(row["truncation"] for row in rows))
     return [(text, way) for text in texts for way in STYLES if (text, way) in there]
 
@@ -106,7 +104,7 @@ def _by_seed(rows: Sequence[Row], text: str, way: str) -> dict[int, dict[int, fl
     for row in rows:
         if (row["truncation"], row["way"]) == (text, way):
             found.setdefault(row["seed"], {})[row["epoch"]] = row["accuracy"]
-    last = _last(rows)
+    last = last_epoch(rows)
     return {seed: by for seed, by in found.items() if all(epoch in by for epoch in range(last + 1))}
 
 
@@ -127,24 +125,28 @@ def summary(rows: Sequence[Row]) -> str:
         parts += [_accuracies(rows), _sizes(rows, baseline)]
     found = claims(rows)
     if found:
-        parts.append(_claims(found, before, _last(rows)))
+        parts.append(_claims(found, before, last_epoch(rows)))
     return "\n\n".join(parts)
 
 
 def _accuracies(rows: Sequence[Row]) -> str:
-    last = _last(rows)
-    most = max(len(_by_seed(rows, *curve)) for curve in curves(rows))
-    of = f", mean of {most} seeds, below it the least and the largest" if most > 1 else ""
-    lines = [["truncation", "trained", *(f"epoch {n}" if n == 0 else str(n) for n in range(last + 1)), "s / epoch"]]
+    last = last_epoch(rows)
+    seeds = {curve: len(_by_seed(rows, *curve)) for curve in curves(rows)}
+    several = max(seeds.values()) > 1
+    of = ", means over seeds, below them the least and the largest" if several else ""
+    numbers = [f"epoch {n}" if n == 0 else str(n) for n in range(last + 1)]
+    lines = [["truncation", "trained", *(["seeds"] if several else []), *numbers, "s / epoch"]]
     above = ""
     for text, way in curves(rows):
         means = _means(_by_seed(rows, text, way))
         timed = [row["seconds"] for row in rows if (row["truncation"], row["way"]) == (text, way) and row["epoch"] > 0]
-        cells = [f"{100 * means[epoch].mean:.2f}" for epoch in range(last + 1)]
+        count = [str(seeds[text, way])] if several else []
+        cells = [*count, *(f"{100 * means[epoch].mean:.2f}" for epoch in range(last + 1))]
         lines.append([text if text != above else "", way, *cells, f"{sum(timed) / len(timed):.3g}"])
         above = text
-        if most > 1:
-            lines.append(["", "", *(means[epoch].range_text(".1f", times=100) for epoch in range(last + 1)), ""])
+        if several:
+            ranges = [means[epoch].range_text(".1f", times=100) for epoch in range(last + 1)]
+            lines.append(["", "", "", *ranges, ""])
     return f"Top-1, %, after each epoch (0: truncated, not retrained){of}\n\n{aligned(lines, left=2)}"
 
 
@@ -216,8 +218,12 @@ def figure(rows: Sequence[Row]) -> Figure:
     ]
     bound = Line2D([], [], color="#2ca02c", linestyle=":", label=f"recovered from here on: {POINTS} points below")
     drawing.legend(handles=[*marks, bound], loc="outside lower center", ncols=4, fontsize="small", frameon=False)
-    seeds = len({row["seed"] for row in rows if row["seed"] is not None})
-    of = f"; means and ranges of {seeds} seeds" if seeds > 1 else ""
+    counts = sorted({len(_by_seed(rows, *curve)) for curve in curves(rows)})
+    of = (
+        f"; means and ranges of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
+        if counts[-1] > 1
+        else ""
+    )
     drawing.suptitle(
         f"{baseline['model']} truncated, then retrained: {100 * baseline['accuracy']:.2f} % before, "
         f"{baseline['images']:,} test images{of}",

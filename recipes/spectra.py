@@ -75,7 +75,8 @@ class Config:
     layers: tuple[str, ...] = ("*",)
     """globs of the layers that are measured"""
     skip: tuple[str, ...] = ("first",)
-    """layers left out: globs, or first for the first convolution, which has few inputs; bare --skip skips none"""
+    """layers left out: globs; first for the first convolution, which has few inputs; linear for linear layers; bare
+    --skip skips none"""
     cuts: tuple[str, ...] = ()
     """where kernels are cut in two, each in quotes, such as "out kh | in kw"; by default all cuts of each kernel"""
     norm: float = 0.99

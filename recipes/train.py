@@ -39,11 +39,12 @@ import torch
 
 import tnalgebra as tn
 from recipes.command import run_command
-from recipes.train_networks import network, teacher
+from recipes.train_networks import built, network, teacher
 from tnalgebra.errors import DataError, RankError, StudyError, explain
 from tnalgebra.files import write_text, write_whole
 from tnalgebra.images import Images, default_normalisation, load_images
 from tnalgebra.trainer import Classification, History, Training, crop_and_flip, train
+from tnalgebra.trainer_tasks import state_digest
 
 MODEL, REPORT, FIGURE = "model.safetensors", "report.json", "history"
 
@@ -89,7 +90,8 @@ class Config:
     """of --rewrite: part of the parameters that is kept at most, in (0, 1): of the network with --weights, else of
     each layer; by default 0.5"""
     skip: tuple[str, ...] = ("first",)
-    """of --rewrite: layers that stay dense: globs, or first for the first convolution; bare --skip skips none"""
+    """of --rewrite: layers that stay dense: globs; first for the first convolution; linear for linear layers; bare
+    --skip skips none"""
     teacher: str | None = None
     """weights of a trained network, whose answers are learnt besides the labels"""
     teacher_model: str | None = None
@@ -224,6 +226,9 @@ def _check(config: Config) -> None:
         raise RankError(explain(f"a budget of {config.parameters:g} of the parameters", fix="above 0, below 1"))
     if config.parameters is not None and not config.rewrite:
         raise RankError(explain("a budget of parameters and no --rewrite", fix="--rewrite tucker2"))
+    if config.distillation and config.teacher is None:
+        fact = f"--distillation {config.distillation:g} has nobody to learn from"
+        raise DataError(explain(fact, fix="--teacher FILE, or leave it out"))
     if config.teacher_model is not None and config.teacher is None:
         raise DataError(explain("--teacher-model has no weights", fix="--teacher FILE"))
     for name, least in {"limit": 1, "crop": 0, "workers": 0, "threads": 1}.items():
@@ -242,8 +247,11 @@ def _settings(config: Config, images: dict[str, Images]) -> dict[str, Any]:
     fields = {name: value for name, value in vars(config).items() if name not in NO_RESULT}
     files = {name: _digest(getattr(config, name)) for name in ("weights", "load", "teacher")}
     digests = {f"{name}_digest": digest for name, digest in files.items() if digest is not None}
+    fresh = {
+        "network_digest": state_digest(built(config.model, config, images["train"]))
+    }  # a file of one's own may change
     prints = {f"{split}_images": one.fingerprint for split, one in images.items()}
-    return dict(json.loads(json.dumps({**fields, **digests, **prints}, default=str)))
+    return dict(json.loads(json.dumps({**fields, **digests, **fresh, **prints}, default=str)))
 
 
 def _digest(file: str | Path | None) -> str | None:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import tnalgebra as tn
 from models import build_model, load_weights
+from recipes.training_rows import write_network
 from tnalgebra.conversion_report import Report
-from tnalgebra.errors import LayerError, RuleError, StudyError, explain
+from tnalgebra.errors import LayerError, RuleError, explain
 from tnalgebra.images import Images
 from tnalgebra.layers import kernel_layers
 from tnalgebra.nn_kernel import KernelLayer, Origin
-from tnalgebra.study_layers import layers_of
+from tnalgebra.study_layers import globs_of, layers_of
 from tnalgebra.study_rewrites import NO_FORM, Form, free_bonds, rewrite_of
 from tnalgebra.study_store import config_hash
 
@@ -60,20 +62,18 @@ def network(config: Settings, settings: dict[str, Any], images: Images) -> nn.Mo
     Raises:
         TnalgebraError: the network, its weights or the decomposition are not what they should be.
     """
-    model = _built(config.model, config, images)
+    model = built(config.model, config, images)
     if config.load is not None:
         return tn.load(config.load, into=model)
     if config.weights is not None:
-        load_weights(model, config.weights)
+        model = with_weights(model, config.weights)
     if not config.rewrite:
         return model
     assert config.parameters is not None
     start = config.output / f"start-{config_hash(settings)}.safetensors"
     if start.exists():
         return tn.load(start, into=model)
-    first = next((name for name, layer in kernel_layers(model).items() if not isinstance(layer, nn.Linear)), None)
-    stay = [first if glob == "first" else glob for glob in config.skip]
-    dense: dict[str | type[nn.Module], Any] = {glob: None for glob in stay if glob is not None}
+    dense: dict[str | type[nn.Module], Any] = dict.fromkeys(globs_of(kernel_layers(model), config.skip))
     example = (1, images.channels, *images.pixels.shape[2:])
     if config.weights is not None:
         model, report = tn.convert(
@@ -93,10 +93,7 @@ def network(config: Settings, settings: dict[str, Any], images: Images) -> nn.Mo
     random = "\nrandom cores: the errors are those of random kernels" if config.weights is None else ""
     if os.environ.get("RANK", "0") == "0":  # of several processes, each of which has made the same
         print(f"\n{report}{random}", flush=True)
-    try:
-        tn.save(model, start)
-    except OSError as error:
-        raise StudyError(explain(f"{start} cannot be written", because=error, fix="another --output")) from error
+    write_network(model, start)
     return model
 
 
@@ -182,14 +179,31 @@ def teacher(config: Settings, images: Images) -> nn.Module:
         TnalgebraError: the network or its weights are not what they should be.
     """
     assert config.teacher is not None
-    model = _built(config.teacher_model or config.model, config, images)
-    if config.teacher.endswith(".safetensors"):
-        return tn.load(config.teacher, into=model)
-    load_weights(model, config.teacher)
+    model = built(config.teacher_model or config.model, config, images)
+    return with_weights(model, config.teacher)
+
+
+def with_weights(model: nn.Module, source: str) -> nn.Module:
+    """The network with these weights: of `models.load_weights`, or of `tnalgebra.save`, which may be decomposed.
+
+    Raises:
+        DataError, CheckpointError: they are not of this network, or cannot be read.
+    """
+    if source.endswith(".safetensors") and Path(source).is_file() and _is_ours(source):
+        return tn.load(source, into=model)
+    load_weights(model, source)
     return model
 
 
-def _built(name: str, config: Settings, images: Images) -> nn.Module:
+def _is_ours(source: str) -> bool:
+    """Whether `tnalgebra.save` has written a file, as far as that can be told; what is damaged is not."""
+    with suppress(SafetensorError, OSError), safe_open(source, framework="pt") as file:
+        return "tnalgebra" in (file.metadata() or {})
+    return False
+
+
+def built(name: str, config: Settings, images: Images) -> nn.Module:
+    """The network of this name for these images, its weights drawn from the config's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build_model(name, classes=len(images.classes), channels=images.channels)

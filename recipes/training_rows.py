@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import nn
 
+import tnalgebra as tn
 from models import MODELS, build_model
-from tnalgebra.errors import DataError, StudyError, explain
+from tnalgebra.errors import DataError, DivergedError, StudyError, explain
 from tnalgebra.files import write_whole
 from tnalgebra.images import Images, default_normalisation, load_images
 from tnalgebra.study_figures import SUFFIXES
@@ -39,7 +40,8 @@ class Settings:
     data: str = "digits"
     """digits (embedded), cifar10 or cifar100 (downloaded), or a folder with train/CLASS/* and test/CLASS/*"""
     skip: tuple[str, ...] = ("first",)
-    """layers left alone: globs, or first for the first convolution, which has few inputs; bare --skip skips none"""
+    """layers left alone: globs; first for the first convolution, which has few inputs; linear for linear layers; bare
+    --skip skips none"""
     seeds: tuple[int, ...] = (0,)
     """a training for each: order of the images and augmentation; three tell a difference from chance"""
     epochs: int = 5
@@ -218,10 +220,51 @@ def _rows_there(folder: Path) -> list[Any]:
     return []
 
 
+def last_epoch(rows: Iterable[Row]) -> int:
+    """Epochs of a training that is finished; 0 of no rows."""
+    return max((int(row["epochs"] if "epochs" in row else row["epoch"]) for row in rows), default=0)
+
+
 def folder_name(*parts: object) -> str:
     """A folder's name that tells trainings apart: "out kh | in kw @ 0.25", "dense" -> "out_kh--in_kw@0.25,dense"."""
     texts = [" ".join(str(part).split()).replace(" | ", "--").replace(" @ ", "@") for part in parts]
     return ",".join("".join(c if c.isalnum() or c in "-@.=+" else "_" for c in text) for text in texts)
+
+
+class Failures:
+    """Trainings that diverged, while the others go on."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, DivergedError] = {}
+
+    @contextmanager
+    def noted(self, name: str) -> Iterator[None]:
+        """Take a divergence down under this name, and print it."""
+        try:
+            yield
+        except DivergedError as error:
+            self.found[name] = error
+            print(f"error: {error}", flush=True)
+
+    def raised(self) -> None:
+        """Raises DivergedError if there was one."""
+        if self.found:
+            first = next(iter(self.found.values()))
+            fact = f"{len(self.found)} of the trainings diverged, and have no result: {'; '.join(self.found)}"
+            raise DivergedError(explain(fact, first=first)) from first
+
+
+def write_network(model: nn.Module, path: Path) -> None:
+    """As `tnalgebra.save`, its folder made where there is none.
+
+    Raises:
+        StudyError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tn.save(model, path)
+    except OSError as error:
+        raise StudyError(explain(f"{path} cannot be written", because=error, fix="another --output")) from error
 
 
 # Means over seeds -----------------------------------------------------------------------------------------------

@@ -117,6 +117,14 @@ def top1(model: nn.Module, images: Images, weights: Mapping[str, np.ndarray], dt
     return float((logits.argmax(1) == images.labels).double().mean())
 
 
+def values_of(weight: np.ndarray, labels: str, cut: str) -> int:
+    """How many singular values the last cut has."""
+    left = cut.split(" then ")[-1].split(" | ")[0].split()
+    axes = [labels.split().index(label) for label in left]
+    matrix = np.moveaxis(weight, axes, range(len(axes)))
+    return min(matrix.reshape(math.prod(matrix.shape[: len(axes)]), -1).shape)
+
+
 def row_by_hand(
     model: nn.Module, images: Images, cut: str, keep: float | None, layers: list[str], dtype: torch.dtype
 ) -> dict[str, Any]:
@@ -132,6 +140,7 @@ def row_by_hand(
         kept += parameters - weight.size
         details[name] = {
             "rank": rank,
+            "values": values_of(weight, LABELS[type(module)], cut),
             "relative_error": error,
             "norm_kept": np.linalg.norm(weights[name]) / np.linalg.norm(weight),
             "parameters": parameters,

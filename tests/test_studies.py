@@ -98,7 +98,7 @@ def test_rows_have_these_fields_of_these_types(found: tn.Study) -> None:
         "version": str,
         "seconds": float,
     }
-    details = {"rank": int, "relative_error": float, "norm_kept": float, "parameters": int}
+    details = {"rank": int, "values": int, "relative_error": float, "norm_kept": float, "parameters": int}
     stored = read_rows(found.folder)
     assert stored == found.rows
     for row in stored:

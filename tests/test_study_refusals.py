@@ -311,7 +311,8 @@ def test_kernels_of_zeros_and_of_huge_numbers(tmp_path: Path) -> None:
     images = labelled(some_images(), network())
     model = with_weight(lambda net: net.wide.weight.data.zero_())
     row = study(model, images, tmp_path / "zeros", cuts=CUTS[:1], scope=["wide"]).rows[1]
-    assert row["layers"]["wide"] == {"rank": 6, "relative_error": 0.0, "norm_kept": 1.0, "parameters": 6 * (12 + 30)}
+    expected = {"rank": 6, "values": 12, "relative_error": 0.0, "norm_kept": 1.0, "parameters": 6 * (12 + 30)}
+    assert row["layers"]["wide"] == expected
     model = network().double()
     for factor in (1e200, 1e-200):
         other = copy.deepcopy(model)

@@ -388,6 +388,25 @@ def test_a_loss_of_just_what_is_allowed_is_harmless() -> None:
     assert all(cut.size >= 0.1 for cut in found.cuts["out | in kh kw"])
 
 
+def test_rows_that_cut_nothing_do_not_count() -> None:
+    """A kernel of one singular value keeps it at any fraction."""
+    names = "abcdefgh"
+    cutting = [row(name, 0.1 * n / k, 0.02 * n, keep=k) for n, name in enumerate(names[:4], 1) for k in (0.5, 0.25)]
+    whole = [row(name, 1e-16, 0.0, keep=k) for name in names[4:] for k in (0.5, 0.25)]
+    for measure in (norm_correlation, harmless, depth_correlation):
+        assert measure([*cutting, *whole], **QUICK) == measure(cutting, **QUICK)
+    with pytest.raises(StudyError, match="there are no rows of single layers"):
+        norm_correlation(whole)
+
+
+def test_values_dropped_are_those_that_were() -> None:
+    rows = [row(name, 0.5, 0.5, keep=0.125) for name in "abcd"]
+    for each in rows:
+        each["layers"][each["scope"]] |= {"rank": 1, "values": 3}
+    found = depth_correlation(rows, size="values", at_most=0.25, **QUICK)
+    assert [cut.size for cut in found.cuts["out | in kh kw"]] == pytest.approx([(1 - 1 / 3) / 2] * 4)
+
+
 def test_too_few_layers_give_no_number() -> None:
     rows = [row(name, 0.1 * n, 0.1 * n, keep=0.1 * n, output=0.2) for n in (1, 2, 3) for name in "abc"]
     claim = norm_correlation(rows, **QUICK)

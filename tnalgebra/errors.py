@@ -61,6 +61,10 @@ class StudyError(TnalgebraError, RuntimeError):
     """A study cannot be run, resumed or stored as asked."""
 
 
+class DivergedError(StudyError):
+    """The loss of a training is not finite, or far above that of guessing."""
+
+
 def explain(fact: str, **context: object) -> str:
     """Lay out an error message: the false fact first, then one indented line per `key: value`.
 

@@ -135,7 +135,8 @@ def study(
         report_metric: of what is cut or fitted in the Frobenius norm, report the error in the input metric too, as
             `output_error` of `layers`. These rows are others than those without; accuracies are the same.
         scope: "all" (the layers together), "each" (one layer at a time), or a glob of layers' names.
-        skip: layers left alone: globs of names, or "first" for the first convolution; empty for none.
+        skip: layers left alone: globs of names, "first" for the first convolution, "linear" for all linear layers;
+            empty for none.
         limit: test on so many images only, equally many of each class, chosen by `seed`.
         recalibrate_bn: estimate batch-norm statistics anew on `training_data` before each test, after truncation. The
             untouched network is recalibrated too, so that `accuracy_change` compares like with like.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from numbers import Real
 from typing import TypeAlias
 
@@ -81,11 +82,18 @@ class Treatment:
             weight = fit.dense()
             details = {
                 "rank": next(iter(fit.values.values())).shape[-1],
+                "values": _largest_rank(layer, self.identity[-1]),
                 "relative_error": relative(weight - layer.weight, layer.weight),
                 "norm_kept": norm(weight) / dense if dense else 1.0,
                 "parameters": sum(value.numel() for value in fit.values.values()),
             }
             yield Treated(weight, details)
+
+
+def _largest_rank(layer: Layer, sides: frozenset[frozenset[str]]) -> int:
+    """The number of singular values of a kernel across a cut: the smaller side's size."""
+    sizes = dict(zip(layer.labels, layer.weight.shape, strict=True))
+    return min(prod(sizes[label] for label in side) for side in sides)
 
 
 def _finished(layer: Layer, truncated: Treated, bench: Workbench, *, reported: bool) -> Treated:

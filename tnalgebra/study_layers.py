@@ -97,12 +97,32 @@ class Workbench:
         return self.metrics([layer.name])[layer.name].relative(weight.to(own) - own, own, layer.labels)
 
 
+KEYWORDS = ("first", "linear")
+"""What may be skipped without a glob: the first convolution, all linear layers."""
+
+
+def globs_of(modules: Mapping[str, nn.Module], skip: Sequence[str]) -> list[str]:
+    """Globs of layers' names for what is to be skipped, where keywords stand for layers that may not be there.
+
+    Args:
+        modules: name -> layer, in the model's order.
+        skip: globs, "first" for the first convolution, "linear" for all linear layers.
+    """
+    kinds = {name: len(kernel_labels_of(module)) > 2 for name, module in modules.items()}
+    first = [name for name, convolves in kinds.items() if convolves][:1]
+    linear = [name for name, convolves in kinds.items() if not convolves]
+    meant = {"first": first, "linear": linear}
+    return [name for pattern in skip if pattern in meant for name in meant[pattern]] + [
+        pattern for pattern in skip if pattern not in meant
+    ]
+
+
 def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
     """The kernels that may be cut, each weight once, under the first name it has.
 
     Args:
-        skip: globs of layers' names, or "first" for the first convolution. A weight that two layers share is left
-            alone if one of them is.
+        skip: globs of layers' names; "first" for the first convolution, "linear" for all linear layers. A weight that
+            two layers share is left alone if one of them is.
 
     Raises:
         ValuesError: a parameter or a buffer of the model, a kernel or not, that is not finite; an empty weight.
@@ -110,17 +130,13 @@ def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
         StudyError: a glob that matches no layer; no layer is left.
     """
     modules = kernel_layers(model)
-    first = next((name for name, module in modules.items() if len(kernel_labels_of(module)) > 2), None)
     for pattern in skip:
-        if pattern != "first" and not any(fnmatchcase(name, pattern) for name in modules):
+        if pattern not in KEYWORDS and not any(fnmatchcase(name, pattern) for name in modules):
             raise StudyError(no_match(f"skip {pattern!r} matches no layer", pattern, list(modules)))
+    patterns = globs_of(modules, skip)
     weights = {name: _checked_weight(name, module) for name, module in modules.items()}
     _check_finite(model)
-    skipped = {
-        name
-        for name in modules
-        if any(name == first if pattern == "first" else fnmatchcase(name, pattern) for pattern in skip)
-    }
+    skipped = {name for name in modules if any(fnmatchcase(name, pattern) for pattern in patterns)}
     taken = {id(weights[name]) for name in skipped}
     found = []
     for name, module in modules.items():

@@ -24,7 +24,7 @@ Error: TypeAlias = Literal["relative_error", "output_error"]
 """Of a layer in a row: ||K - K~||_F / ||K||_F; or sqrt(E||(K - K~) x||^2 / E||K x||^2) over its real inputs x."""
 
 Size: TypeAlias = Literal["relative_error", "output_error", "values"]
-"""How large a cut is: one of the errors it makes; or the part of the singular values it drops, 1 - keep."""
+"""How large a cut is: one of the errors it makes; or the part of the singular values it drops."""
 
 Scope: TypeAlias = Literal["each", "all"]
 """One layer rewritten at a time; or all of them at once."""
@@ -34,6 +34,8 @@ FEWEST = 4
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+EXACT = 1e-12
+"""Relative error up to which a cut has taken nothing away: rounding of float64."""
 ROUNDING = 1e-9
 """Of differences of accuracies, which are quotients of integers: what is on a bound is within it."""
 
@@ -444,9 +446,13 @@ def curve_of(row: Row) -> str:
 
 
 def _single(rows: Sequence[Row], size: Size) -> list[Row]:
-    """The rows of single layers that have this size, each once."""
+    """The rows of single layers that have this size, each once.
+
+    Without those that cut nothing: across `out in | kh kw` a 1x1 kernel has one singular value, which is always kept.
+    """
+    some = [row for row in rows if touched(row) and of_one_layer(row)]
     return _having(
-        _distinct([row for row in rows if touched(row) and of_one_layer(row)]), size, "rows of single layers"
+        _distinct([row for row in some if _size(row, "relative_error") > EXACT]), size, "rows of single layers"
     )
 
 
@@ -484,7 +490,9 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
 def _size(row: Row, size: Size) -> float:
     """Of the cut of a row; over several layers the root mean square of their errors."""
     if size == "values":
-        return 1.0 - float(row["keep"])
+        # of folders from before rows had the number of values, the fraction that was asked for
+        parts = [layer["rank"] / layer["values"] for layer in row["layers"].values() if "values" in layer]
+        return 1.0 - (parts[0] if len(parts) == 1 else float(row["keep"]))
     squares = [float(layer[size]) ** 2 for layer in row["layers"].values()]
     return math.sqrt(math.fsum(squares) / len(squares))
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import DataError, StudyError, explain
+from .errors import DataError, DivergedError, StudyError, explain
 from .modes import modes_kept
 from .nn import in_memory_format
 from .trainer_batches import cut_epoch, step_batches
@@ -99,9 +99,10 @@ def train(
 
     Raises:
         DataError: the network does not fit the task, such as one with fewer classes; a setting that cannot be.
-        StudyError: the loss is not finite or far above that of guessing, with epoch and step: the network is left as it
-            is then, and the last checkpoint stays. The folder holds another training, or another process is training
-            there, or it cannot be written. accelerate is not installed.
+        DivergedError: the loss is not finite or far above that of guessing, with epoch and step: the network is left as
+            it is then, and the last checkpoint stays.
+        StudyError: the folder holds another training, or another process is training there, or it cannot be written.
+            accelerate is not installed.
         CheckpointError: no checkpoint that is there can be read.
     """
     _check_installed("accelerate", *(["tensorboard"] if log_tensorboard else []))
@@ -212,7 +213,7 @@ class _Run:
         """Take in the losses of the steps since the last look.
 
         Raises:
-            StudyError: one is not finite, or they are far too large.
+            DivergedError: one is not finite, or they are far too large.
         """
         state = self.state
         losses = torch.stack(self.pending)
@@ -231,10 +232,11 @@ class _Run:
                 mean = f"{sum(recent) / len(recent):.3g}"
                 raise self._diverged(f"the loss is {mean}, the mean of {len(recent)} steps, above {bound:.3g}", step)
 
-    def _diverged(self, fact: str, step: int) -> StudyError:
+    def _diverged(self, fact: str, step: int) -> DivergedError:
         there = checkpoints(self.folder)
         rate = learning_rate(self.settings, step - 1, epoch_steps=self.steps)
-        return StudyError(
+        lower = f"a learning rate below {self.settings.learning_rate:g}, a longer warm-up, or clip=1.0"
+        return DivergedError(
             explain(
                 f"training failed: {fact}",
                 epoch=f"{(step - 1) // self.steps + 1} of {self.settings.epochs}",
@@ -243,7 +245,7 @@ class _Run:
                 learning_rate=f"{rate:.3g}",
                 earlier=", ".join(f"{loss:.3g}" for loss in self.state.losses[-3:]) or None,
                 last_checkpoint=there[-1] if there else None,
-                fix=f"a learning rate below {self.settings.learning_rate:g}, a longer warm-up, or clip=1.0",
+                fix=f"{lower}; in another folder",
             )
         )
 

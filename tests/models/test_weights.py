@@ -190,8 +190,10 @@ def test_another_number_of_classes_is_told(tmp_path: Path) -> None:
     source = write(tmp_path / "w.pth", build_model("cnn4", classes=10, channels=3).state_dict())
     with pytest.raises(DataError, match=r"fix: +data of 10 classes, .* the network here was built for 3"):
         load_weights(build_model("cnn4", classes=3, channels=3), source)
-    with pytest.raises(DataError, match="wrong shape: conv1") as caught:
+    with pytest.raises(DataError, match=r"fix: +images of 3 channels, .* the network here was built for 1"):
         load_weights(build_model("cnn4", classes=10, channels=1), source)
+    with pytest.raises(DataError, match="wrong shape: conv1") as caught:
+        load_weights(build_model("cnn4", classes=3, channels=1), source)
     assert "fix:" not in str(caught.value)
 
 

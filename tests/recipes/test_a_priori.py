@@ -19,7 +19,7 @@ from recipes.a_priori import PRESETS, Config, Contender, main
 from recipes.a_priori_rows import summary
 from recipes.train_networks import even_ranks
 from recipes.training_rows import Row
-from tnalgebra.errors import DataError, RankError, RuleError, StudyError, TnalgebraError
+from tnalgebra.errors import DataError, DivergedError, RankError, RuleError, StudyError, TnalgebraError
 from tnalgebra.layers import kernel_layers
 from tnalgebra.study_layers import Layer
 from tnalgebra.study_rewrites import rewrite_of
@@ -199,6 +199,7 @@ def test_the_summary_of_a_table_made_by_hand() -> None:
         ({"model": "cnn5"}, DataError, "no model is called 'cnn5'"),
         ({"data": "waves", "model": "cnn4"}, DataError, "no model is called 'cnn4'"),
         ({"data": "waves", "model": "wave_net", "limit": 4}, DataError, "4 waves are too few"),
+        ({"data": "waves", "model": "wave_net", "limit": 0}, DataError, "0 waves are too few"),
         ({"data": "waves", "model": "wave_net", "label_smoothing": 0.1}, DataError, "label_smoothing is of classes"),
         ({"warmup": 2.0}, DataError, "the warm-up of 2 epochs is all"),
     ],
@@ -216,8 +217,32 @@ def test_an_unknown_preset_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_learning_rate_that_diverges_stops_with_epoch_and_loss(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"(?s)training failed: the loss is.*epoch: .* of 2.*fix: .*learning rate"):
+    expected = r"(?s)4 of the trainings diverged.*the loss is.*epoch: .* of 2.*fix: .*learning rate"
+    with pytest.raises(DivergedError, match=expected):
         main(quick(tmp_path, optimizer="sgd", learning_rate=1e9))
+
+
+def test_a_usual_warm_up_is_not_all_of_a_short_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--epochs", "1", "--limit", "60", "--seeds", "0", "--rewrites", "cp", "--parameters", "0.3"]
+    run(monkeypatch, *short, "--device", "cpu", "--output", str(tmp_path))
+    assert "warmup              0.2\n" in capsys.readouterr().out
+
+
+def test_rows_of_a_network_that_has_changed_since_are_not_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "from models import build_model\ndef build(classes, channels):\n    return "
+    source += "__import__('models.cnn4').cnn4.cnn4(classes=classes, channels=channels, widths=WIDTHS)\n"
+    config = quick(tmp_path / "out", model="changing_net:build", seeds=(0,), epochs=1)
+    (tmp_path / "changing_net.py").write_text(f"WIDTHS = (8, 8, 8, 8)\n{source}")
+    main(config)
+    (tmp_path / "changing_net.py").write_text(f"WIDTHS = (8, 8, 8, 9)\n{source}")
+    monkeypatch.delitem(sys.modules, "changing_net")
+    with pytest.raises(StudyError, match=r"(?s)another config.*network"):
+        main(config)
 
 
 def test_waves_for_the_test_are_not_those_that_are_learnt() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 import tnalgebra as tn
@@ -22,9 +23,10 @@ from models import build_model
 from recipes import retrain
 from recipes.retrain import PRESETS, Config, main
 from recipes.retrain_rows import claims, summary
+from recipes.train_networks import with_weights
 from recipes.training_rows import Row, folder_name
 from recipes.truncations import read_truncation, truncate
-from tnalgebra.errors import DataError, RankError, RuleError, StudyError, TnalgebraError
+from tnalgebra.errors import DataError, DivergedError, RankError, RuleError, StudyError, TnalgebraError
 from tnalgebra.images import load_images
 from tnalgebra.layers import kernel_layers
 from tnalgebra.study_store import ROWS, read_rows
@@ -81,6 +83,25 @@ class Losses:
 
 
 # the command
+
+
+def test_a_smoke_run_leaves_the_usual_folder_alone(quick: Config) -> None:
+    assert retrain._smaller(Config(smoke=True)).output == Path("runs/retrain-smoke")
+    assert retrain._smaller(dataclasses.replace(quick, smoke=True)).output == quick.output
+
+
+def test_weights_may_be_safetensors_of_any_origin(quick: Config, weights: Path, tmp_path: Path) -> None:
+    state = torch.load(weights)
+    save_file(state, tmp_path / "plain.safetensors")
+    model = build_model("cnn4", classes=10, channels=1)
+    model.load_state_dict(state)
+    tn.save(model, tmp_path / "ours.safetensors")
+    smaller, _ = tn.convert(model, {"conv4": ("tucker2", {"a": 9, "b": 9}), "*": None})
+    tn.save(smaller, tmp_path / "decomposed.safetensors")
+    for name, decomposed in (("plain", False), ("ours", False), ("decomposed", True)):
+        found = with_weights(build_model("cnn4", classes=10, channels=1), str(tmp_path / f"{name}.safetensors"))
+        assert ("conv4.U" in dict(found.named_parameters())) == decomposed
+        assert torch.equal(found.conv2.weight, state["conv2.weight"])
 
 
 def test_the_smoke_run_trains_first_and_leaves_rows_and_figures(
@@ -328,11 +349,31 @@ def test_weights_of_another_number_of_classes_are_refused(quick: Config, tmp_pat
         main(dataclasses.replace(quick, weights=str(tmp_path / "w.pth")))
 
 
-def test_a_learning_rate_that_diverges_stops_with_epoch_and_loss(quick: Config) -> None:
-    wild = dataclasses.replace(quick, optimizer="sgd", learning_rate=1e8, ways=("dense",))
-    with pytest.raises(StudyError, match=r"(?s)training failed: the loss is.*epoch: .* of 2.*fix: .*learning rate"):
-        main(wild)
-    assert [(row["way"], row["epoch"]) for row in read_rows(quick.output)] == [(None, 0), ("dense", 0)]
+def test_trainings_that_diverge_stop_with_epoch_and_loss_and_the_others_go_on(
+    quick: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Classification.loss
+
+    def loss(task: Classification, outputs: Tensor, *others: Any) -> Tensor:
+        return own(task, outputs, *others) * (math.nan if task_of[0] == "dense" else 1.0)
+
+    task_of = [""]
+    train = retrain.train_and_note
+
+    def noted(model: Any, task: Any, settings: Any, folder: Path, *others: Any) -> Any:
+        task_of[0] = folder.name.split(",")[1]
+        return train(model, task, settings, folder, *others)
+
+    monkeypatch.setattr(Classification, "loss", loss)
+    monkeypatch.setattr(retrain, "train_and_note", noted)
+    expected = (
+        r"(?s)1 of the trainings diverged.*: out kh \| in kw @ 0.125, dense, seed 0.*the loss is nan.*epoch: .*1 of 2"
+    )
+    with pytest.raises(DivergedError, match=expected):
+        main(quick)
+    found = {(row["way"], row["epoch"]) for row in read_rows(quick.output)}
+    assert found == {(None, 0), ("dense", 0), *((way, n) for way in ("control", "factored") for n in (0, 1, 2))}
+    assert (quick.output / "accuracy.png").exists()
 
 
 # what rows say
@@ -391,12 +432,34 @@ def test_the_summary_has_means_ranges_and_the_claim() -> None:
     text = summary(TABLE)
     assert "m: 90.00 % of 1,000 test images right before truncation" in text
     lines = [line.split() for line in text.splitlines()]
-    assert ["a", "dense", "50.00", "80.00", "89.35", "89.50", "90.00", "90.70", "91.00", "2"] in lines
+    assert ["a", "dense", "2", "50.00", "80.00", "89.35", "89.50", "90.00", "90.70", "91.00", "2"] in lines
     assert "50.0-50.0  80.0-80.0  89.3-89.4  89.2-89.8  90.0-90.0  90.6-90.8  91.0-91.0" in text
     assert ["a", "0.2500", "500", "0.500", "2", "M", "0.500"] in lines
     assert ["a", "dense", "after", "epoch", "3", "2", "of", "2", "+0.70", "-0.50"] in lines
     assert ["b", "dense", "no", "1", "of", "2", "-0.60", "-1.80"] in lines
     assert text.endswith("1 of 3 have recovered; 1 of 3 end within 0.5 points of the control.")
+
+
+def test_seeds_are_compared_with_the_controls_own() -> None:
+    rows = hand_made(
+        {
+            ("none", "control", 0): (90, 90),
+            ("none", "control", 2): (90, 94),
+            ("a", "dense", 0): (50, 89),
+            ("a", "dense", 1): (50, 70),
+        },
+        before=90,
+    )
+    (claim,) = claims(rows)
+    assert claim.to_control == pytest.approx(-0.01), "of the seed that both have"
+    lines = [line.split() for line in summary(rows).splitlines()]
+    assert ["a", "dense", "2", "50.00", "79.50", "2"] in lines
+
+
+def test_a_training_that_was_stopped_is_no_result() -> None:
+    rows = hand_made({("a", "dense", 0): (50, 80, 85)}, before=90, fields={"epochs": 5})
+    assert claims(rows) == []
+    assert "85" not in summary(rows)
 
 
 def test_without_a_control_nothing_is_compared_with_it() -> None:

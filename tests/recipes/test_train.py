@@ -177,7 +177,7 @@ def test_presets_and_what_is_set_beside_them() -> None:
         ({"rewrite": ("nothing",)}, TnalgebraError, "nothing"),
         ({"teacher_model": "cnn4"}, DataError, "--teacher-model has no weights"),
         ({"teacher": "absent.pth"}, DataError, "no file of weights at 'absent.pth'"),
-        ({"distillation": 0.5}, DataError, "there is distillation and no teacher"),
+        ({"distillation": 0.5}, DataError, "--distillation 0.5 has nobody to learn from"),
         ({"weights": "absent.pth"}, DataError, "no file of weights at 'absent.pth'"),
         ({"load": Path("absent.safetensors")}, TnalgebraError, "absent.safetensors"),
         ({"learning_rate": -1.0}, DataError, "learning_rate=-1.0"),
