@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from torch import nn
 
 from models.cifar_resnet import resnet20, resnet32, resnet44, resnet56
@@ -33,7 +34,7 @@ SURROGATES: dict[str, Callable[..., nn.Module]] = {"wave_net": wave_net}
 """Networks that map fields to fields of the same size, and classify nothing."""
 
 
-def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
+def build_model(name: str, *, classes: int, channels: int, seed: int | None = None) -> nn.Module:
     """Build a network of the registry, or one of your own, for images of a given kind.
 
     Args:
@@ -42,6 +43,7 @@ def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
             keyword arguments `classes` and `channels` as far as its signature has them.
         classes: number of logits.
         channels: number of image channels.
+        seed: of the weights; torch's generator is left as it was. None: as the generator is.
 
     Returns:
         The network, with the weights its builder gave it.
@@ -50,10 +52,10 @@ def build_model(name: str, *, classes: int, channels: int) -> nn.Module:
         DataError: nothing is called `name`, its module cannot be imported, the function needs other arguments or
             raises an error, or its result is not a `torch.nn.Module`.
     """
-    return _built(name, MODELS, {"classes": classes, "channels": channels})
+    return _built(name, MODELS, {"classes": classes, "channels": channels}, seed)
 
 
-def build_surrogate(name: str, *, inputs: int, outputs: int) -> nn.Module:
+def build_surrogate(name: str, *, inputs: int, outputs: int, seed: int | None = None) -> nn.Module:
     """Build a network that maps fields to fields: of `SURROGATES`, or one of your own.
 
     Args:
@@ -61,6 +63,7 @@ def build_surrogate(name: str, *, inputs: int, outputs: int) -> nn.Module:
             arguments `inputs` and `outputs` as far as its signature has them.
         inputs: number of channels given.
         outputs: number of channels asked for.
+        seed: as in `build_model`.
 
     Returns:
         The network: (n, inputs, height, width) -> (n, outputs, height, width).
@@ -68,10 +71,16 @@ def build_surrogate(name: str, *, inputs: int, outputs: int) -> nn.Module:
     Raises:
         DataError: see `build_model`.
     """
-    return _built(name, SURROGATES, {"inputs": inputs, "outputs": outputs})
+    return _built(name, SURROGATES, {"inputs": inputs, "outputs": outputs}, seed)
 
 
-def _built(name: str, registry: Mapping[str, Callable[..., nn.Module]], sizes: dict[str, int]) -> nn.Module:
+def _built(
+    name: str, registry: Mapping[str, Callable[..., nn.Module]], sizes: dict[str, int], seed: int | None
+) -> nn.Module:
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _built(name, registry, sizes, None)
     if name in registry:
         return registry[name](**sizes)
     if ":" not in name:

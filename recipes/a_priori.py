@@ -228,11 +228,9 @@ def _run(config: Config, task: Task, contenders: Sequence[Contender], store: Sto
 def _fresh(config: Config, task: Task, seed: int) -> nn.Module:
     """The dense network with weights of this seed."""
     if isinstance(task, Classification):
-        return fresh_model(config, task.training, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        some, targets = task.test_batch(torch.arange(1))
-        return build_surrogate(config.model, inputs=some.shape[1], outputs=targets.shape[1])
+        return fresh_model(config.model, task.training, seed=seed)
+    some, targets = task.test_batch(torch.arange(1))
+    return build_surrogate(config.model, inputs=some.shape[1], outputs=targets.shape[1], seed=seed)
 
 
 def _made(config: Config, task: Task, contender: Contender, seed: int) -> tuple[nn.Module, dict[str, Any]]:

@@ -25,7 +25,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,9 @@ from recipes import compressibility
 from recipes.claims_rows import Claims, claims_table, depth_figure, loss_figure
 from recipes.command import run_command
 from recipes.correlation_rows import plain
+from recipes.training_rows import write_figure
 from tnalgebra.errors import StudyError, explain
-from tnalgebra.files import write_text, write_whole
-from tnalgebra.study_figures import SUFFIXES
+from tnalgebra.files import write_text
 from tnalgebra.study_statistics import (
     Error,
     Scope,
@@ -116,11 +115,10 @@ def main(config: Config) -> Claims:
         print(f"\nthe study is not finished: of {name!r} some layers have fewer rows than others")
     try:
         write_text(output / "claims.json", json.dumps(plain({**about, **dataclasses.asdict(found)}), indent=2) + "\n")
-        for name, figure in (("depth", depth_figure(found, about)), ("losses", loss_figure(found, about))):
-            for suffix in SUFFIXES:
-                write_whole((output / name).with_suffix(suffix), partial(figure.savefig, dpi=150))
     except OSError as error:
         raise StudyError(explain(f"{output} cannot be written", because=error, fix="another --output")) from error
+    write_figure(depth_figure(found, about), output / "depth")
+    write_figure(loss_figure(found, about), output / "losses")
     print(f"\nclaims.json and figures: {output}/")
     return found
 

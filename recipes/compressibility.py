@@ -167,9 +167,7 @@ def main(config: Config) -> tn.Study:
     config = dataclasses.replace(config, mean=config.mean or usual_mean, std=config.std or usual_std)
     print(f"\n{len(images)} images of {len(images.classes)} classes, {images.channels} x ", end="")
     print(f"{images.pixels.shape[2]} x {images.pixels.shape[3]}, mean {config.mean}, std {config.std}", flush=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = build_model(config.model, classes=len(images.classes), channels=images.channels)
+    model = build_model(config.model, classes=len(images.classes), channels=images.channels, seed=config.seed)
     if config.weights is not None:
         load_weights(model, config.weights)
     training = None

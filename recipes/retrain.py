@@ -145,7 +145,7 @@ def main(config: Config) -> list[Row]:
     config = printed(_smaller(config) if config.smoke else config)
     truncations = _checked(config)
     config, training, test = load_both(config)
-    model = fresh_model(config, training, seed=config.seed)
+    model = fresh_model(config.model, training, seed=config.seed)
     if config.weights is not None:
         model = with_weights(model, config.weights)
     first = classification(config, training, test)

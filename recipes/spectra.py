@@ -24,7 +24,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,14 +38,14 @@ from recipes.cnn4_training import trained_cnn4
 from recipes.command import run_command
 from recipes.correlation_rows import plain
 from recipes.spectra_rows import MEASURES, Depths, Found, Measured, depth_table, entropy_table, figure_of, measured
+from recipes.training_rows import write_figure
 from tnalgebra.bipartition import Bipartition, bipartitions, parse_bipartition
 from tnalgebra.errors import DataError, StudyError, explain
-from tnalgebra.files import write_text, write_whole
+from tnalgebra.files import write_text
 from tnalgebra.images import Images, default_normalisation, load_images
 from tnalgebra.labels import kernel_labels
 from tnalgebra.layers import kernel_layers
 from tnalgebra.spectrum import Spectra, Spectrum, cut_singular_values
-from tnalgebra.study_figures import SUFFIXES
 from tnalgebra.study_layers import Layer, layers_of, no_match
 from tnalgebra.study_statistics import Correlation, rank_correlation
 
@@ -153,9 +152,7 @@ def _trained_first(config: Config) -> bool:
 
 
 def _built(config: Config) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return build_model(config.model, classes=config.classes, channels=config.channels)
+    return build_model(config.model, classes=config.classes, channels=config.channels, seed=config.seed)
 
 
 def _train(model: nn.Module, training: Images, config: Config) -> None:
@@ -248,9 +245,8 @@ def _write(found: Found, config: Config) -> None:
     write_text(config.output / "entropies.csv", entropies.to_csv(index=False))
     write_text(config.output / "spectra.csv", found.spectra.to_pandas().to_csv(index=False))
     write_text(config.output / "report.json", json.dumps(report, indent=2) + "\n")
-    for name, figure in (("spectra", found.spectra.plot()), ("entropies", figure_of(found, config.model))):
-        for suffix in SUFFIXES:
-            write_whole((config.output / name).with_suffix(suffix), partial(figure.savefig, dpi=150))
+    write_figure(found.spectra.plot(), config.output / "spectra")
+    write_figure(figure_of(found, config.model), config.output / "entropies")
 
 
 def run() -> None:

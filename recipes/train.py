@@ -39,9 +39,10 @@ import torch
 
 import tnalgebra as tn
 from recipes.command import run_command
-from recipes.train_networks import built, network, teacher
+from recipes.train_networks import network, teacher
+from recipes.training_rows import fresh_model, write_figure, write_network
 from tnalgebra.errors import DataError, RankError, StudyError, explain
-from tnalgebra.files import write_text, write_whole
+from tnalgebra.files import write_text
 from tnalgebra.images import Images, default_normalisation, load_images
 from tnalgebra.trainer import Classification, History, Training, crop_and_flip, train
 from tnalgebra.trainer_tasks import state_digest
@@ -248,7 +249,7 @@ def _settings(config: Config, images: dict[str, Images]) -> dict[str, Any]:
     files = {name: _digest(getattr(config, name)) for name in ("weights", "load", "teacher")}
     digests = {f"{name}_digest": digest for name, digest in files.items() if digest is not None}
     fresh = {
-        "network_digest": state_digest(built(config.model, config, images["train"]))
+        "network_digest": state_digest(fresh_model(config.model, images["train"], seed=config.seed))
     }  # a file of one's own may change
     prints = {f"{split}_images": one.fingerprint for split, one in images.items()}
     return dict(json.loads(json.dumps({**fields, **digests, **fresh, **prints}, default=str)))
@@ -341,11 +342,9 @@ def summary(report: dict[str, Any]) -> str:
 
 def _write(model: torch.nn.Module, history: History, report: dict[str, Any], folder: Path) -> None:
     """Each file whole or not at all; report.json comes last, and says that all are there."""
-    figure = history.plot()
+    write_network(model, folder / MODEL)
+    write_figure(history.plot(), folder / FIGURE)
     try:
-        tn.save(model, folder / MODEL)
-        for suffix in (".png", ".svg"):
-            write_whole(folder / f"{FIGURE}{suffix}", lambda path: figure.savefig(path, dpi=150))
         write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     except OSError as error:
         raise StudyError(explain(f"{folder} cannot be written", because=error, fix="another --output")) from error

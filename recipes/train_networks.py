@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import tnalgebra as tn
-from models import build_model, load_weights
-from recipes.training_rows import write_network
+from models import load_weights
+from recipes.training_rows import fresh_model, write_network
 from tnalgebra.conversion_report import Report
 from tnalgebra.errors import LayerError, RuleError, explain
 from tnalgebra.images import Images
@@ -62,7 +62,7 @@ def network(config: Settings, settings: dict[str, Any], images: Images) -> nn.Mo
     Raises:
         TnalgebraError: the network, its weights or the decomposition are not what they should be.
     """
-    model = built(config.model, config, images)
+    model = fresh_model(config.model, images, seed=config.seed)
     if config.load is not None:
         return tn.load(config.load, into=model)
     if config.weights is not None:
@@ -179,7 +179,7 @@ def teacher(config: Settings, images: Images) -> nn.Module:
         TnalgebraError: the network or its weights are not what they should be.
     """
     assert config.teacher is not None
-    model = built(config.teacher_model or config.model, config, images)
+    model = fresh_model(config.teacher_model or config.model, images, seed=config.seed)
     return with_weights(model, config.teacher)
 
 
@@ -200,10 +200,3 @@ def _is_ours(source: str) -> bool:
     with suppress(SafetensorError, OSError), safe_open(source, framework="pt") as file:
         return "tnalgebra" in (file.metadata() or {})
     return False
-
-
-def built(name: str, config: Settings, images: Images) -> nn.Module:
-    """The network of this name for these images, its weights drawn from the config's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return build_model(name, classes=len(images.classes), channels=images.channels)

@@ -152,11 +152,9 @@ def classification(config: Settings, training: Images, test: Images, teacher: nn
     return Classification(training, test, config.mean, config.std, augmentation=moved, teacher=teacher)
 
 
-def fresh_model(config: Settings, images: Images, *, seed: int) -> nn.Module:
-    """The config's network for these images, its weights drawn from this seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_model(config.model, classes=len(images.classes), channels=images.channels)
+def fresh_model(name: str, images: Images, *, seed: int) -> nn.Module:
+    """The network of this name for these images, its weights drawn from the seed."""
+    return build_model(name, classes=len(images.classes), channels=images.channels, seed=seed)
 
 
 def is_ours(config: Settings) -> bool:

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import MODELS, build_model
+from models import MODELS, build_model, build_surrogate
 from models.cifar_resnet import BasicBlock, CifarResNet, resnet20, resnet32, resnet44, resnet56
 from models.cnn4 import cnn4
 from models.resnet50 import resnet50
@@ -203,3 +203,16 @@ def test_a_module_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_text_that_is_no_name_of_a_function(name: str) -> None:
     with pytest.raises(DataError):
         build_model(name, classes=3, channels=2)
+
+
+def test_a_seed_gives_the_same_weights_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    a, b, other = (build_model("cnn4", classes=3, channels=1, seed=seed).conv1.weight for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, other)
+    torch.manual_seed(1)
+    assert torch.equal(build_model("cnn4", classes=3, channels=1).conv1.weight, a)
+    fields = [build_surrogate("wave_net", inputs=3, outputs=1, seed=1).first.weight for _ in range(2)]
+    assert torch.equal(*fields)

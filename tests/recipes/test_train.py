@@ -198,7 +198,7 @@ def test_where_writing_fails_there_is_no_report(quick: Config, monkeypatch: pyte
         raise OSError("no space left")
 
     monkeypatch.setattr(recipe.tn, "save", full)
-    with pytest.raises(StudyError, match=r"out cannot be written\n  because: no space left"):
+    with pytest.raises(StudyError, match=r"out/model\.safetensors cannot be written\n  because: no space left"):
         main(quick)
     assert not (quick.output / recipe.REPORT).exists()
 
