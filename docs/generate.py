@@ -206,10 +206,11 @@ def store_rows(name: str, folder: Path) -> None:
     if not rows:  # recipes.spectra and recipes.claims leave none
         return
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(row.get("seed") for row in rows) if seed is not None)
-    kind = f"{rows[0]['images']} test examples, config {rows[0]['config']}, version {rows[0]['version']}"
+    what = "fields" if rows[0]["accuracy"] is None else "images"
+    kind = f"{rows[0]['images']} test {what}, config {rows[0]['config']}, version {rows[0]['version']}"
     if seeds:
         hours = sum(row["seconds"] for row in rows) / 3600
-        kind += f", seeds {seeds}; {hours:.1f} hours of training"
+        kind += f", seed{'s' if ',' in seeds else ''} {seeds}; {hours:.1f} hours of training"
     write_between(page, name, f"```text\n{_summary(rows)}\n```\n\n{kind}.")
 
 
