@@ -157,24 +157,28 @@ def hundred_classes(folder: Path, *, train: int, test: int) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("name", "truncations"), [("cifar10", 3), ("cifar100", 1)])
 def test_the_presets_of_resnet50_run_to_their_end(
-    cifar10_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, truncations: int, cifar10_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All truncations and ways, after a first training; of few images. bfloat16 is much faster where there is AMX."""
-    folders = {"cifar10": cifar10_folder, "cifar100": hundred_classes(tmp_path / "images", train=6, test=6)}
-    for name, folder in folders.items():
-        output = tmp_path / name
-        short = ["--limit", "512", "--epochs", "1", "--first-epochs", "1", "--precision", "bf16", "--device", "cpu"]
-        run(monkeypatch, "--preset", f"resnet50-{name}", "--data", str(folder), *short, "--output", str(output))
-        rows = read_rows(output)
-        shutil.rmtree(output)  # checkpoints of gigabytes
-        assert len(rows) == 1 + 2 * (1 + 3 * 2), "as it is; two epochs of the control and of three in two ways"
-        assert {row["images"] for row in rows} == {512}
-        truncated = [row for row in rows if row["epoch"] == 0 and row["truncation"] != "none"]
-        assert all(len(row["layers"]) == 52 for row in truncated), "all convolutions but the first"
-        assert all(row["parameters_kept"] < 0.8 for row in truncated)
-        assert 1.2e9 < rows[0]["multiply_adds"] < 1.4e9
-        assert all(math.isfinite(row["training_loss"]) for row in rows if row["epoch"] == 1)
+    """Of few images, after a first training, in bfloat16, which is much faster where there is AMX."""
+    folder = cifar10_folder if name == "cifar10" else hundred_classes(tmp_path / "images", train=6, test=6)
+    texts = PRESETS[f"resnet50-{name}"].truncations
+    assert len(texts) == 3
+    short = ["--limit", "512", "--epochs", "1", "--first-epochs", "1", "--precision", "bf16", "--device", "cpu"]
+    chosen = ["--truncations", *texts[:truncations], "--output", str(tmp_path / "out")]
+    run(monkeypatch, "--preset", f"resnet50-{name}", "--data", str(folder), *short, *chosen)
+    rows = read_rows(tmp_path / "out")
+    assert (tmp_path / "out" / "accuracy.png").exists()
+    assert (tmp_path / "out" / "first.safetensors").exists()
+    shutil.rmtree(tmp_path / "out")  # checkpoints of gigabytes
+    assert len(rows) == 1 + 2 * (1 + 2 * truncations), "as it is; two epochs of the control and of each in two ways"
+    assert {row["images"] for row in rows} == {512}
+    truncated = [row for row in rows if row["epoch"] == 0 and row["truncation"] != "none"]
+    assert all(len(row["layers"]) == 52 for row in truncated), "all convolutions but the first"
+    assert all(row["parameters_kept"] < 0.8 for row in truncated)
+    assert 1.2e9 < rows[0]["multiply_adds"] < 1.4e9
+    assert all(math.isfinite(row["training_loss"]) for row in rows if row["epoch"] == 1)
 
 
 def test_with_distillation_the_untouched_network_teaches(quick: Config) -> None:
