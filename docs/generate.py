@@ -15,10 +15,13 @@ from textwrap import fill
 from typing import Any, TypeAlias
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes are no part of the package
 from arguments_table import arguments_table
 from matplotlib.figure import Figure
 
 import tnalgebra as tn
+from recipes import a_priori_rows, retrain_rows
 from tnalgebra.decompositions.catalogue import CATALOGUE, Entry
 from tnalgebra.errors import RuleError
 from tnalgebra.labels import KERNEL_LABELS
@@ -26,10 +29,6 @@ from tnalgebra.notation import parse_rule
 from tnalgebra.study_store import read_rows, table
 
 DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS.parent))  # recipes are no part of the package
-
-from recipes import a_priori_rows, retrain_rows  # noqa: E402
-
 STUDY_PAGES = ("study.md", "results.md")
 
 PICTURES = {
