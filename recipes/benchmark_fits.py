@@ -302,13 +302,13 @@ SMOKE: dict[str, Any] = {"layer": "layer1.0.conv1", "layers": "layer1.0.conv[12]
 
 
 def main(config: Config) -> list[Measured]:
+    for name in ("iterations", "seeds", "threads"):
+        if getattr(config, name) < 1:
+            raise StudyError(explain(f"{name} is {getattr(config, name)}", fix="at least 1"))
     if config.smoke:
         config = replace(config, **SMOKE)
     for field in fields(config):
         print(f"{field.name:<16}{getattr(config, field.name)}")
-    for name in ("iterations", "seeds", "threads"):
-        if getattr(config, name) < 1:
-            raise StudyError(explain(f"{name} is {getattr(config, name)}", fix="at least 1"))
     problems = chosen_problems(config)
     methods = chosen_methods()
     used = torch.get_num_threads()

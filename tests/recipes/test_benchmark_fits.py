@@ -16,7 +16,7 @@ from recipes import benchmark_fits
 from recipes.benchmark_fits import Config, main
 from tnalgebra.errors import StudyError
 
-QUICK = Config(smoke=True)
+QUICK = Config(layer="layer1.0.conv1", layers="layer1.0.conv[12]", iterations=3, seeds=1)
 PEERS = {"quimb", "quimb, dense_solve"}
 if find_spec("tensorly"):
     PEERS |= {"tensorly", "tensorly, line search"}
