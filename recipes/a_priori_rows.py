@@ -60,7 +60,7 @@ def summary(rows: Sequence[Row]) -> str:
     first = rows[0]
     better = "higher is better" if score == "accuracy" else "lower is better, 1 is as good as zeros"
     title = (
-        f"{first['model']}, trained from random weights for {max(row['epoch'] for row in rows)} epochs; "
+        f"{first['model']}, trained from random weights for {last_epoch(rows)} epochs; "
         f"{name_of(score)} on {first['images']:,} test examples ({better})\n"
         "parameters of the whole network, multiply-adds of one example in factored form"
     )
