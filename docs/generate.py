@@ -15,18 +15,15 @@ from textwrap import fill
 from typing import Any, TypeAlias
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes are no part of the package
 from arguments_table import arguments_table
 from matplotlib.figure import Figure
 
 import tnalgebra as tn
-from recipes import a_priori_rows, retrain_rows
-from tnalgebra.decompositions.catalogue import CATALOGUE, Entry
-from tnalgebra.errors import RuleError
-from tnalgebra.labels import KERNEL_LABELS
-from tnalgebra.notation import parse_rule
-from tnalgebra.study_store import read_rows, table
+from recipes.a_priori import report as a_priori_rows
+from recipes.retrain import report as retrain_rows
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes are no part of the package
+
 
 DOCS = Path(__file__).parent
 STUDY_PAGES = ("study.md", "results.md")
@@ -140,7 +137,7 @@ def rules_page() -> str:
         "`Fuse`, whose sizes are. A cut is a decomposition by its own text: `out kh | in kw` is",
         "`K[out in kh kw] => L[out kh r] R[r in kw]`.",
     ]
-    for entry in CATALOGUE:
+    for entry in tn.decompositions.CATALOGUE:
         equations, missing = equations_of(entry)
         lines += ["", f"### {entry.name}", "", fill(entry.source, 110), ""]
         lines += [f"    {kind}  {equation}" for kind, equation in equations.items()]
@@ -151,21 +148,21 @@ def rules_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def equations_of(entry: Entry) -> tuple[dict[str, str], dict[str, str]]:
+def equations_of(entry: tn.decompositions.Entry) -> tuple[dict[str, str], dict[str, str]]:
     """Kind of kernel -> the equation of the decomposition, or the reason why there is none."""
     found, missing = {}, {}
     for kind, axes in KINDS.items():
         try:
-            found[kind] = entry.make(KERNEL_LABELS[axes]).equation
-        except RuleError as error:
+            found[kind] = entry.make(tn.network.KERNEL_LABELS[axes]).equation
+        except tn.errors.RuleError as error:
             missing[kind] = str(error).splitlines()[0]
     return found, missing
 
 
-def drawn(entry: Entry) -> tn.Network:
+def drawn(entry: tn.decompositions.Entry) -> tn.Network:
     """What `images/rule-NAME.svg` shows: the right side for a Conv2d, else for a Linear."""
     equations, _ = equations_of(entry)
-    return parse_rule(equations.get("Conv2d") or equations["Linear"])[1]
+    return tn.network.parse_rule(equations.get("Conv2d") or equations["Linear"])[1]
 
 
 def draw_six(path: Path) -> None:
@@ -201,7 +198,7 @@ def store_rows(name: str, folder: Path) -> None:
     for figure in folder.glob("*.png"):
         if f"images/{name}_{figure.name}" in pages:
             shutil.copyfile(figure, DOCS / "images" / f"{name}_{figure.name}")
-    rows = read_rows(folder)
+    rows = tn.studies.read_rows(folder)
     if not rows:  # recipes.spectra and recipes.claims leave none
         return
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(row.get("seed") for row in rows) if seed is not None)
@@ -218,7 +215,7 @@ def _summary(rows: list[Any]) -> str:
         return retrain_rows.summary(rows)
     if "contender" in rows[0]:
         return a_priori_rows.summary(rows)
-    return table(rows)
+    return tn.studies.table(rows)
 
 
 def store_fits(folder: Path) -> None:
@@ -257,7 +254,7 @@ def main() -> None:
     draw_six(DOCS / "images" / "six_decompositions.png")
     for name, (_, right, _, places) in SIX.items():
         tn.draw(tn.parse(LAYER.format(right)), DOCS / "images" / f"layer-{name}.svg", places=places)
-    for entry in CATALOGUE:
+    for entry in tn.decompositions.CATALOGUE:
         tn.draw(drawn(entry), DOCS / "images" / f"rule-{entry.name}.svg")
     draw_plan(DOCS / "images" / "plan.svg")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from tnalgebra.errors import DataError, TnalgebraError, explain
+import tnalgebra as tn
 
 Config = TypeVar("Config")
 
@@ -32,7 +32,7 @@ def run_command(
     try:
         # tyro makes two of an empty line before an indented one
         main(tyro.cli(config, description=description and description.replace("\n\n    ", "\n    ")))
-    except TnalgebraError as error:
+    except tn.errors.TnalgebraError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"\n{interrupted}")
@@ -58,7 +58,7 @@ def run_presets(presets: Mapping[str, Config], main: Callable[[Config], object],
             preset: settings for a network and its data; every other option given counts more
         """
         if preset not in presets:
-            raise DataError(explain(f"no preset is called {preset!r}", known=", ".join(presets)))
+            raise tn.errors.DataError(tn.errors.explain(f"no preset is called {preset!r}", known=", ".join(presets)))
         chosen: Config = config
         return chosen
 

@@ -47,20 +47,10 @@ from torch import Tensor, nn
 
 import tnalgebra as tn
 from models import MODELS, build_model, load_weights
-from recipes.benchmark_layers import device_name
-from recipes.cnn4_training import trained_cnn4
+from recipes.benchmarks.layers.run import device_name
+from recipes.benchmarks.timing import ratio_of_medians, time_in_turns, waiter
 from recipes.command import run_command
-from recipes.layer_timing import ratio_of_medians, time_in_turns, waiter
-from tnalgebra.compression import FRACTIONS
-from tnalgebra.conversion_report import Report
-from tnalgebra.decompositions import resolve
-from tnalgebra.errors import DataError, RankError, RuleError, StudyError, TnalgebraError, explain
-from tnalgebra.files import write_text, write_whole
-from tnalgebra.images import Images, check_classes, default_normalisation, load_images
-from tnalgebra.labels import KERNEL_LABELS
-from tnalgebra.layers import kernel_layers
-from tnalgebra.study_layers import globs_of
-from tnalgebra.training import accuracy, recalibrate_batch_norm
+from recipes.networks import trained_cnn4
 
 RECALIBRATION_IMAGES = 5000
 SMOKE_FRACTIONS = (0.5, 0.25)
@@ -151,10 +141,10 @@ def main(config: Config) -> Result:
     for field in dataclasses.fields(config):
         print(f"{field.name:<20}{getattr(config, field.name)}")
     _check(config)
-    images = load_images(config.data, "test", image_size=config.image_size)
+    images = tn.load_images(config.data, "test", image_size=config.image_size)
     if config.limit is not None:
         images = images.subset(min(config.limit, len(images)) if config.smoke else config.limit, seed=config.seed)
-    usual_mean, usual_std = default_normalisation(images)
+    usual_mean, usual_std = tn.model.default_normalisation(images)
     config = dataclasses.replace(config, mean=config.mean or usual_mean, std=config.std or usual_std)
     print(f"\n{len(images)} images of {len(images.classes)} classes, {images.channels} x ", end="")
     print(f"{images.pixels.shape[2]} x {images.pixels.shape[3]}, mean {config.mean}, std {config.std}", flush=True)
@@ -193,43 +183,51 @@ def _resolved(config: Config) -> Config:
 def _check(config: Config) -> None:
     """What can be known to be wrong before anything is loaded or trained."""
     if config.parameters is not None and config.multiply_adds is not None:
-        raise RankError(explain("two budgets are given", fix="--parameters or --multiply-adds"))
+        raise tn.errors.RankError(tn.errors.explain("two budgets are given", fix="--parameters or --multiply-adds"))
     for name in ("parameters", "multiply_adds"):
         value = getattr(config, name)
         if value is not None and not 0 < value < 1:
-            raise RankError(explain(f"a budget of {value:g} of the {name.replace('_', '-')}", fix="above 0, below 1"))
+            raise tn.errors.RankError(
+                tn.errors.explain(f"a budget of {value:g} of the {name.replace('_', '-')}", fix="above 0, below 1")
+            )
     least = {"rounds": 1, "timed_batch": 1, "calibration_images": 0, "epochs": 1, "threads": 1, "recalibrate_shift": 0}
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and value < bound:
-            raise DataError(explain(f"{name} is {value}", fix=f"at least {bound}"))
+            raise tn.errors.DataError(tn.errors.explain(f"{name} is {value}", fix=f"at least {bound}"))
     if not config.rewrite:
-        raise RuleError(explain("no rewrite is given", fix="--rewrite tucker2"))
+        raise tn.errors.RuleError(tn.errors.explain("no rewrite is given", fix="--rewrite tucker2"))
     for rewrite in config.rewrite:
         _check_rewrite(rewrite)
     if config.sequential and not config.calibration_images:
-        raise DataError(explain("fits to the original outputs need inputs", fix="--calibration-images 1024"))
+        raise tn.errors.DataError(
+            tn.errors.explain("fits to the original outputs need inputs", fix="--calibration-images 1024")
+        )
     if config.weights is None and config.model in MODELS and config.model != "cnn4":
-        raise DataError(explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)"))
+        raise tn.errors.DataError(
+            tn.errors.explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)")
+        )
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise StudyError(explain("the device is 'cuda', and torch finds none", fix="--device cpu"))
+        raise tn.errors.StudyError(tn.errors.explain("the device is 'cuda', and torch finds none", fix="--device cpu"))
     missing = [package for package in ("onnx", "onnxscript") if config.onnx and find_spec(package) is None]
     if missing:
-        raise StudyError(explain(f"--onnx needs {' and '.join(missing)}", fix=f"pip install {' '.join(missing)}"))
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"--onnx needs {' and '.join(missing)}", fix=f"pip install {' '.join(missing)}")
+        )
 
 
 def _check_rewrite(rewrite: str) -> None:
     """Whether it is one of kernels of convolutions, or of matrices."""
     try:
-        resolve(rewrite, KERNEL_LABELS[4])
-    except TnalgebraError as error:
+        tn.decompositions.resolve(rewrite, tn.network.KERNEL_LABELS[4])
+    except tn.errors.TnalgebraError as error:
         try:
-            resolve(rewrite, KERNEL_LABELS[2])
-        except TnalgebraError:
+            tn.decompositions.resolve(rewrite, tn.network.KERNEL_LABELS[2])
+        except tn.errors.TnalgebraError:
             raise error from None
 
 
-def _settings(config: Config, model: nn.Module, images: Images) -> dict[str, Any]:
+def _settings(config: Config, model: nn.Module, images: tn.Images) -> dict[str, Any]:
     """What the result depends on, as JSON has it."""
     fields = {name: value for name, value in vars(config).items() if name not in NO_RESULT}
     digest = hashlib.sha256()
@@ -249,17 +247,19 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Result | None:
     path = folder / RESULT
     if not path.exists():
         if folder.exists() and not folder.is_dir():
-            raise StudyError(explain(f"{folder} is no folder", fix="another --output"))
+            raise tn.errors.StudyError(tn.errors.explain(f"{folder} is no folder", fix="another --output"))
         return None
     try:
         there: Result = json.loads(path.read_text(encoding="utf-8"))
         known: dict[str, Any] = there["config"]
         differences = [key for key in {**settings, **known} if known.get(key) != settings.get(key)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StudyError(explain(f"{path} is no report", because=error, fix="another --output")) from error
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"{path} is no report", because=error, fix="another --output")
+        ) from error
     if differences:
-        raise StudyError(
-            explain(
+        raise tn.errors.StudyError(
+            tn.errors.explain(
                 f"{folder} holds another compression",
                 differences="\n".join(
                     f"{key}: {known.get(key)} there, {settings.get(key)} here" for key in differences
@@ -269,17 +269,19 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Result | None:
         )
     gone = [name for name in (MODEL, TEXT, *([ONNX] if settings["onnx"] else [])) if not (folder / name).exists()]
     if gone:
-        raise StudyError(explain(f"{folder} has {RESULT}, and no {gone[0]}", fix="another --output"))
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"{folder} has {RESULT}, and no {gone[0]}", fix="another --output")
+        )
     return there
 
 
-def _compressed(model: nn.Module, images: Images, config: Config, settings: dict[str, Any]) -> Result:
+def _compressed(model: nn.Module, images: tn.Images, config: Config, settings: dict[str, Any]) -> Result:
     """Train where needed, compress, measure, write."""
     started = perf_counter()
     train_first = config.weights is None and config.model == "cnn4"
     training = None
     if train_first or config.calibration_images or config.recalibrate:
-        training = load_images(config.data, "train", image_size=config.image_size)
+        training = tn.load_images(config.data, "train", image_size=config.image_size)
     if train_first:
         assert training is not None
         trained_cnn4(model, training=training, config=config)
@@ -289,7 +291,7 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
     assert config.std is not None
     tested: dict[str, Any] = {"batch_size": config.batch_size, "mean": config.mean, "std": config.std}
     tested["device"] = config.device
-    before = accuracy(model, images, **tested)
+    before = tn.studies.accuracy(model, images, **tested)
     print(f"\ntop-1 before: {100 * before:.2f} %", flush=True)
     dense = copy.deepcopy(model)
 
@@ -297,7 +299,7 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
     if training is not None and config.calibration_images:
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(config.seed))
         chosen = order[: config.calibration_images].sort().values
-        seen = Images(training.pixels[chosen], training.labels[chosen], training.classes, training.source)
+        seen = tn.Images(training.pixels[chosen], training.labels[chosen], training.classes, training.source)
         batches = seen.batches(config.batch_size, **{key: tested[key] for key in ("mean", "std", "device")})
         calibration = [x.to(memory_format=_format(config)) for x, _ in batches]
     budget: tn.ParameterBudget | tn.MultiplyAddsBudget
@@ -306,12 +308,12 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
     else:
         assert config.parameters is not None
         budget = tn.ParameterBudget(config.parameters)
-    skipped = globs_of(kernel_layers(model), config.skip)
+    skipped = tn.studies.globs_of(tn.nn.kernel_layers(model), config.skip)
     generator = torch.Generator().manual_seed(config.seed)
     example = torch.randn(config.timed_batch, images.channels, *images.pixels.shape[2:], generator=generator)
     example = example.to(config.device, memory_format=_format(config))
     compressing = perf_counter()
-    print(f"compressing {len(kernel_layers(model))} layers ...", end=" ", flush=True)
+    print(f"compressing {len(tn.nn.kernel_layers(model))} layers ...", end=" ", flush=True)
     model, report = tn.convert(
         model,
         {**dict.fromkeys(skipped), "*": list(config.rewrite)},
@@ -321,13 +323,13 @@ def _compressed(model: nn.Module, images: Images, config: Config, settings: dict
         sequential=config.sequential,
         tune=config.tune,
         seed=config.seed,
-        fractions=SMOKE_FRACTIONS if config.smoke else FRACTIONS,
+        fractions=SMOKE_FRACTIONS if config.smoke else tn.model.FRACTIONS,
     )
     print(f"{perf_counter() - compressing:.0f} s", flush=True)
     if config.recalibrate and training is not None:
         some = training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=config.seed)
-        recalibrate_batch_norm(model, some, max_shift=config.recalibrate_shift, **tested)
-    after = accuracy(model, images, not_finite="wrong", **tested)
+        tn.studies.recalibrate_batch_norm(model, some, max_shift=config.recalibrate_shift, **tested)
+    after = tn.studies.accuracy(model, images, not_finite="wrong", **tested)
     latency = _latency(dense, model, example, config)
     result: Result = {
         "model": config.model,
@@ -352,7 +354,7 @@ def _format(config: Config) -> torch.memory_format:
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
-def _check_outputs(model: nn.Module, images: Images, config: Config) -> None:
+def _check_outputs(model: nn.Module, images: tn.Images, config: Config) -> None:
     """Whether the network takes these images, and has a logit for each class."""
     assert config.mean is not None
     assert config.std is not None
@@ -361,15 +363,15 @@ def _check_outputs(model: nn.Module, images: Images, config: Config) -> None:
         with torch.no_grad():
             outputs = model(x).shape[1]
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise StudyError(
-            explain(
+        raise tn.errors.StudyError(
+            tn.errors.explain(
                 "the network does not take these images",
                 network=type(model).__name__,
                 shape=tuple(x.shape),
                 because=error,
             )
         ) from error
-    check_classes(images, outputs)
+    tn.model.check_classes(images, outputs)
 
 
 def _latency(dense: nn.Module, model: nn.Module, x: Tensor, config: Config) -> dict[str, Any]:
@@ -415,7 +417,7 @@ def _latency(dense: nn.Module, model: nn.Module, x: Tensor, config: Config) -> d
     }
 
 
-def summary(result: Result, report: Report) -> str:
+def summary(result: Result, report: tn.model.Report) -> str:
     """The table of the layers, and below it what the whole network was and is."""
     table = str(report).splitlines()[: -len(report.notes)]  # the notes' figures stand below too
     right, latency = result["accuracy"], result["latency"]
@@ -467,9 +469,9 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
 
 def _write(model: nn.Module, example: Tensor, text: str, result: Result, config: Config) -> None:
     """Each file whole or not at all; report.json comes last, and says that all are there."""
-    from tnalgebra.checkpoint import save
+    pass
 
-    _written(config.output / MODEL, lambda path: save(model, path))
+    _written(config.output / MODEL, lambda path: tn.save(model, path))
     if config.onnx:
         _written(config.output / ONNX, lambda path: _export(model, example, path))
     _written(config.output / TEXT, text)
@@ -479,11 +481,13 @@ def _write(model: nn.Module, example: Tensor, text: str, result: Result, config:
 def _written(path: Path, content: str | Callable[[Path], None]) -> None:
     try:
         if isinstance(content, str):
-            write_text(path, f"{content.rstrip()}\n")
+            tn.studies.write_text(path, f"{content.rstrip()}\n")
         else:
-            write_whole(path, content)
+            tn.studies.write_whole(path, content)
     except OSError as error:
-        raise StudyError(explain(f"{path} cannot be written", because=error, fix="another --output")) from error
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"{path} cannot be written", because=error, fix="another --output")
+        ) from error
 
 
 def _export(model: nn.Module, example: Tensor, path: Path) -> None:

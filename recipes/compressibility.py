@@ -38,10 +38,8 @@ import tyro
 
 import tnalgebra as tn
 from models import MODELS, build_model, load_weights
-from recipes.cnn4_training import trained_cnn4
 from recipes.command import run_presets, smoke_folder
-from tnalgebra.errors import DataError, explain
-from tnalgebra.images import Images, default_normalisation, load_images
+from recipes.networks import trained_cnn4
 
 RECALIBRATION_IMAGES = 5000
 ALL_SEVEN = tuple(cut.name for cut in tn.all_cuts("out in kh kw"))
@@ -159,11 +157,15 @@ def main(config: Config) -> tn.Study:
         print(f"{field.name:<18}{getattr(config, field.name)}")
     train_first = config.weights is None and config.model == "cnn4"
     if train_first and config.epochs < 1:
-        raise DataError(explain(f"{config.epochs} epochs are no training", fix="--epochs 1 or more, or --weights FILE"))
+        raise tn.errors.DataError(
+            tn.errors.explain(f"{config.epochs} epochs are no training", fix="--epochs 1 or more, or --weights FILE")
+        )
     if config.weights is None and config.model in MODELS and not train_first:
-        raise DataError(explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)"))
-    images = load_images(config.data, "test", image_size=config.image_size)
-    usual_mean, usual_std = default_normalisation(images)
+        raise tn.errors.DataError(
+            tn.errors.explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)")
+        )
+    images = tn.load_images(config.data, "test", image_size=config.image_size)
+    usual_mean, usual_std = tn.model.default_normalisation(images)
     config = dataclasses.replace(config, mean=config.mean or usual_mean, std=config.std or usual_std)
     print(f"\n{len(images)} images of {len(images.classes)} classes, {images.channels} x ", end="")
     print(f"{images.pixels.shape[2]} x {images.pixels.shape[3]}, mean {config.mean}, std {config.std}", flush=True)
@@ -173,7 +175,7 @@ def main(config: Config) -> tn.Study:
     training = None
     calibrated = config.metric != "frobenius" or config.curves == "divergence" or config.report_metric
     if train_first or config.recalibrate_bn or calibrated:
-        training = load_images(config.data, "train", image_size=config.image_size)
+        training = tn.load_images(config.data, "train", image_size=config.image_size)
     found = tn.study(
         model,
         images,
@@ -222,17 +224,17 @@ def _smaller(config: Config) -> Config:
     )
 
 
-def _some(training: Images, seed: int) -> Images:
+def _some(training: tn.Images, seed: int) -> tn.Images:
     return training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=seed)
 
 
-def _unlabelled(training: Images, count: int, seed: int) -> Images:
+def _unlabelled(training: tn.Images, count: int, seed: int) -> tn.Images:
     """Images chosen without a look at their labels, and without them: all have the first."""
     if count < 1:
-        raise DataError(explain(f"{count} calibration images are none", fix="--calibration 1024"))
+        raise tn.errors.DataError(tn.errors.explain(f"{count} calibration images are none", fix="--calibration 1024"))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
     chosen = order[:count].sort().values
-    return Images(training.pixels[chosen], torch.zeros_like(chosen), training.classes, training.source)
+    return tn.Images(training.pixels[chosen], torch.zeros_like(chosen), training.classes, training.source)
 
 
 def run() -> None:

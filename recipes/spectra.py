@@ -1,31 +1,16 @@
-"""How evenly is each kernel of a network spread over its singular values, and where has training made it less so?
-
-    python -m recipes.spectra --smoke            # seconds; its numbers mean nothing
-    python -m recipes.spectra --skip             # a small CNN on embedded digits, all its layers
-    python -m recipes.spectra --model resnet20 --weights W.pth
-    python -m recipes.spectra --model resnet50 --weights torchvision:IMAGENET1K_V2 --classes 1000
-    python -m recipes.spectra --model mylib.nets:build --weights w.pth --cuts "out kh | in kw"
-
-The entanglement of kernels, after Singh, Jahromi and Orus (arXiv 2403.14379):
-- Each cut of a kernel's labels in two makes it a matrix with r singular values s. Its
-  entropy S = -sum p ln p, p = s^2 / sum s^2, is 0 where one value holds all, and ln r
-  where all are equal: S / ln r compares kernels of different sizes. Of one value there
-  is no such number.
-- A kernel of random weights is nearly even. What training did is therefore told by the
-  difference from the same layer of a fresh network, built with --seed.
-- Both are compared with depth, the order of the layers in the network: Spearman's
-  correlation, with an interval that holds 95 % of the draws of layers, with replacement.
-"""
+"""What recipes.spectra measures of a kernel, as tables and a figure."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeAlias
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -34,20 +19,173 @@ from tqdm import tqdm
 import tnalgebra as tn
 from models import MODELS, build_model, load_weights
 from recipes import compressibility
-from recipes.cnn4_training import trained_cnn4
+from recipes.claims.report import interval, plain, shown
+from recipes.claims.statistics import Correlation, rank_correlation
 from recipes.command import run_command
-from recipes.correlation_rows import plain
-from recipes.spectra_rows import MEASURES, Depths, Found, Measured, depth_table, entropy_table, figure_of, measured
-from recipes.training_rows import write_figure
-from tnalgebra.bipartition import Bipartition, bipartitions, parse_bipartition
-from tnalgebra.errors import DataError, StudyError, explain
-from tnalgebra.files import write_text
-from tnalgebra.images import Images, default_normalisation, load_images
-from tnalgebra.labels import kernel_labels
-from tnalgebra.layers import kernel_layers
-from tnalgebra.spectrum import Spectra, Spectrum, cut_singular_values
-from tnalgebra.study_layers import Layer, layers_of, no_match
-from tnalgebra.study_statistics import Correlation, rank_correlation
+from recipes.experiment import aligned, write_figure
+from recipes.networks import trained_cnn4
+
+# spectra_rows: What recipes.spectra measures of a kernel, as tables and a figure.
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MEASURES = {
+    "normalised_entropy": "S / ln r",
+    "normalised_difference": "(S - S of fresh weights) / ln r",
+}
+"""Column -> what is compared with depth."""
+ROUNDING = 1e-12
+"""Of the squared norm: less is rounding of the singular values."""
+
+
+class Measured(NamedTuple):
+    """One kernel over one cut: a row of entropies.csv. Entropies are in nats.
+
+    Attributes:
+        depth: 1 for the first layer that is measured.
+        values: r, the smaller side of the cut's matrix.
+        normalised_entropy: S / ln r, 0 to 1; NaN where r = 1, as all that is over ln r.
+        effective_rank, participation_ratio: see `tnalgebra.spectrum.Spectrum`.
+        needed: the fewest leading values that hold the config's part of the squared norm.
+        effective_rank_part, needed_part: these over r.
+        fresh_entropy: of the same layer in the fresh network.
+        difference: S less that: negative where training has made the kernel less even.
+        normalised_difference: this over ln r.
+    """
+
+    layer: str
+    depth: int
+    cut: str
+    values: int
+    entropy: float
+    normalised_entropy: float
+    effective_rank: float
+    effective_rank_part: float
+    participation_ratio: float
+    needed: int
+    needed_part: float
+    fresh_entropy: float
+    difference: float
+    normalised_difference: float
+
+    @property
+    def fresh_normalised(self) -> float:
+        """S / ln r of the fresh network."""
+        return self.normalised_entropy - self.normalised_difference
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Correlation of depth with a measure: for each cut, among the layers that have it; and the mean of these."""
+
+    cuts: Mapping[str, Correlation]
+    mean: Correlation
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Singular values of the network, what they say, and how that depends on depth: measure -> correlations."""
+
+    spectra: tn.model.Spectra
+    rows: Sequence[Measured]
+    correlations: Mapping[str, Depths]
+
+
+def measured(there: tn.model.Spectra, fresh: tn.model.Spectra, norm: float) -> list[Measured]:
+    """Each spectrum with that of the same kernel and cut in the fresh network; norm: part of the squared norm."""
+    depth = {name: number for number, name in enumerate(dict.fromkeys(item.layer for item in there), start=1)}
+    found = []
+    for item, other in zip(there, fresh, strict=True):
+        count = len(item.singular_values)
+        largest = math.log(count) if count > 1 else math.nan
+        needed = int((item.norm_kept.square() < norm - ROUNDING).sum()) + 1
+        entropy, difference = item.entropy, item.entropy - other.entropy
+        found.append(
+            Measured(
+                layer=item.layer,
+                depth=depth[item.layer],
+                cut=str(item.cut),
+                values=count,
+                entropy=entropy,
+                normalised_entropy=entropy / largest,
+                effective_rank=item.effective_rank,
+                effective_rank_part=item.effective_rank / count,
+                participation_ratio=item.participation_ratio,
+                needed=needed,
+                needed_part=needed / count,
+                fresh_entropy=other.entropy,
+                difference=difference,
+                normalised_difference=difference / largest,
+            )
+        )
+    return found
+
+
+def entropy_table(rows: Sequence[Measured]) -> str:
+    """S / ln r: a line a layer, a column a cut; below, means over the layers of both networks."""
+    mean, fresh = "mean", "mean, fresh weights"
+    lines: dict[str, dict[str, list[float]]] = {name: {} for name in (*(row.layer for row in rows), mean, fresh)}
+    for row in rows:
+        if row.values > 1:
+            even = row.normalised_entropy
+            for name, value in ((row.layer, even), (mean, even), (fresh, row.fresh_normalised)):
+                lines[name].setdefault(_left(row.cut), []).append(value)
+    columns = list(dict.fromkeys(_left(row.cut) for row in rows))
+    cells = [
+        [name, *(f"{fmean(line[column]):.3f}" if column in line else "-" for column in columns)]
+        for name, line in lines.items()
+    ]
+    title = "S / ln r across each cut (named by its left side)"
+    return f"{title}\n\n{aligned([['layer', *columns], *cells])}"
+
+
+def _left(cut: str) -> str:
+    return cut.partition(" | ")[0]
+
+
+def depth_table(correlations: Mapping[str, Depths]) -> str:
+    """A line a cut, for each measure."""
+    lines = []
+    for measure, depths in correlations.items():
+        lines += ["", f"Depth and {MEASURES[measure]} (Spearman, 95 % interval)"]
+        found = {**depths.cuts, "mean of these": depths.mean} if depths.mean.why is None else {"": depths.mean}
+        width = max(map(len, found))
+        lines += [f"    {name:<{width}}  {shown(each)}" for name, each in found.items()]
+    return "\n".join(lines[1:])
+
+
+def figure_of(found: Found, model: str) -> Figure:
+    """Normalised entropy by depth, a line a cut: of the network, and dashed of fresh weights."""
+    from matplotlib.figure import Figure
+
+    layers = list(dict.fromkeys(row.layer for row in found.rows))
+    figure = Figure(figsize=(max(7.0, 3.4 + 0.28 * len(layers)), 5.0), layout="constrained")
+    panel = figure.subplots()
+    correlations = found.correlations["normalised_entropy"].cuts
+    for number, (cut, correlation) in enumerate(correlations.items()):
+        rows = [row for row in found.rows if row.cut == cut and row.values > 1]
+        places = [row.depth - 1 for row in rows]
+        style: dict[str, Any] = {"color": tn.model.DISTINCT_COLOURS[number % len(tn.model.DISTINCT_COLOURS)]}
+        marker = tn.studies.MARKERS[number % len(tn.studies.MARKERS)]
+        label = cut if correlation.why is not None else f"{cut}\n{interval(correlation)}"
+        panel.plot(places, [row.normalised_entropy for row in rows], marker=marker, markersize=4, label=label, **style)
+        style |= {"marker": "_"} if len(rows) == 1 else {}  # a line of one point would not be seen
+        fresh = [row.fresh_normalised for row in rows]
+        panel.plot(places, fresh, linestyle="--", alpha=0.45, linewidth=1, **style)
+    panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize="small")
+    panel.set_ylabel("entropy S / ln r")
+    panel.grid(alpha=0.3)
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False}
+    panel.legend(title="cut, and rho of depth", fontsize="x-small", title_fontsize="small", **place)
+    title = f"Evenness of kernels' singular values: {model} (dashed: fresh weights)"
+    panel.set_title(f"{title}\n1: all values of a cut are equal", fontsize="medium")
+    return figure
+
+
+# spectra: How evenly is each kernel of a network spread over its singular values, and where has training made it less so?
+
 
 SMOKE: dict[str, Any] = {"epochs": 1, "resamples": 200, "skip": ()}
 """Four layers with the same cuts, of which a correlation can just be stated."""
@@ -90,7 +228,7 @@ class Config:
     """folder for entropies.csv, spectra.csv, report.json, the figures (PNG and SVG) and the trained network"""
 
 
-Chosen: TypeAlias = tuple[Layer, Sequence[Bipartition]]
+Chosen: TypeAlias = tuple[tn.studies.Layer, Sequence[tn.network.Bipartition]]
 """A layer, and the cuts it is measured over."""
 
 
@@ -105,7 +243,7 @@ def main(config: Config) -> Found:
     for field in dataclasses.fields(config):
         print(f"{field.name:<18}{getattr(config, field.name)}")
     _check(config)
-    training = load_images(config.data, "train") if _trained_first(config) else None
+    training = tn.load_images(config.data, "train") if _trained_first(config) else None
     if training is not None:
         config = dataclasses.replace(config, classes=len(training.classes), channels=training.channels)
         print(f"\n{len(training)} training images of {config.classes} classes, {config.channels} channels", flush=True)
@@ -124,8 +262,8 @@ def main(config: Config) -> Found:
         print(f"\n{entropy_table(rows)}\n\n{depth_table(found.correlations)}")
         _write(found, config)
     except OSError as error:
-        raise StudyError(
-            explain(f"{config.output} cannot be written", because=error, fix="another --output")
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"{config.output} cannot be written", because=error, fix="another --output")
         ) from error
     print(f"\nentropies.csv, spectra.csv, report.json and figures: {config.output}/")
     return found
@@ -133,15 +271,25 @@ def main(config: Config) -> Found:
 
 def _check(config: Config) -> None:
     if not 0 < config.norm <= 1:
-        raise StudyError(explain(f"a part {config.norm:g} of the squared norm", needed="in (0, 1], such as 0.99"))
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"a part {config.norm:g} of the squared norm", needed="in (0, 1], such as 0.99")
+        )
     if config.resamples < 1:
-        raise StudyError(explain(f"{config.resamples} draws give no interval", fix="--resamples 2000"))
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"{config.resamples} draws give no interval", fix="--resamples 2000")
+        )
     if config.classes < 1 or config.channels < 1:
-        raise DataError(explain(f"{config.classes} classes, {config.channels} channels", needed="at least one of each"))
+        raise tn.errors.DataError(
+            tn.errors.explain(f"{config.classes} classes, {config.channels} channels", needed="at least one of each")
+        )
     if config.weights is None and config.model == "cnn4" and config.epochs < 1:
-        raise DataError(explain(f"{config.epochs} epochs are no training", fix="--epochs 1 or more, or --weights FILE"))
+        raise tn.errors.DataError(
+            tn.errors.explain(f"{config.epochs} epochs are no training", fix="--epochs 1 or more, or --weights FILE")
+        )
     if config.weights is None and config.model in MODELS and config.model != "cnn4":
-        raise DataError(explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)"))
+        raise tn.errors.DataError(
+            tn.errors.explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)")
+        )
 
 
 # Networks ---------------------------------------------------------------------------------------------------------
@@ -155,9 +303,9 @@ def _built(config: Config) -> nn.Module:
     return build_model(config.model, classes=config.classes, channels=config.channels, seed=config.seed)
 
 
-def _train(model: nn.Module, training: Images, config: Config) -> None:
+def _train(model: nn.Module, training: tn.Images, config: Config) -> None:
     """As recipes.compressibility does, which takes the network from the same folder if it is there."""
-    mean, std = default_normalisation(training)
+    mean, std = tn.model.default_normalisation(training)
     shared = {name: getattr(config, name) for name in ("data", "epochs", "seed", "output")}
     trained_cnn4(model, training=training, config=compressibility.Config(**shared, mean=mean, std=std, device="cpu"))
 
@@ -171,47 +319,53 @@ def _of_fresh(fresh: nn.Module, chosen: Sequence[Chosen], seed: int) -> list[Cho
     own = {layer.name: layer.weight for layer, _ in chosen}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        for name, module in kernel_layers(fresh).items():
+        for name, module in tn.nn.kernel_layers(fresh).items():
             if name in own and torch.equal(module.weight.detach().to(own[name]), own[name]):
                 module.reset_parameters()
-    weights = {layer.name: layer for layer in layers_of(fresh, ())}
+    weights = {layer.name: layer for layer in tn.studies.layers_of(fresh, ())}
     return [(weights[layer.name], cuts) for layer, cuts in chosen]
 
 
 def _chosen(model: nn.Module, config: Config) -> list[Chosen]:
     """The layers that are measured, each with its cuts that are: one name a cut, transposed layers included."""
-    wanted = {_sides(cut): cut for cut in map(parse_bipartition, config.cuts)}
-    left = layers_of(model, config.skip)
-    names = list(kernel_layers(model))
+    wanted = {_sides(cut): cut for cut in map(tn.network.parse_bipartition, config.cuts)}
+    left = tn.studies.layers_of(model, config.skip)
+    names = list(tn.nn.kernel_layers(model))
     for pattern in config.layers:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise StudyError(no_match(f"layers {pattern!r} matches no layer", pattern, names))
+            raise tn.errors.StudyError(tn.studies.no_match(f"layers {pattern!r} matches no layer", pattern, names))
     layers = [layer for layer in left if any(fnmatchcase(layer.name, pattern) for pattern in config.layers)]
     if not layers:
         asked, skipped = ", ".join(config.layers), ", ".join(config.skip)
-        raise StudyError(explain("no layer is left", layers=asked, skipped=skipped, fix="other --layers or --skip"))
-    every = [(layer, bipartitions(kernel_labels(layer.labels) or layer.labels)) for layer in layers]
+        raise tn.errors.StudyError(
+            tn.errors.explain("no layer is left", layers=asked, skipped=skipped, fix="other --layers or --skip")
+        )
+    every = [
+        (layer, tn.network.bipartitions(tn.network.kernel_labels(layer.labels) or layer.labels)) for layer in layers
+    ]
     known = {_sides(cut): cut for _, cuts in every for cut in cuts}
     for sides, cut in wanted.items():
         if sides not in known:
-            raise StudyError(explain(f"no kernel has the cut '{cut}'", known=", ".join(map(str, known.values()))))
+            raise tn.errors.StudyError(
+                tn.errors.explain(f"no kernel has the cut '{cut}'", known=", ".join(map(str, known.values())))
+            )
     some = [(layer, [cut for cut in cuts if not wanted or _sides(cut) in wanted]) for layer, cuts in every]
     return [(layer, cuts) for layer, cuts in some if cuts]
 
 
-def _sides(cut: Bipartition) -> frozenset[frozenset[str]]:
+def _sides(cut: tn.network.Bipartition) -> frozenset[frozenset[str]]:
     return frozenset((frozenset(cut.left), frozenset(cut.right)))
 
 
 # Numbers ----------------------------------------------------------------------------------------------------------
 
 
-def _spectra(chosen: Sequence[Chosen], what: str) -> Spectra:
-    found: list[Spectrum] = []
+def _spectra(chosen: Sequence[Chosen], what: str) -> tn.model.Spectra:
+    found: list[tn.model.Spectrum] = []
     for layer, cuts in tqdm(chosen, desc=what, disable=None, leave=False):
-        of_cuts = cut_singular_values(layer.weight, layer.labels, cuts)
-        found += [Spectrum(layer.name, cut, numbers) for cut, numbers in zip(cuts, of_cuts, strict=True)]
-    return Spectra(tuple(found))
+        of_cuts = tn.model.cut_singular_values(layer.weight, layer.labels, cuts)
+        found += [tn.model.Spectrum(layer.name, cut, numbers) for cut, numbers in zip(cuts, of_cuts, strict=True)]
+    return tn.model.Spectra(tuple(found))
 
 
 def _depths(rows: Sequence[Measured], measure: str, config: Config) -> Depths:
@@ -242,9 +396,9 @@ def _write(found: Found, config: Config) -> None:
     report = {"config": settings, "layers": list(dict.fromkeys(row.layer for row in found.rows))}
     report |= {"correlations": plain(correlations), "version": tn.__version__}
     entropies = pd.DataFrame(found.rows, columns=list(Measured._fields))
-    write_text(config.output / "entropies.csv", entropies.to_csv(index=False))
-    write_text(config.output / "spectra.csv", found.spectra.to_pandas().to_csv(index=False))
-    write_text(config.output / "report.json", json.dumps(report, indent=2) + "\n")
+    tn.studies.write_text(config.output / "entropies.csv", entropies.to_csv(index=False))
+    tn.studies.write_text(config.output / "spectra.csv", found.spectra.to_pandas().to_csv(index=False))
+    tn.studies.write_text(config.output / "report.json", json.dumps(report, indent=2) + "\n")
     write_figure(found.spectra.plot(), config.output / "spectra")
     write_figure(figure_of(found, config.model), config.output / "entropies")
 

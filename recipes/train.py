@@ -39,13 +39,13 @@ import torch
 
 import tnalgebra as tn
 from recipes.command import run_command
-from recipes.train_networks import network, teacher
-from recipes.training_rows import fresh_model, write_figure, write_network
-from tnalgebra.errors import DataError, RankError, StudyError, explain
-from tnalgebra.files import write_text
-from tnalgebra.images import Images, default_normalisation, load_images
-from tnalgebra.trainer import Classification, History, Training, crop_and_flip, train
-from tnalgebra.trainer_tasks import state_digest
+from recipes.experiment import fresh_model, write_figure, write_network
+from recipes.networks import network, teacher
+from recipes.training.classification import Classification, crop_and_flip
+from recipes.training.history import History
+from recipes.training.settings import Training
+from recipes.training.task import state_digest
+from recipes.training.train import train
 
 MODEL, REPORT, FIGURE = "model.safetensors", "report.json", "history"
 
@@ -169,7 +169,7 @@ def main(config: Config) -> dict[str, Any]:
             print(f"{field.name:<20}{getattr(config, field.name)}")
     _check(config)
     images = {split: _images(config, split) for split in ("train", "test")}
-    usual_mean, usual_std = default_normalisation(images["train"])
+    usual_mean, usual_std = tn.model.default_normalisation(images["train"])
     config = dataclasses.replace(config, mean=config.mean or usual_mean, std=config.std or usual_std)
     settings = _settings(config, images)
     there = _finished(config.output, settings)
@@ -222,28 +222,32 @@ def _check(config: Config) -> None:
     """What can be known to be wrong before anything is loaded."""
     if config.load is not None and (config.weights is not None or config.rewrite):
         other = "--weights" if config.weights is not None else "--rewrite"
-        raise DataError(explain(f"--load is a whole network, and {other} another start", fix="one of the two"))
+        raise tn.errors.DataError(
+            tn.errors.explain(f"--load is a whole network, and {other} another start", fix="one of the two")
+        )
     if config.parameters is not None and not 0 < config.parameters < 1:
-        raise RankError(explain(f"a budget of {config.parameters:g} of the parameters", fix="above 0, below 1"))
+        raise tn.errors.RankError(
+            tn.errors.explain(f"a budget of {config.parameters:g} of the parameters", fix="above 0, below 1")
+        )
     if config.parameters is not None and not config.rewrite:
-        raise RankError(explain("a budget of parameters and no --rewrite", fix="--rewrite tucker2"))
+        raise tn.errors.RankError(tn.errors.explain("a budget of parameters and no --rewrite", fix="--rewrite tucker2"))
     if config.distillation and config.teacher is None:
         fact = f"--distillation {config.distillation:g} has nobody to learn from"
-        raise DataError(explain(fact, fix="--teacher FILE, or leave it out"))
+        raise tn.errors.DataError(tn.errors.explain(fact, fix="--teacher FILE, or leave it out"))
     if config.teacher_model is not None and config.teacher is None:
-        raise DataError(explain("--teacher-model has no weights", fix="--teacher FILE"))
+        raise tn.errors.DataError(tn.errors.explain("--teacher-model has no weights", fix="--teacher FILE"))
     for name, least in {"limit": 1, "crop": 0, "workers": 0, "threads": 1}.items():
         value = getattr(config, name)
         if value is not None and value < least:
-            raise DataError(explain(f"{name} is {value}", fix=f"at least {least}"))
+            raise tn.errors.DataError(tn.errors.explain(f"{name} is {value}", fix=f"at least {least}"))
 
 
-def _images(config: Config, split: Literal["train", "test"]) -> Images:
-    images = load_images(config.data, split, image_size=config.image_size)
+def _images(config: Config, split: Literal["train", "test"]) -> tn.Images:
+    images = tn.load_images(config.data, split, image_size=config.image_size)
     return images if config.limit is None else images.subset(min(config.limit, len(images)), seed=config.seed)
 
 
-def _settings(config: Config, images: dict[str, Images]) -> dict[str, Any]:
+def _settings(config: Config, images: dict[str, tn.Images]) -> dict[str, Any]:
     """What the result depends on, as JSON has it."""
     fields = {name: value for name, value in vars(config).items() if name not in NO_RESULT}
     files = {name: _digest(getattr(config, name)) for name in ("weights", "load", "teacher")}
@@ -270,7 +274,7 @@ def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """
     path = folder / REPORT
     if folder.exists() and not folder.is_dir():
-        raise StudyError(explain(f"{folder} is no folder", fix="another --output"))
+        raise tn.errors.StudyError(tn.errors.explain(f"{folder} is no folder", fix="another --output"))
     if not path.exists():
         return None
     try:
@@ -278,17 +282,21 @@ def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         known = there["config"]
         odd = [key for key in {**settings, **known} if known.get(key) != settings.get(key)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StudyError(explain(f"{path} is no report", because=error, fix="another --output")) from error
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"{path} is no report", because=error, fix="another --output")
+        ) from error
     if odd:
         differences = "\n".join(f"{key}: {known.get(key)} there, {settings.get(key)} here" for key in odd)
         fix = "another --output, or the same settings"
-        raise StudyError(explain(f"{folder} holds another training", differences=differences, fix=fix))
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"{folder} holds another training", differences=differences, fix=fix)
+        )
     if not (folder / MODEL).exists():
-        raise StudyError(explain(f"{folder} has {REPORT}, and no {MODEL}", fix="another --output"))
+        raise tn.errors.StudyError(tn.errors.explain(f"{folder} has {REPORT}, and no {MODEL}", fix="another --output"))
     return there
 
 
-def _trained(config: Config, images: dict[str, Images], settings: dict[str, Any], *, first: bool) -> dict[str, Any]:
+def _trained(config: Config, images: dict[str, tn.Images], settings: dict[str, Any], *, first: bool) -> dict[str, Any]:
     """Build, train, write."""
     started = perf_counter()
     some = images["train"]
@@ -345,9 +353,11 @@ def _write(model: torch.nn.Module, history: History, report: dict[str, Any], fol
     write_network(model, folder / MODEL)
     write_figure(history.plot(), folder / FIGURE)
     try:
-        write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
+        tn.studies.write_text(folder / REPORT, json.dumps(report, indent=2) + "\n")
     except OSError as error:
-        raise StudyError(explain(f"{folder} cannot be written", because=error, fix="another --output")) from error
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"{folder} cannot be written", because=error, fix="another --output")
+        ) from error
 
 
 def run() -> None:

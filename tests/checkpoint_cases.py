@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import tnalgebra.nn as layers
-from tnalgebra.checkpoint_format import CHECK, KEY, check_of
-from tnalgebra.conversion import convert
-from tnalgebra.decompositions import rule, rules
-from tnalgebra.rewriting import Rule
+from tnalgebra.checkpoint.format import CHECK, KEY, check_of
+from tnalgebra.decompositions.catalogue import rules
+from tnalgebra.model.convert import convert
+from tnalgebra.rewriting.rule import Rule
+from tnalgebra.rewriting.text import rule
 
 TIED = rule("K[o i h w] => A[o r] A[i r] B[h r] B[w r]", name="tied")
 HYPEREDGE = rule("K[o i h w] => A[o i r] B[h r] C[w r]", name="hyperedge")

@@ -7,17 +7,17 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from strategies import random_values
 from torch import Tensor, fx
 
 import tnalgebra as tn
-from tnalgebra.compiler import Compiled
-from tnalgebra.compiler.choosing import Candidate
-from tnalgebra.compiler.emitting import argument_names, emit
-from tnalgebra.evaluation import evaluate, magnitude, pattern
-from tnalgebra.network import Network, tensor_nodes
-from tnalgebra.nodes import Conv, Copy
-from tnalgebra.notation import parse
+from tests.strategies import random_values
+from tnalgebra.compiler.choose import Candidate
+from tnalgebra.compiler.compiled import Compiled
+from tnalgebra.compiler.emit import argument_names, emit
+from tnalgebra.network.network import Network, tensor_nodes
+from tnalgebra.network.nodes import Conv, Copy
+from tnalgebra.network.notation import parse
+from tnalgebra.tensors.evaluation import evaluate, magnitude, pattern
 
 ROUNDING = 1e-12
 """Of `magnitude`: room for a few thousand float64 additions (2.2e-16 each), in whatever order a plan makes them."""

@@ -10,10 +10,12 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import refusals
 from tnalgebra.decompositions import catalogue
 
 settings.register_profile("default", derandomize=True, max_examples=200, deadline=None)
@@ -21,6 +23,8 @@ settings.register_profile(
     "thorough", derandomize=False, max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+WORDING_CHANGED = pytest.StashKey[str]()
 
 TRAIN_PER_CLASS = 200  # training images of each class that the tests unpack
 
@@ -66,3 +70,31 @@ def _data_file(name: str) -> Path:
     if not file.is_file():
         pytest.fail(f"TNALGEBRA_DATA is set, but there is no {file}")
     return file
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--wording", action="store_true", help="write tests/wording.txt from the messages of this run")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over the messages that a process of pytest-xdist has met."""
+    refusals.recorded.update(map(tuple, getattr(node, "workeroutput", {}).get("refusals", ())))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Compare the wording of all refusals with the reviewed file, or write that file again."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["refusals"] = sorted(refusals.recorded)
+    elif config.getoption("wording"):
+        refusals.write(refusals.recorded, whole=session.testsfailed == 0 and config.args == ["tests"])
+    elif changed := refusals.differences(refusals.recorded):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        config.stash[WORDING_CHANGED] = changed
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if changed := terminalreporter.config.stash.get(WORDING_CHANGED, ""):
+        terminalreporter.section("wording of errors differs from tests/wording.txt (python -m tests --wording)")
+        terminalreporter.write_line(changed)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnalgebra.ranks import KeepFraction
+from tnalgebra.fitting.ranks import KeepFraction
 
 EXACT = KeepFraction(1.0)
 

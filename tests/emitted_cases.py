@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from strategies import random_values
 from torch import Tensor, nn
 
 import tnalgebra
-from tnalgebra.compiler import Compiled
-from tnalgebra.compiler.choosing import Candidate
-from tnalgebra.compiler.emitting import argument_names, emit
-from tnalgebra.evaluation import pattern
-from tnalgebra.network import Network, shapes, with_sizes
-from tnalgebra.nodes import Conv, NamedTensor
-from tnalgebra.notation import parse
+from tests.strategies import random_values
+from tnalgebra.compiler.choose import Candidate
+from tnalgebra.compiler.compiled import Compiled
+from tnalgebra.compiler.emit import argument_names, emit
+from tnalgebra.network.network import Network, shapes, with_sizes
+from tnalgebra.network.nodes import Conv, NamedTensor
+from tnalgebra.network.notation import parse
+from tnalgebra.tensors.evaluation import pattern
 
 WINDOWS = "Conv[x u h | padding=1] Conv[y v w | padding=1]"
 STRIDED = "Conv[x u h | stride=2 padding=1] Conv[y v w | stride=2 padding=1]"

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from kernel_cases import gaussian
 from torch import Tensor
 
-from tnalgebra.decompositions import rule
-from tnalgebra.network import Network, carriers, shapes, with_sizes
-from tnalgebra.nodes import Fuse, NamedTensor
-from tnalgebra.notation import parse_rule
-from tnalgebra.rewriting import Rule
-from tnalgebra.valuation import value_of
+from tests.kernel_cases import gaussian
+from tnalgebra.network.network import Network, carriers, shapes, with_sizes
+from tnalgebra.network.nodes import Fuse, NamedTensor
+from tnalgebra.network.notation import parse_rule
+from tnalgebra.rewriting.rule import Rule
+from tnalgebra.rewriting.text import rule
+from tnalgebra.tensors.values import value_of
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import random_values
 from torch import Tensor
 
-from tnalgebra.nodes import NamedTensor
-from tnalgebra.notation import parse
-from tnalgebra.rewriting import Fit, Rule
+from tests.strategies import random_values
+from tnalgebra.network.nodes import NamedTensor
+from tnalgebra.network.notation import parse
+from tnalgebra.rewriting.rule import Fit, Rule
 
 SIZES = {"out": 7, "in": 5, "kh": 3, "kw": 2}
 SEVEN = [

@@ -13,7 +13,7 @@ from torch import nn as torch_nn
 
 import tnalgebra.nn as tensor_nn
 from tnalgebra.errors import LayerError, TnalgebraError
-from tnalgebra.ranks import KeepFraction, ParameterBudget, RelativeError
+from tnalgebra.fitting.ranks import KeepFraction, ParameterBudget, RelativeError
 
 EQUAL = "equals torch"
 REFUSED = "refused: "

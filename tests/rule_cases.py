@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tnalgebra.decompositions import rule
-from tnalgebra.rewriting import Fit
+from tnalgebra.rewriting.rule import Fit
+from tnalgebra.rewriting.text import rule
 
 TUCKER = rule("K[o i h w] => U[o a] G[a b h w] V[b i]", name="tucker2")
 TRAIN = rule("G[o i h w] => A[o p] B[p i q] C[q h w]", name="train")

@@ -12,15 +12,15 @@ from typing import TypeAlias
 
 from hypothesis import assume
 from hypothesis import strategies as st
-from strategies import SIZES, networks, random_values
 from torch import Tensor
 
-from tnalgebra.decompositions.traces import by_name
+from tests.strategies import SIZES, networks, random_values
+from tnalgebra.decompositions.load_trace import by_name
 from tnalgebra.errors import SizeError
-from tnalgebra.exact_rules import EXACT_RULES
-from tnalgebra.network import Network, tensor_nodes
-from tnalgebra.nodes import MODES, NamedTensor, Node, relabel, rename
-from tnalgebra.notation import parse
+from tnalgebra.network.network import Network, tensor_nodes
+from tnalgebra.network.nodes import MODES, NamedTensor, Node, relabel, rename
+from tnalgebra.network.notation import parse
+from tnalgebra.rewriting.exact import EXACT_RULES
 
 Valued: TypeAlias = tuple[Network, dict[str, Tensor]]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import tnalgebra as tn
-from tnalgebra.images import Images, normalised
+from tnalgebra.model.images import Images, normalised
 
 CLASSES = 5
 MEAN, STD = (0.4, 0.5, 0.6), (0.25, 0.3, 0.2)

@@ -7,17 +7,17 @@ import re
 import sys
 from pathlib import Path
 
-import nn_cases
+import generate
 import pytest
-from documents import DOCUMENTS, ROOT, produced
+from arguments_table import arguments_table
 from torch import nn as torch_nn
 
+from tests import nn_cases
+from tests.documents import DOCUMENTS, ROOT, produced
 from tnalgebra import nn as tensor_nn
-from tnalgebra.nn_kernel import Shaping
+from tnalgebra.nn.base import Shaping
 
 sys.path.insert(0, str(ROOT / "docs"))
-import generate
-from arguments_table import arguments_table
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript", "ignore::DeprecationWarning:torch.onnx")

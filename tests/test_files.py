@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tnalgebra.files import write_text
+from tnalgebra._files import write_text
 
 
 def test_permissions_are_those_of_the_file_or_of_the_process(tmp_path: Path) -> None:

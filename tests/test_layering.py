@@ -1,4 +1,4 @@
-"""Imports go one way only: a module of the package imports from modules above its own in `ORDER`, nothing else.
+"""Where code may live and what it may import: a folder of the package imports from folders above it in `FOLDERS`.
 
 Every import counts, those inside functions and those for type checkers alone too.
 """
@@ -6,137 +6,86 @@ Every import counts, those inside functions and those for type checkers alone to
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 
+import networkx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-ORDER = (
-    # symbols: no torch
-    "_version",
+FOLDERS = (
     "errors",
-    "labels",
-    "files",
-    "ranks",
-    "bipartition",
-    "nodes",
-    "sizes",
-    "drawing_vertices",
-    "drawing_places",
-    "drawing_layout",
-    "drawing_paint",
-    "drawing",
+    "_files",
     "network",
-    "isomorphism",
-    "editing",
-    "notation",
-    "windows",
-    # values
-    "contraction",
-    "evaluation",
-    "valuation",
-    "quimb_bridge",
-    # numbers
-    "linalg",
-    "fitting.metric",
-    "fitting.trees",
-    "fitting.problem",
-    "fitting.right_sides",
-    "fitting.kronecker",
-    "fitting.systems",
-    "fitting.als",
-    "fitting.*",
+    "tensors",
     "fitting",
-    # what may change
-    "options",
-    "matching",
     "rewriting",
-    "exact_rules.*",
-    "exact_rules",
-    "driver",
-    "decompositions.*",
     "decompositions",
-    # network -> torch
-    "compiler.problem",
-    "compiler.operations",
-    "compiler.search",
-    "compiler.programs",
-    "compiler.finishing",
-    "compiler.arranging",
-    "compiler.viewing",
-    "compiler.lowering",
-    "compiler.emitting",
-    "compiler.cost",
-    "compiler.calibration",
-    "compiler.choosing",
-    "compiler.plan_drawing",
-    "compiler.plans",
-    "compiler.compiled",
     "compiler",
-    # what a user holds
-    "modes",
-    "layers",
-    "spectrum",
-    "images",
-    "running_statistics",
-    "training",
-    "patches",
-    "calibration",
-    "allocation",
-    "compar*",
-    "compression",
-    "nn_kernel",
     "nn",
-    "normalisation",
-    "surgery",
-    "conversion_*",
-    "conversion",
-    "optimizers",
-    "checkpoint*",
-    "trainer*",
-    "stud*",
+    "model",
+    "checkpoint",
+    "studies",
 )
-"""One pattern a line; a module belongs to the first line that fits. Modules of one line may import each other."""
+"""The folders of the package, and its two single files, each above all that import it."""
 
-NO_TORCH = ORDER[: ORDER.index("contraction")]
+WITHOUT_TORCH = FOLDERS[: FOLDERS.index("tensors")]
 
 OUTSIDE = ("models", "recipes", "tests")
 """Folders of the checkout that the package never imports."""
 
 MODELS_MAY_IMPORT = ("tnalgebra.errors",)
 
+LONGEST_FUNCTION = 80
+MOST_POSITIONAL = 4
+AS_IN_TORCH = ("tnalgebra.nn.layers",)
+"""Modules whose constructors take the arguments that torch's take."""
 
-def test_every_module_has_a_place() -> None:
-    homeless = [name for name in _modules("tnalgebra") if name != "tnalgebra" and _line(name) is None]
-    assert not homeless, f"{', '.join(homeless)}: add a line to ORDER in {__file__}, below everything it imports"
+
+def test_every_module_is_in_a_folder_of_the_list() -> None:
+    homeless = [name for name in _modules("tnalgebra") if name != "tnalgebra" and _folder(name) not in FOLDERS]
+    assert not homeless, f"{', '.join(homeless)}: add the folder to FOLDERS, below everything that it imports"
 
 
-def test_the_package_imports_upwards_only() -> None:
+def test_folders_import_upwards_only_and_by_their_init() -> None:
     wrong = []
     for name, path in _modules("tnalgebra").items():
-        own = _line(name)
+        if name == "tnalgebra":
+            continue
         for imported, number in _imports(path, name):
-            if imported.split(".")[0] in OUTSIDE:
+            top, _, rest = imported.partition(".")
+            if top in OUTSIDE:
                 wrong.append(f"{path}:{number}: the package imports {imported}")
-            elif imported.split(".")[0] == "tnalgebra" and own is not None:
-                other = _line(imported)
-                if imported == "tnalgebra":
-                    wrong.append(f"{path}:{number}: imports the whole package; import the module that has it")
-                elif other is not None and other > own:
-                    wrong.append(
-                        f"{path}:{number}: {name} ({ORDER[own]}) imports {imported} ({ORDER[other]}), below it"
-                    )
+            elif top == "tnalgebra" and not rest:
+                wrong.append(f"{path}:{number}: imports the whole package; import the folder that has the name")
+            elif top == "tnalgebra" and _folder(imported) != _folder(name):
+                if FOLDERS.index(_folder(imported)) > FOLDERS.index(_folder(name)):
+                    wrong.append(f"{path}:{number}: {name} imports {imported}, whose folder stands below")
+                elif "." in rest:
+                    wrong.append(f"{path}:{number}: import from {'.'.join(imported.split('.')[:2])}, not {imported}")
     assert not wrong, "\n" + "\n".join(wrong)
 
 
-def test_symbols_need_no_torch() -> None:
+@pytest.mark.parametrize("package", ["tnalgebra", "models", "recipes"])
+def test_no_circle_of_imports(package: str) -> None:
+    modules = _modules(package)
+    graph = networkx.DiGraph(
+        (name, imported)
+        for name, path in modules.items()
+        for imported, _ in _imports(path, name)
+        if imported in modules and imported != name
+    )
+    circles = [sorted(part) for part in networkx.strongly_connected_components(graph) if len(part) > 1]
+    assert not circles, "\n".join(map(" <-> ".join, circles))
+
+
+def test_networks_need_no_torch() -> None:
     wrong = [
         f"{path}:{number}: {name} imports {imported}"
         for name, path in _modules("tnalgebra").items()
-        if (line := _line(name)) is not None and line < len(NO_TORCH)
+        if _folder(name) in WITHOUT_TORCH
         for imported, number in _imports(path, name)
         if imported.split(".")[0] in ("torch", "torchvision", "quimb", "opt_einsum")
     ]
@@ -153,24 +102,52 @@ def test_models_know_nothing_of_tensor_networks() -> None:
     assert not wrong, f"\n{chr(10).join(wrong)}\nmodels may import {', '.join(MODELS_MAY_IMPORT)}, nothing else of ours"
 
 
+def test_recipes_use_public_names_only() -> None:
+    wrong = []
+    for name, path in _modules("recipes").items():
+        wrong += [
+            f"{path}:{number}: import tnalgebra as tn, and use tn.NAME or tn.FOLDER.NAME"
+            for imported, number in _imports(path, name)
+            if imported.startswith("tnalgebra.")
+        ]
+        wrong += [f"{path}:{number}: {chain} is not public" for chain, number in _uses(path) if not _is_public(chain)]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", ["tnalgebra", "models", "recipes"])
+def test_functions_are_short_and_take_few_positional_arguments(package: str) -> None:
+    wrong = []
+    for name, path in _modules(package).items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            positional = [one.arg for one in node.args.posonlyargs + node.args.args if one.arg not in ("self", "cls")]
+            if lines > LONGEST_FUNCTION:
+                wrong.append(f"{path}:{node.lineno}: {node.name} has {lines} lines")
+            if len(positional) > MOST_POSITIONAL and name not in AS_IN_TORCH:
+                wrong.append(f"{path}:{node.lineno}: {node.name} has {len(positional)} positional arguments")
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
 @pytest.mark.parametrize(
     ("source", "imports"),
     [
-        ("from .errors import explain", ["tnalgebra.errors"]),
-        ("from . import errors, drawing", ["tnalgebra.errors", "tnalgebra.drawing"]),
-        ("from . import parse", ["tnalgebra"]),
-        ("def f():\n    from .network import Network", ["tnalgebra.network"]),
-        ("if TYPE_CHECKING:\n    import tnalgebra.notation as n", ["tnalgebra.notation"]),
+        ("from .errors import explain", ["tnalgebra.network.errors"]),
+        ("from ..errors import explain", ["tnalgebra.errors"]),
+        ("from . import nodes, sizes", ["tnalgebra.network.nodes", "tnalgebra.network.sizes"]),
+        ("from .. import parse", ["tnalgebra"]),
+        ("def f():\n    from .nodes import Conv", ["tnalgebra.network.nodes"]),
+        ("if TYPE_CHECKING:\n    import tnalgebra.tensors as t", ["tnalgebra.tensors"]),
         ("from tnalgebra import evaluate", ["tnalgebra"]),
         ("from tnalgebra import network", ["tnalgebra.network"]),
         ("import torch.nn.functional, os", ["torch.nn.functional", "os"]),
-        ("import importlib\nimportlib.import_module('quimb.tensor')", ["importlib"]),
     ],
 )
 def test_what_counts_as_an_import(source: str, imports: list[str], tmp_path: Path) -> None:
-    file = tmp_path / "evaluation.py"
+    file = tmp_path / "notation.py"
     file.write_text(source)
-    assert [name for name, _ in _imports(file, "tnalgebra.evaluation")] == imports
+    assert [name for name, _ in _imports(file, "tnalgebra.network.notation")] == imports
 
 
 # Reading ----------------------------------------------------------------------------------------------------
@@ -186,10 +163,9 @@ def _modules(package: str) -> dict[str, Path]:
     return found
 
 
-def _line(name: str) -> int | None:
-    """The line of ORDER a module stands on; None for the package itself, which imports everything."""
-    inner = name.removeprefix("tnalgebra").removeprefix(".")
-    return next((number for number, pattern in enumerate(ORDER) if inner and fnmatch(inner, pattern)), None)
+def _folder(name: str) -> str:
+    """The part of a module's name that follows the package's; empty for the package itself."""
+    return name.partition(".")[2].partition(".")[0]
 
 
 def _imports(path: Path, module: str) -> Iterator[tuple[str, int]]:
@@ -203,8 +179,9 @@ def _imports(path: Path, module: str) -> Iterator[tuple[str, int]]:
             if node.level:
                 parts = package.split(".")
                 base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
-            # `from package import name`: the module of that name, if there is one
-            known = {name for name in (f"{base}.{alias.name}" for alias in node.names) if _is_module(name)}
+            # `from package import name`: the module of that name, unless the package has a public name like it
+            names = (f"{base}.{alias.name}" for alias in node.names if alias.name not in _public_names(base))
+            known = {name for name in names if _is_module(name)}
             if len(known) < len(node.names):
                 yield base, node.lineno
             yield from (
@@ -215,3 +192,51 @@ def _imports(path: Path, module: str) -> Iterator[tuple[str, int]]:
 def _is_module(name: str) -> bool:
     path = ROOT.joinpath(*name.split("."))
     return name.split(".")[0] in ("tnalgebra", *OUTSIDE) and (path.with_suffix(".py").exists() or path.is_dir())
+
+
+def _public_names(package: str) -> list[str]:
+    """`__all__` of a folder of the package; a function may be called like the file that it is in."""
+    folder = package.removeprefix("tnalgebra.")
+    if package == folder or folder not in FOLDERS:
+        return []
+    return list(getattr(importlib.import_module(package), "__all__", ()))
+
+
+def _uses(path: Path) -> Iterator[tuple[str, int]]:
+    """Every attribute of `tn` that a file uses, `tn.convert` or `tn.studies.Store`, with the line number."""
+    inner: set[ast.expr] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if not isinstance(node, ast.Attribute) or node in inner:
+            continue
+        names: list[str] = []
+        part: ast.expr = node
+        while isinstance(part, ast.Attribute):
+            inner.add(part)
+            names.insert(0, part.attr)
+            part = part.value
+        if isinstance(part, ast.Name) and part.id == "tn":
+            yield ".".join(names), node.lineno
+
+
+def _is_public(chain: str) -> bool:
+    package = importlib.import_module("tnalgebra")
+    first, *rest = chain.split(".")
+    if first in package.__all__ and first != "errors" and first not in FOLDERS:
+        return True
+    if first == "errors":
+        return not rest[0].startswith("_")
+    if first in FOLDERS and not first.startswith("_") and rest:
+        return rest[0] in importlib.import_module(f"tnalgebra.{first}").__all__
+    return chain == "__version__"
+
+
+def test_what_counts_as_a_use(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.py"
+    file.write_text("tn.study(tn.studies.Store(a.tn.b).rows, tn._files.x)\n")
+    assert {chain for chain, _ in _uses(file)} == {"study", "studies.Store", "_files.x"}
+    assert [_is_public(chain) for chain in ("study", "studies.Store", "_files.x", "studies.store.Store")] == [
+        True,
+        True,
+        False,
+        False,
+    ]

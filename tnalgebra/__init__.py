@@ -4,14 +4,11 @@ A kernel, its patch tensor, a pooling window are labelled tensor networks; cuts,
 rewrites of them. Start with `parse`, `cut`, `rule`, `rules`, `spectra`, `study`.
 """
 
+from importlib.metadata import version as _version
+
 from . import errors, nn
-from ._version import VERSION
-from .calibration import fit_in_order, input_metrics
 from .checkpoint import load, save
-from .comparison import compare
-from .compiler import Compiled, Plan, compile  # the word of the field
-from .compression import fit_planned, plan_budget
-from .conversion import convert
+from .compiler import Compiled, Plan, compile
 from .decompositions import (
     all_cuts,
     block_term,
@@ -30,7 +27,6 @@ from .decompositions import (
     register,
     reshaped_ring,
     reshaped_train,
-    rule,
     rules,
     spatially_separable,
     tensor_ring,
@@ -40,35 +36,43 @@ from .decompositions import (
     tucker2,
     unregister,
 )
-from .driver import contract_back, rewrite, simplify
-from .evaluation import evaluate
-from .exact_rules import EXACT_RULES, SIMPLIFY
-from .fitting.metric import Metric
-from .images import Images, load_images
-from .isomorphism import isomorphic
-from .layers import layer_network
-from .network import Network, compose, draw, parameters
-from .normalisation import fold_batch_norm
-from .notation import parse
-from .optimizers import update_optimizer
-from .options import Place
-from .quimb_bridge import from_quimb, to_quimb
-from .ranks import KeepFraction, MultiplyAddsBudget, ParameterBudget, RelativeError
-from .rewriting import Fit, Rule, Step, Trace
-from .running_statistics import recalibrate_batch_norm
-from .spectrum import hosvd, spectra
-from .studies import Study, study
-from .windows import (
+from .fitting import KeepFraction, Metric, MultiplyAddsBudget, ParameterBudget, RelativeError
+from .model import (
+    Images,
+    compare,
+    convert,
+    fit_in_order,
+    fit_planned,
+    fold_batch_norm,
+    hosvd,
+    input_metrics,
+    load_images,
+    plan_budget,
+    recalibrate_batch_norm,
+    spectra,
+    update_optimizer,
+)
+from .network import (
+    Network,
     adaptive_average_pooling,
     average_pooling,
+    compose,
     convolution,
+    draw,
     global_average_pooling,
+    isomorphic,
     linear,
+    parameters,
+    parse,
     patch_tensor,
     transposed_convolution,
 )
+from .nn import layer_network
+from .rewriting import EXACT_RULES, SIMPLIFY, Fit, Place, Rule, Step, Trace, contract_back, rewrite, rule, simplify
+from .studies import Study, study
+from .tensors import evaluate, from_quimb, to_quimb
 
-__version__ = VERSION
+__version__ = _version("tnalgebra")
 
 __all__ = [
     "EXACT_RULES",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import tnalgebra as tn
 from models import build_model, load_weights
 from tnalgebra.errors import DataError
-from tnalgebra.images import load_images
-from tnalgebra.training import accuracy
+from tnalgebra.model.images import load_images
+from tnalgebra.studies.accuracy import accuracy
 
 State = dict[str, Tensor]
 

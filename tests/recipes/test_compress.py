@@ -13,11 +13,12 @@ import torch
 
 import tnalgebra as tn
 from models import build_model
-from recipes import cnn4_training, compress
+from recipes import compress
+from recipes import networks as cnn4_training
 from recipes.compress import Config, main
-from tnalgebra.checkpoint import load
-from tnalgebra.images import load_images
-from tnalgebra.training import accuracy
+from tnalgebra.checkpoint.file import load
+from tnalgebra.model.images import load_images
+from tnalgebra.studies.accuracy import accuracy
 
 NET = (
     "from torch import nn\n"
@@ -129,7 +130,7 @@ def test_where_writing_fails_there_is_no_report(quick: Config, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("tnalgebra.checkpoint.save", full)
+    monkeypatch.setattr("tnalgebra.save", full)
     with pytest.raises(tn.errors.StudyError, match=r"model\.safetensors cannot be written\n  because: no space left"):
         main(quick)
     assert list(quick.output.iterdir()) == []

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from torch import nn
 
 import tnalgebra as tn
 from models import build_model
-from recipes import cnn4_training, compressibility
+from recipes import compressibility
+from recipes import networks as cnn4_training
 from recipes.compressibility import Config, main
-from tnalgebra.study_store import ROWS, Row, Store, read_rows
+from tnalgebra.studies.store import ROWS, Row, Store, read_rows
 
 ROOT = Path(__file__).parents[2]
 QUICK = Config(
@@ -197,7 +199,7 @@ def test_a_second_run_repeats_nothing_and_trains_nothing(
     uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cnn4_training, "train_classifier", None)
-    monkeypatch.setattr("tnalgebra.studies.accuracy", None)
+    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "accuracy", None)
     before = (uninterrupted / ROWS).stat().st_mtime_ns
     assert main(quick(uninterrupted)).rows == read_rows(uninterrupted)
     assert (uninterrupted / ROWS).stat().st_mtime_ns == before
@@ -510,7 +512,7 @@ def test_interrupting_says_that_it_can_go_on(tmp_path: Path, monkeypatch: pytest
     def interrupted(*_: object, **__: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tnalgebra.studies.accuracy", interrupted)
+    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "accuracy", interrupted)
     monkeypatch.setattr("sys.argv", ["compressibility", *arguments(quick(tmp_path))])
     with pytest.raises(SystemExit) as caught:
         compressibility.run()

@@ -18,10 +18,10 @@ from torch import nn
 
 from models import build_model
 from recipes import spectra
-from recipes.correlation_rows import interval
+from recipes.claims.report import interval
+from recipes.claims.statistics import Correlation, rank_correlation
 from recipes.spectra import MEASURES, Config, Found, main
 from tnalgebra.errors import DataError, RuleError, StudyError
-from tnalgebra.study_statistics import Correlation, rank_correlation
 
 NETWORK = """
 import torch

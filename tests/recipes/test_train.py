@@ -17,10 +17,12 @@ import tnalgebra as tn
 from models import build_model
 from recipes import train as recipe
 from recipes.train import Config, main, resolved
+from recipes.training.classification import Classification
+from recipes.training.history import read_history
+from recipes.training.task import evaluate
 from tnalgebra.errors import DataError, LayerError, RankError, StudyError, TnalgebraError
-from tnalgebra.images import load_images
-from tnalgebra.nn import KernelLayer
-from tnalgebra.trainer import Classification, evaluate, read_history
+from tnalgebra.model.images import load_images
+from tnalgebra.nn.base import KernelLayer
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -96,7 +98,7 @@ def test_a_second_run_shows_what_is_there(
 
 
 def test_stopped_it_goes_on_with_the_same_numbers(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tnalgebra import trainer
+    from recipes.training import train as trainer
 
     config = dataclasses.replace(quick, weights=some_weights(), rewrite=("out kh | in kw",), checkpoint_every=1)
     there = main(config)

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CompileError, SizeError, explain
-from ..evaluation import pattern
-from ..network import Network
-from ..nodes import Conv, Fill, NamedTensor, node_text
-from .choosing import Candidate, Request, candidates_for, is_channels_last, tuned, weights_only
-from .emitting import argument_names, emit
-from .operations import Load, labels_in, sources
-from .plans import Plan
+from ..network import Conv, Fill, NamedTensor, Network, node_text
+from ..tensors import pattern
+from .choose import Candidate, Request, candidates_for, is_channels_last, tuned, weights_only
+from .emit import argument_names, emit
+from .operations import Load, Program, labels_in, sources
+from .plan import Plan
 from .problem import check_inputs
-from .programs import Program
 
 SEEN = 256
 """Shapes of inputs that are remembered as checked."""

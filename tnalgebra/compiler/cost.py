@@ -31,10 +31,9 @@ from typing import Any
 
 import torch
 
+from .._files import cache_folder
 from ..errors import CompileError, explain
-from ..files import cache_folder
-from .operations import Work
-from .programs import Format
+from .operations import Format, Work
 
 FORMATS: tuple[Format, ...] = ("contiguous", "channels_last")
 

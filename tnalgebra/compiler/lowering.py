@@ -1,31 +1,467 @@
-"""From a tree of joins and views to a program."""
+"""What is done to the whole value: a factor and a bias, put where they cost least."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from itertools import groupby
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from math import prod
+from typing import Any
 
-from ..nodes import Conv
-from ..sizes import window
-from .arranging import UNKNOWN, Value
-from .finishing import biased, scaled
+from ..network import Conv, Fuse, window
 from .operations import (
+    Add,
     Arrange,
     Axes,
     Axis,
     ChannelsLast,
     Convolve,
+    Diagonal,
+    Load,
     Multiply,
+    Operation,
     Pad,
+    Pool,
     Product,
+    Program,
     Rename,
     Repeat,
+    Scale,
+    Sizes,
+    Style,
+    Sum,
+    Unfold,
     labels_in,
+    shape_in,
 )
-from .problem import Problem
-from .programs import Program, Style
+from .problem import Leaf, Problem, moving_labels
 from .search import Search, Tree
-from .viewing import Viewing
+
+# finishing: What is done to the whole value: a factor and a bias, put where they cost least.
+
+
+NUMBERS = ("source", "left", "right", "kernel", "vector", "bias")
+"""Fields of operations that name a value by its position."""
+
+
+def inserted(operations: Sequence[Operation], place: int, new: Operation, *, passed: bool = False) -> list[Operation]:
+    """The operations with a new one at `place`; those from there on move by one.
+
+    Args:
+        passed: whether what took the value before the new one takes the new one instead.
+    """
+    edge = place - 1 if passed else place
+    after = [renumbered(operation, lambda n: n + 1 if n >= edge else n) for operation in operations[place:]]
+    return [*operations[:place], new, *after]
+
+
+def renumbered(operation: Operation, number: Callable[[int], int]) -> Operation:
+    """The operation with the positions of the values it takes replaced."""
+    changes: dict[str, Any] = {}
+    for name in NUMBERS:
+        value = getattr(operation, name, None)
+        if isinstance(value, int):
+            changes[name] = number(value)
+    return replace(operation, **changes)
+
+
+def scaled(
+    operations: Sequence[Operation],
+    factor: float,
+    sized: Sequence[tuple[str, int]],
+    once: Collection[str],
+    sizes: Sizes,
+) -> list[Operation]:
+    """Times a factor, and sizes known at the call: on the smallest weight that stands once, else on the value.
+
+    Args:
+        once: names of tensors that stand once in the network.
+    """
+    if factor == 1 and not sized:
+        return list(operations)
+    loads = [
+        (prod(shape_in(operation.axes, sizes)), number)
+        for number, operation in enumerate(operations)
+        if isinstance(operation, Load) and operation.kind != "input" and operation.name in once
+    ]
+    last = len(operations) - 1
+    if sized or not loads:
+        return [*operations, Scale(last, operations[last].axes, factor, tuple(sized))]
+    place = min(loads)[1]
+    scale = Scale(place, operations[place].axes, factor, ())
+    return inserted(operations, place + 1, scale, passed=True)
+
+
+def biased(operations: Sequence[Operation], name: str, label: str) -> list[Operation]:
+    """A vector added along one label of the value: by the call that makes the label, if that can, else at the end."""
+    load = Load(name, ((label,),), "weight")
+    place = _adds_bias(operations, label)
+    found = inserted(operations, 0, load)
+    if place is None:
+        axes = found[-1].axes
+        return [*found, Add(len(found) - 1, 0, axes, axes.index((label,)))]
+    call = found[place + 1]
+    assert isinstance(call, Convolve | Product)
+    found[place + 1] = replace(call, bias=0)
+    return found
+
+
+def _adds_bias(operations: Sequence[Operation], label: str) -> int | None:
+    """The convolution or linear product whose channels are the label.
+
+    Between it and the value are the same elements in another order at most.
+    """
+    number = len(operations) - 1
+    axis: Axis = (label,)
+    while True:
+        operation = operations[number]
+        match operation:
+            case Arrange() | ChannelsLast() if axis in operations[operation.source].axes:
+                number = operation.source
+            case Rename():
+                before = operations[operation.source].axes
+                axis = before[operation.axes.index(axis)]
+                number = operation.source
+            case Convolve():
+                return number if operation.axes[1] == axis else None
+            case Product():
+                return number if operation.form == "linear" and operation.axes[-1] == axis else None
+            case _:
+                return None
+
+
+# arranging: Values with labelled axes, and the order in which their elements lie in memory.
+
+
+UNKNOWN: tuple[str, ...] = ()
+"""The memory order of overlapping windows: a copy comes before any reshape."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """What an operation makes.
+
+    number: the operation's position.
+    order: the labels in the order in which elements lie in memory, the last running fastest.
+    """
+
+    number: int
+    axes: Axes
+    order: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return labels_in(self.axes)
+
+
+class Arranging:
+    """The operations so far, and what puts labels on other axes.
+
+    sizes: of all labels, those that padding makes among them.
+    stored: weight -> the order in which it should lie in memory.
+    once: tensors that stand once.
+    factor: of the whole value, still to be applied.
+    loaded: tensor -> its value.
+    """
+
+    def __init__(
+        self, problem: Problem, search: Search, tree: Tree, style: Style, channels_last: bool, bias: str | None
+    ) -> None:
+        self.problem, self.search, self.tree, self.style, self.bias = problem, search, tree, style, bias
+        self.channels_last_inputs = channels_last
+        self.sizes = dict(problem.sizes)
+        self.operations: list[Operation] = []
+        self.stored: dict[str, tuple[str, ...]] = {}
+        self.once = {leaf.name for leaf in problem.leaves if sum(leaf.name == o.name for o in problem.leaves) == 1}
+        self.patterns = tuple(self.pattern_leaf(part) for part in _leaves(tree) if part.step == "pattern")
+        self.moving = moving_labels(problem, self.patterns)
+        self.factor = problem.factor
+        self.loaded: dict[str, Value] = {}
+
+    def pattern_leaf(self, tree: Tree) -> Leaf:
+        number = tree.mask.bit_length() - 1 - len(self.problem.leaves)
+        node = self.problem.views[number]
+        taken = {leaf.name for leaf in self.problem.leaves}
+        name = next(name for i in range(number, 10**6) if (name := f"pattern_of_view_{i}") not in taken)
+        return Leaf(name, node.labels, "pattern", node)
+
+    def add(self, operation: Operation, order: Iterable[str] | None = None) -> Value:
+        self.operations.append(operation)
+        own = labels_in(operation.axes) if order is None else tuple(order)
+        return Value(len(self.operations) - 1, operation.axes, own)
+
+    def summed_over(self, value: Value, live: Collection[str]) -> Value:
+        """Sum the labels nobody needs; their axes hold nothing else, or are split first."""
+        dead = [label for label in value.labels if label not in live]
+        if not dead:
+            return value
+        if any(len(axis) > 1 and set(axis) & set(dead) for axis in value.axes):
+            value = self.arranged(value, tuple((label,) for label in value.labels))
+        kept = tuple(axis for axis in value.axes if not set(axis) & set(dead))
+        if not any(self.counts(label) for label in dead):  # axes of one element stay, without a name
+            axes = tuple(tuple(label for label in axis if label not in dead) for axis in value.axes)
+            return self.add(Rename(value.number, axes), [label for label in value.order if label not in dead])
+        order = tuple(label for label in value.order if label not in dead)
+        return self.add(Sum(value.number, kept), order)
+
+    def names(self, mask: int) -> set[str]:
+        """The labels of a mask of the search."""
+        return {label for label, bit in self.search.bits.items() if mask & bit}
+
+    def arranged(self, value: Value, axes: Axes, *, order: tuple[str, ...] | None = None, last: bool = False) -> Value:
+        """The value with its labels on these axes.
+
+        Args:
+            order: in which a weight's elements should lie in memory, if that is still free.
+            last: whether it is a kernel that should lie in channels_last.
+        """
+        operation = self.operations[value.number]
+        if isinstance(operation, Load) and operation.kind != "input" and operation.name in self.once:
+            wanted = self.stored.setdefault(operation.name, order or labels_in(axes))
+            value = replace(value, order=wanted)
+        assert sorted(labels_in(axes)) == sorted(value.labels), (axes, value.axes)
+        if axes == value.axes:
+            return value
+        whole = {axis for axis in value.axes if axis} == {axis for axis in axes if axis}
+        if whole or all(self.is_run(value.order, axis) for axis in axes):
+            return self.add(Arrange(value.number, axes, copies=False, last=last), value.order)
+        return self.add(Arrange(value.number, axes, copies=True))
+
+    def is_run(self, order: Sequence[str], axis: Axis) -> bool:
+        real = [label for label in axis if self.counts(label)]
+        return len(real) < 2 or run_of([label for label in order if self.counts(label)], real) is not None
+
+    def counts(self, label: str) -> bool:
+        """Whether a label can move anything: one of size 1 never does."""
+        return self.sizes[label] != 1 or label in self.moving
+
+    def lies(self, value: Value, order: Iterable[str]) -> bool:
+        wanted = [label for label in order if self.counts(label)]
+        return [label for label in value.order if self.counts(label)] == wanted
+
+    def in_memory(self, value: Value) -> tuple[Value, bool]:
+        """A value of axes (batch, channels, positions ...) as a convolution wants it; whether it is channels_last."""
+        is_last = self.style.memory_format == "channels_last" or (
+            self.lies(value, channels_last(value.axes)) and not self.lies(value, value.labels)
+        )
+        return self.in_format(value, last=is_last), is_last
+
+    def in_format(self, value: Value, *, last: bool) -> Value:
+        """A value in channels_last, if it has 4 or 5 axes, or contiguous."""
+        if last and len(value.axes) in (4, 5):
+            order = channels_last(value.axes)
+            return value if self.lies(value, order) else self.add(ChannelsLast(value.number, value.axes), order)
+        if self.lies(value, value.labels):
+            return value
+        return self.add(Arrange(value.number, value.axes, copies=True))
+
+    def positions(self, value: Value, channels: Collection[str], xs: Collection[str]) -> tuple[Axis, list[Axis]]:
+        """The labels of the batch axis, and the axes of positions: those windows move along, and idle ones."""
+        with_channels = [n for n, axis in enumerate(value.axes) if set(axis) & set(channels)]
+        with_windows = [n for n, axis in enumerate(value.axes) if set(axis) & set(xs)]
+        last = max(with_channels) if with_channels else min(with_windows, default=len(value.axes)) - 1
+        batch: list[str] = []
+        spatial: list[Axis] = []
+        late: list[Axis] = []
+        for number, axis in enumerate(value.axes):
+            idle = tuple(label for label in axis if label not in channels and label not in xs)
+            moved = [(label,) for label in axis if label in xs]
+            if number > last:
+                spatial += [*([idle] if idle else []), *moved]
+            else:
+                batch += idle
+                late += moved
+        spatial += late
+        while len(spatial) > 2:
+            pair = next((n for n, (a, b) in enumerate(pairwise(spatial)) if not {*a, *b} & set(xs)), None)
+            if pair is None:
+                break
+            spatial[pair : pair + 2] = [spatial[pair] + spatial[pair + 1]]
+        while len(spatial) > 3:
+            idle_axis = next(axis for axis in spatial if not set(axis) & set(xs))
+            spatial.remove(idle_axis)
+            batch += idle_axis
+        return tuple(batch), spatial
+
+    def padded(self, value: Value, ends: Sequence[tuple[str, int, int, str]]) -> Value:
+        """Positions added to or cut from axes; their labels get a prime, for they have another size."""
+        for step in ("reflect", "replicate", "circular", "crop", "zeros"):  # the whole axis is folded, not the rest
+            pads: dict[str, tuple[int, int]] = {}
+            for x, low, high, mode in ends:
+                low, high = (min(low, 0), min(high, 0)) if step == "crop" else (max(low, 0), max(high, 0))
+                if (low or high) and step in ("crop", mode):
+                    pads[x] = (low, high)
+            if pads:
+                value = self._with_pads(value, pads, "zeros" if step == "crop" else step)
+        return value
+
+    def _with_pads(self, value: Value, pads: Mapping[str, tuple[int, int]], mode: str) -> Value:
+        new = {}
+        for label in value.labels:
+            if plain_label(label) in pads:
+                low, high = pads[plain_label(label)]
+                new[label] = self.primed(label, low + high)
+        axes = tuple(tuple(new.get(label, label) for label in axis) for axis in value.axes)
+        first = min(n for n, axis in enumerate(value.axes) if set(axis) & new.keys())
+        ends = tuple(
+            pads.get(plain_label(axis[0]), (0, 0)) if len(axis) == 1 else (0, 0) for axis in value.axes[first:]
+        )
+        order = tuple(new.get(label, label) for label in value.order)
+        if not self.lies(value, value.labels):
+            # torch keeps channels_last but where it pads circularly, and makes all else contiguous, or nobody knows
+            last = len(axes) in (4, 5) and self.lies(value, channels_last(value.axes))
+            if mode == "circular" or (not last and min(min(pair) for pair in ends) >= 0):
+                order = labels_in(axes)
+            elif not last:
+                order = UNKNOWN
+        return self.add(Pad(value.number, axes, ends, mode), order)
+
+    def primed(self, label: str, more: int) -> str:
+        """The label of an axis with more positions (or fewer) than that of another."""
+        self.sizes[label + "'"] = self.sizes[label] + more
+        if label in self.moving:
+            self.moving |= {label + "'"}
+        return label + "'"
+
+
+def _leaves(tree: Tree) -> list[Tree]:
+    return [tree] if not tree.parts else [leaf for part in tree.parts for leaf in _leaves(part)]
+
+
+def channels_last(axes: Axes) -> tuple[str, ...]:
+    """The labels of axes (batch, channels, positions ...) in the order of that memory format."""
+    batch, channels, *positions = axes
+    return labels_in([batch, *positions, channels])
+
+
+def plain_label(label: str) -> str:
+    """A label without the primes that padding gave it."""
+    return label.rstrip("'")
+
+
+def run_of(labels: Sequence[str], part: Sequence[str]) -> int | None:
+    """Where `part` stands in `labels` as a run; None if it does not."""
+    count = len(part)
+    return next((n for n in range(len(labels) - count + 1) if tuple(labels[n : n + count]) == tuple(part)), None)
+
+
+# viewing: Lowering of tensors, reshapes and windows alone.
+
+
+class Viewing(Arranging):
+    """Leaves and views of a tree."""
+
+    def leaf(self, leaf: Leaf, tree: Tree) -> Value:
+        value = self.loaded.get(leaf.name)
+        if value is None:
+            names = tuple((label,) for label in leaf.labels)
+            order = leaf.labels
+            if leaf.kind == "input" and self.channels_last_inputs and len(names) in (4, 5):
+                order = (leaf.labels[0], *leaf.labels[2:], leaf.labels[1])
+            value = self.add(Load(leaf.name, names, leaf.kind), order)
+            self.loaded[leaf.name] = value
+        elif value.labels != leaf.labels:  # tied: the same tensor under other labels
+            renames = (
+                dict(zip(value.labels, leaf.labels, strict=True)) if len(set(value.labels)) == len(value.labels) else {}
+            )
+            order = tuple(renames.get(label, label) for label in value.order) if renames else leaf.labels
+            value = self.add(Rename(value.number, tuple((label,) for label in leaf.labels)), order)
+        while len(set(value.labels)) < len(value.labels):
+            first, second = next(
+                (i, j) for i, a in enumerate(value.labels) for j, b in enumerate(value.labels) if i < j and a == b
+            )
+            rest = [axis for number, axis in enumerate(value.axes) if number not in (first, second)]
+            value = self.add(Diagonal(value.number, (*rest, value.axes[first]), first, second), UNKNOWN)
+        live = self.names(self.search.live(tree.mask))
+        return self.summed_over(value, live)
+
+    def view(self, tree: Tree, value: Value) -> Value:
+        """The windows or the reshape of a tree, applied to the value of what is below them."""
+        views = [self.problem.views[number - len(self.problem.leaves)] for number in tree.views]
+        live = self.names(self.search.live(tree.mask))
+        first = views[0]
+        if isinstance(first, Fuse):
+            return self._fused(value, first)
+        windows = [view for view in views if isinstance(view, Conv)]
+        if any(one.k in live or one.dilation != 1 for one in windows):
+            for one in windows:
+                value = self._unfolded(value, one)
+            return value
+        return self._pooled(value, windows)
+
+    def _fused(self, value: Value, fuse: Fuse) -> Value:
+        if fuse.whole in value.labels:
+            new = {fuse.whole: fuse.parts}
+            axes = tuple(tuple(p for label in axis for p in new.get(label, (label,))) for axis in value.axes)
+            order = tuple(p for label in value.order for p in new.get(label, (label,)))
+            return self.add(Rename(value.number, axes), order)
+        together = next((n for n, axis in enumerate(value.axes) if run_of(axis, fuse.parts) is not None), None)
+        if together is None:
+            rest = [tuple(label for label in axis if label not in fuse.parts) for axis in value.axes]
+            place = next(n for n, axis in enumerate(value.axes) if set(axis) & set(fuse.parts))
+            before = [axis for axis in rest[:place] if axis]
+            after = [axis for axis in rest[place:] if axis]
+            value = self.arranged(value, (*before, fuse.parts, *after))
+        axes = tuple(joined(axis, fuse) for axis in value.axes)
+        place_in_order = run_of(value.order, fuse.parts)
+        order = UNKNOWN if place_in_order is None else joined(value.order, fuse)
+        return self.add(Rename(value.number, axes), order)
+
+    def _unfolded(self, value: Value, node: Conv) -> Value:
+        numbers = window(node)
+        others = tuple(tuple(label for label in axis if label != node.x) for axis in value.axes)
+        others = tuple(axis for axis in others if axis)
+        low, high = numbers["low"], numbers["high"]
+        if node.mode != "zeros" and (low > 0 or high > 0):
+            others = (labels_in(others),)
+        value = self.arranged(value, (*others, (node.x,)))
+        value = self.padded(value, [(node.x, low, high, str(node.mode))])
+        return self.add(
+            Unfold(
+                value.number,
+                (*others, (node.y,), (node.k,)),
+                len(others),
+                self.sizes[node.k],
+                numbers["stride"],
+                numbers["dilation"],
+            ),
+            UNKNOWN,
+        )
+
+    def _pooled(self, value: Value, windows: Sequence[Conv]) -> Value:
+        xs = {node.x: node for node in windows}
+        first = min(n for n, axis in enumerate(value.axes) if set(axis) & xs.keys())
+        channel = [label for label in (value.axes[first - 1] if first else ()) if label not in xs]
+        batch, spatial = self.positions(value, channel, xs)
+        value = self.arranged(value, (batch, tuple(channel), *spatial))
+        inner, outer = [], []
+        for axis in spatial:
+            node = xs.get(axis[0]) if len(axis) == 1 else None
+            low, high = (0, 0) if node is None else (window(node)["low"], window(node)["high"])
+            size = 1 if node is None else self.sizes[node.k]
+            same = low == high and 0 <= low <= size // 2 and (node is None or node.mode == "zeros")
+            inner.append(low if same else 0)
+            if node is not None and not same:
+                outer.append((node.x, low, high, str(node.mode)))
+        value = self.padded(value, outer)
+        kernel, stride, after = [], [], []
+        for axis in spatial:
+            node = xs.get(axis[0]) if len(axis) == 1 else None
+            kernel.append(1 if node is None else self.sizes[node.k])
+            stride.append(1 if node is None else window(node)["stride"])
+            after.append(axis if node is None else (node.y,))
+        self.factor *= prod(kernel)
+        ys = {node.x: node.y for node in windows}
+        pool = Pool(value.number, (batch, tuple(channel), *after), tuple(kernel), tuple(stride), tuple(inner))
+        return self.add(pool, tuple(ys.get(plain_label(label), label) for label in value.order))
+
+
+def joined(labels: tuple[str, ...], fuse: Fuse) -> tuple[str, ...]:
+    place = run_of(labels, fuse.parts)
+    return labels if place is None else (*labels[:place], fuse.whole, *labels[place + len(fuse.parts) :])
+
+
+# lowering: From a tree of joins and views to a program.
 
 
 def lower(

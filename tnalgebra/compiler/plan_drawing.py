@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..drawing import own_style, store, suffix_of
-from .choosing import Candidate, weights_only
+from ..network import own_style, store, suffix_of
+from .choose import Candidate, weights_only
 from .operations import Arrange, ChannelsLast, Convolve, Load, Multiply, Pool, Product, Rename, Sum, Unfold, sources
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def draw_plan(
     suffix = None if path is None else suffix_of(path)
     from matplotlib.figure import Figure
 
-    from ..drawing_paint import FILL, FUSE, INK, PALETTE
+    from ..network import FILL, FUSE, INK, PALETTE
 
     fills = {"input": PALETTE[0], "weight": PALETTE[1], "pattern": FILL, "step": FUSE}
     root = _box(

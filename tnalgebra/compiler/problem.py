@@ -8,12 +8,24 @@ from fractions import Fraction
 from math import prod
 from typing import Literal, TypeAlias
 
-from ..driver import rewrite
 from ..errors import CompileError, SizeError, explain
-from ..exact_rules import SIMPLIFY, drop_size_one, merge_windows, window_to_fuse
-from ..labels import fresh
-from ..network import Network, carriers, size_of, tensor_nodes, with_sizes
-from ..nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node, node_text, relabel
+from ..network import (
+    Conv,
+    Copy,
+    Fill,
+    Fuse,
+    NamedTensor,
+    Network,
+    Node,
+    carriers,
+    fresh,
+    node_text,
+    relabel,
+    size_of,
+    tensor_nodes,
+    with_sizes,
+)
+from ..rewriting import SIMPLIFY, drop_size_one, merge_windows, rewrite, window_to_fuse
 
 RULES = tuple(rule for rule in SIMPLIFY if rule not in (drop_size_one, window_to_fuse))
 """Of `SIMPLIFY` what holds for inputs of every size, and leaves each tensor its axes."""

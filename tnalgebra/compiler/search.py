@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, Protocol, TypeAlias
 
-from ..nodes import Conv, Fuse
+from ..network import Conv, Fuse
 from .problem import Problem, labels_from_inputs, moving_labels, size
 
 EXACT = 12

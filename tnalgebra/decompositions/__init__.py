@@ -1,9 +1,9 @@
-"""Approximate rules: rules in the notation, cuts, truncation, the catalogue; and traces read from files."""
+"""The named approximate rules: families, cuts and truncations, the catalogue that lists them, and traces read from files."""
 
-from .catalogue import register, resolve, rules, unregister
-from .components import drop_components
+from .catalogue import CATALOGUE, Entry, register, resolve, rules, unregister
+from .components import check_bonds, drop_components
 from .cuts import all_cuts, cut, cut_sequence
-from .factors import balanced_factors
+from .degeneracy import correct_degeneracy
 from .families import (
     block_term,
     cp,
@@ -16,16 +16,16 @@ from .families import (
     tucker,
     tucker2,
 )
-from .notational import rule
-from .own_value import correct_degeneracy
+from .load_trace import load_trace, read_trace
 from .reshaped import matrix_product_operator, monarch, per_group, reshaped_ring, reshaped_train
-from .traces import load_trace
-from .truncation import truncate
+from .truncate import truncate
 
 __all__ = [
+    "CATALOGUE",
+    "Entry",
     "all_cuts",
-    "balanced_factors",
     "block_term",
+    "check_bonds",
     "correct_degeneracy",
     "cp",
     "cut",
@@ -38,11 +38,11 @@ __all__ = [
     "monarch",
     "per_group",
     "projection",
+    "read_trace",
     "register",
     "reshaped_ring",
     "reshaped_train",
     "resolve",
-    "rule",
     "rules",
     "spatially_separable",
     "tensor_ring",

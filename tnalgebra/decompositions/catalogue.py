@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from ..bipartition import check_covers, parse_bipartition
 from ..errors import RuleError, TnalgebraError, explain
-from ..exact_rules import EXACT_RULES
-from ..labels import KERNEL_LABELS, labels_of
-from ..rewriting import Rule
+from ..network import KERNEL_LABELS, check_covers, labels_of, parse_bipartition
+from ..rewriting import EXACT_RULES, Rule, rule
 from .cuts import cut
 from .families import (
+    Labels,
     block_term,
     cp,
     depthwise_separable,
+    distinct,
     hierarchical_tucker,
     projection,
     spatially_separable,
@@ -25,9 +25,7 @@ from .families import (
     tucker,
     tucker2,
 )
-from .notational import rule
 from .reshaped import matrix_product_operator, monarch, reshaped_ring, reshaped_train
-from .wording import Labels, distinct
 
 
 @dataclass(frozen=True)

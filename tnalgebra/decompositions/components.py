@@ -10,16 +10,11 @@ import networkx
 import torch
 from torch import Tensor
 
-from ..contraction import Operand, contract
 from ..errors import RuleError, explain
-from ..evaluation import Values, operands
-from ..labels import check_word
-from ..network import Network, carriers, parameters, shape_of, tensor_nodes
-from ..nodes import NamedTensor, node_text
-from ..options import Options, Place
-from ..ranks import ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
-from ..rewriting import Change, Rule
-from ..valuation import relative, value_of, values_for
+from ..fitting import ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
+from ..network import NamedTensor, Network, carriers, check_word, node_text, parameters, shape_of, tensor_nodes
+from ..rewriting import Change, Options, Place, Rule
+from ..tensors import Operand, Values, contract, operands, relative, value_of, values_for
 
 PRIME = "'"
 """Marks labels of a network's second copy; no label of the notation has it."""

@@ -12,20 +12,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
 from ..errors import RuleError, explain
-from ..evaluation import Values
-from ..fitting.fits import Report, fit_cores
-from ..labels import KERNEL_LABELS, fresh, kernel_labels, labels_of
-from ..linalg import SVD, matricise, randomised, relative_residual, svd_of_product, truncated_svd
-from ..network import Network, carriers, parameters, tensor_nodes
-from ..nodes import NamedTensor
-from ..notation import parse
-from ..options import Options, Place
-from ..ranks import ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
-from ..rewriting import Change, Rule
-from ..valuation import common_dtype, relative, value_of
-from .making import metric_in
+from ..fitting import ParameterBudget, Rank, RelativeError, Report, allowance, fit_cores, kept, rank_of
+from ..network import (
+    KERNEL_LABELS,
+    Bipartition,
+    NamedTensor,
+    Network,
+    bipartitions,
+    carriers,
+    check_covers,
+    fresh,
+    kernel_labels,
+    labels_of,
+    parameters,
+    parse,
+    parse_bipartition,
+    tensor_nodes,
+)
+from ..rewriting import Change, Options, Place, Rule, metric_in
+from ..tensors import (
+    SVD,
+    Values,
+    common_dtype,
+    matricise,
+    randomised,
+    relative,
+    relative_residual,
+    svd_of_product,
+    truncated_svd,
+    value_of,
+)
 
 Form: TypeAlias = Literal["factors", "svd"]
 

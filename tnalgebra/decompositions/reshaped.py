@@ -10,14 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..errors import RuleError, explain
-from ..labels import MAX_AXES
-from ..network import Network, carriers, tensor_nodes
-from ..nodes import Fuse, NamedTensor, Node, relabel
-from ..rewriting import Rule
-from .factors import whole_number
-from .notational import rule
-from .starred import read
-from .wording import Labels, among, channels_of, distinct, joined, made, node, take
+from ..network import MAX_AXES, Fuse, NamedTensor, Network, Node, carriers, relabel, tensor_nodes
+from ..rewriting import Rule, read, rule, whole_number
+from .families import Labels, among, channels_of, distinct, joined, made, node, take
 
 
 def reshaped_train(labels: Labels, factors: Mapping[str, int] | None = None) -> Rule:

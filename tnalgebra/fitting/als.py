@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .problem import Problem, total
+from .objective import Problem, total
 from .systems import Half, System
 
 Values = dict[str, Tensor]

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from .als import Descent, Values, exact, floor
-from .problem import BATCH, Problem, total
+from .objective import BATCH, Problem, total
 from .systems import System
+
+# gauss_newton: Damped Gauss-Newton on all cores at once: for tied cores, and where alternating would crawl.
+
 
 TOLERANCE = 1e-4
 """A start stands still after four steps that each took less than this part of its squared error."""
@@ -170,3 +173,49 @@ def _times(number: Tensor, core: Tensor) -> Tensor:
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
     """0 where nothing is left to divide by."""
     return torch.where(below > 0, above / below.clamp(min=torch.finfo(below.dtype).tiny), 0.0)
+
+
+# gradient: A gradient method: L-BFGS on all cores at once, for what the methods that solve systems leave in motion.
+
+
+HISTORY = 30
+"""Steps that make L-BFGS's picture of the Hessian."""
+
+
+def descend_by_gradient(problem: Problem, values: Values, *, steps: int) -> Descent:
+    """Minimise the sum of the relative losses of all layers and starts; what got worse is as it was before.
+
+    Args:
+        values: shape (layers, starts, *sizes) each.
+        steps: iterations at most.
+    """
+    before = problem.loss(problem.model(values))
+    power = problem.power.clamp(min=torch.finfo(problem.target.dtype).tiny)
+    cores = {name: core.clone().requires_grad_() for name, core in values.items()}
+    optimiser = torch.optim.LBFGS(
+        list(cores.values()),
+        max_iter=steps,
+        history_size=HISTORY,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-14,
+        tolerance_change=1e-16,
+    )
+    log = [before]
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = problem.loss(problem.model(cores))
+        log.append(loss.detach())
+        total = (loss / power).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    found = {name: core.detach() for name, core in cores.items()}
+    after = problem.loss(problem.model(found))
+    better = after < before
+    chosen = {
+        name: torch.where(better.reshape(*better.shape, *[1] * (core.ndim - 2)), core, values[name])
+        for name, core in found.items()
+    }
+    return Descent(chosen, (*log, torch.where(better, after, before)), torch.ones_like(better))

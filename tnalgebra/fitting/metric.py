@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ValuesError, explain
-from ..linalg import check_axes, scaled
+from ..tensors import check_axes, scaled
 
 BLOCK = 2**22
 """Elements of a covariance that are looked at, or brought to another type, at once: 32 MiB in float64."""

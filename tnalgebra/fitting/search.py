@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ValuesError, explain
-from . import als, gauss_newton, gradient
+from . import als, gauss_newton
 from .als import Descent, Values
-from .correction import corrected
-from .problem import Problem, total
+from .degeneracy import corrected
+from .objective import Problem, total
 
 SMALL_RESIDUAL = 0.3
 """Relative error below which Gauss-Newton takes over: where the residual is small, its matrix is nearly the Hessian."""
@@ -313,7 +313,7 @@ def _by_gradient(problem: Problem, course: _Course, settings: Settings) -> _Cour
     course = course.best(1)
     if bool(als.exact(course.loss, problem).all()):
         return course
-    return course.then(gradient.descend(problem, course.values, steps=settings.sweeps), "L-BFGS")
+    return course.then(gauss_newton.descend_by_gradient(problem, course.values, steps=settings.sweeps), "L-BFGS")
 
 
 def _ended(problem: Problem, course: _Course) -> list[Ended]:

@@ -20,12 +20,10 @@ import networkx
 import torch
 from torch import Tensor
 
-from ..contraction import contract
 from ..errors import RankError, explain
-from ..linalg import truncated_svd
-from ..network import Network
-from ..nodes import Fuse, NamedTensor
-from ..ranks import KeepFraction, ParameterBudget, Rank, RelativeError, allowance, kept
+from ..network import Fuse, NamedTensor, Network
+from ..tensors import contract, truncated_svd
+from .ranks import KeepFraction, ParameterBudget, Rank, RelativeError, allowance, kept
 
 
 class NoTreeError(ValueError):

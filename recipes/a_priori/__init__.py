@@ -1,0 +1,1 @@
+"""Decompose a network before it is trained."""

@@ -1,0 +1,1 @@
+"""Layers against the best that torch and other libraries offer."""

@@ -1,0 +1,1 @@
+"""Truncate the kernels of a trained network and train it again."""

@@ -1,0 +1,267 @@
+"""What rows of recipes.retrain say: accuracy by epoch, who has recovered, a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import tnalgebra as tn
+from recipes.experiment import Row, Spread, aligned, count_text, last_epoch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BASELINE = "none"
+"""The truncation of rows of the network as it is."""
+
+POINTS, EPOCHS = 0.5, 5
+"""Recovered: at most so many points below the accuracy before, in at most so many epochs."""
+
+STYLES: dict[str, tuple[str, str, Literal["-", "--"]]] = {
+    "dense": (tn.model.DISTINCT_COLOURS[0], "o", "-"),
+    "factored": (tn.model.DISTINCT_COLOURS[3], "s", "-"),
+    "control": ("#7f7f7f", "^", "--"),
+}
+DODGE = {"dense": -0.06, "factored": 0.06, "control": 0.0}
+ROUNDING = 1e-9
+"""Accuracies are quotients of integers: what is on the bound is within it."""
+
+
+class Claim(NamedTuple):
+    """Whether a network that was truncated has recovered; accuracies are means over seeds, 0 to 1.
+
+    epoch: the first, of at most five, within half a point of the accuracy before truncation; None if there is none.
+    seeds: how many of the seeds have such an epoch of their own.
+    of: the number of seeds.
+    change: accuracy after the last of these epochs less that before truncation.
+    to_control: accuracy then less that of the control after as many epochs, mean over the seeds that both have; None
+        without any.
+    """
+
+    truncation: str
+    way: str
+    epoch: int | None
+    seeds: int
+    of: int
+    change: float
+    to_control: float | None
+
+    @property
+    def recovered(self) -> bool:
+        """Within half a point of the accuracy before, in at most five epochs."""
+        return self.epoch is not None
+
+    @property
+    def reaches_control(self) -> bool | None:
+        """Within half a point of the control after as many epochs; None without a control."""
+        return None if self.to_control is None else self.to_control >= -POINTS / 100 - ROUNDING
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """One for each truncation and way of which a seed has been trained to its end."""
+    before = _before(rows)
+    control = _by_seed(rows, BASELINE, "control")
+    found = []
+    for text, way in curves(rows):
+        if way == "control":
+            continue
+        seeds = _by_seed(rows, text, way)
+        last = min(EPOCHS, last_epoch(rows))
+        bound = before - POINTS / 100 - ROUNDING
+        means = _means(seeds)
+        after = sum(by[last] for by in seeds.values()) / len(seeds)
+        shared = [seed for seed in seeds if seed in control]
+        to_control = [seeds[seed][last] - control[seed][last] for seed in shared]
+        found.append(
+            Claim(
+                text,
+                way,
+                next((epoch for epoch in range(1, last + 1) if means[epoch].mean >= bound), None),
+                sum(any(by[epoch] >= bound for epoch in range(1, last + 1)) for by in seeds.values()),
+                len(seeds),
+                after - before,
+                sum(to_control) / len(to_control) if to_control else None,
+            )
+        )
+    return found
+
+
+def _before(rows: Sequence[Row]) -> float:
+    return float(next(row["accuracy"] for row in rows if row["way"] is None))
+
+
+def curves(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Truncation and way of trainings that are finished, in the order of the rows: the control first."""
+    there = {(row["truncation"], row["way"]) for row in rows if row["way"] and row["epoch"] == last_epoch(rows)}
+    texts = list(dict.fromkeys(row["truncation"] for row in rows))
+    return [(text, way) for text in texts for way in STYLES if (text, way) in there]
+
+
+def _by_seed(rows: Sequence[Row], text: str, way: str) -> dict[int, dict[int, float]]:
+    """Seed -> epoch -> accuracy, of trainings that are finished."""
+    found: dict[int, dict[int, float]] = {}
+    for row in rows:
+        if (row["truncation"], row["way"]) == (text, way):
+            found.setdefault(row["seed"], {})[row["epoch"]] = row["accuracy"]
+    last = last_epoch(rows)
+    return {seed: by for seed, by in found.items() if all(epoch in by for epoch in range(last + 1))}
+
+
+def _means(seeds: dict[int, dict[int, float]]) -> dict[int, Spread]:
+    epochs = next(iter(seeds.values()))
+    return {epoch: Spread.over(by[epoch] for by in seeds.values()) for epoch in epochs}
+
+
+# Text -----------------------------------------------------------------------------------------------------------
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Accuracy by epoch, sizes of the factored networks, and the claim."""
+    baseline = next(row for row in rows if row["way"] is None)
+    before = baseline["accuracy"]
+    parts = [f"{baseline['model']}: {100 * before:.2f} % of {baseline['images']:,} test images right before truncation"]
+    if curves(rows):
+        parts += [_accuracies(rows), _sizes(rows, baseline)]
+    found = claims(rows)
+    if found:
+        parts.append(_claims(found, before, last_epoch(rows)))
+    return "\n\n".join(parts)
+
+
+def _accuracies(rows: Sequence[Row]) -> str:
+    last = last_epoch(rows)
+    seeds = {curve: len(_by_seed(rows, *curve)) for curve in curves(rows)}
+    several = max(seeds.values()) > 1
+    of = ", means over seeds, below them the least and the largest" if several else ""
+    numbers = [f"epoch {n}" if n == 0 else str(n) for n in range(last + 1)]
+    lines = [["truncation", "trained", *(["seeds"] if several else []), *numbers, "s / epoch"]]
+    above = ""
+    for text, way in curves(rows):
+        means = _means(_by_seed(rows, text, way))
+        timed = [row["seconds"] for row in rows if (row["truncation"], row["way"]) == (text, way) and row["epoch"] > 0]
+        count = [str(seeds[text, way])] if several else []
+        cells = [*count, *(f"{100 * means[epoch].mean:.2f}" for epoch in range(last + 1))]
+        lines.append([text if text != above else "", way, *cells, f"{sum(timed) / len(timed):.3g}"])
+        above = text
+        if several:
+            ranges = [means[epoch].range_text(".1f", times=100) for epoch in range(last + 1)]
+            lines.append(["", "", "", *ranges, ""])
+    return f"Top-1, %, after each epoch (0: truncated, not retrained){of}\n\n{aligned(lines, left=2)}"
+
+
+def _sizes(rows: Sequence[Row], baseline: Row) -> str:
+    lines = [["truncation", "mean sq. rel. error", "parameters", "kept", "multiply-adds", "kept"]]
+    texts = dict.fromkeys(text for text, _ in curves(rows) if text != BASELINE)
+    for row in (baseline, *(next(row for row in rows if row["truncation"] == text) for text in texts)):
+        error = "" if row is baseline else f"{row['mean_squared_relative_error']:.4f}"
+        counts = [f"{row['parameters']:,}", f"{row['parameters_kept']:.3f}"]
+        adds = [count_text(row["multiply_adds"]), f"{row['multiply_adds_kept']:.3f}"]
+        lines.append([row["truncation"], error, *counts, *adds])
+    return f"Sizes in factored form, of the whole network and one image\n\n{aligned(lines)}"
+
+
+def _claims(found: Sequence[Claim], before: float, last: int) -> str:
+    epochs = min(EPOCHS, last)
+    lines = [["truncation", "trained", "recovered", "of seeds", f"change by epoch {epochs}", "less the control's"]]
+    above = ""
+    for claim in found:
+        to_control = "" if claim.to_control is None else _points(claim.to_control)
+        when = "no" if claim.epoch is None else f"after epoch {claim.epoch}"
+        cells = [when, f"{claim.seeds} of {claim.of}", _points(claim.change), to_control]
+        lines.append([claim.truncation if claim.truncation != above else "", claim.way, *cells])
+        above = claim.truncation
+    here = "" if last >= EPOCHS else f" (here {last})"
+    head = (
+        f"Recovered: within {POINTS} points of the {100 * before:.2f} % before truncation, "
+        f"in at most {EPOCHS} epochs{here}; changes in points"
+    )
+    yes = sum(claim.recovered for claim in found)
+    told = [f"{yes} of {len(found)} have recovered"]
+    compared = [claim.reaches_control for claim in found if claim.to_control is not None]
+    if compared:
+        told.append(f"{sum(map(bool, compared))} of {len(compared)} end within {POINTS} points of the control")
+    return f"{head}\n\n{aligned(lines, left=2)}\n\n{'; '.join(told)}."
+
+
+def _points(change: float) -> str:
+    return f"{round(100 * change, 2) + 0.0:+.2f}"  # adding 0 makes 0 of -0
+
+
+# Figure ---------------------------------------------------------------------------------------------------------
+
+
+def figure(rows: Sequence[Row]) -> Figure:
+    """A panel for each truncation: accuracy less that before, by epoch; whiskers from the least seed to the largest."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    texts = [text for text in dict.fromkeys(text for text, _ in curves(rows)) if text != BASELINE] or [BASELINE]
+    across = min(3, len(texts))
+    down = -(-len(texts) // across)
+    drawing = Figure(figsize=(1.2 + 3.3 * across, 1.5 + 3.0 * down), layout="constrained")
+    grid = drawing.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    for panel in list(grid.flat)[len(texts) :]:
+        panel.set_axis_off()
+    for panel, text in zip(grid.flat, texts, strict=False):
+        _panel(panel, rows, text)
+    for line in grid:
+        line[0].set_ylabel("top-1 less that before (points)")
+    for panel in grid[-1]:
+        panel.set_xlabel("epochs of retraining")
+    baseline = next(row for row in rows if row["way"] is None)
+    names = {"dense": "dense kernels", "factored": "factors", "control": "control: not truncated"}
+    marks = [
+        Line2D([], [], color=colour, marker=marker, linestyle=line, label=names[way])
+        for way, (colour, marker, line) in STYLES.items()
+        if any(curve[1] == way for curve in curves(rows))
+    ]
+    bound = Line2D([], [], color="#2ca02c", linestyle=":", label=f"recovered from here on: {POINTS} points below")
+    drawing.legend(handles=[*marks, bound], loc="outside lower center", ncols=4, fontsize="small", frameon=False)
+    counts = sorted({len(_by_seed(rows, *curve)) for curve in curves(rows)})
+    of = (
+        f"; means and ranges of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
+        if counts[-1] > 1
+        else ""
+    )
+    drawing.suptitle(
+        f"{baseline['model']} truncated, then retrained: {100 * baseline['accuracy']:.2f} % before, "
+        f"{baseline['images']:,} test images{of}",
+        fontsize="medium",
+    )
+    return drawing
+
+
+def _panel(panel: Axes, rows: Sequence[Row], text: str) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+    before = _before(rows)
+    for way, (colour, marker, style) in STYLES.items():
+        seeds = _by_seed(rows, BASELINE if way == "control" else text, way)
+        if not seeds:
+            continue
+        means = _means(seeds)
+        middle = [100 * (spread.mean - before) for spread in means.values()]
+        reach = [[100 * (s.mean - s.low) for s in means.values()], [100 * (s.high - s.mean) for s in means.values()]]
+        places = [epoch + DODGE[way] for epoch in means]  # or whiskers would hide one another
+        panel.errorbar(
+            places,
+            middle,
+            yerr=reach if len(seeds) > 1 else None,
+            color=colour,
+            marker=marker,
+            linestyle=style,
+            markersize=4.5,
+            capsize=2,
+            elinewidth=0.8,
+            linewidth=1.4,
+        )
+    panel.axhline(-POINTS, color="#2ca02c", linewidth=1, linestyle=":")
+    panel.axhline(0, color="black", linewidth=0.7)
+    panel.set_yscale("symlog", linthresh=1, linscale=0.7)
+    panel.yaxis.set_major_locator(FixedLocator([-80, -40, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 40, 80]))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    panel.yaxis.set_minor_locator(FixedLocator([]))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.grid(alpha=0.3)
+    panel.set_title(text, fontsize="small")

@@ -1,0 +1,144 @@
+"""Settings of a training, and what follows from them alone: the learning rate of a step, the optimizer, the seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+import tnalgebra as tn
+
+Precision = Literal["no", "bf16", "fp16"]
+
+NORMALISATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained.
+
+    The learning rate rises linearly during `warmup`, then falls to 0 by half a cosine; each step has its own.
+    Weight decay is on weights and on the cores of decomposed layers, not on biases and normalisations: these only
+    shift and scale, and hold no capacity that would have to be bounded (He et al., arXiv 1812.01187, section 3.1). On
+    cores it is a penalty of each core's own norm, another one than that of the kernel they make.
+
+    Raises:
+        DataError: a setting is not what it should be.
+    """
+
+    epochs: int
+    """passes over the training data"""
+    batch_size: int = 128
+    """the most examples in a step, of all processes together; steps of an epoch are of equal size, to within one"""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has Nesterov's momentum"""
+    learning_rate: float = 0.1
+    """the highest of all steps"""
+    momentum: float = 0.9
+    """of sgd; 0: none"""
+    weight_decay: float = 1e-4
+    """of sgd: added to the gradient; of adamw: decoupled, times the learning rate"""
+    warmup: float = 0.0
+    """epochs, also parts of one, in which the learning rate rises"""
+    label_smoothing: float = 0.0
+    """of classification: the part of each target that is spread evenly over all classes"""
+    distillation: float = 0.0
+    """of classification: weight of the teacher's answers, 0 to 1; that of the labels is the rest"""
+    temperature: float = 4.0
+    """of the distillation: both networks' logits are divided by it"""
+    clip: float | None = None
+    """the largest norm of all gradients together; none by default"""
+    precision: Precision = "no"
+    """bf16 or fp16 (with scaled losses; not on CPUs): mixed with float32"""
+    channels_last: bool = True
+    """memory format of images and kernels; on CPUs about a sixth faster, on GPUs with half precision more"""
+    seed: int = 0
+    """of all chance: order of the data, augmentation, dropout"""
+    checkpoint_every: int | None = None
+    """steps; a checkpoint is written after each epoch as well; no influence on the result"""
+
+    def __post_init__(self) -> None:
+        at_least: dict[str, float] = {"epochs": 1, "batch_size": 1, "weight_decay": 0, "warmup": 0}
+        for name, bound in {**at_least, "checkpoint_every": 1}.items():
+            value = getattr(self, name)
+            if value is not None and not bound <= value < math.inf:
+                raise tn.errors.DataError(tn.errors.explain(f"{name}={value}", needed=f"at least {bound:g}"))
+        for name in ("learning_rate", "temperature", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise tn.errors.DataError(tn.errors.explain(f"{name}={value}", needed="a positive number"))
+        for name in ("momentum", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise tn.errors.DataError(
+                    tn.errors.explain(f"{name}={getattr(self, name)}", needed="at least 0, below 1")
+                )
+        if not 0 <= self.distillation <= 1:
+            raise tn.errors.DataError(tn.errors.explain(f"distillation={self.distillation}", needed="0 to 1"))
+        if self.warmup >= self.epochs:
+            fact = f"the warm-up of {self.warmup:g} epochs is all of the training's {self.epochs}"
+            raise tn.errors.DataError(tn.errors.explain(fact, needed="warmup < epochs"))
+        for name, known in (("optimizer", ("sgd", "adamw")), ("precision", ("no", "bf16", "fp16"))):
+            if getattr(self, name) not in known:
+                raise tn.errors.DataError(tn.errors.explain(f"{name}={getattr(self, name)!r}", known=", ".join(known)))
+
+    def described(self) -> dict[str, object]:
+        """What the result depends on."""
+        fields = dataclasses.asdict(self)
+        del fields["checkpoint_every"]
+        return fields
+
+
+def learning_rate(settings: Training, step: int, *, epoch_steps: int) -> float:
+    """The learning rate of a step, 0 <= step < epochs * epoch_steps.
+
+    With w = round(warmup * epoch_steps) and s steps in all: peak * (step + 1) / (w + 1) where step < w, and
+    peak * (1 + cos(pi * (step - w) / (s - w))) / 2 from there on. The cosine: I. Loshchilov and F. Hutter, "SGDR"
+    (arXiv 1608.03983), eq. 5, without restarts.
+    """
+    warm = min(round(settings.warmup * epoch_steps), settings.epochs * epoch_steps - 1)
+    if step < warm:
+        return settings.learning_rate * (step + 1) / (warm + 1)
+    part = (step - warm) / (settings.epochs * epoch_steps - warm)
+    return settings.learning_rate * (1 + math.cos(math.pi * part)) / 2
+
+
+def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
+    """The optimizer of the parameters that are trained, in two groups: with weight decay and without.
+
+    Raises:
+        StudyError: there are none.
+    """
+    decayed: dict[nn.Parameter, None] = {}
+    plain: dict[nn.Parameter, None] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                exempt = name == "bias" or isinstance(module, NORMALISATIONS)
+                (plain if exempt else decayed)[parameter] = None
+    for parameter in decayed:  # of what is both, tied, the weight decides
+        plain.pop(parameter, None)
+    groups = [
+        {"params": list(group), "weight_decay": decay}
+        for group, decay in ((decayed, settings.weight_decay), (plain, 0.0))
+        if group
+    ]
+    if not groups:
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"{type(model).__name__} has no parameter that is trained", fix="requires_grad_()")
+        )
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    momentum = settings.momentum
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=momentum, nesterov=momentum > 0)
+
+
+def seed_of(seed: int, purpose: str, *place: int) -> int:
+    """A seed for one purpose at one place, 0 to 2^32 - 1: chance there depends on nothing that came before."""
+    text = " ".join(map(str, (seed, purpose, *place)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")

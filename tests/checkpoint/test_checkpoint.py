@@ -1,0 +1,295 @@
+"""Checkpoints: what comes back is what was saved; a save that fails leaves what was there."""
+
+from __future__ import annotations
+
+import copy
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import tnalgebra.checkpoint as checkpoint
+import tnalgebra.nn as layers
+from tests.checkpoint_cases import FEW, OWN, X, converted, network, same_layer, same_state
+from tests.nn_cases import NAMES, input_for, usual
+from tnalgebra.checkpoint.file import load, save
+from tnalgebra.checkpoint.reading import read_description
+from tnalgebra.decompositions.catalogue import rules
+from tnalgebra.decompositions.reshaped import per_group
+from tnalgebra.errors import CheckpointError
+from tnalgebra.fitting.metric import Metric
+from tnalgebra.model.convert import convert
+from tnalgebra.rewriting.rule import Rule
+
+# Round trips ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chosen", [*rules("out in kh kw").decompositions, *OWN], ids=lambda r: r.name)
+def test_every_decomposition_comes_back(chosen: Rule, tmp_path: Path) -> None:
+    model = converted(chosen)
+    save(model, tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors", into=network())
+    same_state(loaded, model)
+    same_layer(loaded[0], model[0])
+    assert torch.equal(loaded(X), model(X))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layer_comes_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    arguments = {**usual(name), "dtype": dtype}
+    others: list[dict[str, Any]] = [{"bias": False}]
+    others += [] if name == "Linear" else [{"stride": 2}, {"groups": 2, "dilation": 2}]
+    for other in others:
+        dense = nn.Sequential(getattr(nn, name)(**arguments, **other))
+        model, _ = convert(copy.deepcopy(dense), {"0": ("cp", {"ranks": {"r": 2}, **FEW})}, allow_larger=True)
+        save(model, tmp_path / "model.safetensors")
+        loaded = load(tmp_path / "model.safetensors", into=dense)
+        same_state(loaded, model)
+        same_layer(loaded[0], model[0])
+        x = input_for(name, arguments)
+        assert torch.equal(loaded(x), model(x))
+
+
+def test_plans_metrics_groups_and_layers_made_anew(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    grouped, dense, plain = nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 4, 1)
+    metric = Metric(("in",), torch.diag(torch.rand(6, dtype=torch.float64) + 0.5))
+    made = nn.Sequential(
+        layers.Conv2d.from_conv(
+            grouped, per_group(rules("out in kh kw")["tucker2"]), ranks={"a": 2, "b": 2}, sizes={"g": 2}, backward=True
+        ),
+        layers.Conv2d.from_conv(
+            dense, "cp", ranks={"r": 3}, metric=metric, input_size=(9, 7), batch_size=3, candidates="factored", **FEW
+        ),
+        layers.Conv2d(5, 4, 1, rewrite="tucker2", ranks={"a": 2, "b": 2}),
+    )
+    save(made, tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors", into=nn.Sequential(grouped, dense, plain))
+    same_state(loaded, made)
+    for one, two in zip(loaded, made, strict=True):
+        same_layer(one, two)
+        assert (one.plan.request.candidates, one.plan.request.backward) == (
+            two.plan.request.candidates,
+            two.plan.request.backward,
+        )
+    assert loaded[2].trace is None
+    (step,) = loaded[1].trace.steps
+    assert step.change.output_error == made[1].trace.steps[0].change.output_error == made[1].output_error
+
+
+def test_a_dense_model_and_a_single_layer(tmp_path: Path) -> None:
+    save(network(), tmp_path / "dense.safetensors")
+    other = network()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    same_state(load(tmp_path / "dense.safetensors", into=other), network())
+    layer = converted()[0]
+    save(layer, tmp_path / "layer.safetensors")
+    other_layer = copy.deepcopy(layer)
+    other_layer.reset_parameters()
+    same_layer(load(tmp_path / "layer.safetensors", into=other_layer), layer)
+    same_state(other_layer, layer)
+    with pytest.raises(CheckpointError, match="no layer of the model can be exchanged"):
+        load(tmp_path / "layer.safetensors", into=nn.Conv2d(4, 4, 3, padding=1))
+
+
+PROGRAM = """
+import sys, torch, torchvision, tnalgebra.checkpoint as checkpoint
+model = torchvision.models.resnet18(num_classes=5).eval()
+checkpoint.load(sys.argv[1], into=model)
+print("".join(f"{name}: {layer.trace}\\n" for name, layer in model.named_modules() if hasattr(layer, "trace")))
+torch.save(model(torch.load(sys.argv[2])).detach(), sys.argv[3])
+"""
+
+
+def test_resnet18_in_a_process_of_its_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5).eval()
+    x = torch.randn(2, 3, 64, 64)
+    convert(model, {"layer[12].*.conv?": ("out kh | in kw", 3), "fc": ("out | in", 2)}, example=x)
+    save(model, tmp_path / "model.safetensors")
+    torch.save(x, tmp_path / "x.pt")
+    command = [sys.executable, "-c", PROGRAM, *(str(tmp_path / name) for name in ("model.safetensors", "x.pt", "y.pt"))]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    traces = [
+        f"{name}: {layer.trace}\n" for name, layer in model.named_modules() if isinstance(layer, layers.KernelLayer)
+    ]
+    assert len(traces) == 9
+    assert done.stdout.rstrip("\n") == "".join(traces).rstrip("\n")
+    # plans and numbers are the same; the number of threads of the other process may not be
+    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), model(x).detach(), rtol=1e-6, atol=1e-6)
+
+
+# Tensors -------------------------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 6)
+        self.last = nn.Linear(4, 6)
+        self.last.weight = self.first.weight
+        self.again = self.conv = nn.Conv2d(4, 6, 3)
+        flat = torch.randn(24)
+        self.register_buffer("left", flat[:12].view(3, 4))
+        self.register_buffer("right", flat[6:18])
+        self.register_buffer("turned", flat.view(4, 6).mT)
+        self.register_buffer("empty", torch.empty(0, 3))
+        self.register_buffer("count", torch.tensor(7))
+        self.register_buffer("flag", torch.tensor([True, False]))
+
+
+def test_shared_tensors_are_stored_once_and_memory_orders_do_not_matter(tmp_path: Path) -> None:
+    model, _ = convert(Tied().to(memory_format=torch.channels_last), {"conv": ("cp", {"ranks": 2, **FEW})})
+    save(model, tmp_path / "model.safetensors")
+    description = read_description(tmp_path / "model.safetensors")
+    assert description.aliases["last.weight"] == "first.weight"
+    assert sorted(description.layers[0].names) == ["again", "conv"]
+    other = Tied()
+    loaded = load(tmp_path / "model.safetensors", into=other)
+    same_state(loaded, model)
+    assert loaded.last.weight is loaded.first.weight
+    assert loaded.again is loaded.conv
+    apart = Tied()
+    apart.conv = copy.deepcopy(apart.conv)
+    with pytest.raises(CheckpointError, match=r"layer '\w+' differs in places"):
+        load(tmp_path / "model.safetensors", into=apart)
+    apart = Tied()
+    apart.last.weight = nn.Parameter(torch.zeros(6, 4))
+    save(apart, tmp_path / "apart.safetensors")
+    with pytest.raises(CheckpointError, match=r"'first.weight' and 'last.weight' are one in the model and differ"):
+        load(tmp_path / "apart.safetensors", into=Tied())
+
+
+def test_dtypes(tmp_path: Path) -> None:
+    model = converted(model=network().double())
+    save(model, tmp_path / "model.safetensors")
+    same_state(load(tmp_path / "model.safetensors", into=network().double()), model)
+    same_state(load(tmp_path / "model.safetensors", into=network(), dtype=torch.float64), model)
+    single = load(tmp_path / "model.safetensors", into=network())
+    same_state(single, copy.deepcopy(model).float())
+    moved = load(tmp_path / "model.safetensors", into=network(), device="cpu", dtype=torch.bfloat16)
+    same_state(moved, copy.deepcopy(model).bfloat16())
+    with pytest.raises(CheckpointError, match=r"dtype=torch\.int64"):
+        load(tmp_path / "model.safetensors", into=network(), dtype=torch.int64)
+
+
+def test_numbers_that_are_none_come_back(tmp_path: Path) -> None:
+    model = converted()
+    with torch.no_grad():
+        model[0].U[0, 0] = float("nan")
+        model[1].running_var[1] = float("inf")
+    save(model, tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors", into=network())
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_a_new_layer_takes_over(tmp_path: Path) -> None:
+    save(converted(), tmp_path / "model.safetensors")
+    model = network().train()
+    calls: list[str] = []
+    model[0].weight.requires_grad_(False)
+    model[0].register_forward_hook(lambda *_: calls.append("called"))
+    bias = model[0].bias
+    load(tmp_path / "model.safetensors", into=model)
+    assert model[0].training
+    assert model[0].bias is bias
+    assert not any(p.requires_grad for name, p in model[0].named_parameters() if name != "bias")
+    model(X)
+    assert calls == ["called"]
+
+
+def test_a_converted_model_keeps_its_parameters_and_is_thawed(tmp_path: Path) -> None:
+    model = converted()
+    save(model, tmp_path / "model.safetensors")
+    other = converted()
+    for parameter in other.parameters():
+        parameter.data.mul_(3)
+    other[0].freeze()
+    held = [*other.parameters()]
+    load(tmp_path / "model.safetensors", into=other)
+    assert all(one is two for one, two in zip(held, other.parameters(), strict=True))
+    same_state(other, model)
+    assert torch.equal(other(X), model(X))
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    save(network(), path)
+    before = path.read_bytes()
+
+    def broken(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "save_file", broken)
+    with pytest.raises(OSError, match="no space left"):
+        save(converted(), path)
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (torch.eye(3).to_sparse(), "is no dense tensor"),
+        (torch.empty(3, device="meta"), "has no elements"),
+        (torch.zeros(3, dtype=torch.complex128), "has no place in the file"),
+    ],
+)
+def test_what_cannot_be_saved(entry: Tensor, message: str, tmp_path: Path) -> None:
+    model = network()
+    model.register_buffer("odd", entry)
+    with pytest.raises(CheckpointError, match=message):
+        save(model, tmp_path / "model.safetensors")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_link_is_followed_and_what_is_no_file_stays(tmp_path: Path) -> None:
+    path, link = tmp_path / "model.safetensors", tmp_path / "latest.safetensors"
+    link.symlink_to(path.name)
+    save(network(), link)
+    assert link.is_symlink()
+    same_state(load(path, into=network(bias=True)), network())
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(CheckpointError, match=r"is there, and no file\n  fix: the name of a file"):
+            save(network(), tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(CheckpointError, match="the model is a OrderedDict"):
+        save(network().state_dict(), path)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save(network(), path)
+    before = path.read_bytes()
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            save(converted(), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]

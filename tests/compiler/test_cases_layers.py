@@ -1,0 +1,244 @@
+"""The compiler against torch's own layers, dense, decomposed and pooling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tnalgebra as tn
+from tests.compiler_cases import NOMINAL, OTHERS, assert_same, check, random
+from tnalgebra.network.network import Network
+from tnalgebra.network.notation import parse
+from tnalgebra.nn.torch_layers import layer_network
+from tnalgebra.tensors.evaluation import evaluate, magnitude
+
+# Dense layers --------------------------------------------------------------------------------------------------------
+
+
+CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+HALF = settings(max_examples=settings().max_examples // 2)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> nn.Module:
+    """A convolution, transposed or not, with any of torch's arguments; no two sizes equal where it can be."""
+    axes = draw(st.sampled_from((1, 2, 2, 3)))
+    groups, inside, outside = draw(st.sampled_from(((1, 3, 5), (1, 5, 2), (2, 3, 1), (3, 1, 1), (2, 2, 5), (4, 1, 3))))
+
+    def each(least: int, most: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(least, most)) for _ in range(axes))
+
+    kernel, dilation = each(1, 4), each(1, 2)
+    stride = (1,) * axes if draw(st.booleans()) else each(1, 3)
+    arguments: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "bias": False}
+    channels = (groups * inside, groups * outside)
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    if draw(st.integers(0, 2)) == 2:
+        padding = tuple(min(p, d * (k - 1)) for p, k, d in zip(each(0, 2), kernel, dilation, strict=True))
+        added = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+        return TRANSPOSED[axes](*channels, kernel, padding=padding, output_padding=added, **arguments).double()
+    padding = "same" if set(stride) == {1} and draw(st.booleans()) else each(0, 2)
+    mode = draw(st.sampled_from(("zeros", "reflect", "replicate", "circular")))
+    return CONV[axes](*channels, kernel, padding=padding, padding_mode=mode, **arguments).double()
+
+
+def call_at_other_sizes(module: nn.Module, layer: nn.Module, channels: int, axes: int) -> None:
+    """The module computes what the layer computes, at sizes that it was not planned for."""
+    for batch, positions in ((2, NOMINAL), *OTHERS):
+        x = random(batch, channels, *positions[:axes], seed=batch)
+        if axes > 1 and module.plan.request.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last if axes == 2 else torch.channels_last_3d)
+        # a window has at most 5 * 64 weights of size 1, and x elements of size up to 4
+        torch.testing.assert_close(module(x), layer(x), rtol=0, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own layer
+@HALF
+@given(layers(), st.sampled_from(("all", "factored")), st.booleans())
+def test_convolutions_are_torchs(layer: nn.Module, candidates: str, channels_last: bool) -> None:
+    network, values, _ = layer_network(layer)
+    axes, channels = layer.weight.ndim - 2, layer.in_channels
+    shape = (2, channels, *NOMINAL[:axes])
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    module = tn.compile(network, inputs={"X": shape}, values=values, candidates=candidates, memory_format=memory)
+    x = {"X": random(*shape)}
+    assert_same(module(**x).detach(), evaluate(network, {**values, **x}), magnitude(network, {**values, **x}))
+    call_at_other_sizes(module, layer, channels, axes)
+    call_at_other_sizes(module.freeze(), layer, channels, axes)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@HALF
+@given(layers(), st.integers(0, 2**16))
+def test_gradients_of_convolutions_are_torchs(layer: nn.Module, seed: int) -> None:
+    network, values, _ = layer_network(layer)
+    shape = (2, layer.in_channels, *NOMINAL[: layer.weight.ndim - 2])
+    module = tn.compile(network, inputs={"X": shape}, values=values, backward=True)
+    x = random(*shape, seed=seed).requires_grad_()
+    expected = layer(x)
+    direction = torch.randn_like(expected)
+    found = torch.autograd.grad(module(x), [x, module.K], direction)
+    for own, theirs in zip(found, torch.autograd.grad(expected, [x, layer.weight], direction), strict=True):
+        # sums of up to 2*13*12*14 products of normal numbers
+        torch.testing.assert_close(own, theirs, rtol=0, atol=1e-10)
+
+
+# Decomposed layers ---------------------------------------------------------------------------------------------------
+
+
+DECOMPOSITIONS: dict[str, str] = {
+    "cp": "A[out r] B[in r] C[kh r] D[kw r] -> [out in kh kw]",
+    "tucker2": "U[out a] G[a b kh kw] V[b in] -> [out in kh kw]",
+    "tucker": "G[a b c d] U[out a] V[in b] P[kh c] Q[kw d] -> [out in kh kw]",
+    "train": "A[out p] B[p in q] C[q kh s] D[s kw]",
+    "ring": "A[z out p] B[p in q] C[q kh s] D[s kw z] -> [out in kh kw]",
+    "svd": "U[out kh r] S[r] V[r in kw] -> [out in kh kw]",
+    "spatially separable": "A[out in kh] B[out in kw] -> [out in kh kw]",
+    "block term": "U[out a t] G[a b kh kw t] V[b in t] -> [out in kh kw]",
+    "depthwise separable": "D[in kh kw] P[out in] -> [out in kh kw]",
+    "reshaped train": "Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2 q] C[q kh kw] -> [out in kh kw]",
+}
+
+RANKS = {"r": 5, "a": 4, "b": 3, "c": 2, "d": 2, "p": 3, "q": 4, "s": 2, "z": 2, "t": 2, "o1": 2, "i1": 3}
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "stride (2, 1)": {"stride": (2, 1), "padding": 1},
+    "same": {"padding": "same", "dilation": (1, 2)},
+    "asymmetric": {"padding": ((2, 0), (-1, 3))},
+    "reflect": {"padding": (1, 2), "padding_mode": "reflect"},
+    "replicate": {"padding": (2, 1), "padding_mode": "replicate", "stride": 3},
+    "circular, cropped": {"padding": ((2, -1), (0, 1)), "padding_mode": "circular"},
+}
+
+
+def decomposed(text: str, layer: Network, channels: tuple[int, int], **sizes: int) -> Network:
+    """The layer with its kernel in the form of a decomposition."""
+    known = {**RANKS, "out": channels[0], "in": channels[1], **sizes}
+    kernel = parse(text)
+    labels = {label for node in kernel.nodes for label in node.labels}
+    kernel = Network(kernel.nodes, kernel.output, {label: size for label, size in known.items() if label in labels})
+    return tn.compose(kernel, layer, into="K")
+
+
+def dense_kernel(text: str, values: dict[str, Tensor], channels: tuple[int, int], **sizes: int) -> Tensor:
+    known = {**RANKS, "out": channels[0], "in": channels[1], **sizes}
+    kernel = parse(text)
+    labels = {label for node in kernel.nodes for label in node.labels}
+    network = Network(kernel.nodes, kernel.output, {label: size for label, size in known.items() if label in labels})
+    names = {node.name for node in network.nodes}
+    return evaluate(network, {name: value for name, value in values.items() if name in names})
+
+
+def convolved(x: Tensor, kernel: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """torch's convolution; pairs of padding by torch's pad."""
+    choices = dict(arguments)
+    ends = choices.pop("padding", 0)
+    mode = choices.pop("padding_mode", "zeros")
+    dilation = torch.broadcast_to(torch.tensor(choices.get("dilation", 1)), (2,)).tolist()
+    if ends == "same":
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel.shape[2:], strict=True)]
+        ends = tuple((total // 2, total - total // 2) for total in totals)
+    pairs = [(end, end) if isinstance(end, int) else end for end in ((ends, ends) if isinstance(ends, int) else ends)]
+    grow = [max(end, 0) for pair in reversed(pairs) for end in pair]
+    crop = [min(end, 0) for pair in reversed(pairs) for end in pair]
+    padded = F.pad(F.pad(x, grow, mode="constant" if mode == "zeros" else mode), crop)
+    return F.conv2d(padded, kernel, **choices)
+
+
+@pytest.mark.parametrize("name", DECOMPOSITIONS)
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_decomposed_convolutions_are_torchs(name: str, arguments: str) -> None:
+    text, choices = DECOMPOSITIONS[name], ARGUMENTS[arguments]
+    layer = tn.convolution((3, 2), **choices)
+    network = decomposed(text, layer, (4, 6), kh=3, kw=2)
+    network = Network(network.nodes, network.output, {**network.sizes, "n": 2, "x": 9, "y": 8})
+    module = check(network, "X")
+    values = {key: tensor.detach() for key, tensor in module.named_parameters()}
+    kernel = dense_kernel(text, values, (4, 6), kh=3, kw=2)
+    for batch, positions in ((2, NOMINAL), *OTHERS):
+        x = random(batch, 6, *positions[:2], seed=batch)
+        # a thousand products of kernel elements, themselves sums of products of normal numbers
+        torch.testing.assert_close(module(x), convolved(x, kernel, choices), rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in DECOMPOSITIONS if name != "spatially separable"])
+def test_decomposed_transposed_convolutions_are_torchs(name: str) -> None:
+    text = DECOMPOSITIONS[name]
+    kernel = parse(text)
+    kernel = Network(
+        kernel.nodes, [{"out": "in", "in": "out"}.get(label, label) for label in ("in", "out", "kh", "kw")]
+    )
+    layer = tn.transposed_convolution((3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2))
+    network = decomposed(str(kernel), layer, (4, 6), kh=3, kw=2)
+    network = Network(network.nodes, network.output, {**network.sizes, "n": 2, "u": 5, "v": 4})
+    module = check(network, "X")
+    values = {key: tensor.detach() for key, tensor in module.named_parameters()}
+    weight = dense_kernel(str(kernel), values, (4, 6), kh=3, kw=2)
+    for shape in ((2, 4, 5, 4), (3, 4, 1, 7), (1, 4, 6, 5)):
+        x = random(*shape)
+        expected = F.conv_transpose2d(x, weight, stride=(2, 3), padding=(1, 0), output_padding=(1, 2))
+        torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("text", ["A[out r] B[in r] C[kh r] D[kw r] -> [out in kh kw]", "L[out r] R[r in kh kw]"])
+def test_decomposed_grouped_convolutions_are_torchs(text: str) -> None:
+    network = decomposed(text, tn.convolution((3, 2), groups=2, padding=1), (4, 3), kh=3, kw=2)
+    network = Network(network.nodes, network.output, {**network.sizes, "n": 2, "x": 7, "y": 8, "g": 2})
+    module = check(network, "X")
+    values = {key: tensor.detach() for key, tensor in module.named_parameters()}
+    kernel = dense_kernel(text, values, (4, 3), kh=3, kw=2)
+    for batch, positions in OTHERS:
+        x = random(batch, 6, *positions[:2])
+        torch.testing.assert_close(module(x), F.conv2d(x, kernel, padding=1, groups=2), rtol=1e-10, atol=1e-10)
+
+
+# Poolings ------------------------------------------------------------------------------------------------------------
+
+
+POOLINGS: dict[str, tuple[nn.Module, int]] = {
+    "1-d": (nn.AvgPool1d(3, stride=2, padding=1), 1),
+    "2-d": (nn.AvgPool2d((3, 2)), 2),
+    "2-d, wide steps": (nn.AvgPool2d(2, stride=(3, 1)), 2),
+    "3-d": (nn.AvgPool3d((2, 3, 1), stride=(1, 2, 1), padding=(1, 0, 0)), 3),
+    "ceil_mode": (nn.AvgPool2d((3, 2), stride=(2, 3), padding=1, ceil_mode=True), 2),
+    "count_include_pad=False": (nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False), 2),
+    "divisor_override": (nn.AvgPool2d(2, divisor_override=3), 2),
+    "adaptive": (nn.AdaptiveAvgPool2d((3, 4)), 2),
+    "adaptive, overlapping": (nn.AdaptiveAvgPool2d((4, 3)), 2),
+    "adaptive, as it is": (nn.AdaptiveAvgPool2d((None, 2)), 2),
+    "global": (nn.AdaptiveAvgPool2d(1), 2),
+    "global, 3-d": (nn.AdaptiveAvgPool3d(1), 3),
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_pooling_is_torchs(name: str) -> None:
+    layer, axes = POOLINGS[name]
+    positions = NOMINAL[:axes]
+    network, values, _ = layer_network(layer, input_size=positions)
+    module = tn.compile(network, inputs={"X": (2, 3, *positions)}, values=values, constants=[*values])
+    assert not list(module.parameters())
+    for batch in (2, 1, 5):
+        x = random(batch, 3, *positions)
+        # means of at most 720 normal numbers
+        torch.testing.assert_close(module(x), layer(x), rtol=0, atol=1e-13)
+        torch.testing.assert_close(module.freeze()(x), layer(x), rtol=0, atol=1e-13)
+        module.thaw()
+
+
+@pytest.mark.parametrize("name", ["1-d", "2-d", "3-d", "divisor_override", "global", "global, 3-d"])
+def test_pooling_that_is_bound_to_no_size(name: str) -> None:
+    layer, axes = POOLINGS[name]
+    network, values, _ = layer_network(layer)
+    module = tn.compile(network, inputs={"X": (2, 3, *NOMINAL[:axes])}, values=values)
+    for batch, positions in OTHERS:
+        x = random(batch, 4, *positions[:axes])
+        torch.testing.assert_close(module(x), layer(x), rtol=0, atol=1e-13)

@@ -1,0 +1,549 @@
+"""A compiled network as a module: its parameters, its state, freezing, choosing by measurement, what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tnalgebra
+from tests.emitted_cases import CASES
+from tnalgebra.compiler import choose as choosing
+from tnalgebra.compiler import compiled
+from tnalgebra.compiler.choose import Candidate, Request, price
+from tnalgebra.compiler.compiled import Compiled
+from tnalgebra.errors import CompileError, ValuesError
+from tnalgebra.tensors.evaluation import evaluate
+
+CASE = CASES["tucker-2"]
+TEXT = "X[n i] A[a i] B[o a] -> [n o]"
+
+# Differently ordered sums of at most a few hundred products of normal numbers, in float64.
+ROUNDING = {"rtol": 1e-11, "atol": 1e-12}
+
+
+def same(one: Tensor, two: Tensor) -> None:
+    torch.testing.assert_close(one, two, **ROUNDING)  # type: ignore[arg-type]
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def linear(**options: object) -> Compiled:
+    usual = {"inputs": {"X": (2, 4)}, "values": {"A": seeded(3, 4), "B": seeded(5, 3, seed=1)}}
+    return tnalgebra.compile(TEXT, **{**usual, **options})  # type: ignore[arg-type]
+
+
+# Parameters and state -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_state_holds_the_tensors_of_the_network_and_nothing_else(name: str) -> None:
+    case = CASES[name]
+    module = case.compiled()
+    assert set(module.state_dict()) == set(case.values())
+    for key, value in case.values().items():
+        assert torch.equal(module.state_dict()[key], value), key
+    module.freeze()
+    assert set(module.state_dict()) == set(case.values())
+
+
+def test_a_parameter_is_used_as_it_is() -> None:
+    own = nn.Parameter(seeded(3, 4))
+    module = linear(values={"A": own, "B": seeded(5, 3)})
+    assert module.A is own
+    module(seeded(2, 4)).sum().backward()
+    assert own.grad is not None
+
+
+def test_a_parameter_that_needs_no_gradient_gets_none() -> None:
+    module = linear(values={"A": nn.Parameter(seeded(3, 4), requires_grad=False), "B": seeded(5, 3)})
+    module(seeded(2, 4)).sum().backward()
+    assert module.A.grad is None
+    assert module.B.grad is not None
+    module.freeze().thaw()
+    assert [parameter.requires_grad for parameter in (module.A, module.B)] == [False, True]
+
+
+def test_values_are_copied() -> None:
+    values = {"A": seeded(3, 4), "B": seeded(5, 3)}
+    module = linear(values=values)
+    before = {name: value.clone() for name, value in values.items()}
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1)
+    for name, value in values.items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("kind", [torch.clone, nn.Parameter], ids=["tensor", "parameter"])
+def test_constants_are_buffers(kind: Callable[[Tensor], Tensor]) -> None:
+    module = linear(constants={"B"}, values={"A": seeded(3, 4), "B": kind(seeded(5, 3))})
+    assert [name for name, _ in module.named_parameters()] == ["A"]
+    assert [name for name, _ in module.named_buffers()] == ["B"]
+    assert set(module.state_dict()) == {"A", "B"}
+    x = seeded(2, 4)
+    module(x).sum().backward()
+    assert module.B.grad is None
+    same(module(x), x @ module.A.T @ module.B.T)
+
+
+def test_state_goes_into_another_module() -> None:
+    case, x = CASE, CASE.input()
+    one = case.compiled()
+    other = tnalgebra.compile(
+        case.text, inputs={"X": (1, 3, 30, 40)}, values={k: torch.zeros_like(v) for k, v in case.values().items()}
+    )
+    other.freeze()
+    other.load_state_dict(one.state_dict())
+    assert not other.frozen
+    same(other(x), one(x))
+
+
+def test_loading_in_place_of_the_parameters_thaws() -> None:
+    module = CASE.compiled().freeze()
+    state = {name: 2 * value for name, value in CASE.values().items()}
+    module.load_state_dict(state, assign=True)
+    assert not module.frozen
+    same(module(CASE.input()), evaluate(CASE.network, {"X": CASE.input(), **state}))
+
+
+def test_a_parent_that_loads_or_trains_thaws() -> None:
+    parent = nn.Sequential(CASE.compiled().freeze())
+    parent.eval()
+    assert parent[0].frozen
+    parent.load_state_dict(parent.state_dict())
+    assert not parent[0].frozen
+    parent[0].freeze()
+    parent.train()
+    assert not parent[0].frozen
+    assert parent[0].training
+
+
+def saved_and_loaded(module: Compiled) -> Compiled:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["thawed", "frozen"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded], ids=["deepcopy", "saved"])
+@pytest.mark.parametrize("name", ["tucker-2", "locally connected", "Monarch", "transposed"])
+def test_a_copy_is_whole_and_its_own(name: str, copied: Callable[[Compiled], Compiled], frozen: bool) -> None:
+    case = CASES[name]
+    module = case.compiled()
+    if frozen:
+        module.freeze()
+    x = case.input()
+    before = module(x)
+    other = copied(module)
+    assert torch.equal(other(x), before)
+    assert (other.frozen, other.training, other.code) == (module.frozen, module.training, module.code)
+    assert str(other.plan) == str(module.plan)
+    other.thaw()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    same(other(x), before * 2 ** len(list(other.parameters())))
+    assert torch.equal(module(x), before)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_copy_is_in_the_same_mode_throughout(training: bool) -> None:
+    other = copy.deepcopy(CASES["tucker-2"].compiled().train(training))
+    assert {module.training for module in other.modules()} == {training}
+
+
+def test_names_of_two_cases_stay_apart() -> None:
+    x, y = seeded(2, 3), seeded(3, 3, seed=1)
+    module = tnalgebra.compile("X[n i] x[i o] -> [n o]", inputs={"X": (2, 3), "x": (3, 3)})
+    same(module(x, y), x @ y)
+    same(saved_and_loaded(module)(x, y), x @ y)
+    same(module(x=y, X=x), x @ y)
+
+
+@pytest.mark.parametrize("word", ["class", "None", "torch", "conv2d", "size", "getitem", "len", "x_1", "frozen_0", "_"])
+def test_words_of_python_and_of_the_code_are_names(word: str) -> None:
+    x, a, b = seeded(2, 3, 4, 5), seeded(4, 3), seeded(6, 4, seed=1)
+    expected = torch.einsum("nixy,ai,oa->noxy", x, a, b)
+    weight = tnalgebra.compile(
+        f"X[n i x y] {word}[a i] B[o a] -> [n o x y]", inputs={"X": (2, 3, 4, 5)}, values={word: a, "B": b}
+    )
+    named = tnalgebra.compile(
+        f"{word}[n i x y] A[a i] B[o a] -> [n o x y]", inputs={word: (2, 3, 4, 5)}, values={"A": a, "B": b}
+    )
+    for module, given in ((weight, {"X": x}), (named, {word: x})):
+        same(module(**given), expected)
+        same(module.freeze()(**given), expected)
+        same(saved_and_loaded(module)(**given), expected)
+        same(module.thaw()(x), expected)
+
+
+# Freezing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_frozen_module_computes_the_same_without_a_step_of_weights_alone(name: str) -> None:
+    case = CASES[name]
+    module = case.compiled()
+    x = case.input()
+    before = module(x)
+    assert module.freeze() is module
+    assert module.frozen
+    same(module(x), before)
+    other = case.input(**case.other_sizes())
+    same(module(other), module.thaw()(other))
+    module.freeze()
+    reached = {node for node in module._code.graph.nodes if node.op == "placeholder" and node.name == "X"}
+    for node in module._code.graph.nodes:
+        if set(node.all_input_nodes) & reached:
+            reached.add(node)
+        assert node.op == "placeholder" or node in reached, node.format_node()
+    assert not module(x).requires_grad
+
+
+def test_freezing_twice_is_freezing_once() -> None:
+    module = CASE.compiled().freeze()
+    stored = {name: tensor.data_ptr() for name, tensor in module.named_buffers()}
+    plan = module.plan
+    module.freeze()
+    assert module.plan is plan
+    assert {name: tensor.data_ptr() for name, tensor in module.named_buffers()} == stored
+
+
+def test_thawing_leaves_nothing_behind() -> None:
+    module = CASE.compiled()
+    code, plan = module.code, module.plan
+    module.freeze()
+    assert module.code != code
+    assert list(module.named_buffers())
+    module.thaw().thaw()
+    assert not module.frozen
+    assert (module.code, module.plan) == (code, plan)
+    assert not list(module.named_buffers())
+
+
+def test_training_thaws_and_evaluating_does_not() -> None:
+    module = CASE.compiled().freeze()
+    assert not module.training
+    assert module.eval().frozen
+    assert not module.train().frozen
+    assert module.training
+
+
+def test_freezing_leaves_parameters_as_they_are() -> None:
+    module = CASE.compiled()
+    before = dict(module.named_parameters())
+    with torch.no_grad():
+        module.freeze()
+    module.thaw()
+    after = dict(module.named_parameters())
+    assert all(after[name] is parameter for name, parameter in before.items())
+    assert all(parameter.requires_grad for parameter in after.values())
+    module(CASE.input()).sum().backward()
+    assert all(parameter.grad is not None for parameter in after.values())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_where_it_is_frozen_does_not_matter(mode: Callable[[], AbstractContextManager[object]]) -> None:
+    module = CASE.compiled(dtype=torch.float32)
+    x = CASE.input(dtype=torch.float32).requires_grad_()
+    expected = module(x)
+    with mode():
+        module.freeze()
+    value = module(x)
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)  # float32, in another order
+    value.sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("name", ["tucker-2", "1x1", "locally connected"])
+def test_frozen_values_are_not_views_of_parameters(name: str) -> None:
+    case = CASES[name]
+    module, x = case.compiled().freeze(), case.input()
+    before = module(x)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(3)
+    assert torch.equal(module(x), before)
+    same(module.thaw()(x), before * 3 ** len(list(module.parameters())))
+
+
+def test_gradients_reach_the_input_of_a_frozen_module() -> None:
+    x = CASE.input()
+    gradients = []
+    for module in (CASE.compiled(), CASE.compiled().freeze()):
+        own = x.clone().requires_grad_()
+        module(own).pow(2).sum().backward()
+        gradients.append(own.grad)
+        assert all((p.grad is None) == module.frozen for p in module.parameters())
+    same(*gradients)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["tucker-2", "locally connected", "reflect"])
+def test_a_frozen_module_changes_its_dtype(name: str) -> None:
+    case = CASES[name]
+    module = case.compiled(dtype=torch.float32).freeze().double()
+    x = case.input()
+    expected = evaluate(case.network, {"X": x, **case.values(dtype=torch.float32)})
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)  # contracted in float32
+    same(module.thaw()(x), expected)
+    same(module.freeze()(x), expected)
+    assert module.plan.request.dtype == torch.float64
+
+
+def test_names_of_stored_tensors_are_not_the_users() -> None:
+    module = tnalgebra.compile(
+        "X[n i] frozen_0[a i] frozen_1[o a] -> [n o]",
+        inputs={"X": (2, 4)},
+        values={"frozen_0": seeded(3, 4), "frozen_1": seeded(5, 3)},
+    )
+    x = seeded(2, 4)
+    before = module(x)
+    same(module.freeze()(x), before)
+    same(module.thaw()(x), before)
+    assert set(module.state_dict()) == {"frozen_0", "frozen_1"}
+
+
+def test_dense_patterns_of_a_plan_are_its_own() -> None:
+    """A hyperedge of two windows has no view; whichever plan is frozen, its patterns are those of its nodes."""
+    network = tnalgebra.parse("X[n x] Conv[x u h | padding=1] Conv[x v w] A[h a] B[w b] -> [n u v a b]")
+    values = {"A": seeded(3, 2), "B": seeded(2, 4, seed=1)}
+    x = seeded(2, 6)
+    module = tnalgebra.compile(network, inputs={"X": (2, 6)}, values=values)
+    expected = evaluate(network, {"X": x, **values})
+    same(module(x), expected)
+    assert set(module.state_dict()) == {"A", "B"}
+    same(module.freeze()(x), expected)
+    same(saved_and_loaded(module)(x), expected)
+    same(module.thaw()(x), expected)
+
+
+# Measuring ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """An empty cache and a clock of the tests' own: the later a candidate is tried, the faster it is. Its runs."""
+    runs: list[str] = []
+    monkeypatch.setenv("TNALGEBRA_CACHE", str(tmp_path))
+
+    def timer(_self: Compiled, candidate: Candidate, _request: Request) -> Callable[[], float]:
+        seconds = 1.0 / (1 + len({*runs}))
+        digest = choosing._digest(candidate)
+        runs.append(digest)
+
+        def run() -> float:
+            runs.append(digest)
+            return seconds
+
+        return run
+
+    monkeypatch.setattr(Compiled, "_timer", timer)
+    return runs
+
+
+def test_the_fastest_measured_candidate_is_chosen(counted: list[str], tmp_path: Path) -> None:
+    listed = CASE.compiled().plan.candidates
+    tried = min(choosing.TUNED, len(listed))
+    module = CASE.compiled(tune=True)
+    assert choosing._digest(module.plan.chosen) == choosing._digest(listed[tried - 1])
+    assert module.plan.chosen.measured == pytest.approx(1 / tried)
+    assert "measured" in str(module.plan)
+    same(module(CASE.input()), CASE.compiled()(CASE.input()))
+    (file,) = (tmp_path / "plans").iterdir()
+    counted.clear()
+    again = CASE.compiled(tune=True)
+    assert not counted
+    assert choosing._digest(again.plan.chosen) == choosing._digest(module.plan.chosen)
+    assert again.plan.chosen.measured == module.plan.chosen.measured
+    assert len(json.loads(file.read_text())) == tried
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", "{}", "[]", "null", "[[1]]", '[["a", "b"]]', '[["0123456789abcdef", 1.0]]', '[["a", NaN]]', "\x00"],
+)
+def test_a_broken_file_is_measured_anew(counted: list[str], tmp_path: Path, text: str) -> None:
+    module = CASE.compiled(tune=True)
+    (file,) = (tmp_path / "plans").iterdir()
+    whole = file.read_text()
+    file.write_text(text)
+    counted.clear()
+    again = CASE.compiled(tune=True)
+    assert counted
+    assert choosing._digest(again.plan.chosen) == choosing._digest(module.plan.chosen)
+    assert json.loads(file.read_text()) == json.loads(whole)
+
+
+def test_a_file_that_is_no_text_is_measured_anew(counted: list[str], tmp_path: Path) -> None:
+    CASE.compiled(tune=True)
+    (file,) = (tmp_path / "plans").iterdir()
+    file.write_bytes(b"\xff\xfe\x00")
+    counted.clear()
+    CASE.compiled(tune=True)
+    assert counted
+
+
+def test_what_a_measurement_depends_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = CASE.compiled().plan.request
+    others = [
+        replace(request, dtype=torch.float32),
+        replace(request, backward=True),
+        replace(request, frozen=True),
+        replace(request, candidates="factored"),
+        replace(request, channels_last=True),
+        replace(request, dynamic={"n": (1, 8)}),
+        replace(request, max_elements=10_000),
+        replace(request, network=tnalgebra.parse(str(request.network).replace("x:6", "x:8").replace("u:6", "u:8"))),
+    ]
+    keys = [choosing._key(one) for one in (request, *others)]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    keys.append(choosing._key(request))
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("options", [{}, {"backward": True}, {"memory_format": torch.channels_last}], ids=str)
+@pytest.mark.parametrize("name", ["tucker-2", "locally connected", "grouped", "global pooling"])
+def test_measuring_runs(name: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TNALGEBRA_CACHE", str(tmp_path))
+    case = CASES[name]
+    module = case.compiled(tune=True, **options)
+    expected = evaluate(case.network, {"X": case.input(), **case.values()})
+    same(module(case.input()), expected)
+    same(module.freeze()(case.input()), expected)
+    module.thaw().float().freeze()  # measured anew, in float32
+    torch.testing.assert_close(module(case.input().float()), expected.float(), rtol=1e-4, atol=1e-4)
+
+
+# Ranges ---------------------------------------------------------------------------------------------------------
+
+
+def test_over_a_range_the_least_worst_ratio_wins() -> None:
+    wide = tnalgebra.compile(
+        "X[n i] A[a i] B[o a] -> [n o]",
+        inputs={"X": (1, 40)},
+        values={"A": seeded(20, 40), "B": seeded(50, 20)},
+        dynamic={"n": (1, 64)},
+    )
+    plan = wide.plan
+    sizes = [1, 2, 4, 8, 16, 32, 64]
+    prices = [[price(c.program, plan.request, {**c.program.sizes, "n": n}) for n in sizes] for c in plan.candidates]
+    best = [min(column) for column in zip(*prices, strict=True)]
+    worst = [max(own / least for own, least in zip(row, best, strict=True)) for row in prices]
+    assert worst[0] == pytest.approx(min(worst))
+    assert "at worst, for n from 1 to 64" in str(plan)
+    for count in (1, 3, 64):
+        x = seeded(count, 40)
+        same(wide(x), x @ wide.A.T @ wide.B.T)
+
+
+def test_crossovers_are_printed_and_right() -> None:
+    module = tnalgebra.compile(
+        "X[n i] A[a i] B[o a] -> [n o]",
+        inputs={"X": (1, 200)},
+        values={"A": seeded(150, 200), "B": seeded(200, 150)},
+    )
+    changes = module.plan.crossovers()
+    assert changes[0][0] == 1
+    for (low, before), (at, after) in pairwise(changes):
+        assert low < at
+
+        def cost(candidate: Candidate, count: int) -> float:
+            return price(candidate.program, module.plan.request, {**candidate.program.sizes, "n": count})
+
+        assert cost(before, at - 1) <= cost(after, at - 1)
+        assert cost(after, at) <= cost(before, at)
+        if after is not module.plan.chosen:
+            assert f"from n={at} on" in str(module.plan)
+
+
+# What is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inputs": {}}, "there is no input"),
+        ({"inputs": {"Y": (2, 4)}}, "no tensor 'Y'"),
+        ({"inputs": {"X": (2, 4, 1)}}, "has 3 axes, its node has 2"),
+        ({"inputs": {"X": (2, 4), "A": (3, 4)}}, "'A' is an input and has a value"),
+        ({"values": {"A": seeded(3, 4)}}, "no value for 'B'"),
+        ({"constants": {"C"}}, "the constant 'C' has no value"),
+        ({"values": {"A": seeded(3, 4), "B": seeded(5, 3).float()}}, "differ in dtype or device"),
+        ({"dynamic": {"a": (1, 4)}}, "the size of 'a' decides other sizes, or a weight has it"),
+        ({"dynamic": {"n": (4, 1)}}, "the range of 'n'"),
+        ({"dynamic": {"n": (0, 4)}}, "the range of 'n'"),
+    ],
+)
+def test_what_cannot_be_compiled(options: dict[str, object], message: str) -> None:
+    with pytest.raises(CompileError, match=message):
+        linear(**options)
+
+
+def test_a_value_that_does_not_fit() -> None:
+    with pytest.raises(ValuesError):
+        linear(values={"A": seeded(3, 4, 1), "B": seeded(5, 3)})
+
+
+@pytest.mark.parametrize(
+    "word", ["forward", "training", "float", "code", "frozen", "plan", "network", "self", "_code", "_thawed", "freeze"]
+)
+def test_names_that_modules_use(word: str) -> None:
+    with pytest.raises(CompileError, match=f"a tensor is called '{word}'"):
+        tnalgebra.compile(f"X[n i] {word}[o i] -> [n o]", inputs={"X": (2, 4)}, values={word: seeded(3, 4)})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "named", "message"),
+    [
+        ([seeded(2, 5)], {}, "the axis 'i' of the input 'X' has 5 elements, needed are 4"),
+        ([seeded(0, 4)], {}, "'n' would have size 0"),
+        ([seeded(2, 4, 1)], {}, "the input 'X' has 3 axes, its node has 2"),
+        ([seeded(2, 4).float()], {}, "the input 'X' is torch.float32, the weights are torch.float64"),
+        ([seeded(2, 4), seeded(2, 4)], {}, "2 inputs are given"),
+        ([], {}, "the input 'X' is missing"),
+        ([], {"Y": seeded(2, 4)}, "'Y' is no input"),
+        ([seeded(2, 4)], {"X": seeded(2, 4)}, "'X' is given twice"),
+    ],
+)
+@pytest.mark.parametrize("frozen", [False, True], ids=["thawed", "frozen"])
+def test_calls_that_do_not_fit(inputs: list[Tensor], named: dict[str, Tensor], message: str, frozen: bool) -> None:
+    module = linear()
+    if frozen:
+        module.freeze()
+    with pytest.raises(CompileError, match=message):
+        module(*inputs, **named)
+
+
+def test_a_failed_freeze_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = CASE.compiled(), CASE.input()
+    before, code = module(x), module.code
+
+    def fails(*_arguments: object, **_named: object) -> list[Tensor]:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(compiled, "emit_values", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        module.freeze()
+    assert not module.frozen
+    assert module.code == code
+    assert torch.equal(module(x), before)
+
+
+def test_text_of_the_module() -> None:
+    module = linear()
+    assert repr(module) == "Compiled(X[n:2 i:4] A[a:3 i] B[o:5 a])"
+    assert repr(module.freeze()) == "Compiled(X[n:2 i:4] A[a:3 i] B[o:5 a], frozen)"
+    assert repr(nn.Sequential(module)).count("Compiled(X[") == 1

@@ -1,0 +1,455 @@
+"""The code of compiled networks under all that torch does to code: gradients, dtypes, memory formats, export, ..."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, export
+from torch.func import functional_call, jacrev, jvp, vmap
+from torch.nn import functional
+
+from tests.emitted_cases import CASES, Case, Emitted, candidates, picked
+from tnalgebra.compiler import choose as choosing
+from tnalgebra.compiler.choose import Candidate
+from tnalgebra.compiler.compiled import Compiled
+from tnalgebra.compiler.cost import Constants, constants_for
+from tnalgebra.compiler.emit import argument_names, emit
+from tnalgebra.compiler.operations import Convolve, Format, Program, Unfold
+from tnalgebra.network.nodes import NamedTensor
+from tnalgebra.tensors.evaluation import evaluate
+
+# Differently ordered sums of at most a few hundred products of normal numbers, in float64.
+ROUNDING = {"rtol": 1e-11, "atol": 1e-12}
+
+FUNCTIONS = {
+    *(getattr(functional, f"conv{axes}d") for axes in (1, 2, 3)),
+    *(getattr(functional, f"conv_transpose{axes}d") for axes in (1, 2, 3)),
+    *(getattr(functional, f"avg_pool{axes}d") for axes in (1, 2, 3)),
+    *(functional.linear, functional.pad, torch.matmul, torch.bmm, torch.unflatten, torch.diagonal),
+    *(operator.mul, operator.truediv, operator.getitem),
+}
+PATTERN = Case(
+    "X[n x] Conv[x u h | padding=1] Conv[x v w] A[h a] B[w b] -> [n u v a b]", "n=2 x=6 h=3 w=2 a=2 b=4", "n"
+)
+"""Two windows on one label: a plan makes one of them a dense pattern."""
+
+METHODS = {"permute", "reshape", "flatten", "expand", "contiguous", "unfold", "sum", "size"}
+
+
+def same(one: Tensor, two: Tensor, **tolerance: float) -> None:
+    torch.testing.assert_close(one, two, **{**ROUNDING, **tolerance})  # type: ignore[arg-type]
+
+
+def oracle(case: Case, x: Tensor) -> Tensor:
+    return evaluate(case.network if x.shape == case.shapes()["X"] else case.resized(x.shape), {"X": x, **case.values()})
+
+
+def every_candidate(*names: str) -> Iterator[Any]:
+    for name in names or CASES:
+        for number, candidate in enumerate(picked(name)):
+            yield pytest.param(name, candidate, id=f"{name}-{number}-{candidate.program.style}")
+
+
+each_candidate = pytest.mark.parametrize(("name", "candidate"), list(every_candidate()))
+each_case = pytest.mark.parametrize("name", CASES)
+each_state = pytest.mark.parametrize("frozen", [False, True], ids=["thawed", "frozen"])
+
+
+def compiled(name: str, *, frozen: bool, **options: object) -> Compiled:
+    module = CASES[name].compiled(**options)  # type: ignore[arg-type]
+    return module.freeze() if frozen else module
+
+
+# Values and words -----------------------------------------------------------------------------------------------
+
+
+@each_case
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_every_candidate_computes_the_network(name: str, channels_last: bool) -> None:
+    case = CASES[name]
+    for x in (case.input(), case.input(**case.other_sizes()), case.input(n=1)):
+        expected = oracle(case, x)
+        if channels_last and x.ndim in (4, 5):
+            x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+        for candidate in candidates(name, channels_last=channels_last):
+            same(Emitted(case, candidate)(x), expected)
+
+
+@each_case
+def test_code_calls_torch_alone(name: str) -> None:
+    graphs = [emit(candidate.program).graph for candidate in candidates(name)]
+    graphs.append(compiled(name, frozen=True)._code.graph)
+    for graph in graphs:
+        for node in graph.nodes:
+            assert node.op in ("placeholder", "output", "call_function", "call_method")
+            if node.op == "call_function":
+                assert node.target in FUNCTIONS, node.target
+            if node.op == "call_method":
+                assert node.target in METHODS, node.target
+            constants = [leaf for leaf in flat((node.args, node.kwargs)) if not isinstance(leaf, fx.Node)]
+            assert "device" not in node.kwargs
+            assert not any(isinstance(leaf, torch.device | torch.dtype | Tensor) for leaf in constants)
+
+
+@each_case
+def test_arguments_are_called_like_their_tensors(name: str) -> None:
+    for candidate in candidates(name):
+        graph = emit(candidate.program).graph
+        arguments = [node for node in graph.nodes if node.op == "placeholder"]
+        names = [*candidate.program.inputs, *argument_names(candidate.program)]
+        assert [node.name for node in arguments] == [node.target for node in arguments] == names
+
+
+def test_code_as_text() -> None:
+    module = CASES["tucker-2"].compiled()
+    first, *rest = module.code.splitlines()
+    assert first.startswith("def forward(self, X, ")
+    assert rest[-1].strip().startswith("return ")
+    assert len(rest) == sum(node.op != "placeholder" for node in module._code.graph.nodes)
+    assert module.freeze().code.splitlines()[0] == "def forward(self, X, frozen_0):"
+
+
+def flat(value: object) -> Iterator[object]:
+    match value:
+        case dict():
+            for one in value.values():
+                yield from flat(one)
+        case list() | tuple():
+            for one in value:
+                yield from flat(one)
+        case slice():
+            yield from flat((value.start, value.stop, value.step))
+        case _:
+            yield value
+
+
+# Gradients ------------------------------------------------------------------------------------------------------
+
+
+def tensors(case: Case, module: Emitted) -> tuple[Tensor, ...]:
+    return (case.input().requires_grad_(), *(getattr(module, name).detach().requires_grad_() for name in module.names))
+
+
+@each_candidate
+def test_gradients(name: str, candidate: Candidate) -> None:
+    case = CASES[name]
+    module = Emitted(case, candidate)
+    given = tensors(case, module)
+    value = module.code(*given)
+    weight = torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(3))
+    found = torch.autograd.grad(value, given, weight)
+    # the value is linear in each tensor: its gradient is the exact difference quotient along any direction
+    for number, (tensor, gradient) in enumerate(zip(given, found, strict=True)):
+        direction = torch.randn(tensor.shape, dtype=tensor.dtype, generator=torch.Generator().manual_seed(number))
+        moved = [one.detach() + direction if one is tensor else one.detach() for one in given]
+        change = ((module.code(*moved) - value.detach()) * weight).sum()
+        same((gradient * direction).sum(), change, rtol=1e-8, atol=1e-8)  # differences of values near 100
+
+
+torch_scripts = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode uses it
+
+
+@torch_scripts
+@pytest.mark.parametrize("name", ["tucker-2", "cp, stride 2", "transposed", "grouped", "locally connected", "reflect"])
+def test_gradients_of_gradients(name: str) -> None:
+    case = CASES[name]
+    module = Emitted(case, candidates(name)[0])
+    given = tensors(case, module)
+    assert torch.autograd.gradcheck(module.code, given, fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(module.code, given, fast_mode=True)
+
+
+@torch_scripts
+@pytest.mark.parametrize("name", ["tucker-2", "ring", "linear", "locally connected"])
+def test_functional_transforms(name: str) -> None:
+    case = CASES[name]
+    module, x = case.compiled(), case.input()
+    state = {key: value.detach() for key, value in module.named_parameters()}
+    same(functional_call(module, state, (x,)), module(x).detach())
+
+    key = next(iter(state))
+
+    def of_one(value: Tensor) -> Tensor:
+        return functional_call(module, {**state, key: value}, (x,))  # type: ignore[no-any-return]
+
+    jacobian = jacrev(of_one)(state[key])
+    direction = torch.ones_like(state[key])
+    linear = (jacobian * direction).flatten(-direction.ndim).sum(-1)
+    same(jvp(of_one, (state[key],), (direction,))[1], linear)
+    same(of_one(direction), linear)  # the value is linear in every tensor
+
+    models = torch.stack([state[key], 2 * state[key], direction])
+    expected = torch.stack([of_one(one) for one in models])
+    same(vmap(of_one)(models), expected)
+    images = torch.stack([x, 2 * x])
+    same(vmap(module)(images), torch.stack([module(x), 2 * module(x)]))
+
+
+# Dtypes ---------------------------------------------------------------------------------------------------------
+
+
+def close_in_low_precision(found: Tensor, expected: Tensor, epsilon: float) -> None:
+    """Every factor of every step is rounded: an error of some epsilon of the largest value."""
+    assert found.shape == expected.shape
+    error = (found.double() - expected.double()).abs().max()
+    assert error <= 8 * epsilon * expected.abs().max()
+
+
+@each_case
+@each_state
+def test_autocast(name: str, frozen: bool) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=frozen, dtype=torch.float32)
+    x = case.input(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = module(x)
+    if any("conv" in str(node.target) or "linear" in str(node.target) for node in module._code.graph.nodes):
+        assert value.dtype == torch.bfloat16
+    close_in_low_precision(value, oracle(case, case.input()), 2**-8)
+
+
+@each_case
+@each_state
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(name: str, frozen: bool, dtype: torch.dtype) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=frozen, dtype=torch.float32).to(dtype)
+    value = module(case.input(dtype=dtype))
+    assert value.dtype == dtype
+    close_in_low_precision(value, oracle(case, case.input()), torch.finfo(dtype).eps)
+
+
+@each_case
+def test_double_precision_after_single(name: str) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=False, dtype=torch.float32).double()
+    x = case.input()
+    same(module(x), evaluate(case.network, {"X": x, **case.values(dtype=torch.float32)}))
+
+
+# Memory formats -------------------------------------------------------------------------------------------------
+
+
+@each_candidate
+def test_memory_of_inputs_changes_no_value(name: str, candidate: Candidate) -> None:
+    case, x = CASES[name], CASES[name].input()
+    module = Emitted(case, candidate)
+    if x.ndim in (4, 5):
+        last = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+        same(module(last), module(x))
+    strange = torch.empty_strided(x.shape, [2 * stride for stride in x.stride()], dtype=x.dtype).copy_(x)
+    same(module(strange), module(x))
+    same(module(x.flip(-1).transpose(0, 1).contiguous().transpose(0, 1).flip(-1)), module(x))
+
+
+@pytest.mark.parametrize("name", ["tucker-2", "train", "7x7 stem", "grouped", "1x1", "depthwise, dilated"])
+def test_channels_last_is_kept(name: str) -> None:
+    case = CASES[name]
+    module = case.compiled(memory_format=torch.channels_last)
+    x = case.input().contiguous(memory_format=torch.channels_last)
+    same(module(x), oracle(case, case.input()))
+    for candidate in picked(name, channels_last=True):
+        value = Emitted(case, candidate)(x)
+        last = candidate.program.operations[-1]
+        if candidate.program.style.memory_format == "channels_last" and isinstance(last, Convolve):
+            assert value.is_contiguous(memory_format=torch.channels_last), candidate.program.style
+
+
+# torch.compile --------------------------------------------------------------------------------------------------
+
+
+@each_case
+@pytest.mark.parametrize(("frozen", "backend"), [(False, "aot_eager"), (True, "eager")], ids=["thawed", "frozen"])
+def test_torch_compile(name: str, frozen: bool, backend: str) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=frozen)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    fast = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
+    for count in (11, 13, 12):  # sizes that nothing else has: torch takes equal ones for one
+        x = case.input(n=count).requires_grad_()
+        value, expected = fast(x), module(x)
+        same(value, expected)
+        (one,), (two,) = (torch.autograd.grad(v.pow(2).sum(), [x]) for v in (value, expected))
+        same(one, two, rtol=1e-9, atol=1e-9)  # of squares
+    assert counter.frame_count == 1
+
+
+def test_torch_compile_sees_changed_parameters() -> None:
+    case = CASES["tucker-2"]
+    module, x = case.compiled(), case.input()
+    torch._dynamo.reset()
+    fast = torch.compile(module, fullgraph=True, backend="aot_eager")
+    before = fast(x)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(2)
+    same(fast(x), 2 ** len(list(module.parameters())) * before)
+
+
+def test_freezing_and_thawing_a_module_that_torch_compiled() -> None:
+    case = CASES["tucker-2"]
+    module, x = case.compiled(), case.input()
+    torch._dynamo.reset()
+    fast = torch.compile(module, fullgraph=True, backend="eager")
+    before = fast(x)
+    module.freeze()
+    same(fast(x), before)
+    module.thaw()
+    with torch.no_grad():
+        module.U.mul_(2)
+    same(fast(x), 2 * before)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own modules, as they are loaded
+def test_inductor() -> None:
+    case = CASES["tucker-2"]
+    module, x = case.compiled(), case.input()
+    torch._dynamo.reset()
+    try:
+        value = torch.compile(module, fullgraph=True)(x)
+    except torch._inductor.exc.InductorError as error:  # type: ignore[attr-defined]
+        pytest.skip(f"there is no C++ compiler that works: {error}")
+    same(value, module(x))
+
+
+# Export ---------------------------------------------------------------------------------------------------------
+
+
+def dynamic_shapes(case: Case, program: Program) -> dict[int, Any]:
+    """All sizes that may move; the batch alone where windows are unfolded, whose memory torch does not understand."""
+    unfolds = any(isinstance(operation, Unfold) for operation in program.operations)
+    node = next(node for node in case.network.nodes if isinstance(node, NamedTensor) and node.name == "X")
+    return {
+        axis: Dim(f"size_{label}", min=2 if label == "n" else case.network.sizes[label], max=64)
+        for axis, label in enumerate(node.labels)
+        if label == "n" or (label in case.free.split() and not unfolds)
+    }
+
+
+def assert_free_of_nominal_sizes(program: torch.export.ExportedProgram, batch: int) -> None:
+    """No constant of the graph is the batch it was exported with, and memory is addressed through shapes alone."""
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            assert "as_strided" not in str(node.target)
+            assert batch not in list(flat((node.args, node.kwargs))), node.format_node()
+
+
+@pytest.mark.parametrize(
+    ("name", "candidate"),
+    list(every_candidate("tucker-2", "train", "grouped", "transposed", "7x7 stem", "locally connected")),
+)
+def test_export_of_every_style(name: str, candidate: Candidate) -> None:
+    case = CASES[name]
+    module = Emitted(case, candidate).eval()
+    shapes = dynamic_shapes(case, candidate.program)
+    program = export(module, (case.input(n=41),), dynamic_shapes=(shapes,), strict=False)
+    assert_free_of_nominal_sizes(program, 41)  # a size that nothing else has
+    run = program.module()
+    for sizes in ({"n": 3}, case.other_sizes()):
+        sizes = sizes if len(shapes) > 1 else {"n": sizes["n"]}
+        same(run(case.input(**sizes)), module(case.input(**sizes)))
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"), [*((name, False) for name in CASES), ("tucker-2", True), ("ring", True), ("reflect", True)]
+)
+def test_export_of_modules(name: str, frozen: bool) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=frozen)
+    shapes = dynamic_shapes(case, module.plan.chosen.program)
+    program = export(module, (case.input(n=41),), dynamic_shapes={"inputs": (shapes,)}, strict=False)
+    assert_free_of_nominal_sizes(program, 41)
+    run = program.module()
+    for sizes in ({"n": 3}, case.other_sizes()):
+        sizes = sizes if len(shapes) > 1 else {"n": sizes["n"]}
+        same(run(case.input(**sizes)), module(case.input(**sizes)))
+
+
+@pytest.mark.xfail(reason="torch binds the size to be a multiple where windows of `unfold` stand side by side")
+def test_export_of_windows_side_by_side() -> None:
+    class Windows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.unfold(1, 2, 2)
+
+    export(Windows(), (torch.zeros(3, 8),), dynamic_shapes=({1: Dim("size", min=4, max=64)},), strict=False)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript", "ignore::DeprecationWarning:torch.onnx")
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the exporter's own use of its libraries
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("tucker-2", False),
+        ("tucker-2", True),
+        ("cp, stride 2", False),
+        ("ring", True),
+        ("grouped", False),
+        ("transposed", False),
+        ("Monarch", False),
+        ("global pooling", False),
+        ("locally connected", False),
+        ("reflect", True),
+    ],
+)
+def test_onnx(name: str, frozen: bool, tmp_path: Path) -> None:
+    case = CASES[name]
+    module = compiled(name, frozen=frozen, dtype=torch.float32).eval()
+    file = tmp_path / "module.onnx"
+    torch.onnx.export(
+        module,
+        (case.input(n=41, dtype=torch.float32),),
+        file,
+        dynamo=True,
+        dynamic_shapes={"inputs": ({0: Dim("n", min=2, max=64)},)},
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    for count in (3, 7):
+        x = case.input(n=count, dtype=torch.float32)
+        (value,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        expected = module(x).detach()
+        error = (torch.from_numpy(value) - expected).abs().max()
+        assert error <= 1e-5 * expected.abs().max()  # float32: a few hundred terms, summed in another order
+
+
+# Devices --------------------------------------------------------------------------------------------------------
+
+
+@each_case
+def test_code_has_no_device_of_its_own(name: str) -> None:
+    case = CASES[name]
+    with FakeTensorMode():
+        for candidate in candidates(name):
+            module = Emitted(case, candidate)
+            given = [case.input(), *(getattr(module, own).detach() for own in module.names)]
+            fakes = [torch.empty(one.shape, dtype=one.dtype, device="cuda") for one in given]
+            assert emit(candidate.program)(*fakes).device.type == "cuda"
+
+
+@pytest.mark.parametrize("name", [*CASES, "pattern"])
+def test_a_module_that_moved_is_frozen_where_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is not there: tensors without elements."""
+
+    def constants(_device: torch.device, dtype: torch.dtype, memory_format: Format) -> Constants:
+        return constants_for(torch.device("cpu"), dtype, memory_format)
+
+    monkeypatch.setattr(choosing, "constants_for", constants)
+    module, shape = (PATTERN if name == "pattern" else CASES[name]).compiled(), CASES.get(name, PATTERN).shapes()["X"]
+    with FakeTensorMode():
+        module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
+        x = torch.empty(shape, dtype=torch.float64, device="cuda")
+        assert module(x).device.type == "cuda"
+        module.freeze()
+        assert module(x).device.type == "cuda"
+        assert module.plan.request.device.type == "cuda"
+        assert all(buffer.device.type == "cuda" for buffer in module.buffers())

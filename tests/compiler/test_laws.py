@@ -1,0 +1,134 @@
+"""Law 5: what is compiled is what the oracle computes, values and gradients, whichever plan runs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.compiler_cases import assert_same, at_other_sizes, candidate_value, compiled
+from tests.strategies import random_values, valued_networks
+from tnalgebra.errors import CompileError, TnalgebraError
+from tnalgebra.network.network import Network
+from tnalgebra.tensors.contraction import contract
+from tnalgebra.tensors.evaluation import evaluate, magnitude, operands
+
+Example = tuple[Network, dict[str, Tensor], list[str]]
+
+FEWER = settings(max_examples=settings().max_examples // 4)
+"""For laws over all candidates of a plan, of which there are up to 24."""
+
+
+@st.composite
+def examples(draw: st.DrawFn, *, max_nodes: int = 6) -> Example:
+    """A random network, the values of its tensors, and some of them as inputs."""
+    network, values = draw(valued_networks(max_nodes=max_nodes).filter(lambda drawn: bool(drawn[1])))
+    inputs = draw(st.sets(st.sampled_from(sorted(values)), min_size=1))
+    return network, values, sorted(inputs)
+
+
+def gradients(value: Tensor, tensors: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
+    """name -> the derivative of <direction, value>."""
+    if not value.requires_grad:
+        return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    found = torch.autograd.grad(value, [*tensors.values()], direction, allow_unused=True, materialize_grads=True)
+    return dict(zip(tensors, found, strict=True))
+
+
+def dense_gradients(network: Network, values: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
+    """The same by autograd through the dense float64 contraction."""
+    tensors = {name: value.clone().requires_grad_() for name, value in values.items()}
+    return gradients(contract(operands(network, tensors, torch.float64), network.output), tensors, direction)
+
+
+def scale_of_gradients(network: Network, values: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
+    """The same with absolute values everywhere: what their rounding errors are measured against."""
+    tensors = {name: value.abs().requires_grad_() for name, value in values.items()}
+    dense = [(tensor.abs(), labels) for tensor, labels in operands(network, tensors, torch.float64)]
+    return gradients(contract(dense, network.output), tensors, direction.abs())
+
+
+@given(examples())
+def test_compiled_is_the_oracles_value(example: Example) -> None:
+    network, values, inputs = example
+    module = compiled(network, values, inputs)
+    expected, scale = evaluate(network, values), magnitude(network, values)
+    given_ = [values[name] for name in inputs]
+    assert_same(module(*given_).detach(), expected, scale)
+    assert_same(module.freeze()(*given_).detach(), expected, scale)
+
+
+@given(examples())
+def test_compiled_never_dense_is_the_oracles_value(example: Example) -> None:
+    network, values, inputs = example
+    module = compiled(network, values, inputs, candidates="factored")
+    value = module(*(values[name] for name in inputs)).detach()
+    assert_same(value, evaluate(network, values), magnitude(network, values))
+
+
+@given(examples(), st.integers(0, 2**32 - 1))
+def test_gradients_are_those_of_the_dense_contraction(example: Example, seed: int) -> None:
+    network, values, inputs = example
+    module = compiled(network, values, inputs, backward=True)
+    given_ = {name: values[name].clone().requires_grad_() for name in inputs}
+    value = module(**given_)
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(value.shape, dtype=torch.float64, generator=generator)
+    found = gradients(value, {**given_, **dict(module.named_parameters())}, direction)
+    expected = dense_gradients(network, values, direction)
+    scale = scale_of_gradients(network, values, direction)
+    assert found.keys() == expected.keys()
+    for name in values:
+        assert_same(found[name], expected[name], scale[name])
+
+
+@FEWER
+@given(examples(max_nodes=8))
+def test_every_candidate_is_the_oracles_value(example: Example) -> None:
+    network, values, inputs = example
+    module = compiled(network, values, inputs)
+    expected, scale = evaluate(network, values), magnitude(network, values)
+    for candidate in module.plan.candidates:
+        assert_same(candidate_value(candidate, values), expected, scale)
+
+
+@FEWER
+@given(examples())
+def test_every_candidate_has_the_gradients_of_the_dense_contraction(example: Example) -> None:
+    network, values, inputs = example
+    module = compiled(network, values, inputs)
+    direction = torch.ones(evaluate(network, values).shape, dtype=torch.float64)
+    expected = dense_gradients(network, values, direction)
+    scale = scale_of_gradients(network, values, direction)
+    for candidate in module.plan.candidates:
+        tensors = {name: value.clone().requires_grad_() for name, value in values.items()}
+        for name, found in gradients(candidate_value(candidate, tensors), tensors, direction).items():
+            assert_same(found, expected[name], scale[name])
+
+
+@given(examples(), st.data())
+def test_inputs_of_other_sizes_are_computed_right_or_refused(example: Example, data: st.DataObject) -> None:
+    network, values, inputs = example
+    module = compiled(network, values, inputs)
+    weights = {name: value for name, value in values.items() if name not in inputs}
+    labels = [label for node in network.nodes if node.name in inputs for label in node.labels]
+    if not labels:
+        return
+    label = data.draw(st.sampled_from(labels))
+    size = data.draw(st.sampled_from([n for n in (1, 2, 3, 5, 8) if n != network.sizes[label]]))
+    try:
+        other = at_other_sizes(network, {label: size})
+        others = {**random_values(other, 0), **weights}
+        expected, scale = evaluate(other, others), magnitude(other, others)
+    except TnalgebraError:
+        return  # no value of these sizes: a weight or a window has another
+    try:
+        value = module(*(others[name] for name in inputs))
+    except CompileError as error:
+        assert re.search("needed are|do not fit", str(error))  # noqa: PT017
+        return
+    assert_same(value.detach(), expected, scale)

@@ -1,0 +1,359 @@
+"""The search for an order against all orders, and what plans come out as calls of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from math import inf, prod
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import tnalgebra as tn
+from tests.compiler_cases import calls, candidate_value, check, compiled
+from tests.strategies import networks, random_values
+from tnalgebra.compiler.problem import Problem, problem_of, problems
+from tnalgebra.compiler.search import EXACT, Search, Tree
+from tnalgebra.network.network import Network
+from tnalgebra.network.nodes import Conv, Fuse
+from tnalgebra.network.notation import parse
+from tnalgebra.nn.torch_layers import layer_network
+
+
+class Counts:
+    """Prices without a machine: the multiply-adds of contractions, the elements that every other step writes."""
+
+    def convolution(self, *, multiply_adds: int, **_: Any) -> float:
+        return multiply_adds
+
+    def product(self, *, multiply_adds: int, **_: Any) -> float:
+        return multiply_adds
+
+    def pointwise(self, *, written: int, **_: Any) -> float:
+        return written
+
+
+def search(problem: Problem, *, keep: int = 1, patterns: bool = False) -> Search:
+    return Search(problem, Counts(), keep=keep, patterns=patterns, dense=True, most=10**12)
+
+
+# All orders, slowly ---------------------------------------------------------------------------------------------
+
+Group = frozenset[int]
+
+
+class AllOrders:
+    """The cheapest of all orders of a problem, by trying them. Nodes have numbers: tensors first, then views."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.nodes = [*problem.leaves, *(view for view in problem.views)]
+        self.labels = [frozenset(node.labels) for node in self.nodes]
+        self.everything = frozenset(range(len(self.nodes)))
+        tensors = frozenset(frozenset([n]) for n in range(len(problem.leaves)))
+        self.known: dict[tuple[frozenset[Group], Group], float] = {}
+        self.best = self.cheapest(tensors, self.everything - frozenset(range(len(problem.leaves))))
+
+    def size(self, labels: frozenset[str]) -> int:
+        return prod(self.problem.sizes[label] for label in labels)
+
+    def on(self, group: Group) -> frozenset[str]:
+        return frozenset(label for node in group for label in self.labels[node])
+
+    def live(self, group: Group) -> frozenset[str]:
+        return self.on(group) & (self.on(self.everything - group) | {*self.problem.output})
+
+    def cheapest(self, items: frozenset[Group], free: Group) -> float:
+        """The price from here on, with these intermediates and the views that no step has absorbed."""
+        if len(items) == 1 and not free:
+            return 0.0
+        if (items, free) not in self.known:
+            self.known[items, free] = min(
+                (
+                    price + self.cheapest(items - taken | {made}, free - made)
+                    for price, taken, made in self.steps(items, free)
+                ),
+                default=inf,
+            )
+        return self.known[items, free]
+
+    def steps(self, items: frozenset[Group], free: Group) -> Iterator[tuple[float, frozenset[Group], Group]]:
+        """Price, the intermediates a step takes, the one it makes."""
+        for one in items:
+            for count in (1, 2, 3):
+                for views in combinations(sorted(free), count):
+                    price = self.view(one, views)
+                    if price is not None:
+                        yield price, frozenset([one]), one | {*views}
+            for other in items - {one}:
+                for count in range(4):
+                    for windows in combinations(sorted(free), count):
+                        for transposed in (False, True)[: 1 + bool(windows)]:
+                            price = self.join(one, other, windows, transposed)
+                            if price is not None:
+                                yield price, frozenset([one, other]), one | other | {*windows}
+
+    def view(self, one: Group, views: tuple[int, ...]) -> float | None:
+        """One window or reshape; or two or three sums over windows at once."""
+        before, after = self.live(one), self.live(one | {*views})
+        nodes = [self.nodes[n] for n in views]
+        for number, node in zip(views, nodes, strict=True):
+            if isinstance(node, Conv):
+                summed = node.k not in self.problem.output and all(
+                    node.k not in self.labels[n] for n in self.everything - {number}
+                )
+                if (
+                    node.x not in before
+                    or node.x in after
+                    or {node.y, node.k} & before
+                    or (len(views) > 1 and not summed)
+                ):
+                    return None
+            else:
+                parts = {*node.labels[1:]}
+                whole = node.labels[0]
+                split = whole in before and whole not in after and not parts & before
+                merge = parts <= before and not parts & after and whole not in before
+                if len(views) > 1 or not (split or merge):
+                    return None
+        if any(a & b for a, b in combinations([self.labels[n] for n in views], 2)):
+            return None
+        return 0.0 if isinstance(nodes[0], Fuse) else float(self.size(after))
+
+    def join(self, one: Group, other: Group, windows: tuple[int, ...], transposed: bool) -> float | None:
+        left, right = self.live(one), self.live(other)
+        whole = one | other | {*windows}
+        after = self.live(whole)
+        sources, kernel, results = set(), set(), set()
+        for number in windows:
+            node = self.nodes[number]
+            if not isinstance(node, Conv):
+                return None
+            x, y, k = (node.y, node.x, node.k) if transposed else (node.x, node.y, node.k)
+            carried = any(y in self.labels[n] for n in whole - {number})
+            if x not in left or x in right or x in after or k not in right or k in left or k in after or carried:
+                return None
+            if transposed and node.mode != "zeros":
+                return None
+            sources, kernel, results = sources | {x}, kernel | {k}, results | {y}
+        if any(a & b for a, b in combinations([self.labels[n] for n in windows], 2)):
+            return None
+        shared = left & right
+        if windows:
+            positions = sources if transposed else results
+            return float(self.size((left | right) - sources | positions))
+        if not shared and not self.may_multiply(one, other):
+            return None
+        return float(self.size(left | right)) if shared - after else float(self.size(after))
+
+    def may_multiply(self, one: Group, other: Group) -> bool:
+        """Tensors without a common label: one stands alone in the network, or a reshape will join their labels."""
+        alone = any(self.on(group).isdisjoint(self.on(self.everything - group)) for group in (one, other))
+        joined = any(
+            isinstance(self.nodes[n], Fuse) and self.labels[n] & self.live(one) and self.labels[n] & self.live(other)
+            for n in self.everything - one - other
+        )
+        return alone or joined
+
+
+@settings(max_examples=settings().max_examples // 2)
+@given(networks(max_nodes=5))
+def test_the_exact_search_finds_the_cheapest_of_all_orders(network: Network) -> None:
+    for problem in problems(network, [], network.sizes):
+        if not problem.leaves:
+            continue
+        found = search(problem).best()
+        slow = AllOrders(problem).best
+        assert (found[0].seconds if found else inf) == slow
+
+
+CHAINS = [
+    "A[a:2 b:7] B[b c:3] C[c d:5] D[d e:2] E[e f:11] F[f g:3]",
+    "X[n:2 i:3 x:9] Conv[x y k] Conv[y z l] K[o:4 i k:3] L[p:5 o l:2] -> [n p z]",
+    "X[n:2 i:5 x:7 z:6] Conv[x u k] Conv[z v l] A[o:4 r:2] B[i r] C[k:3 r] D[l:2 r] -> [n o u v]",
+    "X[n:2 f:6] Fuse[f a:2 b:3] A[a p:2 c:4] B[b p d:5] Fuse[g c d] -> [n g]",
+]
+
+
+@pytest.mark.parametrize("text", CHAINS)
+def test_the_exact_search_finds_the_cheapest_order_of(text: str) -> None:
+    problem = problem_of(parse(text), [])
+    assert search(problem).best()[0].seconds == AllOrders(problem).best
+
+
+@settings(max_examples=settings().max_examples // 2)
+@given(networks(min_nodes=3, max_nodes=7))
+def test_orders_beyond_the_exact_search_are_never_better_than_it(network: Network) -> None:
+    problem = problem_of(network, [])
+    own = search(problem, patterns=True)
+    exact, greedy = own.exact(own.leaves(), own.everything), own.greedy(own.leaves())
+    if greedy is not None:
+        improved = own.improved(greedy)
+        check_prices(own, improved)
+        assert exact[0].seconds <= improved.seconds <= greedy.seconds
+
+
+def check_prices(own: Search, tree: Tree) -> None:
+    """The price of a tree is that of its steps, and its parts are what it is made of."""
+    assert tree.mask == sum(part.mask for part in tree.parts) + sum(1 << n for n in tree.views) or not tree.parts
+    if tree.step == "join":
+        one, other = (part.mask for part in tree.parts)
+        step = own.join_price(one, other, own.live(tree.mask), tree.views, tree.transposed)
+    elif tree.step == "view":
+        step = own.view_price(tree.parts[0].mask, tree.views)
+    else:
+        return
+    assert step is not None
+    assert tree.seconds == pytest.approx(step + sum(part.seconds for part in tree.parts))
+    for part in tree.parts:
+        check_prices(own, part)
+
+
+def train(cores: int, bond: int) -> str:
+    """An input of half as many axes as the train has cores, on the first of them."""
+    half = cores // 2
+    text = " ".join(
+        f"A{i}[{f'b{i}:{bond}' if i else ''} x{i}:2 {f'b{i + 1}:{bond}' if i + 1 < cores else ''}]"
+        for i in range(cores)
+    )
+    out = " ".join(f"x{i}" for i in range(half, cores))
+    return f"X[n:3 {' '.join(f'x{i}:2' for i in range(half))}] {text} -> [n {out}]"
+
+
+def test_a_train_of_16_cores() -> None:
+    module = check(train(16, 3), "X")
+    # the cheapest way multiplies the input by one core after the other: at most 3*256*2*3*3 each
+    assert module.plan.multiply_adds <= 16 * 3 * 256 * 2 * 9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_twenty_nodes_at_random(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ends: list[list[str]] = [[] for _ in range(20)]
+    sizes: dict[str, int] = {}
+    for number in range(1, 20):  # a tree, and five more bonds
+        ends[int(torch.randint(number, (), generator=generator))].append(f"t{number}")
+        ends[number].append(f"t{number}")
+        sizes[f"t{number}"] = 2 + number % 2
+    for number in range(5):
+        for node in torch.randperm(20, generator=generator)[:2].tolist():
+            ends[node].append(f"l{number}")
+        sizes[f"l{number}"] = 2
+    ends[0].append("n")
+    text = " ".join(f"T{number}[{' '.join(labels)}]" for number, labels in enumerate(ends))
+    network = parse(f"{text} -> [n]")
+    check(Network(network.nodes, network.output, {**sizes, "n": 3}), "T0")
+
+
+def test_the_exact_search_has_a_bounded_number_of_states() -> None:
+    cores = " ".join(f"A{i}[b{i}:2 x{i}:2 b{i + 1}:2]" for i in range(EXACT))
+    problem = problem_of(parse(cores), [])
+    own = search(problem, keep=4)
+    assert own.best()
+    assert len(own._live) <= 2**EXACT
+    beyond = problem_of(parse(f"{cores} B[b{EXACT} y:3]"), [])
+    assert len(problem.leaves) == EXACT < len(beyond.leaves)
+    assert len(search(beyond).best()) == 1
+
+
+# Calls ------------------------------------------------------------------------------------------------------------
+
+
+def layer_calls(layer: nn.Module, *shape: int, **choices: Any) -> dict[str, int]:
+    network, values, _ = layer_network(layer)
+    module = tn.compile(network, inputs={"X": shape}, values=values, **choices)
+    x = torch.randn(shape)
+    torch.testing.assert_close(module(x), layer(x), rtol=1e-3, atol=1e-4)  # float32
+    return dict(calls(module))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (nn.Conv1d(64, 64, 3, padding=1, bias=False), (16, 64, 32), "conv1d"),
+        (nn.Conv2d(32, 64, 3, padding=1, stride=(2, 1), bias=False), (16, 32, 32, 32), "conv2d"),
+        (nn.Conv2d(64, 64, 3, padding="same", dilation=2, bias=False), (16, 64, 32, 32), "conv2d"),
+        (nn.Conv3d(16, 16, 3, padding=1, bias=False), (4, 16, 8, 16, 16), "conv3d"),
+        (nn.Conv2d(64, 64, 3, padding=1, groups=4, bias=False), (16, 64, 32, 32), "conv2d"),
+        (nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False), (16, 64, 32, 32), "conv2d"),
+        (
+            nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, output_padding=1, bias=False),
+            (16, 64, 16, 16),
+            "conv_transpose2d",
+        ),
+        (
+            nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, groups=4, bias=False),
+            (16, 64, 16, 16),
+            "conv_transpose2d",
+        ),
+        (nn.Linear(512, 256, bias=False), (128, 512), "linear"),
+        (nn.AvgPool1d(3, stride=2, padding=1), (16, 64, 64), "avg_pool1d"),
+        (nn.AvgPool2d((2, 3)), (16, 64, 32, 32), "avg_pool2d"),
+        (nn.AvgPool3d(2), (16, 8, 8, 8, 8), "avg_pool3d"),
+    ],
+    ids=str,
+)
+def test_a_layer_as_it_is_compiles_to_one_call(layer: nn.Module, shape: tuple[int, ...], expected: str) -> None:
+    assert {name: count for name, count in layer_calls(layer, *shape).items() if name != "reshape"} == {expected: 1}
+
+
+def test_padding_that_convolutions_do_not_know_is_one_call_more() -> None:
+    reflect = nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect", bias=False)
+    assert layer_calls(reflect, 16, 64, 32, 32) == {"pad": 1, "conv2d": 1}
+
+
+PATCHES = "X[n:16 in:64 x:32 y:32] Conv[x u kh|padding=1] Conv[y v kw|padding=1] "
+
+
+@pytest.mark.parametrize(
+    ("kernel", "convolutions", "products"),
+    [
+        ("U[out:64 a:16] G[a b:16 kh:3 kw:3] V[b in]", 1, 2),
+        ("A[out:64 r:32] B[in r] C[kh:3 r] D[kw:3 r]", 1, 2),
+        ("D[in kh:3 kw:3] P[out:64 in]", 1, 1),
+    ],
+    ids=["tucker2", "cp", "depthwise separable"],
+)
+def test_a_decomposed_kernel_compiles_to_its_steps(kernel: str, convolutions: int, products: int) -> None:
+    """Convolutions with windows, and contractions of channels, which are products or convolutions of one element."""
+    network = parse(f"{PATCHES}{kernel} -> [n out u v]")
+    values = {name: value.float() for name, value in random_values(network, 0).items() if name != "X"}
+    module = tn.compile(network, inputs={"X": (16, 64, 32, 32)}, values=values, candidates="factored")
+    steps = [step.text for step in module.plan.steps if step.multiply_adds and not step.weights]
+    windows = [text for text in steps if "convolution of" in text and "1x1" not in text]
+    assert (len(windows), len(steps) - len(windows)) in ((convolutions, products), (convolutions + 1, products))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "X[n:4 i:6 x:9 y:8] Conv[x u k|stride=2 padding=1] Conv[y v l|padding=1] K[o:5 i k:3 l:3] -> [n o u v]",
+        f"{PATCHES.replace('16', '2').replace('32', '8')}U[out:64 a:16] G[a b:16 kh:3 kw:3] V[b in] -> [n out u v]",
+        "X[n:4 i:6 x:9] Conv[x u k] A[o:5 r:3] B[i r] C[k:3 r] -> [n o u]",
+        "X[n:4 i:6 y:5 z:4] Conv[x y k|stride=2] Conv[w z l|stride=3] K[i o:5 k:3 l:2] -> [n o x w]",
+        "X[n:4 g:2 i:3 x:9] Conv[x u k] K[g o:5 i k:3] -> [n g o u]",
+        "X[n:4 i:6] A[i j:7] B[j k:3] C[k l:5] -> [n l]",
+        "Q[n:2 h:3 s:4 d:5] K[n h t:6 d] V[n h t e:2] -> [n h s e]",
+    ],
+)
+def test_counts_are_those_of_torch(text: str) -> None:
+    network = parse(text)
+    values = random_values(network, 0)
+    inputs = [name for name in values if name in ("X", "Q")]
+    module = compiled(network, values, inputs)
+    given_ = [values[name] for name in inputs]
+    with FlopCounterMode(display=False) as counter:
+        module(*given_)
+    assert counter.get_total_flops() == 2 * module.plan.multiply_adds
+    for candidate in module.plan.candidates:
+        with FlopCounterMode(display=False) as counter:
+            candidate_value(candidate, values)
+        assert counter.get_total_flops() == 2 * candidate.multiply_adds
+    module.freeze()
+    with FlopCounterMode(display=False) as counter:
+        module(*given_)
+    assert counter.get_total_flops() == 2 * module.plan.multiply_adds

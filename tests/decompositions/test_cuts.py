@@ -1,0 +1,435 @@
+"""Cuts: what they claim is what is measured, and the best there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise, product
+from math import prod
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.kernel_cases import KERNEL, SEVEN, SIZES, TREES, check_claim, gaussian, tail, tensors, unfolding, values_of
+from tests.strategies import valued_networks
+from tnalgebra.decompositions.cuts import Form, all_cuts, cut, cut_sequence
+from tnalgebra.decompositions.truncate import truncate
+from tnalgebra.errors import RankError, RuleError, TnalgebraError, ValuesError
+from tnalgebra.fitting.metric import Metric
+from tnalgebra.fitting.ranks import KeepFraction, ParameterBudget, Rank, RelativeError
+from tnalgebra.network.bipartition import Bipartition
+from tnalgebra.network.network import Network
+from tnalgebra.network.notation import parse
+from tnalgebra.rewriting.text import rule
+from tnalgebra.tensors.evaluation import evaluate, magnitude
+from tnalgebra.tensors.values import relative
+
+sides = st.permutations(["a", "b", "c", "d"]).flatmap(
+    lambda labels: st.integers(1, 3).map(lambda at: (labels[:at], labels[at:]))
+)
+
+
+@given(tensors(4), sides, st.data(), st.sampled_from(("factors", "svd")))
+def test_a_cut_is_the_best_of_its_rank(
+    kernel: Tensor, halves: tuple[list[str], list[str]], data: st.DataObject, form: Form
+) -> None:
+    left, right = (" ".join(side) for side in halves)
+    matrix = unfolding(kernel, "a b c d", left)
+    rank = data.draw(st.integers(1, min(matrix.shape)))
+    fit = cut(f"{left} | {right}", of="K[a b c d]", form=form).apply({"K": kernel}, ranks={"r": rank})
+    check_claim(fit)
+    assert fit.relative_error == pytest.approx(tail(matrix, rank), rel=1e-6, abs=1e-10)
+    rows, columns = matrix.shape
+    assert fit.parameters == rank * (rows + columns + (form == "svd"))
+    if rank == min(matrix.shape):
+        assert fit.relative_error <= 1e-10
+
+
+@given(st.sampled_from(SEVEN), st.integers(1, 6), st.integers(0, 2**32 - 1), st.sampled_from((1e-6, 1e-3, 0.1)))
+def test_no_other_factors_of_a_cuts_rank_are_nearer(text: str, rank: int, seed: int, step: float) -> None:
+    kernel = gaussian(*SIZES.values(), seed=seed)
+    assume(rank <= min(unfolding(kernel, " ".join(SIZES), text.partition("|")[0]).shape))
+    fit = cut(text).apply({"K": kernel}, ranks=rank)
+    moved = {name: value + step * gaussian(*value.shape, seed=seed + 1) for name, value in fit.values.items()}
+    assert relative(evaluate(fit.network, moved) - kernel, kernel) >= fit.relative_error * (1 - 1e-12)
+
+
+@given(tensors(3), st.sampled_from(("out | in k", "out k | in", "k | in out", "k in | out")))
+def test_the_error_of_a_cut_falls_with_its_rank(kernel: Tensor, text: str) -> None:
+    full = min(unfolding(kernel, "out in k", text.partition("|")[0]).shape)
+    errors = [cut(text).apply({"K": kernel}, ranks=rank).relative_error for rank in range(1, full + 1)]
+    assert all(later <= earlier + 1e-10 for earlier, later in pairwise(errors))
+    assert errors[-1] <= 1e-10
+
+
+def test_all_cuts_of_a_kernel_are_seven() -> None:
+    assert [entry.name for entry in all_cuts("out in kh kw")] == SEVEN
+    assert [entry.name for entry in all_cuts(parse("G[out a] V[a in kh kw]"))] == SEVEN
+    for count in range(2, 7):
+        labels = [f"x{number}" for number in range(count)]
+        cuts = all_cuts(labels)
+        assert len(cuts) == 2 ** (count - 1) - 1
+        bipartitions = {frozenset(map(frozenset, (side.split() for side in entry.name.split("|")))) for entry in cuts}
+        assert len(bipartitions) == len(cuts)
+    assert all_cuts("out") == []
+    for entry in all_cuts("o i h"):  # the left side is known, in this order
+        assert entry.apply({"K": gaussian(4, 3, 2)}, ranks=1).trace.start == parse("K[o:4 i:3 h:2]")
+
+
+@given(tensors(4), st.sampled_from(SEVEN), st.sampled_from(("factors", "svd")), st.floats(0.05, 1))
+def test_a_budget_of_a_cut_is_used_up_and_not_exceeded(kernel: Tensor, text: str, form: Form, fraction: float) -> None:
+    matrix = unfolding(kernel, " ".join(SIZES), text.partition("|")[0])
+    each = sum(matrix.shape) + (form == "svd")
+    if fraction * matrix.size < each:
+        with pytest.raises(RankError, match=f"rank 1 takes {each}\n"):
+            cut(text, form=form).apply({"K": kernel}, ranks=ParameterBudget(fraction))
+        return
+    fit = cut(text, form=form).apply({"K": kernel}, ranks=ParameterBudget(fraction))
+    assert fit.parameters <= fraction * matrix.size
+    assert fit.parameters + each > fraction * matrix.size or fit.network.sizes["r"] == min(matrix.shape)
+
+
+@pytest.mark.parametrize(
+    ("labels", "count"), [("out in", 1), ("out in k", 3), ("out in kh kw", 7), ("out in kd kh kw", 15)]
+)
+def test_kernels_of_any_dimension(labels: str, count: int) -> None:
+    kernel = gaussian(*(2, 3, 4, 5, 6)[: len(labels.split())])
+    cuts = all_cuts(labels)
+    assert len(cuts) == count
+    for entry in cuts:
+        left = entry.name.partition("|")[0]
+        fit = entry.apply({"K": kernel}, ranks=2)
+        assert fit.relative_error == pytest.approx(tail(unfolding(kernel, labels, left), 2), rel=1e-9, abs=1e-12)
+        assert fit.network.output == tuple(labels.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("out kh | in kw", "L[out:7 kh:3 r:2] R[r in:5 kw:2] -> [out in kh kw]"),
+        ("in kw | out kh", "L[in:5 kw:2 r:2] R[r out:7 kh:3] -> [out in kh kw]"),
+        ("kw, in | kh, out", "L[kw:2 in:5 r:2] R[r kh:3 out:7] -> [out in kh kw]"),
+        ("out|in kh kw", "L[out:7 r:2] R[r in:5 kh:3 kw:2]"),
+    ],
+)
+def test_a_cut_is_written_with_its_sides_as_given(text: str, expected: str) -> None:
+    fit = cut(text).apply({"K": KERNEL}, ranks=2)
+    assert str(fit.network) == expected
+    assert fit.dense().shape == KERNEL.shape
+    check_claim(fit)
+    left, right = (side.replace(",", " ").split() for side in text.split("|"))
+    assert cut(Bipartition(tuple(left), tuple(right))).name == cut(text).name
+
+
+def test_the_factors_of_a_cut_share_the_singular_values() -> None:
+    values = np.linalg.svd(unfolding(KERNEL, "out in kh kw", "out kh"), compute_uv=False)[:3]
+    fit = cut("out kh | in kw").apply({"K": KERNEL}, ranks=3)
+    left, right = fit.values["L"].reshape(21, 3), fit.values["R"].reshape(3, 10)
+    expected = torch.diag(torch.from_numpy(values))
+    torch.testing.assert_close(left.mT @ left, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(right @ right.mT, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_svd_form_has_isometries_and_the_singular_values() -> None:
+    values = np.linalg.svd(unfolding(KERNEL, "out in kh kw", "out kh"), compute_uv=False)[:3]
+    fit = cut("out kh | in kw", form="svd").apply({"K": KERNEL}, ranks=3)
+    assert str(fit.network) == "U[out:7 kh:3 r:3] S[r] V[r in:5 kw:2] -> [out in kh kw]"
+    U, V = fit.values["U"].reshape(21, 3), fit.values["V"].reshape(3, 10)
+    torch.testing.assert_close(U.mT @ U, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(V @ V.mT, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(fit.values["S"], torch.from_numpy(values), rtol=1e-12, atol=0)
+
+
+@given(valued_networks(min_nodes=2), st.data())
+def test_a_cut_of_any_network_is_the_best_of_its_rank(
+    example: tuple[Network, dict[str, Tensor]], data: st.DataObject
+) -> None:
+    """Reserved nodes, hyperedges, ties: it is contracted first."""
+    network, values = example
+    assume(len(network.output) > 1)
+    labels = data.draw(st.permutations(network.output))
+    at = data.draw(st.integers(1, len(labels) - 1))
+    fit = cut(Bipartition(tuple(labels[:at]), tuple(labels[at:]))).apply(network, values, ranks=KeepFraction(0.5))
+    dense = evaluate(network, values)
+    matrix = unfolding(dense, " ".join(network.output), " ".join(labels[:at]))
+    rank = fit.trace.steps[0].change.ranks["r"]
+    assert rank == max(1, round(0.5 * min(matrix.shape)))
+    assert fit.network.output == network.output
+    rounding = 1e-12 * float(magnitude(network, values).norm())
+    best = np.linalg.norm(np.linalg.svd(matrix, compute_uv=False)[rank:])
+    assert float((fit.dense() - dense).norm()) == pytest.approx(best, rel=1e-6, abs=rounding + 1e-10)
+    assert fit.trace.steps[0].relative_error == pytest.approx(fit.relative_error, rel=1e-6, abs=1e-9)
+
+
+def test_a_cut_of_a_network_takes_names_that_are_free() -> None:
+    fit = cut("out r | in").apply(
+        parse("L[out b] R[b in r] U[r] -> [out in r]"), values_of("L[out:4 b:3] R[b in:5 r:2] U[r]"), ranks=2
+    )
+    assert str(fit.network) == "L_2[out:4 r:2 r_2:2] R_2[r_2 in:5] -> [out in r]"
+
+
+def test_cuts_follow_one_another() -> None:
+    first, second = cut_sequence("out kh | in kw then out | in kh kw")
+    assert (first.name, second.name) == ("out kh | in kw", "out | in kh kw")
+    one = first.apply({"K": KERNEL}, ranks=4)
+    two = one.then(second, ranks=3)
+    assert str(two.network) == "L_2[out:7 r_2:3] R_2[r_2 in:5 kh:3 kw:2]"
+    assert two.trace.steps[1].relative_error == pytest.approx(tail(unfolding(one.dense(), "out in kh kw", "out"), 3))
+    assert two.relative_error == pytest.approx(relative(two.dense() - KERNEL, KERNEL), rel=1e-12)
+    torch.testing.assert_close(two.dense(), second.apply({"K": one.dense()}, ranks=3).dense(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: cut("out in"), RuleError, "a cut has one '|', here are 0"),
+        (lambda: cut("out | in | kh"), RuleError, "a cut has one '|', here are 2"),
+        (lambda: cut("| in"), RuleError, "the left side of a cut is empty"),
+        (lambda: cut("out | out"), RuleError, "the label 'out' stands twice in a cut"),
+        (lambda: cut("out | in", form="qr"), RuleError, "the form of a cut is 'qr'\n  fix: 'factors' or 'svd'"),  # type: ignore[arg-type]
+        (lambda: cut("a | b", of="K[a b c]"), RuleError, "the label 'c' is missing in the cut"),
+        (lambda: cut("a | b", of="K[a c]"), RuleError, "the cut names an unknown label 'b'"),
+        (
+            lambda: cut("out | in").apply({"K": KERNEL}, ranks=2),
+            RuleError,
+            "the label 'kh' is missing in the cut",
+        ),
+        (
+            lambda: cut("out | in kd kh kw").apply({"K": KERNEL}, ranks=2),
+            RuleError,
+            "the cut names an unknown label 'kd'",
+        ),
+        (lambda: cut(None), RuleError, "a cut is a NoneType\n  fix: a text"),  # type: ignore[arg-type]
+        (
+            lambda: cut("out | in kh kw").apply(KERNEL, ranks=2),  # type: ignore[arg-type]
+            RuleError,
+            "a rule is applied to a Tensor\n  fix: a network, or values by name: {'K': weight}",
+        ),
+        (lambda: cut("a | b").apply({"K": KERNEL}, ranks=2), RuleError, "the cut names an unknown label 'a'\n"),
+        (lambda: cut("a | b").apply({"K": KERNEL[0, 0, 0]}, ranks=2), RuleError, "it is not known what is cut"),
+        (lambda: cut("a | b").apply({"K": 3.0}, ranks=2), RuleError, "it is not known what is cut"),
+        (lambda: cut("a | b").apply({"K": KERNEL, "L": KERNEL}, ranks=2), RuleError, "it is not known what is cut"),
+        (lambda: cut("out | in").apply(parse("K[out in k]")), RuleError, "the label 'k' is missing in the cut"),
+        (lambda: cut("a b | c d", of="K[a b c d]").apply({"K": KERNEL}), RankError, "no rank for 'r'"),
+        (
+            lambda: cut("out | in kh kw").apply({"K": KERNEL}, ranks=8),
+            RankError,
+            "rank 8 of bond 'r' is outside 1 to 7",
+        ),
+        (
+            lambda: cut("out | in kh kw").apply({"K": KERNEL}, ranks=0),
+            RankError,
+            "rank 0 of bond 'r' is outside 1 to 7",
+        ),
+        (lambda: cut("out | in kh kw").apply({"K": KERNEL}, ranks=0.5), RankError, "an integer, or KeepFraction(0.5)"),
+        (lambda: cut("out | in kh kw").apply({"K": KERNEL}, ranks=True), RankError, "the rank of bond 'r' is True"),
+        (lambda: cut("out | in kh kw").apply({"K": KERNEL}, ranks={"s": 2}), RuleError, "has no bond 's'\n  known: r"),
+        (lambda: cut("out | in kh kw").apply({"K": KERNEL / 0}, ranks=2), ValuesError, "holds NaN or infinity"),
+    ],
+)
+def test_what_a_cut_refuses(call: Callable[[], object], error: type[TnalgebraError], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "epsilon"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
+)
+def test_factors_have_the_type_of_the_kernel(dtype: torch.dtype, epsilon: float) -> None:
+    kernel = KERNEL.to(dtype)
+    tucker = rule(TREES["tucker2"][0])
+    matrix = parse("A[i b] B[b j]"), {"A": kernel[:, :, 0, 0], "B": kernel[0, :, :, 0]}
+    for fit in (
+        cut("out kh | in kw").apply({"K": kernel}, ranks=10),
+        tucker.apply({"K": kernel}, ranks={"a": 7, "b": 5}),
+        truncate("b").apply(*matrix, ranks=3),
+    ):
+        assert all(value.dtype == dtype for value in fit.values.values())
+        assert fit.trace.steps[0].relative_error < 1e-12  # of the numbers as they are in float64
+        assert fit.relative_error < epsilon
+        assert fit.dense().dtype == dtype
+
+
+def test_a_kernel_of_zeros_has_an_error_of_zero() -> None:
+    kernel = torch.zeros(7, 5, 3, 2)
+    ranks: list[Rank] = [1, KeepFraction(0.5), RelativeError(0.1), ParameterBudget(0.5)]
+    for rank in ranks:
+        fit = cut("out kh | in kw").apply({"K": kernel}, ranks=rank)
+        assert fit.relative_error == fit.trace.steps[0].relative_error == 0
+        assert torch.equal(fit.dense(), kernel)
+    tucker = rule(TREES["tucker2"][0]).apply({"K": kernel}, ranks=ParameterBudget(0.5))
+    assert tucker.relative_error == 0
+    assert torch.equal(tucker.dense(), kernel)
+    network = parse("A[i b] B[b j]")
+    assert (
+        truncate("b").apply(network, {"A": kernel[0, 0], "B": kernel[0, 0].mT}, ranks=RelativeError(0.1)).relative_error
+        == 0
+    )
+
+
+@pytest.mark.parametrize("shape", list(product((1, 4), (1, 3), (1, 2), (1,))))
+def test_axes_of_one_element(shape: tuple[int, ...]) -> None:
+    kernel = gaussian(*shape)
+    for text in SEVEN:
+        fit = cut(text).apply({"K": kernel}, ranks=KeepFraction(1))
+        assert fit.relative_error < 1e-10
+        check_claim(fit)
+    for text, _ in TREES.values():
+        if text.startswith("K[o i h w]"):
+            entry = rule(text)
+            fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(entry.ranks, KeepFraction(1)))
+            assert fit.relative_error < 1e-10
+            check_claim(fit)
+
+
+# In a metric --------------------------------------------------------------------------------------------------
+
+
+def metric_over(labels: tuple[str, ...], *, batch: bool = False, crossed: bool = False, seed: int = 0) -> Metric:
+    """Of random inputs with a strong mean, so that the metric is far from the Frobenius norm."""
+    sizes = [SIZES[label] for label in labels]
+    d = prod(sizes)
+    rest = [label for label in SIZES if label not in labels]
+    x = gaussian(7 if batch else 1, 3 * d, d, seed=seed) * torch.logspace(0, -2, d, dtype=torch.float64)
+    covariance = x.mT @ x / (3 * d)
+    covariance = covariance.reshape(*([7] if batch else []), *sizes, *sizes)
+    if not crossed:
+        return Metric(labels, covariance, ("out",) if batch else ())
+    K = KERNEL.permute([list(SIZES).index(label) for label in (*rest, *labels)]).reshape(-1, d)
+    wanted = K + 0.1 * gaussian(*K.shape, seed=seed + 1)
+    C = covariance.reshape(d, d)
+    cross = (wanted @ C).reshape([SIZES[label] for label in (*rest, *labels)])
+    power = float(torch.einsum("oi,ij,oj->", wanted, C, wanted)) * 1.1
+    return Metric(labels, covariance, (), cross, power, tuple(rest))
+
+
+def weighted_matrices(metric: Metric, left: str) -> tuple[Tensor, Tensor]:
+    """The kernel's matrix whose columns hold the metric's labels last, and M with C = M M^T, as one large matrix."""
+    rows = left.split()
+    columns = [label for label in SIZES if label not in (*rows, *metric.labels)] + list(metric.labels)
+    matrix = KERNEL.permute([list(SIZES).index(label) for label in (*rows, *columns)])
+    d = prod(SIZES[label] for label in metric.labels)
+    factor = torch.linalg.cholesky(metric.covariance.reshape(d, d)).contiguous()
+    others = prod(SIZES[label] for label in columns) // d
+    whole = torch.kron(torch.eye(others, dtype=torch.float64), factor)
+    return matrix.reshape(prod(SIZES[label] for label in rows), -1), whole
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("crossed", [False, True])
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("out | in kh kw", ("in", "kh", "kw")),
+        ("out kh | in kw", ("in",)),
+        ("out kh | in kw", ("kw", "in")),
+        ("out | in kh kw", ("kh",)),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_metric_on_one_side_has_a_closed_form(
+    text: str, labels: tuple[str, ...], rank: int, crossed: bool, turned: bool
+) -> None:
+    metric = metric_over(labels, crossed=crossed)
+    left, _, right = text.partition(" | ")
+    fit = cut(f"{right} | {left}" if turned else text).apply({"K": KERNEL}, ranks=rank, metric=metric)
+    check_claim(fit)
+    K, factor = weighted_matrices(metric, left)
+    if crossed:
+        target = metric.target(KERNEL, tuple(SIZES))
+        columns = [label for label in SIZES if label not in (*left.split(), *labels)] + list(labels)
+        K = target.permute([list(SIZES).index(label) for label in (*left.split(), *columns)]).reshape(K.shape)
+    values = torch.linalg.svdvals(K @ factor)
+    least = float(values[rank:].square().sum())
+    if metric.cross is None:
+        expected = least / float(values.square().sum())
+    else:
+        assert metric.power is not None
+        expected = (metric.power - float(values.square().sum()) + least) / metric.power
+    assert fit.output_error == pytest.approx(expected**0.5, rel=1e-9)
+    assert fit.report is not None
+    L, R = (fit.values[name] for name in ("L", "R"))  # the gauge of any cut
+    singular = torch.linalg.svdvals(torch.from_numpy(unfolding(fit.dense(), " ".join(SIZES), left)))[:rank]
+    for flat in (L.reshape(-1, rank), R.reshape(rank, -1).mT):
+        torch.testing.assert_close(flat.mT @ flat, torch.diag(singular), rtol=0, atol=1e-10 * float(singular[0]))
+
+
+@pytest.mark.parametrize(
+    ("text", "metric"),
+    [
+        ("out kh | in kw", metric_over(("in", "kh", "kw"))),
+        ("out kh | in kw", metric_over(("in", "kh", "kw"), crossed=True)),
+        ("in | out kh kw", metric_over(("in", "kw"))),
+        ("out in | kh kw", metric_over(("in", "kh"), batch=True)),
+        ("out | in kh kw", metric_over(("in", "kh", "kw"), batch=True)),
+    ],
+)
+@pytest.mark.parametrize("form", ["factors", "svd"])
+def test_a_metric_across_the_cut_is_descended_in(text: str, metric: Metric, form: Form) -> None:
+    entry = cut(text, form=form)
+    plain = entry.apply({"K": KERNEL}, ranks=2)
+    fit = entry.apply({"K": KERNEL}, ranks=2, metric=metric)
+    check_claim(fit)
+    labels = tuple(SIZES)
+
+    def measured(dense: Tensor) -> float:
+        if metric.cross is not None:
+            return metric.output_error(dense, labels)
+        return metric.relative(KERNEL - dense, KERNEL, labels)
+
+    assert fit.output_error is not None
+    assert fit.output_error == pytest.approx(measured(fit.dense()), rel=1e-9)
+    assert fit.output_error < measured(plain.dense())
+    for seed in range(20):  # nothing near is better by more than the descent's tolerance allows
+        moved = {name: value + 1e-3 * gaussian(*value.shape, seed=seed) for name, value in fit.values.items()}
+        assert measured(evaluate(fit.network, moved)) > fit.output_error * (1 - 1e-4)
+
+
+def test_ranks_and_labels_with_a_metric() -> None:
+    metric = metric_over(("in", "kh", "kw"))
+    entry = cut("out | in kh kw")
+    assert entry.apply({"K": KERNEL}, ranks=KeepFraction(0.5), metric=metric).network.sizes["r"] == 4
+    matrix = unfolding(KERNEL, " ".join(SIZES), "out")
+    bound = tail(matrix, 3) * 1.0001
+    assert entry.apply({"K": KERNEL}, ranks=RelativeError(bound), metric=metric).network.sizes["r"] == 3
+    budget = entry.apply({"K": KERNEL}, ranks=ParameterBudget(0.5), metric=metric)
+    assert budget.parameters <= 0.5 * KERNEL.numel() < budget.parameters + 37
+    same = cut("o | i h w", of="K[o i h w]").apply({"K": KERNEL}, ranks=3, metric=metric)
+    named = entry.apply({"K": KERNEL}, ranks=3, metric=metric)
+    assert all(torch.equal(same.values[name], value) for name, value in named.values.items())
+    with pytest.raises(RuleError, match="the metric is not one of the tensor that is fitted"):
+        cut("a b | c d", of="K[a b c d]").apply({"K": KERNEL}, ranks=2, metric=Metric(("x",), torch.eye(3)))
+    with pytest.raises(RankError, match="rank 8 of bond 'r' is outside 1 to 7"):
+        entry.apply({"K": KERNEL}, ranks=8, metric=metric)
+    metric = Metric(("in",), torch.eye(3), outputs=("out", "r"))
+    fit = cut("out r | in").apply(parse("K[out r in]"), {"K": KERNEL[..., 0]}, ranks=2, metric=metric)
+    assert str(fit.network) == "L[out:7 r:5 r_2:2] R[r_2 in:3]"
+
+
+# Large matrices, other types ----------------------------------------------------------------------------------
+
+
+def test_few_values_of_a_large_matrix_and_their_measured_error() -> None:
+    matrix = gaussian(1030, 1100, seed=3).float()
+    for dtype in (torch.float32, torch.float64):
+        fit = cut("out | in").apply({"K": matrix}, ranks=40, dtype=dtype)
+        check_claim(fit)
+        values = torch.linalg.svdvals(matrix.double())
+        least = float(values[40:].norm() / values.norm())
+        assert least * (1 - 1e-6) <= fit.relative_error <= least * 1.01
+        assert all(value.dtype == torch.float32 for value in fit.values.values())
+
+
+@pytest.mark.parametrize("rank", [3, KeepFraction(0.5), RelativeError(0.5), ParameterBudget(0.5)])
+def test_a_cut_in_float32(rank: Rank) -> None:
+    half, full = (
+        cut("out kh | in kw").apply({"K": KERNEL}, ranks=rank, dtype=dtype) for dtype in (torch.float32, torch.float64)
+    )
+    check_claim(half)
+    assert half.network == full.network
+    assert half.trace.steps[0].relative_error == pytest.approx(full.relative_error, rel=1e-5)
+    assert all(value.dtype == torch.float64 for value in half.values.values())  # as the kernel

@@ -1,0 +1,363 @@
+"""Fits of what users write, against a plain optimiser; in the metric of a layer's inputs, against whitened SVDs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from tests.fit_cases import BLOCKS
+from tests.kernel_cases import check_claim, gaussian, tail, unfolding
+from tnalgebra.errors import RuleError
+from tnalgebra.fitting.metric import Metric
+from tnalgebra.network.network import tensor_nodes
+from tnalgebra.network.notation import parse
+from tnalgebra.rewriting.rule import Fit, check_step
+from tnalgebra.rewriting.text import rule
+
+# Against a plain optimiser ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A fit as somebody without the package would write it.
+
+    rule: the same in the notation. ranks: of all its bonds.
+    shapes: of the cores. einsum: of them, each occurrence by its core's number. target: shape of the dense tensor.
+    """
+
+    rule: str
+    kernels: tuple[tuple[int, ...], ...]
+    ranks: dict[str, int]
+    shapes: tuple[tuple[int, ...], ...]
+    einsum: str
+    occurrences: tuple[int, ...]
+    target: tuple[int, ...]
+
+    def best(self, dense: Tensor, starts: int) -> float:
+        """The least relative error that L-BFGS-B finds from random cores."""
+        counts = [math.prod(shape) for shape in self.shapes]
+        wanted = dense.reshape(self.target)
+
+        def value(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            variables = torch.from_numpy(flat).requires_grad_()
+            cores = [part.reshape(shape) for part, shape in zip(variables.split(counts), self.shapes, strict=True)]
+            loss = (torch.einsum(self.einsum, *(cores[i] for i in self.occurrences)) - wanted).square().sum()
+            (gradient,) = torch.autograd.grad(loss, variables)
+            return float(loss.detach()), gradient.numpy()
+
+        losses = [
+            minimize(
+                value,
+                gaussian(sum(counts), seed=start).numpy(),
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": 400, "maxfun": 800, "ftol": 1e-13, "gtol": 1e-9},
+            ).fun
+            for start in range(starts)
+        ]
+        return math.sqrt(min(losses)) / float(dense.norm())
+
+
+PLAIN = {
+    "tied core": Plain(
+        "K[o i h w] => A[o r] B[i r] C[h r] C[w r]",
+        ((5, 4, 3, 3),),
+        {"r": 3},
+        ((5, 3), (4, 3), (3, 3)),
+        "or,ir,hr,wr->oihw",
+        (0, 1, 2, 2),
+        (5, 4, 3, 3),
+    ),
+    "tied ring": Plain(
+        "K[a b c] => T[p a q] T[q b r] T[r c p]",
+        ((4, 4, 4),),
+        {"p": 2, "q": 2, "r": 2},
+        ((2, 4, 2),),
+        "paq,qbr,rcp->abc",
+        (0, 0, 0),
+        (4, 4, 4),
+    ),
+    "Fuse": Plain(
+        "K[out in] => " + BLOCKS.partition("=> ")[2] + "A[o1 r] B[o2 r] C[i1 r] D[i2 r]",
+        ((6, 8),),
+        {"r": 3},
+        ((3, 3), (2, 3), (4, 3), (2, 3)),
+        "ar,br,cr,dr->abcd",
+        (0, 1, 2, 3),
+        (3, 2, 4, 2),
+    ),
+    "two tensors": Plain(
+        "K[o i] V[i j h] => A[o r] B[j r] C[h r]",
+        ((5, 6), (6, 4, 3)),
+        {"r": 3},
+        ((5, 3), (4, 3), (3, 3)),
+        "or,jr,hr->ojh",
+        (0, 1, 2),
+        (5, 4, 3),
+    ),
+    "hyperedge": Plain(
+        "K[o i h w] => A[o r] B[i r s] C[h r] D[w s]",
+        ((5, 4, 3, 2),),
+        {"r": 3, "s": 2},
+        ((5, 3), (4, 3, 2), (3, 3), (2, 2)),
+        "or,irs,hr,ws->oihw",
+        (0, 1, 2, 3),
+        (5, 4, 3, 2),
+    ),
+    "disconnected": Plain(
+        "K[a b c d] => A[a r] B[b r] C[c r] D[d]",
+        ((5, 4, 3, 2),),
+        {"r": 2},
+        ((5, 2), (4, 2), (3, 2), (2,)),
+        "ar,br,cr,d->abcd",
+        (0, 1, 2, 3),
+        (5, 4, 3, 2),
+    ),
+    "loop with a tail": Plain(
+        "K[o i h w] => U[o u] A[u p q] B[i q r] C[h w r p]",
+        ((6, 4, 3, 2),),
+        {"u": 3, "p": 2, "q": 2, "r": 2},
+        ((6, 3), (3, 2, 2), (4, 2, 2), (3, 2, 2, 2)),
+        "ou,upq,iqr,hwrp->oihw",
+        (0, 1, 2, 3),
+        (6, 4, 3, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_no_plain_optimiser_finds_better_cores(name: str) -> None:
+    plain = PLAIN[name]
+    entry = rule(plain.rule)
+    names = list(tensor_nodes(parse(plain.rule.partition("=>")[0])))
+    values = {key: gaussian(*shape, seed=i) for i, (key, shape) in enumerate(zip(names, plain.kernels, strict=True))}
+    sizes = {"o1": plain.target[0], "i1": plain.target[2]} if "Fuse" in plain.rule else {}
+    fit = entry.apply(values, ranks=plain.ranks, sizes=sizes)
+    check_claim(fit)
+    dense = fit.trace.replay(values).dense()
+    torch.testing.assert_close(dense, fit.dense(), rtol=0, atol=0)
+    kernel = values["K"] if len(values) == 1 else torch.tensordot(values["K"], values["V"], dims=1)
+    assert fit.relative_error <= plain.best(kernel, starts=3) * (1 + 1e-6)
+
+
+def test_a_core_of_a_decomposition_is_decomposed() -> None:
+    """Two steps of one trace; the second fits what the first left, and each claims its own error."""
+    kernel = gaussian(7, 6, 4, 3, seed=2)
+    first = rule("K[o i h w] => U[o a] G[a b h w] V[b i]").apply({"K": kernel}, ranks={"a": 4, "b": 3})
+    ring = rule("G[a b h w] => A[z a p] B[p b q] C[q h w z]", name="ring")
+    second = first.then(ring, bind={"G": "G"}, ranks={"z": 2, "p": 2, "q": 2})
+    assert str(second.network) == "U[o:7 a:4] A[z:2 a p:2] B[p b:3 q:2] C[q h:4 w:3 z] V[b i:6] -> [o i h w]"
+    one, two = second.trace.steps
+    check_step(one, {"K": kernel}, first.values)
+    check_step(two, first.values, second.values)
+    alone = ring.apply({"G": first.values["G"]}, ranks={"z": 2, "p": 2, "q": 2})
+    assert two.relative_error == pytest.approx(alone.relative_error, rel=1e-9)
+    assert second.relative_error > one.relative_error
+    second.trace.check({"K": kernel})
+
+
+# In a metric -------------------------------------------------------------------------------------------------
+
+KERNEL = gaussian(7, 5, 3, 2, seed=1)
+LABELS = ("out", "in", "kh", "kw")
+
+
+def metric_of(
+    seed: int, *, labels: tuple[str, ...] = ("in", "kh", "kw"), grouped: bool = False, crossed: bool = False
+) -> Metric:
+    """Of 200 inputs whose values hang together strongly."""
+    sizes = [dict(zip(LABELS, KERNEL.shape, strict=True))[label] for label in labels]
+    d = math.prod(sizes)
+    inputs = gaussian(7 if grouped else 1, 200, d, seed=seed) @ torch.diag(0.7 ** torch.arange(d, dtype=torch.float64))
+    inputs = inputs @ torch.linalg.qr(gaussian(d, d, seed=seed + 1))[0] + 0.1 * gaussian(1, 200, d, seed=seed + 2)
+    covariance = inputs.mT @ inputs / 200
+    outputs = inputs.expand(7, -1, -1) @ KERNEL.reshape(7, -1, 1) if crossed else None
+    cross = power = None
+    if outputs is not None:
+        outputs = outputs[..., 0] + gaussian(7, 200, seed=seed + 3)
+        cross = torch.einsum("on,ond->od", outputs, inputs.expand(7, -1, -1)).reshape(7, *sizes) / 200
+        power = float(outputs.square().sum() / 200)
+    lead = (7,) if grouped else ()
+    return Metric(labels, covariance.reshape(*lead, *sizes, *sizes), ("out",) if grouped else (), cross, power)
+
+
+def measured(fit: Fit, metric: Metric, kernel: Tensor = KERNEL) -> float:
+    """The error of the output, by the metric itself."""
+    dense = fit.dense()
+    if metric.cross is not None:
+        return metric.output_error(dense, LABELS)
+    return metric.relative(kernel - dense, kernel, LABELS)
+
+
+def whitened_tail(metric: Metric, rank: int) -> float:
+    """Of K M as a matrix, out against the rest, where C = M M^T: the closed form, by numpy alone."""
+    d = math.prod(metric.sizes)
+    covariance = metric.covariance.reshape(d, d).numpy()
+    matrix = KERNEL.reshape(7, -1).numpy() @ np.linalg.cholesky(covariance)
+    return tail(matrix, rank)
+
+
+@pytest.mark.parametrize(
+    ("text", "bond"),
+    [
+        ("K[out in kh kw] => L[out r] R[r in kh kw]", "r"),
+        ("K[o i h w] => L[o r] R[r i h w]", "r"),
+        ("K[out in kh kw] => R[kw kh r in] L[r out]", "r"),
+    ],
+)
+def test_a_cut_with_all_coupled_labels_on_one_core_is_the_whitened_svd(text: str, bond: str) -> None:
+    metric = metric_of(0)
+    for rank in (1, 3, 6):
+        fit = rule(text).apply({"K": KERNEL}, ranks={bond: rank}, metric=metric)
+        check_claim(fit)
+        assert fit.output_error == pytest.approx(whitened_tail(metric, rank), rel=1e-9)
+        assert fit.output_error == pytest.approx(measured(fit, metric), rel=1e-9)
+        plain = rule(text).apply({"K": KERNEL}, ranks={bond: rank})
+        assert fit.output_error < measured(plain, metric)
+        assert fit.relative_error > plain.relative_error
+
+
+def test_a_train_with_a_core_of_the_coupled_label_at_its_end() -> None:
+    """Coupled is `in` alone: it stands on one core of a tree, which takes the metric up."""
+    metric = metric_of(3, labels=("in",))
+    entry = rule("K[out in kh kw] => A[out p] B[p kh kw q] C[q in]")
+    fit = entry.apply({"K": KERNEL}, ranks={"p": 7, "q": 2}, metric=metric)
+    check_claim(fit)
+    factor = np.linalg.cholesky(metric.covariance.numpy())
+    rows = unfolding(KERNEL, "out in kh kw", "out kh kw") @ factor
+    assert fit.output_error == pytest.approx(tail(rows, 2), rel=1e-9)
+
+
+OTHERS = {
+    "cut across": ("K[out in kh kw] => L[out kh r] R[r in kw]", {"r": 4}),
+    "tucker": ("K[out in kh kw] => G[a b c d] U[out a] V[in b] P[kh c] Q[kw d]", {"a": 4, "b": 3, "c": 2, "d": 2}),
+    "train": ("K[out in kh kw] => A[out p] B[p in q] C[q kh s] D[s kw]", {"p": 4, "q": 4, "s": 2}),
+    "cp": ("K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]", {"r": 5}),
+    "ring": ("K[out in kh kw] => A[z out p] B[p in q] C[q kh s] D[s kw z]", {"z": 2, "p": 2, "q": 2, "s": 2}),
+    "depthwise": ("K[out in kh kw] => D[in kh kw] P[out in] -> [out in kh kw]", {}),
+    "tied": ("K[out in kh kw] => A[out p] M[p q] M[q r] B[r in kh kw]", {"p": 3, "q": 3, "r": 3}),
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "grouped", "crossed", "of in"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_fit_in_a_metric_is_better_there_than_one_without(name: str, kind: str) -> None:
+    text, ranks = OTHERS[name]
+    metric = {
+        "plain": lambda: metric_of(0),
+        "grouped": lambda: metric_of(1, grouped=True),
+        "crossed": lambda: metric_of(2, crossed=True),
+        "of in": lambda: metric_of(3, labels=("in",)),
+    }[kind]()
+    plain = rule(text).apply({"K": KERNEL}, ranks=ranks, seed=4, starts=4)
+    fit = rule(text).apply({"K": KERNEL}, ranks=ranks, metric=metric, seed=4, starts=4)
+    check_claim(fit)
+    assert fit.output_error is not None
+    assert fit.output_error == pytest.approx(measured(fit, metric), rel=1e-6)
+    assert fit.output_error < measured(plain, metric)
+    assert plain.output_error is None
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+def test_a_cross_makes_up_for_what_is_wrong_before(rank: int) -> None:
+    """All coupled labels on one core: the best is the whitened SVD of B C^-1, and what no kernel reaches stays."""
+    metric = metric_of(5, crossed=True)
+    assert metric.cross is not None
+    assert metric.power is not None
+    fit = rule("K[out in kh kw] => L[out r] R[r in kh kw]").apply({"K": KERNEL}, ranks={"r": rank}, metric=metric)
+    check_claim(fit)
+    factor = np.linalg.cholesky(metric.covariance.reshape(30, 30).numpy())
+    whitened = np.linalg.solve(factor, metric.cross.reshape(7, 30).numpy().T).T
+    values = np.linalg.svd(whitened, compute_uv=False)
+    left = metric.power - float(np.sum(values**2)) + float(np.sum(values[rank:] ** 2))
+    assert fit.output_error == pytest.approx(math.sqrt(left / metric.power), rel=1e-8)
+    assert fit.output_error == pytest.approx(measured(fit, metric), rel=1e-8)
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "K[out in kh kw] => Fuse[in i1 i2] A[out r] B[r i1 i2 kh kw]",
+        "K[out in kh kw] => Fuse[out o1 o2] A[o1 o2 r] B[r in kh kw]",
+        "K[out in kh kw] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2 q] C[q kh kw]",
+        "K[o i h w] => Fuse[o o1 o2] Fuse[i i1 i2] A[z o1 i1 p] B[p o2 i2 q] C[q h w z]",
+    ],
+)
+def test_a_metric_is_split_where_its_labels_are(text: str, grouped: bool, crossed: bool) -> None:
+    metric = metric_of(6, grouped=grouped, crossed=crossed)
+    metric = replace(
+        metric,
+        covariance=_padded(metric.covariance, metric, KERNEL8),
+        cross=None if metric.cross is None else torch.cat([metric.cross, metric.cross[:1]]),
+    )
+    entry = rule(text)
+    ranks = dict.fromkeys(entry.ranks, 2)
+    plain = entry.apply({"K": KERNEL8}, ranks=ranks, starts=2)
+    fit = entry.apply({"K": KERNEL8}, ranks=ranks, metric=metric, starts=2)
+    check_claim(fit)
+    assert fit.output_error == pytest.approx(measured(fit, metric, KERNEL8), rel=1e-6)
+    assert fit.output_error < measured(plain, metric, KERNEL8)
+
+
+KERNEL8 = torch.cat([KERNEL, KERNEL[:1].flip(1)])
+
+
+def _padded(covariance: Tensor, metric: Metric, kernel: Tensor) -> Tensor:
+    return torch.cat([covariance, covariance[:1]]) if metric.batch else covariance
+
+
+def test_a_metric_of_ones_changes_nothing() -> None:
+    metric = Metric(("in", "kh", "kw"), torch.eye(30, dtype=torch.float64).reshape(5, 3, 2, 5, 3, 2))
+    for text, ranks in OTHERS.values():
+        plain = rule(text).apply({"K": KERNEL}, ranks=ranks, starts=2)
+        fit = rule(text).apply({"K": KERNEL}, ranks=ranks, metric=metric, starts=2)
+        assert fit.output_error == pytest.approx(fit.relative_error, rel=1e-9)
+        assert fit.relative_error <= plain.relative_error * (1 + 1e-9)
+
+
+def test_metrics_of_many_kernels() -> None:
+    entry = rule("K[out in kh kw] => L[out r] R[r in kh kw]")
+    metrics = [metric_of(seed) for seed in range(3)]
+    kernels = [{"K": KERNEL}, {"K": KERNEL.flip(0)}, {"K": KERNEL * 3}]
+    for kernel, metric, fit in zip(kernels, metrics, entry.apply_many(kernels, metrics=metrics, ranks=2), strict=True):
+        alone = entry.apply(kernel, metric=metric, ranks=2)
+        torch.testing.assert_close(fit.dense(), alone.dense(), rtol=1e-9, atol=1e-9)
+        assert fit.output_error == pytest.approx(alone.output_error, rel=1e-9)
+    with pytest.raises(RuleError, match="2 metrics are given for 3 targets"):
+        entry.apply_many(kernels, metrics=metrics[:2], ranks=2)
+
+
+def test_a_metric_of_another_tensor_is_refused() -> None:
+    entry = rule("K[a b] => L[a r] R[r b]")
+    with pytest.raises(RuleError, match="the metric is not one of the tensor that is fitted"):
+        entry.apply({"K": gaussian(7, 5)}, metric=metric_of(0), ranks=2)
+
+
+def test_a_ridge_for_a_metric_in_the_rules_own_labels() -> None:
+    kernel, inputs = gaussian(6, 4, 3, seed=1), gaussian(9, 12, seed=2)
+    covariance = (inputs.mT @ inputs).reshape(4, 3, 4, 3)
+    triangle = rule("K[o i k] => A[o p z] B[p i q] C[q k z]")
+    ranks = {"p": 2, "q": 2, "z": 2}
+    own = Metric.with_ridge(("i", "k"), covariance, ridge=1e-3, outputs=("o",))
+    usual = Metric.with_ridge(("in", "k"), covariance, ridge=1e-3)
+    one, other = (triangle.apply({"K": kernel}, ranks=ranks, metric=metric) for metric in (own, usual))
+    assert torch.equal(one.dense(), other.dense())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_dense_tensor_has_the_reported_error(dtype: torch.dtype) -> None:
+    """To the rounding of the result: cores that cancel are contracted in float64."""
+    kernel = gaussian(6, 5, 3, 3, seed=5).to(dtype)
+    fit = rule("K[o i h w] => A[o r] B[i r] C[h r] D[w r]").apply({"K": kernel}, ranks={"r": 7})
+    difference = torch.linalg.vector_norm(fit.dense().double() - kernel.double())
+    measured = float(difference / torch.linalg.vector_norm(kernel.double()))
+    assert measured == pytest.approx(fit.relative_error, rel=4 * torch.finfo(dtype).eps)

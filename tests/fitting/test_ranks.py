@@ -1,0 +1,206 @@
+"""How many values a rank keeps, what a budget allows, and which ranks are refused."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tnalgebra.errors import RankError
+from tnalgebra.fitting.ranks import KeepFraction, ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
+
+VALUES = [4.0, 3.0, 3.0, 1.0, 0.0]
+
+
+def count(rank: Any, values: Sequence[float] = VALUES) -> int:
+    return kept(rank, len(values), bond="r", singular_values=lambda: values)
+
+
+def never() -> Sequence[float]:
+    raise AssertionError("nobody asked for the singular values")
+
+
+@st.composite
+def spectra(draw: st.DrawFn) -> list[float]:
+    """Descending, some equal, some zero, of any scale that float64 holds."""
+    numbers = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0]))
+    scale = draw(st.sampled_from([1.0, 1.0, 1e-3, 1e9, 1e-180, 1e180]))
+    return sorted((scale * value for value in draw(st.lists(numbers, min_size=1, max_size=12))), reverse=True)
+
+
+def dropped(values: Sequence[float], rank: int) -> Fraction:
+    """Square of the norm of what is dropped, without rounding."""
+    return sum((Fraction(value) ** 2 for value in values[rank:]), Fraction(0))
+
+
+# What is kept -----------------------------------------------------------------------------------------------
+
+
+@given(spectra(), st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 0.5, 1e-8])))
+def test_a_relative_error_keeps_the_fewest_values_that_hold_it(values: list[float], error: float) -> None:
+    rank = count(RelativeError(error), values)
+    allowed = Fraction(error) ** 2 * dropped(values, 0)
+    assert 1 <= rank <= len(values)
+    assert dropped(values, rank) <= allowed * (1 + Fraction(1e-12))
+    # one fewer would be too few, and so would be one value fewer than those equal to the last
+    fewer = values.index(values[rank - 1])
+    if fewer and values[rank - 1]:
+        assert dropped(values, fewer) > allowed * (1 - Fraction(1e-12))
+    assert rank == len(values) or values[rank] < values[rank - 1] or values[rank] == 0
+
+
+@given(st.floats(0, 1, exclude_min=True), st.integers(1, 5000))
+def test_a_fraction_keeps_what_pythons_round_says(fraction: float, full: int) -> None:
+    rank = kept(KeepFraction(fraction), full, bond="r", singular_values=never)
+    assert rank == max(1, round(fraction * full))
+    assert 1 <= rank <= full
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [
+        (3, 3),
+        (np.int64(3), 3),
+        (torch.tensor(3), 3),
+        (KeepFraction(0.5), 2),  # round(2.5) is 2
+        (KeepFraction(0.7), 4),  # round(3.5) is 4
+        (KeepFraction(0.01), 1),
+        (KeepFraction(1), 5),
+        (RelativeError(0), 4),  # only what is zero is dropped
+        (RelativeError(0.2), 3),  # 1 / sqrt(35) = 0.169
+        (RelativeError(0.54), 3),  # sqrt(10 / 35) = 0.535 would do for 2, but the third is as large as the second
+        (RelativeError(0.8), 1),  # sqrt(19 / 35) = 0.737
+    ],
+)
+def test_how_many_of_five(rank: Any, expected: int) -> None:
+    assert count(rank) == expected
+
+
+def test_one_value_is_always_kept() -> None:
+    assert count(RelativeError(0.999), [1.0]) == 1
+    assert count(RelativeError(0.5), [0.0, 0.0, 0.0]) == 1
+    assert kept(KeepFraction(1e-9), 3, bond="r", singular_values=never) == 1
+
+
+def test_equal_values_are_kept_together() -> None:
+    assert count(RelativeError(0.9), [1.0, 1.0, 1.0]) == 3
+    assert count(RelativeError(0.5), [2.0, 1.0, 1.0]) == 3  # sqrt(1 / 6) = 0.41, sqrt(2 / 6) = 0.58
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200, 5e-324 * 2**60])
+def test_squares_of_singular_values_neither_vanish_nor_overflow(scale: float) -> None:
+    values = [scale, scale / 2, scale / 1024]
+    assert [count(RelativeError(error), values) for error in (0, 0.01, 0.5, 0.1, 0.0005)] == [3, 2, 1, 2, 3]
+
+
+# What is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        (0, "rank 0 of bond 'r' is outside 1 to 5\n  fix: 1 to 5; at 5 nothing is lost"),
+        (-1, "rank -1 of bond 'r' is outside 1 to 5"),
+        (6, "rank 6 of bond 'r' is outside 1 to 5"),
+        (0.5, "the rank of bond 'r' is 0.5\n  fix: an integer, or KeepFraction(0.5)"),
+        (np.float64(0.5), "\n  fix: an integer, or KeepFraction(0.5)"),
+        (3.0, "the rank of bond 'r' is 3.0\n  fix: an integer, KeepFraction or RelativeError"),
+        (math.nan, "the rank of bond 'r' is nan\n  fix: an integer, KeepFraction or RelativeError"),
+        (True, "the rank of bond 'r' is True\n  fix: an integer, KeepFraction or RelativeError"),
+        ("3", "the rank of bond 'r' is '3'\n  fix: an integer, KeepFraction or RelativeError"),
+        (None, "the rank of bond 'r' is None\n  fix: an integer, KeepFraction or RelativeError"),
+        (np.float32(2), "fix: an integer, KeepFraction or RelativeError"),
+        (
+            ParameterBudget(0.5),
+            "a ParameterBudget is for all bonds of a rule together\n  bond: r\n  fix:  ranks=ParameterBudget(",
+        ),
+    ],
+)
+def test_ranks_that_are_none(rank: Any, message: str) -> None:
+    with pytest.raises(RankError, match=re.escape(message)):
+        kept(rank, 5, bond="r", singular_values=never)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.5, math.nan, math.inf])
+def test_fractions_outside_0_to_1(fraction: float) -> None:
+    with pytest.raises(RankError, match=re.escape(f"KeepFraction({fraction}) keeps a fraction outside (0, 1]")):
+        KeepFraction(fraction)
+    with pytest.raises(RankError, match=re.escape(f"ParameterBudget({fraction}) leaves a fraction outside (0, 1]")):
+        ParameterBudget(fraction)
+
+
+@pytest.mark.parametrize("error", [-0.1, 1, 2.5, math.nan])
+def test_errors_outside_0_to_1(error: float) -> None:
+    with pytest.raises(
+        RankError, match=re.escape(f"RelativeError({error}) is outside [0, 1)\n  fix: for example 1e-2")
+    ):
+        RelativeError(error)
+
+
+def test_the_rank_of_a_rules_only_bond() -> None:
+    half = KeepFraction(0.5)
+    assert rank_of({"r": 3, "s": 4}, "r") == 3
+    assert rank_of(half, "r") is half
+    assert rank_of(7, "r") == 7
+    with pytest.raises(RankError, match=re.escape("no rank for 'r'\n  fix: ranks={'r': 8} or ranks=KeepFraction(0.5)")):
+        rank_of({"s": 3}, "r")
+
+
+@pytest.mark.parametrize(
+    ("rank", "text"),
+    [(KeepFraction(0.25), "keep 0.25"), (RelativeError(0.01), "error 0.01"), (ParameterBudget(0.5), "budget 0.5")],
+)
+def test_ranks_are_written_for_tables(rank: Rank, text: str) -> None:
+    assert str(rank) == text
+
+
+# Budgets ----------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 1, exclude_min=True), st.integers(1, 10**7), st.integers(1, 10**7))
+def test_a_budget_allows_at_most_its_fraction_or_says_which_would_do(
+    fraction: float, parameters: int, least: int
+) -> None:
+    budget = ParameterBudget(fraction)
+    if fraction * parameters >= least:
+        assert least <= allowance(budget, parameters, least=least) <= fraction * parameters
+        assert allowance(budget, parameters, least=least) + 1 > fraction * parameters
+        return
+    with pytest.raises(RankError, match=f"rank 1 takes {least}\n") as caught:
+        allowance(budget, parameters, least=least)
+    if least > parameters:
+        assert str(caught.value).endswith("none: the left side is smaller")
+    else:
+        enough = float(str(caught.value).rpartition("a fraction of at least ")[2])
+        assert allowance(ParameterBudget(enough), parameters, least=least) >= least
+        assert enough <= 1.011 * least / parameters
+
+
+@pytest.mark.parametrize(
+    ("fraction", "parameters", "least", "message"),
+    [
+        (
+            0.1,
+            77,
+            18,
+            "ParameterBudget(fraction=0.1) allows 7 parameters, rank 1 takes 18\n  fix: a fraction of at least 0.234",
+        ),
+        (1.0, 11, 12, "allows 11 parameters, rank 1 takes 12\n  fix: none: the left side is smaller"),
+        (0.1, 100, 29, "a fraction of at least 0.291"),  # 0.29 * 100 is 28.999999999999996
+        (0.1, 10**7, 10**7, "a fraction of at least 1"),
+        (1e-6, 10**7, 12345, "a fraction of at least 0.00124"),
+    ],
+)
+def test_a_budget_that_is_too_small_names_one_that_is_not(
+    fraction: float, parameters: int, least: int, message: str
+) -> None:
+    with pytest.raises(RankError, match=re.escape(message) + "$"):
+        allowance(ParameterBudget(fraction), parameters, least=least)

@@ -1,0 +1,138 @@
+"""Layers of a model together: ranks under one budget, fits in every norm."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tnalgebra.decompositions.catalogue import resolve
+from tnalgebra.decompositions.cuts import cut
+from tnalgebra.errors import LayerError, RankError, RuleError, StudyError
+from tnalgebra.model.budget import Divergence, Planned, fit_planned, plan_budget
+from tnalgebra.model.input_metrics import input_metrics
+from tnalgebra.nn.torch_layers import kernel_layers
+from tnalgebra.rewriting.text import rule
+
+CUT = cut("out kh | in kw")
+TUCKER2 = rule("K[out in kh kw] => U[out a] G[a b kh kw] V[b in]")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 10, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(10, 9, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(9, 4),
+    ).eval()
+
+
+def inputs(count: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(4, 3, 9, 8, generator=generator) for _ in range(count)]
+
+
+LAYERS = {"2": [CUT, TUCKER2], "4": [CUT]}
+
+
+def kept(model: nn.Module, plan: dict[str, Planned]) -> int:
+    modules = kernel_layers(model)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    return whole + sum(planned.parameters - modules[name].weight.numel() for name, planned in plan.items())
+
+
+@pytest.mark.parametrize("curves", ["error", "divergence"])
+def test_a_plan_keeps_within_its_budget_and_a_larger_one_costs_less(curves: str) -> None:
+    model = network()
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    budgets = [0.6, 0.8, 1.0]
+    plans = plan_budget(model, LAYERS, budgets, curves=curves, inputs=inputs())
+    assert plans[-1] == {}
+    losses = []
+    for budget, plan in zip(budgets, plans, strict=True):
+        assert kept(model, plan) <= budget * whole
+        fits = fit_planned(model, plan)
+        assert all(fit.parameters == plan[name].parameters for name, fit in fits.items())
+        losses.append(sum(fit.relative_error**2 for fit in fits.values()))
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_the_divergence_is_that_of_the_network_with_one_layer_replaced() -> None:
+    model = network()
+    reference = torch.cat([model(batch) for batch in inputs()]).double().log_softmax(1)
+    twin = copy.deepcopy(model)
+    fit = CUT.apply({"K": model[2].weight}, ranks=4)
+    with torch.no_grad():
+        twin[2].weight.copy_(fit.dense())
+        outputs = torch.cat([twin(batch) for batch in inputs()]).double().log_softmax(1)
+    wanted = float((reference.exp() * (reference - outputs)).sum(1).mean().detach())
+    assert Divergence(model, inputs()).losses("2", [fit.dense()]) == [pytest.approx(wanted, rel=1e-5)]
+
+
+def mean_squared(model: nn.Module, weights: dict[str, Tensor]) -> float:
+    """Of the difference of the last convolution's outputs, between the model and the model with other weights."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            kernel_layers(twin)[name].weight.copy_(weight)
+        return sum(float((model[:5](x) - twin[:5](x)).square().sum()) for x in inputs())
+
+
+def test_each_norm_serves_the_output_better_than_the_one_before() -> None:
+    model = network()
+    plan = {name: Planned(CUT, {"r": rank}, 0) for name, rank in (("2", 4), ("4", 5))}
+    metrics = input_metrics(model, inputs())
+    found = {}
+    for metric in ("frobenius", "input", "output"):
+        fits = fit_planned(model, plan, metric=metric, metrics=metrics, inputs=inputs())
+        assert list(fits) == ["2", "4"]
+        assert (fits["2"].output_error is None) == (metric == "frobenius")
+        found[metric] = mean_squared(model, {name: fit.dense() for name, fit in fits.items()})
+    assert found["input"] < 0.9 * found["frobenius"]
+    assert found["output"] < 0.98 * found["input"]
+
+
+def test_rules_of_several_kinds_are_chosen_from() -> None:
+    model = network()
+    offered = {
+        name: [resolve(given, "out in kh kw") for given in ("out | in kh kw", "cp", "tucker2")] for name in ("2", "4")
+    }
+    (plan,) = plan_budget(model, offered, [0.5], seed=3)
+    best = {name: planned.rule for name, planned in plan.items()}
+    assert all(best[name] in offered[name] for name in best)
+    again = plan_budget(model, offered, [0.5], seed=3)[0]
+    assert {name: (planned.rule, planned.ranks) for name, planned in plan.items()} == {
+        name: (planned.rule, planned.ranks) for name, planned in again.items()
+    }
+
+
+def test_what_cannot_be_planned() -> None:
+    model = network()
+    with pytest.raises(RankError, match=r"a budget of 0.1 of \d+ parameters cannot be met\n  least: 0\.\d+: \d+ are"):
+        plan_budget(model, LAYERS, [0.1])
+    with pytest.raises(RankError, match=r"a budget of 1\.5"):
+        plan_budget(model, LAYERS, [1.5])
+    with pytest.raises(StudyError, match="curves='loss'"):
+        plan_budget(model, LAYERS, [0.5], curves="loss")
+    with pytest.raises(StudyError, match="the divergence of outputs needs inputs"):
+        plan_budget(model, LAYERS, [0.5], curves="divergence")
+    with pytest.raises(LayerError, match="the model has no kernel layer '1'"):
+        plan_budget(model, {"1": [CUT]}, [0.5])
+    with pytest.raises(RuleError, match="layer '2' may be rewritten by 'cp'"):
+        plan_budget(model, {"2": ["cp"]}, [0.5])
+    with pytest.raises(RuleError, match="layer '2' may be rewritten by nothing"):
+        plan_budget(model, {"2": []}, [0.5])
+    plan = {"2": Planned(CUT, {"r": 4}, 0)}
+    with pytest.raises(StudyError, match="metric='euclid'"):
+        fit_planned(model, plan, metric="euclid")
+    with pytest.raises(StudyError, match="need the layers' metrics"):
+        fit_planned(model, plan, metric="input")
+    with pytest.raises(StudyError, match="fits to the outputs need inputs"):
+        fit_planned(model, plan, metric="output")

@@ -1,0 +1,222 @@
+"""Whole models converted: which layers, how, and what goes over to the new ones; the report."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.conversion_cases import EXACT, SHAPE, assert_same, count, inputs, network, state
+from tnalgebra import nn as layers
+from tnalgebra.decompositions.cuts import cut
+from tnalgebra.errors import LayerError
+from tnalgebra.fitting.ranks import ParameterBudget, RelativeError
+from tnalgebra.model.convert import convert
+
+WISH = (["out | in kh kw", "out | in"], 2)
+
+
+# What is converted ---------------------------------------------------------------------------------------------------
+
+
+def test_each_layer_follows_the_first_pattern_that_fits() -> None:
+    model = network()
+    whole = count(model)
+    found, report = convert(
+        model,
+        {"5": None, "3": ("cp", {"ranks": {"r": 3}, "starts": 1, "sweeps": 3}), nn.Conv2d: "out | in kh kw", "8": "cp"}
+        | {nn.Conv2d: (cut("out | in kh kw"), 2), "8": ("out | in", {"r": 2})},
+    )
+    assert found is model
+    assert report.converted == ("0", "3", "8")
+    assert [report[name].rule for name in ("0", "3", "8")] == ["out | in kh kw", "cp", "out | in"]
+    assert report["3"].ranks == {"r": 3}
+    assert report["5"].rule is None
+    assert report["5"].reason == "as asked"
+    assert report["3"].also == ("<Conv2d>",)
+    assert (report.parameters, report.parameters_after) == (whole, count(model))
+    assert report["0"].parameters_after == 2 * (8 + 27) + 8
+    assert report["0"].multiply_adds is None
+    for name in report.converted:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, layers.KernelLayer)
+        assert report[name].relative_error == pytest.approx(layer.relative_error)
+    assert model(inputs()[0]).shape == (4, 7)
+
+
+def test_a_function_chooses() -> None:
+    model = network()
+    _, report = convert(model, lambda name, module: ("out | in", 2) if isinstance(module, nn.Linear) else None)
+    assert report.converted == ("8",)
+    assert report["0"].reason == "as asked"
+
+
+def test_of_several_rewrites_the_best_is_taken() -> None:
+    cuts = ["out | in kh kw", "in | out kh kw", "out kh | in kw"]
+    errors = {}
+    for one in cuts:
+        _, report = convert(network(), {"3": (one, ParameterBudget(0.5))})
+        errors[one] = report["3"].relative_error
+    for wish in ((cuts, ParameterBudget(0.5)), [(one, ParameterBudget(0.5)) for one in cuts]):
+        _, report = convert(network(), {"3": wish})
+        assert report["3"].rule == min(errors, key=lambda one: errors[one] or 0)
+
+
+def test_a_copy_is_converted_and_the_model_stays() -> None:
+    model = network()
+    before = state(model)
+    found, report = convert(
+        model,
+        {
+            "*": ("out | in kh kw", 2),
+        },
+        inplace=False,
+    )
+    assert found is not model
+    assert_same(before, state(model))
+    assert report.converted == ("0", "3", "5")
+    assert report["8"].reason.startswith("the cut 'out | in kh kw' does not fit")
+
+
+def test_modes_types_hooks_and_frozen_weights_go_over() -> None:
+    model = network().double()
+    model[0].train()
+    model[3].requires_grad_(False)
+    model[5].bias.requires_grad_(False)
+    bias = model[5].bias
+    seen: list[str] = []
+    handle = model[3].register_forward_hook(lambda module, args, output: seen.append("after"))
+    model[3].register_forward_pre_hook(lambda module, args, kwargs: seen.append("before"), with_kwargs=True)
+    _, report = convert(model, {nn.Conv2d: ("out | in kh kw", 2)})
+    assert report.converted == ("0", "3", "5")
+    assert [model[n].training for n in (0, 3, 5)] == [True, False, False]
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert not any(p.requires_grad for p in model[3].parameters())
+    assert {name: p.requires_grad for name, p in model[5].named_parameters()}.pop("bias") is False
+    assert sum(p.requires_grad for p in model[5].parameters()) == 2
+    assert model[5].bias is bias
+    x = inputs()[0].double()
+    model(x)
+    assert seen == ["before", "after"]
+    handle.remove()
+    model(x)
+    assert seen == ["before", "after", "before"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_type(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    x = inputs()[0].to(dtype)
+    before = model(x)
+    convert(model, {"*": None} | {nn.Conv2d: None}, example=x)
+    _, report = convert(model, {"?": (["out | in kh kw", "out | in"], EXACT)}, allow_larger=True, example=x)
+    assert len(report.converted) == 4
+    assert model(x).dtype == dtype
+    error = float((torch.dist(model(x), before) / before.norm()).detach())
+    assert error < (1e-12 if dtype == torch.float64 else 0.05)  # rounding of float64; of bfloat16, layer by layer
+
+
+def test_multiply_adds_are_counted_at_the_example() -> None:
+    model = network()
+    _, report = convert(model, {"*": (["out | in kh kw", "out | in"], 2)}, example=SHAPE, candidates="factored")
+    assert report["0"].multiply_adds == 4 * 7 * 6 * 8 * 27
+    assert report["0"].multiply_adds_after == 4 * 7 * 6 * 2 * (8 + 27)
+    assert report["8"].multiply_adds == 4 * 12 * 7
+    assert report["8"].multiply_adds_after == 4 * 2 * (12 + 7)
+    assert report.multiply_adds == sum(row.multiply_adds or 0 for row in report.rows)
+    assert "multiply-adds kept" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(6, 8, 3, stride=2, groups=2), (2, 6, 11)),
+        (nn.Conv2d(4, 6, (3, 2), dilation=2, padding_mode="circular", padding=1), (2, 4, 9, 8)),
+        (nn.Conv3d(2, 3, 2), (1, 2, 5, 4, 3)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, output_padding=1), (2, 4, 5, 6)),
+        (nn.Linear(6, 8), (2, 3, 6)),
+        (nn.Conv2d(4, 6, 3), (4, 9, 8)),
+    ],
+)
+def test_dense_counts_are_those_of_torch(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(layer)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(shape))
+    _, report = convert(model, {"0": None}, example=shape)
+    assert report["0"].multiply_adds == counter.get_total_flops() // 2
+
+
+def test_calls_of_several_shapes_are_counted_in_proportion() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).mean() + self.layer(x[:1])
+
+    _, report = convert(Twice(), {"*": ("out | in", 1)}, example=(3, 6), candidates="factored")
+    assert report["layer"].multiply_adds == 4 * 48
+    assert report["layer"].multiply_adds_after == 4 * 14
+
+
+def test_errors_as_ranks() -> None:
+    _, report = convert(network(), {"*": (["out | in kh kw", "out | in"], RelativeError(0.6))})
+    assert all((report[name].relative_error or 1) <= 0.6 for name in report.converted)
+    assert report.converted
+
+
+def test_a_converted_model_is_converted_further() -> None:
+    model = network()
+    convert(model, {"3": ("out | in kh kw", 2)})
+    _, report = convert(model, {"*": ("out | in kh kw", 2)})
+    assert report.converted == ("0", "5")
+    with pytest.raises(LayerError, match="no kernel layer is called '3'"):
+        convert(model, {"3": ("out | in kh kw", 2)})
+
+
+# The report ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_prints() -> None:
+    _, report = convert(network(), {"3": ("cp", {"ranks": 3, "starts": 1}), "0": None}, example=SHAPE)
+    text = str(report)
+    assert "cp r=3" in text
+    assert "dense: as asked" in text
+    assert "1 of 4 decomposed" in text
+    _, overlapping = convert(network(), {"3": ("out | in kh kw", 2), "[35]": ("out | in kh kw", 3)})
+    assert str(overlapping).endswith("overlap: 1 layer follows '3', and not '[35]', which fits too and comes later")
+    assert "&gt;" in report._repr_html_()
+    assert report._repr_html_().count("<tr>") == 1 + 4 + 1
+    frame = report.to_pandas()
+    assert list(frame["name"]) == ["0", "3", "5", "8"]
+    assert frame["parameters_after"].sum() + 16 == report.parameters_after  # 16 of the batch normalisation
+    with pytest.raises(KeyError):
+        report["4"]
+    again = pickle.loads(pickle.dumps(report))
+    assert str(again) == text
+
+
+@pytest.mark.parametrize(
+    ("patterns", "overlaps"),
+    [
+        ({"3": None, "*": WISH}, []),
+        (
+            {"3": None, "5": None, "[35]": WISH, "*": WISH},
+            ["1 layer follows '3', and not '[35]'", "1 layer follows '5', and not '[35]'"],
+        ),
+        ({"*": WISH, "3": None}, ["1 layer follows '*', and not '3', which fits too and comes later"]),
+        ({"*": None, "3": WISH}, ["1 layer follows '*', and not '3', which fits too and comes later"]),
+        ({"3": WISH, "5": WISH, "*": None}, ["1 layer follows '3', and not '*'", "1 layer follows '5', and not '*'"]),
+    ],
+)
+def test_overlaps_that_may_be_mistakes_are_noted(patterns: Any, overlaps: list[str]) -> None:
+    """`None` before a wider pattern is how a layer is left out; a pattern that no layer follows is an oversight."""
+    _, report = convert(network(), patterns)
+    found = [note.removeprefix("overlap: ") for note in report.notes if note.startswith("overlap")]
+    assert len(found) == len(overlaps)
+    assert all(note.startswith(start) for note, start in zip(found, overlaps, strict=True))

@@ -1,0 +1,155 @@
+"""Batch normalisations taken into the layers before them: the same outputs, or the model as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import tnalgebra.nn as layers
+from tnalgebra.errors import LayerError
+from tnalgebra.model.batch_norm import fold_batch_norm
+from tnalgebra.model.convert import convert
+
+# Sums of at most a few hundred products of size 1, in float64.
+ROUNDING: Any = {"rtol": 1e-11, "atol": 1e-11}
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def settled(*modules: nn.Module) -> nn.Sequential:
+    """In float64 and evaluation mode, with weights and running statistics that are not those of a new normalisation."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*modules).double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                if tensor.is_floating_point():
+                    tensor.data.uniform_(0.5, 2.0) if "var" in name or "weight" in name else tensor.data.normal_()
+    return model
+
+
+LAYERS: dict[str, tuple[nn.Module, type[nn.Module], int, tuple[int, ...]]] = {
+    "Conv1d": (nn.Conv1d(4, 6, 3, groups=2), nn.BatchNorm1d, 6, (2, 4, 9)),
+    "Conv2d": (
+        nn.Conv2d(4, 6, (3, 2), bias=False, padding_mode="circular", padding=1),
+        nn.BatchNorm2d,
+        6,
+        (2, 4, 9, 8),
+    ),
+    "Conv3d": (nn.Conv3d(2, 3, 2), nn.BatchNorm3d, 3, (2, 2, 5, 4, 6)),
+    "ConvTranspose1d": (nn.ConvTranspose1d(4, 6, 3, stride=2), nn.BatchNorm1d, 6, (2, 4, 9)),
+    "ConvTranspose2d": (nn.ConvTranspose2d(4, 6, 3, output_padding=1, stride=2), nn.BatchNorm2d, 6, (2, 4, 5, 6)),
+    "Linear": (nn.Linear(5, 6, bias=False), nn.BatchNorm1d, 6, (4, 5)),
+}
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_folded_layers_compute_the_same(name: str, decomposed: bool, affine: bool) -> None:
+    layer, norm, channels, shape = LAYERS[name]
+    model, x = settled(layer, norm(channels, affine=affine), nn.ReLU()), normal(*shape)
+    if decomposed:
+        convert(model, {"0": ("cp", {"ranks": 3, "starts": 1, "sweeps": 2})}, allow_larger=True)
+    with torch.no_grad():
+        expected = model(x)
+        assert fold_batch_norm(model, x) is model
+        assert isinstance(model[0], layers.KernelLayer) == decomposed
+        assert isinstance(model[1], nn.Identity)
+        torch.testing.assert_close(model(x), expected, **ROUNDING)
+
+
+def test_a_linear_layer_is_folded_where_its_outputs_are_rows() -> None:
+    """Of outputs (n, length, features) it is the length that is normalised, here as long as the features."""
+    model = settled(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.BatchNorm1d(6))
+    x = normal(4, 6, 5)
+    with pytest.raises(LayerError, match="no batch normalisation that can be folded"):
+        fold_batch_norm(model)
+    with pytest.raises(LayerError, match="no batch normalisation that can be folded"):
+        fold_batch_norm(model, x)
+    with torch.no_grad():
+        expected = model(x[0])
+        fold_batch_norm(model, x[0])
+        torch.testing.assert_close(model(x[0]), expected, **ROUNDING)
+    assert [type(module) for module in model[1::2]] == [nn.Identity, nn.Identity]
+
+
+def test_what_is_watched_or_replaced_stays() -> None:
+    watched, norm = nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)
+    watched.register_forward_hook(lambda *_: None)
+    replaced = nn.Conv2d(4, 4, 1)
+    replaced.forward = lambda x: 2 * x  # type: ignore[method-assign]
+    parametrised = parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+    last = nn.Conv2d(4, 5, 1)
+    model = settled(
+        *(watched, norm, replaced, nn.BatchNorm2d(4), parametrised, nn.BatchNorm2d(4)),
+        *(nn.ConvTranspose2d(4, 4, 1, groups=2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)),
+        *(nn.BatchNorm2d(4, track_running_stats=False), last, nn.BatchNorm2d(5)),
+    )
+    x = normal(2, 3, 6, 5)
+    with torch.no_grad():
+        expected = model(x)
+        fold_batch_norm(model, x)
+        torch.testing.assert_close(model(x), expected, **ROUNDING)
+    assert [number for number, module in enumerate(model) if isinstance(module, nn.Identity)] == [11]
+
+
+class Several(nn.Module):
+    """Gives its output in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = settled(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.inner(x)}
+
+
+def test_a_model_that_cannot_be_compared_stays_as_it_was() -> None:
+    model, x = Several().eval(), normal(2, 3, 6, 5)
+    before = list(model.modules())
+    with pytest.raises(LayerError, match=r"Several gives a dict, which is not compared\n  fix: a model of one output"):
+        fold_batch_norm(model, x)
+    assert all(one is two for one, two in zip(before, model.modules(), strict=True))
+    with torch.no_grad():
+        expected = model(x)["out"]
+        torch.testing.assert_close(fold_batch_norm(model)(x)["out"], expected, **ROUNDING)
+
+
+class Changing(nn.Module):
+    """Looks at what follows its convolution, as no trace can see."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__()
+        self.inner, self.fails = settled(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)), fails
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded = isinstance(self.inner[1], nn.Identity)
+        if folded and self.fails:
+            raise RuntimeError("no normalisation")
+        return self.inner(x) + folded
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_that_changes_is_restored(fails: bool) -> None:
+    model = Changing(fails=fails).eval()
+    before = list(model.modules())
+    expected = (RuntimeError, "no normalisation") if fails else (LayerError, "computes something else once its batch")
+    with pytest.raises(expected[0], match=expected[1]):
+        fold_batch_norm(model, normal(2, 3, 6, 5))
+    assert all(one is two for one, two in zip(before, model.modules(), strict=True))
+
+
+def test_outputs_of_zero_are_compared_too() -> None:
+    model = settled(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.zero_()
+        fold_batch_norm(model, normal(2, 3, 6, 5))
+        assert not model(normal(2, 3, 6, 5)).any()

@@ -1,0 +1,86 @@
+"""Cuts as they are written, all there are, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kernel_cases import SEVEN
+from tnalgebra.errors import RuleError
+from tnalgebra.network.bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
+
+WORDS = st.lists(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,3}", fullmatch=True), min_size=2, max_size=9, unique=True)
+
+
+@given(WORDS, st.data())
+def test_parsing_the_text_gives_the_bipartition(words: list[str], data: st.DataObject) -> None:
+    split = data.draw(st.integers(1, len(words) - 1))
+    cut = Bipartition(tuple(words[:split]), tuple(words[split:]))
+    assert parse_bipartition(str(cut)) == cut
+    assert cut.labels == tuple(words)
+
+
+@given(WORDS)
+def test_all_bipartitions_are_there_once(words: list[str]) -> None:
+    cuts = bipartitions(words)
+    assert len(cuts) == 2 ** (len(words) - 1) - 1
+    assert len({frozenset([frozenset(cut.left), frozenset(cut.right)]) for cut in cuts}) == len(cuts)
+    for cut in cuts:
+        check_covers(cut, words, what="the words")
+        assert len(cut.left) <= len(cut.right)
+        assert list(cut.left) == [word for word in words if word in cut.left]
+        assert list(cut.right) == [word for word in words if word in cut.right]
+
+
+def test_the_seven_of_a_kernel() -> None:
+    assert [str(cut) for cut in bipartitions(["out", "in", "kh", "kw"])] == SEVEN
+    assert bipartitions(["a"]) == bipartitions([]) == []
+
+
+def test_spaces_and_commas_have_no_meaning() -> None:
+    assert parse_bipartition("  out,kh|\n in , kw ") == Bipartition(("out", "kh"), ("in", "kw"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("out in", "a cut has one '|', here are 0\n  where: out in\n  fix:   for example 'out | in kh kw'"),
+        ("out | in | kh", "a cut has one '|', here are 2\n  where: out | in | kh"),
+        ("| in", "the left side of a cut is empty\n  where:  | in\n  fix:   a label on both sides of '|'"),
+        ("out | ", "the right side of a cut is empty\n  where: out | \n  fix:   a label on both sides of '|'"),
+        ("out kh | in kh", "the label 'kh' stands twice in a cut\n  where: out kh | in kh\n  fix:   each label once"),
+        ("out out | in", "the label 'out' stands twice in a cut"),
+        ("out | 3d", "'3d' in a cut is not a label\n  where: out | 3d"),
+        ("out:3 | in", "'out:3' in a cut is not a label"),
+    ],
+)
+def test_texts_that_are_no_cut(text: str, message: str) -> None:
+    with pytest.raises(RuleError, match=re.escape(message)):
+        parse_bipartition(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "out | kw",
+            "the label 'in' is missing in the cut\n"
+            "  cut: out | kw\n"
+            "  of:  conv1.weight, labels out in kw\n"
+            "  fix: each of out in kw on one side",
+        ),
+        (
+            "out in | kw kh",
+            "the cut names an unknown label 'kh'\n"
+            "  cut: out in | kw kh\n"
+            "  of:  conv1.weight, labels out in kw\n"
+            "  fix: each of out in kw on one side",
+        ),
+    ],
+)
+def test_cuts_of_other_labels(text: str, message: str) -> None:
+    with pytest.raises(RuleError, match=re.escape(message)):
+        check_covers(parse_bipartition(text), ["out", "in", "kw"], what="conv1.weight")

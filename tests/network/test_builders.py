@@ -1,0 +1,519 @@
+"""The builders against torch, over everything torch lets one set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tnalgebra.errors import NetworkError, SizeError
+from tnalgebra.network import builders as windows
+from tnalgebra.network.network import Network, shapes
+from tnalgebra.network.nodes import MODES
+from tnalgebra.network.notation import parse
+from tnalgebra.tensors.evaluation import evaluate, magnitude
+
+CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+ADAPTIVE: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+SIZES = (7, 8, 9)
+"""Positions of the input: larger than every dilated window, different from each other and from the channels."""
+
+
+def check(network: Network, values: dict[str, Any], expected: Tensor) -> None:
+    """The network is `expected`, to the rounding errors of a sum of that magnitude, and its text is the network.
+
+    1e-12 leaves room for a few thousand additions, in any order, of float64 numbers (2.2e-16 each).
+    """
+    assert parse(str(network)) == network
+    value = evaluate(network, values)
+    assert value.shape == expected.shape
+    assert ((value - expected).abs() <= 1e-12 * magnitude(network, values)).all()
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def either(draw: st.DrawFn, numbers: tuple[int, ...]) -> int | tuple[int, ...]:
+    """The same argument as one integer where it can be."""
+    return numbers[0] if len(set(numbers)) == 1 and draw(st.booleans()) else numbers
+
+
+def each(draw: st.DrawFn, axes: int, least: int, most: int) -> tuple[int, ...]:
+    return tuple(draw(st.lists(st.integers(least, most), min_size=axes, max_size=axes)))
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> dict[str, Any]:
+    """Sizes of a convolution: channels a group, groups, positions, window; no two equal on X or on K."""
+    axes = draw(st.sampled_from((1, 2, 2, 3)))
+    groups, inside = draw(st.sampled_from(((1, 3), (1, 5), (2, 2), (3, 1), (4, 1), (3, 2))))
+    kernel = draw(st.permutations([k for k in (1, 2, 3, 4) if k != inside]))[:axes]
+    outside = draw(st.sampled_from([m for m in (1, 2, 5, 7) if m * groups not in (inside, *kernel)]))
+    return {
+        "axes": axes,
+        "groups": groups,
+        "in_channels": groups * inside,
+        "out_channels": groups * outside,
+        "positions": tuple(draw(st.permutations(SIZES))[:axes]),
+        "kernel": tuple(kernel),
+        "seed": draw(st.integers(0, 10**6)),
+    }
+
+
+def channels(draw: st.DrawFn, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The channels as arguments, or some of them left out."""
+    names = draw(st.sets(st.sampled_from(("in_channels", "out_channels"))))
+    return {name: sizes[name] for name in sorted(names)}
+
+
+def inputs(sizes: dict[str, Any]) -> Tensor:
+    return random(2, sizes["in_channels"], *sizes["positions"], seed=sizes["seed"])
+
+
+def flat_ends(ends: list[tuple[int, int]]) -> list[int]:
+    """(low, high) of every axis in the order of torch's pad: the last axis first."""
+    return [end for low_high in reversed(ends) for end in low_high]
+
+
+def padded(x: Tensor, ends: list[tuple[int, int]], mode: str) -> Tensor:
+    grown = [(max(low, 0), max(high, 0)) for low, high in ends]
+    cropped = [(min(low, 0), min(high, 0)) for low, high in ends]
+    return F.pad(F.pad(x, flat_ends(grown), mode="constant" if mode == "zeros" else mode), flat_ends(cropped))
+
+
+def same(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[tuple[int, int]]:
+    totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    return [(total // 2, total - total // 2) for total in totals]
+
+
+@st.composite
+def paddings(
+    draw: st.DrawFn, kernel: tuple[int, ...], dilation: tuple[int, ...], unstrided: bool
+) -> tuple[Any, list[tuple[int, int]]]:
+    """The argument `padding` in each of its forms, and the (low, high) that it means."""
+    axes = len(kernel)
+    form = draw(st.sampled_from(("one", "each", "pairs", "mixed", "valid", *(["same"] if unstrided else []))))
+    match form:
+        case "one":
+            number = draw(st.integers(0, 3))
+            return number, [(number, number)] * axes
+        case "each":
+            numbers = each(draw, axes, 0, 3)
+            return numbers, [(number, number) for number in numbers]
+        case "valid":
+            return form, [(0, 0)] * axes
+        case "same":
+            return form, same(kernel, dilation)
+    ends = list(zip(each(draw, axes, -1, 3), each(draw, axes, -1, 3), strict=True))
+    if form == "pairs":
+        return tuple(ends), ends
+    number = draw(st.integers(0, 3))
+    return [*ends[1:], number], [*ends[1:], (number, number)]
+
+
+# Laws ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_convolution_is_torchs(data: st.DataObject) -> None:
+    sizes = data.draw(layers())
+    axes, kernel = sizes["axes"], sizes["kernel"]
+    draw: st.DrawFn = data.draw  # type: ignore[assignment]
+    stride = (1,) * axes if draw(st.booleans()) else each(draw, axes, 1, 3)
+    # a window of 4, twice as wide, would be longer than an input of 7 that is cropped on both sides
+    dilation = tuple(1 if k == 4 else d for k, d in zip(kernel, each(draw, axes, 1, 2), strict=True))
+    padding, ends = draw(paddings(kernel, dilation, set(stride) == {1}))
+    mode = draw(st.sampled_from(MODES))
+    network = windows.convolution(
+        kernel,
+        stride=either(draw, stride),
+        padding=padding,
+        dilation=either(draw, dilation),
+        groups=sizes["groups"],
+        padding_mode=mode,
+        **channels(draw, sizes),
+    )
+    x = inputs(sizes)
+    w = random(sizes["out_channels"], sizes["in_channels"] // sizes["groups"], *kernel, seed=sizes["seed"] + 1)
+    expected = CONV[axes](padded(x, ends, mode), w, stride=stride, dilation=dilation, groups=sizes["groups"])
+    check(network, {"X": x, "K": w}, expected)
+
+
+@given(st.data())
+def test_transposed_convolution_is_torchs(data: st.DataObject) -> None:
+    sizes = data.draw(layers())
+    axes, kernel = sizes["axes"], sizes["kernel"]
+    draw: st.DrawFn = data.draw  # type: ignore[assignment]
+    stride, dilation, padding = each(draw, axes, 1, 3), each(draw, axes, 1, 3), each(draw, axes, 0, 2)
+    output_padding = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+    network = windows.transposed_convolution(
+        kernel,
+        stride=either(draw, stride),
+        padding=either(draw, padding),
+        output_padding=either(draw, output_padding),
+        dilation=either(draw, dilation),
+        groups=sizes["groups"],
+        **channels(draw, sizes),
+    )
+    x = inputs(sizes)
+    w = random(sizes["in_channels"], sizes["out_channels"] // sizes["groups"], *kernel, seed=sizes["seed"] + 1)
+    expected = TRANSPOSED[axes](x, w, None, stride, padding, output_padding, sizes["groups"], dilation)
+    check(network, {"X": x, "K": w}, expected)
+
+
+@given(st.data())
+def test_uneven_ends_crop_a_transposed_convolution(data: st.DataObject) -> None:
+    draw: st.DrawFn = data.draw  # type: ignore[assignment]
+    kernel, stride, low, high = (draw(st.integers(a, b)) for a, b in ((1, 4), (1, 3), (-1, 2), (-1, 2)))
+    x, w = random(2, 3, 7, seed=kernel), random(3, 5, kernel, seed=stride)
+    network = windows.transposed_convolution((kernel,), stride=stride, padding=((low, high),))
+    expected = F.pad(F.conv_transpose1d(x, w, stride=stride), (-low, -high))
+    check(network, {"X": x, "K": w}, expected)
+
+
+@given(st.data())
+def test_flat_patches_are_torchs_unfold(data: st.DataObject) -> None:
+    draw: st.DrawFn = data.draw  # type: ignore[assignment]
+    kernel = tuple(draw(st.permutations((1, 2, 3, 4)))[:2])
+    stride, dilation, padding = each(draw, 2, 1, 3), each(draw, 2, 1, 2), each(draw, 2, 0, 2)
+    x = random(2, 5, *draw(st.permutations(SIZES))[:2], seed=sum(kernel))
+    network = windows.patch_tensor(kernel, stride=stride, padding=padding, dilation=dilation, flatten=True)
+    expected = F.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)
+    check(network, {"X": x}, expected)
+
+
+@given(st.data())
+def test_patches_are_torchs_views(data: st.DataObject) -> None:
+    sizes = data.draw(layers())
+    axes, kernel = sizes["axes"], sizes["kernel"]
+    draw: st.DrawFn = data.draw  # type: ignore[assignment]
+    stride = (1,) * axes if draw(st.booleans()) else each(draw, axes, 1, 3)
+    padding, ends = draw(paddings(kernel, (1,) * axes, set(stride) == {1}))
+    mode, flatten = draw(st.sampled_from(MODES)), draw(st.booleans())
+    x = inputs(sizes)
+    network = windows.patch_tensor(kernel, stride=stride, padding=padding, padding_mode=mode, flatten=flatten)
+    expected = padded(x, ends, mode)
+    for axis, (k, s) in enumerate(zip(kernel, stride, strict=True), start=2):
+        expected = expected.unfold(axis, k, s)
+    u, k = range(2, 2 + axes), range(2 + axes, 2 + 2 * axes)
+    expected = expected.permute(0, 1, *k, *u)
+    if flatten:
+        expected = expected.flatten(2 + axes).flatten(1, 1 + axes)
+    check(network, {"X": x}, expected)
+
+
+@st.composite
+def poolings(draw: st.DrawFn) -> tuple[tuple[int, ...], dict[str, Any]]:
+    axes = draw(st.sampled_from((1, 2, 3)))
+    kernel = tuple(draw(st.permutations((1, 2, 3, 4, 5)))[:axes])
+    options: dict[str, Any] = {
+        "stride": draw(st.one_of(st.none(), st.just(each(draw, axes, 1, 6)))),
+        "padding": tuple(draw(st.integers(0, k // 2)) for k in kernel),
+        "ceil_mode": draw(st.booleans()),
+        "count_include_pad": draw(st.booleans()),
+    }
+    if axes > 1:
+        options["divisor_override"] = draw(st.sampled_from((None, None, 3, -7)))
+    return kernel, options
+
+
+@given(poolings(), st.permutations((5, 6, 7)), st.booleans())
+def test_average_pooling_is_torchs(
+    pooling: tuple[tuple[int, ...], dict[str, Any]], positions: list[int], told: bool
+) -> None:
+    kernel, options = pooling
+    x = random(2, 3, *positions[: len(kernel)], seed=sum(kernel))
+    stride = options["stride"] or kernel
+    counted = options["count_include_pad"] or not any(options["padding"]) or options.get("divisor_override")
+    needed = not counted or (options["ceil_mode"] and max(stride) > 1)
+    size = tuple(x.shape[2:]) if needed or told else None
+    network, constants = windows.average_pooling(kernel, **options, input_size=size)
+    check(network, {"X": x, **constants}, AVERAGE[len(kernel)](x, kernel, **options))
+    if needed:
+        with pytest.raises(SizeError, match="average pooling needs input_size"):
+            windows.average_pooling(kernel, **options)
+
+
+@pytest.mark.parametrize("count_include_pad", [False, True])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_every_small_average_pooling_is_torchs(ceil_mode: bool, count_include_pad: bool) -> None:
+    """All windows of up to 4 with every stride and padding on inputs of up to 7."""
+    for size in range(1, 8):
+        x = random(2, 3, size, seed=size)
+        for kernel in range(1, 5):
+            for padding in range(kernel // 2 + 1):
+                for stride in range(1, kernel + 3):
+                    options: dict[str, Any] = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+
+                    def build(
+                        kernel: int = kernel,
+                        stride: int = stride,
+                        padding: int = padding,
+                        size: int = size,
+                        **rest: Any,
+                    ) -> windows.Pooling:
+                        return windows.average_pooling(
+                            (kernel,), stride=stride, padding=padding, input_size=size, **rest
+                        )
+
+                    try:
+                        expected = F.avg_pool1d(x, kernel, stride, padding, **options)
+                    except RuntimeError:
+                        with pytest.raises(SizeError, match=f"input_size is {size}, the window has {kernel} elements"):
+                            build(**options)
+                        continue
+                    network, constants = build(**options)
+                    value = evaluate(network, {"X": x, **constants})
+                    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14)
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(1, 9)), min_size=1, max_size=3), st.permutations((5, 6, 8)))
+def test_adaptive_average_pooling_is_torchs(output_size: list[int | None], positions: list[int]) -> None:
+    axes = len(output_size)
+    x = random(2, 3, *positions[:axes], seed=axes)
+    network, constants = windows.adaptive_average_pooling(output_size, input_size=x.shape[2:])
+    expected = ADAPTIVE[axes](x, tuple(size or x.shape[axis] for axis, size in enumerate(output_size, start=2)))
+    check(network, {"X": x, **constants}, expected)
+    divides = all(size is None or x.shape[axis] % size == 0 for axis, size in enumerate(output_size, start=2))
+    assert (constants == {}) == divides
+    if not set(output_size) - {1, None}:
+        without = windows.adaptive_average_pooling(output_size)
+        check(without.network, {"X": x}, expected)
+
+
+@given(st.integers(1, 3), st.permutations((5, 6, 8)))
+def test_global_average_pooling_is_the_mean(axes: int, positions: list[int]) -> None:
+    x = random(2, 3, *positions[:axes], seed=axes)
+    check(windows.global_average_pooling(axes), {"X": x}, x.flatten(2).mean(2))
+
+
+@given(st.permutations((2, 3, 5, 7)), st.booleans(), st.booleans())
+def test_linear_is_torchs(sizes: list[int], known_in: bool, known_out: bool) -> None:
+    n, c, out, seed = sizes
+    x, w = random(n, c, seed=seed), random(out, c, seed=seed + 1)
+    known = {**({"in_features": c} if known_in else {}), **({"out_features": out} if known_out else {})}
+    check(windows.linear(**known), {"X": x, "W": w}, F.linear(x, w))
+
+
+@given(st.data())
+def test_two_layers_are_one_network(data: st.DataObject) -> None:
+    """`conv >> pool` and `conv >> conv` are torch's composition: padding between the two included."""
+    sizes = data.draw(layers())
+    axes, kernel, groups = sizes["axes"], sizes["kernel"], sizes["groups"]
+    draw: st.DrawFn = data.draw  # type: ignore[assignment]
+    padding = tuple(k // 2 for k in kernel)
+    first = windows.convolution(kernel, padding=padding, groups=groups)
+    x = inputs(sizes)
+    w = random(sizes["out_channels"], sizes["in_channels"] // groups, *kernel, seed=sizes["seed"] + 1)
+    between = CONV[axes](x, w, padding=padding, groups=groups)
+
+    window, stride = each(draw, axes, 2, 3), each(draw, axes, 1, 2)
+    size = tuple(between.shape[2:])
+    pool, constants = windows.average_pooling(
+        window, stride=stride, padding=1, count_include_pad=False, ceil_mode=True, input_size=size
+    )
+    expected = AVERAGE[axes](between, window, stride, 1, ceil_mode=True, count_include_pad=False)
+    check(first >> pool, {"X": x, "K": w, **constants}, expected)
+
+    second = windows.convolution(window, stride=stride, padding=1)
+    w_2 = random(2, sizes["out_channels"], *window, seed=sizes["seed"] + 2)
+    expected = CONV[axes](between, w_2, stride=stride, padding=1)
+    check(first >> second, {"X": x, "K": w, "K_2": w_2}, expected)
+
+
+# What is written ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "text"),
+    [
+        (lambda: windows.convolution((3,)), "X[n in x] Conv[x u k:3] K[out in k] -> [n out u]"),
+        (
+            lambda: windows.convolution((3, 2), stride=(2, 1), padding=((1, 0), (0, 2)), in_channels=4, out_channels=6),
+            "X[n in:4 x y] Conv[x u kh:3 | stride=2 padding=1:0] Conv[y v kw:2 | padding=0:2] K[out:6 in kh kw]"
+            " -> [n out u v]",
+        ),
+        (
+            lambda: windows.convolution((1, 2, 3), padding="same", padding_mode="circular"),
+            "X[n in x y z] Conv[x u kd:1 | mode=circular] Conv[y v kh:2 | padding=0:1 mode=circular]"
+            " Conv[z w kw:3 | padding=1 mode=circular] K[out in kd kh kw] -> [n out u v w]",
+        ),
+        (
+            lambda: windows.convolution((3,), groups=2, in_channels=4, out_channels=6, dilation=2),
+            "X[n c:4 x] Fuse[c g:2 in:2] Conv[x u k:3 | dilation=2] K[out:6 in k] Fuse[out g m:3] -> [n out u]",
+        ),
+        (
+            lambda: windows.transposed_convolution((3,), stride=2, padding=1, output_padding=1),
+            "X[n in u] Conv[x u k:3 | stride=2 padding=1:0] K[in out k] -> [n out x]",
+        ),
+        (
+            lambda: windows.transposed_convolution((3, 3), groups=2, in_channels=4),
+            "X[n c:4 u v] Fuse[c g:2 in:2] Conv[x u kh:3] Conv[y v kw:3] K[c m kh kw] Fuse[out g m] -> [n out x y]",
+        ),
+        (lambda: windows.patch_tensor((3, 2)), "X[n in x y] Conv[x u kh:3] Conv[y v kw:2] -> [n in kh kw u v]"),
+        (
+            lambda: windows.patch_tensor((3,), flatten=True),
+            "X[n in x] Conv[x u k:3] Fuse[feature in k] Fuse[position u] -> [n feature position]",
+        ),
+        (
+            lambda: windows.average_pooling((2, 3), stride=2, padding=1).network,
+            "X[n c x y] Conv[x u kh:2 | stride=2 padding=1] Conv[y v kw:3 | stride=2 padding=1]"
+            " Fill[kh | value=1/2] Fill[kw | value=1/3] -> [n c u v]",
+        ),
+        (
+            lambda: windows.average_pooling((2,), ceil_mode=True, input_size=5).network,
+            "X[n c x:5] Conv[x u:3 k:2 | stride=2 padding=0:1] Du[u] -> [n c u]",
+        ),
+        (
+            lambda: windows.adaptive_average_pooling((3, 4), input_size=(6, 6)).network,
+            "X[n c x:6 y:6] Conv[x u:3 kh:2 | stride=2] Fill[kh | value=1/2] Pv[y v] -> [n c u v]",
+        ),
+        (
+            lambda: windows.adaptive_average_pooling((1, None)).network,
+            "X[n c x y] Fill[x | value=mean] Fill[u:1 | value=1] Copy[y v] -> [n c u v]",
+        ),
+        (
+            lambda: windows.global_average_pooling(2),
+            "X[n c x y] Fill[x | value=mean] Fill[y | value=mean] -> [n c]",
+        ),
+        (lambda: windows.linear(out_features=5), "X[n in] W[out:5 in] -> [n out]"),
+    ],
+)
+def test_the_text_of_a_builder(network: Callable[[], Network], text: str) -> None:
+    built = network()
+    written = parse(text)
+    assert built.nodes == written.nodes
+    assert built.output == written.output
+    assert set(written.sizes.items()) <= set(built.sizes.items())
+    assert parse(str(built)) == built
+
+
+def test_a_depthwise_kernel_has_one_channel_a_group() -> None:
+    network = windows.convolution((3, 2), groups=6, in_channels=6, out_channels=12)
+    assert {label: network.sizes[label] for label in ("c", "g", "in", "out", "m")} == {
+        "c": 6,
+        "g": 6,
+        "in": 1,
+        "out": 12,
+        "m": 2,
+    }
+    sized = Network(network.nodes, network.output, {**network.sizes, "n": 1, "x": 5, "y": 7})
+    assert shapes(sized)["K"] == (12, 1, 3, 2)
+
+
+# What is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (lambda: windows.convolution(3), "kernel_size is 3"),  # type: ignore[arg-type]
+        (lambda: windows.convolution((3, 3, 3, 3)), "kernel_size is (3, 3, 3, 3)\n  fix: 1, 2 or 3 integers"),
+        (lambda: windows.convolution(()), "kernel_size is ()"),
+        (lambda: windows.convolution((0, 3)), "kernel_size is 0\n  fix: an integer from 1 to"),
+        (lambda: windows.convolution((2.0,)), "kernel_size is 2.0"),  # type: ignore[arg-type]
+        (lambda: windows.convolution((True,)), "kernel_size is True"),
+        (lambda: windows.convolution((2**41,)), f"kernel_size is {2**41}"),
+        (lambda: windows.convolution((3,), stride=0), "stride is 0"),
+        (lambda: windows.convolution((3, 3), stride=(1, 1, 1)), "stride has 3 entries, the window has 2 axes"),
+        (lambda: windows.convolution((3,), stride="2"), "stride is '2'"),  # type: ignore[arg-type]
+        (lambda: windows.convolution((3,), dilation=0), "dilation is 0"),
+        (lambda: windows.convolution((3,), padding=-1), "padding is -1\n  fix: an integer from 0 to"),
+        (lambda: windows.convolution((3,), padding=(1, 2)), "padding has 2 entries, the window has 1 axes"),
+        (lambda: windows.convolution((3,), padding=((1, 2, 3),)), "padding has 3 numbers on one axis"),  # type: ignore[arg-type]
+        (lambda: windows.convolution((3,), padding=((1, 0.5),)), "padding is 0.5"),  # type: ignore[arg-type]
+        (lambda: windows.convolution((3,), padding="full"), "padding is 'full'\n  fix: integers, 'same' or 'valid'"),
+        (
+            lambda: windows.convolution((3, 3), padding="same", stride=(1, 2)),
+            "padding is 'same', with a stride\n  stride: (1, 2)",
+        ),
+        (
+            lambda: windows.convolution((3,), padding_mode="edge"),
+            "padding_mode is 'edge'\n  fix: one of zeros, reflect",
+        ),
+        (lambda: windows.convolution((3,), groups=0), "groups is 0"),
+        (
+            lambda: windows.convolution((3,), groups=2, in_channels=3, out_channels=4),
+            "groups is 2, which does not divide in_channels\n  given: in_channels=3",
+        ),
+        (
+            lambda: windows.convolution((3,), groups=2, in_channels=4, out_channels=5),
+            "groups is 2, which does not divide out_channels\n  given: out_channels=5",
+        ),
+        (lambda: windows.convolution((3,), in_channels=0), "in_channels is 0"),
+        (lambda: windows.transposed_convolution((3,), padding="same"), "padding of a transposed convolution is 'same'"),
+        (
+            lambda: windows.transposed_convolution((3,), padding_mode="reflect"),
+            "padding_mode of a transposed convolution is 'reflect'",
+        ),
+        (lambda: windows.transposed_convolution((3,), padding_mode="edge"), "padding_mode is 'edge'"),
+        (
+            lambda: windows.transposed_convolution((3,), stride=2, dilation=1, output_padding=2),
+            "output_padding is 2, with stride 2 and dilation 1\n  fix: less than one of the two",
+        ),
+        (lambda: windows.transposed_convolution((3,), output_padding=-1), "output_padding is -1"),
+        (lambda: windows.transposed_convolution((3,), groups=2, in_channels=3), "groups is 2, which does not divide"),
+        (lambda: windows.patch_tensor((3, 3, 3, 3)), "kernel_size is (3, 3, 3, 3)"),
+        (lambda: windows.patch_tensor((3,), padding_mode="edge"), "padding_mode is 'edge'"),
+        (
+            lambda: windows.average_pooling((3,), padding=2),
+            "padding is 2, the window has 3 elements\n  fix: at most half: 1",
+        ),
+        (lambda: windows.average_pooling((3,), padding=((1, 1),)), "padding is (1, 1)"),  # type: ignore[arg-type]
+        (lambda: windows.average_pooling((3,), padding="same"), "padding is 'same'"),  # type: ignore[arg-type]
+        (lambda: windows.average_pooling((3, 3), divisor_override=0), "divisor_override is 0"),
+        (lambda: windows.average_pooling((3, 3), divisor_override=0.5), "divisor_override is 0.5"),  # type: ignore[arg-type]
+        (lambda: windows.average_pooling((3,), input_size=(4, 5)), "input_size has 2 entries, the window has 1 axes"),
+        (lambda: windows.adaptive_average_pooling(7), "output_size is 7"),  # type: ignore[arg-type]
+        (lambda: windows.adaptive_average_pooling((0,)), "output_size is 0"),
+        (lambda: windows.adaptive_average_pooling((1, 1, 1, 1)), "output_size is (1, 1, 1, 1)"),
+        (lambda: windows.global_average_pooling(4), "dimensions is 4"),
+        (lambda: windows.global_average_pooling(0), "dimensions is 0"),
+        (lambda: windows.linear(in_features=0), "in_features is 0"),
+    ],
+)
+def test_an_argument_is_refused_by_name(build: Callable[[], object], text: str) -> None:
+    with pytest.raises(NetworkError, match=re.escape(text)):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (
+            lambda: windows.average_pooling((3,), stride=2, ceil_mode=True),
+            "average pooling needs input_size\n  because: a window beyond the end depends on it",
+        ),
+        (
+            lambda: windows.average_pooling((3,), padding=1, count_include_pad=False),
+            "average pooling needs input_size\n  because: how many elements of a window are no padding depends on it",
+        ),
+        (
+            lambda: windows.average_pooling((5,), input_size=3),
+            "input_size is 3, the window has 5 elements\n  padding: 0",
+        ),
+        (
+            lambda: windows.adaptive_average_pooling((7, 1)),
+            "adaptive average pooling needs input_size\n  because: the windows of output_size (7, 1) depend on it",
+        ),
+    ],
+)
+def test_a_size_that_is_needed_is_asked_for(build: Callable[[], object], text: str) -> None:
+    with pytest.raises(SizeError, match=re.escape(text)):
+        build()
+
+
+def test_max_pooling_is_no_node() -> None:
+    with pytest.raises(ValueError, match="a maximum is not a sum of products, so max-pooling is no tensor network"):
+        parse("X[n c x] MaxPool[x u k | stride=2] -> [n c u]")

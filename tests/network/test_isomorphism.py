@@ -1,0 +1,210 @@
+"""Equality up to words and order: what it forgives, what it does not, and that it ends."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import networkx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from networkx.algorithms.isomorphism import GraphMatcher
+
+from tests.strategies import in_other_words, networks
+from tests.stuck import not_stuck
+from tnalgebra.network.isomorphism import _graph, isomorphic
+from tnalgebra.network.network import Network
+from tnalgebra.network.nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node
+from tnalgebra.network.notation import parse
+
+# Laws -------------------------------------------------------------------------------------------------------
+
+
+@given(networks(), st.data())
+def test_order_and_words_have_no_meaning(network: Network, data: st.DataObject) -> None:
+    other, _ = data.draw(in_other_words(network))
+    assert isomorphic(network, other)
+    assert isomorphic(other, network)
+
+
+@given(networks(), st.data())
+def test_the_labels_of_copy_and_fill_have_no_order(network: Network, data: st.DataObject) -> None:
+    nodes: list[Node] = []
+    for node in network.nodes:
+        match node:
+            case Copy(labels):
+                nodes.append(Copy(tuple(data.draw(st.permutations(labels)))))
+            case Fill(labels, value):
+                nodes.append(Fill(tuple(data.draw(st.permutations(labels))), value))
+            case _:
+                nodes.append(node)
+    assert isomorphic(network, Network(nodes, network.output, network.sizes))
+
+
+@given(networks(max_nodes=4), st.data())
+def test_agrees_with_networkx(network: Network, data: st.DataObject) -> None:
+    """After one random change, for which either answer may be right: a search without any shortcut as the judge."""
+    other, _ = data.draw(in_other_words(network))
+    changed = data.draw(st.sampled_from([0, 1]))
+    nodes = list(other.nodes)
+    position = data.draw(st.integers(0, len(nodes) - 1))
+    labels = nodes[position].labels
+    if changed and labels:
+        axis = data.draw(st.integers(0, len(labels) - 1))
+        same = [label for label, size in other.sizes.items() if size == other.sizes[labels[axis]]]
+        turned = [*labels]
+        turned[axis] = data.draw(st.sampled_from(same))
+        nodes[position] = _with_labels(nodes[position], turned)
+    carried = {label for node in nodes for label in node.labels}
+    sizes = {label: size for label, size in other.sizes.items() if label in carried}
+    other = Network(nodes, [label for label in other.output if label in carried], sizes)
+
+    graphs = [_graph(network), _graph(other)]
+    matcher = GraphMatcher(
+        *graphs,
+        node_match=lambda one, two: one["kind"] == two["kind"],
+        edge_match=lambda one, two: one["axes"] == two["axes"],
+    )
+    assert isomorphic(network, other) == matcher.is_isomorphic()
+
+
+def _with_labels(node: Node, labels: Sequence[str]) -> Node:
+    """The node with these labels, one for each axis."""
+    match node:
+        case Conv():
+            x, y, k = labels
+            return replace(node, x=x, y=y, k=k)
+        case Fuse():
+            return Fuse(labels[0], tuple(labels[1:]))
+        case _:
+            return replace(node, labels=tuple(labels))
+
+
+@given(networks())
+def test_untied_is_another_network(network: Network) -> None:
+    labels = tuple(network.sizes)[:3]
+    first, second = NamedTensor("K", labels), NamedTensor("V", labels)
+    tied = Network([*network.nodes, first, first], network.output, network.sizes)
+    untied = Network([*network.nodes, first, second], network.output, network.sizes)
+    assert not isomorphic(tied, untied)
+    assert not isomorphic(untied, tied)
+    assert isomorphic(untied, Network([*network.nodes, second, first], network.output, network.sizes))
+
+
+# Examples ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("K[a b] V[b c]", "V[p q] W[q r]"),
+        ("K[a b] V[b c] -> [c a]", "V[b c] K[a b] -> [c a]"),
+        ("K[a b] K[b c]", "T[x y] T[y z]"),
+        ("Copy[a b c] -> [a b]", "Copy[c a b] -> [a b]"),
+        ("Fill[a b | value=1/2] K[a]", "K[b] Fill[a b | value=0.5]"),
+        ("K[a a b]", "K[x x y]"),
+        ("A[a r] B[b r] C[c r] -> [a b c]", "X[p s] Z[q s] Y[t s] -> [p q t]"),
+        ("A[a] A[b] B[c] B[d] -> []", "A[a] B[b] A[c] B[d] -> []"),
+    ],
+)
+def test_isomorphic(one: str, two: str) -> None:
+    assert isomorphic(parse(one), parse(two))
+    assert isomorphic(parse(two), parse(one))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("K[a b]", "K[a b] V[c]"),
+        ("K[a b]", "K[a b c]"),
+        ("K[a b]", "Copy[a b]"),
+        ("K[a b] -> [a b]", "K[a b] -> [b a]"),
+        ("K[a b] -> [a]", "K[a b] -> [b]"),
+        ("K[a b] -> [a]", "K[a b]"),
+        ("K[a:2 b]", "K[a:3 b]"),
+        ("K[a:2 b]", "K[a b]"),
+        ("K[a b] V[b]", "K[b a] V[b]"),
+        ("K[a a b]", "K[a b b]"),
+        ("K[a a b]", "K[a b a]"),
+        ("K[a b] V[b c] -> [a c]", "K[a b] V[c b] -> [a c]"),
+        ("K[a b] K[b c]", "K[a b] V[b c]"),
+        ("K[a b] K[c d] V[b c]", "K[a b] V[c d] K[b c]"),
+        ("A[a] A[b] B[c] B[d] A[e] -> []", "A[a] A[b] B[c] B[d] C[e] -> []"),
+        ("A[a b] A[c d] B[b e] B[d f] -> []", "A[a b] B[c d] A[b e] B[d f] -> []"),
+        ("Fuse[w p q]", "Fuse[w q p] -> [w p q]"),
+        ("Fuse[w p q] -> [w p q]", "Fuse[p w q] -> [w p q]"),
+        ("Conv[x y k]", "Conv[y x k] -> [x y k]"),
+        ("Conv[x y k]", "Conv[x y k | stride=2]"),
+        ("Conv[x y k | padding=1:0]", "Conv[x y k | padding=0:1]"),
+        ("Conv[x y k | padding=1]", "Conv[x y k | padding=1 mode=circular]"),
+        ("Fill[a | value=1]", "Fill[a | value=2]"),
+        ("Fill[a:2 | value=1/2]", "Fill[a:2 | value=mean]"),
+        ("A[a r] B[b r] C[c r s] D[s] -> []", "A[a r] B[b r] C[c s r] D[s] -> []"),
+    ],
+)
+def test_not_isomorphic(one: str, two: str) -> None:
+    assert not isomorphic(parse(one), parse(two))
+    assert not isomorphic(parse(two), parse(one))
+
+
+# Symmetric networks -----------------------------------------------------------------------------------------
+
+
+def rings(*lengths: int) -> str:
+    return " ".join(
+        f"Copy[r{ring}_{i} r{ring}_{(i + 1) % length}]" for ring, length in enumerate(lengths) for i in range(length)
+    )
+
+
+def torus(size: int) -> str:
+    return " ".join(
+        f"Copy[h{i}_{j} h{(i + 1) % size}_{j} v{i}_{j} v{i}_{(j + 1) % size}]"
+        for i, j in itertools.product(range(size), repeat=2)
+    )
+
+
+def lattice(steps: set[tuple[int, int]]) -> str:
+    """One Copy for each point of a 4 x 4 torus, joined to those that are one of `steps` away."""
+    points = list(itertools.product(range(4), repeat=2))
+    pairs = [(a, b) for a, b in itertools.combinations(points, 2) if ((b[0] - a[0]) % 4, (b[1] - a[1]) % 4) in steps]
+    ends = {point: [f"e{number}" for number, pair in enumerate(pairs) if point in pair] for point in points}
+    return " ".join(f"Copy[{' '.join(labels)}]" for labels in ends.values())
+
+
+ROOK = lattice({(0, step) for step in (1, 2, 3)} | {(step, 0) for step in (1, 2, 3)})
+SHRIKHANDE = lattice({(0, 1), (0, 3), (1, 0), (3, 0), (1, 1), (3, 3)})
+EQUAL_PARTS = " ".join(f"A[x{i} y{i}]" for i in range(100)) + " -> []"
+STAR = " ".join(f"T{i}[x]" for i in range(300))
+
+
+@pytest.mark.parametrize("text", [rings(60), rings(3, 3, 3, 6, 6), torus(6), ROOK, SHRIKHANDE, EQUAL_PARTS, STAR])
+def test_symmetric_networks_in_other_words(text: str) -> None:
+    network = parse(text)
+    nodes = list(network.nodes)
+    random.Random(0).shuffle(nodes)
+    with not_stuck():
+        assert isomorphic(network, Network(nodes, network.output))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (rings(24), rings(12, 12)),
+        (rings(10, 10, 10, 10), rings(8, 8, 8, 8, 8)),
+        (rings(4, 4, 8, 8), rings(4, 6, 6, 8)),
+        (ROOK, SHRIKHANDE),
+    ],
+    ids=["rings", "more rings", "rings in common", "strongly regular"],
+)
+def test_networks_that_look_alike_everywhere(one: str, two: str) -> None:
+    """Refinement by neighbours alone cannot tell these apart."""
+    hashes = [
+        networkx.weisfeiler_lehman_graph_hash(_graph(parse(text)), node_attr="kind", edge_attr="axes")
+        for text in (one, two)
+    ]
+    assert hashes[0] == hashes[1]
+    with not_stuck():
+        assert not isomorphic(parse(one), parse(two))

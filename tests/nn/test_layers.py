@@ -1,0 +1,485 @@
+"""Decomposed layers against torch's layer of that name with the rebuilt weight, in float64."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch import nn as torch_nn
+
+import tnalgebra
+import tnalgebra.nn as tensor_nn
+from tests import nn_cases
+from tests.nn_cases import CASES, EQUAL, NAMES, REFUSED, axes_of, input_for, usual
+from tnalgebra.decompositions.catalogue import rules
+from tnalgebra.decompositions.reshaped import per_group
+from tnalgebra.errors import CompileError, LayerError, RankError
+from tnalgebra.fitting.metric import Metric
+from tnalgebra.network.network import parameters, tensor_nodes
+from tnalgebra.nn.base import KernelLayer
+from tnalgebra.nn.torch_layers import kernel_labels_of
+from tnalgebra.rewriting.rule import Rule
+from tnalgebra.rewriting.text import rule
+
+# Sums of at most a few hundred products of normal numbers, in another order, in float64.
+ROUNDING = {"rtol": 1e-11, "atol": 1e-11}
+
+RING = "K[o i h w] => A[o p] B[p i q] C[q h s] D[s w]"
+TIED = "K[o i h w] => A[o r] A[i r] B[h r] B[w r]"
+HYPEREDGE = "K[o i h w] => A[o i r] B[h r] C[w r]"
+RESHAPED = "K[o i h w] => Fuse[o o1 o2] Fuse[i i1 i2] A[o1 i1 p] B[p o2 i2 h w]"
+
+
+def same(one: Tensor, two: Tensor) -> None:
+    torch.testing.assert_close(one, two, **ROUNDING)  # type: ignore[arg-type]
+
+
+def dense(name: str, **arguments: Any) -> Any:
+    """One of torch's layers, seeded."""
+    torch.manual_seed(0)
+    return getattr(torch_nn, name)(**{**usual(name), **arguments})
+
+
+def conv(**arguments: Any) -> torch_nn.Conv2d:
+    return dense("Conv2d", **{"padding": 1, **arguments})  # type: ignore[no-any-return]
+
+
+def tucker(module: torch_nn.Module | None = None, **options: Any) -> tensor_nn.Conv2d:
+    return tensor_nn.Conv2d.from_conv(module or conv(), "tucker2", **{"ranks": {"a": 3, "b": 2}, **options})
+
+
+def ranks_of(chosen: Rule, rank: int = 2) -> dict[str, int]:
+    return dict.fromkeys(chosen.ranks, rank)
+
+
+X = input_for("Conv2d", usual("Conv2d"))
+
+# Arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("layer", NAMES)
+def test_every_argument_of_torch_is_honoured_or_refused(layer: str) -> None:
+    wrong = []
+    for case in CASES:
+        if case.layer == layer and not (found := nn_cases.outcome(case)).startswith(case.outcome):
+            wrong.append(f"{case}: {found}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_has_every_argument() -> None:
+    for layer in NAMES:
+        there = {case.argument for case in CASES if case.layer == layer}
+        assert {*getattr(tensor_nn, layer).argument_names} <= there
+    assert all(case.outcome == EQUAL or case.outcome.removeprefix(REFUSED) for case in CASES)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_arguments_together(data: st.DataObject) -> None:
+    draw = data.draw
+    name = draw(st.sampled_from(NAMES[:-1]))
+    axes = axes_of(name)
+
+    def each(least: int, most: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(least, most)) for _ in range(axes))
+
+    arguments: dict[str, Any] = {
+        "kernel_size": each(1, 3),
+        "stride": each(1, 3),
+        "padding": each(0, 2),
+        "dilation": each(1, 2),
+        "groups": draw(st.sampled_from((1, 2))),
+        "bias": draw(st.booleans()),
+    }
+    if "Transpose" in name:
+        arguments["output_padding"] = tuple(s - 1 for s in arguments["stride"])
+    else:
+        arguments["padding_mode"] = draw(st.sampled_from(("zeros", "reflect", "replicate", "circular")))
+    module = dense(name, **arguments)
+    layer = tensor_nn.decomposed(
+        module, "cp", ranks={"r": 2}, starts=1, sweeps=1, input_size=draw(st.sampled_from((9, 11)))
+    )
+    x = input_for(name, usual(name), batch=draw(st.sampled_from(((1,), (3,), ()))))
+    same(layer(x), layer.to_dense()(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_are_those_of_torch(name: str) -> None:
+    layer = tensor_nn.decomposed(dense(name), "cp", ranks={"r": 2}, starts=1)
+    reference = layer.to_dense()
+    batches: list[tuple[int, ...]] = [(), (1,), (3,), (0,)]
+    for batch in [*batches, (2, 3), (2, 0, 3)] if name == "Linear" else batches:
+        x = input_for(name, usual(name), batch=batch).requires_grad_()
+        y = x.detach().clone().requires_grad_()
+        value, expected = layer(x), reference(y)
+        assert value.shape == expected.shape
+        same(value, expected)
+        value.square().sum().backward()
+        expected.square().sum().backward()
+        same(x.grad, y.grad)  # type: ignore[arg-type]
+    wrong = input_for(name, {**usual(name), "in_channels": 3, "in_features": 3})
+    with pytest.raises(CompileError, match=r"has 3 (channels|features), the layer takes 4"):
+        layer(wrong)
+    if name != "Linear":
+        with pytest.raises(CompileError, match="the input 'X' has 7 axes"):
+            layer(torch.randn((4,) * 7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [(3, 3), (7, 20), (33, 5)])
+def test_every_size_of_positions_works(size: tuple[int, int]) -> None:
+    layer = tucker()
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    same(layer(x), layer.to_dense()(x))
+
+
+def test_groups_are_told_from_channels() -> None:
+    """Nothing in the kernel has the size of all channels."""
+    layer = tucker(conv(groups=2), ranks={"a": 3, "b": 2})
+    with pytest.raises(CompileError, match="has 2 channels, the layer takes 4"):
+        layer(X[:, :2])
+    grouped = tensor_nn.Conv2d.from_conv(
+        conv(groups=2), per_group(rules("out in kh kw")["tucker2"]), ranks={"a": 2, "b": 2}, sizes={"g": 2}
+    )
+    same(grouped(X), grouped.to_dense()(X))
+
+
+def test_an_output_size_that_agrees() -> None:
+    layer = tensor_nn.decomposed(dense("ConvTranspose2d", stride=2, output_padding=1), "cp", ranks={"r": 2})
+    value = layer(X)
+    for asked in (value.shape, value.shape[2:]):
+        assert torch.equal(layer(X, output_size=asked), value)
+    with pytest.raises(CompileError, match=r"output_size is .*, the layer makes"):
+        layer(X, output_size=(value.shape[2] - 1, value.shape[3]))
+
+
+# What is taken over ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rank", [2, None], ids=["rank 2", "full rank"])
+def test_a_layer_computes_with_the_rebuilt_weight(name: str, rank: int | None) -> None:
+    module = dense(name)
+    first = kernel_labels_of(module)[0]
+    cut = f"{first} | {' '.join(kernel_labels_of(module)[1:])}"
+    layer = tensor_nn.decomposed(module, cut, ranks=tnalgebra.KeepFraction(1.0) if rank is None else rank)
+    x = input_for(name, usual(name))
+    back = layer.to_dense()
+    assert type(back) is type(module)
+    assert str(back) == str(module)
+    same(back.weight, layer.dense_weight())
+    same(layer(x), back(x))
+    error = float(((module.weight - back.weight).norm() / module.weight.norm()).detach())
+    assert layer.relative_error == pytest.approx(error, abs=1e-12)
+    if rank is None:
+        same(layer(x), module(x))
+
+
+@pytest.mark.parametrize(
+    "chosen", [*rules("out in kh kw").decompositions, rule(TIED), rule(HYPEREDGE)], ids=lambda r: r.name
+)
+def test_every_decomposition_is_a_layer(chosen: Rule) -> None:
+    module = torch_nn.Conv2d(4, 4, 3, stride=2, padding=1, dtype=torch.float64)
+    layer = tensor_nn.Conv2d.from_conv(module, chosen, ranks=ranks_of(chosen), starts=1, sweeps=2)
+    assert {*layer.state_dict()} == {*tensor_nodes(layer.kernel), "bias"}
+    constants = {name for name, _ in layer.named_buffers()} & {*layer.state_dict()}
+    assert constants == {*chosen.fixed}
+    assert layer.parameters_count == sum(p.numel() for p in layer.parameters())
+    assert layer.parameters_count == parameters(layer.kernel) + 4 - sum(
+        layer.state_dict()[c].numel() for c in constants
+    )
+    same(layer(X), layer.to_dense()(X))
+    other = tensor_nn.Conv2d(4, 4, 3, stride=2, padding=1, dtype=torch.float64, rewrite=chosen, ranks=ranks_of(chosen))
+    assert other.kernel == layer.kernel
+    other.load_state_dict(layer.state_dict())
+    same(other(X), layer(X))
+
+
+@pytest.mark.parametrize("chosen", rules("out in").decompositions, ids=lambda r: r.name)
+def test_every_decomposition_of_a_matrix_is_a_layer(chosen: Rule) -> None:
+    layer = tensor_nn.Linear.from_linear(dense("Linear"), chosen, ranks=ranks_of(chosen), starts=1)
+    x = input_for("Linear", usual("Linear"))
+    same(layer(x), layer.to_dense()(x))
+
+
+def test_sizes_of_parts() -> None:
+    mpo = rule("W[out in] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2]", name="mpo2")
+    linear = torch_nn.Linear(12, 6)
+    layer = tensor_nn.Linear.from_linear(linear, mpo, sizes={"o1": 3, "i1": 2}, ranks={"p": 4})
+    assert layer.A.shape == (3, 2, 4)
+    torch.testing.assert_close(layer(torch.ones(2, 12)), layer.to_dense()(torch.ones(2, 12)))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_parameters_are_like_the_weight(trained: bool) -> None:
+    module = conv(dtype=torch.float32).requires_grad_(trained).train(trained)
+    layer = tucker(module)
+    assert layer.training == trained
+    assert all(p.requires_grad == trained and p.dtype == torch.float32 for p in layer.parameters())
+    assert layer.to_dense().weight.requires_grad == trained
+    assert layer.bias is not module.bias
+    same(layer.bias, module.bias)  # type: ignore[arg-type]
+    layer(X.float()).sum()
+    assert torch.equal(module.weight, conv(dtype=torch.float32).weight)
+
+
+def test_the_memory_format_is_the_weights() -> None:
+    layer = tucker(conv().to(memory_format=torch.channels_last))
+    assert layer.plan.request.channels_last
+    assert not tucker().plan.request.channels_last
+    assert layer.to_dense().weight.is_contiguous(memory_format=torch.channels_last)
+    x = X.contiguous(memory_format=torch.channels_last)
+    same(layer(x), layer.to_dense()(x))
+
+
+def test_gradients_are_those_of_the_rebuilt_weight() -> None:
+    layer = tucker()
+    layer(X).square().sum().backward()
+    own = {name: p.grad for name, p in layer.named_parameters()}
+    again = torch.autograd.grad(
+        torch.conv2d(X, layer.dense_weight(), layer.bias, padding=1).square().sum(), [*layer.parameters()]
+    )
+    for (name, grad), expected in zip(own.items(), again, strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_a_fit_is_used_as_it_is() -> None:
+    module = conv()
+    fit = rule(RING).apply({"K": module.weight}, ranks={"p": 3, "q": 2, "s": 2})
+    for layer in (
+        tensor_nn.Conv2d.from_conv(module, fit),
+        tensor_nn.decomposed(module, RING, fit=fit),
+    ):
+        same(layer.dense_weight(), fit.dense())
+        assert layer.A.data_ptr() != fit.values["A"].data_ptr()
+    with pytest.raises(LayerError, match="the decomposition is one of a tensor of shape"):
+        tensor_nn.Conv2d.from_conv(conv(out_channels=5), fit)
+    with pytest.raises(LayerError, match="seed= is given with a fit"):
+        tensor_nn.Conv2d.from_conv(module, fit, seed=1)
+    with pytest.raises(LayerError, match="made anew, of a fit"):
+        tensor_nn.Conv2d(4, 6, 3, rewrite=fit)  # type: ignore[arg-type]
+
+
+def test_a_fit_of_several_steps() -> None:
+    module = conv()
+    fit = (
+        tnalgebra.cut("out | in kh kw")
+        .apply({"K": module.weight}, ranks={"r": 4})
+        .then(rule("R[r i h w] => B[r i s] C[s h w]"), bind={"R": "R"}, ranks={"s": 5})
+    )
+    layer = tensor_nn.Conv2d.from_conv(module, fit)
+    assert layer.relative_error == pytest.approx(fit.relative_error)
+    assert layer.trace is not None
+    assert len(layer.trace.steps) == 2
+    same(layer(X), layer.to_dense()(X))
+
+
+def test_the_trace_is_light_and_can_be_replayed() -> None:
+    module = conv()
+    metric = Metric(
+        ("in", "kh", "kw"), torch.diag(torch.arange(1.0, 25.0, dtype=torch.float64)).reshape(4, 3, 2, 4, 3, 2)
+    )
+    layer = tucker(module, metric=metric)
+    assert layer.output_error is not None
+    assert layer.trace is not None
+    step = layer.trace.steps[0]
+    assert (step.options.metric, step.options.lost, dict(step.change.values)) == (None, ("metric",), {})
+    plain = tucker(module)
+    assert plain.output_error is None
+    assert plain.trace is not None
+    same(plain.trace.replay({"K": module.weight}).dense(), plain.dense_weight().detach())
+
+
+# Random layers --------------------------------------------------------------------------------------------------
+
+SCRATCH = ("tucker2", "cp", "tensor_ring", "dct", "reshaped_train", TIED, HYPEREDGE, RESHAPED)
+
+
+@pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose2d"])
+@pytest.mark.parametrize("rewrite", SCRATCH)
+def test_a_random_layer_has_the_variance_of_torchs(rewrite: str, name: str) -> None:
+    torch.manual_seed(0)
+    chosen = rewrite if "=>" not in rewrite else rule(rewrite)
+    bonds = (rules("out in kh kw")[chosen] if isinstance(chosen, str) else chosen).ranks
+    layer = getattr(tensor_nn, name)(24, 24, 3, rewrite=chosen, ranks=dict.fromkeys(bonds, 3))
+    assert layer.trace is None
+    assert layer.relative_error is None
+    module = getattr(torch_nn, name)(24, 24, 3)
+    fan_in = 24 * 9
+    assert float(layer.dense_weight().detach().square().mean()) == pytest.approx(1 / (3 * fan_in), rel=1e-5)
+    assert layer.bias is not None
+    assert float(layer.bias.detach().abs().max()) <= 1 / math.sqrt(fan_in)
+    # of white noise, where the windows are whole, up to the sample
+    x = torch.randn(64, 24, 14, 14)
+    inner = (..., slice(2, 12), slice(2, 12))
+    with torch.no_grad():
+        own, reference = (float((m(x) - m.bias[:, None, None])[inner].var()) for m in (layer, module))
+    assert own == pytest.approx(reference, rel=0.06)
+
+
+def test_a_random_layer_is_repeated_by_its_seed() -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        made.append(tensor_nn.Linear(12, 8, rewrite="monarch"))
+    assert all(torch.equal(one, two) for one, two in zip(*(m.state_dict().values() for m in made), strict=True))
+    made[0].freeze().reset_parameters()
+    assert not made[0].frozen
+    assert not torch.equal(made[0].R, made[1].R)
+
+
+def test_constants_stay_when_a_layer_is_drawn_anew() -> None:
+    layer = tensor_nn.Conv2d(4, 6, 3, rewrite="dct", ranks={"c": 2, "d": 2}, dtype=torch.float64)
+    same(layer.P @ layer.P.T, torch.eye(2, dtype=torch.float64))
+    assert [name for name, _ in layer.named_parameters()] == ["G", "bias"]
+
+
+# As a module ----------------------------------------------------------------------------------------------------
+
+
+def saved_and_loaded(module: KernelLayer) -> KernelLayer:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded], ids=["deepcopy", "saved"])
+def test_a_copy_is_whole(copied: Callable[[KernelLayer], KernelLayer]) -> None:
+    layer = tucker()
+    other = copied(layer)
+    assert torch.equal(other(X), layer(X))
+    assert (repr(other), other.relative_error, str(other.trace)) == (
+        repr(layer),
+        layer.relative_error,
+        str(layer.trace),
+    )
+    assert other.U is not layer.U
+    assert str(other.to_dense()) == str(layer.to_dense())
+
+
+def test_state_dict_goes_round() -> None:
+    layer, other = tucker(), tucker(conv(bias=True).requires_grad_(False))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert [*layer.state_dict()] == ["U", "G", "V", "bias"]
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(X), layer(X))
+    assert "bias" not in tucker(conv(bias=False)).state_dict()
+    assert tucker(conv(bias=False)).bias is None
+
+
+@pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose1d", "Linear"])
+def test_it_compiles_and_exports(name: str) -> None:
+    layer = tensor_nn.decomposed(dense(name), "cp", ranks={"r": 2}, starts=1)
+    x, more = (input_for(name, usual(name), batch=(n,)) for n in (3, 5))
+    code: Any = torch.compile(layer, fullgraph=True, backend="eager")
+    same(code(x), layer(x))
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    same(program.module()(more), layer(more))
+
+
+def test_freezing_and_replanning() -> None:
+    layer = tucker()
+    before = layer(X)
+    same(layer.freeze()(X), before)
+    assert "frozen" in repr(layer)
+    same(layer.dense_weight(), layer.to_dense().weight)
+    assert layer.replan((1, 4, 5, 6)) is layer
+    assert layer.frozen
+    assert "1 x 4 x 5 x 6" in repr(layer)
+    same(layer(X), before)
+    layer.thaw().replan((4, 9, 8), backward=True, tune=False)
+    assert layer.plan.request.backward
+    assert "1 x 4 x 9 x 8" in repr(layer)
+    same(layer(X), before)
+    linear = tensor_nn.Linear(4, 6, rewrite="cp", ranks=2)
+    assert "6 x 4" in repr(linear.replan((2, 3, 4)))
+    with pytest.raises(CompileError):
+        layer.replan((2, 2))
+
+
+def test_a_layer_is_readable() -> None:
+    assert repr(tucker(input_size=(9, 8), batch_size=2)) == (
+        "Conv2d(\n"
+        "  4, 6, kernel_size=(3, 2), stride=(1, 1), padding=(1, 1)\n"
+        "  U[out:6 a:3] G[a b:2 kh:3 kw:2] V[b in:4] -> [out in kh kw]\n"
+        "  ranks a=3 b=2, 68 parameters, 9,900 multiply-adds at 2 x 4 x 9 x 8\n"
+        ")"
+    )
+
+
+def test_a_layer_is_drawn(tmp_path: Any) -> None:
+    tucker().draw(tmp_path / "layer.svg")
+    assert (tmp_path / "layer.svg").stat().st_size > 1000
+
+
+# Refused --------------------------------------------------------------------------------------------------------
+
+
+def test_weight_says_where_it_is() -> None:
+    layer = tucker()
+    with pytest.raises(AttributeError, match=re.escape("layer.dense_weight()")):
+        layer.weight  # noqa: B018
+    assert not hasattr(layer, "weight")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        layer.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["stride", "bias", "forward", "kernel", "plan", "trace", "X"])
+def test_a_tensor_named_like_an_attribute(name: str) -> None:
+    with pytest.raises(LayerError, match=f"a tensor is called '{name}'"):
+        tensor_nn.Conv2d.from_conv(conv(), f"K[o i h w] => {name}[o r] B[r i h w]", ranks=2)
+
+
+def test_layers_that_cannot_be_made() -> None:
+    with pytest.raises(LayerError, match=r"a Linear is given to nn\.Conv2d"):
+        tensor_nn.Conv2d.from_conv(torch_nn.Linear(2, 3), "cp", ranks=1)
+    with pytest.raises(LayerError, match="has no kernel"):
+        tensor_nn.decomposed(torch_nn.AvgPool2d(2), "cp", ranks=1)
+    with pytest.raises(LayerError, match="ReLU"):
+        tensor_nn.decomposed(torch_nn.ReLU(), "cp", ranks=1)
+    with pytest.raises(LayerError, match="computed from other parameters"):
+        tucker(torch_nn.utils.parametrizations.weight_norm(conv()))
+    hooked = conv()
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(LayerError, match="has forward hooks"):
+        tucker(hooked)
+    with pytest.raises(LayerError, match="has no weight yet"):
+        tucker(torch_nn.LazyConv2d(4, 3))
+    with pytest.raises(LayerError, match="input_size is given to a layer without positions"):
+        tensor_nn.decomposed(dense("Linear"), "cp", ranks=1, input_size=4)
+    with pytest.raises(RankError):
+        tucker(ranks={"a": 99, "b": 1})
+
+
+def test_choices_that_mean_nothing_to_a_layer() -> None:
+    refused: dict[str, Callable[[], object]] = {
+        "seed= is given to an nn.Conv2d that is made anew": lambda: tensor_nn.Conv2d(
+            **usual("Conv2d"), rewrite="cp", ranks=2, seed=1
+        ),
+        "input_size= is given to an nn.Linear that is made anew": lambda: tensor_nn.Linear(
+            6, 6, rewrite="out | in", ranks=2, input_size=4
+        ),
+        "input_size is given to a layer without positions": lambda: tensor_nn.Linear.from_linear(
+            torch_nn.Linear(6, 6), "out | in", ranks=2, input_size=4
+        ),
+        "batch_size is 0": lambda: tucker(batch_size=0),
+        "memory_format is torch.channels_last_3d, of 5 axes": lambda: tucker(memory_format=torch.channels_last_3d),
+        "AvgPool2d has no kernel to decompose": lambda: tensor_nn.decomposed(torch_nn.AvgPool2d(2), "cp", ranks=2),
+    }
+    for fact, make in refused.items():
+        with pytest.raises((LayerError, CompileError), match=re.escape(fact)):
+            make()
+    with pytest.raises(CompileError, match="the input has 5 features, the layer takes 6"):
+        tensor_nn.Linear(6, 6, rewrite="out | in", ranks=2)(torch.zeros(2, 5))

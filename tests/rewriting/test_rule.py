@@ -1,0 +1,315 @@
+"""Applying rules: errors by text, what a fit holds, steps that follow one another, the driver."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.rule_cases import BLOCKS, HALVES, KERNEL, MATRIX, TRAIN, TUCKER, same_bits, two_steps
+from tests.strategies import random_values
+from tnalgebra.decompositions.cuts import all_cuts, cut
+from tnalgebra.decompositions.truncate import truncate
+from tnalgebra.errors import NetworkError, NotationError, RankError, RuleError, SizeError, TnalgebraError, ValuesError
+from tnalgebra.network.notation import parse
+from tnalgebra.rewriting.driver import contract_back, rewrite, simplify
+from tnalgebra.rewriting.exact.copies import copy_of_one
+from tnalgebra.rewriting.exact.fuses import merge_fuses, split_fuse
+from tnalgebra.rewriting.exact.tensors import contract_bond, sum_label
+from tnalgebra.rewriting.rule import Trace
+from tnalgebra.rewriting.text import rule
+from tnalgebra.tensors.evaluation import evaluate
+from tnalgebra.tensors.values import common_dtype, norm, relative
+
+# What is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: HALVES.apply({"K": MATRIX}, {"K": MATRIX}, ranks=2),
+            RuleError,
+            "values are given twice: apply(values), or apply(network, values)",
+        ),
+        (
+            lambda: contract_bond.apply({"A": MATRIX}),
+            RuleError,
+            "the rule 'contract_bond' has no left side of its own\n  fix: give a network",
+        ),
+        (
+            lambda: rule("Conv[x y k | stride=s] => Conv[x y k | stride=s]").apply({}),
+            RuleError,
+            "has no left side of its own",
+        ),
+        (
+            lambda: HALVES.apply({"K": MATRIX}, ranks={"q": 2}),
+            RuleError,
+            "the rule 'halves' has no bond 'q'\n  known: r",
+        ),
+        (
+            lambda: contract_bond.apply(parse("A[i b] B[b j]"), ranks={"b": 2}),
+            RuleError,
+            "the rule 'contract_bond' has no bond 'b'\n  known: none",
+        ),
+        (lambda: contract_bond.apply(parse("A[i b] B[b j]"), ranks=2), RuleError, "has no bond"),
+        (
+            lambda: contract_bond.apply(parse("A[i b] B[b j]"), bind={"A": "B"}),
+            RuleError,
+            "the rule 'contract_bond' has no variable 'A'\n  known: none",
+        ),
+        (
+            lambda: HALVES.apply({"K": MATRIX}, ranks=2, sizes={"x": 3}),
+            RuleError,
+            "the rule 'halves' has no label 'x' on its right side\n  known: o r i",
+        ),
+        (
+            lambda: HALVES.apply(parse("K[o i]"), ranks=2),
+            RuleError,
+            "an approximate rule needs the value of 'K'\n  fix: apply(network, values)",
+        ),
+        (lambda: cut("out | in").apply(parse("K[out in]"), ranks=2), RuleError, "a cut needs the value of 'K'"),
+        (
+            lambda: truncate("b").apply(parse("A[i b] B[b j]"), {"A": MATRIX}, ranks=2),
+            RuleError,
+            "truncation needs the value of 'B'",
+        ),
+        (lambda: HALVES.apply({"W": MATRIX}, ranks=2), ValuesError, "no tensor of the network\n  tensors: K"),
+        (lambda: HALVES.apply({"K": KERNEL}, ranks=2), ValuesError, "the value of 'K' has 4 axes, its node has 2"),
+        (lambda: HALVES.apply({"K": MATRIX * math.nan}, ranks=2), ValuesError, "holds NaN or infinity"),
+        (lambda: HALVES.apply({"K": MATRIX[:0]}, ranks=2), ValuesError, "the value of 'K' is empty"),
+        (lambda: HALVES.apply({"K": MATRIX.to(torch.complex64)}, ranks=2), ValuesError, "is complex"),
+        (lambda: HALVES.apply({}, ranks=2), RuleError, "an approximate rule needs the value of 'K'"),
+        (
+            lambda: sum_label.apply(parse("A[i b] B[b j]")),
+            RuleError,
+            "the rule 'sum_label' applies nowhere\n  rule:    T[i j] -> [i] => T2[i]\n  network: A[i b] B[b j]",
+        ),
+        (lambda: simplify(parse("K[a b]")).dense(), ValuesError, "no value for 'K'\n  where: K[a b]"),
+        (lambda: simplify(parse("K[a b]")).relative_error, ValuesError, "no value for 'K'"),
+        (lambda: simplify(parse("K[a b]")).parameters, SizeError, "the size of label 'a' is unknown"),
+        (
+            lambda: rule("K[a b] => K[b a] -> [a b]"),
+            RuleError,
+            "the two sides are not equal",
+        ),
+        (lambda: rule("K[a b] => L[a r] R[r c]"), NetworkError, "the output label 'b' stands on no node"),
+        (
+            lambda: rule("K[a b] => L[a r] R[r c] -> [a c]"),
+            RuleError,
+            "the two sides have different open labels\n  left:  a b\n  right: a c",
+        ),
+        (lambda: rule("K[a b] => L[a r] R[r b] -> [b a]"), RuleError, "their open labels in different orders"),
+        (
+            lambda: rule("K[a b] Conv[x y k] => K[a b] Conv[x y k | stride=s]"),
+            RuleError,
+            "the attribute 's' stands on the right side only",
+        ),
+        (
+            lambda: rule("K[a b] => K[a b c] Fill[c | value=1]"),
+            RuleError,
+            "'K' has 2 axes on the left side, another number on the right",
+        ),
+        (lambda: rule("K[a b]"), NotationError, "a rule needs '=>'"),
+        (lambda: rule("Copy[a b] => Fill[a b | value=1]"), RuleError, "the two sides are not equal: they differ by 1"),
+        (lambda: rule("Conv[x y k | stride=2] => Conv[x y k | stride=3]"), RuleError, "the two sides are not equal"),
+        (lambda: rule("Conv[x y k | padding=p] => Conv[x y k]"), RuleError, "no small sizes were found"),
+        (
+            lambda: rule("K[a:100000 b:100000] => Copy[a c] K[c b]"),
+            RuleError,
+            "no small sizes were found at which the two sides could be compared",
+        ),
+    ],
+)
+def test_what_is_refused(call: Callable[[], object], error: type[TnalgebraError], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+def test_an_exact_rule_is_compared_again_where_it_applies() -> None:
+    """Up to the sizes at which rules are compared, a stride of 5 takes one position, as any does that fits."""
+    lucky = rule("Conv[x y k | stride=s] => Conv[x y k | stride=5]", name="lucky")
+    assert lucky.apply(parse("Conv[x:5 y:1 k:4 | stride=2]")).relative_error == 0
+    with pytest.raises(RuleError, match="the two sides of an exact rule differ on these values"):
+        lucky.apply(parse("Conv[x:10 y:2 k:1 | stride=6]"))
+
+
+def test_an_exact_rule_that_holds_for_some_sizes_wants_to_know_them() -> None:
+    cancel = rule("Fuse[a b c] Fuse[a d e] => Copy[b d] Copy[c e]")
+    assert cancel.places(parse("Fuse[a b c] Fuse[a d e]")) == []
+    assert cancel.places(parse("Fuse[a b:2 c] Fuse[a d:2 e]")) == []
+    assert len(cancel.places(parse("Fuse[a b:2 c:3] Fuse[a d:2 e]"))) == 1
+    assert len(rule("Fuse[a b c] Fuse[b d e] => Fuse[a d e c]").places(parse("Fuse[a b c] Fuse[b d e]"))) == 1
+
+
+# What a fit holds -------------------------------------------------------------------------------------------
+
+
+def test_a_fit_holds_network_values_error_parameters_and_trace(tmp_path: Path) -> None:
+    fit = TUCKER.apply({"K": KERNEL}, ranks={"a": 3, "b": 4})
+    assert str(fit.network) == "U[o:7 a:3] G[a b:4 h:3 w:2] V[b i:5] -> [o i h w]"
+    assert {name: tuple(value.shape) for name, value in fit.values.items()} == {
+        "U": (7, 3),
+        "G": (3, 4, 3, 2),
+        "V": (4, 5),
+    }
+    assert fit.parameters == 7 * 3 + 3 * 4 * 3 * 2 + 4 * 5
+    dense = torch.einsum("oa,abhw,bi->oihw", fit.values["U"], fit.values["G"], fit.values["V"])
+    torch.testing.assert_close(fit.dense(), dense, rtol=1e-12, atol=1e-12)
+    true = float(torch.linalg.vector_norm(KERNEL - dense) / torch.linalg.vector_norm(KERNEL))
+    assert fit.relative_error == pytest.approx(true, rel=1e-12)
+    assert [step.rule for step in fit.trace.steps] == [TUCKER]
+    assert fit.trace.network == fit.network
+    assert fit._repr_svg_().lstrip().startswith(("<?xml", "<svg"))
+    for suffix in ("svg", "png"):
+        fit.draw(tmp_path / f"fit.{suffix}")
+        assert (tmp_path / f"fit.{suffix}").stat().st_size > 1000
+
+
+def test_values_may_be_integers_lists_arrays_or_parameters() -> None:
+    whole = [[1, 2, 3], [4, 5, 6]]
+    expected = HALVES.apply({"K": torch.tensor(whole, dtype=torch.float64)}, ranks=1).dense()
+    for value in (whole, np.array(whole), torch.tensor(whole)):
+        fit = HALVES.apply({"K": value}, ranks=1)
+        assert fit.values["L"].dtype == torch.float64
+        assert torch.equal(fit.dense(), expected)
+    weight = torch.nn.Parameter(torch.tensor(whole, dtype=torch.float32))
+    fit = HALVES.apply({"K": weight}, ranks=1)
+    assert fit.values["L"].dtype == torch.float32
+    assert not fit.values["L"].requires_grad
+
+
+def test_values_of_two_types_meet_in_the_wider_one() -> None:
+    network = parse("A[i b] B[b j]")
+    values = {"A": MATRIX.float(), "B": KERNEL.reshape(-1, 21)[:8].clone()}
+    fit = contract_bond.apply(network, values)
+    assert fit.values["T"].dtype == torch.float64
+    assert fit.relative_error < 1e-14
+    assert cut("i | j").apply(network, values, ranks=2).values["L"].dtype == torch.float64
+    assert common_dtype([]) == torch.float64
+    assert common_dtype([MATRIX.half(), MATRIX.bfloat16()]) == torch.float32
+
+
+def test_given_values_are_never_changed() -> None:
+    kernel = KERNEL.clone()
+    fit = TUCKER.apply({"K": kernel}, ranks={"a": 3, "b": 4})
+    before = {name: value.clone() for name, value in fit.values.items()}
+    fit.then(truncate("a"), ranks=2).then(TRAIN, bind={"G": "G"}, ranks={"p": 2, "q": 2})
+    assert torch.equal(kernel, KERNEL)
+    assert same_bits(fit.values, before)
+
+
+def test_fits_are_compared_by_identity() -> None:
+    one, two = (HALVES.apply({"K": MATRIX}, ranks=2) for _ in range(2))
+    assert one == one
+    assert one != two
+    assert one.trace != two.trace
+    assert len({one, two}) == 2
+
+
+def test_the_norm_of_numbers_whose_squares_overflow_or_vanish() -> None:
+    for scale in (1e200, 1e-200, 1e-310, 1.0):
+        assert norm(MATRIX * scale) == pytest.approx(float(torch.linalg.vector_norm(MATRIX)) * scale, rel=1e-6)
+        fit = HALVES.apply({"K": MATRIX * scale}, ranks=2)
+        assert fit.relative_error == pytest.approx(HALVES.apply({"K": MATRIX}, ranks=2).relative_error, rel=1e-6)
+    assert norm(torch.zeros(3)) == 0
+    assert norm(torch.zeros(0)) == 0
+    assert relative(torch.zeros(2), torch.zeros(2)) == 0
+    assert relative(torch.ones(2), torch.zeros(2)) == math.inf
+
+
+# One rewrite after another ----------------------------------------------------------------------------------
+
+
+def test_a_core_of_a_decomposition_is_decomposed() -> None:
+    one, two = TUCKER.apply({"K": KERNEL}, ranks={"a": 3, "b": 4}), two_steps()
+    assert str(two.network) == "U[o:7 a:3] A[a p:2] B[p b:4 q:3] C[q h:3 w:2] V[b i:5] -> [o i h w]"
+    assert two.values["U"] is not None
+    assert torch.equal(two.values["U"], one.values["U"])
+    core = torch.einsum("ap,pbq,qhw->abhw", *(two.values[name] for name in "ABC"))
+    first, second = two.trace.steps
+    assert second.relative_error == pytest.approx(relative(core - one.values["G"], one.values["G"]), rel=1e-9)
+    assert first.relative_error == pytest.approx(one.relative_error, rel=1e-9)
+    # the outer factors have orthonormal columns, so the squares of the two errors add up, as nearly as the sweeps
+    # have come to the best core
+    inner = second.relative_error**2 * (1 - first.relative_error**2)
+    assert two.relative_error == pytest.approx(math.sqrt(first.relative_error**2 + inner), rel=1e-4)
+    assert two.relative_error == pytest.approx(relative(two.dense() - KERNEL, KERNEL), rel=1e-12)
+
+
+def test_a_trace_is_printed_step_by_step() -> None:
+    first, second = two_steps().trace.steps
+    assert str(two_steps().trace) == (
+        "start\n"
+        "    K[o:7 i:5 h:3 w:2]\n"
+        "1. tucker2 on K[o i h w] at o i h w\n"
+        f"    a=3 b=4; relative error {first.relative_error:.3g}; parameters 210 -> 113\n"
+        "    U[o:7 a:3] G[a b:4 h:3 w:2] V[b i:5] -> [o i h w]\n"
+        "2. train on G[a b h w] at a b h w\n"
+        f"    p=2 q=3; relative error {second.relative_error:.3g}; parameters 113 -> 89\n"
+        "    U[o:7 a:3] A[a p:2] B[p b:4 q:3] C[q h:3 w:2] V[b i:5] -> [o i h w]"
+    )
+    symbolic = contract_bond.apply(parse("A[i b] B[b j]"))
+    assert str(symbolic.trace) == (
+        "start\n    A[i b] B[b j]\n1. contract_bond on A[i b] B[b j]\n    exact; parameters ? -> ?\n    T[i j]"
+    )
+
+
+def test_a_decomposition_contracts_back_to_its_dense_value() -> None:
+    fit = two_steps()
+    back = contract_back(fit.network, fit.values)
+    assert len(back.network.nodes) == 1
+    torch.testing.assert_close(back.dense(), fit.dense(), rtol=1e-12, atol=1e-12)
+
+
+# Until nothing applies --------------------------------------------------------------------------------------
+
+
+def test_rules_that_go_round_in_circles_are_stopped() -> None:
+    network = parse("Fuse[a:30 b:2 c:3 d:5]")
+    message = (
+        "rules still apply after 7 steps\n"
+        "  last:    split_fuse, merge_fuses\n"
+        "  network: Fuse[a:30 b:2 f:15] Fuse[f c:3 d:5]\n"
+        "  fix:     leave out a rule that undoes another, or raise max_steps"
+    )
+    with pytest.raises(RuleError, match=re.escape(message)):
+        rewrite(network, [split_fuse, merge_fuses], max_steps=7)
+
+
+def test_exactly_as_many_steps_as_allowed_are_enough() -> None:
+    network = parse("Copy[a:2] Copy[b:3]")
+    assert len(rewrite(network, [copy_of_one], max_steps=2).trace.steps) == 2
+    with pytest.raises(RuleError, match="rules still apply after 1 steps"):
+        rewrite(network, [copy_of_one], max_steps=1)
+
+
+def test_the_first_rule_that_applies_fires_first() -> None:
+    network = parse("A[i:2 b:3] B[b c:4] C[c j:5]")
+    fit = rewrite(network, [contract_bond], random_values(network, 0))
+    assert [str(step.after) for step in fit.trace.steps] == ["T[i:2 c:4] C[c j:5]", "T_2[i:2 j:5]"]
+    torch.testing.assert_close(fit.dense(), evaluate(network, random_values(network, 0)), rtol=1e-12, atol=1e-12)
+
+
+def test_a_simplified_network_that_is_simple_stays() -> None:
+    network = parse("K[out:5 in:4]")
+    fit = simplify(network, {"K": torch.ones(5, 4)})
+    assert fit.network == network
+    assert fit.trace == Trace(network, ())
+    assert fit.relative_error == 0
+
+
+def test_a_rule_prints_its_equation() -> None:
+    assert str(HALVES) == "halves: K[o i] => L[o r] R[r i]"
+    assert (HALVES.ranks, TUCKER.ranks, BLOCKS.ranks) == (("r",), ("a", "b"), ("p",))
+    assert str(all_cuts("out in")[0]) == "out | in: K[out in] => L[out r] R[r in]"
+    assert str(truncate("b")) == "truncate b: A[.. b] B[b ..] .. => A[.. b] B[b ..] .., b smaller"
+    assert HALVES.start is not None
+    assert HALVES.start({}) == parse("K[o i]")
+    with pytest.raises(RankError, match="no rank for 'r'"):
+        HALVES.apply({"K": MATRIX})

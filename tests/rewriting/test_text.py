@@ -1,0 +1,340 @@
+"""Rules in the notation: what they fit, ranks, budgets, refusals; trees by their SVDs against what theory promises."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.kernel_cases import KERNEL, TREES, Case, check_claim, gaussian, tail, tensors, unfolding
+from tnalgebra.decompositions.cuts import cut
+from tnalgebra.errors import RankError, RuleError, SizeError, TnalgebraError
+from tnalgebra.fitting.ranks import KeepFraction, ParameterBudget, Rank, RelativeError
+from tnalgebra.fitting.trees import grow
+from tnalgebra.network.nodes import NamedTensor
+from tnalgebra.network.notation import parse
+from tnalgebra.rewriting.text import rule
+
+
+@st.composite
+def tree_cases(draw: st.DrawFn) -> Case:
+    """A rule, its kernel, and the kernel's matrix across each bond."""
+    text, bonds = TREES[draw(st.sampled_from(list(TREES)))]
+    labels = text[2 : text.index("]")]
+    kernel = draw(tensors(len(labels.split())))
+    return rule(text), {bond: unfolding(kernel, labels, rows) for bond, rows in bonds.items()}, kernel
+
+
+@given(tree_cases(), st.data())
+def test_a_tree_is_nearly_the_best_of_its_ranks(case: Case, data: st.DataObject) -> None:
+    """No tree is better than the worst of its bonds alone; this one is at most sqrt(number of bonds) worse."""
+    entry, matrices, kernel = case
+    assert set(entry.ranks) == set(matrices)
+    ranks = {bond: data.draw(st.integers(1, min(matrix.shape)), label=bond) for bond, matrix in matrices.items()}
+    fit = entry.apply({"K": kernel}, ranks=ranks)
+    check_claim(fit)
+    chosen = fit.trace.steps[0].change.ranks
+    assert all(1 <= chosen[bond] <= rank for bond, rank in ranks.items())
+    tails = [tail(matrix, ranks[bond]) for bond, matrix in matrices.items()]
+    assert fit.relative_error <= math.hypot(*tails) * (1 + 1e-9) + 1e-10
+    assert fit.relative_error >= max(tails) * (1 - 1e-9) - 1e-10
+    if all(ranks[bond] == min(matrix.shape) for bond, matrix in matrices.items()):
+        assert fit.relative_error <= 1e-10
+
+
+@given(tree_cases())
+def test_a_tree_of_full_rank_is_the_kernel(
+    case: Case,
+) -> None:
+    entry, matrices, kernel = case
+    for rank in (KeepFraction(1), RelativeError(0)):
+        fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, rank))
+        check_claim(fit)
+        assert fit.relative_error <= 1e-10
+
+
+@given(tree_cases(), st.sampled_from((0.5, 0.1, 1e-2, 1e-4)))
+def test_a_relative_error_holds_at_each_bond(case: Case, error: float) -> None:
+    entry, matrices, kernel = case
+    fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, RelativeError(error)))
+    check_claim(fit)
+    assert fit.relative_error <= error * math.sqrt(len(matrices)) * (1 + 1e-9)
+    if len(matrices) == 1:
+        ((bond, matrix),) = matrices.items()
+        rank = fit.trace.steps[0].change.ranks[bond]
+        fewer = tail(matrix, rank - 1)
+        assert rank == 1 or fewer > error * (1 - 1e-9) or tail(matrix, rank) < 1e-13
+
+
+@given(tree_cases(), st.floats(0.05, 1))
+def test_a_fraction_is_rounded_at_each_bond(case: Case, fraction: float) -> None:
+    entry, matrices, kernel = case
+    wanted = {bond: max(1, round(fraction * min(matrix.shape))) for bond, matrix in matrices.items()}
+    one = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, KeepFraction(fraction)))
+    two = entry.apply({"K": kernel}, ranks=wanted)
+    assert one.network == two.network
+    assert all(torch.equal(one.values[name], value) for name, value in two.values.items())
+
+
+@given(tree_cases(), st.floats(0.05, 1))
+def test_a_budget_is_never_exceeded(case: Case, fraction: float) -> None:
+    entry, matrices, kernel = case
+    least = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, 1)).parameters
+    if least > fraction * kernel.numel():
+        with pytest.raises(RankError, match=f"rank 1 takes {least}\n"):
+            entry.apply({"K": kernel}, ranks=ParameterBudget(fraction))
+        return
+    fit = entry.apply({"K": kernel}, ranks=ParameterBudget(fraction))
+    check_claim(fit)
+    assert fit.parameters <= fraction * kernel.numel()
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 1))
+def test_a_budget_is_used_up_and_leaves_out_no_more_than_growing_does(seed: int, fraction: float) -> None:
+    """Growing, each time where most is saved a parameter, said again as slowly as one can, is never better."""
+    spectra = {
+        bond: gaussian(size, seed=seed + size).abs().sort(descending=True)[0].tolist()
+        for bond, size in (("b", 5), ("a", 7), ("c", 2))
+    }
+
+    def count(ranks: Mapping[str, int]) -> int:
+        return 5 * ranks["b"] + 7 * ranks["a"] + 2 * ranks["c"] + math.prod(ranks.values())
+
+    before, ranks = count({"a": 7, "b": 5, "c": 2}), {"a": 1, "b": 1, "c": 1}
+    assume(fraction * before >= count(ranks))
+    while True:
+        larger = [(bond, {**ranks, bond: ranks[bond] + 1}) for bond in ranks if ranks[bond] < len(spectra[bond])]
+        fitting = [(bond, more) for bond, more in larger if count(more) <= fraction * before]
+        if not fitting:
+            break
+        saved = {bond: spectra[bond][ranks[bond]] ** 2 / (count(more) - count(ranks)) for bond, more in fitting}
+        best = max(saved.values())
+        ranks = dict(fitting)[min(bond for bond, value in saved.items() if value == best)]
+    found = grow(spectra, count, ParameterBudget(fraction), before)
+
+    def left_out(chosen: Mapping[str, int]) -> float:
+        squares = {bond: [value**2 for value in values] for bond, values in spectra.items()}
+        return 1 - math.prod(sum(squares[bond][:rank]) / sum(squares[bond]) for bond, rank in chosen.items())
+
+    assert count(found) <= fraction * before
+    assert left_out(found) <= left_out(ranks) + 1e-12
+    for bond, rank in found.items():
+        assert rank == len(spectra[bond]) or count({**found, bond: rank + 1}) > fraction * before
+
+
+def test_a_budget_does_not_keep_a_core_flat() -> None:
+    """Growing alone keeps one side of a Tucker core small: its every step makes the other side's dearer."""
+    kernel = gaussian(24, 24, 3, 3, seed=3)
+    tucker2 = rule("K[o i h w] => U[o a] G[a b h w] V[b i]")
+    flat = tucker2.apply({"K": kernel}, ranks={"a": 3, "b": 24})
+    fit = tucker2.apply({"K": kernel}, ranks=ParameterBudget(0.25))
+    assert fit.parameters <= flat.parameters + 24
+    assert fit.relative_error < 0.98 * flat.relative_error
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("K[o i h w] => U[o a] G[a b h w] V[b i]", "U[o:7 a:2] G[a b:2 h:3 w:2] V[b i:5] -> [o i h w]"),
+        ("K[o i h w] => A[w p] B[p h i b] C[o b]", "A[w:2 p:2] B[p h:3 i:5 b:2] C[o:7 b] -> [o i h w]"),
+    ],
+)
+def test_a_decomposition_is_written_as_the_rule_writes_it(text: str, expected: str) -> None:
+    entry = rule(text)
+    fit = entry.apply({"K": KERNEL}, ranks=dict.fromkeys(entry.ranks, 2))
+    assert str(fit.network) == expected
+
+
+def test_a_tucker_form_is_the_truncated_hosvd() -> None:
+    fit = rule(TREES["tucker"][0]).apply({"K": KERNEL}, ranks={"a": 7, "b": 5, "c": 3, "d": 1}, sweeps=0)
+    values, vectors = np.linalg.svd(unfolding(KERNEL, "o i h w", "w"))[1::-1]
+    assert fit.relative_error == pytest.approx(values[1] / np.linalg.norm(values))
+    first = fit.values["Q"][:, 0]
+    assert abs(float(first @ torch.from_numpy(vectors[:, 0]))) == pytest.approx(float(first.norm()))
+
+
+def test_a_rule_takes_its_target_from_several_tensors() -> None:
+    entry = rule("A[i b] B[b j] => L[i r] R[r j]")
+    values = {"A": gaussian(40, 2), "B": gaussian(2, 30, seed=1)}
+    fit = entry.apply(values, ranks=1)
+    check_claim(fit)
+    assert fit.relative_error == pytest.approx(tail((values["A"] @ values["B"]).numpy(), 1))
+    budget = entry.apply(values, ranks=ParameterBudget(0.5))
+    assert budget.parameters == 70 <= 0.5 * (80 + 60)  # of the left side's, not of the dense matrix's
+    assert cut("i | j").apply(parse("A[i b] B[b j]"), values, ranks=ParameterBudget(0.5)).parameters == 70
+
+
+# Fuse on the right ------------------------------------------------------------------------------------------
+
+BLOCKS = "W[out in] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2]"
+
+
+@given(st.permutations((2, 3, 4, 5)), st.integers(0, 2**32 - 1), st.data())
+def test_blocks_of_a_matrix(shape: tuple[int, ...], seed: int, data: st.DataObject) -> None:
+    """Van Loan and Pitsianis 1993: the best sum of Kronecker products is an SVD of the rearranged matrix."""
+    o1, o2, i1, i2 = shape
+    matrix = gaussian(o1 * o2, i1 * i2, seed=seed)
+    rearranged = matrix.reshape(o1, o2, i1, i2).permute(0, 2, 1, 3).reshape(o1 * i1, o2 * i2).numpy()
+    rank = data.draw(st.integers(1, min(rearranged.shape)))
+    fit = rule(BLOCKS).apply({"W": matrix}, sizes={"o1": o1, "i2": i2}, ranks={"p": rank})
+    check_claim(fit)
+    assert fit.relative_error == pytest.approx(tail(rearranged, rank), rel=1e-6, abs=1e-10)
+    products = sum(torch.kron(fit.values["A"][:, :, p], fit.values["B"][p]) for p in range(rank))
+    assert isinstance(products, Tensor)
+    torch.testing.assert_close(fit.dense(), products, rtol=1e-10, atol=1e-10)
+    assert fit.network.sizes["o2"] == o2
+    assert parse(str(fit.network)) == fit.network
+
+
+def test_a_train_over_reshaped_labels() -> None:
+    text = "K[out in kh kw] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2 q] C[q kh kw]"
+    kernel = gaussian(12, 10, 3, 2)
+    fit = rule(text).apply({"K": kernel}, sizes={"o1": 3, "i1": 2}, ranks={"p": KeepFraction(1), "q": KeepFraction(1)})
+    assert fit.relative_error < 1e-10
+    assert str(fit.network) == (
+        "Fuse[out:12 o1:3 o2:4] Fuse[in:10 i1:2 i2:5] A[o1 i1 p:6] B[p o2 i2 q:6] C[q kh:3 kw:2]"
+    )
+
+
+def test_a_fuse_alone_is_a_reshape() -> None:
+    fit = rule("W[out in] => Fuse[out o1 o2] T[o1 o2 in]").apply({"W": gaussian(6, 5)}, sizes={"o1": 2})
+    torch.testing.assert_close(fit.values["T"], gaussian(6, 5).reshape(2, 3, 5), rtol=1e-15, atol=0)
+    assert fit.relative_error < 1e-15  # the kernel is scaled and scaled back
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "message"),
+    [
+        ({"o1": 4, "i1": 2}, SizeError, "label 'out' of size 6 does not divide into parts of 4"),
+        ({"o1": 4}, SizeError, "label 'out' of size 6 does not divide into parts of 4"),
+        ({"o1": 2, "i1": 2, "i2": 3}, SizeError, "label 'in' has two sizes"),
+        ({"o1": 2, "i1": 2, "x": 3}, RuleError, "has no label 'x' on its right side\n  known: out o1 o2 in i1 i2 p"),
+        ({"o1": 2.5, "i1": 2}, SizeError, "the size of label 'o1' is 2.5\n  fix: an integer"),
+        ({"o1": 0, "i1": 2}, SizeError, "label 'o1' would have size 0"),
+    ],
+)
+def test_sizes_of_parts_that_do_not_fit(sizes: dict[str, int], error: type[TnalgebraError], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        rule(BLOCKS).apply({"W": gaussian(6, 8)}, sizes=sizes, ranks={"p": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "Fuse[out:12 o1:4 o2:3] Fuse[in:8 i1:4 i2:2]"),
+        ({"o1": 2}, "Fuse[out:12 o1:2 o2:6] Fuse[in:8 i1:4 i2:2]"),
+        ({"o2": 4, "i1": 8}, "Fuse[out:12 o1:3 o2:4] Fuse[in:8 i1:8 i2:1]"),
+    ],
+)
+def test_parts_without_sizes_are_as_equal_as_they_can_be(given: dict[str, int], found: str) -> None:
+    fit = rule(BLOCKS).apply({"W": gaussian(12, 8)}, sizes=given, ranks={"p": 2})
+    assert str(fit.network).startswith(found)
+    check_claim(fit)
+
+
+def test_a_part_that_stands_twice_has_one_size() -> None:
+    entry = rule("K[o i] => Fuse[o a a] A[a p] B[p i]")
+    assert str(entry.apply({"K": gaussian(9, 5)}, ranks=1).network).startswith("Fuse[o:9 a:3 a]")
+    with pytest.raises(SizeError, match="'o' has size 6, which no sizes of its parts give\n  unknown: a a\n"):
+        entry.apply({"K": gaussian(6, 5)}, ranks=1)
+
+
+# What is no tree ---------------------------------------------------------------------------------------------
+
+SIDES: list[tuple[str, dict[str, Rank]]] = [
+    ("K[o i h w] => A[z o p] B[p i q] C[q h s] D[s w z]", {"z": 2, "p": 3, "q": 2, "s": 1}),
+    ("K[o i h w] => A[o r] B[i r] C[h r] D[w r]", {"r": 3}),
+    ("K[o i h w] => D[i h w] P[o i]", {}),
+    ("K[o i] => L[o r s] R[r s i]", {"r": 2, "s": 2}),
+    ("K[o i] => L[o r] R[i] -> [o i]", {"r": 2}),
+    ("K[o i] => L[o] R[i]", {}),
+    (
+        "K[o i] => L[o r] M[r s] N[s t] O[t r2] P[r2 s2] R[s2 i] Q[x] S[x]",
+        {**dict.fromkeys("rst", 4), "r2": 3, "s2": 2, "x": 1},
+    ),
+    ("K[o i] => L[o r] L[r i]", {}),
+    ("K[o i] => L[o r] L[i r]", {"r": 2}),
+    ("K[o i] => L[o r] Copy[r s] R[s i]", {"r": 2, "s": 2}),
+    ("K[o i] => L[o r] R[r i] Fill[| value=2]", {"r": 2}),
+    ("K[o i] => L[o r] Fuse[r s t] R[s t i]", {"r": 4, "s": 2, "t": 2}),
+    ("K[o i] V[j] => L[o r] R[r i] V[j]", {"r": 2}),
+    ("K[o i] => K[o r] R[r i]", {}),
+    ("K[o i] => s[] L[o r] R[r i]", {"r": 2}),
+    ("K[o] => Fuse[o a b] A[o a] B[o b] -> [o]", {}),
+    ("K[o i] V[j] => Fuse[j a a] A[a p o] B[p i]", {"p": 2}),
+    ("K[o i] => Fuse[o i b] A[i p] B[p b]", {"p": 1}),
+    ("K[o] => Fuse[o a b] A[a] -> [o]", {}),
+    ("K[o i] => Fuse[o a b] Fuse[a c d] A[c d p] B[p b i]", {"p": 2}),
+    ("K[o i] Fill[j:4 | value=1/2] -> [o i j] => L[o r] R[r i] M[j]", {"r": 2}),
+]
+"""Right sides with loops, hyperedges, ties, constants and reserved nodes."""
+
+
+@pytest.mark.parametrize(("text", "ranks"), SIDES)
+def test_any_right_side_is_fitted(text: str, ranks: dict[str, Rank]) -> None:
+    """The claim is what is measured, and no worse than a right side of zeros."""
+    sizes = {"o": 6, "i": 6, "h": 3, "w": 2, "j": 4}
+    left = parse(text.partition("=>")[0])
+    values = {
+        node.name: gaussian(*(sizes[label] for label in node.labels), seed=3)
+        for node in left.nodes
+        if isinstance(node, NamedTensor)
+    }
+    fit = rule(text).apply(values, ranks=ranks)
+    check_claim(fit)
+    fit.trace.check(values)
+    assert 0 < fit.relative_error < 1
+    assert fit.trace.replay(values).relative_error == fit.relative_error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("K[o i] => T[o i i]", "the new tensor 'T' carries 'i' twice: only its diagonal would matter"),
+        ("K[o i] => L[o p p] R[i]", "the new tensor 'L' carries 'p' twice: only its diagonal would matter"),
+        ("K[o i] => L[o p p i]", "the new tensor 'L' carries 'p' twice: only its diagonal would matter"),
+    ],
+)
+def test_a_new_tensor_carries_a_label_once(text: str, message: str) -> None:
+    with pytest.raises(RuleError, match=re.escape(message) + "\n  rule: "):
+        rule(text)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "error", "message"),
+    [
+        ({"a": 2}, RankError, "no rank for 'b'\n  fix: ranks={'b': ...} or a ParameterBudget"),
+        ({}, RankError, "no rank for 'a', 'b'\n"),
+        (None, RankError, "no rank for 'a', 'b'\n"),
+        (3, RankError, "one rank, 3, for the bonds a b\n  fix: ranks={'a': ..., 'b': ...}"),
+        (KeepFraction(0.5), RankError, "one rank, KeepFraction(fraction=0.5), for the bonds a b"),
+        ({"a": 8, "b": 1}, RankError, "rank 8 of bond 'a' is outside 1 to 7\n  fix: 1 to 7; at 7 nothing is lost"),
+        ({"a": 0, "b": 1}, RankError, "rank 0 of bond 'a' is outside 1 to 7"),
+        ({"a": 0.5, "b": 1}, RankError, "the rank of bond 'a' is 0.5\n  fix: an integer, or KeepFraction(0.5)"),
+        ({"a": True, "b": 1}, RankError, "the rank of bond 'a' is True"),
+        ({"a": ParameterBudget(0.5), "b": 1}, RankError, "a ParameterBudget is for all bonds of a rule together"),
+        ({"a": 2, "b": 2, "c": 2}, RuleError, "the rule 'tucker2' has no bond 'c'\n  known: a b"),
+        (
+            ParameterBudget(0.05),
+            RankError,
+            "ParameterBudget(fraction=0.05) allows 10 parameters, rank 1 takes 18\n  fix: a fraction of at least",
+        ),
+    ],
+)
+def test_ranks_that_do_not_fit(ranks: dict[str, Rank] | Rank | None, error: type[TnalgebraError], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        rule(TREES["tucker2"][0], name="tucker2").apply({"K": KERNEL}, ranks=ranks)
+
+
+def test_the_least_budget_that_is_named_is_enough() -> None:
+    tucker = rule(TREES["tucker2"][0])
+    assert tucker.apply({"K": KERNEL}, ranks=ParameterBudget(0.0858)).parameters == 18
+    with pytest.raises(RankError, match=r"fix: a fraction of at least 0.0858$"):
+        tucker.apply({"K": KERNEL}, ranks=ParameterBudget(0.0857))

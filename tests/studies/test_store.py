@@ -1,0 +1,235 @@
+"""The folder of a study: rows survive a killed process, one process writes at a time, configs are not mixed."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tnalgebra.errors import StudyError
+from tnalgebra.studies.store import CONFIG, FIELDS, LATER, ROWS, Key, Row, Store, config_hash, read_rows, table
+
+CONFIGURED: dict[str, Any] = {"model": "net", "seed": 0, "mean": (0.5, 0.25)}
+WEIGHTS = "0123456789abcdef"
+HASH = config_hash({**CONFIGURED, "weights": WEIGHTS})
+
+
+def row(number: int, **fields: Any) -> Row:
+    values = dict.fromkeys(FIELDS, number) | {"rewrite": f"cut {number}", "layers": {"ä": {}}, "config": HASH} | LATER
+    return values | fields
+
+
+def settled(folder: Path, **config: Any) -> Store:
+    """A store with its config whole. It is locked only while this runs."""
+    store = Store(folder, CONFIGURED | config)
+    with store.opened():
+        store.settle(weights=WEIGHTS)
+    return store
+
+
+def filled(folder: Path, count: int) -> list[Row]:
+    rows = [row(number) for number in range(count)]
+    with Store(folder, CONFIGURED).opened() as store:
+        store.settle(weights=WEIGHTS)
+        for each in rows:
+            store.append(each)
+    return rows
+
+
+def test_rows_are_on_the_disk_as_soon_as_they_are_appended(tmp_path: Path) -> None:
+    with Store(tmp_path / "new" / "folder", CONFIGURED).opened() as store:
+        store.settle(weights=WEIGHTS)
+        for number in range(3):
+            store.append(row(number))
+            lines = (store.folder / ROWS).read_text(encoding="utf-8").splitlines()
+            assert [json.loads(line) for line in lines] == store.rows == [row(n) for n in range(number + 1)]
+    assert read_rows(store.folder) == [row(n) for n in range(3)]
+    assert read_rows(tmp_path / "elsewhere") == []
+
+
+def test_a_file_cut_off_at_any_byte_loses_the_unfinished_row_only(tmp_path: Path) -> None:
+    rows = filled(tmp_path, 3)
+    file = tmp_path / ROWS
+    content = file.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
+    for length in [*random.Random(0).sample(range(len(content)), 60), 0, ends[0], ends[0] - 1, ends[1] + 1]:
+        file.write_bytes(content[:length])
+        whole = sum(end <= length for end in ends)
+        assert read_rows(tmp_path) == rows[:whole]
+        assert file.read_bytes() == content[:length], "reading changes nothing"
+        with Store(tmp_path, CONFIGURED).opened() as store:
+            assert store.rows == rows[:whole]
+            store.settle(weights=WEIGHTS)
+            for missing in rows[whole:]:
+                store.append(missing)
+        assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "line", ["{half", "[1, 2]", "3", '{"rewrite": "none"}', "", "\0\0\0"], ids=["cut", "list", "3", "few", "empty", "0"]
+)
+def test_a_line_that_is_no_row_is_an_error_where_others_follow(line: str, tmp_path: Path) -> None:
+    filled(tmp_path, 3)
+    lines = (tmp_path / ROWS).read_text(encoding="utf-8").splitlines()
+    (tmp_path / ROWS).write_text("\n".join([lines[0], line, lines[2], ""]), encoding="utf-8")
+    with pytest.raises(StudyError, match=rf"line 2 of .*{ROWS} is no row"):
+        read_rows(tmp_path)
+
+
+def test_rows_of_another_config_are_not_mixed_in(tmp_path: Path) -> None:
+    filled(tmp_path, 1)
+    with (tmp_path / ROWS).open("a") as file:
+        file.write(json.dumps(row(1, config="abcdefabcdef")) + "\n")
+    fact = rf"row 2 of .*{ROWS} is of another config\n  hash: abcdefabcdef there, {HASH} of {CONFIG}"
+    with pytest.raises(StudyError, match=fact):
+        settled(tmp_path)
+
+
+def test_another_config_is_refused_with_every_difference_and_nothing_changes(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(StudyError) as caught:
+        settled(tmp_path, seed=1, mean=[0.5, 0.75], model="net")
+    assert str(caught.value) == (
+        f"{tmp_path} holds a study of another config\n"
+        "  differences: seed: 0 there, 1 here\n"
+        "               mean: [0.5, 0.25] there, [0.5, 0.75] here\n"
+        "  fix:         another --output, or the same settings"
+    )
+    with Store(tmp_path, CONFIGURED).opened() as store:
+        with pytest.raises(StudyError, match='differences: weights: "0123456789abcdef" there, "other" here'):
+            store.settle(weights="other")
+        with pytest.raises(StudyError, match="differences: epochs: none there, 15 here"):
+            store.settle(weights=WEIGHTS, epochs=15)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_setting_that_is_not_ours_any_more_is_a_difference(tmp_path: Path) -> None:
+    settled(tmp_path, epochs=15)
+    with pytest.raises(StudyError, match="differences: epochs: 15 there, none here"):
+        settled(tmp_path)
+
+
+def test_the_same_config_is_welcome_in_any_order_of_its_keys(tmp_path: Path) -> None:
+    rows = filled(tmp_path, 2)
+    with Store(tmp_path, dict(reversed(CONFIGURED.items()))).opened() as store:
+        store.settle(weights=WEIGHTS)
+        assert store.rows == rows
+
+
+def test_configs_that_cannot_be_read_are_not_overwritten(tmp_path: Path) -> None:
+    filled(tmp_path, 1)
+    for content, fact in (("{half", "cannot be read"), ("[]", "is no config")):
+        (tmp_path / CONFIG).write_text(content)
+        with pytest.raises(StudyError, match=f"{CONFIG} {fact}"):
+            settled(tmp_path)
+        assert (tmp_path / CONFIG).read_text() == content
+    (tmp_path / CONFIG).unlink()
+    with pytest.raises(StudyError, match=f"has rows and no {CONFIG}"):
+        settled(tmp_path)
+
+
+def test_a_folder_is_opened_by_one_process_at_a_time(tmp_path: Path) -> None:
+    hold = (
+        "import sys; from pathlib import Path; from tnalgebra.study_store import Store\n"
+        f"with Store(Path({str(tmp_path)!r}), {{}}).opened(): print('open', flush=True); sys.stdin.read()"
+    )
+    fact = f"another process is writing into {tmp_path}\n  fix: wait for it to finish, or choose another --output"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(StudyError) as caught:
+            settled(tmp_path)
+        assert str(caught.value) == fact
+        other.kill()
+    settled(tmp_path)
+    with Store(tmp_path, CONFIGURED).opened(), pytest.raises(StudyError, match="another process"):
+        settled(tmp_path)
+    settled(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_written(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    folder = tmp_path / place
+    with pytest.raises(StudyError, match=rf"{folder} cannot be written\n  because: .*\n  fix:     another --output"):
+        settled(folder)
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_a_full_disk_is_an_error_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = filled(tmp_path, 2)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Store(tmp_path, CONFIGURED).opened() as store:
+        store.settle(weights=WEIGHTS)
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(StudyError, match="No space left on device"):
+            store.append(row(2))
+        assert store.rows == rows
+
+
+def test_the_table_is_aligned_and_leaves_single_layers_out() -> None:
+    none = row(0, rewrite="none", keep=None, scope="all", layers={}, accuracy=0.9173)
+    none |= {"accuracy_change": 0.0, "mean_squared_relative_error": 0.0, "parameters_kept": 1.0}
+    numbers = {"accuracy": 0.81789, "accuracy_change": -0.09941, "mean_squared_relative_error": 0.06561}
+    several = none | numbers | {"rewrite": "a | b", "keep": 0.5, "layers": {"x": {}, "y": {}}, "parameters_kept": 1.25}
+    single = several | {"scope": "x", "layers": {"x": {}}, "accuracy_change": 0.001}
+    assert table([none, several, single]).splitlines() == [
+        "rewrite  keep  scope  top-1 %  change  mean sq. rel. error  parameters kept",
+        "---------------------------------------------------------------------------",
+        "none           all      91.73                       0.0000            1.000",
+        "a | b     0.5  all      81.79   -9.94               0.0656            1.250",
+    ]
+    assert table([none, several, single], scopes=("all", "x")).splitlines()[4].split()[:5] == [
+        "a",
+        "|",
+        "b",
+        "0.5",
+        "x",
+    ]
+    assert table([none, single]).splitlines()[3] == (
+        "a | b     0.5  x        81.79   +0.10               0.0656            1.250"
+    )
+    assert table([]).splitlines()[0].split()[0] == "rewrite"
+
+
+def test_settings_of_fits_have_columns_where_a_row_has_them() -> None:
+    none = row(0, rewrite="none", keep=None, scope="all", layers={}, accuracy=0.9)
+    fit = none | {
+        "rewrite": "cp",
+        "ranks": "r=16",
+        "equations": [""],
+        "components": "refit",
+        "layers": {"x": {}, "y": {}},
+    }
+    budget = fit | {"ranks": None, "budget": 0.5, "components": None, "curves": "error"}
+
+    def head(*rows: Row) -> list[str]:
+        return table([none, *rows]).splitlines()[0].split("  top-1")[0].split()
+
+    assert head() == ["rewrite", "scope"]
+    assert head(fit) == ["rewrite", "ranks", "scope"]
+    assert head(budget) == ["rewrite", "budget", "scope"]
+    assert head(fit, budget | {"metric": "input"}) == ["rewrite", "ranks", "budget", "metric", "scope"]
+    lines = table([none, fit, budget | {"metric": "input", "curves": "divergence"}]).splitlines()
+    assert [line.split()[:-4] for line in lines[3:]] == [
+        ["cp", "r=16", "frobenius", "all"],
+        ["cp", "0.5", "input", "divergence", "all"],
+    ]
+    assert head(fit, fit | {"components": "drop from r=64"}) == ["rewrite", "ranks", "components", "scope"]
+
+
+def test_rows_from_before_there_were_fits_are_read_as_what_they_are(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
+    old = [{key: value for key, value in row(number).items() if key not in LATER} for number in range(2)]
+    (tmp_path / ROWS).write_text("".join(json.dumps(each) + "\n" for each in old), encoding="utf-8")
+    assert read_rows(tmp_path) == [row(0), row(1)]
+    assert Key.of(read_rows(tmp_path)[1]) == Key("cut 1", 1, keep=1)

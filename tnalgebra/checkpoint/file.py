@@ -1,0 +1,336 @@
+"""Checkpoints: a model in one safetensors file, its decomposed layers with their networks and how they came about.
+
+    tn.save(model, "model.safetensors")
+    tn.load("model.safetensors", into=resnet18())      # the layers are decomposed as the file says; nothing is fitted
+
+The file holds the tensors of `model.state_dict()`: parameters and buffers, each in its own dtype, dense in row-major
+order, whatever its memory was like; a tensor that several names share is stored once. Optimizers, modes, hooks,
+devices, which parameters are trained, and frozen contractions are not in it. Any reader of safetensors can read it.
+
+Metadata `format` is "pt", `tnalgebra` a description in JSON, and `tnalgebra.crc32` the CRC-32 of that text's UTF-8,
+eight hexadecimal digits. The description has:
+
+    version       of the format: 1.
+    tnalgebra     the version that wrote it.
+    tensors       name -> CRC-32 over "dtype [shape]", such as "torch.float32 [8, 4]", and the bytes, of every tensor.
+    aliases       further name -> the name that the tensor is stored under.
+    layers        one entry for each decomposed layer:
+      names           of the module; several if it stands in several places.
+      class           of the dense layer that it stands for, one of torch.nn: "Conv2d".
+      arguments       of that layer: kernel_size, stride, ..., bias whether there is one.
+      kernel          the network of the kernel in the notation, with all sizes. Tensor U is stored as "<name>.U".
+      ranks           bond -> rank, as the kernel says too.
+      constants       names of tensors that are not trained.
+      rules           name and equation of the rule of each step, for people who read the file.
+      trace           what `Trace.save` writes, a user's own rules included; null for a layer that was made anew, and
+                      for rules made of functions, which no text holds.
+      planned_for     shape of the input that the plan was chosen for.
+      candidates, backward    of the plan, as of `compile`. A plan that was tuned is chosen by price when it is
+                      loaded, as measurements belong to a machine; `layer.replan(shape, tune=True)` measures again.
+      relative_error, output_error    of the kernel when the layer was made, or null.
+
+Nothing in a file is executed. The header is read before anything else, up to 16 MiB; every size in the description
+must be one that the tensors of the file have, or the model; kernels have at most 64 nodes and their text at most
+100,000 characters. The check sums find damage, not malice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TypeVar
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .._files import write_whole
+from ..errors import CheckpointError, explain
+from ..model import surgery
+from ..network import Network, shape_of, tensor_nodes
+from ..nn import KernelLayer
+from .format import DTYPES, Description, checksum, described
+from .layers import Matched, layer_text, made, matched, named_layers, origin_of, resized
+from .reading import read_description
+
+M = TypeVar("M", bound=nn.Module)
+
+NOISE = 0.01
+"""Of enlarged tensors: the size of what is new, relative to the root mean square of what was there."""
+
+WRAPPED = ("_orig_mod", "module")
+"""What a compiled model, and one for several processes or devices, calls the model inside."""
+
+
+def save(model: nn.Module, path: str | PathLike[str]) -> None:
+    """Write a model to a safetensors file, whole or not at all.
+
+    Args:
+        model: with decomposed layers or without. Wrapped for several processes or compiled by torch, its names are
+            those of the wrapper: save the model inside.
+        path: a file that is there is replaced, once the new one is complete. A link is followed.
+
+    Raises:
+        CheckpointError: the state holds something that is no dense tensor, or of a type that safetensors lacks; what
+            is there is no file, or it cannot be written.
+        OSError: there is no room, or no permission.
+    """
+    _check_model(model)
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise CheckpointError(explain(f"{path} is there, and no file", fix="the name of a file"))
+    state = _state(model)
+    aliases = _aliases(state)
+    tensors = _apart({name: tensor for name, tensor in state.items() if name not in aliases})
+    layers = [layer_text(layer, names) for layer, names in named_layers(model).values()]
+    metadata = described(tensors, aliases, layers)
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata)
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(explain(f"{path} cannot be written", because=error)) from error
+
+    write_whole(path, write)
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    into: M,
+    resize: bool = False,
+    noise: float = NOISE,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> M:
+    """Read a checkpoint into a model. On any error the model is as it was.
+
+    Dense layers that the file has decomposed are exchanged for decomposed ones, with the file's cores: nothing is
+    fitted. Layers that are decomposed already keep their parameters, which take the file's values, and their plans.
+
+    Args:
+        path: a file of `save`.
+        into: a model of the same code, dense or converted. It keeps its modes and hooks; layers that were frozen are
+            thawed. A new layer is trained if the dense weight was.
+        resize: give decomposed layers of the model with other ranks the file's cores at the model's ranks: smaller
+            bonds by `truncate` (with constants by `drop_components`, as they are not to be mixed), larger ones by
+            zeros in the first of a bond's tensors and small numbers in the others. The value stays, and the zeros have
+            a gradient; where a bond's tensors are one tied tensor, all that is new is zero.
+        noise: the size of these small numbers, relative to the tensor's root mean square; 0: zeros everywhere, and
+            training leaves them at zero.
+        device: where the model is moved; by default it stays, each tensor where it is.
+        dtype: of floating point parameters and buffers; by default the model's own, into which the file's are
+            converted.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: the file is no checkpoint, damaged, or of another model: names and shapes of tensors, class
+            and arguments of a decomposed layer, its kernel or (without `resize`) its ranks. The error names the layer.
+    """
+    _check_model(into)
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
+        raise CheckpointError(explain(f"noise={noise!r}", fix="a number of at least 0, such as 0.01"))
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise CheckpointError(explain(f"dtype={dtype!r}", fix="a type of real numbers, such as torch.float32"))
+    if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in (*into.parameters(), *into.buffers())):
+        fact = "tensors of the model were made in inference mode: they do not change outside of it"
+        raise CheckpointError(explain(fact, fix="a model made outside; or load in inference mode"))
+    description = read_description(path)
+    _check_wrapped(description, into)
+    found = matched(description, into, resize=resize)
+    _check_tensors(description, into, found)
+    tensors = _read(path, description)
+    origins = [(layer, origin_of(text)) for text, layer in found.kept]
+    for text, layer in found.resized:
+        values = {name: tensors[_key(text.names[0], name)] for name in tensor_nodes(text.kernel)}
+        cores, origin = resized(text, layer, values, noise)
+        origins.append((layer, origin))
+        tensors |= {_key(name, core): tensor for name in text.names for core, tensor in cores.items()}
+    _check_tied(into, tensors)
+    with _as_it_was(into, [site for _, site in found.dense]):
+        if device is not None or dtype is not None:
+            into.to(device=device, dtype=dtype)
+        new = [made(text, site) for text, site in found.dense]
+        surgery.exchange([site for _, site in found.dense], new)
+        into.load_state_dict(tensors)
+        for layer, origin in origins:
+            layer.origin = origin
+    return into
+
+
+def _key(name: str, tensor: str) -> str:
+    return f"{name}.{tensor}" if name else tensor
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(explain(f"the model is a {type(model).__name__}", fix="a torch.nn.Module"))
+
+
+def _check_wrapped(description: Description, model: nn.Module) -> None:
+    """Whether the model is in a wrapper and the file's was not, or the other way round."""
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    for inside in WRAPPED:
+        ours = inside in model._modules
+        theirs = bool(description.tensors) and all(name.startswith(f"{inside}.") for name in description.tensors)
+        if ours and not theirs and (parallel or inside == "_orig_mod"):
+            fact = f"the model is wrapped in a {type(model).__name__}, and the file's was not"
+            raise CheckpointError(explain(fact, fix=f"into=model.{inside}"))
+        if theirs and not ours:
+            fact = f"all names of the file begin with {inside!r}, as in a wrapper, and none of the model"
+            raise CheckpointError(explain(fact, fix=f"tn.save(wrapper.{inside}, path); or the model in its wrapper"))
+
+
+# States of models -----------------------------------------------------------------------------------------------
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model, of which every entry is a tensor that a file can hold."""
+    known = {*DTYPES.values()}
+    found: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or is_lazy(value) or value.layout != torch.strided or value.is_quantized:
+            raise CheckpointError(
+                explain(f"{name!r} of the model's state is no dense tensor", given=type(value).__name__)
+            )
+        if value.is_meta:
+            raise CheckpointError(
+                explain(f"the tensor {name!r} of the model has no elements: it is on the meta device")
+            )
+        if value.dtype not in known or name == "__metadata__":
+            raise CheckpointError(explain(f"the tensor {name!r} has no place in the file", dtype=value.dtype))
+        found[name] = value
+    return found
+
+
+def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Further name -> first name of tensors that are the same memory, read in the same way."""
+    first: dict[tuple[object, ...], str] = {}
+    found: dict[str, str] = {}
+    for name, tensor in state.items():
+        if tensor.numel() and not tensor.is_meta:
+            key = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
+            if first.setdefault(key, name) != name:
+                found[name] = first[key]
+    return found
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values, each row-major in memory of its own, on the CPU."""
+    taken: set[int] = set()
+    found = {}
+    for name, tensor in state.items():
+        own = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        memory = own.untyped_storage()
+        if memory.nbytes() != own.nbytes or memory.data_ptr() in taken:
+            own = own.clone()
+        taken.add(own.untyped_storage().data_ptr())
+        found[name] = own
+    return found
+
+
+def _check_tensors(description: Description, model: nn.Module, found: Matched) -> None:
+    """Whether the file has the tensors that the model will have, with their shapes."""
+    ours = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _state(model).items()}
+    for text, site in found.dense:
+        weight = site.module.weight
+        for name in text.names:
+            del ours[_key(name, "weight")]
+        ours |= {_key(n, core): (shape, weight.dtype) for n in text.names for core, shape in _shapes(text.kernel)}
+    for text, _ in found.resized:
+        for name in text.names:
+            ours |= {_key(name, core): (shape, ours[_key(name, core)][1]) for core, shape in _shapes(text.kernel)}
+    stored = {name: (tensor.shape, tensor.dtype) for name, tensor in description.tensors.items()}
+    stored |= {alias: stored[name] for alias, name in description.aliases.items()}
+    missing = [name for name in ours if name not in stored]
+    unexpected = [name for name in stored if name not in ours]
+    if missing or unexpected:
+        fact = "the file has other tensors than the model"
+        raise CheckpointError(explain(fact, missing=_some(missing), unexpected=_some(unexpected)))
+    for name, (shape, kind) in ours.items():
+        if stored[name][0] != shape:
+            raise CheckpointError(explain(f"the tensor {name!r} has another shape", file=stored[name][0], model=shape))
+        if _sort(stored[name][1]) != _sort(kind):
+            raise CheckpointError(explain(f"the tensor {name!r} has another dtype", file=stored[name][1], model=kind))
+
+
+def _shapes(kernel: Network) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, places in tensor_nodes(kernel).items():
+        yield name, shape_of(kernel, kernel.nodes[places[0]].labels)
+
+
+def _sort(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "complex" if dtype.is_complex else "real" if dtype.is_floating_point else "integer"
+
+
+def _some(names: list[str]) -> str | None:
+    """The first names of a list, if there are any."""
+    short = [name if len(name) <= 100 else f"{name[:80]}... ({len(name)} characters)" for name in names[:5]]
+    return ", ".join(short) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else None
+
+
+def _check_tied(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Names that share a tensor in the model have one value."""
+    for alias, name in _aliases(_state(model)).items():
+        if alias in tensors and name in tensors and checksum(tensors[alias]) != checksum(tensors[name]):
+            fact = f"the tensors {name!r} and {alias!r} are one in the model and differ in the file"
+            raise CheckpointError(explain(fact, fix="a model with two tensors"))
+
+
+def _read(path: str | PathLike[str], description: Description) -> dict[str, Tensor]:
+    """All tensors of a file, under all names, on the CPU; each is what the description says."""
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            for name in description.tensors:
+                tensors[name] = file.get_tensor(name)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(explain(f"{path} cannot be read", because=error)) from error
+    for name, stored in description.tensors.items():
+        if checksum(tensors[name]) != stored.crc32:
+            fact = f"{path} is damaged: the tensor {name!r} does not have its check sum"
+            raise CheckpointError(fact)
+    return tensors | {alias: tensors[name] for alias, name in description.aliases.items()}
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, exchanged: list[surgery.Site]) -> Iterator[None]:
+    """On an error, give a model its layers, tensors, values and frozen contractions back."""
+    modules = list(model.modules())
+    buffers = [(module, dict(module._buffers)) for module in modules]
+    parameters = [(one, one.data, one.grad, None if one.grad is None else one.grad.data) for one in model.parameters()]
+    tensors = [data for _, data, _, _ in parameters] + [
+        one for _, own in buffers for one in own.values() if one is not None
+    ]
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    layers = [(one, one.origin, one.frozen) for one in modules if isinstance(one, KernelLayer)]
+    try:
+        yield
+    except BaseException:
+        surgery.restore(exchanged)
+        for one, data, grad, slope in parameters:
+            one.grad = None
+            one.data = data
+            if grad is not None and slope is not None:
+                grad.data = slope  # which a change of dtype exchanges in place
+                one.grad = grad
+        for module, own in buffers:
+            module._buffers.clear()
+            module._buffers.update(own)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+        for layer, origin, frozen in layers:
+            layer.origin = origin
+            if frozen:
+                layer.freeze()
+        raise

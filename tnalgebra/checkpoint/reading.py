@@ -1,0 +1,294 @@
+"""The text in a checkpoint, read with bounds and without running anything: every part is checked before it is used."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn, cast, get_args
+
+from ..compiler import Candidates
+from ..decompositions import read_trace
+from ..errors import CheckpointError, TnalgebraError, explain
+from ..network import MAX_AXES, MAX_SIZE, Fill, NamedTensor, Network, carriers, parse, tensor_nodes
+from ..rewriting import Trace
+from .format import (
+    CHECK,
+    DTYPES,
+    FORMAT_VERSION,
+    KEY,
+    MAX_HEADER,
+    MAX_INPUT,
+    MAX_NODES,
+    Description,
+    LayerText,
+    Stored,
+    check_of,
+)
+
+
+def read_description(path: str | os.PathLike[str]) -> Description:
+    """Read what a checkpoint says, without its numbers.
+
+    Nothing is allocated but text, of at most `MAX_HEADER` bytes.
+
+    Raises:
+        CheckpointError: the file is no checkpoint, contradicts itself, or is longer than what is read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(explain(f"{path} is no file", fix="what tn.save wrote"))
+    try:
+        header, room = _header(path)
+        return _description(header, room)
+    except (CheckpointError, RecursionError) as error:
+        raise CheckpointError(explain(f"{path} cannot be read", because=error or type(error).__name__)) from error
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and how many bytes follow it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > size - 8:
+            raise CheckpointError(f"it is cut short, or no checkpoint: its {size} bytes do not hold its header")
+        if length > MAX_HEADER:
+            raise CheckpointError(f"its header has {length} bytes; at most {MAX_HEADER} are read")
+        content = file.read(length)
+    if len(content) != length:
+        raise CheckpointError("it ends within the header")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError("its header is no text in UTF-8") from error
+    return _object(_json(text, "the header"), "the header"), size - 8 - length
+
+
+def _description(header: dict[str, Any], room: int) -> Description:
+    metadata = _object(header.pop("__metadata__", {}), "the metadata")
+    text, check = metadata.get(KEY), metadata.get(CHECK)
+    if not isinstance(text, str) or not isinstance(check, str):
+        raise CheckpointError(
+            explain(
+                "it has no description by tnalgebra", fix="a file of tn.save; safetensors.torch.load_model reads it"
+            )
+        )
+    if check_of(text) != check:
+        raise CheckpointError("its description does not have the check sum that is written beside it")
+    content = _object(_json(text, "the description"), "the description")
+    version = content.get("version")
+    if type(version) is int and version > FORMAT_VERSION:
+        fact = f"it is in version {_short(version)} of the format; this tnalgebra reads {FORMAT_VERSION}"
+        raise CheckpointError(explain(fact, fix="a newer tnalgebra"))
+    _keys(content, ("version", "tnalgebra", "tensors", "aliases", "layers"), "the description")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise CheckpointError(f"its version is {_short(version)}")
+    tensors = _tensors(header, _object(content["tensors"], "tensors"), room)
+    aliases = _object(content["aliases"], "aliases")
+    for alias, name in aliases.items():
+        if alias in tensors or _text(name, "an alias") not in tensors:
+            _refuse("an alias", f"{alias} = {name}", "a new name for a tensor of the file")
+    layers = _list(content["layers"], "layers", _object)
+    if len(layers) > len(tensors):
+        raise CheckpointError(f"it describes {len(layers)} layers and has {len(tensors)} tensors")
+    shapes = {name: stored.shape for name, stored in tensors.items()}
+    shapes |= {alias: shapes[name] for alias, name in aliases.items()}
+    version_text = _text(content["tnalgebra"], "the version of tnalgebra")
+    read = tuple(_layer(layer, shapes) for layer in layers)
+    names = [name for layer in read for name in layer.names]
+    if len({*names}) < len(names):
+        raise CheckpointError("a layer is described twice")
+    return Description(version_text, tensors, cast("dict[str, str]", aliases), read)
+
+
+def _tensors(header: Mapping[str, Any], checks: Mapping[str, Any], room: int) -> dict[str, Stored]:
+    """Tensors whose sizes are those of their bytes, which lie one after another to the end of the file."""
+    if header.keys() != checks.keys():
+        odd = sorted(header.keys() ^ checks.keys())[0]
+        raise CheckpointError(f"the tensor {_short(odd)} is in the header or the description, and not in both")
+    found, places = {}, []
+    for name, value in header.items():
+        what = f"the tensor {_short(name)}"
+        entry = _object(value, what)
+        _keys(entry, ("dtype", "shape", "data_offsets"), what)
+        if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+            _refuse(f"the type of {what}", entry["dtype"], " ".join(DTYPES))
+        dtype = DTYPES[entry["dtype"]]
+        shape = tuple(_list(entry["shape"], f"the shape of {what}", _size))
+        places.append(_list(entry["data_offsets"], f"the bytes of {what}", _size))
+        if len(places[-1]) != 2 or len(shape) > MAX_AXES:
+            _refuse(what, entry, "two offsets, and at most 64 axes")
+        begin, end = places[-1]
+        if prod(shape) * dtype.itemsize != end - begin:
+            fact = f"{what} has the shape {_short(shape)}, which does not fit its {end - begin} bytes"
+            raise CheckpointError(fact)
+        found[name] = Stored(dtype, shape, _size(checks[name], f"the check sum of {what}"))
+    last = 0
+    for begin, end in sorted(places):
+        if begin != last:
+            raise CheckpointError("its tensors overlap, or leave bytes between them")
+        last = end
+    if last > room:
+        raise CheckpointError(f"it is cut short: its tensors take {last} bytes, of which {room} are there")
+    if last < room:
+        raise CheckpointError(f"its tensors take {last} bytes, and {room - last} more follow")
+    return found
+
+
+LAYER_KEYS = (
+    *("names", "class", "arguments", "kernel", "ranks", "constants", "rules", "trace"),
+    *("planned_for", "candidates", "backward", "relative_error", "output_error"),
+)
+
+
+def _layer(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> LayerText:
+    _keys(content, LAYER_KEYS, "a layer")
+    names = tuple(_list(content["names"], "the names of a layer", _text))
+    if not names:
+        raise CheckpointError("a layer has no name")
+    what = f"layer {_short(names[0])}"
+    kernel = _kernel(content["kernel"], what)
+    for name in names:
+        _check_shapes(kernel, f"{name}." if name else "", shapes)
+    constants = tuple(_list(content["constants"], f"the constants of {what}", _text))
+    if not {*constants} <= tensor_nodes(kernel).keys():
+        _refuse(f"the constants of {what}", constants, f"tensors of {_short(kernel)}")
+    planned = tuple(_list(content["planned_for"], f"the planned input of {what}", _size))
+    if not planned or not 1 <= prod(planned) <= MAX_INPUT or len(planned) > MAX_AXES:
+        _refuse(f"the planned input of {what}", planned, f"at least 1 and at most {MAX_INPUT} elements")
+    if content["candidates"] not in get_args(Candidates) or not isinstance(content["backward"], bool):
+        _refuse(f"the plan of {what}", [content["candidates"], content["backward"]], "one of `compile`")
+    layer = LayerText(
+        names,
+        _text(content["class"], f"the class of {what}"),
+        _object(content["arguments"], f"the arguments of {what}"),
+        kernel,
+        constants,
+        _trace(content, what),
+        planned,
+        content["candidates"],
+        content["backward"],
+        _error(content["relative_error"], what),
+        _error(content["output_error"], what),
+    )
+    if content["ranks"] != layer.ranks:
+        _refuse(f"the ranks of {what}", content["ranks"], f"those of its kernel, {layer.ranks}")
+    return layer
+
+
+def _kernel(text: object, what: str) -> Network:
+    try:
+        kernel = parse(_text(text, f"the kernel of {what}"))
+    except TnalgebraError as error:
+        raise CheckpointError(explain(f"the kernel of {what} is no network", because=error)) from error
+    if len(kernel.nodes) > MAX_NODES:
+        raise CheckpointError(f"the kernel of {what} has {len(kernel.nodes)} nodes; at most {MAX_NODES} are read")
+    return kernel
+
+
+def _check_shapes(kernel: Network, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Every size in a kernel is one that its tensors in the file have, or an open label's, which the model has."""
+    for name, places in tensor_nodes(kernel).items():
+        key = f"{prefix}{name}"
+        if key not in shapes:
+            raise CheckpointError(f"there is no tensor {_short(key)}, a core of {_short(kernel)}")
+        for place in places:
+            wanted = tuple(kernel.sizes.get(label) for label in kernel.nodes[place].labels)
+            if wanted != shapes[key] or not all(shapes[key]):
+                fact = f"the tensor {_short(key)} has the shape {shapes[key]}, its kernel says {wanted}"
+                raise CheckpointError(explain(fact, kernel=_short(kernel)))
+    held = [prod(shapes[f"{prefix}{name}"]) for name in tensor_nodes(kernel)]
+    most = max(sum(held), prod(kernel.sizes.get(label, 1) for label in kernel.output))
+    for label, standing in carriers(kernel).items():
+        nodes = [kernel.nodes[position] for position, _ in standing]
+        if label in kernel.output or any(isinstance(node, NamedTensor) for node in nodes):
+            continue
+        size = kernel.sizes.get(label)
+        if size is None or size > most or all(isinstance(node, Fill) for node in nodes):
+            raise CheckpointError(f"the label {label!r} of {_short(kernel)} has a size that no tensor of the file has")
+
+
+def _trace(content: Mapping[str, Any], what: str) -> Trace | None:
+    _list(content["rules"], f"the rules of {what}", _object)
+    if content["trace"] is None:
+        return None
+    try:
+        return read_trace(json.dumps(content["trace"], allow_nan=False), where=f"the trace of {what}")
+    except (TnalgebraError, ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(explain(f"the trace of {what} cannot be read", because=error)) from error
+
+
+# Parts of JSON --------------------------------------------------------------------------------------------------
+
+
+def _json(text: str, what: str) -> object:
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise CheckpointError(f"{what} has a key twice")
+        return found
+
+    def none(word: str) -> NoReturn:
+        raise CheckpointError(f"{what} has the number {word}")
+
+    try:
+        found: object = json.loads(text, object_pairs_hook=once, parse_constant=none)
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(explain(f"{what} is no JSON", because=_short(error))) from error
+    except RecursionError as error:
+        raise CheckpointError(f"{what} is nested too deeply") from error
+    return found
+
+
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        _refuse(what, value, "an object")
+    return value
+
+
+def _list(value: object, what: str, one: Callable[[object, str], Any]) -> list[Any]:
+    if not isinstance(value, list):
+        _refuse(what, value, "a list")
+    return [one(item, what) for item in value]
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        _refuse(what, value, "a text")
+    return value
+
+
+def _size(value: object, what: str) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_SIZE:
+        _refuse(what, value, f"integers from 0 to {MAX_SIZE}")
+    return value
+
+
+def _error(value: object, what: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        _refuse(f"an error of {what}", value, "a number of at least 0")
+    return float(value)
+
+
+def _keys(content: Mapping[str, Any], wanted: Collection[str], what: str) -> None:
+    odd = sorted({*content} ^ {*wanted})
+    if odd:
+        fact = f"{what} has {'no ' if odd[0] in wanted else 'the unknown field '}{_short(odd[0])}"
+        raise CheckpointError(explain(fact, fields=" ".join(wanted)))
+
+
+def _refuse(what: str, value: object, wanted: str) -> NoReturn:
+    raise CheckpointError(explain(f"{what} is {_short(value)}", needed=wanted))
+
+
+def _short(value: object) -> str:
+    text = str(value) if isinstance(value, Network | Exception) else repr(value)
+    return text if len(text) <= 200 else f"{text[:180]}... ({len(text)} characters)"

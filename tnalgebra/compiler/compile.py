@@ -1,0 +1,182 @@
+"""From a network to the fastest plain torch code: simplify, order, lower, choose, emit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+
+from ..errors import CompileError, explain
+from ..network import NamedTensor, Network, parse, size_of, tensor_nodes, with_sizes
+from ..tensors import bind
+from .choose import Candidates, Request, is_channels_last, is_free
+from .compiled import Compiled
+from .measure_device import calibrate
+from .plan import Plan, Step
+from .problem import check_inputs
+
+MAX_ELEMENTS = 2**28
+"""Default bound of the largest tensor a plan makes: 1 GiB in float32."""
+
+
+def compile(  # the word of the field; it is used as tnalgebra.compile
+    network: Network | str,
+    *,
+    inputs: Mapping[str, Sequence[int]],
+    values: Mapping[str, Any] | None = None,
+    constants: Collection[str] = (),
+    bias: str | None = None,
+    candidates: Candidates = "all",
+    backward: bool = False,
+    tune: bool = False,
+    dynamic: Mapping[str, tuple[int, int]] | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    max_elements: int = MAX_ELEMENTS,
+) -> Compiled:
+    """The fastest plain torch code that computes a network, as a module.
+
+    Args:
+        network: or its text.
+        inputs: name -> nominal shape of every tensor that is given at the call. Its sizes choose the plan; at the
+            call every size may be another that no weight fixes.
+        values: name -> elements of every other tensor; they become parameters of that name (a `Parameter` is used
+            as it is, and its memory may be laid out anew), in their own dtype and on their own device.
+        constants: names of values that are not trained: buffers.
+        bias: an output label along which the vector of that size among `values` that is called `bias` is added.
+        candidates: "factored" never lets the inputs meet one tensor made of all weights.
+        backward: choose by the price of forward and backward.
+        tune: measure the best few candidates on tensors of the nominal shapes, and remember the result on disk.
+        dynamic: label -> (least, most) of a batch: choose what is, at worst over the range, least behind the best.
+        memory_format: of inputs with 4 or 5 axes, `torch.contiguous_format` or `torch.channels_last`.
+        max_elements: of the largest tensor a plan may make.
+
+    Raises:
+        CompileError: a name that torch uses itself, an input or range that is none, no plan within memory.
+        SizeError: sizes contradict each other or are not known.
+        ValuesError: a value is missing, or does not fit.
+    """
+    request, tensors = prepared(
+        parse(network) if isinstance(network, str) else network,
+        inputs=inputs,
+        values=values or {},
+        constants=constants,
+        bias=bias,
+        candidates=candidates,
+        backward=backward,
+        dynamic=dynamic or {},
+        memory_format=memory_format,
+        max_elements=max_elements,
+    )
+    return Compiled(request, tensors, frozenset(constants), tune)
+
+
+def prepared(
+    network: Network,
+    *,
+    inputs: Mapping[str, Sequence[int]],
+    values: Mapping[str, Any],
+    constants: Collection[str],
+    bias: str | None,
+    candidates: Candidates,
+    backward: bool,
+    dynamic: Mapping[str, tuple[int, int]],
+    memory_format: torch.memory_format,
+    max_elements: int,
+    format_kept: bool = False,
+) -> tuple[Request, dict[str, torch.Tensor]]:
+    """What a `Compiled` is made of: the request, and the values of all tensors but the inputs.
+
+    The arguments are those of `compile`, which are checked here, and whether the output is to lie in the memory format
+    of the inputs.
+    """
+    if candidates not in get_args(Candidates):
+        raise CompileError(explain(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates)))))
+    last = is_channels_last(memory_format)
+    if not inputs:
+        raise CompileError(
+            explain("there is no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")
+        )
+    own, vector = _without_bias(network, values, bias)
+    sizes = check_inputs(network, inputs)
+    bound, tensors = bind(network, own)
+    _check_given(bound, inputs, tensors, constants)
+    network = with_sizes(bound, sizes)
+    if vector is not None and bias is not None:
+        tensors["bias"] = bind(Network([NamedTensor("bias", (bias,))], sizes={bias: size_of(network, bias)}), vector)[
+            1
+        ]["bias"]
+    floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    dtype = floating[0] if floating else torch.get_default_dtype()
+    tensors = {name: t if t.is_floating_point() else t.to(dtype) for name, t in tensors.items()}
+    devices, dtypes = {tensor.device for tensor in tensors.values()}, {tensor.dtype for tensor in tensors.values()}
+    if len(devices) > 1 or len(dtypes) > 1:
+        listed = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items())
+        raise CompileError(explain("the values differ in dtype or device", values=listed, fix="one dtype and device"))
+    request = Request(
+        network=network,
+        inputs=tuple(inputs),
+        device=next(iter(devices), torch.device("cpu")),
+        dtype=dtype,
+        candidates=candidates,
+        backward=backward,
+        channels_last=last,
+        dynamic=_checked_ranges(dynamic),
+        max_elements=max_elements,
+        bias=bias,
+        format_kept=format_kept,
+    )
+    for label in request.dynamic:
+        if label not in request.network.sizes:
+            labels = " ".join(request.network.sizes)
+            raise CompileError(explain(f"a range is given for {label!r}, no label of the network", labels=labels))
+        if not is_free(request, label):
+            raise CompileError(
+                explain(
+                    f"the size of {label!r} decides other sizes, or a weight has it",
+                    network=network,
+                    fix="a label that stands on inputs only, such as the batch",
+                )
+            )
+    return request, tensors
+
+
+def _without_bias(
+    network: Network, values: Mapping[str, Any], bias: str | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The values of the network's tensors, and that of the bias."""
+    if bias is None:
+        return dict(values), None
+    if "bias" in tensor_nodes(network):
+        raise CompileError(explain("a tensor is called 'bias', as is the vector to be added", fix="another name"))
+    if bias not in network.output:
+        raise CompileError(explain(f"the bias has no output label {bias!r}", output=" ".join(network.output)))
+    if "bias" not in values:
+        raise CompileError(explain("the bias has no value", fix=f"values={{'bias': ...}}, a vector along {bias!r}"))
+    return {name: value for name, value in values.items() if name != "bias"}, {"bias": values["bias"]}
+
+
+def _check_given(
+    network: Network, inputs: Collection[str], tensors: Collection[str], constants: Collection[str]
+) -> None:
+    twice = [name for name in inputs if name in tensors]
+    if twice:
+        raise CompileError(explain(f"{twice[0]!r} is an input and has a value", fix="one of the two"))
+    missing = [name for name in tensor_nodes(network) if name not in tensors and name not in inputs]
+    if missing:
+        raise CompileError(
+            explain(f"no value for {', '.join(map(repr, missing))}", network=network, fix="values={...}, or an input")
+        )
+    unknown = [name for name in constants if name not in tensors]
+    if unknown:
+        raise CompileError(explain(f"the constant {unknown[0]!r} has no value", values=" ".join(tensors) or "none"))
+
+
+def _checked_ranges(dynamic: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    for label, ends in dynamic.items():
+        if not isinstance(ends, Sequence) or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+            raise CompileError(explain(f"the range of {label!r} is {ends!r}", fix="(least, most), at least 1"))
+    return dict(dynamic)
+
+
+__all__ = ["Candidates", "Compiled", "Plan", "Step", "calibrate", "compile", "is_channels_last", "prepared"]

@@ -1,0 +1,344 @@
+"""From a program to torch code: a plain `torch.fx` graph of ordinary torch calls, which takes inputs and weights.
+
+Sizes that may differ from call to call are read from the tensors themselves, so nothing in the code is bound to the
+nominal ones, nor to a device.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from .operations import (
+    Add,
+    Arrange,
+    Axes,
+    Axis,
+    ChannelsLast,
+    Convolve,
+    Diagonal,
+    Load,
+    Multiply,
+    Operation,
+    Pad,
+    Pool,
+    Product,
+    Program,
+    Rename,
+    Repeat,
+    Scale,
+    Sum,
+    Unfold,
+    labels_in,
+    sources,
+)
+
+CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+POOLINGS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+Size: TypeAlias = "int | fx.Node"
+
+
+def emit(
+    program: Program, *, wanted: Sequence[int] | None = None, given: Mapping[int, str] | None = None
+) -> fx.GraphModule:
+    """The code of a program.
+
+    Args:
+        wanted: positions of the values to return, as a tuple; by default the last one alone.
+        given: position -> name: values that come from outside instead of being computed.
+
+    Returns:
+        A module whose arguments are the inputs in their order, then weights and dense patterns, then what is given.
+    """
+    return _Emitter(program, given or {}).module(wanted)
+
+
+def argument_names(
+    program: Program, given: Mapping[int, str] | None = None, *, wanted: Sequence[int] | None = None
+) -> tuple[str, ...]:
+    """What the code takes after the inputs, in order: the loaded tensors it still needs, then what is given."""
+    needed = needed_values(program, [len(program.operations) - 1] if wanted is None else wanted, given or {})
+    loads = [program.operations[n] for n in sorted(needed)]
+    names = [load.name for load in loads if isinstance(load, Load) and load.kind != "input"]
+    return (*dict.fromkeys(names), *(given or {}).values())
+
+
+def needed_values(program: Program, wanted: Collection[int], given: Mapping[int, str]) -> set[int]:
+    """Positions of the values that have to be computed (or loaded) for the wanted ones."""
+    needed: set[int] = set()
+    open_ = [number for number in wanted if number not in given]
+    while open_:
+        number = open_.pop()
+        if number not in needed:
+            needed.add(number)
+            open_ += [source for source in sources(program.operations[number]) if source not in given]
+    return needed
+
+
+class _Emitter:
+    def __init__(self, program: Program, given: Mapping[int, str]) -> None:
+        self.program, self.given = program, given
+        self.graph = fx.Graph()
+        self.nodes: dict[int, fx.Node] = {}
+        self.size_nodes: dict[str, fx.Node] = {}
+
+    def module(self, wanted: Sequence[int] | None) -> fx.GraphModule:
+        last = len(self.program.operations) - 1
+        needed = needed_values(self.program, [last] if wanted is None else wanted, self.given)
+        placed = {name: self._argument(name) for name in (self.program.inputs if wanted is None else ())}
+        names = argument_names(self.program, self.given, wanted=wanted)
+        placed |= {name: self._argument(name) for name in names}
+        for number, name in self.given.items():
+            self.nodes[number] = placed[name]
+            self._remember_sizes(number, self.program.operations[number].axes)
+        # sizes are read from the inputs first: they are there whatever is computed
+        for number, operation in enumerate(self.program.operations):
+            if isinstance(operation, Load) and operation.name in placed and number not in self.nodes:
+                self.nodes[number] = placed[operation.name]
+                self._remember_sizes(number, operation.axes)
+        for number, operation in enumerate(self.program.operations):
+            if number in needed and number not in self.nodes:
+                self.nodes[number] = self._call(operation)
+                self._remember_sizes(number, operation.axes)
+                if isinstance(operation, Rename):
+                    self._remember_fused(labels_in(self._axes(operation.source)), labels_in(operation.axes))
+        self.graph.output(self.nodes[last] if wanted is None else tuple(self.nodes[number] for number in wanted))
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        module = fx.GraphModule(nn.Module(), self.graph)
+        module.recompile()
+        return module
+
+    def _argument(self, name: str) -> fx.Node:
+        """An argument called like its tensor; a number is added to a word of Python's or of the code's own."""
+        node = self.graph.create_node("placeholder", name, name=f"{name}_" if name in ("self", "None") else name)
+        node.target = node.name  # fx would write its own, lower-case names beside ours, and take one for the other
+        return node
+
+    def _remember_sizes(self, number: int, axes: Axes) -> None:
+        for place, axis in enumerate(axes):
+            if len(axis) == 1 and axis[0] in self.program.moving and axis[0] not in self.size_nodes:
+                with self.graph.inserting_after(self.nodes[number]):
+                    node = self.graph.call_method("size", (self.nodes[number], place))
+                self.size_nodes[axis[0]] = node
+
+    def _remember_fused(self, before: Axis, after: Axis) -> None:
+        """The size of a label that shares its axis with others since a reshape made it."""
+        moving = self.program.moving - self.size_nodes.keys()
+        gone, new = [a for a in before if a not in after], [a for a in after if a not in before]
+        unknown = [label for label in new if label in moving]
+        if len(unknown) == 1 and not moving & {*gone}:
+            total, others = self._total(gone), self._total([label for label in new if label not in unknown])
+            node = total if others == 1 else self.graph.call_function(operator.floordiv, (total, others))
+            assert isinstance(node, fx.Node)
+            self.size_nodes[unknown[0]] = node
+
+    # Sizes ---------------------------------------------------------------------------------------------------------
+
+    def size(self, label: str) -> Size:
+        """The size of a label: a number, or what the tensors say at the call."""
+        return self.size_nodes[label] if label in self.program.moving else self.program.sizes[label]
+
+    def shape(self, axes: Axes) -> list[Size]:
+        """A shape for `reshape`, with -1 in place of the one axis whose size differs from call to call."""
+        moving = [n for n, axis in enumerate(axes) if any(label in self.program.moving for label in axis)]
+        shape: list[Size] = []
+        for number, axis in enumerate(axes):
+            if len(moving) == 1 and number in moving:
+                shape.append(-1)
+                continue
+            shape.append(self._total(axis))
+        return shape
+
+    def _total(self, labels: Sequence[str]) -> Size:
+        """The product of the sizes of labels."""
+        total: Size = 1
+        for label in labels:
+            one = self.size(label)
+            if isinstance(total, int) and isinstance(one, int):
+                total *= one
+            elif total == 1:
+                total = one
+            else:
+                total = self.graph.call_function(operator.mul, (total, one))
+        return total
+
+    # Calls ---------------------------------------------------------------------------------------------------------
+
+    def _axes(self, number: int) -> Axes:
+        return self.program.operations[number].axes
+
+    def _call(self, operation: Operation) -> fx.Node:
+        graph = self.graph
+        taken = [self.nodes[source] for source in sources(operation)]
+        match operation:
+            case Load():
+                raise AssertionError(f"{operation.name} is not among the arguments")
+            case Rename():
+                return taken[0]
+            case Arrange():
+                return self._arranged(taken[0], self._axes(operation.source), operation)
+            case ChannelsLast():
+                layout = torch.channels_last if len(operation.axes) == 4 else torch.channels_last_3d
+                return graph.call_method("contiguous", (taken[0],), {"memory_format": layout})
+            case Repeat():
+                count = self._total(operation.axes[0])
+                return graph.call_method("expand", (taken[0], count, *(-1 for _ in operation.axes[1:])))
+            case Sum():
+                before = self._axes(operation.source)
+                gone = [n for n, axis in enumerate(before) if axis not in operation.axes]
+                return graph.call_method("sum", (taken[0], gone))
+            case Diagonal():
+                return graph.call_function(torch.diagonal, (taken[0], 0, operation.first, operation.second))
+            case Multiply():
+                return graph.call_function(operator.mul, (taken[0], taken[1]))
+            case Product():
+                if operation.form == "linear":
+                    return graph.call_function(functional.linear, tuple(taken))
+                if operation.form == "above" and len(self._axes(operation.right)) == 3:
+                    # torch.matmul would copy its right side where the left one has gradients
+                    count = self._total(operation.axes[0])
+                    repeated = graph.call_method("expand", (taken[0], count, -1, -1))
+                    return graph.call_function(torch.bmm, (repeated, taken[1]))
+                return graph.call_function(torch.matmul, (taken[0], taken[1]))
+            case Convolve():
+                return self._convolution(operation, taken)
+            case Pad():
+                pads = operation.pads
+                keywords: dict[str, Any] = {}
+                if operation.mode != "zeros":  # torch wants all axes of positions there, those without padding too
+                    pads = ((0, 0),) * (len(operation.axes) - 2 - len(pads)) + pads
+                    keywords = {"mode": MODES[operation.mode]}
+                flat = [end for low_high in reversed(pads) for end in low_high]
+                return graph.call_function(functional.pad, (taken[0], flat), keywords)
+            case Unfold():
+                reach = operation.dilation * (operation.size - 1) + 1
+                node = graph.call_method("unfold", (taken[0], operation.axis, reach, operation.stride))
+                if operation.dilation > 1:
+                    index: Any = (Ellipsis, slice(None, None, operation.dilation))
+                    node = graph.call_function(operator.getitem, (node, index))
+                return node
+            case Pool():
+                kept: dict[str, Any] = {"stride": _short(operation.stride)}
+                if any(operation.padding):
+                    kept["padding"] = _short(operation.padding)
+                return graph.call_function(POOLINGS[len(operation.kernel)], (taken[0], _short(operation.kernel)), kept)
+            case Add():
+                units: Axes = (operation.axes[operation.axis], *(() for _ in operation.axes[operation.axis + 1 :]))
+                vector = self._with_units(taken[1], units) if len(units) > 1 else taken[1]
+                return graph.call_function(operator.add, (taken[0], vector))
+            case Scale():
+                node = taken[0]
+                if operation.factor != 1:
+                    node = graph.call_function(operator.mul, (node, operation.factor))
+                for label, power in operation.sized:
+                    function = operator.mul if power > 0 else operator.truediv
+                    node = graph.call_function(function, (node, self.size(label)))
+                return node
+
+    def _convolution(self, operation: Convolve, taken: Sequence[fx.Node]) -> fx.Node:
+        count = len(operation.stride)
+        groups = self._total(operation.groups)
+        keywords: dict[str, Any] = {}
+        if any(number != 1 for number in operation.stride):
+            keywords["stride"] = _short(operation.stride)
+        if any(operation.padding):
+            keywords["padding"] = _short(operation.padding)
+        if operation.transposed and any(operation.extra):
+            keywords["output_padding"] = _short(operation.extra)
+        if any(number != 1 for number in operation.dilation):
+            keywords["dilation"] = _short(operation.dilation)
+        if groups != 1:
+            keywords["groups"] = groups
+        functions = TRANSPOSED if operation.transposed else CONVOLUTIONS
+        return self.graph.call_function(functions[count], tuple(taken), keywords)
+
+    def _arranged(self, node: fx.Node, before: Axes, operation: Arrange) -> fx.Node:
+        after = operation.axes
+        if before == after:
+            return self.graph.call_method("contiguous", (node,)) if operation.copies else node
+        real_before, real_after = [a for a in before if a], [a for a in after if a]
+        if sorted(real_before) == sorted(real_after):
+            return self._moved(node, before, after, last=operation.last)
+        target = labels_in(after)
+        singles = tuple((label,) for label in labels_in(before))
+        if before != singles and labels_in(before) != target:
+            node = self._reshaped(node, singles)
+            before = singles
+        if labels_in(before) != target:
+            order = [before.index((label,)) for label in target if (label,) in before]
+            order += [n for n in range(len(before)) if n not in order]  # axes of one element that go
+            if order != sorted(order):
+                node = self.graph.call_method("permute", (node, *order))
+            before = tuple(before[number] for number in order)
+        return node if before == after else self._regrouped(node, before, after)
+
+    def _regrouped(self, node: fx.Node, before: Axes, after: Axes) -> fx.Node:
+        """The same labels in the same order on other axes."""
+        start = next(n for n, (a, b) in enumerate(zip((*before, None), (*after, None), strict=False)) if a != b)
+        end = next(
+            n for n, (a, b) in enumerate(zip((*before[::-1], None), (*after[::-1], None), strict=False)) if a != b
+        )
+        old, new = before[start : len(before) - end], after[start : len(after) - end]
+        if len(new) == 1 and len(old) > 1:
+            return self.graph.call_method("flatten", (node, start, start + len(old) - 1))
+        if len(old) == 1 and len(new) > 1:
+            return self.graph.call_function(torch.unflatten, (node, start, self.shape(new)))
+        return self._reshaped(node, after)
+
+    def _moved(self, node: fx.Node, before: Axes, after: Axes, *, last: bool) -> fx.Node:
+        """Whole axes in another order; axes of one element come or go."""
+        real = [axis for axis in before if axis]
+        if len(real) < len(before) and before != after:
+            if [axis for axis in after if axis] == real:
+                return self._reshaped(node, after)
+            node = self._reshaped(node, tuple(real))
+        wanted = [axis for axis in after if axis]
+        if last and len(wanted) < len(after) and after[1]:
+            return self._kernel_in_channels_last(node, real, after)
+        if wanted != real:
+            node = self.graph.call_method("permute", (node, *(real.index(axis) for axis in wanted)))
+        if len(wanted) < len(after):
+            node = self._with_units(node, after)
+        return node
+
+    def _kernel_in_channels_last(self, node: fx.Node, before: Sequence[Axis], after: Axes) -> fx.Node:
+        """Window axes of one element get the strides that they have in channels_last.
+
+        Indexing gives a new axis the stride of the one it is put before, times its size: so each is put before the
+        axis that runs next faster there, and moved to its place afterwards.
+        """
+        units = [n for n, axis in enumerate(after) if not axis]
+        faster = {n: next((axis for axis in after[n + 1 :] if axis), after[1]) for n in units}
+        index: list[Any] = []
+        places: list[Axis | int] = []
+        for axis in before:
+            here = [n for n in units if faster[n] == axis]
+            index += [None for _ in here] + [slice(None)]
+            places += [*here, axis]
+        node = self.graph.call_function(operator.getitem, (node, tuple(index)))
+        order = [places.index(axis or n) for n, axis in enumerate(after)]
+        return node if order == sorted(order) else self.graph.call_method("permute", (node, *order))
+
+    def _reshaped(self, node: fx.Node, axes: Axes) -> fx.Node:
+        return self.graph.call_method("reshape", (node, *(self.shape(axes) if axes else ((),))))
+
+    def _with_units(self, node: fx.Node, axes: Axes) -> fx.Node:
+        """Axes of one element put in: by indexing, which needs no size."""
+        index: tuple[Any, ...] = tuple(slice(None) if axis else None for axis in axes)
+        while index and index[-1] == slice(None):
+            index = index[:-1]
+        return self.graph.call_function(operator.getitem, (node, index))
+
+
+def _short(numbers: Sequence[int]) -> int | tuple[int, ...]:
+    """One number for all axes where they agree, as torch takes it."""
+    return numbers[0] if len(set(numbers)) == 1 else tuple(numbers)

@@ -1,0 +1,413 @@
+"""Measuring what steps cost on this machine: microbenchmarks, and the fit of the cost model's constants to them.
+
+Nothing here runs by itself: `calibrate()` is called by hand, once for a machine, and what it stores is used by every
+later compilation for the same device, dtype, number of threads and version of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .._files import write_text
+from .cost import (
+    CPU_DEFAULTS,
+    CUDA_DEFAULTS,
+    FORMATS,
+    Constants,
+    CostModel,
+    Kinds,
+    Rates,
+    calibration_file,
+    constants_for,
+    identity,
+    kind_of,
+    price,
+    widened,
+)
+from .operations import Format, Work
+
+Call: TypeAlias = Callable[..., Tensor]
+
+
+class Convolution(NamedTuple):
+    """A square image with groups*summed channels, padded so that it keeps its size where the stride is 1."""
+
+    batch: int
+    groups: int
+    summed: int
+    new: int
+    window: tuple[int, int]
+    side: int
+    stride: int = 1
+
+
+class Channels(NamedTuple):
+    """A matrix product over the channels of a square image."""
+
+    batch: int
+    summed: int
+    new: int
+    side: int
+
+
+class Matrices(NamedTuple):
+    """`groups` products of (left, summed) with (summed, right)."""
+
+    groups: int
+    left: int
+    summed: int
+    right: int
+
+
+class Pointwise(NamedTuple):
+    """A square image times another one ("multiply") or a number for each channel ("scale"), an outer product, a copy
+    into the other memory format, or a sum over positions."""
+
+    batch: int
+    channels: int
+    side: int
+    step: str
+
+
+Case: TypeAlias = Convolution | Channels | Matrices | Pointwise
+
+SQUARES = ((64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7))
+NARROW = ((8, 8, 56), (16, 16, 28), (16, 64, 28), (64, 16, 28), (4, 32, 56), (32, 4, 28), (3, 16, 32), (32, 32, 14))
+LINES = ((16, 16, 56), (64, 64, 28), (32, 8, 28), (128, 128, 7))
+BOTTLENECKS = (
+    *((64, 16, 56), (16, 64, 56), (64, 256, 56), (256, 64, 56), (512, 128, 28), (1024, 256, 14), (2048, 512, 7)),
+    *((512, 2048, 7), (8, 8, 56), (3, 16, 112), (16, 4, 28), (128, 32, 28), (32, 32, 14), (256, 256, 7)),
+)
+DEPTHWISE = (
+    *((64, (3, 3), 56, 1), (64, (3, 1), 56, 1), (64, (1, 3), 56, 1), (256, (3, 3), 14, 1), (256, (3, 1), 14, 1)),
+    *((32, (3, 3), 112, 1), (512, (3, 3), 7, 1), (512, (1, 3), 7, 1), (128, (3, 3), 28, 2), (64, (7, 7), 28, 1)),
+    *((16, (3, 3), 28, 1), (16, (3, 1), 56, 1), (8, (3, 3), 14, 1), (24, (1, 3), 28, 1)),
+)
+GROUPED = (
+    *((32, 1, 4, (3, 3), 28), (32, 4, 4, (3, 3), 28), (8, 2, 2, (3, 3), 56), (4, 16, 16, (3, 3), 28)),
+    *((16, 8, 8, (1, 1), 28), (16, 2, 1, (3, 1), 28), (4, 64, 64, (3, 3), 14), (32, 1, 2, (1, 3), 28)),
+    *((2, 32, 32, (3, 1), 28), (64, 2, 2, (1, 1), 28), (8, 4, 16, (3, 3), 14)),
+)
+MATRICES = (
+    *((1, 64, 64, 64), (1, 512, 64, 512), (1, 16, 16, 576), (1, 512, 512, 512), (1, 2048, 32, 512), (1, 64, 576, 64)),
+    *((16, 64, 16, 64), (64, 16, 16, 16), (9, 64, 16, 64), (9, 256, 64, 256), (16, 784, 64, 16), (512, 49, 4, 4)),
+    (16, 3136, 9, 8),
+)
+STEPS = ("multiply", "scale", "outer", "copy", "sum")
+IMAGES = ((16, 28), (64, 56), (256, 14), (64, 28), (256, 56), (512, 7), (8, 56))
+
+
+def _cases() -> Iterator[Case]:
+    """The layers of residual networks and what they are factored into: channels 3 to 2048, positions 7 to 112."""
+    for batch in (1, 16):
+        yield Convolution(batch, 1, 3, 64, (7, 7), 112, 2)
+        yield Convolution(batch, 1, 64, 128, (3, 3), 56, 2)
+        yield Convolution(batch, 1, 256, 512, (1, 1), 56, 2)
+        yield from (Convolution(batch, 1, summed, new, (3, 3), side) for summed, new, side in (*SQUARES, *NARROW))
+        for summed, new, side in LINES:
+            yield from (Convolution(batch, 1, summed, new, window, side) for window in ((3, 1), (1, 3)))
+        yield from (Convolution(batch, 1, summed, new, (1, 1), side) for summed, new, side in BOTTLENECKS)
+        yield from (Convolution(batch, count, 1, 1, window, side, stride) for count, window, side, stride in DEPTHWISE)
+        yield from (Convolution(batch, *sizes) for sizes in GROUPED)
+        yield from (Channels(batch, *sizes) for sizes in BOTTLENECKS)
+        for channels, side in IMAGES:
+            yield from (Pointwise(batch, channels, side, step) for step in STEPS)
+    yield from (Matrices(*sizes) for sizes in MATRICES)
+    # beyond 32 MiB in float32, read or written
+    yield Convolution(16, 1, 64, 16, (3, 3), 112)
+    yield Convolution(16, 1, 16, 64, (3, 3), 112)
+    yield Convolution(16, 64, 1, 1, (3, 3), 112)
+    yield Convolution(16, 16, 4, 4, (3, 3), 112)
+
+
+CASES: tuple[Case, ...] = tuple(_cases())
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The shortest time one step took.
+
+    backward: whether it is the gradients' of both operands alone, or the step's own.
+    """
+
+    work: Work
+    backward: bool
+    seconds: float
+
+
+def calibrate(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, seconds: float = 45.0
+) -> dict[Format, Constants]:
+    """Measure what steps cost on a device, and store the constants for later compilations.
+
+    The stored file replaces one of an earlier call; deleting it brings back the constants of the package.
+
+    Args:
+        device: where to measure, idle if possible; cpu with the present number of threads.
+        seconds: to spend; more make the constants steadier, and every case is measured once at least.
+
+    Returns:
+        memory format -> its constants.
+    """
+    device = torch.device(device)
+    start = CUDA_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS
+    found = {
+        memory_format: fit(measure(device, dtype, memory_format, seconds=seconds / len(FORMATS)), start[memory_format])
+        for memory_format in FORMATS
+    }
+    data = {"identity": identity(device, dtype), "constants": {name: asdict(found[name]) for name in FORMATS}}
+    write_text(calibration_file(device, dtype), json.dumps(data, indent=1) + "\n")
+    return {name: constants_for(device, dtype, name) for name in FORMATS}
+
+
+# Measuring -----------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    device: torch.device, dtype: torch.dtype, memory_format: Format, *, seconds: float, cases: Sequence[Case] = CASES
+) -> list[Measurement]:
+    """Run every case forward and backward, over and over until the time is up, and keep the shortest times.
+
+    The rounds go over all cases, so that what else runs on the machine for a while spoils no case in all rounds.
+    """
+    best: dict[tuple[Case, bool], Measurement] = {}
+    end = perf_counter() + seconds
+    rounds = 0
+    while not rounds or perf_counter() < end:
+        for case in cases:
+            if rounds and perf_counter() > end:
+                break
+            operands, call, work = _prepared(case, device, dtype, memory_format)
+            for backward in (False, True):
+                # that of a sum is the output's own, seen otherwise; outer products should not decide for copies
+                if backward and isinstance(case, Pointwise) and case.step in ("outer", "sum"):
+                    continue
+                found = _shortest(operands, call, backward=backward)
+                old = best.get((case, backward))
+                if old is None or found < old.seconds:
+                    best[case, backward] = Measurement(work, backward, found)
+        rounds += 1
+    return list(best.values())
+
+
+def _prepared(
+    case: Case, device: torch.device, dtype: torch.dtype, memory_format: Format
+) -> tuple[list[Tensor], Call, Work]:
+    """The operands of a case, the call, and its work."""
+    layout = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+    other = torch.contiguous_format if memory_format == "channels_last" else torch.channels_last
+
+    def ones(*shape: int) -> Tensor:
+        made = torch.ones(shape, device=device, dtype=dtype)
+        return made.contiguous(memory_format=layout) if len(shape) == 4 else made
+
+    call: Call
+    match case:
+        case Convolution(batch, groups, summed, new, (height, width), side, stride):
+            operands = [ones(batch, groups * summed, side, side), ones(groups * new, summed, height, width)]
+            written = batch * groups * new * (-(-side // stride)) ** 2
+            work = Work("convolution", written * summed * height * width, 0, written, groups, summed, new)
+            padding = (height // 2, width // 2)
+            call = partial(functional.conv2d, stride=stride, padding=padding, groups=groups)
+        case Channels(batch, summed, new, side):
+            positions = batch * side * side
+            work = Work("product", positions * summed * new, 0, positions * new, 1, summed, new, positions)
+            weight = torch.ones(new, summed, device=device, dtype=dtype)
+            if memory_format == "channels_last":
+                image = torch.ones(batch, side, side, summed, device=device, dtype=dtype)
+                operands, call = [image, weight], functional.linear
+            else:
+                operands, call = [weight, ones(batch, summed, side * side)], torch.matmul
+        case Matrices(groups, left, summed, right):
+            lead = () if groups == 1 else (groups,)
+            operands, call = [ones(*lead, left, summed), ones(*lead, summed, right)], torch.matmul
+            written = groups * left * right
+            work = Work("product", written * summed, 0, written, groups, summed, right, left)
+        case Pointwise(batch, channels, side, step):
+            image = ones(batch, channels, side, side)
+            work = Work("pointwise", written=image.numel())
+            if step == "copy":
+                operands, call = [image], partial(torch.clone, memory_format=other)
+            elif step == "sum":
+                operands, call = [image], partial(torch.sum, dim=(2, 3))
+                work = Work("pointwise", written=batch * channels)
+            elif step == "outer":
+                operands, call = [ones(batch, channels, side, 1), ones(channels, 1, side)], torch.mul
+            else:
+                factor = torch.ones_like(image) if step == "multiply" else ones(channels, 1, 1)
+                operands, call = [image, factor], torch.mul
+    return operands, call, replace(work, read=sum(operand.numel() for operand in operands))
+
+
+def _shortest(operands: Sequence[Tensor], call: Call, *, backward: bool, seconds: float = 4e-3) -> float:
+    """The shortest time of one call; of several in a row where the device works behind the calls."""
+    device = operands[0].device
+    with torch.set_grad_enabled(backward):
+        inputs = [operand.requires_grad_(backward) for operand in operands]
+        result = call(*inputs)
+        if backward:
+            gradient = torch.ones_like(result)
+            orders = [_order(operand) for operand in operands]
+
+            def run() -> object:
+                # a copy hands on a gradient in the order of its output, which the step before it puts back
+                gradients = torch.autograd.grad(result, inputs, gradient, retain_graph=True)
+                return [one.contiguous(memory_format=order) for one, order in zip(gradients, orders, strict=True)]
+        else:
+
+            def run() -> object:
+                return call(*inputs)
+
+        row = 1 if device.type == "cpu" else 10
+        found, end = math.inf, perf_counter() + seconds
+        run()
+        while True:
+            _wait(device)
+            start = perf_counter()
+            for _ in range(row):
+                run()
+            _wait(device)
+            now = perf_counter()
+            found = min(found, (now - start) / row)
+            if now > end:
+                break
+    for operand in operands:
+        operand.requires_grad_(False)
+    return found
+
+
+def _order(tensor: Tensor) -> torch.memory_format:
+    """The memory format that a tensor has."""
+    last = tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# Fitting -------------------------------------------------------------------------------------------------------------
+
+TOLERANCE = 0.3
+"""Residual of a logarithm beyond which a measurement counts linearly, not by its square (Huber 1964)."""
+
+PRIOR = 0.03
+"""Weight of the start against one measurement: it decides only what no measurement does."""
+
+FLOOR = 1e-16
+"""Seconds below which a rate of the start is lifted, so that it can grow: rates are fitted as logarithms."""
+
+UNUSED = {
+    "depthwise": ("narrow_summed", "narrow_new"),
+    "copy": ("multiply_add", "narrow_summed", "narrow_new"),
+    "pointwise": ("multiply_add", "narrow_summed", "narrow_new"),
+}
+"""Fields of `Rates` that a kind has no use for, or cannot tell from others."""
+
+
+def fit(measurements: Sequence[Measurement], start: Constants) -> Constants:
+    """The constants whose predictions come closest to measurements, in logarithms and robustly.
+
+    Args:
+        start: values to begin with; `large` and kinds without measurements stay as they are there.
+    """
+    points: dict[tuple[bool, str], list[Measurement]] = {}
+    for one in measurements:
+        points.setdefault((one.backward, kind_of(one.work)), []).append(one)
+    cache = start.cache
+    found: dict[bool, dict[str, Rates]] = {}
+    for backward, kinds in ((False, start.forward), (True, start.backward)):
+        found[backward] = {}
+        for name in reversed([field.name for field in fields(Kinds)]):  # pointwise first: it shows the cache
+            rates: Rates = getattr(kinds, name)
+            if chosen := points.get((backward, name)):
+                free = name == "pointwise" and not backward
+                rates, cache = _fitted(chosen, rates, cache, start.large, UNUSED.get(name, ()), free_cache=free)
+            found[backward][name] = rates
+    pointwise = found[False]["pointwise"]
+    return replace(
+        start,
+        view=min(start.view, pointwise.call),
+        cache=cache,
+        kept=pointwise.written + pointwise.far,
+        forward=Kinds(**found[False]),
+        backward=Kinds(**found[True]),
+    )
+
+
+def _fitted(
+    points: Sequence[Measurement], start: Rates, cache: float, large: float, unused: Sequence[str], *, free_cache: bool
+) -> tuple[Rates, float]:
+    """Rates and the cache by damped Gauss-Newton steps (Levenberg 1944) on the logarithms of both sides."""
+    names = [field.name for field in fields(Rates) if field.name not in unused]
+
+    def constants(logarithms: Tensor) -> tuple[Rates, float]:
+        values = [math.exp(value) for value in logarithms.tolist()]
+        own = values.pop() if free_cache else cache
+        return replace(start, **dict(zip(names, values, strict=True))), own
+
+    def residuals(logarithms: Tensor) -> Tensor:
+        rates, own = constants(logarithms)
+        predicted = (
+            price(rates, widened(rates, one.work), one.work.read, one.work.written, own, large) for one in points
+        )
+        data = [math.log(value / one.seconds) for value, one in zip(predicted, points, strict=True)]
+        return torch.tensor(data, dtype=torch.float64)
+
+    def loss(errors: Tensor, place: Tensor) -> float:
+        size = errors.abs()
+        robust = torch.where(size < TOLERANCE, size**2, 2 * TOLERANCE * size - TOLERANCE**2)
+        return float(robust.sum() + PRIOR * ((place - first) ** 2).sum())
+
+    values = [max(getattr(start, name), 0.1 if name.startswith("narrow") else FLOOR) for name in names]
+    first = torch.tensor([*values, cache] if free_cache else values, dtype=torch.float64).log()
+    place, errors, damping = first, residuals(first), 1.0
+    step = 1e-5
+    for _ in range(60):
+        columns = []
+        for number in range(len(place)):
+            moved = place.clone()
+            moved[number] += step
+            columns.append((residuals(moved) - errors) / step)
+        jacobian = torch.stack(columns, 1)
+        weights = TOLERANCE / errors.abs().clamp(min=TOLERANCE)
+        slope = jacobian.T @ (weights * errors) + PRIOR * (place - first)
+        curvature = jacobian.T @ (weights[:, None] * jacobian) + PRIOR * torch.eye(len(place), dtype=torch.float64)
+        before = loss(errors, place)
+        while damping < 1e8:
+            change = torch.linalg.solve(curvature + damping * torch.diag(curvature.diagonal()), -slope).clamp(-2, 2)
+            moved_errors = residuals(place + change)
+            if loss(moved_errors, place + change) < before:
+                break
+            damping *= 4
+        else:
+            break
+        place, errors, damping = place + change, moved_errors, max(damping / 8, 1e-9)
+        if before - loss(errors, place) < 1e-9 * before:
+            break
+    return constants(place)
+
+
+def relative_errors(constants: Constants, measurements: Sequence[Measurement]) -> dict[tuple[str, bool], float]:
+    """How far predictions are off: (kind, backward) -> the median of |predicted - measured| / measured."""
+    forward, both = CostModel(constants), CostModel(constants, backward=True)
+    found: dict[tuple[str, bool], list[float]] = {}
+    for one in measurements:
+        seconds = forward.seconds(one.work, weights=False)
+        if one.backward:
+            kept = constants.kept * one.work.read if one.work.kind != "pointwise" else 0.0
+            seconds = both.seconds(one.work, weights=False) - seconds - kept
+        found.setdefault((kind_of(one.work), one.backward), []).append(abs(seconds / one.seconds - 1))
+    return {key: median(errors) for key, errors in found.items()}

@@ -1,0 +1,279 @@
+"""`Plan`: how a network is computed, step by step, with counts and prices, and why this way won; printed and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from .choose import Candidate, Request, batch_label, crossovers, is_single_call, works_of
+from .cost import CostModel, constants_for
+from .operations import (
+    Add,
+    Arrange,
+    Axes,
+    ChannelsLast,
+    Convolve,
+    Diagonal,
+    Load,
+    Multiply,
+    Operation,
+    Pad,
+    Pool,
+    Product,
+    Rename,
+    Repeat,
+    Scale,
+    Sum,
+    Unfold,
+    shape_in,
+    sources,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 4
+"""Rivals that a printed plan names."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the emitted code.
+
+    text: what it does, with the labels of its result, one word an axis.
+    shape: of its result, at the nominal sizes.
+    multiply_adds: of a convolution or a matrix product.
+    elements: read and written.
+    seconds: predicted (forward, or forward and backward).
+    weights: whether only weights go into it.
+    """
+
+    text: str
+    shape: tuple[int, ...]
+    multiply_adds: int
+    elements: int
+    seconds: float
+    weights: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is computed. `print(plan)` shows it."""
+
+    request: Request
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> Candidate:
+        """The first of the candidates."""
+        return self.candidates[0]
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of the convolutions and matrix products of one call: half of what `torch.utils.flop_counter` counts.
+
+        In a frozen plan, those of weights alone are not among them.
+        """
+        return sum(step.multiply_adds for step in self.steps if not (step.weights and self.request.frozen))
+
+    @property
+    def peak_elements(self) -> int:
+        """The most elements alive at once in a forward pass: inputs, weights, intermediates."""
+        return self.chosen.peak_elements
+
+    @property
+    def kept_elements(self) -> int:
+        """Elements that a backward pass needs again."""
+        return self.chosen.kept_elements
+
+    @property
+    def seconds(self) -> float:
+        """Predicted for one call at the nominal sizes."""
+        return self.chosen.seconds
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """What the code calls, in order; tensors that are only loaded or relabelled are left out."""
+        program = self.chosen.program
+        axes = [operation.axes for operation in program.operations]
+        model = self._model()
+        found = []
+        for operation, (work, weights) in zip(program.operations, works_of(program, program.sizes), strict=True):
+            if isinstance(operation, Load | Rename):
+                continue
+            found.append(
+                Step(
+                    _text(operation, axes),
+                    shape_in(operation.axes, program.sizes),
+                    work.multiply_adds,
+                    work.read + work.written,
+                    model.seconds(work, weights=weights),
+                    weights,
+                )
+            )
+        return tuple(found)
+
+    def _model(self) -> CostModel:
+        request = self.request
+        constants = constants_for(request.device, request.dtype, self.chosen.program.style.memory_format)
+        return CostModel(constants, backward=request.backward, frozen=request.frozen)
+
+    def crossovers(self) -> list[tuple[int, Candidate]]:
+        """From which size of the batch on which candidate is predicted to be the fastest."""
+        label = batch_label(self.request)
+        if label is None:
+            return []
+        return [(count, self.candidates[n]) for count, n in crossovers(self.candidates, self.request, label)]
+
+    def draw(self, path: str | PathLike[str] | None = None) -> Figure:
+        """The contraction tree as a drawing, stored as .svg or .png if a path is given."""
+        from .plan_drawing import draw_plan
+
+        counts = {number: work.multiply_adds for number, (work, _) in enumerate(self.chosen.works)}
+        return draw_plan(self.chosen, counts, frozen=self.request.frozen, path=path)
+
+    def __str__(self) -> str:
+        return "\n".join([*self._head(), "", *self._table(), "", *self._why()])
+
+    def _head(self) -> list[str]:
+        request, chosen = self.request, self.chosen
+        what = ["forward and backward" if request.backward else "forward"]
+        what += ["weights contracted before" if request.frozen else ""]
+        what += ["factored: never one dense kernel" if request.candidates == "factored" else ""]
+        sizes = " ".join(f"{label}={size}" for label, size in request.network.sizes.items())
+        return [
+            f"plan of {_short_text(request)}",
+            f"  sizes:         {sizes}",
+            f"  for:           {', '.join(word for word in what if word)}; {request.dtype} on {request.device}",
+            f"  memory format: {chosen.program.style}",
+            f"  multiply-adds: {self.multiply_adds:,}",
+            f"  elements:      {self.peak_elements:,} at the peak; {self.kept_elements:,} kept for backward",
+            f"  predicted:     {_time(self.seconds)}" + _measured(chosen),
+        ]
+
+    def _table(self) -> list[str]:
+        rows = [("step", "shape", "multiply-adds", "elements", "predicted")]
+        for step in self.steps:
+            shape = " ".join(map(str, step.shape)) or "scalar"
+            cost = "before" if step.weights and self.request.frozen else _time(step.seconds)
+            rows.append((step.text, shape, f"{step.multiply_adds:,}", f"{step.elements:,}", cost))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        return [
+            "  "
+            + "  ".join(
+                f"{cell:<{width}}" if column < 2 else f"{cell:>{width}}"
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+
+    def _why(self) -> list[str]:
+        chosen, rivals = self.chosen, self.candidates[1 : SHOWN + 1]
+        if not rivals:
+            return ["why: there is no other way"]
+        how = "measured" if chosen.measured is not None else "predicted"
+        if chosen.measured is None and is_single_call(chosen):
+            how = "one call of torch's, on tensors as they come; predicted"
+        if self.request.dynamic:
+            ranges = ", ".join(f"{label} from {a} to {b}" for label, (a, b) in self.request.dynamic.items())
+            how = f"the least behind the best, at worst, for {ranges}"
+        lines = [f"why: {how}; against"]
+        for rival in rivals:
+            own, base = (
+                (rival.measured, chosen.measured)
+                if rival.measured is not None and chosen.measured is not None
+                else (rival.seconds, chosen.seconds)
+            )
+            ratio = own / base if base else 1.0
+            line = f"{_contractions(rival)} ({rival.program.style})"
+            if all(not other.endswith(line) for other in lines):
+                lines.append(f"  {ratio:5.2f} x  {line}")
+        return [*lines, *self._batches()]
+
+    def _batches(self) -> list[str]:
+        changes = [(count, one) for count, one in self.crossovers() if count > 1]
+        label = batch_label(self.request)
+        return [
+            f"  from {label}={count} on, predicted to be faster: {_contractions(one)} ({one.program.style})"
+            for count, one in changes
+            if one is not self.chosen
+        ]
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{self}</pre>"
+
+
+def _short_text(request: Request) -> str:
+    nodes = str(type(request.network)(request.network.nodes, request.network.output))
+    return nodes
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
+
+
+def _measured(candidate: Candidate) -> str:
+    return "" if candidate.measured is None else f", measured {_time(candidate.measured)}"
+
+
+def word(axes: Axes) -> str:
+    """The axes of a value, one word each; labels on one axis are joined by a star, an axis of one element is 1."""
+    return " ".join("*".join(axis) or "1" for axis in axes)
+
+
+def _text(operation: Operation, values: Sequence[Axes]) -> str:
+    taken = [f"[{word(values[source])}]" for source in sources(operation)]
+    made = f"[{word(operation.axes)}]"
+    match operation:
+        case Convolve():
+            kind = "transposed convolution" if operation.transposed else "convolution"
+            if not any(operation.window):
+                kind = "1x1 convolution"
+            if operation.groups and not operation.summed and not operation.new:
+                kind = f"depthwise {kind}"
+            elif operation.groups:
+                kind = f"grouped {kind}"
+            return f"{kind} of {taken[0]} with {taken[1]} -> {made}"
+        case Product():
+            return f"product of {taken[0]} and {taken[1]} over {word((operation.summed,))} -> {made}"
+        case Multiply():
+            return f"multiply {taken[0]} by {taken[1]} -> {made}"
+        case Arrange():
+            return f"{'copy' if operation.copies else 'view'} of {taken[0]} as {made}"
+        case ChannelsLast():
+            return f"channels_last copy of {made}"
+        case Repeat():
+            return f"{taken[0]} repeated as {made}"
+        case Sum():
+            return f"sum of {taken[0]} -> {made}"
+        case Diagonal():
+            return f"diagonal of {taken[0]} -> {made}"
+        case Pad():
+            ends = ", ".join(f"{low}:{high}" for low, high in operation.pads)
+            return f"{operation.mode} padding of {taken[0]} by {ends}"
+        case Unfold():
+            return f"windows of {taken[0]} -> {made}"
+        case Pool():
+            return f"means of windows of {taken[0]} -> {made}"
+        case Add():
+            return f"{taken[1]} added to {taken[0]}"
+        case Scale():
+            sized = "".join(f" {'*' if power > 0 else '/'} size of {label}" for label, power in operation.sized)
+            return f"{made} times {operation.factor:g}{sized}"
+        case Load() | Rename():
+            return f"{made}"
+
+
+def _contractions(candidate: Candidate) -> str:
+    """A plan in one line: its convolutions and products in order."""
+    words = []
+    for operation in candidate.program.operations:
+        if isinstance(operation, Convolve | Product):
+            elements = prod(shape_in(operation.axes, candidate.program.sizes))
+            kind = "convolve" if isinstance(operation, Convolve) else "product"
+            words.append(f"{kind} [{word(operation.axes)}]" if elements else kind)
+    return ", ".join(words) or "no contraction"

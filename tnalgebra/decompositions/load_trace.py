@@ -1,0 +1,132 @@
+"""Traces from files: text is parsed, never executed, and what it says is checked by doing the steps again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import RuleError, TnalgebraError, explain
+from ..fitting import Settings
+from ..network import Network, parse
+from ..rewriting import EXACT_RULES, Change, Options, Place, Rule, Step, Trace, rule
+from .components import drop_components
+from .cuts import cut
+from .degeneracy import correct_degeneracy
+from .truncate import truncate
+
+MAX_BYTES = 16 * 2**20
+"""Longest file that is read."""
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+"""The types that a search computes in, see `Settings`."""
+
+
+def load_trace(path: str | Path) -> Trace:
+    """Read what `Trace.save` wrote.
+
+    Returns:
+        The trace, without values: `replay` gives it some.
+
+    Raises:
+        RuleError: the file is no trace, or names a rule that is not known.
+        NotationError: a text in it is not in the notation.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RuleError(explain(f"{path} is no file", fix="what Trace.save wrote"))
+    if path.stat().st_size > MAX_BYTES:
+        raise RuleError(explain(f"{path} has {path.stat().st_size} bytes", fix=f"a trace has at most {MAX_BYTES}"))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise RuleError(explain(f"{path} is no trace", because=f"{type(error).__name__}: {error}")) from error
+    return read_trace(text, where=str(path))
+
+
+def read_trace(text: str, *, where: str = "the text") -> Trace:
+    """Read what `Trace.to_json` made; errors are those of `load_trace`, and name `where`."""
+    try:
+        content = json.loads(text)
+        network = start = parse(content["start"])
+        steps = []
+        for entry in content["steps"]:
+            step = _step(entry, network)
+            steps.append(step)
+            network = step.after
+    except TnalgebraError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise RuleError(explain(f"{where} is no trace", because=f"{type(error).__name__}: {error}")) from error
+    return Trace(start, tuple(steps))
+
+
+def _step(entry: Mapping[str, Any], before: Network) -> Step:
+    place = Place(tuple(map(int, entry["nodes"])), tuple(map(str, entry["labels"])))
+    if not all(0 <= position < len(before.nodes) for position in place.nodes):
+        raise RuleError(explain("a step is at a node that is not there", place=place, network=before))
+    ranks = {str(bond): int(rank) for bond, rank in entry["ranks"].items()}
+    sizes = {str(label): int(size) for label, size in entry["sizes"].items()}
+    bind = {str(variable): str(thing) for variable, thing in entry["bind"].items()}
+    error = _error(entry["relative_error"], "a relative error")
+    of_output = None if "output_error" not in entry else _error(entry["output_error"], "an error of the output")
+    change = Change(parse(entry["after"]), relative_error=error, ranks=ranks, output_error=of_output)
+    search = {"dtype": "float64", **entry.get("search", {})}
+    if search["dtype"] not in DTYPES:
+        raise RuleError(explain(f"a step was searched for in {search['dtype']!r}", fix=" or ".join(DTYPES)))
+    settings = Settings(**{**search, "dtype": DTYPES[search["dtype"]]})
+    fixed = {str(name): value for name, value in entry.get("fixed", {}).items()}
+    lost = tuple(map(str, entry.get("lost", ())))
+    options = Options(ranks, sizes, bind, fixed, settings=settings, lost=lost)
+    return Step(rule_from(entry["rule"]), place, options, before, change)
+
+
+def _error(value: object, what: str) -> float:
+    if value == "inf":  # of a left side that is 0
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise RuleError(explain(f"a step records {what} of {value!r}", fix="a number of at least 0, or the text inf"))
+    return float(value)
+
+
+def rule_from(spec: Mapping[str, str]) -> Rule:
+    """The rule that `Rule.spec` describes.
+
+    Raises:
+        RuleError: nothing is known under that description.
+    """
+    match spec:
+        case {"exact": name}:
+            known = by_name(EXACT_RULES)
+            if name not in known:
+                raise RuleError(explain(f"there is no exact rule {name!r}", rules=", ".join(known)))
+            return known[name]
+        case {"notation": text, "name": str(name)}:
+            return rule(text, name=name, fixed=json.loads(spec.get("fixed", "{}")))
+        case {"cut": text, "form": ("factors" | "svd") as form}:
+            return cut(text, of=spec.get("of"), form=form)
+        case {"truncate": bond}:
+            return truncate(bond)
+        case {"drop_components": bond}:
+            return drop_components(bond)
+        case {"correct_degeneracy": tolerance}:
+            return correct_degeneracy(float(tolerance))
+    raise RuleError(explain("a rule is described in no known way", rule=dict(spec)))
+
+
+def by_name(rules: Iterable[Rule]) -> dict[str, Rule]:
+    """Rules by their names.
+
+    Raises:
+        RuleError: two have the same name.
+    """
+    found: dict[str, Rule] = {}
+    for entry in rules:
+        if entry.name in found:
+            raise RuleError(explain(f"two rules are called {entry.name!r}", first=found[entry.name], second=entry))
+        found[entry.name] = entry
+    return found

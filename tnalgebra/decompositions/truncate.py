@@ -1,0 +1,306 @@
+"""Truncating bonds: of trees by canonical form, of everything else by a fit that starts from what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import NamedTuple, TypeAlias
+
+import networkx
+import torch
+from torch import Tensor
+
+from ..errors import RankError, RuleError, explain
+from ..fitting import ParameterBudget, Rank, Report, degeneracy, grow, kept, plain_rank, rank_of, searched
+from ..network import NamedTensor, Network, carriers, check_word, parameters, tensor_nodes
+from ..rewriting import Change, Options, Place, Rule
+from ..tensors import SVD, Values, relative, truncated_svd
+from .components import check_bonds, check_valued, component_gram, hanging_together, held, part, resized, resized_labels
+from .degeneracy import own_value
+
+Forest: TypeAlias = "networkx.Graph[int]"
+"""Nodes are positions of tensors; the edge of two has their bond."""
+
+
+def truncate(bonds: str) -> Rule:
+    """The rule that cuts bonds of a network down to fewer values. The tensors keep their names and labels.
+
+    What hangs together with the bonds is looked at as a whole:
+
+    - It is a tree of named tensors, each standing once: closed labels on two of them, open ones on one, no two bonds
+      parallel, no loop. Then one bond after another becomes the orthogonality centre, all other tensors isometries
+      towards it, and keeps its largest singular values: for one bond the best there is, with the norm of the dropped
+      values as its error (Schollwoeck 2011, eq. 48); for n bonds within sqrt(n) of it (Oseledets 2011, thm. 2.2).
+    - It is anything else: loops, bonds on more or fewer than two tensors, batch labels, parallel bonds, tied tensors,
+      reserved nodes. Then all its tensors are fitted to the value that the network has, from two starts: on each bond
+      the components of the largest norms are kept, once in the basis there is and once in that of the singular values
+      of the bond's two tensors alone. The better end is kept, and is never worse than its start.
+
+    Ranks go by the bonds' labels: bond -> rank, or a `ParameterBudget` for all bonds together, of the parameters of
+    what hangs together with them. A bond of a tree takes any rank, which counts the singular values it has before any
+    bond is truncated; any other bond an integer.
+
+    Args:
+        bonds: one label, or several: "p q s".
+
+    Raises:
+        RuleError: no bond, or one twice; on application: a bond is not there or open, or its size is not its own.
+        RankError: on application: a bond has no rank, or one that it cannot have.
+    """
+    words = tuple(check_word(word, what="bond") for word in (bonds.split() if isinstance(bonds, str) else [bonds]))
+    if len(set(words)) < max(len(words), 1):
+        raise RuleError(explain(f"the bonds {bonds!r} are none, or one stands twice", fix="'p q', each label once"))
+
+    def find(network: Network, options: Options) -> Iterator[Place]:
+        check_bonds(network, words)
+        yield Place(hanging_together(network, words), words)
+
+    def build(network: Network, place: Place, values: Values, options: Options) -> Change:
+        before = part(network, place)
+        check_valued(before, values, what="truncation")
+        forest = _forest(before)
+        if isinstance(forest, str):
+            found = _fitted(before, words, values, options, because=forest)
+        else:
+            found = _truncated(before, words, values, options, forest)
+        after = resized(network, found.tensors)
+        sizes = {bond: after.sizes[bond] for bond in words}
+        new = {name: tensor.to(values[name].dtype) for name, tensor in found.tensors.items()}
+        pieces = (before, part(after, place))
+        return Change(after, values=new, relative_error=found.error, ranks=sizes, report=found.report, pieces=pieces)
+
+    listed = " ".join(words)
+    equation = f"A[.. {words[0]}] B[{words[0]} ..] .. => A[.. {words[0]}] B[{words[0]} ..] .., {listed} smaller"
+    return Rule(f"truncate {listed}", "approximate", equation, find, build, ranks=words, spec={"truncate": listed})
+
+
+class _Found(NamedTuple):
+    """tensors: name -> elements, in the type of the computation. error: relative, in the Frobenius norm."""
+
+    tensors: dict[str, Tensor]
+    error: float
+    report: Report | None = None
+
+
+def _budgeted(network: Network, spectra: Mapping[str, Sequence[float]], budget: ParameterBudget) -> dict[str, int]:
+    """Ranks under a budget of this network's parameters."""
+
+    def count(trial: Mapping[str, int]) -> int:
+        return parameters(resized_labels(network, trial))
+
+    return grow(spectra, count, budget, parameters(network))
+
+
+def _rank_of(ranks: Mapping[str, Rank] | Rank, bond: str, bonds: Sequence[str]) -> Rank:
+    if not isinstance(ranks, Mapping) and len(bonds) > 1:
+        fix = f"ranks={{{bonds[0]!r}: ...}} for every bond, or one ParameterBudget"
+        raise RankError(explain(f"one rank, {ranks!r}, for the bonds {' '.join(bonds)}", fix=fix))
+    return rank_of(ranks, bond)
+
+
+# Trees -------------------------------------------------------------------------------------------------------
+
+
+def _forest(network: Network) -> Forest | str:
+    """The tensors as trees, their edges bonds; or why they are none."""
+    graph: networkx.MultiGraph[int] = networkx.MultiGraph()
+    graph.add_nodes_from(range(len(network.nodes)))
+    for node in network.nodes:
+        if not isinstance(node, NamedTensor):
+            return f"{node.name!r} is no named tensor"
+    for name, positions in tensor_nodes(network).items():
+        if len(positions) > 1:
+            return f"{name!r} stands several times"
+    for label, places in carriers(network).items():
+        if len(places) != (1 if label in network.output else 2):
+            kind = "open" if label in network.output else "closed"
+            return f"the {kind} label {label!r} stands {len(places)} times"
+        if len(places) == 2:
+            graph.add_edge(places[0][0], places[1][0], bond=label)
+    if not networkx.is_forest(graph):
+        return "the bonds close a loop"
+    return networkx.Graph(graph)
+
+
+def _truncated(network: Network, bonds: Sequence[str], values: Values, options: Options, forest: Forest) -> _Found:
+    tensors = _as_computed(network, values, options.settings.dtype)
+    before = dict(tensors)
+    if len(bonds) == 1 and not isinstance(options.ranks, ParameterBudget):
+        joint = _centred(network, bonds[0], tensors, forest)
+        spectrum = joint.svd.S
+        rank = kept(rank_of(options.ranks, bonds[0]), len(spectrum), bond=bonds[0], singular_values=spectrum.tolist)
+        joint.close(tensors, rank)
+        return _Found(tensors, relative(spectrum[rank:], spectrum))
+    spectra = {bond: _centred(network, bond, dict(tensors), forest).svd.S.tolist() for bond in bonds}
+    if isinstance(options.ranks, ParameterBudget):
+        ranks = _budgeted(network, spectra, options.ranks)
+    else:
+        ranks = {
+            bond: kept(_rank_of(options.ranks, bond, bonds), len(all_of_it), bond=bond, singular_values=all_of_it.copy)
+            for bond, all_of_it in spectra.items()
+        }
+    for bond in bonds:
+        joint = _centred(network, bond, tensors, forest)
+        joint.close(tensors, min(ranks[bond], len(joint.svd.S)))
+    return _Found(tensors, _distance(network, forest, before, tensors))
+
+
+def _as_computed(network: Network, values: Values, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: values[name].to(dtype) for name in tensor_nodes(network)}
+
+
+class _Joint(NamedTuple):
+    """Two tensors whose bond was opened: each is orthonormal in it, and the matrix between them is decomposed.
+
+    ends: their names, and the axes of the bond.
+    """
+
+    ends: tuple[tuple[str, int], tuple[str, int]]
+    svd: SVD
+
+    def close(self, tensors: dict[str, Tensor], rank: int) -> None:
+        """Keep the largest singular values; both tensors take their square roots."""
+        root = self.svd.S[:rank].sqrt()[:, None]
+        for (name, axis), vectors in zip(self.ends, (self.svd.U[:, :rank].mT, self.svd.V[:rank]), strict=True):
+            tensors[name] = _applied(root * vectors, tensors[name], axis)
+
+
+def _opened(network: Network, bond: str, tensors: dict[str, Tensor]) -> _Joint:
+    """Open the bond of two tensors, each of which stands once."""
+    (one, axis), (other, other_axis) = carriers(network)[bond]
+    ends = ((network.nodes[one].name, axis), (network.nodes[other].name, other_axis))
+    triangles = []
+    for name, at in ends:
+        tensors[name], triangle = _orthogonal(tensors[name], at)
+        triangles.append(triangle)
+    return _Joint(ends, truncated_svd(triangles[0] @ triangles[1].mT, dtype=triangles[0].dtype))
+
+
+def _centred(network: Network, bond: str, tensors: dict[str, Tensor], forest: Forest) -> _Joint:
+    """Open a bond of a tree, all other tensors brought to be isometries towards it."""
+    graph = networkx.Graph(forest)
+    ends = [position for position, _ in carriers(network)[bond]]
+    graph.remove_edge(*ends)
+    for centre in ends:
+        for parent, child in reversed(list(networkx.dfs_edges(graph, centre))):
+            label = graph.edges[child, parent]["bond"]
+            node, above = network.nodes[child], network.nodes[parent]
+            tensors[node.name], triangle = _orthogonal(tensors[node.name], node.labels.index(label))
+            tensors[above.name] = _applied(triangle, tensors[above.name], above.labels.index(label))
+    return _opened(network, bond, tensors)
+
+
+def _orthogonal(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """tensor = sum_q triangle[q, axis] basis[.., q, ..]; the basis is orthonormal in q over all other axes."""
+    moved = tensor.movedim(axis, -1)
+    basis, triangle = torch.linalg.qr(moved.reshape(-1, moved.shape[-1]))
+    return basis.reshape([*moved.shape[:-1], basis.shape[1]]).movedim(-1, axis), triangle
+
+
+def _applied(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    """Element [.., q, ..] is sum_p matrix[q, p] tensor[.., p, ..]."""
+    product: Tensor = torch.tensordot(tensor, matrix, dims=([axis], [1]))
+    return product.movedim(-1, axis).contiguous()
+
+
+def _distance(network: Network, forest: Forest, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """||one - other|| / ||one|| of two lots of tensors for the same trees, without their values.
+
+    From the leaves to the roots, what both have below a bond is written in one orthonormal basis; at the roots, their
+    difference is a difference of two tensors. Nothing is squared, so all digits are kept.
+    """
+    whole = whole_other = torch.ones(1, dtype=next(iter(one.values())).dtype)
+    for tree in networkx.connected_components(forest):
+        root = min(tree)
+        here = {network.nodes[position].name: one[network.nodes[position].name] for position in tree}
+        there = {name: other[name] for name in here}
+        for parent, child in reversed(list(networkx.dfs_edges(forest, root))):
+            label = forest.edges[child, parent]["bond"]
+            node, above = network.nodes[child], network.nodes[parent]
+            axis, axis_above = node.labels.index(label), above.labels.index(label)
+            size = here[node.name].shape[axis]
+            _, both = _orthogonal(torch.cat([here[node.name], there[node.name]], axis), axis)
+            here[above.name] = _applied(both[:, :size], here[above.name], axis_above)
+            there[above.name] = _applied(both[:, size:], there[above.name], axis_above)
+        name = network.nodes[root].name
+        both = torch.linalg.qr(torch.stack([here[name].flatten(), there[name].flatten()], 1)).R
+        whole = torch.outer(whole.to(both), both[:, 0]).flatten()
+        whole_other = torch.outer(whole_other.to(both), both[:, 1]).flatten()
+    return relative(whole - whole_other, whole)
+
+
+# Everything else ---------------------------------------------------------------------------------------------
+
+
+def _fitted(network: Network, bonds: Sequence[str], values: Values, options: Options, *, because: str) -> _Found:
+    """Smaller tensors, fitted to the network's own value."""
+    if not network.output:
+        raise RuleError(explain(f"what {bonds[0]!r} is a bond of is one number", network=network, fix="contract it"))
+    settings = options.settings
+    tensors = _as_computed(network, values, settings.dtype)
+    own = own_value(network, tensors)
+    if isinstance(options.ranks, ParameterBudget):
+        ranks = _budgeted(network, {bond: _norms(network, bond, tensors) for bond in bonds}, options.ranks)
+    else:
+        ranks = {
+            bond: plain_rank(
+                _rank_of(options.ranks, bond, bonds), bond, full=_full_rank(network, bond), because=because
+            )
+            for bond in bonds
+        }
+    turned = _cut_down(network, tensors, ranks, turned=True)
+    smaller = resized(network, turned)  # where other bonds leave a bond less to do, it became smaller still
+    plain = _cut_down(network, tensors, {bond: smaller.sizes[bond] for bond in bonds}, turned=False)
+    problem = own.problem(smaller)
+    begun = {name: torch.stack([plain[name], turned[name]])[None] / own.share for name in tensors}
+    ended = searched(problem, begun, settings)[0]
+    cores = {name: core[None, None] for name, core in ended.values.items()}
+    report = Report(ended.method, ended.errors, ended.starts, ended.converged, degeneracy(problem, cores))
+    return _Found({name: core * own.share for name, core in ended.values.items()}, own.error(problem, cores), report)
+
+
+def _joins_two(network: Network, bond: str) -> bool:
+    """Whether the bond stands on two tensors, each standing once."""
+    names = [network.nodes[position].name for position, _ in carriers(network)[bond]]
+    return len(names) == 2 and all(len(tensor_nodes(network)[name]) == 1 for name in names) and len(set(names)) == 2
+
+
+def _full_rank(network: Network, bond: str) -> int:
+    """The size from which on a bond loses nothing, whatever the tensors."""
+    size = network.sizes[bond]
+    if not _joins_two(network, bond):
+        return size
+    ends = [network.nodes[position].labels for position, _ in carriers(network)[bond]]
+    return min(size, *(prod(network.sizes[label] for label in labels if label != bond) for labels in ends))
+
+
+def _turned(network: Network, bond: str, tensors: dict[str, Tensor]) -> None:
+    """Write a bond of two tensors in the basis of the singular values of these two, as if nothing else joined them."""
+    if _joins_two(network, bond):
+        joint = _opened(network, bond, tensors)
+        joint.close(tensors, len(joint.svd.S))
+
+
+def _norms(network: Network, bond: str, tensors: Mapping[str, Tensor]) -> list[float]:
+    """Of the bond's components, descending, in the basis of its two tensors: what a budget takes for spectrum."""
+    tensors = dict(tensors)
+    _turned(network, bond, tensors)
+    squares = component_gram(resized(network, tensors), tensors, bond).diagonal()
+    norms: list[float] = squares.clamp(min=0).sqrt().sort(descending=True).values.tolist()
+    return norms
+
+
+def _cut_down(
+    network: Network, tensors: Mapping[str, Tensor], ranks: Mapping[str, int], *, turned: bool
+) -> dict[str, Tensor]:
+    """Keep the components of the largest norms, on one bond after another."""
+    tensors = dict(tensors)
+    for bond, rank in ranks.items():
+        if turned:
+            _turned(network, bond, tensors)
+        here = resized(network, tensors)
+        if rank < here.sizes[bond]:
+            squares = component_gram(here, tensors, bond).diagonal()
+            largest = squares.argsort(descending=True, stable=True)[:rank].sort().values
+            tensors = held(here, tensors, {bond: largest})
+    return tensors

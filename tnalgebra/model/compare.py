@@ -1,0 +1,165 @@
+"""Decompositions of one kernel side by side, at equal numbers of parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..decompositions import resolve
+from ..errors import RankError, RuleError, explain
+from ..fitting import Metric, ParameterBudget
+from ..network import KERNEL_LABELS, labels_of
+from ..nn import kernel_labels_of
+from ..rewriting import Fit, Rule
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One decomposition in a comparison: its fit, or why there is none."""
+
+    name: str
+    fit: Fit | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Fits of one kernel, the nearest first; those that could not be made last."""
+
+    dense: int
+    """Parameters of the kernel."""
+    rows: tuple[Compared, ...]
+
+    def __getitem__(self, name: str) -> Fit:
+        """The fit of a decomposition. Raises RuleError if there is none of that name, or it could not be made."""
+        for row in self.rows:
+            if row.name == name:
+                if row.fit is None:
+                    raise RuleError(explain(f"{name!r} has no fit", because=row.reason))
+                return row.fit
+        raise RuleError(explain(f"{name!r} is not compared", there=", ".join(row.name for row in self.rows)))
+
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary for each row: name, parameters, parameters_kept, ranks, the errors, degeneracy."""
+        return [
+            {"name": row.name, "reason": row.reason}
+            if row.fit is None
+            else {
+                "name": row.name,
+                "parameters": row.fit.parameters,
+                "parameters_kept": row.fit.parameters / self.dense,
+                "ranks": dict(row.fit.trace.steps[-1].change.ranks),
+                "relative_error": row.fit.relative_error,
+                "output_error": row.fit.output_error,
+                "degeneracy": None if row.fit.report is None else row.fit.report.degeneracy,
+            }
+            for row in self.rows
+        ]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The records, one a line."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records())
+
+    def __str__(self) -> str:
+        in_metric = any(row.fit is not None and row.fit.output_error is not None for row in self.rows)
+        header = ["decomposition", "parameters", "kept", *(["output error"] if in_metric else []), "error", "ranks"]
+        lines = [header]
+        for record in self.records():
+            if "parameters" not in record:
+                continue
+            output = [f"{record['output_error']:.4f}"] if in_metric else []
+            lines.append(
+                [
+                    record["name"],
+                    f"{record['parameters']}",
+                    f"{record['parameters_kept']:.3f}",
+                    *output,
+                    f"{record['relative_error']:.4f}",
+                    " ".join(f"{bond}={rank}" for bond, rank in record["ranks"].items()),
+                ]
+            )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        left = (0, len(header) - 1)
+        text = [
+            "  ".join(
+                cell.ljust(width) if column in left else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        refused = [f"{row.name}: {row.reason.splitlines()[0]}" for row in self.rows if row.fit is None]
+        return "\n".join([text[0], "-" * len(text[0]), *text[1:], *refused])
+
+    __repr__ = __str__
+
+
+def compare(
+    weight: Any,
+    rules: Sequence[str | Rule],
+    *,
+    parameters: float,
+    labels: str | Sequence[str] | None = None,
+    metric: Metric | None = None,
+    seed: int = 0,
+    starts: int = 8,
+) -> Comparison:
+    """Fit several decompositions to one kernel, each with at most so many parameters.
+
+    Args:
+        weight: a kernel, or a convolution or linear layer.
+        rules: names of the catalogue or registered ones, cuts, rules in the notation, or rules.
+        parameters: the part of the kernel's parameters that each may take, in (0, 1]; ranks are shared out among the
+            bonds as `ParameterBudget` says.
+        labels: of the kernel's axes; by default those of torch's kernels of so many axes.
+        metric: the norm to fit in, and to order by.
+        seed, starts: of the fits.
+
+    Returns:
+        The fits, the nearest first. A decomposition that these labels do not have, or that is larger at rank 1
+        already, comes last with the reason.
+
+    Raises:
+        RankError: `parameters` is no fraction.
+        RuleError: no name, text or rule; the same name twice; a kernel with unknown labels.
+        ValuesError: the kernel is empty, complex or not finite.
+    """
+    budget = ParameterBudget(parameters)
+    if isinstance(weight, nn.Module):
+        own: tuple[str, ...] | None = kernel_labels_of(weight)
+        kernel = weight.get_parameter("weight").detach()
+    else:
+        kernel = torch.as_tensor(weight).detach()
+        own = KERNEL_LABELS.get(kernel.ndim)
+    if labels is not None:
+        own = labels_of(labels)
+    if own is None or len(own) != kernel.ndim:
+        raise RuleError(
+            explain(
+                f"a kernel of {kernel.ndim} axes has the labels {' '.join(own) if own else 'nobody knows'}",
+                fix="labels='out in kh kw': one for each axis",
+            )
+        )
+    rows: list[Compared] = []
+    for given in rules:
+        name = given.name if isinstance(given, Rule) else str(given)
+        if any(row.name == name for row in rows):
+            raise RuleError(explain(f"{name!r} is compared twice", fix="each once, or rules with names of their own"))
+        try:
+            rule = resolve(given, own)
+            fit = rule.apply({rule.tensor: kernel}, ranks=budget, metric=metric, seed=seed, starts=starts)
+        except RankError as error:
+            rows.append(Compared(name, None, str(error)))
+            continue
+        rows.append(Compared(name, fit))
+    rows.sort(key=lambda row: math.inf if row.fit is None else row.fit.output_error or row.fit.relative_error)
+    return Comparison(kernel.numel(), tuple(rows))

@@ -1,0 +1,426 @@
+"""The inputs that a network's layers really see, as metrics for fits; and fits of all layers, one after the other."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import DataError, LayerError, ValuesError, explain
+from ..fitting import Metric
+from ..nn import DenseLayer, kernel_layers, layer_network
+from .images import Images
+from .modes import evaluating
+from .patches import BLOCK, Moments
+
+RIDGE = 1e-4
+"""Default ridge: variance of the noise on every input, relative to their mean square."""
+
+CACHE = 2**29
+"""Default bound, in bytes, of the outputs of the original network that are kept at a time."""
+
+Batches: TypeAlias = Images | Iterable[Tensor | Sequence[Tensor]]
+"""Images, or batches of the model's inputs (of a sequence, such as a loader's images and labels, the first entry)."""
+
+Fit: TypeAlias = Callable[[str, Tensor, Metric], Tensor]
+"""Layer's name, its weight as torch stores it, the metric -> the new weight, of the same shape."""
+
+Hook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]
+
+
+def input_metrics(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    layers: Sequence[str] | None = None,
+    ridge: float = RIDGE,
+    batch_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    block: int = BLOCK,
+) -> dict[str, Metric]:
+    """The metric of each kernel layer, from one pass over calibration images in evaluation mode.
+
+    The covariance C[i, j] is the mean over images of the sum over output positions (and over calls, of a layer that
+    is called several times for an image) of x_i x_j, x the input patch at a position. So E||(K - K~) x||^2 is the
+    expected squared error of the layer's whole output for one image. The patches are those that meet the kernel: of
+    the padded input, of each group's channels, and of a transposed convolution those of the input with zeros between.
+
+    The covariances of all layers are in memory together, each `fitting.metric.Metric.covariance`: 162 MiB in float64
+    for 512 channels and a 3 x 3 window. In a grouped convolution each output channel has one of its own. A grouped
+    transposed convolution counts the inputs of all groups, with zeros between the groups.
+
+    Args:
+        model: on `device`. It keeps its modes, and no hooks.
+        batches: the calibration images, or batches of inputs with an image on each entry of the first axis.
+        layers: names of layers, or globs; all kernel layers by default.
+        ridge: relative, see `Metric.with_ridge`.
+        batch_size, mean, std: for `Images`, and only for them: see `Images.batches`.
+        dtype: of the covariances; by default float64 up to 2048 coupled values, else float32 (half the time and
+            memory; its rounding is far below the usual ridge).
+        device: where the model is, and the metrics will be.
+        block: the most elements of input patches in memory at once, unless a line of one image needs more.
+
+    Returns:
+        Layer's name -> metric, in the order of the modules.
+
+    Raises:
+        DataError: there are no images, or they are not given as above.
+        LayerError: a name that no layer has, a layer that is never called, whose weight is shared with another,
+            computed from others or not there yet, or whose covariances are too large.
+        ValuesError: a layer's inputs or outputs are not finite, or all its inputs are 0.
+    """
+    chosen = _chosen(model, layers)
+    moments = {name: _moments(name, module, dtype, device, block, cross=False) for name, module in chosen.items()}
+    called: set[str] = set()
+
+    def gather(name: str) -> Hook:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            called.add(name)
+            with _about(name):
+                moments[name].add(_input(args, kwargs), output)
+
+        return hook
+
+    images = 0
+    with evaluating(model):
+        for x in _inputs(model, batches, batch_size, mean, std, device):
+            images += len(x)
+            _run(model, x, {module: gather(name) for name, module in chosen.items()})
+    _check_called(chosen, called)
+    metrics = {}
+    for name, module in chosen.items():
+        with _about(name):
+            metrics[name] = moments.pop(name).metric(images, ridge=ridge, weight=module.weight)
+    return metrics
+
+
+def fit_in_order(
+    model: nn.Module,
+    batches: Batches,
+    fit: Fit,
+    *,
+    layers: Sequence[str] | None = None,
+    ridge: float = RIDGE,
+    batch_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    block: int = BLOCK,
+    cache: int = CACHE,
+) -> dict[str, Tensor]:
+    """Fit the layers in the order they run, each to the original output from the inputs it has by then.
+
+    A copy of the model takes the new weights. For each layer, x are the patches of its inputs in the copy as far as
+    it is fitted, y the outputs of the same layer in the model, without the bias. The metric that `fit` is given
+    holds C = E[x x^T], B = E[y x^T] and E||y||^2 (per image, as in `input_metrics`), so that a fit to its target
+    makes up for the errors of the layers before. A layer that is called several times has its place where it is
+    called first, and its old weight in all calls until it is fitted.
+
+    The batches are kept, and run through the copy once for each layer, as far as that layer; through the model once
+    to see the order, and then as often as `cache` demands.
+
+    Args:
+        model: on `device`. It stays as it is.
+        batches: see `input_metrics`.
+        fit: called once a layer; see `Fit`.
+        cache: the most bytes of the model's outputs that are kept, unless one layer's alone are more.
+        layers, ridge, batch_size, mean, std, dtype, device, block: see `input_metrics`.
+
+    Returns:
+        Layer's name -> weight in the copy, in the order the layers run.
+
+    Raises:
+        DataError, LayerError: see `input_metrics`; a layer is called less often in the copy.
+        ValuesError: see `input_metrics`; what `fit` returns is not finite, or of another shape.
+    """
+    chosen = _chosen(model, layers)
+    inputs = list(_inputs(model, batches, batch_size, mean, std, device))
+    images = sum(map(len, inputs))
+    twin = copy.deepcopy(model).eval()
+    copied = kernel_layers(twin)
+    calls, sizes = _calls(model, chosen, inputs)
+    _check_called(chosen, sizes)
+    fitted: dict[str, Tensor] = {}
+    for names in _portions(sizes, cache):
+        outputs = _outputs(model, {name: chosen[name] for name in names}, calls, inputs)
+        for name in names:
+            module = copied[name]
+            moments = _moments(name, module, dtype, device, block, cross=True)
+            for x, wanted in zip(inputs, outputs.pop(name), strict=True):
+                if wanted:
+                    _gather(twin, name, module, moments, x, wanted)
+            with _about(name):
+                metric = moments.metric(images, ridge=ridge, weight=module.weight)
+            del moments
+            weight = _checked_weight(name, module, fit(name, module.weight.detach().clone(), metric))
+            with torch.no_grad():
+                module.weight.copy_(weight)
+            fitted[name] = module.weight.detach().clone()
+    return fitted
+
+
+def _calls(
+    model: nn.Module, layers: Mapping[str, DenseLayer], inputs: Sequence[Tensor]
+) -> tuple[list[Counter[str]], dict[str, int]]:
+    """For each batch name -> number of calls; name -> bytes of all outputs, in the order of the first calls."""
+    calls: list[Counter[str]] = []
+    sizes: dict[str, int] = {}
+
+    def count(name: str) -> Hook:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            calls[-1][name] += 1
+            sizes[name] = sizes.get(name, 0) + output.numel() * output.element_size()
+
+        return hook
+
+    with evaluating(model):
+        for x in inputs:
+            calls.append(Counter())
+            _run(model, x, {module: count(name) for name, module in layers.items()})
+    return calls, sizes
+
+
+def _portions(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in their order, cut where the sizes would exceed the limit."""
+    portions: list[list[str]] = []
+    total = 0
+    for name, size in sizes.items():
+        if not portions or total + size > limit:
+            portions.append([])
+            total = 0
+        portions[-1].append(name)
+        total += size
+    return portions
+
+
+def _outputs(
+    model: nn.Module, layers: Mapping[str, DenseLayer], calls: Sequence[Counter[str]], inputs: Sequence[Tensor]
+) -> dict[str, list[list[Tensor]]]:
+    """Name -> for each batch, the outputs of the layer's calls, without the bias."""
+    outputs: dict[str, list[list[Tensor]]] = {name: [] for name in layers}
+    ahead: Counter[str] = Counter()
+
+    def keep(name: str) -> Hook:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            outputs[name][-1].append(_without_bias(module, output))
+            ahead[name] -= 1
+            if not any(ahead.values()):
+                raise _Stop
+
+        return hook
+
+    with evaluating(model):
+        for x, of_batch in zip(inputs, calls, strict=True):
+            for name, kept in outputs.items():
+                kept.append([])
+                ahead[name] = of_batch[name]
+            if any(ahead.values()):
+                _run(model, x, {module: keep(name) for name, module in layers.items()})
+    return outputs
+
+
+def _gather(
+    twin: nn.Module, name: str, module: DenseLayer, moments: Moments, x: Tensor, wanted: Sequence[Tensor]
+) -> None:
+    """Add the inputs that the layer has in the copy, with the outputs wanted for them."""
+    ahead = list(wanted)
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        with _about(name):
+            moments.add(_input(args, kwargs), ahead.pop(0))
+        if not ahead:
+            raise _Stop
+
+    with torch.no_grad():
+        _run(twin, x, {module: hook})
+    if ahead:
+        times = f"{len(wanted) - len(ahead)} times in the copy, {len(wanted)} times in the model"
+        raise LayerError(
+            explain(f"layer {name!r} is called {times}", why="its calls depend on values that were fitted")
+        )
+
+
+class _Stop(BaseException):
+    """Ends a forward pass whose rest nobody needs; no model takes it for an error of its own."""
+
+
+def _run(model: nn.Module, x: Tensor, hooks: Mapping[DenseLayer, Hook]) -> None:
+    """One forward pass, to its end or until a hook raises `_Stop`."""
+    handles = [module.register_forward_hook(hook, with_kwargs=True, prepend=True) for module, hook in hooks.items()]
+    try:
+        model(x)
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _inputs(
+    model: nn.Module,
+    batches: Batches,
+    batch_size: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    device: torch.device | str,
+) -> Iterator[Tensor]:
+    """The model's inputs. Raises DataError: there are none, or they are not what they should be."""
+    number = 0
+    for number, batch in enumerate(_given(model, batches, batch_size, mean, std), start=1):
+        x = batch[0] if isinstance(batch, Sequence) and batch else batch
+        if not isinstance(x, Tensor) or x.ndim == 0 or not x.numel():
+            given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise DataError(
+                explain(f"calibration batch {number} holds no images", given=given, needed="a tensor (n, ...), n >= 1")
+            )
+        yield x.to(device)
+    if not number:
+        source = batches.source if isinstance(batches, Images) else None
+        raise DataError(explain("there are no calibration images", source=source))
+
+
+def _given(
+    model: nn.Module,
+    batches: Batches,
+    batch_size: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Iterable[Tensor | Sequence[Tensor]]:
+    settings = {"batch_size": batch_size, "mean": mean, "std": std}
+    if not isinstance(batches, Images):
+        extra = [name for name, value in settings.items() if value is not None]
+        if extra:
+            raise DataError(explain(f"{', '.join(extra)} given with batches of inputs", fix="only with Images"))
+        if isinstance(batches, Tensor):  # whose entries would pass for batches
+            raise DataError(explain("a tensor is given for batches of inputs", fix="a list of tensors: [x]"))
+        return batches
+    if batch_size is None or mean is None or std is None:
+        missing = ", ".join(name for name, value in settings.items() if value is None)
+        raise DataError(explain(f"Images are given without {missing}", source=batches.source))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return (pixels for pixels, _ in batches.batches(batch_size, mean=mean, std=std, dtype=dtype))
+
+
+def _chosen(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, DenseLayer]:
+    """Name -> layer, all of them fit to be calibrated. Raises LayerError: see `input_metrics`."""
+    there = kernel_layers(model)
+    if not there:
+        raise LayerError(explain(f"{type(model).__name__} has no kernel", needed="a convolution or linear layer"))
+    wanted = ["*"] if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in there):
+            near = difflib.get_close_matches(pattern, list(there), n=3, cutoff=0.3)
+            raise LayerError(
+                explain(
+                    f"no layer is called {pattern!r}",
+                    near=", ".join(near) or None,
+                    layers=", ".join(list(there)[:8]) + (", ..." if len(there) > 8 else ""),
+                )
+            )
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise LayerError(explain(f"{name!r} has no value yet", fix="run the model once on an input"))
+    chosen = {name: module for name, module in there.items() if any(fnmatchcase(name, p) for p in wanted)}
+    owners: dict[int, list[str]] = {}
+    for owner, holder in model.named_modules():
+        for key, parameter in holder._parameters.items():
+            owners.setdefault(id(parameter), []).append(f"{owner}.{key}".lstrip("."))
+    for name, module in chosen.items():
+        _check_layer(name, module, owners)
+    return chosen
+
+
+def _check_layer(name: str, module: DenseLayer, owners: Mapping[int, Sequence[str]]) -> None:
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise LayerError(
+            explain(
+                f"the weight of layer {name!r} is computed from other parameters (a parametrisation, weight norm)",
+                fix="remove the parametrisation first: torch.nn.utils.parametrize.remove_parametrizations",
+            )
+        )
+    if len(owners[id(weight)]) > 1:
+        raise LayerError(
+            explain(
+                f"the weight of layer {name!r} is shared",
+                between=", ".join(owners[id(weight)]),
+                fix="give each layer a weight of its own, or leave it out of layers=",
+            )
+        )
+    if not weight.is_floating_point():
+        raise LayerError(explain(f"the weight of layer {name!r} is {weight.dtype}", needed="real numbers"))
+    with _about(name):
+        layer_network(module)
+
+
+def _check_called(chosen: Iterable[str], called: Iterable[str]) -> None:
+    there = set(called)
+    silent = [name for name in chosen if name not in there]
+    if silent:
+        raise LayerError(
+            explain(
+                f"{'layer' if len(silent) == 1 else 'layers'} {', '.join(map(repr, silent))} never called",
+                why="the model's forward does not run the module, or uses its weight directly",
+                fix="leave it out of layers=",
+            )
+        )
+
+
+def _checked_weight(name: str, module: DenseLayer, weight: Tensor) -> Tensor:
+    if not isinstance(weight, Tensor) or weight.shape != module.weight.shape or not bool(weight.isfinite().all()):
+        given = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValuesError(
+            explain(
+                f"the fit of layer {name!r} returned no weight for it",
+                given=given,
+                needed=f"finite, shape {tuple(module.weight.shape)}",
+            )
+        )
+    return weight
+
+
+def _moments(
+    name: str,
+    module: DenseLayer,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    block: int,
+    *,
+    cross: bool,
+) -> Moments:
+    with _about(name):
+        return Moments(module, dtype=dtype, device=device, block=block, cross=cross)
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x: Tensor = args[0] if args else kwargs["input"]
+    return x
+
+
+def _without_bias(module: nn.Module, output: Tensor) -> Tensor:
+    """A new tensor in any case: what follows the layer may change its output in place."""
+    if not isinstance(module.bias, Tensor):
+        return output.clone()
+    axes = module.weight.ndim - 2 if isinstance(module.weight, Tensor) else 0
+    return output - module.bias.reshape(-1, *[1] * axes)
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Name the layer in errors of its numbers."""
+    try:
+        yield
+    except (ValuesError, LayerError) as error:
+        raise type(error)(explain(f"layer {name!r} cannot be calibrated", because=error)) from error

@@ -1,0 +1,199 @@
+"""Which rewrites each layer of a model is offered: patterns over names, classes, or a function, and their values."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from ..decompositions import resolve, rules
+from ..errors import LayerError, RankError, RuleError, explain
+from ..fitting import KeepFraction, ParameterBudget, RelativeError
+from ..network import KERNEL_LABELS
+from ..rewriting import Choices, Options, Rule
+from .surgery import Site
+
+Rewrite: TypeAlias = str | Rule
+"""A rule, its name, a cut such as "out kh | in kw", or a rule in the notation."""
+
+Wish: TypeAlias = Rewrite | tuple[Any, Any] | Sequence[Any] | None
+"""A rewrite; (rewrite, ranks); (rewrite, choices of `Rule.apply`); a list of these; None: the layer stays dense."""
+
+Chooser: TypeAlias = Callable[[str, nn.Module], Wish]
+"""Layer's name, the layer -> what is wished for it."""
+
+Patterns: TypeAlias = Mapping[str | type[nn.Module], Wish] | Chooser
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """A rewrite that a layer may be given, with the caller's choices; `ranks` among them where there are any."""
+
+    rewrite: Rewrite
+    choices: Choices
+
+
+@dataclass(frozen=True, eq=False)
+class Assigned:
+    """What the first pattern that fits a layer wishes.
+
+    offers: None: the layer stays dense.
+    pattern: its text; "" where no pattern fits.
+    also: later patterns that would have fitted. Of a layer that is to stay dense only those that no other layer
+        follows: `None` before a wider pattern is how a layer is left out.
+    """
+
+    offers: tuple[Offer, ...] | None
+    pattern: str = ""
+    also: tuple[str, ...] = ()
+
+
+def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> dict[str, Assigned]:
+    """For each layer the first pattern that fits.
+
+    Raises:
+        LayerError: a pattern fits no kernel layer; near names are listed.
+        RuleError, RankError, TypeError: a wish that is none, or a name that no rule has.
+    """
+    if not isinstance(patterns, Mapping):
+        if not callable(patterns):  # as untyped callers may
+            kind = type(patterns).__name__  # type: ignore[unreachable]
+            raise RuleError(explain(f"layers are chosen by a {kind}", fix="{'layer3.*': 'tucker2'}, or a function"))
+        found = {}
+        for name, site in sites.items():
+            found[name] = Assigned(offers_of(patterns(name, site.module), f"layer {name!r}"), "the function")
+        return found
+    if not patterns:
+        raise RuleError(explain("there is no pattern", fix="{'*': ('tucker2', tn.ParameterBudget(0.5))}"))
+    for pattern in patterns:
+        _check_pattern(pattern)
+    wishes = {pattern: offers_of(wish, f"the pattern {_text(pattern)!r}") for pattern, wish in patterns.items()}
+    fitting = {
+        name: [pattern for pattern in patterns if any(_fits(pattern, alias, site.module) for alias in site.names)]
+        for name, site in sites.items()
+    }
+    for pattern in patterns:
+        if not any(pattern in fits for fits in fitting.values()):
+            raise _unmatched(model, sites, pattern)
+    followed = {fits[0] for fits in fitting.values() if fits}
+    assigned = {}
+    for name, fits in fitting.items():
+        if not fits:
+            assigned[name] = Assigned(None)
+            continue
+        first, *later = fits
+        also = [_text(one) for one in later if wishes[first] is not None or one not in followed]
+        assigned[name] = Assigned(wishes[first], _text(first), tuple(also))
+    return assigned
+
+
+def _check_pattern(pattern: object) -> None:
+    if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
+        fix = "a glob over names ('layer3.*.conv2'), or a class (torch.nn.Conv2d)"
+        raise RuleError(explain(f"{pattern!r} is no pattern", fix=fix))
+
+
+def _fits(pattern: str | type[nn.Module], name: str, module: nn.Module) -> bool:
+    return fnmatchcase(name, pattern) if isinstance(pattern, str) else isinstance(module, pattern)
+
+
+def _text(pattern: str | type[nn.Module]) -> str:
+    return pattern if isinstance(pattern, str) else f"<{pattern.__name__}>"
+
+
+def _unmatched(model: nn.Module, sites: Mapping[str, Site], pattern: str | type[nn.Module]) -> LayerError:
+    names = [alias for site in sites.values() for alias in site.names]
+    if not isinstance(pattern, str):
+        kinds = sorted({type(site.module).__name__ for site in sites.values()})
+        return LayerError(explain(f"no kernel layer is a {pattern.__name__}", kinds=", ".join(kinds)))
+    inside = [name for name in names if fnmatchcase(name, f"{pattern}.*")]
+    others = [name for name, module in model.named_modules() if fnmatchcase(name, pattern)]
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+    fact = f"no kernel layer is called {pattern!r}"
+    if inside:
+        return LayerError(explain(fact, inside_it=", ".join(inside[:4]), fix=f"{pattern + '.*'!r}"))
+    if others:
+        kinds = sorted({type(model.get_submodule(name)).__name__ for name in others})
+        return LayerError(explain(fact, modules_of_that_name=", ".join(kinds), near=", ".join(near) or None))
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return LayerError(explain(fact, near=", ".join(near) or None, layers=listed))
+
+
+def offers_of(wish: object, where: str) -> tuple[Offer, ...] | None:
+    """A wish in one form. Raises RuleError, RankError or TypeError for what is none."""
+    if wish is None:
+        return None
+    if isinstance(wish, str | Rule):
+        _check_rewrite(wish)
+        return (Offer(wish, {}),)
+    if isinstance(wish, tuple):
+        if len(wish) != 2:
+            raise _no_wish(wish, where)
+        plain = offers_of(wish[0], where) if isinstance(wish[0], str | Rule | list) else None
+        if plain is None:
+            raise _no_wish(wish, where)
+        if any(offer.choices for offer in plain):
+            raise RuleError(explain(f"{where}: choices are given twice", fix="(rewrite, ranks), in the list or around"))
+        return tuple(Offer(offer.rewrite, _choices(wish[1], offer.rewrite, where)) for offer in plain)
+    if isinstance(wish, list):
+        nested = [offers_of(one, where) for one in wish]
+        if not nested or None in nested:
+            raise RuleError(explain(f"{where}: a list of rewrites holds {'None' if nested else 'nothing'}"))
+        return tuple(offer for offers in nested if offers is not None for offer in offers)
+    raise _no_wish(wish, where)
+
+
+def _no_wish(wish: object, where: str) -> RuleError:
+    return RuleError(
+        explain(
+            f"{where} is to be rewritten by {wish!r}",
+            fix="a rewrite, (rewrite, ranks), (rewrite, {'ranks': ..., 'starts': ...}), a list of these, or None",
+        )
+    )
+
+
+def _check_rewrite(rewrite: Rewrite) -> None:
+    """A name that no rule has, and notation that is none, are wrong for layers of every kind."""
+    if isinstance(rewrite, Rule):
+        return
+    if "=>" in rewrite or "[" in rewrite:
+        resolve(rewrite, KERNEL_LABELS[4])
+    elif "|" not in rewrite:
+        known = rules()
+        if known[rewrite.strip()] in known.exact:
+            resolve(rewrite, KERNEL_LABELS[4])
+
+
+def _choices(given: object, rewrite: Rewrite, where: str) -> Choices:
+    """`{"r": 8}` are ranks, `{"ranks": ..., "starts": 1}` choices; a bond named like a choice goes into the latter."""
+    if isinstance(given, Mapping):
+        chosen = [key for key in given if key in Choices.__annotations__]
+        if len(chosen) == len(given):
+            choices: Choices = dict(given)  # type: ignore[assignment]
+            Options.of(choices)
+            return choices
+        if chosen:
+            odd = next(key for key in given if key not in chosen)
+            if "ranks" in chosen:
+                near = difflib.get_close_matches(str(odd), Choices.__annotations__, n=1)
+                fact = f"{where}: there is no choice {odd!r}"
+                raise RuleError(explain(fact, near=", ".join(near) or None, choices=", ".join(Choices.__annotations__)))
+            raise RuleError(
+                explain(f"{where}: ranks stand beside the choice {chosen[0]!r}", fix="{'ranks': {'r': 8}, 'starts': 1}")
+            )
+        return {"ranks": given}
+    if isinstance(given, KeepFraction | RelativeError | ParameterBudget):
+        return {"ranks": given}
+    try:
+        if isinstance(given, bool):
+            raise TypeError
+        return {"ranks": operator.index(given)}  # type: ignore[arg-type]
+    except TypeError:
+        fraction = isinstance(given, float) and 0 < given < 1
+        fix = f"KeepFraction({given}) or ParameterBudget({given})" if fraction else "an integer, KeepFraction, ..."
+        raise RankError(explain(f"{where}: the ranks are {given!r}", fix=fix)) from None

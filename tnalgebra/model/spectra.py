@@ -1,0 +1,377 @@
+"""Singular values of kernels: of every layer of a model, over every cut of its labels, and mode by mode (HOSVD)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import exp
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .._files import write_whole
+from ..errors import LayerError, NetworkError, StudyError, ValuesError, explain
+from ..network import KERNEL_LABELS, Bipartition, Network, bipartitions, check_covers, kernel_labels, labels_of
+from ..nn import kernel_labels_of, kernel_layers
+from ..tensors import Operand, check_axes, contract, evaluate, gram_singular_values, matricise, scaled, truncated_svd
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+MAX_LABELS = 12
+"""Most open labels a network may have here: 2047 cuts. One label more doubles them."""
+
+FIGURE_FORMATS = (".png", ".svg")
+LEAST_DRAWN = 1e-8
+LEGEND_ROWS = 40
+DISTINCT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+"""Told apart by the colour-blind too (M. Okabe and K. Ito 2002), without the yellow, which is faint on white."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The singular values of one kernel over one cut.
+
+    They are accurate as `linalg.singular_values` says: above 1e-6 of the largest, to 1e-8 of the largest; a relative
+    error below 1e-6 is rounding. A kernel of zeros counts as one that any rank keeps in full: entropy 0, effective
+    rank 1, participation ratio 1, norm kept 1, relative error 0.
+    """
+
+    layer: str
+    """Name of the layer in its model; "weight" of a bare weight, "network" of a network."""
+    cut: Bipartition
+    singular_values: Tensor
+    """Shape (r,), float64, descending, on the CPU; r is the smaller side of the cut's matrix."""
+
+    @property
+    def entropy(self) -> float:
+        """S = -sum_k p_k ln p_k in nats, p_k = s_k^2 / sum s^2: 0 at one value, ln r where all r are equal."""
+        return float(torch.special.entr(self._shares).sum())
+
+    @property
+    def effective_rank(self) -> float:
+        """exp(entropy), 1 to r: how many equal values would have this entropy."""
+        return exp(self.entropy)
+
+    @property
+    def participation_ratio(self) -> float:
+        """(sum s^2)^2 / sum s^4, 1 to r: like the effective rank, with less weight on small values."""
+        return 1 / float(self._shares.square().sum())
+
+    @property
+    def norm_kept(self) -> Tensor:
+        """Shape (r,); element [k - 1] is ||K~||_F / ||K||_F with the k leading values kept."""
+        return self._shares.cumsum(0).clamp(max=1).sqrt()
+
+    @property
+    def relative_error(self) -> Tensor:
+        """Shape (r,); element [k - 1] is ||K - K~||_F / ||K||_F with the k leading values kept. The last is 0."""
+        dropped = self._shares.flip(0).cumsum(0).flip(0)[1:]
+        return torch.cat([dropped, dropped.new_zeros(1)]).sqrt()
+
+    @property
+    def _shares(self) -> Tensor:
+        """p_k = s_k^2 / sum s^2; of a kernel of zeros (1, 0, 0, ...)."""
+        largest = self.singular_values[0]
+        if largest == 0:
+            return torch.eye(len(self.singular_values), dtype=torch.float64)[0]
+        squares = (self.singular_values / largest).square()
+        return squares / squares.sum()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectra(Sequence[Spectrum]):
+    """The spectra of some kernels: layer by layer in the model's order, and of each layer every cut.
+
+    The spectrum of a single mode is that of its cut from all others; `hosvd` has the mode matrices with it.
+    """
+
+    items: tuple[Spectrum, ...]
+    kernels: Mapping[str, tuple[Tensor, tuple[str, ...]]] = field(default_factory=dict)
+    """layer -> its kernel (not a copy of it) and the labels of its axes."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Spectrum]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Spectrum: ...
+    @overload
+    def __getitem__(self, index: slice) -> Spectra: ...
+    def __getitem__(self, index: int | slice) -> Spectrum | Spectra:
+        return Spectra(self.items[index], self.kernels) if isinstance(index, slice) else self.items[index]
+
+    def hosvd(self, layer: str | None = None) -> HOSVD:
+        """Mode matrices, single-mode spectra and core of a kernel.
+
+        Args:
+            layer: its name; may be left out if there is one layer.
+
+        Raises:
+            LayerError: there is no such layer, or there are several and none is named.
+        """
+        names = list(self.kernels)
+        chosen = names[0] if layer is None and len(names) == 1 else layer
+        if chosen is None or chosen not in self.kernels:
+            fact = "no layer is named" if layer is None else f"there is no layer {layer!r}"
+            raise LayerError(explain(fact, layers=", ".join(names[:8]) + (", ..." if len(names) > 8 else "")))
+        return hosvd(*self.kernels[chosen])
+
+    def __repr__(self) -> str:
+        return f"Spectra of {len({item.layer for item in self})} layers, {len(self)} cuts in all; see .table()"
+
+    def table(self) -> str:
+        """One aligned line a spectrum: how many values, three measures of how many matter, and what half keeps.
+
+        `half` is the number that `KeepFraction(0.5)` keeps, `norm kept` the part of the norm it keeps.
+        """
+        head = ("layer", "cut", "values", "entropy", "effective rank", "participation ratio", "half", "norm kept")
+        rows = [head, *(_table_row(item) for item in self)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        aligned = (
+            [cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(cells)]
+            for cells in (zip(row, widths, strict=True) for row in rows)
+        )
+        return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a singular value.
+
+        Columns: `layer`, `cut` (text), `rank` (1 for the largest value), `singular_value`; `norm_kept` and
+        `relative_error` with the values up to this one kept; and of the whole spectrum, the same in all its rows,
+        `entropy`, `effective_rank`, `participation_ratio`.
+        """
+        import pandas as pd
+
+        columns = ("layer", "cut", "rank", "singular_value", "norm_kept", "relative_error")
+        measures = ("entropy", "effective_rank", "participation_ratio")
+        rows = [
+            (item.layer, str(item.cut), rank, *numbers, *whole)
+            for item in self
+            for whole in [tuple(getattr(item, measure) for measure in measures)]
+            for rank, numbers in enumerate(_by_rank(item), start=1)
+        ]
+        return pd.DataFrame(rows, columns=[*columns, *measures])
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw every spectrum over its own largest value: one panel a cut, one line a layer, logarithmic.
+
+        The horizontal axis is rank / number of values, so that layers of different sizes lie over each other.
+        Values below 1e-8 of the largest are not drawn: they are rounding.
+
+        Args:
+            path: where to write the figure, by its suffix .png or .svg; written whole or not at all.
+
+        Raises:
+            StudyError: another suffix.
+        """
+        if path is not None and Path(path).suffix.lower() not in FIGURE_FORMATS:
+            raise StudyError(
+                explain(f"a figure is not written as {Path(path).name!r}", fix=" or ".join(FIGURE_FORMATS))
+            )
+        figure = _drawn(self)
+        if path is not None:
+            write_whole(path, lambda file: figure.savefig(file, dpi=150))
+        return figure
+
+
+@dataclass(frozen=True, eq=False)
+class HOSVD:
+    """tensor[i, j, ...] = sum core[a, b, ...] factor[i, a] factor'[j, b] ...: one factor a label.
+
+    The core's slices along a label are orthogonal to each other, and their norms are that label's singular values
+    (De Lathauwer, De Moor, Vandewalle, A multilinear singular value decomposition, 2000, theorem 2).
+    """
+
+    core: Tensor
+    """One axis a label, in their order; element [a, b, ...] is the weight of the mode vectors a, b, ... together."""
+    factors: Mapping[str, Tensor]
+    """label -> shape (size, r), orthonormal columns; element [i, a] is element i of the a-th mode vector."""
+    singular_values: Mapping[str, Tensor]
+    """label -> shape (r,), descending: the spectrum of the cut of this label from all others."""
+
+
+def spectra(target: nn.Module | Tensor | NDArray[Any] | Network, *, values: Mapping[str, Any] | None = None) -> Spectra:
+    """Singular values of every kernel of `target`, over every bipartition of its labels.
+
+    Args:
+        target: a model (its convolutions, transposed convolutions and linear layers), a weight of 2 to 5 axes in
+            torch's order (`out in kh kw`), or a network, of which the value is taken, with its output labels.
+        values: name -> elements of a network's tensors.
+
+    Returns:
+        The spectra by layer, and within a layer in the order of `bipartitions`.
+
+    Raises:
+        ValuesError: a weight that holds NaN or infinity (the layer is named), is empty or complex, has 1 axis or
+            more than 5; `values` that do not fit.
+        LayerError: a model without any such layer, or with one that has no weight yet.
+        NetworkError: a network with fewer than 2 or more than 12 output labels.
+    """
+    found = []
+    kernels: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
+    for layer, tensor, labels in _kernels(target, values):
+        kernels[layer] = (tensor.detach(), tuple(labels))
+        cuts = bipartitions(kernel_labels(labels) or labels)  # one name a cut, transposed layers included
+        try:
+            of_cuts = cut_singular_values(tensor, labels, cuts)
+        except ValuesError as error:
+            raise ValuesError(explain(f"layer {layer!r} has no spectrum", because=error)) from error
+        found += [Spectrum(layer, cut, numbers.cpu()) for cut, numbers in zip(cuts, of_cuts, strict=True)]
+    return Spectra(tuple(found), kernels)
+
+
+def cut_singular_values(tensor: Tensor, labels: Sequence[str], cuts: Sequence[Bipartition]) -> list[Tensor]:
+    """Singular values of one tensor over several cuts, accurate as `linalg.singular_values` says.
+
+    A label of size 1 makes no difference to a cut, and neither does swapping its sides: cuts that agree but for
+    this share one computation, which makes four of the seven cuts of a 1x1 convolution free.
+
+    Returns:
+        For each cut shape (r,), descending, with r the smaller side of the cut's matrix.
+
+    Raises:
+        ValuesError: an axis without a label or two with one, empty, complex, or NaN or infinity inside.
+        RuleError: a cut that does not hold exactly these labels.
+    """
+    check_axes(tensor, labels)
+    numbers, scale = scaled(tensor)
+    longer = frozenset(label for label, size in zip(labels, tensor.shape, strict=True) if size > 1)
+    values: dict[frozenset[frozenset[str]], Tensor] = {}
+    found = []
+    for cut in cuts:
+        check_covers(cut, labels, what="the tensor")
+        sides = frozenset((longer.intersection(cut.left), longer.intersection(cut.right)))
+        if sides not in values:
+            values[sides] = gram_singular_values(matricise(numbers, labels, cut)) * scale
+        found.append(values[sides])
+    return found
+
+
+def hosvd(tensor: Tensor | NDArray[Any], labels: str | Sequence[str] | None = None) -> HOSVD:
+    """The higher-order singular value decomposition: an orthonormal basis for every label, and the core.
+
+    Args:
+        tensor: one axis a label, of any real type.
+        labels: at least two, all different: "out in kh kw" or a sequence; by default those of a kernel with as many
+            axes.
+
+    Raises:
+        ValuesError: another number of axes, a label that stands twice, empty, complex, or NaN or infinity inside.
+        RuleError: there is one label only.
+    """
+    tensor = torch.as_tensor(tensor)
+    labels = labels_of(KERNEL_LABELS.get(tensor.ndim, ()) if labels is None else labels)
+    check_axes(tensor, labels)
+    scaled(tensor)
+    factors: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
+    for label in labels:
+        cut = Bipartition((label,), tuple(other for other in labels if other != label))
+        factors[label], values[label], _ = truncated_svd(matricise(tensor, labels, cut))
+    mode = {label: f"{label} mode" for label in labels}
+    operands: list[Operand] = [(factors[label], (label, mode[label])) for label in labels]
+    numbers = tensor.detach().to(torch.float64)
+    core = contract([(numbers, tuple(labels)), *operands], [mode[label] for label in labels])
+    return HOSVD(core, factors, values)
+
+
+def _kernels(
+    target: nn.Module | Tensor | NDArray[Any] | Network, values: Mapping[str, Any] | None
+) -> Iterator[tuple[str, Tensor, tuple[str, ...]]]:
+    """(name, elements, labels) of every kernel."""
+    if isinstance(target, Network):
+        count = len(target.output)
+        if not 2 <= count <= MAX_LABELS:
+            raise NetworkError(
+                explain(f"a network with {count} output labels has no cuts here", fix=f"2 to {MAX_LABELS}: fuse labels")
+            )
+        yield "network", evaluate(target, values), target.output
+        return
+    if values is not None:
+        raise ValuesError(
+            explain("values are given, but no network", target=type(target).__name__, fix="values only for a network")
+        )
+    if isinstance(target, nn.Module):
+        layers = kernel_layers(target)
+        if not layers:
+            raise LayerError(
+                explain("the model has no kernels", model=type(target).__name__, fix="a convolution or linear layer")
+            )
+        for name, layer in layers.items():
+            if is_lazy(layer.weight):
+                raise LayerError(explain(f"layer {name!r} has no weight yet", fix="run the model once on an input"))
+            yield name or "weight", layer.weight, kernel_labels_of(layer)
+        return
+    if not isinstance(target, Tensor | np.ndarray):
+        raise ValuesError(explain(f"a {type(target).__name__} has no spectra", fix="a model, a weight, or a network"))
+    # numpy copies: the array may be read-only, or have strides that torch does not know
+    weight = target if isinstance(target, Tensor) else torch.from_numpy(np.array(target))
+    if weight.ndim not in KERNEL_LABELS:
+        raise ValuesError(
+            explain(
+                f"a weight has 2 to 5 axes, this has {weight.ndim}",
+                shape=tuple(weight.shape),
+                fix="spectra(network, values=...) for any labels",
+            )
+        )
+    yield "weight", weight, KERNEL_LABELS[weight.ndim]
+
+
+def _table_row(spectrum: Spectrum) -> tuple[str, ...]:
+    count = len(spectrum.singular_values)
+    half = max(1, round(0.5 * count))
+    measures = (spectrum.entropy, spectrum.effective_rank, spectrum.participation_ratio)
+    kept = f"{float(spectrum.norm_kept[half - 1]):.4f}"
+    return (spectrum.layer, str(spectrum.cut), str(count), *(f"{measure:.2f}" for measure in measures), str(half), kept)
+
+
+def _by_rank(spectrum: Spectrum) -> Iterator[tuple[float, float, float]]:
+    columns = (spectrum.singular_values, spectrum.norm_kept, spectrum.relative_error)
+    return zip(*(column.tolist() for column in columns), strict=True)
+
+
+def _drawn(found: Spectra) -> Figure:
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    layers = list(dict.fromkeys(item.layer for item in found))
+    cuts = list(dict.fromkeys(str(item.cut) for item in found))
+    across = min(4, max(1, len(cuts)))
+    down = max(1, -(-len(cuts) // across))
+    figure = Figure(figsize=(3.4 * across + 1.6, 2.8 * down + 0.4), layout="constrained")
+    panels = dict(zip(cuts, figure.subplots(down, across, squeeze=False, sharey=True).flat, strict=False))
+    for panel in figure.axes[len(cuts) :]:
+        panel.set_axis_off()
+    few = len(layers) <= len(DISTINCT_COLOURS)
+    shades = np.linspace(0, 0.93, len(layers))  # viridis up to where it is too bright for white paper
+    colours = DISTINCT_COLOURS[: len(layers)] if few else [colormaps["viridis"](shade) for shade in shades]
+    for cut, panel in panels.items():
+        panel.set(title=cut, yscale="log", xlim=(0, 1.02))
+        panel.grid(alpha=0.3)
+    for item in found:
+        numbers = item.singular_values
+        shown = numbers[numbers > LEAST_DRAWN * numbers[0]] / numbers[0]
+        ranks = torch.arange(1, len(shown) + 1) / len(numbers)
+        panels[str(item.cut)].plot(
+            ranks,
+            shown,
+            color=colours[layers.index(item.layer)],
+            linewidth=1,
+            marker="." if len(numbers) <= 16 else "",
+        )
+    figure.supxlabel("rank / number of singular values")
+    figure.supylabel("singular value / largest")
+    lines = [Line2D([], [], color=colour) for colour in colours]
+    columns = max(1, -(-len(layers) // LEGEND_ROWS))
+    figure.legend(lines, layers, loc="outside right upper", fontsize="x-small", ncols=columns, frameon=False)
+    return figure

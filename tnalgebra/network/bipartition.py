@@ -1,0 +1,119 @@
+"""Bipartitions of labels: the two sides of a cut, as written ("out kh | in kw") and as all there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from ..errors import RuleError, explain
+from .labels import MAX_AXES, WORD
+
+MAX_LABELS = 16
+"""Most labels whose cuts are listed: 32,767 cuts. One label more doubles them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bipartition:
+    """Two groups of labels: rows and columns of the matrix whose singular values a cut keeps."""
+
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for side, name in ((self.left, "left"), (self.right, "right")):
+            if not side:
+                raise RuleError(
+                    explain(f"the {name} side of a cut is empty", where=str(self), fix="a label on both sides of '|'")
+                )
+        if len(self.labels) > MAX_AXES:
+            raise RuleError(explain(f"a cut names {len(self.labels)} labels", fix=f"at most {MAX_AXES}"))
+        for label in self.labels:
+            if self.labels.count(label) > 1:
+                raise RuleError(
+                    explain(f"the label {label!r} stands twice in a cut", where=str(self), fix="each label once")
+                )
+
+    def __str__(self) -> str:
+        return f"{' '.join(self.left)} | {' '.join(self.right)}"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.left + self.right
+
+
+def parse_bipartition(text: str) -> Bipartition:
+    """Read "out kh | in kw".
+
+    Raises:
+        RuleError: no '|', or two; an empty side; a label that is no word, or stands twice.
+    """
+    if not isinstance(text, str):
+        raise RuleError(explain(f"a cut is a {type(text).__name__}", fix="a text, for example 'out | in kh kw'"))
+    sides = text.split("|")
+    if len(sides) != 2:
+        raise RuleError(
+            explain(
+                f"a cut has one '|', here are {len(sides) - 1}", where=text[:200], fix="for example 'out | in kh kw'"
+            )
+        )
+    left, right = (tuple(side.replace(",", " ").split()) for side in sides)
+    for word in left + right:
+        if not WORD.fullmatch(word):
+            raise RuleError(explain(f"{word[:40]!r} in a cut is not a label", where=text[:200]))
+    return Bipartition(left, right)
+
+
+def check_covers(cut: Bipartition, labels: Iterable[str], *, what: str) -> None:
+    """Require that the two sides together hold exactly `labels`.
+
+    Args:
+        what: whose labels these are, for the message.
+
+    Raises:
+        RuleError: a label is missing from the cut, or the cut names one that is not there.
+    """
+    labels = tuple(labels)
+    fix = f"each of {' '.join(labels)} on one side"
+    for label in cut.labels:
+        if label not in labels:
+            raise RuleError(
+                explain(
+                    f"the cut names an unknown label {label!r}",
+                    cut=cut,
+                    of=f"{what}, labels {' '.join(labels)}",
+                    fix=fix,
+                )
+            )
+    for label in labels:
+        if label not in cut.labels:
+            raise RuleError(
+                explain(
+                    f"the label {label!r} is missing in the cut",
+                    cut=cut,
+                    of=f"{what}, labels {' '.join(labels)}",
+                    fix=fix,
+                )
+            )
+
+
+def bipartitions(labels: Sequence[str]) -> list[Bipartition]:
+    """All 2^(n-1) - 1 bipartitions of n labels, the smaller side first on the left; halves keep the first label left.
+
+    >>> [str(cut) for cut in bipartitions(["out", "in", "k"])]
+    ['out | in k', 'in | out k', 'k | out in']
+
+    Raises:
+        RuleError: more than 16 labels.
+    """
+    if len(labels) > MAX_LABELS:
+        raise RuleError(
+            explain(f"{len(labels)} labels have 2^{len(labels) - 1} - 1 cuts", fix=f"at most {MAX_LABELS} labels")
+        )
+    found = []
+    for size in range(1, len(labels) // 2 + 1):
+        for left in combinations(labels, size):
+            if 2 * size == len(labels) and labels[0] not in left:
+                continue
+            found.append(Bipartition(left, tuple(label for label in labels if label not in left)))
+    return found

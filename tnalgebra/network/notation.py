@@ -1,0 +1,317 @@
+"""The notation: text -> network. `str(network)` is the way back.
+
+    network   = node node ... [ "->" "[" labels "]" ]
+    node      = NAME "[" labels [ "|" key=value ... ] "]"
+    label     = WORD [ ":" SIZE ]
+    rule      = network "=>" network
+
+Reading is one pass over tokens; every error points at the character that is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NoReturn
+
+from ..errors import NetworkError, NotationError, SizeError, explain
+from .labels import MAX_DIGITS
+from .network import Network, default_output
+from .nodes import MODES, Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable
+
+MAX_CHARACTERS = 100_000
+"""Longest text that is read: room for thousands of nodes, and a bound for texts that come from a file."""
+
+TOKEN = re.compile(
+    r"(?P<space>[\s,]+)|(?P<arrow>->)|(?P<rule>=>)|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
+    r"|(?P<number>-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?:/[0-9]+)?)|(?P<mark>[\[\]|:=+])"
+)
+
+ATTRIBUTES = {"Copy": (), "Conv": ("stride", "padding", "dilation", "mode"), "Fuse": (), "Fill": ("value",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    kind: str
+    text: str
+    start: int
+
+
+def parse(text: str) -> Network:
+    """Read a network.
+
+    Args:
+        text: in the notation, for example "U[out a] G[a b kh kw] V[b in] -> [out in kh kw]".
+
+    Returns:
+        The network; `parse(str(network)) == network` for every network.
+
+    Raises:
+        NotationError: the text is not in the notation; the message points at the character.
+        NetworkError, SizeError: it is, but says nothing that can be (an unknown output label, contradicting sizes).
+    """
+    reader = _Reader(text, variables=False)
+    network = reader.network(None)
+    if reader.peek.kind == "rule":
+        reader.fail("a rule stands where a network should", fix="tn.rule(...) reads rules")
+    reader.expect_end()
+    return network
+
+
+def parse_rule(text: str) -> tuple[Network, Network]:
+    """Read the two sides of a rule, in which attributes may be variables (`stride=s`).
+
+    A right side without `->` has the left side's output.
+    """
+    reader = _Reader(text, variables=True)
+    left = reader.network(None)
+    if reader.peek.kind != "rule":
+        reader.fail("a rule needs '=>' between its two sides")
+    reader.take()
+    right = reader.network(left.output)
+    reader.expect_end()
+    return left, right
+
+
+class _Reader:
+    def __init__(self, text: str, *, variables: bool) -> None:
+        if not isinstance(text, str):
+            raise NotationError(f"a network is read from text, not from {type(text).__name__}")
+        if len(text) > MAX_CHARACTERS:
+            raise NotationError(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read")
+        self.text = text
+        self.variables = variables
+        self.tokens = list(self._tokens())
+        self.position = 0
+
+    def _tokens(self) -> Iterator[Token]:
+        start = 0
+        while start < len(self.text):
+            found = TOKEN.match(self.text, start)
+            if found is None:
+                self.fail(f"character {self.text[start]!r} has no meaning here", at=start)
+            kind = found.lastgroup or ""
+            if kind != "space":
+                yield Token(found.group() if kind == "mark" else kind, found.group(), start)
+            start = found.end()
+        yield Token("end", "", len(self.text.rstrip()))
+
+    @property
+    def peek(self) -> Token:
+        return self.tokens[self.position]
+
+    def take(self) -> Token:
+        token = self.peek
+        self.position += token.kind != "end"
+        return token
+
+    def fail(self, fact: str, *, at: int | None = None, **context: Any) -> NoReturn:
+        raise NotationError(explain(fact, where=_pointed(self.text, self.peek.start if at is None else at), **context))
+
+    def expect(self, kind: str, fact: str, *, fix: str | None = None) -> Token:
+        if self.peek.kind != kind:
+            self.fail(fact, fix=fix)
+        return self.take()
+
+    def expect_end(self) -> None:
+        match self.peek.kind:
+            case "end":
+                return
+            case "]":
+                self.fail("']' closes nothing")
+            case "+":
+                self.fail("'+' is reserved for sums of networks", fix="one network at a time")
+            case _:
+                self.fail(f"{self.peek.text!r} stands where a node NAME[labels] should")
+
+    def network(self, output: tuple[str, ...] | None) -> Network:
+        sizes: dict[str, tuple[int, int]] = {}
+        nodes: list[Node] = []
+        starts: list[int] = []
+        outputs: dict[str, int] = {}
+        while self.peek.kind == "word":
+            starts.append(self.peek.start)
+            nodes.append(self._node(sizes))
+        if not nodes:
+            self.fail("a node NAME[labels] should stand here", fix="for example K[out in kh kw]")
+        if self.peek.kind == "arrow":
+            self.take()
+            opening = self.expect("[", "'->' needs the output labels in brackets", fix="-> [label label ...]")
+            output = tuple(self._labels(sizes, opening, outputs))
+            if self.peek.kind == "|":
+                self.fail("the output has no attributes")
+            self._close(opening)
+            if self.peek.kind in ("word", "arrow"):
+                self.fail(f"{self.peek.text!r} stands after the output", fix="nodes first, then -> [label label ...]")
+        elif output is None:
+            output = default_output(nodes)
+        try:
+            return Network(nodes, output, {label: size for label, (size, _) in sizes.items()})
+        except (NetworkError, SizeError) as error:
+            starting = [(("->", label), start) for label, start in outputs.items()]
+            wrong = [start for thing, start in (*zip(nodes, starts, strict=True), *starting) if thing == error.at]
+            places = {
+                "here": _pointed(self.text, wrong[-1]) if wrong else None,
+                "written": _pointed(self.text, sizes[error.label][1]) if error.label in sizes else None,
+            }
+            raise type(error)(explain(str(error), **places)) from None
+
+    def _node(self, sizes: dict[str, tuple[int, int]]) -> Node:
+        name = self.take()
+        opening = self.expect("[", f"{name.text!r} has no brackets", fix=f"{name.text}[label label ...]")
+        labels = tuple(self._labels(sizes, opening))
+        given: dict[str, Any] = {}
+        if self.peek.kind == "|":
+            self.take()
+            if name.text not in ATTRIBUTES:
+                self._unknown_node(name)
+            while self.peek.kind == "word":
+                self._attribute(name, given)
+        self._close(opening)
+        try:
+            return _build(name.text, labels, given)
+        except NetworkError as error:
+            self.fail(str(error), at=name.start)
+
+    def _unknown_node(self, name: Token) -> NoReturn:
+        if "max" in name.text.lower():
+            self.fail(
+                f"{name.text!r} is no node: a maximum is not a sum of products, so max-pooling is no tensor network",
+                at=name.start,
+                fix="average pooling, or keep max-pooling outside the network",
+            )
+        self.fail(
+            f"unknown node {name.text!r}: of all nodes only {', '.join(ATTRIBUTES)} are more than their labels",
+            at=name.start,
+            fix="one of these, or a tensor without '|'",
+        )
+
+    def _labels(
+        self, sizes: dict[str, tuple[int, int]], opening: Token, starts: dict[str, int] | None = None
+    ) -> Iterator[str]:
+        while self.peek.kind not in ("|", "]"):
+            if self.peek.kind in ("end", "arrow", "rule"):
+                self._close(opening)
+            if self.peek.kind == "[":
+                self.fail("a bracket inside a bracket", fix="close the first: NAME[labels] NAME[labels]")
+            label = self.expect("word", f"{self.peek.text!r} is not a label", fix="a word: letters, digits, '_'")
+            if self.peek.kind == ":":
+                self.take()
+                token = self.expect("number", f"label {label.text!r} has no size after ':'")
+                size = self._integer(token, f"the size of {label.text!r}")
+                if size < 1:
+                    self.fail(f"the size of {label.text!r} is {size}", at=token.start, fix="a size of at least 1")
+                first, place = sizes.setdefault(label.text, (size, token.start))
+                if first != size:
+                    self.fail(
+                        f"label {label.text!r} has two sizes, {first} and {size}",
+                        at=token.start,
+                        first=_pointed(self.text, place),
+                    )
+            if starts is not None:
+                starts[label.text] = label.start
+            yield label.text
+
+    def _close(self, opening: Token) -> None:
+        if self.peek.kind == "]":
+            self.take()
+        elif self.peek.kind in ("end", "arrow", "rule"):
+            self.fail("unclosed bracket: this '[' has no ']'", at=opening.start)
+        else:
+            self.fail(f"{self.peek.text!r} stands where ']' should")
+
+    def _integer(self, token: Token, what: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,15}", token.text):
+            self.fail(f"{what} is {_short(token.text)}", at=token.start, fix="an integer of at most 15 digits")
+        return int(token.text)
+
+    def _attribute(self, node: Token, given: dict[str, Any]) -> None:
+        key = self.take()
+        known = ATTRIBUTES[node.text]
+        if key.text not in known:
+            fix = f"{node.text} takes {', '.join(known)}" if known else f"{node.text} takes no attributes"
+            self.fail(f"{node.text!r} has no attribute {key.text!r}", at=key.start, fix=fix)
+        if key.text in given:
+            self.fail(f"the attribute {key.text!r} stands twice", at=key.start)
+        self.expect("=", f"the attribute {key.text!r} has no value", fix=f"{key.text}=...")
+        match key.text:
+            case "padding":
+                low = self._value(key, self._number)
+                high = low
+                if self.peek.kind == ":":
+                    self.take()
+                    high = self._value(key, self._number)
+                given[key.text] = (low, high)
+            case "mode":
+                given[key.text] = self._value(key, None, words=MODES)
+            case "value":
+                given[key.text] = self._value(key, self._fraction, words=("mean",))
+            case _:
+                given[key.text] = self._value(key, self._number)
+
+    def _number(self, token: Token, key: str) -> int:
+        return self._integer(token, key)
+
+    def _fraction(self, token: Token, key: str) -> Fraction:
+        exponent = re.search(r"[eE][+-]?([0-9]+)", token.text)
+        if len(token.text) > MAX_DIGITS or (exponent and int(exponent[1]) > 300):
+            self.fail(
+                f"{key} is {_short(token.text)}", at=token.start, fix=f"at most {MAX_DIGITS} characters and 1e300"
+            )
+        number, _, denominator = token.text.partition("/")
+        if denominator and int(denominator) == 0:
+            self.fail(f"{key} divides by zero", at=token.start)
+        return Fraction(number) / int(denominator or 1)
+
+    def _value(
+        self, key: Token, number: Callable[[Token, str], int | Fraction] | None, words: tuple[str, ...] = ()
+    ) -> int | Fraction | str | Variable:
+        token = self.take()
+        if token.kind == "word" and token.text in words:
+            return token.text
+        if token.kind == "word" and self.variables:
+            return Variable(token.text)
+        if token.kind == "number" and number is not None:
+            return number(token, key.text)
+        allowed = [*(["a number"] if number else []), *words]
+        self.fail(f"{key.text} is {_short(token.text)!r}", at=token.start, fix=f"{key.text}=" + ", ".join(allowed))
+
+
+def _build(name: str, labels: tuple[str, ...], given: dict[str, Any]) -> Node:
+    match name:
+        case "Copy":
+            return Copy(labels)
+        case "Fuse":
+            if len(labels) < 2:
+                raise NetworkError("Fuse needs a whole and at least one part: Fuse[whole part part ...]")
+            return Fuse(labels[0], labels[1:])
+        case "Fill":
+            if "value" not in given:
+                raise NetworkError("Fill has no value: Fill[k | value=1/3] or Fill[k | value=mean]")
+            return Fill(labels, given["value"])
+        case "Conv":
+            if len(labels) != 3:
+                raise NetworkError(f"Conv has {len(labels)} labels, it needs 3: Conv[input output window]")
+            low, high = given.pop("padding", (0, 0))
+            return Conv(*labels, low=low, high=high, **given)
+        case _:
+            return NamedTensor(name, labels)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 24 else f"{text[:20]}... ({len(text)} characters)"
+
+
+def _pointed(text: str, at: int) -> str:
+    """The line of `text` that holds character `at`, shortened, with a caret below it."""
+    start = text.rfind("\n", 0, at) + 1
+    end = text.find("\n", at)
+    line = text[start : len(text) if end < 0 else end]
+    column = at - start
+    left, right = max(0, column - 60), min(len(line), column + 40)
+    prefix = "..." if left else ""
+    suffix = "..." if right < len(line) else ""
+    shown = prefix + line[left:right] + suffix
+    return f"{shown}\n{' ' * (len(prefix) + column - left)}^"

@@ -1,0 +1,448 @@
+"""Decomposed layers: torch's convolutions, transposed convolutions and linear layers, their kernels tensor networks.
+
+    layer = nn.Conv2d.from_conv(conv, "tucker2", ranks={"a": 32, "b": 32})
+    layer = nn.Conv2d(64, 128, 3, padding=1, rewrite="tucker2", ranks={"a": 32, "b": 32})
+
+Arguments, inputs and outputs are those of torch's layer of that name. A layer with groups decomposes the kernel that
+torch stores, `out in kh kw` with `in` the channels of one group; `per_group` makes rules with cores for each group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar, Unpack
+
+import torch
+from torch import Tensor
+from torch import nn as torch_nn
+
+from ..compiler import Candidates, is_channels_last
+from ..errors import LayerError, explain
+from ..network import Numbers
+from ..network import input_size as positions_reached
+from ..rewriting import Choices, Fit, Rule
+from .base import KernelLayer, Planning, Rewrite, Shaping, check_output_size, checked_format
+
+M = TypeVar("M", bound=torch_nn.Module)
+
+
+class _Windowed(KernelLayer):
+    """A layer with positions."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Any
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: torch_nn.Module,
+        rewrite: Rewrite,
+        *,
+        fit: Fit | None = None,
+        input_size: Numbers | None = None,
+        batch_size: int | None = None,
+        candidates: Candidates = "all",
+        tune: bool = False,
+        backward: bool = False,
+        memory_format: torch.memory_format | None = None,
+        **choices: Unpack[Choices],
+    ) -> Self:
+        """The layer that does what one of torch's does, with its weight decomposed.
+
+        Args:
+            conv: torch's layer of the same name. It stays as it is; dtype, device, memory format, `requires_grad`
+                and training mode are taken over.
+            rewrite: a decomposition's name, a cut, a rule in the notation, a rule; or a `Fit` of this weight.
+            fit: of this weight, by the rule that `rewrite` says, if it is there already. A fit has no further choices.
+            input_size: positions the plan is chosen for, one integer for all axes or one for each; inputs of every
+                other size are computed too. By default 256 (1-d), 32 (2-d), 16 (3-d), at least the window's reach.
+            batch_size: the same for the batch; by default 16.
+            candidates: "factored" never lets the input meet the whole kernel.
+            tune: measure the best few plans.
+            backward: choose by the price of forward and backward.
+            memory_format: of inputs, and so of outputs; by default that of the weight.
+            choices: of `Rule.apply`: ranks, sizes, metric, seed, ...
+
+        Raises:
+            LayerError: another layer, one whose weight is computed from others, or with hooks; a fit of another
+                weight; a tensor named like an attribute of the layer; a memory format of another number of axes;
+                `batch_size` below 1.
+            NetworkError: `input_size` is none.
+            RuleError, RankError, ValuesError, SizeError: as of `Rule.apply`.
+            CompileError: no plan keeps within memory.
+        """
+        planning = Planning(input_size, batch_size, candidates, tune, backward, memory_format)
+        return cls._made(conv, rewrite, fit, planning, choices)
+
+    def replan(
+        self,
+        inputs: Mapping[str, Sequence[int]] | Sequence[int],
+        *,
+        tune: bool | None = None,
+        backward: bool | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> Self:
+        """Choose the plan anew, for inputs of this shape, with or without a batch: the layer itself."""
+        if not isinstance(inputs, Mapping) and len(inputs) == len(self.kernel_size) + 1:
+            inputs = (1, *inputs)
+        checked_format(memory_format, len(self.kernel_size) + 2)
+        return super().replan(inputs, tune=tune, backward=backward, memory_format=memory_format)  # type: ignore[return-value]
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """The layer's output.
+
+        Args:
+            input: shape (n, in_channels, *positions), or without n.
+
+        Raises:
+            CompileError: another number of axes or channels, another dtype, fewer positions than a window needs.
+        """
+        axes = len(self.kernel_size)
+        if input.ndim == axes + 1:
+            return self._computed(input.unsqueeze(0), self.in_channels, -axes - 1).squeeze(0)
+        return self._computed(input, self.in_channels, -axes - 1)
+
+
+_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")
+
+
+class _Conv(_Windowed):
+    argument_names = (*_CONV, "padding_mode")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Numbers,
+        stride: Numbers = 1,
+        padding: str | Numbers = 0,
+        dilation: Numbers = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rewrite: str | Rule,
+        input_size: Numbers | None = None,
+        batch_size: int | None = None,
+        candidates: Candidates = "all",
+        tune: bool = False,
+        backward: bool = False,
+        memory_format: torch.memory_format | None = None,
+        **choices: Unpack[Shaping],
+    ) -> None:
+        """A layer with random values, see `reset_parameters`.
+
+        Arguments up to `dtype` are those of torch's layer, the others those of `from_conv`; choices are ranks, sizes,
+        fixed, bind and at. Ranks that go by singular values go by those of a random kernel.
+
+        Raises:
+            LayerError: torch's layer does not take these arguments.
+        """
+        arguments = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "bias": bias,
+            "padding_mode": padding_mode,
+            "device": device,
+            "dtype": dtype,
+        }
+        self._start(
+            arguments, rewrite, Planning(input_size, batch_size, candidates, tune, backward, memory_format), choices
+        )
+
+
+class _ConvTranspose(_Windowed):
+    argument_names = (*_CONV, "output_padding", "padding_mode")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Numbers,
+        stride: Numbers = 1,
+        padding: str | Numbers = 0,
+        output_padding: Numbers = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Numbers = 1,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rewrite: str | Rule,
+        input_size: Numbers | None = None,
+        batch_size: int | None = None,
+        candidates: Candidates = "all",
+        tune: bool = False,
+        backward: bool = False,
+        memory_format: torch.memory_format | None = None,
+        **choices: Unpack[Shaping],
+    ) -> None:
+        """A layer with random values, see `reset_parameters`.
+
+        Arguments up to `dtype` are those of torch's layer, the others those of `from_conv`; choices are ranks, sizes,
+        fixed, bind and at. Ranks that go by singular values go by those of a random kernel.
+
+        Raises:
+            LayerError: torch's layer does not take these arguments.
+        """
+        if isinstance(padding, str):  # torch would take its letters
+            fact = f"padding of a transposed convolution is {padding!r}"
+            raise LayerError(explain(fact, fix="integers, as torch asks for"))
+        arguments = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "padding": padding,
+            "output_padding": output_padding,
+            "groups": groups,
+            "bias": bias,
+            "dilation": dilation,
+            "padding_mode": padding_mode,
+            "device": device,
+            "dtype": dtype,
+        }
+        self._start(
+            arguments, rewrite, Planning(input_size, batch_size, candidates, tune, backward, memory_format), choices
+        )
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # type: ignore[override]
+        """The layer's output.
+
+        Args:
+            input: shape (n, in_channels, *positions), or without n.
+            output_size: the positions of the output, where one wants to be sure of them.
+
+        Raises:
+            CompileError: as of any input that does not fit; an output_size that the layer does not make.
+        """
+        if output_size is not None:
+            numbers = zip(self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, strict=True)
+            given = input.shape[-len(self.kernel_size) :]
+            made = [
+                positions_reached(u, k, stride=s, low=p, high=p - o, dilation=d)
+                for u, (k, s, p, o, d) in zip(given, numbers, strict=True)
+            ]
+            check_output_size(output_size, made, input.ndim)
+        return super().forward(input)
+
+
+class Conv1d(_Conv):
+    """`torch.nn.Conv1d` with a decomposed kernel `out in k`."""
+
+    dense_class = torch_nn.Conv1d
+
+
+class Conv2d(_Conv):
+    """`torch.nn.Conv2d` with a decomposed kernel `out in kh kw`."""
+
+    dense_class = torch_nn.Conv2d
+
+
+class Conv3d(_Conv):
+    """`torch.nn.Conv3d` with a decomposed kernel `out in kd kh kw`."""
+
+    dense_class = torch_nn.Conv3d
+
+
+class ConvTranspose1d(_ConvTranspose):
+    """`torch.nn.ConvTranspose1d` with a decomposed kernel `in out k`."""
+
+    dense_class = torch_nn.ConvTranspose1d
+
+
+class ConvTranspose2d(_ConvTranspose):
+    """`torch.nn.ConvTranspose2d` with a decomposed kernel `in out kh kw`."""
+
+    dense_class = torch_nn.ConvTranspose2d
+
+
+class ConvTranspose3d(_ConvTranspose):
+    """`torch.nn.ConvTranspose3d` with a decomposed kernel `in out kd kh kw`."""
+
+    dense_class = torch_nn.ConvTranspose3d
+
+
+class Linear(KernelLayer):
+    """`torch.nn.Linear` with a decomposed matrix `out in`."""
+
+    dense_class = torch_nn.Linear
+    argument_names: ClassVar[tuple[str, ...]] = ("in_features", "out_features", "bias")
+    in_features: int
+    out_features: int
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rewrite: str | Rule,
+        batch_size: int | None = None,
+        candidates: Candidates = "all",
+        tune: bool = False,
+        backward: bool = False,
+        **choices: Unpack[Shaping],
+    ) -> None:
+        """A layer with random values, see `reset_parameters`.
+
+        Arguments up to `dtype` are those of torch's layer, the others those of `from_linear`; choices are ranks, sizes,
+        fixed, bind and at. Ranks that go by singular values go by those of a random kernel.
+
+        Raises:
+            LayerError: torch's layer does not take these arguments.
+        """
+        arguments = {"in_features": in_features, "out_features": out_features, "bias": bias}
+        given = {**arguments, "device": device, "dtype": dtype}
+        self._start(given, rewrite, Planning(None, batch_size, candidates, tune, backward), choices)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: torch_nn.Module,
+        rewrite: Rewrite,
+        *,
+        fit: Fit | None = None,
+        batch_size: int | None = None,
+        candidates: Candidates = "all",
+        tune: bool = False,
+        backward: bool = False,
+        **choices: Unpack[Choices],
+    ) -> Self:
+        """The layer that does what a linear layer does, with its matrix decomposed.
+
+        Args:
+            batch_size: rows the plan is chosen for, the leading axes of an input together; by default 256.
+            The others are those of `Conv2d.from_conv`, and so are the errors.
+        """
+        return cls._made(linear, rewrite, fit, Planning(None, batch_size, candidates, tune, backward), choices)
+
+    def replan(
+        self,
+        inputs: Mapping[str, Sequence[int]] | Sequence[int],
+        *,
+        tune: bool | None = None,
+        backward: bool | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> Self:
+        """Choose the plan anew, for inputs of this shape, with any leading axes: the layer itself."""
+        if not isinstance(inputs, Mapping) and len(inputs) > 0:
+            rows = 1
+            for size in inputs[:-1]:
+                rows *= size
+            inputs = (rows, inputs[-1])
+        return super().replan(inputs, tune=tune, backward=backward, memory_format=memory_format)  # type: ignore[return-value]
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """The layer's output.
+
+        Args:
+            input: shape (*, in_features), with any leading axes or none.
+
+        Raises:
+            CompileError: another number of features, another dtype.
+        """
+        if input.ndim == 2:
+            return self._computed(input, self.in_features, -1)
+        if input.ndim < 2:
+            return self._computed(input.unsqueeze(0), self.in_features, -1).squeeze(0)
+        rows = self._computed(input.flatten(0, -2), self.in_features, -1)
+        return rows.reshape(*input.shape[:-1], self.out_features)
+
+
+LAYERS: tuple[type[KernelLayer], ...] = (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    Linear,
+)
+"""The decomposed layers, each of torch's class of that name."""
+
+
+def decomposed(
+    module: torch_nn.Module,
+    rewrite: Rewrite,
+    *,
+    fit: Fit | None = None,
+    input_size: Numbers | None = None,
+    batch_size: int | None = None,
+    candidates: Candidates = "all",
+    tune: bool = False,
+    backward: bool = False,
+    memory_format: torch.memory_format | None = None,
+    **choices: Unpack[Choices],
+) -> KernelLayer:
+    """The decomposed layer of any of torch's layers with a kernel.
+
+    Arguments and errors are those of `Conv2d.from_conv`; a linear layer has no `input_size`.
+    """
+    planning = Planning(input_size, batch_size, candidates, tune, backward, memory_format)
+    for kind in LAYERS:
+        if isinstance(module, kind.dense_class):
+            return kind._made(module, rewrite, fit, planning, choices)
+    known = ", ".join(kind.__name__ for kind in LAYERS)
+    raise LayerError(explain(f"{type(module).__name__} has no kernel to decompose", fix=f"one of {known}"))
+
+
+def in_memory_format(model: M, memory_format: torch.memory_format) -> M:
+    """Put a model's kernels into a memory format, and plan its decomposed layers for inputs that come in it.
+
+    `model.to(memory_format=...)` does the first alone, and fails on cores of five axes.
+
+    Args:
+        model: dense layers, decomposed ones, or both; parameters stay the same objects.
+        memory_format: torch.channels_last, channels_last_3d or contiguous_format; what has another number of axes
+            stays as it is.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        CompileError: it is another format.
+    """
+    last = is_channels_last(memory_format)
+    axes = {torch.channels_last: (4,), torch.channels_last_3d: (5,)}.get(memory_format, (4, 5))
+    for module in model.modules():
+        if isinstance(module, KernelLayer):
+            request = module.plan.request
+            if len(module.kernel.output) in axes and request.channels_last != last:
+                module.replan(module.planned_for, memory_format=memory_format)
+        else:
+            for parameter in module.parameters(recurse=False):
+                if parameter.ndim in axes:
+                    parameter.data = parameter.data.clone(memory_format=memory_format)
+    return model
+
+
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "KernelLayer",
+    "Linear",
+    "decomposed",
+    "in_memory_format",
+]

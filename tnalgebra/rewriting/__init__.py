@@ -1,0 +1,35 @@
+"""What may change in a network: a rule, the places where it matches, what it makes there, and the trace of what was done."""
+
+from .apply_text import metric_in
+from .driver import contract_back, rewrite, simplify
+from .exact import EXACT_RULES, SIMPLIFY
+from .exact.tensors import drop_size_one
+from .exact.windows import merge_windows, window_to_fuse
+from .rule import Change, Choices, Fit, Options, Place, Rule, Step, Trace, started
+from .sides import whole_number
+from .starred import read
+from .text import rule
+
+__all__ = [
+    "EXACT_RULES",
+    "SIMPLIFY",
+    "Change",
+    "Choices",
+    "Fit",
+    "Options",
+    "Place",
+    "Rule",
+    "Step",
+    "Trace",
+    "contract_back",
+    "drop_size_one",
+    "merge_windows",
+    "metric_in",
+    "read",
+    "rewrite",
+    "rule",
+    "simplify",
+    "started",
+    "whole_number",
+    "window_to_fuse",
+]

@@ -1,0 +1,66 @@
+"""What the exact rules have in common: how one is made, and questions several of them ask."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from ...network import Edit, NamedTensor, Network, carriers, edited, tensor_nodes
+from ...tensors import Values
+from ..rule import Change, Options, Place, Rule
+
+
+def exact(
+    equation: str,
+) -> Callable[[Callable[[Network], Iterable[tuple[Place, Edit]]]], Rule]:
+    """Make a rule of a function that yields every place with the edit it asks for.
+
+    The function's name is the rule's name; its docstring says why the equation holds, why applying it again and
+    again ends, and when it must not fire.
+    """
+
+    def decorate(candidates: Callable[[Network], Iterable[tuple[Place, Edit]]]) -> Rule:
+        def find(network: Network, options: Options) -> Iterator[Place]:
+            return (place for place, _ in candidates(network))
+
+        def build(network: Network, place: Place, values: Values, options: Options) -> Change:
+            edit = next(edit for found, edit in candidates(network) if found == place)
+            return Change(edited(network, edit), edit.definitions)
+
+        name = candidates.__name__
+        return Rule(
+            name, "exact", equation, find, build, spec={"exact": name}, explanation=inspect.getdoc(candidates) or ""
+        )
+
+    return decorate
+
+
+def untied(network: Network) -> dict[int, NamedTensor]:
+    """Position -> node, for the named tensors that stand once."""
+    once = (places[0] for places in tensor_nodes(network).values() if len(places) == 1)
+    nodes = ((position, network.nodes[position]) for position in sorted(once))
+    return {position: node for position, node in nodes if isinstance(node, NamedTensor)}
+
+
+N = TypeVar("N")
+
+
+def of_type(network: Network, kind: type[N]) -> dict[int, N]:
+    """Position -> node, for the nodes of one kind."""
+    return {position: node for position, node in enumerate(network.nodes) if isinstance(node, kind)}
+
+
+def dead_outside(network: Network, positions: Iterable[int]) -> set[str]:
+    """Labels that are closed and stand on no node but those at `positions`."""
+    inside = set(positions)
+    return {
+        label
+        for label, places in carriers(network).items()
+        if label not in network.output and {position for position, _ in places} <= inside
+    }
+
+
+def once(labels: Iterable[str]) -> tuple[str, ...]:
+    """The labels without repetitions, in order."""
+    return tuple(dict.fromkeys(labels))

@@ -1,0 +1,75 @@
+"""Rules about windows, the index patterns of convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from math import gcd
+
+from ...network import Conv, Copy, Edit, Fill, Fuse, Network, Node, carriers, fresh, window
+from ..rule import Place
+from .shared import dead_outside, exact, of_type
+
+
+@exact("Conv[x y k | stride=size(k)] => Fuse[x y k]")
+def window_to_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
+    """Windows that lie side by side and cover x exactly cut it into blocks: x = size(k)*y + k is a reshape.
+
+    Only with dilation 1, no padding, and x = stride * y without remainder. Ends: one window fewer.
+    """
+    for position, node in of_type(network, Conv).items():
+        x, y, k = (network.sizes.get(label) for label in node.labels)
+        plain = (node.low, node.high, node.dilation) == (0, 0, 1) and node.stride == k
+        if plain and x is not None and y is not None and k is not None and x == k * y:
+            fuse = Fuse(node.x, (node.y, node.k))
+            yield Place((position,)), Edit(remove=(position,), add=[fuse])
+
+
+@exact("Conv[x y k:1] => Copy[x y]")
+def unit_window(network: Network) -> Iterator[tuple[Place, Edit]]:
+    """A window of one element with stride 1 and no padding is the identity, x = y.
+
+    Its label k stays where it stands on other nodes or is open (there as a vector of ones). Ends: one window fewer.
+    """
+    standing = carriers(network)
+    for position, node in of_type(network, Conv).items():
+        if network.sizes.get(node.k) != 1 or (node.stride, node.low, node.high) != (1, 0, 0):
+            continue
+        add: list[Node] = [Copy((node.x, node.y))]
+        if node.k in network.output and len(standing[node.k]) == 1:
+            add.append(Fill((node.k,), Fraction(1)))
+        yield Place((position,)), Edit(remove=(position,), add=add)
+
+
+def merged_windows(network: Network, i: int, j: int) -> Edit:
+    """Windows i (x y k1) and j (y z k2) as one window over x with a wider kernel label, itself made by a window."""
+    first, second = network.nodes[i], network.nodes[j]
+    assert isinstance(first, Conv)
+    assert isinstance(second, Conv)
+    a, b = window(first), window(second)
+    step = a["stride"] * b["dilation"]
+    common = gcd(a["dilation"], step)
+    k = fresh("k", carriers(network))
+    wide = Conv(first.x, second.y, k, a["stride"] * b["stride"], a["low"], a["high"], dilation=common, mode=first.mode)
+    inner = Conv(k, second.k, first.k, stride=step // common, dilation=a["dilation"] // common)
+    return Edit(remove=(i, j), add=[wide, inner])
+
+
+@exact("Conv[x y k1] Conv[y z k2] => Conv[x z k] Conv[k k2 k1]")
+def merge_windows(network: Network) -> Iterator[tuple[Place, Edit]]:
+    """A window over the output of a window is a window: x = s1*s2*z + (s1*d2)*k2 + d1*k1 - low.
+
+    With g = gcd(d1, s1*d2) the wide window has stride s1*s2, dilation g and the first one's padding; its label k
+    is g-th steps, k = (s1*d2/g)*k2 + (d1/g)*k1. The second window must never be clipped: with padding of its own
+    it would reach positions y that do not exist and that the first window, asked directly, finds in x. The label
+    between them must stand nowhere else. Ends: of two windows over x and y one over x remains, the other is over
+    a label of the kernel.
+    """
+    windows = of_type(network, Conv)
+    for i, first in windows.items():
+        for j, second in windows.items():
+            if i == j or first.y != second.x or (second.low, second.high) != (0, 0):
+                continue
+            distinct = len({*first.labels, *second.labels}) == 5
+            if distinct and first.y in dead_outside(network, (i, j)):
+                yield Place((i, j)), merged_windows(network, i, j)

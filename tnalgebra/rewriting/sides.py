@@ -1,0 +1,224 @@
+"""The two sides of a rule: what sizes they share, whether they are equal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from fractions import Fraction
+from functools import cache
+from math import isqrt, prod
+from operator import index
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RuleError, SizeError, ValuesError, explain
+from ..network import (
+    MAX_AXES,
+    MAX_SIZE,
+    MODES,
+    Conv,
+    Fuse,
+    NamedTensor,
+    Network,
+    Node,
+    Variable,
+    carriers,
+    shapes,
+    with_sizes,
+)
+from ..tensors import evaluate, magnitude, values_for
+
+# sides: The two sides of a rule: what sizes they share, whether they are equal.
+
+
+TRIALS = 20
+"""Comparisons of two sides that should be equal, each at other sizes."""
+
+TRIAL_ELEMENTS = 2**20
+"""Largest array such a comparison makes."""
+
+
+def filled(node: Node, attributes: Mapping[str, object]) -> Node:
+    """The node with its variables replaced by what they stand for."""
+    found = {field.name: getattr(node, field.name) for field in fields(node)}
+    bound: dict[str, Any] = {key: attributes[value.name] for key, value in found.items() if isinstance(value, Variable)}
+    return replace(node, **bound) if bound else node
+
+
+def shared_sizes(left: Network, right: Network, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of the right side's labels, given those of the left side's: of open labels, and where a tensor stays.
+
+    Raises:
+        SizeError: a label would have two sizes.
+    """
+    axes = {node.name: node.labels for node in left.nodes if isinstance(node, NamedTensor)}
+    pairs = [(label, label) for label in left.output]
+    for node in right.nodes:
+        if isinstance(node, NamedTensor) and node.name in axes:
+            pairs += zip(node.labels, axes[node.name], strict=True)
+    found: dict[str, int] = {}
+    for label, partner in pairs:
+        if partner in sizes and found.setdefault(label, sizes[partner]) != sizes[partner]:
+            raise SizeError(f"label {label!r} would have sizes {found[label]} and {sizes[partner]}")
+    return found
+
+
+def equal_for_all_sizes(left: Network, right: Network, text: str) -> bool:
+    """Compare two sides that should be equal on small random tensors, wherever sizes fit both.
+
+    Returns:
+        Whether all sizes that fit the left side fit the right one, so that the rule holds whatever they are.
+
+    Raises:
+        RuleError: they differ, or no sizes were found at which they could be compared.
+    """
+    random = Random(text)
+    compared, unfit = 0, 0
+    for _ in range(10 * TRIALS):
+        attributes = _random_attributes(left, random)
+        try:
+            before, after = (
+                Network([filled(node, attributes) for node in side.nodes], side.output, side.sizes)
+                for side in (left, right)
+            )
+            before = _random_sizes(before, random)
+        except SizeError:
+            continue
+        try:
+            after = with_sizes(after, shared_sizes(left, right, before.sizes))
+            values = _random_values(before, random)
+            old, scale = (f(before, values, max_elements=TRIAL_ELEMENTS) for f in (evaluate, magnitude))
+            new = evaluate(after, values_for(after, values), max_elements=TRIAL_ELEMENTS)
+        except SizeError:
+            unfit += 1
+            continue
+        except ValuesError as error:
+            raise RuleError(explain("the two sides are not equal: shapes differ", because=error, rule=text)) from error
+        worst = float((new - old).abs().max())
+        if worst > 1e-9 * float(scale.max()):
+            raise RuleError(explain(f"the two sides are not equal: they differ by {worst:.3g}", at=before, rule=text))
+        compared += 1
+        if compared == TRIALS:
+            break
+    if not compared:
+        raise RuleError(
+            explain("no small sizes were found at which the two sides could be compared", rule=text, fix="other sizes")
+        )
+    return not unfit
+
+
+def _random_attributes(side: Network, random: Random) -> dict[str, object]:
+    """A small random value for each variable."""
+    found: dict[str, object] = {}
+    for node in side.nodes:
+        for field in fields(node):
+            variable = getattr(node, field.name)
+            if isinstance(variable, Variable):
+                values = {"mode": MODES, "value": (Fraction(1, 2), Fraction(-3))}.get(field.name, (1, 2, 3))
+                found.setdefault(variable.name, random.choice(values))
+    return found
+
+
+def _random_sizes(network: Network, random: Random) -> Network:
+    """Small sizes for all labels, those last that follow from others. Raises SizeError where they do not fit."""
+    follow = {
+        node.y if isinstance(node, Conv) else node.whole for node in network.nodes if isinstance(node, Conv | Fuse)
+    }
+    for label in sorted(carriers(network), key=lambda label: label in follow):
+        if label not in network.sizes:
+            network = with_sizes(network, {label: random.randint(1, 5)})
+    return network
+
+
+def _random_values(network: Network, random: Random) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(random.randrange(2**31))
+    found = {}
+    for name, shape in shapes(network).items():
+        if prod(shape) > TRIAL_ELEMENTS:
+            raise SizeError(f"{name!r} has {prod(shape)} elements")
+        found[name] = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return found
+
+
+# factors: Whole numbers as products: sizes of the parts of a `Fuse`.
+
+
+def balanced_factors(size: int, count: int) -> tuple[int, ...]:
+    """Split a size into `count` factors that are as equal as possible, the largest first.
+
+    Of all ways to write `size` as a product of `count` numbers, those whose largest number is the smallest; of
+    these, those whose second largest is the smallest; and so on. A prime leaves ones: 7 is 7 * 1.
+
+    >>> balanced_factors(64, 2), balanced_factors(72, 3), balanced_factors(7, 2)
+    ((8, 8), (6, 4, 3), (7, 1))
+
+    Args:
+        size: of the whole label.
+        count: of the parts; in a `Fuse`, which is row-major, the first of them runs slowest.
+
+    Raises:
+        RuleError: the size or the count is no number, or out of range.
+    """
+    size, count = whole_number(size, 1, MAX_SIZE, "the size"), whole_number(count, 1, MAX_AXES, "the number of parts")
+    low = [divisor for divisor in range(1, isqrt(size) + 1) if size % divisor == 0]
+    divisors = sorted({*low, *(size // divisor for divisor in low)})
+
+    @cache
+    def best(rest: int, left: int, most: int) -> tuple[int, ...] | None:
+        if rest == 1:
+            return (1,) * left
+        if left == 0:
+            return None
+        for largest in divisors:
+            if largest > most:
+                break
+            if rest % largest == 0 and largest**left >= rest:
+                smaller = best(rest // largest, left - 1, largest)
+                if smaller is not None:
+                    return (largest, *smaller)
+        return None
+
+    found = best(size, count, size)
+    assert found is not None
+    return found
+
+
+def whole_number(number: object, least: int, most: int, what: str) -> int:
+    """`number` as an integer. Raises RuleError if it is none, or out of range."""
+    try:
+        found = index(number)  # type: ignore[arg-type]
+    except TypeError:
+        found = least - 1
+    if not least <= found <= most:
+        raise RuleError(explain(f"{what} is {number!r}", fix=f"an integer from {least} to {most}"))
+    return found
+
+
+# bases: Orthonormal bases that a rule can name, made for any size.
+
+
+def dct(size: int) -> Tensor:
+    """The orthonormal discrete cosine transform of type 2.
+
+    Returns:
+        Shape (size, size), float64; element [c, x] is sqrt(2 / size) cos(pi (x + 1/2) c / size), the row c = 0 divided
+        by sqrt(2) (Ahmed, Natarajan, Rao 1974).
+    """
+    rows, columns = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
+    basis = math.sqrt(2 / size) * torch.cos(math.pi * (columns + 0.5) * rows / size)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+BASES: Mapping[str, Callable[[int], Tensor]] = {"dct": dct}
+"""Name -> the square matrix of a size, with orthonormal rows."""
+
+
+def check_basis(name: object) -> None:
+    """Raises RuleError if there is no basis of that name."""
+    if name not in BASES:
+        raise RuleError(explain(f"there is no basis {name!r}", known=", ".join(BASES)))

@@ -1,0 +1,311 @@
+"""`*k` in a rule: any number of open labels, the same on both sides; how many, each place where it is applied tells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ..errors import NetworkError, NotationError, RuleError, explain
+from ..network import (
+    KERNEL_LABELS,
+    WORD,
+    Fill,
+    NamedTensor,
+    Network,
+    carriers,
+    fresh,
+    node_text,
+    open_variables,
+    parse_rule,
+    tensor_nodes,
+)
+from ..tensors import Values
+from .rule import Change, Job, Options, Place, Rule
+from .text import rule
+
+STAR = re.compile(rf"\*(?P<name>{WORD.pattern})?(?P<size>\s*:)?")
+
+MAX_CANDIDATES = 1000
+"""Most ways to say how many labels the stars of one rule are in one network."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A rule's text with stars, read with one label in the place of each.
+
+    left, right: the two sides.
+    stars: name of a star -> the label that stands for it there, no word of the text.
+    order: pairs (position of a left tensor, star): taken in turn, the number of axes of each tells its star.
+    """
+
+    text: str
+    left: Network
+    right: Network
+    stars: Mapping[str, str]
+    order: tuple[tuple[int, str], ...]
+
+    def width(self, position: int, counts: Mapping[str, int]) -> int:
+        """Axes of a left node where each star stands for `counts` labels; for none where it is not in `counts`."""
+        labels, names = self.left.nodes[position].labels, {label: star for star, label in self.stars.items()}
+        return sum(counts.get(names[label], 0) if label in names else 1 for label in labels)
+
+    @property
+    def tensors(self) -> list[int]:
+        """Positions of the left side's tensors."""
+        return [position for places in tensor_nodes(self.left).values() for position in places]
+
+    def plain(self, words: Iterable[str]) -> tuple[str, ...]:
+        """The words that stand for no star."""
+        return tuple(word for word in words if word not in self.stars.values())
+
+    def written(self, words: Mapping[str, Collection[str]]) -> str:
+        """The text with each star replaced by words."""
+        return _written(self.text, words)
+
+    def starred(self, text: str) -> str:
+        """Text that was printed from the sides, or from what became of them, with the stars again."""
+        return _starred(text, self.stars)
+
+
+def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] | None = None) -> Rule:
+    """Make a rule of a text with stars: one rule for kernels of any number of axes.
+
+    "K[out in *k] => U[out a] G[a b *k] V[b in]" is Tucker-2 of kernels with any window. `*k` stands for any number
+    of open labels, none included, the same and in the same order wherever it stands. Each application sees from
+    the number of axes of the left tensors how many there are and is one of the rule with so many labels. Applied to
+    values, the labels are those of torch's kernels where the others are (`kh kw` beside `out in` on four axes),
+    otherwise `k1 k2 ...`; no word of the text is renamed, so `ranks`, `sizes` and `bind` are as without stars.
+
+    Args:
+        text: a star stands on named tensors, in `->`, and on a `Fill` of the right side, once on each.
+        name, fixed: as for `rule`.
+
+    Raises:
+        NotationError: a star has no name, or a size, or stands where no label can.
+        RuleError: a star stands on one side only, twice on a node, on a `Copy`, `Conv` or `Fuse`, or is summed; the
+            number of axes of the left tensors does not tell how many labels each star is; or what `rule` refuses.
+    """
+    pattern = read(text)
+    name = name or text
+
+    @cache
+    def expanded(counts: tuple[int, ...]) -> Rule:
+        labels = _labels(pattern, dict(zip(pattern.stars, counts, strict=True)))
+        return rule(pattern.written(labels), name=name, fixed=fixed)
+
+    one = rule(pattern.written({star: (label,) for star, label in pattern.stars.items()}), name=name, fixed=fixed)
+
+    def start(values: Mapping[str, Any]) -> Network:
+        given = expanded(_from_axes(pattern, _axes_of_values(pattern, values)))
+        assert given.start is not None
+        return given.start(values)
+
+    def find(network: Network, options: Options) -> Iterator[Place]:
+        places: list[Place] = []
+        for counts in _candidates(pattern, network):
+            try:
+                candidate = expanded(counts)
+            except NetworkError:
+                continue  # more axes than a tensor can have
+            places += candidate.find(network, options)
+        return iter(sorted(places, key=lambda place: place.nodes))
+
+    def build(network: Network, place: Place, values: Values, options: Options) -> Change:
+        axes = {position: len(network.nodes[place.nodes[position]].labels) for position in pattern.tensors}
+        return expanded(_from_axes(pattern, axes)).build(network, place, values, options)
+
+    def build_many(jobs: Sequence[Job]) -> list[Change]:
+        return [build(job.network, job.place, job.values, job.options) for job in jobs]
+
+    return replace(
+        one,
+        name=name,
+        equation=pattern.starred(one.equation),
+        find=find,
+        build=build,
+        start=None if open_variables(pattern.left) else start,
+        ranks=pattern.plain(one.ranks),
+        build_many=None if one.build_many is None else build_many,
+        variables=pattern.plain(one.variables),
+        labels=pattern.plain(one.labels),
+        spec={**one.spec, "notation": text, "name": name},
+    )
+
+
+# Reading -----------------------------------------------------------------------------------------------------
+
+
+def read(text: str) -> Pattern:
+    """Read a rule whose text may have stars. Raises what `starred_rule` says, but for what `rule` checks."""
+    for found in STAR.finditer(text):
+        if found["name"] is None:
+            _fail(text, found.start(), "'*' has no name", fix="*k: any number of labels")
+        if found["size"] is not None:
+            _fail(text, found.start(), f"'*{found['name']}' has a size", fix="no size: it is any number of labels")
+        opening, closing, bar = (text.rfind(mark, 0, found.start()) for mark in "[]|")
+        if opening <= max(closing, bar):
+            _fail(text, found.start(), f"'*{found['name']}' is no label here", fix="inside brackets: K[out in *k]")
+    words = set(WORD.findall(STAR.sub(" ", text)))
+    stars: dict[str, str] = {}
+    for found in STAR.finditer(text):
+        if found["name"] not in stars:
+            stars[found["name"]] = fresh(found["name"], words)
+            words.add(stars[found["name"]])
+    for star in stars:
+        sides = [any(found["name"] == star for found in STAR.finditer(side)) for side in text.split("=>")]
+        if sides in ([True, False], [False, True]):
+            side, fix = "left" if sides[0] else "right", f"*{star} on both sides of '=>'"
+            raise RuleError(explain(f"'*{star}' stands on the {side} side only", rule=text, fix=fix))
+    left, right = parse_rule(_written(text, {star: (label,) for star, label in stars.items()}))
+    for star, label in stars.items():
+        _check_star(f"*{star}", label, left, right, text)
+    return Pattern(text, left, right, stars, _order(left, stars, text))
+
+
+def _written(text: str, words: Mapping[str, Collection[str]]) -> str:
+    """The text with each star replaced by words."""
+    replaced = STAR.sub(lambda found: f" {' '.join(words[found['name']])} ", text)
+    return re.sub(r" (?=\])|(?<=\[) ", "", re.sub(r" +", " ", replaced))
+
+
+def _fail(text: str, at: int, fact: str, *, fix: str) -> NoReturn:
+    shown = re.sub(r"\s", " ", text)
+    raise NotationError(explain(fact, where=f"{shown}\n{' ' * at}^", fix=fix))
+
+
+def _check_star(star: str, label: str, left: Network, right: Network, text: str) -> None:
+    for side, name in ((left, "left"), (right, "right")):
+        for node in side.nodes:
+            where = _starred(node_text(node), {star[1:]: label})
+            if node.labels.count(label) > 1:
+                raise RuleError(explain(f"{star!r} stands twice on a node", where=where, rule=text))
+            if label in node.labels and not isinstance(node, NamedTensor):
+                if name == "left":
+                    raise RuleError(explain(f"{star!r} stands on a node that is no tensor", where=where, rule=text))
+                if not isinstance(node, Fill):
+                    reason = f"the positions of a {node.name}'s labels have a meaning"
+                    because = "its labels have one size" if node.name == "Copy" else reason
+                    raise RuleError(
+                        explain(f"{star!r} stands on a {node.name}", where=where, because=because, rule=text)
+                    )
+        if label not in side.output:
+            raise RuleError(
+                explain(
+                    f"{star!r} is summed on the {name} side",
+                    rule=text,
+                    fix=f"a star stands for open labels: -> [... {star}]",
+                )
+            )
+
+
+def _order(left: Network, stars: Mapping[str, str], text: str) -> tuple[tuple[int, str], ...]:
+    """Which left tensor tells which star: always one whose other stars are known by then."""
+    order: list[tuple[int, str]] = []
+    unknown = dict(stars)
+    tensors = [position for places in tensor_nodes(left).values() for position in places]
+    while unknown:
+        for position in tensors:
+            here = [star for star, label in unknown.items() if label in left.nodes[position].labels]
+            if len(here) == 1:
+                order.append((position, here[0]))
+                del unknown[here[0]]
+                break
+        else:
+            listed = " and ".join(repr(f"*{star}") for star in unknown)
+            raise RuleError(
+                explain(
+                    f"how many labels {listed} are cannot be told from the numbers of axes",
+                    rule=text,
+                    fix="a left tensor with one star alone, or with one that no other tensor tells",
+                )
+            )
+    return tuple(order)
+
+
+def _starred(text: str, stars: Mapping[str, str]) -> str:
+    names = {label: f"*{star}" for star, label in stars.items()}
+    return WORD.sub(lambda found: names.get(found[0], found[0]), text)
+
+
+# How many labels a star is -----------------------------------------------------------------------------------
+
+
+def _candidates(pattern: Pattern, network: Network) -> list[tuple[int, ...]]:
+    """Every number of labels for each star with which the left tensors have numbers of axes that the network has."""
+    axes = sorted({len(network.nodes[places[0]].labels) for places in tensor_nodes(network).values()})
+    found: list[dict[str, int]] = [{}]
+    for position, star in pattern.order:
+        found = [
+            {**known, star: total - pattern.width(position, known)}
+            for known in found
+            for total in axes
+            if total >= pattern.width(position, known)
+        ]
+        if len(found) > MAX_CANDIDATES:
+            raise RuleError(
+                explain(
+                    f"the stars can be read in more than {MAX_CANDIDATES} ways", rule=pattern.text, fix="fewer stars"
+                )
+            )
+    return [
+        tuple(counts[star] for star in pattern.stars)
+        for counts in found
+        if all(pattern.width(position, counts) in axes for position in pattern.tensors)
+    ]
+
+
+def _axes_of_values(pattern: Pattern, values: Mapping[str, Any]) -> dict[int, int]:
+    names = {position: name for name, places in tensor_nodes(pattern.left).items() for position in places}
+    return {position: int(np.ndim(values[name])) for position, name in names.items() if name in values}
+
+
+def _from_axes(pattern: Pattern, axes: Mapping[int, int]) -> tuple[int, ...]:
+    """How many labels each star is, where the left nodes at these positions have so many axes.
+
+    Raises:
+        RuleError: they have too few, or the one that tells a star is not among them.
+    """
+    counts: dict[str, int] = {}
+    for position, star in pattern.order:
+        name = pattern.left.nodes[position].name
+        if position not in axes:
+            raise RuleError(
+                explain(
+                    f"how many labels '*{star}' is follows from the value of {name!r}, which is missing",
+                    rule=pattern.text,
+                    fix=f"apply({{{name!r}: ...}})",
+                )
+            )
+        counts[star] = axes[position] - pattern.width(position, counts)
+        if counts[star] < 0:
+            raise RuleError(
+                explain(
+                    f"the value of {name!r} has {axes[position]} axes, fewer than labels beside '*{star}'",
+                    rule=pattern.text,
+                )
+            )
+    return tuple(counts[star] for star in pattern.stars)
+
+
+def _labels(pattern: Pattern, counts: Mapping[str, int]) -> dict[str, list[str]]:
+    """Labels for each star: those of torch's kernels where they fit, else the star's name, numbered."""
+    taken = {*pattern.plain((*carriers(pattern.left), *carriers(pattern.right)))}
+    found: dict[str, list[str]] = {}
+    for position, star in pattern.order:
+        node, count = pattern.left.nodes[position], counts[star]
+        beside = [label for label in node.labels if label != pattern.stars[star]]
+        alone = not any(label in pattern.stars.values() for label in beside)
+        order = KERNEL_LABELS.get(count + len(beside), ()) if alone else ()
+        rest = [label for label in order if label not in beside]
+        if len(rest) != count or taken & set(rest):
+            rest = []
+            for number in range(1, count + 1):
+                rest.append(fresh(star if count == 1 else f"{star}{number}", taken | set(rest)))
+        found[star] = rest
+        taken |= set(rest)
+    return found

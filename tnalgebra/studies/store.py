@@ -1,0 +1,286 @@
+"""The folder of a study: its config, its rows as they are finished, one process at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from filelock import FileLock, Timeout
+
+from .._files import write_text
+from ..errors import StudyError, explain
+
+Row: TypeAlias = dict[str, Any]
+
+FIELDS = (
+    *("model", "rewrite", "keep", "scope", "accuracy", "accuracy_change", "images", "mean_squared_relative_error"),
+    *("parameters_kept", "layers", "config", "version", "seconds"),
+)
+"""What every row has."""
+
+LATER: dict[str, Any] = {
+    "ranks": None,
+    "budget": None,
+    "metric": "frobenius",
+    "components": None,
+    "curves": None,
+    "calibration": None,
+    "reported": None,
+    "equations": None,
+}
+"""What rows have besides, and what it is in folders from before there was more than cuts."""
+
+
+class Key(NamedTuple):
+    """What makes a row, and tells it from all others: its fields of these names."""
+
+    rewrite: str
+    scope: str
+    keep: float | None = None
+    ranks: str | None = None
+    budget: float | None = None
+    metric: str = LATER["metric"]
+    components: str | None = None
+    curves: str | None = None
+    calibration: str | None = None
+    reported: str | None = None
+    equations: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> Key:
+        """The key of a row that was read."""
+        fields = {field: row[field] for field in cls._fields}
+        equations = row["equations"]
+        return cls(**{**fields, "equations": None if equations is None else tuple(equations)})
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """As JSON has them."""
+        return {**self._asdict(), "equations": None if self.equations is None else list(self.equations)}
+
+
+BASELINE = Key("none", "all")
+"""The row of the network as it is."""
+
+ROWS = "results.jsonl"
+CONFIG = "config.json"
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that tell configs apart."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Store:
+    """Rows in `folder/results.jsonl`, a line each, written as they come and never twice.
+
+    Use it in a `with` block: inside, no other process can open the folder.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.config = dict(config)
+        self.rows: list[Row] = []
+
+    @contextmanager
+    def opened(self) -> Iterator[Store]:
+        """Lock the folder, compare its config with what is known of ours, read the rows it has.
+
+        Raises:
+            StudyError: another process has it; it holds a study of another config; a line is no row of it; it
+                cannot be written.
+        """
+        with _locked(self.folder):
+            self._compare(self._config_there(), self.config)
+            self.rows = read_rows(self.folder, mend=True)
+            yield self
+
+    def settle(self, **more: object) -> None:
+        """Add to the config what is known by now: it is whole then, and is compared, or kept if the folder is new."""
+        self.config |= more
+        there = self._config_there()
+        self._compare(there, {**dict.fromkeys(there or ()), **self.config})
+        if there is None:
+            with _writing(self.folder):
+                write_text(self.folder / CONFIG, json.dumps(self.config, indent=2) + "\n")
+        ours = config_hash(self.config)
+        for number, row in enumerate(self.rows, 1):
+            if row["config"] != ours:
+                raise StudyError(
+                    explain(
+                        f"row {number} of {self.folder / ROWS} is of another config",
+                        hash=f"{row['config']} there, {ours} of {CONFIG}",
+                        fix="another --output",
+                    )
+                )
+
+    def _config_there(self) -> dict[str, Any] | None:
+        path = self.folder / CONFIG
+        if not path.exists():
+            if (self.folder / ROWS).exists():
+                raise StudyError(explain(f"{self.folder} has rows and no {CONFIG}", fix="another --output"))
+            return None
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StudyError(explain(f"{path} cannot be read", because=error, fix="another --output")) from error
+        if not isinstance(there, dict):
+            raise StudyError(explain(f"{path} is no config", fix="another --output"))
+        return there
+
+    def _compare(self, there: Mapping[str, Any] | None, known: Mapping[str, Any]) -> None:
+        ours = json.loads(json.dumps(dict(known)))
+        if there is None:
+            return
+        keys = [key for key in ours if there.get(key) != ours[key]]
+        if keys:
+            differences = "\n".join(f"{key}: {_shown(there.get(key))} there, {_shown(ours[key])} here" for key in keys)
+            raise StudyError(
+                explain(
+                    f"{self.folder} holds a study of another config",
+                    differences=differences,
+                    fix="another --output, or the same settings",
+                )
+            )
+
+    def append(self, row: Row) -> None:
+        """Add a row; when this returns, it is on the disk."""
+        with _writing(self.folder), (self.folder / ROWS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StudyError(
+                explain(
+                    f"another process is writing into {folder}",
+                    fix="wait for it to finish, or choose another --output",
+                )
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StudyError(explain(f"{folder} cannot be written", because=error, fix="another --output")) from error
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else json.dumps(value)
+
+
+def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
+    """The rows of a study's folder, in the order they were finished.
+
+    Args:
+        mend: cut off a last line that a killed process left unfinished; otherwise it is only passed over.
+
+    Raises:
+        StudyError: a line before the last is no row.
+    """
+    path = Path(folder) / ROWS
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    rows = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise StudyError(explain(f"line {number} of {path} is no row", because=error)) from error
+        if not isinstance(row, dict) or not row.keys() >= set(FIELDS):
+            raise StudyError(explain(f"line {number} of {path} is no row", line=line[:80].decode(errors="replace")))
+        rows.append({**row, **{field: value for field, value in LATER.items() if field not in row}})
+    if mend and whole != content:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return rows
+
+
+def table(rows: Sequence[Row], *, scopes: Collection[str] = ()) -> str:
+    """Rows as aligned text: what was done, top-1, its change, errors, parameters.
+
+    Rows of single layers are left out where there are rows of several; the figures show them. What no row has, such
+    as a budget, has no column.
+
+    Args:
+        scopes: as asked for; the row of a single layer stays if its name is among them.
+    """
+    if any(row["layers"] and not of_one_layer(row) for row in rows):
+        rows = [row for row in rows if row["scope"] in scopes or not of_one_layer(row)]
+    columns = [
+        ("rewrite", [row["rewrite"] for row in rows]),
+        ("keep", ["" if row["keep"] is None else f"{row['keep']:g}" for row in rows]),
+        *(
+            (name, [_setting(row, name) for row in rows])
+            for name in SETTINGS
+            if any(_unusual(row, name) for row in rows)
+        ),
+        ("scope", [row["scope"] for row in rows]),
+        ("top-1 %", [f"{100 * row['accuracy']:.2f}" for row in rows]),
+        ("change", [f"{100 * row['accuracy_change']:+.2f}" if touched(row) else "" for row in rows]),
+        ("mean sq. rel. error", [f"{row['mean_squared_relative_error']:.4f}" for row in rows]),
+        ("parameters kept", [f"{row['parameters_kept']:.3f}" for row in rows]),
+    ]
+    texts = []
+    for name, cells in columns:
+        if name == "keep" and not any(cells):
+            continue
+        width = max(map(len, (name, *cells)))
+        left = name in ("rewrite", "scope", "ranks", "metric", "curves", "components")
+        texts.append([cell.ljust(width) if left else cell.rjust(width) for cell in (name, *cells)])
+    head, *lines = ("  ".join(cells).rstrip() for cells in zip(*texts, strict=True))
+    return "\n".join([head, "-" * len(head), *lines])
+
+
+SETTINGS = ("ranks", "budget", "metric", "curves", "components")
+"""Settings of fits: columns of the table where a row has an unusual one."""
+
+USUAL = {"metric": LATER["metric"], "curves": "error", "components": "refit"}
+"""What is not said of a setting where all rows have it."""
+
+
+def _setting(row: Row, name: str) -> str:
+    value = row[name] if row["equations"] is not None else None
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _unusual(row: Row, name: str) -> bool:
+    return _setting(row, name) not in ("", USUAL.get(name))
+
+
+def touched(row: Row) -> bool:
+    """Whether it is another row than that of the network as it is."""
+    return bool(row["rewrite"] != BASELINE.rewrite)
+
+
+def variant(row: Row) -> str:
+    """What tells a row's fits from the usual ones, for legends: "metric input, components drop from r=64"."""
+    names = [name for name in USUAL if _unusual(row, name)]
+    return ", ".join(f"{name} {row[name]}" for name in names)
+
+
+def of_one_layer(row: Row) -> bool:
+    """Whether the row is of one layer alone, under its own name."""
+    return row["scope"] in row["layers"]

@@ -1,0 +1,46 @@
+"""The numbers of a network: values bound to its tensors, contracted, factorised, and taken to quimb and back."""
+
+from .contraction import MAX_ELEMENTS, Operand, contract
+from .evaluation import Values, bind, evaluate, magnitude, operands, pattern
+from .linalg import (
+    SVD,
+    check_axes,
+    gram_singular_values,
+    matricise,
+    randomised,
+    relative_residual,
+    scaled,
+    svd_of_product,
+    truncated_svd,
+)
+from .quimb import from_quimb, to_quimb
+from .values import bind_values, common_dtype, norm, relative, value_of, values_for
+
+__all__ = [
+    "MAX_ELEMENTS",
+    "SVD",
+    "Operand",
+    "Values",
+    "bind",
+    "bind_values",
+    "check_axes",
+    "common_dtype",
+    "contract",
+    "evaluate",
+    "from_quimb",
+    "gram_singular_values",
+    "magnitude",
+    "matricise",
+    "norm",
+    "operands",
+    "pattern",
+    "randomised",
+    "relative",
+    "relative_residual",
+    "scaled",
+    "svd_of_product",
+    "to_quimb",
+    "truncated_svd",
+    "value_of",
+    "values_for",
+]

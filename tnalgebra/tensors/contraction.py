@@ -1,0 +1,187 @@
+"""Contract labelled torch tensors pair by pair, in an order found by opt_einsum, with any number of labels.
+
+torch.einsum knows 52 labels; here each pair is one batched matrix product, its labels grouped into batch, left,
+right and summed, so only torch's 64 axes per tensor remain as a limit. The steps of a contraction are found once for
+the same labels and sizes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple, TypeAlias
+
+import opt_einsum
+import torch
+from torch import Tensor
+
+from ..errors import NetworkError, SizeError, explain
+from ..network import MAX_AXES
+
+Labels: TypeAlias = tuple[str, ...]
+
+Operand = tuple[Tensor, Labels]
+"""A tensor and the label of each of its axes; a label that stands twice means the diagonal."""
+
+MAX_ELEMENTS = 2**28
+"""Default bound of the largest intermediate: 2 GiB in float64."""
+
+SMALL = 5
+"""Up to so many operands the order with the fewest multiply-adds is found by trying all."""
+
+CACHED = 4096
+"""Contractions whose steps are remembered."""
+
+
+def contract(operands: Sequence[Operand], output: Sequence[str], *, max_elements: int = MAX_ELEMENTS) -> Tensor:
+    """Sum the product of `operands` over every label that is not in `output`.
+
+    Args:
+        operands: at least one; equal labels have equal sizes.
+        output: labels of the result's axes, each on some operand.
+        max_elements: refuse, before computing anything, a contraction with a larger intermediate.
+
+    Returns:
+        Shape: the sizes of `output`; element [i, j, ...] is the sum at those values of the output labels.
+
+    Raises:
+        SizeError: some intermediate would have more than `max_elements` elements.
+        NetworkError: some intermediate would have more than 64 axes.
+    """
+    labels = tuple(tuple(names) for _, names in operands)
+    shapes = tuple(tuple(tensor.shape) for tensor, _ in operands)
+    steps = _planned(labels, shapes, tuple(output), max_elements)
+    pending = [reduce(tensor) for reduce, (tensor, _) in zip(steps.reductions, operands, strict=True)]
+    for i, j, multiply in steps.pairs:
+        right, left = pending.pop(max(i, j)), pending.pop(min(i, j))
+        pending.append(multiply(left, right))
+    return pending[0].permute(steps.order)
+
+
+class _Steps(NamedTuple):
+    """What a contraction does: each operand alone first, then pairs, whose result goes to the end of the list."""
+
+    reductions: tuple[Callable[[Tensor], Tensor], ...]
+    pairs: tuple[tuple[int, int, Callable[[Tensor, Tensor], Tensor]], ...]
+    order: tuple[int, ...]
+
+
+@lru_cache(maxsize=CACHED)
+def _planned(
+    operands: tuple[Labels, ...], shapes: tuple[tuple[int, ...], ...], output: Labels, max_elements: int
+) -> _Steps:
+    sizes: dict[str, int] = {}
+    for labels, shape in zip(operands, shapes, strict=True):
+        sizes |= dict(zip(labels, shape, strict=True))
+    keep = set(output)
+    reductions = []
+    pending: list[Labels] = []
+    for position, labels in enumerate(operands):
+        elsewhere = {label for other, names in enumerate(operands) if other != position for label in names}
+        reduction, left_over = _reduction(labels, elsewhere | keep)
+        reductions.append(reduction)
+        pending.append(left_over)
+    pairs = []
+    for i, j in _order(pending, output, sizes):
+        right, left = pending.pop(max(i, j)), pending.pop(min(i, j))
+        needed = keep.union(*pending)
+        _check_axes(left, right, needed)
+        _check_elements({label: sizes[label] for label in {*left, *right} & needed}, max_elements)
+        multiply, labels = _product(left, right, needed, sizes)
+        pairs.append((i, j, multiply))
+        pending.append(labels)
+    return _Steps(tuple(reductions), tuple(pairs), tuple(pending[0].index(label) for label in output))
+
+
+def _reduction(labels: Labels, needed: Collection[str]) -> tuple[Callable[[Tensor], Tensor], Labels]:
+    """Take the diagonals of repeated labels, then sum the labels nobody needs."""
+    diagonals = []
+    for label, times in Counter(labels).items():
+        for _ in range(times - 1):
+            first = labels.index(label)
+            second = labels.index(label, first + 1)
+            diagonals.append((first, second))
+            labels = (*labels[:first], *labels[first + 1 : second], *labels[second + 1 :], label)
+    dead = [axis for axis, label in enumerate(labels) if label not in needed]
+
+    def reduced(tensor: Tensor) -> Tensor:
+        for first, second in diagonals:
+            tensor = tensor.diagonal(dim1=first, dim2=second)
+        return tensor.sum(dead) if dead else tensor
+
+    return reduced, tuple(label for label in labels if label in needed)
+
+
+def _order(labels: Sequence[Labels], output: Labels, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
+    if len(labels) < 2:
+        return []
+    inputs = [frozenset(operand) for operand in labels]
+    search = opt_einsum.paths.optimal if len(labels) <= SMALL else opt_einsum.paths.auto
+    path = search(inputs, frozenset(output), dict(sizes))
+    pairs: list[tuple[int, int]] = []
+    remaining = len(labels)
+    for group in path:
+        # a path may name more than two operands (or one) in a step: fold them in pairs
+        ahead = sorted(group, reverse=True)
+        while len(ahead) > 1:
+            i, j = ahead.pop(0), ahead.pop(0)
+            pairs.append((i, j))
+            remaining -= 1
+            ahead.insert(0, remaining - 1)
+    return pairs
+
+
+def _check_axes(left: Labels, right: Labels, needed: Collection[str]) -> None:
+    axes = {*left, *right} & set(needed)
+    if len(axes) > MAX_AXES:
+        raise NetworkError(
+            explain(f"an intermediate of the contraction has {len(axes)} axes", fix=f"at most {MAX_AXES}: fuse labels")
+        )
+
+
+def _check_elements(sizes: Mapping[str, int], max_elements: int) -> None:
+    elements = prod(sizes.values())
+    if elements > max_elements:
+        raise SizeError(
+            explain(
+                f"an intermediate of the contraction would have {elements} elements",
+                labels=" ".join(f"{label}={size}" for label, size in sizes.items()),
+                fix=f"smaller sizes, or max_elements above {max_elements}",
+            )
+        )
+
+
+def _product(
+    a: Labels, b: Labels, needed: Collection[str], sizes: Mapping[str, int]
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Labels]:
+    """One batched matrix product: (batch, left, summed) times (batch, summed, right)."""
+    reduce_a, a = _reduction(a, {*needed, *b})
+    reduce_b, b = _reduction(b, {*needed, *a})
+    both = [label for label in a if label in b]
+    batch = [label for label in both if label in needed]
+    summed = [label for label in both if label not in needed]
+    left = [label for label in a if label not in both]
+    right = [label for label in b if label not in both]
+    order_a, shape_a = _grouped(a, (batch, left, summed), sizes)
+    order_b, shape_b = _grouped(b, (batch, summed, right), sizes)
+    labels = (*batch, *left, *right)
+    shape = [sizes[label] for label in labels]
+
+    def multiplied(one: Tensor, other: Tensor) -> Tensor:
+        first = reduce_a(one).permute(order_a).reshape(shape_a)
+        second = reduce_b(other).permute(order_b).reshape(shape_b)
+        if not batch:
+            return (first[0] @ second[0]).reshape(shape)
+        if not summed:
+            return (first * second).reshape(shape)  # shapes (batch, left, 1) and (batch, 1, right)
+        return torch.bmm(first, second).reshape(shape)
+
+    return multiplied, labels
+
+
+def _grouped(labels: Labels, groups: Sequence[Sequence[str]], sizes: Mapping[str, int]) -> tuple[list[int], list[int]]:
+    """The order of the axes, and the shape with one axis a group."""
+    order = [labels.index(label) for group in groups for label in group]
+    return order, [prod(sizes[label] for label in group) for group in groups]

@@ -1,0 +1,56 @@
+"""The values of a network in the numbers' own precision: bound, picked, contracted, compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ValuesError, explain
+from ..network import Network, tensor_nodes
+from .contraction import contract
+from .evaluation import Values, bind, operands
+
+
+def bind_values(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str, Tensor]]:
+    """`evaluation.bind`, with integers as float64 and without gradients: the values a rewrite works on."""
+    network, tensors = bind(network, values)
+    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+    return network, {n: t if t.is_floating_point() else t.double() for n, t in tensors.items()}
+
+
+def relative(difference: Tensor, reference: Tensor) -> float:
+    """||difference||_F / ||reference||_F; 0 if both are 0, infinite if only the reference is."""
+    above, below = norm(difference), norm(reference)
+    return above and (above / below if below else math.inf)
+
+
+def norm(tensor: Tensor) -> float:
+    """||tensor||_F in float64, also where the squares of its elements overflow or vanish."""
+    tensor = tensor.double()
+    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+    return largest and largest * float(torch.linalg.vector_norm(tensor / largest))
+
+
+def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The type that loses nothing of any of them; float64 if there are none."""
+    dtypes = [tensor.dtype for tensor in tensors]
+    return reduce(torch.promote_types, dtypes) if dtypes else torch.float64
+
+
+def values_for(network: Network, values: Values) -> dict[str, Tensor]:
+    """The values of a network's own tensors, out of those of a larger one. Raises ValuesError if one is missing."""
+    missing = [name for name in tensor_nodes(network) if name not in values]
+    if missing:
+        raise ValuesError(explain(f"no value for {', '.join(map(repr, missing))}", where=network))
+    return {name: values[name] for name in tensor_nodes(network)}
+
+
+def value_of(network: Network, values: Values, *, dtype: torch.dtype | None = None) -> Tensor:
+    """The value of a network in `dtype` (by default the values' own), index patterns dense."""
+    network, tensors = bind(network, values_for(network, values))
+    return contract(operands(network, tensors, dtype or common_dtype(tensors.values())), network.output)
