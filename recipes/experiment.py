@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
@@ -23,7 +22,7 @@ from recipes.training.task import Task
 from recipes.training.train import train
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 Row: TypeAlias = dict[str, Any]
 """A line of results.jsonl: an epoch of one training."""
@@ -288,39 +287,3 @@ class Spread(NamedTuple):
     def range_text(self, form: str, *, times: float = 1.0) -> str:
         """Least and largest; nothing of a single value."""
         return f"{times * self.low:{form}}-{times * self.high:{form}}" if self.of > 1 else ""
-
-
-def aligned(rows: Sequence[Sequence[str]], *, left: int = 1, ruled: bool = True) -> str:
-    """Columns of text, the first `left` of them to the left, the others to the right, with a line below the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], *(["-" * max(map(len, lines))] if ruled else []), *lines[1:]])
-
-
-def count_text(count: float) -> str:
-    """A count in three digits: 269,722 -> 270 k."""
-    for unit, size in ((" G", 1e9), (" M", 1e6), (" k", 1e3)):
-        if count >= 0.9995 * size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.0f}"
-
-
-def write_figure(figure: Figure, path: Path) -> None:
-    """As PNG and SVG, each whole or not at all.
-
-    Raises:
-        StudyError: the folder cannot be written.
-    """
-    try:
-        for suffix in tn.studies.SUFFIXES:
-            tn.studies.write_whole(path.with_suffix(suffix), partial(figure.savefig, dpi=150))
-    except OSError as error:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"{path} cannot be written", because=error, fix="another --output")
-        ) from error

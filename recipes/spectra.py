@@ -22,7 +22,7 @@ from recipes import compressibility
 from recipes.claims.report import interval, plain, shown
 from recipes.claims.statistics import Correlation, rank_correlation
 from recipes.command import run_command
-from recipes.experiment import aligned, write_figure
+from recipes.reporting import aligned, write_figure
 from recipes.networks import trained_cnn4
 
 # spectra_rows: What recipes.spectra measures of a kernel, as tables and a figure.

@@ -39,8 +39,9 @@ import torch
 
 import tnalgebra as tn
 from recipes.command import run_command
-from recipes.experiment import fresh_model, write_figure, write_network
+from recipes.experiment import fresh_model, write_network
 from recipes.networks import network, teacher
+from recipes.reporting import write_figure
 from recipes.training.classification import Classification, crop_and_flip
 from recipes.training.history import History
 from recipes.training.settings import Training

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import tnalgebra as tn
-from recipes.experiment import Row, Spread, aligned, count_text, last_epoch
+from recipes.experiment import Row, Spread, last_epoch
+from recipes.reporting import aligned, count_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

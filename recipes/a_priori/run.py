@@ -50,9 +50,9 @@ from recipes.experiment import (
     load_both,
     printed,
     train_and_note,
-    write_figure,
 )
 from recipes.networks import Wishes, all_dense, even_wishes, from_random_cores
+from recipes.reporting import write_figure
 from recipes.training.classification import Classification
 from recipes.training.regression import Regression
 from recipes.training.task import Task, state_digest
@@ -274,7 +274,7 @@ def _note(
         return
     accuracy = epoch.score if task.score_name == "accuracy" else None
     row: Row = {
-        **tn.studies.LATER,
+        **tn.studies.Key("", "all").fields,
         "model": config.model,
         "contender": contender.text,
         "rewrite": contender.rewrite if contender.fraction is not None else "none",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tnalgebra as tn
 from recipes.claims.statistics import Band, Correlation, DepthClaim, Gain, NormClaim
-from recipes.experiment import aligned
+from recipes.reporting import aligned
 
 # correlation_rows: Rank correlations as text and as JSON.
 

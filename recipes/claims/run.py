@@ -42,7 +42,7 @@ from recipes.claims.statistics import (
     norm_gain,
 )
 from recipes.command import run_command
-from recipes.experiment import write_figure
+from recipes.reporting import write_figure
 
 SMOKE = compressibility.Config(
     cuts=("out | in kh kw", "out kh | in kw"),

@@ -495,7 +495,7 @@ def _distinct(rows: Sequence[tn.studies.Row]) -> list[tn.studies.Row]:
     found: dict[tn.studies.Key, tn.studies.Row] = {}
     for row in rows:
         key = tn.studies.Key.of(row)
-        if key.metric == tn.studies.LATER["metric"]:
+        if key.metric == tn.studies.BASELINE.metric:
             key = key._replace(calibration=None, reported=None)
         if key not in found or row["reported"] is not None:
             found[key] = row

@@ -53,10 +53,10 @@ from recipes.experiment import (
     printed,
     train_and_note,
     trained,
-    write_figure,
     write_network,
 )
 from recipes.networks import with_weights
+from recipes.reporting import write_figure
 from recipes.retrain.report import BASELINE, curves, figure, summary
 from recipes.retrain.truncations import Truncated, Truncation, read_truncation, truncate
 from recipes.training.task import Task, evaluate, state_digest
@@ -342,7 +342,7 @@ class _Experiment:
         dense: Row = baseline or {"accuracy": accuracy, **start}
         rewrite, _, size = text.rpartition(" @ ")
         row: Row = {
-            **tn.studies.LATER,
+            **tn.studies.Key("", "all").fields,
             "model": self.config.model,
             "truncation": text,
             "way": way,
