@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 import tnalgebra as tn
 from tnalgebra.model.images import Images, normalised
+from tnalgebra.studies.store import BASELINE
 
 CLASSES = 5
 MEAN, STD = (0.4, 0.5, 0.6), (0.25, 0.3, 0.2)
 NORMALISED: dict[str, Any] = {"mean": MEAN, "std": STD}
 CUTS = ("out | in kh kw", "out kh | in kw")
+NO_FIT = {field: value for field, value in BASELINE.fields.items() if field not in ("rewrite", "scope", "keep")}
+"""The fields of a row that only rows of fits have."""
 
 
 class Net(nn.Module):

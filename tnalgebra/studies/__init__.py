@@ -7,11 +7,26 @@ from .figures import MARKERS, SUFFIXES
 from .kernels import Layer, Workbench, globs_of, layers_of, no_match
 from .plan import Wishes, planned
 from .rewrites import NO_FORM, Form, budgets_of, fitted, free_bonds, rewrite_of, sweep_of
-from .store import LATER, Key, Row, Store, config_hash, of_one_layer, read_rows, table, touched, variant
+from .store import (
+    BASELINE,
+    Key,
+    Row,
+    Store,
+    compare_configs,
+    config_hash,
+    locked,
+    of_one_layer,
+    read_config,
+    read_rows,
+    table,
+    touched,
+    variant,
+    writing,
+)
 from .study import Study, study
 
 __all__ = [
-    "LATER",
+    "BASELINE",
     "MARKERS",
     "NO_FORM",
     "SUFFIXES",
@@ -25,15 +40,18 @@ __all__ = [
     "Workbench",
     "accuracy",
     "budgets_of",
+    "compare_configs",
     "config_hash",
     "fitted",
     "fractions_of",
     "free_bonds",
     "globs_of",
     "layers_of",
+    "locked",
     "no_match",
     "of_one_layer",
     "planned",
+    "read_config",
     "read_rows",
     "recalibrate_batch_norm",
     "rewrite_of",
@@ -46,4 +64,5 @@ __all__ = [
     "variant",
     "write_text",
     "write_whole",
+    "writing",
 ]

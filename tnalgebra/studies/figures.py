@@ -13,7 +13,7 @@ from ..model import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values
 from ..network import NamedTensor, Network, draw, parse, parse_bipartition, parse_rule
 from .kernels import Layer
 from .plan import equations_of
-from .store import LATER, Row, of_one_layer, touched, variant
+from .store import BASELINE, Row, of_one_layer, touched, variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def draw_results(folder: Path, rows: Sequence[Row], layers: Sequence[Layer]) -> 
     several = [row for row in rows if not of_one_layer(row)]
     if several:
         # other metrics give the norm away on purpose; and a large budget may leave all layers as they are
-        kept = [row for row in several if row["metric"] == LATER["metric"] and row["layers"]]
+        kept = [row for row in several if row["metric"] == BASELINE.metric and row["layers"]]
         cut = _cut_only(rows)
         if kept:
             figures["accuracy_against_norm"] = _curves(

@@ -17,34 +17,21 @@ from ..errors import StudyError, explain
 
 Row: TypeAlias = dict[str, Any]
 
-FIELDS = (
-    *("model", "rewrite", "keep", "scope", "accuracy", "accuracy_change", "images", "mean_squared_relative_error"),
-    *("parameters_kept", "layers", "config", "version", "seconds"),
-)
-"""What every row has."""
-
-LATER: dict[str, Any] = {
-    "ranks": None,
-    "budget": None,
-    "metric": "frobenius",
-    "components": None,
-    "curves": None,
-    "calibration": None,
-    "reported": None,
-    "equations": None,
-}
-"""What rows have besides, and what it is in folders from before there was more than cuts."""
+ROWS = "results.jsonl"
+CONFIG = "config.json"
+OTHER_OUTPUT = "another --output"
+LISTED_DIFFERENCES = 20
 
 
 class Key(NamedTuple):
-    """What makes a row, and tells it from all others: its fields of these names."""
+    """What makes a row and distinguishes it from all others: its fields of these names."""
 
     rewrite: str
     scope: str
     keep: float | None = None
     ranks: str | None = None
     budget: float | None = None
-    metric: str = LATER["metric"]
+    metric: str = "frobenius"
     components: str | None = None
     curves: str | None = None
     calibration: str | None = None
@@ -55,29 +42,118 @@ class Key(NamedTuple):
     def of(cls, row: Row) -> Key:
         """The key of a row that was read."""
         fields = {field: row[field] for field in cls._fields}
-        equations = row["equations"]
-        return cls(**{**fields, "equations": None if equations is None else tuple(equations)})
+        return cls(**{**fields, "equations": row["equations"] and tuple(row["equations"])})
 
     @property
     def fields(self) -> dict[str, Any]:
         """As JSON has them."""
-        return {**self._asdict(), "equations": None if self.equations is None else list(self.equations)}
+        return {**self._asdict(), "equations": self.equations and list(self.equations)}
 
 
 BASELINE = Key("none", "all")
 """The row of the network as it is."""
 
-ROWS = "results.jsonl"
-CONFIG = "config.json"
+FIELDS = (
+    *("model", *Key._fields, "accuracy", "accuracy_change", "images", "mean_squared_relative_error"),
+    *("parameters_kept", "layers", "config", "version", "seconds"),
+)
+"""What every row has."""
+
+
+# Configs and locks, also of other folders of results ---------------------------------------------------------
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that tell configs apart."""
+    """Twelve hexadecimal digits that distinguish configs."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None if there is no such file.
+
+    Raises:
+        StudyError: the file cannot be read, or holds something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}")
+    except (OSError, ValueError) as error:
+        raise StudyError(explain(f"{path} cannot be read as a config", because=error, fix=OTHER_OUTPUT)) from error
+    return config
+
+
+def compare_configs(folder: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Check that the config stored in a folder is the current one.
+
+    Raises:
+        StudyError: they differ; the differences are listed, those in nested mappings under keys joined by dots.
+    """
+    there, here = _flatten(stored), _flatten(json.loads(json.dumps(dict(current))))
+    lines = [
+        f"{key}: {there.get(key, 'none')} there, {here.get(key, 'none')} here"
+        for key in {**here, **there}
+        if there.get(key, "none") != here.get(key, "none")
+    ]
+    if lines:
+        more = [f"... and {len(lines) - LISTED_DIFFERENCES} more"] if len(lines) > LISTED_DIFFERENCES else []
+        raise StudyError(
+            explain(
+                f"{folder} holds results of another config",
+                differences="\n".join(lines[:LISTED_DIFFERENCES] + more),
+                fix="another --output, or the same settings",
+            )
+        )
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Entries of nested mappings as JSON, under their keys joined by dots."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = "none" if value is None else json.dumps(value)
+    return flat
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder, which is made if it does not exist.
+
+    Raises:
+        StudyError: another process is in it, or it cannot be written.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            fact = f"another process is writing into {folder}"
+            raise StudyError(explain(fact, fix="wait for it to finish, or choose another --output")) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise errors of the disk as StudyError."""
+    try:
+        yield
+    except OSError as error:
+        raise StudyError(explain(f"{folder} cannot be written", because=error, fix=OTHER_OUTPUT)) from error
+
+
+# Rows ---------------------------------------------------------------------------------------------------------
+
+
 class Store:
-    """Rows in `folder/results.jsonl`, a line each, written as they come and never twice.
+    """Rows in `folder/results.jsonl`, one in each line, written as they come and never twice.
 
     Use it in a `with` block: inside, no other process can open the folder.
     """
@@ -92,101 +168,44 @@ class Store:
         """Lock the folder, compare its config with what is known of ours, read the rows it has.
 
         Raises:
-            StudyError: another process has it; it holds a study of another config; a line is no row of it; it
+            StudyError: another process has it; it holds results of another config; a line is not a row of it; it
                 cannot be written.
         """
-        with _locked(self.folder):
-            self._compare(self._config_there(), self.config)
+        with locked(self.folder):
+            stored = self._stored_config()
+            if stored is not None:
+                compare_configs(self.folder, {key: stored.get(key) for key in self.config}, self.config)
             self.rows = read_rows(self.folder, mend=True)
             yield self
 
     def settle(self, **more: object) -> None:
         """Add to the config what is known by now: it is whole then, and is compared, or kept if the folder is new."""
         self.config |= more
-        there = self._config_there()
-        self._compare(there, {**dict.fromkeys(there or ()), **self.config})
-        if there is None:
-            with _writing(self.folder):
+        stored = self._stored_config()
+        if stored is None:
+            with writing(self.folder):
                 write_text(self.folder / CONFIG, json.dumps(self.config, indent=2) + "\n")
+        else:
+            compare_configs(self.folder, stored, self.config)
         ours = config_hash(self.config)
         for number, row in enumerate(self.rows, 1):
             if row["config"] != ours:
-                raise StudyError(
-                    explain(
-                        f"row {number} of {self.folder / ROWS} is of another config",
-                        hash=f"{row['config']} there, {ours} of {CONFIG}",
-                        fix="another --output",
-                    )
-                )
+                fact = f"row {number} of {self.folder / ROWS} is of another config"
+                raise StudyError(explain(fact, hash=f"{row['config']} there, {ours} of {CONFIG}", fix=OTHER_OUTPUT))
 
-    def _config_there(self) -> dict[str, Any] | None:
-        path = self.folder / CONFIG
-        if not path.exists():
-            if (self.folder / ROWS).exists():
-                raise StudyError(explain(f"{self.folder} has rows and no {CONFIG}", fix="another --output"))
-            return None
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StudyError(explain(f"{path} cannot be read", because=error, fix="another --output")) from error
-        if not isinstance(there, dict):
-            raise StudyError(explain(f"{path} is no config", fix="another --output"))
-        return there
-
-    def _compare(self, there: Mapping[str, Any] | None, known: Mapping[str, Any]) -> None:
-        ours = json.loads(json.dumps(dict(known)))
-        if there is None:
-            return
-        keys = [key for key in ours if there.get(key) != ours[key]]
-        if keys:
-            differences = "\n".join(f"{key}: {_shown(there.get(key))} there, {_shown(ours[key])} here" for key in keys)
-            raise StudyError(
-                explain(
-                    f"{self.folder} holds a study of another config",
-                    differences=differences,
-                    fix="another --output, or the same settings",
-                )
-            )
+    def _stored_config(self) -> dict[str, Any] | None:
+        config = read_config(self.folder / CONFIG)
+        if config is None and (self.folder / ROWS).exists():
+            raise StudyError(explain(f"{self.folder} has rows and no {CONFIG}", fix=OTHER_OUTPUT))
+        return config
 
     def append(self, row: Row) -> None:
         """Add a row; when this returns, it is on the disk."""
-        with _writing(self.folder), (self.folder / ROWS).open("a", encoding="utf-8") as file:
+        with writing(self.folder), (self.folder / ROWS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StudyError(
-                explain(
-                    f"another process is writing into {folder}",
-                    fix="wait for it to finish, or choose another --output",
-                )
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StudyError(explain(f"{folder} cannot be written", because=error, fix="another --output")) from error
-
-
-def _shown(value: object) -> str:
-    return "none" if value is None else json.dumps(value)
 
 
 def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
@@ -196,7 +215,7 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
         mend: cut off a last line that a killed process left unfinished; otherwise it is only passed over.
 
     Raises:
-        StudyError: a line before the last is no row.
+        StudyError: a line before the last is not a row.
     """
     path = Path(folder) / ROWS
     if not path.exists():
@@ -208,10 +227,11 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise StudyError(explain(f"line {number} of {path} is no row", because=error)) from error
+            raise StudyError(explain(f"line {number} of {path} is not a row", because=error)) from error
         if not isinstance(row, dict) or not row.keys() >= set(FIELDS):
-            raise StudyError(explain(f"line {number} of {path} is no row", line=line[:80].decode(errors="replace")))
-        rows.append({**row, **{field: value for field, value in LATER.items() if field not in row}})
+            fact = f"line {number} of {path} is not a row"
+            raise StudyError(explain(fact, line=line[:80].decode(errors="replace")))
+        rows.append(row)
     if mend and whole != content:
         with path.open("r+b") as file:
             file.truncate(len(whole))
@@ -257,7 +277,7 @@ def table(rows: Sequence[Row], *, scopes: Collection[str] = ()) -> str:
 SETTINGS = ("ranks", "budget", "metric", "curves", "components")
 """Settings of fits: columns of the table where a row has an unusual one."""
 
-USUAL = {"metric": LATER["metric"], "curves": "error", "components": "refit"}
+USUAL = {"metric": BASELINE.metric, "curves": "error", "components": "refit"}
 """What is not said of a setting where all rows have it."""
 
 

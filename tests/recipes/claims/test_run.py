@@ -21,8 +21,9 @@ from recipes.claims import run as claims
 from recipes.claims.report import plain
 from recipes.claims.run import Config, main
 from recipes.claims.statistics import depth_correlation, harmless, norm_correlation, norm_gain
+from tests.study_cases import NO_FIT
 from tnalgebra.errors import StudyError
-from tnalgebra.studies.store import LATER, ROWS, Row, read_rows
+from tnalgebra.studies.store import ROWS, Row, read_rows
 
 ROOT = Path(__file__).parents[2]
 CUTS = ("out | in kh kw", "out kh | in kw")
@@ -48,7 +49,7 @@ def row(rewrite: str, scope: str, errors: dict[str, tuple[float, float | None]],
         "config": "0123456789ab",
         "version": "0",
         "seconds": 1.0,
-        **LATER,
+        **NO_FIT,
         **fields,
     }
 

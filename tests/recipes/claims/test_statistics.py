@@ -23,8 +23,9 @@ from recipes.claims.statistics import (
     rank_correlation,
     spearman,
 )
+from tests.study_cases import NO_FIT
 from tnalgebra.errors import StudyError
-from tnalgebra.studies.store import LATER, Row
+from tnalgebra.studies.store import Row
 
 QUICK: dict[str, Any] = {"resamples": 50}
 
@@ -52,7 +53,7 @@ def row(
             name: {"relative_error": one} | ({} if other is None else {"output_error": other})
             for name, one, other in zip(names, errors, outputs, strict=True)
         },
-        **LATER,
+        **NO_FIT,
         **fields,
     }
 
