@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from nn_cases import CASES, CONVOLUTIONS, EQUAL, NAMES, OWN, REFUSED, TRANSPOSED, Case, outcome
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from tests.nn_cases import CASES, CONVOLUTIONS, EQUAL, NAMES, OWN, REFUSED, TRANSPOSED, Case, outcome
 
 FAMILIES = {"Conv": CONVOLUTIONS, "ConvTranspose": TRANSPOSED, "Linear": ("Linear",)}
 ORDER = (

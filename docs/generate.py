@@ -1,6 +1,7 @@
 """Pages and pictures of the docs that are made from the library.
 
 python docs/generate.py                        rules.md, the table of layers.md, the drawings, gallery.md's among them
+python docs/generate.py architecture           the picture of architecture.md: what becomes of what, who imports whom
 python docs/generate.py NAME runs/FOLDER       what a recipe left: figures, and the table, where a page has a mark NAME
 python docs/generate.py fits runs/fits         the table and figure of the benchmark of fits, into benchmarks.md
 """
@@ -15,15 +16,16 @@ from textwrap import fill
 from typing import Any, TypeAlias
 
 import torch
-from arguments_table import arguments_table
 from matplotlib.figure import Figure
 
 import tnalgebra as tn
-from recipes.a_priori import report as a_priori_rows
-from recipes.retrain import report as retrain_rows
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes are no part of the package
+sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes and tests are not installed with the package
 
+from docs.architecture import draw_architecture
+from docs.arguments_table import arguments_table
+from recipes.a_priori import report as a_priori_report
+from recipes.retrain import report as retrain_report
 
 DOCS = Path(__file__).parent
 STUDY_PAGES = ("study.md", "results.md")
@@ -212,14 +214,14 @@ def store_rows(name: str, folder: Path) -> None:
 
 def _summary(rows: list[Any]) -> str:
     if "truncation" in rows[0]:
-        return retrain_rows.summary(rows)
+        return retrain_report.summary(rows)
     if "contender" in rows[0]:
-        return a_priori_rows.summary(rows)
+        return a_priori_report.summary(rows)
     return tn.studies.table(rows)
 
 
 def store_fits(folder: Path) -> None:
-    """Take over what `recipes.benchmark_fits` wrote."""
+    """Take over what `recipes.benchmarks.fits` wrote."""
     write_between("benchmarks.md", "fits", (folder / "fits.md").read_text(encoding="utf-8").strip())
     shutil.copyfile(folder / "fits.png", DOCS / "images" / "fits.png")
 
@@ -240,6 +242,9 @@ def write_between(page: str, name: str, block: str) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["architecture"]:
+        draw_architecture(DOCS / "images" / "architecture.svg")
+        return
     if len(sys.argv) == 3 and sys.argv[1] == "fits":
         store_fits(Path(sys.argv[2]))
         return
@@ -257,6 +262,7 @@ def main() -> None:
     for entry in tn.decompositions.CATALOGUE:
         tn.draw(drawn(entry), DOCS / "images" / f"rule-{entry.name}.svg")
     draw_plan(DOCS / "images" / "plan.svg")
+    draw_architecture(DOCS / "images" / "architecture.svg")
 
 
 def draw_plan(path: Path) -> None:

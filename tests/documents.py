@@ -1,15 +1,13 @@
-"""README.md and docs/*.md as programs: every python block runs, every text block after one is what it printed.
+"""README.md and docs/*.md as programs: every python block runs, and every text block after one is what it printed.
 
-`python tests/documents.py` writes the outputs anew; the test compares.
+`python -m tests.documents` writes those outputs again that do not agree with what is printed now; the test compares.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,33 +16,49 @@ DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
 
+TOLERANCE = 0.01
+"""By how much of itself a printed number may differ; one with a decimal point also by one in its last place."""
 
-def produced(document: Path) -> str:
-    """The document with each python block executed, in order, in one namespace, and each output made anew."""
+TIME = re.compile(r"\b\d+(?:[.,]\d+)*\s*(?:s|ms|us|µs|seconds)\b")
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)")
+
+
+def agree(one: str, other: str) -> bool:
+    """Whether two printed texts differ in times, in white space, and in numbers within the tolerance only."""
+    texts = [TIME.sub("<time>", text) for text in (one, other)]
+    words = [" ".join(re.sub(r"-{3,}", "---", NUMBER.sub("<number>", text)).split()) for text in texts]
+    numbers = [NUMBER.findall(text) for text in texts]
+    return words[0] == words[1] and all(map(_near, *numbers))
+
+
+def _near(one: str, other: str) -> bool:
+    a, b = (float(text.replace(",", "")) for text in (one, other))
+    last_place = max(10.0 ** -len(re.sub(r".*\.|e.*", "", text)) for text in (one, other)) if "." in one + other else 0
+    return abs(a - b) <= max(TOLERANCE * max(abs(a), abs(b)), 1.001 * last_place)
+
+
+def run(document: Path) -> str:
+    """The document, with each output that does not agree with what its python blocks print, in one namespace."""
+    text = document.read_text(encoding="utf-8")
     namespace: dict[str, object] = {"__name__": "document"}
 
-    def run(block: re.Match[str]) -> str:
-        line = document.read_text(encoding="utf-8")[: block.start()].count("\n") + 2
-        code = compile("\n" * (line - 1) + block["code"], str(document), "exec")
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+    def run_block(block: re.Match[str]) -> str:
+        line = text[: block.start()].count("\n") + 1
+        code = compile("\n" * line + block["code"], str(document), "exec")
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(code, namespace)
-        text = f"```python\n{block['code']}```\n"
-        return text + f"\n```text\n{printed.getvalue().rstrip()}\n```\n" if printed.getvalue() else text
+        if agree(block["output"] or "", printed.getvalue()):
+            return block[0]
+        output = f"\n```text\n{printed.getvalue().rstrip()}\n```\n" if printed.getvalue() else ""
+        return f"```python\n{block['code']}```\n{output}"
 
-    here = os.getcwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            return BLOCK.sub(run, document.read_text(encoding="utf-8"))
-        finally:
-            os.chdir(here)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        return BLOCK.sub(run_block, text)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))  # of the networks in models/, before tests/models
     for document in DOCUMENTS:
-        text = produced(document)
+        text = run(document)
         if text != document.read_text(encoding="utf-8"):
             document.write_text(text, encoding="utf-8")
             print(f"wrote {document.relative_to(ROOT)}")

@@ -44,6 +44,17 @@ AS_IN_TORCH = ("tnalgebra.nn.layers",)
 """Modules whose constructors take the arguments that torch's take."""
 
 
+def imported_folders() -> networkx.DiGraph:
+    """An edge from each folder to each other one that it imports from."""
+    pairs = (
+        (_folder(name), _folder(imported))
+        for name, path in _modules("tnalgebra").items()
+        for imported, _ in _imports(path, name)
+        if imported.startswith("tnalgebra.")
+    )
+    return networkx.DiGraph((one, other) for one, other in pairs if one and one != other)
+
+
 def test_every_module_is_in_a_folder_of_the_list() -> None:
     homeless = [name for name in _modules("tnalgebra") if name != "tnalgebra" and _folder(name) not in FOLDERS]
     assert not homeless, f"{', '.join(homeless)}: add the folder to FOLDERS, below everything that it imports"
