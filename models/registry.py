@@ -52,7 +52,7 @@ def build_model(name: str, *, classes: int, channels: int, seed: int | None = No
         DataError: nothing is called `name`, its module cannot be imported, the function needs other arguments or
             raises an error, or its result is not a `torch.nn.Module`.
     """
-    return _built(name, MODELS, {"classes": classes, "channels": channels}, seed)
+    return _build(name, MODELS, {"classes": classes, "channels": channels}, seed)
 
 
 def build_surrogate(name: str, *, inputs: int, outputs: int, seed: int | None = None) -> nn.Module:
@@ -71,16 +71,16 @@ def build_surrogate(name: str, *, inputs: int, outputs: int, seed: int | None = 
     Raises:
         DataError: see `build_model`.
     """
-    return _built(name, SURROGATES, {"inputs": inputs, "outputs": outputs}, seed)
+    return _build(name, SURROGATES, {"inputs": inputs, "outputs": outputs}, seed)
 
 
-def _built(
+def _build(
     name: str, registry: Mapping[str, Callable[..., nn.Module]], sizes: dict[str, int], seed: int | None
 ) -> nn.Module:
     if seed is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _built(name, registry, sizes, None)
+            return _build(name, registry, sizes, None)
     if name in registry:
         return registry[name](**sizes)
     if ":" not in name:
@@ -94,30 +94,21 @@ def _built(
             )
         )
     with _current_directory_importable():
-        function = _imported(name)
+        function = _import(name)
         arguments = _accepted(function, name, sizes)
         try:
             model = function(**arguments)
         except Exception as error:  # somebody else's code, which may raise anything
-            raise DataError(
-                explain(
-                    f"{name!r} raised an error instead of returning a network",
-                    because=f"{type(error).__name__}: {error}",
-                    given=", ".join(f"{key}={value}" for key, value in arguments.items()) or "nothing",
-                )
-            ) from error
+            because = f"{type(error).__name__}: {error}"
+            fact = f"{name!r} raised an error instead of returning a network"
+            raise DataError(explain(fact, because=because, given=_listing(arguments))) from error
     if not isinstance(model, nn.Module):
-        raise DataError(
-            explain(
-                f"{name!r} did not return a network",
-                returned=type(model).__name__,
-                needed="a torch.nn.Module",
-            )
-        )
+        fact = f"{name!r} did not return a network"
+        raise DataError(explain(fact, returned=type(model).__name__, needed="a torch.nn.Module"))
     return model
 
 
-def _imported(name: str) -> Callable[..., object]:
+def _import(name: str) -> Callable[..., object]:
     """Import the function that `package.module:function` names."""
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
@@ -125,18 +116,11 @@ def _imported(name: str) -> Callable[..., object]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # somebody else's code, which may raise anything
-        raise DataError(
-            explain(
-                f"module {module_name!r} cannot be imported",
-                model=name,
-                reason=f"{type(error).__name__}: {error}",
-                searched=f"{os.getcwd()} and the installed packages",
-            )
-        ) from error
+        fact, reason = f"module {module_name!r} cannot be imported", f"{type(error).__name__}: {error}"
+        searched = f"{os.getcwd()} and the installed packages"
+        raise DataError(explain(fact, model=name, reason=reason, searched=searched)) from error
     function: Callable[..., object] | None = getattr(module, function_name, None)
-    if not callable(function) or isinstance(
-        function, nn.Module
-    ):  # a network that is built already has no size to choose
+    if not callable(function) or isinstance(function, nn.Module):  # a network that is built has no size to choose
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         close = difflib.get_close_matches(function_name, names, n=1)
         raise DataError(
@@ -161,15 +145,14 @@ def _accepted(function: Callable[..., object], name: str, arguments: dict[str, i
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise DataError(
-            explain(
-                f"{name!r} cannot be called: {error}",
-                signature=f"{name.partition(':')[2]}{signature}",
-                given=", ".join(f"{key}={value}" for key, value in arguments.items()) or "nothing",
-                fix="give its other arguments defaults",
-            )
-        ) from error
+        fact, text = f"{name!r} cannot be called: {error}", f"{name.partition(':')[2]}{signature}"
+        fix = "give its other arguments defaults"
+        raise DataError(explain(fact, signature=text, given=_listing(arguments), fix=fix)) from error
     return arguments
+
+
+def _listing(arguments: Mapping[str, int]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in arguments.items()) or "nothing"
 
 
 @contextmanager

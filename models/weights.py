@@ -53,57 +53,48 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
     """
     name = str(source)
     state = _from_torchvision(model, name) if name.startswith("torchvision:") else _from_file(Path(source))
-    model.load_state_dict(_fitted(model, state, name))
+    _check_fit(model, state, name)
+    fitted = {key: state.get(key, tensor).to(tensor.dtype) for key, tensor in model.state_dict().items()}
+    not_finite = [f"{key} ({_dtype(tensor)})" for key, tensor in fitted.items() if not tensor.isfinite().all()]
+    if not_finite:
+        raise DataError(explain("weights are not finite", weights=name, keys=_listing(not_finite)))
+    model.load_state_dict(fitted)
 
 
-def _fitted(model: nn.Module, state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The state with the keys, shapes, dtypes of the network's own; DataError where that cannot be."""
-    own: dict[str, Tensor] = model.state_dict()
-    optional = {key for key in own if key.split(".")[-1] == "num_batches_tracked"}
-    missing = [key for key in own if key not in state and key not in optional]
-    unexpected = [key for key in state if key not in own]
-    shared = [key for key in own if key in state]
-    wrong_shape = [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the network"
-        for key in shared
-        if state[key].shape != own[key].shape
-    ]
-    wrong_kind = [
-        f"{key}: {_dtype(state[key])} in the file, {_dtype(own[key])} in the network"
-        for key in shared
-        if _kind(state[key]) != _kind(own[key])
-    ]
-    if missing or unexpected or wrong_shape or wrong_kind:
+def _check_fit(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Raise DataError where keys, shapes or kinds of numbers differ from those of the network."""
+    needed: dict[str, Tensor] = model.state_dict()
+    missing = [key for key in needed if key not in state and key.split(".")[-1] != "num_batches_tracked"]
+    unexpected = [key for key in state if key not in needed]
+    shared = {key: (state[key], tensor) for key, tensor in needed.items() if key in state}
+    shapes = {key: (a.shape, b.shape) for key, (a, b) in shared.items() if a.shape != b.shape}
+    kinds = {key: (_dtype(a), _dtype(b)) for key, (a, b) in shared.items() if _kind(a) != _kind(b)}
+    if any((missing, unexpected, shapes, kinds)):
         raise DataError(
             explain(
                 f"the weights do not fit the network {type(model).__name__}",
                 weights=name,
                 missing=_listing(missing),
                 unexpected=_listing(unexpected),
-                wrong_shape=_listing(wrong_shape),
-                wrong_dtype=_listing(wrong_kind),
-                fix=_other_sizes(state, own) if not (missing or unexpected or wrong_kind) else None,
+                wrong_shape=_listing(
+                    f"{key}: {tuple(a)} in the file, {tuple(b)} here" for key, (a, b) in shapes.items()
+                ),
+                wrong_dtype=_listing(f"{key}: {a} in the file, {b} here" for key, (a, b) in kinds.items()),
+                fix=None if any((missing, unexpected, kinds)) else _other_sizes(shapes),
             )
         )
-    fitted = {key: state.get(key, tensor).to(tensor.dtype) for key, tensor in own.items()}
-    not_finite = [f"{key} ({_dtype(fitted[key])})" for key in shared if not fitted[key].isfinite().all()]
-    if not_finite:
-        raise DataError(explain("weights are not finite", weights=name, keys=_listing(not_finite)))
-    return fitted
 
 
-def _other_sizes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    """What to do if one layer alone has another number of outputs, or of inputs."""
-    pairs = {
-        key: (state[key].shape, own[key].shape) for key in own if key in state and state[key].shape != own[key].shape
-    }
-    if len({key.rpartition(".")[0] for key in pairs}) != 1 or not all(there and here for there, here in pairs.values()):
+def _other_sizes(shapes: Mapping[str, tuple[torch.Size, torch.Size]]) -> str | None:
+    """What to do if one layer alone has another number of outputs, or of inputs, in the file than here."""
+    pairs = list(shapes.values())
+    if len({key.rpartition(".")[0] for key in shapes}) != 1 or not all(there and here for there, here in pairs):
         return None
-    outputs = {(there[0], here[0]) for there, here in pairs.values()}
-    if len(outputs) == 1 and all(there[1:] == here[1:] for there, here in pairs.values()):
+    outputs = {(there[0], here[0]) for there, here in pairs}
+    if len(outputs) == 1 and all(there[1:] == here[1:] for there, here in pairs):
         ((saved, ours),) = outputs
         return f"data of {saved} classes, if these are classes: the network here was built for {ours}"
-    there, here = next(iter(pairs.values()))
+    there, here = pairs[0]
     if len(pairs) == 1 and len(there) == len(here) > 1 and there[:1] + there[2:] == here[:1] + here[2:]:
         return f"images of {there[1]} channels, if these are channels: the network here was built for {here[1]}"
     return None
@@ -114,7 +105,10 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise DataError(explain(f"no file of weights at {str(path)!r}"))
     if path.suffix == ".safetensors":
-        return _from_safetensors(path)
+        try:
+            return load_file(path)
+        except (SafetensorError, *UNREADABLE) as error:
+            raise DataError(explain(f"{str(path)!r} is not a safetensors file", reason=error)) from error
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
@@ -122,7 +116,7 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
         raise DataError(
             explain(
-                f"{str(path)!r} is no torch checkpoint",
+                f"{str(path)!r} is not a torch checkpoint",
                 reason=reason if begins.startswith(SIGNATURES) else f"it begins with {begins!r}",
                 needed="a state dict that torch.save wrote",
             )
@@ -148,13 +142,6 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def _from_safetensors(path: Path) -> Mapping[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, *UNREADABLE) as error:
-        raise DataError(explain(f"{str(path)!r} is no safetensors file", reason=error)) from error
-
-
 def _from_torchvision(model: nn.Module, name: str) -> Mapping[str, Tensor]:
     """Download (once; torch.hub keeps it) the weights that torchvision calls by this name."""
     import torchvision
@@ -164,13 +151,9 @@ def _from_torchvision(model: nn.Module, name: str) -> Mapping[str, Tensor]:
     enums = [networks.get_model_weights(network) for network in networks.list_models(module=networks)]
     known = {str(weights): weights for enum in enums for weights in enum}
     size = sum(parameter.numel() for parameter in model.parameters())
-    matches = [
-        weights
-        for full_name, weights in known.items()
-        if full_name == wanted or (weights.name == wanted and weights.meta["num_params"] == size)
-    ]
+    fitting = {name: weights for name, weights in known.items() if weights.meta["num_params"] == size}
+    matches = [known[wanted]] if wanted in known else [w for w in fitting.values() if w.name == wanted]
     if len(matches) != 1:
-        fitting = [full_name for full_name, weights in known.items() if weights.meta["num_params"] == size]
         raise DataError(
             explain(
                 f"torchvision has no weights {wanted!r} for this network",

@@ -1,11 +1,11 @@
-"""What every recipe's command line does: settings from arguments and presets, errors as one message, no traceback."""
+"""The command line of every recipe: settings from arguments and presets, errors as one message, no traceback."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TypeVar
 
 import tyro
 
@@ -29,13 +29,7 @@ def run_command(
     Raises:
         SystemExit: with the message, where the recipe raises an error of the package; on an interruption.
     """
-    try:
-        # tyro makes two of an empty line before an indented one
-        main(tyro.cli(config, description=description and description.replace("\n\n    ", "\n    ")))
-    except tn.errors.TnalgebraError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"\n{interrupted}")
+    _run(lambda: main(tyro.cli(config, description=_description(description))), interrupted)
 
 
 def run_presets(presets: Mapping[str, Config], main: Callable[[Config], object], *, description: str | None) -> None:
@@ -44,33 +38,12 @@ def run_presets(presets: Mapping[str, Config], main: Callable[[Config], object],
     Args:
         presets: name -> config; the first one is the default.
     """
-    usual = next(iter(presets))
-    wished = _wished_preset(sys.argv[1:], usual)
-    default = presets.get(wished, presets[usual])
-
-    def command(
-        config: Annotated[Any, tyro.conf.OmitArgPrefixes],
-        preset: str = usual,
-    ) -> Config:
-        """Settings.
-
-        Args:
-            preset: settings for a network and its data; every other option given counts more
-        """
-        if preset not in presets:
-            raise tn.errors.DataError(tn.errors.explain(f"no preset is called {preset!r}", known=", ".join(presets)))
-        chosen: Config = config
-        return chosen
-
-    command.__annotations__["config"] = tyro.conf.OmitArgPrefixes[type(default)]  # type: ignore[misc]
-    command.__annotations__["preset"] = Annotated[str, tyro.conf.arg(metavar="|".join(presets))]
-    command.__annotations__["return"] = Any
-    command.__defaults__ = (default, wished)
-    run_command(
-        command,  # type: ignore[arg-type]
-        main,
-        description=description,
-        interrupted="stopped: the same command goes on where it was",
+    text = f"{_description(description)}\nPresets, by --preset NAME: {', '.join(presets)}. Defaults below are those of "
+    configs = {name: (f"{text}{name}.", config) for name, config in presets.items()}
+    arguments = _preset_first(sys.argv[1:], next(iter(presets)))
+    _run(
+        lambda: main(tyro.extras.overridable_config_cli(configs, args=arguments)),
+        "stopped: the same command continues where it was",
     )
 
 
@@ -84,12 +57,24 @@ def smoke_folder(output: Path, usual: Iterable[Path]) -> Path:
     return output.with_name(f"{output.name}-smoke") if output in usual else output
 
 
-def _wished_preset(arguments: Sequence[str], usual: str) -> str:
-    """The last --preset of a command line."""
-    found = usual
+def _run(command: Callable[[], object], interrupted: str) -> None:
+    try:
+        command()
+    except tn.errors.TnalgebraError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\n{interrupted}")
+
+
+def _description(text: str | None) -> str:
+    return (text or "").replace("\n\n    ", "\n    ")  # tyro makes two of an empty line before an indented one
+
+
+def _preset_first(arguments: list[str], usual: str) -> list[str]:
+    """The arguments with the preset's name in front, where tyro expects it."""
     for number, argument in enumerate(arguments):
-        if argument == "--preset" and number + 1 < len(arguments):
-            found = arguments[number + 1]
-        elif argument.startswith("--preset="):
-            found = argument.partition("=")[2]
-    return found
+        option, equals, name = argument.partition("=")
+        if option == "--preset":
+            after = number + (1 if equals else 2)
+            return [*([name] if equals else arguments[number + 1 : after]), *arguments[:number], *arguments[after:]]
+    return [usual, *arguments]

@@ -1,28 +1,25 @@
-"""What recipes that train many networks share: their settings, data, rows, means over seeds."""
+"""What recipes that train networks share: settings, data, the loop over many trainings, means over seeds."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
+import tyro
 from torch import nn
 
 import tnalgebra as tn
-from models import MODELS, build_model
-from recipes.training.classification import Classification, crop_and_flip
-from recipes.training.history import History, read_history
-from recipes.training.settings import Training
-from recipes.training.task import Task
-from recipes.training.train import train
+from recipes.command import smoke_folder
+from recipes.reporting import print_settings
+from recipes.training import Classification, Task, Training, crop_and_flip, train
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.axes import Axes
 
 Row: TypeAlias = dict[str, Any]
 """A line of results.jsonl: an epoch of one training."""
@@ -30,44 +27,38 @@ Row: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of every training of a recipe."""
+    """Settings of every training of a recipe; what is printed first is what is used."""
 
-    # one line each: the command's --help breaks them where it must
     model: str = "cnn4"
-    """cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar (stem for 32x32 images), or a function of
-    your own: package.module:function"""
+    """cnn4, resnet20 to resnet56, resnet50, resnet50_cifar (for 32x32 images), or your own: package.module:function"""
     data: str = "digits"
     """digits (embedded), cifar10 or cifar100 (downloaded), or a folder with train/CLASS/* and test/CLASS/*"""
     skip: tuple[str, ...] = ("first",)
-    """layers left alone: globs; first for the first convolution, which has few inputs; linear for linear layers; bare
-    --skip skips none"""
-    seeds: tuple[int, ...] = (0,)
-    """a training for each: order of the images and augmentation; three tell a difference from chance"""
-    epochs: int = 5
-    """passes over the training data; the learning rate falls to 0 in so many"""
+    """layers left alone: globs; first (convolution), linear (all linear layers); bare --skip skips none"""
+    epochs: int = 15
+    """passes over the training data; the learning rate falls to 0 in that time"""
     batch_size: int = 64
-    """the most examples in a step"""
+    """the most examples in a step, of all processes together"""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """sgd has Nesterov's momentum; adamw minds less how a kernel's norm is spread over its cores"""
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     """the highest of all steps"""
     weight_decay: float = 1e-2
     """of sgd: added to the gradient; of adamw: decoupled, times the learning rate"""
-    warmup: float = 0.0
-    """epochs, also parts of one, in which the learning rate rises"""
+    warmup: float = 1.0
+    """epochs, also parts of one, in which the learning rate rises; at most a fifth of all"""
     label_smoothing: float = 0.0
     """the part of each target that is spread evenly over all classes"""
     clip: float | None = None
     """the largest norm of all gradients together; none by default"""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """bf16 or fp16 (GPUs only): mixed with float32 in training, which GPUs and CPUs with AMX do two or three times as
-    fast; tests are in float32"""
-    shift: int = 1
+    """of the steps, mixed with float32: fp16 needs a GPU; bf16 doubles the speed on GPUs and on CPUs with AMX"""
+    shift: Annotated[int, tyro.conf.arg(aliases=["--crop"])] = 1
     """augmentation: pixels by which training images are moved at most; 4 is usual for CIFAR"""
     flip: bool = False
     """augmentation: mirror half of the training images; not for digits"""
     limit: int | None = None
-    """so many examples only, in training and in test each: quicker, coarser; all by default"""
+    """at most this number of examples, in training and in test each, balanced by class; all by default"""
     mean: tuple[float, ...] | None = None
     """of each channel, as in the network's training (pixels: 0 to 1); by default ImageNet's for colour, 0 for grey"""
     std: tuple[float, ...] | None = None
@@ -79,142 +70,199 @@ class Settings:
     checkpoint_every: int | None = None
     """steps between checkpoints beside those after each epoch; no influence on the result"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where the networks are trained and tested; auto takes a GPU if there is one"""
+    """where networks are trained and tested; auto takes a GPU if torch finds one"""
     seed: int = 0
-    """of all other chance: first weights, fits, the choice of examples under --limit"""
+    """of all chance that has no seed of its own: first weights, fits, the choice of examples under --limit"""
     smoke: bool = False
     """few examples, epochs and trainings: whether all of it runs; its numbers mean nothing"""
     output: Path = Path("runs/training")
-    """folder for the rows (results.jsonl), the figures (PNG and SVG) and a folder for each training"""
+    """folder for rows, figures, networks and checkpoints"""
 
-    def training(self, seed: int, **other: Any) -> Training:
-        """Settings of one training, as the library has them."""
-        names = {field.name for field in dataclasses.fields(Training)} & {f.name for f in dataclasses.fields(self)}
-        return Training(**{**{name: getattr(self, name) for name in names}, "seed": seed, **other})
+    def training(self, **other: Any) -> Training:
+        """The settings that `train` takes."""
+        names = {field.name for field in dataclasses.fields(Training)} & {*vars(self)}
+        return Training(**{**{name: getattr(self, name) for name in names}, **other})
 
+    def shared(self, *without: str) -> dict[str, Any]:
+        """Settings that all rows of a folder have in common: not those named, nor any without influence on a row."""
+        other = ("output", "seeds", "workers", "checkpoint_every", "device", "smoke", *without)
+        return {name: value for name, value in vars(self).items() if name not in other}
+
+
+CIFAR: dict[str, Any] = {"data": "cifar10", "batch_size": 128, "shift": 4, "flip": True}
+"""The augmentation that CIFAR networks are usually trained with (He et al., arXiv 1512.03385, section 4.2)."""
 
 S = TypeVar("S", bound=Settings)
 
-NO_RESULT = ("output", "seeds", "workers", "checkpoint_every", "device", "smoke")
-"""Settings that another run may have and still add to the same folder."""
 
+def begin(config: S, most: Mapping[str, int], usual: Iterable[Settings]) -> S:
+    """The config that is used, printed: smaller for a smoke run, with what follows from the machine.
 
-def printed(config: S) -> S:
-    """The config with what follows from the machine, printed.
+    Args:
+        most: of a smoke run: numbers are at most this large, tuples at most this long.
+        usual: configs whose output folders are those of runs in full, see `smoke_folder`.
 
     Raises:
-        StudyError: the device is a GPU, and there is none; no seed is given.
+        StudyError: the device is a GPU, and torch finds none.
     """
+    if config.smoke:
+        smaller: dict[str, Any] = {}
+        for name, bound in most.items():
+            value = getattr(config, name)
+            smaller[name] = value[:bound] if isinstance(value, tuple) else min(value or bound, bound)
+        output = smoke_folder(config.output, (preset.output for preset in usual))
+        config = dataclasses.replace(config, output=output, **smaller)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise tn.errors.StudyError(tn.errors.explain("the device is 'cuda', and torch finds none", fix="--device cpu"))
     device: Literal["cpu", "cuda"] = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-    config = dataclasses.replace(config, device=device, seeds=tuple(dict.fromkeys(config.seeds)))
-    for field in dataclasses.fields(config):
-        print(f"{field.name:<20}{getattr(config, field.name)}")
-    if not config.seeds:
-        raise tn.errors.StudyError(tn.errors.explain("no seed is given", fix="--seeds 0 1 2"))
+    config = dataclasses.replace(config, device=device, warmup=min(config.warmup, config.epochs / 5))
+    print_settings(config)
     return config
 
 
 def load_both(config: S) -> tuple[S, tn.Images, tn.Images]:
-    """Images for training and test, as many as the config wants; and the config with their mean and std.
+    """Images for training and test, as many as the config allows; and the config with their mean and std.
 
     Raises:
-        DataError: they cannot be read, a limit is none, a set is smaller than the limit.
+        DataError: they cannot be read, or the limit is not positive.
     """
-    found = []
+    images = []
     for split in ("train", "test"):
-        images = tn.load_images(config.data, "train" if split == "train" else "test", image_size=config.image_size)
+        one = tn.load_images(config.data, "train" if split == "train" else "test", image_size=config.image_size)
         if config.limit is not None:
-            images = images.subset(
-                min(config.limit, len(images)) if config.limit > 0 else config.limit, seed=config.seed
-            )
-        found.append(images)
-    training, test = found
-    usual_mean, usual_std = tn.model.default_normalisation(test)
-    config = dataclasses.replace(config, mean=config.mean or usual_mean, std=config.std or usual_std)
-    print(f"\n{len(training)} + {len(test)} images of {len(test.classes)} classes, {test.channels} x ", end="")
-    print(f"{test.pixels.shape[2]} x {test.pixels.shape[3]}, mean {config.mean}, std {config.std}", flush=True)
-    return config, training, test
+            one = one.subset(min(config.limit, len(one)), seed=config.seed)
+        images.append(dataclasses.replace(one, mean=config.mean or (), std=config.std or ()))
+    training, test = images
+    print(f"\n{len(training)} + {len(test)} images of {len(test.classes)} classes, ", end="")
+    print(f"{' x '.join(map(str, test.pixels.shape[1:]))}, mean {test.mean}, std {test.std}", flush=True)
+    return dataclasses.replace(config, mean=test.mean, std=test.std), training, test
 
 
-def classification(config: Settings, training: tn.Images, test: tn.Images, teacher: nn.Module | None = None) -> Task:
-    """The task of these images, with the augmentation that the config wishes."""
-    assert config.mean is not None
-    assert config.std is not None
-    if config.shift < 0:
-        raise tn.errors.DataError(tn.errors.explain(f"shift is {config.shift}", fix="a number of pixels, 0 for none"))
-    height, width = test.pixels.shape[2:]
-    moved = (
-        crop_and_flip((height, width), padding=config.shift, flip=config.flip) if config.shift or config.flip else None
-    )
-    return Classification(training, test, config.mean, config.std, augmentation=moved, teacher=teacher)
-
-
-def fresh_model(name: str, images: tn.Images, *, seed: int) -> nn.Module:
-    """The network of this name for these images, its weights drawn from the seed."""
-    return build_model(name, classes=len(images.classes), channels=images.channels, seed=seed)
-
-
-def is_ours(config: Settings) -> bool:
-    """Whether the network is one of `models`, which come without weights."""
-    return config.model in MODELS
+def classification(
+    config: Settings, training: tn.Images, test: tn.Images, *, teacher: nn.Module | None = None
+) -> Classification:
+    """The task of these images, with the augmentation of the config."""
+    height, width = training.pixels.shape[2:]
+    augmentation = crop_and_flip((height, width), padding=config.shift, flip=config.flip)
+    return Classification(training, test, augmentation, teacher)
 
 
 # Trainings ------------------------------------------------------------------------------------------------------
 
 
-class Epoch(NamedTuple):
-    """What a row says of one epoch of a training."""
+class Trainings:
+    """Trainings whose epochs become rows of a folder: those that it has already are not done again.
 
-    epoch: int
-    score: float
-    training_loss: float
-    learning_rate: float
-    seconds: float
-
-
-def trained(model: nn.Module, task: Task, settings: Training, folder: Path, config: Settings) -> History:
-    """Train a network in place where the config says. Raises what `tnalgebra.trainer.train` does."""
-    return train(
-        model,
-        task,
-        settings,
-        folder,
-        device="cpu" if config.device == "cpu" else "auto",
-        workers=config.workers,
-    )
-
-
-def train_and_note(
-    model: nn.Module, task: Task, settings: Training, folder: Path, config: Settings, note: Callable[[Epoch], None]
-) -> History:
-    """Train a network in place, and note its epochs: also of a training that stops before its end.
-
-    Epochs that an earlier process finished are noted too; `note` has to know those it has.
-
-    Raises:
-        DataError, StudyError, CheckpointError: see `tnalgebra.trainer.train`.
+    Args:
+        fields: of a row: what distinguishes trainings, the seed last.
+        before: accuracy that rows are compared with, if any.
     """
-    before = _rows_there(folder)
-    rows = before
-    try:
-        history = trained(model, task, settings, folder, config)
-        rows = list(history.rows)
-    except BaseException:
-        there = _rows_there(folder)
-        rows = there if len(there) > len(before) else []  # or the folder may be another training's
-        raise
-    finally:
-        for row in rows:
-            note(Epoch(row.epoch, row.test_score, row.training_loss, row.learning_rate, round(row.seconds, 3)))
-    return history
+
+    def __init__(
+        self,
+        config: Settings,
+        task: Task,
+        store: tn.studies.Store,
+        *,
+        fields: Sequence[str],
+        before: float | None = None,
+    ) -> None:
+        self.config, self.task, self.store, self.before = config, task, store, before
+        self.rows = {tuple(row[field] for field in (*fields, "epoch")): row for row in store.rows}
+
+    def run(self, todo: Sequence[Mapping[str, Any]], start: Callable[..., tuple[nn.Module, Mapping[str, Any]]]) -> None:
+        """Do what is not done; where a training diverges, the others continue.
+
+        Args:
+            todo: the distinguishing fields of each training, by name.
+            start: takes those fields; returns the network before its training, and further fields of its rows.
+
+        Raises:
+            StudyError: there is nothing to do, or see `train`.
+            DivergedError: some of the trainings diverged.
+        """
+        if not todo:
+            raise tn.errors.StudyError(tn.errors.explain("no training is asked for", fix="--seeds 0 1 2"))
+        diverged: dict[str, tn.errors.DivergedError] = {}
+        for number, fields in enumerate(todo, 1):
+            if (*fields.values(), self.config.epochs) in self.rows:
+                continue
+            *parts, seed = fields.values()
+            parts.append(f"seed {seed}")
+            print(f"\n{number}/{len(todo)}  {', '.join(parts)}", flush=True)
+            try:
+                self._train(fields, start, self.config.output / folder_name(*parts))
+            except tn.errors.DivergedError as error:
+                diverged[", ".join(parts)] = error
+                print(f"error: {error}", flush=True)
+        if diverged:
+            first = next(iter(diverged.values()))
+            fact = f"{len(diverged)} of the trainings diverged, and have no result: {'; '.join(diverged)}"
+            raise tn.errors.DivergedError(tn.errors.explain(fact, first=first)) from first
+
+    def _train(self, fields: Mapping[str, Any], start: Callable[..., Any], folder: Path) -> None:
+        model, facts = start(**fields)
+        history = train(
+            model,
+            self.task,
+            self.config.training(seed=fields["seed"]),
+            folder,
+            device=self.config.device,
+            workers=self.config.workers,
+            note=lambda epoch: self.note(fields, facts, **epoch._asdict()),
+        )
+        print(f"{self.task.score_name}: {history.rows[-1].test_score:.4f}", flush=True)
+
+    def note(
+        self,
+        fields: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        *,
+        epoch: int,
+        test_score: float,
+        training_loss: float | None = None,
+        learning_rate: float | None = None,
+        seconds: float = 0.0,
+        **_: Any,
+    ) -> None:
+        """Append the row of an epoch, unless the folder has it; layers are in the first row of a training only."""
+        place = tuple(fields.values())
+        if (*place, epoch) in self.rows:
+            return
+        accuracy = test_score if self.task.score_name == "accuracy" else None
+        row: Row = {
+            **tn.studies.BASELINE.fields,
+            "model": self.config.model,
+            **fields,
+            "epoch": epoch,
+            "epochs": self.config.epochs,
+            "score": test_score,
+            "score_name": self.task.score_name,
+            "accuracy": accuracy,
+            "accuracy_change": None if accuracy is None or self.before is None else accuracy - self.before,
+            "images": self.task.test_size,
+            **facts,
+            "layers": {} if (*place, epoch - 1) in self.rows else facts["layers"],
+            "training_loss": training_loss,
+            "learning_rate": learning_rate,
+            "config": tn.studies.config_hash(self.store.config),
+            "version": tn.__version__,
+            "seconds": round(seconds, 3),
+        }
+        self.store.append(row)
+        self.rows[*place, epoch] = row
 
 
-def _rows_there(folder: Path) -> list[Any]:
-    with suppress(tn.errors.StudyError):
-        return list(read_history(folder).rows)
-    return []
+def count(report: tn.model.ConversionReport, examples: int) -> dict[str, Any]:
+    """Fields of rows: sizes of a network, of its whole and for one of the examples that the report is of."""
+    assert report.multiply_adds is not None
+    assert report.multiply_adds_after is not None
+    return {
+        "parameters": report.parameters_after,
+        "parameters_kept": report.parameters_after / report.parameters,
+        "multiply_adds": report.multiply_adds_after / examples,
+        "multiply_adds_kept": report.multiply_adds_after / report.multiply_adds,
+    }
 
 
 def last_epoch(rows: Iterable[Row]) -> int:
@@ -223,47 +271,9 @@ def last_epoch(rows: Iterable[Row]) -> int:
 
 
 def folder_name(*parts: object) -> str:
-    """A folder's name that tells trainings apart: "out kh | in kw @ 0.25", "dense" -> "out_kh--in_kw@0.25,dense"."""
+    """A folder's name that distinguishes trainings: "out kh | in kw @ 0.25", "dense" -> "out_kh--in_kw@0.25,dense"."""
     texts = [" ".join(str(part).split()).replace(" | ", "--").replace(" @ ", "@") for part in parts]
     return ",".join("".join(c if c.isalnum() or c in "-@.=+" else "_" for c in text) for text in texts)
-
-
-class Failures:
-    """Trainings that diverged, while the others go on."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, tn.errors.DivergedError] = {}
-
-    @contextmanager
-    def noted(self, name: str) -> Iterator[None]:
-        """Take a divergence down under this name, and print it."""
-        try:
-            yield
-        except tn.errors.DivergedError as error:
-            self.found[name] = error
-            print(f"error: {error}", flush=True)
-
-    def raised(self) -> None:
-        """Raises DivergedError if there was one."""
-        if self.found:
-            first = next(iter(self.found.values()))
-            fact = f"{len(self.found)} of the trainings diverged, and have no result: {'; '.join(self.found)}"
-            raise tn.errors.DivergedError(tn.errors.explain(fact, first=first)) from first
-
-
-def write_network(model: nn.Module, path: Path) -> None:
-    """As `tnalgebra.save`, its folder made where there is none.
-
-    Raises:
-        StudyError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tn.save(model, path)
-    except OSError as error:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"{path} cannot be written", because=error, fix="another --output")
-        ) from error
 
 
 # Means over seeds -----------------------------------------------------------------------------------------------
@@ -287,3 +297,18 @@ class Spread(NamedTuple):
     def range_text(self, form: str, *, times: float = 1.0) -> str:
         """Least and largest; nothing of a single value."""
         return f"{times * self.low:{form}}-{times * self.high:{form}}" if self.of > 1 else ""
+
+
+def draw_spreads(panel: Axes, places: Sequence[float], spreads: Sequence[Spread], **style: Any) -> None:
+    """A line through means, with whiskers from the least to the largest value where there are several."""
+    means = [spread.mean for spread in spreads]
+    reach = [[spread.mean - spread.low for spread in spreads], [spread.high - spread.mean for spread in spreads]]
+    yerr = reach if any(spread.of > 1 for spread in spreads) else None
+    panel.errorbar(places, means, yerr=yerr, capsize=2, **style)
+
+
+def name_seeds(counts: Iterable[int]) -> str:
+    """For titles: over how many seeds means are taken, which may differ; nothing of one seed each."""
+    ordered = sorted(set(counts))
+    several = " to ".join(map(str, dict.fromkeys((ordered[0], ordered[-1]))))
+    return f"; means and ranges of {several} seeds" if ordered[-1] > 1 else ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tnalgebra as tn
-from recipes.experiment import Row, Spread, last_epoch
+from recipes.experiment import Row, Spread, draw_spreads, last_epoch, name_seeds
 from recipes.reporting import aligned, count_text
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ BASELINE = "none"
 POINTS, EPOCHS = 0.5, 5
 """Recovered: at most so many points below the accuracy before, in at most so many epochs."""
 
-STYLES: dict[str, tuple[str, str, Literal["-", "--"]]] = {
-    "dense": (tn.model.DISTINCT_COLOURS[0], "o", "-"),
-    "factored": (tn.model.DISTINCT_COLOURS[3], "s", "-"),
-    "control": ("#7f7f7f", "^", "--"),
+STYLES: dict[str, dict[str, Any]] = {
+    "dense": {"color": tn.model.DISTINCT_COLOURS[0], "marker": "o", "linestyle": "-"},
+    "factored": {"color": tn.model.DISTINCT_COLOURS[3], "marker": "s", "linestyle": "-"},
+    "control": {"color": "#7f7f7f", "marker": "^", "linestyle": "--"},
 }
 DODGE = {"dense": -0.06, "factored": 0.06, "control": 0.0}
 ROUNDING = 1e-9
@@ -61,42 +62,40 @@ class Claim(NamedTuple):
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """One for each truncation and way of which a seed has been trained to its end."""
-    before = _before(rows)
+    before = _baseline(rows)["accuracy"]
+    bound = before - POINTS / 100 - ROUNDING
     control = _by_seed(rows, BASELINE, "control")
+    last = min(EPOCHS, last_epoch(rows))
     found = []
     for text, way in curves(rows):
         if way == "control":
             continue
         seeds = _by_seed(rows, text, way)
-        last = min(EPOCHS, last_epoch(rows))
-        bound = before - POINTS / 100 - ROUNDING
-        means = _means(seeds)
-        after = sum(by[last] for by in seeds.values()) / len(seeds)
-        shared = [seed for seed in seeds if seed in control]
-        to_control = [seeds[seed][last] - control[seed][last] for seed in shared]
+        means = _spreads(seeds)
+        to_control = [by[last] - control[seed][last] for seed, by in seeds.items() if seed in control]
         found.append(
             Claim(
                 text,
                 way,
-                next((epoch for epoch in range(1, last + 1) if means[epoch].mean >= bound), None),
-                sum(any(by[epoch] >= bound for epoch in range(1, last + 1)) for by in seeds.values()),
-                len(seeds),
-                after - before,
-                sum(to_control) / len(to_control) if to_control else None,
+                epoch=next((epoch for epoch in range(1, last + 1) if means[epoch].mean >= bound), None),
+                seeds=sum(any(by[epoch] >= bound for epoch in range(1, last + 1)) for by in seeds.values()),
+                of=len(seeds),
+                change=fmean(by[last] for by in seeds.values()) - before,
+                to_control=fmean(to_control) if to_control else None,
             )
         )
     return found
 
 
-def _before(rows: Sequence[Row]) -> float:
-    return float(next(row["accuracy"] for row in rows if row["way"] is None))
+def _baseline(rows: Sequence[Row]) -> Row:
+    return next(row for row in rows if row["way"] is None)
 
 
 def curves(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Truncation and way of trainings that are finished, in the order of the rows: the control first."""
-    there = {(row["truncation"], row["way"]) for row in rows if row["way"] and row["epoch"] == last_epoch(rows)}
-    texts = list(dict.fromkeys(row["truncation"] for row in rows))
-    return [(text, way) for text in texts for way in STYLES if (text, way) in there]
+    done = {(row["truncation"], row["way"]) for row in rows if row["way"] and row["epoch"] == last_epoch(rows)}
+    texts = dict.fromkeys(row["truncation"] for row in rows)
+    return [(text, way) for text in texts for way in STYLES if (text, way) in done]
 
 
 def _by_seed(rows: Sequence[Row], text: str, way: str) -> dict[int, dict[int, float]]:
@@ -109,7 +108,8 @@ def _by_seed(rows: Sequence[Row], text: str, way: str) -> dict[int, dict[int, fl
     return {seed: by for seed, by in found.items() if all(epoch in by for epoch in range(last + 1))}
 
 
-def _means(seeds: dict[int, dict[int, float]]) -> dict[int, Spread]:
+def _spreads(seeds: dict[int, dict[int, float]]) -> dict[int, Spread]:
+    """Epoch -> accuracy over the seeds."""
     epochs = next(iter(seeds.values()))
     return {epoch: Spread.over(by[epoch] for by in seeds.values()) for epoch in epochs}
 
@@ -119,14 +119,13 @@ def _means(seeds: dict[int, dict[int, float]]) -> dict[int, Spread]:
 
 def summary(rows: Sequence[Row]) -> str:
     """Accuracy by epoch, sizes of the factored networks, and the claim."""
-    baseline = next(row for row in rows if row["way"] is None)
-    before = baseline["accuracy"]
-    parts = [f"{baseline['model']}: {100 * before:.2f} % of {baseline['images']:,} test images right before truncation"]
+    baseline, found = _baseline(rows), claims(rows)
+    head = f"{baseline['model']}: {100 * baseline['accuracy']:.2f} % of {baseline['images']:,} test images right"
+    parts = [f"{head} before truncation"]
     if curves(rows):
         parts += [_accuracies(rows), _sizes(rows, baseline)]
-    found = claims(rows)
     if found:
-        parts.append(_claims(found, before, last_epoch(rows)))
+        parts.append(_claims(found, baseline["accuracy"], last_epoch(rows)))
     return "\n\n".join(parts)
 
 
@@ -139,11 +138,11 @@ def _accuracies(rows: Sequence[Row]) -> str:
     lines = [["truncation", "trained", *(["seeds"] if several else []), *numbers, "s / epoch"]]
     above = ""
     for text, way in curves(rows):
-        means = _means(_by_seed(rows, text, way))
+        means = _spreads(_by_seed(rows, text, way))
         timed = [row["seconds"] for row in rows if (row["truncation"], row["way"]) == (text, way) and row["epoch"] > 0]
         count = [str(seeds[text, way])] if several else []
         cells = [*count, *(f"{100 * means[epoch].mean:.2f}" for epoch in range(last + 1))]
-        lines.append([text if text != above else "", way, *cells, f"{sum(timed) / len(timed):.3g}"])
+        lines.append([text if text != above else "", way, *cells, f"{fmean(timed):.3g}"])
         above = text
         if several:
             ranges = [means[epoch].range_text(".1f", times=100) for epoch in range(last + 1)]
@@ -197,66 +196,46 @@ def figure(rows: Sequence[Row]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    texts = [text for text in dict.fromkeys(text for text, _ in curves(rows)) if text != BASELINE] or [BASELINE]
+    texts = list(dict.fromkeys(text for text, _ in curves(rows) if text != BASELINE)) or [BASELINE]
     across = min(3, len(texts))
     down = -(-len(texts) // across)
     drawing = Figure(figsize=(1.2 + 3.3 * across, 1.5 + 3.0 * down), layout="constrained")
     grid = drawing.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    for panel in list(grid.flat)[len(texts) :]:
+    for panel in grid.flat[len(texts) :]:
         panel.set_axis_off()
     for panel, text in zip(grid.flat, texts, strict=False):
-        _panel(panel, rows, text)
+        _draw_panel(panel, rows, text)
     for line in grid:
         line[0].set_ylabel("top-1 less that before (points)")
     for panel in grid[-1]:
         panel.set_xlabel("epochs of retraining")
-    baseline = next(row for row in rows if row["way"] is None)
     names = {"dense": "dense kernels", "factored": "factors", "control": "control: not truncated"}
-    marks = [
-        Line2D([], [], color=colour, marker=marker, linestyle=line, label=names[way])
-        for way, (colour, marker, line) in STYLES.items()
-        if any(curve[1] == way for curve in curves(rows))
-    ]
+    ways = {way for _, way in curves(rows)}
+    marks = [Line2D([], [], label=names[way], **STYLES[way]) for way in STYLES if way in ways]
     bound = Line2D([], [], color="#2ca02c", linestyle=":", label=f"recovered from here on: {POINTS} points below")
     drawing.legend(handles=[*marks, bound], loc="outside lower center", ncols=4, fontsize="small", frameon=False)
-    counts = sorted({len(_by_seed(rows, *curve)) for curve in curves(rows)})
-    of = (
-        f"; means and ranges of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
-        if counts[-1] > 1
-        else ""
-    )
+    baseline = _baseline(rows)
     drawing.suptitle(
         f"{baseline['model']} truncated, then retrained: {100 * baseline['accuracy']:.2f} % before, "
-        f"{baseline['images']:,} test images{of}",
+        f"{baseline['images']:,} test images{name_seeds(len(_by_seed(rows, *curve)) for curve in curves(rows))}",
         fontsize="medium",
     )
     return drawing
 
 
-def _panel(panel: Axes, rows: Sequence[Row], text: str) -> None:
+def _draw_panel(panel: Axes, rows: Sequence[Row], text: str) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-    before = _before(rows)
-    for way, (colour, marker, style) in STYLES.items():
+    before = _baseline(rows)["accuracy"]
+    for way in STYLES:
         seeds = _by_seed(rows, BASELINE if way == "control" else text, way)
-        if not seeds:
-            continue
-        means = _means(seeds)
-        middle = [100 * (spread.mean - before) for spread in means.values()]
-        reach = [[100 * (s.mean - s.low) for s in means.values()], [100 * (s.high - s.mean) for s in means.values()]]
-        places = [epoch + DODGE[way] for epoch in means]  # or whiskers would hide one another
-        panel.errorbar(
-            places,
-            middle,
-            yerr=reach if len(seeds) > 1 else None,
-            color=colour,
-            marker=marker,
-            linestyle=style,
-            markersize=4.5,
-            capsize=2,
-            elinewidth=0.8,
-            linewidth=1.4,
-        )
+        if seeds:
+            points = {
+                n: Spread.over(100 * (by[n] - before) for by in seeds.values()) for n in next(iter(seeds.values()))
+            }
+            places = [epoch + DODGE[way] for epoch in points]  # or whiskers would hide one another
+            style = {**STYLES[way], "markersize": 4.5, "elinewidth": 0.8, "linewidth": 1.4}
+            draw_spreads(panel, places, list(points.values()), **style)
     panel.axhline(-POINTS, color="#2ca02c", linewidth=1, linestyle=":")
     panel.axhline(0, color="black", linewidth=0.7)
     panel.set_yscale("symlog", linthresh=1, linscale=0.7)

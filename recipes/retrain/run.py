@@ -20,46 +20,32 @@ What is done (Singh, Jahromi and Orus, arXiv 2403.14379, and a control):
   what more training alone would give.
 - A training has recovered if it comes within 0.5 points of the accuracy before
   truncation, in at most five epochs. The control may gain meanwhile, so that the
-  distance to it at the end is told as well.
-- Stopped and started again with the same settings it goes on where it was, within an
+  distance to it at the end is given as well.
+- Stopped and started again with the same settings it continues where it was, within an
   epoch too; more truncations, ways and seeds can be added to a folder.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 import tnalgebra as tn
-from recipes.command import run_presets, smoke_folder
-from recipes.experiment import (
-    NO_RESULT,
-    Epoch,
-    Failures,
-    Row,
-    Settings,
-    classification,
-    folder_name,
-    fresh_model,
-    is_ours,
-    load_both,
-    printed,
-    train_and_note,
-    trained,
-    write_network,
-)
-from recipes.networks import with_weights
-from recipes.reporting import write_figure
+from models import MODELS
+from recipes.command import run_presets
+from recipes.experiment import CIFAR, Row, Settings, Trainings, begin, classification, count, folder_name, load_both
+from recipes.networks import fresh_model, with_weights, write_network
+from recipes.reporting import check_least, write_figure
 from recipes.retrain.report import BASELINE, curves, figure, summary
 from recipes.retrain.truncations import Truncated, Truncation, read_truncation, truncate
-from recipes.training.task import Task, evaluate, state_digest
+from recipes.training import Classification, digest_state, evaluate, train
 
 Way = Literal["dense", "factored", "control"]
 
@@ -68,18 +54,24 @@ Way = Literal["dense", "factored", "control"]
 class Config(Settings):
     """Settings; what is printed first is what is used."""
 
-    # one line each: the command's --help breaks them where it must
     weights: str | None = None
     """a file of weights, or torchvision:NAME; without one the network is trained first, for --first-epochs"""
     first_epochs: int = 15
-    """passes over the training images where there are no weights; 0: networks of ours need some, your own is used as it
-    comes"""
+    """passes over the training images where there are no weights; 0: your own network is used as it comes"""
     first_learning_rate: float = 5e-3
     """the highest of that training, reached after a tenth of it; otherwise it is as the others"""
     truncations: tuple[str, ...] = ("out kh | in kw @ 0.125", "out | in kh kw @ 0.125", "tucker2 @ parameters 0.15")
     """what is truncated, each in quotes: REWRITE @ SIZE, as above; so much that it hurts"""
     ways: tuple[Way, ...] = ("dense", "factored", "control")
     """dense: kernels that start as the truncated ones; factored: their factors; control: the untouched network"""
+    seeds: tuple[int, ...] = (0,)
+    """a training for each: order of the images and augmentation; three tell a difference from chance"""
+    epochs: int = 5
+    """passes over the training images; the learning rate falls to 0 in that time"""
+    learning_rate: float = 2e-3
+    """the highest of all steps"""
+    warmup: float = 0.0
+    """epochs, also parts of one, in which the learning rate rises; at most a fifth of all"""
     distillation: float = 0.0
     """weight of the untouched network's answers in the loss, 0 to 1, beside the labels; of the control too"""
     temperature: float = 4.0
@@ -87,9 +79,6 @@ class Config(Settings):
     output: Path = Path("runs/retrain")
     """folder for the rows (results.jsonl), the figures (PNG and SVG) and a folder for each training"""
 
-
-CIFAR: dict[str, Any] = {"data": "cifar10", "batch_size": 128, "shift": 4, "flip": True}
-"""The augmentation that CIFAR networks are usually trained with (He et al., arXiv 1512.03385, section 4.2)."""
 
 RESNET50: dict[str, Any] = {
     **CIFAR,
@@ -126,8 +115,7 @@ PRESETS = {
 }
 """The networks of the paper, and one whose weights are public, with truncations that hurt. ResNet-50 is for GPUs."""
 
-
-SMOKE = {"first_epochs": 6, "batch_size": 32, "limit": 600}
+SMOKE = {"epochs": 2, "first_epochs": 6, "batch_size": 32, "limit": 600, "seeds": 1, "truncations": 2}
 """Just enough for a network of digits to learn something that a truncation can spoil."""
 
 
@@ -138,20 +126,25 @@ def main(config: Config) -> list[Row]:
         TnalgebraError: a setting, the data or the weights are not what they should be; a training diverges; the
             output folder holds an experiment of other settings.
     """
-    config = printed(_smaller(config) if config.smoke else config)
+    config = begin(config, SMOKE, PRESETS.values())
     truncations = _checked(config)
     config, training, test = load_both(config)
     model = fresh_model(config.model, training, seed=config.seed)
     if config.weights is not None:
         model = with_weights(model, config.weights)
-    first = classification(config, training, test)
-    first.check(model, config.training(config.seed, distillation=0.0))
-    with tn.studies.Store(config.output, _facts(config, training, test)).opened() as store:
+    task = classification(config, training, test)
+    task.check(model, config.training(distillation=0.0))
+    first = ("first_epochs", "first_learning_rate") if config.weights is not None else ()
+    facts = config.shared("truncations", "ways", "weights", "data", *first)
+    facts |= {"training_images": training.fingerprint, "test_images": test.fingerprint}
+    with tn.studies.Store(config.output, facts).opened() as store:
         if config.weights is None and config.first_epochs:
-            _train_first(model, first, config, training)
-        store.settle(weights=state_digest(model))
+            _train_first(model, task, config)
+        store.settle(weights=digest_state(model))
+        teacher = copy.deepcopy(model).requires_grad_(False) if config.distillation else None
+        task = classification(config, training, test, teacher=teacher)
         try:
-            _Experiment(config, model, training, test, store).run(truncations)
+            _Retraining(config, task, store, model, truncations=truncations).run_all()
         finally:
             if curves(store.rows):
                 write_figure(figure(store.rows), config.output / "accuracy")
@@ -159,235 +152,123 @@ def main(config: Config) -> list[Row]:
         return store.rows
 
 
-def _smaller(config: Config) -> Config:
-    """So small that all of it runs in seconds."""
-    return dataclasses.replace(
-        config,
-        epochs=min(config.epochs, 2),
-        first_epochs=min(config.first_epochs or SMOKE["first_epochs"], SMOKE["first_epochs"]),
-        batch_size=min(config.batch_size, SMOKE["batch_size"]),
-        limit=min(config.limit or SMOKE["limit"], SMOKE["limit"]),
-        seeds=config.seeds[:1],
-        warmup=min(config.warmup, 0.5),
-        truncations=config.truncations[:2],
-        output=smoke_folder(config.output, (preset.output for preset in PRESETS.values())),
-    )
-
-
 def _checked(config: Config) -> list[Truncation]:
     """The truncations; what can be known to be wrong before anything is loaded or trained is refused."""
     truncations = {truncation.text: truncation for truncation in map(read_truncation, config.truncations)}
-    unknown = [way for way in config.ways if way not in get_args(Way)]
-    if unknown or not config.ways:
-        given = f"{unknown[0]!r} is no way to train" if unknown else "no way to train is given"
-        raise tn.errors.StudyError(tn.errors.explain(given, known=", ".join(get_args(Way))))
-    if not truncations and set(config.ways) != {"control"}:
-        raise tn.errors.StudyError(
-            tn.errors.explain("no truncation is given", fix='--truncations "out kh | in kw @ 0.25"')
-        )
-    config.training(0)
-    if config.first_epochs < 0:
-        raise tn.errors.DataError(tn.errors.explain(f"first_epochs is {config.first_epochs}", fix="0 or more"))
-    if config.weights is None and not config.first_epochs and is_ours(config):
+    config.training()
+    check_least(config, {"first_epochs": 0}, tn.errors.DataError)
+    if config.weights is None and not config.first_epochs and config.model in MODELS:
         fix = f"--weights FILE, or --first-epochs {15 if config.model == 'cnn4' else 200} to train it here first"
         raise tn.errors.DataError(tn.errors.explain(f"{config.model} needs weights", fix=fix))
     return list(truncations.values())
 
 
-def _facts(config: Config, training: tn.Images, test: tn.Images) -> dict[str, Any]:
-    """What all rows of a folder share, as JSON has it."""
-    other = (*NO_RESULT, "truncations", "ways", "weights", "data", *([] if config.weights is None else _FIRST))
-    fields = {name: value for name, value in vars(config).items() if name not in other}
-    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-    return {**fields, "training_images": training.fingerprint, "test_images": test.fingerprint}
-
-
-_FIRST = ("first_epochs", "first_learning_rate")
-
-
-def _train_first(model: nn.Module, task: Task, config: Config, images: tn.Images) -> None:
-    """Train the network as it comes; what is there of it is taken over."""
-    print(f"\ntraining {config.model} first, for {config.first_epochs} epochs of {len(images)} images", flush=True)
+def _train_first(model: nn.Module, task: Classification, config: Config) -> None:
+    """Train the network as it comes; an earlier training in the folder is continued."""
+    count = f"{config.first_epochs} epochs of {task.training_size} images"
+    print(f"\ntraining {config.model} first, for {count}", flush=True)
     changes = {"distillation": 0.0, "epochs": config.first_epochs, "learning_rate": config.first_learning_rate}
-    settings = config.training(config.seed, **changes, warmup=config.first_epochs / 10)
+    settings = config.training(**changes, warmup=config.first_epochs / 10)
     folder = config.output / folder_name("first", f"seed {config.seed}")
-    history = trained(model, task, settings, folder, config)
+    train(model, task, settings, folder, device=config.device, workers=config.workers)
     write_network(model, config.output / "first.safetensors")
-    print(f"top-1: {100 * history.rows[-1].test_score:.2f} %", flush=True)
 
 
-class _Experiment:
-    """Runs the trainings that are not there yet, and notes their rows."""
+class _Retraining(Trainings):
+    """The trainings of all truncations, ways and seeds, and of the control."""
 
     def __init__(
-        self, config: Config, model: nn.Module, training: tn.Images, test: tn.Images, store: tn.studies.Store
+        self,
+        config: Config,
+        task: Classification,
+        store: tn.studies.Store,
+        model: nn.Module,
+        *,
+        truncations: Sequence[Truncation],
     ) -> None:
-        self.config, self.model, self.test, self.store = config, model.cpu().eval(), test, store
-        taught = copy.deepcopy(model).requires_grad_(False) if config.distillation else None
-        self.task = classification(config, training, test, teacher=taught)
-        size = (training.channels, *training.pixels.shape[2:])
-        self.example = (min(config.batch_size, len(training)), *size)
-        self.rows = {_key(row): row for row in store.rows}
+        super().__init__(config, task, store, fields=("truncation", "way", "seed"))
+        self.model = model.cpu().eval()
+        self.ways, self.seeds, self.truncations = config.ways, config.seeds, {one.text: one for one in truncations}
+        self.example = (min(config.batch_size, task.training_size), *task.training.pixels.shape[1:])
+        self.truncated = lru_cache(maxsize=1)(self._truncated)
 
-    def run(self, truncations: list[Truncation]) -> None:
+    def run_all(self) -> None:
         """The control first, then one truncation after the other."""
-        self.note_baseline()
-        ways = [way for way in dict.fromkeys(self.config.ways) if way != "control"]
-        works: list[tuple[Truncation | None, Way]] = [(None, "control")] if "control" in self.config.ways else []
-        works += [(truncation, way) for truncation in truncations for way in ways]
-        todo = [(truncation, way, seed) for truncation, way in works for seed in self.config.seeds]
-        made: dict[str, Truncated] = {}
-        failures = Failures()
-        for number, (truncation, way, seed) in enumerate(todo, 1):
-            text = BASELINE if truncation is None else truncation.text
-            keys = [(text, way, seed, epoch) for epoch in range(self.config.epochs + 1)]
-            if all(key in self.rows for key in keys):
-                continue
-            print(f"\n{number}/{len(todo)}  {text}, {way}, seed {seed}", flush=True)
-            if text not in made:  # those of one truncation at a time are kept
-                made.clear()
-            with failures.noted(f"{text}, {way}, seed {seed}"):
-                self.train(truncation, way, seed, made)
-        failures.raised()
-
-    def note_baseline(self) -> None:
         key = (BASELINE, None, None, 0)
         if key in self.rows:
-            return
-        accuracy = self.score(self.model)
-        _, report = tn.convert(copy.deepcopy(self.model), {"*": None}, example=self.example)
-        assert report.multiply_adds is not None
-        adds = report.multiply_adds / self.example[0]
-        self.note(key, accuracy, {"parameters": report.parameters, "multiply_adds": adds, "error": 0.0, "layers": {}})
-        print(f"\ntop-1 before: {100 * accuracy:.2f} %", flush=True)
+            self.before = self.rows[key]["accuracy"]
+        else:
+            self.before = self.score(self.model)
+            _, report = tn.convert(copy.deepcopy(self.model), {"*": None}, example=self.example)
+            fields = {"truncation": BASELINE, "way": None, "seed": None}
+            facts: dict[str, Any] = {
+                "rewrite": BASELINE,
+                "keep": None,
+                "mean_squared_relative_error": 0.0,
+                "layers": {},
+            }
+            self.note(fields, {**facts, **count(report, self.example[0])}, epoch=0, test_score=self.before)
+        print(f"\ntop-1 before: {100 * self.before:.2f} %", flush=True)
+        works = [(BASELINE, "control")] if "control" in self.ways else []
+        works += [(text, way) for text in self.truncations for way in dict.fromkeys(self.ways) if way != "control"]
+        todo = [{"truncation": text, "way": way, "seed": seed} for text, way in works for seed in self.seeds]
+        self.run(todo, self.start)
 
-    def train(self, truncation: Truncation | None, way: Way, seed: int, made: dict[str, Truncated]) -> None:
-        """One training, with the rows of its epochs."""
-        text = BASELINE if truncation is None else truncation.text
-        model, start = self.started(truncation, way, made)
-        if (text, way, seed, 0) not in self.rows:
-            there = self.any_seed(text, way)
-            accuracy = self.score(model) if there is None else there["accuracy"]
-            self.note((text, way, seed, 0), accuracy, start)
-        print(f"epoch 0: {100 * self.rows[text, way, seed, 0]['accuracy']:.2f} %", flush=True)
-        train_and_note(
-            model,
-            self.task,
-            self.config.training(seed),
-            self.config.output / folder_name(text, way, f"seed {seed}"),
-            self.config,
-            partial(self.note_epoch, text, way, seed, start),
-        )
-        last = self.rows[text, way, seed, self.config.epochs]
-        print(f"epoch {last['epoch']}: {100 * last['accuracy']:.2f} %", flush=True)
+    def start(self, *, truncation: str, way: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+        """The network before its training, and what rows say of it; its accuracy is a row.
 
-    def started(
-        self, truncation: Truncation | None, way: Way, made: dict[str, Truncated]
-    ) -> tuple[nn.Module, dict[str, Any]]:
-        """The network before its training, and what rows say of it.
-
-        It is kept: a training goes on only from the very same numbers, which a fit with other threads would not give.
+        The network is kept: a training continues only from the very same numbers, which a fit with other threads would
+        not give.
         """
-        if truncation is None:
-            baseline = self.rows[BASELINE, None, None, 0]
-            return copy.deepcopy(self.model), _start_of(baseline)
-        path = self.config.output / "starts" / f"{folder_name(truncation.text, way)}.safetensors"
-        there = self.any_seed(truncation.text, way)
-        if not path.exists() or there is None:
-            if truncation.text not in made:
-                made[truncation.text] = truncate(
-                    self.model, truncation, skip=self.config.skip, seed=self.config.seed, example=self.example
-                )
-            truncated = made[truncation.text]
-            if way == "dense":
-                model = truncated.dense(self.model)
-            else:
-                model, _ = truncated.factored(self.model, self.example, candidates="all", backward=True)
-            write_network(model, path)
-            there = self.any_seed(truncation.text, "factored" if way == "dense" else "dense")
-        start = self.counted(made[truncation.text]) if there is None else _start_of(there)
-        # from the file the first time too; plans are then for the format in which the network is trained
-        return tn.load(path, into=copy.deepcopy(self.model).to(memory_format=torch.channels_last)), start
+        known = next((row for key, row in self.rows.items() if key[:2] == (truncation, way) and key[3] == 0), None)
+        if way == "control":
+            model = copy.deepcopy(self.model)
+            known = self.rows[BASELINE, None, None, 0]
+        else:
+            path = self.config.output / "starts" / f"{folder_name(truncation, way)}.safetensors"
+            if known is None or not path.exists():
+                made, _ = self.truncated(truncation)
+                if way == "dense":
+                    model = made.dense(self.model)
+                else:
+                    model, _ = made.factored(self.model, self.example, candidates="all", backward=True)
+                write_network(model, path)
+            # from the file the first time too; plans are then for the format in which the network is trained
+            model = tn.load(path, into=copy.deepcopy(self.model).to(memory_format=torch.channels_last))
+        facts = self.truncated(truncation)[1] if known is None else {name: known[name] for name in FACTS}
+        accuracy = self.score(model) if known is None else known["accuracy"]
+        fields = {"truncation": truncation, "way": way, "seed": seed}
+        self.note(fields, facts, epoch=0, test_score=accuracy)
+        print(f"epoch 0: {100 * accuracy:.2f} %", flush=True)
+        return model, facts
 
-    def counted(self, truncated: Truncated) -> dict[str, Any]:
-        """Parameters and multiply-adds in the factored form, where no input meets a whole kernel."""
-        _, report = truncated.factored(self.model, self.example, candidates="factored")
-        assert report.multiply_adds_after is not None
-        return {
-            "parameters": report.parameters_after,
-            "multiply_adds": report.multiply_adds_after / self.example[0],
-            "error": truncated.mean_squared_relative_error,
-            "layers": {name: dict(layer) for name, layer in truncated.layers.items()},
+    def _truncated(self, text: str) -> tuple[Truncated, dict[str, Any]]:
+        """A truncation of the network, and what rows say of it, counted where no input meets a whole kernel."""
+        made = truncate(
+            self.model, self.truncations[text], skip=self.config.skip, seed=self.config.seed, example=self.example
+        )
+        _, report = made.factored(self.model, self.example, candidates="factored")
+        rewrite, size = text.rpartition(" @ ")[0], self.truncations[text].size
+        keep = size.fraction if isinstance(size, tn.KeepFraction) else None
+        return made, {
+            "rewrite": rewrite,
+            "keep": keep,
+            "mean_squared_relative_error": made.mean_squared_relative_error,
+            "layers": {name: dict(layer) for name, layer in made.layers.items()},
+            **count(report, self.example[0]),
         }
 
     def score(self, model: nn.Module) -> float:
         device = torch.device(self.config.device)
-        found = evaluate(model.to(device), self.task, batch_size=self.config.batch_size, device=device)
+        score = evaluate(model.to(device), self.task, batch_size=self.config.batch_size, device=device)
         model.cpu()
-        return found
-
-    def any_seed(self, text: str, way: str) -> Row | None:
-        """The row of epoch 0, which is the same for all seeds."""
-        return next((row for key, row in self.rows.items() if key[:2] == (text, way) and key[3] == 0), None)
-
-    def note_epoch(self, text: str, way: Way, seed: int, start: dict[str, Any], epoch: Epoch) -> None:
-        key = (text, way, seed, epoch.epoch)
-        if key not in self.rows:
-            self.note(key, epoch.score, {**start, "layers": {}}, epoch)
-
-    def note(self, key: Key, accuracy: float, start: dict[str, Any], epoch: Epoch | None = None) -> None:
-        """Append a row: one of a study, and what tells trainings and their epochs apart."""
-        text, way, seed, number = key
-        baseline = self.rows.get((BASELINE, None, None, 0))
-        dense: Row = baseline or {"accuracy": accuracy, **start}
-        rewrite, _, size = text.rpartition(" @ ")
-        row: Row = {
-            **tn.studies.Key("", "all").fields,
-            "model": self.config.model,
-            "truncation": text,
-            "way": way,
-            "seed": seed,
-            "epoch": number,
-            "rewrite": rewrite or BASELINE,
-            "keep": _keep(size),
-            "scope": "all",
-            "accuracy": accuracy,
-            "accuracy_change": accuracy - dense["accuracy"],
-            "images": len(self.test),
-            "mean_squared_relative_error": start["error"],
-            "parameters": start["parameters"],
-            "parameters_kept": start["parameters"] / dense["parameters"],
-            "multiply_adds": start["multiply_adds"],
-            "multiply_adds_kept": start["multiply_adds"] / dense["multiply_adds"],
-            "layers": start["layers"],
-            "epochs": self.config.epochs,
-            "training_loss": None if epoch is None else epoch.training_loss,
-            "learning_rate": None if epoch is None else epoch.learning_rate,
-            "seconds": 0.0 if epoch is None else epoch.seconds,
-            "config": tn.studies.config_hash(self.store.config),
-            "version": tn.__version__,
-        }
-        self.store.append(row)
-        self.rows[key] = row
+        return score
 
 
-Key = tuple[str, str | None, int | None, int]
-
-
-def _key(row: Row) -> Key:
-    return row["truncation"], row["way"], row["seed"], row["epoch"]
-
-
-def _start_of(row: Row) -> dict[str, Any]:
-    fields = {name: row[name] for name in ("parameters", "multiply_adds", "layers")}
-    return {**fields, "error": row["mean_squared_relative_error"]}
-
-
-def _keep(size: str) -> float | None:
-    try:
-        return float(size)
-    except ValueError:
-        return None
+FACTS = (
+    *("rewrite", "keep", "mean_squared_relative_error", "parameters", "parameters_kept", "multiply_adds"),
+    *("multiply_adds_kept", "layers"),
+)
 
 
 def run() -> None:

@@ -6,18 +6,28 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 import tnalgebra as tn
+from recipes.networks import Patterns
 
 EXAMPLES = (
     '"out kh | in kw @ 0.25", "tucker2 @ a=16 b=16", "tucker2 @ parameters 0.3" or '
     '"tucker2 or out kh | in kw @ multiply-adds 0.3"'
 )
-PARAMETERS, MULTIPLY_ADDS = "parameters", "multiply-adds"
+
+KINDS: dict[str, Any] = {
+    "": tn.KeepFraction,
+    "parameters": tn.ParameterBudget,
+    "multiply-adds": tn.MultiplyAddsBudget,
+}
+
+Size: TypeAlias = tn.KeepFraction | tn.ParameterBudget | tn.MultiplyAddsBudget | dict[str, int]
+"""The fraction of the singular values of a cut that is kept; the part of the network's parameters or multiply-adds that
+is kept; bond -> rank."""
 
 
 @dataclass(frozen=True)
@@ -26,32 +36,25 @@ class Truncation:
 
     text: as the user writes it, in one wording.
     rewrites: a cut, or cuts one after another; a decomposition; several, of which each layer takes one.
-    keep: of a cut: the fraction of the singular values that is kept.
-    ranks: bond=rank, of a decomposition.
-    parameters: of a decomposition: the part of the network's parameters that is kept.
-    multiply_adds: of decompositions: the part of the network's multiply-adds that is kept.
     """
 
     text: str
     rewrites: tuple[str, ...]
-    keep: float | None = None
-    ranks: str | None = None
-    parameters: float | None = None
-    multiply_adds: float | None = None
+    size: Size
 
 
 @dataclass(frozen=True, eq=False)
 class Truncated:
     """What a truncation makes of a network.
 
-    kernels: layer -> the truncated kernel, float32.
+    kernels: layer -> the truncated kernel.
     layers: layer -> its rank or ranks, relative error, ...
-    factors: layer -> the wish for `convert` that gives the truncated kernel in factors, without a further error.
+    factors: layer -> the pattern that gives the truncated kernel in factors, without a further error.
     """
 
     kernels: Mapping[str, Tensor]
     layers: Mapping[str, Mapping[str, Any]]
-    factors: Mapping[str, Any]
+    factors: Patterns
 
     @property
     def mean_squared_relative_error(self) -> float:
@@ -67,7 +70,9 @@ class Truncated:
                 modules[name].weight.copy_(kernel)
         return model
 
-    def factored(self, model: nn.Module, example: Sequence[int], **planning: Any) -> tuple[nn.Module, tn.model.Report]:
+    def factored(
+        self, model: nn.Module, example: Sequence[int], **planning: Any
+    ) -> tuple[nn.Module, tn.model.ConversionReport]:
         """A copy of the network with the truncated kernels in factors.
 
         Args:
@@ -77,54 +82,52 @@ class Truncated:
         model = self.dense(model).to(memory_format=torch.channels_last)
         like = next(model.parameters())
         x = torch.zeros(*example, dtype=like.dtype, device=like.device).contiguous(memory_format=torch.channels_last)
-        patterns: dict[str | type[nn.Module], Any] = dict(self.factors.items())
-        patterns["*"] = None
-        return tn.convert(model, patterns, example=x, allow_larger=True, **planning)
+        return tn.convert(model, {**self.factors, "*": None}, example=x, allow_larger=True, **planning)
 
 
 def read_truncation(text: str) -> Truncation:
     """Read "REWRITE @ SIZE".
 
     Raises:
-        RuleError, NotationError, ...: the rewrite is none; there is no size.
-        RankError: the size is none, or out of range.
+        RuleError, NotationError, ...: the rewrite is false; the size is missing.
+        RankError: the size is false, or out of range.
     """
     rewrite, at, size = (" ".join(part.split()) for part in text.rpartition("@"))
     if not at or not rewrite or not size:
-        raise tn.errors.RuleError(tn.errors.explain(f"the truncation {text!r} is no rewrite @ size", fix=EXAMPLES))
+        raise tn.errors.RuleError(tn.errors.explain(f"the truncation {text!r} is not REWRITE @ SIZE", fix=EXAMPLES))
     try:
-        return _read(rewrite, size)
+        read = _read_size(size)
+        several = isinstance(read, tn.MultiplyAddsBudget)
+        rewrites = [tn.studies.read_rewrite(part) for part in (rewrite.split(" or ") if several else [rewrite])]
+        if isinstance(read, tn.KeepFraction) and not rewrites[0].cuts:
+            fact = f"{rewrite!r} is not a cut, which {size} of the singular values would be kept of"
+            raise tn.errors.RuleError(tn.errors.explain(fact, fix=EXAMPLES))
     except tn.errors.TnalgebraError as error:
         raise type(error)(tn.errors.explain(f"the truncation {text!r} cannot be read", because=error)) from error
+    texts = tuple(one.text for one in rewrites)
+    shown = size if isinstance(read, dict) else f"{size.rpartition(' ')[0]} {read.fraction:g}".strip()
+    return Truncation(f"{' or '.join(texts)} @ {shown}", texts, read)
 
 
-def _read(rewrite: str, size: str) -> Truncation:
-    kind, _, number = size.rpartition(" ")
-    if kind in (PARAMETERS, MULTIPLY_ADDS):
-        (fraction,) = tn.studies.budgets_of(_number(number))
-        if kind == PARAMETERS:
-            rewrite = tn.studies.rewrite_of(rewrite, "frobenius").text
-            return Truncation(f"{rewrite} @ {kind} {fraction:g}", (rewrite,), parameters=fraction)
-        offered = tuple(tn.studies.rewrite_of(part, "frobenius").text for part in rewrite.split(" or "))
-        text = f"{' or '.join(offered)} @ {kind} {fraction:g}"
-        return Truncation(text, offered, multiply_adds=fraction)
+def _read_size(size: str) -> Size:
     if "=" in size:
-        rewrite = tn.studies.rewrite_of(rewrite, "frobenius").text
-        if any(len(ranks) > 1 for ranks in tn.studies.sweep_of(size).values()):
-            raise tn.errors.RankError(
-                tn.errors.explain("a truncation has one rank for each bond", given=size, fix="one truncation for each")
-            )
-        return Truncation(f"{rewrite} @ {size}", (rewrite,), ranks=size)
-    treatment = tn.studies.treatment_of(rewrite)
-    (keep,) = tn.studies.fractions_of(_number(size))
-    return Truncation(f"{treatment.text} @ {keep:g}", (treatment.text,), keep=keep)
-
-
-def _number(text: str) -> float:
+        points = tn.studies.read_ranks([size])
+        if len(points) > 1:
+            fact = "a truncation has one rank for each bond"
+            raise tn.errors.RankError(tn.errors.explain(fact, given=size, fix="one truncation for each"))
+        return points[0]
+    kind, _, number = size.rpartition(" ")
+    kinds: dict[str, Any] = {
+        "": tn.KeepFraction,
+        "parameters": tn.ParameterBudget,
+        "multiply-adds": tn.MultiplyAddsBudget,
+    }
     try:
-        return float(text)
-    except ValueError:
-        raise tn.errors.RankError(tn.errors.explain(f"the size {text!r} is no number", fix=EXAMPLES)) from None
+        kept, fraction = kinds[kind], float(number)
+    except (KeyError, ValueError):
+        raise tn.errors.RankError(tn.errors.explain(f"{size!r} is not a size", fix=EXAMPLES)) from None
+    read: Size = kept(fraction)
+    return read
 
 
 def truncate(
@@ -141,95 +144,68 @@ def truncate(
         RuleError: the rewrite is for none of the layers.
         RankError: a bond has no rank, a budget cannot be met.
     """
-    if truncation.multiply_adds is not None:
-        return _of_fewer_multiply_adds(model, truncation, skip=skip, seed=seed, example=example)
-    cut = truncation.keep is not None
-    wishes = tn.studies.Wishes(
-        treatments=[tn.studies.treatment_of(text) for text in truncation.rewrites] if cut else [],
-        keep=[truncation.keep] if truncation.keep is not None else [],
-        rewrites=[] if cut else [tn.studies.rewrite_of(text, "frobenius") for text in truncation.rewrites],
-        sweep=tn.studies.sweep_of(truncation.ranks) if truncation.ranks is not None else {},
-        budgets=[truncation.parameters] if truncation.parameters is not None else [],
-        metric="frobenius",
-        components="refit",
-        curves="error",
-        calibration=None,
-        reported=None,
-        scope=("all",),
-        skip=skip,
-    )
-    ((work, rows),) = tn.studies.planned(model, wishes).works
-    still = copy.deepcopy(model).cpu().eval()
-    bench = tn.studies.Workbench(still, None, {"device": "cpu"}, torch.float32, seed)
-    ((_, treated),) = work.treated(rows, bench)
-    layers = {name: one.details for name, one in treated.items()}
-    if not layers:
-        raise tn.errors.RankError(
-            tn.errors.explain(f"{truncation.text!r} leaves every layer as it is", fix="a smaller budget")
-        )
-    kernels = {name: one.weight for name, one in treated.items()}
-    if cut:  # of a truncated kernel the last cut gives the factors
-        last = tn.cut_sequence(truncation.rewrites[0])[-1].name
-        return Truncated(kernels, layers, {name: (last, one["rank"]) for name, one in layers.items()})
-    rewrite, own = wishes.rewrites[0], {layer.name: layer for layer in tn.studies.layers_of(model, skip)}
-    rules = {name: rewrite.form(own[name]).rule for name in layers}  # by these, layers are fitted in groups
-    ranks = {
-        name: {bond: one["ranks"][bond] for bond in tn.studies.free_bonds(rules[name])} for name, one in layers.items()
-    }
-    plans = {name: tn.model.Planned(rules[name], ranks[name], one["parameters"]) for name, one in layers.items()}
-    fits = tn.studies.fitted(rewrite, plans, own, bench)
-    return Truncated(kernels, layers, {name: _wish(rules[name], ranks[name], fits[name].values) for name in layers})
+    kernels: dict[str, Tensor] = {}
+    layers: dict[str, Mapping[str, Any]] = {}
+    factors: Patterns = {}
+    if isinstance(truncation.size, tn.MultiplyAddsBudget):
+        found = _share_multiply_adds(model, truncation, skip=skip, seed=seed, example=example)
+        for name, (rule, kernel, details, cores) in found.items():
+            kernels[name], layers[name], factors[name] = kernel, details, _pattern(rule, details["ranks"], cores)
+    else:
+        (rewrite,) = truncation.rewrites
+        for name, one in tn.studies.compress_kernels(model, rewrite, truncation.size, skip=skip, seed=seed).items():
+            kernels[name], layers[name] = one.weight.float(), one.details
+            ranks = one.details.get("ranks") or dict.fromkeys(one.rule.ranks, one.details["rank"])
+            factors[name] = _pattern(one.rule, ranks, one.fit.values)
+    if not kernels:
+        fact = f"{truncation.text!r} leaves every layer as it is"
+        raise tn.errors.RankError(tn.errors.explain(fact, fix="a smaller budget"))
+    return Truncated(kernels, layers, factors)
 
 
-def _wish(rule: tn.Rule, ranks: Mapping[str, int], cores: Mapping[str, Tensor]) -> tuple[tn.Rule, dict[str, Any]]:
-    """The wish for these cores of the kernel they make: a fit that starts from them, and has nothing left to do."""
+def _pattern(rule: tn.Rule, ranks: Mapping[str, int], cores: Mapping[str, Tensor]) -> tuple[Any, dict[str, Any]]:
+    """The pattern for these cores of the kernel they make: a fit that starts from them, and has nothing left to do."""
+    free = {bond: ranks[bond] for bond in tn.studies.free_bonds(rule)}
     if "cut" in rule.spec:  # which has no start, and finds them anyway
-        return rule, {"ranks": ranks}
-    return rule, {"ranks": ranks, "start": cores, "starts": 1, "sweeps": 0}
+        return rule.spec["cut"], {"ranks": free}
+    return rule, {"ranks": free, "start": cores, "starts": 1, "sweeps": 0}
 
 
-def _of_fewer_multiply_adds(
+def _share_multiply_adds(
     model: nn.Module, truncation: Truncation, *, skip: Sequence[str], seed: int, example: Sequence[int]
-) -> Truncated:
-    """Rewrites and ranks of all layers chosen together, counted in the factored form."""
-    assert truncation.multiply_adds is not None
-    allowed = {layer.name for layer in tn.studies.layers_of(model, skip)}
-    found, report = tn.convert(
+) -> dict[str, tuple[tn.Rule, Tensor, dict[str, Any], dict[str, Tensor]]]:
+    """Layer -> rule, kernel, details, cores: rewrites and ranks of all layers chosen together, in the factored form."""
+    assert isinstance(truncation.size, tn.MultiplyAddsBudget)
+    modules, allowed = tn.nn.kernel_layers(model), {layer.name for layer in tn.studies.layers_of(model, skip)}
+    converted, report = tn.convert(
         model,
-        {**{name: None for name in tn.nn.kernel_layers(model) if name not in allowed}, "*": list(truncation.rewrites)},
-        budget=tn.MultiplyAddsBudget(truncation.multiply_adds),
+        {**{name: None for name in modules if name not in allowed}, "*": list(truncation.rewrites)},
+        budget=truncation.size,
         example=example,
         inplace=False,
         allow_larger=True,
         candidates="factored",
         seed=seed,
     )
-    if not report.converted:
-        raise tn.errors.RankError(
-            tn.errors.explain(f"{truncation.text!r} leaves every layer as it is", fix="a smaller budget")
-        )
-    modules = tn.nn.kernel_layers(model)
-    kernels, layers, factors = {}, {}, {}
+    found = {}
     for name in report.converted:
-        row, layer = report[name], found.get_submodule(name)
+        row, layer = report[name], converted.get_submodule(name)
         assert isinstance(layer, tn.nn.KernelLayer)
-        labels = tn.nn.kernel_labels_of(modules[name])
-        rewrite = next(text for text in truncation.rewrites if _is(text, row.rule, labels))
-        rule = tn.decompositions.resolve(rewrite, labels)
         cores = {key: core.detach() for key, core in layer.named_parameters() if key != "bias"}
-        kernels[name] = layer.dense_weight().detach().float()
-        layers[name] = {
+        details = {
             "rule": row.rule,
             "ranks": dict(row.ranks),
             "relative_error": row.relative_error,
             "parameters": sum(core.numel() for core in cores.values()),
         }
-        factors[name] = _wish(rule, {bond: row.ranks[bond] for bond in tn.studies.free_bonds(rule)}, cores)
-    return Truncated(kernels, layers, factors)
+        rules = (_rule(text, tn.nn.kernel_labels_of(modules[name])) for text in truncation.rewrites)
+        rule = next(rule for rule in rules if rule is not None and rule.name == row.rule)
+        found[name] = (rule, layer.dense_weight().detach().float(), details, cores)
+    return found
 
 
-def _is(rewrite: str, rule: str | None, labels: tuple[str, ...]) -> bool:
+def _rule(rewrite: str, labels: tuple[str, ...]) -> tn.Rule | None:
     try:
-        return tn.decompositions.resolve(rewrite, labels).name == rule
-    except tn.errors.TnalgebraError:
-        return False
+        return tn.decompositions.resolve(rewrite, labels)
+    except tn.errors.TnalgebraError:  # not for these labels
+        return None

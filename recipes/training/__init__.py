@@ -1,1 +1,21 @@
-"""Train a network, dense or decomposed: stopped at any moment, and resumed with the same numbers."""
+"""Train a network, dense or decomposed: stopped at any moment, and continued with the same numbers."""
+
+from recipes.training.classification import Classification, crop_and_flip
+from recipes.training.history import Epoch, History
+from recipes.training.loop import train
+from recipes.training.regression import Regression
+from recipes.training.settings import Training
+from recipes.training.task import Task, digest_state, evaluate
+
+__all__ = [
+    "Classification",
+    "Epoch",
+    "History",
+    "Regression",
+    "Task",
+    "Training",
+    "crop_and_flip",
+    "digest_state",
+    "evaluate",
+    "train",
+]

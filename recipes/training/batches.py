@@ -19,12 +19,11 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, task: Task, settings: Training, share: tuple[int, int]) -> None:
         self.task, self.settings, self.share = task, settings, share
-        self.steps = len(cut_epoch(task.training_size, settings.batch_size))
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        epoch, position = divmod(step, self.steps)
-        seed, (index, of) = self.settings.seed, self.share
-        order = _order(self.task.training_size, seed_of(seed, "order", epoch))
+        size, seed, (index, of) = self.task.training_size, self.settings.seed, self.share
+        epoch, position = divmod(step, len(batch_sizes(size, self.settings.batch_size)))
+        order = _order(size, seed_of(seed, "order", epoch))
         rows = tn.model.batch_rows(order, self.settings.batch_size)[position].tensor_split(of)[index]
         return self.task.training_batch(rows, [seed_of(seed, "example", epoch, row) for row in rows.tolist()])
 
@@ -35,9 +34,9 @@ def _order(count: int, seed: int) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def cut_epoch(count: int, batch_size: int) -> tuple[Tensor, ...]:
-    """The positions of an epoch that each step has."""
-    return tn.model.batch_rows(torch.arange(count), batch_size)
+def batch_sizes(count: int, batch_size: int) -> tuple[int, ...]:
+    """Numbers of examples in the steps of an epoch."""
+    return tuple(map(len, tn.model.batch_rows(torch.arange(count), batch_size)))
 
 
 def step_batches(
@@ -50,12 +49,6 @@ def step_batches(
         workers: processes that prepare them; 0: this one.
         pinned: in memory from which a GPU can fetch by itself.
     """
-    return iter(
-        DataLoader(
-            _Steps(task, settings, share),
-            batch_size=None,
-            sampler=range(first, settings.epochs * len(cut_epoch(task.training_size, settings.batch_size))),
-            num_workers=workers,
-            pin_memory=pinned,
-        )
-    )
+    steps = range(first, settings.epochs * len(batch_sizes(task.training_size, settings.batch_size)))
+    data = _Steps(task, settings, share)
+    return iter(DataLoader(data, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pinned))

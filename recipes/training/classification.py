@@ -1,4 +1,4 @@
-"""Training a network to tell classes of images, with augmentation, smoothed labels, a teacher."""
+"""Training a network to classify images, with augmentation, smoothed labels, a teacher."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from torch.nn import functional
 
 import tnalgebra as tn
 from recipes.training.settings import Training
-from recipes.training.task import state_digest, tried
-
-Augmentation = Callable[[Tensor], Tensor]
-"""An image, uint8 of shape (channels, height, width), to one of the same kind: a transform of torchvision's v2."""
+from recipes.training.task import Task, digest_state, try_network
 
 
 @dataclass(frozen=True, eq=False)
-class Classification:
+class Classification(Task):
     """Images to classes: cross-entropy, scored by top-1 accuracy.
 
     With a teacher the loss is (1 - w) * cross-entropy + w * t^2 * KL(teacher || network), both softened by the
@@ -29,11 +26,10 @@ class Classification:
 
     Args:
         training: images that are learnt.
-        test: images of the same classes and size, for the score.
-        mean: per channel, see `normalised`.
-        std: per channel, see `normalised`.
-        augmentation: applied to each training image by itself, before it is normalised; see `crop_and_flip`. Its
-            chance must come from torch's generator, as that of torchvision's transforms does.
+        test: images of the same classes, size and normalisation, for the score.
+        augmentation: applied to each training image by itself, uint8 of shape (channels, height, width), before it is
+            normalised; see `crop_and_flip`. Its chance must come from torch's generator, as that of torchvision's
+            transforms does.
         teacher: logits of the same classes from the same inputs.
 
     Source:
@@ -46,39 +42,33 @@ class Classification:
 
     training: tn.Images
     test: tn.Images
-    mean: Sequence[float]
-    std: Sequence[float]
-    augmentation: Augmentation | None = None
+    augmentation: Callable[[Tensor], Tensor] | None = None
     teacher: nn.Module | None = None
 
     score_name: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
-        for images in (self.training, self.test):
+        training, test = self.training, self.test
+        for images in (training, test):
             if not len(images):
                 raise tn.errors.DataError(tn.errors.explain("there are no images", source=images.source))
-        sources = f"{self.training.source} and {self.test.source}"
-        sizes = [tuple(images.pixels.shape[1:]) for images in (self.training, self.test)]
-        if sizes[0] != sizes[1]:
-            fact = "images for training and test differ in size"
-            raise tn.errors.DataError(tn.errors.explain(fact, images=sources, shapes=f"{sizes[0]} and {sizes[1]}"))
-        classes = [images.classes for images in (self.training, self.test)]
-        if classes[0] != classes[1]:
-            odd = sorted({*classes[0]} ^ {*classes[1]})
-            shown = ", ".join(odd[:5]) + (", ..." if len(odd) > 5 else "") or "their order"
-            raise tn.errors.DataError(
-                tn.errors.explain("images for training and test differ in classes", images=sources, differ=shown)
-            )
-        tn.model.normalised(self.test.pixels[:1], mean=self.mean, std=self.std)
+        for name, ours, theirs in (
+            ("size", tuple(training.pixels.shape[1:]), tuple(test.pixels.shape[1:])),
+            ("classes", training.classes, test.classes),
+            ("normalisation", (training.mean, training.std), (test.mean, test.std)),
+        ):
+            if ours != theirs:
+                fact = f"images for training and test differ in {name}"
+                shown = ", ".join(sorted({*ours} ^ {*theirs})[:5]) if name == "classes" else f"{ours} and {theirs}"
+                source = f"{training.source} and {test.source}"
+                raise tn.errors.DataError(tn.errors.explain(fact, images=source, differ=shown or "their order"))
 
     @property
     def training_size(self) -> int:
-        """Number of training images."""
         return len(self.training)
 
     @property
     def test_size(self) -> int:
-        """Number of test images."""
         return len(self.test)
 
     @property
@@ -88,19 +78,17 @@ class Classification:
 
     @property
     def networks(self) -> Sequence[nn.Module]:
-        """The teacher, if there is one."""
         return () if self.teacher is None else (self.teacher,)
 
-    def description(self) -> dict[str, Any]:
-        """Digests of the images and the teacher, and how images are prepared."""
+    def describe(self) -> dict[str, Any]:
         return {
             "kind": "classification",
             "training": self.training.fingerprint,
             "test": self.test.fingerprint,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "augmentation": _named(self.augmentation),
-            "teacher": None if self.teacher is None else state_digest(self.teacher),
+            "mean": list(self.training.mean),
+            "std": list(self.training.std),
+            "augmentation": _name(self.augmentation),
+            "teacher": None if self.teacher is None else digest_state(self.teacher),
         }
 
     def check(self, model: nn.Module, settings: Training) -> None:
@@ -112,18 +100,16 @@ class Classification:
         """
         if (self.teacher is None) == (settings.distillation > 0):
             given = "a teacher and distillation=0" if self.teacher is not None else "distillation and no teacher"
-            raise tn.errors.DataError(
-                tn.errors.explain(f"there is {given}", fix="Classification(teacher=...), Training(distillation=0.5)")
-            )
+            fix = "Classification(teacher=...) and Training(distillation=0.5), or neither"
+            raise tn.errors.DataError(tn.errors.explain(f"there is {given}", fix=fix))
         for network in (model, *self.networks):
-            outputs = tried(network, self.inputs(self.test.pixels[:1]))
+            outputs = try_network(network, self.inputs(self.test.pixels[:1]))
             if outputs.ndim != 2:
-                fact = f"outputs of {type(network).__name__} are no logits"
+                fact = f"outputs of {type(network).__name__} are not logits"
                 raise tn.errors.DataError(tn.errors.explain(fact, shape=tuple(outputs.shape), needed="(n, classes)"))
             tn.model.check_classes(self.training, outputs.shape[1])
 
     def training_batch(self, rows: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Augmented images, uint8, and labels."""
         pixels = self.training.pixels[rows]
         if self.augmentation is not None:
             # torch's own function also seeds every GPU, which a worker process must not touch
@@ -135,13 +121,8 @@ class Classification:
             pixels = torch.stack(images)
         return pixels, self.training.labels[rows]
 
-    def test_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images, uint8, and labels."""
-        return self.test.pixels[rows], self.test.labels[rows]
-
     def inputs(self, examples: Tensor) -> Tensor:
-        """Normalised images, float32."""
-        return tn.model.normalised(examples, mean=self.mean, std=self.std, device=examples.device)
+        return self.training.normalise(examples, device=examples.device)
 
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor, settings: Training) -> Tensor:
         """Cross-entropy, in nats, with the teacher's part."""
@@ -159,10 +140,18 @@ class Classification:
         )
         return (1 - weight) * hard + weight * heat**2 * soft
 
-    def measured(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def measure(self, model: nn.Module, rows: Tensor, *, batch_size: int, device: torch.device | str) -> Tensor:
         """Shape (2,): right answers and images. Logits that are not finite are a wrong answer."""
-        right = (outputs.argmax(dim=1) == targets) & outputs.isfinite().all(dim=1)
-        return torch.stack([right.sum(), torch.full_like(right.sum(), len(targets))]).double()
+        images = tn.Images(
+            self.test.pixels[rows],
+            self.test.labels[rows],
+            self.test.classes,
+            self.test.source,
+            self.test.mean,
+            self.test.std,
+        )
+        share = tn.studies.accuracy(model, images, batch_size=batch_size, not_finite="wrong", device=device)
+        return torch.tensor([round(share * len(rows)), len(rows)], dtype=torch.float64, device=device)
 
     def score(self, sums: Tensor) -> float:
         """Top-1, 0 to 1."""
@@ -170,7 +159,7 @@ class Classification:
         return float(right / count)
 
 
-def crop_and_flip(image_size: int | tuple[int, int], *, padding: int = 4, flip: bool = True) -> nn.Module:
+def crop_and_flip(image_size: int | tuple[int, int], *, padding: int = 4, flip: bool = True) -> nn.Module | None:
     """The usual augmentation of CIFAR: cut out at random of the image with a black border, mirrored half of the time.
 
     Args:
@@ -178,19 +167,27 @@ def crop_and_flip(image_size: int | tuple[int, int], *, padding: int = 4, flip: 
         padding: pixels of the border; 0 leaves the position.
         flip: whether left and right are exchanged with probability 1/2; not for digits.
 
+    Returns:
+        The transform of one image; None if images are neither moved nor mirrored.
+
     Source:
         K. He et al., "Deep residual learning" (arXiv 1512.03385), section 4.2.
+
+    Raises:
+        DataError: the border is negative.
     """
     from torchvision.transforms import v2
 
+    if padding < 0:
+        raise tn.errors.DataError(tn.errors.explain(f"a border of {padding} pixels", needed="at least 0"))
     transforms: Any = v2  # of which it exports nothing by its types
     crop = [transforms.RandomCrop(image_size, padding=padding)] if padding else []
     mirror = [transforms.RandomHorizontalFlip()] if flip else []
-    augmentation: nn.Module = transforms.Compose([*crop, *mirror] or [transforms.Identity()])
+    augmentation: nn.Module | None = transforms.Compose([*crop, *mirror]) if crop or mirror else None
     return augmentation
 
 
-def _named(function: Augmentation | None) -> str | None:
+def _name(function: Callable[[Tensor], Tensor] | None) -> str | None:
     """A text that is the same in every process: what a transform says of itself, without places in memory."""
     if function is None:
         return None

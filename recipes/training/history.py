@@ -1,13 +1,11 @@
-"""What a training tells: a row an epoch, as CSV, for TensorBoard, as a table and a figure."""
+"""What a training reports: a row an epoch, as CSV, for TensorBoard, as a table and a figure."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import tnalgebra as tn
 
@@ -18,8 +16,8 @@ if TYPE_CHECKING:
 HISTORY, EVENTS = "history.csv", "tensorboard"
 
 
-class Row(NamedTuple):
-    """One epoch."""
+class Epoch(NamedTuple):
+    """One row of a history."""
 
     epoch: int
     """from 1"""
@@ -32,7 +30,7 @@ class Row(NamedTuple):
     test_score: float
     """at its end"""
     seconds: float
-    """that it took, its test included; the one field that another run of the same settings has otherwise"""
+    """that it took, its test included; the one field in which another run of the same settings differs"""
 
 
 @dataclass(frozen=True)
@@ -44,14 +42,14 @@ class History:
         score_name: what `test_score` is: accuracy (0 to 1), or relative_error.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Epoch, ...]
     score_name: str
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row an epoch, columns as in `Row`."""
+        """One row an epoch, columns as in `Epoch`."""
         import pandas
 
-        return pandas.DataFrame([row._asdict() for row in self.rows], columns=list(Row._fields))
+        return pandas.DataFrame([row._asdict() for row in self.rows], columns=list(Epoch._fields))
 
     def plot(self) -> Figure:
         """Loss and score by epoch."""
@@ -72,43 +70,16 @@ class History:
         return figure
 
 
-def write_history(folder: Path, rows: Sequence[Row]) -> None:
+def write_history(folder: Path, rows: Sequence[Epoch]) -> None:
     """Write `history.csv`, all rows, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows(rows)
-    tn.studies.write_text(folder / HISTORY, text.getvalue())
-
-
-def read_history(folder: str | Path, *, score_name: str = "accuracy") -> History:
-    """The rows that a training has written into its folder so far.
-
-    Raises:
-        StudyError: there is no such file, or it is not one of a training.
-    """
-    path = Path(folder) / HISTORY
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [row_of(row) for row in reader]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"{path} cannot be read", because=f"{type(error).__name__}: {error}")
-        ) from error
-    return History(tuple(rows), score_name)
-
-
-def row_of(fields: dict[str, Any]) -> Row:
-    """A row of fields that were read: numbers, or their texts."""
-    epoch, step, *numbers = (fields[name] for name in Row._fields)
-    return Row(int(epoch), int(step), *map(float, numbers))
+    lines = [",".join(map(str, row)) for row in (Epoch._fields, *rows)]
+    tn.studies.write_text(folder / HISTORY, "\n".join(lines) + "\n")
 
 
 class Events:
-    """Scalars for TensorBoard: what an earlier process left is written anew, so that no row is there twice."""
+    """Scalars for TensorBoard. Those of an earlier process are written again, so that no row is there twice."""
 
-    def __init__(self, folder: Path, rows: Sequence[Row], score_name: str) -> None:
+    def __init__(self, folder: Path, rows: Sequence[Epoch], score_name: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.score_name = score_name
@@ -118,7 +89,7 @@ class Events:
         for row in rows:
             self.add(row)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Epoch) -> None:
         """Add one epoch; it is on the disk when this returns."""
         for name, value in (
             ("loss/training", row.training_loss),
@@ -128,7 +99,3 @@ class Events:
         ):
             self.writer.add_scalar(name, value, row.epoch)
         self.writer.flush()
-
-    def close(self) -> None:
-        """No more rows come."""
-        self.writer.close()

@@ -1,4 +1,4 @@
-"""Training a network to give the tensors that belong to tensors."""
+"""Training a network to map tensors to tensors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.nn import functional
 
 import tnalgebra as tn
 from recipes.training.settings import Training
-from recipes.training.task import digest_of, tried
+from recipes.training.task import Task, digest_tensors, try_network
 
 
 @dataclass(frozen=True, eq=False)
-class Regression:
+class Regression(Task):
     """Tensors to tensors: mean squared error, scored by the relative L2 error over the whole test set.
 
     The score is ||outputs - targets|| / ||targets||, norms over all elements of all examples: 0 is perfect, 1 as
@@ -43,37 +43,33 @@ class Regression:
     score_name: ClassVar[str] = "relative_error"
 
     def __post_init__(self) -> None:
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, tensor in tensors.items():
-            if not tensor.is_floating_point() or not tensor.ndim or not tensor.numel():
+        for name, tensor in self._tensors().items():
+            if not tensor.is_floating_point() or not tensor.ndim or not tensor.numel() or not tensor.isfinite().all():
                 given = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+                needed = "finite, floating-point, (n, ...)"
                 raise tn.errors.DataError(
-                    tn.errors.explain(f"{name} cannot be learnt", given=given, needed="floating-point, (n, ...)")
+                    tn.errors.explain(f"{name} cannot be learnt or tested", given=given, needed=needed)
                 )
-            if not tensor.isfinite().all():
-                raise tn.errors.DataError(tn.errors.explain(f"{name} are not finite"))
-        for split in ("training", "test"):
-            ours, theirs = tensors[f"{split}_inputs"], tensors[f"{split}_targets"]
-            if len(ours) != len(theirs):
-                raise tn.errors.DataError(tn.errors.explain(f"{len(ours)} {split} inputs have {len(theirs)} targets"))
-        for kind in ("inputs", "targets"):
-            ours, theirs = tensors[f"training_{kind}"], tensors[f"test_{kind}"]
-            if ours.shape[1:] != theirs.shape[1:]:
-                shapes = f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
-                raise tn.errors.DataError(
-                    tn.errors.explain(f"{kind} for training and test differ in shape", given=shapes)
-                )
+        for what, ours, theirs in (
+            ("numbers of training inputs and targets", len(self.training_inputs), len(self.training_targets)),
+            ("numbers of test inputs and targets", len(self.test_inputs), len(self.test_targets)),
+            ("shapes of training and test inputs", self.training_inputs.shape[1:], self.test_inputs.shape[1:]),
+            ("shapes of training and test targets", self.training_targets.shape[1:], self.test_targets.shape[1:]),
+        ):
+            if ours != theirs:
+                raise tn.errors.DataError(tn.errors.explain(f"{what} differ", given=f"{ours} and {theirs}"))
         if not self.test_targets.any():
             raise tn.errors.DataError(tn.errors.explain("all test targets are 0: no error is relative to that"))
 
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @property
     def training_size(self) -> int:
-        """Number of training examples."""
         return len(self.training_inputs)
 
     @property
     def test_size(self) -> int:
-        """Number of test examples."""
         return len(self.test_inputs)
 
     @cached_property
@@ -81,15 +77,8 @@ class Regression:
         """That of zeros."""
         return float(self.training_targets.double().square().mean())
 
-    @property
-    def networks(self) -> Sequence[nn.Module]:
-        """None."""
-        return ()
-
-    def description(self) -> dict[str, Any]:
-        """Digests of the four tensors."""
-        digests = {field.name: digest_of([(field.name, getattr(self, field.name))]) for field in fields(self)}
-        return {"kind": "regression", **digests}
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "regression", **{name: digest_tensors({name: t}) for name, t in self._tensors().items()}}
 
     def check(self, model: nn.Module, settings: Training) -> None:
         """Whether the network takes the inputs and its outputs have the shape of the targets.
@@ -100,35 +89,31 @@ class Regression:
         """
         for name in ("label_smoothing", "distillation"):
             if getattr(settings, name):
-                raise tn.errors.DataError(
-                    tn.errors.explain(f"{name} is of classes, and this is a regression", fix=f"{name}=0")
-                )
-        outputs = tried(model, self.test_inputs[:1])
-        if outputs.shape != self.test_targets[:1].shape:
-            shapes = {"outputs": tuple(outputs.shape), "targets": tuple(self.test_targets[:1].shape)}
+                fact = f"{name} is of classes, and this is a regression"
+                raise tn.errors.DataError(tn.errors.explain(fact, fix=f"{name}=0"))
+        outputs, targets = try_network(model, self.test_inputs[:1]), self.test_targets[:1]
+        if outputs.shape != targets.shape:
+            fact = "the network's outputs do not have the shape of the targets"
             raise tn.errors.DataError(
-                tn.errors.explain("the network's outputs do not have the shape of the targets", **shapes)
+                tn.errors.explain(fact, outputs=tuple(outputs.shape), targets=tuple(targets.shape))
             )
 
     def training_batch(self, rows: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets as they are."""
         return self.training_inputs[rows], self.training_targets[rows]
-
-    def test_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets as they are."""
-        return self.test_inputs[rows], self.test_targets[rows]
-
-    def inputs(self, examples: Tensor) -> Tensor:
-        """As they are."""
-        return examples
 
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor, settings: Training) -> Tensor:
         """The mean over all elements of the squared error."""
         return functional.mse_loss(outputs, targets)
 
-    def measured(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def measure(self, model: nn.Module, rows: Tensor, *, batch_size: int, device: torch.device | str) -> Tensor:
         """Shape (2,): ||outputs - targets||^2 and ||targets||^2."""
-        return torch.stack([(outputs.double() - targets.double()).square().sum(), targets.double().square().sum()])
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        with tn.model.evaluating(model):
+            for part in tn.model.batch_rows(rows, batch_size):
+                targets = self.test_targets[part].to(device).double()
+                errors = model(self.test_inputs[part].to(device)).double() - targets
+                sums = sums + torch.stack([errors.square().sum(), targets.square().sum()])
+        return sums
 
     def score(self, sums: Tensor) -> float:
         """||outputs - targets|| / ||targets||."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 import tnalgebra as tn
-
-Precision = Literal["no", "bf16", "fp16"]
 
 NORMALISATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -29,7 +26,7 @@ class Training:
     cores it is a penalty of each core's own norm, another one than that of the kernel they make.
 
     Raises:
-        DataError: a setting is not what it should be.
+        DataError: a setting is out of its range.
     """
 
     epochs: int
@@ -54,7 +51,7 @@ class Training:
     """of the distillation: both networks' logits are divided by it"""
     clip: float | None = None
     """the largest norm of all gradients together; none by default"""
-    precision: Precision = "no"
+    precision: Literal["no", "bf16", "fp16"] = "no"
     """bf16 or fp16 (with scaled losses; not on CPUs): mixed with float32"""
     channels_last: bool = True
     """memory format of images and kernels; on CPUs about a sixth faster, on GPUs with half precision more"""
@@ -64,34 +61,22 @@ class Training:
     """steps; a checkpoint is written after each epoch as well; no influence on the result"""
 
     def __post_init__(self) -> None:
-        at_least: dict[str, float] = {"epochs": 1, "batch_size": 1, "weight_decay": 0, "warmup": 0}
-        for name, bound in {**at_least, "checkpoint_every": 1}.items():
-            value = getattr(self, name)
-            if value is not None and not bound <= value < math.inf:
-                raise tn.errors.DataError(tn.errors.explain(f"{name}={value}", needed=f"at least {bound:g}"))
-        for name in ("learning_rate", "temperature", "clip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise tn.errors.DataError(tn.errors.explain(f"{name}={value}", needed="a positive number"))
-        for name in ("momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise tn.errors.DataError(
-                    tn.errors.explain(f"{name}={getattr(self, name)}", needed="at least 0, below 1")
-                )
-        if not 0 <= self.distillation <= 1:
-            raise tn.errors.DataError(tn.errors.explain(f"distillation={self.distillation}", needed="0 to 1"))
+        for names, holds, needed in (
+            (("epochs", "batch_size", "checkpoint_every"), lambda value: 1 <= value < math.inf, "at least 1"),
+            (("weight_decay", "warmup"), lambda value: 0 <= value < math.inf, "at least 0"),
+            (("learning_rate", "temperature", "clip"), lambda value: 0 < value < math.inf, "a positive number"),
+            (("momentum", "label_smoothing"), lambda value: 0 <= value < 1, "at least 0, below 1"),
+            (("distillation",), lambda value: 0 <= value <= 1, "0 to 1"),
+            (("optimizer",), lambda value: value in ("sgd", "adamw"), "sgd or adamw"),
+            (("precision",), lambda value: value in ("no", "bf16", "fp16"), "no, bf16 or fp16"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise tn.errors.DataError(tn.errors.explain(f"{name}={value!r}", needed=needed))
         if self.warmup >= self.epochs:
             fact = f"the warm-up of {self.warmup:g} epochs is all of the training's {self.epochs}"
             raise tn.errors.DataError(tn.errors.explain(fact, needed="warmup < epochs"))
-        for name, known in (("optimizer", ("sgd", "adamw")), ("precision", ("no", "bf16", "fp16"))):
-            if getattr(self, name) not in known:
-                raise tn.errors.DataError(tn.errors.explain(f"{name}={getattr(self, name)!r}", known=", ".join(known)))
-
-    def described(self) -> dict[str, object]:
-        """What the result depends on."""
-        fields = dataclasses.asdict(self)
-        del fields["checkpoint_every"]
-        return fields
 
 
 def learning_rate(settings: Training, step: int, *, epoch_steps: int) -> float:
@@ -112,7 +97,7 @@ def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimize
     """The optimizer of the parameters that are trained, in two groups: with weight decay and without.
 
     Raises:
-        StudyError: there are none.
+        StudyError: no parameter is trained.
     """
     decayed: dict[nn.Parameter, None] = {}
     plain: dict[nn.Parameter, None] = {}
@@ -121,7 +106,7 @@ def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimize
             if parameter.requires_grad:
                 exempt = name == "bias" or isinstance(module, NORMALISATIONS)
                 (plain if exempt else decayed)[parameter] = None
-    for parameter in decayed:  # of what is both, tied, the weight decides
+    for parameter in decayed:  # of one that is both, tied, the weight decides
         plain.pop(parameter, None)
     groups = [
         {"params": list(group), "weight_decay": decay}
@@ -129,9 +114,8 @@ def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimize
         if group
     ]
     if not groups:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"{type(model).__name__} has no parameter that is trained", fix="requires_grad_()")
-        )
+        fact = f"{type(model).__name__} has no parameter that is trained"
+        raise tn.errors.StudyError(tn.errors.explain(fact, fix="requires_grad_()"))
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate)
     momentum = settings.momentum

@@ -1,14 +1,14 @@
-"""Train a network: on one device or several, in mixed precision, stopped at any moment and gone on with.
+"""The training loop: on one device or several, in mixed precision, stopped at any moment and continued.
 
 What happens in a step is a function of the settings, the step's number and the values before it: the order of the
-data, their augmentation and the network's own chance (dropout) are seeded for each step anew. So a checkpoint needs no
-state of any generator, and a training that goes on from one ends with the numbers of one that was never stopped.
+data, their augmentation and the network's own chance (dropout) are seeded for each step again. So a checkpoint needs no
+state of any generator, and a training that continues from one ends with the numbers of one that was never stopped.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from math import isfinite
@@ -21,42 +21,16 @@ import torch
 from torch import Tensor, nn
 
 import tnalgebra as tn
-from recipes.training.batches import cut_epoch, step_batches
-from recipes.training.checkpoints import (
-    Progress,
-    checkpoints,
-    compare,
-    described,
-    locked,
-    read_checkpoint,
-    settle,
-    write_checkpoint,
-    writing,
-)
-from recipes.training.classification import Augmentation, Classification, crop_and_flip
-from recipes.training.history import Events, History, Row, read_history, write_history
-from recipes.training.regression import Regression
+from recipes.training.batches import batch_sizes, step_batches
+from recipes.training.checkpoints import Progress, checkpoints, describe, read_checkpoint, settle, write_checkpoint
+from recipes.training.history import Epoch, Events, History, write_history
 from recipes.training.settings import Training, learning_rate, make_optimizer, seed_of
-from recipes.training.task import Task, as_format, evaluate, score_sums
-
-__all__ = [
-    "Augmentation",
-    "Classification",
-    "History",
-    "Regression",
-    "Row",
-    "Task",
-    "Training",
-    "crop_and_flip",
-    "evaluate",
-    "read_history",
-    "train",
-]
+from recipes.training.task import Task
 
 DIVERGED = 10.0
 """Times the plain loss of the task, or the first one if that is larger, at which a training is given up ..."""
 WINDOW = 50
-"""... if the mean of so many steps exceeds it, or of a shorter epoch: single steps may."""
+"""... if the mean of this number of steps exceeds it, or of a shorter epoch: single steps may."""
 FEWEST = 10
 """Steps of such a mean at least: in a shorter epoch only a loss that is not finite counts."""
 LOOK = 20
@@ -73,85 +47,95 @@ def train(
     workers: int = 0,
     log_tensorboard: bool = True,
     progress: bool = True,
+    note: Callable[[Epoch], object] | None = None,
 ) -> History:
-    """Train a network in place, or go on with a training that was stopped, or give back one that is finished.
+    """Train a network in place, or continue a training that was stopped, or return one that is finished.
 
-    The same call goes on: with the same network (its values as before the training), task and settings. On one device,
-    with as many threads, it ends with the same weights and rows, bit for bit, as a training that was not stopped.
-    Under `accelerate launch` each batch is shared out among the processes; the gradient is that of the whole batch,
-    batch normalisations see their process's share. torch's, numpy's and Python's global generators are left as they
-    were.
+    The same call continues it: with the same network (its values as before the training), task and settings. On one
+    device, with as many threads, it ends with the same weights and rows, bit for bit, as a training that was not
+    stopped. Under `accelerate launch` each batch is shared out among the processes; the gradient is that of the whole
+    batch, batch normalisations see their process's share. torch's, numpy's and Python's global generators are left as
+    they were.
 
     Args:
-        model: dense, or with decomposed layers; moved to the device, and to the memory format that is wished.
+        model: dense, or with decomposed layers; moved to the device, and to the memory format of the settings.
         task: what is learnt.
         settings: of the training.
-        folder: for checkpoints and logs. What lies there is another file's business.
-        device: auto takes a GPU if there is one, and what `accelerate launch` says; cpu is always the CPU.
+        folder: for checkpoints and logs; other files in it are left alone.
+        device: auto takes a GPU if torch finds one, and what `accelerate launch` says; cpu is always the CPU.
         workers: processes that prepare batches; 0: this one does. No influence on the result.
         log_tensorboard: write scalars for TensorBoard, too.
         progress: show a progress bar where standard error is a terminal.
+        note: called with each row once it is on the disk; with rows of earlier calls first.
 
     Returns:
         A row for each epoch.
 
     Raises:
-        DataError: the network does not fit the task, such as one with fewer classes; a setting that cannot be.
+        DataError: the network does not fit the task, such as one with fewer classes; a setting out of its range.
         DivergedError: the loss is not finite or far above that of guessing, with epoch and step: the network is left as
             it is then, and the last checkpoint stays.
         StudyError: the folder holds another training, or another process is training there, or it cannot be written.
-            accelerate is not installed.
-        CheckpointError: no checkpoint that is there can be read.
+            TensorBoard is not installed.
+        CheckpointError: the folder has checkpoints, and none can be read.
     """
-    _check_installed("accelerate", *(["tensorboard"] if log_tensorboard else []))
+    if log_tensorboard and find_spec("tensorboard") is None:
+        fix = 'pip install "tnalgebra[train]", or log_tensorboard=False'
+        raise tn.errors.StudyError(tn.errors.explain("tensorboard is not installed here", fix=fix))
     folder = Path(folder)
     with ExitStack() as stack:
         accelerator = stack.enter_context(_accelerator(settings, device))
         task.check(model, settings)
-        description = described(model, task, settings)
         if accelerator.is_main_process:
-            stack.enter_context(locked(folder))
-            settle(folder, description)
+            stack.enter_context(tn.studies.locked(folder))
+            settle(folder, describe(model, task, settings))
         accelerator.wait_for_everyone()
-        compare(folder, description)
-        stack.enter_context(_as_it_was(model, accelerator.device))
-        run = _Run(model, task, settings, folder, accelerator)
-        if accelerator.is_main_process and log_tensorboard:
-            with writing(folder):
-                run.events = Events(folder, run.state.rows, task.score_name)
-            stack.callback(run.events.close)
-        run.to_the_end(workers=workers, progress=progress)
+        stack.enter_context(_state_kept(model, accelerator.device))
+        run = _Run(model, task, settings, folder=folder, accelerator=accelerator)
+        if accelerator.is_main_process:
+            with tn.studies.writing(folder):
+                if log_tensorboard:
+                    events = Events(folder, run.state.rows, task.score_name)
+                    stack.callback(events.writer.close)
+                    run.listeners.append(events.add)
+                write_history(folder, run.state.rows)
+        if note is not None:
+            for row in run.state.rows:
+                note(row)
+            run.listeners.append(note)
+        run.finish(workers=workers, progress=progress)
         return History(tuple(run.state.rows), task.score_name)
 
 
 class _Run:
     """What one call of `train` has: the prepared network, and where it is."""
 
-    def __init__(self, model: nn.Module, task: Task, settings: Training, folder: Path, accelerator: Any) -> None:
+    def __init__(self, model: nn.Module, task: Task, settings: Training, *, folder: Path, accelerator: Any) -> None:
         self.model, self.task, self.settings, self.folder, self.accelerator = model, task, settings, folder, accelerator
-        self.steps = len(cut_epoch(task.training_size, settings.batch_size))
-        _check_shares(task, settings, accelerator.num_processes)
+        self.sizes = batch_sizes(task.training_size, settings.batch_size)
+        self.steps = len(self.sizes)
+        if min(self.sizes) < accelerator.num_processes:
+            fact = f"{accelerator.num_processes} processes cannot share out a batch of {min(self.sizes)} examples"
+            raise tn.errors.DataError(tn.errors.explain(fact, fix="a larger batch_size, or fewer processes"))
         if settings.channels_last:
             tn.nn.in_memory_format(model, torch.channels_last)
         for network in task.networks:
             network.to(accelerator.device).eval()
         model.to(accelerator.device)
-        own = vars(model).get("forward")
+        forward = vars(model).get("forward")
         self.prepared, self.optimizer = accelerator.prepare(model, make_optimizer(model, settings))
-        _unwrap_forward(model, own)
-        self.state: Progress = read_checkpoint(folder, model, self.optimizer, accelerator.scaler)
-        self.events: Events | None = None
+        _unwrap_forward(model, forward)
+        self.saved = {"model": model, "optimizer": self.optimizer, "scaler": accelerator.scaler}
+        self.state: Progress = read_checkpoint(folder, **self.saved)
+        self.listeners: list[Callable[[Epoch], object]] = []
         self.pending: list[Tensor] = []
         self.started = perf_counter()
 
-    def to_the_end(self, *, workers: int, progress: bool) -> None:
-        """All steps that are left."""
+    def finish(self, *, workers: int, progress: bool) -> None:
+        """Do all steps that are left."""
         from tqdm import tqdm
 
         accelerator, state, total = self.accelerator, self.state, self.settings.epochs * self.steps
-        if accelerator.is_main_process:
-            with writing(self.folder):
-                write_history(self.folder, state.rows)
         if state.step == total:
             return
         batches = step_batches(
@@ -164,20 +148,19 @@ class _Run:
         )
         shown = progress and accelerator.is_main_process
         look = 1 if accelerator.device.type == "cpu" else LOOK
+        every = self.settings.checkpoint_every or total
         with tqdm(total=total, initial=state.step, unit="step", disable=None if shown else True) as bar:
             self.started = perf_counter()
             self.prepared.train()
             for examples, targets in batches:
                 self._step(examples, targets)
                 epoch, position = divmod(state.step, self.steps)
-                every = self.settings.checkpoint_every
-                wished = every is not None and state.step % every == 0
-                if position == 0 or wished or len(self.pending) >= look:
+                if position == 0 or state.step % every == 0 or len(self.pending) >= look:
                     self._look_at_losses()
                     bar.set_postfix(epoch=epoch, loss=f"{state.losses[-1]:.3g}", refresh=False)
                 if position == 0:
                     self._finish_epoch(epoch)
-                elif wished:
+                elif state.step % every == 0:
                     self._checkpoint()
                 bar.update()
 
@@ -187,7 +170,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, epoch_steps=self.steps)
         inputs = self.task.inputs(examples.to(accelerator.device, non_blocking=True))
-        inputs = as_format(inputs, channels_last=settings.channels_last)
+        if settings.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         targets = targets.to(accelerator.device, non_blocking=True)
         with accelerator.autocast():
             outputs = self.prepared(inputs)
@@ -195,7 +179,7 @@ class _Run:
             loss = self.task.loss(outputs, inputs, targets, settings)
         if accelerator.num_processes > 1:
             # gradients are averaged over processes, whose shares may differ by one example
-            share = len(targets) / len(cut_epoch(self.task.training_size, settings.batch_size)[step % self.steps])
+            share = len(targets) / self.sizes[step % self.steps]
             self.pending.append(loss.detach() * share)
             loss = loss * (share * accelerator.num_processes)
         else:
@@ -213,8 +197,7 @@ class _Run:
         Raises:
             DivergedError: one is not finite, or they are far too large.
         """
-        state = self.state
-        losses = torch.stack(self.pending)
+        state, losses = self.state, torch.stack(self.pending)
         if self.accelerator.num_processes > 1:
             losses = self.accelerator.reduce(losses, reduction="sum")
         first = state.step - len(self.pending)
@@ -225,13 +208,12 @@ class _Run:
             state.first_loss = loss if state.first_loss is None else state.first_loss
             state.losses.append(loss)
             recent = state.losses[-WINDOW:]
-            bound = DIVERGED * max(self.task.plain_loss, state.first_loss)
-            if len(recent) == min(WINDOW, max(self.steps, FEWEST)) and sum(recent) / len(recent) > bound:
-                mean = f"{sum(recent) / len(recent):.3g}"
-                raise self._diverged(f"the loss is {mean}, the mean of {len(recent)} steps, above {bound:.3g}", step)
+            mean, bound = sum(recent) / len(recent), DIVERGED * max(self.task.plain_loss, state.first_loss)
+            if len(recent) == min(WINDOW, max(self.steps, FEWEST)) and mean > bound:
+                fact = f"the loss is {mean:.3g}, the mean of {len(recent)} steps, above {bound:.3g}"
+                raise self._diverged(fact, step)
 
     def _diverged(self, fact: str, step: int) -> tn.errors.DivergedError:
-        there = checkpoints(self.folder)
         rate = learning_rate(self.settings, step - 1, epoch_steps=self.steps)
         lower = f"a learning rate below {self.settings.learning_rate:g}, a longer warm-up, or clip=1.0"
         return tn.errors.DivergedError(
@@ -242,45 +224,36 @@ class _Run:
                 network=type(self.model).__name__,
                 learning_rate=f"{rate:.3g}",
                 earlier=", ".join(f"{loss:.3g}" for loss in self.state.losses[-3:]) or None,
-                last_checkpoint=there[-1] if there else None,
+                last_checkpoint=next(reversed(checkpoints(self.folder)), None),
                 fix=f"{lower}; in another folder",
             )
         )
 
     def _finish_epoch(self, epoch: int) -> None:
         """Test, note the row, keep a checkpoint; the row is in the checkpoint before it is anywhere else."""
-        state, settings = self.state, self.settings
-        sizes = [len(part) for part in cut_epoch(self.task.training_size, settings.batch_size)]
-        loss = sum(size * loss for size, loss in zip(sizes, state.losses, strict=True)) / sum(sizes)
+        state = self.state
+        loss = sum(size * loss for size, loss in zip(self.sizes, state.losses, strict=True)) / sum(self.sizes)
         score = self._score()
-        now = perf_counter()
-        seconds, self.started = state.seconds + now - self.started, now
-        rate = learning_rate(settings, state.step - 1, epoch_steps=self.steps)
-        state.rows.append(Row(epoch, state.step, rate, loss, score, seconds))
-        state.losses, state.seconds = [], 0.0
+        rate = learning_rate(self.settings, state.step - 1, epoch_steps=self.steps)
+        seconds = state.seconds + perf_counter() - self.started
+        row = Epoch(epoch, state.step, rate, loss, score, seconds)
+        state.rows, state.losses, state.seconds = [*state.rows, row], [], 0.0
+        self.started = perf_counter()
         self._write()
         if self.accelerator.is_main_process:
-            with writing(self.folder):
+            with tn.studies.writing(self.folder):
                 write_history(self.folder, state.rows)
-                if self.events is not None:
-                    self.events.add(state.rows[-1])
-        self.prepared.train()
+        for listen in self.listeners:
+            listen(row)
 
     def _score(self) -> float:
         accelerator = self.accelerator
         if accelerator.num_processes > 1:
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)  # running statistics: the main process's are those that are kept
-        parts = torch.arange(self.task.test_size).tensor_split(accelerator.num_processes)
-        sums = score_sums(
-            self.model,
-            self.task,
-            parts[accelerator.process_index],
-            batch_size=self.settings.batch_size,
-            device=accelerator.device,
-            channels_last=self.settings.channels_last,
-        )
-        return self.task.score(accelerator.reduce(sums, reduction="sum"))
+        rows = torch.arange(self.task.test_size).tensor_split(accelerator.num_processes)[accelerator.process_index]
+        sizes = {"batch_size": self.settings.batch_size, "device": accelerator.device}
+        return self.task.score(accelerator.reduce(self.task.measure(self.model, rows, **sizes), reduction="sum"))
 
     def _checkpoint(self) -> None:
         now = perf_counter()
@@ -292,10 +265,9 @@ class _Run:
         """Write a checkpoint, unless it would be one of a network that is spoilt."""
         spoilt = [name for name, value in self.model.state_dict().items() if not value.isfinite().all()]
         if spoilt:
-            verb = "is" if len(spoilt) == 1 else "are"
-            raise self._diverged(f"{', '.join(spoilt[:3])} {verb} not finite", self.state.step)
+            raise self._diverged(f"not finite: {', '.join(spoilt[:3])}", self.state.step)
         if self.accelerator.is_main_process:
-            write_checkpoint(self.folder, self.model, self.optimizer, self.accelerator.scaler, self.state)
+            write_checkpoint(self.folder, self.state, **self.saved)
 
 
 def _seed(seed: int) -> None:
@@ -334,12 +306,12 @@ def _accelerator(settings: Training, device: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Give modes, global generators and the model's own attributes back, which accelerate wraps for autocast.
+def _state_kept(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Restore modes, global generators and the model's own attributes, which accelerate wraps for autocast.
 
     Meanwhile cuDNN takes only algorithms that give the same bits each time.
     """
-    own = dict(vars(model))
+    attributes = dict(vars(model))
     generators = random.getstate(), np.random.get_state()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     devices = [device] if device.type == "cuda" else []
@@ -351,30 +323,13 @@ def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
         random.setstate(generators[0])
         np.random.set_state(generators[1])
-        for name in {*vars(model)} - {*own}:
+        for name in {*vars(model)} - {*attributes}:
             delattr(model, name)
-        _unwrap_forward(model, own.get("forward"))
+        _unwrap_forward(model, attributes.get("forward"))
 
 
-def _unwrap_forward(model: nn.Module, own: Any) -> None:
+def _unwrap_forward(model: nn.Module, forward: Any) -> None:
     """Undo the autocast that accelerate puts around `forward`: steps have their own, tests are in full precision."""
     vars(model).pop("forward", None)
-    if own is not None:
-        model.forward = own
-
-
-def _check_installed(*packages: str) -> None:
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        without = "" if "accelerate" in missing else "; or log_tensorboard=False"
-        fix = f'pip install "tnalgebra[train]"{without}'
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"training needs {' and '.join(missing)}, not installed here", fix=fix)
-        )
-
-
-def _check_shares(task: Task, settings: Training, processes: int) -> None:
-    least = min(len(part) for part in cut_epoch(task.training_size, settings.batch_size))
-    if least < processes:
-        fact = f"a batch of {least} examples cannot be shared out among {processes} processes"
-        raise tn.errors.DataError(tn.errors.explain(fact, fix="a larger batch_size, or fewer processes"))
+    if forward is not None:
+        model.forward = forward
