@@ -1,4 +1,4 @@
-"""The named approximate rules: families, cuts and truncations, the catalogue that lists them, and traces read from files."""
+"""The named approximate rules: families, cuts, truncations, the catalogue that lists them, and traces from files."""
 
 from .catalogue import CATALOGUE, Entry, register, resolve, rules, unregister
 from .components import check_bonds, drop_components

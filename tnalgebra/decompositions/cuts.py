@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError, explain
-from ..fitting import ParameterBudget, Rank, RelativeError, Report, allowance, fit_cores, kept, rank_of
+from ..fitting import FitReport, ParameterBudget, Rank, RelativeError, allowance, fit_cores, kept, rank_of
 from ..network import (
     KERNEL_LABELS,
     Bipartition,
@@ -164,7 +164,7 @@ class _Found:
     svd: SVD
     relative_error: float
     output_error: float | None = None
-    report: Report | None = None
+    report: FitReport | None = None
 
 
 def _nearest(matrix: Tensor, asked: Rank, form: Form, before: int, dtype: torch.dtype) -> _Found:
@@ -198,7 +198,7 @@ def _weighted(dense: Tensor, network: Network, bipartition: Bipartition, form: F
     if isinstance(asked, ParameterBudget):
         shape = [prod(sizes[label] for label in side) for side in (bipartition.left, bipartition.right)]
         asked = _rank(asked, shape, form, before)
-    fit = fit_cores(
+    cores, report = fit_cores(
         [dense],
         Network(nodes, network.output, sizes),
         {bond: asked},
@@ -206,8 +206,8 @@ def _weighted(dense: Tensor, network: Network, bipartition: Bipartition, form: F
         settings=options.settings,
         metrics=[metric_in(options.metric, {label: label for label in network.output}, network.output)],
     )[0]
-    svd = svd_of_product(fit.values["L"].flatten(0, -2), fit.values["R"].flatten(1))
-    return _Found(svd, fit.relative_error, fit.output_error, fit.report)
+    svd = svd_of_product(cores["L"].flatten(0, -2), cores["R"].flatten(1))
+    return _Found(svd, report.relative_error, report.output_error, report)
 
 
 def _change(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import RuleError, ValuesError, explain
-from ..fitting import Problem, Report, corrected, degeneracy, problem_of, reshaped
+from ..fitting import FitReport, Objective, degeneracy_of, objective_of, shrink_components, with_open_axes
 from ..network import NamedTensor, Network, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import Values, relative, scaled, value_of
@@ -29,13 +29,13 @@ class OwnValue:
     target: Tensor
     share: float
 
-    def problem(self, network: Network) -> Problem:
+    def objective(self, network: Network) -> Objective:
         """All named tensors of a network are free, their sizes those of the network."""
-        return problem_of(reshaped(self.target, network)[None], network, {}, {})
+        return objective_of(with_open_axes(self.target, network)[None], network, {})
 
-    def error(self, problem: Problem, cores: Mapping[str, Tensor]) -> float:
+    def error(self, objective: Objective, cores: Mapping[str, Tensor]) -> float:
         """||value - network|| / ||value|| of the only start of the only layer."""
-        return relative(self.target - problem.model(cores).reshape(self.target.shape), self.target)
+        return relative(self.target - objective.model(cores).reshape(self.target.shape), self.target)
 
 
 def own_value(network: Network, tensors: Mapping[str, Tensor]) -> OwnValue:
@@ -86,13 +86,14 @@ def correct_degeneracy(tolerance: float = 0.01) -> Rule:
             raise RuleError(explain("a network without open labels is one number", network=network))
         tensors = {name: values[name].to(options.settings.dtype) for name in tensor_nodes(before)}
         own = own_value(before, tensors)
-        problem = own.problem(before)
+        objective = own.objective(before)
         begun = {name: (tensor / own.share)[None, None] for name, tensor in tensors.items()}
-        bound = (tolerance * (1 - ROUNDING)) ** 2 * problem.power
-        found = corrected(problem, begun, bound=bound, sweeps=options.settings.sweeps)
+        bound = (tolerance * (1 - ROUNDING)) ** 2 * objective.power
+        found = shrink_components(objective, begun, bound=bound, sweeps=options.settings.sweeps)
         new = {name: (core[0, 0] * own.share).to(values[name].dtype) for name, core in found.items()}
-        error = own.error(problem, found)
-        report = Report("error-preserving correction", (error,), (error,), True, degeneracy(problem, found))
+        error = own.error(objective, found)
+        amount = degeneracy_of(objective, found)
+        report = FitReport("error-preserving correction", (error,), (error,), True, amount, error)
         return Change(network, values=new, relative_error=error, report=report)
 
     return Rule(

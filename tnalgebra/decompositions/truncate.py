@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple, TypeAlias
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RankError, RuleError, explain
-from ..fitting import ParameterBudget, Rank, Report, degeneracy, grow, kept, plain_rank, rank_of, searched
+from ..fitting import FitReport, ParameterBudget, Rank, degeneracy_of, follow_starts, grow, kept, plain_rank, rank_of
 from ..network import NamedTensor, Network, carriers, check_word, parameters, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import SVD, Values, relative, truncated_svd
@@ -79,7 +80,7 @@ class _Found(NamedTuple):
 
     tensors: dict[str, Tensor]
     error: float
-    report: Report | None = None
+    report: FitReport | None = None
 
 
 def _budgeted(network: Network, spectra: Mapping[str, Sequence[float]], budget: ParameterBudget) -> dict[str, int]:
@@ -251,12 +252,13 @@ def _fitted(network: Network, bonds: Sequence[str], values: Values, options: Opt
     turned = _cut_down(network, tensors, ranks, turned=True)
     smaller = resized(network, turned)  # where other bonds leave a bond less to do, it became smaller still
     plain = _cut_down(network, tensors, {bond: smaller.sizes[bond] for bond in bonds}, turned=False)
-    problem = own.problem(smaller)
+    objective = own.objective(smaller)
     begun = {name: torch.stack([plain[name], turned[name]])[None] / own.share for name in tensors}
-    ended = searched(problem, begun, settings)[0]
-    cores = {name: core[None, None] for name, core in ended.values.items()}
-    report = Report(ended.method, ended.errors, ended.starts, ended.converged, degeneracy(problem, cores))
-    return _Found({name: core * own.share for name, core in ended.values.items()}, own.error(problem, cores), report)
+    cores, report = follow_starts(objective, begun, settings)[0]
+    in_batch = {name: core[None, None] for name, core in cores.items()}
+    error = own.error(objective, in_batch)
+    report = replace(report, degeneracy=degeneracy_of(objective, in_batch), relative_error=error)
+    return _Found({name: core * own.share for name, core in cores.items()}, error, report)
 
 
 def _joins_two(network: Network, bond: str) -> bool:

@@ -1,38 +1,37 @@
-"""Cores for the right side of a rule: their ranks, what is minimised, the descents, and the metric of a layer's inputs."""
+"""Cores for the right side of a rule: their ranks, the objective, the descents, the metric of a layer's inputs."""
 
-from .chosen_ranks import problem_of, reshaped
-from .degeneracy import corrected, degeneracy
-from .fit import CoreFit, Report, fit_cores
+from .chosen_ranks import objective_of
+from .degeneracy import degeneracy_of, shrink_components
+from .fit import fit_cores
 from .metric import Metric
-from .objective import Problem
+from .objective import Objective
 from .ranks import KeepFraction, MultiplyAddsBudget, ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
-from .search import Settings, searched
-from .trees import NoTreeError, bonds_of, grow, open_labels, plain_rank, tree_of
+from .search import FitReport, Settings, follow_starts
+from .trees import NoTreeError, bonds_of, grow, open_labels, plain_rank, tree_of, with_open_axes
 
 __all__ = [
-    "CoreFit",
+    "FitReport",
     "KeepFraction",
     "Metric",
     "MultiplyAddsBudget",
     "NoTreeError",
+    "Objective",
     "ParameterBudget",
-    "Problem",
     "Rank",
     "RelativeError",
-    "Report",
     "Settings",
     "allowance",
     "bonds_of",
-    "corrected",
-    "degeneracy",
+    "degeneracy_of",
     "fit_cores",
+    "follow_starts",
     "grow",
     "kept",
+    "objective_of",
     "open_labels",
     "plain_rank",
-    "problem_of",
     "rank_of",
-    "reshaped",
-    "searched",
+    "shrink_components",
     "tree_of",
+    "with_open_axes",
 ]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from .objective import Problem, total
-from .systems import Half, System
+from .objective import Objective
+from .systems import Part, System
 
-Values = dict[str, Tensor]
-
+Cores: TypeAlias = dict[str, Tensor]
+"""free core -> shape (layers, starts, *sizes)."""
 
 FIRST_MOMENTUM, MORE_MOMENTUM = 0.5, 1.05
 """How far ahead a sweep starts, in steps of the last one, and by what that grows at each sweep that goes down."""
@@ -25,96 +26,116 @@ CANCELLED = 1e-10
 """Part of the target's square below which a loss is taken from the residual: a difference of squares has lost it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Descent:
-    """Where a descent ended, and how.
+    """A descent so far, of all starts of all layers side by side.
 
     values: free core -> shape (layers, starts, *sizes).
-    losses: ||target - network||^2 after each sweep; each of shape (layers, starts).
-    converged: whether it stood still, rather than used up its sweeps; shape (layers, starts).
+    loss: ||target - network||^2; shape (layers, starts).
+    still: whether a start stood still, rather than used up its sweeps; shape (layers, starts).
+    log: the least loss of each layer after each sweep or step; each of shape (layers,).
+    methods: what was done, in order.
     """
 
-    values: Values
-    losses: tuple[Tensor, ...]
-    converged: Tensor
+    values: Cores
+    loss: Tensor
+    still: Tensor
+    log: tuple[Tensor, ...] = ()
+    methods: tuple[str, ...] = ()
+
+    @classmethod
+    def begin(cls, objective: Objective, values: Cores, *methods: str) -> Descent:
+        loss = objective.loss(objective.model(values))
+        return cls(values, loss, torch.zeros_like(loss, dtype=torch.bool), methods=methods)
+
+    def then(self, method: str, values: Cores, losses: Sequence[Tensor], still: Tensor) -> Descent:
+        """After a method, whose losses all have the shape of `loss`."""
+        log = tuple([loss.min(1).values for loss in losses])
+        methods = self.methods if method in self.methods else (*self.methods, method)
+        return Descent(values, losses[-1], still, (*self.log, *log), methods)
+
+    def best(self, count: int) -> Descent:
+        """The `count` best starts of each layer, the best first."""
+        order = self.loss.nan_to_num(nan=torch.inf).argsort(dim=1, stable=True)[:, :count]
+        rows = torch.arange(len(order), device=order.device)[:, None]
+        values = {name: core[rows, order] for name, core in self.values.items()}
+        return replace(self, values=values, loss=self.loss[rows, order], still=self.still[rows, order])
+
+    def of_layers(self, layers: Tensor) -> Descent:
+        values = {name: core[layers] for name, core in self.values.items()}
+        log = tuple(loss[layers] for loss in self.log)
+        return replace(self, values=values, loss=self.loss[layers], still=self.still[layers], log=log)
 
 
-def alternate(problem: Problem, values: Values, *, sweeps: int, tolerance: float) -> Descent:
+def alternate(objective: Objective, descent: Descent, *, sweeps: int, tolerance: float) -> Descent:
     """Solve for one core after another; each sweep starts a little ahead, along the way the last one went.
 
     The momentum grows while the loss falls. Where a sweep ends higher, the cores are as they were before it, and the
     momentum halves (Mitchell, Ye, De Sterck 2020), so the loss never grows, and valleys take half as many sweeps.
 
     Args:
-        values: the start, shape (layers, starts, *sizes) each.
         tolerance: stop where a sweep takes less than this part of the loss, in every start, or where some start is
             exact to rounding.
     """
-    parts = _parts([System(problem, places[0]) for places in problem.places.values()])
-    before = values
-    values, loss = _swept(problem, parts, values)
+    parts = _parts([System(objective, places[0]) for places in objective.places.values()])
+    least = floor(objective) * objective.power
+    before = descent.values
+    values, loss = _sweep(objective, parts, before)
     losses = [loss]
     momentum = torch.zeros_like(loss)
     still = torch.zeros_like(loss, dtype=torch.bool)
     for sweep in range(1, sweeps):
         ahead = {name: core + _shaped(momentum, core) * (core - before[name]) for name, core in values.items()}
-        found, loss = _swept(problem, parts, ahead)
+        found, loss = _sweep(objective, parts, ahead)
         lower = loss <= losses[-1]
-        # the first two sweeps go far, and tell no direction
+        # the first two sweeps go far, and show no direction
         before = values if sweep > 1 else found
         values = chosen(lower, found, values)
         losses.append(torch.where(lower, loss, losses[-1]))
         still = lower & (losses[-2] - losses[-1] <= tolerance * losses[-2]) | still & ~lower
-        still |= losses[-1] <= floor(problem) * problem.power
+        still |= losses[-1] <= least
         faster = (momentum * MORE_MOMENTUM).clamp(FIRST_MOMENTUM, 1.0)
         momentum = torch.where(lower, faster, momentum / 2) if sweep > 1 else torch.zeros_like(loss)
-        if bool((still.all(1) | exact(losses[-1], problem)).all()):
+        if bool((still.all(1) | (losses[-1] <= least).any(1)).all()):
             break
-    return Descent(values, tuple(losses), still)
+    return descent.then("alternating least squares", values, losses, still)
 
 
-Parts: TypeAlias = list[list[System]]
-
-
-def _parts(systems: list[System]) -> Parts:
-    """Two parts of the cores whose common environments are small; each core alone if there are none such.
+def _parts(systems: list[System]) -> list[Part]:
+    """Two parts of the cores whose common environments are small; each core alone where no two are.
 
     Of a CP of `out in kh kw` with few components, `out kh` and `in kw`: then a sweep goes over the target twice, not
     four times.
     """
-    problem = systems[0].problem
-    sizes = dict(zip(problem.output, problem.target.shape[1:], strict=True))
+    objective = systems[0].objective
+    sizes = dict(zip(objective.output, objective.target.shape[1:], strict=True))
     for system in systems:
         sizes |= system.sizes
-    best, least = [[system] for system in systems], problem.target[0].numel()
-    if len(systems) > MOST_SPLIT:
-        return best
-    for chosen in range(1, 2 ** (len(systems) - 1)):
-        parts = [[system for i, system in enumerate(systems) if (chosen >> i & 1) == side] for side in (0, 1)]
-        labels = (problem.shared_labels([system.position for system in part]) for part in parts if len(part) > 1)
-        elements = sum(prod(sizes.get(label, 1) for label in each) for each in labels)
-        if max(map(len, parts)) > 1 and elements < least:
-            best, least = parts, elements
-    return best
+    best, least = [[system] for system in systems], objective.target[0].numel()
+    if len(systems) <= MOST_SPLIT:
+        for bits in range(1, 2 ** (len(systems) - 1)):
+            parts = [[system for i, system in enumerate(systems) if (bits >> i & 1) == side] for side in (0, 1)]
+            labels = [objective.shared_labels([s.position for s in part]) for part in parts if len(part) > 1]
+            elements = sum([prod([sizes.get(label, 1) for label in each]) for each in labels])
+            if max(map(len, parts)) > 1 and elements < least:
+                best, least = parts, elements
+    return [Part(part) for part in best]
 
 
-def _swept(problem: Problem, parts: Parts, values: Values) -> tuple[Values, Tensor]:
+def _sweep(objective: Objective, parts: list[Part], values: Cores) -> tuple[Cores, Tensor]:
     """One sweep, part after part; the target is contracted once with what is outside a part."""
     values = dict(values)
     for part in parts:
-        positions = tuple(system.position for system in part)
-        half = None if len(part) == 1 else Half(positions, problem.shared(positions, values))
-        for system in part:
-            solved = system.solved(values, half)
-            values[problem.occurrences[system.position].name] = solved.core
-    loss = solved.loss(problem.power)
-    if bool((loss <= CANCELLED * problem.power).any()):
-        loss = problem.loss(problem.model(values))
-    balance(problem, values)
-    return values, loss
+        solved = part.solve(values)
+    # ||target - network||^2, less exact than from a residual
+    taken = solved.core * (solved.image - 2 * solved.right)
+    loss = (objective.power + taken.reshape(*taken.shape[:2], -1).sum(2)).clamp(min=0)
+    if bool((loss <= CANCELLED * objective.power).any()):
+        loss = objective.loss(objective.model(values))
+    return balance(objective, values), loss
 
 
-def chosen(which: Tensor, ones: Values, others: Values) -> Values:
+def chosen(which: Tensor, ones: Cores, others: Cores) -> Cores:
     """The cores of `ones` for the starts where `which` is true, those of `others` elsewhere."""
     return {name: torch.where(_shaped(which, core), core, others[name]) for name, core in ones.items()}
 
@@ -124,22 +145,21 @@ def _shaped(numbers: Tensor, core: Tensor) -> Tensor:
     return numbers.reshape(*numbers.shape, *[1] * (core.ndim - 2))
 
 
-def floor(problem: Problem) -> float:
+def floor(objective: Objective) -> float:
     """The squared relative error that is nothing but rounding."""
-    return (50 * torch.finfo(problem.target.dtype).eps) ** 2
+    return (50 * torch.finfo(objective.target.dtype).eps) ** 2
 
 
-def exact(loss: Tensor, problem: Problem) -> Tensor:
+def fits_exactly(objective: Objective, loss: Tensor) -> Tensor:
     """Whether some start has nothing left to gain; shape (layers,)."""
-    return (loss <= floor(problem) * problem.power).any(1)
+    return (loss <= floor(objective) * objective.power).any(1)
 
 
-def balance(problem: Problem, values: Values) -> None:
-    """Give all cores one norm, so that no system is ill for want of scale. Ties stay as they are."""
-    if problem.tied or len(values) < 2:
-        return
-    norms = {name: total(core.square()).sqrt() for name, core in values.items()}
-    mean = torch.stack([norm.log() for norm in norms.values()]).mean(0).exp()
-    for name, core in values.items():
-        scale = torch.where((norms[name] > 0) & (mean > 0), mean / norms[name], 1.0)
-        values[name] = core * _shaped(scale, core)
+def balance(objective: Objective, values: Mapping[str, Tensor]) -> Cores:
+    """Cores of one norm, so that no system is ill for want of scale. Ties stay as they are."""
+    if objective.tied or len(values) < 2:
+        return dict(values)
+    norms = [core.square().reshape(*core.shape[:2], -1).sum(2).sqrt() for core in values.values()]
+    mean = torch.stack([norm.log() for norm in norms]).mean(0).exp()
+    scales = [torch.where((norm > 0) & (mean > 0), mean / norm, 1.0) for norm in norms]
+    return {name: core * _shaped(scale, core) for (name, core), scale in zip(values.items(), scales, strict=True)}

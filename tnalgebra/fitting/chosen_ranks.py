@@ -1,8 +1,9 @@
-"""Ranks and problems of any right side: which labels are bonds, how large each becomes, what is held fixed."""
+"""Ranks and objective of any right side: which labels are bonds, how large each becomes, what is held fixed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 
 import networkx
@@ -10,20 +11,20 @@ import torch
 from torch import Tensor
 
 from ..errors import RankError, ValuesError, explain
-from ..network import NamedTensor, Network, carriers, fresh, shape_of, with_sizes
+from ..network import NamedTensor, Network, carriers, fresh, with_sizes
 from ..tensors import pattern
 from .metric import Metric
-from .objective import Occurrence, Problem
+from .objective import Objective, Occurrence
 from .ranks import ParameterBudget, Rank, allowance, kept
 from .trees import (
+    CoreTree,
     NoTreeError,
-    Spectrum,
-    Tree,
     bonds_of,
     cores_of,
     matrix_of,
     open_labels,
     plain_rank,
+    singular_values,
     splitting,
     tree_of,
     tree_ranks,
@@ -33,7 +34,7 @@ ORTHONORMAL = 1e-6
 """How far rows of a constant may be from orthonormal where the best of them are chosen."""
 
 
-def tree_or_none(right: Network, constants: Mapping[str, object] = {}) -> Tree | None:
+def tree_or_none(right: Network, constants: Mapping[str, object] = {}) -> CoreTree | None:
     """The right side as a tree, if it is one and all of it is to be fitted."""
     if constants:
         return None
@@ -43,16 +44,12 @@ def tree_or_none(right: Network, constants: Mapping[str, object] = {}) -> Tree |
         return None
 
 
-def reshaped(target: Tensor, right: Network) -> Tensor:
-    """A target with one axis for each of `open_labels(right)`."""
-    return target.reshape(shape_of(right, open_labels(right)))
-
-
 def chosen_ranks(
     target: Tensor,
     right: Network,
     ranks: Mapping[str, Rank] | Rank,
     *,
+    tree: CoreTree | None,
     constants: Mapping[str, Tensor],
     before: int,
 ) -> dict[str, int]:
@@ -62,7 +59,8 @@ def chosen_ranks(
         target: one axis for each of `open_labels(right)`.
         right: the sizes of its open labels are known; sizes it states for bonds are ranks.
         ranks: bond -> rank; one for the only bond; or a `ParameterBudget` for all.
-        constants: name -> elements, of tensors that are held fixed; they tell the sizes of their bonds.
+        tree: of the right side, see `tree_or_none`.
+        constants: name -> elements, of tensors that are held fixed; they determine the sizes of their bonds.
         before: parameters of the left side, of which a budget is a fraction.
 
     Raises:
@@ -78,10 +76,9 @@ def chosen_ranks(
             )
         ranks = {wanted[0]: ranks}
     if isinstance(ranks, ParameterBudget):
-        tree = tree_or_none(right, constants) if not given else None
-        if tree is not None:
+        if tree is not None and not given:
             return tree_ranks(target, tree, ranks, before=before)
-        return _grown_evenly(right, given, ranks, constants, before)
+        return _grow_evenly(right, given, constants, limit=partial(allowance, ranks, before))
     wanted_ranks: dict[str, Rank] = {**given, **ranks}
     missing = [bond for bond in bonds if bond not in wanted_ranks]
     if missing:
@@ -91,10 +88,9 @@ def chosen_ranks(
                 fix=f"ranks={_each(missing)} or a ParameterBudget",
             )
         )
-    tree = tree_or_none(right, constants)
     if tree is not None:
         return tree_ranks(target, tree, wanted_ranks, before=before)
-    return {bond: _rank(bond, wanted_ranks[bond], target, right, given) for bond in bonds}
+    return {bond: _rank(bond, wanted_ranks[bond], target, right, size=given.get(bond)) for bond in bonds}
 
 
 def _each(bonds: Sequence[str]) -> str:
@@ -115,23 +111,24 @@ def _given(right: Network, constants: Mapping[str, Tensor], bonds: Sequence[str]
     return found
 
 
-def _rank(bond: str, rank: Rank, target: Tensor, right: Network, given: Mapping[str, int]) -> int:
+def _rank(bond: str, rank: Rank, target: Tensor, right: Network, *, size: int | None) -> int:
+    """size: of the bond, where it is known."""
+    most = target.numel() if size is None else size
     standing = carriers(right)[bond]
-    most = given.get(bond, target.numel())
     if len(standing) != 2:
-        return plain_rank(rank, bond, full=most, because=f"it stands on {len(standing)} tensors")
+        return plain_rank(rank, bond, full=most, because=f"it occurs on {len(standing)} tensors")
     names = [node.name for node in cores_of(right)]
     if len(set(names)) < len(names):
-        return plain_rank(rank, bond, full=most, because="a core stands twice")
+        return plain_rank(rank, bond, full=most, because="a core occurs twice")
     side = _bridge(right, bond)
     if side is None:
         return plain_rank(rank, bond, full=most, because="it is part of a loop")
     labels = open_labels(right)
     rows = tuple(label for label in labels if label in side)
     columns = tuple(label for label in labels if label not in side)
-    matrix = matrix_of(target, labels, (), rows, columns)
-    full = given.get(bond, min(matrix.shape[-2:]))
-    return kept(rank, full, bond=bond, singular_values=Spectrum(matrix))
+    matrix = matrix_of(target, labels, rows, columns)
+    full = min(matrix.shape[-2:]) if size is None else size
+    return kept(rank, full, bond=bond, singular_values=partial(singular_values, matrix))
 
 
 def _bridge(right: Network, bond: str) -> set[str] | None:
@@ -147,14 +144,13 @@ def _bridge(right: Network, bond: str) -> set[str] | None:
     return {label for label in open_labels(right) if label in side}
 
 
-def _grown_evenly(
-    right: Network,
-    given: Mapping[str, int],
-    budget: ParameterBudget,
-    constants: Mapping[str, Tensor],
-    before: int,
+def _grow_evenly(
+    right: Network, given: Mapping[str, int], constants: Mapping[str, Tensor], *, limit: Callable[..., int]
 ) -> dict[str, int]:
-    """Where bonds have no singular values, the smallest grows first; of equals, the first in the alphabet."""
+    """Where bonds have no singular values, the smallest grows first; of equals, the first in the alphabet.
+
+    limit: the most parameters, given the `least` there can be.
+    """
     tensors = {node.name: node.labels for node in right.nodes if isinstance(node, NamedTensor)}
     standing = carriers(right)
     cut = {
@@ -177,9 +173,9 @@ def _grown_evenly(
         most = min(prod(size(label, ranks) for label in labels if label != bond) for labels in ends)
         return ranks[bond] < cut.get(bond, ranks[bond] + 1) and (len(ends) != 2 or ranks[bond] < most)
 
-    limit = allowance(budget, before, least=count(ranks))
+    most = limit(least=count(ranks))
     while True:
-        fitting = [bond for bond in bonds if useful(bond) and count({**ranks, bond: ranks[bond] + 1}) <= limit]
+        fitting = [bond for bond in bonds if useful(bond) and count({**ranks, bond: ranks[bond] + 1}) <= most]
         if not fitting:
             return ranks
         ranks[min(fitting, key=lambda bond: (ranks[bond], bond))] += 1
@@ -249,13 +245,14 @@ def selected(
     return found
 
 
-def problem_of(
+def objective_of(
     targets: Tensor,
     right: Network,
     ranks: Mapping[str, int],
-    constants: Mapping[str, Tensor],
+    *,
+    constants: Mapping[str, Tensor] = {},
     metrics: Sequence[Metric] = (),
-) -> Problem:
+) -> Objective:
     """The fit of a right side to kernels of one shape.
 
     Args:
@@ -263,27 +260,26 @@ def problem_of(
         constants: name -> elements; reserved nodes become constants too.
         metrics: one for each layer, their labels those of `open_labels(right)`; none for the Frobenius norm.
     """
-    reference = targets
-    sized = with_sizes(right, ranks)
-    undone = splitting(right)
+    sizes = {**right.sizes, **ranks}
+    undone, output = splitting(right), open_labels(right)
     taken = {node.name for node in right.nodes if isinstance(node, NamedTensor)}
-    held = {name: constant.to(reference)[None] for name, constant in constants.items()}
+    held = {name: constant.to(targets)[None] for name, constant in constants.items()}
     occurrences: list[Occurrence] = []
     free: dict[str, tuple[int, ...]] = {}
     for node in right.nodes:
         if isinstance(node, NamedTensor):
             occurrences.append(Occurrence(node.name, node.labels))
             if node.name not in constants:
-                free[node.name] = shape_of(sized, node.labels)
+                free[node.name] = tuple([sizes[label] for label in node.labels])
         elif node not in undone:
             name = fresh(node.name, taken)
             taken.add(name)
-            held[name] = pattern(node, sized).to(reference)[None]
+            held[name] = pattern(node, with_sizes(right, ranks)).to(targets)[None]
             occurrences.append(Occurrence(name, node.labels))
     metric = None
     coupled: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     if metrics:
         coupled, blocks = metrics[0].labels, metrics[0].batch
-        metric = torch.stack([each.covariance.to(reference) for each in metrics])
-    return Problem(tuple(occurrences), open_labels(right), targets, free, held, metric, coupled, blocks)
+        metric = torch.stack([each.covariance.to(targets) for each in metrics])
+    return Objective(tuple(occurrences), output, targets, free, held, metric, coupled, blocks)

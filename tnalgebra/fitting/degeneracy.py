@@ -1,4 +1,4 @@
-"""Components that cancel each other: how far they do. `correction` makes them smaller without a larger error."""
+"""Components that cancel each other: how far they do, and the error-preserving correction that makes them smaller."""
 
 from __future__ import annotations
 
@@ -9,52 +9,13 @@ from torch import Tensor
 
 from ..tensors import contract
 from .als import balance
-from .objective import BATCH, Problem, total
+from .objective import Objective, total
 from .systems import System
-
-# degeneracy: Components that cancel each other: how far they do. `correction` makes them smaller without a larger error.
-
-
-def degeneracy(problem: Problem, values: Mapping[str, Tensor]) -> float:
-    """sqrt(sum of ||component||^2) / ||target|| of the only start of the only layer in `values`; 0 for a target of 0.
-
-    A component is one value of every bond; its squared norm is the network of the squared elements, summed over
-    everything.
-    """
-    operands = [problem.operand(position, values) for position in range(len(problem.occurrences))]
-    total = contract([(tensor.square(), labels) for tensor, labels in operands], ())
-    return float((total / problem.power.max()).sqrt()) if bool(problem.power.max() > 0) else 0.0
-
-
-def squared_components(problem: Problem, values: Mapping[str, Tensor]) -> Tensor:
-    """The sum of ||component||^2, shape (layers, starts)."""
-    operands = [problem.operand(position, values) for position in range(len(problem.occurrences))]
-    squares = [(tensor.square(), labels) for tensor, labels in operands]
-    assert any(set(BATCH) <= set(labels) for _, labels in squares), "no core is free"
-    return problem.contracted(squares, ())
-
-
-def squared_rest(problem: Problem, position: int, values: Mapping[str, Tensor]) -> Tensor:
-    """What the squared elements of the core at `position` are weighted with in `squared_components`.
-
-    Returns:
-        Shape (layers or 1, starts or 1, *sizes of that core): the network of the squares of all others.
-    """
-    occurrence = problem.occurrences[position]
-    squares = [(tensor.square(), labels) for tensor, labels in problem.others(position, values)]
-    if not squares:
-        core = values[occurrence.name]
-        return core.new_ones(1, 1, *core.shape[2:])
-    return problem.contracted(squares, occurrence.labels, shaped=position)
-
-
-# correction: The error-preserving correction of components that cancel each other.
-
 
 SWEEPS = 100
 """Most sweeps over all cores."""
 
-TOLERANCE = 1e-4
+_TOLERANCE = 1e-4
 """The correction stops where a sweep takes less than this part of the squared components, in every start."""
 
 LARGEST = 2048
@@ -65,22 +26,54 @@ PARTS, ROUNDS = 32, 7
 """Points at which a secular equation is looked at side by side, and how often: an interval of 92 in log(weight) is 3e-9
 at the end."""
 
-MARGIN = 1e-6
+_MARGIN = 1e-6
 """Part of the room below the bound that is left to rounding."""
 
 
-def corrected(
-    problem: Problem,
+def degeneracy_of(objective: Objective, values: Mapping[str, Tensor]) -> float:
+    """sqrt(sum of ||component||^2) / ||target|| of the only start of the only layer in `values`; 0 for a target of 0.
+
+    A component is one value of every bond; its squared norm is the network of the squared elements, summed over
+    everything.
+    """
+    if not bool(objective.power.max() > 0):
+        return 0.0
+    squares = [(tensor.square(), labels) for tensor, labels in objective.operands(values)]
+    return float((contract(squares, ()) / objective.power.max()).sqrt())
+
+
+def squared_components(objective: Objective, values: Mapping[str, Tensor]) -> Tensor:
+    """The sum of ||component||^2, shape (layers, starts)."""
+    squares = [(tensor.square(), labels) for tensor, labels in objective.operands(values)]
+    return objective.contracted(squares, ())
+
+
+def squared_rest(objective: Objective, position: int, values: Mapping[str, Tensor]) -> Tensor:
+    """What the squared elements of the core at `position` are weighted with in `squared_components`.
+
+    Returns:
+        Shape (layers or 1, starts or 1, *sizes of that core): the network of the squares of all others.
+    """
+    occurrence = objective.occurrences[position]
+    squares = [(tensor.square(), labels) for tensor, labels in objective.operands(values, objective.others(position))]
+    if not squares:
+        core = values[occurrence.name]
+        return core.new_ones(1, 1, *core.shape[2:])
+    return objective.contracted(squares, occurrence.labels, shaped=position)
+
+
+def shrink_components(
+    objective: Objective,
     values: Mapping[str, Tensor],
     *,
     bound: Tensor | float,
     sweeps: int = SWEEPS,
-    tolerance: float = TOLERANCE,
+    tolerance: float = _TOLERANCE,
 ) -> dict[str, Tensor]:
     """Cores with smaller components, whose error stays within a bound.
 
     Args:
-        problem: with or without a metric. Tied cores stay as they are.
+        objective: with or without a metric. Tied cores stay as they are.
         values: shape (layers, starts, *sizes) each.
         bound: largest ||target - network||^2, in the metric, that broadcasts to (layers, starts). A start that is
             above it may be as far from the target as it is now.
@@ -90,17 +83,17 @@ def corrected(
         Cores of the shapes in `values`. `squared_components` of them is nowhere larger than of `values`.
     """
     values = dict(values)
-    loss = problem.loss(problem.model(values))
+    loss = objective.loss(objective.model(values))
     limit = torch.maximum(torch.as_tensor(bound, dtype=loss.dtype, device=loss.device).expand_as(loss), loss)
-    systems = [System(problem, places[0]) for places in problem.places.values() if len(places) == 1]
+    systems = [System(objective, places[0]) for places in objective.places.values() if len(places) == 1]
     systems = [each for each in systems if each.unknowns <= LARGEST and each.written_out(loss.shape[1])]
-    now = squared_components(problem, values)
+    now = squared_components(objective, values)
     for _ in range(sweeps if systems else 0):
         before = now
         for system in systems:
-            values[problem.occurrences[system.position].name] = _smaller(system, values, limit)
-        balance(problem, values)
-        now = squared_components(problem, values)
+            values[system.name] = _smaller(system, values, limit)
+        values = balance(objective, values)
+        now = squared_components(objective, values)
         if not bool((before - now > tolerance * before).any()):
             break
     return values
@@ -108,10 +101,10 @@ def corrected(
 
 def _smaller(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Tensor:
     """One core: min sum(weight * core^2) where ||target - network||^2 <= limit, all other cores fixed."""
-    problem = system.problem
-    name = problem.occurrences[system.position].name
+    objective = system.objective
+    name = system.name
     present = values[name]
-    weight = squared_rest(problem, system.position, values)
+    weight = squared_rest(objective, system.position, values)
     # without weight the others are 0 there, and whatever the core is, it does nothing
     root = torch.where(weight > 0, weight, 1.0).sqrt().expand_as(present)
     scale = system.as_matrix(root)[..., :1]
@@ -128,10 +121,10 @@ def _smaller(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Ten
         return system.as_core((vectors @ (damped[..., None] * right)) / scale)
 
     def loss(there: Tensor) -> Tensor:
-        return problem.loss(problem.model({**values, name: there}))
+        return objective.loss(objective.model({**values, name: there}))
 
     nearest = core(torch.zeros_like(limit))
-    room = (1 - MARGIN) * (limit - loss(nearest)).clamp(min=0)
+    room = (1 - _MARGIN) * (limit - loss(nearest)).clamp(min=0)
     power = right.square().sum(-1) * inverse  # what each eigenvector takes from the loss
 
     def excess(ridges: Tensor) -> Tensor:

@@ -2,60 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..errors import ValuesError, explain
-from ..network import NamedTensor, Network, shape_of
+from ..network import Network, shape_of
 from ..tensors import relative, scaled
-from .chosen_ranks import chosen_ranks, problem_of, reshaped, selected, tree_or_none
-from .degeneracy import degeneracy
+from .als import Cores
+from .chosen_ranks import chosen_ranks, objective_of, selected, tree_or_none
+from .degeneracy import degeneracy_of
 from .metric import Metric
-from .objective import Problem
+from .objective import Objective
 from .ranks import Rank
-from .search import Ended, Settings, decomposed, grown, guessed, nearer, refined, searched, stabilised
-from .trees import Tree, bonds_of, canonical, fit_tree, splitting
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a fit went.
-
-    method: what found the cores.
-    errors: relative error after each sweep or step, in the norm that was minimised.
-    starts: the relative error at which each start that was followed to the end stopped, the kept one first.
-    converged: whether it stood still, rather than used up its sweeps.
-    degeneracy: sqrt(sum of ||component||^2) / ||K||, a component being one value of every bond; far above 1, large
-        components cancel each other (de Silva and Lim 2008), and rounding or noise in the cores is amplified so much.
-    """
-
-    method: str
-    errors: tuple[float, ...]
-    starts: tuple[float, ...]
-    converged: bool
-    degeneracy: float
-
-    def __str__(self) -> str:
-        state = "stood still" if self.converged else "used up its sweeps"
-        starts = " ".join(f"{error:.3g}" for error in self.starts)
-        return (
-            f"{self.method}: {len(self.errors)} sweeps, {state} at {self.errors[-1]:.4g} "
-            f"(starts {starts}), degeneracy {self.degeneracy:.3g}"
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class CoreFit:
-    """values: core -> elements, constants too. ranks: bond -> size. Both errors are measured on the result."""
-
-    values: dict[str, Tensor]
-    ranks: dict[str, int]
-    relative_error: float
-    output_error: float | None
-    report: Report
+from .search import (
+    FitReport,
+    SearchResult,
+    Settings,
+    follow_starts,
+    grow_start,
+    nearer,
+    refine_in_metric,
+    refine_tree,
+    search_from_guesses,
+    stabilise,
+)
+from .trees import CoreTree, canonical, fit_tree, splitting, with_open_axes
 
 
 def fit_cores(
@@ -68,7 +43,7 @@ def fit_cores(
     constants: Mapping[str, Tensor] | None = None,
     metrics: Sequence[Metric] = (),
     start: Mapping[str, Tensor] | None = None,
-) -> list[CoreFit]:
+) -> list[SearchResult]:
     """Fit the cores of a right side to kernels of one shape, side by side.
 
     Args:
@@ -81,79 +56,58 @@ def fit_cores(
         start: cores to start from instead of random ones; smaller ones are grown, which changes nothing they give.
 
     Returns:
-        For each kernel, float64 cores.
+        For each kernel, all tensors of the right side in float64, constants too, and how the fit went.
 
     Raises:
         RankError, SizeError, ValuesError: see `chosen_ranks`; a kernel is empty, complex or not finite.
     """
     constants = {name: value.to(settings.dtype) for name, value in (constants or {}).items()}
-    given: Sequence[Metric | None] = metrics or [None] * len(kernels)
-    wanted = [_prepared(kernel, right, metric, settings) for kernel, metric in zip(kernels, given, strict=True)]
-    chosen = [chosen_ranks(each.target, right, ranks, constants=constants, before=before) for each in wanted]
-    found: dict[int, CoreFit] = {}
-    groups: dict[tuple[tuple[str, int], ...], list[int]] = {}
-    for number, sizes in enumerate(chosen):
-        own = (("/kernel", number),) if constants else ()  # the best rows of a constant differ from kernel to kernel
-        groups.setdefault((*sorted(sizes.items()), *own), []).append(number)
+    norms: Sequence[Metric | None] = metrics or [None] * len(kernels)
+    prepared = [_target(kernel, right, metric, settings.dtype) for kernel, metric in zip(kernels, norms, strict=True)]
+    tree = tree_or_none(right, constants)
+    groups: dict[object, list[int]] = {}
+    chosen = []
+    for number, (target, _) in enumerate(prepared):
+        sizes = chosen_ranks(target, right, ranks, tree=tree, constants=constants, before=before)
+        chosen.append(sizes)
+        own = number if constants else None  # the best rows of a constant differ from kernel to kernel
+        groups.setdefault((own, *sorted(sizes.items())), []).append(number)
+    found: dict[int, SearchResult] = {}
     for members in groups.values():
-        fits = _fit_alike([wanted[i] for i in members], right, chosen[members[0]], constants, settings, start)
-        found |= dict(zip(members, fits, strict=True))
+        sizes = chosen[members[0]]
+        targets = torch.stack([prepared[i][0] for i in members])
+        selection = selected(constants, right, sizes, targets[0])
+        split = [_as_split(metric, right) for metric in (norms[i] for i in members) if metric is not None]
+        objective = objective_of(targets, right, sizes, constants=selection, metrics=split)
+        scale = prepared[members[0]][1] ** (1 / len(objective.occurrences_of_free))
+        first = None if start is None else {name: core.double() / scale for name, core in start.items()}
+        results = _search(objective, first, metrics=split, tree=tree, ranks=sizes, settings=settings)
+        for layer, (number, (cores, report)) in enumerate(zip(members, results, strict=True)):
+            if not bool(objective.target[layer].any()):  # cores that shrink from where they began never arrive
+                cores = {name: torch.zeros_like(core) for name, core in cores.items()}
+                report = FitReport(report.method, (0.0,), (0.0,), converged=True)
+            amount = degeneracy_of(objective, {name: core[None, None] for name, core in cores.items()})
+            cores = _scale_back(cores, prepared[number][1], tree, len(objective.occurrences_of_free))
+            approximation = _contract(objective, cores, right)
+            kernel = kernels[number].detach().double().reshape(approximation.shape)
+            found[number] = (
+                {**selection, **cores},
+                replace(
+                    report,
+                    degeneracy=amount,
+                    relative_error=relative(kernel - approximation, kernel),
+                    output_error=_output_error(kernel, approximation, right, norms[number]),
+                ),
+            )
     return [found[number] for number in range(len(kernels))]
 
 
-@dataclass(frozen=True, eq=False)
-class _Wanted:
-    """kernel: as given. target: what is fitted in its place, scaled. Axes of both: `open_labels(right)`."""
-
-    kernel: Tensor
-    target: Tensor
-    scale: float
-    metric: Metric | None
-
-
-def _prepared(kernel: Tensor, right: Network, metric: Metric | None, settings: Settings) -> _Wanted:
-    numbers, scale = scaled(kernel, what="the kernel", dtype=settings.dtype)
-    target = numbers
+def _target(kernel: Tensor, right: Network, metric: Metric | None, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """What is fitted in the kernel's place, and its scale; axes: `open_labels(right)`."""
+    target, scale = scaled(kernel, what="the kernel", dtype=dtype)
     if metric is not None:
-        target = (metric.target(kernel.to(torch.float64), right.output) / scale).to(settings.dtype)
-    return _Wanted(reshaped(kernel.detach().double(), right), reshaped(target, right), scale, metric)
-
-
-def _fit_alike(
-    wanted: Sequence[_Wanted],
-    right: Network,
-    ranks: Mapping[str, int],
-    constants: Mapping[str, Tensor],
-    settings: Settings,
-    start: Mapping[str, Tensor] | None,
-) -> list[CoreFit]:
-    """Fit kernels that get the same ranks."""
-    targets = torch.stack([each.target for each in wanted])
-    constants = selected(constants, right, ranks, targets[0])
-    metrics = [_as_split(each.metric, right) for each in wanted if each.metric is not None]
-    problem = problem_of(targets, right, ranks, constants, metrics)
-    if start is not None:
-        shared = wanted[0].scale ** (1 / len(problem.occurrences_of_free))
-        start = {name: core.double() / shared for name, core in start.items()}
-    tree = tree_or_none(right, constants)
-    core = problem.absorbing()
-    if core is not None:
-        factor = torch.stack([metric.factor().to(targets) for metric in metrics])
-        ended = _in_frobenius(problem.absorbed(factor), tree, ranks, settings, start)
-        ended = [
-            replace(each, values={**each.values, core: problem.released(each.values[core], factor[layer], core)})
-            for layer, each in enumerate(ended)
-        ]
-    elif metrics:
-        ended = _in_metric(problem, tree, ranks, settings, start)
-    else:
-        ended = _in_frobenius(problem, tree, ranks, settings, start)
-    if tree is not None:
-        ended = [replace(each, values=canonical(each.values, tree)) for each in ended]
-    elif settings.slack:
-        ended = stabilised(problem, ended, settings)
-    root = None if tree is None else tree.cores[tree.root].name
-    return [_finished(problem, wanted[layer], right, each, constants, root) for layer, each in enumerate(ended)]
+        target = (metric.target(kernel.to(torch.float64), right.output) / scale).to(dtype)
+    return with_open_axes(target, right), scale
 
 
 def _as_split(metric: Metric, right: Network) -> Metric:
@@ -164,97 +118,94 @@ def _as_split(metric: Metric, right: Network) -> Metric:
     return metric
 
 
-def _in_frobenius(
-    problem: Problem,
-    tree: Tree | None,
+def _search(
+    objective: Objective,
+    start: Mapping[str, Tensor] | None,
+    *,
+    metrics: Sequence[Metric],
+    tree: CoreTree | None,
     ranks: Mapping[str, int],
     settings: Settings,
+) -> list[SearchResult]:
+    """The best cores for each layer of the objective, in its metric."""
+    search = partial(_search_in_frobenius, tree=tree, ranks=ranks, settings=settings)
+    absorbing = objective.absorbing()
+    if absorbing is not None:
+        factor = torch.stack([metric.factor().to(objective.target) for metric in metrics])
+        found = [
+            ({**cores, absorbing: objective.released(cores[absorbing], factor[layer], absorbing)}, report)
+            for layer, (cores, report) in enumerate(search(objective.absorbed(factor), start))
+        ]
+    elif metrics:
+        found = _search_in_metric(objective, start, search, settings)
+    else:
+        found = search(objective, start)
+    if tree is not None:
+        found = [(canonical(cores, tree), report) for cores, report in found]
+    elif settings.slack:
+        found = stabilise(objective, found, settings)
+    return found
+
+
+def _search_in_frobenius(
+    objective: Objective,
     start: Mapping[str, Tensor] | None,
-) -> list[Ended]:
-    """The best cores without a metric."""
+    *,
+    tree: CoreTree | None,
+    ranks: Mapping[str, int],
+    settings: Settings,
+) -> list[SearchResult]:
     if start is not None:
-        return searched(problem, grown(problem, start, settings.seed), settings)
+        return follow_starts(objective, grow_start(objective, start, settings.seed), settings)
     if tree is None:
-        return guessed(problem, settings)
-    return decomposed(problem, [fit_tree(target, tree, ranks) for target in problem.target], settings)
+        return search_from_guesses(objective, settings)
+    return refine_tree(objective, [fit_tree(target, tree, ranks) for target in objective.target], settings)
 
 
-def _in_metric(
-    problem: Problem,
-    tree: Tree | None,
-    ranks: Mapping[str, int],
-    settings: Settings,
+def _search_in_metric(
+    objective: Objective,
     start: Mapping[str, Tensor] | None,
-) -> list[Ended]:
+    search: Callable[[Objective, Mapping[str, Tensor] | None], list[SearchResult]],
+    settings: Settings,
+) -> list[SearchResult]:
     """Descend in the metric from the better of two fits without it: of the target, and of the whitened target."""
-    factors = problem.whitening()
-    whitened = problem.whitened(factors)
-    plain = _in_frobenius(replace(problem, metric=None, coupled=(), blocks=()), tree, ranks, settings, start)
-    begun = [
-        replace(each, values=problem.taken_up(each.values, {label: M[layer] for label, M in factors.items()}))
-        for layer, each in enumerate(plain)
-    ]
-    if start is None:
-        near = _in_frobenius(replace(whitened, metric=None, coupled=(), blocks=()), tree, ranks, settings, None)
-        begun = [nearer(whitened, layer, *pair) for layer, pair in enumerate(zip(near, begun, strict=True))]
+    factors = objective.whitening()
     inverse = {label: torch.linalg.inv(factor) for label, factor in factors.items()}
-    return [
-        replace(each, values=problem.taken_up(each.values, {label: M[layer] for label, M in inverse.items()}))
-        for layer, each in enumerate(refined(whitened, begun, settings))
-    ]
+    whitened = objective.whitened(factors)
+
+    def turned(found: list[SearchResult], matrices: Mapping[str, Tensor]) -> list[SearchResult]:
+        return [
+            (objective.taken_up(cores, {label: matrix[layer] for label, matrix in matrices.items()}), report)
+            for layer, (cores, report) in enumerate(found)
+        ]
+
+    begun = turned(search(objective.without_metric(), start), factors)
+    if start is None:
+        near = search(whitened.without_metric(), None)
+        begun = [nearer(whitened, layer, *pair) for layer, pair in enumerate(zip(near, begun, strict=True))]
+    return turned(refine_in_metric(whitened, begun, settings), inverse)
 
 
-def _finished(
-    problem: Problem,
-    wanted: _Wanted,
-    right: Network,
-    ended: Ended,
-    constants: Mapping[str, Tensor],
-    root: str | None,
-) -> CoreFit:
-    """Undo the scaling, and measure: both in float64, whatever the search was in.
+def _scale_back(cores: Cores, scale: float, tree: CoreTree | None, occurrences: int) -> Cores:
+    """Undo the scaling, in float64: the root of a tree takes it, other cores share it."""
+    shared = scale ** (1 / occurrences)
+    scales = dict.fromkeys(cores, shared) if tree is None else {tree.cores[tree.root].name: scale}
+    return {name: core.double() * scales.get(name, 1.0) for name, core in cores.items()}
 
-    root: the core that takes the scale; None shares it among all.
-    """
-    if not bool(wanted.target.any()):  # cores that shrink from where they began never arrive
-        zeros = {name: torch.zeros_like(core) for name, core in ended.values.items()}
-        ended = Ended(zeros, ended.method, (0.0,), (0.0,), converged=True)
-    shared = wanted.scale ** (1 / len(problem.occurrences_of_free))
-    scales = dict.fromkeys(ended.values, shared) if root is None else {root: wanted.scale}
-    values = {name: core.double() * scales.get(name, 1.0) for name, core in ended.values.items()}
-    exact = replace(problem, constants={name: constant.double() for name, constant in problem.constants.items()})
-    fitted = exact.model({name: core[None, None] for name, core in values.items()})[0, 0]
-    kernel = wanted.kernel
-    if not bool(fitted.isfinite().all()):
-        raise ValuesError(
-            explain("the fit is not finite", right=right, fix="constants of moderate size, dtype=torch.float64")
-        )
-    output_error = None
-    if wanted.metric is not None:
-        whole = fitted.reshape(shape_of(right, right.output))
-        dense = kernel.reshape(whole.shape)
-        output_error = (
-            wanted.metric.relative(dense - whole, dense, right.output)
-            if wanted.metric.cross is None
-            else wanted.metric.output_error(whole, right.output)
-        )
-    sizes = {
-        label: size
-        for node in right.nodes
-        if isinstance(node, NamedTensor)
-        for label, size in zip(node.labels, {**constants, **values}[node.name].shape, strict=True)
-    }
-    report = Report(
-        ended.method,
-        tuple(ended.errors),
-        tuple(ended.starts),
-        ended.converged,
-        degeneracy(problem, {name: core[None, None] for name, core in ended.values.items()}),
-    )
-    return CoreFit(
-        {**constants, **values},
-        {bond: sizes[bond] for bond in bonds_of(right) if bond in sizes},
-        relative(kernel - fitted, kernel),
-        output_error,
-        report,
-    )
+
+def _contract(objective: Objective, cores: Cores, right: Network) -> Tensor:
+    """The approximation of the kernel, in float64 whatever the search was in."""
+    exact = replace(objective, constants={name: constant.double() for name, constant in objective.constants.items()})
+    approximation = exact.model({name: core[None, None] for name, core in cores.items()})[0, 0]
+    if not bool(approximation.isfinite().all()):
+        fix = "constants of moderate size, dtype=torch.float64"
+        raise ValuesError(explain("the fit is not finite", right=right, fix=fix))
+    return approximation.reshape(shape_of(right, right.output))
+
+
+def _output_error(kernel: Tensor, approximation: Tensor, right: Network, metric: Metric | None) -> float | None:
+    if metric is None:
+        return None
+    if metric.cross is None:
+        return metric.relative(kernel - approximation, kernel, right.output)
+    return metric.output_error(approximation, right.output)

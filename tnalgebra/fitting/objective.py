@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..tensors import Operand, contract
+
+_Labels: TypeAlias = tuple[str, ...]
 
 LAYER, START = "layer/", "start/"
 """No labels of the notation, so that they never meet one."""
@@ -22,21 +25,21 @@ LAYER, START = "layer/", "start/"
 BATCH = (LAYER, START)
 
 PRIME = "'"
+"""Marks the labels of a second copy."""
 
 
-@dataclass(frozen=True)
-class Occurrence:
+class Occurrence(NamedTuple):
     """A tensor where it stands: its name and labels."""
 
     name: str
-    labels: tuple[str, ...]
+    labels: _Labels
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class Objective:
     """min ||target - network||^2 over the free cores.
 
-    occurrences: of free cores and constants; a name that stands twice is tied.
+    occurrences: of free cores and constants; a name that occurs twice is tied.
     output: labels of the target, in order.
     target: shape (layers, *sizes of output).
     free: name -> shape, of the cores that are fitted.
@@ -55,9 +58,28 @@ class Problem:
     coupled: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def layers(self) -> int:
         return self.target.shape[0]
+
+    @cached_property
+    def held(self) -> dict[str, Tensor]:
+        """The constants, without an axis for the layers where these share one."""
+        return {name: c[0] if c.shape[0] == 1 else c for name, c in self.constants.items()}
+
+    @cached_property
+    def named(self) -> tuple[tuple[str, _Labels], ...]:
+        """Each occurrence: the name of its tensor, and the labels that the tensor's axes have in a fit."""
+        found = []
+        for occurrence in self.occurrences:
+            constant = self.constants.get(occurrence.name)
+            batch = BATCH if constant is None else () if constant.shape[0] == 1 else (LAYER,)
+            found.append((occurrence.name, (*batch, *occurrence.labels)))
+        return tuple(found)
+
+    @cached_property
+    def metric_labels(self) -> _Labels:
+        return (LAYER, *self.blocks, *self.coupled, *(label + PRIME for label in self.coupled))
 
     @cached_property
     def pulled(self) -> Tensor:
@@ -77,21 +99,20 @@ class Problem:
                 found[occurrence.name].append(position)
         return found
 
-    @cached_property
-    def _layouts(self) -> dict[tuple[int, ...], Operand]:
-        return {}
-
     @property
     def occurrences_of_free(self) -> list[Occurrence]:
         return [occurrence for occurrence in self.occurrences if occurrence.name in self.free]
 
-    def of_layers(self, layers: Tensor) -> Problem:
+    def without_metric(self) -> Objective:
+        return replace(self, metric=None, coupled=(), blocks=())
+
+    def of_layers(self, layers: Tensor) -> Objective:
         """The same for some of the layers."""
         constants = {name: c if c.shape[0] == 1 else c[layers] for name, c in self.constants.items()}
         metric = None if self.metric is None else self.metric[layers]
         return replace(self, target=self.target[layers], constants=constants, metric=metric)
 
-    def of_sizes(self, values: Mapping[str, Tensor]) -> Problem:
+    def of_sizes(self, values: Mapping[str, Tensor]) -> Objective:
         """The same with cores of the shapes in `values`, (layers, starts, *sizes)."""
         return replace(self, free={name: tuple(value.shape[2:]) for name, value in values.items()})
 
@@ -106,8 +127,8 @@ class Problem:
                 return name
         return None
 
-    def absorbed(self, factor: Tensor) -> Problem:
-        """The problem of the core times the factor M of the metric: one in the Frobenius norm.
+    def absorbed(self, factor: Tensor) -> Objective:
+        """The objective for the core times the factor M of the metric: one in the Frobenius norm.
 
         Args:
             factor: shape (layers, *blocks, d, d), d the number of coupled values.
@@ -136,26 +157,23 @@ class Problem:
                 continue
             assert self.metric is not None
             again = tuple(label + PRIME if other == label else other for other in self.coupled)
-            traced = contract(
-                [(self.metric, (LAYER, *self.blocks, *self.coupled, *again))], (LAYER, label, label + PRIME)
-            )
+            labels = (LAYER, *self.blocks, *self.coupled, *again)
+            traced = contract([(self.metric, labels)], (LAYER, label, label + PRIME))
             found[label] = torch.linalg.cholesky(traced)
         return found
 
-    def whitened(self, factors: Mapping[str, Tensor]) -> Problem:
-        """The same problem for cores that have taken up the factors: its metric is nearly the identity."""
+    def whitened(self, factors: Mapping[str, Tensor]) -> Objective:
+        """The same objective for cores that have taken up the factors: its metric is nearly the identity."""
         assert self.metric is not None
         target, labels = self.target, (LAYER, *self.output)
-        operands = [(self.metric, (LAYER, *self.blocks, *self.coupled, *(label + PRIME for label in self.coupled)))]
+        metric, coupled = self.metric, self.metric_labels
         for label, factor in factors.items():
             new = label + "new"
             target = contract([(target, labels), (factor, (LAYER, label, new))], _replaced(labels, label, new))
             for old in (label, label + PRIME):
-                ((metric, there),) = operands
                 inverse = (torch.linalg.inv(factor), (LAYER, new, old))
-                after = _replaced(there, old, new)
-                operands = [(contract([(metric, there), inverse], after), _replaced(after, new, old))]
-        return replace(self, target=target.contiguous(), metric=operands[0][0].contiguous())
+                metric = contract([(metric, coupled), inverse], _replaced(coupled, old, new))
+        return replace(self, target=target.contiguous(), metric=metric.contiguous())
 
     def taken_up(self, values: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cores of one layer, without axes in front, each times the factors of its labels."""
@@ -192,31 +210,23 @@ class Problem:
     def tied(self) -> bool:
         return any(len(places) > 1 for places in self.places.values())
 
-    def operand(self, position: int, values: Mapping[str, Tensor]) -> Operand:
-        """An occurrence with its elements."""
-        name, labels = self.occurrences[position].name, self.occurrences[position].labels
-        if name in self.free:
-            return values[name], (*BATCH, *labels)
-        constant = self.constants[name]
-        return (constant[0], labels) if constant.shape[0] == 1 else (constant, (LAYER, *labels))
+    def operands(self, values: Mapping[str, Tensor], positions: Sequence[int] | None = None) -> list[Operand]:
+        """The occurrences at these positions (by default all) with their elements."""
+        tensors = {**self.held, **values}
+        named = self.named if positions is None else [self.named[position] for position in positions]
+        return [(tensors[name], labels) for name, labels in named]
 
-    def others(self, position: int, values: Mapping[str, Tensor]) -> list[Operand]:
-        """All occurrences but one; where that one holds the only carrier of a closed label, ones stand for the sum."""
-        return [self.operand(other, values) for other in range(len(self.occurrences)) if other != position]
-
-    def metric_operand(self) -> Operand:
-        assert self.metric is not None
-        primed = tuple(label + PRIME for label in self.coupled)
-        return self.metric, (LAYER, *self.blocks, *self.coupled, *primed)
+    def others(self, position: int) -> list[int]:
+        """All positions but one."""
+        return [other for other in range(len(self.occurrences)) if other != position]
 
     def model(self, values: Mapping[str, Tensor]) -> Tensor:
         """The network contracted; shape (layers, starts, *sizes of output)."""
-        operands = [self.operand(position, values) for position in range(len(self.occurrences))]
-        return self.contracted(operands, self.output)
+        return self.contracted(self.operands(values), self.output)
 
     def norms(self, values: Mapping[str, Tensor]) -> Tensor:
         """||network||_F without the network contracted; shape (layers, starts)."""
-        operands = [self.operand(position, values) for position in range(len(self.occurrences))]
+        operands = self.operands(values)
         again = [
             (tensor, tuple(label if label in (*BATCH, *self.output) else label + PRIME for label in labels))
             for tensor, labels in operands
@@ -228,7 +238,7 @@ class Problem:
         if self.metric is None:
             return tensor
         primed = tuple(label + PRIME if label in self.coupled else label for label in self.output)
-        return contract([(tensor, (*BATCH, *primed)), self.metric_operand()], (*BATCH, *self.output))
+        return contract([(tensor, (*BATCH, *primed)), (self.metric, self.metric_labels)], (*BATCH, *self.output))
 
     def shared_labels(self, positions: Sequence[int]) -> tuple[str, ...]:
         """Labels of the target contracted with all occurrences but those: what ties it to them."""
@@ -238,26 +248,12 @@ class Problem:
         }
         return tuple(label for label in dict.fromkeys((*self.output, *sorted(outside))) if label in inside)
 
-    def shared(self, positions: Sequence[int], values: Mapping[str, Tensor]) -> Operand:
-        """The pulled target contracted with all occurrences but those, which the environments of those have in common.
-
-        Some free core must be among the others.
-
-        Returns:
-            Shape (layers, starts, *sizes), and its labels.
-        """
-        rest = [self.operand(other, values) for other in range(len(self.occurrences)) if other not in positions]
-        names = (*BATCH, *self.shared_labels(positions))
-        return contract([self._laid_out(tuple(positions)), *rest], names), names
-
-    def _laid_out(self, positions: tuple[int, ...]) -> Operand:
+    def laid_out(self, positions: Sequence[int]) -> Operand:
         """The pulled target with the labels of those occurrences in front, as a matrix product wants it."""
-        if positions not in self._layouts:
-            inside = {label for position in positions for label in self.occurrences[position].labels}
-            order = sorted(range(len(self.output)), key=lambda axis: self.output[axis] not in inside)
-            moved = self.pulled.permute(0, *(1 + axis for axis in order)).contiguous()
-            self._layouts[positions] = moved, (LAYER, *(self.output[axis] for axis in order))
-        return self._layouts[positions]
+        inside = {label for position in positions for label in self.occurrences[position].labels}
+        order = sorted(range(len(self.output)), key=lambda axis: self.output[axis] not in inside)
+        moved = self.pulled.permute(0, *(1 + axis for axis in order)).contiguous()
+        return moved, (LAYER, *(self.output[axis] for axis in order))
 
     def environment(self, tensor: Tensor, position: int, values: Mapping[str, Tensor]) -> Tensor:
         """A tensor over the output, contracted with all but one occurrence: the derivative by that occurrence.
@@ -267,7 +263,8 @@ class Problem:
         """
         labels = self.occurrences[position].labels
         first = (tensor[:, 0], (LAYER, *self.output)) if tensor.shape[1] == 1 else (tensor, (*BATCH, *self.output))
-        return self.contracted([first, *self.others(position, values)], labels, shaped=position)
+        others = self.operands(values, self.others(position))
+        return self.contracted([first, *others], labels, shaped=position)
 
     def contracted(self, operands: Sequence[Operand], labels: Sequence[str], *, shaped: int | None = None) -> Tensor:
         """Contract to (layers, starts, *labels); an axis that no operand has is stretched.

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from operator import index
-from typing import SupportsIndex
+from typing import SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..errors import ValuesError, explain
-from . import als, gauss_newton
-from .als import Descent, Values
-from .degeneracy import corrected
-from .objective import Problem, total
+from .als import Cores, Descent, alternate, balance, fits_exactly, floor
+from .degeneracy import shrink_components
+from .gauss_newton import descend, descend_by_gradient
+from .objective import Objective, total
 
 SMALL_RESIDUAL = 0.3
 """Relative error below which Gauss-Newton takes over: where the residual is small, its matrix is nearly the Hessian."""
@@ -79,255 +79,233 @@ class Settings:
             raise ValuesError(explain(f"a fit in {self.dtype}", fix="torch.float64 or torch.float32"))
 
 
-@dataclass(frozen=True, eq=False)
-class Ended:
-    """Where the search for one kernel ended.
+@dataclass(frozen=True)
+class FitReport:
+    """How a fit went.
 
-    values: free core -> elements. The other fields are those of a report.
+    method: what found the cores.
+    errors: relative error after each sweep or step, in the norm that was minimised.
+    starts: the relative error at which each start that was followed to the end stopped, the kept one first.
+    converged: whether it stood still, rather than used up its sweeps.
+    degeneracy: sqrt(sum of ||component||^2) / ||K||, a component being one value of every bond; far above 1, large
+        components cancel each other (de Silva and Lim 2008), and rounding or noise in the cores is amplified so much.
+    relative_error, output_error: of the result, as `Change` has them; the first is in the Frobenius norm.
     """
 
-    values: Values
     method: str
     errors: tuple[float, ...]
     starts: tuple[float, ...]
     converged: bool
+    degeneracy: float = 0.0
+    relative_error: float = 0.0
+    output_error: float | None = None
+
+    def __str__(self) -> str:
+        state = "stood still" if self.converged else "used up its sweeps"
+        starts = " ".join(f"{error:.3g}" for error in self.starts)
+        return (
+            f"{self.method}: {len(self.errors)} sweeps, {state} at {self.errors[-1]:.4g} "
+            f"(starts {starts}), degeneracy {self.degeneracy:.3g}"
+        )
 
 
-@dataclass(frozen=True, eq=False)
-class _Course:
-    """A descent so far: log holds the least loss of each layer after each sweep, shape (layers,)."""
-
-    values: Values
-    loss: Tensor
-    still: Tensor
-    log: tuple[Tensor, ...]
-    methods: tuple[str, ...]
-
-    def then(self, descent: Descent, method: str) -> _Course:
-        log = tuple(loss.min(1).values for loss in descent.losses)
-        methods = self.methods if method in self.methods else (*self.methods, method)
-        return _Course(descent.values, descent.losses[-1], descent.converged, (*self.log, *log), methods)
-
-    def best(self, count: int) -> _Course:
-        """The `count` best starts of each layer, the best first."""
-        order = self.loss.nan_to_num(nan=torch.inf).argsort(dim=1, stable=True)[:, :count]
-        rows = torch.arange(len(order), device=order.device)[:, None]
-        values = {name: core[rows, order] for name, core in self.values.items()}
-        return replace(self, values=values, loss=self.loss[rows, order], still=self.still[rows, order])
-
-    def of(self, layers: Tensor) -> _Course:
-        values = {name: core[layers] for name, core in self.values.items()}
-        log = tuple(loss[layers] for loss in self.log)
-        return replace(self, values=values, loss=self.loss[layers], still=self.still[layers], log=log)
+SearchResult: TypeAlias = tuple[Cores, FitReport]
+"""What a search found for one kernel: free core -> elements; the report has no degeneracy yet, nor the errors of the
+result."""
 
 
-def _begun(problem: Problem, values: Values) -> _Course:
-    loss = problem.loss(problem.model(values))
-    return _Course(values, loss, torch.zeros_like(loss, dtype=torch.bool), (), ())
-
-
-def guessed(problem: Problem, settings: Settings) -> list[Ended]:
+def search_from_guesses(objective: Objective, settings: Settings) -> list[SearchResult]:
     """Descend from random cores; where the residual is small but not nil, from more of them too."""
     generator = torch.Generator().manual_seed(settings.seed)
-    ended = searched(problem, _guesses(problem, settings.starts, generator), settings)
-    again = torch.tensor([number for number, each in enumerate(ended) if _may_be_better(problem, each)])
+    found = follow_starts(objective, _guesses(objective, settings.starts, generator), settings)
+    again = torch.tensor([n for n, (_, report) in enumerate(found) if _may_be_better(objective, report.starts[0])])
     if len(again) and settings.sweeps >= FIRST_SWEEPS + MORE_SWEEPS:
-        part = problem.of_layers(again.to(problem.target.device))
-        others = searched(part, _guesses(part, MORE_GUESSES * settings.starts, generator), settings)
+        part = objective.of_layers(again.to(objective.target.device))
+        others = follow_starts(part, _guesses(part, MORE_GUESSES * settings.starts, generator), settings)
         for number, other in zip(again.tolist(), others, strict=True):
-            if other.starts[0] < ended[number].starts[0]:
-                ended[number] = other
-    return ended
+            if other[1].starts[0] < found[number][1].starts[0]:
+                found[number] = other
+    return found
 
 
-def _work(problem: Problem) -> int:
-    return problem.unknowns * problem.target[0].numel()
+def _work(objective: Objective) -> int:
+    return objective.unknowns * objective.target[0].numel()
 
 
-def _may_be_better(problem: Problem, ended: Ended) -> bool:
+def _may_be_better(objective: Objective, error: float) -> bool:
     """Whether another basin may hold an exact fit; or, for ties, whose basins are many, just a better one."""
-    least = sqrt(als.floor(problem)) * FOUND
-    if problem.tied and _work(problem) <= CHEAP:
-        return ended.starts[0] > least
-    return least < ended.starts[0] <= SMALL_RESIDUAL and _work(problem) <= DEAR
+    least = sqrt(floor(objective)) * FOUND
+    if objective.tied and _work(objective) <= CHEAP:
+        return error > least
+    return least < error <= SMALL_RESIDUAL and _work(objective) <= DEAR
 
 
-def _guesses(problem: Problem, starts: int, generator: torch.Generator) -> Values:
+def _guesses(objective: Objective, starts: int, generator: torch.Generator) -> Cores:
     """Random cores of equal norms, whose network has about the norm of the target."""
-    reference = problem.target
+    reference = objective.target
     values = {
         name: torch.randn(starts, *shape, dtype=torch.float64, generator=generator)
         .to(reference)
-        .expand(problem.layers, -1, *[-1] * len(shape))
-        for name, shape in problem.free.items()
+        .expand(objective.layers, -1, *[-1] * len(shape))
+        for name, shape in objective.free.items()
     }
-    return _of_the_targets_norm(problem, values)
+    values = balance(objective, values)
+    norms = objective.norms(values)
+    wanted = total(objective.target[:, None].square()).sqrt()
+    scale = torch.where(norms > 0, wanted / norms, 1.0) ** (1 / len(objective.occurrences_of_free))
+    return {name: core * scale.reshape(*scale.shape, *[1] * (core.ndim - 2)) for name, core in values.items()}
 
 
-def _of_the_targets_norm(problem: Problem, values: Values) -> Values:
-    als.balance(problem, values)
-    norms = problem.norms(values)
-    wanted = total(problem.target[:, None].square()).sqrt()
-    ratio = torch.where(norms > 0, wanted / norms, 1.0) ** (1 / len(problem.occurrences_of_free))
-    return {name: core * ratio.reshape(*ratio.shape, *[1] * (core.ndim - 2)) for name, core in values.items()}
-
-
-def grown(problem: Problem, start: Mapping[str, Tensor], seed: int) -> Values:
-    """Given cores as the only start, grown to the problem's sizes so that the network's value stays.
+def grow_start(objective: Objective, start: Mapping[str, Tensor], seed: int) -> Cores:
+    """Given cores as the only start, grown to the objective's sizes so that the network's value stays.
 
     New values of a bond are 0 on the first of its cores and small and random on the others, so that the next sweep can
     use them.
 
     Raises:
-        ValuesError: a core is missing, or larger than the problem has it; the network of all of them overflows.
+        ValuesError: a core is missing, or larger than the objective has it; the network of all of them overflows.
     """
     generator = torch.Generator().manual_seed(seed)
-    values: Values = {}
+    values: Cores = {}
     emptied: set[str] = set()
-    for name, shape in problem.free.items():
+    for name, shape in objective.free.items():
         if name not in start:
             raise ValuesError(explain(f"the start has no core {name!r}", cores=" ".join(start) or "none"))
-        core = start[name].to(problem.target)
+        core = start[name].to(objective.target)
         if core.ndim != len(shape) or any(old > new for old, new in zip(core.shape, shape, strict=True)):
             raise ValuesError(
                 explain(f"the start's core {name!r} has shape {tuple(core.shape)}", needed=f"at most {shape}")
             )
-        labels = problem.occurrences[problem.places[name][0]].labels
+        labels = objective.occurrences[objective.places[name][0]].labels
         new = {label for label, old, size in zip(labels, core.shape, shape, strict=True) if old < size}
         scale = 0.0 if new - emptied else 1e-2 * float(core.abs().mean())
         emptied |= new
         noise = scale * torch.randn(shape, dtype=torch.float64, generator=generator).to(core)
         noise[tuple(slice(old) for old in core.shape)] = core
-        values[name] = noise.expand(problem.layers, 1, *shape).contiguous()
-    if not bool(problem.loss(problem.model(values)).isfinite().all()):
+        values[name] = noise.expand(objective.layers, 1, *shape).contiguous()
+    if not bool(objective.loss(objective.model(values)).isfinite().all()):
         raise ValuesError(explain("the start's network is not finite", fix="cores whose network is near the kernel"))
     return values
 
 
-def searched(problem: Problem, values: Values, settings: Settings) -> list[Ended]:
+def follow_starts(objective: Objective, values: Cores, settings: Settings) -> list[SearchResult]:
     """Descend from all starts of `values`; of each layer, the best end."""
-    if settings.sweeps == 0:
-        return _ended(problem, _begun(problem, values))
+    sweeps = settings.sweeps
+    if sweeps == 0:
+        return _found(objective, Descent.begin(objective, values))
     starts = next(iter(values.values())).shape[1]
-    unknown = problem.target.new_full((problem.layers, starts), torch.inf)
-    course = _Course(values, unknown, torch.zeros_like(unknown, dtype=torch.bool), (), ())
-    if problem.tied:
-        course = _by_gauss_newton(problem, course, min(FIRST_STEPS, settings.sweeps))
-        course = _by_gauss_newton(problem, course.best(-(-starts // 2)), min(STEPS, settings.sweeps))
-        return _ended(problem, _by_gradient(problem, course, settings))
-    cheap = _work(problem) <= CHEAP  # there many starts take hardly longer than few
-    course = _alternated(problem, course, min(FIRST_SWEEPS, settings.sweeps), settings)
-    course = course if cheap else course.best(-(-starts // 2))
-    course = _alternated(problem, course, min(MORE_SWEEPS, settings.sweeps - FIRST_SWEEPS), settings)
-    return _followed(problem, course, settings, settings.sweeps - FIRST_SWEEPS - MORE_SWEEPS)
+    unknown = objective.target.new_full((objective.layers, starts), torch.inf)
+    descent = Descent(values, unknown, torch.zeros_like(unknown, dtype=torch.bool))
+    if objective.tied:
+        descent = _by_gauss_newton(objective, descent, min(FIRST_STEPS, sweeps))
+        descent = _by_gauss_newton(objective, descent.best(-(-starts // 2)), min(STEPS, sweeps))
+        return _found(objective, _by_gradient(objective, descent, sweeps))
+    descent = _alternate(objective, descent, min(FIRST_SWEEPS, sweeps), settings)
+    if _work(objective) > CHEAP:  # below, many starts take hardly longer than few
+        descent = descent.best(-(-starts // 2))
+    descent = _alternate(objective, descent, min(MORE_SWEEPS, sweeps - FIRST_SWEEPS), settings)
+    return _follow_to_the_end(objective, descent, settings, sweeps - FIRST_SWEEPS - MORE_SWEEPS)
 
 
-def _followed(problem: Problem, course: _Course, settings: Settings, sweeps: int) -> list[Ended]:
-    """To the end: layers with a small residual by Gauss-Newton, the others by more sweeps of the best starts."""
-    small = course.loss.min(1).values <= SMALL_RESIDUAL**2 * problem.power[:, 0]
-    found: dict[int, Ended] = {}
+def _follow_to_the_end(objective: Objective, descent: Descent, settings: Settings, sweeps: int) -> list[SearchResult]:
+    """Layers with a small residual by Gauss-Newton, the others by more sweeps of the best starts."""
+    small = descent.loss.min(1).values <= SMALL_RESIDUAL**2 * objective.power[:, 0]
+    found: dict[int, SearchResult] = {}
     for which in (small, ~small):
         layers = which.nonzero()[:, 0]
         if not len(layers):
             continue
-        part, there = problem.of_layers(layers), course.of(layers)
+        part, there = objective.of_layers(layers), descent.of_layers(layers)
         if which is small:
             there = _by_gauss_newton(part, there.best(CANDIDATES), min(STEPS, sweeps))
         else:
             cheap = _work(part) <= CHEAP
-            there = _alternated(part, there if cheap else there.best(FINALISTS), sweeps, settings)
+            there = _alternate(part, there if cheap else there.best(FINALISTS), sweeps, settings)
             if sweeps > 0 and cheap:  # where components cancel, alternating crawls before it arrives
-                there = _by_gradient(part, there, settings)
-        found |= dict(zip(layers.tolist(), _ended(part, there), strict=True))
-    return [found[layer] for layer in range(problem.layers)]
+                there = _by_gradient(part, there, settings.sweeps)
+        found |= dict(zip(layers.tolist(), _found(part, there), strict=True))
+    return [found[layer] for layer in range(objective.layers)]
 
 
-def decomposed(problem: Problem, fits: list[Values], settings: Settings) -> list[Ended]:
+def refine_tree(objective: Objective, fits: list[Cores], settings: Settings) -> list[SearchResult]:
     """After the SVDs of a tree: where it has several bonds, sweeps take what they left."""
-    values = {name: torch.stack([fit[name] for fit in fits])[:, None] for name in fits[0]}
-    problem = problem.of_sizes(values)  # a bond may have become smaller
-    course = _begun(problem, values)
+    values, objective = _stacked(objective, fits)  # a bond may have become smaller
     swept = len(values) > 2 and settings.sweeps > 0
-    course = course.then(Descent(values, (course.loss,), torch.full_like(course.still, not swept)), "SVD")
+    descent = Descent.begin(objective, values)
+    descent = descent.then("SVD", values, [descent.loss], torch.full_like(descent.still, not swept))
     if swept:
-        course = _alternated(problem, course, min(TREE_SWEEPS, settings.sweeps), settings)
-    return _ended(problem, course)
+        descent = _alternate(objective, descent, min(TREE_SWEEPS, settings.sweeps), settings)
+    return _found(objective, descent)
 
 
-def nearer(problem: Problem, layer: int, *ends: Ended) -> Ended:
-    """Of several ends for a layer, the one that is nearest in the problem's metric."""
-    part = problem.of_layers(torch.tensor([layer], device=problem.target.device))
-    losses = [
-        float(part.loss(part.model({name: core[None, None] for name, core in each.values.items()}))) for each in ends
-    ]
+def nearer(objective: Objective, layer: int, *ends: SearchResult) -> SearchResult:
+    """Of several ends for a layer, the one that is nearest in the objective's metric."""
+    part = objective.of_layers(torch.tensor([layer], device=objective.target.device))
+    models = [part.model({name: core[None, None] for name, core in cores.items()}) for cores, _ in ends]
+    losses = [float(part.loss(model)) for model in models]
     return ends[losses.index(min(losses))]
 
 
-def refined(problem: Problem, ended: list[Ended], settings: Settings) -> list[Ended]:
-    """Descend in the problem's metric from cores that were found without it."""
-    values = {name: torch.stack([each.values[name] for each in ended])[:, None] for name in ended[0].values}
-    problem = problem.of_sizes(values)
-    course = _begun(problem, values)
-    course = replace(course, methods=(f"{ended[0].method}, then in the metric",))
-    if problem.tied:
-        course = _by_gauss_newton(problem, course, min(STEPS, settings.sweeps))
+def refine_in_metric(objective: Objective, found: list[SearchResult], settings: Settings) -> list[SearchResult]:
+    """Descend in the objective's metric from cores that were found without it."""
+    values, objective = _stacked(objective, [cores for cores, _ in found])
+    descent = Descent.begin(objective, values, f"{found[0][1].method}, then in the metric")
+    if objective.tied:
+        descent = _by_gauss_newton(objective, descent, min(STEPS, settings.sweeps))
     else:
-        course = _alternated(problem, course, settings.sweeps, settings)
-    return _ended(problem, course)
+        descent = _alternate(objective, descent, settings.sweeps, settings)
+    return _found(objective, descent)
 
 
-def stabilised(problem: Problem, ended: list[Ended], settings: Settings) -> list[Ended]:
-    """Smaller components, at an error that is at most `settings.slack` larger, in the problem's metric."""
-    values = {name: torch.stack([each.values[name] for each in ended])[:, None] for name in ended[0].values}
-    problem = problem.of_sizes(values)
-    loss = problem.loss(problem.model(values))
-    found = corrected(problem, values, bound=(1 + settings.slack) ** 2 * loss, sweeps=settings.sweeps)
-    after = _ended(problem, _begun(problem, found))
-    return [
-        replace(
-            each,
-            values=new.values,
-            method=f"{each.method}, corrected",
-            errors=(*each.errors, *new.errors),
-            starts=(*new.starts, *each.starts[1:]),
-        )
-        for each, new in zip(ended, after, strict=True)
-    ]
+def stabilise(objective: Objective, found: list[SearchResult], settings: Settings) -> list[SearchResult]:
+    """Smaller components, at an error that is at most `settings.slack` larger, in the objective's metric."""
+    values, objective = _stacked(objective, [cores for cores, _ in found])
+    loss = objective.loss(objective.model(values))
+    values = shrink_components(objective, values, bound=(1 + settings.slack) ** 2 * loss, sweeps=settings.sweeps)
+    after = _found(objective, Descent.begin(objective, values))
+    changed = []
+    for (_, old), (cores, new) in zip(found, after, strict=True):
+        errors, starts = (*old.errors, *new.errors), (*new.starts, *old.starts[1:])
+        method = f"{old.method}, corrected"
+        changed.append((cores, replace(old, method=method, errors=errors, starts=starts)))
+    return changed
 
 
-def _alternated(problem: Problem, course: _Course, sweeps: int, settings: Settings) -> _Course:
-    if sweeps <= 0 or bool((course.still.all(1) | als.exact(course.loss, problem)).all()):
-        return course
-    descent = als.alternate(problem, course.values, sweeps=sweeps, tolerance=settings.tolerance)
-    return course.then(descent, "alternating least squares")
+def _stacked(objective: Objective, fits: Sequence[Cores]) -> tuple[Cores, Objective]:
+    """Cores of all layers as one start, and the objective for cores of their sizes."""
+    values = {name: torch.stack([fit[name] for fit in fits])[:, None] for name in fits[0]}
+    return values, objective.of_sizes(values)
 
 
-def _by_gauss_newton(problem: Problem, course: _Course, steps: int) -> _Course:
-    if bool(als.exact(course.loss, problem).all()):
-        return course
-    return course.then(gauss_newton.descend(problem, course.values, steps=steps), "Gauss-Newton")
+def _alternate(objective: Objective, descent: Descent, sweeps: int, settings: Settings) -> Descent:
+    if sweeps <= 0 or bool((descent.still.all(1) | fits_exactly(objective, descent.loss)).all()):
+        return descent
+    return alternate(objective, descent, sweeps=sweeps, tolerance=settings.tolerance)
 
 
-def _by_gradient(problem: Problem, course: _Course, settings: Settings) -> _Course:
+def _by_gauss_newton(objective: Objective, descent: Descent, steps: int) -> Descent:
+    exact = bool(fits_exactly(objective, descent.loss).all())
+    return descent if exact else descend(objective, descent, steps=steps)
+
+
+def _by_gradient(objective: Objective, descent: Descent, steps: int) -> Descent:
     """L-BFGS on the best start, kept where it is better."""
-    course = course.best(1)
-    if bool(als.exact(course.loss, problem).all()):
-        return course
-    return course.then(gauss_newton.descend_by_gradient(problem, course.values, steps=settings.sweeps), "L-BFGS")
+    descent = descent.best(1)
+    exact = bool(fits_exactly(objective, descent.loss).all())
+    return descent if exact else descend_by_gradient(objective, descent, steps=steps)
 
 
-def _ended(problem: Problem, course: _Course) -> list[Ended]:
-    course = course.best(course.loss.shape[1])
-    power = problem.power[:, 0].clamp(min=torch.finfo(problem.target.dtype).tiny)
-    starts = (course.loss / power[:, None]).sqrt()
-    log = [(loss / power).sqrt() for loss in course.log] or [starts[:, 0]]
-    return [
-        Ended(
-            {name: core[layer, 0].contiguous() for name, core in course.values.items()},
-            ", ".join(course.methods) or "no descent",
-            tuple(float(error[layer]) for error in log),
-            tuple(starts[layer].tolist()),
-            bool(course.still[layer, 0]),
-        )
-        for layer in range(problem.layers)
-    ]
+def _found(objective: Objective, descent: Descent) -> list[SearchResult]:
+    """The best start of each layer."""
+    descent = descent.best(descent.loss.shape[1])
+    power = objective.power[:, 0].clamp(min=torch.finfo(objective.target.dtype).tiny)
+    starts = (descent.loss / power[:, None]).sqrt()
+    log = [(loss / power).sqrt() for loss in descent.log] or [starts[:, 0]]
+    found = []
+    for layer in range(objective.layers):
+        cores = {name: core[layer, 0].contiguous() for name, core in descent.values.items()}
+        errors = tuple([float(error[layer]) for error in log])
+        method = ", ".join(descent.methods) or "no descent"
+        report = FitReport(method, errors, tuple(starts[layer].tolist()), bool(descent.still[layer, 0]))
+        found.append((cores, report))
+    return found

@@ -1,86 +1,23 @@
-"""Systems of a core whose matrix is a Kronecker product, solved by the eigenvectors of its factors.
+"""The linear least-squares problem of one core while all others stay.
 
-Of the core of a Tucker network each bond has a factor of its own: matrices of r rows in place of one of r^2 or more.
+A matrix that is a Kronecker product is solved by the eigenvectors of its factors: of the core of a Tucker network each
+bond has a factor of its own, matrices of r rows in place of one of r^2 or more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import networkx
 import torch
 from torch import Tensor
 
 from ..tensors import Operand, contract
-from .objective import BATCH, PRIME, Problem, total
-
-# kronecker: Systems of a core whose matrix is a Kronecker product, solved by the eigenvectors of its factors.
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """A gram matrix by its eigenvectors, those of its Kronecker factors.
-
-    labels: of the core.
-    vectors: labels of a factor -> shape (layers, starts, n, n).
-    eigenvalues: shape (layers, starts, *the core's), 1 along its free labels.
-    """
-
-    labels: tuple[str, ...]
-    vectors: Mapping[tuple[str, ...], Tensor]
-    eigenvalues: Tensor
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """Of the diagonal, as it is of the eigenvalues; shape (layers, starts, 1, ...)."""
-        mean = self.eigenvalues.flatten(2).mean(2).clamp(min=torch.finfo(self.eigenvalues.dtype).tiny)
-        return mean.reshape(*mean.shape, *[1] * len(self.labels))
-
-    def solve(self, core: Tensor, damping: Tensor) -> Tensor:
-        """x with (gram + damping) @ x = core."""
-        return self._turned(self._turned(core, adjoint=True) / (self.eigenvalues + damping), adjoint=False)
-
-    def _turned(self, core: Tensor, *, adjoint: bool) -> Tensor:
-        labels = self.labels
-        for group, vectors in self.vectors.items():
-            rest = [label for label in labels if label not in group]
-            order = [0, 1, *(2 + labels.index(label) for label in (*group, *rest))]
-            moved = core.permute(order)
-            shape = moved.shape
-            matrix = vectors.mT if adjoint else vectors
-            turned = matrix @ moved.reshape(*shape[:2], vectors.shape[-1], -1)
-            turned = turned.reshape(*turned.shape[:2], *shape[2:])
-            core = turned.permute([order.index(axis) for axis in range(len(order))])
-        return core
-
-
-@lru_cache(maxsize=1024)
-def fallen_apart(
-    coupled: tuple[str, ...], operands: tuple[tuple[str, ...], ...]
-) -> tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]:
-    """Groups of coupled labels that no operand joins, each with its operands; none where there is one group only."""
-    graph: networkx.Graph[object] = networkx.Graph()
-    graph.add_edges_from((label, label + PRIME) for label in coupled)
-    for number, labels in enumerate(operands):
-        graph.add_node(number)
-        graph.add_edges_from((number, label) for label in labels if label not in BATCH)
-    found = []
-    for part in networkx.connected_components(graph):
-        group = tuple(label for label in coupled if label in part)
-        within = tuple(number for number in range(len(operands)) if number in part)
-        carried = {label for number in within for label in operands[number]}
-        if not group or not carried.issuperset(group):
-            return ()
-        found.append((group, within))
-    return tuple(found) if len(found) > 1 else ()
-
-
-# systems: The linear least-squares problem of one core while all others stay.
-
+from .objective import BATCH, LAYER, PRIME, Objective, total
 
 LARGEST_SYSTEM = 4096
 """Unknowns up to which a system is solved by Cholesky; above, by conjugate gradients on the contractions."""
@@ -93,13 +30,70 @@ LARGEST_COUPLED = 600
 
 ROUNDS, NEAR = 10, 0.03
 """Steps of conjugate gradients for one core, and the part of the residual at which they stop before. They start from
-the core there is, so few steps only descend less; the next sweep goes on."""
+the present core, so few steps only descend less, and the next sweep continues."""
 
 LOOSE = 1e-9
 """Damping of a preconditioner, relative to the mean diagonal."""
 
 DAMPING = 1e-14
 """Weight of staying at the present core, relative to the mean diagonal of the system: what makes it solvable."""
+
+
+_Labels: TypeAlias = tuple[str, ...]
+
+
+METRIC = "metric/"
+"""Its name among the tensors; no tensor of the notation is called like that."""
+
+
+class Factor(NamedTuple):
+    """A Kronecker factor of a gram matrix: coupled labels that no tensor joins with the others.
+
+    operands: by their numbers in `System.doubled`.
+    output, absent: what they are contracted to, and which of the axes of layers and starts are then missing.
+    order, back: bring the factor's axes of (layers, starts, *core) to the front of the core, and back.
+    axes: bring its eigenvalues, (layers, starts, *labels), to the order of the core.
+    shape: of the eigenvalues among the core's labels, 1 along the others.
+    """
+
+    operands: tuple[int, ...]
+    output: _Labels
+    absent: tuple[int, ...]
+    order: tuple[int, ...]
+    back: tuple[int, ...]
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerSystem:
+    """A gram matrix by its eigenvectors, those of its Kronecker factors.
+
+    factors: each with its eigenvectors, shape (layers, starts, n, n).
+    eigenvalues: shape (layers, starts, *the core's), 1 along its free labels.
+    """
+
+    factors: Sequence[tuple[Factor, Tensor]]
+    eigenvalues: Tensor
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Of the diagonal, as it is of the eigenvalues; shape (layers, starts, 1, ...)."""
+        values = self.eigenvalues
+        mean = values.flatten(2).mean(2).clamp(min=torch.finfo(values.dtype).tiny)
+        return mean.reshape(*mean.shape, *[1] * (values.ndim - 2))
+
+    def solve(self, core: Tensor, damping: Tensor) -> Tensor:
+        """x with (gram + damping) @ x = core."""
+        return self._turned(self._turned(core, adjoint=True) / (self.eigenvalues + damping), adjoint=False)
+
+    def _turned(self, core: Tensor, *, adjoint: bool) -> Tensor:
+        for factor, vectors in self.factors:
+            moved = core.permute(factor.order)
+            shape = moved.shape
+            turned = (vectors.mT if adjoint else vectors) @ moved.reshape(*shape[:2], vectors.shape[-1], -1)
+            core = turned.reshape(*turned.shape[:2], *shape[2:]).permute(factor.back)
+        return core
 
 
 class Solved(NamedTuple):
@@ -109,169 +103,207 @@ class Solved(NamedTuple):
     right: Tensor
     image: Tensor
 
-    def loss(self, power: Tensor) -> Tensor:
-        """||target - network||^2, less exact than from a residual; shape (layers, starts).
-
-        Args:
-            power: ||target||^2; shape (layers, 1).
-        """
-        return (power + total(self.core * (self.image - 2 * self.right))).clamp(min=0)
-
-
-class Half(NamedTuple):
-    """Occurrences that are solved for one after another, and what their environments share."""
-
-    positions: tuple[int, ...]
-    shared: Operand
-
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """The normal equations of the core at one occurrence: gram @ core = right side."""
+    """The normal equations of the core at one occurrence: gram @ core = right side.
 
-    problem: Problem
+    What depends on labels and sizes alone is found once.
+    """
+
+    objective: Objective
     position: int
 
     @cached_property
-    def labels(self) -> tuple[str, ...]:
-        return self.problem.occurrences[self.position].labels
+    def name(self) -> str:
+        return self.objective.occurrences[self.position].name
 
     @cached_property
-    def batch(self) -> tuple[str, ...]:
-        problem = self.problem
-        elsewhere = {label for i, o in enumerate(problem.occurrences) if i != self.position for label in o.labels}
-        shared = elsewhere.union(problem.blocks)
-        return tuple(
-            label
-            for label in self.labels
-            if label in problem.output and label in shared and label not in problem.coupled
-        )
+    def labels(self) -> _Labels:
+        return self.objective.occurrences[self.position].labels
 
     @cached_property
-    def free(self) -> tuple[str, ...]:
-        return tuple(
-            label
-            for label in self.labels
-            if label in self.problem.output and label not in self.batch and label not in self.problem.coupled
-        )
+    def batch(self) -> _Labels:
+        """Open labels that other tensors carry too: each of their values has a system of its own."""
+        objective = self.objective
+        elsewhere = {label for i, o in enumerate(objective.occurrences) if i != self.position for label in o.labels}
+        shared = (elsewhere & set(objective.output)).union(objective.blocks) - set(objective.coupled)
+        return tuple(label for label in self.labels if label in shared and label in objective.output)
 
     @cached_property
-    def coupled(self) -> tuple[str, ...]:
+    def free(self) -> _Labels:
+        """Open labels that the core carries alone: one right side for each of their values."""
+        alone = set(self.objective.output) - {*self.batch, *self.objective.coupled}
+        return tuple(label for label in self.labels if label in alone)
+
+    @cached_property
+    def coupled(self) -> _Labels:
+        """The labels of the unknowns."""
         return tuple(label for label in self.labels if label not in self.batch and label not in self.free)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        return dict(
-            zip(
-                self.labels,
-                self.problem.free[self.problem.occurrences[self.position].name],
-                strict=True,
-            )
-        )
+        return dict(zip(self.labels, self.objective.free[self.name], strict=True))
 
-    @property
+    @cached_property
     def unknowns(self) -> int:
         return prod(self.sizes[label] for label in self.coupled)
 
+    @cached_property
+    def blocks(self) -> int:
+        """How many systems there are for each layer and start."""
+        return prod(self.sizes[label] for label in self.batch)
+
     def written_out(self, starts: int) -> bool:
         """Whether the gram matrices are small enough to be made."""
-        blocks = self.problem.layers * starts * prod(self.sizes[label] for label in self.batch)
-        most = LARGEST_SYSTEM if self.problem.metric is None else LARGEST_COUPLED
+        blocks = self.objective.layers * starts * self.blocks
+        most = LARGEST_SYSTEM if self.objective.metric is None else LARGEST_COUPLED
         return self.unknowns <= most and blocks * self.unknowns**2 <= LARGEST_GRAM
 
-    def doubled(self, values: Mapping[str, Tensor]) -> list[Operand]:
+    @cached_property
+    def others(self) -> list[tuple[str, _Labels]]:
+        """Name and labels of all other tensors."""
+        return [named for other, named in enumerate(self.objective.named) if other != self.position]
+
+    @cached_property
+    def doubled(self) -> list[tuple[str, _Labels]]:
         """All other tensors twice, the second time with primes, and the metric between."""
-        problem = self.problem
-        others = problem.others(self.position, values)
-        primed = set(problem.coupled).union(
-            label for _, labels in others for label in labels if label not in (*problem.output, *BATCH)
-        )
-        primed |= set(self.coupled)
-        again = [(tensor, tuple(n + PRIME if n in primed else n for n in labels)) for tensor, labels in others]
-        metric = [problem.metric_operand()] if problem.metric is not None else []
-        return [*others, *again, *metric]
+        primed = {label for _, labels in self.others for label in labels} - {*self.objective.output, *BATCH}
+        primed |= {*self.objective.coupled, *self.coupled}
+        again = [(name, tuple([n + PRIME if n in primed else n for n in labels])) for name, labels in self.others]
+        metric = [] if self.objective.metric is None else [(METRIC, self.objective.metric_labels)]
+        return [*self.others, *again, *metric]
+
+    def operands(self, values: Mapping[str, Tensor]) -> list[Operand]:
+        """`doubled` with their elements."""
+        tensors = {**self.objective.held, **values}
+        if self.objective.metric is not None:
+            tensors[METRIC] = self.objective.metric
+        return [(tensors[name], labels) for name, labels in self.doubled]
+
+    @cached_property
+    def _axes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """From the order of the core to that of a matrix, back, and the shape between."""
+        order = (*self.batch, *self.coupled, *self.free)
+        there = (0, 1, *(2 + self.labels.index(label) for label in order))
+        back = (0, 1, *(2 + order.index(label) for label in self.labels))
+        return there, back, tuple(self.sizes[label] for label in order)
+
+    def plan(self, operands: Sequence[_Labels], output: _Labels) -> tuple[list[Operand], _Labels, list[int]]:
+        """How tensors with these labels are contracted to (layers, starts, *output).
+
+        Returns:
+            Ones for the labels of the output that no tensor has, what is contracted to, and the axes that come then.
+        """
+        there = {label for labels in operands for label in labels}
+        target = self.objective.target
+        ones: list[Operand] = [
+            (torch.ones(self.sizes[label.removesuffix(PRIME)], dtype=target.dtype, device=target.device), (label,))
+            for label in output
+            if label not in there
+        ]
+        kept = tuple(label for label in BATCH if label in there)
+        return ones, (*kept, *output), [axis for axis, label in enumerate(BATCH) if label not in there]
+
+    @cached_property
+    def _gram_plan(self) -> tuple[list[Operand], _Labels, list[int]]:
+        primed = tuple(label + PRIME for label in self.coupled)
+        return self.plan([labels for _, labels in self.doubled], (*self.batch, *self.coupled, *primed))
 
     def gram(self, values: Mapping[str, Tensor]) -> Tensor:
         """Shape (layers, starts, *batch, unknowns, unknowns)."""
-        operands = self.doubled(values)
-        there = {label for _, labels in operands for label in labels}
-        reference = operands[0][0] if operands else self.problem.target
-        for label in (*self.coupled, *(label + PRIME for label in self.coupled)):
-            if label not in there:
-                ones = torch.ones(
-                    self.sizes[label.removesuffix(PRIME)],
-                    dtype=reference.dtype,
-                    device=reference.device,
-                )
-                operands.append((ones, (label,)))
-        primed = tuple(label + PRIME for label in self.coupled)
-        kept = [label for label in BATCH if label in there]
-        wanted = (*kept, *self.batch, *self.coupled, *primed)
-        result = contract(operands, wanted) if operands else torch.ones((), dtype=reference.dtype)
-        for axis, label in enumerate(BATCH):
-            if label not in kept:
-                result = result.unsqueeze(axis)
+        ones, labels, absent = self._gram_plan
+        operands = [*self.operands(values), *ones]
+        result = contract(operands, labels) if operands else self.objective.target.new_ones(())
+        for axis in absent:
+            result = result.unsqueeze(axis)
         return result.reshape(*result.shape[: 2 + len(self.batch)], self.unknowns, self.unknowns)
 
-    def split(self, values: Mapping[str, Tensor]) -> Split | None:
-        """The gram matrix as a Kronecker product of small ones; None where nothing falls apart.
-
-        Of the core of a Tucker network each bond has a factor of its own: matrices of r rows in place of one of r^2.
-        """
+    @cached_property
+    def factors(self) -> list[Factor]:
+        """The Kronecker factors of the gram matrix; none where it is not a product of several."""
         if self.batch or len(self.coupled) < 2:
-            return None
-        operands = self.doubled(values)
-        groups = fallen_apart(self.coupled, tuple(tuple(labels) for _, labels in operands))
-        vectors: dict[tuple[str, ...], Tensor] = {}
-        eigenvalues = self.problem.target.new_ones([1] * (2 + len(self.labels)))
-        for group, within in groups:
-            primed = tuple(label + PRIME for label in group)
-            gram = self.problem.contracted([operands[number] for number in within], (*group, *primed))
-            rows = prod(self.sizes[label] for label in group)
-            gram = gram.reshape(*gram.shape[:2], rows, rows)
+            return []
+        graph: networkx.Graph[object] = networkx.Graph()
+        graph.add_edges_from((label, label + PRIME) for label in self.coupled)
+        for number, (_, labels) in enumerate(self.doubled):
+            graph.add_node(number)
+            graph.add_edges_from((number, label) for label in labels if label not in BATCH)
+        found = []
+        for part in networkx.connected_components(graph):
+            group = tuple(label for label in self.coupled if label in part)
+            within = tuple(number for number in range(len(self.doubled)) if number in part)
+            carried = {label for number in within for label in self.doubled[number][1]}
+            if not group or not carried.issuperset(group):
+                return []
+            _, output, absent = self.plan(
+                [self.doubled[number][1] for number in within], (*group, *(label + PRIME for label in group))
+            )
+            rest = (label for label in self.labels if label not in group)
+            order = (0, 1, *(2 + self.labels.index(label) for label in (*group, *rest)))
+            back = tuple(order.index(axis) for axis in range(len(order)))
+            axes = (0, 1, *(2 + group.index(label) for label in self.labels if label in group))
+            shape = tuple(self.sizes[label] if label in group else 1 for label in self.labels)
+            found.append(Factor(within, output, tuple(absent), order, back, axes, shape))
+        return found if len(found) > 1 else []
+
+    def factor_grams(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """The gram matrix of each factor, its labels still apart."""
+        operands = self.operands(values)
+        parts = [[operands[number] for number in factor.operands] for factor in self.factors]
+        return [contract(part, factor.output) for part, factor in zip(parts, self.factors, strict=True)]
+
+    def split(self, grams: Sequence[Tensor]) -> KroneckerSystem | None:
+        """The gram matrix by its factors; None where one of these is not finite."""
+        vectors = []
+        eigenvalues = self.objective.target.new_ones([1] * (2 + len(self.labels)))
+        for factor, gram in zip(self.factors, grams, strict=True):
+            for axis in factor.absent:
+                gram = gram.unsqueeze(axis)
+            sizes = gram.shape[2 : (gram.ndim + 2) // 2]
+            gram = gram.reshape(*gram.shape[:2], sizes.numel(), sizes.numel())
             if not bool(gram.isfinite().all()):
                 return None
             found = torch.linalg.eigh(gram)
-            shape = [self.sizes[label] if label in group else 1 for label in self.labels]
-            order = [group.index(label) for label in self.labels if label in group]
-            own = found.eigenvalues.clamp(min=0).reshape(*gram.shape[:2], *(self.sizes[label] for label in group))
-            own = own.permute(0, 1, *(2 + axis for axis in order)).reshape(*gram.shape[:2], *shape)
-            eigenvalues = eigenvalues * own
-            vectors[group] = found.eigenvectors
-        return Split(self.labels, vectors, eigenvalues) if groups else None
+            own = found.eigenvalues.clamp(min=0).reshape(*gram.shape[:2], *sizes)
+            eigenvalues = eigenvalues * own.permute(factor.axes).reshape(*gram.shape[:2], *factor.shape)
+            vectors.append((factor, found.eigenvectors))
+        return KroneckerSystem(vectors, eigenvalues) if vectors else None
 
-    def right_side(self, values: Mapping[str, Tensor], half: Half | None = None) -> Tensor:
+    def right_side(self, values: Mapping[str, Tensor]) -> Tensor:
         """The environment of the target: shape (layers, starts, *sizes of the core)."""
-        problem = self.problem
-        if half is None:
-            return problem.environment(problem.pulled[:, None], self.position, values)
-        others = [problem.operand(other, values) for other in half.positions if other != self.position]
-        return problem.contracted([half.shared, *others], self.labels, shaped=self.position)
+        return self.objective.environment(self.objective.pulled[:, None], self.position, values)
 
     def as_matrix(self, core: Tensor) -> Tensor:
         """(layers, starts, *core) -> (layers, starts, *batch, unknowns, right sides)."""
-        order = [2 + self.labels.index(label) for label in (*self.batch, *self.coupled, *self.free)]
-        moved = core.permute(0, 1, *order)
+        moved = core.permute(self._axes[0])
         return moved.reshape(*moved.shape[: 2 + len(self.batch)], self.unknowns, -1)
 
     def as_core(self, matrix: Tensor) -> Tensor:
         """The inverse of `as_matrix`."""
-        order = (*self.batch, *self.coupled, *self.free)
-        shaped = matrix.reshape(*matrix.shape[:2], *(self.sizes[label] for label in order))
-        return shaped.permute(0, 1, *(2 + order.index(label) for label in self.labels))
+        _, back, shape = self._axes
+        return matrix.reshape(*matrix.shape[:2], *shape).permute(back)
 
-    def solved(self, values: Mapping[str, Tensor], half: Half | None = None) -> Solved:
-        """The best core, others fixed; where many are best, the nearest to the present one."""
-        right = self.right_side(values, half)
-        present = values[self.problem.occurrences[self.position].name]
-        starts = max(right.shape[1], present.shape[1])
-        split = self.split(values)
+    def solved(self, values: Mapping[str, Tensor], operands: Sequence[Operand], labels: _Labels) -> Solved:
+        """The best core, others fixed; where many are best, the nearest to the present one.
+
+        Args:
+            operands, labels: what the right side is contracted from, and to.
+        """
+        present = values[self.name]
+        written_out = self.written_out(present.shape[1])
+        grams = self.factor_grams(values) if self.factors else []
+        gram = self.gram(values) if written_out and not grams else None
+        right = contract(operands, labels)
+        right = right if right.ndim == present.ndim else right.unsqueeze(1)  # no tensor has an axis for the starts
+        split = self.split(grams)
+        if split is None and grams and written_out:
+            gram = self.gram(values)
         if split is not None:
             extra = DAMPING * split.mean
             core = split.solve(right + extra * present, extra)
             image = right - extra * (core - present)
-        elif self.written_out(starts):
-            gram = self.gram(values)
+        elif gram is not None:
             matrix, product = _solve(gram, self.as_matrix(right), self.as_matrix(present))
             core, image = self.as_core(matrix), self.as_core(product)
         else:
@@ -280,11 +312,9 @@ class System:
 
     def image(self, core: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """gram @ core without the gram matrix."""
-        primed = tuple(
-            label + PRIME if label not in self.batch and label not in self.free else label for label in self.labels
-        )
-        operands = [(core, (*BATCH, *primed)), *self.doubled(values)]
-        return self.problem.contracted(operands, self.labels, shaped=self.position)
+        primed = tuple(label + PRIME if label in self.coupled else label for label in self.labels)
+        operands = [(core, (*BATCH, *primed)), *self.operands(values)]
+        return self.objective.contracted(operands, self.labels, shaped=self.position)
 
     def _by_conjugate_gradients(
         self, values: Mapping[str, Tensor], right: Tensor, core: Tensor
@@ -294,28 +324,29 @@ class System:
         residual = right - image
         conditioned = self._preconditioner(values, core)
         improved = conditioned(residual)
-        direction, power = improved, _inner(residual, improved)
+        direction, power = improved, total(residual * improved)
         enough = NEAR**2 * power
         for _ in range(ROUNDS):
             moved = self.image(direction, values)
-            step = _ratio(power, _inner(direction, moved)).reshape(*power.shape, *[1] * len(self.labels))
-            core, image, residual = (
-                core + step * direction,
-                image + step * moved,
-                residual - step * moved,
-            )
+            step = ratio(power, total(direction * moved)).reshape(*power.shape, *[1] * len(self.labels))
+            core, image, residual = core + step * direction, image + step * moved, residual - step * moved
             improved = conditioned(residual)
-            before, power = power, _inner(residual, improved)
+            before, power = power, total(residual * improved)
             if bool((power <= enough).all()):
                 break
-            direction = improved + _ratio(power, before).reshape(step.shape) * direction
+            direction = improved + ratio(power, before).reshape(step.shape) * direction
         return core, image
 
+    @cached_property
+    def _plain(self) -> System:
+        """The system without the metric."""
+        return System(self.objective.without_metric(), self.position)
+
     def _preconditioner(self, values: Mapping[str, Tensor], core: Tensor) -> Callable[[Tensor], Tensor]:
-        plain = System(replace(self.problem, metric=None, coupled=(), blocks=()), self.position)
-        if self.problem.metric is None:
+        if self.objective.metric is None:
             return lambda residual: residual
-        split = plain.split(values)
+        plain = self._plain
+        split = plain.split(plain.factor_grams(values))
         if split is not None:
             return lambda residual: split.solve(residual, LOOSE * split.mean)
         if not plain.written_out(core.shape[1]):
@@ -329,13 +360,51 @@ class System:
         return lambda residual: plain.as_core(torch.cholesky_solve(plain.as_matrix(residual), factor))
 
 
-def _inner(one: Tensor, other: Tensor) -> Tensor:
-    """Shape (layers, starts)."""
-    return total(one * other)
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Cores that are solved for one after another, and what the environments of all of them share.
 
+    That is the pulled target contracted with all tensors outside the part; of one core alone, the pulled target.
+    """
 
-def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    return torch.where(below > 0, above / below.clamp(min=torch.finfo(below.dtype).tiny), 0.0)
+    systems: Sequence[System]
+
+    @cached_property
+    def _shared_plan(self) -> tuple[list[tuple[str, _Labels]], Operand, _Labels]:
+        """The tensors outside, the pulled target as it is contracted with them, and the labels of what they share."""
+        objective = self.systems[0].objective
+        if len(self.systems) == 1:
+            return [], (objective.pulled, (LAYER, *objective.output)), (LAYER, *objective.output)
+        positions = [system.position for system in self.systems]
+        outside = [named for number, named in enumerate(objective.named) if number not in positions]
+        return outside, objective.laid_out(positions), (*BATCH, *objective.shared_labels(positions))
+
+    @cached_property
+    def _plans(self) -> list[tuple[list[tuple[str, _Labels]], list[Operand], _Labels]]:
+        """For each core: the tensors that are contracted with what is shared, ones among them, and the labels then."""
+        objective, shared = self.systems[0].objective, self._shared_plan[2]
+        positions = [system.position for system in self.systems]
+        plans = []
+        for system in self.systems:
+            within = positions if len(positions) > 1 else range(len(objective.occurrences))
+            others = [objective.named[other] for other in within if other != system.position]
+            ones, labels, _ = system.plan([shared, *(labels for _, labels in others)], system.labels)
+            plans.append((others, ones, labels))
+        return plans
+
+    def solve(self, values: dict[str, Tensor]) -> Solved:
+        """Solve for each core in turn, in `values`. Returns the last one."""
+        outside, target, labels = self._shared_plan
+        held = self.systems[0].objective.held
+        shared = target[0]
+        if outside:
+            shared = contract([target, *[({**held, **values}[name], own) for name, own in outside]], labels)
+        for system, (others, ones, output) in zip(self.systems, self._plans, strict=True):
+            tensors = {**held, **values}
+            operands = [(shared, labels), *[(tensors[name], own) for name, own in others], *ones]
+            solved = system.solved(values, operands, output)
+            values[system.name] = solved.core
+        return solved
 
 
 def _solve(gram: Tensor, right: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,3 +423,8 @@ def _solve(gram: Tensor, right: Tensor, present: Tensor) -> tuple[Tensor, Tensor
     extra = damping[..., None, None]
     solution = torch.cholesky_solve(right + extra * present, factor)
     return solution, right - extra * (solution - present)
+
+
+def ratio(above: Tensor, below: Tensor) -> Tensor:
+    """0 where nothing is left to divide by."""
+    return torch.where(below > 0, above / below.clamp(min=torch.finfo(below.dtype).tiny), 0.0)

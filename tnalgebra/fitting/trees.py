@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from math import prod
 from typing import NamedTuple
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RankError, explain
-from ..network import Fuse, NamedTensor, Network
+from ..network import Fuse, NamedTensor, Network, shape_of
 from ..tensors import contract, truncated_svd
 from .ranks import KeepFraction, ParameterBudget, Rank, RelativeError, allowance, kept
 
@@ -41,7 +41,7 @@ class Edge(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Tree:
+class CoreTree:
     """The cores of a right side as a rooted tree.
 
     cores: named tensors, each standing once.
@@ -66,7 +66,7 @@ class Tree:
         return found
 
 
-def tree_of(right: Network) -> Tree:
+def tree_of(right: Network) -> CoreTree:
     """Read a right side as a tree of cores.
 
     Cores are named tensors, each once. `Fuse` nodes may split open labels. Every bond stands on two cores; parallel
@@ -111,7 +111,7 @@ def tree_of(right: Network) -> Tree:
         for child in networkx.dfs_postorder_nodes(tree, root)
         if child != root
     ]
-    return Tree(tuple(cores), labels, tuple(edges), root)
+    return CoreTree(tuple(cores), labels, tuple(edges), root)
 
 
 def cores_of(right: Network) -> list[NamedTensor]:
@@ -143,6 +143,11 @@ def open_labels(right: Network) -> tuple[str, ...]:
             (label,),
         )
     return tuple(found)
+
+
+def with_open_axes(target: Tensor, right: Network) -> Tensor:
+    """A target with one axis for each of `open_labels(right)`."""
+    return target.reshape(shape_of(right, open_labels(right)))
 
 
 def _own(node: Fuse, right: Network) -> bool:
@@ -177,7 +182,7 @@ def _ends(cores: Sequence[NamedTensor]) -> dict[str, list[int]]:
 # Its numbers -------------------------------------------------------------------------------------------------
 
 
-def fit_tree(target: Tensor, tree: Tree, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+def fit_tree(target: Tensor, tree: CoreTree, ranks: Mapping[str, int]) -> dict[str, Tensor]:
     """Fit the cores of a tree.
 
     Args:
@@ -194,7 +199,7 @@ def fit_tree(target: Tensor, tree: Tree, ranks: Mapping[str, int]) -> dict[str, 
         rows = tuple(label for label in node.labels if label in labels and label not in edge.batch)
         columns = tuple(label for label in labels if label not in rows and label not in edge.batch)
         shape = dict(zip(labels, rest.shape, strict=True))
-        matrix = matrix_of(rest, labels, edge.batch, rows, columns)
+        matrix = matrix_of(rest, labels, rows, columns, batch=edge.batch)
         wanted = prod(ranks[bond] for bond in edge.bonds)
         most = min(matrix.shape[-2:])
         U, S, V = truncated_svd(matrix, min(wanted, most), dtype=target.dtype)
@@ -217,7 +222,7 @@ def fit_tree(target: Tensor, tree: Tree, ranks: Mapping[str, int]) -> dict[str, 
     return values
 
 
-def canonical(values: Mapping[str, Tensor], tree: Tree) -> dict[str, Tensor]:
+def canonical(values: Mapping[str, Tensor], tree: CoreTree) -> dict[str, Tensor]:
     """The same tree with every core but the root an isometry towards its bond, all of the norm on the root.
 
     Then an error made in the root is as large in the whole, and another decomposition of the root is the best one of
@@ -232,7 +237,7 @@ def canonical(values: Mapping[str, Tensor], tree: Tree) -> dict[str, Tensor]:
         rows = tuple(label for label in child.labels if label not in (*edge.batch, *edge.bonds))
         core = found[child.name]
         sizes = dict(zip(child.labels, core.shape, strict=True))
-        matrix = matrix_of(core, child.labels, edge.batch, rows, edge.bonds)
+        matrix = matrix_of(core, child.labels, rows, edge.bonds, batch=edge.batch)
         if not edge.bonds or matrix.shape[-2] < matrix.shape[-1]:
             continue
         basis, triangle = torch.linalg.qr(matrix)
@@ -249,7 +254,7 @@ def canonical(values: Mapping[str, Tensor], tree: Tree) -> dict[str, Tensor]:
 
 
 def matrix_of(
-    tensor: Tensor, labels: Sequence[str], batch: Sequence[str], rows: Sequence[str], columns: Sequence[str]
+    tensor: Tensor, labels: Sequence[str], rows: Sequence[str], columns: Sequence[str], *, batch: Sequence[str] = ()
 ) -> Tensor:
     """Shape (batch, rows, columns), or (rows, columns) if there is no batch."""
     groups = [batch, rows, columns] if batch else [rows, columns]
@@ -266,7 +271,7 @@ def _ordered(tensor: Tensor, labels: Sequence[str], order: Sequence[str]) -> Ten
 
 
 def tree_ranks(
-    target: Tensor, tree: Tree, ranks: Mapping[str, Rank] | ParameterBudget, *, before: int
+    target: Tensor, tree: CoreTree, ranks: Mapping[str, Rank] | ParameterBudget, *, before: int
 ) -> dict[str, int]:
     """bond -> rank, as integers within the bond's full rank.
 
@@ -284,9 +289,9 @@ def tree_ranks(
     for edge in edges:
         rows = tree.rows[edge.child]
         columns = tuple(label for label in tree.open if label not in rows and label not in edge.batch)
-        matrices[edge.bonds] = matrix_of(target, tree.open, edge.batch, rows, columns)
+        matrices[edge.bonds] = matrix_of(target, tree.open, rows, columns, batch=edge.batch)
     if isinstance(ranks, ParameterBudget):
-        spectra = {bonds[0]: _spectrum(matrix) for bonds, matrix in matrices.items()}
+        spectra = {bonds[0]: singular_values(matrix) for bonds, matrix in matrices.items()}
         sizes = dict(zip(tree.open, target.shape, strict=True))
 
         def count(trial: Mapping[str, int]) -> int:
@@ -299,8 +304,8 @@ def tree_ranks(
     for bonds, matrix in matrices.items():
         full = min(matrix.shape[-2:])
         if len(bonds) == 1:
-            values = Spectrum(matrix)
-            found[bonds[0]] = kept(ranks[bonds[0]], full, bond=bonds[0], singular_values=values)
+            of_matrix = partial(singular_values, matrix)
+            found[bonds[0]] = kept(ranks[bonds[0]], full, bond=bonds[0], singular_values=of_matrix)
         else:
             for bond in bonds:
                 found[bond] = plain_rank(ranks[bond], bond, full=full, because=f"{' '.join(bonds)} are parallel")
@@ -337,17 +342,8 @@ def plain_rank(rank: Rank, bond: str, *, full: int | None, because: str) -> int:
     return number
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Gives the singular values of a matrix, or of a batch of them, when they are asked for."""
-
-    matrix: Tensor
-
-    def __call__(self) -> list[float]:
-        return _spectrum(self.matrix)
-
-
-def _spectrum(matrix: Tensor) -> list[float]:
+def singular_values(matrix: Tensor) -> list[float]:
+    """Of a matrix; of a batch of them, the root mean square over the batch times its root."""
     values = truncated_svd(matrix).S
     squares = values if values.ndim == 1 else torch.linalg.vector_norm(values, dim=0)
     return squares.tolist()

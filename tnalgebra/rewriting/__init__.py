@@ -1,14 +1,16 @@
-"""What may change in a network: a rule, the places where it matches, what it makes there, and the trace of what was done."""
+"""What may change in a network: a rule, where it matches, what it makes there, and the trace of what was done."""
 
 from .apply_text import metric_in
 from .driver import contract_back, rewrite, simplify
 from .exact import EXACT_RULES, SIMPLIFY
 from .exact.tensors import drop_size_one
 from .exact.windows import merge_windows, window_to_fuse
-from .rule import Change, Choices, Fit, Options, Place, Rule, Step, Trace, started
+from .options import Choices, Options, Place
+from .rule import Rule
 from .sides import whole_number
 from .starred import read
 from .text import rule
+from .trace import Change, Fit, Step, Trace, start_fit
 
 __all__ = [
     "EXACT_RULES",
@@ -29,7 +31,9 @@ __all__ = [
     "rewrite",
     "rule",
     "simplify",
-    "started",
+    "start_fit",
     "whole_number",
     "window_to_fuse",
 ]
+
+started = start_fit

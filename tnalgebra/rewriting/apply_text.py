@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -13,82 +13,227 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError, SizeError, ValuesError, explain
-from ..fitting import CoreFit, Metric, fit_cores
-from ..network import KERNEL_LABELS, Fuse, Network, carriers, parameters, renamed, tensor_nodes, with_sizes
+from ..fitting import FitReport, Metric, bonds_of, fit_cores
+from ..network import (
+    KERNEL_LABELS,
+    Edit,
+    Fuse,
+    NamedTensor,
+    Network,
+    Node,
+    carriers,
+    edited,
+    fresh,
+    parameters,
+    relabel,
+    rename,
+    tensor_nodes,
+    with_sizes,
+)
 from ..tensors import Values, common_dtype, evaluate, magnitude, value_of, values_for
 from .matching import Match
-from .rule import ROUNDING, Change, Job
+from .options import Options, Place
 from .sides import BASES, balanced_factors, check_basis, filled, shared_sizes
+from .trace import ROUNDING, Change
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A rule read at a place.
+    """A rule read at a place, and then with the values and options that it is applied with.
 
-    job: the application.
     left, right: the rule's sides.
+    fixed: the rule's constants, by the name of their basis.
+    network: that the rule is applied to.
     match: the first of the matches that the place is made of; the others are alike.
-    after: the network after the step, sizes of new labels still unknown.
+    known: sizes of the left side's labels, as far as the network determines them.
+    shared: sizes of the right side's labels that follow from those.
+    after: the network after the step, sizes of new bonds still unknown.
     names: the rule's names -> the network's.
     labels: for each match, the right side's labels -> the network's.
-    fixed: the rule's constants, by the name of their basis.
     """
 
-    job: Job
     left: Network
     right: Network
+    fixed: Mapping[str, str]
+    network: Network
     match: Match
+    known: Mapping[str, int]
+    shared: Mapping[str, int]
     after: Network
     names: Mapping[str, str]
-    labels: tuple[Mapping[str, str], ...]
-    fixed: Mapping[str, str]
-
-    @cached_property
-    def known(self) -> dict[str, int]:
-        """Sizes of the left side's labels, as far as the network tells them."""
-        sizes = self.job.network.sizes
-        return {label: sizes[thing] for label, thing in self.match.labels.items() if thing in sizes}
+    labels: Sequence[Mapping[str, str]]
+    options: Options
+    values: Values = field(default_factory=dict)
 
     @cached_property
     def before(self) -> Network:
         """The left side as a network of its own: the rule's labels, the network's names."""
-        return self._piece(self.left, self.known)
+        nodes = [rename(node, self.names) for node in filled(self.left.nodes, self.match.attributes)]
+        return Network(nodes, self.left.output, {**self.left.sizes, **self.known})
+
+    def piece(self, sizes: Mapping[str, int]) -> Network:
+        """The right side likewise, with these sizes too.
+
+        Raises:
+            SizeError: the caller gives a size of a label that is not there, or two sizes meet.
+        """
+        for label in self.options.sizes:
+            if label not in carriers(self.right):
+                fact = f"a size is given for {label!r}, which the right side does not have"
+                raise SizeError(explain(fact, right=self.right))
+        known = {**self.right.sizes, **self.shared, **self.options.sizes}
+        for label, size in sizes.items():
+            if known.setdefault(label, size) != size:
+                fact = f"label {label!r} has two sizes"
+                raise SizeError(explain(fact, first=known[label], second=size, right=self.right))
+        nodes = [rename(node, self.names) for node in filled(self.right.nodes, self.match.attributes)]
+        return Network(nodes, self.right.output, known)
 
     @cached_property
-    def piece(self) -> Network:
-        """The right side likewise."""
-        return self._piece(self.right, shared_sizes(self.left, self.right, self.known) | dict(self.job.options.sizes))
-
-    @property
     def new(self) -> list[str]:
         """Names of the right side's new tensors, as the rule has them."""
-        return [name for name in tensor_nodes(self.right) if name not in tensor_nodes(self.left)]
+        old = tensor_nodes(self.left)
+        return [name for name in tensor_nodes(self.right) if name not in old]
 
     @property
-    def valued(self) -> bool:
-        return all(name in self.job.values for name in self.match.names.values())
+    def missing(self) -> list[str]:
+        """Tensors of the left side that have no value, as the network calls them."""
+        return [name for name in self.match.names.values() if name not in self.values]
 
-    def _piece(self, side: Network, sizes: Mapping[str, int]) -> Network:
-        there = carriers(side)
-        for label in sizes:
-            if label not in there:
-                raise SizeError(
-                    explain(f"a size is given for {label!r}, which the right side does not have", right=side)
-                )
-        nodes = [filled(node, self.match.attributes) for node in side.nodes]
-        whole = Network(nodes, side.output, {**side.sizes, **sizes})
-        return renamed(whole, names={name: self.names[name] for name in tensor_nodes(side)})
+    # What is fitted: the target in the rule's labels, the right side with the network's names.
+
+    @cached_property
+    def target(self) -> Tensor:
+        if self.missing:
+            fact = f"an approximate rule needs the value of {self.missing[0]!r}"
+            raise RuleError(explain(fact, fix="apply(network, values)"))
+        return value_of(self.before, self.values, dtype=torch.float64)
+
+    @cached_property
+    def sized(self) -> Network:
+        """The right side, its bonds still without sizes."""
+        return _with_parts(self.piece(dict(zip(self.left.output, self.target.shape, strict=True))))
+
+    @cached_property
+    def constants(self) -> dict[str, Tensor]:
+        """Tensors that are held as they are."""
+        constants = {
+            self.names[name]: self.values[self.names[name]].to(self.target)
+            for name in tensor_nodes(self.right)
+            if name not in self.new
+        }
+        for name, value in {**self.fixed, **self.options.fixed}.items():
+            if name not in self.new:
+                fact = f"fixed holds {name!r}, which is not a new tensor of the right side"
+                raise ValuesError(explain(fact, new=" ".join(self.new)))
+            constants[self.names[name]] = _constant(name, value, self.sized, self.names[name]).to(self.target)
+        if len(constants) == len(tensor_nodes(self.sized)):
+            raise RuleError(explain("nothing is left to be fitted", fixed=" ".join(constants), right=self.sized))
+        return constants
+
+    @cached_property
+    def start(self) -> dict[str, Tensor] | None:
+        if self.options.start is None:
+            return None
+        for name in self.options.start:
+            if name not in self.new:
+                fact = f"the start has {name!r}, which is not a new tensor"
+                raise ValuesError(explain(fact, new=" ".join(self.new)))
+        return {
+            self.names[name]: _numbers(f"the start of {name!r}", value) for name, value in self.options.start.items()
+        }
+
+    @cached_property
+    def metric(self) -> Metric | None:
+        if self.options.metric is None:
+            return None
+        there = {self.match.labels[label]: label for label in self.left.output}
+        whole = set(self.network.output) == there.keys()
+        return metric_in(self.options.metric, there, self.left.output, whole=whole)
+
+    @property
+    def alike(self) -> object:
+        """Equal for fits that can be made side by side."""
+        if self.constants or self.start is not None:
+            return id(self)
+        metric = None if self.metric is None else (self.metric.labels, self.metric.batch, self.metric.outputs)
+        ranks = self.options.ranks
+        written = repr(sorted(ranks.items()) if isinstance(ranks, Mapping) else ranks)
+        return self.sized, self.target.shape, self.target.device, metric, written, self.options.settings
 
 
-def exact_change(reading: Reading) -> Change:
+def read_at(
+    sides: tuple[Network, Network],
+    network: Network,
+    group: Sequence[Match],
+    options: Options,
+    *,
+    fixed: Mapping[str, str],
+) -> Reading:
+    """Substitute the right side for the left one at every match of a group.
+
+    Raises:
+        NetworkError, SizeError: sizes or labels that the matches do not show forbid it.
+    """
+    left, right = sides
+    names = dict(group[0].names)
+    taken_names, taken = set(tensor_nodes(network)), set(carriers(network))
+    for name in tensor_nodes(right):
+        if name not in names:
+            names[name] = fresh(name, taken_names)
+            taken_names.add(names[name])
+    nodes: list[Node] = []
+    labels_of_matches: list[dict[str, str]] = []
+    sizes_of_matches: list[tuple[dict[str, int], dict[str, int]]] = []
+    sizes: dict[str, int] = {}
+    for match in group:
+        labels = {label: match.labels[label] for label in left.output}
+        for label in carriers(right):
+            if label not in labels:
+                labels[label] = fresh(label, taken)
+                taken.add(labels[label])
+        nodes += [rename(relabel(node, labels), names) for node in filled(right.nodes, match.attributes)]
+        known = {label: network.sizes[thing] for label, thing in match.labels.items() if thing in network.sizes}
+        shared = shared_sizes(left, right, known)
+        for label, size in (*shared.items(), *right.sizes.items()):
+            if sizes.setdefault(labels[label], size) != size:
+                raise SizeError(f"the right side wants size {size} of {labels[label]!r}, it is {sizes[labels[label]]}")
+        labels_of_matches.append(labels)
+        sizes_of_matches.append((known, shared))
+    removed = [position for match in group for position in match.nodes]
+    after = edited(network, Edit(remove=removed, add=nodes, sizes=sizes))
+    known, shared = sizes_of_matches[0]
+    return Reading(
+        left=left,
+        right=right,
+        fixed=fixed,
+        network=network,
+        match=group[0],
+        known=known,
+        shared=shared,
+        after=after,
+        names=names,
+        labels=labels_of_matches,
+        options=options,
+    )
+
+
+def build_exact(network: Network, place: Place, values: Values, options: Options) -> Change:
     """The change of a rule whose sides are equal."""
-    before, after, values = reading.before, reading.piece, reading.job.values
+    reading = _reading(network, place, values, options)
+    before, after = reading.before, reading.piece({})
     if not reading.new:
-        if reading.valued and len(before.sizes) == len(carriers(before)):
+        if not reading.missing and len(before.sizes) == len(carriers(before)):
             _check_values(before, after, values)
         return Change(reading.after)
     definition = Network(before.nodes, after.nodes[0].labels, before.sizes)
     return Change(reading.after, {reading.names[reading.new[0]]: definition})
+
+
+def _reading(network: Network, place: Place, values: Values, options: Options) -> Reading:
+    reading = place.match
+    assert isinstance(reading, Reading)
+    return replace(reading, values=values, options=options)
 
 
 def _check_values(before: Network, after: Network, values: Values) -> None:
@@ -98,90 +243,38 @@ def _check_values(before: Network, after: Network, values: Values) -> None:
         raise RuleError(explain("the two sides of an exact rule differ on these values", before=before, after=after))
 
 
-def fitted_changes(readings: Sequence[Reading]) -> list[Change]:
+def build_fitted(network: Network, place: Place, values: Values, options: Options) -> Change:
+    """The change of an approximate rule."""
+    return build_fitted_many([(network, place, values, options)])[0]
+
+
+def build_fitted_many(jobs: Sequence[tuple[Network, Place, Values, Options]]) -> list[Change]:
     """The changes of an approximate rule; kernels of one shape are fitted side by side."""
-    wanted = [_wanted(reading) for reading in readings]
+    readings = [_reading(*job) for job in jobs]
     groups: dict[object, list[int]] = {}
-    for number, each in enumerate(wanted):
-        groups.setdefault(each.alike or number, []).append(number)
-    found: dict[int, CoreFit] = {}
+    for number, reading in enumerate(readings):
+        groups.setdefault(reading.alike, []).append(number)
+    changes: dict[int, Change] = {}
     for members in groups.values():
-        first = wanted[members[0]]
-        options = first.reading.job.options
-        metrics = [each.metric for each in (wanted[i] for i in members) if each.metric is not None]
+        together = [readings[number] for number in members]
+        first = together[0]
         fits = fit_cores(
-            [wanted[i].target for i in members],
-            first.right,
-            options.ranks,
-            before=parameters(first.reading.before),
-            settings=options.settings,
+            [reading.target for reading in together],
+            first.sized,
+            first.options.ranks,
+            before=parameters(first.before),
+            settings=first.options.settings,
             constants=first.constants,
-            metrics=metrics,
+            metrics=[reading.metric for reading in together if reading.metric is not None],
             start=first.start,
         )
-        found |= dict(zip(members, fits, strict=True))
-    return [_change(each, found[number]) for number, each in enumerate(wanted)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Wanted:
-    """A fit to be made: the target in the rule's labels, the right side with the network's names."""
-
-    reading: Reading
-    target: Tensor
-    right: Network
-    constants: dict[str, Tensor]
-    metric: Metric | None
-    start: dict[str, Tensor] | None
-
-    @property
-    def alike(self) -> object:
-        """Equal for fits that can be made side by side; None for one that is made alone."""
-        options = self.reading.job.options
-        if self.constants or self.start is not None:
-            return None
-        metric = None if self.metric is None else (self.metric.labels, self.metric.batch, self.metric.outputs)
-        ranks = repr(sorted(options.ranks.items()) if isinstance(options.ranks, Mapping) else options.ranks)
-        return self.right, self.target.shape, self.target.device, metric, ranks, options.settings
-
-
-def _wanted(reading: Reading) -> _Wanted:
-    job = reading.job
-    if not reading.valued:
-        missing = next(name for name in reading.match.names.values() if name not in job.values)
-        raise RuleError(explain(f"an approximate rule needs the value of {missing!r}", fix="apply(network, values)"))
-    target = value_of(reading.before, job.values, dtype=torch.float64)
-    right = with_sizes(reading.piece, dict(zip(reading.left.output, target.shape, strict=True)))
-    right = _with_parts(right)
-    constants = {
-        reading.names[name]: job.values[reading.names[name]].to(target)
-        for name in tensor_nodes(reading.right)
-        if name not in reading.new
-    }
-    for name, value in {**reading.fixed, **job.options.fixed}.items():
-        if name not in reading.new:
-            raise ValuesError(
-                explain(f"fixed holds {name!r}, no new tensor of the right side", new=" ".join(reading.new))
-            )
-        constants[reading.names[name]] = _constant(name, value, right, reading.names[name]).to(target)
-    if len(constants) == len(tensor_nodes(right)):
-        raise RuleError(explain("nothing is left to be fitted", fixed=" ".join(constants), right=right))
-    start = job.options.start
-    if start is not None:
-        unknown = [name for name in start if name not in reading.new]
-        if unknown:
-            raise ValuesError(explain(f"the start has {unknown[0]!r}, no new tensor", new=" ".join(reading.new)))
-        start = {reading.names[name]: _numbers(f"the start of {name!r}", value) for name, value in start.items()}
-    metric = job.options.metric
-    if metric is not None:
-        there = {reading.match.labels[label]: label for label in reading.left.output}
-        whole = set(job.network.output) == there.keys()
-        metric = metric_in(metric, there, reading.left.output, whole=whole)
-    return _Wanted(reading, target, right, constants, metric, start)
+        for number, reading, (cores, report) in zip(members, together, fits, strict=True):
+            changes[number] = _change(reading, cores, report)
+    return [changes[number] for number in range(len(readings))]
 
 
 def _with_parts(right: Network) -> Network:
-    """Sizes for the parts of a `Fuse` that nobody gave: as equal as they can be."""
+    """The same with sizes for the parts of a `Fuse` that nobody gave: as equal as they can be."""
     for node in right.nodes:
         if not isinstance(node, Fuse):
             continue
@@ -199,7 +292,7 @@ def _with_parts(right: Network) -> Network:
             )
         factors = balanced_factors(rest // known, len(unknown))
         sizes = dict(zip(unknown, factors, strict=True))
-        if [sizes[part] for part in unknown] != list(factors):  # a part that stands twice
+        if [sizes[part] for part in unknown] != list(factors):  # a part that occurs twice
             raise SizeError(
                 explain(
                     f"{node.whole!r} has size {rest}, which no sizes of its parts give",
@@ -234,11 +327,11 @@ def _constant(name: str, value: Any, right: Network, there: str) -> Tensor:
 
 
 def _numbers(what: str, value: object) -> Tensor:
-    """What a caller or a file gives as elements, in float64. Raises ValuesError: it is none, or not finite."""
+    """Elements from a caller or a file, in float64. Raises ValuesError if they are not finite real numbers."""
     try:
         tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
     except (TypeError, ValueError) as error:
-        raise ValuesError(explain(f"{what} is no array of numbers", because=error)) from error
+        raise ValuesError(explain(f"{what} is not an array of numbers", because=error)) from error
     if tensor.is_complex() or tensor.numel() == 0 or not bool(tensor.isfinite().all()):
         kind = "is complex" if tensor.is_complex() else "holds NaN or infinity" if tensor.numel() else "is empty"
         raise ValuesError(explain(f"{what} {kind}", shape=tuple(tensor.shape), fix="finite real numbers"))
@@ -272,20 +365,25 @@ def metric_in(metric: Metric, there: Mapping[str, str], output: Sequence[str], *
     return metric.renamed(there)
 
 
-def _change(wanted: _Wanted, fit: CoreFit) -> Change:
-    reading, job = wanted.reading, wanted.reading.job
-    dtype = common_dtype(job.values[name] for name in reading.match.names.values())
-    sizes = {**{label: wanted.right.sizes[label] for label in wanted.right.sizes}, **fit.ranks}
-    grown = with_sizes(
-        reading.after, {own[label]: size for own in reading.labels for label, size in sizes.items() if label in own}
-    )
+def _change(reading: Reading, cores: Mapping[str, Tensor], report: FitReport) -> Change:
+    right = reading.sized
+    dtype = common_dtype(reading.values[name] for name in reading.match.names.values())
+    found = {
+        label: size
+        for node in right.nodes
+        if isinstance(node, NamedTensor)
+        for label, size in zip(node.labels, cores[node.name].shape, strict=True)
+    }
+    ranks = {bond: found[bond] for bond in bonds_of(right) if bond in found}
+    sizes = {**right.sizes, **ranks}
+    grown = {labels[label]: size for labels in reading.labels for label, size in sizes.items() if label in labels}
     new = {reading.names[name] for name in reading.new}
     return Change(
-        grown,
-        values={name: value.to(dtype) for name, value in fit.values.items() if name in new},
-        relative_error=fit.relative_error,
-        ranks=fit.ranks,
-        output_error=fit.output_error,
-        report=fit.report,
-        pieces=(with_sizes(reading.before, {}), with_sizes(wanted.right, fit.ranks)),
+        with_sizes(reading.after, grown),
+        values={name: core.to(dtype) for name, core in cores.items() if name in new},
+        relative_error=report.relative_error,
+        ranks=ranks,
+        output_error=report.output_error,
+        report=report,
+        pieces=(reading.before, with_sizes(right, ranks)),
     )

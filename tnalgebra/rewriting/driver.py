@@ -10,7 +10,9 @@ from ..errors import RuleError, explain
 from ..network import Network
 from .exact import SIMPLIFY
 from .exact.tensors import contract_bond, fold_scalar
-from .rule import Fit, Place, Rule, started
+from .options import Place
+from .rule import Rule
+from .trace import Fit, start_fit
 
 MAX_STEPS = 10_000
 
@@ -34,7 +36,7 @@ def rewrite(
     Raises:
         RuleError: still not done after `max_steps`; the last rules that fired are named.
     """
-    fit = started(network, values or {})
+    fit = start_fit(network, values or {})
     while chosen := _next(fit.network, rules, order):
         if len(fit.trace.steps) == max_steps:
             last = ", ".join(dict.fromkeys(step.rule.name for step in fit.trace.steps[-10:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from fractions import Fraction
 from functools import cache
@@ -42,11 +42,14 @@ TRIAL_ELEMENTS = 2**20
 """Largest array such a comparison makes."""
 
 
-def filled(node: Node, attributes: Mapping[str, object]) -> Node:
-    """The node with its variables replaced by what they stand for."""
-    found = {field.name: getattr(node, field.name) for field in fields(node)}
-    bound: dict[str, Any] = {key: attributes[value.name] for key, value in found.items() if isinstance(value, Variable)}
-    return replace(node, **bound) if bound else node
+def filled(nodes: Sequence[Node], attributes: Mapping[str, object]) -> list[Node]:
+    """The nodes with their variables replaced by what they stand for."""
+    found = []
+    for node in nodes if attributes else ():
+        values = {field.name: getattr(node, field.name) for field in fields(node)}
+        bound: dict[str, Any] = {key: attributes[v.name] for key, v in values.items() if isinstance(v, Variable)}
+        found.append(replace(node, **bound) if bound else node)
+    return found or list(nodes)
 
 
 def shared_sizes(left: Network, right: Network, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -81,10 +84,7 @@ def equal_for_all_sizes(left: Network, right: Network, text: str) -> bool:
     for _ in range(10 * TRIALS):
         attributes = _random_attributes(left, random)
         try:
-            before, after = (
-                Network([filled(node, attributes) for node in side.nodes], side.output, side.sizes)
-                for side in (left, right)
-            )
+            before, after = (Network(filled(side.nodes, attributes), side.output, side.sizes) for side in (left, right))
             before = _random_sizes(before, random)
         except SizeError:
             continue

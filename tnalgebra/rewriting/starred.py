@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NoReturn
@@ -24,9 +24,9 @@ from ..network import (
     parse_rule,
     tensor_nodes,
 )
-from ..tensors import Values
-from .rule import Change, Job, Options, Place, Rule
-from .text import rule
+from .options import Options, Place
+from .plain import plain_rule
+from .rule import Rule
 
 STAR = re.compile(rf"\*(?P<name>{WORD.pattern})?(?P<size>\s*:)?")
 
@@ -96,9 +96,9 @@ def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str]
     @cache
     def expanded(counts: tuple[int, ...]) -> Rule:
         labels = _labels(pattern, dict(zip(pattern.stars, counts, strict=True)))
-        return rule(pattern.written(labels), name=name, fixed=fixed)
+        return plain_rule(pattern.written(labels), name=name, fixed=fixed)
 
-    one = rule(pattern.written({star: (label,) for star, label in pattern.stars.items()}), name=name, fixed=fixed)
+    one = plain_rule(pattern.written({star: (label,) for star, label in pattern.stars.items()}), name=name, fixed=fixed)
 
     def start(values: Mapping[str, Any]) -> Network:
         given = expanded(_from_axes(pattern, _axes_of_values(pattern, values)))
@@ -115,22 +115,14 @@ def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str]
             places += candidate.find(network, options)
         return iter(sorted(places, key=lambda place: place.nodes))
 
-    def build(network: Network, place: Place, values: Values, options: Options) -> Change:
-        axes = {position: len(network.nodes[place.nodes[position]].labels) for position in pattern.tensors}
-        return expanded(_from_axes(pattern, axes)).build(network, place, values, options)
-
-    def build_many(jobs: Sequence[Job]) -> list[Change]:
-        return [build(job.network, job.place, job.values, job.options) for job in jobs]
-
     return replace(
         one,
         name=name,
         equation=pattern.starred(one.equation),
         find=find,
-        build=build,
         start=None if open_variables(pattern.left) else start,
         ranks=pattern.plain(one.ranks),
-        build_many=None if one.build_many is None else build_many,
+        build_many=None,
         variables=pattern.plain(one.variables),
         labels=pattern.plain(one.labels),
         spec={**one.spec, "notation": text, "name": name},

@@ -50,10 +50,12 @@ def contract(operands: Sequence[Operand], output: Sequence[str], *, max_elements
         SizeError: some intermediate would have more than `max_elements` elements.
         NetworkError: some intermediate would have more than 64 axes.
     """
-    labels = tuple(tuple(names) for _, names in operands)
-    shapes = tuple(tuple(tensor.shape) for tensor, _ in operands)
-    steps = _planned(labels, shapes, tuple(output), max_elements)
-    pending = [reduce(tensor) for reduce, (tensor, _) in zip(steps.reductions, operands, strict=True)]
+    tensors, labels = zip(*operands, strict=True)
+    shapes = tuple([tuple(tensor.shape) for tensor in tensors])
+    steps = _planned(tuple(map(tuple, labels)), shapes, tuple(output), max_elements)
+    pending = list(tensors)
+    for position, reduce in steps.reductions:
+        pending[position] = reduce(pending[position])
     for i, j, multiply in steps.pairs:
         right, left = pending.pop(max(i, j)), pending.pop(min(i, j))
         pending.append(multiply(left, right))
@@ -61,9 +63,9 @@ def contract(operands: Sequence[Operand], output: Sequence[str], *, max_elements
 
 
 class _Steps(NamedTuple):
-    """What a contraction does: each operand alone first, then pairs, whose result goes to the end of the list."""
+    """What a contraction does: some operands alone first, then pairs, whose result goes to the end of the list."""
 
-    reductions: tuple[Callable[[Tensor], Tensor], ...]
+    reductions: tuple[tuple[int, Callable[[Tensor], Tensor]], ...]
     pairs: tuple[tuple[int, int, Callable[[Tensor, Tensor], Tensor]], ...]
     order: tuple[int, ...]
 
@@ -81,7 +83,8 @@ def _planned(
     for position, labels in enumerate(operands):
         elsewhere = {label for other, names in enumerate(operands) if other != position for label in names}
         reduction, left_over = _reduction(labels, elsewhere | keep)
-        reductions.append(reduction)
+        if reduction is not None:
+            reductions.append((position, reduction))
         pending.append(left_over)
     pairs = []
     for i, j in _order(pending, output, sizes):
@@ -95,8 +98,8 @@ def _planned(
     return _Steps(tuple(reductions), tuple(pairs), tuple(pending[0].index(label) for label in output))
 
 
-def _reduction(labels: Labels, needed: Collection[str]) -> tuple[Callable[[Tensor], Tensor], Labels]:
-    """Take the diagonals of repeated labels, then sum the labels nobody needs."""
+def _reduction(labels: Labels, needed: Collection[str]) -> tuple[Callable[[Tensor], Tensor] | None, Labels]:
+    """Take the diagonals of repeated labels, then sum the labels nobody needs; None where there are no such labels."""
     diagonals = []
     for label, times in Counter(labels).items():
         for _ in range(times - 1):
@@ -111,7 +114,8 @@ def _reduction(labels: Labels, needed: Collection[str]) -> tuple[Callable[[Tenso
             tensor = tensor.diagonal(dim1=first, dim2=second)
         return tensor.sum(dead) if dead else tensor
 
-    return reduced, tuple(label for label in labels if label in needed)
+    left_over = tuple(label for label in labels if label in needed)
+    return (reduced if diagonals or dead else None), left_over
 
 
 def _order(labels: Sequence[Labels], output: Labels, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
@@ -170,8 +174,8 @@ def _product(
     shape = [sizes[label] for label in labels]
 
     def multiplied(one: Tensor, other: Tensor) -> Tensor:
-        first = reduce_a(one).permute(order_a).reshape(shape_a)
-        second = reduce_b(other).permute(order_b).reshape(shape_b)
+        one, other = one if reduce_a is None else reduce_a(one), other if reduce_b is None else reduce_b(other)
+        first, second = one.permute(order_a).reshape(shape_a), other.permute(order_b).reshape(shape_b)
         if not batch:
             return (first[0] @ second[0]).reshape(shape)
         if not summed:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import combinations
 
 from ...network import MAX_AXES, Copy, Edit, Fill, Network, Node, carriers
-from ..rule import Place
+from ..options import Place
 from .shared import dead_outside, exact, of_type, once
 
 

@@ -8,7 +8,9 @@ from typing import TypeVar
 
 from ...network import Edit, NamedTensor, Network, carriers, edited, tensor_nodes
 from ...tensors import Values
-from ..rule import Change, Options, Place, Rule
+from ..options import Options, Place
+from ..rule import Rule
+from ..trace import Change
 
 
 def exact(
@@ -22,11 +24,11 @@ def exact(
 
     def decorate(candidates: Callable[[Network], Iterable[tuple[Place, Edit]]]) -> Rule:
         def find(network: Network, options: Options) -> Iterator[Place]:
-            return (place for place, _ in candidates(network))
+            return (Place(place.nodes, place.labels, edit) for place, edit in candidates(network))
 
         def build(network: Network, place: Place, values: Values, options: Options) -> Change:
-            edit = next(edit for found, edit in candidates(network) if found == place)
-            return Change(edited(network, edit), edit.definitions)
+            assert isinstance(place.match, Edit)
+            return Change(edited(network, place.match), place.match.definitions)
 
         name = candidates.__name__
         return Rule(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from ...network import MAX_AXES, Copy, Edit, Fill, Fuse, NamedTensor, Network, Node, carriers, fresh, tensor_nodes
-from ..rule import Place
+from ..options import Place
 from .shared import dead_outside, exact, of_type, once, untied
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 from math import gcd
 
 from ...network import Conv, Copy, Edit, Fill, Fuse, Network, Node, carriers, fresh, window
-from ..rule import Place
+from ..options import Place
 from .shared import dead_outside, exact, of_type
 
 

@@ -1,0 +1,94 @@
+"""Where a rule is applied, and what the caller chooses there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import torch
+
+from ..errors import RuleError, explain
+from ..fitting import Metric, Rank, Settings
+from ..network import Network, node_text
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rule applies: positions of nodes, and the labels that distinguish two places on the same nodes.
+
+    match: what the rule found there, for its `build`; a step that is recorded has none.
+    """
+
+    nodes: tuple[int, ...]
+    labels: tuple[str, ...] = ()
+    match: object = field(default=None, compare=False, repr=False)
+
+    def text(self, network: Network) -> str:
+        nodes = " ".join(node_text(network.nodes[position]) for position in self.nodes)
+        return f"{nodes} at {' '.join(self.labels)}" if self.labels else nodes
+
+
+class Choices(TypedDict, total=False):
+    """What a caller may choose where a rule is applied.
+
+    at: which place, a number in `places(network)` or one of them; needed only where there are several.
+    bind: variable of the left side -> name or label of the network, to narrow the places down.
+    ranks: bond -> rank; one for the only bond; or one `ParameterBudget` for all.
+    sizes: label -> size, for parts of a `Fuse`; those left out are as equal as they can be.
+    fixed: tensor of the right side -> its elements, or the name of a basis ("dct"): held as they are. Of orthonormal
+        rows, those best aligned with the kernel are kept, as many as the rank says.
+    metric: the norm to fit in, of a whole kernel; by default the Frobenius norm.
+    start: cores of the right side to start from, at most as large as the ranks say.
+    seed, starts, sweeps, dtype, slack: of the search, see `fitting.search.Settings`; trees need neither seed nor
+        starts.
+    """
+
+    at: int | Place | None
+    bind: Mapping[str, str] | None
+    ranks: Mapping[str, Rank] | Rank | None
+    sizes: Mapping[str, int] | None
+    fixed: Mapping[str, Any] | None
+    metric: Metric | None
+    start: Mapping[str, Any] | None
+    seed: int
+    starts: int
+    sweeps: int
+    dtype: torch.dtype
+    slack: float
+
+
+_KINDS = {"bind": Mapping, "sizes": Mapping, "fixed": Mapping, "start": Mapping, "metric": Metric}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chooses for one application; the fields are those of `Choices`."""
+
+    ranks: Mapping[str, Rank] | Rank = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    bind: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    metric: Metric | None = None
+    start: Mapping[str, Any] | None = None
+    settings: Settings = field(default_factory=Settings)
+    lost: tuple[str, ...] = ()
+    """Choices that a file could not hold; the step can be looked at, and not done again."""
+
+    @classmethod
+    def of(cls, choices: Choices) -> Options:
+        """Raises TypeError for a choice that does not exist, RuleError or ValuesError for one that means nothing."""
+        fields: dict[str, Any] = {}
+        search: dict[str, Any] = {}
+        for key, value in choices.items():
+            if key not in Choices.__annotations__:
+                raise TypeError(f"there is no choice {key!r}; there are {', '.join(Choices.__annotations__)}")
+            kind = _KINDS.get(key, object)
+            if value is not None and not isinstance(value, kind):
+                wanted = "a Metric" if kind is Metric else "a mapping"
+                raise RuleError(explain(f"{key}= is a {type(value).__name__}", fix=f"{wanted}, see `Choices`"))
+            if key in ("seed", "starts", "sweeps", "dtype", "slack"):
+                search[key] = value
+            elif key != "at" and value is not None:
+                fields[key] = value
+        return cls(**fields, settings=Settings(**search))

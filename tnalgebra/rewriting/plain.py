@@ -1,0 +1,136 @@
+"""Rules in the notation without stars: `left => right`, found by matching, built by substitution and a fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..errors import RuleError, TnalgebraError, explain
+from ..fitting import bonds_of
+from ..network import NamedTensor, Network, carriers, isomorphic, open_variables, parse_rule, tensor_nodes
+from .apply_text import build_exact, build_fitted, build_fitted_many, read_at
+from .matching import matches, whole_tensors
+from .options import Options, Place
+from .rule import Rule
+from .sides import check_basis, equal_for_all_sizes
+from .trace import RuleKind
+
+
+def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] | None = None) -> Rule:
+    """Make a rule of one line of notation without stars; see `text.rule`."""
+    left, right = parse_rule(text)
+    _check_sides(left, right, text)
+    new = [name for name in tensor_nodes(right) if name not in tensor_nodes(left)]
+    constants = dict(fixed or {})
+    for constant, basis in constants.items():
+        check_basis(basis)
+        _check_constant(constant, right, new, text)
+    kind: RuleKind = "exact" if not new or (_contracts(left, right) and not constants) else "approximate"
+    if kind == "approximate":
+        _check_cores(right, new, text)
+    sized = not new and not equal_for_all_sizes(left, right, text)
+
+    def find(network: Network, options: Options) -> Iterator[Place]:
+        return _places(left, right, network, options, fixed=constants, sized=sized)
+
+    exact = kind == "exact"
+    return Rule(
+        name or text,
+        kind,
+        f"{left} => {right}",
+        find,
+        build_exact if exact else build_fitted,
+        start=None if open_variables(left) else lambda values: left,
+        ranks=() if exact else bonds_of(right),
+        variables=(*tensor_nodes(left), *carriers(left)),
+        labels=tuple(carriers(right)),
+        takes=() if exact else ("fixed", "metric", "start"),
+        fixed=constants,
+        build_many=None if exact else build_fitted_many,
+        spec={"notation": text, "name": name or text, **({"fixed": json.dumps(constants)} if constants else {})},
+    )
+
+
+def _check_cores(right: Network, new: Sequence[str], text: str) -> None:
+    for node in right.nodes:
+        if isinstance(node, NamedTensor) and node.name in new and len(set(node.labels)) < len(node.labels):
+            twice = next(label for label in node.labels if node.labels.count(label) > 1)
+            raise RuleError(
+                explain(
+                    f"the new tensor {node.name!r} carries {twice!r} twice: only its diagonal would matter",
+                    rule=text,
+                    fix=f"{twice!r} once",
+                )
+            )
+
+
+def _check_constant(constant: str, right: Network, new: Sequence[str], text: str) -> None:
+    if constant not in new:
+        raise RuleError(explain(f"{constant!r} is not a new tensor of the right side", rule=text, fix=" ".join(new)))
+    if len(right.nodes[tensor_nodes(right)[constant][0]].labels) != 2:
+        fix = "two labels: its rows', then the columns'"
+        raise RuleError(explain(f"the basis {constant!r} is not a matrix", rule=text, fix=fix))
+
+
+def _contracts(left: Network, right: Network) -> bool:
+    """Whether the right side is one new tensor, which is then the left side contracted."""
+    node = right.nodes[0]
+    new = isinstance(node, NamedTensor) and node.name not in tensor_nodes(left)
+    return len(right.nodes) == 1 and new and sorted(node.labels) == sorted(right.output)
+
+
+def _check_sides(left: Network, right: Network, text: str) -> None:
+    if set(left.output) != set(right.output):
+        raise RuleError(
+            explain(
+                "the two sides have different open labels",
+                left=" ".join(left.output) or "none",
+                right=" ".join(right.output) or "none",
+                rule=text,
+            )
+        )
+    if left.output != right.output:
+        raise RuleError(explain("the two sides have their open labels in different orders", rule=text))
+    unbound = [name for name in open_variables(right) if name not in open_variables(left)]
+    if unbound:
+        raise RuleError(explain(f"the attribute {unbound[0]!r} stands on the right side only", rule=text))
+    for name, places in tensor_nodes(right).items():
+        if name in tensor_nodes(left):
+            axes = len(left.nodes[tensor_nodes(left)[name][0]].labels)
+            if len(right.nodes[places[0]].labels) != axes:
+                raise RuleError(
+                    explain(f"{name!r} has {axes} axes on the left side, another number on the right", rule=text)
+                )
+
+
+# Where it applies --------------------------------------------------------------------------------------------
+
+
+def _places(
+    left: Network, right: Network, network: Network, options: Options, *, fixed: Mapping[str, str], sized: bool
+) -> Iterator[Place]:
+    """The places: each a set of matches that covers its tensors; of places with equal results, the first.
+
+    sized: only where all sizes are known.
+    """
+    found = [
+        match
+        for match in matches(left, network)
+        if all({**match.labels, **match.names}.get(variable) == thing for variable, thing in options.bind.items())
+        and not (sized and match.labels.values() - network.sizes.keys())
+    ]
+    results: list[tuple[set[int], Network]] = []
+    for group in whole_tensors(found, network):
+        try:
+            reading = read_at((left, right), network, group, options, fixed=fixed)
+        except TnalgebraError:
+            continue  # sizes or labels that the match does not show forbid it
+        nodes = tuple([position for match in group for position in match.nodes])
+        # one tensor is the same contraction however its left side is read; only the order of its axes differs
+        equal = (
+            set(nodes) == other and (_contracts(left, right) or isomorphic(reading.after, same))
+            for other, same in results
+        )
+        if not any(equal):
+            results.append((set(nodes), reading.after))
+            yield Place(nodes, tuple([label for match in group for label in match.labels.values()]), reading)

@@ -1,0 +1,333 @@
+"""What was done to a network: a step, the trace of all steps, and the network with values that they led to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from operator import index
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, Unpack
+
+import torch
+from torch import Tensor
+
+from .._files import write_text
+from ..errors import RuleError, explain
+from ..fitting import FitReport
+from ..network import NamedTensor, Network, draw, parameters, tensor_nodes
+from ..tensors import Values, bind_values, common_dtype, evaluate, magnitude, relative, value_of, values_for
+from .options import Choices, Options, Place
+
+RuleKind: TypeAlias = Literal["exact", "approximate"]
+
+ROUNDING = 1e-12
+"""What float64 rounding may change, relative to the network's `magnitude`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a rule makes of one place.
+
+    after: the whole network after the step.
+    definitions: new tensor -> the network over the old tensors whose value it is (exact rules).
+    values: new tensor -> elements (approximate rules).
+    relative_error: ||left - right|| / ||left|| of the part that was replaced, as the rule claims it; 0 if exact.
+    ranks: bond -> rank that was chosen.
+    output_error: sqrt(E||(K - K~) x||^2 / E||K x||^2), or of the wanted output, where there was a metric.
+    report: how the fit went, where there was one.
+    pieces: the part before and the part after, as networks of their own, where the claimed error is that of a part.
+    """
+
+    after: Network
+    definitions: Mapping[str, Network] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
+    relative_error: float = 0.0
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    output_error: float | None = None
+    report: FitReport | None = None
+    pieces: tuple[Network, Network] | None = None
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """The errors that a file records; that of the output only where there was a metric."""
+        of_output = {} if self.output_error is None else {"output_error": self.output_error}
+        return {"relative_error": self.relative_error, **of_output}
+
+
+class RuleOfStep(Protocol):
+    """What a trace needs of the rule of a step; `Rule` has it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> RuleKind: ...
+
+    @property
+    def equation(self) -> str: ...
+
+    @property
+    def fixed(self) -> Mapping[str, str]: ...
+
+    @property
+    def spec(self) -> Mapping[str, str]: ...
+
+    def step(self, fit: Fit, at: int | Place | None, options: Options) -> Fit: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One application of one rule: enough to print it, and to do it again on other values."""
+
+    rule: RuleOfStep
+    place: Place
+    options: Options
+    before: Network
+    change: Change
+
+    @property
+    def after(self) -> Network:
+        return self.change.after
+
+    @property
+    def relative_error(self) -> float:
+        """||left - right||_F / ||left||_F of the part that was replaced; 0 for an exact rule."""
+        return self.change.relative_error
+
+    def __str__(self) -> str:
+        ranks = " ".join(f"{bond}={rank}" for bond, rank in self.change.ranks.items())
+        error = "exact" if self.rule.kind == "exact" else f"relative error {self.relative_error:.3g}"
+        if self.change.output_error is not None:
+            error += f", of the output {self.change.output_error:.3g}"
+        counts = f"parameters {_count(self.before)} -> {_count(self.after)}"
+        where = self.place.text(self.before)
+        return f"{self.rule.name} on {where}\n    {'; '.join(filter(None, [ranks, error, counts]))}\n    {self.after}"
+
+    def saved(self) -> dict[str, object]:
+        """What a file holds of the step, as JSON has it; an infinite error is the text "inf".
+
+        Raises:
+            RuleError: the rule was made of functions, which no text holds; an error is NaN.
+        """
+        if not self.rule.spec:
+            raise RuleError(explain(f"the rule {self.rule.name!r} cannot be saved", fix="a rule made by tn.rule"))
+        if any(math.isnan(error) for error in self.change.errors.values()):
+            raise RuleError(explain(f"the step by {self.rule.name!r} cannot be saved", because="its error is NaN"))
+        settings = self.options.settings
+        entry: dict[str, object] = {
+            "rule": dict(self.rule.spec),
+            "nodes": list(self.place.nodes),
+            "labels": list(self.place.labels),
+            "ranks": dict(self.change.ranks),
+            "sizes": {label: index(size) for label, size in self.options.sizes.items()},
+            "bind": dict(self.options.bind),
+            "search": {
+                "seed": settings.seed,
+                "starts": settings.starts,
+                "sweeps": settings.sweeps,
+                "dtype": str(settings.dtype).removeprefix("torch."),
+                "slack": settings.slack,
+            },
+        }
+        if self.options.fixed:
+            entry["fixed"] = {
+                name: value if isinstance(value, str) else torch.as_tensor(value, dtype=torch.float64).tolist()
+                for name, value in self.options.fixed.items()
+            }
+        lost = [key for key in ("metric", "start") if getattr(self.options, key) is not None]
+        if lost or self.options.lost:
+            entry["lost"] = [*self.options.lost, *lost]
+        errors = {name: error if math.isfinite(error) else str(error) for name, error in self.change.errors.items()}
+        return {**entry, **errors, "after": str(self.after)}
+
+
+def _count(network: Network) -> str:
+    known = all(
+        label in network.sizes for node in network.nodes if isinstance(node, NamedTensor) for label in node.labels
+    )
+    return str(parameters(network)) if known else "?"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The steps that led from one network to another."""
+
+    start: Network
+    steps: tuple[Step, ...]
+
+    @property
+    def network(self) -> Network:
+        return self.steps[-1].after if self.steps else self.start
+
+    def __str__(self) -> str:
+        lines = [f"start\n    {self.start}", *(f"{number}. {step}" for number, step in enumerate(self.steps, 1))]
+        return "\n".join(lines)
+
+    def replay(self, values: Mapping[str, Any]) -> Fit:
+        """Do the same steps on other values of the start, at the same places and ranks."""
+        fit = start_fit(self.start, values)
+        for step in self.steps:
+            fit = fit.again(step)
+        return fit
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Replay on these values, evaluating before and after every step.
+
+        The errors that are compared are those that the steps claim for these values; an error that a loaded trace
+        records belongs to the values it was made with.
+
+        Raises:
+            RuleError: a step breaks its promise; the first one is named, with what it promised and what is true.
+        """
+        fit = start_fit(self.start, {name: torch.as_tensor(value).double() for name, value in values.items()})
+        for number, step in enumerate(self.steps, 1):
+            following = fit.again(step)
+            claimed, true = step.after, following.network
+            same = (claimed.nodes, claimed.output) == (true.nodes, true.output)
+            if not same or not claimed.sizes.items() <= true.sizes.items():  # a trace without values knows fewer sizes
+                fact = f"step {number}, {step.rule.name}, does not lead where the trace says"
+                raise RuleError(explain(fact, trace=claimed, true=true))
+            check_step(following.trace.steps[-1], fit.values, following.values, number=number)
+            fit = following
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace as JSON: networks and rules as text, no values. `load_trace` reads it."""
+        write_text(path, self.to_json() + "\n")
+
+    def to_json(self) -> str:
+        """What `save` writes. Raises RuleError where a step cannot be saved, see `Step.saved`."""
+        steps = [step.saved() for step in self.steps]
+        return json.dumps({"start": str(self.start), "steps": steps}, indent=2, allow_nan=False)
+
+
+def check_step(step: Step, before: Values, after: Values, *, number: int = 1) -> None:
+    """Evaluate both sides of a step and compare with its promise: the same value, or the error it claims."""
+    left, right = step.change.pieces or (step.before, step.after)
+    if left.output != right.output:
+        raise RuleError(explain(f"step {number}, {step.rule.name}, changes the open labels", before=left, after=right))
+    old, scale = evaluate(left, values_for(left, before)), magnitude(left, values_for(left, before))
+    difference = evaluate(right, values_for(right, after)) - old
+    where = step.place.text(step.before)
+    if step.rule.kind == "exact":
+        worst = float((difference.abs() - ROUNDING * scale).max())
+        if worst > 0:
+            raise RuleError(
+                explain(
+                    f"step {number}, {step.rule.name}, is said to be exact and changes the value by {worst:.3g}",
+                    where=where,
+                    before=left,
+                    after=right,
+                )
+            )
+        return
+    true = relative(difference, old)
+    if abs(true - step.relative_error) > 1e-9 + 1e-6 * true:
+        raise RuleError(
+            explain(
+                f"step {number}, {step.rule.name}, claims a relative error of {step.relative_error:.6g}",
+                where=where,
+                true=f"{true:.6g}",
+            )
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit:
+    """A network with values, and the trace that led to it. What every rewrite returns.
+
+    network: after the last step.
+    values: name -> elements, for the tensors that have values; one axis a label.
+    trace: the steps, from the network one started with.
+    """
+
+    network: Network
+    values: dict[str, Tensor]
+    trace: Trace
+    _start: Values | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        steps = ", ".join(step.rule.name for step in self.trace.steps) or "no steps"
+        return f"Fit({str(self.network)!r} after {steps})"
+
+    @property
+    def parameters(self) -> int:
+        """Numbers the tensors hold, tied ones once."""
+        return parameters(self.network)
+
+    @cached_property
+    def relative_error(self) -> float:
+        """||N0 - N||_F / ||N0||_F, measured in float64 between the first network and this one."""
+        before = value_of(self.trace.start, self.values if self._start is None else self._start, dtype=torch.float64)
+        return relative(value_of(self.network, self.values, dtype=torch.float64) - before, before)
+
+    def dense(self) -> Tensor:
+        """The network contracted to one tensor, in the order of the open labels.
+
+        Contracted in float64, then in the values' own type: cores that cancel lose nothing on the way.
+        """
+        dense = value_of(self.network, self.values, dtype=torch.float64)
+        return dense.to(common_dtype(self.values.values()))
+
+    def draw(self, path: str | Path) -> None:
+        """Write a drawing of the network: SVG or PNG, by the suffix."""
+        draw(self.network, path)
+
+    def _repr_svg_(self) -> str:
+        return self.network._repr_svg_()
+
+    @property
+    def output_error(self) -> float | None:
+        """Of the last step: sqrt(E||(K - K~) x||^2 / E||K x||^2) over the layer's inputs; None without a metric."""
+        return self.trace.steps[-1].change.output_error if self.trace.steps else None
+
+    @property
+    def report(self) -> FitReport | None:
+        """How the last fit of the trace went; None where there was none."""
+        return next((step.change.report for step in reversed(self.trace.steps) if step.change.report), None)
+
+    def then(self, rule: RuleOfStep, **choices: Unpack[Choices]) -> Fit:
+        """Apply one more rule; the arguments are those of `Rule.apply`."""
+        return rule.step(self, choices.get("at"), Options.of(choices))
+
+    def again(self, step: Step) -> Fit:
+        """Do a step that was done before, at the same place with the same ranks, on these values.
+
+        Raises:
+            RuleError: the step used something that the file it was read from does not hold.
+        """
+        if step.options.lost:
+            raise RuleError(
+                explain(
+                    f"the step {step.rule.name!r} was made with a {' and a '.join(step.options.lost)}",
+                    because="a saved trace does not hold it",
+                    fix="apply the rule again",
+                )
+            )
+        return step.rule.step(self, step.place, replace(step.options, ranks=step.change.ranks))
+
+    def after(self, rule: RuleOfStep, place: Place, options: Options, change: Change) -> Fit:
+        """This fit and one more step. The open labels and their order stay.
+
+        Values are optional for exact rules: a new tensor is computed where all that it is made of is known.
+        """
+        if change.after.output != self.network.output:
+            fact = f"the rule {rule.name!r} changes the open labels"
+            raise RuleError(explain(fact, before=self.network, after=change.after))
+        new = {**self.values, **change.values}
+        for name, definition in change.definitions.items():
+            if all(part in self.values for part in tensor_nodes(definition)):
+                new[name] = value_of(definition, self.values)
+        kept = tensor_nodes(change.after)
+        step = Step(rule, Place(place.nodes, place.labels), options, self.network, change)
+        start = self.values if self._start is None else self._start
+        trace = Trace(self.trace.start, (*self.trace.steps, step))
+        return Fit(change.after, {name: value for name, value in new.items() if name in kept}, trace, start)
+
+
+def start_fit(network: Network, values: Mapping[str, Any]) -> Fit:
+    """A network with values, before the first step. Raises ValuesError where they do not fit."""
+    network, tensors = bind_values(network, values)
+    return Fit(network, tensors, Trace(network, ()))
