@@ -50,10 +50,10 @@ def assert_same(value: Tensor, expected: Tensor, scale: Tensor) -> None:
 def candidate_value(candidate: Candidate, values: Mapping[str, Tensor]) -> Tensor:
     """What the code of one candidate computes."""
     program = candidate.program
-    leaves = {leaf.name: leaf for leaf in (*candidate.problem.leaves, *program.patterns)}
+    leaves = {leaf.name: leaf for leaf in (*candidate.computation.leaves, *program.patterns)}
     names = (*program.inputs, *argument_names(program))
     arguments = [
-        values[name] if name in values else pattern(leaves[name].node, candidate.problem.network) for name in names
+        values[name] if name in values else pattern(leaves[name].node, candidate.computation.network) for name in names
     ]
     result: Tensor = emit(program)(*arguments)
     return result

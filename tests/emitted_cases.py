@@ -156,9 +156,9 @@ class Emitted(nn.Module):
         self.names = argument_names(candidate.program)
         for name, value in case.values(device, dtype).items():
             self.register_parameter(name, nn.Parameter(value))
-        for leaf in (*candidate.problem.leaves, *candidate.program.patterns):
+        for leaf in (*candidate.computation.leaves, *candidate.program.patterns):
             if leaf.kind == "pattern":
-                self.register_buffer(leaf.name, pattern(leaf.node, candidate.problem.network).to(device, dtype))
+                self.register_buffer(leaf.name, pattern(leaf.node, candidate.computation.network).to(device, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.code(x, *(getattr(self, name) for name in self.names))  # type: ignore[no-any-return]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 import tnalgebra as tn
 from tests.compiler_cases import check, check_at, compiled, random
+from tests.refusals import refused
 from tests.strategies import random_values
 from tnalgebra.errors import CompileError, NotationError, SizeError, ValuesError
 from tnalgebra.network.network import Network
@@ -38,43 +38,35 @@ KERNEL = random(4, 3, 2)
 
 
 @pytest.mark.parametrize(
-    ("choices", "error", "message"),
+    ("choices", "error", "facts"),
     [
-        ({"inputs": {}}, CompileError, "there is no input\n  tensors: X K\n  fix:     inputs={'X': shape}"),
-        ({"inputs": {"Y": (2, 3)}}, CompileError, "there is no tensor 'Y' to be the input\n  tensors: X K\n"),
-        ({"inputs": {"Conv": (7, 6, 2)}}, CompileError, "there is no tensor 'Conv' to be the input"),
-        (
-            {"inputs": {"X": (2, 3)}},
-            CompileError,
-            "the input 'X' has 2 axes, its node has 3\n  shape: (2, 3)\n  node:  X[n in x]",
-        ),
-        ({"inputs": {"X": (2, 5, 7)}}, SizeError, "label 'in' has two sizes\n  first:  3, in X["),
-        ({"inputs": {"X": (0, 3, 7)}}, SizeError, "label 'n' would have size 0"),
-        ({"inputs": {"X": (2, 3, 1)}}, SizeError, "the window over 'k' reaches 2 elements"),
-        ({"values": {}}, CompileError, "no value for 'K'\n  network: X["),
-        ({"values": {"K": KERNEL, "X": random(2, 3, 7)}}, CompileError, "'X' is an input and has a value"),
-        ({"values": {"K": KERNEL, "Q": KERNEL}}, ValuesError, "a value is given for 'Q', no tensor of the network"),
-        ({"values": {"K": KERNEL[:, :2]}}, ValuesError, "the axis 'in' of 'K' has 2 elements, the label has size 3"),
-        ({"values": {"K": KERNEL / 0}}, ValuesError, "the value of 'K' holds NaN or infinity"),
-        ({"constants": ["Q"]}, CompileError, "the constant 'Q' has no value\n  values: K"),
-        ({"candidates": "fast"}, CompileError, "candidates is 'fast'\n  fix: 'all' or 'factored'"),
-        ({"memory_format": "nhwc"}, CompileError, "memory_format is 'nhwc'\n  fix: one of torch.contiguous_format, "),
-        ({"dynamic": {"x": (4, 9)}}, CompileError, "the size of 'x' decides other sizes, or a weight has it"),
-        ({"dynamic": {"in": (1, 9)}}, CompileError, "fix:     a label that stands on inputs only, such as the batch"),
-        ({"dynamic": {"b": (1, 9)}}, CompileError, "a range is given for 'b', no label of the network\n  labels: "),
-        ({"dynamic": {"n": (5, 4)}}, CompileError, "the range of 'n' is (5, 4)\n  fix: (least, most), at least 1"),
-        ({"dynamic": {"n": (0, 4)}}, CompileError, "the range of 'n' is (0, 4)"),
-        ({"dynamic": {"n": (1, 2, 3)}}, CompileError, "the range of 'n' is (1, 2, 3)"),
-        (
-            {"max_elements": 10},
-            CompileError,
-            "no way to compute the network keeps every tensor within 10 elements\n  network: X[n:2 in:3 x:7] ",
-        ),
+        ({"inputs": {}}, CompileError, ("no input", "X K", "inputs=")),
+        ({"inputs": {"Y": (2, 3)}}, CompileError, ("'Y'", "X K")),
+        ({"inputs": {"Conv": (7, 6, 2)}}, CompileError, ("'Conv'",)),
+        ({"inputs": {"X": (2, 3)}}, CompileError, ("'X' has 2 axes", "(2, 3)", "X[n in x]")),
+        ({"inputs": {"X": (2, 5, 7)}}, SizeError, ("label 'in'", "3, in X[")),
+        ({"inputs": {"X": (0, 3, 7)}}, SizeError, ("label 'n'", "size 0")),
+        ({"inputs": {"X": (2, 3, 1)}}, SizeError, ("window over 'k'", "2 elements")),
+        ({"values": {}}, CompileError, ("no value for 'K'", "X[")),
+        ({"values": {"K": KERNEL, "X": random(2, 3, 7)}}, CompileError, ("'X' is an input and has a value",)),
+        ({"values": {"K": KERNEL, "Q": KERNEL}}, ValuesError, ("'Q'",)),
+        ({"values": {"K": KERNEL[:, :2]}}, ValuesError, ("axis 'in' of 'K'", 2, 3)),
+        ({"values": {"K": KERNEL / 0}}, ValuesError, ("'K'", "NaN")),
+        ({"constants": ["Q"]}, CompileError, ("constant 'Q'", "values: K")),
+        ({"candidates": "fast"}, CompileError, ("'fast'", "'all' or 'factored'")),
+        ({"memory_format": "nhwc"}, CompileError, ("'nhwc'", "torch.contiguous_format")),
+        ({"dynamic": {"x": (4, 9)}}, CompileError, ("'x' decides other sizes",)),
+        ({"dynamic": {"in": (1, 9)}}, CompileError, ("'in'", "inputs only, such as the batch")),
+        ({"dynamic": {"b": (1, 9)}}, CompileError, ("'b'", "labels: ")),
+        ({"dynamic": {"n": (5, 4)}}, CompileError, ("'n' is (5, 4)", "(least, most)")),
+        ({"dynamic": {"n": (0, 4)}}, CompileError, ("'n' is (0, 4)",)),
+        ({"dynamic": {"n": (1, 2, 3)}}, CompileError, ("'n' is (1, 2, 3)",)),
+        ({"max_elements": 10}, CompileError, ("within 10 elements", "X[n:2 in:3 x:7]")),
     ],
 )
-def test_what_cannot_be_compiled(choices: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_what_cannot_be_compiled(choices: dict[str, Any], error: type[Exception], facts: tuple[object, ...]) -> None:
     arguments = {"inputs": {"X": (2, 3, 7)}, "values": {"K": KERNEL}, **choices}
-    with pytest.raises(error, match=re.escape(message)):
+    with refused(error, *facts):
         tn.compile(CONVOLUTION, **arguments)
 
 
@@ -89,13 +81,12 @@ def test_a_batch_in_a_range_is_computed_for_every_size() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["training", "forward", "T_destination", "code", "plan", "freeze", "_parameters", "self"]
+    "name", ["training", "forward", "T_destination", "float", "code", "plan", "freeze", "_parameters", "_code", "self"]
 )
 def test_names_that_a_module_has_itself(name: str) -> None:
-    message = f"a tensor is called {name!r}, which a module has for itself\n  fix: another name in the network"
-    with pytest.raises(CompileError, match=re.escape(message)):
+    with refused(CompileError, repr(name), "another name"):
         tn.compile(CONVOLUTION.replace("K[", f"{name}["), inputs={"X": (2, 3, 7)}, values={name: KERNEL})
-    with pytest.raises(CompileError, match=re.escape(message)):
+    with refused(CompileError, repr(name)):
         tn.compile(CONVOLUTION.replace("X[", f"{name}["), inputs={name: (2, 3, 7)}, values={"K": KERNEL})
 
 
@@ -114,27 +105,26 @@ def _named(text: str) -> tuple[Network]:
 
 
 def test_a_name_with_a_dot_is_not_in_the_notation() -> None:
-    with pytest.raises(NotationError, match=r"character '\.' has no meaning here"):
+    with refused(NotationError, "'.'"):
         tn.compile("X[n i] weight.x[o i]", inputs={"X": (2, 3)})
 
 
 def test_sizes_that_contradict() -> None:
-    with pytest.raises(SizeError, match=r"label 'n' has sizes 2 and 4\n  where: Y\[n b\]"):
+    with refused(SizeError, "'n' has sizes 2 and 4", "Y[n b]"):
         tn.compile("X[n a] Y[n b]", inputs={"X": (2, 3), "Y": (4, 5)})
-    with pytest.raises(SizeError, match="label 'n' has sizes 2 and 3"):
+    with refused(SizeError, "'n' has sizes 2 and 3"):
         tn.compile("X[n n]", inputs={"X": (2, 3)})
-    with pytest.raises(SizeError, match="label 'u' has two sizes"):
+    with refused(SizeError, "label 'u' has two sizes"):
         tn.compile("X[x] Conv[x u k] K[k:2] Y[u]", inputs={"X": (5,), "Y": (3,)}, values={"K": [1.0, 2.0]})
 
 
 def test_a_size_that_is_not_known() -> None:
-    with pytest.raises(SizeError, match=r"the size of label 'a' is unknown\n  where: Copy\[a b\]\n  known: n=2"):
+    with refused(SizeError, "label 'a'", "Copy[a b]", "n=2"):
         tn.compile("X[n] Copy[a b] -> [n a]", inputs={"X": (2,)})
 
 
 def test_values_of_two_types() -> None:
-    message = "the values differ in dtype or device\n  values: V torch.float32 on cpu, W torch.float64 on cpu"
-    with pytest.raises(CompileError, match=re.escape(message)):
+    with refused(CompileError, "V torch.float32 on cpu", "W torch.float64 on cpu"):
         tn.compile("X[n a] V[a] W[a]", inputs={"X": (2, 3)}, values={"V": torch.ones(3), "W": torch.ones(3).double()})
 
 
@@ -150,28 +140,28 @@ X: Tensor = random(2, 3, 7)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named", "message"),
+    ("arguments", "named", "facts"),
     [
-        ((), {}, "the input 'X' is missing\n  inputs: X"),
-        ((X, X), {}, "2 inputs are given\n  inputs: X"),
-        ((), {"Y": X}, "'Y' is no input\n  inputs: X"),
-        ((X,), {"X": X}, "'X' is given twice\n  inputs: X"),
-        ((X[0],), {}, "the input 'X' has 2 axes, its node has 3\n  shape: (3, 7)\n  node:  X[n:2 in:3 x:7]"),
-        ((X[:, :2],), {}, "the axis 'in' of the input 'X' has 2 elements, needed are 3\n  shape: (2, 2, 7)\n  node:"),
-        ((X.float(),), {}, "the input 'X' is torch.float32, the weights are torch.float64\n  fix: X.to(torch.float64)"),
-        ((X.long(),), {}, "the input 'X' is torch.int64\n  fix: floating point numbers"),
-        (
-            (X[:, :, :1],),
-            {},
-            "the sizes of the inputs do not fit\n  shapes:  X (2, 3, 1)\n  because: the window over 'k'",
-        ),
+        ((), {}, ("'X' is missing", "inputs: X")),
+        ((X, X), {}, ("2 inputs", "inputs: X")),
+        ((), {"Y": X}, ("'Y'", "inputs: X")),
+        ((X,), {"X": X}, ("'X' is given twice",)),
+        ((None,), {}, ("'X' is not a tensor", "NoneType")),
+        ((X[0],), {}, ("'X' has 2 axes", "(3, 7)", "X[n:2 in:3 x:7]")),
+        ((X[:, :2],), {}, ("axis 'in' of the input 'X' has 2", "needed are 3", "(2, 2, 7)")),
+        ((X.float(),), {}, ("'X' is torch.float32", "torch.float64", "X.to(")),
+        ((X.long(),), {}, ("'X' is torch.int64", "floating")),
+        ((X[:, :, :1],), {}, ("X (2, 3, 1)", "window over 'k'")),
+        ((X[:0],), {}, ("'n' would have size 0",)),
     ],
 )
-def test_calls_that_cannot_be_computed(arguments: Sequence[Tensor], named: dict[str, Tensor], message: str) -> None:
+def test_calls_that_cannot_be_computed(
+    arguments: Sequence[Any], named: dict[str, Tensor], facts: tuple[str, ...]
+) -> None:
     module = convolution()
-    with pytest.raises(CompileError, match=re.escape(message)):
+    with refused(CompileError, *facts):
         module(*arguments, **named)
-    with pytest.raises(CompileError, match=re.escape(message)):
+    with refused(CompileError, *facts):
         module.freeze()(*arguments, **named)
 
 
@@ -189,10 +179,7 @@ def test_autocast_lets_another_type_pass() -> None:
 @pytest.mark.parametrize("text", ["X[n:4 i:3] Y[n j:2] -> [n i j]", "X[n:4 i:3] Y[n j:2] -> [i j]"])
 def test_inputs_that_disagree(text: str, shape: tuple[int, int]) -> None:
     module = tn.compile(text, inputs={"X": (4, 3), "Y": (4, 2)})
-    message = (
-        f"the sizes of the inputs do not fit\n  shapes:  X (4, 3), Y {shape}\n  because: label 'n' has sizes 4 and"
-    )
-    with pytest.raises(CompileError, match=re.escape(message)):
+    with refused(CompileError, f"X (4, 3), Y {shape}", "'n' has sizes 4 and"):
         module(torch.ones(4, 3), torch.ones(shape))
     assert module(torch.ones(3, 3), torch.ones(3, 2)).shape[-1] == 2
 
@@ -203,12 +190,12 @@ def test_an_input_that_a_window_gives_another_size() -> None:
     )
     assert module(torch.ones(5), torch.ones(3)) == 9
     for size in (1, 4):
-        with pytest.raises(CompileError, match="the sizes of the inputs do not fit"):
+        with refused(CompileError, f"Y ({size},)"):
             module(torch.ones(5), torch.ones(size))
 
 
 def test_two_inputs_without_weights_are_of_one_type() -> None:
     module = tn.compile("X[n i] Y[n j] -> [n i j]", inputs={"X": (4, 3), "Y": (4, 2)})
     assert module(torch.ones(4, 3).double(), torch.ones(4, 2).double()).dtype == torch.float64
-    with pytest.raises(CompileError, match=r"the input 'Y' is torch\.float64, 'X' is torch\.float32"):
+    with refused(CompileError, "'Y' is torch.float64, 'X' is torch.float32"):
         module(torch.ones(4, 3), torch.ones(4, 2).double())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -14,22 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnalgebra.compiler import cost
+from tests.refusals import refused
 from tnalgebra.compiler import measure_device as calibration
-from tnalgebra.compiler.cost import (
-    CPU_DEFAULTS,
-    CUDA_DEFAULTS,
-    FORMATS,
-    Constants,
-    CostModel,
-    Kinds,
-    Rates,
-    calibration_file,
-    constants_for,
-    kind_of,
-)
-from tnalgebra.compiler.measure_device import Measurement, calibrate, fit, measure, relative_errors
-from tnalgebra.compiler.operations import Format, Work
+from tnalgebra.compiler.constants import CPU_DEFAULTS, CUDA_DEFAULTS, calibration_file, constants_for, identity
+from tnalgebra.compiler.cost import FORMATS, Constants, CostModel, Format, Kinds, Rates, Workload, kind_of
+from tnalgebra.compiler.measure_device import Measurement, calibrate, fit, measure
 from tnalgebra.errors import CompileError
 
 CPU = torch.device("cpu")
@@ -48,26 +38,26 @@ CONVOLUTION = st.fixed_dictionaries(
 PRODUCT = st.fixed_dictionaries({name: st.integers(1, 4000) for name in ("groups", "left", "summed", "right")})
 
 
-def convolution(*, positions: int, groups: int, summed: int, new: int, window: int) -> Work:
+def convolution(*, positions: int, groups: int, summed: int, new: int, window: int) -> Workload:
     """One whose kernel keeps the number of positions."""
     written = positions * groups * new
     read = positions * groups * summed + groups * new * summed * window
-    return Work("convolution", written * summed * window, read, written, groups, summed, new)
+    return Workload("convolution", written * summed * window, read, written, groups, summed, new)
 
 
-def matrices(*, groups: int, left: int, summed: int, right: int) -> Work:
+def matrices(*, groups: int, left: int, summed: int, right: int) -> Workload:
     written = groups * left * right
-    return Work("product", written * summed, groups * summed * (left + right), written, groups, summed, right, left)
+    return Workload("product", written * summed, groups * summed * (left + right), written, groups, summed, right, left)
 
 
-def works() -> st.SearchStrategy[Work]:
-    pointwise = st.builds(lambda read, written: Work("pointwise", read=read, written=written),
+def works() -> st.SearchStrategy[Workload]:
+    pointwise = st.builds(lambda read, written: Workload("pointwise", read=read, written=written),
                           st.integers(1, 10**8), st.integers(1, 10**8))  # fmt: skip
     return st.one_of(
         CONVOLUTION.map(lambda sizes: convolution(**sizes)),
         PRODUCT.map(lambda sizes: matrices(**sizes)),
         pointwise,
-        st.just(Work("view")),
+        st.just(Workload("view")),
     )
 
 
@@ -89,7 +79,7 @@ def some_constants(*, factor: float = 1.0) -> Constants:
 @pytest.mark.parametrize("constants", TABLES)
 @settings(max_examples=40)
 @given(work=works())
-def test_every_price_is_positive_and_backward_costs_more(constants: Constants, work: Work) -> None:
+def test_every_price_is_positive_and_backward_costs_more(constants: Constants, work: Workload) -> None:
     forward = CostModel(constants).seconds(work, weights=False)
     assert 0 < forward < CostModel(constants, backward=True).seconds(work, weights=False) < float("inf")
 
@@ -97,7 +87,7 @@ def test_every_price_is_positive_and_backward_costs_more(constants: Constants, w
 @pytest.mark.parametrize("constants", TABLES)
 @settings(max_examples=40)
 @given(work=works())
-def test_frozen_weights_cost_nothing_and_inputs_what_they_did(constants: Constants, work: Work) -> None:
+def test_frozen_weights_cost_nothing_and_inputs_what_they_did(constants: Constants, work: Workload) -> None:
     for backward in (False, True):
         frozen = CostModel(constants, backward=backward, frozen=True)
         thawed = CostModel(constants, backward=backward)
@@ -136,28 +126,10 @@ def test_a_product_of_more_of_anything_costs_more(
 @given(read=st.integers(1, 10**8), written=st.integers(1, 10**8), more=st.integers(1, 10**6), backward=st.booleans())
 def test_more_traffic_costs_more(constants: Constants, read: int, written: int, more: int, backward: bool) -> None:
     model = CostModel(constants, backward=backward)
-    small = Work("pointwise", read=read, written=written)
-    for large in (replace(small, read=read + more), replace(small, written=written + more)):
+    small = Workload("pointwise", read=read, written=written)
+    for large in (small._replace(read=read + more), small._replace(written=written + more)):
         if kind_of(small) == kind_of(large):
             assert model.seconds(small, weights=False) < model.seconds(large, weights=False)
-
-
-@given(work=works())
-def test_a_lowered_step_costs_what_the_search_was_told(work: Work) -> None:
-    model = CostModel(some_constants(), backward=True)
-    found = model.seconds(work, weights=False)
-    shape = {"groups": work.groups, "summed": work.summed}
-    counts = {"multiply_adds": work.multiply_adds, "weights": False}
-    match work.kind:
-        case "convolution":
-            told = model.convolution(**shape, **counts, new=work.new, read=work.read, written=work.written)
-        case "product":
-            told = model.product(**shape, **counts, left=work.left, right=work.new)
-        case "pointwise":
-            told = model.pointwise(read=work.read, written=work.written, weights=False)
-        case _:
-            told = model.pointwise(read=0, written=0, weights=False)
-    assert found == told
 
 
 def test_each_shape_has_its_kind() -> None:
@@ -167,8 +139,8 @@ def test_each_shape_has_its_kind() -> None:
     assert kind_of(convolution(**{**shape, "groups": 4})) == "grouped"
     assert kind_of(convolution(**{**shape, "groups": 4, "summed": 1})) == "grouped"
     assert kind_of(convolution(**{**shape, "groups": 4, "summed": 1, "new": 1})) == "depthwise"
-    assert kind_of(Work("pointwise", read=7, written=7)) == "copy"
-    assert kind_of(Work("pointwise", read=8, written=7)) == "pointwise"
+    assert kind_of(Workload("pointwise", read=7, written=7)) == "copy"
+    assert kind_of(Workload("pointwise", read=8, written=7)) == "pointwise"
 
 
 def test_a_price_is_the_formula_of_the_module() -> None:
@@ -218,7 +190,7 @@ def fake_measurements(constants: Constants, name: Format) -> list[Measurement]:
     forward, both = CostModel(constants), CostModel(constants, backward=True)
     found = []
     for case in calibration.CASES:
-        work = calibration._prepared(case, torch.device("meta"), torch.float32, name)[2]
+        work = calibration.prepare_case(case, torch.device("meta"), torch.float32, name)[2]
         seconds = forward.seconds(work, weights=False)
         kept = 0.0 if work.kind == "pointwise" else constants.kept * work.read
         found.append(Measurement(work, False, seconds))
@@ -260,7 +232,7 @@ def test_the_number_of_threads_is_part_of_the_key(
 
 def test_all_numbers_survive_the_file(cache: Path) -> None:
     constants = {name: some_constants(factor=1 / (3 + number)) for number, name in enumerate(FORMATS)}
-    store({"identity": cost.identity(CPU, torch.float32), "constants": {n: asdict(c) for n, c in constants.items()}})
+    store({"identity": identity(CPU, torch.float32), "constants": {n: asdict(c) for n, c in constants.items()}})
     for name in FORMATS:
         assert constants_for(CPU, torch.float32, name) == constants[name]
 
@@ -268,11 +240,12 @@ def test_all_numbers_survive_the_file(cache: Path) -> None:
 def store(data: object) -> None:
     path = calibration_file(CPU, torch.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
+    text = data if isinstance(data, str) else json.dumps(data)
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def whole() -> dict[str, Any]:
-    made = {"identity": cost.identity(CPU, torch.float32), "constants": {n: asdict(some_constants()) for n in FORMATS}}
+    made = {"identity": identity(CPU, torch.float32), "constants": {n: asdict(some_constants()) for n in FORMATS}}
     return json.loads(json.dumps(made))
 
 
@@ -290,42 +263,32 @@ def broken(*path: str, value: object = None) -> dict[str, Any]:
 
 RATE = ("constants", "contiguous", "backward", "grouped", "far")
 
-REFUSED = {
-    "cut short": (json.dumps(whole())[:300], "Expecting|Unterminated|delimiter"),
+REFUSED: dict[str, tuple[object, str]] = {
+    "cut short": (json.dumps(whole())[:300], "char 300"),
     "empty": ("", "Expecting value"),
-    "a list": ([], "does not hold 'identity' and 'constants'"),
-    "no constants": (broken("constants"), "does not hold 'identity' and 'constants'"),
-    "another device": (broken("identity", "device", value="cpu abacus"), "it is of .*abacus"),
-    "another torch": (broken("identity", "torch", value="0.1"), "it is of .*0[.]1"),
-    "one format": (broken("constants", "channels_last"), "does not hold contiguous and channels_last"),
+    "no text": ("\udcff", "utf-8"),
+    "a list": ([], "identity, constants"),
+    "no constants": (broken("constants"), "identity, constants"),
+    "another device": (broken("identity", "device", value="cpu abacus"), "abacus"),
+    "another torch": (broken("identity", "torch", value="0.1"), "'torch': '0.1'"),
+    "one format": (broken("constants", "channels_last"), "contiguous, channels_last"),
     "a rate gone": (broken(*RATE), "contiguous.backward.grouped does not hold call, far"),
     "a kind gone": (broken(*RATE[:-1]), "contiguous.backward does not hold convolution, copy"),
     "a kind too many": (broken(*RATE[:-2], "other", value={}), "contiguous.backward does not hold convolution, copy"),
-    "a negative rate": (broken(*RATE, value=-1e-9), "contiguous.backward.grouped.far is -1e-09, not a finite number"),
-    "infinite": (broken(*RATE, value=float("inf")), "grouped.far is inf, not a finite number"),
-    "not a number": (broken(*RATE, value=float("nan")), "grouped.far is nan, not a finite number"),
-    "a text": (broken(*RATE, value="1e-9"), "grouped.far is '1e-9', not a finite number"),
-    "true": (broken(*RATE, value=True), "grouped.far is True, not a finite number"),
-    "no cache": (broken("constants", "contiguous", "cache", value=0), "contiguous: 'cache' and 'large' are above 0"),
+    "a negative rate": (broken(*RATE, value=-1e-9), "contiguous.backward.grouped.far is -1e-09"),
+    "infinite": (broken(*RATE, value=float("inf")), "grouped.far is inf"),
+    "not a number": (broken(*RATE, value=float("nan")), "grouped.far is nan"),
+    "a string": (broken(*RATE, value="1e-9"), "grouped.far is '1e-9'"),
+    "true": (broken(*RATE, value=True), "grouped.far is True"),
+    "no cache": (broken("constants", "contiguous", "cache", value=0), "contiguous: 'cache' and 'large'"),
 }
 
 
 @pytest.mark.parametrize(("data", "reason"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_broken_or_foreign_file_is_refused(cache: Path, data: object, reason: str) -> None:
     store(data)
-    with pytest.raises(CompileError, match=reason) as caught:
+    with refused(CompileError, reason, calibration_file(CPU, torch.float32), "delete the file"):
         constants_for(CPU, torch.float32, "channels_last")
-    text = str(caught.value)
-    assert text.startswith("the stored calibration cannot be used")
-    assert str(calibration_file(CPU, torch.float32)) in text
-    assert "delete the file" in text
-
-
-def test_a_file_that_is_no_text_is_refused(cache: Path) -> None:
-    store("")
-    calibration_file(CPU, torch.float32).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CompileError, match="cannot be used"):
-        constants_for(CPU, torch.float32, "contiguous")
 
 
 # Measuring and fitting -----------------------------------------------------------------------------------------------
@@ -353,9 +316,22 @@ def test_every_kind_is_measured_at_small_sizes() -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_work_of_a_case_is_what_it_runs(name: Format) -> None:
     for case in calibration.CASES:
-        operands, call, work = calibration._prepared(case, torch.device("meta"), torch.float32, name)
+        operands, call, work = calibration.prepare_case(case, torch.device("meta"), torch.float32, name)
         assert work.written == call(*operands).numel(), case
         assert work.read == sum(operand.numel() for operand in operands), case
+
+
+def relative_errors(constants: Constants, measurements: Sequence[Measurement]) -> dict[tuple[str, bool], float]:
+    """How far predictions are off: (kind, backward) -> the median of |predicted - measured| / measured."""
+    forward, both = CostModel(constants), CostModel(constants, backward=True)
+    found: dict[tuple[str, bool], list[float]] = {}
+    for one in measurements:
+        seconds = forward.seconds(one.work, weights=False)
+        if one.backward:
+            kept = constants.kept * one.work.read if one.work.kind != "pointwise" else 0.0
+            seconds = both.seconds(one.work, weights=False) - seconds - kept
+        found.setdefault((kind_of(one.work), one.backward), []).append(abs(seconds / one.seconds - 1))
+    return {key: median(errors) for key, errors in found.items()}
 
 
 @pytest.mark.parametrize("name", FORMATS)

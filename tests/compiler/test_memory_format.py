@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tnalgebra as tn
+from tests.refusals import refused
 from tnalgebra.compiler.choose import Candidates
 from tnalgebra.compiler.operations import Add, Arrange
 from tnalgebra.errors import CompileError
@@ -131,7 +132,7 @@ def test_a_layer_is_planned_for_another_format() -> None:
     assert asked.plan.request.channels_last
     layer.replan((3, 8, 11, 9))
     assert layer.plan.request.channels_last
-    with pytest.raises(CompileError, match=r"memory_format is torch\.preserve_format"):
+    with refused(CompileError, "torch.preserve_format"):
         layer.replan((3, 8, 11, 9), memory_format=torch.preserve_format)
 
 
@@ -161,7 +162,7 @@ def test_a_converted_model_is_put_into_a_format(rewrite: str) -> None:
     assert memory_format_of(model.second.weight) == torch.contiguous_format
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
     assert all(before[name] is parameter for name, parameter in model.named_parameters())
-    with pytest.raises(CompileError, match="memory_format is"):
+    with refused(CompileError, "torch.preserve_format"):
         tn.nn.in_memory_format(model, torch.preserve_format)
 
 

@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import tnalgebra as tn
 from tests.compiler_cases import calls, candidate_value, check, compiled
 from tests.strategies import networks, random_values
-from tnalgebra.compiler.problem import Problem, problem_of, problems
-from tnalgebra.compiler.search import EXACT, Search, Tree
+from tnalgebra.compiler.computation import Computation, computations, sort_nodes
+from tnalgebra.compiler.cost import Workload
+from tnalgebra.compiler.search import EXACT, cheapest_trees, exact_search, greedy_search, improved
+from tnalgebra.compiler.steps import ContractionTree, Steps
 from tnalgebra.network.network import Network
 from tnalgebra.network.nodes import Conv, Fuse
 from tnalgebra.network.notation import parse
@@ -27,18 +29,16 @@ from tnalgebra.nn.torch_layers import layer_network
 class Counts:
     """Prices without a machine: the multiply-adds of contractions, the elements that every other step writes."""
 
-    def convolution(self, *, multiply_adds: int, **_: Any) -> float:
-        return multiply_adds
-
-    def product(self, *, multiply_adds: int, **_: Any) -> float:
-        return multiply_adds
-
-    def pointwise(self, *, written: int, **_: Any) -> float:
-        return written
+    def seconds(self, work: Workload, *, weights: bool) -> float:
+        return work.multiply_adds or work.written
 
 
-def search(problem: Problem, *, keep: int = 1, patterns: bool = False) -> Search:
-    return Search(problem, Counts(), keep=keep, patterns=patterns, dense=True, most=10**12)
+def steps_of(computation: Computation) -> Steps:
+    return Steps(computation, Counts(), dense=True, most=10**12)
+
+
+def exact(steps: Steps, *, patterns: bool = False) -> list[ContractionTree]:
+    return exact_search(steps, steps.leaves(patterns=patterns), steps.everything, keep=1)
 
 
 # All orders, slowly ---------------------------------------------------------------------------------------------
@@ -47,25 +47,25 @@ Group = frozenset[int]
 
 
 class AllOrders:
-    """The cheapest of all orders of a problem, by trying them. Nodes have numbers: tensors first, then views."""
+    """The cheapest of all orders of a computation, by trying them. Nodes have numbers: tensors first, then views."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.nodes = [*problem.leaves, *(view for view in problem.views)]
+    def __init__(self, computation: Computation) -> None:
+        self.computation = computation
+        self.nodes = [*computation.leaves, *computation.views]
         self.labels = [frozenset(node.labels) for node in self.nodes]
         self.everything = frozenset(range(len(self.nodes)))
-        tensors = frozenset(frozenset([n]) for n in range(len(problem.leaves)))
+        tensors = frozenset(frozenset([n]) for n in range(len(computation.leaves)))
         self.known: dict[tuple[frozenset[Group], Group], float] = {}
-        self.best = self.cheapest(tensors, self.everything - frozenset(range(len(problem.leaves))))
+        self.best = self.cheapest(tensors, self.everything - frozenset(range(len(computation.leaves))))
 
     def size(self, labels: frozenset[str]) -> int:
-        return prod(self.problem.sizes[label] for label in labels)
+        return prod(self.computation.sizes[label] for label in labels)
 
     def on(self, group: Group) -> frozenset[str]:
         return frozenset(label for node in group for label in self.labels[node])
 
     def live(self, group: Group) -> frozenset[str]:
-        return self.on(group) & (self.on(self.everything - group) | {*self.problem.output})
+        return self.on(group) & (self.on(self.everything - group) | {*self.computation.output})
 
     def cheapest(self, items: frozenset[Group], free: Group) -> float:
         """The price from here on, with these intermediates and the views that no step has absorbed."""
@@ -103,7 +103,7 @@ class AllOrders:
         nodes = [self.nodes[n] for n in views]
         for number, node in zip(views, nodes, strict=True):
             if isinstance(node, Conv):
-                summed = node.k not in self.problem.output and all(
+                summed = node.k not in self.computation.output and all(
                     node.k not in self.labels[n] for n in self.everything - {number}
                 )
                 if (
@@ -163,12 +163,10 @@ class AllOrders:
 @settings(max_examples=settings().max_examples // 2)
 @given(networks(max_nodes=5))
 def test_the_exact_search_finds_the_cheapest_of_all_orders(network: Network) -> None:
-    for problem in problems(network, [], network.sizes):
-        if not problem.leaves:
-            continue
-        found = search(problem).best()
-        slow = AllOrders(problem).best
-        assert (found[0].seconds if found else inf) == slow
+    for computation in computations(network, [], network.sizes):
+        if computation.leaves:
+            found = exact(steps_of(computation))
+            assert (found[0].seconds if found else inf) == AllOrders(computation).best
 
 
 CHAINS = [
@@ -181,36 +179,38 @@ CHAINS = [
 
 @pytest.mark.parametrize("text", CHAINS)
 def test_the_exact_search_finds_the_cheapest_order_of(text: str) -> None:
-    problem = problem_of(parse(text), [])
-    assert search(problem).best()[0].seconds == AllOrders(problem).best
+    computation = sort_nodes(parse(text), [])
+    assert exact(steps_of(computation))[0].seconds == AllOrders(computation).best
 
 
 @settings(max_examples=settings().max_examples // 2)
 @given(networks(min_nodes=3, max_nodes=7))
 def test_orders_beyond_the_exact_search_are_never_better_than_it(network: Network) -> None:
-    problem = problem_of(network, [])
-    own = search(problem, patterns=True)
-    exact, greedy = own.exact(own.leaves(), own.everything), own.greedy(own.leaves())
+    steps = steps_of(sort_nodes(network, []))
+    greedy = greedy_search(steps, steps.leaves(patterns=True))
     if greedy is not None:
-        improved = own.improved(greedy)
-        check_prices(own, improved)
-        assert exact[0].seconds <= improved.seconds <= greedy.seconds
+        better = improved(steps, greedy, keep=1)
+        check_prices(steps, better)
+        assert exact(steps, patterns=True)[0].seconds <= better.seconds <= greedy.seconds
 
 
-def check_prices(own: Search, tree: Tree) -> None:
+def check_prices(steps: Steps, tree: ContractionTree) -> None:
     """The price of a tree is that of its steps, and its parts are what it is made of."""
-    assert tree.mask == sum(part.mask for part in tree.parts) + sum(1 << n for n in tree.views) or not tree.parts
+    if not tree.parts:
+        return
+    views = sum(1 << number for number in tree.views)
+    assert tree.mask == sum(part.mask for part in tree.parts) + views
     if tree.step == "join":
         one, other = (part.mask for part in tree.parts)
-        step = own.join_price(one, other, own.live(tree.mask), tree.views, tree.transposed)
-    elif tree.step == "view":
-        step = own.view_price(tree.parts[0].mask, tree.views)
+        found = [windows for windows in steps.absorbable(tree.mask, views) if windows.mask == views]
+        (windows,) = (one for one in found if one.transposed == tree.transposed)
+        price = steps.join_price(one, other, windows)
     else:
-        return
-    assert step is not None
-    assert tree.seconds == pytest.approx(step + sum(part.seconds for part in tree.parts))
+        price = steps.view_price(tree.parts[0].mask, tree.views)
+    assert price is not None
+    assert tree.seconds == pytest.approx(price + sum(part.seconds for part in tree.parts))
     for part in tree.parts:
-        check_prices(own, part)
+        check_prices(steps, part)
 
 
 def train(cores: int, bond: int) -> str:
@@ -251,13 +251,12 @@ def test_twenty_nodes_at_random(seed: int) -> None:
 
 def test_the_exact_search_has_a_bounded_number_of_states() -> None:
     cores = " ".join(f"A{i}[b{i}:2 x{i}:2 b{i + 1}:2]" for i in range(EXACT))
-    problem = problem_of(parse(cores), [])
-    own = search(problem, keep=4)
-    assert own.best()
-    assert len(own._live) <= 2**EXACT
-    beyond = problem_of(parse(f"{cores} B[b{EXACT} y:3]"), [])
-    assert len(problem.leaves) == EXACT < len(beyond.leaves)
-    assert len(search(beyond).best()) == 1
+    steps = steps_of(sort_nodes(parse(cores), []))
+    assert cheapest_trees(steps, keep=4)
+    assert len(steps._live) <= 2**EXACT
+    beyond = steps_of(sort_nodes(parse(f"{cores} B[b{EXACT} y:3]"), []))
+    assert len(steps.node_labels) == EXACT < len(beyond.node_labels)
+    assert len(cheapest_trees(beyond, keep=4)) == 1
 
 
 # Calls ------------------------------------------------------------------------------------------------------------

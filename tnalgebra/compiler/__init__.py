@@ -1,8 +1,18 @@
 """A network as the fastest torch code: simplify, order, lower, choose, emit."""
 
-from .choose import Candidates, is_channels_last
-from .compile import MAX_ELEMENTS, compile, prepared
+from .choose import MAX_PLAN_ELEMENTS, Candidates, is_channels_last
+from .compile import compile, make_request
 from .compiled import Compiled
+from .measure_device import calibrate
 from .plan import Plan
 
-__all__ = ["MAX_ELEMENTS", "Candidates", "Compiled", "Plan", "compile", "is_channels_last", "prepared"]
+__all__ = [
+    "MAX_PLAN_ELEMENTS",
+    "Candidates",
+    "Compiled",
+    "Plan",
+    "calibrate",
+    "compile",
+    "is_channels_last",
+    "make_request",
+]

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
-from importlib.metadata import version
-from itertools import zip_longest
 from math import prod
-from statistics import median
 from typing import Literal, TypeAlias
 
 import torch
 
-from .._files import cache_folder, write_text
 from ..errors import CompileError, explain
 from ..network import NamedTensor, Network, carriers
-from .cost import CostModel, constants_for
+from .computation import Computation, computations
+from .constants import constants_for
+from .cost import FORMATS, CostModel, Format, Workload
 from .lowering import lower
-from .operations import STYLES, Arrange, Format, Load, Pad, Program, Rename, Work, shape_in, sources, work_of
-from .problem import Problem, problems
-from .search import Search
+from .operations import STYLES, Arrange, Load, Pad, Program, Rename, shape_in
+from .search import cheapest_trees
+from .steps import Steps
 
 Candidates: TypeAlias = Literal["all", "factored"]
+
+MAX_PLAN_ELEMENTS = 2**28
+"""Default bound of the largest tensor a plan makes: 1 GiB in float32."""
 
 KEPT = 4
 """Trees kept of each state of the search."""
@@ -33,31 +31,22 @@ KEPT = 4
 LISTED = 24
 """Candidates a plan remembers, the cheapest first."""
 
-TUNED = 12
-"""Candidates that `tune=True` measures: the best of each style in turn, in the order of their prices."""
+LARGEST_BATCH = 4096
+"""Up to which a plan says where another candidate is faster."""
 
-TIE = 0.03
-"""Of measurements this much apart the one with fewer calls wins."""
-
-ROUNDS, FEWEST = 9, 3
-"""Measurements of each; after the fewest, those far behind are left out."""
-
-FORMATS: tuple[Format, ...] = ("contiguous", "channels_last")
-
-
-MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+_MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
 def is_channels_last(memory_format: torch.memory_format) -> bool:
-    """Whether a memory format is channels_last. Raises CompileError if it is none that a plan is made for."""
-    if memory_format not in MEMORY_FORMATS:
-        listed = ", ".join(map(str, MEMORY_FORMATS))
+    """Whether a memory format is channels_last. Raises CompileError if no plan is made for it."""
+    if memory_format not in _MEMORY_FORMATS:
+        listed = ", ".join(map(str, _MEMORY_FORMATS))
         raise CompileError(explain(f"memory_format is {memory_format!r}", fix=f"one of {listed}"))
     return memory_format != torch.contiguous_format
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """What a plan is made for.
 
     network: with the sizes of inputs and weights.
@@ -76,9 +65,14 @@ class Request:
     frozen: bool = False
     channels_last: bool = False
     dynamic: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    max_elements: int = 2**28
+    max_elements: int = MAX_PLAN_ELEMENTS
     bias: str | None = None
     format_kept: bool = False
+
+    def cost_model(self, memory_format: Format) -> CostModel:
+        """The prices of steps in one memory format."""
+        constants = constants_for(self.device, self.dtype, memory_format)
+        return CostModel(constants, backward=self.backward, frozen=self.frozen)
 
 
 @dataclass(frozen=True)
@@ -89,22 +83,20 @@ class Candidate:
     measured: median seconds, if it was tried.
     """
 
-    problem: Problem
+    computation: Computation
     program: Program
     seconds: float
     measured: float | None = None
 
     @cached_property
-    def works(self) -> tuple[tuple[Work, bool], ...]:
+    def works(self) -> list[tuple[Workload, bool]]:
         """The work of every operation, and whether only weights go into it."""
-        return works_of(self.program, self.program.sizes)
+        return self.program.works(self.program.sizes)
 
     @cached_property
     def calls(self) -> int:
         """Operations that compute, or copy."""
-        return sum(
-            work.kind != "view" for operation, (work, _) in zip(self.program.operations, self.works, strict=True)
-        )
+        return sum(work.kind != "view" for work, _ in self.works)
 
     @property
     def multiply_adds(self) -> int:
@@ -114,57 +106,71 @@ class Candidate:
     @cached_property
     def peak_elements(self) -> int:
         """The most elements alive at once: inputs, weights, intermediates; views count nothing."""
-        return _peak(self.program)
+        operations = self.program.operations
+        last_use = {self._root(source): n for n, operation in enumerate(operations) for source in operation.sources}
+        last_use[self._root(len(operations) - 1)] = len(operations)
+        loads = {n for n, operation in enumerate(operations) if isinstance(operation, Load)}
+        alive = peak = sum(map(self._elements, loads))
+        for number in range(len(operations)):
+            if self._root(number) == number and number not in loads:
+                alive += self._elements(number)
+            peak = max(peak, alive)
+            done = {root for root, last in last_use.items() if last == number} - loads
+            alive -= sum(map(self._elements, done))
+        return peak
 
     @cached_property
     def kept_elements(self) -> int:
         """Elements that a backward pass needs again: what convolutions and products take."""
-        kept = {
-            root
-            for n, operation in enumerate(self.program.operations)
-            if self.works[n][0].multiply_adds
-            for root in (_root(self.program, source) for source in sources(operation))
-        }
-        return sum(prod(shape_in(self.program.operations[n].axes, self.program.sizes)) for n in kept)
+        contractions = [n for n, (work, _) in enumerate(self.works) if work.multiply_adds]
+        return sum(
+            map(self._elements, {self._root(one) for n in contractions for one in self.program.operations[n].sources})
+        )
+
+    def _elements(self, number: int) -> int:
+        return prod(shape_in(self.program.operations[number].axes, self.program.sizes))
+
+    def _root(self, number: int) -> int:
+        """The value whose memory a view shows."""
+        operation = self.program.operations[number]
+        is_view = isinstance(operation, Rename) or (isinstance(operation, Arrange) and not operation.copies)
+        return self._root(operation.sources[0]) if is_view else number
+
+    @property
+    def is_single_call(self) -> bool:
+        """Whether the network is one call of torch's, on tensors as they come or padded, with no two weights to order.
+
+        A prediction is no reason to do without it; a measurement is.
+        """
+        weights = [leaf for leaf in self.computation.leaves if leaf.kind == "weight"]
+        pads = sum(isinstance(operation, Pad) for operation in self.program.operations)
+        return len(weights) < 2 and self.program.style == STYLES[0] and self.calls - pads == 1
 
 
-def works_of(program: Program, sizes: Mapping[str, int]) -> tuple[tuple[Work, bool], ...]:
-    """The work of every operation at some sizes, and whether only weights go into it."""
-    axes = [operation.axes for operation in program.operations]
-    flags = weights_only(program)
-    return tuple(
-        (work_of(operation, axes, sizes), flag) for operation, flag in zip(program.operations, flags, strict=True)
-    )
+def predicted_seconds(program: Program, request: PlanRequest, sizes: Mapping[str, int] | None = None) -> float:
+    """Of one call, at other sizes of some labels if they are given."""
+    model = request.cost_model(program.style.memory_format)
+    works = program.works({**program.sizes, **(sizes or {})})
+    return sum(model.seconds(work, weights=weights) for work, weights in works)
 
 
-def weights_only(program: Program) -> list[bool]:
-    """For every value whether no input goes into it."""
-    flags: list[bool] = []
-    for operation in program.operations:
-        own = operation.kind != "input" if isinstance(operation, Load) else True
-        flags.append(own and all(flags[source] for source in sources(operation)))
-    return flags
-
-
-def price(program: Program, request: Request, sizes: Mapping[str, int] | None = None) -> float:
-    """Predicted seconds of a program, at other sizes of its labels if they are given."""
-    model = _model(request, program.style.memory_format)
-    return sum(model.seconds(work, weights=flag) for work, flag in works_of(program, sizes or program.sizes))
-
-
-def candidates_for(request: Request) -> list[Candidate]:
+def candidates_for(request: PlanRequest) -> list[Candidate]:
     """Programs that compute the network, the cheapest first.
 
     Raises:
         CompileError: none keeps within `max_elements`.
     """
     found: dict[str, Candidate] = {}
-    for sizes in _nominal_sizes(request):
-        for problem in problems(request.network, request.inputs, {}):
-            problem = replace(problem, network=_resized(problem.network, sizes))
+    # at the nominal sizes, or at both ends of the ranges
+    for end in (0, 1) if request.dynamic else (0,):
+        sizes = {label: ends[end] for label, ends in request.dynamic.items()}
+        for one in computations(request.network, request.inputs, {}):
+            network = Network(one.network.nodes, one.network.output, {**one.network.sizes, **sizes})
+            computation = replace(one, network=network)
             for memory_format in FORMATS:
-                for program in _programs(problem, request, memory_format):
-                    found.setdefault(program.text, Candidate(problem, program, price(program, request)))
+                for program in _programs(computation, request, memory_format):
+                    seconds = predicted_seconds(program, request)
+                    found.setdefault(program.text, Candidate(computation, program, seconds))
     if not found:
         raise CompileError(
             explain(
@@ -175,242 +181,71 @@ def candidates_for(request: Request) -> list[Candidate]:
         )
     if request.dynamic:
         return _by_worst_ratio(list(found.values()), request)
-    return sorted(found.values(), key=lambda one: (not is_single_call(one), one.seconds))[:LISTED]
+    return sorted(found.values(), key=lambda one: (not one.is_single_call, one.seconds))[:LISTED]
 
 
-def is_single_call(candidate: Candidate) -> bool:
-    """Whether the network is one call of torch's, on tensors as they come or padded, with no two weights to order.
-
-    A prediction is no reason to do without it; a measurement is.
-    """
-    weights = [leaf for leaf in candidate.problem.leaves if leaf.kind == "weight"]
-    pads = sum(isinstance(operation, Pad) for operation in candidate.program.operations)
-    return len(weights) < 2 and candidate.program.style == STYLES[0] and candidate.calls - pads == 1
-
-
-def _nominal_sizes(request: Request) -> list[dict[str, int]]:
-    """The sizes to search at: the nominal ones, or both ends of the ranges."""
-    if not request.dynamic:
-        return [{}]
-    return [{label: ends[end] for label, ends in request.dynamic.items()} for end in (0, 1)]
-
-
-def _resized(network: Network, sizes: Mapping[str, int]) -> Network:
-    return Network(network.nodes, network.output, {**network.sizes, **sizes}) if sizes else network
-
-
-def _programs(problem: Problem, request: Request, memory_format: Format) -> list[Program]:
-    model = _model(request, memory_format)
-    for patterns in (False, True):
-        search = Search(
-            problem,
-            model,
-            keep=KEPT,
-            patterns=patterns,
-            dense=request.candidates == "all",
-            most=request.max_elements,
-        )
-        trees = search.best()
-        if trees or not problem.views:
-            break
-    styles = [style for style in STYLES if style.memory_format == memory_format]
+def _programs(computation: Computation, request: PlanRequest, memory_format: Format) -> list[Program]:
+    dense = request.candidates == "all"
+    steps = Steps(computation, request.cost_model(memory_format), dense=dense, most=request.max_elements)
     return [
         lower(
-            problem,
-            search,
+            steps,
             tree,
             style,
             channels_last_inputs=request.channels_last,
             bias=request.bias,
             format_kept=request.format_kept,
         )
-        for tree in trees
-        for style in styles
+        for tree in cheapest_trees(steps, keep=KEPT)
+        for style in STYLES
+        if style.memory_format == memory_format
     ]
-
-
-def _model(request: Request, memory_format: Format) -> CostModel:
-    constants = constants_for(request.device, request.dtype, memory_format)
-    return CostModel(constants, backward=request.backward, frozen=request.frozen)
 
 
 # Batches --------------------------------------------------------------------------------------------------------
 
 
-def batch_label(request: Request) -> str | None:
+def batch_label(request: PlanRequest) -> str | None:
     """The first axis of the first input, if no window, reshape or weight decides its size."""
-    node = next(
-        node for node in request.network.nodes if isinstance(node, NamedTensor) and node.name == request.inputs[0]
-    )
-    return node.labels[0] if node.labels and is_free(request, node.labels[0]) else None
+    nodes = request.network.nodes
+    labels = next(n.labels for n in nodes if isinstance(n, NamedTensor) and n.name == request.inputs[0])
+    return labels[0] if labels and is_free(request, labels[0]) else None
 
 
-def is_free(request: Request, label: str) -> bool:
-    """Whether a label stands on inputs alone (and in the output): its size changes nothing else."""
-    standing = carriers(request.network).get(label, [])
-    nodes = [request.network.nodes[position] for position, _ in standing]
+def is_free(request: PlanRequest, label: str) -> bool:
+    """Whether a label occurs on inputs alone (and in the output): its size changes nothing else."""
+    nodes = [request.network.nodes[position] for position, _ in carriers(request.network).get(label, [])]
     return bool(nodes) and all(isinstance(node, NamedTensor) and node.name in request.inputs for node in nodes)
 
 
-def _by_worst_ratio(found: list[Candidate], request: Request) -> list[Candidate]:
-    """Sorted by how far, at worst over the ranges, a program is behind the best one for that size."""
+def _by_worst_ratio(found: list[Candidate], request: PlanRequest) -> list[Candidate]:
+    """Sorted by the largest slowdown over the ranges against the best program for each size (minimax regret)."""
     points: list[dict[str, int]] = [{}]
     for label, (low, high) in request.dynamic.items():
-        steps, at = [], low
-        while at < high:
-            steps.append(at)
-            at *= 2
-        points = [{**point, label: number} for point in points for number in (*steps, high)]
-    table = [[price(one.program, request, {**one.program.sizes, **point}) for point in points] for one in found]
+        doubled = [size for n in range(high.bit_length()) if (size := low * 2**n) < high]
+        points = [{**point, label: size} for point in points for size in (*doubled, high)]
+    table = [[predicted_seconds(one.program, request, point) for point in points] for one in found]
     best = [min(column) for column in zip(*table, strict=True)]
-    worst = [max(own / least for own, least in zip(row, best, strict=True)) for row in table]
-    order = sorted(range(len(found)), key=lambda number: worst[number])
-    return [found[number] for number in order][:LISTED]
+    worst = [max(seconds / least for seconds, least in zip(row, best, strict=True)) for row in table]
+    return [found[number] for number in sorted(range(len(found)), key=worst.__getitem__)][:LISTED]
 
 
-def crossovers(listed: Sequence[Candidate], request: Request, label: str, largest: int = 4096) -> list[tuple[int, int]]:
-    """From which size of a batch on which candidate is predicted to be the fastest: (size, its number), ascending.
+def crossovers(listed: Sequence[Candidate], request: PlanRequest, label: str) -> list[tuple[int, Candidate]]:
+    """From which size of a batch on which candidate is predicted to be the fastest, ascending.
 
     Prices are affine in a batch; between the sizes that are tried, powers of 2, the place is found by bisection.
     """
 
-    def winner(count: int) -> int:
-        prices = [price(one.program, request, {**one.program.sizes, label: count}) for one in listed]
-        return prices.index(min(prices))
+    def winner(size: int) -> Candidate:
+        return min(listed, key=lambda one: predicted_seconds(one.program, request, {label: size}))
 
     found = [(1, winner(1))]
-    low = 1
-    while low < largest:
-        high = low * 2
-        at_high = winner(high)
-        if at_high != found[-1][1]:
-            below, above = low, high
+    for exponent in range(LARGEST_BATCH.bit_length() - 1):
+        below, above = 2**exponent, 2 ** (exponent + 1)
+        before = found[-1][1]
+        if winner(above) is not before:
             while above - below > 1:
                 middle = (below + above) // 2
-                below, above = (middle, above) if winner(middle) == found[-1][1] else (below, middle)
+                below, above = (middle, above) if winner(middle) is before else (below, middle)
             found.append((above, winner(above)))
-        low = high
     return found
-
-
-# Memory ---------------------------------------------------------------------------------------------------------
-
-
-def _root(program: Program, number: int) -> int:
-    """The value whose memory a view shows."""
-    operation = program.operations[number]
-    if isinstance(operation, Rename) or (isinstance(operation, Arrange) and not operation.copies):
-        return _root(program, operation.source)
-    return number
-
-
-def _peak(program: Program) -> int:
-    last_use: dict[int, int] = {}
-    for number, operation in enumerate(program.operations):
-        for source in sources(operation):
-            last_use[_root(program, source)] = number
-    last_use[_root(program, len(program.operations) - 1)] = len(program.operations)
-    elements = {n: prod(shape_in(operation.axes, program.sizes)) for n, operation in enumerate(program.operations)}
-    loads = [n for n, operation in enumerate(program.operations) if isinstance(operation, Load)]
-    alive, peak = sum(elements[n] for n in loads), 0
-    for number in range(len(program.operations)):
-        if _root(program, number) == number and number not in loads:
-            alive += elements[number]
-        peak = max(peak, alive)
-        for root, last in last_use.items():
-            if last == number and root not in loads:
-                alive -= elements[root]
-    return peak
-
-
-# Measuring ------------------------------------------------------------------------------------------------------
-
-
-def tuned(
-    listed: Sequence[Candidate], request: Request, timer: Callable[[Candidate], Callable[[], float]]
-) -> list[Candidate]:
-    """The best few measured side by side, the fastest first, then the others; the result is remembered on disk.
-
-    Args:
-        timer: makes, for a candidate, a function that runs it once and returns the seconds.
-    """
-    file = cache_folder() / "plans" / f"{_key(request)}.json"
-    known = _remembered(file)
-    names = [_digest(candidate) for candidate in listed]
-    if known and known[0][0] in names:
-        seconds = dict(known)
-        done = [replace(c, measured=seconds.get(name)) for c, name in zip(listed, names, strict=True)]
-        return sorted(done, key=lambda c: (c.measured is None, c.measured or c.seconds))
-    tried = _worth_trying(listed)
-    timers = [timer(candidate) for candidate in tried]
-    for run in timers:
-        run()
-        run()
-    times: list[list[float]] = [[] for _ in tried]
-    running = set(range(len(tried)))
-    for round_ in range(ROUNDS):
-        for number in sorted(running):
-            times[number].append(timers[number]())
-        if round_ + 1 >= FEWEST:
-            least = min(median(times[number]) for number in running)
-            running = {number for number in running if median(times[number]) < 1.15 * least}
-            if len(running) == 1:
-                break
-    medians = [median(own) for own in times]
-    measured = [replace(one, measured=seconds) for one, seconds in zip(tried, medians, strict=True)]
-    # those left out early were far behind, whatever their few measurements say
-    order = sorted(range(len(tried)), key=lambda n: (n not in running, measured[n].measured))
-    near = [n for n in order if n in running and medians[n] <= (1 + TIE) * medians[order[0]]]
-    first = min(near, key=lambda n: (tried[n].calls, medians[n]))
-    result = [measured[number] for number in (first, *(n for n in order if n != first))]
-    write_text(file, json.dumps([[_digest(one), one.measured] for one in result]))
-    return [*result, *(one for one in listed if one not in tried)]
-
-
-def _worth_trying(listed: Sequence[Candidate]) -> list[Candidate]:
-    """The best of each style in turn: predictions between styles are the least certain."""
-    by_style: dict[str, list[Candidate]] = {}
-    for one in listed:
-        by_style.setdefault(str(one.program.style), []).append(one)
-    rounds = zip_longest(*by_style.values())
-    chosen = [one for turn in rounds for one in turn if one is not None][:TUNED]
-    return [one for one in listed if one in chosen]
-
-
-def _digest(candidate: Candidate) -> str:
-    return sha256(candidate.program.text.encode()).hexdigest()[:16]
-
-
-def _key(request: Request) -> str:
-    """All that a measurement depends on."""
-    device = request.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()}"
-    own = (
-        version("tnalgebra"),
-        torch.__version__,
-        name,
-        os.cpu_count(),
-        str(request.network),
-        sorted(request.network.sizes.items()),
-        request.inputs,
-        str(request.dtype),
-        request.candidates,
-        request.backward,
-        request.frozen,
-        request.channels_last,
-        sorted(request.dynamic.items()),
-        request.max_elements,
-        request.bias,
-        request.format_kept,
-    )
-    return sha256(repr(own).encode()).hexdigest()[:32]
-
-
-def _remembered(file: os.PathLike[str]) -> list[tuple[str, float]]:
-    """What was measured before; nothing if the file is not there, or is not what was written."""
-    try:
-        with open(file, encoding="utf-8") as handle:
-            rows = json.load(handle)
-        return [(str(name), float(seconds)) for name, seconds in rows]
-    except (OSError, ValueError, TypeError):
-        return []

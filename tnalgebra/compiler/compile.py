@@ -10,14 +10,9 @@ import torch
 from ..errors import CompileError, explain
 from ..network import NamedTensor, Network, parse, size_of, tensor_nodes, with_sizes
 from ..tensors import bind
-from .choose import Candidates, Request, is_channels_last, is_free
+from .choose import MAX_PLAN_ELEMENTS, Candidates, PlanRequest, is_channels_last, is_free
 from .compiled import Compiled
-from .measure_device import calibrate
-from .plan import Plan, Step
-from .problem import check_inputs
-
-MAX_ELEMENTS = 2**28
-"""Default bound of the largest tensor a plan makes: 1 GiB in float32."""
+from .computation import check_inputs
 
 
 def compile(  # the word of the field; it is used as tnalgebra.compile
@@ -32,7 +27,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
     tune: bool = False,
     dynamic: Mapping[str, tuple[int, int]] | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
-    max_elements: int = MAX_ELEMENTS,
+    max_elements: int = MAX_PLAN_ELEMENTS,
 ) -> Compiled:
     """The fastest plain torch code that computes a network, as a module.
 
@@ -47,16 +42,16 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         candidates: "factored" never lets the inputs meet one tensor made of all weights.
         backward: choose by the price of forward and backward.
         tune: measure the best few candidates on tensors of the nominal shapes, and remember the result on disk.
-        dynamic: label -> (least, most) of a batch: choose what is, at worst over the range, least behind the best.
+        dynamic: label -> (least, most) of a batch: minimise the largest slowdown over the range (minimax regret).
         memory_format: of inputs with 4 or 5 axes, `torch.contiguous_format` or `torch.channels_last`.
         max_elements: of the largest tensor a plan may make.
 
     Raises:
-        CompileError: a name that torch uses itself, an input or range that is none, no plan within memory.
+        CompileError: a name that torch uses itself, a wrong input or range, no plan within memory.
         SizeError: sizes contradict each other or are not known.
         ValuesError: a value is missing, or does not fit.
     """
-    request, tensors = prepared(
+    request, tensors = make_request(
         parse(network) if isinstance(network, str) else network,
         inputs=inputs,
         values=values or {},
@@ -71,7 +66,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
     return Compiled(request, tensors, frozenset(constants), tune)
 
 
-def prepared(
+def make_request(
     network: Network,
     *,
     inputs: Mapping[str, Sequence[int]],
@@ -84,7 +79,7 @@ def prepared(
     memory_format: torch.memory_format,
     max_elements: int,
     format_kept: bool = False,
-) -> tuple[Request, dict[str, torch.Tensor]]:
+) -> tuple[PlanRequest, dict[str, torch.Tensor]]:
     """What a `Compiled` is made of: the request, and the values of all tensors but the inputs.
 
     The arguments are those of `compile`, which are checked here, and whether the output is to lie in the memory format
@@ -97,15 +92,15 @@ def prepared(
         raise CompileError(
             explain("there is no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")
         )
-    own, vector = _without_bias(network, values, bias)
+    if bias is not None:
+        _check_bias(network, values, bias)
     sizes = check_inputs(network, inputs)
-    bound, tensors = bind(network, own)
+    bound, tensors = bind(network, {n: value for n, value in values.items() if bias is None or n != "bias"})
     _check_given(bound, inputs, tensors, constants)
     network = with_sizes(bound, sizes)
-    if vector is not None and bias is not None:
-        tensors["bias"] = bind(Network([NamedTensor("bias", (bias,))], sizes={bias: size_of(network, bias)}), vector)[
-            1
-        ]["bias"]
+    if bias is not None:
+        vector = Network([NamedTensor("bias", (bias,))], sizes={bias: size_of(network, bias)})
+        tensors |= bind(vector, {"bias": values["bias"]})[1]
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     dtype = floating[0] if floating else torch.get_default_dtype()
     tensors = {name: t if t.is_floating_point() else t.to(dtype) for name, t in tensors.items()}
@@ -113,7 +108,7 @@ def prepared(
     if len(devices) > 1 or len(dtypes) > 1:
         listed = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items())
         raise CompileError(explain("the values differ in dtype or device", values=listed, fix="one dtype and device"))
-    request = Request(
+    request = PlanRequest(
         network=network,
         inputs=tuple(inputs),
         device=next(iter(devices), torch.device("cpu")),
@@ -121,39 +116,22 @@ def prepared(
         candidates=candidates,
         backward=backward,
         channels_last=last,
-        dynamic=_checked_ranges(dynamic),
+        dynamic=dict(dynamic),
         max_elements=max_elements,
         bias=bias,
         format_kept=format_kept,
     )
-    for label in request.dynamic:
-        if label not in request.network.sizes:
-            labels = " ".join(request.network.sizes)
-            raise CompileError(explain(f"a range is given for {label!r}, no label of the network", labels=labels))
-        if not is_free(request, label):
-            raise CompileError(
-                explain(
-                    f"the size of {label!r} decides other sizes, or a weight has it",
-                    network=network,
-                    fix="a label that stands on inputs only, such as the batch",
-                )
-            )
+    _check_ranges(request)
     return request, tensors
 
 
-def _without_bias(
-    network: Network, values: Mapping[str, Any], bias: str | None
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The values of the network's tensors, and that of the bias."""
-    if bias is None:
-        return dict(values), None
+def _check_bias(network: Network, values: Mapping[str, Any], bias: str) -> None:
     if "bias" in tensor_nodes(network):
         raise CompileError(explain("a tensor is called 'bias', as is the vector to be added", fix="another name"))
     if bias not in network.output:
         raise CompileError(explain(f"the bias has no output label {bias!r}", output=" ".join(network.output)))
     if "bias" not in values:
         raise CompileError(explain("the bias has no value", fix=f"values={{'bias': ...}}, a vector along {bias!r}"))
-    return {name: value for name, value in values.items() if name != "bias"}, {"bias": values["bias"]}
 
 
 def _check_given(
@@ -172,11 +150,15 @@ def _check_given(
         raise CompileError(explain(f"the constant {unknown[0]!r} has no value", values=" ".join(tensors) or "none"))
 
 
-def _checked_ranges(dynamic: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    for label, ends in dynamic.items():
+def _check_ranges(request: PlanRequest) -> None:
+    network = request.network
+    for label, ends in request.dynamic.items():
         if not isinstance(ends, Sequence) or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
             raise CompileError(explain(f"the range of {label!r} is {ends!r}", fix="(least, most), at least 1"))
-    return dict(dynamic)
-
-
-__all__ = ["Candidates", "Compiled", "Plan", "Step", "calibrate", "compile", "is_channels_last", "prepared"]
+        if label not in network.sizes:
+            fact = f"a range is given for {label!r}, which is not a label of the network"
+            raise CompileError(explain(fact, labels=" ".join(network.sizes)))
+        if not is_free(request, label):
+            fact = f"the size of {label!r} decides other sizes, or a weight has it"
+            fix = "a label that occurs on inputs only, such as the batch"
+            raise CompileError(explain(fact, network=network, fix=fix))

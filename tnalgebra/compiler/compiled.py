@@ -15,11 +15,12 @@ from torch import Tensor, fx, nn
 from ..errors import CompileError, SizeError, explain
 from ..network import Conv, Fill, NamedTensor, Network, node_text
 from ..tensors import pattern
-from .choose import Candidate, Request, candidates_for, is_channels_last, tuned, weights_only
+from .choose import Candidate, PlanRequest, candidates_for, is_channels_last
+from .computation import check_inputs
 from .emit import argument_names, emit
-from .operations import Load, Program, labels_in, sources
+from .operations import Load, Program, labels_in
 from .plan import Plan
-from .problem import check_inputs
+from .tune import tune_candidates
 
 SEEN = 256
 """Shapes of inputs that are remembered as checked."""
@@ -47,7 +48,9 @@ class Compiled(nn.Module):
     _thawed: Plan | None
     _seen: set[tuple[tuple[torch.Size, torch.dtype], ...]]
 
-    def __init__(self, request: Request, values: Mapping[str, Tensor], constants: frozenset[str], tune: bool) -> None:
+    def __init__(
+        self, request: PlanRequest, values: Mapping[str, Tensor], constants: frozenset[str], tune: bool
+    ) -> None:
         super().__init__()
         _check_names(self, (*request.inputs, *values))
         self.network = request.network
@@ -60,11 +63,7 @@ class Compiled(nn.Module):
             else:
                 own = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())
                 self.register_parameter(name, own)
-        plan = self._planned(request)
-        self._arrange_memory(plan.chosen.program)
-        for name, dense in _patterns(plan.chosen, request).items():
-            self.register_buffer(name, dense, persistent=False)
-        self._run(plan, {})
+        self._use(self._make_plan(request))
 
     # Calling ---------------------------------------------------------------------------------------------------
 
@@ -98,7 +97,7 @@ class Compiled(nn.Module):
         dtype = getattr(self, self._weights[0]).dtype if self._weights else getattr(tensors[0], "dtype", None)
         for tensor, (name, count, sizes) in zip(tensors, self._fixed, strict=True):
             if not isinstance(tensor, Tensor):
-                raise CompileError(explain(f"the input {name!r} is no tensor", given=type(tensor).__name__))
+                raise CompileError(explain(f"the input {name!r} is not a tensor", given=type(tensor).__name__))
             if tensor.ndim != count or any(tensor.shape[axis] != size for axis, size in sizes):
                 self._refuse_shape(name, tensor)
             if not tensor.is_floating_point():
@@ -119,7 +118,7 @@ class Compiled(nn.Module):
         given = dict(zip(names, inputs, strict=False))
         for name, tensor in named.items():
             if name not in names or name in given:
-                fact = "is given twice" if name in given else "is no input"
+                fact = "is given twice" if name in given else "is not an input"
                 raise CompileError(explain(f"{name!r} {fact}", inputs=" ".join(names)))
             given[name] = tensor
         missing = [name for name in names if name not in given]
@@ -183,7 +182,7 @@ class Compiled(nn.Module):
     # Freezing --------------------------------------------------------------------------------------------------
 
     def freeze(self) -> Compiled:
-        """Contract what only weights go into, once, and choose the plan anew for that: the module itself.
+        """Contract what only weights go into, once, and choose a plan for that: the module itself.
 
         The stored tensors are buffers that no checkpoint holds. `train()` and loading a state thaw: the parameters
         are used again. While frozen, changes of the parameters have no effect and no gradient reaches them.
@@ -193,7 +192,7 @@ class Compiled(nn.Module):
         like = self._like()
         dtype = like.dtype if self._weights else torch.float64  # of dense patterns alone, which follow the inputs
         request = replace(self.plan.request, frozen=True, backward=False, dtype=dtype, device=like.device)
-        plan = self._planned(request)
+        plan = self._make_plan(request)
         given = _frozen_names(plan.chosen.program, self)
         weights = {name: getattr(self, name).detach() for name in self._weights}
         parts = emit_values(plan.chosen.program, list(given), weights | _patterns(plan.chosen, request))
@@ -220,7 +219,7 @@ class Compiled(nn.Module):
         backward: bool | None = None,
         memory_format: torch.memory_format | None = None,
     ) -> Compiled:
-        """Choose the plan anew, for other nominal shapes and where the weights are now: the module itself.
+        """Choose another plan, for other nominal shapes and where the weights are now: the module itself.
 
         Args:
             inputs: name -> nominal shape; of a module with one input its shape alone.
@@ -239,27 +238,19 @@ class Compiled(nn.Module):
             raise CompileError(explain(f"the input {missing[0]!r} has no shape", inputs=" ".join(names)))
         like, before = self._like(), self._thawed or self.plan
         sizes = {**self._own_sizes(), **check_inputs(self.network, inputs)}
-        last = before.request.channels_last
+        network = Network(self.network.nodes, self.network.output, sizes)
+        request = replace(before.request, network=network, dtype=like.dtype, device=like.device)
+        if backward is not None:
+            request = replace(request, backward=backward)
         if memory_format is not None:
-            last = is_channels_last(memory_format)
-        request = replace(
-            before.request,
-            network=Network(self.network.nodes, self.network.output, sizes),
-            backward=before.request.backward if backward is None else backward,
-            dtype=like.dtype,
-            device=like.device,
-            channels_last=last,
-        )
+            request = replace(request, channels_last=is_channels_last(memory_format))
         self._tune = self._tune if tune is None else tune
-        plan = self._planned(request)
+        plan = self._make_plan(request)
         self.thaw()
         for name in _patterns(before.chosen, before.request):
             delattr(self, name)
         self.network = request.network
-        self._arrange_memory(plan.chosen.program)
-        for name, dense in _patterns(plan.chosen, request).items():
-            self.register_buffer(name, dense, persistent=False)
-        self._run(plan, {})
+        self._use(plan)
         return self.freeze() if frozen else self
 
     def train(self, mode: bool = True) -> Compiled:
@@ -285,11 +276,18 @@ class Compiled(nn.Module):
 
     # Making ----------------------------------------------------------------------------------------------------
 
-    def _planned(self, request: Request) -> Plan:
+    def _make_plan(self, request: PlanRequest) -> Plan:
         listed = candidates_for(request)
         if self._tune and len(listed) > 1:
-            listed = tuned(listed, request, lambda candidate: self._timer(candidate, request))
+            listed = tune_candidates(listed, request, lambda candidate: self._timer(candidate, request))
         return Plan(request, tuple(listed))
+
+    def _use(self, plan: Plan) -> None:
+        """From now on compute by this plan: with its dense patterns, and each weight laid out as it wants it."""
+        _lay_out(plan.chosen.program, {name: tensor for name, tensor in self._parameters.items() if tensor is not None})
+        for name, dense in _patterns(plan.chosen, plan.request).items():
+            self.register_buffer(name, dense, persistent=False)
+        self._run(plan, {})
 
     def _run(self, plan: Plan, given: dict[int, str]) -> None:
         """From now on use this plan, with the values that are there already under their names."""
@@ -314,43 +312,39 @@ class Compiled(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._run(self.plan, self._given)
 
-    def _arrange_memory(self, program: Program) -> None:
-        """Lay each weight out as its first step wants it; shapes and elements stay."""
-        self._laid_out(program, {name: tensor for name, tensor in self._parameters.items() if tensor is not None})
-
-    def _laid_out(self, program: Program, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = dict(tensors)
-        for operation in program.operations:
-            if isinstance(operation, Load) and operation.name in program.stored and operation.name in tensors:
-                labels = [axis[0] for axis in operation.axes]
-                wanted = [labels.index(label) for label in program.stored[operation.name]]
-                back = [wanted.index(axis) for axis in range(len(wanted))]
-                tensor = tensors[operation.name]
-                with torch.no_grad():
-                    tensor.data = tensor.data.permute(wanted).contiguous().permute(back)
-        return found
-
-    def _timer(self, candidate: Candidate, request: Request) -> Callable[[], float]:
-        trial = _Trial(self, candidate, request)
-        return trial.seconds
+    def _timer(self, candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
+        return _Trial(self, candidate, request).seconds
 
 
-def _patterns(candidate: Candidate, request: Request) -> dict[str, Tensor]:
+def _lay_out(program: Program, tensors: Mapping[str, Tensor]) -> None:
+    """Lay each weight out as its first step wants it; shapes and elements stay."""
+    for operation in program.operations:
+        if isinstance(operation, Load) and operation.name in program.stored and operation.name in tensors:
+            labels = labels_in(operation.axes)
+            wanted = [labels.index(label) for label in program.stored[operation.name]]
+            back = [wanted.index(axis) for axis in range(len(wanted))]
+            tensor = tensors[operation.name]
+            with torch.no_grad():
+                tensor.data = tensor.data.permute(wanted).contiguous().permute(back)
+
+
+def _patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tensor]:
     """name -> the dense 0/1 arrays that a candidate takes."""
-    leaves = [one for one in (*candidate.problem.leaves, *candidate.program.patterns) if one.kind == "pattern"]
+    computation = candidate.computation
     return {
-        leaf.name: pattern(leaf.node, candidate.problem.network).to(request.device, request.dtype) for leaf in leaves
+        leaf.name: pattern(leaf.node, computation.network).to(request.device, request.dtype)
+        for leaf in (*computation.leaves, *candidate.program.patterns)
+        if leaf.kind == "pattern"
     }
 
 
 class _Trial:
     """One candidate with tensors of its own, to be timed."""
 
-    def __init__(self, module: Compiled, candidate: Candidate, request: Request) -> None:
+    def __init__(self, module: Compiled, candidate: Candidate, request: PlanRequest) -> None:
         program = candidate.program
         self.request = request
-        self.device = request.device
-        sizes = candidate.problem.sizes
+        sizes = candidate.computation.sizes
         weights: dict[str, Tensor] = {}
         patterns = _patterns(candidate, request)
         for operation in program.operations:
@@ -368,7 +362,7 @@ class _Trial:
             else:
                 value = getattr(module, operation.name).detach().clone()
                 weights[operation.name] = value.requires_grad_(request.backward)
-        module._laid_out(program, {k: v for k, v in weights.items() if k not in program.inputs})
+        _lay_out(program, {k: v for k, v in weights.items() if k not in program.inputs})
         given: dict[int, str] = {}
         if request.frozen:
             given = _frozen_names(program, module)
@@ -394,8 +388,8 @@ class _Trial:
         return time.perf_counter() - started
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.request.device.type == "cuda":
+            torch.cuda.synchronize(self.request.device)
 
 
 def emit_values(program: Program, wanted: Sequence[int], tensors: Mapping[str, Tensor]) -> list[Tensor]:
@@ -420,14 +414,14 @@ def _frozen_names(program: Program, module: Compiled) -> dict[int, str]:
 
 def _frontier(program: Program) -> list[int]:
     """Values that only weights go into, and that something else takes (or that are the result)."""
-    flags = weights_only(program)
-    taken = {source for n, op in enumerate(program.operations) if not flags[n] for source in sources(op)}
-    if flags and flags[-1]:
+    flags = program.weights_only
+    taken = {source for n, one in enumerate(program.operations) if not flags[n] for source in one.sources}
+    if flags[-1]:
         taken.add(len(flags) - 1)
     return sorted(number for number in taken if flags[number])
 
 
-def _fixed_axes(request: Request, program: Program) -> tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]:
+def _fixed_axes(request: PlanRequest, program: Program) -> tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]:
     """For each input its name, its number of axes, and (axis, size) where the size cannot change."""
     rows = []
     for name in request.inputs:
@@ -441,9 +435,5 @@ def _fixed_axes(request: Request, program: Program) -> tuple[tuple[str, int, tup
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if hasattr(module, name) or hasattr(type(module), name) or name in (*Compiled.__annotations__, "self"):
-            raise CompileError(
-                explain(
-                    f"a tensor is called {name!r}, which a module has for itself",
-                    fix="another name in the network",
-                )
-            )
+            fact = f"a tensor is called {name!r}, which a module has for itself"
+            raise CompileError(explain(fact, fix="another name in the network"))

@@ -7,43 +7,21 @@ nominal ones, nor to a device.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from .operations import (
-    Add,
-    Arrange,
-    Axes,
-    Axis,
-    ChannelsLast,
-    Convolve,
-    Diagonal,
-    Load,
-    Multiply,
-    Operation,
-    Pad,
-    Pool,
-    Product,
-    Program,
-    Rename,
-    Repeat,
-    Scale,
-    Sum,
-    Unfold,
-    labels_in,
-    sources,
-)
+from . import operations as ops
+from .operations import Axes, Axis, Program, labels_in
 
-CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
-POOLINGS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
-MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+_POOLINGS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
-Size: TypeAlias = "int | fx.Node"
+_Size: TypeAlias = "int | fx.Node"
 
 
 def emit(
@@ -67,7 +45,7 @@ def argument_names(
     """What the code takes after the inputs, in order: the loaded tensors it still needs, then what is given."""
     needed = needed_values(program, [len(program.operations) - 1] if wanted is None else wanted, given or {})
     loads = [program.operations[n] for n in sorted(needed)]
-    names = [load.name for load in loads if isinstance(load, Load) and load.kind != "input"]
+    names = [load.name for load in loads if isinstance(load, ops.Load) and load.kind != "input"]
     return (*dict.fromkeys(names), *(given or {}).values())
 
 
@@ -79,7 +57,7 @@ def needed_values(program: Program, wanted: Collection[int], given: Mapping[int,
         number = open_.pop()
         if number not in needed:
             needed.add(number)
-            open_ += [source for source in sources(program.operations[number]) if source not in given]
+            open_ += [source for source in program.operations[number].sources if source not in given]
     return needed
 
 
@@ -101,14 +79,15 @@ class _Emitter:
             self._remember_sizes(number, self.program.operations[number].axes)
         # sizes are read from the inputs first: they are there whatever is computed
         for number, operation in enumerate(self.program.operations):
-            if isinstance(operation, Load) and operation.name in placed and number not in self.nodes:
+            if isinstance(operation, ops.Load) and operation.name in placed and number not in self.nodes:
                 self.nodes[number] = placed[operation.name]
                 self._remember_sizes(number, operation.axes)
         for number, operation in enumerate(self.program.operations):
             if number in needed and number not in self.nodes:
-                self.nodes[number] = self._call(operation)
+                taken = (self.nodes[source] for source in operation.sources)
+                self.nodes[number] = _CALLS[type(operation)](self, operation, *taken)
                 self._remember_sizes(number, operation.axes)
-                if isinstance(operation, Rename):
+                if isinstance(operation, ops.Rename):
                     self._remember_fused(labels_in(self._axes(operation.source)), labels_in(operation.axes))
         self.graph.output(self.nodes[last] if wanted is None else tuple(self.nodes[number] for number in wanted))
         self.graph.eliminate_dead_code()
@@ -143,14 +122,14 @@ class _Emitter:
 
     # Sizes ---------------------------------------------------------------------------------------------------------
 
-    def size(self, label: str) -> Size:
+    def size(self, label: str) -> _Size:
         """The size of a label: a number, or what the tensors say at the call."""
         return self.size_nodes[label] if label in self.program.moving else self.program.sizes[label]
 
-    def shape(self, axes: Axes) -> list[Size]:
+    def shape(self, axes: Axes) -> list[_Size]:
         """A shape for `reshape`, with -1 in place of the one axis whose size differs from call to call."""
         moving = [n for n, axis in enumerate(axes) if any(label in self.program.moving for label in axis)]
-        shape: list[Size] = []
+        shape: list[_Size] = []
         for number, axis in enumerate(axes):
             if len(moving) == 1 and number in moving:
                 shape.append(-1)
@@ -158,9 +137,9 @@ class _Emitter:
             shape.append(self._total(axis))
         return shape
 
-    def _total(self, labels: Sequence[str]) -> Size:
+    def _total(self, labels: Sequence[str]) -> _Size:
         """The product of the sizes of labels."""
-        total: Size = 1
+        total: _Size = 1
         for label in labels:
             one = self.size(label)
             if isinstance(total, int) and isinstance(one, int):
@@ -176,93 +155,91 @@ class _Emitter:
     def _axes(self, number: int) -> Axes:
         return self.program.operations[number].axes
 
-    def _call(self, operation: Operation) -> fx.Node:
-        graph = self.graph
-        taken = [self.nodes[source] for source in sources(operation)]
-        match operation:
-            case Load():
-                raise AssertionError(f"{operation.name} is not among the arguments")
-            case Rename():
-                return taken[0]
-            case Arrange():
-                return self._arranged(taken[0], self._axes(operation.source), operation)
-            case ChannelsLast():
-                layout = torch.channels_last if len(operation.axes) == 4 else torch.channels_last_3d
-                return graph.call_method("contiguous", (taken[0],), {"memory_format": layout})
-            case Repeat():
-                count = self._total(operation.axes[0])
-                return graph.call_method("expand", (taken[0], count, *(-1 for _ in operation.axes[1:])))
-            case Sum():
-                before = self._axes(operation.source)
-                gone = [n for n, axis in enumerate(before) if axis not in operation.axes]
-                return graph.call_method("sum", (taken[0], gone))
-            case Diagonal():
-                return graph.call_function(torch.diagonal, (taken[0], 0, operation.first, operation.second))
-            case Multiply():
-                return graph.call_function(operator.mul, (taken[0], taken[1]))
-            case Product():
-                if operation.form == "linear":
-                    return graph.call_function(functional.linear, tuple(taken))
-                if operation.form == "above" and len(self._axes(operation.right)) == 3:
-                    # torch.matmul would copy its right side where the left one has gradients
-                    count = self._total(operation.axes[0])
-                    repeated = graph.call_method("expand", (taken[0], count, -1, -1))
-                    return graph.call_function(torch.bmm, (repeated, taken[1]))
-                return graph.call_function(torch.matmul, (taken[0], taken[1]))
-            case Convolve():
-                return self._convolution(operation, taken)
-            case Pad():
-                pads = operation.pads
-                keywords: dict[str, Any] = {}
-                if operation.mode != "zeros":  # torch wants all axes of positions there, those without padding too
-                    pads = ((0, 0),) * (len(operation.axes) - 2 - len(pads)) + pads
-                    keywords = {"mode": MODES[operation.mode]}
-                flat = [end for low_high in reversed(pads) for end in low_high]
-                return graph.call_function(functional.pad, (taken[0], flat), keywords)
-            case Unfold():
-                reach = operation.dilation * (operation.size - 1) + 1
-                node = graph.call_method("unfold", (taken[0], operation.axis, reach, operation.stride))
-                if operation.dilation > 1:
-                    index: Any = (Ellipsis, slice(None, None, operation.dilation))
-                    node = graph.call_function(operator.getitem, (node, index))
-                return node
-            case Pool():
-                kept: dict[str, Any] = {"stride": _short(operation.stride)}
-                if any(operation.padding):
-                    kept["padding"] = _short(operation.padding)
-                return graph.call_function(POOLINGS[len(operation.kernel)], (taken[0], _short(operation.kernel)), kept)
-            case Add():
-                units: Axes = (operation.axes[operation.axis], *(() for _ in operation.axes[operation.axis + 1 :]))
-                vector = self._with_units(taken[1], units) if len(units) > 1 else taken[1]
-                return graph.call_function(operator.add, (taken[0], vector))
-            case Scale():
-                node = taken[0]
-                if operation.factor != 1:
-                    node = graph.call_function(operator.mul, (node, operation.factor))
-                for label, power in operation.sized:
-                    function = operator.mul if power > 0 else operator.truediv
-                    node = graph.call_function(function, (node, self.size(label)))
-                return node
+    def _rename(self, _: ops.Rename, source: fx.Node) -> fx.Node:
+        return source
 
-    def _convolution(self, operation: Convolve, taken: Sequence[fx.Node]) -> fx.Node:
-        count = len(operation.stride)
+    def _channels_last(self, operation: ops.ChannelsLast, source: fx.Node) -> fx.Node:
+        layout = torch.channels_last if len(operation.axes) == 4 else torch.channels_last_3d
+        return self.graph.call_method("contiguous", (source,), {"memory_format": layout})
+
+    def _repeat(self, operation: ops.Repeat, source: fx.Node) -> fx.Node:
+        count = self._total(operation.axes[0])
+        return self.graph.call_method("expand", (source, count, *(-1 for _ in operation.axes[1:])))
+
+    def _sum(self, operation: ops.Sum, source: fx.Node) -> fx.Node:
+        gone = [n for n, axis in enumerate(self._axes(operation.source)) if axis not in operation.axes]
+        return self.graph.call_method("sum", (source, gone))
+
+    def _diagonal(self, operation: ops.Diagonal, source: fx.Node) -> fx.Node:
+        return self.graph.call_function(torch.diagonal, (source, 0, operation.first, operation.second))
+
+    def _multiply(self, _: ops.Multiply, left: fx.Node, right: fx.Node) -> fx.Node:
+        return self.graph.call_function(operator.mul, (left, right))
+
+    def _product(self, operation: ops.Product, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
+        if operation.form == "linear":
+            return self.graph.call_function(functional.linear, (left, right, *bias))
+        if operation.form == "above" and len(self._axes(operation.right)) == 3:
+            # torch.matmul would copy its right side where the left one has gradients
+            repeated = self.graph.call_method("expand", (left, self._total(operation.axes[0]), -1, -1))
+            return self.graph.call_function(torch.bmm, (repeated, right))
+        return self.graph.call_function(torch.matmul, (left, right))
+
+    def _convolution(self, operation: ops.Convolve, *taken: fx.Node) -> fx.Node:
+        numbers = {
+            "stride": (operation.stride, 1),
+            "padding": (operation.padding, 0),
+            "output_padding": (operation.extra if operation.transposed else (), 0),
+            "dilation": (operation.dilation, 1),
+        }
+        keywords: dict[str, Any] = {
+            name: _short(given) for name, (given, usual) in numbers.items() if any(n != usual for n in given)
+        }
         groups = self._total(operation.groups)
-        keywords: dict[str, Any] = {}
-        if any(number != 1 for number in operation.stride):
-            keywords["stride"] = _short(operation.stride)
-        if any(operation.padding):
-            keywords["padding"] = _short(operation.padding)
-        if operation.transposed and any(operation.extra):
-            keywords["output_padding"] = _short(operation.extra)
-        if any(number != 1 for number in operation.dilation):
-            keywords["dilation"] = _short(operation.dilation)
         if groups != 1:
             keywords["groups"] = groups
-        functions = TRANSPOSED if operation.transposed else CONVOLUTIONS
-        return self.graph.call_function(functions[count], tuple(taken), keywords)
+        functions = _TRANSPOSED if operation.transposed else _CONVOLUTIONS
+        return self.graph.call_function(functions[len(operation.stride)], taken, keywords)
 
-    def _arranged(self, node: fx.Node, before: Axes, operation: Arrange) -> fx.Node:
-        after = operation.axes
+    def _pad(self, operation: ops.Pad, source: fx.Node) -> fx.Node:
+        pads = operation.pads
+        keywords: dict[str, Any] = {}
+        if operation.mode != "zeros":  # torch wants all axes of positions there, those without padding too
+            pads = ((0, 0),) * (len(operation.axes) - 2 - len(pads)) + pads
+            keywords = {"mode": operation.mode}
+        flat = [end for low_high in reversed(pads) for end in low_high]
+        return self.graph.call_function(functional.pad, (source, flat), keywords)
+
+    def _unfold(self, operation: ops.Unfold, source: fx.Node) -> fx.Node:
+        reach = operation.dilation * (operation.size - 1) + 1
+        node = self.graph.call_method("unfold", (source, operation.axis, reach, operation.stride))
+        if operation.dilation > 1:
+            index: Any = (Ellipsis, slice(None, None, operation.dilation))
+            node = self.graph.call_function(operator.getitem, (node, index))
+        return node
+
+    def _pool(self, operation: ops.Pool, source: fx.Node) -> fx.Node:
+        keywords: dict[str, Any] = {"stride": _short(operation.stride)}
+        if any(operation.padding):
+            keywords["padding"] = _short(operation.padding)
+        function = _POOLINGS[len(operation.kernel)]
+        return self.graph.call_function(function, (source, _short(operation.kernel)), keywords)
+
+    def _add(self, operation: ops.Add, source: fx.Node, vector: fx.Node) -> fx.Node:
+        units: Axes = (operation.axes[operation.axis], *(() for _ in operation.axes[operation.axis + 1 :]))
+        taken = self._with_units(vector, units) if len(units) > 1 else vector
+        return self.graph.call_function(operator.add, (source, taken))
+
+    def _scale(self, operation: ops.Scale, node: fx.Node) -> fx.Node:
+        if operation.factor != 1:
+            node = self.graph.call_function(operator.mul, (node, operation.factor))
+        for label, power in operation.sized:
+            function = operator.mul if power > 0 else operator.truediv
+            node = self.graph.call_function(function, (node, self.size(label)))
+        return node
+
+    def _arrange(self, operation: ops.Arrange, node: fx.Node) -> fx.Node:
+        before, after = self._axes(operation.source), operation.axes
         if before == after:
             return self.graph.call_method("contiguous", (node,)) if operation.copies else node
         real_before, real_after = [a for a in before if a], [a for a in after if a]
@@ -283,10 +260,7 @@ class _Emitter:
 
     def _regrouped(self, node: fx.Node, before: Axes, after: Axes) -> fx.Node:
         """The same labels in the same order on other axes."""
-        start = next(n for n, (a, b) in enumerate(zip((*before, None), (*after, None), strict=False)) if a != b)
-        end = next(
-            n for n, (a, b) in enumerate(zip((*before[::-1], None), (*after[::-1], None), strict=False)) if a != b
-        )
+        start, end = _common(before, after), _common(before[::-1], after[::-1])
         old, new = before[start : len(before) - end], after[start : len(after) - end]
         if len(new) == 1 and len(old) > 1:
             return self.graph.call_method("flatten", (node, start, start + len(old) - 1))
@@ -337,6 +311,30 @@ class _Emitter:
         while index and index[-1] == slice(None):
             index = index[:-1]
         return self.graph.call_function(operator.getitem, (node, index))
+
+
+_CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
+    ops.Rename: _Emitter._rename,
+    ops.Arrange: _Emitter._arrange,
+    ops.ChannelsLast: _Emitter._channels_last,
+    ops.Repeat: _Emitter._repeat,
+    ops.Sum: _Emitter._sum,
+    ops.Diagonal: _Emitter._diagonal,
+    ops.Multiply: _Emitter._multiply,
+    ops.Product: _Emitter._product,
+    ops.Convolve: _Emitter._convolution,
+    ops.Pad: _Emitter._pad,
+    ops.Unfold: _Emitter._unfold,
+    ops.Pool: _Emitter._pool,
+    ops.Add: _Emitter._add,
+    ops.Scale: _Emitter._scale,
+}
+"""How each operation is called: it, and the nodes of the values it takes, to the node of its own value."""
+
+
+def _common(one: Axes, other: Axes) -> int:
+    """How many axes two values that differ begin with alike."""
+    return next(n for n, (a, b) in enumerate(zip((*one, None), (*other, None), strict=False)) if a != b)
 
 
 def _short(numbers: Sequence[int]) -> int | tuple[int, ...]:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from statistics import median
 from time import perf_counter
 from typing import NamedTuple, TypeAlias
 
@@ -20,24 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._files import write_text
-from .cost import (
-    CPU_DEFAULTS,
-    CUDA_DEFAULTS,
-    FORMATS,
-    Constants,
-    CostModel,
-    Kinds,
-    Rates,
-    calibration_file,
-    constants_for,
-    identity,
-    kind_of,
-    price,
-    widened,
-)
-from .operations import Format, Work
+from .constants import CPU_DEFAULTS, CUDA_DEFAULTS, calibration_file, constants_for, identity
+from .cost import FORMATS, Constants, Format, Kinds, Rates, Workload, kind_of, step_seconds
 
-Call: TypeAlias = Callable[..., Tensor]
+_Call: TypeAlias = Callable[..., Tensor]
 
 
 class Convolution(NamedTuple):
@@ -141,7 +126,7 @@ class Measurement:
     backward: whether it is the gradients' of both operands alone, or the step's own.
     """
 
-    work: Work
+    work: Workload
     backward: bool
     seconds: float
 
@@ -188,7 +173,7 @@ def measure(
         for case in cases:
             if rounds and perf_counter() > end:
                 break
-            operands, call, work = _prepared(case, device, dtype, memory_format)
+            operands, call, work = prepare_case(case, device, dtype, memory_format)
             for backward in (False, True):
                 # that of a sum is the output's own, seen otherwise; outer products should not decide for copies
                 if backward and isinstance(case, Pointwise) and case.step in ("outer", "sum"):
@@ -201,9 +186,9 @@ def measure(
     return list(best.values())
 
 
-def _prepared(
+def prepare_case(
     case: Case, device: torch.device, dtype: torch.dtype, memory_format: Format
-) -> tuple[list[Tensor], Call, Work]:
+) -> tuple[list[Tensor], _Call, Workload]:
     """The operands of a case, the call, and its work."""
     layout = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
     other = torch.contiguous_format if memory_format == "channels_last" else torch.channels_last
@@ -212,17 +197,17 @@ def _prepared(
         made = torch.ones(shape, device=device, dtype=dtype)
         return made.contiguous(memory_format=layout) if len(shape) == 4 else made
 
-    call: Call
+    call: _Call
     match case:
         case Convolution(batch, groups, summed, new, (height, width), side, stride):
             operands = [ones(batch, groups * summed, side, side), ones(groups * new, summed, height, width)]
             written = batch * groups * new * (-(-side // stride)) ** 2
-            work = Work("convolution", written * summed * height * width, 0, written, groups, summed, new)
+            work = Workload("convolution", written * summed * height * width, 0, written, groups, summed, new)
             padding = (height // 2, width // 2)
             call = partial(functional.conv2d, stride=stride, padding=padding, groups=groups)
         case Channels(batch, summed, new, side):
             positions = batch * side * side
-            work = Work("product", positions * summed * new, 0, positions * new, 1, summed, new, positions)
+            work = Workload("product", positions * summed * new, 0, positions * new, 1, summed, new, positions)
             weight = torch.ones(new, summed, device=device, dtype=dtype)
             if memory_format == "channels_last":
                 image = torch.ones(batch, side, side, summed, device=device, dtype=dtype)
@@ -233,24 +218,24 @@ def _prepared(
             lead = () if groups == 1 else (groups,)
             operands, call = [ones(*lead, left, summed), ones(*lead, summed, right)], torch.matmul
             written = groups * left * right
-            work = Work("product", written * summed, 0, written, groups, summed, right, left)
+            work = Workload("product", written * summed, 0, written, groups, summed, right, left)
         case Pointwise(batch, channels, side, step):
             image = ones(batch, channels, side, side)
-            work = Work("pointwise", written=image.numel())
+            work = Workload("pointwise", written=image.numel())
             if step == "copy":
                 operands, call = [image], partial(torch.clone, memory_format=other)
             elif step == "sum":
                 operands, call = [image], partial(torch.sum, dim=(2, 3))
-                work = Work("pointwise", written=batch * channels)
+                work = Workload("pointwise", written=batch * channels)
             elif step == "outer":
                 operands, call = [ones(batch, channels, side, 1), ones(channels, 1, side)], torch.mul
             else:
                 factor = torch.ones_like(image) if step == "multiply" else ones(channels, 1, 1)
                 operands, call = [image, factor], torch.mul
-    return operands, call, replace(work, read=sum(operand.numel() for operand in operands))
+    return operands, call, work._replace(read=sum(operand.numel() for operand in operands))
 
 
-def _shortest(operands: Sequence[Tensor], call: Call, *, backward: bool, seconds: float = 4e-3) -> float:
+def _shortest(operands: Sequence[Tensor], call: _Call, *, backward: bool, seconds: float = 4e-3) -> float:
     """The shortest time of one call; of several in a row where the device works behind the calls."""
     device = operands[0].device
     with torch.set_grad_enabled(backward):
@@ -300,7 +285,7 @@ def _wait(device: torch.device) -> None:
 
 # Fitting -------------------------------------------------------------------------------------------------------------
 
-TOLERANCE = 0.3
+_TOLERANCE = 0.3
 """Residual of a logarithm beyond which a measurement counts linearly, not by its square (Huber 1964)."""
 
 PRIOR = 0.03
@@ -326,66 +311,65 @@ def fit(measurements: Sequence[Measurement], start: Constants) -> Constants:
     points: dict[tuple[bool, str], list[Measurement]] = {}
     for one in measurements:
         points.setdefault((one.backward, kind_of(one.work)), []).append(one)
-    cache = start.cache
-    found: dict[bool, dict[str, Rates]] = {}
+    found: dict[bool, dict[str, Rates]] = {False: {}, True: {}}
     for backward, kinds in ((False, start.forward), (True, start.backward)):
-        found[backward] = {}
         for name in reversed([field.name for field in fields(Kinds)]):  # pointwise first: it shows the cache
             rates: Rates = getattr(kinds, name)
             if chosen := points.get((backward, name)):
-                free = name == "pointwise" and not backward
-                rates, cache = _fitted(chosen, rates, cache, start.large, UNUSED.get(name, ()), free_cache=free)
+                free_cache = name == "pointwise" and not backward
+                rates, start = _fit_rates(chosen, rates, start, UNUSED.get(name, ()), free_cache=free_cache)
             found[backward][name] = rates
     pointwise = found[False]["pointwise"]
     return replace(
         start,
         view=min(start.view, pointwise.call),
-        cache=cache,
         kept=pointwise.written + pointwise.far,
         forward=Kinds(**found[False]),
         backward=Kinds(**found[True]),
     )
 
 
-def _fitted(
-    points: Sequence[Measurement], start: Rates, cache: float, large: float, unused: Sequence[str], *, free_cache: bool
-) -> tuple[Rates, float]:
-    """Rates and the cache by damped Gauss-Newton steps (Levenberg 1944) on the logarithms of both sides."""
+def _fit_rates(
+    points: Sequence[Measurement], start: Rates, constants: Constants, unused: Sequence[str], *, free_cache: bool
+) -> tuple[Rates, Constants]:
+    """Rates of one kind, and the constants with the cache that fits them, by the logarithms of all of them."""
     names = [field.name for field in fields(Rates) if field.name not in unused]
 
-    def constants(logarithms: Tensor) -> tuple[Rates, float]:
+    def unpack(logarithms: Tensor) -> tuple[Rates, Constants]:
         values = [math.exp(value) for value in logarithms.tolist()]
-        own = values.pop() if free_cache else cache
-        return replace(start, **dict(zip(names, values, strict=True))), own
+        cache = values.pop() if free_cache else constants.cache
+        return replace(start, **dict(zip(names, values, strict=True))), replace(constants, cache=cache)
 
     def residuals(logarithms: Tensor) -> Tensor:
-        rates, own = constants(logarithms)
-        predicted = (
-            price(rates, widened(rates, one.work), one.work.read, one.work.written, own, large) for one in points
-        )
+        rates, found = unpack(logarithms)
+        predicted = [step_seconds(rates, one.work, found.cache, found.large) for one in points]
         data = [math.log(value / one.seconds) for value, one in zip(predicted, points, strict=True)]
         return torch.tensor(data, dtype=torch.float64)
 
+    values = [max(getattr(start, name), 0.1 if name.startswith("narrow") else FLOOR) for name in names]
+    if free_cache:
+        values.append(constants.cache)
+    return unpack(_robust_minimum(residuals, torch.tensor(values, dtype=torch.float64).log()))
+
+
+def _robust_minimum(residuals: Callable[[Tensor], Tensor], first: Tensor) -> Tensor:
+    """Where residuals are least, robustly and near `first`, by damped Gauss-Newton steps (Levenberg 1944)."""
+
     def loss(errors: Tensor, place: Tensor) -> float:
         size = errors.abs()
-        robust = torch.where(size < TOLERANCE, size**2, 2 * TOLERANCE * size - TOLERANCE**2)
+        robust = torch.where(size < _TOLERANCE, size**2, 2 * _TOLERANCE * size - _TOLERANCE**2)
         return float(robust.sum() + PRIOR * ((place - first) ** 2).sum())
 
-    values = [max(getattr(start, name), 0.1 if name.startswith("narrow") else FLOOR) for name in names]
-    first = torch.tensor([*values, cache] if free_cache else values, dtype=torch.float64).log()
     place, errors, damping = first, residuals(first), 1.0
-    step = 1e-5
+    unit = torch.eye(len(first), dtype=torch.float64)
     for _ in range(60):
-        columns = []
-        for number in range(len(place)):
-            moved = place.clone()
-            moved[number] += step
-            columns.append((residuals(moved) - errors) / step)
-        jacobian = torch.stack(columns, 1)
-        weights = TOLERANCE / errors.abs().clamp(min=TOLERANCE)
+        # the normal equations, from differences along each axis
+        jacobian = torch.stack([(residuals(place + 1e-5 * axis) - errors) / 1e-5 for axis in unit], 1)
+        weights = _TOLERANCE / errors.abs().clamp(min=_TOLERANCE)
         slope = jacobian.T @ (weights * errors) + PRIOR * (place - first)
-        curvature = jacobian.T @ (weights[:, None] * jacobian) + PRIOR * torch.eye(len(place), dtype=torch.float64)
+        curvature = jacobian.T @ (weights[:, None] * jacobian) + PRIOR * unit
         before = loss(errors, place)
+        # a step that lowers the loss, shorter and shorter
         while damping < 1e8:
             change = torch.linalg.solve(curvature + damping * torch.diag(curvature.diagonal()), -slope).clamp(-2, 2)
             moved_errors = residuals(place + change)
@@ -397,17 +381,4 @@ def _fitted(
         place, errors, damping = place + change, moved_errors, max(damping / 8, 1e-9)
         if before - loss(errors, place) < 1e-9 * before:
             break
-    return constants(place)
-
-
-def relative_errors(constants: Constants, measurements: Sequence[Measurement]) -> dict[tuple[str, bool], float]:
-    """How far predictions are off: (kind, backward) -> the median of |predicted - measured| / measured."""
-    forward, both = CostModel(constants), CostModel(constants, backward=True)
-    found: dict[tuple[str, bool], list[float]] = {}
-    for one in measurements:
-        seconds = forward.seconds(one.work, weights=False)
-        if one.backward:
-            kept = constants.kept * one.work.read if one.work.kind != "pointwise" else 0.0
-            seconds = both.seconds(one.work, weights=False) - seconds - kept
-        found.setdefault((kind_of(one.work), one.backward), []).append(abs(seconds / one.seconds - 1))
-    return {key: median(errors) for key, errors in found.items()}
+    return place

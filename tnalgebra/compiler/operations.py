@@ -1,4 +1,4 @@
-"""The steps of a compiled network, as data: what torch is asked to do, and how much work that is.
+"""What a lowered network is: a list of torch's own operations on values with labelled axes, and how much work each is.
 
 A value is a tensor whose axes each hold a group of labels, row-major (the last runs fastest): ("g", "in") is one axis
 of g*in elements, () is an axis of one element. So fusing and splitting labels costs nothing where they stay together.
@@ -6,24 +6,21 @@ of g*in elements, () is an axis of one element. So fusing and splitting labels c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
-from typing import Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from .problem import Leaf
-from .search import Tree
-
-# operations: The steps of a compiled network, as data: what torch is asked to do, and how much work that is.
-
+from .computation import Leaf
+from .cost import FORMATS, Format, Workload
+from .steps import ContractionTree
 
 Axis: TypeAlias = tuple[str, ...]
 Axes: TypeAlias = tuple[Axis, ...]
 Sizes: TypeAlias = Mapping[str, int]
 Pads: TypeAlias = tuple[tuple[int, int], ...]
 """(low, high) for each axis of positions; negative ones crop."""
-
-WorkKind: TypeAlias = Literal["convolution", "product", "pointwise", "view"]
 
 
 def labels_in(axes: Sequence[Axis]) -> tuple[str, ...]:
@@ -36,30 +33,26 @@ def shape_in(axes: Sequence[Axis], sizes: Sizes) -> tuple[int, ...]:
     return tuple(prod(sizes[label] for label in axis) for axis in axes)
 
 
-@dataclass(frozen=True)
-class Work:
-    """How much one step does.
+class Operation:
+    """One step of a program.
 
-    multiply_adds: of a convolution or a matrix product, as `torch.utils.flop_counter` counts them (half its flops).
-    read, written: elements.
-    groups, summed, new: of a convolution channels of each group, of a product columns and rows: its shape.
-    filled: elements of a product's result that its bias is written into first; convolutions add theirs as they go.
+    axes: of its value.
+    takes: the fields that hold the position of a value the step takes, or None.
     """
 
-    kind: WorkKind
-    multiply_adds: int = 0
-    read: int = 0
-    written: int = 0
-    groups: int = 1
-    summed: int = 1
-    new: int = 1
-    left: int = 1
-    filled: int = 0
+    axes: Axes
+    takes: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The positions of the values it takes."""
+        numbers = (getattr(self, name) for name in self.takes)
+        return tuple(number for number in numbers if number is not None)
 
 
 @dataclass(frozen=True)
-class Load:
-    """A tensor as it comes: an input, a weight, or a dense pattern. `order` says how a weight lies in memory."""
+class Load(Operation):
+    """A tensor as it comes: an input, a weight, or a dense pattern."""
 
     name: str
     axes: Axes
@@ -67,72 +60,62 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Arrange:
+class Unary(Operation):
+    """A step that takes one value."""
+
+    source: int
+    axes: Axes
+    takes: ClassVar[tuple[str, ...]] = ("source",)
+
+
+@dataclass(frozen=True)
+class Arrange(Unary):
     """The same elements with the labels on other axes: a permutation and a reshape. `copies` if memory moves.
 
     last: of a kernel that lies in channels_last: axes of one element get the strides of that format. Others mislead
         torch 2.15 on CPUs: grouped convolutions come out wrong, and gradients fail.
     """
 
-    source: int
-    axes: Axes
     copies: bool
     last: bool = False
 
 
-@dataclass(frozen=True)
-class Rename:
+class Rename(Unary):
     """The same tensor under other labels: what a `Fuse` is where its parts lie side by side."""
 
-    source: int
-    axes: Axes
 
-
-@dataclass(frozen=True)
-class ChannelsLast:
+class ChannelsLast(Unary):
     """A copy in torch's memory format channels_last (of 4 or 5 axes), unless it lies so already."""
 
-    source: int
-    axes: Axes
 
-
-@dataclass(frozen=True)
-class Repeat:
+class Repeat(Unary):
     """The same elements for every value of the labels of a new first axis, in place of one of one element."""
 
-    source: int
-    axes: Axes
 
-
-@dataclass(frozen=True)
-class Sum:
+class Sum(Unary):
     """The sum over the axes that are gone."""
 
-    source: int
-    axes: Axes
-
 
 @dataclass(frozen=True)
-class Diagonal:
+class Diagonal(Unary):
     """The diagonal of two axes with the same label, as the last axis."""
 
-    source: int
-    axes: Axes
     first: int
     second: int
 
 
 @dataclass(frozen=True)
-class Multiply:
+class Multiply(Operation):
     """The product element by element; an axis of one element of either is repeated."""
 
     left: int
     right: int
     axes: Axes
+    takes: ClassVar[tuple[str, ...]] = ("left", "right")
 
 
 @dataclass(frozen=True)
-class Product:
+class Product(Operation):
     """Matrix products (batch, left, summed) times (batch, summed, right); without a batch axis 2-d.
 
     As `linear`, the left one has any axes before the summed one, the right one is (right, summed), and a bias may be
@@ -145,10 +128,11 @@ class Product:
     summed: Axis
     form: Literal["linear", "batched", "above"]
     bias: int | None = None
+    takes: ClassVar[tuple[str, ...]] = ("left", "right", "bias")
 
 
 @dataclass(frozen=True)
-class Convolve:
+class Convolve(Operation):
     """torch's convolution: axes (batch, groups*in, positions ...) with a kernel (groups*out, in, window ...).
 
     Transposed: a kernel (groups*in, out, window ...), `extra` positions at the high ends (output_padding). The bias has
@@ -168,24 +152,26 @@ class Convolve:
     transposed: bool = False
     extra: tuple[int, ...] = ()
     bias: int | None = None
+    takes: ClassVar[tuple[str, ...]] = ("source", "kernel", "bias")
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each group has one channel in and one out."""
+        return bool(self.groups) and not self.summed and not self.new
 
 
 @dataclass(frozen=True)
-class Pad:
+class Pad(Unary):
     """More positions, or fewer, at the ends of the last axes: one pair of `pads` for each of them."""
 
-    source: int
-    axes: Axes
     pads: Pads
     mode: str = "zeros"
 
 
 @dataclass(frozen=True)
-class Unfold:
+class Unfold(Unary):
     """Windows along one axis: x becomes y, and the elements k of the window become the last axis."""
 
-    source: int
-    axes: Axes
     axis: int
     size: int
     stride: int
@@ -193,115 +179,72 @@ class Unfold:
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Unary):
     """The mean over windows along the last axes."""
 
-    source: int
-    axes: Axes
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Add:
+class Add(Operation):
     """A vector added along one axis."""
 
     source: int
     vector: int
     axes: Axes
     axis: int
+    takes: ClassVar[tuple[str, ...]] = ("source", "vector")
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Unary):
     """A factor, times or over sizes that are known only at the call."""
 
-    source: int
-    axes: Axes
     factor: float
     sized: tuple[tuple[str, int], ...]
 
 
-Operation: TypeAlias = (
-    Load
-    | Arrange
-    | Rename
-    | ChannelsLast
-    | Repeat
-    | Sum
-    | Diagonal
-    | Multiply
-    | Product
-    | Convolve
-    | Pad
-    | Unfold
-    | Pool
-    | Add
-    | Scale
-)
+def renumber(operation: Any, number: Callable[[int], int]) -> Any:
+    """The operation with the positions of the values it takes replaced."""
+    taken = {name: getattr(operation, name) for name in operation.takes}
+    return replace(operation, **{name: number(n) for name, n in taken.items() if n is not None})
 
 
-def sources(operation: Operation) -> tuple[int, ...]:
-    """The positions of the values an operation takes."""
-    match operation:
-        case Load():
-            return ()
-        case Multiply():
-            return (operation.left, operation.right)
-        case Product():
-            return (operation.left, operation.right, *([] if operation.bias is None else [operation.bias]))
-        case Convolve():
-            return (operation.source, operation.kernel, *([] if operation.bias is None else [operation.bias]))
-        case Add():
-            return (operation.source, operation.vector)
-        case _:
-            return (operation.source,)
-
-
-def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Work:
+def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Workload:
     """The work of one operation.
 
     Args:
         values: the axes of every value before it.
     """
-    written = prod(shape_in(operation.axes, sizes))
-    read = sum(prod(shape_in(values[source], sizes)) for source in sources(operation))
+
+    def count(labels: Sequence[str] | set[str]) -> int:
+        return prod(sizes[label] for label in labels)
+
+    written = count(labels_in(operation.axes))
+    read = sum(count(labels_in(values[source])) for source in operation.sources)
     match operation:
-        case Load() | Rename() | Repeat() | Diagonal() | Unfold():
-            return Work("view")
-        case Arrange():
-            return Work("pointwise", read=read, written=written) if operation.copies else Work("view")
+        case Load() | Rename() | Repeat() | Diagonal() | Unfold() | Arrange(copies=False):
+            return Workload("view")
         case Product():
-            summed = prod(shape_in([operation.summed], sizes))
-            one = set(labels_in(values[operation.left]))
-            other = set(labels_in(values[operation.right]))
-            groups, left, right = (
-                prod(sizes[label] for label in labels)
-                for labels in (one & other - {*operation.summed}, one - other, other - one)
-            )
-            count = groups * left * right * summed
+            one, other = ({*labels_in(values[number])} for number in (operation.left, operation.right))
+            summed = count(operation.summed)
+            groups, left, right = map(count, (one & other - {*operation.summed}, one - other, other - one))
             filled = 0 if operation.bias is None else written
-            return Work("product", count, read, written, groups, summed, right, left, filled)
-        case Convolve():
-            groups, summed, new, window = (
-                prod(sizes[label] for label in labels)
-                for labels in (operation.groups, operation.summed, operation.new, labels_in(operation.window))
+            return Workload(
+                "product", groups * left * right * summed, read, written, groups, summed, right, left, filled
             )
-            positions = shape_in(values[operation.source] if operation.transposed else operation.axes, sizes)
-            count = positions[0] * prod(positions[2:]) * groups * summed * new * window
-            return Work("convolution", count, read, written, groups, summed, new)
+        case Convolve():
+            parts = (operation.groups, operation.summed, operation.new, labels_in(operation.window))
+            groups, summed, new, window = map(count, parts)
+            batch, _, *positions = values[operation.source] if operation.transposed else operation.axes
+            multiply_adds = count((*batch, *labels_in(positions))) * groups * summed * new * window
+            return Workload("convolution", multiply_adds, read, written, groups, summed, new)
         case Pool():
-            return Work("pointwise", read=written * prod(operation.kernel), written=written)
+            return Workload("pointwise", read=written * prod(operation.kernel), written=written)
         case _:
-            return Work("pointwise", read=read, written=written)
-
-
-# programs: What a lowered network is: a list of torch's own operations on labelled axes, and in which style.
-
-
-Format: TypeAlias = Literal["contiguous", "channels_last"]
-Pointwise: TypeAlias = Literal["convolution", "product"]
+            return Workload("pointwise", read=read, written=written)
 
 
 @dataclass(frozen=True)
@@ -314,15 +257,13 @@ class Style:
     """
 
     memory_format: Format = "contiguous"
-    pointwise: Pointwise = "convolution"
+    pointwise: Literal["convolution", "product"] = "convolution"
 
     def __str__(self) -> str:
         return f"{self.memory_format}, 1x1 by {'matrix products' if self.pointwise == 'product' else 'convolutions'}"
 
 
-STYLES = tuple(
-    Style(layout, pointwise) for layout in ("contiguous", "channels_last") for pointwise in ("convolution", "product")
-)
+STYLES = tuple(Style(layout, pointwise) for layout in FORMATS for pointwise in ("convolution", "product"))
 
 
 @dataclass(frozen=True)
@@ -334,6 +275,7 @@ class Program:
     sizes: of every label on any value, at the nominal sizes.
     moving: labels whose size may differ from call to call.
     stored: weight -> its labels in the order in which its elements lie best in memory.
+    patterns: windows and reshapes that are dense tensors here.
     """
 
     operations: tuple[Operation, ...]
@@ -343,7 +285,22 @@ class Program:
     stored: Mapping[str, tuple[str, ...]]
     patterns: tuple[Leaf, ...]
     style: Style
-    tree: Tree
+    tree: ContractionTree
+
+    def works(self, sizes: Sizes) -> list[tuple[Workload, bool]]:
+        """The work of every operation at some sizes, and whether only weights go into it."""
+        axes = [operation.axes for operation in self.operations]
+        works = [work_of(operation, axes, sizes) for operation in self.operations]
+        return list(zip(works, self.weights_only, strict=True))
+
+    @cached_property
+    def weights_only(self) -> list[bool]:
+        """For every value whether no input goes into it."""
+        flags: list[bool] = []
+        for operation in self.operations:
+            is_input = isinstance(operation, Load) and operation.kind == "input"
+            flags.append(not is_input and all(flags[source] for source in operation.sources))
+        return flags
 
     @property
     def text(self) -> str:

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .choose import Candidate, Request, batch_label, crossovers, is_single_call, works_of
-from .cost import CostModel, constants_for
-from .operations import (
-    Add,
-    Arrange,
-    Axes,
-    ChannelsLast,
-    Convolve,
-    Diagonal,
-    Load,
-    Multiply,
-    Operation,
-    Pad,
-    Pool,
-    Product,
-    Rename,
-    Repeat,
-    Scale,
-    Sum,
-    Unfold,
-    shape_in,
-    sources,
-)
+from ..network import Network
+from . import operations as ops
+from .choose import Candidate, PlanRequest, batch_label, crossovers
+from .operations import Axes, shape_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +21,7 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Step:
+class PlanStep:
     """One call of the emitted code.
 
     text: what it does, with the labels of its result, one word an axis.
@@ -64,7 +44,7 @@ class Step:
 class Plan:
     """How a network is computed. `print(plan)` shows it."""
 
-    request: Request
+    request: PlanRequest
     candidates: tuple[Candidate, ...]
 
     @property
@@ -96,45 +76,34 @@ class Plan:
         return self.chosen.seconds
 
     @cached_property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[PlanStep, ...]:
         """What the code calls, in order; tensors that are only loaded or relabelled are left out."""
         program = self.chosen.program
         axes = [operation.axes for operation in program.operations]
-        model = self._model()
-        found = []
-        for operation, (work, weights) in zip(program.operations, works_of(program, program.sizes), strict=True):
-            if isinstance(operation, Load | Rename):
-                continue
-            found.append(
-                Step(
-                    _text(operation, axes),
-                    shape_in(operation.axes, program.sizes),
-                    work.multiply_adds,
-                    work.read + work.written,
-                    model.seconds(work, weights=weights),
-                    weights,
-                )
+        model = self.request.cost_model(program.style.memory_format)
+        return tuple(
+            PlanStep(
+                _text(operation, axes),
+                shape_in(operation.axes, program.sizes),
+                work.multiply_adds,
+                work.read + work.written,
+                model.seconds(work, weights=weights),
+                weights,
             )
-        return tuple(found)
-
-    def _model(self) -> CostModel:
-        request = self.request
-        constants = constants_for(request.device, request.dtype, self.chosen.program.style.memory_format)
-        return CostModel(constants, backward=request.backward, frozen=request.frozen)
+            for operation, (work, weights) in zip(program.operations, self.chosen.works, strict=True)
+            if not isinstance(operation, ops.Load | ops.Rename)
+        )
 
     def crossovers(self) -> list[tuple[int, Candidate]]:
         """From which size of the batch on which candidate is predicted to be the fastest."""
         label = batch_label(self.request)
-        if label is None:
-            return []
-        return [(count, self.candidates[n]) for count, n in crossovers(self.candidates, self.request, label)]
+        return [] if label is None else crossovers(self.candidates, self.request, label)
 
     def draw(self, path: str | PathLike[str] | None = None) -> Figure:
         """The contraction tree as a drawing, stored as .svg or .png if a path is given."""
         from .plan_drawing import draw_plan
 
-        counts = {number: work.multiply_adds for number, (work, _) in enumerate(self.chosen.works)}
-        return draw_plan(self.chosen, counts, frozen=self.request.frozen, path=path)
+        return draw_plan(self.chosen, frozen=self.request.frozen, path=path)
 
     def __str__(self) -> str:
         return "\n".join([*self._head(), "", *self._table(), "", *self._why()])
@@ -144,15 +113,16 @@ class Plan:
         what = ["forward and backward" if request.backward else "forward"]
         what += ["weights contracted before" if request.frozen else ""]
         what += ["factored: never one dense kernel" if request.candidates == "factored" else ""]
+        measured = "" if chosen.measured is None else f", measured {_time(chosen.measured)}"
         sizes = " ".join(f"{label}={size}" for label, size in request.network.sizes.items())
         return [
-            f"plan of {_short_text(request)}",
+            f"plan of {Network(request.network.nodes, request.network.output)}",
             f"  sizes:         {sizes}",
             f"  for:           {', '.join(word for word in what if word)}; {request.dtype} on {request.device}",
             f"  memory format: {chosen.program.style}",
             f"  multiply-adds: {self.multiply_adds:,}",
             f"  elements:      {self.peak_elements:,} at the peak; {self.kept_elements:,} kept for backward",
-            f"  predicted:     {_time(self.seconds)}" + _measured(chosen),
+            f"  predicted:     {_time(self.seconds)}{measured}",
         ]
 
     def _table(self) -> list[str]:
@@ -176,104 +146,91 @@ class Plan:
         if not rivals:
             return ["why: there is no other way"]
         how = "measured" if chosen.measured is not None else "predicted"
-        if chosen.measured is None and is_single_call(chosen):
+        if chosen.measured is None and chosen.is_single_call:
             how = "one call of torch's, on tensors as they come; predicted"
         if self.request.dynamic:
             ranges = ", ".join(f"{label} from {a} to {b}" for label, (a, b) in self.request.dynamic.items())
             how = f"the least behind the best, at worst, for {ranges}"
         lines = [f"why: {how}; against"]
         for rival in rivals:
-            own, base = (
-                (rival.measured, chosen.measured)
-                if rival.measured is not None and chosen.measured is not None
-                else (rival.seconds, chosen.seconds)
-            )
-            ratio = own / base if base else 1.0
+            seconds, base = rival.seconds, chosen.seconds
+            if rival.measured is not None and chosen.measured is not None:
+                seconds, base = rival.measured, chosen.measured
+            ratio = seconds / base if base else 1.0
             line = f"{_contractions(rival)} ({rival.program.style})"
             if all(not other.endswith(line) for other in lines):
                 lines.append(f"  {ratio:5.2f} x  {line}")
         return [*lines, *self._batches()]
 
     def _batches(self) -> list[str]:
-        changes = [(count, one) for count, one in self.crossovers() if count > 1]
         label = batch_label(self.request)
         return [
             f"  from {label}={count} on, predicted to be faster: {_contractions(one)} ({one.program.style})"
-            for count, one in changes
-            if one is not self.chosen
+            for count, one in self.crossovers()
+            if count > 1 and one is not self.chosen
         ]
 
     def _repr_html_(self) -> str:
         return f"<pre>{self}</pre>"
 
 
-def _short_text(request: Request) -> str:
-    nodes = str(type(request.network)(request.network.nodes, request.network.output))
-    return nodes
-
-
 def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
 
 
-def _measured(candidate: Candidate) -> str:
-    return "" if candidate.measured is None else f", measured {_time(candidate.measured)}"
-
-
-def word(axes: Axes) -> str:
+def _word(axes: Axes) -> str:
     """The axes of a value, one word each; labels on one axis are joined by a star, an axis of one element is 1."""
     return " ".join("*".join(axis) or "1" for axis in axes)
 
 
-def _text(operation: Operation, values: Sequence[Axes]) -> str:
-    taken = [f"[{word(values[source])}]" for source in sources(operation)]
-    made = f"[{word(operation.axes)}]"
-    match operation:
-        case Convolve():
-            kind = "transposed convolution" if operation.transposed else "convolution"
-            if not any(operation.window):
-                kind = "1x1 convolution"
-            if operation.groups and not operation.summed and not operation.new:
-                kind = f"depthwise {kind}"
-            elif operation.groups:
-                kind = f"grouped {kind}"
-            return f"{kind} of {taken[0]} with {taken[1]} -> {made}"
-        case Product():
-            return f"product of {taken[0]} and {taken[1]} over {word((operation.summed,))} -> {made}"
-        case Multiply():
-            return f"multiply {taken[0]} by {taken[1]} -> {made}"
-        case Arrange():
-            return f"{'copy' if operation.copies else 'view'} of {taken[0]} as {made}"
-        case ChannelsLast():
-            return f"channels_last copy of {made}"
-        case Repeat():
-            return f"{taken[0]} repeated as {made}"
-        case Sum():
-            return f"sum of {taken[0]} -> {made}"
-        case Diagonal():
-            return f"diagonal of {taken[0]} -> {made}"
-        case Pad():
-            ends = ", ".join(f"{low}:{high}" for low, high in operation.pads)
-            return f"{operation.mode} padding of {taken[0]} by {ends}"
-        case Unfold():
-            return f"windows of {taken[0]} -> {made}"
-        case Pool():
-            return f"means of windows of {taken[0]} -> {made}"
-        case Add():
-            return f"{taken[1]} added to {taken[0]}"
-        case Scale():
-            sized = "".join(f" {'*' if power > 0 else '/'} size of {label}" for label, power in operation.sized)
-            return f"{made} times {operation.factor:g}{sized}"
-        case Load() | Rename():
-            return f"{made}"
+def _text(operation: ops.Operation, values: Sequence[Axes]) -> str:
+    """What an operation does; `values` are the axes of every value before it."""
+    taken = [f"[{_word(values[source])}]" for source in operation.sources]
+    return _TEXTS[type(operation)](operation, taken, f"[{_word(operation.axes)}]")
+
+
+def _convolution(operation: ops.Convolve, taken: Sequence[str], made: str) -> str:
+    kind = "transposed convolution" if operation.transposed else "convolution"
+    if not any(operation.window):
+        kind = "1x1 convolution"
+    if operation.groups:
+        kind = f"depthwise {kind}" if operation.is_depthwise else f"grouped {kind}"
+    return f"{kind} of {taken[0]} with {taken[1]} -> {made}"
+
+
+def _padding(operation: ops.Pad, taken: Sequence[str], _: str) -> str:
+    ends = ", ".join(f"{low}:{high}" for low, high in operation.pads)
+    return f"{operation.mode} padding of {taken[0]} by {ends}"
+
+
+def _scale(operation: ops.Scale, _: Sequence[str], made: str) -> str:
+    sized = "".join(f" {'*' if power > 0 else '/'} size of {label}" for label, power in operation.sized)
+    return f"{made} times {operation.factor:g}{sized}"
+
+
+_TEXTS: dict[type[ops.Operation], Callable[[Any, Sequence[str], str], str]] = {
+    ops.Arrange: lambda one, taken, made: f"{'copy' if one.copies else 'view'} of {taken[0]} as {made}",
+    ops.ChannelsLast: lambda _, taken, made: f"channels_last copy of {made}",
+    ops.Repeat: lambda _, taken, made: f"{taken[0]} repeated as {made}",
+    ops.Sum: lambda _, taken, made: f"sum of {taken[0]} -> {made}",
+    ops.Diagonal: lambda _, taken, made: f"diagonal of {taken[0]} -> {made}",
+    ops.Multiply: lambda _, taken, made: f"multiply {taken[0]} by {taken[1]} -> {made}",
+    ops.Product: lambda one, taken, made: f"product of {taken[0]} and {taken[1]} over {_word((one.summed,))} -> {made}",
+    ops.Convolve: _convolution,
+    ops.Pad: _padding,
+    ops.Unfold: lambda _, taken, made: f"windows of {taken[0]} -> {made}",
+    ops.Pool: lambda _, taken, made: f"means of windows of {taken[0]} -> {made}",
+    ops.Add: lambda _, taken, made: f"{taken[1]} added to {taken[0]}",
+    ops.Scale: _scale,
+}
+"""What each step of a plan is called: from the operation, the values it takes, and its own."""
 
 
 def _contractions(candidate: Candidate) -> str:
     """A plan in one line: its convolutions and products in order."""
     words = []
     for operation in candidate.program.operations:
-        if isinstance(operation, Convolve | Product):
-            elements = prod(shape_in(operation.axes, candidate.program.sizes))
-            kind = "convolve" if isinstance(operation, Convolve) else "product"
-            words.append(f"{kind} [{word(operation.axes)}]" if elements else kind)
+        if isinstance(operation, ops.Convolve | ops.Product):
+            kind = "convolve" if isinstance(operation, ops.Convolve) else "product"
+            words.append(f"{kind} [{_word(operation.axes)}]")
     return ", ".join(words) or "no contraction"

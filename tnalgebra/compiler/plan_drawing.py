@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..network import own_style, store, suffix_of
-from .choose import Candidate, weights_only
-from .operations import Arrange, ChannelsLast, Convolve, Load, Multiply, Pool, Product, Rename, Sum, Unfold, sources
+from . import operations as ops
+from .choose import Candidate
+from .operations import labels_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,13 +34,10 @@ class _Box:
         return max(len(line) for line in self.lines) * LETTER + 0.2
 
 
-def draw_plan(
-    candidate: Candidate, counts: Mapping[int, int], *, frozen: bool, path: str | os.PathLike[str] | None
-) -> Figure:
+def draw_plan(candidate: Candidate, *, frozen: bool, path: str | os.PathLike[str] | None) -> Figure:
     """Draw the steps that compute; views and new names are left out. Dashed: done before the call.
 
     Args:
-        counts: position of an operation -> its multiply-adds.
         path: where to store it, as .svg or .png.
 
     Raises:
@@ -51,9 +49,7 @@ def draw_plan(
     from ..network import FILL, FUSE, INK, PALETTE
 
     fills = {"input": PALETTE[0], "weight": PALETTE[1], "pattern": FILL, "step": FUSE}
-    root = _box(
-        candidate, len(candidate.program.operations) - 1, counts, weights_only(candidate.program), frozen, fills
-    )
+    root = _box(candidate, len(candidate.program.operations) - 1, fills, frozen=frozen)
     places: list[tuple[_Box, float, float]] = []
     right = _place(root, 0.0, _depth(root) * LEVEL, places)
     top = _depth(root) * LEVEL + HEIGHT
@@ -81,53 +77,38 @@ def draw_plan(
     return figure
 
 
-def _box(
-    candidate: Candidate,
-    number: int,
-    counts: Mapping[int, int],
-    flags: Sequence[bool],
-    frozen: bool,
-    fills: Mapping[str, str],
-) -> _Box:
-    operations = candidate.program.operations
-    operation = operations[number]
-    if isinstance(operation, Arrange | Rename | ChannelsLast) and number != 0:
-        return _box(candidate, operation.source, counts, flags, frozen, fills)
-    if isinstance(operation, Load):
+def _box(candidate: Candidate, number: int, fills: Mapping[str, str], *, frozen: bool) -> _Box:
+    program = candidate.program
+    operation = program.operations[number]
+    if isinstance(operation, ops.Arrange | ops.Rename | ops.ChannelsLast):
+        return _box(candidate, operation.source, fills, frozen=frozen)
+    if isinstance(operation, ops.Load):
         return _Box((operation.name, _sizes(candidate, number) or "scalar"), (), fills[operation.kind], False)
-    boxes = [_box(candidate, source, counts, flags, frozen, fills) for source in sources(operation)]
+    boxes = [(_box(candidate, source, fills, frozen=frozen), source) for source in operation.sources]
     # a tensor says its own sizes
-    labels = [
-        _sizes(candidate, source) if box.parts else "" for box, source in zip(boxes, sources(operation), strict=True)
-    ]
-    parts = tuple(zip(boxes, labels, strict=True))
-    second = f"{counts[number]:,} multiply-adds" if counts.get(number) else ""
-    lines = (_kind(operation), second) if second else (_kind(operation),)
-    return _Box(lines, parts, fills["step"], frozen and flags[number])
+    parts = tuple((box, _sizes(candidate, source) if box.parts else "") for box, source in boxes)
+    count = candidate.works[number][0].multiply_adds
+    lines = (_kind(operation), *([f"{count:,} multiply-adds"] if count else []))
+    return _Box(lines, parts, fills["step"], frozen and program.weights_only[number])
 
 
 def _sizes(candidate: Candidate, number: int) -> str:
-    axes = candidate.program.operations[number].axes
-    return " ".join(f"{label}:{candidate.program.sizes[label]}" for axis in axes for label in axis)
+    program = candidate.program
+    return " ".join(f"{label}:{program.sizes[label]}" for label in labels_in(program.operations[number].axes))
 
 
-def _kind(operation: object) -> str:
+def _kind(operation: ops.Operation) -> str:
     match operation:
-        case Convolve():
-            window = " ".join(label for axis in operation.window for label in axis)
-            depth = "depthwise " if operation.groups and not operation.summed and not operation.new else ""
+        case ops.Convolve():
+            depth = "depthwise " if operation.is_depthwise else ""
             name = "transposed convolution" if operation.transposed else "convolution"
-            return f"{depth}{name} {window or '1x1'}"
-        case Product():
+            return f"{depth}{name} {' '.join(labels_in(operation.window)) or '1x1'}"
+        case ops.Product():
             return f"product over {' '.join(operation.summed)}"
-        case Multiply():
-            return "multiply"
-        case Pool():
+        case ops.Pool():
             return "means of windows"
-        case Unfold():
+        case ops.Unfold():
             return "windows"
-        case Sum():
-            return "sum"
         case _:
             return type(operation).__name__.lower()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch import nn as torch_nn
 
-from ..compiler import MAX_ELEMENTS, Candidates, Compiled, prepared
+from ..compiler import MAX_PLAN_ELEMENTS, Candidates, Compiled, make_request
 from ..decompositions import read_trace, resolve
 from ..errors import CompileError, LayerError, RuleError, explain
 from ..fitting import Rank, bonds_of, open_labels
@@ -222,7 +222,7 @@ class KernelLayer(Compiled):
         if module.bias is not None:
             bias = module.bias
             tensors["bias"] = torch_nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        request, tensors = prepared(
+        request, tensors = make_request(
             network,
             inputs={"X": _nominal_shape(module, planning)},
             values=tensors,
@@ -232,7 +232,7 @@ class KernelLayer(Compiled):
             backward=planning.backward,
             dynamic={},
             memory_format=checked_format(planning.memory_format, weight.ndim) or memory_format_of(weight),
-            max_elements=MAX_ELEMENTS,
+            max_elements=MAX_PLAN_ELEMENTS,
             format_kept=True,
         )
         super().__init__(request, tensors, frozenset(constants), planning.tune)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
-from math import prod
+from itertools import count
 from typing import Literal, TypeAlias
 
 from ..errors import CompileError, SizeError, explain
@@ -33,7 +33,7 @@ RULES = tuple(rule for rule in SIMPLIFY if rule not in (drop_size_one, window_to
 MAX_MERGED = 8
 """Networks with windows merged or not that are looked at."""
 
-Kind: TypeAlias = Literal["input", "weight", "pattern"]
+LeafKind: TypeAlias = Literal["input", "weight", "pattern"]
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Leaf:
 
     name: str
     labels: tuple[str, ...]
-    kind: Kind
+    kind: LeafKind
     node: Node
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A network to be computed.
+class Computation:
+    """A network to be computed, its nodes sorted by what they are to a plan.
 
     inputs: names, in the order of the call.
-    leaves: in the order of their nodes; a tied tensor stands more than once.
+    leaves: in the order of their nodes; a tied tensor occurs more than once.
     views: windows and reshapes, which are steps of a plan and no tensors.
     factor: of the whole value, from flat nodes.
     sized: labels whose size multiplies (+1) or divides (-1) the value.
@@ -74,12 +74,12 @@ class Problem:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """Open labels that nothing carries: axes of one element."""
-        standing = {label for node in (*self.leaves, *self.views) for label in node.labels}
-        return tuple(label for label in self.output if label not in standing)
+        """Open labels that no node carries: axes of one element."""
+        carried = {label for node in (*self.leaves, *self.views) for label in node.labels}
+        return tuple(label for label in self.output if label not in carried)
 
 
-def problems(network: Network, inputs: Sequence[str], sizes: Mapping[str, int]) -> list[Problem]:
+def computations(network: Network, inputs: Sequence[str], sizes: Mapping[str, int]) -> list[Computation]:
     """The network simplified, and the same with windows that follow one another merged, where that is exact.
 
     Raises:
@@ -96,10 +96,10 @@ def problems(network: Network, inputs: Sequence[str], sizes: Mapping[str, int]) 
                 merged = rewrite(merge_windows.apply(one, at=place).network, RULES).network
                 if str(merged) not in {str(other) for other in found}:
                     found.append(merged)
-    return [problem_of(one, inputs) for one in found]
+    return [sort_nodes(one, inputs) for one in found]
 
 
-def problem_of(network: Network, inputs: Sequence[str]) -> Problem:
+def sort_nodes(network: Network, inputs: Sequence[str]) -> Computation:
     """Sort the nodes of a network by what they are to a plan."""
     network = _split_apart(network)
     factor, sized, nodes = _without_fills(network)
@@ -112,8 +112,8 @@ def problem_of(network: Network, inputs: Sequence[str]) -> Problem:
             case Conv() | Fuse() if len(set(node.labels)) == len(node.labels):
                 views.append(node)
             case _:
-                leaves.append(pattern_leaf(node, taken))
-    return Problem(network, tuple(inputs), tuple(leaves), tuple(views), factor, tuple(sized))
+                leaves.append(_pattern_leaf(node, taken))
+    return Computation(network, tuple(inputs), tuple(leaves), tuple(views), factor, tuple(sized))
 
 
 def _split_apart(network: Network) -> Network:
@@ -137,13 +137,11 @@ def _split_apart(network: Network) -> Network:
     return Network(nodes, network.output, sizes)
 
 
-def pattern_leaf(node: Node, taken: set[str]) -> Leaf:
+def _pattern_leaf(node: Node, taken: set[str]) -> Leaf:
     """The dense array of a reserved node as a leaf, under a name that nothing else has."""
-    number = 0
-    while f"pattern_{number}" in taken:
-        number += 1
-    taken.add(f"pattern_{number}")
-    return Leaf(f"pattern_{number}", node.labels, "pattern", node)
+    name = next(name for number in count() if (name := f"pattern_{number}") not in taken)
+    taken.add(name)
+    return Leaf(name, node.labels, "pattern", node)
 
 
 def _without_fills(network: Network) -> tuple[float, list[tuple[str, int]], list[Node]]:
@@ -171,63 +169,59 @@ def _without_fills(network: Network) -> tuple[float, list[tuple[str, int]], list
     return float(factor), sized, nodes
 
 
-def moving_labels(problem: Problem, patterns: Iterable[Leaf] = ()) -> frozenset[str]:
+def moving_labels(computation: Computation, patterns: Iterable[Leaf] = ()) -> frozenset[str]:
     """Labels whose size the inputs alone decide: it may differ from call to call.
 
     Every other size is that of a weight, of a window or of a dense pattern, or follows from those.
     """
-    fixed = {label for leaf in (*problem.leaves, *patterns) if leaf.kind != "input" for label in leaf.labels}
-    fixed |= {view.k for view in problem.views if isinstance(view, Conv)}
-    on_inputs = {label for leaf in problem.leaves if leaf.kind == "input" for label in leaf.labels}
-    known = labels_from_inputs(problem, splits=False)
+    views = computation.views
+    fixed = {label for leaf in (*computation.leaves, *patterns) if leaf.kind != "input" for label in leaf.labels}
+    fixed |= {view.k for view in views if isinstance(view, Conv)}
+    known = labels_from_inputs(computation, splits=False)
     tied: dict[tuple[str, int], set[str]] = {}
-    for leaf in problem.leaves:
+    for leaf in computation.leaves:
         for axis, label in enumerate(leaf.labels):
             tied.setdefault((leaf.name, axis), set()).add(label)
-    while True:
+    before = -1
+    while len(fixed) != before:
         before = len(fixed)
         for labels in tied.values():
             if labels & fixed:
                 fixed |= labels
-        for view in problem.views:
-            if isinstance(view, Conv):
-                if view.x in fixed or view.y in fixed:
-                    fixed |= {view.x, view.y}
-            elif view.whole in fixed:
-                fixed |= {*view.parts}
-            elif not known.issuperset(view.parts):
-                open_parts = [part for part in view.parts if part not in fixed]
-                if len(open_parts) != 1:
-                    fixed |= {view.whole, *view.parts}
-        if len(fixed) == before:
-            break
-    reached = on_inputs | {label for view in problem.views for label in view.labels}
-    return frozenset(reached - fixed)
+        for view in views:
+            fixed |= _fixed_by(view, fixed, known)
+    reached = {label for leaf in computation.leaves if leaf.kind == "input" for label in leaf.labels}
+    return frozenset((reached | {label for view in views for label in view.labels}) - fixed)
 
 
-def labels_from_inputs(problem: Problem, *, splits: bool) -> frozenset[str]:
+def _fixed_by(view: Conv | Fuse, fixed: Set[str], known: Set[str]) -> set[str]:
+    """Labels of a view whose size follows from fixed ones, or from nothing; `known` are those the inputs decide."""
+    if isinstance(view, Conv):
+        return {view.x, view.y} if {view.x, view.y} & fixed else set()
+    if view.whole in fixed:
+        return {*view.parts}
+    is_open = len({*view.parts} - fixed) != 1 and not {*view.parts} <= known
+    return {view.whole, *view.parts} if is_open else set()
+
+
+def labels_from_inputs(computation: Computation, *, splits: bool) -> frozenset[str]:
     """Labels whose size follows from the inputs alone: through windows from x to y, and through reshapes.
 
     Args:
         splits: also the parts of a whole, of which the inputs alone do not say how large each is.
     """
-    found = {label for leaf in problem.leaves if leaf.kind == "input" for label in leaf.labels}
-    while True:
+    found = {label for leaf in computation.leaves if leaf.kind == "input" for label in leaf.labels}
+    before = -1
+    while len(found) != before:
         before = len(found)
-        for view in problem.views:
+        for view in computation.views:
             if isinstance(view, Conv):
                 found |= {view.y} if view.x in found else set()
             elif splits and view.whole in found:
                 found |= {*view.parts}
             elif found.issuperset(view.parts):
                 found.add(view.whole)
-        if len(found) == before:
-            return frozenset(found)
-
-
-def size(sizes: Mapping[str, int], labels: Collection[str]) -> int:
-    """Elements of a tensor with these labels."""
-    return prod(sizes[label] for label in labels)
+    return frozenset(found)
 
 
 def check_inputs(network: Network, inputs: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -245,25 +239,15 @@ def check_inputs(network: Network, inputs: Mapping[str, Sequence[int]]) -> dict[
         if not isinstance(shape, Sequence) or not all(isinstance(number, int) for number in shape):
             raise CompileError(explain(f"the shape of the input {name!r} is {shape!r}", fix="a tuple of integers"))
         if name not in names:
-            raise CompileError(
-                explain(f"there is no tensor {name!r} to be the input", tensors=" ".join(names), network=network)
-            )
+            fact = f"the input {name!r} is not a tensor of the network"
+            raise CompileError(explain(fact, tensors=" ".join(names), network=network))
         for position in names[name]:
-            labels = network.nodes[position].labels
-            if len(shape) != len(labels):
-                raise CompileError(
-                    explain(
-                        f"the input {name!r} has {len(shape)} axes, its node has {len(labels)}",
-                        shape=tuple(shape),
-                        node=node_text(network.nodes[position]),
-                    )
-                )
-            for label, number in zip(labels, shape, strict=True):
+            node = network.nodes[position]
+            if len(shape) != len(node.labels):
+                fact = f"the input {name!r} has {len(shape)} axes, its node has {len(node.labels)}"
+                raise CompileError(explain(fact, shape=tuple(shape), node=node_text(node)))
+            for label, number in zip(node.labels, shape, strict=True):
                 if sizes.setdefault(label, number) != number:
-                    raise SizeError(
-                        explain(
-                            f"label {label!r} has sizes {sizes[label]} and {number}",
-                            where=node_text(network.nodes[position]),
-                        )
-                    )
+                    fact = f"label {label!r} has sizes {sizes[label]} and {number}"
+                    raise SizeError(explain(fact, where=node_text(node)))
     return sizes

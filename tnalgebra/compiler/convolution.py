@@ -1,0 +1,147 @@
+"""A join of two values as one of torch's convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from ..network import Conv, window
+from . import operations as ops
+from .operations import Axes, Axis, Pads, labels_in
+from .values import (
+    UNKNOWN,
+    Draft,
+    Value,
+    arrange,
+    as_image,
+    axes_of_images,
+    channels_last_order,
+    pad,
+    relabel_axes,
+    relabel_axis,
+    roles,
+    singles,
+    without,
+)
+
+
+class _Positions(NamedTuple):
+    """One axis of positions, and the window that moves along it, if one does.
+
+    before, after, k: the axis of the input, of the value, of the kernel.
+    padding, extra: torch's padding and output_padding.
+    rest: what is still to be added (or cut off) at both ends: before a convolution, after a transposed one.
+    """
+
+    node: Conv | None
+    before: Axis
+    after: Axis
+    k: Axis = ()
+    stride: int = 1
+    dilation: int = 1
+    padding: int = 0
+    extra: int = 0
+    rest: tuple[int, int] = (0, 0)
+
+
+def convolve(
+    draft: Draft,
+    left: Value,
+    right: Value,
+    *,
+    windows: Sequence[Conv],
+    live: Collection[str],
+    transposed: bool,
+) -> Value:
+    """The join of an input and a kernel, absorbing windows; without windows, one with a window of one element."""
+    is_last = draft.style.memory_format == "channels_last"
+    ends = {(node.y if transposed else node.x): node for node in windows}
+    ks = [node.k for node in windows]
+    groups, summed, new = roles(left, right, live)
+    new = without(new, ks)
+    batch, axes = axes_of_images(left, groups + summed, ends)
+    if alike := _alike(draft, left, batch, groups + summed):
+        batch = without(batch, alike)
+        right = _repeat(draft, right, alike, (*(axis for axis in (new, summed) if axis), *singles(ks)))
+        groups += alike
+    while len(axes) < (2 if is_last else 1):
+        axes.insert(0, ())
+    positions = [_positions(draft, axis, ends, transposed=transposed) for axis in axes]
+    # both sides on the axes that torch wants, in the memory format of the style
+    left = arrange(draft, left, (batch, groups + summed, *axes))
+    window_axes = tuple(one.k for one in positions)
+    kernel_axes = (*((groups + summed, new) if transposed else (groups + new, summed)), *window_axes)
+    order = channels_last_order(kernel_axes) if is_last else labels_in(kernel_axes)
+    right = arrange(draft, right, kernel_axes, order=order, last=is_last)
+    if not transposed:
+        left = pad(draft, left, [(one.node, *one.rest) for one in positions if one.node])
+    left, image_is_last = as_image(draft, left)
+    if is_last and not draft.lies(right, order):
+        right = draft.add(ops.ChannelsLast(right.number, right.axes), order)
+    # the call, and what padding it could not do
+    _, _, after, _, stride, dilation, padding, extra, rest = zip(*positions, strict=True)
+    call = ops.Convolve(
+        left.number,
+        right.number,
+        (batch, groups + new, *after),
+        groups,
+        summed,
+        new,
+        window_axes,
+        stride,
+        padding,
+        dilation,
+        transposed,
+        extra,
+    )
+    value = draft.add(call, labels_in([batch, *after, groups + new]) if image_is_last else None)
+    return _pad_after(draft, value, rest) if transposed else value
+
+
+def _alike(draft: Draft, value: Value, batch: Axis, shared: Axis) -> Axis:
+    """Of a kernel without channels: labels on whose every value it acts alike, taken for groups.
+
+    A depthwise convolution with the kernel repeated is far faster than one of single channels in a long batch.
+    """
+    if any(draft.counts(label) for label in shared):
+        return ()
+    first = next((axis for axis in value.axes if set(axis) & set(batch)), ())
+    return tuple(label for label in batch if label not in first and label not in draft.moving)
+
+
+def _repeat(draft: Draft, kernel: Value, groups: Axis, inner: Axes) -> Value:
+    kernel = arrange(draft, kernel, ((), *inner))
+    return draft.add(ops.Repeat(kernel.number, (groups, *inner)), UNKNOWN)
+
+
+def _positions(draft: Draft, axis: Axis, ends: Mapping[str, Conv], *, transposed: bool) -> _Positions:
+    """An axis of positions with the window of `ends` that moves along it."""
+    node = ends.get(axis[0]) if len(axis) == 1 else None
+    if node is None:
+        return _Positions(None, axis, axis)
+    numbers = window(node)
+    low, high, stride, dilation = (numbers[name] for name in ("low", "high", "stride", "dilation"))
+    found = _Positions(node, axis, (node.y,), (node.k,), stride, dilation)
+    if not transposed:
+        by_call = low == high >= 0 and node.mode == "zeros"
+        return found._replace(padding=low) if by_call else found._replace(rest=(low, high))
+    # torch pads both ends alike, and adds to the high one less than a stride or dilation
+    reach = stride * (draft.sizes[node.y] - 1) + dilation * (draft.sizes[node.k] - 1) + 1
+    padding = max(low, 0)
+    if reach - 2 * padding < 1:
+        padding = 0
+    front = padding - low
+    back = draft.sizes[node.x] - front - (reach - 2 * padding)
+    extra = back if 0 <= back < max(stride, dilation) else 0
+    rest = (front, back - extra)
+    after = node.x if rest == (0, 0) else draft.prime(node.x, -sum(rest))
+    return found._replace(after=(after,), padding=padding, extra=extra, rest=rest)
+
+
+def _pad_after(draft: Draft, value: Value, ends: Pads) -> Value:
+    """Positions added to or cut from a transposed convolution: its labels lose their prime."""
+    plain = {axis[0]: axis[0][:-1] for axis, pair in zip(value.axes[2:], ends, strict=True) if pair != (0, 0)}
+    if not plain:
+        return value
+    axes, order = relabel_axes(value.axes, plain), relabel_axis(value.order, plain)
+    return draft.add(ops.Pad(value.number, axes, ends), order)

@@ -1,0 +1,317 @@
+"""The steps that a contraction may take, and what each costs: nodes and labels as bits of integers.
+
+A state is the set S of consumed nodes, tensors and views (windows and reshapes) alike. live(S) holds the labels in S
+that also occur outside S or in the output. The intermediate T_S, everything else summed, depends on S alone. Steps:
+
+- join(S1, S2, C): the product of two intermediates, absorbing the windows C. It is one convolution if for each window
+  of C its x is live in S1 only and dead after, its k live in S2 only and dead after, its y in neither; with x and y
+  swapped, a transposed convolution. All of C share a direction and no labels.
+- view(S, c): a window alone (an unfolding, or a sum over its k where that dies), or a reshape.
+- a view as a dense 0/1 tensor, if there is no other way, so that every network has a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import prod
+from typing import Literal, NamedTuple, Protocol
+
+from ..network import Conv, Fuse
+from .computation import Computation, labels_from_inputs, moving_labels
+from .cost import Workload
+
+MAX_WINDOWS = 3
+"""Windows that one step may absorb: torch's convolutions have at most three axes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ContractionTree:
+    """How the intermediate of a set of nodes is made.
+
+    mask: the set, one bit a node: leaves first, then views.
+    seconds: predicted, of all steps in it.
+    step: how it is made of `parts`.
+    views: those the step absorbs, by their number.
+    transposed: the direction of the windows a join absorbs.
+    """
+
+    mask: int
+    seconds: float
+    step: Literal["leaf", "pattern", "join", "view"]
+    parts: tuple[ContractionTree, ...] = ()
+    views: tuple[int, ...] = ()
+    transposed: bool = False
+
+    @property
+    def text(self) -> str:
+        """The tree without its prices, equal for equal plans. Views one after the other have no order in it."""
+        if not self.parts:
+            return f"{self.mask:x}"
+        views, parts = list(self.views), self.parts
+        while self.step == "view" and parts[0].step == "view":
+            views, parts = sorted((*views, *parts[0].views)), parts[0].parts
+        return f"({' '.join([self.step[0], *map(str, views), *(part.text for part in parts)])})"
+
+    @property
+    def leaves(self) -> list[ContractionTree]:
+        """What it starts from: tensors, and views as dense tensors."""
+        return [leaf for part in self.parts for leaf in part.leaves] if self.parts else [self]
+
+
+class Windows(NamedTuple):
+    """Windows that a join absorbs.
+
+    numbers, mask: the windows, by their numbers and as bits.
+    xs, ys, ks: their labels as bits; those of transposed windows with x and y swapped.
+    inputs, kernels: all nodes that carry one of the xs, and of the ks.
+    """
+
+    numbers: tuple[int, ...] = ()
+    transposed: bool = False
+    mask: int = 0
+    xs: int = 0
+    ys: int = 0
+    ks: int = 0
+    inputs: int = 0
+    kernels: int = 0
+
+
+class Prices(Protocol):
+    """What is asked of a cost model."""
+
+    def seconds(self, work: Workload, *, weights: bool) -> float:
+        """Seconds of one step; `weights` says whether only weights go into it."""
+        ...
+
+
+class Steps:
+    """The steps of one computation.
+
+    Args:
+        dense: whether the inputs may meet one tensor made of all weights.
+        most: elements of the largest intermediate.
+    """
+
+    def __init__(self, computation: Computation, prices: Prices, *, dense: bool, most: int) -> None:
+        self.computation, self.prices, self.most = computation, prices, most
+        nodes = (*computation.leaves, *computation.views)
+        self.names = list(dict.fromkeys(label for node in nodes for label in node.labels))
+        self.bits = {label: 1 << number for number, label in enumerate(self.names)}
+        self.node_labels = [self._mask(node.labels) for node in nodes]
+        self.carriers = {
+            bit: sum(1 << node for node, labels in enumerate(self.node_labels) if labels & bit)
+            for bit in self.bits.values()
+        }
+        self.output = self._mask(label for label in computation.output if label in self.bits)
+        self.first_view = len(computation.leaves)
+        self.everything = (1 << len(nodes)) - 1
+        self.inputs = sum(1 << n for n, leaf in enumerate(computation.leaves) if leaf.kind == "input")
+        self.sized_by_inputs = self._mask(labels_from_inputs(computation, splits=True) & moving_labels(computation))
+        weights = [n for n, leaf in enumerate(computation.leaves) if leaf.kind == "weight"]
+        self.all_weights = sum(1 << n for n in weights) if len(weights) > 1 and not dense else 0
+        self._live: dict[int, int] = {}
+        self._size: dict[int, int] = {0: 1}
+        self._windows: dict[tuple[tuple[int, ...], bool], Windows] = {}
+
+    def _mask(self, labels: Iterable[str]) -> int:
+        mask = 0
+        for label in labels:
+            mask |= self.bits[label]
+        return mask
+
+    def live(self, mask: int) -> int:
+        """Labels that a set of nodes shares with the rest or with the output."""
+        found = self._live.get(mask)
+        if found is None:
+            found, rest = 0, ~mask & self.everything
+            for bit, nodes in self.carriers.items():
+                if nodes & mask and (nodes & rest or bit & self.output):
+                    found |= bit
+            self._live[mask] = found
+        return found
+
+    def live_names(self, mask: int) -> set[str]:
+        """The names of live labels."""
+        live = self.live(mask)
+        return {label for label, bit in self.bits.items() if live & bit}
+
+    def size(self, labels: int) -> int:
+        """The product of the sizes of labels."""
+        found = self._size.get(labels)
+        if found is None:
+            low = labels & -labels
+            found = self.computation.sizes[self.names[low.bit_length() - 1]] * self.size(labels ^ low)
+            self._size[labels] = found
+        return found
+
+    def view(self, number: int) -> Conv | Fuse:
+        """A window or reshape by the number of its node."""
+        return self.computation.views[number - self.first_view]
+
+    def views(self, mask: int) -> Iterator[int]:
+        """The numbers of the windows and reshapes in a set."""
+        return (number for number in range(self.first_view, len(self.node_labels)) if mask >> number & 1)
+
+    def pointwise(self, *, read: int, written: int, weights: bool = False) -> float:
+        """Seconds of moving elements."""
+        return self.prices.seconds(Workload("pointwise", read=read, written=written), weights=weights)
+
+    def leaves(self, *, patterns: bool) -> list[ContractionTree]:
+        """The tensors, each summed over what it carries alone; and the views as dense tensors, if asked for."""
+        found = [ContractionTree(1 << number, 0.0, "leaf") for number in range(self.first_view)]
+        for number in self.views(self.everything) if patterns else ():
+            elements = self.size(self.node_labels[number])
+            if elements <= self.most:
+                found.append(ContractionTree(1 << number, self.pointwise(read=elements, written=0), "pattern"))
+        return found
+
+    # Joins ---------------------------------------------------------------------------------------------------------
+
+    def absorbable(self, mask: int, views: int) -> list[Windows]:
+        """The sets of windows, of these views, that a join into `mask` may absorb; none at all first."""
+        live = self.live(mask)
+        found = [Windows()]
+        for transposed in (False, True):
+            fitting = []
+            for number in self.views(views):
+                if not isinstance(self.view(number), Conv):
+                    continue
+                x, y, k = self._ends(number, transposed)
+                if (x | k) & live or self.carriers[y] & mask != 1 << number:
+                    continue
+                if not transposed or self._can_be_transposed(number):
+                    fitting.append(number)
+            for count in range(1, MAX_WINDOWS + 1):
+                groups = (group for group in combinations(fitting, count) if self.are_apart(group))
+                found += [self._absorbed(group, transposed) for group in groups]
+        return found
+
+    def _absorbed(self, numbers: tuple[int, ...], transposed: bool) -> Windows:
+        if (numbers, transposed) not in self._windows:
+            xs, ys, ks = (sum(bits) for bits in zip(*(self._ends(n, transposed) for n in numbers), strict=True))
+            inputs, kernels = (
+                sum(1 << node for node, labels in enumerate(self.node_labels) if labels & ends) for ends in (xs, ks)
+            )
+            mask = sum(1 << number for number in numbers)
+            self._windows[numbers, transposed] = Windows(numbers, transposed, mask, xs, ys, ks, inputs, kernels)
+        return self._windows[numbers, transposed]
+
+    def _ends(self, number: int, transposed: bool) -> tuple[int, int, int]:
+        """The bits of a window's x, y and k; x and y swapped if it is transposed."""
+        node = self.view(number)
+        assert isinstance(node, Conv)
+        x, y, k = (self.bits[label] for label in (node.x, node.y, node.k))
+        return (y, x, k) if transposed else (x, y, k)
+
+    def are_apart(self, group: Sequence[int]) -> bool:
+        """Whether views share no label."""
+        return not any(self.node_labels[one] & self.node_labels[other] for one, other in combinations(group, 2))
+
+    def _can_be_transposed(self, number: int) -> bool:
+        """Padding with zeros only; and the input of a stride may have any of several sizes for one of its output, so
+        that the inputs must not decide it on their own."""
+        node = self.view(number)
+        assert isinstance(node, Conv)
+        return node.mode == "zeros" and (node.stride == 1 or not self.bits[node.x] & self.sized_by_inputs)
+
+    def join_price(self, left: int, right: int, windows: Windows) -> float | None:
+        """Seconds of the join of two intermediates; None if it is no step."""
+        if self._is_dense(left, right) or self._is_dense(right, left):
+            return None
+        one, other, live = self.live(left), self.live(right), self.live(left | right | windows.mask)
+        written = self.size(live)
+        if written > self.most:
+            return None
+        read, shared = self.size(one) + self.size(other), one & other
+        summed = shared & ~live
+        if windows.numbers:
+            work = self._convolution(one, other, live, windows)._replace(read=read, written=written)
+        elif not shared and not (
+            self._is_alone(left) or self._is_alone(right) or self._is_fused(one, other, left | right)
+        ):
+            return None
+        elif summed:
+            work = Workload(
+                "product",
+                multiply_adds=self.size(one | other),
+                read=read,
+                written=written,
+                groups=self.size(shared & live),
+                summed=self.size(summed),
+                new=self.size(other & ~one),
+                left=self.size(one & ~other),
+            )
+        else:
+            work = Workload("pointwise", read=read, written=written)
+        return self.prices.seconds(work, weights=not (left | right) & self.inputs)
+
+    def _convolution(self, one: int, other: int, live: int, windows: Windows) -> Workload:
+        shared = one & other
+        labels = (one | other | windows.ys | windows.ks) & ~windows.xs
+        # a kernel without channels acts alike on every one: a depthwise convolution
+        groups = shared & live if self.size(shared) > 1 else one & ~other & ~windows.xs
+        return Workload(
+            "convolution",
+            multiply_adds=self.size((labels & ~windows.ys) | windows.xs if windows.transposed else labels),
+            groups=self.size(groups),
+            summed=self.size(shared & ~live),
+            new=self.size(other & ~one & ~windows.ks),
+        )
+
+    def _is_dense(self, weights: int, inputs: int) -> bool:
+        """Whether one tensor made of all weights meets inputs, where that is forbidden."""
+        return bool(self.all_weights and weights & self.all_weights == self.all_weights) and bool(
+            not weights & self.inputs and inputs & self.inputs
+        )
+
+    def _is_alone(self, mask: int) -> bool:
+        """Whether a set shares no label with the rest."""
+        return not any(nodes & mask and nodes & ~mask for nodes in self.carriers.values())
+
+    def _is_fused(self, one: int, other: int, mask: int) -> bool:
+        """Whether a reshape outside joins labels of two sets: then their outer product leads somewhere."""
+        return any(
+            isinstance(self.view(number), Fuse) and self.node_labels[number] & one and self.node_labels[number] & other
+            for number in self.views(self.everything & ~mask)
+        )
+
+    # Views ---------------------------------------------------------------------------------------------------------
+
+    def is_box_sum(self, number: int) -> bool:
+        """Whether a view is a window whose k nothing else carries: a sum over it."""
+        node = self.view(number)
+        return (
+            isinstance(node, Conv)
+            and self.carriers[self.bits[node.k]] == 1 << number
+            and not self.bits[node.k] & self.output
+        )
+
+    def view_price(self, rest: int, group: Sequence[int]) -> float | None:
+        """Seconds of windows or a reshape applied to the intermediate of `rest`; None if that is no step."""
+        live = self.live(rest)
+        after = self.live(rest | sum(1 << number for number in group))
+        weights = not rest & self.inputs
+        read, written = self.size(live), self.size(after)
+        if written > self.most or not all(self._applies(number, live, after) for number in group):
+            return None
+        nodes = [self.view(number) for number in group]
+        windows = [node for node in nodes if isinstance(node, Conv)]
+        if not windows:
+            return self.pointwise(read=0, written=0, weights=weights)
+        if len(group) > 1 or self.is_box_sum(group[0]):
+            read = written * prod(self.computation.sizes[node.k] for node in windows)
+        return self.pointwise(read=read, written=written, weights=weights)
+
+    def _applies(self, number: int, live: int, after: int) -> bool:
+        """Whether a view takes these live labels to those after."""
+        node = self.view(number)
+        if isinstance(node, Conv):
+            x, y, k = self._ends(number, transposed=False)
+            return bool(live & x) and not after & x and not live & (y | k)
+        whole = self.bits[node.whole]
+        parts = self.node_labels[number] & ~whole
+        split = live & whole and not after & whole and not live & parts
+        merge = live & parts == parts and not after & parts and not live & whole
+        return bool(split or merge)

@@ -1,0 +1,118 @@
+"""Choosing among programs by measurement; what was measured is remembered on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import zip_longest
+from statistics import median
+
+import torch
+
+from .._files import cache_folder, write_text
+from .choose import Candidate, PlanRequest
+
+TUNED = 12
+"""Candidates that `tune=True` measures: the best of each style in turn, in the order of their prices."""
+
+TIE = 0.03
+"""Of measurements this much apart the one with fewer calls wins."""
+
+ROUNDS, FEWEST, FAR_BEHIND = 9, 3, 1.15
+"""Measurements of each; after the fewest, those that take so many times as long as the fastest are left out."""
+
+
+def tune_candidates(
+    listed: Sequence[Candidate], request: PlanRequest, timer: Callable[[Candidate], Callable[[], float]]
+) -> list[Candidate]:
+    """The best few measured side by side, the fastest first, then the others; the result is remembered on disk.
+
+    Args:
+        timer: makes, for a candidate, a function that runs it once and returns the seconds.
+    """
+    file = cache_folder() / "plans" / f"{request_key(request)}.json"
+    seconds, digests = _remembered(file), [digest(candidate) for candidate in listed]
+    if next(iter(seconds), None) not in digests:
+        tried = _worth_trying(listed)
+        seconds = {digest(one): time for one, time in _measure(tried, [timer(one) for one in tried])}
+        write_text(file, json.dumps(list(seconds.items())))
+    places = {name: place for place, name in enumerate(seconds)}
+    tuned = [replace(one, measured=seconds.get(name)) for one, name in zip(listed, digests, strict=True)]
+    order = sorted(range(len(listed)), key=lambda n: places.get(digests[n], len(places)))
+    return [tuned[n] for n in order]
+
+
+def _measure(tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]) -> list[tuple[Candidate, float]]:
+    """Each with the median of its seconds, the winner first, then the fastest."""
+    for run in timers:  # the first runs are slower
+        run()
+        run()
+    times: list[list[float]] = [[] for _ in tried]
+    running = set(range(len(tried)))
+    for round_ in range(ROUNDS):
+        for number in sorted(running):
+            times[number].append(timers[number]())
+        if round_ + 1 >= FEWEST:
+            least = min(median(times[number]) for number in running)
+            running = {number for number in running if median(times[number]) < FAR_BEHIND * least}
+            if len(running) == 1:
+                break
+    medians = [median(one) for one in times]
+    # those left out early were far behind, whatever their few measurements say
+    order = sorted(range(len(tried)), key=lambda n: (n not in running, medians[n]))
+    near = [n for n in order if n in running and medians[n] <= (1 + TIE) * medians[order[0]]]
+    first = min(near, key=lambda n: (tried[n].calls, medians[n]))
+    return [(tried[n], medians[n]) for n in (first, *(n for n in order if n != first))]
+
+
+def _worth_trying(listed: Sequence[Candidate]) -> list[Candidate]:
+    """The best of each style in turn: predictions between styles are the least certain."""
+    by_style: dict[str, list[Candidate]] = {}
+    for one in listed:
+        by_style.setdefault(str(one.program.style), []).append(one)
+    rounds = zip_longest(*by_style.values())
+    chosen = [one for turn in rounds for one in turn if one is not None][:TUNED]
+    return [one for one in listed if one in chosen]
+
+
+def digest(candidate: Candidate) -> str:
+    """What a program is remembered by."""
+    return sha256(candidate.program.text.encode()).hexdigest()[:16]
+
+
+def request_key(request: PlanRequest) -> str:
+    """All that a measurement depends on."""
+    device = request.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()}"
+    key = (
+        version("tnalgebra"),
+        torch.__version__,
+        name,
+        os.cpu_count(),
+        str(request.network),
+        sorted(request.network.sizes.items()),
+        request.inputs,
+        str(request.dtype),
+        request.candidates,
+        request.backward,
+        request.frozen,
+        request.channels_last,
+        sorted(request.dynamic.items()),
+        request.max_elements,
+        request.bias,
+        request.format_kept,
+    )
+    return sha256(repr(key).encode()).hexdigest()[:32]
+
+
+def _remembered(file: os.PathLike[str]) -> dict[str, float]:
+    """digest -> seconds, the winner first; nothing if the file is not there, or is not what was written."""
+    try:
+        with open(file, encoding="utf-8") as handle:
+            return {str(name): float(seconds) for name, seconds in json.load(handle)}
+    except (OSError, ValueError, TypeError):
+        return {}
