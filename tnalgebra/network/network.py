@@ -286,7 +286,7 @@ def draw(
         places: where each node stands, by its number, or its name where only one node has that: x to the right and y
             upwards, neighbours 1 apart; and the dot of a hyperedge, by its label. By default the layout chooses.
     """
-    return drawing.draw(network.nodes, network.output, network.sizes, path, title=title, axes=axes, places=places)
+    return drawing.draw_nodes(network.nodes, network.output, network.sizes, path, title=title, axes=axes, places=places)
 
 
 # What makes a new network ------------------------------------------------------------------------------------
@@ -303,6 +303,8 @@ def with_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
                     second=f"{sizes[label]}, as given",
                 )
             )
+    if sizes.items() <= network.sizes.items():
+        return network
     return Network(network.nodes, network.output, {**network.sizes, **sizes})
 
 

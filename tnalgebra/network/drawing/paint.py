@@ -1,44 +1,48 @@
-"""The shapes and colours of a drawing: a layout painted into matplotlib axes."""
+"""The shapes of a drawing: a layout painted into matplotlib axes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import atan2, cos, hypot, sin
+from typing import Any, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, to_hex
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
 from ..nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node
-from .labels import FONT, LABEL_SIZE, NOTE_SIZE, shown
-from .layout import NAME_SIZE, Layout, Line, Symbol, Text
+from .figures import FILL, FUSE, INK, PALETTE
+from .items import FONT, LABEL_SIZE, NAME_SIZE, NOTE_SIZE, Item, half_extent, shown
+from .layout import Layout
+
+Point: TypeAlias = tuple[float, float]
 
 TITLE_SIZE = 12.0
-INK, GREY, PAPER = "#26323d", "#6b7680", "white"
-CONV, FUSE, FILL = "#f2efe6", "#e6e9ec", "#f2efe6"
-PALETTE = (
-    "#a8c8e4",
-    "#f6cda1",
-    "#b5d9b0",
-    "#e9b5b3",
-    "#cdbfe3",
-    "#f3e3a0",
-    "#a6d8d4",
-    "#e8c0d8",
-    "#d3c4b2",
-    "#c6d8a0",
-)
+_MARGIN = 10.0
+_DOTS_PER_INCH = 150
+GREY, PAPER = "#6b7680", "white"
 
 
-def paint(axes: Axes, nodes: Sequence[Node], plan: Layout, *, title: str | None = None, margin: float = 0.0) -> None:
+def new_axes(plan: Layout, title: str | None) -> Axes:
+    """The axes of a figure in which a point of the layout is a point on paper."""
+    left, bottom, right, top = plan.box
+    half_width, half_height = half_extent(title or "", TITLE_SIZE)
+    width, height = max(right - left, 2 * half_width) + 2 * _MARGIN, top - bottom + 2 * _MARGIN
+    whole = height + 2 * half_height + (_MARGIN if title else 0.0)
+    figure = Figure(figsize=(width / 72, whole / 72), dpi=_DOTS_PER_INCH, facecolor="white")
+    return figure.add_axes((0.0, 0.0, 1.0, height / whole))
+
+
+def paint(axes: Axes, nodes: Sequence[Node], plan: Layout, title: str | None) -> None:
     """Draw a layout into axes; a point of the layout is at most one point on paper, less where room is small."""
     left, bottom, right, top = plan.box
     figure = axes.get_figure()
     assert figure is not None
     room = axes.get_window_extent()
     width, height = room.width * 72 / figure.dpi, room.height * 72 / figure.dpi
-    scale = min(width / (right - left + 2 * margin), height / (top - bottom + 2 * margin), 1.0)
+    scale = min(width / (right - left + 2 * _MARGIN), height / (top - bottom + 2 * _MARGIN), 1.0)
     half_width, half_height = width / scale / 2, height / scale / 2
     axes.set_xlim((left + right) / 2 - half_width, (left + right) / 2 + half_width)
     axes.set_ylim((bottom + top) / 2 - half_height, (bottom + top) / 2 + half_height)
@@ -47,14 +51,36 @@ def paint(axes: Axes, nodes: Sequence[Node], plan: Layout, *, title: str | None 
     if title is not None:
         axes.set_title(title, fontsize=TITLE_SIZE, family=FONT, color=INK, pad=4.0)
     brush = _Brush(axes, scale)
-    for line in plan.lines:
-        brush.line(line)
-    for text in plan.texts:
-        brush.text(text)
+    directions: dict[tuple[int, str], float] = {}  # number of a symbol, label -> how the line leaves the symbol
+    for item, curve, box in zip(plan.items, plan.curves.tolist(), plan.boxes.tolist(), strict=True):
+        if item.kind != "note":
+            brush.line(curve, closed=item.kind == "closed")
+            for end, (near, next_) in zip(item.ends, ((0, 1), (3, 2)), strict=False):
+                (x, y), (x1, y1) = curve[near], curve[next_]
+                directions.setdefault((end, item.label), atan2(y1 - y, x1 - x))
+        if item.text:
+            brush.text(item, box)
     colours = _colours(nodes)
-    for symbol in plan.symbols:
-        node = None if isinstance(symbol.place, str) else nodes[symbol.place]
-        brush.symbol(symbol, node, colours, plan.lines)
+    for number, (symbol, at) in enumerate(zip(plan.symbols, plan.xy.tolist(), strict=True)):
+        wide, high = symbol.half
+        match None if isinstance(symbol.place, str) else nodes[symbol.place]:
+            case None:
+                brush.patch(Circle(at, high), PAPER, layer=4)
+            case Conv() as node:
+                brush.diamond(at, wide, x=directions[number, node.x], y=directions[number, node.y])
+            case Fuse() as node:
+                tip = directions[number, node.whole]
+                brush.polygon(at, tip, [(wide * cos(turn), wide * sin(turn)) for turn in (0.0, 2.2, -2.2)], FUSE)
+            case Copy():
+                brush.patch(Circle(at, high), INK, layer=4, width=1.0)
+            case Fill() as node:
+                brush.patch(Rectangle((at[0] - wide, at[1] - high), 2 * wide, 2 * high), FILL, layer=4)
+                brush.words(shown(str(node.value)), at, NOTE_SIZE, layer=5)
+            case NamedTensor() as node:
+                style = f"round,pad=0,rounding_size={high}"
+                flat = FancyBboxPatch((at[0] - wide, at[1] - high), 2 * wide, 2 * high, style)
+                brush.patch(Circle(at, high) if wide == high else flat, colours[node.name], layer=4)
+                brush.words(shown(node.name), at, NAME_SIZE, layer=5)
 
 
 def _colours(nodes: Sequence[Node]) -> dict[str, str]:
@@ -76,90 +102,47 @@ class _Brush:
         self.axes = axes
         self.scale = scale
 
-    def patch(self, patch: Patch, fill: str, edge: str, *, width: float, layer: float) -> None:
+    def patch(self, patch: Patch, fill: str, *, layer: float, width: float = 1.3, edge: str = INK) -> None:
         patch.set(facecolor=fill, edgecolor=edge, linewidth=width * self.scale, zorder=layer, clip_on=False)
         self.axes.add_patch(patch)
 
-    def words(self, text: str, x: float, y: float, size: float, colour: str, *, layer: float) -> None:
-        self.axes.text(
-            x,
-            y,
-            text,
-            fontsize=size * self.scale,
-            family=FONT,
-            color=colour,
-            ha="center",
-            va="center",
-            linespacing=1.1,
-            zorder=layer,
-            parse_math=False,
-        )
+    def words(self, text: str, at: Point, size: float, *, layer: float, colour: str = INK) -> None:
+        style: dict[str, Any] = {
+            "family": FONT,
+            "ha": "center",
+            "va": "center",
+            "linespacing": 1.1,
+            "parse_math": False,
+        }
+        self.axes.text(at[0], at[1], text, fontsize=size * self.scale, color=colour, zorder=layer, **style)
 
-    def line(self, line: Line) -> None:
-
-        path = Path(line.curve, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
-        self.patch(PathPatch(path, capstyle="round"), "none", INK, width=1.3, layer=1)
-        if line.kind == "closed":
-            (x0, y0), (x, y) = line.curve[0], line.curve[3]
+    def line(self, curve: Sequence[Point], *, closed: bool) -> None:
+        path = Path(curve, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
+        self.patch(PathPatch(path, capstyle="round"), "none", layer=1)
+        if closed:
+            (x0, y0), (x, y) = curve[0], curve[3]
             length = hypot(x - x0, y - y0)
             dx, dy = 5 * (y0 - y) / length, 5 * (x - x0) / length
             bar = Path([(x - dx, y - dy), (x + dx, y + dy)])
-            self.patch(PathPatch(bar, capstyle="round"), "none", INK, width=1.8, layer=1)
+            self.patch(PathPatch(bar, capstyle="round"), "none", layer=1, width=1.8)
 
-    def text(self, text: Text) -> None:
+    def text(self, item: Item, box: tuple[float, float, float, float]) -> None:
+        x, y, wide, high = box
+        corner = x - wide - 1.5, y - high + 1.0
+        halo = FancyBboxPatch(corner, 2 * wide + 3.0, 2 * high - 2.0, boxstyle="round,pad=0,rounding_size=3")
+        self.patch(halo, PAPER, layer=2, width=0.0, edge="none")
+        size, colour = (LABEL_SIZE, INK) if item.label else (NOTE_SIZE, GREY)
+        self.words(item.text, (x, y), size, layer=3, colour=colour)
 
-        corner = text.x - text.half_width - 1.5, text.y - text.half_height + 1.0
-        width, height = 2 * text.half_width + 3.0, 2 * text.half_height - 2.0
-        halo = FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=3")
-        self.patch(halo, PAPER, "none", width=0.0, layer=2)
-        size, colour = (LABEL_SIZE, INK) if text.kind == "label" else (NOTE_SIZE, GREY)
-        self.words(text.text, text.x, text.y, size, colour, layer=3)
+    def polygon(self, at: Point, turn: float, corners: Sequence[Point], fill: str) -> None:
+        """A polygon around `at`, turned."""
+        turned = [(at[0] + r * cos(turn) - s * sin(turn), at[1] + r * sin(turn) + s * cos(turn)) for r, s in corners]
+        self.patch(Polygon(turned, joinstyle="round"), fill, layer=4)
 
-    def symbol(self, symbol: Symbol, node: Node | None, colours: Mapping[str, str], lines: Sequence[Line]) -> None:
-
-        x, y, wide, high = symbol.x, symbol.y, symbol.half_width, symbol.half_height
-        corner = x - wide, y - high
-        match node:
-            case None:
-                self.patch(Circle((x, y), high), PAPER, INK, width=1.3, layer=4)
-            case Copy():
-                self.patch(Circle((x, y), high), INK, INK, width=1.0, layer=4)
-            case NamedTensor():
-                style = f"round,pad=0,rounding_size={high}"
-                shape = Circle((x, y), high) if wide == high else FancyBboxPatch(corner, 2 * wide, 2 * high, style)
-                self.patch(shape, colours[node.name], INK, width=1.3, layer=4)
-                self.words(shown(node.name), x, y, NAME_SIZE, INK, layer=5)
-            case Conv():
-                self.patch(
-                    Polygon([(x - wide, y), (x, y - high), (x + wide, y), (x, y + high)]), CONV, INK, width=1.3, layer=4
-                )
-                self.words("\N{ASTERISK OPERATOR}", x, y, NAME_SIZE + 2, INK, layer=5)
-                for label, inward in ((node.x, True), (node.y, False)):
-                    self.arrow(symbol, _direction(label, symbol, lines), inward=inward)
-            case Fuse():
-                tip = _direction(node.whole, symbol, lines)
-                corners = [(x + wide * cos(tip + turn), y + high * sin(tip + turn)) for turn in (0.0, 2.2, -2.2)]
-                self.patch(Polygon(corners, joinstyle="round"), FUSE, INK, width=1.3, layer=4)
-            case Fill():
-                self.patch(Rectangle(corner, 2 * wide, 2 * high), FILL, INK, width=1.3, layer=4)
-                self.words(shown(str(node.value)), x, y, NOTE_SIZE, INK, layer=5)
-
-    def arrow(self, symbol: Symbol, angle: float, *, inward: bool) -> None:
-        """A small head on a line at the edge of a diamond: the input points in, the output points out."""
-        edge = symbol.half_width / (abs(cos(angle)) + abs(sin(angle)))
-        tip, base = (edge + 1.0, edge + 6.5) if inward else (edge + 8.0, edge + 2.5)
-        corners = [(tip, 0.0), (base, 2.8), (base, -2.8)]
-        turned = [
-            (symbol.x + r * cos(angle) - s * sin(angle), symbol.y + r * sin(angle) + s * cos(angle)) for r, s in corners
-        ]
-        self.patch(Polygon(turned, joinstyle="round"), INK, INK, width=0.6, layer=1.5)
-
-
-def _direction(label: str, symbol: Symbol, lines: Sequence[Line]) -> float:
-    """The angle at which the line with this label leaves a symbol."""
-    for line in lines:
-        for near, next_ in ((0, 1), (3, 2)):
-            (x, y), (x1, y1) = line.curve[near], line.curve[next_]
-            if line.label == label and hypot(x - symbol.x, y - symbol.y) < 1e-2:
-                return atan2(y1 - y, x1 - x)
-    return 0.0
+    def diamond(self, at: Point, half: float, *, x: float, y: float) -> None:
+        """The symbol of a Conv: the line of x, at this angle, has a small head that points in, that of y out."""
+        self.polygon(at, 0.0, [(-half, 0.0), (0.0, -half), (half, 0.0), (0.0, half)], FILL)
+        self.words("\N{ASTERISK OPERATOR}", at, NAME_SIZE + 2, layer=5)
+        for angle, tip, base in ((x, 1.0, 6.5), (y, 8.0, 2.5)):
+            edge = half / (abs(cos(angle)) + abs(sin(angle)))
+            self.polygon(at, angle, [(edge + tip, 0.0), (edge + base, 2.8), (edge + base, -2.8)], INK)

@@ -1,9 +1,8 @@
-"""Where the nodes and hyperedge dots of a drawing stand: layouts of a graph whose edges have lengths, in points."""
+"""Where the symbols of a drawing stand: layouts of a graph whose edges have a "length" in points."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -14,16 +13,16 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float64]
 
 ROW_WIDTH = 640.0
-"""A chain longer than this turns back on a new row, so that it stays legible on a page."""
+"""A row that would be wider than this continues in a new row, so that it stays legible on a page."""
 
 LARGEST_UNTANGLED = 16
-"""Vertices of a planar graph up to which crossings that the energy layouts leave are removed one by one."""
+"""Vertices of a planar graph up to which crossings that the energy layout leaves are removed one by one."""
 
 COMPASS = np.stack([np.cos(np.pi / 4 * np.arange(8)), np.sin(np.pi / 4 * np.arange(8))], axis=1)
 """Eight directions in which a vertex may step."""
 
 CROSSING = 40.0
-"""What a crossing of two lines costs, in this module and in `drawing_places`."""
+"""What a crossing of two lines costs, among the symbols and among the items."""
 
 
 def chain(graph: nx.Graph[int]) -> Array:
@@ -31,16 +30,13 @@ def chain(graph: nx.Graph[int]) -> Array:
     ends = sorted(vertex for vertex, degree in graph.degree if degree <= 1)
     order = list(nx.dfs_preorder_nodes(graph, ends[0]))
     steps = [graph.edges[pair]["length"] for pair in pairwise(order)]
-    rows = max(1, math.ceil(sum(steps) / ROW_WIDTH))
-    a_row = math.ceil(len(order) / rows)
-    width = max((sum(steps[start : start + a_row - 1]) for start in range(0, len(order), a_row)), default=0.0)
+    x = np.concatenate([[0.0], np.cumsum(steps)])
+    a_row = math.ceil(len(order) / max(1, math.ceil(x[-1] / ROW_WIDTH)))
+    row, column = np.divmod(np.arange(len(order)), a_row)
+    if row[-1] > 0:
+        x = max(steps) * np.where(row % 2 == 0, column, a_row - 1 - column)
     xy = np.zeros((len(order), 2))
-    for row, start in enumerate(range(0, len(order), a_row)):
-        members = order[start : start + a_row]
-        at = np.concatenate([[0.0], np.cumsum(steps[start : start + len(members) - 1])])
-        if len(members) == a_row and len(members) > 1:
-            at *= width / at[-1]
-        xy[members] = np.stack([at if row % 2 == 0 else width - at, np.full(len(members), -105.0 * row)], axis=1)
+    xy[order] = np.stack([x, -105.0 * row], axis=1)
     return xy
 
 
@@ -55,74 +51,65 @@ def ring(graph: nx.Graph[int]) -> Array:
 
 
 def energy_layouts(graph: nx.Graph[int], *, untangle: bool) -> list[Array]:
-    """Kamada and Kawai's layout from several starts, and another way if all of them tangle a planar graph.
+    """Kamada and Kawai's layout from several starts.
+
+    Args:
+        untangle: move the vertices of a small planar graph until no edges cross, where all starts end with crossings.
 
     Returns:
-        Different layouts, the best first, each of shape (vertices, 2), with edges of about their "length".
+        The best first, each of shape (vertices, 2); the edges are about as long as their "length".
     """
     count = graph.number_of_nodes()
     rows = dict(nx.all_pairs_dijkstra_path_length(graph, weight="length"))
     distance = np.array([[rows[a][b] for b in range(count)] for a in range(count)])
     edges = np.array(list(graph.edges))
-    planar = nx.check_planarity(graph)[0]
     starts = [nx.circular_layout(graph), nx.circular_layout(nx.path_graph(list(nx.dfs_preorder_nodes(graph, 0))))]
+    planar = nx.check_planarity(graph)[0]
     if planar:
         starts.append(nx.planar_layout(graph))
-    found: list[tuple[float, Array]] = []
-    for start in starts:
-        target = {a: dict(enumerate(row)) for a, row in enumerate(distance)}
-        raw = nx.kamada_kawai_layout(graph, dist=target, pos=start)
-        xy = _sized(np.array([raw[vertex] for vertex in range(count)]), distance)
-        found.append((round(_tangle(xy, edges, distance), 6), xy))
-    found.sort(key=lambda pair: pair[0])
-    found = [found[0], *(pair[1] for pair in pairwise(found) if pair[1][0] > 1.01 * pair[0][0])]
-    if untangle and planar and found[0][0] > CROSSING and count <= LARGEST_UNTANGLED:
-        start = nx.planar_layout(graph)
-        flat = _sized(np.array([start[vertex] for vertex in range(count)]), distance)
-        ways = [_untangled(flat, edges, distance, compass) for compass in (COMPASS, COMPASS[::-1])]
-        found.insert(0, min(((_tangle(xy, edges, distance), xy) for xy in ways), key=lambda pair: pair[0]))
-    return [xy * _stretch(_lengths(xy)[tuple(edges.T)], distance[tuple(edges.T)]) for _, xy in found]
-
-
-def _stretch(here: Array, wanted: Array) -> float:
-    """By how much a layout must grow for its shortest edge to have room for its label, within reason."""
-    return float(np.clip((0.85 * wanted / np.maximum(here, 1e-9)).max(), 1.0, 1.5))
+    target = {a: dict(enumerate(row)) for a, row in enumerate(distance)}
+    layouts = [_scaled(nx.kamada_kawai_layout(graph, dist=target, pos=start), distance) for start in starts]
+    layouts.sort(key=lambda xy: round(_tangle(xy, edges, distance), 6))
+    if untangle and planar and count <= LARGEST_UNTANGLED and _tangle(layouts[0], edges, distance) > CROSSING:
+        layouts[0] = _untangled(_scaled(starts[2], distance), edges, distance)
+    pairs = tuple(edges.T)  # the shortest edge needs room for its label too, within reason
+    short = [0.85 * (distance[pairs] / np.maximum(_lengths(xy)[pairs], 1e-9)).max() for xy in layouts]
+    return [xy * float(np.clip(factor, 1.0, 1.5)) for xy, factor in zip(layouts, short, strict=True)]
 
 
 def _lengths(xy: Array) -> Array:
     return np.asarray(np.linalg.norm(xy[:, None] - xy[None], axis=-1))
 
 
-def _sized(xy: Array, distance: Array) -> Array:
-    """Scaled so that the distances are, on the whole, as wanted."""
+def _scaled(positions: dict[int, Array], distance: Array) -> Array:
+    """The positions as an array, scaled so that the distances are right on the whole."""
+    xy = np.array([positions[vertex] for vertex in range(len(positions))])
     weight = 1 / np.maximum(distance, 1.0) ** 2 * (1 - np.eye(len(xy)))
     here = _lengths(xy)
     return np.asarray(xy * (weight * here * distance).sum() / (weight * here**2).sum())
 
 
 def _tangle(xy: Array, edges: Array, distance: Array) -> float:
-    """Energy of a layout: distances that are not as wanted, crossings, vertices close to edges of others."""
-    weight = 1 / np.maximum(distance, 1.0) ** 2
-    stress = (weight * (_lengths(xy) - distance) ** 2).sum() / len(xy)
-    ends = _shrunk(xy[edges])
-    along = xy[edges[:, 1]] - xy[edges[:, 0]]
-    t = ((xy[:, None] - xy[edges[:, 0]]) * along).sum(axis=-1) / np.maximum((along**2).sum(axis=-1), 1e-9)
-    foot = xy[edges[:, 0]] + np.clip(t, 0, 1)[..., None] * along
-    apart = np.linalg.norm(xy[:, None] - foot, axis=-1)
-    apart[edges[:, 0], np.arange(len(edges))] = np.inf
-    apart[edges[:, 1], np.arange(len(edges))] = np.inf
+    """Energy of a layout: wrong distances, crossings, vertices close to edges of others."""
+    stress = ((_lengths(xy) - distance) ** 2 / np.maximum(distance, 1.0) ** 2).sum() / len(xy)
+    start, along = xy[edges[:, 0]], xy[edges[:, 1]] - xy[edges[:, 0]]
+    t = ((xy[:, None] - start) * along).sum(axis=-1) / np.maximum((along**2).sum(axis=-1), 1e-9)
+    apart = np.linalg.norm(xy[:, None] - start - np.clip(t, 0, 1)[..., None] * along, axis=-1)
+    for end in edges.T:
+        apart[end, np.arange(len(edges))] = np.inf
     close = (np.maximum(0, 1 - apart / 40) ** 2).sum()
-    return float(stress + close + CROSSING * crossings(ends, ends).sum())
+    lines = np.stack([start + 0.01 * along, start + 0.99 * along], axis=1)  # edges that share an end do not cross there
+    return float(stress + close + CROSSING * crossings(lines, lines).sum())
 
 
-def _untangled(xy: Array, edges: Array, distance: Array, compass: Array) -> Array:
+def _untangled(xy: Array, edges: Array, distance: Array) -> Array:
     """Move one vertex at a time to where the energy is lower; from a start without crossings none appears."""
     best = _tangle(xy, edges, distance)
     step = float(distance.max()) / 4
     while step > 2.0:
         moved = False
         for vertex in range(len(xy)):
-            for unit in compass:
+            for unit in COMPASS[::-1]:
                 trial = xy.copy()
                 trial[vertex] += step * unit
                 energy = _tangle(trial, edges, distance)
@@ -131,12 +118,6 @@ def _untangled(xy: Array, edges: Array, distance: Array, compass: Array) -> Arra
         if not moved:
             step /= 2
     return xy
-
-
-def _shrunk(ends: Array) -> Array:
-    """Segments a little shorter, so that two that share an end do not cross there."""
-    middle = ends.mean(axis=1, keepdims=True)
-    return np.asarray(middle + 0.98 * (ends - middle))
 
 
 def upright(xy: Array, graph: nx.Graph[int]) -> tuple[float, Array]:
@@ -151,21 +132,18 @@ def upright(xy: Array, graph: nx.Graph[int]) -> tuple[float, Array]:
     angles = np.arctan2(along[:, 1], along[:, 0])
     length = np.hypot(along[:, 0], along[:, 1]).mean()
     main = np.linalg.eigh(xy.T @ xy)[1][:, 1]
-    best: tuple[float, Array] | None = None
+    turns: list[tuple[float, Array]] = []
     for turn in np.concatenate([-angles, np.pi / 2 - angles, [-math.atan2(main[1], main[0])]]):
         turned = xy @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         width, height = np.ptp(turned, axis=0) + 1.0
         slanted = (np.sin(2 * (angles + turn)) ** 2).mean()
-        mirrored = sum(_unmatched(turned * flip, turned) for flip in ([-1, 1], [1, -1])) / length
-        cost = round(float(slanted + mirrored + 0.5 * height / (width + height)), 4)
-        if best is None or cost < best[0]:
-            best = cost, turned
-    assert best is not None
+        lopsided = sum(_unmatched(turned * flip, turned) for flip in ([-1, 1], [1, -1])) / length
+        turns.append((round(float(slanted + lopsided + 0.5 * height / (width + height)), 4), turned))
+    cost, turned = min(turns, key=lambda pair: pair[0])
     order = np.arange(len(xy)) - (len(xy) - 1) / 2
     order[0] -= 1e-3
-    forward = order @ best[1]
-    turned = best[1] * np.array([1.0 if forward[0] > -1e-6 else -1.0, 1.0 if forward[1] < 1e-6 else -1.0])
-    return best[0], turned
+    forward = order @ turned
+    return cost, turned * np.array([1.0 if forward[0] > -1e-6 else -1.0, 1.0 if forward[1] < 1e-6 else -1.0])
 
 
 def _unmatched(first: Array, second: Array) -> float:
@@ -173,105 +151,52 @@ def _unmatched(first: Array, second: Array) -> float:
     return float(np.linalg.norm(first[:, None] - second[None], axis=-1).min(axis=1).mean())
 
 
-def _snapped(values: Array, near: float = 5.0) -> Array:
-    """Coordinates that almost agree made equal."""
-    order = np.argsort(values, kind="stable")
-    snapped = values.copy()
-    group: list[int] = []
-    for vertex in [*order, None]:
-        if group and (vertex is None or values[vertex] - values[group[0]] > near):
-            snapped[group] = values[group].mean()
-            group = []
-        if vertex is not None:
-            group.append(vertex)
-    return snapped
-
-
 def push_apart(xy: Array, half: Array, gap: float = 16.0) -> Array:
     """Move symbols that overlap, or nearly so, apart along the axis on which the least is missing; then align."""
     xy = xy.copy()
     while True:
-        for _ in range(50):
-            missing = half[:, None] + half[None] + gap - np.abs(xy[:, None] - xy[None])
-            pairs = np.argwhere(np.triu((missing > 1e-9).all(axis=-1), 1))
-            if len(pairs) == 0:
-                return np.stack([_snapped(xy[:, 0]), _snapped(xy[:, 1])], axis=1)
-            for i, j in pairs:
-                delta = xy[j] - xy[i]
-                lack = half[i] + half[j] + gap - np.abs(delta)
-                axis = int(np.argmin(lack))
-                if lack[axis] > 0:
-                    step = (lack[axis] / 2 + 1e-3) * (1.0 if delta[axis] >= 0 else -1.0)
-                    xy[i, axis] -= step
-                    xy[j, axis] += step
-        xy *= 1.1
+        missing = half[:, None] + half[None] + gap - np.abs(xy[:, None] - xy[None])
+        pairs = np.argwhere(np.triu((missing > 1e-9).all(axis=-1), 1))
+        if len(pairs) == 0:
+            return np.stack([_aligned(xy[:, 0]), _aligned(xy[:, 1])], axis=1)
+        for i, j in pairs:
+            delta = xy[j] - xy[i]
+            lack = half[i] + half[j] + gap - np.abs(delta)
+            axis = int(np.argmin(lack))
+            if lack[axis] > 0:
+                step = (lack[axis] / 2 + 1e-3) * (1.0 if delta[axis] >= 0 else -1.0)
+                xy[i, axis] -= step
+                xy[j, axis] += step
+        xy *= 1.002  # so that symbols which push each other in a circle find room
+
+
+def _aligned(values: Array, near: float = 5.0) -> Array:
+    """Coordinates that almost agree made equal."""
+    order = np.argsort(values, kind="stable")
+    aligned = values.copy()
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or values[order[end]] - values[order[start]] > near:
+            aligned[order[start:end]] = values[order[start:end]].mean()
+            start = end
+    return aligned
 
 
 def outward(xy: Array, graph: nx.Graph[int], *, hang: bool) -> Array:
-    """The direction in which the legs [0] and the notes [1] of each vertex would like to be: shape (2, vertices, 2).
+    """The direction in which the legs [0] and the notes [1] of each vertex would best be: shape (2, vertices, 2).
 
-    Away from the neighbours; if there is no such direction, or they are to hang (along a chain), legs are below and
+    Away from the neighbours; where the neighbours are on all sides, or along a chain (`hang`), legs are below and
     notes above. Zero for a vertex alone: there all directions are as good.
     """
-    wanted = np.zeros((2, len(xy), 2))
+    directions = np.zeros((2, len(xy), 2))
     for vertex in graph:
         around = [xy[other] - xy[vertex] for other in graph[vertex]]
         away = -sum((step / np.linalg.norm(step) for step in around), np.zeros(2))
         if hang or np.linalg.norm(away) < 0.05:
-            wanted[:, vertex, 1] = (-1.0, 1.0) if around else 0.0
+            directions[:, vertex, 1] = (-1.0, 1.0) if around else 0.0
         else:
-            wanted[:, vertex] = away / np.linalg.norm(away)
-    return wanted
-
-
-def _share(angle: Array, half: tuple[float, float]) -> Array:
-    """How many legs whose texts are of this size fit beside each other in an angle, at distance 1 from a vertex."""
-    tall = max(half[1], half[0] / 3)  # lest legs to the sides, of wide texts, stand too close to tell apart
-    return np.asarray(1 / (2 * (half[0] * np.abs(np.sin(angle)) + tall * np.abs(np.cos(angle))) + 5))
-
-
-def crown_radius(count: float, half: tuple[float, float]) -> float:
-    """How far from a vertex texts of this half width and height stand in a ring without touching."""
-    return count / (2 * np.pi * float(_share(2 * np.pi * np.arange(360) / 360, half).mean()))
-
-
-def crown(taken: Sequence[float], widths: Sequence[float], half: tuple[float, float]) -> Array:
-    """Directions for the legs of a vertex that has many: clockwise, with even room for their texts.
-
-    Args:
-        taken: the directions of bonds, between which the legs stand.
-        widths: the room that each leg needs, 1 that of a bond.
-        half: half the width and height of the largest text; wide ones stand closer to the sides than above and below.
-
-    Returns:
-        The angle of each leg, and the angle that is free at either side of it: shape (legs, 2).
-    """
-    turn = np.linspace(0, 4 * np.pi, 1441)  # clockwise; twice, so that a gap may hold the angle 0
-    shares = _share(turn, half)
-    room = np.concatenate([[0.0], np.cumsum((shares[1:] + shares[:-1]) / 2)])
-    starts = np.interp(np.sort(-np.array(taken or [np.pi]) % (2 * np.pi)), turn, room)
-    gaps = np.diff(starts, append=starts[0] + room[-1] / 2)
-    used = np.full(len(gaps), 1.0 if taken else 0.0)
-    where = np.zeros(len(widths), dtype=int)
-    for leg, width in enumerate(widths):
-        where[leg] = int(np.argmax(np.round(gaps / (used + width), 6)))
-        used[where[leg]] += width
-    for width in set(widths):
-        alike = np.array(widths) == width
-        where[alike] = np.sort(where[alike])
-    found = np.zeros((len(widths), 2))
-    for gap in set(where.tolist()):
-        legs = np.flatnonzero(where == gap)
-        unit = gaps[gap] / used[gap]
-        own = np.array(widths)[legs]
-        middle = np.cumsum(own) - own / 2 + (0.5 if taken else -own[0] / 2)
-        low, at, high = (
-            np.interp((starts[gap] + unit * (middle + side * own)) % (room[-1] / 2) + room[-1] / 4, room, turn)
-            for side in (-0.5, 0.0, 0.5)
-        )
-        free = np.minimum((at - low) % (2 * np.pi), (high - at) % (2 * np.pi))
-        found[legs] = np.stack([(np.pi - at) % (2 * np.pi), free], axis=1)
-    return found
+            directions[:, vertex] = away / np.linalg.norm(away)
+    return directions
 
 
 def crossings(lines: Array, segments: Array) -> NDArray[np.bool_]:
