@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.kernel_cases import gaussian
-from tnalgebra.network.network import Network, carriers, shapes, with_sizes
-from tnalgebra.network.nodes import Fuse, NamedTensor
-from tnalgebra.network.notation import parse_rule
-from tnalgebra.rewriting.rule import Rule
-from tnalgebra.rewriting.text import rule
-from tnalgebra.tensors.values import value_of
+from tnalgebra.network import Fuse, NamedTensor, Network, carriers, parse_rule, shapes, with_sizes
+from tnalgebra.rewriting import Rule, rule
+from tnalgebra.tensors import value_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Case:
         Of two tensors `K[o i] V[i ..]` the first is random, with more columns than rows, and solved for the second.
         """
         left, _ = parse_rule(self.text)
-        dense = value_of(self._right, self.cores(seed), dtype=torch.float64)
+        dense = value_of(self._right, self.cores(seed))
         if len(left.nodes) == 1:
             return {left.nodes[0].name: dense}
         first, second = (node.name for node in left.nodes if isinstance(node, NamedTensor))

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.strategies import random_values
 from tnalgebra.network.nodes import NamedTensor
 from tnalgebra.network.notation import parse
-from tnalgebra.rewriting.rule import Fit, Rule
+from tnalgebra.rewriting import Fit, Rule
 
 SIZES = {"out": 7, "in": 5, "kh": 3, "kw": 2}
 SEVEN = [

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tnalgebra.rewriting.rule import Fit
+from tests.kernel_cases import gaussian
+from tnalgebra.rewriting import Fit
 from tnalgebra.rewriting.text import rule
 
 TUCKER = rule("K[o i h w] => U[o a] G[a b h w] V[b i]", name="tucker2")
 TRAIN = rule("G[o i h w] => A[o p] B[p i q] C[q h w]", name="train")
 HALVES = rule("K[o i] => L[o r] R[r i]", name="halves")
 BLOCKS = rule("W[out in] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2]", name="mpo2")
-KERNEL = torch.randn(7, 5, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-MATRIX = torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+KERNEL = gaussian(7, 5, 3, 2)
+MATRIX = gaussian(6, 8, seed=1)
 
 
 def same_bits(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:

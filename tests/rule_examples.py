@@ -15,16 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.strategies import SIZES, networks, random_values
-from tnalgebra.decompositions.load_trace import by_name
 from tnalgebra.errors import SizeError
-from tnalgebra.network.network import Network, tensor_nodes
-from tnalgebra.network.nodes import MODES, NamedTensor, Node, relabel, rename
-from tnalgebra.network.notation import parse
-from tnalgebra.rewriting.exact import EXACT_RULES
+from tnalgebra.network import MODES, NamedTensor, Network, Node, parse, relabel, rename, tensor_nodes
 
 Valued: TypeAlias = tuple[Network, dict[str, Tensor]]
-
-RULES = by_name(EXACT_RULES)
 
 TOLERANCE = 1e-12  # of `magnitude`: the law; float64 sums of up to 10^6 terms stay below it
 MOST_OPEN = 2000  # elements of an example's value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.documents import ROOT
-from tnalgebra.decompositions.catalogue import CATALOGUE, Entry, register, resolve, rules, unregister
-from tnalgebra.decompositions.cuts import cut
+from tests.refusals import refused
+from tnalgebra.decompositions import CATALOGUE, Entry, cut, register, resolve, rules, unregister
 from tnalgebra.errors import NotationError, RuleError
-from tnalgebra.network.labels import KERNEL_LABELS
-from tnalgebra.network.network import carriers
-from tnalgebra.network.nodes import NamedTensor
-from tnalgebra.network.notation import parse_rule
-from tnalgebra.rewriting.exact import EXACT_RULES
-from tnalgebra.rewriting.text import rule
+from tnalgebra.network import KERNEL_LABELS, NamedTensor, carriers, parse_rule
+from tnalgebra.rewriting import EXACT_RULES, rule
 
 NAMES = (
     *("tucker", "tucker2", "cp", "tensor_train", "tensor_ring", "hierarchical_tucker", "block_term"),
@@ -42,16 +37,12 @@ def _ring() -> Iterator[None]:
     unregister("my_ring")
 
 
-def test_the_names() -> None:
-    assert tuple(entry.name for entry in CATALOGUE) == NAMES
-
-
 @pytest.mark.parametrize("axes", KERNEL_LABELS)
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
 def test_every_entry_for_every_kernel(entry: Entry, axes: int) -> None:
     labels = KERNEL_LABELS[axes]
     if entry.name in ABSENT[axes]:
-        with pytest.raises(RuleError, match=rf"there is no {entry.name} of K\[out in.*\]\n  because: "):
+        with refused(RuleError, entry.name, f"K[{' '.join(labels)}]", "because"):
             entry.rule(labels)
         return
     made = entry.rule(" ".join(labels))
@@ -64,8 +55,10 @@ def test_every_entry_for_every_kernel(entry: Entry, axes: int) -> None:
     assert resolve(entry.name, labels).equation == made.equation
 
 
-def test_every_source_names_a_year() -> None:
+def test_every_entry_has_a_source_with_its_year_and_a_drawing() -> None:
     assert all(any(word.isdigit() and len(word) == 4 for word in entry.source.split()) for entry in CATALOGUE)
+    drawn = {file.stem for file in (ROOT / "docs" / "images").glob("rule-*.svg")}
+    assert drawn == {f"rule-{entry.name}" for entry in CATALOGUE}
 
 
 # The list ----------------------------------------------------------------------------------------------------
@@ -100,16 +93,16 @@ def test_the_list_for_other_labels() -> None:
     assert found["cp"].equation == "K[o i k] => A[o r] B[i r] C[k r]"
     assert "  my_ring              K[o i h w] => A[z o p] B[p i q] C[q h s] D[s w z]" in str(found)
     assert "not of K[o i k]\n  mpo                  a matrix product operator has two labels, no window" in str(found)
-    with pytest.raises(RuleError, match=r"there is no mpo of K\[o i k\]\n  because: a matrix product operator"):
+    with refused(RuleError, "mpo", "K[o i k]", "because"):
         found["mpo"]
-    with pytest.raises(RuleError, match="there is no rule 'my_rings'\n  similar: my_ring"):
+    with refused(RuleError, "'my_rings'", "similar: my_ring"):
         found["my_rings"]
 
 
 def test_a_list_needs_labels() -> None:
-    with pytest.raises(RuleError, match="the label 'out' stands twice"):
+    with refused(RuleError, "'out'"):
         rules("out out")
-    with pytest.raises(RuleError, match="a tensor of 1 labels has no decomposition"):
+    with refused(RuleError, "1 labels"):
         rules("out")
 
 
@@ -119,32 +112,25 @@ def test_a_list_needs_labels() -> None:
 def test_register() -> None:
     halves = rule("K[o i] => L[o r] R[r i]", name="halves")
     assert register(halves) is halves
-    try:
-        assert rules().registered == (halves,)
-        assert rules()["halves"] is halves
-        assert resolve("halves", "a b") is halves
-        with pytest.raises(RuleError, match=r"there is a rule 'halves' already\n.*\n  fix:  .* unregister\('halves'\)"):
-            register(halves)
-    finally:
-        unregister("halves")
+    assert rules().registered == (halves,)
+    assert rules()["halves"] is resolve("halves", "a b") is halves
+    with refused(RuleError, "'halves'", "unregister('halves')"):
+        register(halves)
+    unregister("halves")
     assert rules().registered == ()
-    with pytest.raises(RuleError, match="no rule 'halves' is registered\n  registered: none"):
+    with refused(RuleError, "'halves'"):
         unregister("halves")
 
 
-@pytest.mark.parametrize("name", ["cp", "dct", "trim_copy"])
-def test_a_name_that_is_taken(name: str) -> None:
-    with pytest.raises(RuleError, match=f"there is a rule {name!r} already"):
-        register(rule("K[o i] => L[o r] R[r i]", name=name))
-
-
-def test_a_rule_needs_a_name_of_its_own() -> None:
-    with pytest.raises(RuleError, match="has no name of its own"):
-        register(rule("K[o i] => L[o r] R[r i]"))
-    with pytest.raises(RuleError, match="has no name of its own"):
-        register(cut("out | in"))
+def test_what_cannot_be_registered() -> None:
+    for name in ("cp", "dct", "trim_copy"):
+        with refused(RuleError, repr(name)):
+            register(rule("K[o i] => L[o r] R[r i]", name=name))
+    for nameless in (rule("K[o i] => L[o r] R[r i]"), cut("out | in")):
+        with refused(RuleError, "name"):
+            register(nameless)
     wrong: Any = "cp"
-    with pytest.raises(RuleError, match="a str is registered\n  fix: a rule"):
+    with refused(RuleError, "str"):
         register(wrong)
 
 
@@ -171,32 +157,24 @@ def test_what_a_text_stands_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "facts"),
     [
-        ("tucker3", "there is no rule 'tucker3'\n  similar: tucker, tucker2\n  known:   tucker, "),
-        ("CP", "there is no rule 'CP'\n  similar: cp\n"),
-        ("nothing like it", "there is no rule 'nothing like it'\n  known: tucker, "),
-        ("", "there is no rule ''\n"),
-        ("mpo", r"there is no mpo of K\[out in kh kw\]\n  because: a matrix product operator has two labels"),
-        ("out | in then in | out", "cuts that follow one another are several rules, not one\n"),
-        ("out in | kh", "the cut 'out in | kh' does not fit\n  because: the label 'kw' is missing"),
-        ("out | in kh kw k", "because: the cut names an unknown label 'k'"),
-        ("out | in | kh kw", "because: a cut has one '|', here are 2"),
-        ("trim_copy", "'trim_copy' is an exact rule, no decomposition"),
-        ("U[out r] V[r in]", r"a network stands where a rule should\n.*\n  fix:   K\[out in kh kw\] => U\[out r\]"),
-        (3, "a rule is given as a int"),
+        ("tucker3", "'tucker3';similar: tucker, tucker2;known:   tucker, "),
+        ("CP", "'CP';similar: cp"),
+        ("nothing like it", "'nothing like it';known: tucker, "),
+        ("", "''"),
+        ("mpo", "mpo;K[out in kh kw];two labels"),
+        ("out | in then in | out", "then"),
+        ("out in | kh", "'out in | kh';'kw'"),
+        ("out | in kh kw k", "'k'"),
+        ("out | in | kh kw", "2"),
+        ("trim_copy", "'trim_copy';exact"),
+        ("U[out r] V[r in]", "K[out in kh kw] => U[out r]"),
+        (3, "int"),
     ],
 )
-def test_a_text_that_stands_for_nothing(given: Any, message: str) -> None:
-    with pytest.raises(RuleError, match=message.replace("|", r"\|")):
+def test_a_text_that_stands_for_nothing(given: Any, facts: str) -> None:
+    with refused(RuleError, *facts.split(";")):
         resolve(given, "out in kh kw")
-
-
-def test_a_rule_that_is_none() -> None:
-    with pytest.raises(NotationError, match="unclosed bracket"):
+    with refused(NotationError, "K[out => A[out]"):
         resolve("K[out => A[out]", "out in")
-
-
-def test_every_entry_is_drawn() -> None:
-    folder: Path = ROOT / "docs" / "images"
-    assert {file.stem for file in folder.glob("rule-*.svg")} == {f"rule-{name}" for name in NAMES}

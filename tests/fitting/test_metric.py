@@ -12,15 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.kernel_cases import gaussian
+from tests.refusals import refused
 from tnalgebra.errors import ValuesError
-from tnalgebra.fitting.metric import Metric
+from tnalgebra.fitting import Metric
 
 SIZES = {"out": 4, "in": 5, "kh": 3, "kw": 2, "s": 7}
 EXACT = 1e-12  # of the sums of at most 30 positive terms each, in float64
-
-
-def gaussian(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def random_metric(labels: tuple[str, ...], *, grouped: bool, crossed: bool, seed: int, dtype: torch.dtype) -> Metric:
@@ -68,7 +66,7 @@ def close(value: Tensor, expected: Tensor, tolerance: float = EXACT) -> bool:
     return bool(((value - expected).abs() <= tolerance * expected.abs().max()).all())
 
 
-# values
+# Values -----------------------------------------------------------------------------------------------------
 
 
 @given(st.data())
@@ -206,38 +204,38 @@ def test_a_kernel_of_zeros() -> None:
     assert metric.squared(zero, ("out", "in")) == 0
 
 
-# errors
+# What is refused --------------------------------------------------------------------------------------------
 
 EYE = torch.eye(6, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "facts"),
     [
-        ({"labels": ()}, "a metric needs labels, each once"),
-        ({"labels": ("in", "in")}, "a metric needs labels, each once"),
-        ({"covariance": EYE.half()}, "the covariance is torch.float16"),
-        ({"covariance": EYE[:5]}, r"the covariance has shape \(5, 6\)"),
-        ({"covariance": EYE[:0, :0]}, r"the covariance has shape \(0, 0\)"),
-        ({"covariance": EYE, "batch": ("out",)}, r"the covariance has shape \(6, 6\)\n.*\n  batch:  out"),
-        ({"covariance": EYE * math.inf}, "the covariance holds NaN or infinity"),
-        ({"covariance": EYE + EYE.roll(1, 1)}, "the covariance is not symmetric"),
-        ({"covariance": EYE - 2 * torch.ones(6, 6)}, "the covariance is singular"),
-        ({"covariance": torch.ones(6, 6)}, "the covariance is singular(.|\n)*with_ridge"),
-        ({"covariance": torch.zeros(6, 6)}, "the covariance is singular"),
-        ({"covariance": (EYE * EYE[0]).float()}, "the covariance is singular"),
-        ({"cross": torch.ones(4, 6)}, "cross and power are given together"),
-        ({"power": 1.0}, "cross and power are given together"),
-        ({"cross": torch.ones(4, 5), "power": 1.0}, r"cross has shape \(4, 5\)"),
-        ({"cross": torch.ones(6), "power": 1.0}, r"cross has shape \(6,\)"),
-        ({"cross": torch.ones(4, 6) * math.nan, "power": 1.0}, "cross holds NaN"),
-        ({"cross": torch.ones(4, 6), "power": -1.0}, "the power is -1"),
-        ({"batch": ("other",), "covariance": EYE[None]}, "the outputs are not the kernel's other labels"),
-        ({"outputs": ("in",)}, "the outputs are not the kernel's other labels"),
+        ({"labels": ()}, "labels"),
+        ({"labels": ("in", "in")}, "labels"),
+        ({"covariance": EYE.half()}, "torch.float16"),
+        ({"covariance": EYE[:5]}, "(5, 6)"),
+        ({"covariance": EYE[:0, :0]}, "(0, 0)"),
+        ({"covariance": EYE, "batch": ("out",)}, "(6, 6) out"),
+        ({"covariance": EYE * math.inf}, "covariance NaN"),
+        ({"covariance": EYE + EYE.roll(1, 1)}, "not symmetric"),
+        ({"covariance": EYE - 2 * torch.ones(6, 6)}, "singular"),
+        ({"covariance": torch.ones(6, 6)}, "singular with_ridge"),
+        ({"covariance": torch.zeros(6, 6)}, "singular"),
+        ({"covariance": (EYE * EYE[0]).float()}, "singular"),
+        ({"cross": torch.ones(4, 6)}, "cross power"),
+        ({"power": 1.0}, "cross power"),
+        ({"cross": torch.ones(4, 5), "power": 1.0}, "cross (4, 5)"),
+        ({"cross": torch.ones(6), "power": 1.0}, "cross (6,)"),
+        ({"cross": torch.ones(4, 6) * math.nan, "power": 1.0}, "cross NaN"),
+        ({"cross": torch.ones(4, 6), "power": -1.0}, "power -1"),
+        ({"batch": ("other",), "covariance": EYE[None]}, "outputs"),
+        ({"outputs": ("in",)}, "outputs"),
     ],
 )
-def test_what_is_no_metric(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValuesError, match=message):
+def test_what_is_not_a_metric(arguments: dict[str, Any], facts: str) -> None:
+    with refused(ValuesError, *facts.split()):
         Metric(**{"labels": ("in",), "covariance": EYE, **arguments})
 
 
@@ -245,7 +243,7 @@ def test_a_covariance_of_fewer_inputs_than_values_is_singular() -> None:
     for seed in range(20):
         for dtype in (torch.float64, torch.float32):
             x = gaussian(40, 60, seed=seed).to(dtype)
-            with pytest.raises(ValuesError, match="singular"):
+            with pytest.raises(ValuesError):
                 Metric(("in",), x.mT @ x)
             Metric.with_ridge(("in",), x.mT @ x, ridge=1e-4)
 
@@ -253,52 +251,49 @@ def test_a_covariance_of_fewer_inputs_than_values_is_singular() -> None:
 def test_one_singular_channel_of_many() -> None:
     covariance = EYE.expand(4, 6, 6).clone()
     covariance[2, 3, 3] = 0
-    with pytest.raises(ValuesError, match=r"singular(.|\n)*out=4 in=6"):
+    with refused(ValuesError, "singular", "out=4 in=6"):
         Metric(("in",), covariance, ("out",))
 
 
-@pytest.mark.parametrize("ridge", [-1.0, math.nan, math.inf])
-def test_what_is_no_ridge(ridge: float) -> None:
-    with pytest.raises(ValuesError, match="a ridge of"):
-        Metric.with_ridge(("in",), EYE, ridge=ridge)
-
-
-def test_a_ridge_of_outputs_needs_their_kernel() -> None:
+def test_what_a_ridge_refuses() -> None:
+    for ridge in (-1.0, math.nan, math.inf):
+        with refused(ValuesError, "ridge", ridge):
+            Metric.with_ridge(("in",), EYE, ridge=ridge)
     for kernel in (None, torch.ones(4, 5)):
-        with pytest.raises(ValuesError, match="a ridge with cross needs the kernel"):
+        with refused(ValuesError, "ridge", "cross", "kernel"):
             Metric.with_ridge(("in",), EYE, ridge=1e-4, cross=torch.ones(4, 6), power=1.0, kernel=kernel)
 
 
 def test_tensors_that_do_not_fit() -> None:
     metric = Metric(("in",), EYE)
     crossed = replace(metric, cross=torch.ones(4, 6, dtype=torch.float64), power=9.0)
-    with pytest.raises(ValuesError, match="does not fit the metric in 'in'\n  tensor: out=4 in=5\n  metric: in=6"):
+    with refused(ValuesError, "'in'", "out=4 in=5", "in=6"):
         metric.weighted(torch.ones(4, 5), ("out", "in"))
-    with pytest.raises(ValuesError, match="does not fit the metric in 'in'"):
+    with refused(ValuesError, "'in'"):
         metric.squared(torch.ones(4, 6), ("out", "kw"))
-    with pytest.raises(ValuesError, match="2 axes has 1 labels"):
+    with refused(ValuesError, "2 axes", "1 labels"):
         metric.relative(torch.ones(4, 6), torch.ones(4, 6), ("in",))
-    with pytest.raises(ValuesError, match="holds NaN"):
+    with refused(ValuesError, "NaN"):
         metric.squared(torch.full((4, 6), math.nan), ("out", "in"))
-    with pytest.raises(ValuesError, match="the kernel has other labels"):
+    with refused(ValuesError, "labels"):
         crossed.target(torch.ones(4, 6), ("s", "in"))
-    with pytest.raises(ValuesError, match=r"the kernel has shape \(3, 6\)"):
+    with refused(ValuesError, "(3, 6)"):
         crossed.target(torch.ones(3, 6), ("out", "in"))
-    with pytest.raises(ValuesError, match="the metric knows no output"):
+    with refused(ValuesError, "output"):
         metric.output_error(torch.ones(4, 6), ("out", "in"))
 
 
 @pytest.mark.parametrize(
-    ("label", "parts", "message"),
+    ("label", "parts", "facts"),
     [
-        ("kh", ("a", "b"), "the metric has no label 'kh'"),
-        ("in", (), "cannot be split into nothing"),
-        ("in", ("a", "a"), "cannot be split into a a"),
-        ("in", ("a", "out"), "there already: out"),
-        ("in", ("a", "c"), "no size:\\s+c"),
-        ("in", ("a", "a2"), "'in' has size 6\n  parts: a=2 a2=2"),
+        ("kh", ("a", "b"), ["'kh'"]),
+        ("in", (), ["'in'"]),
+        ("in", ("a", "a"), ["a a"]),
+        ("in", ("a", "out"), ["out"]),
+        ("in", ("a", "c"), ["c"]),
+        ("in", ("a", "a2"), ["'in'", "6", "a=2 a2=2"]),
     ],
 )
-def test_what_cannot_be_split(label: str, parts: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ValuesError, match=message):
+def test_what_cannot_be_split(label: str, parts: tuple[str, ...], facts: list[str]) -> None:
+    with refused(ValuesError, *facts):
         Metric(("in",), EYE).split(label, parts, {"a": 2, "b": 3, "a2": 2, "out": 3})

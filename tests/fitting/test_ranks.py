@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.refusals import refused
 from tnalgebra.errors import RankError
-from tnalgebra.fitting.ranks import KeepFraction, ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
+from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
 
 VALUES = [4.0, 3.0, 3.0, 1.0, 0.0]
 
@@ -84,13 +84,8 @@ def test_how_many_of_five(rank: Any, expected: int) -> None:
     assert count(rank) == expected
 
 
-def test_one_value_is_always_kept() -> None:
-    assert count(RelativeError(0.999), [1.0]) == 1
-    assert count(RelativeError(0.5), [0.0, 0.0, 0.0]) == 1
-    assert kept(KeepFraction(1e-9), 3, bond="r", singular_values=never) == 1
-
-
-def test_equal_values_are_kept_together() -> None:
+def test_one_value_is_always_kept_and_equal_values_are_kept_together() -> None:
+    assert count(RelativeError(0.999), [1.0]) == count(RelativeError(0.5), [0.0, 0.0, 0.0]) == 1
     assert count(RelativeError(0.9), [1.0, 1.0, 1.0]) == 3
     assert count(RelativeError(0.5), [2.0, 1.0, 1.0]) == 3  # sqrt(1 / 6) = 0.41, sqrt(2 / 6) = 0.58
 
@@ -105,44 +100,34 @@ def test_squares_of_singular_values_neither_vanish_nor_overflow(scale: float) ->
 
 
 @pytest.mark.parametrize(
-    ("rank", "message"),
+    ("rank", "facts"),
     [
-        (0, "rank 0 of bond 'r' is outside 1 to 5\n  fix: 1 to 5; at 5 nothing is lost"),
-        (-1, "rank -1 of bond 'r' is outside 1 to 5"),
-        (6, "rank 6 of bond 'r' is outside 1 to 5"),
-        (0.5, "the rank of bond 'r' is 0.5\n  fix: an integer, or KeepFraction(0.5)"),
-        (np.float64(0.5), "\n  fix: an integer, or KeepFraction(0.5)"),
-        (3.0, "the rank of bond 'r' is 3.0\n  fix: an integer, KeepFraction or RelativeError"),
-        (math.nan, "the rank of bond 'r' is nan\n  fix: an integer, KeepFraction or RelativeError"),
-        (True, "the rank of bond 'r' is True\n  fix: an integer, KeepFraction or RelativeError"),
-        ("3", "the rank of bond 'r' is '3'\n  fix: an integer, KeepFraction or RelativeError"),
-        (None, "the rank of bond 'r' is None\n  fix: an integer, KeepFraction or RelativeError"),
-        (np.float32(2), "fix: an integer, KeepFraction or RelativeError"),
-        (
-            ParameterBudget(0.5),
-            "a ParameterBudget is for all bonds of a rule together\n  bond: r\n  fix:  ranks=ParameterBudget(",
-        ),
+        *((number, (f"rank {number} of bond 'r'", "1 to 5")) for number in (0, -1, 6)),
+        (0.5, ("bond 'r'", "KeepFraction(0.5)")),
+        (np.float64(0.5), ("KeepFraction(0.5)",)),
+        *((value, ("bond 'r'", repr(value))) for value in (3.0, math.nan, True, "3", None, np.float32(2))),
+        (ParameterBudget(0.5), ("ParameterBudget", "r", "ranks=ParameterBudget(")),
     ],
 )
-def test_ranks_that_are_none(rank: Any, message: str) -> None:
-    with pytest.raises(RankError, match=re.escape(message)):
+def test_ranks_that_are_refused(rank: Any, facts: tuple[str, ...]) -> None:
+    with refused(RankError, *facts):
         kept(rank, 5, bond="r", singular_values=never)
 
 
-@pytest.mark.parametrize("fraction", [0, -0.5, 1.5, math.nan, math.inf])
-def test_fractions_outside_0_to_1(fraction: float) -> None:
-    with pytest.raises(RankError, match=re.escape(f"KeepFraction({fraction}) keeps a fraction outside (0, 1]")):
-        KeepFraction(fraction)
-    with pytest.raises(RankError, match=re.escape(f"ParameterBudget({fraction}) leaves a fraction outside (0, 1]")):
-        ParameterBudget(fraction)
+@pytest.mark.parametrize("kind", [KeepFraction, ParameterBudget, RelativeError])
+@pytest.mark.parametrize("number", [-0.5, 1.5, math.nan, math.inf])
+def test_numbers_out_of_range(kind: type[Any], number: float) -> None:
+    with refused(RankError, f"{kind.__name__}({number})"):
+        kind(number)
 
 
-@pytest.mark.parametrize("error", [-0.1, 1, 2.5, math.nan])
-def test_errors_outside_0_to_1(error: float) -> None:
-    with pytest.raises(
-        RankError, match=re.escape(f"RelativeError({error}) is outside [0, 1)\n  fix: for example 1e-2")
-    ):
-        RelativeError(error)
+def test_the_ends_of_the_range() -> None:
+    with refused(RankError, "(0, 1]"):
+        KeepFraction(0)
+    with refused(RankError, "(0, 1]"):
+        ParameterBudget(0)
+    with refused(RankError, "[0, 1)"):
+        RelativeError(1)
 
 
 def test_the_rank_of_a_rules_only_bond() -> None:
@@ -150,7 +135,7 @@ def test_the_rank_of_a_rules_only_bond() -> None:
     assert rank_of({"r": 3, "s": 4}, "r") == 3
     assert rank_of(half, "r") is half
     assert rank_of(7, "r") == 7
-    with pytest.raises(RankError, match=re.escape("no rank for 'r'\n  fix: ranks={'r': 8} or ranks=KeepFraction(0.5)")):
+    with refused(RankError, "'r'", "ranks={'r': 8}"):
         rank_of({"s": 3}, "r")
 
 
@@ -174,33 +159,27 @@ def test_a_budget_allows_at_most_its_fraction_or_says_which_would_do(
         assert least <= allowance(budget, parameters, least=least) <= fraction * parameters
         assert allowance(budget, parameters, least=least) + 1 > fraction * parameters
         return
-    with pytest.raises(RankError, match=f"rank 1 takes {least}\n") as caught:
+    with pytest.raises(RankError) as caught:  # messages of numbers that differ from run to run
         allowance(budget, parameters, least=least)
-    if least > parameters:
-        assert str(caught.value).endswith("none: the left side is smaller")
-    else:
+    assert str(least) in str(caught.value)
+    if least <= parameters:
         enough = float(str(caught.value).rpartition("a fraction of at least ")[2])
         assert allowance(ParameterBudget(enough), parameters, least=least) >= least
         assert enough <= 1.011 * least / parameters
 
 
 @pytest.mark.parametrize(
-    ("fraction", "parameters", "least", "message"),
+    ("fraction", "parameters", "least", "facts"),
     [
-        (
-            0.1,
-            77,
-            18,
-            "ParameterBudget(fraction=0.1) allows 7 parameters, rank 1 takes 18\n  fix: a fraction of at least 0.234",
-        ),
-        (1.0, 11, 12, "allows 11 parameters, rank 1 takes 12\n  fix: none: the left side is smaller"),
-        (0.1, 100, 29, "a fraction of at least 0.291"),  # 0.29 * 100 is 28.999999999999996
-        (0.1, 10**7, 10**7, "a fraction of at least 1"),
-        (1e-6, 10**7, 12345, "a fraction of at least 0.00124"),
+        (0.1, 77, 18, ("ParameterBudget(fraction=0.1)", "7 parameters", "18", "0.234")),
+        (1.0, 11, 12, ("11 parameters", "12")),
+        (0.1, 100, 29, ("0.291",)),  # 0.29 * 100 is 28.999999999999996
+        (0.1, 10**7, 10**7, ("at least 1",)),
+        (1e-6, 10**7, 12345, ("0.00124",)),
     ],
 )
 def test_a_budget_that_is_too_small_names_one_that_is_not(
-    fraction: float, parameters: int, least: int, message: str
+    fraction: float, parameters: int, least: int, facts: tuple[str, ...]
 ) -> None:
-    with pytest.raises(RankError, match=re.escape(message) + "$"):
+    with refused(RankError, *facts):
         allowance(ParameterBudget(fraction), parameters, least=least)

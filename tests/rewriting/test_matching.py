@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from itertools import permutations
 
 import pytest
@@ -10,15 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.refusals import refused
 from tests.strategies import networks, random_values
 from tnalgebra.errors import RuleError
-from tnalgebra.network.network import Network, carriers, tensor_nodes
-from tnalgebra.network.nodes import NamedTensor, Node, Variable, relabel, rename
-from tnalgebra.network.notation import parse, parse_rule
-from tnalgebra.rewriting.matching import Match, matches, whole_tensors
-from tnalgebra.rewriting.rule import Fit, Place
-from tnalgebra.rewriting.text import rule
-from tnalgebra.tensors.evaluation import evaluate
+from tnalgebra.network import NamedTensor, Network, Node, carriers, parse, parse_rule, relabel, rename, tensor_nodes
+from tnalgebra.rewriting import Fit, Place, rule
+from tnalgebra.rewriting.matching import Match, matches
+from tnalgebra.tensors import evaluate
 
 
 def found(pattern: str, host: str) -> list[Match]:
@@ -102,19 +99,16 @@ def check_match(match: Match, pattern: Network, host: Network) -> None:
         ("A[i b] B[b j]", "X[n c] Y[c d] Z[d e]", [(0, 1), (1, 2)]),
         ("A[i b] B[b j]", "X[n c] Y[d c]", []),  # axis by axis
         ("A[i b] B[j b]", "X[n c] Y[d c]", [(0, 1), (1, 0)]),
-        ("A[i b] B[b j]", "X[n c e] Y[c d]", []),  # as many labels
         ("A[i b] B[b j]", "X[n c] Y[c d] -> [n c d]", []),  # the bond is open
         ("A[i b] B[b j] -> [i b j]", "X[n c] Y[c d] -> [n c d]", [(0, 1)]),
         ("A[i b] B[b j] -> [i b j]", "X[n c] Y[c d]", [(0, 1)]),  # an open label stands for a closed one as well
         ("A[i b] B[b j] -> [i j]", "X[n c] Y[c d] Z[c]", []),  # a carrier outside
         ("A[i b] B[b j] C[b]", "X[n c] Y[c d] Z[c]", [(0, 1, 2)]),  # all carriers inside
-        ("A[i b] B[b j] -> [i b j]", "X[n c] Y[c d] Z[c]", [(0, 1)]),
         ("A[i j]", "X[n n]", []),  # distinct labels
         ("A[i i]", "X[n n] Y[n m]", []),  # the trace would lose Y
         ("A[i i] -> [i]", "X[n n] Y[n m]", [(0,)]),
         ("A[i] B[j]", "X[n] X[m]", []),  # distinct tensors
         ("A[i] A[j]", "X[n] X[m]", [(0, 1), (1, 0)]),
-        ("A[i] A[j]", "X[n] Y[m]", []),
         ("A[]", "X[] Copy[]", [(0,)]),
         ("Copy[a b]", "Copy[n m] Copy[n m l] Fill[n m | value=1]", [(0,), (0,)]),  # either way round
         ("Copy[a b] A[i b]", "X[n m] Copy[m l]", [(1, 0)]),
@@ -122,12 +116,10 @@ def check_match(match: Match, pattern: Network, host: Network) -> None:
         ("Copy[a a b] -> [a b]", "Copy[n m n] Copy[n m l]", [(0,)]),
         ("Fuse[a b c]", "Fuse[n m l] Fuse[n m]", [(0,)]),
         ("Fuse[a b c] A[b]", "Fuse[n m l] X[l] Y[m]", [(0, 2)]),  # the parts have an order
-        ("Conv[x y k]", "Conv[n m l] Conv[n m l | stride=2]", [(0,)]),
         ("Conv[x y k | stride=2]", "Conv[n m l] Conv[n m l | stride=2]", [(1,)]),
         ("Conv[x y k | stride=s]", "Conv[n m l] Conv[n m l | stride=2] Conv[n m l | padding=1]", [(0,), (1,)]),
         ("Conv[x y k | padding=p]", "Conv[n m l | padding=1] Conv[n m l | padding=1:2]", [(0,)]),
         ("Conv[x y k | padding=p:q]", "Conv[n m l | padding=1] Conv[n m l | padding=1:2]", [(0,), (1,)]),
-        ("Conv[x y k | mode=m]", "Conv[n m l | mode=reflect]", [(0,)]),
         ("Conv[x y k | stride=s] Conv[y z h | stride=s]", "Conv[n m l | stride=2] Conv[m o k]", []),
         (
             "Conv[x y k | stride=s] Conv[y z h | stride=s]",
@@ -166,10 +158,10 @@ def test_the_labels_of_a_copy_match_in_any_order(order: tuple[str, ...]) -> None
 
 def test_a_tied_tensor_is_matched_everywhere_or_not_at_all() -> None:
     host = parse("K[a b] V[b] K[c d] W[d]")
-    assert [len(group) for group in whole_tensors(list(matches(parse("K[o i]"), host)), host)] == [2]
-    assert whole_tensors(list(matches(parse("K[o i] V[i]"), host)), host) == []
+    assert [place.nodes for place in rule("K[o i] => T[o i]").places(host, bind={"K": "K"})] == [(0, 2)]
+    assert rule("K[o i] V[i] -> [o] => T[o]").places(host) == []
     host = parse("K[a b] V[b] K[c d] V[d]")
-    assert [len(group) for group in whole_tensors(list(matches(parse("K[o i] V[i] -> [o]"), host)), host)] == [2]
+    assert [place.nodes for place in rule("K[o i] V[i] -> [o] => T[o]").places(host)] == [(0, 1, 2, 3)]
 
 
 def test_a_tied_tensor_is_rewritten_at_all_its_occurrences() -> None:
@@ -185,13 +177,7 @@ def test_a_tied_tensor_is_rewritten_at_all_its_occurrences() -> None:
 
 
 def test_a_tied_tensor_that_cannot_be_rewritten_everywhere_is_refused() -> None:
-    message = (
-        "the rule 'K[o i] V[i] -> [o] => T[o]' applies nowhere\n"
-        "  rule:    K[o i] V[i] => T[o]\n"
-        "  network: K[a b] V[b] K[c d]\n"
-        "  tied:    K (a tensor is rewritten at all its occurrences or not at all)"
-    )
-    with pytest.raises(RuleError, match=re.escape(message)):
+    with refused(RuleError, "K[o i] V[i] => T[o]", "K[a b] V[b] K[c d]", "tied", "K ("):
         rule("K[o i] V[i] -> [o] => T[o]").apply(parse("K[a b] V[b] K[c d]"))
 
 
@@ -216,27 +202,20 @@ def test_a_tied_left_side_wants_a_tied_tensor() -> None:
 
 def test_places_that_overlap_are_listed_and_chosen_by_number() -> None:
     text, host = "A[i b] B[b j] => AB[i j]", "X[n:2 c:3] Y[c d:4] Z[d e:5]"
-    message = (
-        f"the rule '{text}' applies at 2 places\n"
-        "  places: 0: X[n c] Y[c d] at n c d\n"
-        "          1: Y[c d] Z[d e] at c d e\n"
-        "  fix:    choose one: at=0, ..."
-    )
-    with pytest.raises(RuleError, match=re.escape(message)):
+    with refused(RuleError, text, "0: X[n c] Y[c d] at n c d", "1: Y[c d] Z[d e] at c d e", "at=0"):
         rule(text).apply(parse(host))
     assert str(apply(text, host, at=0).network) == "AB[n:2 d:4] Z[d e:5]"
     assert str(apply(text, host, at=1).network) == "X[n:2 c:3] AB[c e:5]"
     for at in (2, -1):
-        message = f"at={at}: the rule '{text}' applies at 2 places, counted from 0"
-        with pytest.raises(RuleError, match=re.escape(message)):
+        with refused(RuleError, f"at={at}", "2 places"):
             rule(text).apply(parse(host), at=at)
 
 
 def test_a_place_of_another_network_is_refused() -> None:
     place = rule("A[i b] B[b j] => AB[i j]").places(parse("X[n c] Y[c d]"))[0]
-    with pytest.raises(RuleError, match="does not apply there\n  place: "):
+    with refused(RuleError, "place", "X[n c] Y[d c]"):
         rule("A[i b] B[b j] => AB[i j]").apply(parse("X[n c] Y[d c]"), at=place)
-    with pytest.raises(RuleError, match="does not apply there"):
+    with refused(RuleError, "place"):
         rule("A[i b] B[b j] => AB[i j]").apply(parse("X[n c] Y[c d]"), at=Place((0,)))
 
 
@@ -245,9 +224,9 @@ def test_bind_narrows_the_places_down() -> None:
     assert str(apply(text, host, bind={"A": "Y"}).network) == "X[n:2 c:3] AB[c e:5]"
     assert str(apply(text, host, bind={"j": "d"}).network) == "AB[n:2 d:4] Z[d e:5]"
     assert len(rule(text).places(parse(host), bind={"A": "Y"})) == 1
-    with pytest.raises(RuleError, match=r"applies nowhere(.|\n)*bind: +\{'A': 'Z'\}"):
+    with refused(RuleError, "bind", "{'A': 'Z'}"):
         rule(text).apply(parse(host), bind={"A": "Z"})
-    with pytest.raises(RuleError, match="has no variable 'C'\n  known: A B i b j"):
+    with refused(RuleError, "'C'", "A B i b j"):
         rule(text).apply(parse(host), bind={"C": "Z"})
 
 
@@ -318,17 +297,13 @@ def test_a_rule_applied_to_values_alone_rewrites_its_left_side() -> None:
     torch.testing.assert_close(fit.dense(), evaluate(network, values), rtol=1e-12, atol=1e-12)
 
 
-def test_variables_have_names() -> None:
-    assert side("Conv[x y k | stride=s]").nodes[0].attributes == {"stride": str(Variable("s"))}
-
-
 @pytest.mark.parametrize(
     ("left", "host"),
     [
-        (" ".join(["Copy[a b c d e f g h]"]), "Copy[i j k l m n o p]"),
+        ("Copy[a b c d e f g h]", "Copy[i j k l m n o p]"),
         ("A[a] B[b] C[c] D[d]", " ".join(f"X{number}[x{number}]" for number in range(9))),
     ],
 )
 def test_a_left_side_with_too_many_readings_is_refused(left: str, host: str) -> None:
-    with pytest.raises(RuleError, match="the left side can be read in more than 1000 ways"):
+    with refused(RuleError, "1000"):
         list(matches(parse(left), parse(host)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernel_cases import KERNEL, TREES, Case, check_claim, gaussian, tail, tensors, unfolding
-from tnalgebra.decompositions.cuts import cut
+from tests.refusals import refused
+from tnalgebra.decompositions import cut
 from tnalgebra.errors import RankError, RuleError, SizeError, TnalgebraError
-from tnalgebra.fitting.ranks import KeepFraction, ParameterBudget, Rank, RelativeError
-from tnalgebra.fitting.trees import grow
-from tnalgebra.network.nodes import NamedTensor
-from tnalgebra.network.notation import parse
-from tnalgebra.rewriting.text import rule
+from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError, grow
+from tnalgebra.network import NamedTensor, parse
+from tnalgebra.rewriting import rule
+
+FEW: dict[str, Any] = {"starts": 2, "sweeps": 3}
+"""What is claimed holds wherever a search stops."""
 
 
 @st.composite
@@ -38,7 +40,7 @@ def test_a_tree_is_nearly_the_best_of_its_ranks(case: Case, data: st.DataObject)
     entry, matrices, kernel = case
     assert set(entry.ranks) == set(matrices)
     ranks = {bond: data.draw(st.integers(1, min(matrix.shape)), label=bond) for bond, matrix in matrices.items()}
-    fit = entry.apply({"K": kernel}, ranks=ranks)
+    fit = entry.apply({"K": kernel}, ranks=ranks, **FEW)
     check_claim(fit)
     chosen = fit.trace.steps[0].change.ranks
     assert all(1 <= chosen[bond] <= rank for bond, rank in ranks.items())
@@ -49,21 +51,18 @@ def test_a_tree_is_nearly_the_best_of_its_ranks(case: Case, data: st.DataObject)
         assert fit.relative_error <= 1e-10
 
 
-@given(tree_cases())
-def test_a_tree_of_full_rank_is_the_kernel(
-    case: Case,
-) -> None:
+@given(tree_cases(), st.sampled_from((KeepFraction(1), RelativeError(0))))
+def test_a_tree_of_full_rank_is_the_kernel(case: Case, rank: Rank) -> None:
     entry, matrices, kernel = case
-    for rank in (KeepFraction(1), RelativeError(0)):
-        fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, rank))
-        check_claim(fit)
-        assert fit.relative_error <= 1e-10
+    fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, rank), **FEW)
+    check_claim(fit)
+    assert fit.relative_error <= 1e-10
 
 
 @given(tree_cases(), st.sampled_from((0.5, 0.1, 1e-2, 1e-4)))
 def test_a_relative_error_holds_at_each_bond(case: Case, error: float) -> None:
     entry, matrices, kernel = case
-    fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, RelativeError(error)))
+    fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, RelativeError(error)), **FEW)
     check_claim(fit)
     assert fit.relative_error <= error * math.sqrt(len(matrices)) * (1 + 1e-9)
     if len(matrices) == 1:
@@ -77,8 +76,8 @@ def test_a_relative_error_holds_at_each_bond(case: Case, error: float) -> None:
 def test_a_fraction_is_rounded_at_each_bond(case: Case, fraction: float) -> None:
     entry, matrices, kernel = case
     wanted = {bond: max(1, round(fraction * min(matrix.shape))) for bond, matrix in matrices.items()}
-    one = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, KeepFraction(fraction)))
-    two = entry.apply({"K": kernel}, ranks=wanted)
+    one = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, KeepFraction(fraction)), sweeps=1)
+    two = entry.apply({"K": kernel}, ranks=wanted, sweeps=1)
     assert one.network == two.network
     assert all(torch.equal(one.values[name], value) for name, value in two.values.items())
 
@@ -86,12 +85,12 @@ def test_a_fraction_is_rounded_at_each_bond(case: Case, fraction: float) -> None
 @given(tree_cases(), st.floats(0.05, 1))
 def test_a_budget_is_never_exceeded(case: Case, fraction: float) -> None:
     entry, matrices, kernel = case
-    least = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, 1)).parameters
+    least = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, 1), sweeps=0).parameters
     if least > fraction * kernel.numel():
-        with pytest.raises(RankError, match=f"rank 1 takes {least}\n"):
+        with pytest.raises(RankError, match=str(least)):
             entry.apply({"K": kernel}, ranks=ParameterBudget(fraction))
         return
-    fit = entry.apply({"K": kernel}, ranks=ParameterBudget(fraction))
+    fit = entry.apply({"K": kernel}, ranks=ParameterBudget(fraction), **FEW)
     check_claim(fit)
     assert fit.parameters <= fraction * kernel.numel()
 
@@ -210,18 +209,18 @@ def test_a_fuse_alone_is_a_reshape() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "error", "message"),
+    ("sizes", "error", "facts"),
     [
-        ({"o1": 4, "i1": 2}, SizeError, "label 'out' of size 6 does not divide into parts of 4"),
-        ({"o1": 4}, SizeError, "label 'out' of size 6 does not divide into parts of 4"),
-        ({"o1": 2, "i1": 2, "i2": 3}, SizeError, "label 'in' has two sizes"),
-        ({"o1": 2, "i1": 2, "x": 3}, RuleError, "has no label 'x' on its right side\n  known: out o1 o2 in i1 i2 p"),
-        ({"o1": 2.5, "i1": 2}, SizeError, "the size of label 'o1' is 2.5\n  fix: an integer"),
-        ({"o1": 0, "i1": 2}, SizeError, "label 'o1' would have size 0"),
+        ({"o1": 4, "i1": 2}, SizeError, "'out';6;4"),
+        ({"o1": 4}, SizeError, "'out';6;4"),
+        ({"o1": 2, "i1": 2, "i2": 3}, SizeError, "'in'"),
+        ({"o1": 2, "i1": 2, "x": 3}, RuleError, "'x';out o1 o2 in i1 i2 p"),
+        ({"o1": 2.5, "i1": 2}, SizeError, "'o1';2.5;integer"),
+        ({"o1": 0, "i1": 2}, SizeError, "'o1';0"),
     ],
 )
-def test_sizes_of_parts_that_do_not_fit(sizes: dict[str, int], error: type[TnalgebraError], message: str) -> None:
-    with pytest.raises(error, match=re.escape(message)):
+def test_sizes_of_parts_that_do_not_fit(sizes: dict[str, int], error: type[TnalgebraError], facts: str) -> None:
+    with refused(error, *facts.split(";")):
         rule(BLOCKS).apply({"W": gaussian(6, 8)}, sizes=sizes, ranks={"p": 2})
 
 
@@ -239,38 +238,31 @@ def test_parts_without_sizes_are_as_equal_as_they_can_be(given: dict[str, int], 
     check_claim(fit)
 
 
-def test_a_part_that_stands_twice_has_one_size() -> None:
+def test_a_part_that_occurs_twice_has_one_size() -> None:
     entry = rule("K[o i] => Fuse[o a a] A[a p] B[p i]")
     assert str(entry.apply({"K": gaussian(9, 5)}, ranks=1).network).startswith("Fuse[o:9 a:3 a]")
-    with pytest.raises(SizeError, match="'o' has size 6, which no sizes of its parts give\n  unknown: a a\n"):
+    with refused(SizeError, "'o'", "6", "a a"):
         entry.apply({"K": gaussian(6, 5)}, ranks=1)
 
 
-# What is no tree ---------------------------------------------------------------------------------------------
+# What is not a tree ---------------------------------------------------------------------------------------------
 
 SIDES: list[tuple[str, dict[str, Rank]]] = [
     ("K[o i h w] => A[z o p] B[p i q] C[q h s] D[s w z]", {"z": 2, "p": 3, "q": 2, "s": 1}),
-    ("K[o i h w] => A[o r] B[i r] C[h r] D[w r]", {"r": 3}),
-    ("K[o i h w] => D[i h w] P[o i]", {}),
     ("K[o i] => L[o r s] R[r s i]", {"r": 2, "s": 2}),
-    ("K[o i] => L[o r] R[i] -> [o i]", {"r": 2}),
-    ("K[o i] => L[o] R[i]", {}),
     (
         "K[o i] => L[o r] M[r s] N[s t] O[t r2] P[r2 s2] R[s2 i] Q[x] S[x]",
         {**dict.fromkeys("rst", 4), "r2": 3, "s2": 2, "x": 1},
     ),
     ("K[o i] => L[o r] L[r i]", {}),
-    ("K[o i] => L[o r] L[i r]", {"r": 2}),
     ("K[o i] => L[o r] Copy[r s] R[s i]", {"r": 2, "s": 2}),
     ("K[o i] => L[o r] R[r i] Fill[| value=2]", {"r": 2}),
     ("K[o i] => L[o r] Fuse[r s t] R[s t i]", {"r": 4, "s": 2, "t": 2}),
-    ("K[o i] V[j] => L[o r] R[r i] V[j]", {"r": 2}),
     ("K[o i] => K[o r] R[r i]", {}),
     ("K[o i] => s[] L[o r] R[r i]", {"r": 2}),
     ("K[o] => Fuse[o a b] A[o a] B[o b] -> [o]", {}),
     ("K[o i] V[j] => Fuse[j a a] A[a p o] B[p i]", {"p": 2}),
     ("K[o i] => Fuse[o i b] A[i p] B[p b]", {"p": 1}),
-    ("K[o] => Fuse[o a b] A[a] -> [o]", {}),
     ("K[o i] => Fuse[o a b] Fuse[a c d] A[c d p] B[p b i]", {"p": 2}),
     ("K[o i] Fill[j:4 | value=1/2] -> [o i j] => L[o r] R[r i] M[j]", {"r": 2}),
 ]
@@ -287,54 +279,42 @@ def test_any_right_side_is_fitted(text: str, ranks: dict[str, Rank]) -> None:
         for node in left.nodes
         if isinstance(node, NamedTensor)
     }
-    fit = rule(text).apply(values, ranks=ranks)
+    fit = rule(text).apply(values, ranks=ranks, starts=2, sweeps=20)
     check_claim(fit)
     fit.trace.check(values)
     assert 0 < fit.relative_error < 1
     assert fit.trace.replay(values).relative_error == fit.relative_error
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("K[o i] => T[o i i]", "the new tensor 'T' carries 'i' twice: only its diagonal would matter"),
-        ("K[o i] => L[o p p] R[i]", "the new tensor 'L' carries 'p' twice: only its diagonal would matter"),
-        ("K[o i] => L[o p p i]", "the new tensor 'L' carries 'p' twice: only its diagonal would matter"),
-    ],
-)
-def test_a_new_tensor_carries_a_label_once(text: str, message: str) -> None:
-    with pytest.raises(RuleError, match=re.escape(message) + "\n  rule: "):
+@pytest.mark.parametrize(("text", "facts"), [("K[o i] => T[o i i]", "'T';'i'"), ("K[o i] => L[o p p i]", "'L';'p'")])
+def test_a_new_tensor_carries_a_label_once(text: str, facts: str) -> None:
+    with refused(RuleError, *facts.split(";"), text):
         rule(text)
 
 
 @pytest.mark.parametrize(
-    ("ranks", "error", "message"),
+    ("ranks", "error", "facts"),
     [
-        ({"a": 2}, RankError, "no rank for 'b'\n  fix: ranks={'b': ...} or a ParameterBudget"),
-        ({}, RankError, "no rank for 'a', 'b'\n"),
-        (None, RankError, "no rank for 'a', 'b'\n"),
-        (3, RankError, "one rank, 3, for the bonds a b\n  fix: ranks={'a': ..., 'b': ...}"),
-        (KeepFraction(0.5), RankError, "one rank, KeepFraction(fraction=0.5), for the bonds a b"),
-        ({"a": 8, "b": 1}, RankError, "rank 8 of bond 'a' is outside 1 to 7\n  fix: 1 to 7; at 7 nothing is lost"),
-        ({"a": 0, "b": 1}, RankError, "rank 0 of bond 'a' is outside 1 to 7"),
-        ({"a": 0.5, "b": 1}, RankError, "the rank of bond 'a' is 0.5\n  fix: an integer, or KeepFraction(0.5)"),
-        ({"a": True, "b": 1}, RankError, "the rank of bond 'a' is True"),
-        ({"a": ParameterBudget(0.5), "b": 1}, RankError, "a ParameterBudget is for all bonds of a rule together"),
-        ({"a": 2, "b": 2, "c": 2}, RuleError, "the rule 'tucker2' has no bond 'c'\n  known: a b"),
-        (
-            ParameterBudget(0.05),
-            RankError,
-            "ParameterBudget(fraction=0.05) allows 10 parameters, rank 1 takes 18\n  fix: a fraction of at least",
-        ),
+        ({"a": 2}, RankError, "'b';ranks={'b': ...};ParameterBudget"),
+        ({}, RankError, "'a', 'b'"),
+        (None, RankError, "'a', 'b'"),
+        (3, RankError, "3;a b;ranks={'a': ..., 'b': ...}"),
+        (KeepFraction(0.5), RankError, "KeepFraction(fraction=0.5);a b"),
+        ({"a": 8, "b": 1}, RankError, "rank 8;'a';1 to 7"),
+        ({"a": 0, "b": 1}, RankError, "rank 0;'a';1 to 7"),
+        ({"a": 0.5, "b": 1}, RankError, "'a';0.5;KeepFraction(0.5)"),
+        ({"a": ParameterBudget(0.5), "b": 1}, RankError, "ParameterBudget;a"),
+        ({"a": 2, "b": 2, "c": 2}, RuleError, "'tucker2';'c';a b"),
+        (ParameterBudget(0.05), RankError, "ParameterBudget(fraction=0.05);10;18"),
     ],
 )
-def test_ranks_that_do_not_fit(ranks: dict[str, Rank] | Rank | None, error: type[TnalgebraError], message: str) -> None:
-    with pytest.raises(error, match=re.escape(message)):
+def test_ranks_that_do_not_fit(ranks: dict[str, Rank] | Rank | None, error: type[TnalgebraError], facts: str) -> None:
+    with refused(error, *facts.split(";")):
         rule(TREES["tucker2"][0], name="tucker2").apply({"K": KERNEL}, ranks=ranks)
 
 
 def test_the_least_budget_that_is_named_is_enough() -> None:
     tucker = rule(TREES["tucker2"][0])
     assert tucker.apply({"K": KERNEL}, ranks=ParameterBudget(0.0858)).parameters == 18
-    with pytest.raises(RankError, match=r"fix: a fraction of at least 0.0858$"):
+    with refused(RankError, "at least 0.0858"):
         tucker.apply({"K": KERNEL}, ranks=ParameterBudget(0.0857))
