@@ -14,9 +14,9 @@ What is done:
 - Errors are those of a layer's outputs over calibration images, which are training
   images without their labels; with none of them, the kernels' own norm counts.
 - The compressed network is tested, not trained on. Batch normalisations are
-  measured anew with --recalibrate.
+  measured again with --recalibrate.
 - Accuracy and speed are measured before and after; the speed in turns, in an order
-  drawn anew each round. The dense network is timed in both memory formats, so that
+  drawn again in each round. The dense network is timed in both memory formats, so that
   no speed-up is over the slower of them unseen.
 
 What is left in OUTPUT:
@@ -31,9 +31,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -46,13 +44,16 @@ import torch
 from torch import Tensor, nn
 
 import tnalgebra as tn
-from models import MODELS, build_model, load_weights
-from recipes.benchmarks.layers.run import device_name
-from recipes.benchmarks.timing import ratio_of_medians, time_in_turns, waiter
+from models import build_model, load_weights
+from recipes.benchmarks.timing import device_name, ratio_of_medians, time_in_turns
 from recipes.command import run_command
+from recipes.compressibility import RECALIBRATION_IMAGES, load_split, trains_first, unlabelled
 from recipes.networks import trained_cnn4
+from recipes.reporting import aligned, check_least, print_settings, write
+from recipes.training import digest_state
 
-RECALIBRATION_IMAGES = 5000
+SMOKE = {"epochs": 1, "limit": 60, "calibration_images": 64, "rounds": 3}
+"""The most of each."""
 SMOKE_FRACTIONS = (0.5, 0.25)
 """Parts of a kernel's parameters at which its curve is measured, where it is only to be seen that all of it runs."""
 
@@ -89,7 +90,7 @@ class Config:
     sequential: bool = False
     """fit the layers in the order they run, each to the output the network had, from the inputs it has by then"""
     recalibrate: bool = False
-    """estimate batch-norm statistics anew afterwards, on 5000 training images"""
+    """estimate batch-norm statistics again afterwards, on 5000 training images"""
     recalibrate_shift: int = 0
     """pixels by which these images are moved: that of the training's augmentation; 4 for the published CIFAR ResNets"""
     channels_last: bool = False
@@ -99,7 +100,7 @@ class Config:
     onnx: bool = False
     """export the compressed network, for batches of any size; needs the packages onnx and onnxscript"""
     limit: int | None = None
-    """test on so many images only, equally many of each class: quicker, coarser; all images by default"""
+    """test on this number of images only, equally many of each class: quicker, coarser; all images by default"""
     mean: tuple[float, ...] | None = None
     """of each channel, as in the network's training (pixels: 0 to 1); by default ImageNet's for colour, 0 for grey"""
     std: tuple[float, ...] | None = None
@@ -137,47 +138,42 @@ def main(config: Config) -> Result:
         TnalgebraError: a setting, the data or the weights are not what they should be; the budget cannot be met; the
             output folder holds another compression.
     """
-    config = _resolved(config)
-    for field in dataclasses.fields(config):
-        print(f"{field.name:<20}{getattr(config, field.name)}")
+    if config.smoke:
+        smaller: dict[str, Any] = {name: min(getattr(config, name) or most, most) for name, most in SMOKE.items()}
+        smaller["calibration_images"] = min(config.calibration_images, SMOKE["calibration_images"])
+        config = dataclasses.replace(config, **smaller)
+    if config.parameters is None and config.multiply_adds is None:
+        config = dataclasses.replace(config, parameters=0.5)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    config = dataclasses.replace(config, device=device)
+    print_settings(config)
     _check(config)
-    images = tn.load_images(config.data, "test", image_size=config.image_size)
+    train_first = trains_first(config)
+    images = load_split(config, "test")
     if config.limit is not None:
         images = images.subset(min(config.limit, len(images)) if config.smoke else config.limit, seed=config.seed)
-    usual_mean, usual_std = tn.model.default_normalisation(images)
-    config = dataclasses.replace(config, mean=config.mean or usual_mean, std=config.std or usual_std)
+    config = dataclasses.replace(config, mean=images.mean, std=images.std)
     print(f"\n{len(images)} images of {len(images.classes)} classes, {images.channels} x ", end="")
     print(f"{images.pixels.shape[2]} x {images.pixels.shape[3]}, mean {config.mean}, std {config.std}", flush=True)
     model = build_model(config.model, classes=len(images.classes), channels=images.channels, seed=config.seed)
     if config.weights is not None:
         load_weights(model, config.weights)
-    settings = _settings(config, model, images)
-    there = _finished(config.output, settings)
-    if there is not None:
+    settings = {name: value for name, value in vars(config).items() if name not in NO_RESULT}
+    settings |= {"weights_digest": digest_state(model), "images": images.fingerprint}
+    known = _finished(config.output, settings)
+    if known is not None:
         print(f"\n{(config.output / TEXT).read_text(encoding='utf-8')}\ndone before: {config.output}/")
-        return there
+        return known
+    needed = train_first or config.calibration_images or config.recalibrate
+    training = load_split(config, "train") if needed else None
+    if train_first and training is not None:
+        trained_cnn4(model, training=training, config=config)
     used = torch.get_num_threads()
     torch.set_num_threads(config.threads or used)
     try:
-        result = _compressed(model, images, config, settings)
+        return _compress(model, images, training, config, settings)
     finally:
         torch.set_num_threads(used)
-    return result
-
-
-def _resolved(config: Config) -> Config:
-    if config.smoke:
-        config = dataclasses.replace(
-            config,
-            epochs=min(config.epochs, 1),
-            limit=min(config.limit or 60, 60),
-            calibration_images=min(config.calibration_images, 64),
-            rounds=min(config.rounds, 3),
-        )
-    if config.parameters is None and config.multiply_adds is None:
-        config = dataclasses.replace(config, parameters=0.5)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    return dataclasses.replace(config, device=device)
 
 
 def _check(config: Config) -> None:
@@ -187,33 +183,23 @@ def _check(config: Config) -> None:
     for name in ("parameters", "multiply_adds"):
         value = getattr(config, name)
         if value is not None and not 0 < value < 1:
-            raise tn.errors.RankError(
-                tn.errors.explain(f"a budget of {value:g} of the {name.replace('_', '-')}", fix="above 0, below 1")
-            )
+            fact = f"a budget of {value:g} of the {name.replace('_', '-')}"
+            raise tn.errors.RankError(tn.errors.explain(fact, fix="above 0, below 1"))
     least = {"rounds": 1, "timed_batch": 1, "calibration_images": 0, "epochs": 1, "threads": 1, "recalibrate_shift": 0}
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if value is not None and value < bound:
-            raise tn.errors.DataError(tn.errors.explain(f"{name} is {value}", fix=f"at least {bound}"))
+    check_least(config, least, tn.errors.DataError)
     if not config.rewrite:
         raise tn.errors.RuleError(tn.errors.explain("no rewrite is given", fix="--rewrite tucker2"))
     for rewrite in config.rewrite:
         _check_rewrite(rewrite)
     if config.sequential and not config.calibration_images:
-        raise tn.errors.DataError(
-            tn.errors.explain("fits to the original outputs need inputs", fix="--calibration-images 1024")
-        )
-    if config.weights is None and config.model in MODELS and config.model != "cnn4":
-        raise tn.errors.DataError(
-            tn.errors.explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)")
-        )
+        fact = "fits to the original outputs need inputs"
+        raise tn.errors.DataError(tn.errors.explain(fact, fix="--calibration-images 1024"))
     if config.device == "cuda" and not torch.cuda.is_available():
         raise tn.errors.StudyError(tn.errors.explain("the device is 'cuda', and torch finds none", fix="--device cpu"))
     missing = [package for package in ("onnx", "onnxscript") if config.onnx and find_spec(package) is None]
     if missing:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"--onnx needs {' and '.join(missing)}", fix=f"pip install {' '.join(missing)}")
-        )
+        fact = f"--onnx needs {' and '.join(missing)}"
+        raise tn.errors.StudyError(tn.errors.explain(fact, fix=f"pip install {' '.join(missing)}"))
 
 
 def _check_rewrite(rewrite: str) -> None:
@@ -227,97 +213,52 @@ def _check_rewrite(rewrite: str) -> None:
             raise error from None
 
 
-def _settings(config: Config, model: nn.Module, images: tn.Images) -> dict[str, Any]:
-    """What the result depends on, as JSON has it."""
-    fields = {name: value for name, value in vars(config).items() if name not in NO_RESULT}
-    digest = hashlib.sha256()
-    for key, value in model.state_dict().items():
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    settings = {**fields, "weights_digest": digest.hexdigest(), "images": images.fingerprint}
-    return dict(json.loads(json.dumps(settings)))
-
-
 def _finished(folder: Path, settings: dict[str, Any]) -> Result | None:
-    """The result that is there; None if there is none.
+    """The result that the folder has; None if it has none.
 
     Raises:
         StudyError: it is another compression's, or cannot be read.
     """
-    path = folder / RESULT
-    if not path.exists():
-        if folder.exists() and not folder.is_dir():
-            raise tn.errors.StudyError(tn.errors.explain(f"{folder} is no folder", fix="another --output"))
-        return None
-    try:
-        there: Result = json.loads(path.read_text(encoding="utf-8"))
-        known: dict[str, Any] = there["config"]
-        differences = [key for key in {**settings, **known} if known.get(key) != settings.get(key)]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"{path} is no report", because=error, fix="another --output")
-        ) from error
-    if differences:
-        raise tn.errors.StudyError(
-            tn.errors.explain(
-                f"{folder} holds another compression",
-                differences="\n".join(
-                    f"{key}: {known.get(key)} there, {settings.get(key)} here" for key in differences
-                ),
-                fix="another --output, or the same settings",
-            )
-        )
-    gone = [name for name in (MODEL, TEXT, *([ONNX] if settings["onnx"] else [])) if not (folder / name).exists()]
-    if gone:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"{folder} has {RESULT}, and no {gone[0]}", fix="another --output")
-        )
-    return there
+    if folder.exists() and not folder.is_dir():
+        raise tn.errors.StudyError(tn.errors.explain(f"{folder} is not a folder", fix="another --output"))
+    known = tn.studies.read_config(folder / RESULT)
+    if known is not None:
+        tn.studies.compare_configs(folder, known.get("config", {}), settings)
+        for name in (MODEL, TEXT, *([ONNX] if settings["onnx"] else [])):
+            if not (folder / name).exists():
+                raise tn.errors.StudyError(
+                    tn.errors.explain(f"{folder} has {RESULT}, and no {name}", fix="another --output")
+                )
+    return known
 
 
-def _compressed(model: nn.Module, images: tn.Images, config: Config, settings: dict[str, Any]) -> Result:
-    """Train where needed, compress, measure, write."""
+def _compress(
+    model: nn.Module, images: tn.Images, training: tn.Images | None, config: Config, settings: dict[str, Any]
+) -> Result:
+    """Compress, measure, write."""
     started = perf_counter()
-    train_first = config.weights is None and config.model == "cnn4"
-    training = None
-    if train_first or config.calibration_images or config.recalibrate:
-        training = tn.load_images(config.data, "train", image_size=config.image_size)
-    if train_first:
-        assert training is not None
-        trained_cnn4(model, training=training, config=config)
-    model.to(config.device).to(memory_format=_format(config)).eval()
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    model.to(config.device).to(memory_format=memory_format).eval()
     _check_outputs(model, images, config)
-    assert config.mean is not None
-    assert config.std is not None
-    tested: dict[str, Any] = {"batch_size": config.batch_size, "mean": config.mean, "std": config.std}
-    tested["device"] = config.device
+    tested: dict[str, Any] = {"batch_size": config.batch_size, "device": config.device}
     before = tn.studies.accuracy(model, images, **tested)
     print(f"\ntop-1 before: {100 * before:.2f} %", flush=True)
     dense = copy.deepcopy(model)
-
     calibration = None
     if training is not None and config.calibration_images:
-        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(config.seed))
-        chosen = order[: config.calibration_images].sort().values
-        seen = tn.Images(training.pixels[chosen], training.labels[chosen], training.classes, training.source)
-        batches = seen.batches(config.batch_size, **{key: tested[key] for key in ("mean", "std", "device")})
-        calibration = [x.to(memory_format=_format(config)) for x, _ in batches]
-    budget: tn.ParameterBudget | tn.MultiplyAddsBudget
-    if config.multiply_adds is not None:
-        budget = tn.MultiplyAddsBudget(config.multiply_adds)
-    else:
-        assert config.parameters is not None
-        budget = tn.ParameterBudget(config.parameters)
-    skipped = tn.studies.globs_of(tn.nn.kernel_layers(model), config.skip)
+        batches = unlabelled(training, config.calibration_images, config.seed).batches(**tested)
+        calibration = [x.to(memory_format=memory_format) for x, _ in batches]
+    kind = tn.ParameterBudget if config.multiply_adds is None else tn.MultiplyAddsBudget
     generator = torch.Generator().manual_seed(config.seed)
     example = torch.randn(config.timed_batch, images.channels, *images.pixels.shape[2:], generator=generator)
-    example = example.to(config.device, memory_format=_format(config))
+    example = example.to(config.device, memory_format=memory_format)
     compressing = perf_counter()
-    print(f"compressing {len(tn.nn.kernel_layers(model))} layers ...", end=" ", flush=True)
+    layers = tn.nn.kernel_layers(model)
+    print(f"compressing {len(layers)} layers ...", end=" ", flush=True)
     model, report = tn.convert(
         model,
-        {**dict.fromkeys(skipped), "*": list(config.rewrite)},
-        budget=budget,
+        {**dict.fromkeys(tn.studies.globs_of(layers, config.skip)), "*": list(config.rewrite)},
+        budget=kind(config.multiply_adds or config.parameters or 0.0),
         example=example,
         calibration=calibration,
         sequential=config.sequential,
@@ -326,18 +267,18 @@ def _compressed(model: nn.Module, images: tn.Images, config: Config, settings: d
         fractions=SMOKE_FRACTIONS if config.smoke else tn.model.FRACTIONS,
     )
     print(f"{perf_counter() - compressing:.0f} s", flush=True)
-    if config.recalibrate and training is not None:
+    if config.recalibrate and training is not None and tn.model.batch_norms(model):
         some = training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=config.seed)
-        tn.studies.recalibrate_batch_norm(model, some, max_shift=config.recalibrate_shift, **tested)
+        shifted = tn.studies.shuffled_batches(some, max_shift=config.recalibrate_shift, **tested)
+        tn.recalibrate_batch_norm(model, shifted)
     after = tn.studies.accuracy(model, images, not_finite="wrong", **tested)
-    latency = _latency(dense, model, example, config)
     result: Result = {
         "model": config.model,
         "accuracy": {"before": before, "after": after},
         "images": len(images),
         "parameters": {"before": report.parameters, "after": report.parameters_after},
         "multiply_adds": {"before": report.multiply_adds, "after": report.multiply_adds_after, "batch": len(example)},
-        "latency": latency,
+        "latency": _latency(dense, model, example, config),
         "layers": report.records(),
         "config": settings,
         "version": tn.__version__,
@@ -345,31 +286,25 @@ def _compressed(model: nn.Module, images: tn.Images, config: Config, settings: d
         "seconds": perf_counter() - started,
     }
     text = summary(result, report)
-    _write(model, example, text, result, config)
+    write(config.output / MODEL, partial(tn.save, model))
+    if config.onnx:
+        write(config.output / ONNX, partial(_export, model, example))
+    write(config.output / TEXT, text)
+    write(config.output / RESULT, json.dumps(result, indent=2))  # the last: it means that the others are there
     print(f"\n{text}\n\nnetwork and reports: {config.output}/")
     return result
 
 
-def _format(config: Config) -> torch.memory_format:
-    return torch.channels_last if config.channels_last else torch.contiguous_format
-
-
 def _check_outputs(model: nn.Module, images: tn.Images, config: Config) -> None:
     """Whether the network takes these images, and has a logit for each class."""
-    assert config.mean is not None
-    assert config.std is not None
-    x, _ = next(images.batches(1, mean=config.mean, std=config.std, device=config.device))
+    x, _ = next(images.batches(1, device=config.device))
     try:
         with torch.no_grad():
             outputs = model(x).shape[1]
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        fact, network = "the network does not take these images", type(model).__name__
         raise tn.errors.StudyError(
-            tn.errors.explain(
-                "the network does not take these images",
-                network=type(model).__name__,
-                shape=tuple(x.shape),
-                because=error,
-            )
+            tn.errors.explain(fact, network=network, shape=tuple(x.shape), because=error)
         ) from error
     tn.model.check_classes(images, outputs)
 
@@ -380,30 +315,28 @@ def _latency(dense: nn.Module, model: nn.Module, x: Tensor, config: Config) -> d
     for layer in frozen.modules():
         if isinstance(layer, tn.nn.KernelLayer):
             layer.freeze()
-    other, name = torch.channels_last, "dense, channels_last"
-    if config.channels_last:
-        other, name = torch.contiguous_format, "dense, contiguous"
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    own, other = list(formats)[:: -1 if config.channels_last else 1]
 
     @torch.no_grad()
-    def run(network: nn.Module, inputs: Tensor) -> Tensor:
+    def run(network: nn.Module, inputs: Tensor, turn: int) -> Tensor:
         found: Tensor = network(inputs)
         return found
 
     networks = {
         "dense": (dense.eval(), x),
-        name: (copy.deepcopy(dense).to(memory_format=other), x.to(memory_format=other)),
+        f"dense, {other}": (
+            copy.deepcopy(dense).to(memory_format=formats[other]),
+            x.to(memory_format=formats[other]),
+        ),
         "compressed": (model.eval(), x),
         "compressed, frozen": (frozen.eval(), x),
     }
     times = time_in_turns(
         {name: partial(run, *called) for name, called in networks.items()},
         rounds=config.rounds,
-        slow_rounds=config.rounds,
-        slow_factor=float("inf"),
-        slow_seconds=1e9,
-        warmup=3,
         seed=config.seed,
-        synchronise=waiter(config.device),
+        device=config.device,
     )
     ratios = {name: ratio_of_medians(times["dense"], times[name]) for name in networks if name != "dense"}
     return {
@@ -411,101 +344,63 @@ def _latency(dense: nn.Module, model: nn.Module, x: Tensor, config: Config) -> d
         "device": device_name(config.device),
         "threads": torch.get_num_threads() if config.device == "cpu" else None,
         "rounds": config.rounds,
-        "memory_format": "channels_last" if config.channels_last else "contiguous",
+        "memory_format": own,
         "seconds": {name: median(seconds) for name, seconds in times.items()},
         "speed_up": {name: ratio._asdict() for name, ratio in ratios.items()},
     }
 
 
-def summary(result: Result, report: tn.model.Report) -> str:
+def summary(result: Result, report: tn.model.ConversionReport) -> str:
     """The table of the layers, and below it what the whole network was and is."""
-    table = str(report).splitlines()[: -len(report.notes)]  # the notes' figures stand below too
     right, latency = result["accuracy"], result["latency"]
+    percents = [f"{100 * right[when]:.2f} %" for when in ("before", "after")]
     points = 100 * (right["after"] - right["before"])
-    rows: list[tuple[str, ...]] = [
-        ("", "before", "after", ""),
-        (
-            "top-1",
-            f"{100 * right['before']:.2f} %",
-            f"{100 * right['after']:.2f} %",
-            f"{points:+.2f} points, {result['images']:,} test images",
-        ),
-    ]
-    note = {
-        "parameters": "of the whole network",
-        "multiply_adds": f"of convolutions and linear layers, batch {result['multiply_adds']['batch']}",
+    rows = [["", "before", "after", ""]]
+    rows.append(["top-1", *percents, f"{points:+.2f} points, {result['images']:,} test images"])
+    of_what = {
+        "parameters": "the whole network",
+        "multiply_adds": f"convolutions and linear layers, batch {result['multiply_adds']['batch']}",
     }
-    for name, of in note.items():
+    for name, what in of_what.items():
         old, new = result[name]["before"], result[name]["after"]
-        rows.append((name.replace("_", "-"), f"{old:,}", f"{new:,}", f"{100 * new / old:.1f} % kept, {of}"))
-    lines = [*table, "", *_aligned(rows), ""]
+        kept = f"{100 * new / old:.1f} % kept, of {what}"
+        rows.append([name.replace("_", "-"), f"{old:,}", f"{new:,}", kept])
     threads = {None: "", 1: ", 1 thread"}.get(latency["threads"], f", {latency['threads']} threads")
-    lines += [
+    lines = [
+        *str(report).splitlines()[: -len(report.notes)],  # the notes' figures stand below too
+        "",
+        *_aligned(rows),
+        "",
         f"forward pass, batch {latency['batch']}, {latency['memory_format']}, {latency['device']}{threads}",
         f"(medians of {latency['rounds']} turns; speed-ups over dense, with 95 % intervals):",
     ]
     rows = []
     for name, value in latency["seconds"].items():
         ratio = latency["speed_up"].get(name)
-        over = "" if ratio is None else f"{ratio['value']:.2f} x  [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-        rows.append((f"  {name}", f"{1e3 * value:.2f} ms", over))
+        over = f"{ratio['value']:.2f} x  [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else ""
+        rows.append([f"  {name}", f"{1e3 * value:.2f} ms", over])
     lines += _aligned(rows)
     if latency["speed_up"].get("dense, channels_last", {"low": 0})["low"] > 1:
         lines.append("The dense network is faster in channels_last: compress it for that by --channels-last.")
     return "\n".join(lines)
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def _aligned(rows: list[list[str]]) -> list[str]:
     """The first and the last column to the left, those between to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if 0 < number < len(row) - 1 else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def _write(model: nn.Module, example: Tensor, text: str, result: Result, config: Config) -> None:
-    """Each file whole or not at all; report.json comes last, and says that all are there."""
-    pass
-
-    _written(config.output / MODEL, lambda path: tn.save(model, path))
-    if config.onnx:
-        _written(config.output / ONNX, lambda path: _export(model, example, path))
-    _written(config.output / TEXT, text)
-    _written(config.output / RESULT, json.dumps(result, indent=2) + "\n")
-
-
-def _written(path: Path, content: str | Callable[[Path], None]) -> None:
-    try:
-        if isinstance(content, str):
-            tn.studies.write_text(path, f"{content.rstrip()}\n")
-        else:
-            tn.studies.write_whole(path, content)
-    except OSError as error:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"{path} cannot be written", because=error, fix="another --output")
-        ) from error
+    width = max(len(row[-1]) for row in rows)
+    return aligned([[*row[:-1], row[-1].ljust(width)] for row in rows], ruled=False).splitlines()
 
 
 def _export(model: nn.Module, example: Tensor, path: Path) -> None:
     x = torch.cat([example, example])  # of one image, the exporter takes the batch for a constant
-    torch.onnx.export(
-        model.eval(),
-        (x,),
-        path,
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**16)},),
-        external_data=False,
-        verbose=False,
-    )
+    batch = torch.export.Dim("batch", min=1, max=2**16)
+    settings: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
+    torch.onnx.export(model.eval(), (x,), path, dynamic_shapes=({0: batch},), **settings)
 
 
 def run() -> None:
     """The command line."""
-    run_command(Config, main, description=__doc__, interrupted="stopped: the same command begins anew")
+    run_command(Config, main, description=__doc__, interrupted="stopped: the same command begins again")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def write_figure(figure: Figure, path: Path) -> None:
         write(path.with_suffix(suffix), partial(figure.savefig, dpi=150))
 
 
-def line_style(number: int) -> dict[str, str]:
+def line_style(number: int) -> dict[str, Any]:
     """Colour and marker of the n-th line of a figure."""
     colours, markers = tn.model.DISTINCT_COLOURS, tn.studies.MARKERS
     return {"color": colours[number % len(colours)], "marker": markers[number % len(markers)]}

@@ -1,8 +1,8 @@
-"""How much faster the spectra of all cuts are than `torch.linalg.svdvals`, and how accurate.
+"""How long the spectra of all cuts of a network's kernels take, against svdvals on the matrices.
 
-    python -m recipes.benchmark_spectra
-    python -m recipes.benchmark_spectra --smoke
-    python -m recipes.benchmark_spectra --layers "layer1.*" --rounds 5
+    python -m recipes.benchmarks.spectra
+    python -m recipes.benchmarks.spectra --smoke
+    python -m recipes.benchmarks.spectra --layers "layer1.*" --rounds 5
 
 The kernels are ResNet-50's. For every layer are compared, in medians over the rounds:
 - the time of `tnalgebra.spectra` on its weight (float32, all cuts, everything included);
@@ -12,151 +12,131 @@ The kernels are ResNet-50's. For every layer are compared, in medians over the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from statistics import median
-from time import perf_counter
-from typing import NamedTuple, TypeVar
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import tnalgebra as tn
 from models.registry import build_model
 from models.weights import load_weights
+from recipes.benchmarks.runner import Benchmark, Contender, Row, Settings, run
 from recipes.command import run_command
+from recipes.reporting import aligned
 
-FLOOR = 1e-6  # singular values above this part of the largest are compared; a Gram matrix cannot see far below it
+FLOOR = 1e-6
+"""Singular values above this part of the largest are compared; a Gram matrix cannot see far below it."""
 
-Result = TypeVar("Result")
 
-
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
     """Time the spectra of ResNet-50's kernels against svdvals."""
 
     layers: str = "*"
-    """Glob of layer names, to measure fewer: "layer4.*" holds the largest kernels, "*.conv2" the 3x3 ones."""
+    """glob of layer names, to measure fewer: "layer4.*" holds the largest kernels, "*.conv2" the 3x3 ones"""
     rounds: int = 1
-    """Turns each side takes on a layer; the median counts. One is enough for a total over 54 layers."""
+    """turns each side takes on a layer; the median counts; one is enough for a total over 54 layers"""
     weights: str | None = None
-    """A checkpoint, as `models.weights.load_weights` reads it. None: random ones, which cost the same time."""
-    seed: int = 0
-    """Of the random weights."""
-    threads: int | None = None
-    """torch's threads for both sides. None: as many as torch takes by itself."""
-    smoke: bool = False
-    """Two small kernels only: whether all of it runs."""
+    """a checkpoint, as `models.weights.load_weights` reads it; by default random ones, which cost the same time"""
     device: str = "cpu"
-    """Where both sides compute: cpu, cuda, cuda:1."""
+    """where both sides compute: cpu, cuda, cuda:1"""
+    output: Path = Path("runs/benchmark-spectra")
+    """folder of the rows (results.jsonl) and the table; a layer that is there is not timed again"""
 
 
-class Measured(NamedTuple):
-    """One layer."""
-
-    ours: float
-    """Seconds, median."""
-    svdvals: float
-    """Seconds, median."""
-    worst: float
-    """Largest difference of two singular values over the largest value of their cut."""
+class Problem(NamedTuple):
+    weight: Tensor
+    cuts: list[tn.network.Bipartition]
+    matrices: list[Tensor]
 
 
-SMOKE = "layer1.0.conv[12]"
+class SpectraBenchmark(Benchmark[str, Problem]):
+    name = "spectra"
+    warmup = 1
+
+    def __init__(self, config: Config) -> None:
+        self.device = config.device
+        super().__init__(config)
+        self.asked = config
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Layer -> its weight, float32."""
+        torch.manual_seed(self.asked.seed)
+        model = build_model("resnet50", classes=1000, channels=3)
+        if self.asked.weights is not None:
+            load_weights(model, self.asked.weights)
+        layers = tn.nn.kernel_layers(model)
+        return {name: layer.weight.detach().to(self.device) for name, layer in layers.items()}
+
+    def cells(self) -> list[str]:
+        """Raises StudyError where no layer has such a name."""
+        names = [name for name in self.weights if fnmatchcase(name, self.asked.layers)]
+        if not names:
+            fact = f"no layer is called {self.asked.layers!r}"
+            raise tn.errors.StudyError(tn.errors.explain(fact, layers=" ".join(self.weights)))
+        return names
+
+    def facts(self, cell: str) -> Row:
+        return {"layer": cell, "shape": list(self.weights[cell].shape), "weights": self.asked.weights}
+
+    def contenders(self, cell: str) -> list[str]:
+        return ["ours", "svdvals"]
+
+    def problem(self, cell: str) -> Problem:
+        weight = self.weights[cell]
+        cuts, labels = [item.cut for item in tn.spectra(weight)], tn.network.KERNEL_LABELS[weight.ndim]
+        return Problem(weight, cuts, [tn.tensors.matricise(weight.double(), labels, cut).contiguous() for cut in cuts])
+
+    def about(self, problem: Problem) -> Row:
+        """The largest difference of two singular values over the largest value of their cut."""
+        worst = 0.0
+        for spectrum, matrix in zip(tn.spectra(problem.weight), problem.matrices, strict=True):
+            values = torch.linalg.svdvals(matrix).cpu()
+            counted = values > FLOOR * values[0]
+            worst = max(worst, float((spectrum.singular_values - values).abs()[counted].max() / values[0]))
+        return {"worst": worst}
+
+    def contender(self, name: str, problem: Problem) -> Contender:
+        if name == "ours":
+            return Contender(lambda _: tn.spectra(problem.weight))
+        return Contender(lambda _: [torch.linalg.svdvals(matrix) for matrix in problem.matrices])
+
+    def table(self, rows: Sequence[Row], memory: Sequence[Row]) -> str:
+        """The layers in lines, then the totals over all of them."""
+        lines = [["layer", "shape", "ours s", "svdvals s", "ratio", "worst difference"]]
+        seconds = [[row["contenders"][name]["seconds"] for name in ("ours", "svdvals")] for row in rows]
+        for row, (ours, theirs) in zip(rows, seconds, strict=True):
+            shape = "x".join(map(str, row["shape"]))
+            times = [f"{ours:.4f}", f"{theirs:.4f}", f"{theirs / ours:.1f}"]
+            lines.append([row["layer"], shape, *times, f"{row['worst']:.1e}"])
+        ours, theirs = (sum(column) for column in zip(*seconds, strict=True))
+        return "\n".join(
+            [
+                aligned(lines, ruled=False),
+                f"total ratio: {theirs / ours:.2f} ({theirs:.2f} s of svdvals over {ours:.2f} s of ours)",
+                f"worst difference: {max(row['worst'] for row in rows):.1e} of the largest value, "
+                f"over values above {FLOOR:g} of it",
+            ]
+        )
 
 
-def main(config: Config) -> None:
-    if config.smoke:
-        config = replace(config, layers=SMOKE, rounds=1)
-    for field in fields(config):
-        print(f"{field.name:<16}{getattr(config, field.name)}")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    weights = chosen_weights(config)
-    _measure(torch.eye(8, device=config.device), 1)  # the first calls load libraries
-    measured: dict[str, Measured] = {}
-    bar = tqdm(weights.items(), desc="kernels", unit="kernel")
-    for name, weight in bar:
-        bar.set_postfix_str(name)
-        measured[name] = _measure(weight, config.rounds)
-    print(table(measured, {name: tuple(weight.shape) for name, weight in weights.items()}))
-
-
-def chosen_weights(config: Config) -> dict[str, Tensor]:
-    """name -> weight of every layer that the config asks for, float32.
+def main(config: Config) -> list[Row]:
+    """Time what is missing, then sum up all rows there are; returns these.
 
     Raises:
-        StudyError: no layer has such a name, or fewer than one round is asked for.
+        StudyError: a setting is not what it should be.
     """
-    if config.rounds < 1:
-        raise tn.errors.StudyError(tn.errors.explain(f"rounds is {config.rounds}", fix="at least 1"))
-    torch.manual_seed(config.seed)
-    model = build_model("resnet50", classes=1000, channels=3)
-    if config.weights is not None:
-        load_weights(model, config.weights)
-    found = {
-        name: layer.weight.detach().to(config.device)
-        for name, layer in tn.nn.kernel_layers(model).items()
-        if fnmatchcase(name, config.layers)
-    }
-    if not found:
-        names = " ".join(tn.nn.kernel_layers(model))
-        raise tn.errors.StudyError(tn.errors.explain(f"no layer is called {config.layers!r}", layers=names))
-    return found
-
-
-def table(measured: Mapping[str, Measured], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The layers in lines, then the totals over all of them."""
-    width = max(map(len, measured))
-    lines = [f"{'layer':<{width}}  {'shape':>18}  {'ours s':>9}  {'svdvals s':>9}  {'ratio':>6}  worst difference"]
-    for name, (ours, svdvals, worst) in measured.items():
-        shape = "x".join(map(str, shapes[name]))
-        lines.append(f"{name:<{width}}  {shape:>18}  {ours:9.4f}  {svdvals:9.4f}  {svdvals / ours:6.1f}  {worst:.1e}")
-    ours = sum(layer.ours for layer in measured.values())
-    svdvals = sum(layer.svdvals for layer in measured.values())
-    worst = max(layer.worst for layer in measured.values())
-    lines += [
-        f"total ratio: {svdvals / ours:.2f} ({svdvals:.2f} s of svdvals over {ours:.2f} s of ours)",
-        f"worst difference: {worst:.1e} of the largest value, over values above {FLOOR:g} of it",
-    ]
-    return "\n".join(lines)
-
-
-def _measure(weight: Tensor, rounds: int) -> Measured:
-    cuts = [item.cut for item in tn.spectra(weight)]
-    matrices = [
-        tn.tensors.matricise(weight.double(), tn.network.KERNEL_LABELS[weight.ndim], cut).contiguous() for cut in cuts
-    ]
-    ours: list[float] = []
-    theirs: list[float] = []
-    for _ in range(rounds):
-        found, seconds = _timed(lambda: tn.spectra(weight), weight.device)
-        ours.append(seconds)
-        expected, seconds = _timed(lambda: [torch.linalg.svdvals(matrix) for matrix in matrices], weight.device)
-        theirs.append(seconds)
-    return Measured(median(ours), median(theirs), _worst_difference(found, [values.cpu() for values in expected]))
-
-
-def _timed(compute: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = perf_counter()
-    result = compute()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return result, perf_counter() - start
-
-
-def _worst_difference(found: tn.model.Spectra, expected: list[Tensor]) -> float:
-    worst = 0.0
-    for spectrum, values in zip(found, expected, strict=True):
-        counted = values > FLOOR * values[0]
-        difference = (spectrum.singular_values - values).abs()[counted]
-        worst = max(worst, float(difference.max() / values[0]))
-    return worst
+    if config.smoke:
+        config = dataclasses.replace(config, layers="layer1.0.conv[12]", rounds=1)
+    return run(SpectraBenchmark(config))
 
 
 if __name__ == "__main__":
-    run_command(Config, main, description=__doc__)
+    run_command(Config, main, description=__doc__, interrupted="stopped: the same command continues where it was")

@@ -8,12 +8,12 @@
 The claims of Singh, Jahromi and Orus (arXiv 2403.14379), as numbers:
 - Deep layers bear larger cuts: Spearman's correlation of a layer's depth with the
   largest cut of this layer alone that costs at most a point of accuracy. How large a
-  cut is, is told by what it takes away from the kernel, from the layer's output, and
-  from the number of singular values.
-- The norm tells the accuracy: Spearman's correlation of the loss of accuracy with the
-  error of the kernel in the Frobenius norm, and with that of the layer's output (rows
-  of --report-metric), within a cut and across all of them; and how much better the
-  second is.
+  cut is, is measured by what it takes away from the kernel, from the layer's output,
+  and from the number of singular values.
+- The norm predicts the accuracy: Spearman's correlation of the loss of accuracy with
+  the error of the kernel in the Frobenius norm, and with that of the layer's output
+  (rows of --report-metric), within a cut and across all of them; and how much better
+  the second is.
 - Much of the norm may go at little cost: of the cuts of one layer that make an error
   of 0.3 to 0.4, say, how many cost at most a point of accuracy.
 - Each has an interval that holds 95 % of the draws of layers, with replacement.
@@ -26,12 +26,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import tnalgebra as tn
 from recipes import compressibility
-from recipes.claims.report import Claims, claims_table, depth_figure, loss_figure, plain
+from recipes.claims.report import Claims, claims_table, depth_figure, loss_figure
 from recipes.claims.statistics import (
+    Draws,
     Error,
     Scope,
     Size,
@@ -40,9 +41,10 @@ from recipes.claims.statistics import (
     harmless,
     norm_correlation,
     norm_gain,
+    points_of,
 )
 from recipes.command import run_command
-from recipes.reporting import write_figure
+from recipes.reporting import check_least, plain, print_settings, write, write_figure
 
 SMOKE = compressibility.Config(
     cuts=("out | in kh kw", "out kh | in kw"),
@@ -56,6 +58,8 @@ SMOKE = compressibility.Config(
     device="cpu",
 )
 """Four layers, of which a correlation can just be stated; its numbers mean nothing."""
+
+ERRORS: tuple[Error, ...] = get_args(Error)
 
 
 @dataclass(frozen=True)
@@ -86,77 +90,52 @@ def main(config: Config) -> Claims:
         given = "both --smoke and --rows are given" if config.smoke else "neither --rows nor --smoke is given"
         raise tn.errors.StudyError(tn.errors.explain(given, fix="--rows FOLDER of a study, or --smoke"))
     output = config.output or (config.rows or Path("runs")) / "claims"
-    config = dataclasses.replace(config, rows=config.rows or output / "study", output=output)
-    for field in dataclasses.fields(config):
-        print(f"{field.name:<18}{getattr(config, field.name)}")
-    assert config.rows is not None
+    folder = config.rows or output / "study"
+    print_settings(dataclasses.replace(config, rows=folder, output=output))
+    check_least(config, {"resamples": 1})
+    if not 0 <= config.at_most < 1:
+        raise tn.errors.StudyError(
+            tn.errors.explain(f"a loss of at most {config.at_most}", needed="a part of 1, such as 0.01 for one point")
+        )
     if config.smoke:
-        compressibility.main(dataclasses.replace(SMOKE, output=config.rows, seed=config.seed))
-    rows = tn.studies.read_rows(config.rows)
+        compressibility.main(dataclasses.replace(SMOKE, output=folder, seed=config.seed))
+    rows = tn.studies.read_rows(folder)
     if not rows:
         raise tn.errors.StudyError(
-            tn.errors.explain(f"{config.rows} holds no rows", fix="the --output of recipes.compressibility")
+            tn.errors.explain(f"{folder} holds no rows", fix="the --output of recipes.compressibility")
         )
-    found = _claims(rows, config)
-    baseline = next((row for row in rows if not tn.studies.touched(row)), rows[0])
-    about = {
-        "model": baseline["model"],
-        "images": baseline["images"],
-        "accuracy": baseline["accuracy"] if not tn.studies.touched(baseline) else None,
-        "config": baseline["config"],
-        "version": baseline["version"],
-        "at_most": config.at_most,
-        "resamples": config.resamples,
-        "seed": config.seed,
-    }
+    found = claims_of(rows, at_most=config.at_most, draws=Draws(config.seed, config.resamples))
+    baseline = next((row for row in rows if not tn.studies.touched(row)), None)
+    about = {name: (baseline or rows[0])[name] for name in ("model", "images", "config", "version")}
+    about |= {"accuracy": baseline and baseline["accuracy"]}
+    about |= {name: getattr(config, name) for name in ("at_most", "resamples", "seed")}
     print(f"\n{claims_table(found, config.at_most)}")
     for name in _unfinished(rows):
         print(f"\nthe study is not finished: of {name!r} some layers have fewer rows than others")
-    try:
-        tn.studies.write_text(
-            output / "claims.json", json.dumps(plain({**about, **dataclasses.asdict(found)}), indent=2) + "\n"
-        )
-    except OSError as error:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"{output} cannot be written", because=error, fix="another --output")
-        ) from error
+    write(output / "claims.json", json.dumps({**about, **plain(found)}, indent=2))
     write_figure(depth_figure(found, about), output / "depth")
     write_figure(loss_figure(found, about), output / "losses")
     print(f"\nclaims.json and figures: {output}/")
     return found
 
 
-def _claims(rows: Sequence[tn.studies.Row], config: Config) -> Claims:
-    draws: dict[str, Any] = {"seed": config.seed, "resamples": config.resamples}
-    single = [row for row in rows if tn.studies.touched(row) and tn.studies.of_one_layer(row)]
-    several = [row for row in rows if tn.studies.touched(row) and row["scope"] == "all" and row["layers"]]
-    reported = {"each": any(map(_reports, single)), "all": any(map(_reports, several))}
-    sizes: dict[Size, Sequence[tn.studies.Row]] = {"relative_error": rows}
-    if reported["each"]:
-        sizes["output_error"] = rows
-    cuts = [row for row in single if row["keep"] is not None]
-    if cuts:
-        sizes["values"] = [*several, *cuts]
-    scopes: tuple[Scope, ...] = ("each", "all") if several else ("each",)
-    errors: tuple[Error, ...] = ("relative_error", "output_error")
+def claims_of(rows: Sequence[tn.studies.Row], *, at_most: float, draws: Draws) -> Claims:
+    """All claims that the rows can speak of. Raises StudyError where none are of single layers."""
+    each, whole = points_of(rows, "each"), points_of(rows, "all")
+    scopes: tuple[Scope, ...] = ("each",) if whole.empty else ("each", "all")
+    sizes: list[Size] = [size for size in get_args(Size) if each[size].notna().any()] or ["relative_error"]
+    errors = {
+        scope: [error for error in ERRORS if points[error].notna().any()] or ERRORS[:1]
+        for scope, points in (("each", each), ("all", whole))
+    }
     return Claims(
-        depth={
-            size: depth_correlation(there, at_most=config.at_most, size=size, **draws) for size, there in sizes.items()
-        },
+        depth={size: depth_correlation(rows, at_most=at_most, size=size, draws=draws) for size in sizes},
         norms={
-            scope: {
-                error: norm_correlation(rows, error=error, scope=scope, **draws)
-                for error in errors
-                if error == "relative_error" or reported[scope]
-            }
+            scope: {error: norm_correlation(rows, error=error, scope=scope, draws=draws) for error in errors[scope]}
             for scope in scopes
         },
-        bands={
-            error: harmless(rows, at_most=config.at_most, error=error, **draws)
-            for error in errors
-            if error == "relative_error" or reported["each"]
-        },
-        gains={scope: norm_gain(rows, scope=scope, **draws) for scope in scopes if reported[scope]},
+        gains={scope: norm_gain(rows, scope=scope, draws=draws) for scope in scopes if len(errors[scope]) == 2},
+        bands={error: harmless(rows, at_most=at_most, error=error, draws=draws) for error in errors["each"]},
     )
 
 
@@ -168,10 +147,6 @@ def _unfinished(rows: Sequence[tn.studies.Row]) -> list[str]:
             by_layer = sizes.setdefault(curve_of(row), {})
             by_layer.setdefault(row["scope"], set()).add((row["keep"], row["ranks"]))
     return [name for name, by_layer in sizes.items() if len(set(map(len, by_layer.values()))) > 1]
-
-
-def _reports(row: tn.studies.Row) -> bool:
-    return all(layer.get("output_error") is not None for layer in row["layers"].values())
 
 
 def run() -> None:

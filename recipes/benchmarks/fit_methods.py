@@ -1,0 +1,180 @@
+"""The libraries that the benchmark of fits compares, each with its settings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import tnalgebra as tn
+
+LABELS = tn.network.KERNEL_LABELS[4]
+
+RULES = {
+    "cp": "K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]",
+    "tensor ring": "K[out in kh kw] => A[z out p] B[p in q] C[q kh s] D[s kw z]",
+    "Tucker-2": "K[out in kh kw] => G[a b kh kw] U[out a] V[in b]",
+}
+
+
+def ranks_of(rule: str, kernel: Tensor) -> Mapping[str, int]:
+    """Bond -> rank: half the channels, and for a ring, whose cores have two bonds, about as many parameters as CP."""
+    half = min(kernel.shape[:2]) // 2
+    if rule == "tensor ring":
+        return dict.fromkeys("zpqs", max(2, round(half**0.5)))
+    return dict.fromkeys("r" if rule == "cp" else "ab", half)
+
+
+def relative_error(kernel: Tensor, dense: Tensor) -> float:
+    """||kernel - dense|| / ||kernel||."""
+    return float(torch.linalg.vector_norm(kernel - dense) / torch.linalg.vector_norm(kernel))
+
+
+class Method(ABC):
+    """A library with its settings. Kernels of one call have one shape."""
+
+    def __init__(self, name: str, **choices: Any) -> None:
+        self.name = name
+        self.choices = choices
+
+    def suits(self, rule: str) -> bool:
+        return True
+
+    @abstractmethod
+    def fit(self, rule: str, kernels: Sequence[Tensor], seed: int, sweeps: Sequence[int]) -> Any:
+        """What is timed. sweeps: for each kernel."""
+
+    @abstractmethod
+    def dense(self, result: Any) -> list[Tensor]:
+        """The kernels that a fit found."""
+
+    @abstractmethod
+    def trace(self, rule: str, kernels: Sequence[Tensor], seed: int, most: int) -> list[list[float]]:
+        """Relative error after each sweep, for each kernel; fewer than `most` where it stops changing before."""
+
+
+class Tnalgebra(Method):
+    def suits(self, rule: str) -> bool:
+        return rule != "Tucker-2" or not self.choices  # a tree starts from SVDs, once
+
+    def fit(self, rule: str, kernels: Sequence[Tensor], seed: int, sweeps: Sequence[int]) -> Any:
+        choices = {**self.choices, "ranks": ranks_of(rule, kernels[0]), "seed": seed, "sweeps": max(sweeps)}
+        if len(kernels) == 1:
+            return [_rule(rule).apply({"K": kernels[0]}, **choices)]
+        return _rule(rule).apply_many([{"K": kernel} for kernel in kernels], **choices)
+
+    def dense(self, result: Any) -> list[Tensor]:
+        return [fit.dense() for fit in result]
+
+    def trace(self, rule: str, kernels: Sequence[Tensor], seed: int, most: int) -> list[list[float]]:
+        return [list(fit.report.errors) for fit in self.fit(rule, kernels, seed, [most])]
+
+
+@cache
+def _rule(name: str) -> Any:
+    return tn.rule(RULES[name])
+
+
+class Tensorly(Method):
+    def __init__(self, name: str, **choices: Any) -> None:
+        super().__init__(name, **choices)
+        import_module("tensorly").set_backend("pytorch")
+        self.decomposition = import_module("tensorly.decomposition")
+
+    def suits(self, rule: str) -> bool:
+        if rule == "tensor ring" and not hasattr(self.decomposition, "tensor_ring_als"):
+            return False
+        return rule == "cp" or not self.choices
+
+    def fit(self, rule: str, kernels: Sequence[Tensor], seed: int, sweeps: Sequence[int]) -> Any:
+        return [self._fit(rule, kernel, seed, count) for kernel, count in zip(kernels, sweeps, strict=True)]
+
+    def _fit(self, rule: str, kernel: Tensor, seed: int, sweeps: int, **more: Any) -> Any:
+        ranks = ranks_of(rule, kernel)
+        choices = {"n_iter_max": sweeps, "random_state": seed, "tol": 0, **more}
+        if rule == "cp":
+            choices |= {"tol": 1e-300, **self.choices} if self.choices else {}  # its line search needs the errors
+            return self.decomposition.parafac(kernel, ranks["r"], init="random", **choices)
+        if rule == "tensor ring":
+            around = [ranks[bond] for bond in "zpqsz"]
+            return self.decomposition.tensor_ring_als(kernel, around, ls_solve="normal_eq", **choices)
+        return self.decomposition.partial_tucker(kernel, [ranks["a"], ranks["b"]], modes=[0, 1], **choices)
+
+    def dense(self, result: Any) -> list[Tensor]:
+        return [self._dense(found) for found in result]
+
+    def _dense(self, found: Any) -> Tensor:
+        if hasattr(found, "to_tensor"):
+            whole: Tensor = found.to_tensor()
+            return whole
+        (core, (U, V)), _ = found
+        return torch.einsum("abhw,oa,ib->oihw", core, U, V)
+
+    def trace(self, rule: str, kernels: Sequence[Tensor], seed: int, most: int) -> list[list[float]]:
+        if rule == "Tucker-2":
+            return [[float(error) for error in self._fit(rule, kernel, seed, most)[1]] for kernel in kernels]
+        traces: list[list[float]] = []
+        for kernel in kernels:
+            errors: list[float] = []
+
+            def note(found: Any, _: object, kernel: Tensor = kernel, errors: list[float] = errors) -> None:
+                errors.append(relative_error(kernel, self._dense(found)))
+
+            # its callback needs the errors that it makes for a test of convergence, and that test never passes
+            self._fit(rule, kernel, seed, most, callback=note, tol=1e-300)
+            traces.append(errors[1:])  # the first is that of the start
+        return traces
+
+
+class Quimb(Method):
+    def __init__(self, name: str, **choices: Any) -> None:
+        super().__init__(name, **choices)
+        self.library = import_module("quimb.tensor")
+
+    def fit(self, rule: str, kernels: Sequence[Tensor], seed: int, sweeps: Sequence[int]) -> Any:
+        each = zip(kernels, sweeps, strict=True)
+        return [self._fit(self._start(rule, kernel, seed), kernel, count) for kernel, count in each]
+
+    def _start(self, rule: str, kernel: Tensor, seed: int) -> Any:
+        generator = np.random.default_rng(seed)
+        sizes = {**dict(zip(LABELS, kernel.shape, strict=True)), **ranks_of(rule, kernel)}
+        nodes = tn.network.parse_rule(RULES[rule])[1].nodes
+        labels = [node.labels for node in nodes if isinstance(node, tn.network.NamedTensor)]
+        return self.library.TensorNetwork(
+            [self.library.Tensor(generator.standard_normal([sizes[label] for label in own]), own) for own in labels]
+        )
+
+    def _fit(self, start: Any, kernel: Tensor, sweeps: int) -> Any:
+        target = self.library.TensorNetwork([self.library.Tensor(kernel.numpy(), LABELS)])
+        fixed: dict[str, Any] = {"tol": 0.0, "output_inds": LABELS, "contract_optimize": "greedy"}
+        return start.fit(target, method="als", steps=sweeps, **fixed, **self.choices)
+
+    def dense(self, result: Any) -> list[Tensor]:
+        return [torch.from_numpy(network.contract(output_inds=LABELS).data) for network in result]
+
+    def trace(self, rule: str, kernels: Sequence[Tensor], seed: int, most: int) -> list[list[float]]:
+        traces = []
+        for kernel in kernels:
+            network = self._start(rule, kernel, seed)
+            errors: list[float] = []
+            for _ in range(most):  # a sweep knows nothing of those before it but their cores
+                network = self._fit(network, kernel, 1)
+                errors.append(relative_error(kernel, self.dense([network])[0]))
+            traces.append(errors)
+        return traces
+
+
+def all_methods() -> list[Method]:
+    """Without those of a peer that is not installed, which is printed."""
+    methods: list[Method] = [Tnalgebra("tnalgebra"), Tnalgebra("tnalgebra, 1 start", starts=1)]
+    try:
+        methods += [Tensorly("tensorly"), Tensorly("tensorly, line search", linesearch=True)]
+    except ModuleNotFoundError as error:
+        print(f"without tensorly ({error}); it comes with the extra: pip install 'tnalgebra[bench]'")
+    return [*methods, Quimb("quimb, dense_solve", dense_solve=True), Quimb("quimb")]
