@@ -1,4 +1,4 @@
-"""The one list of decompositions by name, what a user adds to it, and what a text stands for where a rule is wanted."""
+"""The one list of decompositions by name, what a user adds to it, and the rule that a text means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..network import KERNEL_LABELS, check_covers, labels_of, parse_bipartition
 from ..rewriting import EXACT_RULES, Rule, rule
 from .cuts import cut
 from .families import (
-    Labels,
+    LabelWords,
     block_term,
     cp,
     depthwise_separable,
@@ -34,24 +34,24 @@ class Entry:
 
     name: of the rules it makes.
     source: what it is, in one sentence, and where it comes from.
-    make: labels -> rule; a RuleError where there is none.
+    make: labels -> rule; a RuleError where it has no such rule.
     """
 
     name: str
     source: str
-    make: Callable[[Labels], Rule]
+    make: Callable[[LabelWords], Rule]
 
-    def rule(self, labels: Labels) -> Rule:
+    def rule(self, labels: LabelWords) -> Rule:
         """The rule for a tensor of these labels, in the order of its axes.
 
         Raises:
-            RuleError: there is none, with the reason.
+            RuleError: these labels have no such rule, with the reason.
         """
         labels = labels_of(labels)
         try:
             return self.make(labels)
         except RuleError as error:
-            raise RuleError(explain(f"there is no {self.name} of K[{' '.join(labels)}]", because=error)) from error
+            raise RuleError(explain(f"{self.name} does not exist for K[{' '.join(labels)}]", because=error)) from error
 
 
 CATALOGUE = (
@@ -132,18 +132,18 @@ CATALOGUE = (
         projection,
     ),
 )
-"""All of them. Cuts are not listed: there is one for each bipartition of the labels, and its text is its name."""
+"""All of them. Cuts are not listed: each bipartition of the labels has one, and its text is its name."""
 
 _REGISTERED: dict[str, Rule] = {}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What there is for tensors of some labels: prints as a table; `rules()["cp"]` is a rule, iterating gives all.
+    """The rules for tensors of some labels: prints as a table; `rules()["cp"]` is a rule, iterating gives all.
 
     labels: of the tensor.
     exact, decompositions, registered: the rules, in the order of the lists.
-    missing: name of a decomposition -> why there is none for these labels.
+    missing: name of a decomposition -> why these labels have none.
     """
 
     labels: tuple[str, ...]
@@ -162,12 +162,14 @@ class Rules:
         return any(entry.name == name for entry in self)
 
     def __getitem__(self, name: str) -> Rule:
-        """The rule of that name. Raises RuleError if there is none, with those of similar names."""
+        """The rule of that name. Raises RuleError if no rule has it, with those of similar names."""
         for entry in self:
             if entry.name == name:
                 return entry
         if name in self.missing:
-            raise RuleError(explain(f"there is no {name} of K[{' '.join(self.labels)}]", because=self.missing[name]))
+            raise RuleError(
+                explain(f"{name} does not exist for K[{' '.join(self.labels)}]", because=self.missing[name])
+            )
         raise _unknown(name, [entry.name for entry in self])
 
     def __str__(self) -> str:
@@ -190,7 +192,7 @@ class Rules:
     __repr__ = __str__
 
 
-def rules(labels: Labels | None = None) -> Rules:
+def rules(labels: LabelWords | None = None) -> Rules:
     """All rules there are: the exact ones, the decompositions of tensors with these labels, and the registered ones.
 
     Args:
@@ -214,7 +216,7 @@ def rules(labels: Labels | None = None) -> Rules:
 
 
 def register(given: Rule) -> Rule:
-    """Add a rule to the list, so that its name can be used wherever a rule is wanted.
+    """Add a rule to the list, so that its name can be used wherever a rule is expected.
 
     Returns:
         The same rule, so that `ring = tn.register(tn.rule(..., name="my_ring"))` is one line.
@@ -230,19 +232,19 @@ def register(given: Rule) -> Rule:
     taken = {**known, **_REGISTERED}.get(given.name)
     if taken is not None:
         fix = f"another name, or unregister({given.name!r}) first" if given.name in _REGISTERED else "another name"
-        raise RuleError(explain(f"there is a rule {given.name!r} already", rule=taken, fix=fix))
+        raise RuleError(explain(f"a rule is called {given.name!r} already", rule=taken, fix=fix))
     _REGISTERED[given.name] = given
     return given
 
 
 def unregister(name: str) -> None:
-    """Take a registered rule off the list. Raises RuleError if there is none of that name."""
+    """Take a registered rule off the list. Raises RuleError if no rule has that name."""
     if name not in _REGISTERED:
         raise RuleError(explain(f"no rule {name!r} is registered", registered=", ".join(_REGISTERED) or "none"))
     del _REGISTERED[name]
 
 
-def resolve(given: str | Rule, labels: Labels) -> Rule:
+def resolve(given: str | Rule, labels: LabelWords) -> Rule:
     """The rule that a user means.
 
     Args:
@@ -252,8 +254,8 @@ def resolve(given: str | Rule, labels: Labels) -> Rule:
 
     Raises:
         RuleError: no such name (similar ones are listed), no such decomposition of these labels, a cut that does not
-            hold them; two cuts with `then`, or the name of an exact rule, which are no decomposition.
-        NotationError, NetworkError, SizeError: a text with `=>` that is no rule.
+            hold them; two cuts with `then`, or the name of an exact rule, which are not decompositions.
+        NotationError, NetworkError, SizeError: a text with `=>` that is not a rule.
     """
     if isinstance(given, Rule):
         return given
@@ -266,7 +268,7 @@ def resolve(given: str | Rule, labels: Labels) -> Rule:
         return rule(given)
     left = f"K[{' '.join(labels)}]"
     if "[" in given:
-        raise RuleError(explain("a network stands where a rule should", where=given, fix=f"{left} => {given}"))
+        raise RuleError(explain("a network is given where a rule is expected", where=given, fix=f"{left} => {given}"))
     if "|" in given:
         return _cut(given, labels, left)
     name = given.strip()
@@ -277,7 +279,7 @@ def resolve(given: str | Rule, labels: Labels) -> Rule:
             return entry.rule(labels)
     if any(entry.name == name for entry in EXACT_RULES):
         raise RuleError(
-            explain(f"{name!r} is an exact rule, no decomposition", fix="rewrite(network, [...]), or its own apply")
+            explain(f"{name!r} is an exact rule, not a decomposition", fix="rewrite(network, [...]), or its own apply")
         )
     raise _unknown(name, [*(entry.name for entry in CATALOGUE), *_REGISTERED])
 
@@ -304,7 +306,7 @@ def _unknown(name: str, known: list[str]) -> RuleError:
     near = [lower[word] for word in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     return RuleError(
         explain(
-            f"there is no rule {name!r}",
+            f"no rule is called {name!r}",
             similar=", ".join(near) or None,
             known=", ".join(known),
             fix="one of these, a cut ('out | in kh kw'), or a rule (K[out in kh kw] => ...)",

@@ -16,7 +16,7 @@ from ..network import NamedTensor, Network, carriers, check_word, node_text, par
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import Operand, Values, contract, operands, relative, value_of, values_for
 
-PRIME = "'"
+_PRIME = "'"
 """Marks labels of a network's second copy; no label of the notation has it."""
 
 DENSE = 2**24
@@ -28,31 +28,31 @@ def drop_components(bond: str) -> Rule:
     """The rule that keeps the largest components of a network, and leaves all numbers as they are.
 
     A component is the network with the bond held at one of its values; those of the largest Frobenius norms are
-    kept, in their order. That is no best approximation, also not of CP: `truncate` goes on from there. But it needs no
-    fit, and the kept numbers are the same to the last bit.
+    kept, in their order. This is not a best approximation, not even of CP: `truncate` continues from there. But it
+    needs no fit, and the kept numbers are the same to the last bit.
 
     The rank goes by the bond's label: an integer, or `KeepFraction` of the bond's values, or `RelativeError`: the
     fewest components with an error of at most that much, measured, or `ParameterBudget`.
 
-    The bond may stand on any number of named tensors of any network; a tensor that stands several times has it at the
+    The bond may occur on any number of named tensors of any network; a tensor that occurs several times has it at the
     same axis everywhere.
     """
     check_word(bond, what="bond")
 
     def find(network: Network, options: Options) -> Iterator[Place]:
         check_bonds(network, [bond])
-        yield Place(hanging_together(network, [bond]), (bond,))
+        yield Place(connected_part(network, [bond]), (bond,))
 
     def build(network: Network, place: Place, values: Values, options: Options) -> Change:
         before = part(network, place)
-        check_valued(before, values, what="dropping components")
+        check_values(before, values, what="dropping components")
         gram = component_gram(before, values, bond)
         order = gram.diagonal().argsort(descending=True, stable=True)
         rank = _rank(options.ranks, bond, gram[order][:, order], before)
         chosen, dropped = order[:rank].sort().values, order[rank:].sort().values
-        new = held(before, values, {bond: chosen})
-        after = resized(network, new)
-        error = 0.0 if rank == len(order) else _error(before, values, bond, dropped, gram)
+        new = select_values(before, values, {bond: chosen})
+        after = resize(network, new)
+        error = 0.0 if rank == len(order) else _error(before, values, bond, dropped, gram=gram)
         return Change(after, values=new, relative_error=error, ranks={bond: rank}, pieces=(before, part(after, place)))
 
     equation = f"A[.. {bond}] B[.. {bond}] .. => A[.. {bond}] B[.. {bond}] .., {bond} smaller, numbers kept"
@@ -70,19 +70,19 @@ def component_gram(network: Network, values: Values, bond: str) -> Tensor:
     tensors = {name: value.to(torch.float64) for name, value in values_for(network, values).items()}
     tensors = {name: value / (float(value.abs().max()) or 1.0) for name, value in tensors.items()}
     nodes = operands(network, tensors, torch.float64)
-    again = _primed(nodes, network.output)
-    return contract([*nodes, *again], (bond, bond + PRIME))
+    again = _prime(nodes, network.output)
+    return contract([*nodes, *again], (bond, bond + _PRIME))
 
 
-def _primed(nodes: Sequence[Operand], output: Sequence[str]) -> list[Operand]:
-    return [(tensor, tuple(n if n in output else n + PRIME for n in labels)) for tensor, labels in nodes]
+def _prime(nodes: Sequence[Operand], output: Sequence[str]) -> list[Operand]:
+    return [(tensor, tuple(n if n in output else n + _PRIME for n in labels)) for tensor, labels in nodes]
 
 
 def _rank(ranks: Mapping[str, Rank] | Rank, bond: str, gram: Tensor, before: Network) -> int:
     """gram: of the components, the largest first."""
     rank, full = rank_of(ranks, bond), len(gram)
     if isinstance(rank, ParameterBudget):
-        one, two = (parameters(resized_labels(before, {bond: size})) for size in (1, 2))
+        one, two = (parameters(with_new_sizes(before, {bond: size})) for size in (1, 2))
         limit = allowance(rank, parameters(before), least=one)
         return min(full, 1 + (limit - one) // (two - one))
     if isinstance(rank, RelativeError):
@@ -93,11 +93,11 @@ def _rank(ranks: Mapping[str, Rank] | Rank, bond: str, gram: Tensor, before: Net
     return kept(rank, full, bond=bond, singular_values=list)
 
 
-def _error(before: Network, values: Values, bond: str, dropped: Tensor, gram: Tensor) -> float:
+def _error(before: Network, values: Values, bond: str, dropped: Tensor, *, gram: Tensor) -> float:
     """||network of the dropped components|| / ||network||."""
     if prod(shape_of(before, before.output)) <= DENSE:
-        rest = resized_labels(before, {bond: len(dropped)})
-        left = value_of(rest, held(before, values, {bond: dropped}), dtype=torch.float64)
+        rest = with_new_sizes(before, {bond: len(dropped)})
+        left = value_of(rest, select_values(before, values, {bond: dropped}), dtype=torch.float64)
         return relative(left, value_of(before, values, dtype=torch.float64))
     above, below = float(gram[dropped][:, dropped].sum()), float(gram.sum())
     above = max(above, 0.0)
@@ -111,20 +111,20 @@ def check_bonds(network: Network, bonds: Sequence[str]) -> None:
     """Require that the values of every bond can be chosen freely.
 
     Raises:
-        RuleError: there is no such label, it is open, or its size is tied to that of something else.
+        RuleError: the network has no such label, it is open, or its size is tied to that of something else.
     """
     standing = carriers(network)
     for bond in bonds:
         if bond not in standing:
-            raise RuleError(explain(f"there is no bond {bond!r}", labels=" ".join(standing), network=network))
+            raise RuleError(explain(f"the network has no bond {bond!r}", labels=" ".join(standing), network=network))
         if bond in network.output:
-            raise RuleError(explain(f"{bond!r} is open, not a bond", network=network))
+            raise RuleError(explain(f"{bond!r} is an open label, not a bond", network=network))
         for position, _ in standing[bond]:
             node = network.nodes[position]
             if not isinstance(node, NamedTensor):
                 raise RuleError(
                     explain(
-                        f"the bond {bond!r} stands on {node_text(node)}, which fixes its size",
+                        f"the bond {bond!r} occurs on {node_text(node)}, which fixes its size",
                         network=network,
                         fix="a bond of named tensors",
                     )
@@ -135,21 +135,21 @@ def check_bonds(network: Network, bonds: Sequence[str]) -> None:
             if other is not None and {*axis} & {*bonds}:
                 raise RuleError(
                     explain(
-                        f"the tensor {name!r} stands several times, with {bond!r} and with {other!r} at one axis",
+                        f"the tensor {name!r} occurs several times, with {bond!r} and with {other!r} at one axis",
                         network=network,
-                        fix="a bond that stands at one axis of it everywhere",
+                        fix="a bond that occurs at one axis of it everywhere",
                     )
                 )
 
 
-def check_valued(network: Network, values: Values, *, what: str) -> None:
+def check_values(network: Network, values: Values, *, what: str) -> None:
     """Raises RuleError if a tensor has no value."""
     for name in tensor_nodes(network):
         if name not in values:
             raise RuleError(explain(f"{what} needs the value of {name!r}", fix="apply(network, values)"))
 
 
-def hanging_together(network: Network, bonds: Sequence[str]) -> tuple[int, ...]:
+def connected_part(network: Network, bonds: Sequence[str]) -> tuple[int, ...]:
     """Positions of all nodes that a chain of labels joins with one of the bonds, ascending."""
     graph: networkx.Graph[object] = networkx.Graph()
     for position, node in enumerate(network.nodes):
@@ -167,7 +167,7 @@ def part(network: Network, place: Place) -> Network:
     return Network(nodes, [label for label in network.output if label in labels], sizes)
 
 
-def held(network: Network, values: Values, chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def select_values(network: Network, values: Values, chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The network's tensors at the chosen values of bonds, label -> their numbers."""
     found = {}
     for name, places in tensor_nodes(network).items():
@@ -179,15 +179,15 @@ def held(network: Network, values: Values, chosen: Mapping[str, Tensor]) -> dict
     return found
 
 
-def resized(network: Network, tensors: Mapping[str, Tensor]) -> Network:
+def resize(network: Network, tensors: Mapping[str, Tensor]) -> Network:
     """The network with the sizes that these tensors have, by their names."""
     sizes: dict[str, int] = {}
     for node in network.nodes:
         if isinstance(node, NamedTensor) and node.name in tensors:
             sizes |= dict(zip(node.labels, tensors[node.name].shape, strict=True))
-    return resized_labels(network, sizes)
+    return with_new_sizes(network, sizes)
 
 
-def resized_labels(network: Network, sizes: Mapping[str, int]) -> Network:
+def with_new_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
     """The network with other sizes of some labels."""
     return Network(network.nodes, network.output, {**network.sizes, **sizes})

@@ -44,10 +44,10 @@ from ..tensors import (
     value_of,
 )
 
-Form: TypeAlias = Literal["factors", "svd"]
+CutForm: TypeAlias = Literal["factors", "svd"]
 
 
-def cut(text: str | Bipartition, *, of: str | None = None, form: Form = "factors") -> Rule:
+def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "factors") -> Rule:
     """The cut of a network across a bipartition of its open labels: the best of its rank (Eckart and Young 1936).
 
     "out kh | in kw" gives `L[out kh r] R[r in kw]`, with L = U sqrt(S) and R = sqrt(S) V of the singular value
@@ -88,10 +88,12 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: Form = "factors
         sizes = dict(zip(network.output, dense.shape, strict=True))
         asked, before = rank_of(options.ranks, "r"), parameters(network)
         if options.metric is None:
-            found = _nearest(matricise(dense, network.output, bipartition), asked, form, before, dtype)
+            found = _nearest(
+                matricise(dense, network.output, bipartition), asked, form=form, before=before, dtype=dtype
+            )
         else:
-            found = _weighted(dense, network, bipartition, form, options)
-        return _change(network, bipartition, found, form, common_dtype(values.values()), sizes)
+            found = _nearest_in_metric(dense, network, bipartition, form=form, options=options)
+        return _change(network, bipartition, found, form=form, sizes=sizes, dtype=common_dtype(values.values()))
 
     sides = {"factors": "L[{0} r] R[r {1}]", "svd": "U[{0} r] S[r] V[r {1}]"}[form]
     written = sides.format(" ".join(bipartition.left), " ".join(bipartition.right))
@@ -153,7 +155,7 @@ def _kernel(values: Mapping[str, Any], bipartition: Bipartition) -> Network:
         if order is not None and len(values) == 1:
             return Network([NamedTensor(name, order)])
     raise RuleError(
-        explain("it is not known what is cut", cut=bipartition, fix="cut(..., of='K[a b c]'), or a network")
+        explain("the tensor to be cut is not known", cut=bipartition, fix="cut(..., of='K[a b c]'), or a network")
     )
 
 
@@ -167,7 +169,7 @@ class _Found:
     report: FitReport | None = None
 
 
-def _nearest(matrix: Tensor, asked: Rank, form: Form, before: int, dtype: torch.dtype) -> _Found:
+def _nearest(matrix: Tensor, asked: Rank, *, form: CutForm, before: int, dtype: torch.dtype) -> _Found:
     """The nearest matrix of a rank in the Frobenius norm."""
     if isinstance(asked, RelativeError):
         svd = truncated_svd(matrix, dtype=dtype)
@@ -180,7 +182,7 @@ def _nearest(matrix: Tensor, asked: Rank, form: Form, before: int, dtype: torch.
     return _Found(SVD(svd.U[:, :rank], svd.S[:rank], svd.V[:rank]), error)
 
 
-def _rank(asked: Rank, shape: Sequence[int], form: Form, before: int) -> int:
+def _rank(asked: Rank, shape: Sequence[int], form: CutForm, before: int) -> int:
     """A rank that follows from the sizes alone."""
     if isinstance(asked, ParameterBudget):
         each = sum(shape) + (form == "svd")
@@ -188,7 +190,9 @@ def _rank(asked: Rank, shape: Sequence[int], form: Form, before: int) -> int:
     return kept(asked, min(shape), bond="r", singular_values=list)
 
 
-def _weighted(dense: Tensor, network: Network, bipartition: Bipartition, form: Form, options: Options) -> _Found:
+def _nearest_in_metric(
+    dense: Tensor, network: Network, bipartition: Bipartition, *, form: CutForm, options: Options
+) -> _Found:
     """The nearest matrix of a rank in a metric: an SVD if all its labels are on one side, else a descent."""
     assert options.metric is not None
     sizes = dict(zip(network.output, dense.shape, strict=True))
@@ -214,9 +218,10 @@ def _change(
     network: Network,
     bipartition: Bipartition,
     found: _Found,
-    form: Form,
+    *,
+    form: CutForm,
+    sizes: Mapping[str, int],
     dtype: torch.dtype,
-    sizes: dict[str, int],
 ) -> Change:
     U, S, V = found.svd
     rank = len(S)

@@ -12,9 +12,9 @@ from ..fitting import FitReport, Objective, degeneracy_of, objective_of, shrink_
 from ..network import NamedTensor, Network, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import Values, relative, scaled, value_of
-from .components import check_valued, part
+from .components import check_values, part
 
-ROUNDING = 1e-9
+_ROUNDING = 1e-9
 """Part of a tolerance that is left to rounding."""
 
 
@@ -63,7 +63,7 @@ def correct_degeneracy(tolerance: float = 0.01) -> Rule:
     stay. The value it keeps to is the network's own: a kernel that it once approximated is not part of it. Where that
     kernel is at hand, a correction within the fit is better, as it may move towards the kernel.
 
-    Tensors that stand several times stay as they are; the bonds of a tree have no components that must cancel, and
+    Tensors that occur several times stay as they are; the bonds of a tree have no components that must cancel, and
     only change their basis.
 
     Args:
@@ -81,14 +81,14 @@ def correct_degeneracy(tolerance: float = 0.01) -> Rule:
 
     def build(network: Network, place: Place, values: Values, options: Options) -> Change:
         before = part(network, place)
-        check_valued(before, values, what="the correction")
+        check_values(before, values, what="the correction")
         if not before.output:
             raise RuleError(explain("a network without open labels is one number", network=network))
         tensors = {name: values[name].to(options.settings.dtype) for name in tensor_nodes(before)}
         own = own_value(before, tensors)
         objective = own.objective(before)
         begun = {name: (tensor / own.share)[None, None] for name, tensor in tensors.items()}
-        bound = (tolerance * (1 - ROUNDING)) ** 2 * objective.power
+        bound = (tolerance * (1 - _ROUNDING)) ** 2 * objective.power
         found = shrink_components(objective, begun, bound=bound, sweeps=options.settings.sweeps)
         new = {name: (core[0, 0] * own.share).to(values[name].dtype) for name, core in found.items()}
         error = own.error(objective, found)

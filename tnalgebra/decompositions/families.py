@@ -1,4 +1,4 @@
-"""What the families of rules are written with: names that are free, labels that are checked, rows of cores."""
+"""Decompositions as rules, made for given labels: kernels of any number of axes, linear layers, any tensor."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from ..errors import RuleError, explain
 from ..network import fresh, labels_of
 from ..rewriting import Rule, rule
 
-# wording: What the families of rules are written with: names that are free, labels that are checked, rows of cores.
-
-
-Labels: TypeAlias = str | Iterable[str]
+LabelWords: TypeAlias = str | Iterable[str]
 
 FACTORS = "UVPQRSTWXYZ"
 """Names of the factors that belong to one label each: of the first label, of the second, ..."""
 
 CORES = "ABCDEFGHIJLMNOPQRSTUVWXYZ"
-"""Names of cores that stand in a row; K is the left side."""
+"""Names of cores that occur in a row; K is the left side."""
 
 FACTOR_BONDS = "abcdefghijklmnopqrsuvwxyz"
 """Bonds of the factors; t counts terms."""
@@ -27,83 +24,7 @@ ROW_BONDS = "pqstuvwxyabcdefghijklmno"
 """Bonds along a row of cores; r is the bond of CP and cuts, z closes a ring."""
 
 
-def made(labels: Sequence[str], nodes: Iterable[str], name: str, fixed: Mapping[str, str] | None = None) -> Rule:
-    return rule(f"{node('K', labels)} => {' '.join(nodes)}", name=name, fixed=fixed)
-
-
-def node(name: str, labels: Iterable[str]) -> str:
-    return f"{name}[{' '.join(labels)}]"
-
-
-def nth(alphabet: str, number: int) -> str:
-    """The word at that place of the alphabet, counted from 0; after its end it begins anew, as A_2, B_2, ..."""
-    times, place = divmod(number, len(alphabet))
-    return f"{alphabet[place]}_{times + 1}" if times else alphabet[place]
-
-
-def take(word: str, taken: set[str]) -> str:
-    """`word`, or the next like it that is free; it is taken from then on."""
-    found = fresh(word, taken)
-    taken.add(found)
-    return found
-
-
-def distinct(labels: Labels) -> tuple[str, ...]:
-    found = labels_of(labels)
-    if len(found) < 2:
-        raise RuleError(
-            explain(
-                f"a tensor of {len(found)} labels has no decomposition",
-                labels=" ".join(found) or "none",
-                fix="at least two, for example 'out in kh kw'",
-            )
-        )
-    for label in found:
-        if found.count(label) > 1:
-            raise RuleError(explain(f"the label {label!r} stands twice", labels=" ".join(found), fix="each label once"))
-    return found
-
-
-def among(labels: tuple[str, ...], chosen: Labels, *, what: str) -> tuple[str, ...]:
-    """The chosen labels in the order of all."""
-    found = labels_of(chosen)
-    for label in found:
-        if label not in labels:
-            raise RuleError(explain(f"the {what} {label!r} is none of the labels", labels=" ".join(labels)))
-        if found.count(label) > 1:
-            raise RuleError(explain(f"the {what} {label!r} stands twice", given=" ".join(found), fix="each once"))
-    if not found:
-        raise RuleError(explain(f"no {what} is given", labels=" ".join(labels), fix="one of these, or more"))
-    return tuple(label for label in labels if label in found)
-
-
-def channels_of(labels: tuple[str, ...]) -> tuple[str, str]:
-    """The labels of the output's and the input's channels."""
-    return ("out", "in") if {"out", "in"} <= set(labels) else (labels[0], labels[1])
-
-
-def joined(groups: Sequence[tuple[str, ...]], taken: Iterable[str], *, closed: bool) -> list[str]:
-    """A row of cores that carry these labels, each joined to the next, the last to the first if it is closed."""
-    taken = set(taken)
-    if closed and len(groups) < 3:
-        raise RuleError(
-            explain(
-                f"a ring of {len(groups)} cores is a cut whose bond is two bonds",
-                cores=" and ".join(" ".join(group) for group in groups),
-                fix="at least three cores, or a cut",
-            )
-        )
-    ends = (take("z", taken),) if closed else ()
-    bonds = [take(nth(ROW_BONDS, number), taken) for number in range(len(groups) - 1)]
-    before = [ends, *((bond,) for bond in bonds)]
-    after = [*((bond,) for bond in bonds), ends]
-    return [node(nth(CORES, n), (*before[n], *group, *after[n])) for n, group in enumerate(groups)]
-
-
-# families: Decompositions as rules, made for given labels: kernels of any number of axes, linear layers, any tensor.
-
-
-def tucker(labels: Labels, modes: Labels | None = None) -> Rule:
+def tucker(labels: LabelWords, modes: LabelWords | None = None) -> Rule:
     """A core, and a factor for each mode (Tucker 1966; De Lathauwer, De Moor and Vandewalle 2000).
 
         K[out in kh kw] => G[a b c d] U[out a] V[in b] P[kh c] Q[kw d]
@@ -121,10 +42,10 @@ def tucker(labels: Labels, modes: Labels | None = None) -> Rule:
     labels = distinct(labels)
     chosen = labels if modes is None else among(labels, modes, what="mode")
     name = "tucker" if modes is None else f"tucker {' '.join(chosen)}"
-    return made(labels, _factored(labels, chosen), name)
+    return rule_for(labels, _factored(labels, chosen), name)
 
 
-def tucker2(labels: Labels) -> Rule:
+def tucker2(labels: LabelWords) -> Rule:
     """Tucker of the two channels alone: the window stays whole (Kim et al. 2016).
 
         K[out in kh kw] => U[out a] G[a b kh kw] V[b in]
@@ -132,20 +53,20 @@ def tucker2(labels: Labels) -> Rule:
     The channels are `out` and `in`; without these, the first two labels.
     """
     labels = distinct(labels)
-    return made(labels, _factored(labels, channels_of(labels)), "tucker2")
+    return rule_for(labels, _factored(labels, channels_of(labels)), "tucker2")
 
 
-def cp(labels: Labels) -> Rule:
+def cp(labels: LabelWords) -> Rule:
     """A sum of r outer products of vectors (Hitchcock 1927; kernels: Lebedev et al. 2015).
 
     K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]
     """
     labels = distinct(labels)
     bond = fresh("r", labels)
-    return made(labels, [node(nth(CORES, n), (label, bond)) for n, label in enumerate(labels)], "cp")
+    return rule_for(labels, [node(nth(CORES, n), (label, bond)) for n, label in enumerate(labels)], "cp")
 
 
-def tensor_train(labels: Labels, *, order: Labels | None = None) -> Rule:
+def tensor_train(labels: LabelWords, *, order: LabelWords | None = None) -> Rule:
     """A row of cores, each joined to the next (Oseledets 2011).
 
         K[out in kh kw] => A[out p] B[p in q] C[q kh s] D[s kw]
@@ -157,7 +78,7 @@ def tensor_train(labels: Labels, *, order: Labels | None = None) -> Rule:
     return _row(labels, order, "tensor_train")
 
 
-def tensor_ring(labels: Labels, *, order: Labels | None = None) -> Rule:
+def tensor_ring(labels: LabelWords, *, order: LabelWords | None = None) -> Rule:
     """A train whose ends are joined (Zhao et al. 2016).
 
         K[out in kh kw] => A[z out p] B[p in q] C[q kh s] D[s kw z]
@@ -169,7 +90,7 @@ def tensor_ring(labels: Labels, *, order: Labels | None = None) -> Rule:
     return _row(labels, order, "tensor_ring", closed=True)
 
 
-def hierarchical_tucker(labels: Labels, tree: Any = None) -> Rule:
+def hierarchical_tucker(labels: LabelWords, tree: Any = None) -> Rule:
     """A factor for each label, joined two by two by a tree of cores (Hackbusch and Kuehn 2009; Grasedyck 2010).
 
         K[out in kh kw] => G[p q] G1[p a b] G2[q c d] U[out a] V[in b] P[kh c] Q[kw d]
@@ -182,7 +103,7 @@ def hierarchical_tucker(labels: Labels, tree: Any = None) -> Rule:
             or more. By default halves, halves of halves, ..., the later half the larger one.
 
     Raises:
-        RuleError: also where a leaf is no label, or a label is no leaf or two.
+        RuleError: also where a leaf is not a label, or a label is not exactly one leaf.
     """
     labels = distinct(labels)
     tree = _balanced(labels) if tree is None else tree
@@ -191,7 +112,7 @@ def hierarchical_tucker(labels: Labels, tree: Any = None) -> Rule:
         wrong = next(label for label in (*leaves, *labels) if leaves.count(label) != labels.count(label))
         raise RuleError(
             explain(
-                f"{wrong!r} stands {leaves.count(wrong)} times in the tree", labels=" ".join(labels), fix="each once"
+                f"{wrong!r} occurs {leaves.count(wrong)} times in the tree", labels=" ".join(labels), fix="each once"
             )
         )
     taken = set(labels)
@@ -211,10 +132,10 @@ def hierarchical_tucker(labels: Labels, tree: Any = None) -> Rule:
         level = [child for branch in level for child in branch if not isinstance(child, str)]
     nodes += [node(nth(FACTORS, n), (label, bonds[label])) for n, label in enumerate(labels)]
     name = "hierarchical_tucker" if tree == _balanced(labels) else f"hierarchical_tucker {_tree_text(tree)}"
-    return made(labels, nodes, name)
+    return rule_for(labels, nodes, name)
 
 
-def block_term(labels: Labels, modes: Labels | None = None) -> Rule:
+def block_term(labels: LabelWords, modes: LabelWords | None = None) -> Rule:
     """A sum of t Tucker decompositions, each with factors for the same modes (De Lathauwer 2008).
 
         K[out in kh kw] => U[out a t] G[a b kh kw t] V[b in t]
@@ -226,10 +147,10 @@ def block_term(labels: Labels, modes: Labels | None = None) -> Rule:
     labels = distinct(labels)
     chosen = channels_of(labels) if modes is None else among(labels, modes, what="mode")
     name = "block_term" if modes is None else f"block_term {' '.join(chosen)}"
-    return made(labels, _factored(labels, chosen, term="t"), name)
+    return rule_for(labels, _factored(labels, chosen, term="t"), name)
 
 
-def spatially_separable(labels: Labels) -> Rule:
+def spatially_separable(labels: LabelWords) -> Rule:
     """Each filter as an outer product of vectors, one for each label of the window (Rigamonti et al. 2013).
 
         K[out in kh kw] => A[out in kh] B[out in kw]
@@ -249,10 +170,10 @@ def spatially_separable(labels: Labels) -> Rule:
             )
         )
     nodes = [node(nth(CORES, n), (*channels, label)) for n, label in enumerate(window)]
-    return made(labels, nodes, "spatially_separable")
+    return rule_for(labels, nodes, "spatially_separable")
 
 
-def depthwise_separable(labels: Labels) -> Rule:
+def depthwise_separable(labels: LabelWords) -> Rule:
     """A filter for each input channel, then a matrix that mixes the channels (Howard et al. 2017; He et al. 2019).
 
         K[out in kh kw] => D[in kh kw] P[out in]
@@ -266,10 +187,10 @@ def depthwise_separable(labels: Labels) -> Rule:
             explain("a linear layer has no window to be separated from its channels", labels=" ".join(labels))
         )
     filters = node("D", [label for label in labels if label != out])
-    return made(labels, [filters, node("P", (out, into))], "depthwise_separable")
+    return rule_for(labels, [filters, node("P", (out, into))], "depthwise_separable")
 
 
-def projection(labels: Labels, onto: Mapping[str, str] | None = None) -> Rule:
+def projection(labels: LabelWords, onto: Mapping[str, str] | None = None) -> Rule:
     """The projection of some labels onto bases that are fixed, not fitted (kernels: Chen et al. 2016).
 
         K[out in kh kw] => G[out in c d] P[c kh] Q[d kw], where P and Q are constants: dct
@@ -301,14 +222,87 @@ def projection(labels: Labels, onto: Mapping[str, str] | None = None) -> Rule:
     names = {label: nth(FACTORS, labels.index(label)) for label in chosen}
     nodes = [node("G", [bonds.get(label, label) for label in labels])]
     nodes += [node(names[label], (bonds[label], label)) for label in chosen]
-    return made(labels, nodes, name, fixed={names[label]: onto[label] for label in chosen})
+    return rule_for(labels, nodes, name, fixed={names[label]: onto[label] for label in chosen})
 
 
 # Parts of them -----------------------------------------------------------------------------------------------
 
 
+def rule_for(labels: Sequence[str], nodes: Iterable[str], name: str, fixed: Mapping[str, str] | None = None) -> Rule:
+    return rule(f"{node('K', labels)} => {' '.join(nodes)}", name=name, fixed=fixed)
+
+
+def node(name: str, labels: Iterable[str]) -> str:
+    return f"{name}[{' '.join(labels)}]"
+
+
+def nth(alphabet: str, number: int) -> str:
+    """The word at that place of the alphabet, counted from 0; after its end it begins again, as A_2, B_2, ..."""
+    times, place = divmod(number, len(alphabet))
+    return f"{alphabet[place]}_{times + 1}" if times else alphabet[place]
+
+
+def take(word: str, taken: set[str]) -> str:
+    """`word`, or the next like it that is free; it is taken from then on."""
+    found = fresh(word, taken)
+    taken.add(found)
+    return found
+
+
+def distinct(labels: LabelWords) -> tuple[str, ...]:
+    found = labels_of(labels)
+    if len(found) < 2:
+        raise RuleError(
+            explain(
+                f"a tensor of {len(found)} labels has no decomposition",
+                labels=" ".join(found) or "none",
+                fix="at least two, for example 'out in kh kw'",
+            )
+        )
+    for label in found:
+        if found.count(label) > 1:
+            raise RuleError(explain(f"the label {label!r} occurs twice", labels=" ".join(found), fix="each label once"))
+    return found
+
+
+def among(labels: tuple[str, ...], chosen: LabelWords, *, what: str) -> tuple[str, ...]:
+    """The chosen labels in the order of all."""
+    found = labels_of(chosen)
+    for label in found:
+        if label not in labels:
+            raise RuleError(explain(f"the {what} {label!r} is none of the labels", labels=" ".join(labels)))
+        if found.count(label) > 1:
+            raise RuleError(explain(f"the {what} {label!r} occurs twice", given=" ".join(found), fix="each once"))
+    if not found:
+        raise RuleError(explain(f"no {what} is given", labels=" ".join(labels), fix="one of these, or more"))
+    return tuple(label for label in labels if label in found)
+
+
+def channels_of(labels: tuple[str, ...]) -> tuple[str, str]:
+    """The labels of the output's and the input's channels."""
+    return ("out", "in") if {"out", "in"} <= set(labels) else (labels[0], labels[1])
+
+
+def row_of_cores(groups: Sequence[tuple[str, ...]], taken: Iterable[str], *, closed: bool) -> list[str]:
+    """A row of cores that carry these labels, each joined to the next, the last to the first if it is closed."""
+    taken = set(taken)
+    if closed and len(groups) < 3:
+        raise RuleError(
+            explain(
+                f"a ring of {len(groups)} cores is a cut whose bond is two bonds",
+                cores=" and ".join(" ".join(group) for group in groups),
+                fix="at least three cores, or a cut",
+            )
+        )
+    ends = (take("z", taken),) if closed else ()
+    bonds = [take(nth(ROW_BONDS, number), taken) for number in range(len(groups) - 1)]
+    before = [ends, *((bond,) for bond in bonds)]
+    after = [*((bond,) for bond in bonds), ends]
+    return [node(nth(CORES, n), (*before[n], *group, *after[n])) for n, group in enumerate(groups)]
+
+
 def _factored(labels: tuple[str, ...], modes: tuple[str, ...], *, term: str | None = None) -> list[str]:
-    """A core and a factor for each mode; all of them with the label `term`, if there is one."""
+    """A core and a factor for each mode; all of them with the label `term`, if one is given."""
     taken = set(labels)
     terms = (take(term, taken),) if term else ()
     bonds = {label: take(nth(FACTOR_BONDS, labels.index(label)), taken) for label in modes}
@@ -321,7 +315,7 @@ def _factored(labels: tuple[str, ...], modes: tuple[str, ...], *, term: str | No
     return [factors[0], core, *behind]
 
 
-def _row(labels: Labels, order: Labels | None, name: str, *, closed: bool = False) -> Rule:
+def _row(labels: LabelWords, order: LabelWords | None, name: str, *, closed: bool = False) -> Rule:
     labels = distinct(labels)
     along = labels if order is None else labels_of(order)
     if sorted(along) != sorted(labels):
@@ -329,7 +323,7 @@ def _row(labels: Labels, order: Labels | None, name: str, *, closed: bool = Fals
             explain("the order holds other labels", labels=" ".join(labels), order=" ".join(along), fix="each once")
         )
     full_name = name if along == labels else f"{name} {' '.join(along)}"
-    return made(labels, joined([(label,) for label in along], labels, closed=closed), full_name)
+    return rule_for(labels, row_of_cores([(label,) for label in along], labels, closed=closed), full_name)
 
 
 def _balanced(labels: tuple[str, ...]) -> Any:
@@ -350,7 +344,7 @@ def _leaves(tree: Any, labels: tuple[str, ...]) -> list[str]:
         if not isinstance(branch, tuple) or len(branch) < 2 or depth >= len(labels):
             raise RuleError(
                 explain(
-                    f"{branch!r} is no branch of a tree"
+                    f"{branch!r} is not a branch of a tree"
                     if depth < len(labels)
                     else "the tree is deeper than its labels",
                     labels=" ".join(labels),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .truncate import truncate
 MAX_BYTES = 16 * 2**20
 """Longest file that is read."""
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
 """The types that a search computes in, see `Settings`."""
 
 
@@ -33,18 +33,18 @@ def load_trace(path: str | Path) -> Trace:
         The trace, without values: `replay` gives it some.
 
     Raises:
-        RuleError: the file is no trace, or names a rule that is not known.
+        RuleError: the file is not a trace, or names a rule that is not known.
         NotationError: a text in it is not in the notation.
     """
     path = Path(path)
     if not path.is_file():
-        raise RuleError(explain(f"{path} is no file", fix="what Trace.save wrote"))
+        raise RuleError(explain(f"{path} is not a file", fix="what Trace.save wrote"))
     if path.stat().st_size > MAX_BYTES:
         raise RuleError(explain(f"{path} has {path.stat().st_size} bytes", fix=f"a trace has at most {MAX_BYTES}"))
     try:
         text = path.read_text(encoding="utf-8")
     except ValueError as error:
-        raise RuleError(explain(f"{path} is no trace", because=f"{type(error).__name__}: {error}")) from error
+        raise RuleError(explain(f"{path} is not a trace", because=f"{type(error).__name__}: {error}")) from error
     return read_trace(text, where=str(path))
 
 
@@ -61,7 +61,7 @@ def read_trace(text: str, *, where: str = "the text") -> Trace:
     except TnalgebraError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise RuleError(explain(f"{where} is no trace", because=f"{type(error).__name__}: {error}")) from error
+        raise RuleError(explain(f"{where} is not a trace", because=f"{type(error).__name__}: {error}")) from error
     return Trace(start, tuple(steps))
 
 
@@ -76,9 +76,9 @@ def _step(entry: Mapping[str, Any], before: Network) -> Step:
     of_output = None if "output_error" not in entry else _error(entry["output_error"], "an error of the output")
     change = Change(parse(entry["after"]), relative_error=error, ranks=ranks, output_error=of_output)
     search = {"dtype": "float64", **entry.get("search", {})}
-    if search["dtype"] not in DTYPES:
-        raise RuleError(explain(f"a step was searched for in {search['dtype']!r}", fix=" or ".join(DTYPES)))
-    settings = Settings(**{**search, "dtype": DTYPES[search["dtype"]]})
+    if search["dtype"] not in _DTYPES:
+        raise RuleError(explain(f"a step was searched for in {search['dtype']!r}", fix=" or ".join(_DTYPES)))
+    settings = Settings(**{**search, "dtype": _DTYPES[search["dtype"]]})
     fixed = {str(name): value for name, value in entry.get("fixed", {}).items()}
     lost = tuple(map(str, entry.get("lost", ())))
     options = Options(ranks, sizes, bind, fixed, settings=settings, lost=lost)
@@ -101,9 +101,9 @@ def rule_from(spec: Mapping[str, str]) -> Rule:
     """
     match spec:
         case {"exact": name}:
-            known = by_name(EXACT_RULES)
+            known = {exact.name: exact for exact in EXACT_RULES}
             if name not in known:
-                raise RuleError(explain(f"there is no exact rule {name!r}", rules=", ".join(known)))
+                raise RuleError(explain(f"no exact rule is called {name!r}", rules=", ".join(known)))
             return known[name]
         case {"notation": text, "name": str(name)}:
             return rule(text, name=name, fixed=json.loads(spec.get("fixed", "{}")))
@@ -116,17 +116,3 @@ def rule_from(spec: Mapping[str, str]) -> Rule:
         case {"correct_degeneracy": tolerance}:
             return correct_degeneracy(float(tolerance))
     raise RuleError(explain("a rule is described in no known way", rule=dict(spec)))
-
-
-def by_name(rules: Iterable[Rule]) -> dict[str, Rule]:
-    """Rules by their names.
-
-    Raises:
-        RuleError: two have the same name.
-    """
-    found: dict[str, Rule] = {}
-    for entry in rules:
-        if entry.name in found:
-            raise RuleError(explain(f"two rules are called {entry.name!r}", first=found[entry.name], second=entry))
-        found[entry.name] = entry
-    return found

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import index
 
 from ..errors import RuleError, explain
 from ..network import MAX_AXES, Fuse, NamedTensor, Network, Node, carriers, relabel, tensor_nodes
-from ..rewriting import Rule, read, rule, whole_number
-from .families import Labels, among, channels_of, distinct, joined, made, node, take
+from ..rewriting import Rule, read_pattern, rule
+from .families import LabelWords, among, channels_of, distinct, node, row_of_cores, rule_for, take
 
 
-def reshaped_train(labels: Labels, factors: Mapping[str, int] | None = None) -> Rule:
+def reshaped_train(labels: LabelWords, factors: Mapping[str, int] | None = None) -> Rule:
     """A train over labels that are split into parts first (Garipov et al. 2016).
 
         K[out in kh kw] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2 q] C[q kh kw]
 
-    Core number j carries the j-th part of every split label; the other labels stand together on the last core.
+    Core number j carries the j-th part of every split label; the other labels occur together on the last core.
 
     Args:
         labels: of K, in the order of its axes.
@@ -31,10 +32,10 @@ def reshaped_train(labels: Labels, factors: Mapping[str, int] | None = None) -> 
     Raises:
         RuleError: also for a label that is none of `labels`, or with fewer than 2 parts.
     """
-    return _reshaped(labels, factors, "reshaped_train")
+    return _split_channels(labels, factors, "reshaped_train")
 
 
-def reshaped_ring(labels: Labels, factors: Mapping[str, int] | None = None) -> Rule:
+def reshaped_ring(labels: LabelWords, factors: Mapping[str, int] | None = None) -> Rule:
     """A ring over labels that are split into parts first (Wang et al. 2018).
 
         K[out in kh kw] => Fuse[out o1 o2] Fuse[in i1 i2] A[z o1 i1 p] B[p o2 i2 q] C[q kh kw z]
@@ -42,10 +43,10 @@ def reshaped_ring(labels: Labels, factors: Mapping[str, int] | None = None) -> R
     Arguments are those of `reshaped_train`. A ring has at least three cores, so two labels alone are split into three
     parts each by default.
     """
-    return _reshaped(labels, factors, "reshaped_ring", closed=True)
+    return _split_channels(labels, factors, "reshaped_ring", closed=True)
 
 
-def matrix_product_operator(labels: Labels = "out in", factors: int = 2) -> Rule:
+def matrix_product_operator(labels: LabelWords = "out in", factors: int = 2) -> Rule:
     """A linear layer as a train over pairs of parts of its two labels (Novikov et al. 2015).
 
         K[out in] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2]
@@ -67,7 +68,7 @@ def matrix_product_operator(labels: Labels = "out in", factors: int = 2) -> Rule
     return _split(labels, dict.fromkeys(labels, factors), name)
 
 
-def monarch(labels: Labels = "out in") -> Rule:
+def monarch(labels: LabelWords = "out in") -> Rule:
     """A linear layer as two block-diagonal matrices with a transposition between them (Dao et al. 2022).
 
         K[out in] => Fuse[in a i] R[a j i] L[j b a] Fuse[out b j]
@@ -91,7 +92,7 @@ def monarch(labels: Labels = "out in") -> Rule:
     a, i, j, b = (take(word, taken) for word in "aijb")
     out, into = channels_of(labels)
     nodes = [node("Fuse", (into, a, i)), node("R", (a, j, i)), node("L", (j, b, a)), node("Fuse", (out, b, j))]
-    return made(labels, nodes, "monarch")
+    return rule_for(labels, nodes, "monarch")
 
 
 def per_group(given: Rule | str, *, label: str | None = None, fixed: Mapping[str, str] | None = None) -> Rule:
@@ -111,26 +112,26 @@ def per_group(given: Rule | str, *, label: str | None = None, fixed: Mapping[str
         fixed: the names of constants on the right, as for `rule`: these are the same for every group.
 
     Raises:
-        RuleError: there is no such label, or the rule is not of this kind.
+        RuleError: the rule has no such label, or it is not of this kind.
     """
     text = given if isinstance(given, str) else given.spec.get("notation")
     if text is None:
         raise RuleError(
             explain(f"the rule {given} is not in the notation", fix="a rule made by tn.rule, or K[...] => ...")
         )
-    pattern = read(text)
+    pattern = read_pattern(text)
     left, right = pattern.left, pattern.right
     kept = [name for name in tensor_nodes(right) if name in tensor_nodes(left)]
     if len(left.nodes) != 1 or not isinstance(left.nodes[0], NamedTensor) or kept:
-        reason = f"{kept[0]!r} stands on both sides" if kept else "its left side is not one tensor"
+        reason = f"{kept[0]!r} occurs on both sides" if kept else "its left side is not one tensor"
         raise RuleError(explain("the rule cannot be made one for each group", because=reason, rule=text))
     fixed = fixed or (given.fixed if isinstance(given, Rule) else {})
     whole = label or ("out" if "out" in left.output else left.output[0])
     if whole not in left.output or whole in pattern.stars.values():
-        raise RuleError(explain(f"there is no label {whole!r} to split into groups", rule=text))
+        raise RuleError(explain(f"the rule has no label {whole!r} to split into groups", rule=text))
     taken = {*carriers(left), *carriers(right)}
     group, part = take("g", taken), take("m", taken)
-    nodes = [_in_group(entry, whole, group, part, fixed) for entry in right.nodes]
+    nodes = [_in_group(entry, whole, group, part, fixed=fixed) for entry in right.nodes]
     if not any(isinstance(entry, Fuse) and entry.whole == whole for entry in right.nodes):
         nodes = [Fuse(whole, (group, part)), *nodes]
     grouped = pattern.starred(f"{left} => {Network(nodes, right.output)}")
@@ -138,7 +139,7 @@ def per_group(given: Rule | str, *, label: str | None = None, fixed: Mapping[str
     return replace(rule(grouped, name=name, fixed=fixed), stated=(group,))
 
 
-def _in_group(entry: Node, whole: str, group: str, part: str, fixed: Mapping[str, str]) -> Node:
+def _in_group(entry: Node, whole: str, group: str, part: str, *, fixed: Mapping[str, str]) -> Node:
     """A node of the right side as it is for each group."""
     if isinstance(entry, Fuse) and entry.whole == whole:
         return Fuse(whole, (group, *entry.parts))
@@ -148,7 +149,7 @@ def _in_group(entry: Node, whole: str, group: str, part: str, fixed: Mapping[str
     return entry
 
 
-def _reshaped(labels: Labels, factors: Mapping[str, int] | None, name: str, *, closed: bool = False) -> Rule:
+def _split_channels(labels: LabelWords, factors: Mapping[str, int] | None, name: str, *, closed: bool = False) -> Rule:
     labels = distinct(labels)
     if factors is None:
         count = 3 if closed and len(labels) == 2 else 2
@@ -160,7 +161,7 @@ def _reshaped(labels: Labels, factors: Mapping[str, int] | None, name: str, *, c
 def _split(labels: tuple[str, ...], factors: Mapping[str, int], name: str, *, closed: bool = False) -> Rule:
     """A row of cores, the j-th with the j-th part of each split label, a last one with the labels that are whole."""
     split = among(labels, factors, what="label")
-    counts = {label: whole_number(factors[label], 2, MAX_AXES, f"the number of parts of {label!r}") for label in split}
+    counts = {label: _number_of_parts(factors[label], label) for label in split}
     taken = set(labels)
     parts: dict[str, list[str]] = {}
     for label in split:
@@ -173,5 +174,16 @@ def _split(labels: tuple[str, ...], factors: Mapping[str, int], name: str, *, cl
     ]
     rest = tuple(label for label in labels if label not in split)
     fuses = [node("Fuse", (label, *parts[label])) for label in split]
-    cores = joined([*groups, *([rest] if rest else [])], taken, closed=closed)
-    return made(labels, [*fuses, *cores], name)
+    cores = row_of_cores([*groups, *([rest] if rest else [])], taken, closed=closed)
+    return rule_for(labels, [*fuses, *cores], name)
+
+
+def _number_of_parts(number: object, label: str) -> int:
+    try:
+        found = index(number)  # type: ignore[arg-type]
+    except TypeError:
+        found = 0
+    if not 2 <= found <= MAX_AXES:
+        fact = f"the number of parts of {label!r} is {number!r}"
+        raise RuleError(explain(fact, fix=f"an integer from 2 to {MAX_AXES}"))
+    return found

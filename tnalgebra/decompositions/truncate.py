@@ -16,7 +16,16 @@ from ..fitting import FitReport, ParameterBudget, Rank, degeneracy_of, follow_st
 from ..network import NamedTensor, Network, carriers, check_word, parameters, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import SVD, Values, relative, truncated_svd
-from .components import check_bonds, check_valued, component_gram, hanging_together, held, part, resized, resized_labels
+from .components import (
+    check_bonds,
+    check_values,
+    component_gram,
+    connected_part,
+    part,
+    resize,
+    select_values,
+    with_new_sizes,
+)
 from .degeneracy import own_value
 
 Forest: TypeAlias = "networkx.Graph[int]"
@@ -28,13 +37,13 @@ def truncate(bonds: str) -> Rule:
 
     What hangs together with the bonds is looked at as a whole:
 
-    - It is a tree of named tensors, each standing once: closed labels on two of them, open ones on one, no two bonds
+    - It is a tree of named tensors, each occurring once: closed labels on two of them, open ones on one, no two bonds
       parallel, no loop. Then one bond after another becomes the orthogonality centre, all other tensors isometries
-      towards it, and keeps its largest singular values: for one bond the best there is, with the norm of the dropped
+      towards it, and keeps its largest singular values: for one bond the best one, with the norm of the dropped
       values as its error (Schollwoeck 2011, eq. 48); for n bonds within sqrt(n) of it (Oseledets 2011, thm. 2.2).
     - It is anything else: loops, bonds on more or fewer than two tensors, batch labels, parallel bonds, tied tensors,
       reserved nodes. Then all its tensors are fitted to the value that the network has, from two starts: on each bond
-      the components of the largest norms are kept, once in the basis there is and once in that of the singular values
+      the components of the largest norms are kept, once in the present basis and once in that of the singular values
       of the bond's two tensors alone. The better end is kept, and is never worse than its start.
 
     Ranks go by the bonds' labels: bond -> rank, or a `ParameterBudget` for all bonds together, of the parameters of
@@ -50,21 +59,21 @@ def truncate(bonds: str) -> Rule:
     """
     words = tuple(check_word(word, what="bond") for word in (bonds.split() if isinstance(bonds, str) else [bonds]))
     if len(set(words)) < max(len(words), 1):
-        raise RuleError(explain(f"the bonds {bonds!r} are none, or one stands twice", fix="'p q', each label once"))
+        raise RuleError(explain(f"the bonds {bonds!r} are none, or one occurs twice", fix="'p q', each label once"))
 
     def find(network: Network, options: Options) -> Iterator[Place]:
         check_bonds(network, words)
-        yield Place(hanging_together(network, words), words)
+        yield Place(connected_part(network, words), words)
 
     def build(network: Network, place: Place, values: Values, options: Options) -> Change:
         before = part(network, place)
-        check_valued(before, values, what="truncation")
+        check_values(before, values, what="truncation")
         forest = _forest(before)
         if isinstance(forest, str):
-            found = _fitted(before, words, values, options, because=forest)
+            found = _refit(before, words, values, options, because=forest)
         else:
-            found = _truncated(before, words, values, options, forest)
-        after = resized(network, found.tensors)
+            found = _truncate_tree(before, words, values, options, forest=forest)
+        after = resize(network, found.tensors)
         sizes = {bond: after.sizes[bond] for bond in words}
         new = {name: tensor.to(values[name].dtype) for name, tensor in found.tensors.items()}
         pieces = (before, part(after, place))
@@ -83,11 +92,11 @@ class _Found(NamedTuple):
     report: FitReport | None = None
 
 
-def _budgeted(network: Network, spectra: Mapping[str, Sequence[float]], budget: ParameterBudget) -> dict[str, int]:
+def _ranks_under(budget: ParameterBudget, network: Network, spectra: Mapping[str, Sequence[float]]) -> dict[str, int]:
     """Ranks under a budget of this network's parameters."""
 
     def count(trial: Mapping[str, int]) -> int:
-        return parameters(resized_labels(network, trial))
+        return parameters(with_new_sizes(network, trial))
 
     return grow(spectra, count, budget, parameters(network))
 
@@ -103,19 +112,19 @@ def _rank_of(ranks: Mapping[str, Rank] | Rank, bond: str, bonds: Sequence[str]) 
 
 
 def _forest(network: Network) -> Forest | str:
-    """The tensors as trees, their edges bonds; or why they are none."""
+    """The tensors as trees, their edges bonds; or why they are not."""
     graph: networkx.MultiGraph[int] = networkx.MultiGraph()
     graph.add_nodes_from(range(len(network.nodes)))
     for node in network.nodes:
         if not isinstance(node, NamedTensor):
-            return f"{node.name!r} is no named tensor"
+            return f"{node.name!r} is not a named tensor"
     for name, positions in tensor_nodes(network).items():
         if len(positions) > 1:
-            return f"{name!r} stands several times"
+            return f"{name!r} occurs several times"
     for label, places in carriers(network).items():
         if len(places) != (1 if label in network.output else 2):
             kind = "open" if label in network.output else "closed"
-            return f"the {kind} label {label!r} stands {len(places)} times"
+            return f"the {kind} label {label!r} occurs {len(places)} times"
         if len(places) == 2:
             graph.add_edge(places[0][0], places[1][0], bond=label)
     if not networkx.is_forest(graph):
@@ -123,30 +132,32 @@ def _forest(network: Network) -> Forest | str:
     return networkx.Graph(graph)
 
 
-def _truncated(network: Network, bonds: Sequence[str], values: Values, options: Options, forest: Forest) -> _Found:
-    tensors = _as_computed(network, values, options.settings.dtype)
+def _truncate_tree(
+    network: Network, bonds: Sequence[str], values: Values, options: Options, *, forest: Forest
+) -> _Found:
+    tensors = _in_dtype(network, values, options.settings.dtype)
     before = dict(tensors)
     if len(bonds) == 1 and not isinstance(options.ranks, ParameterBudget):
-        joint = _centred(network, bonds[0], tensors, forest)
+        joint = _centre(network, bonds[0], tensors, forest)
         spectrum = joint.svd.S
         rank = kept(rank_of(options.ranks, bonds[0]), len(spectrum), bond=bonds[0], singular_values=spectrum.tolist)
         joint.close(tensors, rank)
         return _Found(tensors, relative(spectrum[rank:], spectrum))
-    spectra = {bond: _centred(network, bond, dict(tensors), forest).svd.S.tolist() for bond in bonds}
+    spectra = {bond: _centre(network, bond, dict(tensors), forest).svd.S.tolist() for bond in bonds}
     if isinstance(options.ranks, ParameterBudget):
-        ranks = _budgeted(network, spectra, options.ranks)
+        ranks = _ranks_under(options.ranks, network, spectra)
     else:
         ranks = {
             bond: kept(_rank_of(options.ranks, bond, bonds), len(all_of_it), bond=bond, singular_values=all_of_it.copy)
             for bond, all_of_it in spectra.items()
         }
     for bond in bonds:
-        joint = _centred(network, bond, tensors, forest)
+        joint = _centre(network, bond, tensors, forest)
         joint.close(tensors, min(ranks[bond], len(joint.svd.S)))
     return _Found(tensors, _distance(network, forest, before, tensors))
 
 
-def _as_computed(network: Network, values: Values, dtype: torch.dtype) -> dict[str, Tensor]:
+def _in_dtype(network: Network, values: Values, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: values[name].to(dtype) for name in tensor_nodes(network)}
 
 
@@ -163,21 +174,21 @@ class _Joint(NamedTuple):
         """Keep the largest singular values; both tensors take their square roots."""
         root = self.svd.S[:rank].sqrt()[:, None]
         for (name, axis), vectors in zip(self.ends, (self.svd.U[:, :rank].mT, self.svd.V[:rank]), strict=True):
-            tensors[name] = _applied(root * vectors, tensors[name], axis)
+            tensors[name] = _apply_matrix(root * vectors, tensors[name], axis)
 
 
-def _opened(network: Network, bond: str, tensors: dict[str, Tensor]) -> _Joint:
-    """Open the bond of two tensors, each of which stands once."""
+def _open(network: Network, bond: str, tensors: dict[str, Tensor]) -> _Joint:
+    """Open the bond of two tensors, each of which occurs once."""
     (one, axis), (other, other_axis) = carriers(network)[bond]
     ends = ((network.nodes[one].name, axis), (network.nodes[other].name, other_axis))
     triangles = []
     for name, at in ends:
-        tensors[name], triangle = _orthogonal(tensors[name], at)
+        tensors[name], triangle = _orthogonalise(tensors[name], at)
         triangles.append(triangle)
     return _Joint(ends, truncated_svd(triangles[0] @ triangles[1].mT, dtype=triangles[0].dtype))
 
 
-def _centred(network: Network, bond: str, tensors: dict[str, Tensor], forest: Forest) -> _Joint:
+def _centre(network: Network, bond: str, tensors: dict[str, Tensor], forest: Forest) -> _Joint:
     """Open a bond of a tree, all other tensors brought to be isometries towards it."""
     graph = networkx.Graph(forest)
     ends = [position for position, _ in carriers(network)[bond]]
@@ -186,19 +197,19 @@ def _centred(network: Network, bond: str, tensors: dict[str, Tensor], forest: Fo
         for parent, child in reversed(list(networkx.dfs_edges(graph, centre))):
             label = graph.edges[child, parent]["bond"]
             node, above = network.nodes[child], network.nodes[parent]
-            tensors[node.name], triangle = _orthogonal(tensors[node.name], node.labels.index(label))
-            tensors[above.name] = _applied(triangle, tensors[above.name], above.labels.index(label))
-    return _opened(network, bond, tensors)
+            tensors[node.name], triangle = _orthogonalise(tensors[node.name], node.labels.index(label))
+            tensors[above.name] = _apply_matrix(triangle, tensors[above.name], above.labels.index(label))
+    return _open(network, bond, tensors)
 
 
-def _orthogonal(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+def _orthogonalise(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """tensor = sum_q triangle[q, axis] basis[.., q, ..]; the basis is orthonormal in q over all other axes."""
     moved = tensor.movedim(axis, -1)
     basis, triangle = torch.linalg.qr(moved.reshape(-1, moved.shape[-1]))
     return basis.reshape([*moved.shape[:-1], basis.shape[1]]).movedim(-1, axis), triangle
 
 
-def _applied(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
+def _apply_matrix(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
     """Element [.., q, ..] is sum_p matrix[q, p] tensor[.., p, ..]."""
     product: Tensor = torch.tensordot(tensor, matrix, dims=([axis], [1]))
     return product.movedim(-1, axis).contiguous()
@@ -220,9 +231,9 @@ def _distance(network: Network, forest: Forest, one: Mapping[str, Tensor], other
             node, above = network.nodes[child], network.nodes[parent]
             axis, axis_above = node.labels.index(label), above.labels.index(label)
             size = here[node.name].shape[axis]
-            _, both = _orthogonal(torch.cat([here[node.name], there[node.name]], axis), axis)
-            here[above.name] = _applied(both[:, :size], here[above.name], axis_above)
-            there[above.name] = _applied(both[:, size:], there[above.name], axis_above)
+            _, both = _orthogonalise(torch.cat([here[node.name], there[node.name]], axis), axis)
+            here[above.name] = _apply_matrix(both[:, :size], here[above.name], axis_above)
+            there[above.name] = _apply_matrix(both[:, size:], there[above.name], axis_above)
         name = network.nodes[root].name
         both = torch.linalg.qr(torch.stack([here[name].flatten(), there[name].flatten()], 1)).R
         whole = torch.outer(whole.to(both), both[:, 0]).flatten()
@@ -233,15 +244,15 @@ def _distance(network: Network, forest: Forest, one: Mapping[str, Tensor], other
 # Everything else ---------------------------------------------------------------------------------------------
 
 
-def _fitted(network: Network, bonds: Sequence[str], values: Values, options: Options, *, because: str) -> _Found:
+def _refit(network: Network, bonds: Sequence[str], values: Values, options: Options, *, because: str) -> _Found:
     """Smaller tensors, fitted to the network's own value."""
     if not network.output:
         raise RuleError(explain(f"what {bonds[0]!r} is a bond of is one number", network=network, fix="contract it"))
     settings = options.settings
-    tensors = _as_computed(network, values, settings.dtype)
+    tensors = _in_dtype(network, values, settings.dtype)
     own = own_value(network, tensors)
     if isinstance(options.ranks, ParameterBudget):
-        ranks = _budgeted(network, {bond: _norms(network, bond, tensors) for bond in bonds}, options.ranks)
+        ranks = _ranks_under(options.ranks, network, {bond: _norms(network, bond, tensors) for bond in bonds})
     else:
         ranks = {
             bond: plain_rank(
@@ -250,7 +261,7 @@ def _fitted(network: Network, bonds: Sequence[str], values: Values, options: Opt
             for bond in bonds
         }
     turned = _cut_down(network, tensors, ranks, turned=True)
-    smaller = resized(network, turned)  # where other bonds leave a bond less to do, it became smaller still
+    smaller = resize(network, turned)  # where other bonds leave a bond less to do, it became smaller still
     plain = _cut_down(network, tensors, {bond: smaller.sizes[bond] for bond in bonds}, turned=False)
     objective = own.objective(smaller)
     begun = {name: torch.stack([plain[name], turned[name]])[None] / own.share for name in tensors}
@@ -262,7 +273,7 @@ def _fitted(network: Network, bonds: Sequence[str], values: Values, options: Opt
 
 
 def _joins_two(network: Network, bond: str) -> bool:
-    """Whether the bond stands on two tensors, each standing once."""
+    """Whether the bond occurs on two tensors, each occurring once."""
     names = [network.nodes[position].name for position, _ in carriers(network)[bond]]
     return len(names) == 2 and all(len(tensor_nodes(network)[name]) == 1 for name in names) and len(set(names)) == 2
 
@@ -276,18 +287,18 @@ def _full_rank(network: Network, bond: str) -> int:
     return min(size, *(prod(network.sizes[label] for label in labels if label != bond) for labels in ends))
 
 
-def _turned(network: Network, bond: str, tensors: dict[str, Tensor]) -> None:
+def _turn(network: Network, bond: str, tensors: dict[str, Tensor]) -> None:
     """Write a bond of two tensors in the basis of the singular values of these two, as if nothing else joined them."""
     if _joins_two(network, bond):
-        joint = _opened(network, bond, tensors)
+        joint = _open(network, bond, tensors)
         joint.close(tensors, len(joint.svd.S))
 
 
 def _norms(network: Network, bond: str, tensors: Mapping[str, Tensor]) -> list[float]:
     """Of the bond's components, descending, in the basis of its two tensors: what a budget takes for spectrum."""
     tensors = dict(tensors)
-    _turned(network, bond, tensors)
-    squares = component_gram(resized(network, tensors), tensors, bond).diagonal()
+    _turn(network, bond, tensors)
+    squares = component_gram(resize(network, tensors), tensors, bond).diagonal()
     norms: list[float] = squares.clamp(min=0).sqrt().sort(descending=True).values.tolist()
     return norms
 
@@ -299,10 +310,10 @@ def _cut_down(
     tensors = dict(tensors)
     for bond, rank in ranks.items():
         if turned:
-            _turned(network, bond, tensors)
-        here = resized(network, tensors)
+            _turn(network, bond, tensors)
+        here = resize(network, tensors)
         if rank < here.sizes[bond]:
             squares = component_gram(here, tensors, bond).diagonal()
             largest = squares.argsort(descending=True, stable=True)[:rank].sort().values
-            tensors = held(here, tensors, {bond: largest})
+            tensors = select_values(here, tensors, {bond: largest})
     return tensors

@@ -5,9 +5,20 @@ from .degeneracy import degeneracy_of, shrink_components
 from .fit import fit_cores
 from .metric import Metric
 from .objective import Objective
-from .ranks import KeepFraction, MultiplyAddsBudget, ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
+from .ranks import (
+    KeepFraction,
+    MultiplyAddsBudget,
+    ParameterBudget,
+    Rank,
+    RelativeError,
+    allowance,
+    grow,
+    kept,
+    plain_rank,
+    rank_of,
+)
 from .search import FitReport, Settings, follow_starts
-from .trees import NoTreeError, bonds_of, grow, open_labels, plain_rank, tree_of, with_open_axes
+from .trees import NoTreeError, bonds_of, open_labels, tree_of, with_open_axes
 
 __all__ = [
     "FitReport",

@@ -90,7 +90,7 @@ def alternate(objective: Objective, descent: Descent, *, sweeps: int, tolerance:
         lower = loss <= losses[-1]
         # the first two sweeps go far, and show no direction
         before = values if sweep > 1 else found
-        values = chosen(lower, found, values)
+        values = pick(lower, found, values)
         losses.append(torch.where(lower, loss, losses[-1]))
         still = lower & (losses[-2] - losses[-1] <= tolerance * losses[-2]) | still & ~lower
         still |= losses[-1] <= least
@@ -135,7 +135,7 @@ def _sweep(objective: Objective, parts: list[Part], values: Cores) -> tuple[Core
     return balance(objective, values), loss
 
 
-def chosen(which: Tensor, ones: Cores, others: Cores) -> Cores:
+def pick(which: Tensor, ones: Cores, others: Cores) -> Cores:
     """The cores of `ones` for the starts where `which` is true, those of `others` elsewhere."""
     return {name: torch.where(_shaped(which, core), core, others[name]) for name, core in ones.items()}
 

@@ -15,16 +15,15 @@ from ..network import NamedTensor, Network, carriers, fresh, with_sizes
 from ..tensors import pattern
 from .metric import Metric
 from .objective import Objective, Occurrence
-from .ranks import ParameterBudget, Rank, allowance, kept
+from .ranks import ParameterBudget, Rank, allowance, kept, plain_rank
 from .trees import (
     CoreTree,
     NoTreeError,
+    bond_spectrum,
     bonds_of,
     cores_of,
     matrix_of,
     open_labels,
-    plain_rank,
-    singular_values,
     splitting,
     tree_of,
     tree_ranks,
@@ -64,7 +63,7 @@ def chosen_ranks(
         before: parameters of the left side, of which a budget is a fraction.
 
     Raises:
-        RankError: a bond has no rank, or one out of range, or one that needs singular values where there are none.
+        RankError: a bond has no rank, or one out of range, or one that needs singular values where it has none.
     """
     bonds = bonds_of(right)
     given = _given(right, constants, bonds)
@@ -128,7 +127,7 @@ def _rank(bond: str, rank: Rank, target: Tensor, right: Network, *, size: int | 
     columns = tuple(label for label in labels if label not in side)
     matrix = matrix_of(target, labels, rows, columns)
     full = min(matrix.shape[-2:]) if size is None else size
-    return kept(rank, full, bond=bond, singular_values=partial(singular_values, matrix))
+    return kept(rank, full, bond=bond, singular_values=partial(bond_spectrum, matrix))
 
 
 def _bridge(right: Network, bond: str) -> set[str] | None:
@@ -198,7 +197,7 @@ def _orthonormal(rows: Tensor) -> bool:
     return float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max()) <= ORTHONORMAL
 
 
-def selected(
+def select_rows(
     constants: Mapping[str, Tensor], right: Network, ranks: Mapping[str, int], target: Tensor
 ) -> dict[str, Tensor]:
     """Constants cut down to the ranks of their bonds: of orthonormal rows, those that keep most of the target's norm.
@@ -207,7 +206,7 @@ def selected(
         target: one axis for each of `open_labels(right)`.
 
     Raises:
-        ValuesError: a constant is to be cut down whose rows are not orthonormal, or that is no matrix of a bond and
+        ValuesError: a constant is to be cut down whose rows are not orthonormal, or that is not a matrix of a bond and
             an open label.
     """
     labels = open_labels(right)

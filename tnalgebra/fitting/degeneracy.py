@@ -45,7 +45,7 @@ def degeneracy_of(objective: Objective, values: Mapping[str, Tensor]) -> float:
 def squared_components(objective: Objective, values: Mapping[str, Tensor]) -> Tensor:
     """The sum of ||component||^2, shape (layers, starts)."""
     squares = [(tensor.square(), labels) for tensor, labels in objective.operands(values)]
-    return objective.contracted(squares, ())
+    return objective.contract_to(squares, ())
 
 
 def squared_rest(objective: Objective, position: int, values: Mapping[str, Tensor]) -> Tensor:
@@ -59,7 +59,7 @@ def squared_rest(objective: Objective, position: int, values: Mapping[str, Tenso
     if not squares:
         core = values[occurrence.name]
         return core.new_ones(1, 1, *core.shape[2:])
-    return objective.contracted(squares, occurrence.labels, shaped=position)
+    return objective.contract_to(squares, occurrence.labels, shaped=position)
 
 
 def shrink_components(
@@ -111,7 +111,7 @@ def _smaller(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Ten
     gram = system.gram(values) / (scale * scale.mT)
     squares, vectors = torch.linalg.eigh(gram)
     least = squares.shape[-1] * torch.finfo(gram.dtype).eps * squares[..., -1:].clamp(min=0)
-    seen = squares > least  # what the others do not tell from rounding is left out
+    seen = squares > least  # what rounding of the others hides is left out
     inverse = torch.where(seen, 1 / torch.where(seen, squares, 1.0), 0.0)
     right = vectors.mT @ (system.as_matrix(system.right_side(values)) / scale)
     right = torch.where(seen[..., None], right, 0.0)
@@ -128,7 +128,7 @@ def _smaller(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Ten
     power = right.square().sum(-1) * inverse  # what each eigenvector takes from the loss
 
     def excess(ridges: Tensor) -> Tensor:
-        """||target - network||^2 above the least there is, at several ridges a start; from 0 at no ridge, rising."""
+        """||target - network||^2 above its minimum, at several ridges a start; it rises from 0 at no ridge."""
         own, ridges = squares.flatten(2)[..., None], ridges[:, :, None]
         part = ridges / torch.where(seen.flatten(2)[..., None], own + ridges, 1.0)
         return (torch.where(seen, power, 0.0).flatten(2)[..., None] * part.square()).sum(2)

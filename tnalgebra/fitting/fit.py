@@ -13,7 +13,7 @@ from ..errors import ValuesError, explain
 from ..network import Network, shape_of
 from ..tensors import relative, scaled
 from .als import Cores
-from .chosen_ranks import chosen_ranks, objective_of, selected, tree_or_none
+from .chosen_ranks import chosen_ranks, objective_of, select_rows, tree_or_none
 from .degeneracy import degeneracy_of
 from .metric import Metric
 from .objective import Objective
@@ -24,7 +24,7 @@ from .search import (
     Settings,
     follow_starts,
     grow_start,
-    nearer,
+    pick_nearer,
     refine_in_metric,
     refine_tree,
     search_from_guesses,
@@ -76,7 +76,7 @@ def fit_cores(
     for members in groups.values():
         sizes = chosen[members[0]]
         targets = torch.stack([prepared[i][0] for i in members])
-        selection = selected(constants, right, sizes, targets[0])
+        selection = select_rows(constants, right, sizes, targets[0])
         split = [_as_split(metric, right) for metric in (norms[i] for i in members) if metric is not None]
         objective = objective_of(targets, right, sizes, constants=selection, metrics=split)
         scale = prepared[members[0]][1] ** (1 / len(objective.occurrences_of_free))
@@ -133,8 +133,8 @@ def _search(
     if absorbing is not None:
         factor = torch.stack([metric.factor().to(objective.target) for metric in metrics])
         found = [
-            ({**cores, absorbing: objective.released(cores[absorbing], factor[layer], absorbing)}, report)
-            for layer, (cores, report) in enumerate(search(objective.absorbed(factor), start))
+            ({**cores, absorbing: objective.release(cores[absorbing], factor[layer], absorbing)}, report)
+            for layer, (cores, report) in enumerate(search(objective.absorb(factor), start))
         ]
     elif metrics:
         found = _search_in_metric(objective, start, search, settings)
@@ -171,19 +171,19 @@ def _search_in_metric(
     """Descend in the metric from the better of two fits without it: of the target, and of the whitened target."""
     factors = objective.whitening()
     inverse = {label: torch.linalg.inv(factor) for label, factor in factors.items()}
-    whitened = objective.whitened(factors)
+    whitened = objective.whiten(factors)
 
-    def turned(found: list[SearchResult], matrices: Mapping[str, Tensor]) -> list[SearchResult]:
+    def take_up_each(found: list[SearchResult], matrices: Mapping[str, Tensor]) -> list[SearchResult]:
         return [
-            (objective.taken_up(cores, {label: matrix[layer] for label, matrix in matrices.items()}), report)
+            (objective.take_up(cores, {label: matrix[layer] for label, matrix in matrices.items()}), report)
             for layer, (cores, report) in enumerate(found)
         ]
 
-    begun = turned(search(objective.without_metric(), start), factors)
+    begun = take_up_each(search(objective.without_metric(), start), factors)
     if start is None:
         near = search(whitened.without_metric(), None)
-        begun = [nearer(whitened, layer, *pair) for layer, pair in enumerate(zip(near, begun, strict=True))]
-    return turned(refine_in_metric(whitened, begun, settings), inverse)
+        begun = [pick_nearer(whitened, layer, *pair) for layer, pair in enumerate(zip(near, begun, strict=True))]
+    return take_up_each(refine_in_metric(whitened, begun, settings), inverse)
 
 
 def _scale_back(cores: Cores, scale: float, tree: CoreTree | None, occurrences: int) -> Cores:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .als import Cores, Descent, chosen, fits_exactly, floor
+from .als import Cores, Descent, fits_exactly, floor, pick
 from .objective import BATCH, Objective, total
 from .systems import System, ratio
 
@@ -45,22 +45,22 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
     still = loss <= least
     quiet = torch.zeros_like(loss)
     for _ in range(steps):
-        residual = objective.applied(objective.target[:, None] - model)
-        gradient = _pulled_back(objective, residual, values)
+        residual = objective.apply_metric(objective.target[:, None] - model)
+        gradient = _pull_back(objective, residual, values)
         forcing = ratio(loss, objective.power.expand_as(loss)).clamp(1e-12, 1e-2)
         blocks = {name: _block(each, values, damping) for name, each in systems.items()}
         step = _solve(objective, values, gradient, blocks=blocks, damping=damping, forcing=forcing)
         trial = {name: values[name] + step[name] for name in values}
         model_there = objective.model(trial)
         loss_there = objective.loss(model_there)
-        change = _pushed(objective, step, values)
-        expected = 2 * _inner(gradient, step) - total(change * objective.applied(change))
+        change = _push_forward(objective, step, values)
+        expected = 2 * _inner(gradient, step) - total(change * objective.apply_metric(change))
         gain = torch.where(expected > 0, ratio(loss - loss_there, expected), -1.0)
         better = loss_there < loss
         damping = torch.where(gain > 0.75, damping / 5, torch.where(gain < 0.25, damping * 4, damping))
         damping = damping.clamp(1e-15, 1e8)
         quiet = torch.where(better & (loss - loss_there > QUIET * loss), 0, quiet + 1)
-        values = chosen(better, trial, values)
+        values = pick(better, trial, values)
         model = torch.where(better.reshape(*better.shape, *[1] * (model.ndim - 2)), model_there, model)
         loss = torch.where(better, loss_there, loss)
         losses.append(loss)
@@ -70,19 +70,19 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
     return descent.then("Gauss-Newton", values, losses, still)
 
 
-def _pushed(objective: Objective, step: Mapping[str, Tensor], values: Cores) -> Tensor:
+def _push_forward(objective: Objective, step: Mapping[str, Tensor], values: Cores) -> Tensor:
     """The derivative of the network along `step`; shape (layers, starts, *sizes of output)."""
     parts = []
     for name, places in objective.places.items():
         for place in places:
             operands = objective.operands(values)
             operands[place] = (step[name], (*BATCH, *objective.occurrences[place].labels))
-            parts.append(objective.contracted(operands, objective.output))
+            parts.append(objective.contract_to(operands, objective.output))
     return sum(parts[1:], parts[0])
 
 
-def _pulled_back(objective: Objective, residual: Tensor, values: Cores) -> Cores:
-    """The transpose of `_pushed`: for each core, over all its occurrences."""
+def _pull_back(objective: Objective, residual: Tensor, values: Cores) -> Cores:
+    """The transpose of `_push_forward`: for each core, over all its occurrences."""
     found = {}
     for name, places in objective.places.items():
         parts = [objective.environment(residual, place, values) for place in places]
@@ -102,11 +102,11 @@ def _solve(
     """(J^T J + damping * scale) step = gradient, by preconditioned conjugate gradients."""
 
     def product(step: Cores) -> Cores:
-        pulled = _pulled_back(objective, objective.applied(_pushed(objective, step, values)), values)
+        pulled = _pull_back(objective, objective.apply_metric(_push_forward(objective, step, values)), values)
         return {name: pulled[name] + _times(damping * blocks[name].scale, step[name]) for name in step}
 
     def preconditioned(residual: Cores) -> Cores:
-        return {name: blocks[name].solved(core) for name, core in residual.items()}
+        return {name: blocks[name].solve(core) for name, core in residual.items()}
 
     step = {name: torch.zeros_like(core) for name, core in gradient.items()}
     residual = dict(gradient)
@@ -134,7 +134,7 @@ class _Block:
     system: System
     factor: Tensor | None
 
-    def solved(self, core: Tensor) -> Tensor:
+    def solve(self, core: Tensor) -> Tensor:
         if self.factor is None:
             return _times(ratio(torch.ones_like(self.scale), self.scale), core)
         return self.system.as_core(torch.cholesky_solve(self.system.as_matrix(core), self.factor))
@@ -142,7 +142,7 @@ class _Block:
 
 def _block(systems: Sequence[System], values: Cores, damping: Tensor) -> _Block:
     first = systems[0]
-    # occurrences of a tied core add up where their labels play the same parts; what stands between them is left out
+    # occurrences of a tied core add up where their labels play the same parts; what is between them is left out
     alike = len({_parts(system) for system in systems}) == 1
     if not alike or first.unknowns > LARGEST_BLOCK or not first.written_out(damping.shape[1]):
         return _Block(torch.ones_like(damping), first, None)
@@ -198,4 +198,4 @@ def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -
     after = objective.loss(objective.model(found))
     better = after < before
     losses = [*log, torch.where(better, after, before)]
-    return descent.then("L-BFGS", chosen(better, found, values), losses, torch.ones_like(better))
+    return descent.then("L-BFGS", pick(better, found, values), losses, torch.ones_like(better))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import ValuesError, explain
 from ..tensors import check_axes, scaled
 
-BLOCK = 2**22
+_BLOCK = 2**22
 """Elements of a covariance that are looked at, or brought to another type, at once: 32 MiB in float64."""
 
 
@@ -32,7 +32,7 @@ class Metric:
         covariance: C = E[x x^T], shape (*batch sizes, *sizes, *sizes), float64 or float32; element [i, j] is the
             mean product of the inputs that K[out, i] and K[out, j] are multiplied with. Symmetric, positive definite.
         batch: ("out",) where each output channel has a covariance of its own (grouped convolutions), otherwise ().
-        cross: B = E[y x^T], shape (*outputs sizes, *sizes): y is the output that is wanted. With it a fit comes near
+        cross: B = E[y x^T], shape (*outputs sizes, *sizes): y is the wanted output. With it a fit comes near
             B C^-1, the kernel of the least E||y - K~ x||^2, and no longer near the kernel itself.
         power: E||y||^2, summed over the outputs; given with `cross`.
         outputs: labels of the leading axes of `cross`. Several where the output label was `split`.
@@ -50,7 +50,14 @@ class Metric:
     outputs: tuple[str, ...] = ("out",)
 
     def __post_init__(self) -> None:
-        _checked_size(self.labels, self.covariance, self.batch, self.outputs, self.cross, self.power)
+        _checked_size(
+            self.labels,
+            self.covariance,
+            batch=self.batch,
+            outputs=self.outputs,
+            cross=self.cross,
+            power=self.power,
+        )
         self._check_numbers()
         self._check_symmetric()
         for _ in self._factors():
@@ -86,7 +93,7 @@ class Metric:
         """
         if not (math.isfinite(ridge) and ridge >= 0):
             raise ValuesError(explain(f"a ridge of {ridge!r}", needed="a finite number, at least 0, such as 1e-4"))
-        size = _checked_size(labels, covariance, batch, outputs, cross, power)
+        size = _checked_size(labels, covariance, batch=batch, outputs=outputs, cross=cross, power=power)
         with torch.no_grad():
             matrices = covariance.detach().reshape(-1, size, size).clone()
             diagonal = matrices.diagonal(dim1=1, dim2=2)
@@ -118,7 +125,7 @@ class Metric:
         return self.covariance.reshape(-1, self._size, self._size)
 
     def factor(self) -> Tensor:
-        """Cholesky's factor M of the covariance, C = M M^T, computed anew at each call.
+        """Cholesky's factor M of the covariance, C = M M^T, computed again at each call.
 
         Returns:
             Shape (*batch sizes, d, d), float64, lower triangular; d is the product of the sizes of `labels`.
@@ -180,7 +187,7 @@ class Metric:
         dtype = torch.promote_types(tensor.dtype, matrices.dtype)
         rows = rows.to(dtype)
         # no second covariance in the other type: that would be the largest tensor of all
-        parts = min(self._size, -(-matrices.numel() // BLOCK))
+        parts = min(self._size, -(-matrices.numel() // _BLOCK))
         product = torch.cat([rows @ part.to(dtype) for part in matrices.tensor_split(parts, dim=2)], dim=2)
         return self._unrows(product, labels, tensor.shape)
 
@@ -211,7 +218,7 @@ class Metric:
         return above and (math.sqrt(above / below) * (scale / whole_scale) if below else math.inf)
 
     def output_error(self, approximation: Tensor, labels: Sequence[str]) -> float:
-        """sqrt(E||y - K~ x||^2 / E||y||^2): how far the layer is from the output that is wanted.
+        """sqrt(E||y - K~ x||^2 / E||y||^2): how far the layer is from the wanted output.
 
         Args:
             approximation: K~, axes `labels`.
@@ -221,7 +228,7 @@ class Metric:
             ValuesError: the metric has no `cross`; the approximation does not fit it.
         """
         if self.cross is None or self.power is None:
-            raise ValuesError(explain("the metric knows no output", needed="cross and power", have="the covariance"))
+            raise ValuesError(explain("the metric has no output", needed="cross and power", have="the covariance"))
         # B C^-1 leaves power - <B C^-1, B>, and any other kernel its distance from B C^-1 more
         best = self.target(approximation, labels).double()
         own = self.cross.permute([(*self.outputs, *self.labels).index(label) for label in labels]).double()
@@ -264,7 +271,7 @@ class Metric:
             )
         lengths = tuple(sizes[part] for part in new)
 
-        def halved(tensor: Tensor, labels: Sequence[str]) -> Tensor:
+        def split_axes(tensor: Tensor, labels: Sequence[str]) -> Tensor:
             for axis in sorted((axis for axis, other in enumerate(labels) if other == label), reverse=True):
                 if tensor.shape[axis] != prod(lengths):
                     whole = " ".join(f"{part}={sizes[part]}" for part in new)
@@ -278,9 +285,9 @@ class Metric:
         return replace(
             self,
             labels=renamed(self.labels),
-            covariance=halved(self.covariance, (*self.batch, *self.labels, *self.labels)),
+            covariance=split_axes(self.covariance, (*self.batch, *self.labels, *self.labels)),
             batch=renamed(self.batch),
-            cross=None if self.cross is None else halved(self.cross, (*self.outputs, *self.labels)),
+            cross=None if self.cross is None else split_axes(self.cross, (*self.outputs, *self.labels)),
             outputs=renamed(self.outputs),
         )
 
@@ -306,7 +313,7 @@ class Metric:
     def _parts(self) -> int:
         """Into how many the batch is cut, to be factored one after the other."""
         batch = self.covariance.numel() // self._size**2
-        return min(batch, -(-self.covariance.numel() // BLOCK))
+        return min(batch, -(-self.covariance.numel() // _BLOCK))
 
     def _factors(self) -> Iterator[Tensor]:
         """Cholesky factors in float64, shapes (b, d, d), of parts of the batch. Raises ValuesError: not definite."""
@@ -337,7 +344,7 @@ class Metric:
         matrices = self._matrices().detach()
         largest = matrices.diagonal(dim1=1, dim2=2).abs().amax(1)[:, None, None]
         allowed = largest * math.sqrt(torch.finfo(matrices.dtype).eps)
-        rows = max(1, BLOCK // (len(matrices) * self._size))
+        rows = max(1, _BLOCK // (len(matrices) * self._size))
         for start in range(0, self._size, rows):
             part = slice(start, start + rows)
             if not bool(((matrices[:, part] - matrices[:, :, part].mT).abs() <= allowed).all()):
@@ -366,6 +373,7 @@ class Metric:
 def _checked_size(
     labels: tuple[str, ...],
     covariance: Tensor,
+    *,
     batch: tuple[str, ...],
     outputs: tuple[str, ...],
     cross: Tensor | None,

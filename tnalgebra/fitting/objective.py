@@ -29,7 +29,7 @@ PRIME = "'"
 
 
 class Occurrence(NamedTuple):
-    """A tensor where it stands: its name and labels."""
+    """A tensor where it occurs: its name and labels."""
 
     name: str
     labels: _Labels
@@ -83,7 +83,7 @@ class Objective:
 
     @cached_property
     def pulled(self) -> Tensor:
-        return self.applied(self.target[:, None])[:, 0]
+        return self.apply_metric(self.target[:, None])[:, 0]
 
     @cached_property
     def power(self) -> Tensor:
@@ -117,7 +117,7 @@ class Objective:
         return replace(self, free={name: tuple(value.shape[2:]) for name, value in values.items()})
 
     def absorbing(self) -> str | None:
-        """The core that can take up the metric: it stands once, and alone has all labels that the metric couples."""
+        """The core that can take up the metric: it occurs once, and alone has all labels that the metric couples."""
         if self.metric is None:
             return None
         for name, places in self.places.items():
@@ -127,7 +127,7 @@ class Objective:
                 return name
         return None
 
-    def absorbed(self, factor: Tensor) -> Objective:
+    def absorb(self, factor: Tensor) -> Objective:
         """The objective for the core times the factor M of the metric: one in the Frobenius norm.
 
         Args:
@@ -137,7 +137,7 @@ class Objective:
         target = self._unrows(rows @ factor, (LAYER, *self.output), self.target.shape)
         return replace(self, target=target, metric=None, coupled=(), blocks=())
 
-    def released(self, core: Tensor, factor: Tensor, name: str) -> Tensor:
+    def release(self, core: Tensor, factor: Tensor, name: str) -> Tensor:
         """The core itself, of what was fitted in its place; for one layer: no axis in front."""
         labels = (LAYER, *self.occurrences[self.places[name][0]].labels)
         rows = self._rows(core[None], labels)
@@ -145,9 +145,9 @@ class Objective:
         return self._unrows(solved, labels, core[None].shape)[0].contiguous()
 
     def whitening(self) -> dict[str, Tensor]:
-        """Factors of a Kronecker product that stands near the metric: coupled label -> M, shape (layers, n, n).
+        """Factors of a Kronecker product near the metric: coupled label -> M, shape (layers, n, n).
 
-        M M^T is the metric traced over all other labels. Only labels that stand on one core are there: that core can
+        M M^T is the metric traced over all other labels. Only labels that occur on one core are there: that core can
         take up the factor.
         """
         found = {}
@@ -162,27 +162,27 @@ class Objective:
             found[label] = torch.linalg.cholesky(traced)
         return found
 
-    def whitened(self, factors: Mapping[str, Tensor]) -> Objective:
+    def whiten(self, factors: Mapping[str, Tensor]) -> Objective:
         """The same objective for cores that have taken up the factors: its metric is nearly the identity."""
         assert self.metric is not None
         target, labels = self.target, (LAYER, *self.output)
         metric, coupled = self.metric, self.metric_labels
         for label, factor in factors.items():
             new = label + "new"
-            target = contract([(target, labels), (factor, (LAYER, label, new))], _replaced(labels, label, new))
+            target = contract([(target, labels), (factor, (LAYER, label, new))], _replace_label(labels, label, new))
             for old in (label, label + PRIME):
                 inverse = (torch.linalg.inv(factor), (LAYER, new, old))
-                metric = contract([(metric, coupled), inverse], _replaced(coupled, old, new))
+                metric = contract([(metric, coupled), inverse], _replace_label(coupled, old, new))
         return replace(self, target=target.contiguous(), metric=metric.contiguous())
 
-    def taken_up(self, values: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def take_up(self, values: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cores of one layer, without axes in front, each times the factors of its labels."""
         found = {}
         for name, core in values.items():
             labels = self.occurrences[self.places[name][0]].labels
             for label in factors.keys() & set(labels):
                 new = label + "new"
-                core = contract([(core, labels), (factors[label], (label, new))], _replaced(labels, label, new))
+                core = contract([(core, labels), (factors[label], (label, new))], _replace_label(labels, label, new))
             found[name] = core.contiguous()
         return found
 
@@ -222,7 +222,7 @@ class Objective:
 
     def model(self, values: Mapping[str, Tensor]) -> Tensor:
         """The network contracted; shape (layers, starts, *sizes of output)."""
-        return self.contracted(self.operands(values), self.output)
+        return self.contract_to(self.operands(values), self.output)
 
     def norms(self, values: Mapping[str, Tensor]) -> Tensor:
         """||network||_F without the network contracted; shape (layers, starts)."""
@@ -231,9 +231,9 @@ class Objective:
             (tensor, tuple(label if label in (*BATCH, *self.output) else label + PRIME for label in labels))
             for tensor, labels in operands
         ]
-        return self.contracted([*operands, *again], ()).clamp(min=0).sqrt()
+        return self.contract_to([*operands, *again], ()).clamp(min=0).sqrt()
 
-    def applied(self, tensor: Tensor) -> Tensor:
+    def apply_metric(self, tensor: Tensor) -> Tensor:
         """The metric times a tensor of shape (layers, starts, *sizes of output)."""
         if self.metric is None:
             return tensor
@@ -248,7 +248,7 @@ class Objective:
         }
         return tuple(label for label in dict.fromkeys((*self.output, *sorted(outside))) if label in inside)
 
-    def laid_out(self, positions: Sequence[int]) -> Operand:
+    def lay_out(self, positions: Sequence[int]) -> Operand:
         """The pulled target with the labels of those occurrences in front, as a matrix product wants it."""
         inside = {label for position in positions for label in self.occurrences[position].labels}
         order = sorted(range(len(self.output)), key=lambda axis: self.output[axis] not in inside)
@@ -264,12 +264,12 @@ class Objective:
         labels = self.occurrences[position].labels
         first = (tensor[:, 0], (LAYER, *self.output)) if tensor.shape[1] == 1 else (tensor, (*BATCH, *self.output))
         others = self.operands(values, self.others(position))
-        return self.contracted([first, *others], labels, shaped=position)
+        return self.contract_to([first, *others], labels, shaped=position)
 
-    def contracted(self, operands: Sequence[Operand], labels: Sequence[str], *, shaped: int | None = None) -> Tensor:
+    def contract_to(self, operands: Sequence[Operand], labels: Sequence[str], *, shaped: int | None = None) -> Tensor:
         """Contract to (layers, starts, *labels); an axis that no operand has is stretched.
 
-        shaped: the occurrence that tells the sizes of labels that no operand carries.
+        shaped: the occurrence that determines the sizes of labels that no operand carries.
         """
         there = {label for _, names in operands for label in names}
         if shaped is not None:
@@ -292,10 +292,10 @@ class Objective:
     def loss(self, model: Tensor) -> Tensor:
         """||target - model||^2 in the metric; shape (layers, starts)."""
         residual = model - self.target[:, None]
-        return total(residual * self.applied(residual)).clamp(min=0)
+        return total(residual * self.apply_metric(residual)).clamp(min=0)
 
 
-def _replaced(labels: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
+def _replace_label(labels: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
     return tuple(new if label == old else label for label in labels)
 
 

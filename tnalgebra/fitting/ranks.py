@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
+from math import prod
 from typing import SupportsFloat, TypeAlias
 
 from ..errors import RankError, explain
@@ -52,7 +53,7 @@ class ParameterBudget:
     """At most `fraction` of the left side's parameters, over all bonds together.
 
     Values are taken where they save most squared error a parameter, or left out where they cost least, whichever
-    way of counting loses less (`fitting.trees.grow`; ties: the label that comes first in the alphabet), until nothing
+    way of counting loses less (`grow`; ties: the label that comes first in the alphabet), until nothing
     more fits. Bonds without singular values of their own, in loops and hyperedges, grow evenly.
 
     Args:
@@ -70,7 +71,7 @@ class ParameterBudget:
 
 @dataclass(frozen=True, slots=True)
 class MultiplyAddsBudget:
-    """At most `fraction` of the multiply-adds of a whole model: no rank of one rule, since a kernel alone has none.
+    """At most `fraction` of the multiply-adds of a whole model: not a rank of one rule, since a kernel alone has none.
 
     Args:
         fraction: in (0, 1].
@@ -90,7 +91,7 @@ Rank: TypeAlias = int | KeepFraction | RelativeError | ParameterBudget
 
 def _check_fraction(rank: object, fraction: object, verb: str) -> None:
     if isinstance(fraction, bool | str) or not isinstance(fraction, SupportsFloat):
-        raise RankError(explain(f"{type(rank).__name__}({fraction!r}) holds no number", fix="for example 0.5"))
+        raise RankError(explain(f"{type(rank).__name__}({fraction!r}) does not hold a number", fix="for example 0.5"))
     if not 0 < float(fraction) <= 1:
         raise RankError(
             explain(f"{type(rank).__name__}({fraction}) {verb} a fraction outside (0, 1]", fix="for example 0.5")
@@ -107,7 +108,7 @@ def kept(rank: Rank, full: int, *, bond: str, singular_values: Callable[[], Sequ
         singular_values: gives them, descending; called only where their sizes matter.
 
     Raises:
-        RankError: an integer below 1 or above the full rank, or something that is no rank.
+        RankError: an integer below 1 or above the full rank, or something that is not a rank.
     """
     match rank:
         case KeepFraction():
@@ -122,11 +123,8 @@ def kept(rank: Rank, full: int, *, bond: str, singular_values: Callable[[], Sequ
                     fix=f"ranks={rank!r}; or an integer, KeepFraction or RelativeError for this bond",
                 )
             )
-    try:
-        number = operator.index(rank)
-    except TypeError:
-        number = None
-    if number is None or isinstance(rank, bool):
+    number = _integer(rank)
+    if number is None:
         fraction = isinstance(rank, float) and 0 < rank < 1
         fix = f"an integer, or KeepFraction({rank:g})" if fraction else "an integer, KeepFraction or RelativeError"
         raise RankError(explain(f"the rank of bond {bond!r} is {rank!r}", fix=fix))
@@ -137,6 +135,13 @@ def kept(rank: Rank, full: int, *, bond: str, singular_values: Callable[[], Sequ
             )
         )
     return number
+
+
+def _integer(rank: object) -> int | None:
+    try:
+        return None if isinstance(rank, bool) else operator.index(rank)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def allowance(budget: ParameterBudget, parameters: int, *, least: int) -> int:
@@ -169,7 +174,7 @@ def rank_of(ranks: Mapping[str, Rank] | Rank, bond: str) -> Rank:
     """The rank of a rule's only bond: under its label, or given alone.
 
     Raises:
-        RankError: there is none.
+        RankError: the bond has no rank.
     """
     if not isinstance(ranks, Mapping):
         return ranks
@@ -190,3 +195,118 @@ def _fewest(error: float, singular_values: Sequence[float]) -> int:
     while count < len(singular_values) and singular_values[count] == singular_values[count - 1] > 0:
         count += 1
     return count
+
+
+# Where a bond has no singular values of its own, and under a budget ----------------------------------------------
+
+
+def plain_rank(rank: Rank, bond: str, *, full: int | None, because: str) -> int:
+    """A rank that must be a number, as the bond has no singular values of its own.
+
+    Args:
+        full: no fit needs a larger one; None where that is not known.
+
+    Raises:
+        RankError: it is a fraction, an error or a budget, out of range, or not a rank at all.
+    """
+    if isinstance(rank, KeepFraction | RelativeError | ParameterBudget):
+        raise RankError(
+            explain(
+                f"the bond {bond!r} has no singular values of its own: {because}",
+                given=rank,
+                fix="an integer, or one ParameterBudget for all bonds",
+            )
+        )
+    number = _integer(rank)
+    if number is None:
+        raise RankError(explain(f"the rank of bond {bond!r} is {rank!r}", fix="an integer"))
+    if number < 1 or (full is not None and number > full):
+        most = "" if full is None else f" to {full}"
+        fix = "at least 1" if full is None else f"1 to {full}; more are never needed"
+        raise RankError(explain(f"rank {number} of bond {bond!r} is outside 1{most}", fix=fix))
+    return number
+
+
+def grow(
+    spectra: Mapping[str, Sequence[float]],
+    count: Callable[[Mapping[str, int]], int],
+    budget: ParameterBudget,
+    before: int,
+) -> dict[str, int]:
+    """Ranks under a budget: the better of two greedy ways.
+
+    From rank 1 upwards the bond grows whose next value saves most squared error a parameter. From full rank downwards
+    the bond shrinks whose last value costs least a parameter, until the budget is met, and then all grow again as far
+    as there is room. A parameter's price depends on the ranks beside it, so either way can be led astray: upwards,
+    Tucker cores stay flat; downwards, a bond of no use keeps the room of others. The better one is the one that
+    keeps more, if each bond keeps its part of the squared norm independently of the others.
+
+    Args:
+        spectra: bond -> singular values, descending.
+        count: parameters at given ranks.
+        before: parameters of the left side, of which the budget is a fraction.
+
+    Raises:
+        RankError: even rank 1 everywhere is too much.
+    """
+    ones = dict.fromkeys(sorted(spectra), 1)
+    limit = allowance(budget, before, least=count(ones))
+    largest = max((values[0] for values in spectra.values()), default=0.0) or 1.0  # squares must not overflow
+    squares = {bond: [(value / largest) ** 2 for value in spectra[bond]] for bond in ones}
+
+    def left_out(ranks: Mapping[str, int]) -> float:
+        return 1 - prod(_part(squares[bond][:rank], squares[bond]) for bond, rank in ranks.items())
+
+    upwards = _grow_greedily(ones, squares, count, limit)
+    full = {bond: len(values) for bond, values in squares.items()}
+    downwards = _grow_greedily(_shrink_greedily(full, squares, count, limit), squares, count, limit)
+    return min((upwards, downwards), key=left_out)
+
+
+def _part(kept_squares: Sequence[float], squares: Sequence[float]) -> float:
+    whole = math.fsum(squares)
+    return math.fsum(kept_squares) / whole if whole else 1.0
+
+
+def _grow_greedily(
+    ranks: Mapping[str, int],
+    squares: Mapping[str, Sequence[float]],
+    count: Callable[[Mapping[str, int]], int],
+    limit: int,
+) -> dict[str, int]:
+    """One value at a time, the one that saves most a parameter; of equals, the first bond."""
+    grown = dict(ranks)
+    now = count(grown)
+    while True:
+        best: tuple[float, str, int] | None = None
+        for bond, rank in grown.items():
+            if rank < len(squares[bond]):
+                cost = count({**grown, bond: rank + 1}) - now
+                gain = squares[bond][rank] / cost
+                if now + cost <= limit and (best is None or gain > best[0]):
+                    best = gain, bond, cost
+        if best is None:
+            return grown
+        grown[best[1]] += 1
+        now += best[2]
+
+
+def _shrink_greedily(
+    ranks: Mapping[str, int],
+    squares: Mapping[str, Sequence[float]],
+    count: Callable[[Mapping[str, int]], int],
+    limit: int,
+) -> dict[str, int]:
+    """One value at a time, the one that costs least a parameter; of equals, the first bond."""
+    shrunk = dict(ranks)
+    now = count(shrunk)
+    while now > limit:
+        costs = []
+        for bond, rank in shrunk.items():
+            if rank > 1:
+                saved = now - count({**shrunk, bond: rank - 1})
+                costs.append((squares[bond][rank - 1] / saved, bond, saved))
+        _, bond, saved = min(costs, key=lambda cost: cost[0])
+        shrunk[bond] -= 1
+        now -= saved
+    return shrunk

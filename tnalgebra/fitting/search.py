@@ -23,6 +23,9 @@ SMALL_RESIDUAL = 0.3
 FIRST_SWEEPS, MORE_SWEEPS = 10, 40
 """Alternating sweeps of all starts, then of the better half."""
 
+SLOW = 1e-5
+"""A start stands still where an alternating sweep takes less than this part of its squared error."""
+
 FINALISTS = 2
 """Starts that are followed to the end where the residual stays large: there they end alike."""
 
@@ -53,7 +56,6 @@ class Settings:
     seed: of the first guesses.
     starts: first guesses, fitted side by side; the best is kept. Trees need none.
     sweeps: most sweeps over all cores.
-    tolerance: a descent stops where a sweep takes less than this part of the squared error.
     dtype: of the computation.
     slack: part by which the error may grow for smaller components (see `correction`), such as 0.01; 0 leaves it out.
         Trees have no use for it: their best approximation exists.
@@ -62,7 +64,6 @@ class Settings:
     seed: int = 0
     starts: int = 8
     sweeps: int = 200
-    tolerance: float = 1e-5
     dtype: torch.dtype = torch.float64
     slack: float = 0.0
 
@@ -71,7 +72,7 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not least <= index(value) <= most:
                 raise ValuesError(explain(f"{name}={value!r}", fix=f"an integer from {least} to {most}"))
-            object.__setattr__(self, name, index(value))  # a NumPy integer is no number for JSON
+            object.__setattr__(self, name, index(value))  # JSON cannot hold a NumPy integer
         slack = self.slack
         if isinstance(slack, bool) or not isinstance(slack, int | float) or not 0 <= slack < 1:
             raise ValuesError(explain(f"slack={slack!r}", fix="a number of at least 0 and below 1, such as 0.01"))
@@ -200,14 +201,14 @@ def follow_starts(objective: Objective, values: Cores, settings: Settings) -> li
         descent = _by_gauss_newton(objective, descent, min(FIRST_STEPS, sweeps))
         descent = _by_gauss_newton(objective, descent.best(-(-starts // 2)), min(STEPS, sweeps))
         return _found(objective, _by_gradient(objective, descent, sweeps))
-    descent = _alternate(objective, descent, min(FIRST_SWEEPS, sweeps), settings)
+    descent = _alternate(objective, descent, min(FIRST_SWEEPS, sweeps))
     if _work(objective) > CHEAP:  # below, many starts take hardly longer than few
         descent = descent.best(-(-starts // 2))
-    descent = _alternate(objective, descent, min(MORE_SWEEPS, sweeps - FIRST_SWEEPS), settings)
-    return _follow_to_the_end(objective, descent, settings, sweeps - FIRST_SWEEPS - MORE_SWEEPS)
+    descent = _alternate(objective, descent, min(MORE_SWEEPS, sweeps - FIRST_SWEEPS))
+    return _finish(objective, descent, sweeps - FIRST_SWEEPS - MORE_SWEEPS, gradient_steps=sweeps)
 
 
-def _follow_to_the_end(objective: Objective, descent: Descent, settings: Settings, sweeps: int) -> list[SearchResult]:
+def _finish(objective: Objective, descent: Descent, sweeps: int, *, gradient_steps: int) -> list[SearchResult]:
     """Layers with a small residual by Gauss-Newton, the others by more sweeps of the best starts."""
     small = descent.loss.min(1).values <= SMALL_RESIDUAL**2 * objective.power[:, 0]
     found: dict[int, SearchResult] = {}
@@ -220,9 +221,9 @@ def _follow_to_the_end(objective: Objective, descent: Descent, settings: Setting
             there = _by_gauss_newton(part, there.best(CANDIDATES), min(STEPS, sweeps))
         else:
             cheap = _work(part) <= CHEAP
-            there = _alternate(part, there if cheap else there.best(FINALISTS), sweeps, settings)
+            there = _alternate(part, there if cheap else there.best(FINALISTS), sweeps)
             if sweeps > 0 and cheap:  # where components cancel, alternating crawls before it arrives
-                there = _by_gradient(part, there, settings.sweeps)
+                there = _by_gradient(part, there, gradient_steps)
         found |= dict(zip(layers.tolist(), _found(part, there), strict=True))
     return [found[layer] for layer in range(objective.layers)]
 
@@ -234,11 +235,11 @@ def refine_tree(objective: Objective, fits: list[Cores], settings: Settings) -> 
     descent = Descent.begin(objective, values)
     descent = descent.then("SVD", values, [descent.loss], torch.full_like(descent.still, not swept))
     if swept:
-        descent = _alternate(objective, descent, min(TREE_SWEEPS, settings.sweeps), settings)
+        descent = _alternate(objective, descent, min(TREE_SWEEPS, settings.sweeps))
     return _found(objective, descent)
 
 
-def nearer(objective: Objective, layer: int, *ends: SearchResult) -> SearchResult:
+def pick_nearer(objective: Objective, layer: int, *ends: SearchResult) -> SearchResult:
     """Of several ends for a layer, the one that is nearest in the objective's metric."""
     part = objective.of_layers(torch.tensor([layer], device=objective.target.device))
     models = [part.model({name: core[None, None] for name, core in cores.items()}) for cores, _ in ends]
@@ -253,7 +254,7 @@ def refine_in_metric(objective: Objective, found: list[SearchResult], settings: 
     if objective.tied:
         descent = _by_gauss_newton(objective, descent, min(STEPS, settings.sweeps))
     else:
-        descent = _alternate(objective, descent, settings.sweeps, settings)
+        descent = _alternate(objective, descent, settings.sweeps)
     return _found(objective, descent)
 
 
@@ -277,10 +278,10 @@ def _stacked(objective: Objective, fits: Sequence[Cores]) -> tuple[Cores, Object
     return values, objective.of_sizes(values)
 
 
-def _alternate(objective: Objective, descent: Descent, sweeps: int, settings: Settings) -> Descent:
+def _alternate(objective: Objective, descent: Descent, sweeps: int) -> Descent:
     if sweeps <= 0 or bool((descent.still.all(1) | fits_exactly(objective, descent.loss)).all()):
         return descent
-    return alternate(objective, descent, sweeps=sweeps, tolerance=settings.tolerance)
+    return alternate(objective, descent, sweeps=sweeps, tolerance=SLOW)
 
 
 def _by_gauss_newton(objective: Objective, descent: Descent, steps: int) -> Descent:

@@ -6,7 +6,7 @@ bond has a factor of its own, matrices of r rows in place of one of r^2 or more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -85,9 +85,9 @@ class KroneckerSystem:
 
     def solve(self, core: Tensor, damping: Tensor) -> Tensor:
         """x with (gram + damping) @ x = core."""
-        return self._turned(self._turned(core, adjoint=True) / (self.eigenvalues + damping), adjoint=False)
+        return self._turn(self._turn(core, adjoint=True) / (self.eigenvalues + damping), adjoint=False)
 
-    def _turned(self, core: Tensor, *, adjoint: bool) -> Tensor:
+    def _turn(self, core: Tensor, *, adjoint: bool) -> Tensor:
         for factor, vectors in self.factors:
             moved = core.permute(factor.order)
             shape = moved.shape
@@ -229,23 +229,24 @@ class System:
         for number, (_, labels) in enumerate(self.doubled):
             graph.add_node(number)
             graph.add_edges_from((number, label) for label in labels if label not in BATCH)
-        found = []
-        for part in networkx.connected_components(graph):
-            group = tuple(label for label in self.coupled if label in part)
-            within = tuple(number for number in range(len(self.doubled)) if number in part)
-            carried = {label for number in within for label in self.doubled[number][1]}
-            if not group or not carried.issuperset(group):
-                return []
-            _, output, absent = self.plan(
-                [self.doubled[number][1] for number in within], (*group, *(label + PRIME for label in group))
-            )
-            rest = (label for label in self.labels if label not in group)
-            order = (0, 1, *(2 + self.labels.index(label) for label in (*group, *rest)))
-            back = tuple(order.index(axis) for axis in range(len(order)))
-            axes = (0, 1, *(2 + group.index(label) for label in self.labels if label in group))
-            shape = tuple(self.sizes[label] if label in group else 1 for label in self.labels)
-            found.append(Factor(within, output, tuple(absent), order, back, axes, shape))
-        return found if len(found) > 1 else []
+        factors = [self._factor(part) for part in networkx.connected_components(graph)]
+        found = [factor for factor in factors if factor is not None]
+        return found if 1 < len(found) == len(factors) else []
+
+    def _factor(self, part: Collection[object]) -> Factor | None:
+        """The factor of a connected part of labels and numbers of operands; None where a label has no operand."""
+        group = tuple(label for label in self.coupled if label in part)
+        within = tuple(number for number in range(len(self.doubled)) if number in part)
+        labels = [self.doubled[number][1] for number in within]
+        if not group or not {label for each in labels for label in each}.issuperset(group):
+            return None
+        _, output, absent = self.plan(labels, (*group, *(label + PRIME for label in group)))
+        rest = (label for label in self.labels if label not in group)
+        order = (0, 1, *(2 + self.labels.index(label) for label in (*group, *rest)))
+        back = tuple(order.index(axis) for axis in range(len(order)))
+        axes = (0, 1, *(2 + group.index(label) for label in self.labels if label in group))
+        shape = tuple(self.sizes[label] if label in group else 1 for label in self.labels)
+        return Factor(within, output, tuple(absent), order, back, axes, shape)
 
     def factor_grams(self, values: Mapping[str, Tensor]) -> list[Tensor]:
         """The gram matrix of each factor, its labels still apart."""
@@ -284,7 +285,7 @@ class System:
         _, back, shape = self._axes
         return matrix.reshape(*matrix.shape[:2], *shape).permute(back)
 
-    def solved(self, values: Mapping[str, Tensor], operands: Sequence[Operand], labels: _Labels) -> Solved:
+    def solve(self, values: Mapping[str, Tensor], operands: Sequence[Operand], labels: _Labels) -> Solved:
         """The best core, others fixed; where many are best, the nearest to the present one.
 
         Args:
@@ -314,7 +315,7 @@ class System:
         """gram @ core without the gram matrix."""
         primed = tuple(label + PRIME if label in self.coupled else label for label in self.labels)
         operands = [(core, (*BATCH, *primed)), *self.operands(values)]
-        return self.objective.contracted(operands, self.labels, shaped=self.position)
+        return self.objective.contract_to(operands, self.labels, shaped=self.position)
 
     def _by_conjugate_gradients(
         self, values: Mapping[str, Tensor], right: Tensor, core: Tensor
@@ -377,7 +378,7 @@ class Part:
             return [], (objective.pulled, (LAYER, *objective.output)), (LAYER, *objective.output)
         positions = [system.position for system in self.systems]
         outside = [named for number, named in enumerate(objective.named) if number not in positions]
-        return outside, objective.laid_out(positions), (*BATCH, *objective.shared_labels(positions))
+        return outside, objective.lay_out(positions), (*BATCH, *objective.shared_labels(positions))
 
     @cached_property
     def _plans(self) -> list[tuple[list[tuple[str, _Labels]], list[Operand], _Labels]]:
@@ -402,7 +403,7 @@ class Part:
         for system, (others, ones, output) in zip(self.systems, self._plans, strict=True):
             tensors = {**held, **values}
             operands = [(shared, labels), *[(tensors[name], own) for name, own in others], *ones]
-            solved = system.solved(values, operands, output)
+            solved = system.solve(values, operands, output)
             values[system.name] = solved.core
         return solved
 

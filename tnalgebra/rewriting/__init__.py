@@ -7,8 +7,7 @@ from .exact.tensors import drop_size_one
 from .exact.windows import merge_windows, window_to_fuse
 from .options import Choices, Options, Place
 from .rule import Rule
-from .sides import whole_number
-from .starred import read
+from .starred import read_pattern
 from .text import rule
 from .trace import Change, Fit, Step, Trace, start_fit
 
@@ -27,12 +26,11 @@ __all__ = [
     "drop_size_one",
     "merge_windows",
     "metric_in",
-    "read",
+    "read_pattern",
     "rewrite",
     "rule",
     "simplify",
     "start_fit",
-    "whole_number",
     "window_to_fuse",
 ]
 

@@ -33,8 +33,8 @@ from ..network import (
 from ..tensors import Values, common_dtype, evaluate, magnitude, value_of, values_for
 from .matching import Match
 from .options import Options, Place
-from .sides import BASES, balanced_factors, check_basis, filled, shared_sizes
-from .trace import ROUNDING, Change
+from .sides import BASES, balanced_factors, check_basis, fill_attributes, shared_sizes
+from .trace import EXACT_TO, Change
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Reading:
     @cached_property
     def before(self) -> Network:
         """The left side as a network of its own: the rule's labels, the network's names."""
-        nodes = [rename(node, self.names) for node in filled(self.left.nodes, self.match.attributes)]
+        nodes = [rename(node, self.names) for node in fill_attributes(self.left.nodes, self.match.attributes)]
         return Network(nodes, self.left.output, {**self.left.sizes, **self.known})
 
     def piece(self, sizes: Mapping[str, int]) -> Network:
@@ -86,7 +86,7 @@ class Reading:
             if known.setdefault(label, size) != size:
                 fact = f"label {label!r} has two sizes"
                 raise SizeError(explain(fact, first=known[label], second=size, right=self.right))
-        nodes = [rename(node, self.names) for node in filled(self.right.nodes, self.match.attributes)]
+        nodes = [rename(node, self.names) for node in fill_attributes(self.right.nodes, self.match.attributes)]
         return Network(nodes, self.right.output, known)
 
     @cached_property
@@ -192,7 +192,7 @@ def read_at(
             if label not in labels:
                 labels[label] = fresh(label, taken)
                 taken.add(labels[label])
-        nodes += [rename(relabel(node, labels), names) for node in filled(right.nodes, match.attributes)]
+        nodes += [rename(relabel(node, labels), names) for node in fill_attributes(right.nodes, match.attributes)]
         known = {label: network.sizes[thing] for label, thing in match.labels.items() if thing in network.sizes}
         shared = shared_sizes(left, right, known)
         for label, size in (*shared.items(), *right.sizes.items()):
@@ -239,7 +239,7 @@ def _reading(network: Network, place: Place, values: Values, options: Options) -
 def _check_values(before: Network, after: Network, values: Values) -> None:
     old, new = evaluate(before, values_for(before, values)), evaluate(after, values_for(after, values))
     scale = magnitude(before, values_for(before, values))
-    if not bool(((new - old).abs() <= ROUNDING * scale).all()):
+    if not bool(((new - old).abs() <= EXACT_TO * scale).all()):
         raise RuleError(explain("the two sides of an exact rule differ on these values", before=before, after=after))
 
 

@@ -30,7 +30,7 @@ def rewrite(
     Args:
         rules: exact rules; of those that apply, the first in the list fires, at its first place.
         values: of some or all tensors; what they determine is computed.
-        max_steps: give up after so many steps, for lists of rules that may go round in circles.
+        max_steps: give up after this number of steps, for lists of rules that may undo each other.
         order: choose rule and place at random instead; for testing that the order does not matter.
 
     Raises:

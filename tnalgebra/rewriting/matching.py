@@ -1,8 +1,8 @@
-"""Where the left side of a rule stands in a network: its names, labels and attributes are variables."""
+"""Where the left side of a rule occurs in a network: its names, labels and attributes are variables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from ..errors import RuleError, explain
@@ -43,35 +43,30 @@ def matches(pattern: Network, host: Network) -> Iterator[Match]:
     everywhere = carriers(host)
     summed = [label for label in carriers(pattern) if label not in pattern.output]
 
-    def extend(position: int, nodes: tuple[int, ...], state: _State) -> Iterator[Match]:
+    def extend(partial: Match) -> Iterator[Match]:
         nonlocal trials, found
+        position = len(partial.nodes)
         if position == len(pattern.nodes):
-            if _sums_stay_inside(state, summed, nodes, everywhere, host) and _sizes_agree(pattern, host, state):
+            if _sums_stay_inside(partial, summed, everywhere, host.output) and _sizes_agree(pattern, host, partial):
                 found += 1
                 _check_count(found, MAX_READINGS, pattern)
-                yield Match(nodes, state.labels, state.names, state.attributes)
+                yield partial
             return
         for candidate, node in enumerate(host.nodes):
-            if candidate not in nodes:
-                for next_state in _bindings(pattern.nodes[position], node, state):
+            if candidate not in partial.nodes:
+                for match in _with_node(partial, pattern.nodes[position], node, candidate):
                     trials += 1
                     _check_count(trials, MAX_TRIALS, pattern)
-                    yield from extend(position + 1, (*nodes, candidate), next_state)
+                    yield from extend(match)
 
-    yield from extend(0, (), _State({}, {}, {}))
-
-
-@dataclass(frozen=True)
-class _State:
-    labels: Mapping[str, str]
-    names: Mapping[str, str]
-    attributes: Mapping[str, object]
+    yield from extend(Match((), {}, {}, {}))
 
 
-def _bindings(variable: Node, node: Node, state: _State) -> Iterator[_State]:
+def _with_node(match: Match, variable: Node, node: Node, candidate: int) -> Iterator[Match]:
+    """Every way in which a node of the pattern can be the candidate too."""
     if type(variable) is not type(node) or len(variable.labels) != len(node.labels):
         return
-    names, attributes = dict(state.names), dict(state.attributes)
+    names, attributes = dict(match.names), dict(match.attributes)
     if isinstance(variable, NamedTensor):
         if not _bind(names, variable.name, node.name):
             return
@@ -81,21 +76,22 @@ def _bindings(variable: Node, node: Node, state: _State) -> Iterator[_State]:
             if isinstance(wanted, Variable):
                 if attributes.setdefault(wanted.name, found) != found:
                     return
-            elif not _is_label_field(field.name) and wanted != found:
+            elif field.name not in ("x", "y", "k", "whole", "parts", "labels") and wanted != found:
                 return
     if isinstance(node, Copy | Fill):
-        bound = _in_any_order(variable.labels, node.labels, state.labels)
+        bound = _in_any_order(variable.labels, node.labels, match.labels)
     else:
-        labels = dict(state.labels)
-        fits = all(_bind(labels, a, b) for a, b in zip(variable.labels, node.labels, strict=True))
-        bound = iter([labels] if fits else [])
-    yield from (_State(labels, names, attributes) for labels in bound)
+        own = dict(match.labels)
+        fits = all(_bind(own, a, b) for a, b in zip(variable.labels, node.labels, strict=True))
+        bound = iter([own] if fits else [])
+    for labels in bound:
+        yield Match((*match.nodes, candidate), labels, names, attributes)
 
 
 def _in_any_order(
     variables: tuple[str, ...], things: tuple[str, ...], bound: Mapping[str, str]
 ) -> Iterator[Mapping[str, str]]:
-    """Every way to bind the variables to the things, each thing as often as it stands there."""
+    """Every way to bind the variables to the things, each thing as often as it occurs there."""
     if not variables:
         yield bound
         return
@@ -117,10 +113,6 @@ def _check_count(count: int, most: int, pattern: Network) -> None:
         )
 
 
-def _is_label_field(name: str) -> bool:
-    return name in ("x", "y", "k", "whole", "parts", "labels")
-
-
 def _bind(bound: dict[str, str], variable: str, thing: str) -> bool:
     if variable in bound:
         return bound[variable] == thing
@@ -130,26 +122,23 @@ def _bind(bound: dict[str, str], variable: str, thing: str) -> bool:
     return True
 
 
-def _sums_stay_inside(
-    state: _State, summed: list[str], nodes: tuple[int, ...], everywhere: Carriers, host: Network
-) -> bool:
-    inside = set(nodes)
-    things = [state.labels[label] for label in summed]
+def _sums_stay_inside(match: Match, summed: Sequence[str], everywhere: Carriers, output: Sequence[str]) -> bool:
+    things = [match.labels[label] for label in summed]
     return all(
-        thing not in host.output and all(position in inside for position, _ in everywhere[thing]) for thing in things
+        thing not in output and all(position in match.nodes for position, _ in everywhere[thing]) for thing in things
     )
 
 
-def _sizes_agree(pattern: Network, host: Network, state: _State) -> bool:
+def _sizes_agree(pattern: Network, host: Network, match: Match) -> bool:
     """A size the pattern states is a condition: it must be known in the host, and equal."""
-    return all(host.sizes.get(state.labels[label]) == size for label, size in pattern.sizes.items())
+    return all(host.sizes.get(match.labels[label]) == size for label, size in pattern.sizes.items())
 
 
 def whole_tensors(found: list[Match], host: Network) -> list[tuple[Match, ...]]:
     """Group matches so that a tied tensor is matched at all its occurrences, or not at all.
 
     Each group is a set of disjoint matches with the same tensors, attributes and sizes, so that what one of them
-    becomes, all of them become; a match whose tensors stand nowhere else is a group of its own. A tied tensor that
+    becomes, all of them become; a match whose tensors occur nowhere else is a group of its own. A tied tensor that
     no such set covers is left out.
     """
 

@@ -82,7 +82,7 @@ class Options:
         search: dict[str, Any] = {}
         for key, value in choices.items():
             if key not in Choices.__annotations__:
-                raise TypeError(f"there is no choice {key!r}; there are {', '.join(Choices.__annotations__)}")
+                raise TypeError(f"{key!r} is not a choice; the choices are {', '.join(Choices.__annotations__)}")
             kind = _KINDS.get(key, object)
             if value is not None and not isinstance(value, kind):
                 wanted = "a Metric" if kind is Metric else "a mapping"

@@ -93,7 +93,7 @@ def _check_sides(left: Network, right: Network, text: str) -> None:
         raise RuleError(explain("the two sides have their open labels in different orders", rule=text))
     unbound = [name for name in open_variables(right) if name not in open_variables(left)]
     if unbound:
-        raise RuleError(explain(f"the attribute {unbound[0]!r} stands on the right side only", rule=text))
+        raise RuleError(explain(f"the attribute {unbound[0]!r} occurs on the right side only", rule=text))
     for name, places in tensor_nodes(right).items():
         if name in tensor_nodes(left):
             axes = len(left.nodes[tensor_nodes(left)[name][0]].labels)

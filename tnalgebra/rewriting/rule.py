@@ -126,8 +126,9 @@ class Rule:
         if isinstance(target, Network):
             return start_fit(target, values or {})
         if not isinstance(target, Mapping):
-            fix = "a network, or values by name: {'K': weight}"
-            raise RuleError(explain(f"a rule is applied to a {type(target).__name__}", fix=fix))
+            raise RuleError(
+                explain(f"a rule is applied to a {type(target).__name__}", fix="a network, or values: {'K': weight}")
+            )
         if values is not None:
             raise RuleError("values are given twice: apply(values), or apply(network, values)")
         if self.start is None:

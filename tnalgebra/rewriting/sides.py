@@ -1,4 +1,4 @@
-"""The two sides of a rule: what sizes they share, whether they are equal."""
+"""The two sides of a rule: what sizes they share, whether they are equal, and what is made for any size of a label."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 from fractions import Fraction
 from functools import cache
 from math import isqrt, prod
-from operator import index
 from random import Random
 from typing import Any
 
@@ -17,8 +16,6 @@ from torch import Tensor
 
 from ..errors import RuleError, SizeError, ValuesError, explain
 from ..network import (
-    MAX_AXES,
-    MAX_SIZE,
     MODES,
     Conv,
     Fuse,
@@ -32,9 +29,6 @@ from ..network import (
 )
 from ..tensors import evaluate, magnitude, values_for
 
-# sides: The two sides of a rule: what sizes they share, whether they are equal.
-
-
 TRIALS = 20
 """Comparisons of two sides that should be equal, each at other sizes."""
 
@@ -42,7 +36,7 @@ TRIAL_ELEMENTS = 2**20
 """Largest array such a comparison makes."""
 
 
-def filled(nodes: Sequence[Node], attributes: Mapping[str, object]) -> list[Node]:
+def fill_attributes(nodes: Sequence[Node], attributes: Mapping[str, object]) -> list[Node]:
     """The nodes with their variables replaced by what they stand for."""
     found = []
     for node in nodes if attributes else ():
@@ -84,7 +78,9 @@ def equal_for_all_sizes(left: Network, right: Network, text: str) -> bool:
     for _ in range(10 * TRIALS):
         attributes = _random_attributes(left, random)
         try:
-            before, after = (Network(filled(side.nodes, attributes), side.output, side.sizes) for side in (left, right))
+            before, after = (
+                Network(fill_attributes(side.nodes, attributes), side.output, side.sizes) for side in (left, right)
+            )
             before = _random_sizes(before, random)
         except SizeError:
             continue
@@ -144,7 +140,7 @@ def _random_values(network: Network, random: Random) -> dict[str, Tensor]:
     return found
 
 
-# factors: Whole numbers as products: sizes of the parts of a `Fuse`.
+# Numbers that are made for any size ---------------------------------------------------------------------------
 
 
 def balanced_factors(size: int, count: int) -> tuple[int, ...]:
@@ -159,11 +155,7 @@ def balanced_factors(size: int, count: int) -> tuple[int, ...]:
     Args:
         size: of the whole label.
         count: of the parts; in a `Fuse`, which is row-major, the first of them runs slowest.
-
-    Raises:
-        RuleError: the size or the count is no number, or out of range.
     """
-    size, count = whole_number(size, 1, MAX_SIZE, "the size"), whole_number(count, 1, MAX_AXES, "the number of parts")
     low = [divisor for divisor in range(1, isqrt(size) + 1) if size % divisor == 0]
     divisors = sorted({*low, *(size // divisor for divisor in low)})
 
@@ -187,20 +179,6 @@ def balanced_factors(size: int, count: int) -> tuple[int, ...]:
     return found
 
 
-def whole_number(number: object, least: int, most: int, what: str) -> int:
-    """`number` as an integer. Raises RuleError if it is none, or out of range."""
-    try:
-        found = index(number)  # type: ignore[arg-type]
-    except TypeError:
-        found = least - 1
-    if not least <= found <= most:
-        raise RuleError(explain(f"{what} is {number!r}", fix=f"an integer from {least} to {most}"))
-    return found
-
-
-# bases: Orthonormal bases that a rule can name, made for any size.
-
-
 def dct(size: int) -> Tensor:
     """The orthonormal discrete cosine transform of type 2.
 
@@ -219,6 +197,6 @@ BASES: Mapping[str, Callable[[int], Tensor]] = {"dct": dct}
 
 
 def check_basis(name: object) -> None:
-    """Raises RuleError if there is no basis of that name."""
+    """Raises RuleError if no basis has that name."""
     if name not in BASES:
-        raise RuleError(explain(f"there is no basis {name!r}", known=", ".join(BASES)))
+        raise RuleError(explain(f"no basis is called {name!r}", known=", ".join(BASES)))

@@ -1,4 +1,4 @@
-"""`*k` in a rule: any number of open labels, the same on both sides; how many, each place where it is applied tells."""
+"""`*k` in a rule: any number of open labels, the same on both sides; each place determines how many."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Pattern:
     """A rule's text with stars, read with one label in the place of each.
 
     left, right: the two sides.
-    stars: name of a star -> the label that stands for it there, no word of the text.
-    order: pairs (position of a left tensor, star): taken in turn, the number of axes of each tells its star.
+    stars: name of a star -> the label that stands for it there, not a word of the text.
+    order: pairs (position of a left tensor, star): taken in turn, the number of axes of each determines its star.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Pattern:
     order: tuple[tuple[int, str], ...]
 
     def width(self, position: int, counts: Mapping[str, int]) -> int:
-        """Axes of a left node where each star stands for `counts` labels; for none where it is not in `counts`."""
+        """Axes of a left node where each star is `counts` labels; for none where it is not in `counts`."""
         labels, names = self.left.nodes[position].labels, {label: star for star, label in self.stars.items()}
         return sum(counts.get(names[label], 0) if label in names else 1 for label in labels)
 
@@ -65,32 +65,32 @@ class Pattern:
 
     def written(self, words: Mapping[str, Collection[str]]) -> str:
         """The text with each star replaced by words."""
-        return _written(self.text, words)
+        return _replace_stars(self.text, words)
 
     def starred(self, text: str) -> str:
         """Text that was printed from the sides, or from what became of them, with the stars again."""
-        return _starred(text, self.stars)
+        return _restore_stars(text, self.stars)
 
 
 def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] | None = None) -> Rule:
     """Make a rule of a text with stars: one rule for kernels of any number of axes.
 
     "K[out in *k] => U[out a] G[a b *k] V[b in]" is Tucker-2 of kernels with any window. `*k` stands for any number
-    of open labels, none included, the same and in the same order wherever it stands. Each application sees from
-    the number of axes of the left tensors how many there are and is one of the rule with so many labels. Applied to
-    values, the labels are those of torch's kernels where the others are (`kh kw` beside `out in` on four axes),
-    otherwise `k1 k2 ...`; no word of the text is renamed, so `ranks`, `sizes` and `bind` are as without stars.
+    of open labels, none included, the same and in the same order wherever it occurs. The numbers of axes of the left
+    tensors determine how many there are where the rule is applied. Applied to values, the labels are those of torch's
+    kernels where the others are (`kh kw` beside `out in` on four axes), otherwise `k1 k2 ...`; not a word of the text
+    is renamed, so `ranks`, `sizes` and `bind` are as without stars.
 
     Args:
-        text: a star stands on named tensors, in `->`, and on a `Fill` of the right side, once on each.
+        text: a star occurs on named tensors, in `->`, and on a `Fill` of the right side, once on each.
         name, fixed: as for `rule`.
 
     Raises:
-        NotationError: a star has no name, or a size, or stands where no label can.
-        RuleError: a star stands on one side only, twice on a node, on a `Copy`, `Conv` or `Fuse`, or is summed; the
-            number of axes of the left tensors does not tell how many labels each star is; or what `rule` refuses.
+        NotationError: a star has no name, or a size, or is where no label can be.
+        RuleError: a star occurs on one side only, twice on a node, on a `Copy`, `Conv` or `Fuse`, or is summed; the
+            number of axes of the left tensors does not determine how many labels each star is; or what `rule` refuses.
     """
-    pattern = read(text)
+    pattern = read_pattern(text)
     name = name or text
 
     @cache
@@ -132,7 +132,7 @@ def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str]
 # Reading -----------------------------------------------------------------------------------------------------
 
 
-def read(text: str) -> Pattern:
+def read_pattern(text: str) -> Pattern:
     """Read a rule whose text may have stars. Raises what `starred_rule` says, but for what `rule` checks."""
     for found in STAR.finditer(text):
         if found["name"] is None:
@@ -141,7 +141,7 @@ def read(text: str) -> Pattern:
             _fail(text, found.start(), f"'*{found['name']}' has a size", fix="no size: it is any number of labels")
         opening, closing, bar = (text.rfind(mark, 0, found.start()) for mark in "[]|")
         if opening <= max(closing, bar):
-            _fail(text, found.start(), f"'*{found['name']}' is no label here", fix="inside brackets: K[out in *k]")
+            _fail(text, found.start(), f"'*{found['name']}' is not a label here", fix="inside brackets: K[out in *k]")
     words = set(WORD.findall(STAR.sub(" ", text)))
     stars: dict[str, str] = {}
     for found in STAR.finditer(text):
@@ -152,14 +152,14 @@ def read(text: str) -> Pattern:
         sides = [any(found["name"] == star for found in STAR.finditer(side)) for side in text.split("=>")]
         if sides in ([True, False], [False, True]):
             side, fix = "left" if sides[0] else "right", f"*{star} on both sides of '=>'"
-            raise RuleError(explain(f"'*{star}' stands on the {side} side only", rule=text, fix=fix))
-    left, right = parse_rule(_written(text, {star: (label,) for star, label in stars.items()}))
+            raise RuleError(explain(f"'*{star}' occurs on the {side} side only", rule=text, fix=fix))
+    left, right = parse_rule(_replace_stars(text, {star: (label,) for star, label in stars.items()}))
     for star, label in stars.items():
-        _check_star(f"*{star}", label, left, right, text)
+        _check_star(f"*{star}", label, {"left": left, "right": right}, text)
     return Pattern(text, left, right, stars, _order(left, stars, text))
 
 
-def _written(text: str, words: Mapping[str, Collection[str]]) -> str:
+def _replace_stars(text: str, words: Mapping[str, Collection[str]]) -> str:
     """The text with each star replaced by words."""
     replaced = STAR.sub(lambda found: f" {' '.join(words[found['name']])} ", text)
     return re.sub(r" (?=\])|(?<=\[) ", "", re.sub(r" +", " ", replaced))
@@ -170,20 +170,20 @@ def _fail(text: str, at: int, fact: str, *, fix: str) -> NoReturn:
     raise NotationError(explain(fact, where=f"{shown}\n{' ' * at}^", fix=fix))
 
 
-def _check_star(star: str, label: str, left: Network, right: Network, text: str) -> None:
-    for side, name in ((left, "left"), (right, "right")):
+def _check_star(star: str, label: str, sides: Mapping[str, Network], text: str) -> None:
+    for name, side in sides.items():
         for node in side.nodes:
-            where = _starred(node_text(node), {star[1:]: label})
+            where = _restore_stars(node_text(node), {star[1:]: label})
             if node.labels.count(label) > 1:
-                raise RuleError(explain(f"{star!r} stands twice on a node", where=where, rule=text))
+                raise RuleError(explain(f"{star!r} occurs twice on a node", where=where, rule=text))
             if label in node.labels and not isinstance(node, NamedTensor):
                 if name == "left":
-                    raise RuleError(explain(f"{star!r} stands on a node that is no tensor", where=where, rule=text))
+                    raise RuleError(explain(f"{star!r} occurs on a node that is not a tensor", where=where, rule=text))
                 if not isinstance(node, Fill):
                     reason = f"the positions of a {node.name}'s labels have a meaning"
                     because = "its labels have one size" if node.name == "Copy" else reason
                     raise RuleError(
-                        explain(f"{star!r} stands on a {node.name}", where=where, because=because, rule=text)
+                        explain(f"{star!r} occurs on a {node.name}", where=where, because=because, rule=text)
                     )
         if label not in side.output:
             raise RuleError(
@@ -196,7 +196,7 @@ def _check_star(star: str, label: str, left: Network, right: Network, text: str)
 
 
 def _order(left: Network, stars: Mapping[str, str], text: str) -> tuple[tuple[int, str], ...]:
-    """Which left tensor tells which star: always one whose other stars are known by then."""
+    """Which left tensor determines which star: always one whose other stars are known by then."""
     order: list[tuple[int, str]] = []
     unknown = dict(stars)
     tensors = [position for places in tensor_nodes(left).values() for position in places]
@@ -211,15 +211,15 @@ def _order(left: Network, stars: Mapping[str, str], text: str) -> tuple[tuple[in
             listed = " and ".join(repr(f"*{star}") for star in unknown)
             raise RuleError(
                 explain(
-                    f"how many labels {listed} are cannot be told from the numbers of axes",
+                    f"how many labels {listed} are cannot be determined from the numbers of axes",
                     rule=text,
-                    fix="a left tensor with one star alone, or with one that no other tensor tells",
+                    fix="a left tensor with one star alone, or with one that no other tensor determines",
                 )
             )
     return tuple(order)
 
 
-def _starred(text: str, stars: Mapping[str, str]) -> str:
+def _restore_stars(text: str, stars: Mapping[str, str]) -> str:
     names = {label: f"*{star}" for star, label in stars.items()}
     return WORD.sub(lambda found: names.get(found[0], found[0]), text)
 
@@ -257,10 +257,10 @@ def _axes_of_values(pattern: Pattern, values: Mapping[str, Any]) -> dict[int, in
 
 
 def _from_axes(pattern: Pattern, axes: Mapping[int, int]) -> tuple[int, ...]:
-    """How many labels each star is, where the left nodes at these positions have so many axes.
+    """How many labels each star is, where the left nodes at these positions have these numbers of axes.
 
     Raises:
-        RuleError: they have too few, or the one that tells a star is not among them.
+        RuleError: they have too few, or the one that determines a star is not among them.
     """
     counts: dict[str, int] = {}
     for position, star in pattern.order:

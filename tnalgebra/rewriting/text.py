@@ -30,7 +30,7 @@ def rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] | None 
         are a tree (see `fitting.trees`), by descent from several starts if not.
 
     Raises:
-        NotationError, NetworkError, SizeError: the text is no rule.
+        NotationError, NetworkError, SizeError: the text is not a rule.
         RuleError: the two sides do not fit together, or are said to be equal and are not.
     """
     starred = isinstance(text, str) and "*" in text

@@ -23,7 +23,7 @@ from .options import Choices, Options, Place
 
 RuleKind: TypeAlias = Literal["exact", "approximate"]
 
-ROUNDING = 1e-12
+EXACT_TO = 1e-12
 """What float64 rounding may change, relative to the network's `magnitude`."""
 
 
@@ -212,7 +212,7 @@ def check_step(step: Step, before: Values, after: Values, *, number: int = 1) ->
     difference = evaluate(right, values_for(right, after)) - old
     where = step.place.text(step.before)
     if step.rule.kind == "exact":
-        worst = float((difference.abs() - ROUNDING * scale).max())
+        worst = float((difference.abs() - EXACT_TO * scale).max())
         if worst > 0:
             raise RuleError(
                 explain(

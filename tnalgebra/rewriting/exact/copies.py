@@ -15,7 +15,7 @@ from .shared import dead_outside, exact, of_type, once
 def fuse_copies(network: Network) -> Iterator[tuple[Place, Edit]]:
     """Two copies that share a label make all their labels agree, as one copy of all of them does.
 
-    A shared label that is closed and stands nowhere else is summed away: for given values of the others exactly
+    A shared label that is closed and occurs nowhere else is summed away: for given values of the others exactly
     one term is 1. If none is left, one stays, to be summed. Not above 64 axes. Ends: one node fewer.
     """
     for (i, first), (j, second) in combinations(of_type(network, Copy).items(), 2):
@@ -29,7 +29,7 @@ def fuse_copies(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("Copy[a a b c] -> [b] => Copy[a b] -> [b]")
 def trim_copy(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A label twice on a copy says nothing twice; a closed label that stands on the copy alone sums to one.
+    """A label twice on a copy says the same twice; a closed label that occurs on the copy alone sums to one.
 
     One label always stays. Ends: fewer labels on copies, nothing else changes.
     """
@@ -74,7 +74,7 @@ def copy_of_one(network: Network) -> Iterator[tuple[Place, Edit]]:
 def fill_through_copy(network: Network) -> Iterator[tuple[Place, Edit]]:
     """What a flat vector weighs on one label of a copy, it weighs on any other: they agree.
 
-    The label must be closed and stand on these two nodes only, once on each, and another label must be there.
+    The label must be closed and occur on these two nodes only, once on each, and another label must be there.
     Ends: fewer labels on copies.
     """
     for i, fill in of_type(network, Fill).items():

@@ -14,7 +14,7 @@ from .shared import dead_outside, exact, of_type
 def merge_fuses(network: Network) -> Iterator[tuple[Place, Edit]]:
     """Parts of a part are parts: row-major numbers nest.
 
-    The label between them must be closed and stand nowhere else, once on each. Not above 64 axes. Ends: one `Fuse`
+    The label between them must be closed and occur nowhere else, once on each. Not above 64 axes. Ends: one `Fuse`
     fewer.
     """
     fuses = of_type(network, Fuse)
@@ -48,7 +48,7 @@ def split_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
 def cancel_fuses(network: Network) -> Iterator[tuple[Place, Edit]]:
     """Fusing and splitting again into parts of the same sizes does nothing: each part is its partner.
 
-    The whole must be closed and stand nowhere else; the sizes of the parts must be known and equal one by one
+    The whole must be closed and occur nowhere else; the sizes of the parts must be known and equal one by one
     (2 times 3 against 3 times 2 is a real reshape). Ends: two `Fuse` fewer.
     """
     for (i, first), (j, second) in combinations(of_type(network, Fuse).items(), 2):
@@ -74,7 +74,7 @@ def unit_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
 def fill_through_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A flat vector, reshaped, is flat; a mean stays a mean, over as many elements.
 
-    The whole must be closed and stand on these two nodes only, once on each; the parts all differ. Ends: one
+    The whole must be closed and occur on these two nodes only, once on each; the parts all differ. Ends: one
     `Fuse` fewer.
     """
     for i, fill in of_type(network, Fill).items():

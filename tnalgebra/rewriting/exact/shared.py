@@ -39,7 +39,7 @@ def exact(
 
 
 def untied(network: Network) -> dict[int, NamedTensor]:
-    """Position -> node, for the named tensors that stand once."""
+    """Position -> node, for the named tensors that occur once."""
     once = (places[0] for places in tensor_nodes(network).values() if len(places) == 1)
     nodes = ((position, network.nodes[position]) for position in sorted(once))
     return {position: node for position, node in nodes if isinstance(node, NamedTensor)}
@@ -54,7 +54,7 @@ def of_type(network: Network, kind: type[N]) -> dict[int, N]:
 
 
 def dead_outside(network: Network, positions: Iterable[int]) -> set[str]:
-    """Labels that are closed and stand on no node but those at `positions`."""
+    """Labels that are closed and occur on no node but those at `positions`."""
     inside = set(positions)
     return {
         label

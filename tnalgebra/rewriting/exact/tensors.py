@@ -10,7 +10,7 @@ from ..options import Place
 from .shared import dead_outside, exact, of_type, once, untied
 
 
-def _absorbed(network: Network, positions: tuple[int, ...], name: str) -> Edit | None:
+def _absorb(network: Network, positions: tuple[int, ...], name: str) -> Edit | None:
     """The nodes at `positions` as one new tensor, the labels they alone carry summed; None above 64 axes."""
     nodes = [network.nodes[position] for position in positions]
     dead = dead_outside(network, positions)
@@ -27,20 +27,20 @@ def _absorbed(network: Network, positions: tuple[int, ...], name: str) -> Edit |
 def contract_bond(network: Network) -> Iterator[tuple[Place, Edit]]:
     """Two tensors that share a closed label become one; what they alone carry is summed, a hyperedge stays.
 
-    Neither may stand elsewhere (the same tensor twice, both here, is fine), nor the result have more than 64
+    Neither may occur elsewhere (the same tensor twice, both here, is fine), nor the result have more than 64
     axes. Ends: one node fewer.
     """
     tensors = tensor_nodes(network)
     for (i, a), (j, b) in combinations(of_type(network, NamedTensor).items(), 2):
         everywhere = {*tensors[a.name], *tensors[b.name]} == {i, j}
         shared = set(a.labels) & set(b.labels) - set(network.output)
-        if everywhere and shared and (edit := _absorbed(network, (i, j), "T")):
+        if everywhere and shared and (edit := _absorb(network, (i, j), "T")):
             yield Place((i, j)), edit
 
 
 @exact("T[i k] Fill[k | value=v] => T2[i]")
 def absorb_fill(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A flat factor whose labels all stand on a tensor, or that is a scalar, goes into that tensor.
+    """A flat factor whose labels all occur on a tensor, or that is a scalar, goes into that tensor.
 
     Not into a tied tensor, which would be weighed once for each occurrence; a mean needs its size. Ends: one node
     fewer.
@@ -48,7 +48,7 @@ def absorb_fill(network: Network) -> Iterator[tuple[Place, Edit]]:
     for i, fill in of_type(network, Fill).items():
         for j, tensor in untied(network).items():
             known = fill.value != "mean" or all(label in network.sizes for label in fill.labels)
-            if known and set(fill.labels) <= set(tensor.labels) and (edit := _absorbed(network, (j, i), tensor.name)):
+            if known and set(fill.labels) <= set(tensor.labels) and (edit := _absorb(network, (j, i), tensor.name)):
                 yield Place((i, j)), edit
 
 
@@ -58,18 +58,18 @@ def fold_scalar(network: Network) -> Iterator[tuple[Place, Edit]]:
     once_only = untied(network)
     for i, scalar in once_only.items():
         for j, tensor in once_only.items():
-            if i != j and not scalar.labels and (edit := _absorbed(network, (j, i), tensor.name)):
+            if i != j and not scalar.labels and (edit := _absorb(network, (j, i), tensor.name)):
                 yield Place((i, j)), edit
 
 
 @exact("T[i j] -> [i] => T2[i]")
 def sum_label(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A closed label that stands on one tensor alone is summed there, a repeated one along the diagonal.
+    """A closed label that occurs on one tensor alone is summed there, a repeated one along the diagonal.
 
     Not on a tied tensor. Ends: fewer axes.
     """
     for position, node in untied(network).items():
-        if dead_outside(network, (position,)) and (edit := _absorbed(network, (position,), node.name)):
+        if dead_outside(network, (position,)) and (edit := _absorb(network, (position,), node.name)):
             yield Place((position,)), edit
 
 
@@ -78,7 +78,7 @@ def take_diagonal(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A tensor that carries one label twice is only read on that diagonal. Not if tied. Ends: fewer axes."""
     for position, node in untied(network).items():
         repeated = len(set(node.labels)) < len(node.labels)
-        if repeated and (edit := _absorbed(network, (position,), node.name)):
+        if repeated and (edit := _absorb(network, (position,), node.name)):
             yield Place((position,)), edit
 
 
@@ -86,7 +86,7 @@ def take_diagonal(network: Network) -> Iterator[tuple[Place, Edit]]:
 def drop_size_one(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A closed label of size 1 has one value: the sum over it is its only term.
 
-    It is dropped from tensors (at every occurrence, with the labels that stand at the same axis of a tied one),
+    It is dropped from tensors (at every occurrence, with the labels that occur at the same axis of a tied one),
     copies, fills and the parts of a `Fuse`. Not if it is a window's label or the whole of a `Fuse`, if a `Fuse`
     would keep no part, or if no node would be left. Ends: fewer axes.
     """

@@ -29,7 +29,7 @@ def window_to_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
 def unit_window(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A window of one element with stride 1 and no padding is the identity, x = y.
 
-    Its label k stays where it stands on other nodes or is open (there as a vector of ones). Ends: one window fewer.
+    Its label k stays where it occurs on other nodes or is open (there as a vector of ones). Ends: one window fewer.
     """
     standing = carriers(network)
     for position, node in of_type(network, Conv).items():
@@ -62,7 +62,7 @@ def merge_windows(network: Network) -> Iterator[tuple[Place, Edit]]:
     With g = gcd(d1, s1*d2) the wide window has stride s1*s2, dilation g and the first one's padding; its label k
     is g-th steps, k = (s1*d2/g)*k2 + (d1/g)*k1. The second window must never be clipped: with padding of its own
     it would reach positions y that do not exist and that the first window, asked directly, finds in x. The label
-    between them must stand nowhere else. Ends: of two windows over x and y one over x remains, the other is over
+    between them must occur nowhere else. Ends: of two windows over x and y one over x remains, the other is over
     a label of the kernel.
     """
     windows = of_type(network, Conv)
