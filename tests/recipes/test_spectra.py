@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import load_file
 from torch import nn
 
 from models import build_model
 from recipes import spectra
-from recipes.claims.report import interval
-from recipes.claims.statistics import Correlation, rank_correlation
+from recipes.claims.statistics import Correlation, Draws, rank_correlation
 from recipes.spectra import MEASURES, Config, Found, main
+from tests.refusals import refused
 from tnalgebra.errors import DataError, RuleError, StudyError
 
 NETWORK = """
@@ -114,27 +115,22 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     found = found_with(weights=weights, norm=0.9, seed=4)
     model, fresh = built("spectra_nets:build", 3), built("spectra_nets:build", 4)
     model.load_state_dict(torch.load(weights))
-    assert [row.layer for row in found.rows] == [name for name in "12345" for _ in range(7)] + ["6"]
-    assert [row.depth for row in found.rows] == [depth for depth in range(1, 6) for _ in range(7)] + [6]
-    for row in found.rows:
+    assert [*found.rows["layer"]] == [name for name in "12345" for _ in range(7)] + ["6"]
+    assert [*found.rows["depth"]] == [depth for depth in range(1, 6) for _ in range(7)] + [6]
+    for row in found.rows.itertuples():
         labels = {"2": ["in", "out", "kh", "kw"], "6": ["out", "in"]}.get(row.layer, ["out", "in", "kh", "kw"])
         left = row.cut.split(" | ")[0].split()
         expected = by_hand(model.get_submodule(row.layer).weight, labels, left, 0.9)
         # values below 1e-6 of the largest are rounding of a Gram matrix, and so is 1e-12 of the entropy
         for name, value in expected.items():
-            assert getattr(row, name) == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True), (
-                row.layer,
-                row.cut,
-                name,
-            )
+            assert getattr(row, name) == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True), (row, name)
         random = by_hand(fresh.get_submodule(row.layer).weight, labels, left, 0.9)
         assert row.fresh_entropy == pytest.approx(random["entropy"], abs=1e-9)
         difference = expected["entropy"] - random["entropy"]
         assert row.difference == pytest.approx(difference, abs=1e-9)
         largest = math.log(row.values) if row.values > 1 else math.nan
         assert row.normalised_difference == pytest.approx(difference / largest, abs=1e-9, nan_ok=True)
-        assert row.fresh_normalised == pytest.approx(random["normalised_entropy"], abs=1e-9, nan_ok=True)
-    rows = {(row.layer, row.cut): row for row in found.rows}
+    rows = {(row.layer, row.cut): row for row in found.rows.itertuples()}
     flat = rows["5", "out | in kh kw"]
     assert (flat.entropy, flat.needed) == (pytest.approx(0, abs=1e-9), 1), "all of it is one value"
     assert math.isnan(rows["3", "kh | out in kw"].normalised_entropy), "one value has no ln r to be compared with"
@@ -147,7 +143,7 @@ def test_values_needed_of_equal_values(tmp_path: Path) -> None:
     model.get_submodule("6").weight.data = torch.eye(8, 9)
     torch.save(model.state_dict(), tmp_path / "w.pth")
     for norm, needed in ((0.45, 4), *((k / 8, k) for k in range(1, 9))):
-        (row,) = found_with(weights=str(tmp_path / "w.pth"), classes=8, layers=("6",), norm=norm).rows
+        (row,) = found_with(weights=str(tmp_path / "w.pth"), classes=8, layers=("6",), norm=norm).rows.itertuples()
         assert (row.needed, row.needed_part) == (needed, needed / 8)
         assert row.normalised_entropy == pytest.approx(1, abs=1e-12)
 
@@ -155,21 +151,20 @@ def test_values_needed_of_equal_values(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("unwritten")
 def test_correlations_are_those_of_the_rows(tmp_path: Path) -> None:
     found = found_with(weights=trained_weights(tmp_path / "w.pth"), seed=2)
+    even = found.rows[found.rows["values"] > 1]
     for measure, depths in found.correlations.items():
-        rows = [row for row in found.rows if row.values > 1]
-        pairs = {cut: [(row.depth, getattr(row, measure)) for row in rows if row.cut == cut] for cut in depths.cuts}
-        assert list(depths.cuts) == list(dict.fromkeys(row.cut for row in found.rows))
+        assert [*depths.cuts] == [*found.rows["cut"].unique()]
         for cut, correlation in depths.cuts.items():
-            x, y = [x for x, _ in pairs[cut]], [y for _, y in pairs[cut]]
-            assert correlation == rank_correlation(x, y, seed=2, resamples=40)
+            some = even[even["cut"] == cut]
+            again = rank_correlation(some["depth"], some[measure], units=[*some["depth"]], draws=Draws(2, 40))
+            assert correlation == again
         rhos = [each.rho for each in depths.cuts.values() if each.why is None]
         assert len(rhos) == 7, "all but that of the linear layer"
         assert depths.mean.rho == pytest.approx(sum(rhos) / 7)
-        x, y = [row.depth for row in rows], [getattr(row, measure) for row in rows]
-        groups = [row.cut for row in rows]
         assert depths.mean.units == 5, "a layer is drawn with all its cuts"
+        units, groups = [*even["depth"]], [*even["cut"]]
+        again = rank_correlation(even["depth"], even[measure], units=units, groups=groups, draws=Draws(2, 40))
         # pairs of one layer stand elsewhere in the list, and the sum over cuts is of another order
-        again = rank_correlation(x, y, units=x, groups=groups, seed=2, resamples=40)
         assert (depths.mean.low, depths.mean.high) == pytest.approx((again.low, again.high))
     four = found.correlations["normalised_entropy"].cuts["kh | out in kw"]
     assert four.units == 4, "the layer whose window has one element is not among them"
@@ -180,12 +175,12 @@ def test_a_network_that_has_only_its_builders_weights() -> None:
     """Then the same builder makes no other ones: torch draws them."""
     for name in ("build", "same"):
         rows = found_with(model=f"spectra_nets:{name}").rows
-        assert all(row.difference != 0 for row in rows if row.values > 1)
-        assert repr(rows) == repr(found_with(model=f"spectra_nets:{name}", skip=("0",)).rows)
-        assert all(row.difference != 0 for row in found_with(model=f"spectra_nets:{name}", skip=()).rows[:14])
+        assert (rows["difference"] != 0)[rows["values"] > 1].all()
+        pd.testing.assert_frame_equal(rows, found_with(model=f"spectra_nets:{name}", skip=("0",)).rows)
+        assert (found_with(model=f"spectra_nets:{name}", skip=()).rows["difference"][:14] != 0).all()
     other = found_with(model="spectra_nets:same", seed=1).rows
-    assert [row.entropy for row in other] == [row.entropy for row in rows], "its builder has a seed of its own"
-    assert all(a.fresh_entropy != b.fresh_entropy for a, b in zip(other, rows, strict=True) if a.values > 1)
+    assert (other["entropy"] == rows["entropy"]).all(), "its builder has a seed of its own"
+    assert (other["fresh_entropy"] != rows["fresh_entropy"])[rows["values"] > 1].all()
 
 
 def test_the_smoke_run_trains_prints_writes_and_draws(
@@ -196,21 +191,21 @@ def test_the_smoke_run_trains_prints_writes_and_draws(
     monkeypatch.setattr(spectra, "figure_of", lambda *given: drawn.append(own(*given)) or drawn[0])
     run(monkeypatch, "--smoke", "--output", str(tmp_path / "out"))
     lines = capsys.readouterr().out.splitlines()
-    fields = [field.name for field in dataclasses.fields(Config)]
-    assert [line.split()[0] for line in lines[: len(fields)]] == fields
     assert "1437 training images of 10 classes, 1 channels" in lines
     assert lines[-1] == f"entropies.csv, spectra.csv, report.json and figures: {tmp_path}/out/"
     head = next(number for number, line in enumerate(lines) if line.split()[:2] == ["layer", "out"])
     names = [line.split("  ")[0] for line in lines[head + 2 : head + 9]]
     assert names == ["conv1", "conv2", "conv3", "conv4", "linear", "mean", "mean, fresh weights"]
     written = {file.name for file in (tmp_path / "out").iterdir()}
-    (weights,) = (tmp_path / "out").glob("cnn4-*.pth")
+    (weights,) = (tmp_path / "out").glob("cnn4-*.safetensors")
     figures = {f"{name}{suffix}" for name in ("entropies", "spectra") for suffix in (".png", ".svg")}
-    assert written == figures | {"entropies.csv", "spectra.csv", "report.json", weights.name}
+    assert written == figures | {"entropies.csv", "spectra.csv", "report.json", weights.name, weights.stem}
     assert all((tmp_path / "out" / name).stat().st_size > 10_000 for name in figures)
 
     entropies = pd.read_csv(tmp_path / "out" / "entropies.csv")
-    assert list(entropies.columns) == list(spectra.Measured._fields)
+    ours = ("layer", "depth", "cut", "values", "entropy", "normalised_entropy", "effective_rank", "effective_rank_part")
+    rest = ("participation_ratio", "needed", "needed_part", "fresh_entropy", "difference", "normalised_difference")
+    assert list(entropies.columns) == [*ours, *rest]
     assert len(entropies) == 4 * 7 + 1
     table = {name: line.split()[1:] for name, line in zip(names, lines[head + 2 :], strict=False)}
     for name in ("conv1", "conv4", "linear"):
@@ -224,7 +219,7 @@ def test_the_smoke_run_trains_prints_writes_and_draws(
     values = pd.read_csv(tmp_path / "out" / "spectra.csv")
     assert len(values) == entropies["values"].sum()
     first = values[(values["layer"] == "conv2") & (values["cut"] == "out | in kh kw")]
-    state = torch.load(weights)["state_dict"]
+    state = load_file(weights)
     expected = torch.linalg.svdvals(state["conv2.weight"].double().flatten(1))
     assert first["singular_value"].tolist() == pytest.approx(expected.tolist(), rel=1e-8)
 
@@ -234,7 +229,7 @@ def test_the_smoke_run_trains_prints_writes_and_draws(
     cuts = report["correlations"]["normalised_difference"]["cuts"]
     assert cuts["out | in"]["rho"] is None
     correlation = Correlation(**cuts["kh | out in kw"])
-    line = f"    kh | out in kw  {interval(correlation)}  4 points, 4 drawn"
+    line = f"    kh | out in kw  {correlation.interval}  4 points, 4 drawn"
     assert any(each.startswith(line) for each in lines)
 
     (panel,) = drawn[0].axes
@@ -264,58 +259,50 @@ def test_a_second_run_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unwritten")
-def test_layers_and_cuts_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = found_with(layers=("[0-2]", "6"), cuts=("kw in | kh out", "in kw | out kh", "kw | in out kh"))
-    assert [(row.layer, row.cut) for row in found.rows] == [
+def test_layers_and_cuts_are_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = found_with(layers=("[0-2]", "6"), cuts=("kw in | kh out", "in kw | out kh", "kw | in out kh")).rows
+    assert [*zip(rows["layer"], rows["cut"], strict=True)] == [
         (name, cut) for name in "12" for cut in ("kw | out in kh", "out kh | in kw")
     ]
-    why = "fewer than 4 layers or rows: 2"
-    assert all(depths.mean.why == why for depths in found.correlations.values())
-    assert capsys.readouterr().out.splitlines().count(f"      none: {why}") == 2
-    (row,) = found_with(model="spectra_nets:one", skip=()).rows
+    assert capsys.readouterr().out.splitlines().count("      none: fewer than 4 layers or rows: 2") == 2
+    (row,) = found_with(model="spectra_nets:one", skip=()).rows.itertuples()
     assert (row.layer, row.cut, row.values) == ("", "out | in", 3)
     assert len(found_with(skip=()).rows) == len(found_with().rows) + 7
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_bad_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     other = trained_weights(tmp_path / "w.pth")
-    for settings, kind, message in [
-        ({"model": "resnet2"}, DataError, "no model is called 'resnet2'\n  known:"),
-        ({"model": "resnet20"}, DataError, "resnet20 needs weights\n  fix: --weights FILE"),
-        ({"model": "resnet20", "weights": other}, DataError, "the weights do not fit the network"),
-        ({"model": "cnn4", "epochs": 0}, DataError, "0 epochs are no training"),
-        ({"channels": 0}, DataError, "10 classes, 0 channels\n  needed: at least one of each"),
-        ({"layers": ("6", "conv*")}, StudyError, r"layers 'conv\*' matches no layer\n(.*\n)?  layers: 0, 1, 2"),
-        ({"layers": ("0",)}, StudyError, "no layer is left\n  layers:  0\n  skipped: first"),
-        ({"skip": ("conv",)}, StudyError, "skip 'conv' matches no layer"),
-        ({"cuts": ("out | in",), "layers": ("1",)}, StudyError, r"the cut 'out \| in'\n  known: out \| in kh kw,"),
-        ({"cuts": ("out in",)}, RuleError, r"a cut has one '\|', here are 0"),
-        ({"norm": 0.0}, StudyError, r"a part 0 of the squared norm\n  needed: in \(0, 1\]"),
-        ({"norm": 1.01}, StudyError, "a part 1.01 of the squared norm"),
-        ({"norm": math.nan}, StudyError, "a part nan of the squared norm"),
-        ({"resamples": 0}, StudyError, "0 draws give no interval"),
-        ({"output": tmp_path / "file"}, StudyError, "file cannot be written\n  because: (.*\n)+  fix: +another"),
-        ({"model": "cnn4", "output": tmp_path / "file"}, StudyError, "file cannot be written"),
-    ]:  # fmt: skip
-        with pytest.raises(kind, match=message):
+    for settings, kind, *facts in [
+        ({"model": "resnet2"}, DataError, "'resnet2'"),
+        ({"model": "resnet20"}, DataError, "resnet20", "--weights FILE"),
+        ({"model": "resnet20", "weights": other}, DataError, "do not fit the network"),
+        ({"model": "cnn4", "epochs": 0}, DataError, "0 epochs"),
+        ({"channels": 0}, StudyError, "channels is 0"),
+        ({"layers": ("6", "conv*")}, StudyError, "'conv*'", "0, 1, 2"),
+        ({"layers": ("0",)}, StudyError, "no layer is left", "first"),
+        ({"skip": ("conv",)}, StudyError, "'conv'"),
+        ({"cuts": ("out | in",), "layers": ("1",)}, StudyError, "'out | in'", "out | in kh kw,"),
+        ({"cuts": ("out in",)}, RuleError, "'|'"),
+        *(({"norm": norm}, StudyError, f"{norm:g}", "(0, 1]") for norm in (0.0, 1.01, math.nan)),
+        ({"output": tmp_path / "file"}, StudyError, "entropies.csv cannot be written"),
+    ]:
+        with refused(kind, *facts):
             found_with(**{"output": tmp_path / "out"} | settings)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_refusal_is_one_message_at_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="error: resnet56 needs weights"):
+    with pytest.raises(SystemExit) as caught:
         run(monkeypatch, "--model", "resnet56")
+    assert str(caught.value.code).startswith("error: resnet56")
 
 
 @pytest.mark.usefixtures("unwritten")
 def test_a_resnet20_is_less_even_than_chance(resnet20_weights: Path) -> None:
     rows = found_with(model="resnet20", weights=str(resnet20_weights)).rows
     assert len(rows) == 18 * 7 + 1
-    assert all(row.difference < 0 for row in rows)
-    least = min(rows, key=lambda row: row.normalised_entropy)
-    assert (least.layer, least.cut) == ("layer3.2.conv2", "kw | out in kh")
-    assert least.normalised_entropy == pytest.approx(0.372, abs=5e-4)
+    assert (rows["difference"] < 0).all()
+    least = rows.loc[rows["normalised_entropy"].idxmin()]
+    assert (least["layer"], least["cut"]) == ("layer3.2.conv2", "kw | out in kh")
+    assert least["normalised_entropy"] == pytest.approx(0.372, abs=5e-4)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
