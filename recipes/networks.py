@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,8 +17,8 @@ from recipes.experiment import Settings, classification
 from recipes.reporting import writing
 from recipes.training import train
 
-Patterns: TypeAlias = dict[str | type[nn.Module], Any]
-"""Of `tnalgebra.convert`."""
+Patterns: TypeAlias = dict[str | type[nn.Module], Any] | Callable[[str, nn.Module], Any]
+"""What `tnalgebra.convert` does with each layer."""
 
 
 def fresh_model(name: str, images: tn.Images, *, seed: int) -> nn.Module:
@@ -110,7 +110,7 @@ def even_patterns(model: nn.Module, rewrite: str, *, parameters: float, skip: Se
         StudyError: skip matches no layer, or all.
         RuleError: no layer can be made so small by the rewrite.
     """
-    patterns: Patterns = {}
+    patterns: dict[str, Any] = {}
     chosen = tn.studies.read_rewrite(rewrite)
     for layer in tn.studies.layers_of(model, skip):
         with suppress(*tn.studies.NO_FORM):
@@ -121,7 +121,7 @@ def even_patterns(model: nn.Module, rewrite: str, *, parameters: float, skip: Se
     if not patterns:
         fact = f"{rewrite!r} at {parameters:g} of the parameters leaves every layer as it is"
         raise tn.errors.RuleError(tn.errors.explain(fact, fix="more of the parameters, or another rewrite"))
-    return {**patterns, "*": None}
+    return lambda name, layer: patterns.get(name)
 
 
 def even_ranks(form: tn.studies.Form, allowed: float) -> dict[str, int] | None:

@@ -146,7 +146,7 @@ def _of_own(layer: str) -> Iterator[Case]:
     yield from _equal(layer, "rewrite", "cp")
     yield from _equal(layer, "rewrite", "tensor_train", ranks=ParameterBudget(0.7))
     yield from _equal(layer, "rewrite", pair)
-    yield _refused(layer, "rewrite", "cq", "there is no rule 'cq'")
+    yield _refused(layer, "rewrite", "cq", "no rule is called 'cq'")
     yield from _equal(layer, "ranks", 3, {"r": 3}, ParameterBudget(0.5))
     yield from _equal(layer, "ranks", KeepFraction(0.5), RelativeError(0.1), rewrite=pair)
     if axes:  # of a matrix, the bond of cp is one of two tensors

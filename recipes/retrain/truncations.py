@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import tnalgebra as tn
-from recipes.networks import Patterns
 
 EXAMPLES = (
     '"out kh | in kw @ 0.25", "tucker2 @ a=16 b=16", "tucker2 @ parameters 0.3" or '
@@ -54,7 +53,7 @@ class Truncated:
 
     kernels: Mapping[str, Tensor]
     layers: Mapping[str, Mapping[str, Any]]
-    factors: Patterns
+    factors: dict[str | type[nn.Module], Any]
 
     @property
     def mean_squared_relative_error(self) -> float:
@@ -146,7 +145,7 @@ def truncate(
     """
     kernels: dict[str, Tensor] = {}
     layers: dict[str, Mapping[str, Any]] = {}
-    factors: Patterns = {}
+    factors: dict[str | type[nn.Module], Any] = {}
     if isinstance(truncation.size, tn.MultiplyAddsBudget):
         found = _share_multiply_adds(model, truncation, skip=skip, seed=seed, example=example)
         for name, (rule, kernel, details, cores) in found.items():

@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
-import tnalgebra.checkpoint as checkpoint
 import tnalgebra.nn as layers
 from tests.checkpoint_cases import FEW, OWN, X, converted, network, same_layer, same_state
 from tests.nn_cases import NAMES, input_for, usual
-from tnalgebra.checkpoint.file import load, save
+from tests.refusals import refused
+from tnalgebra.checkpoint import load, save
 from tnalgebra.checkpoint.reading import read_description
 from tnalgebra.decompositions.catalogue import rules
 from tnalgebra.decompositions.reshaped import per_group
@@ -42,14 +41,13 @@ def test_every_decomposition_comes_back(chosen: Rule, tmp_path: Path) -> None:
     assert torch.equal(loaded(X), model(X))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_comes_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     torch.manual_seed(0)
     arguments = {**usual(name), "dtype": dtype}
-    others: list[dict[str, Any]] = [{"bias": False}]
-    others += [] if name == "Linear" else [{"stride": 2}, {"groups": 2, "dilation": 2}]
-    for other in others:
+    windows: list[dict[str, Any]] = [{"stride": 2}, {"groups": 2, "dilation": 2}]
+    for other in [{"bias": False}] if name == "Linear" else windows:
         dense = nn.Sequential(getattr(nn, name)(**arguments, **other))
         model, _ = convert(copy.deepcopy(dense), {"0": ("cp", {"ranks": {"r": 2}, **FEW})}, allow_larger=True)
         save(model, tmp_path / "model.safetensors")
@@ -100,37 +98,45 @@ def test_a_dense_model_and_a_single_layer(tmp_path: Path) -> None:
     other_layer.reset_parameters()
     same_layer(load(tmp_path / "layer.safetensors", into=other_layer), layer)
     same_state(other_layer, layer)
-    with pytest.raises(CheckpointError, match="no layer of the model can be exchanged"):
+    with refused(CheckpointError, "one layer"):
         load(tmp_path / "layer.safetensors", into=nn.Conv2d(4, 4, 3, padding=1))
 
 
 PROGRAM = """
-import sys, torch, torchvision, tnalgebra.checkpoint as checkpoint
-model = torchvision.models.resnet18(num_classes=5).eval()
-checkpoint.load(sys.argv[1], into=model)
-print("".join(f"{name}: {layer.trace}\\n" for name, layer in model.named_modules() if hasattr(layer, "trace")))
+import sys, torch, tnalgebra as tn
+from tests.checkpoint_cases import network
+model = tn.load(sys.argv[1], into=network())
+print(model[0].trace)
 torch.save(model(torch.load(sys.argv[2])).detach(), sys.argv[3])
 """
 
 
-def test_resnet18_in_a_process_of_its_own(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=5).eval()
-    x = torch.randn(2, 3, 64, 64)
-    convert(model, {"layer[12].*.conv?": ("out kh | in kw", 3), "fc": ("out | in", 2)}, example=x)
+def test_a_process_of_its_own(tmp_path: Path) -> None:
+    model = converted("tensor_train")
     save(model, tmp_path / "model.safetensors")
-    torch.save(x, tmp_path / "x.pt")
+    torch.save(X, tmp_path / "x.pt")
     command = [sys.executable, "-c", PROGRAM, *(str(tmp_path / name) for name in ("model.safetensors", "x.pt", "y.pt"))]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    traces = [
-        f"{name}: {layer.trace}\n" for name, layer in model.named_modules() if isinstance(layer, layers.KernelLayer)
-    ]
-    assert len(traces) == 9
-    assert done.stdout.rstrip("\n") == "".join(traces).rstrip("\n")
+    assert done.stdout.rstrip("\n") == str(model[0].trace).rstrip("\n")
     # plans and numbers are the same; the number of threads of the other process may not be
-    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), model(x).detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), model(X).detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_file_of_the_first_version_is_read() -> None:
+    """Written by tnalgebra 0.1.0: a convolution by its tensor ring, and what it gave."""
+    torch.manual_seed(5)
+    dense = nn.Conv2d(8, 12, 3, padding=1, stride=2)
+    ranks = {"z": 3, "p": 3, "q": 3, "s": 3}
+    model: Any = load(Path(__file__).parent / "tensor_ring_0_1_0.safetensors", into=nn.Sequential(dense))
+    assert {bond: model[0].kernel.sizes[bond] for bond in ranks} == ranks
+    assert model[0].planned_for == (16, 8, 16, 16)
+    assert [step.rule.name for step in model[0].trace.steps] == ["tensor_ring"]
+    kernel = torch.einsum("zop,piq,qhs,swz->oihw", *(model[0].state_dict()[core] for core in "ABCD"))
+    x = torch.ones(2, 8, 16, 16)
+    expected = nn.functional.conv2d(x, kernel, model[0].bias, stride=2, padding=1)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)  # float32: sums in another order
 
 
 # Tensors -------------------------------------------------------------------------------------------------------------
@@ -166,12 +172,12 @@ def test_shared_tensors_are_stored_once_and_memory_orders_do_not_matter(tmp_path
     assert loaded.again is loaded.conv
     apart = Tied()
     apart.conv = copy.deepcopy(apart.conv)
-    with pytest.raises(CheckpointError, match=r"layer '\w+' differs in places"):
+    with refused(CheckpointError, "places", "again"):
         load(tmp_path / "model.safetensors", into=apart)
     apart = Tied()
     apart.last.weight = nn.Parameter(torch.zeros(6, 4))
     save(apart, tmp_path / "apart.safetensors")
-    with pytest.raises(CheckpointError, match=r"'first.weight' and 'last.weight' are one in the model and differ"):
+    with refused(CheckpointError, "'first.weight'", "'last.weight'"):
         load(tmp_path / "apart.safetensors", into=Tied())
 
 
@@ -184,8 +190,6 @@ def test_dtypes(tmp_path: Path) -> None:
     same_state(single, copy.deepcopy(model).float())
     moved = load(tmp_path / "model.safetensors", into=network(), device="cpu", dtype=torch.bfloat16)
     same_state(moved, copy.deepcopy(model).bfloat16())
-    with pytest.raises(CheckpointError, match=r"dtype=torch\.int64"):
-        load(tmp_path / "model.safetensors", into=network(), dtype=torch.int64)
 
 
 def test_numbers_that_are_none_come_back(tmp_path: Path) -> None:
@@ -240,7 +244,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         path.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoint, "save_file", broken)
+    monkeypatch.setattr("tnalgebra.checkpoint.file.save_file", broken)
     with pytest.raises(OSError, match="no space left"):
         save(converted(), path)
     assert path.read_bytes() == before
@@ -248,17 +252,17 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("entry", "fact"),
     [
-        (torch.eye(3).to_sparse(), "is no dense tensor"),
-        (torch.empty(3, device="meta"), "has no elements"),
-        (torch.zeros(3, dtype=torch.complex128), "has no place in the file"),
+        (torch.eye(3).to_sparse(), "dense tensor"),
+        (torch.empty(3, device="meta"), "meta device"),
+        (torch.zeros(3, dtype=torch.complex128), "torch.complex128"),
     ],
 )
-def test_what_cannot_be_saved(entry: Tensor, message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_saved(entry: Tensor, fact: str, tmp_path: Path) -> None:
     model = network()
     model.register_buffer("odd", entry)
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, "'odd'", fact):
         save(model, tmp_path / "model.safetensors")
     assert not [*tmp_path.iterdir()]
 
@@ -271,10 +275,10 @@ def test_a_link_is_followed_and_what_is_no_file_stays(tmp_path: Path) -> None:
     same_state(load(path, into=network(bias=True)), network())
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
-        with pytest.raises(CheckpointError, match=r"is there, and no file\n  fix: the name of a file"):
+        with refused(CheckpointError, (tmp_path / name).resolve(), "the name of a file"):
             save(network(), tmp_path / name)
     assert (tmp_path / "pipe").is_fifo()
-    with pytest.raises(CheckpointError, match="the model is a OrderedDict"):
+    with refused(CheckpointError, "OrderedDict"):
         save(network().state_dict(), path)  # type: ignore[arg-type]
 
 
@@ -286,7 +290,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match="cannot be written"):
+        with refused(CheckpointError, path):
             save(converted(), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

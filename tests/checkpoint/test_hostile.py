@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.checkpoint_cases import dense_tiny, network, put_together, same_layer, same_state, taken_apart, tiny
-from tnalgebra.checkpoint.file import load, save
+from tests.refusals import refused
+from tnalgebra.checkpoint import load, save
 from tnalgebra.checkpoint.format import CHECK, KEY, MAX_HEADER, MAX_NODES
 from tnalgebra.errors import CheckpointError, TnalgebraError
 
@@ -95,7 +97,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 
 def test_mutated_files(whole: bytes, tmp_path: Path) -> None:
-    """10,000 of them: an error of the package, and the model untouched; or a model that is the right one.
+    """4,000 of them: an error of the package, and the model untouched; or a model that is the right one.
 
     Where a mutated description is one of the same tensors, its record (a trace, an error, a plan) may be another.
     """
@@ -103,7 +105,7 @@ def test_mutated_files(whole: bytes, tmp_path: Path) -> None:
     target, reference, x = dense_tiny(), tiny(), torch.randn(5, 4)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     loaded = 0
-    for number in range(10_000):
+    for number in range(4000):
         content = mutated(whole, draw)
         path.write_bytes(content)
         try:
@@ -117,23 +119,20 @@ def test_mutated_files(whole: bytes, tmp_path: Path) -> None:
         same_state(target, reference)
         torch.testing.assert_close(target(x), reference(x), rtol=1e-6, atol=1e-6)
         target = dense_tiny()
-    assert 0 < loaded < 2000
+    assert 0 < loaded < 800
 
 
-def test_a_file_that_is_cut_short_is_called_so(whole: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_short_or_too_long(whole: bytes, tmp_path: Path) -> None:
     path = tmp_path / "cut.safetensors"
-    for length in (*range(0, len(whole), 7), len(whole) - 1):
-        path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="because: it is cut short"):
+    for content in (*(whole[:length] for length in (*range(0, len(whole), 37), len(whole) - 1)), whole + b"12"):
+        path.write_bytes(content)
+        with refused(CheckpointError, path):
             load(path, into=dense_tiny())
-    path.write_bytes(whole + b"12")
-    with pytest.raises(CheckpointError, match="and 2 more follow"):
-        load(path, into=dense_tiny())
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(whole: bytes, tmp_path: Path) -> None:
     path, reference = tmp_path / "flipped.safetensors", tiny()
-    for place in range(len(whole)):
+    for place in (*range(8), *range(8, len(whole), 3)):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(bytes(flipped))
@@ -149,43 +148,41 @@ def test_sizes_that_the_file_does_not_hold(whole: bytes, tmp_path: Path) -> None
     header, description, data = taken_apart(whole)
     path = tmp_path / "model.safetensors"
 
-    def refused(message: str, **fields: Any) -> None:
+    def rejected(*facts: object, **fields: Any) -> None:
         entry = {**description["layers"][0], **fields}
         path.write_bytes(put_together(header, json.dumps({**description, "layers": [entry]}), data))
-        with pytest.raises(CheckpointError, match=message):
+        with refused(CheckpointError, *facts):
             load(path, into=dense_tiny())
 
     kernel = description["layers"][0]["kernel"]
-    refused("its kernel says", kernel=kernel.replace(":2", ":1000000000"))
-    refused("has a size that no tensor of the file has", kernel=f"{kernel} Fill[k:1000000 | value=1] -> [out in]")
-    refused("has a size that no tensor", kernel=f"{kernel} Fuse[k:1000000 l:1000 m:1000] Copy[k n] -> [out in]")
-    refused(f"at most {MAX_NODES} are read", kernel=f"{kernel} {'Copy[r] ' * MAX_NODES} -> [out in]")
-    refused("characters; at most", kernel=kernel + " " * 100_000)
-    refused("the planned input of layer '0'", planned_for=[2**39, 4])
-    refused("is planned for an input of 3 axes", planned_for=[2, 4, 4])
-    refused("a number of at least 0", relative_error=-1)
-    refused("the trace of layer '0' cannot be read", trace={"start": "K[a", "steps": []})
-    refused("the ranks of layer '0'", ranks={})
-    refused("differs in class", **{"class": "Conv2d"})
+    rejected("1000000000", kernel=kernel.replace(":2", ":1000000000"))
+    rejected("label 'k'", "size", kernel=f"{kernel} Fill[k:1000000 | value=1] -> [out in]")
+    rejected("size", kernel=f"{kernel} Fuse[k:1000000 l:1000 m:1000] Copy[k n] -> [out in]")
+    rejected(f"at most {MAX_NODES}", kernel=f"{kernel} {'Copy[r] ' * MAX_NODES} -> [out in]")
+    rejected("at most", "characters", kernel=kernel + " " * 100_000)
+    rejected("planned input", "'0'", planned_for=[2**39, 4])
+    rejected("'0'", "3 axes", planned_for=[2, 4, 4])
+    rejected("error", -1, relative_error=-1)
+    rejected("trace", "'0'", trace={"start": "K[a", "steps": []})
+    rejected("ranks", "'0'", ranks={})
+    rejected("class", "Conv2d", "Linear", **{"class": "Conv2d"})
     path.write_bytes(put_together(header, json.dumps({**description, "version": 2}), data))
-    with pytest.raises(CheckpointError, match="version 2 of the format; this tnalgebra reads 1"):
+    with refused(CheckpointError, "version 2", "a newer tnalgebra"):
         load(path, into=dense_tiny())
     path.write_bytes(struct.pack("<Q", MAX_HEADER + 1) + b" " * (MAX_HEADER + 1))
-    with pytest.raises(CheckpointError, match=f"at most {MAX_HEADER} are read"):
+    with refused(CheckpointError, f"at most {MAX_HEADER}"):
         load(path, into=dense_tiny())
 
 
 def test_files_of_others(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="it has no description by tnalgebra"):
+    with refused(CheckpointError, "description", "tn.save"):
         load(path, into=network())
     torch.save({"a": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with refused(CheckpointError, path):
         load(path, into=network())
-    with pytest.raises(CheckpointError, match="is no file"):
+    with refused(CheckpointError, tmp_path, "tn.save"):
         load(tmp_path, into=network())
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import tnalgebra.nn as layers
-from tests.checkpoint_cases import TIED, X, converted, layers_of, network, same_state
-from tnalgebra.checkpoint.file import load, save
+from tests.checkpoint_cases import X, converted, layers_of, network, same_state
+from tests.refusals import refused
+from tnalgebra.checkpoint import load, save
 from tnalgebra.errors import CheckpointError
 
 
@@ -26,30 +27,28 @@ def test_other_models_are_refused_and_stay_as_they_were(tmp_path: Path) -> None:
     other_norm = network()
     other_norm[1] = nn.BatchNorm2d(4, affine=False)
     short = [*network()][1:]
-    cases: list[tuple[nn.Module, str]] = [
-        (network(stride=2), r"layer '0' differs in stride\n  file:  \[1, 1\]\n  model: \[2, 2\]"),
-        (network(bias=False), r"layer '0' differs in bias\n  file:  True\n  model: False"),
-        (network(padding="same"), r"layer '0' differs in padding"),
-        (nn.Sequential(nn.ConvTranspose2d(4, 4, 3), *short), r"differs in class\n.*Conv2d\n.*ConvTranspose2d"),
-        (nn.Sequential(nn.ReLU(), *short), r"differs in class\n  file:  Conv2d\n  model: ReLU"),
-        (nn.Sequential(*short, nn.Conv2d(4, 4, 3)), r"layer '0' differs in class"),
-        (nn.Sequential(), r"the model has no layer '0'"),
-        (wider, r"'3.weight' has another shape\n  file:  \(6, 2, 3, 2\)\n  model: \(8, 2, 3, 2\)"),
-        (other_norm, r"other tensors than the model\n  unexpected: 1.bias, 1.weight"),
-        (hooked, r"layer '0' of the model cannot be exchanged"),
-        (converted("cp"), r"layer '0' differs in kernel"),
-        (converted(rank=3), r"layer '0' differs in ranks\n  file:  a=2 b=2\n  model: a=3 b=3"),
-        (converted(TIED), r"layer '0' differs in kernel"),
-        (network().to("meta"), r"on the meta device"),
+    cases: list[tuple[nn.Module, list[str]]] = [
+        (network(stride=2), ["'0'", "stride", "[1, 1]", "[2, 2]"]),
+        (network(bias=False), ["'0'", "bias", "True", "False"]),
+        (network(padding="same"), ["'0'", "padding"]),
+        (nn.Sequential(nn.ConvTranspose2d(4, 4, 3), *short), ["'0'", "class", "Conv2d", "ConvTranspose2d"]),
+        (nn.Sequential(nn.ReLU(), *short), ["'0'", "class", "Conv2d", "ReLU"]),
+        (nn.Sequential(), ["'0'", "Conv2d"]),
+        (wider, ["'3.weight'", "(6, 2, 3, 2)", "(8, 2, 3, 2)"]),
+        (other_norm, ["unexpected: 1.bias, 1.weight"]),
+        (hooked, ["'0'", "state dict hooks"]),
+        (converted("cp"), ["'0'", "kernel"]),
+        (converted(rank=3), ["'0'", "ranks", "a=2 b=2", "a=3 b=3"]),
+        (network().to("meta"), ["meta device"]),
     ]
-    for model, message in cases:
+    for model, facts in cases:
         before, modules = {k: v.clone() for k, v in model.state_dict().items()}, layers_of(model)
-        with pytest.raises(CheckpointError, match=message):
+        with refused(CheckpointError, *facts):
             load(path, into=model)
         assert all(one is two for one, two in zip(modules, layers_of(model), strict=True))
         assert all(value.is_meta or torch.equal(value, before[k]) for k, value in model.state_dict().items())
     save(network(), path)
-    with pytest.raises(CheckpointError, match=r"layer '0' differs in kernel\n  file:  one dense tensor"):
+    with refused(CheckpointError, "'0'", "one dense tensor"):
         load(path, into=converted())
 
 
@@ -93,27 +92,28 @@ def test_wrapped_models_are_told_from_plain_ones(tmp_path: Path) -> None:
     save(converted(), plain)
     save(nn.DataParallel(converted()), wrapped)
     same_state(load(wrapped, into=nn.DataParallel(network())).module, converted())
-    with pytest.raises(CheckpointError, match=r"in a DataParallel, and the file's was not\n.*into=model.module"):
+    with refused(CheckpointError, "DataParallel", "into=model.module"):
         load(plain, into=nn.DataParallel(network()))
-    with pytest.raises(CheckpointError, match=r"into=model\._orig_mod"):
+    with refused(CheckpointError, "into=model._orig_mod"):
         load(plain, into=torch.compile(network()))
-    with pytest.raises(CheckpointError, match=r"all names of the file begin with 'module', as in a wrapper"):
+    with refused(CheckpointError, "'module'", "tn.save(wrapper.module"):
         load(wrapped, into=network())
 
 
 @pytest.mark.parametrize(
-    ("choices", "message"),
+    ("choices", "facts"),
     [
-        ({"dtype": "float16"}, r"dtype='float16'\n  fix: a type of real numbers, such as torch\.float32"),
-        ({"dtype": torch.complex64}, r"dtype=torch\.complex64"),
-        ({"noise": "0.1"}, "noise='0.1'"),
-        ({"noise": -1}, "noise=-1"),
-        ({"into": {}}, r"the model is a dict\n  fix: a torch\.nn\.Module"),
+        ({"dtype": "float16"}, ["dtype='float16'", "torch.float32"]),
+        ({"dtype": torch.complex64}, ["dtype=torch.complex64"]),
+        ({"dtype": torch.int64}, ["dtype=torch.int64"]),
+        ({"noise": "0.1"}, ["noise='0.1'"]),
+        ({"noise": -1}, ["noise=-1"]),
+        ({"into": {}}, ["dict", "torch.nn.Module"]),
     ],
 )
-def test_choices_that_are_none(choices: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_choices_that_mean_nothing(choices: dict[str, Any], facts: list[str], tmp_path: Path) -> None:
     save(network(), tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, *facts):
         load(tmp_path / "model.safetensors", **{"into": network(), **choices})
 
 
@@ -121,7 +121,7 @@ def test_a_model_of_inference_mode_is_loaded_there(tmp_path: Path) -> None:
     save(converted(), tmp_path / "model.safetensors")
     with torch.inference_mode():
         model = network()
-    with pytest.raises(CheckpointError, match=r"made in inference mode(.|\n)*fix: a model made outside"):
+    with refused(CheckpointError, "inference mode", "a model made outside"):
         load(tmp_path / "model.safetensors", into=model)
     assert isinstance(model[0], nn.Conv2d)
     with torch.inference_mode():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.kernel_cases import gaussian
+from tests.refusals import refused
 from tnalgebra.decompositions.cuts import cut
 from tnalgebra.errors import RankError, RuleError, ValuesError
 from tnalgebra.fitting.metric import Metric
@@ -36,9 +37,9 @@ def test_the_table_has_a_line_each_and_says_what_could_not_be_made() -> None:
     assert lines[0].split() == ["decomposition", "parameters", "kept", "error", "ranks"]
     assert lines[-1].startswith("spatially_separable: ParameterBudget(fraction=0.3) allows 64 parameters, rank 1 takes")
     assert {line.split("  ")[0] for line in lines[2:-1]} == {"cp", "out | in kh kw"}
-    with pytest.raises(RuleError, match="'spatially_separable' has no fit"):
+    with refused(RuleError, "'spatially_separable'", "rank 1 takes"):
         found["spatially_separable"]
-    with pytest.raises(RuleError, match="'tucker' is not compared"):
+    with refused(RuleError, "'tucker'", "cp"):
         found["tucker"]
     assert list(found.to_pandas()["name"])[-1] == "spatially_separable"
 
@@ -60,17 +61,17 @@ def test_a_metric_orders_by_the_error_of_the_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "rules", "parameters", "error", "message"),
+    ("kernel", "rules", "parameters", "error", "fact"),
     [
-        (gaussian(4, 3), ["tukker"], 0.5, RuleError, "there is no rule 'tukker'\n  similar: tucker"),
-        (gaussian(4, 3), ["out | in", "out | in"], 0.5, RuleError, "'out | in' is compared twice"),
-        (gaussian(4, 3), ["out | in"], 1.5, RankError, "outside"),
-        (gaussian(4), ["out | in"], 0.5, RuleError, "a kernel of 1 axes has the labels nobody knows"),
-        (gaussian(4, 3) * torch.nan, ["out | in"], 0.5, ValuesError, "not finite|NaN"),
+        (gaussian(4, 3), ["tukker"], 0.5, RuleError, "'tukker'"),
+        (gaussian(4, 3), ["out | in", "out | in"], 0.5, RuleError, "'out | in'"),
+        (gaussian(4, 3), ["out | in"], 1.5, RankError, "1.5"),
+        (gaussian(4), ["out | in"], 0.5, RuleError, "1 axes"),
+        (gaussian(4, 3) * torch.nan, ["out | in"], 0.5, ValuesError, "NaN"),
     ],
 )
 def test_what_cannot_be_compared(
-    kernel: torch.Tensor, rules: list[str], parameters: float, error: type[Exception], message: str
+    kernel: torch.Tensor, rules: list[str], parameters: float, error: type[Exception], fact: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    with refused(error, fact):
         compare(kernel, rules, parameters=parameters)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conversion_cases import EXACT, SHAPE, assert_same, count, inputs, network, state
+from tests.refusals import refused
 from tnalgebra import nn as layers
 from tnalgebra.decompositions.cuts import cut
 from tnalgebra.errors import LayerError
-from tnalgebra.fitting.ranks import ParameterBudget, RelativeError
+from tnalgebra.fitting.ranks import ParameterBudget
 from tnalgebra.model.convert import convert
 
 WISH = (["out | in kh kw", "out | in"], 2)
@@ -69,13 +70,7 @@ def test_of_several_rewrites_the_best_is_taken() -> None:
 def test_a_copy_is_converted_and_the_model_stays() -> None:
     model = network()
     before = state(model)
-    found, report = convert(
-        model,
-        {
-            "*": ("out | in kh kw", 2),
-        },
-        inplace=False,
-    )
+    found, report = convert(model, {"*": ("out | in kh kw", 2)}, inplace=False)
     assert found is not model
     assert_same(before, state(model))
     assert report.converted == ("0", "3", "5")
@@ -139,7 +134,6 @@ def test_multiply_adds_are_counted_at_the_example() -> None:
         (nn.Conv3d(2, 3, 2), (1, 2, 5, 4, 3)),
         (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, output_padding=1), (2, 4, 5, 6)),
         (nn.Linear(6, 8), (2, 3, 6)),
-        (nn.Conv2d(4, 6, 3), (4, 9, 8)),
     ],
 )
 def test_dense_counts_are_those_of_torch(layer: nn.Module, shape: tuple[int, ...]) -> None:
@@ -164,18 +158,12 @@ def test_calls_of_several_shapes_are_counted_in_proportion() -> None:
     assert report["layer"].multiply_adds_after == 4 * 14
 
 
-def test_errors_as_ranks() -> None:
-    _, report = convert(network(), {"*": (["out | in kh kw", "out | in"], RelativeError(0.6))})
-    assert all((report[name].relative_error or 1) <= 0.6 for name in report.converted)
-    assert report.converted
-
-
 def test_a_converted_model_is_converted_further() -> None:
     model = network()
     convert(model, {"3": ("out | in kh kw", 2)})
     _, report = convert(model, {"*": ("out | in kh kw", 2)})
     assert report.converted == ("0", "5")
-    with pytest.raises(LayerError, match="no kernel layer is called '3'"):
+    with refused(LayerError, "'3'"):
         convert(model, {"3": ("out | in kh kw", 2)})
 
 

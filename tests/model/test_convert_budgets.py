@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conversion_cases import SHAPE, assert_same, count, inputs, network, state
+from tests.refusals import refused
 from tnalgebra.decompositions.families import tucker2
 from tnalgebra.errors import DataError, RankError
 from tnalgebra.fitting.ranks import MultiplyAddsBudget, ParameterBudget
@@ -80,14 +81,14 @@ def test_a_budget_of_parameters_is_shared_as_plan_budget_shares_it() -> None:
 
 def test_a_budget_of_multiply_adds() -> None:
     losses = []
-    for fraction in (0.3, 0.6, 1.0):
+    for fraction in (0.4, 1.0):
         _, report = convert(
             network(),
             {nn.Conv2d: ["tucker2", "out kh | in kw"], "8": "out | in"},
             budget=MultiplyAddsBudget(fraction),
             example=SHAPE,
             candidates="factored",
-            fractions=(0.1, 0.2, 0.3, 0.5, 0.7),
+            fractions=(0.1, 0.3, 0.6),
         )
         assert report.multiply_adds is not None
         assert report.multiply_adds_after is not None
@@ -121,23 +122,23 @@ def test_under_a_budget_too_every_layer_has_its_reason() -> None:
 def test_budgets_that_cannot_be() -> None:
     model = network()
     before = state(model)
-    with pytest.raises(RankError, match=r"a budget of 0.05 of \d+ parameters cannot be met\n  least: 0\.\d+: \d+ are"):
-        convert(model, {"*": ["out | in kh kw", "out | in"]}, budget=ParameterBudget(0.05))
-    with pytest.raises(RankError, match=r"(?s)a budget of 0.001 of \d+ multiply-adds cannot be met.*least"):
+    either = {"*": ["out | in kh kw", "out | in"]}
+    with refused(RankError, "0.05", "parameters", "least"):
+        convert(model, either, budget=ParameterBudget(0.05))
+    with refused(RankError, "0.001", "multiply-adds", "least"):
         convert(model, {nn.Conv2d: "out | in kh kw"}, budget=MultiplyAddsBudget(0.001), example=SHAPE)
-    with pytest.raises(RankError, match="a budget is given for the model and for a layer"):
+    with refused(RankError, "layer: '3'", "budget 0.5"):
         convert(model, {"3": ("tucker2", ParameterBudget(0.5))}, budget=ParameterBudget(0.5))
-    with pytest.raises(RankError, match=r"budget=0\.5"):
-        convert(model, {"3": "tucker2"}, budget=0.5)
-    with pytest.raises(DataError, match="multiply-adds are counted at an example input"):
-        convert(model, {"3": "tucker2"}, budget=MultiplyAddsBudget(0.5))
-    with pytest.raises(DataError, match="fits to the original outputs need inputs"):
-        convert(model, {"3": "tucker2"}, sequential=True)
-    for odd, given in (([{"x": inputs()[0]}], "a dict"), ([("a", 1)], "a tuple with a str first"), ([3], "a int")):
-        with pytest.raises(DataError, match=f"calibration holds no batches of inputs\n  given: {given}\n  fix: "):
-            convert(model, {"3": "tucker2"}, calibration=odd)
-    with pytest.raises(DataError, match="calibration is a int"):
-        convert(model, {"3": "tucker2"}, calibration=3)
-    with pytest.raises(DataError, match="no calibration batches"):
-        convert(model, {"3": "tucker2"}, calibration=[])
+    odd: Any
+    for odd, error, facts in (
+        ({"budget": 0.5}, RankError, ["budget=0.5"]),
+        ({"budget": MultiplyAddsBudget(0.5)}, DataError, ["example="]),
+        ({"sequential": True}, DataError, ["calibration="]),
+        ({"calibration": [{"x": inputs()[0]}]}, DataError, ["batch 1", "dict"]),
+        ({"calibration": [("a", 1)]}, DataError, ["batch 1", "str"]),
+        ({"calibration": 3}, DataError, ["int"]),
+        ({"calibration": []}, DataError, ["no batches"]),
+    ):
+        with refused(error, *facts):
+            convert(model, {"3": "tucker2"}, **odd)
     assert_same(before, state(model))

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from tests.conversion_cases import EXACT, SHAPE, assert_same, network, state
+from tests.refusals import refused
 from tnalgebra import nn as layers
 from tnalgebra.errors import LayerError, NotationError, RankError, RuleError
 from tnalgebra.fitting.ranks import KeepFraction
@@ -63,7 +63,7 @@ def test_types_of_one_byte_stay() -> None:
 
 def test_an_example_of_a_model_without_elements() -> None:
     model = nn.Sequential(nn.Linear(6, 6)).to("meta")
-    with pytest.raises(LayerError, match="the model is on the meta device"):
+    with refused(LayerError, "meta device"):
         convert(model, {"*": ("out | in", 1)}, example=(2, 6))
 
 
@@ -88,7 +88,7 @@ def test_shared_parameters_stay_and_shared_modules_stay_shared() -> None:
     assert report["3"].aliases == ("3",)
     assert report["2"].multiply_adds == 2 * 5 * 36
     assert report["2"].multiply_adds_after == 2 * 5 * 24
-    with pytest.raises(LayerError, match=r"layer '0' cannot be decomposed\n  because: its weight is shared with 1"):
+    with refused(LayerError, "'0'", "1.weight"):
         convert(model, {"0": ("out | in", 2)})
 
 
@@ -123,7 +123,7 @@ def test_the_example_finds_weights_that_are_read() -> None:
     _, report = convert(model, {"second": None, "*": ("out | in", 2)}, example=(4, 6), inplace=False)
     assert report.converted == ("first",)
     assert report["idle"].reason.startswith("never called on the example")
-    with pytest.raises(LayerError, match=r"(?s)the converted model does not run on the example.*weight"):
+    with refused(LayerError, "example", "weight"):
         convert(model, {"*": ("out | in", 2)}, example=(4, 6))
     assert_same(before, state(model))
 
@@ -132,67 +132,61 @@ def test_the_example_finds_weights_that_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("patterns", "error", "text"),
+    ("patterns", "error", "facts"),
     [
-        ({"4": "cp"}, LayerError, r"no kernel layer is called '4'\n  modules of that name: ReLU"),
-        ({"conv": "cp"}, LayerError, "no kernel layer is called 'conv'"),
-        ({nn.Conv3d: "cp"}, LayerError, r"no kernel layer is a Conv3d\n  kinds: Conv2d, Linear"),
-        ({3: "cp"}, RuleError, "3 is no pattern"),
-        ({}, RuleError, "there is no pattern"),
-        (["*"], RuleError, "layers are chosen by a list"),
-        ({"3": "tuker2"}, RuleError, r"there is no rule 'tuker2'\n  similar: tucker2"),
-        ({"3": "split_fuse"}, RuleError, "'split_fuse' is an exact rule"),
-        ({"3": "K[out in kh kw] => A[out"}, NotationError, r"A\[out"),
-        ({"3": 0.5}, RuleError, r"the pattern '3' is to be rewritten by 0\.5"),
-        ({"3": ("cp", 2, 3)}, RuleError, "the pattern '3' is to be rewritten by"),
-        ({"3": ("cp", 0.5)}, RankError, r"(?s)the ranks are 0\.5.*KeepFraction\(0\.5\) or ParameterBudget"),
-        ({"3": ("cp", True)}, RankError, "the ranks are True"),
-        ({"3": ("cp", {"r": 2, "starts": 1})}, RuleError, "ranks stand beside the choice 'starts'"),
-        ({"3": ("cp", {"ranks": 2, "strats": 1})}, RuleError, r"'3': there is no choice 'strats'\n  near: +starts"),
-        ({"3": []}, RuleError, "a list of rewrites holds nothing"),
-        ({"3": ["cp", None]}, RuleError, "a list of rewrites holds None"),
-        ({"3": ([("cp", 2)], 3)}, RuleError, "choices are given twice"),
-        ({"3": "cp"}, LayerError, "(?s)layer '3' cannot be decomposed.*rank"),
-        ({"3": ("cp", {"z": 2})}, LayerError, "(?s)layer '3' cannot be decomposed.*no bond 'z'"),
-        ({"0": ("out | in kh kw", 2), "3": ("out | in", 2)}, LayerError, "(?s)'3' cannot.*does not fit"),
-        ({"*": ("out | in kh kw", 99)}, LayerError, r"(?s)none of the 4 layers of '\*'.*0: rank 99.*and 1 more$"),
-        (
-            {"*": ("tucker2", KeepFraction(0.5))},
-            LayerError,
-            r"(?s)none of the 4 layers of '\*' can be.*one rank.*bonds a b\n +fix: ranks={'a': \.\.\., 'b': \.\.\.}$",
-        ),
-        (lambda name, layer: 3.5, RuleError, "layer '0' is to be rewritten by 3.5"),
+        ({"4": "cp"}, LayerError, ["'4'", "ReLU"]),
+        ({nn.Conv3d: "cp"}, LayerError, ["Conv3d", "Conv2d, Linear"]),
+        ({3: "cp"}, RuleError, ["3"]),
+        ({}, RuleError, ["no pattern"]),
+        (["*"], RuleError, ["list"]),
+        ({"3": "tuker2"}, RuleError, ["'tuker2'", "tucker2"]),
+        ({"3": "split_fuse"}, RuleError, ["'split_fuse'"]),
+        ({"3": "K[out in kh kw] => A[out"}, NotationError, ["A[out"]),
+        ({"3": 0.5}, RuleError, ["'3'", 0.5]),
+        ({"3": ("cp", 2, 3)}, RuleError, ["'3'", "('cp', 2, 3)"]),
+        ({"3": ("cp", 0.5)}, RankError, ["0.5", "KeepFraction(0.5)"]),
+        ({"3": ("cp", True)}, RankError, ["True"]),
+        ({"3": ("cp", {"r": 2, "starts": 1})}, RuleError, ["'starts'", "'ranks'"]),
+        ({"3": ("cp", {"ranks": 2, "strats": 1})}, RuleError, ["'3'", "'strats'", "near", "starts"]),
+        ({"3": []}, RuleError, ["'3'", "nothing"]),
+        ({"3": ["cp", None]}, RuleError, ["'3'", "None"]),
+        ({"3": ([("cp", 2)], 3)}, RuleError, ["'3'", "twice"]),
+        ({"3": "cp"}, LayerError, ["'3'", "rank"]),
+        ({"3": ("cp", {"z": 2})}, LayerError, ["'3'", "'z'"]),
+        ({"0": ("out | in kh kw", 2), "3": ("out | in", 2)}, LayerError, ["'3'", "out | in"]),
+        ({"*": ("out | in kh kw", 99)}, LayerError, ["4 layers", "'*'", "0: rank 99", "and 1 more"]),
+        ({"*": ("tucker2", KeepFraction(0.5))}, LayerError, ["4 layers", "'*'", "ranks={'a': ..., 'b': ...}"]),
+        (lambda name, layer: 3.5, RuleError, ["'0'", 3.5]),
     ],
 )
-def test_what_is_no_conversion(patterns: Any, error: type[Exception], text: str) -> None:
+def test_what_is_not_a_conversion(patterns: Any, error: type[Exception], facts: list[object]) -> None:
     model = network()
     before = state(model)
-    with pytest.raises(error, match=text):
+    with refused(error, *facts):
         convert(model, patterns)
     assert_same(before, state(model))
 
 
 def test_near_names_and_what_is_inside() -> None:
-    model = torchvision.models.resnet18(num_classes=3)
-    with pytest.raises(LayerError, match=r"(?s)'layer1.0.conv3'\n  near: +layer1.0.conv"):
-        convert(model, {"layer1.0.conv3": "cp"})
-    with pytest.raises(LayerError, match=r"(?s)inside it: layer3.0.conv1.*fix: +'layer3.\*'"):
-        convert(model, {"layer3": "cp"})
+    model = nn.ModuleDict({"layer1": nn.ModuleDict({"conv1": nn.Conv2d(3, 4, 3), "conv2": nn.Conv2d(4, 4, 3)})})
+    with refused(LayerError, "'layer1.conv3'", "near", "layer1.conv2"):
+        convert(model, {"layer1.conv3": "cp"})
+    with refused(LayerError, "layer1.conv1", "'layer1.*'"):
+        convert(model, {"layer1": "cp"})
 
 
-def test_what_is_no_model() -> None:
-    with pytest.raises(LayerError, match="the model is one layer itself"):
-        convert(nn.Linear(3, 4), {"*": "cp"})
-    with pytest.raises(LayerError, match=r"'0\.weight' has no value yet\n  fix: run the model once"):
-        convert(nn.Sequential(nn.LazyConv2d(8, 3), nn.Conv2d(8, 9, 3)), {"1": ("out | in kh kw", 2)}, example=SHAPE)
-    with pytest.raises(
-        LayerError, match=r"because: its weight is on the meta device\n  fix: +None for what stays dense"
+def test_models_that_cannot_be_converted() -> None:
+    cut: Any = ("out | in kh kw", 2)
+    lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.Conv2d(8, 9, 3))
+    for model, example, facts in (
+        (nn.Linear(3, 4), None, ["one layer"]),
+        (lazy, SHAPE, ["'0.weight'", "run the model once"]),
+        (network().to("meta"), None, ["meta device"]),
+        (nn.ReLU(), None, ["ReLU"]),
+        (network(), (4, 5, 9, 8), ["example"]),
     ):
-        convert(network().to("meta"), {"*": ("out | in kh kw", 2)})
-    with pytest.raises(LayerError, match="ReLU has no kernel"):
-        convert(nn.ReLU(), {"*": "cp"})
-    with pytest.raises(LayerError, match="does not run on the example"):
-        convert(network(), {"3": ("cp", 2)}, example=(4, 5, 9, 8))
+        with refused(LayerError, *facts):
+            convert(model, {"*": cut}, example=example)
 
 
 def test_a_failure_half_way_restores(monkeypatch: pytest.MonkeyPatch) -> None:

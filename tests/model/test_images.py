@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 from urllib.error import URLError
 
 import numpy as np
@@ -15,12 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.refusals import refused
 from tnalgebra._files import cache_folder
 from tnalgebra.errors import DataError
-from tnalgebra.model import images as images_module
-from tnalgebra.model.images import Images, batch_rows, check_classes, default_normalisation, load_images, normalised
+from tnalgebra.model import Images, batch_rows, check_classes, load_images
 
 Write = Callable[..., Path]
+SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 def some_images(*, count: int = 7, channels: int = 3, classes: int = 2) -> Images:
@@ -54,36 +56,41 @@ def write(tmp_path: Path, cache: Path) -> Write:
 
 
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every file that is decoded from now on."""
+    """Every file that is opened as an image from now on."""
     files: list[Path] = []
-    decode = images_module._decode
+    plain = Image.open
 
-    def recorded(file: Path, image_size: int | None) -> Any:
+    def recorded(file: Path) -> Any:
         files.append(file)
-        return decode(file, image_size)
+        return plain(file)
 
-    monkeypatch.setattr(images_module, "_decode", recorded)
+    monkeypatch.setattr(Image, "open", recorded)
     return files
 
 
 # Images
 
 
+BYTES = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+INTEGERS = torch.zeros(2, dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
-    ("pixels", "labels", "part"),
+    ("changed", "facts"),
     [
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), "pixels of 'here' are torch.float32"),
-        (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "of shape (2, 4, 4)"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2), "labels of 'here' are torch.float32"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), "torch.int64 of shape (2,)"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 2]), "run from 0 to 2"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([-1, 1]), "run from -1 to 1"),
+        ({"pixels": torch.zeros(2, 3, 4, 4)}, ["torch.float32"]),
+        ({"pixels": torch.zeros(2, 4, 4, dtype=torch.uint8)}, ["(2, 4, 4)"]),
+        ({"labels": torch.zeros(2)}, ["labels", "torch.float32"]),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, ["(3,)", "(2,)"]),
+        ({"labels": torch.tensor([0, 2])}, [2, "0 to 1"]),
+        ({"labels": torch.tensor([-1, 1])}, [-1]),
+        ({"mean": (0.0,)}, ["mean", "3 numbers"]),
+        ({"std": (1.0, 0.0, 1.0)}, ["std", "positive"]),
     ],
 )
-def test_images_that_contradict_themselves(pixels: torch.Tensor, labels: torch.Tensor, part: str) -> None:
-    with pytest.raises(DataError) as caught:
-        Images(pixels, labels, ("a", "b"), "here")
-    assert part in str(caught.value)
+def test_images_that_contradict_themselves(changed: dict[str, Any], facts: list[Any]) -> None:
+    with refused(DataError, *facts):
+        Images(**{"pixels": BYTES, "labels": INTEGERS, "classes": ("a", "b"), "source": "here", **changed})
 
 
 def test_the_fingerprint_is_that_of_the_content() -> None:
@@ -94,6 +101,8 @@ def test_the_fingerprint_is_that_of_the_content() -> None:
     pixels, labels = images.pixels.clone(), images.labels.clone()
     pixels[6, 2, 4, 3] ^= 1
     labels[6] ^= 1
+    strided = images.pixels.to(memory_format=torch.channels_last)
+    assert Images(strided, images.labels, images.classes, "some", std=(1.0, 2.0, 3.0)).fingerprint == images.fingerprint
     others = [
         Images(pixels, images.labels, images.classes, "some"),
         Images(images.pixels, labels, images.classes, "some"),
@@ -103,21 +112,16 @@ def test_the_fingerprint_is_that_of_the_content() -> None:
     assert len({images.fingerprint, *(other.fingerprint for other in others)}) == 5
 
 
-def test_the_fingerprint_does_not_depend_on_strides() -> None:
-    images = some_images()
-    strided = images.pixels.to(memory_format=torch.channels_last)
-    assert Images(strided, images.labels, images.classes, "some").fingerprint == images.fingerprint
-
-
-@pytest.mark.parametrize("count", [1, 2, 7, 9, 12, 13])
+@pytest.mark.parametrize("count", [1, 7, 12, 13])
 def test_a_subset_is_balanced_ordered_and_of_the_images(count: int) -> None:
     labels = torch.tensor([0, 0, 1, 2, 0, 2, 0, 1, 2, 2, 0, 2, 0])  # 6, 2 and 5 of a class
     pixels = torch.arange(13, dtype=torch.uint8)[:, None, None, None]
-    chosen = Images(pixels, labels, ("a", "b", "c"), "some").subset(count, seed=3)
+    chosen = Images(pixels, labels, ("a", "b", "c"), "some", mean=(0.25,)).subset(count, seed=3)
     rows = chosen.pixels.flatten().long()
     assert len(chosen) == count
     assert (rows.diff() > 0).all()
     assert torch.equal(chosen.labels, labels[rows])
+    assert (chosen.mean, chosen.std) == ((0.25,), (1.0,))
     assert chosen.source == f"some ({count} of 13, seed 3)"
     counts = chosen.labels.bincount(minlength=3).tolist()
     most = max(counts)
@@ -136,62 +140,50 @@ def test_a_subset_depends_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("count", [0, 8])
 def test_a_subset_of_a_size_that_cannot_be(count: int) -> None:
-    with pytest.raises(DataError, match=rf"cannot choose {count} images\n  source: some\n  needed: 1 to 7"):
+    with refused(DataError, f"cannot choose {count}", "some", "1 to 7"):
         some_images().subset(count, seed=0)
 
 
-@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 7), (3, [3, 2, 2]), (4, [4, 3]), (7, [7]), (50, [7])])
+@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 7), (3, [3, 2, 2]), (50, [7])])
 def test_batches_are_even_and_hold_every_image_once(batch_size: int, sizes: list[int]) -> None:
-    images = some_images()
-    settings = {"mean": (0.0, 0.25, 0.5), "std": (1.0, 0.5, 2.0)}
-    batches = list(images.batches(batch_size, **settings, dtype=torch.float64))
+    images = replace(some_images(), mean=(0.0, 0.25, 0.5), std=(1.0, 0.5, 2.0))
+    batches = list(images.batches(batch_size, dtype=torch.float64))
     assert [len(labels) for _, labels in batches] == sizes
     assert torch.equal(torch.cat([labels for _, labels in batches]), images.labels)
     result = torch.cat([pixels for pixels, _ in batches])
     assert result.dtype == torch.float64
     for channel in range(3):
-        expected = (images.pixels[:, channel].double() / 255 - settings["mean"][channel]) / settings["std"][channel]
+        expected = (images.pixels[:, channel].double() / 255 - images.mean[channel]) / images.std[channel]
         torch.testing.assert_close(result[:, channel], expected, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_is_rounded_only_once(dtype: torch.dtype) -> None:
     images = some_images()
-    settings = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-    exact = normalised(images.pixels, **settings, dtype=torch.float32)
-    assert torch.equal(normalised(images.pixels, **settings, dtype=dtype), exact.to(dtype))
+    assert torch.equal(
+        images.normalise(images.pixels, dtype=dtype), images.normalise(images.pixels, dtype=torch.float32).to(dtype)
+    )
 
 
-def test_batches_of_no_images() -> None:
+def test_batches_of_no_images_or_no_size() -> None:
     nothing = Images(torch.zeros(0, 1, 2, 2, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), ("a",), "none")
-    assert list(nothing.batches(4, mean=(0.0,), std=(1.0,))) == []
-
-
-def test_settings_of_batches_that_do_not_fit() -> None:
-    images = some_images()
-    for mean, std in [((0.0,), (1.0,)), ((0.0,) * 3, (1.0,)), ((0.0,) * 3, (1.0, 0.0, 1.0))]:
-        with pytest.raises(DataError, match=r"(?s)mean and std do not fit the images.*3 numbers each, std positive"):
-            next(images.batches(2, mean=mean, std=std))
-    with pytest.raises(DataError, match="a batch of 0 images is no batch"):
+    assert list(nothing.batches(4)) == []
+    with refused(DataError, "0 images"):
         batch_rows(torch.arange(3), 0)
 
 
 def test_the_usual_normalisation() -> None:
-    assert default_normalisation(some_images()) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert default_normalisation(some_images(channels=1)) == ((0.0,), (1.0,))
-    assert default_normalisation(some_images(channels=2)) == ((0.0, 0.0), (1.0, 1.0))
+    assert (some_images().mean, some_images().std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for channels in (1, 2):
+        images = some_images(channels=channels)
+        assert (images.mean, images.std) == ((0.0,) * channels, (1.0,) * channels)
 
 
 def test_a_network_has_an_output_for_every_class() -> None:
     images = some_images(count=14, classes=7)
     check_classes(images, 7)
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, "10 outputs", "7 classes", "some", "class4, ..."):
         check_classes(images, 10)
-    assert str(caught.value) == (
-        "the network has 10 outputs, the images have 7 classes\n"
-        "  images:  some\n"
-        "  classes: class0, class1, class2, class3, class4, ..."
-    )
 
 
 # digits
@@ -215,7 +207,7 @@ def test_digits_are_scikit_learns() -> None:
     theirs = sorted(
         (int(label), tuple(image.ravel().tolist())) for image, label in zip(data.images, data.target, strict=True)
     )
-    parts = [load_images("digits", split) for split in images_module.SPLITS]
+    parts = [load_images("digits", split) for split in SPLITS]
     pixels = torch.cat([part.pixels for part in parts]).double().mul(16 / 255).round().flatten(1)
     labels = torch.cat([part.labels for part in parts])
     ours = sorted((int(label), tuple(image.tolist())) for image, label in zip(pixels, labels, strict=True))
@@ -225,14 +217,14 @@ def test_digits_are_scikit_learns() -> None:
 
 
 def test_digits_have_one_size() -> None:
-    with pytest.raises(DataError, match="digits has images of one size"):
+    with refused(DataError, "digits", "image_size=16"):
         load_images("digits", "test", image_size=16)
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "anywhere"])
 def test_there_are_two_splits(name: str) -> None:
     unknown: Any = "val"
-    with pytest.raises(DataError, match="there is no split 'val'\n  known: train, test"):
+    with refused(DataError, "'val'", "train, test"):
         load_images(name, unknown)
 
 
@@ -260,14 +252,8 @@ def test_cifar_that_cannot_be_downloaded(cache: Path, monkeypatch: pytest.Monkey
         raise URLError("no network")
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", fail)
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, "cifar10", "URLError: <urlopen error no network>", cache, "FOLDER/train/CLASS/*"):
         load_images("cifar10", "train")
-    assert str(caught.value) == (
-        "cifar10 cannot be downloaded\n"
-        "  reason:   URLError: <urlopen error no network>\n"
-        f"  searched: {cache}\n"
-        "  fix:      give a folder of images instead: FOLDER/train/CLASS/*, FOLDER/test/CLASS/*"
-    )
 
 
 # folders
@@ -290,8 +276,9 @@ def test_a_folder_is_read_in_order(write: Write) -> None:
     assert np.array_equal(images.pixels.numpy(), np.stack(expected))
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "webp", "bmp", "ppm"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    ("ending", "mode"), [("png", "RGB"), ("png", "L"), ("jpg", "L"), ("jpeg", "RGB"), ("webp", "RGB"), ("bmp", "L")]
+)
 def test_every_kind_of_file_becomes_three_channels(ending: str, mode: str, write: Write) -> None:
     data = write(f"train/a/x.{ending}", mode=mode)
     pixels = load_images(data, "train").pixels
@@ -312,21 +299,15 @@ def test_transparency_is_left_out(write: Write) -> None:
 def test_sixteen_bits_are_refused(write: Write) -> None:
     data = write("train/a/x.png")
     Image.fromarray(np.full((5, 4), 40_000, dtype=np.uint16)).save(data / "train/a/x.png")
-    with pytest.raises(DataError, match=r"(?s)x\.png' has more than 8 bits a channel.*mode: I;16"):
+    with refused(DataError, "x.png", "8 bits", "I;16"):
         load_images(data, "train")
 
 
 def test_sizes_that_differ(write: Write) -> None:
     write("train/a/1.png", size=(4, 5))
     data = write("train/b/2.png", size=(6, 3))
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, data / "train/b/2.png", "6x3", data / "train/a/1.png", "4x5", "image_size="):
         load_images(data, "train")
-    assert str(caught.value) == (
-        "images differ in size\n"
-        f"  file:  {data}/train/b/2.png: 6x3 (width x height)\n"
-        f"  first: {data}/train/a/1.png: 4x5\n"
-        "  fix:   give image_size= to scale and crop all images to one size"
-    )
     assert tuple(load_images(data, "train", image_size=3).pixels.shape) == (2, 3, 3, 3)
 
 
@@ -339,70 +320,63 @@ def test_image_size_scales_the_shorter_side_and_crops_the_centre(upright: bool, 
     assert np.array_equal(load_images(data, "train", image_size=4).pixels[0].numpy(), expected)
 
 
-def test_image_size_leaves_images_of_that_size_alone(write: Write) -> None:
-    data = write("train/a/1.png", size=(5, 5))
-    assert torch.equal(load_images(data, "train", image_size=5).pixels, load_images(data, "train").pixels)
-
-
-@pytest.mark.parametrize("image_size", [0, -3])
-def test_an_image_size_that_is_none(image_size: int, write: Write) -> None:
-    with pytest.raises(DataError, match=f"image_size={image_size} is no size"):
-        load_images(write("train/a/1.png"), "train", image_size=image_size)
+def test_an_image_size_that_is_not_one(write: Write) -> None:
+    with refused(DataError, "image_size=0"):
+        load_images(write("train/a/1.png"), "train", image_size=0)
 
 
 def test_a_folder_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, tmp_path / "cifra10", "FOLDER/train/CLASS/*", "digits, cifar10, cifar100"):
         load_images(tmp_path / "cifra10", "train")
-    assert str(caught.value) == (
-        f"no folder of images at '{tmp_path}/cifra10'\n"
-        "  expected:      FOLDER/train/CLASS/*, FOLDER/test/CLASS/*\n"
-        "  known by name: digits, cifar10, cifar100"
-    )
 
 
 def test_a_folder_without_the_split(write: Write) -> None:
     write("cat/1.png")
     data = write("lone.png")
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, data, "'test'", "cat, lone.png", "FOLDER/test/CLASS/*"):
         load_images(data, "test")
-    assert str(caught.value) == (
-        f"'{data}' has no folder 'test'\n"
-        "  found:    cat/, lone.png\n"
-        "  expected: FOLDER/train/CLASS/*, FOLDER/test/CLASS/*"
-    )
+
+
+def test_a_class_may_have_the_name_of_a_split(write: Write) -> None:
+    """As CIFAR-100's class of trains."""
+    write("train/train/1.png")
+    data = write("train/test/1.png")
+    images = load_images(data, "train")
+    assert (images.classes, images.labels.tolist()) == (("test", "train"), [0, 1])
 
 
 @pytest.mark.parametrize("entry", ["train/1.png", "train/a/deeper/1.png", "train/.a/1.png", "train/a/.1.png"])
 def test_a_split_without_images(entry: str, write: Write) -> None:
     data = write(entry)
-    with pytest.raises(DataError, match=r"(?s)no images in '.*train'\n.*png"):
+    with refused(DataError, "no images", data / "train", "png"):
         load_images(data, "train")
 
 
 def test_a_class_without_images(write: Write) -> None:
     data = write("train/a/1.png")
     (data / "train" / "b").mkdir()
-    with pytest.raises(DataError, match="class 'b' has no images"):
+    with refused(DataError, "classes b", data / "train"):
         load_images(data, "train")
 
 
 def test_splits_with_different_classes_have_different_labels(write: Write) -> None:
     for name in ("train/a/1.png", "train/b/1.png", "train/c/1.png", "test/a/1.png", "test/c/1.png"):
         data = write(name)
-    for split in images_module.SPLITS:
-        with pytest.raises(DataError, match=r"(?s)have different classes.*not in both: b\n"):
+    for split in SPLITS:
+        with refused(DataError, "different classes", data, "not in both: b\n"):
             load_images(data, split)
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "ppm"])
-@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
+@pytest.mark.parametrize(
+    ("ending", "damage"), [("png", "empty"), *((ending, "cut") for ending in ("png", "jpg", "webp", "bmp", "ppm"))]
+)
 def test_a_broken_image_is_named(ending: str, damage: str, write: Write) -> None:
     write("train/a/good.png", size=(40, 30))
     data = write(f"train/b/bad.{ending}", size=(40, 30))
     file = data / "train" / "b" / f"bad.{ending}"
     content = file.read_bytes()
-    file.write_bytes({"cut": content[: len(content) // 2], "text": b"not an image", "empty": b""}[damage])
-    with pytest.raises(DataError, match=rf"(?s)image '{file}' cannot be decoded\n  reason: "):
+    file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with refused(DataError, file, "cannot be decoded"):
         load_images(data, "train")
 
 
@@ -412,14 +386,11 @@ def test_a_broken_image_is_named(ending: str, damage: str, write: Write) -> None
 def test_a_folder_is_decoded_once(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     write("train/a/1.png")
     data = write("train/b/2.png")
-    files = decodes(monkeypatch)
     first = load_images(data, "train")
-    assert len(files) > 0
-    files.clear()
+    files = decodes(monkeypatch)
     second = load_images(data, "train")
     assert files == []
-    assert second.fingerprint == first.fingerprint
-    assert second.source == first.source
+    assert (second.fingerprint, second.source) == (first.fingerprint, first.source)
 
 
 def test_decoded_images_may_be_written_to_without_harm(write: Write) -> None:
@@ -429,25 +400,18 @@ def test_decoded_images_may_be_written_to_without_harm(write: Write) -> None:
     assert load_images(data, "train").fingerprint == fingerprint
 
 
-def _touch(data: Path) -> None:
-    os.utime(data / "train/a/1.png", ns=(1, 1))
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "touched": lambda folder: os.utime(folder / "1.png", ns=(1, 1)),
+    "renamed": lambda folder: (folder / "1.png").rename(folder / "0.png"),
+    "added": lambda folder: shutil.copy(folder / "1.png", folder / "3.png"),
+}
 
 
-def _rename(data: Path) -> None:
-    (data / "train/a/1.png").rename(data / "train/a/0.png")
-
-
-def _add(data: Path) -> None:
-    shutil.copy(data / "train/a/1.png", data / "train/a/3.png")
-
-
-@pytest.mark.parametrize("change", [_touch, _rename, _add])
-def test_a_change_in_the_folder_is_seen(
-    change: Callable[[Path], None], write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_in_the_folder_is_seen(change: str, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write("train/a/1.png")
     load_images(data, "train")
-    change(data)
+    CHANGES[change](data / "train/a")
     files = decodes(monkeypatch)
     load_images(data, "train")
     assert len(files) > 0
@@ -463,33 +427,21 @@ def test_other_folders_splits_and_sizes_have_their_own_files(write: Write, cache
         assert len(list((cache / "images").iterdir())) == count
 
 
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-7])
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-7]),
+    "text": lambda file: file.write_text("not an array"),
+    "another shape": lambda file: np.save(file, np.zeros((2, 3, 5, 4), np.uint8)),
+    "another dtype": lambda file: np.save(file, np.zeros((1, 3, 5, 4), np.float32)),
+}
 
 
-def _empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def _text(file: Path) -> None:
-    file.write_text("not an array")
-
-
-def _other_shape(file: Path) -> None:
-    np.save(file, np.zeros((2, 3, 5, 4), np.uint8))
-
-
-def _other_dtype(file: Path) -> None:
-    np.save(file, np.zeros((1, 3, 5, 4), np.float32))
-
-
-@pytest.mark.parametrize("damage", [_cut, _empty, _text, _other_shape, _other_dtype])
-def test_a_broken_cache_is_made_again(damage: Callable[[Path], None], write: Write, cache: Path) -> None:
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_broken_cache_is_made_again(damage: str, write: Write, cache: Path) -> None:
     data = write("train/a/1.png")
     fingerprint = load_images(data, "train").fingerprint
     (file,) = (cache / "images").iterdir()
     good = file.read_bytes()
-    damage(file)
+    DAMAGE[damage](file)
     assert load_images(data, "train").fingerprint == fingerprint
     assert list((cache / "images").iterdir()) == [file]
     assert file.read_bytes() == good

@@ -1,4 +1,4 @@
-"""Optimizers after surgery: they go on as if the layers had been exchanged by hand."""
+"""Optimizers after a conversion: they continue as if the layers had been exchanged by hand."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from tests.conversion_cases import SHAPE, network
+from tests.refusals import refused
 from tnalgebra.errors import LayerError
 from tnalgebra.model.convert import convert
 from tnalgebra.model.optimizers import update_optimizer
-from tnalgebra.model.report import Report
+from tnalgebra.model.report import ConversionReport
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -37,7 +38,6 @@ def grouped(model: nn.Module) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9),
         lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, foreach=True),
         lambda groups: torch.optim.AdamW(groups, lr=0.1),
         lambda groups: torch.optim.Adam(groups, lr=0.1, amsgrad=True, fused=True),
@@ -98,11 +98,11 @@ def test_optimizers_that_do_not_belong() -> None:
     lbfgs = torch.optim.LBFGS(model.parameters())
     stranger = torch.optim.SGD(network().parameters(), lr=0.1)
     _, report = convert(model, {"3": ("out | in kh kw", 2)})
-    with pytest.raises(LayerError, match="LBFGS has one state"):
+    with refused(LayerError, "LBFGS"):
         update_optimizer(lbfgs, report)
-    with pytest.raises(LayerError, match=r"holds no parameter of the converted layers \(1\)"):
+    with refused(LayerError, "converted layers (1)"):
         update_optimizer(stranger, report)
-    update_optimizer(stranger, Report((), 0, 0))
+    update_optimizer(stranger, ConversionReport((), 0, 0))
 
 
 def test_a_bias_of_another_optimizer_stays_there() -> None:
@@ -122,7 +122,7 @@ def test_an_optimizer_for_matrices_takes_no_other_core() -> None:
     optimizer = torch.optim.Muon([one.weight for one in model], lr=0.1)
     _, report = convert(model, {"0": ("out | in", 2), "1": ("W[out in] => A[out r z] B[r z in]", {"r": 1, "z": 2})})
     before = [id(p) for p in optimizer.param_groups[0]["params"]]
-    with pytest.raises(LayerError, match=r"Muon takes matrices, and 1\.A has 3 axes"):
+    with refused(LayerError, "Muon", "1.A", "3 axes"):
         update_optimizer(optimizer, report)
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == before
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 7))

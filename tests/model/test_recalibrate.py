@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.conversion_cases import assert_same, inputs, network, state
+from tests.refusals import refused
 from tnalgebra.errors import DataError, LayerError
 from tnalgebra.model.batch_norm import recalibrate_batch_norm
 from tnalgebra.model.convert import convert
@@ -35,15 +36,15 @@ def test_statistics_stay_where_they_cannot_be_measured() -> None:
     model = network()
     model[1].running_mean += 3
     before = state(model)
-    with pytest.raises(DataError, match="there are no batches"):
+    with refused(DataError, "no batches"):
         recalibrate_batch_norm(model, [])
-    with pytest.raises(DataError, match="a tensor is given"):
+    with refused(DataError, "tensor"):
         recalibrate_batch_norm(model, inputs()[0])
-    with pytest.raises(DataError, match="batches=0"):
+    with refused(DataError, "batches=0"):
         recalibrate_batch_norm(model, inputs(), batches=0)
     with pytest.raises(RuntimeError):
         recalibrate_batch_norm(model, [inputs()[0], torch.zeros(1, 2, 9, 9)])
     assert_same(before, state(model))
     assert model[1].momentum == 0.1
-    with pytest.raises(LayerError, match="no batch normalisation with running statistics"):
+    with refused(LayerError, "running statistics"):
         recalibrate_batch_norm(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), inputs())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ import tnalgebra
 import tnalgebra.nn as tensor_nn
 from tests import nn_cases
 from tests.nn_cases import CASES, EQUAL, NAMES, REFUSED, axes_of, input_for, usual
+from tests.refusals import refused
 from tnalgebra.decompositions.catalogue import rules
 from tnalgebra.decompositions.reshaped import per_group
 from tnalgebra.errors import CompileError, LayerError, RankError
@@ -83,7 +83,7 @@ def test_the_table_has_every_argument() -> None:
     assert all(case.outcome == EQUAL or case.outcome.removeprefix(REFUSED) for case in CASES)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.data())
 def test_arguments_together(data: st.DataObject) -> None:
     draw = data.draw
@@ -128,14 +128,14 @@ def test_inputs_are_those_of_torch(name: str) -> None:
         expected.square().sum().backward()
         same(x.grad, y.grad)  # type: ignore[arg-type]
     wrong = input_for(name, {**usual(name), "in_channels": 3, "in_features": 3})
-    with pytest.raises(CompileError, match=r"has 3 (channels|features), the layer takes 4"):
+    with refused(CompileError, 3, 4, f"nn.{name}"):
         layer(wrong)
     if name != "Linear":
-        with pytest.raises(CompileError, match="the input 'X' has 7 axes"):
+        with refused(CompileError, "'X'", "7 axes"):
             layer(torch.randn((4,) * 7, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("size", [(3, 3), (7, 20), (33, 5)])
+@pytest.mark.parametrize("size", [(3, 3), (33, 5)])
 def test_every_size_of_positions_works(size: tuple[int, int]) -> None:
     layer = tucker()
     x = torch.randn(2, 4, *size, dtype=torch.float64)
@@ -145,7 +145,7 @@ def test_every_size_of_positions_works(size: tuple[int, int]) -> None:
 def test_groups_are_told_from_channels() -> None:
     """Nothing in the kernel has the size of all channels."""
     layer = tucker(conv(groups=2), ranks={"a": 3, "b": 2})
-    with pytest.raises(CompileError, match="has 2 channels, the layer takes 4"):
+    with refused(CompileError, "2 channels", 4):
         layer(X[:, :2])
     grouped = tensor_nn.Conv2d.from_conv(
         conv(groups=2), per_group(rules("out in kh kw")["tucker2"]), ranks={"a": 2, "b": 2}, sizes={"g": 2}
@@ -158,7 +158,7 @@ def test_an_output_size_that_agrees() -> None:
     value = layer(X)
     for asked in (value.shape, value.shape[2:]):
         assert torch.equal(layer(X, output_size=asked), value)
-    with pytest.raises(CompileError, match=r"output_size is .*, the layer makes"):
+    with refused(CompileError, "output_size", "output_padding"):
         layer(X, output_size=(value.shape[2] - 1, value.shape[3]))
 
 
@@ -261,11 +261,11 @@ def test_a_fit_is_used_as_it_is() -> None:
     ):
         same(layer.dense_weight(), fit.dense())
         assert layer.A.data_ptr() != fit.values["A"].data_ptr()
-    with pytest.raises(LayerError, match="the decomposition is one of a tensor of shape"):
+    with refused(LayerError, "(6, 4, 3, 2)", "(5, 4, 3, 2)"):
         tensor_nn.Conv2d.from_conv(conv(out_channels=5), fit)
-    with pytest.raises(LayerError, match="seed= is given with a fit"):
+    with refused(LayerError, "seed="):
         tensor_nn.Conv2d.from_conv(module, fit, seed=1)
-    with pytest.raises(LayerError, match="made anew, of a fit"):
+    with refused(LayerError, "nn.Conv2d", "from_conv"):
         tensor_nn.Conv2d(4, 6, 3, rewrite=fit)  # type: ignore[arg-type]
 
 
@@ -301,7 +301,7 @@ def test_the_trace_is_light_and_can_be_replayed() -> None:
 
 # Random layers --------------------------------------------------------------------------------------------------
 
-SCRATCH = ("tucker2", "cp", "tensor_ring", "dct", "reshaped_train", TIED, HYPEREDGE, RESHAPED)
+SCRATCH = ("tucker2", "tensor_ring", "dct", TIED, RESHAPED)
 
 
 @pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose2d"])
@@ -429,57 +429,55 @@ def test_a_layer_is_drawn(tmp_path: Any) -> None:
 
 def test_weight_says_where_it_is() -> None:
     layer = tucker()
-    with pytest.raises(AttributeError, match=re.escape("layer.dense_weight()")):
+    with refused(AttributeError, "layer.dense_weight()"):
         layer.weight  # noqa: B018
     assert not hasattr(layer, "weight")
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with refused(AttributeError, "'nothing'"):
         layer.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["stride", "bias", "forward", "kernel", "plan", "trace", "X"])
+@pytest.mark.parametrize("name", ["stride", "forward", "plan", "X"])
 def test_a_tensor_named_like_an_attribute(name: str) -> None:
-    with pytest.raises(LayerError, match=f"a tensor is called '{name}'"):
+    with refused(LayerError, f"'{name}'"):
         tensor_nn.Conv2d.from_conv(conv(), f"K[o i h w] => {name}[o r] B[r i h w]", ranks=2)
 
 
-def test_layers_that_cannot_be_made() -> None:
-    with pytest.raises(LayerError, match=r"a Linear is given to nn\.Conv2d"):
-        tensor_nn.Conv2d.from_conv(torch_nn.Linear(2, 3), "cp", ranks=1)
-    with pytest.raises(LayerError, match="has no kernel"):
-        tensor_nn.decomposed(torch_nn.AvgPool2d(2), "cp", ranks=1)
-    with pytest.raises(LayerError, match="ReLU"):
-        tensor_nn.decomposed(torch_nn.ReLU(), "cp", ranks=1)
-    with pytest.raises(LayerError, match="computed from other parameters"):
-        tucker(torch_nn.utils.parametrizations.weight_norm(conv()))
-    hooked = conv()
-    hooked.register_forward_hook(lambda *_: None)
-    with pytest.raises(LayerError, match="has forward hooks"):
-        tucker(hooked)
-    with pytest.raises(LayerError, match="has no weight yet"):
-        tucker(torch_nn.LazyConv2d(4, 3))
-    with pytest.raises(LayerError, match="input_size is given to a layer without positions"):
-        tensor_nn.decomposed(dense("Linear"), "cp", ranks=1, input_size=4)
-    with pytest.raises(RankError):
-        tucker(ranks={"a": 99, "b": 1})
+def hooked() -> torch_nn.Conv2d:
+    module = conv()
+    module.register_forward_hook(lambda *_: None)
+    return module
 
 
-def test_choices_that_mean_nothing_to_a_layer() -> None:
-    refused: dict[str, Callable[[], object]] = {
-        "seed= is given to an nn.Conv2d that is made anew": lambda: tensor_nn.Conv2d(
-            **usual("Conv2d"), rewrite="cp", ranks=2, seed=1
-        ),
-        "input_size= is given to an nn.Linear that is made anew": lambda: tensor_nn.Linear(
-            6, 6, rewrite="out | in", ranks=2, input_size=4
-        ),
-        "input_size is given to a layer without positions": lambda: tensor_nn.Linear.from_linear(
-            torch_nn.Linear(6, 6), "out | in", ranks=2, input_size=4
-        ),
-        "batch_size is 0": lambda: tucker(batch_size=0),
-        "memory_format is torch.channels_last_3d, of 5 axes": lambda: tucker(memory_format=torch.channels_last_3d),
-        "AvgPool2d has no kernel to decompose": lambda: tensor_nn.decomposed(torch_nn.AvgPool2d(2), "cp", ranks=2),
-    }
-    for fact, make in refused.items():
-        with pytest.raises((LayerError, CompileError), match=re.escape(fact)):
-            make()
-    with pytest.raises(CompileError, match="the input has 5 features, the layer takes 6"):
-        tensor_nn.Linear(6, 6, rewrite="out | in", ranks=2)(torch.zeros(2, 5))
+CP: dict[str, Any] = {"rewrite": "cp", "ranks": 1}
+REFUSED_LAYERS: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
+    "another class": (
+        lambda: tensor_nn.Conv2d.from_conv(torch_nn.Linear(2, 3), **CP),
+        LayerError,
+        ["Linear", "nn.Conv2d"],
+    ),
+    "no kernel": (lambda: tensor_nn.decomposed(torch_nn.AvgPool2d(2), **CP), LayerError, ["AvgPool2d", "Conv1d"]),
+    "computed weight": (
+        lambda: tucker(torch_nn.utils.parametrizations.weight_norm(conv())),
+        LayerError,
+        ["remove_parametrizations"],
+    ),
+    "hooks": (lambda: tucker(hooked()), LayerError, ["forward hooks"]),
+    "no weight yet": (lambda: tucker(torch_nn.LazyConv2d(4, 3)), LayerError, ["LazyConv2d", "run the model once"]),
+    "positions": (lambda: tensor_nn.decomposed(dense("Linear"), **CP, input_size=4), LayerError, ["input_size"]),
+    "ranks": (lambda: tucker(ranks={"a": 99, "b": 1}), RankError, ["'a'", "99"]),
+    "seed": (lambda: tensor_nn.Conv2d(**usual("Conv2d"), **CP, seed=1), LayerError, ["seed=", "nn.Conv2d"]),
+    "batch": (lambda: tucker(batch_size=0), LayerError, ["batch_size is 0"]),
+    "memory format": (
+        lambda: tucker(memory_format=torch.channels_last_3d),
+        LayerError,
+        ["torch.channels_last_3d", "5 axes"],
+    ),
+    "features": (lambda: tensor_nn.Linear(6, 6, **CP)(torch.zeros(2, 5)), CompileError, ["5 features", "6"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_LAYERS)
+def test_what_is_refused(case: str) -> None:
+    make, error, facts = REFUSED_LAYERS[case]
+    with refused(error, *facts):
+        make()

@@ -51,19 +51,19 @@ from torch.nn.parameter import is_lazy
 
 from .._files import write_whole
 from ..errors import CheckpointError, explain
-from ..model import surgery
+from ..model import Site, exchange_layers, restore_layers
 from ..network import Network, shape_of, tensor_nodes
 from ..nn import KernelLayer
-from .format import DTYPES, Description, checksum, described
-from .layers import Matched, layer_text, made, matched, named_layers, origin_of, resized
+from .format import STORED_DTYPES, Description, checksum, metadata_of
+from .layers import LayerMatch, describe_layer, make_layer, match_layers, named_layers, origin_of, resize_layer
 from .reading import read_description
 
-M = TypeVar("M", bound=nn.Module)
+_M = TypeVar("_M", bound=nn.Module)
 
-NOISE = 0.01
+_NOISE = 0.01
 """Of enlarged tensors: the size of what is new, relative to the root mean square of what was there."""
 
-WRAPPED = ("_orig_mod", "module")
+_WRAPPED = ("_orig_mod", "module")
 """What a compiled model, and one for several processes or devices, calls the model inside."""
 
 
@@ -83,12 +83,16 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     _check_model(model)
     path = Path(path).resolve()
     if path.exists() and not path.is_file():
-        raise CheckpointError(explain(f"{path} is there, and no file", fix="the name of a file"))
+        raise CheckpointError(explain(f"{path} is there, and not a file", fix="the name of a file"))
     state = _state(model)
     aliases = _aliases(state)
-    tensors = _apart({name: tensor for name, tensor in state.items() if name not in aliases})
-    layers = [layer_text(layer, names) for layer, names in named_layers(model).values()]
-    metadata = described(tensors, aliases, layers)
+    tensors = {  # each row-major in memory of its own, on the CPU
+        name: tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+        if name not in aliases
+    }
+    layers = [describe_layer(layer, names) for layer, names in named_layers(model).values()]
+    metadata = metadata_of(tensors, aliases, layers)
 
     def write(temporary: Path) -> None:
         try:
@@ -102,12 +106,12 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
 def load(
     path: str | PathLike[str],
     *,
-    into: M,
+    into: _M,
     resize: bool = False,
-    noise: float = NOISE,
+    noise: float = _NOISE,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> M:
+) -> _M:
     """Read a checkpoint into a model. On any error the model is as it was.
 
     Dense layers that the file has decomposed are exchanged for decomposed ones, with the file's cores: nothing is
@@ -135,34 +139,39 @@ def load(
             and arguments of a decomposed layer, its kernel or (without `resize`) its ranks. The error names the layer.
     """
     _check_model(into)
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
-        raise CheckpointError(explain(f"noise={noise!r}", fix="a number of at least 0, such as 0.01"))
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise CheckpointError(explain(f"dtype={dtype!r}", fix="a type of real numbers, such as torch.float32"))
-    if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in (*into.parameters(), *into.buffers())):
-        fact = "tensors of the model were made in inference mode: they do not change outside of it"
-        raise CheckpointError(explain(fact, fix="a model made outside; or load in inference mode"))
+    _check_settings(into, noise, dtype)
     description = read_description(path)
     _check_wrapped(description, into)
-    found = matched(description, into, resize=resize)
-    _check_tensors(description, into, found)
-    tensors = _read(path, description)
-    origins = [(layer, origin_of(text)) for text, layer in found.kept]
-    for text, layer in found.resized:
+    match = match_layers(description, into, resize=resize)
+    _check_tensors(description, into, match)
+    tensors = {**description.tensors, **{one: description.tensors[name] for one, name in description.aliases.items()}}
+    origins = [(layer, origin_of(text)) for text, layer in match.kept]
+    for text, layer in match.resized:
         values = {name: tensors[_key(text.names[0], name)] for name in tensor_nodes(text.kernel)}
-        cores, origin = resized(text, layer, values, noise)
+        cores, origin = resize_layer(text, layer, values, noise)
         origins.append((layer, origin))
         tensors |= {_key(name, core): tensor for name in text.names for core, tensor in cores.items()}
     _check_tied(into, tensors)
-    with _as_it_was(into, [site for _, site in found.dense]):
+    sites = [site for _, site in match.dense]
+    with _restored_on_error(into, sites):
         if device is not None or dtype is not None:
             into.to(device=device, dtype=dtype)
-        new = [made(text, site) for text, site in found.dense]
-        surgery.exchange([site for _, site in found.dense], new)
+        exchange_layers(sites, [make_layer(text, site) for text, site in match.dense])
         into.load_state_dict(tensors)
         for layer, origin in origins:
             layer.origin = origin
     return into
+
+
+def _check_settings(model: nn.Module, noise: object, dtype: object) -> None:
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
+        raise CheckpointError(explain(f"noise={noise!r}", fix="a number of at least 0, such as 0.01"))
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise CheckpointError(explain(f"dtype={dtype!r}", fix="a type of real numbers, such as torch.float32"))
+    tensors = (*model.parameters(), *model.buffers())
+    if not torch.is_inference_mode_enabled() and any(tensor.is_inference() for tensor in tensors):
+        fact = "tensors of the model were made in inference mode: they do not change outside of it"
+        raise CheckpointError(explain(fact, fix="a model made outside; or load in inference mode"))
 
 
 def _key(name: str, tensor: str) -> str:
@@ -177,7 +186,7 @@ def _check_model(model: object) -> None:
 def _check_wrapped(description: Description, model: nn.Module) -> None:
     """Whether the model is in a wrapper and the file's was not, or the other way round."""
     parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    for inside in WRAPPED:
+    for inside in _WRAPPED:
         ours = inside in model._modules
         theirs = bool(description.tensors) and all(name.startswith(f"{inside}.") for name in description.tensors)
         if ours and not theirs and (parallel or inside == "_orig_mod"):
@@ -193,18 +202,17 @@ def _check_wrapped(description: Description, model: nn.Module) -> None:
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model, of which every entry is a tensor that a file can hold."""
-    known = {*DTYPES.values()}
     found: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or is_lazy(value) or value.layout != torch.strided or value.is_quantized:
             raise CheckpointError(
-                explain(f"{name!r} of the model's state is no dense tensor", given=type(value).__name__)
+                explain(f"{name!r} of the model's state is not a dense tensor", given=type(value).__name__)
             )
         if value.is_meta:
             raise CheckpointError(
                 explain(f"the tensor {name!r} of the model has no elements: it is on the meta device")
             )
-        if value.dtype not in known or name == "__metadata__":
+        if value.dtype not in STORED_DTYPES or name == "__metadata__":
             raise CheckpointError(explain(f"the tensor {name!r} has no place in the file", dtype=value.dtype))
         found[name] = value
     return found
@@ -222,32 +230,18 @@ def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
-def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same values, each row-major in memory of its own, on the CPU."""
-    taken: set[int] = set()
-    found = {}
-    for name, tensor in state.items():
-        own = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        memory = own.untyped_storage()
-        if memory.nbytes() != own.nbytes or memory.data_ptr() in taken:
-            own = own.clone()
-        taken.add(own.untyped_storage().data_ptr())
-        found[name] = own
-    return found
-
-
-def _check_tensors(description: Description, model: nn.Module, found: Matched) -> None:
+def _check_tensors(description: Description, model: nn.Module, match: LayerMatch) -> None:
     """Whether the file has the tensors that the model will have, with their shapes."""
     ours = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _state(model).items()}
-    for text, site in found.dense:
+    for text, site in match.dense:
         weight = site.module.weight
         for name in text.names:
             del ours[_key(name, "weight")]
         ours |= {_key(n, core): (shape, weight.dtype) for n in text.names for core, shape in _shapes(text.kernel)}
-    for text, _ in found.resized:
+    for text, _ in match.resized:
         for name in text.names:
             ours |= {_key(name, core): (shape, ours[_key(name, core)][1]) for core, shape in _shapes(text.kernel)}
-    stored = {name: (tensor.shape, tensor.dtype) for name, tensor in description.tensors.items()}
+    stored = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in description.tensors.items()}
     stored |= {alias: stored[name] for alias, name in description.aliases.items()}
     missing = [name for name in ours if name not in stored]
     unexpected = [name for name in stored if name not in ours]
@@ -286,24 +280,8 @@ def _check_tied(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(explain(fact, fix="a model with two tensors"))
 
 
-def _read(path: str | PathLike[str], description: Description) -> dict[str, Tensor]:
-    """All tensors of a file, under all names, on the CPU; each is what the description says."""
-    tensors: dict[str, Tensor] = {}
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            for name in description.tensors:
-                tensors[name] = file.get_tensor(name)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise CheckpointError(explain(f"{path} cannot be read", because=error)) from error
-    for name, stored in description.tensors.items():
-        if checksum(tensors[name]) != stored.crc32:
-            fact = f"{path} is damaged: the tensor {name!r} does not have its check sum"
-            raise CheckpointError(fact)
-    return tensors | {alias: tensors[name] for alias, name in description.aliases.items()}
-
-
 @contextmanager
-def _as_it_was(model: nn.Module, exchanged: list[surgery.Site]) -> Iterator[None]:
+def _restored_on_error(model: nn.Module, exchanged: list[Site]) -> Iterator[None]:
     """On an error, give a model its layers, tensors, values and frozen contractions back."""
     modules = list(model.modules())
     buffers = [(module, dict(module._buffers)) for module in modules]
@@ -316,7 +294,7 @@ def _as_it_was(model: nn.Module, exchanged: list[surgery.Site]) -> Iterator[None
     try:
         yield
     except BaseException:
-        surgery.restore(exchanged)
+        restore_layers(exchanged)
         for one, data, grad, slope in parameters:
             one.grad = None
             one.data = data

@@ -34,34 +34,14 @@ MAX_NODES = 64
 MAX_INPUT = 2**40
 """Elements of the largest input that a plan is made for."""
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""The words of safetensors for types."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a file: dtype and shape, and the check sum of `checksum`."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    crc32: int
+STORED_DTYPES = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+    )
+)
+"""Types of tensors that a file holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,16 +68,14 @@ class LayerText:
 
 @dataclass(frozen=True, eq=False)
 class Description:
-    """What a checkpoint says, without its numbers.
+    """What a checkpoint holds.
 
-    version: of tnalgebra, that wrote it.
-    tensors: name -> what is stored under it.
+    tensors: name -> what is stored under it, each with the check sum that the file says.
     aliases: further name of a tensor -> the name that it is stored under.
     layers: the decomposed ones.
     """
 
-    version: str
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, Tensor]
     aliases: Mapping[str, str]
     layers: tuple[LayerText, ...]
 
@@ -112,7 +90,9 @@ def checksum(tensor: Tensor) -> int:
 # Writing ------------------------------------------------------------------------------------------------------
 
 
-def described(tensors: Mapping[str, Tensor], aliases: Mapping[str, str], layers: Iterable[LayerText]) -> dict[str, str]:
+def metadata_of(
+    tensors: Mapping[str, Tensor], aliases: Mapping[str, str], layers: Iterable[LayerText]
+) -> dict[str, str]:
     """The metadata of a file.
 
     Raises:

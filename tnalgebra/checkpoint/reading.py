@@ -10,6 +10,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
+import safetensors
+from torch import Tensor
+
 from ..compiler import Candidates
 from ..decompositions import read_trace
 from ..errors import CheckpointError, TnalgebraError, explain
@@ -17,69 +20,49 @@ from ..network import MAX_AXES, MAX_SIZE, Fill, NamedTensor, Network, carriers, 
 from ..rewriting import Trace
 from .format import (
     CHECK,
-    DTYPES,
     FORMAT_VERSION,
     KEY,
     MAX_HEADER,
     MAX_INPUT,
     MAX_NODES,
+    STORED_DTYPES,
     Description,
     LayerText,
-    Stored,
     check_of,
+    checksum,
 )
 
 
 def read_description(path: str | os.PathLike[str]) -> Description:
-    """Read what a checkpoint says, without its numbers.
-
-    Nothing is allocated but text, of at most `MAX_HEADER` bytes.
+    """Read a checkpoint; its tensors are mapped from the file.
 
     Raises:
-        CheckpointError: the file is no checkpoint, contradicts itself, or is longer than what is read.
+        CheckpointError: the file is not a checkpoint, contradicts itself, is damaged, or is longer than what is read.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(explain(f"{path} is no file", fix="what tn.save wrote"))
+        raise CheckpointError(explain(f"{path} is not a file", fix="what tn.save wrote"))
     try:
-        header, room = _header(path)
-        return _description(header, room)
-    except (CheckpointError, RecursionError) as error:
+        with path.open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if length > MAX_HEADER:
+            raise CheckpointError(f"its header has {length} bytes; at most {MAX_HEADER} are read")
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _description(metadata, tensors)
+    except (CheckpointError, safetensors.SafetensorError, RecursionError) as error:
         raise CheckpointError(explain(f"{path} cannot be read", because=error or type(error).__name__)) from error
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and how many bytes follow it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > size - 8:
-            raise CheckpointError(f"it is cut short, or no checkpoint: its {size} bytes do not hold its header")
-        if length > MAX_HEADER:
-            raise CheckpointError(f"its header has {length} bytes; at most {MAX_HEADER} are read")
-        content = file.read(length)
-    if len(content) != length:
-        raise CheckpointError("it ends within the header")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError("its header is no text in UTF-8") from error
-    return _object(_json(text, "the header"), "the header"), size - 8 - length
-
-
-def _description(header: dict[str, Any], room: int) -> Description:
-    metadata = _object(header.pop("__metadata__", {}), "the metadata")
-    text, check = metadata.get(KEY), metadata.get(CHECK)
-    if not isinstance(text, str) or not isinstance(check, str):
-        raise CheckpointError(
-            explain(
-                "it has no description by tnalgebra", fix="a file of tn.save; safetensors.torch.load_model reads it"
-            )
-        )
-    if check_of(text) != check:
+def _description(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Description:
+    if KEY not in metadata or CHECK not in metadata:
+        fix = "a file of tn.save; safetensors.torch.load_model reads it"
+        raise CheckpointError(explain("it has no description by tnalgebra", fix=fix))
+    text = metadata[KEY]
+    if check_of(text) != metadata[CHECK]:
         raise CheckpointError("its description does not have the check sum that is written beside it")
-    content = _object(_json(text, "the description"), "the description")
+    content = _object(_json(text), "the description")
     version = content.get("version")
     if type(version) is int and version > FORMAT_VERSION:
         fact = f"it is in version {_short(version)} of the format; this tnalgebra reads {FORMAT_VERSION}"
@@ -87,7 +70,8 @@ def _description(header: dict[str, Any], room: int) -> Description:
     _keys(content, ("version", "tnalgebra", "tensors", "aliases", "layers"), "the description")
     if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(f"its version is {_short(version)}")
-    tensors = _tensors(header, _object(content["tensors"], "tensors"), room)
+    _text(content["tnalgebra"], "the version of tnalgebra")
+    _check_tensors(tensors, _object(content["tensors"], "tensors"))
     aliases = _object(content["aliases"], "aliases")
     for alias, name in aliases.items():
         if alias in tensors or _text(name, "an alias") not in tensors:
@@ -95,58 +79,36 @@ def _description(header: dict[str, Any], room: int) -> Description:
     layers = _list(content["layers"], "layers", _object)
     if len(layers) > len(tensors):
         raise CheckpointError(f"it describes {len(layers)} layers and has {len(tensors)} tensors")
-    shapes = {name: stored.shape for name, stored in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     shapes |= {alias: shapes[name] for alias, name in aliases.items()}
-    version_text = _text(content["tnalgebra"], "the version of tnalgebra")
     read = tuple(_layer(layer, shapes) for layer in layers)
     names = [name for layer in read for name in layer.names]
     if len({*names}) < len(names):
         raise CheckpointError("a layer is described twice")
-    return Description(version_text, tensors, cast("dict[str, str]", aliases), read)
+    return Description(tensors, cast("dict[str, str]", aliases), read)
 
 
-def _tensors(header: Mapping[str, Any], checks: Mapping[str, Any], room: int) -> dict[str, Stored]:
-    """Tensors whose sizes are those of their bytes, which lie one after another to the end of the file."""
-    if header.keys() != checks.keys():
-        odd = sorted(header.keys() ^ checks.keys())[0]
-        raise CheckpointError(f"the tensor {_short(odd)} is in the header or the description, and not in both")
-    found, places = {}, []
-    for name, value in header.items():
-        what = f"the tensor {_short(name)}"
-        entry = _object(value, what)
-        _keys(entry, ("dtype", "shape", "data_offsets"), what)
-        if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-            _refuse(f"the type of {what}", entry["dtype"], " ".join(DTYPES))
-        dtype = DTYPES[entry["dtype"]]
-        shape = tuple(_list(entry["shape"], f"the shape of {what}", _size))
-        places.append(_list(entry["data_offsets"], f"the bytes of {what}", _size))
-        if len(places[-1]) != 2 or len(shape) > MAX_AXES:
-            _refuse(what, entry, "two offsets, and at most 64 axes")
-        begin, end = places[-1]
-        if prod(shape) * dtype.itemsize != end - begin:
-            fact = f"{what} has the shape {_short(shape)}, which does not fit its {end - begin} bytes"
-            raise CheckpointError(fact)
-        found[name] = Stored(dtype, shape, _size(checks[name], f"the check sum of {what}"))
-    last = 0
-    for begin, end in sorted(places):
-        if begin != last:
-            raise CheckpointError("its tensors overlap, or leave bytes between them")
-        last = end
-    if last > room:
-        raise CheckpointError(f"it is cut short: its tensors take {last} bytes, of which {room} are there")
-    if last < room:
-        raise CheckpointError(f"its tensors take {last} bytes, and {room - last} more follow")
-    return found
+def _check_tensors(tensors: Mapping[str, Tensor], checks: Mapping[str, Any]) -> None:
+    """Whether all tensors, and no others, are described, with their check sums."""
+    odd = sorted(tensors.keys() ^ checks.keys())
+    if odd:
+        raise CheckpointError(f"the tensor {_short(odd[0])} is in the file or the description, and not in both")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in STORED_DTYPES or tensor.ndim > MAX_AXES:
+            what = f"{tensor.dtype} of {tensor.ndim} axes"
+            _refuse(f"the tensor {_short(name)}", what, f"a type that is saved, and at most {MAX_AXES} axes")
+        if checksum(tensor) != checks[name]:
+            raise CheckpointError(f"it is damaged: the tensor {_short(name)} does not have its check sum")
 
 
-LAYER_KEYS = (
+_LAYER_KEYS = (
     *("names", "class", "arguments", "kernel", "ranks", "constants", "rules", "trace"),
     *("planned_for", "candidates", "backward", "relative_error", "output_error"),
 )
 
 
 def _layer(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> LayerText:
-    _keys(content, LAYER_KEYS, "a layer")
+    _keys(content, _LAYER_KEYS, "a layer")
     names = tuple(_list(content["names"], "the names of a layer", _text))
     if not names:
         raise CheckpointError("a layer has no name")
@@ -184,7 +146,7 @@ def _kernel(text: object, what: str) -> Network:
     try:
         kernel = parse(_text(text, f"the kernel of {what}"))
     except TnalgebraError as error:
-        raise CheckpointError(explain(f"the kernel of {what} is no network", because=error)) from error
+        raise CheckpointError(explain(f"the kernel of {what} is not a network", because=error)) from error
     if len(kernel.nodes) > MAX_NODES:
         raise CheckpointError(f"the kernel of {what} has {len(kernel.nodes)} nodes; at most {MAX_NODES} are read")
     return kernel
@@ -225,24 +187,18 @@ def _trace(content: Mapping[str, Any], what: str) -> Trace | None:
 # Parts of JSON --------------------------------------------------------------------------------------------------
 
 
-def _json(text: str, what: str) -> object:
+def _json(text: str) -> object:
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise CheckpointError(f"{what} has a key twice")
-        return found
-
-    def none(word: str) -> NoReturn:
-        raise CheckpointError(f"{what} has the number {word}")
+        if len(dict(pairs)) < len(pairs):
+            raise CheckpointError("the description has a key twice")
+        return dict(pairs)
 
     try:
-        found: object = json.loads(text, object_pairs_hook=once, parse_constant=none)
+        found: object = json.loads(text, object_pairs_hook=once)
+    except CheckpointError:
+        raise
     except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(explain(f"{what} is no JSON", because=_short(error))) from error
-    except RecursionError as error:
-        raise CheckpointError(f"{what} is nested too deeply") from error
+        raise CheckpointError(explain("the description is not JSON", because=_short(error))) from error
     return found
 
 

@@ -8,17 +8,27 @@ from .images import Images, batch_rows, check_classes, default_normalisation, lo
 from .input_metrics import fit_in_order, input_metrics
 from .modes import evaluating, modes_kept
 from .optimizers import update_optimizer
-from .report import Report
+from .report import ConversionReport
 from .spectra import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values, hosvd, spectra
+from .surgery import (
+    Site,
+    exchange_layers,
+    find_obstacles,
+    find_sites,
+    names_of_modules,
+    restore_layers,
+    without_hooks,
+)
 
 __all__ = [
     "DISTINCT_COLOURS",
     "FRACTIONS",
+    "ConversionReport",
     "Curves",
     "Images",
     "MetricName",
     "Planned",
-    "Report",
+    "Site",
     "Spectra",
     "Spectrum",
     "batch_norms",
@@ -29,6 +39,9 @@ __all__ = [
     "cut_singular_values",
     "default_normalisation",
     "evaluating",
+    "exchange_layers",
+    "find_obstacles",
+    "find_sites",
     "fit_in_order",
     "fit_planned",
     "fold_batch_norm",
@@ -36,9 +49,12 @@ __all__ = [
     "input_metrics",
     "load_images",
     "modes_kept",
+    "names_of_modules",
     "normalised",
     "plan_budget",
     "recalibrate_batch_norm",
+    "restore_layers",
     "spectra",
     "update_optimizer",
+    "without_hooks",
 ]

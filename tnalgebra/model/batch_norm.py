@@ -1,12 +1,11 @@
-"""The running statistics of batch normalisations, measured anew on a model whose layers changed."""
+"""Batch normalisations after a conversion: measure their running statistics again, or fold them into the layers."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,11 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..compiler import Compiled
 from ..errors import DataError, LayerError, explain
-from ..network import NamedTensor
+from ..network import NamedTensor, tensor_nodes
 from ..nn import (
-    CONVOLUTIONS,
+    KERNEL_LAYERS,
     LAYERS,
     TRANSPOSED,
     ConvTranspose1d,
@@ -27,12 +25,16 @@ from ..nn import (
     KernelLayer,
     Linear,
 )
-from .modes import evaluating
+from .images import inputs_of
+from .modes import evaluating, hooked
 
-# running_statistics: The running statistics of batch normalisations, measured anew on a model whose layers changed.
+_M = TypeVar("_M", bound=nn.Module)
 
+_LINEAR = (nn.Linear, Linear)
+"""Layers whose outputs a batch normalisation takes by their features only where these are the second axis."""
 
-M = TypeVar("M", bound=nn.Module)
+_FOLDING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Relative change of a folded model's outputs that is rounding, layer upon layer; of coarser types 0.1."""
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -40,7 +42,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
-def recalibrate_batch_norm(model: M, loader: Iterable[Tensor | Sequence[Tensor]], *, batches: int | None = None) -> M:
+def recalibrate_batch_norm(model: _M, loader: Iterable[Tensor | Sequence[Tensor]], *, batches: int | None = None) -> _M:
     """Set the running mean and variance of every batch normalisation to the average over batches of data.
 
     Each batch counts the same (torch's cumulative average, `momentum=None`), so a last batch that is smaller counts
@@ -56,7 +58,7 @@ def recalibrate_batch_norm(model: M, loader: Iterable[Tensor | Sequence[Tensor]]
 
     Raises:
         LayerError: the model has no batch normalisation with running statistics.
-        DataError: there are no batches, or `loader` is a single tensor.
+        DataError: there are no batches of inputs, or `loader` is a single tensor.
         Any error of the model's own; the statistics are then what they were.
     """
     norms = batch_norms(model)
@@ -64,54 +66,37 @@ def recalibrate_batch_norm(model: M, loader: Iterable[Tensor | Sequence[Tensor]]
         raise LayerError(
             explain(f"{type(model).__name__} has no batch normalisation with running statistics", fix="leave it out")
         )
-    if isinstance(loader, Tensor):  # whose entries would pass for batches
-        raise DataError(explain("a tensor is given for batches of inputs", fix="a list of tensors: [x]"))
     if batches is not None and batches < 1:
         raise DataError(explain(f"batches={batches}", fix="at least 1"))
-    like = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0))
+    device = next(tensor.device for tensor in (*model.parameters(), *model.buffers()))
     momenta = [norm.momentum for norm in norms]
     before = [{key: value.clone() for key, value in norm.named_buffers(recurse=False)} for norm in norms]
-    count = 0
-    done = False
     try:
         with evaluating(model):
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None
                 norm.train()
-            for batch in islice(loader, batches):
-                x = batch if isinstance(batch, Tensor) else batch[0]
-                model(x.to(like.device))
-                count += 1
-        if not count:
-            raise DataError("there are no batches to take statistics from")
-        done = True
+            for x in islice(inputs_of(loader), batches):
+                model(x.to(device))
+    except BaseException:
+        for norm, values in zip(norms, before, strict=True):
+            for key, value in values.items():
+                norm.get_buffer(key).copy_(value)
+        raise
     finally:
-        for norm, momentum, values in zip(norms, momenta, before, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            if not done:
-                for key, value in values.items():
-                    norm.get_buffer(key).copy_(value)
     return model
 
 
-# normalisation: Batch normalisations taken into the layers before them.
-
-
-LINEAR = (nn.Linear, Linear)
-"""Layers whose outputs a batch normalisation takes by their features only where these are the second axis."""
-
-FOLDING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""Relative change of a folded model's outputs that is rounding, layer upon layer; of coarser types 0.1."""
-
-
-def fold_batch_norm(model: M, example: Tensor | None = None) -> M:
+def fold_batch_norm(model: _M, example: Tensor | None = None) -> _M:
     """Put each batch normalisation that follows a convolution or linear layer into it: for evaluation, not training.
 
     The layer's outputs are scaled in its weight, or in one core of a decomposed layer, and shifted in its bias,
-    which it gets if it has none; an `Identity` stands where the normalisation was. Left as they are: normalisations
+    which it gets if it has none; an `Identity` takes the place of the normalisation. Left as they are: normalisations
     without running statistics; those whose layer feeds something else too, is called more than once, has hooks or
-    parametrisations, or groups and is transposed; or has no core that is its own and holds the output channels
+    parametrisations, or groups and is transposed; or has no core of its own that holds the output channels
     whole. A linear layer takes its normalisation only where the example shows that its outputs are (n, features): of
     more axes it is the second that is normalised. A decomposed layer keeps its trace and its errors, which are those
     of the kernel before.
@@ -130,27 +115,27 @@ def fold_batch_norm(model: M, example: Tensor | None = None) -> M:
     if model.training or any(module.training for module in model.modules() if isinstance(module, _BatchNorm)):
         raise LayerError(explain(f"{type(model).__name__} is in training mode", fix="model.eval()"))
     with torch.no_grad():
-        before, flat = (None, frozenset[int]()) if example is None else _outputs(model, example)
-        new: dict[int, nn.Module] = {}
+        before, flat = (None, frozenset[nn.Module]()) if example is None else _outputs(model, example)
+        new: dict[nn.Module, nn.Module] = {}
         for layer, norm in _pairs(model, flat):
-            folded = _folded(layer, norm)
+            folded = _fold(layer, norm)
             if folded is not None:
-                new |= {id(layer): folded.eval(), id(norm): nn.Identity().eval()}
+                new |= {layer: folded.eval(), norm: nn.Identity().eval()}
         if not new:
             raise LayerError(explain(f"{type(model).__name__} has no batch normalisation that can be folded"))
         places = [
             (holder, key, child)
             for holder in model.modules()
             for key, child in holder._modules.items()
-            if child is not None and id(child) in new
+            if child is not None and child in new
         ]
         try:
             for holder, key, child in places:
-                setattr(holder, key, new[id(child)])
+                setattr(holder, key, new[child])
             if before is not None:
                 error = float(torch.dist(model(example), before)) / (float(before.norm()) or 1.0)
-                if not error < FOLDING_TOLERANCE.get(before.dtype, 0.1):  # NaN too
-                    fact = f"{type(model).__name__} computes something else once its batch normalisations are folded"
+                if not error < _FOLDING_TOLERANCE.get(before.dtype, 0.1):  # NaN too
+                    fact = f"{type(model).__name__} computes other outputs once its batch normalisations are folded"
                     raise LayerError(explain(fact, relative_error=f"{error:.1e}"))
         except BaseException:
             for holder, key, child in places:
@@ -159,23 +144,19 @@ def fold_batch_norm(model: M, example: Tensor | None = None) -> M:
     return model
 
 
-def _outputs(model: nn.Module, example: Tensor) -> tuple[Tensor, frozenset[int]]:
-    """The model's output, and the identities of the linear layers whose outputs are matrices."""
-    axes: dict[int, set[int]] = {}
+def _outputs(model: nn.Module, example: Tensor) -> tuple[Tensor, frozenset[nn.Module]]:
+    """The model's output, and the linear layers whose outputs are matrices."""
+    axes: dict[nn.Module, set[int]] = {}
 
-    def look(module: nn.Module, args: object, output: Tensor) -> None:
-        axes.setdefault(id(module), set()).add(output.ndim)
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        axes.setdefault(module, set()).add(output.ndim)
 
-    handles = [module.register_forward_hook(look) for module in model.modules() if isinstance(module, LINEAR)]
-    try:
+    with hooked({module: look for module in model.modules() if isinstance(module, _LINEAR)}):
         output = model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not isinstance(output, Tensor):
         fact = f"{type(model).__name__} gives a {type(output).__name__}, which is not compared"
         raise LayerError(explain(fact, fix="a model of one output; or no example, and a comparison of your own"))
-    return output, frozenset(module for module, seen in axes.items() if seen == {2})
+    return output, frozenset(module for module, counts in axes.items() if counts == {2})
 
 
 class _Tracer(fx.Tracer):
@@ -185,16 +166,16 @@ class _Tracer(fx.Tracer):
         return isinstance(m, KernelLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _pairs(model: nn.Module, flat: Collection[int]) -> list[tuple[nn.Module, _BatchNorm]]:
+def _pairs(model: nn.Module, flat: Collection[nn.Module]) -> list[tuple[nn.Module, _BatchNorm]]:
     """Convolutions, linear layers of `flat`, and the batch normalisation that alone takes the output of each."""
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # the model's own code, which may raise anything when it is traced
-        fact = f"{type(model).__name__} cannot be traced: what follows what is not known"
+        fact = f"{type(model).__name__} cannot be traced, so that the order of its layers is unknown"
         raise LayerError(explain(fact, because=f"{type(error).__name__}: {error}")) from error
     called = {node: model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
     times = Counter(map(id, called.values()))
-    kinds = (*CONVOLUTIONS, *TRANSPOSED, *LAYERS, *LINEAR)
+    kinds = (*KERNEL_LAYERS, *LAYERS)
     found = []
     for node, norm in called.items():
         source = node.args[0] if node.args else None
@@ -204,7 +185,7 @@ def _pairs(model: nn.Module, flat: Collection[int]) -> list[tuple[nn.Module, _Ba
         if (
             layer is None
             or not isinstance(layer, kinds)
-            or (isinstance(layer, LINEAR) and id(layer) not in flat)
+            or (isinstance(layer, _LINEAR) and layer not in flat)
             or len(source.users) > 1
             or times[id(norm)] > 1
             or times[id(layer)] > 1
@@ -220,8 +201,8 @@ def _is_watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or replaced or parametrize.is_parametrized(module))
 
 
-def _folded(layer: nn.Module, norm: _BatchNorm) -> nn.Module | None:
-    """One layer that does what the two do; None where there is none."""
+def _fold(layer: nn.Module, norm: _BatchNorm) -> nn.Module | None:
+    """One layer that does what the two do; None if it does not exist."""
     transposed = isinstance(layer, (*TRANSPOSED, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d))
     if transposed and int(layer.groups) > 1:  # type: ignore[arg-type]
         return None
@@ -250,33 +231,20 @@ def _folded(layer: nn.Module, norm: _BatchNorm) -> nn.Module | None:
     scaled = layer.get_parameter(core.name).double() * scale.reshape(
         [-1 if label == out else 1 for label in core.labels]
     )
-    return _with_values(layer, {core.name: scaled, "bias": shift})
+    return _with_values(layer, core.name, scaled, shift)
 
 
-def _with_values(layer: KernelLayer, changed: Mapping[str, Tensor]) -> KernelLayer:
-    """A copy with other values of some tensors, and a bias if there is one among them; planned anew."""
-    frozen = layer.frozen
-    before = (layer._thawed or layer.plan).request
-    tensors: dict[str, Tensor] = {name: getattr(layer, name) for name in layer._weights}
-    constants = frozenset(name for name in tensors if name in layer._buffers)
-    trained = any(parameter.requires_grad for parameter in layer.parameters())
-    for name, value in changed.items():
-        old = tensors.get(name)
-        tensors[name] = nn.Parameter(
-            value.to(before.dtype), requires_grad=trained if old is None else old.requires_grad
-        )
-    own = {
-        name: nn.Parameter(t.detach().clone(), t.requires_grad) if name not in constants else t
-        for name, t in tensors.items()
-    }
-    new = type(layer).__new__(type(layer))
-    request = replace(before, bias=layer.network.output[1], frozen=False)
-    Compiled.__init__(new, request, own, constants, layer._tune)
-    for name in (*layer.argument_names, "output_padding"):
-        if name != "bias" and hasattr(layer, name):
-            setattr(new, name, getattr(layer, name))
-    new.kernel, new.origin = layer.kernel, layer.origin
-    new.train(layer.training)
-    if frozen:
+def _with_values(layer: KernelLayer, core: str, value: Tensor, bias: Tensor) -> KernelLayer:
+    """A copy with other values of one core and of the bias, which it gets if it has none; planned again."""
+    dense = layer.to_dense()
+    trained = dense.weight.requires_grad if layer.bias is None else layer.bias.requires_grad
+    dense.bias = nn.Parameter(bias.to(dense.weight.dtype), requires_grad=trained)
+    values = {name: getattr(layer, name) for name in tensor_nodes(layer.kernel)} | {core: value}
+    new = type(layer).of_network(
+        dense, layer.kernel, values, constants=layer.constants, planning=layer.planning, origin=layer.origin
+    )
+    for name, parameter in layer.named_parameters():
+        new.get_parameter(name).requires_grad_(parameter.requires_grad)
+    if layer.frozen:
         new.freeze()
     return new

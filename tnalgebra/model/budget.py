@@ -1,153 +1,22 @@
-"""One budget for many layers: which point of its error curve each layer gets, by one Lagrange multiplier."""
+"""One budget for many layers: error curves of what each layer is offered, shared out by one Lagrange multiplier."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple, TypeAlias, TypeVar, Unpack
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import LayerError, RankError, RuleError, StudyError, TnalgebraError, explain
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget
-from ..nn import DenseLayer, kernel_layers
+from ..nn import kernel_layers
 from ..rewriting import Choices, Fit, Rule
 from .input_metrics import RIDGE, fit_in_order
-
-# allocation: One budget for many layers: which point of its error curve each layer gets, by one Lagrange multiplier.
-
-
-class Point(NamedTuple):
-    """A way to treat a layer: what it takes, and what it costs the network."""
-
-    parameters: int
-    loss: float
-
-
-def allocate(curves: Mapping[str, Sequence[Point]], limit: int) -> dict[str, int]:
-    """Choose a point for each layer so that the sum of the losses is small and the parameters keep within a limit.
-
-    The sum of losses plus a multiplier times the parameters falls apart into layers: for any multiplier the best
-    points are vertices of the layers' lower convex hulls (Everett 1963). The multiplier is the largest saving of loss
-    a parameter that still fits; what is left over is then spent on the single moves that save most.
-
-    Args:
-        curves: layer -> its points, in any order; a layer that may stay dense has that as a point of loss 0.
-        limit: parameters of all layers together.
-
-    Returns:
-        layer -> number of its point.
-
-    Raises:
-        RankError: the smallest points of all layers together are above the limit, or a layer has no point.
-    """
-    for name, points in curves.items():
-        if not points:
-            raise RankError(explain(f"layer {name!r} has no way to be treated"))
-    least = {name: min(range(len(p)), key=lambda i: (p[i].parameters, p[i].loss)) for name, p in curves.items()}
-    total = sum(curves[name][number].parameters for name, number in least.items())
-    if total > limit:
-        raise RankError(
-            explain(
-                f"a budget of {limit} parameters for {len(curves)} layers cannot be met",
-                least=f"{total}, each layer at its smallest",
-                fix="a larger budget, smaller ranks, or another decomposition",
-            )
-        )
-    chosen = dict(least)
-    # the steps along all hulls, the steepest first; on a hull they come in order by themselves
-    steps = [
-        (_gain(curves[name][before], curves[name][after]), name, after)
-        for name, points in curves.items()
-        for before, after in _steps(lower_hull(points))
-    ]
-    for _, name, after in sorted(steps, key=lambda step: -step[0]):
-        total_after = total + curves[name][after].parameters - curves[name][chosen[name]].parameters
-        if total_after > limit:
-            break
-        chosen[name], total = after, total_after
-    return _filled(curves, chosen, limit - total)
-
-
-def allocate_part(
-    curves: Mapping[str, Sequence[Point]],
-    part: float,
-    *,
-    whole: int,
-    rest: int,
-    counted: str = "parameters",
-    fix: str | None = None,
-) -> dict[str, int]:
-    """Choose a point for each layer, so that a part of a whole model is kept; see `allocate`.
-
-    Args:
-        part: in (0, 1].
-        whole: what the model takes as it is.
-        rest: what of that the curves do not stand for: it stays.
-        counted: what is shared out, in messages.
-        fix: what to do where the budget cannot be met, likewise.
-
-    Raises:
-        RankError: the budget cannot be met, and the least part that can.
-    """
-    try:
-        return allocate(curves, int(part * whole) - rest)
-    except RankError as error:
-        least = rest + sum(min(point.parameters for point in curve) for curve in curves.values())
-        smallest = math.ceil(1e4 * least / whole) / 1e4  # rounded up, so that it can be met
-        raise RankError(
-            explain(
-                f"a budget of {part:g} of {whole} {counted} cannot be met",
-                least=f"{smallest:.4f}: {rest} are not touched, the layers take {least - rest}",
-                fix=fix,
-            )
-        ) from error
-
-
-def lower_hull(points: Sequence[Point]) -> list[int]:
-    """Numbers of the points on the lower convex hull, from the fewest parameters to the least loss."""
-    order = sorted(range(len(points)), key=lambda i: (points[i].parameters, points[i].loss))
-    hull: list[int] = []
-    for number in order:
-        if hull and points[number].loss >= points[hull[-1]].loss:
-            continue
-        while len(hull) > 1 and _gain(points[hull[-2]], points[hull[-1]]) <= _gain(points[hull[-1]], points[number]):
-            hull.pop()
-        hull.append(number)
-    return hull
-
-
-def _steps(hull: Sequence[int]) -> list[tuple[int, int]]:
-    return list(pairwise(hull))
-
-
-def _gain(before: Point, after: Point) -> float:
-    """Loss saved for each parameter added."""
-    return (before.loss - after.loss) / (after.parameters - before.parameters)
-
-
-def _filled(curves: Mapping[str, Sequence[Point]], chosen: dict[str, int], room: int) -> dict[str, int]:
-    """Spend what is left: again and again the move that saves most loss a parameter, among those that fit."""
-    while True:
-        moves = []
-        for name, points in curves.items():
-            now = points[chosen[name]]
-            for number, point in enumerate(points):
-                cost = point.parameters - now.parameters
-                if point.loss < now.loss and cost <= room:
-                    moves.append(((now.loss - point.loss) / max(cost, 1e-9), name, number, cost))
-        if not moves:
-            return chosen
-        _, name, number, cost = max(moves, key=lambda move: move[0])
-        chosen[name], room = number, room - cost
-
-
-# compression: Decompose the layers of a model together: ranks of all under one budget, fits in the norm that matters.
-
 
 MetricName: TypeAlias = Literal["frobenius", "input", "output"]
 """Kernels as they are; the layer's output over its inputs; the original output from the inputs left by the layers
@@ -156,11 +25,245 @@ before."""
 Curves: TypeAlias = Literal["error", "divergence"]
 """What a layer's treatment costs: the squared relative error of its fit; or the divergence of the network's output."""
 
+ModelBudget: TypeAlias = ParameterBudget | MultiplyAddsBudget
+
 FRACTIONS = (0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 """Parts of a kernel's parameters at which its error curve is measured."""
 
 CURVE_SWEEPS = 6
 """Sweeps for a point of a curve: the order of the points matters, not their last digit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Treatment:
+    """A rule for a layer, and the choices it is applied with."""
+
+    rule: Rule
+    choices: Choices
+
+
+class Way(NamedTuple):
+    """A point of a layer's curve: what it takes of the budget, the loss it causes, what is done (None: nothing)."""
+
+    cost: int
+    loss: float
+    treatment: Treatment | None = None
+
+
+# The multiplier -----------------------------------------------------------------------------------------------
+
+
+def allocate(curves: Mapping[str, Sequence[Way]], limit: int) -> dict[str, Way]:
+    """Choose a way for each layer so that the sum of the losses is small and the costs keep within a limit.
+
+    The sum of the losses plus a multiplier times the costs falls apart into layers: for any multiplier the best ways
+    are vertices of the layers' lower convex hulls (Everett 1963). The multiplier is the largest saving of loss for
+    each unit of cost that still fits; what is left over is then spent on the single moves that save most.
+
+    Args:
+        curves: layer -> its ways, in any order; a layer that may stay dense has that as a way of loss 0. The
+            cheapest ways of all layers together are within the limit.
+        limit: of the costs of all layers together.
+    """
+    hulls = {name: lower_hull(ways) for name, ways in curves.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    room = limit - sum(way.cost for way in chosen.values())
+    assert room >= 0
+    # the steps along all hulls, the steepest first; on one hull they come in order by themselves
+    steps = [(_gain(before, after), name, after) for name, hull in hulls.items() for before, after in pairwise(hull)]
+    for _, name, after in sorted(steps, key=lambda step: -step[0]):
+        cost = after.cost - chosen[name].cost
+        if cost > room:
+            break
+        chosen[name], room = after, room - cost
+    while True:  # spend what is left: again and again the move that saves most for its cost, among those that fit
+        moves = [
+            ((chosen[name].loss - way.loss) / max(way.cost - chosen[name].cost, 1e-9), name, way)
+            for name, ways in curves.items()
+            for way in ways
+            if way.loss < chosen[name].loss and way.cost - chosen[name].cost <= room
+        ]
+        if not moves:
+            return chosen
+        _, name, way = max(moves, key=lambda move: move[0])
+        chosen[name], room = way, room - (way.cost - chosen[name].cost)
+
+
+def lower_hull(ways: Sequence[Way]) -> list[Way]:
+    """The ways on the lower convex hull, from the cheapest to the one of least loss."""
+    hull: list[Way] = []
+    for way in sorted(ways, key=lambda way: (way.cost, way.loss)):
+        if hull and way.loss >= hull[-1].loss:
+            continue
+        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-1], way):
+            hull.pop()
+        hull.append(way)
+    return hull
+
+
+def _gain(before: Way, after: Way) -> float:
+    """Loss saved for each unit of cost added."""
+    return (before.loss - after.loss) / (after.cost - before.cost)
+
+
+# The curves and the sharer ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What the budget is spent on.
+
+    whole: of the model as it is.
+    dense: name -> of the layer as it is.
+    of_fit: name, rule, fit -> of the layer decomposed.
+    """
+
+    whole: int
+    dense: Mapping[str, int]
+    of_fit: Callable[[str, Rule, Fit], int]
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorCurves:
+    """What each layer may be turned into, measured once; any number of budgets can be shared out.
+
+    offered: name -> treatments, as they were given.
+    ways: name -> treatments that make the layer smaller, with integer ranks.
+    refused: name -> why no treatment can be applied at all.
+    """
+
+    offered: Mapping[str, Sequence[Treatment]]
+    costs: Costs
+    ways: Mapping[str, Sequence[Way]]
+    refused: Mapping[str, TnalgebraError]
+
+    def share(self, budget: ModelBudget) -> dict[str, Way]:
+        """Choose a way for each layer, by one Lagrange multiplier; treatment None: the layer stays dense.
+
+        Treatments whose ranks are given are one way each, and such a layer never stays dense for the budget's sake.
+
+        Raises:
+            RankError: the budget cannot be met; it says the least that can.
+        """
+        curves: dict[str, list[Way]] = {}
+        for name, ways in self.ways.items():
+            fixed = ways and all(treatment.choices.get("ranks") is not None for treatment in self.offered[name])
+            curves[name] = [*ways, *([] if fixed else [Way(self.costs.dense[name], 0.0)])]
+        whole = self.costs.whole
+        rest = whole - sum(self.costs.dense[name] for name in curves)
+        limit = int(budget.fraction * whole) - rest
+        least = sum(min(way.cost for way in ways) for ways in curves.values())
+        if least > limit:
+            counted, fix = "parameters", None
+            if isinstance(budget, MultiplyAddsBudget):
+                counted, fix = "multiply-adds", "candidates='factored', where plans rebuild dense kernels; more layers"
+            smallest = math.ceil(1e4 * (rest + least) / whole) / 1e4  # rounded up, so that it can be met
+            raise RankError(
+                explain(
+                    f"a budget of {budget.fraction:g} of {whole} {counted} cannot be met",
+                    least=f"{smallest:.4f}: {rest} are not touched, the layers take {least}",
+                    fix=fix,
+                )
+            )
+        return allocate(curves, limit)
+
+
+def measure_curves(
+    weights: Mapping[str, Tensor],
+    offered: Mapping[str, Sequence[Treatment]],
+    costs: Costs,
+    *,
+    metrics: Mapping[str, Metric] | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+    loss_of: Callable[[str, Fit], float] | None = None,
+) -> ErrorCurves:
+    """Fit each layer with all it is offered, at several sizes; layers of one shape are fitted side by side.
+
+    Args:
+        metrics: name -> the norm of its fits; by default the Frobenius norm.
+        fractions: parts of a kernel's parameters at which treatments without ranks are fitted.
+        loss_of: name, fit -> what it costs the network; by default its squared relative error.
+    """
+    ways: dict[str, list[Way]] = {name: [] for name in offered}
+    refused: dict[str, TnalgebraError] = {}
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, weight in weights.items():
+        groups.setdefault((weight.shape, weight.dtype, weight.device, *offered[name]), []).append(name)
+    for names in groups.values():
+        for treatment in offered[names[0]]:
+            fixed = treatment.choices.get("ranks") is not None
+            for fraction in [None] if fixed else fractions:
+                try:
+                    fits = _fit_at(treatment, fraction, {name: weights[name].detach() for name in names}, metrics)
+                except TnalgebraError as error:
+                    refused.update(dict.fromkeys(names, error))
+                    continue
+                for name, fit in fits.items():
+                    cost = costs.of_fit(name, treatment.rule, fit)
+                    if cost < costs.dense[name] and fit.parameters < weights[name].numel():
+                        loss = error_of(fit) ** 2 if loss_of is None else loss_of(name, fit)
+                        choices: Choices = {**treatment.choices, "ranks": dict(fit.trace.steps[-1].change.ranks)}
+                        ways[name].append(Way(cost, loss, Treatment(treatment.rule, choices)))
+    return ErrorCurves(offered, costs, ways, {name: error for name, error in refused.items() if not ways[name]})
+
+
+def _fit_at(
+    treatment: Treatment,
+    fraction: float | None,
+    weights: Mapping[str, Tensor],
+    metrics: Mapping[str, Metric] | None,
+) -> dict[str, Fit]:
+    """Fit every kernel at its ranks, or at a part of its parameters; none where even rank 1 is more than that."""
+    rule, choices = treatment.rule, treatment.choices
+    norms = None if metrics is None or "metric" in choices else [metrics[name] for name in weights]
+    choices = {"sweeps": CURVE_SWEEPS, **choices}
+    if fraction is not None:
+        choices["ranks"] = ParameterBudget(fraction)
+    try:
+        fits = rule.apply_many([{rule.tensor: weight} for weight in weights.values()], metrics=norms, **choices)
+    except RankError:
+        if fraction is None:
+            raise
+        return {}
+    return dict(zip(weights, fits, strict=True))
+
+
+def error_of(fit: Fit) -> float:
+    """Relative error of the layer's output where the fit had a metric, of the kernel otherwise."""
+    return fit.relative_error if fit.output_error is None else fit.output_error
+
+
+def parameter_costs(model: nn.Module, weights: Mapping[str, Tensor]) -> Costs:
+    """Count parameters: of the whole model, of the kernels, of the cores of fits."""
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    return Costs(whole, {name: weight.numel() for name, weight in weights.items()}, lambda *given: given[2].parameters)
+
+
+class Divergence:
+    """KL(original || with a layer replaced) of the softmax outputs, mean over the inputs, in nats."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+        self.model = deepcopy(model).eval()
+        self.modules = kernel_layers(self.model)
+        self.inputs = inputs
+        self.reference = self._outputs()
+
+    def _outputs(self) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([self.model(batch).double().log_softmax(1) for batch in self.inputs])
+
+    def __call__(self, name: str, fit: Fit) -> float:
+        """Of the network with the layer's kernel replaced by that of the fit."""
+        weight = self.modules[name].weight
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.copy_(fit.dense())
+            outputs = self._outputs()
+            weight.copy_(before)
+        return float((self.reference.exp() * (self.reference - outputs)).sum(1).mean().clamp(min=0))
+
+
+# Plans --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,135 +306,44 @@ def plan_budget(
         For each budget: name -> what to do. A layer that is not in it stays as it is.
 
     Raises:
-        RankError: a budget is no fraction, or cannot be met; it says the least that can.
+        RankError: a budget is not a fraction, or cannot be met; it says the least that can.
         LayerError, RuleError: a name that no kernel layer has; a layer without rules.
-        StudyError: `curves` is none of the two, or there are no inputs where they are needed.
+        StudyError: `curves` is neither of the two, or there are no inputs where they are needed.
+        Any other error of a fit, where a layer can be rewritten by none of its rules.
     """
-    for budget in budgets:
-        if isinstance(budget, bool) or not 0 < budget <= 1:
-            raise RankError(
-                explain(f"a budget of {budget!r}", fix="the part of all parameters that is kept, in (0, 1]")
-            )
+    shares = [ParameterBudget(budget) for budget in budgets]
     if curves not in ("error", "divergence"):
         raise StudyError(explain(f"curves={curves!r}", fix="'error' or 'divergence'"))
     if curves == "divergence" and not inputs:
         raise StudyError(explain("the divergence of outputs needs inputs", fix="inputs=[batch, ...]"))
     modules = kernel_layers(model)
-    for name, offered in layers.items():
+    for name, rules in layers.items():
         if name not in modules:
             raise LayerError(explain(f"the model has no kernel layer {name!r}", layers=", ".join(modules)))
-        if not offered or not all(isinstance(rule, Rule) for rule in offered):
-            given = ", ".join(map(repr, offered)) or "nothing"
+        if not rules or not all(isinstance(rule, Rule) for rule in rules):
+            given = ", ".join(map(repr, rules)) or "nothing"
             raise RuleError(explain(f"layer {name!r} may be rewritten by {given}", fix="rules: [tn.cut(...), ...]"))
-    choices = _choices(layers, modules, metrics, fractions, seed)
-    points = {
-        name: [Point(modules[name].weight.numel(), 0.0)]
-        + [Point(planned.parameters, error**2) for planned, _, error in found]
-        for name, found in choices.items()
-    }
-    if curves == "divergence":
-        judge = Divergence(model, inputs)
-        for name, found in choices.items():
-            losses = judge.losses(name, [weight for _, weight, _ in found])
-            points[name][1:] = [Point(p.parameters, loss) for p, loss in zip(points[name][1:], losses, strict=True)]
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    rest = whole - sum(modules[name].weight.numel() for name in layers)
-    plans = []
-    for budget in budgets:
-        chosen = allocate_part(points, budget, whole=whole, rest=rest)
-        plans.append({name: choices[name][number - 1][0] for name, number in chosen.items() if number})
-    return plans
-
-
-Choice: TypeAlias = tuple[Planned, Tensor, float]
-"""A treatment of a kernel: what is done, the kernel it gives, the relative error it makes."""
-
-
-def _choices(
-    layers: Mapping[str, Sequence[Rule]],
-    modules: Mapping[str, DenseLayer],
-    metrics: Mapping[str, Metric] | None,
-    fractions: Sequence[float],
-    seed: int,
-) -> dict[str, list[Choice]]:
-    """For each layer every treatment that saves something; layers of one shape are fitted side by side."""
-    found: dict[str, list[Choice]] = {name: [] for name in layers}
     weights = {name: modules[name].weight for name in layers}
-    for names, rules in side_by_side(weights, layers):
-        own = [weights[name] for name in names]
-        norms = None if metrics is None else [metrics[name] for name in names]
-        for rule in rules:
-            for fraction in fractions:
-                fits = fits_of_size(rule, own, fraction, metrics=norms, seed=seed)
-                for name, fit in zip(names, fits, strict=bool(fits)):
-                    if fit.parameters < weights[name].numel():
-                        ranks = dict(fit.trace.steps[-1].change.ranks)
-                        found[name].append((Planned(rule, ranks, fit.parameters), fit.dense(), error_of(fit)))
-    return found
-
-
-Offered = TypeVar("Offered", bound=Hashable)
-
-
-def side_by_side(
-    weights: Mapping[str, Tensor], offered: Mapping[str, Sequence[Offered]]
-) -> list[tuple[list[str], tuple[Offered, ...]]]:
-    """Names of layers whose weights are of one kind and that are offered the same, with what that is."""
-    groups: dict[tuple[object, tuple[Offered, ...]], list[str]] = {}
-    for name, weight in weights.items():
-        groups.setdefault(((weight.shape, weight.dtype, weight.device), tuple(offered[name])), []).append(name)
-    return [(names, ways) for (_, ways), names in groups.items()]
-
-
-def fits_of_size(
-    rule: Rule,
-    weights: Sequence[Tensor],
-    fraction: float,
-    *,
-    metrics: Sequence[Metric] | None,
-    **choices: Unpack[Choices],
-) -> list[Fit]:
-    """Fit kernels of one shape at a part of their parameters; none where even rank 1 is more than that.
-
-    The sweeps are few unless `choices` say how many.
-    """
-    own: Choices = {"sweeps": CURVE_SWEEPS, **choices, "ranks": ParameterBudget(fraction)}
-    try:
-        return rule.apply_many([{rule.tensor: weight.detach()} for weight in weights], metrics=metrics, **own)
-    except RankError:
-        return []
-
-
-def error_of(fit: Fit) -> float:
-    """Relative error of the layer's output where the fit had a metric, of the kernel otherwise."""
-    return fit.relative_error if fit.output_error is None else fit.output_error
-
-
-class Divergence:
-    """KL(original || with a layer replaced) of the softmax outputs, mean over the inputs, in nats."""
-
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
-        self.model = deepcopy(model).eval()
-        self.modules = kernel_layers(self.model)
-        self.inputs = inputs
-        self.reference = self._outputs()
-
-    def _outputs(self) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([self.model(batch).double().log_softmax(1) for batch in self.inputs])
-
-    def losses(self, name: str, weights: Sequence[Tensor]) -> list[float]:
-        """One for each weight of the layer."""
-        own = self.modules[name].weight
-        before = own.detach().clone()
-        found = []
-        with torch.no_grad():
-            for weight in weights:
-                own.copy_(weight)
-                outputs = self._outputs()
-                found.append(float((self.reference.exp() * (self.reference - outputs)).sum(1).mean().clamp(min=0)))
-            own.copy_(before)
-        return found
+    treatments = {rule: Treatment(rule, {"seed": seed}) for rules in layers.values() for rule in rules}
+    measured = measure_curves(
+        weights,
+        {name: [treatments[rule] for rule in rules] for name, rules in layers.items()},
+        parameter_costs(model, weights),
+        metrics=metrics,
+        fractions=fractions,
+        loss_of=Divergence(model, inputs) if curves == "divergence" else None,
+    )
+    for error in measured.refused.values():
+        raise error
+    plans = []
+    for budget in shares:
+        plan: dict[str, Planned] = {}
+        for name, (cost, _, treatment) in measured.share(budget).items():
+            if treatment is not None:
+                ranks = treatment.choices["ranks"]
+                plan[name] = Planned(treatment.rule, dict(ranks), cost)  # type: ignore[arg-type]
+        plans.append(plan)
+    return plans
 
 
 def fit_planned(
@@ -364,157 +376,19 @@ def fit_planned(
     if metric not in ("frobenius", "input", "output"):
         raise StudyError(explain(f"metric={metric!r}", fix="'frobenius', 'input' or 'output'"))
     if metric == "input" and (metrics is None or not metrics.keys() >= planned.keys()):
-        raise StudyError(explain("fits in the input metric need the layers' metrics", fix="calibration.input_metrics"))
+        raise StudyError(explain("fits in the input metric need the layers' metrics", fix="metrics=tn.input_metrics"))
     if metric == "output" and not inputs:
         raise StudyError(explain("fits to the outputs need inputs", fix="inputs=[batch, ...]"))
+    fits: dict[str, Fit] = {}
 
-    def fitted(name: str, weight: Tensor, norm: Metric | None) -> Fit:
+    def fit(name: str, weight: Tensor, norm: Metric | None) -> Fit:
         plan = planned[name]
-        return plan.rule.apply({plan.rule.tensor: weight}, ranks=plan.ranks, metric=norm, seed=seed)
+        fits[name] = plan.rule.apply({plan.rule.tensor: weight}, ranks=plan.ranks, metric=norm, seed=seed)
+        return fits[name]
 
     modules = kernel_layers(model)
     if metric != "output":
-        return {
-            name: fitted(name, modules[name].weight, metrics[name] if metric == "input" and metrics else None)
-            for name in planned
-        }
-    fits: dict[str, Fit] = {}
-
-    def keep(name: str, weight: Tensor, norm: Metric) -> Tensor:
-        fits[name] = fitted(name, weight, norm)
-        return fits[name].dense()
-
+        return {n: fit(n, modules[n].weight, metrics[n] if metric == "input" and metrics else None) for n in planned}
     if planned:
-        fit_in_order(model, inputs, keep, layers=list(planned), ridge=ridge)
+        fit_in_order(model, inputs, lambda *layer: fit(*layer).dense(), layers=list(planned), ridge=ridge)
     return {name: fits[name] for name in planned}
-
-
-# conversion_budget: One budget of parameters or multiply-adds for all layers of a conversion, several rewrites offered to each.
-
-
-ModelBudget = ParameterBudget | MultiplyAddsBudget
-
-
-@dataclass(frozen=True, eq=False)
-class Treatment:
-    """A rule for a layer, and the choices it is applied with."""
-
-    rule: Rule
-    choices: Choices
-
-    def with_ranks(self, ranks: Mapping[str, int]) -> Treatment:
-        return Treatment(self.rule, {**self.choices, "ranks": dict(ranks)})
-
-
-@dataclass(frozen=True, eq=False)
-class Way:
-    """A point of a layer's curve: what is done, what it takes of the budget, the error it makes."""
-
-    treatment: Treatment
-    cost: int
-    error: float
-
-
-@dataclass(frozen=True, eq=False)
-class Costs:
-    """What the budget is spent on.
-
-    whole: of the model as it is.
-    dense: name -> of the layer as it is.
-    of_fit: name, rule, fit -> of the layer decomposed.
-    """
-
-    whole: int
-    dense: Mapping[str, int]
-    of_fit: Callable[[str, Rule, Fit], int]
-
-
-@dataclass(frozen=True, eq=False)
-class Shares:
-    """What a budget gives to the layers; those that are nowhere here stay dense, since that is worth its price.
-
-    picked: name -> treatment.
-    refused: name -> why no treatment can be applied.
-    larger: layers that no treatment makes smaller.
-    """
-
-    picked: Mapping[str, Treatment]
-    refused: Mapping[str, str]
-    larger: frozenset[str]
-
-
-def share(
-    budget: ModelBudget,
-    weights: Mapping[str, Tensor],
-    offered: Mapping[str, Sequence[Treatment]],
-    costs: Costs,
-    *,
-    metrics: Mapping[str, Metric] | None,
-    fractions: Sequence[float],
-) -> Shares:
-    """Choose one treatment, with integer ranks, for each layer that is not to stay dense.
-
-    One Lagrange multiplier over the layers' error curves, see `allocation.allocate`: what a layer costs the model is
-    the squared relative error of its fit, in the norm of its metric where there is one. Treatments whose ranks are
-    given are one point each, and such a layer never stays dense for the budget's sake.
-
-    Raises:
-        RankError: the budget cannot be met; it says the least that can.
-    """
-    ways, refused = _curves(weights, offered, costs, metrics, fractions)
-    points: dict[str, list[Point]] = {}
-    for name, found in ways.items():
-        fixed = bool(found) and all(treatment.choices.get("ranks") is not None for treatment in offered[name])
-        stay = [] if fixed else [Point(costs.dense[name], 0.0)]
-        points[name] = [*(Point(way.cost, way.error**2) for way in found), *stay]
-    rest = costs.whole - sum(costs.dense[name] for name in points)
-    counted, fix = "parameters", None
-    if isinstance(budget, MultiplyAddsBudget):
-        counted, fix = "multiply-adds", "candidates='factored', where plans rebuild dense kernels; more layers"
-    chosen = allocate_part(points, budget.fraction, whole=costs.whole, rest=rest, counted=counted, fix=fix)
-    picked = {name: ways[name][number].treatment for name, number in chosen.items() if number < len(ways[name])}
-    return Shares(picked, refused, frozenset(name for name, found in ways.items() if not found))
-
-
-def _curves(
-    weights: Mapping[str, Tensor],
-    offered: Mapping[str, Sequence[Treatment]],
-    costs: Costs,
-    metrics: Mapping[str, Metric] | None,
-    fractions: Sequence[float],
-) -> tuple[dict[str, list[Way]], dict[str, str]]:
-    """For each layer every treatment that saves something; layers of one shape are fitted side by side."""
-    ways: dict[str, list[Way]] = {name: [] for name in offered}
-    refused: dict[str, str] = {}
-    for names, treatments in side_by_side(weights, offered):
-        for treatment in treatments:
-            given = treatment.choices.get("ranks")
-            for fraction in fractions if given is None else [None]:
-                try:
-                    fits = _fits(treatment, [weights[name] for name in names], names, metrics, fraction)
-                except TnalgebraError as error:
-                    refused.update({name: str(error) for name in names})
-                    continue
-                for name, fit in zip(names, fits, strict=bool(fits)):
-                    chosen = treatment.with_ranks(fit.trace.steps[-1].change.ranks)
-                    cost = costs.of_fit(name, treatment.rule, fit)
-                    if cost < costs.dense[name] and fit.parameters < weights[name].numel():
-                        ways[name].append(Way(chosen, cost, error_of(fit)))
-    refused = {name: reason for name, reason in refused.items() if not ways[name]}
-    return ways, refused
-
-
-def _fits(
-    treatment: Treatment,
-    weights: Sequence[Tensor],
-    names: Sequence[str],
-    metrics: Mapping[str, Metric] | None,
-    fraction: float | None,
-) -> list[Fit]:
-    """Of every kernel, at a part of its parameters, or at the ranks that the treatment has."""
-    rule, own = treatment.rule, treatment.choices
-    norms = None if metrics is None or "metric" in own else [metrics[name] for name in names]
-    if fraction is not None:
-        return fits_of_size(rule, weights, fraction, metrics=norms, **own)
-    own = {"sweeps": CURVE_SWEEPS, **own}
-    return rule.apply_many([{rule.tensor: weight.detach()} for weight in weights], metrics=norms, **own)

@@ -16,6 +16,7 @@ from ..fitting import Metric, ParameterBudget
 from ..network import KERNEL_LABELS, labels_of
 from ..nn import kernel_labels_of
 from ..rewriting import Fit, Rule
+from .report import align
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """One decomposition in a comparison: its fit, or why there is none."""
+    """One decomposition in a comparison: its fit, or why it has none."""
 
     name: str
     fit: Fit | None
@@ -39,7 +40,7 @@ class Comparison:
     rows: tuple[Compared, ...]
 
     def __getitem__(self, name: str) -> Fit:
-        """The fit of a decomposition. Raises RuleError if there is none of that name, or it could not be made."""
+        """The fit of a decomposition. Raises RuleError if no decomposition has that name, or it could not be made."""
         for row in self.rows:
             if row.name == name:
                 if row.fit is None:
@@ -88,15 +89,7 @@ class Comparison:
                     " ".join(f"{bond}={rank}" for bond, rank in record["ranks"].items()),
                 ]
             )
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        left = (0, len(header) - 1)
-        text = [
-            "  ".join(
-                cell.ljust(width) if column in left else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
+        text = align(lines, left=(0, len(header) - 1))
         refused = [f"{row.name}: {row.reason.splitlines()[0]}" for row in self.rows if row.fit is None]
         return "\n".join([text[0], "-" * len(text[0]), *text[1:], *refused])
 
@@ -113,14 +106,14 @@ def compare(
     seed: int = 0,
     starts: int = 8,
 ) -> Comparison:
-    """Fit several decompositions to one kernel, each with at most so many parameters.
+    """Fit several decompositions to one kernel, each with at most the same number of parameters.
 
     Args:
         weight: a kernel, or a convolution or linear layer.
         rules: names of the catalogue or registered ones, cuts, rules in the notation, or rules.
         parameters: the part of the kernel's parameters that each may take, in (0, 1]; ranks are shared out among the
             bonds as `ParameterBudget` says.
-        labels: of the kernel's axes; by default those of torch's kernels of so many axes.
+        labels: of the kernel's axes; by default those of torch's kernels with that number of axes.
         metric: the norm to fit in, and to order by.
         seed, starts: of the fits.
 
@@ -129,8 +122,8 @@ def compare(
         already, comes last with the reason.
 
     Raises:
-        RankError: `parameters` is no fraction.
-        RuleError: no name, text or rule; the same name twice; a kernel with unknown labels.
+        RankError: `parameters` is not a fraction.
+        RuleError: neither name, text nor rule; the same name twice; a kernel with unknown labels.
         ValuesError: the kernel is empty, complex or not finite.
     """
     budget = ParameterBudget(parameters)
@@ -150,12 +143,12 @@ def compare(
             )
         )
     rows: list[Compared] = []
-    for given in rules:
-        name = given.name if isinstance(given, Rule) else str(given)
+    for one in rules:
+        name = one.name if isinstance(one, Rule) else str(one)
         if any(row.name == name for row in rows):
             raise RuleError(explain(f"{name!r} is compared twice", fix="each once, or rules with names of their own"))
         try:
-            rule = resolve(given, own)
+            rule = resolve(one, own)
             fit = rule.apply({rule.tensor: kernel}, ranks=budget, metric=metric, seed=seed, starts=starts)
         except RankError as error:
             rows.append(Compared(name, None, str(error)))

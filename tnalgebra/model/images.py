@@ -9,9 +9,9 @@ import os
 import struct
 import tarfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -25,12 +25,12 @@ from torch import Tensor
 from .._files import cache_folder, write_whole
 from ..errors import DataError, explain
 
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
+SPLITS = ("train", "test")
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
+_EXPECTED = "FOLDER/train/CLASS/*, FOLDER/test/CLASS/*"
+_DIGITS_TEST = 360  # images of the 1797 that are kept for the test
+_CACHE_FORMAT = 1  # to be raised whenever decoding changes, so that older files are not used
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DIGITS_TEST = 360  # images of the 1797 that are kept for the test
-CACHE_FORMAT = 1  # to be raised whenever decoding changes, so that older files are not used
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +42,19 @@ class Images:
         labels: int64, shape (n,); element [i] is the position in `classes` of image i's class.
         classes: the names of the classes.
         source: where the images are from, for messages and reports.
+        mean, std: of each channel, on the scale where pixels are 0 to 1: a network is given (pixel - mean) / std. By
+            default ImageNet's for three channels, and 0 and 1 for any other number.
 
     Raises:
-        DataError: shapes, dtypes or labels are not as above.
+        DataError: shapes, dtypes, labels or normalisation are not as above, or a `std` is not positive.
     """
 
     pixels: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     source: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
@@ -74,6 +78,16 @@ class Images:
                     needed=f"0 to {len(self.classes) - 1}, positions in the list of classes",
                 )
             )
+        for name, default in zip(("mean", "std"), default_normalisation(self), strict=True):
+            object.__setattr__(self, name, tuple(getattr(self, name)) or default)
+        if {len(self.mean), len(self.std)} != {self.channels} or not all(value > 0 for value in self.std):
+            raise DataError(
+                explain(
+                    "mean and std do not fit the images",
+                    given=f"mean={self.mean}, std={self.std}",
+                    needed=f"{self.channels} numbers each, std positive",
+                )
+            )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -85,7 +99,7 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of pixels, labels and classes; the source does not count."""
+        """SHA-256 (64 hex digits) of pixels, labels and classes; source and normalisation do not count."""
         digest = hashlib.sha256(json.dumps([list(self.pixels.shape), self.classes]).encode())
         digest.update(self.pixels.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
@@ -108,24 +122,31 @@ class Images:
             turn[members] = torch.arange(len(members))
         chosen = order[turn.argsort(stable=True)[:count]].sort().values
         source = f"{self.source} ({count} of {len(self)}, seed {seed})"
-        return Images(self.pixels[chosen], self.labels[chosen], self.classes, source)
+        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], source=source)
+
+    def normalise(
+        self, pixels: Tensor, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Scale pixels of shape (n, channels, height, width) from 0..255 to 0..1, then to (pixel - mean) / std.
+
+        The arithmetic is in float32, or in float64 if that is the `dtype`; then the result is cast.
+        """
+        return normalised(pixels, mean=self.mean, std=self.std, dtype=dtype, device=device)
 
     def batches(
         self,
         batch_size: int,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go through all images in order; only one batch is ever floating-point.
+        """Go through all images in order, normalised; only one batch is ever floating-point.
 
         Args:
             batch_size: the most images in a batch. Batches are of equal size, to within one image, so that none is
                 left with a few images only.
-            mean: per channel, on the scale where pixels are 0 to 1.
-            std: per channel, on the same scale.
             dtype: of the images.
             device: of images and labels.
 
@@ -133,14 +154,36 @@ class Images:
             Images, shape (b, channels, height, width), and labels, int64 of shape (b,).
 
         Raises:
-            DataError: as `normalised`, or the batch size is not positive.
+            DataError: the batch size is not positive.
         """
+        images = replace(self, mean=tuple(mean) or self.mean, std=tuple(std) or self.std)
         for rows in batch_rows(torch.arange(len(self)), batch_size):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            yield (
-                normalised(self.pixels[part], mean=mean, std=std, dtype=dtype, device=device),
-                self.labels[part].to(device),
-            )
+            pixels = images.normalise(self.pixels[part], dtype=dtype, device=device)
+            yield pixels, self.labels[part].to(device)
+
+
+def inputs_of(batches: Images | Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
+    """The inputs in batches: each batch itself, or its first entry, as of a loader's images and labels.
+
+    Raises:
+        DataError: `batches` are none, hold no inputs, or are a single tensor or Images.
+    """
+    if isinstance(batches, Tensor):  # whose entries would pass for batches
+        raise DataError(explain("a tensor is given for batches of inputs", fix="a list of tensors: [x]"))
+    if isinstance(batches, Images):
+        raise DataError(explain("Images are given without batch_size", source=batches.source, fix="images.batches(64)"))
+    if not isinstance(batches, Iterable):  # as untyped callers may
+        raise DataError(explain(f"a {type(batches).__name__} is given for batches of inputs", fix="[x], or a loader"))
+    number = 0
+    for number, batch in enumerate(batches, start=1):
+        x = batch[0] if isinstance(batch, Sequence) and batch else batch
+        if not isinstance(x, Tensor) or x.ndim == 0 or not x.numel():
+            given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise DataError(explain(f"batch {number} holds no inputs", given=given, needed="a tensor (n, ...), n >= 1"))
+        yield x
+    if not number:
+        raise DataError("there are no batches of inputs")
 
 
 def batch_rows(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
@@ -150,7 +193,7 @@ def batch_rows(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
         DataError: the batch size is not positive.
     """
     if batch_size < 1:
-        raise DataError(explain(f"a batch of {batch_size} images is no batch", needed="batch_size >= 1"))
+        raise DataError(explain(f"a batch of {batch_size} images is not a batch", needed="batch_size >= 1"))
     return order.tensor_split(-(-len(order) // batch_size)) if len(order) else ()
 
 
@@ -208,39 +251,45 @@ def check_classes(images: Images, outputs: int) -> None:
         )
 
 
-def load_images(name: str | Path, split: Split, *, image_size: int | None = None) -> Images:
+def load_images(name: str | Path, split: Literal["train", "test"], *, image_size: int | None = None) -> Images:
     """Read `digits`, `cifar10`, `cifar100`, or a folder of images.
+
+    `digits` are the 8x8 grey images that come with scikit-learn: 1437 for training and 360 for the test, ten classes,
+    the split stratified and fixed; values 0 to 16 become round(value * 255 / 16). CIFAR (32x32, colour; 50,000 for
+    training, 10,000 for the test) is downloaded once, into `cache_folder()`.
+
+    Of a folder the images `FOLDER/SPLIT/CLASS/*` are read, as three colour channels without transparency, red, green,
+    blue. Classes are in alphabetical order, files in order of their names within a class; files of other kinds than
+    png, jpg, jpeg, webp, bmp, ppm and hidden ones are passed over. The decoded images are kept in `cache_folder()`, so
+    that the next run starts at once; they are used only as long as no file has changed, and may be deleted at any time.
 
     Args:
         name: one of these three names, or a folder's path (`./digits` for a folder of such a name).
         split: `train` or `test`.
-        image_size: see `folder`; only for folders.
-
-    Raises:
-        DataError: as the reader in question.
-    """
-    _check_split(split)
-    if str(name) not in ("digits", "cifar10", "cifar100"):
-        return folder(name, split, image_size=image_size)
-    if image_size is not None:
-        raise DataError(explain(f"{name} has images of one size", given=f"image_size={image_size}", fix="leave it out"))
-    if name == "digits":
-        return digits(split)
-    return cifar("cifar100" if str(name) == "cifar100" else "cifar10", split)
-
-
-def digits(split: Split) -> Images:
-    """Read the 8x8 grey digits that come with scikit-learn: 1437 for training and 360 for the test, ten classes.
-
-    The split is stratified and fixed. Values 0 to 16 become round(value * 255 / 16).
+        image_size: pixels, only for folders; scales the shorter side to this size (bilinear, antialiased) and crops the
+            centre. Without it all images must have one size already.
 
     Source:
         E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI repository (1998).
+        A. Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
 
     Raises:
-        DataError: there is no such split, or scikit-learn is not installed.
+        DataError: a split of another name; the digits without scikit-learn; CIFAR neither in the cache nor on the
+            network; a folder that does not exist or lacks the split, a class without images, splits with different
+            classes, an image that cannot be decoded or has more than 8 bits a channel, or sizes that differ.
     """
-    _check_split(split)
+    if split not in SPLITS:
+        raise DataError(explain(f"there is no split {split!r}", known=", ".join(SPLITS)))
+    if str(name) not in ("digits", "cifar10", "cifar100"):
+        if image_size is not None and image_size < 1:
+            raise DataError(explain(f"image_size={image_size} is not a size", needed="a positive number of pixels"))
+        return _read_folder(Path(name), split, image_size)
+    if image_size is not None:
+        raise DataError(explain(f"{name} has images of one size", given=f"image_size={image_size}", fix="leave it out"))
+    return _read_digits(split) if str(name) == "digits" else _read_cifar(str(name), split)
+
+
+def _read_digits(split: str) -> Images:
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -248,7 +297,7 @@ def digits(split: Split) -> Images:
         raise DataError(explain("the digits need scikit-learn", fix='pip install "tnalgebra[study]"')) from error
 
     data = load_digits()
-    parts = train_test_split(np.arange(len(data.target)), test_size=DIGITS_TEST, random_state=0, stratify=data.target)
+    parts = train_test_split(np.arange(len(data.target)), test_size=_DIGITS_TEST, random_state=0, stratify=data.target)
     rows = np.sort(parts[SPLITS.index(split)])
     pixels = np.rint(data.images[rows] * (255 / 16)).astype(np.uint8)[:, None]
     labels = data.target[rows].astype(np.int64)
@@ -256,139 +305,85 @@ def digits(split: Split) -> Images:
     return Images(torch.from_numpy(pixels), torch.from_numpy(labels), names, f"digits/{split}")
 
 
-def cifar(which: Literal["cifar10", "cifar100"], split: Split, root: str | Path | None = None) -> Images:
-    """Read CIFAR-10 or CIFAR-100 (32x32, colour; 50,000 for training, 10,000 for the test), downloaded once.
-
-    Args:
-        which: the data set.
-        split: `train` or `test`.
-        root: where torchvision keeps its download; `cache_folder()` if not given.
-
-    Source:
-        A. Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
-
-    Raises:
-        DataError: there is no such split, or the data are neither in `root` nor can they be downloaded.
-    """
-    _check_split(split)
+def _read_cifar(name: str, split: str) -> Images:
     from torchvision import datasets
 
-    reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[which]
-    root = cache_folder() if root is None else Path(root)
+    reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     try:
-        data = reader(root, train=split == "train", download=True)
+        data = reader(cache_folder(), train=split == "train", download=True)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         raise DataError(
             explain(
-                f"{which} cannot be downloaded",
+                f"{name} cannot be downloaded",
                 reason=f"{type(error).__name__}: {error}",
-                searched=root,
+                searched=cache_folder(),
                 fix=f"give a folder of images instead: {_EXPECTED}",
             )
         ) from error
     pixels = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
-    return Images(pixels, torch.tensor(data.targets), tuple(data.classes), f"{which}/{split}")
+    return Images(pixels, torch.tensor(data.targets), tuple(data.classes), f"{name}/{split}")
 
 
-def folder(path: str | Path, split: Split, *, image_size: int | None = None) -> Images:
-    """Read the images `PATH/SPLIT/CLASS/*`, as three colour channels without transparency.
-
-    Classes are in alphabetical order, files in order of their names within a class; files of other kinds than
-    png, jpg, jpeg, webp, bmp, ppm and hidden ones are passed over. The decoded images are kept in `cache_folder()`,
-    so that the next run starts at once; there they are found only as long as no file has changed, and may be
-    deleted at any time.
-
-    Args:
-        path: the folder that holds `train` and `test`.
-        split: `train` or `test`.
-        image_size: pixels; scales the shorter side to this size (bilinear, antialiased) and crops the centre. Without
-            it all images must have one size already.
-
-    Returns:
-        The images, channels in the order red, green, blue.
-
-    Raises:
-        DataError: there is no such folder or split, a class has no images, the splits have different classes, an
-            image cannot be decoded or has more than 8 bits a channel, or sizes differ.
-    """
-    _check_split(split)
-    if image_size is not None and image_size < 1:
-        raise DataError(explain(f"image_size={image_size} is no size", needed="a positive number of pixels"))
-    root = Path(path)
-    files, labels, classes = _listing(root, split)
+def _read_folder(root: Path, split: str, image_size: int | None) -> Images:
+    files, labels, classes = _list_folder(root, split)
     cache = cache_folder() / "images" / f"{_cache_key(root, split, files, image_size)}.npy"
-    pixels = _cached(cache, len(files))
+    pixels = _load_cached(cache, len(files))
     if pixels is None:
-        pixels = _decoded(files, image_size)
-        _store(cache, pixels)
+        pixels = _decode_all(files, image_size)
+        try:
+            write_whole(cache, lambda temporary: np.save(temporary, pixels))
+        except OSError as error:  # which costs time, nothing else
+            warnings.warn(f"decoded images are not kept in {str(cache.parent)!r}: {error}", stacklevel=3)
     return Images(torch.from_numpy(pixels), torch.tensor(labels), classes, f"{root}/{split}")
 
 
-_EXPECTED = "FOLDER/train/CLASS/*, FOLDER/test/CLASS/*"
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise DataError(explain(f"there is no split {split!r}", known=", ".join(SPLITS)))
-
-
-def _visible(directory: Path) -> list[Path]:
-    """What a directory holds, hidden entries left out, sorted by name."""
-    return sorted(entry for entry in directory.iterdir() if not entry.name.startswith("."))
-
-
-def _class_folders(directory: Path) -> list[Path]:
-    return [entry for entry in _visible(directory) if entry.is_dir()] if directory.is_dir() else []
-
-
-def _listing(root: Path, split: Split) -> tuple[list[Path], list[int], tuple[str, ...]]:
+def _list_folder(root: Path, split: str) -> tuple[list[Path], list[int], tuple[str, ...]]:
     """Every image of a split with its label, and the names of the classes."""
+    from torchvision.datasets.folder import make_dataset
+
     if not root.is_dir():
-        raise DataError(
-            explain(
-                f"no folder of images at {str(root)!r}",
-                expected=_EXPECTED,
-                known_by_name="digits, cifar10, cifar100",
-            )
-        )
+        names = "digits, cifar10, cifar100"
+        raise DataError(explain(f"no folder of images at {str(root)!r}", expected=_EXPECTED, known_by_name=names))
     if not (root / split).is_dir():
-        found = [entry.name + ("/" if entry.is_dir() else "") for entry in _visible(root)]
+        found = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+        raise DataError(
+            explain(f"{str(root)!r} has no folder {split!r}", found=_shorten(found) or "nothing", expected=_EXPECTED)
+        )
+
+    def is_image(path: str) -> bool:
+        file = Path(path)
+        visible = file.parent.parent == root / split and not file.name.startswith(".")
+        return visible and file.suffix.lower() in _ENDINGS and file.is_file()
+
+    classes, other = _class_folders(root / split), SPLITS[1 - SPLITS.index(split)]
+    try:
+        samples = make_dataset(root / split, {name: label for label, name in enumerate(classes)}, None, is_image)
+    except (FileNotFoundError, ValueError) as error:  # a class without images; no class
+        fact = f"no images in {str(root / split)!r}, or in one of its classes"
+        raise DataError(explain(fact, reason=error, expected=_EXPECTED, endings=" ".join(_ENDINGS))) from error
+    odd = sorted({*classes} ^ {*(_class_folders(root / other) or classes)})
+    if odd:
         raise DataError(
             explain(
-                f"{str(root)!r} has no folder {split!r}",
-                found=", ".join(found[:10]) + (", ..." if len(found) > 10 else "") or "nothing",
-                expected=_EXPECTED,
+                f"{split!r} and {other!r} have different classes",
+                folder=root,
+                not_in_both=_shorten(odd),
+                why="a label is a position in the alphabetical list of classes",
             )
         )
-    by_class = {
-        entry.name: [file for file in _visible(entry) if file.suffix.lower() in ENDINGS and file.is_file()]
-        for entry in _class_folders(root / split)
-    }
-    if not any(by_class.values()):
-        raise DataError(explain(f"no images in {str(root / split)!r}", expected=_EXPECTED, endings=" ".join(ENDINGS)))
-    for name, files in by_class.items():
-        if not files:
-            raise DataError(
-                explain(f"class {name!r} has no images", folder=root / split / name, endings=" ".join(ENDINGS))
-            )
-    for other in SPLITS:
-        names = {entry.name for entry in _class_folders(root / other)}
-        if names and names != set(by_class):
-            odd = sorted(names ^ set(by_class))
-            raise DataError(
-                explain(
-                    f"{split!r} and {other!r} have different classes",
-                    folder=root,
-                    not_in_both=", ".join(odd[:10]) + (", ..." if len(odd) > 10 else ""),
-                    why="a label is a position in the alphabetical list of classes",
-                )
-            )
-    files = [file for of_class in by_class.values() for file in of_class]
-    labels = [label for label, of_class in enumerate(by_class.values()) for _ in of_class]
-    return files, labels, tuple(by_class)
+    return [Path(file) for file, _ in samples], [label for _, label in samples], tuple(classes)
 
 
-def _decoded(files: Sequence[Path], image_size: int | None) -> NDArray[np.uint8]:
+def _class_folders(folder: Path) -> list[str]:
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def _decode_all(files: Sequence[Path], image_size: int | None) -> NDArray[np.uint8]:
     """Decode all files, shape (n, 3, height, width), in a pool of threads with a progress bar."""
     from tqdm import tqdm
 
@@ -442,15 +437,15 @@ def _decode(file: Path, image_size: int | None) -> NDArray[np.uint8]:
 
 
 def _cache_key(root: Path, split: str, files: Sequence[Path], image_size: int | None) -> str:
-    """SHA-256 of all that the decoded images depend on, as far as the file system tells."""
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, str(root.resolve()), split, image_size]).encode())
+    """SHA-256 of all that the decoded images depend on, as far as the file system shows."""
+    digest = hashlib.sha256(json.dumps([_CACHE_FORMAT, str(root.resolve()), split, image_size]).encode())
     for file in files:
         facts = file.stat()
         digest.update(json.dumps([str(file.relative_to(root)), facts.st_size, facts.st_mtime_ns]).encode())
     return digest.hexdigest()
 
 
-def _cached(file: Path, count: int) -> NDArray[np.uint8] | None:
+def _load_cached(file: Path, count: int) -> NDArray[np.uint8] | None:
     """The decoded images that `file` holds, mapped into memory; None if it is missing or broken."""
     try:
         # Copy-on-write: torch warns about arrays it may not write to, and nobody's writing may reach the file.
@@ -459,15 +454,3 @@ def _cached(file: Path, count: int) -> NDArray[np.uint8] | None:
         return None
     usable = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[:2] == (count, 3)
     return pixels if usable else None
-
-
-def _store(file: Path, pixels: NDArray[np.uint8]) -> None:
-    """Keep decoded images in `file`, whole or not at all; a cache that cannot be written costs time, nothing else."""
-
-    def write(temporary: Path) -> None:
-        np.save(temporary, pixels)
-
-    try:
-        write_whole(file, write)
-    except OSError as error:
-        warnings.warn(f"decoded images are not kept in {str(file.parent)!r}: {error}", stacklevel=3)

@@ -5,35 +5,33 @@ from __future__ import annotations
 import copy
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ..errors import DataError, LayerError, ValuesError, explain
 from ..fitting import Metric
-from ..nn import DenseLayer, kernel_layers, layer_network
-from .images import Images
-from .modes import evaluating
-from .patches import BLOCK, Moments
+from ..nn import DenseLayer, kernel_layers, layer_network, own_weight
+from .images import Images, inputs_of
+from .modes import Hook, evaluating, hooked
+from .patches import PATCH_BLOCK, Moments
+from .surgery import check_initialised, owners_of_parameters
 
 RIDGE = 1e-4
 """Default ridge: variance of the noise on every input, relative to their mean square."""
 
-CACHE = 2**29
+_CACHE = 2**29
 """Default bound, in bytes, of the outputs of the original network that are kept at a time."""
 
 Batches: TypeAlias = Images | Iterable[Tensor | Sequence[Tensor]]
 """Images, or batches of the model's inputs (of a sequence, such as a loader's images and labels, the first entry)."""
 
-Fit: TypeAlias = Callable[[str, Tensor, Metric], Tensor]
+LayerFit: TypeAlias = Callable[[str, Tensor, Metric], Tensor]
 """Layer's name, its weight as torch stores it, the metric -> the new weight, of the same shape."""
-
-Hook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]
 
 
 def input_metrics(
@@ -43,11 +41,9 @@ def input_metrics(
     layers: Sequence[str] | None = None,
     ridge: float = RIDGE,
     batch_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    block: int = BLOCK,
+    block: int = PATCH_BLOCK,
 ) -> dict[str, Metric]:
     """The metric of each kernel layer, from one pass over calibration images in evaluation mode.
 
@@ -65,7 +61,7 @@ def input_metrics(
         batches: the calibration images, or batches of inputs with an image on each entry of the first axis.
         layers: names of layers, or globs; all kernel layers by default.
         ridge: relative, see `Metric.with_ridge`.
-        batch_size, mean, std: for `Images`, and only for them: see `Images.batches`.
+        batch_size: for `Images`, and only for them: see `Images.batches`.
         dtype: of the covariances; by default float64 up to 2048 coupled values, else float32 (half the time and
             memory; its rounding is far below the usual ridge).
         device: where the model is, and the metrics will be.
@@ -81,26 +77,29 @@ def input_metrics(
         ValuesError: a layer's inputs or outputs are not finite, or all its inputs are 0.
     """
     chosen = _chosen(model, layers)
-    moments = {name: _moments(name, module, dtype, device, block, cross=False) for name, module in chosen.items()}
+    moments = {}
+    for name, module in chosen.items():
+        with _errors_of(name):
+            moments[name] = Moments(module, dtype=dtype, device=device, block=block, cross=False)
     called: set[str] = set()
 
     def gather(name: str) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             called.add(name)
-            with _about(name):
+            with _errors_of(name):
                 moments[name].add(_input(args, kwargs), output)
 
         return hook
 
     images = 0
     with evaluating(model):
-        for x in _inputs(model, batches, batch_size, mean, std, device):
+        for x in _inputs(model, batches, batch_size, device):
             images += len(x)
             _run(model, x, {module: gather(name) for name, module in chosen.items()})
     _check_called(chosen, called)
     metrics = {}
     for name, module in chosen.items():
-        with _about(name):
+        with _errors_of(name):
             metrics[name] = moments.pop(name).metric(images, ridge=ridge, weight=module.weight)
     return metrics
 
@@ -108,17 +107,15 @@ def input_metrics(
 def fit_in_order(
     model: nn.Module,
     batches: Batches,
-    fit: Fit,
+    fit: LayerFit,
     *,
     layers: Sequence[str] | None = None,
     ridge: float = RIDGE,
     batch_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    block: int = BLOCK,
-    cache: int = CACHE,
+    block: int = PATCH_BLOCK,
+    cache: int = _CACHE,
 ) -> dict[str, Tensor]:
     """Fit the layers in the order they run, each to the original output from the inputs it has by then.
 
@@ -134,9 +131,9 @@ def fit_in_order(
     Args:
         model: on `device`. It stays as it is.
         batches: see `input_metrics`.
-        fit: called once a layer; see `Fit`.
+        fit: called once a layer; see `LayerFit`.
         cache: the most bytes of the model's outputs that are kept, unless one layer's alone are more.
-        layers, ridge, batch_size, mean, std, dtype, device, block: see `input_metrics`.
+        layers, ridge, batch_size, dtype, device, block: see `input_metrics`.
 
     Returns:
         Layer's name -> weight in the copy, in the order the layers run.
@@ -146,7 +143,7 @@ def fit_in_order(
         ValuesError: see `input_metrics`; what `fit` returns is not finite, or of another shape.
     """
     chosen = _chosen(model, layers)
-    inputs = list(_inputs(model, batches, batch_size, mean, std, device))
+    inputs = list(_inputs(model, batches, batch_size, device))
     images = sum(map(len, inputs))
     twin = copy.deepcopy(model).eval()
     copied = kernel_layers(twin)
@@ -157,11 +154,11 @@ def fit_in_order(
         outputs = _outputs(model, {name: chosen[name] for name in names}, calls, inputs)
         for name in names:
             module = copied[name]
-            moments = _moments(name, module, dtype, device, block, cross=True)
-            for x, wanted in zip(inputs, outputs.pop(name), strict=True):
-                if wanted:
-                    _gather(twin, name, module, moments, x, wanted)
-            with _about(name):
+            with _errors_of(name):
+                moments = Moments(module, dtype=dtype, device=device, block=block, cross=True)
+                for x, wanted in zip(inputs, outputs.pop(name), strict=True):
+                    if wanted:
+                        _gather(twin, module, moments, x, wanted)
                 metric = moments.metric(images, ridge=ridge, weight=module.weight)
             del moments
             weight = _checked_weight(name, module, fit(name, module.weight.detach().clone(), metric))
@@ -231,143 +228,73 @@ def _outputs(
     return outputs
 
 
-def _gather(
-    twin: nn.Module, name: str, module: DenseLayer, moments: Moments, x: Tensor, wanted: Sequence[Tensor]
-) -> None:
-    """Add the inputs that the layer has in the copy, with the outputs wanted for them."""
-    ahead = list(wanted)
+def _gather(twin: nn.Module, module: DenseLayer, moments: Moments, x: Tensor, outputs: Sequence[Tensor]) -> None:
+    """Add the inputs that the layer has in the copy, with the outputs requested for them."""
+    ahead = list(outputs)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        with _about(name):
-            moments.add(_input(args, kwargs), ahead.pop(0))
+        moments.add(_input(args, kwargs), ahead.pop(0))
         if not ahead:
             raise _Stop
 
     with torch.no_grad():
         _run(twin, x, {module: hook})
     if ahead:
-        times = f"{len(wanted) - len(ahead)} times in the copy, {len(wanted)} times in the model"
-        raise LayerError(
-            explain(f"layer {name!r} is called {times}", why="its calls depend on values that were fitted")
-        )
+        times = f"{len(outputs) - len(ahead)} times in the copy, {len(outputs)} times in the model"
+        raise LayerError(explain(f"it is called {times}", why="its calls depend on values that were fitted"))
 
 
 class _Stop(BaseException):
     """Ends a forward pass whose rest nobody needs; no model takes it for an error of its own."""
 
 
-def _run(model: nn.Module, x: Tensor, hooks: Mapping[DenseLayer, Hook]) -> None:
+def _run(model: nn.Module, x: Tensor, hooks: Mapping[nn.Module, Hook]) -> None:
     """One forward pass, to its end or until a hook raises `_Stop`."""
-    handles = [module.register_forward_hook(hook, with_kwargs=True, prepend=True) for module, hook in hooks.items()]
-    try:
+    with suppress(_Stop), hooked(hooks):
         model(x)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _inputs(
-    model: nn.Module,
-    batches: Batches,
-    batch_size: int | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    device: torch.device | str,
-) -> Iterator[Tensor]:
-    """The model's inputs. Raises DataError: there are none, or they are not what they should be."""
-    number = 0
-    for number, batch in enumerate(_given(model, batches, batch_size, mean, std), start=1):
-        x = batch[0] if isinstance(batch, Sequence) and batch else batch
-        if not isinstance(x, Tensor) or x.ndim == 0 or not x.numel():
-            given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise DataError(
-                explain(f"calibration batch {number} holds no images", given=given, needed="a tensor (n, ...), n >= 1")
-            )
-        yield x.to(device)
-    if not number:
-        source = batches.source if isinstance(batches, Images) else None
-        raise DataError(explain("there are no calibration images", source=source))
-
-
-def _given(
-    model: nn.Module,
-    batches: Batches,
-    batch_size: int | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Iterable[Tensor | Sequence[Tensor]]:
-    settings = {"batch_size": batch_size, "mean": mean, "std": std}
-    if not isinstance(batches, Images):
-        extra = [name for name, value in settings.items() if value is not None]
-        if extra:
-            raise DataError(explain(f"{', '.join(extra)} given with batches of inputs", fix="only with Images"))
-        if isinstance(batches, Tensor):  # whose entries would pass for batches
-            raise DataError(explain("a tensor is given for batches of inputs", fix="a list of tensors: [x]"))
-        return batches
-    if batch_size is None or mean is None or std is None:
-        missing = ", ".join(name for name, value in settings.items() if value is None)
-        raise DataError(explain(f"Images are given without {missing}", source=batches.source))
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return (pixels for pixels, _ in batches.batches(batch_size, mean=mean, std=std, dtype=dtype))
+def _inputs(model: nn.Module, batches: Batches, batch_size: int | None, device: torch.device | str) -> Iterator[Tensor]:
+    """The model's inputs. Raises DataError: see `inputs_of`."""
+    if isinstance(batches, Images) and batch_size is not None:
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        batches = batches.batches(batch_size, dtype=dtype)
+    elif batch_size is not None:
+        raise DataError(explain("batch_size given with batches of inputs", fix="only with Images"))
+    return (x.to(device) for x in inputs_of(batches))
 
 
 def _chosen(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, DenseLayer]:
     """Name -> layer, all of them fit to be calibrated. Raises LayerError: see `input_metrics`."""
-    there = kernel_layers(model)
-    if not there:
+    layers = kernel_layers(model)
+    if not layers:
         raise LayerError(explain(f"{type(model).__name__} has no kernel", needed="a convolution or linear layer"))
-    wanted = ["*"] if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in wanted:
-        if not any(fnmatchcase(name, pattern) for name in there):
-            near = difflib.get_close_matches(pattern, list(there), n=3, cutoff=0.3)
+    globs = ["*"] if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in layers):
+            near = difflib.get_close_matches(glob, list(layers), n=3, cutoff=0.3)
             raise LayerError(
                 explain(
-                    f"no layer is called {pattern!r}",
+                    f"no layer is called {glob!r}",
                     near=", ".join(near) or None,
-                    layers=", ".join(list(there)[:8]) + (", ..." if len(there) > 8 else ""),
+                    layers=", ".join(list(layers)[:8]) + (", ..." if len(layers) > 8 else ""),
                 )
             )
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise LayerError(explain(f"{name!r} has no value yet", fix="run the model once on an input"))
-    chosen = {name: module for name, module in there.items() if any(fnmatchcase(name, p) for p in wanted)}
-    owners: dict[int, list[str]] = {}
-    for owner, holder in model.named_modules():
-        for key, parameter in holder._parameters.items():
-            owners.setdefault(id(parameter), []).append(f"{owner}.{key}".lstrip("."))
+    check_initialised(model)
+    chosen = {name: module for name, module in layers.items() if any(fnmatchcase(name, glob) for glob in globs)}
+    owners = owners_of_parameters(model)
     for name, module in chosen.items():
-        _check_layer(name, module, owners)
+        with _errors_of(name):
+            weight = own_weight(module)
+            if len(owners[weight]) > 1:
+                fix = "give each layer a weight of its own, or leave it out of layers="
+                raise LayerError(explain("its weight is shared", between=", ".join(owners[weight]), fix=fix))
+            layer_network(module)
     return chosen
 
 
-def _check_layer(name: str, module: DenseLayer, owners: Mapping[int, Sequence[str]]) -> None:
-    weight = module._parameters.get("weight")
-    if weight is None:
-        raise LayerError(
-            explain(
-                f"the weight of layer {name!r} is computed from other parameters (a parametrisation, weight norm)",
-                fix="remove the parametrisation first: torch.nn.utils.parametrize.remove_parametrizations",
-            )
-        )
-    if len(owners[id(weight)]) > 1:
-        raise LayerError(
-            explain(
-                f"the weight of layer {name!r} is shared",
-                between=", ".join(owners[id(weight)]),
-                fix="give each layer a weight of its own, or leave it out of layers=",
-            )
-        )
-    if not weight.is_floating_point():
-        raise LayerError(explain(f"the weight of layer {name!r} is {weight.dtype}", needed="real numbers"))
-    with _about(name):
-        layer_network(module)
-
-
-def _check_called(chosen: Iterable[str], called: Iterable[str]) -> None:
-    there = set(called)
-    silent = [name for name in chosen if name not in there]
+def _check_called(chosen: Iterable[str], called: Collection[str]) -> None:
+    silent = [name for name in chosen if name not in called]
     if silent:
         raise LayerError(
             explain(
@@ -383,25 +310,12 @@ def _checked_weight(name: str, module: DenseLayer, weight: Tensor) -> Tensor:
         given = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
         raise ValuesError(
             explain(
-                f"the fit of layer {name!r} returned no weight for it",
+                f"the fit of layer {name!r} did not return a weight for it",
                 given=given,
                 needed=f"finite, shape {tuple(module.weight.shape)}",
             )
         )
     return weight
-
-
-def _moments(
-    name: str,
-    module: DenseLayer,
-    dtype: torch.dtype | None,
-    device: torch.device | str,
-    block: int,
-    *,
-    cross: bool,
-) -> Moments:
-    with _about(name):
-        return Moments(module, dtype=dtype, device=device, block=block, cross=cross)
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -418,7 +332,7 @@ def _without_bias(module: nn.Module, output: Tensor) -> Tensor:
 
 
 @contextmanager
-def _about(name: str) -> Iterator[None]:
+def _errors_of(name: str) -> Iterator[None]:
     """Name the layer in errors of its numbers."""
     try:
         yield

@@ -1,12 +1,16 @@
-"""Training and evaluation modes of a model's modules, given back in the end."""
+"""Modes and hooks of a model's modules, given back in the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Hook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]
+"""Module, positional and keyword arguments of its call, output."""
 
 
 @contextmanager
@@ -26,3 +30,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with modes_kept(model), torch.no_grad():
         model.eval()
         yield
+
+
+@contextmanager
+def hooked(hooks: Mapping[nn.Module, Hook]) -> Iterator[None]:
+    """Call a hook after each call of its module, before any other hook."""
+    handles = [module.register_forward_hook(hook, with_kwargs=True, prepend=True) for module, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,4 +1,4 @@
-"""An optimizer after surgery: what is gone leaves, what is new joins, what stays keeps its moments."""
+"""An optimizer after a conversion: old parameters leave it, new ones join, the others keep their moments."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 from torch import nn
 
 from ..errors import LayerError, explain
-from .report import Replaced, Report
+from .report import ConversionReport, Replaced
 
 MATRICES_ONLY: tuple[type[torch.optim.Optimizer], ...] = (torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()
 """Optimizers of torch that refuse a parameter of other than two axes; older versions have none."""
 
 
-def update_optimizer(optimizer: torch.optim.Optimizer, report: Report) -> None:
+def update_optimizer(optimizer: torch.optim.Optimizer, report: ConversionReport) -> None:
     """Exchange the parameters of converted layers in an optimizer of the model.
 
-    The cores of a layer stand in the parameter group of its weight, in its place, with fresh state; a bias that the
+    The cores of a layer take the place of its weight in its parameter group, with fresh state; a bias that the
     new layer took over keeps its state, as does every layer that was not touched. Cores of a weight that the
     optimizer did not hold (a frozen one, or one of another optimizer) do not join, nor does such a bias. Schedulers
-    go on: the groups are the same objects. On an error the optimizer is as it was.
+    continue: the groups are the same objects. On an error the optimizer is as it was.
 
     Args:
         optimizer: with one state for each parameter.
@@ -28,7 +28,7 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: Report) -> None:
 
     Raises:
         LayerError: the optimizer holds neither old nor new parameters of any converted layer; has one state for all
-            parameters together (LBFGS); takes matrices only (Muon), and a core that would join is none.
+            parameters together (LBFGS); takes matrices only (Muon), and a core that would join is not a matrix.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise LayerError(explain("LBFGS has one state for all parameters together", fix="a new optimizer"))
@@ -53,7 +53,7 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: Report) -> None:
             if isinstance(optimizer, MATRICES_ONLY) and core.ndim != 2:
                 kind = type(optimizer).__name__
                 fact = f"{kind} takes matrices, and {replaced.name}.{name} has {core.ndim} axes"
-                raise LayerError(explain(fact, fix="a rewrite with matrices; or an optimizer for tensors, made anew"))
+                raise LayerError(explain(fact, fix="a rewrite with matrices; or a new optimizer for tensors"))
     for replaced, old, cores in exchanged:
         for group in optimizer.param_groups:
             position = _position(group["params"], old)

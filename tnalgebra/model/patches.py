@@ -15,14 +15,14 @@ from ..fitting import Metric
 from ..nn import TRANSPOSED, DenseLayer, kernel_labels_of
 from ..tensors import MAX_ELEMENTS
 
-BLOCK = 2**21
+PATCH_BLOCK = 2**21
 """Default bound of the elements of a block of patches: 16 MiB in float64, about a cache."""
 
-FLOAT64_UP_TO = 2048
+_FLOAT64_UP_TO = 2048
 """Rows of the largest covariance that is gathered in float64 by default. A patch costs the square of the rows, and
 float32 half of that and half the memory; its rounding, about 1e-6 of the diagonal, is far below the usual ridge."""
 
-STRIP = 256
+_STRIP = 256
 """Rows of a covariance that are computed at once, from the diagonal on: the other half is their mirror image."""
 
 
@@ -60,7 +60,7 @@ class Window:
         matrices = 1 if self.groups == 1 else self.outputs
         return (self.groups * self.coupled) ** 2 if self.transposed else matrices * self.coupled**2
 
-    def parts(self, x: Tensor, extent: tuple[int, ...], dtype: torch.dtype, block: int) -> Iterator[Part]:
+    def parts(self, x: Tensor, extent: tuple[int, ...], dtype: torch.dtype, block: int) -> Iterator[PatchPart]:
         """The patches of an input, part by part.
 
         Args:
@@ -77,9 +77,9 @@ class Window:
             views = self._views(self._padded(x[some].to(dtype), extent))
             for top in range(0, extent[0] if extent else 1, lines):
                 top_lines = (slice(top, top + lines),) if extent else ()
-                yield Part(self._rows(views[:, :, :, *top_lines]), (some, *top_lines))
+                yield PatchPart(self._rows(views[:, :, :, *top_lines]), (some, *top_lines))
 
-    def outputs_at(self, part: Part, y: Tensor) -> Tensor:
+    def outputs_at(self, part: PatchPart, y: Tensor) -> Tensor:
         """The outputs of a part's patches: shape (groups, patches, outputs of a group)."""
         images, *lines = part.where
         values = y[images, :, *lines].to(part.rows.dtype)
@@ -94,7 +94,7 @@ class Window:
             stuffed[:, :, *(slice(None, None, step) for step in self.stride)] = x
             x = stuffed
             reach = [d * (k - 1) for d, k in zip(self.dilation, self.size, strict=True)]
-            # behind, as far as the output reaches: its size is not given by that of the input alone
+            # behind, as far as the output reaches: the size of the input alone does not determine it
             padding = tuple(
                 (r - before, o + before - length)
                 for r, (before, _), o, length in zip(reach, padding, extent, lengths, strict=True)
@@ -121,7 +121,7 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class PatchPart:
     """Some patches of an input."""
 
     rows: Tensor
@@ -189,7 +189,7 @@ class Moments:
                     fix="leave it out of layers=",
                 )
             )
-        self.dtype = dtype or (torch.float64 if window.coupled <= FLOAT64_UP_TO else torch.float32)
+        self.dtype = dtype or (torch.float64 if window.coupled <= _FLOAT64_UP_TO else torch.float32)
         self.block = block
         shape = (window.groups, window.coupled, window.coupled)
         self._products = torch.zeros(shape, dtype=self.dtype, device=device)
@@ -216,9 +216,9 @@ class Moments:
         elif x.ndim == axes + 1:  # one image, without an axis for it
             x, y = x[None], y[None]
         for part in self.window.parts(x, tuple(y.shape[2:]), self.dtype, self.block):
-            for start in range(0, self.window.coupled, STRIP):
-                strip = part.rows[:, :, start : start + STRIP].mT
-                self._products[:, start : start + STRIP, start:].baddbmm_(strip, part.rows[:, :, start:])
+            for start in range(0, self.window.coupled, _STRIP):
+                strip = part.rows[:, :, start : start + _STRIP].mT
+                self._products[:, start : start + _STRIP, start:].baddbmm_(strip, part.rows[:, :, start:])
             if self._cross is not None:
                 outputs = self.window.outputs_at(part, y)
                 self._cross.baddbmm_(outputs.mT, part.rows)
@@ -231,8 +231,8 @@ class Moments:
             ValuesError: see `Metric.with_ridge`.
         """
         window, sums = self.window, self._products
-        for start in range(0, window.coupled, STRIP):
-            stop = start + STRIP
+        for start in range(0, window.coupled, _STRIP):
+            stop = start + _STRIP
             sums[:, stop:, start:stop] = sums[:, start:stop, stop:].mT
         sums /= images
         sizes = (window.channels // window.groups, *window.size)

@@ -18,29 +18,27 @@ from ..network import KERNEL_LABELS
 from ..rewriting import Choices, Options, Rule
 from .surgery import Site
 
-Rewrite: TypeAlias = str | Rule
+_Rewrite: TypeAlias = str | Rule
 """A rule, its name, a cut such as "out kh | in kw", or a rule in the notation."""
 
-Wish: TypeAlias = Rewrite | tuple[Any, Any] | Sequence[Any] | None
+LayerRequest: TypeAlias = _Rewrite | tuple[Any, Any] | Sequence[Any] | None
 """A rewrite; (rewrite, ranks); (rewrite, choices of `Rule.apply`); a list of these; None: the layer stays dense."""
 
-Chooser: TypeAlias = Callable[[str, nn.Module], Wish]
-"""Layer's name, the layer -> what is wished for it."""
-
-Patterns: TypeAlias = Mapping[str | type[nn.Module], Wish] | Chooser
+Patterns: TypeAlias = Mapping[str | type[nn.Module], LayerRequest] | Callable[[str, nn.Module], LayerRequest]
+"""A glob over names or a class -> what is requested for its layers; or a function of a layer's name and the layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Offer:
     """A rewrite that a layer may be given, with the caller's choices; `ranks` among them where there are any."""
 
-    rewrite: Rewrite
+    rewrite: _Rewrite
     choices: Choices
 
 
 @dataclass(frozen=True, eq=False)
 class Assigned:
-    """What the first pattern that fits a layer wishes.
+    """What the first pattern that fits a layer requests.
 
     offers: None: the layer stays dense.
     pattern: its text; "" where no pattern fits.
@@ -58,21 +56,21 @@ def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> d
 
     Raises:
         LayerError: a pattern fits no kernel layer; near names are listed.
-        RuleError, RankError, TypeError: a wish that is none, or a name that no rule has.
+        RuleError, RankError, TypeError: a request that cannot be read, or a name that no rule has.
     """
-    if not isinstance(patterns, Mapping):
-        if not callable(patterns):  # as untyped callers may
-            kind = type(patterns).__name__  # type: ignore[unreachable]
-            raise RuleError(explain(f"layers are chosen by a {kind}", fix="{'layer3.*': 'tucker2'}, or a function"))
-        found = {}
-        for name, site in sites.items():
-            found[name] = Assigned(offers_of(patterns(name, site.module), f"layer {name!r}"), "the function")
-        return found
+    if callable(patterns):
+        return {
+            name: Assigned(_read_request(patterns(name, site.module), f"layer {name!r}"), "the function")
+            for name, site in sites.items()
+        }
+    if not isinstance(patterns, Mapping):  # as untyped callers may
+        kind = type(patterns).__name__  # type: ignore[unreachable]
+        raise RuleError(explain(f"layers are chosen by a {kind}", fix="{'layer3.*': 'tucker2'}, or a function"))
     if not patterns:
-        raise RuleError(explain("there is no pattern", fix="{'*': ('tucker2', tn.ParameterBudget(0.5))}"))
+        raise RuleError(explain("no pattern is given", fix="{'*': ('tucker2', tn.ParameterBudget(0.5))}"))
     for pattern in patterns:
         _check_pattern(pattern)
-    wishes = {pattern: offers_of(wish, f"the pattern {_text(pattern)!r}") for pattern, wish in patterns.items()}
+    requests = {pattern: _read_request(one, f"the pattern {_text(pattern)!r}") for pattern, one in patterns.items()}
     fitting = {
         name: [pattern for pattern in patterns if any(_fits(pattern, alias, site.module) for alias in site.names)]
         for name, site in sites.items()
@@ -81,21 +79,19 @@ def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> d
         if not any(pattern in fits for fits in fitting.values()):
             raise _unmatched(model, sites, pattern)
     followed = {fits[0] for fits in fitting.values() if fits}
-    assigned = {}
+    assigned = {name: Assigned(None) for name in sites}
     for name, fits in fitting.items():
-        if not fits:
-            assigned[name] = Assigned(None)
-            continue
-        first, *later = fits
-        also = [_text(one) for one in later if wishes[first] is not None or one not in followed]
-        assigned[name] = Assigned(wishes[first], _text(first), tuple(also))
+        if fits:
+            first, *later = fits
+            also = tuple(_text(one) for one in later if requests[first] is not None or one not in followed)
+            assigned[name] = Assigned(requests[first], _text(first), also)
     return assigned
 
 
 def _check_pattern(pattern: object) -> None:
     if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
         fix = "a glob over names ('layer3.*.conv2'), or a class (torch.nn.Conv2d)"
-        raise RuleError(explain(f"{pattern!r} is no pattern", fix=fix))
+        raise RuleError(explain(f"{pattern!r} is not a pattern", fix=fix))
 
 
 def _fits(pattern: str | type[nn.Module], name: str, module: nn.Module) -> bool:
@@ -124,41 +120,29 @@ def _unmatched(model: nn.Module, sites: Mapping[str, Site], pattern: str | type[
     return LayerError(explain(fact, near=", ".join(near) or None, layers=listed))
 
 
-def offers_of(wish: object, where: str) -> tuple[Offer, ...] | None:
-    """A wish in one form. Raises RuleError, RankError or TypeError for what is none."""
-    if wish is None:
+def _read_request(request: object, where: str) -> tuple[Offer, ...] | None:
+    """A request in one form. Raises RuleError, RankError or TypeError if it cannot be read."""
+    if request is None:
         return None
-    if isinstance(wish, str | Rule):
-        _check_rewrite(wish)
-        return (Offer(wish, {}),)
-    if isinstance(wish, tuple):
-        if len(wish) != 2:
-            raise _no_wish(wish, where)
-        plain = offers_of(wish[0], where) if isinstance(wish[0], str | Rule | list) else None
-        if plain is None:
-            raise _no_wish(wish, where)
-        if any(offer.choices for offer in plain):
+    if isinstance(request, str | Rule):
+        _check_rewrite(request)
+        return (Offer(request, {}),)
+    if isinstance(request, tuple) and len(request) == 2 and isinstance(request[0], str | Rule | list):
+        offers = _read_request(request[0], where)
+        if offers is None or any(offer.choices for offer in offers):
             raise RuleError(explain(f"{where}: choices are given twice", fix="(rewrite, ranks), in the list or around"))
-        return tuple(Offer(offer.rewrite, _choices(wish[1], offer.rewrite, where)) for offer in plain)
-    if isinstance(wish, list):
-        nested = [offers_of(one, where) for one in wish]
+        return tuple(Offer(offer.rewrite, _choices(request[1], where)) for offer in offers)
+    if isinstance(request, list):
+        nested = [_read_request(one, where) for one in request]
         if not nested or None in nested:
             raise RuleError(explain(f"{where}: a list of rewrites holds {'None' if nested else 'nothing'}"))
         return tuple(offer for offers in nested if offers is not None for offer in offers)
-    raise _no_wish(wish, where)
+    fix = "a rewrite, (rewrite, ranks), (rewrite, {'ranks': ..., 'starts': ...}), a list of these, or None"
+    raise RuleError(explain(f"{where} is to be rewritten by {request!r}", fix=fix))
 
 
-def _no_wish(wish: object, where: str) -> RuleError:
-    return RuleError(
-        explain(
-            f"{where} is to be rewritten by {wish!r}",
-            fix="a rewrite, (rewrite, ranks), (rewrite, {'ranks': ..., 'starts': ...}), a list of these, or None",
-        )
-    )
-
-
-def _check_rewrite(rewrite: Rewrite) -> None:
-    """A name that no rule has, and notation that is none, are wrong for layers of every kind."""
+def _check_rewrite(rewrite: _Rewrite) -> None:
+    """Raise RuleError or NotationError for a name that no rule has, and for text that cannot be read."""
     if isinstance(rewrite, Rule):
         return
     if "=>" in rewrite or "[" in rewrite:
@@ -169,7 +153,7 @@ def _check_rewrite(rewrite: Rewrite) -> None:
             resolve(rewrite, KERNEL_LABELS[4])
 
 
-def _choices(given: object, rewrite: Rewrite, where: str) -> Choices:
+def _choices(given: object, where: str) -> Choices:
     """`{"r": 8}` are ranks, `{"ranks": ..., "starts": 1}` choices; a bond named like a choice goes into the latter."""
     if isinstance(given, Mapping):
         chosen = [key for key in given if key in Choices.__annotations__]
@@ -181,10 +165,10 @@ def _choices(given: object, rewrite: Rewrite, where: str) -> Choices:
             odd = next(key for key in given if key not in chosen)
             if "ranks" in chosen:
                 near = difflib.get_close_matches(str(odd), Choices.__annotations__, n=1)
-                fact = f"{where}: there is no choice {odd!r}"
+                fact = f"{where}: {odd!r} is not a choice"
                 raise RuleError(explain(fact, near=", ".join(near) or None, choices=", ".join(Choices.__annotations__)))
             raise RuleError(
-                explain(f"{where}: ranks stand beside the choice {chosen[0]!r}", fix="{'ranks': {'r': 8}, 'starts': 1}")
+                explain(f"{where}: ranks beside the choice {chosen[0]!r}", fix="{'ranks': {'r': 8}, 'starts': 1}")
             )
         return {"ranks": given}
     if isinstance(given, KeepFraction | RelativeError | ParameterBudget):

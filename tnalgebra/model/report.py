@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerRow:
     """One kernel layer of the model, as it was before the conversion.
 
     name: of the layer; further names of the same layer are `aliases`.
@@ -75,7 +75,7 @@ class Replaced:
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class ConversionReport:
     """What a conversion did: prints as a table.
 
     rows: every kernel layer, in the order of the modules.
@@ -83,12 +83,12 @@ class Report:
     replaced: for `update_optimizer`.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[LayerRow, ...]
     parameters: int
     parameters_after: int
     replaced: tuple[Replaced, ...] = field(default=(), repr=False)
 
-    def __getitem__(self, name: str) -> Row:
+    def __getitem__(self, name: str) -> LayerRow:
         """The row of a layer, by any of its names. Raises KeyError."""
         for row in self.rows:
             if name in (row.name, *row.aliases):
@@ -111,7 +111,7 @@ class Report:
         return _total([row.multiply_adds_after for row in self.rows])
 
     def records(self) -> list[dict[str, Any]]:
-        """A dictionary for each row, with the fields of `Row`."""
+        """A dictionary for each row, with the fields of `LayerRow`."""
         return [{**vars(row), "ranks": dict(row.ranks)} for row in self.rows]
 
     def to_pandas(self) -> pd.DataFrame:
@@ -156,15 +156,7 @@ class Report:
         return found
 
     def __str__(self) -> str:
-        lines = self._table()
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = [
-            "  ".join(
-                cell.ljust(width) if number < 2 else cell.rjust(width)
-                for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
+        text = align(self._table(), left=(0, 1))
         rule = "-" * max(map(len, text))
         return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], *self.notes])
 
@@ -181,6 +173,18 @@ class Report:
         rows = "".join(line(cells, "td") for cells in body)
         table = f"<thead>{line(head, 'th')}</thead><tbody>{rows}</tbody><tfoot>{line(whole, 'th')}</tfoot>"
         return f"<table>{table}</table>" + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+
+
+def align(lines: Sequence[Sequence[str]], *, left: Collection[int]) -> list[str]:
+    """Lines of cells as text, its columns aligned: those of these numbers to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
 
 
 def _total(counts: Sequence[int | None]) -> int | None:

@@ -19,26 +19,27 @@ from ..errors import LayerError, NetworkError, StudyError, ValuesError, explain
 from ..network import KERNEL_LABELS, Bipartition, Network, bipartitions, check_covers, kernel_labels, labels_of
 from ..nn import kernel_labels_of, kernel_layers
 from ..tensors import Operand, check_axes, contract, evaluate, gram_singular_values, matricise, scaled, truncated_svd
+from .report import align
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-MAX_LABELS = 12
+_MAX_LABELS = 12
 """Most open labels a network may have here: 2047 cuts. One label more doubles them."""
 
-FIGURE_FORMATS = (".png", ".svg")
-LEAST_DRAWN = 1e-8
-LEGEND_ROWS = 40
+_FIGURE_FORMATS = (".png", ".svg")
+_LEAST_DRAWN = 1e-8
+_LEGEND_ROWS = 40
 DISTINCT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-"""Told apart by the colour-blind too (M. Okabe and K. Ito 2002), without the yellow, which is faint on white."""
+"""Distinct for the colour-blind too (M. Okabe and K. Ito 2002), without the yellow, which is faint on white."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """The singular values of one kernel over one cut.
 
-    They are accurate as `linalg.singular_values` says: above 1e-6 of the largest, to 1e-8 of the largest; a relative
+    They are accurate as `gram_singular_values` says: above 1e-6 of the largest, to 1e-8 of the largest; a relative
     error below 1e-6 is rounding. A kernel of zeros counts as one that any rank keeps in full: entropy 0, effective
     rank 1, participation ratio 1, norm kept 1, relative error 0.
     """
@@ -116,7 +117,7 @@ class Spectra(Sequence[Spectrum]):
             layer: its name; may be left out if there is one layer.
 
         Raises:
-            LayerError: there is no such layer, or there are several and none is named.
+            LayerError: no layer has this name, or there are several and none is named.
         """
         names = list(self.kernels)
         chosen = names[0] if layer is None and len(names) == 1 else layer
@@ -135,12 +136,7 @@ class Spectra(Sequence[Spectrum]):
         """
         head = ("layer", "cut", "values", "entropy", "effective rank", "participation ratio", "half", "norm kept")
         rows = [head, *(_table_row(item) for item in self)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        aligned = (
-            [cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(cells)]
-            for cells in (zip(row, widths, strict=True) for row in rows)
-        )
-        return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+        return "\n".join(align(rows, left=(0, 1)))
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a singular value.
@@ -173,11 +169,11 @@ class Spectra(Sequence[Spectrum]):
         Raises:
             StudyError: another suffix.
         """
-        if path is not None and Path(path).suffix.lower() not in FIGURE_FORMATS:
+        if path is not None and Path(path).suffix.lower() not in _FIGURE_FORMATS:
             raise StudyError(
-                explain(f"a figure is not written as {Path(path).name!r}", fix=" or ".join(FIGURE_FORMATS))
+                explain(f"a figure is not written as {Path(path).name!r}", fix=" or ".join(_FIGURE_FORMATS))
             )
-        figure = _drawn(self)
+        figure = _draw(self)
         if path is not None:
             write_whole(path, lambda file: figure.savefig(file, dpi=150))
         return figure
@@ -230,7 +226,7 @@ def spectra(target: nn.Module | Tensor | NDArray[Any] | Network, *, values: Mapp
 
 
 def cut_singular_values(tensor: Tensor, labels: Sequence[str], cuts: Sequence[Bipartition]) -> list[Tensor]:
-    """Singular values of one tensor over several cuts, accurate as `linalg.singular_values` says.
+    """Singular values of one tensor over several cuts, accurate as `gram_singular_values` says.
 
     A label of size 1 makes no difference to a cut, and neither does swapping its sides: cuts that agree but for
     this share one computation, which makes four of the seven cuts of a 1x1 convolution free.
@@ -265,8 +261,8 @@ def hosvd(tensor: Tensor | NDArray[Any], labels: str | Sequence[str] | None = No
             axes.
 
     Raises:
-        ValuesError: another number of axes, a label that stands twice, empty, complex, or NaN or infinity inside.
-        RuleError: there is one label only.
+        ValuesError: another number of axes, a label that occurs twice, empty, complex, or NaN or infinity inside.
+        RuleError: only one label.
     """
     tensor = torch.as_tensor(tensor)
     labels = labels_of(KERNEL_LABELS.get(tensor.ndim, ()) if labels is None else labels)
@@ -290,9 +286,11 @@ def _kernels(
     """(name, elements, labels) of every kernel."""
     if isinstance(target, Network):
         count = len(target.output)
-        if not 2 <= count <= MAX_LABELS:
+        if not 2 <= count <= _MAX_LABELS:
             raise NetworkError(
-                explain(f"a network with {count} output labels has no cuts here", fix=f"2 to {MAX_LABELS}: fuse labels")
+                explain(
+                    f"a network with {count} output labels has no cuts here", fix=f"2 to {_MAX_LABELS}: fuse labels"
+                )
             )
         yield "network", evaluate(target, values), target.output
         return
@@ -339,13 +337,13 @@ def _by_rank(spectrum: Spectrum) -> Iterator[tuple[float, float, float]]:
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def _drawn(found: Spectra) -> Figure:
+def _draw(spectra: Spectra) -> Figure:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    layers = list(dict.fromkeys(item.layer for item in found))
-    cuts = list(dict.fromkeys(str(item.cut) for item in found))
+    layers = list(dict.fromkeys(item.layer for item in spectra))
+    cuts = list(dict.fromkeys(str(item.cut) for item in spectra))
     across = min(4, max(1, len(cuts)))
     down = max(1, -(-len(cuts) // across))
     figure = Figure(figsize=(3.4 * across + 1.6, 2.8 * down + 0.4), layout="constrained")
@@ -358,9 +356,9 @@ def _drawn(found: Spectra) -> Figure:
     for cut, panel in panels.items():
         panel.set(title=cut, yscale="log", xlim=(0, 1.02))
         panel.grid(alpha=0.3)
-    for item in found:
+    for item in spectra:
         numbers = item.singular_values
-        shown = numbers[numbers > LEAST_DRAWN * numbers[0]] / numbers[0]
+        shown = numbers[numbers > _LEAST_DRAWN * numbers[0]] / numbers[0]
         ranks = torch.arange(1, len(shown) + 1) / len(numbers)
         panels[str(item.cut)].plot(
             ranks,
@@ -372,6 +370,6 @@ def _drawn(found: Spectra) -> Figure:
     figure.supxlabel("rank / number of singular values")
     figure.supylabel("singular value / largest")
     lines = [Line2D([], [], color=colour) for colour in colours]
-    columns = max(1, -(-len(layers) // LEGEND_ROWS))
+    columns = max(1, -(-len(layers) // _LEGEND_ROWS))
     figure.legend(lines, layers, loc="outside right upper", fontsize="x-small", ncols=columns, frameon=False)
     return figure

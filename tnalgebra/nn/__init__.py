@@ -22,6 +22,7 @@ from .torch_layers import (
     kernel_layers,
     layer_network,
     memory_format_of,
+    own_weight,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "kernel_layers",
     "layer_network",
     "memory_format_of",
+    "own_weight",
 ]

@@ -1,4 +1,4 @@
-"""`KernelLayer`: what the decomposed layers of `nn` have in common, and how one is made of a layer of torch's."""
+"""`KernelLayer`: what the decomposed layers of `nn` have in common, and how one is made from a layer of torch's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from math import prod
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypedDict
@@ -22,56 +23,62 @@ from ..fitting import Rank, bonds_of, open_labels
 from ..network import Fuse, NamedTensor, Network, Numbers, axis_numbers, compose, draw, shape_of, tensor_nodes
 from ..rewriting import Choices, Fit, Place, Rule, Trace
 from ..tensors import bind, value_of
-from .torch_layers import DenseLayer, kernel_labels_of, layer_network, memory_format_of
+from .torch_layers import DenseLayer, kernel_labels_of, layer_network, memory_format_of, own_weight
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Rewrite: TypeAlias = str | Rule | Fit
+LayerRewrite: TypeAlias = str | Rule | Fit
 """A decomposition's name, a cut, a rule in the notation, a rule, or a fit of the layer's weight."""
 
-NOMINAL_BATCH = 16
-"""Images, or any things with positions, for which a plan is chosen if nothing else is said."""
+_NOMINAL_BATCH = 16
+"""Images, or any things with positions, for which a plan is chosen unless `batch_size` says otherwise."""
 
-NOMINAL_ROWS = 256
+_NOMINAL_ROWS = 256
 """The same for linear layers, whose leading axes count together."""
 
-NOMINAL_POSITIONS = {1: 256, 2: 32, 3: 16}
+_NOMINAL_POSITIONS = {1: 256, 2: 32, 3: 16}
 """Positions along an axis, by the number of axes, at least as many as a window reaches."""
 
-OWN_NAMES = (
+_OWN_NAMES = (
     *("X", "weight", "bias", "kernel", "origin", "in_features", "out_features", "in_channels", "out_channels"),
     *("kernel_size", "stride", "padding", "output_padding", "dilation", "groups", "padding_mode"),
 )
 """Names that no tensor of a layer's decomposition can have: those of a layer's attributes and of its input."""
 
 
-class Shaping(TypedDict, total=False):
-    """Of `Choices`, what decides about the tensors of a layer that is made anew."""
+class Planning(TypedDict, total=False):
+    """What a layer's plan is chosen for.
+
+    input_size: positions, one integer for all axes or one for each; inputs of every other size are computed too. By
+        default 256 (1-d), 32 (2-d), 16 (3-d), at least the window's reach. A linear layer has none.
+    batch_size: by default 16; of a linear layer the rows, its leading axes together, by default 256.
+    candidates: "factored" never lets the input meet the whole kernel.
+    tune: measure the best few plans.
+    backward: choose by the price of forward and backward.
+    memory_format: of inputs, and so of outputs; by default that of the weight.
+    """
+
+    input_size: Numbers | None
+    batch_size: int | None
+    candidates: Candidates
+    tune: bool
+    backward: bool
+    memory_format: torch.memory_format | None
+
+
+class LayerChoices(Choices, Planning, total=False):
+    """Choices of the fit and of the plan."""
+
+
+class Shaping(Planning, total=False):
+    """Choices of the plan and, of `Choices`, those that determine the tensors of a layer with random values."""
 
     at: int | Place | None
     bind: Mapping[str, str] | None
     ranks: Mapping[str, Rank] | Rank | None
     sizes: Mapping[str, int] | None
     fixed: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Planning:
-    """What a layer's plan is chosen for.
-
-    input_size: sizes of the positions, one integer for all axes or one for each; None: `NOMINAL_POSITIONS`.
-    batch_size: None: `NOMINAL_BATCH`, of linear layers `NOMINAL_ROWS`.
-    candidates, tune, backward: as of `compile`.
-    memory_format: of the input; None: that of the weight.
-    """
-
-    input_size: Numbers | None = None
-    batch_size: int | None = None
-    candidates: Candidates = "all"
-    tune: bool = False
-    backward: bool = False
-    memory_format: torch.memory_format | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,24 +125,25 @@ class KernelLayer(Compiled):
     bias: torch_nn.Parameter | None
 
     @classmethod
-    def _made(
-        cls, module: torch_nn.Module, rewrite: Rewrite, fit: Fit | None, planning: Planning, choices: Choices
-    ) -> Self:
+    def _of_dense(cls, module: torch_nn.Module, rewrite: LayerRewrite, fit: Fit | None, choices: LayerChoices) -> Self:
         """The layer that does what `module` does, its weight rewritten."""
         if not isinstance(module, cls.dense_class):
-            wanted, given = f"torch.nn.{cls.dense_class.__name__}", type(module).__name__
-            raise LayerError(explain(f"a {given} is given to nn.{cls.__name__}", fix=f"a {wanted}, or nn.decomposed"))
-        if "input_size" in choices:
-            raise LayerError(explain("input_size is given to a layer without positions", fix="batch_size"))
+            fact = f"a {type(module).__name__} is given to nn.{cls.__name__}"
+            raise LayerError(explain(fact, fix=f"a torch.nn.{cls.dense_class.__name__}, or nn.decomposed"))
         _check_layer(module)
+        planning, fitting = _split(choices)
         if isinstance(rewrite, Fit):
             fit = rewrite
         elif fit is None:
-            fit = _fitted(module, rewrite, choices)
-            choices = {}
-        _check_fit(fit, choices)
-        values = {name: fit.values[name] for name in tensor_nodes(fit.network)}
-        return cls.of_network(module, fit.network, values, _constants(fit), planning, _origin_of(fit))
+            fit, fitting = _fit_weight(module, rewrite, fitting), {}
+        if fitting:
+            raise LayerError(explain(f"{next(iter(fitting))}= is given with a fit", fix="a rule, or the fit alone"))
+        missing = [name for name in tensor_nodes(fit.network) if name not in fit.values]
+        if missing:
+            raise LayerError(explain(f"the fit has no value of {missing[0]!r}", network=fit.network))
+        return cls.of_network(
+            module, fit.network, fit.values, constants=_constants(fit), planning=planning, origin=_origin_of(fit)
+        )
 
     @classmethod
     def of_network(
@@ -143,6 +151,7 @@ class KernelLayer(Compiled):
         module: DenseLayer,
         network: Network,
         values: Mapping[str, Tensor],
+        *,
         constants: Collection[str],
         planning: Planning,
         origin: Origin,
@@ -160,49 +169,55 @@ class KernelLayer(Compiled):
             ValuesError: a value does not fit the network.
         """
         layer = cls.__new__(cls)
-        layer._fill(module, network, values, constants, planning)
+        layer._fill(module, network, values, constants=constants, planning=planning)
         layer.origin = origin
         return layer.train(module.training)  # type: ignore[return-value]
 
-    def _start(self, arguments: Mapping[str, Any], rewrite: str | Rule, planning: Planning, choices: Shaping) -> None:
-        """Become a layer with random values.
+    def _start(self, arguments: Sequence[Any], rewrite: str | Rule, choices: Shaping) -> None:
+        """Become a layer with random values, see `reset_parameters`.
 
         The network and its ranks are those that a rough fit of a random kernel has.
+
+        Args:
+            arguments: of torch's layer, in its order.
         """
+        name = type(self).__name__
         if isinstance(rewrite, Fit):
             fix = "its from_conv, from_linear, or a rule"
-            raise LayerError(explain(f"nn.{type(self).__name__} is made anew, of a fit of a weight", fix=fix))
-        foreign = [name for name in choices if name not in Shaping.__annotations__]
+            raise LayerError(explain(f"an nn.{name} with random values is given a fit of a weight", fix=fix))
+        foreign = [choice for choice in choices if choice not in Shaping.__annotations__]
         if foreign:
-            fact = f"{foreign[0]}= is given to an nn.{type(self).__name__} that is made anew"
+            fact = f"{foreign[0]}= is given to an nn.{name} with random values"
             raise LayerError(explain(fact, choices=" ".join(Shaping.__annotations__)))
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # which are refused below
-                module = self.dense_class(**arguments)
+                module = self.dense_class(*arguments)
         except (ValueError, RuntimeError) as error:
-            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value is not None)
+            named = zip(signature(self.dense_class).parameters, arguments, strict=True)
+            given = ", ".join(f"{name}={value!r}" for name, value in named if value is not None)
             fact = f"torch.nn.{self.dense_class.__name__} does not take these arguments"
             raise LayerError(explain(fact, given=given, because=error)) from error
         _check_layer(module)
-        rough: Any = {"starts": 1, "sweeps": 0, **choices}
-        fit = _fitted(module, rewrite, rough)
-        values = {name: fit.values[name] for name in tensor_nodes(fit.network)}
-        self._fill(module, fit.network, values, _constants(fit), planning)
+        planning, fitting = _split(choices)
+        rough: Any = {"starts": 1, "sweeps": 0, **fitting}
+        fit = _fit_weight(module, rewrite, rough)
+        self._fill(module, fit.network, fit.values, constants=_constants(fit), planning=planning)
         self.origin = Origin()
         self.reset_parameters()
 
     def _fill(
         self,
         module: DenseLayer,
-        own: Network,
-        given: Mapping[str, Tensor],
-        fixed: Collection[str],
+        network: Network,
+        values: Mapping[str, Tensor],
+        *,
+        constants: Collection[str],
         planning: Planning,
     ) -> None:
-        weight = module.weight
-        _check_names(own, type(self).__name__)
-        kernel, values = bind(own, given)
+        weight, bias = module.weight, module.bias
+        _check_names(network, type(self).__name__)
+        kernel, values = bind(network, {name: values[name] for name in tensor_nodes(network)})
         if shape_of(kernel, kernel.output) != tuple(weight.shape):
             raise LayerError(
                 explain(
@@ -211,48 +226,48 @@ class KernelLayer(Compiled):
                     weight=f"{tuple(weight.shape)}, its axes {' '.join(kernel_labels_of(module))}",
                 )
             )
-        layer = layer_network(module)
-        network = compose(kernel, layer.network, into=next(iter(layer.values)))
-        constants = {*fixed} & values.keys()
+        dense = layer_network(module)
+        network = compose(kernel, dense.network, into=next(iter(dense.values)))
+        constants = {*constants} & values.keys()
         tensors: dict[str, Tensor] = {}
         for name, value in values.items():
             moved = value.detach().to(weight.device, weight.dtype, copy=True)
             trained = torch_nn.Parameter(moved, requires_grad=weight.requires_grad)
             tensors[name] = moved if name in constants else trained
-        if module.bias is not None:
-            bias = module.bias
+        if bias is not None:
             tensors["bias"] = torch_nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        layout = checked_format(planning.get("memory_format"), weight.ndim)
         request, tensors = make_request(
             network,
             inputs={"X": _nominal_shape(module, planning)},
             values=tensors,
             constants=constants,
-            bias=None if module.bias is None else network.output[1],
-            candidates=planning.candidates,
-            backward=planning.backward,
+            bias=None if bias is None else network.output[1],
+            candidates=planning.get("candidates", "all"),
+            backward=planning.get("backward", False),
             dynamic={},
-            memory_format=checked_format(planning.memory_format, weight.ndim) or memory_format_of(weight),
+            memory_format=layout or memory_format_of(weight),
             max_elements=MAX_PLAN_ELEMENTS,
             format_kept=True,
         )
-        super().__init__(request, tensors, frozenset(constants), planning.tune)
-        if module.bias is None:
+        super().__init__(request, tensors, frozenset(constants), planning.get("tune", False))
+        if bias is None:
             self.register_parameter("bias", None)
         for name in (*self.argument_names, "output_padding"):
             if name != "bias" and hasattr(module, name):
                 setattr(self, name, getattr(module, name))
         self.kernel = kernel
 
-    # Asking ----------------------------------------------------------------------------------------------------
+    # Questions ----------------------------------------------------------------------------------------------------
 
     @property
     def trace(self) -> Trace | None:
-        """The steps that led from the weight to the decomposition; None for a layer that was made anew."""
+        """The steps that led from the weight to the decomposition; None for a layer with random values."""
         return self.origin.trace
 
     @property
     def relative_error(self) -> float | None:
-        """||K - K~||_F / ||K||_F when the layer was made; None for a layer that was made anew."""
+        """||K - K~||_F / ||K||_F when the layer was made; None for a layer with random values."""
         return self.origin.relative_error
 
     @property
@@ -270,6 +285,25 @@ class KernelLayer(Compiled):
         """Shape of the input that the plan was chosen for."""
         x = next(node for node in self.network.nodes if isinstance(node, NamedTensor) and node.name == "X")
         return shape_of(self.network, x.labels)
+
+    @property
+    def planning(self) -> Planning:
+        """What the plan was chosen for; of a frozen layer the plan that it has when it is thawed."""
+        request = (self._thawed or self.plan).request
+        batch, _, *positions = self.planned_for
+        return Planning(
+            input_size=tuple(positions) or None,
+            batch_size=batch,
+            candidates=request.candidates,
+            tune=self._tune,
+            backward=request.backward,
+            memory_format=self._format(),
+        )
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Names of the kernel's tensors that are not trained."""
+        return tuple(name for name in tensor_nodes(self.kernel) if name in self._buffers)
 
     def dense_weight(self) -> Tensor:
         """The kernel contracted to one tensor, as torch stores it: differentiable, contracted in float64."""
@@ -292,7 +326,7 @@ class KernelLayer(Compiled):
         return draw(self.network, path)
 
     def reset_parameters(self) -> None:
-        """Draw the values anew, as torch draws those of its layer.
+        """Draw new values, as torch draws those of its layer.
 
         The cores are normal, and scaled by one factor so that the mean square of the rebuilt kernel's elements is
         1 / (3 * fan_in), the variance of torch's own (`kaiming_uniform_` with a = sqrt(5)). The bias is uniform in
@@ -348,38 +382,34 @@ class KernelLayer(Compiled):
             return torch.contiguous_format
         return torch.channels_last if axes == 4 else torch.channels_last_3d
 
-    def _computed(self, given: Tensor, channels: int, axis: int) -> Tensor:
+    def _compute(self, x: Tensor, channels: int, axis: int) -> Tensor:
         """The layer's output for an input with one batch axis, which may be empty."""
-        if given.ndim > -axis - 1 and given.shape[axis] != channels:
+        if x.ndim > -axis - 1 and x.shape[axis] != channels:
             # the channels of a grouped layer are no label of a weight, so that nothing below would know
             word = "features" if self.dense_class is torch_nn.Linear else "channels"
-            fact = f"the input has {given.shape[axis]} {word}, the layer takes {channels}"
-            raise CompileError(explain(fact, shape=tuple(given.shape), layer=f"nn.{type(self).__name__}"))
-        if torch.compiler.is_compiling() or given.ndim == 0 or given.shape[0]:
-            return super().forward(given)
-        one = torch.cat([given, given.new_zeros((1, *given.shape[1:]))])
+            fact = f"the input has {x.shape[axis]} {word}, the layer takes {channels}"
+            raise CompileError(explain(fact, shape=tuple(x.shape), layer=f"nn.{type(self).__name__}"))
+        if torch.compiler.is_compiling() or x.ndim == 0 or x.shape[0]:
+            return super().forward(x)
+        one = torch.cat([x, x.new_zeros((1, *x.shape[1:]))])
         return super().forward(one)[:0]
 
 
 # Making -------------------------------------------------------------------------------------------------------
 
 
-def _check_layer(module: torch_nn.Module) -> None:
-    """Refuse what a layer made of this one could not do."""
+def _split(choices: LayerChoices | Shaping) -> tuple[Planning, Choices]:
+    """Choices of the plan, and those of the fit."""
+    planning: Any = {name: value for name, value in choices.items() if name in Planning.__annotations__}
+    fitting: Any = {name: value for name, value in choices.items() if name not in planning}
+    return planning, fitting
+
+
+def _check_layer(module: DenseLayer) -> None:
+    """Refuse what a layer made from this one could not do."""
     layer_network(module)  # refuses what has no network
-    weight = module._parameters.get("weight")
-    if weight is None:
-        raise LayerError(
-            explain(
-                f"the weight of this {type(module).__name__} is computed from other parameters",
-                because="a parametrisation, or weight norm",
-                fix="remove it first: torch.nn.utils.parametrize.remove_parametrizations",
-            )
-        )
-    if weight.is_meta:
+    if own_weight(module).is_meta:
         raise LayerError(explain("the weight has no elements: it is on the meta device", fix="a device with memory"))
-    if not weight.is_floating_point():
-        raise LayerError(explain(f"the weight is {weight.dtype}", fix="a type of real numbers"))
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     held = [name.strip("_").replace("_", " ") for name in hooks if getattr(module, name)]
     if held:
@@ -389,7 +419,7 @@ def _check_layer(module: torch_nn.Module) -> None:
 
 def _check_names(network: Network, layer: str) -> None:
     for name in tensor_nodes(network):
-        if name in (*OWN_NAMES, *Compiled.__annotations__) or hasattr(KernelLayer, name):
+        if name in (*_OWN_NAMES, *Compiled.__annotations__) or hasattr(KernelLayer, name):
             raise LayerError(
                 explain(
                     f"a tensor is called {name!r}, as is an attribute of nn.{layer} or its input",
@@ -399,17 +429,9 @@ def _check_names(network: Network, layer: str) -> None:
             )
 
 
-def _fitted(module: DenseLayer, rewrite: str | Rule, choices: Choices) -> Fit:
+def _fit_weight(module: DenseLayer, rewrite: str | Rule, choices: Choices) -> Fit:
     rule = resolve(rewrite, kernel_labels_of(module))
     return rule.apply({rule.tensor: module.weight}, **choices)
-
-
-def _check_fit(fit: Fit, choices: Choices) -> None:
-    if choices:
-        raise LayerError(explain(f"{next(iter(choices))}= is given with a fit", fix="a rule, or the fit alone"))
-    missing = [name for name in tensor_nodes(fit.network) if name not in fit.values]
-    if missing:
-        raise LayerError(explain(f"the fit has no value of {missing[0]!r}", network=fit.network))
 
 
 def _constants(fit: Fit) -> set[str]:
@@ -431,22 +453,22 @@ def _origin_of(fit: Fit) -> Origin:
 
 
 def _nominal_shape(module: DenseLayer, planning: Planning) -> tuple[int, ...]:
-    if planning.batch_size is not None and planning.batch_size < 1:
-        raise LayerError(explain(f"batch_size is {planning.batch_size}", fix="at least 1"))
+    """Shape of the input that the plan is chosen for."""
+    positions, batch = planning.get("input_size"), planning.get("batch_size")
+    if batch is not None and batch < 1:
+        raise LayerError(explain(f"batch_size is {batch}", fix="at least 1"))
     if isinstance(module, torch_nn.Linear):
-        if planning.input_size is not None:
+        if positions is not None:
             raise LayerError(explain("input_size is given to a layer without positions", fix="batch_size"))
-        return (NOMINAL_ROWS if planning.batch_size is None else planning.batch_size, module.in_features)
+        return (batch or _NOMINAL_ROWS, module.in_features)
     axes = len(module.kernel_size)
-    if planning.input_size is not None:
-        positions = axis_numbers("input_size", planning.input_size, axes)
+    if positions is not None:
+        positions = axis_numbers("input_size", positions, axes)
     else:
         pads = (0,) * axes if isinstance(module.padding, str) else module.padding
         reach = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
-        least = NOMINAL_POSITIONS[axes]
-        positions = tuple(max(least, r, 2 * p + 1) for r, p in zip(reach, pads, strict=True))
-    batch = NOMINAL_BATCH if planning.batch_size is None else planning.batch_size
-    return (batch, module.in_channels, *positions)
+        positions = tuple(max(_NOMINAL_POSITIONS[axes], r, 2 * p + 1) for r, p in zip(reach, pads, strict=True))
+    return (batch or _NOMINAL_BATCH, module.in_channels, *positions)
 
 
 def _contracted(kernel: Network, values: Mapping[str, Tensor]) -> Tensor:
@@ -454,8 +476,8 @@ def _contracted(kernel: Network, values: Mapping[str, Tensor]) -> Tensor:
     parts = open_labels(kernel)
     split = [label for label in kernel.output if label not in parts]
     nodes = [node for node in kernel.nodes if not (isinstance(node, Fuse) and node.whole in split)]
-    there = {label for node in nodes for label in node.labels}
-    inner = Network(nodes, parts, {label: size for label, size in kernel.sizes.items() if label in there})
+    known = {label for node in nodes for label in node.labels}
+    inner = Network(nodes, parts, {label: size for label, size in kernel.sizes.items() if label in known})
     return value_of(inner, values, dtype=torch.float64).reshape(shape_of(kernel, kernel.output))
 
 
@@ -466,15 +488,3 @@ def checked_format(layout: torch.memory_format | None, axes: int) -> torch.memor
         fact = f"memory_format is {layout}, of {formats[layout]} axes"
         raise LayerError(explain(fact, input=f"{axes} axes"))
     return layout
-
-
-def check_output_size(given: Sequence[int], made: Collection[int], ndim: int) -> None:
-    """Whether a transposed convolution makes the size that is asked for. Raises CompileError if not."""
-    axes = len(made)
-    if len(given) not in (axes, ndim) or tuple(given[-axes:]) != tuple(made):
-        raise CompileError(
-            explain(
-                f"output_size is {tuple(given)}, the layer makes {tuple(made)}",
-                fix="the output_padding that gives this size, where the layer is made",
-            )
-        )

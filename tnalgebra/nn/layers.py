@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch import nn as torch_nn
 
-from ..compiler import Candidates, is_channels_last
-from ..errors import LayerError, explain
+from ..compiler import is_channels_last
+from ..errors import CompileError, LayerError, explain
 from ..network import Numbers
 from ..network import input_size as positions_reached
-from ..rewriting import Choices, Fit, Rule
-from .base import KernelLayer, Planning, Rewrite, Shaping, check_output_size, checked_format
+from ..rewriting import Fit, Rule
+from .base import KernelLayer, LayerChoices, LayerRewrite, Shaping, checked_format
 
-M = TypeVar("M", bound=torch_nn.Module)
+_M = TypeVar("_M", bound=torch_nn.Module)
 
 
 class _Windowed(KernelLayer):
@@ -41,18 +41,7 @@ class _Windowed(KernelLayer):
 
     @classmethod
     def from_conv(
-        cls,
-        conv: torch_nn.Module,
-        rewrite: Rewrite,
-        *,
-        fit: Fit | None = None,
-        input_size: Numbers | None = None,
-        batch_size: int | None = None,
-        candidates: Candidates = "all",
-        tune: bool = False,
-        backward: bool = False,
-        memory_format: torch.memory_format | None = None,
-        **choices: Unpack[Choices],
+        cls, conv: torch_nn.Module, rewrite: LayerRewrite, *, fit: Fit | None = None, **choices: Unpack[LayerChoices]
     ) -> Self:
         """The layer that does what one of torch's does, with its weight decomposed.
 
@@ -60,26 +49,19 @@ class _Windowed(KernelLayer):
             conv: torch's layer of the same name. It stays as it is; dtype, device, memory format, `requires_grad`
                 and training mode are taken over.
             rewrite: a decomposition's name, a cut, a rule in the notation, a rule; or a `Fit` of this weight.
-            fit: of this weight, by the rule that `rewrite` says, if it is there already. A fit has no further choices.
-            input_size: positions the plan is chosen for, one integer for all axes or one for each; inputs of every
-                other size are computed too. By default 256 (1-d), 32 (2-d), 16 (3-d), at least the window's reach.
-            batch_size: the same for the batch; by default 16.
-            candidates: "factored" never lets the input meet the whole kernel.
-            tune: measure the best few plans.
-            backward: choose by the price of forward and backward.
-            memory_format: of inputs, and so of outputs; by default that of the weight.
-            choices: of `Rule.apply`: ranks, sizes, metric, seed, ...
+            fit: of this weight, by the rule that `rewrite` says, if it exists already. A fit has no further choices.
+            choices: of `Rule.apply`: ranks, sizes, metric, seed, ...; and of the plan, see `Planning`: input_size,
+                batch_size, candidates, tune, backward, memory_format.
 
         Raises:
             LayerError: another layer, one whose weight is computed from others, or with hooks; a fit of another
                 weight; a tensor named like an attribute of the layer; a memory format of another number of axes;
                 `batch_size` below 1.
-            NetworkError: `input_size` is none.
+            NetworkError: `input_size` does not fit.
             RuleError, RankError, ValuesError, SizeError: as of `Rule.apply`.
             CompileError: no plan keeps within memory.
         """
-        planning = Planning(input_size, batch_size, candidates, tune, backward, memory_format)
-        return cls._made(conv, rewrite, fit, planning, choices)
+        return cls._of_dense(conv, rewrite, fit, choices)
 
     def replan(
         self,
@@ -89,7 +71,7 @@ class _Windowed(KernelLayer):
         backward: bool | None = None,
         memory_format: torch.memory_format | None = None,
     ) -> Self:
-        """Choose the plan anew, for inputs of this shape, with or without a batch: the layer itself."""
+        """Choose another plan, for inputs of this shape, with or without a batch: the layer itself."""
         if not isinstance(inputs, Mapping) and len(inputs) == len(self.kernel_size) + 1:
             inputs = (1, *inputs)
         checked_format(memory_format, len(self.kernel_size) + 2)
@@ -106,8 +88,8 @@ class _Windowed(KernelLayer):
         """
         axes = len(self.kernel_size)
         if input.ndim == axes + 1:
-            return self._computed(input.unsqueeze(0), self.in_channels, -axes - 1).squeeze(0)
-        return self._computed(input, self.in_channels, -axes - 1)
+            return self._compute(input.unsqueeze(0), self.in_channels, -axes - 1).squeeze(0)
+        return self._compute(input, self.in_channels, -axes - 1)
 
 
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")
@@ -131,38 +113,19 @@ class _Conv(_Windowed):
         dtype: torch.dtype | None = None,
         *,
         rewrite: str | Rule,
-        input_size: Numbers | None = None,
-        batch_size: int | None = None,
-        candidates: Candidates = "all",
-        tune: bool = False,
-        backward: bool = False,
-        memory_format: torch.memory_format | None = None,
         **choices: Unpack[Shaping],
     ) -> None:
         """A layer with random values, see `reset_parameters`.
 
-        Arguments up to `dtype` are those of torch's layer, the others those of `from_conv`; choices are ranks, sizes,
-        fixed, bind and at. Ranks that go by singular values go by those of a random kernel.
+        Arguments up to `dtype` are those of torch's layer. Choices are those of `Planning`, and ranks, sizes, fixed,
+        bind and at; ranks that depend on singular values are those of a random kernel.
 
         Raises:
             LayerError: torch's layer does not take these arguments.
         """
-        arguments = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "kernel_size": kernel_size,
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "groups": groups,
-            "bias": bias,
-            "padding_mode": padding_mode,
-            "device": device,
-            "dtype": dtype,
-        }
-        self._start(
-            arguments, rewrite, Planning(input_size, batch_size, candidates, tune, backward, memory_format), choices
-        )
+        window = (kernel_size, stride, padding, dilation)
+        arguments = (in_channels, out_channels, *window, groups, bias, padding_mode, device, dtype)
+        self._start(arguments, rewrite, choices)
 
 
 class _ConvTranspose(_Windowed):
@@ -184,18 +147,12 @@ class _ConvTranspose(_Windowed):
         dtype: torch.dtype | None = None,
         *,
         rewrite: str | Rule,
-        input_size: Numbers | None = None,
-        batch_size: int | None = None,
-        candidates: Candidates = "all",
-        tune: bool = False,
-        backward: bool = False,
-        memory_format: torch.memory_format | None = None,
         **choices: Unpack[Shaping],
     ) -> None:
         """A layer with random values, see `reset_parameters`.
 
-        Arguments up to `dtype` are those of torch's layer, the others those of `from_conv`; choices are ranks, sizes,
-        fixed, bind and at. Ranks that go by singular values go by those of a random kernel.
+        Arguments up to `dtype` are those of torch's layer. Choices are those of `Planning`, and ranks, sizes, fixed,
+        bind and at; ranks that depend on singular values are those of a random kernel.
 
         Raises:
             LayerError: torch's layer does not take these arguments.
@@ -203,23 +160,9 @@ class _ConvTranspose(_Windowed):
         if isinstance(padding, str):  # torch would take its letters
             fact = f"padding of a transposed convolution is {padding!r}"
             raise LayerError(explain(fact, fix="integers, as torch asks for"))
-        arguments = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "kernel_size": kernel_size,
-            "stride": stride,
-            "padding": padding,
-            "output_padding": output_padding,
-            "groups": groups,
-            "bias": bias,
-            "dilation": dilation,
-            "padding_mode": padding_mode,
-            "device": device,
-            "dtype": dtype,
-        }
-        self._start(
-            arguments, rewrite, Planning(input_size, batch_size, candidates, tune, backward, memory_format), choices
-        )
+        window = (kernel_size, stride, padding, output_padding)
+        arguments = (in_channels, out_channels, *window, groups, bias, dilation, padding_mode, device, dtype)
+        self._start(arguments, rewrite, choices)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # type: ignore[override]
         """The layer's output.
@@ -233,12 +176,15 @@ class _ConvTranspose(_Windowed):
         """
         if output_size is not None:
             numbers = zip(self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, strict=True)
-            given = input.shape[-len(self.kernel_size) :]
-            made = [
-                positions_reached(u, k, stride=s, low=p, high=p - o, dilation=d)
-                for u, (k, s, p, o, d) in zip(given, numbers, strict=True)
-            ]
-            check_output_size(output_size, made, input.ndim)
+            sizes = zip(input.shape[-len(self.kernel_size) :], numbers, strict=True)
+            made = tuple(
+                positions_reached(u, k, stride=s, low=p, high=p - o, dilation=d) for u, (k, s, p, o, d) in sizes
+            )
+            axes = len(made)
+            if len(output_size) not in (axes, input.ndim) or tuple(output_size[-axes:]) != made:
+                fact = f"output_size is {tuple(output_size)}, the layer makes {made}"
+                fix = "the output_padding that gives this size, where the layer is made"
+                raise CompileError(explain(fact, fix=fix))
         return super().forward(input)
 
 
@@ -295,44 +241,17 @@ class Linear(KernelLayer):
         dtype: torch.dtype | None = None,
         *,
         rewrite: str | Rule,
-        batch_size: int | None = None,
-        candidates: Candidates = "all",
-        tune: bool = False,
-        backward: bool = False,
         **choices: Unpack[Shaping],
     ) -> None:
-        """A layer with random values, see `reset_parameters`.
-
-        Arguments up to `dtype` are those of torch's layer, the others those of `from_linear`; choices are ranks, sizes,
-        fixed, bind and at. Ranks that go by singular values go by those of a random kernel.
-
-        Raises:
-            LayerError: torch's layer does not take these arguments.
-        """
-        arguments = {"in_features": in_features, "out_features": out_features, "bias": bias}
-        given = {**arguments, "device": device, "dtype": dtype}
-        self._start(given, rewrite, Planning(None, batch_size, candidates, tune, backward), choices)
+        """A layer with random values; arguments and errors as of `Conv2d`."""
+        self._start((in_features, out_features, bias, device, dtype), rewrite, choices)
 
     @classmethod
     def from_linear(
-        cls,
-        linear: torch_nn.Module,
-        rewrite: Rewrite,
-        *,
-        fit: Fit | None = None,
-        batch_size: int | None = None,
-        candidates: Candidates = "all",
-        tune: bool = False,
-        backward: bool = False,
-        **choices: Unpack[Choices],
+        cls, linear: torch_nn.Module, rewrite: LayerRewrite, *, fit: Fit | None = None, **choices: Unpack[LayerChoices]
     ) -> Self:
-        """The layer that does what a linear layer does, with its matrix decomposed.
-
-        Args:
-            batch_size: rows the plan is chosen for, the leading axes of an input together; by default 256.
-            The others are those of `Conv2d.from_conv`, and so are the errors.
-        """
-        return cls._made(linear, rewrite, fit, Planning(None, batch_size, candidates, tune, backward), choices)
+        """The layer that does what a linear layer does, with its matrix decomposed: see `Conv2d.from_conv`."""
+        return cls._of_dense(linear, rewrite, fit, choices)
 
     def replan(
         self,
@@ -342,7 +261,7 @@ class Linear(KernelLayer):
         backward: bool | None = None,
         memory_format: torch.memory_format | None = None,
     ) -> Self:
-        """Choose the plan anew, for inputs of this shape, with any leading axes: the layer itself."""
+        """Choose another plan, for inputs of this shape, with any leading axes: the layer itself."""
         if not isinstance(inputs, Mapping) and len(inputs) > 0:
             rows = 1
             for size in inputs[:-1]:
@@ -360,10 +279,10 @@ class Linear(KernelLayer):
             CompileError: another number of features, another dtype.
         """
         if input.ndim == 2:
-            return self._computed(input, self.in_features, -1)
+            return self._compute(input, self.in_features, -1)
         if input.ndim < 2:
-            return self._computed(input.unsqueeze(0), self.in_features, -1).squeeze(0)
-        rows = self._computed(input.flatten(0, -2), self.in_features, -1)
+            return self._compute(input.unsqueeze(0), self.in_features, -1).squeeze(0)
+        rows = self._compute(input.flatten(0, -2), self.in_features, -1)
         return rows.reshape(*input.shape[:-1], self.out_features)
 
 
@@ -380,31 +299,20 @@ LAYERS: tuple[type[KernelLayer], ...] = (
 
 
 def decomposed(
-    module: torch_nn.Module,
-    rewrite: Rewrite,
-    *,
-    fit: Fit | None = None,
-    input_size: Numbers | None = None,
-    batch_size: int | None = None,
-    candidates: Candidates = "all",
-    tune: bool = False,
-    backward: bool = False,
-    memory_format: torch.memory_format | None = None,
-    **choices: Unpack[Choices],
+    module: torch_nn.Module, rewrite: LayerRewrite, *, fit: Fit | None = None, **choices: Unpack[LayerChoices]
 ) -> KernelLayer:
     """The decomposed layer of any of torch's layers with a kernel.
 
     Arguments and errors are those of `Conv2d.from_conv`; a linear layer has no `input_size`.
     """
-    planning = Planning(input_size, batch_size, candidates, tune, backward, memory_format)
     for kind in LAYERS:
         if isinstance(module, kind.dense_class):
-            return kind._made(module, rewrite, fit, planning, choices)
+            return kind._of_dense(module, rewrite, fit, choices)
     known = ", ".join(kind.__name__ for kind in LAYERS)
     raise LayerError(explain(f"{type(module).__name__} has no kernel to decompose", fix=f"one of {known}"))
 
 
-def in_memory_format(model: M, memory_format: torch.memory_format) -> M:
+def in_memory_format(model: _M, memory_format: torch.memory_format) -> _M:
     """Put a model's kernels into a memory format, and plan its decomposed layers for inputs that come in it.
 
     `model.to(memory_format=...)` does the first alone, and fails on cores of five axes.
@@ -432,17 +340,3 @@ def in_memory_format(model: M, memory_format: torch.memory_format) -> M:
                 if parameter.ndim in axes:
                     parameter.data = parameter.data.clone(memory_format=memory_format)
     return model
-
-
-__all__ = [
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "ConvTranspose3d",
-    "KernelLayer",
-    "Linear",
-    "decomposed",
-    "in_memory_format",
-]

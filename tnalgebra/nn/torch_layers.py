@@ -1,4 +1,4 @@
-"""torch's layers as networks: which network a module computes, with which values, and what has none."""
+"""torch's layers as networks: which network a module computes, with which values, and which modules have none."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from ..network import (
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-AVERAGE_POOLINGS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-ADAPTIVE_POOLINGS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-KNOWN = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *AVERAGE_POOLINGS, *ADAPTIVE_POOLINGS)
+_AVERAGE_POOLINGS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_ADAPTIVE_POOLINGS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_KNOWN = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *_AVERAGE_POOLINGS, *_ADAPTIVE_POOLINGS)
 
 DenseLayer: TypeAlias = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 )
 KERNEL_LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
-NO_NETWORKS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+_NO_NETWORKS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     (
         (
             *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
             *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
             *(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
         ),
-        "max pooling is not a tensor network: a maximum is no sum of products",
+        "max pooling is not a tensor network: a maximum is not a sum of products",
     ),
     (
         (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d),
-        "power-average pooling is not a tensor network: a root of a sum of powers is no sum of products",
+        "power-average pooling is not a tensor network: a root of a sum of powers is not a sum of products",
     ),
 )
-"""Poolings that people ask for, and why they cannot be had."""
+"""Poolings without a network, and why."""
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
@@ -90,7 +90,7 @@ def layer_network(module: nn.Module, *, input_size: Numbers | None = None) -> La
         LayerError: a layer that is none of these, computes something of its own, has no weight yet, or has
             arguments that torch itself would refuse.
     """
-    known: type[nn.Module] | None = next((kind for kind in KNOWN if isinstance(module, kind)), None)
+    known: type[nn.Module] | None = next((kind for kind in _KNOWN if isinstance(module, kind)), None)
     if known is None:
         _refuse(module)
     _check_forward(module, known)
@@ -117,7 +117,7 @@ def kernel_labels_of(module: nn.Module) -> tuple[str, ...]:
     With groups, `in` (transposed: `out`) counts the channels of one group.
 
     Raises:
-        LayerError: the module is no convolution, transposed convolution or linear layer.
+        LayerError: the module is not a convolution, transposed convolution or linear layer.
     """
     for kinds in (CONVOLUTIONS, TRANSPOSED):
         for axes, kind in enumerate(kinds, start=1):
@@ -127,6 +127,22 @@ def kernel_labels_of(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, nn.Linear):
         return KERNEL_LABELS[2]
     raise LayerError(explain(f"{_kind(module)} has no kernel", fix=_listed(KERNEL_LAYERS)))
+
+
+def own_weight(module: DenseLayer) -> nn.Parameter:
+    """The weight of a layer. Raises LayerError: it is computed from other parameters, or not of real numbers."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise LayerError(
+            explain(
+                f"the weight of this {type(module).__name__} is computed from other parameters",
+                because="a parametrisation, or weight norm",
+                fix="remove it first: torch.nn.utils.parametrize.remove_parametrizations",
+            )
+        )
+    if not weight.is_floating_point():
+        raise LayerError(explain(f"the weight is {weight.dtype}", fix="a type of real numbers"))
+    return weight
 
 
 def _network_and_values(module: nn.Module, input_size: Numbers | None) -> tuple[Network, dict[str, Tensor]]:
@@ -142,7 +158,7 @@ def _network_and_values(module: nn.Module, input_size: Numbers | None) -> tuple[
             network = transposed_convolution(**_arguments(module, TRANSPOSED), output_padding=module.output_padding)
             return network, {"K": module.weight.detach()}
         case nn.AvgPool1d() | nn.AvgPool2d() | nn.AvgPool3d():
-            axes = _dimension(module, AVERAGE_POOLINGS)
+            axes = _dimension(module, _AVERAGE_POOLINGS)
             return _pooled(
                 average_pooling(
                     _each_axis(module, "kernel_size", axes),
@@ -155,10 +171,10 @@ def _network_and_values(module: nn.Module, input_size: Numbers | None) -> tuple[
                 )
             )
         case nn.AdaptiveAvgPool1d() | nn.AdaptiveAvgPool2d() | nn.AdaptiveAvgPool3d():
-            output_size = _each_axis(module, "output_size", _dimension(module, ADAPTIVE_POOLINGS))
+            output_size = _each_axis(module, "output_size", _dimension(module, _ADAPTIVE_POOLINGS))
             return _pooled(adaptive_average_pooling(output_size, input_size=input_size))
         case _:
-            raise AssertionError(f"{_kind(module)} is listed as known, and is not")
+            raise AssertionError(f"{_kind(module)} is listed as known without a network")
 
 
 def _arguments(module: DenseLayer, kinds: Sequence[type[nn.Module]]) -> dict[str, Any]:
@@ -211,10 +227,10 @@ def _check_forward(module: nn.Module, known: type[nn.Module]) -> None:
 
 
 def _refuse(module: nn.Module) -> NoReturn:
-    for kinds, fact in NO_NETWORKS:
+    for kinds, fact in _NO_NETWORKS:
         if isinstance(module, kinds):
             raise LayerError(explain(fact, layer=_kind(module), fix="average pooling, or keep it outside the network"))
-    raise LayerError(explain(f"{_kind(module)} has no tensor network here", fix=_listed(KNOWN)))
+    raise LayerError(explain(f"{_kind(module)} has no tensor network here", fix=_listed(_KNOWN)))
 
 
 def _kind(module: object) -> str:
