@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +66,19 @@ class Case:
         """Larger sizes of the free labels, all different."""
         return {label: self.network.sizes[label] + 2 + n for n, label in enumerate(self.free.split())}
 
-    def compiled(self, device: str = "cpu", dtype: torch.dtype = torch.float64, **options: object) -> Compiled:
-        values = self.values(device, dtype)
-        return tnalgebra.compile(self.network, inputs={"X": self.shapes()["X"]}, values=values, **options)  # type: ignore[arg-type]
+    def compiled(
+        self, device: str = "cpu", dtype: torch.dtype = torch.float64, *, frozen: bool = False, **options: object
+    ) -> Compiled:
+        """A module of its own: a copy of one that is compiled once, unless it is measured."""
+        compile_once = _compiled.__wrapped__ if "tune" in options else _compiled
+        module = copy.deepcopy(compile_once(self, device, dtype, tuple(options.items())))
+        return module.freeze() if frozen else module
+
+
+@cache
+def _compiled(case: Case, device: str, dtype: torch.dtype, options: tuple[tuple[str, Any], ...]) -> Compiled:
+    inputs, values = {"X": case.shapes()["X"]}, case.values(device, dtype)
+    return tnalgebra.compile(case.network, inputs=inputs, values=values, **dict(options))
 
 
 CASES = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tnalgebra as tn
 from tests.compiler_cases import NOMINAL, OTHERS, assert_same, check, random
+from tnalgebra.compiler import Compiled
 from tnalgebra.network.network import Network
 from tnalgebra.network.notation import parse
 from tnalgebra.nn.torch_layers import layer_network
@@ -119,22 +120,22 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def decomposed(text: str, layer: Network, channels: tuple[int, int], **sizes: int) -> Network:
-    """The layer with its kernel in the form of a decomposition."""
+def kernel_network(text: str, channels: tuple[int, int], **sizes: int) -> Network:
+    """A kernel in the form of a decomposition, with every size."""
     known = {**RANKS, "out": channels[0], "in": channels[1], **sizes}
     kernel = parse(text)
     labels = {label for node in kernel.nodes for label in node.labels}
-    kernel = Network(kernel.nodes, kernel.output, {label: size for label, size in known.items() if label in labels})
-    return tn.compose(kernel, layer, into="K")
+    return Network(kernel.nodes, kernel.output, {label: size for label, size in known.items() if label in labels})
 
 
-def dense_kernel(text: str, values: dict[str, Tensor], channels: tuple[int, int], **sizes: int) -> Tensor:
-    known = {**RANKS, "out": channels[0], "in": channels[1], **sizes}
-    kernel = parse(text)
-    labels = {label for node in kernel.nodes for label in node.labels}
-    network = Network(kernel.nodes, kernel.output, {label: size for label, size in known.items() if label in labels})
-    names = {node.name for node in network.nodes}
-    return evaluate(network, {name: value for name, value in values.items() if name in names})
+def checked(kernel: Network, layer: Network, **sizes: int) -> tuple[Compiled, Tensor]:
+    """The layer with this kernel, compiled and checked, and its dense kernel."""
+    network = tn.compose(kernel, layer, into="K")
+    module = check(Network(network.nodes, network.output, {**network.sizes, "n": 2, **sizes}), "X")
+    names = {node.name for node in kernel.nodes}
+    return module, evaluate(
+        kernel, {name: value.detach() for name, value in module.named_parameters() if name in names}
+    )
 
 
 def convolved(x: Tensor, kernel: Tensor, arguments: dict[str, Any]) -> Tensor:
@@ -153,51 +154,42 @@ def convolved(x: Tensor, kernel: Tensor, arguments: dict[str, Any]) -> Tensor:
     return F.conv2d(padded, kernel, **choices)
 
 
-@pytest.mark.parametrize("name", DECOMPOSITIONS)
-@pytest.mark.parametrize("arguments", ARGUMENTS)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *((name, arguments) for name in DECOMPOSITIONS for arguments in ("plain", "asymmetric")),
+        *((name, arguments) for name in ("cp", "spatially separable") for arguments in [*ARGUMENTS][1:]),
+    ],
+)
 def test_decomposed_convolutions_are_torchs(name: str, arguments: str) -> None:
-    text, choices = DECOMPOSITIONS[name], ARGUMENTS[arguments]
-    layer = tn.convolution((3, 2), **choices)
-    network = decomposed(text, layer, (4, 6), kh=3, kw=2)
-    network = Network(network.nodes, network.output, {**network.sizes, "n": 2, "x": 9, "y": 8})
-    module = check(network, "X")
-    values = {key: tensor.detach() for key, tensor in module.named_parameters()}
-    kernel = dense_kernel(text, values, (4, 6), kh=3, kw=2)
+    choices = ARGUMENTS[arguments]
+    kernel = kernel_network(DECOMPOSITIONS[name], (4, 6), kh=3, kw=2)
+    module, dense = checked(kernel, tn.convolution((3, 2), **choices), x=9, y=8)
     for batch, positions in ((2, NOMINAL), *OTHERS):
         x = random(batch, 6, *positions[:2], seed=batch)
         # a thousand products of kernel elements, themselves sums of products of normal numbers
-        torch.testing.assert_close(module(x), convolved(x, kernel, choices), rtol=1e-10, atol=1e-9)
+        torch.testing.assert_close(module(x), convolved(x, dense, choices), rtol=1e-10, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name in DECOMPOSITIONS if name != "spatially separable"])
 def test_decomposed_transposed_convolutions_are_torchs(name: str) -> None:
-    text = DECOMPOSITIONS[name]
-    kernel = parse(text)
-    kernel = Network(
-        kernel.nodes, [{"out": "in", "in": "out"}.get(label, label) for label in ("in", "out", "kh", "kw")]
-    )
+    kernel = kernel_network(DECOMPOSITIONS[name], (4, 6), kh=3, kw=2)
+    turned = [{"out": "in", "in": "out"}.get(label, label) for label in ("in", "out", "kh", "kw")]
     layer = tn.transposed_convolution((3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2))
-    network = decomposed(str(kernel), layer, (4, 6), kh=3, kw=2)
-    network = Network(network.nodes, network.output, {**network.sizes, "n": 2, "u": 5, "v": 4})
-    module = check(network, "X")
-    values = {key: tensor.detach() for key, tensor in module.named_parameters()}
-    weight = dense_kernel(str(kernel), values, (4, 6), kh=3, kw=2)
+    module, dense = checked(Network(kernel.nodes, turned, kernel.sizes), layer, u=5, v=4)
     for shape in ((2, 4, 5, 4), (3, 4, 1, 7), (1, 4, 6, 5)):
         x = random(*shape)
-        expected = F.conv_transpose2d(x, weight, stride=(2, 3), padding=(1, 0), output_padding=(1, 2))
+        expected = F.conv_transpose2d(x, dense, stride=(2, 3), padding=(1, 0), output_padding=(1, 2))
         torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-9)
 
 
 @pytest.mark.parametrize("text", ["A[out r] B[in r] C[kh r] D[kw r] -> [out in kh kw]", "L[out r] R[r in kh kw]"])
 def test_decomposed_grouped_convolutions_are_torchs(text: str) -> None:
-    network = decomposed(text, tn.convolution((3, 2), groups=2, padding=1), (4, 3), kh=3, kw=2)
-    network = Network(network.nodes, network.output, {**network.sizes, "n": 2, "x": 7, "y": 8, "g": 2})
-    module = check(network, "X")
-    values = {key: tensor.detach() for key, tensor in module.named_parameters()}
-    kernel = dense_kernel(text, values, (4, 3), kh=3, kw=2)
+    kernel = kernel_network(text, (4, 3), kh=3, kw=2)
+    module, dense = checked(kernel, tn.convolution((3, 2), groups=2, padding=1), x=7, y=8, g=2)
     for batch, positions in OTHERS:
         x = random(batch, 6, *positions[:2])
-        torch.testing.assert_close(module(x), F.conv2d(x, kernel, padding=1, groups=2), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(module(x), F.conv2d(x, dense, padding=1, groups=2), rtol=1e-10, atol=1e-10)
 
 
 # Poolings ------------------------------------------------------------------------------------------------------------

@@ -90,20 +90,6 @@ def test_names_that_a_module_has_itself(name: str) -> None:
         tn.compile(CONVOLUTION.replace("X[", f"{name}["), inputs={name: (2, 3, 7)}, values={"K": KERNEL})
 
 
-@pytest.mark.parametrize(
-    "name", ["T", "torch", "input", "size", "pattern_0", "frozen_0", "lambda", "class", "None", "x", "X_1"]
-)
-def test_names_that_only_look_taken(name: str) -> None:
-    check(*_named(CONVOLUTION.replace("K[", f"{name}[")), "X")
-    check(*_named(CONVOLUTION.replace("X[", f"{name}[")), name)
-    check(f"X[n:2 i:3] {name}[o:4 i] Copy[o p q] -> [n p q]", "X")
-    check(f"{name}[n:2 i:3] W[o:4 i] Copy[o p q] -> [n p q]", name)
-
-
-def _named(text: str) -> tuple[Network]:
-    return (_valued(text, n=2, x=7)[0],)
-
-
 def test_a_name_with_a_dot_is_not_in_the_notation() -> None:
     with refused(NotationError, "'.'"):
         tn.compile("X[n i] weight.x[o i]", inputs={"X": (2, 3)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from itertools import product
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.refusals import refused
@@ -23,19 +23,17 @@ from tnalgebra.compiler.measure_device import Measurement, calibrate, fit, measu
 from tnalgebra.errors import CompileError
 
 CPU = torch.device("cpu")
-TABLES = [pytest.param(table[name], id=f"{device} {name}") for device, table in
-          (("cpu", CPU_DEFAULTS), ("cuda", CUDA_DEFAULTS)) for name in FORMATS]  # fmt: skip
+TABLES = st.sampled_from([table[name] for table in (CPU_DEFAULTS, CUDA_DEFAULTS) for name in FORMATS])
 
-CONVOLUTION = st.fixed_dictionaries(
-    {
-        "positions": st.integers(1, 10**5),
-        "groups": st.integers(1, 64),
-        "summed": st.integers(1, 2048),
-        "new": st.integers(1, 2048),
-        "window": st.integers(1, 49),
-    }
-)
-PRODUCT = st.fixed_dictionaries({name: st.integers(1, 4000) for name in ("groups", "left", "summed", "right")})
+CONVOLUTION = {
+    "positions": st.integers(1, 10**5),
+    "groups": st.integers(1, 64),
+    "summed": st.integers(1, 2048),
+    "new": st.integers(1, 2048),
+    "window": st.integers(1, 49),
+}
+PRODUCT = {name: st.integers(1, 4000) for name in ("groups", "left", "summed", "right")}
+TRAFFIC = {name: st.integers(1, 10**8) for name in ("read", "written")}
 
 
 def convolution(*, positions: int, groups: int, summed: int, new: int, window: int) -> Workload:
@@ -50,15 +48,12 @@ def matrices(*, groups: int, left: int, summed: int, right: int) -> Workload:
     return Workload("product", written * summed, groups * summed * (left + right), written, groups, summed, right, left)
 
 
-def works() -> st.SearchStrategy[Workload]:
-    pointwise = st.builds(lambda read, written: Workload("pointwise", read=read, written=written),
-                          st.integers(1, 10**8), st.integers(1, 10**8))  # fmt: skip
-    return st.one_of(
-        CONVOLUTION.map(lambda sizes: convolution(**sizes)),
-        PRODUCT.map(lambda sizes: matrices(**sizes)),
-        pointwise,
-        st.just(Workload("view")),
-    )
+def pointwise(*, read: int, written: int) -> Workload:
+    return Workload("pointwise", read=read, written=written)
+
+
+STEPS = [(convolution, CONVOLUTION), (matrices, PRODUCT), (pointwise, TRAFFIC)]
+WORKS = st.one_of(*(st.builds(step, **sizes) for step, sizes in STEPS), st.just(Workload("view")))
 
 
 def some_constants(*, factor: float = 1.0) -> Constants:
@@ -76,17 +71,13 @@ def some_constants(*, factor: float = 1.0) -> Constants:
 # Laws ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("constants", TABLES)
-@settings(max_examples=40)
-@given(work=works())
+@given(constants=TABLES, work=WORKS)
 def test_every_price_is_positive_and_backward_costs_more(constants: Constants, work: Workload) -> None:
     forward = CostModel(constants).seconds(work, weights=False)
     assert 0 < forward < CostModel(constants, backward=True).seconds(work, weights=False) < float("inf")
 
 
-@pytest.mark.parametrize("constants", TABLES)
-@settings(max_examples=40)
-@given(work=works())
+@given(constants=TABLES, work=WORKS)
 def test_frozen_weights_cost_nothing_and_inputs_what_they_did(constants: Constants, work: Workload) -> None:
     for backward in (False, True):
         frozen = CostModel(constants, backward=backward, frozen=True)
@@ -96,40 +87,17 @@ def test_frozen_weights_cost_nothing_and_inputs_what_they_did(constants: Constan
         assert thawed.seconds(work, weights=True) == thawed.seconds(work, weights=False)
 
 
-@pytest.mark.parametrize("constants", TABLES)
-@settings(max_examples=40)
-@given(
-    sizes=CONVOLUTION, name=st.sampled_from(["positions", "groups", "summed", "new", "window"]), backward=st.booleans()
-)
-def test_a_convolution_of_more_of_anything_costs_more(
-    constants: Constants, sizes: dict[str, int], name: str, backward: bool
+@pytest.mark.parametrize(("step", "sizes"), STEPS)
+@given(constants=TABLES, backward=st.booleans(), data=st.data())
+def test_more_of_anything_costs_more(
+    step: Callable[..., Workload], sizes: dict[str, Any], constants: Constants, backward: bool, data: st.DataObject
 ) -> None:
-    small, large = convolution(**sizes), convolution(**{**sizes, name: 2 * sizes[name]})
+    shape = {name: data.draw(values) for name, values in sizes.items()}
+    name = data.draw(st.sampled_from([*sizes]))
+    small, large = step(**shape), step(**{**shape, name: 2 * shape[name]})
     if kind_of(small) == kind_of(large):
         model = CostModel(constants, backward=backward)
         assert model.seconds(small, weights=False) < model.seconds(large, weights=False)
-
-
-@pytest.mark.parametrize("constants", TABLES)
-@settings(max_examples=40)
-@given(sizes=PRODUCT, name=st.sampled_from(["groups", "left", "summed", "right"]), backward=st.booleans())
-def test_a_product_of_more_of_anything_costs_more(
-    constants: Constants, sizes: dict[str, int], name: str, backward: bool
-) -> None:
-    model = CostModel(constants, backward=backward)
-    small, large = matrices(**sizes), matrices(**{**sizes, name: 2 * sizes[name]})
-    assert model.seconds(small, weights=False) < model.seconds(large, weights=False)
-
-
-@pytest.mark.parametrize("constants", TABLES)
-@settings(max_examples=40)
-@given(read=st.integers(1, 10**8), written=st.integers(1, 10**8), more=st.integers(1, 10**6), backward=st.booleans())
-def test_more_traffic_costs_more(constants: Constants, read: int, written: int, more: int, backward: bool) -> None:
-    model = CostModel(constants, backward=backward)
-    small = Workload("pointwise", read=read, written=written)
-    for large in (small._replace(read=read + more), small._replace(written=written + more)):
-        if kind_of(small) == kind_of(large):
-            assert model.seconds(small, weights=False) < model.seconds(large, weights=False)
 
 
 def test_each_shape_has_its_kind() -> None:

@@ -213,24 +213,17 @@ def check_prices(steps: Steps, tree: ContractionTree) -> None:
         check_prices(steps, part)
 
 
-def train(cores: int, bond: int) -> str:
-    """An input of half as many axes as the train has cores, on the first of them."""
-    half = cores // 2
-    text = " ".join(
-        f"A{i}[{f'b{i}:{bond}' if i else ''} x{i}:2 {f'b{i + 1}:{bond}' if i + 1 < cores else ''}]"
-        for i in range(cores)
-    )
-    out = " ".join(f"x{i}" for i in range(half, cores))
-    return f"X[n:3 {' '.join(f'x{i}:2' for i in range(half))}] {text} -> [n {out}]"
-
-
 def test_a_train_of_16_cores() -> None:
-    module = check(train(16, 3), "X")
+    """An input of half as many axes as the train has cores, on the first of them."""
+    bonds = ["", *(f"b{number}:3" for number in range(1, 16)), ""]
+    cores = " ".join(f"A{n}[{bonds[n]} x{n}:2 {bonds[n + 1]}]" for n in range(16))
+    axes = [f"x{number}" for number in range(16)]
+    module = check(f"X[n:3 {' '.join(axes[:8])}] {cores} -> [n {' '.join(axes[8:])}]", "X")
     # the cheapest way multiplies the input by one core after the other: at most 3*256*2*3*3 each
     assert module.plan.multiply_adds <= 16 * 3 * 256 * 2 * 9
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_twenty_nodes_at_random(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     ends: list[list[str]] = [[] for _ in range(20)]

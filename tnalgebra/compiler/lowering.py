@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from itertools import count
 from math import prod
 
 from ..network import Conv, Fuse, window
@@ -85,10 +84,13 @@ def lower(
 
 
 def _pattern(steps: Steps, tree: ContractionTree) -> Leaf:
+    """A window or reshape as a dense tensor, under a name that nothing else has."""
     number = tree.mask.bit_length() - 1
-    node, taken = steps.view(number), {leaf.name for leaf in steps.computation.leaves}
-    names = (f"pattern_of_view_{n}" for n in count(number - steps.first_view))
-    return Leaf(next(name for name in names if name not in taken), node.labels, "pattern", node)
+    name = f"pattern_of_view_{number - steps.first_view}"
+    while any(leaf.name == name for leaf in steps.computation.leaves):
+        name += "_"
+    node = steps.view(number)
+    return Leaf(name, node.labels, "pattern", node)
 
 
 def _lower(draft: Draft, tree: ContractionTree) -> Value:
