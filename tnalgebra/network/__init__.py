@@ -1,18 +1,7 @@
 """A labelled tensor network as a value: its nodes, sizes, text and picture. Nothing here imports torch."""
 
 from .bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
-from .builders import (
-    Numbers,
-    Pooling,
-    adaptive_average_pooling,
-    average_pooling,
-    axis_numbers,
-    convolution,
-    global_average_pooling,
-    linear,
-    patch_tensor,
-    transposed_convolution,
-)
+from .builders import Numbers, axis_numbers, convolution, linear, patch_tensor, transposed_convolution
 from .drawing import FILL, FUSE, INK, PALETTE, own_style, store, suffix_of
 from .isomorphism import isomorphic
 from .labels import KERNEL_LABELS, MAX_AXES, MAX_SIZE, WORD, check_word, fresh, kernel_labels, labels_of
@@ -49,6 +38,7 @@ from .nodes import (
     variables,
 )
 from .notation import parse, parse_rule
+from .poolings import Pooling, adaptive_average_pooling, average_pooling, global_average_pooling
 from .sizes import input_size, window
 
 __all__ = [

@@ -9,7 +9,7 @@ from itertools import combinations
 from ..errors import RuleError, explain
 from .labels import MAX_AXES, WORD
 
-MAX_LABELS = 16
+_MAX_LABELS = 16
 """Most labels whose cuts are listed: 32,767 cuts. One label more doubles them."""
 
 
@@ -106,9 +106,9 @@ def bipartitions(labels: Sequence[str]) -> list[Bipartition]:
     Raises:
         RuleError: more than 16 labels.
     """
-    if len(labels) > MAX_LABELS:
+    if len(labels) > _MAX_LABELS:
         raise RuleError(
-            explain(f"{len(labels)} labels have 2^{len(labels) - 1} - 1 cuts", fix=f"at most {MAX_LABELS} labels")
+            explain(f"{len(labels)} labels have 2^{len(labels) - 1} - 1 cuts", fix=f"at most {_MAX_LABELS} labels")
         )
     found = []
     for size in range(1, len(labels) // 2 + 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
@@ -16,9 +16,6 @@ from . import drawing
 from .labels import MAX_AXES, MAX_DIGITS, MAX_SIZE, check_word, fresh
 from .nodes import MODES, RESERVED, Conv, Fill, Fuse, NamedTensor, Node, Variable, node_text, relabel, rename, variables
 from .sizes import infer_sizes
-
-# network: `Network`: nodes, the order of the output labels, and the sizes that are known. No arrays, no torch.
-
 
 MAX_FILL = 10**300
 """Largest value of a Fill: it still fits a float64."""
@@ -368,25 +365,12 @@ def compose(first: Network, second: Network, *, into: str | None = None) -> Netw
                 second=str(second),
             )
         )
-    first_labels, second_carriers = set(carriers(first)), carriers(second)
-    taken = first_labels | set(second_carriers)
-    joined = {label for place in places for label in second.nodes[place].labels}
-    labels: dict[str, str] = {}
-    for label in second_carriers:
-        if label in first_labels and label not in joined:
-            labels[label] = fresh(label, taken)
-            taken.add(labels[label])
-    taken_names = set(tensor_nodes(first)) | set(tensor_nodes(second))
-    names: dict[str, str] = {}
-    for name in tensor_nodes(second):
-        if name in tensor_nodes(first) and name != into:
-            names[name] = fresh(name, taken_names)
-            taken_names.add(names[name])
-
+    labels, names = _renamed_apart(first, second, into)
+    taken = {*carriers(first), *carriers(second), *labels.values()}
     nodes: list[Node] = []
     sizes: list[tuple[str, int]] = []
     for number, place in enumerate(places):
-        inner = dict(_fresh_labels(first, taken)) if number else {}
+        inner = _fresh_words(carriers(first), taken) if number else {}
         for own, label in zip(first.output, second.nodes[place].labels, strict=True):
             if label in labels:  # joined before: the input stands twice, or with one label twice
                 inner[own] = labels[label]
@@ -400,11 +384,22 @@ def compose(first: Network, second: Network, *, into: str | None = None) -> Netw
     return Network(nodes, [labels.get(label, label) for label in second.output], _merged(sizes))
 
 
-def _fresh_labels(network: Network, taken: set[str]) -> Iterator[tuple[str, str]]:
-    for label in carriers(network):
-        new = fresh(label, taken)
-        taken.add(new)
-        yield label, new
+def _renamed_apart(first: Network, second: Network, into: str) -> tuple[dict[str, str], dict[str, str]]:
+    """New words for the labels and names of `second` that `first` has too, but those of the input."""
+    own, names = set(carriers(first)), tensor_nodes(second)
+    joined = {label for place in names[into] for label in second.nodes[place].labels}
+    labels = _fresh_words([label for label in carriers(second) if label in own - joined], own | set(carriers(second)))
+    shared = [name for name in names if name in tensor_nodes(first) and name != into]
+    return labels, _fresh_words(shared, {*tensor_nodes(first), *names})
+
+
+def _fresh_words(words: Iterable[str], taken: set[str]) -> dict[str, str]:
+    """word -> one that is not in `taken`, which grows."""
+    new: dict[str, str] = {}
+    for word in words:
+        new[word] = fresh(word, taken)
+        taken.add(new[word])
+    return new
 
 
 def _merged(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -418,7 +413,7 @@ def _merged(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
     return found
 
 
-# editing: What a rewrite does to a network, as data, and the network after it.
+# What a rewrite does to a network ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """The numbers of a network: values bound to its tensors, contracted, factorised, and taken to quimb and back."""
 
 from .contraction import MAX_ELEMENTS, Operand, contract
-from .evaluation import Values, bind, evaluate, magnitude, operands, pattern
+from .evaluation import Values, bind, evaluate, magnitude, operands, pattern, values_for
 from .linalg import (
     SVD,
     check_axes,
@@ -14,7 +14,7 @@ from .linalg import (
     truncated_svd,
 )
 from .quimb import from_quimb, to_quimb
-from .values import bind_values, common_dtype, norm, relative, value_of, values_for
+from .values import bind_values, common_dtype, norm, relative, value_of
 
 __all__ = [
     "MAX_ELEMENTS",

@@ -20,16 +20,16 @@ from torch import Tensor
 from ..errors import NetworkError, SizeError, explain
 from ..network import MAX_AXES
 
-Labels: TypeAlias = tuple[str, ...]
+_Labels: TypeAlias = tuple[str, ...]
 
-Operand = tuple[Tensor, Labels]
+Operand = tuple[Tensor, _Labels]
 """A tensor and the label of each of its axes; a label that stands twice means the diagonal."""
 
 MAX_ELEMENTS = 2**28
 """Default bound of the largest intermediate: 2 GiB in float64."""
 
 SMALL = 5
-"""Up to so many operands the order with the fewest multiply-adds is found by trying all."""
+"""Up to this number of operands the order with the fewest multiply-adds is found by trying all."""
 
 CACHED = 4096
 """Contractions whose steps are remembered."""
@@ -53,7 +53,7 @@ def contract(operands: Sequence[Operand], output: Sequence[str], *, max_elements
     tensors, labels = zip(*operands, strict=True)
     shapes = tuple([tuple(tensor.shape) for tensor in tensors])
     steps = _planned(tuple(map(tuple, labels)), shapes, tuple(output), max_elements)
-    pending = list(tensors)
+    pending: list[Tensor] = list(tensors)
     for position, reduce in steps.reductions:
         pending[position] = reduce(pending[position])
     for i, j, multiply in steps.pairs:
@@ -72,14 +72,14 @@ class _Steps(NamedTuple):
 
 @lru_cache(maxsize=CACHED)
 def _planned(
-    operands: tuple[Labels, ...], shapes: tuple[tuple[int, ...], ...], output: Labels, max_elements: int
+    operands: tuple[_Labels, ...], shapes: tuple[tuple[int, ...], ...], output: _Labels, max_elements: int
 ) -> _Steps:
     sizes: dict[str, int] = {}
     for labels, shape in zip(operands, shapes, strict=True):
         sizes |= dict(zip(labels, shape, strict=True))
     keep = set(output)
     reductions = []
-    pending: list[Labels] = []
+    pending: list[_Labels] = []
     for position, labels in enumerate(operands):
         elsewhere = {label for other, names in enumerate(operands) if other != position for label in names}
         reduction, left_over = _reduction(labels, elsewhere | keep)
@@ -98,7 +98,7 @@ def _planned(
     return _Steps(tuple(reductions), tuple(pairs), tuple(pending[0].index(label) for label in output))
 
 
-def _reduction(labels: Labels, needed: Collection[str]) -> tuple[Callable[[Tensor], Tensor] | None, Labels]:
+def _reduction(labels: _Labels, needed: Collection[str]) -> tuple[Callable[[Tensor], Tensor] | None, _Labels]:
     """Take the diagonals of repeated labels, then sum the labels nobody needs; None where there are no such labels."""
     diagonals = []
     for label, times in Counter(labels).items():
@@ -118,7 +118,7 @@ def _reduction(labels: Labels, needed: Collection[str]) -> tuple[Callable[[Tenso
     return (reduced if diagonals or dead else None), left_over
 
 
-def _order(labels: Sequence[Labels], output: Labels, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
+def _order(labels: Sequence[_Labels], output: _Labels, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
     if len(labels) < 2:
         return []
     inputs = [frozenset(operand) for operand in labels]
@@ -137,7 +137,7 @@ def _order(labels: Sequence[Labels], output: Labels, sizes: Mapping[str, int]) -
     return pairs
 
 
-def _check_axes(left: Labels, right: Labels, needed: Collection[str]) -> None:
+def _check_axes(left: _Labels, right: _Labels, needed: Collection[str]) -> None:
     axes = {*left, *right} & set(needed)
     if len(axes) > MAX_AXES:
         raise NetworkError(
@@ -158,8 +158,8 @@ def _check_elements(sizes: Mapping[str, int], max_elements: int) -> None:
 
 
 def _product(
-    a: Labels, b: Labels, needed: Collection[str], sizes: Mapping[str, int]
-) -> tuple[Callable[[Tensor, Tensor], Tensor], Labels]:
+    a: _Labels, b: _Labels, needed: Collection[str], sizes: Mapping[str, int]
+) -> tuple[Callable[[Tensor, Tensor], Tensor], _Labels]:
     """One batched matrix product: (batch, left, summed) times (batch, summed, right)."""
     reduce_a, a = _reduction(a, {*needed, *b})
     reduce_b, b = _reduction(b, {*needed, *a})
@@ -185,7 +185,7 @@ def _product(
     return multiplied, labels
 
 
-def _grouped(labels: Labels, groups: Sequence[Sequence[str]], sizes: Mapping[str, int]) -> tuple[list[int], list[int]]:
+def _grouped(labels: _Labels, groups: Sequence[Sequence[str]], sizes: Mapping[str, int]) -> tuple[list[int], list[int]]:
     """The order of the axes, and the shape with one axis a group."""
     order = [labels.index(label) for group in groups for label in group]
     return order, [prod(sizes[label] for label in group) for group in groups]

@@ -131,13 +131,18 @@ def magnitude(network: Network, values: Mapping[str, Any] | None = None, *, max_
 
 def _evaluate(network: Network, values: Mapping[str, Any], max_elements: int, *, absolute: bool) -> Tensor:
     network, tensors = bind(network, values)
-    missing = [name for name in tensor_nodes(network) if name not in tensors]
-    if missing:
-        raise ValuesError(explain(f"no value for {', '.join(map(repr, missing))}", where=str(network)))
-    dense = operands(network, tensors, torch.float64, max_elements=max_elements)
+    dense = operands(network, values_for(network, tensors), torch.float64, max_elements=max_elements)
     if absolute:
         dense = [(tensor.abs(), labels) for tensor, labels in dense]
     return contract(dense, network.output, max_elements=max_elements)
+
+
+def values_for(network: Network, values: Values) -> dict[str, Tensor]:
+    """The values of a network's own tensors, out of those of a larger one. Raises ValuesError if one is missing."""
+    missing = [name for name in tensor_nodes(network) if name not in values]
+    if missing:
+        raise ValuesError(explain(f"no value for {', '.join(map(repr, missing))}", where=network))
+    return {name: values[name] for name in tensor_nodes(network)}
 
 
 def operands(

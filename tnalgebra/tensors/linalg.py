@@ -29,7 +29,7 @@ FEW = 6
 OVERSAMPLING, POWER_ROUNDS = 16, 4
 """The subspace has so many vectors more than are wanted, or a quarter of them."""
 
-BLOCK = 2**22
+_BLOCK = 2**22
 """Elements of a matrix whose residual is looked at at once: 32 MiB in float64."""
 
 LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # documented there, but not in __all__
@@ -125,30 +125,19 @@ def check_axes(tensor: Tensor, labels: Sequence[str]) -> None:
             raise ValuesError(explain(f"two axes of a tensor are labelled {label!r}", labels=" ".join(labels)))
 
 
-def singular_values(matrix: Tensor) -> Tensor:
+def gram_singular_values(matrix: Tensor) -> Tensor:
     """All singular values of a matrix, as square roots of the eigenvalues of its smaller Gram matrix.
 
     That is several times faster than an SVD, and squares the condition: rounding moves an eigenvalue by about
     sqrt(p) 2^-53 s_1^2 (p the smaller side), so a value s by sqrt(p) 2^-53 s_1^2 / (2 s).
 
     Args:
-        matrix: shape (m, n), of any real type; computed in float64.
+        matrix: shape (m, n), float64, as `scaled` returns it.
 
     Returns:
-        Shape (min(m, n),), float64, descending, not negative. For p up to 8000, values above 1e-6 of the largest
-        are right to 1e-8 of the largest, values below that to 1e-7. Where small values matter, `truncated_svd`
-        gives all of them right to about 1e-14 of the largest.
-
-    Raises:
-        ValuesError: no matrix, empty, complex, or NaN or infinity inside; the eigenvalues do not converge.
-    """
-    _check_matrix(matrix)
-    numbers, scale = scaled(matrix, what="the matrix")
-    return gram_singular_values(numbers) * scale
-
-
-def gram_singular_values(matrix: Tensor) -> Tensor:
-    """`singular_values` of a matrix that `scaled` has checked already.
+        Shape (min(m, n),), descending, not negative. For p up to 8000, values above 1e-6 of the largest are right
+        to 1e-8 of the largest, values below that to 1e-7. Where small values matter, `truncated_svd` gives all of
+        them right to about 1e-14 of the largest.
 
     Raises:
         ValuesError: the eigenvalues do not converge.
@@ -185,7 +174,9 @@ def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype
     matrix of that rank comes nearer. Halko, Martinsson, Tropp (2011), algorithm 4.4, for the random subspace.
     """
     if matrix.ndim < 2:
-        _check_matrix(matrix)
+        raise ValuesError(
+            explain(f"a matrix has 2 axes, this has {matrix.ndim}", shape=tuple(matrix.shape), fix="matricise it")
+        )
     rank = _checked_rank(rank, matrix)
     numbers, scale = scaled(matrix, what="the matrix", dtype=dtype)
     wide = numbers.shape[-2] < numbers.shape[-1]
@@ -220,8 +211,8 @@ def relative_residual(matrix: Tensor, svd: SVD) -> float:
     """
     left, largest = svd.U * svd.S, float(matrix.abs().amax())
     above, below = [0.0], [0.0]
-    for rows in range(0, matrix.shape[0], max(1, BLOCK // matrix.shape[1])):
-        part = slice(rows, rows + max(1, BLOCK // matrix.shape[1]))
+    for rows in range(0, matrix.shape[0], max(1, _BLOCK // matrix.shape[1])):
+        part = slice(rows, rows + max(1, _BLOCK // matrix.shape[1]))
         wide = matrix[part].double()
         for norms, block in ((above, wide - (left[part] @ svd.V).double()), (below, wide)):
             norms.append(float(torch.linalg.vector_norm(block / (largest or 1.0))))
@@ -280,13 +271,6 @@ def _converged(compute: Callable[[], Result], what: str, matrix: Tensor) -> Resu
         raise ValuesError(
             explain(f"no convergence: {what}", shape=tuple(matrix.shape), because=str(error).partition("\n")[0])
         ) from error
-
-
-def _check_matrix(matrix: Tensor) -> None:
-    if matrix.ndim != 2:
-        raise ValuesError(
-            explain(f"a matrix has 2 axes, this has {matrix.ndim}", shape=tuple(matrix.shape), fix="matricise it")
-        )
 
 
 def _checked_rank(rank: int | None, matrix: Tensor) -> int:

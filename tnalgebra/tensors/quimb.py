@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from importlib import import_module
 from itertools import count
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -35,12 +34,13 @@ from ..network import (
     shape_of,
     tensor_nodes,
 )
-from .evaluation import bind, pattern
+from .evaluation import bind, pattern, values_for
+from .values import common_dtype
 
 if TYPE_CHECKING:
     from quimb.tensor import TensorNetwork
 
-ROUNDING = 256
+_ROUNDING = 256
 """Units in the last place of the largest element by which a tensor that has to stay may have changed."""
 
 
@@ -83,11 +83,8 @@ def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> Tenso
     """
     qtn: Any = import_module("quimb.tensor")  # takes seconds, and only here is it needed
     network, tensors = bind(network, values or {})
-    missing = [name for name in tensor_nodes(network) if name not in tensors]
-    if missing:
-        raise ValuesError(explain(f"no value for {', '.join(map(repr, missing))}", where=str(network)))
-    dtypes = [tensor.dtype for tensor in tensors.values()] or [torch.float64]
-    common = reduce(torch.promote_types, dtypes)
+    tensors = values_for(network, tensors)
+    common = common_dtype(tensors.values())
     like = next(iter(tensors.values()), torch.empty(0)).new_empty(
         0, dtype=common if common.is_floating_point else torch.float64
     )
@@ -225,25 +222,7 @@ def _located(tn: TensorNetwork, pieces: Sequence[_Piece]) -> list[Any]:
 
 def _in_order(pieces: Sequence[_Piece], tensors: Sequence[Any]) -> list[Tensor]:
     """The array of each piece, its axes in the piece's order; a bond that quimb squeezed is an axis of size 1."""
-    wanted = _ends([piece.inds for piece in pieces])
-    there = _ends([tensor.inds for tensor in tensors])
-    names: dict[str, str] = {}  # the piece's index -> quimb's
-    for places in dict.fromkeys(wanted.values()):
-        ours = [ind for ind in wanted if wanted[ind] == places]
-        theirs = [ind for ind in there if there[ind] == places]
-        names |= {ind: ind for ind in ours if ind in theirs}
-        # bonds between the same two tensors are interchangeable, and quimb may have chosen another name
-        if len(places) == 2:
-            names |= zip(
-                (ind for ind in ours if ind not in theirs), (ind for ind in theirs if ind not in ours), strict=False
-            )
-        elif lost := [ind for ind in ours if ind not in theirs]:
-            _refuse(f"the open label {lost[0]!r} is lost", where=f"{pieces[places[0]]}")
-    known = set(names.values())
-    for ind in there:
-        if ind not in known:
-            where = " and ".join(dict.fromkeys(str(pieces[number]) for number in there[ind]))
-            _refuse(f"quimb's index {ind!r} is no label of the network", where=where)
+    names = _corresponding(pieces, tensors)
     arrays = []
     for piece, tensor in zip(pieces, tensors, strict=True):
         kept = [ind for ind in piece.inds if ind in names]
@@ -253,6 +232,28 @@ def _in_order(pieces: Sequence[_Piece], tensors: Sequence[Any]) -> list[Tensor]:
                 array = array.unsqueeze(axis)
         arrays.append(array)
     return arrays
+
+
+def _corresponding(pieces: Sequence[_Piece], tensors: Sequence[Any]) -> dict[str, str]:
+    """The index of a piece -> quimb's, without the bonds that quimb squeezed."""
+    ours, theirs = _ends([piece.inds for piece in pieces]), _ends([tensor.inds for tensor in tensors])
+    names = {ind: ind for ind in ours if theirs.get(ind) == ours[ind]}
+    known = set(names)
+    for ind, places in ours.items():
+        if ind in names:
+            continue
+        if len(places) != 2:
+            _refuse(f"the open label {ind!r} is lost", where=f"{pieces[places[0]]}")
+        # bonds between the same two tensors are interchangeable, and quimb may have chosen another name
+        other = next((other for other in theirs if theirs[other] == places and other not in known), None)
+        if other is not None:
+            names[ind] = other
+            known.add(other)
+    for ind in theirs:
+        if ind not in known:
+            where = " and ".join(dict.fromkeys(str(pieces[number]) for number in theirs[ind]))
+            _refuse(f"quimb's index {ind!r} is no label of the network", where=where)
+    return names
 
 
 def _ends(inds: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
@@ -285,13 +286,13 @@ def _named_values(tn: TensorNetwork, like: Network, arrays: Sequence[Tensor]) ->
     return {name: value * factor for name, value in values.items()} if exponent else values
 
 
-def _close(array: Tensor, wanted: Tensor) -> bool:
-    """Whether the elements are those wanted, up to rounding in the array's dtype."""
-    if array.shape != wanted.shape:
+def _close(array: Tensor, expected: Tensor) -> bool:
+    """Whether the elements are as expected, up to rounding in the array's dtype."""
+    if array.shape != expected.shape:
         return False
     dtype = array.dtype if array.is_floating_point() else torch.float64
-    difference = (array.double() - wanted.to(array.device).double()).abs().max()
-    return bool(difference <= ROUNDING * torch.finfo(dtype).eps * wanted.abs().max())
+    difference = (array.double() - expected.to(array.device).double()).abs().max()
+    return bool(difference <= _ROUNDING * torch.finfo(dtype).eps * expected.abs().max())
 
 
 def _foreign(tn: Any) -> tuple[Network, dict[str, Tensor]]:
@@ -299,15 +300,7 @@ def _foreign(tn: Any) -> tuple[Network, dict[str, Tensor]]:
     if tn.exponent:
         tn.distribute_exponent()
     times = Counter(ind for tensor in tn.tensors for ind in tensor.inds)
-    labels: dict[object, str] = {}
-    # last the random names that quimb gives to bonds, so that b1, b2, ... pass by those that are taken
-    for ind in sorted(times, key=_is_random):
-        taken = set(labels.values())
-        if _is_random(ind):
-            labels[ind] = next(word for number in count(1) if (word := f"b{number}") not in taken)
-        else:
-            word = re.sub(r"\W", "_", str(ind), flags=re.ASCII)
-            labels[ind] = fresh(word if WORD.fullmatch(word) else f"i{word}", taken)
+    labels = _labels_for(times)
     tags = [tag for tag, tids in tn.tag_map.items() if len(tids) == 1 and WORD.fullmatch(tag) and tag not in RESERVED]
     names = (name for number in count(1) if (name := f"T{number}") not in tags)
     nodes: list[Node] = []
@@ -317,6 +310,20 @@ def _foreign(tn: Any) -> tuple[Network, dict[str, Tensor]]:
         nodes.append(NamedTensor(name, tuple(labels[ind] for ind in tensor.inds)))
         values[name] = _torch(tensor.data, f"tensor {name!r}")
     return bind(Network(nodes, [labels[ind] for ind in tn.outer_inds() if times[ind] == 1]), values)
+
+
+def _labels_for(inds: Iterable[object]) -> dict[object, str]:
+    """quimb's index -> a label; the random names that quimb gives to bonds become b1, b2, ..."""
+    labels: dict[object, str] = {}
+    # the random names last, so that b1, b2, ... pass by those that are taken
+    for ind in sorted(inds, key=_is_random):
+        taken = set(labels.values())
+        if _is_random(ind):
+            labels[ind] = next(word for number in count(1) if (word := f"b{number}") not in taken)
+        else:
+            word = re.sub(r"\W", "_", str(ind), flags=re.ASCII)
+            labels[ind] = fresh(word if WORD.fullmatch(word) else f"i{word}", taken)
+    return labels
 
 
 def _is_random(ind: object) -> bool:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ValuesError, explain
-from ..network import Network, tensor_nodes
+from ..network import Network
 from .contraction import contract
-from .evaluation import Values, bind, operands
+from .evaluation import Values, bind, operands, values_for
 
 
 def bind_values(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str, Tensor]]:
@@ -40,14 +39,6 @@ def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     """The type that loses nothing of any of them; float64 if there are none."""
     dtypes = [tensor.dtype for tensor in tensors]
     return reduce(torch.promote_types, dtypes) if dtypes else torch.float64
-
-
-def values_for(network: Network, values: Values) -> dict[str, Tensor]:
-    """The values of a network's own tensors, out of those of a larger one. Raises ValuesError if one is missing."""
-    missing = [name for name in tensor_nodes(network) if name not in values]
-    if missing:
-        raise ValuesError(explain(f"no value for {', '.join(map(repr, missing))}", where=network))
-    return {name: values[name] for name in tensor_nodes(network)}
 
 
 def value_of(network: Network, values: Values, *, dtype: torch.dtype | None = None) -> Tensor:
