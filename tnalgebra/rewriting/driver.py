@@ -10,7 +10,7 @@ from ..errors import RuleError, explain
 from ..network import Network
 from .exact import SIMPLIFY
 from .exact.tensors import contract_bond, fold_scalar
-from .options import Place
+from .options import Options, Place
 from .rule import Rule
 from .trace import Fit, start_fit
 
@@ -36,8 +36,8 @@ def rewrite(
     Raises:
         RuleError: still not done after `max_steps`; the last rules that fired are named.
     """
-    fit = start_fit(network, values or {})
-    while chosen := _next(fit.network, rules, order):
+    fit, options = start_fit(network, values or {}), Options()
+    while chosen := _next(fit.network, rules, options, order):
         if len(fit.trace.steps) == max_steps:
             last = ", ".join(dict.fromkeys(step.rule.name for step in fit.trace.steps[-10:]))
             raise RuleError(
@@ -48,14 +48,16 @@ def rewrite(
                     fix="leave out a rule that undoes another, or raise max_steps",
                 )
             )
-        fit = fit.then(chosen[0], at=chosen[1])
+        rule, place = chosen
+        fit = fit.after(rule, place, options, rule.build(fit.network, place, fit.values, options))
     return fit
 
 
-def _next(network: Network, rules: Sequence[Rule], order: Random | None) -> tuple[Rule, Place] | None:
+def _next(network: Network, rules: Sequence[Rule], options: Options, order: Random | None) -> tuple[Rule, Place] | None:
+    places = ((rule, place) for rule in rules for place in rule.find(network, options))
     if order is None:
-        return next(((rule, place) for rule in rules for place in rule.places(network)), None)
-    everything = [(rule, place) for rule in rules for place in rule.places(network)]
+        return next(places, None)
+    everything = list(places)
     return order.choice(everything) if everything else None
 
 

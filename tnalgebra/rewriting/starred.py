@@ -63,10 +63,6 @@ class Pattern:
         """The words that stand for no star."""
         return tuple(word for word in words if word not in self.stars.values())
 
-    def written(self, words: Mapping[str, Collection[str]]) -> str:
-        """The text with each star replaced by words."""
-        return _replace_stars(self.text, words)
-
     def starred(self, text: str) -> str:
         """Text that was printed from the sides, or from what became of them, with the stars again."""
         return _restore_stars(text, self.stars)
@@ -96,12 +92,13 @@ def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str]
     @cache
     def expanded(counts: tuple[int, ...]) -> Rule:
         labels = _labels(pattern, dict(zip(pattern.stars, counts, strict=True)))
-        return plain_rule(pattern.written(labels), name=name, fixed=fixed)
+        return plain_rule(_replace_stars(text, labels), name=name, fixed=fixed)
 
-    one = plain_rule(pattern.written({star: (label,) for star, label in pattern.stars.items()}), name=name, fixed=fixed)
+    one_each = {star: (label,) for star, label in pattern.stars.items()}
+    one = plain_rule(_replace_stars(text, one_each), name=name, fixed=fixed)
 
     def start(values: Mapping[str, Any]) -> Network:
-        given = expanded(_from_axes(pattern, _axes_of_values(pattern, values)))
+        given = expanded(_counts(pattern, values))
         assert given.start is not None
         return given.start(values)
 
@@ -239,11 +236,8 @@ def _candidates(pattern: Pattern, network: Network) -> list[tuple[int, ...]]:
             if total >= pattern.width(position, known)
         ]
         if len(found) > MAX_CANDIDATES:
-            raise RuleError(
-                explain(
-                    f"the stars can be read in more than {MAX_CANDIDATES} ways", rule=pattern.text, fix="fewer stars"
-                )
-            )
+            fact = f"the stars can be read in more than {MAX_CANDIDATES} ways"
+            raise RuleError(explain(fact, rule=pattern.text, fix="fewer stars"))
     return [
         tuple(counts[star] for star in pattern.stars)
         for counts in found
@@ -251,36 +245,23 @@ def _candidates(pattern: Pattern, network: Network) -> list[tuple[int, ...]]:
     ]
 
 
-def _axes_of_values(pattern: Pattern, values: Mapping[str, Any]) -> dict[int, int]:
-    names = {position: name for name, places in tensor_nodes(pattern.left).items() for position in places}
-    return {position: int(np.ndim(values[name])) for position, name in names.items() if name in values}
-
-
-def _from_axes(pattern: Pattern, axes: Mapping[int, int]) -> tuple[int, ...]:
-    """How many labels each star is, where the left nodes at these positions have these numbers of axes.
+def _counts(pattern: Pattern, values: Mapping[str, Any]) -> tuple[int, ...]:
+    """How many labels each star is for values of the left tensors.
 
     Raises:
-        RuleError: they have too few, or the one that determines a star is not among them.
+        RuleError: a value has too few axes, or one that determines a star is missing.
     """
     counts: dict[str, int] = {}
     for position, star in pattern.order:
         name = pattern.left.nodes[position].name
-        if position not in axes:
-            raise RuleError(
-                explain(
-                    f"how many labels '*{star}' is follows from the value of {name!r}, which is missing",
-                    rule=pattern.text,
-                    fix=f"apply({{{name!r}: ...}})",
-                )
-            )
-        counts[star] = axes[position] - pattern.width(position, counts)
+        if name not in values:
+            fact = f"how many labels '*{star}' is follows from the value of {name!r}, which is missing"
+            raise RuleError(explain(fact, rule=pattern.text, fix=f"apply({{{name!r}: ...}})"))
+        axes = int(np.ndim(values[name]))
+        counts[star] = axes - pattern.width(position, counts)
         if counts[star] < 0:
-            raise RuleError(
-                explain(
-                    f"the value of {name!r} has {axes[position]} axes, fewer than labels beside '*{star}'",
-                    rule=pattern.text,
-                )
-            )
+            fact = f"the value of {name!r} has {axes} axes, fewer than labels beside '*{star}'"
+            raise RuleError(explain(fact, rule=pattern.text))
     return tuple(counts[star] for star in pattern.stars)
 
 
