@@ -21,7 +21,7 @@ The study of Singh, Jahromi and Orus (arXiv 2403.14379), and more in its place:
 - Presets are experiments, on any network: cuts, the seven cuts of a kernel;
   several-cuts, one after the other on one kernel; cp, sums of rank-one tensors;
   claims, what recipes.claims needs: how losses go with depth and with the norm.
-- Stopped and started again with the same settings the study goes on where it was;
+- Stopped and started again with the same settings the study continues where it was;
   more cuts, rewrites, sizes, metrics and scopes can be added to a folder.
 """
 
@@ -31,7 +31,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -40,8 +40,8 @@ import tnalgebra as tn
 from models import MODELS, build_model, load_weights
 from recipes.command import run_presets, smoke_folder
 from recipes.networks import trained_cnn4
+from recipes.reporting import check_least, print_settings
 
-RECALIBRATION_IMAGES = 5000
 ALL_SEVEN = tuple(cut.name for cut in tn.all_cuts("out in kh kw"))
 
 
@@ -49,36 +49,28 @@ ALL_SEVEN = tuple(cut.name for cut in tn.all_cuts("out in kh kw"))
 class Config:
     """Settings of the study; what is printed first is what is used."""
 
-    # one line each: the command's --help breaks them where it must
     model: str = "cnn4"
-    """cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar (stem for 32x32 images), or a function of
-    your own: package.module:function"""
+    """cnn4, resnet20 to resnet56, resnet50, resnet50_cifar (for 32x32 images), or your own: package.module:function"""
     weights: str | None = None
     """a file of weights, or torchvision:NAME; without one cnn4 is trained first, your own network used as it comes"""
     data: str = "digits"
     """digits (embedded), cifar10 or cifar100 (downloaded), or a folder with train/CLASS/* and test/CLASS/*"""
     cuts: tuple[str, ...] | None = None
-    """where a kernel is cut in two, each in quotes; "A then B" cuts by A, then by B; by default all seven of a 2-d
-    kernel, or none beside --rewrite"""
+    """cuts of a kernel, each in quotes; "A then B" cuts twice; by default all seven, or none beside --rewrite"""
     keep: tuple[float, ...] = (0.75, 0.5, 0.25, 0.125)
     """of --cuts: fractions of the singular values kept, each in (0, 1]: from harmless to ruinous"""
     rewrite: tuple[str, ...] = ()
-    """decompositions: names (cp, tucker2, tensor_train, ...: print(tnalgebra.decompositions.rules()) lists them), rules
-    in the notation, cuts; each in quotes; they need --ranks or --budget"""
+    """decompositions: names (cp, ...; print(tnalgebra.rules()) lists them), rules in the notation, cuts; in quotes"""
     ranks: tuple[str, ...] = ()
-    """of --rewrite: the rank of each bond, such as r=16,32 or p=8,16 q=8,16 s=3: a row for each of the lists' places;
-    one larger than a layer can use is cut down to what loses nothing there"""
+    """of --rewrite: r=16,32 or p=8,16 q=8,16 s=3: a row for each place of the lists; capped at what a layer can use"""
     budget: tuple[float, ...] = ()
-    """of --rewrite: parts of the whole network's parameters that are kept, each in (0, 1]; ranks of all layers are
-    chosen together, so of scope all only"""
+    """of --rewrite: parts of the network's parameters that are kept; ranks of all layers together (scope all)"""
     metric: Literal["frobenius", "input", "output"] = "frobenius"
-    """norm of the fits of --rewrite: of the kernel; of the layer's output, over its real inputs; or layer after layer,
-    to the output the network had, from the inputs it has by then"""
+    """norm of the fits of --rewrite: of the kernel; of the layer's output; layer after layer, to the output it had"""
     curves: Literal["error", "divergence"] = "error"
     """under --budget, what a layer's ranks cost: the error of its fit, or the divergence of the network's answers"""
     components: Literal["refit", "drop"] = "refit"
-    """under --ranks, at smaller ranks: a fit of its own (as in the paper), or the largest components of the fit at the
-    largest rank"""
+    """under --ranks: a fit for each (as in the paper), or the largest components of the fit at the largest rank"""
     report_metric: Annotated[bool, tyro.conf.arg(name="report-metric")] = False
     """report errors in the input metric too, of cuts and of fits in the Frobenius norm: recipes.claims compares them"""
     calibration: int = 1024
@@ -86,12 +78,11 @@ class Config:
     scope: tuple[str, ...] = ("all", "each")
     """what one test rewrites: all (the layers at once), each (one layer at a time), or globs of layers' names"""
     skip: tuple[str, ...] = ("first",)
-    """layers left alone: globs; first for the first convolution, which has few inputs; linear for linear layers; bare
-    --skip skips none"""
+    """layers left alone: globs, first (convolution, of few inputs), linear (all linear layers); bare --skip: none"""
     limit: int | None = None
-    """test on so many images only, equally many of each class: quicker, coarser; all images by default"""
+    """test on this number of images only, equally many of each class: quicker, coarser; all images by default"""
     recalibrate_bn: Annotated[bool, tyro.conf.arg(name="recalibrate-bn")] = False
-    """estimate batch-norm statistics anew before each test, on 5000 training images; off: the plain effect"""
+    """estimate batch-norm statistics again before each test, on 5000 training images; off: the plain effect"""
     recalibrate_shift: int = 0
     """pixels by which these images are moved: that of the training's augmentation; 4 for the published CIFAR ResNets"""
     mean: tuple[float, ...] | None = None
@@ -116,30 +107,20 @@ class Config:
     """folder for the rows (results.jsonl), the figures (PNG and SVG) and the trained network"""
 
 
+SEVERAL_CUTS = (
+    "out | in kh kw then in | out kh kw",
+    "out | in kh kw then in | out kh kw then kh | out in kw then kw | out in kh",
+    "out kh | in kw then out kw | in kh",
+    "out kh | in kw then in | out kh kw",
+)
+CLAIMED_CUTS = ("out | in kh kw", "in | out kh kw", "out in | kh kw", "out kh | in kw")
 PRESETS = {
     "cuts": Config(),
-    "several-cuts": Config(
-        cuts=(
-            "out | in kh kw then in | out kh kw",
-            "out | in kh kw then in | out kh kw then kh | out in kw then kw | out in kh",
-            "out kh | in kw then out kw | in kh",
-            "out kh | in kw then in | out kh kw",
-        ),
-        keep=(0.75, 0.5, 0.25),
-        output=Path("runs/several-cuts"),
-    ),
+    "several-cuts": Config(cuts=SEVERAL_CUTS, keep=(0.75, 0.5, 0.25), output=Path("runs/several-cuts")),
     "cp": Config(rewrite=("cp",), ranks=("r=64,32,16,8",), skip=("first", "linear"), output=Path("runs/cp")),
-    "claims": Config(
-        cuts=("out | in kh kw", "in | out kh kw", "out in | kh kw", "out kh | in kw"),
-        keep=(0.75, 0.5, 0.25, 0.1),
-        report_metric=True,
-        output=Path("runs/claims"),
-    ),
+    "claims": Config(cuts=CLAIMED_CUTS, keep=(0.75, 0.5, 0.25, 0.1), report_metric=True, output=Path("runs/claims")),
 }
 """Experiments by name; the network and its data are settings of their own."""
-
-SMOKE = {"keep": 2, "ranks": 2, "limit": 60, "calibration": 60, "epochs": 2}
-"""The most of each; of --ranks, the places of their lists."""
 
 
 def main(config: Config) -> tn.Study:
@@ -148,66 +129,56 @@ def main(config: Config) -> tn.Study:
     Raises:
         TnalgebraError: a setting, the data or the weights are not what they should be; see `tn.study`.
     """
-    if config.smoke:
-        config = _smaller(config)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    config = _smaller(config) if config.smoke else config
+    device: Any = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     cuts = config.cuts if config.cuts is not None else () if config.rewrite else ALL_SEVEN
     config = dataclasses.replace(config, device=device, cuts=cuts)
-    for field in dataclasses.fields(config):
-        print(f"{field.name:<18}{getattr(config, field.name)}")
+    print_settings(config)
+    check_least(config, {"calibration": 1, "epochs": 1})
     train_first = config.weights is None and config.model == "cnn4"
-    if train_first and config.epochs < 1:
-        raise tn.errors.DataError(
-            tn.errors.explain(f"{config.epochs} epochs are no training", fix="--epochs 1 or more, or --weights FILE")
-        )
     if config.weights is None and config.model in MODELS and not train_first:
-        raise tn.errors.DataError(
-            tn.errors.explain(f"{config.model} needs weights", fix="--weights FILE (only cnn4 is trained here)")
-        )
-    images = tn.load_images(config.data, "test", image_size=config.image_size)
-    usual_mean, usual_std = tn.model.default_normalisation(images)
-    config = dataclasses.replace(config, mean=config.mean or usual_mean, std=config.std or usual_std)
-    print(f"\n{len(images)} images of {len(images.classes)} classes, {images.channels} x ", end="")
-    print(f"{images.pixels.shape[2]} x {images.pixels.shape[3]}, mean {config.mean}, std {config.std}", flush=True)
+        fix = "--weights FILE (only cnn4 is trained here)"
+        raise tn.errors.DataError(tn.errors.explain(f"{config.model} needs weights", fix=fix))
+    ranks = tn.studies.read_ranks(config.ranks)
+    if (ranks or config.budget) and not config.rewrite:
+        raise tn.errors.StudyError(tn.errors.explain("ranks or a budget, and no rewrite", fix="--rewrite NAME"))
+    images = _load(config, "test")
+    config = dataclasses.replace(config, mean=images.mean, std=images.std)
+    shape = " x ".join(map(str, images.pixels.shape[1:]))
+    print(f"\n{len(images)} images of {len(images.classes)} classes, {shape}, mean {images.mean}, std {images.std}")
+    images = images if config.limit is None else images.subset(config.limit, seed=config.seed)
     model = build_model(config.model, classes=len(images.classes), channels=images.channels, seed=config.seed)
     if config.weights is not None:
         load_weights(model, config.weights)
-    training = None
     calibrated = config.metric != "frobenius" or config.curves == "divergence" or config.report_metric
-    if train_first or config.recalibrate_bn or calibrated:
-        training = tn.load_images(config.data, "train", image_size=config.image_size)
-    found = tn.study(
-        model,
-        images,
-        output=config.output,
-        cuts=cuts,
-        keep=config.keep if cuts or not config.rewrite else (),
-        rewrites=config.rewrite,
-        ranks=config.ranks,
-        budget=config.budget,
-        metric=config.metric,
-        curves=config.curves,
-        calibration=_unlabelled(training, config.calibration, config.seed) if training and calibrated else None,
-        components=config.components,
-        report_metric=config.report_metric,
-        scope=config.scope,
-        skip=config.skip,
-        limit=config.limit,
-        recalibrate_bn=config.recalibrate_bn,
-        recalibrate_shift=config.recalibrate_shift,
-        training_data=_some(training, config.seed) if training and config.recalibrate_bn else None,
-        mean=config.mean,
-        std=config.std,
-        batch_size=config.batch_size,
-        device=device,
+    training = _load(config, "train") if train_first or config.recalibrate_bn or calibrated else images
+    shared = ("scope", "skip", "metric", "report_metric", "curves", "components", "batch_size", "device", "seed")
+    some = training.subset(min(5000, len(training)), seed=config.seed)
+    options = tn.StudyOptions(
+        **{name: getattr(config, name) for name in shared},
+        calibration=_unlabelled(training, config.calibration, config.seed) if calibrated else None,
+        recalibration=some if config.recalibrate_bn else None,
+        recalibration_shift=config.recalibrate_shift,
         dtype=getattr(torch, config.dtype),
-        seed=config.seed,
         name=config.model,
-        prepare=partial(trained_cnn4, training=training, config=config) if train_first and training else None,
-        facts={"epochs": config.epochs} if train_first else None,
+        prepare=partial(trained_cnn4, training=training, config=config) if train_first else None,
+        facts={"epochs": config.epochs} if train_first else {},
     )
+    asked: list[tuple[tuple[str, ...], list[Any]]] = []
+    if cuts or not config.rewrite:
+        asked.append((cuts, [tn.KeepFraction(fraction) for fraction in config.keep]))
+    if config.rewrite:
+        asked.append((config.rewrite, [*ranks, *map(tn.ParameterBudget, config.budget)]))
+    studies = [tn.study(model, images, config.output, rewrites=r, sizes=s, options=options) for r, s in asked]
+    rows = studies[0].rows + [row for more in studies[1:] for row in more.rows[1:]]  # each has the untouched network
+    found = dataclasses.replace(studies[0], rows=rows)
     print(f"\n{found.table()}\n\nrows and figures: {config.output}/")
     return found
+
+
+def _load(config: Config, split: Literal["train", "test"]) -> tn.Images:
+    images = tn.load_images(config.data, split, image_size=config.image_size)
+    return dataclasses.replace(images, mean=config.mean or images.mean, std=config.std or images.std)
 
 
 def _smaller(config: Config) -> Config:
@@ -215,26 +186,20 @@ def _smaller(config: Config) -> Config:
     return dataclasses.replace(
         config,
         cuts=config.cuts and config.cuts[:2],
-        keep=config.keep[-SMOKE["keep"] :],
-        ranks=tuple(",".join(ranks.split(",")[: SMOKE["ranks"]]) for ranks in config.ranks),
-        limit=min(config.limit or SMOKE["limit"], SMOKE["limit"]),
-        calibration=min(config.calibration, SMOKE["calibration"]),
-        epochs=min(config.epochs, SMOKE["epochs"]),
+        keep=config.keep[-2:],
+        ranks=tuple(",".join(ranks.split(",")[:2]) for ranks in config.ranks),
+        limit=min(config.limit or 60, 60),
+        calibration=min(config.calibration, 60),
+        epochs=min(config.epochs, 2),
         output=smoke_folder(config.output, (preset.output for preset in PRESETS.values())),
     )
 
 
-def _some(training: tn.Images, seed: int) -> tn.Images:
-    return training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=seed)
-
-
 def _unlabelled(training: tn.Images, count: int, seed: int) -> tn.Images:
     """Images chosen without a look at their labels, and without them: all have the first."""
-    if count < 1:
-        raise tn.errors.DataError(tn.errors.explain(f"{count} calibration images are none", fix="--calibration 1024"))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
     chosen = order[:count].sort().values
-    return tn.Images(training.pixels[chosen], torch.zeros_like(chosen), training.classes, training.source)
+    return dataclasses.replace(training, pixels=training.pixels[chosen], labels=torch.zeros_like(chosen))
 
 
 def run() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import tnalgebra as tn
-from tnalgebra.model.images import Images, normalised
+from tnalgebra.model.images import Images
 from tnalgebra.studies.store import BASELINE
 
 CLASSES = 5
 MEAN, STD = (0.4, 0.5, 0.6), (0.25, 0.3, 0.2)
-NORMALISED: dict[str, Any] = {"mean": MEAN, "std": STD}
 CUTS = ("out | in kh kw", "out kh | in kw")
 NO_FIT = {field: value for field, value in BASELINE.fields.items() if field not in ("rewrite", "scope", "keep")}
 """The fields of a row that only rows of fits have."""
@@ -81,15 +81,15 @@ def some_images(count: int = 400, classes: int = CLASSES, seed: int = 0) -> Imag
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (count, 3, 6, 5), dtype=torch.uint8, generator=generator)
     labels = torch.randint(classes, (count,), generator=generator)
-    return Images(pixels, labels, tuple(f"class {number}" for number in range(classes)), "some")
+    return Images(pixels, labels, tuple(f"class {n}" for n in range(classes)), "some", MEAN, STD)
 
 
 def labelled(images: Images, model: nn.Module) -> Images:
     """The images, three in four of them labelled as the network would, so that its accuracy is far from chance."""
     with torch.no_grad():
-        said = copy.deepcopy(model).double().eval()(normalised(images.pixels, dtype=torch.float64, **NORMALISED))
+        said = copy.deepcopy(model).double().eval()(images.normalise(images.pixels, dtype=torch.float64))
     labels = torch.where(torch.arange(len(images)) % 4 == 0, images.labels, said.argmax(1))
-    return Images(images.pixels, labels, images.classes, images.source)
+    return dataclasses.replace(images, labels=labels)
 
 
 # by hand
@@ -116,7 +116,7 @@ def top1(model: nn.Module, images: Images, weights: Mapping[str, np.ndarray], dt
     with torch.no_grad():
         for name, weight in weights.items():
             other.get_submodule(name).weight.copy_(torch.from_numpy(weight))
-        logits = other.to(dtype)(normalised(images.pixels, dtype=dtype, **NORMALISED))
+        logits = other.to(dtype)(images.normalise(images.pixels, dtype=dtype))
     return float((logits.argmax(1) == images.labels).double().mean())
 
 
@@ -172,9 +172,15 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[str]:
     return sorted(json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in rows)
 
 
-def study(model: nn.Module, images: Images, output: Path, **settings: Any) -> tn.Study:
-    settings = {"cuts": CUTS, "keep": (0.5,), "dtype": torch.float64, **NORMALISED} | settings
-    return tn.study(model, images, output=output, progress=False, **settings)
-
-
-# rows
+def study(
+    model: nn.Module,
+    images: Images,
+    output: Path,
+    rewrites: Sequence[Any] = CUTS,
+    sizes: Sequence[Any] = (0.5,),
+    **options: Any,
+) -> tn.Study:
+    """A study in float64; sizes that are floats are fractions of the singular values."""
+    read = [tn.KeepFraction(size) if isinstance(size, float) else size for size in sizes]
+    chosen = tn.StudyOptions(**{"dtype": torch.float64, "progress": False, **options})
+    return tn.study(model, images, output, rewrites=rewrites, sizes=read, options=chosen)

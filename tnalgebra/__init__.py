@@ -69,7 +69,7 @@ from .network import (
 )
 from .nn import layer_network
 from .rewriting import EXACT_RULES, SIMPLIFY, Fit, Place, Rule, Step, Trace, contract_back, rewrite, rule, simplify
-from .studies import Study, study
+from .studies import Study, StudyOptions, study
 from .tensors import evaluate, from_quimb, to_quimb
 
 __version__ = _version("tnalgebra")
@@ -91,6 +91,7 @@ __all__ = [
     "Rule",
     "Step",
     "Study",
+    "StudyOptions",
     "Trace",
     "adaptive_average_pooling",
     "all_cuts",

@@ -9,23 +9,21 @@ import torch
 
 import tnalgebra as tn
 from models import build_model, load_weights
-from tnalgebra.model.images import Images, load_images
+from tnalgebra.model.images import load_images
 from tnalgebra.nn.torch_layers import kernel_layers
 from tnalgebra.studies.accuracy import accuracy
 
-STUDY = {("out kh | in kw", 0.5): 0.9068, ("out | in kh kw", 0.75): 0.8179, ("out kw | in kh", 0.25): 0.6121}
-"""(cut, keep) -> top-1, as docs/study.md has it."""
+CUTS = [("out kh | in kw", 0.5, 1000), ("out | in kh kw", 0.75, 1000), ("out kw | in kh", 0.25, 10_000)]
+"""A cut, the part of the singular values that is kept, on how many images."""
+ALL_IMAGES = 0.6121
+"""Top-1 of the last, as docs/study.md has it."""
 
 
-@pytest.fixture(scope="module")
-def images(cifar10_folder: Path) -> Images:
-    return load_images(cifar10_folder, "test")
-
-
-@pytest.mark.parametrize(("cut", "keep"), STUDY)
+@pytest.mark.parametrize(("cut", "keep", "count"), CUTS)
 def test_in_factors_and_rebuilt_the_accuracy_agrees(
-    cut: str, keep: float, images: Images, resnet20_weights: Path
+    cut: str, keep: float, count: int, cifar10_folder: Path, resnet20_weights: Path
 ) -> None:
+    images = load_images(cifar10_folder, "test").subset(count, seed=0)
     rebuilt = build_model("resnet20", classes=10, channels=3)
     load_weights(rebuilt, resnet20_weights)
     factored, report = tn.convert(
@@ -42,9 +40,7 @@ def test_in_factors_and_rebuilt_the_accuracy_agrees(
         for name in report.converted:
             kernel = layers[name].weight
             kernel.copy_(tn.cut(cut).apply({"K": kernel}, ranks=tn.KeepFraction(keep)).dense())
-    found = [
-        accuracy(model, images, batch_size=250, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        for model in (rebuilt, factored)
-    ]
-    assert found[0] == pytest.approx(STUDY[cut, keep], abs=5e-4)
-    assert abs(found[1] - found[0]) <= 5e-4
+    found = [accuracy(model, images, batch_size=250) for model in (rebuilt, factored)]
+    assert abs(found[1] - found[0]) <= max(5e-4, 1.5 / count)  # an image may be on the brink
+    if count == 10_000:
+        assert found[0] == pytest.approx(ALL_IMAGES, abs=5e-4)

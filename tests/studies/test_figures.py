@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +21,13 @@ from PIL import Image
 from torch import nn
 
 import tnalgebra as tn
+from tests.study_cases import NO_FIT
+from tests.study_cases import study as run_study
 from tnalgebra.model.images import Images
 from tnalgebra.studies import figures as study_figures
 from tnalgebra.studies.figures import draw_kernels, draw_results
 from tnalgebra.studies.kernels import Layer
-from tnalgebra.studies.store import LATER, Row
+from tnalgebra.studies.store import Row
 
 studies = import_module("tnalgebra.studies.study")
 
@@ -45,7 +48,7 @@ def row(rewrite: str, keep: float | None, scope: str, layers: list[str], accurac
         "images": 123,
         "parameters_kept": kept,
         "layers": {name: dict(details) for name in layers},
-        **LATER,
+        **NO_FIT,
     }
 
 
@@ -322,13 +325,12 @@ class Tiny(nn.Module):
         return self.c(self.b(self.a(images).relu()).relu()).mean(dim=(2, 3))
 
 
-def study(folder: Path, **settings: Any) -> tn.Study:
+def study(folder: Path, rewrites: Sequence[str] = CUTS[:1], sizes: Sequence[Any] = (0.5,), **options: Any) -> tn.Study:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (20, 1, 6, 6), dtype=torch.uint8, generator=generator)
     images = Images(pixels, torch.arange(20) % 3, ("x", "y", "z"), "tiny")
     torch.manual_seed(0)
-    settings = {"cuts": CUTS[:1], "keep": (0.5,), "progress": False} | settings
-    return tn.study(Tiny(), images, output=folder, **settings)
+    return run_study(Tiny(), images, folder, rewrites, sizes, dtype=torch.float32, **options)
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -355,7 +357,7 @@ def test_figures_are_png_and_svg_and_follow_the_rows(tmp_path: Path) -> None:
     study(tmp_path)
     assert [stamps(tmp_path)[f"{name}.svg"] for name in KERNELS] == [first[f"{name}.svg"] for name in KERNELS]
 
-    study(tmp_path, cuts=CUTS[5:6], scope=("all", "each"))
+    study(tmp_path, CUTS[5:6], scope=("all", "each"))
     for name in (*CURVES, *KERNELS):
         assert stamps(tmp_path)[f"{name}.png"] > first[f"{name}.png"]
         assert CUTS[0] in words(tmp_path / f"{name}.svg"), "a cut that was not asked for again is still there"
@@ -379,7 +381,7 @@ def test_figures_are_drawn_again_while_rows_come_in(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(studies, "draw_kernels", lambda *_: None)
     monkeypatch.setattr(studies, "draw_results", lambda folder, rows, layers: counts.append(len(rows)))
     monkeypatch.setattr(studies, "REDRAW_SECONDS", 0)
-    study(tmp_path, cuts=CUTS[:3])
+    study(tmp_path, CUTS[:3])
     assert counts == [2, 3, 4, 4]
 
 
@@ -395,13 +397,12 @@ def _stop(*_: object, **__: object) -> float:
 
 
 def test_a_study_of_rewrites_draws_its_networks_once(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"cuts": (), "keep": (), "rewrites": CUTS[0], "ranks": "r=1,2"}
-    study(tmp_path, **asked)
+    study(tmp_path, sizes=[1, 2])
     first = stamps(tmp_path)
     assert sorted(first) == sorted(f"{name}.{kind}" for name in (*CURVES, "networks") for kind in ("png", "svg"))
-    study(tmp_path, **asked)
+    study(tmp_path, sizes=[1, 2])
     assert stamps(tmp_path)["networks.svg"] == first["networks.svg"]
-    study(tmp_path, **asked | {"scope": "each", "rewrites": CUTS[1]})
+    study(tmp_path, CUTS[1:2], [1, 2], scope=("each",))
     assert stamps(tmp_path)["networks.svg"] > first["networks.svg"]
     assert {CUTS[0], CUTS[1]} <= set(words(tmp_path / "networks.svg").splitlines())
     assert "layers_ranks.png" in stamps(tmp_path)

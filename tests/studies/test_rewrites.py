@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -18,10 +17,8 @@ import tnalgebra as tn
 from tests.study_cases import (
     CUTS,
     LABELS,
-    NORMALISED,
     Kinds,
     close,
-    labelled,
     network,
     row_by_hand,
     some_images,
@@ -32,31 +29,18 @@ from tests.study_cases import (
 )
 from tnalgebra.decompositions.catalogue import resolve
 from tnalgebra.model.budget import fit_planned, plan_budget
-from tnalgebra.model.images import Images, normalised
+from tnalgebra.model.images import Images
 from tnalgebra.model.input_metrics import fit_in_order, input_metrics
+from tnalgebra.studies.compress import compress_kernels
 from tnalgebra.studies.rewrites import full_ranks
-from tnalgebra.studies.store import LATER, ROWS, read_rows
+from tnalgebra.studies.store import ROWS, read_rows
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+studies = import_module("tnalgebra.studies.study")
 
 RING = "K[o i h w] => A[o p q] B[i q r] C[h r s] D[w s p]"
 CALIBRATION = some_images(30, seed=5)
-WITHOUT: dict[str, Any] = {"cuts": (), "keep": (), "skip": ("stem", "linear")}
-
-
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures have tests of their own."""
-    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "draw_kernels", lambda *_: None)
-    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "draw_results", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return network()
-
-
-@pytest.fixture(scope="module")
-def images(model: nn.Module) -> Images:
-    return labelled(some_images(), model)
+SKIP: dict[str, Any] = {"skip": ("stem", "linear")}
 
 
 def by_hand(
@@ -94,8 +78,7 @@ def kernel(model: nn.Module, name: str) -> Tensor:
 
 
 def test_a_cut_at_a_rank_is_numpys(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    settings = WITHOUT | {"rewrites": CUTS, "ranks": "r=2,7", "scope": ("all", "each")}
-    found = study(model, images, tmp_path, **settings)
+    found = study(model, images, tmp_path, CUTS, [{"r": 2}, 7], scope=("all", "each"), **SKIP)
     asked = [(c, r, s) for c in CUTS for r in ("r=2", "r=7") for s in ("all", "wide", "grouped")]
     assert [(row["rewrite"], row["ranks"], row["scope"]) for row in found.rows[1:]] == asked
     full = {"out | in kh kw": {"wide": 12, "grouped": 8}, "out kh | in kw": {"wide": 10, "grouped": 9}}
@@ -128,7 +111,7 @@ def test_a_cut_at_a_rank_is_numpys(model: nn.Module, images: Images, tmp_path: P
 def test_a_rewrite_is_what_its_rule_gives(
     rewrite: str, ranks: dict[str, int], text: str | None, model: nn.Module, images: Images, tmp_path: Path
 ) -> None:
-    row = study(model, images, tmp_path, **WITHOUT, rewrites=rewrite, ranks=ranks, seed=3).rows[1]
+    row = study(model, images, tmp_path, [rewrite], [ranks] if ranks else [], seed=3, **SKIP).rows[1]
     rule = resolve(rewrite, LABELS[nn.Conv2d])
     left = rewrite[0] if "=>" in rewrite else "K"
     fits = {name: rule.apply({left: kernel(model, name)}, ranks=ranks, seed=3) for name in ("wide", "grouped")}
@@ -152,7 +135,7 @@ def test_a_rewrite_is_what_its_rule_gives(
 
 
 def test_a_rank_that_a_layer_cannot_use_becomes_what_is_full(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    row = study(model, images, tmp_path, **WITHOUT, rewrites="tucker2", ranks="a=9 b=50").rows[1]
+    row = study(model, images, tmp_path, ["tucker2"], [{"a": 9, "b": 50}], **SKIP).rows[1]
     assert row["ranks"] == "a=9 b=50"
     assert {name: layer["ranks"] for name, layer in row["layers"].items()} == {
         "wide": {"a": 9, "b": 5},
@@ -177,15 +160,9 @@ def test_full_ranks() -> None:
 
 def test_a_rewrite_is_for_the_layers_that_have_it(tmp_path: Path) -> None:
     model, images = network(Kinds), some_images(20)
-    settings = {"cuts": (), "keep": (), "skip": (), "seed": 1}
-    found = study(
-        model,
-        images,
-        tmp_path,
-        rewrites=["mpo", "out kh | in kw", "tensor_train", "K[a b c] => A[a r] B[r b c]"],
-        ranks=["r=2,1", "p=2 q=1", "s=2 t=1"],
-        **settings,
-    )
+    rewrites = ["mpo", "out kh | in kw", "tensor_train", "K[a b c] => A[a r] B[r b c]"]
+    sizes = [{"r": rank, "p": 2, "q": 1, "s": 2, "t": 1} for rank in (2, 1)]
+    found = study(model, images, tmp_path, rewrites, sizes, skip=(), seed=1)
     assert [(row["rewrite"], row["ranks"], list(row["layers"])) for row in found.rows[1:]] == [
         ("mpo", "p=2", ["linear"]),
         ("out kh | in kw", "r=2", ["conv2", "up"]),
@@ -197,27 +174,52 @@ def test_a_rewrite_is_for_the_layers_that_have_it(tmp_path: Path) -> None:
 
 
 def test_the_same_rewrite_as_text_and_as_rule(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    texts = study(model, images, tmp_path / "texts", **WITHOUT, rewrites=["cp", CUTS[0]], ranks=["r=1,2"])
+    texts = study(model, images, tmp_path / "texts", ["cp", CUTS[0]], [1, 2], **SKIP)
     rules = [tn.rule("K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]", name="cp"), tn.cut(CUTS[0])]
-    values = study(model, images, tmp_path / "rules", **WITHOUT, rewrites=rules, ranks={"r": [1, 2]})
+    values = study(model, images, tmp_path / "rules", rules, [{"r": 1}, {"r": 2}], **SKIP)
     assert without_seconds(texts.rows) == without_seconds(values.rows)
-    again = study(model, images, tmp_path / "texts", **WITHOUT, rewrites=["cp", "cp"], ranks={"r": (2,)})
+    again = study(model, images, tmp_path / "texts", ["cp", "cp"], [{"r": 2}], **SKIP)
     assert again.rows == [texts.rows[0], texts.rows[2]]
     other = tn.rule("K[out in kh kw] => A[out in r] B[kh kw r]", name="cp")
-    more = study(model, images, tmp_path / "texts", **WITHOUT, rewrites=other, ranks={"r": 2})
+    more = study(model, images, tmp_path / "texts", [other], [2], **SKIP)
     assert more.rows[1]["equations"] != texts.rows[2]["equations"], "a name is not what makes a rule"
+
+
+def test_each_rewrite_takes_the_sizes_that_suit_it(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    rewrites = [CUTS[0], f"{CUTS[0]} then {CUTS[1]}", "tucker2", "dct", "depthwise_separable"]
+    sizes = [tn.ParameterBudget(0.8), {"r": 2}, 0.5, {"c": 1, "d": 1, "a": 2, "b": 3}, 1]
+    found = study(model, images, tmp_path, rewrites, sizes, **SKIP)
+    assert [(row["rewrite"], row["ranks"] or row["budget"] or row["keep"]) for row in found.rows[1:]] == [
+        *[(CUTS[0], size) for size in (0.8, "r=2", 0.5, "r=1")],
+        (rewrites[1], 0.5),
+        *[("tucker2", size) for size in (0.8, "a=2 b=3", "a=1 b=1")],
+        *[("dct", size) for size in (0.8, "c=1 d=1")],
+        ("depthwise_separable", 0.8),
+    ]
+
+
+def test_kernels_compressed_alone_are_those_of_the_row(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    rewrites = [f"{CUTS[0]} then {CUTS[1]}", CUTS[0], "tucker2"]
+    sizes = [tn.KeepFraction(0.5), tn.ParameterBudget(0.8), 3]
+    rows = study(model, images, tmp_path, rewrites, sizes, **SKIP).rows
+    for row, rewrite, size in ((rows[1], rewrites[0], 0), (rows[4], CUTS[0], 2), (rows[5], "tucker2", 1)):
+        kernels = compress_kernels(model, rewrite, sizes[size], **SKIP)
+        assert {name: one.details for name, one in kernels.items()} == row["layers"]
+        for name, one in kernels.items():
+            error = float((one.weight - kernel(model, name)).norm() / kernel(model, name).norm())
+            assert row["layers"][name]["relative_error"] == pytest.approx(error, rel=1e-9)
+            torch.testing.assert_close(one.fit.dense(), one.weight)
 
 
 # metrics
 
 
 def inputs(images: Images) -> list[Tensor]:
-    return [normalised(images.pixels, dtype=torch.float32, **NORMALISED)]
+    return [images.normalise(images.pixels)]
 
 
 def test_a_cut_in_the_input_metric_has_a_closed_form(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    settings = WITHOUT | {"rewrites": CUTS[0], "ranks": "r=3", "metric": "input", "calibration": CALIBRATION}
-    row = study(model, images, tmp_path, **settings).rows[1]
+    row = study(model, images, tmp_path, CUTS[:1], [3], metric="input", calibration=CALIBRATION, **SKIP).rows[1]
     metrics = input_metrics(model, inputs(CALIBRATION), layers=["wide"])
     covariance = metrics["wide"].covariance.double().reshape(30, 30).numpy()
     root = np.linalg.cholesky(covariance)
@@ -232,8 +234,8 @@ def test_a_cut_in_the_input_metric_has_a_closed_form(model: nn.Module, images: I
 
 
 def test_to_the_output_layers_are_fitted_in_order(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    settings = WITHOUT | {"rewrites": "tucker2", "ranks": "a=3 b=2", "calibration": CALIBRATION}
-    row = study(model, images, tmp_path, metric="output", **settings).rows[1]
+    settings: dict[str, Any] = {"rewrites": ["tucker2"], "sizes": [{"a": 3, "b": 2}], "calibration": CALIBRATION}
+    row = study(model, images, tmp_path, metric="output", **settings, **SKIP).rows[1]
     rule, errors = resolve("tucker2", LABELS[nn.Conv2d]), {}
 
     def fit(name: str, weight: Tensor, metric: Any) -> Tensor:
@@ -245,13 +247,13 @@ def test_to_the_output_layers_are_fitted_in_order(model: nn.Module, images: Imag
     expected = {name: weight.double().numpy() for name, weight in weights.items()}
     agrees(row, by_hand(model, images, expected, {"wide": 3 * 12 + 6 * 6 + 2 * 5, "grouped": 3 * 8 + 6 * 6 + 2 * 3}))
     assert {name: layer["output_error"] for name, layer in row["layers"].items()} == pytest.approx(errors, rel=1e-6)
-    kept = study(model, images, tmp_path, metric="input", **settings).rows
+    kept = study(model, images, tmp_path, metric="input", **settings, **SKIP).rows
     assert [each["metric"] for each in read_rows(tmp_path)] == ["frobenius", "output", "input"]
     assert kept[1]["layers"]["grouped"]["relative_error"] != row["layers"]["grouped"]["relative_error"]
 
 
 def test_other_calibration_images_make_other_rows(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    settings = WITHOUT | {"rewrites": CUTS[0], "ranks": "r=3", "metric": "input"}
+    settings = SKIP | {"rewrites": CUTS[:1], "sizes": [3], "metric": "input"}
     one = study(model, images, tmp_path, calibration=CALIBRATION, **settings)
     other = study(model, images, tmp_path, calibration=some_images(30, seed=6), **settings)
     assert one.rows[1]["calibration"] != other.rows[1]["calibration"]
@@ -283,7 +285,7 @@ REPORTED: dict[str, Any] = {"report_metric": True, "calibration": CALIBRATION}
 
 
 def test_cuts_report_their_error_in_the_input_metric(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"scope": ("all", "each"), "skip": ("stem", "linear"), "keep": (0.5, 0.25)}
+    settings: dict[str, Any] = {"scope": ("all", "each"), "sizes": (0.5, 0.25), **SKIP}
     plain = study(model, images, tmp_path, **settings).rows
     lines = (tmp_path / ROWS).read_text().splitlines()
     found = study(model, images, tmp_path, **settings, **REPORTED).rows
@@ -312,30 +314,26 @@ def test_cuts_report_their_error_in_the_input_metric(model: nn.Module, images: I
 def test_metrics_are_measured_once_for_all_layers(
     model: nn.Module, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tnalgebra.studies import kernels as study_layers
-
-    right, calls = study_layers.input_metrics, []
+    kernels = import_module("tnalgebra.studies.kernels")
+    right, calls = kernels.input_metrics, []
 
     def counted(*arguments: Any, layers: list[str], **named: Any) -> Any:
         calls.append(sorted(layers))
         return right(*arguments, layers=layers, **named)
 
-    monkeypatch.setattr(study_layers, "input_metrics", counted)
-    settings: dict[str, Any] = {"scope": ("all", "each"), "skip": ("stem", "linear"), "keep": (0.5, 0.25)}
-    study(model, images, tmp_path / "cuts", **settings, **REPORTED)
-    study(model, images, tmp_path / "plain", **settings)
-    settings = WITHOUT | {"rewrites": "tucker2", "ranks": "a=2,3 b=2", "scope": ("each",)}
-    study(model, images, tmp_path / "rewrites", **settings, **REPORTED)
-    assert calls[0] == ["grouped", "wide"]
-    assert len(calls) == 3, "a rewrite of each layer asks for that layer when its row comes"
+    monkeypatch.setattr(kernels, "input_metrics", counted)
+    rewrites, sizes = [*CUTS, "tucker2"], (0.5, 0.25, {"a": 2, "b": 2}, 2)
+    study(model, images, tmp_path / "reported", rewrites, sizes, scope=("all", "each"), **SKIP, **REPORTED)
+    study(model, images, tmp_path / "plain", rewrites, sizes, **SKIP)
+    assert calls == [["grouped", "wide"]]
 
 
 def test_fits_report_it_too_unless_they_have_it(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    settings = WITHOUT | {"rewrites": "cp", "ranks": "r=2,1", "budget": 0.7}
+    settings = SKIP | {"rewrites": ["tucker2"], "sizes": [2, 1, tn.ParameterBudget(0.7)]}
     plain = study(model, images, tmp_path, **settings).rows
     found = study(model, images, tmp_path, **settings, **REPORTED).rows
     assert len(read_rows(tmp_path)) == 1 + 2 * 3
-    rule = resolve("cp", LABELS[nn.Conv2d])
+    rule = resolve("tucker2", LABELS[nn.Conv2d])
     for row, other in zip(found[1:], plain[1:], strict=True):
         assert (row["reported"], row["accuracy"]) == ("input", other["accuracy"])
         for name, details in row["layers"].items():
@@ -344,14 +342,14 @@ def test_fits_report_it_too_unless_they_have_it(model: nn.Module, images: Images
             if row["ranks"]:
                 weight = rule.apply({"K": kernel(model, name)}, ranks=details["ranks"]).dense().numpy()
                 assert details["output_error"] == pytest.approx(output_error_by_hand(model, name, weight), rel=5e-3)
-    dropped = study(model, images, tmp_path, **(settings | {"components": "drop", "budget": ()}), **REPORTED).rows
+    dropped = study(model, images, tmp_path, CUTS[:1], [2, 1], components="drop", **SKIP, **REPORTED).rows
     assert all(layer["output_error"] > 0 for row in dropped[1:] for layer in row["layers"].values())
-    settings = WITHOUT | {"rewrites": "cp", "ranks": "r=2", "metric": "input", "calibration": CALIBRATION}
+    settings = SKIP | {"rewrites": ["tucker2"], "sizes": [2], "metric": "input", "calibration": CALIBRATION}
     fitted = study(model, images, tmp_path, **settings).rows
     assert fitted[1]["reported"] is None
-    mixed = settings | {"cuts": CUTS[0], "keep": 0.5}
-    assert study(model, images, tmp_path, **mixed, report_metric=True).rows[2]["reported"] is None
-    assert study(model, images, tmp_path, **mixed, report_metric=True).rows[1]["reported"] == "input"
+    both = settings | {"rewrites": [CUTS[0], "tucker2"], "sizes": [0.5, 2]}
+    mixed = study(model, images, tmp_path, **both, report_metric=True).rows
+    assert [row["reported"] for row in mixed] == [None, "input", None, None]
     assert study(model, images, tmp_path, **settings).rows == fitted
 
 
@@ -359,8 +357,8 @@ def test_fits_report_it_too_unless_they_have_it(model: nn.Module, images: Images
 
 
 def test_components_dropped_from_the_fit_at_the_largest_rank(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    settings = WITHOUT | {"rewrites": "cp", "components": "drop"}
-    found = study(model, images, tmp_path, ranks="r=2,1", **settings)
+    settings = SKIP | {"rewrites": ["cp"], "components": "drop"}
+    found = study(model, images, tmp_path, sizes=[2, 1], **settings)
     rule = resolve("cp", LABELS[nn.Conv2d])
     for row, rank in zip(found.rows[1:], (2, 1), strict=True):
         weights = {}
@@ -372,9 +370,8 @@ def test_components_dropped_from_the_fit_at_the_largest_rank(model: nn.Module, i
         agrees(row, by_hand(model, images, weights, {"wide": rank * 22, "grouped": rank * 16}))
         assert row["components"] == "drop from r=2"
         assert row["layers"]["wide"]["ranks"] == {"r": rank}
-    assert study(model, images, tmp_path, ranks="r=1", **settings).rows[1]["components"] == "drop from r=1"
-    lines = study(model, images, tmp_path, ranks="r=2,1", **settings).table().splitlines()
-    assert lines[0].split()[:3] == ["rewrite", "ranks", "components"]
+    assert study(model, images, tmp_path, sizes=[1], **settings).rows[1]["components"] == "drop from r=1"
+    assert found.table().splitlines()[0].split()[:3] == ["rewrite", "ranks", "components"]
 
 
 # budgets
@@ -382,7 +379,8 @@ def test_components_dropped_from_the_fit_at_the_largest_rank(model: nn.Module, i
 
 @pytest.mark.parametrize("metric", ["frobenius", "output"])
 def test_a_budget_is_of_the_whole_network(metric: Any, model: nn.Module, images: Images, tmp_path: Path) -> None:
-    settings = WITHOUT | {"rewrites": CUTS[0], "budget": (0.8, 0.7), "metric": metric, "calibration": CALIBRATION}
+    sizes = [tn.ParameterBudget(0.8), tn.ParameterBudget(0.7)]
+    settings = SKIP | {"rewrites": CUTS[:1], "sizes": sizes, "metric": metric, "calibration": CALIBRATION}
     found = study(model, images, tmp_path, scope=("all", "each"), **settings)
     rule = resolve(CUTS[0], LABELS[nn.Conv2d])
     if metric != "frobenius":
@@ -406,7 +404,7 @@ def test_a_budget_is_of_the_whole_network(metric: Any, model: nn.Module, images:
 
 
 def test_a_budget_that_needs_nothing_leaves_all_as_it_is(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    found = study(model, images, tmp_path, **WITHOUT, rewrites=CUTS[0], budget=1.0, ranks="r=2")
+    found = study(model, images, tmp_path, CUTS[:1], [2, tn.ParameterBudget(1.0)], **SKIP)
     assert [(row["ranks"], row["budget"], len(row["layers"])) for row in found.rows] == [
         (None, None, 0),
         ("r=2", None, 2),
@@ -417,7 +415,7 @@ def test_a_budget_that_needs_nothing_leaves_all_as_it_is(model: nn.Module, image
 
 
 def test_curves_may_be_of_the_divergence(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    settings = WITHOUT | {"rewrites": CUTS[0], "budget": 0.75}
+    settings = SKIP | {"rewrites": CUTS[:1], "sizes": [tn.ParameterBudget(0.75)]}
     error = study(model, images, tmp_path, **settings)
     other = study(model, images, tmp_path, curves="divergence", calibration=CALIBRATION, **settings)
     assert [row["curves"] for row in read_rows(tmp_path)] == [None, "error", "divergence"]
@@ -428,20 +426,13 @@ def test_curves_may_be_of_the_divergence(model: nn.Module, images: Images, tmp_p
 # the folder
 
 
-def test_rewrites_and_cuts_share_a_folder_and_go_on(
+def test_rewrites_and_cuts_share_a_folder_and_continue(
     model: nn.Module, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    studies = import_module("tnalgebra.studies.study")
-
-    settings: dict[str, Any] = {
-        "keep": (0.5,),
-        "rewrites": [CUTS[1], "tucker2"],
-        "ranks": "r=1,2 a=2 b=2",
-        "budget": 0.8,
-    }
-    settings |= {"scope": ("all", "wide"), "skip": ("stem", "linear")}
+    sizes = [0.5, {"r": 1, "a": 2, "b": 2}, {"r": 2, "a": 2, "b": 2}, tn.ParameterBudget(0.8)]
+    settings: dict[str, Any] = {"rewrites": [CUTS[1], "tucker2"], "sizes": sizes, "scope": ("all", "wide"), **SKIP}
     whole = study(model, images, tmp_path / "whole", **settings)
-    close(whole.rows[1], row_by_hand(model, images, CUTS[0], 0.5, ["wide", "grouped"], torch.float64))
+    close(whole.rows[1], row_by_hand(model, images, CUTS[1], 0.5, ["wide", "grouped"], torch.float64))
     right, calls = studies.accuracy, iter(range(1000))
 
     def accuracy(*arguments: Any, **named: Any) -> float:
@@ -450,30 +441,15 @@ def test_rewrites_and_cuts_share_a_folder_and_go_on(
         return right(*arguments, **named)
 
     monkeypatch.setattr(studies, "accuracy", accuracy)
-    counts = []
-    while len(counts) < 3:
+    for count in (3, 6, 9):
         with pytest.raises(KeyboardInterrupt):
             study(model, images, tmp_path / "parts", **settings)
-        counts.append(len(read_rows(tmp_path / "parts")))
-    monkeypatch.undo()
-    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "draw_kernels", lambda *_: None)
-    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "draw_results", lambda *_: None)
-    assert counts == [3, 6, 9]
+        assert len(read_rows(tmp_path / "parts")) == count
+    monkeypatch.setattr(studies, "accuracy", right)
     found = study(model, images, tmp_path / "parts", **settings)
-    assert len(found.rows) == len(whole.rows) == 13
+    assert len(found.rows) == len(whole.rows) == 11
     for row, expected in zip(found.rows, whole.rows, strict=True):
-        for key in ("rewrite", "keep", "ranks", "budget", "scope", "equations"):
+        for key in ("rewrite", "keep", "ranks", "budget", "scope", "equations", "parameters_kept"):
             assert row[key] == expected[key]
-        assert row["parameters_kept"] == expected["parameters_kept"]
         # kernels that are fitted side by side or alone round differently
         assert row["mean_squared_relative_error"] == pytest.approx(expected["mean_squared_relative_error"], rel=1e-6)
-
-
-def test_a_folder_from_before_there_were_rewrites_goes_on(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    rows = study(model, images, tmp_path).rows
-    old = [{key: value for key, value in row.items() if key not in LATER} for row in rows]
-    (tmp_path / ROWS).write_text("".join(json.dumps(row) + "\n" for row in old))
-    assert [row["metric"] for row in read_rows(tmp_path)] == ["frobenius"] * 3
-    more = study(model, images, tmp_path, rewrites="cp", ranks="r=2")
-    assert without_seconds([{key: row[key] for key in rows[0]} for row in more.rows[:3]]) == without_seconds(rows)
-    assert len(read_rows(tmp_path)) == 4

@@ -1,12 +1,13 @@
 """Studies: the kernels of a model are compressed, its accuracy is tested, and rows and figures are kept."""
 
 from .._files import write_text, write_whole
-from .accuracy import accuracy, recalibrate_batch_norm, train_classifier
-from .cuts import fractions_of, treatment_of
+from .accuracy import accuracy, shuffled_batches
+from .compress import Compressed, compress_kernels
 from .figures import MARKERS, SUFFIXES
-from .kernels import Layer, Workbench, globs_of, layers_of, no_match
-from .plan import Wishes, planned
-from .rewrites import NO_FORM, Form, budgets_of, fitted, free_bonds, rewrite_of, sweep_of
+from .kernels import Layer, globs_of, layers_of, no_match
+from .options import StudyOptions
+from .plan import Size
+from .rewrites import NO_FORM, Form, free_bonds, read_ranks, read_rewrite
 from .store import (
     BASELINE,
     Key,
@@ -30,37 +31,33 @@ __all__ = [
     "MARKERS",
     "NO_FORM",
     "SUFFIXES",
+    "Compressed",
     "Form",
     "Key",
     "Layer",
     "Row",
+    "Size",
     "Store",
     "Study",
-    "Wishes",
-    "Workbench",
+    "StudyOptions",
     "accuracy",
-    "budgets_of",
     "compare_configs",
+    "compress_kernels",
     "config_hash",
-    "fitted",
-    "fractions_of",
     "free_bonds",
     "globs_of",
     "layers_of",
     "locked",
     "no_match",
     "of_one_layer",
-    "planned",
     "read_config",
+    "read_ranks",
+    "read_rewrite",
     "read_rows",
-    "recalibrate_batch_norm",
-    "rewrite_of",
+    "shuffled_batches",
     "study",
-    "sweep_of",
     "table",
     "touched",
-    "train_classifier",
-    "treatment_of",
     "variant",
     "write_text",
     "write_whole",

@@ -1,4 +1,4 @@
-"""The kernels of a network that a study may rewrite, and what it says of one that is rewritten."""
+"""The kernels of a network that a study may rewrite, and what their rewrites need beside them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import LayerError, StudyError, ValuesError, explain
 from ..fitting import Metric
-from ..model import Images, input_metrics
+from ..model import input_metrics
 from ..nn import kernel_labels_of, kernel_layers
-from .store import Key
+from .options import StudyOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,70 +29,49 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Treated:
-    """A kernel that was rewritten and contracted back.
-
-    weight: axes as in the layer.
-    details: what a row says of it: `rank` or `ranks`, `relative_error` (||K - K~||_F / ||K||_F), `norm_kept`
-        (||K~||_F / ||K||_F; 1 for a kernel of zeros), `parameters` (of its factors), of fits, and where it is
-        reported, `output_error` too.
-    """
-
-    weight: Tensor
-    details: Mapping[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A row to come: what makes it, and the layers it touches."""
-
-    key: Key
-    layers: tuple[Layer, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class Workbench:
-    """What rewrites of kernels need beside the kernels.
+    """What rewrites of kernels need.
 
-    model: the dense network in its own type, in evaluation mode, on the device.
-    calibration: images for metrics and divergences; None where nothing asks for them.
-    settings: mean, std, batch_size and device of the images.
-    dtype: in which the network is tested.
-    seed: of the fits.
+    model: the network as it is, in its own type, in evaluation mode, on the device.
+    layers: name -> kernel.
     """
 
     model: nn.Module
-    calibration: Images | None
-    settings: Mapping[str, Any]
-    dtype: torch.dtype
-    seed: int
+    layers: Mapping[str, Layer]
+    options: StudyOptions
     _metrics: dict[str, Metric] = field(default_factory=dict)
 
     @cached_property
     def inputs(self) -> list[Tensor]:
-        """Batches of the network's inputs."""
-        if self.calibration is None:
+        """Batches of the network's inputs, of the calibration images."""
+        options = self.options
+        if options.calibration is None:
             return []
-        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
-        return [pixels for pixels, _ in self.calibration.batches(**{**self.settings, "dtype": own})]
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        batches = options.calibration.batches(options.batch_size, dtype=dtype, device=options.device)
+        return [pixels for pixels, _ in batches]
+
+    def weight(self, name: str) -> Tensor:
+        """The kernel of a layer, float64, on the device."""
+        return self.layers[name].weight.to(self.options.device)
 
     def metrics(self, names: Iterable[str]) -> dict[str, Metric]:
         """The input metrics of these layers; each is measured once."""
         names = list(names)
         missing = [name for name in names if name not in self._metrics]
         if missing:
-            device = self.settings["device"]
+            device = self.options.device
             self._metrics.update(input_metrics(self.model, self.inputs, layers=missing, device=device))
         return {name: self._metrics[name] for name in names}
 
-    def output_error(self, layer: Layer, weight: Tensor) -> float:
-        """sqrt(E||(K - K~) x||^2 / E||K x||^2): the error in the layer's input metric of a kernel in its place.
+    def output_error(self, name: str, weight: Tensor) -> float:
+        """sqrt(E||(K - K~) x||^2 / E||K x||^2): the error of a kernel in place of a layer's, in its input metric.
 
         Args:
             weight: K~, axes as in the layer.
         """
-        own = layer.weight.to(self.settings["device"])
-        return self.metrics([layer.name])[layer.name].relative(weight.to(own) - own, own, layer.labels)
+        kernel = self.weight(name)
+        return self.metrics([name])[name].relative(weight.to(kernel) - kernel, kernel, self.layers[name].labels)
 
 
 KEYWORDS = ("first", "linear")
@@ -101,23 +79,23 @@ KEYWORDS = ("first", "linear")
 
 
 def globs_of(modules: Mapping[str, nn.Module], skip: Sequence[str]) -> list[str]:
-    """Globs of layers' names for what is to be skipped, where keywords stand for layers that may not be there.
+    """Globs of layers' names for what is to be skipped, with the names of layers in place of keywords.
 
     Args:
         modules: name -> layer, in the model's order.
         skip: globs, "first" for the first convolution, "linear" for all linear layers.
     """
-    kinds = {name: len(kernel_labels_of(module)) > 2 for name, module in modules.items()}
-    first = [name for name, convolves in kinds.items() if convolves][:1]
-    linear = [name for name, convolves in kinds.items() if not convolves]
-    meant = {"first": first, "linear": linear}
-    return [name for pattern in skip if pattern in meant for name in meant[pattern]] + [
-        pattern for pattern in skip if pattern not in meant
-    ]
+    convolves = {name: len(kernel_labels_of(module)) > 2 for name, module in modules.items()}
+    layers = {
+        "first": [name for name in modules if convolves[name]][:1],
+        "linear": [name for name in modules if not convolves[name]],
+    }
+    names = [name for pattern in skip if pattern in layers for name in layers[pattern]]
+    return names + [pattern for pattern in skip if pattern not in layers]
 
 
 def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
-    """The kernels that may be cut, each weight once, under the first name it has.
+    """The kernels that may be rewritten, each weight once, under the first name it has.
 
     Args:
         skip: globs of layers' names; "first" for the first convolution, "linear" for all linear layers. A weight that
@@ -125,7 +103,7 @@ def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
 
     Raises:
         ValuesError: a parameter or a buffer of the model, a kernel or not, that is not finite; an empty weight.
-        LayerError: a weight that is computed from others, or not there yet.
+        LayerError: a weight that is computed from others, or not initialised yet.
         StudyError: a glob that matches no layer; no layer is left.
     """
     modules = kernel_layers(model)
@@ -135,22 +113,20 @@ def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
     patterns = globs_of(modules, skip)
     weights = {name: _checked_weight(name, module) for name, module in modules.items()}
     _check_finite(model)
-    skipped = {name for name in modules if any(fnmatchcase(name, pattern) for pattern in patterns)}
-    taken = {id(weights[name]) for name in skipped}
-    found = []
+    taken = {id(weights[name]) for name in modules if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    layers = []
     for name, module in modules.items():
         weight = weights[name]
         if id(weight) not in taken:
             taken.add(id(weight))
             kernel = weight.detach().to(device="cpu", dtype=torch.float64, copy=True)
-            found.append(Layer(name, kernel_labels_of(module), kernel))
+            layers.append(Layer(name, kernel_labels_of(module), kernel))
     if not modules:
-        raise StudyError(
-            explain(f"{type(model).__name__} has no kernel to cut", needed="a convolution or linear layer")
-        )
-    if not found:
-        raise StudyError(explain("no layer is left to cut", skipped=", ".join(skip), fix="fewer layers in skip"))
-    return found
+        fact = f"{type(model).__name__} has no kernel to rewrite"
+        raise StudyError(explain(fact, needed="a convolution or linear layer"))
+    if not layers:
+        raise StudyError(explain("no layer is left to rewrite", skipped=", ".join(skip), fix="fewer layers in skip"))
+    return layers
 
 
 def _checked_weight(name: str, module: nn.Module) -> Tensor:
@@ -186,6 +162,7 @@ def _check_finite(model: nn.Module) -> None:
 
 
 def no_match(fact: str, pattern: str, names: Sequence[str]) -> str:
+    """The message that a glob matches no layer, with the names that are nearest."""
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
     return explain(
         fact,

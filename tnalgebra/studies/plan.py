@@ -1,307 +1,234 @@
-"""What a study is to do: which kernels, which cuts and rewrites, at which sizes, in which scopes."""
+"""What a study is to do: the rows to come, each a rewrite at a size in a scope."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Protocol
+from operator import index
+from typing import Any, TypeAlias
 
-from torch import nn
-
-from ..errors import RankError, RuleError, StudyError, explain
-from ..model import Curves, MetricName
-from .cuts import Identity, Treatment, treatment_of
-from .kernels import Asked, Layer, Treated, Workbench, layers_of, no_match
-from .rewrites import NO_FORM, Budgeted, Components, Ranked, Rewrite, Sweep, free_bonds, points_of
+from ..errors import RankError, StudyError, explain
+from ..fitting import KeepFraction, ParameterBudget
+from .kernels import Layer, no_match
+from .options import StudyOptions
+from .rewrites import Rewrite, read_rewrite
 from .store import Key, Row
 
-
-class Work(Protocol):
-    """What is done to kernels; the rows of one work are made together."""
-
-    @property
-    def text(self) -> str: ...
-
-    def treated(self, todo: Sequence[Asked], bench: Workbench) -> Iterator[tuple[Asked, dict[str, Treated]]]: ...
+Size: TypeAlias = KeepFraction | ParameterBudget | int | Mapping[str, int]
+"""How large a rewrite is: a fraction of the singular values, of cuts; a part of the whole network's parameters; the
+rank of all bonds, or of each."""
 
 
 @dataclass(frozen=True, eq=False)
-class Wishes:
-    """What the caller asks for, read and checked as far as it can be without the network.
+class Task:
+    """A row to come.
 
-    treatments, keep: cuts, and the fractions of their singular values.
-    rewrites, sweep, budgets: rewrites, the ranks of their bonds, and parts of the network's parameters.
-    metric, components, curves: see `study`.
-    calibration: as rows say it; None where there are no images.
-    reported: the metric in which errors are reported beside that of the fits; None for none.
-    scope, skip: as given.
+    layers: names of those that are rewritten.
+    ranks: bond -> rank, where the size is of that kind.
+    fitted: bond -> rank of the fit that the row is made from; larger where components are dropped from it.
     """
 
-    treatments: Sequence[Treatment]
-    keep: Sequence[float]
-    rewrites: Sequence[Rewrite]
-    sweep: Sweep
-    budgets: Sequence[float]
-    metric: MetricName
-    components: Components
-    curves: Curves
-    calibration: str | None
-    reported: str | None
-    scope: Sequence[str]
-    skip: Sequence[str]
+    key: Key
+    layers: tuple[str, ...]
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    fitted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """layers: that may be rewritten. works: what is done, each with its rows."""
+class Work:
+    """A rewrite and its rows, which are made together."""
 
-    layers: Sequence[Layer]
-    works: Sequence[tuple[Work, Sequence[Asked]]]
-
-    @property
-    def rows(self) -> list[Asked]:
-        return [asked for _, rows in self.works for asked in rows]
-
-    @property
-    def cuts(self) -> list[str]:
-        """As they stand in rows."""
-        return list(dict.fromkeys(asked.key.rewrite for asked in self.rows if asked.key.equations is None))
-
-    @property
-    def equations(self) -> dict[str, list[str]]:
-        """Rewrite -> its equations."""
-        return equations_of([asked.key.fields for asked in self.rows])
+    rewrite: Rewrite
+    tasks: Sequence[Task]
 
 
-def equations_of(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Rewrite -> the equations that rows have of it, each once."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        for equation in row["equations"] or ():
-            there = found.setdefault(row["rewrite"], [])
-            if equation not in there:
-                there.append(equation)
-    return found
-
-
-def planned(model: nn.Module, wishes: Wishes, *, rows: Sequence[Row] = ()) -> Plan:
-    """The kernels that may be rewritten, and the rows to come, work by work.
-
-    Args:
-        rows: those there are; a cut that they have in another wording takes theirs.
+def read_size(size: object) -> Size:
+    """Check a size.
 
     Raises:
-        RuleError, RankError, ValuesError, LayerError, StudyError: see `layers_of`; there is nothing to do; a cut, a
-            rewrite or a scope is for none of the layers; a bond has no rank.
+        RankError: it is of another kind, or a rank is below 1.
     """
-    _check_complete(wishes)
-    wordings: dict[Identity, str] = {}
-    for text in dict.fromkeys(row["rewrite"] for row in rows if row["keep"] is not None):
-        wordings.setdefault(treatment_of(text).identity, text)
-    first: dict[Identity, Treatment] = {}
-    for each in wishes.treatments:
-        first.setdefault(each.identity, replace(each, text=wordings.get(each.identity, each.text)))
-    layers = layers_of(model, wishes.skip)
-    cut = {treatment: _cut_layers(treatment, layers) for treatment in first.values()}
-    rewritten = {each: _rewritten_layers(each, layers) for each in wishes.rewrites}
-    _check_bonds(wishes, rewritten)
-    fitting = [*cut.values(), *rewritten.values()]
-    names = [layer.name for layer in layers if any(layer in chosen for chosen in fitting)]
-    for pattern in wishes.scope:
+    if isinstance(size, KeepFraction | ParameterBudget):
+        return size
+    ranks: Mapping[str, Any] = size if isinstance(size, Mapping) else {"r": size}
+    try:
+        read: dict[str, int] = {bond: 0 if isinstance(rank, bool) else index(rank) for bond, rank in ranks.items()}
+    except TypeError:
+        read = {}
+    if not read or min(read.values()) < 1:
+        fix = "KeepFraction(0.5) for cuts, ParameterBudget(0.5) of the whole network, or ranks: 16, {'r': 16}"
+        raise RankError(explain(f"sizes holds {size!r}", fix=fix))
+    return read if isinstance(size, Mapping) else read["r"]
+
+
+def plan_rows(
+    rewrites: Sequence[Rewrite],
+    sizes: Sequence[Size],
+    layers: Sequence[Layer],
+    options: StudyOptions,
+    *,
+    stored: Sequence[Row] = (),
+) -> list[Work]:
+    """Combine each rewrite with every size that suits it, and with every scope.
+
+    Args:
+        layers: the kernels that may be rewritten.
+        stored: rows that exist; a cut that they have in another wording takes theirs.
+
+    Raises:
+        RuleError: a rewrite is for none of the layers.
+        RankError: a rewrite has no size, a size has no rewrite, a bond has no rank.
+        StudyError: there is nothing to do; a scope matches no layer; an option has no use, or lacks images.
+    """
+    if not rewrites or not options.scope:
+        fix = "at least one of each: a cut such as 'out | in kh kw' or another rewrite, a scope such as all"
+        raise StudyError(explain("there is nothing to do", rewrites=len(rewrites), scopes=len(options.scope), fix=fix))
+    cuts = dict.fromkeys(row["rewrite"] for row in stored if row["keep"] is not None)
+    wordings = {read_rewrite(text).identity: text for text in reversed(cuts)}
+    distinct: dict[Hashable, Rewrite] = {}
+    for rewrite in rewrites:
+        distinct.setdefault(rewrite.identity, replace(rewrite, text=wordings.get(rewrite.identity, rewrite.text)))
+    suited = {rewrite: rewrite.suited(layers) for rewrite in distinct.values()}
+    _check_sizes(sizes, suited)
+    names = [layer.name for layer in layers if any(layer in chosen for chosen in suited.values())]
+    for pattern in options.scope:
         if pattern not in ("all", "each") and not any(fnmatchcase(name, pattern) for name in names):
-            raise StudyError(no_match(f"the scope {pattern!r} matches no layer that is cut", pattern, names))
-    works: list[tuple[Work, Sequence[Asked]]] = [
-        (treatment, _cut_rows(treatment, wishes, there)) for treatment, there in cut.items()
-    ]
-    for rewrite, there in rewritten.items():
-        works += _ranked(rewrite, wishes, there)
-        works += _budgeted(rewrite, wishes, there)
-    return Plan(layers, works)
+            raise StudyError(no_match(f"the scope {pattern!r} matches no layer that is rewritten", pattern, names))
+    works = [Work(rewrite, _tasks(rewrite, sizes, chosen, options)) for rewrite, chosen in suited.items()]
+    _check_options(options, [task.key for work in works for task in work.tasks])
+    return works
 
 
-def _check_complete(wishes: Wishes) -> None:
-    """Nothing that is asked for lacks what it needs, or is given in vain."""
-    if not wishes.scope or not (wishes.rewrites or wishes.treatments) or (wishes.treatments and not wishes.keep):
-        raise StudyError(
-            explain(
-                "there is nothing to do",
-                cuts=len(wishes.treatments),
-                keep=len(wishes.keep),
-                rewrites=len(wishes.rewrites) or None,
-                scope=len(wishes.scope),
-                fix="at least one of each: a cut such as 'out | in kh kw', a fraction such as 0.5, a scope such as all",
-            )
-        )
-    drops, diverges = wishes.components == "drop", wishes.curves == "divergence"
-    frobenius = wishes.metric == "frobenius"
-    for given, what, missing, needed in (
-        (wishes.keep, "keep", wishes.treatments, "cuts"),
-        (wishes.sweep, "ranks", wishes.rewrites, "rewrites"),
-        (wishes.budgets, "budget", wishes.rewrites, "rewrites"),
-        (not frobenius, f"metric={wishes.metric!r}", wishes.rewrites, "rewrites"),
-        (drops, "components='drop'", wishes.sweep, "ranks"),
-        (diverges, "curves='divergence'", wishes.budgets, "budget"),
+def _check_sizes(sizes: Sequence[Size], suited: Mapping[Rewrite, Sequence[Layer]]) -> None:
+    """No size is given in vain."""
+    for size in sizes:
+        if isinstance(size, KeepFraction) and not any(rewrite.cuts for rewrite in suited):
+            raise RankError(explain(f"{size!r} is a size of cuts, and no rewrite is one", fix="another size, or a cut"))
+        if isinstance(size, Mapping):
+            bonds = {rewrite.text: rewrite.bonds(layers) for rewrite, layers in suited.items()}
+            for bond in size:
+                if not any(bond in known for known in bonds.values()):
+                    listed = "\n".join(f"{text}: {' '.join(known) or 'none'}" for text, known in bonds.items())
+                    raise RankError(explain(f"sizes holds {bond!r}, a bond of none of the rewrites", bonds=listed))
+
+
+def _check_options(options: StudyOptions, keys: Sequence[Key]) -> None:
+    """No option is given in vain, or lacks images."""
+    for name, given, used in (
+        ("metric", options.metric != "frobenius", any(key.metric == options.metric for key in keys)),
+        ("components", options.components == "drop", any(key.ranks for key in keys)),
+        ("curves", options.curves == "divergence", any(key.curves == "divergence" for key in keys)),
+        ("report_metric", options.report_metric, any(key.reported for key in keys)),
     ):
-        if given and not missing:
-            raise StudyError(explain(f"{what} is given, and no {needed}", fix=f"{needed}=..., or leave it out"))
-    if wishes.reported and not wishes.treatments and not frobenius:
-        raise StudyError(
-            explain(
-                "report_metric adds nothing: rows of other metrics have their error already",
-                metric=wishes.metric,
-                fix="leave it out, or cuts or metric='frobenius'",
-            )
-        )
-    for needs, what in (
-        (not frobenius, f"metric={wishes.metric!r}"),
-        (diverges, "curves='divergence'"),
-        (wishes.reported is not None, "report_metric"),
-    ):
-        if needs and wishes.calibration is None:
-            raise StudyError(explain(f"{what} needs calibration images", fix="calibration=training images"))
+        if given and not used:
+            fact = f"{name}={getattr(options, name)!r} changes nothing for these rewrites and sizes"
+            raise StudyError(explain(fact, fix="leave it out"))
+        if given and name != "components" and options.calibration is None:
+            fact = f"{name}={getattr(options, name)!r} needs calibration images"
+            raise StudyError(explain(fact, fix="calibration=training images"))
 
 
-def _cut_layers(treatment: Treatment, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    chosen = tuple(layer for layer in layers if frozenset(layer.labels) == treatment.labels)
-    if not chosen:
-        raise RuleError(_fits_nothing(treatment, layers))
-    return chosen
+def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], options: StudyOptions) -> list[Task]:
+    """The rows of a rewrite, size by size, scope by scope."""
+    scopes = _scopes(options.scope, layers)
+    points = _points(rewrite, sizes, layers)
+    ranked = [point for point in points if isinstance(point, Mapping)]
+    largest = {bond: max(ranks[bond] for ranks in ranked) for bond in (ranked[0] if ranked else ())}
+    drops = options.components == "drop"
+    label = f"drop from {ranks_text(largest)}" if drops else "refit"
+    tasks: dict[Key, Task] = {}
+    for point in points:
+        budget = isinstance(point, ParameterBudget)
+        if budget and "all" not in scopes:
+            scope, fix = ", ".join(options.scope), "all among the scopes, or ranks in place of a budget"
+            raise StudyError(explain("a budget is for all layers together", scope=scope, fix=fix))
+        for name, chosen in scopes.items() if not budget else [("all", scopes["all"])]:
+            key, names = Key(rewrite.text, name), tuple(layer.name for layer in chosen)
+            if isinstance(point, KeepFraction):
+                task = Task(key._replace(keep=float(point.fraction)), names)
+            else:
+                equations = tuple(dict.fromkeys(rewrite.form(layer).equation for layer in chosen))
+                key = key._replace(metric=options.metric, equations=equations)
+                if isinstance(point, ParameterBudget):
+                    task = Task(key._replace(budget=float(point.fraction), curves=options.curves), names)
+                else:
+                    key = key._replace(ranks=ranks_text(point) or None, components=label)
+                    task = Task(key, names, point, largest if drops else point)
+            task = replace(task, key=_with_calibration(task.key, options))
+            tasks.setdefault(task.key, task)
+    return list(tasks.values())
 
 
-def _cut_rows(treatment: Treatment, wishes: Wishes, layers: tuple[Layer, ...]) -> list[Asked]:
-    return [
-        Asked(_calibrated(Key(treatment.text, name, keep=fraction), wishes), chosen)
-        for fraction in wishes.keep
-        for name, chosen in _scopes(wishes.scope, layers).items()
-    ]
+def _points(
+    rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer]
+) -> list[KeepFraction | ParameterBudget | Mapping[str, int]]:
+    """The sizes that suit a rewrite, ranks by its own bonds.
 
-
-def _rewritten_layers(rewrite: Rewrite, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Those that there is a form of the rewrite for. Raises RuleError where there are none, with the reasons."""
-    chosen: list[Layer] = []
-    reasons: dict[tuple[str, ...], str] = {}
-    for layer in layers:
-        try:
-            rewrite.form(layer)
-        except NO_FORM as error:
-            reasons.setdefault(layer.labels, f"K[{' '.join(layer.labels)}] of {layer.name!r}: {error}")
+    Raises:
+        RankError: none does, or a bond is left out.
+    """
+    bonds = rewrite.bonds(layers)
+    points: list[KeepFraction | ParameterBudget | Mapping[str, int]] = []
+    for size in sizes:
+        if isinstance(size, KeepFraction):
+            points += [size] if rewrite.cuts else []
+        elif len(rewrite.cuts) > 1:  # several rules, which only fractions of singular values are for
+            continue
+        elif isinstance(size, ParameterBudget):
+            points.append(size)
         else:
-            chosen.append(layer)
-    if not chosen:
-        raise RuleError(explain(f"the rewrite {rewrite.text!r} fits no layer", because="\n".join(reasons.values())))
-    return tuple(chosen)
-
-
-def _bonds(rewrite: Rewrite, layers: Sequence[Layer]) -> list[str]:
-    return list(dict.fromkeys(bond for layer in layers for bond in free_bonds(rewrite.form(layer).rule)))
-
-
-def _check_bonds(wishes: Wishes, rewritten: Mapping[Rewrite, Sequence[Layer]]) -> None:
-    known = {rewrite.text: _bonds(rewrite, layers) for rewrite, layers in rewritten.items()}
-    for bond in wishes.sweep:
-        if not any(bond in bonds for bonds in known.values()):
-            listed = "\n".join(f"{text}: {' '.join(bonds) or 'none'}" for text, bonds in known.items())
-            raise RankError(explain(f"ranks holds {bond!r}, a bond of none of the rewrites", bonds=listed))
-
-
-def _ranked(rewrite: Rewrite, wishes: Wishes, layers: tuple[Layer, ...]) -> list[tuple[Work, Sequence[Asked]]]:
-    bonds = _bonds(rewrite, layers)
-    if wishes.budgets and not any(bond in wishes.sweep for bond in bonds):
-        return []
-    points = points_of(rewrite.text, bonds, wishes.sweep)
-    work = Ranked(rewrite, {text or None: ranks for text, ranks in points.items()}, wishes.components)
-    return [
-        (
-            work,
-            [
-                Asked(
-                    _calibrated(
-                        Key(
-                            rewrite.text,
-                            name,
-                            ranks=text,
-                            metric=rewrite.metric,
-                            components=work.label,
-                            equations=_equations(rewrite, chosen),
-                        ),
-                        wishes,
-                    ),
-                    chosen,
+            ranks = {bond: size[bond] if isinstance(size, Mapping) else size for bond in bonds if _has(size, bond)}
+            missing = [bond for bond in bonds if bond not in ranks]
+            if ranks and missing:
+                listed = ", ".join(map(repr, missing))
+                fix = f"ranks such as {dict.fromkeys(missing, 8)}, as many for each bond"
+                raise RankError(
+                    explain(f"the rewrite {rewrite.text!r} has no rank for {listed}", bonds=" ".join(bonds), fix=fix)
                 )
-                for text in work.points
-                for name, chosen in _scopes(wishes.scope, layers).items()
-            ],
-        )
-    ]
+            points += [ranks] if ranks else []
+    if not points and not bonds and not rewrite.cuts:
+        return [{}]
+    if not points:
+        fix = f"{dict.fromkeys(bonds, 8)}, ParameterBudget(0.5)"
+        fix = "KeepFraction(0.5)" if len(rewrite.cuts) > 1 else f"KeepFraction(0.5), {fix}" if rewrite.cuts else fix
+        raise RankError(explain(f"no size suits the rewrite {rewrite.text!r}", bonds=" ".join(bonds) or None, fix=fix))
+    return points
 
 
-def _budgeted(rewrite: Rewrite, wishes: Wishes, layers: tuple[Layer, ...]) -> list[tuple[Work, Sequence[Asked]]]:
-    if not wishes.budgets:
-        return []
-    if "all" not in wishes.scope:
-        raise StudyError(
-            explain(
-                "a budget is for all layers together",
-                scope=", ".join(wishes.scope),
-                fix="all among the scopes, or ranks in place of a budget",
-            )
-        )
-    rows = [
-        Asked(
-            _calibrated(
-                Key(
-                    rewrite.text,
-                    "all",
-                    budget=budget,
-                    metric=rewrite.metric,
-                    curves=wishes.curves,
-                    equations=_equations(rewrite, layers),
-                ),
-                wishes,
-            ),
-            layers,
-        )
-        for budget in wishes.budgets
-    ]
-    return [(Budgeted(rewrite, wishes.curves), rows)]
+def _has(size: int | Mapping[str, int], bond: str) -> bool:
+    return isinstance(size, int) or bond in size
 
 
-def _calibrated(key: Key, wishes: Wishes) -> Key:
-    """The key of a row, with the images it looks at, if any, and the metric its errors are reported in beside."""
-    frobenius = key.metric == "frobenius"
-    looks = not frobenius or key.curves == "divergence" or wishes.reported is not None
-    return key._replace(
-        calibration=wishes.calibration if looks else None,
-        reported=wishes.reported if frobenius else None,
-    )
+def ranks_text(ranks: Mapping[str, int]) -> str:
+    """As rows have it: "p=8 q=4"."""
+    return " ".join(f"{bond}={rank}" for bond, rank in ranks.items())
 
 
-def _equations(rewrite: Rewrite, layers: Sequence[Layer]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(rewrite.form(layer).equation for layer in layers))
+def _with_calibration(key: Key, options: StudyOptions) -> Key:
+    """The key with the images that the row looks at, if any, and the metric its errors are reported in beside."""
+    reported = "input" if options.report_metric and key.metric == "frobenius" else None
+    looks = key.metric != "frobenius" or key.curves == "divergence" or reported is not None
+    return key._replace(calibration=options.calibration_text if looks else None, reported=reported)
 
 
-def _fits_nothing(treatment: Treatment, layers: Sequence[Layer]) -> str:
-    """Why a cut is for none of the layers: which labels it lacks, or has too many, compared with the nearest kernel."""
-    kinds = list(dict.fromkeys(layer.labels for layer in layers))
-    nearest = min(kinds, key=lambda labels: len(treatment.labels.symmetric_difference(labels)))
-    return explain(
-        f"the cut {treatment.text!r} fits no layer: no kernel has just its labels",
-        missing=" ".join(label for label in nearest if label not in treatment.labels) or None,
-        unknown=" ".join(sorted(treatment.labels.difference(nearest))) or None,
-        kernels="\n".join(" ".join(labels) for labels in kinds),
-        fix="each label of a kernel on one side of the cut, once",
-    )
+def equations_of(rows: Collection[Row]) -> dict[str, list[str]]:
+    """Rewrite -> the equations that rows have of it, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row["equations"]:
+            found.setdefault(row["rewrite"], {}).update(dict.fromkeys(row["equations"]))
+    return {rewrite: list(equations) for rewrite, equations in found.items()}
 
 
-def _scopes(scope: Sequence[str], layers: tuple[Layer, ...]) -> dict[str, tuple[Layer, ...]]:
+def _scopes(patterns: Sequence[str], layers: Sequence[Layer]) -> dict[str, list[Layer]]:
     """Name of each scope -> its layers; a glob that matches none of these layers is left out."""
-    found: dict[str, tuple[Layer, ...]] = {}
-    for pattern in scope:
+    scopes: dict[str, list[Layer]] = {}
+    for pattern in patterns:
         if pattern == "all":
-            found["all"] = layers
+            scopes["all"] = list(layers)
         elif pattern == "each":
-            found |= {layer.name: (layer,) for layer in layers}
-        elif chosen := tuple(layer for layer in layers if fnmatchcase(layer.name, pattern)):
-            found[pattern] = chosen
-    return found
+            scopes |= {layer.name: [layer] for layer in layers}
+        elif chosen := [layer for layer in layers if fnmatchcase(layer.name, pattern)]:
+            scopes[pattern] = chosen
+    return scopes

@@ -1,35 +1,23 @@
-"""Rewrites of kernels by any rule, as a study does them: at given ranks, or under one budget for all layers."""
+"""Rewrites of kernels as a user names them, cuts among them, and what they are for kernels of one shape."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from operator import index
-from typing import Any, Literal, TypeAlias
 
-from torch import Tensor
-
-from ..decompositions import drop_components, resolve
+from ..decompositions import cut_sequence, resolve
 from ..errors import NetworkError, NotationError, RankError, RuleError, SizeError, ValuesError, explain
 from ..fitting import NoTreeError, bonds_of, tree_of
-from ..model import Curves, MetricName, Planned, fit_planned, plan_budget
-from ..network import WORD, Network, parameters
-from ..rewriting import Fit, Rule, rule
-from ..tensors import norm, relative
-from .kernels import Asked, Layer, Treated, Workbench
+from ..model import Planned
+from ..network import WORD, Network, parameters, parse_bipartition
+from ..rewriting import Rule, rule
+from .kernels import Layer
 from .store import BASELINE
 
-Components: TypeAlias = Literal["refit", "drop"]
-"""What happens at a smaller rank: a fit of its own; or components of the fit at the largest rank are dropped."""
-
-Sweep: TypeAlias = Mapping[str, Sequence[int]]
-"""Bond -> ranks, swept together."""
-
 NO_FORM = (RuleError, SizeError, ValuesError, NetworkError, NotationError)
-"""What says that a rewrite does not exist for kernels of some labels or sizes."""
+"""Errors by which a rewrite does not exist for kernels of some labels or sizes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +35,7 @@ class Form:
     equation: str
     full: Mapping[str, int]
 
-    def planned(self, ranks: Mapping[str, int]) -> Planned:
+    def plan(self, ranks: Mapping[str, int]) -> Planned:
         """What is done at these ranks, each at most a full one."""
         capped = {bond: min(ranks[bond], self.full[bond]) for bond in free_bonds(self.rule)}
         right = Network(self.network.nodes, self.network.output, {**self.network.sizes, **capped})
@@ -58,38 +46,75 @@ class Form:
 class Rewrite:
     """A decomposition as the user names it, and its form for each kernel.
 
-    text: as it stands in rows.
+    text: as it occurs in rows.
     given: a rule; or what `resolve` reads.
-    metric: the norm of its fits.
+    cuts: of a cut, or of several that follow one another on a kernel; of other rewrites none.
     """
 
     text: str
     given: str | Rule
-    metric: MetricName
+    cuts: tuple[Rule, ...] = ()
     _rules: dict[tuple[str, ...], Rule] = field(default_factory=dict)
     _forms: dict[tuple[object, ...], Form] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> Hashable:
+        """What is done, however it is written: the order of a cut's sides, and of their labels, makes no difference."""
+        sides = [parse_bipartition(cut.name) for cut in self.cuts]
+        return tuple(frozenset((frozenset(cut.left), frozenset(cut.right))) for cut in sides) or self.text
+
     def form(self, layer: Layer) -> Form:
-        """Raises RuleError, SizeError, ValuesError, ...: there is none for this kernel, with the reason."""
+        """The rewrite for a kernel's labels and sizes. Raises one of `NO_FORM`, with the reason, if it has none."""
         shape = (layer.labels, *layer.weight.shape)
         if shape not in self._forms:
-            self._forms[shape] = self._form(layer)
+            if layer.labels not in self._rules:
+                self._rules[layer.labels] = self._rule(layer.labels)
+            own = self._rules[layer.labels]
+            # cheap, and sure to find out whether the rule can be applied, and to what network it leads
+            once = own.apply({own.tensor: layer.weight}, ranks=dict.fromkeys(free_bonds(own), 1), starts=1, sweeps=0)
+            left, right = (Network(side.nodes, side.output) for side in (once.trace.start, once.network))
+            self._forms[shape] = Form(own, once.network, f"{left} => {right}", full_ranks(once.network))
         return self._forms[shape]
 
-    def _form(self, layer: Layer) -> Form:
-        if layer.labels not in self._rules:
-            self._rules[layer.labels] = self._rule(layer.labels)
-        own = self._rules[layer.labels]
-        # cheap, and sure to find out whether the rule can be applied, and to what network it leads
-        once = own.apply({own.tensor: layer.weight}, ranks=dict.fromkeys(free_bonds(own), 1), starts=1, sweeps=0)
-        left, right = (Network(side.nodes, side.output) for side in (once.trace.start, once.network))
-        return Form(own, once.network, f"{left} => {right}", full_ranks(once.network))
-
     def _rule(self, labels: tuple[str, ...]) -> Rule:
-        found = resolve(self.given, labels)
-        if found.kind != "approximate" or found.start is None:
-            raise RuleError(explain(f"the rule {found.name!r} decomposes nothing", rule=found.equation))
-        return found
+        resolved = resolve(self.given, labels)
+        if resolved.kind != "approximate" or resolved.start is None:
+            raise RuleError(explain(f"the rule {resolved.name!r} decomposes nothing", rule=resolved.equation))
+        return resolved
+
+    def bonds(self, layers: Iterable[Layer]) -> tuple[str, ...]:
+        """The bonds whose ranks have to be chosen, for any of these layers; of several cuts none can be."""
+        if self.cuts:
+            return free_bonds(self.cuts[0]) if len(self.cuts) == 1 else ()
+        return tuple(dict.fromkeys(bond for layer in layers for bond in free_bonds(self.form(layer).rule)))
+
+    def suited(self, layers: Sequence[Layer]) -> list[Layer]:
+        """The layers it exists for: a cut for those that have just its labels.
+
+        Raises:
+            RuleError: it exists for none of them, with the reasons.
+        """
+        chosen: list[Layer] = []
+        reasons: dict[tuple[str, ...], str] = {}
+        for layer in layers:
+            try:
+                if self.cuts:
+                    _check_labels(self.cuts[0], layer.labels)
+                else:
+                    self.form(layer)
+                chosen.append(layer)
+            except NO_FORM as error:
+                reasons.setdefault(layer.labels, f"K[{' '.join(layer.labels)}] of {layer.name!r}: {error}")
+        if not chosen:
+            raise RuleError(explain(f"the rewrite {self.text!r} fits no layer", because="\n".join(reasons.values())))
+        return chosen
+
+
+def _check_labels(cut: Rule, labels: Sequence[str]) -> None:
+    own = parse_bipartition(cut.name).labels
+    if set(own) != set(labels):
+        missing, unknown = (" ".join(sorted(set(a) - set(b))) for a, b in ((labels, own), (own, labels)))
+        raise RuleError(explain("the cut has other labels", missing=missing or None, unknown=unknown or None))
 
 
 def free_bonds(given: Rule) -> tuple[str, ...]:
@@ -103,288 +128,59 @@ def full_ranks(right: Network) -> dict[str, int]:
     That of a tree's bond is the smaller number of values of its two sides, where nothing is lost any more; that of
     parallel bonds, and of those of loops and hyperedges, the number of all elements, which is too many for any kernel.
     """
-    found = dict.fromkeys(bonds_of(right), prod(right.sizes[label] for label in right.output))
+    ranks = dict.fromkeys(bonds_of(right), prod(right.sizes[label] for label in right.output))
     try:
         tree = tree_of(right)
     except NoTreeError:
-        return found
+        return ranks
     for edge in tree.edges:
         rows = tree.rows[edge.child]
         columns = [label for label in tree.open if label not in rows and label not in edge.batch]
         if len(edge.bonds) == 1:
-            found[edge.bonds[0]] = min(prod(right.sizes[label] for label in side) for side in (rows, columns))
-    return found
+            ranks[edge.bonds[0]] = min(prod(right.sizes[label] for label in side) for side in (rows, columns))
+    return ranks
 
 
-def rewrite_of(given: object, metric: MetricName) -> Rewrite:
-    """A rewrite as the user gives it; a rule in the notation is read at once.
+def read_rewrite(given: object) -> Rewrite:
+    """A rewrite as the user gives it: a name, a cut, "A then B", a rule in the notation, or a rule.
 
     Raises:
-        RuleError, NotationError, NetworkError, SizeError: it is none.
+        RuleError, NotationError, NetworkError, SizeError: it cannot be read.
     """
     if isinstance(given, Rule):
-        # a cut has labels, not axes: it is made anew for the order that a layer has them in
-        return Rewrite(given.name, given.spec.get("cut", given), metric)
+        if "cut" not in given.spec:
+            return Rewrite(given.name, given)
+        given = given.spec["cut"]  # a cut has labels, not axes: its rule is made for the order that a layer has them in
     if not isinstance(given, str) or not given.strip() or given.strip() == BASELINE.rewrite:
         fix = "a name of the catalogue, a cut, a rule in the notation, or a Rule"
         raise RuleError(explain(f"rewrites holds {given!r}", fix=fix))
     text = " ".join(given.split())
-    return Rewrite(text, rule(text) if "=>" in text else text, metric)
+    if "=>" in text:
+        return Rewrite(text, rule(text))
+    if "|" in text:
+        cuts = cut_sequence(text)
+        text = " then ".join(cut.name for cut in cuts)
+        return Rewrite(text, text, cuts)
+    return Rewrite(text, text)
 
 
-def sweep_of(ranks: object) -> dict[str, tuple[int, ...]]:
-    """Bond -> ranks, from {"r": 16}, {"r": [16, 32]}, "r=16,32" or several such texts.
+def read_ranks(texts: Iterable[str]) -> list[dict[str, int]]:
+    """Read ranks that are swept together: "a=4,8 b=2" is [{"a": 4, "b": 2}, {"a": 8, "b": 2}].
 
-    Raises:
-        RankError: an entry is no bond and its ranks; a bond stands twice; a rank is below 1.
-    """
-    found: dict[str, tuple[int, ...]] = {}
-    for bond, numbers in _entries(ranks):
-        if bond in found:
-            raise RankError(explain(f"ranks holds the bond {bond!r} twice", fix=f"{bond}=16,32"))
-        found[bond] = tuple(_rank(bond, number) for number in numbers)
-        if not numbers:
-            raise RankError(explain(f"ranks holds no rank for the bond {bond!r}", fix=f"{bond}=16,32"))
-    return found
-
-
-def _entries(ranks: object) -> Iterator[tuple[str, Sequence[object]]]:
-    if isinstance(ranks, Mapping):
-        for bond, given in ranks.items():
-            yield bond, given if isinstance(given, list | tuple) else (given,)
-        return
-    for text in ranks if isinstance(ranks, list | tuple) else (ranks,):
-        for part in text.split() if isinstance(text, str) else (text,):
-            bond, _, numbers = part.partition("=") if isinstance(part, str) else ("", "", "")
-            if not numbers or not WORD.fullmatch(bond):
-                raise RankError(explain(f"ranks holds {part!r}", fix="a bond and its ranks, such as r=16,32"))
-            yield bond, [int(number) if number.strip().isdigit() else number for number in numbers.split(",")]
-
-
-def _rank(bond: str, number: object) -> int:
-    try:
-        rank = 0 if isinstance(number, bool) else index(number)  # type: ignore[arg-type]
-    except TypeError:
-        rank = 0
-    if rank < 1:
-        raise RankError(explain(f"the rank of bond {bond!r} is {number!r}", fix="an integer of at least 1"))
-    return rank
-
-
-def points_of(text: str, bonds: Sequence[str], sweep: Sweep) -> dict[str, dict[str, int]]:
-    """The i-th point has the i-th rank of each bond; a single one is for all points.
-
-    Returns:
-        "r=16" -> bond -> rank, for bonds in the rule's order.
+    The i-th mapping has the i-th rank of each bond that has so many, and each bond that has a single rank.
 
     Raises:
-        RankError: a bond has no rank; bonds have different numbers of them.
+        RankError: a part is not a bond and its ranks, or a bond occurs twice.
     """
-    missing = [bond for bond in bonds if bond not in sweep]
-    if missing:
-        raise RankError(
-            explain(
-                f"the rewrite {text!r} has no rank for {', '.join(map(repr, missing))}",
-                bonds=" ".join(bonds),
-                fix=f"ranks such as {' '.join(f'{bond}=8,16' for bond in missing)}, or a budget",
-            )
-        )
-    count = max((len(sweep[bond]) for bond in bonds), default=1)
-    if any(len(sweep[bond]) not in (1, count) for bond in bonds):
-        raise RankError(
-            explain(
-                f"the ranks of {text!r} are swept together, and are not equally many",
-                ranks=" ".join(f"{bond}={','.join(map(str, sweep[bond]))}" for bond in bonds),
-                fix="as many for each bond, or one for all",
-            )
-        )
-    rows = [{bond: sweep[bond][number % len(sweep[bond])] for bond in bonds} for number in range(count)]
-    return {ranks_text(row): row for row in rows}
-
-
-def ranks_text(ranks: Mapping[str, int]) -> str:
-    return " ".join(f"{bond}={rank}" for bond, rank in ranks.items())
-
-
-# At given ranks ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Ranked:
-    """A rewrite at ranks that are the same for all layers."""
-
-    rewrite: Rewrite
-    points: Mapping[str | None, Mapping[str, int]]
-    components: Components
-
-    @property
-    def text(self) -> str:
-        return self.rewrite.text
-
-    @property
-    def largest(self) -> dict[str, int]:
-        """The largest rank of each bond."""
-        rows = list(self.points.values())
-        return {bond: max(row[bond] for row in rows) for bond in rows[0]}
-
-    @property
-    def label(self) -> str:
-        """As rows say it: a fit that others are dropped from is part of what they are."""
-        return "refit" if self.components == "refit" else f"drop from {ranks_text(self.largest)}"
-
-    def treated(self, todo: Sequence[Asked], bench: Workbench) -> Iterator[tuple[Asked, dict[str, Treated]]]:
-        """For each row the kernels it tests. Rows that need the same fits come one after another.
-
-        Raises:
-            RankError: a rank is out of range in a loop, as the rule says it.
-            ValuesError, LayerError: a fit or a metric cannot be had (the layers are named).
-        """
-        drops, together = self.components == "drop", self.rewrite.metric != "output"
-        rounds: dict[tuple[str | None, ...], list[Asked]] = {}
-        for asked in todo:
-            same = (None if drops else asked.key.ranks, None if together else asked.key.scope)
-            rounds.setdefault(same, []).append(asked)
-        for part in rounds.values():
-            layers = {layer.name: layer for asked in part for layer in asked.layers}
-            ranks = self.largest if drops else self.points[part[0].key.ranks]
-            planned = {name: self.rewrite.form(layer).planned(ranks) for name, layer in layers.items()}
-            fits = fitted(self.rewrite, planned, layers, bench)
-            for asked in part:
-                wanted = self.points[asked.key.ranks]
-                cut_down = {
-                    layer.name: _dropped(fits[layer.name], wanted) if drops else fits[layer.name]
-                    for layer in asked.layers
-                }
-                yield asked, described(asked, self.rewrite, cut_down, layers, bench)
-
-
-def _dropped(fit: Fit, ranks: Mapping[str, int]) -> Fit:
-    """The fit with the components of largest norm of each bond alone."""
-    for bond, rank in ranks.items():
-        if rank < fit.network.sizes.get(bond, 0):
-            fit = fit.then(drop_components(bond), ranks={bond: rank})
-    return fit
-
-
-# Under a budget ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Budgeted:
-    """A rewrite at ranks that are chosen for all layers together."""
-
-    rewrite: Rewrite
-    curves: Curves
-
-    @property
-    def text(self) -> str:
-        return self.rewrite.text
-
-    def treated(self, todo: Sequence[Asked], bench: Workbench) -> Iterator[tuple[Asked, dict[str, Treated]]]:
-        """For each row the kernels it tests; the layers' error curves are measured once.
-
-        Raises:
-            RankError: a budget cannot be met.
-        """
-        layers = {layer.name: layer for asked in todo for layer in asked.layers}
-        budgets = [asked.key.budget for asked in todo if asked.key.budget is not None]
-        with about(self.rewrite, layers):
-            plans = plan_budget(
-                bench.model,
-                {name: [self.rewrite.form(layer).rule] for name, layer in layers.items()},
-                budgets,
-                metrics=None if self.rewrite.metric == "frobenius" else bench.metrics(layers),
-                curves=self.curves,
-                inputs=bench.inputs if self.curves == "divergence" else (),
-                seed=bench.seed,
-            )
-        for asked, planned in zip(todo, plans, strict=True):
-            fits = fitted(self.rewrite, planned, layers, bench)
-            yield asked, described(asked, self.rewrite, fits, layers, bench)
-
-
-def budgets_of(budget: object) -> list[float]:
-    """The budgets, each once. Raises RankError where one is no number in (0, 1]."""
-    found: list[float] = []
-    for given in budget if isinstance(budget, Sequence) and not isinstance(budget, str) else (budget,):
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= 1:
-            fix = "the part of all parameters that is kept, in (0, 1]"
-            raise RankError(explain(f"budget holds {given!r}", fix=fix))
-        found.append(float(given))
-    return list(dict.fromkeys(found))
-
-
-# Fits --------------------------------------------------------------------------------------------------------
-
-
-def fitted(
-    rewrite: Rewrite, planned: Mapping[str, Planned], layers: Mapping[str, Layer], bench: Workbench
-) -> dict[str, Fit]:
-    """Fit the layers of a plan; but to the outputs of the network, those of one shape and rank are fitted together."""
-    if not planned:
-        return {}
-    if rewrite.metric == "output":
-        with about(rewrite, planned):
-            return fit_planned(bench.model, planned, metric="output", inputs=bench.inputs, seed=bench.seed)
-    metrics = bench.metrics(planned) if rewrite.metric == "input" else None
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, plan in planned.items():
-        groups.setdefault((plan.rule, *sorted(plan.ranks.items())), []).append(name)
-    fits: dict[str, Fit] = {}
-    for names in groups.values():
-        plan = planned[names[0]]
-        with about(rewrite, names):
-            found = plan.rule.apply_many(
-                [{plan.rule.tensor: _placed(layers[name], bench)} for name in names],
-                metrics=None if metrics is None else [metrics[name] for name in names],
-                ranks=plan.ranks,
-                seed=bench.seed,
-            )
-        fits |= dict(zip(names, found, strict=True))
-    return {name: fits[name] for name in planned}
-
-
-def described(
-    asked: Asked, rewrite: Rewrite, fits: Mapping[str, Fit], layers: Mapping[str, Layer], bench: Workbench
-) -> dict[str, Treated]:
-    """The kernels of fits, contracted back, and what a row says of them."""
-    in_inputs = rewrite.metric == "input" or asked.key.reported is not None
-    if in_inputs:
-        bench.metrics(fits)  # of all layers in one pass over the images
-    return {name: _described(fit, layers[name], bench, in_inputs=in_inputs) for name, fit in fits.items()}
-
-
-def _described(fit: Fit, layer: Layer, bench: Workbench, *, in_inputs: bool) -> Treated:
-    weight = fit.dense()
-    own = _placed(layer, bench)
-    dense = norm(own)
-    ranks: dict[str, int] = {}
-    for step in fit.trace.steps:
-        ranks |= step.change.ranks
-    error = fit.output_error
-    if in_inputs and error is None:  # components were dropped, or the fit was in another metric
-        error = bench.output_error(layer, weight)
-    details = {
-        "ranks": ranks,
-        "relative_error": relative(weight.double() - own, own),
-        "output_error": error,
-        "norm_kept": norm(weight) / dense if dense else 1.0,
-        "parameters": fit.parameters,
-    }
-    return Treated(weight.to(bench.dtype), details)
-
-
-def _placed(layer: Layer, bench: Workbench) -> Tensor:
-    return layer.weight.to(bench.settings["device"])
-
-
-@contextmanager
-def about(rewrite: Rewrite, names: Any) -> Iterator[None]:
-    """Name the rewrite and the layers in errors of fits."""
-    try:
-        yield
-    except (RankError, RuleError, SizeError, ValuesError) as error:
-        listed = ", ".join(list(names)[:8]) + (", ..." if len(names) > 8 else "")
-        raise type(error)(
-            explain(f"the rewrite {rewrite.text!r} cannot be made", layers=listed, because=error)
-        ) from error
+    sweep: dict[str, list[int]] = {}
+    for part in " ".join(texts).split():
+        match = re.fullmatch(rf"({WORD.pattern})=([0-9]+(?:,[0-9]+)*)", part)
+        ranks = [int(number) for number in match[2].split(",")] if match else []
+        if match is None or match[1] in sweep or 0 in ranks:
+            fix = "each bond once, with its ranks, integers of at least 1: r=16,32"
+            raise RankError(explain(f"ranks holds {part!r}", fix=fix))
+        sweep[match[1]] = ranks
+    return [
+        {bond: ranks[min(i, len(ranks) - 1)] for bond, ranks in sweep.items() if i < len(ranks) or len(ranks) == 1}
+        for i in range(max(map(len, sweep.values()), default=0))
+    ]

@@ -10,35 +10,35 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, StudyError, explain
-from ..fitting import KeepFraction
-from ..model import Curves, Images, MetricName, check_classes, default_normalisation, load_images
+from ..errors import DataError, explain
+from ..model import Images, batch_norms, check_classes, load_images, recalibrate_batch_norm
 from ..nn import kernel_layers
 from ..rewriting import Rule
-from .accuracy import accuracy, recalibrate_batch_norm
-from .cuts import fractions_of, treatment_of
+from .accuracy import accuracy, shuffled_batches
+from .compress import Compressed, compress_rows
 from .figures import draw_kernels, draw_results
-from .kernels import Layer, Treated, Workbench
-from .plan import Plan, Wishes, planned
-from .rewrites import Components, budgets_of, rewrite_of, sweep_of
-from .store import BASELINE, Key, Row, Store, config_hash, table
+from .kernels import Layer, Workbench, layers_of
+from .options import StudyOptions
+from .plan import Size, Work, equations_of, plan_rows, read_size
+from .rewrites import read_rewrite
+from .store import BASELINE, Key, Row, Store, config_hash, read_rows, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REDRAW_SECONDS = 60
-"""How often figures are drawn anew while rows come in."""
+"""How often figures are drawn again while rows come in."""
 
 REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What a network's `forward` raises on input it was not made for; torch's own layers raise the first two."""
@@ -67,89 +67,33 @@ class Study:
 def study(
     model: nn.Module,
     data: Images | str | Path,
-    *,
     output: str | Path,
-    cuts: str | Rule | Sequence[str | Rule] = (),
-    keep: float | KeepFraction | Sequence[float | KeepFraction] = (),
-    rewrites: str | Rule | Sequence[str | Rule] = (),
-    ranks: str | Sequence[str] | Mapping[str, int | Sequence[int]] = (),
-    budget: float | Sequence[float] = (),
-    metric: MetricName = "frobenius",
-    curves: Curves = "error",
-    calibration: Images | None = None,
-    components: Components = "refit",
-    report_metric: bool = False,
-    scope: str | Sequence[str] = "all",
-    skip: str | Sequence[str] = "first",
-    limit: int | None = None,
-    recalibrate_bn: bool = False,
-    recalibrate_shift: int = 0,
-    training_data: Images | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    batch_size: int = 128,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    name: str | None = None,
-    prepare: Callable[[nn.Module], None] | None = None,
-    facts: Mapping[str, object] | None = None,
-    progress: bool = True,
+    *,
+    rewrites: Sequence[str | Rule],
+    sizes: Sequence[Size],
+    options: StudyOptions | None = None,
 ) -> Study:
     """Rewrite kernels, contract them back, test the network; a row for each rewrite, size and scope.
 
-    Kernels are truncated across `cuts` to fractions `keep` of their singular values, or fitted by `rewrites` at
-    given `ranks` or at ranks chosen for all layers together under a `budget`.
-
-    A row is written as soon as it is finished; called again with the same folder, the study goes on where it was,
+    A row is written as soon as it is finished; called again with the same folder, the study continues where it was,
     and more rewrites, sizes and scopes can be added. `model` itself stays as it is. An image for which a compressed
     network gives a logit that is not finite counts as a wrong answer.
 
     Args:
         model: classifies images, (n, channels, height, width) -> logits (n, classes).
         data: test images; or the name of a data set or a folder, whose test images are read.
-        cuts: in notation, "out kh | in kw", or those of `all_cuts`; "A then B" cuts a kernel twice, contracted back
-            in between. A cut is for the layers that have just its labels: `out in kh kw` are 2-d convolutions. A cut
-            whose sides or labels stand in another order is the same cut: rows keep the first wording.
-        keep: fractions of the singular values of a kernel across a cut, numbers in (0, 1]; see `KeepFraction`.
-        rewrites: names of decompositions ("cp"; `rules()` lists them), rules in the notation, cuts, or rules. A layer
-            is left alone if there is none for its labels and sizes. Rows have the name, or the text, and in
-            `equations` what it is for the layers touched.
-        ranks: bond -> rank, or ranks: {"r": [16, 32]}, or as text "r=16,32". Several bonds are swept together: the
-            i-th row takes the i-th rank of each, a single rank is for all rows. A rewrite takes those of its own
-            bonds. Where a bond of a layer needs fewer for an exact fit (in trees, where that is known), it gets
-            so many; a row's `layers` tell.
-        budget: parts of the parameters of the whole network that are kept, in (0, 1], of the scope "all" alone. What
-            a layer gets follows from the error curves of all of them; layers may stay as they are.
-        metric: the norm of the fits. "frobenius": of the kernel. "input": the expected error of the layer's output,
-            its inputs being those of the calibration images. "output": the layers are fitted in the order they run,
-            each to the output of the untouched network, from the inputs that the layers before leave it.
-        curves: what a layer's ranks cost under a budget: "error", the squared relative error of its fit in the metric
-            (of "output": in that of the inputs); "divergence", the mean Kullback-Leibler divergence of the network's
-            answers to the calibration images when this layer alone is rewritten.
-        calibration: images for these, of the training, not of the test. Their labels are not looked at.
-        components: at smaller ranks "refit" fits anew. "drop" fits once, at the largest of the ranks given for each
-            bond, and keeps the components of largest norm; rows say "drop from r=64".
         output: the folder for rows, config and figures.
-        report_metric: of what is cut or fitted in the Frobenius norm, report the error in the input metric too, as
-            `output_error` of `layers`. These rows are others than those without; accuracies are the same.
-        scope: "all" (the layers together), "each" (one layer at a time), or a glob of layers' names.
-        skip: layers left alone: globs of names, "first" for the first convolution, "linear" for all linear layers;
-            empty for none.
-        limit: test on so many images only, equally many of each class, chosen by `seed`.
-        recalibrate_bn: estimate batch-norm statistics anew on `training_data` before each test, after truncation. The
-            untouched network is recalibrated too, so that `accuracy_change` compares like with like.
-        recalibrate_shift: pixels by which these images are moved at random: that of the training's augmentation; 4
-            for the published CIFAR ResNets. See `recalibrate_batch_norm`.
-        mean, std: of each channel, after scaling to [0, 1]; by default those of `default_normalisation`.
-        dtype: in which the network is tested. Truncation is in float64, of the weights as they are given.
-        seed: of the choice of images under `limit`, and of fits.
-        name: of the model, in rows; by default its class.
-        prepare: called with a copy of `model` that is studied in its place: trains it, for instance. Everything
-            else has been checked by then, and the folder is locked.
-        facts: further settings for the folder's config, which are compared when it is opened again: those of
-            `prepare`.
-        progress: show a progress bar where standard error is a terminal.
+        rewrites: cuts, "out kh | in kw", or those of `all_cuts`; "A then B", which cuts a kernel twice, contracted
+            back in between; names of decompositions ("cp"; `rules()` lists them); rules in the notation; rules. A
+            layer is left alone if a rewrite does not exist for its labels and sizes: a cut is for the layers that
+            have just its labels, `out in kh kw` are 2-d convolutions. A cut whose sides or labels are in another
+            order is the same cut: rows keep the first wording.
+        sizes: each rewrite takes those that suit it. `KeepFraction(0.5)`, of cuts: of the singular values of a
+            kernel. `ParameterBudget(0.5)`: of the parameters of the whole network, of the scope "all" alone; what a
+            layer gets follows from the error curves of all of them; layers may stay as they are. An integer, or a
+            mapping of bonds to integers: ranks, of which a rewrite takes those of its own bonds. Where a bond of a
+            layer needs fewer for an exact fit (in trees, where that is known), it gets that many.
+        options: all else; by default `StudyOptions()`.
 
     Returns:
         The folder and the rows asked for. accuracy is top-1, 0 to 1; mean_squared_relative_error is the mean of
@@ -157,106 +101,51 @@ def study(
         as their factors, relative to the dense model.
 
     Raises:
-        RuleError, NotationError, RankError: a cut, a rewrite, a fraction or a rank is none, before anything runs; a
-            budget cannot be met.
+        RuleError, NotationError, RankError: a rewrite or a size cannot be read, before anything runs; a budget cannot
+            be met.
         ValuesError: a parameter or buffer is not finite (it is named), before anything is written.
         DataError: the images do not fit the network.
         LayerError: a weight is computed from other parameters.
         StudyError: nothing is in the scope; the untouched network's outputs are not finite; the folder is in use, of
             another config, or cannot be written.
     """
-    scope, skip = ((given,) if isinstance(given, str) else tuple(given) for given in (scope, skip))
-    for setting, value, known in (
-        ("metric", metric, MetricName),
-        ("curves", curves, Curves),
-        ("components", components, Components),
-    ):
-        if value not in get_args(known):
-            raise StudyError(explain(f"{setting} is {value!r}", fix=" or ".join(map(repr, get_args(known)))))
-    wishes = Wishes(
-        treatments=[treatment_of(each) for each in _several(cuts)],
-        keep=fractions_of(keep),
-        rewrites=list(
-            {each.text: each for each in (rewrite_of(given, metric) for given in _several(rewrites))}.values()
-        ),
-        sweep=sweep_of(ranks),
-        budgets=budgets_of(budget),
-        metric=metric,
-        components=components,
-        curves=curves,
-        calibration=None if calibration is None else f"{len(calibration)} images {calibration.fingerprint[:8]}",
-        reported="input" if report_metric else None,
-        scope=scope,
-        skip=skip,
-    )
+    options, folder = options or StudyOptions(), Path(output)
     images = data if isinstance(data, Images) else load_images(str(data), "test")
-    if limit is not None:
-        images = images.subset(limit, seed=seed)
-    if recalibrate_bn and training_data is None:
-        raise StudyError(explain("recalibrate_bn needs training images", fix="training_data=..."))
-    if recalibrate_shift < 0 or (recalibrate_shift and not recalibrate_bn):
-        because = "moves nothing without recalibrate_bn" if recalibrate_shift > 0 else "is no number of pixels"
-        raise StudyError(explain(f"recalibrate_shift={recalibrate_shift} {because}", fix="leave it out"))
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise StudyError(explain(f"dtype is {dtype!r}", fix="a floating one of torch's, such as torch.float32"))
-    usual_mean, usual_std = default_normalisation(images)
-    settings: dict[str, Any] = {
-        "mean": list(mean or usual_mean),
-        "std": list(std or usual_std),
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "device": _checked_device(device),
-    }
-    planned(model, wishes)
-    check_classes(images, _outputs(_tested(model, settings), images, settings))
-    config = {
-        "model": name or type(model).__name__,
+    given = [read_rewrite(rewrite) for rewrite in rewrites], [read_size(size) for size in sizes]
+    layers = layers_of(model, options.skip)
+    works = plan_rows(*given, layers, options, stored=read_rows(folder))
+    network = deepcopy(model).to(options.device).eval()
+    check_classes(images, _outputs(network, images, options))
+    name = options.name or type(model).__name__
+    with Store(folder, _config(name, images, options)).opened() as store:
+        if options.prepare is not None:
+            options.prepare(network)
+            network.to(options.device).eval()
+            layers = layers_of(network, options.skip)
+        store.settle(weights=_fingerprint(network))
+        _draw_kernels(store, layers, works)
+        bench = Workbench(network, {layer.name: layer for layer in layers}, options)
+        rows = _Runner(bench, images, store).run(works)
+        draw_results(folder, store.rows, layers)
+    return Study(folder, rows, options.scope)
+
+
+def _config(name: str, images: Images, options: StudyOptions) -> dict[str, Any]:
+    training = options.recalibration
+    return {
+        "model": name,
         "data": images.source,
         "images": images.fingerprint,
-        "skip": list(skip),
-        "limit": limit,
-        "recalibrate_bn": [training_data.fingerprint, recalibrate_shift] if recalibrate_bn and training_data else False,
-        **settings,
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": torch.device(device).type,
-        "seed": seed,
-        **(facts or {}),
+        "mean": list(images.mean),
+        "std": list(images.std),
+        "skip": list(options.skip),
+        "recalibration": None if training is None else [training.fingerprint, options.recalibration_shift],
+        "batch_size": options.batch_size,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "device": torch.device(options.device).type,
+        "seed": options.seed,
+        **options.facts,
     }
-    with Store(Path(output), config).opened() as store:
-        if prepare is not None:
-            model = deepcopy(model)
-            prepare(model)
-        plan = planned(model, wishes, rows=store.rows)
-        store.settle(weights=_fingerprint(model))
-        draw_kernels(store.folder, store.rows, plan.layers, plan.cuts, plan.equations)
-        recalibrate = None
-        if recalibrate_bn and training_data is not None:
-            recalibrate = partial(recalibrate_batch_norm, images=training_data, max_shift=recalibrate_shift, **settings)
-        dense = deepcopy(model).to(settings["device"]).eval()
-        image_settings = {key: settings[key] for key in ("mean", "std", "batch_size", "device")}
-        bench = Workbench(dense, calibration, image_settings, dtype, seed)
-        runner = _Runner(_tested(model, settings), images, recalibrate, settings, store)
-        tested = runner.run(plan, bench, progress=progress)
-        draw_results(store.folder, store.rows, plan.layers)
-    return Study(store.folder, tested, scope)
-
-
-def _several(given: str | Rule | Sequence[str | Rule]) -> Sequence[str | Rule]:
-    return (given,) if isinstance(given, str | Rule) else given
-
-
-def _checked_device(device: str) -> str:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        because = str(error).strip().partition("\n")[0]
-        raise StudyError(explain(f"there is no device {device!r} here", because=because, fix="cpu")) from error
-    return device
-
-
-def _tested(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
-    """A copy to be tested: on the device, in the dtype, in evaluation mode."""
-    return deepcopy(model).to(device=settings["device"], dtype=settings["dtype"]).eval()
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -267,89 +156,102 @@ def _fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _outputs(model: nn.Module, images: Images, settings: Mapping[str, Any]) -> int:
+def _outputs(network: nn.Module, images: Images, options: StudyOptions) -> int:
     """How many logits the network gives for an image."""
-    pixels, _ = next(iter(images.subset(1, seed=0).batches(**settings)))
+    one = images.subset(1, seed=0).batches(options.batch_size, dtype=options.dtype, device=options.device)
+    pixels, _ = next(iter(one))
     try:
-        with torch.inference_mode():
-            logits = model(pixels)
+        with _in_dtype(network, options.dtype), torch.inference_mode():
+            logits = network(pixels)
     except REFUSALS as error:
         raise DataError(
             explain(
                 "the network does not take these images",
-                network=type(model).__name__,
+                network=type(network).__name__,
                 images=f"{images.source}: (channels, height, width) = {tuple(images.pixels.shape[1:])}",
                 because=f"{type(error).__name__}: {error}",
             )
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        given_instead = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise DataError(
-            explain(
-                "the network gives no logits of shape (images, classes)",
-                network=type(model).__name__,
-                gives=f"{given_instead} for one image",
-            )
-        )
+        gives = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        fact = "the network gives no logits of shape (images, classes)"
+        raise DataError(explain(fact, network=type(network).__name__, gives=f"{gives} for one image"))
     return logits.shape[1]
 
 
-class _Runner:
-    """Tests the network with some weights replaced, a row at a time."""
+@contextmanager
+def _in_dtype(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let the network have tensors of another type, to be written to; at the end it has its own back, as they were."""
+    parameters = [(parameter, parameter.data) for parameter in network.parameters()]
+    buffers = [(module._buffers, *item) for module in network.modules() for item in module._buffers.items()]
 
-    def __init__(
-        self,
-        model: nn.Module,
-        images: Images,
-        recalibrate: Callable[[nn.Module], None] | None,
-        settings: Mapping[str, Any],
-        store: Store,
-    ) -> None:
-        self.model = model
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    try:
+        for parameter, data in parameters:
+            parameter.data = convert(data)
+        for holder, name, buffer in buffers:
+            holder[name] = None if buffer is None else convert(buffer)
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for holder, name, buffer in buffers:
+            holder[name] = buffer
+
+
+def _draw_kernels(store: Store, layers: Sequence[Layer], works: Sequence[Work]) -> None:
+    cuts = [work.rewrite.text for work in works if any(task.key.keep is not None for task in work.tasks)]
+    equations = equations_of([task.key.fields for work in works for task in work.tasks])
+    draw_kernels(store.folder, store.rows, layers, cuts, equations)
+
+
+class _Runner:
+    """Tests the network with some kernels replaced, a row at a time."""
+
+    def __init__(self, bench: Workbench, images: Images, store: Store) -> None:
+        self.bench = bench
         self.images = images
-        self.recalibrate = recalibrate
-        self.settings = settings
         self.store = store
-        self.modules = kernel_layers(model)
-        self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.modules = kernel_layers(bench.model)
         self.done = {Key.of(row): row for row in store.rows}
 
-    def run(self, plan: Plan, bench: Workbench, *, progress: bool) -> list[Row]:
+    def run(self, works: Sequence[Work]) -> list[Row]:
         """Every row asked for; those the store has are not computed again."""
         from tqdm import tqdm
 
         drawn = started = time.monotonic()
-        keys = [BASELINE, *(asked.key for asked in plan.rows)]
+        keys = [BASELINE, *(task.key for work in works for task in work.tasks)]
         with tqdm(
             total=len(keys),
             initial=sum(key in self.done for key in keys),
             unit="row",
-            disable=None if progress else True,
+            disable=None if self.bench.options.progress else True,
         ) as bar:
             if BASELINE not in self.done:
                 bar.set_description("as it is")
-                self._finish(BASELINE, {}, (), started)
+                self._finish(BASELINE, {}, started)
                 bar.update()
-            for work, rows in plan.works:
-                todo = [asked for asked in rows if asked.key not in self.done]
-                bar.set_description(work.text)
+            for work in works:
+                todo = [task for task in work.tasks if task.key not in self.done]
+                bar.set_description(work.rewrite.text)
                 started = time.monotonic()
-                for asked, kernels in work.treated(todo, bench) if todo else ():
-                    self._finish(asked.key, kernels, asked.layers, started)
+                for task, kernels in compress_rows(work, todo, self.bench):
+                    self._finish(task.key, kernels, started)
                     bar.update()
                     if time.monotonic() - drawn > REDRAW_SECONDS:
-                        draw_results(self.store.folder, self.store.rows, plan.layers)
+                        draw_results(self.store.folder, self.store.rows, list(self.bench.layers.values()))
                         drawn = time.monotonic()
                     started = time.monotonic()
         return [self.done[key] for key in keys]
 
-    def _finish(self, key: Key, kernels: Mapping[str, Treated], layers: Sequence[Layer], started: float) -> None:
-        top1 = self._accuracy({name: treated.weight for name, treated in kernels.items()})
+    def _finish(self, key: Key, kernels: Mapping[str, Compressed], started: float) -> None:
+        top1 = self._accuracy(kernels)
         before = self.done[BASELINE]["accuracy"] if key != BASELINE else top1
-        dense = {layer.name: layer.weight.numel() for layer in layers}
-        saved = sum(dense[name] - treated.details["parameters"] for name, treated in kernels.items())
-        errors = [treated.details["relative_error"] ** 2 for treated in kernels.values()]
+        whole = sum(parameter.numel() for parameter in self.bench.model.parameters())
+        saved = sum(self.bench.layers[name].weight.numel() - one.details["parameters"] for name, one in kernels.items())
+        errors = [one.details["relative_error"] ** 2 for one in kernels.values()]
         row: Row = {
             "model": self.store.config["model"],
             **key.fields,
@@ -357,8 +259,8 @@ class _Runner:
             "accuracy_change": top1 - before,
             "images": len(self.images),
             "mean_squared_relative_error": math.fsum(errors) / len(errors) if errors else 0.0,
-            "parameters_kept": (self.parameters - saved) / self.parameters,
-            "layers": {name: dict(treated.details) for name, treated in kernels.items()},
+            "parameters_kept": (whole - saved) / whole,
+            "layers": {name: dict(one.details) for name, one in kernels.items()},
             "config": config_hash(self.store.config),
             "version": version("tnalgebra"),
             "seconds": round(time.monotonic() - started, 3),
@@ -366,14 +268,15 @@ class _Runner:
         self.store.append(row)
         self.done[key] = row
 
-    def _accuracy(self, weights: Mapping[str, Tensor]) -> float:
-        try:
+    def _accuracy(self, kernels: Mapping[str, Compressed]) -> float:
+        network, options = self.bench.model, self.bench.options
+        tested: dict[str, Any] = {name: getattr(options, name) for name in ("batch_size", "dtype", "device")}
+        with _in_dtype(network, options.dtype):
             with torch.no_grad():
-                for name, weight in weights.items():
-                    self.modules[name].weight.copy_(weight)
-            if self.recalibrate is not None:
-                self.recalibrate(self.model)
-            # a truncation may make the network overflow, and a study goes on then; an untouched network may not
-            return accuracy(self.model, self.images, not_finite="wrong" if weights else "error", **self.settings)
-        finally:
-            self.model.load_state_dict(self.state)
+                for name, kernel in kernels.items():
+                    self.modules[name].weight.copy_(kernel.weight)
+            if options.recalibration is not None and batch_norms(network):
+                batches = shuffled_batches(options.recalibration, max_shift=options.recalibration_shift, **tested)
+                recalibrate_batch_norm(network, batches)
+            # a truncation may make the network overflow, and a study continues then; an untouched network may not
+            return accuracy(network, self.images, not_finite="wrong" if kernels else "error", **tested)

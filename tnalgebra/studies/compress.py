@@ -1,0 +1,203 @@
+"""Kernels compressed as the rows of a study say: cut, fitted at ranks or under a budget, contracted back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..decompositions import drop_components
+from ..errors import RankError, RuleError, SizeError, ValuesError, explain
+from ..fitting import KeepFraction, kept
+from ..model import Planned, fit_planned, plan_budget
+from ..network import NamedTensor, Network, parse_bipartition
+from ..rewriting import Fit, Rule, start_fit
+from ..tensors import norm, relative
+from .kernels import Workbench, layers_of
+from .options import StudyOptions
+from .plan import Task, Work, plan_rows, read_size
+from .rewrites import Rewrite, read_rewrite
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """A kernel that was rewritten and contracted back.
+
+    weight: float64, axes as in the layer.
+    details: what a row says of it: `rank` or `ranks`, `relative_error` (||K - K~||_F / ||K||_F), `norm_kept`
+        (||K~||_F / ||K||_F; 1 for a kernel of zeros), `parameters` (of its factors), of fits, and where it is
+        reported, `output_error` too.
+    fit: the factors.
+    rule: that they are by; of cuts that follow one another, the last.
+    """
+
+    weight: Tensor
+    details: Mapping[str, Any]
+    fit: Fit
+    rule: Rule
+
+
+def compress_kernels(
+    model: nn.Module, rewrite: str | Rule, size: object, *, skip: Sequence[str] = ("first",), seed: int = 0
+) -> dict[str, Compressed]:
+    """Compress all kernels of a network, which stays as it is: as a study does in its row of scope all.
+
+    Raises:
+        TnalgebraError: see `study`.
+    """
+    options = StudyOptions(skip=tuple(skip), seed=seed)
+    layers = layers_of(model, options.skip)
+    (work,) = plan_rows([read_rewrite(rewrite)], [read_size(size)], layers, options)
+    ((_, kernels),) = compress_rows(work, work.tasks, Workbench(model, {each.name: each for each in layers}, options))
+    return kernels
+
+
+def compress_rows(work: Work, tasks: Sequence[Task], bench: Workbench) -> Iterator[tuple[Task, dict[str, Compressed]]]:
+    """For each row the kernels it tests. Rows that need the same fits come one after another.
+
+    Raises:
+        RankError: a rank is out of range in a loop, as the rule says it; a budget cannot be met.
+        ValuesError, LayerError: a decomposition, a fit or a metric cannot be computed (the layers are named).
+    """
+    budgets = _plan_budgets(work.rewrite, tasks, bench)
+    whole: dict[str, Fit] = {}
+    rounds: dict[tuple[object, ...], list[Task]] = {}
+    for task in tasks:
+        key = task.key
+        alone = key.scope if key.metric == "output" else None
+        rounds.setdefault((key.keep, key.budget, *task.fitted.items(), alone), []).append(task)
+    for together in rounds.values():
+        key = together[0].key
+        names = list(dict.fromkeys(name for task in together for name in task.layers))
+        if key.metric == "input" or key.reported is not None:
+            bench.metrics(names)  # of all layers in one pass over the images
+        if key.keep is not None:
+            fits = {name: _cut(work.rewrite, name, KeepFraction(key.keep), whole, bench) for name in names}
+        elif key.budget is not None:
+            fits = fit_kernels(work.rewrite, budgets[key.budget], bench)
+        else:
+            forms = {name: work.rewrite.form(bench.layers[name]) for name in names}
+            fits = fit_kernels(work.rewrite, {n: form.plan(together[0].fitted) for n, form in forms.items()}, bench)
+        for task in together:
+            yield (
+                task,
+                {
+                    name: _contract(work.rewrite, task, name, _drop(fits[name], task.ranks), bench)
+                    for name in task.layers
+                    if name in fits
+                },
+            )
+
+
+def _cut(rewrite: Rewrite, name: str, fraction: KeepFraction, whole: dict[str, Fit], bench: Workbench) -> Fit:
+    """Cut a kernel to a fraction of its singular values, once or several times.
+
+    Args:
+        whole: layer -> its kernel decomposed by the first cut, which is done once for all fractions.
+    """
+    with _about(rewrite, [name]):
+        first, *others = rewrite.cuts
+        if name not in whole:
+            kernel = Network([NamedTensor("K", bench.layers[name].labels)])
+            whole[name] = first.apply(kernel, {"K": bench.weight(name)}, ranks=KeepFraction(1.0))
+        (left, L), (right, R) = whole[name].values.items()
+        rank = kept(fraction, L.shape[-1], bond="r", singular_values=list)
+        network = whole[name].network
+        fit = start_fit(Network(network.nodes, network.output), {left: L[..., :rank], right: R[:rank]})
+        for following in others:
+            fit = fit.then(following, ranks=fraction)
+        return fit
+
+
+def _plan_budgets(rewrite: Rewrite, tasks: Sequence[Task], bench: Workbench) -> dict[float, dict[str, Planned]]:
+    """Budget -> what each layer gets; the layers' error curves are measured once."""
+    asked = [task for task in tasks if task.key.budget is not None]
+    if not asked:
+        return {}
+    options, names = bench.options, asked[0].layers
+    budgets = [task.key.budget for task in asked if task.key.budget is not None]
+    with _about(rewrite, names):
+        plans = plan_budget(
+            bench.model,
+            {name: [rewrite.form(bench.layers[name]).rule] for name in names},
+            budgets,
+            metrics=None if options.metric == "frobenius" else bench.metrics(names),
+            curves=options.curves,
+            inputs=bench.inputs if options.curves == "divergence" else (),
+            seed=options.seed,
+        )
+    return dict(zip(budgets, plans, strict=True))
+
+
+def fit_kernels(rewrite: Rewrite, planned: Mapping[str, Planned], bench: Workbench) -> dict[str, Fit]:
+    """Fit the layers of a plan; but to the outputs of the network, those of one shape and rank are fitted together."""
+    if not planned:
+        return {}
+    options = bench.options
+    if options.metric == "output":
+        with _about(rewrite, planned):
+            return fit_planned(bench.model, planned, metric="output", inputs=bench.inputs, seed=options.seed)
+    metrics = bench.metrics(planned) if options.metric == "input" else None
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, plan in planned.items():
+        groups.setdefault((plan.rule, *sorted(plan.ranks.items())), []).append(name)
+    fits: dict[str, Fit] = {}
+    for names in groups.values():
+        plan = planned[names[0]]
+        with _about(rewrite, names):
+            found = plan.rule.apply_many(
+                [{plan.rule.tensor: bench.weight(name)} for name in names],
+                metrics=None if metrics is None else [metrics[name] for name in names],
+                ranks=plan.ranks,
+                seed=options.seed,
+            )
+        fits |= dict(zip(names, found, strict=True))
+    return {name: fits[name] for name in planned}
+
+
+def _drop(fit: Fit, ranks: Mapping[str, int]) -> Fit:
+    """The fit with the components of largest norm of each bond alone, as many as its rank."""
+    for bond, rank in ranks.items():
+        if rank < fit.network.sizes.get(bond, 0):
+            fit = fit.then(drop_components(bond), ranks={bond: rank})
+    return fit
+
+
+def _contract(rewrite: Rewrite, task: Task, name: str, fit: Fit, bench: Workbench) -> Compressed:
+    """The kernel of a fit, contracted back, and what a row says of it."""
+    key, kernel, weight = task.key, bench.weight(name), fit.dense()
+    details: dict[str, Any] = {}
+    if key.keep is not None:
+        sizes = dict(zip(bench.layers[name].labels, kernel.shape, strict=True))
+        last = parse_bipartition(rewrite.cuts[-1].name)
+        details["rank"] = next(iter(fit.values.values())).shape[-1]
+        details["values"] = min(prod(sizes[label] for label in side) for side in (last.left, last.right))
+    else:
+        details["ranks"] = {bond: rank for step in fit.trace.steps for bond, rank in step.change.ranks.items()}
+    dense = norm(kernel)
+    details["relative_error"] = relative(weight.double() - kernel, kernel)
+    if key.keep is None or key.reported is not None:
+        error = fit.output_error
+        if error is None and (key.metric == "input" or key.reported is not None):
+            error = bench.output_error(name, weight)  # components were dropped, or the fit was in another metric
+        details["output_error"] = error
+    details["norm_kept"] = norm(weight) / dense if dense else 1.0
+    details["parameters"] = fit.parameters
+    rule = rewrite.form(bench.layers[name]).rule if key.keep is None else rewrite.cuts[-1]
+    return Compressed(weight, details, fit, rule)
+
+
+@contextmanager
+def _about(rewrite: Rewrite, names: Iterable[str]) -> Iterator[None]:
+    """Name the rewrite and the layers in errors of decompositions."""
+    try:
+        yield
+    except (RankError, RuleError, SizeError, ValuesError) as error:
+        shown = list(names)
+        listed = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
+        fact = f"the rewrite {rewrite.text!r} cannot be made"
+        raise type(error)(explain(fact, layers=listed, because=error)) from error
