@@ -20,7 +20,7 @@ The study of Singh, Jahromi and Orus (arXiv 2403.14379), and more in its place:
   among the layers.
 - Presets are experiments, on any network: cuts, the seven cuts of a kernel;
   several-cuts, one after the other on one kernel; cp, sums of rank-one tensors;
-  claims, what recipes.claims needs: how losses go with depth and with the norm.
+  claims, whose rows recipes.claims reads.
 - Stopped and started again with the same settings the study continues where it was;
   more cuts, rewrites, sizes, metrics and scopes can be added to a folder.
 """
@@ -42,6 +42,7 @@ from recipes.command import run_presets, smoke_folder
 from recipes.networks import trained_cnn4
 from recipes.reporting import check_least, print_settings
 
+RECALIBRATION_IMAGES = 5000
 ALL_SEVEN = tuple(cut.name for cut in tn.all_cuts("out in kh kw"))
 
 
@@ -124,25 +125,18 @@ PRESETS = {
 
 
 def main(config: Config) -> tn.Study:
-    """Run the study; returns its rows.
-
-    Raises:
-        TnalgebraError: a setting, the data or the weights are not what they should be; see `tn.study`.
-    """
+    """Run the study; returns its rows. Raises TnalgebraError, see `tn.study`, also for data and weights."""
     config = _smaller(config) if config.smoke else config
     device: Any = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     cuts = config.cuts if config.cuts is not None else () if config.rewrite else ALL_SEVEN
     config = dataclasses.replace(config, device=device, cuts=cuts)
     print_settings(config)
     check_least(config, {"calibration": 1, "epochs": 1})
-    train_first = config.weights is None and config.model == "cnn4"
-    if config.weights is None and config.model in MODELS and not train_first:
-        fix = "--weights FILE (only cnn4 is trained here)"
-        raise tn.errors.DataError(tn.errors.explain(f"{config.model} needs weights", fix=fix))
-    ranks = tn.studies.read_ranks(config.ranks)
-    if (ranks or config.budget) and not config.rewrite:
+    train_first = trains_first(config)
+    sizes: list[Any] = [*tn.studies.read_ranks(config.ranks), *map(tn.ParameterBudget, config.budget)]
+    if sizes and not config.rewrite:
         raise tn.errors.StudyError(tn.errors.explain("ranks or a budget, and no rewrite", fix="--rewrite NAME"))
-    images = _load(config, "test")
+    images = load_split(config, "test")
     config = dataclasses.replace(config, mean=images.mean, std=images.std)
     shape = " x ".join(map(str, images.pixels.shape[1:]))
     print(f"\n{len(images)} images of {len(images.classes)} classes, {shape}, mean {images.mean}, std {images.std}")
@@ -151,12 +145,12 @@ def main(config: Config) -> tn.Study:
     if config.weights is not None:
         load_weights(model, config.weights)
     calibrated = config.metric != "frobenius" or config.curves == "divergence" or config.report_metric
-    training = _load(config, "train") if train_first or config.recalibrate_bn or calibrated else images
+    training = load_split(config, "train") if train_first or config.recalibrate_bn or calibrated else images
     shared = ("scope", "skip", "metric", "report_metric", "curves", "components", "batch_size", "device", "seed")
-    some = training.subset(min(5000, len(training)), seed=config.seed)
+    some = training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=config.seed)
     options = tn.StudyOptions(
         **{name: getattr(config, name) for name in shared},
-        calibration=_unlabelled(training, config.calibration, config.seed) if calibrated else None,
+        calibration=unlabelled(training, config.calibration, config.seed) if calibrated else None,
         recalibration=some if config.recalibrate_bn else None,
         recalibration_shift=config.recalibrate_shift,
         dtype=getattr(torch, config.dtype),
@@ -164,19 +158,24 @@ def main(config: Config) -> tn.Study:
         prepare=partial(trained_cnn4, training=training, config=config) if train_first else None,
         facts={"epochs": config.epochs} if train_first else {},
     )
-    asked: list[tuple[tuple[str, ...], list[Any]]] = []
-    if cuts or not config.rewrite:
-        asked.append((cuts, [tn.KeepFraction(fraction) for fraction in config.keep]))
-    if config.rewrite:
-        asked.append((config.rewrite, [*ranks, *map(tn.ParameterBudget, config.budget)]))
-    studies = [tn.study(model, images, config.output, rewrites=r, sizes=s, options=options) for r, s in asked]
-    rows = studies[0].rows + [row for more in studies[1:] for row in more.rows[1:]]  # each has the untouched network
-    found = dataclasses.replace(studies[0], rows=rows)
+    study = partial(tn.study, model, images, config.output, options=options)
+    asked: Any = (cuts, map(tn.KeepFraction, config.keep)), (config.rewrite, sizes)
+    first, *more = [study(rewrites=r, sizes=list(s)) for r, s in asked if r or not (cuts or config.rewrite)]
+    found = dataclasses.replace(first, rows=first.rows + [row for other in more for row in other.rows[1:]])
     print(f"\n{found.table()}\n\nrows and figures: {config.output}/")
     return found
 
 
-def _load(config: Config, split: Literal["train", "test"]) -> tn.Images:
+def trains_first(config: Any) -> bool:
+    """Whether a recipe trains its network first, which is cnn4. Raises DataError for others without weights."""
+    if config.weights is None and config.model in MODELS and config.model != "cnn4":
+        fix = "--weights FILE (only cnn4 is trained here)"
+        raise tn.errors.DataError(tn.errors.explain(f"{config.model} needs weights", fix=fix))
+    return config.weights is None and config.model == "cnn4"
+
+
+def load_split(config: Any, split: Literal["train", "test"]) -> tn.Images:
+    """The images of a recipe's config, with its mean and std."""
     images = tn.load_images(config.data, split, image_size=config.image_size)
     return dataclasses.replace(images, mean=config.mean or images.mean, std=config.std or images.std)
 
@@ -195,7 +194,7 @@ def _smaller(config: Config) -> Config:
     )
 
 
-def _unlabelled(training: tn.Images, count: int, seed: int) -> tn.Images:
+def unlabelled(training: tn.Images, count: int, seed: int) -> tn.Images:
     """Images chosen without a look at their labels, and without them: all have the first."""
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
     chosen = order[:count].sort().values
