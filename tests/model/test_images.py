@@ -182,7 +182,7 @@ def test_the_usual_normalisation() -> None:
 def test_a_network_has_an_output_for_every_class() -> None:
     images = some_images(count=14, classes=7)
     check_classes(images, 7)
-    with refused(DataError, "10 outputs", "7 classes", "some", "class4, ..."):
+    with refused(DataError, "10 outputs", "7 classes", "some", "class6"):
         check_classes(images, 10)
 
 

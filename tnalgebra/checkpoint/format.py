@@ -127,7 +127,7 @@ def _layer_content(layer: LayerText) -> dict[str, object]:
     return {
         "names": list(layer.names),
         "class": layer.kind,
-        "arguments": plain(layer.arguments),
+        "arguments": dict(layer.arguments),
         "kernel": str(layer.kernel),
         "ranks": layer.ranks,
         "constants": list(layer.constants),
@@ -155,8 +155,3 @@ def _trace_content(trace: Trace | None) -> object:
 
 def _finite(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
-
-
-def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a layer as JSON has them."""
-    return {name: list(value) if isinstance(value, tuple | list) else value for name, value in arguments.items()}

@@ -16,7 +16,7 @@ from ..model import Site, find_obstacles, find_sites, names_of_modules, without_
 from ..network import Network, shape_of, tensor_nodes
 from ..nn import LAYERS, KernelLayer, Origin, Planning
 from ..rewriting import Fit, Trace
-from .format import Description, LayerText, plain
+from .format import Description, LayerText
 
 _NOISE_SEED = 0
 """Of the numbers that enlarged tensors are filled with."""
@@ -47,8 +47,10 @@ def describe_layer(layer: KernelLayer, names: tuple[str, ...]) -> LayerText:
 
 
 def _arguments(module: nn.Module, kind: type[KernelLayer]) -> dict[str, Any]:
-    found = {name: getattr(module, name) for name in kind.argument_names if name != "bias"}
-    return plain({**found, "bias": module._parameters.get("bias") is not None})
+    """Arguments of a layer as JSON has them."""
+    values = {name: getattr(module, name) for name in kind.argument_names if name != "bias"}
+    values["bias"] = module._parameters.get("bias") is not None
+    return {name: list(value) if isinstance(value, tuple | list) else value for name, value in values.items()}
 
 
 # Comparing ------------------------------------------------------------------------------------------------------

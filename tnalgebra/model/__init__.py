@@ -4,7 +4,7 @@ from .batch_norm import batch_norms, fold_batch_norm, recalibrate_batch_norm
 from .budget import FRACTIONS, Curves, MetricName, Planned, fit_planned, plan_budget
 from .compare import compare
 from .convert import convert
-from .images import Images, batch_rows, check_classes, default_normalisation, load_images, normalised
+from .images import Images, batch_rows, check_classes, load_images
 from .input_metrics import fit_in_order, input_metrics
 from .modes import evaluating, modes_kept
 from .optimizers import update_optimizer
@@ -37,7 +37,6 @@ __all__ = [
     "compare",
     "convert",
     "cut_singular_values",
-    "default_normalisation",
     "evaluating",
     "exchange_layers",
     "find_obstacles",
@@ -50,7 +49,6 @@ __all__ = [
     "load_images",
     "modes_kept",
     "names_of_modules",
-    "normalised",
     "plan_budget",
     "recalibrate_batch_norm",
     "restore_layers",

@@ -30,7 +30,7 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
 _EXPECTED = "FOLDER/train/CLASS/*, FOLDER/test/CLASS/*"
 _DIGITS_TEST = 360  # images of the 1797 that are kept for the test
 _CACHE_FORMAT = 1  # to be raised whenever decoding changes, so that older files are not used
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +78,15 @@ class Images:
                     needed=f"0 to {len(self.classes) - 1}, positions in the list of classes",
                 )
             )
-        for name, default in zip(("mean", "std"), default_normalisation(self), strict=True):
-            object.__setattr__(self, name, tuple(getattr(self, name)) or default)
-        if {len(self.mean), len(self.std)} != {self.channels} or not all(value > 0 for value in self.std):
+        colour, channels = self.channels == 3, self.channels
+        object.__setattr__(self, "mean", tuple(self.mean) or (_IMAGENET_MEAN if colour else (0.0,) * channels))
+        object.__setattr__(self, "std", tuple(self.std) or (_IMAGENET_STD if colour else (1.0,) * channels))
+        if {len(self.mean), len(self.std)} != {channels} or not all(value > 0 for value in self.std):
             raise DataError(
                 explain(
                     "mean and std do not fit the images",
                     given=f"mean={self.mean}, std={self.std}",
-                    needed=f"{self.channels} numbers each, std positive",
+                    needed=f"{channels} numbers each, std positive",
                 )
             )
 
@@ -131,16 +132,12 @@ class Images:
 
         The arithmetic is in float32, or in float64 if that is the `dtype`; then the result is cast.
         """
-        return normalised(pixels, mean=self.mean, std=self.std, dtype=dtype, device=device)
+        work = torch.float64 if dtype == torch.float64 else torch.float32
+        mean, std = (torch.tensor(values, dtype=work, device=device)[:, None, None] for values in (self.mean, self.std))
+        return ((pixels.to(device).to(work) / 255 - mean) / std).to(dtype)
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        mean: Sequence[float] = (),
-        std: Sequence[float] = (),
+        self, batch_size: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through all images in order, normalised; only one batch is ever floating-point.
 
@@ -156,10 +153,9 @@ class Images:
         Raises:
             DataError: the batch size is not positive.
         """
-        images = replace(self, mean=tuple(mean) or self.mean, std=tuple(std) or self.std)
         for rows in batch_rows(torch.arange(len(self)), batch_size):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            pixels = images.normalise(self.pixels[part], dtype=dtype, device=device)
+            pixels = self.normalise(self.pixels[part], dtype=dtype, device=device)
             yield pixels, self.labels[part].to(device)
 
 
@@ -197,43 +193,6 @@ def batch_rows(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     return order.tensor_split(-(-len(order) // batch_size)) if len(order) else ()
 
 
-def normalised(
-    pixels: Tensor,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Scale pixels of shape (n, channels, height, width) from 0..255 to 0..1, then to (pixel - mean) / std.
-
-    The arithmetic is in float32, or in float64 if that is the `dtype`; then the result is cast.
-
-    Raises:
-        DataError: `mean` and `std` do not have one number per channel, or a `std` is not positive.
-    """
-    channels = pixels.shape[1]
-    if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
-        raise DataError(
-            explain(
-                "mean and std do not fit the images",
-                given=f"mean={tuple(mean)}, std={tuple(std)}",
-                needed=f"{channels} numbers each, std positive",
-            )
-        )
-    work = torch.float64 if dtype == torch.float64 else torch.float32
-    shift = torch.tensor(mean, dtype=work, device=device)[:, None, None]
-    scale = torch.tensor(std, dtype=work, device=device)[:, None, None]
-    return ((pixels.to(device).to(work) / 255 - shift) / scale).to(dtype)
-
-
-def default_normalisation(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std per channel: ImageNet's for colour images, 0 and 1 for any other number of channels."""
-    if images.channels == 3:
-        return IMAGENET_MEAN, IMAGENET_STD
-    return (0.0,) * images.channels, (1.0,) * images.channels
-
-
 def check_classes(images: Images, outputs: int) -> None:
     """Check that a network has as many outputs as there are classes.
 
@@ -241,14 +200,8 @@ def check_classes(images: Images, outputs: int) -> None:
         DataError: it has not.
     """
     if outputs != len(images.classes):
-        shown = ", ".join(images.classes[:5]) + (", ..." if len(images.classes) > 5 else "")
-        raise DataError(
-            explain(
-                f"the network has {outputs} outputs, the images have {len(images.classes)} classes",
-                images=images.source,
-                classes=shown,
-            )
-        )
+        fact = f"the network has {outputs} outputs, the images have {len(images.classes)} classes"
+        raise DataError(explain(fact, images=images.source, classes=_shorten(images.classes)))
 
 
 def load_images(name: str | Path, split: Literal["train", "test"], *, image_size: int | None = None) -> Images:

@@ -158,7 +158,7 @@ def fit_in_order(
                 moments = Moments(module, dtype=dtype, device=device, block=block, cross=True)
                 for x, wanted in zip(inputs, outputs.pop(name), strict=True):
                     if wanted:
-                        _gather(twin, module, moments, x, wanted)
+                        _gather(twin, module, moments, x=x, outputs=wanted)
                 metric = moments.metric(images, ridge=ridge, weight=module.weight)
             del moments
             weight = _checked_weight(name, module, fit(name, module.weight.detach().clone(), metric))
@@ -228,7 +228,7 @@ def _outputs(
     return outputs
 
 
-def _gather(twin: nn.Module, module: DenseLayer, moments: Moments, x: Tensor, outputs: Sequence[Tensor]) -> None:
+def _gather(twin: nn.Module, module: DenseLayer, moments: Moments, *, x: Tensor, outputs: Sequence[Tensor]) -> None:
     """Add the inputs that the layer has in the copy, with the outputs requested for them."""
     ahead = list(outputs)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from itertools import repeat
 
 import torch
 from torch import nn
 
 from ..errors import LayerError, explain
-from .report import ConversionReport, Replaced
+from .report import ConversionReport
 
-MATRICES_ONLY: tuple[type[torch.optim.Optimizer], ...] = (torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()
+_MATRICES_ONLY: tuple[type[torch.optim.Optimizer], ...] = (torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()
 """Optimizers of torch that refuse a parameter of other than two axes; older versions have none."""
 
 
@@ -32,8 +32,8 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: ConversionReport)
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise LayerError(explain("LBFGS has one state for all parameters together", fix="a new optimizer"))
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    ours = {id(p) for one in report.replaced for p in (*one.old, *one.parameters.values())}
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    ours = {parameter for one in report.replaced for parameter in (*one.old, *one.parameters.values())}
     if report.replaced and not held & ours:
         raise LayerError(
             explain(
@@ -41,42 +41,23 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: ConversionReport)
                 fix="the optimizer of the model that was converted, with inplace=True; or a new one",
             )
         )
-    exchanged = []
+    swaps: dict[nn.Parameter, list[tuple[str, nn.Parameter]]] = {}
     for replaced in report.replaced:
-        cores = _cores(replaced, held)
-        for old in _gone(replaced):
-            if id(old) in held:
-                exchanged.append((replaced, old, cores))
-                cores = {}  # with the weight, which comes first, leaves its place, and all that is new takes it
-    for replaced, _, cores in exchanged:
-        for name, core in cores.items():
-            if isinstance(optimizer, MATRICES_ONLY) and core.ndim != 2:
-                kind = type(optimizer).__name__
-                fact = f"{kind} takes matrices, and {replaced.name}.{name} has {core.ndim} axes"
-                raise LayerError(explain(fact, fix="a rewrite with matrices; or a new optimizer for tensors"))
-    for replaced, old, cores in exchanged:
-        for group in optimizer.param_groups:
-            position = _position(group["params"], old)
-            if position is not None:
-                group["params"][position : position + 1] = list(cores.values())
-                if "param_names" in group:
-                    names = [f"{replaced.name}.{name}" for name in cores]
-                    group["param_names"][position : position + 1] = names
+        before = {*held, *replaced.old}
+        cores = [(f"{replaced.name}.{name}", core) for name, core in replaced.parameters.items() if core not in before]
+        for old in replaced.old:
+            if old in held - {*replaced.parameters.values()}:
+                swaps[old] = cores
+                cores = []  # the weight, which comes first, is exchanged for all cores; a bias for nothing
+    for name, core in (pair for cores in swaps.values() for pair in cores):
+        if isinstance(optimizer, _MATRICES_ONLY) and core.ndim != 2:
+            fact = f"{type(optimizer).__name__} takes matrices, and {name} has {core.ndim} axes"
+            raise LayerError(explain(fact, fix="a rewrite with matrices; or a new optimizer for tensors"))
+    for group in optimizer.param_groups:
+        named = zip(group.get("param_names", repeat("")), group["params"], strict=False)
+        pairs = [pair for name, parameter in named for pair in swaps.get(parameter, [(name, parameter)])]
+        group["params"] = [parameter for _, parameter in pairs]
+        if "param_names" in group:
+            group["param_names"] = [name for name, _ in pairs]
+    for old in swaps:
         optimizer.state.pop(old, None)
-
-
-def _gone(replaced: Replaced) -> list[nn.Parameter]:
-    """Parameters of the dense layer that went, where something still holds them; its bias went over to the new one."""
-    kept = {id(parameter) for parameter in replaced.parameters.values()}
-    return [parameter for parameter in replaced.old if id(parameter) not in kept]
-
-
-def _cores(replaced: Replaced, held: Collection[int]) -> dict[str, nn.Parameter]:
-    """Parameters that came with the new layer, and are not in the optimizer yet."""
-    before = {*held, *map(id, replaced.old)}
-    return {name: core for name, core in replaced.parameters.items() if id(core) not in before}
-
-
-def _position(parameters: list[nn.Parameter], wanted: nn.Parameter) -> int | None:
-    """By identity: == of tensors compares elements."""
-    return next((number for number, one in enumerate(parameters) if one is wanted), None)

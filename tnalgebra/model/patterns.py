@@ -63,13 +63,7 @@ def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> d
             name: Assigned(_read_request(patterns(name, site.module), f"layer {name!r}"), "the function")
             for name, site in sites.items()
         }
-    if not isinstance(patterns, Mapping):  # as untyped callers may
-        kind = type(patterns).__name__  # type: ignore[unreachable]
-        raise RuleError(explain(f"layers are chosen by a {kind}", fix="{'layer3.*': 'tucker2'}, or a function"))
-    if not patterns:
-        raise RuleError(explain("no pattern is given", fix="{'*': ('tucker2', tn.ParameterBudget(0.5))}"))
-    for pattern in patterns:
-        _check_pattern(pattern)
+    _check_patterns(patterns)
     requests = {pattern: _read_request(one, f"the pattern {_text(pattern)!r}") for pattern, one in patterns.items()}
     fitting = {
         name: [pattern for pattern in patterns if any(_fits(pattern, alias, site.module) for alias in site.names)]
@@ -88,10 +82,16 @@ def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> d
     return assigned
 
 
-def _check_pattern(pattern: object) -> None:
-    if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
-        fix = "a glob over names ('layer3.*.conv2'), or a class (torch.nn.Conv2d)"
-        raise RuleError(explain(f"{pattern!r} is not a pattern", fix=fix))
+def _check_patterns(patterns: object) -> None:
+    if not isinstance(patterns, Mapping):
+        kind = type(patterns).__name__
+        raise RuleError(explain(f"layers are chosen by a {kind}", fix="{'layer3.*': 'tucker2'}, or a function"))
+    if not patterns:
+        raise RuleError(explain("no pattern is given", fix="{'*': ('tucker2', tn.ParameterBudget(0.5))}"))
+    for pattern in patterns:
+        if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
+            fix = "a glob over names ('layer3.*.conv2'), or a class (torch.nn.Conv2d)"
+            raise RuleError(explain(f"{pattern!r} is not a pattern", fix=fix))
 
 
 def _fits(pattern: str | type[nn.Module], name: str, module: nn.Module) -> bool:

@@ -149,12 +149,12 @@ class Spectra(Sequence[Spectrum]):
 
         columns = ("layer", "cut", "rank", "singular_value", "norm_kept", "relative_error")
         measures = ("entropy", "effective_rank", "participation_ratio")
-        rows = [
-            (item.layer, str(item.cut), rank, *numbers, *whole)
-            for item in self
-            for whole in [tuple(getattr(item, measure) for measure in measures)]
-            for rank, numbers in enumerate(_by_rank(item), start=1)
-        ]
+        rows = []
+        for item in self:
+            whole = [getattr(item, measure) for measure in measures]
+            numbers = (item.singular_values, item.norm_kept, item.relative_error)
+            for rank, of_rank in enumerate(zip(*(column.tolist() for column in numbers), strict=True), start=1):
+                rows.append((item.layer, str(item.cut), rank, *of_rank, *whole))
         return pd.DataFrame(rows, columns=[*columns, *measures])
 
     def plot(self, path: str | Path | None = None) -> Figure:
@@ -330,11 +330,6 @@ def _table_row(spectrum: Spectrum) -> tuple[str, ...]:
     measures = (spectrum.entropy, spectrum.effective_rank, spectrum.participation_ratio)
     kept = f"{float(spectrum.norm_kept[half - 1]):.4f}"
     return (spectrum.layer, str(spectrum.cut), str(count), *(f"{measure:.2f}" for measure in measures), str(half), kept)
-
-
-def _by_rank(spectrum: Spectrum) -> Iterator[tuple[float, float, float]]:
-    columns = (spectrum.singular_values, spectrum.norm_kept, spectrum.relative_error)
-    return zip(*(column.tolist() for column in columns), strict=True)
 
 
 def _draw(spectra: Spectra) -> Figure:

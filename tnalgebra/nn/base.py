@@ -321,6 +321,25 @@ class KernelLayer(Compiled):
         layer.train(self.training)
         return layer
 
+    def replan(
+        self,
+        inputs: Mapping[str, Sequence[int]] | Sequence[int],
+        *,
+        tune: bool | None = None,
+        backward: bool | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> Self:
+        """Choose another plan, for inputs of this shape: the layer itself.
+
+        Args:
+            inputs: with or without a batch; of a linear layer with any leading axes.
+        """
+        axes = len(self.kernel.output) - 2
+        if not isinstance(inputs, Mapping) and (axes == 0 or len(inputs) == axes + 1):
+            inputs = (prod(inputs[: len(inputs) - axes - 1]), *inputs[-axes - 1 :])
+        checked_format(memory_format, axes + 2)
+        return super().replan(inputs, tune=tune, backward=backward, memory_format=memory_format)  # type: ignore[return-value]
+
     def draw(self, path: str | PathLike[str] | None = None) -> Figure:
         """Draw the layer's network; stored as .svg or .png if a path is given."""
         return draw(self.network, path)

@@ -9,7 +9,7 @@ torch stores, `out in kh kw` with `in` the channels of one group; `per_group` ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self, TypeVar, Unpack
 
 import torch
@@ -21,7 +21,7 @@ from ..errors import CompileError, LayerError, explain
 from ..network import Numbers
 from ..network import input_size as positions_reached
 from ..rewriting import Fit, Rule
-from .base import KernelLayer, LayerChoices, LayerRewrite, Shaping, checked_format
+from .base import KernelLayer, LayerChoices, LayerRewrite, Shaping
 
 _M = TypeVar("_M", bound=torch_nn.Module)
 
@@ -62,20 +62,6 @@ class _Windowed(KernelLayer):
             CompileError: no plan keeps within memory.
         """
         return cls._of_dense(conv, rewrite, fit, choices)
-
-    def replan(
-        self,
-        inputs: Mapping[str, Sequence[int]] | Sequence[int],
-        *,
-        tune: bool | None = None,
-        backward: bool | None = None,
-        memory_format: torch.memory_format | None = None,
-    ) -> Self:
-        """Choose another plan, for inputs of this shape, with or without a batch: the layer itself."""
-        if not isinstance(inputs, Mapping) and len(inputs) == len(self.kernel_size) + 1:
-            inputs = (1, *inputs)
-        checked_format(memory_format, len(self.kernel_size) + 2)
-        return super().replan(inputs, tune=tune, backward=backward, memory_format=memory_format)  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """The layer's output.
@@ -252,22 +238,6 @@ class Linear(KernelLayer):
     ) -> Self:
         """The layer that does what a linear layer does, with its matrix decomposed: see `Conv2d.from_conv`."""
         return cls._of_dense(linear, rewrite, fit, choices)
-
-    def replan(
-        self,
-        inputs: Mapping[str, Sequence[int]] | Sequence[int],
-        *,
-        tune: bool | None = None,
-        backward: bool | None = None,
-        memory_format: torch.memory_format | None = None,
-    ) -> Self:
-        """Choose another plan, for inputs of this shape, with any leading axes: the layer itself."""
-        if not isinstance(inputs, Mapping) and len(inputs) > 0:
-            rows = 1
-            for size in inputs[:-1]:
-                rows *= size
-            inputs = (rows, inputs[-1])
-        return super().replan(inputs, tune=tune, backward=backward, memory_format=memory_format)  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """The layer's output.
