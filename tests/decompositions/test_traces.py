@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,19 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.refusals import refused
 from tests.rule_cases import BLOCKS, HALVES, KERNEL, MATRIX, TRAIN, TUCKER, same_bits, two_steps
-from tnalgebra.decompositions.cuts import cut
-from tnalgebra.decompositions.load_trace import load_trace
-from tnalgebra.decompositions.truncate import truncate
+from tnalgebra.decompositions import cut, load_trace, truncate
 from tnalgebra.errors import RuleError, TnalgebraError, ValuesError
-from tnalgebra.fitting.ranks import KeepFraction, ParameterBudget, RelativeError
-from tnalgebra.network.network import Network
-from tnalgebra.network.notation import parse
-from tnalgebra.rewriting.driver import rewrite
-from tnalgebra.rewriting.exact.copies import drop_copy_of_two
-from tnalgebra.rewriting.exact.tensors import contract_bond
-from tnalgebra.rewriting.rule import Change, Fit, Options, Place, Rule, Trace
-from tnalgebra.rewriting.text import rule
+from tnalgebra.fitting import KeepFraction, ParameterBudget, RelativeError
+from tnalgebra.network import Network, parse
+from tnalgebra.rewriting import Change, Fit, Options, Place, Rule, Trace, rewrite, rule
+from tnalgebra.rewriting.exact import contract_bond, drop_copy_of_two
 
 RING = rule("K[o i h w] => A[z o p] B[p i q] C[q h s] D[s w z]", name="ring")
 CP = rule("K[o i h w] => A[o r] B[i r] C[h r] D[w r]", name="cp")
@@ -71,14 +65,17 @@ def recorded() -> dict[str, Fit]:
     }
 
 
+RECORDED = recorded()
+
+
 def start_values(fit: Fit) -> dict[str, Tensor]:
-    given = fit.values if fit._start is None else fit._start
-    return dict(given)
+    """The values before the first step: those that the tensors of the first network have."""
+    return dict(fit.values if fit._start is None else fit._start)
 
 
-@pytest.mark.parametrize("name", recorded())
+@pytest.mark.parametrize("name", RECORDED)
 def test_a_trace_is_saved_loaded_and_replayed_bit_for_bit(name: str, tmp_path: Path) -> None:
-    fit = recorded()[name]
+    fit = RECORDED[name]
     fit.trace.save(tmp_path / "trace.json")
     loaded = load_trace(tmp_path / "trace.json")
     assert str(loaded) == str(fit.trace)
@@ -94,7 +91,7 @@ def test_a_trace_is_saved_loaded_and_replayed_bit_for_bit(name: str, tmp_path: P
 
 
 def test_errors_are_saved_as_numbers_that_json_has(tmp_path: Path) -> None:
-    fit = recorded()["cut"]
+    fit = RECORDED["cut"]
     step = fit.trace.steps[0]
 
     def saved(**errors: float) -> Trace:
@@ -107,7 +104,7 @@ def test_errors_are_saved_as_numbers_that_json_has(tmp_path: Path) -> None:
     assert (loaded.change.relative_error, loaded.change.output_error) == (math.inf, 0.25)
     assert saved(output_error=math.inf).steps[0].change.output_error == math.inf
     assert saved().steps[0].change.output_error is None
-    with pytest.raises(RuleError, match=r"cannot be saved\n  because: its error is NaN"):
+    with refused(RuleError, "saved", "NaN"):
         saved(relative_error=math.nan)
 
 
@@ -122,11 +119,11 @@ def kernels(draw: st.DrawFn) -> Tensor:
 def random_steps(kernel: Tensor, random: Random) -> Fit:
     """A Tucker form, sometimes its core as a train, sometimes a bond cut down, sometimes contracted back."""
     o, i = kernel.shape[:2]
-    fit = TUCKER.apply({"K": kernel}, ranks={"a": random.randint(1, o), "b": random.randint(1, i)})
+    fit = TUCKER.apply({"K": kernel}, ranks={"a": random.randint(1, o), "b": random.randint(1, i)}, sweeps=3)
     if random.random() < 0.5:
-        fit = fit.then(TRAIN, bind={"G": "G"}, ranks={"p": KeepFraction(0.5), "q": RelativeError(0.5)})
+        fit = fit.then(TRAIN, bind={"G": "G"}, ranks={"p": KeepFraction(0.5), "q": RelativeError(0.5)}, sweeps=3)
     if random.random() < 0.5:
-        fit = fit.then(truncate("a"), ranks=1)
+        fit = fit.then(truncate("a"), ranks=1, sweeps=3)
     if random.random() < 0.5:
         fit = fit.then(contract_bond, at=0)
     return fit
@@ -149,7 +146,7 @@ def test_a_trace_is_replayed_on_other_values() -> None:
     assert other.relative_error != pytest.approx(fit.relative_error, rel=0.01)
     expected = TUCKER.apply({"K": KERNEL.flip(0) ** 3}, ranks=fit.trace.steps[0].change.ranks)
     assert same_bits(other.values, expected.values)
-    with pytest.raises(ValuesError, match="the axis 'o' of 'K' has 5 elements, the label has size 7"):
+    with refused(ValuesError, "'o'", "'K'", "5", "7"):
         fit.trace.replay({"K": KERNEL.permute(1, 0, 2, 3)})
 
 
@@ -192,13 +189,13 @@ def test_check_names_the_first_step_that_breaks_its_promise() -> None:
     fit = TUCKER.apply({"K": KERNEL}, ranks={"a": 3, "b": 4})
     values = {"K": KERNEL}
     fit.trace.check(values)
-    with pytest.raises(RuleError, match="step 2, double, is said to be exact and changes the value by"):
+    with refused(RuleError, "step 2", "double", "exact"):
         fit.then(lying("double", "exact", doubled)).then(truncate("a"), ranks=2).trace.check(values)
-    with pytest.raises(RuleError, match=r"step 2, double, claims a relative error of 0\n(.|\n)*true: +1"):
+    with refused(RuleError, "step 2", "double", "error of 0", "true"):
         fit.then(lying("double", "approximate", doubled)).trace.check(values)
-    with pytest.raises(RuleError, match="step 2, nudge, is said to be exact"):
+    with refused(RuleError, "step 2", "nudge", "exact"):
         fit.then(lying("nudge", "exact", nudged)).then(lying("double", "exact", doubled)).trace.check(values)
-    with pytest.raises(RuleError, match="the rule 'turn' changes the open labels"):
+    with refused(RuleError, "'turn'", "open labels"):
         fit.then(lying("turn", "exact", turned))
 
 
@@ -207,23 +204,21 @@ def test_check_compares_with_what_the_trace_says(tmp_path: Path) -> None:
     two_steps().trace.save(path)
     text = path.read_text()
     path.write_text(text.replace("U[o:7 a:3] A[a p:2]", "A[o:7 a:3] U[a p:2]"))
-    with pytest.raises(
-        RuleError, match=r"step 2, train, does not lead where the trace says\n  trace: A(.|\n)*true:  U"
-    ):
+    with refused(RuleError, "step 2", "train", "trace: A[o:7 a:3]", "true:  U[o:7 a:3]"):
         load_trace(path).check({"K": KERNEL})
     path.write_text(text.replace('"p": 2', '"p": 1'))
-    with pytest.raises(RuleError, match="step 2, train, does not lead where the trace says"):
+    with refused(RuleError, "step 2", "train"):
         load_trace(path).check({"K": KERNEL})
 
 
 def test_a_trace_of_a_rule_without_a_description_cannot_be_saved(tmp_path: Path) -> None:
     fit = HALVES.apply({"K": MATRIX}, ranks=2).then(lying("double", "exact", doubled))
-    with pytest.raises(RuleError, match=r"the rule 'double' cannot be saved\n  fix: a rule made by tn\.rule"):
+    with refused(RuleError, "'double'", "tn.rule"):
         fit.trace.save(tmp_path / "trace.json")
     assert not list(tmp_path.iterdir())
 
 
-# Files that are no traces -----------------------------------------------------------------------------------
+# Files that are not traces -----------------------------------------------------------------------------------
 
 STEP = {
     "rule": {"notation": "K[o i] => L[o r] R[r i]", "name": "halves"},
@@ -238,53 +233,48 @@ STEP = {
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "facts"),
     [
-        ("", "is no trace\n  because: JSONDecodeError"),
-        ("[]", "is no trace\n  because: TypeError"),
-        ("{}", "is no trace\n  because: KeyError: 'start'"),
-        ({"start": 5, "steps": []}, "a network is read from text, not from int"),
-        ({"start": "K[o", "steps": []}, "unclosed bracket"),
-        ({"start": "K[o]"}, "is no trace\n  because: KeyError: 'steps'"),
-        ({"start": "K[o]", "steps": 3}, "is no trace\n  because: TypeError"),
-        ({"start": "K[o]", "steps": [3]}, "is no trace\n  because: TypeError"),
-        ({"nodes": [1]}, "a step is at a node that is not there"),
-        ({"nodes": [-1]}, "a step is at a node that is not there"),
-        ({"nodes": ["os"]}, "is no trace\n  because: ValueError"),
-        ({"nodes": [math.inf]}, "is no trace\n  because: OverflowError"),
-        ({"ranks": [2]}, "is no trace\n  because: AttributeError"),
-        ({"ranks": {"r": math.inf}}, "is no trace\n  because: OverflowError"),
-        ({"ranks": {"r": None}}, "is no trace\n  because: TypeError"),
-        ({"after": "L[o:6 o:7]"}, "label 'o' has two sizes, 6 and 7"),
-        ({"rule": {}}, "a rule is described in no known way"),
-        ({"rule": {"python": "import os"}}, "a rule is described in no known way\n  rule: {'python': 'import os'}"),
-        ({"rule": {"exact": "__import__"}}, "there is no exact rule '__import__'\n  rules: trim_copy, "),
-        ({"rule": {"exact": ["trim_copy"]}}, "is no trace\n  because: TypeError"),
-        ({"rule": {"notation": "K[o i]", "name": "x"}}, "a rule needs '=>'"),
-        ({"rule": {"notation": "K[o i] => K[i o] -> [o i]", "name": "x"}}, "the two sides are not equal"),
-        ({"rule": {"notation": "K[o i] => T[o i]", "name": 3}}, "a rule is described in no known way"),
-        ({"rule": {"cut": "out in", "form": "factors"}}, "a cut has one '|'"),
-        ({"rule": {"cut": 5, "form": "svd"}}, "a cut is a int"),
-        ({"relative_error": math.nan}, "a step records a relative error of nan"),
-        ({"relative_error": math.inf}, "a step records a relative error of inf"),
-        ({"relative_error": "0.5"}, "a step records a relative error of '0.5'"),
-        ({"output_error": None}, "a step records an error of the output of None"),
-        ({"search": {"dtype": "nn"}}, "a step was searched for in 'nn'\n  fix: float64 or float32"),
-        ({"search": {"dtype": "bfloat16"}}, "a step was searched for in 'bfloat16'"),
-        ({"search": {"dtype": ["float64"]}}, "is no trace\n  because: TypeError"),
-        ({"relative_error": -0.1}, "a step records a relative error of -0.1"),
-        ({"rule": {"cut": "out | in", "form": "eval"}}, "a rule is described in no known way"),
-        ({"rule": {"cut": "a | b", "form": "svd", "of": "K[a b"}}, "unclosed bracket"),
-        ({"rule": {"truncate": "a-b"}}, "bond 'a-b' is not a word"),
-        ({"rule": {"truncate": []}}, "bond [] is not a word"),
+        ("", "JSONDecodeError"),
+        ("[" * 100_000, "RecursionError"),
+        ('{"start": ' + "9" * 5000 + "}", "ValueError"),
+        ("[]", "TypeError"),
+        ("{}", "'start'"),
+        ({"start": 5, "steps": []}, "int"),
+        ({"start": "K[o", "steps": []}, "K[o"),
+        ({"start": "K[o]"}, "'steps'"),
+        ({"start": "K[o]", "steps": [3]}, "TypeError"),
+        ({"nodes": [1]}, "node"),
+        ({"nodes": [-1]}, "node"),
+        ({"nodes": ["os"]}, "ValueError"),
+        ({"nodes": [math.inf]}, "OverflowError"),
+        ({"ranks": [2]}, "AttributeError"),
+        ({"ranks": {"r": None}}, "TypeError"),
+        ({"after": "L[o:6 o:7]"}, "'o';6;7"),
+        ({"rule": {}}, "rule"),
+        ({"rule": {"python": "import os"}}, "{'python': 'import os'}"),
+        ({"rule": {"exact": "__import__"}}, "'__import__';trim_copy"),
+        ({"rule": {"exact": ["trim_copy"]}}, "TypeError"),
+        ({"rule": {"notation": "K[o i]", "name": "x"}}, "'=>'"),
+        ({"rule": {"notation": "K[o i] => K[i o] -> [o i]", "name": "x"}}, "not equal"),
+        ({"rule": {"notation": "K[o i] => T[o i]", "name": 3}}, "rule"),
+        ({"rule": {"cut": 5, "form": "svd"}}, "int"),
+        ({"rule": {"cut": "out | in", "form": "eval"}}, "rule"),
+        ({"rule": {"cut": "a | b", "form": "svd", "of": "K[a b"}}, "K[a b"),
+        ({"rule": {"truncate": "a-b"}}, "'a-b'"),
+        ({"rule": {"truncate": []}}, "[]"),
+        *(({"relative_error": error}, repr(error)) for error in (math.nan, math.inf, "0.5", -0.1)),
+        ({"output_error": None}, "None"),
+        ({"search": {"dtype": "bfloat16"}}, "'bfloat16';float64 or float32"),
+        ({"search": {"dtype": ["float64"]}}, "TypeError"),
     ],
 )
-def test_a_file_that_is_no_trace_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_trace_is_refused(content: Any, facts: str, tmp_path: Path) -> None:
     if isinstance(content, dict) and "start" not in content:
-        content = {"start": "K[o:6 i:8]", "steps": [STEP | content]} if content else content
+        content = {"start": "K[o:6 i:8]", "steps": [STEP | content]}
     path = tmp_path / "trace.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(TnalgebraError, match=re.escape(message)):
+    with refused(TnalgebraError, *facts.split(";")):
         load_trace(path)
 
 
@@ -294,21 +284,18 @@ def test_the_step_those_files_are_made_of_is_right(tmp_path: Path) -> None:
     assert same_bits(load_trace(path).replay({"K": MATRIX}).values, HALVES.apply({"K": MATRIX}, ranks=2).values)
 
 
-def test_deep_huge_and_binary_files_are_refused(tmp_path: Path) -> None:
+def test_huge_binary_and_missing_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
-    path.write_text("[" * 100_000)
-    with pytest.raises(RuleError, match="because: RecursionError"):
-        load_trace(path)
     path.write_bytes(bytes(range(256)))
-    with pytest.raises(RuleError, match="because: UnicodeDecodeError"):
+    with refused(RuleError, "UnicodeDecodeError"):
         load_trace(path)
     with path.open("wb") as file:
         file.truncate(17 * 2**20)
-    with pytest.raises(RuleError, match=r"has 17825792 bytes\n  fix: a trace has at most 16777216"):
+    with refused(RuleError, "17825792", "16777216"):
         load_trace(path)
-    path.write_text('{"start": ' + "9" * 5000 + "}")
-    with pytest.raises(RuleError, match="because: ValueError"):
-        load_trace(path)
+    for missing in (tmp_path, tmp_path / "nowhere.json"):
+        with refused(RuleError, missing):
+            load_trace(missing)
 
 
 def test_a_file_with_flipped_bytes_is_a_trace_or_an_error_of_the_package(tmp_path: Path) -> None:
@@ -317,7 +304,7 @@ def test_a_file_with_flipped_bytes_is_a_trace_or_an_error_of_the_package(tmp_pat
     original = path.read_bytes()
     random = Random(0)
     valid = 0
-    for _ in range(400):
+    for _ in range(200):
         content = bytearray(original)
         for _ in range(random.choice((1, 1, 2, 8))):
             place = random.randrange(len(content))
@@ -336,10 +323,4 @@ def test_a_file_with_flipped_bytes_is_a_trace_or_an_error_of_the_package(tmp_pat
             trace.replay({"K": KERNEL})
         except TnalgebraError:
             pass
-    assert 20 < valid < 400
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere.json"):
-        with pytest.raises(RuleError, match=re.escape(f"{path} is no file")):
-            load_trace(path)
+    assert 10 < valid < 200

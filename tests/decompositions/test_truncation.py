@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,15 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernel_cases import check_claim, gaussian, tail, unfolding, values_of
+from tests.refusals import refused
 from tests.strategies import random_values
-from tnalgebra.decompositions.truncate import truncate
+from tnalgebra.decompositions import truncate
 from tnalgebra.errors import NetworkError, RankError, RuleError, TnalgebraError
-from tnalgebra.fitting.ranks import KeepFraction, ParameterBudget, Rank, RelativeError
-from tnalgebra.network.network import Network, carriers, parameters
-from tnalgebra.network.nodes import NamedTensor, Node
-from tnalgebra.network.notation import parse
-from tnalgebra.rewriting.rule import Fit, Options, Trace
-from tnalgebra.tensors.evaluation import evaluate, magnitude
+from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError
+from tnalgebra.network import NamedTensor, Network, Node, carriers, parameters, parse
+from tnalgebra.rewriting import Fit, Options, Trace
+from tnalgebra.tensors import evaluate, magnitude
 
 
 @st.composite
@@ -162,7 +160,7 @@ def test_a_budget_of_a_trees_bonds(example: tuple[Network, dict[str, Tensor]], f
     least = parameters(Network(network.nodes, network.output, {**network.sizes, **dict.fromkeys(bonds, 1)}))
     entry = truncate(" ".join(bonds))
     if least > fraction * parameters(network):
-        with pytest.raises(RankError, match=f"rank 1 takes {least}\n"):
+        with pytest.raises(RankError, match=str(least)):
             entry.apply(network, values, ranks=ParameterBudget(fraction))
         return
     fit = entry.apply(network, values, ranks=ParameterBudget(fraction))
@@ -196,52 +194,49 @@ def test_the_error_of_a_long_train_needs_no_dense_tensor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "bond", "message"),
+    ("text", "bond", "facts"),
     [
-        ("A[i:3 b:2] B[b x:2 x] -> [i]", "b", "the tensor 'B' carries 'x' twice"),
-        ("A[i:2 b:2] A[b j:2]", "b", "the tensor 'A' stands several times, with 'i' and with 'b' at one axis"),
-        ("A[i:3 b:2] Copy[b c] B[c j:4]", "b", "the bond 'b' stands on Copy[b c], which fixes its size"),
-        ("A[i:3 b:2] B[b j:4]", "i", "'i' is open, not a bond"),
-        ("A[i:3 b:2] B[b j:4]", "x", "there is no bond 'x'\n  labels:  i b j"),
-        ("A[i:3 b:2] B[b j:4] -> [i b j]", "b", "'b' is open, not a bond"),
+        ("A[i:3 b:2] B[b x:2 x] -> [i]", "b", "'B';'x'"),
+        ("A[i:2 b:2] A[b j:2]", "b", "'A';'i';'b'"),
+        ("A[i:3 b:2] Copy[b c] B[c j:4]", "b", "'b';Copy[b c]"),
+        ("A[i:3 b:2] B[b j:4]", "i", "'i';open"),
+        ("A[i:3 b:2] B[b j:4] -> [i b j]", "b", "'b';open"),
+        ("A[i:3 b:2] B[b j:4]", "x", "'x';i b j"),
     ],
 )
-def test_bonds_that_cannot_be_truncated(text: str, bond: str, message: str) -> None:
-    with pytest.raises(RuleError, match=re.escape(message)):
+def test_bonds_that_cannot_be_truncated(text: str, bond: str, facts: str) -> None:
+    with refused(RuleError, *facts.split(";")):
         truncate(bond).apply(parse(text), values_of(text), ranks=1)
 
 
 @pytest.mark.parametrize(
-    ("ranks", "error", "message"),
+    ("bonds", "ranks", "error", "facts"),
     [
-        (4, RankError, "rank 4 of bond 'b' is outside 1 to 3"),
-        (0, RankError, "rank 0 of bond 'b' is outside 1 to 3"),
-        (None, RankError, "no rank for 'b'"),
-        ({"c": 2}, RuleError, "the rule 'truncate b' has no bond 'c'\n  known: b"),
-        (ParameterBudget(0.1), RankError, "ParameterBudget(fraction=0.1) allows 3 parameters, rank 1 takes 7"),
-        (0.5, RankError, "an integer, or KeepFraction(0.5)"),
+        ("b", 4, RankError, "rank 4;'b';1 to 3"),
+        ("b", None, RankError, "'b'"),
+        ("b", {"c": 2}, RuleError, "'truncate b';'c';b"),
+        ("b", ParameterBudget(0.1), RankError, "ParameterBudget(fraction=0.1);5;23"),
+        ("b", 0.5, RankError, "KeepFraction(0.5)"),
+        ("b c", 2, RankError, "2;b c"),
+        ("b c", {"b": 2}, RankError, "'c'"),
     ],
 )
-def test_ranks_of_a_truncation(ranks: Rank | dict[str, Rank] | None, error: type[TnalgebraError], message: str) -> None:
+def test_ranks_of_a_truncation(
+    bonds: str, ranks: Rank | dict[str, Rank] | None, error: type[TnalgebraError], facts: str
+) -> None:
     """A bond of 5 values between 3 rows and 4 columns has 3 singular values."""
-    text = "A[i:3 b:5] B[b j:4]"
-    with pytest.raises(error, match=re.escape(message)):
-        truncate("b").apply(parse(text), values_of(text), ranks=ranks)
+    text = "A[i:3 b:5] B[b c:4] C[c j:4]"
+    with refused(error, *facts.split(";")):
+        truncate(bonds).apply(parse(text), values_of(text), ranks=ranks)
 
 
-def test_bonds_are_words() -> None:
-    with pytest.raises(NetworkError, match="bond 'a-b' is not a word"):
+def test_bonds_are_words_each_once() -> None:
+    with refused(NetworkError, "'a-b'"):
         truncate("a-b")
     for text in ("", "a b a"):
-        with pytest.raises(RuleError, match=r"the bonds .* are none, or one stands twice"):
+        with refused(RuleError, "bonds"):
             truncate(text)
-    with pytest.raises(RankError, match="one rank, 2, for the bonds b c"):
-        truncate("b c").apply(parse("A[i:3 b:3] B[b c:3] C[c j:4]"), values_of("A[i:3 b:3] B[b c:3] C[c j:4]"), ranks=2)
-    with pytest.raises(RankError, match="no rank for 'c'"):
-        truncate("b c").apply(
-            parse("A[i:3 b:3] B[b c:3] C[c j:4]"), values_of("A[i:3 b:3] B[b c:3] C[c j:4]"), ranks={"b": 2}
-        )
-    with pytest.raises(RuleError, match="truncation needs the value of 'A'"):
+    with refused(RuleError, "'A'"):
         truncate("b").apply(parse("A[i:3 b:3] B[b j:3]"), ranks=2)
 
 
