@@ -68,18 +68,18 @@ def chosen_ranks(
     bonds = bonds_of(right)
     given = _given(right, constants, bonds)
     if not isinstance(ranks, Mapping) and not isinstance(ranks, ParameterBudget):
-        wanted = [bond for bond in bonds if bond not in given] or list(bonds)
-        if len(wanted) != 1:
+        free = [bond for bond in bonds if bond not in given] or list(bonds)
+        if len(free) != 1:
             raise RankError(
-                explain(f"one rank, {ranks!r}, for the bonds {' '.join(wanted)}", fix=f"ranks={_each(wanted)}")
+                explain(f"one rank, {ranks!r}, for the bonds {' '.join(free)}", fix=f"ranks={_each(free)}")
             )
-        ranks = {wanted[0]: ranks}
+        ranks = {free[0]: ranks}
     if isinstance(ranks, ParameterBudget):
         if tree is not None and not given:
             return tree_ranks(target, tree, ranks, before=before)
         return _grow_evenly(right, given, constants, limit=partial(allowance, ranks, before))
-    wanted_ranks: dict[str, Rank] = {**given, **ranks}
-    missing = [bond for bond in bonds if bond not in wanted_ranks]
+    requested: dict[str, Rank] = {**given, **ranks}
+    missing = [bond for bond in bonds if bond not in requested]
     if missing:
         raise RankError(
             explain(
@@ -88,8 +88,8 @@ def chosen_ranks(
             )
         )
     if tree is not None:
-        return tree_ranks(target, tree, wanted_ranks, before=before)
-    return {bond: _rank(bond, wanted_ranks[bond], target, right, size=given.get(bond)) for bond in bonds}
+        return tree_ranks(target, tree, requested, before=before)
+    return {bond: _rank(bond, requested[bond], target, right, size=given.get(bond)) for bond in bonds}
 
 
 def _each(bonds: Sequence[str]) -> str:

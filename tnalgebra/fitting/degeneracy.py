@@ -108,6 +108,7 @@ def _smaller(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Ten
     # without weight the others are 0 there, and whatever the core is, it does nothing
     root = torch.where(weight > 0, weight, 1.0).sqrt().expand_as(present)
     scale = system.as_matrix(root)[..., :1]
+    # the system in the eigenvectors of its gram matrix, for cores that are weighted elementwise
     gram = system.gram(values) / (scale * scale.mT)
     squares, vectors = torch.linalg.eigh(gram)
     least = squares.shape[-1] * torch.finfo(gram.dtype).eps * squares[..., -1:].clamp(min=0)
@@ -133,6 +134,7 @@ def _smaller(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Ten
         part = ridges / torch.where(seen.flatten(2)[..., None], own + ridges, 1.0)
         return (torch.where(seen, power, 0.0).flatten(2)[..., None] * part.square()).sum(2)
 
+    # the largest ridge within the room, by sections of the interval of its logarithm
     largest = squares.flatten(2).amax(2).clamp(min=torch.finfo(gram.dtype).tiny).log()
     low, high = largest - 46, largest + 46
     steps = torch.linspace(0, 1, PARTS, dtype=gram.dtype, device=gram.device)

@@ -62,8 +62,10 @@ def fit_cores(
         RankError, SizeError, ValuesError: see `chosen_ranks`; a kernel is empty, complex or not finite.
     """
     constants = {name: value.to(settings.dtype) for name, value in (constants or {}).items()}
+    # what is fitted: kernels over their largest element, in the axes of the cores, or what the metric makes of them
     norms: Sequence[Metric | None] = metrics or [None] * len(kernels)
     prepared = [_target(kernel, right, metric, settings.dtype) for kernel, metric in zip(kernels, norms, strict=True)]
+    # kernels that get the same ranks are fitted together
     tree = tree_or_none(right, constants)
     groups: dict[object, list[int]] = {}
     chosen = []
@@ -81,6 +83,7 @@ def fit_cores(
         objective = objective_of(targets, right, sizes, constants=selection, metrics=split)
         scale = prepared[members[0]][1] ** (1 / len(objective.occurrences_of_free))
         first = None if start is None else {name: core.double() / scale for name, core in start.items()}
+        # the search; then, one by one, the scale is put back and the errors are measured
         results = _search(objective, first, metrics=split, tree=tree, ranks=sizes, settings=settings)
         for layer, (number, (cores, report)) in enumerate(zip(members, results, strict=True)):
             if not bool(objective.target[layer].any()):  # cores that shrink from where they began never arrive

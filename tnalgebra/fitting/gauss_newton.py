@@ -45,17 +45,20 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
     still = loss <= least
     quiet = torch.zeros_like(loss)
     for _ in range(steps):
+        # the step, by conjugate gradients on the damped Gauss-Newton matrix
         residual = objective.apply_metric(objective.target[:, None] - model)
         gradient = _pull_back(objective, residual, values)
         forcing = ratio(loss, objective.power.expand_as(loss)).clamp(1e-12, 1e-2)
         blocks = {name: _block(each, values, damping) for name, each in systems.items()}
         step = _solve(objective, values, gradient, blocks=blocks, damping=damping, forcing=forcing)
+        # what it gains, against what the quadratic model expected
         trial = {name: values[name] + step[name] for name in values}
         model_there = objective.model(trial)
         loss_there = objective.loss(model_there)
         change = _push_forward(objective, step, values)
         expected = 2 * _inner(gradient, step) - total(change * objective.apply_metric(change))
         gain = torch.where(expected > 0, ratio(loss - loss_there, expected), -1.0)
+        # less damping where the model was right, more where it was not; only better steps are taken
         better = loss_there < loss
         damping = torch.where(gain > 0.75, damping / 5, torch.where(gain < 0.25, damping * 4, damping))
         damping = damping.clamp(1e-15, 1e8)

@@ -199,10 +199,9 @@ def fit_tree(target: Tensor, tree: CoreTree, ranks: Mapping[str, int]) -> dict[s
         columns = tuple(label for label in labels if label not in rows and label not in edge.batch)
         shape = dict(zip(labels, rest.shape, strict=True))
         matrix = matrix_of(rest, labels, rows, columns, batch=edge.batch)
-        wanted = prod(ranks[bond] for bond in edge.bonds)
-        most = min(matrix.shape[-2:])
-        U, S, V = truncated_svd(matrix, min(wanted, most), dtype=target.dtype)
-        rank = min(wanted, most)
+        requested = prod(ranks[bond] for bond in edge.bonds)
+        rank = min(requested, *matrix.shape[-2:])
+        U, S, V = truncated_svd(matrix, rank, dtype=target.dtype)
         batch_shape = [shape[label] for label in edge.batch]
         core, rest = U, S[..., None] * V
         bonds: Sequence[str] = edge.bonds
@@ -210,8 +209,8 @@ def fit_tree(target: Tensor, tree: CoreTree, ranks: Mapping[str, int]) -> dict[s
             sizes = [rank]
         else:  # none, or parallel ones, which keep their sizes: what is missing is 0
             sizes = [ranks[bond] for bond in bonds]
-            core = torch.nn.functional.pad(core, (0, wanted - rank))
-            rest = torch.nn.functional.pad(rest, (0, 0, 0, wanted - rank))
+            core = torch.nn.functional.pad(core, (0, requested - rank))
+            rest = torch.nn.functional.pad(rest, (0, 0, 0, requested - rank))
         core = core.reshape([*batch_shape, *(shape[label] for label in rows), *sizes])
         values[node.name] = _permute(core, (*edge.batch, *rows, *bonds), node.labels)
         labels = (*edge.batch, *bonds, *columns)

@@ -342,8 +342,8 @@ def metric_in(metric: Metric, there: Mapping[str, str], output: Sequence[str], *
     """A metric over a kernel's labels, in other ones: by their names, or by torch's order of a kernel's axes.
 
     Args:
-        there: open label of the network -> the label that is wanted.
-        output: the wanted labels, in the order of the axes.
+        there: open label of the network -> the new label.
+        output: the new labels, in the order of the axes.
         whole: whether the network has no other open labels; only then are they a kernel's axes.
 
     Raises:

@@ -72,11 +72,11 @@ def _with_node(match: Match, variable: Node, node: Node, candidate: int) -> Iter
             return
     else:
         for field in fields(variable):
-            wanted, found = getattr(variable, field.name), getattr(node, field.name)
-            if isinstance(wanted, Variable):
-                if attributes.setdefault(wanted.name, found) != found:
+            required, value = getattr(variable, field.name), getattr(node, field.name)
+            if isinstance(required, Variable):
+                if attributes.setdefault(required.name, value) != value:
                     return
-            elif field.name not in ("x", "y", "k", "whole", "parts", "labels") and wanted != found:
+            elif field.name not in ("x", "y", "k", "whole", "parts", "labels") and required != value:
                 return
     if isinstance(node, Copy | Fill):
         bound = _in_any_order(variable.labels, node.labels, match.labels)
@@ -149,15 +149,15 @@ def whole_tensors(found: list[Match], host: Network) -> list[tuple[Match, ...]]:
     occurrences = tensor_nodes(host)
     groups: list[tuple[Match, ...]] = []
     for number, match in enumerate(found):
-        wanted = {place for name in match.names.values() for place in occurrences[name]}
+        needed = {place for name in match.names.values() for place in occurrences[name]}
         group = [match]
         covered = set(match.nodes)
         for other in found[number + 1 :]:
-            if wanted <= covered:
+            if needed <= covered:
                 break
             if alike(other) == alike(match) and not covered & set(other.nodes):
                 group.append(other)
                 covered |= set(other.nodes)
-        if wanted <= covered:
+        if needed <= covered:
             groups.append(tuple(group))
     return groups
