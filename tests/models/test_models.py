@@ -17,6 +17,7 @@ from models import MODELS, build_model, build_surrogate
 from models.cifar_resnet import BasicBlock, CifarResNet, resnet20, resnet32, resnet44, resnet56
 from models.cnn4 import cnn4
 from models.resnet50 import resnet50
+from tests.refusals import refused
 from tnalgebra.errors import DataError
 
 _module_numbers = itertools.count()
@@ -26,8 +27,7 @@ def images(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("size", [8, 28, 32])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (28, 1), (32, 3)])
 def test_cnn4_is_its_description(size: int, channels: int) -> None:
     model = cnn4(classes=7, channels=channels, widths=(2, 3, 5, 6))
     batch = images(4, channels, size, size)
@@ -106,14 +106,8 @@ def test_every_registered_model_is_built_for_the_images() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, "'resnet-20'", "resnet50_cifar", "did you mean 'resnet20'?", "package.module:function"):
         build_model("resnet-20", classes=10, channels=3)
-    assert str(caught.value) == (
-        "no model is called 'resnet-20'\n"
-        "  known:    cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar\n"
-        "  fix:      did you mean 'resnet20'?\n"
-        "  your own: package.module:function"
-    )
 
 
 @pytest.fixture
@@ -163,45 +157,34 @@ def test_a_class_can_be_named(module: Callable[[str], str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "function", "parts"),
+    ("text", "function", "facts"),
     [
-        ("def build(): return 3", "build", ["did not return a network", "returned: int", "torch.nn.Module"]),
-        ("def build(): pass", "biuld", ["has no function 'biuld'", "nets.py", "did you mean", ":build?"]),
-        ("build = 3", "build", ["has no function 'build'", "found: a int"]),
-        ("net = nn.ReLU()", "net", ["has no function 'net'", "found: a ReLU"]),
-        ("def build(depth): pass", "build", ["'depth'", "signature: build(depth)", "given:     nothing"]),
-        ("def build(classes, n): pass", "build", ["'n'", "signature: build(classes, n)", "given:     classes=3"]),
-        ("import no_such_module_here", "build", ["cannot be imported", "No module named 'no_such_module_here'"]),
-        ("def build(:", "build", ["cannot be imported", "SyntaxError"]),
-        ("nothing_there", "build", ["cannot be imported", "NameError: name 'nothing_there' is not defined"]),
-        (
-            "def build(classes): return nn.Linear(classes, -1)",
-            "build",
-            ["raised an error instead of returning a network", "because: RuntimeError: ", "given:   classes=3"],
-        ),
+        ("def build(): return 3", "build", ["int", "torch.nn.Module"]),
+        ("def build(): pass", "biuld", ["'biuld'", "nets.py", ":build?"]),
+        ("net = nn.ReLU()", "net", ["'net'", "a ReLU"]),
+        ("def build(classes, n): pass", "build", ["'n'", "build(classes, n)", "classes=3"]),
+        ("import no_such_module_here", "build", ["'no_such_module_here'"]),
+        ("def build(:", "build", ["SyntaxError"]),
+        ("def build(classes): return nn.Linear(classes, -1)", "build", ["RuntimeError: ", "classes=3"]),
     ],
 )
 def test_what_is_wrong_with_a_module_of_ones_own(
-    module: Callable[[str], str], text: str, function: str, parts: list[str]
+    module: Callable[[str], str], text: str, function: str, facts: list[str]
 ) -> None:
     name = module(text)
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, name, *facts):
         build_model(f"{name}:{function}", classes=3, channels=2)
-    for part in (name, *parts):
-        assert part in str(caught.value)
 
 
 def test_a_module_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"module 'nowhere\.nets' cannot be imported") as caught:
+    with refused(DataError, "'nowhere.nets'", "'nowhere'", tmp_path):
         build_model("nowhere.nets:build", classes=3, channels=2)
-    assert "No module named 'nowhere'" in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a:", ":b", "a.py:b", "a..b:c", "a/b:c", ".a:b", "a:b:c", ":"])
-def test_a_text_that_is_no_name_of_a_function(name: str) -> None:
-    with pytest.raises(DataError):
+@pytest.mark.parametrize("name", ["a:", ":b", "a..b:c", "a/b:c", "a:b:c"])
+def test_a_text_that_does_not_name_a_function(name: str) -> None:
+    with refused(DataError, repr(name)):
         build_model(name, classes=3, channels=2)
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from models import SURROGATES, build_surrogate
 from models.wave_net import WaveNet, wave_net
+from tests.refusals import refused
 from tnalgebra.errors import DataError
 
 
@@ -69,15 +70,9 @@ def test_every_surrogate_is_built_for_its_channels() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, "'wavenet'", "did you mean 'wave_net'?"):
         build_surrogate("wavenet", inputs=3, outputs=1)
-    assert str(caught.value) == (
-        "no model is called 'wavenet'\n"
-        "  known:    wave_net\n"
-        "  fix:      did you mean 'wave_net'?\n"
-        "  your own: package.module:function"
-    )
-    with pytest.raises(DataError, match="no model is called 'cnn4'"):
+    with refused(DataError, "'cnn4'", "wave_net"):
         build_surrogate("cnn4", inputs=3, outputs=1)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import tnalgebra as tn
 from models import build_model, load_weights
+from tests.refusals import refused
 from tnalgebra.errors import DataError
-from tnalgebra.model.images import load_images
-from tnalgebra.studies.accuracy import accuracy
+from tnalgebra.model import load_images
 
 State = dict[str, Tensor]
 
@@ -52,15 +52,13 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def check_refused(source: Path, *parts: str) -> str:
-    """The error names every part, and leaves the network as it was."""
+def check_refused(source: Path, *facts: str) -> str:
+    """The error has every fact, and leaves the network as it was."""
     model = network()
     before = state_of(model)
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, source, *facts) as caught:
         load_weights(model, source)
     assert_same(state_of(model), before)
-    for part in (str(source), *parts):
-        assert part in str(caught.value)
     return str(caught.value)
 
 
@@ -120,21 +118,13 @@ def test_every_mismatch_is_listed(saved: State, tmp_path: Path) -> None:
     saved["extra.weight"] = torch.rand(2)
     saved["1.bias"] = torch.ones(3, dtype=torch.int8)
     source = write(tmp_path / "w.pth", saved)
-    message = check_refused(source)
-    assert message == (
-        "the weights do not fit the network Sequential\n"
-        f"  weights:     {source}\n"
-        "  missing:     0.weight\n"
-        "               3.bias\n"
-        "  unexpected:  extra.weight\n"
-        "  wrong shape: 3.weight: (5, 3) in the file, (4, 3) in the network\n"
-        "  wrong dtype: 1.bias: int8 in the file, float32 in the network"
-    )
+    listed = ("0.weight", "3.bias", "extra.weight", "3.weight: (5, 3)", "(4, 3)", "1.bias: int8", "float32")
+    check_refused(source, "Sequential", *listed)
 
 
 def test_numbers_of_another_kind_are_not_cast(saved: State, tmp_path: Path) -> None:
     saved["3.bias"] = torch.ones(4, dtype=torch.int64)
-    check_refused(write(tmp_path / "w.pth", saved), "3.bias: int64 in the file, float32 in the network")
+    check_refused(write(tmp_path / "w.pth", saved), "3.bias: int64", "float32")
 
 
 def test_a_long_list_of_mismatches_is_cut(saved: State, tmp_path: Path) -> None:
@@ -153,7 +143,7 @@ def test_weights_that_are_not_finite(value: float, key: str, saved: State, tmp_p
 
 def test_weights_that_overflow_the_networks_dtype(saved: State, tmp_path: Path) -> None:
     saved["3.weight"][0, 0] = 1e6
-    with pytest.raises(DataError, match=r"not finite\n.*\n.*3\.weight \(float16\)"):
+    with refused(DataError, "3.weight (float16)"):
         load_weights(network().half(), write(tmp_path / "w.pth", saved))
 
 
@@ -164,35 +154,28 @@ def test_a_file_that_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b"not a checkpoint",
-        b"\x80\x02",
-        b"PK\x03\x04" + bytes(40),
-        pickle.dumps(print, protocol=2),
-        bytes(range(256)),
-    ],
-    ids=["empty", "text", "short", "zip", "code", "bytes"],
+    [b"", b"in the beginning", b"\x80\x02", b"PK\x03\x04" + bytes(40), pickle.dumps(print, protocol=2)],
+    ids=["empty", "text", "short", "zip", "code"],
 )
-def test_a_file_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint(content: bytes, tmp_path: Path) -> None:
     source = tmp_path / "w.pth"
     source.write_bytes(content)
-    check_refused(source, "is no torch checkpoint", "reason:")
+    check_refused(source, "torch checkpoint", "b'in the" if content.startswith(b"in") else "reason")
 
 
 def test_a_checkpoint_that_was_cut_off(saved: State, tmp_path: Path) -> None:
     source = write(tmp_path / "w.pth", saved)
     source.write_bytes(source.read_bytes()[:-200])
-    check_refused(source, "is no torch checkpoint")
+    check_refused(source, "torch checkpoint")
 
 
 def test_another_number_of_classes_is_told(tmp_path: Path) -> None:
     source = write(tmp_path / "w.pth", build_model("cnn4", classes=10, channels=3).state_dict())
-    with pytest.raises(DataError, match=r"fix: +data of 10 classes, .* the network here was built for 3"):
+    with refused(DataError, "10 classes", "built for 3"):
         load_weights(build_model("cnn4", classes=3, channels=3), source)
-    with pytest.raises(DataError, match=r"fix: +images of 3 channels, .* the network here was built for 1"):
+    with refused(DataError, "3 channels", "built for 1"):
         load_weights(build_model("cnn4", classes=10, channels=1), source)
-    with pytest.raises(DataError, match="wrong shape: conv1") as caught:
+    with refused(DataError, "conv1.weight", "linear.bias") as caught:
         load_weights(build_model("cnn4", classes=3, channels=1), source)
     assert "fix:" not in str(caught.value)
 
@@ -205,7 +188,7 @@ def test_a_dense_network_that_the_library_saved(saved: State, tmp_path: Path) ->
     load_weights(model, path)
     assert_same(state_of(model), saved)
     path.write_bytes(path.read_bytes()[:-200])
-    check_refused(path, "is no safetensors file")
+    check_refused(path, "safetensors file")
 
 
 def test_a_decomposed_network_is_not_for_a_dense_one(tmp_path: Path) -> None:
@@ -216,18 +199,11 @@ def test_a_decomposed_network_is_not_for_a_dense_one(tmp_path: Path) -> None:
     check_refused(path, "the weights do not fit", f"{name}.weight", f"{name}.L")
 
 
-def test_a_text_is_no_checkpoint(tmp_path: Path) -> None:
-    source = tmp_path / "w.pth"
-    source.write_text("in the beginning there was a text")
-    message = check_refused(source, "is no torch checkpoint", "reason: it begins with b'in the beginning the'")
-    assert "105" not in message.replace(str(source), "")
-
-
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (torch.rand(3), "found:  a Tensor"),
-        ({"state_dict": {}}, "found:  an empty one"),
+        (torch.rand(3), "a Tensor"),
+        ({"state_dict": {}}, "an empty one"),
         ({"epoch": 3, "weights": [1, 2]}, "epoch: int"),
     ],
 )
@@ -259,16 +235,16 @@ def test_torchvisions_weights_by_name(name: str, downloads: list[str]) -> None:
 
 
 def test_torchvisions_weights_are_found_for_resnet50(downloads: list[str]) -> None:
-    with pytest.raises(DataError, match="do not fit the network ResNet"):
+    with refused(DataError, "ResNet"):
         load_weights(build_model("resnet50", classes=1000, channels=3), "torchvision:IMAGENET1K_V2")
     assert [address.rpartition("/")[2] for address in downloads] == ["resnet50-11ad3fa6.pth"]
 
 
 def test_torchvision_has_no_such_weights(downloads: list[str]) -> None:
     model = torchvision.models.squeezenet1_1(weights=None)
-    with pytest.raises(DataError, match=r"(?s)no weights 'IMAGENET1K_V7'.*SqueezeNet1_1_Weights\.IMAGENET1K_V1"):
+    with refused(DataError, "'IMAGENET1K_V7'", "SqueezeNet1_1_Weights.IMAGENET1K_V1"):
         load_weights(model, "torchvision:IMAGENET1K_V7")
-    with pytest.raises(DataError, match="none of this size; torchvision's have 1000 classes"):
+    with refused(DataError, "none of this size", 1000):
         load_weights(network(), "torchvision:IMAGENET1K_V1")
     assert downloads == []
 
@@ -278,14 +254,10 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("no network")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(DataError) as caught:
+    with refused(
+        DataError, "'SqueezeNet1_1_Weights.IMAGENET1K_V1'", "squeezenet1_1-b8a52dc0.pth", "URLError", "no network"
+    ):
         load_weights(torchvision.models.squeezenet1_1(weights=None), "torchvision:IMAGENET1K_V1")
-    assert str(caught.value) == (
-        "the weights 'SqueezeNet1_1_Weights.IMAGENET1K_V1' cannot be downloaded\n"
-        "  address: https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth\n"
-        "  reason:  URLError: <urlopen error no network>\n"
-        "  fix:     download that file elsewhere and give its path"
-    )
 
 
 def test_resnet20_reaches_its_published_accuracy(cifar10_folder: Path, resnet20_weights: Path) -> None:
@@ -293,5 +265,5 @@ def test_resnet20_reaches_its_published_accuracy(cifar10_folder: Path, resnet20_
     load_weights(model, resnet20_weights)
     images = load_images(cifar10_folder, "test")
     assert len(images) == 10_000
-    top1 = accuracy(model, images, batch_size=200)
+    top1 = tn.studies.accuracy(model, images, batch_size=200)
     assert top1 == pytest.approx(0.9173, abs=5e-5)  # half an image: the very same 9,173 are right

@@ -9,28 +9,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(
-    path.stem for path in (ROOT / "recipes").glob("*.py") if 'if __name__ == "__main__":' in path.read_text("utf-8")
+RUNNABLE = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for path in (ROOT / "recipes").rglob("*.py")
+    if '__name__ == "__main__"' in path.read_text("utf-8")
 )
-WITHOUT_FOLDER = ("benchmark_spectra",)
+ELSEWHERE = {
+    "recipes.a_priori": "a_priori/test_run.py",
+    "recipes.benchmarks.layers": "benchmarks/test_layers.py",
+    "recipes.benchmarks.models": "benchmarks/test_models.py",
+    "recipes.claims": "claims/test_run.py",
+    "recipes.compress": "test_compress.py",
+    "recipes.retrain": "retrain/test_run.py",
+    "recipes.spectra": "test_spectra.py",
+}
+"""Recipes whose own tests have a smoke run."""
+
+WITHOUT_FOLDER = ("recipes.benchmarks.spectra",)
 """They print, and write nothing."""
 
 EXPERIMENTS = [
-    *((recipe, None) for recipe in RECIPES),
-    *(("compressibility", preset) for preset in ("several-cuts", "cp", "claims")),
-    ("a_priori", "waves"),
+    *((recipe, None) for recipe in RUNNABLE if recipe not in ELSEWHERE),
+    *(("recipes.compressibility", preset) for preset in ("several-cuts", "cp")),
 ]
 """Recipes, and those of their presets that need no data."""
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize(
-    ("recipe", "preset"), EXPERIMENTS, ids=["-".join(filter(None, experiment)) for experiment in EXPERIMENTS]
-)
+@pytest.mark.parametrize(("recipe", "preset"), EXPERIMENTS)
 def test_smoke(recipe: str, preset: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out"
     where = [] if recipe in WITHOUT_FOLDER else ["--output", str(output)]
     chosen = [] if preset is None else ["--preset", preset]
-    monkeypatch.setattr(sys, "argv", [f"recipes/{recipe}.py", *chosen, "--smoke", *where])
-    runpy.run_module(f"recipes.{recipe}", run_name="__main__", alter_sys=True)
+    monkeypatch.setattr(sys, "argv", [recipe, *chosen, "--smoke", *where])
+    runpy.run_module(recipe, run_name="__main__", alter_sys=True)
     assert not where or any(path.stat().st_size for path in output.iterdir())
+
+
+def test_all_others_have_a_smoke_run_in_their_own_tests() -> None:
+    assert {*ELSEWHERE} <= {*RUNNABLE}
+    for recipe, tests in ELSEWHERE.items():
+        assert "smoke" in (ROOT / "tests" / "recipes" / tests).read_text("utf-8"), recipe

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import tnalgebra as tn
 from recipes.a_priori import run as a_priori
 from recipes.a_priori.report import summary
-from recipes.a_priori.run import PRESETS, Config, Contender, main
-from recipes.experiment import Row
+from recipes.a_priori.run import PRESETS, Config, main
 from recipes.networks import even_ranks
-from recipes.training.classification import Classification
-from recipes.training.regression import Regression
+from recipes.training import Regression
+from tests.refusals import refused
+from tests.training_cases import CountSteps, without_seconds
 from tnalgebra.errors import DataError, DivergedError, RankError, RuleError, StudyError, TnalgebraError
-from tnalgebra.nn.torch_layers import kernel_layers
-from tnalgebra.studies.kernels import Layer
-from tnalgebra.studies.rewrites import rewrite_of
-from tnalgebra.studies.store import ROWS, read_rows
+from tnalgebra.nn import kernel_layers
+from tnalgebra.studies import Layer, read_rewrite, read_rows
 
+SMALL = "tests.training_cases:small_cnn"
 QUICK = Config(
-    rewrites=("out kh | in kw",), parameters=(0.3,), seeds=(0, 1), epochs=2, warmup=0, limit=120, device="cpu"
+    model=SMALL,
+    rewrites=("out kh | in kw",),
+    parameters=(0.5,),
+    seeds=(0, 1),
+    epochs=2,
+    warmup=0,
+    batch_size=20,
+    limit=40,
+    device="cpu",
 )
 """Four trainings of two epochs of two steps."""
 
@@ -42,39 +46,36 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     a_priori.run()
 
 
-def without_seconds(rows: Sequence[Row]) -> list[str]:
-    return sorted(json.dumps({key: value for key, value in row.items() if key != "seconds"}) for row in rows)
-
-
 # the command
 
 
 def test_the_smoke_run_leaves_rows_and_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, "--smoke", "--device", "cpu", "--seeds", "0", "--output", str(tmp_path))
+    some = ("--seeds", "0", "--limit", "60", "--epochs", "1", "--model", SMALL, "--parameters", "0.5", "0.4")
+    run(monkeypatch, "--smoke", "--device", "cpu", *some, "--output", str(tmp_path))
     printed = capsys.readouterr().out
     fields = [field.name for field in dataclasses.fields(Config)]
     assert [line.split()[0] for line in printed.splitlines()[: len(fields)]] == fields
+    assert ["warmup", "0.2"] in [line.split() for line in printed.splitlines()], "a usual warm-up is not all of a short training"
     rows = read_rows(tmp_path)
-    assert len(rows) == 5 * 4, "dense, two rewrites of two sizes; four epochs"
+    assert len(rows) == 5, "dense, two rewrites of two sizes"
     assert summary(rows) in printed
     assert all((tmp_path / f"score{kind}").stat().st_size > 10_000 for kind in (".png", ".svg"))
     for row in rows:
-        assert (
-            row["parameters_kept"] == 1 if row["fraction"] is None else row["parameters_kept"] < row["fraction"] + 0.02
-        )
+        kept = row["parameters_kept"]
+        assert kept == 1 if row["fraction"] is None else kept < row["fraction"] + 0.1
         assert row["accuracy"] == row["score"]
 
 
 def test_waves_are_learnt_in_decomposed_form_too(tmp_path: Path) -> None:
     config = dataclasses.replace(
-        PRESETS["waves"], rewrites=("tucker2",), parameters=(0.25,), seeds=(0,), epochs=3, batch_size=8, limit=60
+        PRESETS["waves"], rewrites=("tucker2",), parameters=(0.25,), seeds=(0,), epochs=3, batch_size=8, limit=40
     )
     rows = main(dataclasses.replace(config, device="cpu", output=tmp_path))
     assert [row["contender"] for row in rows] == ["dense"] * 3 + ["tucker2 @ 0.25"] * 3
     assert {row["score_name"] for row in rows} == {"relative_error"}
-    assert {row["images"] for row in rows} == {12}
+    assert {row["images"] for row in rows} == {8}
     assert all(row["accuracy"] is None for row in rows)
     for first, last in ((rows[0], rows[2]), (rows[3], rows[5])):
         assert 0 < last["score"] < first["score"], "it learns"
@@ -88,10 +89,10 @@ def test_waves_are_learnt_in_decomposed_form_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rewrite", ["tucker2", "cp", "K[o i h w] => A[o h p] B[p i w]"])
 def test_cores_are_new_and_kernels_have_torchs_variance(rewrite: str) -> None:
-    config, task = a_priori._task(dataclasses.replace(QUICK, limit=20))
-    dense, counted = a_priori._made(config, task, Contender(), 0)
+    config, task = a_priori._load_task(dataclasses.replace(QUICK, model="cnn4"))
+    dense, counted = a_priori._make(config, task, ("none", None), seed=0)
     assert counted["parameters_kept"] == counted["multiply_adds_kept"] == 1
-    networks = [a_priori._made(config, task, Contender(rewrite, 0.3), seed) for seed in (0, 1)]
+    networks = [a_priori._make(config, task, (rewrite, 0.3), seed=seed) for seed in (0, 1)]
     whole = kernel_layers(dense)
     for name in ("conv2", "conv3", "conv4"):
         layers = [model.get_submodule(name) for model, _ in networks]
@@ -112,54 +113,59 @@ def test_cores_are_new_and_kernels_have_torchs_variance(rewrite: str) -> None:
 
 def test_ranks_are_even_parts_of_the_full_ones() -> None:
     layer = Layer("conv", ("out", "in", "kh", "kw"), torch.zeros(64, 32, 3, 3, dtype=torch.float64))
-    tucker2 = rewrite_of("tucker2", "frobenius").form(layer)
+    tucker2 = read_rewrite("tucker2").form(layer)
     found = even_ranks(tucker2, 0.25 * layer.weight.numel())
     assert found == {"a": 24, "b": 12}, "of 64 and 32; a=25 would be 4,684 parameters"
-    assert tucker2.planned(found).parameters == 64 * 24 + 24 * 12 * 9 + 12 * 32 <= 0.25 * 18432
-    assert even_ranks(rewrite_of("cp", "frobenius").form(layer), 1030) == {"r": 10}, "102 parameters a component"
+    assert tucker2.plan(found).parameters == 64 * 24 + 24 * 12 * 9 + 12 * 32 <= 0.25 * 18432
+    assert even_ranks(read_rewrite("cp").form(layer), 1030) == {"r": 10}, "102 parameters a component"
     assert even_ranks(tucker2, 104) is None, "105 at rank 1"
     assert even_ranks(tucker2, 105) == {"a": 1, "b": 1}
+
+
+def test_waves_for_the_test_are_not_those_that_are_learnt() -> None:
+    _, task = a_priori._load_task(dataclasses.replace(PRESETS["waves"], limit=10))
+    assert isinstance(task, Regression)
+    assert not any(torch.equal(one, other) for one in task.training_inputs for other in task.test_inputs)
 
 
 # stopped and run again
 
 
-def test_an_interrupted_run_goes_on_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count, stop_at = 0, -1
-    own: Callable[..., Tensor] = Classification.loss
-
-    def loss(task: Classification, *arguments: Any) -> Tensor:
-        nonlocal count
-        count += 1
-        if count == stop_at:
-            raise KeyboardInterrupt
-        return own(task, *arguments)
-
-    monkeypatch.setattr(Classification, "loss", loss)
+def test_an_interrupted_run_continues_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = CountSteps(monkeypatch)
     whole = main(quick(tmp_path / "whole"))
-    assert count == 4 * 2 * 2, "trainings, epochs, steps"
+    assert steps.count == 4 * 2 * 2, "trainings, epochs, steps"
     stopped = quick(tmp_path / "stopped", checkpoint_every=1)
-    count, stop_at = 0, 8  # in the second epoch of the second training
+    steps.reset(8)  # in the second epoch of the second training
     with pytest.raises(KeyboardInterrupt):
         main(stopped)
     assert [row["epoch"] for row in read_rows(stopped.output)] == [1, 2, 1]
-    count, stop_at = 0, -1
+    steps.reset()
     done = main(stopped)
-    assert count == 16 - 7, "no step is done twice"
+    assert steps.count == 16 - 7, "no step is done twice"
     assert without_seconds(done) == without_seconds(whole)
-    count, content = 0, (stopped.output / ROWS).read_bytes()
-    assert main(stopped) == done
-    assert count == 0
-    assert (stopped.output / ROWS).read_bytes() == content
+    steps.reset()
     more = main(dataclasses.replace(stopped, rewrites=("out kh | in kw", "tucker2"), seeds=(0,)))
+    assert steps.count == 2 * 2
     assert more[: len(done)] == done
-    assert {row["contender"] for row in more[len(done) :]} == {"tucker2 @ 0.3"}
+    assert {row["contender"] for row in more[len(done) :]} == {"tucker2 @ 0.5"}
+    with refused(StudyError, stopped.output, "epochs: 2", 3):
+        main(dataclasses.replace(stopped, epochs=3))
 
 
-def test_a_folder_of_other_settings_is_refused_with_the_differences(tmp_path: Path) -> None:
-    main(quick(tmp_path, epochs=1, seeds=(0,)))
-    with pytest.raises(StudyError, match=r"of another config\n  differences: epochs: 1 there, 2 here"):
-        main(quick(tmp_path, epochs=2, seeds=(0,)))
+def test_rows_of_a_network_that_has_changed_since_are_not_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "from models.cnn4 import cnn4\ndef build(classes, channels):\n    return "
+    source += "cnn4(classes=classes, channels=channels, widths=WIDTHS)\n"
+    config = quick(tmp_path / "out", model="changing_net:build", seeds=(0,), epochs=1)
+    (tmp_path / "changing_net.py").write_text(f"WIDTHS = (8, 8, 8, 8)\n{source}")
+    main(config)
+    (tmp_path / "changing_net.py").write_text(f"WIDTHS = (8, 8, 8, 9)\n{source}")
+    monkeypatch.delitem(sys.modules, "changing_net")
+    with refused(StudyError, config.output, "network"):
+        main(config)
 
 
 # what rows say
@@ -183,70 +189,32 @@ def test_the_summary_of_a_table_made_by_hand() -> None:
 # errors
 
 
+WAVES = {"data": "waves", "model": "wave_net"}
+
+
 @pytest.mark.parametrize(
-    ("changes", "kind", "message"),
+    ("changes", "kind", "facts"),
     [
-        ({"rewrites": ("tucker3",)}, RuleError, "no rule 'tucker3'"),
-        ({"rewrites": ("out | in kh kz",)}, RuleError, "kz"),
-        (
-            {"rewrites": ("cp",), "parameters": (0.001,)},
-            RuleError,
-            "'cp' at 0.001 of the parameters leaves every layer",
-        ),
-        ({"rewrites": ()}, RuleError, "nothing to compare with"),
-        ({"parameters": (1.5,)}, RankError, "a part of 1.5 of the parameters"),
-        ({"parameters": (0.0,)}, RankError, "a part of 0 of the parameters"),
-        ({"seeds": ()}, StudyError, "no seed is given"),
-        ({"model": "cnn5"}, DataError, "no model is called 'cnn5'"),
-        ({"data": "waves", "model": "cnn4"}, DataError, "no model is called 'cnn4'"),
-        ({"data": "waves", "model": "wave_net", "limit": 4}, DataError, "4 waves are too few"),
-        ({"data": "waves", "model": "wave_net", "limit": 0}, DataError, "0 waves are too few"),
-        ({"data": "waves", "model": "wave_net", "label_smoothing": 0.1}, DataError, "label_smoothing is of classes"),
-        ({"warmup": 2.0}, DataError, "the warm-up of 2 epochs is all"),
+        ({"rewrites": ("tucker3",)}, RuleError, ["tucker3"]),
+        ({"rewrites": ("out | in kh kz",)}, RuleError, ["kz"]),
+        ({"rewrites": ("cp",), "parameters": (0.001,)}, RuleError, ["cp", 0.001]),
+        ({"rewrites": ()}, RuleError, ["--rewrites"]),
+        ({"parameters": (1.5,)}, RankError, [1.5]),
+        ({"parameters": (0.0,)}, RankError, ["of 0 "]),
+        ({"seeds": ()}, StudyError, ["--seeds"]),
+        ({"model": "cnn5"}, DataError, ["cnn5"]),
+        ({"data": "waves", "model": "cnn4"}, DataError, ["cnn4", "wave_net"]),
+        ({**WAVES, "limit": 4}, DataError, ["4 waves"]),
+        ({**WAVES, "label_smoothing": 0.1}, DataError, ["label_smoothing"]),
     ],
 )
 def test_wrong_settings_are_refused_by_name(
-    changes: dict[str, Any], kind: type[TnalgebraError], message: str, tmp_path: Path
+    changes: dict[str, Any], kind: type[TnalgebraError], facts: list[Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(kind, match=f"(?s){message}"):
+    with refused(kind, *facts):
         main(quick(tmp_path, **changes))
 
 
-def test_an_unknown_preset_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=r"no preset is called 'wave'\n  known: cnn4-digits, .*, waves"):
-        run(monkeypatch, "--preset=wave")
-
-
 def test_a_learning_rate_that_diverges_stops_with_epoch_and_loss(tmp_path: Path) -> None:
-    expected = r"(?s)4 of the trainings diverged.*the loss is.*epoch: .* of 2.*fix: .*learning rate"
-    with pytest.raises(DivergedError, match=expected):
+    with refused(DivergedError, "4 of the trainings", "of 2", "learning rate"):
         main(quick(tmp_path, optimizer="sgd", learning_rate=1e9))
-
-
-def test_a_usual_warm_up_is_not_all_of_a_short_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    short = ["--epochs", "1", "--limit", "60", "--seeds", "0", "--rewrites", "cp", "--parameters", "0.3"]
-    run(monkeypatch, *short, "--device", "cpu", "--output", str(tmp_path))
-    assert "warmup              0.2\n" in capsys.readouterr().out
-
-
-def test_rows_of_a_network_that_has_changed_since_are_not_reused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    source = "from models import build_model\ndef build(classes, channels):\n    return "
-    source += "__import__('models.cnn4').cnn4.cnn4(classes=classes, channels=channels, widths=WIDTHS)\n"
-    config = quick(tmp_path / "out", model="changing_net:build", seeds=(0,), epochs=1)
-    (tmp_path / "changing_net.py").write_text(f"WIDTHS = (8, 8, 8, 8)\n{source}")
-    main(config)
-    (tmp_path / "changing_net.py").write_text(f"WIDTHS = (8, 8, 8, 9)\n{source}")
-    monkeypatch.delitem(sys.modules, "changing_net")
-    with pytest.raises(StudyError, match=r"(?s)another config.*network"):
-        main(config)
-
-
-def test_waves_for_the_test_are_not_those_that_are_learnt() -> None:
-    _, task = a_priori._task(dataclasses.replace(PRESETS["waves"], limit=10))
-    assert isinstance(task, Regression)
-    assert not any(torch.equal(one, other) for one in task.training_inputs for other in task.test_inputs)

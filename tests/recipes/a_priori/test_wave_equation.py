@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from recipes.a_priori import wave_equation
-from recipes.a_priori.wave_equation import Waves, energy, laplacian, leapfrog, random_speed, wave_fields
+from recipes.a_priori.wave_equation import Waves, laplacian, leapfrog, random_speed, wave_fields
+from tests.refusals import refused
 from tnalgebra.errors import DataError
 
 
@@ -93,6 +93,16 @@ def test_the_time_step_alone_is_of_second_order_too() -> None:
     assert orders[2] == pytest.approx(2, abs=0.03)
 
 
+def energy(before: Tensor, now: Tensor, speed: Tensor, *, time_step: float) -> Tensor:
+    """The energy that leapfrog steps keep: 1/2 sum (v / c)^2 - 1/2 sum u(t) (Laplacian of u)(t - dt).
+
+    v = (u(t) - u(t - dt)) / dt. With both fields in the second term, and not twice the same, it is kept to rounding,
+    not to second order.
+    """
+    kinetic = ((now - before) / (time_step * speed)).square()
+    return 0.5 * (kinetic - now * laplacian(before)).sum(dim=(-2, -1))
+
+
 def test_energy_is_kept_in_any_medium() -> None:
     before, now, speed = random_wave()
     at_first = energy(before, now, speed, time_step=0.6)
@@ -138,32 +148,10 @@ def test_the_courant_friedrichs_lewy_condition() -> None:
     limit = 1 / math.sqrt(2)
     _, now = leapfrog(-checks, checks, torch.ones(8, 8, dtype=torch.float64), steps=1000, time_step=limit)
     assert float(now.abs().max()) == pytest.approx(1, abs=1e-6)
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, "0.353907", "speeds to 2", 0.3536):
         leapfrog(-checks, checks, 2 * torch.ones(8, 8), steps=1, time_step=0.5 * limit * 1.001)
-    assert str(caught.value) == (
-        "the time step breaks the Courant-Friedrichs-Lewy condition\n"
-        "  time step: 0.353907, of speeds to 2 cells per unit of time\n"
-        "  needed:    at most 1 / (sqrt(2) * 2) = 0.3536"
-    )
-    with pytest.raises(DataError, match="Courant-Friedrichs-Lewy"):
-        wave_fields(2, seed=0, waves=Waves(time_step=0.8))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"time_step": 0.0},
-        {"time_step": -0.1},
-        {"time_step": math.nan},
-        {"steps": -1},
-        {"speed": torch.tensor(math.nan)},
-    ],
-    ids=str,
-)
-def test_what_is_no_run(wrong: dict[str, Any]) -> None:
-    settings = {"speed": torch.ones(()), "steps": 1, "time_step": 0.1} | wrong
-    with pytest.raises(DataError, match="the wave cannot be run"):
-        leapfrog(torch.zeros(3, 3), torch.zeros(3, 3), **settings)
+    with refused(DataError, "nan"):
+        leapfrog(-checks, checks, torch.full((8, 8), math.nan), steps=1, time_step=0.1)
 
 
 # data
@@ -250,26 +238,3 @@ def test_bumps_go_around_the_box() -> None:
         width = math.sqrt(float(middle.abs().sum()) / (2 * math.pi * float(middle.abs().max())))
         assert width == pytest.approx(2.0, rel=0.05), "the top lies up to half a cell beside the grid's"
     assert {bool(field.sum() > 0) for field in fields} == {True, False}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("count", 0),
-        ("size", (32, 2)),
-        ("frame", 0),
-        ("horizon", 0),
-        ("slowest", 0.0),
-        ("slowest", 1.5),
-        ("fastest", math.inf),
-        ("bumps", (3, 2)),
-        ("bumps", (0, 2)),
-        ("width", (0.0, 1.0)),
-    ],
-)
-def test_settings_that_are_none(name: str, value: Any) -> None:
-    count = value if name == "count" else 2
-    waves = Waves() if name == "count" else dataclasses.replace(Waves(), **{name: value})
-    named = "slowest" if name == "fastest" else name
-    with pytest.raises(DataError, match=rf"^{named} is "):
-        wave_fields(count, seed=0, waves=waves)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,13 +21,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from recipes.training import checkpoints as trainer_checkpoints
-from recipes.training.checkpoints import checkpoints, locked
-from recipes.training.classification import crop_and_flip
-from recipes.training.history import History
-from recipes.training.settings import Training
-from recipes.training.train import train
-from tests.recipes.training.test_train import QUIET, network, same, some_images, some_task
+import tnalgebra as tn
+from recipes.training import Classification, History, Training, crop_and_flip, loop, train
+from recipes.training.checkpoints import checkpoints
+from tests.refusals import refused
+from tests.training_cases import QUIET, network, rows, same, some_images, some_task, table
 from tnalgebra.errors import CheckpointError, StudyError
 
 ROOT = Path(__file__).parents[3]
@@ -36,20 +36,19 @@ KILLED = """
 import os, random, signal, sys, time
 import torch
 import tnalgebra as tn
-from tests.recipes.training.test_train import network, some_images, MEAN, STD
-from tnalgebra.trainer import Classification, Training, crop_and_flip, train
+from recipes.training import Classification, Training, crop_and_flip, train
+from tests.training_cases import QUIET, network, some_images
 
-kills = int(sys.argv[2])
-import accelerate, torch.utils.tensorboard, tqdm  # which take longer than the training
+import accelerate, tqdm  # which take longer than the training
 
 
 def child(place, optimizer):
     torch.manual_seed(0)
     model, _ = tn.convert(network(), {"0": ("out kh | in kw", {"r": 3}), "*": None})
-    task = Classification(some_images(40, 0), some_images(13, 1), MEAN, STD, crop_and_flip((7, 6), padding=1))
+    task = Classification(some_images(24, 0), some_images(13, 1), crop_and_flip((7, 6), padding=1))
     settings = Training(epochs=8, batch_size=4, optimizer=optimizer, learning_rate=0.01,
-                        checkpoint_every=3, warmup=0.5)
-    train(model, task, settings, place, device="cpu", progress=False)
+                        checkpoint_every=2, warmup=0.5)
+    train(model, task, settings, place, **QUIET)
 
 
 def fork(place, optimizer, delay=None):
@@ -77,15 +76,9 @@ for optimizer in ("sgd", "adamw"):
     assert not fork(f"{folder}/whole", optimizer)
     seconds = time.perf_counter() - started
     # in all less than it takes, so that most kills come before the end
-    delays = [seconds * chance.uniform(0.05, 1 / kills) for _ in range(kills)]
-    print(sum(fork(f"{folder}/killed", optimizer, delay) for delay in delays))
+    print(sum(fork(f"{folder}/killed", optimizer, seconds * chance.uniform(0.1, 1 / 3)) for _ in range(3)))
     assert not fork(f"{folder}/killed", optimizer)
 """
-
-
-def rows(history: History) -> list[tuple[Any, ...]]:
-    """All but the seconds."""
-    return [row[:-1] for row in history.rows]
 
 
 def files(folder: Path) -> list[str]:
@@ -93,9 +86,8 @@ def files(folder: Path) -> list[str]:
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    command = [sys.executable, "-W", "error", "-c", KILLED, str(tmp_path), "5"]
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", "-c", KILLED, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     hits = [int(line) for line in done.stdout.split()]
@@ -118,9 +110,8 @@ def check_same(whole: Path, killed: Path) -> None:
         assert moments[0]["state"].keys() == moments[1]["state"].keys()
         for key, entries in moments[0]["state"].items():
             assert all(torch.equal(value, moments[1]["state"][key][name]) for name, value in entries.items())
-    tables = [[line.split(",")[:-1] for line in (f / "history.csv").read_text().splitlines()] for f in (whole, killed)]
-    assert tables[0] == tables[1]
-    assert [row[0] for row in tables[0]] == ["epoch", *map(str, range(1, 9))]
+    assert table(whole) == table(killed)
+    assert [row[0] for row in table(whole)] == ["epoch", *map(str, range(1, 9))]
     assert not list((killed / "checkpoints").glob(".*"))
 
 
@@ -128,20 +119,56 @@ class Stop(BaseException):
     """Which nothing catches."""
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, History]:
+    """A training that was never stopped."""
+    folder, model = tmp_path_factory.mktemp("whole"), network()
+    return folder, model, train(model, some_task(), SETTINGS, folder, **QUIET)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same one, of which three checkpoints have been written, the last after step 4."""
+    folder, calls, plain = tmp_path_factory.mktemp("interrupted"), 0, loop.write_checkpoint
+
+    def stopping(*given: Any, **named: Any) -> None:
+        nonlocal calls
+        calls += 1
+        plain(*given, **named)
+        if calls == 3:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "write_checkpoint", stopping)
+        with pytest.raises(Stop):
+            train(network(), some_task(), SETTINGS, folder, **QUIET)
+    return folder
+
+
+@pytest.fixture
+def stopped(interrupted: Path, tmp_path: Path) -> Path:
+    """A copy of that folder."""
+    return Path(shutil.copytree(interrupted, tmp_path / "stopped"))
+
+
 @pytest.mark.parametrize(
-    "function",
-    ["write_checkpoint", "write_history", "learning_rate", "score_sums", "make_optimizer", "read_checkpoint"],
+    ("place", "function"),
+    [
+        *((loop, name) for name in ("write_checkpoint", "write_history", "learning_rate", "read_checkpoint")),
+        (Classification, "measure"),
+    ],
 )
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-def test_stopped_in_each_part(function: str, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_in_each_part(
+    place: Any,
+    function: str,
+    late: bool,
+    whole: tuple[Path, nn.Module, History],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """At each call of a function in turn, before it does anything or after, until the training gets through."""
-    from recipes.training import train as trainer
-
-    task = some_task()  # without augmentation, of which each batch would leave torch's generator seeded
-    settings = replace(SETTINGS, epochs=2)
-    expected = network()
-    there = train(expected, task, settings, tmp_path / "whole", **QUIET)
-    plain: Callable[..., Any] = getattr(trainer, function)
+    plain: Callable[..., Any] = getattr(place, function)
     for stop in range(100):
         calls = 0
 
@@ -154,49 +181,33 @@ def test_stopped_in_each_part(function: str, late: bool, tmp_path: Path, monkeyp
                 plain(*given, **named)
             raise Stop
 
-        monkeypatch.setattr(trainer, function, stopping)
+        monkeypatch.setattr(place, function, stopping)
         model = network()
-        try:
-            history = train(model, task, settings, tmp_path / "stopped", **QUIET)
+        try:  # without augmentation, of which each batch would leave torch's generator seeded
+            history = train(model, some_task(), SETTINGS, tmp_path, **QUIET)
         except Stop:
             continue
         finally:
             monkeypatch.undo()
         break
     assert 0 < stop < 99
-    assert same(model, expected)
-    assert rows(history) == rows(there)
+    assert same(model, whole[1])
+    assert rows(history) == rows(whole[2])
 
 
-def test_a_finished_training_is_shown_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network()
-    first = train(model, some_task(), SETTINGS, tmp_path, **QUIET)
-    before = files(tmp_path)
-    (tmp_path / "history.csv").unlink()
-    monkeypatch.setattr("recipes.training.train.step_batches", None)
-    again = network()
-    assert train(again, some_task(), replace(SETTINGS, checkpoint_every=None), tmp_path, **QUIET) == first
+def test_a_finished_training_is_returned_again(
+    whole: tuple[Path, nn.Module, History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model, first = whole
+    before = files(folder)
+    (folder / "history.csv").unlink()
+    monkeypatch.setattr(loop, "step_batches", None)
+    again, noted = network(), []
+    settings = replace(SETTINGS, checkpoint_every=None)
+    assert train(again, some_task(), settings, folder, **QUIET, note=noted.append) == first
+    assert tuple(noted) == first.rows
     assert same(again, model)
-    assert files(tmp_path) == before
-
-
-def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
-    """A training of which so many checkpoints have been written."""
-    from recipes.training import train as trainer
-
-    calls = 0
-
-    def stopping(*given: Any) -> None:
-        nonlocal calls
-        calls += 1
-        trainer_checkpoints.write_checkpoint(*given)
-        if calls == after:
-            raise Stop
-
-    monkeypatch.setattr(trainer, "write_checkpoint", stopping)
-    with pytest.raises(Stop):
-        train(network(), some_task(), SETTINGS, folder, **QUIET)
-    monkeypatch.undo()
+    assert files(folder) == before
 
 
 def cut_short(path: Path) -> None:
@@ -213,48 +224,46 @@ def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "progress.json"])
-@pytest.mark.parametrize("damage", [cut_short, one_bit, emptied, Path.unlink])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(("model.safetensors", one_bit), ("model.safetensors", Path.unlink), ("optimizer.pt", cut_short)),
+        *(("progress.json", cut_short), ("progress.json", emptied), ("progress.json", Path.unlink)),
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over(
-    name: str, damage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, damage: Callable[[Path], None], whole: tuple[Path, nn.Module, History], stopped: Path
 ) -> None:
-    expected = network()
-    there = train(expected, some_task(), SETTINGS, tmp_path / "whole", **QUIET)
-    stopped(tmp_path / "damaged", monkeypatch, after=3)
-    last, model = checkpoints(tmp_path / "damaged")[-1], network()
-    if (name, damage) == ("progress.json", one_bit):
-        damage = emptied  # a digit may have become another one: nothing can tell
+    last, model = checkpoints(stopped)[-1], network()
     damage(last / name)
-    with pytest.warns(UserWarning, match=f"the checkpoint is damaged, the one before is used: .*{last.name}"):
-        history = train(model, some_task(), SETTINGS, tmp_path / "damaged", **QUIET)
-    assert same(model, expected)
-    assert rows(history) == rows(there)
-    assert files(tmp_path / "damaged") == files(tmp_path / "whole")
+    with pytest.warns(UserWarning, match=f"damaged.*{last.name}"):
+        history = train(model, some_task(), SETTINGS, stopped, **QUIET)
+    assert same(model, whole[1])
+    assert rows(history) == rows(whole[2])
+    assert files(stopped) == files(whole[0])
 
 
-def test_where_all_checkpoints_are_damaged_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped(tmp_path, monkeypatch, after=3)
-    for path in checkpoints(tmp_path):
+def test_where_all_checkpoints_are_damaged_nothing_is_trained(stopped: Path) -> None:
+    for path in checkpoints(stopped):
         one_bit(path / "model.safetensors")
     model = network()
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be read\n  because: .*step-00000004.*check sum\n"):
-        train(model, some_task(), SETTINGS, tmp_path, **QUIET)
+    with refused(CheckpointError, "step-00000003", "step-00000004", "model.safetensors", "fix"):
+        train(model, some_task(), SETTINGS, stopped, **QUIET)
     assert same(model, network())
 
 
-def test_pickled_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_code_in_a_checkpoint_is_not_run(stopped: Path, tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self) -> tuple[Any, ...]:
             return (os.mkdir, (str(tmp_path / "executed"),))
 
-    stopped(tmp_path / "run", monkeypatch, after=3)
-    last = checkpoints(tmp_path / "run")[-1]
+    last = checkpoints(stopped)[-1]
     torch.save({"optimizer": Hostile()}, last / "optimizer.pt")
     content = json.loads((last / "progress.json").read_text())
-    content["crc32"]["optimizer.pt"] = trainer_checkpoints._checksum(last / "optimizer.pt")
+    content["sha256"]["optimizer.pt"] = hashlib.sha256((last / "optimizer.pt").read_bytes()).hexdigest()
     (last / "progress.json").write_text(json.dumps(content))
     with pytest.warns(UserWarning, match="the checkpoint is damaged"):
-        train(network(), some_task(), SETTINGS, tmp_path / "run", **QUIET)
+        train(network(), some_task(), SETTINGS, stopped, **QUIET)
     assert not (tmp_path / "executed").exists()
 
 
@@ -267,50 +276,45 @@ def other_network() -> nn.Module:
     return model
 
 
+def other_mean() -> Classification:
+    images = some_task().training, some_task().test
+    return Classification(*(replace(one, mean=(0.2, 0.4, 0.7)) for one in images))
+
+
 @pytest.mark.parametrize(
-    ("change", "difference"),
+    ("change", "facts"),
     [
-        ({"settings": replace(SETTINGS, learning_rate=0.1)}, "settings.learning_rate: 0.05 there, 0.1 here"),
-        (
-            {"settings": replace(SETTINGS, epochs=4, seed=2)},
-            "settings.epochs: 3 there, 4 here\n.*settings.seed: 0 there",
-        ),
-        ({"task": replace(some_task(), training=some_images(22, 0))}, 'task.training: "[0-9a-f]{64}" there, "'),
-        ({"task": some_task(augmentation=crop_and_flip((7, 6)))}, 'task.augmentation: null there, "Compose\\('),
-        ({"task": replace(some_task(), mean=(0.2, 0.4, 0.7))}, "task.mean: .*0.6.* there, .*0.7.* here"),
-        ({"model": network(seed=1)}, "network.values_at_the_start: .*\n  fix: +the network with the values"),
-        (
-            {"model": other_network()},
-            "network.tensors.5.bias: none there, |network.tensors.5.bias: .* there, none here",
-        ),
+        ({"settings": replace(SETTINGS, epochs=4, learning_rate=0.1)}, ["settings.epochs: 3", "4", "0.05", "0.1"]),
+        ({"task": replace(some_task(), training=some_images(22, 0))}, ["task.training"]),
+        ({"task": some_task(augmentation=crop_and_flip((7, 6)))}, ["task.augmentation: none", "Compose"]),
+        ({"task": other_mean()}, ["task.mean", "0.6", "0.7"]),
+        ({"model": network(seed=1)}, ["network.values_at_the_start"]),
+        ({"model": other_network()}, ["network.tensors.5.bias"]),
     ],
-    ids=["rate", "two", "images", "augmentation", "mean", "values", "network"],
+    ids=["settings", "images", "augmentation", "mean", "values", "network"],
 )
-def test_another_training_is_refused(change: dict[str, Any], difference: str, tmp_path: Path) -> None:
-    train(network(), some_task(), SETTINGS, tmp_path, **QUIET)
-    before = files(tmp_path)
+def test_another_training_is_refused(
+    change: dict[str, Any], facts: list[str], whole: tuple[Path, nn.Module, History]
+) -> None:
+    before = files(whole[0])
     given = {"model": network(), "task": some_task(), "settings": SETTINGS, **change}
-    with pytest.raises(StudyError, match=f"holds another training\n  differences: (.*\n)*.*{difference}"):
-        train(given["model"], given["task"], given["settings"], tmp_path, **QUIET)
-    assert files(tmp_path) == before
+    with refused(StudyError, *facts):
+        train(given["model"], given["task"], given["settings"], whole[0], **QUIET)
+    assert files(whole[0]) == before
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_a_folder_without_notes_is_refused(content: str | None, tmp_path: Path) -> None:
-    train(network(), some_task(), SETTINGS, tmp_path, **QUIET)
-    (tmp_path / "training.json").unlink()
-    fact = r"has checkpoints and no training.json"
-    if content is not None:
-        (tmp_path / "training.json").write_text(content)
-        fact = "training.json cannot be read"
-    with pytest.raises(StudyError, match=fact):
-        train(network(), some_task(), SETTINGS, tmp_path, **QUIET)
+def test_a_folder_without_notes_is_refused(stopped: Path) -> None:
+    (stopped / "training.json").unlink()
+    with refused(StudyError, "checkpoints", "training.json"):
+        train(network(), some_task(), SETTINGS, stopped, **QUIET)
+    (stopped / "training.json").write_text("[]")
+    with refused(StudyError, "training.json"):
+        train(network(), some_task(), SETTINGS, stopped, **QUIET)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(StudyError, match="another process is training in"):
+    with tn.studies.locked(tmp_path), refused(StudyError, "another process", tmp_path):
         train(network(), some_task(), SETTINGS, tmp_path, **QUIET)
-    train(network(), some_task(), SETTINGS, tmp_path, **QUIET)
 
 
 # no space
@@ -318,7 +322,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 @contextmanager
 def little_space(size: int) -> Iterator[None]:
-    """Files of this process may have so many bytes: the system refuses the rest."""
+    """Files of this process may have this number of bytes: the system refuses the rest."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -327,21 +331,12 @@ def little_space(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    train(network(), some_task(), SETTINGS, folder, **QUIET)
-    return {path.name: path.stat().st_size for path in checkpoints(folder)[-1].iterdir()}
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "progress.json"])
 def test_no_space_left_is_said_and_what_was_there_stays(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, whole: tuple[Path, nn.Module, History], stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = network()
-    there = train(expected, some_task(), SETTINGS, tmp_path / "whole", **QUIET)
-    folder = tmp_path / "full"
-    stopped(folder, monkeypatch, after=3)
-    before = files(folder)
-    plain = Path.write_bytes, Path.write_text, trainer_checkpoints.checkpoint.save
+    before = files(stopped)
+    plain = Path.write_bytes, Path.write_text, tn.checkpoint.save
 
     def full(path: Path, content: Any, **named: Any) -> Any:
         with little_space(10 if path.name == name else 2**40):
@@ -351,18 +346,13 @@ def test_no_space_left_is_said_and_what_was_there_stays(
         with little_space(10 if name == path.name else 2**40):
             plain[2](model, path)
 
-    monkeypatch.setattr(trainer_checkpoints.checkpoint, "save", full_save)
+    monkeypatch.setattr(tn.checkpoint, "save", full_save)
     if name != "model.safetensors":
         monkeypatch.setattr(Path, "write_bytes" if name == "optimizer.pt" else "write_text", full)
-    because = os.strerror(errno.EFBIG)
-    with pytest.raises(
-        StudyError, match=rf"the checkpoint after step 6 cannot be written into (.*\n)*.*{because}"
-    ) as e:
-        train(network(), some_task(), SETTINGS, folder, **QUIET)
-    assert "step-00000004" in str(e.value)
-    assert "fix:     room there" in str(e.value)
-    assert files(folder) == before
+    with refused(StudyError, "step 6", stopped, os.strerror(errno.EFBIG), "step-00000004", "fix"):
+        train(network(), some_task(), SETTINGS, stopped, **QUIET)
+    assert files(stopped) == before
     monkeypatch.undo()
     model = network()
-    assert rows(train(model, some_task(), SETTINGS, folder, **QUIET)) == rows(there)
-    assert same(model, expected)
+    assert rows(train(model, some_task(), SETTINGS, stopped, **QUIET)) == rows(whole[2])
+    assert same(model, whole[1])

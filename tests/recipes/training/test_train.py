@@ -18,58 +18,17 @@ from torch import Tensor, nn
 
 import tnalgebra as tn
 from models.cnn4 import cnn4
+from recipes.training import Classification, Regression, Training, crop_and_flip, evaluate, train
 from recipes.training.batches import step_batches
-from recipes.training.classification import Classification, crop_and_flip
-from recipes.training.history import read_history
-from recipes.training.regression import Regression
-from recipes.training.settings import Training, learning_rate, make_optimizer, seed_of
-from recipes.training.task import evaluate
-from recipes.training.train import train
-from tnalgebra.model.images import Images, load_images, normalised
-
-QUIET: dict[str, Any] = {"device": "cpu", "progress": False, "log_tensorboard": False}
-MEAN, STD = (0.2, 0.4, 0.6), (0.5, 0.7, 0.9)
-
-
-def some_images(count: int, seed: int) -> Images:
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(256, (count, 3, 7, 6), dtype=torch.uint8, generator=generator)
-    return Images(pixels, torch.arange(count) % 4, ("a", "b", "c", "d"), f"some {count}")
-
-
-def some_task(**more: Any) -> Classification:
-    return Classification(some_images(21, 0), some_images(13, 1), MEAN, STD, **more)
-
-
-class Noise(nn.Module):
-    """In training, chance from the generators of numpy and of Python."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (1 + 0.1 * random.random() + 0.1 * np.random.rand()) if self.training else x
-
-
-def network(seed: int = 0) -> nn.Sequential:
-    """A network with all that depends on the mode and on chance."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        *(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Dropout(0.3), nn.Flatten()),
-        *(nn.Linear(100, 4), Noise()),
-    )
+from recipes.training.settings import learning_rate, make_optimizer, seed_of
+from tests.training_cases import QUIET, network, same, some_task, state, table
+from tnalgebra.model import Images, load_images
 
 
 def smooth_network(seed: int = 0) -> nn.Sequential:
     """Without batch normalisation and dropout, so that it has nothing but its parameters."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 5, 3), nn.GroupNorm(1, 5), nn.Tanh(), nn.Flatten(), nn.Linear(100, 4))
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = state(a), state(b)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # against plain loops
@@ -152,7 +111,7 @@ def test_a_training_is_a_plain_loop(settings: Training, tmp_path: Path) -> None:
     for epoch in range(settings.epochs):
         total = 0.0
         for position, rows in enumerate(order(21, settings, epoch).split(7)):  # the fewest batches, of equal size
-            x = normalised(task.training.pixels[rows], mean=MEAN, std=STD)
+            x = task.training.normalise(task.training.pixels[rows])
             plain.zero_grad()
             taught = None if teacher is None else teacher(x).detach()
             loss = slow_loss(plain(x), task.training.labels[rows], taught, settings)
@@ -270,14 +229,13 @@ def test_batches_are_a_function_of_the_seed_and_the_step() -> None:
 
 def test_crops_and_flips_are_those_of_a_black_border() -> None:
     images = Images(torch.arange(1, 13, dtype=torch.uint8).reshape(1, 1, 3, 4), torch.tensor([0]), ("a",), "one")
-    task = Classification(images, images, (0.0,), (1.0,), augmentation=crop_and_flip((3, 4), padding=1))
+    task = Classification(images, images, crop_and_flip((3, 4), padding=1))
     bordered = nn.functional.pad(images.pixels, (1, 1, 1, 1))
     crops = [bordered[0, :, y : y + 3, x : x + 4] for y in range(3) for x in range(3)]
     possible = {tuple(one.flatten().tolist()) for crop in crops for one in (crop, crop.flip(-1))}
     found = {tuple(task.training_batch(torch.tensor([0]), [s])[0].flatten().tolist()) for s in range(400)}
     assert found == possible
-    unflipped = replace(task, augmentation=crop_and_flip((3, 4), padding=0, flip=False))
-    assert torch.equal(unflipped.training_batch(torch.tensor([0]), [5])[0], images.pixels)
+    assert crop_and_flip((3, 4), padding=0, flip=False) is None
 
 
 def test_training_depends_on_the_seed_alone_and_leaves_the_rest_as_it_was(tmp_path: Path) -> None:
@@ -303,20 +261,16 @@ def test_training_depends_on_the_seed_alone_and_leaves_the_rest_as_it_was(tmp_pa
 
 
 def test_steps_are_in_mixed_precision_and_tests_are_not(tmp_path: Path) -> None:
-    model, seen = network(), set()
-    model[0].register_forward_hook(lambda module, _, made: seen.add((module.training, made.dtype)))
+    trained, seen = {}, set()
     task = some_task()
-    history = train(model, task, Training(epochs=1, batch_size=8, precision="bf16"), tmp_path, **QUIET)
-    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
-    assert history.rows[-1].test_score == evaluate(model, task)
-
-
-def test_networks_may_be_trained_one_after_the_other_in_other_precisions(tmp_path: Path) -> None:
-    trained = {}
-    for precision in ("no", "bf16"):
-        trained[precision] = network()
+    for precision in ("no", "bf16"):  # one after the other in one process
+        model = trained[precision] = network()
+        if precision == "bf16":
+            model[0].register_forward_hook(lambda module, _, made: seen.add((module.training, made.dtype)))
         settings = Training(epochs=1, batch_size=8, precision=precision)  # type: ignore[arg-type]
-        train(trained[precision], some_task(), settings, tmp_path / precision, **QUIET)
+        history = train(model, task, settings, tmp_path / precision, **QUIET)
+        assert history.rows[-1].test_score == evaluate(model, task)
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
     assert not same(trained["no"], trained["bf16"])
     for name, value in state(trained["no"]).items():
         # bfloat16 has eight bits
@@ -327,8 +281,9 @@ def test_networks_may_be_trained_one_after_the_other_in_other_precisions(tmp_pat
 
 
 def test_digits_are_learnt_dense_and_decomposed(tmp_path: Path) -> None:
-    task = Classification(load_images("digits", "train"), load_images("digits", "test"), (0.3,), (0.4,))
-    settings = Training(epochs=4, batch_size=32, optimizer="adamw", learning_rate=1e-2, warmup=0.3)
+    training, test = load_images("digits", "train").subset(400, seed=0), load_images("digits", "test")
+    task = Classification(training, test)
+    settings = Training(epochs=8, batch_size=10, optimizer="adamw", learning_rate=1e-2, warmup=0.3)
     torch.manual_seed(0)
     dense = cnn4(widths=(8, 8, 16, 16))
     rewrite = {"conv2": ("out kh | in kw", {"r": 6}), "conv4": ("tucker2", {"a": 8, "b": 8}), "*": None}
@@ -339,7 +294,7 @@ def test_digits_are_learnt_dense_and_decomposed(tmp_path: Path) -> None:
         before = evaluate(model, task)
         history = train(model, task, settings, tmp_path / name, **QUIET)
         scores[name] = history.rows[-1].test_score
-        assert scores[name] == evaluate(model, task)
+        assert scores[name] == evaluate(model, task) == tn.studies.accuracy(model, test, batch_size=100)
         assert before < 0.4
         assert [id(parameter) for parameter in model.parameters()] == parameters
     assert min(scores.values()) > 0.75, scores
@@ -347,18 +302,17 @@ def test_digits_are_learnt_dense_and_decomposed(tmp_path: Path) -> None:
 
 
 def test_the_history_is_a_table_a_figure_and_a_file(tmp_path: Path) -> None:
-    history = train(network(), some_task(), Training(epochs=2, batch_size=8), tmp_path, **QUIET)
-    assert read_history(tmp_path) == history
-    table = history.to_pandas()
-    assert list(table) == ["epoch", "step", "learning_rate", "training_loss", "test_score", "seconds"]
-    assert table["epoch"].tolist() == [1, 2]
-    assert all(table["seconds"] > 0)
-    lines = (tmp_path / "history.csv").read_text().splitlines()
-    assert lines[0] == ",".join(table)
-    assert len(lines) == 3
+    noted: list[Any] = []
+    history = train(network(), some_task(), Training(epochs=2, batch_size=8), tmp_path, **QUIET, note=noted.append)
+    assert tuple(noted) == history.rows
+    frame = history.to_pandas()
+    assert list(frame) == ["epoch", "step", "learning_rate", "training_loss", "test_score", "seconds"]
+    assert frame["epoch"].tolist() == [1, 2]
+    assert all(frame["seconds"] > 0)
+    assert table(tmp_path) == [list(frame)[:-1], *([str(value) for value in row[:-1]] for row in history.rows)]
     axes = history.plot().axes
     assert [one.get_ylabel() for one in axes] == ["training loss", "test accuracy"]
-    assert axes[0].lines[0].get_ydata().tolist() == table["training_loss"].tolist()
+    assert axes[0].lines[0].get_ydata().tolist() == frame["training_loss"].tolist()
 
 
 def test_tensorboard_has_every_epoch_once(tmp_path: Path) -> None:
