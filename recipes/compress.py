@@ -32,6 +32,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -171,7 +172,7 @@ def main(config: Config) -> Result:
     used = torch.get_num_threads()
     torch.set_num_threads(config.threads or used)
     try:
-        return _compress(model, images, training, config, settings)
+        return _compress(model, images, training, config=config, settings=settings)
     finally:
         torch.set_num_threads(used)
 
@@ -204,13 +205,10 @@ def _check(config: Config) -> None:
 
 def _check_rewrite(rewrite: str) -> None:
     """Whether it is one of kernels of convolutions, or of matrices."""
-    try:
-        tn.decompositions.resolve(rewrite, tn.network.KERNEL_LABELS[4])
-    except tn.errors.TnalgebraError as error:
-        try:
-            tn.decompositions.resolve(rewrite, tn.network.KERNEL_LABELS[2])
-        except tn.errors.TnalgebraError:
-            raise error from None
+    with suppress(tn.errors.TnalgebraError):
+        tn.decompositions.resolve(rewrite, tn.network.KERNEL_LABELS[2])
+        return
+    tn.decompositions.resolve(rewrite, tn.network.KERNEL_LABELS[4])
 
 
 def _finished(folder: Path, settings: dict[str, Any]) -> Result | None:
@@ -233,7 +231,7 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Result | None:
 
 
 def _compress(
-    model: nn.Module, images: tn.Images, training: tn.Images | None, config: Config, settings: dict[str, Any]
+    model: nn.Module, images: tn.Images, training: tn.Images | None, *, config: Config, settings: dict[str, Any]
 ) -> Result:
     """Compress, measure, write."""
     started = perf_counter()

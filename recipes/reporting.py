@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,29 @@ def check_least(
 ) -> None:
     """Refuse a setting, or an element of one, below its least value; None stands for a default."""
     for name, bound in least.items():
-        value = getattr(config, name)
-        for one in value if isinstance(value, tuple) else (value,):
-            if one is not None and not one >= bound:
+        for one in _values(config, name):
+            if not one >= bound:
                 raise error(tn.errors.explain(f"{name} is {one}", fix=f"at least {bound}"))
+
+
+def check_part(config: Any, *names: str) -> None:
+    """Refuse settings that are not in (0, 1]; None stands for a default."""
+    for name in names:
+        for one in _values(config, name):
+            if not 0 < one <= 1:
+                raise tn.errors.StudyError(tn.errors.explain(f"{name} is {one:g}", fix="above 0, at most 1"))
+
+
+def check_known(kind: str, asked: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name that is not among the known ones."""
+    for name in asked:
+        if name not in known:
+            raise tn.errors.StudyError(tn.errors.explain(f"no {kind} is called {name!r}", known=", ".join(known)))
+
+
+def _values(config: Any, name: str) -> list[Any]:
+    value = getattr(config, name)
+    return [one for one in (value if isinstance(value, tuple) else (value,)) if one is not None]
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from recipes.claims.report import listed
 from recipes.claims.statistics import Correlation, Draws, rank_correlation
 from recipes.command import run_command
 from recipes.networks import trained_cnn4
-from recipes.reporting import aligned, check_least, line_style, plain, print_settings, write, write_figure
+from recipes.reporting import aligned, check_least, check_part, line_style, plain, print_settings, write, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,9 +124,7 @@ def main(config: Config) -> Found:
         config = dataclasses.replace(config, **SMOKE)
     print_settings(config)
     check_least(config, {"resamples": 1, "classes": 1, "channels": 1})
-    if not 0 < config.norm <= 1:
-        fact = f"a part {config.norm:g} of the squared norm"
-        raise tn.errors.StudyError(tn.errors.explain(fact, needed="in (0, 1], such as 0.99"))
+    check_part(config, "norm")
     training = tn.load_images(config.data, "train") if compressibility.trains_first(config) else None
     if training is not None:
         config = dataclasses.replace(config, classes=len(training.classes), channels=training.channels)
@@ -156,27 +154,28 @@ def main(config: Config) -> Found:
 
 def chosen_layers(model: nn.Module, config: Config) -> list[Chosen]:
     """The layers that are measured, each with its cuts that are: one name a cut, transposed layers included."""
-    left = tn.studies.layers_of(model, config.skip)
     names = list(tn.nn.kernel_layers(model))
     for pattern in config.layers:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise tn.errors.StudyError(tn.studies.no_match(f"layers {pattern!r} matches no layer", pattern, names))
-    layers = [layer for layer in left if any(fnmatchcase(layer.name, pattern) for pattern in config.layers)]
+    some = tn.studies.layers_of(model, config.skip)
+    layers = [layer for layer in some if any(fnmatchcase(layer.name, pattern) for pattern in config.layers)]
     if not layers:
-        asked, skipped = ", ".join(config.layers), ", ".join(config.skip)
-        raise tn.errors.StudyError(
-            tn.errors.explain("no layer is left", layers=asked, skipped=skipped, fix="other --layers or --skip")
-        )
+        asked = {"layers": ", ".join(config.layers), "skipped": ", ".join(config.skip)}
+        raise tn.errors.StudyError(tn.errors.explain("no layer is left", **asked, fix="other --layers or --skip"))
     labels = [tn.network.kernel_labels(layer.labels) or layer.labels for layer in layers]
-    every = [(layer, tn.network.bipartitions(own)) for layer, own in zip(layers, labels, strict=True)]
-    known = {_sides(cut): cut for _, cuts in every for cut in cuts}
-    asked_cuts = {_sides(cut): cut for cut in map(tn.network.parse_bipartition, config.cuts)}
-    for sides, cut in asked_cuts.items():
-        if sides not in known:
-            fact = f"no kernel has the cut '{cut}'"
-            raise tn.errors.StudyError(tn.errors.explain(fact, known=", ".join(map(str, known.values()))))
-    some = [(layer, [cut for cut in cuts if not asked_cuts or _sides(cut) in asked_cuts]) for layer, cuts in every]
-    return [(layer, cuts) for layer, cuts in some if cuts]
+    every = {
+        layer.name: {_sides(cut): cut for cut in tn.network.bipartitions(own)}
+        for layer, own in zip(layers, labels, strict=True)
+    }
+    known = {sides: cut for cuts in every.values() for sides, cut in cuts.items()}
+    wanted = {_sides(cut): cut for cut in map(tn.network.parse_bipartition, config.cuts)}
+    for sides in wanted.keys() - known.keys():
+        fact = f"no kernel has the cut '{wanted[sides]}'"
+        raise tn.errors.StudyError(tn.errors.explain(fact, known=", ".join(map(str, known.values()))))
+    kept = wanted or known
+    chosen = [(layer, [cut for sides, cut in every[layer.name].items() if sides in kept]) for layer in layers]
+    return [(layer, cuts) for layer, cuts in chosen if cuts]
 
 
 def _sides(cut: tn.network.Bipartition) -> frozenset[frozenset[str]]:
@@ -263,13 +262,15 @@ def _depths(rows: pd.DataFrame, measure: str, draws: Draws) -> Depths:
 
 def entropy_table(rows: pd.DataFrame) -> str:
     """S / ln r: a line a layer, a column a cut; below, means over the layers of both networks."""
-    names = {cut: cut.partition(" | ")[0] for cut in rows["cut"].unique()}
-    table = rows.pivot(index="layer", columns="cut", values="normalised_entropy")[[*names]]
-    fresh = (rows["normalised_entropy"] - rows["normalised_difference"]).groupby(rows["cut"]).mean()
-    lines = [[layer, *table.loc[layer]] for layer in rows["layer"].unique()]
-    lines += [["mean", *table.mean()], ["mean, fresh weights", *fresh[[*names]]]]
-    cells = [[name, *("-" if math.isnan(value) else f"{value:.3f}" for value in values)] for name, *values in lines]
-    return f"S / ln r across each cut (named by its left side)\n\n{aligned([['layer', *names.values()], *cells])}"
+    fresh = rows["normalised_entropy"] - rows["normalised_difference"]
+    rows = rows.assign(left=rows["cut"].str.partition(" | ")[0], fresh=fresh)
+    table = rows.pivot(index="layer", columns="left", values="normalised_entropy").loc[rows["layer"].unique()]
+    table.loc["mean"] = table.mean()
+    table.loc["mean, fresh weights"] = rows.groupby("left")["fresh"].mean()
+    table = table[rows["left"].unique()]
+    lines = [["-" if math.isnan(value) else f"{value:.3f}" for value in values] for values in table.to_numpy()]
+    cells = [[name, *line] for name, line in zip(table.index, lines, strict=True)]
+    return f"S / ln r across each cut (named by its left side)\n\n{aligned([['layer', *table.columns], *cells])}"
 
 
 def depth_table(correlations: Mapping[str, Depths]) -> str:

@@ -4,24 +4,6 @@
     python -m recipes.benchmarks.fits --smoke
     python -m recipes.benchmarks.fits --weights W.pth --error 0.785 --output runs/fits
 
-The kernels are the 3x3 ones of a ResNet-20, without the first layer's, in float64. Three questions:
-- CP of one kernel (64x64x3x3, rank 32) to a given relative error.
-- CP of all 18 kernels, rank half their channels: to the error that tensorly, or without it quimb,
-  reaches on each after --iterations sweeps from one start. This library takes kernels of one
-  shape together (`apply_many`), its peers one after the other. Once every kernel must come as
-  near; once their mean error must.
-- A tensor ring (ranks 6) and Tucker-2 (ranks 32) of one kernel: to the error that tensorly, or
-  without it quimb, reaches after --iterations sweeps, and a thousandth of it more.
-
-How it is measured:
-- Beforehand, untimed: the fewest sweeps in which a method comes as near, for each round's seed.
-- Then the methods take turns, once a round; what is timed is the whole public call with that
-  number of sweeps, from a kernel in the library's own kind of array to its own kind of result.
-  The error is taken afterwards, from the result made dense.
-- The median over the rounds counts. CPU seconds are given too: where the machine has other work,
-  they change less.
-
-Methods:
 - tnalgebra: `apply` or `apply_many` with default settings, which is the best of 8 starts; and
   with one start. What a call does after its `sweeps` counts too (Gauss-Newton steps).
 - tensorly: `parafac(init="random")`, `tensor_ring_als`, `partial_tucker`, one start, on the torch
@@ -29,6 +11,7 @@ Methods:
 - quimb: `fit(method="als")` on numpy arrays from one normal start, no test for convergence,
   greedy paths, which are found sooner than "auto-hq" ones and no worse here. By default it solves for
   larger cores by four steps of conjugate gradients; `dense_solve=True` solves exactly.
+- What is fitted, and how it is measured, is in docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.figure import Figure
+
 from recipes.claims.statistics import Band, Correlation, DepthClaim, Gain, NormClaim
 from recipes.reporting import aligned, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SIZES: dict[str, str] = {
     "relative_error": "relative error of the kernel",
@@ -86,12 +87,6 @@ def points_text(loss: float) -> str:
 # Figures ----------------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _about(about: Mapping[str, Any]) -> str:
     return f"{about['model']}, {about['images']} test images, no retraining"
 
@@ -104,9 +99,10 @@ def depth_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
     """The layers' largest cuts, by depth: a panel for each measure; hollow where only a bound is known."""
     every = [cut.layer for claim in found.depth.values() for cuts in claim.cuts.values() for cut in cuts]
     layers = list(dict.fromkeys(every))
-    figure = _figure(max(7.0, 3.2 + 0.28 * len(layers)), 1.2 + 2.5 * len(found.depth))
+    size = (max(7.0, 3.2 + 0.28 * len(layers)), 1.2 + 2.5 * len(found.depth))
+    figure = Figure(figsize=size, layout="constrained")
     panels: list[Axes] = list(figure.subplots(len(found.depth), 1, sharex=True, squeeze=False).flat)
-    for panel, (size, claim) in zip(panels, found.depth.items(), strict=True):
+    for panel, (measure, claim) in zip(panels, found.depth.items(), strict=True):
         for number, (name, cuts) in enumerate(claim.cuts.items()):
             style = line_style(number)
             places = [layers.index(cut.layer) for cut in cuts]
@@ -116,7 +112,7 @@ def depth_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
                 points = [places[n] for n in own], [cuts[n].size for n in own]
                 panel.plot(*points, linestyle="none", markersize=5, markerfacecolor=fill, **style)
             panel.plot([], [], label=_label(name, claim.correlations[name]), **style)
-        panel.set_ylabel(SIZES[size].replace(" of ", "\nof "), fontsize="small")
+        panel.set_ylabel(SIZES[measure].replace(" of ", "\nof "), fontsize="small")
         panel.set_title(_label("mean of these", claim.mean).replace("\n", ": "), fontsize="small")
         panel.grid(alpha=0.3)
         panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="x-small", frameon=False)
@@ -132,7 +128,8 @@ def depth_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
 def loss_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
     """Loss of accuracy against the errors: rows are scopes, columns errors."""
     across = max(map(len, found.norms.values()))
-    figure = _figure(1.0 + 4.6 * across, 0.8 + 3.9 * len(found.norms))
+    size = (1.0 + 4.6 * across, 0.8 + 3.9 * len(found.norms))
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(found.norms), across, squeeze=False, sharey="row")
     for line, (scope, norms) in zip(grid, found.norms.items(), strict=True):
         for panel in line[len(norms) :]:

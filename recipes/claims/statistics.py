@@ -58,13 +58,9 @@ class Draws(NamedTuple):
 class Correlation:
     """Spearman's rank correlation, with a bootstrap interval.
 
-    Attributes:
-        rho: -1 to 1, equal values having the mean of their ranks; NaN where there is none.
-        low, high: ends of the interval; NaN where there is none.
-        points: pairs that were ranked; of a mean, those of all its parts.
-        units: layers (or rows of several layers) that were drawn anew.
-        undefined: draws without a correlation, all values of one side being equal; the interval is that of the others.
-        why: what `rho` is NaN for; None where it is a number.
+    rho is -1 to 1, equal values having the mean of their ranks; `points` pairs were ranked, `units` layers (or rows of
+    several layers) drawn anew. The interval is that of the draws that have a correlation, all but `undefined`, where
+    all values of one side are equal. Where there is none, rho, low and high are NaN, and `why` is the reason.
     """
 
     rho: float
@@ -91,11 +87,8 @@ class Correlation:
 class LargestCut:
     """The largest cut of a layer that costs at most what is allowed.
 
-    Attributes:
-        layer: its name.
-        size: see `Size`.
-        bound: "smallest": the smallest cut tested costs more already; "largest": the largest tested does not cost more,
-            so that `size` is a lower bound; None: the cut lies between two that were tested.
+    bound is "smallest" where the smallest cut tested costs more already; "largest" where the largest tested does not
+    cost more, so that `size` is a lower bound; None where the cut lies between two that were tested.
     """
 
     layer: str
@@ -105,13 +98,7 @@ class LargestCut:
 
 @dataclass(frozen=True)
 class DepthClaim:
-    """How the largest harmless cut depends on depth.
-
-    Attributes:
-        cuts: rewrite -> the layers' largest cuts, in the order of depth.
-        correlations: rewrite -> correlation of depth with them.
-        mean: of depth with the mean over the rewrites that all layers have.
-    """
+    """How the largest harmless cut depends on depth, for each rewrite; mean: over the rewrites that all layers have."""
 
     cuts: Mapping[str, Sequence[LargestCut]]
     correlations: Mapping[str, Correlation]
@@ -119,14 +106,21 @@ class DepthClaim:
 
 
 @dataclass(frozen=True)
-class NormClaim:
-    """How the loss of accuracy follows an error.
+class Gain:
+    """Within each rewrite and across: a mean over the rewrites that have a correlation, and that of all rows together.
 
-    Attributes:
-        points: rewrite -> (error, loss of accuracy, 0 to 1, positive where accuracy falls) of each row.
-        within: rewrite -> correlation among its rows.
-        mean_within: mean of these over the rewrites that have one; in a draw, over those that have one in it.
-        across: correlation among the rows of all rewrites together.
+    Of the output error less that of the relative error, on the same rows and the same draws.
+    """
+
+    mean_within: Correlation
+    across: Correlation
+
+
+@dataclass(frozen=True)
+class NormClaim:
+    """How the loss of accuracy follows an error: for each rewrite (error, loss) of its rows, and their correlation.
+
+    A loss is 0 to 1, positive where accuracy falls. `mean_within` and `across` are as in `Gain`.
     """
 
     points: Mapping[str, Sequence[tuple[float, float]]]
@@ -136,23 +130,10 @@ class NormClaim:
 
 
 @dataclass(frozen=True)
-class Gain:
-    """rho of the output error less rho of the relative error, on the same rows and the same draws."""
-
-    mean_within: Correlation
-    across: Correlation
-
-
-@dataclass(frozen=True)
 class Band:
-    """Rows whose error lies between two bounds, and how many of them are harmless.
+    """Rows whose error is at least `least` and below `most`: the part of them that costs at most what is allowed.
 
-    Attributes:
-        least, most: bounds of the error; the first is within, the second not.
-        rows: how many there are.
-        part: of them that cost at most what is allowed, 0 to 1.
-        low, high: ends of its interval; NaN where the rows are of too few layers.
-        median, largest: losses of accuracy, 0 to 1; negative where accuracy rises.
+    low and high are the ends of its interval, NaN where the rows are of too few layers; median and largest are losses.
     """
 
     least: float
@@ -183,10 +164,9 @@ def rank_correlation(
     draws: Draws,
     groups: Sequence[str] | None = None,
 ) -> Correlation:
-    """Spearman's correlation of pairs, with its bootstrap interval.
+    """Spearman's correlation of the pairs first[n], second[n], with its bootstrap interval.
 
     Args:
-        first, second: pair n is first[n] and second[n].
         units: what each pair belongs to: units are drawn anew, each with all its pairs.
         groups: of each pair. The correlation is then the mean of those within the groups of at least `FEWEST` units; in
             a draw, over the groups that have one in it. By default all pairs are ranked together.
@@ -304,15 +284,11 @@ def depth_correlation(rows: Sequence[tn.studies.Row], *, at_most: float, size: S
     """Correlation of a layer's depth with the largest cut it bears.
 
     For each layer and rewrite the rows of that layer alone are followed from the smallest cut to the largest, beginning
-    with no cut, which costs nothing. The largest cut that costs at most `at_most` lies on the line between the first
-    row that costs more and the one before it: later rows that happen to cost less again do not count. Where the first
-    row costs more, it lies between no cut and this one; where no row does, it is the largest that was tested. Both
-    are marked, see `LargestCut`.
-
-    Args:
-        rows: of a study. Layers are in the order of the row that touches the most layers, if it touches all of those
-            with rows of their own, else in the order in which rows have them first.
-        at_most: loss of accuracy, 0 to 1: 0.01 is one point.
+    with no cut, which costs nothing. The largest cut that costs at most `at_most`, 0 to 1, lies on the line between the
+    first row that costs more and the one before it: later rows that happen to cost less again do not count. Where the
+    first row costs more, it lies between no cut and this one; where no row does, it is the largest that was tested.
+    Layers are in the order of the row that touches the most layers, if it touches all of those with rows of their own,
+    else in the order in which rows have them first.
 
     Raises:
         StudyError: there are no rows of single layers, or none that has the size.
@@ -357,11 +333,8 @@ def norm_correlation(
 ) -> NormClaim:
     """Correlation of the loss of accuracy with an error of the kernels, within each rewrite and across them.
 
-    Rewrites of one name but another metric, or another way with components, count as several.
-
-    Args:
-        rows: of a study; those without the error are passed over.
-        scope: of "each", layers are drawn; of "all", rows.
+    Rewrites of one name but another metric, or another way with components, count as several. Rows without the error
+    are passed over. Of the scope "each", layers are drawn; of "all", rows.
 
     Raises:
         StudyError: there are no such rows.
@@ -381,11 +354,7 @@ def norm_correlation(
 
 
 def norm_gain(rows: Sequence[tn.studies.Row], *, scope: Scope, draws: Draws) -> Gain:
-    """How much better the loss of accuracy follows the output error than the relative error.
-
-    Args:
-        rows: of a study with `report_metric`; rows without an output error are passed over.
-        scope: as in `norm_correlation`.
+    """How much better the loss of accuracy follows the output error than the relative error, of rows that have both.
 
     Raises:
         StudyError: there are no such rows.
@@ -401,11 +370,7 @@ def norm_gain(rows: Sequence[tn.studies.Row], *, scope: Scope, draws: Draws) -> 
 
 
 def harmless(rows: Sequence[tn.studies.Row], *, at_most: float, error: Error, draws: Draws) -> list[Band]:
-    """How often a cut of a single layer costs little, by the error that it makes: the bands that have rows.
-
-    Args:
-        rows: of a study.
-        at_most: loss of accuracy that counts as harmless, 0 to 1: 0.01 is one point.
+    """How often a cut of a single layer costs at most `at_most`, 0 to 1, by its error: the bands that have rows.
 
     Raises:
         StudyError: there are no rows of single layers, or none that has the error.
@@ -415,12 +380,12 @@ def harmless(rows: Sequence[tn.studies.Row], *, at_most: float, error: Error, dr
     for least, most in pairwise(BOUNDS):
         some = points[(points[error] >= least) & (points[error] < most)]
         if len(some):
-            within: NDArray[np.float64] = (some["loss"] <= at_most + ROUNDING).astype(float).to_numpy()
+            within = (some["loss"] <= at_most + ROUNDING).to_numpy()
             part = _drawn([*some["unit"]], partial(_mean_of, within), draws)
             middle, largest = float(some["loss"].median()), float(some["loss"].max())
             found.append(Band(least, most, len(some), float(within.mean()), part.low, part.high, middle, largest))
     return found
 
 
-def _mean_of(values: NDArray[np.float64], chosen: NDArray[np.int64]) -> float:
+def _mean_of(values: NDArray[np.bool_], chosen: NDArray[np.int64]) -> float:
     return float(values[chosen].mean())

@@ -6,30 +6,13 @@
     python -m recipes.benchmarks.layers --rerun-above 1.05 --rounds 101
     python -m recipes.benchmarks.layers --memory --shapes "3x3-64-64-56" --batches 16
 
-What is measured, for each layer, decomposition of its kernel, ranks, batch and pass (a cell):
-- The contenders take turns, in an order drawn again in each round; what is timed is one call, from the same contiguous
-  float32 input for all. Forward: under no_grad. Training: forward, then the gradients of the input and of all
-  parameters, of a sum of the output's elements with fixed random weights.
-- Medians count. Intervals hold 95 % of the bootstrap of a ratio of medians. The dense layer is timed twice: the ratio
-  of the two is the noise floor. Contenders far slower than the fastest take fewer turns.
-- Before that, each output, and in training the input's gradient, is compared with the dense layer's.
-- --memory: instead of times, the peak memory of three calls of each contender, in a process of its own, above the
-  input and the parameters.
-
-The cells:
-- Layers of ResNet-18 and ResNet-50, and 3x3 depthwise ones of their widths.
-- CP, Tucker-2, train (order in kh kw out), ring (the same order), a cut (out kh | in kw), a loop with a hyperedge that
-  is in no catalogue, and the kernel as it is. Each bond has a fraction of its largest useful rank, which is at most
-  the number of channels. In ring and loop one bond is 4, and those beside it a fourth of the train's, so that all
-  their chains are as wide. Neither they nor the train for 1x1 and depthwise layers.
-
-The contenders:
 - ours: `tnalgebra.compile`, of all forms, or factored only; as it is, or frozen (forward only).
 - hand: the chain of torch layers that one writes by hand, in either memory format (channels_last converts its input
   in the call); merged: the window's cores contracted beforehand to one layer, or without a window all cores but one.
 - dense; dense + rebuild: the kernel contracted from the cores in each call.
 - tensorly: tensorly-torch's FactorizedConv (CP, Tucker with full ranks on the window, train; no groups).
 - einconv: its einsum with the cores in the place of the kernel.
+- How they are measured is in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -67,7 +50,7 @@ from recipes.benchmarks.layers.contenders import (
 from recipes.benchmarks.layers.report import describe, figure, ratios_in, summary
 from recipes.benchmarks.runner import AGAIN, Benchmark, Contender, NetworkSettings, Row, run
 from recipes.command import run_command
-from recipes.reporting import check_least
+from recipes.reporting import check_known, check_least, check_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,19 +85,9 @@ class Layers(Benchmark[Cell, Problem]):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         check_least(config, {"batches": 1})
-        for fraction in config.fractions:
-            if not 0 < fraction <= 1:
-                raise tn.errors.StudyError(
-                    tn.errors.explain(f"a fraction of the channels is {fraction}", fix="above 0, at most 1")
-                )
-        for kind, asked, known in (
-            ("decomposition", config.decompositions, DECOMPOSITIONS),
-            ("contender", config.contenders, CONTENDERS),
-        ):
-            for name in asked:
-                if name not in known:
-                    fact = f"no {kind} is called {name!r}"
-                    raise tn.errors.StudyError(tn.errors.explain(fact, known=", ".join(known)))
+        check_part(config, "fractions")
+        check_known("decomposition", config.decompositions, DECOMPOSITIONS)
+        check_known("contender", config.contenders, CONTENDERS)
         self.asked = config
         self.rerun_above = config.rerun_above
         self.shapes: dict[str, Shape] = SMOKE_SHAPES if config.smoke else SHAPES

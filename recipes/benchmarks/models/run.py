@@ -6,30 +6,12 @@
     python -m recipes.benchmarks.models --models resnet20 resnet56 --rewrite "out kh | in kw" --fraction 0.25
     python -m recipes.benchmarks.models --models resnet50 --batch 8 --memory
 
-What is decomposed:
-- Every convolution but the first that gets smaller: windows by --rewrite, those of one element by --pointwise (of
-  which a Tucker-2 would only have one matrix more). Each rank is one fraction of its bond's largest useful one, the
-  same for all layers: --fraction, or the largest that keeps --multiply-adds of the kernel layers' multiply-adds.
-- Networks have random weights, cores come from one start without sweeps: times do not depend on them. For accuracy
-  see recipes.compress.
-
-What is measured, for each network, batch and pass (a cell):
-- The contenders take turns, in an order drawn again in each round; what is timed is one call, from the same contiguous
-  float32 images. Forward: under no_grad, in evaluation mode. Training: forward, cross-entropy, gradients of all
-  parameters, without the optimizer's step.
-- Medians count. Intervals hold 95 % of the bootstrap of a ratio of medians. The dense network is timed twice: the
-  ratio of the two is the noise floor.
-- Before that, the outputs are compared: of the decomposed with each other, of the dense with each other.
-- fraction: speed-up over dense, divided by dense over own multiply-adds. 1 is what they alone would give.
-- --memory: instead of times, the peak memory of three calls of each contender, in a process of its own, above the
-  images and the parameters.
-
-The contenders:
 - dense: torch's network.
 - hand: the same with torch layers, one for each core, in the place of the decomposed ones.
 - ours: `tnalgebra.convert`, of all forms, or factored only; as it is, or frozen (forward only).
 - channels_last: the weights in the other memory format; the call converts its input.
 - folded: batch normalisations put into the convolutions (forward only); ours then frozen.
+- What is decomposed, and how it is measured, is in docs/benchmarks.md. For accuracy see recipes.compress.
 """
 
 from __future__ import annotations
@@ -45,7 +27,7 @@ from recipes.benchmarks.models.contenders import CONTENDERS, Cell, Problem, make
 from recipes.benchmarks.models.report import describe, figure, table
 from recipes.benchmarks.runner import AGAIN, Benchmark, Contender, NetworkSettings, Row, run
 from recipes.command import run_command
-from recipes.reporting import check_least
+from recipes.reporting import check_known, check_least, check_part
 
 IMAGE_SIZES = {"resnet50": 224}
 """Pixels of a side; 32 for all other networks."""
@@ -90,14 +72,8 @@ class Models(Benchmark[Cell, Problem]):
             raise tn.errors.StudyError(
                 tn.errors.explain("the ranks are given twice", fix="--multiply-adds or --fraction")
             )
-        for name in ("multiply_adds", "fraction"):
-            value = getattr(config, name)
-            if value is not None and not 0 < value <= 1:
-                raise tn.errors.StudyError(tn.errors.explain(f"{name} is {value}", fix="above 0, at most 1"))
-        for name in config.contenders:
-            if name not in CONTENDERS:
-                fact = f"no contender is called {name!r}"
-                raise tn.errors.StudyError(tn.errors.explain(fact, known=", ".join(CONTENDERS)))
+        check_part(config, "multiply_adds", "fraction")
+        check_known("contender", config.contenders, CONTENDERS)
         self.pointwise = None if config.pointwise == "none" else config.pointwise
         for rewrite in (config.rewrite, self.pointwise):
             if rewrite is not None:

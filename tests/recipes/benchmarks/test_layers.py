@@ -319,7 +319,7 @@ def test_the_grid() -> None:
         ({"shapes": ("9x9-*",)}, ("'9x9-*'", "7x7-3-8-16-s2")),
         ({"decompositions": ("cp", "tucker3")}, ("'tucker3'", "tucker2")),
         ({"contenders": ("theirs",)}, ("'theirs'", "dense")),
-        ({"fractions": (0.0,)}, ("0.0",)),
+        ({"fractions": (0.0,)}, ("fractions is 0",)),
         ({"batches": (0,)}, ("batches is 0",)),
         ({"rounds": 0}, ("rounds is 0",)),
         ({"threads": -1}, ("threads is -1",)),
