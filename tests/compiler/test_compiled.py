@@ -479,7 +479,7 @@ def test_a_failed_freeze_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     def fails(*_arguments: object, **_named: object) -> list[Tensor]:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(compiled, "emit_values", fails)
+    monkeypatch.setattr(compiled, "contract_weights", fails)
     with pytest.raises(torch.OutOfMemoryError):
         module.freeze()
     assert not module.frozen

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import tnalgebra as tn
-from tnalgebra.compiler.compiled import _frontier, emit_values
 from tnalgebra.compiler.emit import argument_names, emit
+from tnalgebra.compiler.weights import contract_weights
 
 KERNELS = {
     "svd": ("L[out kh r] R[r in kw]", {"r": 2}),
@@ -52,9 +52,8 @@ def test_every_candidate_in_float32(name: str, groups: int, weight: tuple[int, .
         leaves = {"X": x.clone().requires_grad_(), **{key: getattr(module, key).detach() for key in cores}}
         given: dict[int, str] = {}
         if frozen:
-            given = {number: f"frozen_{count}" for count, number in enumerate(_frontier(program))}
-            contracted = emit_values(program, list(given), {key: leaves[key] for key in cores})
-            leaves |= dict(zip(given.values(), contracted, strict=True))
+            given, stored = contract_weights(program, {key: leaves[key] for key in cores})
+            leaves |= stored
         else:
             leaves = {key: tensor.requires_grad_() for key, tensor in leaves.items()}
         code = emit(program, given=given)

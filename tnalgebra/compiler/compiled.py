@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,13 +12,13 @@ from torch import Tensor, fx, nn
 
 from ..errors import CompileError, SizeError, explain
 from ..network import Conv, Fill, NamedTensor, Network, node_text
-from ..tensors import pattern
 from .choose import Candidate, PlanRequest, candidates_for, is_channels_last
 from .computation import check_inputs
 from .emit import argument_names, emit
 from .operations import Load, Program, labels_in
 from .plan import Plan
-from .tune import tune_candidates
+from .tune import make_timer, tune_candidates
+from .weights import contract_weights, dense_patterns, lay_out
 
 SEEN = 256
 """Shapes of inputs that are remembered as checked."""
@@ -193,10 +191,9 @@ class Compiled(nn.Module):
         dtype = like.dtype if self._weights else torch.float64  # of dense patterns alone, which follow the inputs
         request = replace(self.plan.request, frozen=True, backward=False, dtype=dtype, device=like.device)
         plan = self._make_plan(request)
-        given = _frozen_names(plan.chosen.program, self)
         weights = {name: getattr(self, name).detach() for name in self._weights}
-        parts = emit_values(plan.chosen.program, list(given), weights | _patterns(plan.chosen, request))
-        for name, tensor in zip(given.values(), parts, strict=True):
+        given, stored = contract_weights(plan.chosen.program, weights | dense_patterns(plan.chosen, request))
+        for name, tensor in stored.items():
             self.register_buffer(name, tensor, persistent=False)
         self._thawed = self.plan
         self._run(plan, given)
@@ -247,7 +244,7 @@ class Compiled(nn.Module):
         self._tune = self._tune if tune is None else tune
         plan = self._make_plan(request)
         self.thaw()
-        for name in _patterns(before.chosen, before.request):
+        for name in dense_patterns(before.chosen, before.request):
             delattr(self, name)
         self.network = request.network
         self._use(plan)
@@ -284,8 +281,8 @@ class Compiled(nn.Module):
 
     def _use(self, plan: Plan) -> None:
         """From now on compute by this plan: with its dense patterns, and each weight laid out as it wants it."""
-        _lay_out(plan.chosen.program, {name: tensor for name, tensor in self._parameters.items() if tensor is not None})
-        for name, dense in _patterns(plan.chosen, plan.request).items():
+        lay_out(plan.chosen.program, {name: tensor for name, tensor in self._parameters.items() if tensor is not None})
+        for name, dense in dense_patterns(plan.chosen, plan.request).items():
             self.register_buffer(name, dense, persistent=False)
         self._run(plan, {})
 
@@ -313,112 +310,7 @@ class Compiled(nn.Module):
         self._run(self.plan, self._given)
 
     def _timer(self, candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
-        return _Trial(self, candidate, request).seconds
-
-
-def _lay_out(program: Program, tensors: Mapping[str, Tensor]) -> None:
-    """Lay each weight out as its first step wants it; shapes and elements stay."""
-    for operation in program.operations:
-        if isinstance(operation, Load) and operation.name in program.stored and operation.name in tensors:
-            labels = labels_in(operation.axes)
-            wanted = [labels.index(label) for label in program.stored[operation.name]]
-            back = [wanted.index(axis) for axis in range(len(wanted))]
-            tensor = tensors[operation.name]
-            with torch.no_grad():
-                tensor.data = tensor.data.permute(wanted).contiguous().permute(back)
-
-
-def _patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tensor]:
-    """name -> the dense 0/1 arrays that a candidate takes."""
-    computation = candidate.computation
-    return {
-        leaf.name: pattern(leaf.node, computation.network).to(request.device, request.dtype)
-        for leaf in (*computation.leaves, *candidate.program.patterns)
-        if leaf.kind == "pattern"
-    }
-
-
-class _Trial:
-    """One candidate with tensors of its own, to be timed."""
-
-    def __init__(self, module: Compiled, candidate: Candidate, request: PlanRequest) -> None:
-        program = candidate.program
-        self.request = request
-        sizes = candidate.computation.sizes
-        weights: dict[str, Tensor] = {}
-        patterns = _patterns(candidate, request)
-        for operation in program.operations:
-            if not isinstance(operation, Load):
-                continue
-            if operation.kind == "input":
-                shape = [sizes[axis[0]] for axis in operation.axes]
-                tensor = torch.randn(shape, dtype=request.dtype, device=request.device)
-                if request.channels_last and tensor.ndim in (4, 5):
-                    layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
-                    tensor = tensor.contiguous(memory_format=layout)
-                weights[operation.name] = tensor.requires_grad_(request.backward)
-            elif operation.kind == "pattern":
-                weights[operation.name] = patterns[operation.name]
-            else:
-                value = getattr(module, operation.name).detach().clone()
-                weights[operation.name] = value.requires_grad_(request.backward)
-        _lay_out(program, {k: v for k, v in weights.items() if k not in program.inputs})
-        given: dict[int, str] = {}
-        if request.frozen:
-            given = _frozen_names(program, module)
-            parts = emit_values(program, list(given), weights)
-            weights |= dict(zip(given.values(), parts, strict=True))
-        self.code = emit(program, given=given)
-        self.tensors = [weights[name] for name in (*program.inputs, *argument_names(program, given))]
-        self.grad: Tensor | None = None
-
-    def seconds(self) -> float:
-        """Run once."""
-        self._wait()
-        started = time.perf_counter()
-        if self.request.backward:
-            value = self.code(*self.tensors)
-            if self.grad is None:
-                self.grad = torch.randn_like(value)
-            torch.autograd.grad(value, [t for t in self.tensors if t.requires_grad], self.grad)
-        else:
-            with torch.no_grad():
-                self.code(*self.tensors)
-        self._wait()
-        return time.perf_counter() - started
-
-    def _wait(self) -> None:
-        if self.request.device.type == "cuda":
-            torch.cuda.synchronize(self.request.device)
-
-
-def emit_values(program: Program, wanted: Sequence[int], tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """Values that only weights go into, computed now, each with memory of its own."""
-    if not wanted:
-        return []
-    code = emit(program, wanted=wanted)
-    taken = [tensors[name] for name in argument_names(program, wanted=wanted)]
-    kind = taken[0].device.type if taken else "cpu"
-    # a caller's autocast or inference mode would go into what is stored
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
-        values = code(*taken)
-        return [value.detach().clone() for value in values]
-
-
-def _frozen_names(program: Program, module: Compiled) -> dict[int, str]:
-    """Position -> the name of a buffer, for every value that is stored when weights are contracted before."""
-    taken = {*program.inputs, *module._weights}
-    free = (name for count in itertools.count() if (name := f"frozen_{count}") not in taken)
-    return dict(zip(_frontier(program), free, strict=False))
-
-
-def _frontier(program: Program) -> list[int]:
-    """Values that only weights go into, and that something else takes (or that are the result)."""
-    flags = program.weights_only
-    taken = {source for n, one in enumerate(program.operations) if not flags[n] for source in one.sources}
-    if flags[-1]:
-        taken.add(len(flags) - 1)
-    return sorted(number for number in taken if flags[number])
+        return make_timer(candidate, request, {name: getattr(self, name) for name in self._weights})
 
 
 def _fixed_axes(request: PlanRequest, program: Program) -> tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]:

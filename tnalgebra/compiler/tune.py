@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import zip_longest
 from statistics import median
+from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from .._files import cache_folder, write_text
 from .choose import Candidate, PlanRequest
+from .emit import argument_names, emit
+from .operations import Load, shape_in
+from .weights import contract_weights, dense_patterns, lay_out
 
 TUNED = 12
 """Candidates that `tune=True` measures: the best of each style in turn, in the order of their prices."""
@@ -77,6 +82,50 @@ def _worth_trying(listed: Sequence[Candidate]) -> list[Candidate]:
     rounds = zip_longest(*by_style.values())
     chosen = [one for turn in rounds for one in turn if one is not None][:TUNED]
     return [one for one in listed if one in chosen]
+
+
+def make_timer(candidate: Candidate, request: PlanRequest, weights: Mapping[str, Tensor]) -> Callable[[], float]:
+    """A function that runs a candidate once, on tensors of its own, and returns the seconds."""
+    program, is_cuda = candidate.program, request.device.type == "cuda"
+    tensors = {}
+    for operation in program.operations:
+        if isinstance(operation, Load) and operation.kind == "input":
+            shape = shape_in(operation.axes, candidate.computation.sizes)
+            tensor = torch.randn(shape, dtype=request.dtype, device=request.device)
+            if request.channels_last and tensor.ndim in (4, 5):
+                layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
+                tensor = tensor.contiguous(memory_format=layout)
+            tensors[operation.name] = tensor
+        elif isinstance(operation, Load) and operation.kind == "weight":
+            tensors[operation.name] = weights[operation.name].detach().clone()
+    for tensor in tensors.values():
+        tensor.requires_grad_(request.backward)
+    tensors |= dense_patterns(candidate, request)
+    lay_out(program, tensors)
+    given: dict[int, str] = {}
+    if request.frozen:
+        given, stored = contract_weights(program, tensors)
+        tensors |= stored
+    code = emit(program, given=given)
+    arguments = [tensors[name] for name in (*program.inputs, *argument_names(program, given))]
+    trained = [tensor for tensor in arguments if tensor.requires_grad]
+    gradients: list[Tensor] = []
+
+    def run() -> float:
+        if is_cuda:
+            torch.cuda.synchronize(request.device)
+        start = perf_counter()
+        with torch.set_grad_enabled(request.backward):
+            value = code(*arguments)
+        if request.backward:
+            if not gradients:
+                gradients.append(torch.randn_like(value))
+            torch.autograd.grad(value, trained, gradients[0])
+        if is_cuda:
+            torch.cuda.synchronize(request.device)
+        return perf_counter() - start
+
+    return run
 
 
 def digest(candidate: Candidate) -> str:

@@ -1,0 +1,61 @@
+"""The tensors that a program takes besides its inputs: laid out in memory, dense patterns, and contracted before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from ..tensors import pattern
+from .choose import Candidate, PlanRequest
+from .emit import argument_names, emit
+from .operations import Load, Program, labels_in
+
+
+def lay_out(program: Program, tensors: Mapping[str, Tensor]) -> None:
+    """Lay each weight out as its first step wants it; shapes and elements stay."""
+    for operation in program.operations:
+        if isinstance(operation, Load) and operation.name in program.stored and operation.name in tensors:
+            labels = labels_in(operation.axes)
+            wanted = [labels.index(label) for label in program.stored[operation.name]]
+            tensor = tensors[operation.name]
+            with torch.no_grad():
+                tensor.data = tensor.data.permute(wanted).contiguous().permute([*map(wanted.index, range(len(wanted)))])
+
+
+def dense_patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tensor]:
+    """name -> the dense 0/1 arrays that a candidate takes."""
+    computation = candidate.computation
+    return {
+        leaf.name: pattern(leaf.node, computation.network).to(request.device, request.dtype)
+        for leaf in (*computation.leaves, *candidate.program.patterns)
+        if leaf.kind == "pattern"
+    }
+
+
+def contract_weights(program: Program, tensors: Mapping[str, Tensor]) -> tuple[dict[int, str], dict[str, Tensor]]:
+    """The values that only weights go into and that something else takes (or that are the result), computed now.
+
+    Returns:
+        position -> name, as `emit` takes them, and name -> tensor, each with memory of its own.
+    """
+    flags = program.weights_only
+    taken = {source for flag, one in zip(flags, program.operations, strict=True) if not flag for source in one.sources}
+    if flags[-1]:
+        taken.add(len(flags) - 1)
+    names = (name for number in count() if (name := f"frozen_{number}") not in {*program.inputs, *tensors})
+    given = dict(zip(sorted(number for number in taken if flags[number]), names, strict=False))
+    return given, dict(zip(given.values(), _compute(program, [*given], tensors), strict=True))
+
+
+def _compute(program: Program, wanted: Sequence[int], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    if not wanted:
+        return []
+    code = emit(program, wanted=wanted)
+    taken = [tensors[name] for name in argument_names(program, wanted=wanted)]
+    kind = taken[0].device.type if taken else "cpu"
+    # a caller's autocast or inference mode would go into what is stored
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
+        return [value.detach().clone() for value in code(*taken)]
