@@ -57,7 +57,7 @@ def test_the_smoke_run_leaves_rows_and_figures(
     printed = capsys.readouterr().out
     fields = [field.name for field in dataclasses.fields(Config)]
     assert [line.split()[0] for line in printed.splitlines()[: len(fields)]] == fields
-    assert ["warmup", "0.2"] in [line.split() for line in printed.splitlines()], "a usual warm-up is not all of a short training"
+    assert ["warmup", "0.2"] in [line.split() for line in printed.splitlines()], "not all of a short training"
     rows = read_rows(tmp_path)
     assert len(rows) == 5, "dense, two rewrites of two sizes"
     assert summary(rows) in printed
