@@ -183,6 +183,8 @@ def test_shared_tensors_are_stored_once_and_memory_orders_do_not_matter(tmp_path
 
 def test_dtypes(tmp_path: Path) -> None:
     model = converted(model=network().double())
+    with torch.no_grad():
+        model[1].running_var[1] = float("inf")
     save(model, tmp_path / "model.safetensors")
     same_state(load(tmp_path / "model.safetensors", into=network().double()), model)
     same_state(load(tmp_path / "model.safetensors", into=network(), dtype=torch.float64), model)
@@ -190,17 +192,6 @@ def test_dtypes(tmp_path: Path) -> None:
     same_state(single, copy.deepcopy(model).float())
     moved = load(tmp_path / "model.safetensors", into=network(), device="cpu", dtype=torch.bfloat16)
     same_state(moved, copy.deepcopy(model).bfloat16())
-
-
-def test_numbers_that_are_none_come_back(tmp_path: Path) -> None:
-    model = converted()
-    with torch.no_grad():
-        model[0].U[0, 0] = float("nan")
-        model[1].running_var[1] = float("inf")
-    save(model, tmp_path / "model.safetensors")
-    loaded = load(tmp_path / "model.safetensors", into=network())
-    for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
 def test_what_a_new_layer_takes_over(tmp_path: Path) -> None:
@@ -235,22 +226,6 @@ def test_a_converted_model_keeps_its_parameters_and_is_thawed(tmp_path: Path) ->
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.safetensors"
-    save(network(), path)
-    before = path.read_bytes()
-
-    def broken(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError("no space left")
-
-    monkeypatch.setattr("tnalgebra.checkpoint.file.save_file", broken)
-    with pytest.raises(OSError, match="no space left"):
-        save(converted(), path)
-    assert path.read_bytes() == before
-    assert [*tmp_path.iterdir()] == [path]
-
-
 @pytest.mark.parametrize(
     ("entry", "fact"),
     [
@@ -282,7 +257,7 @@ def test_a_link_is_followed_and_what_is_no_file_stays(tmp_path: Path) -> None:
         save(network().state_dict(), path)  # type: ignore[arg-type]
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save(network(), path)
     before = path.read_bytes()

@@ -75,6 +75,4 @@ def test_saved_loaded_elsewhere_exported_and_run(tmp_path: Path) -> None:
         found = torch.from_numpy(numpy.load(tmp_path / f"logits-{count}.npy")).double()
         assert found.shape == (count, 10)
         assert (found - logits).norm() <= 1e-5 * logits.norm()  # float32: sums in another order
-    assert wanted[7].std(0).min() > 5e-3 * wanted[7].abs().max(), (
-        "logits that hardly differ prove little"
-    )
+    assert wanted[7].std(0).min() > 5e-3 * wanted[7].abs().max(), "logits that hardly differ prove little"
