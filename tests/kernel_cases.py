@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.strategies import random_values
-from tnalgebra.network.nodes import NamedTensor
-from tnalgebra.network.notation import parse
+from tnalgebra.fitting import Metric
+from tnalgebra.network import NamedTensor, parse
 from tnalgebra.rewriting import Fit, Rule
 
 SIZES = {"out": 7, "in": 5, "kh": 3, "kw": 2}
@@ -90,6 +90,33 @@ def check_claim(fit: Fit) -> None:
 
 def values_of(text: str, seed: int = 0) -> dict[str, Tensor]:
     return random_values(parse(text), seed)
+
+
+def metric_of(seed: int, labels: str = "in kh kw", *, grouped: bool = False, crossed: bool = False) -> Metric:
+    """Of 200 inputs of `KERNEL` that are strongly correlated; `crossed`: the outputs are near those of `KERNEL`."""
+    words = tuple(labels.split())
+    sizes = [SIZES[label] for label in words]
+    rest = [label for label in SIZES if label not in ("out", *words)]
+    d = math.prod(sizes)
+    inputs = gaussian(7 if grouped else 1, 200, d, seed=seed) @ torch.diag(0.7 ** torch.arange(d, dtype=torch.float64))
+    inputs = inputs @ torch.linalg.qr(gaussian(d, d, seed=seed + 1))[0] + 0.1 * gaussian(1, 200, d, seed=seed + 2)
+    covariance = inputs.mT @ inputs / 200
+    cross = power = None
+    if crossed:
+        rows = KERNEL.permute([list(SIZES).index(label) for label in ("out", *rest, *words)])
+        wanted = rows.reshape(7, -1, d) + 0.1 * gaussian(7, rows.numel() // (7 * d), d, seed=seed + 3)
+        cross = (wanted @ covariance).reshape(rows.shape)
+        power = 1.1 * float((wanted @ covariance * wanted).sum())
+    shape = (*([7] if grouped else []), *sizes, *sizes)
+    outputs = ("out", *rest) if crossed else ("out",)
+    return Metric(words, covariance.reshape(shape), ("out",) if grouped else (), cross, power, outputs)
+
+
+def measured(dense: Tensor, metric: Metric, kernel: Tensor = KERNEL) -> float:
+    """The error of the output, by the metric itself."""
+    if metric.cross is not None:
+        return metric.output_error(dense, tuple(SIZES))
+    return metric.relative(kernel - dense, kernel, tuple(SIZES))
 
 
 TREES: dict[str, tuple[str, dict[str, str]]] = {

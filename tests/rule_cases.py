@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.kernel_cases import gaussian
-from tnalgebra.rewriting import Fit
-from tnalgebra.rewriting.text import rule
+from tnalgebra.rewriting import Fit, rule
 
 TUCKER = rule("K[o i h w] => U[o a] G[a b h w] V[b i]", name="tucker2")
 TRAIN = rule("G[o i h w] => A[o p] B[p i q] C[q h w]", name="train")

@@ -14,11 +14,11 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from tests.fit_cases import PLANTED, Case
-from tests.kernel_cases import check_claim, gaussian, tail, unfolding
+from tests.kernel_cases import KERNEL, check_claim, gaussian, measured, metric_of, tail, unfolding
 from tests.refusals import refused
 from tnalgebra.errors import RuleError
 from tnalgebra.fitting import Metric
-from tnalgebra.rewriting import Fit, rule
+from tnalgebra.rewriting import rule
 
 # Against a plain optimiser ------------------------------------------------------------------------------------
 
@@ -72,52 +72,9 @@ def test_no_plain_optimiser_finds_better_cores(name: str) -> None:
     assert fit.relative_error <= best_of_a_plain_optimiser(case, output, kernel, starts=3) * (1 + 1e-6)
 
 
-def test_a_core_of_a_decomposition_is_decomposed() -> None:
-    """Two steps of one trace; the second fits what the first left, and each claims its own error."""
-    kernel = gaussian(7, 6, 4, 3, seed=2)
-    first = rule("K[o i h w] => U[o a] G[a b h w] V[b i]").apply({"K": kernel}, ranks={"a": 4, "b": 3})
-    ring = rule("G[a b h w] => A[z a p] B[p b q] C[q h w z]", name="ring")
-    second = first.then(ring, bind={"G": "G"}, ranks={"z": 2, "p": 2, "q": 2})
-    assert str(second.network) == "U[o:7 a:4] A[z:2 a p:2] B[p b:3 q:2] C[q h:4 w:3 z] V[b i:6] -> [o i h w]"
-    one, two = second.trace.steps
-    alone = ring.apply({"G": first.values["G"]}, ranks={"z": 2, "p": 2, "q": 2})
-    assert two.relative_error == pytest.approx(alone.relative_error, rel=1e-9)
-    assert second.relative_error > one.relative_error
-    second.trace.check({"K": kernel})
-
-
 # In a metric -------------------------------------------------------------------------------------------------
 
-KERNEL = gaussian(7, 5, 3, 2, seed=1)
 KERNEL8 = torch.cat([KERNEL, KERNEL[:1].flip(1)])
-LABELS = ("out", "in", "kh", "kw")
-
-
-def metric_of(
-    seed: int, *, labels: tuple[str, ...] = ("in", "kh", "kw"), grouped: bool = False, crossed: bool = False
-) -> Metric:
-    """Of 200 inputs whose values hang together strongly."""
-    sizes = [dict(zip(LABELS, KERNEL.shape, strict=True))[label] for label in labels]
-    d = math.prod(sizes)
-    inputs = gaussian(7 if grouped else 1, 200, d, seed=seed) @ torch.diag(0.7 ** torch.arange(d, dtype=torch.float64))
-    inputs = inputs @ torch.linalg.qr(gaussian(d, d, seed=seed + 1))[0] + 0.1 * gaussian(1, 200, d, seed=seed + 2)
-    covariance = inputs.mT @ inputs / 200
-    outputs = inputs.expand(7, -1, -1) @ KERNEL.reshape(7, -1, 1) if crossed else None
-    cross = power = None
-    if outputs is not None:
-        outputs = outputs[..., 0] + gaussian(7, 200, seed=seed + 3)
-        cross = torch.einsum("on,ond->od", outputs, inputs.expand(7, -1, -1)).reshape(7, *sizes) / 200
-        power = float(outputs.square().sum() / 200)
-    lead = (7,) if grouped else ()
-    return Metric(labels, covariance.reshape(*lead, *sizes, *sizes), ("out",) if grouped else (), cross, power)
-
-
-def measured(fit: Fit, metric: Metric, kernel: Tensor = KERNEL) -> float:
-    """The error of the output, by the metric itself."""
-    dense = fit.dense()
-    if metric.cross is not None:
-        return metric.output_error(dense, LABELS)
-    return metric.relative(kernel - dense, kernel, LABELS)
 
 
 @pytest.mark.parametrize("text", ["K[o i h w] => L[o r] R[r i h w]", "K[out in kh kw] => R[kw kh r in] L[r out]"])
@@ -129,15 +86,15 @@ def test_a_cut_with_all_coupled_labels_on_one_core_is_the_whitened_svd(text: str
         fit = rule(text).apply({"K": KERNEL}, ranks={"r": rank}, metric=metric)
         check_claim(fit)
         assert fit.output_error == pytest.approx(tail(matrix, rank), rel=1e-9)
-        assert fit.output_error == pytest.approx(measured(fit, metric), rel=1e-9)
+        assert fit.output_error == pytest.approx(measured(fit.dense(), metric), rel=1e-9)
         plain = rule(text).apply({"K": KERNEL}, ranks={"r": rank})
-        assert fit.output_error < measured(plain, metric)
+        assert fit.output_error < measured(plain.dense(), metric)
         assert fit.relative_error > plain.relative_error
 
 
 def test_a_train_with_a_core_of_the_coupled_label_at_its_end() -> None:
     """Coupled is `in` alone: it stands on one core of a tree, which takes the metric up."""
-    metric = metric_of(3, labels=("in",))
+    metric = metric_of(3, "in")
     entry = rule("K[out in kh kw] => A[out p] B[p kh kw q] C[q in]")
     fit = entry.apply({"K": KERNEL}, ranks={"p": 7, "q": 2}, metric=metric)
     check_claim(fit)
@@ -161,18 +118,15 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_fit_in_a_metric_is_better_there_than_one_without(name: str, kind: str) -> None:
     text, ranks = OTHERS[name]
-    metric = {
-        "plain": lambda: metric_of(0),
-        "grouped": lambda: metric_of(1, grouped=True),
-        "crossed": lambda: metric_of(2, crossed=True),
-        "of in": lambda: metric_of(3, labels=("in",)),
-    }[kind]()
+    metric = (
+        metric_of(3, "in") if kind == "of in" else metric_of(1, grouped=kind == "grouped", crossed=kind == "crossed")
+    )
     plain = rule(text).apply({"K": KERNEL}, ranks=ranks, seed=4, starts=2)
     fit = rule(text).apply({"K": KERNEL}, ranks=ranks, metric=metric, seed=4, starts=2)
     check_claim(fit)
     assert fit.output_error is not None
-    assert fit.output_error == pytest.approx(measured(fit, metric), rel=1e-6)
-    assert fit.output_error < measured(plain, metric)
+    assert fit.output_error == pytest.approx(measured(fit.dense(), metric), rel=1e-6)
+    assert fit.output_error < measured(plain.dense(), metric)
     assert plain.output_error is None
 
 
@@ -189,7 +143,7 @@ def test_a_cross_makes_up_for_what_is_wrong_before(rank: int) -> None:
     values = np.linalg.svd(whitened, compute_uv=False)
     left = metric.power - float(np.sum(values**2)) + float(np.sum(values[rank:] ** 2))
     assert fit.output_error == pytest.approx(math.sqrt(left / metric.power), rel=1e-8)
-    assert fit.output_error == pytest.approx(measured(fit, metric), rel=1e-8)
+    assert fit.output_error == pytest.approx(measured(fit.dense(), metric), rel=1e-8)
 
 
 @pytest.mark.parametrize("crossed", [False, True])
@@ -215,8 +169,8 @@ def test_a_metric_is_split_where_its_labels_are(text: str, grouped: bool, crosse
     plain = entry.apply({"K": KERNEL8}, ranks=ranks, starts=2)
     fit = entry.apply({"K": KERNEL8}, ranks=ranks, metric=metric, starts=2)
     check_claim(fit)
-    assert fit.output_error == pytest.approx(measured(fit, metric, KERNEL8), rel=1e-6)
-    assert fit.output_error < measured(plain, metric, KERNEL8)
+    assert fit.output_error == pytest.approx(measured(fit.dense(), metric, KERNEL8), rel=1e-6)
+    assert fit.output_error < measured(plain.dense(), metric, KERNEL8)
 
 
 def test_a_metric_of_ones_changes_nothing() -> None:
