@@ -57,21 +57,14 @@ def test_state_holds_the_tensors_of_the_network_and_nothing_else(name: str) -> N
     assert set(module.state_dict()) == set(case.values())
 
 
-def test_a_parameter_is_used_as_it_is() -> None:
-    own = nn.Parameter(seeded(3, 4))
-    module = linear(values={"A": own, "B": seeded(5, 3)})
-    assert module.A is own
+def test_parameters_are_used_as_they_are() -> None:
+    own = nn.Parameter(seeded(3, 4)), nn.Parameter(seeded(5, 3), requires_grad=False)
+    module = linear(values=dict(zip("AB", own, strict=True)))
+    assert own == (module.A, module.B)
     module(seeded(2, 4)).sum().backward()
-    assert own.grad is not None
-
-
-def test_a_parameter_that_needs_no_gradient_gets_none() -> None:
-    module = linear(values={"A": nn.Parameter(seeded(3, 4), requires_grad=False), "B": seeded(5, 3)})
-    module(seeded(2, 4)).sum().backward()
-    assert module.A.grad is None
-    assert module.B.grad is not None
+    assert [parameter.grad is not None for parameter in own] == [True, False]
     module.freeze().thaw()
-    assert [parameter.requires_grad for parameter in (module.A, module.B)] == [False, True]
+    assert [parameter.requires_grad for parameter in (module.A, module.B)] == [True, False]
 
 
 def test_values_are_copied() -> None:
@@ -109,20 +102,15 @@ def test_state_goes_into_another_module() -> None:
     same(other(x), one(x))
 
 
-def test_loading_in_place_of_the_parameters_thaws() -> None:
-    module = CASE.compiled().freeze()
-    state = {name: 2 * value for name, value in CASE.values().items()}
-    module.load_state_dict(state, assign=True)
-    assert not module.frozen
-    same(module(CASE.input()), evaluate(CASE.network, {"X": CASE.input(), **state}))
-
-
-def test_a_parent_that_loads_or_trains_thaws() -> None:
+def test_loading_and_training_thaw() -> None:
     parent = nn.Sequential(CASE.compiled().freeze())
-    parent.eval()
-    assert parent[0].frozen
-    parent.load_state_dict(parent.state_dict())
+    assert not parent[0].training
+    assert parent.eval()[0].frozen
+    state = {f"0.{name}": 2 * value for name, value in CASE.values().items()}
+    parent.load_state_dict(state, assign=True)
     assert not parent[0].frozen
+    values = {name: 2 * value for name, value in CASE.values().items()}
+    same(parent(CASE.input()), evaluate(CASE.network, {"X": CASE.input(), **values}))
     parent[0].freeze()
     parent.train()
     assert not parent[0].frozen
@@ -218,14 +206,6 @@ def test_freezing_and_thawing_twice_is_doing_it_once() -> None:
     assert not module.frozen
     assert (module.code, module.plan) == (code, plan)
     assert not list(module.named_buffers())
-
-
-def test_training_thaws_and_evaluating_does_not() -> None:
-    module = CASE.compiled().freeze()
-    assert not module.training
-    assert module.eval().frozen
-    assert not module.train().frozen
-    assert module.training
 
 
 def test_freezing_leaves_parameters_as_they_are() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.emitted_cases import CASES, Case, Emitted, candidates, picked
+from tests.emitted_cases import CASES, Case, Emitted, candidates
 from tnalgebra.tensors.evaluation import evaluate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -26,12 +26,15 @@ def oracle(case: Case) -> Tensor:
 
 
 @each_case
-def test_every_candidate_computes_the_network(name: str) -> None:
-    case, expected = CASES[name], oracle(CASES[name])
-    for candidate in candidates(name):
-        value = Emitted(case, candidate, device="cuda")(case.input("cuda"))
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_candidate_computes_the_network(name: str, channels_last: bool) -> None:
+    case, x = CASES[name], CASES[name].input("cuda")
+    if channels_last and x.ndim in (4, 5):
+        x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+    for candidate in candidates(name, channels_last=channels_last):
+        value = Emitted(case, candidate, device="cuda")(x)
         assert value.is_cuda
-        same(value, expected)
+        same(value, oracle(case))
 
 
 @each_case
@@ -54,10 +57,7 @@ def test_values_and_gradients_are_those_of_the_cpu(name: str) -> None:
 @pytest.mark.parametrize("frozen", [False, True], ids=["thawed", "frozen"])
 def test_a_module_moves_to_the_gpu(name: str, frozen: bool) -> None:
     case, x = CASES[name], CASES[name].input("cuda")
-    module = case.compiled()
-    if frozen:
-        module.freeze()
-    module.cuda()
+    module = case.compiled(frozen=frozen).cuda()
     same(module(x), oracle(case))
     same(module.thaw()(x), oracle(case))
     same(module.freeze()(x), oracle(case))  # planned anew, for the GPU
@@ -77,17 +77,6 @@ def test_autocast_and_half_precision(name: str, dtype: torch.dtype) -> None:
     for value in (automatic, half):  # every factor of every step is rounded
         error = (value.double() - expected).abs().max()
         assert error <= 8 * torch.finfo(dtype).eps * expected.abs().max()
-
-
-@pytest.mark.parametrize("name", ["tucker-2", "train", "7x7 stem", "grouped", "1x1", "reflect"])
-def test_channels_last(name: str) -> None:
-    case = CASES[name]
-    x = case.input("cuda").contiguous(memory_format=torch.channels_last)
-    for candidate in picked(name, channels_last=True):
-        same(Emitted(case, candidate, device="cuda")(x), oracle(case))
-    module = case.compiled("cuda", memory_format=torch.channels_last)
-    same(module(x), oracle(case))
-    same(module.freeze()(x), oracle(case))
 
 
 @pytest.mark.parametrize("options", [{}, {"backward": True}, {"memory_format": torch.channels_last}], ids=str)

@@ -52,22 +52,14 @@ def scale_of_gradients(network: Network, values: Mapping[str, Tensor], direction
     return gradients(contract(dense, network.output), tensors, direction.abs())
 
 
-@given(examples())
-def test_compiled_is_the_oracles_value(example: Example) -> None:
+@given(examples(), st.sampled_from(["all", "factored"]))
+def test_compiled_is_the_oracles_value(example: Example, candidates: str) -> None:
     network, values, inputs = example
-    module = compiled(network, values, inputs)
+    module = compiled(network, values, inputs, candidates=candidates)
     expected, scale = evaluate(network, values), magnitude(network, values)
     given_ = [values[name] for name in inputs]
     assert_same(module(*given_).detach(), expected, scale)
     assert_same(module.freeze()(*given_).detach(), expected, scale)
-
-
-@given(examples())
-def test_compiled_never_dense_is_the_oracles_value(example: Example) -> None:
-    network, values, inputs = example
-    module = compiled(network, values, inputs, candidates="factored")
-    value = module(*(values[name] for name in inputs)).detach()
-    assert_same(value, evaluate(network, values), magnitude(network, values))
 
 
 @given(examples(), st.integers(0, 2**32 - 1))
@@ -88,25 +80,18 @@ def test_gradients_are_those_of_the_dense_contraction(example: Example, seed: in
 
 @FEWER
 @given(examples(max_nodes=8))
-def test_every_candidate_is_the_oracles_value(example: Example) -> None:
+def test_every_candidate_has_the_value_and_the_gradients_of_the_dense_contraction(example: Example) -> None:
     network, values, inputs = example
     module = compiled(network, values, inputs)
-    expected, scale = evaluate(network, values), magnitude(network, values)
-    for candidate in module.plan.candidates:
-        assert_same(candidate_value(candidate, values), expected, scale)
-
-
-@FEWER
-@given(examples())
-def test_every_candidate_has_the_gradients_of_the_dense_contraction(example: Example) -> None:
-    network, values, inputs = example
-    module = compiled(network, values, inputs)
-    direction = torch.ones(evaluate(network, values).shape, dtype=torch.float64)
+    value, size = evaluate(network, values), magnitude(network, values)
+    direction = torch.ones(value.shape, dtype=torch.float64)
     expected = dense_gradients(network, values, direction)
     scale = scale_of_gradients(network, values, direction)
     for candidate in module.plan.candidates:
         tensors = {name: value.clone().requires_grad_() for name, value in values.items()}
-        for name, found in gradients(candidate_value(candidate, tensors), tensors, direction).items():
+        own = candidate_value(candidate, tensors)
+        assert_same(own.detach(), value, size)
+        for name, found in gradients(own, tensors, direction).items():
             assert_same(found, expected[name], scale[name])
 
 
