@@ -80,7 +80,7 @@ class Config:
     """decompositions that a layer is offered, each in quotes: names (print(tnalgebra.decompositions.rules()) lists
     them), cuts, rules in the notation; the one that serves the budget best is taken"""
     parameters: float | None = None
-    """part of the network's parameters that is kept at most, in (0, 1); 0.5 if there is no --multiply-adds"""
+    """part of the network's parameters that is kept at most, in (0, 1); 0.5 without --multiply-adds"""
     multiply_adds: float | None = None
     """part of the multiply-adds of all convolutions and linear layers that is kept at most, in (0, 1)"""
     skip: tuple[str, ...] = ("first",)
@@ -365,7 +365,7 @@ def summary(result: Result, report: tn.model.ConversionReport) -> str:
         rows.append([name.replace("_", "-"), f"{old:,}", f"{new:,}", kept])
     threads = {None: "", 1: ", 1 thread"}.get(latency["threads"], f", {latency['threads']} threads")
     lines = [
-        *str(report).splitlines()[: -len(report.notes)],  # the notes' figures stand below too
+        *str(report).splitlines()[: -len(report.notes)],  # the notes' figures are below too
         "",
         *_aligned(rows),
         "",

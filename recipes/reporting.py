@@ -27,7 +27,7 @@ def print_settings(config: Any) -> None:
 def check_least(
     config: Any, least: Mapping[str, float], error: type[tn.errors.TnalgebraError] = tn.errors.StudyError
 ) -> None:
-    """Refuse a setting, or an element of one, below its least value; None stands for a default."""
+    """Refuse a setting, or an element of one, below its least value; None means a default."""
     for name, bound in least.items():
         for one in _values(config, name):
             if not one >= bound:
@@ -35,7 +35,7 @@ def check_least(
 
 
 def check_part(config: Any, *names: str) -> None:
-    """Refuse settings that are not in (0, 1]; None stands for a default."""
+    """Refuse settings that are not in (0, 1]; None means a default."""
     for name in names:
         for one in _values(config, name):
             if not 0 < one <= 1:

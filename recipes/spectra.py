@@ -9,8 +9,8 @@
 The entanglement of kernels, after Singh, Jahromi and Orus (arXiv 2403.14379):
 - Each cut of a kernel's labels in two makes it a matrix with r singular values s. Its
   entropy S = -sum p ln p, p = s^2 / sum s^2, is 0 where one value holds all, and ln r
-  where all are equal: S / ln r compares kernels of different sizes. Of one value there
-  is no such number.
+  where all are equal: S / ln r compares kernels of different sizes. It does not exist
+  for one value.
 - A kernel of random weights is nearly even. What training did is therefore shown by the
   difference from the same layer of a fresh network, built with --seed.
 - Both are compared with depth, the order of the layers in the network: Spearman's

@@ -113,7 +113,7 @@ class Fits(Benchmark[Problem, Problem]):
         """Kernels in float64.
 
         Raises:
-            StudyError: no layer has such a name, or it has no 3x3 kernel.
+            StudyError: no layer has that name, or it has no 3x3 kernel.
         """
         torch.manual_seed(0)
         model = build_model("resnet20", classes=10, channels=3)

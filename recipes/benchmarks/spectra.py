@@ -76,7 +76,7 @@ class SpectraBenchmark(Benchmark[str, Problem]):
         return {name: layer.weight.detach().to(self.device) for name, layer in layers.items()}
 
     def cells(self) -> list[str]:
-        """Raises StudyError where no layer has such a name."""
+        """Raises StudyError where no layer has that name."""
         names = [name for name in self.weights if fnmatchcase(name, self.asked.layers)]
         if not names:
             fact = f"no layer is called {self.asked.layers!r}"

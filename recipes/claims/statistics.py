@@ -1,6 +1,6 @@
 """What the rows of a study say of its claims: rank correlations, each with a bootstrap interval.
 
-Layers are what a claim about networks could have seen more of, so layers are what is drawn anew: with replacement, each
+Layers are what a claim about networks could have seen more of, so layers are what is drawn again: with replacement, each
 with all its rows. An interval is that of the percentiles.
 """
 
@@ -59,7 +59,7 @@ class Correlation:
     """Spearman's rank correlation, with a bootstrap interval.
 
     rho is -1 to 1, equal values having the mean of their ranks; `points` pairs were ranked, `units` layers (or rows of
-    several layers) drawn anew. The interval is that of the draws that have a correlation, all but `undefined`, where
+    several layers) drawn again. The interval is that of the draws that have a correlation, all but `undefined`, where
     all values of one side are equal. Where there is none, rho, low and high are NaN, and `why` is the reason.
     """
 
@@ -167,7 +167,7 @@ def rank_correlation(
     """Spearman's correlation of the pairs first[n], second[n], with its bootstrap interval.
 
     Args:
-        units: what each pair belongs to: units are drawn anew, each with all its pairs.
+        units: what each pair belongs to: units are drawn again, each with all its pairs.
         groups: of each pair. The correlation is then the mean of those within the groups of at least `FEWEST` units; in
             a draw, over the groups that have one in it. By default all pairs are ranked together.
     """
@@ -337,7 +337,7 @@ def norm_correlation(
     are passed over. Of the scope "each", layers are drawn; of "all", rows.
 
     Raises:
-        StudyError: there are no such rows.
+        StudyError: no row has what is compared.
     """
     points = _sized(rows, scope, error)
 
@@ -357,7 +357,7 @@ def norm_gain(rows: Sequence[tn.studies.Row], *, scope: Scope, draws: Draws) -> 
     """How much better the loss of accuracy follows the output error than the relative error, of rows that have both.
 
     Raises:
-        StudyError: there are no such rows.
+        StudyError: no row has what is compared.
     """
     points = _sized(rows, scope, "relative_error", "output_error")
     outputs, kernels, losses = (points[name].to_numpy() for name in ("output_error", "relative_error", "loss"))

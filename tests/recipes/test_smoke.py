@@ -16,8 +16,10 @@ RUNNABLE = sorted(
 )
 ELSEWHERE = {
     "recipes.a_priori": "a_priori/test_run.py",
+    "recipes.benchmarks.fits": "benchmarks/test_fits.py",
     "recipes.benchmarks.layers": "benchmarks/test_layers.py",
     "recipes.benchmarks.models": "benchmarks/test_models.py",
+    "recipes.benchmarks.spectra": "benchmarks/test_spectra.py",
     "recipes.claims": "claims/test_run.py",
     "recipes.compress": "test_compress.py",
     "recipes.retrain": "retrain/test_run.py",

@@ -101,7 +101,7 @@ class Layers(Benchmark[Cell, Problem]):
         """Those that are asked for and exist; of fractions that lead to the same ranks the first.
 
         Raises:
-            StudyError: no layer has such a name.
+            StudyError: no layer has that name.
         """
         for pattern in self.asked.shapes:
             if not any(fnmatchcase(name, pattern) for name in self.shapes):

@@ -59,7 +59,7 @@ def rewrite_chain(rewrite: str) -> list[Link]:
 
     Raises:
         StudyError: it is not a chain, so that there would be nothing to compare with.
-        RuleError: there is no such rewrite.
+        RuleError: the rewrite is unknown.
     """
     before, _, after = tn.decompositions.resolve(rewrite, LABELS).equation.partition("=>")
     (kernel,) = tn.parse(before).nodes
@@ -298,7 +298,7 @@ def hand_model(converted: nn.Module, dense: nn.Module) -> nn.Module:
 
 
 def hand_layer(layer: tn.nn.KernelLayer, dense: nn.Conv2d) -> nn.Sequential:
-    """The chain of torch layers with the cores of a decomposed one; `dense` is the layer that both stand for."""
+    """The chain of torch layers with the cores of a decomposed one; `dense` is the layer in whose place both are."""
     links = chain_of(layer.kernel, layer.kernel.output)
     assert links is not None
     labels = {node.name: node.labels for node in layer.kernel.nodes if isinstance(node, tn.network.NamedTensor)}

@@ -47,7 +47,7 @@ class Config(NetworkSettings):
     pointwise: str = "out | in kh kw"
     """of kernels with a window of one element: the same, or none"""
     multiply_adds: float | None = None
-    """part of the kernel layers' multiply-adds that is kept at most, in (0, 1]; 0.5 if there is no --fraction"""
+    """part of the kernel layers' multiply-adds that is kept at most, in (0, 1]; 0.5 without --fraction"""
     fraction: float | None = None
     """ranks, each a fraction of the largest of use at its bond, in (0, 1]"""
     image_size: int | None = None
@@ -128,7 +128,7 @@ def main(config: Config) -> list[Row]:
 
     Raises:
         StudyError: a setting is not what it should be; contenders that should agree do not.
-        DataError: there is no such network.
+        DataError: a network is unknown.
     """
     if config.smoke:
         config = dataclasses.replace(

@@ -18,7 +18,7 @@ from recipes.benchmarks.fits import Config, main, random_kernel, sweeps_needed
 from tests.refusals import refused
 from tnalgebra.errors import StudyError
 
-QUICK = Config(layer="layer1.0.conv1", layers="layer1.0.conv[12]", iterations=3, rounds=1)
+QUICK = Config(smoke=True)
 PEERS = {"quimb", "quimb, dense_solve"}
 if find_spec("tensorly"):
     PEERS |= {"tensorly", "tensorly, line search"}
@@ -87,4 +87,4 @@ def test_sweeps_needed() -> None:
 def test_a_bad_setting_is_named() -> None:
     for settings, fact in (({"layers": "nowhere.*"}, "'nowhere.*'"), ({"layer": "fc"}, "'fc'"), ({"rounds": 0}, "0")):
         with refused(StudyError, fact):
-            main(dataclasses.replace(QUICK, **settings))
+            main(Config(**settings))

@@ -14,7 +14,7 @@ from tnalgebra.errors import StudyError
 
 
 def test_it_prints_ratios_and_the_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = Config(layers="layer1.0.conv[12]", threads=1, output=tmp_path)
+    config = Config(smoke=True, threads=1, output=tmp_path)
     rows = main(config)
     printed = capsys.readouterr().out
     assert re.search(r"^layer1\.0\.conv2 +64x64x3x3 ", printed, re.MULTILINE)
@@ -23,4 +23,4 @@ def test_it_prints_ratios_and_the_accuracy(tmp_path: Path, capsys: pytest.Captur
     assert f"worst difference: {max(row['worst'] for row in rows):.1e} of the largest value" in printed
     for settings, fact in (({"layers": "nowhere.*"}, "'nowhere.*'"), ({"rounds": 0}, "rounds is 0")):
         with refused(StudyError, fact):
-            main(dataclasses.replace(config, **settings))
+            main(dataclasses.replace(config, smoke=False, **settings))
