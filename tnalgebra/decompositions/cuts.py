@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal, TypeAlias
 
@@ -43,6 +42,7 @@ from ..tensors import (
     truncated_svd,
     value_of,
 )
+from .components import check_values
 
 CutForm: TypeAlias = Literal["factors", "svd"]
 
@@ -80,20 +80,20 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "fact
         yield Place(tuple(range(len(network.nodes))))
 
     def build(network: Network, place: Place, values: Values, options: Options) -> Change:
-        missing = [name for name in tensor_nodes(network) if name not in values]
-        if missing:
-            raise RuleError(explain(f"a cut needs the value of {missing[0]!r}", fix="apply(network, values)"))
-        dtype = options.settings.dtype
-        dense = value_of(network, values, dtype=torch.promote_types(dtype, common_dtype(values.values())))
-        sizes = dict(zip(network.output, dense.shape, strict=True))
-        asked, before = rank_of(options.ranks, "r"), parameters(network)
-        if options.metric is None:
-            found = _nearest(
-                matricise(dense, network.output, bipartition), asked, form=form, before=before, dtype=dtype
-            )
-        else:
-            found = _nearest_in_metric(dense, network, bipartition, form=form, options=options)
-        return _change(network, bipartition, found, form=form, sizes=sizes, dtype=common_dtype(values.values()))
+        check_values(network, values, what="a cut")
+        dtype = common_dtype(values.values())
+        dense = value_of(network, values, dtype=torch.promote_types(options.settings.dtype, dtype))
+        nearest = _nearest if options.metric is None else _nearest_in_metric
+        svd, error, report = nearest(dense, network, bipartition, form=form, options=options)
+        after, factors = _factors(network, bipartition, svd, dense.shape, form=form, dtype=dtype)
+        return Change(
+            after,
+            values=factors,
+            relative_error=error,
+            ranks={"r": len(svd.S)},
+            output_error=None if report is None else report.output_error,
+            report=report,
+        )
 
     sides = {"factors": "L[{0} r] R[r {1}]", "svd": "U[{0} r] S[r] V[r {1}]"}[form]
     written = sides.format(" ".join(bipartition.left), " ".join(bipartition.right))
@@ -159,27 +159,21 @@ def _kernel(values: Mapping[str, Any], bipartition: Bipartition) -> Network:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """svd: of the approximation. relative_error: in the Frobenius norm. The others: see `Change`."""
-
-    svd: SVD
-    relative_error: float
-    output_error: float | None = None
-    report: FitReport | None = None
-
-
-def _nearest(matrix: Tensor, asked: Rank, *, form: CutForm, before: int, dtype: torch.dtype) -> _Found:
-    """The nearest matrix of a rank in the Frobenius norm."""
+def _nearest(
+    dense: Tensor, network: Network, bipartition: Bipartition, *, form: CutForm, options: Options
+) -> tuple[SVD, float, FitReport | None]:
+    """The nearest matrix of a rank in the Frobenius norm, and its relative error."""
+    matrix = matricise(dense, network.output, bipartition)
+    asked, dtype = rank_of(options.ranks, "r"), options.settings.dtype
     if isinstance(asked, RelativeError):
         svd = truncated_svd(matrix, dtype=dtype)
         rank = kept(asked, len(svd.S), bond="r", singular_values=svd.S.tolist)
     else:
-        rank = _rank(asked, matrix.shape, form, before)
+        rank = _rank(asked, matrix.shape, form, parameters(network))
         svd = truncated_svd(matrix, rank if randomised(matrix, rank) else None, dtype=dtype)
     every = len(svd.S) == min(matrix.shape)
     error = relative(svd.S[rank:], svd.S) if every else relative_residual(matrix, svd)
-    return _Found(SVD(svd.U[:, :rank], svd.S[:rank], svd.V[:rank]), error)
+    return SVD(svd.U[:, :rank], svd.S[:rank], svd.V[:rank]), error, None
 
 
 def _rank(asked: Rank, shape: Sequence[int], form: CutForm, before: int) -> int:
@@ -192,7 +186,7 @@ def _rank(asked: Rank, shape: Sequence[int], form: CutForm, before: int) -> int:
 
 def _nearest_in_metric(
     dense: Tensor, network: Network, bipartition: Bipartition, *, form: CutForm, options: Options
-) -> _Found:
+) -> tuple[SVD, float, FitReport | None]:
     """The nearest matrix of a rank in a metric: an SVD if all its labels are on one side, else a descent."""
     assert options.metric is not None
     sizes = dict(zip(network.output, dense.shape, strict=True))
@@ -211,20 +205,22 @@ def _nearest_in_metric(
         metrics=[metric_in(options.metric, {label: label for label in network.output}, network.output)],
     )[0]
     svd = svd_of_product(cores["L"].flatten(0, -2), cores["R"].flatten(1))
-    return _Found(svd, report.relative_error, report.output_error, report)
+    return svd, report.relative_error, report
 
 
-def _change(
+def _factors(
     network: Network,
     bipartition: Bipartition,
-    found: _Found,
+    svd: SVD,
+    shape: Sequence[int],
     *,
     form: CutForm,
-    sizes: Mapping[str, int],
     dtype: torch.dtype,
-) -> Change:
-    U, S, V = found.svd
+) -> tuple[Network, dict[str, Tensor]]:
+    """The network of the factors, and their values."""
+    U, S, V = svd
     rank = len(S)
+    sizes = dict(zip(network.output, shape, strict=True))
     bond = fresh("r", carriers(network))
     rows, columns = ([sizes[label] for label in side] for side in (bipartition.left, bipartition.right))
     left, right = (U * S.sqrt(), S.sqrt()[:, None] * V) if form == "factors" else (U, V)
@@ -235,11 +231,5 @@ def _change(
     }
     names = {name: fresh(name, tensor_nodes(network)) for name in factors}
     nodes = [NamedTensor(names[name], labels) for name, (labels, _) in factors.items()]
-    return Change(
-        Network(nodes, network.output, {**sizes, bond: rank}),
-        values={names[name]: value.to(dtype) for name, (_, value) in factors.items()},
-        relative_error=found.relative_error,
-        ranks={"r": rank},
-        output_error=found.output_error,
-        report=found.report,
-    )
+    after = Network(nodes, network.output, {**sizes, bond: rank})
+    return after, {names[name]: value.to(dtype) for name, (_, value) in factors.items()}

@@ -70,26 +70,22 @@ def truncate(bonds: str) -> Rule:
         check_values(before, values, what="truncation")
         forest = _forest(before)
         if isinstance(forest, str):
-            found = _refit(before, words, values, options, because=forest)
+            tensors, error, report = _refit(before, words, values, options, because=forest)
         else:
-            found = _truncate_tree(before, words, values, options, forest=forest)
-        after = resize(network, found.tensors)
+            tensors, error, report = _truncate_tree(before, words, values, options, forest=forest)
+        after = resize(network, tensors)
         sizes = {bond: after.sizes[bond] for bond in words}
-        new = {name: tensor.to(values[name].dtype) for name, tensor in found.tensors.items()}
+        new = {name: tensor.to(values[name].dtype) for name, tensor in tensors.items()}
         pieces = (before, part(after, place))
-        return Change(after, values=new, relative_error=found.error, ranks=sizes, report=found.report, pieces=pieces)
+        return Change(after, values=new, relative_error=error, ranks=sizes, report=report, pieces=pieces)
 
     listed = " ".join(words)
     equation = f"A[.. {words[0]}] B[{words[0]} ..] .. => A[.. {words[0]}] B[{words[0]} ..] .., {listed} smaller"
     return Rule(f"truncate {listed}", "approximate", equation, find, build, ranks=words, spec={"truncate": listed})
 
 
-class _Found(NamedTuple):
-    """tensors: name -> elements, in the type of the computation. error: relative, in the Frobenius norm."""
-
-    tensors: dict[str, Tensor]
-    error: float
-    report: FitReport | None = None
+_Truncated: TypeAlias = tuple[dict[str, Tensor], float, FitReport | None]
+"""Tensors in the type of the computation, the relative error in the Frobenius norm, and how a fit went."""
 
 
 def _ranks_under(budget: ParameterBudget, network: Network, spectra: Mapping[str, Sequence[float]]) -> dict[str, int]:
@@ -134,7 +130,7 @@ def _forest(network: Network) -> Forest | str:
 
 def _truncate_tree(
     network: Network, bonds: Sequence[str], values: Values, options: Options, *, forest: Forest
-) -> _Found:
+) -> _Truncated:
     tensors = _in_dtype(network, values, options.settings.dtype)
     before = dict(tensors)
     if len(bonds) == 1 and not isinstance(options.ranks, ParameterBudget):
@@ -142,7 +138,7 @@ def _truncate_tree(
         spectrum = joint.svd.S
         rank = kept(rank_of(options.ranks, bonds[0]), len(spectrum), bond=bonds[0], singular_values=spectrum.tolist)
         joint.close(tensors, rank)
-        return _Found(tensors, relative(spectrum[rank:], spectrum))
+        return tensors, relative(spectrum[rank:], spectrum), None
     spectra = {bond: _centre(network, bond, dict(tensors), forest).svd.S.tolist() for bond in bonds}
     if isinstance(options.ranks, ParameterBudget):
         ranks = _ranks_under(options.ranks, network, spectra)
@@ -154,7 +150,7 @@ def _truncate_tree(
     for bond in bonds:
         joint = _centre(network, bond, tensors, forest)
         joint.close(tensors, min(ranks[bond], len(joint.svd.S)))
-    return _Found(tensors, _distance(network, forest, before, tensors))
+    return tensors, _distance(network, forest, before, tensors), None
 
 
 def _in_dtype(network: Network, values: Values, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -244,7 +240,7 @@ def _distance(network: Network, forest: Forest, one: Mapping[str, Tensor], other
 # Everything else ---------------------------------------------------------------------------------------------
 
 
-def _refit(network: Network, bonds: Sequence[str], values: Values, options: Options, *, because: str) -> _Found:
+def _refit(network: Network, bonds: Sequence[str], values: Values, options: Options, *, because: str) -> _Truncated:
     """Smaller tensors, fitted to the network's own value."""
     if not network.output:
         raise RuleError(explain(f"what {bonds[0]!r} is a bond of is one number", network=network, fix="contract it"))
@@ -269,7 +265,7 @@ def _refit(network: Network, bonds: Sequence[str], values: Values, options: Opti
     in_batch = {name: core[None, None] for name, core in cores.items()}
     error = own.error(objective, in_batch)
     report = replace(report, degeneracy=degeneracy_of(objective, in_batch), relative_error=error)
-    return _Found({name: core * own.share for name, core in cores.items()}, error, report)
+    return {name: core * own.share for name, core in cores.items()}, error, report
 
 
 def _joins_two(network: Network, bond: str) -> bool:

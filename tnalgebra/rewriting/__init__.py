@@ -33,5 +33,3 @@ __all__ = [
     "start_fit",
     "window_to_fuse",
 ]
-
-started = start_fit
