@@ -20,19 +20,11 @@ CONTAINERS = ("state_dict", "model")  # keys under which a checkpoint may hold i
 PREFIX = "module."  # what DataParallel puts before every key
 SIGNATURES = (b"PK", b"\x80")  # how a file of torch.save begins: a zip archive, formerly a pickle
 LISTED = 20  # mismatches of one kind that an error shows
-UNREADABLE = (  # what torch.load raises on damaged files (found by damaging some); it promises nothing
-    pickle.UnpicklingError,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+UNREADABLE = (
+    *(pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError),
+    *(LookupError, OSError, RuntimeError, TypeError, ValueError),
 )
+"""What torch.load raises on damaged files (found by damaging some); it promises nothing."""
 
 
 def load_weights(model: nn.Module, source: str | Path) -> None:

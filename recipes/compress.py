@@ -48,7 +48,8 @@ import tnalgebra as tn
 from models import build_model, load_weights
 from recipes.benchmarks.timing import device_name, ratio_of_medians, time_in_turns
 from recipes.command import run_command
-from recipes.compressibility import RECALIBRATION_IMAGES, load_split, trains_first, unlabelled
+from recipes.compressibility import RECALIBRATION_IMAGES, trains_first, unlabelled
+from recipes.experiment import load_split
 from recipes.networks import trained_cnn4
 from recipes.reporting import aligned, check_least, print_settings, write
 from recipes.training import digest_state

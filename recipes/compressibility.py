@@ -39,6 +39,7 @@ import tyro
 import tnalgebra as tn
 from models import MODELS, build_model, load_weights
 from recipes.command import run_presets, smoke_folder
+from recipes.experiment import load_split
 from recipes.networks import trained_cnn4
 from recipes.reporting import check_least, print_settings
 
@@ -172,12 +173,6 @@ def trains_first(config: Any) -> bool:
         fix = "--weights FILE (only cnn4 is trained here)"
         raise tn.errors.DataError(tn.errors.explain(f"{config.model} needs weights", fix=fix))
     return config.weights is None and config.model == "cnn4"
-
-
-def load_split(config: Any, split: Literal["train", "test"]) -> tn.Images:
-    """The images of a recipe's config, with its mean and std."""
-    images = tn.load_images(config.data, split, image_size=config.image_size)
-    return dataclasses.replace(images, mean=config.mean or images.mean, std=config.std or images.std)
 
 
 def _smaller(config: Config) -> Config:

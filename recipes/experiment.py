@@ -120,19 +120,21 @@ def begin(config: S, most: Mapping[str, int], usual: Iterable[Settings]) -> S:
     return config
 
 
+def load_split(config: Any, split: Literal["train", "test"]) -> tn.Images:
+    """The images of a recipe's config, with its mean and std."""
+    images = tn.load_images(config.data, split, image_size=config.image_size)
+    return dataclasses.replace(images, mean=config.mean or images.mean, std=config.std or images.std)
+
+
 def load_both(config: S) -> tuple[S, tn.Images, tn.Images]:
     """Images for training and test, as many as the config allows; and the config with their mean and std.
 
     Raises:
         DataError: they cannot be read, or the limit is not positive.
     """
-    images = []
-    for split in ("train", "test"):
-        one = tn.load_images(config.data, "train" if split == "train" else "test", image_size=config.image_size)
-        if config.limit is not None:
-            one = one.subset(min(config.limit, len(one)), seed=config.seed)
-        images.append(dataclasses.replace(one, mean=config.mean or (), std=config.std or ()))
-    training, test = images
+    training, test = load_split(config, "train"), load_split(config, "test")
+    if config.limit is not None:
+        training, test = (one.subset(min(config.limit, len(one)), seed=config.seed) for one in (training, test))
     print(f"\n{len(training)} + {len(test)} images of {len(test.classes)} classes, ", end="")
     print(f"{' x '.join(map(str, test.pixels.shape[1:]))}, mean {test.mean}, std {test.std}", flush=True)
     return dataclasses.replace(config, mean=test.mean, std=test.std), training, test

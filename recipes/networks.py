@@ -13,7 +13,7 @@ from torch import nn
 
 import tnalgebra as tn
 from models import build_model, load_weights
-from recipes.experiment import Settings, classification
+from recipes.experiment import Settings, classification, load_split
 from recipes.reporting import writing
 from recipes.training import train
 
@@ -52,20 +52,18 @@ def trained_cnn4(model: nn.Module, *, training: tn.Images, config: Any) -> None:
 
     Args:
         model: a fresh cnn4.
-        training: the images that it learns.
+        training: the images that it learns, with the config's mean and std.
         config: of a recipe, with data, image_size, mean, std, epochs, seed, device and output.
 
     Raises:
         StudyError: the folder cannot be written.
     """
     settings = Settings(epochs=config.epochs, warmup=min(1.0, config.epochs / 5), seed=config.seed)
-    facts = {**settings.shared(), "mean": config.mean, "std": config.std, "images": training.fingerprint}
+    facts = {**settings.shared(), "mean": training.mean, "std": training.std, "images": training.fingerprint}
     path = config.output / f"cnn4-{tn.studies.config_hash(facts)}.safetensors"
     if not path.exists():
         print(f"training cnn4 on {len(training)} images of {config.data}", flush=True)
-        test = tn.load_images(config.data, "test", image_size=config.image_size)
-        sets = [tn.Images(i.pixels, i.labels, i.classes, i.source, config.mean, config.std) for i in (training, test)]
-        task = classification(settings, *sets)
+        task = classification(settings, training, load_split(config, "test"))
         train(model, task, settings.training(), path.with_suffix(""), device=config.device, log_tensorboard=False)
         write_network(model.cpu(), path)
     load_weights(model, path)

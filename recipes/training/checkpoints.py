@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
 import shutil
 import tempfile
@@ -112,12 +111,9 @@ def write_checkpoint(
             (made / OPTIMIZER).write_bytes(content.getbuffer())
             sums = {name: _checksum(made / name) for name in (MODEL, OPTIMIZER)}
             (made / PROGRESS).write_text(json.dumps({**vars(progress), "sha256": sums}) + "\n", encoding="utf-8")
-            for file in (*made.iterdir(), made):
-                _flush(file)
             target = place / f"step-{progress.step:08d}"
             _remove(target)  # one that could not be read
             made.rename(target)
-            _flush(place)
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
@@ -175,15 +171,6 @@ def read_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Op
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have what was written reach the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(path: Path) -> None:

@@ -12,6 +12,7 @@ import tnalgebra as tn
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
 HISTORY, EVENTS = "history.csv", "tensorboard"
 
@@ -76,26 +77,18 @@ def write_history(folder: Path, rows: Sequence[Epoch]) -> None:
     tn.studies.write_text(folder / HISTORY, "\n".join(lines) + "\n")
 
 
-class Events:
-    """Scalars for TensorBoard. Those of an earlier process are written again, so that no row is there twice."""
+def tensorboard_writer(folder: Path) -> SummaryWriter:
+    """For a training's scalars. Those of an earlier process are removed: they are written again, each once."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, folder: Path, rows: Sequence[Epoch], score_name: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    for old in (folder / EVENTS).glob("events.out.tfevents.*"):
+        old.unlink()
+    return SummaryWriter(str(folder / EVENTS))
 
-        self.score_name = score_name
-        for old in (folder / EVENTS).glob("events.out.tfevents.*"):
-            old.unlink()
-        self.writer = SummaryWriter(str(folder / EVENTS))
-        for row in rows:
-            self.add(row)
 
-    def add(self, row: Epoch) -> None:
-        """Add one epoch; it is on the disk when this returns."""
-        for name, value in (
-            ("loss/training", row.training_loss),
-            (f"{self.score_name}/test", row.test_score),
-            ("learning_rate", row.learning_rate),
-            ("seconds", row.seconds),
-        ):
-            self.writer.add_scalar(name, value, row.epoch)
-        self.writer.flush()
+def log_epoch(writer: SummaryWriter, score_name: str, row: Epoch) -> None:
+    """Write the scalars of an epoch; they are on the disk when this returns."""
+    scalars = {"loss/training": row.training_loss, f"{score_name}/test": row.test_score}
+    for name, value in {**scalars, "learning_rate": row.learning_rate, "seconds": row.seconds}.items():
+        writer.add_scalar(name, value, row.epoch)
+    writer.flush()

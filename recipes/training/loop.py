@@ -8,8 +8,9 @@ state of any generator, and a training that continues from one ends with the num
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 import tnalgebra as tn
 from recipes.training.batches import batch_sizes, step_batches
 from recipes.training.checkpoints import Progress, checkpoints, describe, read_checkpoint, settle, write_checkpoint
-from recipes.training.history import Epoch, Events, History, write_history
+from recipes.training.history import Epoch, History, log_epoch, tensorboard_writer, write_history
 from recipes.training.settings import Training, learning_rate, make_optimizer, seed_of
 from recipes.training.task import Task
 
@@ -84,7 +85,7 @@ def train(
         raise tn.errors.StudyError(tn.errors.explain("tensorboard is not installed here", fix=fix))
     folder = Path(folder)
     with ExitStack() as stack:
-        accelerator = stack.enter_context(_accelerator(settings, device))
+        accelerator = _accelerator(settings, device)
         task.check(model, settings)
         if accelerator.is_main_process:
             stack.enter_context(tn.studies.locked(folder))
@@ -95,14 +96,13 @@ def train(
         if accelerator.is_main_process:
             with tn.studies.writing(folder):
                 if log_tensorboard:
-                    events = Events(folder, run.state.rows, task.score_name)
-                    stack.callback(events.writer.close)
-                    run.listeners.append(events.add)
+                    writer = tensorboard_writer(folder)
+                    stack.callback(writer.close)
+                    run.listeners.append(partial(log_epoch, writer, task.score_name))
                 write_history(folder, run.state.rows)
-        if note is not None:
-            for row in run.state.rows:
-                note(row)
-            run.listeners.append(note)
+        run.listeners += [] if note is None else [note]
+        for row in run.state.rows:
+            run.tell(row)
         run.finish(workers=workers, progress=progress)
         return History(tuple(run.state.rows), task.score_name)
 
@@ -130,6 +130,10 @@ class _Run:
         self.listeners: list[Callable[[Epoch], object]] = []
         self.pending: list[Tensor] = []
         self.started = perf_counter()
+
+    def tell(self, row: Epoch) -> None:
+        for listener in self.listeners:
+            listener(row)
 
     def finish(self, *, workers: int, progress: bool) -> None:
         """Do all steps that are left."""
@@ -243,8 +247,7 @@ class _Run:
         if self.accelerator.is_main_process:
             with tn.studies.writing(self.folder):
                 write_history(self.folder, state.rows)
-        for listen in self.listeners:
-            listen(row)
+        self.tell(row)
 
     def _score(self) -> float:
         accelerator = self.accelerator
@@ -277,32 +280,22 @@ def _seed(seed: int) -> None:
     random.seed(seed)
 
 
-@contextmanager
-def _accelerator(settings: Training, device: str) -> Iterator[Any]:
-    """An accelerator for these settings; one that the caller has stays as it was.
+def _accelerator(settings: Training, device: str) -> Any:
+    """An accelerator for these settings.
 
-    accelerate keeps precision and device of a process in shared states, which no second accelerator may change.
+    accelerate keeps precision and device of a process in shared states, of which an earlier training has left its own.
     """
     from accelerate import Accelerator  # type: ignore[import-untyped]
-    from accelerate.state import AcceleratorState, GradientState, PartialState  # type: ignore[import-untyped]
+    from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
 
     if device == "cuda" and not torch.cuda.is_available():
         raise tn.errors.StudyError(tn.errors.explain("the device is 'cuda', and torch finds none", fix="device='cpu'"))
-    states: Sequence[Any] = [state._shared_state for state in (AcceleratorState, GradientState, PartialState)]
-    kept = [dict(state) for state in states]
-    for state in states:
-        state.clear()
-    try:
-        accelerator = Accelerator(mixed_precision=settings.precision, cpu=device == "cpu")
-        if settings.precision == "fp16" and accelerator.scaler is None:  # which would train in float32 instead
-            raise tn.errors.StudyError(
-                tn.errors.explain("precision='fp16' needs a GPU", fix="precision='bf16', or 'no'")
-            )
-        yield accelerator
-    finally:
-        for state, before in zip(states, kept, strict=True):
-            state.clear()
-            state.update(before)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    accelerator = Accelerator(mixed_precision=settings.precision, cpu=device == "cpu")
+    if settings.precision == "fp16" and accelerator.scaler is None:  # which would train in float32 instead
+        raise tn.errors.StudyError(tn.errors.explain("precision='fp16' needs a GPU", fix="precision='bf16', or 'no'"))
+    return accelerator
 
 
 @contextmanager

@@ -57,10 +57,6 @@ def test_cifar_resnets_have_the_depth_and_parameters_of_the_paper(
     assert model(images(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_cifar_resnet_takes_other_channels_and_classes() -> None:
-    assert resnet20(classes=4, channels=1)(images(3, 1, 28, 28)).shape == (3, 4)
-
-
 def test_shortcut_takes_every_second_pixel_and_puts_zero_channels_around() -> None:
     block = BasicBlock(2, 6, stride=2).eval()
     nn.init.zeros_(block.bn2.weight)  # only the shortcut is left
@@ -151,11 +147,6 @@ def test_a_function_of_ones_own_gets_what_it_can_take(
     assert sys.path == before
 
 
-def test_a_class_can_be_named(module: Callable[[str], str]) -> None:
-    name = module("class Net(nn.Module):\n    def __init__(self, classes):\n        super().__init__()\n")
-    assert type(build_model(f"{name}:Net", classes=3, channels=2)).__name__ == "Net"
-
-
 @pytest.mark.parametrize(
     ("text", "function", "facts"),
     [
@@ -176,14 +167,8 @@ def test_what_is_wrong_with_a_module_of_ones_own(
         build_model(f"{name}:{function}", classes=3, channels=2)
 
 
-def test_a_module_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with refused(DataError, "'nowhere.nets'", "'nowhere'", tmp_path):
-        build_model("nowhere.nets:build", classes=3, channels=2)
-
-
-@pytest.mark.parametrize("name", ["a:", ":b", "a..b:c", "a/b:c", "a:b:c"])
-def test_a_text_that_does_not_name_a_function(name: str) -> None:
+@pytest.mark.parametrize("name", ["nowhere.nets:build", "a:", ":b", "a..b:c", "a/b:c", "a:b:c"])
+def test_a_text_that_names_no_function(name: str) -> None:
     with refused(DataError, repr(name)):
         build_model(name, classes=3, channels=2)
 

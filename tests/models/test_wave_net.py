@@ -42,11 +42,6 @@ def test_it_is_its_description() -> None:
     torch.testing.assert_close(model(given), expected)
 
 
-def test_it_commutes_with_shifts_around_the_box() -> None:
-    model, given = network(), fields(1, 2, 6, 7)
-    torch.testing.assert_close(model(given.roll((2, 5), (2, 3))), model(given).roll((2, 5), (2, 3)))
-
-
 @pytest.mark.parametrize("depth", [2, 4])
 def test_a_value_depends_on_neighbours_up_to_its_depth(depth: int) -> None:
     given = fields(1, 2, 15, 15).requires_grad_()

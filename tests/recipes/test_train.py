@@ -199,10 +199,3 @@ def test_the_command_as_accelerate_launches_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "right after 1 epoch(s)" in done.stdout
     assert (tmp_path / "out" / recipe.MODEL).exists()
-
-
-def test_cifar_on_a_folder(cifar10_folder: Path, quick: Config) -> None:
-    changes = {"smoke": True, "device": "cpu", "output": quick.output}
-    report = main(dataclasses.replace(PRESETS["cifar"], model="resnet20", data=str(cifar10_folder), **changes))
-    assert (report["config"]["shift"], report["config"]["flip"], report["config"]["optimizer"]) == (4, True, "sgd")
-    assert len(report["rows"]) == 1
