@@ -20,6 +20,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from time import process_time
@@ -32,7 +33,7 @@ import tnalgebra as tn
 from models.registry import build_model
 from models.weights import load_weights
 from recipes.benchmarks.fit_methods import RULES, Method, Tnalgebra, all_methods, ranks_of, relative_error
-from recipes.benchmarks.runner import Bar, Benchmark, Contender, Row, Settings, bar_figure, run
+from recipes.benchmarks.runner import INTERRUPTED, Bar, Benchmark, Contender, Row, Settings, bar_figure, run
 from recipes.command import run_command
 from recipes.reporting import check_least, markdown
 
@@ -98,16 +99,20 @@ class Problem(NamedTuple):
         return [[name for name in shapes if shapes[name] == shape] for shape in dict.fromkeys(shapes.values())]
 
 
-class Fits(Benchmark[Problem, Problem]):
+class Fits(Benchmark[Config, Problem, Problem]):
     name = "fits"
     packages: ClassVar = {"quimb": "quimb", "numpy": "numpy", "tensorly": "tensorly"}
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         check_least(config, {"iterations": 1})
-        self.asked = config
         self.methods = all_methods()
         self.traces: dict[tuple[object, ...], list[list[float]]] = {}
+
+    @staticmethod
+    def smaller(config: Config) -> Config:
+        few: dict[str, Any] = {"layer": "layer1.0.conv1", "layers": "layer1.0.conv[12]", "iterations": 3, "rounds": 1}
+        return dataclasses.replace(config, **few)
 
     def cells(self) -> list[Problem]:
         """Kernels in float64.
@@ -117,7 +122,7 @@ class Fits(Benchmark[Problem, Problem]):
         """
         torch.manual_seed(0)
         model = build_model("resnet20", classes=10, channels=3)
-        weights, alone, together = self.asked.weights, self.asked.layer, self.asked.layers
+        weights, alone, together = self.config.weights, self.config.layer, self.config.layers
         if weights is not None:
             load_weights(model, weights)
         kernels = {
@@ -130,7 +135,7 @@ class Fits(Benchmark[Problem, Problem]):
             if not found:
                 fact = f"no layer with a 3x3 kernel is called {pattern!r}"
                 raise tn.errors.StudyError(tn.errors.explain(fact, layers=" ".join(kernels)))
-        one, error = {alone: kernels[alone]}, self.asked.error
+        one, error = {alone: kernels[alone]}, self.config.error
         shape = "x".join(map(str, kernels[alone].shape))
         ranks = {rule: max(ranks_of(rule, kernels[alone]).values()) for rule in RULES}
         slack = NEAR if error is None else SLACK
@@ -146,7 +151,7 @@ class Fits(Benchmark[Problem, Problem]):
         ]
 
     def facts(self, cell: Problem) -> Row:
-        settings = {name: getattr(self.asked, name) for name in ("weights", "layer", "layers", "error", "iterations")}
+        settings = {name: getattr(self.config, name) for name in ("weights", "layer", "layers", "error", "iterations")}
         return {"problem": cell.title, **settings}
 
     def contenders(self, cell: Problem) -> list[str]:
@@ -196,7 +201,7 @@ class Fits(Benchmark[Problem, Problem]):
     def trace(self, method: Method, problem: Problem, turn: int) -> dict[str, list[float]]:
         """Layer -> errors after each sweep; taken once for all problems with these kernels."""
         reference = method is self._reference(problem)
-        most = MOST if problem.error is not None else self.asked.iterations * (1 if reference else MORE)
+        most = MOST if problem.error is not None else self.config.iterations * (1 if reference else MORE)
         found: dict[str, list[float]] = {}
         for names in problem.groups:
             key = (method.name, problem.rule, *names, turn, most)
@@ -216,7 +221,7 @@ class Fits(Benchmark[Problem, Problem]):
         if problem.error is not None:
             return dict.fromkeys(problem.kernels, problem.error)
         traces = self.trace(self._reference(problem), problem, turn)
-        return {name: errors[: self.asked.iterations][-1] * (1 + problem.slack) for name, errors in traces.items()}
+        return {name: errors[: self.config.iterations][-1] * (1 + problem.slack) for name, errors in traces.items()}
 
     def table(self, rows: Sequence[Row], memory: Sequence[Row]) -> str:
         """Medians; ratios are to this library's default settings, the first line of a problem."""
@@ -279,21 +284,12 @@ def _missed(errors: Mapping[str, float], wanted: Mapping[str, float], *, on_aver
     return sum(error > wanted[name] * (1 + 2 * SLACK) for name, error in errors.items())
 
 
-def main(config: Config) -> list[Row]:
-    """Time what is missing, then sum up all rows there are; returns these.
-
-    Raises:
-        StudyError: a setting is not what it should be.
-    """
-    if config.smoke:
-        few: dict[str, Any] = {"layer": "layer1.0.conv1", "layers": "layer1.0.conv[12]", "iterations": 3, "rounds": 1}
-        config = dataclasses.replace(config, **few)
-    return run(Fits(config))
+main = partial(run, Fits)
 
 
 def command() -> None:
     """The command `python -m recipes.benchmarks.fits`."""
-    run_command(Config, main, description=__doc__, interrupted="stopped: the same command continues where it was")
+    run_command(Config, main, description=__doc__, interrupted=INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from torch import Tensor
 import tnalgebra as tn
 from models.registry import build_model
 from models.weights import load_weights
-from recipes.benchmarks.runner import Benchmark, Contender, Row, Settings, run
+from recipes.benchmarks.runner import INTERRUPTED, Benchmark, Contender, Row, Settings, run
 from recipes.command import run_command
 from recipes.reporting import aligned
 
@@ -56,35 +56,38 @@ class Problem(NamedTuple):
     matrices: list[Tensor]
 
 
-class SpectraBenchmark(Benchmark[str, Problem]):
+class SpectraBenchmark(Benchmark[Config, str, Problem]):
     name = "spectra"
     warmup = 1
 
     def __init__(self, config: Config) -> None:
         self.device = config.device
         super().__init__(config)
-        self.asked = config
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         """Layer -> its weight, float32."""
-        torch.manual_seed(self.asked.seed)
+        torch.manual_seed(self.config.seed)
         model = build_model("resnet50", classes=1000, channels=3)
-        if self.asked.weights is not None:
-            load_weights(model, self.asked.weights)
+        if self.config.weights is not None:
+            load_weights(model, self.config.weights)
         layers = tn.nn.kernel_layers(model)
         return {name: layer.weight.detach().to(self.device) for name, layer in layers.items()}
 
+    @staticmethod
+    def smaller(config: Config) -> Config:
+        return dataclasses.replace(config, layers="layer1.0.conv[12]", rounds=1)
+
     def cells(self) -> list[str]:
         """Raises StudyError where no layer has that name."""
-        names = [name for name in self.weights if fnmatchcase(name, self.asked.layers)]
+        names = [name for name in self.weights if fnmatchcase(name, self.config.layers)]
         if not names:
-            fact = f"no layer is called {self.asked.layers!r}"
+            fact = f"no layer is called {self.config.layers!r}"
             raise tn.errors.StudyError(tn.errors.explain(fact, layers=" ".join(self.weights)))
         return names
 
     def facts(self, cell: str) -> Row:
-        return {"layer": cell, "shape": list(self.weights[cell].shape), "weights": self.asked.weights}
+        return {"layer": cell, "shape": list(self.weights[cell].shape), "weights": self.config.weights}
 
     def contenders(self, cell: str) -> list[str]:
         return ["ours", "svdvals"]
@@ -127,16 +130,8 @@ class SpectraBenchmark(Benchmark[str, Problem]):
         )
 
 
-def main(config: Config) -> list[Row]:
-    """Time what is missing, then sum up all rows there are; returns these.
-
-    Raises:
-        StudyError: a setting is not what it should be.
-    """
-    if config.smoke:
-        config = dataclasses.replace(config, layers="layer1.0.conv[12]", rounds=1)
-    return run(SpectraBenchmark(config))
+main = partial(run, SpectraBenchmark)
 
 
 if __name__ == "__main__":
-    run_command(Config, main, description=__doc__, interrupted="stopped: the same command continues where it was")
+    run_command(Config, main, description=__doc__, interrupted=INTERRUPTED)

@@ -21,6 +21,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -48,7 +49,7 @@ from recipes.benchmarks.layers.contenders import (
     takes_part,
 )
 from recipes.benchmarks.layers.report import describe, figure, ratios_in, summary
-from recipes.benchmarks.runner import AGAIN, Benchmark, Contender, NetworkSettings, Row, run
+from recipes.benchmarks.runner import AGAIN, INTERRUPTED, Benchmark, Contender, NetworkSettings, Row, run
 from recipes.command import run_command
 from recipes.reporting import check_known, check_least, check_part
 
@@ -77,7 +78,7 @@ class Config(NetworkSettings):
     """folder of the rows (results.jsonl), the summary and the figure; a cell that is there is not timed again"""
 
 
-class Layers(Benchmark[Cell, Problem]):
+class Layers(Benchmark[Config, Cell, Problem]):
     name = "layers"
     packages: ClassVar = {"tltorch": "tensorly-torch", "einconv": "einconv"}
     tolerance = 1e-4
@@ -88,7 +89,6 @@ class Layers(Benchmark[Cell, Problem]):
         check_part(config, "fractions")
         check_known("decomposition", config.decompositions, DECOMPOSITIONS)
         check_known("contender", config.contenders, CONTENDERS)
-        self.asked = config
         self.rerun_above = config.rerun_above
         self.shapes: dict[str, Shape] = SMOKE_SHAPES if config.smoke else SHAPES
         self.names = config.with_tuned(("dense", f"dense{AGAIN}", *config.contenders))
@@ -97,19 +97,24 @@ class Layers(Benchmark[Cell, Problem]):
             print(f"without {self.packages[module]}, which is not installed: pip install 'tnalgebra[bench]'")
         self.names = [name for name in self.names if PEERS.get(name) not in absent]
 
+    @staticmethod
+    def smaller(config: Config) -> Config:
+        fractions, batches = config.fractions[:1], config.batches[:1]
+        return dataclasses.replace(config, fractions=fractions, batches=batches, rounds=min(config.rounds, 3))
+
     def cells(self) -> list[Cell]:
         """Those that are asked for and exist; of fractions that lead to the same ranks the first.
 
         Raises:
             StudyError: no layer has that name.
         """
-        for pattern in self.asked.shapes:
+        for pattern in self.config.shapes:
             if not any(fnmatchcase(name, pattern) for name in self.shapes):
                 raise tn.errors.StudyError(
                     tn.errors.explain(f"no layer is called {pattern!r}", layers=" ".join(self.shapes))
                 )
         cells: dict[Cell, Cell] = {}
-        asked = self.asked
+        asked = self.config
         names = [name for name in self.shapes if any(fnmatchcase(name, pattern) for pattern in asked.shapes)]
         grid = product(names, asked.decompositions, asked.fractions, asked.batches, asked.passes)
         for name, decomposition, fraction, batch, goes in grid:
@@ -120,15 +125,9 @@ class Layers(Benchmark[Cell, Problem]):
         return list(cells.values())
 
     def facts(self, cell: Cell) -> Row:
-        return {
-            "shape": cell.shape,
-            "family": self.shapes[cell.shape].family,
-            "decomposition": cell.decomposition,
-            "ranks": dict(cell.ranks),
-            "fraction": None if cell.decomposition == UNDECOMPOSED else cell.fraction,
-            "batch": cell.batch,
-            "pass": cell.goes,
-        }
+        fraction = None if cell.decomposition == UNDECOMPOSED else cell.fraction
+        more = {"ranks": dict(cell.ranks), "fraction": fraction, "family": self.shapes[cell.shape].family}
+        return super().facts(cell) | more
 
     def contenders(self, cell: Cell) -> Sequence[str]:
         return [name for name in self.names if takes_part(name, cell, self.shapes[cell.shape])]
@@ -150,18 +149,9 @@ class Layers(Benchmark[Cell, Problem]):
         return summary(rows)
 
 
-def main(config: Config) -> list[Row]:
-    """Time what is missing, then sum up all rows there are; returns these.
-
-    Raises:
-        StudyError: a setting is not what it should be; a contender computes something else than the dense layer.
-    """
-    if config.smoke:
-        fractions, batches = config.fractions[:1], config.batches[:1]
-        config = dataclasses.replace(config, fractions=fractions, batches=batches, rounds=min(config.rounds, 3))
-    return run(Layers(config))
+main = partial(run, Layers)
 
 
 def command() -> None:
     """The command `python -m recipes.benchmarks.layers`."""
-    run_command(Config, main, description=__doc__, interrupted="stopped: the same command continues where it was")
+    run_command(Config, main, description=__doc__, interrupted=INTERRUPTED)

@@ -19,13 +19,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import tnalgebra as tn
 from recipes.benchmarks.models.contenders import CONTENDERS, Cell, Problem, make_contender, make_problem, rewrite_chain
 from recipes.benchmarks.models.report import describe, figure, table
-from recipes.benchmarks.runner import AGAIN, Benchmark, Contender, NetworkSettings, Row, run
+from recipes.benchmarks.runner import AGAIN, INTERRUPTED, Benchmark, Contender, NetworkSettings, Row, run
 from recipes.command import run_command
 from recipes.reporting import check_known, check_least, check_part
 
@@ -60,13 +61,12 @@ class Config(NetworkSettings):
     """folder of the rows (results.jsonl), the table and the figure; a cell that is there is not timed again"""
 
 
-class Models(Benchmark[Cell, Problem]):
+class Models(Benchmark[Config, Cell, Problem]):
     name = "models"
     tolerance = 1e-3
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.asked = config
         check_least(config, {"image_size": 1, "batch": 1})
         if config.multiply_adds is not None and config.fraction is not None:
             raise tn.errors.StudyError(
@@ -79,8 +79,19 @@ class Models(Benchmark[Cell, Problem]):
             if rewrite is not None:
                 rewrite_chain(rewrite)
 
+    @staticmethod
+    def smaller(config: Config) -> Config:
+        return dataclasses.replace(
+            config,
+            models=("resnet20",) if config.models == Config.models else config.models,
+            batch=tuple(dict.fromkeys(min(batch, 2) for batch in config.batch)),
+            rounds=min(config.rounds, 3),
+            warmup=1,
+            image_size=config.image_size or 16,
+        )
+
     def cells(self) -> list[Cell]:
-        asked = self.asked
+        asked = self.config
         return [
             Cell(
                 model,
@@ -95,14 +106,9 @@ class Models(Benchmark[Cell, Problem]):
             for model, batch, goes in product(asked.models, asked.batch, asked.passes)
         ]
 
-    def facts(self, cell: Cell) -> Row:
-        facts = cell._asdict()
-        facts["pass"] = facts.pop("goes")
-        return facts
-
     def contenders(self, cell: Cell) -> Sequence[str]:
         """Frozen weights and folded normalisations are for evaluation."""
-        names = self.asked.with_tuned(("dense", f"dense{AGAIN}", *self.asked.contenders))
+        names = self.config.with_tuned(("dense", f"dense{AGAIN}", *self.config.contenders))
         return [name for name in names if cell.goes == "forward" or not {"frozen", "folded"} & set(name.split())]
 
     def problem(self, cell: Cell) -> Problem:
@@ -123,25 +129,9 @@ class Models(Benchmark[Cell, Problem]):
     table = staticmethod(table)
 
 
-def main(config: Config) -> list[Row]:
-    """Time what is missing, then sum up all rows there are; returns these.
-
-    Raises:
-        StudyError: a setting is not what it should be; contenders that should agree do not.
-        DataError: a network is unknown.
-    """
-    if config.smoke:
-        config = dataclasses.replace(
-            config,
-            models=("resnet20",) if config.models == Config.models else config.models,
-            batch=tuple(dict.fromkeys(min(batch, 2) for batch in config.batch)),
-            rounds=min(config.rounds, 3),
-            warmup=1,
-            image_size=config.image_size or 16,
-        )
-    return run(Models(config))
+main = partial(run, Models)
 
 
 def command() -> None:
     """The command `python -m recipes.benchmarks.models`."""
-    run_command(Config, main, description=__doc__, interrupted="stopped: the same command continues where it was")
+    run_command(Config, main, description=__doc__, interrupted=INTERRUPTED)
