@@ -54,7 +54,7 @@ class DataError(TnalgebraError, ValueError):
 
 
 class CheckpointError(TnalgebraError, ValueError):
-    """A file is no checkpoint, or one of another model; or a model cannot be written as one."""
+    """A file is not a checkpoint, or one of another model; or a model cannot be written as one."""
 
 
 class StudyError(TnalgebraError, RuntimeError):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernel_cases import SEVEN
+from tests.refusals import refused
 from tnalgebra.errors import RuleError
 from tnalgebra.network.bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
 
@@ -45,42 +44,24 @@ def test_spaces_and_commas_have_no_meaning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "fact"),
     [
-        ("out in", "a cut has one '|', here are 0\n  where: out in\n  fix:   for example 'out | in kh kw'"),
-        ("out | in | kh", "a cut has one '|', here are 2\n  where: out | in | kh"),
-        ("| in", "the left side of a cut is empty\n  where:  | in\n  fix:   a label on both sides of '|'"),
-        ("out | ", "the right side of a cut is empty\n  where: out | \n  fix:   a label on both sides of '|'"),
-        ("out kh | in kh", "the label 'kh' stands twice in a cut\n  where: out kh | in kh\n  fix:   each label once"),
-        ("out out | in", "the label 'out' stands twice in a cut"),
-        ("out | 3d", "'3d' in a cut is not a label\n  where: out | 3d"),
-        ("out:3 | in", "'out:3' in a cut is not a label"),
+        ("out in", "here are 0"),
+        ("out | in | kh", "here are 2"),
+        ("| in", "left side"),
+        ("out | ", "right side"),
+        ("out kh | in kh", "'kh'"),
+        ("out out | in", "'out'"),
+        ("out | 3d", "'3d'"),
+        ("out:3 | in", "'out:3'"),
     ],
 )
-def test_texts_that_are_no_cut(text: str, message: str) -> None:
-    with pytest.raises(RuleError, match=re.escape(message)):
+def test_texts_that_are_not_a_cut(text: str, fact: str) -> None:
+    with refused(RuleError, fact, text.strip()):
         parse_bipartition(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "out | kw",
-            "the label 'in' is missing in the cut\n"
-            "  cut: out | kw\n"
-            "  of:  conv1.weight, labels out in kw\n"
-            "  fix: each of out in kw on one side",
-        ),
-        (
-            "out in | kw kh",
-            "the cut names an unknown label 'kh'\n"
-            "  cut: out in | kw kh\n"
-            "  of:  conv1.weight, labels out in kw\n"
-            "  fix: each of out in kw on one side",
-        ),
-    ],
-)
-def test_cuts_of_other_labels(text: str, message: str) -> None:
-    with pytest.raises(RuleError, match=re.escape(message)):
+@pytest.mark.parametrize(("text", "fact"), [("out | kw", "'in' is missing"), ("out in | kw kh", "unknown label 'kh'")])
+def test_cuts_of_other_labels(text: str, fact: str) -> None:
+    with refused(RuleError, fact, text, "conv1.weight", "out in kw"):
         check_covers(parse_bipartition(text), ["out", "in", "kw"], what="conv1.weight")

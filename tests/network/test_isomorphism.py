@@ -15,10 +15,8 @@ from networkx.algorithms.isomorphism import GraphMatcher
 
 from tests.strategies import in_other_words, networks
 from tests.stuck import not_stuck
-from tnalgebra.network.isomorphism import _graph, isomorphic
-from tnalgebra.network.network import Network
-from tnalgebra.network.nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node
-from tnalgebra.network.notation import parse
+from tnalgebra.network import Conv, Copy, Fill, Fuse, NamedTensor, Network, Node, isomorphic, parse
+from tnalgebra.network.isomorphism import _graph
 
 # Laws -------------------------------------------------------------------------------------------------------
 

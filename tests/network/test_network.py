@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
 from fractions import Fraction
 from itertools import count
 from typing import Any
@@ -15,16 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.refusals import refused
 from tests.strategies import networks, random_values, valued_networks
 from tnalgebra.errors import NetworkError, SizeError
-from tnalgebra.network.network import (
+from tnalgebra.network import (
+    Conv,
+    Copy,
+    Fill,
+    Fuse,
+    NamedTensor,
     Network,
+    Node,
+    Variable,
     carriers,
     compose,
-    default_output,
-    input_name,
     open_variables,
     parameters,
+    parse,
+    parse_rule,
     renamed,
     shape_of,
     shapes,
@@ -32,9 +39,7 @@ from tnalgebra.network.network import (
     tensor_nodes,
     with_sizes,
 )
-from tnalgebra.network.nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable
-from tnalgebra.network.notation import parse, parse_rule
-from tnalgebra.tensors.evaluation import evaluate, magnitude
+from tnalgebra.tensors import evaluate, magnitude
 
 K = NamedTensor("K", ("a", "b"))
 
@@ -42,63 +47,43 @@ K = NamedTensor("K", ("a", "b"))
 
 
 @pytest.mark.parametrize(
-    ("nodes", "output", "message"),
+    ("nodes", "output", "facts"),
     [
-        ([], None, "a network has no nodes\n  fix: at least one, for example K[out in kh kw]"),
-        ([K], ["c"], "the output label 'c' stands on no node\n  labels: a b"),
-        (
-            [K],
-            ["a", "b", "a"],
-            "the output names 'a' twice\n  where: -> [a b a]\n  fix:   a second label joined to it by Copy[a a_2]",
-        ),
-        (
-            [K, NamedTensor("K", ("c",))],
-            None,
-            "the tensor 'K' stands with two numbers of axes\n  first:  K[a b]\n  second: K[c]\n  fix:    one name is",
-        ),
-        ([NamedTensor("Copy", ("a",))], None, "'Copy' names a reserved node, not a tensor\n  fix: another name"),
-        ([NamedTensor("1K", ("a",))], None, "tensor name '1K' is not a word\n  fix: letters, digits and '_'"),
-        ([NamedTensor("K", ("a b",))], None, "label 'a b' is not a word"),
-        ([Copy(("a", ""))], None, "label '' is not a word"),
-        ([Conv("x", "y", 3)], None, "label 3 is not a word"),  # type: ignore[arg-type]
-        ([Copy(tuple(f"a{i}" for i in range(65)))], None, "node 'Copy' has 65 axes\n  fix: at most 64, torch's own"),
-        ([Fuse("a", ())], None, "Fuse has no parts\n  where: Fuse[a]\n  fix:   Fuse[whole part part ...]"),
-        ([Fill(("a",), "median")], None, "Fill has value 'median'\n  where: Fill[a | value=median]"),  # type: ignore[arg-type]
-        ([Fill(("a",), 0.5)], None, "Fill has value 0.5\n  where: Fill[a | value=0.5]\n  fix:   a Fraction, an int"),  # type: ignore[arg-type]
-        ([Fill(("a",), Fraction(10**301))], None, "Fill has a value of 302 digits\n  where: Fill[a]"),
-        ([Fill(("a",), Fraction(1, 3**3000))], None, "Fill has a value of 1434 digits"),
-        (
-            [Conv("x", "y", "k", stride=0)],
-            None,
-            "stride is 0\n  where: Conv[x y k | stride=0]\n  fix:   a stride of at",
-        ),
-        ([Conv("x", "y", "k", dilation=-2)], None, "dilation is -2"),
-        (
-            [Conv("x", "y", "k", stride=1.5)],
-            None,
-            "stride is 1.5\n  where: Conv[x y k | stride=1.5]\n  fix:   an integer",
-        ),  # type: ignore[arg-type]
-        ([Conv("x", "y", "k", high=2**41)], None, "high is 2199023255552"),
-        (
-            [Conv("x", "y", "k", mode="wrap")],
-            None,
-            "mode is 'wrap'\n  where: Conv[x y k | mode=wrap]\n  fix:   one of zeros, ",
-        ),
+        ([], None, ["no nodes"]),
+        ([K], ["c"], ["'c'", "a b"]),
+        ([K], ["a", "b", "a"], ["'a' twice", "Copy[a a_2]"]),
+        ([K, NamedTensor("K", ("c",))], None, ["'K'", "K[a b]", "K[c]"]),
+        ([NamedTensor("Copy", ("a",))], None, ["'Copy'", "reserved"]),
+        ([NamedTensor("1K", ("a",))], None, ["'1K'"]),
+        ([NamedTensor("K", ("a b",))], None, ["'a b'"]),
+        ([Copy(("a", ""))], None, ["label ''"]),
+        ([Conv("x", "y", 3)], None, ["label 3"]),  # type: ignore[arg-type]
+        ([Copy(tuple(f"a{i}" for i in range(65)))], None, ["'Copy'", "65 axes", "at most 64"]),
+        ([Fuse("a", ())], None, ["Fuse[a]"]),
+        ([Fill(("a",), "median")], None, ["'median'", "Fill[a | value=median]"]),  # type: ignore[arg-type]
+        ([Fill(("a",), 0.5)], None, ["0.5", "Fraction"]),  # type: ignore[arg-type]
+        ([Fill(("a",), Fraction(10**301))], None, ["302 digits"]),
+        ([Fill(("a",), Fraction(1, 3**3000))], None, ["1434 digits"]),
+        ([Conv("x", "y", "k", stride=0)], None, ["stride is 0", "Conv[x y k | stride=0]"]),
+        ([Conv("x", "y", "k", dilation=-2)], None, ["dilation is -2"]),
+        ([Conv("x", "y", "k", stride=1.5)], None, ["stride is 1.5", "an integer"]),  # type: ignore[arg-type]
+        ([Conv("x", "y", "k", high=2**41)], None, ["high is 2199023255552"]),
+        ([Conv("x", "y", "k", mode="wrap")], None, ["'wrap'", "zeros"]),
     ],
 )
-def test_networks_that_mean_nothing(nodes: list[Node], output: list[str] | None, message: str) -> None:
-    with pytest.raises(NetworkError, match=re.escape(message)):
+def test_networks_that_mean_nothing(nodes: list[Node], output: list[str] | None, facts: list[str]) -> None:
+    with refused(NetworkError, *facts):
         Network(nodes, output)
 
 
 def test_a_size_of_a_label_that_is_not_there() -> None:
-    with pytest.raises(SizeError, match="a size is given for 'z', which no node carries\n  labels: a b"):
+    with refused(SizeError, "'z'", "a b"):
         Network([K], sizes={"z": 3})
 
 
 def test_the_output_is_every_label_that_stands_once() -> None:
     assert parse("A[a b] B[b c c] Copy[d] C[e d e]").output == ("a",)
-    assert default_output(parse("A[c b] B[b a]").nodes) == ("c", "a")
+    assert parse("A[c b] B[b a]").output == ("c", "a")
 
 
 def test_a_network_is_frozen() -> None:
@@ -157,11 +142,10 @@ def test_a_tied_tensor_is_counted_once() -> None:
 
 def test_unknown_sizes() -> None:
     network = parse("K[a:2 b]")
-    message = "the size of label 'b' is unknown\n  where: K[a b]\n  known: a=2\n  fix:   give sizes={'b': ...} or bind"
     for ask in (lambda: size_of(network, "b"), lambda: shapes(network), lambda: parameters(network)):
-        with pytest.raises(SizeError, match=re.escape(message)):
+        with refused(SizeError, "'b'", "K[a b]", "a=2", "sizes={'b': ...}"):
             ask()
-    with pytest.raises(SizeError, match=r"the size of label 'z' is unknown\n  where: no node\n  known: nothing"):
+    with refused(SizeError, "'z'", "no node", "nothing"):
         size_of(parse("K[a]"), "z")
 
 
@@ -177,12 +161,11 @@ def test_variables_of_a_rule() -> None:
 def test_with_sizes() -> None:
     network = with_sizes(parse("X[x:9] Conv[x y k]"), {"k": 3})
     assert network.sizes == {"x": 9, "k": 3, "y": 7}
-    message = "label 'x' has two sizes\n  first:  9, in X[x:9] Conv[x y:7 k:3]\n  second: 8, as given"
-    with pytest.raises(SizeError, match=re.escape(message)):
+    with refused(SizeError, "'x'", "9, in X[x:9] Conv[x y:7 k:3]", "8, as given"):
         with_sizes(network, {"x": 8})
-    with pytest.raises(SizeError, match="label 'y' has two sizes"):
+    with refused(SizeError, "'y'"):
         with_sizes(parse("X[x:9] Conv[x y:3 k | stride=2]"), {"k": 3})
-    with pytest.raises(SizeError, match="a size is given for 'z'"):
+    with refused(SizeError, "'z'"):
         with_sizes(network, {"z": 8})
 
 
@@ -196,11 +179,11 @@ def test_renamed_swaps_labels_and_names_at_once() -> None:
 def test_renamed_ties_and_takes_diagonals() -> None:
     assert str(renamed(parse("A[a b] B[c d]"), names={"B": "A"})) == "A[a b] A[c d]"
     assert str(renamed(parse("A[a:3 b:3] -> [a]"), labels={"b": "a"})) == "A[a:3 a] -> [a]"
-    with pytest.raises(SizeError, match="labels of sizes 3 and 2 cannot both be 'a'\n  fix: equal sizes"):
+    with refused(SizeError, "sizes 3 and 2", "'a'"):
         renamed(parse("A[a:3 b:2] -> [a]"), labels={"b": "a"})
-    with pytest.raises(NetworkError, match="the tensor 'A' stands with two numbers of axes"):
+    with refused(NetworkError, "'A'", "two numbers of axes"):
         renamed(parse("A[a] B[c d]"), names={"B": "A"})
-    with pytest.raises(NetworkError, match="the output names 'a' twice"):
+    with refused(NetworkError, "'a' twice"):
         renamed(parse("A[a b]"), labels={"b": "a"})
 
 
@@ -259,7 +242,7 @@ def test_sizes_pass_through_a_composition() -> None:
     both = parse("X[n:2 x:9] Conv[x u k:3]  -> [n u]") >> parse("X[b x] Conv[x v l:2] -> [b v]")
     assert str(both) == "X[n:2 x:9] Conv[x u:7 k:3] Conv[u v:6 l:2] -> [n v]"
     assert both.sizes["v"] == 6
-    with pytest.raises(SizeError, match="labels of sizes 7 and 8 cannot both be 'u'"):
+    with refused(SizeError, "sizes 7 and 8", "'u'"):
         parse("X[n:2 x:9] Conv[x u k:3] -> [n u]") >> parse("X[b x:8]")
 
 
@@ -283,25 +266,19 @@ def test_scalars_compose() -> None:
 
 
 def test_which_tensor_is_the_input() -> None:
-    assert input_name(parse("K[a] X[a]")) == "X"
-    assert input_name(parse("K[a] Copy[a b] K[b]")) == "K"
-    with pytest.raises(
-        NetworkError,
-        match=r"it is not clear which tensor is the input\n  tensors: K V\n  where:   K\[a\] V\[a\]\n  fix: ",
-    ):
-        input_name(parse("K[a] V[a]"))
-    with pytest.raises(NetworkError, match="tensors: none"):
+    assert set(tensor_nodes(parse("A[a]") >> parse("K[b] X[b]"))) == {"A", "K"}
+    assert str(parse("A[a]") >> parse("K[b] Copy[b c] K[c]")) == "A[a] A[a_2] Copy[a a_2]"
+    with refused(NetworkError, "K V", "K[a] V[a]", "into=..."):
+        parse("A[a]") >> parse("K[a] V[a]")
+    with refused(NetworkError, "none"):
         parse("K[a]") >> parse("Copy[a]")
     assert str(compose(parse("A[a]"), parse("K[a] V[a]"), into="V")) == "A[a] K[a]"
 
 
 def test_compositions_that_mean_nothing() -> None:
-    with pytest.raises(NetworkError, match=r"there is no tensor 'Z'\n  where:   K\[a\]\n  tensors: K"):
+    with refused(NetworkError, "'Z'", "K[a]", "tensors: K"):
         compose(parse("A[a]"), parse("K[a]"), into="Z")
-    message = (
-        "the output of the first network has 1 labels, 'X' has 2 axes\n  first:  A[a b] -> [b]\n  second: X[p q] W[q]"
-    )
-    with pytest.raises(NetworkError, match=re.escape(message)):
+    with refused(NetworkError, "1 labels", "'X' has 2 axes", "A[a b] -> [b]", "X[p q] W[q]"):
         parse("A[a b] -> [b]") >> parse("X[p q] W[q]")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from random import Random
 from typing import Any
 
@@ -14,14 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.dense_oracle import dense_value
+from tests.refusals import refused
 from tests.strategies import in_other_words, random_values, valued_networks
 from tests.stuck import not_stuck
 from tnalgebra.errors import NetworkError, SizeError, ValuesError
-from tnalgebra.network.network import Network, carriers, shape_of
-from tnalgebra.network.nodes import Conv, Variable
-from tnalgebra.network.notation import parse
-from tnalgebra.tensors.contraction import contract
-from tnalgebra.tensors.evaluation import bind, evaluate, magnitude, pattern
+from tnalgebra.network import Conv, Network, Variable, carriers, parse, shape_of
+from tnalgebra.tensors import bind, contract, evaluate, magnitude, pattern
 
 EPS = torch.finfo(torch.float64).eps
 ROUNDING = 64 * EPS  # of `magnitude`: sums of at most 20,000 terms, added pairwise
@@ -178,75 +175,57 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
-    ("text", "values", "message"),
+    ("text", "values", "facts"),
     [
-        ("K[a b] V[b]", {"K": [[1.0]]}, "no value for 'V'\n  where: K[a:1 b:1] V[b]"),
-        ("K[a b] V[b]", {}, "no value for 'K', 'V'"),
-        ("K[a]", {"K": [1.0], "W": [1.0]}, "a value is given for 'W', no tensor of the network\n  tensors: K"),
-        ("Copy[a:2]", {"W": [1.0]}, "tensors: none"),
-        ("K[a b]", {"K": [1.0, 2.0]}, "the value of 'K' has 1 axes, its node has 2\n  shape: (2,)\n  node:  K[a b]"),
-        ("K[a]", {"K": [1.0, NAN, INF]}, "the value of 'K' holds NaN or infinity\n  where: 2 of 3 elements"),
-        ("K[a]", {"K": [-INF]}, "the value of 'K' holds NaN or infinity"),
-        ("K[a b]", {"K": torch.zeros(3, 0)}, "the value of 'K' is empty\n  shape: (3, 0)"),
-        ("K[a]", {"K": torch.ones(2, dtype=torch.complex64)}, "the value of 'K' is complex\n  fix: real numbers"),
-        (
-            "K[a:2 b:3]",
-            {"K": torch.ones(3, 2)},
-            "the axis 'a' of 'K' has 3 elements, the label has size 2\n  shape: (3, 2)\n  node:  K[a:2 b:3]",
-        ),
-        ("K[a a]", {"K": torch.ones(3, 2)}, "the axis 'a' of 'K' has 2 elements, the label has size 3"),
-        ("K[a b] V[b]", {"K": torch.ones(2, 3), "V": torch.ones(4)}, "the axis 'b' of 'V' has 4 elements"),
-        (
-            "K[a b] K[b c]",
-            {"K": torch.ones(2, 3)},
-            "the shapes of the values contradict the network\n  because: label 'b' has two sizes",
-        ),
+        ("K[a b] V[b]", {"K": [[1.0]]}, ["'V'", "K[a:1 b:1] V[b]"]),
+        ("K[a b] V[b]", {}, ["'K', 'V'"]),
+        ("K[a]", {"K": [1.0], "W": [1.0]}, ["'W'", "tensors: K"]),
+        ("Copy[a:2]", {"W": [1.0]}, ["tensors: none"]),
+        ("K[a b]", {"K": [1.0, 2.0]}, ["'K' has 1 axes", "(2,)", "K[a b]"]),
+        ("K[a]", {"K": [1.0, NAN, INF]}, ["'K' holds NaN", "2 of 3"]),
+        ("K[a b]", {"K": torch.zeros(3, 0)}, ["'K' is empty", "(3, 0)"]),
+        ("K[a]", {"K": torch.ones(2, dtype=torch.complex64)}, ["'K' is complex"]),
+        ("K[a:2 b:3]", {"K": torch.ones(3, 2)}, ["'a' of 'K' has 3", "size 2", "(3, 2)", "K[a:2 b:3]"]),
+        ("K[a a]", {"K": torch.ones(3, 2)}, ["'a' of 'K' has 2", "size 3"]),
+        ("K[a b] V[b]", {"K": torch.ones(2, 3), "V": torch.ones(4)}, ["'b' of 'V' has 4"]),
+        ("K[a b] K[b c]", {"K": torch.ones(2, 3)}, ["contradict", "'b' has two sizes"]),
         (
             "X[x] Conv[x y k] K[k] Y[y]",
             {"X": torch.ones(5), "K": torch.ones(2), "Y": torch.ones(5)},
-            "the shapes of the values contradict the network\n  because: label 'y' has two sizes",
+            ["contradict", "'y' has two sizes"],
         ),
+        ("K[a b]", {"K": None}, ["'K'", "NoneType"]),
+        ("K[a b]", {"K": "abc"}, ["'K'", "str"]),
+        ("K[a b]", {"K": torch.eye(3).to_sparse()}, ["'K' is torch.sparse_coo"]),
+        ("K[a b]", {"K": torch.empty(3, 3, device="meta")}, ["'K' has no elements", "meta"]),
     ],
 )
-def test_values_that_do_not_fit(text: str, values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValuesError, match=re.escape(message)):
+def test_values_that_do_not_fit(text: str, values: dict[str, Any], facts: list[str]) -> None:
+    with refused(ValuesError, *facts):
         evaluate(parse(text), values)
 
 
 def test_unknown_size() -> None:
-    message = (
-        "the size of label 'b' is unknown\n"
-        "  where: Copy[b c]\n"
-        "  known: a=2\n"
-        "  fix:   give sizes={'b': ...} or bind a value to a tensor that carries it"
-    )
-    with pytest.raises(SizeError, match=re.escape(message)):
+    with refused(SizeError, "'b'", "Copy[b c]", "a=2", "sizes={'b': ...}"):
         evaluate(parse("K[a] Copy[b c]"), {"K": [1, 2]})
 
 
-def test_a_variable_is_no_number() -> None:
+def test_a_variable_is_not_a_number() -> None:
     network = Network([Conv("x", "y", "k", stride=Variable("s"))], sizes={"x": 5, "y": 3, "k": 3})
-    with pytest.raises(NetworkError, match=r"attributes are variables: s\n  where: Conv\[x y k \| stride=s\]"):
+    with refused(NetworkError, "variables: s", "Conv[x y k | stride=s]"):
         evaluate(network)
 
 
 def test_memory_guard_stops_a_dense_pattern_before_it_is_made() -> None:
-    with (
-        not_stuck(),
-        pytest.raises(
-            SizeError, match=r"the dense pattern of a node would have \d+ elements\n  where: Copy\[a:100000 "
-        ),
-    ):
+    with not_stuck(), refused(SizeError, 10**20, "Copy[a:100000"):
         evaluate(parse("Copy[a:100000 b c d]"))
-    with pytest.raises(SizeError, match="fix:   smaller sizes, or max_elements above 10"):
+    with refused(SizeError, "max_elements above 10"):
         pattern(parse("Fill[a:4 b:4|value=1]").nodes[0], parse("Fill[a:4 b:4|value=1]"), max_elements=10)
 
 
 def test_memory_guard_stops_an_intermediate() -> None:
     network, values = values_of("A[a:40] B[b:50] C[c:60]")
-    with pytest.raises(
-        SizeError, match=r"an intermediate of the contraction would have 120000 elements\n  labels: .*=40"
-    ):
+    with refused(SizeError, 120000, "=40"):
         evaluate(network, values, max_elements=100_000)
     assert evaluate(network, values, max_elements=120_000).shape == (40, 50, 60)
 
@@ -259,21 +238,7 @@ def test_memory_guard_counts_what_is_kept_only() -> None:
 def test_more_than_64_axes_in_an_intermediate() -> None:
     a, b = (" ".join(f"{word}{i}:1" for i in range(40)) for word in "ab")
     operands = [(torch.ones([1] * 40), tuple(f"{word}{i}" for i in range(40))) for word in "ab"]
-    with pytest.raises(NetworkError, match="the output has 80 axes"):
+    with refused(NetworkError, "output has 80 axes"):
         parse(f"A[{a}] B[{b}]")
-    with pytest.raises(NetworkError, match=r"an intermediate of the contraction has 80 axes\n  fix: at most 64"):
+    with refused(NetworkError, "80 axes", "at most 64"):
         contract(operands, [label for _, labels in operands for label in labels])
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (None, "the value of 'K' is no array of numbers\n  given:   NoneType"),
-        ("abc", "the value of 'K' is no array of numbers\n  given:   str"),
-        (torch.eye(3).to_sparse(), "the value of 'K' is torch.sparse_coo"),
-        (torch.empty(3, 3, device="meta"), "the value of 'K' has no elements: it is on the meta device"),
-    ],
-)
-def test_a_value_that_is_no_dense_array(value: object, message: str) -> None:
-    with pytest.raises(ValuesError, match=message):
-        evaluate(parse("K[a b]"), {"K": value})  # type: ignore[dict-item]

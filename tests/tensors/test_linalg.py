@@ -11,17 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.refusals import refused
 from tnalgebra.errors import RankError, RuleError, ValuesError
-from tnalgebra.network.bipartition import Bipartition, bipartitions
+from tnalgebra.network import bipartitions, parse_bipartition
 from tnalgebra.tensors import linalg
-from tnalgebra.tensors.linalg import SVD, matricise, singular_values, truncated_svd
+from tnalgebra.tensors.linalg import SVD, gram_singular_values, matricise, scaled, truncated_svd
 
 SIZES = {"out": 5, "in": 4, "kh": 3, "kw": 2}
-FLOOR, BOUND, BELOW = 1e-6, 1e-8, 1e-7  # what `singular_values` promises, over the largest value
+FLOOR, BOUND, BELOW = 1e-6, 1e-8, 1e-7  # what `gram_singular_values` promises, over the largest value
 
 
 def gaussian(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    numbers, scale = scaled(matrix)
+    return gram_singular_values(numbers) * scale
 
 
 def planted(rows: int, columns: int, values: Tensor, *, seed: int) -> Tensor:
@@ -56,10 +62,10 @@ def test_an_element_of_a_matricisation_is_the_one_its_numbers_name(order: list[s
 
 
 def test_matricise_names_what_does_not_fit() -> None:
-    with pytest.raises(RuleError, match="unknown label 'in'"):
-        matricise(torch.ones(2, 3), ["out", "k"], Bipartition(("out",), ("in",)))
-    with pytest.raises(ValuesError, match="a tensor of 2 axes has 3 labels"):
-        matricise(torch.ones(2, 3), ["out", "in", "k"], Bipartition(("out",), ("in", "k")))
+    with refused(RuleError, "'in'"):
+        matricise(torch.ones(2, 3), ["out", "k"], parse_bipartition("out | in"))
+    with refused(ValuesError, "2 axes", "3 labels"):
+        matricise(torch.ones(2, 3), ["out", "in", "k"], parse_bipartition("out | in k"))
 
 
 @given(matrices())
@@ -76,7 +82,7 @@ def test_singular_values_are_those_of_an_svd(matrix: Tensor) -> None:
 
 
 @given(
-    st.sampled_from([(24, 24), (17, 50), (50, 17), (6, 300), (3, 5)]),
+    st.sampled_from([(24, 24), (17, 50), (50, 17), (6, 300), (120, 120)]),
     st.sampled_from(["even", "flat with one small", "half small", "steep"]),
     st.integers(0, 2**30),
 )
@@ -96,12 +102,6 @@ def test_planted_values_above_a_millionth_are_right_to_1e_8(shape: tuple[int, in
     difference = (found - values).abs()
     assert difference[values > FLOOR].max() <= BOUND
     assert difference.max() <= BELOW
-
-
-def test_planted_values_of_a_large_square_are_right_to_1e_8() -> None:
-    values = torch.ones(400, dtype=torch.float64)
-    values[200:] = 1.1 * FLOOR  # the worst there is: every rounding error falls on a small value
-    assert (singular_values(planted(400, 400, values, seed=0)) - values).abs().max() <= BOUND
 
 
 @given(matrices(), st.data())
@@ -126,13 +126,6 @@ def test_the_truncated_svd_is_the_nearest_of_its_rank(matrix: Tensor, data: st.D
         moved_left = left * (values / unit) + step * gaussian(*left.shape, seed=seed)
         moved_right = right + step * gaussian(*right.shape, seed=seed + 1)
         assert torch.linalg.matrix_norm(exact - moved_left @ moved_right) >= error - 1e-13
-
-
-@given(matrices())
-def test_all_values_together_are_the_matrix_again(matrix: Tensor) -> None:
-    left, values, right = truncated_svd(matrix)
-    unit = matrix.abs().max()
-    torch.testing.assert_close((left * (values / unit)) @ right, matrix / unit, rtol=0, atol=1e-12)
 
 
 @given(matrices())
@@ -182,25 +175,24 @@ def test_gradients_are_left_behind() -> None:
     assert not any(part.requires_grad for part in truncated_svd(weight))
 
 
-@pytest.mark.parametrize("compute", [singular_values, truncated_svd])
+@pytest.mark.parametrize("compute", [scaled, truncated_svd])
 @pytest.mark.parametrize(
-    ("matrix", "message"),
+    ("matrix", "facts"),
     [
-        (torch.tensor([[1.0, float("nan")], [2.0, 3.0]]), "the matrix holds NaN or infinity\n  where: 1 of 4 elements"),
-        (torch.tensor([[1.0, -float("inf"), float("inf")]]), "where: 2 of 3 elements"),
-        (torch.ones(0, 3), r"the matrix is empty\n  shape: \(0, 3\)"),
-        (torch.ones(2, 3, dtype=torch.complex128), "the matrix is complex"),
-        (torch.ones(3), "a matrix has 2 axes, this has 1"),
+        (torch.tensor([[1.0, float("nan")], [2.0, 3.0]]), ["NaN", "1 of 4"]),
+        (torch.tensor([[1.0, -float("inf"), float("inf")]]), ["2 of 3"]),
+        (torch.ones(0, 3), ["empty", "(0, 3)"]),
+        (torch.ones(2, 3, dtype=torch.complex128), ["complex"]),
     ],
 )
-def test_what_has_no_singular_values(compute: Any, matrix: Tensor, message: str) -> None:
-    with pytest.raises(ValuesError, match=message):
+def test_what_has_no_singular_values(compute: Any, matrix: Tensor, facts: list[str]) -> None:
+    with refused(ValuesError, *facts):
         compute(matrix)
 
 
-def test_many_matrices_have_singular_values_too_only_one_by_one() -> None:
-    with pytest.raises(ValuesError, match="a matrix has 2 axes, this has 3"):
-        singular_values(torch.ones(2, 3, 4))
+def test_a_vector_is_not_a_matrix() -> None:
+    with refused(ValuesError, "this has 1"):
+        truncated_svd(torch.ones(3))
 
 
 @given(
@@ -256,7 +248,7 @@ def test_the_residual_is_what_is_left(matrix: Tensor, data: st.DataObject) -> No
     unit = matrix / matrix.abs().max()
     left = unit - (svd.U * (svd.S / matrix.abs().max())) @ svd.V
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linalg, "BLOCK", data.draw(st.sampled_from([1, 20, 1000])))
+        patch.setattr(linalg, "_BLOCK", data.draw(st.sampled_from([1, 20, 1000])))
         assert linalg.relative_residual(matrix, svd) == pytest.approx(float(left.norm() / unit.norm()), abs=1e-14)
 
 
@@ -266,11 +258,7 @@ def test_the_residual_of_zeros() -> None:
 
 
 SPECTRA = {
-    "flat": lambda k: torch.ones_like(k),
     "k^-0.25": lambda k: k**-0.25,
-    "k^-1": lambda k: 1 / k,
-    "k^-2": lambda k: k**-2,
-    "exp(-k/100)": lambda k: torch.exp(-k / 100),
     "exp(-k/10)": lambda k: torch.exp(-k / 10),
     "a step": lambda k: torch.where(k <= 100, 1.0, 1e-3).double(),
 }
@@ -310,7 +298,7 @@ def test_only_few_values_of_a_large_matrix_come_from_a_random_subspace() -> None
 
 @pytest.mark.parametrize("rank", [0, -1, 4])
 def test_a_rank_out_of_range(rank: int) -> None:
-    with pytest.raises(RankError, match=f"rank {rank} of a matrix with 3 singular values"):
+    with refused(RankError, f"rank {rank}", "1 to 3"):
         truncated_svd(torch.ones(3, 5), rank)
 
 
@@ -335,7 +323,7 @@ def test_an_svd_that_never_converges_names_the_shape(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch.linalg, "svd", fail)
     monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
-    with pytest.raises(ValuesError, match=r"no convergence: SVD\n  shape:   \(5, 4\)"):
+    with refused(ValuesError, "SVD", "(5, 4)"):
         truncated_svd(torch.ones(5, 4))
-    with pytest.raises(ValuesError, match=r"no convergence: eigenvalues of the Gram matrix\n  shape:   \(5, 4\)"):
+    with refused(ValuesError, "Gram", "(5, 4)"):
         singular_values(torch.ones(5, 4))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,13 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.refusals import refused
 from tests.strategies import random_values, valued_networks
 from tnalgebra.errors import NetworkError, SizeError, ValuesError
-from tnalgebra.network.network import Network, tensor_nodes
-from tnalgebra.network.nodes import RESERVED
-from tnalgebra.network.notation import parse
-from tnalgebra.tensors.evaluation import evaluate, magnitude
-from tnalgebra.tensors.quimb import from_quimb, to_quimb
+from tnalgebra.network import RESERVED, Network, parse, tensor_nodes
+from tnalgebra.tensors import evaluate, from_quimb, magnitude, to_quimb
 
 Operation = Callable[[Any], object]
 
@@ -173,7 +170,7 @@ def test_operations_on_every_bond_keep_the_value_of_any_network(text: str, opera
     foreign, foreign_values = from_quimb(tn)
     assert foreign.output == network.output
     assert_close(evaluate(foreign, foreign_values), expected, scale)
-    with pytest.raises(NetworkError):
+    with refused(NetworkError):
         from_quimb(tn, like=network)
 
 
@@ -184,150 +181,49 @@ def replace(tag: str, change: Callable[[Tensor], Tensor]) -> Operation:
     return lambda tn: tn[tag].modify(apply=change)
 
 
-REFUSED: list[tuple[str, str, Operation, str]] = [
-    (
-        "copy tensor changed",
-        CP,
-        lambda tn: tn.compress_all_(cutoff=1e-14),
-        "a copy tensor of label 'r' has other elements in quimb than it must\n  tag:     hyperedge:r#0\n  because: ",
-    ),
-    (
-        "copy tensor absorbed",
-        CP,
-        lambda tn: tn.contract_tags_(("A", "hyperedge:r#0"), which="any"),
-        "node A[out r] and a copy tensor of label 'r' are one tensor in quimb",
-    ),
-    (
-        "copy tensor of an open label changed",
-        OPEN_HYPEREDGE,
-        replace("hyperedge:in", lambda array: array * (1 + 1e-9)),
-        "a copy tensor of label 'in' has other elements in quimb than it must",
-    ),
-    (
-        "index pattern changed",
-        WINDOW,
-        replace("Conv", lambda array: array.flip(0)),
-        "node Conv[x y k | stride=2] has other elements in quimb than it must\n  tag:     Conv#1",
-    ),
-    (
-        "constant changed",
-        WINDOW,
-        replace("Fill", lambda array: 2 * array),
-        "node Fill[f | value=mean] has other elements in quimb than it must",
-    ),
-    (
-        "index pattern compressed",
-        WINDOW,
-        lambda tn: tn.canonize_between("Conv", "X"),
-        "node Conv[x y k | stride=2] has other elements in quimb than it must",
-    ),
-    (
-        "bonds of a copy tensor fused",
-        "T[t:2] Copy[f:7 f]",
-        lambda tn: tn.compress_between("Copy", "hyperedge:f"),
-        "label 'f' had size 7 and has 1 in quimb",
-    ),
-    (
-        "one end of a hyperedge resized",
-        CP,
-        lambda tn: tn.isel_({"r#0": slice(0, 3)}),
-        "label 'r' has sizes 3 and 4 in quimb\n  second: node B[in r]",
-    ),
-    (
-        "bond of an index pattern resized",
-        WINDOW,
-        lambda tn: tn.isel_({"x": slice(0, 8)}),
-        "label 'x' had size 9 and has 8 in quimb",
-    ),
-    (
-        "tied occurrences differ",
-        TIED,
-        replace("A#1", lambda array: array + 1e-9),
-        "two occurrences of the tied tensor 'A' differ in quimb\n  first:  A[a b], tag A#0\n  second: A[b c], tag A#1",
-    ),
-    (
-        "tied shapes differ",
-        TIED,
-        lambda tn: tn.isel_({"c": slice(0, 2)}),
-        "two occurrences of the tied tensor 'A' differ",
-    ),
-    (
-        "node contracted",
-        TREE,
-        lambda tn: tn.contract_tags_(("A", "B"), which="any"),
-        "node A[out p] and node B[p in q] are one",
-    ),
-    (
-        "node split",
-        TREE,
-        lambda tn: tn.split_tensor("B", ["p"]),
-        "node B[p in q] is several tensors in quimb\n  tag: B#1",
-    ),
-    ("node deleted", TREE, lambda tn: tn.delete("D"), "node D[s kw] is not in the quimb network\n  tag: D#3"),
-    (
-        "tags dropped",
-        TREE,
-        lambda tn: tn.drop_tags("C#2"),
-        "a quimb tensor stands for no node of the network\n  tags: C\n",
-    ),
-    (
-        "tensor added",
-        TREE,
-        lambda tn: tn.add_tensor(qtn.Tensor(torch.ones(6, 2), ("out", "new"), tags="N")),
-        "a quimb tensor stands for no node of the network\n  tags: N\n  inds: ('out', 'new')",
-    ),
-    ("open label summed", TREE, lambda tn: tn.sum_reduce_("kw"), "the open label 'kw' is lost\n  where: node D[s kw]"),
-    (
-        "open label selected",
-        TREE,
-        lambda tn: tn.isel_({"in": 0}),
-        "the open label 'in' is lost\n  where: node B[p in q]",
-    ),
-    ("open label of a hyperedge lost", OPEN_HYPEREDGE, lambda tn: tn.isel_({"in": 1}), "the open label 'in' is lost\n"),
-    ("open label renamed", TREE, lambda tn: tn.reindex_({"kw": "w"}), "the open label 'kw' is lost"),
-    ("open labels joined", TREE, lambda tn: tn.reindex_({"kw": "kh"}), "the open label 'kh' is lost"),
-    (
-        "open label shortened",
-        TREE,
-        lambda tn: tn.isel_({"in": slice(1, 4)}),
-        "label 'in' had size 4 and has 3 in quimb",
-    ),
-    (
-        "bond added",
-        TREE,
-        lambda tn: tn.new_bond("A", "D"),
-        "is no label of the network\n  where: node A[out p] and node D[s kw]",
-    ),
-    (
-        "open label added",
-        TREE,
-        lambda tn: tn["A"].new_ind("z", size=2),
-        "quimb's index 'z' is no label of the network\n  where: node A[out p]\n",
-    ),
-    (
-        "factor without a tensor to take it",
-        "Fill[a:3|value=2]",
-        lambda tn: setattr(tn, "exponent", 2.0),
-        "carries a factor 10^2.0, and there is no tensor that could take it",
-    ),
+REFUSED: list[tuple[str, Operation, list[str]]] = [
+    (CP, lambda tn: tn.compress_all_(cutoff=1e-14), ["'r' has other elements", "hyperedge:r#0"]),
+    (CP, lambda tn: tn.contract_tags_(("A", "hyperedge:r#0"), which="any"), ["A[out r]", "'r'", "one tensor"]),
+    (OPEN_HYPEREDGE, replace("hyperedge:in", lambda array: array * (1 + 1e-9)), ["'in' has other elements"]),
+    (WINDOW, replace("Conv", lambda array: array.flip(0)), ["Conv[x y k | stride=2]", "Conv#1"]),
+    (WINDOW, replace("Fill", lambda array: 2 * array), ["Fill[f | value=mean]"]),
+    (WINDOW, lambda tn: tn.canonize_between("Conv", "X"), ["Conv[x y k | stride=2]", "canonizing"]),
+    ("T[t:2] Copy[f:7 f]", lambda tn: tn.compress_between("Copy", "hyperedge:f"), ["'f' had size 7 and has 1"]),
+    (CP, lambda tn: tn.isel_({"r#0": slice(0, 3)}), ["'r' has sizes 3 and 4", "B[in r]"]),
+    (WINDOW, lambda tn: tn.isel_({"x": slice(0, 8)}), ["'x' had size 9 and has 8"]),
+    (TIED, replace("A#1", lambda array: array + 1e-9), ["tied tensor 'A'", "A#0", "A[b c], tag A#1"]),
+    (TIED, lambda tn: tn.isel_({"c": slice(0, 2)}), ["tied tensor 'A'"]),
+    (TREE, lambda tn: tn.contract_tags_(("A", "B"), which="any"), ["A[out p]", "B[p in q]"]),
+    (TREE, lambda tn: tn.split_tensor("B", ["p"]), ["B[p in q] is several", "B#1"]),
+    (TREE, lambda tn: tn.delete("D"), ["D[s kw] is not in", "D#3"]),
+    (TREE, lambda tn: tn.drop_tags("C#2"), ["tags: C"]),
+    (TREE, lambda tn: tn.add_tensor(qtn.Tensor(torch.ones(6, 2), ("out", "new"), tags="N")), ["tags: N", "'new'"]),
+    (TREE, lambda tn: tn.sum_reduce_("kw"), ["open label 'kw'", "D[s kw]"]),
+    (TREE, lambda tn: tn.isel_({"in": 0}), ["open label 'in'", "B[p in q]"]),
+    (OPEN_HYPEREDGE, lambda tn: tn.isel_({"in": 1}), ["open label 'in'"]),
+    (TREE, lambda tn: tn.reindex_({"kw": "w"}), ["open label 'kw'"]),
+    (TREE, lambda tn: tn.reindex_({"kw": "kh"}), ["open label 'kh'"]),
+    (TREE, lambda tn: tn.isel_({"in": slice(1, 4)}), ["'in' had size 4 and has 3"]),
+    (TREE, lambda tn: tn.new_bond("A", "D"), ["A[out p]", "D[s kw]"]),
+    (TREE, lambda tn: tn["A"].new_ind("z", size=2), ["'z'", "A[out p]"]),
+    ("Fill[a:3|value=2]", lambda tn: setattr(tn, "exponent", 2.0), ["10^2.0"]),
 ]
 
 
-@pytest.mark.parametrize(("text", "operation", "message"), [pytest.param(*case[1:], id=case[0]) for case in REFUSED])
-def test_refusals(text: str, operation: Operation, message: str) -> None:
+@pytest.mark.parametrize(("text", "operation", "facts"), REFUSED)
+def test_refusals(text: str, operation: Operation, facts: list[str]) -> None:
     network, _, tn = there(text)
     operation(tn)
-    with pytest.raises(NetworkError, match=re.escape(message)) as error:
+    with refused(NetworkError, *facts, "fix:"):
         from_quimb(tn, like=network)
-    assert "fix:" in str(error.value)
 
 
 def test_another_network_is_refused() -> None:
     _, _, tn = there(TREE)
-    with pytest.raises(NetworkError, match="a quimb tensor stands for no node of the network"):
+    with refused(NetworkError, "A#0"):
         from_quimb(tn, like=parse(CP.replace("A[", "Z[")))
     swapped = "A[out:6 p:9] B[p in:4 q:7] D[s:5 kw:2] C[q kh:3 s] -> [kw in out kh]"
-    with pytest.raises(NetworkError, match="a quimb tensor stands for no node of the network"):
+    with refused(NetworkError, "C#2"):
         from_quimb(tn, like=parse(swapped))
 
 
@@ -342,20 +238,18 @@ def test_sizes_that_contradict_patterns_of_unknown_size_are_refused() -> None:
     network = parse("X[x] Fuse[x a b] A[a] B[b] -> []")
     tn = to_quimb(network, {"X": torch.ones(6), "A": torch.ones(2), "B": torch.ones(3)})
     tn.isel_({"x": slice(0, 4)})
-    with pytest.raises(NetworkError, match=r"the sizes in quimb contradict the network\n  because: label 'x' has two"):
+    with refused(NetworkError, "contradict", "'x' has two sizes"):
         from_quimb(tn, like=network)
 
 
 def test_values_that_do_not_fit_do_not_go_over() -> None:
-    with pytest.raises(ValuesError, match=r"no value for 'B'\n  where: A\[a:2\] B\[b\]"):
+    with refused(ValuesError, "'B'", "A[a:2] B[b]"):
         to_quimb(parse("A[a] B[b]"), {"A": [1, 2]})
-    with pytest.raises(ValuesError, match="the value of 'A' holds NaN or infinity"):
+    with refused(ValuesError, "'A'", "NaN"):
         to_quimb(parse("A[a]"), {"A": [1, float("nan")]})
-    with pytest.raises(SizeError, match="the size of label 'b' is unknown"):
+    with refused(SizeError, "'b'"):
         to_quimb(parse("A[a] Fill[b|value=1]"), {"A": [1, 2]})
-    with pytest.raises(
-        SizeError, match=r"the dense pattern of a node would have 1000000000 elements\n  where: Copy\[r:1000 r r\]"
-    ):
+    with refused(SizeError, 10**9, "Copy[r:1000 r r]"):
         to_quimb(parse("A[a r] B[b r] C[c r]"), {name: torch.ones(1, 1000) for name in "ABC"})
 
 
@@ -412,7 +306,7 @@ def test_tags_tell_what_a_tensor_is() -> None:
 
 
 def test_quimb_is_not_imported_until_it_is_needed() -> None:
-    code = "import sys, tnalgebra.quimb_bridge; sys.exit('quimb' in sys.modules)"
+    code = "import sys, tnalgebra.tensors; sys.exit('quimb' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -466,16 +360,16 @@ def test_words_that_are_none_are_made_words() -> None:
 
 
 def test_complex_and_infinite_arrays_are_refused() -> None:
-    with pytest.raises(ValuesError, match=r"tensor 'I0' is complex in quimb\n  fix: real numbers"):
+    with refused(ValuesError, "'I0' is complex"):
         from_quimb(qtn.MPS_rand_state(3, 2, dtype="complex128"))
-    with pytest.raises(ValuesError, match="the value of 'T1' holds NaN or infinity"):
+    with refused(ValuesError, "'T1'", "infinity"):
         from_quimb(qtn.TensorNetwork([qtn.Tensor([1.0, np.inf], ("a",))]))
     network, _, tn = there(TREE)
     tn["A"].modify(apply=lambda array: array.to(torch.complex128))
-    with pytest.raises(ValuesError, match=r"node A\[out p\] is complex in quimb"):
+    with refused(ValuesError, "A[out p] is complex"):
         from_quimb(tn, like=network)
 
 
 def test_an_empty_network_is_refused() -> None:
-    with pytest.raises(NetworkError, match="a network has no nodes"):
+    with refused(NetworkError, "no nodes"):
         from_quimb(qtn.TensorNetwork([]))

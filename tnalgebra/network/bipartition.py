@@ -46,7 +46,7 @@ def parse_bipartition(text: str) -> Bipartition:
     """Read "out kh | in kw".
 
     Raises:
-        RuleError: no '|', or two; an empty side; a label that is no word, or stands twice.
+        RuleError: no '|', or two; an empty side; a label that is not a word, or occurs twice.
     """
     if not isinstance(text, str):
         raise RuleError(explain(f"a cut is a {type(text).__name__}", fix="a text, for example 'out | in kh kw'"))
@@ -74,27 +74,11 @@ def check_covers(cut: Bipartition, labels: Iterable[str], *, what: str) -> None:
         RuleError: a label is missing from the cut, or the cut names one that is not there.
     """
     labels = tuple(labels)
-    fix = f"each of {' '.join(labels)} on one side"
-    for label in cut.labels:
-        if label not in labels:
-            raise RuleError(
-                explain(
-                    f"the cut names an unknown label {label!r}",
-                    cut=cut,
-                    of=f"{what}, labels {' '.join(labels)}",
-                    fix=fix,
-                )
-            )
-    for label in labels:
-        if label not in cut.labels:
-            raise RuleError(
-                explain(
-                    f"the label {label!r} is missing in the cut",
-                    cut=cut,
-                    of=f"{what}, labels {' '.join(labels)}",
-                    fix=fix,
-                )
-            )
+    facts = [f"the cut names an unknown label {label!r}" for label in cut.labels if label not in labels]
+    facts += [f"the label {label!r} is missing in the cut" for label in labels if label not in cut.labels]
+    if facts:
+        words = " ".join(labels)
+        raise RuleError(explain(facts[0], cut=cut, of=f"{what}, labels {words}", fix=f"each of {words} on one side"))
 
 
 def bipartitions(labels: Sequence[str]) -> list[Bipartition]:

@@ -31,7 +31,8 @@ def isomorphic(a: Network, b: Network) -> bool:
     if _counts(a) != _counts(b):
         return False
     first, second = _graph(a), _graph(b)
-    return _match(first, _kinds(first), second, _kinds(second))
+    kinds: list[Colours] = [{at: data["kind"] for at, data in graph.nodes(data=True)} for graph in (first, second)]
+    return _match(first, kinds[0], second, kinds[1])
 
 
 def _counts(network: Network) -> tuple[object, ...]:
@@ -74,10 +75,6 @@ def _graph(network: Network) -> Graph:
     for axis, label in enumerate(network.output):
         graph.add_edge(("output", None), ("label", label), axes=(axis,))
     return graph
-
-
-def _kinds(graph: Graph) -> Colours:
-    return {vertex: data["kind"] for vertex, data in graph.nodes(data=True)}
 
 
 def _match(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) -> bool:

@@ -45,7 +45,7 @@ def check_word(word: str, *, what: str) -> str:
 
 
 def fresh(word: str, taken: Container[str]) -> str:
-    """`word` itself if nobody has it, else `word_2`, `word_3`, ...: the first that is free."""
+    """`word` itself if it is not taken, else `word_2`, `word_3`, ...: the first that is free."""
     if word not in taken:
         return word
     stem = re.sub(r"_\d+$", "", word)

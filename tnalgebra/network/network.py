@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from math import prod
 from os import PathLike
 from types import MappingProxyType
@@ -13,12 +12,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import NetworkError, SizeError, explain
 from . import drawing
-from .labels import MAX_AXES, MAX_DIGITS, MAX_SIZE, check_word, fresh
-from .nodes import MODES, RESERVED, Conv, Fill, Fuse, NamedTensor, Node, Variable, node_text, relabel, rename, variables
+from .labels import MAX_AXES, fresh
+from .nodes import NamedTensor, Node, check_node, node_text, relabel, rename, variables
 from .sizes import infer_sizes
-
-MAX_FILL = 10**300
-"""Largest value of a Fill: it still fits a float64."""
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +30,7 @@ class Network:
 
     Args:
         nodes: at least one; the order has no meaning for the value.
-        output: the open labels in the order of the value's axes; by default every label that stands once on a
+        output: the open labels in the order of the value's axes; by default every label that occurs once on a
             node, in order of first appearance.
         sizes: label -> size. May be partial; `sizes` of the network holds everything that follows from it.
 
@@ -101,86 +97,20 @@ def default_output(nodes: Sequence[Node]) -> tuple[str, ...]:
 def _check_nodes(nodes: tuple[Node, ...]) -> None:
     if not nodes:
         raise NetworkError(explain("a network has no nodes", fix="at least one, for example K[out in kh kw]"))
-    axes: dict[str, Node] = {}
+    first: dict[str, Node] = {}
     for node in nodes:
-        if len(node.labels) > MAX_AXES:
+        check_node(node)
+        other = first.setdefault(node.name, node)
+        if isinstance(node, NamedTensor) and len(other.labels) != len(node.labels):
             raise NetworkError(
                 explain(
-                    f"node {node.name!r} has {len(node.labels)} axes",
-                    fix=f"at most {MAX_AXES}, torch's own limit: fuse some labels",
+                    f"the tensor {node.name!r} stands with two numbers of axes",
+                    first=node_text(other),
+                    second=node_text(node),
+                    fix="one name is one tensor: rename one of them",
                 ),
                 at=node,
             )
-        for label in node.labels:
-            check_word(label, what="label")
-        match node:
-            case NamedTensor():
-                check_word(node.name, what="tensor name")
-                if node.name in RESERVED:
-                    raise NetworkError(
-                        explain(f"{node.name!r} names a reserved node, not a tensor", fix="another name"), at=node
-                    )
-                other = axes.setdefault(node.name, node)
-                if len(other.labels) != len(node.labels):
-                    raise NetworkError(
-                        explain(
-                            f"the tensor {node.name!r} stands with two numbers of axes",
-                            first=node_text(other),
-                            second=node_text(node),
-                            fix="one name is one tensor: rename one of them",
-                        ),
-                        at=node,
-                    )
-            case Conv():
-                _check_window(node)
-            case Fuse():
-                if not node.parts:
-                    raise NetworkError(
-                        explain("Fuse has no parts", where=node_text(node), fix="Fuse[whole part part ...]"), at=node
-                    )
-            case Fill():
-                _check_fill(node)
-
-
-def _check_fill(node: Fill) -> None:
-    value: object = node.value
-    if value == "mean" or isinstance(value, Variable):
-        return
-    if not isinstance(value, int | Fraction):
-        raise NetworkError(
-            explain(f"Fill has value {value!r}", where=node_text(node), fix="a Fraction, an integer, or 'mean'"),
-            at=node,
-        )
-    if abs(Fraction(value)) > MAX_FILL or len(str(value)) > MAX_DIGITS:
-        raise NetworkError(
-            explain(
-                f"Fill has a value of {len(str(value))} digits",
-                where=f"Fill[{' '.join(node.labels)}]",
-                fix=f"at most {MAX_DIGITS}, and at most 1e300",
-            ),
-            at=node,
-        )
-
-
-def _check_window(node: Conv) -> None:
-    for attribute in ("stride", "low", "high", "dilation"):
-        number: object = getattr(node, attribute)
-        if isinstance(number, Variable):
-            continue
-        if not isinstance(number, int) or abs(number) > MAX_SIZE:
-            raise NetworkError(
-                explain(f"{attribute} is {number!r}", where=node_text(node), fix=f"an integer of at most {MAX_SIZE}"),
-                at=node,
-            )
-        if attribute in ("stride", "dilation") and number < 1:
-            raise NetworkError(
-                explain(f"{attribute} is {number}", where=node_text(node), fix=f"a {attribute} of at least 1"),
-                at=node,
-            )
-    if not isinstance(node.mode, Variable) and node.mode not in MODES:
-        raise NetworkError(
-            explain(f"mode is {node.mode!r}", where=node_text(node), fix="one of " + ", ".join(MODES)), at=node
-        )
 
 
 def _check_output(nodes: tuple[Node, ...], output: tuple[str, ...]) -> None:
@@ -190,7 +120,7 @@ def _check_output(nodes: tuple[Node, ...], output: tuple[str, ...]) -> None:
     for label in output:
         if label not in labels:
             raise NetworkError(
-                explain(f"the output label {label!r} stands on no node", labels=" ".join(sorted(labels))),
+                explain(f"no node carries the output label {label!r}", labels=" ".join(sorted(labels))),
                 at=("->", label),
             )
         if output.count(label) > 1:
@@ -354,7 +284,7 @@ def compose(first: Network, second: Network, *, into: str | None = None) -> Netw
     places = tensor_nodes(second).get(into)
     if places is None:
         raise NetworkError(
-            explain(f"there is no tensor {into!r}", where=str(second), tensors=" ".join(tensor_nodes(second)))
+            explain(f"the network has no tensor {into!r}", where=str(second), tensors=" ".join(tensor_nodes(second)))
         )
     axes = len(second.nodes[places[0]].labels)
     if axes != len(first.output):

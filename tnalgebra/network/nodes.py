@@ -10,6 +10,12 @@ from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Literal, TypeAlias, get_args
 
+from ..errors import NetworkError, explain
+from .labels import MAX_AXES, MAX_DIGITS, MAX_SIZE, check_word
+
+MAX_FILL = 10**300
+"""Largest value of a Fill: it still fits a float64."""
+
 Mode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 MODES: tuple[str, ...] = get_args(Mode)
 
@@ -146,7 +152,7 @@ def relabel(node: Node, labels: Mapping[str, str]) -> Node:
 
 
 def rename(node: Node, names: Mapping[str, str]) -> Node:
-    """The same node with its tensor's name replaced; nodes that are no named tensors stay as they are."""
+    """The same node with its tensor's name replaced; other nodes stay as they are."""
     return replace(node, name=names.get(node.name, node.name)) if isinstance(node, NamedTensor) else node
 
 
@@ -166,3 +172,54 @@ def node_text(node: Node, sizes: Mapping[str, int] | None = None, seen: set[str]
             seen.add(label)
     attributes = [f"{key}={text}" for key, text in node.attributes.items()]
     return f"{node.name}[{' '.join([*words, '|', *attributes] if attributes else words)}]"
+
+
+def check_node(node: Node) -> None:
+    """Raise NetworkError if a node by itself would not mean anything."""
+    if len(node.labels) > MAX_AXES:
+        fix = f"at most {MAX_AXES}, torch's own limit: fuse some labels"
+        raise NetworkError(explain(f"node {node.name!r} has {len(node.labels)} axes", fix=fix), at=node)
+    for label in node.labels:
+        check_word(label, what="label")
+    match node:
+        case NamedTensor():
+            check_word(node.name, what="tensor name")
+            if node.name in RESERVED:
+                fact = f"{node.name!r} names a reserved node, not a tensor"
+                raise NetworkError(explain(fact, fix="another name"), at=node)
+        case Fuse() if not node.parts:
+            raise _wrong(node, "Fuse has no parts", fix="Fuse[whole part part ...]")
+        case Conv():
+            for attribute in ("stride", "low", "high", "dilation"):
+                number: object = getattr(node, attribute)
+                if isinstance(number, Variable):
+                    continue
+                if not isinstance(number, int) or abs(number) > MAX_SIZE:
+                    raise _wrong(node, f"{attribute} is {number!r}", fix=f"an integer of at most {MAX_SIZE}")
+                if attribute in ("stride", "dilation") and number < 1:
+                    raise _wrong(node, f"{attribute} is {number}", fix=f"a {attribute} of at least 1")
+            if not isinstance(node.mode, Variable) and node.mode not in MODES:
+                raise _wrong(node, f"mode is {node.mode!r}", fix="one of " + ", ".join(MODES))
+        case Fill():
+            _check_value(node)
+
+
+def _check_value(node: Fill) -> None:
+    value: object = node.value
+    if value == "mean" or isinstance(value, Variable):
+        return
+    if not isinstance(value, int | Fraction):
+        raise _wrong(node, f"Fill has value {value!r}", fix="a Fraction, an integer, or 'mean'")
+    if abs(Fraction(value)) > MAX_FILL or len(str(value)) > MAX_DIGITS:
+        raise NetworkError(
+            explain(
+                f"Fill has a value of {len(str(value))} digits",
+                where=f"Fill[{' '.join(node.labels)}]",
+                fix=f"at most {MAX_DIGITS}, and at most 1e300",
+            ),
+            at=node,
+        )
+
+
+def _wrong(node: Node, fact: str, *, fix: str) -> NetworkError:
+    return NetworkError(explain(fact, where=node_text(node), fix=fix), at=node)

@@ -178,7 +178,7 @@ class _Reader:
     def _unknown_node(self, name: Token) -> NoReturn:
         if "max" in name.text.lower():
             self.fail(
-                f"{name.text!r} is no node: a maximum is not a sum of products, so max-pooling is no tensor network",
+                f"{name.text!r} is not a node: a maximum is not a sum of products",
                 at=name.start,
                 fix="average pooling, or keep max-pooling outside the network",
             )
@@ -238,21 +238,18 @@ class _Reader:
         self.expect("=", f"the attribute {key.text!r} has no value", fix=f"{key.text}=...")
         match key.text:
             case "padding":
-                low = self._value(key, self._number)
+                low = self._value(key, self._integer)
                 high = low
                 if self.peek.kind == ":":
                     self.take()
-                    high = self._value(key, self._number)
+                    high = self._value(key, self._integer)
                 given[key.text] = (low, high)
             case "mode":
                 given[key.text] = self._value(key, None, words=MODES)
             case "value":
                 given[key.text] = self._value(key, self._fraction, words=("mean",))
             case _:
-                given[key.text] = self._value(key, self._number)
-
-    def _number(self, token: Token, key: str) -> int:
-        return self._integer(token, key)
+                given[key.text] = self._value(key, self._integer)
 
     def _fraction(self, token: Token, key: str) -> Fraction:
         exponent = re.search(r"[eE][+-]?([0-9]+)", token.text)

@@ -99,7 +99,7 @@ def _planned(
 
 
 def _reduction(labels: _Labels, needed: Collection[str]) -> tuple[Callable[[Tensor], Tensor] | None, _Labels]:
-    """Take the diagonals of repeated labels, then sum the labels nobody needs; None where there are no such labels."""
+    """Take the diagonals of repeated labels, then sum the labels that are not needed; None if nothing is to be done."""
     diagonals = []
     for label, times in Counter(labels).items():
         for _ in range(times - 1):

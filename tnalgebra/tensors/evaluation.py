@@ -33,7 +33,7 @@ Values: TypeAlias = Mapping[str, Tensor]
 
 
 def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str, Tensor]]:
-    """Check that `values` fit the network; learn the sizes that their shapes tell.
+    """Check that `values` fit the network; learn the sizes that their shapes determine.
 
     Args:
         values: name -> torch tensor (or anything `torch.as_tensor` takes), for some or all of the tensors.
@@ -85,7 +85,7 @@ def _tensor(name: str, value: Any) -> Tensor:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValuesError(
-            explain(f"the value of {name!r} is no array of numbers", given=type(value).__name__, because=error)
+            explain(f"the value of {name!r} is not an array of numbers", given=type(value).__name__, because=error)
         ) from error
     if tensor.layout != torch.strided or tensor.is_meta:
         kind = "has no elements: it is on the meta device" if tensor.is_meta else f"is {tensor.layout}"

@@ -24,10 +24,10 @@ LARGE = 1024
 """Shorter side from which a random subspace may stand in for the whole SVD."""
 
 FEW = 6
-"""It does where at most one in so many values is wanted."""
+"""It does where at most one in this many values is kept."""
 
 OVERSAMPLING, POWER_ROUNDS = 16, 4
-"""The subspace has so many vectors more than are wanted, or a quarter of them."""
+"""Vectors of the subspace beyond the values that are kept (a quarter of these if that is more); its iterations."""
 
 _BLOCK = 2**22
 """Elements of a matrix whose residual is looked at at once: 32 MiB in float64."""

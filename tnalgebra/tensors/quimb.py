@@ -1,6 +1,6 @@
 """Networks to quimb and back.
 
-quimb drops an index that stands on two tensors and is open, and gauges one that stands on three as if it stood on two.
+quimb drops an index that occurs on two tensors and is open, and gauges one that occurs on three as if on two.
 So a network goes over without any: a label that is not an ordinary bond or an ordinary open label becomes explicit copy
 tensors, and each occurrence of a tied tensor and each reserved node becomes a tensor of its own. Tags tell them apart
 on the way back, where what quimb did to them is checked against the network.
@@ -55,7 +55,6 @@ class _Piece:
     label: str | None
     inds: tuple[str, ...]
     tag: str
-    kind: str
 
     def __str__(self) -> str:
         return f"node {node_text(self.node)}" if self.label is None else f"a copy tensor of label {self.label!r}"
@@ -66,7 +65,7 @@ def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> Tenso
 
     Every occurrence of a named tensor is a quimb tensor with the tags NAME and NAME#position, every reserved node one
     with the tags KIND and KIND#position and its dense index pattern. A label that joins two nodes, or is open and
-    stands on one, is the index of that name. Any other label (a hyperedge, a diagonal, one that is summed alone) is
+    occurs on one, is the index of that name. Any other label (a hyperedge, a diagonal, one that is summed alone) is
     copy tensors of at most three indices, tags hyperedge:LABEL and hyperedge:LABEL#number, that join its ends, the
     indices LABEL#number.
 
@@ -74,8 +73,8 @@ def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> Tenso
         values: name -> elements, for every named tensor; they are shared, not copied, where no conversion is needed.
 
     Returns:
-        A network in which every index stands on at most two tensors and `outer_inds()` are the output labels, in
-        their order. Its arrays have the common dtype of the values (float64 if that is no floating one).
+        A network in which every index occurs on at most two tensors and `outer_inds()` are the output labels, in
+        their order. Its arrays have the common dtype of the values (float64 if that is not a floating one).
 
     Raises:
         ValuesError: a value is missing, not finite, or does not fit.
@@ -92,7 +91,7 @@ def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> Tenso
     shape = shape_of(network, network.output)
     placeholder = qtn.Tensor(like.new_zeros(()).expand(shape), network.output, tags={"#output"})
     arrays = [
-        qtn.Tensor(_array(piece, network, tensors).to(like), piece.inds, tags=(piece.kind, piece.tag))
+        qtn.Tensor(_array(piece, network, tensors).to(like), piece.inds, tags=(piece.tag.rpartition("#")[0], piece.tag))
         for piece in _pieces(network)
     ]
     tn = qtn.TensorNetwork([placeholder, *arrays])
@@ -137,13 +136,7 @@ def _pieces(network: Network) -> list[_Piece]:
         if not ordinary:
             copies += _copies(label, [ends[place] for place in places] + open_ends)
     nodes = [
-        _Piece(
-            node=node,
-            label=None,
-            inds=tuple(ends[position, axis] for axis in range(len(node.labels))),
-            tag=f"{node.name}#{position}",
-            kind=node.name,
-        )
+        _Piece(node, None, tuple(ends[position, axis] for axis in range(len(node.labels))), f"{node.name}#{position}")
         for position, node in enumerate(network.nodes)
     ]
     return nodes + copies
@@ -158,7 +151,7 @@ def _copies(label: str, inds: list[str]) -> Iterator[_Piece]:
             inds.insert(0, f"{label}#copies{number}")
             here = [*here, inds[0]]
         node = Copy((label,) * len(here))
-        yield _Piece(node, label, tuple(here), f"hyperedge:{label}#{number}", f"hyperedge:{label}")
+        yield _Piece(node, label, tuple(here), f"hyperedge:{label}#{number}")
         number += 1
 
 
@@ -252,12 +245,12 @@ def _corresponding(pieces: Sequence[_Piece], tensors: Sequence[Any]) -> dict[str
     for ind in theirs:
         if ind not in known:
             where = " and ".join(dict.fromkeys(str(pieces[number]) for number in theirs[ind]))
-            _refuse(f"quimb's index {ind!r} is no label of the network", where=where)
+            _refuse(f"quimb's index {ind!r} is not a label of the network", where=where)
     return names
 
 
 def _ends(inds: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
-    """index -> numbers of the tensors it stands on."""
+    """index -> numbers of the tensors on which it occurs."""
     found: dict[str, tuple[int, ...]] = {}
     for number, own in enumerate(inds):
         for ind in own:
@@ -281,7 +274,7 @@ def _named_values(tn: TensorNetwork, like: Network, arrays: Sequence[Tensor]) ->
         values[name] = first
     exponent = float(tn.exponent)
     if exponent and not values:
-        _refuse(f"the quimb network carries a factor 10^{exponent}, and there is no tensor that could take it")
+        _refuse(f"the quimb network carries a factor 10^{exponent}, and has no tensor that could take it")
     factor = 10 ** (exponent / max(1, sum(map(len, occurrences.values()))))
     return {name: value * factor for name, value in values.items()} if exponent else values
 

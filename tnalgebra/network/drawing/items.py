@@ -68,7 +68,7 @@ class Item:
     Args:
         ends: the numbers of the symbols it touches: two of a bond, else one.
         label: the label of the network that it draws; empty for the attributes of a node.
-        text: what is written; empty for a bond of a hyperedge, whose label stands once.
+        text: what is written; empty for a bond of a hyperedge, whose label is written once.
         offset: its number among parallel bonds, or among the legs of one symbol, counted from the middle one.
         spread: of parallel bonds, half the width and height of the largest text.
     """

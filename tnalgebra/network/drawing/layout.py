@@ -22,7 +22,7 @@ from .labels import THROUGH_TEXT, Chosen, bezier, choose
 from .vertices import ROW_WIDTH, Array, chain, energy_layouts, outward, push_apart, ring, upright
 
 LARGEST_DRAWING = 120
-"""Nodes; a larger network takes long to draw, and nobody could read it."""
+"""Nodes; a larger network takes long to draw, and its drawing is not legible."""
 
 UNIT = 80.0
 """Points between neighbours at places of whole numbers, where the caller chooses the places."""
