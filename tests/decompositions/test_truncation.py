@@ -238,9 +238,3 @@ def test_bonds_are_words_each_once() -> None:
             truncate(text)
     with refused(RuleError, "'A'"):
         truncate("b").apply(parse("A[i:3 b:3] B[b j:3]"), ranks=2)
-
-
-def test_parameters_of_a_truncated_tree() -> None:
-    text = "A[i:3 b:5] B[b j:4]"
-    fit = truncate("b").apply(parse(text), values_of(text), ranks=2)
-    assert (parameters(fit.trace.start), fit.parameters) == (35, 14)

@@ -258,9 +258,6 @@ def test_a_right_side_without_arrow_has_the_output_of_the_left() -> None:
     fit = apply("A[i b] B[b j] -> [j i] => T[i j]", "X[p:2 q:3] Y[q r:4] -> [r p]")
     assert fit.network.output == ("r", "p")
     assert fit.dense().shape == (4, 2)
-
-
-def test_the_output_of_the_network_stays_whatever_the_order_of_the_left() -> None:
     fit = apply("A[i b] B[b j] -> [j i] => T[j i]", "X[p:2 q:3] Y[q r:4] -> [p r]")
     assert str(fit.network) == "T[r:4 p:2] -> [p r]"
 
