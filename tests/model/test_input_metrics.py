@@ -206,26 +206,6 @@ def test_layers_are_fitted_in_the_order_they_run() -> None:
         assert torch.equal(weights[name], module.weight)
 
 
-def test_a_later_layer_makes_up_for_an_earlier_one() -> None:
-    """Behind a layer that lost a direction, the least squares over the inputs that are left."""
-    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 4)).double()
-    x = gaussian(40, 6)
-    first = model[0].weight.detach().clone()
-    first[2] *= 0.5
-    first[1] += 0.2
-
-    def fit(name: str, weight: Tensor, metric: Metric) -> Tensor:
-        return first if name == "0" else metric.target(weight, ("out", "in"))
-
-    weights = fit_in_order(model, [x[:30], x[30:]], fit, ridge=0.0)
-    with torch.no_grad():
-        hidden = (x @ first.T).relu()
-        wanted = (x @ model[0].weight.T).relu() @ model[2].weight.T
-    best = torch.linalg.lstsq(hidden, wanted).solution.T
-    assert torch.allclose(weights["2"], best, rtol=0, atol=1e-9)
-    assert not torch.allclose(weights["2"], model[2].weight, rtol=0, atol=1e-2)
-
-
 def test_chosen_layers_alone() -> None:
     model = Calls()
     assert list(input_metrics(model, [gaussian(1, 3, 5, 6)], layers=["s*", "late"])) == ["late", "single"]
@@ -461,7 +441,7 @@ from tnalgebra import input_metrics
 torch.set_num_threads(1)
 layer = nn.Conv2d(512, 512, 3, padding=1, bias=False)
 batches = (torch.randn(16, 512, 8, 8) for _ in range(2))
-(metric,) = input_metrics(layer, batches, dtype=getattr(torch, {dtype!r})).values()
+(metric,) = input_metrics(layer, batches, dtype=torch.float64).values()
 assert metric.factor().shape == (4608, 4608)
 assert metric.squared(layer.weight, ("out", "in", "kh", "kw")) > 0
 status = pathlib.Path("/proc/self/status").read_text()
@@ -470,12 +450,10 @@ print(1024 * int(status.partition("VmHWM:")[2].split()[0]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss begins with what the parent had when it forked")
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_a_large_layer_takes_less_than_2_gib(dtype: str) -> None:
+def test_a_large_layer_takes_less_than_2_gib() -> None:
     """With torch itself, the covariance, its check and its Cholesky factor."""
-    code = LARGE.format(dtype=dtype)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 2 * 2**30
 

@@ -15,15 +15,15 @@ eight hexadecimal digits. The description has:
     tensors       name -> CRC-32 over "dtype [shape]", such as "torch.float32 [8, 4]", and the bytes, of every tensor.
     aliases       further name -> the name that the tensor is stored under.
     layers        one entry for each decomposed layer:
-      names           of the module; several if it stands in several places.
-      class           of the dense layer that it stands for, one of torch.nn: "Conv2d".
+      names           of the module; several if it has several places.
+      class           of the dense layer that it replaces, one of torch.nn: "Conv2d".
       arguments       of that layer: kernel_size, stride, ..., bias whether there is one.
       kernel          the network of the kernel in the notation, with all sizes. Tensor U is stored as "<name>.U".
       ranks           bond -> rank, as the kernel says too.
       constants       names of tensors that are not trained.
       rules           name and equation of the rule of each step, for people who read the file.
-      trace           what `Trace.save` writes, a user's own rules included; null for a layer that was made anew, and
-                      for rules made of functions, which no text holds.
+      trace           what `Trace.save` writes, a user's own rules included; null for a layer with random values,
+                      and for rules made of functions, which no text holds.
       planned_for     shape of the input that the plan was chosen for.
       candidates, backward    of the plan, as of `compile`. A plan that was tuned is chosen by price when it is
                       loaded, as measurements belong to a machine; `layer.replan(shape, tune=True)` measures again.
@@ -73,17 +73,17 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     Args:
         model: with decomposed layers or without. Wrapped for several processes or compiled by torch, its names are
             those of the wrapper: save the model inside.
-        path: a file that is there is replaced, once the new one is complete. A link is followed.
+        path: an old file is replaced, once the new one is complete. A link is followed.
 
     Raises:
-        CheckpointError: the state holds something that is no dense tensor, or of a type that safetensors lacks; what
-            is there is no file, or it cannot be written.
-        OSError: there is no room, or no permission.
+        CheckpointError: the state holds something that is not a dense tensor, or of a type that safetensors lacks; the
+            path exists and is not a file, or it cannot be written.
+        OSError: no room, or no permission.
     """
     _check_model(model)
     path = Path(path).resolve()
     if path.exists() and not path.is_file():
-        raise CheckpointError(explain(f"{path} is there, and not a file", fix="the name of a file"))
+        raise CheckpointError(explain(f"{path} exists, and is not a file", fix="the name of a file"))
     state = _state(model)
     aliases = _aliases(state)
     tensors = {  # each row-major in memory of its own, on the CPU
@@ -135,7 +135,7 @@ def load(
         The model.
 
     Raises:
-        CheckpointError: the file is no checkpoint, damaged, or of another model: names and shapes of tensors, class
+        CheckpointError: the file is not a checkpoint, damaged, or of another model: names and shapes of tensors, class
             and arguments of a decomposed layer, its kernel or (without `resize`) its ranks. The error names the layer.
     """
     _check_model(into)

@@ -227,7 +227,7 @@ def resize_layer(
     fit = Fit(text.kernel, dict(values), Trace(text.kernel, ()))
     smaller = [bond for bond, size in text.kernel.sizes.items() if own.sizes[bond] < size]
     try:
-        if smaller and text.constants:  # numbers that stand for something are chosen among, not mixed
+        if smaller and text.constants:  # components of constants are selected, not mixed
             for bond in smaller:
                 fit = fit.then(drop_components(bond), ranks=own.sizes[bond])
         elif smaller:

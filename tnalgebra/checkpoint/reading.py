@@ -157,7 +157,7 @@ def _check_shapes(kernel: Network, prefix: str, shapes: Mapping[str, tuple[int, 
     for name, places in tensor_nodes(kernel).items():
         key = f"{prefix}{name}"
         if key not in shapes:
-            raise CheckpointError(f"there is no tensor {_short(key)}, a core of {_short(kernel)}")
+            raise CheckpointError(f"it has no tensor {_short(key)}, a core of {_short(kernel)}")
         for place in places:
             wanted = tuple(kernel.sizes.get(label) for label in kernel.nodes[place].labels)
             if wanted != shapes[key] or not all(shapes[key]):

@@ -15,16 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import DataError, LayerError, explain
 from ..network import NamedTensor, tensor_nodes
-from ..nn import (
-    KERNEL_LAYERS,
-    LAYERS,
-    TRANSPOSED,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    ConvTranspose3d,
-    KernelLayer,
-    Linear,
-)
+from ..nn import KERNEL_LAYERS, LAYERS, TRANSPOSED, KernelLayer, Linear
 from .images import inputs_of
 from .modes import evaluating, hooked
 
@@ -203,7 +194,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 def _fold(layer: nn.Module, norm: _BatchNorm) -> nn.Module | None:
     """One layer that does what the two do; None if it does not exist."""
-    transposed = isinstance(layer, (*TRANSPOSED, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d))
+    transposed = issubclass(layer.dense_class if isinstance(layer, KernelLayer) else type(layer), TRANSPOSED)
     if transposed and int(layer.groups) > 1:  # type: ignore[arg-type]
         return None
     if not isinstance(layer, KernelLayer):  # a linear layer's weight is that of a convolution without a window

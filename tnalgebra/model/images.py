@@ -232,7 +232,7 @@ def load_images(name: str | Path, split: Literal["train", "test"], *, image_size
             classes, an image that cannot be decoded or has more than 8 bits a channel, or sizes that differ.
     """
     if split not in SPLITS:
-        raise DataError(explain(f"there is no split {split!r}", known=", ".join(SPLITS)))
+        raise DataError(explain(f"no split is called {split!r}", known=", ".join(SPLITS)))
     if str(name) not in ("digits", "cifar10", "cifar100"):
         if image_size is not None and image_size < 1:
             raise DataError(explain(f"image_size={image_size} is not a size", needed="a positive number of pixels"))

@@ -131,7 +131,7 @@ class PatchPart:
 
 
 def window_of(module: DenseLayer) -> Window:
-    """How a layer looks at its input. `layers.layer_network` tells which layers are what their class says."""
+    """How a layer looks at its input. `layer_network` refuses layers that are not what their class says."""
     labels = tuple(label for label in kernel_labels_of(module) if label != "out")
     if isinstance(module, nn.Linear):
         return Window(labels, module.in_features, module.out_features, 1, (), (), (), (), "zeros", transposed=False)

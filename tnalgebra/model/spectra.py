@@ -122,7 +122,7 @@ class Spectra(Sequence[Spectrum]):
         names = list(self.kernels)
         chosen = names[0] if layer is None and len(names) == 1 else layer
         if chosen is None or chosen not in self.kernels:
-            fact = "no layer is named" if layer is None else f"there is no layer {layer!r}"
+            fact = "no layer is named" if layer is None else f"no layer is called {layer!r}"
             raise LayerError(explain(fact, layers=", ".join(names[:8]) + (", ..." if len(names) > 8 else "")))
         return hosvd(*self.kernels[chosen])
 

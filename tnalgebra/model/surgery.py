@@ -249,7 +249,7 @@ def _multiply_adds(module: DenseLayer, x: Tensor, y: Tensor) -> int:
 
 
 def _example_arguments(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the model is called with; a shape stands for normally distributed numbers."""
+    """What the model is called with; for a shape normally distributed numbers."""
     if isinstance(example, Tensor):
         return (example,), {}
     if isinstance(example, Mapping):

@@ -14,7 +14,6 @@ from .layers import (
     in_memory_format,
 )
 from .torch_layers import (
-    CONVOLUTIONS,
     KERNEL_LAYERS,
     TRANSPOSED,
     DenseLayer,
@@ -26,7 +25,6 @@ from .torch_layers import (
 )
 
 __all__ = [
-    "CONVOLUTIONS",
     "KERNEL_LAYERS",
     "LAYERS",
     "TRANSPOSED",

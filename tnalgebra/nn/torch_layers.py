@@ -54,7 +54,7 @@ _NO_NETWORKS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
-    """channels_last if the strides are those of that format and of no other, as torch itself tells them apart."""
+    """channels_last if the strides are those of that format and of no other, as torch itself distinguishes them."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if tensor.ndim not in formats:
         return torch.contiguous_format
@@ -106,7 +106,7 @@ def layer_network(module: nn.Module, *, input_size: Numbers | None = None) -> La
 def kernel_layers(model: nn.Module) -> dict[str, DenseLayer]:
     """name -> every convolution, transposed convolution and linear layer of a model, in the order of its modules.
 
-    A module that stands at several places is listed once, by its first name. The model's own name is "".
+    A module that has several names is listed once, by its first name. The model's own name is "".
     """
     return {name: module for name, module in model.named_modules() if isinstance(module, KERNEL_LAYERS)}
 
