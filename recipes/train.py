@@ -13,6 +13,7 @@ What is trained:
   budget; without weights from random cores, each layer under the same budget.
 - With --load a network that recipes.compress has left.
 - With --teacher it also learns the answers of a trained network (distillation).
+- By default with the preset digits where these are the data, and else with cifar.
 
 What is left in OUTPUT:
 - model.safetensors: tnalgebra.load("model.safetensors", into=model) puts it into a
@@ -21,7 +22,6 @@ What is left in OUTPUT:
   history.png and .svg, loss and accuracy; report.json, the settings and the rows.
 - checkpoints/: the same command continues after the last one, and ends with the
   numbers of a training that was never stopped. Other settings are refused.
-The preset is digits for --data digits, and cifar otherwise.
 """
 
 from __future__ import annotations
