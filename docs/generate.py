@@ -88,19 +88,19 @@ SIX: dict[str, tuple[str, str, str, Places]] = {
     ),
 }
 """The decompositions of figure 3 of arXiv 2403.14379: title, right side, equation, and where the nodes of the whole
-layer stand (`images/layer-NAME.svg`)."""
+layer are (`images/layer-NAME.svg`)."""
 
 PICTURE_PLACES: dict[str, Places] = {
     "cut": {"L": (-0.6, 0), "R": (0.6, 0)},
     "patches": {"X": (0, 1), 1: (-0.8, 0), 2: (0.8, 0)},
 }
-"""Where the nodes of `PICTURES` stand, if not where the layout puts them."""
+"""Places of the nodes of `PICTURES`, if not those of the layout."""
 
 PANELS: dict[str, Places] = {
     "spatially_separable": {"A": (-0.95, 0), "B": (0.95, 0), "in": (0, 0.6), "out": (0, -0.6)},
     "depthwise_separable": {"D": (-0.9, 0), "P": (0.9, 0)},
 }
-"""Where the nodes stand in `images/six_decompositions.png`, if not where the layout puts them."""
+"""Places of the nodes in `images/six_decompositions.png`, if not those of the layout."""
 
 KINDS = {"Linear": 2, "Conv1d": 3, "Conv2d": 4, "Conv3d": 5}
 """What has a kernel -> its number of axes."""
@@ -134,9 +134,9 @@ def rules_page() -> str:
         "",
         "## Decompositions",
         "",
-        "Each by its name, with the rule for every kind of kernel that it exists for: a weight as torch stores it, one",
-        "label an axis. Labels that stand on the right side only are bonds, whose ranks are chosen, and parts of a",
-        "`Fuse`, whose sizes are. A cut is a decomposition by its own text: `out kh | in kw` is",
+        "Each with its rule for every kind of kernel for which it exists: a weight as torch stores it, with one label",
+        "for each axis. Labels that occur on the right side only are bonds, whose ranks are chosen, or parts of a",
+        "`Fuse`, whose sizes are chosen. A cut is a decomposition by its own text: `out kh | in kw` is",
         "`K[out in kh kw] => L[out kh r] R[r in kw]`.",
     ]
     for entry in tn.decompositions.CATALOGUE:
@@ -151,7 +151,7 @@ def rules_page() -> str:
 
 
 def equations_of(entry: tn.decompositions.Entry) -> tuple[dict[str, str], dict[str, str]]:
-    """Kind of kernel -> the equation of the decomposition, or the reason why there is none."""
+    """Kind of kernel -> the equation of the decomposition, or the reason why it does not exist."""
     found, missing = {}, {}
     for kind, axes in KINDS.items():
         try:
@@ -187,7 +187,7 @@ def equation_text(equation: str) -> str:
 
 
 def store_rows(name: str, folder: Path) -> None:
-    """Take over the figures that the pages show; write the table between `<!-- NAME -->` and `<!-- end -->`.
+    """Copy the figures that the pages show; write the table between `<!-- NAME -->` and `<!-- end -->`.
 
     The page is the one that has the mark. Rows are of a study, of `recipes.retrain` or of `recipes.a_priori`.
     """
@@ -221,7 +221,7 @@ def _summary(rows: list[Any]) -> str:
 
 
 def store_fits(folder: Path) -> None:
-    """Take over what `recipes.benchmarks.fits` wrote."""
+    """Copy the table and the figure that `recipes.benchmarks.fits` wrote."""
     write_between("benchmarks.md", "fits", (folder / "fits.md").read_text(encoding="utf-8").strip())
     shutil.copyfile(folder / "fits.png", DOCS / "images" / "fits.png")
 
