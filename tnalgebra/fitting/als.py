@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import TypeAlias
 
 import torch
@@ -108,17 +107,15 @@ def _parts(systems: list[System]) -> list[Part]:
     four times.
     """
     objective = systems[0].objective
-    sizes = dict(zip(objective.output, objective.target.shape[1:], strict=True))
-    for system in systems:
-        sizes |= system.sizes
     best, least = [[system] for system in systems], objective.target[0].numel()
     if len(systems) <= MOST_SPLIT:
-        for bits in range(1, 2 ** (len(systems) - 1)):
-            parts = [[system for i, system in enumerate(systems) if (bits >> i & 1) == side] for side in (0, 1)]
-            labels = [objective.shared_labels([s.position for s in part]) for part in parts if len(part) > 1]
-            elements = sum([prod([sizes.get(label, 1) for label in each]) for each in labels])
-            if max(map(len, parts)) > 1 and elements < least:
-                best, least = parts, elements
+        ways = range(1, 2 ** (len(systems) - 1))
+        splits = [[[s for i, s in enumerate(systems) if (way >> i & 1) == side] for side in (0, 1)] for way in ways]
+        several = [[[s.position for s in part] for part in parts if len(part) > 1] for parts in splits]
+        elements = [sum(map(objective.shared_elements, positions)) for positions in several]
+        for parts, positions, count in zip(splits, several, elements, strict=True):
+            if positions and count < least:
+                best, least = parts, count
     return [Part(part) for part in best]
 
 

@@ -70,9 +70,7 @@ def chosen_ranks(
     if not isinstance(ranks, Mapping) and not isinstance(ranks, ParameterBudget):
         free = [bond for bond in bonds if bond not in given] or list(bonds)
         if len(free) != 1:
-            raise RankError(
-                explain(f"one rank, {ranks!r}, for the bonds {' '.join(free)}", fix=f"ranks={_each(free)}")
-            )
+            raise RankError(explain(f"one rank, {ranks!r}, for the bonds {' '.join(free)}", fix=f"ranks={_each(free)}"))
         ranks = {free[0]: ranks}
     if isinstance(ranks, ParameterBudget):
         if tree is not None and not given:

@@ -59,7 +59,7 @@ def squared_rest(objective: Objective, position: int, values: Mapping[str, Tenso
     if not squares:
         core = values[occurrence.name]
         return core.new_ones(1, 1, *core.shape[2:])
-    return objective.contract_to(squares, occurrence.labels, shaped=position)
+    return objective.contract_to(squares, occurrence.labels)
 
 
 def shrink_components(

@@ -99,6 +99,14 @@ class Objective:
                 found[occurrence.name].append(position)
         return found
 
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Of the target's labels and those of the free cores."""
+        sizes = dict(zip(self.output, self.target.shape[1:], strict=True))
+        for name, labels in self.occurrences:
+            sizes |= dict(zip(labels, self.free.get(name, ()), strict=False))
+        return sizes
+
     @property
     def occurrences_of_free(self) -> list[Occurrence]:
         return [occurrence for occurrence in self.occurrences if occurrence.name in self.free]
@@ -248,6 +256,10 @@ class Objective:
         }
         return tuple(label for label in dict.fromkeys((*self.output, *sorted(outside))) if label in inside)
 
+    def shared_elements(self, positions: Sequence[int]) -> int:
+        """How many numbers a layer and start of that tensor has."""
+        return prod([self.sizes.get(label, 1) for label in self.shared_labels(positions)])
+
     def lay_out(self, positions: Sequence[int]) -> Operand:
         """The pulled target with the labels of those occurrences in front, as a matrix product wants it."""
         inside = {label for position in positions for label in self.occurrences[position].labels}
@@ -264,24 +276,14 @@ class Objective:
         labels = self.occurrences[position].labels
         first = (tensor[:, 0], (LAYER, *self.output)) if tensor.shape[1] == 1 else (tensor, (*BATCH, *self.output))
         others = self.operands(values, self.others(position))
-        return self.contract_to([first, *others], labels, shaped=position)
+        return self.contract_to([first, *others], labels)
 
-    def contract_to(self, operands: Sequence[Operand], labels: Sequence[str], *, shaped: int | None = None) -> Tensor:
-        """Contract to (layers, starts, *labels); an axis that no operand has is stretched.
-
-        shaped: the occurrence that determines the sizes of labels that no operand carries.
-        """
+    def contract_to(self, operands: Sequence[Operand], labels: Sequence[str]) -> Tensor:
+        """Contract to (layers, starts, *labels); an axis that no operand has is stretched."""
         there = {label for _, names in operands for label in names}
-        if shaped is not None:
-            occurrence = self.occurrences[shaped]
-            sizes = dict(zip(occurrence.labels, self.free[occurrence.name], strict=True))
-            reference = operands[0][0]
-            ones = [
-                (torch.ones(sizes[label], dtype=reference.dtype, device=reference.device), (label,))
-                for label in labels
-                if label not in there
-            ]
-            operands, there = [*operands, *ones], there.union(labels)
+        like = operands[0][0]
+        ones = [(like.new_ones(self.sizes[label]), (label,)) for label in labels if label not in there]
+        operands, there = [*operands, *ones], there.union(labels)
         kept = [label for label in (*BATCH, *labels) if label in there]
         result = contract(operands, kept)
         for axis, label in enumerate(BATCH):

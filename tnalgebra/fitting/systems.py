@@ -142,17 +142,13 @@ class System:
         return tuple(label for label in self.labels if label not in self.batch and label not in self.free)
 
     @cached_property
-    def sizes(self) -> dict[str, int]:
-        return dict(zip(self.labels, self.objective.free[self.name], strict=True))
-
-    @cached_property
     def unknowns(self) -> int:
-        return prod(self.sizes[label] for label in self.coupled)
+        return prod(self.objective.sizes[label] for label in self.coupled)
 
     @cached_property
     def blocks(self) -> int:
         """How many systems there are for each layer and start."""
-        return prod(self.sizes[label] for label in self.batch)
+        return prod(self.objective.sizes[label] for label in self.batch)
 
     def written_out(self, starts: int) -> bool:
         """Whether the gram matrices are small enough to be made."""
@@ -187,7 +183,7 @@ class System:
         order = (*self.batch, *self.coupled, *self.free)
         there = (0, 1, *(2 + self.labels.index(label) for label in order))
         back = (0, 1, *(2 + order.index(label) for label in self.labels))
-        return there, back, tuple(self.sizes[label] for label in order)
+        return there, back, tuple(self.objective.sizes[label] for label in order)
 
     def plan(self, operands: Sequence[_Labels], output: _Labels) -> tuple[list[Operand], _Labels, list[int]]:
         """How tensors with these labels are contracted to (layers, starts, *output).
@@ -198,7 +194,10 @@ class System:
         there = {label for labels in operands for label in labels}
         target = self.objective.target
         ones: list[Operand] = [
-            (torch.ones(self.sizes[label.removesuffix(PRIME)], dtype=target.dtype, device=target.device), (label,))
+            (
+                torch.ones(self.objective.sizes[label.removesuffix(PRIME)], dtype=target.dtype, device=target.device),
+                (label,),
+            )
             for label in output
             if label not in there
         ]
@@ -245,7 +244,7 @@ class System:
         order = (0, 1, *(2 + self.labels.index(label) for label in (*group, *rest)))
         back = tuple(order.index(axis) for axis in range(len(order)))
         axes = (0, 1, *(2 + group.index(label) for label in self.labels if label in group))
-        shape = tuple(self.sizes[label] if label in group else 1 for label in self.labels)
+        shape = tuple(self.objective.sizes[label] if label in group else 1 for label in self.labels)
         return Factor(within, output, tuple(absent), order, back, axes, shape)
 
     def factor_grams(self, values: Mapping[str, Tensor]) -> list[Tensor]:
@@ -315,7 +314,7 @@ class System:
         """gram @ core without the gram matrix."""
         primed = tuple(label + PRIME if label in self.coupled else label for label in self.labels)
         operands = [(core, (*BATCH, *primed)), *self.operands(values)]
-        return self.objective.contract_to(operands, self.labels, shaped=self.position)
+        return self.objective.contract_to(operands, self.labels)
 
     def _by_conjugate_gradients(
         self, values: Mapping[str, Tensor], right: Tensor, core: Tensor
