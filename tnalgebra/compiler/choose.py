@@ -50,7 +50,7 @@ class PlanRequest:
     """What a plan is made for.
 
     network: with the sizes of inputs and weights.
-    frozen: whether what only weights go into is there already.
+    frozen: whether the values that only weights go into are stored already.
     dynamic: label -> the range its size moves in.
     bias: the open label along which the vector `bias` is added.
     format_kept: whether the output lies in the memory format that the inputs come in, as that of torch's layers does.
@@ -140,7 +140,7 @@ class Candidate:
     def is_single_call(self) -> bool:
         """Whether the network is one call of torch's, on tensors as they come or padded, with no two weights to order.
 
-        A prediction is no reason to do without it; a measurement is.
+        Only a measurement, not a prediction, is a reason to prefer another program.
         """
         weights = [leaf for leaf in self.computation.leaves if leaf.kind == "weight"]
         pads = sum(isinstance(operation, Pad) for operation in self.program.operations)

@@ -36,7 +36,7 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
         inputs: name -> nominal shape of every tensor that is given at the call. Its sizes choose the plan; at the
             call every size may be another that no weight fixes.
         values: name -> elements of every other tensor; they become parameters of that name (a `Parameter` is used
-            as it is, and its memory may be laid out anew), in their own dtype and on their own device.
+            as it is, and its memory may be laid out differently), in their own dtype and on their own device.
         constants: names of values that are not trained: buffers.
         bias: an output label along which the vector of that size among `values` that is called `bias` is added.
         candidates: "factored" never lets the inputs meet one tensor made of all weights.
@@ -90,7 +90,7 @@ def make_request(
     last = is_channels_last(memory_format)
     if not inputs:
         raise CompileError(
-            explain("there is no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")
+            explain("the network has no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")
         )
     if bias is not None:
         _check_bias(network, values, bias)

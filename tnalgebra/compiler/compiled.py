@@ -59,8 +59,8 @@ class Compiled(nn.Module):
             if name in constants or not value.is_floating_point():
                 self.register_buffer(name, value.detach().clone())
             else:
-                own = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())
-                self.register_parameter(name, own)
+                is_parameter = isinstance(value, nn.Parameter)
+                self.register_parameter(name, value if is_parameter else nn.Parameter(value.detach().clone()))
         self._use(self._make_plan(request))
 
     # Calling ---------------------------------------------------------------------------------------------------
@@ -86,10 +86,10 @@ class Compiled(nn.Module):
                 self._check_sizes(tensors)
                 if len(self._seen) < SEEN and not torch.is_autocast_enabled(tensors[0].device.type):
                     self._seen.add(seen)
-        own = [getattr(self, name) for name in self._arguments]
+        stored = [getattr(self, name) for name in self._arguments]
         if not self._weights:  # dense patterns alone, which follow the inputs
-            own = [tensor.to(tensors[0].dtype) for tensor in own]
-        return self._code.forward(*tensors, *own)  # type: ignore[no-any-return]
+            stored = [tensor.to(tensors[0].dtype) for tensor in stored]
+        return self._code.forward(*tensors, *stored)  # type: ignore[no-any-return]
 
     def _check_tensors(self, tensors: Sequence[Tensor]) -> None:
         dtype = getattr(self, self._weights[0]).dtype if self._weights else getattr(tensors[0], "dtype", None)
@@ -287,7 +287,7 @@ class Compiled(nn.Module):
         self._run(plan, {})
 
     def _run(self, plan: Plan, given: dict[int, str]) -> None:
-        """From now on use this plan, with the values that are there already under their names."""
+        """From now on use this plan; `given` are positions of stored values, with the names of their buffers."""
         program = plan.chosen.program
         self.plan, self._given = plan, given
         self._code = emit(program, given=given).train(self.training)
@@ -301,7 +301,7 @@ class Compiled(nn.Module):
         return tensors[0] if tensors else torch.empty(0, dtype=self.plan.request.dtype, device=self.plan.request.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the code: torch.fx would trace what it reads back, and name the arguments anew."""
+        """Without the code: torch.fx would trace what it reads back, and give the arguments other names."""
         modules = {name: module for name, module in self._modules.items() if name != "_code"}
         return {**self.__dict__, "_modules": modules}
 

@@ -165,7 +165,7 @@ class CostModel:
         if weights and self.frozen:
             return 0.0
         constants = self.constants
-        if work.filled:  # the bias is written into the result, and is no operand of the product
+        if work.filled:  # the bias is written into the result, and is not an operand of the product
             filling = Workload("pointwise", read=1, written=work.filled)
             product = work._replace(read=work.read - work.new, filled=0)
             return self.seconds(product, weights=weights) + self.seconds(filling, weights=weights)

@@ -77,7 +77,7 @@ class _Emitter:
         for number, name in self.given.items():
             self.nodes[number] = placed[name]
             self._remember_sizes(number, self.program.operations[number].axes)
-        # sizes are read from the inputs first: they are there whatever is computed
+        # sizes are read from the inputs first, which are arguments whatever is computed
         for number, operation in enumerate(self.program.operations):
             if isinstance(operation, ops.Load) and operation.name in placed and number not in self.nodes:
                 self.nodes[number] = placed[operation.name]
@@ -204,7 +204,7 @@ class _Emitter:
     def _pad(self, operation: ops.Pad, source: fx.Node) -> fx.Node:
         pads = operation.pads
         keywords: dict[str, Any] = {}
-        if operation.mode != "zeros":  # torch wants all axes of positions there, those without padding too
+        if operation.mode != "zeros":  # torch wants a pair for every axis of positions
             pads = ((0, 0),) * (len(operation.axes) - 2 - len(pads)) + pads
             keywords = {"mode": operation.mode}
         flat = [end for low_high in reversed(pads) for end in low_high]

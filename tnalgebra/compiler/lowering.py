@@ -235,7 +235,7 @@ def _join(draft: Draft, tree: ContractionTree, live: Collection[str]) -> Value:
 
 
 def _multiply(draft: Draft, left: Value, right: Value, live: Collection[str]) -> Value:
-    """Element by element; labels of the right one alone stand after the shared ones."""
+    """Element by element; labels of the right one alone come after the shared ones."""
     groups, _, new = roles(left, right, live)
 
     def last_shared() -> int:
@@ -258,7 +258,7 @@ def _multiply(draft: Draft, left: Value, right: Value, live: Collection[str]) ->
 
 
 def _linear(draft: Draft, left: Value, right: Value, summed: Axis) -> Value:
-    """Channels contracted by a matrix product, wherever they stand."""
+    """Channels contracted by a matrix product, on whichever axes they are."""
     new = without(right.labels, summed)
     axes = split_apart(left.axes, summed)
     channels = next(n for n, axis in enumerate(axes) if set(axis) & set(summed))
@@ -278,11 +278,11 @@ def _linear(draft: Draft, left: Value, right: Value, summed: Axis) -> Value:
 
 def _batched(draft: Draft, left: Value, right: Value, live: Collection[str]) -> Value:
     groups, summed, new = roles(left, right, live)
-    own = without(left.labels, groups + summed)
+    old = without(left.labels, groups + summed)
     lead: Axes = (groups,) if groups else ()
-    left = as_matrices(draft, arrange(draft, left, (*lead, own, summed)))
+    left = as_matrices(draft, arrange(draft, left, (*lead, old, summed)))
     right = as_matrices(draft, arrange(draft, right, (*lead, summed, new)))
-    return draft.add(ops.Product(left.number, right.number, (*lead, own, new), summed, "batched"))
+    return draft.add(ops.Product(left.number, right.number, (*lead, old, new), summed, "batched"))
 
 
 # A factor and a bias of the whole value --------------------------------------------------------------------------

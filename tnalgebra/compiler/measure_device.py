@@ -299,14 +299,14 @@ UNUSED = {
     "copy": ("multiply_add", "narrow_summed", "narrow_new"),
     "pointwise": ("multiply_add", "narrow_summed", "narrow_new"),
 }
-"""Fields of `Rates` that a kind has no use for, or cannot tell from others."""
+"""Fields of `Rates` that a kind does not use, or that its measurements cannot separate from others."""
 
 
 def fit(measurements: Sequence[Measurement], start: Constants) -> Constants:
     """The constants whose predictions come closest to measurements, in logarithms and robustly.
 
     Args:
-        start: values to begin with; `large` and kinds without measurements stay as they are there.
+        start: values to begin with; `large` and kinds without measurements keep these.
     """
     points: dict[tuple[bool, str], list[Measurement]] = {}
     for one in measurements:

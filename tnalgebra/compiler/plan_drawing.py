@@ -127,8 +127,8 @@ def _place(box: _Box, left: float, y: float, places: list[tuple[_Box, float, flo
     for part, label in box.parts:
         begin = right + (GAP if centres else 0.0)
         before = len(places)
-        own = _place(part, begin, y - LEVEL, places)
-        right = max(own, begin + len(label) * LETTER * 0.8)
+        end = _place(part, begin, y - LEVEL, places)
+        right = max(end, begin + len(label) * LETTER * 0.8)
         centres.append(next(x for other, x, _ in places[before:] if other is part))
     centre = (centres[0] + centres[-1]) / 2
     places.append((box, max(centre, left + box.width / 2), y))

@@ -13,10 +13,10 @@ from itertools import combinations
 from .steps import MAX_WINDOWS, ContractionTree, Steps, Windows
 
 EXACT = 12
-"""Up to so many nodes all orders are looked at."""
+"""Up to this number of nodes all orders are compared."""
 
 WINDOW = 9
-"""Nodes of the parts of a larger order that are looked at again exactly."""
+"""Nodes of the parts of a larger order that are searched again exactly."""
 
 
 def cheapest_trees(steps: Steps, *, keep: int) -> list[ContractionTree]:

@@ -217,7 +217,7 @@ class Steps:
         return node.mode == "zeros" and (node.stride == 1 or not self.bits[node.x] & self.sized_by_inputs)
 
     def join_price(self, left: int, right: int, windows: Windows) -> float | None:
-        """Seconds of the join of two intermediates; None if it is no step."""
+        """Seconds of the join of two intermediates; None if it is not a step."""
         if self._is_dense(left, right) or self._is_dense(right, left):
             return None
         one, other, live = self.live(left), self.live(right), self.live(left | right | windows.mask)
@@ -289,7 +289,7 @@ class Steps:
         )
 
     def view_price(self, rest: int, group: Sequence[int]) -> float | None:
-        """Seconds of windows or a reshape applied to the intermediate of `rest`; None if that is no step."""
+        """Seconds of windows or a reshape applied to the intermediate of `rest`; None if that is not a step."""
         live = self.live(rest)
         after = self.live(rest | sum(1 << number for number in group))
         weights = not rest & self.inputs

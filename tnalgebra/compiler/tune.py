@@ -28,7 +28,7 @@ TIE = 0.03
 """Of measurements this much apart the one with fewer calls wins."""
 
 ROUNDS, FEWEST, FAR_BEHIND = 9, 3, 1.15
-"""Measurements of each; after the fewest, those that take so many times as long as the fastest are left out."""
+"""Measurements of each; after the fewest, those that take this many times as long as the fastest are left out."""
 
 
 def tune_candidates(
@@ -159,7 +159,7 @@ def request_key(request: PlanRequest) -> str:
 
 
 def _remembered(file: os.PathLike[str]) -> dict[str, float]:
-    """digest -> seconds, the winner first; nothing if the file is not there, or is not what was written."""
+    """digest -> seconds, the winner first; empty if the file does not exist, or was not written by this module."""
     try:
         with open(file, encoding="utf-8") as handle:
             return {str(name): float(seconds) for name, seconds in json.load(handle)}

@@ -79,7 +79,7 @@ class Draft:
         return label + "'"
 
     def is_single_weight(self, operation: ops.Operation) -> bool:
-        """Whether an operation loads a tensor that is no input and occurs once: its memory may be laid out freely."""
+        """Whether it loads a tensor that is not an input and occurs once: its memory may be laid out freely."""
         if not isinstance(operation, ops.Load) or operation.kind == "input":
             return False
         return sum(leaf.name == operation.name for leaf in self.computation.leaves) == 1
@@ -114,7 +114,7 @@ def plain_label(label: str) -> str:
 
 
 def run_of(labels: Sequence[str], part: Sequence[str]) -> int | None:
-    """Where `part` stands in `labels` as a run; None if it does not."""
+    """Where `part` begins in `labels` as a run; None if it does not occur."""
     count = len(part)
     return next((n for n in range(len(labels) - count + 1) if tuple(labels[n : n + count]) == tuple(part)), None)
 
