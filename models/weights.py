@@ -105,7 +105,7 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         begins = path.read_bytes()[:20]
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
+        reason = f"{type(error).__name__}: {str(error).strip().partition('. ')[0]}".removesuffix(": ")
         raise DataError(
             explain(
                 f"{str(path)!r} is not a torch checkpoint",
