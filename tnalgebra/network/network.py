@@ -57,8 +57,12 @@ class Network:
         output = default_output(nodes) if output is None else tuple(output)
         _check_nodes(nodes)
         _check_output(nodes, output)
+        self._set(nodes, output, sizes or {})
+
+    def _set(self, nodes: tuple[Node, ...], output: tuple[str, ...], sizes: Mapping[str, int]) -> None:
+        """The fields, of nodes and an output that are checked."""
         labels = {label for node in nodes for label in node.labels}
-        for label in sizes or {}:
+        for label in sizes:
             if label not in labels:
                 raise SizeError(
                     explain(
@@ -68,7 +72,7 @@ class Network:
                 )
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "output", output)
-        object.__setattr__(self, "sizes", MappingProxyType(infer_sizes(nodes, sizes or {})))
+        object.__setattr__(self, "sizes", MappingProxyType(infer_sizes(nodes, sizes)))
 
     def __str__(self) -> str:
         seen: set[str] = set()
@@ -232,7 +236,9 @@ def with_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
             )
     if sizes.items() <= network.sizes.items():
         return network
-    return Network(network.nodes, network.output, {**network.sizes, **sizes})
+    sized = object.__new__(Network)
+    sized._set(network.nodes, network.output, {**network.sizes, **sizes})
+    return sized
 
 
 def renamed(
