@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,17 +11,22 @@ import torch
 from torch import Tensor, nn
 
 import tnalgebra
+from tests.compiler_cases import at_other_sizes
 from tests.strategies import random_values
 from tnalgebra.compiler.choose import Candidate
 from tnalgebra.compiler.compiled import Compiled
 from tnalgebra.compiler.emit import argument_names, emit
 from tnalgebra.network.network import Network, shapes, with_sizes
-from tnalgebra.network.nodes import Conv, NamedTensor
 from tnalgebra.network.notation import parse
-from tnalgebra.tensors.evaluation import pattern
+from tnalgebra.tensors.evaluation import evaluate, pattern
 
 WINDOWS = "Conv[x u h | padding=1] Conv[y v w | padding=1]"
 STRIDED = "Conv[x u h | stride=2 padding=1] Conv[y v w | stride=2 padding=1]"
+
+
+def same(one: Tensor, two: Tensor, *, rtol: float = 1e-11, atol: float = 1e-12) -> None:
+    """By default: differently ordered sums of at most a few hundred products of normal numbers, in float64."""
+    torch.testing.assert_close(one, two, rtol=rtol, atol=atol)
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,11 @@ class Case:
         sizes = {label: int(size) for label, size in (pair.split("=") for pair in self.sizes.split())}
         return with_sizes(parse(self.text), sizes)
 
-    def resized(self, shape: Sequence[int]) -> Network:
-        """The network at another shape of its input, every size known."""
-        sizes = self.network.sizes
+    def value(self, x: Tensor) -> Tensor:
+        """The oracle's, for an input of any size."""
         node = next(node for node in self.network.nodes if getattr(node, "name", None) == "X")
-        own = {label for other in self.network.nodes if isinstance(other, NamedTensor) for label in other.labels}
-        windows = {n.k for n in self.network.nodes if isinstance(n, Conv)}
-        kept = {label: sizes[label] for label in sizes if label in (own | windows) - set(node.labels)}
-        return with_sizes(parse(self.text), {**kept, **dict(zip(node.labels, shape, strict=True))})
+        network = at_other_sizes(self.network, dict(zip(node.labels, x.shape, strict=True)))
+        return evaluate(network, {"X": x, **self.values()})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(shape) for name, shape in shapes(self.network).items()}

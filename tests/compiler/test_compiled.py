@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import tnalgebra
-from tests.emitted_cases import CASES
+from tests.emitted_cases import CASES, same
 from tnalgebra.compiler import compiled
 from tnalgebra.compiler.choose import Candidate, PlanRequest, predicted_seconds
 from tnalgebra.compiler.compiled import Compiled
@@ -25,13 +25,6 @@ from tnalgebra.tensors.evaluation import evaluate
 
 CASE = CASES["tucker-2"]
 TEXT = "X[n i] A[a i] B[o a] -> [n o]"
-
-# Differently ordered sums of at most a few hundred products of normal numbers, in float64.
-ROUNDING = {"rtol": 1e-11, "atol": 1e-12}
-
-
-def same(one: Tensor, two: Tensor) -> None:
-    torch.testing.assert_close(one, two, **ROUNDING)  # type: ignore[arg-type]
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -400,7 +393,7 @@ def test_measuring_runs(name: str, options: dict[str, object], monkeypatch: pyte
     monkeypatch.setenv("TNALGEBRA_CACHE", str(tmp_path))
     case = CASES[name]
     module = case.compiled(tune=True, **options)
-    expected = evaluate(case.network, {"X": case.input(), **case.values()})
+    expected = case.value(case.input())
     same(module(case.input()), expected)
     same(module.freeze()(case.input()), expected)
     module.thaw().float().freeze()  # measured again, in float32

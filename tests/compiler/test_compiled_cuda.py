@@ -6,23 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.emitted_cases import CASES, Case, Emitted, candidates
-from tnalgebra.tensors.evaluation import evaluate
+from tests.emitted_cases import CASES, Emitted, candidates, same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 each_case = pytest.mark.parametrize("name", CASES)
-
-
-def same(one: Tensor, two: Tensor, tolerance: float = 1e-11) -> None:
-    """In float64 by default: differently ordered sums of at most a few hundred products of normal numbers."""
-    torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
-
-
-def oracle(case: Case) -> Tensor:
-    return evaluate(case.network, {"X": case.input(), **case.values()}).cuda()
 
 
 @each_case
@@ -34,7 +23,7 @@ def test_every_candidate_computes_the_network(name: str, channels_last: bool) ->
     for candidate in candidates(name, channels_last=channels_last):
         value = Emitted(case, candidate, device="cuda")(x)
         assert value.is_cuda
-        same(value, oracle(case))
+        same(value, case.value(case.input()).cuda())
 
 
 @each_case
@@ -50,7 +39,7 @@ def test_values_and_gradients_are_those_of_the_cpu(name: str) -> None:
         gradients.append([value.detach().cpu(), *(one.cpu() for one in found if one is not None)])
     assert len(gradients[0]) == len(gradients[1]) == len(list(case.values())) + 2
     for one, two in zip(*gradients, strict=True):
-        same(one, two, 1e-9)  # of squares
+        same(one, two, rtol=1e-9, atol=1e-9)  # of squares
 
 
 @each_case
@@ -58,9 +47,9 @@ def test_values_and_gradients_are_those_of_the_cpu(name: str) -> None:
 def test_a_module_moves_to_the_gpu(name: str, frozen: bool) -> None:
     case, x = CASES[name], CASES[name].input("cuda")
     module = case.compiled(frozen=frozen).cuda()
-    same(module(x), oracle(case))
-    same(module.thaw()(x), oracle(case))
-    same(module.freeze()(x), oracle(case))  # planned anew, for the GPU
+    same(module(x), case.value(case.input()).cuda())
+    same(module.thaw()(x), case.value(case.input()).cuda())
+    same(module.freeze()(x), case.value(case.input()).cuda())  # planned anew, for the GPU
     assert module.plan.request.device.type == "cuda"
     assert all(buffer.is_cuda for buffer in module.buffers())
 
@@ -68,7 +57,8 @@ def test_a_module_moves_to_the_gpu(name: str, frozen: bool) -> None:
 @each_case
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_autocast_and_half_precision(name: str, dtype: torch.dtype) -> None:
-    case, expected = CASES[name], oracle(CASES[name])
+    case = CASES[name]
+    expected = case.value(case.input()).cuda()
     module = case.compiled("cuda", torch.float32)
     with torch.autocast("cuda", dtype):
         automatic = module(case.input("cuda", torch.float32))
@@ -86,8 +76,8 @@ def test_measuring(name: str, options: dict[str, object], monkeypatch: pytest.Mo
     case, x = CASES[name], CASES[name].input("cuda")
     module = case.compiled("cuda", tune=True, **options)
     assert len(module.plan.candidates) == 1 or module.plan.chosen.measured is not None
-    same(module(x), oracle(case))
-    same(module.freeze()(x), oracle(case))
+    same(module(x), case.value(case.input()).cuda())
+    same(module.freeze()(x), case.value(case.input()).cuda())
 
 
 def test_torch_compile() -> None:

@@ -17,7 +17,7 @@ from torch.export import Dim, export
 from torch.func import functional_call, jacrev, jvp, vmap
 from torch.nn import functional
 
-from tests.emitted_cases import CASES, Case, Emitted, candidates, picked
+from tests.emitted_cases import CASES, Case, Emitted, candidates, picked, same
 from tnalgebra.compiler import choose as choosing
 from tnalgebra.compiler.choose import Candidate
 from tnalgebra.compiler.constants import constants_for
@@ -26,9 +26,6 @@ from tnalgebra.compiler.emit import argument_names, emit
 from tnalgebra.compiler.operations import Convolve, Program, Unfold
 from tnalgebra.network.nodes import NamedTensor
 from tnalgebra.tensors.evaluation import evaluate
-
-# Differently ordered sums of at most a few hundred products of normal numbers, in float64.
-ROUNDING = {"rtol": 1e-11, "atol": 1e-12}
 
 FUNCTIONS = {
     *(getattr(functional, f"conv{axes}d") for axes in (1, 2, 3)),
@@ -43,14 +40,6 @@ PATTERN = Case(
 """Two windows on one label: a plan makes one of them a dense pattern."""
 
 METHODS = {"permute", "reshape", "flatten", "expand", "contiguous", "unfold", "sum", "size"}
-
-
-def same(one: Tensor, two: Tensor, **tolerance: float) -> None:
-    torch.testing.assert_close(one, two, **{**ROUNDING, **tolerance})  # type: ignore[arg-type]
-
-
-def oracle(case: Case, x: Tensor) -> Tensor:
-    return evaluate(case.network if x.shape == case.shapes()["X"] else case.resized(x.shape), {"X": x, **case.values()})
 
 
 def every_candidate(*names: str) -> Iterator[Any]:
@@ -71,7 +60,7 @@ each_case = pytest.mark.parametrize("name", CASES)
 def test_every_candidate_computes_the_network(name: str, channels_last: bool) -> None:
     case = CASES[name]
     for x in (case.input(), case.input(**case.other_sizes()), case.input(n=1)):
-        expected = oracle(case, x)
+        expected = case.value(x)
         if channels_last and x.ndim in (4, 5):
             x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
         for candidate in candidates(name, channels_last=channels_last):
@@ -207,7 +196,7 @@ def test_low_precision(name: str, frozen: bool, dtype: torch.dtype | None) -> No
         value = module(case.input(dtype=dtype or torch.float32))
     if dtype or any("conv" in str(node.target) or "linear" in str(node.target) for node in module._code.graph.nodes):
         assert value.dtype == (dtype or torch.bfloat16)
-    close_in_low_precision(value, oracle(case, case.input()), torch.finfo(dtype or torch.bfloat16).eps)
+    close_in_low_precision(value, case.value(case.input()), torch.finfo(dtype or torch.bfloat16).eps)
 
 
 @each_case
@@ -238,7 +227,7 @@ def test_channels_last_is_kept(name: str) -> None:
     case = CASES[name]
     module = case.compiled(memory_format=torch.channels_last)
     x = case.input().contiguous(memory_format=torch.channels_last)
-    same(module(x), oracle(case, case.input()))
+    same(module(x), case.value(case.input()))
     for candidate in picked(name, channels_last=True):
         value = Emitted(case, candidate)(x)
         last = candidate.program.operations[-1]
