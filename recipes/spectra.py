@@ -36,8 +36,8 @@ from tqdm import tqdm
 import tnalgebra as tn
 from models import build_model, load_weights
 from recipes import compressibility
+from recipes.claims.correlation import Correlation, Draws, rank_correlation
 from recipes.claims.report import listed
-from recipes.claims.statistics import Correlation, Draws, rank_correlation
 from recipes.command import run_command
 from recipes.networks import trained_cnn4
 from recipes.reporting import aligned, check_least, check_part, line_style, plain, print_settings, write, write_figure
@@ -123,7 +123,8 @@ def main(config: Config) -> Found:
     if config.smoke:
         config = dataclasses.replace(config, **SMOKE)
     print_settings(config)
-    check_least(config, {"resamples": 1, "classes": 1, "channels": 1})
+    check_least(config, {"resamples": 1})
+    check_least(config, {"classes": 1, "channels": 1, "epochs": 1}, tn.errors.DataError)
     check_part(config, "norm")
     training = tn.load_images(config.data, "train") if compressibility.trains_first(config) else None
     if training is not None:
@@ -163,6 +164,10 @@ def chosen_layers(model: nn.Module, config: Config) -> list[Chosen]:
     if not layers:
         asked = {"layers": ", ".join(config.layers), "skipped": ", ".join(config.skip)}
         raise tn.errors.StudyError(tn.errors.explain("no layer is left", **asked, fix="other --layers or --skip"))
+    return [(layer, cuts) for layer, cuts in _chosen_cuts(layers, config) if cuts]
+
+
+def _chosen_cuts(layers: Sequence[tn.studies.Layer], config: Config) -> list[Chosen]:
     labels = [tn.network.kernel_labels(layer.labels) or layer.labels for layer in layers]
     every = {
         layer.name: {_sides(cut): cut for cut in tn.network.bipartitions(own)}
@@ -174,8 +179,7 @@ def chosen_layers(model: nn.Module, config: Config) -> list[Chosen]:
         fact = f"no kernel has the cut '{wanted[sides]}'"
         raise tn.errors.StudyError(tn.errors.explain(fact, known=", ".join(map(str, known.values()))))
     kept = wanted or known
-    chosen = [(layer, [cut for sides, cut in every[layer.name].items() if sides in kept]) for layer in layers]
-    return [(layer, cuts) for layer, cuts in chosen if cuts]
+    return [(layer, [cut for sides, cut in every[layer.name].items() if sides in kept]) for layer in layers]
 
 
 def _sides(cut: tn.network.Bipartition) -> frozenset[frozenset[str]]:

@@ -33,7 +33,8 @@ import tnalgebra as tn
 from models.registry import build_model
 from models.weights import load_weights
 from recipes.benchmarks.fit_methods import RULES, Method, Tnalgebra, all_methods, ranks_of, relative_error
-from recipes.benchmarks.runner import INTERRUPTED, Bar, Benchmark, Contender, Row, Settings, bar_figure, run
+from recipes.benchmarks.report import Bar, Row, bar_figure
+from recipes.benchmarks.runner import INTERRUPTED, Benchmark, Contender, Settings, run
 from recipes.command import run_command
 from recipes.reporting import check_least, markdown
 

@@ -26,7 +26,8 @@ from torch import Tensor
 import tnalgebra as tn
 from models.registry import build_model
 from models.weights import load_weights
-from recipes.benchmarks.runner import INTERRUPTED, Benchmark, Contender, Row, Settings, run
+from recipes.benchmarks.report import Row
+from recipes.benchmarks.runner import INTERRUPTED, Benchmark, Contender, Settings, run
 from recipes.command import run_command
 from recipes.reporting import aligned
 

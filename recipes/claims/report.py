@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from recipes.claims.statistics import Band, Correlation, DepthClaim, Gain, NormClaim
+from recipes.claims.correlation import Correlation
+from recipes.claims.statistics import Band, DepthClaim, Gain, NormClaim
 from recipes.reporting import aligned, line_style
 
 if TYPE_CHECKING:

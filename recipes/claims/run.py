@@ -30,9 +30,9 @@ from typing import get_args
 
 import tnalgebra as tn
 from recipes import compressibility
+from recipes.claims.correlation import Draws
 from recipes.claims.report import Claims, claims_table, depth_figure, loss_figure
 from recipes.claims.statistics import (
-    Draws,
     Error,
     Scope,
     Size,

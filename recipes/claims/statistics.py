@@ -1,26 +1,25 @@
 """What the rows of a study say of its claims: rank correlations, each with a bootstrap interval.
 
-Layers are what a claim about networks could have seen more of, so layers are what is drawn again: with replacement, each
-with all its rows. An interval is that of the percentiles.
+Layers are what a claim about networks could have seen more of, so layers are what is drawn again for an interval.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 import tnalgebra as tn
+from recipes.claims.correlation import Correlation, Draws, bootstrap, bootstrap_within, rank_correlation, spearman
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
 Error: TypeAlias = Literal["relative_error", "output_error"]
 """Of a layer in a row: ||K - K~||_F / ||K||_F; or sqrt(E||(K - K~) x||^2 / E||K x||^2) over its real inputs x."""
@@ -34,53 +33,12 @@ Not the parameters saved: those are of the whole network, and grow with a layer'
 Scope: TypeAlias = Literal["each", "all"]
 """One layer rewritten at a time; or all of them at once."""
 
-FEWEST = 4
-"""Layers, or rows of several layers, below which no correlation is stated: of 3 points one order in 6 is perfect."""
-
-CONFIDENCE = 0.95
-"""Part of the draws inside an interval."""
 EXACT = 1e-12
 """Relative error up to which a cut has taken nothing away: rounding of float64."""
 ROUNDING = 1e-9
 """Of differences of accuracies, which are quotients of integers: what is on a bound is within it."""
 BOUNDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, math.inf)
 """Of the bands of errors."""
-
-
-class Draws(NamedTuple):
-    """How units are drawn for an interval; each statistic begins at the same seed."""
-
-    seed: int = 0
-    resamples: int = 2000
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """Spearman's rank correlation, with a bootstrap interval.
-
-    rho is -1 to 1, equal values having the mean of their ranks; `points` pairs were ranked, `units` layers (or rows of
-    several layers) drawn again. The interval is that of the draws that have a correlation, all but `undefined`, where
-    all values of one side are equal. Where there is none, rho, low and high are NaN, and `why` is the reason.
-    """
-
-    rho: float
-    low: float
-    high: float
-    points: int
-    units: int
-    undefined: int = 0
-    why: str | None = None
-
-    @property
-    def interval(self) -> str:
-        """The correlation and the ends of its interval."""
-        return f"{self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
-
-    def __str__(self) -> str:
-        if self.why is not None:
-            return f"none: {self.why}"
-        left_out = f", {self.undefined} draws undefined" if self.undefined else ""
-        return f"{self.interval}  {self.points} points, {self.units} drawn{left_out}"
 
 
 @dataclass(frozen=True)
@@ -144,84 +102,6 @@ class Band:
     high: float
     median: float
     largest: float
-
-
-# Draws ------------------------------------------------------------------------------------------------------------
-
-
-def spearman(first: ArrayLike, second: ArrayLike) -> float:
-    """Spearman's rank correlation; NaN with fewer than two values, a NaN among them, or all values of a side equal."""
-    x, y = rankdata([first, second], axis=1) - (np.size(first) + 1) / 2
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return max(-1.0, min(1.0, float(x @ y) / scale)) if scale > 0 else math.nan
-
-
-def rank_correlation(
-    first: ArrayLike,
-    second: ArrayLike,
-    *,
-    units: Sequence[Hashable],
-    draws: Draws,
-    groups: Sequence[str] | None = None,
-) -> Correlation:
-    """Spearman's correlation of the pairs first[n], second[n], with its bootstrap interval.
-
-    Args:
-        units: what each pair belongs to: units are drawn again, each with all its pairs.
-        groups: of each pair. The correlation is then the mean of those within the groups of at least `FEWEST` units; in
-            a draw, over the groups that have one in it. By default all pairs are ranked together.
-    """
-    x, y = np.asarray(first), np.asarray(second)
-
-    def measure(chosen: NDArray[np.int64]) -> float:
-        return spearman(x[chosen], y[chosen])
-
-    return _drawn(units, measure, draws) if groups is None else _within(units, groups, measure, draws)
-
-
-def _drawn(units: Sequence[Hashable], measure: Callable[[NDArray[np.int64]], float], draws: Draws) -> Correlation:
-    """What is measured on all points, and its interval over draws of units, each with all its points.
-
-    Args:
-        units: of each point.
-        measure: numbers of points, some of them several times -> the statistic, or NaN.
-    """
-    codes, names = pd.factorize(np.asarray(units))
-    members = [np.flatnonzero(codes == code) for code in range(len(names))]
-    value = measure(np.arange(len(codes))) if len(members) >= FEWEST else math.nan
-    if math.isnan(value):
-        few = f"fewer than {FEWEST} layers or rows: {len(members)}"
-        why = few if len(members) < FEWEST else "all values of one side are equal, or one is not a number"
-        return Correlation(math.nan, math.nan, math.nan, len(codes), len(members), why=why)
-    generator = np.random.default_rng(draws.seed)
-    samples = (generator.integers(len(members), size=len(members)) for _ in range(draws.resamples))
-    found = np.array([measure(np.concatenate([members[unit] for unit in sample])) for sample in samples])
-    undefined = int(np.isnan(found).sum())
-    outside = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(found, [outside, 1 - outside]) if undefined < len(found) else (math.nan, math.nan)
-    return Correlation(value, float(low), float(high), len(codes), len(members), undefined)
-
-
-def _within(
-    units: Sequence[Hashable], groups: Sequence[str], measure: Callable[[NDArray[np.int64]], float], draws: Draws
-) -> Correlation:
-    """The mean over the groups of what is measured on each, of groups with enough units for one of their own."""
-    names = np.array(groups, dtype=object)
-    counts = {name: len({unit for unit, own in zip(units, groups, strict=True) if own == name}) for name in groups}
-    stated = np.flatnonzero([counts[name] >= FEWEST for name in groups])
-    if not len(stated):
-        most = max(counts.values(), default=0)
-        why = f"fewer than {FEWEST} layers or rows: {most}"
-        return Correlation(math.nan, math.nan, math.nan, len(units), most, why=why)
-
-    def mean(chosen: NDArray[np.int64]) -> float:
-        places = stated[chosen]
-        own = names[places]
-        found = [measure(places[own == name]) for name in dict.fromkeys(own)]
-        defined = [value for value in found if not math.isnan(value)]
-        return math.fsum(defined) / len(defined) if defined else math.nan
-
-    return _drawn([units[int(place)] for place in stated], mean, draws)
 
 
 # Rows -------------------------------------------------------------------------------------------------------------
@@ -366,7 +246,7 @@ def norm_gain(rows: Sequence[tn.studies.Row], *, scope: Scope, draws: Draws) -> 
         return spearman(outputs[chosen], losses[chosen]) - spearman(kernels[chosen], losses[chosen])
 
     units = [*points["unit"]]
-    return Gain(_within(units, [*points["curve"]], gain, draws), _drawn(units, gain, draws))
+    return Gain(bootstrap_within(units, [*points["curve"]], gain, draws), bootstrap(units, gain, draws))
 
 
 def harmless(rows: Sequence[tn.studies.Row], *, at_most: float, error: Error, draws: Draws) -> list[Band]:
@@ -381,7 +261,7 @@ def harmless(rows: Sequence[tn.studies.Row], *, at_most: float, error: Error, dr
         some = points[(points[error] >= least) & (points[error] < most)]
         if len(some):
             within = (some["loss"] <= at_most + ROUNDING).to_numpy()
-            part = _drawn([*some["unit"]], partial(_mean_of, within), draws)
+            part = bootstrap([*some["unit"]], partial(_mean_of, within), draws)
             middle, largest = float(some["loss"].median()), float(some["loss"].max())
             found.append(Band(least, most, len(some), float(within.mean()), part.low, part.high, middle, largest))
     return found

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from models import build_model
 from recipes import spectra
-from recipes.claims.statistics import Correlation, Draws, rank_correlation
+from recipes.claims.correlation import Correlation, Draws, rank_correlation
 from recipes.spectra import MEASURES, Config, Found, main
 from tests.refusals import refused
 from tnalgebra.errors import DataError, RuleError, StudyError
@@ -261,8 +261,8 @@ def test_bad_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"model": "resnet2"}, DataError, "'resnet2'"),
         ({"model": "resnet20"}, DataError, "resnet20", "--weights FILE"),
         ({"model": "resnet20", "weights": other}, DataError, "do not fit the network"),
-        ({"model": "cnn4", "epochs": 0}, DataError, "0 epochs"),
-        ({"channels": 0}, StudyError, "channels is 0"),
+        ({"model": "cnn4", "epochs": 0}, DataError, "epochs is 0"),
+        ({"channels": 0}, DataError, "channels is 0"),
         ({"layers": ("6", "conv*")}, StudyError, "'conv*'", "0, 1, 2"),
         ({"layers": ("0",)}, StudyError, "no layer is left", "first"),
         ({"skip": ("conv",)}, StudyError, "'conv'"),

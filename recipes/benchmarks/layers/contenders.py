@@ -27,7 +27,8 @@ from recipes.benchmarks.layers.cells import (
     kernel_network,
     tensorly_cores,
 )
-from recipes.benchmarks.runner import AGAIN, TUNED, Contender
+from recipes.benchmarks.report import AGAIN
+from recipes.benchmarks.runner import TUNED, Contender
 
 OURS: dict[str, tn.compiler.Candidates] = {
     "ours": "all",

@@ -9,7 +9,8 @@ from statistics import geometric_mean, median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recipes.benchmarks.layers.cells import DECOMPOSITIONS, UNDECOMPOSED
-from recipes.benchmarks.runner import AGAIN, TUNED, Row
+from recipes.benchmarks.report import AGAIN, Row
+from recipes.benchmarks.runner import TUNED
 from recipes.benchmarks.timing import Ratio, ratio_of_medians
 
 if TYPE_CHECKING:

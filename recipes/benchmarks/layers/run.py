@@ -49,7 +49,8 @@ from recipes.benchmarks.layers.contenders import (
     takes_part,
 )
 from recipes.benchmarks.layers.report import describe, figure, ratios_in, summary
-from recipes.benchmarks.runner import AGAIN, INTERRUPTED, Benchmark, Contender, NetworkSettings, Row, run
+from recipes.benchmarks.report import AGAIN, Row
+from recipes.benchmarks.runner import INTERRUPTED, Benchmark, Contender, NetworkSettings, run
 from recipes.command import run_command
 from recipes.reporting import check_known, check_least, check_part
 

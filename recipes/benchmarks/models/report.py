@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from recipes.benchmarks.runner import Bar, Row, bar_figure
+from recipes.benchmarks.report import Bar, Row, bar_figure
 from recipes.benchmarks.timing import Ratio, ratio_of_medians
 from recipes.reporting import markdown
 

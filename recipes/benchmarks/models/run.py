@@ -26,7 +26,8 @@ from pathlib import Path
 import tnalgebra as tn
 from recipes.benchmarks.models.contenders import CONTENDERS, Cell, Problem, make_contender, make_problem, rewrite_chain
 from recipes.benchmarks.models.report import describe, figure, table
-from recipes.benchmarks.runner import AGAIN, INTERRUPTED, Benchmark, Contender, NetworkSettings, Row, run
+from recipes.benchmarks.report import AGAIN, Row
+from recipes.benchmarks.runner import INTERRUPTED, Benchmark, Contender, NetworkSettings, run
 from recipes.command import run_command
 from recipes.reporting import check_known, check_least, check_part
 

@@ -28,7 +28,7 @@ from recipes.benchmarks.layers.contenders import (
 )
 from recipes.benchmarks.layers.report import answers, describe, summary
 from recipes.benchmarks.layers.run import Config, Layers, main
-from recipes.benchmarks.runner import Row, memory_table
+from recipes.benchmarks.report import Row, memory_table
 from tests.refusals import refused
 from tnalgebra.errors import StudyError
 

@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from recipes.claims import statistics
-from recipes.claims.statistics import (
-    FEWEST,
-    Correlation,
-    Draws,
-    LargestCut,
-    harmless,
-    norm_correlation,
-    rank_correlation,
-    spearman,
-)
+from recipes.claims.correlation import FEWEST, Correlation, Draws, rank_correlation, spearman
+from recipes.claims.statistics import LargestCut, harmless, norm_correlation
 from tests.recipes.claims.claim_rows import BASELINE, row
 from tests.refusals import refused
 from tnalgebra.errors import StudyError
