@@ -210,6 +210,16 @@ def _fold(layer: nn.Module, norm: _BatchNorm) -> nn.Module | None:
     ]
     if not holding:
         return None
+    scale, shift = _scale_and_shift(layer, norm)
+    core = min(holding, key=lambda node: layer.get_parameter(node.name).numel())
+    scaled = layer.get_parameter(core.name).double() * scale.reshape(
+        [-1 if label == out else 1 for label in core.labels]
+    )
+    return _with_values(layer, core.name, scaled, shift)
+
+
+def _scale_and_shift(layer: KernelLayer, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """What the normalisation multiplies the layer's outputs without bias by, and what it then adds; in float64."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, scale = norm.running_mean.double(), (norm.running_var.double() + norm.eps).rsqrt()
@@ -218,11 +228,7 @@ def _fold(layer: nn.Module, norm: _BatchNorm) -> nn.Module | None:
     shift = -mean * scale if layer.bias is None else (layer.bias.double() - mean) * scale
     if norm.bias is not None:
         shift = shift + norm.bias.double()
-    core = min(holding, key=lambda node: layer.get_parameter(node.name).numel())
-    scaled = layer.get_parameter(core.name).double() * scale.reshape(
-        [-1 if label == out else 1 for label in core.labels]
-    )
-    return _with_values(layer, core.name, scaled, shift)
+    return scale, shift
 
 
 def _with_values(layer: KernelLayer, core: str, value: Tensor, bias: Tensor) -> KernelLayer:

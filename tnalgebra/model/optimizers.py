@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from itertools import repeat
 
 import torch
@@ -41,14 +42,7 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: ConversionReport)
                 fix="the optimizer of the model that was converted, with inplace=True; or a new one",
             )
         )
-    swaps: dict[nn.Parameter, list[tuple[str, nn.Parameter]]] = {}
-    for replaced in report.replaced:
-        before = {*held, *replaced.old}
-        cores = [(f"{replaced.name}.{name}", core) for name, core in replaced.parameters.items() if core not in before]
-        for old in replaced.old:
-            if old in held - {*replaced.parameters.values()}:
-                swaps[old] = cores
-                cores = []  # the weight, which comes first, is exchanged for all cores; a bias for nothing
+    swaps = _swaps(report, held)
     for name, core in (pair for cores in swaps.values() for pair in cores):
         if isinstance(optimizer, _MATRICES_ONLY) and core.ndim != 2:
             fact = f"{type(optimizer).__name__} takes matrices, and {name} has {core.ndim} axes"
@@ -61,3 +55,16 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: ConversionReport)
             group["param_names"] = [name for name, _ in pairs]
     for old in swaps:
         optimizer.state.pop(old, None)
+
+
+def _swaps(report: ConversionReport, held: Set[nn.Parameter]) -> dict[nn.Parameter, list[tuple[str, nn.Parameter]]]:
+    """Old parameter that the optimizer holds -> names and parameters that take its place."""
+    swaps: dict[nn.Parameter, list[tuple[str, nn.Parameter]]] = {}
+    for replaced in report.replaced:
+        before = {*held, *replaced.old}
+        cores = [(f"{replaced.name}.{name}", core) for name, core in replaced.parameters.items() if core not in before]
+        for old in replaced.old:
+            if old in held - {*replaced.parameters.values()}:
+                swaps[old] = cores
+                cores = []  # the weight, which comes first, is exchanged for all cores; a bias for nothing
+    return swaps
