@@ -55,6 +55,10 @@ def row(rewrite: str, keep: float | None, scope: str, layers: list[str], accurac
 BASELINE = row("none", None, "all", [], 0.9)
 
 
+def planned(cuts: Sequence[str]) -> list[Row]:
+    return [row(cut, 0.5, "all", ["a"], 0.5) for cut in cuts]
+
+
 def layers_named(names: list[str], size: int = 4) -> list[Layer]:
     generator = torch.Generator().manual_seed(0)
     shape = (size, size + 1, 3, 2)
@@ -255,7 +259,7 @@ def test_what_there_are_no_rows_for_is_not_drawn(drawn: dict[str, Figure]) -> No
 def test_networks_and_spectra_show_every_cut_once(drawn: dict[str, Figure]) -> None:
     names = [f"layer{number}" for number in range(18)]
     layers = [*layers_named(names), Layer("linear", ("out", "in"), torch.eye(3, 5, dtype=torch.float64))]
-    draw_kernels(Path("/nowhere"), [BASELINE], layers, [*CUTS, f"{CUTS[0]} then {CUTS[1]}", "in | out"])
+    draw_kernels(Path("/nowhere"), [BASELINE], planned([*CUTS, f"{CUTS[0]} then {CUTS[1]}", "in | out"]), layers)
     titles = {name: [axes.get_title() for axes in drawn[name].axes if axes.get_title()] for name in drawn}
     assert titles == {
         "spectra": [*CUTS, "in | out"],
@@ -285,9 +289,11 @@ def test_networks_and_spectra_show_every_cut_once(drawn: dict[str, Figure]) -> N
 def test_networks_of_rewrites(drawn: dict[str, Figure]) -> None:
     ring = "K[o i h w] => A[o p q] B[i q r] C[h r s] D[w s p]"
     rows = [BASELINE, fit("cp", "r=2", "all", ["a"], 0.5, 0.5)]
-    draw_kernels(
-        Path("/nowhere"), rows, layers_named(["a"]), [], {ring: [ring], "cp": ["K[out in] => A[out r] B[in r]"]}
-    )
+    coming = [
+        fit(ring, "p=2", "all", ["a"], 0.5, 0.5, equations=[ring]),
+        fit("cp", "r=2", "all", ["a"], 0.5, 0.5, equations=["K[out in] => A[out r] B[in r]"]),
+    ]
+    draw_kernels(Path("/nowhere"), rows, coming, layers_named(["a"]))
     assert sorted(drawn) == ["networks"], "without cuts there are no singular values to show"
     assert [axes.get_title() for axes in drawn["networks"].axes if axes.get_title()] == [
         "kernel out in kh kw",
@@ -301,7 +307,7 @@ def test_networks_of_rewrites(drawn: dict[str, Figure]) -> None:
 
 
 def test_cuts_that_were_not_asked_for_alone_are_not_shown_alone(drawn: dict[str, Figure]) -> None:
-    draw_kernels(Path("/nowhere"), [BASELINE], layers_named(["a", "b"]), [f"{CUTS[5]} then {CUTS[1]}"])
+    draw_kernels(Path("/nowhere"), [BASELINE], planned([f"{CUTS[5]} then {CUTS[1]}"]), layers_named(["a", "b"]))
     title = f"{CUTS[5]}\nthen {CUTS[1]}\nstep"
     assert [axes.get_title() for axes in drawn["networks"].axes if axes.get_title()] == [
         "kernel out in kh kw",

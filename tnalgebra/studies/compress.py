@@ -21,6 +21,7 @@ from .kernels import Workbench, layers_of
 from .options import StudyOptions
 from .plan import Task, Work, plan_rows, read_size
 from .rewrites import Rewrite, read_rewrite
+from .store import Key
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def compress_rows(work: Work, tasks: Sequence[Task], bench: Workbench) -> Iterat
         if key.metric == "input" or key.reported is not None:
             bench.metrics(names)  # of all layers in one pass over the images
         if key.keep is not None:
-            fits = {name: _cut(work.rewrite, name, KeepFraction(key.keep), whole, bench) for name in names}
+            fits = {name: _cut(work.rewrite, name, KeepFraction(key.keep), bench, whole=whole) for name in names}
         elif key.budget is not None:
             fits = fit_kernels(work.rewrite, budgets[key.budget], bench)
         else:
@@ -86,14 +87,14 @@ def compress_rows(work: Work, tasks: Sequence[Task], bench: Workbench) -> Iterat
             yield (
                 task,
                 {
-                    name: _contract(work.rewrite, task, name, _drop(fits[name], task.ranks), bench)
+                    name: _contract(work.rewrite, task.key, _drop(fits[name], task.ranks), bench, name=name)
                     for name in task.layers
                     if name in fits
                 },
             )
 
 
-def _cut(rewrite: Rewrite, name: str, fraction: KeepFraction, whole: dict[str, Fit], bench: Workbench) -> Fit:
+def _cut(rewrite: Rewrite, name: str, fraction: KeepFraction, bench: Workbench, *, whole: dict[str, Fit]) -> Fit:
     """Cut a kernel to a fraction of its singular values, once or several times.
 
     Args:
@@ -167,9 +168,9 @@ def _drop(fit: Fit, ranks: Mapping[str, int]) -> Fit:
     return fit
 
 
-def _contract(rewrite: Rewrite, task: Task, name: str, fit: Fit, bench: Workbench) -> Compressed:
+def _contract(rewrite: Rewrite, key: Key, fit: Fit, bench: Workbench, *, name: str) -> Compressed:
     """The kernel of a fit, contracted back, and what a row says of it."""
-    key, kernel, weight = task.key, bench.weight(name), fit.dense()
+    kernel, weight = bench.weight(name), fit.dense()
     details: dict[str, Any] = {}
     if key.keep is not None:
         sizes = dict(zip(bench.layers[name].labels, kernel.shape, strict=True))

@@ -12,18 +12,20 @@ from ..decompositions import cut_sequence
 from ..model import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values
 from ..network import NamedTensor, Network, draw, parse, parse_bipartition, parse_rule
 from .kernels import Layer
-from .plan import equations_of
 from .store import BASELINE, Row, of_one_layer, touched, variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 SUFFIXES = (".png", ".svg")
 MARKERS = "osD^v<>pX*hP"
 CELL = (0.42, 0.27)
 """Width and height of a cell of the heat map, in inches: room for "-12.3"."""
 PANELS_ACROSS = 4
+CUT = ""
+"""In place of the equation of a cut to a fraction."""
 LEGEND = 34
 """Characters of a line in legends and titles: rules in the notation are long."""
 
@@ -41,42 +43,35 @@ def draw_results(folder: Path, rows: Sequence[Row], layers: Sequence[Layer]) -> 
     baseline = next((row for row in rows if not touched(row)), None)
     if baseline is None:
         return []
-    figures: dict[str, Figure] = {}
     rows = [row for row in rows if touched(row)]
-    several = [row for row in rows if not of_one_layer(row)]
-    if several:
-        # other metrics give the norm away on purpose; and a large budget may leave all layers as they are
-        kept = [row for row in several if row["metric"] == BASELINE.metric and row["layers"]]
-        cut = _cut_only(rows)
-        if kept:
-            figures["accuracy_against_norm"] = _curves(
-                kept,
-                baseline,
-                _mean_norm,
-                f"norm kept, ||K~|| / ||K||, mean over the layers {'cut' if cut else 'rewritten'}",
-            )
-        figures["accuracy_against_parameters"] = _curves(
-            several,
-            baseline,
-            _parameters_kept,
-            f"parameters kept, of the whole network with its kernels as {'two factors' if cut else 'their factors'}",
-            front=_front(several),
-        )
+    figures = _accuracy_curves([row for row in rows if not of_one_layer(row)], baseline, cut=_cut_only(rows))
     single = [row for row in rows if of_one_layer(row)]
-    names = [layer.name for layer in layers]
-    for name, chosen, panel, column in (
-        ("layers", [row for row in single if row["keep"] is not None], _fraction, _rewrite),
-        ("layers_ranks", [row for row in single if row["keep"] is None], _curve, _ranks),
+    for name, chosen in (
+        ("layers", [row for row in single if row["keep"] is not None]),
+        ("layers_ranks", [row for row in single if row["keep"] is None]),
     ):
         if chosen:
-            figures[name] = _heat_map(chosen, baseline, names, panel, column)
+            figures[name] = _heat_map(chosen, baseline, [layer.name for layer in layers])
     return [path for name, figure in figures.items() for path in _stored(figure, folder / name)]
 
 
-def _front(rows: Sequence[Row]) -> list[Row]:
-    """The best rows of the scope all, if they are to choose from several curves."""
-    whole = [row for row in rows if row["scope"] == "all"]
-    return best_rows(whole) if len({_curve(row) for row in whole}) > 1 else []
+def _accuracy_curves(rows: Sequence[Row], baseline: Row, *, cut: bool) -> dict[str, Figure]:
+    """Of rows of several layers; `cut`: all rows of the study are of cuts."""
+    figures: dict[str, Figure] = {}
+    # other metrics give the norm away on purpose; and a large budget may leave all layers as they are
+    kept = [row for row in rows if row["metric"] == BASELINE.metric and row["layers"]]
+    if kept:
+        label = f"norm kept, ||K~|| / ||K||, mean over the layers {'cut' if cut else 'rewritten'}"
+        figures["accuracy_against_norm"] = _curves(kept, baseline, _mean_norm, label)
+    if rows:
+        factors = "two factors" if cut else "their factors"
+        label = f"parameters kept, of the whole network with its kernels as {factors}"
+        whole = [row for row in rows if row["scope"] == "all"]
+        front = best_rows(whole) if len({_curve(row) for row in whole}) > 1 else []
+        figures["accuracy_against_parameters"] = _curves(
+            rows, baseline, lambda row: float(row["parameters_kept"]), label, front=front
+        )
+    return figures
 
 
 def best_rows(rows: Sequence[Row]) -> list[Row]:
@@ -88,41 +83,37 @@ def best_rows(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def draw_kernels(
-    folder: Path,
-    rows: Sequence[Row],
-    layers: Sequence[Layer],
-    cuts: Sequence[str],
-    equations: Mapping[str, Sequence[str]] = {},
-) -> list[Path]:
+def draw_kernels(folder: Path, rows: Sequence[Row], planned: Sequence[Row], layers: Sequence[Layer]) -> list[Path]:
     """Draw what depends on the weights and rewrites alone: singular values, the kernel's network before and after.
 
     Called before a rewrite's first row is written, so that a folder with rows of all of them has these figures
     already; they are drawn again only if one is missing.
 
     Args:
-        rows: all the study has; their cuts and rewrites are drawn too.
+        rows: all the study has; their rewrites are drawn too.
+        planned: the keys of rows to come.
         layers: the kernels that may be rewritten.
-        cuts: as they stand in rows, those to come.
-        equations: rewrites to come -> their equations, without sizes.
 
     Returns:
         The files written; each is written whole or not at all. Singular values are drawn across cuts only.
     """
-    there = dict.fromkeys(row["rewrite"] for row in rows if touched(row) and row["keep"] is not None)
-    written = equations_of([row for row in rows if touched(row)])
-    known = there.keys() >= set(cuts) and all(
-        set(written.get(rewrite, ())) >= set(texts) for rewrite, texts in equations.items()
-    )
-    for rewrite, texts in equations.items():
-        written[rewrite] = list(dict.fromkeys([*written.get(rewrite, ()), *texts]))
-    everything = list(dict.fromkeys([*there, *cuts]))
-    figures: dict[str, Callable[[], Figure]] = {"networks": lambda: _networks(layers, everything, written)}
-    if everything:
-        figures["spectra"] = lambda: _spectra(layers, everything)
-    if known and all((folder / (name + suffix)).exists() for name in figures for suffix in SUFFIXES):
+    drawn, everything = _equations(rows), _equations([*rows, *planned])
+    cuts = [rewrite for rewrite, equations in everything.items() if CUT in equations]
+    figures: dict[str, Callable[[], Figure]] = {"networks": lambda: _networks(layers, everything)}
+    if cuts:
+        figures["spectra"] = lambda: _spectra(layers, cuts)
+    if drawn == everything and all((folder / (name + suffix)).exists() for name in figures for suffix in SUFFIXES):
         return []
-    return [path for name, drawn in figures.items() for path in _stored(drawn(), folder / name)]
+    return [path for name, draw in figures.items() for path in _stored(draw(), folder / name)]
+
+
+def _equations(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Rewrite -> the equations that rows have of it, each once; `CUT` for cuts to fractions."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if touched(row):
+            found.setdefault(row["rewrite"], {}).update(dict.fromkeys(row["equations"] or [CUT]))
+    return {rewrite: list(equations) for rewrite, equations in found.items()}
 
 
 def _stored(figure: Figure, stem: Path) -> list[Path]:
@@ -145,10 +136,6 @@ def _mean_norm(row: Row) -> float:
 
 def _of(baseline: Row) -> str:
     return f"{baseline['model']}, {baseline['images']} test images, no retraining"
-
-
-def _parameters_kept(row: Row) -> float:
-    return float(row["parameters_kept"])
 
 
 def _cut_only(rows: Iterable[Row]) -> bool:
@@ -235,71 +222,33 @@ def _all(rows: Sequence[Row]) -> bool:
     return all(row["scope"] == "all" for row in rows)
 
 
-def _fraction(row: Row) -> str:
-    return f"keep {row['keep']:g}"
-
-
-def _rewrite(row: Row) -> str:
-    return str(row["rewrite"])
-
-
-def _ranks(row: Row) -> str:
-    return str(row["ranks"] or "")
-
-
-def _heat_map(
-    rows: Sequence[Row],
-    baseline: Row,
-    layers: Sequence[str],
-    panel_of: Callable[[Row], str],
-    column_of: Callable[[Row], str],
-) -> Figure:
-    """Change of accuracy when one layer alone is rewritten: layers down, a panel for each of one thing, columns for
-    each of another.
+def _heat_map(rows: Sequence[Row], baseline: Row, layers: Sequence[str]) -> Figure:
+    """Change of accuracy when one layer alone is rewritten: layers down, a panel for each fraction with a column for
+    each cut; of other rewrites a panel for each, with a column for each of its ranks.
     """
-    import numpy as np
-    from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    changes = {(panel_of(row), row["scope"], column_of(row)): 100 * row["accuracy_change"] for row in rows}
-    order = sorted(rows, key=lambda row: -(row["keep"] or 0))
-    titles = list(dict.fromkeys(panel_of(row) for row in order))
     shared = _cut_only(rows)
-    columns = {
-        title: list(dict.fromkeys(column_of(row) for row in rows if shared or panel_of(row) == title))
-        for title in titles
-    }
-    layers = [layer for layer in layers if any(scope == layer for _, scope, _ in changes)]
-    largest = max(0.5, *(abs(change) for change in changes.values()))
-    across = min(PANELS_ACROSS, len(titles))
-    down = -(-len(titles) // across)
-    most = max(map(len, columns.values()))
-    width, height = CELL[0] * most, CELL[1] * len(layers)
+    panels = _changes(rows, shared=shared)
+    layers = [layer for layer in layers if any(row["scope"] == layer for row in rows)]
+    across = min(PANELS_ACROSS, len(panels))
+    down = -(-len(panels) // across)
+    width, height = CELL[0] * max(map(len, panels.values())), CELL[1] * len(layers)
     names = 0.075 * max(map(len, layers))
-    below = 0.075 * max(len(column) for there in columns.values() for column in there)
-    above = 0.2 * (max(title.count("\n") for title in titles))
-    size = (
+    below = 0.075 * max(len(column) for columns in panels.values() for column in columns)
+    above = 0.2 * (max(title.count("\n") for title in panels))
+    figure = _figure(
         across * (max(width, 0.7 if shared else 1.6) + 0.2) + names + 1.1,
         down * (height + above + 0.4 + (0 if shared else below)) + (below if shared else 0) + 0.5,
     )
-    figure = _figure(*size)
-    panels: list[Axes] = list(figure.subplots(down, across, sharex=shared, sharey=True, squeeze=False).flat)
-    colours = colormaps["RdBu"].with_extremes(bad="0.85")
-    for panel, title in zip(panels, titles, strict=False):
-        there = columns[title]
-        grid = np.array([[changes.get((title, layer, column), np.nan) for column in there] for layer in layers])
-        image = panel.imshow(grid, vmin=-largest, vmax=largest, cmap=colours, aspect="auto")
-        panel.set_title(title, fontsize="medium" if shared else "small")
-        panel.set_xticks(range(len(there)), there, rotation=90, fontsize="small")
-        panel.set_yticks(range(len(layers)), layers, fontsize="small")
-        bottom = not shared or panel in panels[len(titles) - across : len(titles)]
-        panel.tick_params(length=0, labelbottom=bottom)
-        for (row, column), change in np.ndenumerate(grid):
-            if not np.isnan(change):
-                ink = "white" if abs(change) > 0.6 * largest else "black"
-                panel.text(column, row, f"{change:.1f}", ha="center", va="center", fontsize=6, color=ink)
-    for panel in panels[len(titles) :]:
-        panel.set_axis_off()
+    grid: list[Axes] = list(figure.subplots(down, across, sharex=shared, sharey=True, squeeze=False).flat)
+    largest = max(0.5, *(abs(100 * row["accuracy_change"]) for row in rows))
+    for axes, (title, columns) in zip(grid, panels.items(), strict=False):
+        axes.set_title(title, fontsize="medium" if shared else "small")
+        image = _draw_panel(axes, columns, layers, largest)
+        axes.tick_params(length=0, labelbottom=not shared or axes in grid[len(panels) - across : len(panels)])
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
     bar = figure.colorbar(image, ax=figure.axes, fraction=0.05, aspect=max(4.0, down * height / 0.15))
     bar.locator = MaxNLocator(max(2, min(8, round(2.5 * height))), steps=[1, 2, 5, 10])
     bar.ax.tick_params(labelsize="small")
@@ -307,6 +256,37 @@ def _heat_map(
     what = "cut" if shared else "rewritten"
     figure.suptitle(f"One layer {what} at a time: {_of(baseline)}", fontsize="medium")
     return figure
+
+
+def _changes(rows: Sequence[Row], *, shared: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """Panel -> column -> layer -> change in points; `shared`: all panels have the same columns."""
+    panels: dict[str, dict[str, dict[str, float]]] = {}
+    for row in sorted(rows, key=lambda row: -(row["keep"] or 0)):
+        panel, column = (f"keep {row['keep']:g}", row["rewrite"]) if shared else (_curve(row), str(row["ranks"] or ""))
+        panels.setdefault(panel, {}).setdefault(column, {})[row["scope"]] = 100 * row["accuracy_change"]
+    if shared:  # the same columns in each panel, in the order of the rows
+        cuts = dict.fromkeys(row["rewrite"] for row in rows)
+        panels = {panel: {cut: columns.get(cut, {}) for cut in cuts} for panel, columns in panels.items()}
+    return panels
+
+
+def _draw_panel(
+    axes: Axes, columns: Mapping[str, Mapping[str, float]], layers: Sequence[str], largest: float
+) -> AxesImage:
+    """A cell for each layer and column with its number, coloured from -largest to largest."""
+    import numpy as np
+    from matplotlib import colormaps
+
+    cells = np.array([[column.get(layer, np.nan) for column in columns.values()] for layer in layers])
+    colours = colormaps["RdBu"].with_extremes(bad="0.85")
+    image = axes.imshow(cells, vmin=-largest, vmax=largest, cmap=colours, aspect="auto")
+    axes.set_xticks(range(len(columns)), list(columns), rotation=90, fontsize="small")
+    axes.set_yticks(range(len(layers)), layers, fontsize="small")
+    for (row, column), change in np.ndenumerate(cells):
+        if not np.isnan(change):
+            ink = "white" if abs(change) > 0.6 * largest else "black"
+            axes.text(column, row, f"{change:.1f}", ha="center", va="center", fontsize=6, color=ink)
+    return image
 
 
 def _spectra(layers: Sequence[Layer], cuts: Sequence[str]) -> Figure:
@@ -322,30 +302,18 @@ def _spectra(layers: Sequence[Layer], cuts: Sequence[str]) -> Figure:
     return figure
 
 
-def _networks(layers: Sequence[Layer], cuts: Sequence[str], equations: Mapping[str, Sequence[str]]) -> Figure:
+def _networks(layers: Sequence[Layer], rewrites: Mapping[str, Sequence[str]]) -> Figure:
     """The kernel's network before, and after each cut and rewrite; of cuts that follow one another, step by step."""
     labels = {frozenset(layer.labels): layer.labels for layer in layers}
     drawn: dict[str, Network] = {}
-    for cut in cuts:
-        rules = cut_sequence(cut)
-        order = labels[frozenset(parse_bipartition(rules[0].name).labels)]
-        kernel = Network([NamedTensor("K", order)])
-        drawn.setdefault("kernel " + " ".join(order), kernel)
-        for number, rule in enumerate(rules):
-            after = parse(rule.equation.split("=>")[1].strip())
-            if len(rules) == 1:
-                drawn[cut] = after
-                continue
-            title = cut.replace(" then ", "\nthen ")
-            if number:
-                drawn[f"{title}\nstep {2 * number}: contracted"] = kernel
-            drawn[f"{title}\nstep {2 * number + 1}: {rule.name}"] = after
-    for rewrite, texts in equations.items():
+    for rewrite, equations in sorted(rewrites.items(), key=lambda item: CUT not in item[1]):
+        texts = [text for text in equations if text != CUT]
+        if CUT in equations:
+            _add_cuts(drawn, rewrite, labels)
         for text in texts:
             left, right = parse_rule(text)
             drawn.setdefault("kernel " + " ".join(left.output), left)
-            title = _wrapped(rewrite if len(texts) == 1 else f"{rewrite} of {' '.join(left.output)}")
-            drawn[title] = right
+            drawn[_wrapped(rewrite if len(texts) == 1 else f"{rewrite} of {' '.join(left.output)}")] = right
     across = min(PANELS_ACROSS, len(drawn))
     down = -(-len(drawn) // across)
     figure = _figure(3.4 * across, 2.3 * down)
@@ -355,5 +323,23 @@ def _networks(layers: Sequence[Layer], cuts: Sequence[str], equations: Mapping[s
     for panel, (title, network) in zip(panels, drawn.items(), strict=False):
         draw(network, axes=panel, title=title)
     truncated = "A kernel, and what each cut makes of it (r: the bond that is truncated)"
-    figure.suptitle("A kernel, and what each rewrite makes of it" if equations else truncated, fontsize="medium")
+    fitted = any(text != CUT for equations in rewrites.values() for text in equations)
+    figure.suptitle("A kernel, and what each rewrite makes of it" if fitted else truncated, fontsize="medium")
     return figure
+
+
+def _add_cuts(drawn: dict[str, Network], cut: str, labels: Mapping[frozenset[str], tuple[str, ...]]) -> None:
+    """Add the networks of a cut, or of the steps of several, under their titles."""
+    rules = cut_sequence(cut)
+    order = labels[frozenset(parse_bipartition(rules[0].name).labels)]
+    kernel = Network([NamedTensor("K", order)])
+    drawn.setdefault("kernel " + " ".join(order), kernel)
+    for number, rule in enumerate(rules):
+        after = parse(rule.equation.split("=>")[1].strip())
+        if len(rules) == 1:
+            drawn[cut] = after
+            continue
+        title = cut.replace(" then ", "\nthen ")
+        if number:
+            drawn[f"{title}\nstep {2 * number}: contracted"] = kernel
+        drawn[f"{title}\nstep {2 * number + 1}: {rule.name}"] = after

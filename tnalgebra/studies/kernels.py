@@ -119,7 +119,7 @@ def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
         weight = weights[name]
         if id(weight) not in taken:
             taken.add(id(weight))
-            kernel = weight.detach().to(device="cpu", dtype=torch.float64, copy=True)
+            kernel = weight.detach().clone(memory_format=torch.contiguous_format).to(device="cpu", dtype=torch.float64)
             layers.append(Layer(name, kernel_labels_of(module), kernel))
     if not modules:
         fact = f"{type(model).__name__} has no kernel to rewrite"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from operator import index
@@ -177,27 +177,19 @@ def _points(
             continue
         elif isinstance(size, ParameterBudget):
             points.append(size)
-        else:
-            ranks = {bond: size[bond] if isinstance(size, Mapping) else size for bond in bonds if _has(size, bond)}
-            missing = [bond for bond in bonds if bond not in ranks]
-            if ranks and missing:
-                listed = ", ".join(map(repr, missing))
+        elif ranks := dict.fromkeys(bonds, size) if isinstance(size, int) else {b: size[b] for b in bonds if b in size}:
+            if len(ranks) < len(bonds):
+                missing = [bond for bond in bonds if bond not in ranks]
+                fact = f"the rewrite {rewrite.text!r} has no rank for {', '.join(map(repr, missing))}"
                 fix = f"ranks such as {dict.fromkeys(missing, 8)}, as many for each bond"
-                raise RankError(
-                    explain(f"the rewrite {rewrite.text!r} has no rank for {listed}", bonds=" ".join(bonds), fix=fix)
-                )
-            points += [ranks] if ranks else []
-    if not points and not bonds and not rewrite.cuts:
-        return [{}]
-    if not points:
-        fix = f"{dict.fromkeys(bonds, 8)}, ParameterBudget(0.5)"
-        fix = "KeepFraction(0.5)" if len(rewrite.cuts) > 1 else f"KeepFraction(0.5), {fix}" if rewrite.cuts else fix
-        raise RankError(explain(f"no size suits the rewrite {rewrite.text!r}", bonds=" ".join(bonds) or None, fix=fix))
-    return points
-
-
-def _has(size: int | Mapping[str, int], bond: str) -> bool:
-    return isinstance(size, int) or bond in size
+                raise RankError(explain(fact, bonds=" ".join(bonds), fix=fix))
+            points.append(ranks)
+    if not points and (bonds or rewrite.cuts):
+        fixes = ["KeepFraction(0.5)"] if rewrite.cuts else []
+        fixes += [f"{dict.fromkeys(bonds, 8)}, ParameterBudget(0.5)"] if bonds else []
+        fact = f"no size suits the rewrite {rewrite.text!r}"
+        raise RankError(explain(fact, bonds=" ".join(bonds) or None, fix=", ".join(fixes)))
+    return points or [{}]
 
 
 def ranks_text(ranks: Mapping[str, int]) -> str:
@@ -210,15 +202,6 @@ def _with_calibration(key: Key, options: StudyOptions) -> Key:
     reported = "input" if options.report_metric and key.metric == "frobenius" else None
     looks = key.metric != "frobenius" or key.curves == "divergence" or reported is not None
     return key._replace(calibration=options.calibration_text if looks else None, reported=reported)
-
-
-def equations_of(rows: Collection[Row]) -> dict[str, list[str]]:
-    """Rewrite -> the equations that rows have of it, each once."""
-    found: dict[str, dict[str, None]] = {}
-    for row in rows:
-        if row["equations"]:
-            found.setdefault(row["rewrite"], {}).update(dict.fromkeys(row["equations"]))
-    return {rewrite: list(equations) for rewrite, equations in found.items()}
 
 
 def _scopes(patterns: Sequence[str], layers: Sequence[Layer]) -> dict[str, list[Layer]]:

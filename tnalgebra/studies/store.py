@@ -249,36 +249,35 @@ def table(rows: Sequence[Row], *, scopes: Collection[str] = ()) -> str:
     """
     if any(row["layers"] and not of_one_layer(row) for row in rows):
         rows = [row for row in rows if row["scope"] in scopes or not of_one_layer(row)]
-    columns = [
-        ("rewrite", [row["rewrite"] for row in rows]),
-        ("keep", ["" if row["keep"] is None else f"{row['keep']:g}" for row in rows]),
-        *(
-            (name, [_setting(row, name) for row in rows])
-            for name in SETTINGS
-            if any(_unusual(row, name) for row in rows)
-        ),
-        ("scope", [row["scope"] for row in rows]),
-        ("top-1 %", [f"{100 * row['accuracy']:.2f}" for row in rows]),
-        ("change", [f"{100 * row['accuracy_change']:+.2f}" if touched(row) else "" for row in rows]),
-        ("mean sq. rel. error", [f"{row['mean_squared_relative_error']:.4f}" for row in rows]),
-        ("parameters kept", [f"{row['parameters_kept']:.3f}" for row in rows]),
-    ]
-    texts = []
-    for name, cells in columns:
-        if name == "keep" and not any(cells):
+    cells = [_cells(row) for row in rows]
+    usual = {"keep": "", "ranks": "", "budget": "", **USUAL}
+    columns = []
+    for name in cells[0] if cells else ("rewrite",):
+        column = [each[name] for each in cells]
+        if name in usual and set(column) <= {"", usual[name]}:
             continue
-        width = max(map(len, (name, *cells)))
-        left = name in ("rewrite", "scope", "ranks", "metric", "curves", "components")
-        texts.append([cell.ljust(width) if left else cell.rjust(width) for cell in (name, *cells)])
-    head, *lines = ("  ".join(cells).rstrip() for cells in zip(*texts, strict=True))
+        width = max(map(len, (name, *column)))
+        left = name in ("rewrite", "scope", "ranks", *USUAL)
+        columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in (name, *column)])
+    head, *lines = ("  ".join(line).rstrip() for line in zip(*columns, strict=True))
     return "\n".join([head, "-" * len(head), *lines])
 
 
-SETTINGS = ("ranks", "budget", "metric", "curves", "components")
-"""Settings of fits: columns of the table where a row has an unusual one."""
+def _cells(row: Row) -> dict[str, str]:
+    return {
+        "rewrite": row["rewrite"],
+        "keep": "" if row["keep"] is None else f"{row['keep']:g}",
+        **{name: _setting(row, name) for name in ("ranks", "budget", *USUAL)},
+        "scope": row["scope"],
+        "top-1 %": f"{100 * row['accuracy']:.2f}",
+        "change": f"{100 * row['accuracy_change']:+.2f}" if touched(row) else "",
+        "mean sq. rel. error": f"{row['mean_squared_relative_error']:.4f}",
+        "parameters kept": f"{row['parameters_kept']:.3f}",
+    }
+
 
 USUAL = {"metric": BASELINE.metric, "curves": "error", "components": "refit"}
-"""What is not said of a setting where all rows have it."""
+"""Settings of fits, which are said only where a row has another."""
 
 
 def _setting(row: Row, name: str) -> str:

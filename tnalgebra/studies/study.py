@@ -28,9 +28,9 @@ from ..rewriting import Rule
 from .accuracy import accuracy, shuffled_batches
 from .compress import Compressed, compress_rows
 from .figures import draw_kernels, draw_results
-from .kernels import Layer, Workbench, layers_of
+from .kernels import Workbench, layers_of
 from .options import StudyOptions
-from .plan import Size, Work, equations_of, plan_rows, read_size
+from .plan import Size, Work, plan_rows, read_size
 from .rewrites import read_rewrite
 from .store import BASELINE, Key, Row, Store, config_hash, read_rows, table
 
@@ -123,7 +123,7 @@ def study(
             network.to(options.device).eval()
             layers = layers_of(network, options.skip)
         store.settle(weights=_fingerprint(network))
-        _draw_kernels(store, layers, works)
+        draw_kernels(folder, store.rows, [task.key.fields for work in works for task in work.tasks], layers)
         bench = Workbench(network, {layer.name: layer for layer in layers}, options)
         rows = _Runner(bench, images, store).run(works)
         draw_results(folder, store.rows, layers)
@@ -199,12 +199,6 @@ def _in_dtype(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             parameter.data = data
         for holder, name, buffer in buffers:
             holder[name] = buffer
-
-
-def _draw_kernels(store: Store, layers: Sequence[Layer], works: Sequence[Work]) -> None:
-    cuts = [work.rewrite.text for work in works if any(task.key.keep is not None for task in work.tasks)]
-    equations = equations_of([task.key.fields for work in works for task in work.tasks])
-    draw_kernels(store.folder, store.rows, layers, cuts, equations)
 
 
 class _Runner:
