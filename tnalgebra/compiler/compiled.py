@@ -59,8 +59,8 @@ class Compiled(nn.Module):
             if name in constants or not value.is_floating_point():
                 self.register_buffer(name, value.detach().clone())
             else:
-                is_parameter = isinstance(value, nn.Parameter)
-                self.register_parameter(name, value if is_parameter else nn.Parameter(value.detach().clone()))
+                parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())
+                self.register_parameter(name, parameter)
         self._use(self._make_plan(request))
 
     # Calling ---------------------------------------------------------------------------------------------------
