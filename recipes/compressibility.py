@@ -133,7 +133,7 @@ def main(config: Config) -> tn.Study:
     config = dataclasses.replace(config, device=device, cuts=cuts)
     print_settings(config)
     check_least(config, {"calibration": 1, "epochs": 1})
-    train_first = trains_first(config)
+    trains_first(config)
     sizes: list[Any] = [*tn.studies.read_ranks(config.ranks), *map(tn.ParameterBudget, config.budget)]
     if sizes and not config.rewrite:
         raise tn.errors.StudyError(tn.errors.explain("ranks or a budget, and no rewrite", fix="--rewrite NAME"))
@@ -145,11 +145,22 @@ def main(config: Config) -> tn.Study:
     model = build_model(config.model, classes=len(images.classes), channels=images.channels, seed=config.seed)
     if config.weights is not None:
         load_weights(model, config.weights)
+    options = _options(config, images)
+    study = partial(tn.study, model, images, config.output, options=options)
+    asked: Any = (cuts, map(tn.KeepFraction, config.keep)), (config.rewrite, sizes)
+    first, *more = [study(rewrites=r, sizes=list(s)) for r, s in asked if r or not (cuts or config.rewrite)]
+    found = dataclasses.replace(first, rows=first.rows + [row for other in more for row in other.rows[1:]])
+    print(f"\n{found.table()}\n\nrows and figures: {config.output}/")
+    return found
+
+
+def _options(config: Config, images: tn.Images) -> tn.StudyOptions:
+    train_first = trains_first(config)
     calibrated = config.metric != "frobenius" or config.curves == "divergence" or config.report_metric
     training = load_split(config, "train") if train_first or config.recalibrate_bn or calibrated else images
     shared = ("scope", "skip", "metric", "report_metric", "curves", "components", "batch_size", "device", "seed")
     some = training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=config.seed)
-    options = tn.StudyOptions(
+    return tn.StudyOptions(
         **{name: getattr(config, name) for name in shared},
         calibration=unlabelled(training, config.calibration, config.seed) if calibrated else None,
         recalibration=some if config.recalibrate_bn else None,
@@ -159,12 +170,6 @@ def main(config: Config) -> tn.Study:
         prepare=partial(trained_cnn4, training=training, config=config) if train_first else None,
         facts={"epochs": config.epochs} if train_first else {},
     )
-    study = partial(tn.study, model, images, config.output, options=options)
-    asked: Any = (cuts, map(tn.KeepFraction, config.keep)), (config.rewrite, sizes)
-    first, *more = [study(rewrites=r, sizes=list(s)) for r, s in asked if r or not (cuts or config.rewrite)]
-    found = dataclasses.replace(first, rows=first.rows + [row for other in more for row in other.rows[1:]])
-    print(f"\n{found.table()}\n\nrows and figures: {config.output}/")
-    return found
 
 
 def trains_first(config: Any) -> bool:

@@ -317,12 +317,7 @@ def plan_budget(
     if curves == "divergence" and not inputs:
         raise StudyError(explain("the divergence of outputs needs inputs", fix="inputs=[batch, ...]"))
     modules = kernel_layers(model)
-    for name, rules in layers.items():
-        if name not in modules:
-            raise LayerError(explain(f"the model has no kernel layer {name!r}", layers=", ".join(modules)))
-        if not rules or not all(isinstance(rule, Rule) for rule in rules):
-            given = ", ".join(map(repr, rules)) or "nothing"
-            raise RuleError(explain(f"layer {name!r} may be rewritten by {given}", fix="rules: [tn.cut(...), ...]"))
+    _check_rules(layers, modules)
     weights = {name: modules[name].weight for name in layers}
     treatments = {rule: Treatment(rule, {"seed": seed}) for rules in layers.values() for rule in rules}
     measured = measure_curves(
@@ -335,15 +330,23 @@ def plan_budget(
     )
     for error in measured.refused.values():
         raise error
-    plans = []
-    for budget in shares:
-        plan: dict[str, Planned] = {}
-        for name, (cost, _, treatment) in measured.share(budget).items():
-            if treatment is not None:
-                ranks = treatment.choices["ranks"]
-                plan[name] = Planned(treatment.rule, dict(ranks), cost)  # type: ignore[arg-type]
-        plans.append(plan)
-    return plans
+    return [
+        {
+            name: Planned(treatment.rule, dict(treatment.choices["ranks"]), cost)  # type: ignore[arg-type]
+            for name, (cost, _, treatment) in measured.share(budget).items()
+            if treatment is not None
+        }
+        for budget in shares
+    ]
+
+
+def _check_rules(layers: Mapping[str, Sequence[Rule]], modules: Mapping[str, nn.Module]) -> None:
+    for name, rules in layers.items():
+        if name not in modules:
+            raise LayerError(explain(f"the model has no kernel layer {name!r}", layers=", ".join(modules)))
+        if not rules or not all(isinstance(rule, Rule) for rule in rules):
+            given = ", ".join(map(repr, rules)) or "nothing"
+            raise RuleError(explain(f"layer {name!r} may be rewritten by {given}", fix="rules: [tn.cut(...), ...]"))
 
 
 def fit_planned(
