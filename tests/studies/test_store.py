@@ -95,14 +95,6 @@ def test_a_line_that_is_no_row_is_an_error_where_others_follow(line: str, tmp_pa
         read_rows(tmp_path)
 
 
-def test_rows_of_another_config_are_not_mixed_in(tmp_path: Path) -> None:
-    filled(tmp_path, 1)
-    with (tmp_path / ROWS).open("a") as file:
-        file.write(json.dumps(row(1, config="abcdefabcdef")) + "\n")
-    with refused(StudyError, "row 2", ROWS, "abcdefabcdef there", HASH):
-        settled(tmp_path)
-
-
 def test_another_config_is_refused_with_every_difference_and_nothing_changes(tmp_path: Path) -> None:
     filled(tmp_path, 2)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}

@@ -119,37 +119,25 @@ def test_full_rank_changes_nothing(found: tn.Study) -> None:
             assert all(layer["norm_kept"] == pytest.approx(1, abs=1e-14) for layer in row["layers"].values())
 
 
-@pytest.mark.parametrize(
-    ("cut", "layers"),
-    [
-        ("out | in", ["linear"]),
-        ("in k | out", ["conv1"]),
-        ("out kh | in kw", ["conv2", "up"]),
-        ("kd out | kh kw in", ["conv3"]),
-        ("out | in kh kw then in out | kh kw", ["conv2", "up"]),
-    ],
-)
-def test_a_cut_is_for_the_layers_with_its_labels(cut: str, layers: list[str], tmp_path: Path) -> None:
+def test_a_cut_is_for_the_layers_with_its_labels(tmp_path: Path) -> None:
     model = network(Kinds)
     images = labelled(some_images(), model)
-    found = study(model, images, tmp_path, [cut], (0.5, 0.3), skip=())
-    for row, keep in zip(found.rows[1:], (0.5, 0.3), strict=True):
-        close(row, row_by_hand(model, images, cut, keep, layers, torch.float64))
-
-
-def test_cuts_of_several_kinds_share_a_study(tmp_path: Path) -> None:
-    cuts = ("out | in", "in k | out", "out kh | in kw", "kd out | kh kw in")
-    found = study(network(Kinds), some_images(20), tmp_path, cuts, scope=("each", "conv*"), skip=())
-    assert [(row["rewrite"], row["scope"]) for row in found.rows[1:]] == [
-        ("out | in", "linear"),
-        ("in k | out", "conv1"),
-        ("in k | out", "conv*"),
-        ("out kh | in kw", "conv2"),
-        ("out kh | in kw", "up"),
-        ("out kh | in kw", "conv*"),
-        ("kd out | kh kw in", "conv3"),
-        ("kd out | kh kw in", "conv*"),
-    ]
+    layers_of = {
+        "out | in": {"linear": ["linear"]},
+        "in k | out": {"conv1": ["conv1"], "conv*": ["conv1"]},
+        "out kh | in kw": {"conv2": ["conv2"], "up": ["up"], "conv*": ["conv2"]},
+        "kd out | kh kw in": {"conv3": ["conv3"], "conv*": ["conv3"]},
+        "out | in kh kw then in out | kh kw": {"conv2": ["conv2"], "up": ["up"], "conv*": ["conv2"]},
+    }
+    found = study(model, images, tmp_path, list(layers_of), scope=("all", "each", "conv*"), skip=())
+    rows = iter(found.rows[1:])
+    for cut, scopes in layers_of.items():
+        whole = [name for name, layers in scopes.items() if layers == [name]]
+        for scope, layers in {"all": whole, **scopes}.items():
+            row = next(rows)
+            assert (row["rewrite"], row["scope"]) == (cut, scope)
+            close(row, row_by_hand(model, images, cut, 0.5, layers, torch.float64))
+    assert next(rows, None) is None
 
 
 def test_the_first_convolution_is_skipped_unless_asked(model: nn.Module, images: Images, tmp_path: Path) -> None:

@@ -86,9 +86,3 @@ class StudyOptions:
         except (RuntimeError, AssertionError) as error:
             fact, because = f"the device {self.device!r} does not exist", str(error).strip().partition("\n")[0]
             raise StudyError(explain(fact, because=because, fix="cpu")) from error
-
-    @property
-    def calibration_text(self) -> str | None:
-        """Of the calibration images, as rows have it."""
-        images = self.calibration
-        return None if images is None else f"{len(images)} images {images.fingerprint[:8]}"

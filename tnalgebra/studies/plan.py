@@ -200,8 +200,9 @@ def ranks_text(ranks: Mapping[str, int]) -> str:
 def _with_calibration(key: Key, options: StudyOptions) -> Key:
     """The key with the images that the row looks at, if any, and the metric its errors are reported in beside."""
     reported = "input" if options.report_metric and key.metric == "frobenius" else None
-    looks = key.metric != "frobenius" or key.curves == "divergence" or reported is not None
-    return key._replace(calibration=options.calibration_text if looks else None, reported=reported)
+    looks, images = key.metric != "frobenius" or key.curves == "divergence" or reported, options.calibration
+    text = f"{len(images)} images {images.fingerprint[:8]}" if images is not None and looks else None
+    return key._replace(calibration=text, reported=reported)
 
 
 def _scopes(patterns: Sequence[str], layers: Sequence[Layer]) -> dict[str, list[Layer]]:

@@ -168,8 +168,8 @@ class Store:
         """Lock the folder, compare its config with what is known of ours, read the rows it has.
 
         Raises:
-            StudyError: another process has it; it holds results of another config; a line is not a row of it; it
-                cannot be written.
+            StudyError: another process has it; it holds results of another config; a line is not a row; it cannot be
+                written.
         """
         with locked(self.folder):
             stored = self._stored_config()
@@ -187,11 +187,6 @@ class Store:
                 write_text(self.folder / CONFIG, json.dumps(self.config, indent=2) + "\n")
         else:
             compare_configs(self.folder, stored, self.config)
-        ours = config_hash(self.config)
-        for number, row in enumerate(self.rows, 1):
-            if row["config"] != ours:
-                fact = f"row {number} of {self.folder / ROWS} is of another config"
-                raise StudyError(explain(fact, hash=f"{row['config']} there, {ours} of {CONFIG}", fix=OTHER_OUTPUT))
 
     def _stored_config(self) -> dict[str, Any] | None:
         config = read_config(self.folder / CONFIG)
