@@ -137,6 +137,8 @@ def main(config: Config) -> tn.Study:
     sizes: list[Any] = [*tn.studies.read_ranks(config.ranks), *map(tn.ParameterBudget, config.budget)]
     if sizes and not config.rewrite:
         raise tn.errors.StudyError(tn.errors.explain("ranks or a budget, and no rewrite", fix="--rewrite NAME"))
+    for rewrite in config.rewrite:  # those are studied after the cuts, and a mistake is to be seen before
+        tn.studies.read_rewrite(rewrite)
     images = load_split(config, "test")
     config = dataclasses.replace(config, mean=images.mean, std=images.std)
     shape = " x ".join(map(str, images.pixels.shape[1:]))

@@ -2,7 +2,7 @@
 
 from .._files import write_text, write_whole
 from .accuracy import accuracy, shuffled_batches
-from .compress import Compressed, compress_kernels
+from .compress import compress_kernels
 from .figures import MARKERS, SUFFIXES
 from .kernels import Layer, globs_of, layers_of, no_match
 from .options import StudyOptions
@@ -31,7 +31,6 @@ __all__ = [
     "MARKERS",
     "NO_FORM",
     "SUFFIXES",
-    "Compressed",
     "Form",
     "Key",
     "Layer",
