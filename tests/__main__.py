@@ -1,7 +1,7 @@
 """Every check that the project has, in one command.
 
 python -m tests             format, lint, types, all tests
-python -m tests --quick     an answer within two minutes: without the tests marked slow, 20 examples of each law
+python -m tests --quick     an answer within two minutes: without the tests marked slow, 10 examples of each law
 python -m tests --wording   write tests/wording.txt, the wording of all errors, from what the tests meet
 
 Further arguments go to pytest.

@@ -1,6 +1,6 @@
 """Fixtures: a cache of the tests' own, and real data from the folder $TNALGEBRA_DATA (skipped if it is not set).
 
-Hypothesis draws the same 200 examples every time; HYPOTHESIS_PROFILE=thorough draws 10,000 new ones, quick draws 20.
+Hypothesis draws the same 200 examples every time; HYPOTHESIS_PROFILE=thorough draws 10,000 new ones, quick draws 10.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ settings.register_profile("default", derandomize=True, max_examples=200, deadlin
 settings.register_profile(
     "thorough", derandomize=False, max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.register_profile("quick", derandomize=True, max_examples=20, deadline=None)
+settings.register_profile("quick", derandomize=True, max_examples=10, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 WORDING_CHANGED = pytest.StashKey[str]()

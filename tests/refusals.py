@@ -28,11 +28,13 @@ HEADING = "== "
 
 VARYING = (
     (re.compile(re.escape(str(ROOT)) + r"/"), ""),
+    (re.compile(re.escape(str(ROOT))), "CHECKOUT"),
     (re.compile(re.escape(tempfile.gettempdir()) + r"/pytest-[^\s'\"]*?/(?=[^\s/'\"]*(?:$|[\s'\":,;)]))"), "TMP/"),
-    (re.compile(r"\d+\.\d+(e[+-]?\d+)?"), "#.#"),
-    (re.compile(r"0x[0-9a-f]+"), "0x#"),
+    (re.compile(r"cpu-\S+\.json"), "DEVICE.json"),
+    (re.compile(r"\b_[0-9a-f]{6}[A-Za-z]+"), "_INDEX"),
+    (re.compile(r"0x[0-9a-f]+|(?<![\w.])\d[\d,]*(\.\d+)?(e[+-]?\d+)?(?!\w)"), "#"),
 )
-"""Parts of a message that differ between runs and machines: folders, measured numbers, addresses."""
+"""Parts of a message that differ between runs and machines, and numbers, which are facts that the tests assert."""
 
 recorded: set[tuple[str, str]] = set()
 """(test function, message with its class in front) of every refusal of this process."""

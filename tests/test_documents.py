@@ -19,6 +19,7 @@ from tnalgebra import nn as tensor_nn
 from tnalgebra.nn.base import Shaping
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript", "ignore::DeprecationWarning:torch.onnx")
 @pytest.mark.filterwarnings("ignore::FutureWarning:torch.onnx")  # of the exporter's own use of its libraries
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -46,6 +47,7 @@ def test_the_list_of_rules_is_the_generated_one() -> None:
     assert (ROOT / "docs" / "rules.md").read_text(encoding="utf-8") == rules_page()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_the_table_of_arguments_is_the_generated_one() -> None:
     page = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")

@@ -32,6 +32,7 @@ def kernel_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return folder.name
 
 
+@pytest.mark.slow
 def test_network_is_shown_as_a_drawing(kernel_name: str, tmp_path: Path) -> None:
     cell = nbformat.v4.new_code_cell('import tnalgebra as tn\ntn.parse("A[out:5 r] B[r in:3]")')  # type: ignore[no-untyped-call]
     notebook = nbformat.v4.new_notebook(cells=[cell])  # type: ignore[no-untyped-call]

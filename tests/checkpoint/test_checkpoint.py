@@ -41,6 +41,7 @@ def test_every_decomposition_comes_back(chosen: Rule, tmp_path: Path) -> None:
     assert torch.equal(loaded(X), model(X))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_comes_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -58,6 +59,7 @@ def test_every_layer_comes_back(name: str, dtype: torch.dtype, tmp_path: Path) -
         assert torch.equal(loaded(x), model(x))
 
 
+@pytest.mark.slow
 def test_plans_metrics_groups_and_layers_made_anew(tmp_path: Path) -> None:
     torch.manual_seed(0)
     grouped, dense, plain = nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 4, 1)
@@ -111,6 +113,7 @@ torch.save(model(torch.load(sys.argv[2])).detach(), sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(tmp_path: Path) -> None:
     model = converted("tensor_train")
     save(model, tmp_path / "model.safetensors")

@@ -96,6 +96,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
             return put_together(header, json.dumps(changed(description, draw)), data)
 
 
+@pytest.mark.slow
 def test_mutated_files(whole: bytes, tmp_path: Path) -> None:
     """4,000 of them: an error of the package, and the model untouched; or a model that is the right one.
 
@@ -130,6 +131,7 @@ def test_a_file_that_is_cut_short_or_too_long(whole: bytes, tmp_path: Path) -> N
             load(path, into=dense_tiny())
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_wherever_it_is(whole: bytes, tmp_path: Path) -> None:
     path, reference = tmp_path / "flipped.safetensors", tiny()
     for place in (*range(8), *range(8, len(whole), 3)):

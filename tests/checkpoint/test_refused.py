@@ -87,6 +87,7 @@ def test_a_load_that_fails_late_leaves_the_model(
     assert repr(model) == text
 
 
+@pytest.mark.slow
 def test_wrapped_models_are_told_from_plain_ones(tmp_path: Path) -> None:
     plain, wrapped = tmp_path / "plain.safetensors", tmp_path / "wrapped.safetensors"
     save(converted(), plain)

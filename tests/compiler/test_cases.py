@@ -168,6 +168,7 @@ def test_more_than_52_labels_in_one_pair() -> None:
     check(Network(network.nodes, network.output, {**sizes, "n": 3}), "X")
 
 
+@pytest.mark.slow
 def test_more_than_52_labels_in_a_network() -> None:
     cores = " ".join(f"A{i}[b{i} x{i} b{i + 1}]" for i in range(30))
     network = parse(

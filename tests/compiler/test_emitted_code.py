@@ -238,6 +238,7 @@ def test_channels_last_is_kept(name: str) -> None:
 # torch.compile --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
@@ -274,6 +275,7 @@ def test_freezing_and_thawing_a_module_that_torch_compiled() -> None:
     same(fast(x), 2 * before)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own modules, as they are loaded
 def test_inductor() -> None:
     case = CASES["tucker-2"]
@@ -349,6 +351,7 @@ def test_export_of_windows_side_by_side() -> None:
     export(Windows(), (torch.zeros(3, 8),), dynamic_shapes=({1: Dim("size", min=4, max=64)},), strict=False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript", "ignore::DeprecationWarning:torch.onnx")
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of the exporter's own use of its libraries
 @pytest.mark.parametrize(

@@ -223,6 +223,7 @@ def test_a_train_of_16_cores() -> None:
     assert module.plan.multiply_adds <= 16 * 3 * 256 * 2 * 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_twenty_nodes_at_random(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -298,6 +298,7 @@ def test_huge_binary_and_missing_files_are_refused(tmp_path: Path) -> None:
             load_trace(missing)
 
 
+@pytest.mark.slow
 def test_a_file_with_flipped_bytes_is_a_trace_or_an_error_of_the_package(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     two_steps().then(truncate("p"), ranks=1).then(contract_bond, at=0).then(cut("o h | i w"), ranks=2).trace.save(path)

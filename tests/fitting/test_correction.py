@@ -123,6 +123,7 @@ def degenerate() -> Objective:
     return objective_of(target[None], parse("A[i:4 r:2] B[j:4 r] C[k:4 r] -> [i j k]"), {})
 
 
+@pytest.mark.slow
 def test_the_components_of_a_degenerate_approximation() -> None:
     objective = degenerate()
     found, report = follow_starts(objective, cores(objective, 8, seed=0), Settings())[0]

@@ -60,6 +60,7 @@ def best_of_a_plain_optimiser(case: Case, output: str, dense: Tensor, starts: in
     return math.sqrt(min(losses)) / float(dense.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_no_plain_optimiser_finds_better_cores(name: str) -> None:
     output, sizing = SMALL[name]
@@ -114,6 +115,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "grouped", "crossed", "of in"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_fit_in_a_metric_is_better_there_than_one_without(name: str, kind: str) -> None:
@@ -173,6 +175,7 @@ def test_a_metric_is_split_where_its_labels_are(text: str, grouped: bool, crosse
     assert fit.output_error < measured(plain.dense(), metric, KERNEL8)
 
 
+@pytest.mark.slow
 def test_a_metric_of_ones_changes_nothing() -> None:
     metric = Metric(("in", "kh", "kw"), torch.eye(30, dtype=torch.float64).reshape(5, 3, 2, 5, 3, 2))
     for name in ("cut across", "tucker", "cp", "ring", "depthwise"):

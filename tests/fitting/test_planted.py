@@ -12,6 +12,7 @@ FOUND = 1e-7
 """A fit that stopped on its way is far above, one that arrived is near 1e-15."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_network_is_found(name: str, seed: int) -> None:

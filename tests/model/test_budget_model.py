@@ -100,6 +100,7 @@ def test_each_norm_serves_the_output_better_than_the_one_before() -> None:
     assert found["output"] < 0.98 * found["input"]
 
 
+@pytest.mark.slow
 def test_rules_of_several_kinds_are_chosen_from() -> None:
     model = network()
     offered = {

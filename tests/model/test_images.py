@@ -459,6 +459,7 @@ def test_a_progress_bar_only_on_a_terminal(write: Write, capsys: pytest.CaptureF
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_cifar10_as_a_folder(cifar10_folder: Path) -> None:
     test = load_images(cifar10_folder, "test")
     assert tuple(test.pixels.shape) == (10_000, 3, 32, 32)

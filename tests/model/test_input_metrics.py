@@ -449,6 +449,7 @@ print(1024 * int(status.partition("VmHWM:")[2].split()[0]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss begins with what the parent had when it forked")
 def test_a_large_layer_takes_less_than_2_gib() -> None:
     """With torch itself, the covariance, its check and its Cholesky factor."""
@@ -472,6 +473,7 @@ def cut_in_half(weight: Tensor, metric: Metric | None) -> Tensor:
     return halved.reshape(weight.shape).to(weight.dtype)
 
 
+@pytest.mark.slow
 def test_resnet20_at_half_its_parameters(cifar10_folder: Path, resnet20_weights: Path) -> None:
     """Without retraining: real inputs are worth points of top-1, and making up for earlier layers some more."""
     model = build_model("resnet20", classes=10, channels=3)

@@ -234,6 +234,7 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         load_weights(torchvision.models.squeezenet1_1(weights=None), "torchvision:IMAGENET1K_V1")
 
 
+@pytest.mark.slow
 def test_resnet20_reaches_its_published_accuracy(cifar10_folder: Path, resnet20_weights: Path) -> None:
     model = build_model("resnet20", classes=10, channels=3)
     load_weights(model, resnet20_weights)

@@ -124,6 +124,7 @@ def inside(curve: NDArray[np.float64], box: NDArray[np.float64]) -> bool:
 # What is in a drawing ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_network
 def test_drawing_holds_every_label_name_and_attribute(text: str) -> None:
     network = parse(text)
@@ -142,6 +143,7 @@ def test_drawing_holds_every_label_name_and_attribute(text: str) -> None:
     assert Counter(written(drawing_of(text))) == expected
 
 
+@pytest.mark.slow
 def test_drawing_is_the_same_in_another_process_and_style() -> None:
     text = GALLERY["grouped convolution"]
     program = f"import tnalgebra as tn; print(tn.parse({text!r})._repr_svg_(), end='')"
@@ -193,6 +195,7 @@ def test_network_too_large_to_draw() -> None:
 # Where things are --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_network
 def test_no_text_lies_on_a_symbol_a_text_or_a_line(text: str) -> None:
     plan = plan_of(text)
@@ -385,6 +388,7 @@ def test_axes_of_a_subfigure() -> None:
     assert draw(parse("A[i j]"), axes=left.add_subplot()) is figure
 
 
+@pytest.mark.slow
 def test_import_is_light_and_pyplot_is_left_alone() -> None:
     program = (
         "import sys, tnalgebra\n"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy
+import pytest
 import torch
 from torch import nn
 
@@ -51,6 +52,7 @@ for count in (1, 7):
 """
 
 
+@pytest.mark.slow
 def test_saved_loaded_elsewhere_exported_and_run(tmp_path: Path) -> None:
     torch.manual_seed(3)
     model = build_model("cnn4", classes=10, channels=1)

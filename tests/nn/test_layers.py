@@ -66,6 +66,7 @@ X = input_for("Conv2d", usual("Conv2d"))
 # Arguments ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("layer", NAMES)
 def test_every_argument_of_torch_is_honoured_or_refused(layer: str) -> None:

@@ -75,6 +75,7 @@ def test_the_files_hold_what_was_found(quick: Config, capsys: pytest.CaptureFixt
     assert accuracy(model, images, batch_size=60) == result["accuracy"]["after"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"multiply_adds": 0.6}, {"sequential": True}, {"calibration_images": 0}])
 def test_other_budgets_and_norms(quick: Config, change: dict[str, Any]) -> None:
     result = main(dataclasses.replace(quick, **change))
@@ -130,6 +131,7 @@ def test_where_writing_fails_there_is_no_report(quick: Config, monkeypatch: pyte
     assert list(quick.output.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_cnn4_is_trained_first_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +145,7 @@ def test_cnn4_is_trained_first_and_once(
     assert list(tmp_path.glob("cnn4-*.safetensors")) == [weights]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_onnx(quick: Config) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

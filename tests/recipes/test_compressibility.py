@@ -27,6 +27,8 @@ from tests.refusals import refused
 from tests.study_cases import without_seconds
 from tnalgebra.studies import Row, read_rows
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ROWS = "results.jsonl"
 QUICK = Config(

@@ -157,6 +157,7 @@ def test_correlations_are_those_of_the_rows(tmp_path: Path) -> None:
     assert four.units == 4, "the layer whose window has one element is not among them"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unwritten")
 def test_a_network_that_has_only_its_builders_weights() -> None:
     """Then the same builder makes no other ones: torch draws them."""
@@ -170,6 +171,7 @@ def test_a_network_that_has_only_its_builders_weights() -> None:
     assert (other["fresh_entropy"] != rows["fresh_entropy"])[rows["values"] > 1].all()
 
 
+@pytest.mark.slow
 def test_the_smoke_run_trains_prints_writes_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +232,7 @@ def test_the_smoke_run_trains_prints_writes_and_draws(
         assert difference == pytest.approx(there["normalised_difference"].tolist())
 
 
+@pytest.mark.slow
 def test_a_second_run_is_the_same(tmp_path: Path) -> None:
     weights = trained_weights(tmp_path / "w.pth")
     contents = []

@@ -24,6 +24,8 @@ from tnalgebra.errors import DataError, DivergedError, LayerError, RankError, Ru
 from tnalgebra.model import load_images
 from tnalgebra.nn import KernelLayer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -106,6 +106,7 @@ def test_every_rule_has_examples_a_reason_and_a_name_of_its_own() -> None:
         assert str(rule) == f"{rule.name}: {rule.equation}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_rules_keep_the_value_of_the_examples_of_one(name: str) -> None:
     """The rule fires often enough on its own examples, and on each of them another rule is tried too."""
@@ -248,6 +249,7 @@ BROKEN: list[tuple[Rule, str, type[Exception]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "name", "error"), BROKEN, ids=[rule.name for rule, _, _ in BROKEN])
 def test_the_battery_catches_a_broken_rule(rule: Rule, name: str, error: type[Exception]) -> None:
     @settings(phases=[Phase.generate], report_multiple_bugs=False)

@@ -136,6 +136,7 @@ def test_batches_of_a_sorted_folder_are_mixed() -> None:
     assert 0.2 < float(model[0].running_var) < 0.27  # of the whole: 0.25
 
 
+@pytest.mark.slow
 def test_resnet20_recalibrated_on_few_images_is_as_good(cifar10_folder: Path, resnet20_weights: Path) -> None:
     """It was trained on images moved by up to 4 pixels; 2,000 such restore statistics that were lost."""
     model = build_model("resnet20", classes=10, channels=3)

@@ -19,6 +19,7 @@ ALL_IMAGES = 0.6121
 """Top-1 of the last, as docs/study.md has it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cut", "keep", "count"), CUTS)
 def test_in_factors_and_rebuilt_the_accuracy_agrees(
     cut: str, keep: float, count: int, cifar10_folder: Path, resnet20_weights: Path

@@ -256,6 +256,7 @@ def test_what_there_are_no_rows_for_is_not_drawn(drawn: dict[str, Figure]) -> No
         assert sorted(drawn) == names
 
 
+@pytest.mark.slow
 def test_networks_and_spectra_show_every_cut_once(drawn: dict[str, Figure]) -> None:
     names = [f"layer{number}" for number in range(18)]
     layers = [*layers_named(names), Layer("linear", ("out", "in"), torch.eye(3, 5, dtype=torch.float64))]
@@ -348,6 +349,7 @@ def words(file: Path) -> str:
     return "\n".join(re.findall(r"<!-- (.*?) -->", file.read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 def test_figures_are_png_and_svg_and_follow_the_rows(tmp_path: Path) -> None:
     study(tmp_path)
     first = stamps(tmp_path)
@@ -402,6 +404,7 @@ def _stop(*_: object, **__: object) -> float:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_study_of_rewrites_draws_its_networks_once(tmp_path: Path) -> None:
     study(tmp_path, sizes=[1, 2])
     first = stamps(tmp_path)

@@ -173,6 +173,7 @@ def test_a_rewrite_is_for_the_layers_that_have_it(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_same_rewrite_as_text_and_as_rule(model: nn.Module, images: Images, tmp_path: Path) -> None:
     texts = study(model, images, tmp_path / "texts", ["cp", CUTS[0]], [1, 2], **SKIP)
     rules = [tn.rule("K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]", name="cp"), tn.cut(CUTS[0])]
@@ -356,6 +357,7 @@ def test_fits_report_it_too_unless_they_have_it(model: nn.Module, images: Images
 # components
 
 
+@pytest.mark.slow
 def test_components_dropped_from_the_fit_at_the_largest_rank(model: nn.Module, images: Images, tmp_path: Path) -> None:
     settings = SKIP | {"rewrites": ["cp"], "components": "drop"}
     found = study(model, images, tmp_path, sizes=[2, 1], **settings)

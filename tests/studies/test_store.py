@@ -143,6 +143,7 @@ def test_configs_that_cannot_be_read_are_not_overwritten(tmp_path: Path) -> None
         settled(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
     hold = (
         "import sys; from pathlib import Path; from tnalgebra.studies import locked\n"

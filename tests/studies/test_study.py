@@ -56,6 +56,7 @@ def found(model: nn.Module, images: Images, tmp_path_factory: pytest.TempPathFac
     )
 
 
+@pytest.mark.slow
 def test_rows_are_those_asked_for_and_agree_with_numpy(found: tn.Study, model: nn.Module, images: Images) -> None:
     convolutions = ["stem", "wide", "grouped"]
     layers_of = {"all": convolutions, **{name: [name] for name in convolutions}, "w*": ["wide"]}

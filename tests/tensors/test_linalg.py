@@ -264,6 +264,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spectrum", ["gaussian", *SPECTRA])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_random_subspace_is_within_one_per_cent_of_the_best(spectrum: str, dtype: torch.dtype) -> None:

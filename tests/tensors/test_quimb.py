@@ -305,6 +305,7 @@ def test_tags_tell_what_a_tensor_is() -> None:
     }
 
 
+@pytest.mark.slow
 def test_quimb_is_not_imported_until_it_is_needed() -> None:
     code = "import sys, tnalgebra.tensors; sys.exit('quimb' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -22,6 +22,8 @@ from tnalgebra.errors import DataError, DivergedError, RankError, RuleError, Stu
 from tnalgebra.nn import kernel_layers
 from tnalgebra.studies import Layer, read_rewrite, read_rows
 
+pytestmark = pytest.mark.slow
+
 SMALL = "tests.training_cases:small_cnn"
 QUICK = Config(
     model=SMALL,

@@ -24,6 +24,7 @@ if find_spec("tensorly"):
     PEERS |= {"tensorly", "tensorly, line search"}
 
 
+@pytest.mark.slow
 def test_every_method_comes_to_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     rows = main(dataclasses.replace(QUICK, output=tmp_path))

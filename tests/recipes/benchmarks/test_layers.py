@@ -157,6 +157,7 @@ def test_a_contender_that_is_wrong_or_fails_is_named(monkeypatch: pytest.MonkeyP
 # the whole of it
 
 
+@pytest.mark.slow
 def test_a_small_grid_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(2)
     rows = main(quick(tmp_path, decompositions=("cp", "undecomposed"), rounds=3))
@@ -192,6 +193,7 @@ def test_without_a_peer_it_continues(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [line.split(",")[0] for line in printed[-2:]] == ["without einconv", "without tensorly-torch"]
 
 
+@pytest.mark.slow
 def test_run_again_it_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
     own = runner._timed

@@ -101,6 +101,7 @@ def test_ranks_are_a_fraction_of_the_largest(quick: Config) -> None:
     assert make_problem(cell, seed=0, device="cpu").chosen == {"3": ("tucker2", {"b": 5, "a": 6})}
 
 
+@pytest.mark.slow
 def test_the_whole_of_it(quick: Config, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     rows = main(dataclasses.replace(quick, passes=("forward", "training"), contenders=FEW, rounds=3))
@@ -122,6 +123,7 @@ def test_the_whole_of_it(quick: Config, capsys: pytest.CaptureFixture[str]) -> N
     assert {path.name for path in quick.output.iterdir()} == {"results.jsonl", "models.md", "models.png", "models.svg"}
 
 
+@pytest.mark.slow
 def test_it_continues_where_it_was(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "write_figure", lambda *_: None)
     few = dataclasses.replace(quick, contenders=("hand",))

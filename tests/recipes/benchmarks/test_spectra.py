@@ -13,6 +13,7 @@ from tests.refusals import refused
 from tnalgebra.errors import StudyError
 
 
+@pytest.mark.slow
 def test_it_prints_ratios_and_the_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Config(smoke=True, threads=1, output=tmp_path)
     rows = main(config)

@@ -23,6 +23,7 @@ def test_the_interval_holds_the_ratio() -> None:
     assert ratio == ratio_of_medians(over, under)
 
 
+@pytest.mark.slow
 def test_slow_calls_take_fewer_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     calls: list[float] = []
@@ -46,6 +47,7 @@ def _sixteen_mebibytes() -> object:
     return lambda turn: torch.ones(4 * 2**20)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CLEAR.exists(), reason="only Linux reports the peak")
 def test_the_peak_is_that_of_the_calls() -> None:
     assert 15 * 2**20 < peak_bytes(_sixteen_mebibytes, device="cpu", threads=1) < 60 * 2**20

@@ -53,6 +53,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "write_figure", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_the_smoke_makes_a_study_and_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,8 @@ from tnalgebra.model import load_images
 from tnalgebra.nn import kernel_layers
 from tnalgebra.studies import read_rows
 
+pytestmark = pytest.mark.slow
+
 CUT = "out kh | in kw @ 0.125"
 SMALL = "tests.training_cases:small_cnn"
 

@@ -49,6 +49,7 @@ def trained(folder: str | Path) -> History:
     return train(model, task, settings, folder, **QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package here")
 def test_two_processes_end_like_one(tmp_path: Path) -> None:
     """Started by torch's launcher, as `accelerate launch` starts those of several GPUs; on CPUs it needs MPI for it."""

@@ -254,6 +254,7 @@ def test_steps_are_in_mixed_precision_and_tests_are_not(tmp_path: Path) -> None:
 # what comes of it
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_dense_and_decomposed(tmp_path: Path) -> None:
     training, test = load_images("digits", "train").subset(400, seed=0), load_images("digits", "test")
     task = Classification(training, test)
