@@ -151,7 +151,7 @@ def _check_elements(sizes: Mapping[str, int], max_elements: int) -> None:
         raise SizeError(
             explain(
                 f"an intermediate of the contraction would have {elements} elements",
-                labels=" ".join(f"{label}={size}" for label, size in sizes.items()),
+                labels=" ".join(f"{label}={size}" for label, size in sorted(sizes.items())),
                 fix=f"smaller sizes, or max_elements above {max_elements}",
             )
         )
