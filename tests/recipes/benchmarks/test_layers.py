@@ -175,7 +175,7 @@ def test_a_small_grid_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert (row["threads"], row["device"]) == (1, "cpu")
     assert rows[0]["ranks"] == {"r": 6}
     printed = capsys.readouterr().out
-    assert printed.startswith("rounds          3\n")
+    assert "rounds          3\n" in printed  # after a line for each peer that is not installed
     assert (tmp_path / "layers.md").read_text() in printed
     for question in ("best hand chain", "ours frozen / dense", "training", "undecomposed", "noise floor"):
         assert question in printed
