@@ -24,7 +24,7 @@ PANEL, PANEL_HEIGHT, GAP = 2.5, 2.0, 1.1
 LEFT, UPPER, LOWER = 0.35, 4.95, 2.05
 
 INK, GREY, LINE = "#26323d", "#6b7680", "#b9c1c8"
-BEFORE, AFTER = "#e6e9ec", tn.network.PALETTE[0]
+BEFORE, AFTER = "#e6e9ec", tn.networks.PALETTE[0]
 
 
 def sentence(folder: str) -> str:
@@ -58,7 +58,7 @@ def draw_architecture(path: Path) -> None:
         draw(figure.add_axes(((left + 0.1) / WIDTH, (bottom + 0.12) / HEIGHT, *size)))
     _flow(page)
     _folders(page)
-    tn.network.store(figure, path.suffix, path)
+    tn.networks.store(figure, path.suffix, path)
 
 
 # What the panels show ---------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def _flow(page: Axes) -> None:
     """The functions that lead from one panel to the next, each with the folders that do the work."""
     first, second = LEFT + PANEL, LEFT + 2 * PANEL + GAP
     steps = [
-        (first, UPPER, "parse\nrule", "network/\nrewriting/"),
+        (first, UPPER, "parse\nrule", "networks/\nrewriting/"),
         (second, UPPER, "apply", "rewriting/\nfitting/"),
         (first, LOWER, "convert", "model/"),
         (second, LOWER, "study", "studies/"),

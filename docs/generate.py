@@ -155,7 +155,7 @@ def equations_of(entry: tn.decompositions.Entry) -> tuple[dict[str, str], dict[s
     found, missing = {}, {}
     for kind, axes in KINDS.items():
         try:
-            found[kind] = entry.make(tn.network.KERNEL_LABELS[axes]).equation
+            found[kind] = entry.make(tn.networks.KERNEL_LABELS[axes]).equation
         except tn.errors.RuleError as error:
             missing[kind] = str(error).splitlines()[0]
     return found, missing
@@ -164,7 +164,7 @@ def equations_of(entry: tn.decompositions.Entry) -> tuple[dict[str, str], dict[s
 def drawn(entry: tn.decompositions.Entry) -> tn.Network:
     """What `images/rule-NAME.svg` shows: the right side for a Conv2d, else for a Linear."""
     equations, _ = equations_of(entry)
-    return tn.network.parse_rule(equations.get("Conv2d") or equations["Linear"])[1]
+    return tn.networks.parse_rule(equations.get("Conv2d") or equations["Linear"])[1]
 
 
 def draw_six(path: Path) -> None:
@@ -268,8 +268,8 @@ def main() -> None:
 def draw_plan(path: Path) -> None:
     """The contraction tree of a CP layer."""
     layer = tn.parse(PLANNED)
-    values = {name: torch.zeros(shape) for name, shape in tn.network.shapes(layer).items() if name != "X"}
-    inputs = {"X": tn.network.shapes(layer)["X"]}
+    values = {name: torch.zeros(shape) for name, shape in tn.networks.shapes(layer).items() if name != "X"}
+    inputs = {"X": tn.networks.shapes(layer)["X"]}
     tn.compile(layer, inputs=inputs, values=values, candidates="factored").plan.draw(path)
 
 

@@ -207,9 +207,9 @@ def _check(config: Config) -> None:
 def _check_rewrite(rewrite: str) -> None:
     """Whether it is one of kernels of convolutions, or of matrices."""
     with suppress(tn.errors.TnalgebraError):
-        tn.decompositions.resolve(rewrite, tn.network.KERNEL_LABELS[2])
+        tn.decompositions.resolve(rewrite, tn.networks.KERNEL_LABELS[2])
         return
-    tn.decompositions.resolve(rewrite, tn.network.KERNEL_LABELS[4])
+    tn.decompositions.resolve(rewrite, tn.networks.KERNEL_LABELS[4])
 
 
 def _finished(folder: Path, settings: dict[str, Any]) -> Result | None:

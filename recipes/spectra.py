@@ -93,7 +93,7 @@ class Config:
     """folder for entropies.csv, spectra.csv, report.json, the figures (PNG and SVG) and the trained network"""
 
 
-Chosen: TypeAlias = tuple[tn.studies.Layer, Sequence[tn.network.Bipartition]]
+Chosen: TypeAlias = tuple[tn.studies.Layer, Sequence[tn.networks.Bipartition]]
 """A layer, and the cuts it is measured over."""
 
 
@@ -168,13 +168,13 @@ def chosen_layers(model: nn.Module, config: Config) -> list[Chosen]:
 
 
 def _chosen_cuts(layers: Sequence[tn.studies.Layer], config: Config) -> list[Chosen]:
-    labels = [tn.network.kernel_labels(layer.labels) or layer.labels for layer in layers]
+    labels = [tn.networks.kernel_labels(layer.labels) or layer.labels for layer in layers]
     every = {
-        layer.name: {_sides(cut): cut for cut in tn.network.bipartitions(own)}
+        layer.name: {_sides(cut): cut for cut in tn.networks.bipartitions(own)}
         for layer, own in zip(layers, labels, strict=True)
     }
     known = {sides: cut for cuts in every.values() for sides, cut in cuts.items()}
-    wanted = {_sides(cut): cut for cut in map(tn.network.parse_bipartition, config.cuts)}
+    wanted = {_sides(cut): cut for cut in map(tn.networks.parse_bipartition, config.cuts)}
     for sides in wanted.keys() - known.keys():
         fact = f"no kernel has the cut '{wanted[sides]}'"
         raise tn.errors.StudyError(tn.errors.explain(fact, known=", ".join(map(str, known.values()))))
@@ -182,7 +182,7 @@ def _chosen_cuts(layers: Sequence[tn.studies.Layer], config: Config) -> list[Cho
     return [(layer, [cut for sides, cut in every[layer.name].items() if sides in kept]) for layer in layers]
 
 
-def _sides(cut: tn.network.Bipartition) -> frozenset[frozenset[str]]:
+def _sides(cut: tn.networks.Bipartition) -> frozenset[frozenset[str]]:
     return frozenset((frozenset(cut.left), frozenset(cut.right)))
 
 

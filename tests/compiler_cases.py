@@ -14,9 +14,9 @@ from tests.strategies import random_values
 from tnalgebra.compiler.choose import Candidate
 from tnalgebra.compiler.compiled import Compiled
 from tnalgebra.compiler.emit import argument_names, emit
-from tnalgebra.network.network import Network, tensor_nodes
-from tnalgebra.network.nodes import Conv, Copy
-from tnalgebra.network.notation import parse
+from tnalgebra.networks.network import Network, tensor_nodes
+from tnalgebra.networks.nodes import Conv, Copy
+from tnalgebra.networks.notation import parse
 from tnalgebra.tensors.evaluation import evaluate, magnitude, pattern
 
 ROUNDING = 1e-12

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnalgebra.network.network import Network
-from tnalgebra.network.nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable
+from tnalgebra.networks.network import Network
+from tnalgebra.networks.nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable
 
 PADDING = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 """torch's name of a way to pad -> numpy's."""

@@ -16,8 +16,8 @@ from tests.strategies import random_values
 from tnalgebra.compiler.choose import Candidate
 from tnalgebra.compiler.compiled import Compiled
 from tnalgebra.compiler.emit import argument_names, emit
-from tnalgebra.network.network import Network, shapes, with_sizes
-from tnalgebra.network.notation import parse
+from tnalgebra.networks.network import Network, shapes, with_sizes
+from tnalgebra.networks.notation import parse
 from tnalgebra.tensors.evaluation import evaluate, pattern
 
 WINDOWS = "Conv[x u h | padding=1] Conv[y v w | padding=1]"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.kernel_cases import gaussian
-from tnalgebra.network import Fuse, NamedTensor, Network, carriers, parse_rule, shapes, with_sizes
+from tnalgebra.networks import Fuse, NamedTensor, Network, carriers, parse_rule, shapes, with_sizes
 from tnalgebra.rewriting import Rule, rule
 from tnalgebra.tensors import value_of
 

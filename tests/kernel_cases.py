@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.strategies import random_values
 from tnalgebra.fitting import Metric
-from tnalgebra.network import NamedTensor, parse
+from tnalgebra.networks import NamedTensor, parse
 from tnalgebra.rewriting import Fit, Rule
 
 SIZES = {"out": 7, "in": 5, "kh": 3, "kw": 2}

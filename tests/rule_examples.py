@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.strategies import SIZES, networks, random_values
 from tnalgebra.errors import SizeError
-from tnalgebra.network import MODES, NamedTensor, Network, Node, parse, relabel, rename, tensor_nodes
+from tnalgebra.networks import MODES, NamedTensor, Network, Node, parse, relabel, rename, tensor_nodes
 
 Valued: TypeAlias = tuple[Network, dict[str, Tensor]]
 

@@ -16,9 +16,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tnalgebra.network.network import Network, renamed, shapes, tensor_nodes
-from tnalgebra.network.nodes import MODES, Conv, Copy, Fill, Fuse, NamedTensor, Node
-from tnalgebra.network.sizes import output_size
+from tnalgebra.networks.network import Network, renamed, shapes, tensor_nodes
+from tnalgebra.networks.nodes import MODES, Conv, Copy, Fill, Fuse, NamedTensor, Node
+from tnalgebra.networks.sizes import output_size
 
 MAX_TOTAL = 20_000
 """Product of the sizes of all labels of a network: no array that any evaluation makes is larger."""

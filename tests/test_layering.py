@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (
     "errors",
     "_files",
-    "network",
+    "networks",
     "tensors",
     "fitting",
     "rewriting",
@@ -144,21 +144,21 @@ def test_functions_are_short_and_take_few_positional_arguments(package: str) -> 
 @pytest.mark.parametrize(
     ("source", "imports"),
     [
-        ("from .errors import explain", ["tnalgebra.network.errors"]),
+        ("from .errors import explain", ["tnalgebra.networks.errors"]),
         ("from ..errors import explain", ["tnalgebra.errors"]),
-        ("from . import nodes, sizes", ["tnalgebra.network.nodes", "tnalgebra.network.sizes"]),
+        ("from . import nodes, sizes", ["tnalgebra.networks.nodes", "tnalgebra.networks.sizes"]),
         ("from .. import parse", ["tnalgebra"]),
-        ("def f():\n    from .nodes import Conv", ["tnalgebra.network.nodes"]),
+        ("def f():\n    from .nodes import Conv", ["tnalgebra.networks.nodes"]),
         ("if TYPE_CHECKING:\n    import tnalgebra.tensors as t", ["tnalgebra.tensors"]),
         ("from tnalgebra import evaluate", ["tnalgebra"]),
-        ("from tnalgebra import network", ["tnalgebra.network"]),
+        ("from tnalgebra import networks", ["tnalgebra.networks"]),
         ("import torch.nn.functional, os", ["torch.nn.functional", "os"]),
     ],
 )
 def test_what_counts_as_an_import(source: str, imports: list[str], tmp_path: Path) -> None:
     file = tmp_path / "notation.py"
     file.write_text(source)
-    assert [name for name, _ in _imports(file, "tnalgebra.network.notation")] == imports
+    assert [name for name, _ in _imports(file, "tnalgebra.networks.notation")] == imports
 
 
 # Reading ----------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ from .model import (
     spectra,
     update_optimizer,
 )
-from .network import (
+from .networks import (
     Network,
     adaptive_average_pooling,
     average_pooling,

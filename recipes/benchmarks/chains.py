@@ -12,7 +12,7 @@ from torch.nn import functional
 import tnalgebra as tn
 from recipes.benchmarks.runner import Call, Pass
 
-LABELS = tn.network.KERNEL_LABELS[4]
+LABELS = tn.networks.KERNEL_LABELS[4]
 """out, in, kh, kw."""
 
 
@@ -95,7 +95,7 @@ def chain_of(network: tn.Network, labels: Sequence[str] = LABELS) -> list[Link] 
         labels: what the network calls out, in, kh, kw.
     """
     out, into, *window = labels
-    cores = [node for node in network.nodes if isinstance(node, tn.network.NamedTensor)]
+    cores = [node for node in network.nodes if isinstance(node, tn.networks.NamedTensor)]
     left = {node.name: node.labels for node in cores}
     links: list[Link] = []
     channel = into

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tnalgebra as tn
 
-LABELS = tn.network.KERNEL_LABELS[4]
+LABELS = tn.networks.KERNEL_LABELS[4]
 
 RULES = {
     "cp": "K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]",
@@ -144,8 +144,8 @@ class Quimb(Method):
     def _start(self, rule: str, kernel: Tensor, seed: int) -> Any:
         generator = np.random.default_rng(seed)
         sizes = {**dict(zip(LABELS, kernel.shape, strict=True)), **ranks_of(rule, kernel)}
-        nodes = tn.network.parse_rule(RULES[rule])[1].nodes
-        labels = [node.labels for node in nodes if isinstance(node, tn.network.NamedTensor)]
+        nodes = tn.networks.parse_rule(RULES[rule])[1].nodes
+        labels = [node.labels for node in nodes if isinstance(node, tn.networks.NamedTensor)]
         return self.library.TensorNetwork(
             [self.library.Tensor(generator.standard_normal([sizes[label] for label in own]), own) for own in labels]
         )

@@ -53,7 +53,7 @@ class Config(Settings):
 
 class Problem(NamedTuple):
     weight: Tensor
-    cuts: list[tn.network.Bipartition]
+    cuts: list[tn.networks.Bipartition]
     matrices: list[Tensor]
 
 
@@ -95,7 +95,7 @@ class SpectraBenchmark(Benchmark[Config, str, Problem]):
 
     def problem(self, cell: str) -> Problem:
         weight = self.weights[cell]
-        cuts, labels = [item.cut for item in tn.spectra(weight)], tn.network.KERNEL_LABELS[weight.ndim]
+        cuts, labels = [item.cut for item in tn.spectra(weight)], tn.networks.KERNEL_LABELS[weight.ndim]
         return Problem(weight, cuts, [tn.tensors.matricise(weight.double(), labels, cut).contiguous() for cut in cuts])
 
     def about(self, problem: Problem) -> Row:

@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 
 import tnalgebra as tn
 from tests.compiler_cases import check, check_at, random
-from tnalgebra.network.network import Network
-from tnalgebra.network.notation import parse
+from tnalgebra.networks.network import Network
+from tnalgebra.networks.notation import parse
 
 HARD = {
     "k still live after the join": (

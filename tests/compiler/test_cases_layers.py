@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import tnalgebra as tn
 from tests.compiler_cases import NOMINAL, OTHERS, assert_same, check, random
 from tnalgebra.compiler import Compiled
-from tnalgebra.network.network import Network
-from tnalgebra.network.notation import parse
+from tnalgebra.networks.network import Network
+from tnalgebra.networks.notation import parse
 from tnalgebra.nn.torch_layers import layer_network
 from tnalgebra.tensors.evaluation import evaluate, magnitude
 

@@ -14,8 +14,8 @@ from tests.compiler_cases import check, check_at, compiled, random
 from tests.refusals import refused
 from tests.strategies import random_values
 from tnalgebra.errors import CompileError, NotationError, SizeError, ValuesError
-from tnalgebra.network.network import Network
-from tnalgebra.network.notation import parse
+from tnalgebra.networks.network import Network
+from tnalgebra.networks.notation import parse
 from tnalgebra.tensors.evaluation import evaluate
 
 # What cannot be compiled ---------------------------------------------------------------------------------------------

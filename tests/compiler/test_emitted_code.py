@@ -24,7 +24,7 @@ from tnalgebra.compiler.constants import constants_for
 from tnalgebra.compiler.cost import Constants, Format
 from tnalgebra.compiler.emit import argument_names, emit
 from tnalgebra.compiler.operations import Convolve, Program, Unfold
-from tnalgebra.network.nodes import NamedTensor
+from tnalgebra.networks.nodes import NamedTensor
 from tnalgebra.tensors.evaluation import evaluate
 
 FUNCTIONS = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.compiler_cases import assert_same, at_other_sizes, candidate_value, compiled
 from tests.strategies import random_values, valued_networks
 from tnalgebra.errors import CompileError, TnalgebraError
-from tnalgebra.network.network import Network
+from tnalgebra.networks.network import Network
 from tnalgebra.tensors.contraction import contract
 from tnalgebra.tensors.evaluation import evaluate, magnitude, operands
 

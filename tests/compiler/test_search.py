@@ -20,9 +20,9 @@ from tnalgebra.compiler.computation import Computation, computations, sort_nodes
 from tnalgebra.compiler.cost import Workload
 from tnalgebra.compiler.search import EXACT, cheapest_trees, exact_search, greedy_search, improved
 from tnalgebra.compiler.steps import ContractionTree, Steps
-from tnalgebra.network.network import Network
-from tnalgebra.network.nodes import Conv, Fuse
-from tnalgebra.network.notation import parse
+from tnalgebra.networks.network import Network
+from tnalgebra.networks.nodes import Conv, Fuse
+from tnalgebra.networks.notation import parse
 from tnalgebra.nn.torch_layers import layer_network
 
 

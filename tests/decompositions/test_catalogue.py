@@ -13,7 +13,7 @@ from tests.documents import ROOT
 from tests.refusals import refused
 from tnalgebra.decompositions import CATALOGUE, Entry, cut, register, resolve, rules, unregister
 from tnalgebra.errors import NotationError, RuleError
-from tnalgebra.network import KERNEL_LABELS, NamedTensor, carriers, parse_rule
+from tnalgebra.networks import KERNEL_LABELS, NamedTensor, carriers, parse_rule
 from tnalgebra.rewriting import EXACT_RULES, rule
 
 NAMES = (

@@ -33,7 +33,7 @@ from tests.strategies import valued_networks
 from tnalgebra.decompositions import all_cuts, cut, cut_sequence, truncate
 from tnalgebra.errors import RankError, RuleError, TnalgebraError, ValuesError
 from tnalgebra.fitting import KeepFraction, Metric, ParameterBudget, Rank, RelativeError
-from tnalgebra.network import Bipartition, Network, parse
+from tnalgebra.networks import Bipartition, Network, parse
 from tnalgebra.rewriting import rule
 from tnalgebra.tensors import evaluate, magnitude, relative
 

@@ -34,7 +34,7 @@ from tnalgebra.decompositions import (
     tucker2,
 )
 from tnalgebra.errors import NetworkError, RuleError
-from tnalgebra.network import NamedTensor, Network, carriers, parse_rule, tensor_nodes, with_sizes
+from tnalgebra.networks import NamedTensor, Network, carriers, parse_rule, tensor_nodes, with_sizes
 from tnalgebra.rewriting import Rule, rule
 from tnalgebra.rewriting.sides import balanced_factors
 from tnalgebra.tensors import evaluate

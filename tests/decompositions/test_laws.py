@@ -20,7 +20,7 @@ from tests.rule_cases import same_bits
 from tnalgebra.decompositions import load_trace, rules
 from tnalgebra.errors import RankError
 from tnalgebra.fitting import KeepFraction, NoTreeError, ParameterBudget, Rank, RelativeError, tree_of
-from tnalgebra.network import KERNEL_LABELS, parse_rule
+from tnalgebra.networks import KERNEL_LABELS, parse_rule
 from tnalgebra.rewriting import Fit, Rule, rule
 
 SIZES = {"out": 6, "in": 4, "k": 3, "kd": 2, "kh": 3, "kw": 5}

@@ -16,7 +16,7 @@ from tests.strategies import random_values, valued_networks
 from tnalgebra.decompositions import check_bonds, drop_components, load_trace, truncate
 from tnalgebra.errors import NetworkError, RankError, RuleError, TnalgebraError
 from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError
-from tnalgebra.network import NamedTensor, Network, carriers, parameters, parse
+from tnalgebra.networks import NamedTensor, Network, carriers, parameters, parse
 from tnalgebra.rewriting import rule
 from tnalgebra.tensors import evaluate, magnitude, relative
 

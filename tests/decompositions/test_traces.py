@@ -22,7 +22,7 @@ from tests.rule_cases import BLOCKS, HALVES, KERNEL, MATRIX, TRAIN, TUCKER, same
 from tnalgebra.decompositions import cut, load_trace, truncate
 from tnalgebra.errors import RuleError, TnalgebraError, ValuesError
 from tnalgebra.fitting import KeepFraction, ParameterBudget, RelativeError
-from tnalgebra.network import Network, parse
+from tnalgebra.networks import Network, parse
 from tnalgebra.rewriting import Change, Fit, Options, Place, Rule, Trace, rewrite, rule
 from tnalgebra.rewriting.exact import contract_bond, drop_copy_of_two
 

@@ -18,7 +18,7 @@ from tests.strategies import random_values
 from tnalgebra.decompositions import truncate
 from tnalgebra.errors import NetworkError, RankError, RuleError, TnalgebraError
 from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError
-from tnalgebra.network import NamedTensor, Network, Node, carriers, parameters, parse
+from tnalgebra.networks import NamedTensor, Network, Node, carriers, parameters, parse
 from tnalgebra.rewriting import Fit, Options, Trace
 from tnalgebra.tensors import evaluate, magnitude
 

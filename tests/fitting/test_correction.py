@@ -17,7 +17,7 @@ from tests.refusals import refused
 from tnalgebra.decompositions import correct_degeneracy, load_trace
 from tnalgebra.errors import RuleError, ValuesError
 from tnalgebra.fitting import Metric, Objective, Settings, degeneracy_of, follow_starts, objective_of, shrink_components
-from tnalgebra.network import Network, parse
+from tnalgebra.networks import Network, parse
 from tnalgebra.tensors import evaluate
 
 NETWORKS = [

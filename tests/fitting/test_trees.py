@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.kernel_cases import Matrix, check_claim, gaussian, tensors
 from tnalgebra.fitting import KeepFraction, NoTreeError, ParameterBudget, RelativeError, tree_of
-from tnalgebra.network import parse
+from tnalgebra.networks import parse
 from tnalgebra.rewriting import rule
 
 BATCHED = {

@@ -22,7 +22,7 @@ from tests.refusals import refused
 from tnalgebra.errors import DataError, LayerError, ValuesError
 from tnalgebra.fitting import Metric
 from tnalgebra.model import Images, fit_in_order, input_metrics, load_images, patches
-from tnalgebra.network.nodes import MODES
+from tnalgebra.networks.nodes import MODES
 from tnalgebra.nn import kernel_labels_of, kernel_layers
 from tnalgebra.studies import accuracy
 from tnalgebra.tensors import truncated_svd

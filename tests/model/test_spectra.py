@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tests.refusals import refused
 from tnalgebra.errors import LayerError, NetworkError, RuleError, StudyError, ValuesError
 from tnalgebra.model.spectra import Spectra, Spectrum, cut_singular_values, hosvd, spectra
-from tnalgebra.network.bipartition import Bipartition, bipartitions, parse_bipartition
-from tnalgebra.network.notation import parse
+from tnalgebra.networks.bipartition import Bipartition, bipartitions, parse_bipartition
+from tnalgebra.networks.notation import parse
 from tnalgebra.tensors.contraction import contract
 from tnalgebra.tensors.evaluation import evaluate
 from tnalgebra.tensors.linalg import matricise, truncated_svd

@@ -24,7 +24,7 @@ from tnalgebra.decompositions.catalogue import rules
 from tnalgebra.decompositions.reshaped import per_group
 from tnalgebra.errors import CompileError, LayerError, RankError
 from tnalgebra.fitting.metric import Metric
-from tnalgebra.network.network import parameters, tensor_nodes
+from tnalgebra.networks.network import parameters, tensor_nodes
 from tnalgebra.nn.base import KernelLayer
 from tnalgebra.nn.torch_layers import kernel_labels_of
 from tnalgebra.rewriting.rule import Rule

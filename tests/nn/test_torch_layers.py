@@ -15,9 +15,9 @@ from torch.nn.utils import parametrizations
 
 from tests.refusals import refused
 from tnalgebra.errors import LayerError
-from tnalgebra.network.network import tensor_nodes
-from tnalgebra.network.nodes import MODES
-from tnalgebra.network.notation import parse
+from tnalgebra.networks.network import tensor_nodes
+from tnalgebra.networks.nodes import MODES
+from tnalgebra.networks.notation import parse
 from tnalgebra.nn.torch_layers import kernel_labels_of, kernel_layers, layer_network
 from tnalgebra.tensors.evaluation import evaluate, magnitude
 

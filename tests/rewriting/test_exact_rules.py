@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.rule_examples import EXAMPLES, TOLERANCE, Valued, surrounded
 from tests.strategies import random_values, valued_networks
 from tnalgebra.errors import NetworkError, SizeError
-from tnalgebra.network import (
+from tnalgebra.networks import (
     MAX_AXES,
     MODES,
     Conv,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.refusals import refused
 from tests.strategies import networks, random_values
 from tnalgebra.errors import RuleError
-from tnalgebra.network import NamedTensor, Network, Node, carriers, parse, parse_rule, relabel, rename, tensor_nodes
+from tnalgebra.networks import NamedTensor, Network, Node, carriers, parse, parse_rule, relabel, rename, tensor_nodes
 from tnalgebra.rewriting import Fit, Place, rule
 from tnalgebra.rewriting.matching import Match, matches
 from tnalgebra.tensors import evaluate

@@ -16,7 +16,7 @@ from tests.rule_cases import BLOCKS, HALVES, KERNEL, MATRIX, TRAIN, TUCKER, same
 from tests.strategies import random_values
 from tnalgebra.decompositions import all_cuts, cut, truncate
 from tnalgebra.errors import NetworkError, NotationError, RankError, RuleError, SizeError, TnalgebraError, ValuesError
-from tnalgebra.network import parse
+from tnalgebra.networks import parse
 from tnalgebra.rewriting import Trace, rewrite, rule, simplify
 from tnalgebra.rewriting.exact import contract_bond, copy_of_one, merge_fuses, split_fuse, sum_label
 from tnalgebra.tensors import evaluate, relative

@@ -16,7 +16,7 @@ from tests.rule_cases import same_bits
 from tnalgebra.decompositions import load_trace
 from tnalgebra.errors import NotationError, RuleError, TnalgebraError
 from tnalgebra.fitting import KeepFraction
-from tnalgebra.network import KERNEL_LABELS, Network, parse
+from tnalgebra.networks import KERNEL_LABELS, Network, parse
 from tnalgebra.rewriting import Rule, rule
 
 TUCKER2 = "K[out in *k] => U[out a] G[a b *k] V[b in]"

@@ -18,7 +18,7 @@ from tests.refusals import refused
 from tnalgebra.decompositions import cut
 from tnalgebra.errors import RankError, RuleError, SizeError, TnalgebraError
 from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError, grow
-from tnalgebra.network import NamedTensor, parse
+from tnalgebra.networks import NamedTensor, parse
 from tnalgebra.rewriting import rule
 
 FEW: dict[str, Any] = {"starts": 2, "sweeps": 3}

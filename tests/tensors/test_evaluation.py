@@ -17,7 +17,7 @@ from tests.refusals import refused
 from tests.strategies import in_other_words, random_values, valued_networks
 from tests.stuck import not_stuck
 from tnalgebra.errors import NetworkError, SizeError, ValuesError
-from tnalgebra.network import Conv, Network, Variable, carriers, parse, shape_of
+from tnalgebra.networks import Conv, Network, Variable, carriers, parse, shape_of
 from tnalgebra.tensors import bind, contract, evaluate, magnitude, pattern
 
 EPS = torch.finfo(torch.float64).eps

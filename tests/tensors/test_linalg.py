@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.refusals import refused
 from tnalgebra.errors import RankError, RuleError, ValuesError
-from tnalgebra.network import bipartitions, parse_bipartition
+from tnalgebra.networks import bipartitions, parse_bipartition
 from tnalgebra.tensors import linalg
 from tnalgebra.tensors.linalg import SVD, gram_singular_values, matricise, scaled, truncated_svd
 

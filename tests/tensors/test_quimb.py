@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.refusals import refused
 from tests.strategies import random_values, valued_networks
 from tnalgebra.errors import NetworkError, SizeError, ValuesError
-from tnalgebra.network import RESERVED, Network, parse, tensor_nodes
+from tnalgebra.networks import RESERVED, Network, parse, tensor_nodes
 from tnalgebra.tensors import evaluate, from_quimb, magnitude, to_quimb
 
 Operation = Callable[[Any], object]

@@ -52,7 +52,7 @@ from torch.nn.parameter import is_lazy
 from .._files import write_whole
 from ..errors import CheckpointError, explain
 from ..model import Site, exchange_layers, restore_layers
-from ..network import Network, shape_of, tensor_nodes
+from ..networks import Network, shape_of, tensor_nodes
 from ..nn import KernelLayer
 from .format import STORED_DTYPES, Description, checksum, metadata_of
 from .layers import LayerMatch, describe_layer, make_layer, match_layers, named_layers, origin_of, resize_layer

@@ -17,7 +17,7 @@ from ..compiler import Candidates
 from ..decompositions import read_trace
 from ..errors import CheckpointError, TnalgebraError, explain
 from ..fitting import bonds_of
-from ..network import Network
+from ..networks import Network
 from ..rewriting import Trace
 
 FORMAT_VERSION = 1

@@ -13,7 +13,7 @@ from ..decompositions import check_bonds, drop_components, truncate
 from ..errors import CheckpointError, TnalgebraError, explain
 from ..fitting import bonds_of
 from ..model import Site, find_obstacles, find_sites, names_of_modules, without_hooks
-from ..network import Network, shape_of, tensor_nodes
+from ..networks import Network, shape_of, tensor_nodes
 from ..nn import LAYERS, KernelLayer, Origin, Planning
 from ..rewriting import Fit, Trace
 from .format import Description, LayerText

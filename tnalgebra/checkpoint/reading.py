@@ -16,7 +16,7 @@ from torch import Tensor
 from ..compiler import Candidates
 from ..decompositions import read_trace
 from ..errors import CheckpointError, TnalgebraError, explain
-from ..network import MAX_AXES, MAX_SIZE, Fill, NamedTensor, Network, carriers, parse, tensor_nodes
+from ..networks import MAX_AXES, MAX_SIZE, Fill, NamedTensor, Network, carriers, parse, tensor_nodes
 from ..rewriting import Trace
 from .format import (
     CHECK,

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from ..errors import CompileError, explain
-from ..network import NamedTensor, Network, carriers
+from ..networks import NamedTensor, Network, carriers
 from .computation import Computation, computations
 from .constants import constants_for
 from .cost import FORMATS, CostModel, Format, Workload

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 
 from ..errors import CompileError, explain
-from ..network import NamedTensor, Network, parse, size_of, tensor_nodes, with_sizes
+from ..networks import NamedTensor, Network, parse, size_of, tensor_nodes, with_sizes
 from ..tensors import bind
 from .choose import MAX_PLAN_ELEMENTS, Candidates, PlanRequest, is_channels_last, is_free
 from .compiled import Compiled

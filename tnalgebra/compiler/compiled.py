@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CompileError, SizeError, explain
-from ..network import Conv, Fill, NamedTensor, Network, node_text
+from ..networks import Conv, Fill, NamedTensor, Network, node_text
 from .choose import Candidate, PlanRequest, candidates_for, is_channels_last
 from .computation import check_inputs
 from .emit import argument_names, emit

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Literal, TypeAlias
 
 from ..errors import CompileError, SizeError, explain
-from ..network import (
+from ..networks import (
     Conv,
     Copy,
     Fill,

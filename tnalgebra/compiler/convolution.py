@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from ..network import Conv, window
+from ..networks import Conv, window
 from . import operations as ops
 from .operations import Axes, Axis, Pads, labels_in
 from .values import (

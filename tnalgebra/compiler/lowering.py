@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import prod
 
-from ..network import Conv, Fuse, window
+from ..networks import Conv, Fuse, window
 from . import operations as ops
 from .computation import Leaf, moving_labels
 from .convolution import convolve

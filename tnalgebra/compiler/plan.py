@@ -8,7 +8,7 @@ from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from ..network import Network
+from ..networks import Network
 from . import operations as ops
 from .choose import Candidate, PlanRequest, batch_label, crossovers
 from .operations import Axes, shape_in

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..network import own_style, store, suffix_of
+from ..networks import own_style, store, suffix_of
 from . import operations as ops
 from .choose import Candidate
 from .operations import labels_in
@@ -46,7 +46,7 @@ def draw_plan(candidate: Candidate, *, frozen: bool, path: str | os.PathLike[str
     suffix = None if path is None else suffix_of(path)
     from matplotlib.figure import Figure
 
-    from ..network import FILL, FUSE, INK, PALETTE
+    from ..networks import FILL, FUSE, INK, PALETTE
 
     fills = {"input": PALETTE[0], "weight": PALETTE[1], "pattern": FILL, "step": FUSE}
     root = _box(candidate, len(candidate.program.operations) - 1, fills, frozen=frozen)

@@ -18,7 +18,7 @@ from itertools import combinations
 from math import prod
 from typing import Literal, NamedTuple, Protocol
 
-from ..network import Conv, Fuse
+from ..networks import Conv, Fuse
 from .computation import Computation, labels_from_inputs, moving_labels
 from .cost import Workload
 

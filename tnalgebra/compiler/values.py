@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 
-from ..network import Conv
+from ..networks import Conv
 from . import operations as ops
 from .computation import Computation, Leaf
 from .operations import Axes, Axis, labels_in

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from ..errors import RuleError, TnalgebraError, explain
-from ..network import KERNEL_LABELS, check_covers, labels_of, parse_bipartition
+from ..networks import KERNEL_LABELS, check_covers, labels_of, parse_bipartition
 from ..rewriting import EXACT_RULES, Rule, rule
 from .cuts import cut
 from .families import (

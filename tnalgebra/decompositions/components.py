@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import RuleError, explain
 from ..fitting import ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
-from ..network import NamedTensor, Network, carriers, check_word, node_text, parameters, shape_of, tensor_nodes
+from ..networks import NamedTensor, Network, carriers, check_word, node_text, parameters, shape_of, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import Operand, Values, contract, operands, relative, value_of, values_for
 

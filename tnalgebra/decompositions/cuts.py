@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import RuleError, explain
 from ..fitting import FitReport, ParameterBudget, Rank, RelativeError, allowance, fit_cores, kept, rank_of
-from ..network import (
+from ..networks import (
     KERNEL_LABELS,
     Bipartition,
     NamedTensor,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import RuleError, ValuesError, explain
 from ..fitting import FitReport, Objective, degeneracy_of, objective_of, shrink_components, with_open_axes
-from ..network import NamedTensor, Network, tensor_nodes
+from ..networks import NamedTensor, Network, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import Values, relative, scaled, value_of
 from .components import check_values, part

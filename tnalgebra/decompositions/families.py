@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ..errors import RuleError, explain
-from ..network import fresh, labels_of
+from ..networks import fresh, labels_of
 from ..rewriting import Rule, rule
 
 LabelWords: TypeAlias = str | Iterable[str]

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import RuleError, TnalgebraError, explain
 from ..fitting import Settings
-from ..network import Network, parse
+from ..networks import Network, parse
 from ..rewriting import EXACT_RULES, Change, Options, Place, Rule, Step, Trace, rule
 from .components import drop_components
 from .cuts import cut

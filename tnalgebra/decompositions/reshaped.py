@@ -11,7 +11,7 @@ from dataclasses import replace
 from operator import index
 
 from ..errors import RuleError, explain
-from ..network import MAX_AXES, Fuse, NamedTensor, Network, Node, carriers, relabel, tensor_nodes
+from ..networks import MAX_AXES, Fuse, NamedTensor, Network, Node, carriers, relabel, tensor_nodes
 from ..rewriting import Rule, read_pattern, rule
 from .families import LabelWords, among, channels_of, distinct, node, row_of_cores, rule_for, take
 

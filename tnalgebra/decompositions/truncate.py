@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import RankError, RuleError, explain
 from ..fitting import FitReport, ParameterBudget, Rank, degeneracy_of, follow_starts, grow, kept, plain_rank, rank_of
-from ..network import NamedTensor, Network, carriers, check_word, parameters, tensor_nodes
+from ..networks import NamedTensor, Network, carriers, check_word, parameters, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import SVD, Values, relative, truncated_svd
 from .components import (

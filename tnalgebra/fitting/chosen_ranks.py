@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RankError, ValuesError, explain
-from ..network import NamedTensor, Network, carriers, fresh, with_sizes
+from ..networks import NamedTensor, Network, carriers, fresh, with_sizes
 from ..tensors import pattern
 from .metric import Metric
 from .objective import Objective, Occurrence

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ValuesError, explain
-from ..network import Network, shape_of
+from ..networks import Network, shape_of
 from ..tensors import relative, scaled
 from .als import Cores
 from .chosen_ranks import chosen_ranks, objective_of, select_rows, tree_or_none

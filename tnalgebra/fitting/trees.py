@@ -18,7 +18,7 @@ import networkx
 import torch
 from torch import Tensor
 
-from ..network import Fuse, NamedTensor, Network, shape_of
+from ..networks import Fuse, NamedTensor, Network, shape_of
 from ..tensors import contract, truncated_svd
 from .ranks import ParameterBudget, Rank, grow, kept, plain_rank
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import DataError, LayerError, explain
-from ..network import NamedTensor, tensor_nodes
+from ..networks import NamedTensor, tensor_nodes
 from ..nn import KERNEL_LAYERS, LAYERS, TRANSPOSED, KernelLayer, Linear
 from .images import inputs_of
 from .modes import evaluating, hooked

@@ -13,7 +13,7 @@ from torch import nn
 from ..decompositions import resolve
 from ..errors import RankError, RuleError, explain
 from ..fitting import Metric, ParameterBudget
-from ..network import KERNEL_LABELS, labels_of
+from ..networks import KERNEL_LABELS, labels_of
 from ..nn import kernel_labels_of
 from ..rewriting import Fit, Rule
 from .report import align

@@ -14,7 +14,7 @@ from torch import nn
 from ..decompositions import resolve, rules
 from ..errors import LayerError, RankError, RuleError, explain
 from ..fitting import KeepFraction, ParameterBudget, RelativeError
-from ..network import KERNEL_LABELS
+from ..networks import KERNEL_LABELS
 from ..rewriting import Choices, Options, Rule
 from .surgery import Site
 

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from .._files import write_whole
 from ..errors import LayerError, NetworkError, StudyError, ValuesError, explain
-from ..network import KERNEL_LABELS, Bipartition, Network, bipartitions, check_covers, kernel_labels, labels_of
+from ..networks import KERNEL_LABELS, Bipartition, Network, bipartitions, check_covers, kernel_labels, labels_of
 from ..nn import kernel_labels_of, kernel_layers
 from ..tensors import Operand, check_axes, contract, evaluate, gram_singular_values, matricise, scaled, truncated_svd
 from .report import align

@@ -20,7 +20,7 @@ from ..compiler import MAX_PLAN_ELEMENTS, Candidates, Compiled, make_request
 from ..decompositions import read_trace, resolve
 from ..errors import CompileError, LayerError, RuleError, explain
 from ..fitting import Rank, bonds_of, open_labels
-from ..network import Fuse, NamedTensor, Network, Numbers, axis_numbers, compose, draw, shape_of, tensor_nodes
+from ..networks import Fuse, NamedTensor, Network, Numbers, axis_numbers, compose, draw, shape_of, tensor_nodes
 from ..rewriting import Choices, Fit, Place, Rule, Trace
 from ..tensors import bind, value_of
 from .torch_layers import DenseLayer, kernel_labels_of, layer_network, memory_format_of, own_weight

@@ -18,8 +18,8 @@ from torch import nn as torch_nn
 
 from ..compiler import is_channels_last
 from ..errors import CompileError, LayerError, explain
-from ..network import Numbers
-from ..network import input_size as positions_reached
+from ..networks import Numbers
+from ..networks import input_size as positions_reached
 from ..rewriting import Fit, Rule
 from .base import KernelLayer, LayerChoices, LayerRewrite, Shaping
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import LayerError, NetworkError, SizeError, explain
-from ..network import (
+from ..networks import (
     KERNEL_LABELS,
     NamedTensor,
     Network,

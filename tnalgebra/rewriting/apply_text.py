@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import RuleError, SizeError, ValuesError, explain
 from ..fitting import FitReport, Metric, bonds_of, fit_cores
-from ..network import (
+from ..networks import (
     KERNEL_LABELS,
     Edit,
     Fuse,

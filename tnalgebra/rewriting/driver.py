@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from ..errors import RuleError, explain
-from ..network import Network
+from ..networks import Network
 from .exact import SIMPLIFY
 from .exact.tensors import contract_bond, fold_scalar
 from .options import Options, Place

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from ..errors import RuleError, explain
-from ..network import Carriers, Copy, Fill, NamedTensor, Network, Node, Variable, carriers, tensor_nodes
+from ..networks import Carriers, Copy, Fill, NamedTensor, Network, Node, Variable, carriers, tensor_nodes
 
 MAX_READINGS = 1000
 """Most matches of one left side in one network; rules made for such numbers are exact rules in Python."""

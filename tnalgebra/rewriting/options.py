@@ -10,7 +10,7 @@ import torch
 
 from ..errors import RuleError, explain
 from ..fitting import Metric, Rank, Settings
-from ..network import Network, node_text
+from ..networks import Network, node_text
 
 
 @dataclass(frozen=True)

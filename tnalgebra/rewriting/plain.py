@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import RuleError, TnalgebraError, explain
 from ..fitting import bonds_of
-from ..network import NamedTensor, Network, carriers, isomorphic, open_variables, parse_rule, tensor_nodes
+from ..networks import NamedTensor, Network, carriers, isomorphic, open_variables, parse_rule, tensor_nodes
 from .apply_text import build_exact, build_fitted, build_fitted_many, read_at
 from .matching import matches, whole_tensors
 from .options import Options, Place

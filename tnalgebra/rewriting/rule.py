@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, Unpack
 
 from ..errors import RuleError, explain
 from ..fitting import Metric, ParameterBudget
-from ..network import Network, tensor_nodes
+from ..networks import Network, tensor_nodes
 from ..tensors import Values
 from .options import Choices, Options, Place
 from .trace import Change, Fit, RuleKind, start_fit

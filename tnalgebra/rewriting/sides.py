@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError, SizeError, ValuesError, explain
-from ..network import (
+from ..networks import (
     MODES,
     Conv,
     Fuse,

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import NetworkError, NotationError, RuleError, explain
-from ..network import (
+from ..networks import (
     KERNEL_LABELS,
     WORD,
     Fill,

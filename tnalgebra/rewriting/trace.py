@@ -17,7 +17,7 @@ from torch import Tensor
 from .._files import write_text
 from ..errors import RuleError, explain
 from ..fitting import FitReport
-from ..network import NamedTensor, Network, draw, parameters, tensor_nodes
+from ..networks import NamedTensor, Network, draw, parameters, tensor_nodes
 from ..tensors import Values, bind_values, common_dtype, evaluate, magnitude, relative, value_of, values_for
 from .options import Choices, Options, Place
 

@@ -14,7 +14,7 @@ from ..decompositions import drop_components
 from ..errors import RankError, RuleError, SizeError, ValuesError, explain
 from ..fitting import KeepFraction, kept
 from ..model import Planned, fit_planned, plan_budget
-from ..network import NamedTensor, Network, parse_bipartition
+from ..networks import NamedTensor, Network, parse_bipartition
 from ..rewriting import Fit, Rule, start_fit
 from ..tensors import norm, relative
 from .kernels import Workbench, layers_of

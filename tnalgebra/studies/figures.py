@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .._files import write_whole
 from ..decompositions import cut_sequence
 from ..model import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values
-from ..network import NamedTensor, Network, draw, parse, parse_bipartition, parse_rule
+from ..networks import NamedTensor, Network, draw, parse, parse_bipartition, parse_rule
 from .kernels import Layer
 from .store import BASELINE, Row, of_one_layer, touched, variant
 

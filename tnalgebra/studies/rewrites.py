@@ -11,7 +11,7 @@ from ..decompositions import cut_sequence, resolve
 from ..errors import NetworkError, NotationError, RankError, RuleError, SizeError, ValuesError, explain
 from ..fitting import NoTreeError, bonds_of, tree_of
 from ..model import Planned
-from ..network import WORD, Network, parameters, parse_bipartition
+from ..networks import WORD, Network, parameters, parse_bipartition
 from ..rewriting import Rule, rule
 from .kernels import Layer
 from .store import BASELINE

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NetworkError, SizeError, explain
-from ..network import MAX_AXES
+from ..networks import MAX_AXES
 
 _Labels: TypeAlias = tuple[str, ...]
 

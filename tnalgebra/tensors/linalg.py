@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RankError, ValuesError, explain
-from ..network import Bipartition, check_covers
+from ..networks import Bipartition, check_covers
 
 TALL = 2
 """From this ratio of its sides on, a QR of the long side makes the SVD cheaper."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NetworkError, SizeError, ValuesError, explain
-from ..network import (
+from ..networks import (
     RESERVED,
     WORD,
     Copy,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..network import Network
+from ..networks import Network
 from .contraction import contract
 from .evaluation import Values, bind, operands, values_for
 

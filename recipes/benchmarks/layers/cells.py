@@ -161,7 +161,7 @@ def hand_chains(decomposition: str, cores: Cores, shape: Shape) -> dict[str, Cha
     network = kernel_network(decomposition)
     links = chain_of(network)
     if links is not None:
-        labels = {node.name: node.labels for node in network.nodes if isinstance(node, tn.network.NamedTensor)}
+        labels = {node.name: node.labels for node in network.nodes if isinstance(node, tn.networks.NamedTensor)}
         chains = {"": [link.stage(cores[link.name], labels[link.name]) for link in links]}
     else:
         chains = {}

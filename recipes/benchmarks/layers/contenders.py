@@ -79,7 +79,7 @@ def make_problem(cell: Cell, shape: Shape, *, seed: int, dtype: torch.dtype, dev
 def core_labels(decomposition: str) -> dict[str, tuple[str, ...]]:
     """Core -> the labels of its axes."""
     nodes = kernel_network(decomposition).nodes
-    return {node.name: node.labels for node in nodes if isinstance(node, tn.network.NamedTensor)}
+    return {node.name: node.labels for node in nodes if isinstance(node, tn.networks.NamedTensor)}
 
 
 class Einsum:

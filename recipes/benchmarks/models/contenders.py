@@ -301,7 +301,7 @@ def hand_layer(layer: tn.nn.KernelLayer, dense: nn.Conv2d) -> nn.Sequential:
     """The chain of torch layers with the cores of a decomposed one; `dense` is the layer in whose place both are."""
     links = chain_of(layer.kernel, layer.kernel.output)
     assert links is not None
-    labels = {node.name: node.labels for node in layer.kernel.nodes if isinstance(node, tn.network.NamedTensor)}
+    labels = {node.name: node.labels for node in layer.kernel.nodes if isinstance(node, tn.networks.NamedTensor)}
     window = layer.kernel.output[2:]
     stages = [link.stage(getattr(layer, link.name).detach(), labels[link.name], window) for link in links]
     return conv_chain(dense, stages, layer.bias)

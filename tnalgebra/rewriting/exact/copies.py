@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import combinations
 
-from ...network import MAX_AXES, Copy, Edit, Fill, Network, Node, carriers
+from ...networks import MAX_AXES, Copy, Edit, Fill, Network, Node, carriers
 from ..options import Place
 from .shared import dead_outside, exact, of_type, once
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from ...network import MAX_AXES, Copy, Edit, Fill, Fuse, Network, carriers, fresh
+from ...networks import MAX_AXES, Copy, Edit, Fill, Fuse, Network, carriers, fresh
 from ..options import Place
 from .shared import dead_outside, exact, of_type
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from ...network import Edit, NamedTensor, Network, carriers, edited, tensor_nodes
+from ...networks import Edit, NamedTensor, Network, carriers, edited, tensor_nodes
 from ...tensors import Values
 from ..options import Options, Place
 from ..rule import Rule

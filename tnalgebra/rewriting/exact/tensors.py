@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from ...network import MAX_AXES, Copy, Edit, Fill, Fuse, NamedTensor, Network, Node, carriers, fresh, tensor_nodes
+from ...networks import MAX_AXES, Copy, Edit, Fill, Fuse, NamedTensor, Network, Node, carriers, fresh, tensor_nodes
 from ..options import Place
 from .shared import dead_outside, exact, of_type, once, untied
 

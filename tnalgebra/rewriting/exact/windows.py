@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from math import gcd
 
-from ...network import Conv, Copy, Edit, Fill, Fuse, Network, Node, carriers, fresh, window
+from ...networks import Conv, Copy, Edit, Fill, Fuse, Network, Node, carriers, fresh, window
 from ..options import Place
 from .shared import dead_outside, exact, of_type
 

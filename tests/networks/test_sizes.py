@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests.refusals import refused
 from tests.strategies import networks
 from tnalgebra.errors import SizeError
-from tnalgebra.network.network import Network
-from tnalgebra.network.nodes import Conv, NamedTensor
-from tnalgebra.network.notation import parse, parse_rule
-from tnalgebra.network.sizes import infer_sizes, input_size, output_size
+from tnalgebra.networks.network import Network
+from tnalgebra.networks.nodes import Conv, NamedTensor
+from tnalgebra.networks.notation import parse, parse_rule
+from tnalgebra.networks.sizes import infer_sizes, input_size, output_size
 
 # Laws -------------------------------------------------------------------------------------------------------
 

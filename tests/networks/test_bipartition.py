@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.kernel_cases import SEVEN
 from tests.refusals import refused
 from tnalgebra.errors import RuleError
-from tnalgebra.network.bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
+from tnalgebra.networks.bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
 
 WORDS = st.lists(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,3}", fullmatch=True), min_size=2, max_size=9, unique=True)
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from tests.refusals import refused
 from tests.strategies import networks
 from tnalgebra.errors import NetworkError
-from tnalgebra.network import Conv, NamedTensor, Network, draw, parse
-from tnalgebra.network.drawing.labels import bezier
-from tnalgebra.network.drawing.layout import LARGEST_DRAWING, Layout, layout
+from tnalgebra.networks import Conv, NamedTensor, Network, draw, parse
+from tnalgebra.networks.drawing.labels import bezier
+from tnalgebra.networks.drawing.layout import LARGEST_DRAWING, Layout, layout
 
 CONVOLUTION = (
     "X[n:16 in:3 x:32 y:30] Conv[x u kh | stride=2 padding=1] Conv[y v kw | stride=2 padding=1]"

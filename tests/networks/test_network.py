@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.refusals import refused
 from tests.strategies import networks, random_values, valued_networks
 from tnalgebra.errors import NetworkError, SizeError
-from tnalgebra.network import (
+from tnalgebra.networks import (
     Conv,
     Copy,
     Fill,

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import tnalgebra.network as windows
+import tnalgebra.networks as windows
 from tests.refusals import refused
 from tnalgebra.errors import NetworkError, SizeError
-from tnalgebra.network import MODES, Network, parse
+from tnalgebra.networks import MODES, Network, parse
 from tnalgebra.tensors import evaluate, magnitude
 
 CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -15,8 +15,8 @@ from networkx.algorithms.isomorphism import GraphMatcher
 
 from tests.strategies import in_other_words, networks
 from tests.stuck import not_stuck
-from tnalgebra.network import Conv, Copy, Fill, Fuse, NamedTensor, Network, Node, isomorphic, parse
-from tnalgebra.network.isomorphism import _graph
+from tnalgebra.networks import Conv, Copy, Fill, Fuse, NamedTensor, Network, Node, isomorphic, parse
+from tnalgebra.networks.isomorphism import _graph
 
 # Laws -------------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from tests.refusals import refused
 from tests.strategies import networks
 from tests.stuck import not_stuck
 from tnalgebra.errors import NetworkError, NotationError, SizeError, TnalgebraError
-from tnalgebra.network import Conv, Copy, Fill, Fuse, NamedTensor, Network, Variable, parse, parse_rule
-from tnalgebra.network.notation import MAX_CHARACTERS
+from tnalgebra.networks import Conv, Copy, Fill, Fuse, NamedTensor, Network, Variable, parse, parse_rule
+from tnalgebra.networks.notation import MAX_CHARACTERS
 
 # Laws -------------------------------------------------------------------------------------------------------
 
