@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (
     "errors",
     "_files",
+    "_tables",
     "networks",
     "tensors",
     "fitting",
@@ -29,7 +30,7 @@ FOLDERS = (
     "checkpoint",
     "studies",
 )
-"""The folders of the package, and its two single files, each above all that import it."""
+"""The folders of the package, and its three single files, each above all that import it."""
 
 WITHOUT_TORCH = FOLDERS[: FOLDERS.index("tensors")]
 

@@ -61,6 +61,10 @@ class StudyError(TnalgebraError, RuntimeError):
     """A study cannot be run, resumed or stored as asked."""
 
 
+class MissingPackageError(TnalgebraError, ImportError):
+    """Something needs a package that an extra of tnalgebra brings, and that is not installed."""
+
+
 class DivergedError(StudyError):
     """The loss of a training is not finite, or far above that of guessing."""
 
