@@ -114,8 +114,13 @@ def test_register() -> None:
     assert register(halves) is halves
     assert rules().registered == (halves,)
     assert rules()["halves"] is resolve("halves", "a b") is halves
+    again = rule(halves.equation, name="halves")
+    assert register(again) is again
+    assert rules().registered == (again,)
     with refused(RuleError, "'halves'", "unregister('halves')"):
-        register(halves)
+        register(rule("K[o i] => L[i r] R[r o]", name="halves"))
+    with refused(RuleError, "'cp'"):
+        register(rule("K[o i] => L[o r] R[r i]", name="cp"))
     unregister("halves")
     assert rules().registered == ()
     with refused(RuleError, "'halves'"):

@@ -218,11 +218,20 @@ def rules(labels: LabelWords | None = None) -> Rules:
 def register(given: Rule) -> Rule:
     """Add a rule to the list, so that its name can be used wherever a rule is expected.
 
+    A rule that is registered already may be registered again, as happens where a cell of a notebook runs twice: a
+    rule of the same name, equation and constants takes its place.
+
+    Args:
+        given: a rule with a name of its own.
+
     Returns:
-        The same rule, so that `ring = tn.register(tn.rule(..., name="my_ring"))` is one line.
+        The same rule, so that one line makes and registers it.
 
     Raises:
-        RuleError: it has no name of its own, or one that is taken.
+        RuleError: the rule has no name of its own, or another rule has that name.
+
+    Example:
+        >>> ring = tn.register(tn.rule("K[o i h w] => A[o p z] B[p i q] C[q h w z]", name="my_ring"))
     """
     if not isinstance(given, Rule):
         raise RuleError(explain(f"a {type(given).__name__} is registered", fix="a rule: tn.rule(..., name=...)"))
@@ -230,11 +239,17 @@ def register(given: Rule) -> Rule:
         raise RuleError(explain(f"the rule {given.name!r} has no name of its own", fix="tn.rule(..., name='my_rule')"))
     known = {**{entry.name: entry.source for entry in CATALOGUE}, **{entry.name: entry for entry in EXACT_RULES}}
     taken = {**known, **_REGISTERED}.get(given.name)
-    if taken is not None:
+    again = isinstance(taken, Rule) and given.name in _REGISTERED and _same(taken, given)
+    if taken is not None and not again:
         fix = f"another name, or unregister({given.name!r}) first" if given.name in _REGISTERED else "another name"
         raise RuleError(explain(f"a rule is called {given.name!r} already", rule=taken, fix=fix))
     _REGISTERED[given.name] = given
     return given
+
+
+def _same(one: Rule, other: Rule) -> bool:
+    """Whether two rules of one name do the same."""
+    return (one.kind, one.equation, one.fixed) == (other.kind, other.equation, other.fixed)
 
 
 def unregister(name: str) -> None:
