@@ -52,7 +52,6 @@ from recipes.compressibility import RECALIBRATION_IMAGES, trains_first, unlabell
 from recipes.experiment import load_split
 from recipes.networks import trained_cnn4
 from recipes.reporting import aligned, check_least, print_settings, write
-from recipes.training import digest_state
 
 SMOKE = {"epochs": 1, "limit": 60, "calibration_images": 64, "rounds": 3}
 """The most of each."""
@@ -161,7 +160,7 @@ def main(config: Config) -> Result:
     if config.weights is not None:
         load_weights(model, config.weights)
     settings = {name: value for name, value in vars(config).items() if name not in NO_RESULT}
-    settings |= {"weights_digest": digest_state(model), "images": images.fingerprint}
+    settings |= {"weights_digest": tn.studies.digest_state(model), "images": images.fingerprint}
     known = _finished(config.output, settings)
     if known is not None:
         print(f"\n{(config.output / TEXT).read_text(encoding='utf-8')}\ndone before: {config.output}/")

@@ -43,7 +43,7 @@ from recipes.command import run_presets
 from recipes.experiment import CIFAR, Settings, begin, classification, load_both
 from recipes.networks import even_patterns, fresh_model, from_random_cores, with_weights, write_network
 from recipes.reporting import check_least, plain, write, write_figure
-from recipes.training import digest_state, train
+from recipes.training import train
 
 MODEL, REPORT, FIGURE = "model.safetensors", "report.json", "history"
 SMOKE = {"epochs": 1, "batch_size": 16, "limit": 64}
@@ -177,7 +177,11 @@ def _start(config: Config, images: tn.Images) -> nn.Module:
         return model
     assert config.parameters is not None
     facts = {name: getattr(config, name) for name in ("rewrite", "parameters", "skip", "seed")}
-    facts |= {"fitted": config.weights is not None, "network": digest_state(model), "size": images.pixels.shape[1:]}
+    facts |= {
+        "fitted": config.weights is not None,
+        "network": tn.studies.digest_state(model),
+        "size": images.pixels.shape[1:],
+    }
     key = tn.studies.config_hash(facts)
     path = config.output / f"start-{key}.safetensors"
     if path.exists():

@@ -37,7 +37,7 @@ from recipes.command import run_presets
 from recipes.experiment import CIFAR, Row, Settings, Trainings, begin, classification, count, load_both
 from recipes.networks import Patterns, even_patterns, fresh_model, from_random_cores
 from recipes.reporting import write_figure
-from recipes.training import Classification, Regression, digest_state
+from recipes.training import Classification, Regression
 
 WAVES = "waves"
 
@@ -98,7 +98,9 @@ def main(config: Config) -> list[Row]:
     config, task = _load_task(config)
     facts = {**config.shared("data", "rewrites", "parameters"), "task": task.describe()}
     with tn.studies.Store(config.output, facts).opened() as store:
-        store.settle(network=digest_state(_fresh(config, task, config.seed)))  # a file of one's own may change
+        store.settle(
+            network=tn.studies.digest_state(_fresh(config, task, config.seed))
+        )  # a file of one's own may change
         todo = [{"contender": contender, "seed": seed} for seed in config.seeds for contender in contenders]
 
         def start(contender: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:

@@ -45,7 +45,7 @@ from recipes.networks import fresh_model, with_weights, write_network
 from recipes.reporting import check_least, write_figure
 from recipes.retrain.report import BASELINE, curves, figure, summary
 from recipes.retrain.truncations import Truncated, Truncation, read_truncation, truncate
-from recipes.training import Classification, digest_state, evaluate, train
+from recipes.training import Classification, evaluate, train
 
 Way = Literal["dense", "factored", "control"]
 
@@ -140,7 +140,7 @@ def main(config: Config) -> list[Row]:
     with tn.studies.Store(config.output, facts).opened() as store:
         if config.weights is None and config.first_epochs:
             _train_first(model, task, config)
-        store.settle(weights=digest_state(model))
+        store.settle(weights=tn.studies.digest_state(model))
         teacher = copy.deepcopy(model).requires_grad_(False) if config.distillation else None
         task = classification(config, training, test, teacher=teacher)
         try:

@@ -5,7 +5,7 @@ from recipes.training.history import Epoch, History
 from recipes.training.loop import train
 from recipes.training.regression import Regression
 from recipes.training.settings import Training
-from recipes.training.task import Task, digest_state, evaluate
+from recipes.training.task import Task, evaluate
 
 __all__ = [
     "Classification",
@@ -15,7 +15,6 @@ __all__ = [
     "Task",
     "Training",
     "crop_and_flip",
-    "digest_state",
     "evaluate",
     "train",
 ]

@@ -27,7 +27,7 @@ from torch import nn
 import tnalgebra as tn
 from recipes.training.history import Epoch
 from recipes.training.settings import Training
-from recipes.training.task import Task, digest_state
+from recipes.training.task import Task
 
 CONFIG, CHECKPOINTS = "training.json", "checkpoints"
 MODEL, OPTIMIZER, PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
@@ -67,7 +67,7 @@ def describe(model: nn.Module, task: Task, settings: Training) -> dict[str, Any]
             "kernels": {
                 name: str(layer.kernel) for name, layer in model.named_modules() if isinstance(layer, tn.nn.KernelLayer)
             },
-            "values_at_the_start": digest_state(model),
+            "values_at_the_start": tn.studies.digest_state(model),
         },
     }
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import tnalgebra as tn
 from recipes.training.settings import Training
-from recipes.training.task import Task, digest_state, try_network
+from recipes.training.task import Task, try_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class Classification(Task):
             "mean": list(self.training.mean),
             "std": list(self.training.std),
             "augmentation": _name(self.augmentation),
-            "teacher": None if self.teacher is None else digest_state(self.teacher),
+            "teacher": None if self.teacher is None else tn.studies.digest_state(self.teacher),
         }
 
     def check(self, model: nn.Module, settings: Training) -> None:

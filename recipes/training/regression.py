@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import tnalgebra as tn
 from recipes.training.settings import Training
-from recipes.training.task import Task, digest_tensors, try_network
+from recipes.training.task import Task, try_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,10 @@ class Regression(Task):
         return float(self.training_targets.double().square().mean())
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "regression", **{name: digest_tensors({name: t}) for name, t in self._tensors().items()}}
+        return {
+            "kind": "regression",
+            **{name: tn.studies.digest_tensors({name: t}) for name, t in self._tensors().items()},
+        }
 
     def check(self, model: nn.Module, settings: Training) -> None:
         """Whether the network takes the inputs and its outputs have the shape of the targets.

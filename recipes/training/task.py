@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -66,21 +65,6 @@ def evaluate(model: nn.Module, task: Task, *, batch_size: int = 128, device: tor
         batch_size: the most examples at a time.
     """
     return task.score(task.measure(model, torch.arange(task.test_size), batch_size=batch_size, device=device))
-
-
-def digest_state(model: nn.Module) -> str:
-    """SHA-256 (64 hex digits) of all tensors of a model's state, by name."""
-    return digest_tensors({name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)})
-
-
-def digest_tensors(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 (64 hex digits) of tensors with their names, types and shapes."""
-    digest = hashlib.sha256()
-    for name, value in tensors.items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        if value.numel():
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def try_network(network: nn.Module, inputs: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor, nn
 
 from .._files import write_text
 from ..errors import StudyError, explain
@@ -61,6 +63,21 @@ FIELDS = (
 
 
 # Configs and locks, also of other folders of results ---------------------------------------------------------
+
+
+def digest_state(model: nn.Module) -> str:
+    """SHA-256, as 64 hexadecimal digits, of all tensors in the state of a network, with their names."""
+    return digest_tensors({name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)})
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, as 64 hexadecimal digits, of tensors with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        if value.numel():
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ without training.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from .kernels import Workbench, layers_of
 from .options import StudyOptions
 from .plan import Size, Work, plan_rows, read_size
 from .rewrites import read_rewrite
-from .store import BASELINE, Key, Row, Store, config_hash, read_rows, table
+from .store import BASELINE, Key, Row, Store, config_hash, digest_state, read_rows, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +121,7 @@ def study(
             options.prepare(network)
             network.to(options.device).eval()
             layers = layers_of(network, options.skip)
-        store.settle(weights=_fingerprint(network))
+        store.settle(weights=digest_state(network)[:16])
         draw_kernels(folder, store.rows, [task.key.fields for work in works for task in work.tasks], layers)
         bench = Workbench(network, {layer.name: layer for layer in layers}, options)
         rows = _Runner(bench, images, store).run(works)
@@ -146,14 +145,6 @@ def _config(name: str, images: Images, options: StudyOptions) -> dict[str, Any]:
         "seed": options.seed,
         **options.facts,
     }
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _outputs(network: nn.Module, images: Images, options: StudyOptions) -> int:
