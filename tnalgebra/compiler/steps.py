@@ -1,4 +1,4 @@
-"""The steps that a contraction may take, and what each costs: nodes and labels as bits of integers.
+"""The steps that a contraction may take, and the price of each: joins, windows, sums, with sets as bits of integers.
 
 A state is the set S of consumed nodes, tensors and views (windows and reshapes) alike. live(S) holds the labels in S
 that also occur outside S or in the output. The intermediate T_S, everything else summed, depends on S alone. Steps:

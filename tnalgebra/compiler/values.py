@@ -1,4 +1,4 @@
-"""A program in the making: values with labelled axes, the order of their elements in memory, and how both change."""
+"""A program in the making: values with labelled axes, and how their axes are arranged, copied, summed and padded."""
 
 from __future__ import annotations
 
