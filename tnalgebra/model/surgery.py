@@ -6,7 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,8 @@ from torch.nn.utils import parametrize
 
 from ..errors import LayerError, explain
 from ..nn import KERNEL_LAYERS, TRANSPOSED, DenseLayer, layer_network, memory_format_of
+from .example import Example, read_example
 from .modes import Hook, evaluating, hooked
-
-Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
-"""An input; its shape; all arguments of the model's call, in a sequence, or by name."""
 
 CALL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 """What a model raises that is called with the wrong inputs, or whose layer has no weight."""
@@ -200,7 +198,7 @@ def _put(site: Site, module: nn.Module) -> None:
 
 def run_example(model: nn.Module, example: Example) -> None:
     """One call in evaluation mode, without gradients."""
-    args, kwargs = _example_arguments(model, example)
+    args, kwargs = read_example(example, model)
     with evaluating(model):
         model(*args, **kwargs)
 
@@ -246,19 +244,3 @@ def _multiply_adds(module: DenseLayer, x: Tensor, y: Tensor) -> int:
     if isinstance(module, TRANSPOSED):
         return x.numel() * module.weight.numel() // module.in_channels
     return y.numel() * module.weight.numel() // module.out_channels
-
-
-def _example_arguments(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the model is called with; for a shape normally distributed numbers."""
-    if isinstance(example, Tensor):
-        return (example,), {}
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    values = tuple(example)
-    if values and all(isinstance(size, int) and not isinstance(size, bool) for size in values):
-        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        if like.is_meta:
-            raise LayerError(explain("the model is on the meta device, where nothing runs", fix="a device with memory"))
-        generator = torch.Generator(like.device).manual_seed(0)
-        return (torch.randn(values, generator=generator, dtype=like.dtype, device=like.device),), {}
-    return values, {}
