@@ -74,13 +74,13 @@ def _notation(axes: Axes) -> None:
 
 
 def _network(axes: Axes) -> None:
-    tn.draw(tn.parse("K[o:24 i:16 h:3 w:3]"), axes=axes)
+    tn.parse("K[o:24 i:16 h:3 w:3]").draw(axes=axes)
 
 
 def _fit(axes: Axes) -> None:
     fit = _fitted()
     places = {"U": (-1.0, 0.0), "G": (0.0, 0.0), "V": (1.0, 0.0)}
-    tn.draw(tn.parse(RULE.partition("=> ")[2]), axes=axes, places=places)
+    tn.parse(RULE.partition("=> ")[2]).draw(axes=axes, places=places)
     text = f"error {fit.relative_error:.2f}, {fit.parameters:,} of {24 * 16 * 9:,} numbers"
     axes.text(0.5, 0.02, text, transform=axes.transAxes, ha="center", fontsize=8.5, color=GREY)
 
@@ -91,7 +91,7 @@ def _conv() -> torch.nn.Conv2d:
 
 
 def _fitted() -> tn.Fit:
-    return tn.rule(RULE).apply({"K": _conv().weight}, ranks={"a": 10, "b": 8})
+    return tn.rule(RULE).apply({"K": _conv().weight}, {"a": 10, "b": 8})
 
 
 def _layer(axes: Axes) -> None:

@@ -115,7 +115,7 @@ PLANNED = (
 
 def rules_page() -> str:
     """docs/rules.md: every exact rule with its equation and docstring, every decomposition with equation and source."""
-    simplifying = {rule.name for rule in tn.SIMPLIFY}
+    simplifying = {rule.name for rule in tn.rewriting.SIMPLIFY}
     lines = [
         "# Rules",
         "",
@@ -127,7 +127,7 @@ def rules_page() -> str:
         "Those marked *simplify* are what `simplify` applies: they only ever make a network smaller, so any order",
         "ends. `rewrite` takes any list of rules.",
     ]
-    for rule in tn.EXACT_RULES:
+    for rule in tn.rewriting.EXACT_RULES:
         mark = " *(simplify)*" if rule.name in simplifying else ""
         lines += ["", f"### {rule.name}{mark}", "", f"    {rule.equation}", "", rule.explanation]
     lines += [
@@ -173,7 +173,7 @@ def draw_six(path: Path) -> None:
     for number, (name, (title, right, equation, _)) in enumerate(SIX.items()):
         left, bottom = (number % 3) / 3, 0.5 * (1 - number // 3)
         axes = figure.add_axes((left + 0.005, bottom + 0.095, 1 / 3 - 0.01, 0.365))
-        tn.draw(tn.parse(f"{right} -> [out in kh kw]"), axes=axes, places=PANELS.get(name))
+        tn.parse(f"{right} -> [out in kh kw]").draw(axes=axes, places=PANELS.get(name))
         middle = left + 1 / 6
         figure.text(middle, bottom + 0.467, f"({'abcdef'[number]}) {title}", ha="center", fontsize=14)
         figure.text(middle, bottom + 0.066, equation_text(equation), ha="center", fontsize=13)
@@ -255,12 +255,12 @@ def main() -> None:
     write_between("layers.md", "arguments", arguments_table())
     for name, text in PICTURES.items():
         network = tn.parse(text)
-        tn.draw(network, DOCS / "images" / f"{name}.svg", places=PICTURE_PLACES.get(name))
+        network.draw(DOCS / "images" / f"{name}.svg", places=PICTURE_PLACES.get(name))
     draw_six(DOCS / "images" / "six_decompositions.png")
     for name, (_, right, _, places) in SIX.items():
-        tn.draw(tn.parse(LAYER.format(right)), DOCS / "images" / f"layer-{name}.svg", places=places)
+        tn.parse(LAYER.format(right)).draw(DOCS / "images" / f"layer-{name}.svg", places=places)
     for entry in tn.decompositions.CATALOGUE:
-        tn.draw(drawn(entry), DOCS / "images" / f"rule-{entry.name}.svg")
+        drawn(entry).draw(DOCS / "images" / f"rule-{entry.name}.svg")
     draw_plan(DOCS / "images" / "plan.svg")
     draw_architecture(DOCS / "images" / "architecture.svg")
 

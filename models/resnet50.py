@@ -28,3 +28,8 @@ def resnet50(*, classes: int = 1000, channels: int = 3, cifar_stem: bool = False
     if cifar_stem:
         model.register_module("maxpool", nn.Identity())
     return model
+
+
+def resnet50_cifar(*, classes: int = 10, channels: int = 3) -> nn.Module:
+    """Build `resnet50` with the stem for small images (32x32); arguments as there."""
+    return resnet50(classes=classes, channels=channels, cifar_stem=True)

@@ -206,9 +206,9 @@ def _check(config: Config) -> None:
 def _check_rewrite(rewrite: str) -> None:
     """Whether it is one of kernels of convolutions, or of matrices."""
     with suppress(tn.errors.TnalgebraError):
-        tn.decompositions.resolve(rewrite, tn.networks.KERNEL_LABELS[2])
+        tn.decompositions.read_rewrite(rewrite, tn.networks.KERNEL_LABELS[2])
         return
-    tn.decompositions.resolve(rewrite, tn.networks.KERNEL_LABELS[4])
+    tn.decompositions.read_rewrite(rewrite, tn.networks.KERNEL_LABELS[4])
 
 
 def _finished(folder: Path, settings: dict[str, Any]) -> Result | None:
@@ -231,7 +231,12 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Result | None:
 
 
 def _compress(
-    model: nn.Module, images: tn.Images, training: tn.Images | None, *, config: Config, settings: dict[str, Any]
+    model: nn.Module,
+    images: tn.model.Images,
+    training: tn.model.Images | None,
+    *,
+    config: Config,
+    settings: dict[str, Any],
 ) -> Result:
     """Compress, measure, write."""
     started = perf_counter()
@@ -293,7 +298,7 @@ def _compress(
     return result
 
 
-def _check_outputs(model: nn.Module, images: tn.Images, config: Config) -> None:
+def _check_outputs(model: nn.Module, images: tn.model.Images, config: Config) -> None:
     """Whether the network takes these images, and has a logit for each class."""
     x, _ = next(images.batches(1, device=config.device))
     try:

@@ -125,7 +125,7 @@ PRESETS = {
 """Experiments by name; the network and its data are settings of their own."""
 
 
-def main(config: Config) -> tn.Study:
+def main(config: Config) -> tn.studies.Study:
     """Run the study; returns its rows. Raises TnalgebraError, see `tn.study`, also for data and weights."""
     config = _smaller(config) if config.smoke else config
     device: Any = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
@@ -156,7 +156,7 @@ def main(config: Config) -> tn.Study:
     return found
 
 
-def _options(config: Config, images: tn.Images) -> tn.StudyOptions:
+def _options(config: Config, images: tn.model.Images) -> tn.StudyOptions:
     train_first = trains_first(config)
     calibrated = config.metric != "frobenius" or config.curves == "divergence" or config.report_metric
     training = load_split(config, "train") if train_first or config.recalibrate_bn or calibrated else images
@@ -196,7 +196,7 @@ def _smaller(config: Config) -> Config:
     )
 
 
-def unlabelled(training: tn.Images, count: int, seed: int) -> tn.Images:
+def unlabelled(training: tn.model.Images, count: int, seed: int) -> tn.model.Images:
     """Images chosen without a look at their labels, and without them: all have the first."""
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
     chosen = order[:count].sort().values

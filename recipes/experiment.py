@@ -120,13 +120,13 @@ def begin(config: S, most: Mapping[str, int], usual: Iterable[Settings]) -> S:
     return config
 
 
-def load_split(config: Any, split: Literal["train", "test"]) -> tn.Images:
+def load_split(config: Any, split: Literal["train", "test"]) -> tn.model.Images:
     """The images of a recipe's config, with its mean and std."""
     images = tn.load_images(config.data, split, image_size=config.image_size)
     return dataclasses.replace(images, mean=config.mean or images.mean, std=config.std or images.std)
 
 
-def load_both(config: S) -> tuple[S, tn.Images, tn.Images]:
+def load_both(config: S) -> tuple[S, tn.model.Images, tn.model.Images]:
     """Images for training and test, as many as the config allows; and the config with their mean and std.
 
     Raises:
@@ -141,7 +141,7 @@ def load_both(config: S) -> tuple[S, tn.Images, tn.Images]:
 
 
 def classification(
-    config: Settings, training: tn.Images, test: tn.Images, *, teacher: nn.Module | None = None
+    config: Settings, training: tn.model.Images, test: tn.model.Images, *, teacher: nn.Module | None = None
 ) -> Classification:
     """The task of these images, with the augmentation of the config."""
     height, width = training.pixels.shape[2:]

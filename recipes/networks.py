@@ -21,7 +21,7 @@ Patterns: TypeAlias = dict[str | type[nn.Module], Any] | Callable[[str, nn.Modul
 """What `tnalgebra.convert` does with each layer."""
 
 
-def fresh_model(name: str, images: tn.Images, *, seed: int) -> nn.Module:
+def fresh_model(name: str, images: tn.model.Images, *, seed: int) -> nn.Module:
     """The network of this name for these images, its weights drawn from the seed."""
     return build_model(name, classes=len(images.classes), channels=images.channels, seed=seed)
 
@@ -47,7 +47,7 @@ def write_network(model: nn.Module, path: Path) -> None:
         tn.save(model, path)
 
 
-def trained_cnn4(model: nn.Module, *, training: tn.Images, config: Any) -> None:
+def trained_cnn4(model: nn.Module, *, training: tn.model.Images, config: Any) -> None:
     """Train cnn4 and keep it in the output folder; take it from there if the folder has it.
 
     Args:

@@ -159,7 +159,7 @@ def _complete(config: Config) -> Config:
     return config
 
 
-def _start(config: Config, images: tn.Images) -> nn.Module:
+def _start(config: Config, images: tn.model.Images) -> nn.Module:
     """The network as it is before the training.
 
     One that is decomposed is kept in the output folder: so a training continues from the very same numbers, which a fit

@@ -78,7 +78,7 @@ def same_layer(one: Any, two: Any) -> None:
 
 def tiny() -> nn.Module:
     torch.manual_seed(0)
-    layer = layers.Linear.from_linear(nn.Linear(4, 3), "out | in", ranks=2)
+    layer = layers.Linear.from_linear(nn.Linear(4, 3), "out | in", size=2)
     return nn.Sequential(layer, nn.Linear(3, 2))
 
 

@@ -25,5 +25,5 @@ def same_bits(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 
 
 def two_steps() -> Fit:
-    fit = TUCKER.apply({"K": KERNEL}, ranks={"a": 3, "b": 4})
-    return fit.then(TRAIN, bind={"G": "G"}, ranks={"p": 2, "q": 3})
+    fit = TUCKER.apply({"K": KERNEL}, {"a": 3, "b": 4})
+    return fit.then(TRAIN, {"p": 2, "q": 3}, bind={"G": "G"})

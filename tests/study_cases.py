@@ -179,7 +179,7 @@ def study(
     rewrites: Sequence[Any] = CUTS,
     sizes: Sequence[Any] = (0.5,),
     **options: Any,
-) -> tn.Study:
+) -> tn.studies.Study:
     """A study in float64; sizes that are floats are fractions of the singular values."""
     read = [tn.KeepFraction(size) if isinstance(size, float) else size for size in sizes]
     chosen = tn.StudyOptions(**{"dtype": torch.float64, "progress": False, **options})

@@ -1,159 +1,73 @@
 """tnalgebra: a declarative tensor-network algebra for convolutional networks.
 
-A kernel, its patch tensor, a pooling window are labelled tensor networks; cuts, decompositions and truncations are
-rewrites of them. Start with `parse`, `cut`, `rule`, `rules`, `spectra`, `study`.
+A kernel, its patch tensor and a pooling window are labelled tensor networks. Cuts, decompositions and truncations are
+rewrites of them. Start with `parse`, `cut`, `rule`, `rules`, `compare`, `convert`, `study`; everything else is in the
+folder that it belongs to, such as `tn.networks`, `tn.decompositions` or `tn.tensors`.
 """
 
 from importlib.metadata import version as _version
 
-from . import errors, nn
+from . import decompositions, errors, model, networks, nn, rewriting, tensors
 from .checkpoint import load, save
-from .compiler import Compiled, Plan, compile
-from .decompositions import (
-    all_cuts,
-    block_term,
-    correct_degeneracy,
-    cp,
-    cut,
-    cut_sequence,
-    depthwise_separable,
-    drop_components,
-    hierarchical_tucker,
-    load_trace,
-    matrix_product_operator,
-    monarch,
-    per_group,
-    projection,
-    register,
-    reshaped_ring,
-    reshaped_train,
-    rules,
-    spatially_separable,
-    tensor_ring,
-    tensor_train,
-    truncate,
-    tucker,
-    tucker2,
-    unregister,
-)
+from .compiler import compile
+from .decompositions import all_cuts, cut, register, rules
 from .fitting import KeepFraction, Metric, MultiplyAddsBudget, ParameterBudget, RelativeError
 from .model import (
-    Images,
     compare,
     convert,
-    fit_in_order,
-    fit_planned,
     fold_batch_norm,
-    hosvd,
     input_metrics,
     load_images,
-    plan_budget,
     recalibrate_batch_norm,
     spectra,
     update_optimizer,
 )
-from .networks import (
-    Network,
-    adaptive_average_pooling,
-    average_pooling,
-    compose,
-    convolution,
-    draw,
-    global_average_pooling,
-    isomorphic,
-    linear,
-    parameters,
-    parse,
-    patch_tensor,
-    transposed_convolution,
-)
-from .nn import layer_network
-from .rewriting import EXACT_RULES, SIMPLIFY, Fit, Place, Rule, Step, Trace, contract_back, rewrite, rule, simplify
-from .studies import Study, StudyOptions, study
-from .tensors import evaluate, from_quimb, to_quimb
+from .networks import Network, parse
+from .rewriting import Fit, Rule, rule, simplify
+from .studies import StudyOptions, study
+from .tensors import evaluate
 
 __version__ = _version("tnalgebra")
 
 __all__ = [
-    "EXACT_RULES",
-    "SIMPLIFY",
-    "Compiled",
     "Fit",
-    "Images",
     "KeepFraction",
     "Metric",
     "MultiplyAddsBudget",
     "Network",
     "ParameterBudget",
-    "Place",
-    "Plan",
     "RelativeError",
     "Rule",
-    "Step",
-    "Study",
     "StudyOptions",
-    "Trace",
-    "adaptive_average_pooling",
     "all_cuts",
-    "average_pooling",
-    "block_term",
     "compare",
     "compile",
-    "compose",
-    "contract_back",
     "convert",
-    "convolution",
-    "correct_degeneracy",
-    "cp",
     "cut",
-    "cut_sequence",
-    "depthwise_separable",
-    "draw",
-    "drop_components",
+    "decompositions",
     "errors",
     "evaluate",
-    "fit_in_order",
-    "fit_planned",
     "fold_batch_norm",
-    "from_quimb",
-    "global_average_pooling",
-    "hierarchical_tucker",
-    "hosvd",
     "input_metrics",
-    "isomorphic",
-    "layer_network",
-    "linear",
     "load",
     "load_images",
-    "load_trace",
-    "matrix_product_operator",
-    "monarch",
+    "model",
+    "networks",
     "nn",
-    "parameters",
     "parse",
-    "patch_tensor",
-    "per_group",
-    "plan_budget",
-    "projection",
     "recalibrate_batch_norm",
     "register",
-    "reshaped_ring",
-    "reshaped_train",
-    "rewrite",
+    "rewriting",
     "rule",
     "rules",
     "save",
     "simplify",
-    "spatially_separable",
     "spectra",
     "study",
-    "tensor_ring",
-    "tensor_train",
-    "to_quimb",
-    "transposed_convolution",
-    "truncate",
-    "tucker",
-    "tucker2",
-    "unregister",
+    "tensors",
     "update_optimizer",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

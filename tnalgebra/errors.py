@@ -4,15 +4,17 @@ from __future__ import annotations
 
 
 class TnalgebraError(Exception):
-    """Root of every error this package raises on purpose.
+    """Root of every error that this package raises on purpose.
 
     Args:
+        fact: what is false.
         at: the node, or ("->", label) of the output, that is wrong; a text it was read from is pointed at there.
-        label: whose size is contradicted.
+        label: the label whose size is contradicted.
+        context: where, and what would be right: lines below the fact, as `explain` lays them out.
     """
 
-    def __init__(self, message: str, *, at: object = None, label: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, fact: str, *, at: object = None, label: str | None = None, **context: object) -> None:
+        super().__init__(explain(fact, **context))
         self.at = at
         self.label = label
 

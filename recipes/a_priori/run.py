@@ -126,7 +126,7 @@ def _contenders(config: Config) -> dict[str, tuple[str, float | None]]:
         fix = "--rewrites tucker2 --parameters 0.25"
         raise tn.errors.RuleError(tn.errors.explain("the dense network has nothing to compare with", fix=fix))
     for rewrite in config.rewrites:
-        tn.decompositions.resolve(rewrite, tn.networks.KERNEL_LABELS[4])
+        tn.decompositions.read_rewrite(rewrite, tn.networks.KERNEL_LABELS[4])
     pairs = [(rewrite, fraction) for rewrite in config.rewrites for fraction in config.parameters]
     return {DENSE: ("none", None), **{f"{rewrite} @ {fraction:g}": (rewrite, fraction) for rewrite, fraction in pairs}}
 

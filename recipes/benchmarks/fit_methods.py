@@ -170,11 +170,12 @@ class Quimb(Method):
         return traces
 
 
-def all_methods() -> list[Method]:
-    """Without those of a peer that is not installed, which is printed."""
+def all_methods() -> tuple[list[Method], list[str]]:
+    """The methods of all libraries that are installed, and a line about the one that is not, if any."""
     methods: list[Method] = [Tnalgebra("tnalgebra"), Tnalgebra("tnalgebra, 1 start", starts=1)]
+    notes = []
     try:
         methods += [Tensorly("tensorly"), Tensorly("tensorly, line search", linesearch=True)]
     except ModuleNotFoundError as error:
-        print(f"without tensorly ({error}); it comes with the extra: pip install 'tnalgebra[bench]'")
-    return [*methods, Quimb("quimb, dense_solve", dense_solve=True), Quimb("quimb")]
+        notes.append(f"without tensorly ({error}), which comes with an extra: pip install 'tnalgebra[bench]'")
+    return [*methods, Quimb("quimb, dense_solve", dense_solve=True), Quimb("quimb")], notes

@@ -107,7 +107,7 @@ class Fits(Benchmark[Config, Problem, Problem]):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         check_least(config, {"iterations": 1})
-        self.methods = all_methods()
+        self.methods, self.notes = all_methods()
         self.traces: dict[tuple[object, ...], list[list[float]]] = {}
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""What every benchmark does: contenders take turns in each cell, rows are kept and resumed, tables and figures drawn.
+"""What every benchmark does: time contenders in turns, cell by cell, keep the rows, draw the table and the figure.
 
-A benchmark is a list of cells, the contenders of each, and what its table shows. A cell is timed once: its row is one
-line of results.jsonl. One contender may take part twice, as "dense" and "dense again": the ratio of the two is noise.
+A benchmark is a list of cells, the contenders of each cell, and what its table shows. A cell is timed once: its row is
+one line of results.jsonl. A contender may take part twice, as "dense" and "dense again": their ratio is the noise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Call: TypeAlias = Callable[[int], Any]
-"""What is timed, of the number of a round."""
+"""What is timed. It receives the number of the round."""
 
 Pass: TypeAlias = Literal["forward", "training"]
 
@@ -47,15 +47,15 @@ class Settings:
     """Settings of every benchmark."""
 
     rounds: int = 21
-    """turns of each contender; odd, so that the median is one of them"""
+    """turns of each contender; an odd number, so that the median is one of the times"""
     threads: int | None = None
-    """torch's and numpy's, for all contenders; by default as many as torch takes by itself"""
+    """threads of torch and numpy for all contenders; by default the number that torch chooses"""
     seed: int = 0
-    """of weights, inputs, and the order of turns"""
+    """seed of the weights, the inputs and the order of the turns"""
     smoke: bool = False
-    """a few small cells and rounds: whether all of it runs; its numbers mean nothing"""
+    """run a few small cells and rounds, to see that everything works; the numbers mean nothing"""
     output: Path = Path("runs/benchmark")
-    """folder of the rows, the table and the figure; a cell that is there is not timed again"""
+    """folder for the rows, the table and the figure; a cell that it has already is not timed again"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,27 +63,27 @@ class NetworkSettings(Settings):
     """Settings of the benchmarks of torch modules."""
 
     passes: tuple[Pass, ...] = ("forward", "training")
-    """training is forward and backward"""
+    """what is timed: the forward pass; or training, which is the forward and the backward pass"""
     tune: Literal["off", "on", "both"] = "off"
-    """whether ours are made with tune=True ("ours ... tuned"), without, or both beside each other"""
+    """on: our contenders are made with tune=True ("ours ... tuned"); both: with and without it, side by side"""
     warmup: int = 3
     """calls before the first turn"""
     memory: bool = False
-    """measure peak memory instead of times; rows go to memory.jsonl"""
+    """measure the peak memory instead of the time; the rows go to memory.jsonl"""
     device: str = "cpu"
     """cpu, cuda, cuda:1"""
 
     def with_tuned(self, names: Sequence[str]) -> list[str]:
-        """The contenders, each once; ours as `tune` says."""
-        found = []
+        """The contenders, each once; ours tuned, not tuned, or both, as `tune` says."""
+        chosen = []
         for name in dict.fromkeys(names):
             ours = name.startswith("ours")
-            found += [name] * (not ours or self.tune != "on") + [name + TUNED] * (ours and self.tune != "off")
-        return found
+            chosen += [name] * (not ours or self.tune != "on") + [name + TUNED] * (ours and self.tune != "off")
+        return chosen
 
 
 class Contender(NamedTuple):
-    """What is timed, and what its row says beside the times, asked for after them."""
+    """What is timed, and a function that is called after the timing and returns what the row says beside the times."""
 
     call: Call
     facts: Callable[[], Row] = dict
@@ -97,17 +97,19 @@ INTERRUPTED = "stopped: the same command continues where it was"
 
 
 class Benchmark(ABC, Generic[Config, Cell, Problem]):
-    """A list of cells, the contenders of each, what a table shows."""
+    """A list of cells, the contenders of each cell, and what the table shows."""
 
     name: str
     packages: ClassVar[Mapping[str, str]] = {}
-    """Module -> package of the contenders that are not ours."""
+    """Module -> package, of the contenders that are not ours."""
     device: str = "cpu"
     memory: bool = False
     warmup: int = 0
     rerun_above: float | None = None
+    notes: Sequence[str] = ()
+    """What is printed after the settings, such as the peers that are not installed."""
     tolerance: float | None = None
-    """Relative difference of two contenders' outputs that is rounding; None: they are not compared."""
+    """The relative difference of two outputs up to which it counts as rounding; None: outputs are not compared."""
 
     def __init__(self, config: Config) -> None:
         check_least(config, {"rounds": 1, "threads": 1})
@@ -129,7 +131,7 @@ class Benchmark(ABC, Generic[Config, Cell, Problem]):
     def cells(self) -> Sequence[Cell]: ...
 
     def facts(self, cell: Any) -> Row:
-        """What distinguishes a cell from all others, as JSON has it."""
+        """The fields of a row that distinguish its cell from all others."""
         return {"pass" if name == "goes" else name: value for name, value in cell._asdict().items()}
 
     @abstractmethod
@@ -137,7 +139,7 @@ class Benchmark(ABC, Generic[Config, Cell, Problem]):
 
     @abstractmethod
     def problem(self, cell: Cell) -> Problem:
-        """What the contenders are made from."""
+        """What the contenders of a cell are made from."""
 
     @abstractmethod
     def contender(self, name: str, problem: Problem) -> Contender: ...
@@ -153,32 +155,39 @@ class Benchmark(ABC, Generic[Config, Cell, Problem]):
         return str(row)
 
     def about(self, problem: Problem) -> Row:
-        """What a row says of its cell besides."""
+        """Further fields of a row, which say something about its cell."""
         return {}
 
     def alike(self, name: str) -> str:
-        """Contenders with the same text compute the same."""
+        """A text that contenders have in common if they compute the same."""
         return "all"
 
     def worst_ratio(self, row: Row) -> float:
-        """What is compared with `rerun_above`."""
+        """The ratio of a cell that is compared with `rerun_above`."""
         return 0.0
 
 
 def run(kind: type[Benchmark[Config, Any, Any]], config: Config) -> list[Row]:
-    """Time what is missing, then print, write and draw all rows in the output folder; returns these.
+    """Time the cells that have no row yet, then print, write and draw all rows of the output folder.
+
+    Returns:
+        The rows.
 
     Raises:
-        StudyError: a setting is not what it should be; contenders that should agree do not; a line is not a row; the
-            output cannot be written.
+        StudyError: a setting is wrong; contenders that should agree do not; a line of the folder's file is not a row;
+            the output cannot be written.
         DataError: a network is unknown.
     """
     benchmark = kind(kind.smaller(config) if config.smoke else config)
     config = benchmark.config
     print_settings(config)
+    for note in benchmark.notes:
+        print(note)
     cells = benchmark.cells()
     if not cells:
-        raise tn.errors.StudyError(tn.errors.explain("no cell is left", fix="other layers or decompositions"))
+        raise tn.errors.StudyError(
+            tn.errors.explain("these settings leave no cell to time", fix="other layers or decompositions")
+        )
     times, memory = config.output / "results.jsonl", config.output / "memory.jsonl"
     path = memory if benchmark.memory else times
     key = [*benchmark.facts(cells[0]), "device", "device_name", "threads", "smoke", "seed"]
@@ -211,7 +220,7 @@ def run(kind: type[Benchmark[Config, Any, Any]], config: Config) -> list[Row]:
 
 
 def _missing(benchmark: Benchmark[Any, Any, Any], cell: Any, row: Row | None) -> list[str]:
-    """The contenders to be measured: none, or all that take part and all that the known row has."""
+    """The contenders to measure: none, or all that take part together with all that the known row has."""
     names = list(benchmark.contenders(cell))
     if row is None:
         return names if benchmark.rerun_above is None else []
@@ -237,7 +246,7 @@ def _conditions(benchmark: Benchmark[Any, Any, Any]) -> Row:
 
 @contextmanager
 def _fixed(threads: int | None) -> Iterator[None]:
-    """Threads of torch and of numpy's BLAS; on CUDA no TF32, and cuDNN's choice of algorithms by trial."""
+    """Fix the threads of torch and of numpy's BLAS; on CUDA, turn TF32 off and let cuDNN try its algorithms."""
     used = torch.get_num_threads()
     assert threads is not None
     torch.set_num_threads(threads)
@@ -261,10 +270,10 @@ def _timed(benchmark: Benchmark[Any, Any, Any], cell: Any, names: Sequence[str])
             twin = made.get(name.removesuffix(AGAIN))
             made[name] = twin or benchmark.contender(name, problem)
             if benchmark.tolerance is not None and twin is None:
-                found = made[name].call(0)
-                first, expected = outputs.setdefault(benchmark.alike(name), (name, found))
-                _compare(found, expected, f"{name}: the output is not that of {first}", benchmark.tolerance)
-        except Exception as error:
+                output = made[name].call(0)
+                first, expected = outputs.setdefault(benchmark.alike(name), (name, output))
+                _compare(output, expected, f"{name}: the output is not that of {first}", benchmark.tolerance)
+        except Exception as error:  # nothing is hidden: it is raised again, with the contender's name
             error.add_note(f"contender: {name}, of {cell}")
             raise
     times = time_in_turns(
@@ -282,13 +291,12 @@ def _timed(benchmark: Benchmark[Any, Any, Any], cell: Any, names: Sequence[str])
 
 
 @torch.no_grad()
-def _compare(found: Sequence[Tensor], expected: Sequence[Tensor], false: str, tolerance: float) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
+def _compare(output: Sequence[Tensor], expected: Sequence[Tensor], fact: str, tolerance: float) -> None:
+    for ours, theirs in zip(output, expected, strict=True):
         error = float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
         if not error < tolerance:  # NaN too
-            raise tn.errors.StudyError(
-                tn.errors.explain(false, relative_error=f"{error:.1e}, where {tolerance:g} would be rounding")
-            )
+            fix = f"at most {tolerance:g}, which would be rounding"
+            raise tn.errors.StudyError(tn.errors.explain(fact, relative_error=f"{error:.1e}", needed=fix))
 
 
 def _memory(benchmark: Benchmark[Any, Any, Any], cell: Any, names: Sequence[str]) -> Row:
@@ -304,5 +312,5 @@ def _memory(benchmark: Benchmark[Any, Any, Any], cell: Any, names: Sequence[str]
 
 
 def make_call(benchmark: Benchmark[Any, Any, Any], cell: Any, name: str) -> Call:
-    """What is timed of a contender, made from the cell alone."""
+    """The call of a contender, made from its cell alone, as another process needs it."""
     return benchmark.contender(name, benchmark.problem(cell)).call

@@ -205,6 +205,6 @@ def _share_multiply_adds(
 
 def _rule(rewrite: str, labels: tuple[str, ...]) -> tn.Rule | None:
     try:
-        return tn.decompositions.resolve(rewrite, labels)
+        return tn.decompositions.read_rewrite(rewrite, labels)
     except tn.errors.TnalgebraError:  # not for these labels
         return None

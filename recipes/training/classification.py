@@ -40,8 +40,8 @@ class Classification(Task):
         DataError: the two sets do not fit each other, or one is empty.
     """
 
-    training: tn.Images
-    test: tn.Images
+    training: tn.model.Images
+    test: tn.model.Images
     augmentation: Callable[[Tensor], Tensor] | None = None
     teacher: nn.Module | None = None
 
@@ -142,7 +142,7 @@ class Classification(Task):
 
     def measure(self, model: nn.Module, rows: Tensor, *, batch_size: int, device: torch.device | str) -> Tensor:
         """Shape (2,): right answers and images. Logits that are not finite are a wrong answer."""
-        images = tn.Images(
+        images = tn.model.Images(
             self.test.pixels[rows],
             self.test.labels[rows],
             self.test.classes,

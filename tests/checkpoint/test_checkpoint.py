@@ -66,12 +66,12 @@ def test_plans_metrics_groups_and_layers_made_anew(tmp_path: Path) -> None:
     metric = Metric(("in",), torch.diag(torch.rand(6, dtype=torch.float64) + 0.5))
     made = nn.Sequential(
         layers.Conv2d.from_conv(
-            grouped, per_group(rules("out in kh kw")["tucker2"]), ranks={"a": 2, "b": 2}, sizes={"g": 2}, backward=True
+            grouped, per_group(rules("out in kh kw")["tucker2"]), size={"a": 2, "b": 2}, sizes={"g": 2}, backward=True
         ),
         layers.Conv2d.from_conv(
-            dense, "cp", ranks={"r": 3}, metric=metric, input_size=(9, 7), batch_size=3, candidates="factored", **FEW
+            dense, "cp", size={"r": 3}, metric=metric, input_size=(9, 7), batch_size=3, candidates="factored", **FEW
         ),
-        layers.Conv2d(5, 4, 1, rewrite="tucker2", ranks={"a": 2, "b": 2}),
+        layers.Conv2d(5, 4, 1, rewrite="tucker2", size={"a": 2, "b": 2}),
     )
     save(made, tmp_path / "model.safetensors")
     loaded = load(tmp_path / "model.safetensors", into=nn.Sequential(grouped, dense, plain))

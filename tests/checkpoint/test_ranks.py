@@ -84,10 +84,10 @@ def test_smaller_ranks_of_any_network(chosen: str | Rule, tmp_path: Path) -> Non
 
 
 def test_smaller_and_larger_at_once(tmp_path: Path) -> None:
-    models = [layers.Conv2d.from_conv(network()[0], "tucker2", ranks={"a": a, "b": b}) for a, b in ((4, 2), (2, 3))]
+    models = [layers.Conv2d.from_conv(network()[0], "tucker2", size={"a": a, "b": b}) for a, b in ((4, 2), (2, 3))]
     save(models[0], tmp_path / "model.safetensors")
     load(tmp_path / "model.safetensors", into=models[1], resize=True)
-    best = layers.Conv2d.from_conv(network()[0], "tucker2", ranks={"a": 2, "b": 2})
+    best = layers.Conv2d.from_conv(network()[0], "tucker2", size={"a": 2, "b": 2})
     weight = models[0].dense_weight()
     # truncation of one bond is optimal, so that it is at least as near as another fit of these ranks to the weight
     assert (models[1].dense_weight() - weight).norm() <= (best.dense_weight() - weight).norm() * (1 + 1e-5)

@@ -123,7 +123,7 @@ def test_hard_case(name: str) -> None:
 
 @pytest.mark.parametrize("flatten", [False, True])
 def test_patch_tensor(flatten: bool) -> None:
-    network = tn.patch_tensor((3, 2), stride=(2, 1), padding=1, flatten=flatten)
+    network = tn.networks.patch_tensor((3, 2), stride=(2, 1), padding=1, flatten=flatten)
     module = check(Network(network.nodes, network.output, {**network.sizes, "n": 2, "in": 3, "x": 9, "y": 8}), "X")
     for shape in ((2, 3, 9, 8), (1, 4, 6, 7)):
         x = random(*shape)
@@ -145,7 +145,7 @@ def test_patch_tensor(flatten: bool) -> None:
     ],
 )
 def test_two_convolutions(first: dict[str, Any], second: dict[str, Any]) -> None:
-    network = tn.convolution((3,), in_channels=3, out_channels=4, **first) >> tn.convolution(
+    network = tn.networks.convolution((3,), in_channels=3, out_channels=4, **first) >> tn.networks.convolution(
         (2,), in_channels=4, out_channels=5, **second
     )
     module = check(Network(network.nodes, network.output, {**network.sizes, "n": 2, "x": 15}), "X")
@@ -154,7 +154,9 @@ def test_two_convolutions(first: dict[str, Any], second: dict[str, Any]) -> None
 
 
 def test_a_module_of_a_composed_network_has_the_parameters_of_both() -> None:
-    network = tn.convolution((3,), in_channels=3, out_channels=4) >> tn.convolution((2,), out_channels=5)
+    network = tn.networks.convolution((3,), in_channels=3, out_channels=4) >> tn.networks.convolution(
+        (2,), out_channels=5
+    )
     module = check(Network(network.nodes, network.output, {**network.sizes, "n": 2, "x": 9}), "X")
     assert {name: tuple(value.shape) for name, value in module.named_parameters()} == {"K": (4, 3, 3), "K_2": (5, 4, 2)}
 

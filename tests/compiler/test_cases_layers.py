@@ -130,7 +130,7 @@ def kernel_network(text: str, channels: tuple[int, int], **sizes: int) -> Networ
 
 def checked(kernel: Network, layer: Network, **sizes: int) -> tuple[Compiled, Tensor]:
     """The layer with this kernel, compiled and checked, and its dense kernel."""
-    network = tn.compose(kernel, layer, into="K")
+    network = tn.networks.compose(kernel, layer, into="K")
     module = check(Network(network.nodes, network.output, {**network.sizes, "n": 2, **sizes}), "X")
     names = {node.name for node in kernel.nodes}
     return module, evaluate(
@@ -164,7 +164,7 @@ def convolved(x: Tensor, kernel: Tensor, arguments: dict[str, Any]) -> Tensor:
 def test_decomposed_convolutions_are_torchs(name: str, arguments: str) -> None:
     choices = ARGUMENTS[arguments]
     kernel = kernel_network(DECOMPOSITIONS[name], (4, 6), kh=3, kw=2)
-    module, dense = checked(kernel, tn.convolution((3, 2), **choices), x=9, y=8)
+    module, dense = checked(kernel, tn.networks.convolution((3, 2), **choices), x=9, y=8)
     for batch, positions in ((2, NOMINAL), *OTHERS):
         x = random(batch, 6, *positions[:2], seed=batch)
         # a thousand products of kernel elements, themselves sums of products of normal numbers
@@ -175,7 +175,7 @@ def test_decomposed_convolutions_are_torchs(name: str, arguments: str) -> None:
 def test_decomposed_transposed_convolutions_are_torchs(name: str) -> None:
     kernel = kernel_network(DECOMPOSITIONS[name], (4, 6), kh=3, kw=2)
     turned = [{"out": "in", "in": "out"}.get(label, label) for label in ("in", "out", "kh", "kw")]
-    layer = tn.transposed_convolution((3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2))
+    layer = tn.networks.transposed_convolution((3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2))
     module, dense = checked(Network(kernel.nodes, turned, kernel.sizes), layer, u=5, v=4)
     for shape in ((2, 4, 5, 4), (3, 4, 1, 7), (1, 4, 6, 5)):
         x = random(*shape)
@@ -186,7 +186,7 @@ def test_decomposed_transposed_convolutions_are_torchs(name: str) -> None:
 @pytest.mark.parametrize("text", ["A[out r] B[in r] C[kh r] D[kw r] -> [out in kh kw]", "L[out r] R[r in kh kw]"])
 def test_decomposed_grouped_convolutions_are_torchs(text: str) -> None:
     kernel = kernel_network(text, (4, 3), kh=3, kw=2)
-    module, dense = checked(kernel, tn.convolution((3, 2), groups=2, padding=1), x=7, y=8, g=2)
+    module, dense = checked(kernel, tn.networks.convolution((3, 2), groups=2, padding=1), x=7, y=8, g=2)
     for batch, positions in OTHERS:
         x = random(batch, 6, *positions[:2])
         torch.testing.assert_close(module(x), F.conv2d(x, dense, padding=1, groups=2), rtol=1e-10, atol=1e-10)

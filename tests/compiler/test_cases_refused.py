@@ -24,7 +24,7 @@ from tnalgebra.tensors.evaluation import evaluate
 CONVOLUTION = "X[n in:3 x] Conv[x u k] K[out:4 in k:2] -> [n out u]"
 
 
-def convolution(**choices: Any) -> tn.Compiled:
+def convolution(**choices: Any) -> tn.compiler.Compiled:
     return compiled(*_valued(CONVOLUTION, n=2, x=7), ["X"], **choices)
 
 

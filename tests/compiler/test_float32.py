@@ -30,9 +30,9 @@ BOUND = 1e-5
 @pytest.mark.parametrize(("name", "groups", "weight"), CELLS)
 def test_every_candidate_in_float32(name: str, groups: int, weight: tuple[int, ...]) -> None:
     text, ranks = KERNELS[name]
-    network = tn.compose(
+    network = tn.networks.compose(
         tn.parse(f"{text} -> [out in kh kw]"),
-        tn.convolution(weight[2:], padding=(weight[2] // 2, weight[3] // 2), groups=groups),
+        tn.networks.convolution(weight[2:], padding=(weight[2] // 2, weight[3] // 2), groups=groups),
         into="K",
     )
     generator = torch.Generator().manual_seed(0)

@@ -52,13 +52,13 @@ def layer_of(name: str) -> nn.Module:
 )
 def test_every_candidates_output_lies_as_torchs(name: str, rewrite: str, layout: torch.memory_format) -> None:
     dense = layer_of(name).to(memory_format=layout)
-    layer = tn.nn.decomposed(dense, rewrite, ranks=tn.KeepFraction(0.5) if "|" in rewrite else ranks_of(rewrite))
+    layer = tn.nn.decomposed(dense, rewrite, size=tn.KeepFraction(0.5) if "|" in rewrite else ranks_of(rewrite))
     x = images(layout)
     wanted = layer.to_dense()(x)
     assert wanted.is_contiguous(memory_format=layout)
     plan = layer.plan
     for candidate in plan.candidates:
-        layer._run(tn.Plan(plan.request, (candidate,)), {})
+        layer._run(tn.compiler.Plan(plan.request, (candidate,)), {})
         value = layer(x)
         assert value.is_contiguous(memory_format=layout), candidate.program.style
         torch.testing.assert_close(value, wanted, rtol=1e-11, atol=1e-11)
@@ -73,7 +73,7 @@ def ranks_of(rewrite: str) -> int | dict[str, int]:
 @pytest.mark.parametrize("candidates", ["all", "factored"])
 def test_views_of_outputs_that_torch_allows(name: str, candidates: Candidates) -> None:
     """`x.view(n, -1)` after a layer is what many networks do; it fails on channels_last."""
-    layer = tn.nn.decomposed(layer_of(name), "tucker2", ranks={"a": 4, "b": 4}, candidates=candidates, input_size=64)
+    layer = tn.nn.decomposed(layer_of(name), "tucker2", size={"a": 4, "b": 4}, candidates=candidates, input_size=64)
     assert layer(images(torch.contiguous_format)).view(3, -1).ndim == 2
 
 
@@ -124,14 +124,14 @@ def test_without_an_example_the_weights_say_the_format() -> None:
 
 
 def test_a_layer_is_planned_for_another_format() -> None:
-    layer = tn.nn.decomposed(layer_of("3x3"), "tucker2", ranks={"a": 3, "b": 3})
+    layer = tn.nn.decomposed(layer_of("3x3"), "tucker2", size={"a": 3, "b": 3})
     assert not layer.plan.request.channels_last
     layer.replan((3, 8, 11, 9), memory_format=torch.channels_last)
     assert layer.plan.request.channels_last
     x = images(torch.channels_last)
     assert layer(x).is_contiguous(memory_format=torch.channels_last)
     asked = tn.nn.Conv2d.from_conv(
-        layer.to_dense(), "tucker2", ranks={"a": 3, "b": 3}, memory_format=torch.channels_last
+        layer.to_dense(), "tucker2", size={"a": 3, "b": 3}, memory_format=torch.channels_last
     )
     assert asked.plan.request.channels_last
     layer.replan((3, 8, 11, 9))
@@ -141,7 +141,7 @@ def test_a_layer_is_planned_for_another_format() -> None:
 
 
 def test_the_bias_stays_with_the_convolution_that_a_copy_follows() -> None:
-    layer = tn.nn.decomposed(layer_of("3x3"), "tucker2", ranks={"a": 3, "b": 3})
+    layer = tn.nn.decomposed(layer_of("3x3"), "tucker2", size={"a": 3, "b": 3})
     programs = [candidate.program.operations for candidate in layer.plan.candidates]
     copied = [program for program in programs if isinstance(program[-1], Arrange) and program[-1].copies]
     assert copied  # with the bias behind the copy, that would be the last operation

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.documents import ROOT
 from tests.refusals import refused
-from tnalgebra.decompositions import CATALOGUE, Entry, cut, register, resolve, rules, unregister
+from tnalgebra.decompositions import CATALOGUE, Entry, cut, register, read_rewrite, rules, unregister
 from tnalgebra.errors import NotationError, RuleError
 from tnalgebra.networks import KERNEL_LABELS, NamedTensor, carriers, parse_rule
 from tnalgebra.rewriting import EXACT_RULES, rule
@@ -52,7 +52,7 @@ def test_every_entry_for_every_kernel(entry: Entry, axes: int) -> None:
     assert left.nodes == (NamedTensor("K", labels),)
     assert left.output == right.output == labels
     assert set(made.ranks) <= set(carriers(right))
-    assert resolve(entry.name, labels).equation == made.equation
+    assert read_rewrite(entry.name, labels).equation == made.equation
 
 
 def test_every_entry_has_a_source_with_its_year_and_a_drawing() -> None:
@@ -113,7 +113,7 @@ def test_register() -> None:
     halves = rule("K[o i] => L[o r] R[r i]", name="halves")
     assert register(halves) is halves
     assert rules().registered == (halves,)
-    assert rules()["halves"] is resolve("halves", "a b") is halves
+    assert rules()["halves"] is read_rewrite("halves", "a b") is halves
     again = rule(halves.equation, name="halves")
     assert register(again) is again
     assert rules().registered == (again,)
@@ -145,20 +145,20 @@ def test_what_cannot_be_registered() -> None:
 @given(st.sampled_from(list(KERNEL_LABELS.values())), st.sampled_from(NAMES))
 def test_a_name_is_the_rule_of_the_list(labels: tuple[str, ...], name: str) -> None:
     if name not in ABSENT[len(labels)]:
-        assert resolve(f" {name} ", labels).equation == rules(labels)[name].equation
+        assert read_rewrite(f" {name} ", labels).equation == rules(labels)[name].equation
 
 
 @pytest.mark.usefixtures("_ring")
 def test_what_a_text_stands_for() -> None:
     own = rule("K[o i] => L[o r] R[r i]")
-    assert resolve(own, "out in kh kw") is own
-    assert resolve("my_ring", "out in kh kw").name == "my_ring"
-    assert resolve("out kh | in kw", "out in kh kw").equation == "K[out in kh kw] => L[out kh r] R[r in kw]"
-    assert resolve("c | a b", ["a", "b", "c"]).equation == "K[a b c] => L[c r] R[r a b]"
-    assert resolve("kh kw | in out", "in out kh kw").equation == "K[in out kh kw] => L[kh kw r] R[r in out]"
+    assert read_rewrite(own, "out in kh kw") is own
+    assert read_rewrite("my_ring", "out in kh kw").name == "my_ring"
+    assert read_rewrite("out kh | in kw", "out in kh kw").equation == "K[out in kh kw] => L[out kh r] R[r in kw]"
+    assert read_rewrite("c | a b", ["a", "b", "c"]).equation == "K[a b c] => L[c r] R[r a b]"
+    assert read_rewrite("kh kw | in out", "in out kh kw").equation == "K[in out kh kw] => L[kh kw r] R[r in out]"
     text = "K[out in k] Fill[x | value=1] -> [out in k x] => A[out r] B[r in k x]"
-    assert resolve(text, "out in k").spec["notation"] == text
-    assert resolve("K[out in *k] => L[out r] R[r in *k]", "out in kh kw").ranks == ("r",)
+    assert read_rewrite(text, "out in k").spec["notation"] == text
+    assert read_rewrite("K[out in *k] => L[out r] R[r in *k]", "out in kh kw").ranks == ("r",)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,6 @@ def test_what_a_text_stands_for() -> None:
 )
 def test_a_text_that_stands_for_nothing(given: Any, facts: str) -> None:
     with refused(RuleError, *facts.split(";")):
-        resolve(given, "out in kh kw")
+        read_rewrite(given, "out in kh kw")
     with refused(NotationError, "K[out => A[out]"):
-        resolve("K[out => A[out]", "out in")
+        read_rewrite("K[out => A[out]", "out in")

@@ -49,7 +49,7 @@ def test_a_cut_is_the_best_of_its_rank(
     left, right = (" ".join(side) for side in halves)
     matrix = unfolding(kernel, "a b c d", left)
     rank = data.draw(st.integers(1, min(matrix.shape)))
-    fit = cut(f"{left} | {right}", of="K[a b c d]", form=form).apply({"K": kernel}, ranks={"r": rank})
+    fit = cut(f"{left} | {right}", of="K[a b c d]", form=form).apply({"K": kernel}, {"r": rank})
     check_claim(fit)
     assert fit.relative_error == pytest.approx(tail(matrix, rank), rel=1e-6, abs=1e-10)
     rows, columns = matrix.shape
@@ -61,7 +61,7 @@ def test_a_cut_is_the_best_of_its_rank(
 @given(tensors(3), st.sampled_from(("out | in k", "out k | in", "k | in out", "k in | out")))
 def test_the_error_of_a_cut_falls_with_its_rank(kernel: Tensor, text: str) -> None:
     full = min(unfolding(kernel, "out in k", text.partition("|")[0]).shape)
-    errors = [cut(text).apply({"K": kernel}, ranks=rank).relative_error for rank in range(1, full + 1)]
+    errors = [cut(text).apply({"K": kernel}, rank).relative_error for rank in range(1, full + 1)]
     assert all(later <= earlier + 1e-10 for earlier, later in pairwise(errors))
     assert errors[-1] <= 1e-10
 
@@ -71,7 +71,7 @@ def test_all_cuts_of_a_kernel_are_seven() -> None:
     assert [entry.name for entry in all_cuts(parse("G[out a] V[a in kh kw]"))] == SEVEN
     assert all_cuts("out") == []
     for entry in all_cuts("o i h"):  # the left side is known, in this order
-        assert entry.apply({"K": gaussian(4, 3, 2)}, ranks=1).trace.start == parse("K[o:4 i:3 h:2]")
+        assert entry.apply({"K": gaussian(4, 3, 2)}, 1).trace.start == parse("K[o:4 i:3 h:2]")
 
 
 @given(tensors(4), st.sampled_from(SEVEN), st.sampled_from(("factors", "svd")), st.floats(0.05, 1))
@@ -80,9 +80,9 @@ def test_a_budget_of_a_cut_is_used_up_and_not_exceeded(kernel: Tensor, text: str
     each = sum(matrix.shape) + (form == "svd")
     if fraction * matrix.size < each:
         with pytest.raises(RankError, match=str(each)):
-            cut(text, form=form).apply({"K": kernel}, ranks=ParameterBudget(fraction))
+            cut(text, form=form).apply({"K": kernel}, ParameterBudget(fraction))
         return
-    fit = cut(text, form=form).apply({"K": kernel}, ranks=ParameterBudget(fraction))
+    fit = cut(text, form=form).apply({"K": kernel}, ParameterBudget(fraction))
     assert fit.parameters <= fraction * matrix.size
     assert fit.parameters + each > fraction * matrix.size or fit.network.sizes["r"] == min(matrix.shape)
 
@@ -94,7 +94,7 @@ def test_kernels_of_any_dimension(labels: str, count: int) -> None:
     assert len(cuts) == count
     for entry in cuts:
         left = entry.name.partition("|")[0]
-        fit = entry.apply({"K": kernel}, ranks=2)
+        fit = entry.apply({"K": kernel}, 2)
         assert fit.relative_error == pytest.approx(tail(unfolding(kernel, labels, left), 2), rel=1e-9, abs=1e-12)
         assert fit.network.output == tuple(labels.split())
 
@@ -109,7 +109,7 @@ def test_kernels_of_any_dimension(labels: str, count: int) -> None:
     ],
 )
 def test_a_cut_is_written_with_its_sides_as_given(text: str, expected: str) -> None:
-    fit = cut(text).apply({"K": KERNEL}, ranks=2)
+    fit = cut(text).apply({"K": KERNEL}, 2)
     assert str(fit.network) == expected
     assert fit.dense().shape == KERNEL.shape
     check_claim(fit)
@@ -119,7 +119,7 @@ def test_a_cut_is_written_with_its_sides_as_given(text: str, expected: str) -> N
 
 def test_the_factors_of_a_cut_share_the_singular_values() -> None:
     values = np.linalg.svd(unfolding(KERNEL, "out in kh kw", "out kh"), compute_uv=False)[:3]
-    fit = cut("out kh | in kw").apply({"K": KERNEL}, ranks=3)
+    fit = cut("out kh | in kw").apply({"K": KERNEL}, 3)
     left, right = fit.values["L"].reshape(21, 3), fit.values["R"].reshape(3, 10)
     expected = torch.diag(torch.from_numpy(values))
     torch.testing.assert_close(left.mT @ left, expected, rtol=1e-12, atol=1e-12)
@@ -128,7 +128,7 @@ def test_the_factors_of_a_cut_share_the_singular_values() -> None:
 
 def test_the_svd_form_has_isometries_and_the_singular_values() -> None:
     values = np.linalg.svd(unfolding(KERNEL, "out in kh kw", "out kh"), compute_uv=False)[:3]
-    fit = cut("out kh | in kw", form="svd").apply({"K": KERNEL}, ranks=3)
+    fit = cut("out kh | in kw", form="svd").apply({"K": KERNEL}, 3)
     assert str(fit.network) == "U[out:7 kh:3 r:3] S[r] V[r in:5 kw:2] -> [out in kh kw]"
     U, V = fit.values["U"].reshape(21, 3), fit.values["V"].reshape(3, 10)
     torch.testing.assert_close(U.mT @ U, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -145,7 +145,7 @@ def test_a_cut_of_any_network_is_the_best_of_its_rank(
     assume(len(network.output) > 1)
     labels = data.draw(st.permutations(network.output))
     at = data.draw(st.integers(1, len(labels) - 1))
-    fit = cut(Bipartition(tuple(labels[:at]), tuple(labels[at:]))).apply(network, values, ranks=KeepFraction(0.5))
+    fit = cut(Bipartition(tuple(labels[:at]), tuple(labels[at:]))).apply(network, KeepFraction(0.5), values=values)
     dense = evaluate(network, values)
     matrix = unfolding(dense, " ".join(network.output), " ".join(labels[:at]))
     rank = fit.trace.steps[0].change.ranks["r"]
@@ -159,7 +159,7 @@ def test_a_cut_of_any_network_is_the_best_of_its_rank(
 
 def test_a_cut_of_a_network_takes_names_that_are_free() -> None:
     fit = cut("out r | in").apply(
-        parse("L[out b] R[b in r] U[r] -> [out in r]"), values_of("L[out:4 b:3] R[b in:5 r:2] U[r]"), ranks=2
+        parse("L[out b] R[b in r] U[r] -> [out in r]"), 2, values=values_of("L[out:4 b:3] R[b in:5 r:2] U[r]")
     )
     assert str(fit.network) == "L_2[out:4 r:2 r_2:2] R_2[r_2 in:5] -> [out in r]"
 
@@ -167,12 +167,12 @@ def test_a_cut_of_a_network_takes_names_that_are_free() -> None:
 def test_cuts_follow_one_another() -> None:
     first, second = cut_sequence("out kh | in kw then out | in kh kw")
     assert (first.name, second.name) == ("out kh | in kw", "out | in kh kw")
-    one = first.apply({"K": KERNEL}, ranks=4)
-    two = one.then(second, ranks=3)
+    one = first.apply({"K": KERNEL}, 4)
+    two = one.then(second, 3)
     assert str(two.network) == "L_2[out:7 r_2:3] R_2[r_2 in:5 kh:3 kw:2]"
     assert two.trace.steps[1].relative_error == pytest.approx(tail(unfolding(one.dense(), "out in kh kw", "out"), 3))
     assert two.relative_error == pytest.approx(relative(two.dense() - KERNEL, KERNEL), rel=1e-12)
-    torch.testing.assert_close(two.dense(), second.apply({"K": one.dense()}, ranks=3).dense(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(two.dense(), second.apply({"K": one.dense()}, 3).dense(), rtol=1e-12, atol=1e-12)
 
 
 WHOLE = cut("out | in kh kw")
@@ -188,19 +188,19 @@ WHOLE = cut("out | in kh kw")
         (lambda: cut("out | in", form="qr"), RuleError, "'qr';'factors';'svd'"),  # type: ignore[arg-type]
         (lambda: cut("a | b", of="K[a b c]"), RuleError, "'c'"),
         (lambda: cut("a | b", of="K[a c]"), RuleError, "'b'"),
-        (lambda: cut("out | in").apply({"K": KERNEL}, ranks=2), RuleError, "'kh'"),
-        (lambda: cut("out | in kd kh kw").apply({"K": KERNEL}, ranks=2), RuleError, "'kd'"),
+        (lambda: cut("out | in").apply({"K": KERNEL}, 2), RuleError, "'kh'"),
+        (lambda: cut("out | in kd kh kw").apply({"K": KERNEL}, 2), RuleError, "'kd'"),
         (lambda: cut("out | in").apply(parse("K[out in k]")), RuleError, "'k'"),
         (lambda: cut(None), RuleError, "NoneType"),  # type: ignore[arg-type]
-        (lambda: WHOLE.apply(KERNEL, ranks=2), RuleError, "Tensor;{'K': weight}"),  # type: ignore[arg-type]
-        (lambda: cut("a | b").apply({"K": KERNEL[0, 0, 0]}, ranks=2), RuleError, "cut"),
-        (lambda: cut("a | b").apply({"K": 3.0}, ranks=2), RuleError, "cut"),
-        (lambda: cut("a | b").apply({"K": KERNEL, "L": KERNEL}, ranks=2), RuleError, "cut"),
+        (lambda: WHOLE.apply(KERNEL, 2), RuleError, "Tensor;{'K': weight}"),  # type: ignore[arg-type]
+        (lambda: cut("a | b").apply({"K": KERNEL[0, 0, 0]}, 2), RuleError, "cut"),
+        (lambda: cut("a | b").apply({"K": 3.0}, 2), RuleError, "cut"),
+        (lambda: cut("a | b").apply({"K": KERNEL, "L": KERNEL}, 2), RuleError, "cut"),
         (lambda: WHOLE.apply({"K": KERNEL}), RankError, "'r'"),
-        (lambda: WHOLE.apply({"K": KERNEL}, ranks=8), RankError, "rank 8;'r';1 to 7"),
-        (lambda: WHOLE.apply({"K": KERNEL}, ranks=0.5), RankError, "KeepFraction(0.5)"),
-        (lambda: WHOLE.apply({"K": KERNEL}, ranks={"s": 2}), RuleError, "'s';r"),
-        (lambda: WHOLE.apply({"K": KERNEL / 0}, ranks=2), ValuesError, "'K'"),
+        (lambda: WHOLE.apply({"K": KERNEL}, 8), RankError, "rank 8;'r';1 to 7"),
+        (lambda: WHOLE.apply({"K": KERNEL}, 0.5), RankError, "KeepFraction(0.5)"),
+        (lambda: WHOLE.apply({"K": KERNEL}, {"s": 2}), RuleError, "'s';r"),
+        (lambda: WHOLE.apply({"K": KERNEL / 0}, 2), ValuesError, "'K'"),
     ],
 )
 def test_what_a_cut_refuses(call: Callable[[], object], error: type[TnalgebraError], facts: str) -> None:
@@ -216,8 +216,8 @@ def test_factors_have_the_type_of_the_kernel(dtype: torch.dtype, epsilon: float)
     tucker = rule(TREES["tucker2"][0])
     matrix = parse("A[i b] B[b j]"), {"A": kernel[:, :, 0, 0], "B": kernel[0, :, :, 0]}
     for fit in (
-        cut("out kh | in kw").apply({"K": kernel}, ranks=10),
-        tucker.apply({"K": kernel}, ranks={"a": 7, "b": 5}),
+        cut("out kh | in kw").apply({"K": kernel}, 10),
+        tucker.apply({"K": kernel}, {"a": 7, "b": 5}),
         truncate("b").apply(*matrix, ranks=3),
     ):
         assert all(value.dtype == dtype for value in fit.values.values())
@@ -230,22 +230,22 @@ def test_a_kernel_of_zeros_has_an_error_of_zero() -> None:
     kernel = torch.zeros(7, 5, 3, 2)
     ranks: list[Rank] = [1, KeepFraction(0.5), RelativeError(0.1), ParameterBudget(0.5)]
     for rank in ranks:
-        fit = cut("out kh | in kw").apply({"K": kernel}, ranks=rank)
+        fit = cut("out kh | in kw").apply({"K": kernel}, rank)
         assert fit.relative_error == fit.trace.steps[0].relative_error == 0
         assert torch.equal(fit.dense(), kernel)
     matrices = {"A": kernel[0, 0], "B": kernel[0, 0].mT}
-    assert truncate("b").apply(parse("A[i b] B[b j]"), matrices, ranks=RelativeError(0.1)).relative_error == 0
+    assert truncate("b").apply(parse("A[i b] B[b j]"), RelativeError(0.1), values=matrices).relative_error == 0
 
 
 @pytest.mark.parametrize("shape", list(product((1, 4), (1, 3), (2,), (1,))))
 def test_axes_of_one_element(shape: tuple[int, ...]) -> None:
     kernel = gaussian(*shape)
     for text in SEVEN:
-        fit = cut(text).apply({"K": kernel}, ranks=KeepFraction(1))
+        fit = cut(text).apply({"K": kernel}, KeepFraction(1))
         assert fit.relative_error < 1e-10
         check_claim(fit)
     entry = rule(TREES["hierarchical"][0])
-    assert entry.apply({"K": kernel}, ranks=dict.fromkeys(entry.ranks, KeepFraction(1))).relative_error < 1e-10
+    assert entry.apply({"K": kernel}, dict.fromkeys(entry.ranks, KeepFraction(1))).relative_error < 1e-10
 
 
 # In a metric --------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_a_metric_on_one_side_has_a_closed_form(
 ) -> None:
     """The SVD of K M, where C = M M^T; with a cross, of the kernel that answers best."""
     metric = metric_of(0, labels, crossed=crossed)
-    fit = cut(text).apply({"K": KERNEL}, ranks=rank, metric=metric)
+    fit = cut(text).apply({"K": KERNEL}, rank, metric=metric)
     check_claim(fit)
     d = prod(metric.sizes)
     factor = torch.linalg.cholesky(metric.covariance.reshape(d, d)).reshape(*metric.sizes, d)
@@ -295,8 +295,8 @@ def test_a_metric_on_one_side_has_a_closed_form(
 @pytest.mark.parametrize("form", ["factors", "svd"])
 def test_a_metric_across_the_cut_is_descended_in(text: str, metric: Metric, form: Any) -> None:
     entry = cut(text, form=form)
-    plain = entry.apply({"K": KERNEL}, ranks=2)
-    fit = entry.apply({"K": KERNEL}, ranks=2, metric=metric)
+    plain = entry.apply({"K": KERNEL}, 2)
+    fit = entry.apply({"K": KERNEL}, 2, metric=metric)
     check_claim(fit)
     assert fit.output_error is not None
     assert fit.output_error == pytest.approx(measured(fit.dense(), metric), rel=1e-9)
@@ -309,21 +309,21 @@ def test_a_metric_across_the_cut_is_descended_in(text: str, metric: Metric, form
 def test_ranks_and_labels_with_a_metric() -> None:
     metric = metric_of(0)
     entry = cut("out | in kh kw")
-    assert entry.apply({"K": KERNEL}, ranks=KeepFraction(0.5), metric=metric).network.sizes["r"] == 4
+    assert entry.apply({"K": KERNEL}, KeepFraction(0.5), metric=metric).network.sizes["r"] == 4
     matrix = unfolding(KERNEL, " ".join(SIZES), "out")
     bound = tail(matrix, 3) * 1.0001
-    assert entry.apply({"K": KERNEL}, ranks=RelativeError(bound), metric=metric).network.sizes["r"] == 3
-    budget = entry.apply({"K": KERNEL}, ranks=ParameterBudget(0.5), metric=metric)
+    assert entry.apply({"K": KERNEL}, RelativeError(bound), metric=metric).network.sizes["r"] == 3
+    budget = entry.apply({"K": KERNEL}, ParameterBudget(0.5), metric=metric)
     assert budget.parameters <= 0.5 * KERNEL.numel() < budget.parameters + 37
-    same = cut("o | i h w", of="K[o i h w]").apply({"K": KERNEL}, ranks=3, metric=metric)
-    named = entry.apply({"K": KERNEL}, ranks=3, metric=metric)
+    same = cut("o | i h w", of="K[o i h w]").apply({"K": KERNEL}, 3, metric=metric)
+    named = entry.apply({"K": KERNEL}, 3, metric=metric)
     assert all(torch.equal(same.values[name], value) for name, value in named.values.items())
     with refused(RuleError, "metric"):
-        cut("a b | c d", of="K[a b c d]").apply({"K": KERNEL}, ranks=2, metric=Metric(("x",), torch.eye(3)))
+        cut("a b | c d", of="K[a b c d]").apply({"K": KERNEL}, 2, metric=Metric(("x",), torch.eye(3)))
     with refused(RankError, "rank 8", "'r'", "1 to 7"):
-        entry.apply({"K": KERNEL}, ranks=8, metric=metric)
+        entry.apply({"K": KERNEL}, 8, metric=metric)
     metric = Metric(("in",), torch.eye(3), outputs=("out", "r"))
-    fit = cut("out r | in").apply(parse("K[out r in]"), {"K": KERNEL[..., 0]}, ranks=2, metric=metric)
+    fit = cut("out r | in").apply(parse("K[out r in]"), 2, values={"K": KERNEL[..., 0]}, metric=metric)
     assert str(fit.network) == "L[out:7 r:5 r_2:2] R[r_2 in:3]"
 
 
@@ -333,7 +333,7 @@ def test_ranks_and_labels_with_a_metric() -> None:
 def test_few_values_of_a_large_matrix_and_their_measured_error() -> None:
     matrix = gaussian(1030, 1100, seed=3).float()
     for dtype in (torch.float32, torch.float64):
-        fit = cut("out | in").apply({"K": matrix}, ranks=40, dtype=dtype)
+        fit = cut("out | in").apply({"K": matrix}, 40, dtype=dtype)
         check_claim(fit)
         values = torch.linalg.svdvals(matrix.double())
         least = float(values[40:].norm() / values.norm())
@@ -344,7 +344,7 @@ def test_few_values_of_a_large_matrix_and_their_measured_error() -> None:
 @pytest.mark.parametrize("rank", [3, KeepFraction(0.5), RelativeError(0.5), ParameterBudget(0.5)])
 def test_a_cut_in_float32(rank: Rank) -> None:
     half, full = (
-        cut("out kh | in kw").apply({"K": KERNEL}, ranks=rank, dtype=dtype) for dtype in (torch.float32, torch.float64)
+        cut("out kh | in kw").apply({"K": KERNEL}, rank, dtype=dtype) for dtype in (torch.float32, torch.float64)
     )
     check_claim(half)
     assert half.network == full.network

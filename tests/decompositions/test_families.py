@@ -322,8 +322,8 @@ def test_a_label_is_a_word() -> None:
 
 def test_groups_have_a_size_and_keep_their_constants() -> None:
     with refused(RuleError, "'tucker2 per group'", "'g'", "sizes="):
-        per_group(tucker2(TWO)).apply({"K": gaussian(12, 4, 3, 3)}, ranks={"a": 2, "b": 2})
+        per_group(tucker2(TWO)).apply({"K": gaussian(12, 4, 3, 3)}, {"a": 2, "b": 2})
     grouped = per_group(projection(TWO))
-    fit = grouped.apply({"K": gaussian(6, 4, 3, 3)}, sizes={"g": 2}, ranks={"c": 3, "d": 3})
+    fit = grouped.apply({"K": gaussian(6, 4, 3, 3)}, {"c": 3, "d": 3}, sizes={"g": 2})
     assert fit.relative_error < 1e-12
     assert dict(grouped.fixed) == {"P": "dct", "Q": "dct"}

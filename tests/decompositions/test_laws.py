@@ -41,7 +41,7 @@ class Example:
 
     def apply(self, ranks: Mapping[str, Rank] | Rank | None = None, **choices: Any) -> Fit:
         return self.rule.apply(
-            self.values, ranks=self.ranks if ranks is None else ranks, sizes=self.sizes, **{**QUICK, **choices}
+            self.values, self.ranks if ranks is None else ranks, sizes=self.sizes, **{**QUICK, **choices}
         )
 
     @property
@@ -120,9 +120,9 @@ def test_a_trace_gives_the_same_bits_again_also_from_a_file(example: Example, tm
 
 def test_many_are_as_good_as_one_at_a_time(example: Example) -> None:
     targets = [example.values, example.others]
-    together = example.rule.apply_many(targets, ranks=example.ranks, sizes=example.sizes, **QUICK)
+    together = example.rule.apply_many(targets, example.ranks, sizes=example.sizes, **QUICK)
     for values, fit in zip(targets, together, strict=True):
-        alone = example.rule.apply(values, ranks=example.ranks, sizes=example.sizes, **QUICK)
+        alone = example.rule.apply(values, example.ranks, sizes=example.sizes, **QUICK)
         assert fit.network == alone.network
         check_claim(fit)
         # starts that are side by side are swept until all of them stand still
@@ -150,14 +150,14 @@ def test_a_budget_cuts_a_basis_down() -> None:
     kernel = gaussian(6, 4, 3, 5, seed=3)
     entry = rules("out in kh kw")["dct"]
     for fraction in (0.2, 0.5, 0.9):
-        fit = entry.apply({"K": kernel}, ranks=ParameterBudget(fraction))
+        fit = entry.apply({"K": kernel}, ParameterBudget(fraction))
         check_claim(fit)
         assert 0.6 * fraction * 360 < fit.parameters <= fraction * 360
 
 
 def test_a_kernel_of_zeros_is_fitted_by_zeros(example: Example) -> None:
     zeros = {name: torch.zeros_like(value) for name, value in example.values.items()}
-    fit = example.rule.apply(zeros, ranks=example.ranks, sizes=example.sizes, **QUICK)
+    fit = example.rule.apply(zeros, example.ranks, sizes=example.sizes, **QUICK)
     assert fit.relative_error == 0
     assert not fit.dense().any()
     assert all(bool(core.isfinite().all()) for core in fit.values.values())
@@ -229,7 +229,7 @@ def test_tucker_and_train_are_near_the_best(axes: int, sweeps: int) -> None:
         ("tensor_train", math.sqrt(axes - 1), [labels[:count] for count in range(1, axes)]),
     ):
         entry = rules(labels)[name]
-        fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(entry.ranks, 2), sweeps=sweeps)
+        fit = entry.apply({"K": kernel}, dict.fromkeys(entry.ranks, 2), sweeps=sweeps)
         best = max(tail(unfolding(kernel, " ".join(labels), " ".join(side)), 2) for side in sides)
         assert best * (1 - 1e-12) <= fit.relative_error <= factor * best
 
@@ -239,7 +239,7 @@ def test_sweeps_only_take_from_the_error_of_the_svds() -> None:
     for name in ("tucker", "tucker2", "tensor_train", "hierarchical_tucker"):
         entry = rules("out in kh kw")[name]
         errors = [
-            entry.apply({"K": kernel}, ranks=dict.fromkeys(entry.ranks, 2), sweeps=sweeps).relative_error
+            entry.apply({"K": kernel}, dict.fromkeys(entry.ranks, 2), sweeps=sweeps).relative_error
             for sweeps in (0, 1, 5, 20)
         ]
         assert errors == sorted(errors, reverse=True)
@@ -249,10 +249,10 @@ def test_sweeps_only_take_from_the_error_of_the_svds() -> None:
 def test_a_cp_of_growing_rank_reaches_the_kernel() -> None:
     """Rank 1 at a time, each started from the last: the error only falls, and ends at 0 with the rank of the kernel."""
     values = PLANTED["cp"].planted(3)
-    fit = rule(CP).apply(values, ranks=1)
+    fit = rule(CP).apply(values, 1)
     errors = [fit.relative_error]
     for rank in range(2, 7):
-        fit = rule(CP).apply(values, ranks=rank, start=fit.values)
+        fit = rule(CP).apply(values, rank, start=fit.values)
         errors.append(fit.relative_error)
     assert all(after < before or after < 1e-10 for before, after in pairwise(errors))
     assert errors[0] > 0.3

@@ -75,7 +75,7 @@ def test_the_largest_components_stay_as_they_are(
     kept = set(norms.sort(descending=True, stable=True).indices[:rank].tolist())
     gap = float(norms.sort(descending=True).values[rank - 1 : rank + 1].diff().abs().sum()) if rank < size else 1.0
     assume(gap > 1e-6 * float(norms.max()))  # of two equal ones, either may stay
-    fit = drop_components(bond).apply(network, values, ranks=rank)
+    fit = drop_components(bond).apply(network, rank, values=values)
     assert fit.network.sizes[bond] == rank
     expected = held(network, values, bond, sorted(kept))
     there = {network.nodes[position].name for position in fit.trace.steps[0].place.nodes}
@@ -91,7 +91,7 @@ def test_the_largest_components_stay_as_they_are(
 def test_dropped_components_of_a_saved_trace(tmp_path: Path) -> None:
     text = "A[o:6 r:7] B[i:5 r] C[h:3 r] -> [o i h]"
     network, values = parse(text), values_of(text)
-    fit = drop_components("r").apply(network, values, ranks=RelativeError(0.6))
+    fit = drop_components("r").apply(network, RelativeError(0.6), values=values)
     fit.trace.check(values)
     fit.trace.save(tmp_path / "trace.json")
     again = load_trace(tmp_path / "trace.json").replay(values)
@@ -106,18 +106,18 @@ def test_ranks_of_dropped_components() -> None:
     errors = [relative(dense[order[rank:]].sum(0), dense.sum(0)) for rank in range(1, 8)]
     entry = drop_components("r")
     for rank in range(1, 8):
-        fit = entry.apply(network, values, ranks=rank)
+        fit = entry.apply(network, rank, values=values)
         check_claim(fit)
         assert fit.relative_error == pytest.approx(errors[rank - 1], abs=1e-12)
-    assert entry.apply(network, values, ranks=KeepFraction(0.5)).network.sizes["r"] == 4
+    assert entry.apply(network, KeepFraction(0.5), values=values).network.sizes["r"] == 4
     for bound in (0.9, 0.6, 0.3, 0.0):
         wanted = next(rank for rank, error in enumerate(errors, 1) if error <= bound + 1e-12)
-        assert entry.apply(network, values, ranks=RelativeError(bound)).network.sizes["r"] == wanted
+        assert entry.apply(network, RelativeError(bound), values=values).network.sizes["r"] == wanted
     for fraction in (0.2, 0.5, 0.99, 1):
-        fit = entry.apply(network, values, ranks=ParameterBudget(fraction))
+        fit = entry.apply(network, ParameterBudget(fraction), values=values)
         assert fit.network.sizes["r"] == int(fraction * parameters(network)) // 14
     with refused(RankError, "9", "14"):
-        entry.apply(network, values, ranks=ParameterBudget(0.1))
+        entry.apply(network, ParameterBudget(0.1), values=values)
 
 
 def test_components_of_networks_too_large_to_be_dense() -> None:
@@ -127,7 +127,7 @@ def test_components_of_networks_too_large_to_be_dense() -> None:
     network = Network(nodes, [f"x{n}" for n in range(count)], {"r": rank, **{f"x{n}": size for n in range(count)}})
     values = {f"A{n}": gaussian(size, rank, seed=n) for n in range(count)}
     entry = drop_components("r")
-    fit = entry.apply(network, values, ranks=3)
+    fit = entry.apply(network, 3, values=values)
     gram = torch.ones(rank, rank, dtype=torch.float64)
     for value in values.values():
         gram = gram * (value.mT @ value)
@@ -141,8 +141,8 @@ def test_bonds_of_loops_and_hyperedges(case: str, tmp_path: Path) -> None:
     text, ranks = LOOPS[case]
     network, values = parse(text), values_of(text)
     entry = truncate(" ".join(ranks))
-    begun = entry.apply(network, values, ranks=ranks, sweeps=0)
-    fit = entry.apply(network, values, ranks=ranks, sweeps=15)
+    begun = entry.apply(network, ranks, values=values, sweeps=0)
+    fit = entry.apply(network, ranks, values=values, sweeps=15)
     for each in (begun, fit):
         check_claim(each)
         assert each.report is not None
@@ -190,11 +190,11 @@ def test_no_rounding_is_worse_than_its_start(example: tuple[Network, dict[str, T
     ranks = {bond: data.draw(st.integers(1, network.sizes[bond])) for bond in bonds}
     entry = truncate(" ".join(bonds))
     try:
-        fit = entry.apply(network, values, ranks=ranks, sweeps=4)
+        fit = entry.apply(network, ranks, values=values, sweeps=4)
     except RankError:  # more than the bond can use
-        entry.apply(network, values, ranks=dict.fromkeys(bonds, 1), sweeps=0)
+        entry.apply(network, dict.fromkeys(bonds, 1), values=values, sweeps=0)
         return
-    begun = entry.apply(network, values, ranks=ranks, sweeps=0)
+    begun = entry.apply(network, ranks, values=values, sweeps=0)
     before, after = (each.trace.steps[0].relative_error for each in (begun, fit))
     assert after <= before * (1 + 1e-6) + 1e-10
     if len(fit.trace.steps[0].place.nodes) == len(network.nodes) and evaluate(network, values).abs().max() > 1e-9:
@@ -204,7 +204,7 @@ def test_no_rounding_is_worse_than_its_start(example: tuple[Network, dict[str, T
 def test_bonds_as_large_as_they_are_lose_nothing() -> None:
     for text, ranks in LOOPS.values():
         network, values = parse(text), values_of(text)
-        fit = truncate(" ".join(ranks)).apply(network, values, ranks={bond: network.sizes[bond] for bond in ranks})
+        fit = truncate(" ".join(ranks)).apply(network, {bond: network.sizes[bond] for bond in ranks}, values=values)
         assert fit.relative_error < 1e-12
 
 
@@ -218,7 +218,7 @@ def test_a_ring_of_low_rank_in_a_bad_gauge_is_found_again() -> None:
         "B": torch.einsum("piq,py,qx->yix", small["B"], back["p"].mT, mix["q"]),
         "C": torch.einsum("qhz,qx,zy->xhy", small["C"], back["q"].mT, mix["z"]),
     }
-    fit = truncate("z p q").apply(parse("A[z o p] B[p i q] C[q h z]"), values, ranks=dict.fromkeys("zpq", 2))
+    fit = truncate("z p q").apply(parse("A[z o p] B[p i q] C[q h z]"), dict.fromkeys("zpq", 2), values=values)
     assert fit.relative_error < 1e-8
 
 
@@ -226,7 +226,7 @@ def test_batched_bonds_reach_the_batched_svd() -> None:
     """One bond, one SVD for each value of the batch label: the descent ends there."""
     text = "A[g:3 o:4 b:4] B[g b i:5] -> [g o i]"
     values = values_of(text)
-    fit = truncate("b").apply(parse(text), values, ranks=2)
+    fit = truncate("b").apply(parse(text), 2, values=values)
     dense = evaluate(parse(text), values)
     tails = torch.linalg.svdvals(dense)[:, 2:]
     assert fit.relative_error == pytest.approx(float(tails.norm() / dense.norm()), rel=1e-3)
@@ -237,7 +237,7 @@ def test_batched_bonds_reach_the_batched_svd() -> None:
 def test_a_budget_for_all_bonds_named(case: str, fraction: float) -> None:
     text, ranks = LOOPS[case]
     network, values = parse(text), values_of(text)
-    fit = truncate(" ".join(ranks)).apply(network, values, ranks=ParameterBudget(fraction), sweeps=5)
+    fit = truncate(" ".join(ranks)).apply(network, ParameterBudget(fraction), values=values, sweeps=5)
     check_claim(fit)
     assert fit.parameters <= fraction * parameters(network)
     for bond in ranks:
@@ -250,9 +250,9 @@ def test_a_budget_for_all_bonds_named(case: str, fraction: float) -> None:
 def test_cp_is_cut_down_from_one_fit_to_the_next() -> None:
     """What the paper does to CP besides fitting it anew: the truncated one is never worse than dropping alone."""
     kernel = gaussian(6, 5, 3, 3)
-    cp = rule("K[o i h w] => A[o r] B[i r] C[h r] D[w r]").apply({"K": kernel}, ranks=12, sweeps=30)
+    cp = rule("K[o i h w] => A[o r] B[i r] C[h r] D[w r]").apply({"K": kernel}, 12, sweeps=30)
     dropped, truncated = (
-        cp.then(entry, ranks=6).trace.steps[1].relative_error for entry in (drop_components("r"), truncate("r"))
+        cp.then(entry, 6).trace.steps[1].relative_error for entry in (drop_components("r"), truncate("r"))
     )
     assert truncated < dropped
 
@@ -272,15 +272,15 @@ def test_what_dropping_components_refuses(
     text: str, bond: str, rank: Rank, error: type[TnalgebraError], facts: str
 ) -> None:
     with refused(error, *facts.split(";")):
-        drop_components(bond).apply(parse(text), values_of(text), ranks=rank)
+        drop_components(bond).apply(parse(text), rank, values=values_of(text))
 
 
 def test_what_has_no_values_no_bonds_or_no_singular_values() -> None:
     with refused(RuleError, "'A'"):
-        drop_components("r").apply(parse("A[i:3 r:2] B[r j:4]"), ranks=1)
+        drop_components("r").apply(parse("A[i:3 r:2] B[r j:4]"), 1)
     with refused(RuleError, "'a'", "one number"):
-        truncate("a").apply(parse("A[a:3 b:2] B[a b] -> []"), values_of("A[a:3 b:2] B[a b] -> []"), ranks=1)
+        truncate("a").apply(parse("A[a:3 b:2] B[a b] -> []"), 1, values=values_of("A[a:3 b:2] B[a b] -> []"))
     text, _ = LOOPS["CP"]
     for rank in (KeepFraction(0.5), RelativeError(0.1)):
         with refused(RankError, "'r'", "singular values"):
-            truncate("r").apply(parse(text), values_of(text), ranks=rank)
+            truncate("r").apply(parse(text), rank, values=values_of(text))

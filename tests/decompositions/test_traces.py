@@ -38,28 +38,28 @@ def recorded() -> dict[str, Fit]:
     matrices = {"A": MATRIX, "B": MATRIX.mT @ MATRIX, "C": MATRIX.mT.contiguous()}
     return {
         "two steps": two_steps(),
-        "exact": contract_bond.apply(chain, matrices, at=1).then(contract_bond),
-        "exact notation": rule("A[i b] B[b j] => B[b j] A[i b] -> [i j]").apply(chain, matrices, at=0),
-        "contraction": rule("A[i b] B[b j] => T[i j]", name="join").apply(chain, matrices, bind={"A": "B"}),
-        "cut": cut("out kh | in kw").apply({"K": KERNEL}, ranks=KeepFraction(0.5)),
-        "cut of named labels": cut("a c | b", of="K[a b c]").apply({"K": KERNEL[0]}, ranks=RelativeError(0.3)),
-        "cuts": cut("out | in kh kw").apply({"K": KERNEL}, ranks=4).then(cut("out kw | in kh", form="svd"), ranks=3),
-        "truncation": truncate("b").apply(chain, matrices, ranks=3).then(truncate("c"), ranks=2),
-        "sizes": BLOCKS.apply({"W": MATRIX}, sizes={"o1": np.int64(2), "i2": 2}, ranks={"p": np.int64(3)}),
-        "budget": TUCKER.apply({"K": KERNEL.float()}, ranks=ParameterBudget(0.4)),
-        "half": TUCKER.apply({"K": KERNEL.bfloat16()}, ranks={"a": KeepFraction(0.5), "b": RelativeError(0.1)}),
-        "ring": RING.apply({"K": KERNEL}, ranks={"z": 2, "p": 3, "q": 2, "s": 2}, seed=3, starts=2, sweeps=9),
-        "tied": rule("K[o i] => L[o r] L[i r]").apply({"K": MATRIX @ MATRIX.mT}, ranks=2, seed=1, starts=2),
-        "single": CP.apply({"K": KERNEL}, ranks=ParameterBudget(0.2), starts=2, sweeps=7, dtype=torch.float32),
-        "of the half": CP.apply({"K": KERNEL.half()}, ranks=2, starts=2, sweeps=5),
-        "disconnected": rule("K[o i h w] => A[o r] B[i r] C[h] D[w]").apply({"K": KERNEL}, ranks=KeepFraction(0.5)),
-        "basis": rule("K[o i h w] => D[c h] T[o i c w]", fixed={"D": "dct"}).apply({"K": KERNEL}, ranks=2),
-        "constant": CP.apply({"K": KERNEL}, ranks=3, starts=2, sweeps=9, fixed={"C": MATRIX[:3, :3] / 3}),
+        "exact": contract_bond.apply(chain, values=matrices, at=1).then(contract_bond),
+        "exact notation": rule("A[i b] B[b j] => B[b j] A[i b] -> [i j]").apply(chain, values=matrices, at=0),
+        "contraction": rule("A[i b] B[b j] => T[i j]", name="join").apply(chain, values=matrices, bind={"A": "B"}),
+        "cut": cut("out kh | in kw").apply({"K": KERNEL}, KeepFraction(0.5)),
+        "cut of named labels": cut("a c | b", of="K[a b c]").apply({"K": KERNEL[0]}, RelativeError(0.3)),
+        "cuts": cut("out | in kh kw").apply({"K": KERNEL}, 4).then(cut("out kw | in kh", form="svd"), 3),
+        "truncation": truncate("b").apply(chain, 3, values=matrices).then(truncate("c"), 2),
+        "sizes": BLOCKS.apply({"W": MATRIX}, {"p": np.int64(3)}, sizes={"o1": np.int64(2), "i2": 2}),
+        "budget": TUCKER.apply({"K": KERNEL.float()}, ParameterBudget(0.4)),
+        "half": TUCKER.apply({"K": KERNEL.bfloat16()}, {"a": KeepFraction(0.5), "b": RelativeError(0.1)}),
+        "ring": RING.apply({"K": KERNEL}, {"z": 2, "p": 3, "q": 2, "s": 2}, seed=3, starts=2, sweeps=9),
+        "tied": rule("K[o i] => L[o r] L[i r]").apply({"K": MATRIX @ MATRIX.mT}, 2, seed=1, starts=2),
+        "single": CP.apply({"K": KERNEL}, ParameterBudget(0.2), starts=2, sweeps=7, dtype=torch.float32),
+        "of the half": CP.apply({"K": KERNEL.half()}, 2, starts=2, sweeps=5),
+        "disconnected": rule("K[o i h w] => A[o r] B[i r] C[h] D[w]").apply({"K": KERNEL}, KeepFraction(0.5)),
+        "basis": rule("K[o i h w] => D[c h] T[o i c w]", fixed={"D": "dct"}).apply({"K": KERNEL}, 2),
+        "constant": CP.apply({"K": KERNEL}, 3, starts=2, sweeps=9, fixed={"C": MATRIX[:3, :3] / 3}),
         "constant basis": rule("K[o i h w] => A[o r] B[i r] C[r h] D[w r]").apply(
-            {"K": KERNEL}, ranks=2, starts=2, sweeps=9, fixed={"C": "dct"}
+            {"K": KERNEL}, 2, starts=2, sweeps=9, fixed={"C": "dct"}
         ),
-        "kept tensor": rule("A[i b] B[b j] => A[i b] L[b r] R[r j]").apply(chain, matrices, at=0, ranks=2, starts=2),
-        "fuse": rule("K[out in] => Fuse[out a b] Fuse[in c d] A[a c r] B[b d r]").apply({"K": MATRIX}, ranks=2),
+        "kept tensor": rule("A[i b] B[b j] => A[i b] L[b r] R[r j]").apply(chain, 2, values=matrices, at=0, starts=2),
+        "fuse": rule("K[out in] => Fuse[out a b] Fuse[in c d] A[a c r] B[b d r]").apply({"K": MATRIX}, 2),
         "no step": Fit(parse("K[a]"), {}, Trace(parse("K[a]"), ())),
         "no sizes": contract_bond.apply(parse("A[i b] B[b j]")),
     }
@@ -119,11 +119,11 @@ def kernels(draw: st.DrawFn) -> Tensor:
 def random_steps(kernel: Tensor, random: Random) -> Fit:
     """A Tucker form, sometimes its core as a train, sometimes a bond cut down, sometimes contracted back."""
     o, i = kernel.shape[:2]
-    fit = TUCKER.apply({"K": kernel}, ranks={"a": random.randint(1, o), "b": random.randint(1, i)}, sweeps=3)
+    fit = TUCKER.apply({"K": kernel}, {"a": random.randint(1, o), "b": random.randint(1, i)}, sweeps=3)
     if random.random() < 0.5:
-        fit = fit.then(TRAIN, bind={"G": "G"}, ranks={"p": KeepFraction(0.5), "q": RelativeError(0.5)}, sweeps=3)
+        fit = fit.then(TRAIN, {"p": KeepFraction(0.5), "q": RelativeError(0.5)}, bind={"G": "G"}, sweeps=3)
     if random.random() < 0.5:
-        fit = fit.then(truncate("a"), ranks=1, sweeps=3)
+        fit = fit.then(truncate("a"), 1, sweeps=3)
     if random.random() < 0.5:
         fit = fit.then(contract_bond, at=0)
     return fit
@@ -140,11 +140,11 @@ def test_a_replay_gives_the_same_bits(kernel: Tensor, random: Random) -> None:
 
 
 def test_a_trace_is_replayed_on_other_values() -> None:
-    fit = TUCKER.apply({"K": KERNEL}, ranks=ParameterBudget(0.4))
+    fit = TUCKER.apply({"K": KERNEL}, ParameterBudget(0.4))
     other = fit.trace.replay({"K": KERNEL.flip(0) ** 3})
     assert other.network == fit.network
     assert other.relative_error != pytest.approx(fit.relative_error, rel=0.01)
-    expected = TUCKER.apply({"K": KERNEL.flip(0) ** 3}, ranks=fit.trace.steps[0].change.ranks)
+    expected = TUCKER.apply({"K": KERNEL.flip(0) ** 3}, fit.trace.steps[0].change.ranks)
     assert same_bits(other.values, expected.values)
     with refused(ValuesError, "'o'", "'K'", "5", "7"):
         fit.trace.replay({"K": KERNEL.permute(1, 0, 2, 3)})
@@ -186,11 +186,11 @@ def nudged(network: Network, values: Mapping[str, Tensor]) -> Change:
 
 
 def test_check_names_the_first_step_that_breaks_its_promise() -> None:
-    fit = TUCKER.apply({"K": KERNEL}, ranks={"a": 3, "b": 4})
+    fit = TUCKER.apply({"K": KERNEL}, {"a": 3, "b": 4})
     values = {"K": KERNEL}
     fit.trace.check(values)
     with refused(RuleError, "step 2", "double", "exact"):
-        fit.then(lying("double", "exact", doubled)).then(truncate("a"), ranks=2).trace.check(values)
+        fit.then(lying("double", "exact", doubled)).then(truncate("a"), 2).trace.check(values)
     with refused(RuleError, "step 2", "double", "error of 0", "true"):
         fit.then(lying("double", "approximate", doubled)).trace.check(values)
     with refused(RuleError, "step 2", "nudge", "exact"):
@@ -212,7 +212,7 @@ def test_check_compares_with_what_the_trace_says(tmp_path: Path) -> None:
 
 
 def test_a_trace_of_a_rule_without_a_description_cannot_be_saved(tmp_path: Path) -> None:
-    fit = HALVES.apply({"K": MATRIX}, ranks=2).then(lying("double", "exact", doubled))
+    fit = HALVES.apply({"K": MATRIX}, 2).then(lying("double", "exact", doubled))
     with refused(RuleError, "'double'", "tn.rule"):
         fit.trace.save(tmp_path / "trace.json")
     assert not list(tmp_path.iterdir())
@@ -281,7 +281,7 @@ def test_a_file_that_is_not_a_trace_is_refused(content: Any, facts: str, tmp_pat
 def test_the_step_those_files_are_made_of_is_right(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     path.write_text(json.dumps({"start": "K[o:6 i:8]", "steps": [STEP]}))
-    assert same_bits(load_trace(path).replay({"K": MATRIX}).values, HALVES.apply({"K": MATRIX}, ranks=2).values)
+    assert same_bits(load_trace(path).replay({"K": MATRIX}).values, HALVES.apply({"K": MATRIX}, 2).values)
 
 
 def test_huge_binary_and_missing_files_are_refused(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_huge_binary_and_missing_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_file_with_flipped_bytes_is_a_trace_or_an_error_of_the_package(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
-    two_steps().then(truncate("p"), ranks=1).then(contract_bond, at=0).then(cut("o h | i w"), ranks=2).trace.save(path)
+    two_steps().then(truncate("p"), 1).then(contract_bond, at=0).then(cut("o h | i w"), 2).trace.save(path)
     original = path.read_bytes()
     random = Random(0)
     valid = 0

@@ -68,7 +68,7 @@ def test_a_truncated_bond_is_the_svd_across_it(example: tuple[Network, dict[str,
     network, values = example
     bond = data.draw(st.sampled_from([label for label in carriers(network) if label.startswith("b")]))
     rank = data.draw(st.one_of(st.just(1), st.just(KeepFraction(0.5)), st.just(RelativeError(0.3))))
-    fit = truncate(bond).apply(network, values, ranks={bond: rank})
+    fit = truncate(bond).apply(network, {bond: rank}, values=values)
     dense = evaluate(network, values)
     _, rows = next(sides_of(network, bond))
     matrix = unfolding(dense, " ".join(network.output), rows)
@@ -95,7 +95,7 @@ def test_a_bond_of_full_rank_loses_nothing(example: tuple[Network, dict[str, Ten
     network, values = example
     fit = Fit(network, values, Trace(network, ()))
     for bond in [label for label in carriers(network) if label.startswith("b")]:
-        fit = fit.then(truncate(bond), ranks=KeepFraction(1))
+        fit = fit.then(truncate(bond), KeepFraction(1))
     dense = evaluate(network, values)
     assert ((fit.dense() - dense).abs() <= 1e-11 * magnitude(network, values).max()).all()
 
@@ -104,7 +104,7 @@ def test_truncating_leaves_what_does_not_hang_together_with_the_bond() -> None:
     """Hyperedges, ties, loops and reserved nodes are no hindrance elsewhere."""
     text = "A[i:4 b:3] B[b j:5] C[r:2 x:3] D[r y:2] E[r] F[z:2 z] F[u:2 v:2] Conv[p:5 q k:2] -> [i j x y u v q]"
     values = values_of(text)
-    fit = truncate("b").apply(parse(text), values, ranks=2)
+    fit = truncate("b").apply(parse(text), 2, values=values)
     assert {name for name in values if not torch.equal(values[name], fit.values[name])} == {"A", "B"}
     check_claim(fit)
     assert fit.trace.steps[0].relative_error == pytest.approx(tail((values["A"] @ values["B"]).numpy(), 2))
@@ -114,8 +114,8 @@ def test_truncating_leaves_what_does_not_hang_together_with_the_bond() -> None:
 def test_a_long_train_is_cut_down_bond_by_bond() -> None:
     text = "A[i:4 b:4] B[b j:5 c:9] C[c k:3 d:6] D[d l:6] -> [i j k l]"
     values = values_of(text)
-    fit = truncate("c").apply(parse(text), values, ranks=9)
-    fit = fit.then(truncate("b"), ranks=2).then(truncate("d"), ranks=3)
+    fit = truncate("c").apply(parse(text), 9, values=values)
+    fit = fit.then(truncate("b"), 2).then(truncate("d"), 3)
     assert str(fit.network) == "A[i:4 b:2] B[b j:5 c:9] C[c k:3 d:3] D[d l:6]"
     first, *rest = [step.relative_error for step in fit.trace.steps]
     assert first < 1e-12
@@ -131,7 +131,7 @@ def test_several_bonds_of_a_tree(example: tuple[Network, dict[str, Tensor]], dat
     dense = evaluate(network, values)
     matrices = {bond: unfolding(dense, " ".join(network.output), next(sides_of(network, bond))[1]) for bond in bonds}
     rank = data.draw(st.sampled_from((1, KeepFraction(0.5), RelativeError(0.3))))
-    fit = truncate(" ".join(bonds)).apply(network, values, ranks=dict.fromkeys(bonds, rank))
+    fit = truncate(" ".join(bonds)).apply(network, dict.fromkeys(bonds, rank), values=values)
     check_claim(fit)
     assert [(node.name, node.labels) for node in fit.network.nodes] == [(n.name, n.labels) for n in network.nodes]
     if not dense.any():
@@ -147,9 +147,9 @@ def test_several_bonds_of_a_tree(example: tuple[Network, dict[str, Tensor]], dat
 def test_the_order_of_ranks_is_that_of_the_spectra_before() -> None:
     """A fraction counts the values a bond has before the others are cut down."""
     text = "A[i:4 b:4] B[b j:5 c:6] C[c k:6] -> [i j k]"
-    fit = truncate("b c").apply(parse(text), values_of(text), ranks={"b": 1, "c": KeepFraction(0.5)})
+    fit = truncate("b c").apply(parse(text), {"b": 1, "c": KeepFraction(0.5)}, values=values_of(text))
     assert fit.network.sizes["c"] == 3
-    fit = truncate("b c").apply(parse(text), values_of(text), ranks={"b": 1, "c": 6})
+    fit = truncate("b c").apply(parse(text), {"b": 1, "c": 6}, values=values_of(text))
     assert fit.network.sizes["c"] == 5  # one value of b and five of j
 
 
@@ -161,16 +161,16 @@ def test_a_budget_of_a_trees_bonds(example: tuple[Network, dict[str, Tensor]], f
     entry = truncate(" ".join(bonds))
     if least > fraction * parameters(network):
         with pytest.raises(RankError, match=str(least)):
-            entry.apply(network, values, ranks=ParameterBudget(fraction))
+            entry.apply(network, ParameterBudget(fraction), values=values)
         return
-    fit = entry.apply(network, values, ranks=ParameterBudget(fraction))
+    fit = entry.apply(network, ParameterBudget(fraction), values=values)
     check_claim(fit)
     assert fit.parameters <= fraction * parameters(network)
 
 
 def test_bonds_of_trees_that_nothing_joins() -> None:
     text = "A[i:4 b:3] B[b j:5] C[k:6 c:4] D[c l:5] -> [i k l j]"
-    fit = truncate("c b").apply(parse(text), values_of(text), ranks={"b": 2, "c": 3})
+    fit = truncate("c b").apply(parse(text), {"b": 2, "c": 3}, values=values_of(text))
     check_claim(fit)
     assert fit.trace.steps[0].place.nodes == (0, 1, 2, 3)
 
@@ -206,7 +206,7 @@ def test_the_error_of_a_long_train_needs_no_dense_tensor() -> None:
 )
 def test_bonds_that_cannot_be_truncated(text: str, bond: str, facts: str) -> None:
     with refused(RuleError, *facts.split(";")):
-        truncate(bond).apply(parse(text), values_of(text), ranks=1)
+        truncate(bond).apply(parse(text), 1, values=values_of(text))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_ranks_of_a_truncation(
     """A bond of 5 values between 3 rows and 4 columns has 3 singular values."""
     text = "A[i:3 b:5] B[b c:4] C[c j:4]"
     with refused(error, *facts.split(";")):
-        truncate(bonds).apply(parse(text), values_of(text), ranks=ranks)
+        truncate(bonds).apply(parse(text), ranks, values=values_of(text))
 
 
 def test_bonds_are_words_each_once() -> None:
@@ -237,4 +237,4 @@ def test_bonds_are_words_each_once() -> None:
         with refused(RuleError, "bonds"):
             truncate(text)
     with refused(RuleError, "'A'"):
-        truncate("b").apply(parse("A[i:3 b:3] B[b j:3]"), ranks=2)
+        truncate("b").apply(parse("A[i:3 b:3] B[b j:3]"), 2)

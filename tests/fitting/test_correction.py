@@ -196,7 +196,7 @@ def test_zeros_and_types(dtype: torch.dtype) -> None:
 def test_a_network_within_a_tolerance_of_itself(text: str, tolerance: float, tmp_path: Path) -> None:
     network = parse(text)
     values = {name: 1e3 * value for name, value in values_of(text).items()}
-    fit = correct_degeneracy(tolerance).apply(network, values, sweeps=20)
+    fit = correct_degeneracy(tolerance).apply(network, values=values, sweeps=20)
     check_claim(fit)
     assert fit.network == network
     assert fit.relative_error <= tolerance
@@ -217,7 +217,7 @@ def test_a_network_within_a_tolerance_of_itself(text: str, tolerance: float, tmp
 def test_types_and_windows_of_a_corrected_network() -> None:
     text = "A[x:6 r:3] B[i:5 r] C[h:3 r] Conv[x y k:3] -> [y k i h]"
     values = {name: value.float() for name, value in values_of(text).items()}
-    fit = correct_degeneracy(0.1).apply(parse(text), values)
+    fit = correct_degeneracy(0.1).apply(parse(text), values=values)
     assert fit.relative_error <= 0.1
     assert {value.dtype for value in fit.values.values()} == {torch.float32}
 
@@ -229,11 +229,11 @@ def test_what_a_correction_refuses() -> None:
             correct_degeneracy(tolerance)  # type: ignore[arg-type]
 
     def apply(network: Network, values: dict[str, Tensor]) -> None:
-        correct_degeneracy().apply(network, values)
+        correct_degeneracy().apply(network, values=values)
 
     with refused(RuleError, "'A'"):
-        apply(parse("A[i:3 r:2] B[r j:4]"), {})
+        apply(parse("A[i:3 r:2] B[r j:4]"), values={})
     with refused(RuleError, "open labels"):
-        apply(parse("A[r:2] B[r]"), values_of("A[r:2] B[r]"))
+        apply(parse("A[r:2] B[r]"), values=values_of("A[r:2] B[r]"))
     with refused(RuleError, "'B'", "'x'"):
-        apply(parse("A[i:3 r:2] B[r x:2 x]"), values_of("A[i:3 r:2] B[r x:2 x]"))
+        apply(parse("A[i:3 r:2] B[r x:2 x]"), values=values_of("A[i:3 r:2] B[r x:2 x]"))

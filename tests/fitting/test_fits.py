@@ -84,11 +84,11 @@ def test_a_cut_with_all_coupled_labels_on_one_core_is_the_whitened_svd(text: str
     metric = metric_of(0)
     matrix = KERNEL.reshape(7, -1).numpy() @ np.linalg.cholesky(metric.covariance.reshape(30, 30).numpy())
     for rank in (1, 3, 6):
-        fit = rule(text).apply({"K": KERNEL}, ranks={"r": rank}, metric=metric)
+        fit = rule(text).apply({"K": KERNEL}, {"r": rank}, metric=metric)
         check_claim(fit)
         assert fit.output_error == pytest.approx(tail(matrix, rank), rel=1e-9)
         assert fit.output_error == pytest.approx(measured(fit.dense(), metric), rel=1e-9)
-        plain = rule(text).apply({"K": KERNEL}, ranks={"r": rank})
+        plain = rule(text).apply({"K": KERNEL}, {"r": rank})
         assert fit.output_error < measured(plain.dense(), metric)
         assert fit.relative_error > plain.relative_error
 
@@ -97,7 +97,7 @@ def test_a_train_with_a_core_of_the_coupled_label_at_its_end() -> None:
     """Coupled is `in` alone: it stands on one core of a tree, which takes the metric up."""
     metric = metric_of(3, "in")
     entry = rule("K[out in kh kw] => A[out p] B[p kh kw q] C[q in]")
-    fit = entry.apply({"K": KERNEL}, ranks={"p": 7, "q": 2}, metric=metric)
+    fit = entry.apply({"K": KERNEL}, {"p": 7, "q": 2}, metric=metric)
     check_claim(fit)
     factor = np.linalg.cholesky(metric.covariance.numpy())
     rows = unfolding(KERNEL, "out in kh kw", "out kh kw") @ factor
@@ -123,8 +123,8 @@ def test_a_fit_in_a_metric_is_better_there_than_one_without(name: str, kind: str
     metric = (
         metric_of(3, "in") if kind == "of in" else metric_of(1, grouped=kind == "grouped", crossed=kind == "crossed")
     )
-    plain = rule(text).apply({"K": KERNEL}, ranks=ranks, seed=4, starts=2)
-    fit = rule(text).apply({"K": KERNEL}, ranks=ranks, metric=metric, seed=4, starts=2)
+    plain = rule(text).apply({"K": KERNEL}, ranks, seed=4, starts=2)
+    fit = rule(text).apply({"K": KERNEL}, ranks, metric=metric, seed=4, starts=2)
     check_claim(fit)
     assert fit.output_error is not None
     assert fit.output_error == pytest.approx(measured(fit.dense(), metric), rel=1e-6)
@@ -138,7 +138,7 @@ def test_a_cross_makes_up_for_what_is_wrong_before(rank: int) -> None:
     metric = metric_of(5, crossed=True)
     assert metric.cross is not None
     assert metric.power is not None
-    fit = rule("K[out in kh kw] => L[out r] R[r in kh kw]").apply({"K": KERNEL}, ranks={"r": rank}, metric=metric)
+    fit = rule("K[out in kh kw] => L[out r] R[r in kh kw]").apply({"K": KERNEL}, {"r": rank}, metric=metric)
     check_claim(fit)
     factor = np.linalg.cholesky(metric.covariance.reshape(30, 30).numpy())
     whitened = np.linalg.solve(factor, metric.cross.reshape(7, 30).numpy().T).T
@@ -168,8 +168,8 @@ def test_a_metric_is_split_where_its_labels_are(text: str, grouped: bool, crosse
     )
     entry = rule(text)
     ranks = dict.fromkeys(entry.ranks, 2)
-    plain = entry.apply({"K": KERNEL8}, ranks=ranks, starts=2)
-    fit = entry.apply({"K": KERNEL8}, ranks=ranks, metric=metric, starts=2)
+    plain = entry.apply({"K": KERNEL8}, ranks, starts=2)
+    fit = entry.apply({"K": KERNEL8}, ranks, metric=metric, starts=2)
     check_claim(fit)
     assert fit.output_error == pytest.approx(measured(fit.dense(), metric, KERNEL8), rel=1e-6)
     assert fit.output_error < measured(plain.dense(), metric, KERNEL8)
@@ -180,8 +180,8 @@ def test_a_metric_of_ones_changes_nothing() -> None:
     metric = Metric(("in", "kh", "kw"), torch.eye(30, dtype=torch.float64).reshape(5, 3, 2, 5, 3, 2))
     for name in ("cut across", "tucker", "cp", "ring", "depthwise"):
         text, ranks = OTHERS[name]
-        plain = rule(text).apply({"K": KERNEL}, ranks=ranks, starts=2)
-        fit = rule(text).apply({"K": KERNEL}, ranks=ranks, metric=metric, starts=2)
+        plain = rule(text).apply({"K": KERNEL}, ranks, starts=2)
+        fit = rule(text).apply({"K": KERNEL}, ranks, metric=metric, starts=2)
         assert fit.output_error == pytest.approx(fit.relative_error, rel=1e-9)
         assert fit.relative_error <= plain.relative_error * (1 + 1e-9)
 
@@ -190,12 +190,12 @@ def test_metrics_of_many_kernels() -> None:
     entry = rule("K[out in kh kw] => L[out r] R[r in kh kw]")
     metrics = [metric_of(seed) for seed in range(3)]
     kernels = [{"K": KERNEL}, {"K": KERNEL.flip(0)}, {"K": KERNEL * 3}]
-    for kernel, metric, fit in zip(kernels, metrics, entry.apply_many(kernels, metrics=metrics, ranks=2), strict=True):
-        alone = entry.apply(kernel, metric=metric, ranks=2)
+    for kernel, metric, fit in zip(kernels, metrics, entry.apply_many(kernels, 2, metrics=metrics), strict=True):
+        alone = entry.apply(kernel, 2, metric=metric)
         torch.testing.assert_close(fit.dense(), alone.dense(), rtol=1e-9, atol=1e-9)
         assert fit.output_error == pytest.approx(alone.output_error, rel=1e-9)
     with refused(RuleError, "2", "3", "metrics"):
-        entry.apply_many(kernels, metrics=metrics[:2], ranks=2)
+        entry.apply_many(kernels, 2, metrics=metrics[:2])
 
 
 def test_a_ridge_for_a_metric_in_the_rules_own_labels() -> None:
@@ -213,7 +213,7 @@ def test_a_ridge_for_a_metric_in_the_rules_own_labels() -> None:
 def test_the_dense_tensor_has_the_reported_error(dtype: torch.dtype) -> None:
     """To the rounding of the result: cores that cancel are contracted in float64."""
     kernel = gaussian(6, 5, 3, 3, seed=5).to(dtype)
-    fit = rule("K[o i h w] => A[o r] B[i r] C[h r] D[w r]").apply({"K": kernel}, ranks={"r": 7})
+    fit = rule("K[o i h w] => A[o r] B[i r] C[h r] D[w r]").apply({"K": kernel}, {"r": 7})
     difference = torch.linalg.vector_norm(fit.dense().double() - kernel.double())
     measured = float(difference / torch.linalg.vector_norm(kernel.double()))
     assert measured == pytest.approx(fit.relative_error, rel=4 * torch.finfo(dtype).eps)

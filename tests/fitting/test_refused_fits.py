@@ -34,7 +34,7 @@ WHITE = Metric(("in",), torch.eye(5, dtype=torch.float64))
 
 
 def cp(kernel: Any = KERNEL, ranks: Any = 2, **choices: Any) -> Fit:
-    return CANONICAL.apply({"K": kernel}, ranks=ranks, **{**QUICK, **choices})
+    return CANONICAL.apply({"K": kernel}, ranks, **{**QUICK, **choices})
 
 
 def ring(kernel: Tensor = KERNEL, **choices: Any) -> Fit:
@@ -42,7 +42,7 @@ def ring(kernel: Tensor = KERNEL, **choices: Any) -> Fit:
 
 
 def kronecker(sizes: Any) -> Fit:
-    return KRONECKER.apply({"K": gaussian(6, 8)}, sizes=sizes, ranks=2)
+    return KRONECKER.apply({"K": gaussian(6, 8)}, 2, sizes=sizes)
 
 
 def start(**cores: Tensor) -> dict[str, Tensor]:
@@ -57,14 +57,14 @@ Refusal = tuple[Callable[[], object], type[TnalgebraError], str]
 """A call, the class of its error, and facts, separated by ';'."""
 
 RIGHT_SIDES: list[Refusal] = [
-    (lambda: rule("K[o i] => L[o r] R[r i] M[x y]").apply({"K": MATRIX}, ranks={"r": 2}), RankError, "'x', 'y';ranks="),
+    (lambda: rule("K[o i] => L[o r] R[r i] M[x y]").apply({"K": MATRIX}, {"r": 2}), RankError, "'x', 'y';ranks="),
     (lambda: rule("K[o i] => Fuse[x a b] L[o a] R[b i]").apply({"K": MATRIX}), RankError, "'x', 'a', 'b'"),
     (lambda: rule("K[o i] => L[o r] R[r i] -> [o]"), RuleError, "open labels;o i"),
     (lambda: rule("K[o i] => L[o r] R[r j]"), NetworkError, "'i'"),
     (lambda: rule("K[o i] => L[o r] R[r i] -> [i o]"), RuleError, "order"),
-    (lambda: SYMMETRIC.apply({"K": MATRIX}, ranks=2), RuleError, "'symmetric';K[o:7 i:5]"),
+    (lambda: SYMMETRIC.apply({"K": MATRIX}, 2), RuleError, "'symmetric';K[o:7 i:5]"),
     (
-        lambda: TUCKER.apply({"K": KERNEL}, ranks={"a": 2, "b": 2}, fixed=dict(zip("UGV", CONSTANT, strict=True))),
+        lambda: TUCKER.apply({"K": KERNEL}, {"a": 2, "b": 2}, fixed=dict(zip("UGV", CONSTANT, strict=True))),
         RuleError,
         "U G V",
     ),
@@ -83,12 +83,12 @@ BONDS: list[Refusal] = [
     (lambda: cp(ranks=0), RankError, "rank 0;'r';1 to 210"),
     (lambda: ring(ranks={**RANKS, "z": -1}), RankError, "rank -1;'z';1 to 210"),
     (lambda: cp(ranks=10**12), RankError, "1000000000000;'r'"),
-    (lambda: SYMMETRIC.apply({"K": SQUARE}, ranks=10**7), RankError, "10000000;'r';1 to 25"),
+    (lambda: SYMMETRIC.apply({"K": SQUARE}, 10**7), RankError, "10000000;'r';1 to 25"),
     (lambda: cp(ranks={"r": [2]}), RankError, "'r';[2]"),
     (lambda: cp(ranks=KeepFraction(0.5)), RankError, "'r';4 tensors;keep 0.5"),
     (lambda: ring(ranks={**RANKS, "z": RelativeError(0.1)}), RankError, "'z';loop;error 0.1"),
-    (lambda: SYMMETRIC.apply({"K": SQUARE}, ranks=KeepFraction(0.5)), RankError, "'r';twice"),
-    (lambda: COSINES.apply({"K": KERNEL}, ranks=4), RankError, "rank 4;'c';1 to 3"),
+    (lambda: SYMMETRIC.apply({"K": SQUARE}, KeepFraction(0.5)), RankError, "'r';twice"),
+    (lambda: COSINES.apply({"K": KERNEL}, 4), RankError, "rank 4;'c';1 to 3"),
     (lambda: cp(ranks=ParameterBudget(0.01)), RankError, "ParameterBudget(fraction=0.01);2;17;0.081"),
 ]
 
@@ -155,14 +155,14 @@ def test_a_kernel_of_zeros(metric: Metric | None) -> None:
     for fit in (
         cp(zeros, metric=metric),
         ring(zeros, metric=metric),
-        TUCKER.apply({"K": zeros}, ranks={"a": 2, "b": 2}, metric=metric),
+        TUCKER.apply({"K": zeros}, {"a": 2, "b": 2}, metric=metric),
         cp(zeros, metric=metric, fixed={"C": gaussian(3, 2)}),
     ):
         check_claim(fit)
         assert fit.relative_error == 0
         assert torch.equal(fit.dense(), zeros)
         assert fit.output_error in (None, 0)
-    symmetric = SYMMETRIC.apply({"K": zeros[:5, :, 0, 0]}, ranks=2)
+    symmetric = SYMMETRIC.apply({"K": zeros[:5, :, 0, 0]}, 2)
     assert symmetric.relative_error == 0
 
 
@@ -174,10 +174,10 @@ def test_huge_and_tiny_kernels(scale: float, metric: Metric | None) -> None:
         plain, fit = apply(metric=metric), apply(KERNEL * scale, metric=metric)
         assert fit.relative_error == pytest.approx(plain.relative_error, rel=1e-3 if scale < 1e-307 else 1e-9)
         assert all(bool(core.isfinite().all()) for core in fit.values.values())
-    tree = TUCKER.apply({"K": KERNEL * scale}, ranks=ParameterBudget(0.5), metric=metric)
+    tree = TUCKER.apply({"K": KERNEL * scale}, ParameterBudget(0.5), metric=metric)
     assert tree.relative_error < 1
     low = gaussian(5, 2, seed=3)
-    assert SYMMETRIC.apply({"K": low @ low.T * min(scale, 1e299)}, ranks=2).relative_error < 1e-2
+    assert SYMMETRIC.apply({"K": low @ low.T * min(scale, 1e299)}, 2).relative_error < 1e-2
 
 
 def test_a_huge_kernel_is_fitted_in_single_precision() -> None:
@@ -213,7 +213,7 @@ def test_starts_that_are_smaller_or_nothing() -> None:
         fit = cp(start=begun)
         check_claim(fit)
         assert fit.relative_error <= 1
-    still = SYMMETRIC.apply({"K": gaussian(5, 5)}, ranks=2, start={"L": torch.zeros(5, 2)})
+    still = SYMMETRIC.apply({"K": gaussian(5, 5)}, 2, start={"L": torch.zeros(5, 2)})
     assert still.relative_error <= 1
 
 

@@ -51,7 +51,7 @@ def test_each_value_of_a_batch_has_its_own_svd(name: str, kernel: Tensor) -> Non
     found = matrices(kernel, batch, rows)
     rank = min(rank, *found[0].shape)
     ranks = {"r": 2, "s": 2} if name == "two bonds" else dict.fromkeys(entry.ranks, rank)
-    fit = entry.apply({"K": kernel}, ranks=ranks)
+    fit = entry.apply({"K": kernel}, ranks)
     check_claim(fit)
     assert fit.relative_error == pytest.approx(left_over(found, rank), rel=1e-8, abs=1e-10)
 
@@ -78,16 +78,16 @@ def test_three_cores_with_a_batch_label_on_two(seed: int) -> None:
     entry = rule("K[o i h w] => A[o i p] B[o p h q] C[q w]")
     kernel = gaussian(6, 5, 3, 4, seed=seed)
     bounds = three_cores(kernel, 2)
-    plain = entry.apply({"K": kernel}, ranks={"p": 2, "q": 2}, sweeps=0)
+    plain = entry.apply({"K": kernel}, {"p": 2, "q": 2}, sweeps=0)
     check_claim(plain)
     assert max(bounds) <= plain.relative_error <= math.hypot(*bounds) * (1 + 1e-12)
-    swept = entry.apply({"K": kernel}, ranks={"p": 2, "q": 2})
+    swept = entry.apply({"K": kernel}, {"p": 2, "q": 2})
     check_claim(swept)
     assert max(bounds) <= swept.relative_error < plain.relative_error
-    assert entry.apply({"K": kernel}, ranks={"p": 5, "q": 4}).relative_error < 1e-10
-    one = entry.apply({"K": kernel}, ranks={"p": 2, "q": 4}, sweeps=0).relative_error
+    assert entry.apply({"K": kernel}, {"p": 5, "q": 4}).relative_error < 1e-10
+    one = entry.apply({"K": kernel}, {"p": 2, "q": 4}, sweeps=0).relative_error
     assert one == pytest.approx(bounds[0], rel=1e-10)
-    other = entry.apply({"K": kernel}, ranks={"p": 5, "q": 2}, sweeps=0).relative_error
+    other = entry.apply({"K": kernel}, {"p": 5, "q": 2}, sweeps=0).relative_error
     assert other == pytest.approx(bounds[1], rel=1e-10)
 
 
@@ -96,13 +96,13 @@ def test_ranks_of_a_batched_bond_count_the_singular_values_of_all_its_matrices()
     kernel = gaussian(6, 5, 3, 2, seed=1)
     found = matrices(kernel, "o", "i")
     together = np.linalg.norm([np.linalg.svd(matrix, compute_uv=False) for matrix in found], axis=0)
-    half = entry.apply({"K": kernel}, ranks=KeepFraction(0.5))
+    half = entry.apply({"K": kernel}, KeepFraction(0.5))
     assert half.network.sizes["r"] == round(0.5 * len(together))
-    error = entry.apply({"K": kernel}, ranks=RelativeError(0.4))
+    error = entry.apply({"K": kernel}, RelativeError(0.4))
     fewest = next(rank for rank in range(1, 6) if np.linalg.norm(together[rank:]) <= 0.4 * np.linalg.norm(together))
     assert error.network.sizes["r"] == fewest
     assert error.relative_error <= 0.4
-    budget = entry.apply({"K": kernel}, ranks=ParameterBudget(0.8))
+    budget = entry.apply({"K": kernel}, ParameterBudget(0.8))
     assert budget.network.sizes["r"] == math.floor(0.8 * 180) // (6 * 5 + 6 * 6)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.refusals import refused
-from tnalgebra.decompositions.catalogue import resolve
+from tnalgebra.decompositions.catalogue import read_rewrite
 from tnalgebra.decompositions.cuts import cut
 from tnalgebra.errors import LayerError, RankError, RuleError, StudyError, ValuesError
 from tnalgebra.model.budget import Divergence, Planned, fit_planned, plan_budget
@@ -69,7 +69,7 @@ def test_the_divergence_is_that_of_the_network_with_one_layer_replaced() -> None
     model = network()
     reference = torch.cat([model(batch) for batch in inputs()]).double().log_softmax(1)
     twin = copy.deepcopy(model)
-    fit = CUT.apply({"K": model[2].weight}, ranks=4)
+    fit = CUT.apply({"K": model[2].weight}, 4)
     with torch.no_grad():
         twin[2].weight.copy_(fit.dense())
         outputs = torch.cat([twin(batch) for batch in inputs()]).double().log_softmax(1)
@@ -104,7 +104,8 @@ def test_each_norm_serves_the_output_better_than_the_one_before() -> None:
 def test_rules_of_several_kinds_are_chosen_from() -> None:
     model = network()
     offered = {
-        name: [resolve(given, "out in kh kw") for given in ("out | in kh kw", "cp", "tucker2")] for name in ("2", "4")
+        name: [read_rewrite(given, "out in kh kw") for given in ("out | in kh kw", "cp", "tucker2")]
+        for name in ("2", "4")
     }
     (plan,) = plan_budget(model, offered, [0.5], seed=3)
     best = {name: planned.rule for name, planned in plan.items()}

@@ -25,9 +25,9 @@ def test_each_is_what_its_rule_gives_and_the_nearest_comes_first() -> None:
     assert len(errors) == 4
     assert errors == sorted(errors)
     assert all(row.fit is not None and row.fit.parameters <= kernel.numel() / 2 for row in found.rows)
-    alone = cut("out kh | in kw").apply({"K": kernel}, ranks=ParameterBudget(0.5))
+    alone = cut("out kh | in kw").apply({"K": kernel}, ParameterBudget(0.5))
     assert found["out kh | in kw"].relative_error == pytest.approx(alone.relative_error, abs=1e-12)
-    assert torch.equal(found["my_ring"].dense(), RING.apply({"K": kernel}, ranks=ParameterBudget(0.5)).dense())
+    assert torch.equal(found["my_ring"].dense(), RING.apply({"K": kernel}, ParameterBudget(0.5)).dense())
 
 
 def test_the_table_has_a_line_each_and_says_what_could_not_be_made() -> None:

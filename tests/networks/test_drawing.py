@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tests.refusals import refused
 from tests.strategies import networks
 from tnalgebra.errors import NetworkError
-from tnalgebra.networks import Conv, NamedTensor, Network, draw, parse
+from tnalgebra.networks import Conv, NamedTensor, Network, parse
 from tnalgebra.networks.drawing.labels import bezier
 from tnalgebra.networks.drawing.layout import LARGEST_DRAWING, Layout, layout
 
@@ -189,7 +189,7 @@ def test_network_too_large_to_draw() -> None:
     network = parse(" ".join(f"v{k}[i]" for k in range(LARGEST_DRAWING + 1)))
     assert written(network._repr_svg_()) == ["a network of 121 nodes: too large to draw"]
     with refused(NetworkError, "121 nodes", "at most 120"):
-        draw(network)
+        network.draw()
 
 
 # Where things are --------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_a_hyperedge_without_a_place_stands_amid_its_carriers() -> None:
 )
 def test_places_that_are_not_those_of_the_nodes(places: dict[int | str, tuple[float, float]], facts: list[str]) -> None:
     with refused(NetworkError, *facts):
-        draw(parse("A[i j] B[j k] B[k l]"), places=places)
+        parse("A[i j] B[j k] B[k l]").draw(places=places)
 
 
 def test_two_legs_of_a_node_are_symmetric() -> None:
@@ -312,7 +312,7 @@ def test_two_legs_of_a_node_are_symmetric() -> None:
 @some_networks
 def test_png_is_written(name: str, tmp_path: Path) -> None:
     path = tmp_path / "network.PNG"
-    figure = draw(parse(GALLERY[name]), path)
+    figure = parse(GALLERY[name]).draw(path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = imread(path, format="png")[..., :3]
     assert pixels.shape[1] == pytest.approx(figure.get_size_inches()[0] * 150, abs=2)
@@ -322,29 +322,40 @@ def test_png_is_written(name: str, tmp_path: Path) -> None:
 
 
 def test_svg_is_written(tmp_path: Path) -> None:
-    draw(parse(GALLERY["Monarch"]), str(tmp_path / "network.svg"))
+    parse(GALLERY["Monarch"]).draw(str(tmp_path / "network.svg"))
     assert (tmp_path / "network.svg").read_text(encoding="utf-8") == drawing_of(GALLERY["Monarch"])
 
 
 def test_title_stands_above_and_is_not_cut_off(tmp_path: Path) -> None:
     title = "a title of 5 $ that is much wider than the one small network below it"
     network = parse("A[i j]")
-    draw(network, tmp_path / "network.svg", title=title)
+    network.draw(tmp_path / "network.svg", title=title)
     assert title in written((tmp_path / "network.svg").read_text(encoding="utf-8"))
-    draw(network, tmp_path / "network.png", title=title)
+    network.draw(tmp_path / "network.png", title=title)
     pixels = imread(tmp_path / "network.png")[..., :3]
     assert (pixels[:, :4] == 1).all()
     assert (pixels[:, -4:] == 1).all()
 
 
-@pytest.mark.parametrize("name", ["ring.pdf", "ring"])
+@pytest.mark.slow
+def test_pdf_is_written_the_same_each_time_with_its_text_as_text(tmp_path: Path) -> None:
+    files = [tmp_path / "one.pdf", tmp_path / "other.PDF"]
+    for path in files:
+        parse(GALLERY["Monarch"]).draw(path)
+    content = files[0].read_bytes()
+    assert content.startswith(b"%PDF")
+    assert b"/Type /Font" in content
+    assert content == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["ring.jpg", "ring"])
 def test_other_suffixes_are_refused(name: str, tmp_path: Path) -> None:
-    with refused(NetworkError, tmp_path / name, ".svg or .png"):
-        draw(parse("A[i j]"), tmp_path / name)
+    with refused(NetworkError, tmp_path / name, ".svg, .png or .pdf"):
+        parse("A[i j]").draw(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", [".svg", ".png"])
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
 def test_failure_leaves_the_old_file_and_nothing_else(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,10 +369,10 @@ def test_failure_leaves_the_old_file_and_nothing_else(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(OSError, match="no space left"):
-            draw(network, path)
+            network.draw(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-    draw(network, path)
+    network.draw(path)
     assert path.read_bytes() != b"old"
 
 
@@ -371,7 +382,7 @@ def test_several_networks_side_by_side(tmp_path: Path) -> None:
         axes = figure.add_subplot(1, 3, position + 1)
         network = parse(GALLERY[name])
         path = tmp_path / "all.svg"
-        assert draw(network, path, title=name, axes=axes) is figure
+        assert network.draw(path, title=name, axes=axes) is figure
         room = axes.get_window_extent()
         for text in axes.texts:
             box = text.get_window_extent()
@@ -385,7 +396,7 @@ def test_several_networks_side_by_side(tmp_path: Path) -> None:
 def test_axes_of_a_subfigure() -> None:
     figure = Figure()
     left = figure.add_subfigure(figure.add_gridspec(1, 2)[0])
-    assert draw(parse("A[i j]"), axes=left.add_subplot()) is figure
+    assert parse("A[i j]").draw(axes=left.add_subplot()) is figure
 
 
 @pytest.mark.slow

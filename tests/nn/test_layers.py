@@ -108,7 +108,7 @@ def test_arguments_together(data: st.DataObject) -> None:
         arguments["padding_mode"] = draw(st.sampled_from(("zeros", "reflect", "replicate", "circular")))
     module = dense(name, **arguments)
     layer = tensor_nn.decomposed(
-        module, "cp", ranks={"r": 2}, starts=1, sweeps=1, input_size=draw(st.sampled_from((9, 11)))
+        module, "cp", size={"r": 2}, starts=1, sweeps=1, input_size=draw(st.sampled_from((9, 11)))
     )
     x = input_for(name, usual(name), batch=draw(st.sampled_from(((1,), (3,), ()))))
     same(layer(x), layer.to_dense()(x))
@@ -116,7 +116,7 @@ def test_arguments_together(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_are_those_of_torch(name: str) -> None:
-    layer = tensor_nn.decomposed(dense(name), "cp", ranks={"r": 2}, starts=1)
+    layer = tensor_nn.decomposed(dense(name), "cp", size={"r": 2}, starts=1)
     reference = layer.to_dense()
     batches: list[tuple[int, ...]] = [(), (1,), (3,), (0,)]
     for batch in [*batches, (2, 3), (2, 0, 3)] if name == "Linear" else batches:
@@ -146,13 +146,13 @@ def test_groups_are_told_from_channels() -> None:
     with refused(CompileError, "2 channels", 4):
         layer(X[:, :2])
     grouped = tensor_nn.Conv2d.from_conv(
-        conv(groups=2), per_group(rules("out in kh kw")["tucker2"]), ranks={"a": 2, "b": 2}, sizes={"g": 2}
+        conv(groups=2), per_group(rules("out in kh kw")["tucker2"]), size={"a": 2, "b": 2}, sizes={"g": 2}
     )
     same(grouped(X), grouped.to_dense()(X))
 
 
 def test_an_output_size_that_agrees() -> None:
-    layer = tensor_nn.decomposed(dense("ConvTranspose2d", stride=2, output_padding=1), "cp", ranks={"r": 2})
+    layer = tensor_nn.decomposed(dense("ConvTranspose2d", stride=2, output_padding=1), "cp", size={"r": 2})
     value = layer(X)
     for asked in (value.shape, value.shape[2:]):
         assert torch.equal(layer(X, output_size=asked), value)
@@ -169,7 +169,7 @@ def test_a_layer_computes_with_the_rebuilt_weight(name: str, rank: int | None) -
     module = dense(name)
     first = kernel_labels_of(module)[0]
     cut = f"{first} | {' '.join(kernel_labels_of(module)[1:])}"
-    layer = tensor_nn.decomposed(module, cut, ranks=tnalgebra.KeepFraction(1.0) if rank is None else rank)
+    layer = tensor_nn.decomposed(module, cut, size=tnalgebra.KeepFraction(1.0) if rank is None else rank)
     x = input_for(name, usual(name))
     back = layer.to_dense()
     assert type(back) is type(module)
@@ -187,7 +187,7 @@ def test_a_layer_computes_with_the_rebuilt_weight(name: str, rank: int | None) -
 )
 def test_every_decomposition_is_a_layer(chosen: Rule) -> None:
     module = torch_nn.Conv2d(4, 4, 3, stride=2, padding=1, dtype=torch.float64)
-    layer = tensor_nn.Conv2d.from_conv(module, chosen, ranks=ranks_of(chosen), starts=1, sweeps=2)
+    layer = tensor_nn.Conv2d.from_conv(module, chosen, size=ranks_of(chosen), starts=1, sweeps=2)
     assert {*layer.state_dict()} == {*tensor_nodes(layer.kernel), "bias"}
     constants = {name for name, _ in layer.named_buffers()} & {*layer.state_dict()}
     assert constants == {*chosen.fixed}
@@ -196,7 +196,7 @@ def test_every_decomposition_is_a_layer(chosen: Rule) -> None:
         layer.state_dict()[c].numel() for c in constants
     )
     same(layer(X), layer.to_dense()(X))
-    other = tensor_nn.Conv2d(4, 4, 3, stride=2, padding=1, dtype=torch.float64, rewrite=chosen, ranks=ranks_of(chosen))
+    other = tensor_nn.Conv2d(4, 4, 3, stride=2, padding=1, dtype=torch.float64, rewrite=chosen, size=ranks_of(chosen))
     assert other.kernel == layer.kernel
     other.load_state_dict(layer.state_dict())
     same(other(X), layer(X))
@@ -204,7 +204,7 @@ def test_every_decomposition_is_a_layer(chosen: Rule) -> None:
 
 @pytest.mark.parametrize("chosen", rules("out in").decompositions, ids=lambda r: r.name)
 def test_every_decomposition_of_a_matrix_is_a_layer(chosen: Rule) -> None:
-    layer = tensor_nn.Linear.from_linear(dense("Linear"), chosen, ranks=ranks_of(chosen), starts=1)
+    layer = tensor_nn.Linear.from_linear(dense("Linear"), chosen, size=ranks_of(chosen), starts=1)
     x = input_for("Linear", usual("Linear"))
     same(layer(x), layer.to_dense()(x))
 
@@ -212,7 +212,7 @@ def test_every_decomposition_of_a_matrix_is_a_layer(chosen: Rule) -> None:
 def test_sizes_of_parts() -> None:
     mpo = rule("W[out in] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2]", name="mpo2")
     linear = torch_nn.Linear(12, 6)
-    layer = tensor_nn.Linear.from_linear(linear, mpo, sizes={"o1": 3, "i1": 2}, ranks={"p": 4})
+    layer = tensor_nn.Linear.from_linear(linear, mpo, sizes={"o1": 3, "i1": 2}, size={"p": 4})
     assert layer.A.shape == (3, 2, 4)
     torch.testing.assert_close(layer(torch.ones(2, 12)), layer.to_dense()(torch.ones(2, 12)))
 
@@ -251,7 +251,7 @@ def test_gradients_are_those_of_the_rebuilt_weight() -> None:
 
 def test_a_fit_is_used_as_it_is() -> None:
     module = conv()
-    fit = rule(RING).apply({"K": module.weight}, ranks={"p": 3, "q": 2, "s": 2})
+    fit = rule(RING).apply({"K": module.weight}, {"p": 3, "q": 2, "s": 2})
     for layer in (
         tensor_nn.Conv2d.from_conv(module, fit),
         tensor_nn.decomposed(module, RING, fit=fit),
@@ -270,8 +270,8 @@ def test_a_fit_of_several_steps() -> None:
     module = conv()
     fit = (
         tnalgebra.cut("out | in kh kw")
-        .apply({"K": module.weight}, ranks={"r": 4})
-        .then(rule("R[r i h w] => B[r i s] C[s h w]"), bind={"R": "R"}, ranks={"s": 5})
+        .apply({"K": module.weight}, {"r": 4})
+        .then(rule("R[r i h w] => B[r i s] C[s h w]"), {"s": 5}, bind={"R": "R"})
     )
     layer = tensor_nn.Conv2d.from_conv(module, fit)
     assert layer.relative_error == pytest.approx(fit.relative_error)
@@ -335,7 +335,7 @@ def test_a_random_layer_is_repeated_by_its_seed() -> None:
 
 
 def test_constants_stay_when_a_layer_is_drawn_anew() -> None:
-    layer = tensor_nn.Conv2d(4, 6, 3, rewrite="dct", ranks={"c": 2, "d": 2}, dtype=torch.float64)
+    layer = tensor_nn.Conv2d(4, 6, 3, rewrite="dct", size={"c": 2, "d": 2}, dtype=torch.float64)
     same(layer.P @ layer.P.T, torch.eye(2, dtype=torch.float64))
     assert [name for name, _ in layer.named_parameters()] == ["G", "bias"]
 
@@ -378,7 +378,7 @@ def test_state_dict_goes_round() -> None:
 
 @pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose1d", "Linear"])
 def test_it_compiles_and_exports(name: str) -> None:
-    layer = tensor_nn.decomposed(dense(name), "cp", ranks={"r": 2}, starts=1)
+    layer = tensor_nn.decomposed(dense(name), "cp", size={"r": 2}, starts=1)
     x, more = (input_for(name, usual(name), batch=(n,)) for n in (3, 5))
     code: Any = torch.compile(layer, fullgraph=True, backend="eager")
     same(code(x), layer(x))
@@ -400,7 +400,7 @@ def test_freezing_and_replanning() -> None:
     assert layer.plan.request.backward
     assert "1 x 4 x 9 x 8" in repr(layer)
     same(layer(X), before)
-    linear = tensor_nn.Linear(4, 6, rewrite="cp", ranks=2)
+    linear = tensor_nn.Linear(4, 6, rewrite="cp", size=2)
     assert "6 x 4" in repr(linear.replan((2, 3, 4)))
     with pytest.raises(CompileError):
         layer.replan((2, 2))
@@ -433,7 +433,7 @@ def test_weight_says_where_it_is() -> None:
 @pytest.mark.parametrize("name", ["stride", "forward", "plan", "X"])
 def test_a_tensor_named_like_an_attribute(name: str) -> None:
     with refused(LayerError, f"'{name}'"):
-        tensor_nn.Conv2d.from_conv(conv(), f"K[o i h w] => {name}[o r] B[r i h w]", ranks=2)
+        tensor_nn.Conv2d.from_conv(conv(), f"K[o i h w] => {name}[o r] B[r i h w]", size=2)
 
 
 def hooked() -> torch_nn.Conv2d:

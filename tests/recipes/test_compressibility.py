@@ -258,9 +258,9 @@ def test_the_report_of_the_input_metric(uninterrupted: Path) -> None:
 def test_cuts_are_all_seven_unless_there_are_rewrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
-    def study(*_: object, rewrites: Sequence[str], sizes: Sequence[object], options: object) -> tn.Study:
+    def study(*_: object, rewrites: Sequence[str], sizes: Sequence[object], options: object) -> tn.studies.Study:
         asked.append((len(rewrites), len(sizes)))
-        return tn.Study(tmp_path, [], ())
+        return tn.studies.Study(tmp_path, [], ())
 
     monkeypatch.setattr(tn, "study", study)
     fits: dict[str, Any] = {"rewrite": ("cp",), "ranks": ("r=2,4",), "budget": (0.5,)}

@@ -138,7 +138,7 @@ def test_rules_that_fire_without_sizes_are_right_for_every_size(example: Valued)
     old, scale = evaluate(network, values), magnitude(network, values)
     for rule in EXACT_RULES:
         for place in rule.places(start):
-            fit = rule.apply(start, tensors, at=place)
+            fit = rule.apply(start, values=tensors, at=place)
             sizes = {label: network.sizes[label] for label in carriers(fit.network) if label in network.sizes}
             after = Network(fit.network.nodes, fit.network.output, sizes)
             assert ((evaluate(after, fit.values) - old).abs() <= TOLERANCE * scale).all()

@@ -29,23 +29,23 @@ CHAIN = parse("A[i b] B[b j]")
 @pytest.mark.parametrize(
     ("call", "error", "facts"),
     [
-        (lambda: HALVES.apply({"K": MATRIX}, {"K": MATRIX}, ranks=2), RuleError, "apply(network, values)"),
+        (lambda: HALVES.apply({"K": MATRIX}, 2, values={"K": MATRIX}), RuleError, "apply(network, values)"),
         (lambda: contract_bond.apply({"A": MATRIX}), RuleError, "'contract_bond';network"),
         (lambda: rule("Conv[x y k | stride=s] => Conv[x y k | stride=s]").apply({}), RuleError, "left side;network"),
-        (lambda: HALVES.apply({"K": MATRIX}, ranks={"q": 2}), RuleError, "'halves';'q';r"),
-        (lambda: contract_bond.apply(CHAIN, ranks={"b": 2}), RuleError, "'contract_bond';'b'"),
-        (lambda: contract_bond.apply(CHAIN, ranks=2), RuleError, "'contract_bond'"),
+        (lambda: HALVES.apply({"K": MATRIX}, {"q": 2}), RuleError, "'halves';'q';r"),
+        (lambda: contract_bond.apply(CHAIN, {"b": 2}), RuleError, "'contract_bond';'b'"),
+        (lambda: contract_bond.apply(CHAIN, 2), RuleError, "'contract_bond'"),
         (lambda: contract_bond.apply(CHAIN, bind={"A": "B"}), RuleError, "'contract_bond';'A'"),
-        (lambda: HALVES.apply({"K": MATRIX}, ranks=2, sizes={"x": 3}), RuleError, "'halves';'x';o r i"),
-        (lambda: HALVES.apply(parse("K[o i]"), ranks=2), RuleError, "'K';apply(network, values)"),
-        (lambda: HALVES.apply({}, ranks=2), RuleError, "'K'"),
-        (lambda: cut("out | in").apply(parse("K[out in]"), ranks=2), RuleError, "'K'"),
-        (lambda: truncate("b").apply(CHAIN, {"A": MATRIX}, ranks=2), RuleError, "'B'"),
-        (lambda: HALVES.apply({"W": MATRIX}, ranks=2), ValuesError, "'W';K"),
-        (lambda: HALVES.apply({"K": KERNEL}, ranks=2), ValuesError, "'K';4 axes;2"),
-        (lambda: HALVES.apply({"K": MATRIX * math.nan}, ranks=2), ValuesError, "'K';NaN"),
-        (lambda: HALVES.apply({"K": MATRIX[:0]}, ranks=2), ValuesError, "'K';empty"),
-        (lambda: HALVES.apply({"K": MATRIX.to(torch.complex64)}, ranks=2), ValuesError, "'K';complex"),
+        (lambda: HALVES.apply({"K": MATRIX}, 2, sizes={"x": 3}), RuleError, "'halves';'x';o r i"),
+        (lambda: HALVES.apply(parse("K[o i]"), 2), RuleError, "'K';apply(network, values)"),
+        (lambda: HALVES.apply({}, 2), RuleError, "'K'"),
+        (lambda: cut("out | in").apply(parse("K[out in]"), 2), RuleError, "'K'"),
+        (lambda: truncate("b").apply(CHAIN, 2, values={"A": MATRIX}), RuleError, "'B'"),
+        (lambda: HALVES.apply({"W": MATRIX}, 2), ValuesError, "'W';K"),
+        (lambda: HALVES.apply({"K": KERNEL}, 2), ValuesError, "'K';4 axes;2"),
+        (lambda: HALVES.apply({"K": MATRIX * math.nan}, 2), ValuesError, "'K';NaN"),
+        (lambda: HALVES.apply({"K": MATRIX[:0]}, 2), ValuesError, "'K';empty"),
+        (lambda: HALVES.apply({"K": MATRIX.to(torch.complex64)}, 2), ValuesError, "'K';complex"),
         (lambda: HALVES.apply({"K": MATRIX}), RankError, "'r'"),
         (lambda: sum_label.apply(CHAIN), RuleError, "'sum_label';T[i j] -> [i] => T2[i];A[i b] B[b j]"),
         (lambda: simplify(parse("K[a b]")).dense(), ValuesError, "'K';K[a b]"),
@@ -89,7 +89,7 @@ def test_an_exact_rule_that_holds_for_some_sizes_wants_to_know_them() -> None:
 
 
 def test_a_fit_holds_network_values_error_parameters_and_trace(tmp_path: Path) -> None:
-    fit = TUCKER.apply({"K": KERNEL}, ranks={"a": 3, "b": 4})
+    fit = TUCKER.apply({"K": KERNEL}, {"a": 3, "b": 4})
     check_claim(fit)
     assert str(fit.network) == "U[o:7 a:3] G[a b:4 h:3 w:2] V[b i:5] -> [o i h w]"
     assert fit.parameters == 7 * 3 + 3 * 4 * 3 * 2 + 4 * 5
@@ -107,13 +107,13 @@ def test_a_fit_holds_network_values_error_parameters_and_trace(tmp_path: Path) -
 
 def test_values_may_be_integers_lists_arrays_or_parameters() -> None:
     whole = [[1, 2, 3], [4, 5, 6]]
-    expected = HALVES.apply({"K": torch.tensor(whole, dtype=torch.float64)}, ranks=1).dense()
+    expected = HALVES.apply({"K": torch.tensor(whole, dtype=torch.float64)}, 1).dense()
     for value in (whole, np.array(whole), torch.tensor(whole)):
-        fit = HALVES.apply({"K": value}, ranks=1)
+        fit = HALVES.apply({"K": value}, 1)
         assert fit.values["L"].dtype == torch.float64
         assert torch.equal(fit.dense(), expected)
     weight = torch.nn.Parameter(torch.tensor(whole, dtype=torch.float32))
-    fit = HALVES.apply({"K": weight}, ranks=1)
+    fit = HALVES.apply({"K": weight}, 1)
     assert fit.values["L"].dtype == torch.float32
     assert not fit.values["L"].requires_grad
 
@@ -121,25 +121,25 @@ def test_values_may_be_integers_lists_arrays_or_parameters() -> None:
 def test_values_of_two_types_meet_in_the_wider_one() -> None:
     network = parse("A[i b] B[b j]")
     values = {"A": MATRIX.float(), "B": KERNEL.reshape(-1, 21)[:8].clone()}
-    fit = contract_bond.apply(network, values)
+    fit = contract_bond.apply(network, values=values)
     assert fit.values["T"].dtype == torch.float64
     assert fit.relative_error < 1e-14
-    assert cut("i | j").apply(network, values, ranks=2).values["L"].dtype == torch.float64
+    assert cut("i | j").apply(network, 2, values=values).values["L"].dtype == torch.float64
     halves = {"A": MATRIX.half(), "B": MATRIX.mT.bfloat16()}
-    assert contract_bond.apply(network, halves).values["T"].dtype == torch.float32
+    assert contract_bond.apply(network, values=halves).values["T"].dtype == torch.float32
 
 
 def test_given_values_are_never_changed() -> None:
     kernel = KERNEL.clone()
-    fit = TUCKER.apply({"K": kernel}, ranks={"a": 3, "b": 4})
+    fit = TUCKER.apply({"K": kernel}, {"a": 3, "b": 4})
     before = {name: value.clone() for name, value in fit.values.items()}
-    fit.then(truncate("a"), ranks=2).then(TRAIN, bind={"G": "G"}, ranks={"p": 2, "q": 2})
+    fit.then(truncate("a"), 2).then(TRAIN, {"p": 2, "q": 2}, bind={"G": "G"})
     assert torch.equal(kernel, KERNEL)
     assert same_bits(fit.values, before)
 
 
 def test_fits_are_compared_by_identity() -> None:
-    one, two = (HALVES.apply({"K": MATRIX}, ranks=2) for _ in range(2))
+    one, two = (HALVES.apply({"K": MATRIX}, 2) for _ in range(2))
     assert one == one
     assert one != two
     assert one.trace != two.trace
@@ -150,7 +150,7 @@ def test_fits_are_compared_by_identity() -> None:
 
 
 def test_a_core_of_a_decomposition_is_decomposed() -> None:
-    one, two = TUCKER.apply({"K": KERNEL}, ranks={"a": 3, "b": 4}), two_steps()
+    one, two = TUCKER.apply({"K": KERNEL}, {"a": 3, "b": 4}), two_steps()
     assert str(two.network) == "U[o:7 a:3] A[a p:2] B[p b:4 q:3] C[q h:3 w:2] V[b i:5] -> [o i h w]"
     assert torch.equal(two.values["U"], one.values["U"])
     core = torch.einsum("ap,pbq,qhw->abhw", *(two.values[name] for name in "ABC"))

@@ -45,7 +45,7 @@ def test_a_starred_rule_is_the_rule_written_out(text: str, count: int, seed: int
     starred, plain = rule(text), rule(written_out(text, " ".join(f"x{n}" for n in range(count))))
     assert (starred.kind, starred.ranks) == (plain.kind, plain.ranks)
     ranks = dict.fromkeys(plain.ranks, KeepFraction(0.6))
-    one, two = (entry.apply({"K": kernel}, ranks=ranks, sweeps=2) for entry in (starred, plain))
+    one, two = (entry.apply({"K": kernel}, ranks, sweeps=2) for entry in (starred, plain))
     check_claim(one)
     assert same_bits(one.values, two.values)
     assert one.dense().shape == two.dense().shape
@@ -57,7 +57,7 @@ def test_a_starred_rule_is_the_rule_written_out(text: str, count: int, seed: int
     ("text", "bonds"), [(TUCKER2, "a b"), ("K[*all] => A[*all]", ""), ("K[*k in out] => A[out r] B[r in *k]", "r")]
 )
 def test_values_of_a_kernel_get_the_labels_of_a_kernel(text: str, bonds: str, axes: int) -> None:
-    fit = rule(text).apply({"K": gaussian(*SHAPE[:axes])}, ranks=dict.fromkeys(bonds.split(), KeepFraction(1)))
+    fit = rule(text).apply({"K": gaussian(*SHAPE[:axes])}, dict.fromkeys(bonds.split(), KeepFraction(1)))
     assert set(fit.network.output) == set(KERNEL_LABELS[axes])
     assert fit.relative_error < 1e-12  # full rank
 
@@ -75,7 +75,7 @@ def test_values_of_a_kernel_get_the_labels_of_a_kernel(text: str, bonds: str, ax
     ],
 )
 def test_labels_of_a_star_are_free(text: str, axes: int, output: str) -> None:
-    fit = rule(text).apply({"K": gaussian(*(2,) * axes)}, ranks=dict.fromkeys(rule(text).ranks, 1), sweeps=0)
+    fit = rule(text).apply({"K": gaussian(*(2,) * axes)}, dict.fromkeys(rule(text).ranks, 1), sweeps=0)
     assert " ".join(fit.network.output) == output
 
 
@@ -96,9 +96,9 @@ def test_every_place_of_a_network_has_its_own_number(nodes: list[str]) -> None:
 def test_a_place_in_a_network_with_values(tmp_path: Path) -> None:
     network = parse("A[x y] B[y z w v]")
     values = {"A": gaussian(3, 4), "B": gaussian(4, 5, 2, 3)}
-    fit = rule(TUCKER2, name="t").apply(network, values, bind={"K": "B"}, ranks={"a": 2, "b": 5})
+    fit = rule(TUCKER2, name="t").apply(network, {"a": 2, "b": 5}, values=values, bind={"K": "B"})
     assert str(fit.network) == "A[x:3 y:4] U[y a:2] G[a b:5 w:2 v:3] V[b z:5] -> [x z w v]"
-    explicit = rule("K[o i h w] => U[o a] G[a b h w] V[b i]", name="t").apply(network, values, ranks={"a": 2, "b": 5})
+    explicit = rule("K[o i h w] => U[o a] G[a b h w] V[b i]", name="t").apply(network, {"a": 2, "b": 5}, values=values)
     assert same_bits(fit.values, explicit.values)
     fit.trace.check(values)
     fit.trace.save(tmp_path / "trace.json")
@@ -136,7 +136,7 @@ def test_what_a_starred_rule_shows() -> None:
 def test_no_place() -> None:
     entry = rule("K[a b c *k] => L[a r] R[r b c *k]")
     with refused(RuleError, "A[x:2 y:3] B[y]"):
-        entry.apply(parse("A[x y] B[y]"), {"A": gaussian(2, 3), "B": gaussian(3)}, ranks={"r": 1})
+        entry.apply(parse("A[x y] B[y]"), {"r": 1}, values={"A": gaussian(2, 3), "B": gaussian(3)})
 
 
 def test_a_tensor_of_too_many_axes_is_no_place() -> None:
@@ -187,7 +187,7 @@ def test_an_error_points_at_the_star(text: str, star: str, column: int) -> None:
 @pytest.mark.parametrize("name", ["K", "L"])
 def test_values_that_do_not_determine_the_number(name: str) -> None:
     with refused(RuleError, "'*k'", "'K'"):
-        rule(TUCKER2).apply({name: gaussian(3)}, ranks={"a": 1, "b": 1})
+        rule(TUCKER2).apply({name: gaussian(3)}, {"a": 1, "b": 1})
 
 
 def test_too_many_ways_to_read_the_stars() -> None:

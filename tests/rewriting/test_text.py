@@ -40,7 +40,7 @@ def test_a_tree_is_nearly_the_best_of_its_ranks(case: Case, data: st.DataObject)
     entry, matrices, kernel = case
     assert set(entry.ranks) == set(matrices)
     ranks = {bond: data.draw(st.integers(1, min(matrix.shape)), label=bond) for bond, matrix in matrices.items()}
-    fit = entry.apply({"K": kernel}, ranks=ranks, **FEW)
+    fit = entry.apply({"K": kernel}, ranks, **FEW)
     check_claim(fit)
     chosen = fit.trace.steps[0].change.ranks
     assert all(1 <= chosen[bond] <= rank for bond, rank in ranks.items())
@@ -54,7 +54,7 @@ def test_a_tree_is_nearly_the_best_of_its_ranks(case: Case, data: st.DataObject)
 @given(tree_cases(), st.sampled_from((KeepFraction(1), RelativeError(0))))
 def test_a_tree_of_full_rank_is_the_kernel(case: Case, rank: Rank) -> None:
     entry, matrices, kernel = case
-    fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, rank), **FEW)
+    fit = entry.apply({"K": kernel}, dict.fromkeys(matrices, rank), **FEW)
     check_claim(fit)
     assert fit.relative_error <= 1e-10
 
@@ -62,7 +62,7 @@ def test_a_tree_of_full_rank_is_the_kernel(case: Case, rank: Rank) -> None:
 @given(tree_cases(), st.sampled_from((0.5, 0.1, 1e-2, 1e-4)))
 def test_a_relative_error_holds_at_each_bond(case: Case, error: float) -> None:
     entry, matrices, kernel = case
-    fit = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, RelativeError(error)), **FEW)
+    fit = entry.apply({"K": kernel}, dict.fromkeys(matrices, RelativeError(error)), **FEW)
     check_claim(fit)
     assert fit.relative_error <= error * math.sqrt(len(matrices)) * (1 + 1e-9)
     if len(matrices) == 1:
@@ -76,8 +76,8 @@ def test_a_relative_error_holds_at_each_bond(case: Case, error: float) -> None:
 def test_a_fraction_is_rounded_at_each_bond(case: Case, fraction: float) -> None:
     entry, matrices, kernel = case
     wanted = {bond: max(1, round(fraction * min(matrix.shape))) for bond, matrix in matrices.items()}
-    one = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, KeepFraction(fraction)), sweeps=1)
-    two = entry.apply({"K": kernel}, ranks=wanted, sweeps=1)
+    one = entry.apply({"K": kernel}, dict.fromkeys(matrices, KeepFraction(fraction)), sweeps=1)
+    two = entry.apply({"K": kernel}, wanted, sweeps=1)
     assert one.network == two.network
     assert all(torch.equal(one.values[name], value) for name, value in two.values.items())
 
@@ -85,12 +85,12 @@ def test_a_fraction_is_rounded_at_each_bond(case: Case, fraction: float) -> None
 @given(tree_cases(), st.floats(0.05, 1))
 def test_a_budget_is_never_exceeded(case: Case, fraction: float) -> None:
     entry, matrices, kernel = case
-    least = entry.apply({"K": kernel}, ranks=dict.fromkeys(matrices, 1), sweeps=0).parameters
+    least = entry.apply({"K": kernel}, dict.fromkeys(matrices, 1), sweeps=0).parameters
     if least > fraction * kernel.numel():
         with pytest.raises(RankError, match=str(least)):
-            entry.apply({"K": kernel}, ranks=ParameterBudget(fraction))
+            entry.apply({"K": kernel}, ParameterBudget(fraction))
         return
-    fit = entry.apply({"K": kernel}, ranks=ParameterBudget(fraction), **FEW)
+    fit = entry.apply({"K": kernel}, ParameterBudget(fraction), **FEW)
     check_claim(fit)
     assert fit.parameters <= fraction * kernel.numel()
 
@@ -132,8 +132,8 @@ def test_a_budget_does_not_keep_a_core_flat() -> None:
     """Growing alone keeps one side of a Tucker core small: its every step makes the other side's dearer."""
     kernel = gaussian(24, 24, 3, 3, seed=3)
     tucker2 = rule("K[o i h w] => U[o a] G[a b h w] V[b i]")
-    flat = tucker2.apply({"K": kernel}, ranks={"a": 3, "b": 24})
-    fit = tucker2.apply({"K": kernel}, ranks=ParameterBudget(0.25))
+    flat = tucker2.apply({"K": kernel}, {"a": 3, "b": 24})
+    fit = tucker2.apply({"K": kernel}, ParameterBudget(0.25))
     assert fit.parameters <= flat.parameters + 24
     assert fit.relative_error < 0.98 * flat.relative_error
 
@@ -147,12 +147,12 @@ def test_a_budget_does_not_keep_a_core_flat() -> None:
 )
 def test_a_decomposition_is_written_as_the_rule_writes_it(text: str, expected: str) -> None:
     entry = rule(text)
-    fit = entry.apply({"K": KERNEL}, ranks=dict.fromkeys(entry.ranks, 2))
+    fit = entry.apply({"K": KERNEL}, dict.fromkeys(entry.ranks, 2))
     assert str(fit.network) == expected
 
 
 def test_a_tucker_form_is_the_truncated_hosvd() -> None:
-    fit = rule(TREES["tucker"][0]).apply({"K": KERNEL}, ranks={"a": 7, "b": 5, "c": 3, "d": 1}, sweeps=0)
+    fit = rule(TREES["tucker"][0]).apply({"K": KERNEL}, {"a": 7, "b": 5, "c": 3, "d": 1}, sweeps=0)
     values, vectors = np.linalg.svd(unfolding(KERNEL, "o i h w", "w"))[1::-1]
     assert fit.relative_error == pytest.approx(values[1] / np.linalg.norm(values))
     first = fit.values["Q"][:, 0]
@@ -162,12 +162,12 @@ def test_a_tucker_form_is_the_truncated_hosvd() -> None:
 def test_a_rule_takes_its_target_from_several_tensors() -> None:
     entry = rule("A[i b] B[b j] => L[i r] R[r j]")
     values = {"A": gaussian(40, 2), "B": gaussian(2, 30, seed=1)}
-    fit = entry.apply(values, ranks=1)
+    fit = entry.apply(values, 1)
     check_claim(fit)
     assert fit.relative_error == pytest.approx(tail((values["A"] @ values["B"]).numpy(), 1))
-    budget = entry.apply(values, ranks=ParameterBudget(0.5))
+    budget = entry.apply(values, ParameterBudget(0.5))
     assert budget.parameters == 70 <= 0.5 * (80 + 60)  # of the left side's, not of the dense matrix's
-    assert cut("i | j").apply(parse("A[i b] B[b j]"), values, ranks=ParameterBudget(0.5)).parameters == 70
+    assert cut("i | j").apply(parse("A[i b] B[b j]"), ParameterBudget(0.5), values=values).parameters == 70
 
 
 # Fuse on the right ------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_blocks_of_a_matrix(shape: tuple[int, ...], seed: int, data: st.DataObje
     matrix = gaussian(o1 * o2, i1 * i2, seed=seed)
     rearranged = matrix.reshape(o1, o2, i1, i2).permute(0, 2, 1, 3).reshape(o1 * i1, o2 * i2).numpy()
     rank = data.draw(st.integers(1, min(rearranged.shape)))
-    fit = rule(BLOCKS).apply({"W": matrix}, sizes={"o1": o1, "i2": i2}, ranks={"p": rank})
+    fit = rule(BLOCKS).apply({"W": matrix}, {"p": rank}, sizes={"o1": o1, "i2": i2})
     check_claim(fit)
     assert fit.relative_error == pytest.approx(tail(rearranged, rank), rel=1e-6, abs=1e-10)
     products = sum(torch.kron(fit.values["A"][:, :, p], fit.values["B"][p]) for p in range(rank))
@@ -195,7 +195,7 @@ def test_blocks_of_a_matrix(shape: tuple[int, ...], seed: int, data: st.DataObje
 def test_a_train_over_reshaped_labels() -> None:
     text = "K[out in kh kw] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2 q] C[q kh kw]"
     kernel = gaussian(12, 10, 3, 2)
-    fit = rule(text).apply({"K": kernel}, sizes={"o1": 3, "i1": 2}, ranks={"p": KeepFraction(1), "q": KeepFraction(1)})
+    fit = rule(text).apply({"K": kernel}, {"p": KeepFraction(1), "q": KeepFraction(1)}, sizes={"o1": 3, "i1": 2})
     assert fit.relative_error < 1e-10
     assert str(fit.network) == (
         "Fuse[out:12 o1:3 o2:4] Fuse[in:10 i1:2 i2:5] A[o1 i1 p:6] B[p o2 i2 q:6] C[q kh:3 kw:2]"
@@ -221,7 +221,7 @@ def test_a_fuse_alone_is_a_reshape() -> None:
 )
 def test_sizes_of_parts_that_do_not_fit(sizes: dict[str, int], error: type[TnalgebraError], facts: str) -> None:
     with refused(error, *facts.split(";")):
-        rule(BLOCKS).apply({"W": gaussian(6, 8)}, sizes=sizes, ranks={"p": 2})
+        rule(BLOCKS).apply({"W": gaussian(6, 8)}, {"p": 2}, sizes=sizes)
 
 
 @pytest.mark.parametrize(
@@ -233,16 +233,16 @@ def test_sizes_of_parts_that_do_not_fit(sizes: dict[str, int], error: type[Tnalg
     ],
 )
 def test_parts_without_sizes_are_as_equal_as_they_can_be(given: dict[str, int], found: str) -> None:
-    fit = rule(BLOCKS).apply({"W": gaussian(12, 8)}, sizes=given, ranks={"p": 2})
+    fit = rule(BLOCKS).apply({"W": gaussian(12, 8)}, {"p": 2}, sizes=given)
     assert str(fit.network).startswith(found)
     check_claim(fit)
 
 
 def test_a_part_that_occurs_twice_has_one_size() -> None:
     entry = rule("K[o i] => Fuse[o a a] A[a p] B[p i]")
-    assert str(entry.apply({"K": gaussian(9, 5)}, ranks=1).network).startswith("Fuse[o:9 a:3 a]")
+    assert str(entry.apply({"K": gaussian(9, 5)}, 1).network).startswith("Fuse[o:9 a:3 a]")
     with refused(SizeError, "'o'", "6", "a a"):
-        entry.apply({"K": gaussian(6, 5)}, ranks=1)
+        entry.apply({"K": gaussian(6, 5)}, 1)
 
 
 # What is not a tree ---------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_any_right_side_is_fitted(text: str, ranks: dict[str, Rank]) -> None:
         for node in left.nodes
         if isinstance(node, NamedTensor)
     }
-    fit = rule(text).apply(values, ranks=ranks, starts=2, sweeps=20)
+    fit = rule(text).apply(values, ranks, starts=2, sweeps=20)
     check_claim(fit)
     fit.trace.check(values)
     assert 0 < fit.relative_error < 1
@@ -310,11 +310,11 @@ def test_a_new_tensor_carries_a_label_once(text: str, facts: str) -> None:
 )
 def test_ranks_that_do_not_fit(ranks: dict[str, Rank] | Rank | None, error: type[TnalgebraError], facts: str) -> None:
     with refused(error, *facts.split(";")):
-        rule(TREES["tucker2"][0], name="tucker2").apply({"K": KERNEL}, ranks=ranks)
+        rule(TREES["tucker2"][0], name="tucker2").apply({"K": KERNEL}, ranks)
 
 
 def test_the_least_budget_that_is_named_is_enough() -> None:
     tucker = rule(TREES["tucker2"][0])
-    assert tucker.apply({"K": KERNEL}, ranks=ParameterBudget(0.0858)).parameters == 18
+    assert tucker.apply({"K": KERNEL}, ParameterBudget(0.0858)).parameters == 18
     with refused(RankError, "at least 0.0858"):
-        tucker.apply({"K": KERNEL}, ranks=ParameterBudget(0.0857))
+        tucker.apply({"K": KERNEL}, ParameterBudget(0.0857))

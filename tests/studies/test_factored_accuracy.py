@@ -40,7 +40,7 @@ def test_in_factors_and_rebuilt_the_accuracy_agrees(
     with torch.no_grad():
         for name in report.converted:
             kernel = layers[name].weight
-            kernel.copy_(tn.cut(cut).apply({"K": kernel}, ranks=tn.KeepFraction(keep)).dense())
+            kernel.copy_(tn.cut(cut).apply({"K": kernel}, tn.KeepFraction(keep)).dense())
     found = [accuracy(model, images, batch_size=250) for model in (rebuilt, factored)]
     assert abs(found[1] - found[0]) <= max(5e-4, 1.5 / count)  # an image may be on the brink
     if count == 10_000:

@@ -332,7 +332,9 @@ class Tiny(nn.Module):
         return self.c(self.b(self.a(images).relu()).relu()).mean(dim=(2, 3))
 
 
-def study(folder: Path, rewrites: Sequence[str] = CUTS[:1], sizes: Sequence[Any] = (0.5,), **options: Any) -> tn.Study:
+def study(
+    folder: Path, rewrites: Sequence[str] = CUTS[:1], sizes: Sequence[Any] = (0.5,), **options: Any
+) -> tn.studies.Study:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (20, 1, 6, 6), dtype=torch.uint8, generator=generator)
     images = Images(pixels, torch.arange(20) % 3, ("x", "y", "z"), "tiny")

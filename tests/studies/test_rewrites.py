@@ -114,7 +114,7 @@ def test_a_rewrite_is_what_its_rule_gives(
     row = study(model, images, tmp_path, [rewrite], [ranks] if ranks else [], seed=3, **SKIP).rows[1]
     rule = resolve(rewrite, LABELS[nn.Conv2d])
     left = rewrite[0] if "=>" in rewrite else "K"
-    fits = {name: rule.apply({left: kernel(model, name)}, ranks=ranks, seed=3) for name in ("wide", "grouped")}
+    fits = {name: rule.apply({left: kernel(model, name)}, ranks, seed=3) for name in ("wide", "grouped")}
     agrees(
         row,
         by_hand(
@@ -131,7 +131,7 @@ def test_a_rewrite_is_what_its_rule_gives(
         assert layer["norm_kept"] == pytest.approx(float(fit.dense().norm() / kernel(model, name).norm()), rel=1e-6)
         assert layer["output_error"] is None
     assert len(row["equations"]) == 1
-    assert tn.isomorphic(tn.rule(row["equations"][0]).start({}), tn.parse("K[out in kh kw]"))
+    assert tn.networks.isomorphic(tn.rule(row["equations"][0]).start({}), tn.parse("K[out in kh kw]"))
 
 
 def test_a_rank_that_a_layer_cannot_use_becomes_what_is_full(model: nn.Module, images: Images, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_to_the_output_layers_are_fitted_in_order(model: nn.Module, images: Imag
     rule, errors = resolve("tucker2", LABELS[nn.Conv2d]), {}
 
     def fit(name: str, weight: Tensor, metric: Any) -> Tensor:
-        found = rule.apply({"K": weight}, ranks={"a": 3, "b": 2}, metric=metric)
+        found = rule.apply({"K": weight}, {"a": 3, "b": 2}, metric=metric)
         errors[name] = found.output_error
         return found.dense()
 
@@ -341,7 +341,7 @@ def test_fits_report_it_too_unless_they_have_it(model: nn.Module, images: Images
             assert other["layers"][name]["output_error"] is None
             assert details["relative_error"] == other["layers"][name]["relative_error"]
             if row["ranks"]:
-                weight = rule.apply({"K": kernel(model, name)}, ranks=details["ranks"]).dense().numpy()
+                weight = rule.apply({"K": kernel(model, name)}, details["ranks"]).dense().numpy()
                 assert details["output_error"] == pytest.approx(output_error_by_hand(model, name, weight), rel=5e-3)
     dropped = study(model, images, tmp_path, CUTS[:1], [2, 1], components="drop", **SKIP, **REPORTED).rows
     assert all(layer["output_error"] > 0 for row in dropped[1:] for layer in row["layers"].values())
@@ -365,7 +365,7 @@ def test_components_dropped_from_the_fit_at_the_largest_rank(model: nn.Module, i
     for row, rank in zip(found.rows[1:], (2, 1), strict=True):
         weights = {}
         for name in ("wide", "grouped"):
-            cores = [core.numpy() for core in rule.apply({"K": kernel(model, name)}, ranks={"r": 2}).values.values()]
+            cores = [core.numpy() for core in rule.apply({"K": kernel(model, name)}, {"r": 2}).values.values()]
             norms = np.prod([np.linalg.norm(core, axis=0) for core in cores], axis=0)
             largest = np.argsort(-norms)[:rank]
             weights[name] = np.einsum("or,ir,hr,wr->oihw", *(core[:, largest] for core in cores))

@@ -43,7 +43,7 @@ studies = import_module("tnalgebra.studies.study")
 
 
 @pytest.fixture(scope="module")
-def found(model: nn.Module, images: Images, tmp_path_factory: pytest.TempPathFactory) -> tn.Study:
+def found(model: nn.Module, images: Images, tmp_path_factory: pytest.TempPathFactory) -> tn.studies.Study:
     return study(
         model,
         images,
@@ -57,7 +57,9 @@ def found(model: nn.Module, images: Images, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.slow
-def test_rows_are_those_asked_for_and_agree_with_numpy(found: tn.Study, model: nn.Module, images: Images) -> None:
+def test_rows_are_those_asked_for_and_agree_with_numpy(
+    found: tn.studies.Study, model: nn.Module, images: Images
+) -> None:
     convolutions = ["stem", "wide", "grouped"]
     layers_of = {"all": convolutions, **{name: [name] for name in convolutions}, "w*": ["wide"]}
     rows = {(row["rewrite"], row["keep"], row["scope"]): row for row in found.rows}
@@ -71,7 +73,7 @@ def test_rows_are_those_asked_for_and_agree_with_numpy(found: tn.Study, model: n
     assert len({row["accuracy"] for row in found.rows}) > 10, "or comparing accuracies says little"
 
 
-def test_rows_have_these_fields_of_these_types(found: tn.Study) -> None:
+def test_rows_have_these_fields_of_these_types(found: tn.studies.Study) -> None:
     fields = {
         "model": str,
         "rewrite": str,
@@ -102,7 +104,7 @@ def test_rows_have_these_fields_of_these_types(found: tn.Study) -> None:
     assert len(stored[0]["config"]) == 12
 
 
-def test_the_study_is_a_table_and_a_data_frame(found: tn.Study) -> None:
+def test_the_study_is_a_table_and_a_data_frame(found: tn.studies.Study) -> None:
     lines = found.table().splitlines()
     several = [row for row in found.rows if row["scope"] in ("all", "w*")]
     assert [line.split("  ")[0].strip() for line in lines[2:]] == [row["rewrite"] for row in several]
@@ -112,7 +114,7 @@ def test_the_study_is_a_table_and_a_data_frame(found: tn.Study) -> None:
     assert frame["accuracy"].tolist() == [row["accuracy"] for row in found.rows]
 
 
-def test_full_rank_changes_nothing(found: tn.Study) -> None:
+def test_full_rank_changes_nothing(found: tn.studies.Study) -> None:
     for row in found.rows:
         if row["keep"] == 1:
             assert row["accuracy_change"] == 0

@@ -229,9 +229,9 @@ def resize_layer(
     try:
         if smaller and text.constants:  # components of constants are selected, not mixed
             for bond in smaller:
-                fit = fit.then(drop_components(bond), ranks=own.sizes[bond])
+                fit = fit.then(drop_components(bond), {bond: own.sizes[bond]})
         elif smaller:
-            fit = fit.then(truncate(" ".join(smaller)), ranks={bond: own.sizes[bond] for bond in smaller})
+            fit = fit.then(truncate(" ".join(smaller)), {bond: own.sizes[bond] for bond in smaller})
     except TnalgebraError as error:
         raise CheckpointError(explain(f"layer {name} cannot be cut down", because=error)) from error
     cores = _enlarge(fit, own, text.constants, noise=noise, name=name)

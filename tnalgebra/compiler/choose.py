@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from ..errors import CompileError, explain
+from ..errors import CompileError
 from ..networks import NamedTensor, Network, carriers
 from .computation import Computation, computations
 from .constants import constants_for
@@ -41,7 +41,7 @@ def is_channels_last(memory_format: torch.memory_format) -> bool:
     """Whether a memory format is channels_last. Raises CompileError if no plan is made for it."""
     if memory_format not in _MEMORY_FORMATS:
         listed = ", ".join(map(str, _MEMORY_FORMATS))
-        raise CompileError(explain(f"memory_format is {memory_format!r}", fix=f"one of {listed}"))
+        raise CompileError(f"memory_format is {memory_format!r}", fix=f"one of {listed}")
     return memory_format != torch.contiguous_format
 
 
@@ -173,11 +173,9 @@ def candidates_for(request: PlanRequest) -> list[Candidate]:
                     found.setdefault(program.text, Candidate(computation, program, seconds))
     if not found:
         raise CompileError(
-            explain(
-                f"no way to compute the network keeps every tensor within {request.max_elements} elements",
-                network=request.network,
-                fix="smaller sizes, or a larger max_elements",
-            )
+            f"no way to compute the network keeps every tensor within {request.max_elements} elements",
+            network=request.network,
+            fix="smaller sizes, or a larger max_elements",
         )
     if request.dynamic:
         return _by_worst_ratio(list(found.values()), request)

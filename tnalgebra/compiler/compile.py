@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import torch
 
-from ..errors import CompileError, explain
+from ..errors import CompileError
 from ..networks import NamedTensor, Network, parse, size_of, tensor_nodes, with_sizes
 from ..tensors import bind
 from .choose import MAX_PLAN_ELEMENTS, Candidates, PlanRequest, is_channels_last, is_free
@@ -86,11 +86,11 @@ def make_request(
     of the inputs.
     """
     if candidates not in get_args(Candidates):
-        raise CompileError(explain(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates)))))
+        raise CompileError(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates))))
     last = is_channels_last(memory_format)
     if not inputs:
         raise CompileError(
-            explain("the network has no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}")
+            "the network has no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}"
         )
     if bias is not None:
         _check_bias(network, values, bias)
@@ -107,7 +107,7 @@ def make_request(
     devices, dtypes = {tensor.device for tensor in tensors.values()}, {tensor.dtype for tensor in tensors.values()}
     if len(devices) > 1 or len(dtypes) > 1:
         listed = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items())
-        raise CompileError(explain("the values differ in dtype or device", values=listed, fix="one dtype and device"))
+        raise CompileError("the values differ in dtype or device", values=listed, fix="one dtype and device")
     request = PlanRequest(
         network=network,
         inputs=tuple(inputs),
@@ -127,11 +127,11 @@ def make_request(
 
 def _check_bias(network: Network, values: Mapping[str, Any], bias: str) -> None:
     if "bias" in tensor_nodes(network):
-        raise CompileError(explain("a tensor is called 'bias', as is the vector to be added", fix="another name"))
+        raise CompileError("a tensor is called 'bias', as is the vector to be added", fix="another name")
     if bias not in network.output:
-        raise CompileError(explain(f"the bias has no output label {bias!r}", output=" ".join(network.output)))
+        raise CompileError(f"the bias has no output label {bias!r}", output=" ".join(network.output))
     if "bias" not in values:
-        raise CompileError(explain("the bias has no value", fix=f"values={{'bias': ...}}, a vector along {bias!r}"))
+        raise CompileError("the bias has no value", fix=f"values={{'bias': ...}}, a vector along {bias!r}")
 
 
 def _check_given(
@@ -139,26 +139,26 @@ def _check_given(
 ) -> None:
     twice = [name for name in inputs if name in tensors]
     if twice:
-        raise CompileError(explain(f"{twice[0]!r} is an input and has a value", fix="one of the two"))
+        raise CompileError(f"{twice[0]!r} is an input and has a value", fix="one of the two")
     missing = [name for name in tensor_nodes(network) if name not in tensors and name not in inputs]
     if missing:
         raise CompileError(
-            explain(f"no value for {', '.join(map(repr, missing))}", network=network, fix="values={...}, or an input")
+            f"no value for {', '.join(map(repr, missing))}", network=network, fix="values={...}, or an input"
         )
     unknown = [name for name in constants if name not in tensors]
     if unknown:
-        raise CompileError(explain(f"the constant {unknown[0]!r} has no value", values=" ".join(tensors) or "none"))
+        raise CompileError(f"the constant {unknown[0]!r} has no value", values=" ".join(tensors) or "none")
 
 
 def _check_ranges(request: PlanRequest) -> None:
     network = request.network
     for label, ends in request.dynamic.items():
         if not isinstance(ends, Sequence) or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
-            raise CompileError(explain(f"the range of {label!r} is {ends!r}", fix="(least, most), at least 1"))
+            raise CompileError(f"the range of {label!r} is {ends!r}", fix="(least, most), at least 1")
         if label not in network.sizes:
             fact = f"a range is given for {label!r}, which is not a label of the network"
-            raise CompileError(explain(fact, labels=" ".join(network.sizes)))
+            raise CompileError(fact, labels=" ".join(network.sizes))
         if not is_free(request, label):
             fact = f"the size of {label!r} decides other sizes, or a weight has it"
             fix = "a label that occurs on inputs only, such as the batch"
-            raise CompileError(explain(fact, network=network, fix=fix))
+            raise CompileError(fact, network=network, fix=fix)

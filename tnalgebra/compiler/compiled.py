@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CompileError, SizeError, explain
+from ..errors import CompileError, SizeError
 from ..networks import Conv, Fill, NamedTensor, Network, node_text
 from .choose import Candidate, PlanRequest, candidates_for, is_channels_last
 from .computation import check_inputs
@@ -95,33 +95,31 @@ class Compiled(nn.Module):
         dtype = getattr(self, self._weights[0]).dtype if self._weights else getattr(tensors[0], "dtype", None)
         for tensor, (name, count, sizes) in zip(tensors, self._fixed, strict=True):
             if not isinstance(tensor, Tensor):
-                raise CompileError(explain(f"the input {name!r} is not a tensor", given=type(tensor).__name__))
+                raise CompileError(f"the input {name!r} is not a tensor", given=type(tensor).__name__)
             if tensor.ndim != count or any(tensor.shape[axis] != size for axis, size in sizes):
                 self._refuse_shape(name, tensor)
             if not tensor.is_floating_point():
-                raise CompileError(explain(f"the input {name!r} is {tensor.dtype}", fix="floating point numbers"))
+                raise CompileError(f"the input {name!r} is {tensor.dtype}", fix="floating point numbers")
             if tensor.dtype != dtype and not torch.is_autocast_enabled(tensor.device.type):
                 others = "the weights are" if self._weights else f"{self._fixed[0][0]!r} is"
                 raise CompileError(
-                    explain(
-                        f"the input {name!r} is {tensor.dtype}, {others} {dtype}",
-                        fix=f"{name}.to({dtype}), or torch.autocast",
-                    )
+                    f"the input {name!r} is {tensor.dtype}, {others} {dtype}",
+                    fix=f"{name}.to({dtype}), or torch.autocast",
                 )
 
     def _inputs(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         names = [name for name, _, _ in self._fixed]
         if len(inputs) > len(names):
-            raise CompileError(explain(f"{len(inputs)} inputs are given", inputs=" ".join(names)))
+            raise CompileError(f"{len(inputs)} inputs are given", inputs=" ".join(names))
         given = dict(zip(names, inputs, strict=False))
         for name, tensor in named.items():
             if name not in names or name in given:
                 fact = "is given twice" if name in given else "is not an input"
-                raise CompileError(explain(f"{name!r} {fact}", inputs=" ".join(names)))
+                raise CompileError(f"{name!r} {fact}", inputs=" ".join(names))
             given[name] = tensor
         missing = [name for name in names if name not in given]
         if missing:
-            raise CompileError(explain(f"the input {missing[0]!r} is missing", inputs=" ".join(names)))
+            raise CompileError(f"the input {missing[0]!r} is missing", inputs=" ".join(names))
         return tuple(given[name] for name in names)
 
     def _check_sizes(self, tensors: Sequence[Tensor]) -> None:
@@ -133,7 +131,7 @@ class Compiled(nn.Module):
             Network(self.network.nodes, self.network.output, {**sizes, **check_inputs(self.network, given)})
         except SizeError as error:
             listed = ", ".join(f"{name} {shape}" for name, shape in given.items())
-            raise CompileError(explain("the sizes of the inputs do not fit", shapes=listed, because=error)) from None
+            raise CompileError("the sizes of the inputs do not fit", shapes=listed, because=error) from None
 
     def _own_sizes(self) -> dict[str, int]:
         """Sizes that the weights and the windows fix."""
@@ -165,7 +163,7 @@ class Compiled(nn.Module):
         else:
             axis, size = next((axis, size) for axis, size in sizes if shape[axis] != size)
             fact = f"the axis {node.labels[axis]!r} of the input {name!r} has {shape[axis]} elements, needed are {size}"
-        raise CompileError(explain(fact, shape=shape, node=node_text(node, self.network.sizes, set())))
+        raise CompileError(fact, shape=shape, node=node_text(node, self.network.sizes, set()))
 
     @property
     def code(self) -> str:
@@ -228,11 +226,11 @@ class Compiled(nn.Module):
         frozen, names = self.frozen, self.plan.request.inputs
         if not isinstance(inputs, Mapping):
             if len(names) > 1:
-                raise CompileError(explain(f"one shape is given for {len(names)} inputs", inputs=" ".join(names)))
+                raise CompileError(f"one shape is given for {len(names)} inputs", inputs=" ".join(names))
             inputs = {names[0]: inputs}
         missing = [name for name in names if name not in inputs]
         if missing:
-            raise CompileError(explain(f"the input {missing[0]!r} has no shape", inputs=" ".join(names)))
+            raise CompileError(f"the input {missing[0]!r} has no shape", inputs=" ".join(names))
         like, before = self._like(), self._thawed or self.plan
         sizes = {**self._own_sizes(), **check_inputs(self.network, inputs)}
         network = Network(self.network.nodes, self.network.output, sizes)
@@ -328,4 +326,4 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if hasattr(module, name) or hasattr(type(module), name) or name in (*Compiled.__annotations__, "self"):
             fact = f"a tensor is called {name!r}, which a module has for itself"
-            raise CompileError(explain(fact, fix="another name in the network"))
+            raise CompileError(fact, fix="another name in the network")

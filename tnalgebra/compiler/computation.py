@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import count
 from typing import Literal, TypeAlias
 
-from ..errors import CompileError, SizeError, explain
+from ..errors import CompileError, SizeError
 from ..networks import (
     Conv,
     Copy,
@@ -234,20 +234,20 @@ def check_inputs(network: Network, inputs: Mapping[str, Sequence[int]]) -> dict[
     names = tensor_nodes(network)
     sizes: dict[str, int] = {}
     if not isinstance(inputs, Mapping):
-        raise CompileError(explain(f"inputs is {inputs!r}", fix="name -> shape, such as {'X': (16, 64, 56, 56)}"))
+        raise CompileError(f"inputs is {inputs!r}", fix="name -> shape, such as {'X': (16, 64, 56, 56)}")
     for name, shape in inputs.items():
         if not isinstance(shape, Sequence) or not all(isinstance(number, int) for number in shape):
-            raise CompileError(explain(f"the shape of the input {name!r} is {shape!r}", fix="a tuple of integers"))
+            raise CompileError(f"the shape of the input {name!r} is {shape!r}", fix="a tuple of integers")
         if name not in names:
             fact = f"the input {name!r} is not a tensor of the network"
-            raise CompileError(explain(fact, tensors=" ".join(names), network=network))
+            raise CompileError(fact, tensors=" ".join(names), network=network)
         for position in names[name]:
             node = network.nodes[position]
             if len(shape) != len(node.labels):
                 fact = f"the input {name!r} has {len(shape)} axes, its node has {len(node.labels)}"
-                raise CompileError(explain(fact, shape=tuple(shape), node=node_text(node)))
+                raise CompileError(fact, shape=tuple(shape), node=node_text(node))
             for label, number in zip(node.labels, shape, strict=True):
                 if sizes.setdefault(label, number) != number:
                     fact = f"label {label!r} has sizes {sizes[label]} and {number}"
-                    raise SizeError(explain(fact, where=node_text(node)))
+                    raise SizeError(fact, where=node_text(node))
     return sizes

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import torch
 
 from .._files import cache_folder
-from ..errors import CompileError, explain
+from ..errors import CompileError
 from .cost import FORMATS, Constants, Format, Kinds, Rates
 
 
@@ -107,12 +107,10 @@ def read_constants(path: Path, device: torch.device, dtype: torch.dtype) -> dict
         return found
     except (OSError, ValueError) as error:  # what json raises is a ValueError, as is what is not UTF-8
         raise CompileError(
-            explain(
-                "the stored calibration cannot be used",
-                file=path,
-                reason=error,
-                fix="delete the file; calibrate() measures again, without it the package's own constants hold",
-            )
+            "the stored calibration cannot be used",
+            file=path,
+            reason=error,
+            fix="delete the file; calibrate() measures again, without it the package's own constants hold",
         ) from error
 
 

@@ -100,7 +100,7 @@ class Plan:
         return [] if label is None else crossovers(self.candidates, self.request, label)
 
     def draw(self, path: str | PathLike[str] | None = None) -> Figure:
-        """The contraction tree as a drawing, stored as .svg or .png if a path is given."""
+        """Draw the contraction tree; with `path`, write the figure there as .svg, .png or .pdf."""
         from .plan_drawing import draw_plan
 
         return draw_plan(self.chosen, frozen=self.request.frozen, path=path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..networks import own_style, store, suffix_of
+from ..networks import check_suffix, own_style, store
 from . import operations as ops
 from .choose import Candidate
 from .operations import labels_in
@@ -38,12 +38,12 @@ def draw_plan(candidate: Candidate, *, frozen: bool, path: str | os.PathLike[str
     """Draw the steps that compute; views and new names are left out. Dashed: done before the call.
 
     Args:
-        path: where to store it, as .svg or .png.
+        path: the file to write, .svg, .png or .pdf; None writes nothing.
 
     Raises:
         NetworkError: another suffix.
     """
-    suffix = None if path is None else suffix_of(path)
+    check_suffix(path)
     from matplotlib.figure import Figure
 
     from ..networks import FILL, FUSE, INK, PALETTE
@@ -72,8 +72,7 @@ def draw_plan(candidate: Candidate, *, frozen: bool, path: str | os.PathLike[str
             style = {**edge, "linestyle": "--" if box.dashed else "-"}
             text = "\n".join(box.lines)
             axes.text(x, y, text, fontsize=9, color=INK, ha="center", va="center", bbox=style, zorder=3)
-        if suffix is not None and path is not None:
-            store(figure, suffix, path)
+        store(figure, path)
     return figure
 
 

@@ -1,6 +1,6 @@
 """The named approximate rules: families, cuts, truncations, the catalogue that lists them, and traces from files."""
 
-from .catalogue import CATALOGUE, Entry, register, resolve, rules, unregister
+from .catalogue import CATALOGUE, Entry, read_rewrite, register, rules, unregister
 from .components import check_bonds, drop_components
 from .cuts import all_cuts, cut, cut_sequence
 from .degeneracy import correct_degeneracy
@@ -38,11 +38,11 @@ __all__ = [
     "monarch",
     "per_group",
     "projection",
+    "read_rewrite",
     "read_trace",
     "register",
     "reshaped_ring",
     "reshaped_train",
-    "resolve",
     "rules",
     "spatially_separable",
     "tensor_ring",

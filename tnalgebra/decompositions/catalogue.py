@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from ..errors import RuleError, TnalgebraError, explain
 from ..networks import KERNEL_LABELS, check_covers, labels_of, parse_bipartition
-from ..rewriting import EXACT_RULES, Rule, rule
+from ..rewriting import EXACT_RULES, Fit, Rule, rule
 from .cuts import cut
 from .families import (
     LabelWords,
@@ -259,34 +259,46 @@ def unregister(name: str) -> None:
     del _REGISTERED[name]
 
 
-def resolve(given: str | Rule, labels: LabelWords) -> Rule:
-    """The rule that a user means.
+def read_rewrite(rewrite: str | Rule | Fit, labels: LabelWords) -> Rule:
+    """Read a rewrite: the rule that a user means for a tensor of these labels.
 
     Args:
-        given: a rule; the name of a decomposition or of a registered rule; a cut, "out kh | in kw"; or a rule in the
-            notation, "K[out in *k] => ...".
-        labels: of the tensor it will be applied to, in the order of its axes.
+        rewrite: a rule; the name of a decomposition or of a registered rule, "cp"; a cut, "out kh | in kw"; a rule in
+            the notation, "K[out in *k] => ..."; or a fit, which stands for the rule that made it.
+        labels: of the tensor that the rule will be applied to, in the order of its axes.
 
     Raises:
-        RuleError: no such name (similar ones are listed), no such decomposition of these labels, a cut that does not
-            hold them; two cuts with `then`, or the name of an exact rule, which are not decompositions.
+        RuleError: no rule has the name (similar names are listed); the decomposition does not exist for these labels;
+            the cut does not hold them; the text is two cuts with `then`, or the name of an exact rule, which are not
+            decompositions; the fit was made by several rules.
         NotationError, NetworkError, SizeError: a text with `=>` that is not a rule.
+
+    Example:
+        >>> read_rewrite("out kh | in kw", "out in kh kw").equation
+        'K[out in kh kw] => L[out kh r] R[r in kw]'
     """
-    if isinstance(given, Rule):
-        return given
-    if not isinstance(given, str):
-        raise RuleError(
-            explain(f"a rule is given as a {type(given).__name__}", fix="a rule, its name, a cut, or K[...] => ...")
-        )
+    if isinstance(rewrite, Rule):
+        return rewrite
+    if isinstance(rewrite, Fit):
+        steps = rewrite.trace.steps
+        if len(steps) == 1 and isinstance(rule_of_fit := steps[0].rule, Rule):
+            return rule_of_fit
+        fact = f"a fit of {len(steps)} steps does not stand for one rule"
+        raise RuleError(explain(fact, steps=", ".join(step.rule.name for step in steps) or None, fix="a rule"))
+    if not isinstance(rewrite, str):
+        fact = f"a rewrite is given as a {type(rewrite).__name__}"
+        raise RuleError(explain(fact, fix="a rule, its name, a cut, notation such as K[...] => ..., or a fit"))
     labels = labels_of(labels)
-    if "=>" in given:
-        return rule(given)
+    if "=>" in rewrite:
+        return rule(rewrite)
     left = f"K[{' '.join(labels)}]"
-    if "[" in given:
-        raise RuleError(explain("a network is given where a rule is expected", where=given, fix=f"{left} => {given}"))
-    if "|" in given:
-        return _cut(given, labels, left)
-    name = given.strip()
+    if "[" in rewrite:
+        raise RuleError(
+            explain("a network is given where a rule is expected", where=rewrite, fix=f"{left} => {rewrite}")
+        )
+    if "|" in rewrite:
+        return _cut(rewrite, labels, left)
+    name = rewrite.strip()
     if name in _REGISTERED:
         return _REGISTERED[name]
     for entry in CATALOGUE:
@@ -305,7 +317,7 @@ def _cut(text: str, labels: tuple[str, ...], left: str) -> Rule:
             explain(
                 "cuts that follow one another are several rules, not one",
                 where=text,
-                fix="tn.cut_sequence(...), each applied to what the one before it made",
+                fix="tn.decompositions.cut_sequence(...), each applied to what the one before it made",
             )
         )
     try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError, explain
-from ..fitting import ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
+from ..fitting import ParameterBudget, RelativeError, Size, allowance, kept, rank_of
 from ..networks import NamedTensor, Network, carriers, check_word, node_text, parameters, shape_of, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import Operand, Values, contract, operands, relative, value_of, values_for
@@ -48,7 +48,7 @@ def drop_components(bond: str) -> Rule:
         check_values(before, values, what="dropping components")
         gram = component_gram(before, values, bond)
         order = gram.diagonal().argsort(descending=True, stable=True)
-        rank = _rank(options.ranks, bond, gram[order][:, order], before)
+        rank = _rank(options.size, bond, gram[order][:, order], before)
         chosen, dropped = order[:rank].sort().values, order[rank:].sort().values
         new = select_values(before, values, {bond: chosen})
         after = resize(network, new)
@@ -78,13 +78,14 @@ def _prime(nodes: Sequence[Operand], output: Sequence[str]) -> list[Operand]:
     return [(tensor, tuple(n if n in output else n + _PRIME for n in labels)) for tensor, labels in nodes]
 
 
-def _rank(ranks: Mapping[str, Rank] | Rank, bond: str, gram: Tensor, before: Network) -> int:
+def _rank(size: Size, bond: str, gram: Tensor, before: Network) -> int:
     """gram: of the components, the largest first."""
-    rank, full = rank_of(ranks, bond), len(gram)
-    if isinstance(rank, ParameterBudget):
-        one, two = (parameters(with_new_sizes(before, {bond: size})) for size in (1, 2))
-        limit = allowance(rank, parameters(before), least=one)
+    full = len(gram)
+    if isinstance(size, ParameterBudget):
+        one, two = (parameters(with_new_sizes(before, {bond: count})) for count in (1, 2))
+        limit = allowance(size, parameters(before), least=one)
         return min(full, 1 + (limit - one) // (two - one))
+    rank = rank_of(size, bond)
     if isinstance(rank, RelativeError):
         # the error of keeping the first k is the network of the others: no sum of squares, as they may cancel
         left = gram.flip(0, 1).cumsum(0).cumsum(1).diagonal().clamp(min=0).sqrt()

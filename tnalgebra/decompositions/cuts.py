@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError, explain
-from ..fitting import FitReport, ParameterBudget, Rank, RelativeError, allowance, fit_cores, kept, rank_of
+from ..fitting import FitReport, ParameterBudget, Rank, RelativeError, UpTo, allowance, fit_cores, kept, rank_of
 from ..networks import (
     KERNEL_LABELS,
     Bipartition,
@@ -164,7 +164,7 @@ def _nearest(
 ) -> tuple[SVD, float, FitReport | None]:
     """The nearest matrix of a rank in the Frobenius norm, and its relative error."""
     matrix = matricise(dense, network.output, bipartition)
-    asked, dtype = rank_of(options.ranks, "r"), options.settings.dtype
+    asked, dtype = _requested(options), options.settings.dtype
     if isinstance(asked, RelativeError):
         svd = truncated_svd(matrix, dtype=dtype)
         rank = kept(asked, len(svd.S), bond="r", singular_values=svd.S.tolist)
@@ -176,7 +176,11 @@ def _nearest(
     return SVD(svd.U[:, :rank], svd.S[:rank], svd.V[:rank]), error, None
 
 
-def _rank(asked: Rank, shape: Sequence[int], form: CutForm, before: int) -> int:
+def _requested(options: Options) -> Rank | UpTo | ParameterBudget:
+    return options.size if isinstance(options.size, ParameterBudget) else rank_of(options.size, "r")
+
+
+def _rank(asked: Rank | UpTo | ParameterBudget, shape: Sequence[int], form: CutForm, before: int) -> int:
     """A rank that follows from the sizes alone."""
     if isinstance(asked, ParameterBudget):
         each = sum(shape) + (form == "svd")
@@ -192,14 +196,14 @@ def _nearest_in_metric(
     sizes = dict(zip(network.output, dense.shape, strict=True))
     bond = fresh("r", carriers(network))
     nodes = [NamedTensor("L", (*bipartition.left, bond)), NamedTensor("R", (bond, *bipartition.right))]
-    asked, before = rank_of(options.ranks, "r"), parameters(network)
-    if isinstance(asked, ParameterBudget):
+    size, before = options.size, parameters(network)
+    if isinstance(size, ParameterBudget):
         shape = [prod(sizes[label] for label in side) for side in (bipartition.left, bipartition.right)]
-        asked = _rank(asked, shape, form, before)
+        size = _rank(size, shape, form, before)
     cores, report = fit_cores(
         [dense],
         Network(nodes, network.output, sizes),
-        {bond: asked},
+        {bond: size["r"]} if isinstance(size, Mapping) and "r" in size else size,
         before=before,
         settings=options.settings,
         metrics=[metric_in(options.metric, {label: label for label in network.output}, network.output)],

@@ -11,8 +11,8 @@ import networkx
 import torch
 from torch import Tensor
 
-from ..errors import RankError, RuleError, explain
-from ..fitting import FitReport, ParameterBudget, Rank, degeneracy_of, follow_starts, grow, kept, plain_rank, rank_of
+from ..errors import RuleError, explain
+from ..fitting import FitReport, ParameterBudget, degeneracy_of, follow_starts, grow, kept, plain_rank, rank_of
 from ..networks import NamedTensor, Network, carriers, check_word, parameters, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import SVD, Values, relative, truncated_svd
@@ -97,13 +97,6 @@ def _ranks_under(budget: ParameterBudget, network: Network, spectra: Mapping[str
     return grow(spectra, count, budget, parameters(network))
 
 
-def _rank_of(ranks: Mapping[str, Rank] | Rank, bond: str, bonds: Sequence[str]) -> Rank:
-    if not isinstance(ranks, Mapping) and len(bonds) > 1:
-        fix = f"ranks={{{bonds[0]!r}: ...}} for every bond, or one ParameterBudget"
-        raise RankError(explain(f"one rank, {ranks!r}, for the bonds {' '.join(bonds)}", fix=fix))
-    return rank_of(ranks, bond)
-
-
 # Trees -------------------------------------------------------------------------------------------------------
 
 
@@ -133,18 +126,18 @@ def _truncate_tree(
 ) -> _Truncated:
     tensors = _in_dtype(network, values, options.settings.dtype)
     before = dict(tensors)
-    if len(bonds) == 1 and not isinstance(options.ranks, ParameterBudget):
+    if len(bonds) == 1 and not isinstance(options.size, ParameterBudget):
         joint = _centre(network, bonds[0], tensors, forest)
         spectrum = joint.svd.S
-        rank = kept(rank_of(options.ranks, bonds[0]), len(spectrum), bond=bonds[0], singular_values=spectrum.tolist)
+        rank = kept(rank_of(options.size, bonds[0]), len(spectrum), bond=bonds[0], singular_values=spectrum.tolist)
         joint.close(tensors, rank)
         return tensors, relative(spectrum[rank:], spectrum), None
     spectra = {bond: _centre(network, bond, dict(tensors), forest).svd.S.tolist() for bond in bonds}
-    if isinstance(options.ranks, ParameterBudget):
-        ranks = _ranks_under(options.ranks, network, spectra)
+    if isinstance(options.size, ParameterBudget):
+        ranks = _ranks_under(options.size, network, spectra)
     else:
         ranks = {
-            bond: kept(_rank_of(options.ranks, bond, bonds), len(all_of_it), bond=bond, singular_values=all_of_it.copy)
+            bond: kept(rank_of(options.size, bond), len(all_of_it), bond=bond, singular_values=all_of_it.copy)
             for bond, all_of_it in spectra.items()
         }
     for bond in bonds:
@@ -247,13 +240,11 @@ def _refit(network: Network, bonds: Sequence[str], values: Values, options: Opti
     settings = options.settings
     tensors = _in_dtype(network, values, settings.dtype)
     own = own_value(network, tensors)
-    if isinstance(options.ranks, ParameterBudget):
-        ranks = _ranks_under(options.ranks, network, {bond: _norms(network, bond, tensors) for bond in bonds})
+    if isinstance(options.size, ParameterBudget):
+        ranks = _ranks_under(options.size, network, {bond: _norms(network, bond, tensors) for bond in bonds})
     else:
         ranks = {
-            bond: plain_rank(
-                _rank_of(options.ranks, bond, bonds), bond, full=_full_rank(network, bond), because=because
-            )
+            bond: plain_rank(rank_of(options.size, bond), bond, full=_full_rank(network, bond), because=because)
             for bond in bonds
         }
     turned = _cut_down(network, tensors, ranks, turned=True)

@@ -5,19 +5,18 @@ from .degeneracy import degeneracy_of, shrink_components
 from .fit import fit_cores
 from .metric import Metric
 from .objective import Objective
-from .ranks import (
+from .ranks import UpTo, allowance, grow, kept, plain_rank, rank_of
+from .search import FitReport, Settings, follow_starts
+from .size import (
     KeepFraction,
     MultiplyAddsBudget,
     ParameterBudget,
     Rank,
     RelativeError,
-    allowance,
-    grow,
-    kept,
-    plain_rank,
-    rank_of,
+    Size,
+    read_size,
+    size_text,
 )
-from .search import FitReport, Settings, follow_starts
 from .trees import NoTreeError, bonds_of, open_labels, tree_of, with_open_axes
 
 __all__ = [
@@ -31,6 +30,8 @@ __all__ = [
     "Rank",
     "RelativeError",
     "Settings",
+    "Size",
+    "UpTo",
     "allowance",
     "bonds_of",
     "degeneracy_of",
@@ -42,7 +43,9 @@ __all__ = [
     "open_labels",
     "plain_rank",
     "rank_of",
+    "read_size",
     "shrink_components",
+    "size_text",
     "tree_of",
     "with_open_axes",
 ]

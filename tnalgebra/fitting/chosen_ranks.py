@@ -15,7 +15,8 @@ from ..networks import NamedTensor, Network, carriers, fresh, with_sizes
 from ..tensors import pattern
 from .metric import Metric
 from .objective import Objective, Occurrence
-from .ranks import ParameterBudget, Rank, allowance, kept, plain_rank
+from .ranks import UpTo, allowance, kept, plain_rank, rank_of
+from .size import ParameterBudget, Rank, Size
 from .trees import (
     CoreTree,
     NoTreeError,
@@ -46,7 +47,7 @@ def tree_or_none(right: Network, constants: Mapping[str, object] = {}) -> CoreTr
 def chosen_ranks(
     target: Tensor,
     right: Network,
-    ranks: Mapping[str, Rank] | Rank,
+    size: Size,
     *,
     tree: CoreTree | None,
     constants: Mapping[str, Tensor],
@@ -57,7 +58,7 @@ def chosen_ranks(
     Args:
         target: one axis for each of `open_labels(right)`.
         right: the sizes of its open labels are known; sizes it states for bonds are ranks.
-        ranks: bond -> rank; one for the only bond; or a `ParameterBudget` for all.
+        size: of the bonds, but for those whose size the right side or a constant states; no `MultiplyAddsBudget`.
         tree: of the right side, see `tree_or_none`.
         constants: name -> elements, of tensors that are held fixed; they determine the sizes of their bonds.
         before: parameters of the left side, of which a budget is a fraction.
@@ -67,32 +68,20 @@ def chosen_ranks(
     """
     bonds = bonds_of(right)
     given = _given(right, constants, bonds)
-    if not isinstance(ranks, Mapping) and not isinstance(ranks, ParameterBudget):
-        free = [bond for bond in bonds if bond not in given] or list(bonds)
-        if len(free) != 1:
-            raise RankError(explain(f"one rank, {ranks!r}, for the bonds {' '.join(free)}", fix=f"ranks={_each(free)}"))
-        ranks = {free[0]: ranks}
-    if isinstance(ranks, ParameterBudget):
+    if isinstance(size, ParameterBudget):
         if tree is not None and not given:
-            return tree_ranks(target, tree, ranks, before=before)
-        return _grow_evenly(right, given, constants, limit=partial(allowance, ranks, before))
-    requested: dict[str, Rank] = {**given, **ranks}
-    missing = [bond for bond in bonds if bond not in requested]
+            return tree_ranks(target, tree, size, before=before)
+        return _grow_evenly(right, given, constants, limit=partial(allowance, size, before))
+    missing = [bond for bond in bonds if bond not in given and isinstance(size, Mapping) and bond not in size]
     if missing:
-        raise RankError(
-            explain(
-                f"no rank for {', '.join(map(repr, missing))}",
-                fix=f"ranks={_each(missing)} or a ParameterBudget",
-            )
-        )
+        each = ", ".join(f"{bond!r}: 8" for bond in missing)
+        fix = f"{{{each}}}, one size for all bonds, or a ParameterBudget"
+        raise RankError(explain(f"no size is given for {', '.join(map(repr, missing))}", fix=fix))
+    own = set(size) if isinstance(size, Mapping) else set(bonds) - set(given)
+    requested = {bond: rank_of(size, bond) if bond in own else given[bond] for bond in bonds}
     if tree is not None:
         return tree_ranks(target, tree, requested, before=before)
     return {bond: _rank(bond, requested[bond], target, right, size=given.get(bond)) for bond in bonds}
-
-
-def _each(bonds: Sequence[str]) -> str:
-    """How a rank is given to each bond."""
-    return "{" + ", ".join(f"{bond!r}: ..." for bond in bonds) + "}"
 
 
 def _given(right: Network, constants: Mapping[str, Tensor], bonds: Sequence[str]) -> dict[str, int]:
@@ -108,7 +97,7 @@ def _given(right: Network, constants: Mapping[str, Tensor], bonds: Sequence[str]
     return found
 
 
-def _rank(bond: str, rank: Rank, target: Tensor, right: Network, *, size: int | None) -> int:
+def _rank(bond: str, rank: Rank | UpTo, target: Tensor, right: Network, *, size: int | None) -> int:
     """size: of the bond, where it is known."""
     most = target.numel() if size is None else size
     standing = carriers(right)[bond]

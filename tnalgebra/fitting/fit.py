@@ -17,7 +17,6 @@ from .chosen_ranks import chosen_ranks, objective_of, select_rows, tree_or_none
 from .degeneracy import degeneracy_of
 from .metric import Metric
 from .objective import Objective
-from .ranks import Rank
 from .search import (
     FitReport,
     SearchResult,
@@ -30,13 +29,14 @@ from .search import (
     search_from_guesses,
     stabilise,
 )
+from .size import Size
 from .trees import CoreTree, canonical, fit_tree, splitting, with_open_axes
 
 
 def fit_cores(
     kernels: Sequence[Tensor],
     right: Network,
-    ranks: Mapping[str, Rank] | Rank,
+    size: Size,
     *,
     before: int,
     settings: Settings,
@@ -49,7 +49,7 @@ def fit_cores(
     Args:
         kernels: one axis for each output label of `right`.
         right: sizes of the open labels, and of their parts, are known.
-        ranks: see `chosen_ranks`.
+        size: see `chosen_ranks`.
         before: parameters of the left side, of which a budget is a fraction.
         constants: tensors of the right side that are held fixed.
         metrics: one for each kernel, over labels of `right`'s output; none for the Frobenius norm.
@@ -70,7 +70,7 @@ def fit_cores(
     groups: dict[object, list[int]] = {}
     chosen = []
     for number, (target, _) in enumerate(prepared):
-        sizes = chosen_ranks(target, right, ranks, tree=tree, constants=constants, before=before)
+        sizes = chosen_ranks(target, right, size, tree=tree, constants=constants, before=before)
         chosen.append(sizes)
         own = number if constants else None  # the best rows of a constant differ from kernel to kernel
         groups.setdefault((own, *sorted(sizes.items())), []).append(number)

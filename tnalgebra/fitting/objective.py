@@ -1,7 +1,7 @@
-"""What is fitted: a network whose free cores are to come near a target, in the norm of a metric.
+"""The objective of a fit: a network whose free cores are to come near a target, and when the rest is only rounding.
 
-Everything carries two more axes in front, so that many fits are one: `LAYER` numbers kernels of one shape that are
-fitted side by side, `START` the first guesses of each. The network's own labels follow.
+Every tensor has two more axes in front, so that many fits are computed as one: `LAYER` numbers kernels of one shape that
+are fitted side by side, and `START` numbers the first guesses for each of them. The labels of the network follow.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import torch
 from torch import Tensor
 
 from ..tensors import Operand, contract
+from .axes import group_axes, split_axes
 
 _Labels: TypeAlias = tuple[str, ...]
 
 LAYER, START = "layer/", "start/"
-"""No labels of the notation, so that they never meet one."""
+"""The notation has no such labels, so they never meet one of the network."""
 
 BATCH = (LAYER, START)
 
 PRIME = "'"
-"""Marks the labels of a second copy."""
+"""Marks the labels of a second copy of a tensor."""
 
 
 class Occurrence(NamedTuple):
-    """A tensor where it occurs: its name and labels."""
+    """One occurrence of a tensor in the network: its name and its labels."""
 
     name: str
     labels: _Labels
@@ -37,52 +38,105 @@ class Occurrence(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """min ||target - network||^2 over the free cores.
+    """Minimise ||target - network||^2 over the free cores.
 
-    occurrences: of free cores and constants; a name that occurs twice is tied.
-    output: labels of the target, in order.
-    target: shape (layers, *sizes of output).
-    free: name -> shape, of the cores that are fitted.
-    constants: name -> shape (layers or 1, *sizes); held fixed.
-    metric: element [l, .., i, .., j] of a positive definite form over `coupled` labels (then over the same, primed),
-        one for each value of `blocks`; shape (layers, *blocks, *coupled, *coupled). None is the Frobenius norm.
-    pulled: target contracted with the metric, in the target's shape; the target itself without one.
+    Attributes:
+        occurrences: of free cores and constants, in the order of the network. A name that occurs twice is tied.
+        output: labels of the target, in the order of its axes.
+        target: shape (layers, *sizes of output).
+        free: the shape of each core that is fitted, by name.
+        constants: the elements of each tensor that is held fixed, by name. All layers share them.
+        metric: element [l, .., i, .., j] of a positive definite form over the values of `coupled` (i) and again of
+            `coupled` (j), one form for each value of `blocks`; shape (layers, *blocks, *coupled, *coupled). Without
+            one, the norm is the Frobenius norm.
+        coupled, blocks: labels of the target, see `metric`.
     """
 
     occurrences: tuple[Occurrence, ...]
-    output: tuple[str, ...]
+    output: _Labels
     target: Tensor
     free: Mapping[str, tuple[int, ...]]
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     metric: Tensor | None = None
-    coupled: tuple[str, ...] = ()
-    blocks: tuple[str, ...] = ()
+    coupled: _Labels = ()
+    blocks: _Labels = ()
+
+    # What follows from labels and sizes ------------------------------------------------------------------------
 
     @cached_property
     def layers(self) -> int:
         return self.target.shape[0]
 
     @cached_property
-    def held(self) -> dict[str, Tensor]:
-        """The constants, without an axis for the layers where these share one."""
-        return {name: c[0] if c.shape[0] == 1 else c for name, c in self.constants.items()}
+    def named(self) -> tuple[Occurrence, ...]:
+        """The occurrences with the labels that the tensors have in a fit: those of cores begin with `BATCH`."""
+        return tuple(
+            Occurrence(name, labels if name in self.constants else (*BATCH, *labels))
+            for name, labels in self.occurrences
+        )
 
     @cached_property
-    def named(self) -> tuple[tuple[str, _Labels], ...]:
-        """Each occurrence: the name of its tensor, and the labels that the tensor's axes have in a fit."""
-        found = []
-        for occurrence in self.occurrences:
-            constant = self.constants.get(occurrence.name)
-            batch = BATCH if constant is None else () if constant.shape[0] == 1 else (LAYER,)
-            found.append((occurrence.name, (*batch, *occurrence.labels)))
-        return tuple(found)
+    def places(self) -> dict[str, list[int]]:
+        """The positions of the occurrences of each free core."""
+        return {
+            name: [position for position, occurrence in enumerate(self.occurrences) if occurrence.name == name]
+            for name in self.free
+        }
+
+    @cached_property
+    def tied(self) -> bool:
+        return any(len(places) > 1 for places in self.places.values())
+
+    @cached_property
+    def factors(self) -> int:
+        """How many factors of a term of the network are elements of free cores: what a scale is shared among."""
+        return sum(map(len, self.places.values()))
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the labels of the target and of the free cores."""
+        sizes = dict(zip(self.output, self.target.shape[1:], strict=True))
+        for name, labels in self.occurrences:
+            sizes |= dict(zip(labels, self.free.get(name, ()), strict=False))
+        return sizes
+
+    @cached_property
+    def unknowns(self) -> int:
+        """How many numbers are to be found for one start of one layer."""
+        return sum(map(prod, self.free.values()))
 
     @cached_property
     def metric_labels(self) -> _Labels:
         return (LAYER, *self.blocks, *self.coupled, *(label + PRIME for label in self.coupled))
 
+    def labels_elsewhere(self, *positions: int) -> set[str]:
+        """The labels of all occurrences but those at these positions."""
+        return {
+            label for i, occurrence in enumerate(self.occurrences) if i not in positions for label in occurrence.labels
+        }
+
+    def shared_labels(self, positions: Sequence[int]) -> _Labels:
+        """The labels that remain when the target is contracted with all occurrences but those at these positions."""
+        inside = {label for position in positions for label in self.occurrences[position].labels}
+        order = dict.fromkeys((*self.output, *sorted(self.labels_elsewhere(*positions))))
+        return tuple(label for label in order if label in inside)
+
+    def shared_elements(self, positions: Sequence[int]) -> int:
+        """How many elements that contraction has for one start of one layer."""
+        return prod([self.sizes.get(label, 1) for label in self.shared_labels(positions)])
+
+    # Values ------------------------------------------------------------------------------------------------------
+
+    def apply_metric(self, tensor: Tensor) -> Tensor:
+        """Multiply a tensor of shape (layers, starts, *sizes of output) with the metric."""
+        if self.metric is None:
+            return tensor
+        primed = tuple(label + PRIME if label in self.coupled else label for label in self.output)
+        return contract([(tensor, (*BATCH, *primed)), (self.metric, self.metric_labels)], (*BATCH, *self.output))
+
     @cached_property
     def pulled(self) -> Tensor:
+        """The target multiplied with the metric, in the shape of the target."""
         return self.apply_metric(self.target[:, None])[:, 0]
 
     @cached_property
@@ -91,87 +145,155 @@ class Objective:
         return total((self.target * self.pulled)[:, None])
 
     @cached_property
-    def places(self) -> dict[str, list[int]]:
-        """free core -> positions of its occurrences."""
-        found: dict[str, list[int]] = {name: [] for name in self.free}
-        for position, occurrence in enumerate(self.occurrences):
-            if occurrence.name in found:
-                found[occurrence.name].append(position)
-        return found
+    def rounding(self) -> float:
+        """The relative error that may be nothing but rounding, squared."""
+        return (50 * torch.finfo(self.target.dtype).eps) ** 2
 
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Of the target's labels and those of the free cores."""
-        sizes = dict(zip(self.output, self.target.shape[1:], strict=True))
-        for name, labels in self.occurrences:
-            sizes |= dict(zip(labels, self.free.get(name, ()), strict=False))
-        return sizes
+    def fits_exactly(self, loss: Tensor) -> Tensor:
+        """Whether some start has nothing left to gain.
 
-    @property
-    def occurrences_of_free(self) -> list[Occurrence]:
-        return [occurrence for occurrence in self.occurrences if occurrence.name in self.free]
+        Args:
+            loss: shape (layers, starts).
+
+        Returns:
+            Shape (layers,).
+        """
+        return (loss <= self.rounding * self.power).any(1)
+
+    def operands(self, values: Mapping[str, Tensor], *, without: int | None = None) -> list[Operand]:
+        """The occurrences with their elements, but for the one at the position `without`."""
+        tensors = {**self.constants, **values}
+        return [(tensors[name], labels) for position, (name, labels) in enumerate(self.named) if position != without]
+
+    def model(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Contract the network; shape (layers, starts, *sizes of output)."""
+        return self.contract_to(self.operands(values), self.output)
+
+    def loss(self, model: Tensor) -> Tensor:
+        """||target - model||^2 in the metric; shape (layers, starts)."""
+        residual = model - self.target[:, None]
+        return total(residual * self.apply_metric(residual)).clamp(min=0)
+
+    def norms(self, values: Mapping[str, Tensor]) -> Tensor:
+        """||network||_F, for which the network itself is not contracted; shape (layers, starts)."""
+        operands = self.operands(values)
+        again = [
+            (tensor, tuple(label if label in (*BATCH, *self.output) else label + PRIME for label in labels))
+            for tensor, labels in operands
+        ]
+        return self.contract_to([*operands, *again], ()).clamp(min=0).sqrt()
+
+    def squared_components(self, values: Mapping[str, Tensor], *, without: int | None = None) -> Tensor:
+        """The sum of ||component||^2 over all components, where a component is one value of every bond.
+
+        Args:
+            without: position of a core that is left out; the result then has its labels.
+
+        Returns:
+            Shape (layers, starts, *sizes of that core). With all cores, an axis of the layers or the starts only
+            where a tensor has one.
+        """
+        squares = [(tensor.square(), labels) for tensor, labels in self.operands(values, without=without)]
+        return self.contract_to(squares, () if without is None else self.occurrences[without].labels)
+
+    def environment(self, tensor: Tensor, position: int, values: Mapping[str, Tensor]) -> Tensor:
+        """Contract a tensor over the output with all occurrences but one: the derivative by that occurrence.
+
+        Args:
+            tensor: shape (layers, starts or 1, *sizes of output).
+        """
+        first = (tensor[:, 0], (LAYER, *self.output)) if tensor.shape[1] == 1 else (tensor, (*BATCH, *self.output))
+        return self.contract_to([first, *self.operands(values, without=position)], self.occurrences[position].labels)
+
+    def lay_out(self, positions: Sequence[int]) -> Operand:
+        """The pulled target with the labels of those occurrences in front, as a matrix product needs it."""
+        inside = {label for position in positions for label in self.occurrences[position].labels}
+        order = sorted(range(len(self.output)), key=lambda axis: self.output[axis] not in inside)
+        moved = self.pulled.permute(0, *(1 + axis for axis in order)).contiguous()
+        return moved, (LAYER, *(self.output[axis] for axis in order))
+
+    def contract_to(self, operands: Sequence[Operand], labels: Sequence[str]) -> Tensor:
+        """Contract to (layers, starts, *labels). A label that no operand has becomes an axis of equal elements."""
+        present = {label for _, names in operands for label in names}
+        like = operands[0][0] if operands else self.target
+        ones = [(like.new_ones(self.sizes[label]), (label,)) for label in labels if label not in present]
+        kept = [label for label in (*BATCH, *labels) if label in present or label in labels]
+        result = contract([*operands, *ones], kept) if operands or ones else like.new_ones(())
+        for axis, label in enumerate(BATCH):
+            if label not in present:
+                result = result.unsqueeze(axis)
+        return result
+
+    # Other objectives ----------------------------------------------------------------------------------------------
 
     def without_metric(self) -> Objective:
         return replace(self, metric=None, coupled=(), blocks=())
 
     def of_layers(self, layers: Tensor) -> Objective:
-        """The same for some of the layers."""
-        constants = {name: c if c.shape[0] == 1 else c[layers] for name, c in self.constants.items()}
+        """The same objective for some of the layers."""
         metric = None if self.metric is None else self.metric[layers]
-        return replace(self, target=self.target[layers], constants=constants, metric=metric)
+        return replace(self, target=self.target[layers], metric=metric)
 
     def of_sizes(self, values: Mapping[str, Tensor]) -> Objective:
-        """The same with cores of the shapes in `values`, (layers, starts, *sizes)."""
+        """The same objective for cores of the shapes in `values`, (layers, starts, *sizes)."""
         return replace(self, free={name: tuple(value.shape[2:]) for name, value in values.items()})
 
+    # A metric is taken up by cores, so that the rest is a fit in the Frobenius norm ----------------------------------
+
     def absorbing(self) -> str | None:
-        """The core that can take up the metric: it occurs once, and alone has all labels that the metric couples."""
+        """The core that can take up the whole metric: it occurs once, and only it has the labels that are coupled."""
         if self.metric is None:
             return None
         for name, places in self.places.items():
-            labels = self.occurrences[places[0]].labels
-            elsewhere = {label for i, o in enumerate(self.occurrences) if i != places[0] for label in o.labels}
-            if len(places) == 1 and not elsewhere & set(self.coupled) and {*self.coupled, *self.blocks} <= set(labels):
+            elsewhere, labels = self.labels_elsewhere(places[0]), set(self.occurrences[places[0]].labels)
+            if len(places) == 1 and not elsewhere & set(self.coupled) and {*self.coupled, *self.blocks} <= labels:
                 return name
         return None
 
     def absorb(self, factor: Tensor) -> Objective:
-        """The objective for the core times the factor M of the metric: one in the Frobenius norm.
+        """The objective of the core times the factor M of the metric: it is one in the Frobenius norm.
 
         Args:
-            factor: shape (layers, *blocks, d, d), d the number of coupled values.
+            factor: shape (layers, *blocks, d, d), where d is the number of coupled values.
         """
-        rows = self._rows(self.target, (LAYER, *self.output))
-        target = self._unrows(rows @ factor, (LAYER, *self.output), self.target.shape)
-        return replace(self, target=target, metric=None, coupled=(), blocks=())
+        sizes, labels = {**self.sizes, LAYER: self.layers}, (LAYER, *self.output)
+        groups = self._groups(labels)
+        rows = group_axes(self.target, labels, *groups)
+        return replace(self.without_metric(), target=split_axes(rows @ factor, sizes, labels, *groups))
 
     def release(self, core: Tensor, factor: Tensor, name: str) -> Tensor:
-        """The core itself, of what was fitted in its place; for one layer: no axis in front."""
+        """The core itself, from what was fitted in its place; both of one layer, without an axis in front."""
         labels = (LAYER, *self.occurrences[self.places[name][0]].labels)
-        rows = self._rows(core[None], labels)
+        groups = self._groups(labels)
+        rows = group_axes(core[None], labels, *groups)
         solved = torch.linalg.solve_triangular(factor[None], rows, upper=False, left=False)
-        return self._unrows(solved, labels, core[None].shape)[0].contiguous()
+        sizes = dict(zip(labels, core[None].shape, strict=True))
+        return split_axes(solved, sizes, labels, *groups)[0].contiguous()
+
+    def _groups(self, labels: Sequence[str]) -> list[tuple[str, ...]]:
+        """Groups of labels whose axes are (layers, *blocks, others, coupled values)."""
+        others = tuple(label for label in labels if label not in (LAYER, *self.blocks, *self.coupled))
+        return [(LAYER,), *((label,) for label in self.blocks), others, self.coupled]
 
     def whitening(self) -> dict[str, Tensor]:
-        """Factors of a Kronecker product near the metric: coupled label -> M, shape (layers, n, n).
+        """The factors of a Kronecker product near the metric, by coupled label.
 
-        M M^T is the metric traced over all other labels. Only labels that occur on one core are there: that core can
-        take up the factor.
+        Returns:
+            M of shape (layers, n, n), where M M^T is the metric traced over all other labels. A label has a factor
+            only if it occurs on a single core, which can take the factor up.
         """
-        found = {}
+        factors = {}
         for label in self.coupled:
-            on = [occurrence.name for occurrence in self.occurrences if label in occurrence.labels]
-            if len(on) != 1 or on[0] not in self.free or len(self.places[on[0]]) != 1 or label in self.blocks:
-                continue
-            assert self.metric is not None
-            again = tuple(label + PRIME if other == label else other for other in self.coupled)
-            labels = (LAYER, *self.blocks, *self.coupled, *again)
-            traced = contract([(self.metric, labels)], (LAYER, label, label + PRIME))
-            found[label] = torch.linalg.cholesky(traced)
-        return found
+            names = [occurrence.name for occurrence in self.occurrences if label in occurrence.labels]
+            if len(names) == 1 and len(self.places.get(names[0], ())) == 1 and label not in self.blocks:
+                assert self.metric is not None
+                again = tuple(label + PRIME if other == label else other for other in self.coupled)
+                labels = (LAYER, *self.blocks, *self.coupled, *again)
+                factors[label] = torch.linalg.cholesky(contract([(self.metric, labels)], (LAYER, label, label + PRIME)))
+        return factors
 
     def whiten(self, factors: Mapping[str, Tensor]) -> Objective:
-        """The same objective for cores that have taken up the factors: its metric is nearly the identity."""
+        """The same objective for cores that have taken up the factors. Its metric is nearly the identity."""
         assert self.metric is not None
         target, labels = self.target, (LAYER, *self.output)
         metric, coupled = self.metric, self.metric_labels
@@ -184,120 +306,18 @@ class Objective:
         return replace(self, target=target.contiguous(), metric=metric.contiguous())
 
     def take_up(self, values: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cores of one layer, without axes in front, each times the factors of its labels."""
-        found = {}
+        """Multiply cores of one layer, which have no axes in front, with the factors of their labels."""
+        taken = {}
         for name, core in values.items():
             labels = self.occurrences[self.places[name][0]].labels
             for label in factors.keys() & set(labels):
                 new = label + "new"
                 core = contract([(core, labels), (factors[label], (label, new))], _replace_label(labels, label, new))
-            found[name] = core.contiguous()
-        return found
-
-    def _rows(self, tensor: Tensor, labels: Sequence[str]) -> Tensor:
-        """Shape (layers, *blocks, others, coupled values)."""
-        others = [label for label in labels if label not in (LAYER, *self.blocks, *self.coupled)]
-        order = [labels.index(label) for label in (LAYER, *self.blocks, *others, *self.coupled)]
-        moved = tensor.permute(order)
-        size = prod(moved.shape[len(moved.shape) - len(self.coupled) :])
-        return moved.reshape(*moved.shape[: 1 + len(self.blocks)], -1, size)
-
-    def _unrows(self, rows: Tensor, labels: Sequence[str], shape: Sequence[int]) -> Tensor:
-        others = [label for label in labels if label not in (LAYER, *self.blocks, *self.coupled)]
-        ordered = [LAYER, *self.blocks, *others, *self.coupled]
-        return rows.reshape([shape[labels.index(label)] for label in ordered]).permute(
-            [ordered.index(label) for label in labels]
-        )
-
-    @cached_property
-    def unknowns(self) -> int:
-        """Numbers to be found for one start of one layer."""
-        return sum(prod(shape) for shape in self.free.values())
-
-    @cached_property
-    def tied(self) -> bool:
-        return any(len(places) > 1 for places in self.places.values())
-
-    def operands(self, values: Mapping[str, Tensor], positions: Sequence[int] | None = None) -> list[Operand]:
-        """The occurrences at these positions (by default all) with their elements."""
-        tensors = {**self.held, **values}
-        named = self.named if positions is None else [self.named[position] for position in positions]
-        return [(tensors[name], labels) for name, labels in named]
-
-    def others(self, position: int) -> list[int]:
-        """All positions but one."""
-        return [other for other in range(len(self.occurrences)) if other != position]
-
-    def model(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The network contracted; shape (layers, starts, *sizes of output)."""
-        return self.contract_to(self.operands(values), self.output)
-
-    def norms(self, values: Mapping[str, Tensor]) -> Tensor:
-        """||network||_F without the network contracted; shape (layers, starts)."""
-        operands = self.operands(values)
-        again = [
-            (tensor, tuple(label if label in (*BATCH, *self.output) else label + PRIME for label in labels))
-            for tensor, labels in operands
-        ]
-        return self.contract_to([*operands, *again], ()).clamp(min=0).sqrt()
-
-    def apply_metric(self, tensor: Tensor) -> Tensor:
-        """The metric times a tensor of shape (layers, starts, *sizes of output)."""
-        if self.metric is None:
-            return tensor
-        primed = tuple(label + PRIME if label in self.coupled else label for label in self.output)
-        return contract([(tensor, (*BATCH, *primed)), (self.metric, self.metric_labels)], (*BATCH, *self.output))
-
-    def shared_labels(self, positions: Sequence[int]) -> tuple[str, ...]:
-        """Labels of the target contracted with all occurrences but those: what ties it to them."""
-        inside = {label for position in positions for label in self.occurrences[position].labels}
-        outside = {
-            label for i, occurrence in enumerate(self.occurrences) if i not in positions for label in occurrence.labels
-        }
-        return tuple(label for label in dict.fromkeys((*self.output, *sorted(outside))) if label in inside)
-
-    def shared_elements(self, positions: Sequence[int]) -> int:
-        """How many numbers a layer and start of that tensor has."""
-        return prod([self.sizes.get(label, 1) for label in self.shared_labels(positions)])
-
-    def lay_out(self, positions: Sequence[int]) -> Operand:
-        """The pulled target with the labels of those occurrences in front, as a matrix product wants it."""
-        inside = {label for position in positions for label in self.occurrences[position].labels}
-        order = sorted(range(len(self.output)), key=lambda axis: self.output[axis] not in inside)
-        moved = self.pulled.permute(0, *(1 + axis for axis in order)).contiguous()
-        return moved, (LAYER, *(self.output[axis] for axis in order))
-
-    def environment(self, tensor: Tensor, position: int, values: Mapping[str, Tensor]) -> Tensor:
-        """A tensor over the output, contracted with all but one occurrence: the derivative by that occurrence.
-
-        Args:
-            tensor: shape (layers, starts or 1, *sizes of output).
-        """
-        labels = self.occurrences[position].labels
-        first = (tensor[:, 0], (LAYER, *self.output)) if tensor.shape[1] == 1 else (tensor, (*BATCH, *self.output))
-        others = self.operands(values, self.others(position))
-        return self.contract_to([first, *others], labels)
-
-    def contract_to(self, operands: Sequence[Operand], labels: Sequence[str]) -> Tensor:
-        """Contract to (layers, starts, *labels); an axis that no operand has is stretched."""
-        there = {label for _, names in operands for label in names}
-        like = operands[0][0]
-        ones = [(like.new_ones(self.sizes[label]), (label,)) for label in labels if label not in there]
-        operands, there = [*operands, *ones], there.union(labels)
-        kept = [label for label in (*BATCH, *labels) if label in there]
-        result = contract(operands, kept)
-        for axis, label in enumerate(BATCH):
-            if label not in there:
-                result = result.unsqueeze(axis)
-        return result
-
-    def loss(self, model: Tensor) -> Tensor:
-        """||target - model||^2 in the metric; shape (layers, starts)."""
-        residual = model - self.target[:, None]
-        return total(residual * self.apply_metric(residual)).clamp(min=0)
+            taken[name] = core.contiguous()
+        return taken
 
 
-def _replace_label(labels: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
+def _replace_label(labels: _Labels, old: str, new: str) -> _Labels:
     return tuple(new if label == old else label for label in labels)
 
 

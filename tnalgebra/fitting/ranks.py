@@ -1,108 +1,29 @@
-"""How many values of a bond to keep: ranks have types, so that 0.5 never means two things."""
+"""How many values each bond keeps under a size: by its own singular values, or by its share of a budget."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from math import prod
-from typing import SupportsFloat, TypeAlias
 
 from ..errors import RankError, explain
+from .size import KeepFraction, MultiplyAddsBudget, ParameterBudget, Rank, RelativeError, Size
 
 
 @dataclass(frozen=True, slots=True)
-class KeepFraction:
-    """Keep `max(1, round(fraction * number of singular values))` of a bond, with Python's `round`.
+class UpTo:
+    """An int that is the size of every bond: a bond of a smaller full rank gets that."""
 
-    Args:
-        fraction: in (0, 1].
-    """
-
-    fraction: float
-
-    def __post_init__(self) -> None:
-        _check_fraction(self, self.fraction, "keeps")
-
-    def __str__(self) -> str:
-        return f"keep {self.fraction:g}"
+    rank: int
 
 
-@dataclass(frozen=True, slots=True)
-class RelativeError:
-    """Keep the fewest values with ||dropped||_2 <= error * ||all||_2; values that tie with the last one kept stay.
-
-    Args:
-        error: in [0, 1).
-    """
-
-    error: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.error < 1:
-            raise RankError(explain(f"RelativeError({self.error}) is outside [0, 1)", fix="for example 1e-2"))
-
-    def __str__(self) -> str:
-        return f"error {self.error:g}"
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterBudget:
-    """At most `fraction` of the left side's parameters, over all bonds together.
-
-    Values are taken where they save most squared error a parameter, or left out where they cost least, whichever
-    way of counting loses less (`grow`; ties: the label that comes first in the alphabet), until nothing
-    more fits. Bonds without singular values of their own, in loops and hyperedges, grow evenly.
-
-    Args:
-        fraction: in (0, 1].
-    """
-
-    fraction: float
-
-    def __post_init__(self) -> None:
-        _check_fraction(self, self.fraction, "leaves")
-
-    def __str__(self) -> str:
-        return f"budget {self.fraction:g}"
-
-
-@dataclass(frozen=True, slots=True)
-class MultiplyAddsBudget:
-    """At most `fraction` of the multiply-adds of a whole model: not a rank of one rule, since a kernel alone has none.
-
-    Args:
-        fraction: in (0, 1].
-    """
-
-    fraction: float
-
-    def __post_init__(self) -> None:
-        _check_fraction(self, self.fraction, "leaves")
-
-    def __str__(self) -> str:
-        return f"budget {self.fraction:g} of the multiply-adds"
-
-
-Rank: TypeAlias = int | KeepFraction | RelativeError | ParameterBudget
-
-
-def _check_fraction(rank: object, fraction: object, verb: str) -> None:
-    if isinstance(fraction, bool | str) or not isinstance(fraction, SupportsFloat):
-        raise RankError(explain(f"{type(rank).__name__}({fraction!r}) does not hold a number", fix="for example 0.5"))
-    if not 0 < float(fraction) <= 1:
-        raise RankError(
-            explain(f"{type(rank).__name__}({fraction}) {verb} a fraction outside (0, 1]", fix="for example 0.5")
-        )
-
-
-def kept(rank: Rank, full: int, *, bond: str, singular_values: Callable[[], Sequence[float]]) -> int:
+def kept(rank: Rank | UpTo, full: int, *, bond: str, singular_values: Callable[[], Sequence[float]]) -> int:
     """The number of leading values that `rank` allows.
 
     Args:
-        rank: an integer from 1 to `full`, `KeepFraction` or `RelativeError`.
+        rank: an integer from 1 to `full`, `UpTo`, `KeepFraction` or `RelativeError`.
         full: how many values there are.
         bond: label of the bond, for messages.
         singular_values: gives them, descending; called only where their sizes matter.
@@ -111,37 +32,19 @@ def kept(rank: Rank, full: int, *, bond: str, singular_values: Callable[[], Sequ
         RankError: an integer below 1 or above the full rank, or something that is not a rank.
     """
     match rank:
+        case UpTo():
+            return min(rank.rank, full)
         case KeepFraction():
             return max(1, round(rank.fraction * full))
         case RelativeError():
             return _fewest(rank.error, singular_values())
-        case ParameterBudget():
-            raise RankError(
-                explain(
-                    "a ParameterBudget is for all bonds of a rule together",
-                    bond=bond,
-                    fix=f"ranks={rank!r}; or an integer, KeepFraction or RelativeError for this bond",
-                )
-            )
-    number = _integer(rank)
-    if number is None:
-        fraction = isinstance(rank, float) and 0 < rank < 1
-        fix = f"an integer, or KeepFraction({rank:g})" if fraction else "an integer, KeepFraction or RelativeError"
-        raise RankError(explain(f"the rank of bond {bond!r} is {rank!r}", fix=fix))
-    if not 1 <= number <= full:
+    if not 1 <= rank <= full:
         raise RankError(
             explain(
-                f"rank {number} of bond {bond!r} is outside 1 to {full}", fix=f"1 to {full}; at {full} nothing is lost"
+                f"rank {rank} of bond {bond!r} is outside 1 to {full}", fix=f"1 to {full}; at {full} nothing is lost"
             )
         )
-    return number
-
-
-def _integer(rank: object) -> int | None:
-    try:
-        return None if isinstance(rank, bool) else operator.index(rank)  # type: ignore[arg-type]
-    except TypeError:
-        return None
+    return rank
 
 
 def allowance(budget: ParameterBudget, parameters: int, *, least: int) -> int:
@@ -170,17 +73,19 @@ def _least_fraction(least: int, parameters: int) -> str:
     return f"a fraction of at least {float(fraction):g}"
 
 
-def rank_of(ranks: Mapping[str, Rank] | Rank, bond: str) -> Rank:
-    """The rank of a rule's only bond: under its label, or given alone.
+def rank_of(size: Size, bond: str) -> Rank | UpTo:
+    """The rank of one bond in a size that is not a budget.
 
     Raises:
-        RankError: the bond has no rank.
+        RankError: the size has no rank for this bond.
     """
-    if not isinstance(ranks, Mapping):
-        return ranks
-    if bond not in ranks:
-        raise RankError(explain(f"no rank for {bond!r}", fix=f"ranks={{{bond!r}: 8}} or ranks=KeepFraction(0.5)"))
-    return ranks[bond]
+    if isinstance(size, Mapping):
+        if bond not in size:
+            raise RankError(explain(f"the bond {bond!r} has no size", fix=f"{{{bond!r}: 8}}, or a size of all bonds"))
+        return size[bond]
+    if isinstance(size, ParameterBudget | MultiplyAddsBudget):
+        raise RankError(explain(f"{size!r} is a size of all bonds together, and not of {bond!r} alone"))
+    return UpTo(size) if isinstance(size, int) else size
 
 
 def _fewest(error: float, singular_values: Sequence[float]) -> int:
@@ -200,31 +105,24 @@ def _fewest(error: float, singular_values: Sequence[float]) -> int:
 # Where a bond has no singular values of its own, and under a budget ----------------------------------------------
 
 
-def plain_rank(rank: Rank, bond: str, *, full: int | None, because: str) -> int:
+def plain_rank(rank: Rank | UpTo, bond: str, *, full: int | None, because: str) -> int:
     """A rank that must be a number, as the bond has no singular values of its own.
 
     Args:
-        full: no fit needs a larger one; None where that is not known.
+        full: no fit needs a larger rank; None where that is not known.
 
     Raises:
-        RankError: it is a fraction, an error or a budget, out of range, or not a rank at all.
+        RankError: the rank is a fraction or an error, or it is out of range.
     """
-    if isinstance(rank, KeepFraction | RelativeError | ParameterBudget):
-        raise RankError(
-            explain(
-                f"the bond {bond!r} has no singular values of its own: {because}",
-                given=rank,
-                fix="an integer, or one ParameterBudget for all bonds",
-            )
-        )
-    number = _integer(rank)
-    if number is None:
-        raise RankError(explain(f"the rank of bond {bond!r} is {rank!r}", fix="an integer"))
-    if number < 1 or (full is not None and number > full):
-        most = "" if full is None else f" to {full}"
-        fix = "at least 1" if full is None else f"1 to {full}; more are never needed"
-        raise RankError(explain(f"rank {number} of bond {bond!r} is outside 1{most}", fix=fix))
-    return number
+    if isinstance(rank, KeepFraction | RelativeError):
+        fact = f"the bond {bond!r} has no singular values of its own, which {rank!r} needs"
+        raise RankError(explain(fact, because=because, fix="an integer, or a ParameterBudget for all bonds"))
+    if isinstance(rank, UpTo):
+        return rank.rank if full is None else min(rank.rank, full)
+    if full is not None and rank > full:
+        fix = f"1 to {full}; a larger rank is never needed"
+        raise RankError(explain(f"rank {rank} of bond {bond!r} is outside 1 to {full}", fix=fix))
+    return rank
 
 
 def grow(

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..networks import Fuse, NamedTensor, Network, shape_of
 from ..tensors import contract, truncated_svd
-from .ranks import ParameterBudget, Rank, grow, kept, plain_rank
+from .ranks import UpTo, grow, kept, plain_rank
+from .size import ParameterBudget, Rank
 
 
 class NoTreeError(ValueError):
@@ -269,7 +270,7 @@ def _permute(tensor: Tensor, labels: Sequence[str], order: Sequence[str]) -> Ten
 
 
 def tree_ranks(
-    target: Tensor, tree: CoreTree, ranks: Mapping[str, Rank] | ParameterBudget, *, before: int
+    target: Tensor, tree: CoreTree, ranks: Mapping[str, Rank | UpTo] | ParameterBudget, *, before: int
 ) -> dict[str, int]:
     """bond -> rank, as integers within the bond's full rank.
 

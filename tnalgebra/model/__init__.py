@@ -1,9 +1,10 @@
 """Whole torch models: look into them, share a budget among their layers, convert them, repair what depends on them."""
 
-from .batch_norm import batch_norms, fold_batch_norm, recalibrate_batch_norm
+from .batch_norm import batch_norms, recalibrate_batch_norm
 from .budget import FRACTIONS, Curves, MetricName, Planned, fit_planned, plan_budget
 from .compare import compare
 from .convert import convert
+from .folding import Folding, fold_batch_norm
 from .images import Images, batch_rows, check_classes, load_images
 from .input_metrics import fit_in_order, input_metrics
 from .modes import evaluating, modes_kept
@@ -25,6 +26,7 @@ __all__ = [
     "FRACTIONS",
     "ConversionReport",
     "Curves",
+    "Folding",
     "Images",
     "MetricName",
     "Planned",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import LayerError, RankError, RuleError, StudyError, TnalgebraError, explain
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget
 from ..nn import kernel_layers
-from ..rewriting import Choices, Fit, Rule
+from ..rewriting import Fit, Rule, SizedChoices
 from .input_metrics import RIDGE, fit_in_order
 
 MetricName: TypeAlias = Literal["frobenius", "input", "output"]
@@ -39,7 +39,7 @@ class Treatment:
     """A rule for a layer, and the choices it is applied with."""
 
     rule: Rule
-    choices: Choices
+    choices: SizedChoices
 
 
 class Way(NamedTuple):
@@ -147,7 +147,7 @@ class ErrorCurves:
         """
         curves: dict[str, list[Way]] = {}
         for name, ways in self.ways.items():
-            fixed = ways and all(treatment.choices.get("ranks") is not None for treatment in self.offered[name])
+            fixed = ways and all(treatment.choices.get("size") is not None for treatment in self.offered[name])
             curves[name] = [*ways, *([] if fixed else [Way(self.costs.dense[name], 0.0)])]
         whole = self.costs.whole
         rest = whole - sum(self.costs.dense[name] for name in curves)
@@ -191,7 +191,7 @@ def measure_curves(
         groups.setdefault((weight.shape, weight.dtype, weight.device, *offered[name]), []).append(name)
     for names in groups.values():
         for treatment in offered[names[0]]:
-            fixed = treatment.choices.get("ranks") is not None
+            fixed = treatment.choices.get("size") is not None
             for fraction in [None] if fixed else fractions:
                 try:
                     fits = _fit_at(treatment, fraction, {name: weights[name].detach() for name in names}, metrics)
@@ -202,7 +202,7 @@ def measure_curves(
                     cost = costs.of_fit(name, treatment.rule, fit)
                     if cost < costs.dense[name] and fit.parameters < weights[name].numel():
                         loss = error_of(fit) ** 2 if loss_of is None else loss_of(name, fit)
-                        choices: Choices = {**treatment.choices, "ranks": dict(fit.trace.steps[-1].change.ranks)}
+                        choices: SizedChoices = {**treatment.choices, "size": dict(fit.trace.steps[-1].change.ranks)}
                         ways[name].append(Way(cost, loss, Treatment(treatment.rule, choices)))
     return ErrorCurves(offered, costs, ways, {name: error for name, error in refused.items() if not ways[name]})
 
@@ -218,7 +218,7 @@ def _fit_at(
     norms = None if metrics is None or "metric" in choices else [metrics[name] for name in weights]
     choices = {"sweeps": CURVE_SWEEPS, **choices}
     if fraction is not None:
-        choices["ranks"] = ParameterBudget(fraction)
+        choices["size"] = ParameterBudget(fraction)
     try:
         fits = rule.apply_many([{rule.tensor: weight} for weight in weights.values()], metrics=norms, **choices)
     except RankError:
@@ -332,7 +332,7 @@ def plan_budget(
         raise error
     return [
         {
-            name: Planned(treatment.rule, dict(treatment.choices["ranks"]), cost)  # type: ignore[arg-type]
+            name: Planned(treatment.rule, dict(treatment.choices["size"]), cost)  # type: ignore[arg-type]
             for name, (cost, _, treatment) in measured.share(budget).items()
             if treatment is not None
         }
@@ -386,7 +386,7 @@ def fit_planned(
 
     def fit(name: str, weight: Tensor, norm: Metric | None) -> Fit:
         plan = planned[name]
-        fits[name] = plan.rule.apply({plan.rule.tensor: weight}, ranks=plan.ranks, metric=norm, seed=seed)
+        fits[name] = plan.rule.apply(weight, plan.ranks, metric=norm, seed=seed)
         return fits[name]
 
     modules = kernel_layers(model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..decompositions import resolve
+from ..decompositions import read_rewrite
 from ..errors import RankError, RuleError, explain
 from ..fitting import Metric, ParameterBudget
 from ..networks import KERNEL_LABELS, labels_of
@@ -148,8 +148,8 @@ def compare(
         if any(row.name == name for row in rows):
             raise RuleError(explain(f"{name!r} is compared twice", fix="each once, or rules with names of their own"))
         try:
-            rule = resolve(one, own)
-            fit = rule.apply({rule.tensor: kernel}, ranks=budget, metric=metric, seed=seed, starts=starts)
+            rule = read_rewrite(one, own)
+            fit = rule.apply(kernel, budget, metric=metric, seed=seed, starts=starts)
         except RankError as error:
             rows.append(Compared(name, None, str(error)))
             continue

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..compiler import Candidates
-from ..decompositions import resolve
+from ..decompositions import read_rewrite
 from ..errors import DataError, LayerError, RankError, TnalgebraError, explain
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget
 from ..nn import KernelLayer, decomposed, kernel_labels_of
-from ..rewriting import Choices, Fit, Rule
+from ..rewriting import Fit, Rule, SizedChoices
 from .budget import FRACTIONS, Costs, ModelBudget, Treatment, error_of, measure_curves, parameter_costs
 from .images import inputs_of
 from .input_metrics import RIDGE, fit_in_order, input_metrics
@@ -169,8 +169,8 @@ class _Conversion:
             for offer in offers:
                 try:
                     if (offer, labels) not in known:  # layers that share a treatment are fitted side by side
-                        choices: Choices = {"seed": seed, **offer.choices}
-                        known[offer, labels] = Treatment(resolve(offer.rewrite, labels), choices)
+                        choices: SizedChoices = {"seed": seed, **offer.choices}
+                        known[offer, labels] = Treatment(read_rewrite(offer.rewrite, labels), choices)
                     treatments.append(known[offer, labels])
                 except TnalgebraError as error:
                     reason = str(error)
@@ -234,7 +234,7 @@ class _Conversion:
         fits: list[tuple[Treatment, Fit]] = []
         failed: TnalgebraError | None = None
         for treatment in self.offered[name]:
-            choices: Choices = {"metric": metric, **treatment.choices}
+            choices: SizedChoices = {"metric": metric, **treatment.choices}
             try:
                 fits.append((treatment, treatment.rule.apply({treatment.rule.tensor: weight}, **choices)))
             except TnalgebraError as error:
@@ -371,7 +371,7 @@ def _check_settings(
 def _check_budgets(budget: object, assigned: Mapping[str, Assigned]) -> None:
     for name, one in assigned.items():
         for offer in one.offers or ():
-            ranks = offer.choices.get("ranks")
+            ranks = offer.choices.get("size")
             if budget is not None and isinstance(ranks, ParameterBudget):
                 raise RankError(
                     explain(

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from ..decompositions import resolve, rules
+from ..decompositions import read_rewrite, rules
 from ..errors import LayerError, RankError, RuleError, explain
 from ..fitting import KeepFraction, ParameterBudget, RelativeError
 from ..networks import KERNEL_LABELS
-from ..rewriting import Choices, Options, Rule
+from ..rewriting import Options, Rule, SizedChoices
 from .surgery import Site
 
 _Rewrite: TypeAlias = str | Rule
@@ -33,7 +33,7 @@ class Offer:
     """A rewrite that a layer may be given, with the caller's choices; `ranks` among them where there are any."""
 
     rewrite: _Rewrite
-    choices: Choices
+    choices: SizedChoices
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +98,9 @@ def _fits(pattern: str | type[nn.Module], name: str, module: nn.Module) -> bool:
     return fnmatchcase(name, pattern) if isinstance(pattern, str) else isinstance(module, pattern)
 
 
+_CHOICES = tuple(SizedChoices.__annotations__)
+
+
 def _text(pattern: str | type[nn.Module]) -> str:
     return pattern if isinstance(pattern, str) else f"<{pattern.__name__}>"
 
@@ -137,7 +140,7 @@ def _read_request(request: object, where: str) -> tuple[Offer, ...] | None:
         if not nested or None in nested:
             raise RuleError(explain(f"{where}: a list of rewrites holds {'None' if nested else 'nothing'}"))
         return tuple(offer for offers in nested if offers is not None for offer in offers)
-    fix = "a rewrite, (rewrite, ranks), (rewrite, {'ranks': ..., 'starts': ...}), a list of these, or None"
+    fix = "a rewrite, (rewrite, ranks), (rewrite, {'size': ..., 'starts': ...}), a list of these, or None"
     raise RuleError(explain(f"{where} is to be rewritten by {request!r}", fix=fix))
 
 
@@ -146,37 +149,37 @@ def _check_rewrite(rewrite: _Rewrite) -> None:
     if isinstance(rewrite, Rule):
         return
     if "=>" in rewrite or "[" in rewrite:
-        resolve(rewrite, KERNEL_LABELS[4])
+        read_rewrite(rewrite, KERNEL_LABELS[4])
     elif "|" not in rewrite:
         known = rules()
         if known[rewrite.strip()] in known.exact:
-            resolve(rewrite, KERNEL_LABELS[4])
+            read_rewrite(rewrite, KERNEL_LABELS[4])
 
 
-def _choices(given: object, where: str) -> Choices:
-    """`{"r": 8}` are ranks, `{"ranks": ..., "starts": 1}` choices; a bond named like a choice goes into the latter."""
+def _choices(given: object, where: str) -> SizedChoices:
+    """`{"r": 8}` are ranks, `{"size": ..., "starts": 1}` choices; a bond named like a choice goes into the latter."""
     if isinstance(given, Mapping):
-        chosen = [key for key in given if key in Choices.__annotations__]
+        chosen = [key for key in given if key in _CHOICES]
         if len(chosen) == len(given):
-            choices: Choices = dict(given)  # type: ignore[assignment]
-            Options.of(choices)
+            choices: SizedChoices = dict(given)  # type: ignore[assignment]
+            Options.of(given.get("size"), {key: value for key, value in given.items() if key != "size"})  # type: ignore[arg-type]
             return choices
         if chosen:
             odd = next(key for key in given if key not in chosen)
-            if "ranks" in chosen:
-                near = difflib.get_close_matches(str(odd), Choices.__annotations__, n=1)
+            if "size" in chosen:
+                near = difflib.get_close_matches(str(odd), _CHOICES, n=1)
                 fact = f"{where}: {odd!r} is not a choice"
-                raise RuleError(explain(fact, near=", ".join(near) or None, choices=", ".join(Choices.__annotations__)))
+                raise RuleError(explain(fact, near=", ".join(near) or None, choices=", ".join(_CHOICES)))
             raise RuleError(
-                explain(f"{where}: ranks beside the choice {chosen[0]!r}", fix="{'ranks': {'r': 8}, 'starts': 1}")
+                explain(f"{where}: ranks beside the choice {chosen[0]!r}", fix="{'size': {'r': 8}, 'starts': 1}")
             )
-        return {"ranks": given}
+        return {"size": given}
     if isinstance(given, KeepFraction | RelativeError | ParameterBudget):
-        return {"ranks": given}
+        return {"size": given}
     try:
         if isinstance(given, bool):
             raise TypeError
-        return {"ranks": operator.index(given)}  # type: ignore[arg-type]
+        return {"size": operator.index(given)}  # type: ignore[arg-type]
     except TypeError:
         fraction = isinstance(given, float) and 0 < given < 1
         fix = f"KeepFraction({given}) or ParameterBudget({given})" if fraction else "an integer, KeepFraction, ..."

@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .._files import write_whole
-from ..errors import LayerError, NetworkError, StudyError, ValuesError, explain
-from ..networks import KERNEL_LABELS, Bipartition, Network, bipartitions, check_covers, kernel_labels, labels_of
+from ..errors import LayerError, NetworkError, ValuesError, explain
+from ..networks import (
+    KERNEL_LABELS,
+    Bipartition,
+    Network,
+    bipartitions,
+    check_covers,
+    check_suffix,
+    kernel_labels,
+    labels_of,
+    store,
+)
 from ..nn import kernel_labels_of, kernel_layers
 from ..tensors import Operand, check_axes, contract, evaluate, gram_singular_values, matricise, scaled, truncated_svd
 from .report import align
@@ -28,7 +37,6 @@ if TYPE_CHECKING:
 _MAX_LABELS = 12
 """Most open labels a network may have here: 2047 cuts. One label more doubles them."""
 
-_FIGURE_FORMATS = (".png", ".svg")
 _LEAST_DRAWN = 1e-8
 _LEGEND_ROWS = 40
 DISTINCT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -164,18 +172,17 @@ class Spectra(Sequence[Spectrum]):
         Values below 1e-8 of the largest are not drawn: they are rounding.
 
         Args:
-            path: where to write the figure, by its suffix .png or .svg; written whole or not at all.
+            path: the file to write, .svg, .png or .pdf; it is written whole or not at all.
+
+        Returns:
+            The figure. It is not a pyplot figure: it does not open a window and need not be closed.
 
         Raises:
-            StudyError: another suffix.
+            NetworkError: another suffix.
         """
-        if path is not None and Path(path).suffix.lower() not in _FIGURE_FORMATS:
-            raise StudyError(
-                explain(f"a figure is not written as {Path(path).name!r}", fix=" or ".join(_FIGURE_FORMATS))
-            )
+        check_suffix(path)
         figure = _draw(self)
-        if path is not None:
-            write_whole(path, lambda file: figure.savefig(file, dpi=150))
+        store(figure, path)
         return figure
 
 
@@ -341,7 +348,7 @@ def _draw(spectra: Spectra) -> Figure:
     cuts = list(dict.fromkeys(str(item.cut) for item in spectra))
     across = min(4, max(1, len(cuts)))
     down = max(1, -(-len(cuts) // across))
-    figure = Figure(figsize=(3.4 * across + 1.6, 2.8 * down + 0.4), layout="constrained")
+    figure = Figure(figsize=(3.4 * across + 1.6, 2.8 * down + 0.4), layout="constrained", dpi=150)
     panels = dict(zip(cuts, figure.subplots(down, across, squeeze=False, sharey=True).flat, strict=False))
     for panel in figure.axes[len(cuts) :]:
         panel.set_axis_off()

@@ -2,7 +2,7 @@
 
 from .bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
 from .builders import Numbers, axis_numbers, convolution, linear, patch_tensor, transposed_convolution
-from .drawing import FILL, FUSE, INK, PALETTE, own_style, store, suffix_of
+from .drawing import FILL, FUSE, INK, PALETTE, check_suffix, own_style, store
 from .isomorphism import isomorphic
 from .labels import KERNEL_LABELS, MAX_AXES, MAX_SIZE, WORD, check_word, fresh, kernel_labels, labels_of
 from .network import (
@@ -11,7 +11,6 @@ from .network import (
     Network,
     carriers,
     compose,
-    draw,
     edited,
     open_variables,
     parameters,
@@ -71,10 +70,10 @@ __all__ = [
     "bipartitions",
     "carriers",
     "check_covers",
+    "check_suffix",
     "check_word",
     "compose",
     "convolution",
-    "draw",
     "edited",
     "fresh",
     "global_average_pooling",
@@ -98,7 +97,6 @@ __all__ = [
     "shapes",
     "size_of",
     "store",
-    "suffix_of",
     "tensor_nodes",
     "transposed_convolution",
     "variables",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeGuard
 
-from ..errors import NetworkError, explain
+from ..errors import NetworkError
 from .labels import KERNEL_LABELS, MAX_SIZE
 from .network import Network
 from .nodes import MODES, Conv, Fuse, NamedTensor, Node
@@ -99,12 +99,10 @@ def transposed_convolution(
     """
     kernel = kernel_numbers(kernel_size)
     if isinstance(padding, str):
-        raise NetworkError(
-            explain(f"padding of a transposed convolution is {padding!r}", fix="integers, as torch asks for")
-        )
+        raise NetworkError(f"padding of a transposed convolution is {padding!r}", fix="integers, as torch asks for")
     if padding_mode != "zeros":
         raise NetworkError(
-            explain(f"padding_mode of a transposed convolution is {padding_mode!r}", fix="zeros, the only one in torch")
+            f"padding_mode of a transposed convolution is {padding_mode!r}", fix="zeros, the only one in torch"
         )
     added = axis_numbers("output_padding", output_padding, len(kernel), least=0)
     windows = []
@@ -113,7 +111,7 @@ def transposed_convolution(
         s, d = numbers["stride"], numbers["dilation"]
         if o >= max(s, d):
             raise NetworkError(
-                explain(f"output_padding is {o}, with stride {s} and dilation {d}", fix="less than one of the two")
+                f"output_padding is {o}, with stride {s} and dilation {d}", fix="less than one of the two"
             )
         windows.append(replace(node, high=numbers["high"] - o))
     channels = _channels(groups, in_channels, out_channels)
@@ -197,7 +195,7 @@ def _padded_windows(
 ) -> list[Conv]:
     """The windows of a convolution. Raises NetworkError if an argument is out of range."""
     if mode not in MODES:
-        raise NetworkError(explain(f"padding_mode is {mode!r}", fix="one of " + ", ".join(MODES)))
+        raise NetworkError(f"padding_mode is {mode!r}", fix="one of " + ", ".join(MODES))
     strides, dilations = (
         axis_numbers(name, value, len(kernel)) for name, value in (("stride", stride), ("dilation", dilation))
     )
@@ -214,7 +212,7 @@ def checked_integer(name: str, value: object, *, least: int) -> int:
     except TypeError:
         number = least - 1
     if isinstance(value, bool) or not least <= number <= MAX_SIZE:
-        raise NetworkError(explain(f"{name} is {value!r}", fix=f"an integer from {least} to {MAX_SIZE}"))
+        raise NetworkError(f"{name} is {value!r}", fix=f"an integer from {least} to {MAX_SIZE}")
     return number
 
 
@@ -226,10 +224,7 @@ def kernel_numbers(kernel_size: Sequence[int]) -> tuple[int, ...]:
     """The argument `kernel_size`. Raises NetworkError unless it is one, two or three integers of at least 1."""
     if not is_sequence(kernel_size) or not 1 <= len(kernel_size) <= 3:
         raise NetworkError(
-            explain(
-                f"kernel_size is {kernel_size!r}",
-                fix="1, 2 or 3 integers, one for each axis: (3,), (3, 3) or (3, 3, 3)",
-            )
+            f"kernel_size is {kernel_size!r}", fix="1, 2 or 3 integers, one for each axis: (3,), (3, 3) or (3, 3, 3)"
         )
     return tuple(checked_integer("kernel_size", size, least=1) for size in kernel_size)
 
@@ -238,11 +233,9 @@ def _each_axis(name: str, value: object, axes: int) -> tuple[object, ...]:
     given = tuple(value) if is_sequence(value) else (value,) * axes
     if len(given) != axes:
         raise NetworkError(
-            explain(
-                f"{name} has {len(given)} entries, the window has {axes} axes",
-                given=repr(value),
-                fix="one integer, or one entry for each axis",
-            )
+            f"{name} has {len(given)} entries, the window has {axes} axes",
+            given=repr(value),
+            fix="one integer, or one entry for each axis",
         )
     return given
 
@@ -260,22 +253,18 @@ def _padding(
     if padding == "same":
         if any(stride > 1 for stride in strides):
             raise NetworkError(
-                explain(
-                    "padding is 'same', with a stride", stride=tuple(strides), fix="stride 1, or padding in integers"
-                )
+                "padding is 'same', with a stride", stride=tuple(strides), fix="stride 1, or padding in integers"
             )
         totals = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
     if isinstance(padding, str) and padding != "valid":
-        raise NetworkError(explain(f"padding is {padding!r}", fix="integers, 'same' or 'valid'"))
+        raise NetworkError(f"padding is {padding!r}", fix="integers, 'same' or 'valid'")
     ends: list[tuple[int, int]] = []
     for entry in _each_axis("padding", 0 if padding == "valid" else padding, len(kernel)):
         if is_sequence(entry):
             if len(entry) != 2:
                 raise NetworkError(
-                    explain(
-                        f"padding has {len(entry)} numbers on one axis", given=repr(padding), fix="a pair (low, high)"
-                    )
+                    f"padding has {len(entry)} numbers on one axis", given=repr(padding), fix="a pair (low, high)"
                 )
             low, high = (checked_integer("padding", end, least=-MAX_SIZE) for end in entry)
         else:
@@ -292,9 +281,7 @@ def _channels(groups: int, in_channels: int | None, out_channels: int | None) ->
     for name, size in known.items():
         if size % groups:
             raise NetworkError(
-                explain(
-                    f"groups is {groups}, which does not divide {name}", given=f"{name}={size}", fix="groups that do"
-                )
+                f"groups is {groups}, which does not divide {name}", given=f"{name}={size}", fix="groups that do"
             )
     labels = {"in_channels": "in" if groups == 1 else "c", "out_channels": "out"}
     sizes = {labels[name]: size for name, size in known.items()}

@@ -1,4 +1,8 @@
-"""`Network`: nodes, the order of the output labels, and the sizes that are known. No arrays, no torch."""
+"""`Network`: nodes, output labels and known sizes; and the functions that rename, join and edit networks.
+
+A network has no arrays, and nothing here imports torch. Where two labels become one, their sizes are compared here; what
+the nodes themselves imply about sizes is in `sizes`.
+"""
 
 from __future__ import annotations
 
@@ -87,6 +91,35 @@ class Network:
 
     def __reduce__(self) -> tuple[type[Network], tuple[object, ...]]:
         return Network, (self.nodes, self.output, dict(self.sizes))
+
+    def draw(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        title: str | None = None,
+        axes: Axes | None = None,
+        places: Mapping[int | str, tuple[float, float]] | None = None,
+    ) -> Figure:
+        """Draw the network: tensors are circles, index patterns other shapes, and every label is written.
+
+            tn.parse("U[out a] V[a in]").draw("two.svg", places={"U": (0, 0), "V": (1, 0)})
+
+        Args:
+            path: the file to write, .svg, .png or .pdf; it is written whole or not at all. Without it, nothing is.
+            title: a line above the network.
+            axes: matplotlib axes to draw into, as a part of another figure.
+            places: where each node is, by its number, or by its name where only one node has that name: x to the right
+                and y upwards, with neighbours 1 apart. A label there places the dot of its hyperedge, which is
+                otherwise amid the tensors that carry it. By default the layout chooses every place.
+
+        Returns:
+            The figure. It is not a pyplot figure: it does not open a window and need not be closed.
+
+        Raises:
+            NetworkError: another suffix, more than 120 nodes, or `places` without one of the nodes.
+            OSError: the file cannot be written; an older one of that name is unchanged.
+        """
+        return drawing.draw_nodes(self.nodes, self.output, self.sizes, path, title=title, axes=axes, places=places)
 
     def _repr_svg_(self) -> str:
         return drawing.svg(self.nodes, self.output, self.sizes)
@@ -198,26 +231,6 @@ def parameters(network: Network) -> int:
 def open_variables(network: Network) -> tuple[str, ...]:
     """Names of the attributes left open; only sides of rules have any."""
     return tuple(dict.fromkeys(v.name for node in network.nodes for v in variables(node)))
-
-
-def draw(
-    network: Network,
-    path: str | PathLike[str] | None = None,
-    *,
-    title: str | None = None,
-    axes: Axes | None = None,
-    places: Mapping[int | str, tuple[float, float]] | None = None,
-) -> Figure:
-    """Draw a network: tensors as circles, index patterns in other shapes, every label by name.
-
-    Args:
-        path: where to store it, as .svg or .png.
-        title: a line above it.
-        axes: matplotlib axes to draw into instead of a figure of its own.
-        places: where each node stands, by its number, or its name where only one node has that: x to the right and y
-            upwards, neighbours 1 apart; and the dot of a hyperedge, by its label. By default the layout chooses.
-    """
-    return drawing.draw_nodes(network.nodes, network.output, network.sizes, path, title=title, axes=axes, places=places)
 
 
 # What makes a new network ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NoReturn
 
-from ..errors import NetworkError, NotationError, SizeError, explain
+from ..errors import NetworkError, NotationError, SizeError
 from .labels import MAX_DIGITS
 from .network import Network, default_output
 from .nodes import MODES, Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable
@@ -108,7 +108,7 @@ class _Reader:
         return token
 
     def fail(self, fact: str, *, at: int | None = None, **context: Any) -> NoReturn:
-        raise NotationError(explain(fact, where=_pointed(self.text, self.peek.start if at is None else at), **context))
+        raise NotationError(fact, where=_pointed(self.text, self.peek.start if at is None else at), **context)
 
     def expect(self, kind: str, fact: str, *, fix: str | None = None) -> Token:
         if self.peek.kind != kind:
@@ -156,7 +156,7 @@ class _Reader:
                 "here": _pointed(self.text, wrong[-1]) if wrong else None,
                 "written": _pointed(self.text, sizes[error.label][1]) if error.label in sizes else None,
             }
-            raise type(error)(explain(str(error), **places)) from None
+            raise type(error)(str(error), **places) from None
 
     def _node(self, sizes: dict[str, tuple[int, int]]) -> Node:
         name = self.take()

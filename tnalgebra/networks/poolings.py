@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NetworkError, SizeError, explain
+from ..errors import NetworkError, SizeError
 from .builders import Numbers, axis_labels, axis_numbers, checked_integer, is_sequence, kernel_numbers, window_nodes
 from .labels import MAX_SIZE
 from .network import Network
@@ -63,7 +63,7 @@ def average_pooling(
     pads = axis_numbers("padding", padding, axes, least=0)
     for k, p in zip(kernel, pads, strict=True):
         if p > k // 2:
-            raise NetworkError(explain(f"padding is {p}, the window has {k} elements", fix=f"at most half: {k // 2}"))
+            raise NetworkError(f"padding is {p}, the window has {k} elements", fix=f"at most half: {k // 2}")
     counted = count_include_pad or not any(pads) or divisor_override is not None
     because = None
     if (ceil_mode and any(stride > 1 for stride in strides)) or not counted:
@@ -111,9 +111,7 @@ def adaptive_average_pooling(output_size: Sequence[int | None], *, input_size: N
     """
     if not is_sequence(output_size) or not 1 <= len(output_size) <= 3:
         raise NetworkError(
-            explain(
-                f"output_size is {output_size!r}", fix="1, 2 or 3 integers or None, one for each axis: (7,) or (7, 7)"
-            )
+            f"output_size is {output_size!r}", fix="1, 2 or 3 integers or None, one for each axis: (7,) or (7, 7)"
         )
     axes = len(output_size)
     outputs = [None if size is None else checked_integer("output_size", size, least=1) for size in output_size]
@@ -150,7 +148,7 @@ def global_average_pooling(dimensions: int) -> Network:
         NetworkError: another number.
     """
     if checked_integer("dimensions", dimensions, least=1) > 3:
-        raise NetworkError(explain(f"dimensions is {dimensions}", fix="1, 2 or 3"))
+        raise NetworkError(f"dimensions is {dimensions}", fix="1, 2 or 3")
     x = ("x", "y", "z")[:dimensions]
     return Network([NamedTensor("X", ("n", "c", *x)), *(Fill((label,), "mean") for label in x)], ("n", "c"))
 
@@ -158,13 +156,13 @@ def global_average_pooling(dimensions: int) -> Network:
 def _input_sizes(input_size: Numbers | None, axes: int, pooling: str, *, because: str | None) -> Sequence[int | None]:
     """The size of each axis, where known. Raises SizeError if they are not and `because` says why they are needed."""
     if input_size is None and because is not None:
-        raise SizeError(explain(f"{pooling} needs input_size", because=because, fix="input_size=(...)"))
+        raise SizeError(f"{pooling} needs input_size", because=because, fix="input_size=(...)")
     return (None,) * axes if input_size is None else axis_numbers("input_size", input_size, axes)
 
 
 def _divisor(divisor: int) -> int:
     if divisor == 0:
-        raise NetworkError(explain("divisor_override is 0", fix="another integer"))
+        raise NetworkError("divisor_override is 0", fix="another integer")
     return checked_integer("divisor_override", divisor, least=-MAX_SIZE)
 
 
@@ -179,11 +177,9 @@ def _clipped_windows(
         windows = window_count(x, k, stride=s, low=p, high=p, dilation=1)
     if windows < 1:
         raise SizeError(
-            explain(
-                f"input_size is {x}, the window has {k} elements",
-                padding=p,
-                fix="a larger input_size or a smaller kernel_size",
-            )
+            f"input_size is {x}, the window has {k} elements",
+            padding=p,
+            fix="a larger input_size or a smaller kernel_size",
         )
     high = max(p, (windows - 1) * s + k - x - p)
     first, last = (-p, x + p) if count_include_pad else (0, x)

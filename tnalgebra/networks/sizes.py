@@ -10,7 +10,7 @@ from math import prod
 from operator import index
 from typing import TypeAlias
 
-from ..errors import SizeError, explain
+from ..errors import SizeError
 from .labels import MAX_SIZE
 from .nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable, node_text, variables
 
@@ -79,7 +79,7 @@ class _Inference:
             try:
                 self._learn(label, index(size), None)
             except TypeError:
-                raise SizeError(explain(f"the size of label {label!r} is {size!r}", fix="an integer")) from None
+                raise SizeError(f"the size of label {label!r} is {size!r}", fix="an integer") from None
         self._spread()
         while smallest := self._smallest_inputs():
             # the largest first: what follows from it may make a smaller guess needless
@@ -95,11 +95,9 @@ class _Inference:
     def _learn(self, label: str, size: int, reason: Reason | None) -> None:
         if not 1 <= size <= MAX_SIZE:
             raise SizeError(
-                explain(
-                    f"label {label!r} would have size {size}",
-                    where=_reason_text(label, size, reason),
-                    fix=f"sizes are 1 to {MAX_SIZE}",
-                ),
+                f"label {label!r} would have size {size}",
+                where=_reason_text(label, size, reason),
+                fix=f"sizes are 1 to {MAX_SIZE}",
                 at=reason and reason[0],
                 label=label,
             )
@@ -113,11 +111,9 @@ class _Inference:
         elif self.known[label] != size:
             before = self.known[label]
             raise SizeError(
-                explain(
-                    f"label {label!r} has two sizes",
-                    first=f"{before}, from {_reason_text(label, before, self.reasons[label])}",
-                    second=f"{size}, from {_reason_text(label, size, reason)}",
-                ),
+                f"label {label!r} has two sizes",
+                first=f"{before}, from {_reason_text(label, before, self.reasons[label])}",
+                second=f"{size}, from {_reason_text(label, size, reason)}",
                 at=reason and reason[0],
                 label=label,
             )
@@ -197,11 +193,9 @@ def _fuse_facts(node: Fuse, known: Mapping[str, int]) -> Iterator[Fact]:
         size, rest = divmod(known[node.whole], product)
         if rest:
             raise SizeError(
-                explain(
-                    f"label {node.whole!r} of size {known[node.whole]} does not divide into parts of {product}",
-                    where=node_text(node, known, set()),
-                    fix=f"a size of {node.whole!r} that is a multiple of {product}",
-                ),
+                f"label {node.whole!r} of size {known[node.whole]} does not divide into parts of {product}",
+                where=node_text(node, known, set()),
+                fix=f"a size of {node.whole!r} that is a multiple of {product}",
                 at=node,
             )
         yield unknown[0], size, (node, "")
@@ -220,11 +214,9 @@ def _conv_facts(node: Conv, known: Mapping[str, int]) -> Iterator[Fact]:
         if size < 1:
             reach = window(node)["dilation"] * (k - 1) + 1
             raise SizeError(
-                explain(
-                    f"the window over {node.k!r} reaches {reach} elements, more than the padded {node.x!r} has",
-                    where=node_text(node, known, set()),
-                    fix=f"a larger {node.x!r}, more padding, a smaller {node.k!r} or dilation",
-                ),
+                f"the window over {node.k!r} reaches {reach} elements, more than the padded {node.x!r} has",
+                where=node_text(node, known, set()),
+                fix=f"a larger {node.x!r}, more padding, a smaller {node.k!r} or dilation",
                 at=node,
             )
         yield node.y, size, (node, "")
@@ -233,11 +225,7 @@ def _conv_facts(node: Conv, known: Mapping[str, int]) -> Iterator[Fact]:
         reach = x + numbers["low"] + numbers["high"] - y
         if reach % numbers["dilation"]:
             raise SizeError(
-                explain(
-                    f"no size of {node.k!r} takes {node.x!r} of {x} to {node.y!r} of {y}",
-                    where=node_text(node),
-                ),
-                at=node,
+                f"no size of {node.k!r} takes {node.x!r} of {x} to {node.y!r} of {y}", where=node_text(node), at=node
             )
         yield node.k, reach // numbers["dilation"] + 1, (node, "")
 
@@ -249,10 +237,8 @@ def _check_fold(node: Conv, known: Mapping[str, int]) -> None:
     limit = {"reflect": (x or 0) - 1, "circular": x or 0}.get(str(node.mode))
     if x is not None and limit is not None and widest > limit:
         raise SizeError(
-            explain(
-                f"mode {node.mode} cannot pad {node.x!r} of size {x} by {widest}",
-                where=node_text(node, known, set()),
-                fix=f"padding of at most {limit}",
-            ),
+            f"mode {node.mode} cannot pad {node.x!r} of size {x} by {widest}",
+            where=node_text(node, known, set()),
+            fix=f"padding of at most {limit}",
             at=node,
         )

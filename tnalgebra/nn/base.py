@@ -17,11 +17,11 @@ from torch import Tensor
 from torch import nn as torch_nn
 
 from ..compiler import MAX_PLAN_ELEMENTS, Candidates, Compiled, make_request
-from ..decompositions import read_trace, resolve
+from ..decompositions import read_trace, read_rewrite
 from ..errors import CompileError, LayerError, RuleError, explain
-from ..fitting import Rank, bonds_of, open_labels
-from ..networks import Fuse, NamedTensor, Network, Numbers, axis_numbers, compose, draw, shape_of, tensor_nodes
-from ..rewriting import Choices, Fit, Place, Rule, Trace
+from ..fitting import bonds_of, open_labels
+from ..networks import Fuse, NamedTensor, Network, Numbers, axis_numbers, compose, shape_of, tensor_nodes
+from ..rewriting import Fit, Place, Rule, SizedChoices, Trace
 from ..tensors import bind, value_of
 from .torch_layers import DenseLayer, kernel_labels_of, layer_network, memory_format_of, own_weight
 
@@ -67,8 +67,8 @@ class Planning(TypedDict, total=False):
     memory_format: torch.memory_format | None
 
 
-class LayerChoices(Choices, Planning, total=False):
-    """Choices of the fit and of the plan."""
+class LayerChoices(SizedChoices, Planning, total=False):
+    """Choices of the fit, its size among them, and of the plan."""
 
 
 class Shaping(Planning, total=False):
@@ -76,7 +76,7 @@ class Shaping(Planning, total=False):
 
     at: int | Place | None
     bind: Mapping[str, str] | None
-    ranks: Mapping[str, Rank] | Rank | None
+    size: object
     sizes: Mapping[str, int] | None
     fixed: Mapping[str, Any] | None
 
@@ -341,8 +341,8 @@ class KernelLayer(Compiled):
         return super().replan(inputs, tune=tune, backward=backward, memory_format=memory_format)  # type: ignore[return-value]
 
     def draw(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Draw the layer's network; stored as .svg or .png if a path is given."""
-        return draw(self.network, path)
+        """Draw the layer's network; with `path`, write the figure there as .svg, .png or .pdf."""
+        return self.network.draw(path)
 
     def reset_parameters(self) -> None:
         """Draw new values, as torch draws those of its layer.
@@ -417,7 +417,7 @@ class KernelLayer(Compiled):
 # Making -------------------------------------------------------------------------------------------------------
 
 
-def _split(choices: LayerChoices | Shaping) -> tuple[Planning, Choices]:
+def _split(choices: LayerChoices | Shaping) -> tuple[Planning, SizedChoices]:
     """Choices of the plan, and those of the fit."""
     planning: Any = {name: value for name, value in choices.items() if name in Planning.__annotations__}
     fitting: Any = {name: value for name, value in choices.items() if name not in planning}
@@ -448,8 +448,8 @@ def _check_names(network: Network, layer: str) -> None:
             )
 
 
-def _fit_weight(module: DenseLayer, rewrite: str | Rule, choices: Choices) -> Fit:
-    rule = resolve(rewrite, kernel_labels_of(module))
+def _fit_weight(module: DenseLayer, rewrite: str | Rule, choices: SizedChoices) -> Fit:
+    rule = read_rewrite(rewrite, kernel_labels_of(module))
     return rule.apply({rule.tensor: module.weight}, **choices)
 
 

@@ -5,7 +5,7 @@ from .driver import contract_back, rewrite, simplify
 from .exact import EXACT_RULES, SIMPLIFY
 from .exact.tensors import drop_size_one
 from .exact.windows import merge_windows, window_to_fuse
-from .options import Choices, Options, Place
+from .options import Choices, Options, Place, SizedChoices
 from .rule import Rule
 from .starred import read_pattern
 from .text import rule
@@ -20,6 +20,7 @@ __all__ = [
     "Options",
     "Place",
     "Rule",
+    "SizedChoices",
     "Step",
     "Trace",
     "contract_back",

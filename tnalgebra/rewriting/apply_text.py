@@ -157,8 +157,8 @@ class Reading:
         if self.constants or self.start is not None:
             return id(self)
         metric = None if self.metric is None else (self.metric.labels, self.metric.batch, self.metric.outputs)
-        ranks = self.options.ranks
-        written = repr(sorted(ranks.items()) if isinstance(ranks, Mapping) else ranks)
+        size = self.options.size
+        written = repr(sorted(size.items()) if isinstance(size, Mapping) else size)
         return self.sized, self.target.shape, self.target.device, metric, written, self.options.settings
 
 
@@ -261,7 +261,7 @@ def build_fitted_many(jobs: Sequence[tuple[Network, Place, Values, Options]]) ->
         fits = fit_cores(
             [reading.target for reading in together],
             first.sized,
-            first.options.ranks,
+            first.options.size,
             before=parameters(first.before),
             settings=first.options.settings,
             constants=first.constants,

@@ -8,8 +8,8 @@ from typing import Any, TypedDict
 
 import torch
 
-from ..errors import RuleError, explain
-from ..fitting import Metric, Rank, Settings
+from ..errors import RankError, RuleError, explain
+from ..fitting import Metric, MultiplyAddsBudget, Settings, Size, read_size
 from ..networks import Network, node_text
 
 
@@ -34,7 +34,6 @@ class Choices(TypedDict, total=False):
 
     at: which place, a number in `places(network)` or one of them; needed only where there are several.
     bind: variable of the left side -> name or label of the network, to narrow the places down.
-    ranks: bond -> rank; one for the only bond; or one `ParameterBudget` for all.
     sizes: label -> size, for parts of a `Fuse`; those left out are as equal as they can be.
     fixed: tensor of the right side -> its elements, or the name of a basis ("dct"): held as they are. Of orthonormal
         rows, those best aligned with the kernel are kept, as many as the rank says.
@@ -46,7 +45,6 @@ class Choices(TypedDict, total=False):
 
     at: int | Place | None
     bind: Mapping[str, str] | None
-    ranks: Mapping[str, Rank] | Rank | None
     sizes: Mapping[str, int] | None
     fixed: Mapping[str, Any] | None
     metric: Metric | None
@@ -58,14 +56,20 @@ class Choices(TypedDict, total=False):
     slack: float
 
 
+class SizedChoices(Choices, total=False):
+    """The choices and the size, where both travel as one mapping."""
+
+    size: object
+
+
 _KINDS = {"bind": Mapping, "sizes": Mapping, "fixed": Mapping, "start": Mapping, "metric": Metric}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chooses for one application; the fields are those of `Choices`."""
+    """What the user chooses for one application: the size of the bonds, and the fields of `Choices`."""
 
-    ranks: Mapping[str, Rank] | Rank = field(default_factory=dict)
+    size: Size = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     bind: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -76,8 +80,14 @@ class Options:
     """Choices that a file could not hold; the step can be looked at, and not done again."""
 
     @classmethod
-    def of(cls, choices: Choices) -> Options:
-        """Raises TypeError for a choice that does not exist, RuleError or ValuesError for one that means nothing."""
+    def of(cls, size: object, choices: Choices) -> Options:
+        """Read a size, None for a rule without bonds, and the choices.
+
+        Raises:
+            TypeError: a choice does not exist.
+            RankError: the size cannot be read, or is a budget of multiply-adds.
+            RuleError, ValuesError: a choice has the wrong type or value.
+        """
         fields: dict[str, Any] = {}
         search: dict[str, Any] = {}
         for key, value in choices.items():
@@ -91,4 +101,8 @@ class Options:
                 search[key] = value
             elif key != "at" and value is not None:
                 fields[key] = value
-        return cls(**fields, settings=Settings(**search))
+        read: Size = {} if size is None else read_size(size)
+        if isinstance(read, MultiplyAddsBudget):
+            fact = f"{read!r} needs a layer or a model: the multiply-adds of a kernel depend on the size of the input"
+            raise RankError(explain(fact, fix="tn.compare(layer, ...), tn.convert(model, ...), or a ParameterBudget"))
+        return cls(read, **fields, settings=Settings(**search))

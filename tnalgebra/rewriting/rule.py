@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, Unpack
 
+import numpy as np
+import torch
+
 from ..errors import RuleError, explain
 from ..fitting import Metric, ParameterBudget
 from ..networks import Network, tensor_nodes
@@ -68,28 +71,40 @@ class Rule:
         return list(self.find(network, Options(bind=bind or {})))
 
     def apply(
-        self, target: Network | Mapping[str, Any], values: Mapping[str, Any] | None = None, **choices: Unpack[Choices]
+        self,
+        target: Network | Mapping[str, Any] | Any,
+        size: object = None,
+        *,
+        values: Mapping[str, Any] | None = None,
+        **choices: Unpack[Choices],
     ) -> Fit:
         """Apply the rule once.
 
         Args:
-            target: a network; or the values of the left side's tensors, name -> elements, to rewrite the left
-                side itself.
+            target: a tensor, which is the left side's only one; the values of the left side's tensors, name ->
+                elements; or a network.
+            size: of the new bonds, see `tn.fitting.read_size`: 8, {"p": 8, "q": 4}, "keep 0.5", "error 0.01",
+                "parameters 0.3". A rule whose right side has no new bonds needs none.
             values: values of a network's tensors; may be left out for exact rules.
-            choices: see `Choices`: at, bind, ranks, sizes, fixed, metric, start, seed, starts, sweeps, dtype.
+            choices: see `Choices`: at, bind, sizes, fixed, metric, start, seed, starts, sweeps, dtype, slack.
 
         Returns:
             The network after the step, its values, and the trace of this one step.
 
         Raises:
             RuleError: no place, several places and no `at`, or the rule cannot do what was asked.
-            RankError, ValuesError, SizeError: as their names say.
+            RankError: the size cannot be read, or a bond cannot have it.
+            ValuesError, SizeError: values do not fit the left side, or a size of a label is missing.
+
+        Example:
+            >>> tn.rule("K[o i h w] => A[o p] B[p i q] C[q h w]").apply(conv.weight, {"p": 8, "q": 4})
         """
-        return self.step(self._start_fit(target, values), choices.get("at"), Options.of(choices))
+        return self.step(self._start_fit(target, values), choices.get("at"), Options.of(size, choices))
 
     def apply_many(
         self,
-        targets: Sequence[Mapping[str, Any]],
+        targets: Sequence[Mapping[str, Any] | Any],
+        size: object = None,
         *,
         metrics: Sequence[Metric] | None = None,
         **choices: Unpack[Choices],
@@ -97,7 +112,8 @@ class Rule:
         """Apply the rule to many values of its left side; those of one shape are fitted side by side.
 
         Args:
-            targets: values of the left side's tensors, once for each application.
+            targets: a tensor, or the values of the left side's tensors, once for each application.
+            size: of the new bonds, the same for all.
             metrics: one for each target.
 
         Returns:
@@ -106,7 +122,7 @@ class Rule:
         if metrics is not None and len(metrics) != len(targets):
             raise RuleError(explain(f"{len(metrics)} metrics are given for {len(targets)} targets"))
         fits = [self._start_fit(target, None) for target in targets]
-        shared = Options.of(choices)
+        shared = Options.of(size, choices)
         jobs = []
         for number, fit in enumerate(fits):
             options = shared if metrics is None else replace(shared, metric=metrics[number])
@@ -122,27 +138,29 @@ class Rule:
         place = self._choose(fit.network, at, options)
         return fit.after(self, place, options, self.build(fit.network, place, fit.values, options))
 
-    def _start_fit(self, target: Network | Mapping[str, Any], values: Mapping[str, Any] | None) -> Fit:
+    def _start_fit(self, target: Network | Mapping[str, Any] | Any, values: Mapping[str, Any] | None) -> Fit:
         if isinstance(target, Network):
             return start_fit(target, values or {})
         if not isinstance(target, Mapping):
-            raise RuleError(
-                explain(f"a rule is applied to a {type(target).__name__}", fix="a network, or values: {'K': weight}")
-            )
+            if not isinstance(target, torch.Tensor | np.ndarray):
+                fix = "a tensor, values such as {'K': weight}, or a network"
+                raise RuleError(explain(f"a rule is applied to a {type(target).__name__}", fix=fix))
+            target = {self.tensor: target}
         if values is not None:
-            raise RuleError("values are given twice: apply(values), or apply(network, values)")
+            raise RuleError("values are given twice: as the target, and as values=")
         if self.start is None:
             raise RuleError(explain(f"the rule {self.name!r} has no left side of its own", fix="give a network"))
         return start_fit(self.start(target), target)
 
     def _check_options(self, options: Options) -> None:
         """Raises RuleError for a word that the rule does not have, or a choice that means nothing to it."""
-        budget = isinstance(options.ranks, ParameterBudget) and self.kind == "approximate"
-        ranks = (
-            options.ranks if isinstance(options.ranks, Mapping) else self.ranks or (() if budget else ("all bonds",))
-        )
+        bonds = options.size if isinstance(options.size, Mapping) else ()
+        budget = self.kind == "approximate" and isinstance(options.size, ParameterBudget)
+        if not self.ranks and not budget and not isinstance(options.size, Mapping):
+            fact = f"the rule {self.name!r} has no bond whose size can be chosen"
+            raise RuleError(explain(fact, rule=self.equation, fix="leave the size out"))
         for kind, where, words, known in (
-            ("bond", "", ranks, self.ranks),
+            ("bond", "", bonds, self.ranks),
             ("variable", "", options.bind, self.variables),
             ("label", " on its right side", options.sizes, self.labels),
         ):

@@ -75,7 +75,7 @@ def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str]
     of open labels, none included, the same and in the same order wherever it occurs. The numbers of axes of the left
     tensors determine how many there are where the rule is applied. Applied to values, the labels are those of torch's
     kernels where the others are (`kh kw` beside `out in` on four axes), otherwise `k1 k2 ...`; not a word of the text
-    is renamed, so `ranks`, `sizes` and `bind` are as without stars.
+    is renamed, so sizes and `bind` are as without stars.
 
     Args:
         text: a star occurs on named tensors, in `->`, and on a `Fill` of the right side, once on each.

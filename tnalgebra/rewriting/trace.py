@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Unpack
 
 import torch
 from torch import Tensor
@@ -17,9 +17,12 @@ from torch import Tensor
 from .._files import write_text
 from ..errors import RuleError, explain
 from ..fitting import FitReport
-from ..networks import NamedTensor, Network, draw, parameters, tensor_nodes
+from ..networks import NamedTensor, Network, parameters, tensor_nodes
 from ..tensors import Values, bind_values, common_dtype, evaluate, magnitude, relative, value_of, values_for
 from .options import Choices, Options, Place
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RuleKind: TypeAlias = Literal["exact", "approximate"]
 
@@ -271,9 +274,9 @@ class Fit:
         dense = value_of(self.network, self.values, dtype=torch.float64)
         return dense.to(common_dtype(self.values.values()))
 
-    def draw(self, path: str | Path) -> None:
-        """Write a drawing of the network: SVG or PNG, by the suffix."""
-        draw(self.network, path)
+    def draw(self, path: str | Path | None = None) -> Figure:
+        """Draw the network; with `path`, write the figure there as .svg, .png or .pdf."""
+        return self.network.draw(path)
 
     def _repr_svg_(self) -> str:
         return self.network._repr_svg_()
@@ -288,9 +291,9 @@ class Fit:
         """How the last fit of the trace went; None where there was none."""
         return next((step.change.report for step in reversed(self.trace.steps) if step.change.report), None)
 
-    def then(self, rule: RuleOfStep, **choices: Unpack[Choices]) -> Fit:
+    def then(self, rule: RuleOfStep, size: object = None, **choices: Unpack[Choices]) -> Fit:
         """Apply one more rule; the arguments are those of `Rule.apply`."""
-        return rule.step(self, choices.get("at"), Options.of(choices))
+        return rule.step(self, choices.get("at"), Options.of(size, choices))
 
     def again(self, step: Step) -> Fit:
         """Do a step that was done before, at the same place with the same ranks, on these values.
@@ -306,7 +309,7 @@ class Fit:
                     fix="apply the rule again",
                 )
             )
-        return step.rule.step(self, step.place, replace(step.options, ranks=step.change.ranks))
+        return step.rule.step(self, step.place, replace(step.options, size=step.change.ranks))
 
     def after(self, rule: RuleOfStep, place: Place, options: Options, change: Change) -> Fit:
         """This fit and one more step. The open labels and their order stay.

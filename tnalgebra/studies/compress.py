@@ -104,13 +104,13 @@ def _cut(rewrite: Rewrite, name: str, fraction: KeepFraction, bench: Workbench, 
         first, *others = rewrite.cuts
         if name not in whole:
             kernel = Network([NamedTensor("K", bench.layers[name].labels)])
-            whole[name] = first.apply(kernel, {"K": bench.weight(name)}, ranks=KeepFraction(1.0))
+            whole[name] = first.apply(kernel, KeepFraction(1.0), values={"K": bench.weight(name)})
         (left, L), (right, R) = whole[name].values.items()
         rank = kept(fraction, L.shape[-1], bond="r", singular_values=list)
         network = whole[name].network
         fit = start_fit(Network(network.nodes, network.output), {left: L[..., :rank], right: R[:rank]})
         for following in others:
-            fit = fit.then(following, ranks=fraction)
+            fit = fit.then(following, fraction)
         return fit
 
 
@@ -151,9 +151,9 @@ def fit_kernels(rewrite: Rewrite, planned: Mapping[str, Planned], bench: Workben
         plan = planned[names[0]]
         with _about(rewrite, names):
             found = plan.rule.apply_many(
-                [{plan.rule.tensor: bench.weight(name)} for name in names],
+                [bench.weight(name) for name in names],
+                plan.ranks,
                 metrics=None if metrics is None else [metrics[name] for name in names],
-                ranks=plan.ranks,
                 seed=options.seed,
             )
         fits |= dict(zip(names, found, strict=True))
@@ -164,7 +164,7 @@ def _drop(fit: Fit, ranks: Mapping[str, int]) -> Fit:
     """The fit with the components of largest norm of each bond alone, as many as its rank."""
     for bond, rank in ranks.items():
         if rank < fit.network.sizes.get(bond, 0):
-            fit = fit.then(drop_components(bond), ranks={bond: rank})
+            fit = fit.then(drop_components(bond), {bond: rank})
     return fit
 
 

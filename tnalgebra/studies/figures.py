@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .._files import write_whole
 from ..decompositions import cut_sequence
 from ..model import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values
-from ..networks import NamedTensor, Network, draw, parse, parse_bipartition, parse_rule
+from ..networks import NamedTensor, Network, parse, parse_bipartition, parse_rule
 from .kernels import Layer
 from .store import BASELINE, Row, of_one_layer, touched, variant
 
@@ -321,7 +321,7 @@ def _networks(layers: Sequence[Layer], rewrites: Mapping[str, Sequence[str]]) ->
     for panel in panels:
         panel.set_axis_off()
     for panel, (title, network) in zip(panels, drawn.items(), strict=False):
-        draw(network, axes=panel, title=title)
+        network.draw(axes=panel, title=title)
     truncated = "A kernel, and what each cut makes of it (r: the bond that is truncated)"
     fitted = any(text != CUT for equations in rewrites.values() for text in equations)
     figure.suptitle("A kernel, and what each rewrite makes of it" if fitted else truncated, fontsize="medium")

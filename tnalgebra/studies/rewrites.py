@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from ..decompositions import cut_sequence, resolve
+from ..decompositions import cut_sequence, read_rewrite
 from ..errors import NetworkError, NotationError, RankError, RuleError, SizeError, ValuesError, explain
 from ..fitting import NoTreeError, bonds_of, tree_of
 from ..model import Planned
@@ -47,7 +47,7 @@ class Rewrite:
     """A decomposition as the user names it, and its form for each kernel.
 
     text: as it occurs in rows.
-    given: a rule; or what `resolve` reads.
+    given: a rule; or what `read_rewrite` reads.
     cuts: of a cut, or of several that follow one another on a kernel; of other rewrites none.
     """
 
@@ -71,13 +71,13 @@ class Rewrite:
                 self._rules[layer.labels] = self._rule(layer.labels)
             own = self._rules[layer.labels]
             # cheap, and sure to find out whether the rule can be applied, and to what network it leads
-            once = own.apply({own.tensor: layer.weight}, ranks=dict.fromkeys(free_bonds(own), 1), starts=1, sweeps=0)
+            once = own.apply(layer.weight, dict.fromkeys(free_bonds(own), 1), starts=1, sweeps=0)
             left, right = (Network(side.nodes, side.output) for side in (once.trace.start, once.network))
             self._forms[shape] = Form(own, once.network, f"{left} => {right}", full_ranks(once.network))
         return self._forms[shape]
 
     def _rule(self, labels: tuple[str, ...]) -> Rule:
-        resolved = resolve(self.given, labels)
+        resolved = read_rewrite(self.given, labels)
         if resolved.kind != "approximate" or resolved.start is None:
             raise RuleError(explain(f"the rule {resolved.name!r} decomposes nothing", rule=resolved.equation))
         return resolved

@@ -210,9 +210,9 @@ def _module(name: str, problem: Problem) -> tuple[nn.Module, int | None]:
             padding=shape.kernel // 2,
         )
         return layer, None
-    dense = tn.convolution((shape.kernel,) * 2, **shape.numbers)
+    dense = tn.networks.convolution((shape.kernel,) * 2, **shape.numbers)
     compiled = tn.compile(
-        dense if decomposition == UNDECOMPOSED else tn.compose(kernel_network(decomposition), dense, into="K"),
+        dense if decomposition == UNDECOMPOSED else tn.networks.compose(kernel_network(decomposition), dense, into="K"),
         inputs={"X": tuple(problem.images.shape)},
         values=problem.cores,
         candidates=OURS[base],

@@ -94,8 +94,8 @@ class Layers(Benchmark[Config, Cell, Problem]):
         self.shapes: dict[str, Shape] = SMOKE_SHAPES if config.smoke else SHAPES
         self.names = config.with_tuned(("dense", f"dense{AGAIN}", *config.contenders))
         absent = {PEERS[name] for name in self.names if name in PEERS and find_spec(PEERS[name]) is None}
-        for module in sorted(absent):
-            print(f"without {self.packages[module]}, which is not installed: pip install 'tnalgebra[bench]'")
+        how = "which is not installed: pip install 'tnalgebra[bench]'"
+        self.notes = [f"without {self.packages[module]}, {how}" for module in sorted(absent)]
         self.names = [name for name in self.names if PEERS.get(name) not in absent]
 
     @staticmethod

@@ -61,7 +61,7 @@ def rewrite_chain(rewrite: str) -> list[Link]:
         StudyError: it is not a chain, so that there would be nothing to compare with.
         RuleError: the rewrite is unknown.
     """
-    before, _, after = tn.decompositions.resolve(rewrite, LABELS).equation.partition("=>")
+    before, _, after = tn.decompositions.read_rewrite(rewrite, LABELS).equation.partition("=>")
     (kernel,) = tn.parse(before).nodes
     right = tn.parse(after)
     found = chain_of(right, kernel.labels) if len(kernel.labels) == len(LABELS) else None

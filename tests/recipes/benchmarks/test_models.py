@@ -78,7 +78,7 @@ def test_a_stage_has_the_numbers_of_its_axis() -> None:
     dense = nn.Conv2d(5, 7, (3, 4), stride=(2, 3), padding=(1, 2), dilation=(2, 1)).double()
     x = torch.randn(2, 5, 13, 17, dtype=torch.float64)
     for rewrite, ranks in (("tucker2", {"a": 6, "b": 4}), ("out kh | in kw", {"r": 9}), ("out | in kh kw", {"r": 6})):
-        layer = tn.nn.Conv2d.from_conv(dense, rewrite, ranks=ranks)
+        layer = tn.nn.Conv2d.from_conv(dense, rewrite, size=ranks)
         torch.testing.assert_close(hand_layer(layer, dense)(x), layer(x), rtol=1e-9, atol=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""Draw a network into a figure: SVG for notebooks, SVG and PNG files, figures of several networks.
+"""Draw a network into a figure of its own, into a part of another figure, or as SVG for a notebook.
 
 Named tensors are circles, tied ones of one colour; Conv is a diamond, Fuse a triangle whose tip is the whole, Copy a
 black dot, Fill a square with its value. A bond is a line with its label; an open label is a leg that ends free; a
@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ..nodes import Node
-from .figures import own_style, render, store, suffix_of
+from .figures import check_suffix, own_style, render, store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def svg(nodes: Sequence[Node], output: Sequence[str], sizes: Mapping[str, int]) -> str:
-    """The network as the text of an SVG document: the same network gives the same text, byte for byte.
+    """The network as the text of an SVG document; the same network gives the same text, byte for byte.
 
-    Of a network that is too large to draw, the document says so: a notebook shows it without asking.
+    A notebook calls this for every network it shows, so a network that is too large to draw is not an error here: the
+    document says that it is too large.
     """
     from matplotlib.figure import Figure
 
@@ -48,16 +49,8 @@ def draw_nodes(
     axes: Axes | None = None,
     places: Mapping[int | str, tuple[float, float]] | None = None,
 ) -> Figure:
-    """Draw a network, given by its fields; the other arguments are those of `network.draw`.
-
-    Returns:
-        The figure. It is not a pyplot figure: nothing pops up, nothing has to be closed.
-
-    Raises:
-        NetworkError: another suffix, a network of too many nodes to draw, or a node without a place.
-        OSError: the file cannot be written; what was there before is still there.
-    """
-    suffix = None if path is None else suffix_of(path)
+    """Draw a network that is given by its fields, as `Network.draw` describes."""
+    check_suffix(path)
     from .layout import layout
     from .paint import new_axes, paint
 
@@ -68,6 +61,5 @@ def draw_nodes(
         around = axes.get_figure()
         assert around is not None
         figure: Figure = around.figure
-        if path is not None and suffix is not None:
-            store(figure, suffix, path)
+        store(figure, path)
     return figure

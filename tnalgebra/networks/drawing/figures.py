@@ -1,4 +1,4 @@
-"""Figures as files, whole and the same every time, and the colours that all drawings share."""
+"""Figures as files, byte for byte the same each time, and the colours that all drawings share."""
 
 from __future__ import annotations
 
@@ -35,12 +35,17 @@ PALETTE = (
 )
 """Inside of the symbols of named tensors, one colour a tensor."""
 
-_SUFFIXES = (".svg", ".png")
+_METADATA: dict[str, dict[str, None]] = {
+    ".svg": {"Date": None, "Creator": None},
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""The formats of figures; and what matplotlib would write into each that depends on the time or the machine."""
 
 
 @contextmanager
 def own_style() -> Iterator[None]:
-    """matplotlib's own defaults for the time of a drawing, whatever style the user has set."""
+    """Draw with matplotlib's own defaults inside the block, whatever style the user has set."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -49,35 +54,39 @@ def own_style() -> Iterator[None]:
 
 
 def render(figure: Figure, suffix: str) -> bytes:
-    """The content of a file with this suffix, with nothing of the time or the machine in it."""
+    """The content of a file with this suffix. It does not depend on the time or the machine, and its text is text."""
     import matplotlib
 
     stream = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
-    with matplotlib.rc_context({"svg.hashsalt": "tnalgebra", "svg.fonttype": "none"}):
-        figure.savefig(stream, format=suffix[1:], metadata=metadata)
+    with matplotlib.rc_context({"svg.hashsalt": "tnalgebra", "svg.fonttype": "none", "pdf.fonttype": 42}):
+        figure.savefig(stream, format=suffix[1:], metadata=_METADATA[suffix])
     return stream.getvalue()
 
 
-def suffix_of(path: str | os.PathLike[str]) -> str:
-    """.svg or .png, by which a drawing is stored. Raises NetworkError for a path that ends in neither."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in _SUFFIXES:
+def check_suffix(path: str | os.PathLike[str] | None) -> None:
+    """Check that a figure can be written to `path` (None: it is not to be written), before it is drawn.
+
+    Raises:
+        NetworkError: the path ends in neither .svg nor .png nor .pdf.
+    """
+    suffix = None if path is None else Path(path).suffix.lower()
+    if path is not None and suffix not in _METADATA:
         raise NetworkError(
             explain(
-                f"a drawing cannot be stored as {suffix!r}" if suffix else "the path of a drawing has no suffix",
+                f"a figure cannot be written as {suffix!r}" if suffix else "the path of a figure has no suffix",
                 path=os.fspath(path),
-                fix=f"a path that ends in {' or '.join(_SUFFIXES)}",
+                fix="a path that ends in .svg, .png or .pdf",
             )
         )
-    return suffix
 
 
-def store(figure: Figure, suffix: str, path: str | os.PathLike[str]) -> None:
-    """Write a figure, whole or not at all."""
-    content = render(figure, suffix)
+def store(figure: Figure, path: str | os.PathLike[str] | None) -> None:
+    """Write a figure in the format of the path's suffix, whole or not at all; do nothing where `path` is None."""
+    if path is None:
+        return
+    content = render(figure, Path(path).suffix.lower())
 
     def write(file: Path) -> None:
         file.write_bytes(content)
 
-    write_whole(Path(path), write)
+    write_whole(path, write)
