@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations
 import tnalgebra.nn as layers
 from tests.refusals import refused
 from tnalgebra.errors import LayerError
-from tnalgebra.model.batch_norm import fold_batch_norm
 from tnalgebra.model.convert import convert
+from tnalgebra.model.folding import fold_batch_norm
 
 # Sums of at most a few hundred products of size 1, in float64.
 ROUNDING: Any = {"rtol": 1e-11, "atol": 1e-11}
@@ -56,10 +56,10 @@ def test_folded_layers_compute_the_same(name: str, decomposed: bool) -> None:
     layer, norm, channels, shape = LAYERS[name]
     model, x = settled(layer, norm(channels, affine=name != "Conv1d"), nn.ReLU()), normal(*shape)
     if decomposed:
-        convert(model, {"0": ("cp", {"ranks": 3, "starts": 1, "sweeps": 2})}, allow_larger=True)
+        convert(model, {"0": ("cp", {"size": 3, "starts": 1, "sweeps": 2})}, allow_larger=True)
     with torch.no_grad():
         expected = model(x)
-        assert fold_batch_norm(model, x) is model
+        assert fold_batch_norm(model, x).folded == {"1": "0"}
         assert isinstance(model[0], layers.KernelLayer) == decomposed
         assert isinstance(model[1], nn.Identity)
         torch.testing.assert_close(model(x), expected, **ROUNDING)
@@ -70,8 +70,10 @@ def test_a_linear_layer_is_folded_where_its_outputs_are_rows() -> None:
     model = settled(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.BatchNorm1d(6))
     x = normal(4, 6, 5)
     for example in (None, x):
-        with refused(LayerError, "Sequential", "folded"):
-            fold_batch_norm(model, example)
+        report = fold_batch_norm(model, example)
+        assert not report.folded
+        assert report.left.keys() == {"1", "3"}
+        assert "linear layer" in report.left["1"]
     with torch.no_grad():
         expected = model(x[0])
         fold_batch_norm(model, x[0])
@@ -94,9 +96,24 @@ def test_what_is_watched_or_replaced_stays() -> None:
     x = normal(2, 3, 6, 5)
     with torch.no_grad():
         expected = model(x)
-        fold_batch_norm(model, x)
+        report = fold_batch_norm(model, x)
         torch.testing.assert_close(model(x), expected, **ROUNDING)
     assert [number for number, module in enumerate(model) if isinstance(module, nn.Identity)] == [11]
+    assert report.folded == {"11": "10"}
+    for name, reason in {"1": "hooks", "3": "forward of its own", "5": "parametrisations", "7": "groups"}.items():
+        assert reason in report.left[name]
+    assert "running statistics" in report.left["9"]
+    assert len(str(report).splitlines()) == 6
+
+
+def test_without_batch_normalisation_nothing_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    model = settled(nn.Conv2d(3, 4, 2), nn.ReLU())
+    with caplog.at_level("INFO", "tnalgebra"):
+        report = fold_batch_norm(model, (1, 3, 5, 5))
+    assert not report.folded
+    assert not report.left
+    assert str(report) == "the model has no batch normalisation"
+    assert "0 of 0 batch normalisations" in caplog.text
 
 
 class Several(nn.Module):
@@ -110,15 +127,72 @@ class Several(nn.Module):
         return {"out": self.inner(x)}
 
 
-def test_a_model_that_cannot_be_compared_stays_as_it_was() -> None:
+def test_outputs_in_any_nesting_are_compared() -> None:
     model, x = Several().eval(), normal(2, 3, 6, 5)
-    before = list(model.modules())
-    with refused(LayerError, "Several", "dict"):
-        fold_batch_norm(model, x)
-    assert all(one is two for one, two in zip(before, model.modules(), strict=True))
     with torch.no_grad():
         expected = model(x)["out"]
-        torch.testing.assert_close(fold_batch_norm(model)(x)["out"], expected, **ROUNDING)
+        assert fold_batch_norm(model, {"x": x}).folded == {"inner.1": "inner.0"}
+        torch.testing.assert_close(model(x)["out"], expected, **ROUNDING)
+
+
+class Shapely(nn.Module):
+    """Gives a shape, which holds no numbers to compare."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = settled(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(self.inner(x).shape)
+
+
+def test_a_model_that_cannot_be_compared_stays_as_it_was() -> None:
+    model = Shapely().eval()
+    before = list(model.modules())
+    with refused(LayerError, "Shapely", "no tensor"):
+        fold_batch_norm(model, normal(2, 3, 6, 5))
+    assert all(one is two for one, two in zip(before, model.modules(), strict=True))
+
+
+class Branching(nn.Module):
+    """Chooses by the values of its input, so that it cannot be traced; the second layer's output is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = settled(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv, self.norm = settled(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.last, self.after = settled(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.stem(x if float(x.sum()) > 0 else -x)
+        hidden = self.conv(hidden)
+        return self.after(self.last(hidden + self.norm(hidden)))
+
+
+@pytest.mark.parametrize("given", ["example", "nothing", "pairs"])
+def test_where_tracing_fails_layers_are_folded_one_by_one(given: str) -> None:
+    model, x = Branching().eval(), normal(2, 3, 6, 5)
+    example = None if given == "nothing" else x
+    pairs = {"last": "after", "stem.0": "stem.1"} if given == "pairs" else None
+    with torch.no_grad():
+        expected = model(x)
+        report = fold_batch_norm(model, example, pairs=pairs)
+        torch.testing.assert_close(model(x), expected, **ROUNDING)
+    folded = {"stem.1": "stem.0"} | ({} if given == "nothing" else {"after": "last"})
+    assert report.folded == folded
+    reason = {"example": "output changes", "nothing": "cannot be traced", "pairs": "not named"}[given]
+    assert reason in report.left["norm"]
+    assert isinstance(model.norm, nn.BatchNorm2d)
+
+
+def test_pairs_that_are_wrong() -> None:
+    model, x = Branching().eval(), normal(2, 3, 6, 5)
+    before = list(model.modules())
+    with refused(LayerError, "'conv'", "'last'", "after"):
+        fold_batch_norm(model, x, pairs={"conv": "last"})
+    with refused(LayerError, "relative error"):
+        fold_batch_norm(model, x, pairs={"last": "after", "conv": "norm"})
+    assert all(one is two for one, two in zip(before, model.modules(), strict=True))
 
 
 class Changing(nn.Module):
