@@ -5,6 +5,7 @@ from .builders import Numbers, axis_numbers, convolution, linear, patch_tensor, 
 from .drawing import FILL, FUSE, INK, PALETTE, check_suffix, own_style, store
 from .isomorphism import isomorphic
 from .labels import KERNEL_LABELS, MAX_AXES, MAX_SIZE, WORD, check_word, fresh, kernel_labels, labels_of
+from .multiply_adds import kernel_multiply_adds
 from .network import (
     Carriers,
     Edit,
@@ -80,6 +81,7 @@ __all__ = [
     "input_size",
     "isomorphic",
     "kernel_labels",
+    "kernel_multiply_adds",
     "labels_of",
     "linear",
     "node_text",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
@@ -17,7 +17,7 @@ from torch import Tensor
 from .._files import write_text
 from ..errors import RuleError, explain
 from ..fitting import FitReport
-from ..networks import NamedTensor, Network, parameters, tensor_nodes
+from ..networks import NamedTensor, Network, kernel_multiply_adds, parameters, tensor_nodes
 from ..tensors import Values, bind_values, common_dtype, evaluate, magnitude, relative, value_of, values_for
 from .options import Choices, Options, Place
 
@@ -259,6 +259,28 @@ class Fit:
     def parameters(self) -> int:
         """Numbers the tensors hold, tied ones once."""
         return parameters(self.network)
+
+    def multiply_adds(self, positions: Sequence[int] = ()) -> int:
+        """Count the multiply-adds of a convolution with this kernel, for one input.
+
+        The contractions are in the order that needs the fewest. The input counts as large as the output (stride 1,
+        padding "same"); a layer's own count, at its own stride, is in its plan.
+
+        Args:
+            positions: sizes of the output, such as (28, 28); () for a linear layer.
+
+        Raises:
+            NetworkError: the kernel does not have two labels of channels and one for each axis of `positions`.
+
+        Example:
+            >>> tn.cut("out | in kh kw").apply(conv.weight, 16).multiply_adds((28, 28))
+        """
+        return kernel_multiply_adds(self.network, positions)
+
+    @property
+    def degeneracy(self) -> float | None:
+        """Norm of the components over the norm of the kernel, as the last fit had it; None where nothing can cancel."""
+        return None if self.report is None else self.report.degeneracy
 
     @cached_property
     def relative_error(self) -> float:
