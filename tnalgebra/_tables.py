@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import MissingPackageError, explain
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LONGEST_TEXT = 200
+LONGEST_TEXT = 160
 """Characters of a network or an equation that a `repr` shows."""
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,44 @@ def _html_lines(lines: Sequence[str]) -> str:
     return f'<pre style="white-space: pre-wrap">{text}</pre>' if lines else ""
 
 
+def tabulate(
+    rows: Sequence[Row],
+    columns: Mapping[str, Callable[[Row], str]],
+    *,
+    left: Collection[str] = (),
+    total: Mapping[str, str] | None = None,
+    above: Sequence[str] = (),
+    below: Sequence[str] = (),
+) -> Table:
+    """A table of what `columns` write of each row, by their headings. A column that is empty in all rows is left out.
+
+    left: headings of the columns that are aligned to the left, besides the first.
+    total: heading -> cell of one more line, set apart below the others.
+    """
+    cells = {heading: [write(row) for row in rows] for heading, write in columns.items()}
+    cells = {heading: column for heading, column in cells.items() if any(column) or not rows}
+    aligned = {number for number, heading in enumerate(cells) if heading in left} | {0}
+    last = () if total is None else tuple(total.get(heading, "") for heading in cells)
+    return Table(list(zip(*cells.values(), strict=True)), tuple(cells), aligned, last, above, below)
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: "1 layer", "2 layers"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def write_number(number: float | None, form: str = ",") -> str:
+    """A number in a format of Python's, or an empty cell for None."""
+    return "" if number is None else format(number, form)
+
+
+def write_change(before: int | None, after: int | None) -> str:
+    """Two counts as "1,000 -> 10", or one where they are equal; an empty cell where one is unknown."""
+    if before is None or after is None:
+        return ""
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
 class Tabular(ABC):
     """A result with a short `repr`, a table that `print` and notebooks show, records, and a data frame.
 
@@ -88,7 +128,7 @@ class Tabular(ABC):
 
     @abstractmethod
     def _summary(self) -> str:
-        """One short line, which `repr` shows with the name of the class."""
+        """One short line, which `repr` shows after the name of the class: "of 3 layers"."""
 
     @abstractmethod
     def _table(self) -> Table:
@@ -107,7 +147,7 @@ class Tabular(ABC):
         return data_frame(self.records())
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self._summary()}>"
+        return f"<{type(self).__name__} {self._summary()}>"
 
     def __str__(self) -> str:
         return str(self._table())

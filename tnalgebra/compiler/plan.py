@@ -8,6 +8,7 @@ from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from .._tables import Table, Tabular, plural, shorten, tabulate, write_number
 from ..networks import Network
 from . import operations as ops
 from .choose import Candidate, PlanRequest, batch_label, crossovers
@@ -40,9 +41,9 @@ class PlanStep:
     weights: bool
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a network is computed. `print(plan)` shows it."""
+@dataclass(frozen=True, repr=False)
+class Plan(Tabular):
+    """How a network is computed. `print(plan)` shows its steps, what they cost, and why this plan was chosen."""
 
     request: PlanRequest
     candidates: tuple[Candidate, ...]
@@ -105,8 +106,25 @@ class Plan:
 
         return draw_plan(self.chosen, frozen=self.request.frozen, path=path)
 
-    def __str__(self) -> str:
-        return "\n".join([*self._head(), "", *self._table(), "", *self._why()])
+    def _summary(self) -> str:
+        network = shorten(str(Network(self.request.network.nodes, self.request.network.output)))
+        cost = f"{self.multiply_adds:,} multiply-adds, {_time(self.seconds)} predicted"
+        return f"of {network}: {plural(len(self.steps), 'step')}, {cost}"
+
+    def _table(self) -> Table:
+        columns: dict[str, Callable[[PlanStep], str]] = {
+            "step": lambda step: step.text,
+            "shape": lambda step: " ".join(map(str, step.shape)) or "scalar",
+            "multiply-adds": lambda step: write_number(step.multiply_adds),
+            "elements": lambda step: write_number(step.elements),
+            "predicted": lambda step: "before" if step.weights and self.request.frozen else _time(step.seconds),
+        }
+        above, below = [*self._head(), ""], ["", *self._why()]
+        return tabulate(self.steps, columns, left=("shape",), above=above, below=below)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary for each step, with the fields of `PlanStep`: text, shape, multiply_adds, elements, ..."""
+        return [dict(vars(step)) for step in self.steps]
 
     def _head(self) -> list[str]:
         request, chosen = self.request, self.chosen
@@ -123,22 +141,6 @@ class Plan:
             f"  multiply-adds: {self.multiply_adds:,}",
             f"  elements:      {self.peak_elements:,} at the peak; {self.kept_elements:,} kept for backward",
             f"  predicted:     {_time(self.seconds)}{measured}",
-        ]
-
-    def _table(self) -> list[str]:
-        rows = [("step", "shape", "multiply-adds", "elements", "predicted")]
-        for step in self.steps:
-            shape = " ".join(map(str, step.shape)) or "scalar"
-            cost = "before" if step.weights and self.request.frozen else _time(step.seconds)
-            rows.append((step.text, shape, f"{step.multiply_adds:,}", f"{step.elements:,}", cost))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        return [
-            "  "
-            + "  ".join(
-                f"{cell:<{width}}" if column < 2 else f"{cell:>{width}}"
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
         ]
 
     def _why(self) -> list[str]:
@@ -169,9 +171,6 @@ class Plan:
             for count, one in self.crossovers()
             if count > 1 and one is not self.chosen
         ]
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>"
 
 
 def _time(seconds: float) -> str:

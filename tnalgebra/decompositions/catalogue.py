@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Any
 
+from .._tables import Table, Tabular, tabulate
 from ..errors import RuleError, TnalgebraError, explain
 from ..networks import KERNEL_LABELS, check_covers, labels_of, parse_bipartition
 from ..rewriting import EXACT_RULES, Fit, Rule, rule
@@ -49,7 +51,7 @@ class Entry:
         """
         labels = labels_of(labels)
         try:
-            return self.make(labels)
+            return replace(self.make(labels), explanation=self.source)
         except RuleError as error:
             raise RuleError(explain(f"{self.name} does not exist for K[{' '.join(labels)}]", because=error)) from error
 
@@ -137,9 +139,9 @@ CATALOGUE = (
 _REGISTERED: dict[str, Rule] = {}
 
 
-@dataclass(frozen=True)
-class Rules:
-    """The rules for tensors of some labels: prints as a table; `rules()["cp"]` is a rule, iterating gives all.
+@dataclass(frozen=True, repr=False)
+class Rules(Tabular):
+    """The rules for tensors with some labels. `print(rules())` lists them, `rules()["cp"]` is one of them.
 
     labels: of the tensor.
     exact, decompositions, registered: the rules, in the order of the lists.
@@ -172,24 +174,36 @@ class Rules:
             )
         raise _unknown(name, [entry.name for entry in self])
 
-    def __str__(self) -> str:
-        example = f"{self.labels[0]} | {' '.join(self.labels[1:])}"
-        cuts = f"and a cut for each bipartition of the labels, by its text, such as '{example}'"
-        sections = (
-            ("exact rules", [(entry.name, entry.equation) for entry in self.exact], None),
-            ("decompositions", [(entry.name, entry.equation) for entry in self.decompositions], cuts),
-            ("registered", [(entry.name, entry.equation) for entry in self.registered], None),
-            (f"not of K[{' '.join(self.labels)}]", list(self.missing.items()), None),
-        )
-        width = max(len(name) for _, rows, _ in sections for name, _ in rows)
-        blocks = []
-        for title, rows, note in sections:
-            lines = [f"  {name:<{width}}  {text.splitlines()[0]}" for name, text in rows]
-            if lines:
-                blocks.append("\n".join([title, *lines, *([f"  {note}"] if note else [])]))
-        return "\n\n".join(blocks)
+    def _lists(self) -> dict[str, tuple[Rule, ...]]:
+        return {"exact": self.exact, "decomposition": self.decompositions, "registered": self.registered}
 
-    __repr__ = __str__
+    def _summary(self) -> str:
+        counts = f"{len(self.exact)} exact, {len(self.decompositions)} decompositions"
+        return f"for K[{' '.join(self.labels)}]: {counts}, {len(self.registered)} registered"
+
+    def _table(self) -> Table:
+        cut = f"{self.labels[0]} | {' '.join(self.labels[1:])}"
+        below = ["", f"Besides these, every cut of the labels is a rule, and its text is its name: '{cut}'."]
+        if self.missing:
+            below += ["", f"Decompositions that do not exist for K[{' '.join(self.labels)}]:"]
+            below += [f"  {name}: {reason.splitlines()[0]}" for name, reason in self.missing.items()]
+        columns: dict[str, Callable[[dict[str, Any]], str]] = {
+            "rule": lambda row: row["name"],
+            "list": lambda row: row["list"],
+            "ranks": lambda row: " ".join(row["ranks"]),
+            "sizes": lambda row: " ".join(row["sizes"]),
+            "equation": lambda row: row["equation"],
+        }
+        return tabulate(self.records(), columns, left=("list", "ranks", "sizes", "equation"), below=below)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary for each rule: the list that it is in ("exact", ...), and the keys of `Rule.records`."""
+        return [
+            {"list": name, **record}
+            for name, entries in self._lists().items()
+            for entry in entries
+            for record in entry.records()
+        ]
 
 
 def rules(labels: LabelWords | None = None) -> Rules:
@@ -206,7 +220,7 @@ def rules(labels: LabelWords | None = None) -> Rules:
     found, missing = [], {}
     for entry in CATALOGUE:
         try:
-            found.append(entry.make(given))
+            found.append(replace(entry.make(given), explanation=entry.source))
         except RuleError as error:
             if labels is None:
                 found.append(entry.rule(KERNEL_LABELS[2]))
@@ -242,7 +256,8 @@ def register(given: Rule) -> Rule:
     again = isinstance(taken, Rule) and given.name in _REGISTERED and _same(taken, given)
     if taken is not None and not again:
         fix = f"another name, or unregister({given.name!r}) first" if given.name in _REGISTERED else "another name"
-        raise RuleError(explain(f"a rule is called {given.name!r} already", rule=taken, fix=fix))
+        known_as = taken.equation if isinstance(taken, Rule) else taken
+        raise RuleError(explain(f"a rule is called {given.name!r} already", rule=known_as, fix=fix))
     _REGISTERED[given.name] = given
     return given
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from .._tables import Table, Tabular, plural, tabulate, write_number
 from ..decompositions import read_rewrite
 from ..errors import RankError, RuleError, explain
 from ..fitting import Metric, ParameterBudget
 from ..networks import KERNEL_LABELS, labels_of
 from ..nn import kernel_labels_of
 from ..rewriting import Fit, Rule
-from .report import align
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +28,8 @@ class Compared:
     reason: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Tabular):
     """Fits of one kernel, the nearest first; those that could not be made last."""
 
     dense: int
@@ -60,40 +57,29 @@ class Comparison:
                 "ranks": dict(row.fit.trace.steps[-1].change.ranks),
                 "relative_error": row.fit.relative_error,
                 "output_error": row.fit.output_error,
-                "degeneracy": None if row.fit.report is None else row.fit.report.degeneracy,
+                "degeneracy": row.fit.degeneracy,
             }
             for row in self.rows
         ]
 
-    def to_pandas(self) -> pd.DataFrame:
-        """The records, one a line."""
-        import pandas as pd
+    def _summary(self) -> str:
+        best = self.rows[0].fit if self.rows else None
+        nearest = "" if best is None else f", the nearest {self.rows[0].name} at {best.parameters:,} parameters"
+        return f"of {plural(len(self.rows), 'decomposition')} of a kernel of {self.dense:,} parameters{nearest}"
 
-        return pd.DataFrame(self.records())
-
-    def __str__(self) -> str:
-        in_metric = any(row.fit is not None and row.fit.output_error is not None for row in self.rows)
-        header = ["decomposition", "parameters", "kept", *(["output error"] if in_metric else []), "error", "ranks"]
-        lines = [header]
-        for record in self.records():
-            if "parameters" not in record:
-                continue
-            output = [f"{record['output_error']:.4f}"] if in_metric else []
-            lines.append(
-                [
-                    record["name"],
-                    f"{record['parameters']}",
-                    f"{record['parameters_kept']:.3f}",
-                    *output,
-                    f"{record['relative_error']:.4f}",
-                    " ".join(f"{bond}={rank}" for bond, rank in record["ranks"].items()),
-                ]
-            )
-        text = align(lines, left=(0, len(header) - 1))
+    def _table(self) -> Table:
+        columns: dict[str, Callable[[dict[str, Any]], str]] = {
+            "decomposition": lambda row: row["name"],
+            "parameters": lambda row: write_number(row["parameters"]),
+            "kept": lambda row: write_number(row["parameters_kept"], ".3f"),
+            "output error": lambda row: write_number(row["output_error"], ".4f"),
+            "error": lambda row: write_number(row["relative_error"], ".4f"),
+            "degeneracy": lambda row: write_number(row["degeneracy"], ".3g"),
+            "ranks": lambda row: " ".join(f"{bond}={rank}" for bond, rank in row["ranks"].items()),
+        }
+        fitted = [record for record in self.records() if "parameters" in record]
         refused = [f"{row.name}: {row.reason.splitlines()[0]}" for row in self.rows if row.fit is None]
-        return "\n".join([text[0], "-" * len(text[0]), *text[1:], *refused])
-
-    __repr__ = __str__
+        return tabulate(fitted, columns, left=("ranks",), below=refused)
 
 
 def compare(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    import pandas as pd
+from .._tables import Table, Tabular, plural, tabulate, write_change, write_number
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ class Replaced:
         return {"name": self.name, "_old": [], "parameters": {}}
 
 
-@dataclass(frozen=True, eq=False)
-class ConversionReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class ConversionReport(Tabular):
     """What a conversion did: prints as a table.
 
     rows: every kernel layer, in the order of the modules.
@@ -86,7 +84,7 @@ class ConversionReport:
     rows: tuple[LayerRow, ...]
     parameters: int
     parameters_after: int
-    replaced: tuple[Replaced, ...] = field(default=(), repr=False)
+    replaced: tuple[Replaced, ...] = ()
 
     def __getitem__(self, name: str) -> LayerRow:
         """The row of a layer, by any of its names. Raises KeyError."""
@@ -114,30 +112,26 @@ class ConversionReport:
         """A dictionary for each row, with the fields of `LayerRow`."""
         return [{**vars(row), "ranks": dict(row.ranks)} for row in self.rows]
 
-    def to_pandas(self) -> pd.DataFrame:
-        """The records, one a line."""
-        import pandas as pd
+    def _summary(self) -> str:
+        counts = write_change(self.parameters, self.parameters_after)
+        return f"of {plural(len(self.rows), 'layer')}, {len(self.converted)} of them decomposed: {counts} parameters"
 
-        return pd.DataFrame(self.records())
-
-    def _table(self) -> list[list[str]]:
-        in_metric = any(row.output_error is not None for row in self.rows)
-        counted = any(row.multiply_adds is not None for row in self.rows)
-
-        def line(*cells: str) -> list[str]:
-            keep = (True, True, True, in_metric, True, counted)
-            return [cell for cell, kept in zip(cells, keep, strict=True) if kept]
-
-        lines = [line("layer", "done", "error", "output error", "parameters", "multiply-adds")]
-        for row in self.rows:
-            errors = ("" if error is None else f"{error:.4f}" for error in (row.relative_error, row.output_error))
-            name = " = ".join([row.name, *row.aliases])
-            adds = _change(row.multiply_adds, row.multiply_adds_after)
-            lines.append(line(name, row.done, *errors, _change(row.parameters, row.parameters_after), adds))
-        whole = f"{len(self.converted)} of {len(self.rows)} decomposed"
-        adds = _change(self.multiply_adds, self.multiply_adds_after)
-        lines.append(line("model", whole, "", "", _change(self.parameters, self.parameters_after), adds))
-        return lines
+    def _table(self) -> Table:
+        columns: dict[str, Callable[[LayerRow], str]] = {
+            "layer": lambda row: " = ".join([row.name, *row.aliases]),
+            "done": lambda row: row.done,
+            "error": lambda row: write_number(row.relative_error, ".4f"),
+            "output error": lambda row: write_number(row.output_error, ".4f"),
+            "parameters": lambda row: write_change(row.parameters, row.parameters_after),
+            "multiply-adds": lambda row: write_change(row.multiply_adds, row.multiply_adds_after),
+        }
+        total = {
+            "layer": "model",
+            "done": f"{len(self.converted)} of {len(self.rows)} decomposed",
+            "parameters": write_change(self.parameters, self.parameters_after),
+            "multiply-adds": write_change(self.multiply_adds, self.multiply_adds_after),
+        }
+        return tabulate(self.rows, columns, left=("done",), total=total, below=self.notes)
 
     @property
     def notes(self) -> list[str]:
@@ -155,44 +149,7 @@ class ConversionReport:
             found.append(f"overlap: {follow} {first!r}, and not {pattern!r}, which fits too and comes later")
         return found
 
-    def __str__(self) -> str:
-        text = align(self._table(), left=(0, 1))
-        rule = "-" * max(map(len, text))
-        return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], *self.notes])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        head, *body, whole = self._table()
-
-        def line(cells: Sequence[str], tag: str) -> str:
-            styles = ("text-align: left", "text-align: left", *["white-space: nowrap"] * (len(cells) - 2))
-            row = (f'<{tag} style="{s}">{html.escape(cell)}</{tag}>' for cell, s in zip(cells, styles, strict=True))
-            return f"<tr>{''.join(row)}</tr>"
-
-        rows = "".join(line(cells, "td") for cells in body)
-        table = f"<thead>{line(head, 'th')}</thead><tbody>{rows}</tbody><tfoot>{line(whole, 'th')}</tfoot>"
-        return f"<table>{table}</table>" + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-
-
-def align(lines: Sequence[Sequence[str]], *, left: Collection[int]) -> list[str]:
-    """Lines of cells as text, its columns aligned: those of these numbers to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number in left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-
 
 def _total(counts: Sequence[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
-
-
-def _change(before: int | None, after: int | None) -> str:
-    if before is None or after is None:
-        return ""
-    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"

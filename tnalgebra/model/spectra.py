@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .._tables import Table, Tabular, data_frame, plural, tabulate
 from ..errors import LayerError, NetworkError, ValuesError, explain
 from ..networks import (
     KERNEL_LABELS,
@@ -28,7 +29,6 @@ from ..networks import (
 )
 from ..nn import kernel_labels_of, kernel_layers
 from ..tensors import Operand, check_axes, contract, evaluate, gram_singular_values, matricise, scaled, truncated_svd
-from .report import align
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Spectra(Sequence[Spectrum]):
+class Spectra(Tabular, Sequence[Spectrum]):
     """The spectra of some kernels: layer by layer in the model's order, and of each layer every cut.
 
     The spectrum of a single mode is that of its cut from all others; `hosvd` has the mode matrices with it.
@@ -134,17 +134,36 @@ class Spectra(Sequence[Spectrum]):
             raise LayerError(explain(fact, layers=", ".join(names[:8]) + (", ..." if len(names) > 8 else "")))
         return hosvd(*self.kernels[chosen])
 
-    def __repr__(self) -> str:
-        return f"Spectra of {len({item.layer for item in self})} layers, {len(self)} cuts in all; see .table()"
+    def _summary(self) -> str:
+        return f"of {plural(len(self), 'cut')} in {plural(len({item.layer for item in self}), 'layer')}"
 
-    def table(self) -> str:
-        """One aligned line a spectrum: how many values, three measures of how many matter, and what half keeps.
+    def _table(self) -> Table:
+        """How many values a spectrum has, how many matter by three measures, and the norm that half of them keep."""
+        columns: dict[str, Callable[[Spectrum], str]] = {
+            "layer": lambda item: item.layer,
+            "cut": lambda item: str(item.cut),
+            "values": lambda item: str(len(item.singular_values)),
+            "entropy": lambda item: f"{item.entropy:.2f}",
+            "effective rank": lambda item: f"{item.effective_rank:.2f}",
+            "participation ratio": lambda item: f"{item.participation_ratio:.2f}",
+            "half": lambda item: str(_half(item)),
+            "norm kept": lambda item: f"{float(item.norm_kept[_half(item) - 1]):.4f}",
+        }
+        return tabulate(self.items, columns, left=("cut",))
 
-        `half` is the number that `KeepFraction(0.5)` keeps, `norm kept` the part of the norm it keeps.
-        """
-        head = ("layer", "cut", "values", "entropy", "effective rank", "participation ratio", "half", "norm kept")
-        rows = [head, *(_table_row(item) for item in self)]
-        return "\n".join(align(rows, left=(0, 1)))
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary for each spectrum: layer, cut (text), values (how many) and the three measures."""
+        return [
+            {
+                "layer": item.layer,
+                "cut": str(item.cut),
+                "values": len(item.singular_values),
+                "entropy": item.entropy,
+                "effective_rank": item.effective_rank,
+                "participation_ratio": item.participation_ratio,
+            }
+            for item in self
+        ]
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a singular value.
@@ -153,8 +172,6 @@ class Spectra(Sequence[Spectrum]):
         `relative_error` with the values up to this one kept; and of the whole spectrum, the same in all its rows,
         `entropy`, `effective_rank`, `participation_ratio`.
         """
-        import pandas as pd
-
         columns = ("layer", "cut", "rank", "singular_value", "norm_kept", "relative_error")
         measures = ("entropy", "effective_rank", "participation_ratio")
         rows = []
@@ -163,7 +180,7 @@ class Spectra(Sequence[Spectrum]):
             numbers = (item.singular_values, item.norm_kept, item.relative_error)
             for rank, of_rank in enumerate(zip(*(column.tolist() for column in numbers), strict=True), start=1):
                 rows.append((item.layer, str(item.cut), rank, *of_rank, *whole))
-        return pd.DataFrame(rows, columns=[*columns, *measures])
+        return data_frame(rows, [*columns, *measures])
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw every spectrum over its own largest value: one panel a cut, one line a layer, logarithmic.
@@ -331,12 +348,9 @@ def _kernels(
     yield "weight", weight, KERNEL_LABELS[weight.ndim]
 
 
-def _table_row(spectrum: Spectrum) -> tuple[str, ...]:
-    count = len(spectrum.singular_values)
-    half = max(1, round(0.5 * count))
-    measures = (spectrum.entropy, spectrum.effective_rank, spectrum.participation_ratio)
-    kept = f"{float(spectrum.norm_kept[half - 1]):.4f}"
-    return (spectrum.layer, str(spectrum.cut), str(count), *(f"{measure:.2f}" for measure in measures), str(half), kept)
+def _half(spectrum: Spectrum) -> int:
+    """How many values `KeepFraction(0.5)` keeps."""
+    return max(1, round(0.5 * len(spectrum.singular_values)))
 
 
 def _draw(spectra: Spectra) -> Figure:

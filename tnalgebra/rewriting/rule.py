@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from textwrap import wrap
 from typing import Any, TypeAlias, Unpack
 
 import numpy as np
 import torch
 
+from .._tables import Table, Tabular, shorten
 from ..errors import RuleError, explain
 from ..fitting import Metric, ParameterBudget
 from ..networks import Network, tensor_nodes
@@ -21,8 +23,8 @@ Builder: TypeAlias = Callable[[Network, Place, Values, Options], Change]
 ManyBuilder: TypeAlias = Callable[[Sequence[tuple[Network, Place, Values, Options]]], list[Change]]
 
 
-@dataclass(frozen=True, eq=False)
-class Rule:
+@dataclass(frozen=True, eq=False, repr=False)
+class Rule(Tabular):
     """A rewrite as data: where it applies, and what it makes of a place.
 
     name: unique among the rules a caller works with.
@@ -44,22 +46,38 @@ class Rule:
     name: str
     kind: RuleKind
     equation: str
-    find: Finder = field(repr=False)
-    build: Builder = field(repr=False)
-    start: Callable[[Mapping[str, Any]], Network] | None = field(default=None, repr=False)
+    find: Finder
+    build: Builder
+    start: Callable[[Mapping[str, Any]], Network] | None = None
     ranks: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     stated: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
-    build_many: ManyBuilder | None = field(default=None, repr=False)
+    build_many: ManyBuilder | None = None
     spec: Mapping[str, str] = field(default_factory=dict)
-    explanation: str = field(default="", repr=False)
+    explanation: str = ""
 
-    def __str__(self) -> str:
-        constants = "".join(f", {name} the {basis} basis" for name, basis in self.fixed.items())
-        return f"{self.name}: {self.equation}{constants}"
+    def _summary(self) -> str:
+        return shorten(f"{self.name}: {self.equation}")
+
+    def _table(self) -> Table:
+        bases = ", ".join(f"{name} is the {basis} basis" for name, basis in self.fixed.items())
+        rows = {
+            "kind": self.kind,
+            "ranks": " ".join(self.ranks),
+            "sizes": " ".join(self.stated),
+            "constants": bases,
+        }
+        cells = [(f"  {name}", text) for name, text in rows.items() if text]
+        about = [f"  {line}" for line in wrap(self.explanation, 110)]
+        return Table(cells, left=(0, 1), above=[f"{self.name}: {self.equation}"], below=about)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary: name, kind, equation, ranks (bonds), sizes (labels that need a size), fixed, about."""
+        row = {"name": self.name, "kind": self.kind, "equation": self.equation, "ranks": self.ranks}
+        return [{**row, "sizes": self.stated, "fixed": dict(self.fixed), "about": " ".join(self.explanation.split())}]
 
     @property
     def tensor(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._files import write_text
+from .._tables import Table, Tabular, shorten, tabulate, write_change, write_number
 from ..errors import RuleError, explain
 from ..fitting import FitReport
 from ..networks import NamedTensor, Network, kernel_multiply_adds, parameters, tensor_nodes
@@ -46,7 +47,7 @@ class Change:
 
     after: Network
     definitions: Mapping[str, Network] = field(default_factory=dict)
-    values: Values = field(default_factory=dict)
+    values: Values = field(default_factory=dict, repr=False)
     relative_error: float = 0.0
     ranks: Mapping[str, int] = field(default_factory=dict)
     output_error: float | None = None
@@ -81,7 +82,7 @@ class RuleOfStep(Protocol):
     def step(self, fit: Fit, at: int | Place | None, options: Options) -> Fit: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """One application of one rule: enough to print it, and to do it again on other values."""
 
@@ -100,14 +101,44 @@ class Step:
         """||left - right||_F / ||left||_F of the part that was replaced; 0 for an exact rule."""
         return self.change.relative_error
 
+    @property
+    def ranks(self) -> str:
+        """The ranks that were chosen, as a text: "p=8 q=4"."""
+        return " ".join(f"{bond}={rank}" for bond, rank in self.change.ranks.items())
+
+    def summary(self) -> str:
+        """The rule and its error, in a few words."""
+        error = "exact" if self.rule.kind == "exact" else f"relative error {self.relative_error:.3g}"
+        return f"{self.rule.name} ({error})"
+
+    def record(self) -> dict[str, Any]:
+        """The step as a row of `Trace.to_pandas`."""
+        report = self.change.report
+        return {
+            "rule": self.rule.name,
+            "place": self.place.text(self.before),
+            "ranks": dict(self.change.ranks),
+            "relative_error": self.relative_error,
+            "output_error": self.change.output_error,
+            "degeneracy": None if report is None else report.degeneracy,
+            "parameters": _known_parameters(self.before),
+            "parameters_after": _known_parameters(self.after),
+            "network": str(self.after),
+        }
+
+    def __repr__(self) -> str:
+        return f"<Step {self.summary()}>"
+
     def __str__(self) -> str:
-        ranks = " ".join(f"{bond}={rank}" for bond, rank in self.change.ranks.items())
         error = "exact" if self.rule.kind == "exact" else f"relative error {self.relative_error:.3g}"
         if self.change.output_error is not None:
             error += f", of the output {self.change.output_error:.3g}"
-        counts = f"parameters {_count(self.before)} -> {_count(self.after)}"
+        before, after = (write_number(_known_parameters(network)) or "?" for network in (self.before, self.after))
+        counts = f"parameters {before} -> {after}"
         where = self.place.text(self.before)
-        return f"{self.rule.name} on {where}\n    {'; '.join(filter(None, [ranks, error, counts]))}\n    {self.after}"
+        return (
+            f"{self.rule.name} on {where}\n    {'; '.join(filter(None, [self.ranks, error, counts]))}\n    {self.after}"
+        )
 
     def saved(self) -> dict[str, object]:
         """What a file holds of the step, as JSON has it; an infinite error is the text "inf".
@@ -147,16 +178,27 @@ class Step:
         return {**entry, **errors, "after": str(self.after)}
 
 
-def _count(network: Network) -> str:
+def _known_parameters(network: Network) -> int | None:
+    """The parameters of a network; None where a size that they need is unknown."""
     known = all(
         label in network.sizes for node in network.nodes if isinstance(node, NamedTensor) for label in node.labels
     )
-    return str(parameters(network)) if known else "?"
+    return parameters(network) if known else None
 
 
-@dataclass(frozen=True)
-class Trace:
-    """The steps that led from one network to another."""
+_STEP_COLUMNS: dict[str, Callable[[Step], str]] = {
+    "rule": lambda step: step.rule.name,
+    "ranks": lambda step: step.ranks,
+    "relative error": lambda step: "exact" if step.rule.kind == "exact" else f"{step.relative_error:.4f}",
+    "output error": lambda step: write_number(step.change.output_error, ".4f"),
+    "degeneracy": lambda step: write_number(step.change.report and step.change.report.degeneracy, ".3g"),
+    "parameters": lambda step: write_change(_known_parameters(step.before), _known_parameters(step.after)),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Trace(Tabular):
+    """The steps that led from one network to another. `print(trace)` shows each with its place and its network."""
 
     start: Network
     steps: tuple[Step, ...]
@@ -164,6 +206,21 @@ class Trace:
     @property
     def network(self) -> Network:
         return self.steps[-1].after if self.steps else self.start
+
+    def _summary(self) -> str:
+        return f"by {shorten(', '.join(step.summary() for step in self.steps) or 'no steps')}"
+
+    def _table(self) -> Table:
+        columns = {**_STEP_COLUMNS, "network": lambda step: str(step.after)}
+        return tabulate(self.steps, columns, left=("ranks", "network"), above=[f"start: {self.start}"])
+
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary for each step.
+
+        Keys: rule, place, ranks, relative_error (of the part that was replaced), output_error, degeneracy,
+        parameters, parameters_after, network.
+        """
+        return [step.record() for step in self.steps]
 
     def __str__(self) -> str:
         lines = [f"start\n    {self.start}", *(f"{number}. {step}" for number, step in enumerate(self.steps, 1))]
@@ -238,7 +295,7 @@ def check_step(step: Step, before: Values, after: Values, *, number: int = 1) ->
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Fit:
+class Fit(Tabular):
     """A network with values, and the trace that led to it. What every rewrite returns.
 
     network: after the last step.
@@ -251,9 +308,20 @@ class Fit:
     trace: Trace
     _start: Values | None = field(default=None, repr=False)
 
-    def __repr__(self) -> str:
-        steps = ", ".join(step.rule.name for step in self.trace.steps) or "no steps"
-        return f"Fit({str(self.network)!r} after {steps})"
+    def _summary(self) -> str:
+        steps = ", ".join(step.summary() for step in self.trace.steps) or "no steps"
+        count = write_number(_known_parameters(self.network))
+        return f"{shorten(str(self.network))} by {shorten(steps)}{f', {count} parameters' if count else ''}"
+
+    def _table(self) -> Table:
+        below = [f"fit: {self.report}"] if self.report else []
+        if sum(step.rule.kind == "approximate" for step in self.trace.steps) > 1:
+            below.append("Each error is of the part that the step replaced; fit.relative_error measures the whole.")
+        return tabulate(self.trace.steps, _STEP_COLUMNS, left=("ranks",), above=[str(self.network), ""], below=below)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary for each step of the trace, see `Trace.records`."""
+        return self.trace.records()
 
     @property
     def parameters(self) -> int:
@@ -300,8 +368,10 @@ class Fit:
         """Draw the network; with `path`, write the figure there as .svg, .png or .pdf."""
         return self.network.draw(path)
 
-    def _repr_svg_(self) -> str:
-        return self.network._repr_svg_()
+    def _repr_html_(self) -> str:
+        """The drawing of the network, and the table below it."""
+        drawing = self.network._repr_svg_()
+        return drawing[drawing.index("<svg") :] + super()._repr_html_()
 
     @property
     def output_error(self) -> float | None:
