@@ -138,7 +138,7 @@ def test_windows_with_variables_infer_nothing() -> None:
         ("Conv[x:9 y:8 k | dilation=2]", ["'k'", "'x' of 9", "'y' of 8"]),
         ("Conv[x:4 y:6 k]", ["'k' would have size -1", "Conv[x y k]", "1 to 1099511627776"]),
         ("Conv[x y:1 k:1 | padding=3]", ["'x' would have size -5", "smallest input"]),
-        ("Conv[x y:1 k:1 | stride=2 padding=1:0]", ["'x' would have size 0"]),
+        ("Conv[x y:1 k:1 | padding=1:0]", ["'x' would have size 0"]),
         ("Conv[x:3 y k:2 | padding=3 mode=reflect]", ["reflect", "'x' of size 3 by 3", "at most 2"]),
         ("Conv[x:3 y k:2 | padding=0:4 mode=circular]", ["circular", "'x' of size 3 by 4", "at most 3"]),
         ("Conv[x y:4 k:3 | stride=2] Fuse[x p q:5]", ["'x' of size 9", "parts of 5", "Fuse[x:9 p q:5]"]),
@@ -175,3 +175,16 @@ def test_sizes_that_are_no_integers(size: object) -> None:
 def test_a_size_may_be_any_integer_type() -> None:
     sizes = Network([Conv("x", "y", "k")], sizes={"x": torch.zeros(9).shape[0], "k": 3}).sizes
     assert sizes == {"x": 9, "k": 3, "y": 7}
+
+
+@pytest.mark.parametrize(
+    ("window", "size"),
+    [
+        ("stride=11 padding=0:2", 1),  # an input of 0 would fit too, and does not exist
+        ("stride=5 padding=3:3 mode=reflect", 4),  # reflection by 3 needs 4
+        ("stride=5 padding=3:3 mode=circular", 3),
+    ],
+)
+def test_the_smallest_input_is_one_that_exists(window: str, size: int) -> None:
+    network = parse(f"Y[y:{1 if 'mode' not in window else 2}] K[k:2] Conv[x y k | {window}] X[x]")
+    assert network.sizes["x"] == size

@@ -1,4 +1,4 @@
-"""What the nodes say about the sizes of their labels: inference to a fixed point, contradictions by name."""
+"""The sizes of labels: every size that follows from the nodes and the known sizes, and errors for contradictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .nodes import Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable, node_tex
 
 @dataclass(frozen=True, slots=True)
 class _Tie:
-    """One axis on which two occurrences of a tensor agree."""
+    """An axis whose two labels on two occurrences of one tensor have the same size."""
 
     first: NamedTensor
     second: NamedTensor
@@ -31,36 +31,36 @@ class _Tie:
 Constraint: TypeAlias = _Tie | Copy | Fuse | Conv
 
 Reason: TypeAlias = tuple[Node, str]
-"""The node that gives a label its size, and a remark; texts are made only for errors."""
+"""The node that determines the size of a label, and a remark; only errors make a text of them."""
 
 Fact: TypeAlias = tuple[str, int, Reason]
-"""A label, the size some node gives it, and why."""
+"""A label, its size according to a node, and the reason."""
 
 
 def output_size(x: int, k: int, *, stride: int, low: int, high: int, dilation: int) -> int:
-    """Positions a window of k elements takes on x elements: floor((x + low + high - d(k-1) - 1)/s) + 1."""
+    """The number of positions of a window of k elements on x: floor((x + low + high - d(k-1) - 1)/s) + 1."""
     return (x + low + high - dilation * (k - 1) - 1) // stride + 1
 
 
 def input_size(y: int, k: int, *, stride: int, low: int, high: int, dilation: int) -> int:
-    """The fewest x elements on which a window of k elements takes y positions."""
+    """The smallest number x of elements on which a window of k elements has y positions."""
     return stride * (y - 1) + dilation * (k - 1) + 1 - low - high
 
 
-def infer_sizes(nodes: Sequence[Node], given: Mapping[str, int]) -> dict[str, int]:
-    """Every size that follows from `given`: through ties, copies, fusions and windows.
+def infer_sizes(nodes: Sequence[Node], known: Mapping[str, int]) -> dict[str, int]:
+    """Every size that follows from `known`: through ties, copies, fusions and windows.
 
-    The size of a window's input does not follow from its output (a stride forgets up to stride - 1 elements);
-    when nothing else determines it, it is the smallest that fits.
+    With a stride, inputs of several sizes have the same number of positions. If nothing else determines the size of a
+    window's input, it is the smallest one.
 
     Raises:
-        SizeError: two nodes (or a node and `given`) demand different sizes of one label; both are named.
+        SizeError: two nodes, or a node and `known`, give one label different sizes; the message names both.
     """
-    return _Inference(nodes).run(given)
+    return _Inference(nodes).run(known)
 
 
 class _Inference:
-    """Facts spread from label to label along a queue, so that a long network costs its length, not its square."""
+    """Sizes spread from label to label along a queue, so that the time is linear in the length of the network."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.known: dict[str, int] = {}
@@ -74,15 +74,15 @@ class _Inference:
         self.queued = set(self.queue)
         self.without_input: dict[int, Conv] = {}
 
-    def run(self, given: Mapping[str, int]) -> dict[str, int]:
-        for label, size in given.items():
+    def run(self, known: Mapping[str, int]) -> dict[str, int]:
+        for label, size in known.items():
             try:
                 self._learn(label, index(size), None)
             except TypeError:
                 raise SizeError(f"the size of label {label!r} is {size!r}", fix="an integer") from None
         self._spread()
         while smallest := self._smallest_inputs():
-            # the largest first: what follows from it may make a smaller guess needless
+            # the largest first, because it may determine the others
             for _, facts in groupby(smallest, key=lambda fact: fact[1]):
                 for label, size, reason in [fact for fact in facts if fact[0] not in self.known]:
                     self._learn(label, size, reason)
@@ -119,7 +119,7 @@ class _Inference:
             )
 
     def _spread(self) -> None:
-        """Learn everything that follows exactly."""
+        """Learn all sizes that follow without a choice."""
         while self.queue:
             number = self.queue.popleft()
             self.queued.discard(number)
@@ -130,17 +130,19 @@ class _Inference:
                 self.without_input[number] = constraint
 
     def _smallest_inputs(self) -> list[Fact]:
-        """For each window's input that nothing determines the smallest size that fits, in descending order."""
-        found: dict[str, Fact] = {}
+        """The smallest possible size of each window's input that is not known, in descending order."""
+        smallest: dict[str, Fact] = {}
         for number, node in list(self.without_input.items()):
             if node.x in self.known:
                 del self.without_input[number]
             elif node.y in self.known and node.k in self.known:
-                numbers = window(node)
-                size = input_size(self.known[node.y], self.known[node.k], **numbers)
-                if node.x not in found or size > found[node.x][1]:
-                    found[node.x] = (node.x, size, (node, " (the smallest input that fits)"))
-        return sorted(found.values(), key=lambda fact: -fact[1])
+                numbers, y, k = window(node), self.known[node.y], self.known[node.k]
+                size, least = input_size(y, k, **numbers), _least_input(node)
+                if size < least and output_size(least, k, **numbers) == y:
+                    size = least
+                if node.x not in smallest or size > smallest[node.x][1]:
+                    smallest[node.x] = (node.x, size, (node, " (the smallest input that fits)"))
+        return sorted(smallest.values(), key=lambda fact: -fact[1])
 
 
 def _constraints(nodes: Sequence[Node]) -> Iterator[Constraint]:
@@ -193,7 +195,7 @@ def _fuse_facts(node: Fuse, known: Mapping[str, int]) -> Iterator[Fact]:
         size, rest = divmod(known[node.whole], product)
         if rest:
             raise SizeError(
-                f"label {node.whole!r} of size {known[node.whole]} does not divide into parts of {product}",
+                f"label {node.whole!r} of size {known[node.whole]} cannot be split into parts of {product}",
                 where=node_text(node, known, set()),
                 fix=f"a size of {node.whole!r} that is a multiple of {product}",
                 at=node,
@@ -202,7 +204,7 @@ def _fuse_facts(node: Fuse, known: Mapping[str, int]) -> Iterator[Fact]:
 
 
 def window(node: Conv) -> dict[str, int]:
-    """The integers of a window, as keyword arguments of `output_size` and `input_size`."""
+    """The numbers of a window, as keyword arguments of `output_size` and `input_size`."""
     numbers = {"stride": node.stride, "low": node.low, "high": node.high, "dilation": node.dilation}
     return {key: number for key, number in numbers.items() if not isinstance(number, Variable)}
 
@@ -214,7 +216,7 @@ def _conv_facts(node: Conv, known: Mapping[str, int]) -> Iterator[Fact]:
         if size < 1:
             reach = window(node)["dilation"] * (k - 1) + 1
             raise SizeError(
-                f"the window over {node.k!r} reaches {reach} elements, more than the padded {node.x!r} has",
+                f"the window over {node.k!r} spans {reach} elements, more than the padded {node.x!r} has",
                 where=node_text(node, known, set()),
                 fix=f"a larger {node.x!r}, more padding, a smaller {node.k!r} or dilation",
                 at=node,
@@ -225,17 +227,25 @@ def _conv_facts(node: Conv, known: Mapping[str, int]) -> Iterator[Fact]:
         reach = x + numbers["low"] + numbers["high"] - y
         if reach % numbers["dilation"]:
             raise SizeError(
-                f"no size of {node.k!r} takes {node.x!r} of {x} to {node.y!r} of {y}", where=node_text(node), at=node
+                f"a window over {node.x!r} of {x} has {y} positions {node.y!r} for no size of {node.k!r}",
+                where=node_text(node),
+                at=node,
             )
         yield node.k, reach // numbers["dilation"] + 1, (node, "")
 
 
-def _check_fold(node: Conv, known: Mapping[str, int]) -> None:
+def _least_input(node: Conv) -> int:
     """torch's limits: reflection never reaches a whole length beyond the end, a circle goes round once."""
+    widest = max(window(node)["low"], window(node)["high"])
+    return max(1, {"reflect": widest + 1, "circular": widest}.get(str(node.mode), 1))
+
+
+def _check_fold(node: Conv, known: Mapping[str, int]) -> None:
+    """Refuse an input that is shorter than its mode of padding allows."""
     x = known.get(node.x)
     widest = max(window(node)["low"], window(node)["high"])
-    limit = {"reflect": (x or 0) - 1, "circular": x or 0}.get(str(node.mode))
-    if x is not None and limit is not None and widest > limit:
+    if x is not None and x < _least_input(node):
+        limit = x - 1 if node.mode == "reflect" else x
         raise SizeError(
             f"mode {node.mode} cannot pad {node.x!r} of size {x} by {widest}",
             where=node_text(node, known, set()),
