@@ -1,4 +1,4 @@
-"""Alternating least squares: each core in turn is the best for the others, so the loss never grows."""
+"""Alternating least squares: each core in turn becomes the best one while the others stay, so the loss never grows."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .axes import spread
 from .objective import Objective
 from .systems import Part, System
 
 Cores: TypeAlias = dict[str, Tensor]
-"""free core -> shape (layers, starts, *sizes)."""
+"""The elements of each free core by name; shape (layers, starts, *sizes)."""
 
 FIRST_MOMENTUM, MORE_MOMENTUM = 0.5, 1.05
-"""How far ahead a sweep starts, in steps of the last one, and by what that grows at each sweep that goes down."""
+"""How far ahead a sweep starts, in steps of the sweep before, and by which factor this grows while the loss falls."""
 
 MOST_SPLIT = 8
-"""Cores up to which all ways to part them are tried."""
+"""The most cores for which all ways to divide them into two parts are tried."""
 
 CANCELLED = 1e-10
-"""Part of the target's square below which a loss is taken from the residual: a difference of squares has lost it."""
+"""Below this part of ||target||^2 a loss is computed from the residual: a difference of squares is too inexact."""
 
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """A descent so far, of all starts of all layers side by side.
+    """The state of a descent of all starts of all layers side by side.
 
-    values: free core -> shape (layers, starts, *sizes).
-    loss: ||target - network||^2; shape (layers, starts).
-    still: whether a start stood still, rather than used up its sweeps; shape (layers, starts).
-    log: the least loss of each layer after each sweep or step; each of shape (layers,).
-    methods: what was done, in order.
+    Attributes:
+        values: of the free cores.
+        loss: ||target - network||^2; shape (layers, starts).
+        still: whether a start came to a stop before its sweeps were used up; shape (layers, starts).
+        log: the least loss of each layer after each sweep or step; each of shape (layers,).
+        methods: names of the methods, in the order in which they were used.
     """
 
     values: Cores
@@ -48,7 +50,7 @@ class Descent:
         return cls(values, loss, torch.zeros_like(loss, dtype=torch.bool), methods=methods)
 
     def then(self, method: str, values: Cores, losses: Sequence[Tensor], still: Tensor) -> Descent:
-        """After a method, whose losses all have the shape of `loss`."""
+        """The state after a method, whose losses all have the shape of `loss`."""
         log = tuple([loss.min(1).values for loss in losses])
         methods = self.methods if method in self.methods else (*self.methods, method)
         return Descent(values, losses[-1], still, (*self.log, *log), methods)
@@ -67,29 +69,31 @@ class Descent:
 
 
 def alternate(objective: Objective, descent: Descent, *, sweeps: int, tolerance: float) -> Descent:
-    """Solve for one core after another; each sweep starts a little ahead, along the way the last one went.
+    """Solve for one core after another, and start each sweep a little ahead in the direction of the sweep before it.
 
-    The momentum grows while the loss falls. Where a sweep ends higher, the cores are as they were before it, and the
-    momentum halves (Mitchell, Ye, De Sterck 2020), so the loss never grows, and valleys take half as many sweeps.
+    This momentum grows while the loss falls. Where a sweep ends with a larger loss, the cores before it are kept and
+    the momentum is halved (Mitchell, Ye, De Sterck 2020). So the loss never grows, and valleys take half as many
+    sweeps.
 
     Args:
-        tolerance: stop where a sweep takes less than this part of the loss, in every start, or where some start is
-            exact to rounding.
+        sweeps: the most sweeps over all cores.
+        tolerance: a start stands still where a sweep takes less than this part of its loss. The descent ends when all
+            starts of each layer stand still, or one of them is exact to rounding.
     """
     parts = _parts([System(objective, places[0]) for places in objective.places.values()])
-    least = floor(objective) * objective.power
+    least = objective.rounding * objective.power
     before = descent.values
     values, loss = _sweep(objective, parts, before)
     losses = [loss]
     momentum = torch.zeros_like(loss)
     still = torch.zeros_like(loss, dtype=torch.bool)
     for sweep in range(1, sweeps):
-        ahead = {name: core + _shaped(momentum, core) * (core - before[name]) for name, core in values.items()}
-        found, loss = _sweep(objective, parts, ahead)
+        ahead = {name: core + spread(momentum, core) * (core - before[name]) for name, core in values.items()}
+        swept, loss = _sweep(objective, parts, ahead)
         lower = loss <= losses[-1]
-        # the first two sweeps go far, and show no direction
-        before = values if sweep > 1 else found
-        values = pick(lower, found, values)
+        # the first two sweeps change much, and show no direction
+        before = values if sweep > 1 else swept
+        values = pick(lower, swept, values)
         losses.append(torch.where(lower, loss, losses[-1]))
         still = lower & (losses[-2] - losses[-1] <= tolerance * losses[-2]) | still & ~lower
         still |= losses[-1] <= least
@@ -101,10 +105,10 @@ def alternate(objective: Objective, descent: Descent, *, sweeps: int, tolerance:
 
 
 def _parts(systems: list[System]) -> list[Part]:
-    """Two parts of the cores whose common environments are small; each core alone where no two are.
+    """Divide the cores into two parts that share small tensors; into single cores where no such parts exist.
 
-    Of a CP of `out in kh kw` with few components, `out kh` and `in kw`: then a sweep goes over the target twice, not
-    four times.
+    For a CP of `out in kh kw` with few components these are `out kh` and `in kw`. Then a sweep contracts the whole
+    target twice and not four times.
     """
     objective = systems[0].objective
     best, least = [[system] for system in systems], objective.target[0].numel()
@@ -120,11 +124,11 @@ def _parts(systems: list[System]) -> list[Part]:
 
 
 def _sweep(objective: Objective, parts: list[Part], values: Cores) -> tuple[Cores, Tensor]:
-    """One sweep, part after part; the target is contracted once with what is outside a part."""
+    """One sweep over all parts. For each part, the target is contracted once with what is outside of it."""
     values = dict(values)
     for part in parts:
         solved = part.solve(values)
-    # ||target - network||^2, less exact than from a residual
+    # ||target - network||^2 as a difference of squares, which is cheaper and less exact than the residual
     taken = solved.core * (solved.image - 2 * solved.right)
     loss = (objective.power + taken.reshape(*taken.shape[:2], -1).sum(2)).clamp(min=0)
     if bool((loss <= CANCELLED * objective.power).any()):
@@ -134,29 +138,14 @@ def _sweep(objective: Objective, parts: list[Part], values: Cores) -> tuple[Core
 
 def pick(which: Tensor, ones: Cores, others: Cores) -> Cores:
     """The cores of `ones` for the starts where `which` is true, those of `others` elsewhere."""
-    return {name: torch.where(_shaped(which, core), core, others[name]) for name, core in ones.items()}
-
-
-def _shaped(numbers: Tensor, core: Tensor) -> Tensor:
-    """Numbers of shape (layers, starts), to be multiplied with a core."""
-    return numbers.reshape(*numbers.shape, *[1] * (core.ndim - 2))
-
-
-def floor(objective: Objective) -> float:
-    """The squared relative error that is nothing but rounding."""
-    return (50 * torch.finfo(objective.target.dtype).eps) ** 2
-
-
-def fits_exactly(objective: Objective, loss: Tensor) -> Tensor:
-    """Whether some start has nothing left to gain; shape (layers,)."""
-    return (loss <= floor(objective) * objective.power).any(1)
+    return {name: torch.where(spread(which, core), core, others[name]) for name, core in ones.items()}
 
 
 def balance(objective: Objective, values: Mapping[str, Tensor]) -> Cores:
-    """Cores of one norm, so that no system is ill for want of scale. Ties stay as they are."""
+    """Give all cores one norm, so that no system is ill-conditioned by their scales. Tied cores stay as they are."""
     if objective.tied or len(values) < 2:
         return dict(values)
     norms = [core.square().reshape(*core.shape[:2], -1).sum(2).sqrt() for core in values.values()]
     mean = torch.stack([norm.log() for norm in norms]).mean(0).exp()
     scales = [torch.where((norm > 0) & (mean > 0), mean / norm, 1.0) for norm in norms]
-    return {name: core * _shaped(scale, core) for (name, core), scale in zip(values.items(), scales, strict=True)}
+    return {name: core * spread(scale, core) for (name, core), scale in zip(values.items(), scales, strict=True)}

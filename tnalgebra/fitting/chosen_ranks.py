@@ -249,7 +249,7 @@ def objective_of(
     sizes = {**right.sizes, **ranks}
     undone, output = splitting(right), open_labels(right)
     taken = {node.name for node in right.nodes if isinstance(node, NamedTensor)}
-    held = {name: constant.to(targets)[None] for name, constant in constants.items()}
+    held = {name: constant.to(targets) for name, constant in constants.items()}
     occurrences: list[Occurrence] = []
     free: dict[str, tuple[int, ...]] = {}
     for node in right.nodes:
@@ -260,7 +260,7 @@ def objective_of(
         elif node not in undone:
             name = fresh(node.name, taken)
             taken.add(name)
-            held[name] = pattern(node, with_sizes(right, ranks)).to(targets)[None]
+            held[name] = pattern(node, with_sizes(right, ranks)).to(targets)
             occurrences.append(Occurrence(name, node.labels))
     metric = None
     coupled: tuple[str, ...] = ()

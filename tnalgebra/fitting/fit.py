@@ -81,7 +81,7 @@ def fit_cores(
         selection = select_rows(constants, right, sizes, targets[0])
         split = [_as_split(metric, right) for metric in (norms[i] for i in members) if metric is not None]
         objective = objective_of(targets, right, sizes, constants=selection, metrics=split)
-        scale = prepared[members[0]][1] ** (1 / len(objective.occurrences_of_free))
+        scale = prepared[members[0]][1] ** (1 / objective.factors)
         first = None if start is None else {name: core.double() / scale for name, core in start.items()}
         # the search; then, one by one, the scale is put back and the errors are measured
         results = _search(objective, first, metrics=split, tree=tree, ranks=sizes, settings=settings)
@@ -90,7 +90,7 @@ def fit_cores(
                 cores = {name: torch.zeros_like(core) for name, core in cores.items()}
                 report = FitReport(report.method, (0.0,), (0.0,), converged=True)
             amount = degeneracy_of(objective, {name: core[None, None] for name, core in cores.items()})
-            cores = _scale_back(cores, prepared[number][1], tree, len(objective.occurrences_of_free))
+            cores = _scale_back(cores, prepared[number][1], tree, objective.factors)
             approximation = _contract(objective, cores, right)
             kernel = kernels[number].detach().double().reshape(approximation.shape)
             found[number] = (

@@ -1,8 +1,8 @@
-"""Descents on all cores at once, for tied cores, and where alternating would crawl: damped Gauss-Newton, and L-BFGS.
+"""Descents on all cores at once, damped Gauss-Newton and L-BFGS: for tied cores, and where alternating would be slow.
 
-The Gauss-Newton matrix is never written down: its product with a vector is two contractions, and conjugate gradients
-need no more (the damping of Levenberg and Marquardt; Sorber, Van Barel, De Lathauwer 2013 for CP). To an exact fit it
-converges faster than linearly, tied or not.
+The Gauss-Newton matrix is never computed. Its product with a vector takes two contractions, and conjugate gradients
+need only that (damped as by Levenberg and Marquardt; Sorber, Van Barel, De Lathauwer 2013 for CP). Towards an exact fit
+it converges faster than linearly, whether cores are tied or not.
 """
 
 from __future__ import annotations
@@ -13,34 +13,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .als import Cores, Descent, fits_exactly, floor, pick
+from .als import Cores, Descent, pick
+from .axes import spread
 from .objective import BATCH, Objective, total
-from .systems import System, ratio
+from .systems import System, damped_cholesky, ratio
 
 QUIET = 1e-4
-"""A start stands still after four steps that each took less than this part of its squared error."""
+"""A start stands still after four steps that each take less than this part of its squared error."""
 
 INNER_ROUNDS = 60
-"""Steps of conjugate gradients for one step of all cores."""
+"""The most steps of conjugate gradients for one step of all cores."""
 
 LEAST_DAMPING = 1e-12
-"""Of a preconditioner, which must have an inverse."""
+"""The least damping of a preconditioner, which must have an inverse."""
 
 LARGEST_BLOCK = 1024
-"""Unknowns of a core up to which its own system preconditions them."""
+"""The most unknowns of a core for which its own system is the preconditioner."""
 
 HISTORY = 30
-"""Steps that make L-BFGS's picture of the Hessian."""
+"""The number of steps from which L-BFGS estimates the Hessian."""
 
 
 def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
-    """Levenberg-Marquardt; every start has a damping of its own."""
+    """Descend by Levenberg-Marquardt, where every start has a damping of its own.
+
+    Args:
+        steps: the most steps of all cores.
+    """
     systems = {name: [System(objective, place) for place in places] for name, places in objective.places.items()}
     values = dict(descent.values)
     model = objective.model(values)
     loss = objective.loss(model)
     losses = [loss]
-    least = floor(objective) * objective.power
+    least = objective.rounding * objective.power
     damping = torch.full_like(loss, 1e-3)
     still = loss <= least
     quiet = torch.zeros_like(loss)
@@ -51,24 +56,24 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
         forcing = ratio(loss, objective.power.expand_as(loss)).clamp(1e-12, 1e-2)
         blocks = {name: _block(each, values, damping) for name, each in systems.items()}
         step = _solve(objective, values, gradient, blocks=blocks, damping=damping, forcing=forcing)
-        # what it gains, against what the quadratic model expected
+        # what the step gains, compared with what the quadratic model predicts
         trial = {name: values[name] + step[name] for name in values}
-        model_there = objective.model(trial)
-        loss_there = objective.loss(model_there)
+        trial_model = objective.model(trial)
+        trial_loss = objective.loss(trial_model)
         change = _push_forward(objective, step, values)
         expected = 2 * _inner(gradient, step) - total(change * objective.apply_metric(change))
-        gain = torch.where(expected > 0, ratio(loss - loss_there, expected), -1.0)
+        gain = torch.where(expected > 0, ratio(loss - trial_loss, expected), -1.0)
         # less damping where the model was right, more where it was not; only better steps are taken
-        better = loss_there < loss
+        better = trial_loss < loss
         damping = torch.where(gain > 0.75, damping / 5, torch.where(gain < 0.25, damping * 4, damping))
         damping = damping.clamp(1e-15, 1e8)
-        quiet = torch.where(better & (loss - loss_there > QUIET * loss), 0, quiet + 1)
+        quiet = torch.where(better & (loss - trial_loss > QUIET * loss), 0, quiet + 1)
         values = pick(better, trial, values)
-        model = torch.where(better.reshape(*better.shape, *[1] * (model.ndim - 2)), model_there, model)
-        loss = torch.where(better, loss_there, loss)
+        model = torch.where(spread(better, model), trial_model, model)
+        loss = torch.where(better, trial_loss, loss)
         losses.append(loss)
         still = (loss <= least) | (quiet >= 4)
-        if bool((still.all(1) | fits_exactly(objective, loss)).all()):
+        if bool((still.all(1) | objective.fits_exactly(loss)).all()):
             break
     return descent.then("Gauss-Newton", values, losses, still)
 
@@ -86,11 +91,11 @@ def _push_forward(objective: Objective, step: Mapping[str, Tensor], values: Core
 
 def _pull_back(objective: Objective, residual: Tensor, values: Cores) -> Cores:
     """The transpose of `_push_forward`: for each core, over all its occurrences."""
-    found = {}
+    pulled = {}
     for name, places in objective.places.items():
         parts = [objective.environment(residual, place, values) for place in places]
-        found[name] = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
-    return found
+        pulled[name] = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+    return pulled
 
 
 def _solve(
@@ -102,11 +107,11 @@ def _solve(
     damping: Tensor,
     forcing: Tensor,
 ) -> Cores:
-    """(J^T J + damping * scale) step = gradient, by preconditioned conjugate gradients."""
+    """Solve (J^T J + damping * scale) step = gradient by preconditioned conjugate gradients."""
 
     def product(step: Cores) -> Cores:
         pulled = _pull_back(objective, objective.apply_metric(_push_forward(objective, step, values)), values)
-        return {name: pulled[name] + _times(damping * blocks[name].scale, step[name]) for name in step}
+        return {name: pulled[name] + spread(damping * blocks[name].scale, step[name]) * step[name] for name in step}
 
     def preconditioned(residual: Cores) -> Cores:
         return {name: blocks[name].solve(core) for name, core in residual.items()}
@@ -118,20 +123,25 @@ def _solve(
     for _ in range(INNER_ROUNDS):
         moved = product(direction)
         length = ratio(power, _inner(direction, moved))
-        step = {name: step[name] + _times(length, direction[name]) for name in step}
-        residual = {name: residual[name] - _times(length, moved[name]) for name in step}
+        step = {name: step[name] + spread(length, direction[name]) * direction[name] for name in step}
+        residual = {name: residual[name] - spread(length, moved[name]) * moved[name] for name in step}
         improved = preconditioned(residual)
         before, power = power, _inner(residual, improved)
         if bool((power <= forcing**2 * first).all()):
             break
         turn = ratio(power, before)
-        direction = {name: improved[name] + _times(turn, direction[name]) for name in step}
+        direction = {name: improved[name] + spread(turn, direction[name]) * direction[name] for name in step}
     return step
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A core's own part of J^T J: its mean diagonal, shape (layers, starts); its damped factor where it is small."""
+    """The block of one core in J^T J.
+
+    Attributes:
+        scale: the mean of its diagonal; shape (layers, starts).
+        factor: its Cholesky factor with damping; None where the block is large, or has no such factor.
+    """
 
     scale: Tensor
     system: System
@@ -139,41 +149,35 @@ class _Block:
 
     def solve(self, core: Tensor) -> Tensor:
         if self.factor is None:
-            return _times(ratio(torch.ones_like(self.scale), self.scale), core)
+            return spread(ratio(torch.ones_like(self.scale), self.scale), core) * core
         return self.system.as_core(torch.cholesky_solve(self.system.as_matrix(core), self.factor))
 
 
 def _block(systems: Sequence[System], values: Cores, damping: Tensor) -> _Block:
     first = systems[0]
-    # occurrences of a tied core add up where their labels play the same parts; what is between them is left out
-    alike = len({_parts(system) for system in systems}) == 1
+    # occurrences of a tied core are added where their labels have the same roles; what couples them is left out
+    alike = len({_roles(system) for system in systems}) == 1
     if not alike or first.unknowns > LARGEST_BLOCK or not first.written_out(damping.shape[1]):
         return _Block(torch.ones_like(damping), first, None)
     gram = torch.stack([system.gram(values) for system in systems]).sum(0)
     scale = gram.diagonal(dim1=-2, dim2=-1).flatten(2).mean(2)
     extra = (damping.clamp(min=LEAST_DAMPING) * scale).clamp(min=torch.finfo(scale.dtype).tiny)
-    damped = gram.clone()
-    damped.diagonal(dim1=-2, dim2=-1).add_(extra.reshape(*extra.shape, *[1] * (gram.ndim - 3)))
-    factor, failed = torch.linalg.cholesky_ex(damped)
+    factor, failed = damped_cholesky(gram, spread(extra, gram[..., 0]))
     return _Block(scale, first, None if bool(failed.any()) else factor)
 
 
-def _parts(system: System) -> tuple[tuple[int, ...], ...]:
+def _roles(system: System) -> tuple[tuple[int, ...], ...]:
     """Which axes of the core are batch, coupled and free."""
     return tuple(tuple(map(system.labels.index, part)) for part in (system.batch, system.coupled, system.free))
 
 
 def _inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
-    """Shape (layers, starts)."""
+    """The inner product of all cores together; shape (layers, starts)."""
     return torch.stack([total(one[name] * other[name]) for name in one]).sum(0)
 
 
-def _times(number: Tensor, core: Tensor) -> Tensor:
-    return number.reshape(*number.shape, *[1] * (core.ndim - 2)) * core
-
-
 def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -> Descent:
-    """Minimise the sum of the relative losses of all layers and starts by L-BFGS; what got worse stays as it was."""
+    """Minimise the sum of the relative losses of all layers and starts by L-BFGS. A start that got worse stays as before."""
     values = descent.values
     before = objective.loss(objective.model(values))
     power = objective.power.clamp(min=torch.finfo(objective.target.dtype).tiny)
@@ -192,13 +196,13 @@ def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -
         optimiser.zero_grad()
         loss = objective.loss(objective.model(cores))
         log.append(loss.detach())
-        total = (loss / power).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
+        relative = (loss / power).sum()
+        relative.backward()  # type: ignore[no-untyped-call]
+        return relative
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    found = {name: core.detach() for name, core in cores.items()}
-    after = objective.loss(objective.model(found))
+    ends = {name: core.detach() for name, core in cores.items()}
+    after = objective.loss(objective.model(ends))
     better = after < before
     losses = [*log, torch.where(better, after, before)]
-    return descent.then("L-BFGS", pick(better, found, values), losses, torch.ones_like(better))
+    return descent.then("L-BFGS", pick(better, ends, values), losses, torch.ones_like(better))

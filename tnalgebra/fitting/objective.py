@@ -1,12 +1,12 @@
 """The objective of a fit: a network whose free cores are to come near a target, and when the rest is only rounding.
 
-Every tensor has two more axes in front, so that many fits are computed as one: `LAYER` numbers kernels of one shape that
-are fitted side by side, and `START` numbers the first guesses for each of them. The labels of the network follow.
+Every tensor has two more axes in front, so that many fits are computed as one: `LAYER` numbers kernels of one shape
+that are fitted side by side, and `START` numbers the first guesses for each of them. The network's labels follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -109,11 +109,13 @@ class Objective:
     def metric_labels(self) -> _Labels:
         return (LAYER, *self.blocks, *self.coupled, *(label + PRIME for label in self.coupled))
 
+    def others(self, *positions: int) -> list[int]:
+        """All positions but these."""
+        return [other for other in range(len(self.occurrences)) if other not in positions]
+
     def labels_elsewhere(self, *positions: int) -> set[str]:
         """The labels of all occurrences but those at these positions."""
-        return {
-            label for i, occurrence in enumerate(self.occurrences) if i not in positions for label in occurrence.labels
-        }
+        return {label for position in self.others(*positions) for label in self.occurrences[position].labels}
 
     def shared_labels(self, positions: Sequence[int]) -> _Labels:
         """The labels that remain when the target is contracted with all occurrences but those at these positions."""
@@ -160,10 +162,11 @@ class Objective:
         """
         return (loss <= self.rounding * self.power).any(1)
 
-    def operands(self, values: Mapping[str, Tensor], *, without: int | None = None) -> list[Operand]:
-        """The occurrences with their elements, but for the one at the position `without`."""
+    def operands(self, values: Mapping[str, Tensor], positions: Iterable[int] | None = None) -> list[Operand]:
+        """The occurrences at these positions, or all of them, with their elements."""
         tensors = {**self.constants, **values}
-        return [(tensors[name], labels) for position, (name, labels) in enumerate(self.named) if position != without]
+        named = self.named if positions is None else [self.named[position] for position in positions]
+        return [(tensors[name], labels) for name, labels in named]
 
     def model(self, values: Mapping[str, Tensor]) -> Tensor:
         """Contract the network; shape (layers, starts, *sizes of output)."""
@@ -183,18 +186,18 @@ class Objective:
         ]
         return self.contract_to([*operands, *again], ()).clamp(min=0).sqrt()
 
-    def squared_components(self, values: Mapping[str, Tensor], *, without: int | None = None) -> Tensor:
-        """The sum of ||component||^2 over all components, where a component is one value of every bond.
+    def squared_components(self, values: Mapping[str, Tensor], without: int | None = None) -> Tensor:
+        """The sum of ||component||^2, where a component is the term of the network at one value of every bond.
 
         Args:
-            without: position of a core that is left out; the result then has its labels.
+            without: position of a core that is left out. The result is what its squared elements are weighted with.
 
         Returns:
-            Shape (layers, starts, *sizes of that core). With all cores, an axis of the layers or the starts only
-            where a tensor has one.
+            Shape (layers, starts, *sizes of the core that is left out). With a core left out, the axes of layers and
+            starts may have size 1.
         """
-        squares = [(tensor.square(), labels) for tensor, labels in self.operands(values, without=without)]
-        return self.contract_to(squares, () if without is None else self.occurrences[without].labels)
+        positions, labels = (None, ()) if without is None else (self.others(without), self.occurrences[without].labels)
+        return self.contract_to([(core.square(), names) for core, names in self.operands(values, positions)], labels)
 
     def environment(self, tensor: Tensor, position: int, values: Mapping[str, Tensor]) -> Tensor:
         """Contract a tensor over the output with all occurrences but one: the derivative by that occurrence.
@@ -203,7 +206,8 @@ class Objective:
             tensor: shape (layers, starts or 1, *sizes of output).
         """
         first = (tensor[:, 0], (LAYER, *self.output)) if tensor.shape[1] == 1 else (tensor, (*BATCH, *self.output))
-        return self.contract_to([first, *self.operands(values, without=position)], self.occurrences[position].labels)
+        others = self.operands(values, self.others(position))
+        return self.contract_to([first, *others], self.occurrences[position].labels)
 
     def lay_out(self, positions: Sequence[int]) -> Operand:
         """The pulled target with the labels of those occurrences in front, as a matrix product needs it."""
@@ -216,7 +220,8 @@ class Objective:
         """Contract to (layers, starts, *labels). A label that no operand has becomes an axis of equal elements."""
         present = {label for _, names in operands for label in names}
         like = operands[0][0] if operands else self.target
-        ones = [(like.new_ones(self.sizes[label]), (label,)) for label in labels if label not in present]
+        missing = [label for label in labels if label not in present]
+        ones = [(like.new_ones(self.sizes[label.removesuffix(PRIME)]), (label,)) for label in missing]
         kept = [label for label in (*BATCH, *labels) if label in present or label in labels]
         result = contract([*operands, *ones], kept) if operands or ones else like.new_ones(())
         for axis, label in enumerate(BATCH):
@@ -310,7 +315,7 @@ class Objective:
         taken = {}
         for name, core in values.items():
             labels = self.occurrences[self.places[name][0]].labels
-            for label in factors.keys() & set(labels):
+            for label in [label for label in labels if label in factors]:
                 new = label + "new"
                 core = contract([(core, labels), (factors[label], (label, new))], _replace_label(labels, label, new))
             taken[name] = core.contiguous()

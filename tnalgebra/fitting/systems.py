@@ -1,12 +1,12 @@
-"""The linear least-squares problem of one core while all others stay.
+"""The linear least-squares problem of one core while all other cores stay.
 
-A matrix that is a Kronecker product is solved by the eigenvectors of its factors: of the core of a Tucker network each
-bond has a factor of its own, matrices of r rows in place of one of r^2 or more.
+A gram matrix that is a Kronecker product is solved by the eigenvectors of its factors. For the core of a Tucker network
+each bond of rank r has a factor of r rows, in place of one matrix whose rows are as many as the product of all ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,87 +17,78 @@ import torch
 from torch import Tensor
 
 from ..tensors import Operand, contract
-from .objective import BATCH, LAYER, PRIME, Objective, total
+from .axes import group_axes, split_axes, spread
+from .objective import BATCH, LAYER, PRIME, START, Objective, total
 
 LARGEST_SYSTEM = 4096
-"""Unknowns up to which a system is solved by Cholesky; above, by conjugate gradients on the contractions."""
+"""The most unknowns of a system that is solved by Cholesky; a larger one is solved by conjugate gradients."""
 
 LARGEST_GRAM = 2**27
-"""Elements of all systems of a core together up to which they are written out: 1 GiB in float64."""
+"""The most elements of all gram matrices of a core together that are written out: 1 GiB in float64."""
 
 LARGEST_COUPLED = 600
-"""The same where a metric couples the unknowns, and makes many of them: conjugate gradients are sooner good enough."""
+"""`LARGEST_SYSTEM` where a metric couples many unknowns: conjugate gradients are faster there."""
 
 ROUNDS, NEAR = 10, 0.03
-"""Steps of conjugate gradients for one core, and the part of the residual at which they stop before. They start from
-the present core, so few steps only descend less, and the next sweep continues."""
+"""The most steps of conjugate gradients for one core, and the part of the residual at which they stop earlier. They
+start from the present core, so that with fewer steps the loss falls less, and the next sweep continues."""
 
 LOOSE = 1e-9
-"""Damping of a preconditioner, relative to the mean diagonal."""
+"""Damping of a preconditioner, relative to the mean of the diagonal."""
 
 DAMPING = 1e-14
-"""Weight of staying at the present core, relative to the mean diagonal of the system: what makes it solvable."""
-
+"""Weight of the distance from the present core, relative to the mean of the diagonal: it makes systems solvable."""
 
 _Labels: TypeAlias = tuple[str, ...]
 
-
 METRIC = "metric/"
-"""Its name among the tensors; no tensor of the notation is called like that."""
-
-
-class Factor(NamedTuple):
-    """A Kronecker factor of a gram matrix: coupled labels that no tensor joins with the others.
-
-    operands: by their numbers in `System.doubled`.
-    output, absent: what they are contracted to, and which of the axes of layers and starts are then missing.
-    order, back: bring the factor's axes of (layers, starts, *core) to the front of the core, and back.
-    axes: bring its eigenvalues, (layers, starts, *labels), to the order of the core.
-    shape: of the eigenvalues among the core's labels, 1 along the others.
-    """
-
-    operands: tuple[int, ...]
-    output: _Labels
-    absent: tuple[int, ...]
-    order: tuple[int, ...]
-    back: tuple[int, ...]
-    axes: tuple[int, ...]
-    shape: tuple[int, ...]
+"""Name of the metric among the tensors. No tensor of the notation has such a name."""
 
 
 @dataclass(frozen=True, eq=False)
 class KroneckerSystem:
-    """A gram matrix by its eigenvectors, those of its Kronecker factors.
+    """A gram matrix that is a Kronecker product, by its eigenvectors.
 
-    factors: each with its eigenvectors, shape (layers, starts, n, n).
-    eigenvalues: shape (layers, starts, *the core's), 1 along its free labels.
+    Attributes:
+        labels: of the core, whose shape is (layers, starts, *sizes).
+        factors: for each factor of the product, the labels whose values number its rows, and its eigenvectors; shape
+            (layers, starts, n, n).
+        eigenvalues: of the product; shape (layers, starts, *sizes of the core), where a label that no factor has is
+            of size 1.
     """
 
-    factors: Sequence[tuple[Factor, Tensor]]
+    labels: _Labels
+    factors: Sequence[tuple[_Labels, Tensor]]
     eigenvalues: Tensor
 
     @cached_property
     def mean(self) -> Tensor:
-        """Of the diagonal, as it is of the eigenvalues; shape (layers, starts, 1, ...)."""
-        values = self.eigenvalues
-        mean = values.flatten(2).mean(2).clamp(min=torch.finfo(values.dtype).tiny)
-        return mean.reshape(*mean.shape, *[1] * (values.ndim - 2))
+        """The mean of the eigenvalues, which is that of the diagonal; shape (layers, starts, 1, ...)."""
+        mean = self.eigenvalues.flatten(2).mean(2).clamp(min=torch.finfo(self.eigenvalues.dtype).tiny)
+        return spread(mean, self.eigenvalues)
 
     def solve(self, core: Tensor, damping: Tensor) -> Tensor:
-        """x with (gram + damping) @ x = core."""
+        """The x with (gram + damping) @ x = core."""
         return self._turn(self._turn(core, adjoint=True) / (self.eigenvalues + damping), adjoint=False)
 
     def _turn(self, core: Tensor, *, adjoint: bool) -> Tensor:
-        for factor, vectors in self.factors:
-            moved = core.permute(factor.order)
-            shape = moved.shape
-            turned = (vectors.mT if adjoint else vectors) @ moved.reshape(*shape[:2], vectors.shape[-1], -1)
-            core = turned.reshape(*turned.shape[:2], *shape[2:]).permute(factor.back)
+        """Multiply a core with the eigenvectors, or with their transpose."""
+        labels = (*BATCH, *self.labels)
+        sizes = dict(zip(labels, core.shape, strict=True))
+        for group, vectors in self.factors:
+            groups = _first(group, self.labels)
+            turned = (vectors.mT if adjoint else vectors) @ group_axes(core, labels, *groups)
+            core = split_axes(turned, sizes, labels, *groups)
         return core
 
 
+def _first(group: _Labels, labels: _Labels) -> list[_Labels]:
+    """Groups of labels whose axes are (layers, starts, the group, all other labels)."""
+    return [(LAYER,), (START,), group, tuple(label for label in labels if label not in group)]
+
+
 class Solved(NamedTuple):
-    """A core, the right side of its equations, and their left side with it; shape (layers, starts, *sizes) each."""
+    """A core, the right side of its equations, and their left side at this core; each (layers, starts, *sizes)."""
 
     core: Tensor
     right: Tensor
@@ -108,7 +99,7 @@ class Solved(NamedTuple):
 class System:
     """The normal equations of the core at one occurrence: gram @ core = right side.
 
-    What depends on labels and sizes alone is found once.
+    What depends on labels and sizes alone is computed once.
     """
 
     objective: Objective
@@ -124,103 +115,62 @@ class System:
 
     @cached_property
     def batch(self) -> _Labels:
-        """Open labels that other tensors carry too: each of their values has a system of its own."""
+        """Open labels that other tensors have too: each of their values has a system of its own."""
         objective = self.objective
-        elsewhere = {label for i, o in enumerate(objective.occurrences) if i != self.position for label in o.labels}
-        shared = (elsewhere & set(objective.output)).union(objective.blocks) - set(objective.coupled)
+        shared = objective.labels_elsewhere(self.position).union(objective.blocks) - set(objective.coupled)
         return tuple(label for label in self.labels if label in shared and label in objective.output)
 
     @cached_property
     def free(self) -> _Labels:
-        """Open labels that the core carries alone: one right side for each of their values."""
+        """Open labels that only this core has: each of their values is one right side."""
         alone = set(self.objective.output) - {*self.batch, *self.objective.coupled}
         return tuple(label for label in self.labels if label in alone)
 
     @cached_property
     def coupled(self) -> _Labels:
-        """The labels of the unknowns."""
+        """All other labels, whose values together number the unknowns."""
         return tuple(label for label in self.labels if label not in self.batch and label not in self.free)
 
     @cached_property
     def unknowns(self) -> int:
         return prod(self.objective.sizes[label] for label in self.coupled)
 
-    @cached_property
-    def blocks(self) -> int:
-        """How many systems there are for each layer and start."""
-        return prod(self.objective.sizes[label] for label in self.batch)
-
     def written_out(self, starts: int) -> bool:
-        """Whether the gram matrices are small enough to be made."""
-        blocks = self.objective.layers * starts * self.blocks
+        """Whether the gram matrices are small enough to be computed."""
+        blocks = self.objective.layers * starts * prod(self.objective.sizes[label] for label in self.batch)
         most = LARGEST_SYSTEM if self.objective.metric is None else LARGEST_COUPLED
         return self.unknowns <= most and blocks * self.unknowns**2 <= LARGEST_GRAM
 
     @cached_property
-    def others(self) -> list[tuple[str, _Labels]]:
-        """Name and labels of all other tensors."""
-        return [named for other, named in enumerate(self.objective.named) if other != self.position]
-
-    @cached_property
     def doubled(self) -> list[tuple[str, _Labels]]:
-        """All other tensors twice, the second time with primes, and the metric between."""
-        primed = {label for _, labels in self.others for label in labels} - {*self.objective.output, *BATCH}
-        primed |= {*self.objective.coupled, *self.coupled}
-        again = [(name, tuple([n + PRIME if n in primed else n for n in labels])) for name, labels in self.others]
-        metric = [] if self.objective.metric is None else [(METRIC, self.objective.metric_labels)]
-        return [*self.others, *again, *metric]
+        """Name and labels of all other tensors twice, the second time with primes, and of the metric between them."""
+        objective = self.objective
+        others = [objective.named[other] for other in objective.others(self.position)]
+        primed = {label for _, labels in others for label in labels} - {*objective.output, *BATCH}
+        primed |= {*objective.coupled, *self.coupled}
+        again = [(name, tuple([n + PRIME if n in primed else n for n in labels])) for name, labels in others]
+        return [*others, *again, *([] if objective.metric is None else [(METRIC, objective.metric_labels)])]
 
     def operands(self, values: Mapping[str, Tensor]) -> list[Operand]:
-        """`doubled` with their elements."""
-        tensors = {**self.objective.held, **values}
+        """`doubled` with the elements of the tensors."""
+        tensors = {**self.objective.constants, **values}
         if self.objective.metric is not None:
             tensors[METRIC] = self.objective.metric
         return [(tensors[name], labels) for name, labels in self.doubled]
 
-    @cached_property
-    def _axes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """From the order of the core to that of a matrix, back, and the shape between."""
-        order = (*self.batch, *self.coupled, *self.free)
-        there = (0, 1, *(2 + self.labels.index(label) for label in order))
-        back = (0, 1, *(2 + order.index(label) for label in self.labels))
-        return there, back, tuple(self.objective.sizes[label] for label in order)
-
-    def plan(self, operands: Sequence[_Labels], output: _Labels) -> tuple[list[Operand], _Labels, list[int]]:
-        """How tensors with these labels are contracted to (layers, starts, *output).
-
-        Returns:
-            Ones for the labels of the output that no tensor has, what is contracted to, and the axes that come then.
-        """
-        there = {label for labels in operands for label in labels}
-        target = self.objective.target
-        ones: list[Operand] = [
-            (
-                torch.ones(self.objective.sizes[label.removesuffix(PRIME)], dtype=target.dtype, device=target.device),
-                (label,),
-            )
-            for label in output
-            if label not in there
-        ]
-        kept = tuple(label for label in BATCH if label in there)
-        return ones, (*kept, *output), [axis for axis, label in enumerate(BATCH) if label not in there]
-
-    @cached_property
-    def _gram_plan(self) -> tuple[list[Operand], _Labels, list[int]]:
-        primed = tuple(label + PRIME for label in self.coupled)
-        return self.plan([labels for _, labels in self.doubled], (*self.batch, *self.coupled, *primed))
-
     def gram(self, values: Mapping[str, Tensor]) -> Tensor:
         """Shape (layers, starts, *batch, unknowns, unknowns)."""
-        ones, labels, absent = self._gram_plan
-        operands = [*self.operands(values), *ones]
-        result = contract(operands, labels) if operands else self.objective.target.new_ones(())
-        for axis in absent:
-            result = result.unsqueeze(axis)
+        labels = (*self.batch, *_twice(self.coupled))
+        result = self.objective.contract_to(self.operands(values), labels)
         return result.reshape(*result.shape[: 2 + len(self.batch)], self.unknowns, self.unknowns)
 
     @cached_property
-    def factors(self) -> list[Factor]:
-        """The Kronecker factors of the gram matrix; none where it is not a product of several."""
+    def factors(self) -> list[tuple[_Labels, list[int]]]:
+        """The Kronecker factors of the gram matrix; empty where it is not a product of several.
+
+        Each is a group of coupled labels that no tensor joins with the others, and the positions of its tensors in
+        `doubled`.
+        """
         if self.batch or len(self.coupled) < 2:
             return []
         graph: networkx.Graph[object] = networkx.Graph()
@@ -228,98 +178,78 @@ class System:
         for number, (_, labels) in enumerate(self.doubled):
             graph.add_node(number)
             graph.add_edges_from((number, label) for label in labels if label not in BATCH)
-        factors = [self._factor(part) for part in networkx.connected_components(graph)]
-        found = [factor for factor in factors if factor is not None]
-        return found if 1 < len(found) == len(factors) else []
+        factors = []
+        for part in networkx.connected_components(graph):
+            group = tuple(label for label in self.coupled if label in part)
+            numbers = [number for number in range(len(self.doubled)) if number in part]
+            if not group or not {label for number in numbers for label in self.doubled[number][1]}.issuperset(group):
+                return []
+            factors.append((group, numbers))
+        return factors if len(factors) > 1 else []
 
-    def _factor(self, part: Collection[object]) -> Factor | None:
-        """The factor of a connected part of labels and numbers of operands; None where a label has no operand."""
-        group = tuple(label for label in self.coupled if label in part)
-        within = tuple(number for number in range(len(self.doubled)) if number in part)
-        labels = [self.doubled[number][1] for number in within]
-        if not group or not {label for each in labels for label in each}.issuperset(group):
-            return None
-        _, output, absent = self.plan(labels, (*group, *(label + PRIME for label in group)))
-        rest = (label for label in self.labels if label not in group)
-        order = (0, 1, *(2 + self.labels.index(label) for label in (*group, *rest)))
-        back = tuple(order.index(axis) for axis in range(len(order)))
-        axes = (0, 1, *(2 + group.index(label) for label in self.labels if label in group))
-        shape = tuple(self.objective.sizes[label] if label in group else 1 for label in self.labels)
-        return Factor(within, output, tuple(absent), order, back, axes, shape)
-
-    def factor_grams(self, values: Mapping[str, Tensor]) -> list[Tensor]:
-        """The gram matrix of each factor, its labels still apart."""
-        operands = self.operands(values)
-        parts = [[operands[number] for number in factor.operands] for factor in self.factors]
-        return [contract(part, factor.output) for part, factor in zip(parts, self.factors, strict=True)]
-
-    def split(self, grams: Sequence[Tensor]) -> KroneckerSystem | None:
-        """The gram matrix by its factors; None where one of these is not finite."""
-        vectors = []
+    def split(self, values: Mapping[str, Tensor]) -> KroneckerSystem | None:
+        """The gram matrix by its factors; None where it has none, or where one of them is not finite."""
+        operands = self.operands(values) if self.factors else []
         eigenvalues = self.objective.target.new_ones([1] * (2 + len(self.labels)))
-        for factor, gram in zip(self.factors, grams, strict=True):
-            for axis in factor.absent:
-                gram = gram.unsqueeze(axis)
-            sizes = gram.shape[2 : (gram.ndim + 2) // 2]
+        factors = []
+        for group, numbers in self.factors:
+            gram = self.objective.contract_to([operands[number] for number in numbers], _twice(group))
+            sizes = gram.shape[2 : 2 + len(group)]
             gram = gram.reshape(*gram.shape[:2], sizes.numel(), sizes.numel())
             if not bool(gram.isfinite().all()):
                 return None
-            found = torch.linalg.eigh(gram)
-            own = found.eigenvalues.clamp(min=0).reshape(*gram.shape[:2], *sizes)
-            eigenvalues = eigenvalues * own.permute(factor.axes).reshape(*gram.shape[:2], *factor.shape)
-            vectors.append((factor, found.eigenvectors))
-        return KroneckerSystem(vectors, eigenvalues) if vectors else None
+            values_of_factor, vectors = torch.linalg.eigh(gram)
+            lengths = dict.fromkeys(self.labels, 1) | dict(
+                zip((*BATCH, *group), (*gram.shape[:2], *sizes), strict=True)
+            )
+            eigenvalues = eigenvalues * split_axes(
+                values_of_factor.clamp(min=0), lengths, (*BATCH, *self.labels), *_first(group, self.labels)
+            )
+            factors.append((group, vectors))
+        return KroneckerSystem(self.labels, factors, eigenvalues) if factors else None
 
-    def right_side(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The environment of the target: shape (layers, starts, *sizes of the core)."""
-        return self.objective.environment(self.objective.pulled[:, None], self.position, values)
+    @cached_property
+    def _groups(self) -> list[_Labels]:
+        return [(LAYER,), (START,), *((label,) for label in self.batch), self.coupled, self.free]
 
     def as_matrix(self, core: Tensor) -> Tensor:
-        """(layers, starts, *core) -> (layers, starts, *batch, unknowns, right sides)."""
-        moved = core.permute(self._axes[0])
-        return moved.reshape(*moved.shape[: 2 + len(self.batch)], self.unknowns, -1)
+        """Bring (layers, starts, *core) to (layers, starts, *batch, unknowns, right sides)."""
+        return group_axes(core, (*BATCH, *self.labels), *self._groups)
 
     def as_core(self, matrix: Tensor) -> Tensor:
         """The inverse of `as_matrix`."""
-        _, back, shape = self._axes
-        return matrix.reshape(*matrix.shape[:2], *shape).permute(back)
+        sizes = {**self.objective.sizes, LAYER: matrix.shape[0], START: matrix.shape[1]}
+        return split_axes(matrix, sizes, (*BATCH, *self.labels), *self._groups)
 
-    def solve(self, values: Mapping[str, Tensor], operands: Sequence[Operand], labels: _Labels) -> Solved:
-        """The best core, others fixed; where many are best, the nearest to the present one.
+    def solve(self, values: Mapping[str, Tensor], operands: Sequence[Operand]) -> Solved:
+        """Find the best core while the others stay; of several, the one nearest to the present core.
 
         Args:
-            operands, labels: what the right side is contracted from, and to.
+            operands: what the right side is contracted from.
         """
         present = values[self.name]
-        written_out = self.written_out(present.shape[1])
-        grams = self.factor_grams(values) if self.factors else []
-        gram = self.gram(values) if written_out and not grams else None
-        right = contract(operands, labels)
-        right = right if right.ndim == present.ndim else right.unsqueeze(1)  # no tensor has an axis for the starts
-        split = self.split(grams)
-        if split is None and grams and written_out:
-            gram = self.gram(values)
+        right = self.objective.contract_to(operands, self.labels)
+        split = self.split(values)
         if split is not None:
             extra = DAMPING * split.mean
             core = split.solve(right + extra * present, extra)
             image = right - extra * (core - present)
-        elif gram is not None:
-            matrix, product = _solve(gram, self.as_matrix(right), self.as_matrix(present))
+        elif self.written_out(present.shape[1]):
+            matrix, product = _solve(self.gram(values), self.as_matrix(right), self.as_matrix(present))
             core, image = self.as_core(matrix), self.as_core(product)
         else:
             core, image = self._by_conjugate_gradients(values, right, present)
         return Solved(core.contiguous(), right, image)
 
     def image(self, core: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """gram @ core without the gram matrix."""
+        """Compute gram @ core without the gram matrix."""
         primed = tuple(label + PRIME if label in self.coupled else label for label in self.labels)
-        operands = [(core, (*BATCH, *primed)), *self.operands(values)]
-        return self.objective.contract_to(operands, self.labels)
+        return self.objective.contract_to([(core, (*BATCH, *primed)), *self.operands(values)], self.labels)
 
     def _by_conjugate_gradients(
         self, values: Mapping[str, Tensor], right: Tensor, core: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A few steps from the present core; the system without the metric is their preconditioner."""
+        """A few steps from the present core, preconditioned by the system without the metric."""
         image = self.image(core, values)
         residual = right - image
         conditioned = self._preconditioner(values, core)
@@ -328,13 +258,13 @@ class System:
         enough = NEAR**2 * power
         for _ in range(ROUNDS):
             moved = self.image(direction, values)
-            step = ratio(power, total(direction * moved)).reshape(*power.shape, *[1] * len(self.labels))
+            step = spread(ratio(power, total(direction * moved)), core)
             core, image, residual = core + step * direction, image + step * moved, residual - step * moved
             improved = conditioned(residual)
             before, power = power, total(residual * improved)
             if bool((power <= enough).all()):
                 break
-            direction = improved + ratio(power, before).reshape(step.shape) * direction
+            direction = improved + spread(ratio(power, before), core) * direction
         return core, image
 
     @cached_property
@@ -346,15 +276,13 @@ class System:
         if self.objective.metric is None:
             return lambda residual: residual
         plain = self._plain
-        split = plain.split(plain.factor_grams(values))
+        split = plain.split(values)
         if split is not None:
             return lambda residual: split.solve(residual, LOOSE * split.mean)
         if not plain.written_out(core.shape[1]):
             return lambda residual: residual
         gram = plain.gram(values)
-        mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
-        gram.diagonal(dim1=-2, dim2=-1).add_(LOOSE * mean[..., None])
-        factor, failed = torch.linalg.cholesky_ex(gram)
+        factor, failed = damped_cholesky(gram, LOOSE * _mean_diagonal(gram)[..., None])
         if bool(failed.any()):
             return lambda residual: residual
         return lambda residual: plain.as_core(torch.cholesky_solve(plain.as_matrix(residual), factor))
@@ -362,69 +290,72 @@ class System:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Cores that are solved for one after another, and what the environments of all of them share.
+    """Cores that are solved for one after another, and what the right sides of all of them share.
 
-    That is the pulled target contracted with all tensors outside the part; of one core alone, the pulled target.
+    They share the pulled target contracted with all tensors outside the part; for a single core, the pulled target.
     """
 
     systems: Sequence[System]
 
     @cached_property
-    def _shared_plan(self) -> tuple[list[tuple[str, _Labels]], Operand, _Labels]:
-        """The tensors outside, the pulled target as it is contracted with them, and the labels of what they share."""
-        objective = self.systems[0].objective
-        if len(self.systems) == 1:
-            return [], (objective.pulled, (LAYER, *objective.output)), (LAYER, *objective.output)
-        positions = [system.position for system in self.systems]
-        outside = [named for number, named in enumerate(objective.named) if number not in positions]
-        return outside, objective.lay_out(positions), (*BATCH, *objective.shared_labels(positions))
+    def _positions(self) -> list[int]:
+        return [system.position for system in self.systems]
 
     @cached_property
-    def _plans(self) -> list[tuple[list[tuple[str, _Labels]], list[Operand], _Labels]]:
-        """For each core: the tensors that are contracted with what is shared, ones among them, and the labels then."""
-        objective, shared = self.systems[0].objective, self._shared_plan[2]
-        positions = [system.position for system in self.systems]
-        plans = []
-        for system in self.systems:
-            within = positions if len(positions) > 1 else range(len(objective.occurrences))
-            others = [objective.named[other] for other in within if other != system.position]
-            ones, labels, _ = system.plan([shared, *(labels for _, labels in others)], system.labels)
-            plans.append((others, ones, labels))
-        return plans
+    def _target(self) -> Operand:
+        objective = self.systems[0].objective
+        if len(self.systems) == 1:
+            return objective.pulled, (LAYER, *objective.output)
+        return objective.lay_out(self._positions)
 
     def solve(self, values: dict[str, Tensor]) -> Solved:
-        """Solve for each core in turn, in `values`. Returns the last one."""
-        outside, target, labels = self._shared_plan
-        held = self.systems[0].objective.held
-        shared = target[0]
-        if outside:
-            shared = contract([target, *[({**held, **values}[name], own) for name, own in outside]], labels)
-        for system, (others, ones, output) in zip(self.systems, self._plans, strict=True):
-            tensors = {**held, **values}
-            operands = [(shared, labels), *[(tensors[name], own) for name, own in others], *ones]
-            solved = system.solve(values, operands, output)
+        """Solve for each core in turn and put it into `values`. Returns the last one."""
+        objective, shared, within = self.systems[0].objective, self._target, self._positions
+        if len(within) > 1:
+            labels = (*BATCH, *objective.shared_labels(within))
+            shared = contract([shared, *objective.operands(values, objective.others(*within))], labels), labels
+        else:
+            within = list(range(len(objective.occurrences)))
+        for system in self.systems:
+            others = objective.operands(values, [other for other in within if other != system.position])
+            solved = system.solve(values, [shared, *others])
             values[system.name] = solved.core
         return solved
 
 
+def _twice(labels: _Labels) -> _Labels:
+    """Labels of the rows and the columns of a gram matrix."""
+    return (*labels, *(label + PRIME for label in labels))
+
+
 def _solve(gram: Tensor, right: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """x with gram @ x = right, and gram @ x; a singular system stays as near to the present as it may."""
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
-    damping = DAMPING * mean
+    """The x with gram @ x = right, and gram @ x. In a singular system x stays as near to the present core as it may."""
+    damping = DAMPING * _mean_diagonal(gram)
     while True:
-        damped = gram.clone()
-        damped.diagonal(dim1=-2, dim2=-1).add_(damping[..., None])
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        factor, failed = damped_cholesky(gram, damping[..., None])
         if not bool(failed.any()):
             break
         damping = torch.where(failed > 0, 100 * damping, damping)
         if not bool(damping.isfinite().all()) or not bool(gram.isfinite().all()):
-            break  # the caller sees what is not finite in the loss
+            break  # the loss will not be finite, which the caller sees
     extra = damping[..., None, None]
     solution = torch.cholesky_solve(right + extra * present, factor)
     return solution, right - extra * (solution - present)
 
 
+def _mean_diagonal(gram: Tensor) -> Tensor:
+    """The mean of the diagonal of each matrix, greater than 0."""
+    return gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
+
+
+def damped_cholesky(gram: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor of each matrix with `damping` added to its diagonal, and a number above 0 where it failed."""
+    damped = gram.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    return factor, failed
+
+
 def ratio(above: Tensor, below: Tensor) -> Tensor:
-    """0 where nothing is left to divide by."""
+    """above / below, and 0 where `below` is not greater than 0."""
     return torch.where(below > 0, above / below.clamp(min=torch.finfo(below.dtype).tiny), 0.0)
