@@ -46,7 +46,7 @@ def converted(chosen: str | Rule = "tucker2", *, rank: int = 2, model: nn.Module
     made = rules("out in kh kw")[chosen] if isinstance(chosen, str) else chosen
     ranks = dict.fromkeys(made.ranks, rank)
     model, _ = convert(
-        model or network(), {"0": (made, {"ranks": ranks, **FEW})}, allow_larger=True, example=tuple(X.shape)
+        model or network(), {"0": (made, {"size": ranks, **FEW})}, allow_larger=True, example=tuple(X.shape)
     )
     return model
 

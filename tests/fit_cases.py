@@ -34,7 +34,7 @@ class Case:
         """Ranks of the bonds, and sizes of the parts of each `Fuse`."""
         parts = {label for node in parse_rule(self.text)[1].nodes if isinstance(node, Fuse) for label in node.parts}
         ranks = {bond: self.sizes[bond] for bond in self.rule.ranks}
-        return {"ranks": ranks, "sizes": {part: self.sizes[part] for part in sorted(parts - ranks.keys())}}
+        return {"size": ranks, "sizes": {part: self.sizes[part] for part in sorted(parts - ranks.keys())}}
 
     @property
     def _right(self) -> Network:

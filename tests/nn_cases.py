@@ -144,7 +144,7 @@ def _of_own(layer: str) -> Iterator[Case]:
     halves, pair = "K[first *rest] => Fuse[first p q] A[p r] B[q *rest r]", "K[first *rest] => A[first r] B[r *rest]"
     fixed = {"A": torch.eye(4 if layer in TRANSPOSED else 6, 3, dtype=torch.float64)}
     yield from _equal(layer, "rewrite", "cp")
-    yield from _equal(layer, "rewrite", "tensor_train", ranks=ParameterBudget(0.7))
+    yield from _equal(layer, "rewrite", "tensor_train", size=ParameterBudget(0.7))
     yield from _equal(layer, "rewrite", pair)
     yield _refused(layer, "rewrite", "cq", "no rule is called 'cq'")
     yield from _equal(layer, "ranks", 3, {"r": 3}, ParameterBudget(0.5))
@@ -156,7 +156,7 @@ def _of_own(layer: str) -> Iterator[Case]:
     yield _refused(layer, "ranks", {"q": 3}, "the rule 'cp' has no bond 'q'")
     yield from _equal(layer, "sizes", {"p": 2}, rewrite=halves)
     yield _refused(layer, "sizes", {"z": 2}, "the rule 'cp' has no label 'z' on its right side")
-    yield from _equal(layer, "fixed", fixed, rewrite=pair, ranks=None)
+    yield from _equal(layer, "fixed", fixed, rewrite=pair, size=None)
     yield from _equal(layer, "at", None, 0)
     yield _refused(layer, "at", 1, "at=1: the rule 'cp' applies at 1 place")
     yield from _equal(layer, "bind", None, {"K": "K"})

@@ -1,7 +1,7 @@
 """What is refused, in tests: a test asserts the class of the error and its facts, and the wording lies in one file.
 
     with refused(RankError, "bond 'p'", "7"):
-        rule.apply(kernel, ranks={"p": 7})
+        rule.apply(kernel, {"p": 7})
 
 Every message that `refused` meets is compared with `tests/wording.txt` when the tests have ended, all at once.
 `python -m tests --wording` writes that file again; its difference is read as one reads a text.

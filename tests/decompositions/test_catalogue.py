@@ -78,12 +78,13 @@ def test_the_list_for_two_dimensions_holds_what_is_for_linear_layers_too() -> No
 
 
 def test_the_list_prints() -> None:
-    lines = str(rules()).splitlines()
-    assert lines[0] == "exact rules"
-    assert "  cp                   K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]" in lines
-    assert "  and a cut for each bipartition of the labels, by its text, such as 'out | in kh kw'" in lines
-    assert "registered" not in lines
-    assert repr(rules()) == str(rules())
+    lines = [line.split(maxsplit=2) for line in str(rules()).splitlines()]
+    assert ["cp", "decomposition", "r            K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]"] in lines
+    assert [line[0] for line in lines if line[1:2] in (["exact"], ["decomposition"])] == [
+        entry.name for entry in rules()
+    ]
+    assert "'out | in kh kw'" in str(rules())
+    assert "Hitchcock" in str(rules()["cp"])
 
 
 @pytest.mark.usefixtures("_ring")
@@ -91,8 +92,9 @@ def test_the_list_for_other_labels() -> None:
     found = rules("o i k")
     assert set(found.missing) == ABSENT[3]
     assert found["cp"].equation == "K[o i k] => A[o r] B[i r] C[k r]"
-    assert "  my_ring              K[o i h w] => A[z o p] B[p i q] C[q h s] D[s w z]" in str(found)
-    assert "not of K[o i k]\n  mpo                  a matrix product operator has two labels, no window" in str(found)
+    assert "K[o i h w] => A[z o p] B[p i q] C[q h s] D[s w z]" in str(found)
+    assert "K[o i k]:\n  mpo: a matrix product operator has two labels" in str(found)
+    assert list(found.to_pandas()["name"]) == [entry.name for entry in found]
     with refused(RuleError, "mpo", "K[o i k]", "because"):
         found["mpo"]
     with refused(RuleError, "'my_rings'", "similar: my_ring"):

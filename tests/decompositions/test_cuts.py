@@ -218,7 +218,7 @@ def test_factors_have_the_type_of_the_kernel(dtype: torch.dtype, epsilon: float)
     for fit in (
         cut("out kh | in kw").apply({"K": kernel}, 10),
         tucker.apply({"K": kernel}, {"a": 7, "b": 5}),
-        truncate("b").apply(*matrix, ranks=3),
+        truncate("b").apply(matrix[0], 3, values=matrix[1]),
     ):
         assert all(value.dtype == dtype for value in fit.values.values())
         assert fit.trace.steps[0].relative_error < 1e-12  # of the numbers as they are in float64

@@ -186,7 +186,7 @@ def test_the_error_of_a_long_train_needs_no_dense_tensor() -> None:
     changes = []
     for rank in (4, 3, 2):
         entry = truncate(" ".join(bonds))
-        place, options = next(iter(entry.places(network))), Options(ranks=dict.fromkeys(bonds, rank))
+        place, options = next(iter(entry.places(network))), Options(size=dict.fromkeys(bonds, rank))
         changes.append(entry.build(network, place, values, options))
     full, less, least = [change.relative_error for change in changes]
     assert full < 1e-13

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.refusals import refused
 from tnalgebra.errors import RankError
-from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError, allowance, kept, rank_of
+from tnalgebra.fitting import KeepFraction, ParameterBudget, RelativeError, allowance, kept, rank_of
 
 VALUES = [4.0, 3.0, 3.0, 1.0, 0.0]
 
@@ -68,8 +65,6 @@ def test_a_fraction_keeps_what_pythons_round_says(fraction: float, full: int) ->
     ("rank", "expected"),
     [
         (3, 3),
-        (np.int64(3), 3),
-        (torch.tensor(3), 3),
         (KeepFraction(0.5), 2),  # round(2.5) is 2
         (KeepFraction(0.7), 4),  # round(3.5) is 4
         (KeepFraction(0.01), 1),
@@ -96,55 +91,25 @@ def test_squares_of_singular_values_neither_vanish_nor_overflow(scale: float) ->
     assert [count(RelativeError(error), values) for error in (0, 0.01, 0.5, 0.1, 0.0005)] == [3, 2, 1, 2, 3]
 
 
-# What is refused --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("rank", "full", "expected"), [(3, 5, 3), (9, 5, 5)])
+def test_one_int_for_all_bonds_is_at_most_the_full_rank(rank: int, full: int, expected: int) -> None:
+    assert kept(rank_of(rank, "r"), full, bond="r", singular_values=never) == expected
+    assert plain_rank(rank_of(rank, "r"), "r", full=full, because="") == expected
 
 
-@pytest.mark.parametrize(
-    ("rank", "facts"),
-    [
-        *((number, (f"rank {number} of bond 'r'", "1 to 5")) for number in (0, -1, 6)),
-        (0.5, ("bond 'r'", "KeepFraction(0.5)")),
-        (np.float64(0.5), ("KeepFraction(0.5)",)),
-        *((value, ("bond 'r'", repr(value))) for value in (3.0, math.nan, True, "3", None, np.float32(2))),
-        (ParameterBudget(0.5), ("ParameterBudget", "r", "ranks=ParameterBudget(")),
-    ],
-)
-def test_ranks_that_are_refused(rank: Any, facts: tuple[str, ...]) -> None:
-    with refused(RankError, *facts):
-        kept(rank, 5, bond="r", singular_values=never)
+@pytest.mark.parametrize("number", [0, 6])
+def test_a_rank_of_one_bond_is_within_its_full_rank(number: int) -> None:
+    with refused(RankError, f"rank {number}", "'r'", "1 to 5"):
+        kept(rank_of({"r": number}, "r"), 5, bond="r", singular_values=never)
 
 
-@pytest.mark.parametrize("kind", [KeepFraction, ParameterBudget, RelativeError])
-@pytest.mark.parametrize("number", [-0.5, 1.5, math.nan, math.inf])
-def test_numbers_out_of_range(kind: type[Any], number: float) -> None:
-    with refused(RankError, f"{kind.__name__}({number})"):
-        kind(number)
-
-
-def test_the_ends_of_the_range() -> None:
-    with refused(RankError, "(0, 1]"):
-        KeepFraction(0)
-    with refused(RankError, "(0, 1]"):
-        ParameterBudget(0)
-    with refused(RankError, "[0, 1)"):
-        RelativeError(1)
-
-
-def test_the_rank_of_a_rules_only_bond() -> None:
+def test_the_rank_of_a_bond_in_a_size() -> None:
     half = KeepFraction(0.5)
     assert rank_of({"r": 3, "s": 4}, "r") == 3
     assert rank_of(half, "r") is half
-    assert rank_of(7, "r") == 7
-    with refused(RankError, "'r'", "ranks={'r': 8}"):
-        rank_of({"s": 3}, "r")
-
-
-@pytest.mark.parametrize(
-    ("rank", "text"),
-    [(KeepFraction(0.25), "keep 0.25"), (RelativeError(0.01), "error 0.01"), (ParameterBudget(0.5), "budget 0.5")],
-)
-def test_ranks_are_written_for_tables(rank: Rank, text: str) -> None:
-    assert str(rank) == text
+    for size, facts in (({"s": 3}, ("'r'", "{'r': 8}")), (ParameterBudget(0.5), ("'parameters 0.5'", "'r'"))):
+        with refused(RankError, *facts):
+            rank_of(size, "r")
 
 
 # Budgets ----------------------------------------------------------------------------------------------------

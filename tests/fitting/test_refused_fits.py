@@ -37,8 +37,8 @@ def cp(kernel: Any = KERNEL, ranks: Any = 2, **choices: Any) -> Fit:
     return CANONICAL.apply({"K": kernel}, ranks, **{**QUICK, **choices})
 
 
-def ring(kernel: Tensor = KERNEL, **choices: Any) -> Fit:
-    return RING.apply({"K": kernel}, **{"ranks": RANKS, **QUICK, **choices})
+def ring(kernel: Tensor = KERNEL, ranks: Any = RANKS, **choices: Any) -> Fit:
+    return RING.apply({"K": kernel}, ranks, **{**QUICK, **choices})
 
 
 def kronecker(sizes: Any) -> Fit:
@@ -57,7 +57,7 @@ Refusal = tuple[Callable[[], object], type[TnalgebraError], str]
 """A call, the class of its error, and facts, separated by ';'."""
 
 RIGHT_SIDES: list[Refusal] = [
-    (lambda: rule("K[o i] => L[o r] R[r i] M[x y]").apply({"K": MATRIX}, {"r": 2}), RankError, "'x', 'y';ranks="),
+    (lambda: rule("K[o i] => L[o r] R[r i] M[x y]").apply({"K": MATRIX}, {"r": 2}), RankError, "'x', 'y'"),
     (lambda: rule("K[o i] => Fuse[x a b] L[o a] R[b i]").apply({"K": MATRIX}), RankError, "'x', 'a', 'b'"),
     (lambda: rule("K[o i] => L[o r] R[r i] -> [o]"), RuleError, "open labels;o i"),
     (lambda: rule("K[o i] => L[o r] R[r j]"), NetworkError, "'i'"),
@@ -79,16 +79,16 @@ BONDS: list[Refusal] = [
     (lambda: cp(ranks={"r": 2, "o": 2}), RuleError, "'cp';'o'"),
     (lambda: ring(ranks={"z": 2}), RankError, "'p', 'q', 's'"),
     (lambda: ring(ranks=None), RankError, "'z', 'p', 'q', 's'"),
-    (lambda: ring(ranks=3), RankError, "3;z p q s"),
-    (lambda: cp(ranks=0), RankError, "rank 0;'r';1 to 210"),
-    (lambda: ring(ranks={**RANKS, "z": -1}), RankError, "rank -1;'z';1 to 210"),
-    (lambda: cp(ranks=10**12), RankError, "1000000000000;'r'"),
-    (lambda: SYMMETRIC.apply({"K": SQUARE}, 10**7), RankError, "10000000;'r';1 to 25"),
+    (lambda: ring(ranks=0.5), RankError, "0.5;'keep 0.5'"),
+    (lambda: cp(ranks=0), RankError, "rank 0"),
+    (lambda: ring(ranks={**RANKS, "z": -1}), RankError, "rank -1;'z'"),
+    (lambda: cp(ranks={"r": 10**12}), RankError, "1000000000000;'r';1 to 210"),
+    (lambda: SYMMETRIC.apply({"K": SQUARE}, {"r": 10**7}), RankError, "10000000;'r';1 to 25"),
     (lambda: cp(ranks={"r": [2]}), RankError, "'r';[2]"),
     (lambda: cp(ranks=KeepFraction(0.5)), RankError, "'r';4 tensors;keep 0.5"),
     (lambda: ring(ranks={**RANKS, "z": RelativeError(0.1)}), RankError, "'z';loop;error 0.1"),
     (lambda: SYMMETRIC.apply({"K": SQUARE}, KeepFraction(0.5)), RankError, "'r';twice"),
-    (lambda: COSINES.apply({"K": KERNEL}, 4), RankError, "rank 4;'c';1 to 3"),
+    (lambda: COSINES.apply({"K": KERNEL}, {"c": 4}), RankError, "rank 4;'c';1 to 3"),
     (lambda: cp(ranks=ParameterBudget(0.01)), RankError, "ParameterBudget(fraction=0.01);2;17;0.081"),
 ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,7 +87,7 @@ def test_an_exact_rule_that_holds_for_some_sizes_wants_to_know_them() -> None:
 # What a fit holds -------------------------------------------------------------------------------------------
 
 
-def test_a_fit_holds_network_values_error_parameters_and_trace(tmp_path: Path) -> None:
+def test_a_fit_holds_network_values_error_parameters_and_trace() -> None:
     fit = TUCKER.apply({"K": KERNEL}, {"a": 3, "b": 4})
     check_claim(fit)
     assert str(fit.network) == "U[o:7 a:3] G[a b:4 h:3 w:2] V[b i:5] -> [o i h w]"
@@ -99,10 +98,6 @@ def test_a_fit_holds_network_values_error_parameters_and_trace(tmp_path: Path) -
     assert fit.relative_error == pytest.approx(true, rel=1e-12)
     assert [step.rule for step in fit.trace.steps] == [TUCKER]
     assert fit.trace.network == fit.network
-    assert fit._repr_svg_().lstrip().startswith(("<?xml", "<svg"))
-    for suffix in ("svg", "png"):
-        fit.draw(tmp_path / f"fit.{suffix}")
-        assert (tmp_path / f"fit.{suffix}").stat().st_size > 1000
 
 
 def test_values_may_be_integers_lists_arrays_or_parameters() -> None:
@@ -214,7 +209,7 @@ def test_a_simplified_network_that_is_simple_stays() -> None:
 
 
 def test_a_rule_prints_its_equation() -> None:
-    assert str(HALVES) == "halves: K[o i] => L[o r] R[r i]"
+    assert str(HALVES).splitlines()[0] == "halves: K[o i] => L[o r] R[r i]"
     assert (HALVES.ranks, TUCKER.ranks, BLOCKS.ranks) == (("r",), ("a", "b"), ("p",))
-    assert str(all_cuts("out in")[0]) == "out | in: K[out in] => L[out r] R[r in]"
-    assert str(truncate("b")) == "truncate b: A[.. b] B[b ..] .. => A[.. b] B[b ..] .., b smaller"
+    assert repr(all_cuts("out in")[0]) == "<Rule out | in: K[out in] => L[out r] R[r in]>"
+    assert repr(truncate("b")) == "<Rule truncate b: A[.. b] B[b ..] .. => A[.. b] B[b ..] .., b smaller>"

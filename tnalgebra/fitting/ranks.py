@@ -84,7 +84,7 @@ def rank_of(size: Size, bond: str) -> Rank | UpTo:
             raise RankError(explain(f"the bond {bond!r} has no size", fix=f"{{{bond!r}: 8}}, or a size of all bonds"))
         return size[bond]
     if isinstance(size, ParameterBudget | MultiplyAddsBudget):
-        raise RankError(explain(f"{size!r} is a size of all bonds together, and not of {bond!r} alone"))
+        raise RankError(explain(f"{str(size)!r} is a size of all bonds together, and not of {bond!r} alone"))
     return UpTo(size) if isinstance(size, int) else size
 
 
@@ -115,7 +115,7 @@ def plain_rank(rank: Rank | UpTo, bond: str, *, full: int | None, because: str) 
         RankError: the rank is a fraction or an error, or it is out of range.
     """
     if isinstance(rank, KeepFraction | RelativeError):
-        fact = f"the bond {bond!r} has no singular values of its own, which {rank!r} needs"
+        fact = f"the bond {bond!r} has no singular values of its own, which {str(rank)!r} needs"
         raise RankError(explain(fact, because=because, fix="an integer, or a ParameterBudget for all bonds"))
     if isinstance(rank, UpTo):
         return rank.rank if full is None else min(rank.rank, full)

@@ -103,6 +103,6 @@ class Options:
                 fields[key] = value
         read: Size = {} if size is None else read_size(size)
         if isinstance(read, MultiplyAddsBudget):
-            fact = f"{read!r} needs a layer or a model: the multiply-adds of a kernel depend on the size of the input"
+            fact = f"{str(read)!r} needs a layer or a model: the multiply-adds of a kernel depend on the size of the input"
             raise RankError(explain(fact, fix="tn.compare(layer, ...), tn.convert(model, ...), or a ParameterBudget"))
         return cls(read, **fields, settings=Settings(**search))
