@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from tests.refusals import refused
 from tnalgebra.compiler import measure_device as calibration
-from tnalgebra.compiler.constants import CPU_DEFAULTS, CUDA_DEFAULTS, calibration_file, constants_for, identity
+from tnalgebra.compiler.constants import (
+    CPU_DEFAULTS,
+    CUDA_DEFAULTS,
+    as_record,
+    calibration_file,
+    constants_for,
+    identity,
+)
 from tnalgebra.compiler.cost import FORMATS, Constants, CostModel, Format, Kinds, Rates, Workload, kind_of
 from tnalgebra.compiler.measure_device import Measurement, calibrate, fit, measure
 from tnalgebra.errors import CompileError
@@ -61,9 +68,7 @@ def some_constants(*, factor: float = 1.0) -> Constants:
     numbers = iter(range(1, 1000))
 
     def kinds() -> Kinds:
-        return Kinds(
-            **{field.name: Rates(*(factor * next(numbers) * 1e-9 for _ in fields(Rates))) for field in fields(Kinds)}
-        )
+        return Kinds(*(Rates(*(factor * next(numbers) * 1e-9 for _ in Rates._fields)) for _ in Kinds._fields))
 
     return Constants(view=factor * 1e-6, cache=2e6, large=3e7, kept=factor * 1e-10, forward=kinds(), backward=kinds())
 
@@ -200,7 +205,7 @@ def test_the_number_of_threads_is_part_of_the_key(
 
 def test_all_numbers_survive_the_file(cache: Path) -> None:
     constants = {name: some_constants(factor=1 / (3 + number)) for number, name in enumerate(FORMATS)}
-    store({"identity": identity(CPU, torch.float32), "constants": {n: asdict(c) for n, c in constants.items()}})
+    store({"identity": identity(CPU, torch.float32), "constants": {n: as_record(c) for n, c in constants.items()}})
     for name in FORMATS:
         assert constants_for(CPU, torch.float32, name) == constants[name]
 
@@ -213,7 +218,7 @@ def store(data: object) -> None:
 
 
 def whole() -> dict[str, Any]:
-    made = {"identity": identity(CPU, torch.float32), "constants": {n: asdict(some_constants()) for n in FORMATS}}
+    made = {"identity": identity(CPU, torch.float32), "constants": {n: as_record(some_constants()) for n in FORMATS}}
     return json.loads(json.dumps(made))
 
 
@@ -240,9 +245,12 @@ REFUSED: dict[str, tuple[object, str]] = {
     "another device": (broken("identity", "device", value="cpu abacus"), "abacus"),
     "another torch": (broken("identity", "torch", value="0.1"), "'torch': '0.1'"),
     "one format": (broken("constants", "channels_last"), "contiguous, channels_last"),
-    "a rate gone": (broken(*RATE), "contiguous.backward.grouped does not hold call, far"),
-    "a kind gone": (broken(*RATE[:-1]), "contiguous.backward does not hold convolution, copy"),
-    "a kind too many": (broken(*RATE[:-2], "other", value={}), "contiguous.backward does not hold convolution, copy"),
+    "a rate gone": (broken(*RATE), "contiguous.backward.grouped does not have exactly the entries call, far"),
+    "a kind gone": (broken(*RATE[:-1]), "contiguous.backward does not have exactly the entries convolution, copy"),
+    "a kind too many": (
+        broken(*RATE[:-2], "other", value={}),
+        "contiguous.backward does not have exactly the entries convolution, copy",
+    ),
     "a negative rate": (broken(*RATE, value=-1e-9), "contiguous.backward.grouped.far is -1e-09"),
     "infinite": (broken(*RATE, value=float("inf")), "grouped.far is inf"),
     "not a number": (broken(*RATE, value=float("nan")), "grouped.far is nan"),
@@ -274,9 +282,7 @@ def test_every_kind_is_measured_at_small_sizes() -> None:
     )
     for name in FORMATS:
         found = measure(CPU, torch.float32, name, seconds=0.0, cases=cases)
-        assert {(kind_of(one.work), one.backward) for one in found} == set(
-            product([field.name for field in fields(Kinds)], (False, True))
-        )
+        assert {(kind_of(one.work), one.backward) for one in found} == set(product(Kinds._fields, (False, True)))
         assert all(0 < one.seconds < 60 for one in found)
         assert len(found) == 2 * len(cases) - 2
 
@@ -311,10 +317,7 @@ def test_the_fit_finds_the_constants_that_made_the_measurements(name: Format) ->
     factors = [1 / 3, 2.0, 0.5, 3.0, 1.5, 0.6, 2.5, 0.4, 1.2]
 
     def moved(kinds: Kinds) -> Kinds:
-        rates = {field.name: asdict(getattr(kinds, field.name)).values() for field in fields(Kinds)}
-        return Kinds(
-            **{kind: Rates(*(v * f for v, f in zip(values, factors, strict=True))) for kind, values in rates.items()}
-        )
+        return Kinds(*(Rates(*(v * f for v, f in zip(rates, factors, strict=True))) for rates in kinds))
 
     start = replace(made, forward=moved(made.forward), backward=moved(made.backward), cache=made.cache * 1.5)
     assert max(relative_errors(start, measurements).values()) > 0.2

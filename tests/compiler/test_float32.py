@@ -56,7 +56,7 @@ def test_every_candidate_in_float32(name: str, groups: int, weight: tuple[int, .
             leaves |= stored
         else:
             leaves = {key: tensor.requires_grad_() for key, tensor in leaves.items()}
-        code = emit(program, given=given)
+        code = emit(program, supplied=given)
         value = code(leaves["X"], *(leaves[key] for key in argument_names(program, given)))
         taken = ["X"] if frozen else list(wanted)[1:]
         found = torch.autograd.grad(value, [leaves[key] for key in taken], seed)

@@ -277,12 +277,6 @@ def test_adaptive_average_pooling_is_torchs(output_size: list[int | None], posit
         check(without.network, {"X": x}, expected)
 
 
-@given(st.integers(1, 3), st.permutations((5, 6, 8)))
-def test_global_average_pooling_is_the_mean(axes: int, positions: list[int]) -> None:
-    x = random(2, 3, *positions[:axes], seed=axes)
-    check(windows.global_average_pooling(axes), {"X": x}, x.flatten(2).mean(2))
-
-
 @pytest.mark.parametrize("known", [{}, {"in_features": 3}, {"out_features": 5}, {"in_features": 3, "out_features": 5}])
 def test_linear_is_torchs(known: dict[str, int]) -> None:
     x, w = random(2, 3, seed=0), random(5, 3, seed=1)
@@ -366,10 +360,6 @@ def test_two_layers_are_one_network(data: st.DataObject) -> None:
             lambda: windows.adaptive_average_pooling((1, None)).network,
             "X[n c x y] Fill[x | value=mean] Fill[u:1 | value=1] Copy[y v] -> [n c u v]",
         ),
-        (
-            lambda: windows.global_average_pooling(2),
-            "X[n c x y] Fill[x | value=mean] Fill[y | value=mean] -> [n c]",
-        ),
         (lambda: windows.linear(out_features=5), "X[n in] W[out:5 in] -> [n out]"),
     ],
 )
@@ -409,7 +399,7 @@ def test_a_depthwise_kernel_has_one_channel_a_group() -> None:
         ("convolution", {"padding": ((1, 2, 3),)}, "padding has 3 numbers"),
         ("convolution", {"padding": ((1, 0.5),)}, "padding is 0.5"),
         ("convolution", {"padding": "full"}, "padding is 'full'"),
-        ("convolution", {"padding": "same", "stride": 2}, "'same', with a stride"),
+        ("convolution", {"padding": "same", "stride": 2}, "'same' with a stride"),
         ("convolution", {"padding_mode": "edge"}, "padding_mode is 'edge'"),
         ("convolution", {"groups": 0}, "groups is 0"),
         ("convolution", {"groups": 2, "in_channels": 3, "out_channels": 4}, "in_channels=3"),
@@ -428,8 +418,6 @@ def test_a_depthwise_kernel_has_one_channel_a_group() -> None:
         ("adaptive_average_pooling", {"output_size": 7}, "output_size is 7"),
         ("adaptive_average_pooling", {"output_size": (0,)}, "output_size is 0"),
         ("adaptive_average_pooling", {"output_size": (1, 1, 1, 1)}, "output_size is (1, 1, 1, 1)"),
-        ("global_average_pooling", {"dimensions": 4}, "dimensions is 4"),
-        ("global_average_pooling", {"dimensions": 0}, "dimensions is 0"),
         ("linear", {"in_features": 0}, "in_features is 0"),
     ],
 )
@@ -442,11 +430,11 @@ def test_an_argument_is_refused_by_name(builder: str, arguments: dict[str, Any],
 @pytest.mark.parametrize(
     ("builder", "arguments", "facts"),
     [
-        ("average_pooling", {"kernel_size": (3,), "stride": 2, "ceil_mode": True}, ["input_size", "beyond the end"]),
+        ("average_pooling", {"kernel_size": (3,), "stride": 2, "ceil_mode": True}, ["input_size", "number of windows"]),
         (
             "average_pooling",
             {"kernel_size": (3,), "padding": 1, "count_include_pad": False},
-            ["input_size", "no padding"],
+            ["input_size", "number of elements in a window"],
         ),
         ("average_pooling", {"kernel_size": (5,), "input_size": 3}, ["input_size is 3", "5 elements"]),
         ("adaptive_average_pooling", {"output_size": (7, 1)}, ["input_size", "output_size (7, 1)"]),

@@ -176,7 +176,7 @@ def assert_points(message: str, text: str, key: str, caret: int) -> None:
         ("Fill[k]", "Fill has no value", 0),
         ("Conv[x y k | strid=2]", "'strid'", 13),
         ("Fuse[x y | stride=2]", "'stride'", 11),
-        ("Conv[x y k | stride=2 stride=2]", "'stride' stands twice", 22),
+        ("Conv[x y k | stride=2 stride=2]", "'stride' occurs twice", 22),
         ("Conv[x y k | stride]", "'stride' has no value", 19),
         ("Conv[x y k | stride=]", "stride is ']'", 20),
         ("Conv[x y k | stride=two]", "stride is 'two'", 20),
@@ -299,7 +299,7 @@ def test_text_of_a_rule_is_checked_too() -> None:
     with refused(NotationError, "'=>'") as error:
         parse_rule("K[a]")
     assert_points(str(error.value), "K[a]", "where:", 4)
-    with refused(NotationError, "'=>' stands where"):
+    with refused(NotationError, "'=>' is not a node"):
         parse_rule("K[a] => K[a] => K[a]")
     with refused(NetworkError, "'b'"):
         parse_rule("K[a b] => V[a]")

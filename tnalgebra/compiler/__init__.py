@@ -1,4 +1,4 @@
-"""A network as the fastest torch code: simplify, order, lower, choose, emit."""
+"""The compiler: from a network to fast torch code, by the passes simplify, order, lower, choose and emit."""
 
 from .choose import MAX_PLAN_ELEMENTS, Candidates, is_channels_last
 from .compile import compile, make_request

@@ -1,4 +1,4 @@
-"""From a network to the fastest plain torch code: simplify, order, lower, choose, emit."""
+"""`compile`: its arguments are checked here, and become a `PlanRequest` and the values of all weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .compiled import Compiled
 from .computation import check_inputs
 
 
-def compile(  # the word of the field; it is used as tnalgebra.compile
+def compile(  # it hides the builtin here, and is used as tnalgebra.compile
     network: Network | str,
     *,
     inputs: Mapping[str, Sequence[int]],
@@ -29,27 +29,31 @@ def compile(  # the word of the field; it is used as tnalgebra.compile
     memory_format: torch.memory_format = torch.contiguous_format,
     max_elements: int = MAX_PLAN_ELEMENTS,
 ) -> Compiled:
-    """The fastest plain torch code that computes a network, as a module.
+    """Compile a network into a torch module that computes it by the plan with the lowest predicted time.
+
+        layer = tn.compile("X[n i] A[r i] B[o r] -> [n o]", inputs={"X": (16, 64)}, values={"A": a, "B": b})
+        layer(x)                                         # shape (16, size of o); print(layer.plan) shows the plan
 
     Args:
-        network: or its text.
-        inputs: name -> nominal shape of every tensor that is given at the call. Its sizes choose the plan; at the
-            call every size may be another that no weight fixes.
-        values: name -> elements of every other tensor; they become parameters of that name (a `Parameter` is used
-            as it is, and its memory may be laid out differently), in their own dtype and on their own device.
-        constants: names of values that are not trained: buffers.
-        bias: an output label along which the vector of that size among `values` that is called `bias` is added.
-        candidates: "factored" never lets the inputs meet one tensor made of all weights.
-        backward: choose by the price of forward and backward.
-        tune: measure the best few candidates on tensors of the nominal shapes, and remember the result on disk.
-        dynamic: label -> (least, most) of a batch: minimise the largest slowdown over the range (minimax regret).
-        memory_format: of inputs with 4 or 5 axes, `torch.contiguous_format` or `torch.channels_last`.
-        max_elements: of the largest tensor a plan may make.
+        network: a network or its text.
+        inputs: the nominal shape of every tensor that is passed at the call, by name. The plan is chosen for these
+            shapes; the module computes for all other sizes that agree with the weights.
+        values: the elements of every other tensor, by name. They become parameters of that name, with their dtype and
+            device. A `torch.nn.Parameter` is used itself, though the order of its elements in memory may change.
+        constants: names of values that are not trained: they become buffers.
+        bias: an output label along which a vector is added; `values` has it under the name "bias".
+        candidates: "all", or "factored" for plans that never contract all weights into one tensor before an input.
+        backward: whether the plan is chosen for the time of the forward and backward pass together.
+        tune: whether to measure the best few candidates on tensors of the nominal shapes; the result is stored on disk.
+        dynamic: (least, most) sizes of a batch label, by label: minimise the largest slowdown over the range (minimax
+            regret).
+        memory_format: of inputs with 4 or 5 axes: `torch.contiguous_format` or `torch.channels_last`.
+        max_elements: the largest number of elements of any tensor that the plan makes.
 
     Raises:
-        CompileError: a name that torch uses itself, a wrong input or range, no plan within memory.
-        SizeError: sizes contradict each other or are not known.
-        ValuesError: a value is missing, or does not fit.
+        CompileError: a name that torch modules use, a wrong input or range, or no plan within `max_elements`.
+        SizeError: sizes contradict each other, or are not known.
+        ValuesError: the values of a tensor do not fit the network.
     """
     request, tensors = make_request(
         parse(network) if isinstance(network, str) else network,
@@ -80,10 +84,10 @@ def make_request(
     max_elements: int,
     format_kept: bool = False,
 ) -> tuple[PlanRequest, dict[str, torch.Tensor]]:
-    """What a `Compiled` is made of: the request, and the values of all tensors but the inputs.
+    """Check the arguments of `compile`: the request for a plan, and the values of all tensors except the inputs.
 
-    The arguments are those of `compile`, which are checked here, and whether the output is to lie in the memory format
-    of the inputs.
+    Args:
+        format_kept: whether the output has the memory format of the inputs; the others are those of `compile`.
     """
     if candidates not in get_args(Candidates):
         raise CompileError(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates))))
@@ -127,9 +131,9 @@ def make_request(
 
 def _check_bias(network: Network, values: Mapping[str, Any], bias: str) -> None:
     if "bias" in tensor_nodes(network):
-        raise CompileError("a tensor is called 'bias', as is the vector to be added", fix="another name")
+        raise CompileError("a tensor is called 'bias', like the vector that is added", fix="another name")
     if bias not in network.output:
-        raise CompileError(f"the bias has no output label {bias!r}", output=" ".join(network.output))
+        raise CompileError(f"bias is {bias!r}, which is not an output label", output=" ".join(network.output))
     if "bias" not in values:
         raise CompileError("the bias has no value", fix=f"values={{'bias': ...}}, a vector along {bias!r}")
 
@@ -139,11 +143,13 @@ def _check_given(
 ) -> None:
     twice = [name for name in inputs if name in tensors]
     if twice:
-        raise CompileError(f"{twice[0]!r} is an input and has a value", fix="one of the two")
+        raise CompileError(f"{twice[0]!r} is an input and has a value", fix="list it in `inputs` or `values`")
     missing = [name for name in tensor_nodes(network) if name not in tensors and name not in inputs]
     if missing:
         raise CompileError(
-            f"no value for {', '.join(map(repr, missing))}", network=network, fix="values={...}, or an input"
+            f"no value for {', '.join(map(repr, missing))}",
+            network=network,
+            fix="values={name: elements}",
         )
     unknown = [name for name in constants if name not in tensors]
     if unknown:
@@ -154,11 +160,11 @@ def _check_ranges(request: PlanRequest) -> None:
     network = request.network
     for label, ends in request.dynamic.items():
         if not isinstance(ends, Sequence) or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
-            raise CompileError(f"the range of {label!r} is {ends!r}", fix="(least, most), at least 1")
+            raise CompileError(f"the range of {label!r} is {ends!r}", fix="(least, most), two integers of at least 1")
         if label not in network.sizes:
             fact = f"a range is given for {label!r}, which is not a label of the network"
             raise CompileError(fact, labels=" ".join(network.sizes))
         if not is_free(request, label):
-            fact = f"the size of {label!r} decides other sizes, or a weight has it"
+            fact = f"the size of {label!r} cannot change on its own: a weight, window or reshape has this label"
             fix = "a label that occurs on inputs only, such as the batch"
             raise CompileError(fact, network=network, fix=fix)

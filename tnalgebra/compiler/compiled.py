@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,18 +21,21 @@ from .tune import make_timer, tune_candidates
 from .weights import contract_weights, dense_patterns, lay_out
 
 SEEN = 256
-"""Shapes of inputs that are remembered as checked."""
+"""Number of different shapes of inputs that are remembered as checked."""
 
 
 class Compiled(nn.Module):
-    """A network as a module: call it with its inputs, in their order or by name.
+    """A network as a torch module, made by `compile` and called with the inputs in their order or by name.
 
-    Its parameters are named after the network's tensors. It computes for inputs of every size that agrees with the
-    weights; the plan was chosen for the nominal sizes.
+    Its parameters have the names of the network's tensors. It computes for all inputs whose sizes agree with the
+    weights; the plan is chosen for the nominal sizes.
+
+        module = tn.compile("X[n i] W[o i] -> [n o]", inputs={"X": (16, 64)}, values={"W": weight})
+        module(x)                                       # shape (n, o)
 
     Attributes:
-        network: what is computed.
-        plan: how; `print(module.plan)` shows it.
+        network: the network, with its nominal sizes.
+        plan: how the network is computed; `print(module.plan)` shows it.
     """
 
     network: Network
@@ -40,7 +43,7 @@ class Compiled(nn.Module):
     _tune: bool
     _weights: tuple[str, ...]
     _code: fx.GraphModule
-    _given: dict[int, str]
+    _supplied: dict[int, str]
     _arguments: tuple[str, ...]
     _fixed: tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]
     _thawed: Plan | None
@@ -66,11 +69,10 @@ class Compiled(nn.Module):
     # Calling ---------------------------------------------------------------------------------------------------
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-        """The value of the network, one axis for each output label.
+        """The value of the network: a tensor with one axis for each output label.
 
         Raises:
-            CompileError: an input is missing, has another number of axes, another size where a weight fixes it, or
-                another dtype.
+            CompileError: an input is missing, or its dtype, number of axes or sizes do not fit the network.
         """
         tensors = self._inputs(inputs, named) if named or len(inputs) != len(self._fixed) else inputs
         if torch.compiler.is_compiling():
@@ -87,7 +89,7 @@ class Compiled(nn.Module):
                 if len(self._seen) < SEEN and not torch.is_autocast_enabled(tensors[0].device.type):
                     self._seen.add(seen)
         stored = [getattr(self, name) for name in self._arguments]
-        if not self._weights:  # dense patterns alone, which follow the inputs
+        if not self._weights:  # the arguments are dense patterns, whose dtype follows the inputs
             stored = [tensor.to(tensors[0].dtype) for tensor in stored]
         return self._code.forward(*tensors, *stored)  # type: ignore[no-any-return]
 
@@ -110,49 +112,49 @@ class Compiled(nn.Module):
     def _inputs(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         names = [name for name, _, _ in self._fixed]
         if len(inputs) > len(names):
-            raise CompileError(f"{len(inputs)} inputs are given", inputs=" ".join(names))
-        given = dict(zip(names, inputs, strict=False))
+            raise CompileError(f"{len(inputs)} inputs are given to a network of {len(names)}", inputs=" ".join(names))
+        by_name = dict(zip(names, inputs, strict=False))
         for name, tensor in named.items():
-            if name not in names or name in given:
-                fact = "is given twice" if name in given else "is not an input"
+            if name not in names or name in by_name:
+                fact = "is given twice" if name in by_name else "is not an input"
                 raise CompileError(f"{name!r} {fact}", inputs=" ".join(names))
-            given[name] = tensor
-        missing = [name for name in names if name not in given]
+            by_name[name] = tensor
+        missing = [name for name in names if name not in by_name]
         if missing:
             raise CompileError(f"the input {missing[0]!r} is missing", inputs=" ".join(names))
-        return tuple(given[name] for name in names)
+        return tuple(by_name[name] for name in names)
 
     def _check_sizes(self, tensors: Sequence[Tensor]) -> None:
-        """Whether inputs of these shapes agree with each other, and with the windows and the weights."""
+        """Refuse inputs whose shapes do not agree with each other, with the windows or with the weights."""
         sizes = self._own_sizes()
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        given = dict(zip(self.plan.request.inputs, shapes, strict=True))
+        by_name = dict(zip(self.plan.request.inputs, shapes, strict=True))
         try:
-            Network(self.network.nodes, self.network.output, {**sizes, **check_inputs(self.network, given)})
+            Network(self.network.nodes, self.network.output, {**sizes, **check_inputs(self.network, by_name)})
         except SizeError as error:
-            listed = ", ".join(f"{name} {shape}" for name, shape in given.items())
+            listed = ", ".join(f"{name} {shape}" for name, shape in by_name.items())
             raise CompileError("the sizes of the inputs do not fit", shapes=listed, because=error) from None
 
     def _own_sizes(self) -> dict[str, int]:
-        """Sizes that the weights and the windows fix."""
+        """The sizes that the weights and the windows determine."""
         moving = self._moving()
         return {label: size for label, size in self.network.sizes.items() if label not in moving}
 
     def _moving(self) -> set[str]:
-        """Labels that may have another size at a call: of the inputs, and what windows, copies and reshapes tie."""
+        """Labels whose size may change: those of the inputs, and those that nodes other than weights tie to them."""
         nodes = self.network.nodes
-        found: set[str] = set()
+        moving: set[str] = set()
         for name, _, fixed in self._fixed:
             labels = next(node.labels for node in nodes if isinstance(node, NamedTensor) and node.name == name)
-            found |= {label for axis, label in enumerate(labels) if axis not in dict(fixed)}
+            moving |= {label for axis, label in enumerate(labels) if axis not in dict(fixed)}
         settled = {label for node in nodes if node.name in self._weights for label in node.labels}
         settled |= {node.k for node in nodes if isinstance(node, Conv)}
         for _ in nodes:
             for node in nodes:
                 ends = node.labels[:2] if isinstance(node, Conv) else node.labels
-                if not isinstance(node, NamedTensor | Fill) and found & {*ends}:
-                    found |= {*ends} - settled
-        return found - settled
+                if not isinstance(node, NamedTensor | Fill) and moving & {*ends}:
+                    moving |= {*ends} - settled
+        return moving - settled
 
     def _refuse_shape(self, name: str, tensor: Tensor) -> None:
         node = next(n for n in self.network.nodes if isinstance(n, NamedTensor) and n.name == name)
@@ -162,45 +164,48 @@ class Compiled(nn.Module):
             fact = f"the input {name!r} has {tensor.ndim} axes, its node has {count}"
         else:
             axis, size = next((axis, size) for axis, size in sizes if shape[axis] != size)
-            fact = f"the axis {node.labels[axis]!r} of the input {name!r} has {shape[axis]} elements, needed are {size}"
+            fact = f"the axis {node.labels[axis]!r} of the input {name!r} has {shape[axis]} elements, not {size}"
         raise CompileError(fact, shape=shape, node=node_text(node, self.network.sizes, set()))
 
     @property
     def code(self) -> str:
-        """The Python that runs, as text."""
+        """The Python code that runs, as text."""
         return re.sub(r";  [^;]* = None$", "", str(self._code.code).strip(), flags=re.MULTILINE)
 
     @property
     def frozen(self) -> bool:
-        """Whether contracted weights are stored."""
+        """Whether the module is frozen: whether contracted weights are stored."""
         return self._thawed is not None
 
     # Freezing --------------------------------------------------------------------------------------------------
 
-    def freeze(self) -> Compiled:
-        """Contract what only weights go into, once, and choose a plan for that: the module itself.
+    def freeze(self) -> Self:
+        """Contract once all that depends on weights alone, store it, and choose a plan for the rest.
 
-        The stored tensors are buffers that no checkpoint holds. `train()` and loading a state thaw: the parameters
-        are used again. While frozen, changes of the parameters have no effect and no gradient reaches them.
+        A frozen module is in evaluation mode. Changes of its parameters have no effect, and they get no gradients. The
+        stored tensors are buffers that are not in the state dict. `train()` and loading a state dict thaw the module.
+
+        Returns:
+            The module itself.
         """
         if self.frozen:
             return self
         like = self._like()
-        dtype = like.dtype if self._weights else torch.float64  # of dense patterns alone, which follow the inputs
+        dtype = like.dtype if self._weights else torch.float64  # for dense patterns, whose dtype follows the inputs
         request = replace(self.plan.request, frozen=True, backward=False, dtype=dtype, device=like.device)
         plan = self._make_plan(request)
         weights = {name: getattr(self, name).detach() for name in self._weights}
-        given, stored = contract_weights(plan.chosen.program, weights | dense_patterns(plan.chosen, request))
+        supplied, stored = contract_weights(plan.chosen.program, weights | dense_patterns(plan.chosen, request))
         for name, tensor in stored.items():
             self.register_buffer(name, tensor, persistent=False)
         self._thawed = self.plan
-        self._run(plan, given)
+        self._run(plan, supplied)
         return super().train(False)
 
-    def thaw(self) -> Compiled:
-        """Use the parameters again: the module itself."""
+    def thaw(self) -> Self:
+        """Use the parameters again instead of the stored tensors; returns the module itself."""
         if self._thawed is not None:
-            for name in self._given.values():
+            for name in self._supplied.values():
                 delattr(self, name)
             plan, self._thawed = self._thawed, None
             self._run(plan, {})
@@ -213,26 +218,22 @@ class Compiled(nn.Module):
         tune: bool | None = None,
         backward: bool | None = None,
         memory_format: torch.memory_format | None = None,
-    ) -> Compiled:
-        """Choose another plan, for other nominal shapes and where the weights are now: the module itself.
+    ) -> Self:
+        """Choose another plan, for other nominal shapes and the present device and dtype of the weights.
 
         Args:
-            inputs: name -> nominal shape; of a module with one input its shape alone.
-            tune, backward, memory_format: as of `compile`; by default as they were.
+            inputs: the nominal shape of every input, by name; for a module with one input, the shape alone.
+            tune, backward, memory_format: as in `compile`; by default they remain as they are.
+
+        Returns:
+            The module itself.
 
         Raises:
-            CompileError, SizeError: the shapes do not fit, or no plan keeps within memory.
+            CompileError, SizeError: the shapes do not fit, or no plan keeps within the largest number of elements.
         """
-        frozen, names = self.frozen, self.plan.request.inputs
-        if not isinstance(inputs, Mapping):
-            if len(names) > 1:
-                raise CompileError(f"one shape is given for {len(names)} inputs", inputs=" ".join(names))
-            inputs = {names[0]: inputs}
-        missing = [name for name in names if name not in inputs]
-        if missing:
-            raise CompileError(f"the input {missing[0]!r} has no shape", inputs=" ".join(names))
-        like, before = self._like(), self._thawed or self.plan
-        sizes = {**self._own_sizes(), **check_inputs(self.network, inputs)}
+        shapes = self._nominal_shapes(inputs, memory_format)
+        frozen, like, before = self.frozen, self._like(), self._thawed or self.plan
+        sizes = {**self._own_sizes(), **check_inputs(self.network, shapes)}
         network = Network(self.network.nodes, self.network.output, sizes)
         request = replace(before.request, network=network, dtype=like.dtype, device=like.device)
         if backward is not None:
@@ -248,8 +249,22 @@ class Compiled(nn.Module):
         self._use(plan)
         return self.freeze() if frozen else self
 
-    def train(self, mode: bool = True) -> Compiled:
-        """As of any module; training thaws."""
+    def _nominal_shapes(
+        self, inputs: Mapping[str, Sequence[int]] | Sequence[int], memory_format: torch.memory_format | None
+    ) -> Mapping[str, Sequence[int]]:
+        """The nominal shape of every input, by name, from the arguments of `replan`; layers check the format too."""
+        names = self.plan.request.inputs
+        if not isinstance(inputs, Mapping):
+            if len(names) > 1:
+                raise CompileError(f"one shape is given for {len(names)} inputs", inputs=" ".join(names))
+            inputs = {names[0]: inputs}
+        missing = [name for name in names if name not in inputs]
+        if missing:
+            raise CompileError(f"the input {missing[0]!r} has no shape", inputs=" ".join(names))
+        return inputs
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; training mode thaws the module."""
         if mode:
             self.thaw()
         return super().train(mode)
@@ -278,45 +293,45 @@ class Compiled(nn.Module):
         return Plan(request, tuple(listed))
 
     def _use(self, plan: Plan) -> None:
-        """From now on compute by this plan: with its dense patterns, and each weight laid out as it wants it."""
+        """Use a plan, with its dense patterns and with the order of each weight in memory that it needs."""
         lay_out(plan.chosen.program, {name: tensor for name, tensor in self._parameters.items() if tensor is not None})
         for name, dense in dense_patterns(plan.chosen, plan.request).items():
             self.register_buffer(name, dense, persistent=False)
         self._run(plan, {})
 
-    def _run(self, plan: Plan, given: dict[int, str]) -> None:
-        """From now on use this plan; `given` are positions of stored values, with the names of their buffers."""
+    def _run(self, plan: Plan, supplied: dict[int, str]) -> None:
+        """Run the code of a plan; `supplied`: the names of the buffers of stored values, by their position."""
         program = plan.chosen.program
-        self.plan, self._given = plan, given
-        self._code = emit(program, given=given).train(self.training)
+        self.plan, self._supplied = plan, supplied
+        self._code = emit(program, supplied=supplied).train(self.training)
         self._seen = set()
-        self._arguments = argument_names(program, given)
+        self._arguments = argument_names(program, supplied)
         self._fixed = _fixed_axes(plan.request, program)
 
     def _like(self) -> Tensor:
-        """A tensor of the dtype and on the device of the weights."""
+        """A tensor with the dtype and the device of the weights."""
         tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor.is_floating_point()]
         return tensors[0] if tensors else torch.empty(0, dtype=self.plan.request.dtype, device=self.plan.request.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the code: torch.fx would trace what it reads back, and give the arguments other names."""
+        """The state without the code, because torch.fx would trace it again and rename its arguments."""
         modules = {name: module for name, module in self._modules.items() if name != "_code"}
         return {**self.__dict__, "_modules": modules}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._run(self.plan, self._given)
+        self._run(self.plan, self._supplied)
 
     def _timer(self, candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
         return make_timer(candidate, request, {name: getattr(self, name) for name in self._weights})
 
 
 def _fixed_axes(request: PlanRequest, program: Program) -> tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]:
-    """For each input its name, its number of axes, and (axis, size) where the size cannot change."""
+    """For each input its name, its number of axes, and (axis, size) for each size that cannot change."""
     rows = []
     for name in request.inputs:
         load = next(one for one in program.operations if isinstance(one, Load) and one.name == name)
-        labels = labels_in(load.axes)  # the plan's own, which may be others than the network's
+        labels = labels_in(load.axes)  # those of the simplified network
         fixed = tuple((axis, program.sizes[label]) for axis, label in enumerate(labels) if label not in program.moving)
         rows.append((name, len(labels), fixed))
     return tuple(rows)
@@ -325,5 +340,5 @@ def _fixed_axes(request: PlanRequest, program: Program) -> tuple[tuple[str, int,
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if hasattr(module, name) or hasattr(type(module), name) or name in (*Compiled.__annotations__, "self"):
-            fact = f"a tensor is called {name!r}, which a module has for itself"
+            fact = f"a tensor is called {name!r}, which is an attribute of torch modules or of Compiled"
             raise CompileError(fact, fix="another name in the network")

@@ -1,4 +1,4 @@
-"""What is to be compiled: a network with every size known, its inputs, weights, windows and reshapes apart."""
+"""The network to be computed, simplified, with its nodes sorted into inputs, weights, windows and reshapes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from ..networks import (
 from ..rewriting import SIMPLIFY, drop_size_one, merge_windows, rewrite, window_to_fuse
 
 RULES = tuple(rule for rule in SIMPLIFY if rule not in (drop_size_one, window_to_fuse))
-"""Of `SIMPLIFY` what holds for inputs of every size, and leaves each tensor its axes."""
+"""The rules of `SIMPLIFY` that hold for inputs of every size and do not remove axes of tensors."""
 
 MAX_MERGED = 8
-"""Networks with windows merged or not that are looked at."""
+"""Number of networks, with some windows merged, that are considered."""
 
 LeafKind: TypeAlias = Literal["input", "weight", "pattern"]
 
@@ -48,12 +48,12 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Computation:
-    """A network to be computed, its nodes sorted by what they are to a plan.
+    """A network to be computed, with its nodes sorted by their role in a plan.
 
     inputs: names, in the order of the call.
-    leaves: in the order of their nodes; a tied tensor occurs more than once.
-    views: windows and reshapes, which are steps of a plan and no tensors.
-    factor: of the whole value, from flat nodes.
+    leaves: the tensors, in the order of their nodes; a tied tensor occurs more than once.
+    views: the windows and reshapes, which a plan applies as steps.
+    factor: the number that multiplies the whole value, from `Fill` nodes.
     sized: labels whose size multiplies (+1) or divides (-1) the value.
     """
 
@@ -74,13 +74,13 @@ class Computation:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """Open labels that no node carries: axes of one element."""
+        """Output labels that do not occur on a leaf or a view: axes of one element."""
         carried = {label for node in (*self.leaves, *self.views) for label in node.labels}
         return tuple(label for label in self.output if label not in carried)
 
 
 def computations(network: Network, inputs: Sequence[str], sizes: Mapping[str, int]) -> list[Computation]:
-    """The network simplified, and the same with windows that follow one another merged, where that is exact.
+    """The simplified network, and its variants with consecutive windows merged where that is exact.
 
     Raises:
         SizeError: a size is not known.
@@ -89,18 +89,18 @@ def computations(network: Network, inputs: Sequence[str], sizes: Mapping[str, in
     for label in carriers(network):
         size_of(network, label)
     simplified = rewrite(network, RULES).network
-    found = [simplified]
-    for one in found:
+    variants = [simplified]
+    for one in variants:
         for place in merge_windows.places(one):
-            if len(found) < MAX_MERGED:
+            if len(variants) < MAX_MERGED:
                 merged = rewrite(merge_windows.apply(one, at=place).network, RULES).network
-                if str(merged) not in {str(other) for other in found}:
-                    found.append(merged)
-    return [sort_nodes(one, inputs) for one in found]
+                if str(merged) not in {str(other) for other in variants}:
+                    variants.append(merged)
+    return [sort_nodes(one, inputs) for one in variants]
 
 
 def sort_nodes(network: Network, inputs: Sequence[str]) -> Computation:
-    """Sort the nodes of a network by what they are to a plan."""
+    """Sort the nodes of a network by their role in a plan."""
     network = _split_apart(network)
     factor, sized, nodes = _without_fills(network)
     leaves, views = [], []
@@ -117,11 +117,11 @@ def sort_nodes(network: Network, inputs: Sequence[str]) -> Computation:
 
 
 def _split_apart(network: Network) -> Network:
-    """Each carrier of the whole of a reshape with a label and a reshape of its own.
+    """Give every node that carries the whole of a reshape its own copy of that label and of the reshape.
 
         K[out in] Fuse[out g m] -> [out in]  =  K[out_2 in] Fuse[out_2 g m] Fuse[out g m] -> [out in]
 
-    A step reshapes one tensor: so each can be split before it meets the others, and the value put together after.
+    A step reshapes one tensor. With its own label each tensor can be split before it is joined with others.
     """
     nodes, sizes = list(network.nodes), dict(network.sizes)
     for position in range(len(network.nodes)):
@@ -138,14 +138,17 @@ def _split_apart(network: Network) -> Network:
 
 
 def _pattern_leaf(node: Node, taken: set[str]) -> Leaf:
-    """The dense array of a reserved node as a leaf, under a name that nothing else has."""
+    """The dense array of a reserved node as a leaf, under a new name."""
     name = next(name for number in count() if (name := f"pattern_{number}") not in taken)
     taken.add(name)
     return Leaf(name, node.labels, "pattern", node)
 
 
 def _without_fills(network: Network) -> tuple[float, list[tuple[str, int]], list[Node]]:
-    """Flat nodes as one factor. Where no other node carries an open label it stays, as ones, unless its size is 1."""
+    """The nodes without `Fill`, and its values as one factor.
+
+    An output label of more than one element that occurs only on `Fill` gets a vector of ones, as a `Copy`.
+    """
     nodes: list[Node] = [node for node in network.nodes if not isinstance(node, Fill)]
     standing = {label for node in nodes for label in node.labels}
     factor, sized = Fraction(1), []
@@ -170,9 +173,9 @@ def _without_fills(network: Network) -> tuple[float, list[tuple[str, int]], list
 
 
 def moving_labels(computation: Computation, patterns: Iterable[Leaf] = ()) -> frozenset[str]:
-    """Labels whose size the inputs alone decide: it may differ from call to call.
+    """Labels whose size the inputs alone determine, so that it may differ from call to call.
 
-    Every other size is that of a weight, of a window or of a dense pattern, or follows from those.
+    Every other size is that of a weight, a window or a dense pattern, or follows from those.
     """
     views = computation.views
     fixed = {label for leaf in (*computation.leaves, *patterns) if leaf.kind != "input" for label in leaf.labels}
@@ -195,7 +198,7 @@ def moving_labels(computation: Computation, patterns: Iterable[Leaf] = ()) -> fr
 
 
 def _fixed_by(view: Conv | Fuse, fixed: Set[str], known: Set[str]) -> set[str]:
-    """Labels of a view whose size follows from fixed ones, or from nothing; `known` are those the inputs decide."""
+    """Labels of a view whose size fixed labels determine, or nothing does; `known`: those that the inputs determine."""
     if isinstance(view, Conv):
         return {view.x, view.y} if {view.x, view.y} & fixed else set()
     if view.whole in fixed:
@@ -208,33 +211,33 @@ def labels_from_inputs(computation: Computation, *, splits: bool) -> frozenset[s
     """Labels whose size follows from the inputs alone: through windows from x to y, and through reshapes.
 
     Args:
-        splits: also the parts of a whole, of which the inputs alone do not say how large each is.
+        splits: whether to include the parts of a whole, though the inputs determine only their product.
     """
-    found = {label for leaf in computation.leaves if leaf.kind == "input" for label in leaf.labels}
+    reached = {label for leaf in computation.leaves if leaf.kind == "input" for label in leaf.labels}
     before = -1
-    while len(found) != before:
-        before = len(found)
+    while len(reached) != before:
+        before = len(reached)
         for view in computation.views:
             if isinstance(view, Conv):
-                found |= {view.y} if view.x in found else set()
-            elif splits and view.whole in found:
-                found |= {*view.parts}
-            elif found.issuperset(view.parts):
-                found.add(view.whole)
-    return frozenset(found)
+                reached |= {view.y} if view.x in reached else set()
+            elif splits and view.whole in reached:
+                reached |= {*view.parts}
+            elif reached.issuperset(view.parts):
+                reached.add(view.whole)
+    return frozenset(reached)
 
 
 def check_inputs(network: Network, inputs: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """label -> size, from the shapes of the inputs.
+    """The size of every label on the inputs, from their shapes.
 
     Raises:
-        CompileError: no such tensor, or another number of axes.
-        SizeError: sizes that contradict each other.
+        CompileError: an input is not a tensor of the network, or has another number of axes.
+        SizeError: two axes with one label have different sizes.
     """
     names = tensor_nodes(network)
     sizes: dict[str, int] = {}
     if not isinstance(inputs, Mapping):
-        raise CompileError(f"inputs is {inputs!r}", fix="name -> shape, such as {'X': (16, 64, 56, 56)}")
+        raise CompileError(f"inputs is {inputs!r}", fix="shapes by name, such as {'X': (16, 64, 56, 56)}")
     for name, shape in inputs.items():
         if not isinstance(shape, Sequence) or not all(isinstance(number, int) for number in shape):
             raise CompileError(f"the shape of the input {name!r} is {shape!r}", fix="a tuple of integers")

@@ -1,4 +1,4 @@
-"""The constants of the cost model: those that `calibrate` stored for this machine, or the package's own."""
+"""The constants of the cost model: those that `calibrate` measured on this machine, or the defaults of the package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,13 +19,13 @@ from .cost import FORMATS, Constants, Format, Kinds, Rates
 
 
 def constants_for(device: torch.device, dtype: torch.dtype, memory_format: Format) -> Constants:
-    """The constants that `calibrate` stored for a device; if it never ran there, the ones of the package.
+    """The constants that `calibrate` stored for a device, or the defaults of the package if it never ran there.
 
-    Those of the package were measured in float32; for another dtype arithmetic and traffic are scaled with its size
-    (on CUDA, types of two bytes to the speed of tensor cores).
+    The defaults are those of float32. For another dtype they are scaled with its number of bytes, except that on CUDA
+    arithmetic in two bytes has the speed of tensor cores.
 
     Raises:
-        CompileError: what is stored cannot be read.
+        CompileError: the stored file cannot be read.
     """
     path = calibration_file(device, dtype)
     if path.exists():
@@ -35,18 +35,11 @@ def constants_for(device: torch.device, dtype: torch.dtype, memory_format: Forma
     if dtype == torch.float32:
         return constants
     size = dtype.itemsize / 4
-    arithmetic = 1 / 12 if cuda and dtype.itemsize == 2 else size
     factors = dict.fromkeys(("read", "written", "far", "read_large", "written_large"), size)
-    factors["multiply_add"] = arithmetic
+    factors["multiply_add"] = 1 / 12 if cuda and dtype.itemsize == 2 else size
 
     def scale(kinds: Kinds) -> Kinds:
-        rates = {field.name: getattr(kinds, field.name) for field in fields(Kinds)}
-        return Kinds(
-            **{
-                kind: replace(one, **{n: getattr(one, n) * f for n, f in factors.items()})
-                for kind, one in rates.items()
-            }
-        )
+        return Kinds(*(rates._replace(**{n: getattr(rates, n) * f for n, f in factors.items()}) for rates in kinds))
 
     return Constants(
         view=constants.view,
@@ -59,7 +52,7 @@ def constants_for(device: torch.device, dtype: torch.dtype, memory_format: Forma
 
 
 def identity(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
-    """What measured constants hold for: the device's name, dtype, threads, and the version of torch."""
+    """What measured constants are valid for: the device, the dtype, the number of threads and the version of torch."""
     if device.type == "cuda":
         name, threads = torch.cuda.get_device_name(device), 0
     else:
@@ -73,67 +66,74 @@ def identity(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    """The processor's name, which Linux gives nowhere but in /proc."""
+    """The name of the processor; on Linux only /proc has it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1).strip() if match else platform.processor() or platform.machine()
 
 
 def calibration_file(device: torch.device, dtype: torch.dtype) -> Path:
-    """Where `calibrate` stores the constants of a device: one file in the cache for each identity."""
+    """The file in the cache folder that holds the constants for one `identity`."""
     words = "-".join(str(word) for word in identity(device, dtype).values())
     return cache_folder() / "calibrations" / f"{re.sub(r'[^A-Za-z0-9.+]+', '-', words)}.json"
 
 
 def read_constants(path: Path, device: torch.device, dtype: torch.dtype) -> dict[Format, Constants]:
-    """The constants in a file of `calibrate`, one for each memory format.
+    """The constants that `calibrate` wrote into a file, for each memory format.
 
     Raises:
-        CompileError: the file is broken, or of another device.
+        CompileError: the file is damaged, or was written for another device.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         _check_keys(data, ("identity", "constants"), "the file")
         if data["identity"] != identity(device, dtype):
-            raise ValueError(f"it is of {data['identity']}, not of {identity(device, dtype)}")
+            raise ValueError(f"it was measured for {data['identity']}, not for {identity(device, dtype)}")
         _check_keys(data["constants"], FORMATS, "'constants'")
-        found = {name: _read_record(Constants, data["constants"][name], name) for name in FORMATS}
-        for name, constants in found.items():
+        tables = {name: _read_record(Constants, data["constants"][name], name) for name in FORMATS}
+        for name, constants in tables.items():
             if not constants.cache or not constants.large:
-                raise ValueError(f"{name}: 'cache' and 'large' are above 0")
-        return found
-    except (OSError, ValueError) as error:  # what json raises is a ValueError, as is what is not UTF-8
+                raise ValueError(f"{name}: 'cache' and 'large' must be above 0")
+        return tables
+    except (OSError, ValueError) as error:  # errors of JSON and of UTF-8 are ValueErrors
         raise CompileError(
             "the stored calibration cannot be used",
             file=path,
             reason=error,
-            fix="delete the file; calibrate() measures again, without it the package's own constants hold",
+            fix="delete the file to use the defaults, or call tnalgebra.compiler.calibrate() to measure again",
         ) from error
 
 
+def as_record(constants: Constants) -> dict[str, Any]:
+    """The JSON object from which `read_constants` reads the constants."""
+    kinds = {"forward": constants.forward, "backward": constants.backward}
+    tables = {name: {kind: rates._asdict() for kind, rates in one._asdict().items()} for name, one in kinds.items()}
+    return {**asdict(constants), **tables}
+
+
 def _read_record(record: Any, data: object, at: str) -> Any:
-    """A dataclass of numbers, or of dataclasses of numbers, from what JSON holds of it."""
+    """`Constants`, `Kinds` or `Rates` from the JSON object that has their fields; `at` names the place in errors."""
     types = get_type_hints(record)
     _check_keys(data, sorted(types), at)
     assert isinstance(data, dict)
-    found: dict[str, object] = {}
+    fields: dict[str, object] = {}
     for name, value in data.items():
         place = f"{at}.{name}"
-        if is_dataclass(types[name]):
-            found[name] = _read_record(types[name], value, place)
+        if types[name] is not float:
+            fields[name] = _read_record(types[name], value, place)
         elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise ValueError(f"{place} is {value!r}, not a finite number of 0 or more")
+            raise ValueError(f"{place} is {value!r}, not a finite number of at least 0")
         else:
-            found[name] = float(value)
-    return record(**found)
+            fields[name] = float(value)
+    return record(**fields)
 
 
 def _check_keys(data: object, names: Any, at: str) -> None:
     if not isinstance(data, dict) or data.keys() != set(names):
-        raise ValueError(f"{at} does not hold {', '.join(names)}")
+        raise ValueError(f"{at} does not have exactly the entries {', '.join(names)}")
 
 
 # call, multiply_add, narrow_summed, narrow_new, read, written, far, read_large, written_large
@@ -187,55 +187,45 @@ CPU_DEFAULTS: Mapping[Format, Constants] = {
         ),
     ),
 }
-"""float32 on two cores of an Intel Xeon with AVX-512: measured, rounded to two digits. `large` is 32 MiB.
+"""Measured in float32 on two cores of an Intel Xeon with AVX-512, and rounded to two digits. `large` is 32 MiB.
 
-Windows in channels_last are lowered by a fifth, forward and backward, after whole chains of layers were measured in
-both formats.
+The rates of convolutions in channels_last are a fifth lower than measured, because whole chains of layers are faster
+there than their single steps.
 """
 
-_CUDA = Constants(
-    view=2.0e-6,
-    cache=1.0e7,
-    large=2**60,
-    kept=1.6e-12,
-    forward=Kinds(
-        convolution=Rates(2.0e-5, 7.0e-14, 16, 16, 1.6e-12, 1.6e-12, 0, 0, 0),
-        one_wide=Rates(2.0e-5, 6.0e-14, 16, 16, 1.6e-12, 1.6e-12, 0, 0, 0),
-        grouped=Rates(2.5e-5, 2.0e-13, 8, 8, 3.2e-12, 3.2e-12, 0, 0, 0),
-        depthwise=Rates(1.5e-5, 2.0e-13, 0, 0, 1.6e-12, 1.6e-12, 0, 0, 0),
-        product=Rates(1.0e-5, 5.0e-14, 16, 16, 1.6e-12, 1.6e-12, 0, 0, 0),
-        copy=Rates(5.0e-6, 0, 0, 0, 2.4e-12, 2.4e-12, 0, 0, 0),
-        pointwise=Rates(5.0e-6, 0, 0, 0, 1.6e-12, 1.6e-12, 0, 0, 0),
-    ),
-    backward=Kinds(
-        convolution=Rates(4.0e-5, 1.4e-13, 16, 16, 3.2e-12, 3.2e-12, 0, 0, 0),
-        one_wide=Rates(4.0e-5, 1.2e-13, 16, 16, 3.2e-12, 3.2e-12, 0, 0, 0),
-        grouped=Rates(5.0e-5, 8.0e-13, 8, 8, 6.4e-12, 6.4e-12, 0, 0, 0),
-        depthwise=Rates(3.0e-5, 8.0e-13, 0, 0, 3.2e-12, 3.2e-12, 0, 0, 0),
-        product=Rates(2.0e-5, 1.0e-13, 16, 16, 3.2e-12, 3.2e-12, 0, 0, 0),
-        copy=Rates(1.0e-5, 0, 0, 0, 4.8e-12, 4.8e-12, 0, 0, 0),
-        pointwise=Rates(1.0e-5, 0, 0, 0, 3.2e-12, 3.2e-12, 0, 0, 0),
-    ),
-)
+
+def _cuda(*, convolution: float, depthwise: float) -> Constants:
+    """The constants of a GPU, given the seconds of a multiply-add in convolutions with windows and depthwise ones."""
+    forward = Kinds(
+        convolution=Rates(2.0e-5, convolution, 16, 16, 1.6e-12, 1.6e-12),
+        one_wide=Rates(2.0e-5, 6.0e-14, 16, 16, 1.6e-12, 1.6e-12),
+        grouped=Rates(2.5e-5, 2.0e-13, 8, 8, 3.2e-12, 3.2e-12),
+        depthwise=Rates(1.5e-5, depthwise, 0, 0, 1.6e-12, 1.6e-12),
+        product=Rates(1.0e-5, 5.0e-14, 16, 16, 1.6e-12, 1.6e-12),
+        copy=Rates(5.0e-6, 0, 0, 0, 2.4e-12, 2.4e-12),
+        pointwise=Rates(5.0e-6, 0, 0, 0, 1.6e-12, 1.6e-12),
+    )
+    # two gradients cost twice as much; where there are groups, their arithmetic four times as much
+    twice = Kinds(
+        *(
+            rates._replace(
+                call=2 * rates.call,
+                multiply_add=(4 if rates in (forward.grouped, forward.depthwise) else 2) * rates.multiply_add,
+                read=2 * rates.read,
+                written=2 * rates.written,
+            )
+            for rates in forward
+        )
+    )
+    return Constants(view=2.0e-6, cache=1.0e7, large=2**60, kept=1.6e-12, forward=forward, backward=twice)
+
 
 CUDA_DEFAULTS: Mapping[Format, Constants] = {
-    "contiguous": _CUDA,
-    "channels_last": replace(
-        _CUDA,
-        forward=replace(
-            _CUDA.forward,
-            convolution=Rates(2.0e-5, 1.0e-13, 16, 16, 1.6e-12, 1.6e-12, 0, 0, 0),
-            depthwise=Rates(1.5e-5, 6.0e-13, 0, 0, 1.6e-12, 1.6e-12, 0, 0, 0),
-        ),
-        backward=replace(
-            _CUDA.backward,
-            convolution=Rates(4.0e-5, 2.0e-13, 16, 16, 3.2e-12, 3.2e-12, 0, 0, 0),
-            depthwise=Rates(3.0e-5, 2.4e-12, 0, 0, 3.2e-12, 3.2e-12, 0, 0, 0),
-        ),
-    ),
+    "contiguous": _cuda(convolution=7.0e-14, depthwise=2.0e-13),
+    "channels_last": _cuda(convolution=1.0e-13, depthwise=6.0e-13),
 }
-"""float32 without TF32 on a GPU of the H100's order of magnitude, from published figures: not measured.
+"""Float32 without TF32 on a GPU like the H100, estimated from published figures and not measured.
 
-2e13 multiply-adds and 2.5e12 bytes a second, 5 to 20 microseconds a call; its allocator keeps what is freed, so nothing
-is large.
+They assume 2e13 multiply-adds and 2.5e12 bytes per second and 5 to 20 microseconds per call. The allocator keeps freed
+memory, so that no tensor counts as large.
 """

@@ -1,4 +1,4 @@
-"""A join of two values as one of torch's convolutions."""
+"""Lowering: a join of two values as one of torch's convolutions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .values import (
 
 
 class _Positions(NamedTuple):
-    """One axis of positions, and the window that moves along it, if one does.
+    """One axis of positions, and the window that moves along it, if there is one.
 
-    before, after, k: the axis of the input, of the value, of the kernel.
-    padding, extra: torch's padding and output_padding.
-    rest: what is still to be added (or cut off) at both ends: before a convolution, after a transposed one.
+    before, after, k: the axis of the input, of the result and of the kernel.
+    padding, extra: the arguments `padding` and `output_padding` of torch.
+    rest: positions to add (or to cut off, if negative) at both ends: before a convolution, after a transposed one.
     """
 
     node: Conv | None
@@ -53,7 +53,7 @@ def convolve(
     live: Collection[str],
     transposed: bool,
 ) -> Value:
-    """The join of an input and a kernel, absorbing windows; without windows, one with a window of one element."""
+    """Join an input and a kernel by a convolution along the windows; without windows, by a 1x1 convolution."""
     is_last = draft.style.memory_format == "channels_last"
     ends = {(node.y if transposed else node.x): node for node in windows}
     ks = [node.k for node in windows]
@@ -67,7 +67,7 @@ def convolve(
     while len(axes) < (2 if is_last else 1):
         axes.insert(0, ())
     positions = [_positions(draft, axis, ends, transposed=transposed) for axis in axes]
-    # both sides on the axes that torch wants, in the memory format of the style
+    # bring both sides onto the axes that torch expects, in the memory format of the style
     left = arrange(draft, left, (batch, groups + summed, *axes))
     window_axes = tuple(one.k for one in positions)
     kernel_axes = (*((groups + summed, new) if transposed else (groups + new, summed)), *window_axes)
@@ -78,30 +78,19 @@ def convolve(
     left, image_is_last = as_image(draft, left)
     if is_last and not draft.lies(right, order):
         right = draft.add(ops.ChannelsLast(right.number, right.axes), order)
-    # the call, and what padding it could not do
+    # the call, and the padding that it cannot do itself
     _, _, after, _, stride, dilation, padding, extra, rest = zip(*positions, strict=True)
-    call = ops.Convolve(
-        left.number,
-        right.number,
-        (batch, groups + new, *after),
-        groups,
-        summed,
-        new,
-        window_axes,
-        stride,
-        padding,
-        dilation,
-        transposed,
-        extra,
-    )
+    axes_after = (batch, groups + new, *after)
+    numbers = (stride, padding, dilation, transposed, extra)
+    call = ops.Convolve(left.number, right.number, axes_after, groups, summed, new, window_axes, *numbers)
     value = draft.add(call, labels_in([batch, *after, groups + new]) if image_is_last else None)
     return _pad_after(draft, value, rest) if transposed else value
 
 
 def _alike(draft: Draft, value: Value, batch: Axis, shared: Axis) -> Axis:
-    """Of a kernel without channels: labels on whose every value it acts alike, taken for groups.
+    """Batch labels that become groups, if the kernel has no channels and so acts alike on all their values.
 
-    A depthwise convolution with the kernel repeated is far faster than one of single channels in a long batch.
+    A depthwise convolution with a repeated kernel is far faster than a convolution of one channel in a long batch.
     """
     if any(draft.counts(label) for label in shared):
         return ()
@@ -115,17 +104,17 @@ def _repeat(draft: Draft, kernel: Value, groups: Axis, inner: Axes) -> Value:
 
 
 def _positions(draft: Draft, axis: Axis, ends: Mapping[str, Conv], *, transposed: bool) -> _Positions:
-    """An axis of positions with the window of `ends` that moves along it."""
+    """An axis of positions with its window, if `ends` has one for its label."""
     node = ends.get(axis[0]) if len(axis) == 1 else None
     if node is None:
         return _Positions(None, axis, axis)
     numbers = window(node)
     low, high, stride, dilation = (numbers[name] for name in ("low", "high", "stride", "dilation"))
-    found = _Positions(node, axis, (node.y,), (node.k,), stride, dilation)
+    positions = _Positions(node, axis, (node.y,), (node.k,), stride, dilation)
     if not transposed:
         by_call = low == high >= 0 and node.mode == "zeros"
-        return found._replace(padding=low) if by_call else found._replace(rest=(low, high))
-    # torch pads both ends alike, and adds to the high one less than a stride or dilation
+        return positions._replace(padding=low) if by_call else positions._replace(rest=(low, high))
+    # torch pads both ends equally, and adds to the high end less than a stride or dilation
     reach = stride * (draft.sizes[node.y] - 1) + dilation * (draft.sizes[node.k] - 1) + 1
     padding = max(low, 0)
     if reach - 2 * padding < 1:
@@ -135,11 +124,11 @@ def _positions(draft: Draft, axis: Axis, ends: Mapping[str, Conv], *, transposed
     extra = back if 0 <= back < max(stride, dilation) else 0
     rest = (front, back - extra)
     after = node.x if rest == (0, 0) else draft.prime(node.x, -sum(rest))
-    return found._replace(after=(after,), padding=padding, extra=extra, rest=rest)
+    return positions._replace(after=(after,), padding=padding, extra=extra, rest=rest)
 
 
 def _pad_after(draft: Draft, value: Value, ends: Pads) -> Value:
-    """Positions added to or cut from a transposed convolution: its labels lose their prime."""
+    """Add or cut the positions that a transposed convolution leaves over; its labels lose their prime."""
     plain = {axis[0]: axis[0][:-1] for axis, pair in zip(value.axes[2:], ends, strict=True) if pair != (0, 0)}
     if not plain:
         return value

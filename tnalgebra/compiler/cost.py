@@ -1,26 +1,25 @@
-"""What the steps of a plan cost: seconds of calls, multiply-adds and memory traffic, on one device.
+"""The cost model: how many seconds each step of a plan takes on one device.
 
-A step of a kind (`Kinds`) takes
+The time of a step with M multiply-adds, which reads R elements and writes W, is
 
     call + multiply_add * M * (1 + narrow_summed / summed) * (1 + narrow_new / new)
          + read * R + written * W + far * (R + W)**2 / (R + W + cache)
          + read_large * R, if R > large, + written_large * W, if W > large
 
-for M multiply-adds, R elements read and W written. So arithmetic slows down where channels are few; traffic is
-cheaper while it fits the cache; and beyond `large` an allocator asks the system for fresh memory at every call (on
-Linux the C library does so from 32 MiB on), which costs more than the arithmetic of many a step. The prices grow with
-the work: more positions, channels or window elements never make a step of a kind cheaper.
+with the rates of its kind (`Kinds`). Arithmetic is slower where channels are few; memory traffic is cheaper while it
+fits the cache; and a tensor of more than `large` elements gets fresh memory from the operating system at every call (on
+Linux from 32 MiB on), which often costs more than the arithmetic. More work never makes a step of a kind cheaper.
 
-Backward has the same form with rates of its own, fitted to the gradients of both operands; and everything that a
-contraction read is kept until then, which is priced as traffic once more.
+The backward pass is priced by the same formula with other rates, for the gradients of both operands. The operands of a
+contraction are kept in memory until then, which is priced as additional traffic.
 
-The rates come from `tnalgebra.compiler.calibrate`, if that has been called for the device, dtype, number of threads
-and version of torch; otherwise from the tables in `constants.py`.
+The rates are those that `tnalgebra.compiler.calibrate` measured for this device, dtype, number of threads and version
+of torch, or else those of the tables in `constants.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 Format: TypeAlias = Literal["contiguous", "channels_last"]
@@ -28,13 +27,14 @@ FORMATS: tuple[Format, ...] = ("contiguous", "channels_last")
 
 
 class Workload(NamedTuple):
-    """How much one step does.
+    """The amount of work of one step.
 
-    multiply_adds: of a convolution or a matrix product, as `torch.utils.flop_counter` counts them (half its flops).
-    read, written: elements.
-    groups, summed, new: of a convolution, its groups and the channels in and out of each; of `groups` matrix products
-        (left, summed) with (summed, new), their sizes.
-    filled: elements of a product's result that its bias is written into first; convolutions add theirs as they go.
+    multiply_adds: of a convolution or a matrix product; half the flops that `torch.utils.flop_counter` counts.
+    read, written: numbers of elements.
+    groups, summed, new: for a convolution, the number of groups and the channels in and out of each group; for a
+        matrix product, `groups` products of shapes (left, summed) and (summed, new).
+    filled: the number of elements that a product with a bias first fills with the bias; a convolution adds its own
+        without a pass over memory.
     """
 
     kind: Literal["convolution", "product", "pointwise", "view"]
@@ -48,40 +48,38 @@ class Workload(NamedTuple):
     filled: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What one kind of step costs; seconds, but for the two widths.
+class Rates(NamedTuple):
+    """The prices of one kind of step, in seconds except for the two widths.
 
-    call: of every step, however small.
-    multiply_add: of each, where channels are many.
-    narrow_summed, narrow_new: the widths at which arithmetic takes twice as long.
-    read, written: of each element.
-    far: of each element on top, as far as they do not fit the cache.
-    read_large, written_large: of each element on top, where more than `Constants.large` are read, or written.
+    call: for every step, however small.
+    multiply_add: for each multiply-add, where channels are many.
+    narrow_summed, narrow_new: the numbers of channels at which a multiply-add takes twice as long.
+    read, written: for each element.
+    far: additionally for each element, in proportion to the traffic that does not fit the cache.
+    read_large, written_large: additionally for each element, if more than `Constants.large` are read or written.
     """
 
     call: float
-    multiply_add: float = 0.0
-    narrow_summed: float = 0.0
-    narrow_new: float = 0.0
-    read: float = 0.0
-    written: float = 0.0
+    multiply_add: float
+    narrow_summed: float
+    narrow_new: float
+    read: float
+    written: float
     far: float = 0.0
     read_large: float = 0.0
     written_large: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Kinds:
+class Kinds(NamedTuple):
     """The rates of every kind of step.
 
-    convolution: with a window of several elements and one group.
-    one_wide: with a window of one element and one group.
-    grouped: with several groups, of several channels each.
-    depthwise: with one channel in and one out of each group.
-    product: matrix products.
-    copy: copies in another order and outer products: what writes no less than it reads.
-    pointwise: products element by element, and sums along axes: what reads more than it writes.
+    convolution: a convolution with a window of several elements and one group.
+    one_wide: a convolution with a window of one element and one group.
+    grouped: a convolution with several groups of several channels each.
+    depthwise: a convolution with one channel in and one channel out of each group.
+    product: a matrix product.
+    copy: a step that writes at least as much as it reads, such as a copy in another order or an outer product.
+    pointwise: a step that reads more than it writes, such as an elementwise product or a sum along an axis.
     """
 
     convolution: Rates
@@ -95,13 +93,13 @@ class Kinds:
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """Speeds of one device for one dtype and memory format.
+    """The constants of the cost model for one device, dtype and memory format.
 
-    view: seconds of a step that moves nothing.
-    cache: elements; traffic of that size costs half of `Rates.far`.
-    large: elements of a tensor above which its memory is fresh at every call.
-    kept: seconds of each element that is kept for backward.
-    forward, backward: of a step, and of the gradients of both its operands.
+    view: seconds of a step that moves no data.
+    cache: the number of elements at which traffic costs half of `Rates.far`.
+    large: the number of elements above which a tensor gets fresh memory at every call.
+    kept: seconds for each element that is kept for the backward pass.
+    forward, backward: the rates of a step, and of the gradients of both its operands.
     """
 
     view: float
@@ -113,7 +111,7 @@ class Constants:
 
 
 def kind_of(work: Workload) -> str:
-    """The field of `Kinds` that prices a convolution, product or pointwise step."""
+    """The name of the field of `Kinds` that prices a convolution, product or pointwise step."""
     if work.kind == "pointwise":
         return "copy" if work.read <= work.written else "pointwise"
     if work.kind != "convolution":
@@ -124,7 +122,7 @@ def kind_of(work: Workload) -> str:
 
 
 def step_seconds(rates: Rates, work: Workload, cache: float, large: float) -> float:
-    """Seconds of one step, in one direction."""
+    """Seconds of one step, forward or backward according to the rates: the formula of this module."""
     wide = work.multiply_adds * (1 + rates.narrow_summed / work.summed)
     if work.kind == "product":
         wide *= 1 + rates.narrow_new / work.left
@@ -145,31 +143,28 @@ def step_seconds(rates: Rates, work: Workload, cache: float, large: float) -> fl
 
 
 class CostModel:
-    """Seconds of steps on one device, in one memory format.
+    """Predicts the seconds of steps on one device, in one memory format.
 
     Args:
-        backward: whether the backward pass is paid too.
-        frozen: whether what only weights go into is computed once and costs nothing.
+        backward: whether the backward pass is included.
+        frozen: whether steps that depend on weights alone are computed beforehand, and cost nothing.
     """
 
     def __init__(self, constants: Constants, *, backward: bool = False, frozen: bool = False) -> None:
         self.constants, self.backward, self.frozen = constants, backward, frozen
-        names = [field.name for field in fields(Kinds)]
-        self._rates = {name: (getattr(constants.forward, name), getattr(constants.backward, name)) for name in names}
+        pairs = zip(constants.forward, constants.backward, strict=True)
+        self._rates = dict(zip(Kinds._fields, pairs, strict=True))
 
     def seconds(self, work: Workload, *, weights: bool) -> float:
-        """Seconds of one step; `weights` says whether only weights go into it.
-
-        Backward of a step that moves nothing is another such step, and its node in the graph of gradients.
-        """
+        """Seconds of one step; `weights`: whether it depends on weights alone."""
         if weights and self.frozen:
             return 0.0
         constants = self.constants
-        if work.filled:  # the bias is written into the result, and is not an operand of the product
+        if work.filled:  # the bias is first written into the result, so it is not an operand of the product
             filling = Workload("pointwise", read=1, written=work.filled)
             product = work._replace(read=work.read - work.new, filled=0)
             return self.seconds(product, weights=weights) + self.seconds(filling, weights=weights)
-        if not work.read and not work.written:
+        if not work.read and not work.written:  # backward is a view again, and a node of the graph of gradients
             return 3 * constants.view if self.backward else constants.view
         forward, backward = self._rates[kind_of(work)]
         seconds = step_seconds(forward, work, constants.cache, constants.large)

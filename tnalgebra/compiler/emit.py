@@ -1,7 +1,7 @@
-"""From a program to torch code: a plain `torch.fx` graph of ordinary torch calls, which takes inputs and weights.
+"""From a program to torch code: a plain `torch.fx` graph of ordinary torch calls on inputs and weights.
 
-Sizes that may differ from call to call are read from the tensors themselves, so nothing in the code is bound to the
-nominal ones, nor to a device.
+The code reads sizes that may differ from call to call from its tensors, so that it does not depend on the nominal sizes
+or on a device.
 """
 
 from __future__ import annotations
@@ -25,59 +25,59 @@ _Size: TypeAlias = "int | fx.Node"
 
 
 def emit(
-    program: Program, *, wanted: Sequence[int] | None = None, given: Mapping[int, str] | None = None
+    program: Program, *, wanted: Sequence[int] | None = None, supplied: Mapping[int, str] | None = None
 ) -> fx.GraphModule:
     """The code of a program.
 
     Args:
-        wanted: positions of the values to return, as a tuple; by default the last one alone.
-        given: position -> name: values that come from outside instead of being computed.
+        wanted: positions of the values to return as a tuple; by default the last value alone is returned.
+        supplied: names of values that are arguments of the code instead of being computed, by their position.
 
     Returns:
-        A module whose arguments are the inputs in their order, then weights and dense patterns, then what is given.
+        A module whose arguments are the inputs in their order, weights and dense patterns, then the `supplied` values.
     """
-    return _Emitter(program, given or {}).module(wanted)
+    return _Emitter(program, supplied or {}).module(wanted)
 
 
 def argument_names(
-    program: Program, given: Mapping[int, str] | None = None, *, wanted: Sequence[int] | None = None
+    program: Program, supplied: Mapping[int, str] | None = None, *, wanted: Sequence[int] | None = None
 ) -> tuple[str, ...]:
-    """What the code takes after the inputs, in order: the loaded tensors it still needs, then what is given."""
-    needed = needed_values(program, [len(program.operations) - 1] if wanted is None else wanted, given or {})
+    """The arguments of the code after the inputs: the loaded tensors that it needs, then the `supplied` values."""
+    needed = needed_values(program, [len(program.operations) - 1] if wanted is None else wanted, supplied or {})
     loads = [program.operations[n] for n in sorted(needed)]
     names = [load.name for load in loads if isinstance(load, ops.Load) and load.kind != "input"]
-    return (*dict.fromkeys(names), *(given or {}).values())
+    return (*dict.fromkeys(names), *(supplied or {}).values())
 
 
-def needed_values(program: Program, wanted: Collection[int], given: Mapping[int, str]) -> set[int]:
-    """Positions of the values that have to be computed (or loaded) for the wanted ones."""
+def needed_values(program: Program, wanted: Collection[int], supplied: Mapping[int, str]) -> set[int]:
+    """Positions of the values that have to be computed or loaded for the wanted ones."""
     needed: set[int] = set()
-    open_ = [number for number in wanted if number not in given]
+    open_ = [number for number in wanted if number not in supplied]
     while open_:
         number = open_.pop()
         if number not in needed:
             needed.add(number)
-            open_ += [source for source in program.operations[number].sources if source not in given]
+            open_ += [source for source in program.operations[number].sources if source not in supplied]
     return needed
 
 
 class _Emitter:
-    def __init__(self, program: Program, given: Mapping[int, str]) -> None:
-        self.program, self.given = program, given
+    def __init__(self, program: Program, supplied: Mapping[int, str]) -> None:
+        self.program, self.supplied = program, supplied
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.size_nodes: dict[str, fx.Node] = {}
 
     def module(self, wanted: Sequence[int] | None) -> fx.GraphModule:
         last = len(self.program.operations) - 1
-        needed = needed_values(self.program, [last] if wanted is None else wanted, self.given)
+        needed = needed_values(self.program, [last] if wanted is None else wanted, self.supplied)
         placed = {name: self._argument(name) for name in (self.program.inputs if wanted is None else ())}
-        names = argument_names(self.program, self.given, wanted=wanted)
+        names = argument_names(self.program, self.supplied, wanted=wanted)
         placed |= {name: self._argument(name) for name in names}
-        for number, name in self.given.items():
+        for number, name in self.supplied.items():
             self.nodes[number] = placed[name]
             self._remember_sizes(number, self.program.operations[number].axes)
-        # sizes are read from the inputs first, which are arguments whatever is computed
+        # sizes are read from the inputs first, because these are always arguments
         for number, operation in enumerate(self.program.operations):
             if isinstance(operation, ops.Load) and operation.name in placed and number not in self.nodes:
                 self.nodes[number] = placed[operation.name]
@@ -97,9 +97,9 @@ class _Emitter:
         return module
 
     def _argument(self, name: str) -> fx.Node:
-        """An argument called like its tensor; a number is added to a word of Python's or of the code's own."""
+        """An argument named after its tensor, unless Python or the code itself uses that name."""
         node = self.graph.create_node("placeholder", name, name=f"{name}_" if name in ("self", "None") else name)
-        node.target = node.name  # fx would write its own, lower-case names beside ours, and take one for the other
+        node.target = node.name  # else fx confuses X and x, as it writes names of its own in lower case
         return node
 
     def _remember_sizes(self, number: int, axes: Axes) -> None:
@@ -110,7 +110,7 @@ class _Emitter:
                 self.size_nodes[axis[0]] = node
 
     def _remember_fused(self, before: Axis, after: Axis) -> None:
-        """The size of a label that shares its axis with others since a reshape made it."""
+        """Compute the size of a label that shares its axis with others after a reshape."""
         moving = self.program.moving - self.size_nodes.keys()
         gone, new = [a for a in before if a not in after], [a for a in after if a not in before]
         unknown = [label for label in new if label in moving]
@@ -123,19 +123,13 @@ class _Emitter:
     # Sizes ---------------------------------------------------------------------------------------------------------
 
     def size(self, label: str) -> _Size:
-        """The size of a label: a number, or what the tensors say at the call."""
+        """The size of a label: a number, or a node that reads it from a tensor at the call."""
         return self.size_nodes[label] if label in self.program.moving else self.program.sizes[label]
 
     def shape(self, axes: Axes) -> list[_Size]:
-        """A shape for `reshape`, with -1 in place of the one axis whose size differs from call to call."""
+        """The shape of some axes, with -1 for the size that may differ from call to call, if there is only one."""
         moving = [n for n, axis in enumerate(axes) if any(label in self.program.moving for label in axis)]
-        shape: list[_Size] = []
-        for number, axis in enumerate(axes):
-            if len(moving) == 1 and number in moving:
-                shape.append(-1)
-                continue
-            shape.append(self._total(axis))
-        return shape
+        return [-1 if moving == [n] else self._total(axis) for n, axis in enumerate(axes)]
 
     def _total(self, labels: Sequence[str]) -> _Size:
         """The product of the sizes of labels."""
@@ -155,9 +149,6 @@ class _Emitter:
     def _axes(self, number: int) -> Axes:
         return self.program.operations[number].axes
 
-    def _rename(self, _: ops.Rename, source: fx.Node) -> fx.Node:
-        return source
-
     def _channels_last(self, operation: ops.ChannelsLast, source: fx.Node) -> fx.Node:
         layout = torch.channels_last if len(operation.axes) == 4 else torch.channels_last_3d
         return self.graph.call_method("contiguous", (source,), {"memory_format": layout})
@@ -173,14 +164,11 @@ class _Emitter:
     def _diagonal(self, operation: ops.Diagonal, source: fx.Node) -> fx.Node:
         return self.graph.call_function(torch.diagonal, (source, 0, operation.first, operation.second))
 
-    def _multiply(self, _: ops.Multiply, left: fx.Node, right: fx.Node) -> fx.Node:
-        return self.graph.call_function(operator.mul, (left, right))
-
     def _product(self, operation: ops.Product, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
         if operation.form == "linear":
             return self.graph.call_function(functional.linear, (left, right, *bias))
         if operation.form == "above" and len(self._axes(operation.right)) == 3:
-            # torch.matmul would copy its right side where the left one has gradients
+            # torch.matmul would copy its right side if the left side requires gradients
             repeated = self.graph.call_method("expand", (left, self._total(operation.axes[0]), -1, -1))
             return self.graph.call_function(torch.bmm, (repeated, right))
         return self.graph.call_function(torch.matmul, (left, right))
@@ -193,7 +181,7 @@ class _Emitter:
             "dilation": (operation.dilation, 1),
         }
         keywords: dict[str, Any] = {
-            name: _short(given) for name, (given, usual) in numbers.items() if any(n != usual for n in given)
+            name: _short(values) for name, (values, default) in numbers.items() if any(n != default for n in values)
         }
         groups = self._total(operation.groups)
         if groups != 1:
@@ -204,7 +192,7 @@ class _Emitter:
     def _pad(self, operation: ops.Pad, source: fx.Node) -> fx.Node:
         pads = operation.pads
         keywords: dict[str, Any] = {}
-        if operation.mode != "zeros":  # torch wants a pair for every axis of positions
+        if operation.mode != "zeros":  # torch expects a pair for every axis of positions
             pads = ((0, 0),) * (len(operation.axes) - 2 - len(pads)) + pads
             keywords = {"mode": operation.mode}
         flat = [end for low_high in reversed(pads) for end in low_high]
@@ -252,7 +240,7 @@ class _Emitter:
             before = singles
         if labels_in(before) != target:
             order = [before.index((label,)) for label in target if (label,) in before]
-            order += [n for n in range(len(before)) if n not in order]  # axes of one element that go
+            order += [n for n in range(len(before)) if n not in order]  # axes of one element, which are removed
             if order != sorted(order):
                 node = self.graph.call_method("permute", (node, *order))
             before = tuple(before[number] for number in order)
@@ -269,7 +257,7 @@ class _Emitter:
         return self._reshaped(node, after)
 
     def _moved(self, node: fx.Node, before: Axes, after: Axes, *, last: bool) -> fx.Node:
-        """Whole axes in another order; axes of one element come or go."""
+        """Whole axes in another order; axes of one element are added or removed."""
         real = [axis for axis in before if axis]
         if len(real) < len(before) and before != after:
             if [axis for axis in after if axis] == real:
@@ -285,10 +273,10 @@ class _Emitter:
         return node
 
     def _kernel_in_channels_last(self, node: fx.Node, before: Sequence[Axis], after: Axes) -> fx.Node:
-        """Window axes of one element get the strides that they have in channels_last.
+        """A kernel in channels_last whose window axes of one element have the strides of that memory format.
 
-        Indexing gives a new axis the stride of the one it is put before, times its size: so each is put before the
-        axis that runs next faster there, and moved to its place afterwards.
+        Indexing with None gives a new axis the stride of the axis behind it times its size. So each is inserted before
+        the axis that is next in memory, and is moved to its place afterwards.
         """
         units = [n for n, axis in enumerate(after) if not axis]
         faster = {n: next((axis for axis in after[n + 1 :] if axis), after[1]) for n in units}
@@ -306,7 +294,7 @@ class _Emitter:
         return self.graph.call_method("reshape", (node, *(self.shape(axes) if axes else ((),))))
 
     def _with_units(self, node: fx.Node, axes: Axes) -> fx.Node:
-        """Axes of one element put in: by indexing, which needs no size."""
+        """Insert axes of one element by indexing, which does not need the other sizes."""
         index: tuple[Any, ...] = tuple(slice(None) if axis else None for axis in axes)
         while index and index[-1] == slice(None):
             index = index[:-1]
@@ -314,13 +302,13 @@ class _Emitter:
 
 
 _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
-    ops.Rename: _Emitter._rename,
+    ops.Rename: lambda _emitter, _operation, source: source,
     ops.Arrange: _Emitter._arrange,
     ops.ChannelsLast: _Emitter._channels_last,
     ops.Repeat: _Emitter._repeat,
     ops.Sum: _Emitter._sum,
     ops.Diagonal: _Emitter._diagonal,
-    ops.Multiply: _Emitter._multiply,
+    ops.Multiply: lambda emitter, _operation, *sides: emitter.graph.call_function(operator.mul, sides),
     ops.Product: _Emitter._product,
     ops.Convolve: _Emitter._convolution,
     ops.Pad: _Emitter._pad,
@@ -329,14 +317,14 @@ _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.Add: _Emitter._add,
     ops.Scale: _Emitter._scale,
 }
-"""How each operation is called: it, and the nodes of the values it takes, to the node of its own value."""
+"""How each operation is emitted, from the operation and the nodes of its operands."""
 
 
 def _common(one: Axes, other: Axes) -> int:
-    """How many axes two values that differ begin with alike."""
+    """The number of leading axes that two different values have in common."""
     return next(n for n, (a, b) in enumerate(zip((*one, None), (*other, None), strict=False)) if a != b)
 
 
 def _short(numbers: Sequence[int]) -> int | tuple[int, ...]:
-    """One number for all axes where they agree, as torch takes it."""
+    """One number instead of equal numbers for all axes."""
     return numbers[0] if len(set(numbers)) == 1 else tuple(numbers)

@@ -1,4 +1,4 @@
-"""From a tree of joins and views to a program."""
+"""Lowering: from a contraction tree to a program of torch operations."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def lower(
     bias: str | None = None,
     format_kept: bool = False,
 ) -> ops.Program:
-    """The program of one tree.
+    """The program of one contraction tree.
 
     Args:
-        steps: those that the tree was found among.
-        channels_last_inputs: whether inputs of 4 or 5 axes come in that memory format.
-        bias: the open label along which the vector `bias` is added.
-        format_kept: whether the value lies in the memory format of the inputs.
+        steps: the steps that the search chose from.
+        channels_last_inputs: whether inputs with 4 or 5 axes are in that memory format.
+        bias: the output label along which the vector `bias` is added.
+        format_kept: whether the value has the memory format of the inputs.
     """
     computation = steps.computation
     patterns = {part.mask: _pattern(steps, part) for part in tree.leaves if part.step == "pattern"}
@@ -57,12 +57,12 @@ def lower(
     )
     if bias is not None:
         draft.add(ops.Load("bias", ((bias,),), "weight"))
-    # sizes that never move are part of the factor
+    # sizes that cannot change become part of the factor
     for label, power in computation.sized:
         if label not in moving:
             draft.factor *= float(draft.sizes[label]) ** power
     value = _lower(draft, tree)
-    # the labels of the output, each on an axis of its own
+    # each label of the output on an axis of its own
     value = arrange(draft, value, tuple(() if n in computation.units else (n,) for n in computation.output))
     if format_kept:
         value = in_format(draft, value, last=channels_last_inputs)
@@ -71,20 +71,12 @@ def lower(
     _apply_factor(draft, [pair for pair in computation.sized if pair[0] in moving])
     if bias is not None:
         _add_bias(draft, bias)
-    return ops.Program(
-        tuple(draft.operations),
-        computation.inputs,
-        draft.sizes,
-        draft.moving,
-        draft.stored,
-        tuple(patterns.values()),
-        style,
-        tree,
-    )
+    operations, leaves = tuple(draft.operations), tuple(patterns.values())
+    return ops.Program(operations, computation.inputs, draft.sizes, draft.moving, draft.stored, leaves, style, tree)
 
 
 def _pattern(steps: Steps, tree: ContractionTree) -> Leaf:
-    """A window or reshape as a dense tensor, under a name that nothing else has."""
+    """A window or reshape as a dense tensor, under a new name."""
     number = tree.mask.bit_length() - 1
     name = f"pattern_of_view_{number - steps.first_view}"
     while any(leaf.name == name for leaf in steps.computation.leaves):
@@ -94,7 +86,7 @@ def _pattern(steps: Steps, tree: ContractionTree) -> Leaf:
 
 
 def _lower(draft: Draft, tree: ContractionTree) -> Value:
-    """The value of a tree, summed over all that nobody else needs."""
+    """The value of a tree, summed over the labels that no later step needs."""
     live = draft.steps.live_names(tree.mask)
     match tree.step:
         case "leaf":
@@ -138,7 +130,7 @@ def _load(draft: Draft, leaf: Leaf) -> Value:
 
 
 def _view(draft: Draft, value: Value, views: Sequence[Conv | Fuse], live: Collection[str]) -> Value:
-    """The windows or the reshape of a tree, applied to the value of what is below them."""
+    """Apply the windows or the reshape of a tree to a value."""
     first, windows = views[0], [view for view in views if isinstance(view, Conv)]
     if isinstance(first, Fuse):
         return _split_whole(draft, value, first) if first.whole in value.labels else _merge_parts(draft, value, first)
@@ -162,7 +154,7 @@ def _merge_parts(draft: Draft, value: Value, fuse: Fuse) -> Value:
         return axis if place is None else (*axis[:place], fuse.whole, *axis[place + len(fuse.parts) :])
 
     if all(run_of(axis, fuse.parts) is None for axis in value.axes):
-        # the parts onto one axis, where the first of them is
+        # move the parts onto one axis, at the place of the first of them
         rest = [without(axis, fuse.parts) for axis in value.axes]
         place = next(n for n, axis in enumerate(value.axes) if set(axis) & set(fuse.parts))
         before, after = (tuple(axis for axis in axes if axis) for axes in (rest[:place], rest[place:]))
@@ -184,13 +176,13 @@ def _unfold(draft: Draft, value: Value, node: Conv) -> Value:
 
 
 def _pool(draft: Draft, value: Value, windows: Sequence[Conv]) -> Value:
-    """Sums over windows: means, and their number as a factor."""
+    """Sums over windows: the means by a pooling of torch, and the number of elements as a factor."""
     ends = {node.x: node for node in windows}
     first = min(n for n, axis in enumerate(value.axes) if set(axis) & ends.keys())
     channels = without(value.axes[first - 1], ends) if first else ()
     batch, positions = axes_of_images(value, channels, ends)
     value = arrange(draft, value, (batch, channels, *positions))
-    # padding by the call itself where torch has it, else before
+    # padding is done by the call itself where torch can, else before it
     kernel, stride, padding, before, after = [], [], [], [], []
     for axis in positions:
         node = ends.get(axis[0]) if len(axis) == 1 else None
@@ -235,7 +227,7 @@ def _join(draft: Draft, tree: ContractionTree, live: Collection[str]) -> Value:
 
 
 def _multiply(draft: Draft, left: Value, right: Value, live: Collection[str]) -> Value:
-    """Element by element; labels of the right one alone come after the shared ones."""
+    """The elementwise product; labels of the right side alone come after the shared ones."""
     groups, _, new = roles(left, right, live)
 
     def last_shared() -> int:
@@ -249,7 +241,7 @@ def _multiply(draft: Draft, left: Value, right: Value, live: Collection[str]) ->
     before, after = left.axes[: place + 1], left.axes[place + 1 :]
     axes = (*before, *singles(new), *after)
     other = tuple(axis if set(axis) <= {*groups, *new} else () for axis in axes)
-    while other and not other[0]:  # torch repeats along missing leading axes by itself
+    while other and not other[0]:  # torch broadcasts along missing leading axes
         other = other[1:]
     left = arrange(draft, left, (*before, *(() for _ in new), *after))
     right = arrange(draft, right, other)
@@ -258,7 +250,7 @@ def _multiply(draft: Draft, left: Value, right: Value, live: Collection[str]) ->
 
 
 def _linear(draft: Draft, left: Value, right: Value, summed: Axis) -> Value:
-    """Channels contracted by a matrix product, on whichever axes they are."""
+    """Contract channels by a matrix product with a weight, on whichever axes they are."""
     new = without(right.labels, summed)
     axes = split_apart(left.axes, summed)
     channels = next(n for n, axis in enumerate(axes) if set(axis) & set(summed))
@@ -289,7 +281,10 @@ def _batched(draft: Draft, left: Value, right: Value, live: Collection[str]) -> 
 
 
 def _apply_factor(draft: Draft, sized: Sequence[tuple[str, int]]) -> None:
-    """Times the factor, and sizes known at the call: on the smallest weight that occurs once, else on the value."""
+    """Multiply by the factor and by sizes that are known at the call.
+
+    The factor alone scales the smallest weight that occurs once, if there is one; all else scales the value.
+    """
     operations = draft.operations
     if draft.factor == 1 and not sized:
         return
@@ -303,7 +298,7 @@ def _apply_factor(draft: Draft, sized: Sequence[tuple[str, int]]) -> None:
 
 
 def _add_bias(draft: Draft, label: str) -> None:
-    """The vector added along one label: by the call that makes the label, if that can, else at the end."""
+    """Add the bias along one label: in the call that makes the label if it can, else at the end."""
     operations = draft.operations
     axes = operations[-1].axes
     place = _call_with_bias(operations, label)
@@ -316,9 +311,9 @@ def _add_bias(draft: Draft, label: str) -> None:
 
 
 def _call_with_bias(operations: Sequence[ops.Operation], label: str) -> int | None:
-    """The convolution or linear product whose channels are the label.
+    """The position of the convolution or linear product whose channels are the label.
 
-    Between it and the value are the same elements in another order at most.
+    Between it and the value, elements may only be put into another order; else None.
     """
     number = len(operations) - 1
     axis: Axis = (label,)

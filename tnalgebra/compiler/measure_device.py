@@ -1,7 +1,7 @@
-"""Measuring what steps cost on this machine: microbenchmarks, and the fit of the cost model's constants to them.
+"""Calibration: microbenchmarks of single steps on this machine, to which the constants of the cost model are fitted.
 
-Nothing here runs by itself: `calibrate()` is called by hand, once for a machine, and what it stores is used by every
-later compilation for the same device, dtype, number of threads and version of torch.
+A user calls `calibrate()` once on a machine. Every later compilation for the same device, dtype, number of threads and
+version of torch uses the constants that it stores.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple, TypeAlias
@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._files import write_text
-from .constants import CPU_DEFAULTS, CUDA_DEFAULTS, calibration_file, constants_for, identity
+from .constants import CPU_DEFAULTS, CUDA_DEFAULTS, as_record, calibration_file, constants_for, identity
 from .cost import FORMATS, Constants, Format, Kinds, Rates, Workload, kind_of, step_seconds
 
 _Call: TypeAlias = Callable[..., Tensor]
 
 
 class Convolution(NamedTuple):
-    """A square image with groups*summed channels, padded so that it keeps its size where the stride is 1."""
+    """A convolution of a square image with groups*summed channels, padded so that stride 1 keeps its size."""
 
     batch: int
     groups: int
@@ -38,7 +38,7 @@ class Convolution(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """A matrix product over the channels of a square image."""
+    """A matrix product that contracts the channels of a square image."""
 
     batch: int
     summed: int
@@ -47,7 +47,7 @@ class Channels(NamedTuple):
 
 
 class Matrices(NamedTuple):
-    """`groups` products of (left, summed) with (summed, right)."""
+    """`groups` matrix products of shapes (left, summed) and (summed, right)."""
 
     groups: int
     left: int
@@ -56,8 +56,9 @@ class Matrices(NamedTuple):
 
 
 class Pointwise(NamedTuple):
-    """A square image times another one ("multiply") or a number for each channel ("scale"), an outer product, a copy
-    into the other memory format, or a sum over positions."""
+    """A step on a square image: its product with another image ("multiply") or with one number for each channel
+    ("scale"), an outer product ("outer"), a copy into the other format ("copy"), or a sum over positions ("sum").
+    """
 
     batch: int
     channels: int
@@ -94,7 +95,7 @@ IMAGES = ((16, 28), (64, 56), (256, 14), (64, 28), (256, 56), (512, 7), (8, 56))
 
 
 def _cases() -> Iterator[Case]:
-    """The layers of residual networks and what they are factored into: channels 3 to 2048, positions 7 to 112."""
+    """Layers of residual networks and their factors, with 3 to 2048 channels and sides of 7 to 112 positions."""
     for batch in (1, 16):
         yield Convolution(batch, 1, 3, 64, (7, 7), 112, 2)
         yield Convolution(batch, 1, 64, 128, (3, 3), 56, 2)
@@ -109,7 +110,7 @@ def _cases() -> Iterator[Case]:
         for channels, side in IMAGES:
             yield from (Pointwise(batch, channels, side, step) for step in STEPS)
     yield from (Matrices(*sizes) for sizes in MATRICES)
-    # beyond 32 MiB in float32, read or written
+    # steps that read or write more than 32 MiB in float32
     yield Convolution(16, 1, 64, 16, (3, 3), 112)
     yield Convolution(16, 1, 16, 64, (3, 3), 112)
     yield Convolution(16, 64, 1, 1, (3, 3), 112)
@@ -121,10 +122,7 @@ CASES: tuple[Case, ...] = tuple(_cases())
 
 @dataclass(frozen=True)
 class Measurement:
-    """The shortest time one step took.
-
-    backward: whether it is the gradients' of both operands alone, or the step's own.
-    """
+    """The shortest time of one step, or of the gradients of its operands alone if `backward`."""
 
     work: Workload
     backward: bool
@@ -134,24 +132,28 @@ class Measurement:
 def calibrate(
     device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, seconds: float = 45.0
 ) -> dict[Format, Constants]:
-    """Measure what steps cost on a device, and store the constants for later compilations.
+    """Measure the time of single steps on a device, and store the fitted constants for later compilations.
 
-    The stored file replaces one of an earlier call; deleting it brings back the constants of the package.
+        tn.compiler.calibrate("cpu")        # about a minute
+
+    The constants are stored in the cache folder, in a file that replaces that of an earlier call. Delete it to
+    return to the defaults of the package.
 
     Args:
-        device: where to measure, idle if possible; cpu with the present number of threads.
-        seconds: to spend; more make the constants steadier, and every case is measured once at least.
+        device: where to measure; it should be idle. The CPU is measured with the current number of threads.
+        dtype: the floating-point type of all tensors.
+        seconds: how long to measure. Every case runs at least once; a longer time gives steadier constants.
 
     Returns:
-        memory format -> its constants.
+        The constants for each memory format, "contiguous" and "channels_last".
     """
     device = torch.device(device)
     start = CUDA_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS
-    found = {
+    fitted = {
         memory_format: fit(measure(device, dtype, memory_format, seconds=seconds / len(FORMATS)), start[memory_format])
         for memory_format in FORMATS
     }
-    data = {"identity": identity(device, dtype), "constants": {name: asdict(found[name]) for name in FORMATS}}
+    data = {"identity": identity(device, dtype), "constants": {name: as_record(fitted[name]) for name in FORMATS}}
     write_text(calibration_file(device, dtype), json.dumps(data, indent=1) + "\n")
     return {name: constants_for(device, dtype, name) for name in FORMATS}
 
@@ -162,9 +164,9 @@ def calibrate(
 def measure(
     device: torch.device, dtype: torch.dtype, memory_format: Format, *, seconds: float, cases: Sequence[Case] = CASES
 ) -> list[Measurement]:
-    """Run every case forward and backward, over and over until the time is up, and keep the shortest times.
+    """Run every case forward and backward, in rounds until the time is up, and keep the shortest times.
 
-    The rounds go over all cases, so that what else runs on the machine for a while spoils no case in all rounds.
+    Each round runs all cases, so that another program that is active for a while cannot disturb one case in all rounds.
     """
     best: dict[tuple[Case, bool], Measurement] = {}
     end = perf_counter() + seconds
@@ -175,13 +177,13 @@ def measure(
                 break
             operands, call, work = prepare_case(case, device, dtype, memory_format)
             for backward in (False, True):
-                # that of a sum is the output's own, seen otherwise; outer products should not decide for copies
+                # the gradient of a sum is a view; outer products should not determine the rates of copies
                 if backward and isinstance(case, Pointwise) and case.step in ("outer", "sum"):
                     continue
-                found = _shortest(operands, call, backward=backward)
+                shortest = _shortest(operands, call, backward=backward)
                 old = best.get((case, backward))
-                if old is None or found < old.seconds:
-                    best[case, backward] = Measurement(work, backward, found)
+                if old is None or shortest < old.seconds:
+                    best[case, backward] = Measurement(work, backward, shortest)
         rounds += 1
     return list(best.values())
 
@@ -189,13 +191,13 @@ def measure(
 def prepare_case(
     case: Case, device: torch.device, dtype: torch.dtype, memory_format: Format
 ) -> tuple[list[Tensor], _Call, Workload]:
-    """The operands of a case, the call, and its work."""
+    """The operands of a case, the function that is called with them, and the work of the call."""
     layout = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
     other = torch.contiguous_format if memory_format == "channels_last" else torch.channels_last
 
     def ones(*shape: int) -> Tensor:
-        made = torch.ones(shape, device=device, dtype=dtype)
-        return made.contiguous(memory_format=layout) if len(shape) == 4 else made
+        tensor = torch.ones(shape, device=device, dtype=dtype)
+        return tensor.contiguous(memory_format=layout) if len(shape) == 4 else tensor
 
     call: _Call
     match case:
@@ -236,7 +238,7 @@ def prepare_case(
 
 
 def _shortest(operands: Sequence[Tensor], call: _Call, *, backward: bool, seconds: float = 4e-3) -> float:
-    """The shortest time of one call; of several in a row where the device works behind the calls."""
+    """The shortest time of one call; on a GPU, which runs behind the calls, the mean of ten in a row."""
     device = operands[0].device
     with torch.set_grad_enabled(backward):
         inputs = [operand.requires_grad_(backward) for operand in operands]
@@ -246,7 +248,7 @@ def _shortest(operands: Sequence[Tensor], call: _Call, *, backward: bool, second
             orders = [_order(operand) for operand in operands]
 
             def run() -> object:
-                # a copy hands on a gradient in the order of its output, which the step before it puts back
+                # the gradient of a copy has the order of its output, which the preceding step has to change back
                 gradients = torch.autograd.grad(result, inputs, gradient, retain_graph=True)
                 return [one.contiguous(memory_format=order) for one, order in zip(gradients, orders, strict=True)]
         else:
@@ -255,7 +257,7 @@ def _shortest(operands: Sequence[Tensor], call: _Call, *, backward: bool, second
                 return call(*inputs)
 
         row = 1 if device.type == "cpu" else 10
-        found, end = math.inf, perf_counter() + seconds
+        shortest, end = math.inf, perf_counter() + seconds
         run()
         while True:
             _wait(device)
@@ -264,16 +266,16 @@ def _shortest(operands: Sequence[Tensor], call: _Call, *, backward: bool, second
                 run()
             _wait(device)
             now = perf_counter()
-            found = min(found, (now - start) / row)
+            shortest = min(shortest, (now - start) / row)
             if now > end:
                 break
     for operand in operands:
         operand.requires_grad_(False)
-    return found
+    return shortest
 
 
 def _order(tensor: Tensor) -> torch.memory_format:
-    """The memory format that a tensor has."""
+    """The memory format of a tensor."""
     last = tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
@@ -285,100 +287,71 @@ def _wait(device: torch.device) -> None:
 
 # Fitting -------------------------------------------------------------------------------------------------------------
 
-_TOLERANCE = 0.3
-"""Residual of a logarithm beyond which a measurement counts linearly, not by its square (Huber 1964)."""
+TOLERANCE = 0.3
+"""The residual of a logarithm above which a measurement counts linearly and not by its square (Huber 1964)."""
 
 PRIOR = 0.03
-"""Weight of the start against one measurement: it decides only what no measurement does."""
+"""Weight of the initial values relative to one measurement: they determine only what no measurement does."""
 
 FLOOR = 1e-16
-"""Seconds below which a rate of the start is lifted, so that it can grow: rates are fitted as logarithms."""
+"""Smallest initial value of a rate in seconds: rates are fitted as logarithms, so that 0 could not grow."""
 
 UNUSED = {
     "depthwise": ("narrow_summed", "narrow_new"),
     "copy": ("multiply_add", "narrow_summed", "narrow_new"),
     "pointwise": ("multiply_add", "narrow_summed", "narrow_new"),
 }
-"""Fields of `Rates` that a kind does not use, or that its measurements cannot separate from others."""
+"""Fields of `Rates` that are not fitted: a kind does not use them, or its measurements cannot separate them."""
 
 
 def fit(measurements: Sequence[Measurement], start: Constants) -> Constants:
-    """The constants whose predictions come closest to measurements, in logarithms and robustly.
+    """The constants whose predictions come closest to the measurements: a robust fit of the logarithms.
 
     Args:
-        start: values to begin with; `large` and kinds without measurements keep these.
+        start: the initial values, which `large` and kinds without measurements keep.
     """
     points: dict[tuple[bool, str], list[Measurement]] = {}
     for one in measurements:
         points.setdefault((one.backward, kind_of(one.work)), []).append(one)
-    found: dict[bool, dict[str, Rates]] = {False: {}, True: {}}
+    fitted: dict[bool, dict[str, Rates]] = {False: {}, True: {}}
     for backward, kinds in ((False, start.forward), (True, start.backward)):
-        for name in reversed([field.name for field in fields(Kinds)]):  # pointwise first: it shows the cache
+        for name in reversed(Kinds._fields):  # pointwise comes first, because it determines the cache
             rates: Rates = getattr(kinds, name)
             if chosen := points.get((backward, name)):
                 free_cache = name == "pointwise" and not backward
                 rates, start = _fit_rates(chosen, rates, start, UNUSED.get(name, ()), free_cache=free_cache)
-            found[backward][name] = rates
-    pointwise = found[False]["pointwise"]
+            fitted[backward][name] = rates
+    pointwise = fitted[False]["pointwise"]
     return replace(
         start,
         view=min(start.view, pointwise.call),
         kept=pointwise.written + pointwise.far,
-        forward=Kinds(**found[False]),
-        backward=Kinds(**found[True]),
+        forward=Kinds(**fitted[False]),
+        backward=Kinds(**fitted[True]),
     )
 
 
 def _fit_rates(
     points: Sequence[Measurement], start: Rates, constants: Constants, unused: Sequence[str], *, free_cache: bool
 ) -> tuple[Rates, Constants]:
-    """Rates of one kind, and the constants with the cache that fits them, by the logarithms of all of them."""
-    names = [field.name for field in fields(Rates) if field.name not in unused]
+    """The rates of one kind, and the constants with the fitted cache if that is free; fitted as logarithms."""
+    from scipy.optimize import least_squares
 
-    def unpack(logarithms: Tensor) -> tuple[Rates, Constants]:
-        values = [math.exp(value) for value in logarithms.tolist()]
+    names = [name for name in Rates._fields if name not in unused]
+
+    def unpack(logarithms: Sequence[float]) -> tuple[Rates, Constants]:
+        values = [math.exp(value) for value in logarithms]
         cache = values.pop() if free_cache else constants.cache
-        return replace(start, **dict(zip(names, values, strict=True))), replace(constants, cache=cache)
+        return start._replace(**dict(zip(names, values, strict=True))), replace(constants, cache=cache)
 
-    def residuals(logarithms: Tensor) -> Tensor:
-        rates, found = unpack(logarithms)
-        predicted = [step_seconds(rates, one.work, found.cache, found.large) for one in points]
-        data = [math.log(value / one.seconds) for value, one in zip(predicted, points, strict=True)]
-        return torch.tensor(data, dtype=torch.float64)
+    def residuals(logarithms: Sequence[float]) -> list[float]:
+        rates, fitted = unpack(logarithms)
+        predicted = [step_seconds(rates, one.work, fitted.cache, fitted.large) for one in points]
+        errors = [math.log(value / one.seconds) for value, one in zip(predicted, points, strict=True)]
+        return errors + [PRIOR**0.5 * (value - before) for value, before in zip(logarithms, first, strict=True)]
 
     values = [max(getattr(start, name), 0.1 if name.startswith("narrow") else FLOOR) for name in names]
     if free_cache:
         values.append(constants.cache)
-    return unpack(_robust_minimum(residuals, torch.tensor(values, dtype=torch.float64).log()))
-
-
-def _robust_minimum(residuals: Callable[[Tensor], Tensor], first: Tensor) -> Tensor:
-    """Where residuals are least, robustly and near `first`, by damped Gauss-Newton steps (Levenberg 1944)."""
-
-    def loss(errors: Tensor, place: Tensor) -> float:
-        size = errors.abs()
-        robust = torch.where(size < _TOLERANCE, size**2, 2 * _TOLERANCE * size - _TOLERANCE**2)
-        return float(robust.sum() + PRIOR * ((place - first) ** 2).sum())
-
-    place, errors, damping = first, residuals(first), 1.0
-    unit = torch.eye(len(first), dtype=torch.float64)
-    for _ in range(60):
-        # the normal equations, from differences along each axis
-        jacobian = torch.stack([(residuals(place + 1e-5 * axis) - errors) / 1e-5 for axis in unit], 1)
-        weights = _TOLERANCE / errors.abs().clamp(min=_TOLERANCE)
-        slope = jacobian.T @ (weights * errors) + PRIOR * (place - first)
-        curvature = jacobian.T @ (weights[:, None] * jacobian) + PRIOR * unit
-        before = loss(errors, place)
-        # a step that lowers the loss, shorter and shorter
-        while damping < 1e8:
-            change = torch.linalg.solve(curvature + damping * torch.diag(curvature.diagonal()), -slope).clamp(-2, 2)
-            moved_errors = residuals(place + change)
-            if loss(moved_errors, place + change) < before:
-                break
-            damping *= 4
-        else:
-            break
-        place, errors, damping = place + change, moved_errors, max(damping / 8, 1e-9)
-        if before - loss(errors, place) < 1e-9 * before:
-            break
-    return place
+    first = [math.log(value) for value in values]
+    return unpack(least_squares(residuals, first, loss="huber", f_scale=TOLERANCE, x_scale="jac").x)

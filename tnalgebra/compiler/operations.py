@@ -1,7 +1,7 @@
-"""What a lowered network is: a list of torch's own operations on values with labelled axes, and how much work each is.
+"""A program: a lowered network as a list of torch operations on values with labelled axes, and the work of each.
 
-A value is a tensor whose axes each hold a group of labels, row-major (the last runs fastest): ("g", "in") is one axis
-of g*in elements, () is an axis of one element. So fusing and splitting labels costs nothing where they stay together.
+A value is a tensor whose axes each hold a group of labels in row-major order: ("g", "in") is one axis of g*in elements,
+() is an axis of one element. So labels are fused or split without a copy as long as they are adjacent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Axis: TypeAlias = tuple[str, ...]
 Axes: TypeAlias = tuple[Axis, ...]
 Sizes: TypeAlias = Mapping[str, int]
 Pads: TypeAlias = tuple[tuple[int, int], ...]
-"""(low, high) for each axis of positions; negative ones crop."""
+"""(low, high) for each axis of positions; negative numbers crop."""
 
 
 def labels_in(axes: Sequence[Axis]) -> tuple[str, ...]:
@@ -36,8 +36,8 @@ def shape_in(axes: Sequence[Axis], sizes: Sizes) -> tuple[int, ...]:
 class Operation:
     """One step of a program.
 
-    axes: of its value.
-    takes: the fields that hold the position of a value the step takes, or None.
+    axes: the axes of its value.
+    takes: the names of the fields that hold the position of an operand, or None.
     """
 
     axes: Axes
@@ -45,14 +45,14 @@ class Operation:
 
     @property
     def sources(self) -> tuple[int, ...]:
-        """The positions of the values it takes."""
+        """The positions of its operands."""
         numbers = (getattr(self, name) for name in self.takes)
         return tuple(number for number in numbers if number is not None)
 
 
 @dataclass(frozen=True)
 class Load(Operation):
-    """A tensor as it comes: an input, a weight, or a dense pattern."""
+    """A tensor from outside: an input, a weight, or a dense pattern."""
 
     name: str
     axes: Axes
@@ -61,7 +61,7 @@ class Load(Operation):
 
 @dataclass(frozen=True)
 class Unary(Operation):
-    """A step that takes one value."""
+    """A step with one operand."""
 
     source: int
     axes: Axes
@@ -70,10 +70,11 @@ class Unary(Operation):
 
 @dataclass(frozen=True)
 class Arrange(Unary):
-    """The same elements with the labels on other axes: a permutation and a reshape. `copies` if memory moves.
+    """The same elements with the labels on other axes: a permutation and a reshape.
 
-    last: of a kernel that lies in channels_last: axes of one element get the strides of that format. Others mislead
-        torch 2.15 on CPUs: grouped convolutions come out wrong, and gradients fail.
+    copies: whether the elements are copied into new memory.
+    last: whether the value is a kernel in channels_last, whose axes of one element need the strides of that format;
+        with other strides grouped convolutions of torch 2.15 on CPUs are wrong, and their gradients fail.
     """
 
     copies: bool
@@ -81,19 +82,19 @@ class Arrange(Unary):
 
 
 class Rename(Unary):
-    """The same tensor under other labels: what a `Fuse` is where its parts lie side by side."""
+    """The same tensor under other labels, such as a `Fuse` of adjacent labels."""
 
 
 class ChannelsLast(Unary):
-    """A copy in torch's memory format channels_last (of 4 or 5 axes), unless it lies so already."""
+    """The value in torch's memory format channels_last; it has 4 or 5 axes."""
 
 
 class Repeat(Unary):
-    """The same elements for every value of the labels of a new first axis, in place of one of one element."""
+    """The first axis, of one element, is repeated for all values of its new labels."""
 
 
 class Sum(Unary):
-    """The sum over the axes that are gone."""
+    """The sum over the axes that the value does not have."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Diagonal(Unary):
 
 @dataclass(frozen=True)
 class Multiply(Operation):
-    """The product element by element; an axis of one element of either is repeated."""
+    """The elementwise product; axes of one element are broadcast."""
 
     left: int
     right: int
@@ -116,10 +117,11 @@ class Multiply(Operation):
 
 @dataclass(frozen=True)
 class Product(Operation):
-    """Matrix products (batch, left, summed) times (batch, summed, right); without a batch axis 2-d.
+    """Matrix products of shapes (batch, left, summed) and (batch, summed, right), or without the batch axis.
 
-    As `linear`, the left one has any axes before the summed one, the right one is (right, summed), and a bias may be
-    added. As `above`, the left is a matrix (left, summed) for every batch of the right.
+    form: "batched" is the one above. In "linear" the left side has any axes before the summed one, the right side has
+        shape (right, summed), and a bias may be added. In "above" the left side is one matrix (left, summed) that
+        multiplies every matrix of the right side.
     """
 
     left: int
@@ -133,10 +135,10 @@ class Product(Operation):
 
 @dataclass(frozen=True)
 class Convolve(Operation):
-    """torch's convolution: axes (batch, groups*in, positions ...) with a kernel (groups*out, in, window ...).
+    """A convolution of torch: an input (batch, groups*in, positions ...) with a kernel (groups*out, in, window ...).
 
-    Transposed: a kernel (groups*in, out, window ...), `extra` positions at the high ends (output_padding). The bias has
-    one element for each channel.
+    A transposed one has a kernel (groups*in, out, window ...), and adds `extra` positions at the high ends
+    (output_padding). The bias has one element for each channel.
     """
 
     source: int
@@ -156,7 +158,7 @@ class Convolve(Operation):
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether each group has one channel in and one out."""
+        """Whether each group has one channel in and one channel out."""
         return bool(self.groups) and not self.summed and not self.new
 
 
@@ -200,24 +202,20 @@ class Add(Operation):
 
 @dataclass(frozen=True)
 class Scale(Unary):
-    """A factor, times or over sizes that are known only at the call."""
+    """The value times a factor, and times (+1) or divided by (-1) sizes that are known only at the call."""
 
     factor: float
     sized: tuple[tuple[str, int], ...]
 
 
 def renumber(operation: Any, number: Callable[[int], int]) -> Any:
-    """The operation with the positions of the values it takes replaced."""
+    """The operation with the positions of its operands replaced."""
     taken = {name: getattr(operation, name) for name in operation.takes}
     return replace(operation, **{name: number(n) for name, n in taken.items() if n is not None})
 
 
 def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Workload:
-    """The work of one operation.
-
-    Args:
-        values: the axes of every value before it.
-    """
+    """The work of one operation; `values` are the axes of every value of the program."""
 
     def count(labels: Sequence[str] | set[str]) -> int:
         return prod(sizes[label] for label in labels)
@@ -232,9 +230,8 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Workl
             summed = count(operation.summed)
             groups, left, right = map(count, (one & other - {*operation.summed}, one - other, other - one))
             filled = 0 if operation.bias is None else written
-            return Workload(
-                "product", groups * left * right * summed, read, written, groups, summed, right, left, filled
-            )
+            multiply_adds = groups * left * right * summed
+            return Workload("product", multiply_adds, read, written, groups, summed, right, left, filled)
         case Convolve():
             parts = (operation.groups, operation.summed, operation.new, labels_in(operation.window))
             groups, summed, new, window = map(count, parts)
@@ -251,9 +248,8 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Workl
 class Style:
     """How joins become calls.
 
-    memory_format: that convolutions are brought into; "contiguous" leaves every tensor as it comes.
-    pointwise: what contracts channels where no window is absorbed: a convolution with a window of one element, or
-        a matrix product.
+    memory_format: the format of the operands of convolutions; "contiguous" leaves every tensor as it is.
+    pointwise: whether channels are contracted by a 1x1 convolution or by a matrix product, where there is no window.
     """
 
     memory_format: Format = "contiguous"
@@ -270,12 +266,12 @@ STYLES = tuple(Style(layout, pointwise) for layout in FORMATS for pointwise in (
 class Program:
     """A network as a list of operations.
 
-    operations: in order; each names the values it takes by their position.
+    operations: the steps in order; each refers to its operands by their position.
     inputs: names, in the order of the call.
-    sizes: of every label on any value, at the nominal sizes.
+    sizes: the nominal size of every label of any value.
     moving: labels whose size may differ from call to call.
-    stored: weight -> its labels in the order in which its elements lie best in memory.
-    patterns: windows and reshapes that are dense tensors here.
+    stored: for each weight its labels in the best order of its elements in memory.
+    patterns: windows and reshapes that the program takes as dense tensors.
     """
 
     operations: tuple[Operation, ...]
@@ -288,14 +284,14 @@ class Program:
     tree: ContractionTree
 
     def works(self, sizes: Sizes) -> list[tuple[Workload, bool]]:
-        """The work of every operation at some sizes, and whether only weights go into it."""
+        """The work of every operation at some sizes, and whether it depends on weights alone."""
         axes = [operation.axes for operation in self.operations]
         works = [work_of(operation, axes, sizes) for operation in self.operations]
         return list(zip(works, self.weights_only, strict=True))
 
     @cached_property
     def weights_only(self) -> list[bool]:
-        """For every value whether no input goes into it."""
+        """For every value whether it does not depend on an input."""
         flags: list[bool] = []
         for operation in self.operations:
             is_input = isinstance(operation, Load) and operation.kind == "input"
@@ -304,5 +300,5 @@ class Program:
 
     @property
     def text(self) -> str:
-        """Equal for programs that ask torch for the same."""
+        """A text that is equal for programs that call the same functions of torch."""
         return repr((self.operations, sorted(self.stored.items())))

@@ -1,7 +1,7 @@
-"""The order of a contraction: the cheapest trees, by dynamic programming over sets of consumed nodes.
+"""The order of a contraction: the cheapest trees, by dynamic programming over sets of nodes.
 
 The intermediate of a set of nodes depends on the set alone, so the search over subsets is exact for prices that add up.
-Beyond `EXACT` nodes an order is found greedily, and its parts are searched exactly.
+For more than `EXACT` nodes an order is found greedily, and then parts of it are improved by exact searches.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from itertools import combinations
 from .steps import MAX_WINDOWS, ContractionTree, Steps, Windows
 
 EXACT = 12
-"""Up to this number of nodes all orders are compared."""
+"""Largest number of nodes for which all orders are compared."""
 
 WINDOW = 9
-"""Nodes of the parts of a larger order that are searched again exactly."""
+"""Number of nodes in the parts of a larger order that are searched exactly."""
 
 
 def cheapest_trees(steps: Steps, *, keep: int) -> list[ContractionTree]:
-    """The cheapest trees of the whole network, the cheapest first; empty if there are none.
+    """The cheapest trees of the whole network, the cheapest first; empty if every tree makes too large a tensor.
 
-    Windows and reshapes become dense tensors only where no tree does without.
+    Windows and reshapes become dense tensors only if every tree needs that.
 
     Args:
-        keep: trees kept of each state.
+        keep: the number of trees that are kept for each set of nodes.
     """
     for patterns in (False, True) if steps.computation.views else (False,):
         leaves = steps.leaves(patterns=patterns)
@@ -43,7 +43,7 @@ def cheapest_trees(steps: Steps, *, keep: int) -> list[ContractionTree]:
 
 
 class _Kept:
-    """Trees of one set: those that were among the `keep` cheapest when they came."""
+    """The trees of one set that were among the `keep` cheapest when they were added."""
 
     def __init__(self, trees: Sequence[ContractionTree], keep: int) -> None:
         self.keep, self.trees = keep, list(trees)
@@ -58,7 +58,7 @@ class _Kept:
         del self.least[self.keep :]
 
     def cheapest(self) -> list[ContractionTree]:
-        """Distinct ones."""
+        """The `keep` cheapest distinct trees."""
         distinct: dict[str, ContractionTree] = {}
         for tree in sorted(self.trees, key=lambda tree: tree.seconds):
             distinct.setdefault(tree.text, tree)
@@ -66,7 +66,7 @@ class _Kept:
 
 
 def exact_search(steps: Steps, items: Sequence[ContractionTree], target: int, *, keep: int) -> list[ContractionTree]:
-    """The cheapest trees of `target` out of items and the views in it that no item holds."""
+    """The cheapest trees of the set `target`, made of the items and of the views of the set that are in no item."""
     tensors = (1 << steps.first_view) - 1
     free = target & ~tensors
     atoms = [item.mask for item in items if item.mask.bit_count() != 1 or item.mask <= tensors]
@@ -76,7 +76,7 @@ def exact_search(steps: Steps, items: Sequence[ContractionTree], target: int, *,
     table: dict[int, list[ContractionTree]] = {}
     for item in items:
         table.setdefault(item.mask, []).append(item)
-    # every union of units, in an order in which parts come first
+    # every union of units, after all its subsets
     masks = [0] * (1 << len(units))
     for number in range(1, len(masks)):
         low = number & -number
@@ -94,7 +94,7 @@ def exact_search(steps: Steps, items: Sequence[ContractionTree], target: int, *,
 
 
 def _views(steps: Steps, mask: int, views: int, table: dict[int, list[ContractionTree]]) -> Iterator[ContractionTree]:
-    """A window or a reshape applied to what is left of a set without it; or several sums over windows at once."""
+    """Trees whose last step applies one window or reshape, or several sums over windows at once."""
     inside = list(steps.views(views))
     sums = [number for number in inside if steps.is_box_sum(number)]
     groups: list[tuple[int, ...]] = [(number,) for number in inside]
@@ -107,11 +107,11 @@ def _views(steps: Steps, mask: int, views: int, table: dict[int, list[Contractio
 
 
 def _splits(number: int, masks: Sequence[int], rest: int, windows: Windows) -> Iterator[tuple[int, int]]:
-    """The pairs of sets that `rest` falls into, with the inputs of the windows left and their kernels right.
+    """The pairs of sets whose union is `rest`, with the inputs of the windows left and their kernels right.
 
     Args:
-        number: the set and its windows, one bit a unit: subsets are counted in units, so that items stay whole.
-        masks: the set of nodes of each such number.
+        number: the set with its windows, one bit for each unit, so that items are not split.
+        masks: the set of nodes for each such number.
     """
     must_left, must_right = windows.inputs & rest, windows.kernels & rest
     if must_left & must_right or (windows.numbers and not (must_left and must_right)):
@@ -121,7 +121,7 @@ def _splits(number: int, masks: Sequence[int], rest: int, windows: Windows) -> I
         unit = masks[1 << position] if number >> position & 1 else 0
         if not unit & rest:
             continue
-        if unit & must_left or not (windows.numbers or base):  # without windows left and right are alike
+        if unit & must_left or not (windows.numbers or base):  # without windows the sides can be exchanged
             base |= 1 << position
         elif not unit & must_right:
             choice |= 1 << position
@@ -138,7 +138,7 @@ def _splits(number: int, masks: Sequence[int], rest: int, windows: Windows) -> I
 def _add_joins(
     steps: Steps, kept: _Kept, sides: tuple[list[ContractionTree], list[ContractionTree]], windows: Windows
 ) -> None:
-    """Each tree of the left set with each of the right one, while they are cheap enough."""
+    """Join each tree of the left set with each of the right set, as long as the sum is cheap enough."""
     left, right = sides[0][0].mask, sides[1][0].mask
     seconds = steps.join_price(left, right, windows)
     if seconds is None:
@@ -156,7 +156,7 @@ def _add_joins(
 
 
 def greedy_search(steps: Steps, leaves: Sequence[ContractionTree]) -> ContractionTree | None:
-    """One step after the other, each time the one that costs least above what it frees."""
+    """A tree made step by step, each time by the step with the lowest price, less that of reading what it frees."""
     items = {tree.mask: tree for tree in leaves if tree.step == "leaf"}
     dense = {tree.mask: tree for tree in leaves if tree.step == "pattern"}
 
@@ -209,7 +209,7 @@ def _next_steps(steps: Steps, items: dict[int, ContractionTree], free: int) -> I
 
 
 def _windows_between(steps: Steps, whole: int, free: int) -> Iterator[Windows]:
-    """The free windows on labels of a set that a join into it may absorb, and none."""
+    """The sets of free windows, the empty set included, that a join into a set of nodes may absorb."""
     touching = 0
     for number, labels in enumerate(steps.node_labels):
         touching |= labels if whole >> number & 1 else 0
@@ -221,12 +221,12 @@ def _windows_between(steps: Steps, whole: int, free: int) -> Iterator[Windows]:
 
 
 def improved(steps: Steps, tree: ContractionTree, *, keep: int) -> ContractionTree:
-    """The tree with its parts put into another order, exactly, as long as that makes it cheaper."""
+    """The tree with parts of it replaced by the result of an exact search, where that is cheaper."""
     parts = tuple(improved(steps, part, keep=keep) for part in tree.parts)
     if parts:
         seconds = tree.seconds - sum(p.seconds for p in tree.parts) + sum(p.seconds for p in parts)
         tree = ContractionTree(tree.mask, seconds, tree.step, parts, tree.views, tree.transposed)
-    # the most expensive parts are taken apart while few enough items are left to search exactly
+    # take the most expensive parts apart as long as an exact search of all items is feasible
     items, views = list(tree.parts), len(tree.views)
     while wide := [item for item in items if item.parts]:
         chosen = max(wide, key=lambda item: item.seconds)
@@ -237,5 +237,5 @@ def improved(steps: Steps, tree: ContractionTree, *, keep: int) -> ContractionTr
         views += len(chosen.views)
     if len(items) < 2:
         return tree
-    found = exact_search(steps, items, tree.mask, keep=keep)
-    return found[0] if found and found[0].seconds < tree.seconds * (1 - 1e-9) else tree
+    trees = exact_search(steps, items, tree.mask, keep=keep)
+    return trees[0] if trees and trees[0].seconds < tree.seconds * (1 - 1e-9) else tree

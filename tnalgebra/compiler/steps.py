@@ -1,13 +1,14 @@
-"""The steps that a contraction may take, and the price of each: joins, windows, sums, with sets as bits of integers.
+"""The steps of a contraction and their prices; sets of nodes and of labels are the bits of integers.
 
-A state is the set S of consumed nodes, tensors and views (windows and reshapes) alike. live(S) holds the labels in S
-that also occur outside S or in the output. The intermediate T_S, everything else summed, depends on S alone. Steps:
+A state of the search is a set S of consumed nodes: tensors and views, that is windows and reshapes. A label of S is
+live if it also occurs outside S or in the output. The intermediate T_S is summed over all other labels, so that it
+depends on S alone. There are these steps:
 
-- join(S1, S2, C): the product of two intermediates, absorbing the windows C. It is one convolution if for each window
-  of C its x is live in S1 only and dead after, its k live in S2 only and dead after, its y in neither; with x and y
-  swapped, a transposed convolution. All of C share a direction and no labels.
-- view(S, c): a window alone (an unfolding, or a sum over its k where that dies), or a reshape.
-- a view as a dense 0/1 tensor, if there is no other way, so that every network has a plan.
+- join(S1, S2, C): the product of two intermediates, which absorbs the windows C. It is one convolution if for each
+  window of C the label x is live in S1 only, k is live in S2 only, both are not live afterwards, and y is in neither
+  set. With x and y exchanged it is a transposed convolution. The windows of C have one direction and share no label.
+- view(S, c): one window alone (an unfolding, or a sum over k if k is not live afterwards), or one reshape.
+- A view becomes a dense 0/1 tensor if there is no other way, so that every network has a plan.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import prod
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 from ..networks import Conv, Fuse
 from .computation import Computation, labels_from_inputs, moving_labels
-from .cost import Workload
+from .cost import CostModel, Workload
 
 MAX_WINDOWS = 3
-"""Windows that one step may absorb: torch's convolutions have at most three axes."""
+"""Number of windows that one step may absorb: torch's convolutions have at most three axes of positions."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ContractionTree:
     """How the intermediate of a set of nodes is made.
 
-    mask: the set, one bit a node: leaves first, then views.
-    seconds: predicted, of all steps in it.
-    step: how it is made of `parts`.
-    views: those the step absorbs, by their number.
-    transposed: the direction of the windows a join absorbs.
+    mask: the set, with one bit for each node: leaves first, then views.
+    seconds: predicted for all steps of the tree.
+    step: the last step, which makes the intermediate from those of `parts`.
+    views: the numbers of the views that the last step applies or absorbs.
+    transposed: the direction of the windows that a join absorbs.
     """
 
     mask: int
@@ -46,7 +47,7 @@ class ContractionTree:
 
     @property
     def text(self) -> str:
-        """The tree without its prices, equal for equal plans. Views one after the other have no order in it."""
+        """A text that is equal for trees that differ only in prices, or in the order of consecutive views."""
         if not self.parts:
             return f"{self.mask:x}"
         views, parts = list(self.views), self.parts
@@ -56,16 +57,16 @@ class ContractionTree:
 
     @property
     def leaves(self) -> list[ContractionTree]:
-        """What it starts from: tensors, and views as dense tensors."""
+        """The tensors that the tree starts from, with views that are dense tensors."""
         return [leaf for part in self.parts for leaf in part.leaves] if self.parts else [self]
 
 
 class Windows(NamedTuple):
-    """Windows that a join absorbs.
+    """A set of windows that a join absorbs.
 
     numbers, mask: the windows, by their numbers and as bits.
-    xs, ys, ks: their labels as bits; those of transposed windows with x and y swapped.
-    inputs, kernels: all nodes that carry one of the xs, and of the ks.
+    xs, ys, ks: their labels as bits, with x and y exchanged for transposed windows.
+    inputs, kernels: the nodes that carry one of the xs, or one of the ks.
     """
 
     numbers: tuple[int, ...] = ()
@@ -78,23 +79,15 @@ class Windows(NamedTuple):
     kernels: int = 0
 
 
-class Prices(Protocol):
-    """What is asked of a cost model."""
-
-    def seconds(self, work: Workload, *, weights: bool) -> float:
-        """Seconds of one step; `weights` says whether only weights go into it."""
-        ...
-
-
 class Steps:
     """The steps of one computation.
 
     Args:
-        dense: whether the inputs may meet one tensor made of all weights.
-        most: elements of the largest intermediate.
+        dense: whether an input may be joined with a tensor made of all weights.
+        most: the largest number of elements of an intermediate.
     """
 
-    def __init__(self, computation: Computation, prices: Prices, *, dense: bool, most: int) -> None:
+    def __init__(self, computation: Computation, prices: CostModel, *, dense: bool, most: int) -> None:
         self.computation, self.prices, self.most = computation, prices, most
         nodes = (*computation.leaves, *computation.views)
         self.names = list(dict.fromkeys(label for node in nodes for label in node.labels))
@@ -122,15 +115,15 @@ class Steps:
         return mask
 
     def live(self, mask: int) -> int:
-        """Labels that a set of nodes shares with the rest or with the output."""
-        found = self._live.get(mask)
-        if found is None:
-            found, rest = 0, ~mask & self.everything
+        """The labels of a set of nodes that also occur outside it or in the output."""
+        live = self._live.get(mask)
+        if live is None:
+            live, rest = 0, ~mask & self.everything
             for bit, nodes in self.carriers.items():
                 if nodes & mask and (nodes & rest or bit & self.output):
-                    found |= bit
-            self._live[mask] = found
-        return found
+                    live |= bit
+            self._live[mask] = live
+        return live
 
     def live_names(self, mask: int) -> set[str]:
         """The names of live labels."""
@@ -139,15 +132,15 @@ class Steps:
 
     def size(self, labels: int) -> int:
         """The product of the sizes of labels."""
-        found = self._size.get(labels)
-        if found is None:
+        total = self._size.get(labels)
+        if total is None:
             low = labels & -labels
-            found = self.computation.sizes[self.names[low.bit_length() - 1]] * self.size(labels ^ low)
-            self._size[labels] = found
-        return found
+            total = self.computation.sizes[self.names[low.bit_length() - 1]] * self.size(labels ^ low)
+            self._size[labels] = total
+        return total
 
     def view(self, number: int) -> Conv | Fuse:
-        """A window or reshape by the number of its node."""
+        """The window or reshape with this number."""
         return self.computation.views[number - self.first_view]
 
     def views(self, mask: int) -> Iterator[int]:
@@ -155,24 +148,24 @@ class Steps:
         return (number for number in range(self.first_view, len(self.node_labels)) if mask >> number & 1)
 
     def pointwise(self, *, read: int, written: int, weights: bool = False) -> float:
-        """Seconds of moving elements."""
+        """Seconds of a step that only moves elements."""
         return self.prices.seconds(Workload("pointwise", read=read, written=written), weights=weights)
 
     def leaves(self, *, patterns: bool) -> list[ContractionTree]:
-        """The tensors, each summed over what it carries alone; and the views as dense tensors, if asked for."""
-        found = [ContractionTree(1 << number, 0.0, "leaf") for number in range(self.first_view)]
+        """The tensors as trees; with `patterns` the views too, as dense tensors."""
+        trees = [ContractionTree(1 << number, 0.0, "leaf") for number in range(self.first_view)]
         for number in self.views(self.everything) if patterns else ():
             elements = self.size(self.node_labels[number])
             if elements <= self.most:
-                found.append(ContractionTree(1 << number, self.pointwise(read=elements, written=0), "pattern"))
-        return found
+                trees.append(ContractionTree(1 << number, self.pointwise(read=elements, written=0), "pattern"))
+        return trees
 
     # Joins ---------------------------------------------------------------------------------------------------------
 
     def absorbable(self, mask: int, views: int) -> list[Windows]:
-        """The sets of windows, of these views, that a join into `mask` may absorb; none at all first."""
+        """The sets of windows among `views` that a join into `mask` may absorb; the empty set comes first."""
         live = self.live(mask)
-        found = [Windows()]
+        sets = [Windows()]
         for transposed in (False, True):
             fitting = []
             for number in self.views(views):
@@ -185,8 +178,8 @@ class Steps:
                     fitting.append(number)
             for count in range(1, MAX_WINDOWS + 1):
                 groups = (group for group in combinations(fitting, count) if self.are_apart(group))
-                found += [self._absorbed(group, transposed) for group in groups]
-        return found
+                sets += [self._absorbed(group, transposed) for group in groups]
+        return sets
 
     def _absorbed(self, numbers: tuple[int, ...], transposed: bool) -> Windows:
         if (numbers, transposed) not in self._windows:
@@ -199,25 +192,27 @@ class Steps:
         return self._windows[numbers, transposed]
 
     def _ends(self, number: int, transposed: bool) -> tuple[int, int, int]:
-        """The bits of a window's x, y and k; x and y swapped if it is transposed."""
+        """The bits of the labels x, y and k of a window, with x and y exchanged if it is transposed."""
         node = self.view(number)
         assert isinstance(node, Conv)
         x, y, k = (self.bits[label] for label in (node.x, node.y, node.k))
         return (y, x, k) if transposed else (x, y, k)
 
     def are_apart(self, group: Sequence[int]) -> bool:
-        """Whether views share no label."""
+        """Whether no two of the views share a label."""
         return not any(self.node_labels[one] & self.node_labels[other] for one, other in combinations(group, 2))
 
     def _can_be_transposed(self, number: int) -> bool:
-        """Padding with zeros only; and the input of a stride may have any of several sizes for one of its output, so
-        that the inputs must not decide it on their own."""
+        """Whether a transposed convolution can do this window: it pads with zeros, and x has a size that y determines.
+
+        With a stride, several sizes of x have the same size of y, so the inputs must not determine x.
+        """
         node = self.view(number)
         assert isinstance(node, Conv)
         return node.mode == "zeros" and (node.stride == 1 or not self.bits[node.x] & self.sized_by_inputs)
 
     def join_price(self, left: int, right: int, windows: Windows) -> float | None:
-        """Seconds of the join of two intermediates; None if it is not a step."""
+        """Seconds of the join of two intermediates, or None if this join is not allowed."""
         if self._is_dense(left, right) or self._is_dense(right, left):
             return None
         one, other, live = self.live(left), self.live(right), self.live(left | right | windows.mask)
@@ -250,7 +245,7 @@ class Steps:
     def _convolution(self, one: int, other: int, live: int, windows: Windows) -> Workload:
         shared = one & other
         labels = (one | other | windows.ys | windows.ks) & ~windows.xs
-        # a kernel without channels acts alike on every one: a depthwise convolution
+        # a kernel without channels acts equally on all of them, by a depthwise convolution
         groups = shared & live if self.size(shared) > 1 else one & ~other & ~windows.xs
         return Workload(
             "convolution",
@@ -261,17 +256,17 @@ class Steps:
         )
 
     def _is_dense(self, weights: int, inputs: int) -> bool:
-        """Whether one tensor made of all weights meets inputs, where that is forbidden."""
+        """Whether a tensor made of all weights would be joined with inputs although that is forbidden."""
         return bool(self.all_weights and weights & self.all_weights == self.all_weights) and bool(
             not weights & self.inputs and inputs & self.inputs
         )
 
     def _is_alone(self, mask: int) -> bool:
-        """Whether a set shares no label with the rest."""
+        """Whether a set shares no label with the other nodes."""
         return not any(nodes & mask and nodes & ~mask for nodes in self.carriers.values())
 
     def _is_fused(self, one: int, other: int, mask: int) -> bool:
-        """Whether a reshape outside joins labels of two sets: then their outer product leads somewhere."""
+        """Whether a reshape outside has labels of both sets, so that their outer product may be useful."""
         return any(
             isinstance(self.view(number), Fuse) and self.node_labels[number] & one and self.node_labels[number] & other
             for number in self.views(self.everything & ~mask)
@@ -280,7 +275,7 @@ class Steps:
     # Views ---------------------------------------------------------------------------------------------------------
 
     def is_box_sum(self, number: int) -> bool:
-        """Whether a view is a window whose k nothing else carries: a sum over it."""
+        """Whether a view is a window whose label k occurs nowhere else: a sum over the window."""
         node = self.view(number)
         return (
             isinstance(node, Conv)
@@ -289,7 +284,7 @@ class Steps:
         )
 
     def view_price(self, rest: int, group: Sequence[int]) -> float | None:
-        """Seconds of windows or a reshape applied to the intermediate of `rest`; None if that is not a step."""
+        """Seconds of applying views to the intermediate of `rest`, or None if that is not allowed."""
         live = self.live(rest)
         after = self.live(rest | sum(1 << number for number in group))
         weights = not rest & self.inputs
@@ -305,7 +300,7 @@ class Steps:
         return self.pointwise(read=read, written=written, weights=weights)
 
     def _applies(self, number: int, live: int, after: int) -> bool:
-        """Whether a view takes these live labels to those after."""
+        """Whether a view turns the live labels before it into those after it."""
         node = self.view(number)
         if isinstance(node, Conv):
             x, y, k = self._ends(number, transposed=False)

@@ -1,4 +1,4 @@
-"""Choosing among programs by measurement; what was measured is remembered on disk."""
+"""The choice among programs by measurement; results are stored on disk."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from .operations import Load, shape_in
 from .weights import contract_weights, dense_patterns, lay_out
 
 TUNED = 12
-"""Candidates that `tune=True` measures: the best of each style in turn, in the order of their prices."""
+"""Number of candidates that `tune=True` measures, taken from each style in turn by their predicted prices."""
 
 TIE = 0.03
-"""Of measurements this much apart the one with fewer calls wins."""
+"""Relative difference of measurements below which the candidate with fewer calls wins."""
 
 ROUNDS, FEWEST, FAR_BEHIND = 9, 3, 1.15
-"""Measurements of each; after the fewest, those that take this many times as long as the fastest are left out."""
+"""Measurements of each candidate; after the fewest, those slower than the fastest by this factor are dropped."""
 
 
 def tune_candidates(
     listed: Sequence[Candidate], request: PlanRequest, timer: Callable[[Candidate], Callable[[], float]]
 ) -> list[Candidate]:
-    """The best few measured side by side, the fastest first, then the others; the result is remembered on disk.
+    """Measure the best few candidates, and store the result on disk: the fastest first, then those not measured.
 
     Args:
-        timer: makes, for a candidate, a function that runs it once and returns the seconds.
+        timer: makes a function that runs a candidate once and returns the seconds.
     """
     file = cache_folder() / "plans" / f"{request_key(request)}.json"
     seconds, digests = _remembered(file), [digest(candidate) for candidate in listed]
@@ -52,8 +52,8 @@ def tune_candidates(
 
 
 def _measure(tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]) -> list[tuple[Candidate, float]]:
-    """Each with the median of its seconds, the winner first, then the fastest."""
-    for run in timers:  # the first runs are slower
+    """Every candidate with the median of its seconds: the winner first, then from the fastest to the slowest."""
+    for run in timers:  # the first runs are slower, and are not counted
         run()
         run()
     times: list[list[float]] = [[] for _ in tried]
@@ -67,7 +67,7 @@ def _measure(tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]) 
             if len(running) == 1:
                 break
     medians = [median(one) for one in times]
-    # those left out early were far behind, whatever their few measurements say
+    # the dropped ones come last, although few measurements of them were made
     order = sorted(range(len(tried)), key=lambda n: (n not in running, medians[n]))
     near = [n for n in order if n in running and medians[n] <= (1 + TIE) * medians[order[0]]]
     first = min(near, key=lambda n: (tried[n].calls, medians[n]))
@@ -75,7 +75,7 @@ def _measure(tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]) 
 
 
 def _worth_trying(listed: Sequence[Candidate]) -> list[Candidate]:
-    """The best of each style in turn: predictions between styles are the least certain."""
+    """The best of each style in turn, because predictions are least certain between styles."""
     by_style: dict[str, list[Candidate]] = {}
     for one in listed:
         by_style.setdefault(str(one.program.style), []).append(one)
@@ -85,7 +85,7 @@ def _worth_trying(listed: Sequence[Candidate]) -> list[Candidate]:
 
 
 def make_timer(candidate: Candidate, request: PlanRequest, weights: Mapping[str, Tensor]) -> Callable[[], float]:
-    """A function that runs a candidate once, on tensors of its own, and returns the seconds."""
+    """A function that runs a candidate once, on copies of the weights and random inputs, and returns the seconds."""
     program, is_cuda = candidate.program, request.device.type == "cuda"
     tensors = {}
     for operation in program.operations:
@@ -102,12 +102,12 @@ def make_timer(candidate: Candidate, request: PlanRequest, weights: Mapping[str,
         tensor.requires_grad_(request.backward)
     tensors |= dense_patterns(candidate, request)
     lay_out(program, tensors)
-    given: dict[int, str] = {}
+    supplied: dict[int, str] = {}
     if request.frozen:
-        given, stored = contract_weights(program, tensors)
+        supplied, stored = contract_weights(program, tensors)
         tensors |= stored
-    code = emit(program, given=given)
-    arguments = [tensors[name] for name in (*program.inputs, *argument_names(program, given))]
+    code = emit(program, supplied=supplied)
+    arguments = [tensors[name] for name in (*program.inputs, *argument_names(program, supplied))]
     trained = [tensor for tensor in arguments if tensor.requires_grad]
     gradients: list[Tensor] = []
 
@@ -129,12 +129,12 @@ def make_timer(candidate: Candidate, request: PlanRequest, weights: Mapping[str,
 
 
 def digest(candidate: Candidate) -> str:
-    """What a program is remembered by."""
+    """The key of a program in the stored results."""
     return sha256(candidate.program.text.encode()).hexdigest()[:16]
 
 
 def request_key(request: PlanRequest) -> str:
-    """All that a measurement depends on."""
+    """The key of a request in the cache: a hash of all that a measurement depends on."""
     device = request.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()}"
     key = (
@@ -159,7 +159,7 @@ def request_key(request: PlanRequest) -> str:
 
 
 def _remembered(file: os.PathLike[str]) -> dict[str, float]:
-    """digest -> seconds, the winner first; empty if the file does not exist, or was not written by this module."""
+    """Seconds by digest, the winner first; empty if the file does not exist or cannot be read."""
     try:
         with open(file, encoding="utf-8") as handle:
             return {str(name): float(seconds) for name, seconds in json.load(handle)}

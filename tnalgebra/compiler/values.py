@@ -1,4 +1,4 @@
-"""A program in the making: values with labelled axes, and how their axes are arranged, copied, summed and padded."""
+"""Lowering: values with labelled axes, the order of their elements in memory, and the steps that change both."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .operations import Axes, Axis, labels_in
 from .steps import Steps
 
 UNKNOWN: tuple[str, ...] = ()
-"""The memory order of overlapping windows: a copy comes before any reshape."""
+"""An order of elements in memory that is not known, so that every reshape needs a copy."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """What an operation makes.
+    """The result of an operation.
 
-    number: the operation's position.
-    order: the labels in the order in which elements lie in memory, the last running fastest.
+    number: the position of the operation.
+    order: the labels in the order of the elements in memory; the last label varies fastest.
     """
 
     number: int
@@ -37,12 +37,12 @@ class Value:
 class Draft:
     """The operations so far, and what the next ones depend on.
 
-    patterns: number of a window or reshape -> the dense tensor that it is here.
-    sizes: of all labels, those that padding makes among them.
+    patterns: the dense tensors that replace windows or reshapes, by the bit of their node.
+    sizes: of all labels, including those that padding makes.
     moving: labels whose size may differ from call to call.
-    stored: weight -> the order in which it should lie in memory.
-    loaded: tensor -> its value.
-    factor: of the whole value, still to be applied.
+    stored: the order in which a weight should be in memory, by name.
+    loaded: the values of tensors that are already loaded, by name.
+    factor: the number by which the whole value is still to be multiplied.
     """
 
     computation: Computation
@@ -58,28 +58,28 @@ class Draft:
     loaded: dict[str, Value] = field(default_factory=dict)
 
     def add(self, operation: ops.Operation, order: Iterable[str] | None = None) -> Value:
-        """One more operation; its elements lie in the order of its axes if nothing else is said."""
+        """Append an operation; `order` is that of its elements in memory, by default the order of its axes."""
         self.operations.append(operation)
         order = labels_in(operation.axes) if order is None else tuple(order)
         return Value(len(self.operations) - 1, operation.axes, order)
 
     def counts(self, label: str) -> bool:
-        """Whether a label can move anything: one of size 1 never does."""
+        """Whether a label matters to the order in memory: one of size 1 does not."""
         return self.sizes[label] != 1 or label in self.moving
 
     def lies(self, value: Value, order: Iterable[str]) -> bool:
-        """Whether the elements of a value lie in an order of its labels."""
+        """Whether the elements of a value are in this order of its labels."""
         return [n for n in value.order if self.counts(n)] == [n for n in order if self.counts(n)]
 
     def prime(self, label: str, more: int) -> str:
-        """The label of an axis with more positions (or fewer) than that of another."""
+        """A new label for an axis with more positions than that of `label`, or fewer if `more` is negative."""
         self.sizes[label + "'"] = self.sizes[label] + more
         if label in self.moving:
             self.moving |= {label + "'"}
         return label + "'"
 
     def is_single_weight(self, operation: ops.Operation) -> bool:
-        """Whether it loads a tensor that is not an input and occurs once: its memory may be laid out freely."""
+        """Whether an operation loads a weight that occurs once, whose order in memory can be chosen."""
         if not isinstance(operation, ops.Load) or operation.kind == "input":
             return False
         return sum(leaf.name == operation.name for leaf in self.computation.leaves) == 1
@@ -94,17 +94,17 @@ def singles(labels: Iterable[str]) -> Axes:
 
 
 def without(axis: Axis, labels: Collection[str]) -> Axis:
-    """What else an axis (or an order) holds."""
+    """An axis, or an order, without some labels."""
     return tuple(label for label in axis if label not in labels)
 
 
 def relabel_axis(axis: Axis, names: Mapping[str, str]) -> Axis:
-    """An axis (or an order) with other names for some labels."""
+    """An axis, or an order, with other names for some labels."""
     return tuple(names.get(label, label) for label in axis)
 
 
 def relabel_axes(axes: Axes, names: Mapping[str, str]) -> Axes:
-    """The same of all axes."""
+    """All axes with other names for some labels."""
     return tuple(relabel_axis(axis, names) for axis in axes)
 
 
@@ -114,28 +114,28 @@ def plain_label(label: str) -> str:
 
 
 def run_of(labels: Sequence[str], part: Sequence[str]) -> int | None:
-    """Where `part` begins in `labels` as a run; None if it does not occur."""
+    """The place where the labels of `part` follow one another in `labels`; None if they do not."""
     count = len(part)
     return next((n for n in range(len(labels) - count + 1) if tuple(labels[n : n + count]) == tuple(part)), None)
 
 
 def split_apart(axes: Axes, labels: Collection[str]) -> Axes:
-    """The same labels, those of `labels` and the others on axes of their own."""
+    """The axes, split so that no axis has both labels of `labels` and others."""
     return tuple(tuple(run) for axis in axes for _, run in groupby(axis, key=labels.__contains__))
 
 
 def channels_last_order(axes: Axes) -> tuple[str, ...]:
-    """The labels of axes (batch, channels, positions ...) in the order of that memory format."""
+    """The labels of axes (batch, channels, positions ...) in the order of channels_last."""
     batch, channels, *positions = axes
     return labels_in([batch, *positions, channels])
 
 
 def axes_of_images(value: Value, channels: Collection[str], xs: Collection[str]) -> tuple[Axis, list[Axis]]:
-    """The labels of the batch axis, and the axes of positions: those windows move along, and idle ones."""
+    """The labels of the batch axis, and the axes of positions: those of windows (`xs`) and idle ones."""
     with_channels = [n for n, axis in enumerate(value.axes) if set(axis) & set(channels)]
     with_windows = [n for n, axis in enumerate(value.axes) if set(axis) & set(xs)]
     last = max(with_channels) if with_channels else min(with_windows, default=len(value.axes)) - 1
-    # idle labels up to the channels belong to the batch, those behind them are positions
+    # idle labels before the channels belong to the batch, those behind them are positions
     batch: list[str] = []
     positions: list[Axis] = []
     late: list[Axis] = []
@@ -151,7 +151,7 @@ def axes_of_images(value: Value, channels: Collection[str], xs: Collection[str])
 
 
 def _at_most_three(batch: list[str], positions: list[Axis], xs: Collection[str]) -> tuple[Axis, list[Axis]]:
-    """As many axes of positions as torch takes: idle ones side by side become one, then idle ones join the batch."""
+    """At most three axes of positions: adjacent idle axes become one, then idle axes move into the batch."""
     while len(positions) > 2:
         pair = next((n for n, (a, b) in enumerate(pairwise(positions)) if not {*a, *b} & set(xs)), None)
         if pair is None:
@@ -165,7 +165,7 @@ def _at_most_three(batch: list[str], positions: list[Axis], xs: Collection[str])
 
 
 def roles(left: Value, right: Value, live: Collection[str]) -> tuple[Axis, Axis, Axis]:
-    """Labels on both sides that stay, labels on both that are summed, labels of the right side alone."""
+    """Labels of both sides that are live, labels of both sides that are summed, and labels of the right side alone."""
     shared = [label for label in left.labels if label in right.labels]
     groups = tuple(label for label in shared if label in live)
     return groups, without(tuple(shared), live), without(right.labels, shared)
@@ -180,8 +180,8 @@ def arrange(
     """The value with its labels on these axes.
 
     Args:
-        order: in which a weight's elements should lie in memory, if that is still free.
-        last: whether it is a kernel that should lie in channels_last.
+        order: the order in memory of a weight whose order is still free.
+        last: whether it is a kernel that should be in channels_last.
     """
     operation = draft.operations[value.number]
     if isinstance(operation, ops.Load) and draft.is_single_weight(operation):
@@ -206,20 +206,20 @@ def copy_value(draft: Draft, value: Value, axes: Axes) -> Value:
 
 
 def sum_dead(draft: Draft, value: Value, live: Collection[str]) -> Value:
-    """Sum the labels nobody needs; their axes hold nothing else, or are split first."""
+    """Sum over the labels that are not live."""
     dead = {*value.labels}.difference(live)
     if not dead:
         return value
     if any(len(axis) > 1 and set(axis) & dead for axis in value.axes):
         value = arrange(draft, value, singles(value.labels))
     order = without(value.order, dead)
-    if not any(draft.counts(label) for label in dead):  # axes of one element stay, without a name
+    if not any(draft.counts(label) for label in dead):  # axes of one element remain, without a label
         return draft.add(ops.Rename(value.number, tuple(without(axis, dead) for axis in value.axes)), order)
     return draft.add(ops.Sum(value.number, tuple(axis for axis in value.axes if not set(axis) & dead)), order)
 
 
 def as_image(draft: Draft, value: Value) -> tuple[Value, bool]:
-    """A value of axes (batch, channels, positions ...) as a convolution wants it; whether it is channels_last."""
+    """A value of axes (batch, channels, positions ...) for a convolution, and whether it is channels_last."""
     is_last = draft.style.memory_format == "channels_last" or (
         draft.lies(value, channels_last_order(value.axes)) and not draft.lies(value, value.labels)
     )
@@ -227,7 +227,7 @@ def as_image(draft: Draft, value: Value) -> tuple[Value, bool]:
 
 
 def in_format(draft: Draft, value: Value, *, last: bool) -> Value:
-    """A value in channels_last, if it has 4 or 5 axes, or contiguous."""
+    """A value in channels_last if `last` and it has 4 or 5 axes, else contiguous."""
     if last and len(value.axes) in (4, 5):
         order = channels_last_order(value.axes)
         return value if draft.lies(value, order) else draft.add(ops.ChannelsLast(value.number, value.axes), order)
@@ -235,15 +235,15 @@ def in_format(draft: Draft, value: Value, *, last: bool) -> Value:
 
 
 def as_matrices(draft: Draft, value: Value) -> Value:
-    """A value as torch's matrix products take it without a copy, rows or columns first; else copied here."""
+    """A value that torch's matrix products take without a copy, with rows or columns adjacent in memory."""
     *lead, rows, columns = ((), *value.axes) if len(value.axes) == 1 else value.axes
     turned = len(value.axes) < 4 and draft.lies(value, labels_in([*lead, columns, rows]))
     return value if turned or draft.lies(value, value.labels) else copy_value(draft, value, value.axes)
 
 
 def pad(draft: Draft, value: Value, ends: Sequence[tuple[Conv, int, int]]) -> Value:
-    """Positions added before windows, or cut off: (window, low, high). Padded labels get a prime: another size."""
-    for step in ("reflect", "replicate", "circular", "crop", "zeros"):  # the whole axis is folded, not the rest
+    """Pad or crop before windows: (window, low, high). A padded label gets a prime, because it has another size."""
+    for step in ("reflect", "replicate", "circular", "crop", "zeros"):  # cropping comes after folding the whole axis
         pads: dict[str, tuple[int, int]] = {}
         for node, low, high in ends:
             low, high = (min(low, 0), min(high, 0)) if step == "crop" else (max(low, 0), max(high, 0))
@@ -255,13 +255,13 @@ def pad(draft: Draft, value: Value, ends: Sequence[tuple[Conv, int, int]]) -> Va
 
 
 def _pad(draft: Draft, value: Value, pads: Mapping[str, tuple[int, int]], mode: str) -> Value:
-    """All `pads` at once: label, without its primes, -> (low, high)."""
+    """Pad by (low, high) for each label, named without its primes."""
     new = {n: draft.prime(n, sum(pads[plain_label(n)])) for n in value.labels if plain_label(n) in pads}
     first = min(n for n, axis in enumerate(value.axes) if set(axis) & new.keys())
     ends = tuple(pads.get(plain_label(axis[0]), (0, 0)) if len(axis) == 1 else (0, 0) for axis in value.axes[first:])
     axes, order = relabel_axes(value.axes, new), relabel_axis(value.order, new)
     if not draft.lies(value, value.labels):
-        # torch keeps channels_last except where it pads circularly, and makes all else contiguous, or nobody knows
+        # torch keeps channels_last unless it pads circularly; other orders become contiguous where nothing is cropped
         last = len(axes) in (4, 5) and draft.lies(value, channels_last_order(value.axes))
         if mode == "circular" or (not last and min(min(pair) for pair in ends) >= 0):
             order = labels_in(axes)

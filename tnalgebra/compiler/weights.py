@@ -1,4 +1,4 @@
-"""The tensors that a program takes besides its inputs: laid out in memory, dense patterns, and contracted before."""
+"""The tensors that a program takes besides its inputs: weights, dense patterns and contracted weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .operations import Load, Program, labels_in
 
 
 def lay_out(program: Program, tensors: Mapping[str, Tensor]) -> None:
-    """Lay each weight out as its first step wants it; shapes and elements stay."""
+    """Put the elements of each weight into the order in memory that its first step needs; its shape is kept."""
     for operation in program.operations:
         if isinstance(operation, Load) and operation.name in program.stored and operation.name in tensors:
             labels = labels_in(operation.axes)
@@ -26,7 +26,7 @@ def lay_out(program: Program, tensors: Mapping[str, Tensor]) -> None:
 
 
 def dense_patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tensor]:
-    """name -> the dense 0/1 arrays that a candidate takes."""
+    """The dense 0/1 tensors that a candidate takes, by name."""
     computation = candidate.computation
     return {
         leaf.name: pattern(leaf.node, computation.network).to(request.device, request.dtype)
@@ -36,18 +36,18 @@ def dense_patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tens
 
 
 def contract_weights(program: Program, tensors: Mapping[str, Tensor]) -> tuple[dict[int, str], dict[str, Tensor]]:
-    """The values that only weights go into and that something else takes (or that are the result), computed now.
+    """Compute all values that depend on weights alone and that other steps need.
 
     Returns:
-        position -> name, as `emit` takes them, and name -> tensor, each with memory of its own.
+        Their names by position, as `emit` takes them, and the tensors by name.
     """
     flags = program.weights_only
     taken = {source for flag, one in zip(flags, program.operations, strict=True) if not flag for source in one.sources}
     if flags[-1]:
         taken.add(len(flags) - 1)
     names = (name for number in count() if (name := f"frozen_{number}") not in {*program.inputs, *tensors})
-    given = dict(zip(sorted(number for number in taken if flags[number]), names, strict=False))
-    return given, dict(zip(given.values(), _compute(program, [*given], tensors), strict=True))
+    supplied = dict(zip(sorted(number for number in taken if flags[number]), names, strict=False))
+    return supplied, dict(zip(supplied.values(), _compute(program, [*supplied], tensors), strict=True))
 
 
 def _compute(program: Program, wanted: Sequence[int], tensors: Mapping[str, Tensor]) -> list[Tensor]:
@@ -56,6 +56,6 @@ def _compute(program: Program, wanted: Sequence[int], tensors: Mapping[str, Tens
     code = emit(program, wanted=wanted)
     taken = [tensors[name] for name in argument_names(program, wanted=wanted)]
     kind = taken[0].device.type if taken else "cpu"
-    # a caller's autocast or inference mode would go into what is stored
+    # what is stored must not depend on autocast or inference mode of the caller
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
         return [value.detach().clone() for value in code(*taken)]

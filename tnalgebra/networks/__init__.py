@@ -38,7 +38,7 @@ from .nodes import (
     variables,
 )
 from .notation import parse, parse_rule
-from .poolings import Pooling, adaptive_average_pooling, average_pooling, global_average_pooling
+from .poolings import Pooling, adaptive_average_pooling, average_pooling
 from .sizes import input_size, window
 
 __all__ = [
@@ -77,7 +77,6 @@ __all__ = [
     "convolution",
     "edited",
     "fresh",
-    "global_average_pooling",
     "input_size",
     "isomorphic",
     "kernel_labels",

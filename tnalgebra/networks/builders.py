@@ -1,14 +1,14 @@
-"""Builders: the convolutions, their patches, and the dense layer, as networks.
+"""Builders of networks: convolutions, their patches and the dense layer.
 
-Labels. An activation is `n` (batch), `in` (channels) and x, y, z (positions); a window takes x to u, y to v, z to w
-and runs over the labels of torch's kernels (`k`; `kh kw`; `kd kh kw`). A grouped layer and a pooling call the
-channels of the activation `c`; a grouped layer writes c = (g, in) and out = (g, m), g the group.
+An activation has the labels `n` (batch), `in` (channels) and `x`, `y`, `z` (positions). A window turns x into u, y
+into v and z into w; its own labels are those of torch's kernels: `k`, `kh kw` or `kd kh kw`. In a grouped layer and in
+a pooling the channels of the activation are `c`. With groups, c = (g, in) and out = (g, m), where `g` is the group.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeGuard
 
@@ -19,10 +19,10 @@ from .nodes import MODES, Conv, Fuse, NamedTensor, Node
 from .sizes import window
 
 Numbers: TypeAlias = int | Sequence[int]
-"""One integer for all axes, or one for each."""
+"""One integer for all axes, or one integer for each axis."""
 
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
-"""'same', 'valid', or for all axes or each: one integer for both ends. For each axis also a pair (low, high)."""
+"""'same' or 'valid'; one integer for both ends of all axes; or for each axis an integer or a pair (low, high)."""
 
 
 def convolution(
@@ -36,35 +36,33 @@ def convolution(
     in_channels: int | None = None,
     out_channels: int | None = None,
 ) -> Network:
-    """The convolution of an input X with a kernel K: in two dimensions
+    """The convolution of an input X with a kernel K, as in `torch.nn.functional.conv2d`.
+
+        tn.networks.convolution((3, 3), padding=1)
+
+    In two dimensions, and in two dimensions with groups (where `in` are the channels of one group), the network is
 
         X[n in x y] Conv[x u kh] Conv[y v kw] K[out in kh kw] -> [n out u v]
-
-    and with groups, where the kernel's `in` counts the channels of one group,
-
         X[n c x y] Fuse[c g in] Conv[x u kh] Conv[y v kw] K[out in kh kw] Fuse[out g m] -> [n out u v]
 
     Args:
-        kernel_size: one, two or three integers; their number is the dimension.
+        kernel_size: one, two or three integers, one for each dimension.
         stride, dilation: one integer, or one for each axis.
-        padding: one integer; or for each axis an integer or a pair (low, high), of which a negative one crops;
-            or 'valid' (none), or 'same' (u has the size of x: low = t//2 and high = t - low, t = dilation*(k - 1)).
-        groups: parts into which the channels fall; `groups == in_channels` is a depthwise convolution.
-        padding_mode: what stands beyond the ends of x: 'zeros', 'reflect', 'replicate' or 'circular'.
-        in_channels, out_channels: sizes of the channels (of all groups together), where they are known.
+        padding: one integer, or for each axis an integer or a pair (low, high), where negative numbers crop; or 'valid'
+            (no padding); or 'same' (u has the size of x: low = t//2 and high = t - low with t = dilation*(k - 1)).
+        groups: the number of groups of channels; with `groups == in_channels` the convolution is depthwise.
+        padding_mode: how the input continues beyond its ends: 'zeros', 'reflect', 'replicate' or 'circular'.
+        in_channels, out_channels: the sizes of the channels of all groups together, if they are known.
 
     Raises:
-        NetworkError: an argument is out of range; 'same' with a stride; groups that do not divide the channels.
+        NetworkError: an argument is out of range, padding is 'same' with a stride, or groups do not divide the
+            channels.
     """
     kernel = kernel_numbers(kernel_size)
     windows = _padded_windows(kernel, stride=stride, padding=padding, dilation=dilation, mode=padding_mode)
     channels = _channels(groups, in_channels, out_channels)
     x, u, k = axis_labels(kernel)
-    weight = NamedTensor("K", ("out", "in", *k))
-    nodes: list[Node] = [NamedTensor("X", ("n", "in", *x)), *windows, weight]
-    if groups > 1:
-        nodes = [NamedTensor("X", ("n", "c", *x)), Fuse("c", ("g", "in")), *windows, weight, Fuse("out", ("g", "m"))]
-    return Network(nodes, ("n", "out", *u), {**channels, **dict(zip(k, kernel, strict=True))})
+    return _layer(windows, x, ("out", "in", *k), u, sizes={**channels, **dict(zip(k, kernel, strict=True))})
 
 
 def transposed_convolution(
@@ -79,48 +77,60 @@ def transposed_convolution(
     in_channels: int | None = None,
     out_channels: int | None = None,
 ) -> Network:
-    """The transposed convolution: the windows are those of the convolution that takes its output back to its input.
+    """The transposed convolution, as in `torch.nn.functional.conv_transpose2d`.
+
+        tn.networks.transposed_convolution((3, 3), stride=2, padding=1, output_padding=1)
+
+    Its windows are those of the convolution from its output x, y back to its input u, v. In two dimensions, and in two
+    dimensions with groups (where `m` are the output channels of one group), the network is
 
         X[n in u v] Conv[x u kh] Conv[y v kw] K[in out kh kw] -> [n out x y]
-
-    and with groups, where the kernel counts the output channels of one group (`m`),
-
         X[n c u v] Fuse[c g in] Conv[x u kh] Conv[y v kw] K[c m kh kw] Fuse[out g m] -> [n out x y]
 
     Args:
-        padding: positions cut off at the ends of x: one integer; or for each axis an integer or a pair (low, high),
-            of which a negative one adds positions.
-        output_padding: positions added at the high end of x after that; less than stride or dilation.
-        padding_mode: 'zeros', the only one that torch has here.
-        The others are those of `convolution`.
+        padding: positions cut off at the ends of x: one integer, or for each axis an integer or a pair (low, high),
+            where negative numbers add positions.
+        output_padding: positions added at the high end of x afterwards; less than the stride or the dilation.
+        padding_mode: 'zeros', the only mode that torch has here.
+        stride, dilation, groups, in_channels, out_channels: as for `convolution`.
 
     Raises:
-        NetworkError: an argument is out of range; padding in words; groups that do not divide the channels.
+        NetworkError: an argument is out of range, or groups do not divide the channels.
     """
     kernel = kernel_numbers(kernel_size)
     if isinstance(padding, str):
-        raise NetworkError(f"padding of a transposed convolution is {padding!r}", fix="integers, as torch asks for")
+        raise NetworkError(f"padding of a transposed convolution is {padding!r}", fix="integers, as in torch")
     if padding_mode != "zeros":
-        raise NetworkError(
-            f"padding_mode of a transposed convolution is {padding_mode!r}", fix="zeros, the only one in torch"
-        )
+        raise NetworkError(f"padding_mode of a transposed convolution is {padding_mode!r}", fix="'zeros'")
     added = axis_numbers("output_padding", output_padding, len(kernel), least=0)
     windows = []
     for node, o in zip(_padded_windows(kernel, stride=stride, padding=padding, dilation=dilation), added, strict=True):
         numbers = window(node)
         s, d = numbers["stride"], numbers["dilation"]
         if o >= max(s, d):
-            raise NetworkError(
-                f"output_padding is {o}, with stride {s} and dilation {d}", fix="less than one of the two"
-            )
+            fact = f"output_padding is {o}, which is neither less than the stride {s} nor than the dilation {d}"
+            raise NetworkError(fact, fix=f"at most {max(s, d) - 1}")
         windows.append(replace(node, high=numbers["high"] - o))
     channels = _channels(groups, in_channels, out_channels)
     x, u, k = axis_labels(kernel)
-    nodes: list[Node] = [NamedTensor("X", ("n", "in", *u)), *windows, NamedTensor("K", ("in", "out", *k))]
-    if groups > 1:
-        weight = NamedTensor("K", ("c", "m", *k))
-        nodes = [NamedTensor("X", ("n", "c", *u)), Fuse("c", ("g", "in")), *windows, weight, Fuse("out", ("g", "m"))]
-    return Network(nodes, ("n", "out", *x), {**channels, **dict(zip(k, kernel, strict=True))})
+    weight = (*(("c", "m") if groups > 1 else ("in", "out")), *k)
+    return _layer(windows, u, weight, x, sizes={**channels, **dict(zip(k, kernel, strict=True))})
+
+
+def _layer(
+    windows: Sequence[Conv],
+    before: Sequence[str],
+    weight: Sequence[str],
+    after: Sequence[str],
+    *,
+    sizes: dict[str, int],
+) -> Network:
+    """A layer from positions `before` to positions `after`; with groups if `g` has a size."""
+    image = ("n", "c" if "g" in sizes else "in", *before)
+    nodes: list[Node] = [NamedTensor("X", image), *windows, NamedTensor("K", weight)]
+    if "g" in sizes:
+        nodes = [nodes[0], Fuse("c", ("g", "in")), *nodes[1:], Fuse("out", ("g", "m"))]
+    return Network(nodes, ("n", "out", *after), sizes)
 
 
 def patch_tensor(
@@ -132,14 +142,16 @@ def patch_tensor(
     padding_mode: str = "zeros",
     flatten: bool = False,
 ) -> Network:
-    """The patches a convolution sees (im2col): element [n, in, kh, kw, u, v] is X at the kh, kw of window u, v.
+    """The patches of the input that a convolution multiplies with its kernel (im2col).
 
-        X[n in x y] Conv[x u kh] Conv[y v kw] -> [n in kh kw u v]
+        tn.networks.patch_tensor((3, 3), padding=1)     # X[n in x y] Conv[x u kh] Conv[y v kw] -> [n in kh kw u v]
+
+    Element [n, in, kh, kw, u, v] is the element of X at position (kh, kw) of the window at (u, v).
 
     Args:
-        flatten: fuse the output to [n feature position], feature = (in, kh, kw) and position = (u, v): with zeros
-            beyond the ends, what torch.nn.functional.unfold returns.
-        The others are those of `convolution`.
+        flatten: whether to fuse the output to [n feature position], with feature = (in, kh, kw) and position = (u, v),
+            as `torch.nn.functional.unfold` does.
+        kernel_size, stride, padding, dilation, padding_mode: as for `convolution`.
 
     Raises:
         NetworkError: an argument is out of range.
@@ -158,8 +170,10 @@ def patch_tensor(
 def linear(*, in_features: int | None = None, out_features: int | None = None) -> Network:
     """The dense layer: X[n in] W[out in] -> [n out].
 
+        tn.networks.linear(in_features=64)
+
     Args:
-        in_features, out_features: the sizes of `in` and `out`, where they are known.
+        in_features, out_features: the sizes of `in` and `out`, if they are known.
 
     Raises:
         NetworkError: one of them is out of range.
@@ -175,7 +189,7 @@ def linear(*, in_features: int | None = None, out_features: int | None = None) -
 
 
 def axis_labels(axes: Sequence[object]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The labels of the positions before and after a window and of the window, one for each entry of `axes`."""
+    """The labels of the positions before and after a window, and of the window itself, for as many axes as `axes`."""
     count = len(axes)
     return ("x", "y", "z")[:count], ("u", "v", "w")[:count], KERNEL_LABELS[count + 2][2:]
 
@@ -183,7 +197,7 @@ def axis_labels(axes: Sequence[object]) -> tuple[tuple[str, ...], tuple[str, ...
 def window_nodes(
     strides: Sequence[int], padding: Iterable[tuple[int, int]], dilations: Iterable[int], *, mode: str = "zeros"
 ) -> list[Conv]:
-    """One window along each axis."""
+    """One window for each axis."""
     return [
         Conv(x, u, k, stride=s, low=low, high=high, dilation=d, mode=mode)
         for x, u, k, s, (low, high), d in zip(*axis_labels(strides), strides, padding, dilations, strict=True)
@@ -208,7 +222,7 @@ def _padded_windows(
 def checked_integer(name: str, value: object, *, least: int) -> int:
     """The value of the argument `name`. Raises NetworkError unless it is an integer from `least` to MAX_SIZE."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type]  # anything that is not an integer raises
+        number = operator.index(value)  # type: ignore[arg-type]  # raises for all that is not an integer
     except TypeError:
         number = least - 1
     if isinstance(value, bool) or not least <= number <= MAX_SIZE:
@@ -217,6 +231,7 @@ def checked_integer(name: str, value: object, *, least: int) -> int:
 
 
 def is_sequence(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether a value is a sequence, and not a text."""
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
@@ -230,19 +245,22 @@ def kernel_numbers(kernel_size: Sequence[int]) -> tuple[int, ...]:
 
 
 def _each_axis(name: str, value: object, axes: int) -> tuple[object, ...]:
-    given = tuple(value) if is_sequence(value) else (value,) * axes
-    if len(given) != axes:
+    entries = tuple(value) if is_sequence(value) else (value,) * axes
+    if len(entries) != axes:
         raise NetworkError(
-            f"{name} has {len(given)} entries, the window has {axes} axes",
+            f"{name} has {len(entries)} entries, the window has {axes} axes",
             given=repr(value),
             fix="one integer, or one entry for each axis",
         )
-    return given
+    return entries
 
 
 def axis_numbers(name: str, value: Numbers, axes: int, *, least: int = 1) -> tuple[int, ...]:
-    """One integer for each axis. Raises NetworkError, with the argument's `name`: another number of them, or one
-    below `least`."""
+    """One integer for each axis.
+
+    Raises:
+        NetworkError: there is another number of integers, or one is below `least`; the message has the argument's name.
+    """
     return tuple(checked_integer(name, number, least=least) for number in _each_axis(name, value, axes))
 
 
@@ -252,37 +270,32 @@ def _padding(
     """(low, high) of each axis."""
     if padding == "same":
         if any(stride > 1 for stride in strides):
-            raise NetworkError(
-                "padding is 'same', with a stride", stride=tuple(strides), fix="stride 1, or padding in integers"
-            )
+            raise NetworkError("padding is 'same' with a stride", stride=tuple(strides), fix="stride 1, or integers")
         totals = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
     if isinstance(padding, str) and padding != "valid":
         raise NetworkError(f"padding is {padding!r}", fix="integers, 'same' or 'valid'")
-    ends: list[tuple[int, int]] = []
-    for entry in _each_axis("padding", 0 if padding == "valid" else padding, len(kernel)):
-        if is_sequence(entry):
-            if len(entry) != 2:
-                raise NetworkError(
-                    f"padding has {len(entry)} numbers on one axis", given=repr(padding), fix="a pair (low, high)"
-                )
-            low, high = (checked_integer("padding", end, least=-MAX_SIZE) for end in entry)
-        else:
-            low = high = checked_integer("padding", entry, least=0)
-        ends.append((low, high))
-    return tuple(ends)
+    entries = _each_axis("padding", 0 if padding == "valid" else padding, len(kernel))
+    return tuple(_ends(entry) for entry in entries)
+
+
+def _ends(entry: object) -> tuple[int, int]:
+    """(low, high) of one axis, from an integer or a pair."""
+    if not is_sequence(entry):
+        return (checked_integer("padding", entry, least=0),) * 2
+    if len(entry) != 2:
+        raise NetworkError(f"padding has {len(entry)} numbers on one axis: {entry!r}", fix="a pair (low, high)")
+    low, high = (checked_integer("padding", end, least=-MAX_SIZE) for end in entry)
+    return low, high
 
 
 def _channels(groups: int, in_channels: int | None, out_channels: int | None) -> dict[str, int]:
-    """Sizes of the channel labels that are known."""
-    groups = checked_integer("groups", groups, least=1)
-    given: Mapping[str, int | None] = {"in_channels": in_channels, "out_channels": out_channels}
-    known = {name: checked_integer(name, size, least=1) for name, size in given.items() if size is not None}
-    for name, size in known.items():
-        if size % groups:
-            raise NetworkError(
-                f"groups is {groups}, which does not divide {name}", given=f"{name}={size}", fix="groups that do"
-            )
-    labels = {"in_channels": "in" if groups == 1 else "c", "out_channels": "out"}
-    sizes = {labels[name]: size for name, size in known.items()}
-    return sizes if groups == 1 else {**sizes, "g": groups}
+    """The known sizes of the labels of channels, and of `g` if there are several groups."""
+    sizes = {} if checked_integer("groups", groups, least=1) == 1 else {"g": groups}
+    inside = "c" if sizes else "in"
+    for label, name, size in ((inside, "in_channels", in_channels), ("out", "out_channels", out_channels)):
+        if size is not None:
+            sizes[label] = checked_integer(name, size, least=1)
+            if size % groups:
+                raise NetworkError(f"groups is {groups}, which does not divide {name}={size}", fix="a divisor")
+    return sizes

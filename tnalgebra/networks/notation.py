@@ -1,11 +1,11 @@
-"""The notation: text -> network. `str(network)` is the way back.
+"""The notation: from text to a network; `str(network)` is the text of a network.
 
     network   = node node ... [ "->" "[" labels "]" ]
     node      = NAME "[" labels [ "|" key=value ... ] "]"
     label     = WORD [ ":" SIZE ]
     rule      = network "=>" network
 
-Reading is one pass over tokens; every error points at the character that is wrong.
+The text is read in one pass over its tokens, and every error points at the character that is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .network import Network, default_output
 from .nodes import MODES, Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable
 
 MAX_CHARACTERS = 100_000
-"""Longest text that is read: room for thousands of nodes, and a bound for texts that come from a file."""
+"""Longest text that is read: thousands of nodes fit, and a text from a file cannot take arbitrary time."""
 
 TOKEN = re.compile(
     r"(?P<space>[\s,]+)|(?P<arrow>->)|(?P<rule>=>)|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
@@ -40,30 +40,37 @@ class Token:
 
 
 def parse(text: str) -> Network:
-    """Read a network.
+    """Read a network from its text.
+
+        tn.parse("U[out a:16] G[a b:16 kh:3 kw:3] V[b in] -> [out in kh kw]")
 
     Args:
-        text: in the notation, for example "U[out a] G[a b kh kw] V[b in] -> [out in kh kw]".
+        text: nodes `NAME[label label ...]` and the output `-> [label ...]`. `label:16` gives a label a size. Without an
+            output, the labels that occur once are the output.
 
     Returns:
         The network; `parse(str(network)) == network` for every network.
 
     Raises:
         NotationError: the text is not in the notation; the message points at the character.
-        NetworkError, SizeError: it is, but says nothing that can be (an unknown output label, contradicting sizes).
+        NetworkError, SizeError: the network cannot exist, for example because its sizes contradict each other.
     """
     reader = _Reader(text, variables=False)
     network = reader.network(None)
     if reader.peek.kind == "rule":
-        reader.fail("a rule stands where a network should", fix="tn.rule(...) reads rules")
+        reader.fail("this is a rule and not a network", fix="tn.rule(...) reads rules")
     reader.expect_end()
     return network
 
 
 def parse_rule(text: str) -> tuple[Network, Network]:
-    """Read the two sides of a rule, in which attributes may be variables (`stride=s`).
+    """Read the two sides of a rule, "left => right", whose attributes may be variables (`stride=s`).
 
-    A right side without `->` has the left side's output.
+    Returns:
+        The left and the right network. A right side without `->` has the output of the left side.
+
+    Raises:
+        NotationError, NetworkError, SizeError: as in `parse`.
     """
     reader = _Reader(text, variables=True)
     left = reader.network(None)
@@ -89,13 +96,13 @@ class _Reader:
     def _tokens(self) -> Iterator[Token]:
         start = 0
         while start < len(self.text):
-            found = TOKEN.match(self.text, start)
-            if found is None:
+            match = TOKEN.match(self.text, start)
+            if match is None:
                 self.fail(f"character {self.text[start]!r} has no meaning here", at=start)
-            kind = found.lastgroup or ""
+            kind = match.lastgroup or ""
             if kind != "space":
-                yield Token(found.group() if kind == "mark" else kind, found.group(), start)
-            start = found.end()
+                yield Token(match.group() if kind == "mark" else kind, match.group(), start)
+            start = match.end()
         yield Token("end", "", len(self.text.rstrip()))
 
     @property
@@ -120,11 +127,11 @@ class _Reader:
             case "end":
                 return
             case "]":
-                self.fail("']' closes nothing")
+                self.fail("this ']' has no '[' before it")
             case "+":
                 self.fail("'+' is reserved for sums of networks", fix="one network at a time")
             case _:
-                self.fail(f"{self.peek.text!r} stands where a node NAME[labels] should")
+                self.fail(f"{self.peek.text!r} is not a node", fix="NAME[label label ...]")
 
     def network(self, output: tuple[str, ...] | None) -> Network:
         sizes: dict[str, tuple[int, int]] = {}
@@ -135,16 +142,16 @@ class _Reader:
             starts.append(self.peek.start)
             nodes.append(self._node(sizes))
         if not nodes:
-            self.fail("a node NAME[labels] should stand here", fix="for example K[out in kh kw]")
+            self.fail("a node is missing here", fix="NAME[label label ...], for example K[out in kh kw]")
         if self.peek.kind == "arrow":
             self.take()
             opening = self.expect("[", "'->' needs the output labels in brackets", fix="-> [label label ...]")
             output = tuple(self._labels(sizes, opening, outputs))
             if self.peek.kind == "|":
-                self.fail("the output has no attributes")
+                self.fail("the output cannot have attributes", fix="-> [label label ...]")
             self._close(opening)
             if self.peek.kind in ("word", "arrow"):
-                self.fail(f"{self.peek.text!r} stands after the output", fix="nodes first, then -> [label label ...]")
+                self.fail(f"{self.peek.text!r} comes after the output", fix="nodes first, then -> [label label ...]")
         elif output is None:
             output = default_output(nodes)
         try:
@@ -162,16 +169,16 @@ class _Reader:
         name = self.take()
         opening = self.expect("[", f"{name.text!r} has no brackets", fix=f"{name.text}[label label ...]")
         labels = tuple(self._labels(sizes, opening))
-        given: dict[str, Any] = {}
+        attributes: dict[str, Any] = {}
         if self.peek.kind == "|":
             self.take()
             if name.text not in ATTRIBUTES:
                 self._unknown_node(name)
             while self.peek.kind == "word":
-                self._attribute(name, given)
+                self._attribute(name, attributes)
         self._close(opening)
         try:
-            return _build(name.text, labels, given)
+            return _build(name.text, labels, attributes)
         except NetworkError as error:
             self.fail(str(error), at=name.start)
 
@@ -183,9 +190,9 @@ class _Reader:
                 fix="average pooling, or keep max-pooling outside the network",
             )
         self.fail(
-            f"unknown node {name.text!r}: of all nodes only {', '.join(ATTRIBUTES)} are more than their labels",
+            f"{name.text!r} cannot have attributes: only {', '.join(ATTRIBUTES)} can",
             at=name.start,
-            fix="one of these, or a tensor without '|'",
+            fix="one of these nodes, or a tensor without '|'",
         )
 
     def _labels(
@@ -195,7 +202,7 @@ class _Reader:
             if self.peek.kind in ("end", "arrow", "rule"):
                 self._close(opening)
             if self.peek.kind == "[":
-                self.fail("a bracket inside a bracket", fix="close the first: NAME[labels] NAME[labels]")
+                self.fail("this '[' is inside another bracket", fix="close the first one: NAME[labels] NAME[labels]")
             label = self.expect("word", f"{self.peek.text!r} is not a label", fix="a word: letters, digits, '_'")
             if self.peek.kind == ":":
                 self.take()
@@ -218,23 +225,23 @@ class _Reader:
         if self.peek.kind == "]":
             self.take()
         elif self.peek.kind in ("end", "arrow", "rule"):
-            self.fail("unclosed bracket: this '[' has no ']'", at=opening.start)
+            self.fail("this '[' is unclosed", at=opening.start, fix="a ']' behind its labels")
         else:
-            self.fail(f"{self.peek.text!r} stands where ']' should")
+            self.fail(f"{self.peek.text!r} is inside a bracket", fix="']' before it")
 
     def _integer(self, token: Token, what: str) -> int:
         if not re.fullmatch(r"-?[0-9]{1,15}", token.text):
             self.fail(f"{what} is {_short(token.text)}", at=token.start, fix="an integer of at most 15 digits")
         return int(token.text)
 
-    def _attribute(self, node: Token, given: dict[str, Any]) -> None:
+    def _attribute(self, node: Token, attributes: dict[str, Any]) -> None:
         key = self.take()
         known = ATTRIBUTES[node.text]
         if key.text not in known:
             fix = f"{node.text} takes {', '.join(known)}" if known else f"{node.text} takes no attributes"
             self.fail(f"{node.text!r} has no attribute {key.text!r}", at=key.start, fix=fix)
-        if key.text in given:
-            self.fail(f"the attribute {key.text!r} stands twice", at=key.start)
+        if key.text in attributes:
+            self.fail(f"the attribute {key.text!r} occurs twice", at=key.start)
         self.expect("=", f"the attribute {key.text!r} has no value", fix=f"{key.text}=...")
         match key.text:
             case "padding":
@@ -243,13 +250,13 @@ class _Reader:
                 if self.peek.kind == ":":
                     self.take()
                     high = self._value(key, self._integer)
-                given[key.text] = (low, high)
+                attributes[key.text] = (low, high)
             case "mode":
-                given[key.text] = self._value(key, None, words=MODES)
+                attributes[key.text] = self._value(key, None, words=MODES)
             case "value":
-                given[key.text] = self._value(key, self._fraction, words=("mean",))
+                attributes[key.text] = self._value(key, self._fraction, words=("mean",))
             case _:
-                given[key.text] = self._value(key, self._integer)
+                attributes[key.text] = self._value(key, self._integer)
 
     def _fraction(self, token: Token, key: str) -> Fraction:
         exponent = re.search(r"[eE][+-]?([0-9]+)", token.text)
@@ -276,7 +283,7 @@ class _Reader:
         self.fail(f"{key.text} is {_short(token.text)!r}", at=token.start, fix=f"{key.text}=" + ", ".join(allowed))
 
 
-def _build(name: str, labels: tuple[str, ...], given: dict[str, Any]) -> Node:
+def _build(name: str, labels: tuple[str, ...], attributes: dict[str, Any]) -> Node:
     match name:
         case "Copy":
             return Copy(labels)
@@ -285,14 +292,14 @@ def _build(name: str, labels: tuple[str, ...], given: dict[str, Any]) -> Node:
                 raise NetworkError("Fuse needs a whole and at least one part: Fuse[whole part part ...]")
             return Fuse(labels[0], labels[1:])
         case "Fill":
-            if "value" not in given:
+            if "value" not in attributes:
                 raise NetworkError("Fill has no value: Fill[k | value=1/3] or Fill[k | value=mean]")
-            return Fill(labels, given["value"])
+            return Fill(labels, attributes["value"])
         case "Conv":
             if len(labels) != 3:
                 raise NetworkError(f"Conv has {len(labels)} labels, it needs 3: Conv[input output window]")
-            low, high = given.pop("padding", (0, 0))
-            return Conv(*labels, low=low, high=high, **given)
+            low, high = attributes.pop("padding", (0, 0))
+            return Conv(*labels, low=low, high=high, **attributes)
         case _:
             return NamedTensor(name, labels)
 
@@ -302,7 +309,7 @@ def _short(text: str) -> str:
 
 
 def _pointed(text: str, at: int) -> str:
-    """The line of `text` that holds character `at`, shortened, with a caret below it."""
+    """The line of `text` with the character `at`, shortened, and a caret below that character."""
     start = text.rfind("\n", 0, at) + 1
     end = text.find("\n", at)
     line = text[start : len(text) if end < 0 else end]

@@ -1,4 +1,4 @@
-"""Builders: the poolings that take means, as networks, with the labels of `builders`."""
+"""Builders of networks: average poolings, with the labels of `builders`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from .sizes import output_size as window_count
 
 
 class Pooling(NamedTuple):
-    """A pooling and the tensors in it whose values are fixed."""
+    """A pooling as a network, and the values of its constant tensors.
+
+    constants: the elements of every named tensor except the input X, by name. It is empty if the sums over all
+        windows are divided by one number.
+    """
 
     network: Network
     constants: dict[str, NDArray[np.float64]]
-    """name -> elements, for every named tensor but the input X; empty where one number divides every window."""
 
 
 def average_pooling(
@@ -35,27 +38,29 @@ def average_pooling(
     divisor_override: int | None = None,
     input_size: Numbers | None = None,
 ) -> Pooling:
-    """The mean over each window.
+    """The mean over each window, as in `torch.nn.functional.avg_pool2d`.
 
-        X[n c x y] Conv[x u kh] Conv[y v kw] Fill[kh | value=1/3] Fill[kw | value=1/3] -> [n c u v]
+        tn.networks.average_pooling((3, 3)).network
+        # X[n c x y] Conv[x u kh:3 | stride=3] Conv[y v kw:3 | stride=3] Fill[kh | value=1/3] Fill[kw | value=1/3]
+        #     -> [n c u v]
 
-    An axis on which not every window has the same number of elements has, in place of its Fill, a constant `Du[u]`
-    (`Dv`, `Dw`): one over the number of elements that torch counts in window u.
+    If the windows along an axis have different numbers of elements, the axis has a constant `Du[u]` (`Dv`, `Dw`)
+    instead of a Fill. Its element [u] is one over the number of elements that torch counts in window u.
 
     Args:
-        kernel_size: one, two or three integers; their number is the dimension.
+        kernel_size: one, two or three integers, one for each dimension.
         stride: one integer, or one for each axis; by default the kernel size.
-        padding: zeros at both ends of each axis; at most half of the kernel, torch's rule.
-        ceil_mode: take a last window that reaches beyond the padded input too, if it starts inside the input or
-            its low padding. It counts only elements within the padded input.
-        count_include_pad: count the padding too.
-        divisor_override: divide by this instead.
-        input_size: sizes of x, y, z; needed where windows are clipped: by ceil_mode with a stride, or by
+        padding: zeros at both ends of each axis, at most half of the kernel size, as in torch.
+        ceil_mode: whether to add a last window that reaches beyond the padded input, if it starts inside the input or
+            its low padding. Only its elements within the padded input are counted.
+        count_include_pad: whether padding is counted.
+        divisor_override: a number to divide by instead.
+        input_size: the sizes of x, y, z. They are needed if windows are clipped: by ceil_mode with a stride, or by
             count_include_pad=False with padding.
 
     Raises:
         NetworkError: an argument is out of range.
-        SizeError: `input_size` is needed, or too small for the window.
+        SizeError: `input_size` is needed, or it is too small for the window.
     """
     kernel = kernel_numbers(kernel_size)
     axes = len(kernel)
@@ -63,12 +68,12 @@ def average_pooling(
     pads = axis_numbers("padding", padding, axes, least=0)
     for k, p in zip(kernel, pads, strict=True):
         if p > k // 2:
-            raise NetworkError(f"padding is {p}, the window has {k} elements", fix=f"at most half: {k // 2}")
+            raise NetworkError(f"padding is {p}, more than half of the window of {k} elements", fix=f"at most {k // 2}")
     counted = count_include_pad or not any(pads) or divisor_override is not None
     because = None
     if (ceil_mode and any(stride > 1 for stride in strides)) or not counted:
-        because = "a window beyond the end" if counted else "how many elements of a window are no padding"
-    sizes = _input_sizes(input_size, axes, "average pooling", because=because and f"{because} depends on it")
+        because = f"the number of {'windows' if counted else 'elements in a window'} depends on it"
+    sizes = _input_sizes(input_size, axes, "average pooling", because=because)
     clipped = [
         (p, [k])
         if x is None
@@ -94,25 +99,26 @@ def average_pooling(
 
 
 def adaptive_average_pooling(output_size: Sequence[int | None], *, input_size: Numbers | None = None) -> Pooling:
-    """The means over windows laid out so that there are `output_size` of them: window u covers the x from
-    floor(u*X/U) to ceil((u+1)*X/U) - 1, X and U the sizes of x and u.
+    """The means over a given number of windows, as in `torch.nn.functional.adaptive_avg_pool2d`.
 
-    On each axis: `Conv[x u kh | stride=X/U]` with a Fill where U divides X; else a constant `Pu[x u]` (`Pv`, `Pw`) of
-    one over the number of elements in window u, 0 outside of it; `Fill[x | value=mean]` where U is 1 and `Copy[x u]`
-    where U is None, whatever X is.
+        tn.networks.adaptive_average_pooling((7, 7), input_size=(14, 14))
+
+    With sizes X of x and U of u, window u covers the positions floor(u*X/U) to ceil((u+1)*X/U) - 1. An axis is
+    `Conv[x u kh | stride=X/U]` with a Fill if U divides X, `Fill[x | value=mean]` if U is 1, and `Copy[x u]` if U is
+    None. Else it has a constant `Pu[x u]` (`Pv`, `Pw`): one over the number of elements in window u if x is one of
+    them, else 0.
 
     Args:
-        output_size: for each of one, two or three axes the number of windows, or None: as many as the input has.
-        input_size: sizes of x, y, z; needed unless every output size is 1 or None.
+        output_size: the number of windows for each of one, two or three axes, or None for the size of the input.
+        input_size: the sizes of x, y, z; needed unless every output size is 1 or None.
 
     Raises:
         NetworkError: an argument is out of range.
         SizeError: `input_size` is needed.
     """
     if not is_sequence(output_size) or not 1 <= len(output_size) <= 3:
-        raise NetworkError(
-            f"output_size is {output_size!r}", fix="1, 2 or 3 integers or None, one for each axis: (7,) or (7, 7)"
-        )
+        fix = "1, 2 or 3 integers or None, one for each axis: (7,) or (7, 7)"
+        raise NetworkError(f"output_size is {output_size!r}", fix=fix)
     axes = len(output_size)
     outputs = [None if size is None else checked_integer("output_size", size, least=1) for size in output_size]
     because = f"the windows of output_size {tuple(output_size)} depend on it" if {*outputs} - {1, None} else None
@@ -138,23 +144,8 @@ def adaptive_average_pooling(output_size: Sequence[int | None], *, input_size: N
     return Pooling(Network(nodes, ("n", "c", *labels[1]), known), constants)
 
 
-def global_average_pooling(dimensions: int) -> Network:
-    """The mean over all positions: X[n c x y] Fill[x | value=mean] Fill[y | value=mean] -> [n c].
-
-    Args:
-        dimensions: axes of positions: 1, 2 or 3.
-
-    Raises:
-        NetworkError: another number.
-    """
-    if checked_integer("dimensions", dimensions, least=1) > 3:
-        raise NetworkError(f"dimensions is {dimensions}", fix="1, 2 or 3")
-    x = ("x", "y", "z")[:dimensions]
-    return Network([NamedTensor("X", ("n", "c", *x)), *(Fill((label,), "mean") for label in x)], ("n", "c"))
-
-
 def _input_sizes(input_size: Numbers | None, axes: int, pooling: str, *, because: str | None) -> Sequence[int | None]:
-    """The size of each axis, where known. Raises SizeError if they are not and `because` says why they are needed."""
+    """The size of each axis, or None. Raises SizeError if `input_size` is None and `because` says why it is needed."""
     if input_size is None and because is not None:
         raise SizeError(f"{pooling} needs input_size", because=because, fix="input_size=(...)")
     return (None,) * axes if input_size is None else axis_numbers("input_size", input_size, axes)
@@ -162,14 +153,14 @@ def _input_sizes(input_size: Numbers | None, axes: int, pooling: str, *, because
 
 def _divisor(divisor: int) -> int:
     if divisor == 0:
-        raise NetworkError("divisor_override is 0", fix="another integer")
+        raise NetworkError("divisor_override is 0", fix="an integer other than 0")
     return checked_integer("divisor_override", divisor, least=-MAX_SIZE)
 
 
 def _clipped_windows(
     x: int, k: int, s: int, p: int, *, ceil_mode: bool, count_include_pad: bool
 ) -> tuple[int, list[int]]:
-    """The high padding that gives torch's number of windows, and how many elements torch counts in each."""
+    """The high padding for which there are as many windows as in torch, and the number of elements counted in each."""
     if ceil_mode:
         windows = -((k - x - 2 * p) // s) + 1
         windows -= (windows - 1) * s >= x + p  # the last one must start inside the input or its low padding
