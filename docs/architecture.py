@@ -108,7 +108,7 @@ def _model(axes: Axes) -> None:
     torch.manual_seed(0)
     widths = (3, 16, 24, 32, 40)
     model = torch.nn.Sequential(*(torch.nn.Conv2d(*pair, 3) for pair in pairwise(widths)))
-    _, report = tn.convert(model, {"0": None, "*": "tucker2"}, budget=tn.ParameterBudget(0.5))
+    _, report = tn.convert(model, {"0": None, "*": "tucker2"}, size=tn.ParameterBudget(0.5))
     for number, row in enumerate(report.rows):
         axes.barh(number, row.parameters, color=BEFORE, height=0.72)
         axes.barh(number, row.parameters_after, color=AFTER, height=0.72)

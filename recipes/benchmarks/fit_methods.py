@@ -64,7 +64,7 @@ class Tnalgebra(Method):
         return rule != "Tucker-2" or not self.choices  # a tree starts from SVDs, once
 
     def fit(self, rule: str, kernels: Sequence[Tensor], seed: int, sweeps: Sequence[int]) -> Any:
-        choices = {**self.choices, "ranks": ranks_of(rule, kernels[0]), "seed": seed, "sweeps": max(sweeps)}
+        choices = {**self.choices, "size": ranks_of(rule, kernels[0]), "seed": seed, "sweeps": max(sweeps)}
         if len(kernels) == 1:
             return [_rule(rule).apply({"K": kernels[0]}, **choices)]
         return _rule(rule).apply_many([{"K": kernel} for kernel in kernels], **choices)

@@ -79,8 +79,8 @@ def test_the_least_part_that_is_named_can_be_met(curves: dict[str, list[Way]], r
     least = rest + sum(min(way.cost for way in ways) for ways in curves.values())
     whole = least + saved
     dense = dict.fromkeys(curves, 0) | {next(iter(curves)): whole - rest}
-    fixed = [Treatment(cut("a | b"), {"ranks": 1})]  # so that no layer may stay dense
-    measured = ErrorCurves(dict.fromkeys(curves, fixed), Costs(whole, dense, lambda *_: 0), curves, {})
+    fixed = [Treatment(cut("a | b"), 1)]  # so that no layer may stay dense
+    measured = ErrorCurves(dict.fromkeys(curves, fixed), Costs("multiply-adds", whole, dense, lambda *_: 0), curves, {})
     with refused(RankError, f"of {whole} multiply-adds", "least: ", f"{rest} are not touched") as said:
         measured.share(MultiplyAddsBudget((least - 0.5) / whole))
     part = float(str(said.value).partition("least: ")[2].partition(":")[0])

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from tests.refusals import refused
 from tnalgebra.decompositions.catalogue import read_rewrite
 from tnalgebra.decompositions.cuts import cut
-from tnalgebra.errors import LayerError, RankError, RuleError, StudyError, ValuesError
-from tnalgebra.model.budget import Divergence, Planned, fit_planned, plan_budget
+from tnalgebra.errors import DataError, LayerError, RankError, RuleError, StudyError, ValuesError
+from tnalgebra.fitting import ParameterBudget
 from tnalgebra.model.input_metrics import input_metrics
+from tnalgebra.model.plans import Divergence, Planned, fit_planned, plan_budget
 from tnalgebra.nn.torch_layers import kernel_layers
 from tnalgebra.rewriting.text import rule
 
@@ -54,7 +55,8 @@ def test_a_plan_keeps_within_its_budget_and_a_larger_one_costs_less(curves: str)
     model = network()
     whole = sum(parameter.numel() for parameter in model.parameters())
     budgets = [0.6, 0.8, 1.0]
-    plans = plan_budget(model, LAYERS, budgets, curves=curves, inputs=inputs())
+    sizes = ["parameters 0.6", ParameterBudget(0.8), ParameterBudget(1.0)]
+    plans = plan_budget(model, LAYERS, sizes, curves=curves, inputs=inputs())
     assert plans[-1] == {}
     losses = []
     for budget, plan in zip(budgets, plans, strict=True):
@@ -107,10 +109,10 @@ def test_rules_of_several_kinds_are_chosen_from() -> None:
         name: [read_rewrite(given, "out in kh kw") for given in ("out | in kh kw", "cp", "tucker2")]
         for name in ("2", "4")
     }
-    (plan,) = plan_budget(model, offered, [0.5], seed=3)
+    (plan,) = plan_budget(model, offered, ["parameters 0.5"], seed=3)
     best = {name: planned.rule for name, planned in plan.items()}
     assert all(best[name] in offered[name] for name in best)
-    again = plan_budget(model, offered, [0.5], seed=3)[0]
+    again = plan_budget(model, offered, ["parameters 0.5"], seed=3)[0]
     assert {name: (planned.rule, planned.ranks) for name, planned in plan.items()} == {
         name: (planned.rule, planned.ranks) for name, planned in again.items()
     }
@@ -118,18 +120,21 @@ def test_rules_of_several_kinds_are_chosen_from() -> None:
 
 def test_what_cannot_be_planned() -> None:
     model = network()
-    for layers, budget, options, error, facts in (
-        (LAYERS, 0.1, {}, RankError, ("0.1 of", "least: ")),
-        (LAYERS, 1.5, {}, RankError, ("1.5",)),
-        (LAYERS, 0.5, {"curves": "loss"}, StudyError, ("'loss'",)),
-        (LAYERS, 0.5, {"curves": "divergence"}, StudyError, ("inputs=[batch, ...]",)),
-        ({"1": [CUT]}, 0.5, {}, LayerError, ("'1'", "layers: 0, 2, 4, 7")),
-        ({"2": ["cp"]}, 0.5, {}, RuleError, ("'2'", "'cp'")),
-        ({"2": []}, 0.5, {}, RuleError, ("'2'", "nothing")),
-        ({"2": [rule("K[out in] => A[out r] B[r in]")]}, 0.5, {}, ValuesError, ("4 axes",)),
+    small = ParameterBudget(0.5)
+    for layers, size, options, error, facts in (
+        (LAYERS, "parameters 0.1", {}, RankError, ("0.1 of", "least: ")),
+        (LAYERS, 0.5, {}, RankError, ("0.5", "parameters 0.5")),
+        (LAYERS, "multiply-adds 0.5", {}, DataError, ("example=",)),
+        (LAYERS, small, {"curves": "loss"}, StudyError, ("'loss'",)),
+        (LAYERS, small, {"curves": "divergence"}, StudyError, ("inputs=[batch, ...]",)),
+        ({"1": [CUT]}, small, {}, LayerError, ("'1'", "layers: 0, 2, 4, 7")),
+        ({"2": ["tukker"]}, small, {}, RuleError, ("'tukker'",)),
+        ({"2": "cp"}, small, {}, RuleError, ("'2'", "'cp'")),
+        ({"2": []}, small, {}, RuleError, ("'2'", "[]")),
+        ({"2": [rule("K[out in] => A[out r] B[r in]")]}, small, {}, ValuesError, ("4 axes",)),
     ):
         with refused(error, *facts):
-            plan_budget(model, layers, [budget], **options)
+            plan_budget(model, layers, [size], **options)
     plan = {"2": Planned(CUT, {"r": 4}, 0)}
     for metric, fact in (("euclid", "'euclid'"), ("input", "metrics="), ("output", "inputs=[batch, ...]")):
         with refused(StudyError, fact):

@@ -29,7 +29,7 @@ def test_each_layer_follows_the_first_pattern_that_fits() -> None:
     whole = count(model)
     found, report = convert(
         model,
-        {"5": None, "3": ("cp", {"ranks": {"r": 3}, "starts": 1, "sweeps": 3}), nn.Conv2d: "out | in kh kw", "8": "cp"}
+        {"5": None, "3": ("cp", {"size": {"r": 3}, "starts": 1, "sweeps": 3}), nn.Conv2d: "out | in kh kw", "8": "cp"}
         | {nn.Conv2d: (cut("out | in kh kw"), 2), "8": ("out | in", {"r": 2})},
     )
     assert found is model
@@ -164,7 +164,7 @@ def test_a_converted_model_is_converted_further() -> None:
 
 
 def test_a_report_prints() -> None:
-    _, report = convert(network(), {"3": ("cp", {"ranks": 3, "starts": 1}), "0": None}, example=SHAPE)
+    _, report = convert(network(), {"3": ("cp", {"size": 3, "starts": 1}), "0": None}, example=SHAPE)
     text = str(report)
     assert "cp r=3" in text
     assert "dense: as asked" in text

@@ -14,9 +14,9 @@ from tests.refusals import refused
 from tnalgebra.decompositions.families import tucker2
 from tnalgebra.errors import DataError, RankError
 from tnalgebra.fitting.ranks import MultiplyAddsBudget, ParameterBudget
-from tnalgebra.model.budget import plan_budget
 from tnalgebra.model.convert import convert
 from tnalgebra.model.input_metrics import input_metrics
+from tnalgebra.model.plans import plan_budget
 from tnalgebra.nn.torch_layers import kernel_layers
 
 # Calibration ---------------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def test_the_metrics_are_those_of_the_layers() -> None:
     """A fit in a metric that is given among the choices is the calibrated fit."""
     model = network()
     metric = input_metrics(model, inputs(), layers=["3"])["3"]
-    _, given = convert(network(), {"3": ("out | in kh kw", {"ranks": 3, "metric": metric})})
+    _, given = convert(network(), {"3": ("out | in kh kw", {"size": 3, "metric": metric})})
     _, calibrated = convert(model, {"3": ("out | in kh kw", 3)}, calibration=inputs())
     assert given["3"].output_error == pytest.approx(calibrated["3"].output_error)
     assert "3" not in kernel_layers(model)
@@ -72,8 +72,8 @@ def test_calibration_data_in_any_form(loader: str) -> None:
 
 def test_a_budget_of_parameters_is_shared_as_plan_budget_shares_it() -> None:
     model, rewrite = network(), tucker2("out in kh kw")
-    (wanted,) = plan_budget(model, {name: [rewrite] for name in ("0", "3", "5")}, [0.5])
-    _, report = convert(model, {nn.Conv2d: rewrite}, budget=ParameterBudget(0.5))
+    (wanted,) = plan_budget(model, {name: [rewrite] for name in ("0", "3", "5")}, ["parameters 0.5"])
+    _, report = convert(model, {nn.Conv2d: rewrite}, size=ParameterBudget(0.5))
     assert {name: report[name].ranks for name in report.converted} == {name: one.ranks for name, one in wanted.items()}
     assert report.parameters_after <= 0.5 * report.parameters
     assert count(model) == report.parameters_after
@@ -85,7 +85,7 @@ def test_a_budget_of_multiply_adds() -> None:
         _, report = convert(
             network(),
             {nn.Conv2d: ["tucker2", "out kh | in kw"], "8": "out | in"},
-            budget=MultiplyAddsBudget(fraction),
+            size=MultiplyAddsBudget(fraction),
             example=SHAPE,
             candidates="factored",
             fractions=(0.1, 0.3, 0.6),
@@ -103,7 +103,7 @@ def test_given_ranks_stand_beside_a_budget() -> None:
     _, report = convert(
         model,
         {"0": ("out | in kh kw", 1), "*": ["out | in kh kw", "out | in"]},
-        budget=ParameterBudget(0.6),
+        size=ParameterBudget(0.6),
         calibration=((x, None) for x in inputs()),
         sequential=True,
     )
@@ -114,7 +114,7 @@ def test_given_ranks_stand_beside_a_budget() -> None:
 
 def test_under_a_budget_too_every_layer_has_its_reason() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 40), nn.Linear(40, 30))
-    _, report = convert(model, {"[02]": "out | in", "1": None}, budget=ParameterBudget(0.9))
+    _, report = convert(model, {"[02]": "out | in", "1": None}, size=ParameterBudget(0.9))
     assert report["0"].reason == "break-even: nothing that is offered is smaller than the dense layer"
     assert report.converted == ("2",)
 
@@ -124,15 +124,15 @@ def test_budgets_that_cannot_be() -> None:
     before = state(model)
     either = {"*": ["out | in kh kw", "out | in"]}
     with refused(RankError, "0.05", "parameters", "least"):
-        convert(model, either, budget=ParameterBudget(0.05))
+        convert(model, either, size=ParameterBudget(0.05))
     with refused(RankError, "0.001", "multiply-adds", "least"):
-        convert(model, {nn.Conv2d: "out | in kh kw"}, budget=MultiplyAddsBudget(0.001), example=SHAPE)
-    with refused(RankError, "layer: '3'", "budget 0.5"):
-        convert(model, {"3": ("tucker2", ParameterBudget(0.5))}, budget=ParameterBudget(0.5))
+        convert(model, {nn.Conv2d: "out | in kh kw"}, size=MultiplyAddsBudget(0.001), example=SHAPE)
+    with refused(RankError, "layer: '3'", "parameters 0.5"):
+        convert(model, {"3": ("tucker2", ParameterBudget(0.5))}, size=ParameterBudget(0.5))
     odd: Any
     for odd, error, facts in (
-        ({"budget": 0.5}, RankError, ["budget=0.5"]),
-        ({"budget": MultiplyAddsBudget(0.5)}, DataError, ["example="]),
+        ({"size": 0.5}, RankError, ["0.5", "parameters 0.5"]),
+        ({"size": MultiplyAddsBudget(0.5)}, DataError, ["example="]),
         ({"sequential": True}, DataError, ["calibration="]),
         ({"calibration": [{"x": inputs()[0]}]}, DataError, ["batch 1", "dict"]),
         ({"calibration": [("a", 1)]}, DataError, ["batch 1", "str"]),

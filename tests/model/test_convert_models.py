@@ -74,7 +74,7 @@ def test_resnet18_under_a_budget() -> None:
     _, report = convert(
         model,
         {"layer[234].*": None, "*": ["out | in kh kw", "out kh | in kw", "out | in"]},
-        budget=ParameterBudget(0.99),
+        size=ParameterBudget(0.99),
         fractions=(0.2, 0.6),
         example=(1, 3, 32, 32),
     )

@@ -1,7 +1,7 @@
 """Whole torch models: look into them, share a budget among their layers, convert them, repair what depends on them."""
 
 from .batch_norm import batch_norms, recalibrate_batch_norm
-from .budget import FRACTIONS, Curves, MetricName, Planned, fit_planned, plan_budget
+from .budget import FRACTIONS
 from .compare import compare
 from .convert import convert
 from .folding import Folding, fold_batch_norm
@@ -9,6 +9,8 @@ from .images import Images, batch_rows, check_classes, load_images
 from .input_metrics import fit_in_order, input_metrics
 from .modes import evaluating, modes_kept
 from .optimizers import update_optimizer
+from .patterns import optional
+from .plans import Curves, MetricName, Planned, fit_planned, plan_budget
 from .report import ConversionReport
 from .spectra import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values, hosvd, spectra
 from .surgery import (
@@ -51,6 +53,7 @@ __all__ = [
     "load_images",
     "modes_kept",
     "names_of_modules",
+    "optional",
     "plan_budget",
     "recalibrate_batch_norm",
     "restore_layers",

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import LayerError, RankError, RuleError, StudyError, TnalgebraError, explain
-from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget
-from ..nn import kernel_layers
-from ..rewriting import Fit, Rule, SizedChoices
-from .input_metrics import RIDGE, fit_in_order
-
-MetricName: TypeAlias = Literal["frobenius", "input", "output"]
-"""Kernels as they are; the layer's output over its inputs; the original output from the inputs left by the layers
-before."""
-
-Curves: TypeAlias = Literal["error", "divergence"]
-"""What a layer's treatment costs: the squared relative error of its fit; or the divergence of the network's output."""
+from ..decompositions import read_rewrite
+from ..errors import RankError, TnalgebraError, ValuesError, explain
+from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size
+from ..networks import shape_of
+from ..rewriting import Choices, Fit, Rule
+from .progress import progress_bar
 
 ModelBudget: TypeAlias = ParameterBudget | MultiplyAddsBudget
 
@@ -36,10 +28,68 @@ CURVE_SWEEPS = 6
 
 @dataclass(frozen=True, eq=False)
 class Treatment:
-    """A rule for a layer, and the choices it is applied with."""
+    """What a layer may be turned into: a rule at a size, which may still be open, or a fit that exists already.
 
-    rule: Rule
-    choices: SizedChoices
+    parameters: of the cores, once the ranks are known.
+    """
+
+    rule: Rule | None
+    size: Size | None = None
+    choices: Choices = field(default_factory=Choices)
+    fit: Fit | None = None
+    parameters: int = 0
+
+    @classmethod
+    def read(cls, rewrite: str | Rule | Fit, labels: Sequence[str], size: Size | None, choices: Choices) -> Treatment:
+        """The treatment by a rewrite. A fit stands for itself, unless a size or choices ask for another one."""
+        if isinstance(rewrite, Fit) and size is None and not choices:
+            return cls(None, fit=rewrite)
+        return cls(read_rewrite(rewrite, labels), size, choices)
+
+    @property
+    def name(self) -> str:
+        if self.rule is not None:
+            return self.rule.name
+        assert self.fit is not None
+        return " then ".join(step.rule.name for step in self.fit.trace.steps) or "a fit"
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether nothing is left for a budget to choose."""
+        return self.size is not None or self.fit is not None
+
+    def completed(self, size: Size | None, *, seed: int) -> Treatment:
+        """With this size and seed where the treatment has none; a rule without bonds takes no size but a budget."""
+        if self.rule is None:
+            return self
+        takes_it = self.rule.ranks or isinstance(size, ParameterBudget)
+        choices: Choices = {"seed": seed, **self.choices}
+        return Treatment(self.rule, size if self.size is None and takes_it else self.size, choices)
+
+    def apply(self, weights: Sequence[Tensor], size: Size | None, *, metrics: Sequence[Metric] | None) -> list[Fit]:
+        """Fit weights of one shape side by side; `size` where the treatment has none."""
+        if self.fit is not None:
+            shape = shape_of(self.fit.network, self.fit.network.output)
+            if shape != tuple(weights[0].shape):
+                fact = f"the fit is one of a tensor of shape {shape}"
+                raise ValuesError(
+                    explain(fact, weight=tuple(weights[0].shape), fix="a fit of this weight, or its rule")
+                )
+            return [self.fit] * len(weights)
+        assert self.rule is not None
+        chosen = self.size if self.size is not None else size
+        norms = None if "metric" in self.choices else metrics
+        return self.rule.apply_many(list(weights), chosen, metrics=norms, **self.choices)
+
+
+def ranks_of(fit: Fit) -> dict[str, int]:
+    """bond -> rank, as the last step that has the bond chose it."""
+    return {bond: rank for step in fit.trace.steps for bond, rank in step.change.ranks.items()}
+
+
+def error_of(fit: Fit) -> float:
+    """Relative error of the layer's output where the fit had a metric, of the kernel otherwise."""
+    return fit.relative_error if fit.output_error is None else fit.output_error
 
 
 class Way(NamedTuple):
@@ -113,21 +163,30 @@ def _gain(before: Way, after: Way) -> float:
 class Costs:
     """What the budget is spent on.
 
+    counted: "parameters" or "multiply-adds".
     whole: of the model as it is.
     dense: name -> of the layer as it is.
-    of_fit: name, rule, fit -> of the layer decomposed.
+    of_fit: name, fit -> of the layer decomposed.
     """
 
+    counted: str
     whole: int
     dense: Mapping[str, int]
-    of_fit: Callable[[str, Rule, Fit], int]
+    of_fit: Callable[[str, Fit], int]
+
+
+def parameter_costs(model: nn.Module, weights: Mapping[str, Tensor]) -> Costs:
+    """Count parameters: of the whole model, of the kernels, of the cores of fits."""
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    dense = {name: weight.numel() for name, weight in weights.items()}
+    return Costs("parameters", whole, dense, lambda name, fit: fit.parameters)
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorCurves:
     """What each layer may be turned into, measured once; any number of budgets can be shared out.
 
-    offered: name -> treatments, as they were given.
+    offered: name -> treatments, as they were requested.
     ways: name -> treatments that make the layer smaller, with integer ranks.
     refused: name -> why no treatment can be applied at all.
     """
@@ -137,35 +196,55 @@ class ErrorCurves:
     ways: Mapping[str, Sequence[Way]]
     refused: Mapping[str, TnalgebraError]
 
-    def share(self, budget: ModelBudget) -> dict[str, Way]:
+    def why_dense(self) -> dict[str, str]:
+        """name -> why a layer stays dense under every budget."""
+        larger = "break-even: nothing that is offered is smaller than the dense layer"
+        return {name: str(self.refused.get(name, larger)) for name, ways in self.ways.items() if not ways}
+
+    def share(self, budget: ModelBudget, *, others: Mapping[str, str] | None = None) -> dict[str, Way]:
         """Choose a way for each layer, by one Lagrange multiplier; treatment None: the layer stays dense.
 
-        Treatments whose ranks are given are one way each, and such a layer never stays dense for the budget's sake.
+        Treatments whose sizes are given are one way each, and such a layer never stays dense for the budget's sake.
+
+        Args:
+            others: layers that have no curve -> why, for the error.
 
         Raises:
-            RankError: the budget cannot be met; it says the least that can.
+            RankError: the budget cannot be met; it says the least that can, and why layers stay dense.
         """
         curves: dict[str, list[Way]] = {}
         for name, ways in self.ways.items():
-            fixed = ways and all(treatment.choices.get("size") is not None for treatment in self.offered[name])
+            fixed = ways and all(treatment.is_sized for treatment in self.offered[name])
             curves[name] = [*ways, *([] if fixed else [Way(self.costs.dense[name], 0.0)])]
         whole = self.costs.whole
         rest = whole - sum(self.costs.dense[name] for name in curves)
         limit = int(budget.fraction * whole) - rest
         least = sum(min(way.cost for way in ways) for ways in curves.values())
         if least > limit:
-            counted, fix = "parameters", None
-            if isinstance(budget, MultiplyAddsBudget):
-                counted, fix = "multiply-adds", "candidates='factored', where plans rebuild dense kernels; more layers"
             smallest = math.ceil(1e4 * (rest + least) / whole) / 1e4  # rounded up, so that it can be met
+            rebuilt = "candidates='factored', where plans rebuild dense kernels; more layers"
             raise RankError(
                 explain(
-                    f"a budget of {budget.fraction:g} of {whole} {counted} cannot be met",
+                    f"a budget of {budget.fraction:g} of {whole} {self.costs.counted} cannot be met",
                     least=f"{smallest:.4f}: {rest} are not touched, the layers take {least}",
-                    fix=fix,
+                    dense=group_reasons({**(others or {}), **self.why_dense()}) or None,
+                    fix=rebuilt if isinstance(budget, MultiplyAddsBudget) else None,
                 )
             )
         return allocate(curves, limit)
+
+
+def group_reasons(reasons: Mapping[str, str], *, most: int | None = None) -> str:
+    """A line for each reason, or for the first `most`, with the names of three layers and the number of the others."""
+    layers: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        layers.setdefault(reason, []).append(name)
+    lines = [
+        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") + f": {reason}"
+        for reason, names in layers.items()
+    ]
+    shown = lines[:most]
+    return "\n".join(shown + ([f"... and {len(lines) - len(shown)} more"] if len(shown) < len(lines) else []))
 
 
 def measure_curves(
@@ -176,222 +255,55 @@ def measure_curves(
     metrics: Mapping[str, Metric] | None = None,
     fractions: Sequence[float] = FRACTIONS,
     loss_of: Callable[[str, Fit], float] | None = None,
+    progress: bool = False,
 ) -> ErrorCurves:
     """Fit each layer with all it is offered, at several sizes; layers of one shape are fitted side by side.
 
     Args:
         metrics: name -> the norm of its fits; by default the Frobenius norm.
-        fractions: parts of a kernel's parameters at which treatments without ranks are fitted.
+        fractions: parts of a kernel's parameters at which treatments without sizes are fitted.
         loss_of: name, fit -> what it costs the network; by default its squared relative error.
+        progress: show a bar.
     """
     ways: dict[str, list[Way]] = {name: [] for name in offered}
     refused: dict[str, TnalgebraError] = {}
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, weight in weights.items():
         groups.setdefault((weight.shape, weight.dtype, weight.device, *offered[name]), []).append(name)
-    for names in groups.values():
-        for treatment in offered[names[0]]:
-            fixed = treatment.choices.get("size") is not None
-            for fraction in [None] if fixed else fractions:
-                try:
-                    fits = _fit_at(treatment, fraction, {name: weights[name].detach() for name in names}, metrics)
-                except TnalgebraError as error:
-                    refused.update(dict.fromkeys(names, error))
-                    continue
-                for name, fit in fits.items():
-                    cost = costs.of_fit(name, treatment.rule, fit)
-                    if cost < costs.dense[name] and fit.parameters < weights[name].numel():
-                        loss = error_of(fit) ** 2 if loss_of is None else loss_of(name, fit)
-                        choices: SizedChoices = {**treatment.choices, "size": dict(fit.trace.steps[-1].change.ranks)}
-                        ways[name].append(Way(cost, loss, Treatment(treatment.rule, choices)))
+    points = [
+        (names, treatment, fraction)
+        for names in groups.values()
+        for treatment in offered[names[0]]
+        for fraction in ([None] if treatment.is_sized else fractions)
+    ]
+    with progress_bar("error curves", sum(len(names) for names, _, _ in points), shown=progress) as bar:
+        for names, treatment, fraction in points:
+            bar.update(len(names))
+            norms = None if metrics is None else [metrics[name] for name in names]
+            try:
+                fits = _fit_point(treatment, fraction, [weights[name].detach() for name in names], norms)
+            except TnalgebraError as error:
+                refused.update(dict.fromkeys(names, error))
+                continue
+            for name, fit in zip(names, fits, strict=False):
+                cost = costs.of_fit(name, fit)
+                if cost < costs.dense[name] and fit.parameters < weights[name].numel():
+                    loss = error_of(fit) ** 2 if loss_of is None else loss_of(name, fit)
+                    at_ranks = replace(
+                        treatment, size=None if treatment.fit else ranks_of(fit), parameters=fit.parameters
+                    )
+                    ways[name].append(Way(cost, loss, at_ranks))
     return ErrorCurves(offered, costs, ways, {name: error for name, error in refused.items() if not ways[name]})
 
 
-def _fit_at(
-    treatment: Treatment,
-    fraction: float | None,
-    weights: Mapping[str, Tensor],
-    metrics: Mapping[str, Metric] | None,
-) -> dict[str, Fit]:
-    """Fit every kernel at its ranks, or at a part of its parameters; none where even rank 1 is more than that."""
-    rule, choices = treatment.rule, treatment.choices
-    norms = None if metrics is None or "metric" in choices else [metrics[name] for name in weights]
-    choices = {"sweeps": CURVE_SWEEPS, **choices}
-    if fraction is not None:
-        choices["size"] = ParameterBudget(fraction)
+def _fit_point(
+    treatment: Treatment, fraction: float | None, weights: Sequence[Tensor], metrics: Sequence[Metric] | None
+) -> list[Fit]:
+    """Fit every kernel at its size, or at a part of its parameters; no fits where even rank 1 is more than that."""
+    quick = replace(treatment, choices={"sweeps": CURVE_SWEEPS, **treatment.choices})
+    if fraction is None:
+        return quick.apply(weights, None, metrics=metrics)
     try:
-        fits = rule.apply_many([{rule.tensor: weight} for weight in weights.values()], metrics=norms, **choices)
+        return quick.apply(weights, ParameterBudget(fraction), metrics=metrics)
     except RankError:
-        if fraction is None:
-            raise
-        return {}
-    return dict(zip(weights, fits, strict=True))
-
-
-def error_of(fit: Fit) -> float:
-    """Relative error of the layer's output where the fit had a metric, of the kernel otherwise."""
-    return fit.relative_error if fit.output_error is None else fit.output_error
-
-
-def parameter_costs(model: nn.Module, weights: Mapping[str, Tensor]) -> Costs:
-    """Count parameters: of the whole model, of the kernels, of the cores of fits."""
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    return Costs(whole, {name: weight.numel() for name, weight in weights.items()}, lambda *given: given[2].parameters)
-
-
-class Divergence:
-    """KL(original || with a layer replaced) of the softmax outputs, mean over the inputs, in nats."""
-
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
-        self.model = deepcopy(model).eval()
-        self.modules = kernel_layers(self.model)
-        self.inputs = inputs
-        self.reference = self._outputs()
-
-    def _outputs(self) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([self.model(batch).double().log_softmax(1) for batch in self.inputs])
-
-    def __call__(self, name: str, fit: Fit) -> float:
-        """Of the network with the layer's kernel replaced by that of the fit."""
-        weight = self.modules[name].weight
-        before = weight.detach().clone()
-        with torch.no_grad():
-            weight.copy_(fit.dense())
-            outputs = self._outputs()
-            weight.copy_(before)
-        return float((self.reference.exp() * (self.reference - outputs)).sum(1).mean().clamp(min=0))
-
-
-# Plans --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Planned:
-    """What is to be done to a layer: a rule, the ranks of its bonds, the parameters of its cores."""
-
-    rule: Rule
-    ranks: dict[str, int]
-    parameters: int
-
-
-def plan_budget(
-    model: nn.Module,
-    layers: Mapping[str, Sequence[Rule]],
-    budgets: Sequence[float],
-    *,
-    metrics: Mapping[str, Metric] | None = None,
-    curves: Curves = "error",
-    inputs: Sequence[Tensor] = (),
-    seed: int = 0,
-    fractions: Sequence[float] = FRACTIONS,
-) -> list[dict[str, Planned]]:
-    """Share a budget of parameters out among layers, by one Lagrange multiplier over their error curves.
-
-    Each layer is fitted with each of its rules at several sizes. A curve's points are the parameters and what they
-    cost; a layer may also stay as it is, which costs nothing.
-
-    Args:
-        layers: name of a layer -> the rules it may be rewritten by.
-        budgets: parts of all parameters of the model, in (0, 1], those of layers that are not touched included.
-        metrics: name -> the norm of its fits; by default the Frobenius norm.
-        curves: "error": the squared relative error of the fit, in its norm. "divergence": the mean Kullback-Leibler
-            divergence of the network's softmax outputs on `inputs` when this layer alone is replaced; a forward
-            pass over them for each point.
-        inputs: batches of the network's inputs.
-        seed: of the fits.
-        fractions: parts of a kernel's parameters at which its curves are measured.
-
-    Returns:
-        For each budget: name -> what to do. A layer that is not in it stays as it is.
-
-    Raises:
-        RankError: a budget is not a fraction, or cannot be met; it says the least that can.
-        LayerError, RuleError: a name that no kernel layer has; a layer without rules.
-        StudyError: `curves` is neither of the two, or there are no inputs where they are needed.
-        Any other error of a fit, where a layer can be rewritten by none of its rules.
-    """
-    shares = [ParameterBudget(budget) for budget in budgets]
-    if curves not in ("error", "divergence"):
-        raise StudyError(explain(f"curves={curves!r}", fix="'error' or 'divergence'"))
-    if curves == "divergence" and not inputs:
-        raise StudyError(explain("the divergence of outputs needs inputs", fix="inputs=[batch, ...]"))
-    modules = kernel_layers(model)
-    _check_rules(layers, modules)
-    weights = {name: modules[name].weight for name in layers}
-    treatments = {rule: Treatment(rule, {"seed": seed}) for rules in layers.values() for rule in rules}
-    measured = measure_curves(
-        weights,
-        {name: [treatments[rule] for rule in rules] for name, rules in layers.items()},
-        parameter_costs(model, weights),
-        metrics=metrics,
-        fractions=fractions,
-        loss_of=Divergence(model, inputs) if curves == "divergence" else None,
-    )
-    for error in measured.refused.values():
-        raise error
-    return [
-        {
-            name: Planned(treatment.rule, dict(treatment.choices["size"]), cost)  # type: ignore[arg-type]
-            for name, (cost, _, treatment) in measured.share(budget).items()
-            if treatment is not None
-        }
-        for budget in shares
-    ]
-
-
-def _check_rules(layers: Mapping[str, Sequence[Rule]], modules: Mapping[str, nn.Module]) -> None:
-    for name, rules in layers.items():
-        if name not in modules:
-            raise LayerError(explain(f"the model has no kernel layer {name!r}", layers=", ".join(modules)))
-        if not rules or not all(isinstance(rule, Rule) for rule in rules):
-            given = ", ".join(map(repr, rules)) or "nothing"
-            raise RuleError(explain(f"layer {name!r} may be rewritten by {given}", fix="rules: [tn.cut(...), ...]"))
-
-
-def fit_planned(
-    model: nn.Module,
-    planned: Mapping[str, Planned],
-    *,
-    metric: MetricName = "frobenius",
-    metrics: Mapping[str, Metric] | None = None,
-    inputs: Sequence[Tensor] = (),
-    ridge: float = RIDGE,
-    seed: int = 0,
-) -> dict[str, Fit]:
-    """Fit the layers of a plan.
-
-    Args:
-        metric: "frobenius": each kernel for itself. "input": each in the norm of its own inputs, which `metrics`
-            holds. "output": in the order they run, each to the original network's output, from the inputs it gets
-            in the network as compressed so far.
-        metrics: name -> metric, for "input".
-        inputs: batches of the network's inputs, for "output".
-        ridge: of the covariances for "output", see `Metric.with_ridge`.
-        seed: of the fits.
-
-    Returns:
-        name -> fit, in the order of the plan; `fit.dense()` is the layer's new weight.
-
-    Raises:
-        StudyError: `metric` is none of the three, or lacks what it needs.
-    """
-    if metric not in ("frobenius", "input", "output"):
-        raise StudyError(explain(f"metric={metric!r}", fix="'frobenius', 'input' or 'output'"))
-    if metric == "input" and (metrics is None or not metrics.keys() >= planned.keys()):
-        raise StudyError(explain("fits in the input metric need the layers' metrics", fix="metrics=tn.input_metrics"))
-    if metric == "output" and not inputs:
-        raise StudyError(explain("fits to the outputs need inputs", fix="inputs=[batch, ...]"))
-    fits: dict[str, Fit] = {}
-
-    def fit(name: str, weight: Tensor, norm: Metric | None) -> Fit:
-        plan = planned[name]
-        fits[name] = plan.rule.apply(weight, plan.ranks, metric=norm, seed=seed)
-        return fits[name]
-
-    modules = kernel_layers(model)
-    if metric != "output":
-        return {n: fit(n, modules[n].weight, metrics[n] if metric == "input" and metrics else None) for n in planned}
-    if planned:
-        fit_in_order(model, inputs, lambda *layer: fit(*layer).dense(), layers=list(planned), ridge=ridge)
-    return {name: fits[name] for name in planned}
+        return []

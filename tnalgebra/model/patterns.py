@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import operator
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -13,27 +13,55 @@ from torch import nn
 
 from ..decompositions import read_rewrite, rules
 from ..errors import LayerError, RankError, RuleError, explain
-from ..fitting import KeepFraction, ParameterBudget, RelativeError
+from ..fitting import MultiplyAddsBudget, Size, read_size
 from ..networks import KERNEL_LABELS
-from ..rewriting import Options, Rule, SizedChoices
+from ..rewriting import Choices, Fit, Options, Rule, SizedChoices
 from .surgery import Site
 
-_Rewrite: TypeAlias = str | Rule
-"""A rule, its name, a cut such as "out kh | in kw", or a rule in the notation."""
+_log = logging.getLogger(__name__)
+
+_Rewrite: TypeAlias = str | Rule | Fit
+"""A rule, its name, a cut such as "out kh | in kw", a rule in the notation, or a fit."""
 
 LayerRequest: TypeAlias = _Rewrite | tuple[Any, Any] | Sequence[Any] | None
-"""A rewrite; (rewrite, ranks); (rewrite, choices of `Rule.apply`); a list of these; None: the layer stays dense."""
+"""A rewrite; (rewrite, size); (rewrite, choices of `Rule.apply` and `size`); a list of these; None: it stays dense."""
 
-Patterns: TypeAlias = Mapping[str | type[nn.Module], LayerRequest] | Callable[[str, nn.Module], LayerRequest]
-"""A glob over names or a class -> what is requested for its layers; or a function of a layer's name and the layer."""
+LayerPattern: TypeAlias = "str | type[nn.Module] | OptionalPattern"
+"""A glob over names of layers, or a class of layers; either may be optional."""
+
+Patterns: TypeAlias = Mapping[Any, LayerRequest] | Callable[[str, nn.Module], LayerRequest]
+"""Pattern -> what is requested for its layers; or a function of a layer's name and the layer."""
+
+
+@dataclass(frozen=True)
+class OptionalPattern:
+    """A pattern that may fit no layer of the model, and whose layers may all be ones that cannot be decomposed."""
+
+    pattern: str | type[nn.Module]
+
+
+def optional(pattern: str | type[nn.Module]) -> OptionalPattern:
+    """Mark a pattern of `convert` as one that need not fit, so that one mapping serves many models.
+
+    Args:
+        pattern: a glob over names of layers, or a class of layers.
+
+    Returns:
+        A key for the mapping that `convert` takes.
+
+    Example:
+        >>> tn.convert(model, {tn.model.optional("head.*"): None, torch.nn.Conv2d: ("tucker2", "parameters 0.5")})
+    """
+    return OptionalPattern(pattern)
 
 
 @dataclass(frozen=True, eq=False)
 class Offer:
-    """A rewrite that a layer may be given, with the caller's choices; `ranks` among them where there are any."""
+    """A rewrite that a layer may be given, its size where the caller chose one, and other choices."""
 
     rewrite: _Rewrite
-    choices: SizedChoices
+    size: Size | None = None
+    choices: Choices = field(default_factory=Choices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,19 +72,21 @@ class Assigned:
     pattern: its text; "" where no pattern fits.
     also: later patterns that would have fitted. Of a layer that is to stay dense only those that no other layer
         follows: `None` before a wider pattern is how a layer is left out.
+    optional: whether it may be that none of the pattern's layers can be decomposed.
     """
 
     offers: tuple[Offer, ...] | None
     pattern: str = ""
     also: tuple[str, ...] = ()
+    optional: bool = False
 
 
 def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> dict[str, Assigned]:
     """For each layer the first pattern that fits.
 
     Raises:
-        LayerError: a pattern fits no kernel layer; near names are listed.
-        RuleError, RankError, TypeError: a request that cannot be read, or a name that no rule has.
+        LayerError: a pattern that is not optional fits no kernel layer; near names are listed.
+        RuleError, RankError, TypeError: a request cannot be read, or names a rule that does not exist.
     """
     if callable(patterns):
         return {
@@ -71,14 +101,17 @@ def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> d
     }
     for pattern in patterns:
         if not any(pattern in fits for fits in fitting.values()):
-            raise _unmatched(model, sites, pattern)
+            if not isinstance(pattern, OptionalPattern):
+                raise _unmatched(model, sites, pattern)
+            _log.info("the optional pattern %r fits no layer", _text(pattern))
     followed = {fits[0] for fits in fitting.values() if fits}
     assigned = {name: Assigned(None) for name in sites}
     for name, fits in fitting.items():
         if fits:
             first, *later = fits
             also = tuple(_text(one) for one in later if requests[first] is not None or one not in followed)
-            assigned[name] = Assigned(requests[first], _text(first), also)
+            may_fail = isinstance(first, OptionalPattern)
+            assigned[name] = Assigned(requests[first], _text(first), also, optional=may_fail)
     return assigned
 
 
@@ -87,21 +120,23 @@ def _check_patterns(patterns: object) -> None:
         kind = type(patterns).__name__
         raise RuleError(explain(f"layers are chosen by a {kind}", fix="{'layer3.*': 'tucker2'}, or a function"))
     if not patterns:
-        raise RuleError(explain("no pattern is given", fix="{'*': ('tucker2', tn.ParameterBudget(0.5))}"))
+        raise RuleError(explain("the mapping has no pattern", fix="{'*': ('tucker2', 'parameters 0.5')}"))
     for pattern in patterns:
-        if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
-            fix = "a glob over names ('layer3.*.conv2'), or a class (torch.nn.Conv2d)"
+        bare = pattern.pattern if isinstance(pattern, OptionalPattern) else pattern
+        if not isinstance(bare, str) and not (isinstance(bare, type) and issubclass(bare, nn.Module)):
+            fix = "a glob over names ('layer3.*.conv2'), a class (torch.nn.Conv2d), or tn.model.optional(...) of these"
             raise RuleError(explain(f"{pattern!r} is not a pattern", fix=fix))
 
 
-def _fits(pattern: str | type[nn.Module], name: str, module: nn.Module) -> bool:
+def _fits(pattern: LayerPattern, name: str, module: nn.Module) -> bool:
+    if isinstance(pattern, OptionalPattern):
+        return _fits(pattern.pattern, name, module)
     return fnmatchcase(name, pattern) if isinstance(pattern, str) else isinstance(module, pattern)
 
 
-_CHOICES = tuple(SizedChoices.__annotations__)
-
-
-def _text(pattern: str | type[nn.Module]) -> str:
+def _text(pattern: LayerPattern) -> str:
+    if isinstance(pattern, OptionalPattern):
+        return _text(pattern.pattern)
     return pattern if isinstance(pattern, str) else f"<{pattern.__name__}>"
 
 
@@ -127,26 +162,27 @@ def _read_request(request: object, where: str) -> tuple[Offer, ...] | None:
     """A request in one form. Raises RuleError, RankError or TypeError if it cannot be read."""
     if request is None:
         return None
-    if isinstance(request, str | Rule):
+    if isinstance(request, str | Rule | Fit):
         _check_rewrite(request)
-        return (Offer(request, {}),)
-    if isinstance(request, tuple) and len(request) == 2 and isinstance(request[0], str | Rule | list):
+        return (Offer(request),)
+    if isinstance(request, tuple) and len(request) == 2 and isinstance(request[0], str | Rule | Fit | list):
         offers = _read_request(request[0], where)
-        if offers is None or any(offer.choices for offer in offers):
-            raise RuleError(explain(f"{where}: choices are given twice", fix="(rewrite, ranks), in the list or around"))
-        return tuple(Offer(offer.rewrite, _choices(request[1], where)) for offer in offers)
+        if offers is None or any(offer.size is not None or offer.choices for offer in offers):
+            raise RuleError(explain(f"{where}: a size is given twice", fix="(rewrite, size), in the list or around it"))
+        size, choices = _read_choices(request[1], where)
+        return tuple(Offer(offer.rewrite, size, choices) for offer in offers)
     if isinstance(request, list):
         nested = [_read_request(one, where) for one in request]
         if not nested or None in nested:
             raise RuleError(explain(f"{where}: a list of rewrites holds {'None' if nested else 'nothing'}"))
         return tuple(offer for offers in nested if offers is not None for offer in offers)
-    fix = "a rewrite, (rewrite, ranks), (rewrite, {'size': ..., 'starts': ...}), a list of these, or None"
+    fix = "a rewrite, (rewrite, size), (rewrite, {'size': ..., 'starts': ...}), a list of these, or None"
     raise RuleError(explain(f"{where} is to be rewritten by {request!r}", fix=fix))
 
 
 def _check_rewrite(rewrite: _Rewrite) -> None:
     """Raise RuleError or NotationError for a name that no rule has, and for text that cannot be read."""
-    if isinstance(rewrite, Rule):
+    if not isinstance(rewrite, str):
         return
     if "=>" in rewrite or "[" in rewrite:
         read_rewrite(rewrite, KERNEL_LABELS[4])
@@ -156,31 +192,37 @@ def _check_rewrite(rewrite: _Rewrite) -> None:
             read_rewrite(rewrite, KERNEL_LABELS[4])
 
 
-def _choices(given: object, where: str) -> SizedChoices:
-    """`{"r": 8}` are ranks, `{"size": ..., "starts": 1}` choices; a bond named like a choice goes into the latter."""
-    if isinstance(given, Mapping):
-        chosen = [key for key in given if key in _CHOICES]
-        if len(chosen) == len(given):
-            choices: SizedChoices = dict(given)  # type: ignore[assignment]
-            Options.of(given.get("size"), {key: value for key, value in given.items() if key != "size"})  # type: ignore[arg-type]
-            return choices
-        if chosen:
-            odd = next(key for key in given if key not in chosen)
-            if "size" in chosen:
-                near = difflib.get_close_matches(str(odd), _CHOICES, n=1)
-                fact = f"{where}: {odd!r} is not a choice"
-                raise RuleError(explain(fact, near=", ".join(near) or None, choices=", ".join(_CHOICES)))
-            raise RuleError(
-                explain(f"{where}: ranks beside the choice {chosen[0]!r}", fix="{'size': {'r': 8}, 'starts': 1}")
-            )
-        return {"size": given}
-    if isinstance(given, KeepFraction | RelativeError | ParameterBudget):
-        return {"size": given}
+_CHOICES = tuple(SizedChoices.__annotations__)
+
+
+def _read_choices(value: object, where: str) -> tuple[Size | None, Choices]:
+    """Read a size, or a mapping of choices with the size among them: `{"size": 8, "starts": 1}`.
+
+    A bond with the name of a choice can be given in the second form only.
+    """
+    choices: Any = {}
+    if isinstance(value, Mapping) and any(key in _CHOICES for key in value):
+        odd = [key for key in value if key not in _CHOICES]
+        if odd and "size" in value:
+            near = difflib.get_close_matches(str(odd[0]), _CHOICES, n=1)
+            fact = f"{where}: {odd[0]!r} is not a choice"
+            raise RuleError(explain(fact, near=", ".join(near) or None, choices=", ".join(_CHOICES)))
+        if odd:
+            chosen = next(key for key in value if key in _CHOICES)
+            fact = f"{where}: the size of bond {odd[0]!r} stands beside the choice {chosen!r}"
+            raise RuleError(explain(fact, fix="{'size': {'r': 8}, 'starts': 1}"))
+        choices = {key: one for key, one in value.items() if key != "size"}
+        Options.of(None, choices)  # refuses choices that mean nothing
+        value = value.get("size")
     try:
-        if isinstance(given, bool):
-            raise TypeError
-        return {"size": operator.index(given)}  # type: ignore[arg-type]
-    except TypeError:
-        fraction = isinstance(given, float) and 0 < given < 1
-        fix = f"KeepFraction({given}) or ParameterBudget({given})" if fraction else "an integer, KeepFraction, ..."
-        raise RankError(explain(f"{where}: the ranks are {given!r}", fix=fix)) from None
+        size = None if value is None else read_size(value)
+    except RankError as error:
+        raise RankError(explain(f"{where}: the size cannot be read", because=error)) from error
+    if isinstance(size, MultiplyAddsBudget):
+        fact = f"{where}: {size!r} has no meaning for one layer of a model"
+        raise RankError(explain(fact, fix=f"size={str(size)!r} of the whole model; or for the layer {LAYER_SIZES}"))
+    return size, choices
+
+
+LAYER_SIZES = "8, 'r=8 s=4', 'keep 0.5', 'error 0.01' or 'parameters 0.3'"
+"""The forms of a size that one layer of a model may have, for messages."""

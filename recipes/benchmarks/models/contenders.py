@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tnalgebra as tn
-from models import build_model
 from recipes.benchmarks.chains import (
     LABELS,
     ChannelsLast,
@@ -205,7 +204,7 @@ def make_problem(cell: Cell, *, seed: int, device: str) -> Problem:
     """A network with random weights and statistics, images and labels: the same for the same cell and seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        dense = build_model(cell.model, classes=CLASSES if cell.model == "resnet50" else 10, channels=3)
+        dense = tn.command.build_model(cell.model, classes=CLASSES if cell.model == "resnet50" else 10, channels=3)
         for module in dense.modules():
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
                 assert module.running_var is not None
@@ -260,7 +259,7 @@ def make_model(name: str, problem: Problem) -> tuple[nn.Module, Tensor]:
     if words[0] == "hand":
         model = hand_model(model, dense).to(memory_format=memory_format)
     if "folded" in words:
-        model = tn.fold_batch_norm(model, images)
+        tn.fold_batch_norm(model, images)
     if words[0] == "ours" and ("frozen" in words or "folded" in words):
         for module in model.modules():
             if isinstance(module, tn.nn.KernelLayer):
@@ -275,7 +274,7 @@ def _converted(dense: nn.Module, problem: Problem, images: Tensor, **settings: A
         if name not in problem.chosen:
             return None
         rewrite, ranks = problem.chosen[name]
-        return rewrite, {"ranks": ranks, "starts": 1, "sweeps": 0}
+        return rewrite, {"size": ranks, "starts": 1, "sweeps": 0}
 
     model, report = tn.convert(dense, request, example=images, inplace=False, seed=problem.seed, **settings)
     missing = set(problem.chosen) - set(report.converted)

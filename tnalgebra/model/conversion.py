@@ -1,0 +1,211 @@
+"""A conversion under way: what each layer of a model is offered, what is chosen and fitted, and why others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from ..errors import TnalgebraError
+from ..fitting import Metric, ParameterBudget, Size
+from ..nn import KernelLayer, kernel_labels_of
+from ..rewriting import Fit
+from .budget import ModelBudget, Treatment, error_of, measure_curves, parameter_costs, ranks_of
+from .example import Example
+from .input_metrics import fit_in_order, input_metrics
+from .new_layers import LayerMaker
+from .patterns import Assigned, Offer
+from .progress import progress_bar, track
+from .report import LayerRow
+from .surgery import LayerCall, Site, find_obstacles, record_calls
+
+
+@dataclass(eq=False)
+class Conversion:
+    """A conversion under way. Nothing of the model changes.
+
+    offered: name -> treatments, of the layers that are still to be decomposed.
+    reasons: name -> why a layer stays dense.
+    refused: names of those that would have been decomposed, had they been able to.
+    """
+
+    model: nn.Module
+    sites: dict[str, Site]
+    maker: LayerMaker
+    allow_larger: bool
+    progress: bool
+    offered: dict[str, list[Treatment]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    fits: dict[str, tuple[Treatment, Fit]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str:
+        return str(next(iter(self.sites.values())).module.weight.device)
+
+    @property
+    def calls(self) -> Mapping[str, Sequence[LayerCall]]:
+        return self.maker.calls
+
+    def weight(self, name: str) -> Tensor:
+        return self.sites[name].module.weight.detach()
+
+    def refuse(self, name: str, reason: object) -> None:
+        self.reasons[name] = str(reason)
+        self.refused.add(name)
+        self.offered.pop(name, None)
+
+    def offer(self, assigned: Mapping[str, Assigned], size: Size | None, seed: int) -> None:
+        """Read what each layer is offered; layers that obstacles hold are left out."""
+        obstacles = find_obstacles(self.model, self.sites)
+        known: dict[tuple[Offer, tuple[str, ...]], Treatment] = {}
+        for name, site in self.sites.items():
+            offers = assigned[name].offers
+            if offers is None:
+                self.reasons[name] = "as asked" if assigned[name].pattern else "no pattern"
+                continue
+            if name in obstacles:
+                self.refuse(name, obstacles[name])
+                continue
+            labels = kernel_labels_of(site.module)
+            treatments = []
+            for offer in offers:
+                try:
+                    if (offer, labels) not in known:  # layers that share a treatment are fitted side by side
+                        treatment = Treatment.read(offer.rewrite, labels, offer.size, offer.choices)
+                        known[offer, labels] = treatment.completed(size, seed=seed)
+                    treatments.append(known[offer, labels])
+                except TnalgebraError as error:
+                    reason = str(error)
+            if treatments:
+                self.offered[name] = treatments
+            else:
+                self.refuse(name, reason)
+
+    def record_calls(self, example: Example | None) -> None:
+        """Run the model once, to see every layer's inputs; layers that are not called are left out."""
+        if example is None:
+            return
+        self.maker = replace(self.maker, calls=record_calls(self.model, example, self.sites))
+        for name in list(self.offered):
+            if not self.calls[name]:
+                self.refuse(name, "never called on the example: the model reads its weight elsewhere, or not at all")
+
+    def choose_and_fit(
+        self,
+        inputs: Sequence[Tensor] | None,
+        budget: ModelBudget | None,
+        *,
+        sequential: bool,
+        ridge: float,
+        fractions: Sequence[float],
+    ) -> None:
+        """Leave one treatment to each layer where there is a budget, then fit the layers, in the norm of the inputs."""
+        metrics = None
+        if inputs is not None and self.offered and (budget is not None or not sequential):
+            batches = track(inputs, "calibration", shown=self.progress)
+            metrics = input_metrics(self.model, batches, layers=list(self.offered), ridge=ridge, device=self.device)
+        if budget is not None:
+            self.share_budget(budget, metrics, fractions)
+        layers = list(self.offered)
+        with progress_bar("fitting layers", len(layers), shown=self.progress) as bar:
+
+            def fit(name: str, weight: Tensor, metric: Metric | None) -> Tensor:
+                bar.update()
+                return self.fit(name, weight, metric)
+
+            if inputs is not None and sequential and layers:
+                fit_in_order(self.model, inputs, fit, layers=layers, ridge=ridge, device=self.device)
+            else:
+                for name in layers:
+                    fit(name, self.weight(name), None if metrics is None else metrics[name])
+
+    def share_budget(
+        self, budget: ModelBudget, metrics: Mapping[str, Metric] | None, fractions: Sequence[float]
+    ) -> None:
+        """Leave one treatment to each layer, with integer ranks, or none."""
+        weights = {name: self.weight(name) for name in self.offered}
+        by_parameters = isinstance(budget, ParameterBudget)
+        costs = parameter_costs(self.model, weights) if by_parameters else self.maker.costs(list(weights))
+        curves = measure_curves(
+            weights, self.offered, costs, metrics=metrics, fractions=fractions, progress=self.progress
+        )
+        dense = curves.why_dense()
+        for name, way in curves.share(budget, others=self.reasons).items():
+            if way.treatment is not None:
+                self.offered[name] = [way.treatment]
+            elif name in curves.refused:
+                self.refuse(name, curves.refused[name])
+            else:
+                del self.offered[name]
+                self.reasons[name] = dense.get(name, "the budget leaves it dense")
+
+    def fit(self, name: str, weight: Tensor, metric: Metric | None) -> Tensor:
+        """Fit what the layer is offered, and keep the best that saves parameters. Returns the kernel as it is then."""
+        fits: list[tuple[Treatment, Fit]] = []
+        failed: TnalgebraError | None = None
+        for treatment in self.offered[name]:
+            try:
+                (fit,) = treatment.apply([weight], None, metrics=None if metric is None else [metric])
+                fits.append((treatment, fit))
+            except TnalgebraError as error:
+                failed = error
+        if not fits:
+            self.refuse(name, failed)
+            return weight
+        saving = [one for one in fits if self.allow_larger or one[1].parameters < weight.numel()]
+        if not saving:
+            least = min(fit.parameters for _, fit in fits)
+            del self.offered[name]
+            self.reasons[name] = f"break-even: {least:,} parameters decomposed, {weight.numel():,} dense"
+            return weight
+        self.fits[name] = min(saving, key=lambda one: error_of(one[1]))
+        return self.fits[name][1].dense()
+
+    def build(self) -> dict[str, KernelLayer]:
+        """The new layers, by name, in the order of the modules; the model does not have them yet."""
+        layers: dict[str, KernelLayer] = {}
+        for name in track([name for name in self.sites if name in self.fits], "planning layers", shown=self.progress):
+            try:
+                layers[name] = self.maker.make(name, self.fits[name][1])
+            except TnalgebraError as error:
+                self.refuse(name, error)
+                continue
+            # the bias itself, so that an optimizer's moments still belong to it
+            layers[name]._parameters["bias"] = self.sites[name].module._parameters["bias"]
+        return layers
+
+    def row(self, name: str, assigned: Assigned, layer: KernelLayer | None, *, counted: bool) -> LayerRow:
+        site = self.sites[name]
+        before = count_parameters(site.module)
+        adds = sum(call.multiply_adds for call in self.calls[name]) if counted else None
+        row = LayerRow(
+            name,
+            type(site.module).__name__,
+            assigned.pattern,
+            before,
+            before,
+            reason=self.reasons.get(name, ""),
+            multiply_adds=adds,
+            multiply_adds_after=adds,
+            aliases=site.names[1:],
+            also=assigned.also,
+        )
+        if layer is None:
+            return row
+        treatment, fit = self.fits[name]
+        return replace(
+            row,
+            parameters_after=count_parameters(layer),
+            rule=treatment.name,
+            ranks=ranks_of(fit),
+            relative_error=fit.relative_error,
+            output_error=fit.output_error,
+            multiply_adds_after=self.maker.multiply_adds(name, layer) if counted else None,
+        )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers in all parameters of a module; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,236 @@
+"""Plans for the layers of a model under a size: which rule and which ranks each gets; and the fits of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..compiler import Candidates
+from ..decompositions import read_rewrite
+from ..errors import DataError, LayerError, RuleError, StudyError, explain
+from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size, read_size
+from ..nn import kernel_labels_of, kernel_layers
+from ..rewriting import Fit, Rule
+from .budget import FRACTIONS, Costs, ErrorCurves, Treatment, measure_curves, parameter_costs
+from .example import Example
+from .input_metrics import RIDGE, fit_in_order
+from .new_layers import LayerMaker
+from .surgery import find_sites, record_calls
+
+MetricName: TypeAlias = Literal["frobenius", "input", "output"]
+"""Kernels as they are; the layer's output over its inputs; the original output from the inputs left by the layers
+before."""
+
+Curves: TypeAlias = Literal["error", "divergence"]
+"""What a layer's treatment costs: the squared relative error of its fit; or the divergence of the network's output."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """What is to be done to a layer: a rule, the ranks of its bonds, the parameters of its cores."""
+
+    rule: Rule
+    ranks: dict[str, int]
+    parameters: int
+
+
+def plan_budget(
+    model: nn.Module,
+    layers: Mapping[str, Sequence[str | Rule | Fit]],
+    sizes: Sequence[object],
+    *,
+    example: Example | None = None,
+    candidates: Candidates = "all",
+    metrics: Mapping[str, Metric] | None = None,
+    curves: Curves = "error",
+    inputs: Sequence[Tensor] = (),
+    seed: int = 0,
+    fractions: Sequence[float] = FRACTIONS,
+    progress: bool = True,
+) -> list[dict[str, Planned]]:
+    """Choose a rule and ranks for each of some layers, at each of several sizes of the model.
+
+    Each layer is fitted with each of its rewrites at several sizes. A budget is shared out by one Lagrange multiplier
+    over these error curves; a layer may also stay as it is, which causes no error. Under any other size, which is each
+    layer's own, a layer gets the rewrite with the least error of those that make it smaller.
+
+    Args:
+        model: a network; it stays as it is.
+        layers: name of a layer -> the rewrites that it may get: names, cuts, rules, notation, or fits, which stand for
+            their rules.
+        sizes: `ParameterBudget`, of all parameters of the model, layers that are not named included;
+            `MultiplyAddsBudget`, of all kernel layers' multiply-adds at the example; or sizes of each layer, such as
+            8, `KeepFraction`, `RelativeError`. Texts are read too: "parameters 0.5".
+        example: for `MultiplyAddsBudget`, an input of the model in any form that `convert` takes.
+        candidates: of the plans whose multiply-adds are counted, see `compile`.
+        metrics: name -> the norm of its fits; by default the Frobenius norm.
+        curves: "error": the squared relative error of the fit, in its norm. "divergence": the mean Kullback-Leibler
+            divergence of the network's softmax outputs on `inputs` when this layer alone is replaced; a forward
+            pass over them for each point.
+        inputs: batches of the network's inputs.
+        seed: of the fits.
+        fractions: parts of a kernel's parameters at which its curves are measured.
+        progress: show a bar, where stderr is a terminal.
+
+    Returns:
+        For each size: name -> what to do. A layer that is not in it stays as it is.
+
+    Raises:
+        RankError: a size cannot be read, or a budget cannot be met; the message has the least that can.
+        LayerError, RuleError: no kernel layer has a name; a layer has no rewrite, or one that cannot be read.
+        DataError: a `MultiplyAddsBudget` without an example.
+        StudyError: `curves` is neither of the two, or there are no inputs where they are needed.
+        Any other error of a fit, where a layer can be rewritten by none of its rules.
+
+    Example:
+        >>> (plan,) = tn.model.plan_budget(model, {"conv2": ["tucker2", "out kh | in kw"]}, ["parameters 0.5"])
+    """
+    read = [read_size(size) for size in sizes]
+    if curves not in ("error", "divergence"):
+        raise StudyError(explain(f"curves={curves!r} is not known", fix="'error' or 'divergence'"))
+    if curves == "divergence" and not inputs:
+        raise StudyError(explain("the divergence of outputs needs inputs", fix="inputs=[batch, ...]"))
+    treatments = _treatments(layers, kernel_layers(model))
+    weights = {name: module.weight for name, module in kernel_layers(model).items() if name in layers}
+    parameters = parameter_costs(model, weights)
+    settings: dict[str, Any] = {"metrics": metrics, "fractions": fractions, "progress": progress}
+    settings["loss_of"] = Divergence(model, inputs) if curves == "divergence" else None
+    measured: dict[type, ErrorCurves] = {}
+    plans = []
+    for size in read:
+        if isinstance(size, ParameterBudget | MultiplyAddsBudget):
+            if type(size) not in measured:
+                by_parameters = isinstance(size, ParameterBudget)
+                costs = parameters if by_parameters else _multiply_adds(model, list(weights), example, candidates)
+                measured[type(size)] = _measure(weights, treatments, None, costs, seed=seed, settings=settings)
+            chosen = {name: way.treatment for name, way in measured[type(size)].share(size).items()}
+        else:
+            ways = _measure(weights, treatments, size, parameters, seed=seed, settings=settings).ways
+            chosen = {name: min(each, key=lambda way: way.loss).treatment for name, each in ways.items() if each}
+        plans.append({name: _planned(treatment) for name, treatment in chosen.items() if treatment is not None})
+    return plans
+
+
+def _planned(treatment: Treatment) -> Planned:
+    assert treatment.rule is not None
+    assert isinstance(treatment.size, dict)
+    return Planned(treatment.rule, treatment.size, treatment.parameters)
+
+
+def _measure(
+    weights: Mapping[str, Tensor],
+    treatments: Mapping[str, Sequence[Treatment]],
+    size: Size | None,
+    costs: Costs,
+    *,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> ErrorCurves:
+    """The curves of all layers, for treatments that have no size or this one. Raises where one has no treatment."""
+    completed = {one: one.completed(size, seed=seed) for offered in treatments.values() for one in offered}
+    offered = {name: [completed[one] for one in of_layer] for name, of_layer in treatments.items()}
+    measured = measure_curves(weights, offered, costs, **settings)
+    for error in measured.refused.values():
+        raise error
+    return measured
+
+
+def _multiply_adds(model: nn.Module, names: Sequence[str], example: Example | None, candidates: Candidates) -> Costs:
+    if example is None:
+        raise DataError(explain("multiply-adds are counted at an example input", fix="example=x, or its shape"))
+    sites = find_sites(model)
+    return LayerMaker(sites, record_calls(model, example, sites), candidates).costs(names)
+
+
+def _treatments(
+    layers: Mapping[str, Sequence[str | Rule | Fit]], modules: Mapping[str, nn.Module]
+) -> dict[str, list[Treatment]]:
+    """Name -> a treatment for each rewrite; layers with a rewrite in common share its treatment."""
+    known: dict[tuple[object, ...], Treatment] = {}
+    treatments: dict[str, list[Treatment]] = {}
+    for name, rewrites in layers.items():
+        if name not in modules:
+            raise LayerError(explain(f"the model has no kernel layer {name!r}", layers=", ".join(modules)))
+        if isinstance(rewrites, str) or not rewrites:
+            fact = f"layer {name!r} needs a list of rewrites, and {rewrites!r} is given"
+            raise RuleError(explain(fact, fix="['tucker2', 'out kh | in kw']"))
+        labels = kernel_labels_of(modules[name])
+        treatments[name] = [known.setdefault((one, labels), Treatment(read_rewrite(one, labels))) for one in rewrites]
+    return treatments
+
+
+def fit_planned(
+    model: nn.Module,
+    planned: Mapping[str, Planned],
+    *,
+    metric: MetricName = "frobenius",
+    metrics: Mapping[str, Metric] | None = None,
+    inputs: Sequence[Tensor] = (),
+    ridge: float = RIDGE,
+    seed: int = 0,
+) -> dict[str, Fit]:
+    """Fit the layers of a plan.
+
+    Args:
+        metric: "frobenius": each kernel for itself. "input": each in the norm of its own inputs, which `metrics`
+            holds. "output": in the order they run, each to the original network's output, from the inputs it gets
+            in the network as compressed so far.
+        metrics: name -> metric, for "input".
+        inputs: batches of the network's inputs, for "output".
+        ridge: of the covariances for "output", see `Metric.with_ridge`.
+        seed: of the fits.
+
+    Returns:
+        name -> fit, in the order of the plan; `fit.dense()` is the layer's new weight.
+
+    Raises:
+        StudyError: `metric` is none of the three, or lacks what it needs.
+    """
+    if metric not in ("frobenius", "input", "output"):
+        raise StudyError(explain(f"metric={metric!r}", fix="'frobenius', 'input' or 'output'"))
+    if metric == "input" and (metrics is None or not metrics.keys() >= planned.keys()):
+        raise StudyError(explain("fits in the input metric need the layers' metrics", fix="metrics=tn.input_metrics"))
+    if metric == "output" and not inputs:
+        raise StudyError(explain("fits to the outputs need inputs", fix="inputs=[batch, ...]"))
+    fits: dict[str, Fit] = {}
+
+    def fit(name: str, weight: Tensor, norm: Metric | None) -> Fit:
+        plan = planned[name]
+        fits[name] = plan.rule.apply(weight, plan.ranks, metric=norm, seed=seed)
+        return fits[name]
+
+    modules = kernel_layers(model)
+    if metric != "output":
+        return {n: fit(n, modules[n].weight, metrics[n] if metric == "input" and metrics else None) for n in planned}
+    if planned:
+        fit_in_order(model, inputs, lambda *layer: fit(*layer).dense(), layers=list(planned), ridge=ridge)
+    return {name: fits[name] for name in planned}
+
+
+class Divergence:
+    """KL(original || with a layer replaced) of the softmax outputs, mean over the inputs, in nats."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+        self.model = deepcopy(model).eval()
+        self.modules = kernel_layers(self.model)
+        self.inputs = inputs
+        self.reference = self._outputs()
+
+    def _outputs(self) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([self.model(batch).double().log_softmax(1) for batch in self.inputs])
+
+    def __call__(self, name: str, fit: Fit) -> float:
+        """Of the network with the layer's kernel replaced by that of the fit."""
+        weight = self.modules[name].weight
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.copy_(fit.dense())
+            outputs = self._outputs()
+            weight.copy_(before)
+        return float((self.reference.exp() * (self.reference - outputs)).sum(1).mean().clamp(min=0))

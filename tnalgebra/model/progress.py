@@ -1,0 +1,20 @@
+"""Progress bars of work that takes long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def progress_bar(what: str, total: int, *, shown: bool) -> tqdm[None]:
+    """A bar to call `update()` on; hidden unless it is to be shown and stderr is a terminal."""
+    return tqdm(desc=what, total=total, disable=None if shown else True, leave=False)  # type: ignore[call-overload, no-any-return]
+
+
+def track(items: Iterable[T], what: str, *, shown: bool) -> Iterable[T]:
+    """The items, with a bar that counts them."""
+    return tqdm(items, what, disable=None if shown else True, leave=False)
