@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.documents import ROOT
 from tests.refusals import refused
-from tnalgebra.decompositions import CATALOGUE, Entry, cut, register, read_rewrite, rules, unregister
+from tnalgebra.decompositions import CATALOGUE, Entry, cut, read_rewrite, register, rules, unregister
 from tnalgebra.errors import NotationError, RuleError
 from tnalgebra.networks import KERNEL_LABELS, NamedTensor, carriers, parse_rule
 from tnalgebra.rewriting import EXACT_RULES, rule

@@ -227,14 +227,16 @@ def small() -> Spectra:
 
 
 def test_the_table() -> None:
-    assert small().table().splitlines() == [
+    lines = str(small()).splitlines()
+    assert [lines[0], *lines[2:]] == [
         "layer  cut         values  entropy  effective rank  participation ratio  half  norm kept",
         "0      out | in         2     0.65            1.92                 1.85     1     0.8000",
         "1      out | in k       2     0.00            1.00                 1.00     1     1.0000",
         "1      in | out k       3     0.00            1.00                 1.00     2     1.0000",
         "1      k | out in       4     0.00            1.00                 1.00     2     1.0000",
     ]
-    assert repr(small()) == "Spectra of 2 layers, 4 cuts in all; see .table()"
+    assert repr(small()) == "<Spectra of 4 cuts in 2 layers>"
+    assert [record["values"] for record in small().records()] == [2, 2, 3, 4]
 
 
 def test_spectra_are_a_sequence() -> None:
@@ -244,7 +246,7 @@ def test_spectra_are_a_sequence() -> None:
     part = found[1:3]
     assert isinstance(part, Spectra)
     assert [item.layer for item in part] == ["1", "1"]
-    assert "layer" in Spectra(()).table()
+    assert "layer" in str(Spectra(()))
 
 
 def test_to_pandas_has_one_row_a_singular_value() -> None:

@@ -127,7 +127,7 @@ def test_rules_keep_the_value_of_random_networks(example: Valued, random: Random
     places = [(rule, place) for rule in EXACT_RULES for place in rule.places(example[0])]
     if places:
         rule, place = random.choice(places)
-        fit = rule.apply(*example, at=place)
+        fit = rule.apply(example[0], values=example[1], at=place)
         check(EXACT_RULES, fit.network, fit.values)
 
 

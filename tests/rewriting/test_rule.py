@@ -28,7 +28,7 @@ CHAIN = parse("A[i b] B[b j]")
 @pytest.mark.parametrize(
     ("call", "error", "facts"),
     [
-        (lambda: HALVES.apply({"K": MATRIX}, 2, values={"K": MATRIX}), RuleError, "apply(network, values)"),
+        (lambda: HALVES.apply({"K": MATRIX}, 2, values={"K": MATRIX}), RuleError, "values="),
         (lambda: contract_bond.apply({"A": MATRIX}), RuleError, "'contract_bond';network"),
         (lambda: rule("Conv[x y k | stride=s] => Conv[x y k | stride=s]").apply({}), RuleError, "left side;network"),
         (lambda: HALVES.apply({"K": MATRIX}, {"q": 2}), RuleError, "'halves';'q';r"),
@@ -36,7 +36,7 @@ CHAIN = parse("A[i b] B[b j]")
         (lambda: contract_bond.apply(CHAIN, 2), RuleError, "'contract_bond'"),
         (lambda: contract_bond.apply(CHAIN, bind={"A": "B"}), RuleError, "'contract_bond';'A'"),
         (lambda: HALVES.apply({"K": MATRIX}, 2, sizes={"x": 3}), RuleError, "'halves';'x';o r i"),
-        (lambda: HALVES.apply(parse("K[o i]"), 2), RuleError, "'K';apply(network, values)"),
+        (lambda: HALVES.apply(parse("K[o i]"), 2), RuleError, "'K';values="),
         (lambda: HALVES.apply({}, 2), RuleError, "'K'"),
         (lambda: cut("out | in").apply(parse("K[out in]"), 2), RuleError, "'K'"),
         (lambda: truncate("b").apply(CHAIN, 2, values={"A": MATRIX}), RuleError, "'B'"),
