@@ -1,6 +1,8 @@
-"""Plain torch networks by name, and a loader of their weights."""
+"""Plain torch networks. The command and the recipes find them by these names."""
 
-from models.registry import MODELS, SURROGATES, build_model, build_surrogate
-from models.weights import load_weights
+from models.cifar_resnet import resnet20, resnet32, resnet44, resnet56
+from models.cnn4 import cnn4
+from models.resnet50 import resnet50, resnet50_cifar
+from models.wave_net import wave_net
 
-__all__ = ["MODELS", "SURROGATES", "build_model", "build_surrogate", "load_weights"]
+__all__ = ["cnn4", "resnet20", "resnet32", "resnet44", "resnet50", "resnet50_cifar", "resnet56", "wave_net"]

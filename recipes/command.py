@@ -1,4 +1,4 @@
-"""The command line of every recipe: settings from arguments and presets, errors as one message, no traceback."""
+"""The command line of every recipe: settings from arguments and presets, errors as one message without a traceback."""
 
 from __future__ import annotations
 
@@ -22,48 +22,46 @@ def run_command(
     Args:
         config: a frozen dataclass; its fields become options, their docstrings the help.
         main: the recipe.
-        description: above the help; the recipe's own docstring. tyro shows it unwrapped and joins lines that begin
-            with a letter: prose that needs several is a list with hanging indents.
-        interrupted: what to say on Ctrl-C.
+        description: printed above the options; the recipe's own docstring. tyro does not wrap it, and joins lines that
+            begin with a letter, so that prose of several lines has to be a list with hanging indents.
+        interrupted: the message after Ctrl-C.
 
     Raises:
-        SystemExit: with the message, where the recipe raises an error of the package; on an interruption.
+        SystemExit: where the recipe fails or is interrupted, see `tn.command.run`.
     """
-    _run(lambda: main(tyro.cli(config, description=_description(description))), interrupted)
+    tn.command.run(
+        lambda: main(tyro.cli(config, description=_description(description))),
+        interrupted=interrupted,
+    )
 
 
 def run_presets(presets: Mapping[str, Config], main: Callable[[Config], object], *, description: str | None) -> None:
-    """The command line of a recipe with presets: --preset NAME, and options that differ from it.
+    """Read a preset, by --preset NAME, and options that differ from it, and run a recipe with them.
 
     Args:
         presets: name -> config; the first one is the default.
+        main, description: as for `run_command`.
+
+    Raises:
+        SystemExit: see `run_command`.
     """
     text = f"{_description(description)}\nPresets, by --preset NAME: {', '.join(presets)}. Defaults below are those of "
     configs = {name: (f"{text}{name}.", config) for name, config in presets.items()}
     arguments = _preset_first(sys.argv[1:], next(iter(presets)))
-    _run(
+    tn.command.run(
         lambda: main(tyro.extras.overridable_config_cli(configs, args=arguments)),
-        "stopped: the same command continues where it was",
+        interrupted="stopped: the same command continues where it was",
     )
 
 
 def smoke_folder(output: Path, usual: Iterable[Path]) -> Path:
-    """Where a smoke run writes: beside the folder of the run in full, which would refuse other settings.
+    """The folder of a smoke run: beside that of the run in full, which would refuse its settings.
 
     Args:
-        output: as the config has it.
-        usual: folders that nobody has asked for.
+        output: the folder in the config.
+        usual: folders that a config has by default; any other was requested and is used as it is.
     """
     return output.with_name(f"{output.name}-smoke") if output in usual else output
-
-
-def _run(command: Callable[[], object], interrupted: str) -> None:
-    try:
-        command()
-    except tn.errors.TnalgebraError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"\n{interrupted}")
 
 
 def _description(text: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import tnalgebra as tn
-from models import build_model, load_weights
-from recipes.experiment import Settings, classification, load_split
+from recipes.experiment import Settings, classification
 from recipes.reporting import writing
 from recipes.training import train
 
@@ -23,20 +23,20 @@ Patterns: TypeAlias = dict[str | type[nn.Module], Any] | Callable[[str, nn.Modul
 
 def fresh_model(name: str, images: tn.model.Images, *, seed: int) -> nn.Module:
     """The network of this name for these images, its weights drawn from the seed."""
-    return build_model(name, classes=len(images.classes), channels=images.channels, seed=seed)
+    return tn.command.build_model(name, classes=len(images.classes), channels=images.channels, seed=seed)
 
 
 def with_weights(model: nn.Module, source: str) -> nn.Module:
-    """The network with these weights: of `models.load_weights`, or of `tnalgebra.save`, which may be decomposed.
+    """The network with the weights of a file, which may hold decomposed layers that `tnalgebra.save` has written.
 
     Raises:
-        DataError, CheckpointError: they are not of this network, or cannot be read.
+        DataError, CheckpointError: the weights are not of this network, or the file cannot be read.
     """
     if source.endswith(".safetensors"):
         with suppress(SafetensorError, OSError), safe_open(source, framework="pt") as file:
             if "tnalgebra" in (file.metadata() or {}):
                 return tn.load(source, into=model)
-    load_weights(model, source)
+    tn.command.load_weights(model, source)
     return model
 
 
@@ -47,13 +47,18 @@ def write_network(model: nn.Module, path: Path) -> None:
         tn.save(model, path)
 
 
-def trained_cnn4(model: nn.Module, *, training: tn.model.Images, config: Any) -> None:
-    """Train cnn4 and keep it in the output folder; take it from there if the folder has it.
+def trains_first(config: Any) -> bool:
+    """Whether a recipe trains its network before the experiment: cnn4 that has no weights."""
+    return bool(config.model == "cnn4" and config.weights is None and not getattr(config, "untrained", False))
+
+
+def trained_cnn4(model: nn.Module, training: tn.model.Images, *, config: Any) -> None:
+    """Train cnn4 and keep it in the output folder; where the folder has it already, it is read from there.
 
     Args:
-        model: a fresh cnn4.
-        training: the images that it learns, with the config's mean and std.
-        config: of a recipe, with data, image_size, mean, std, epochs, seed, device and output.
+        model: cnn4 with random weights.
+        training: the images that it learns.
+        config: of a recipe: `tn.command.ImageSettings` with `epochs`.
 
     Raises:
         StudyError: the folder cannot be written.
@@ -63,10 +68,10 @@ def trained_cnn4(model: nn.Module, *, training: tn.model.Images, config: Any) ->
     path = config.output / f"cnn4-{tn.studies.config_hash(facts)}.safetensors"
     if not path.exists():
         print(f"training cnn4 on {len(training)} images of {config.data}", flush=True)
-        task = classification(settings, training, load_split(config, "test"))
+        task = classification(settings, training, dataclasses.replace(config, limit=None).images("test"))
         train(model, task, settings.training(), path.with_suffix(""), device=config.device, log_tensorboard=False)
         write_network(model.cpu(), path)
-    load_weights(model, path)
+    tn.command.load_weights(model, path)
 
 
 def from_random_cores(
@@ -109,16 +114,16 @@ def even_patterns(model: nn.Module, rewrite: str, *, parameters: float, skip: Se
         RuleError: no layer can be made so small by the rewrite.
     """
     patterns: dict[str, Any] = {}
-    chosen = tn.studies.read_rewrite(rewrite)
+    chosen = tn.studies.Rewrite.read(rewrite)
     for layer in tn.studies.layers_of(model, skip):
         with suppress(*tn.studies.NO_FORM):
             form = chosen.form(layer)
             ranks = even_ranks(form, parameters * layer.weight.numel()) if len(layer.labels) > 2 else None
             if ranks is not None:
-                patterns[layer.name] = (form.rule, {"ranks": ranks, "starts": 1, "sweeps": 0})
+                patterns[layer.name] = (form.rule, {"size": ranks, "starts": 1, "sweeps": 0})
     if not patterns:
         fact = f"{rewrite!r} at {parameters:g} of the parameters leaves every layer as it is"
-        raise tn.errors.RuleError(tn.errors.explain(fact, fix="more of the parameters, or another rewrite"))
+        raise tn.errors.RuleError(fact, fix="more of the parameters, or another rewrite")
     return lambda name, layer: patterns.get(name)
 
 

@@ -39,14 +39,14 @@ def check_part(config: Any, *names: str) -> None:
     for name in names:
         for one in _values(config, name):
             if not 0 < one <= 1:
-                raise tn.errors.StudyError(tn.errors.explain(f"{name} is {one:g}", fix="above 0, at most 1"))
+                raise tn.errors.StudyError(f"{name} is {one:g}", fix="above 0, at most 1")
 
 
 def check_known(kind: str, asked: Iterable[str], known: Iterable[str]) -> None:
     """Refuse a name that is not among the known ones."""
     for name in asked:
         if name not in known:
-            raise tn.errors.StudyError(tn.errors.explain(f"no {kind} is called {name!r}", known=", ".join(known)))
+            raise tn.errors.StudyError(f"no {kind} is called {name!r}", known=", ".join(known))
 
 
 def _values(config: Any, name: str) -> list[Any]:
@@ -60,9 +60,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"{path} cannot be written", because=error, fix="another --output")
-        ) from error
+        raise tn.errors.StudyError(f"{path} cannot be written", because=error, fix="another --output") from error
 
 
 def write(path: Path, content: str | Callable[[Path], None]) -> None:

@@ -3,7 +3,7 @@
     python -m recipes.spectra --smoke            # seconds; its numbers mean nothing
     python -m recipes.spectra --skip             # a small CNN on embedded digits, all its layers
     python -m recipes.spectra --model resnet20 --weights W.pth
-    python -m recipes.spectra --model resnet50 --weights torchvision:IMAGENET1K_V2 --classes 1000
+    python -m recipes.spectra --model torchvision:resnet50 --pretrained --classes 1000
     python -m recipes.spectra --model mylib.nets:build --weights w.pth --cuts "out kh | in kw"
 
 The entanglement of kernels, after Singh, Jahromi and Orus (arXiv 2403.14379):
@@ -26,20 +26,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import tnalgebra as tn
-from models import build_model, load_weights
 from recipes import compressibility
 from recipes.claims.correlation import Correlation, Draws, rank_correlation
 from recipes.claims.report import listed
 from recipes.command import run_command
-from recipes.networks import trained_cnn4
+from recipes.networks import trained_cnn4, trains_first
 from recipes.reporting import aligned, check_least, check_part, line_style, plain, print_settings, write, write_figure
 
 if TYPE_CHECKING:
@@ -56,45 +54,34 @@ SMOKE: dict[str, Any] = {"epochs": 1, "resamples": 200, "skip": ()}
 """Four layers with the same cuts, of which a correlation can just be stated."""
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(tn.command.WeightSettings):
     """Settings; what is printed first is what is used."""
 
-    # one line each: the command's --help breaks them where it must
     model: str = "cnn4"
-    """cnn4, resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar (stem for 32x32 images), or a function of
-    your own: package.module:function"""
-    weights: str | None = None
-    """a file of weights, or torchvision:NAME; without one cnn4 is trained first, your own network used as it comes"""
+    """cnn4 (trained first unless it has weights), resnet20, torchvision:NAME, timm:NAME, package.module:function"""
     classes: int = 10
-    """that the network has outputs for; those of the data where cnn4 is trained first"""
+    """the number of the network's outputs; where cnn4 is trained first, that of the data"""
     channels: int = 3
-    """of the network's images, 1 for grey ones; those of the data where cnn4 is trained first"""
+    """the number of channels of the network's images; where cnn4 is trained first, that of the data"""
     data: str = "digits"
-    """what cnn4 is trained on: digits (embedded), cifar10 or cifar100 (downloaded), or a folder with train/CLASS/*"""
+    """what cnn4 is trained on: digits, cifar10, cifar100 (downloaded once), or a folder with train/CLASS/*"""
     epochs: int = 15
     """passes over the training images, where cnn4 is trained"""
     layers: tuple[str, ...] = ("*",)
     """globs of the layers that are measured"""
     skip: tuple[str, ...] = ("first",)
-    """layers left out: globs; first for the first convolution, which has few inputs; linear for linear layers; bare
-    --skip skips none"""
+    """layers left out: globs, first (the first convolution), linear (all linear layers); bare --skip: none"""
     cuts: tuple[str, ...] = ()
     """where kernels are cut in two, each in quotes, such as "out kh | in kw"; by default all cuts of each kernel"""
     norm: float = 0.99
-    """part of a kernel's squared norm that "values needed" hold, in (0, 1]"""
+    """the part of a kernel's squared norm that "values needed" hold, above 0 and at most 1"""
     resamples: int = 2000
     """draws for each interval: its ends are then known to a hundredth or two"""
-    seed: int = 0
-    """of all chance: the weights of the fresh network, training, draws"""
     smoke: bool = False
     """one epoch, few draws, nothing skipped: whether all of it runs"""
     output: Path = Path("runs/spectra")
-    """folder for entropies.csv, spectra.csv, report.json, the figures (PNG and SVG) and the trained network"""
-
-
-Chosen: TypeAlias = tuple[tn.studies.Layer, Sequence[tn.networks.Bipartition]]
-"""A layer, and the cuts it is measured over."""
+    """the folder for entropies.csv, spectra.csv, report.json, the figures (PNG and SVG) and the trained network"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +102,7 @@ class Found:
 
 
 def main(config: Config) -> Found:
-    """Measure the network's kernels; print, write and draw what is found.
+    """Measure the network's kernels; print, write and draw what they say.
 
     Raises:
         TnalgebraError: a setting, the data or the weights are not what they should be; the output cannot be written.
@@ -126,91 +113,74 @@ def main(config: Config) -> Found:
     check_least(config, {"resamples": 1})
     check_least(config, {"classes": 1, "channels": 1, "epochs": 1}, tn.errors.DataError)
     check_part(config, "norm")
-    training = tn.load_images(config.data, "train") if compressibility.trains_first(config) else None
+    training = tn.load_images(config.data, "train") if trains_first(config) else None
     if training is not None:
         config = dataclasses.replace(config, classes=len(training.classes), channels=training.channels)
         print(f"\n{len(training)} training images of {config.classes} classes, {config.channels} channels", flush=True)
-    sizes = {"classes": config.classes, "channels": config.channels, "seed": config.seed}
-    model, fresh = build_model(config.model, **sizes), build_model(config.model, **sizes)
-    if config.weights is not None:
-        load_weights(model, config.weights)
-    chosen = chosen_layers(model, config)  # what does not fit is refused before the training
+    model = config.build(classes=config.classes, channels=config.channels)
+    spectra = chosen_spectra(model, config)  # what does not fit is refused before the training
     if training is not None:  # as recipes.compressibility does, which takes the network from the same folder
         shared = {name: getattr(config, name) for name in ("data", "epochs", "seed", "output")}
-        trained = compressibility.Config(**shared, mean=training.mean, std=training.std, device="cpu")
-        trained_cnn4(model, training=training, config=trained)
-        chosen = chosen_layers(model, config)
-    spectra = _spectra(chosen, "kernels")
-    rows = measure(spectra, _spectra(_of_fresh(fresh, chosen, config.seed), "fresh kernels"), config.norm)
+        trained_cnn4(model, training, config=compressibility.Config(**shared, device="cpu"))
+        spectra = chosen_spectra(model, config)
+    sizes: dict[str, Any] = {"classes": config.classes, "channels": config.channels}
+    fresh = tn.command.build_model(config.model, seed=config.seed, **sizes)
+    rows = measure(spectra, fresh_spectra(fresh, model, config.seed), config.norm)
     draws = Draws(config.seed, config.resamples)
-    found = Found(spectra, rows, {name: _depths(rows, name, draws) for name in MEASURES})
-    print(f"\n{entropy_table(rows)}\n\n{depth_table(found.correlations)}")
-    _write(found, config)
+    result = Found(spectra, rows, {name: _depths(rows, name, draws) for name in MEASURES})
+    print(f"\n{entropy_table(rows)}\n\n{depth_table(result.correlations)}")
+    _write(result, config)
     print(f"\nentropies.csv, spectra.csv, report.json and figures: {config.output}/")
-    return found
+    return result
 
 
 # Layers -----------------------------------------------------------------------------------------------------------
 
 
-def chosen_layers(model: nn.Module, config: Config) -> list[Chosen]:
-    """The layers that are measured, each with its cuts that are: one name a cut, transposed layers included."""
+def chosen_spectra(model: nn.Module, config: Config) -> tn.model.Spectra:
+    """The singular values of the layers and cuts that the config asks for.
+
+    Raises:
+        StudyError: a glob matches no layer, no layer is left, or no kernel has one of the cuts.
+    """
     names = list(tn.nn.kernel_layers(model))
     for pattern in config.layers:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise tn.errors.StudyError(tn.studies.no_match(f"layers {pattern!r} matches no layer", pattern, names))
-    some = tn.studies.layers_of(model, config.skip)
-    layers = [layer for layer in some if any(fnmatchcase(layer.name, pattern) for pattern in config.layers)]
-    if not layers:
-        asked = {"layers": ", ".join(config.layers), "skipped": ", ".join(config.skip)}
-        raise tn.errors.StudyError(tn.errors.explain("no layer is left", **asked, fix="other --layers or --skip"))
-    return [(layer, cuts) for layer, cuts in _chosen_cuts(layers, config) if cuts]
-
-
-def _chosen_cuts(layers: Sequence[tn.studies.Layer], config: Config) -> list[Chosen]:
-    labels = [tn.networks.kernel_labels(layer.labels) or layer.labels for layer in layers]
-    every = {
-        layer.name: {_sides(cut): cut for cut in tn.networks.bipartitions(own)}
-        for layer, own in zip(layers, labels, strict=True)
-    }
-    known = {sides: cut for cuts in every.values() for sides, cut in cuts.items()}
-    wanted = {_sides(cut): cut for cut in map(tn.networks.parse_bipartition, config.cuts)}
-    for sides in wanted.keys() - known.keys():
-        fact = f"no kernel has the cut '{wanted[sides]}'"
-        raise tn.errors.StudyError(tn.errors.explain(fact, known=", ".join(map(str, known.values()))))
-    kept = wanted or known
-    return [(layer, [cut for sides, cut in every[layer.name].items() if sides in kept]) for layer in layers]
+    names = [layer.name for layer in tn.studies.layers_of(model, config.skip)]
+    kept = {name or "weight" for name in names if any(fnmatchcase(name, pattern) for pattern in config.layers)}
+    if not kept:
+        requested = {"layers": ", ".join(config.layers), "skipped": ", ".join(config.skip)}
+        raise tn.errors.StudyError("no layer is left", **requested, fix="other --layers or --skip")
+    items = [item for item in tn.spectra(model) if item.layer in kept]
+    known = {_sides(item.cut): item.cut for item in items}
+    cuts = {_sides(cut): cut for cut in map(tn.networks.parse_bipartition, config.cuts)}
+    for sides in cuts.keys() - known.keys():
+        fact = f"no kernel has the cut '{cuts[sides]}'"
+        raise tn.errors.StudyError(fact, known=", ".join(map(str, known.values())))
+    return tn.model.Spectra(tuple(item for item in items if not cuts or _sides(item.cut) in cuts))
 
 
 def _sides(cut: tn.networks.Bipartition) -> frozenset[frozenset[str]]:
     return frozenset((frozenset(cut.left), frozenset(cut.right)))
 
 
-def _of_fresh(fresh: nn.Module, chosen: Sequence[Chosen], seed: int) -> list[Chosen]:
-    """The same kernels of the fresh network.
+def fresh_spectra(fresh: nn.Module, model: nn.Module, seed: int) -> tn.model.Spectra:
+    """The singular values of all kernels of a network with fresh weights.
 
-    Those in which both networks agree are drawn again, as torch does: their builder has loaded weights itself, or the
-    network has been given no others. Not from the seed itself, from which the builder draws the same again.
+    A kernel in which both networks agree is drawn again, as torch does: their builder has loaded weights itself, or the
+    network has been given no others. That is not done from the seed itself, from which the builder draws the same.
     """
-    own = {layer.name: layer.weight for layer, _ in chosen}
+    kernels = {name: module.weight for name, module in tn.nn.kernel_layers(model).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         for name, module in tn.nn.kernel_layers(fresh).items():
-            if name in own and torch.equal(module.weight.detach().to(own[name]), own[name]):
+            if torch.equal(module.weight, kernels[name]):
                 module.reset_parameters()
-    weights = {layer.name: layer for layer in tn.studies.layers_of(fresh, ())}
-    return [(weights[layer.name], cuts) for layer, cuts in chosen]
+    return tn.spectra(fresh)
 
 
 # Numbers ----------------------------------------------------------------------------------------------------------
-
-
-def _spectra(chosen: Sequence[Chosen], what: str) -> tn.model.Spectra:
-    found: list[tn.model.Spectrum] = []
-    for layer, cuts in tqdm(chosen, desc=what, disable=None, leave=False):
-        values = tn.model.cut_singular_values(layer.weight, layer.labels, cuts)
-        found += [tn.model.Spectrum(layer.name, cut, own) for cut, own in zip(cuts, values, strict=True)]
-    return tn.model.Spectra(tuple(found))
 
 
 def measure(spectra: tn.model.Spectra, fresh: tn.model.Spectra, norm: float) -> pd.DataFrame:
@@ -227,6 +197,7 @@ def measure(spectra: tn.model.Spectra, fresh: tn.model.Spectra, norm: float) -> 
         difference: S less that: negative where training has made the kernel less even.
         normalised_difference: this over ln r.
     """
+    others = {(item.layer, item.cut): item for item in fresh}
     rows = pd.DataFrame(
         {
             "layer": item.layer,
@@ -236,9 +207,9 @@ def measure(spectra: tn.model.Spectra, fresh: tn.model.Spectra, norm: float) -> 
             "effective_rank": item.effective_rank,
             "participation_ratio": item.participation_ratio,
             "needed": int((item.norm_kept.square() < norm - ROUNDING).sum()) + 1,
-            "fresh_entropy": other.entropy,
+            "fresh_entropy": others[item.layer, item.cut].entropy,
         }
-        for item, other in zip(spectra, fresh, strict=True)
+        for item in spectra
     )
     rows.insert(1, "depth", pd.factorize(rows["layer"])[0] + 1)
     largest = rows["values"].map(lambda count: math.log(count) if count > 1 else math.nan)

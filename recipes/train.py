@@ -142,20 +142,18 @@ def _complete(config: Config) -> Config:
     if config.load is not None and (config.weights is not None or config.rewrite):
         other = "--weights" if config.weights is not None else "--rewrite"
         fact = f"--load is a whole network, and {other} another start"
-        raise tn.errors.DataError(tn.errors.explain(fact, fix="one of the two"))
+        raise tn.errors.DataError(fact, fix="one of the two")
     if parameters is not None and not 0 < parameters < 1:
         fact = f"a budget of {parameters:g} of the parameters"
-        raise tn.errors.RankError(tn.errors.explain(fact, fix="above 0, below 1"))
+        raise tn.errors.RankError(fact, fix="above 0, below 1")
     if parameters is not None and not config.rewrite:
-        raise tn.errors.RankError(tn.errors.explain("a budget of parameters and no --rewrite", fix="--rewrite tucker2"))
+        raise tn.errors.RankError("a budget of parameters and no --rewrite", fix="--rewrite tucker2")
     if config.teacher is None and (distillation or config.teacher_model):
         fact = f"distillation={distillation:g}, teacher_model={config.teacher_model} and no teacher"
-        raise tn.errors.DataError(tn.errors.explain(fact, fix="--teacher FILE, or leave them out"))
+        raise tn.errors.DataError(fact, fix="--teacher FILE, or leave them out")
     if not config.weights and len(config.rewrite) > 1:
         given = ", ".join(config.rewrite)
-        raise tn.errors.LayerError(
-            tn.errors.explain("random cores are all alike", given=given, fix="one --rewrite, or --weights")
-        )
+        raise tn.errors.LayerError("random cores are all alike", given=given, fix="one --rewrite, or --weights")
     return config
 
 
@@ -193,7 +191,7 @@ def _start(config: Config, images: tn.model.Images) -> nn.Module:
         )
         budget = tn.ParameterBudget(config.parameters)
         patterns = {**dense, "*": list(config.rewrite)}
-        model, report = tn.convert(model, patterns, budget=budget, example=example, backward=True, seed=config.seed)
+        model, report = tn.convert(model, patterns, size=budget, example=example, backward=True, seed=config.seed)
         text = str(report)
     else:
         even = even_patterns(model, config.rewrite[0], parameters=config.parameters, skip=config.skip)

@@ -29,8 +29,10 @@ FOLDERS = (
     "model",
     "checkpoint",
     "studies",
+    "command",
+    "__main__",
 )
-"""The folders of the package, and its three single files, each above all that import it."""
+"""The folders of the package, and its four single files, each above all that import it."""
 
 WITHOUT_TORCH = FOLDERS[: FOLDERS.index("tensors")]
 

@@ -30,7 +30,6 @@ from typing import Any
 from torch import nn
 
 import tnalgebra as tn
-from models import build_surrogate
 from recipes.a_priori.report import DENSE, figure, finished, summary
 from recipes.a_priori.wave_equation import wave_fields
 from recipes.command import run_presets
@@ -149,7 +148,7 @@ def _fresh(config: Config, task: Classification | Regression, seed: int) -> nn.M
     if isinstance(task, Classification):
         return fresh_model(config.model, task.training, seed=seed)
     inputs, outputs = task.test_inputs.shape[1], task.test_targets.shape[1]
-    return build_surrogate(config.model, inputs=inputs, outputs=outputs, seed=seed)
+    return tn.command.build_model(config.model, inputs=inputs, outputs=outputs, seed=seed)
 
 
 def _make(

@@ -30,8 +30,6 @@ import torch
 from torch import Tensor
 
 import tnalgebra as tn
-from models.registry import build_model
-from models.weights import load_weights
 from recipes.benchmarks.fit_methods import RULES, Method, Tnalgebra, all_methods, ranks_of, relative_error
 from recipes.benchmarks.report import Bar, Row, bar_figure
 from recipes.benchmarks.runner import INTERRUPTED, Benchmark, Contender, Settings, run
@@ -59,7 +57,7 @@ class Config(Settings):
     """Time fits to the same error: this library, tensorly, quimb."""
 
     weights: str | None = None
-    """a ResNet-20's, as `models.weights.load_weights` reads it; by default random kernels with decaying spectra"""
+    """a ResNet-20's, as `tn.command.load_weights` reads it; by default random kernels with decaying spectra"""
     layer: str = "layer3.1.conv1"
     """the one kernel that is fitted alone"""
     layers: str = "*.conv?"
@@ -122,10 +120,10 @@ class Fits(Benchmark[Config, Problem, Problem]):
             StudyError: no layer has that name, or it has no 3x3 kernel.
         """
         torch.manual_seed(0)
-        model = build_model("resnet20", classes=10, channels=3)
+        model = tn.command.build_model("resnet20", classes=10, channels=3)
         weights, alone, together = self.config.weights, self.config.layer, self.config.layers
         if weights is not None:
-            load_weights(model, weights)
+            tn.command.load_weights(model, weights)
         kernels = {
             name: layer.weight.detach().double().contiguous() if weights else random_kernel(layer.weight.shape, number)
             for number, (name, layer) in enumerate(tn.nn.kernel_layers(model).items())

@@ -24,8 +24,6 @@ import torch
 from torch import Tensor
 
 import tnalgebra as tn
-from models.registry import build_model
-from models.weights import load_weights
 from recipes.benchmarks.report import Row
 from recipes.benchmarks.runner import INTERRUPTED, Benchmark, Contender, Settings, run
 from recipes.command import run_command
@@ -44,7 +42,7 @@ class Config(Settings):
     rounds: int = 1
     """turns each side takes on a layer; the median counts; one is enough for a total over 54 layers"""
     weights: str | None = None
-    """a checkpoint, as `models.weights.load_weights` reads it; by default random ones, which cost the same time"""
+    """a checkpoint, as `tn.command.load_weights` reads it; by default random ones, which cost the same time"""
     device: str = "cpu"
     """where both sides compute: cpu, cuda, cuda:1"""
     output: Path = Path("runs/benchmark-spectra")
@@ -69,9 +67,9 @@ class SpectraBenchmark(Benchmark[Config, str, Problem]):
     def weights(self) -> dict[str, Tensor]:
         """Layer -> its weight, float32."""
         torch.manual_seed(self.config.seed)
-        model = build_model("resnet50", classes=1000, channels=3)
+        model = tn.command.build_model("resnet50", classes=1000, channels=3)
         if self.config.weights is not None:
-            load_weights(model, self.config.weights)
+            tn.command.load_weights(model, self.config.weights)
         layers = tn.nn.kernel_layers(model)
         return {name: layer.weight.detach().to(self.device) for name, layer in layers.items()}
 

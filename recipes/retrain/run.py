@@ -38,7 +38,6 @@ import torch
 from torch import nn
 
 import tnalgebra as tn
-from models import MODELS
 from recipes.command import run_presets
 from recipes.experiment import CIFAR, Row, Settings, Trainings, begin, classification, count, folder_name, load_both
 from recipes.networks import fresh_model, with_weights, write_network
@@ -157,7 +156,7 @@ def _checked(config: Config) -> list[Truncation]:
     truncations = {truncation.text: truncation for truncation in map(read_truncation, config.truncations)}
     config.training()
     check_least(config, {"first_epochs": 0}, tn.errors.DataError)
-    if config.weights is None and not config.first_epochs and config.model in MODELS:
+    if config.weights is None and not config.first_epochs and ":" not in config.model:
         fix = f"--weights FILE, or --first-epochs {15 if config.model == 'cnn4' else 200} to train it here first"
         raise tn.errors.DataError(tn.errors.explain(f"{config.model} needs weights", fix=fix))
     return list(truncations.values())

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from models import build_model, load_weights
 from tests.refusals import refused
+from tnalgebra.command import build_model, load_weights
 from tnalgebra.errors import DataError, LayerError, ValuesError
 from tnalgebra.fitting import Metric
 from tnalgebra.model import Images, fit_in_order, input_metrics, load_images, patches

@@ -1,11 +1,9 @@
-"""The networks compute what their papers say, and are found by name."""
+"""The networks compute what their papers say, and are built for images of any kind."""
 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +11,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import MODELS, build_model, build_surrogate
+import models
 from models.cifar_resnet import BasicBlock, CifarResNet, resnet20, resnet32, resnet44, resnet56
 from models.cnn4 import cnn4
 from models.resnet50 import resnet50
-from tests.refusals import refused
-from tnalgebra.errors import DataError
-
-_module_numbers = itertools.count()
 
 
 def images(*shape: int) -> Tensor:
@@ -94,93 +88,8 @@ def test_resnet50_for_other_images(cifar_stem: bool, stem: tuple[int, ...], last
     assert sizes == [(2, 2048, last_size, last_size)]
 
 
-def test_every_registered_model_is_built_for_the_images() -> None:
-    assert list(MODELS) == ["cnn4", "resnet20", "resnet32", "resnet44", "resnet56", "resnet50", "resnet50_cifar"]
-    for name in MODELS:
-        model = build_model(name, classes=3, channels=2).eval()
-        assert model(images(1, 2, 32, 32)).shape == (1, 3), name
-
-
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with refused(DataError, "'resnet-20'", "resnet50_cifar", "did you mean 'resnet20'?", "package.module:function"):
-        build_model("resnet-20", classes=10, channels=3)
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Write a module with this text into the current directory, which is not on the import path; give its name."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != ""])
-
-    def write(text: str) -> str:
-        package = f"own_networks_{next(_module_numbers)}"
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "nets.py").write_text("from torch import nn\n" + text)
-        return f"{package}.nets"
-
-    return write
-
-
-@pytest.mark.parametrize(
-    ("parameters", "outputs", "inputs"),
-    [
-        ("classes, channels", 3, 2),
-        ("*, channels=7, depth=1", 9, 2),
-        ("classes=7", 3, 8),
-        ("", 9, 8),
-        ("depth=1, **settings", 3, 2),
-        ("classes=7, /", 7, 8),
-    ],
-)
-def test_a_function_of_ones_own_gets_what_it_can_take(
-    module: Callable[[str], str], parameters: str, outputs: int, inputs: int
-) -> None:
-    name = module(
-        f"def build({parameters}):\n"
-        "    given = locals() | locals().get('settings', {})\n"
-        "    return nn.Linear(given.get('channels', 8), given.get('classes', 9))\n"
-    )
-    before = list(sys.path)
-    model = build_model(f"{name}:build", classes=3, channels=2)
-    assert isinstance(model, nn.Linear)
-    assert (model.out_features, model.in_features) == (outputs, inputs)
-    assert sys.path == before
-
-
-@pytest.mark.parametrize(
-    ("text", "function", "facts"),
-    [
-        ("def build(): return 3", "build", ["int", "torch.nn.Module"]),
-        ("def build(): pass", "biuld", ["'biuld'", "nets.py", ":build?"]),
-        ("net = nn.ReLU()", "net", ["'net'", "a ReLU"]),
-        ("def build(classes, n): pass", "build", ["'n'", "build(classes, n)", "classes=3"]),
-        ("import no_such_module_here", "build", ["'no_such_module_here'"]),
-        ("def build(:", "build", ["SyntaxError"]),
-        ("def build(classes): return nn.Linear(classes, -1)", "build", ["RuntimeError: ", "classes=3"]),
-    ],
-)
-def test_what_is_wrong_with_a_module_of_ones_own(
-    module: Callable[[str], str], text: str, function: str, facts: list[str]
-) -> None:
-    name = module(text)
-    with refused(DataError, name, *facts):
-        build_model(f"{name}:{function}", classes=3, channels=2)
-
-
-@pytest.mark.parametrize("name", ["nowhere.nets:build", "a:", ":b", "a..b:c", "a/b:c", "a:b:c"])
-def test_a_text_that_names_no_function(name: str) -> None:
-    with refused(DataError, name):
-        build_model(name, classes=3, channels=2)
-
-
-def test_a_seed_gives_the_same_weights_and_leaves_the_generator_alone() -> None:
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    a, b, other = (build_model("cnn4", classes=3, channels=1, seed=seed).conv1.weight for seed in (1, 1, 2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(a, b)
-    assert not torch.equal(a, other)
-    torch.manual_seed(1)
-    assert torch.equal(build_model("cnn4", classes=3, channels=1).conv1.weight, a)
-    fields = [build_surrogate("wave_net", inputs=3, outputs=1, seed=1).first.weight for _ in range(2)]
-    assert torch.equal(*fields)
+def test_every_classifier_is_built_for_the_images() -> None:
+    for name in models.__all__:
+        if name != "wave_net":
+            model = getattr(models, name)(classes=3, channels=2).eval()
+            assert model(images(1, 2, 32, 32)).shape == (1, 3), name

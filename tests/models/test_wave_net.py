@@ -1,19 +1,13 @@
-"""The network for waves: what its description says, on a periodic grid; and found by name."""
+"""The network for waves: what its description says, on a periodic grid."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models import SURROGATES, build_surrogate
 from models.wave_net import WaveNet, wave_net
-from tests.refusals import refused
-from tnalgebra.errors import DataError
 
 
 def fields(*shape: int) -> Tensor:
@@ -55,27 +49,3 @@ def test_its_usual_size() -> None:
     convolutions = [tuple(each.shape) for each in model.parameters() if each.ndim == 4]
     assert convolutions == [(40, 3, 3, 3), *[(40, 40, 3, 3)] * 5, (1, 40, 3, 3)]
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32)
-
-
-def test_every_surrogate_is_built_for_its_channels() -> None:
-    assert list(SURROGATES) == ["wave_net"]
-    for name in SURROGATES:
-        model = build_surrogate(name, inputs=4, outputs=2)
-        assert model(torch.zeros(1, 4, 9, 8)).shape == (1, 2, 9, 8)
-
-
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with refused(DataError, "'wavenet'", "did you mean 'wave_net'?"):
-        build_surrogate("wavenet", inputs=3, outputs=1)
-    with refused(DataError, "'cnn4'", "wave_net"):
-        build_surrogate("cnn4", inputs=3, outputs=1)
-
-
-def test_a_surrogate_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != ""])
-    (tmp_path / "own_surrogate.py").write_text(
-        "from torch import nn\ndef build(inputs, outputs, size=1): return nn.Conv2d(inputs, outputs, size)\n"
-    )
-    model = build_surrogate("own_surrogate:build", inputs=3, outputs=2)
-    assert model(torch.zeros(1, 3, 5, 5)).shape == (1, 2, 5, 5)

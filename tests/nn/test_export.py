@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import tnalgebra as tn
-from models import build_model
+from tnalgebra.command import build_model
 from tnalgebra.model.patterns import Patterns
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ PROGRAM = """
 import sys
 import numpy, onnxruntime, torch
 import tnalgebra as tn
-from models import build_model
+from tnalgebra.command import build_model
 
 folder = sys.argv[1]
 model = tn.load(f"{folder}/model.safetensors", into=build_model("cnn4", classes=10, channels=1)).eval()

@@ -1,4 +1,4 @@
-"""The compression as a command: a small network end to end, what it leaves behind, run again, and its errors."""
+"""The compression as a recipe: a small network end to end, what it leaves, run again, and its errors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import tnalgebra as tn
-from models import build_model
 from recipes import compress, networks
 from recipes.compress import Config, main
 from tests.refusals import refused
 from tnalgebra.checkpoint.file import load
+from tnalgebra.command import build_model
+from tnalgebra.command import compress as work
+from tnalgebra.command.compress import MODEL, ONNX, PAGE, RESULT, TEXT
 from tnalgebra.model.images import load_images
 from tnalgebra.studies.accuracy import accuracy
 
@@ -48,17 +50,17 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def rebuilt(config: Config) -> torch.nn.Module:
     model = build_model(config.model, classes=10, channels=1)
-    return load(config.output / compress.MODEL, into=model).eval()
+    return load(config.output / MODEL, into=model).eval()
 
 
 def test_the_files_hold_what_was_found(quick: Config, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
-    result = main(dataclasses.replace(quick, recalibrate=True, threads=1))
+    result = main(dataclasses.replace(quick, recalibrate_bn=True, threads=1))
     assert torch.get_num_threads() == threads
-    assert {path.name for path in quick.output.iterdir()} == {compress.MODEL, compress.TEXT, compress.RESULT}
-    assert json.loads((quick.output / compress.RESULT).read_text()) == json.loads(json.dumps(result))
+    assert {path.name for path in quick.output.iterdir()} == {MODEL, TEXT, PAGE, RESULT}
+    assert json.loads((quick.output / RESULT).read_text()) == json.loads(json.dumps(result))
     printed = capsys.readouterr().out
-    assert (quick.output / compress.TEXT).read_text() in printed
+    assert (quick.output / TEXT).read_text() in printed
     assert "points, 60 test images" in printed
     assert result["images"] == 60
     assert [row["name"] for row in result["layers"]] == ["0", "3", "7"]
@@ -76,15 +78,14 @@ def test_the_files_hold_what_was_found(quick: Config, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{"multiply_adds": 0.6}, {"sequential": True}, {"calibration_images": 0}])
+@pytest.mark.parametrize("change", [{"size": "multiply-adds 0.6"}, {"sequential": True}, {"calibrate": 0}])
 def test_other_budgets_and_norms(quick: Config, change: dict[str, Any]) -> None:
     result = main(dataclasses.replace(quick, **change))
-    kept = "multiply_adds" if "multiply_adds" in change else "parameters"
-    bound = change.get(kept, 0.5)
+    kept, bound = ("multiply_adds", 0.6) if "size" in change else ("parameters", 0.5)
     assert 0 < result[kept]["after"] <= bound * result[kept]["before"]
     errors = [row["output_error"] for row in result["layers"] if row["rule"] is not None]
     assert errors
-    assert all((error is None) == (change.get("calibration_images") == 0) for error in errors)
+    assert all((error is None) == (change.get("calibrate") == 0) for error in errors)
 
 
 def test_channels_last_is_what_is_converted_and_timed(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +96,7 @@ def test_channels_last_is_what_is_converted_and_timed(quick: Config, monkeypatch
         seen.extend([model[3].weight, named["example"], *named["calibration"]])
         return convert(model, *given, **named)
 
-    monkeypatch.setattr(tn, "convert", spied)
+    monkeypatch.setattr(work, "convert", spied)
     result = main(dataclasses.replace(quick, channels_last=True))
     assert len(seen) == 3
     # of one channel, contiguous and channels_last are the same: the images say nothing, the kernel does
@@ -110,11 +111,11 @@ def test_a_second_run_shows_what_is_there(
 ) -> None:
     first = main(quick)
     capsys.readouterr()
-    monkeypatch.setattr(tn, "convert", None)
+    monkeypatch.setattr(work, "convert", None)
     assert main(quick) == json.loads(json.dumps(first))
-    assert (quick.output / compress.TEXT).read_text() in capsys.readouterr().out
-    with refused(tn.errors.StudyError, str(quick.output), "parameters: 0.5 there, 0.6 here", "seed: 0 there, 1 here"):
-        main(dataclasses.replace(quick, parameters=0.6, seed=1))
+    assert (quick.output / TEXT).read_text() in capsys.readouterr().out
+    with refused(tn.errors.StudyError, str(quick.output), "parameters 0.5", "parameters 0.6", "seed: 0 there, 1 here"):
+        main(dataclasses.replace(quick, size="parameters 0.6", seed=1))
     state = torch.load("w.pth")
     torch.save({key: value + 1 for key, value in state.items()}, "w.pth")
     with refused(tn.errors.StudyError, "weights_digest"):
@@ -125,8 +126,8 @@ def test_where_writing_fails_there_is_no_report(quick: Config, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("tnalgebra.save", full)
-    with refused(tn.errors.StudyError, "model.safetensors", "no space left"):
+    monkeypatch.setattr(work, "save", full)
+    with refused(tn.errors.StudyError, quick.output, "no space left"):
         main(quick)
     assert list(quick.output.iterdir()) == []
 
@@ -135,11 +136,11 @@ def test_where_writing_fails_there_is_no_report(quick: Config, monkeypatch: pyte
 def test_cnn4_is_trained_first_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = Config(rewrite=("out kh | in kw",), calibration_images=0, smoke=True, device="cpu", output=tmp_path)
+    config = Config(rewrite=("out kh | in kw",), calibrate=0, smoke=True, device="cpu", output=tmp_path)
     main(config)
     (weights,) = tmp_path.glob("cnn4-*.safetensors")
     assert "training cnn4 on 1437 images of digits" in capsys.readouterr().out
-    (tmp_path / compress.RESULT).unlink()
+    (tmp_path / RESULT).unlink()
     monkeypatch.setattr(networks, "train", None)
     main(config)
     assert list(tmp_path.glob("cnn4-*.safetensors")) == [weights]
@@ -151,7 +152,7 @@ def test_onnx(quick: Config) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     main(dataclasses.replace(quick, onnx=True))
-    session = onnxruntime.InferenceSession(str(quick.output / compress.ONNX), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(quick.output / ONNX), providers=["CPUExecutionProvider"])
     model = rebuilt(quick)
     for count in (1, 5):
         x = torch.randn(count, 1, 8, 8)
@@ -164,33 +165,39 @@ def test_onnx(quick: Config) -> None:
 OWN = ["--model", "small_compressible_nets:build"]
 ERRORS = {
     "model": (["--model", "resnet21"], "'resnet21'"),
-    "no weights": (["--model", "resnet20"], "resnet20 needs weights"),
+    "no weights": (["--model", "resnet20"], "'resnet20' is not trained"),
     "weights missing": ([*OWN, "--weights", "nowhere.pth"], "'nowhere.pth'"),
     "data": ([*OWN, "--data", "nowhere"], "'nowhere'"),
-    "budget 0": (["--parameters", "0"], "0 of the parameters"),
-    "budget above 1": (["--multiply-adds", "1.5"], "1.5 of the multiply-adds"),
-    "two budgets": (["--parameters", "0.5", "--multiply-adds", "0.5"], "--parameters or --multiply-adds"),
-    "too small a budget": ([*OWN, "--smoke", "--parameters", "0.001"], "cannot be met"),
+    "size 0": (["--size", "parameters 0"], "ParameterBudget(0.0)"),
+    "size": (["--size", "0.5"], "'multiply-adds 0.5'"),
+    "too small a budget": ([*OWN, "--untrained", "--smoke", "--size", "parameters 0.001"], "cannot be met"),
     "rewrite": (["--rewrite", "tuker2"], "'tuker2'"),
     "no rewrite": (["--rewrite"], "no rewrite"),
-    "sequential": (["--sequential", "--calibration-images", "0"], "--calibration-images"),
-    "skip": ([*OWN, "--smoke", "--skip", "layer9.*"], "'layer9.*'"),
+    "sequential": (["--sequential", "--calibrate", "0"], "--calibrate 1024"),
+    "skip": ([*OWN, "--untrained", "--smoke", "--skip", "layer9.*"], "'layer9.*'"),
     "rounds": (["--rounds", "0"], "rounds is 0"),
-    "output is a file": ([*OWN, "--output", "file"], "file is not a folder"),
-    "report": ([*OWN, "--output", "other"], "report.json"),
+    "output is a file": ([*OWN, "--untrained", "--output", "file"], "file is not a folder"),
+    "report": ([*OWN, "--untrained", "--output", "other"], "report.json"),
 }
 
 
 @pytest.mark.parametrize(("given", "fact"), ERRORS.values(), ids=ERRORS)
 def test_errors_are_one_message_and_leave_no_output(
-    given: list[str], fact: str, quick: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: list[str],
+    fact: str,
+    quick: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / compress.RESULT).write_text("[]")
+    (tmp_path / "other" / RESULT).write_text("[]")
     monkeypatch.setattr("sys.argv", ["compress", "--device", "cpu", *given])
     with pytest.raises(SystemExit) as caught:
         compress.run()
-    assert str(caught.value.code).startswith("error: ")
-    assert fact in str(caught.value.code)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert fact in message
     assert not Path("runs").exists()

@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 import tnalgebra as tn
-from models import build_model
 from recipes import compressibility, networks
 from recipes.compressibility import Config, main
 from tests.refusals import refused
 from tests.study_cases import without_seconds
+from tnalgebra.command import build_model
 from tnalgebra.studies import Row, read_rows
 
 pytestmark = pytest.mark.slow

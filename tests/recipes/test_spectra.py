@@ -16,11 +16,11 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from models import build_model
 from recipes import spectra
 from recipes.claims.correlation import Correlation, Draws, rank_correlation
 from recipes.spectra import MEASURES, Config, Found, main
 from tests.refusals import refused
+from tnalgebra.command import build_model
 from tnalgebra.errors import DataError, RuleError, StudyError
 
 NETWORK = """

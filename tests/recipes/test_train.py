@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import tnalgebra as tn
-from models import build_model
 from recipes import train as recipe
 from recipes.train import PRESETS, Config, main
 from recipes.training import Classification, evaluate, loop
 from tests.refusals import refused
 from tests.training_cases import same, table
+from tnalgebra.command import build_model
 from tnalgebra.errors import DataError, DivergedError, LayerError, RankError, RuleError, StudyError, TnalgebraError
 from tnalgebra.model import load_images
 from tnalgebra.nn import KernelLayer

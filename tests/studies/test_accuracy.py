@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import tnalgebra as tn
-from models import build_model, load_weights
 from tests.refusals import refused
+from tnalgebra.command import build_model, load_weights
 from tnalgebra.errors import DataError, StudyError
 from tnalgebra.model.images import Images, load_images
 from tnalgebra.studies.accuracy import accuracy, shuffled_batches

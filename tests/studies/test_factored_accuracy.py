@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tnalgebra as tn
-from models import build_model, load_weights
+from tnalgebra.command import build_model, load_weights
 from tnalgebra.model.images import load_images
 from tnalgebra.nn.torch_layers import kernel_layers
 from tnalgebra.studies.accuracy import accuracy

@@ -20,7 +20,7 @@ from tests.refusals import refused
 from tests.training_cases import CountSteps, without_seconds
 from tnalgebra.errors import DataError, DivergedError, RankError, RuleError, StudyError, TnalgebraError
 from tnalgebra.nn import kernel_layers
-from tnalgebra.studies import Layer, read_rewrite, read_rows
+from tnalgebra.studies import Layer, Rewrite, read_rows
 
 pytestmark = pytest.mark.slow
 
@@ -115,11 +115,11 @@ def test_cores_are_new_and_kernels_have_torchs_variance(rewrite: str) -> None:
 
 def test_ranks_are_even_parts_of_the_full_ones() -> None:
     layer = Layer("conv", ("out", "in", "kh", "kw"), torch.zeros(64, 32, 3, 3, dtype=torch.float64))
-    tucker2 = read_rewrite("tucker2").form(layer)
+    tucker2 = Rewrite.read("tucker2").form(layer)
     found = even_ranks(tucker2, 0.25 * layer.weight.numel())
     assert found == {"a": 24, "b": 12}, "of 64 and 32; a=25 would be 4,684 parameters"
     assert tucker2.plan(found).parameters == 64 * 24 + 24 * 12 * 9 + 12 * 32 <= 0.25 * 18432
-    assert even_ranks(read_rewrite("cp").form(layer), 1030) == {"r": 10}, "102 parameters a component"
+    assert even_ranks(Rewrite.read("cp").form(layer), 1030) == {"r": 10}, "102 parameters a component"
     assert even_ranks(tucker2, 104) is None, "105 at rank 1"
     assert even_ranks(tucker2, 105) == {"a": 1, "b": 1}
 

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import tnalgebra as tn
-from models import build_model
 from recipes.experiment import Row, folder_name
 from recipes.networks import with_weights
 from recipes.retrain import run as retrain
@@ -28,6 +27,7 @@ from recipes.retrain.truncations import read_truncation, truncate
 from recipes.training import Classification
 from tests.refusals import refused
 from tests.training_cases import CountSteps, without_seconds
+from tnalgebra.command import build_model
 from tnalgebra.errors import DataError, DivergedError, RankError, RuleError, StudyError, TnalgebraError
 from tnalgebra.model import load_images
 from tnalgebra.nn import kernel_layers

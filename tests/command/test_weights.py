@@ -5,17 +5,14 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import tnalgebra as tn
-from models import build_model, load_weights
 from tests.refusals import refused
+from tnalgebra.command import build_model, load_weights
 from tnalgebra.errors import DataError
 from tnalgebra.model import load_images
 
@@ -133,7 +130,7 @@ def test_a_state_that_does_not_fit(
 @pytest.mark.parametrize(
     ("content", "fact"),
     [
-        (None, "no file of weights"),
+        (None, "does not exist"),
         *[(bytes_, "torch checkpoint") for bytes_ in (b"", b"\x80\x02", b"PK\x03\x04" + bytes(40))],
         (b"in the beginning there was a text", "b'in the beginning the'"),
         (pickle.dumps(print, protocol=2), "torch checkpoint"),
@@ -155,7 +152,7 @@ def test_a_checkpoint_that_was_cut_off(saved: State, tmp_path: Path) -> None:
     source = write(tmp_path / "w.pth", saved)
     source.write_bytes(source.read_bytes()[:-200])
     check_refused(source, "torch checkpoint")
-    check_refused(tmp_path, "no file of weights")
+    check_refused(tmp_path, "does not exist")
 
 
 def test_another_number_of_classes_is_told(tmp_path: Path) -> None:
@@ -186,52 +183,6 @@ def test_a_decomposed_network_is_not_for_a_dense_one(tmp_path: Path) -> None:
     smaller, _ = tn.convert(network(), {name: ("out | in kh kw", {"r": 1}), "*": None}, allow_larger=True)
     tn.save(smaller, path)
     check_refused(path, "the weights do not fit", f"{name}.weight", f"{name}.L")
-
-
-@pytest.fixture
-def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Addresses that torchvision is asked for; every download gives a fresh squeezenet1_1."""
-    addresses: list[str] = []
-
-    def download(address: str, *args: Any, **kwargs: Any) -> State:
-        addresses.append(address)
-        torch.manual_seed(3)
-        return torchvision.models.squeezenet1_1(weights=None).state_dict()
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
-    return addresses
-
-
-@pytest.mark.parametrize("name", ["IMAGENET1K_V1", "SqueezeNet1_1_Weights.IMAGENET1K_V1"])
-def test_torchvisions_weights_by_name(name: str, downloads: list[str]) -> None:
-    model = torchvision.models.squeezenet1_1(weights=None)
-    load_weights(model, f"torchvision:{name}")
-    assert [address.rpartition("/")[2] for address in downloads] == ["squeezenet1_1-b8a52dc0.pth"]
-    torch.manual_seed(3)
-    assert_same(state_of(model), state_of(torchvision.models.squeezenet1_1(weights=None)))
-
-
-def test_torchvision_has_no_such_weights(downloads: list[str]) -> None:
-    model = torchvision.models.squeezenet1_1(weights=None)
-    with refused(DataError, "'IMAGENET1K_V7'", "SqueezeNet1_1_Weights.IMAGENET1K_V1"):
-        load_weights(model, "torchvision:IMAGENET1K_V7")
-    with refused(DataError, "none of this size", 1000):
-        load_weights(network(), "torchvision:IMAGENET1K_V1")
-    assert downloads == []
-    with refused(DataError, "ResNet"):
-        load_weights(build_model("resnet50", classes=1000, channels=3), "torchvision:IMAGENET1K_V2")
-    assert [address.rpartition("/")[2] for address in downloads] == ["resnet50-11ad3fa6.pth"]
-
-
-def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with refused(
-        DataError, "'SqueezeNet1_1_Weights.IMAGENET1K_V1'", "squeezenet1_1-b8a52dc0.pth", "URLError", "no network"
-    ):
-        load_weights(torchvision.models.squeezenet1_1(weights=None), "torchvision:IMAGENET1K_V1")
 
 
 @pytest.mark.slow

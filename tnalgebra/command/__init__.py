@@ -1,0 +1,25 @@
+"""The command `tnalgebra`, and what recipes share with it: settings, networks by name, and the work itself."""
+
+from .build import build_model, check_trained
+from .compress import CompressResult, CompressSettings, compress_model
+from .process import main, run
+from .settings import ImageSettings, ModelSettings, TestSettings, WeightSettings
+from .study import StudySettings, run_study
+from .weights import load_weights
+
+__all__ = [
+    "CompressResult",
+    "CompressSettings",
+    "ImageSettings",
+    "ModelSettings",
+    "StudySettings",
+    "TestSettings",
+    "WeightSettings",
+    "build_model",
+    "check_trained",
+    "compress_model",
+    "load_weights",
+    "main",
+    "run",
+    "run_study",
+]

@@ -1,0 +1,273 @@
+"""Compress a trained network to a size, test it before and after, and keep it with a report."""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .._files import write_text, write_whole
+from .._tables import Table
+from ..checkpoint import save
+from ..decompositions import read_rewrite
+from ..errors import DataError, RuleError, StudyError, TnalgebraError
+from ..fitting import read_size
+from ..model import FRACTIONS, ConversionReport, Images, batch_norms, check_classes, convert, recalibrate_batch_norm
+from ..networks import KERNEL_LABELS
+from ..nn import kernel_layers
+from ..studies import accuracy, compare_configs, digest_state, globs_of, read_config, shuffled_batches, writing
+from .build import require_packages
+from .settings import TestSettings, describe_images
+
+MODEL, TEXT, PAGE, RESULT, ONNX = "model.safetensors", "report.txt", "report.html", "report.json", "model.onnx"
+
+CompressResult: TypeAlias = dict[str, Any]
+"""What report.json holds: config, model, accuracy, images, parameters, multiply_adds, layers, ..."""
+
+Measure: TypeAlias = Callable[[nn.Module, nn.Module, Tensor], tuple[Mapping[str, Any], str]]
+"""Takes the dense and the compressed network and an example of inputs; returns entries of the result, and text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressSettings(TestSettings):
+    """Settings of a compression."""
+
+    rewrite: tuple[str, ...] = ("tucker2", "out kh | in kw")
+    """decompositions, each in quotes: names (see tnalgebra rules), cuts, notation; each layer gets the best of them"""
+    size: str = "parameters 0.5"
+    """parameters 0.5 or multiply-adds 0.5, of the whole network; or of each layer 8, r=8 s=4, keep 0.5, error 0.01"""
+    sequential: bool = False
+    """fit the layers in the order they run, each to the output it had, from the inputs it gets by then"""
+    channels_last: bool = False
+    """compress the network for the memory format channels_last, which is often faster"""
+    tune: bool = False
+    """measure the best few plans of each layer instead of trusting their predicted times"""
+    onnx: bool = False
+    """export the compressed network as model.onnx too, for batches of any size"""
+    example_batch: int = 16
+    """images in the batch for which layers are planned and multiply-adds are counted"""
+    output: Path = Path("runs/compress")
+    """the folder for the compressed network and the reports"""
+
+    def check(self, **least: int) -> None:
+        """Check what can be known to be wrong before anything is loaded or trained. Raises TnalgebraError."""
+        super().check(example_batch=1, **least)
+        self.chosen_device()
+        read_size(self.size)
+        if not self.rewrite:
+            raise RuleError("no rewrite is requested", fix="--rewrite tucker2")
+        for rewrite in self.rewrite:
+            with suppress(TnalgebraError):  # a rule may exist for convolutions only, or for linear layers only
+                read_rewrite(rewrite, KERNEL_LABELS[2])
+                continue
+            read_rewrite(rewrite, KERNEL_LABELS[4])
+        if self.sequential and not self.calibrate:
+            raise DataError("sequential fits need images for calibration", fix="--calibrate 1024")
+        if self.onnx:
+            require_packages({"onnx": "onnx", "onnxscript": "onnx"}, "--onnx")
+
+
+WITHOUT_INFLUENCE = ("output", "device", "batch_size")
+"""Settings that another run may have and still be the same one."""
+
+
+def compress_model(
+    settings: CompressSettings,
+    *,
+    prepare: Callable[[nn.Module, Images], object] | None = None,
+    measure: Measure | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+    without_influence: Sequence[str] = (),
+) -> CompressResult:
+    """Compress a network, test it before and after, and write it with its reports.
+
+    Where the output folder has the result of the same settings, that is printed and returned.
+
+    Args:
+        settings: which network, on which images, how small.
+        prepare: called with the network and the training images before anything is tested: trains it, for instance.
+        measure: more that is measured of both networks.
+        fractions: parts of a kernel's parameters at which error curves are measured, see `convert`.
+        without_influence: settings of a subclass that do not change the result.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        TnalgebraError: a setting, the data or the weights are not what they should be; the size cannot be met; the
+            output folder holds another compression, or cannot be written.
+    """
+    settings.check()
+    images = settings.images("test")
+    print(describe_images(images))
+    model = settings.network(images, trained_later=prepare is not None)
+    left_out = (*WITHOUT_INFLUENCE, *without_influence)
+    config = {name: value for name, value in vars(settings).items() if name not in left_out}
+    config |= {"mean": images.mean, "std": images.std}
+    config |= {"weights_digest": digest_state(model), "images": images.fingerprint}
+    known = _known_result(settings, config)
+    if known is not None:
+        print(f"\n{(settings.output / TEXT).read_text(encoding='utf-8')}\ndone before: {settings.output}/")
+        return known
+    used = prepare is not None or settings.calibrate or settings.recalibrate_bn
+    training = settings.images("train") if used else None
+    if prepare is not None and training is not None:
+        prepare(model, training)
+    started = perf_counter()
+    model = model.to(settings.chosen_device()).to(memory_format=_memory_format(settings)).eval()
+    _check_outputs(model, images, settings)
+    tested: dict[str, Any] = {"batch_size": settings.batch_size, "device": settings.chosen_device()}
+    before = accuracy(model, images, **tested)
+    print(f"\ntop-1 before: {100 * before:.2f} %", flush=True)
+    dense = copy.deepcopy(model)
+    example = _example(images, settings)
+    model, report = _convert(model, training, example, settings, fractions=fractions)
+    if settings.recalibrate_bn and training is not None and batch_norms(model):
+        some = settings.recalibration(training)
+        recalibrate_batch_norm(model, shuffled_batches(some, max_shift=settings.recalibrate_shift, **tested))
+    after = accuracy(model, images, not_finite="wrong", **tested)
+    measured, lines = measure(dense, model, example) if measure is not None else ({}, "")
+    result: CompressResult = {
+        "model": settings.model,
+        "accuracy": {"before": before, "after": after},
+        "images": len(images),
+        "parameters": {"before": report.parameters, "after": report.parameters_after},
+        "multiply_adds": {"before": report.multiply_adds, "after": report.multiply_adds_after, "batch": len(example)},
+        **measured,
+        "layers": report.records(),
+        "config": config,
+        "version": version("tnalgebra"),
+        "torch": torch.__version__,
+        "seconds": perf_counter() - started,
+    }
+    totals = "\n\n".join([_totals(result), *([lines] if lines else [])])
+    _write(settings, result, {TEXT: f"{report}\n\n{totals}\n", PAGE: _page(settings, report, totals)}, (model, example))
+    print(f"\n{report}\n\n{totals}\n\nnetwork and reports: {settings.output}/")
+    return result
+
+
+def _known_result(settings: CompressSettings, config: Mapping[str, Any]) -> CompressResult | None:
+    """The result that the output folder has, if any.
+
+    Raises:
+        StudyError: it is another compression's, or cannot be read, or one of its files is missing.
+    """
+    folder = settings.output
+    if folder.exists() and not folder.is_dir():
+        raise StudyError(f"{folder} is not a folder", fix="another --output")
+    known = read_config(folder / RESULT)
+    if known is not None:
+        compare_configs(folder, known.get("config", {}), config)
+        for name in (MODEL, TEXT, PAGE, *([ONNX] if settings.onnx else [])):
+            if not (folder / name).exists():
+                raise StudyError(f"{folder} has {RESULT}, but not {name}", fix="another --output")
+    return known
+
+
+def _memory_format(settings: CompressSettings) -> torch.memory_format:
+    return torch.channels_last if settings.channels_last else torch.contiguous_format
+
+
+def _example(images: Images, settings: CompressSettings) -> Tensor:
+    """Random inputs of the images' shape."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    example = torch.randn(settings.example_batch, *images.pixels.shape[1:], generator=generator)
+    return example.to(settings.chosen_device(), memory_format=_memory_format(settings))
+
+
+def _check_outputs(model: nn.Module, images: Images, settings: CompressSettings) -> None:
+    """Check that the network takes these images, and has a logit for each class."""
+    x, _ = next(images.batches(1, device=settings.chosen_device()))
+    try:
+        with torch.no_grad():
+            outputs = model(x).shape[1]
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+        fact, network = "the network does not take these images", type(model).__name__
+        raise StudyError(fact, network=network, shape=tuple(x.shape), because=error) from error
+    check_classes(images, outputs)
+
+
+def _convert(
+    model: nn.Module,
+    training: Images | None,
+    example: Tensor,
+    settings: CompressSettings,
+    *,
+    fractions: Sequence[float],
+) -> tuple[nn.Module, ConversionReport]:
+    calibration = None
+    if training is not None and settings.calibrate:
+        batches = settings.calibration(training).batches(settings.batch_size, device=settings.chosen_device())
+        calibration = [x.to(memory_format=_memory_format(settings)) for x, _ in batches]
+    layers = kernel_layers(model)
+    print(f"compressing {len(layers)} layers ...", end=" ", flush=True)
+    started = perf_counter()
+    converted = convert(
+        model,
+        {**dict.fromkeys(globs_of(layers, settings.skip)), "*": list(settings.rewrite)},
+        size=settings.size,
+        example=example,
+        calibration=calibration,
+        sequential=settings.sequential,
+        tune=settings.tune,
+        seed=settings.seed,
+        fractions=fractions,
+    )
+    print(f"{perf_counter() - started:.0f} s", flush=True)
+    return converted
+
+
+def _totals(result: CompressResult) -> str:
+    """What the whole network was and is."""
+    before, after = (100 * result["accuracy"][when] for when in ("before", "after"))
+    rows = [("", "before", "after", "")]
+    change = f"{after - before:+.2f} points, {result['images']:,} test images"
+    rows.append(("top-1", f"{before:.2f} %", f"{after:.2f} %", change))
+    of_what = {
+        "parameters": "the whole network",
+        "multiply_adds": f"convolutions and linear layers, batch {result['multiply_adds']['batch']}",
+    }
+    for name, what in of_what.items():
+        old, new = result[name]["before"], result[name]["after"]
+        kept = f"{100 * new / old:.1f} % kept, of {what}"
+        rows.append((name.replace("_", "-"), f"{old:,}", f"{new:,}", kept))
+    return str(Table(rows, left=(0, 3)))
+
+
+def _page(settings: CompressSettings, report: ConversionReport, totals: str) -> str:
+    title = html.escape(f"{settings.model}, compressed to {settings.size}")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
+        f"<pre>{html.escape(totals)}</pre>{report._repr_html_()}</html>\n"
+    )
+
+
+def _write(
+    settings: CompressSettings, result: CompressResult, texts: Mapping[str, str], network: tuple[nn.Module, Tensor]
+) -> None:
+    model, example = network
+    with writing(settings.output):
+        write_whole(settings.output / MODEL, partial(save, model))
+        if settings.onnx:
+            write_whole(settings.output / ONNX, partial(_export, model, example))
+        # report.json is the last: where it exists, all the others do
+        for name, text in {**texts, RESULT: json.dumps(result, indent=2) + "\n"}.items():
+            write_text(settings.output / name, text)
+
+
+def _export(model: nn.Module, example: Tensor, path: Path) -> None:
+    x = torch.cat([example, example])  # the exporter takes a batch of one image for a constant
+    batch = torch.export.Dim("batch", min=1, max=2**16)
+    settings: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
+    torch.onnx.export(model.eval(), (x,), path, dynamic_shapes=({0: batch},), **settings)

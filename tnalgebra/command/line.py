@@ -1,0 +1,258 @@
+"""The commands of `tnalgebra`: their arguments, their help, and what each of them does."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import torch
+import tyro
+from torch import Tensor, nn
+from tyro.conf import Positional, arg
+
+from .._files import write_text
+from ..compiler import compile
+from ..decompositions import rules
+from ..errors import CompileError, DataError, LayerError, SizeError
+from ..model import compare, spectra
+from ..networks import NamedTensor, parse, size_of, with_sizes
+from ..nn import kernel_layers
+from ..studies import writing
+from .build import require_packages
+from .compress import CompressSettings, compress_model
+from .settings import ModelSettings, WeightSettings
+from .study import StudySettings, run_study
+
+
+class Command(Protocol):
+    """A dataclass whose fields are the arguments of a command, and whose docstring is the beginning of its help."""
+
+    def __call__(self) -> None:
+        """Do it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkArgument(ModelSettings):
+    """The network is the first argument of a command; in a recipe it is an option."""
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compress(NetworkArgument, CompressSettings):
+    """Compress a trained network to a size, and test it before and after.
+
+    The output folder receives the network (model.safetensors, which tnalgebra.load reads) and a report of every layer
+    as text, HTML and JSON. The network needs trained weights: from --weights, from --pretrained, or from a function of
+    your own that loads them.
+
+    Example: tnalgebra compress timm:resnet26 --weights W.pth --data DIR --size "multiply-adds 0.5"
+    """
+
+    def __call__(self) -> None:
+        compress_model(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyNetwork(NetworkArgument, StudySettings):
+    """Test the accuracy of a network with its kernels compressed in several ways.
+
+    Nothing is trained again. The rows are written as they are finished, and figures are drawn from them. The same
+    command continues where it was stopped, and more rewrites and sizes can be added to a folder.
+
+    Example: tnalgebra study timm:resnet26 --weights W.pth --data DIR --rewrite "out kh | in kw" cp
+    --size "keep 0.5" r=8
+    """
+
+    def __call__(self) -> None:
+        run_study(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings(NetworkArgument, WeightSettings):
+    """A network without images."""
+
+    classes: int | None = None
+    """the number of outputs; by default that of the network's builder"""
+    channels: int | None = None
+    """the number of image channels; by default that of the network's builder"""
+
+    def network(self) -> nn.Module:
+        """The network with its weights."""
+        sizes = {"classes": self.classes, "channels": self.channels}
+        return self.build(**{name: size for name, size in sizes.items() if size is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowSpectra(NetworkSettings):
+    """Print the singular values of every kernel of a network in short, for every cut of its labels in two.
+
+    Example: tnalgebra spectra torchvision:resnet18 --pretrained --output spectra
+    """
+
+    output: Path | None = None
+    """a folder to write: all singular values (spectra.csv) and their figure (spectra.png and spectra.svg)"""
+
+    def __call__(self) -> None:
+        if self.output is not None:
+            require_packages({"pandas": "study"}, "--output")
+        result = spectra(self.network())
+        print(result)
+        if self.output is not None:
+            with writing(self.output):
+                write_text(self.output / "spectra.csv", result.to_pandas().to_csv(index=False))
+                for suffix in (".png", ".svg"):
+                    result.plot(self.output / f"spectra{suffix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRewrites(NetworkSettings):
+    """Fit several decompositions of one size to one kernel, and print a table of them, the nearest first.
+
+    Example: tnalgebra compare torchvision:resnet18 layer1.0.conv1 --pretrained --rewrite all --size "parameters 0.25"
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """the network, as for the other commands; or the shape of a random kernel, such as 64x64x3x3 (out, in, kh, kw)"""
+    layer: Annotated[Positional[str | None], arg(metavar="LAYER")] = None
+    """the name of the layer whose kernel is compared; not for a shape"""
+    rewrite: tuple[str, ...] = ("all",)
+    """decompositions, each in quotes: names, cuts such as "out kh | in kw", rules in the notation; or all that exist"""
+    size: str = "parameters 0.25"
+    """how small: parameters 0.25 or multiply-adds 0.25 of the layer, 8, r=8 s=4, keep 0.5, or error 0.01"""
+
+    def __call__(self) -> None:
+        rewrites: Any = "all" if self.rewrite == ("all",) else list(self.rewrite)
+        print(compare(self._kernel(), rewrites, self.size, seed=self.seed))
+
+    def _kernel(self) -> Tensor | nn.Module:
+        if re.fullmatch(r"\d+(x\d+)+", self.model):
+            if self.layer is not None:
+                raise LayerError(f"a shape has no layer {self.layer!r}", fix="leave the layer out")
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.randn([int(size) for size in self.model.split("x")], generator=generator)
+        layers = kernel_layers(self.network())
+        if self.layer not in layers:
+            fact = "no layer is named" if self.layer is None else f"the network has no kernel layer {self.layer!r}"
+            raise LayerError(fact, layers=", ".join(layers))
+        return layers[self.layer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Draw a network that is written in the notation.
+
+    Example: tnalgebra draw "U[out a] G[a b kh kw] V[b in] -> [out in kh kw]" tucker2.svg
+    """
+
+    notation: Annotated[Positional[str], arg(metavar="NOTATION")]
+    """the network"""
+    output: Annotated[Positional[Path], arg(metavar="FILE")]
+    """the file to write: .svg, .png or .pdf"""
+
+    def __call__(self) -> None:
+        parse(self.notation).draw(self.output)
+        print(self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowRules:
+    """Print all rules: the exact ones, and the decompositions of kernels with their equations.
+
+    Example: tnalgebra rules "out in kd kh kw"
+    """
+
+    labels: Annotated[Positional[str | None], arg(metavar="LABELS")] = None
+    """the labels of the kernel, in quotes; by default out in kh kw, those of a 2-d convolution"""
+
+    def __call__(self) -> None:
+        print(rules(self.labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowPlan:
+    """Print how a network in the notation is computed: its steps, their costs, and why this order was chosen.
+
+    Example: tnalgebra plan "X[n i x] Conv[x u k | padding=1] A[o:64 r:8] B[r i k:3] -> [n o u]" --input X=16,64,32
+    """
+
+    notation: Annotated[Positional[str], arg(metavar="NOTATION")]
+    """the network; labels that no input has need a size, such as r:8"""
+    input: tuple[str, ...]
+    """the tensors that are given at each call, with their shapes, such as X=16,64,32,32"""
+    code: bool = False
+    """print the generated torch code as well"""
+
+    def __call__(self) -> None:
+        network, inputs = parse(self.notation), dict(map(_read_input, self.input))
+        tensors = {node.name: node.labels for node in network.nodes if isinstance(node, NamedTensor)}
+        for name, shape in inputs.items():
+            if len(tensors.get(name, ())) != len(shape):
+                fact = f"the network has no tensor {name!r} of {len(shape)} axes"
+                raise CompileError(fact, network=network, fix="--input NAME=SIZES, one size for each label of a tensor")
+            network = with_sizes(network, dict(zip(tensors[name], shape, strict=True)))
+        try:
+            values = {
+                name: torch.zeros([size_of(network, label) for label in labels])
+                for name, labels in tensors.items()
+                if name not in inputs
+            }
+        except SizeError as error:
+            fix = "write it in the network, such as r:8, or give the tensor's shape by --input"
+            raise SizeError(str(error).partition("\n")[0], network=network, fix=fix) from error
+        compiled = compile(network, inputs=inputs, values=values)
+        print(compiled.plan)
+        if self.code:
+            print(f"\n{compiled.code}")
+
+
+def _read_input(text: str) -> tuple[str, tuple[int, ...]]:
+    match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+(?:\s*,\s*\d+)*)\s*", text)
+    if match is None:
+        fact = f"the input {text!r} is not a name and its shape"
+        raise CompileError(fact, fix="--input X=16,64,32,32")
+    return match[1], tuple(map(int, match[2].split(",")))
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "compress": Compress,
+    "study": StudyNetwork,
+    "spectra": ShowSpectra,
+    "compare": CompareRewrites,
+    "draw": Draw,
+    "rules": ShowRules,
+    "plan": ShowPlan,
+}
+
+
+def run_line(arguments: Sequence[str]) -> None:
+    """Run the command that the arguments name. Raises SystemExit for help and wrong arguments, else TnalgebraError."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        lines = [f"  {command:<10}{_paragraphs(kind)[0]}" for command, kind in COMMANDS.items()]
+        print("usage: tnalgebra COMMAND ...\n\nTensor networks for convolutional networks.\n", *lines, sep="\n")
+        print("\ntnalgebra COMMAND --help prints the arguments of a command, and an example.")
+    elif name == "--version":
+        print(version("tnalgebra"))
+    elif name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else None
+        raise DataError(f"tnalgebra has no command {name!r}", known=", ".join(COMMANDS), fix=fix)
+    else:
+        kind = COMMANDS[name]
+        first, *others, example = _paragraphs(kind)
+        indented = [textwrap.indent(textwrap.fill(text, 78), "  ") for text in others]
+        description = "\n".join([first, *indented, "", example.replace("Example: ", "Example:\n    ")])
+        config = (tyro.conf.FlagCreatePairsOff,)
+        tyro.cli(kind, prog=f"tnalgebra {name}", description=description, args=rest, config=config)()
+
+
+def _paragraphs(kind: type[Command]) -> list[str]:
+    """The docstring of a command, each paragraph in one line."""
+    return [" ".join(paragraph.split()) for paragraph in (kind.__doc__ or "").split("\n\n")]

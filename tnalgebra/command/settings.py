@@ -1,0 +1,136 @@
+"""Settings that the commands and the recipes share. Each field becomes an option; the line below it is the help."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..errors import DataError, StudyError
+from ..model import Images, load_images
+from .build import build_model, check_trained
+from .weights import load_weights
+
+RECALIBRATION_IMAGES = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which network."""
+
+    model: str
+    """torchvision:resnet18, timm:resnet26, package.module:function, or a network of tnalgebra's checkout (resnet20)"""
+    seed: int = 0
+    """the seed of all random choices: first weights, fits, the choice of images"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings(ModelSettings):
+    """Which network, and its weights."""
+
+    weights: str | None = None
+    """a file with the network's weights: a state dict of torch.save, or a safetensors file"""
+    pretrained: bool = False
+    """download the weights that torchvision or timm offers for the network"""
+
+    def build(self, **sizes: int) -> nn.Module:
+        """The network with its weights. Raises DataError, see `build_model` and `load_weights`."""
+        model = build_model(self.model, pretrained=self.pretrained, seed=self.seed, **sizes)
+        if self.weights is not None:
+            load_weights(model, self.weights)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(ModelSettings):
+    """Which network, on which images, and where the result is written."""
+
+    data: str = "digits"
+    """images: a folder with train/CLASS/* and test/CLASS/*, digits (embedded), cifar10 or cifar100 (downloaded once)"""
+    image_size: int | None = None
+    """pixels to which the images of a folder are scaled and cropped; needed only where their sizes differ"""
+    mean: tuple[float, ...] | None = None
+    """mean of each channel (pixels: 0 to 1), as in the training; by default ImageNet's for colour images, 0 for grey"""
+    std: tuple[float, ...] | None = None
+    """standard deviation of each channel; by default ImageNet's for colour images, 1 for grey ones"""
+    limit: int | None = None
+    """the most test images that are used, all classes equally often: quicker, but coarser; by default all images"""
+    skip: tuple[str, ...] = ("first",)
+    """layers left alone: globs, first (the first convolution), linear (all linear layers); bare --skip: none"""
+    batch_size: int = 128
+    """the number of images in a batch; it changes the result by rounding only"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the work is done; auto takes a GPU if torch finds one"""
+    output: Path = Path("runs")
+    """the folder for the results"""
+
+    def images(self, split: Literal["train", "test"]) -> Images:
+        """The images of a split, with the mean and the standard deviation of these settings; of the test as many as
+        the limit allows."""
+        images = load_images(self.data, split, image_size=self.image_size)
+        if split == "test" and self.limit is not None:
+            images = images.subset(min(self.limit, len(images)), seed=self.seed)
+        return dataclasses.replace(images, mean=self.mean or images.mean, std=self.std or images.std)
+
+    def chosen_device(self) -> Literal["cpu", "cuda"]:
+        """The device with "auto" resolved. Raises StudyError where a GPU is requested and torch finds none."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise StudyError("the device is 'cuda', and torch finds no GPU", fix="--device cpu")
+        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSettings(ImageSettings, WeightSettings):
+    """A trained network, and how it is tested and calibrated."""
+
+    __test__ = False  # for pytest: this is not a class of tests
+
+    untrained: bool = False
+    """allow a network without trained weights, of which accuracies mean nothing"""
+    calibrate: int = 1024
+    """training images, without labels, over which errors of outputs are measured; 0: errors of kernels are taken"""
+    recalibrate_bn: bool = False
+    """measure the statistics of batch normalisations again after the compression, on 5000 training images"""
+    recalibrate_shift: int = 0
+    """pixels by which these images are moved at random, as in the training; 4 for the published CIFAR ResNets"""
+
+    def network(self, images: Images, *, trained_later: bool = False) -> nn.Module:
+        """The network for these images, with its weights.
+
+        Raises:
+            StudyError: its weights are random, which `untrained` does not allow.
+            DataError: see `build`.
+        """
+        sizes = {"classes": len(images.classes), "channels": images.channels}
+        model = self.build(**sizes)
+        if self.weights is None and not self.untrained and not trained_later:
+            check_trained(model, self.model, pretrained=self.pretrained, seed=self.seed, **sizes)
+        return model
+
+    def check(self, **least: int) -> None:
+        """Check numbers before anything is loaded. Raises DataError where one is below its least value."""
+        least = {"calibrate": 0, "recalibrate_shift": 0, "batch_size": 1, "limit": 1, **least}
+        for name, bound in least.items():
+            value: Any = getattr(self, name)
+            if value is not None and value < bound:
+                raise DataError(f"{name.replace('_', '-')} is {value}", fix=f"at least {bound}")
+
+    def recalibration(self, training: Images) -> Images:
+        """The training images for the batch normalisations."""
+        return training.subset(min(RECALIBRATION_IMAGES, len(training)), seed=self.seed)
+
+    def calibration(self, training: Images) -> Images:
+        """Images that are chosen without a look at their labels, and without them: all have the first."""
+        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(self.seed))
+        chosen = order[: self.calibrate].sort().values
+        return dataclasses.replace(training, pixels=training.pixels[chosen], labels=torch.zeros_like(chosen))
+
+
+def describe_images(images: Images) -> str:
+    """One line about images."""
+    shape = " x ".join(map(str, images.pixels.shape[1:]))
+    return f"{len(images)} images of {len(images.classes)} classes, {shape}, mean {images.mean}, std {images.std}"
