@@ -180,7 +180,7 @@ def study(
     sizes: Sequence[Any] = (0.5,),
     **options: Any,
 ) -> tn.studies.Study:
-    """A study in float64; sizes that are floats are fractions of the singular values."""
+    """A study in float64 of a network that need not be trained; a float is a fraction of the singular values."""
     read = [tn.KeepFraction(size) if isinstance(size, float) else size for size in sizes]
-    chosen = tn.StudyOptions(**{"dtype": torch.float64, "progress": False, **options})
+    chosen = tn.StudyOptions(**{"dtype": torch.float64, "progress": False, "untrained": True, **options})
     return tn.study(model, images, output, rewrites=rewrites, sizes=read, options=chosen)

@@ -97,7 +97,7 @@ def read_truncation(text: str) -> Truncation:
     try:
         read = _read_size(size)
         several = isinstance(read, tn.MultiplyAddsBudget)
-        rewrites = [tn.studies.read_rewrite(part) for part in (rewrite.split(" or ") if several else [rewrite])]
+        rewrites = [tn.studies.Rewrite.read(part) for part in (rewrite.split(" or ") if several else [rewrite])]
         if isinstance(read, tn.KeepFraction) and not rewrites[0].cuts:
             fact = f"{rewrite!r} is not a cut, which {size} of the singular values would be kept of"
             raise tn.errors.RuleError(tn.errors.explain(fact, fix=EXAMPLES))
@@ -166,8 +166,8 @@ def _pattern(rule: tn.Rule, ranks: Mapping[str, int], cores: Mapping[str, Tensor
     """The pattern for these cores of the kernel they make: a fit that starts from them, and has nothing left to do."""
     free = {bond: ranks[bond] for bond in tn.studies.free_bonds(rule)}
     if "cut" in rule.spec:  # which has no start, and finds them anyway
-        return rule.spec["cut"], {"ranks": free}
-    return rule, {"ranks": free, "start": cores, "starts": 1, "sweeps": 0}
+        return rule.spec["cut"], free
+    return rule, {"size": free, "start": cores, "starts": 1, "sweeps": 0}
 
 
 def _share_multiply_adds(
@@ -179,7 +179,7 @@ def _share_multiply_adds(
     converted, report = tn.convert(
         model,
         {**{name: None for name in modules if name not in allowed}, "*": list(truncation.rewrites)},
-        budget=truncation.size,
+        size=truncation.size,
         example=example,
         inplace=False,
         allow_larger=True,

@@ -25,9 +25,8 @@ from tnalgebra.errors import (
     TnalgebraError,
     ValuesError,
 )
-from tnalgebra.fitting import KeepFraction, ParameterBudget
+from tnalgebra.fitting import ParameterBudget
 from tnalgebra.model.images import Images
-from tnalgebra.studies.plan import read_size
 from tnalgebra.studies.rewrites import read_ranks
 from tnalgebra.studies.store import read_rows
 
@@ -100,9 +99,9 @@ BAD: list[tuple[str, dict[str, Any], type[TnalgebraError], tuple[str, ...]]] = [
     ("untouched", cut("none"), RuleError, ("'none'",)),
     ("no rewrites", {"rewrites": []}, StudyError, ("rewrites: 0",)),
     ("no scope", {"scope": []}, StudyError, ("scopes:   0",)),
-    ("no sizes", {"sizes": []}, RankError, (CUTS[0], "KeepFraction(0.5)")),
-    ("fractions of no cut", fit("cp", 0.5), RankError, ("KeepFraction", "a cut")),
-    ("ranks of two cuts", fit(TWO_CUTS, 3), RankError, (TWO_CUTS, "KeepFraction(0.5)")),
+    ("no sizes", {"sizes": []}, RankError, (CUTS[0], "'keep 0.5'")),
+    ("fractions of no cut", fit("cp", 0.5), RankError, ("'keep 0.5'", "a cut")),
+    ("ranks of two cuts", fit(TWO_CUTS, 3), RankError, (TWO_CUTS, "'keep 0.5'")),
     ("no size", fit("cp"), RankError, ("'cp'", "bonds: r", "{'r': 8}")),
     ("some rank", fit("tucker2", {"b": 3}), RankError, ("'tucker2'", "'a'", "bonds: a b")),
     (
@@ -111,12 +110,14 @@ BAD: list[tuple[str, dict[str, Any], type[TnalgebraError], tuple[str, ...]]] = [
         RankError,
         ("'x'", "dct: c d"),
     ),
-    *((f"size {size}", fit("cp", size), RankError, ("sizes", repr(size))) for size in ("0.5", True, None, 0, {})),
-    *((f"rank {rank}", fit("cp", {"r": rank}), RankError, (repr(rank),)) for rank in (0, 0.5, True, "3")),
+    *((f"size {size}", fit("cp", size), RankError, (repr(size),)) for size in ("0.5", True, None, 0)),
+    *((f"rank {rank}", fit("cp", {"r": rank}), RankError, (repr(rank),)) for rank in (0, 0.5, True, "3.5")),
+    ("empty size", fit("cp", {}), RankError, ("'cp'", "bonds: r")),
+    ("error of cp", fit("cp", "error 0.1"), RankError, ("error 0.1", "singular values")),
     ("no rule", fit("tuker2", 3), RuleError, ("'tuker2'", "tucker2")),
     ("no kernel of it", fit("mpo", 2, skip=["linear"]), RuleError, ("'mpo'", "K[out in kh kw]")),
     ("other axes", fit("K[a b c] => A[a r] B[r b c]", 2), RuleError, ("'wide'", "4 axes", "3")),
-    ("exact", fit("K[o i h w] => G[w h i o]", 2), RuleError, ("decomposes nothing",)),
+    ("exact", fit("K[o i h w] => G[w h i o]", 2), RuleError, ("is exact",)),
     ("broken", fit("K[o i h w] => A[o r", 2), NotationError, ("A[o r",)),
     ("budget of each", fit("cp", ParameterBudget(0.5), scope=["each"]), StudyError, ("scope: each", "ranks")),
     ("metric", {"metric": "inputs"}, StudyError, ("'inputs'", "'frobenius'")),
@@ -189,11 +190,6 @@ def test_bad_input_is_refused_before_anything_is_written(
     with refused(error, *facts):
         study(model, images, tmp_path / "output", **settings)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sizes_that_can_be_read() -> None:
-    for size in (KeepFraction(0.5), ParameterBudget(0.5), 16, {"r": 16, "s": 1}):
-        assert read_size(size) == size
 
 
 def test_ranks_as_text() -> None:

@@ -27,10 +27,10 @@ from tests.study_cases import (
     truncated,
     without_seconds,
 )
-from tnalgebra.decompositions.catalogue import resolve
-from tnalgebra.model.budget import fit_planned, plan_budget
+from tnalgebra.decompositions import read_rewrite
 from tnalgebra.model.images import Images
 from tnalgebra.model.input_metrics import fit_in_order, input_metrics
+from tnalgebra.model.plans import fit_planned, plan_budget
 from tnalgebra.studies.compress import compress_kernels
 from tnalgebra.studies.rewrites import full_ranks
 from tnalgebra.studies.store import ROWS, read_rows
@@ -112,7 +112,7 @@ def test_a_rewrite_is_what_its_rule_gives(
     rewrite: str, ranks: dict[str, int], text: str | None, model: nn.Module, images: Images, tmp_path: Path
 ) -> None:
     row = study(model, images, tmp_path, [rewrite], [ranks] if ranks else [], seed=3, **SKIP).rows[1]
-    rule = resolve(rewrite, LABELS[nn.Conv2d])
+    rule = read_rewrite(rewrite, LABELS[nn.Conv2d])
     left = rewrite[0] if "=>" in rewrite else "K"
     fits = {name: rule.apply({left: kernel(model, name)}, ranks, seed=3) for name in ("wide", "grouped")}
     agrees(
@@ -193,18 +193,39 @@ def test_each_rewrite_takes_the_sizes_that_suit_it(model: nn.Module, images: Ima
     assert [(row["rewrite"], row["ranks"] or row["budget"] or row["keep"]) for row in found.rows[1:]] == [
         *[(CUTS[0], size) for size in (0.8, "r=2", 0.5, "r=1")],
         (rewrites[1], 0.5),
-        *[("tucker2", size) for size in (0.8, "a=2 b=3", "a=1 b=1")],
-        *[("dct", size) for size in (0.8, "c=1 d=1")],
+        *[("tucker2", size) for size in (0.8, "a=keep 0.5 b=keep 0.5", "a=2 b=3", "a=1 b=1")],
+        *[("dct", size) for size in (0.8, "c=keep 0.5 d=keep 0.5", "c=1 d=1")],
         ("depthwise_separable", 0.8),
     ]
+
+
+def test_sizes_and_rewrites_in_every_form(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    """Texts and objects make equal rows; what a size keeps is what the rule keeps by itself."""
+    fit = tn.cut(CUTS[0]).apply(kernel(model, "wide"), 2)
+    texts = study(model, images, tmp_path / "texts", ["tucker2", CUTS[0]], ["error 0.4", "a=3 b=keep 0.5 r=2"], **SKIP)
+    sizes = [tn.RelativeError(0.4), {"a": 3, "b": tn.KeepFraction(0.5), "r": 2}]
+    found = study(model, images, tmp_path / "objects", ["tucker2", fit], sizes, **SKIP)
+    assert without_seconds(found.rows) == without_seconds(texts.rows)
+    assert [(row["ranks"], row["keep"]) for row in found.rows[1:]] == [
+        *(("a=error 0.4 b=error 0.4", None), ("a=3 b=keep 0.5", None), ("r=error 0.4", None), ("r=2", None)),
+    ]
+    for row, size in zip(found.rows[1:], (sizes[0], {"a": 3, "b": tn.KeepFraction(0.5)}, sizes[0], 2), strict=True):
+        rule = read_rewrite(row["rewrite"], LABELS[nn.Conv2d])
+        for name, layer in row["layers"].items():
+            expected = rule.apply(kernel(model, name), size)
+            assert layer["ranks"] == expected.trace.steps[0].change.ranks
+            assert layer["relative_error"] == pytest.approx(expected.relative_error, rel=1e-9)
 
 
 def test_kernels_compressed_alone_are_those_of_the_row(model: nn.Module, images: Images, tmp_path: Path) -> None:
     rewrites = [f"{CUTS[0]} then {CUTS[1]}", CUTS[0], "tucker2"]
     sizes = [tn.KeepFraction(0.5), tn.ParameterBudget(0.8), 3]
     rows = study(model, images, tmp_path, rewrites, sizes, **SKIP).rows
-    for row, rewrite, size in ((rows[1], rewrites[0], 0), (rows[4], CUTS[0], 2), (rows[5], "tucker2", 1)):
-        kernels = compress_kernels(model, rewrite, sizes[size], **SKIP)
+    for row, rewrite, size in (
+        *((rows[1], rewrites[0], "keep 0.5"), (rows[4], CUTS[0], 3)),
+        *((rows[5], "tucker2", tn.KeepFraction(0.5)), (rows[6], "tucker2", "parameters 0.8")),
+    ):
+        kernels = compress_kernels(model, rewrite, size, **SKIP)
         assert {name: one.details for name, one in kernels.items()} == row["layers"]
         for name, one in kernels.items():
             error = float((one.weight - kernel(model, name)).norm() / kernel(model, name).norm())
@@ -237,7 +258,7 @@ def test_a_cut_in_the_input_metric_has_a_closed_form(model: nn.Module, images: I
 def test_to_the_output_layers_are_fitted_in_order(model: nn.Module, images: Images, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"rewrites": ["tucker2"], "sizes": [{"a": 3, "b": 2}], "calibration": CALIBRATION}
     row = study(model, images, tmp_path, metric="output", **settings, **SKIP).rows[1]
-    rule, errors = resolve("tucker2", LABELS[nn.Conv2d]), {}
+    rule, errors = read_rewrite("tucker2", LABELS[nn.Conv2d]), {}
 
     def fit(name: str, weight: Tensor, metric: Any) -> Tensor:
         found = rule.apply({"K": weight}, {"a": 3, "b": 2}, metric=metric)
@@ -334,7 +355,7 @@ def test_fits_report_it_too_unless_they_have_it(model: nn.Module, images: Images
     plain = study(model, images, tmp_path, **settings).rows
     found = study(model, images, tmp_path, **settings, **REPORTED).rows
     assert len(read_rows(tmp_path)) == 1 + 2 * 3
-    rule = resolve("tucker2", LABELS[nn.Conv2d])
+    rule = read_rewrite("tucker2", LABELS[nn.Conv2d])
     for row, other in zip(found[1:], plain[1:], strict=True):
         assert (row["reported"], row["accuracy"]) == ("input", other["accuracy"])
         for name, details in row["layers"].items():
@@ -350,7 +371,7 @@ def test_fits_report_it_too_unless_they_have_it(model: nn.Module, images: Images
     assert fitted[1]["reported"] is None
     both = settings | {"rewrites": [CUTS[0], "tucker2"], "sizes": [0.5, 2]}
     mixed = study(model, images, tmp_path, **both, report_metric=True).rows
-    assert [row["reported"] for row in mixed] == [None, "input", None, None]
+    assert [row["reported"] for row in mixed] == [None, "input", None, None, None]
     assert study(model, images, tmp_path, **settings).rows == fitted
 
 
@@ -361,7 +382,7 @@ def test_fits_report_it_too_unless_they_have_it(model: nn.Module, images: Images
 def test_components_dropped_from_the_fit_at_the_largest_rank(model: nn.Module, images: Images, tmp_path: Path) -> None:
     settings = SKIP | {"rewrites": ["cp"], "components": "drop"}
     found = study(model, images, tmp_path, sizes=[2, 1], **settings)
-    rule = resolve("cp", LABELS[nn.Conv2d])
+    rule = read_rewrite("cp", LABELS[nn.Conv2d])
     for row, rank in zip(found.rows[1:], (2, 1), strict=True):
         weights = {}
         for name in ("wide", "grouped"):
@@ -373,7 +394,7 @@ def test_components_dropped_from_the_fit_at_the_largest_rank(model: nn.Module, i
         assert row["components"] == "drop from r=2"
         assert row["layers"]["wide"]["ranks"] == {"r": rank}
     assert study(model, images, tmp_path, sizes=[1], **settings).rows[1]["components"] == "drop from r=1"
-    assert found.table().splitlines()[0].split()[:3] == ["rewrite", "ranks", "components"]
+    assert str(found).splitlines()[0].split()[:3] == ["rewrite", "ranks", "components"]
 
 
 # budgets
@@ -384,13 +405,13 @@ def test_a_budget_is_of_the_whole_network(metric: Any, model: nn.Module, images:
     sizes = [tn.ParameterBudget(0.8), tn.ParameterBudget(0.7)]
     settings = SKIP | {"rewrites": CUTS[:1], "sizes": sizes, "metric": metric, "calibration": CALIBRATION}
     found = study(model, images, tmp_path, scope=("all", "each"), **settings)
-    rule = resolve(CUTS[0], LABELS[nn.Conv2d])
+    rule = read_rewrite(CUTS[0], LABELS[nn.Conv2d])
     if metric != "frobenius":
         rule = tn.rule(rule.equation)
     dense = copy.deepcopy(model).eval()
     batches = inputs(CALIBRATION)
     metrics = None if metric == "frobenius" else input_metrics(dense, batches, layers=["wide", "grouped"])
-    plans = plan_budget(dense, {"wide": [rule], "grouped": [rule]}, [0.8, 0.7], metrics=metrics)
+    plans = plan_budget(dense, {"wide": [rule], "grouped": [rule]}, sizes, metrics=metrics)
     assert [(row["budget"], row["scope"], row["curves"]) for row in found.rows[1:]] == [
         (0.8, "all", "error"),
         (0.7, "all", "error"),
@@ -413,7 +434,7 @@ def test_a_budget_that_needs_nothing_leaves_all_as_it_is(model: nn.Module, image
         (None, 1.0, 0),
     ]
     assert (found.rows[2]["accuracy_change"], found.rows[2]["parameters_kept"]) == (0.0, 1.0)
-    assert len(found.table().splitlines()) == 5
+    assert len(str(found).splitlines()) == 5
 
 
 def test_curves_may_be_of_the_divergence(model: nn.Module, images: Images, tmp_path: Path) -> None:
@@ -423,6 +444,24 @@ def test_curves_may_be_of_the_divergence(model: nn.Module, images: Images, tmp_p
     assert [row["curves"] for row in read_rows(tmp_path)] == [None, "error", "divergence"]
     assert (error.rows[1]["calibration"], other.rows[1]["calibration"][:3]) == (None, "30 ")
     assert other.rows[1]["parameters_kept"] <= 0.75
+
+
+def test_a_budget_of_multiply_adds(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    """Counted for one image, in factored form; a budget of parameters says what it does to them."""
+    sizes = ["multiply-adds 0.9", tn.MultiplyAddsBudget(0.8), "parameters 0.9"]
+    found = study(model, images, tmp_path, ["tucker2", CUTS[1]], sizes, **SKIP)
+    assert [row["budget"] for row in found.rows[1:4]] == ["multiply-adds 0.9", "multiply-adds 0.8", 0.9]
+    for row in found.rows[1:]:
+        plan = {name: (row["rewrite"], {"size": layer["ranks"]}) for name, layer in row["layers"].items()}
+        settings: dict[str, Any] = {"inplace": False, "allow_larger": True, "candidates": "factored"}
+        _, report = tn.convert(model, {**plan, "*": None}, example=(1, 3, 6, 5), **settings)
+        assert row["multiply_adds_kept"] == pytest.approx(report.multiply_adds_after / report.multiply_adds)
+        if isinstance(row["budget"], str):
+            assert row["multiply_adds_kept"] <= tn.fitting.read_size(row["budget"]).fraction
+    assert "multiply-adds kept" in str(found)
+    assert without_seconds(study(model, images, tmp_path, [CUTS[1]], sizes[:1], **SKIP).rows) == without_seconds(
+        [found.rows[0], found.rows[4]]
+    )
 
 
 # the folder
@@ -443,13 +482,13 @@ def test_rewrites_and_cuts_share_a_folder_and_continue(
         return right(*arguments, **named)
 
     monkeypatch.setattr(studies, "accuracy", accuracy)
-    for count in (3, 6, 9):
+    for count in (3, 6, 9, 12):
         with pytest.raises(KeyboardInterrupt):
             study(model, images, tmp_path / "parts", **settings)
         assert len(read_rows(tmp_path / "parts")) == count
     monkeypatch.setattr(studies, "accuracy", right)
     found = study(model, images, tmp_path / "parts", **settings)
-    assert len(found.rows) == len(whole.rows) == 11
+    assert len(found.rows) == len(whole.rows) == 13
     for row, expected in zip(found.rows, whole.rows, strict=True):
         for key in ("rewrite", "keep", "ranks", "budget", "scope", "equations", "parameters_kept"):
             assert row[key] == expected[key]

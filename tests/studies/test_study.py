@@ -105,7 +105,7 @@ def test_rows_have_these_fields_of_these_types(found: tn.studies.Study) -> None:
 
 
 def test_the_study_is_a_table_and_a_data_frame(found: tn.studies.Study) -> None:
-    lines = found.table().splitlines()
+    lines = str(found).splitlines()
     several = [row for row in found.rows if row["scope"] in ("all", "w*")]
     assert [line.split("  ")[0].strip() for line in lines[2:]] == [row["rewrite"] for row in several]
     assert f"{100 * several[1]['accuracy']:.2f}" in lines[3]
@@ -343,9 +343,9 @@ def test_cuts_as_rules(model: nn.Module, images: Images, tmp_path: Path) -> None
 
 def test_a_layer_asked_for_by_name_is_in_the_table(model: nn.Module, images: Images, tmp_path: Path) -> None:
     found = study(model, images, tmp_path, CUTS[:1], scope=("all", "grouped"))
-    assert [line[len(CUTS[0]) :].split()[1] for line in found.table().splitlines()[3:]] == ["all", "grouped"]
+    assert [line[len(CUTS[0]) :].split()[1] for line in str(found).splitlines()[3:]] == ["all", "grouped"]
     each = study(model, images, tmp_path, CUTS[:1], scope=("each", "all", "wide"))
-    assert [line[len(CUTS[0]) :].split()[1] for line in each.table().splitlines()[3:]] == ["wide", "all"]
+    assert [line[len(CUTS[0]) :].split()[1] for line in str(each).splitlines()[3:]] == ["wide", "all"]
 
 
 class Overflows(nn.Module):
@@ -420,6 +420,19 @@ def test_a_folder_of_another_config_is_refused(model: nn.Module, images: Images,
         assert (tmp_path / "results.jsonl").read_bytes() == rows
     with refused(RuleError, "out | in"):
         study(model, images, tmp_path, ["out | in"], skip=("linear",), prepare=never)
+
+
+def test_a_network_that_looks_untrained_is_refused_unless_asked_for(images: Images, tmp_path: Path) -> None:
+    """One that answers no better than by guessing; statistics of a training speak for it, and so does the accuracy."""
+    guesses = dataclasses.replace(images, labels=some_images(len(images), seed=3).labels)
+    fresh = network(Kinds)
+    with refused(StudyError, "Kinds looks untrained", "accuracy", "--untrained"):
+        study(fresh, guesses, tmp_path, ["out | in"], untrained=False)
+    assert read_rows(tmp_path) == []
+    rows = study(fresh, guesses, tmp_path, ["out | in"], untrained=True).rows
+    assert study(fresh, guesses, tmp_path, ["out | in"], untrained=False).rows == rows, "it was asked for before"
+    study(network(), guesses, tmp_path / "statistics", untrained=False)
+    study(fresh, labelled(images, fresh), tmp_path / "accuracy", ["out | in"], untrained=False)
 
 
 class Terminal(io.StringIO):

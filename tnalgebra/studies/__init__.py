@@ -1,4 +1,4 @@
-"""Studies: the kernels of a model are compressed, its accuracy is tested, and rows and figures are kept."""
+"""Studies: compress the kernels of a model in many ways, test its accuracy, and keep rows and figures."""
 
 from .._files import write_text, write_whole
 from .accuracy import accuracy, shuffled_batches
@@ -6,8 +6,7 @@ from .compress import compress_kernels
 from .figures import MARKERS, SUFFIXES
 from .kernels import Layer, globs_of, layers_of, no_match
 from .options import StudyOptions
-from .plan import Size
-from .rewrites import NO_FORM, Form, free_bonds, read_ranks, read_rewrite
+from .rewrites import NO_FORM, Form, Rewrite, free_bonds, read_ranks
 from .store import (
     BASELINE,
     Key,
@@ -36,8 +35,8 @@ __all__ = [
     "Form",
     "Key",
     "Layer",
+    "Rewrite",
     "Row",
-    "Size",
     "Store",
     "Study",
     "StudyOptions",
@@ -55,7 +54,6 @@ __all__ = [
     "of_one_layer",
     "read_config",
     "read_ranks",
-    "read_rewrite",
     "read_rows",
     "shuffled_batches",
     "study",

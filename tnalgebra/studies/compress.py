@@ -1,4 +1,4 @@
-"""Kernels compressed as the rows of a study say: cut, fitted at ranks or under a budget, contracted back."""
+"""Compress kernels as the rows of a study say: cut or fit them, at ranks or under a budget, and contract them back."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from ..decompositions import drop_components
 from ..errors import RankError, RuleError, SizeError, ValuesError, explain
-from ..fitting import KeepFraction, kept
+from ..fitting import KeepFraction, kept, read_size
 from ..model import Planned, fit_planned, plan_budget
 from ..networks import NamedTensor, Network, parse_bipartition
 from ..rewriting import Fit, Rule, start_fit
 from ..tensors import norm, relative
 from .kernels import Workbench, layers_of
 from .options import StudyOptions
-from .plan import Task, Work, plan_rows, read_size
-from .rewrites import Rewrite, read_rewrite
+from .plan import Task, Work, plan_rows
+from .rewrites import Rewrite
 from .store import Key
 
 
@@ -28,12 +28,12 @@ from .store import Key
 class Compressed:
     """A kernel that was rewritten and contracted back.
 
-    weight: float64, axes as in the layer.
-    details: what a row says of it: `rank` or `ranks`, `relative_error` (||K - K~||_F / ||K||_F), `norm_kept`
-        (||K~||_F / ||K||_F; 1 for a kernel of zeros), `parameters` (of its factors), of fits, and where it is
-        reported, `output_error` too.
+    weight: the kernel in float64, with the axes of the layer.
+    details: what a row says about it: `rank` or `ranks`; `relative_error`, ||K - K~||_F / ||K||_F; `norm_kept`,
+        ||K~||_F / ||K||_F, which is 1 for a kernel of zeros; `parameters`, those of its factors; for fits, and where
+        it is reported, `output_error`.
     fit: the factors.
-    rule: that they are by; of cuts that follow one another, the last.
+    rule: the rule that made them; for cuts that follow one another, the last.
     """
 
     weight: Tensor
@@ -43,26 +43,38 @@ class Compressed:
 
 
 def compress_kernels(
-    model: nn.Module, rewrite: str | Rule, size: object, *, skip: Sequence[str] = ("first",), seed: int = 0
+    model: nn.Module, rewrite: str | Rule | Fit, size: object, *, skip: Sequence[str] = ("first",), seed: int = 0
 ) -> dict[str, Compressed]:
-    """Compress all kernels of a network, which stays as it is: as a study does in its row of scope all.
+    """Compress all kernels of a network as a study does in its row of scope "all". The network stays as it is.
+
+    Args:
+        rewrite: see `study`.
+        size: see `study`; not a budget of multiply-adds, which needs an image.
+        skip: layers left alone, see `StudyOptions`.
+        seed: of the fits.
+
+    Returns:
+        Layer -> its compressed kernel.
 
     Raises:
         TnalgebraError: see `study`.
+
+    Example:
+        >>> tn.studies.compress_kernels(model, "out kh | in kw", "keep 0.5")["layer3.1.conv1"].weight
     """
     options = StudyOptions(skip=tuple(skip), seed=seed)
     layers = layers_of(model, options.skip)
-    (work,) = plan_rows([read_rewrite(rewrite)], [read_size(size)], layers, options)
+    (work,) = plan_rows([Rewrite.read(rewrite)], [read_size(size)], layers, options)
     ((_, kernels),) = compress_rows(work, work.tasks, Workbench(model, {each.name: each for each in layers}, options))
     return kernels
 
 
 def compress_rows(work: Work, tasks: Sequence[Task], bench: Workbench) -> Iterator[tuple[Task, dict[str, Compressed]]]:
-    """For each row the kernels it tests. Rows that need the same fits come one after another.
+    """For each row, the kernels that it tests. Rows that need the same fits come one after another.
 
     Raises:
-        RankError: a rank is out of range in a loop, as the rule says it; a budget cannot be met.
-        ValuesError, LayerError: a decomposition, a fit or a metric cannot be computed (the layers are named).
+        RankError: a rank is out of range, or a budget cannot be met.
+        ValuesError, LayerError: a decomposition, a fit or a metric cannot be computed; the layers are named.
     """
     budgets = _plan_budgets(work.rewrite, tasks, bench)
     whole: dict[str, Fit] = {}
@@ -72,12 +84,12 @@ def compress_rows(work: Work, tasks: Sequence[Task], bench: Workbench) -> Iterat
         alone = key.scope if key.metric == "output" else None
         rounds.setdefault((key.keep, key.budget, *task.fitted.items(), alone), []).append(task)
     for together in rounds.values():
-        key = together[0].key
+        key, size = together[0].key, together[0].size
         names = list(dict.fromkeys(name for task in together for name in task.layers))
         if key.metric == "input" or key.reported is not None:
             bench.metrics(names)  # of all layers in one pass over the images
-        if key.keep is not None:
-            fits = {name: _cut(work.rewrite, name, KeepFraction(key.keep), bench, whole=whole) for name in names}
+        if isinstance(size, KeepFraction):
+            fits = {name: _cut(work.rewrite, name, size, bench, whole=whole) for name in names}
         elif key.budget is not None:
             fits = fit_kernels(work.rewrite, budgets[key.budget], bench)
         else:
@@ -87,7 +99,7 @@ def compress_rows(work: Work, tasks: Sequence[Task], bench: Workbench) -> Iterat
             yield (
                 task,
                 {
-                    name: _contract(work.rewrite, task.key, _drop(fits[name], task.ranks), bench, name=name)
+                    name: _contract(work.rewrite, task.key, _drop(fits[name], task), bench, name=name)
                     for name in task.layers
                     if name in fits
                 },
@@ -98,7 +110,7 @@ def _cut(rewrite: Rewrite, name: str, fraction: KeepFraction, bench: Workbench, 
     """Cut a kernel to a fraction of its singular values, once or several times.
 
     Args:
-        whole: layer -> its kernel decomposed by the first cut, which is done once for all fractions.
+        whole: layer -> its kernel decomposed by the first cut; this is done once for all fractions.
     """
     with _about(rewrite, [name]):
         first, *others = rewrite.cuts
@@ -114,28 +126,32 @@ def _cut(rewrite: Rewrite, name: str, fraction: KeepFraction, bench: Workbench, 
         return fit
 
 
-def _plan_budgets(rewrite: Rewrite, tasks: Sequence[Task], bench: Workbench) -> dict[float, dict[str, Planned]]:
-    """Budget -> what each layer gets; the layers' error curves are measured once."""
+def _plan_budgets(
+    rewrite: Rewrite, tasks: Sequence[Task], bench: Workbench
+) -> dict[float | str | None, dict[str, Planned]]:
+    """Budget, as in a row's key -> what each layer gets. The layers' error curves are measured once."""
     asked = [task for task in tasks if task.key.budget is not None]
     if not asked:
         return {}
     options, names = bench.options, asked[0].layers
-    budgets = [task.key.budget for task in asked if task.key.budget is not None]
     with _about(rewrite, names):
         plans = plan_budget(
             bench.model,
             {name: [rewrite.form(bench.layers[name]).rule] for name in names},
-            budgets,
+            [task.size for task in asked],
+            example=bench.example,
+            candidates="factored",
             metrics=None if options.metric == "frobenius" else bench.metrics(names),
             curves=options.curves,
             inputs=bench.inputs if options.curves == "divergence" else (),
             seed=options.seed,
+            progress=options.progress,
         )
-    return dict(zip(budgets, plans, strict=True))
+    return {task.key.budget: plan for task, plan in zip(asked, plans, strict=True)}
 
 
 def fit_kernels(rewrite: Rewrite, planned: Mapping[str, Planned], bench: Workbench) -> dict[str, Fit]:
-    """Fit the layers of a plan; but to the outputs of the network, those of one shape and rank are fitted together."""
+    """Fit the layers of a plan: those of one shape and rank side by side; or in their order, to the outputs."""
     if not planned:
         return {}
     options = bench.options
@@ -150,26 +166,26 @@ def fit_kernels(rewrite: Rewrite, planned: Mapping[str, Planned], bench: Workben
     for names in groups.values():
         plan = planned[names[0]]
         with _about(rewrite, names):
-            found = plan.rule.apply_many(
+            together = plan.rule.apply_many(
                 [bench.weight(name) for name in names],
                 plan.ranks,
                 metrics=None if metrics is None else [metrics[name] for name in names],
                 seed=options.seed,
             )
-        fits |= dict(zip(names, found, strict=True))
+        fits |= dict(zip(names, together, strict=True))
     return {name: fits[name] for name in planned}
 
 
-def _drop(fit: Fit, ranks: Mapping[str, int]) -> Fit:
-    """The fit with the components of largest norm of each bond alone, as many as its rank."""
-    for bond, rank in ranks.items():
-        if rank < fit.network.sizes.get(bond, 0):
+def _drop(fit: Fit, task: Task) -> Fit:
+    """The fit at the ranks of a row: of each bond, the components of largest norm stay."""
+    for bond, rank in task.size.items() if task.fitted is not task.size and isinstance(task.size, Mapping) else ():
+        if isinstance(rank, int) and rank < fit.network.sizes.get(bond, 0):
             fit = fit.then(drop_components(bond), {bond: rank})
     return fit
 
 
 def _contract(rewrite: Rewrite, key: Key, fit: Fit, bench: Workbench, *, name: str) -> Compressed:
-    """The kernel of a fit, contracted back, and what a row says of it."""
+    """The kernel of a fit, contracted back, and what a row says about it."""
     kernel, weight = bench.weight(name), fit.dense()
     details: dict[str, Any] = {}
     if key.keep is not None:
@@ -184,7 +200,7 @@ def _contract(rewrite: Rewrite, key: Key, fit: Fit, bench: Workbench, *, name: s
     if key.keep is None or key.reported is not None:
         error = fit.output_error
         if error is None and (key.metric == "input" or key.reported is not None):
-            error = bench.output_error(name, weight)  # components were dropped, or the fit was in another metric
+            error = bench.output_error(name, weight)  # components were dropped, or the fit had another metric
         details["output_error"] = error
     details["norm_kept"] = norm(weight) / dense if dense else 1.0
     details["parameters"] = fit.parameters
@@ -194,11 +210,11 @@ def _contract(rewrite: Rewrite, key: Key, fit: Fit, bench: Workbench, *, name: s
 
 @contextmanager
 def _about(rewrite: Rewrite, names: Iterable[str]) -> Iterator[None]:
-    """Name the rewrite and the layers in errors of decompositions."""
+    """Name the rewrite and the layers in errors that decompositions raise."""
     try:
         yield
     except (RankError, RuleError, SizeError, ValuesError) as error:
         shown = list(names)
         listed = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
-        fact = f"the rewrite {rewrite.text!r} cannot be made"
+        fact = f"the rewrite {rewrite.text!r} cannot be applied"
         raise type(error)(explain(fact, layers=listed, because=error)) from error

@@ -1,4 +1,4 @@
-"""The kernels of a network that a study may rewrite, and what their rewrites need beside them."""
+"""The kernels of a network that a study may rewrite, and what their rewrites need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ from .options import StudyOptions
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A kernel of the network: where it is, its labels in torch's order, its weight in float64."""
+    """A kernel of the network.
+
+    name: of its layer.
+    labels: of its axes, in torch's order.
+    weight: float64, on the CPU.
+    """
 
     name: str
     labels: tuple[str, ...]
@@ -32,18 +37,20 @@ class Layer:
 class Workbench:
     """What rewrites of kernels need.
 
-    model: the network as it is, in its own type, in evaluation mode, on the device.
+    model: the network as it is, in its original type, in evaluation mode, on the device.
     layers: name -> kernel.
+    example: one image, for which multiply-adds are counted.
     """
 
     model: nn.Module
     layers: Mapping[str, Layer]
     options: StudyOptions
+    example: Tensor | None = None
     _metrics: dict[str, Metric] = field(default_factory=dict)
 
     @cached_property
     def inputs(self) -> list[Tensor]:
-        """Batches of the network's inputs, of the calibration images."""
+        """The calibration images, in batches that the network accepts."""
         options = self.options
         if options.calibration is None:
             return []
@@ -65,21 +72,21 @@ class Workbench:
         return {name: self._metrics[name] for name in names}
 
     def output_error(self, name: str, weight: Tensor) -> float:
-        """sqrt(E||(K - K~) x||^2 / E||K x||^2): the error of a kernel in place of a layer's, in its input metric.
+        """The relative error of a layer's output with another kernel, sqrt(E||(K - K~) x||^2 / E||K x||^2).
 
         Args:
-            weight: K~, axes as in the layer.
+            weight: K~, with the axes of the layer. The inputs x are those of the calibration images.
         """
         kernel = self.weight(name)
         return self.metrics([name])[name].relative(weight.to(kernel) - kernel, kernel, self.layers[name].labels)
 
 
 KEYWORDS = ("first", "linear")
-"""What may be skipped without a glob: the first convolution, all linear layers."""
+"""Words that may be skipped instead of globs: the first convolution, all linear layers."""
 
 
 def globs_of(modules: Mapping[str, nn.Module], skip: Sequence[str]) -> list[str]:
-    """Globs of layers' names for what is to be skipped, with the names of layers in place of keywords.
+    """Globs of layers' names, where the words "first" and "linear" are replaced by the names that they stand for.
 
     Args:
         modules: name -> layer, in the model's order.
@@ -95,23 +102,23 @@ def globs_of(modules: Mapping[str, nn.Module], skip: Sequence[str]) -> list[str]
 
 
 def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
-    """The kernels that may be rewritten, each weight once, under the first name it has.
+    """The kernels that may be rewritten, each weight once, under its first name.
 
     Args:
         skip: globs of layers' names; "first" for the first convolution, "linear" for all linear layers. A weight that
-            two layers share is left alone if one of them is.
+            two layers share is left out if one of them is.
 
     Raises:
-        ValuesError: a parameter or a buffer of the model, a kernel or not, that is not finite; an empty weight.
-        LayerError: a weight that is computed from others, or not initialised yet.
-        StudyError: a glob that matches no layer; no layer is left.
+        ValuesError: a parameter or a buffer of the model is not finite, or a weight is empty.
+        LayerError: a weight is computed from other parameters, or is not initialised yet.
+        StudyError: a glob matches no layer, or no layer is left.
     """
     modules = kernel_layers(model)
     for pattern in skip:
         if pattern not in KEYWORDS and not any(fnmatchcase(name, pattern) for name in modules):
             raise StudyError(no_match(f"skip {pattern!r} matches no layer", pattern, list(modules)))
     patterns = globs_of(modules, skip)
-    weights = {name: _checked_weight(name, module) for name, module in modules.items()}
+    weights = {name: _check_weight(name, module) for name, module in modules.items()}
     _check_finite(model)
     taken = {id(weights[name]) for name in modules if any(fnmatchcase(name, pattern) for pattern in patterns)}
     layers = []
@@ -129,7 +136,7 @@ def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
     return layers
 
 
-def _checked_weight(name: str, module: nn.Module) -> Tensor:
+def _check_weight(name: str, module: nn.Module) -> Tensor:
     weight = module._parameters.get("weight")
     if weight is None:
         raise LayerError(
@@ -150,7 +157,7 @@ def _check_finite(model: nn.Module) -> None:
         for name, tensor in tensors:
             if is_lazy(tensor):
                 continue
-            # a buffer may be a mask, which holds -inf where nothing is to be seen
+            # a buffer may be a mask, which holds -inf where attention is blocked
             bad = ~tensor.isfinite() if kind == "parameter" else tensor.isnan() | tensor.isposinf()
             if bool(bad.any()):
                 raise ValuesError(
@@ -162,7 +169,7 @@ def _check_finite(model: nn.Module) -> None:
 
 
 def no_match(fact: str, pattern: str, names: Sequence[str]) -> str:
-    """The message that a glob matches no layer, with the names that are nearest."""
+    """The message that a glob matches no layer, with similar names."""
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
     return explain(
         fact,

@@ -1,4 +1,4 @@
-"""How a study fits kernels and tests the network: `StudyOptions`."""
+"""The options of a study: how it fits kernels and how it tests the network."""
 
 from __future__ import annotations
 
@@ -13,64 +13,70 @@ from ..errors import StudyError, explain
 from ..model import Curves, Images, MetricName
 
 Components: TypeAlias = Literal["refit", "drop"]
-"""What happens at a smaller rank: a fit of its own; or components of the fit at the largest rank are dropped."""
+"""What is done at a smaller rank: "refit" fits again, "drop" drops components of the fit at the largest rank."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StudyOptions:
-    """What a study does beside its rewrites and sizes.
+    """The options of a study beside its rewrites and sizes.
 
     Raises:
-        StudyError: a value is not one of those known, the device does not exist, or the shift has no use.
+        StudyError: an option has a value that it cannot have, the device does not exist, or the shift has no use.
+
+    Example:
+        >>> tn.StudyOptions(scope=("all", "each"), skip=("first", "linear"), seed=1)
     """
 
     scope: tuple[str, ...] = ("all",)
-    """What one test rewrites: "all" (the layers together), "each" (one layer at a time), globs of layers' names."""
+    """Which layers one row rewrites: "all" (all together), "each" (a row for each layer), or globs of layers' names."""
     skip: tuple[str, ...] = ("first",)
-    """Layers left alone: globs of names, "first" for the first convolution, "linear" for all linear layers."""
+    """Layers that stay as they are: globs of names, "first" (the first convolution), "linear" (all linear layers)."""
     metric: MetricName = "frobenius"
-    """The norm of fits, those of cuts at fractions apart. "frobenius": of the kernel. "input": the expected error of
-    the layer's output, its inputs being those of the calibration images. "output": the layers are fitted in the order
-    they run, each to the output of the untouched network, from the inputs that the layers before leave it."""
+    """The norm that fits make small; cuts to a fraction always use "frobenius", the norm of the kernel. "input": the
+    expected error of the layer's output over the calibration images. "output": the layers are fitted in the order in
+    which they run, each to the output that it has in the untouched network, from the inputs that it gets by then."""
     report_metric: bool = False
-    """Report the error in the input metric too, as `output_error` of `layers`, of all that is made in the Frobenius
-    norm. These rows are others than those without; accuracies are the same."""
+    """Whether cuts, and fits in the Frobenius norm, report their error in the input metric too, as `output_error` in
+    `layers`. Rows with it are distinct from rows without it; their accuracies are equal."""
     curves: Curves = "error"
-    """What a layer's ranks cost under a budget: "error", the squared relative error of its fit in the metric (of
-    "output": in that of the inputs); "divergence", the mean Kullback-Leibler divergence of the network's answers to
-    the calibration images when this layer alone is rewritten."""
+    """What a budget makes small. "error": the squared relative errors of the fits, in the metric ("input" where the
+    metric is "output"). "divergence": the mean Kullback-Leibler divergence, in nats, of the network's answers to the
+    calibration images when one layer is rewritten."""
     calibration: Images | None = None
-    """Images for metrics and divergences, of the training, not of the test. Their labels are not looked at."""
+    """Images for metrics and divergences: training images, not test images. Their labels are not used."""
     components: Components = "refit"
-    """At smaller ranks "refit" fits again. "drop" fits once, at the largest rank given for each bond, and keeps the
-    components of largest norm; rows say "drop from r=64"."""
+    """At several ranks, "refit" makes a fit for each. "drop" fits once, at the largest rank of each bond, and then
+    keeps the components of largest norm; its rows say "drop from r=64"."""
     recalibration: Images | None = None
-    """Training images on which batch-norm statistics are estimated again before each test. The untouched network is
-    recalibrated too, so that `accuracy_change` compares like with like. None: the statistics stay."""
+    """Training images on which the batch-norm statistics are estimated again before each test; None: they stay. The
+    untouched network is recalibrated too, so that `accuracy_change` compares like with like."""
     recalibration_shift: int = 0
-    """Pixels by which these images are moved at random: that of the training's augmentation; see `shuffled_batches`."""
+    """The most pixels by which these images are moved at random: as in the training; see `shuffled_batches`."""
     batch_size: int = 128
     """The most images at a time."""
     device: str = "cpu"
     """Where the network is tested."""
     dtype: torch.dtype = torch.float32
-    """In which the network is tested. Fits are in float64, of the weights as they are given."""
+    """The type in which the network is tested. Kernels are always fitted in float64."""
     seed: int = 0
-    """Of fits."""
+    """The seed of fits."""
+    untrained: bool = False
+    """Allow a network that looks untrained. Otherwise `study` refuses a network whose accuracy is that of guessing,
+    unless its batch-norm statistics show a training."""
     name: str | None = None
-    """Of the model, in rows; by default its class."""
+    """The name of the model in rows; by default the name of its class."""
     prepare: Callable[[nn.Module], None] | None = None
-    """Called with the copy of the model that is studied: trains it, for instance. Everything else has been checked by
-    then, and the folder is locked."""
+    """A function that is called with the copy of the model that is studied, for instance to train it. By then
+    everything else has been checked, and the folder is locked."""
     facts: Mapping[str, object] = field(default_factory=dict)
-    """Further settings for the folder's config, which are compared when it is opened again: those of `prepare`."""
+    """Further settings for the folder's config, such as those of `prepare`. A later call must have the same."""
     progress: bool = True
     """Show a progress bar where standard error is a terminal."""
 
     def __post_init__(self) -> None:
         for name in ("scope", "skip"):
-            given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+            patterns = getattr(self, name)
+            object.__setattr__(self, name, (patterns,) if isinstance(patterns, str) else tuple(patterns))
         for name, known in (("metric", MetricName), ("curves", Curves), ("components", Components)):
             if getattr(self, name) not in get_args(known):
                 fix = " or ".join(map(repr, get_args(known)))

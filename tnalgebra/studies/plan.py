@@ -1,38 +1,33 @@
-"""What a study is to do: the rows to come, each a rewrite at a size in a scope."""
+"""The rows that a study will make: each is a rewrite, at a size, in a scope."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from operator import index
-from typing import Any, TypeAlias
+from typing import TypeGuard
 
 from ..errors import RankError, StudyError, explain
-from ..fitting import KeepFraction, ParameterBudget
+from ..fitting import KeepFraction, MultiplyAddsBudget, ParameterBudget, Rank, RelativeError, Size, size_text
 from .kernels import Layer, no_match
 from .options import StudyOptions
-from .rewrites import Rewrite, read_rewrite
+from .rewrites import Rewrite
 from .store import Key, Row
-
-Size: TypeAlias = KeepFraction | ParameterBudget | int | Mapping[str, int]
-"""How large a rewrite is: a fraction of the singular values, of cuts; a part of the whole network's parameters; the
-rank of all bonds, or of each."""
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A row to come.
+    """A row that will be made.
 
-    layers: names of those that are rewritten.
-    ranks: bond -> rank, where the size is of that kind.
-    fitted: bond -> rank of the fit that the row is made from; larger where components are dropped from it.
+    layers: names of the layers that are rewritten.
+    size: that of the row: `KeepFraction` for cuts, a budget, or the rank of each bond.
+    fitted: the ranks at which the fit is made; larger than the size where components are then dropped.
     """
 
     key: Key
     layers: tuple[str, ...]
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    fitted: Mapping[str, int] = field(default_factory=dict)
+    size: Size
+    fitted: Mapping[str, Rank]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,25 +36,6 @@ class Work:
 
     rewrite: Rewrite
     tasks: Sequence[Task]
-
-
-def read_size(size: object) -> Size:
-    """Check a size.
-
-    Raises:
-        RankError: it is of another kind, or a rank is below 1.
-    """
-    if isinstance(size, KeepFraction | ParameterBudget):
-        return size
-    ranks: Mapping[str, Any] = size if isinstance(size, Mapping) else {"r": size}
-    try:
-        read: dict[str, int] = {bond: 0 if isinstance(rank, bool) else index(rank) for bond, rank in ranks.items()}
-    except TypeError:
-        read = {}
-    if not read or min(read.values()) < 1:
-        fix = "KeepFraction(0.5) for cuts, ParameterBudget(0.5) of the whole network, or ranks: 16, {'r': 16}"
-        raise RankError(explain(f"sizes holds {size!r}", fix=fix))
-    return read if isinstance(size, Mapping) else read["r"]
 
 
 def plan_rows(
@@ -74,18 +50,18 @@ def plan_rows(
 
     Args:
         layers: the kernels that may be rewritten.
-        stored: rows that exist; a cut that they have in another wording takes theirs.
+        stored: the rows that exist. A cut that they have in another wording takes theirs.
 
     Raises:
-        RuleError: a rewrite is for none of the layers.
-        RankError: a rewrite has no size, a size has no rewrite, a bond has no rank.
-        StudyError: there is nothing to do; a scope matches no layer; an option has no use, or lacks images.
+        RuleError: a rewrite exists for none of the layers.
+        RankError: a rewrite has no size, a size has no rewrite, or a bond has no rank.
+        StudyError: nothing is to be done; a scope matches no layer; an option has no use, or lacks images.
     """
     if not rewrites or not options.scope:
         fix = "at least one of each: a cut such as 'out | in kh kw' or another rewrite, a scope such as all"
-        raise StudyError(explain("there is nothing to do", rewrites=len(rewrites), scopes=len(options.scope), fix=fix))
+        raise StudyError(explain("the study has no rows", rewrites=len(rewrites), scopes=len(options.scope), fix=fix))
     cuts = dict.fromkeys(row["rewrite"] for row in stored if row["keep"] is not None)
-    wordings = {read_rewrite(text).identity: text for text in reversed(cuts)}
+    wordings = {Rewrite.read(text).identity: text for text in reversed(cuts)}
     distinct: dict[Hashable, Rewrite] = {}
     for rewrite in rewrites:
         distinct.setdefault(rewrite.identity, replace(rewrite, text=wordings.get(rewrite.identity, rewrite.text)))
@@ -101,30 +77,37 @@ def plan_rows(
 
 
 def _check_sizes(sizes: Sequence[Size], suited: Mapping[Rewrite, Sequence[Layer]]) -> None:
-    """No size is given in vain."""
+    """Refuse a size that no rewrite can have."""
     for size in sizes:
-        if isinstance(size, KeepFraction) and not any(rewrite.cuts for rewrite in suited):
-            raise RankError(explain(f"{size!r} is a size of cuts, and no rewrite is one", fix="another size, or a cut"))
+        if isinstance(size, KeepFraction | RelativeError) and not any(
+            rewrite.cuts or _spectral(rewrite, layers) for rewrite, layers in suited.items()
+        ):
+            fact = f"the size {str(size)!r} needs bonds with singular values, and no rewrite has only such bonds"
+            raise RankError(explain(fact, fix="another size, or a cut among the rewrites"))
         if isinstance(size, Mapping):
             bonds = {rewrite.text: rewrite.bonds(layers) for rewrite, layers in suited.items()}
             for bond in size:
                 if not any(bond in known for known in bonds.values()):
                     listed = "\n".join(f"{text}: {' '.join(known) or 'none'}" for text, known in bonds.items())
-                    raise RankError(explain(f"sizes holds {bond!r}, a bond of none of the rewrites", bonds=listed))
+                    raise RankError(explain(f"a size has the bond {bond!r}, which no rewrite has", bonds=listed))
+
+
+def _spectral(rewrite: Rewrite, layers: Iterable[Layer]) -> bool:
+    return bool(rewrite.bonds(layers)) and all(rewrite.form(layer).spectral for layer in layers)
 
 
 def _check_options(options: StudyOptions, keys: Sequence[Key]) -> None:
-    """No option is given in vain, or lacks images."""
-    for name, given, used in (
+    """Refuse an option that changes nothing, or that lacks images."""
+    for name, chosen, used in (
         ("metric", options.metric != "frobenius", any(key.metric == options.metric for key in keys)),
-        ("components", options.components == "drop", any(key.ranks for key in keys)),
+        ("components", options.components == "drop", any((key.components or "").startswith("drop") for key in keys)),
         ("curves", options.curves == "divergence", any(key.curves == "divergence" for key in keys)),
         ("report_metric", options.report_metric, any(key.reported for key in keys)),
     ):
-        if given and not used:
+        if chosen and not used:
             fact = f"{name}={getattr(options, name)!r} changes nothing for these rewrites and sizes"
             raise StudyError(explain(fact, fix="leave it out"))
-        if given and name != "components" and options.calibration is None:
+        if chosen and name != "components" and options.calibration is None:
             fact = f"{name}={getattr(options, name)!r} needs calibration images"
             raise StudyError(explain(fact, fix="calibration=training images"))
 
@@ -133,75 +116,80 @@ def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], opt
     """The rows of a rewrite, size by size, scope by scope."""
     scopes = _scopes(options.scope, layers)
     points = _points(rewrite, sizes, layers)
-    ranked = [point for point in points if isinstance(point, Mapping)]
-    largest = {bond: max(ranks[bond] for ranks in ranked) for bond in (ranked[0] if ranked else ())}
-    drops = options.components == "drop"
-    label = f"drop from {ranks_text(largest)}" if drops else "refit"
+    counted = [point for point in points if _counts(point)]
+    largest = {bond: max(ranks[bond] for ranks in counted) for bond in (counted[0] if counted else ())}
+    drops = options.components == "drop" and bool(largest)
     tasks: dict[Key, Task] = {}
     for point in points:
-        budget = isinstance(point, ParameterBudget)
+        budget = isinstance(point, ParameterBudget | MultiplyAddsBudget)
         if budget and "all" not in scopes:
-            scope, fix = ", ".join(options.scope), "all among the scopes, or ranks in place of a budget"
-            raise StudyError(explain("a budget is for all layers together", scope=scope, fix=fix))
+            fix = "all among the scopes, or ranks instead of a budget"
+            fact = "a budget is for all layers together"
+            raise StudyError(explain(fact, scope=", ".join(options.scope), fix=fix))
         for name, chosen in scopes.items() if not budget else [("all", scopes["all"])]:
-            key, names = Key(rewrite.text, name), tuple(layer.name for layer in chosen)
+            key = Key(rewrite.text, name)
+            fitted: Mapping[str, Rank] = {}
             if isinstance(point, KeepFraction):
-                task = Task(key._replace(keep=float(point.fraction)), names)
+                key = key._replace(keep=float(point.fraction))
             else:
                 equations = tuple(dict.fromkeys(rewrite.form(layer).equation for layer in chosen))
                 key = key._replace(metric=options.metric, equations=equations)
-                if isinstance(point, ParameterBudget):
-                    task = Task(key._replace(budget=float(point.fraction), curves=options.curves), names)
+                if isinstance(point, Mapping):
+                    dropped = drops and _counts(point)
+                    fitted = largest if dropped else point
+                    components = f"drop from {size_text(largest)}" if dropped else "refit"
+                    key = key._replace(ranks=size_text(point) if point else None, components=components)
                 else:
-                    key = key._replace(ranks=ranks_text(point) or None, components=label)
-                    task = Task(key, names, point, largest if drops else point)
-            task = replace(task, key=_with_calibration(task.key, options))
-            tasks.setdefault(task.key, task)
+                    asked = float(point.fraction) if isinstance(point, ParameterBudget) else str(point)
+                    key = key._replace(budget=asked, curves=options.curves)
+            key = _with_calibration(key, options)
+            tasks.setdefault(key, Task(key, tuple(layer.name for layer in chosen), point, fitted))
     return list(tasks.values())
 
 
-def _points(
-    rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer]
-) -> list[KeepFraction | ParameterBudget | Mapping[str, int]]:
-    """The sizes that suit a rewrite, ranks by its own bonds.
+def _counts(point: Size) -> TypeGuard[Mapping[str, int]]:
+    """Whether a size is a mapping of bonds to integers."""
+    return isinstance(point, Mapping) and all(isinstance(rank, int) for rank in point.values())
+
+
+def _points(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer]) -> list[Size]:
+    """The sizes that suit a rewrite; those of bonds as a mapping of its bonds.
 
     Raises:
-        RankError: none does, or a bond is left out.
+        RankError: no size suits it, or a bond is left out.
     """
     bonds = rewrite.bonds(layers)
-    points: list[KeepFraction | ParameterBudget | Mapping[str, int]] = []
+    points: list[Size] = []
     for size in sizes:
-        if isinstance(size, KeepFraction):
-            points += [size] if rewrite.cuts else []
-        elif len(rewrite.cuts) > 1:  # several rules, which only fractions of singular values are for
-            continue
-        elif isinstance(size, ParameterBudget):
+        if isinstance(size, KeepFraction) and rewrite.cuts:
             points.append(size)
-        elif ranks := dict.fromkeys(bonds, size) if isinstance(size, int) else {b: size[b] for b in bonds if b in size}:
-            if len(ranks) < len(bonds):
+        elif len(rewrite.cuts) > 1:  # only a part of the singular values is a size of several cuts
+            continue
+        elif isinstance(size, ParameterBudget | MultiplyAddsBudget):
+            points.append(size)
+        elif isinstance(size, Mapping):
+            ranks = {bond: size[bond] for bond in bonds if bond in size}
+            if ranks and len(ranks) < len(bonds):
                 missing = [bond for bond in bonds if bond not in ranks]
                 fact = f"the rewrite {rewrite.text!r} has no rank for {', '.join(map(repr, missing))}"
-                fix = f"ranks such as {dict.fromkeys(missing, 8)}, as many for each bond"
-                raise RankError(explain(fact, bonds=" ".join(bonds), fix=fix))
-            points.append(ranks)
+                raise RankError(explain(fact, bonds=" ".join(bonds), fix=f"ranks such as {dict.fromkeys(missing, 8)}"))
+            points += [ranks] if ranks else []
+        elif bonds and (isinstance(size, int) or _spectral(rewrite, layers)):
+            points.append(dict.fromkeys(bonds, size))
     if not points and (bonds or rewrite.cuts):
-        fixes = ["KeepFraction(0.5)"] if rewrite.cuts else []
-        fixes += [f"{dict.fromkeys(bonds, 8)}, ParameterBudget(0.5)"] if bonds else []
+        fixes = ["'keep 0.5'"] if rewrite.cuts else []
+        fixes += [f"{dict.fromkeys(bonds, 8)}, 'parameters 0.5'"] if bonds else []
         fact = f"no size suits the rewrite {rewrite.text!r}"
         raise RankError(explain(fact, bonds=" ".join(bonds) or None, fix=", ".join(fixes)))
     return points or [{}]
 
 
-def ranks_text(ranks: Mapping[str, int]) -> str:
-    """As rows have it: "p=8 q=4"."""
-    return " ".join(f"{bond}={rank}" for bond, rank in ranks.items())
-
-
 def _with_calibration(key: Key, options: StudyOptions) -> Key:
-    """The key with the images that the row looks at, if any, and the metric its errors are reported in beside."""
+    """The key with the images that the row depends on, if any, and the metric in which its errors are reported too."""
     reported = "input" if options.report_metric and key.metric == "frobenius" else None
-    looks, images = key.metric != "frobenius" or key.curves == "divergence" or reported, options.calibration
-    text = f"{len(images)} images {images.fingerprint[:8]}" if images is not None and looks else None
+    depends = key.metric != "frobenius" or key.curves == "divergence" or reported
+    images = options.calibration
+    text = f"{len(images)} images {images.fingerprint[:8]}" if images is not None and depends else None
     return key._replace(calibration=text, reported=reported)
 
 

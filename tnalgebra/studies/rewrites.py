@@ -1,4 +1,4 @@
-"""Rewrites of kernels as a user names them, cuts among them, and what they are for kernels of one shape."""
+"""Rewrites of kernels as a user names them, cuts that follow one another among them, and their form for each shape."""
 
 from __future__ import annotations
 
@@ -9,90 +9,125 @@ from math import prod
 
 from ..decompositions import cut_sequence, read_rewrite
 from ..errors import NetworkError, NotationError, RankError, RuleError, SizeError, ValuesError, explain
-from ..fitting import NoTreeError, bonds_of, tree_of
+from ..fitting import NoTreeError, Rank, bonds_of, tree_of
 from ..model import Planned
 from ..networks import WORD, Network, parameters, parse_bipartition
-from ..rewriting import Rule, rule
+from ..rewriting import Fit, Rule, rule
 from .kernels import Layer
 from .store import BASELINE
 
 NO_FORM = (RuleError, SizeError, ValuesError, NetworkError, NotationError)
-"""Errors by which a rewrite does not exist for kernels of some labels or sizes."""
+"""The errors that say that a rewrite does not exist for kernels of some labels or sizes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """A rewrite of kernels of one shape.
+    """A rewrite for kernels of one shape.
 
-    rule: for their labels.
-    network: the right side, every bond that the caller chooses of size 1.
+    rule: the rule for their labels.
+    network: its right side, where every bond that the caller chooses has size 1.
     equation: both sides without sizes.
     full: bond -> a rank beyond which nothing is gained.
+    spectral: whether every bond that the caller chooses has singular values, so that a part of them can be kept.
     """
 
     rule: Rule
     network: Network
     equation: str
     full: Mapping[str, int]
+    spectral: bool
 
-    def plan(self, ranks: Mapping[str, int]) -> Planned:
-        """What is done at these ranks, each at most a full one."""
-        capped = {bond: min(ranks[bond], self.full[bond]) for bond in free_bonds(self.rule)}
-        right = Network(self.network.nodes, self.network.output, {**self.network.sizes, **capped})
+    def plan(self, ranks: Mapping[str, Rank]) -> Planned:
+        """What is done at these ranks, where an integer above the full rank becomes the full rank.
+
+        The parameters are counted at the full rank of a bond whose rank is not an integer.
+        """
+        chosen = {bond: ranks[bond] for bond in free_bonds(self.rule)}
+        capped = {bond: min(rank, self.full[bond]) if isinstance(rank, int) else rank for bond, rank in chosen.items()}
+        counted = {bond: rank if isinstance(rank, int) else self.full[bond] for bond, rank in capped.items()}
+        right = Network(self.network.nodes, self.network.output, {**self.network.sizes, **counted})
         return Planned(self.rule, capped, parameters(right))
 
 
 @dataclass(frozen=True, eq=False)
 class Rewrite:
-    """A decomposition as the user names it, and its form for each kernel.
+    """A rewrite as the user names it, and its form for each kernel.
 
-    text: as it occurs in rows.
-    given: a rule; or what `read_rewrite` reads.
-    cuts: of a cut, or of several that follow one another on a kernel; of other rewrites none.
+    text: the name that rows have.
+    source: what `read_rewrite` reads.
+    cuts: the rules of a cut, or of several cuts that follow one another on a kernel; empty for other rewrites.
     """
 
     text: str
-    given: str | Rule
+    source: str | Rule
     cuts: tuple[Rule, ...] = ()
     _rules: dict[tuple[str, ...], Rule] = field(default_factory=dict)
     _forms: dict[tuple[object, ...], Form] = field(default_factory=dict)
 
+    @classmethod
+    def read(cls, rewrite: object) -> Rewrite:
+        """Read a rewrite: whatever `tn.decompositions.read_rewrite` reads, or "A then B", which cuts a kernel twice.
+
+        Raises:
+            RuleError, NotationError, NetworkError, SizeError: it cannot be read.
+        """
+        if isinstance(rewrite, Fit):
+            rewrite = read_rewrite(rewrite, ())
+        if isinstance(rewrite, Rule):
+            if "cut" not in rewrite.spec:
+                return cls(rewrite.name, rewrite)
+            rewrite = rewrite.spec["cut"]  # as text, so that a layer whose labels have another order gets its own rule
+        if not isinstance(rewrite, str) or not rewrite.strip() or rewrite.strip() == BASELINE.rewrite:
+            fix = "a name of the catalogue, a cut, a rule in the notation, a Rule, or a Fit"
+            raise RuleError(explain(f"rewrites holds {rewrite!r}", fix=fix))
+        text = " ".join(rewrite.split())
+        if "=>" in text:
+            return cls(text, rule(text))
+        if "|" in text:
+            cuts = cut_sequence(text)
+            text = " then ".join(cut.name for cut in cuts)
+            return cls(text, text, cuts)
+        return cls(text, text)
+
     @property
     def identity(self) -> Hashable:
-        """What is done, however it is written: the order of a cut's sides, and of their labels, makes no difference."""
+        """What is done, however it is written: the order of a cut's sides and of their labels makes no difference."""
         sides = [parse_bipartition(cut.name) for cut in self.cuts]
         return tuple(frozenset((frozenset(cut.left), frozenset(cut.right))) for cut in sides) or self.text
 
     def form(self, layer: Layer) -> Form:
-        """The rewrite for a kernel's labels and sizes. Raises one of `NO_FORM`, with the reason, if it has none."""
+        """The rewrite for a kernel's labels and sizes. Raises one of `NO_FORM` where it does not exist."""
         shape = (layer.labels, *layer.weight.shape)
         if shape not in self._forms:
             if layer.labels not in self._rules:
                 self._rules[layer.labels] = self._rule(layer.labels)
-            own = self._rules[layer.labels]
-            # cheap, and sure to find out whether the rule can be applied, and to what network it leads
-            once = own.apply(layer.weight, dict.fromkeys(free_bonds(own), 1), starts=1, sweeps=0)
+            decomposition = self._rules[layer.labels]
+            # applied once, cheaply: the sure way to see whether the rule can be applied, and which network it makes
+            ones = dict.fromkeys(free_bonds(decomposition), 1)
+            once = decomposition.apply(layer.weight, ones or None, starts=1, sweeps=0)
             left, right = (Network(side.nodes, side.output) for side in (once.trace.start, once.network))
-            self._forms[shape] = Form(own, once.network, f"{left} => {right}", full_ranks(once.network))
+            full, spectral = full_ranks(once.network), ones.keys() <= tree_bonds(once.network).keys()
+            self._forms[shape] = Form(decomposition, once.network, f"{left} => {right}", full, spectral)
         return self._forms[shape]
 
     def _rule(self, labels: tuple[str, ...]) -> Rule:
-        resolved = read_rewrite(self.given, labels)
-        if resolved.kind != "approximate" or resolved.start is None:
-            raise RuleError(explain(f"the rule {resolved.name!r} decomposes nothing", rule=resolved.equation))
-        return resolved
+        decomposition = read_rewrite(self.source, labels)
+        if decomposition.kind != "approximate" or decomposition.start is None:
+            fact = f"the rule {decomposition.name!r} is exact: it does not decompose a kernel"
+            raise RuleError(explain(fact, rule=decomposition.equation, fix="a decomposition"))
+        return decomposition
 
     def bonds(self, layers: Iterable[Layer]) -> tuple[str, ...]:
-        """The bonds whose ranks have to be chosen, for any of these layers; of several cuts none can be."""
+        """The bonds whose ranks have to be chosen, for any of these layers; empty for several cuts."""
         if self.cuts:
             return free_bonds(self.cuts[0]) if len(self.cuts) == 1 else ()
         return tuple(dict.fromkeys(bond for layer in layers for bond in free_bonds(self.form(layer).rule)))
 
     def suited(self, layers: Sequence[Layer]) -> list[Layer]:
-        """The layers it exists for: a cut for those that have just its labels.
+        """The layers that it exists for. A cut is for those that have exactly its labels.
 
         Raises:
-            RuleError: it exists for none of them, with the reasons.
+            RuleError: it exists for none of them; the reasons are listed.
         """
         chosen: list[Layer] = []
         reasons: dict[tuple[str, ...], str] = {}
@@ -111,66 +146,50 @@ class Rewrite:
 
 
 def _check_labels(cut: Rule, labels: Sequence[str]) -> None:
-    own = parse_bipartition(cut.name).labels
-    if set(own) != set(labels):
-        missing, unknown = (" ".join(sorted(set(a) - set(b))) for a, b in ((labels, own), (own, labels)))
+    of_cut, of_layer = set(parse_bipartition(cut.name).labels), set(labels)
+    if of_cut != of_layer:
+        missing, unknown = " ".join(sorted(of_layer - of_cut)), " ".join(sorted(of_cut - of_layer))
         raise RuleError(explain("the cut has other labels", missing=missing or None, unknown=unknown or None))
 
 
-def free_bonds(given: Rule) -> tuple[str, ...]:
-    """The bonds whose rank the text does not state."""
-    return tuple(bond for bond in given.ranks if not re.search(rf"(?<!\w){bond}:\d", given.equation))
+def free_bonds(decomposition: Rule) -> tuple[str, ...]:
+    """The bonds of a rule whose rank its text does not state."""
+    equation = decomposition.equation
+    return tuple(bond for bond in decomposition.ranks if not re.search(rf"(?<!\w){bond}:\d", equation))
 
 
 def full_ranks(right: Network) -> dict[str, int]:
     """Bond -> a rank beyond which nothing is gained.
 
-    That of a tree's bond is the smaller number of values of its two sides, where nothing is lost any more; that of
-    parallel bonds, and of those of loops and hyperedges, the number of all elements, which is too many for any kernel.
+    For a bond of a tree that is its number of singular values, at which nothing is lost. For parallel bonds, and for
+    bonds of loops and hyperedges, it is the number of elements of the kernel, which is more than any of them needs.
     """
-    ranks = dict.fromkeys(bonds_of(right), prod(right.sizes[label] for label in right.output))
+    most = prod(right.sizes[label] for label in right.output)
+    return {**dict.fromkeys(bonds_of(right), most), **tree_bonds(right)}
+
+
+def tree_bonds(right: Network) -> dict[str, int]:
+    """The bonds that have singular values, each with their number: those of trees that are not parallel to another."""
     try:
         tree = tree_of(right)
     except NoTreeError:
-        return ranks
+        return {}
+    counts = {}
     for edge in tree.edges:
         rows = tree.rows[edge.child]
         columns = [label for label in tree.open if label not in rows and label not in edge.batch]
         if len(edge.bonds) == 1:
-            ranks[edge.bonds[0]] = min(prod(right.sizes[label] for label in side) for side in (rows, columns))
-    return ranks
-
-
-def read_rewrite(given: object) -> Rewrite:
-    """A rewrite as the user gives it: a name, a cut, "A then B", a rule in the notation, or a rule.
-
-    Raises:
-        RuleError, NotationError, NetworkError, SizeError: it cannot be read.
-    """
-    if isinstance(given, Rule):
-        if "cut" not in given.spec:
-            return Rewrite(given.name, given)
-        given = given.spec["cut"]  # a cut has labels, not axes: its rule is made for the order that a layer has them in
-    if not isinstance(given, str) or not given.strip() or given.strip() == BASELINE.rewrite:
-        fix = "a name of the catalogue, a cut, a rule in the notation, or a Rule"
-        raise RuleError(explain(f"rewrites holds {given!r}", fix=fix))
-    text = " ".join(given.split())
-    if "=>" in text:
-        return Rewrite(text, rule(text))
-    if "|" in text:
-        cuts = cut_sequence(text)
-        text = " then ".join(cut.name for cut in cuts)
-        return Rewrite(text, text, cuts)
-    return Rewrite(text, text)
+            counts[edge.bonds[0]] = min(prod(right.sizes[label] for label in side) for side in (rows, columns))
+    return counts
 
 
 def read_ranks(texts: Iterable[str]) -> list[dict[str, int]]:
-    """Read ranks that are swept together: "a=4,8 b=2" is [{"a": 4, "b": 2}, {"a": 8, "b": 2}].
+    """Read ranks of several bonds that change together: "a=4,8 b=2" is [{"a": 4, "b": 2}, {"a": 8, "b": 2}].
 
-    The i-th mapping has the i-th rank of each bond that has so many, and each bond that has a single rank.
+    The i-th mapping has the i-th rank of each bond that has at least i ranks, and the rank of each bond that has one.
 
     Raises:
-        RankError: a part is not a bond and its ranks, or a bond occurs twice.
+        RankError: a part is not a bond with its ranks, or a bond occurs twice.
     """
     sweep: dict[str, list[int]] = {}
     for part in " ".join(texts).split():

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from .._files import write_text
+from .._tables import Table
 from ..errors import StudyError, explain
 
 Row: TypeAlias = dict[str, Any]
@@ -26,19 +27,30 @@ LISTED_DIFFERENCES = 20
 
 
 class Key(NamedTuple):
-    """What makes a row and distinguishes it from all others: its fields of these names."""
+    """The fields of a row that distinguish it from all others of its folder."""
 
     rewrite: str
+    """its text, or "none" for the network as it is"""
     scope: str
+    """"all", a layer's name, or a glob"""
     keep: float | None = None
+    """of cuts: the fraction of the singular values that is kept"""
     ranks: str | None = None
-    budget: float | None = None
+    """of fits: the sizes of the bonds: "r=8", "a=keep 0.5 b=keep 0.5", ..."""
+    budget: float | str | None = None
+    """of fits: the part of the network's parameters; or a text, "multiply-adds 0.5", for that of its multiply-adds"""
     metric: str = "frobenius"
+    """the norm of the fits"""
     components: str | None = None
+    """of fits at ranks: "refit" or "drop from r=64", ..."""
     curves: str | None = None
+    """under a budget: what the ranks of a layer cost, "error" or "divergence", as in `StudyOptions`"""
     calibration: str | None = None
+    """the images that metrics and divergences are measured on, where they are"""
     reported: str | None = None
+    """the further metric in which errors are reported"""
     equations: tuple[str, ...] | None = None
+    """of fits: the rules, one for each order of labels"""
 
     @classmethod
     def of(cls, row: Row) -> Key:
@@ -53,16 +65,16 @@ class Key(NamedTuple):
 
 
 BASELINE = Key("none", "all")
-"""The row of the network as it is."""
+"""The key of the row of the network as it is."""
 
 FIELDS = (
     *("model", *Key._fields, "accuracy", "accuracy_change", "images", "mean_squared_relative_error"),
     *("parameters_kept", "layers", "config", "version", "seconds"),
 )
-"""What every row has."""
+"""The fields that every row has. Rows under a budget also have `multiply_adds_kept`, where that is known."""
 
 
-# Configs and locks, also of other folders of results ---------------------------------------------------------
+# Configs and locks, also for other folders of results ---------------------------------------------------------
 
 
 def digest_state(model: nn.Module) -> str:
@@ -86,10 +98,10 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file; None if there is no such file.
+    """The mapping in a JSON file; None if the file does not exist.
 
     Raises:
-        StudyError: the file cannot be read, or holds something else.
+        StudyError: the file cannot be read, or does not hold a mapping.
     """
     if not path.exists():
         return None
@@ -106,13 +118,13 @@ def compare_configs(folder: Path, stored: Mapping[str, Any], current: Mapping[st
     """Check that the config stored in a folder is the current one.
 
     Raises:
-        StudyError: they differ; the differences are listed, those in nested mappings under keys joined by dots.
+        StudyError: they differ. The differences are listed, those in nested mappings under keys joined by dots.
     """
-    there, here = _flatten(stored), _flatten(json.loads(json.dumps(dict(current))))
+    old, new = _flatten(stored), _flatten(json.loads(json.dumps(dict(current))))
     lines = [
-        f"{key}: {there.get(key, 'none')} there, {here.get(key, 'none')} here"
-        for key in {**here, **there}
-        if there.get(key, "none") != here.get(key, "none")
+        f"{key}: {old.get(key, 'none')} there, {new.get(key, 'none')} here"
+        for key in {**new, **old}
+        if old.get(key, "none") != new.get(key, "none")
     ]
     if lines:
         more = [f"... and {len(lines) - LISTED_DIFFERENCES} more"] if len(lines) > LISTED_DIFFERENCES else []
@@ -138,10 +150,10 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder, which is made if it does not exist.
+    """Keep other processes out of the folder, which is created if it does not exist.
 
     Raises:
-        StudyError: another process is in it, or it cannot be written.
+        StudyError: another process has locked it, or it cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,10 +182,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 class Store:
-    """Rows in `folder/results.jsonl`, one in each line, written as they come and never twice.
-
-    Use it in a `with` block: inside, no other process can open the folder.
-    """
+    """The rows in `folder/results.jsonl`, one in each line, each written as soon as it is finished."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -182,11 +191,11 @@ class Store:
 
     @contextmanager
     def opened(self) -> Iterator[Store]:
-        """Lock the folder, compare its config with what is known of ours, read the rows it has.
+        """Lock the folder for a `with` block, compare its config with what is known of ours, read its rows.
 
         Raises:
-            StudyError: another process has it; it holds results of another config; a line is not a row; it cannot be
-                written.
+            StudyError: another process has locked it; it holds results of another config; a line is not a row; it
+                cannot be written.
         """
         with locked(self.folder):
             stored = self._stored_config()
@@ -196,7 +205,7 @@ class Store:
             yield self
 
     def settle(self, **more: object) -> None:
-        """Add to the config what is known by now: it is whole then, and is compared, or kept if the folder is new."""
+        """Complete the config; it is then written into a new folder, or compared with that of an old one."""
         self.config |= more
         stored = self._stored_config()
         if stored is None:
@@ -208,7 +217,7 @@ class Store:
     def _stored_config(self) -> dict[str, Any] | None:
         config = read_config(self.folder / CONFIG)
         if config is None and (self.folder / ROWS).exists():
-            raise StudyError(explain(f"{self.folder} has rows and no {CONFIG}", fix=OTHER_OUTPUT))
+            raise StudyError(explain(f"{self.folder} has rows, but no {CONFIG}", fix=OTHER_OUTPUT))
         return config
 
     def append(self, row: Row) -> None:
@@ -221,13 +230,16 @@ class Store:
 
 
 def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
-    """The rows of a study's folder, in the order they were finished.
+    """The rows of a study's folder, in the order in which they were finished.
 
     Args:
-        mend: cut off a last line that a killed process left unfinished; otherwise it is only passed over.
+        mend: cut off an unfinished last line, which a killed process leaves; otherwise it is only ignored.
 
     Raises:
         StudyError: a line before the last is not a row.
+
+    Example:
+        >>> [row["accuracy"] for row in tn.studies.read_rows("runs/study")]
     """
     path = Path(folder) / ROWS
     if not path.exists():
@@ -250,32 +262,31 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
     return rows
 
 
-def table(rows: Sequence[Row], *, scopes: Collection[str] = ()) -> str:
-    """Rows as aligned text: what was done, top-1, its change, errors, parameters.
+def table(rows: Sequence[Row], *, scopes: Collection[str] = ()) -> Table:
+    """Rows as a table: what was done, top-1 accuracy, its change, errors, parameters.
 
-    Rows of single layers are left out where there are rows of several; the figures show them. What no row has, such
-    as a budget, has no column.
+    Rows of single layers are left out if other rows are of several layers; the figures show them. A column, such as
+    that of budgets, is left out if no row has an entry for it.
 
     Args:
-        scopes: as asked for; the row of a single layer stays if its name is among them.
+        scopes: the scopes that were asked for. The row of a single layer stays if its name is among them.
     """
     if any(row["layers"] and not of_one_layer(row) for row in rows):
         rows = [row for row in rows if row["scope"] in scopes or not of_one_layer(row)]
     cells = [_cells(row) for row in rows]
-    usual = {"keep": "", "ranks": "", "budget": "", **USUAL}
-    columns = []
-    for name in cells[0] if cells else ("rewrite",):
-        column = [each[name] for each in cells]
-        if name in usual and set(column) <= {"", usual[name]}:
-            continue
-        width = max(map(len, (name, *column)))
-        left = name in ("rewrite", "scope", "ranks", *USUAL)
-        columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in (name, *column)])
-    head, *lines = ("  ".join(line).rstrip() for line in zip(*columns, strict=True))
-    return "\n".join([head, "-" * len(head), *lines])
+    usual = {**dict.fromkeys(("keep", "ranks", "budget", "multiply-adds kept"), ""), **USUAL}
+    names = [
+        name
+        for name in (cells[0] if cells else ("rewrite",))
+        if name not in usual or not {each[name] for each in cells} <= {"", usual[name]}
+    ]
+    left = [number for number, name in enumerate(names) if name in ("rewrite", "scope", "ranks", *USUAL)]
+    return Table([[each[name] for name in names] for each in cells], names, left)
 
 
 def _cells(row: Row) -> dict[str, str]:
+    multiply_adds = row.get("multiply_adds_kept")
+    raised = " (raised)" if multiply_adds is not None and multiply_adds > 1 else ""
     return {
         "rewrite": row["rewrite"],
         "keep": "" if row["keep"] is None else f"{row['keep']:g}",
@@ -285,11 +296,12 @@ def _cells(row: Row) -> dict[str, str]:
         "change": f"{100 * row['accuracy_change']:+.2f}" if touched(row) else "",
         "mean sq. rel. error": f"{row['mean_squared_relative_error']:.4f}",
         "parameters kept": f"{row['parameters_kept']:.3f}",
+        "multiply-adds kept": "" if multiply_adds is None else f"{multiply_adds:.3f}{raised}",
     }
 
 
 USUAL = {"metric": BASELINE.metric, "curves": "error", "components": "refit"}
-"""Settings of fits, which are said only where a row has another."""
+"""The usual settings of fits, which are shown only where a row has another."""
 
 
 def _setting(row: Row, name: str) -> str:
@@ -302,12 +314,12 @@ def _unusual(row: Row, name: str) -> bool:
 
 
 def touched(row: Row) -> bool:
-    """Whether it is another row than that of the network as it is."""
+    """Whether the row is not that of the network as it is."""
     return bool(row["rewrite"] != BASELINE.rewrite)
 
 
 def variant(row: Row) -> str:
-    """What tells a row's fits from the usual ones, for legends: "metric input, components drop from r=64"."""
+    """How a row's fits differ from the usual ones, for legends: "metric input, components drop from r=64"."""
     names = [name for name in USUAL if _unusual(row, name)]
     return ", ".join(f"{name} {row[name]}" for name in names)
 
