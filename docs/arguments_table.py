@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tests.nn_cases import CASES, CONVOLUTIONS, EQUAL, NAMES, OWN, REFUSED, TRANSPOSED, Case, outcome
+from tests.nn_cases import CASES, CONVOLUTIONS, EQUAL, LAYERS, OWN, REFUSED, TRANSPOSED, Case, outcome
 
-FAMILIES = {"Conv": CONVOLUTIONS, "ConvTranspose": TRANSPOSED, "Linear": ("Linear",)}
+FAMILIES = {"Conv": CONVOLUTIONS, "ConvTranspose": TRANSPOSED, "Linear": ("Linear",), "Embedding": ("Embedding",)}
 ORDER = (
+    *("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
     *("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding"),
     *("output_padding", "dilation", "groups", "padding_mode"),
 )
@@ -61,12 +62,12 @@ def _found(case: Case) -> str:
 
 def _layers(names: Iterable[str]) -> str:
     """The families, where all layers of each are meant."""
-    there = {*names}
-    if there == {*NAMES}:
+    named = {*names}
+    if named == {*LAYERS}:
         return "all"
-    whole = [family for family, members in FAMILIES.items() if there >= {*members}]
-    rest = there - {member for family in whole for member in FAMILIES[family]}
-    return ", ".join([*whole, *(name for name in NAMES if name in rest)])
+    whole = [family for family, members in FAMILIES.items() if named >= {*members}]
+    rest = named - {member for family in whole for member in FAMILIES[family]}
+    return ", ".join([*whole, *(name for name in LAYERS if name in rest)])
 
 
 def _text(name: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Every argument of torch's layers and what the decomposed layer of that name makes of it: a table that is run."""
+"""Every argument of torch's layers, and whether the decomposed layer of that name honours it: a table that is run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ REFUSED = "refused: "
 CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
 TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 NAMES = (*CONVOLUTIONS, *TRANSPOSED, "Linear")
+LAYERS = (*NAMES, "Embedding")
 
 PLANNING = ("input_size", "batch_size", "candidates", "tune", "backward", "memory_format")
-OWN = ("rewrite", "ranks", "sizes", "fixed", "at", "bind", *PLANNING)
+OWN = ("rewrite", "size", "sizes", "fixed", "at", "bind", *PLANNING)
 """Arguments that torch's layers do not have."""
 
 POSITIONS = (9, 8, 7)
@@ -56,20 +57,24 @@ class Case:
 
 
 def axes_of(layer: str) -> int:
-    """Axes of positions: 0 of a linear layer."""
-    return 0 if layer == "Linear" else int(layer[-2])
+    """Axes of positions: 0 of a linear layer and of an embedding."""
+    return 0 if layer in ("Linear", "Embedding") else int(layer[-2])
 
 
 def usual(layer: str) -> dict[str, Any]:
     """The smallest set of arguments."""
     if layer == "Linear":
         return {"in_features": 4, "out_features": 6, "dtype": torch.float64}
+    if layer == "Embedding":
+        return {"num_embeddings": 12, "embedding_dim": 6, "dtype": torch.float64}
     kernel = (3, 2, 1)[: axes_of(layer)]
     return {"in_channels": 4, "out_channels": 6, "kernel_size": kernel, "dtype": torch.float64}
 
 
 def input_for(layer: str, arguments: dict[str, Any], *, batch: tuple[int, ...] = (2,)) -> Tensor:
-    """Normal numbers of a shape that the layer takes."""
+    """Normal numbers of a shape that the layer takes; numbers of rows for an embedding."""
+    if layer == "Embedding":
+        return torch.randint(arguments["num_embeddings"], (*batch, 5), generator=torch.Generator().manual_seed(1))
     channels = arguments["in_features" if layer == "Linear" else "in_channels"]
     shape = (*batch, channels, *POSITIONS[: axes_of(layer)])
     dtype = arguments["dtype"] or torch.get_default_dtype()
@@ -83,13 +88,13 @@ def outcome(case: Case) -> str:
     theirs = {name: value for name, value in case.arguments.items() if name not in OWN}
     refusal: type[TnalgebraError] = TnalgebraError if case.argument in OWN else LayerError
     try:
-        made = getattr(tensor_nn, case.layer)(**{"rewrite": "cp", "ranks": {"r": 2}, **case.arguments})
+        made = getattr(tensor_nn, case.layer)(**{"rewrite": "cp", "size": {"r": 2}, **case.arguments})
     except refusal as error:
         return REFUSED + reason(error)
     dense = getattr(torch_nn, case.layer)(**theirs)
     with torch.no_grad():
         dense.weight.copy_(made.dense_weight())
-        if dense.bias is not None:
+        if made.bias is not None:
             dense.bias.copy_(made.bias)
     x = input_for(case.layer, case.arguments)
     expected, value = dense(x), made(x)
@@ -111,9 +116,12 @@ def reason(error: Exception) -> str:
 
 def cases() -> Iterator[Case]:
     """Every argument of every layer, with values that are taken and values that are refused."""
-    for layer in NAMES:
+    for layer in LAYERS:
         yield from _of_all(layer)
         yield from _of_own(layer)
+        if layer == "Embedding":
+            yield from _of_embeddings(layer)
+            continue
         if layer == "Linear":
             yield from _equal(layer, "in_features", 2, 7)
             yield from _equal(layer, "out_features", 2, 7)
@@ -132,7 +140,8 @@ def _refused(layer: str, argument: str, value: Any, fact: str, **others: Any) ->
 
 
 def _of_all(layer: str) -> Iterator[Case]:
-    yield from _equal(layer, "bias", True, False)
+    if layer != "Embedding":
+        yield from _equal(layer, "bias", True, False)
     yield from _equal(layer, "device", None, "cpu")
     yield _refused(layer, "device", "meta", "the weight has no elements: it is on the meta device")
     yield from _equal(layer, "dtype", None, *TOLERANCES)
@@ -142,18 +151,19 @@ def _of_all(layer: str) -> Iterator[Case]:
 def _of_own(layer: str) -> Iterator[Case]:
     axes = axes_of(layer)
     halves, pair = "K[first *rest] => Fuse[first p q] A[p r] B[q *rest r]", "K[first *rest] => A[first r] B[r *rest]"
-    fixed = {"A": torch.eye(4 if layer in TRANSPOSED else 6, 3, dtype=torch.float64)}
+    first = 12 if layer == "Embedding" else 4 if layer in TRANSPOSED else 6
+    fixed = {"A": torch.eye(first, 3, dtype=torch.float64)}
     yield from _equal(layer, "rewrite", "cp")
     yield from _equal(layer, "rewrite", "tensor_train", size=ParameterBudget(0.7))
     yield from _equal(layer, "rewrite", pair)
     yield _refused(layer, "rewrite", "cq", "no rule is called 'cq'")
-    yield from _equal(layer, "ranks", 3, {"r": 3}, ParameterBudget(0.5))
-    yield from _equal(layer, "ranks", KeepFraction(0.5), RelativeError(0.1), rewrite=pair)
+    yield from _equal(layer, "size", 3, {"r": 3}, "r=3", "parameters 0.5", ParameterBudget(0.5))
+    yield from _equal(layer, "size", KeepFraction(0.5), RelativeError(0.1), rewrite=pair)
     if axes:  # of a matrix, the bond of cp is one of two tensors
-        yield _refused(layer, "ranks", KeepFraction(0.5), "the bond 'r' has no singular values of its own")
-    yield _refused(layer, "ranks", None, "no rank for 'r'")
-    yield _refused(layer, "ranks", {"r": 0}, "rank 0 of bond 'r' is outside 1 to ")
-    yield _refused(layer, "ranks", {"q": 3}, "the rule 'cp' has no bond 'q'")
+        yield _refused(layer, "size", KeepFraction(0.5), "the bond 'r' has no singular values of its own")
+    yield _refused(layer, "size", None, "no rank for 'r'")
+    yield _refused(layer, "size", {"r": 0}, "rank 0 of bond 'r' is outside 1 to ")
+    yield _refused(layer, "size", {"q": 3}, "the rule 'cp' has no bond 'q'")
     yield from _equal(layer, "sizes", {"p": 2}, rewrite=halves)
     yield _refused(layer, "sizes", {"z": 2}, "the rule 'cp' has no label 'z' on its right side")
     yield from _equal(layer, "fixed", fixed, rewrite=pair, size=None)
@@ -175,6 +185,20 @@ def _of_own(layer: str) -> Iterator[Case]:
     last = {2: torch.channels_last, 3: torch.channels_last_3d}
     yield from _equal(layer, "memory_format", None, torch.contiguous_format, *([last[axes]] if axes in last else []))
     yield _refused(layer, "memory_format", torch.preserve_format, "memory_format is torch.preserve_format")
+
+
+def _of_embeddings(layer: str) -> Iterator[Case]:
+    yield from _equal(layer, "num_embeddings", 1, 7)
+    yield from _equal(layer, "embedding_dim", 1, 7)
+    yield from _equal(layer, "padding_idx", None, 3, -2)
+    yield from _equal(layer, "norm_type", 2.0, 1.0)
+    yield from (_refused(layer, name, 0, f"{name} is 0") for name in ("num_embeddings", "embedding_dim"))
+    yield _refused(layer, "padding_idx", 12, "Padding_idx must be within num_embeddings")
+    yield from _equal(layer, "max_norm", None)
+    yield _refused(layer, "max_norm", 1.0, "it rescales the rows that are read in place")
+    for name, reason in (("scale_grad_by_freq", "it divides the gradient"), ("sparse", "its gradient holds the rows")):
+        yield from _equal(layer, name, False)
+        yield _refused(layer, name, True, reason)
 
 
 def _of_windows(layer: str) -> Iterator[Case]:

@@ -18,13 +18,13 @@ from torch import nn as torch_nn
 import tnalgebra
 import tnalgebra.nn as tensor_nn
 from tests import nn_cases
-from tests.nn_cases import CASES, EQUAL, NAMES, REFUSED, axes_of, input_for, usual
+from tests.nn_cases import CASES, EQUAL, LAYERS, NAMES, REFUSED, axes_of, input_for, usual
 from tests.refusals import refused
 from tnalgebra.decompositions.catalogue import rules
 from tnalgebra.decompositions.reshaped import per_group
 from tnalgebra.errors import CompileError, LayerError, RankError
 from tnalgebra.fitting.metric import Metric
-from tnalgebra.networks.network import parameters, tensor_nodes
+from tnalgebra.networks.network import tensor_nodes
 from tnalgebra.nn.base import KernelLayer
 from tnalgebra.nn.torch_layers import kernel_labels_of
 from tnalgebra.rewriting.rule import Rule
@@ -54,7 +54,7 @@ def conv(**arguments: Any) -> torch_nn.Conv2d:
 
 
 def tucker(module: torch_nn.Module | None = None, **options: Any) -> tensor_nn.Conv2d:
-    return tensor_nn.Conv2d.from_conv(module or conv(), "tucker2", **{"ranks": {"a": 3, "b": 2}, **options})
+    return tensor_nn.Conv2d.from_conv(module or conv(), "tucker2", **{"size": {"a": 3, "b": 2}, **options})
 
 
 def ranks_of(chosen: Rule, rank: int = 2) -> dict[str, int]:
@@ -68,7 +68,7 @@ X = input_for("Conv2d", usual("Conv2d"))
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@pytest.mark.parametrize("layer", NAMES)
+@pytest.mark.parametrize("layer", LAYERS)
 def test_every_argument_of_torch_is_honoured_or_refused(layer: str) -> None:
     wrong = []
     for case in CASES:
@@ -78,9 +78,9 @@ def test_every_argument_of_torch_is_honoured_or_refused(layer: str) -> None:
 
 
 def test_the_table_has_every_argument() -> None:
-    for layer in NAMES:
-        there = {case.argument for case in CASES if case.layer == layer}
-        assert {*getattr(tensor_nn, layer).argument_names} <= there
+    for layer in LAYERS:
+        in_table = {case.argument for case in CASES if case.layer == layer}
+        assert {*getattr(tensor_nn, layer).argument_names} <= in_table
     assert all(case.outcome == EQUAL or case.outcome.removeprefix(REFUSED) for case in CASES)
 
 
@@ -142,7 +142,7 @@ def test_inputs_are_those_of_torch(name: str) -> None:
 
 def test_groups_are_told_from_channels() -> None:
     """Nothing in the kernel has the size of all channels."""
-    layer = tucker(conv(groups=2), ranks={"a": 3, "b": 2})
+    layer = tucker(conv(groups=2), size={"a": 3, "b": 2})
     with refused(CompileError, "2 channels", 4):
         layer(X[:, :2])
     grouped = tensor_nn.Conv2d.from_conv(
@@ -192,7 +192,7 @@ def test_every_decomposition_is_a_layer(chosen: Rule) -> None:
     constants = {name for name, _ in layer.named_buffers()} & {*layer.state_dict()}
     assert constants == {*chosen.fixed}
     assert layer.parameters_count == sum(p.numel() for p in layer.parameters())
-    assert layer.parameters_count == parameters(layer.kernel) + 4 - sum(
+    assert layer.parameters_count == layer.kernel.parameters + 4 - sum(
         layer.state_dict()[c].numel() for c in constants
     )
     same(layer(X), layer.to_dense()(X))
@@ -252,17 +252,16 @@ def test_gradients_are_those_of_the_rebuilt_weight() -> None:
 def test_a_fit_is_used_as_it_is() -> None:
     module = conv()
     fit = rule(RING).apply({"K": module.weight}, {"p": 3, "q": 2, "s": 2})
-    for layer in (
-        tensor_nn.Conv2d.from_conv(module, fit),
-        tensor_nn.decomposed(module, RING, fit=fit),
-    ):
+    for layer in (tensor_nn.Conv2d.from_conv(module, fit), tensor_nn.decomposed(module, fit)):
         same(layer.dense_weight(), fit.dense())
         assert layer.A.data_ptr() != fit.values["A"].data_ptr()
     with refused(LayerError, "(6, 4, 3, 2)", "(5, 4, 3, 2)"):
         tensor_nn.Conv2d.from_conv(conv(out_channels=5), fit)
     with refused(LayerError, "seed="):
         tensor_nn.Conv2d.from_conv(module, fit, seed=1)
-    with refused(LayerError, "nn.Conv2d", "from_conv"):
+    with refused(LayerError, "size="):
+        tensor_nn.Conv2d.from_conv(module, fit, 3)
+    with refused(LayerError, "nn.Conv2d"):
         tensor_nn.Conv2d(4, 6, 3, rewrite=fit)  # type: ignore[arg-type]
 
 
@@ -307,7 +306,7 @@ def test_a_random_layer_has_the_variance_of_torchs(rewrite: str, name: str) -> N
     torch.manual_seed(0)
     chosen = rewrite if "=>" not in rewrite else rule(rewrite)
     bonds = (rules("out in kh kw")[chosen] if isinstance(chosen, str) else chosen).ranks
-    layer = getattr(tensor_nn, name)(24, 24, 3, rewrite=chosen, ranks=dict.fromkeys(bonds, 3))
+    layer = getattr(tensor_nn, name)(24, 24, 3, rewrite=chosen, size=dict.fromkeys(bonds, 3))
     assert layer.trace is None
     assert layer.relative_error is None
     module = getattr(torch_nn, name)(24, 24, 3)
@@ -442,7 +441,7 @@ def hooked() -> torch_nn.Conv2d:
     return module
 
 
-CP: dict[str, Any] = {"rewrite": "cp", "ranks": 1}
+CP: dict[str, Any] = {"rewrite": "cp", "size": 1}
 REFUSED_LAYERS: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
     "another class": (
         lambda: tensor_nn.Conv2d.from_conv(torch_nn.Linear(2, 3), **CP),
@@ -458,7 +457,7 @@ REFUSED_LAYERS: dict[str, tuple[Callable[[], object], type[Exception], list[str]
     "hooks": (lambda: tucker(hooked()), LayerError, ["forward hooks"]),
     "no weight yet": (lambda: tucker(torch_nn.LazyConv2d(4, 3)), LayerError, ["LazyConv2d", "run the model once"]),
     "positions": (lambda: tensor_nn.decomposed(dense("Linear"), **CP, input_size=4), LayerError, ["input_size"]),
-    "ranks": (lambda: tucker(ranks={"a": 99, "b": 1}), RankError, ["'a'", "99"]),
+    "ranks": (lambda: tucker(size={"a": 99, "b": 1}), RankError, ["'a'", "99"]),
     "seed": (lambda: tensor_nn.Conv2d(**usual("Conv2d"), **CP, seed=1), LayerError, ["seed=", "nn.Conv2d"]),
     "batch": (lambda: tucker(batch_size=0), LayerError, ["batch_size is 0"]),
     "memory format": (

@@ -1,6 +1,7 @@
 """Torch layers whose kernel is a tensor network, and the network of a torch layer."""
 
-from .base import KernelLayer, Origin, Planning
+from .base import KernelLayer
+from .embedding import Embedding
 from .layers import (
     LAYERS,
     Conv1d,
@@ -13,9 +14,13 @@ from .layers import (
     decomposed,
     in_memory_format,
 )
+from .origin import Origin
+from .planning import Planning, nominal_shape
 from .torch_layers import (
+    DECOMPOSABLE,
     KERNEL_LAYERS,
     TRANSPOSED,
+    AnyLayer,
     DenseLayer,
     kernel_labels_of,
     kernel_layers,
@@ -25,9 +30,11 @@ from .torch_layers import (
 )
 
 __all__ = [
+    "DECOMPOSABLE",
     "KERNEL_LAYERS",
     "LAYERS",
     "TRANSPOSED",
+    "AnyLayer",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -35,6 +42,7 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "DenseLayer",
+    "Embedding",
     "KernelLayer",
     "Linear",
     "Origin",
@@ -45,5 +53,6 @@ __all__ = [
     "kernel_layers",
     "layer_network",
     "memory_format_of",
+    "nominal_shape",
     "own_weight",
 ]

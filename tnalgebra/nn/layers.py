@@ -1,7 +1,7 @@
 """Decomposed layers: torch's convolutions, transposed convolutions and linear layers, their kernels tensor networks.
 
-    layer = nn.Conv2d.from_conv(conv, "tucker2", ranks={"a": 32, "b": 32})
-    layer = nn.Conv2d(64, 128, 3, padding=1, rewrite="tucker2", ranks={"a": 32, "b": 32})
+    layer = nn.Conv2d.from_conv(conv, "tucker2", {"a": 32, "b": 32})
+    layer = nn.Conv2d(64, 128, 3, padding=1, rewrite="tucker2", size={"a": 32, "b": 32})
 
 Arguments, inputs and outputs are those of torch's layer of that name. A layer with groups decomposes the kernel that
 torch stores, `out in kh kw` with `in` the channels of one group; `per_group` makes rules with cores for each group.
@@ -17,11 +17,13 @@ from torch import Tensor
 from torch import nn as torch_nn
 
 from ..compiler import is_channels_last
-from ..errors import CompileError, LayerError, explain
+from ..errors import CompileError, LayerError
 from ..networks import Numbers
 from ..networks import input_size as positions_reached
-from ..rewriting import Fit, Rule
-from .base import KernelLayer, LayerChoices, LayerRewrite, Shaping
+from ..rewriting import Rule
+from .base import KernelLayer, LayerRewrite
+from .embedding import Embedding
+from .planning import LayerChoices, Shaping
 
 _M = TypeVar("_M", bound=torch_nn.Module)
 
@@ -41,17 +43,21 @@ class _Windowed(KernelLayer):
 
     @classmethod
     def from_conv(
-        cls, conv: torch_nn.Module, rewrite: LayerRewrite, *, fit: Fit | None = None, **choices: Unpack[LayerChoices]
+        cls, conv: torch_nn.Module, rewrite: LayerRewrite, size: object = None, **choices: Unpack[LayerChoices]
     ) -> Self:
-        """The layer that does what one of torch's does, with its weight decomposed.
+        """Make the layer that does what one of torch's does, with its weight decomposed.
+
+            layer = tn.nn.Conv2d.from_conv(conv, "tucker2", {"a": 32, "b": 32}, input_size=56)
 
         Args:
-            conv: torch's layer of the same name. It stays as it is; dtype, device, memory format, `requires_grad`
-                and training mode are taken over.
-            rewrite: a decomposition's name, a cut, a rule in the notation, a rule; or a `Fit` of this weight.
-            fit: of this weight, by the rule that `rewrite` says, if it exists already. A fit has no further choices.
-            choices: of `Rule.apply`: ranks, sizes, metric, seed, ...; and of the plan, see `Planning`: input_size,
-                batch_size, candidates, tune, backward, memory_format.
+            conv: torch's layer of the same name. It stays as it is; the new layer has its dtype, device, memory
+                format, `requires_grad` and training mode.
+            rewrite: a decomposition's name, a cut such as "out kh | in kw", a rule or its notation; or a `Fit` of this
+                weight, which needs neither a size nor choices of the fit.
+            size: of the bonds, as `tn.fitting.read_size` reads it: 8, {"a": 32, "b": 16}, "a=32 b=16", "keep 0.5",
+                "error 0.01", "parameters 0.3".
+            choices: of `Rule.apply`: sizes (of parts of a label), fixed, metric, starts, seed, ...; and of the plan,
+                see `Planning`: input_size, batch_size, candidates, tune, backward, memory_format.
 
         Raises:
             LayerError: another layer, one whose weight is computed from others, or with hooks; a fit of another
@@ -61,13 +67,16 @@ class _Windowed(KernelLayer):
             RuleError, RankError, ValuesError, SizeError: as of `Rule.apply`.
             CompileError: no plan keeps within memory.
         """
-        return cls._of_dense(conv, rewrite, fit, choices)
+        return cls._of_dense(conv, rewrite, size, choices)
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        """The layer's output.
+        """Compute the layer's output.
 
         Args:
             input: shape (n, in_channels, *positions), or without n.
+
+        Returns:
+            Shape (n, out_channels, *positions), or without n.
 
         Raises:
             CompileError: another number of axes or channels, another dtype, fewer positions than a window needs.
@@ -99,19 +108,25 @@ class _Conv(_Windowed):
         dtype: torch.dtype | None = None,
         *,
         rewrite: str | Rule,
+        size: object = None,
         **choices: Unpack[Shaping],
     ) -> None:
-        """A layer with random values, see `reset_parameters`.
+        """Make a layer with random values, see `reset_parameters`.
 
-        Arguments up to `dtype` are those of torch's layer. Choices are those of `Planning`, and ranks, sizes, fixed,
-        bind and at; ranks that depend on singular values are those of a random kernel.
+            layer = tn.nn.Conv2d(64, 128, 3, padding=1, rewrite="tucker2", size="a=32 b=32")
+
+        Args:
+            in_channels, ..., dtype: as of torch's layer.
+            rewrite, size: as of `from_conv`; ranks that depend on singular values are those of a random kernel.
+            choices: those of `Planning`, and sizes, fixed, bind and at of `Rule.apply`.
 
         Raises:
-            LayerError: torch's layer does not take these arguments.
+            LayerError: torch's layer does not take these arguments; or as of `from_conv`.
         """
-        window = (kernel_size, stride, padding, dilation)
-        arguments = (in_channels, out_channels, *window, groups, bias, padding_mode, device, dtype)
-        self._start(arguments, rewrite, choices)
+        window = (in_channels, out_channels, kernel_size, stride, padding, dilation)
+        values = (*window, groups, bias, padding_mode, device, dtype)
+        arguments = dict(zip((*self.argument_names, "device", "dtype"), values, strict=True))
+        self._start(arguments, rewrite, size, choices)
 
 
 class _ConvTranspose(_Windowed):
@@ -133,29 +148,27 @@ class _ConvTranspose(_Windowed):
         dtype: torch.dtype | None = None,
         *,
         rewrite: str | Rule,
+        size: object = None,
         **choices: Unpack[Shaping],
     ) -> None:
-        """A layer with random values, see `reset_parameters`.
-
-        Arguments up to `dtype` are those of torch's layer. Choices are those of `Planning`, and ranks, sizes, fixed,
-        bind and at; ranks that depend on singular values are those of a random kernel.
-
-        Raises:
-            LayerError: torch's layer does not take these arguments.
-        """
+        """Make a layer with random values; arguments and errors as of `Conv2d`, in the order of torch's layer."""
         if isinstance(padding, str):  # torch would take its letters
             fact = f"padding of a transposed convolution is {padding!r}"
-            raise LayerError(explain(fact, fix="integers, as torch asks for"))
-        window = (kernel_size, stride, padding, output_padding)
-        arguments = (in_channels, out_channels, *window, groups, bias, dilation, padding_mode, device, dtype)
-        self._start(arguments, rewrite, choices)
+            raise LayerError(fact, fix="integers, as torch asks for")
+        window = (in_channels, out_channels, kernel_size, stride, padding, dilation)
+        values = (*window, groups, bias, output_padding, padding_mode, device, dtype)
+        arguments = dict(zip((*self.argument_names, "device", "dtype"), values, strict=True))
+        self._start(arguments, rewrite, size, choices)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # type: ignore[override]
-        """The layer's output.
+        """Compute the layer's output.
 
         Args:
             input: shape (n, in_channels, *positions), or without n.
-            output_size: the positions of the output, where one wants to be sure of them.
+            output_size: the positions of the output, where the caller wants to be sure of them.
+
+        Returns:
+            Shape (n, out_channels, *positions), or without n.
 
         Raises:
             CompileError: as of any input that does not fit; an output_size that the layer does not make.
@@ -170,7 +183,7 @@ class _ConvTranspose(_Windowed):
             if len(output_size) not in (axes, input.ndim) or tuple(output_size[-axes:]) != made:
                 fact = f"output_size is {tuple(output_size)}, the layer makes {made}"
                 fix = "the output_padding that gives this size, where the layer is made"
-                raise CompileError(explain(fact, fix=fix))
+                raise CompileError(fact, fix=fix)
         return super().forward(input)
 
 
@@ -227,23 +240,35 @@ class Linear(KernelLayer):
         dtype: torch.dtype | None = None,
         *,
         rewrite: str | Rule,
+        size: object = None,
         **choices: Unpack[Shaping],
     ) -> None:
-        """A layer with random values; arguments and errors as of `Conv2d`."""
-        self._start((in_features, out_features, bias, device, dtype), rewrite, choices)
+        """Make a layer with random values; arguments and errors as of `Conv2d`.
+
+        layer = tn.nn.Linear(1024, 4096, rewrite="monarch", sizes={"a": 32, "b": 64})
+        """
+        values = (in_features, out_features, bias, device, dtype)
+        arguments = dict(zip((*self.argument_names, "device", "dtype"), values, strict=True))
+        self._start(arguments, rewrite, size, choices)
 
     @classmethod
     def from_linear(
-        cls, linear: torch_nn.Module, rewrite: LayerRewrite, *, fit: Fit | None = None, **choices: Unpack[LayerChoices]
+        cls, linear: torch_nn.Module, rewrite: LayerRewrite, size: object = None, **choices: Unpack[LayerChoices]
     ) -> Self:
-        """The layer that does what a linear layer does, with its matrix decomposed: see `Conv2d.from_conv`."""
-        return cls._of_dense(linear, rewrite, fit, choices)
+        """Make the layer that does what a linear layer does, with its matrix decomposed: see `Conv2d.from_conv`.
+
+        layer = tn.nn.Linear.from_linear(linear, "out | in", "keep 0.25")
+        """
+        return cls._of_dense(linear, rewrite, size, choices)
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        """The layer's output.
+        """Compute the layer's output.
 
         Args:
             input: shape (*, in_features), with any leading axes or none.
+
+        Returns:
+            Shape (*, out_features).
 
         Raises:
             CompileError: another number of features, another dtype.
@@ -264,22 +289,25 @@ LAYERS: tuple[type[KernelLayer], ...] = (
     ConvTranspose2d,
     ConvTranspose3d,
     Linear,
+    Embedding,
 )
 """The decomposed layers, each of torch's class of that name."""
 
 
 def decomposed(
-    module: torch_nn.Module, rewrite: LayerRewrite, *, fit: Fit | None = None, **choices: Unpack[LayerChoices]
+    module: torch_nn.Module, rewrite: LayerRewrite, size: object = None, **choices: Unpack[LayerChoices]
 ) -> KernelLayer:
-    """The decomposed layer of any of torch's layers with a kernel.
+    """Make the decomposed layer of one of torch's layers with a kernel, of whichever class it is.
 
-    Arguments and errors are those of `Conv2d.from_conv`; a linear layer has no `input_size`.
+        layer = tn.nn.decomposed(model.fc, "out | in", "parameters 0.3")
+
+    Arguments and errors are those of `Conv2d.from_conv`; a linear layer and an embedding have no `input_size`.
     """
     for kind in LAYERS:
         if isinstance(module, kind.dense_class):
-            return kind._of_dense(module, rewrite, fit, choices)
+            return kind._of_dense(module, rewrite, size, choices)
     known = ", ".join(kind.__name__ for kind in LAYERS)
-    raise LayerError(explain(f"{type(module).__name__} has no kernel to decompose", fix=f"one of {known}"))
+    raise LayerError(f"{type(module).__name__} has no kernel to decompose", fix=f"one of {known}")
 
 
 def in_memory_format(model: _M, memory_format: torch.memory_format) -> _M:

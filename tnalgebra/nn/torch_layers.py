@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import LayerError, NetworkError, SizeError, explain
+from ..errors import LayerError, NetworkError, SizeError
 from ..networks import (
     KERNEL_LABELS,
     NamedTensor,
@@ -29,12 +29,19 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _AVERAGE_POOLINGS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _ADAPTIVE_POOLINGS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-_KNOWN = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *_AVERAGE_POOLINGS, *_ADAPTIVE_POOLINGS)
+_KNOWN = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, nn.Embedding, *_AVERAGE_POOLINGS, *_ADAPTIVE_POOLINGS)
+
+EMBEDDING_LABELS = ("rows", "dim")
+"""Labels of the axes of an embedding's weight."""
 
 DenseLayer: TypeAlias = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 )
 KERNEL_LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+
+AnyLayer: TypeAlias = DenseLayer | nn.Embedding
+DECOMPOSABLE = (*KERNEL_LAYERS, nn.Embedding)
+"""Layers that `decomposed` and `convert` take: those with a kernel, and embeddings, whose weight is `rows dim`."""
 
 _NO_NETWORKS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     (
@@ -66,7 +73,10 @@ def memory_format_of(tensor: Tensor) -> torch.memory_format:
 
 
 class LayerNetwork(NamedTuple):
-    """What a module computes: `evaluate(network, {"X": input, **values})`, plus `bias` on the axis `out`."""
+    """What a module computes: `evaluate(network, {"X": input, **values})`, plus `bias` on the axis `out`.
+
+    The input of an embedding's network has a row for each token, which is 1 at the token's number and 0 elsewhere.
+    """
 
     network: Network
     values: dict[str, Tensor]
@@ -79,7 +89,7 @@ def layer_network(module: nn.Module, *, input_size: Numbers | None = None) -> La
     """The network of one of torch's layers.
 
     Args:
-        module: a convolution, transposed convolution, linear layer, average or adaptive average pooling.
+        module: a convolution, transposed convolution, linear layer, embedding, average or adaptive average pooling.
         input_size: sizes of the input's positions (without batch and channels), one integer for all axes or one
             for each. Some poolings need it; anywhere else it adds sizes to the network.
 
@@ -94,13 +104,15 @@ def layer_network(module: nn.Module, *, input_size: Numbers | None = None) -> La
     if known is None:
         _refuse(module)
     _check_forward(module, known)
+    if isinstance(module, nn.Embedding):
+        _check_embedding(module)
     if isinstance(module, KERNEL_LAYERS) and is_lazy(module.weight):
-        raise LayerError(explain(f"{_kind(module)} has no weight yet", fix="run the model once on an input"))
+        raise LayerError(f"{_kind(module)} has no weight yet", fix="run the model once on an input")
     try:
         network, values = _network_and_values(module, input_size)
         return LayerNetwork(_with_input_size(network, input_size), values, _bias(module))
     except (NetworkError, SizeError) as error:
-        raise LayerError(explain(f"{_kind(module)} has no tensor network", layer=module, because=error)) from error
+        raise LayerError(f"{_kind(module)} has no tensor network", layer=module, because=error) from error
 
 
 def kernel_layers(model: nn.Module) -> dict[str, DenseLayer]:
@@ -114,10 +126,10 @@ def kernel_layers(model: nn.Module) -> dict[str, DenseLayer]:
 def kernel_labels_of(module: nn.Module) -> tuple[str, ...]:
     """Labels of the axes of a layer's weight, as torch stores it: `out in kh kw`, transposed `in out kh kw`.
 
-    With groups, `in` (transposed: `out`) counts the channels of one group.
+    With groups, `in` (transposed: `out`) counts the channels of one group. The weight of an embedding is `rows dim`.
 
     Raises:
-        LayerError: the module is not a convolution, transposed convolution or linear layer.
+        LayerError: the module is not a convolution, transposed convolution, linear layer or embedding.
     """
     for kinds in (CONVOLUTIONS, TRANSPOSED):
         for axes, kind in enumerate(kinds, start=1):
@@ -126,22 +138,22 @@ def kernel_labels_of(module: nn.Module) -> tuple[str, ...]:
                 return (out, in_, *window) if kinds is CONVOLUTIONS else (in_, out, *window)
     if isinstance(module, nn.Linear):
         return KERNEL_LABELS[2]
-    raise LayerError(explain(f"{_kind(module)} has no kernel", fix=_listed(KERNEL_LAYERS)))
+    if isinstance(module, nn.Embedding):
+        return EMBEDDING_LABELS
+    raise LayerError(f"{_kind(module)} has no kernel", fix=_listed(DECOMPOSABLE))
 
 
-def own_weight(module: DenseLayer) -> nn.Parameter:
+def own_weight(module: AnyLayer) -> nn.Parameter:
     """The weight of a layer. Raises LayerError: it is computed from other parameters, or not of real numbers."""
     weight = module._parameters.get("weight")
     if weight is None:
         raise LayerError(
-            explain(
-                f"the weight of this {type(module).__name__} is computed from other parameters",
-                because="a parametrisation, or weight norm",
-                fix="remove it first: torch.nn.utils.parametrize.remove_parametrizations",
-            )
+            f"the weight of this {type(module).__name__} is computed from other parameters",
+            because="a parametrisation, or weight norm",
+            fix="remove it first: torch.nn.utils.parametrize.remove_parametrizations",
         )
     if not weight.is_floating_point():
-        raise LayerError(explain(f"the weight is {weight.dtype}", fix="a type of real numbers"))
+        raise LayerError(f"the weight is {weight.dtype}", fix="a type of real numbers")
     return weight
 
 
@@ -149,9 +161,16 @@ def _network_and_values(module: nn.Module, input_size: Numbers | None) -> tuple[
     match module:
         case nn.Linear():
             if input_size is not None:
-                raise SizeError(explain("input_size is given to a layer without positions", fix="leave it out"))
+                raise SizeError("input_size is given to a layer without positions", fix="leave it out")
             network = linear(in_features=module.in_features, out_features=module.out_features)
             return network, {"W": module.weight.detach()}
+        case nn.Embedding():
+            if input_size is not None:
+                raise SizeError("input_size is given to a layer without positions", fix="leave it out")
+            rows, dim = EMBEDDING_LABELS
+            nodes = [NamedTensor("X", ("n", rows)), NamedTensor("W", (rows, dim))]
+            sizes = {rows: module.num_embeddings, dim: module.embedding_dim}
+            return Network(nodes, ("n", dim), sizes), {"W": module.weight.detach()}
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
             return convolution(**_arguments(module, CONVOLUTIONS)), {"K": module.weight.detach()}
         case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
@@ -192,7 +211,7 @@ def _each_axis(module: nn.Module, name: str, axes: int) -> tuple[Any, ...]:
     value = getattr(module, name)
     given = tuple(value) if isinstance(value, Sequence) else (value,)
     if len(given) not in (1, axes):
-        raise NetworkError(explain(f"{name} has {len(given)} entries, the window has {axes} axes", given=value))
+        raise NetworkError(f"{name} has {len(given)} entries, the window has {axes} axes", given=value)
     return given * axes if len(given) == 1 else given
 
 
@@ -219,18 +238,29 @@ def _check_forward(module: nn.Module, known: type[nn.Module]) -> None:
         getattr(type(module), name, None) is not getattr(known, name, None) for name in ("forward", "_conv_forward")
     ):
         raise LayerError(
-            explain(
-                f"{_kind(module)} is a {known.__name__} with a forward of its own",
-                fix=f"a plain {known.__name__}, or a network written for it",
-            )
+            f"{_kind(module)} is a {known.__name__} with a forward of its own",
+            fix=f"a plain {known.__name__}, or a network written for it",
         )
+
+
+def _check_embedding(module: nn.Embedding) -> None:
+    """Refuse arguments that change rows in place, or the gradient of single rows."""
+    reasons = {
+        "max_norm": "it rescales the rows that are read in place, and the cores of a decomposition are shared by rows",
+        "sparse": "its gradient holds the rows that were read, and the gradients of cores are dense",
+        "scale_grad_by_freq": "it divides the gradient of each row by its count, and the cores are shared by rows",
+    }
+    for name, reason in reasons.items():
+        if getattr(module, name):
+            fact = f"an embedding with {name}={getattr(module, name)} has no tensor network"
+            raise LayerError(fact, because=reason, fix=f"an embedding without {name}")
 
 
 def _refuse(module: nn.Module) -> NoReturn:
     for kinds, fact in _NO_NETWORKS:
         if isinstance(module, kinds):
-            raise LayerError(explain(fact, layer=_kind(module), fix="average pooling, or keep it outside the network"))
-    raise LayerError(explain(f"{_kind(module)} has no tensor network here", fix=_listed(_KNOWN)))
+            raise LayerError(fact, layer=_kind(module), fix="average pooling, or keep it outside the network")
+    raise LayerError(f"{_kind(module)} has no tensor network here", fix=_listed(_KNOWN))
 
 
 def _kind(module: object) -> str:

@@ -1,0 +1,50 @@
+"""Where the numbers of a decomposed layer come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..decompositions import read_trace
+from ..errors import RuleError
+from ..rewriting import Fit, Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where a layer's numbers come from, as it was when the layer was made; None where nothing was fitted.
+
+    Its trace is what a file can hold: rules, places and ranks, without metrics and values.
+    """
+
+    trace: Trace | None = None
+    relative_error: float | None = None
+    output_error: float | None = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Origin:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            text = None if self.trace is None else self.trace.to_json()
+        except RuleError:  # a rule made of functions
+            text = None
+        return _read_origin, (text, self.relative_error, self.output_error)
+
+
+def _read_origin(text: str | None, relative_error: float | None, output_error: float | None) -> Origin:
+    return Origin(None if text is None else read_trace(text), relative_error, output_error)
+
+
+def origin_of_fit(fit: Fit) -> Origin:
+    """The origin of a layer that is made from a fit of its weight."""
+    steps = fit.trace.steps
+    whole = len(steps) == 1 and steps[0].change.pieces is not None and len(fit.trace.start.nodes) == 1
+    error = steps[0].relative_error if whole else fit.relative_error
+    light = []
+    for step in steps:
+        held = {"metric": step.options.metric, "start": step.options.start}
+        lost = dict.fromkeys((*step.options.lost, *(name for name, value in held.items() if value is not None)))
+        options = replace(step.options, metric=None, start=None, lost=tuple(lost))
+        light.append(replace(step, options=options, change=replace(step.change, values={})))
+    return Origin(Trace(fit.trace.start, tuple(light)), error, fit.output_error)
