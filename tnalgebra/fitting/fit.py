@@ -114,11 +114,20 @@ def _target(kernel: Tensor, right: Network, metric: Metric | None, dtype: torch.
 
 
 def _as_split(metric: Metric, right: Network) -> Metric:
-    """The metric over the labels that the right side's cores have."""
-    for node in splitting(right):
-        if node.whole in (*metric.labels, *metric.outputs):
-            metric = metric.split(node.whole, node.parts, right.sizes)
-    return metric
+    """The metric over the labels that the cores of the right side have."""
+    parts = {node.whole: node.parts for node in splitting(right)}
+    if not parts.keys() & {*metric.labels, *metric.outputs}:
+        return metric
+    labels, batch, outputs = (
+        tuple(part for label in each for part in parts.get(label, (label,)))
+        for each in (metric.labels, metric.batch, metric.outputs)
+    )
+    sizes = [right.sizes[label] for label in labels]
+    covariance = metric.covariance.reshape([*(right.sizes[label] for label in batch), *sizes, *sizes])
+    cross = None
+    if metric.cross is not None:
+        cross = metric.cross.reshape([*(right.sizes[label] for label in outputs), *sizes])
+    return replace(metric, labels=labels, covariance=covariance, batch=batch, cross=cross, outputs=outputs)
 
 
 def _search(

@@ -177,7 +177,7 @@ def _inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
 
 
 def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -> Descent:
-    """Minimise the sum of the relative losses of all layers and starts by L-BFGS. A start that got worse stays as before."""
+    """Minimise the sum of the relative losses of all layers and starts by L-BFGS. Worse ends are not kept."""
     values = descent.values
     before = objective.loss(objective.model(values))
     power = objective.power.clamp(min=torch.finfo(objective.target.dtype).tiny)

@@ -1,8 +1,4 @@
-"""The linear least-squares problem of one core while all other cores stay.
-
-A gram matrix that is a Kronecker product is solved by the eigenvectors of its factors. For the core of a Tucker network
-each bond of rank r has a factor of r rows, in place of one matrix whose rows are as many as the product of all ranks.
-"""
+"""The linear least-squares problem of one core while all other cores stay."""
 
 from __future__ import annotations
 
@@ -12,12 +8,12 @@ from functools import cached_property
 from math import prod
 from typing import NamedTuple, TypeAlias
 
-import networkx
 import torch
 from torch import Tensor
 
 from ..tensors import Operand, contract
 from .axes import group_axes, split_axes, spread
+from .kronecker import KroneckerSystem, kronecker_factors
 from .objective import BATCH, LAYER, PRIME, START, Objective, total
 
 LARGEST_SYSTEM = 4096
@@ -43,48 +39,6 @@ _Labels: TypeAlias = tuple[str, ...]
 
 METRIC = "metric/"
 """Name of the metric among the tensors. No tensor of the notation has such a name."""
-
-
-@dataclass(frozen=True, eq=False)
-class KroneckerSystem:
-    """A gram matrix that is a Kronecker product, by its eigenvectors.
-
-    Attributes:
-        labels: of the core, whose shape is (layers, starts, *sizes).
-        factors: for each factor of the product, the labels whose values number its rows, and its eigenvectors; shape
-            (layers, starts, n, n).
-        eigenvalues: of the product; shape (layers, starts, *sizes of the core), where a label that no factor has is
-            of size 1.
-    """
-
-    labels: _Labels
-    factors: Sequence[tuple[_Labels, Tensor]]
-    eigenvalues: Tensor
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """The mean of the eigenvalues, which is that of the diagonal; shape (layers, starts, 1, ...)."""
-        mean = self.eigenvalues.flatten(2).mean(2).clamp(min=torch.finfo(self.eigenvalues.dtype).tiny)
-        return spread(mean, self.eigenvalues)
-
-    def solve(self, core: Tensor, damping: Tensor) -> Tensor:
-        """The x with (gram + damping) @ x = core."""
-        return self._turn(self._turn(core, adjoint=True) / (self.eigenvalues + damping), adjoint=False)
-
-    def _turn(self, core: Tensor, *, adjoint: bool) -> Tensor:
-        """Multiply a core with the eigenvectors, or with their transpose."""
-        labels = (*BATCH, *self.labels)
-        sizes = dict(zip(labels, core.shape, strict=True))
-        for group, vectors in self.factors:
-            groups = _first(group, self.labels)
-            turned = (vectors.mT if adjoint else vectors) @ group_axes(core, labels, *groups)
-            core = split_axes(turned, sizes, labels, *groups)
-        return core
-
-
-def _first(group: _Labels, labels: _Labels) -> list[_Labels]:
-    """Groups of labels whose axes are (layers, starts, the group, all other labels)."""
-    return [(LAYER,), (START,), group, tuple(label for label in labels if label not in group)]
 
 
 class Solved(NamedTuple):
@@ -165,48 +119,17 @@ class System:
         return result.reshape(*result.shape[: 2 + len(self.batch)], self.unknowns, self.unknowns)
 
     @cached_property
-    def factors(self) -> list[tuple[_Labels, list[int]]]:
-        """The Kronecker factors of the gram matrix; empty where it is not a product of several.
-
-        Each is a group of coupled labels that no tensor joins with the others, and the positions of its tensors in
-        `doubled`.
-        """
-        if self.batch or len(self.coupled) < 2:
-            return []
-        graph: networkx.Graph[object] = networkx.Graph()
-        graph.add_edges_from((label, label + PRIME) for label in self.coupled)
-        for number, (_, labels) in enumerate(self.doubled):
-            graph.add_node(number)
-            graph.add_edges_from((number, label) for label in labels if label not in BATCH)
-        factors = []
-        for part in networkx.connected_components(graph):
-            group = tuple(label for label in self.coupled if label in part)
-            numbers = [number for number in range(len(self.doubled)) if number in part]
-            if not group or not {label for number in numbers for label in self.doubled[number][1]}.issuperset(group):
-                return []
-            factors.append((group, numbers))
-        return factors if len(factors) > 1 else []
+    def _factors(self) -> list[tuple[_Labels, list[int]]]:
+        return [] if self.batch else kronecker_factors(self.coupled, [labels for _, labels in self.doubled])
 
     def split(self, values: Mapping[str, Tensor]) -> KroneckerSystem | None:
-        """The gram matrix by its factors; None where it has none, or where one of them is not finite."""
-        operands = self.operands(values) if self.factors else []
-        eigenvalues = self.objective.target.new_ones([1] * (2 + len(self.labels)))
-        factors = []
-        for group, numbers in self.factors:
-            gram = self.objective.contract_to([operands[number] for number in numbers], _twice(group))
-            sizes = gram.shape[2 : 2 + len(group)]
-            gram = gram.reshape(*gram.shape[:2], sizes.numel(), sizes.numel())
-            if not bool(gram.isfinite().all()):
-                return None
-            values_of_factor, vectors = torch.linalg.eigh(gram)
-            lengths = dict.fromkeys(self.labels, 1) | dict(
-                zip((*BATCH, *group), (*gram.shape[:2], *sizes), strict=True)
-            )
-            eigenvalues = eigenvalues * split_axes(
-                values_of_factor.clamp(min=0), lengths, (*BATCH, *self.labels), *_first(group, self.labels)
-            )
-            factors.append((group, vectors))
-        return KroneckerSystem(self.labels, factors, eigenvalues) if factors else None
+        """The gram matrix by its Kronecker factors; None where it has none, or where one of them is not finite."""
+        operands = self.operands(values) if self._factors else []
+        grams = [
+            (group, self.objective.contract_to([operands[number] for number in numbers], _twice(group)))
+            for group, numbers in self._factors
+        ]
+        return KroneckerSystem.of(self.labels, grams)
 
     @cached_property
     def _groups(self) -> list[_Labels]:
