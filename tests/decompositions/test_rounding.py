@@ -16,7 +16,7 @@ from tests.strategies import random_values, valued_networks
 from tnalgebra.decompositions import check_bonds, drop_components, load_trace, truncate
 from tnalgebra.errors import NetworkError, RankError, RuleError, TnalgebraError
 from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError
-from tnalgebra.networks import NamedTensor, Network, carriers, parameters, parse
+from tnalgebra.networks import NamedTensor, Network, carriers, parse
 from tnalgebra.rewriting import rule
 from tnalgebra.tensors import evaluate, magnitude, relative
 
@@ -115,7 +115,7 @@ def test_ranks_of_dropped_components() -> None:
         assert entry.apply(network, RelativeError(bound), values=values).network.sizes["r"] == wanted
     for fraction in (0.2, 0.5, 0.99, 1):
         fit = entry.apply(network, ParameterBudget(fraction), values=values)
-        assert fit.network.sizes["r"] == int(fraction * parameters(network)) // 14
+        assert fit.network.sizes["r"] == int(fraction * network.parameters) // 14
     with refused(RankError, "9", "14"):
         entry.apply(network, ParameterBudget(0.1), values=values)
 
@@ -239,12 +239,12 @@ def test_a_budget_for_all_bonds_named(case: str, fraction: float) -> None:
     network, values = parse(text), values_of(text)
     fit = truncate(" ".join(ranks)).apply(network, ParameterBudget(fraction), values=values, sweeps=5)
     check_claim(fit)
-    assert fit.parameters <= fraction * parameters(network)
+    assert fit.parameters <= fraction * network.parameters
     for bond in ranks:
         assert fit.network.sizes[bond] <= network.sizes[bond]
     if case == "CP":
         one_more = Network(network.nodes, network.output, {**fit.network.sizes, "r": fit.network.sizes["r"] + 1})
-        assert parameters(one_more) > fraction * parameters(network)
+        assert one_more.parameters > fraction * network.parameters
 
 
 def test_cp_is_cut_down_from_one_fit_to_the_next() -> None:
@@ -260,7 +260,7 @@ def test_cp_is_cut_down_from_one_fit_to_the_next() -> None:
 @pytest.mark.parametrize(
     ("text", "bond", "rank", "error", "facts"),
     [
-        ("A[i:3 r:2] B[r j:4] C[r k:2] -> [i j k]", "r", 3, RankError, "rank 3;'r';1 to 2"),
+        ("A[i:3 r:2] B[r j:4] C[r k:2] -> [i j k]", "r", {"r": 3}, RankError, "rank 3;'r';1 to 2"),
         ("A[i:3 r:2] B[r j:4]", "r", {}, RankError, "'r'"),
         ("A[i:3 r:2] B[r j:4]", "i", 1, RuleError, "'i';open"),
         ("A[i:3 r:2] B[r j:4]", "x", 1, RuleError, "'x'"),
@@ -269,7 +269,7 @@ def test_cp_is_cut_down_from_one_fit_to_the_next() -> None:
     ],
 )
 def test_what_dropping_components_refuses(
-    text: str, bond: str, rank: Rank, error: type[TnalgebraError], facts: str
+    text: str, bond: str, rank: Rank | dict[str, Rank], error: type[TnalgebraError], facts: str
 ) -> None:
     with refused(error, *facts.split(";")):
         drop_components(bond).apply(parse(text), rank, values=values_of(text))

@@ -29,7 +29,6 @@ from tnalgebra.networks import (
     carriers,
     compose,
     open_variables,
-    parameters,
     parse,
     parse_rule,
     renamed,
@@ -129,20 +128,20 @@ def test_carriers_and_shapes(network: Network) -> None:
         for position in positions:
             assert shapes(network)[name] == shape_of(network, network.nodes[position].labels)
     values = random_values(network, 0)
-    assert parameters(network) == sum(value.numel() for value in values.values())
+    assert network.parameters == sum(value.numel() for value in values.values())
 
 
 def test_a_tied_tensor_is_counted_once() -> None:
     network = parse("K[a:2 b:3] K[c d] V[b:3 d]")
     assert tensor_nodes(network) == {"K": [0, 1], "V": [2]}
-    assert parameters(network) == 6 + 9
-    assert parameters(parse("s[]")) == 1
-    assert parameters(parse("Copy[a:2 b]")) == 0
+    assert network.parameters == 6 + 9
+    assert parse("s[]").parameters == 1
+    assert parse("Copy[a:2 b]").parameters == 0
 
 
 def test_unknown_sizes() -> None:
     network = parse("K[a:2 b]")
-    for ask in (lambda: size_of(network, "b"), lambda: shapes(network), lambda: parameters(network)):
+    for ask in (lambda: size_of(network, "b"), lambda: shapes(network), lambda: network.parameters):
         with refused(SizeError, "'b'", "K[a b]", "a=2", "sizes={'b': ...}"):
             ask()
     with refused(SizeError, "'z'", "no node", "nothing"):

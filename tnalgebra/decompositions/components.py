@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import RuleError, explain
 from ..fitting import ParameterBudget, RelativeError, Size, allowance, kept, rank_of
-from ..networks import NamedTensor, Network, carriers, check_word, node_text, parameters, shape_of, tensor_nodes
+from ..networks import NamedTensor, Network, carriers, check_word, node_text, shape_of, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import Operand, Values, contract, operands, relative, value_of, values_for
 
@@ -82,8 +82,8 @@ def _rank(size: Size, bond: str, gram: Tensor, before: Network) -> int:
     """gram: of the components, the largest first."""
     full = len(gram)
     if isinstance(size, ParameterBudget):
-        one, two = (parameters(with_new_sizes(before, {bond: count})) for count in (1, 2))
-        limit = allowance(size, parameters(before), least=one)
+        one, two = (with_new_sizes(before, {bond: count}).parameters for count in (1, 2))
+        limit = allowance(size, before.parameters, least=one)
         return min(full, 1 + (limit - one) // (two - one))
     rank = rank_of(size, bond)
     if isinstance(rank, RelativeError):
@@ -147,7 +147,7 @@ def check_values(network: Network, values: Values, *, what: str) -> None:
     """Raises RuleError if a tensor has no value."""
     for name in tensor_nodes(network):
         if name not in values:
-            raise RuleError(explain(f"{what} needs the value of {name!r}", fix="apply(network, values)"))
+            raise RuleError(explain(f"{what} needs the value of {name!r}", fix="apply(network, size, values={...})"))
 
 
 def connected_part(network: Network, bonds: Sequence[str]) -> tuple[int, ...]:

@@ -24,7 +24,6 @@ from ..networks import (
     fresh,
     kernel_labels,
     labels_of,
-    parameters,
     parse,
     parse_bipartition,
     tensor_nodes,
@@ -169,7 +168,7 @@ def _nearest(
         svd = truncated_svd(matrix, dtype=dtype)
         rank = kept(asked, len(svd.S), bond="r", singular_values=svd.S.tolist)
     else:
-        rank = _rank(asked, matrix.shape, form, parameters(network))
+        rank = _rank(asked, matrix.shape, form, network.parameters)
         svd = truncated_svd(matrix, rank if randomised(matrix, rank) else None, dtype=dtype)
     every = len(svd.S) == min(matrix.shape)
     error = relative(svd.S[rank:], svd.S) if every else relative_residual(matrix, svd)
@@ -196,7 +195,7 @@ def _nearest_in_metric(
     sizes = dict(zip(network.output, dense.shape, strict=True))
     bond = fresh("r", carriers(network))
     nodes = [NamedTensor("L", (*bipartition.left, bond)), NamedTensor("R", (bond, *bipartition.right))]
-    size, before = options.size, parameters(network)
+    size, before = options.size, network.parameters
     if isinstance(size, ParameterBudget):
         shape = [prod(sizes[label] for label in side) for side in (bipartition.left, bipartition.right)]
         size = _rank(size, shape, form, before)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import RuleError, explain
 from ..fitting import FitReport, ParameterBudget, degeneracy_of, follow_starts, grow, kept, plain_rank, rank_of
-from ..networks import NamedTensor, Network, carriers, check_word, parameters, tensor_nodes
+from ..networks import NamedTensor, Network, carriers, check_word, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import SVD, Values, relative, truncated_svd
 from .components import (
@@ -92,9 +92,9 @@ def _ranks_under(budget: ParameterBudget, network: Network, spectra: Mapping[str
     """Ranks under a budget of this network's parameters."""
 
     def count(trial: Mapping[str, int]) -> int:
-        return parameters(with_new_sizes(network, trial))
+        return with_new_sizes(network, trial).parameters
 
-    return grow(spectra, count, budget, parameters(network))
+    return grow(spectra, count, budget, network.parameters)
 
 
 # Trees -------------------------------------------------------------------------------------------------------

@@ -3,18 +3,16 @@
 from .bipartition import Bipartition, bipartitions, check_covers, parse_bipartition
 from .builders import Numbers, axis_numbers, convolution, linear, patch_tensor, transposed_convolution
 from .drawing import FILL, FUSE, INK, PALETTE, check_suffix, own_style, store
+from .edit import Edit, edited
 from .isomorphism import isomorphic
 from .labels import KERNEL_LABELS, MAX_AXES, MAX_SIZE, WORD, check_word, fresh, kernel_labels, labels_of
 from .multiply_adds import kernel_multiply_adds
 from .network import (
     Carriers,
-    Edit,
     Network,
     carriers,
     compose,
-    edited,
     open_variables,
-    parameters,
     renamed,
     shape_of,
     shapes,
@@ -86,7 +84,6 @@ __all__ = [
     "node_text",
     "open_variables",
     "own_style",
-    "parameters",
     "parse",
     "parse_bipartition",
     "parse_rule",

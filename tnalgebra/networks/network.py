@@ -1,7 +1,6 @@
-"""`Network`: nodes, output labels and known sizes; and the functions that rename, join and edit networks.
+"""`Network`: nodes, output labels and the sizes that are known; and the functions that rename and join networks.
 
-A network has no arrays, and nothing here imports torch. Where two labels become one, their sizes are compared here; what
-the nodes themselves imply about sizes is in `sizes`.
+A network has no arrays, and nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import NetworkError, SizeError, explain
 from . import drawing
-from .labels import MAX_AXES, fresh
-from .nodes import NamedTensor, Node, check_node, node_text, relabel, rename, variables
+from .checks import check_nodes, check_output
+from .labels import fresh
+from .nodes import NamedTensor, Node, node_text, relabel, rename, variables
 from .sizes import infer_sizes
 
 if TYPE_CHECKING:
@@ -25,26 +25,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Carriers = dict[str, list[tuple[int, int]]]
-"""label -> the (position of the node, axis on it) pairs at which the label stands."""
+"""label -> the (position of the node, axis on it) pairs at which the label occurs."""
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Network:
     """A labelled tensor network: the product of its nodes, summed over every label that is not in the output.
 
-    Args:
-        nodes: at least one; the order has no meaning for the value.
-        output: the open labels in the order of the value's axes; by default every label that occurs once on a
-            node, in order of first appearance.
-        sizes: label -> size. May be partial; `sizes` of the network holds everything that follows from it.
+    A network is usually written in the notation and read by `tn.parse`. `str(network)` is that text again, and a
+    notebook shows a network as its drawing. Networks are values: they cannot be changed, and can be keys of
+    dictionaries. Two networks are equal if they have the same nodes in the same order with the same words; see
+    `tn.networks.isomorphic` for equality up to renaming. `a >> b` feeds the output of `a` to the input of `b`.
 
-    Two networks are equal if their nodes stand in the same order with the same words; see `isomorphic` for
-    equality up to renaming.
+    Args:
+        nodes: at least one node. Their order does not affect the value.
+        output: the open labels, in the order of the value's axes. By default these are the labels that occur exactly
+            once, in the order in which they first appear.
+        sizes: label -> size, for some labels or all. The network's own `sizes` hold all that follow from them.
 
     Raises:
-        NetworkError: no nodes, an output label that no node carries or that stands twice in the output, one name
-            with two numbers of axes, more than 64 axes on a node, an attribute out of range.
-        SizeError: contradicting sizes, or a size of a label that is not there.
+        NetworkError: there are no nodes; no node carries an output label, or it is twice in the output; a name has two
+            different numbers of axes; a node has more than 64 axes; an attribute of a node is out of range.
+        SizeError: the sizes contradict each other, or belong to a label that no node carries.
+
+    Example:
+        >>> tn.parse("U[out:64 a:16] V[a in:32] -> [out in]").parameters
+        1536
     """
 
     nodes: tuple[Node, ...]
@@ -59,12 +65,12 @@ class Network:
     ) -> None:
         nodes = tuple(nodes)
         output = default_output(nodes) if output is None else tuple(output)
-        _check_nodes(nodes)
-        _check_output(nodes, output)
+        check_nodes(nodes)
+        check_output(nodes, output)
         self._set(nodes, output, sizes or {})
 
     def _set(self, nodes: tuple[Node, ...], output: tuple[str, ...], sizes: Mapping[str, int]) -> None:
-        """The fields, of nodes and an output that are checked."""
+        """Set the fields. The nodes and the output have been checked."""
         labels = {label for node in nodes for label in node.labels}
         for label in sizes:
             if label not in labels:
@@ -77,6 +83,11 @@ class Network:
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "output", output)
         object.__setattr__(self, "sizes", MappingProxyType(infer_sizes(nodes, sizes)))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the named tensors hold; a tied tensor counts once. Raises SizeError if a size is unknown."""
+        return sum(prod(shape) for shape in shapes(self).values())
 
     def __str__(self) -> str:
         seen: set[str] = set()
@@ -126,78 +137,34 @@ class Network:
 
 
 def default_output(nodes: Sequence[Node]) -> tuple[str, ...]:
-    """Every label that stands exactly once on a node, in order of first appearance."""
+    """Every label that occurs exactly once, in the order in which they first appear."""
     count = Counter(label for node in nodes for label in node.labels)
     return tuple(label for label, times in count.items() if times == 1)
 
 
-def _check_nodes(nodes: tuple[Node, ...]) -> None:
-    if not nodes:
-        raise NetworkError(explain("a network has no nodes", fix="at least one, for example K[out in kh kw]"))
-    first: dict[str, Node] = {}
-    for node in nodes:
-        check_node(node)
-        other = first.setdefault(node.name, node)
-        if isinstance(node, NamedTensor) and len(other.labels) != len(node.labels):
-            raise NetworkError(
-                explain(
-                    f"the tensor {node.name!r} stands with two numbers of axes",
-                    first=node_text(other),
-                    second=node_text(node),
-                    fix="one name is one tensor: rename one of them",
-                ),
-                at=node,
-            )
-
-
-def _check_output(nodes: tuple[Node, ...], output: tuple[str, ...]) -> None:
-    if len(output) > MAX_AXES:
-        raise NetworkError(explain(f"the output has {len(output)} axes", fix=f"at most {MAX_AXES}"))
-    labels = {label for node in nodes for label in node.labels}
-    for label in output:
-        if label not in labels:
-            raise NetworkError(
-                explain(f"no node carries the output label {label!r}", labels=" ".join(sorted(labels))),
-                at=("->", label),
-            )
-        if output.count(label) > 1:
-            raise NetworkError(
-                explain(
-                    f"the output names {label!r} twice",
-                    where=f"-> [{' '.join(output)}]",
-                    fix=f"a second label joined to it by Copy[{label} {label}_2]",
-                ),
-                at=("->", label),
-            )
-
-
-# What one asks of a network ---------------------------------------------------------------------------------
+# Questions about a network -----------------------------------------------------------------------------------
 
 
 def carriers(network: Network) -> Carriers:
-    """Where each label stands: label -> [(position of the node, axis on it), ...]."""
-    found: Carriers = {}
+    """Where each label occurs: label -> [(position of the node, axis on it), ...]."""
+    places: Carriers = {}
     for position, node in enumerate(network.nodes):
         for axis, label in enumerate(node.labels):
-            found.setdefault(label, []).append((position, axis))
-    return found
+            places.setdefault(label, []).append((position, axis))
+    return places
 
 
 def tensor_nodes(network: Network) -> dict[str, list[int]]:
-    """name -> the positions at which that tensor stands (more than one: tied)."""
-    found: dict[str, list[int]] = {}
+    """name -> the positions of the nodes with that name. A tensor with more than one position is tied."""
+    positions: dict[str, list[int]] = {}
     for position, node in enumerate(network.nodes):
         if isinstance(node, NamedTensor):
-            found.setdefault(node.name, []).append(position)
-    return found
+            positions.setdefault(node.name, []).append(position)
+    return positions
 
 
 def size_of(network: Network, label: str) -> int:
-    """The size of a label.
-
-    Raises:
-        SizeError: it is not known.
-    """
+    """The size of a label. Raises SizeError if it is unknown."""
     if label not in network.sizes:
         node = next((node_text(node) for node in network.nodes if label in node.labels), "no node")
         known = " ".join(f"{key}={size}" for key, size in network.sizes.items())
@@ -206,7 +173,7 @@ def size_of(network: Network, label: str) -> int:
                 f"the size of label {label!r} is unknown",
                 where=node,
                 known=known or "nothing",
-                fix=f"give sizes={{{label!r}: ...}} or bind a value to a tensor that carries it",
+                fix=f"write {label}:SIZE in the notation, or give a value to a tensor that carries it",
             )
         )
     return network.sizes[label]
@@ -218,26 +185,21 @@ def shape_of(network: Network, labels: Iterable[str]) -> tuple[int, ...]:
 
 
 def shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    """name -> shape of every named tensor. Raises SizeError if a size is unknown."""
-    found = {node.name: node.labels for node in network.nodes if isinstance(node, NamedTensor)}
-    return {name: shape_of(network, labels) for name, labels in found.items()}
-
-
-def parameters(network: Network) -> int:
-    """Numbers the named tensors hold, a tied tensor counted once. Raises SizeError if a size is unknown."""
-    return sum(prod(shape) for shape in shapes(network).values())
+    """name -> shape of that tensor. Raises SizeError if a size is unknown."""
+    labels_of_tensor = {node.name: node.labels for node in network.nodes if isinstance(node, NamedTensor)}
+    return {name: shape_of(network, labels) for name, labels in labels_of_tensor.items()}
 
 
 def open_variables(network: Network) -> tuple[str, ...]:
-    """Names of the attributes left open; only sides of rules have any."""
+    """Names of the attributes that a rule leaves open, such as the `s` of `stride=s`. Other networks have none."""
     return tuple(dict.fromkeys(v.name for node in network.nodes for v in variables(node)))
 
 
-# What makes a new network ------------------------------------------------------------------------------------
+# New networks from old ones ----------------------------------------------------------------------------------
 
 
 def with_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
-    """The same network with more sizes known. Raises SizeError where they contradict."""
+    """The same network with more sizes. Raises SizeError where they contradict those that it has."""
     for label in network.sizes.keys() & sizes.keys():
         if network.sizes[label] != sizes[label]:
             raise SizeError(
@@ -257,9 +219,9 @@ def with_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
 def renamed(
     network: Network, *, labels: Mapping[str, str] | None = None, names: Mapping[str, str] | None = None
 ) -> Network:
-    """The same network with labels and tensor names replaced, all at once (so that a swap is possible).
+    """The same network with other words for labels and tensors. All are replaced at once, so two can be swapped.
 
-    Two labels may become one (a diagonal is taken); two names may become one (they are tied).
+    Two labels may become one, which takes a diagonal. Two names may become one, which ties the tensors.
     """
     labels, names = labels or {}, names or {}
     nodes = [rename(relabel(node, labels), names) for node in network.nodes]
@@ -268,10 +230,10 @@ def renamed(
 
 
 def input_name(network: Network) -> str:
-    """The tensor that `>>` feeds: the one called X, else the only one there is.
+    """The name of the tensor that `>>` feeds: X if there is one, otherwise the only tensor.
 
     Raises:
-        NetworkError: there are several and none is called X.
+        NetworkError: there are several tensors, or none, and none of them is called X.
     """
     names = list(tensor_nodes(network))
     if "X" in names or len(names) == 1:
@@ -287,17 +249,23 @@ def input_name(network: Network) -> str:
 
 
 def compose(first: Network, second: Network, *, into: str | None = None) -> Network:
-    """Feed the output of `first` to the tensor `into` of `second`, label by label in that tensor's order.
+    """Feed the output of `first` to a tensor of `second`: the first output label to its first axis, and so on.
 
-    Names and labels of `second` that `first` has too are renamed apart. If the input stands several times in
-    `second`, each occurrence becomes a copy of `first` with the same tensors (tied) and bonds of its own.
+    Names and labels of `second` that also occur in `first` are renamed. If the tensor occurs several times in
+    `second`, a copy of `first` takes the place of each occurrence, with the same tensors (tied) and bonds of its own.
 
     Args:
-        into: name of the tensor that is replaced; by default `input_name(second)`.
+        first: its output has as many labels as the tensor has axes.
+        second: its output becomes the output of the result.
+        into: the name of the tensor. By default it is X, or the only tensor of `second`; `first >> second` is this.
 
     Raises:
-        NetworkError: no such tensor, or another number of axes.
-        SizeError: the sizes of the joined labels differ.
+        NetworkError: `second` has no such tensor, or its number of axes differs from that of the output of `first`.
+        SizeError: the sizes of two labels that are joined differ.
+
+    Example:
+        >>> str(tn.networks.compose(tn.parse("A[i j]"), tn.parse("X[a b] B[b c]")))
+        'A[a b] B[b c]'
     """
     into = input_name(second) if into is None else into
     places = tensor_nodes(second).get(into)
@@ -320,11 +288,11 @@ def compose(first: Network, second: Network, *, into: str | None = None) -> Netw
     sizes: list[tuple[str, int]] = []
     for number, place in enumerate(places):
         inner = _fresh_words(carriers(first), taken) if number else {}
-        for own, label in zip(first.output, second.nodes[place].labels, strict=True):
-            if label in labels:  # joined before: the input stands twice, or with one label twice
-                inner[own] = labels[label]
+        for open_label, label in zip(first.output, second.nodes[place].labels, strict=True):
+            if label in labels:  # joined before: the input occurs twice, or has one label twice
+                inner[open_label] = labels[label]
             else:
-                labels[label] = inner.get(own, own)
+                labels[label] = inner.get(open_label, open_label)
         nodes += [relabel(node, inner) for node in first.nodes]
         sizes += [(inner.get(label, label), size) for label, size in first.sizes.items()]
     kept = (node for position, node in enumerate(second.nodes) if position not in places)
@@ -334,16 +302,17 @@ def compose(first: Network, second: Network, *, into: str | None = None) -> Netw
 
 
 def _renamed_apart(first: Network, second: Network, into: str) -> tuple[dict[str, str], dict[str, str]]:
-    """New words for the labels and names of `second` that `first` has too, but those of the input."""
-    own, names = set(carriers(first)), tensor_nodes(second)
+    """New words for the labels and names of `second` that also occur in `first`, except those of the input."""
+    first_labels, names = set(carriers(first)), tensor_nodes(second)
     joined = {label for place in names[into] for label in second.nodes[place].labels}
-    labels = _fresh_words([label for label in carriers(second) if label in own - joined], own | set(carriers(second)))
+    clashing = [label for label in carriers(second) if label in first_labels - joined]
+    labels = _fresh_words(clashing, first_labels | set(carriers(second)))
     shared = [name for name in names if name in tensor_nodes(first) and name != into]
     return labels, _fresh_words(shared, {*tensor_nodes(first), *names})
 
 
 def _fresh_words(words: Iterable[str], taken: set[str]) -> dict[str, str]:
-    """word -> one that is not in `taken`, which grows."""
+    """word -> a word that is not in `taken`, to which it is added."""
     new: dict[str, str] = {}
     for word in words:
         new[word] = fresh(word, taken)
@@ -352,50 +321,11 @@ def _fresh_words(words: Iterable[str], taken: set[str]) -> dict[str, str]:
 
 
 def _merged(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """One size a label. Raises SizeError where two labels that became one differ."""
-    found: dict[str, int] = {}
+    """label -> size. Raises SizeError where two labels that become one have different sizes."""
+    merged: dict[str, int] = {}
     for label, size in sizes:
-        if found.setdefault(label, size) != size:
+        if merged.setdefault(label, size) != size:
             raise SizeError(
-                explain(f"labels of sizes {found[label]} and {size} cannot both be {label!r}", fix="equal sizes")
+                explain(f"labels of sizes {merged[label]} and {size} cannot both be {label!r}", fix="equal sizes")
             )
-    return found
-
-
-# What a rewrite does to a network ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """A change of a network that has not been made yet.
-
-    remove: positions of nodes that go.
-    add: nodes that come, where the first of those stood.
-    replace: position -> the node that takes another's place.
-    labels: old -> new, renamed on all nodes (those of `add` and `replace` too) and in the output.
-    sizes: of labels that are new.
-    definitions: new tensor -> the network over the old tensors whose value it is.
-    """
-
-    remove: Sequence[int] = ()
-    add: Sequence[Node] = ()
-    replace: Mapping[int, Node] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    definitions: Mapping[str, Network] = field(default_factory=dict)
-
-
-def edited(network: Network, edit: Edit) -> Network:
-    """The network after an edit. Sizes of labels that are still there stay."""
-    removed = set(edit.remove)
-    nodes: list[Node] = []
-    for position, node in enumerate(network.nodes):
-        if removed and position == min(removed):
-            nodes += edit.add
-        if position not in removed:
-            nodes.append(edit.replace.get(position, node))
-    nodes = [relabel(node, edit.labels) for node in nodes]
-    known = {edit.labels.get(label, label): size for label, size in network.sizes.items()} | dict(edit.sizes)
-    there = {label for node in nodes for label in node.labels}
-    output = [edit.labels.get(label, label) for label in network.output]
-    return Network(nodes, output, {label: size for label, size in known.items() if label in there})
+    return merged

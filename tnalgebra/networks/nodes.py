@@ -1,6 +1,6 @@
-"""The five kinds of node: named tensors, and four whose elements follow from a formula.
+"""The five kinds of node: named tensors, and four kinds of reserved nodes, whose elements follow from a formula.
 
-A node is a frozen value; what it means is in its class docstring, what its dense array is in `evaluation`.
+A node is a frozen value. Its docstring says what its elements are; `tensors.evaluation` makes them as a dense array.
 """
 
 from __future__ import annotations
@@ -10,19 +10,13 @@ from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Literal, TypeAlias, get_args
 
-from ..errors import NetworkError, explain
-from .labels import MAX_AXES, MAX_DIGITS, MAX_SIZE, check_word
-
-MAX_FILL = 10**300
-"""Largest value of a Fill: it still fits a float64."""
-
 Mode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """An attribute that a rule's left side leaves open, such as the `s` of `Conv[x y k | stride=s]`."""
+    """An attribute that the left side of a rule leaves open, such as the `s` of `Conv[x y k | stride=s]`."""
 
     name: str
 
@@ -32,7 +26,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
-    """A tensor whose elements are given from outside; the same name twice is the same tensor (tied)."""
+    """A tensor whose elements are values. Two nodes with the same name are the same tensor: they are tied."""
 
     name: str
     labels: tuple[str, ...]
@@ -44,7 +38,7 @@ class NamedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """1 where all labels agree, else 0. Any number of labels: of one it is a vector of ones."""
+    """Element [a, b, ...] is 1 where all labels agree, and otherwise 0. With one label it is a vector of ones."""
 
     labels: tuple[str, ...]
 
@@ -59,10 +53,12 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """The index pattern of a convolution along one axis: 1 where x = stride*y + dilation*k - low, else 0.
+    """The index pattern of a convolution along one axis.
 
-    `x` runs over the input, `y` over the output, `k` over the window. `low` and `high` pad the two ends of x
-    (a negative one crops). A padded position is left out (mode zeros) or folded back into x.
+    Element [x, y, k] is 1 where x = stride * y + dilation * k - low, and otherwise 0; `x` is the position in the
+    input, `y` in the output, `k` in the window. `low` and `high` are how many positions the two ends of x are padded
+    by (a negative number crops). With mode "zeros" the padded positions are left out; with "reflect", "replicate" and
+    "circular" they are folded back into x, as in torch.
     """
 
     x: str
@@ -97,7 +93,10 @@ class Conv:
 
 @dataclass(frozen=True, slots=True)
 class Fuse:
-    """A reshape: 1 where whole is the row-major number of the parts (the last part runs fastest), else 0."""
+    """A reshape: element [whole, part, ...] is 1 where `whole` is the row-major number of the parts, and otherwise 0.
+
+    The last part runs fastest.
+    """
 
     whole: str
     parts: tuple[str, ...]
@@ -117,7 +116,7 @@ class Fuse:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """`value` at every element; "mean" stands for one over the number of elements. Without labels: a scalar."""
+    """Every element is `value`; "mean" is one over the number of elements. Without labels it is a scalar."""
 
     labels: tuple[str, ...]
     value: Fraction | Literal["mean"] | Variable = Fraction(1)
@@ -134,11 +133,11 @@ class Fill:
 Node: TypeAlias = NamedTensor | Copy | Conv | Fuse | Fill
 
 RESERVED = ("Copy", "Conv", "Fuse", "Fill")
-"""Names that no tensor can have."""
+"""The names of the reserved nodes, which tensors cannot have."""
 
 
 def relabel(node: Node, labels: Mapping[str, str]) -> Node:
-    """The same node with every label that `labels` names replaced."""
+    """The same node with labels replaced: old -> new."""
     new = tuple(labels.get(label, label) for label in node.labels)
     if new == node.labels:
         return node
@@ -152,18 +151,23 @@ def relabel(node: Node, labels: Mapping[str, str]) -> Node:
 
 
 def rename(node: Node, names: Mapping[str, str]) -> Node:
-    """The same node with its tensor's name replaced; other nodes stay as they are."""
+    """The same node with its name replaced (old -> new) if it is a named tensor; other nodes are unchanged."""
     return replace(node, name=names.get(node.name, node.name)) if isinstance(node, NamedTensor) else node
 
 
 def variables(node: Node) -> tuple[Variable, ...]:
-    """The attributes a node leaves open: none in any network that can be evaluated."""
-    found = (getattr(node, field.name) for field in fields(node))
-    return tuple(value for value in found if isinstance(value, Variable))
+    """The attributes that a node leaves open. A network that can be evaluated has no such node."""
+    values = (getattr(node, field.name) for field in fields(node))
+    return tuple(value for value in values if isinstance(value, Variable))
 
 
 def node_text(node: Node, sizes: Mapping[str, int] | None = None, seen: set[str] | None = None) -> str:
-    """The node in the notation, each size in `sizes` at the first label not yet in `seen` (which grows)."""
+    """The node in the notation.
+
+    Args:
+        sizes: label -> size. A size is written where its label occurs for the first time.
+        seen: the labels that occurred before, to which the node's labels are added. Without it no size is written.
+    """
     words = []
     for label in node.labels:
         first = seen is not None and label not in seen
@@ -172,54 +176,3 @@ def node_text(node: Node, sizes: Mapping[str, int] | None = None, seen: set[str]
             seen.add(label)
     attributes = [f"{key}={text}" for key, text in node.attributes.items()]
     return f"{node.name}[{' '.join([*words, '|', *attributes] if attributes else words)}]"
-
-
-def check_node(node: Node) -> None:
-    """Raise NetworkError if a node by itself would not mean anything."""
-    if len(node.labels) > MAX_AXES:
-        fix = f"at most {MAX_AXES}, torch's own limit: fuse some labels"
-        raise NetworkError(explain(f"node {node.name!r} has {len(node.labels)} axes", fix=fix), at=node)
-    for label in node.labels:
-        check_word(label, what="label")
-    match node:
-        case NamedTensor():
-            check_word(node.name, what="tensor name")
-            if node.name in RESERVED:
-                fact = f"{node.name!r} names a reserved node, not a tensor"
-                raise NetworkError(explain(fact, fix="another name"), at=node)
-        case Fuse() if not node.parts:
-            raise _wrong(node, "Fuse has no parts", fix="Fuse[whole part part ...]")
-        case Conv():
-            for attribute in ("stride", "low", "high", "dilation"):
-                number: object = getattr(node, attribute)
-                if isinstance(number, Variable):
-                    continue
-                if not isinstance(number, int) or abs(number) > MAX_SIZE:
-                    raise _wrong(node, f"{attribute} is {number!r}", fix=f"an integer of at most {MAX_SIZE}")
-                if attribute in ("stride", "dilation") and number < 1:
-                    raise _wrong(node, f"{attribute} is {number}", fix=f"a {attribute} of at least 1")
-            if not isinstance(node.mode, Variable) and node.mode not in MODES:
-                raise _wrong(node, f"mode is {node.mode!r}", fix="one of " + ", ".join(MODES))
-        case Fill():
-            _check_value(node)
-
-
-def _check_value(node: Fill) -> None:
-    value: object = node.value
-    if value == "mean" or isinstance(value, Variable):
-        return
-    if not isinstance(value, int | Fraction):
-        raise _wrong(node, f"Fill has value {value!r}", fix="a Fraction, an integer, or 'mean'")
-    if abs(Fraction(value)) > MAX_FILL or len(str(value)) > MAX_DIGITS:
-        raise NetworkError(
-            explain(
-                f"Fill has a value of {len(str(value))} digits",
-                where=f"Fill[{' '.join(node.labels)}]",
-                fix=f"at most {MAX_DIGITS}, and at most 1e300",
-            ),
-            at=node,
-        )
-
-
-def _wrong(node: Node, fact: str, *, fix: str) -> NetworkError:
-    return NetworkError(explain(fact, where=node_text(node), fix=fix), at=node)

@@ -24,7 +24,6 @@ from ..networks import (
     carriers,
     edited,
     fresh,
-    parameters,
     relabel,
     rename,
     tensor_nodes,
@@ -106,7 +105,7 @@ class Reading:
     def target(self) -> Tensor:
         if self.missing:
             fact = f"an approximate rule needs the value of {self.missing[0]!r}"
-            raise RuleError(explain(fact, fix="apply(network, values)"))
+            raise RuleError(explain(fact, fix="apply(network, size, values={...})"))
         return value_of(self.before, self.values, dtype=torch.float64)
 
     @cached_property
@@ -262,7 +261,7 @@ def build_fitted_many(jobs: Sequence[tuple[Network, Place, Values, Options]]) ->
             [reading.target for reading in together],
             first.sized,
             first.options.size,
-            before=parameters(first.before),
+            before=first.before.parameters,
             settings=first.options.settings,
             constants=first.constants,
             metrics=[reading.metric for reading in together if reading.metric is not None],

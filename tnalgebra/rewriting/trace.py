@@ -18,7 +18,7 @@ from .._files import write_text
 from .._tables import Table, Tabular, shorten, tabulate, write_change, write_number
 from ..errors import RuleError, explain
 from ..fitting import FitReport
-from ..networks import NamedTensor, Network, kernel_multiply_adds, parameters, tensor_nodes
+from ..networks import NamedTensor, Network, kernel_multiply_adds, tensor_nodes
 from ..tensors import Values, bind_values, common_dtype, evaluate, magnitude, relative, value_of, values_for
 from .options import Choices, Options, Place
 
@@ -183,7 +183,7 @@ def _known_parameters(network: Network) -> int | None:
     known = all(
         label in network.sizes for node in network.nodes if isinstance(node, NamedTensor) for label in node.labels
     )
-    return parameters(network) if known else None
+    return network.parameters if known else None
 
 
 _STEP_COLUMNS: dict[str, Callable[[Step], str]] = {
@@ -326,7 +326,7 @@ class Fit(Tabular):
     @property
     def parameters(self) -> int:
         """Numbers the tensors hold, tied ones once."""
-        return parameters(self.network)
+        return self.network.parameters
 
     def multiply_adds(self, positions: Sequence[int] = ()) -> int:
         """Count the multiply-adds of a convolution with this kernel, for one input.

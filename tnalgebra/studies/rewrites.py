@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from math import prod
 
 from ..decompositions import cut_sequence, read_rewrite
-from ..errors import NetworkError, NotationError, RankError, RuleError, SizeError, ValuesError, explain
+from ..errors import NetworkError, NotationError, RankError, RuleError, SizeError, ValuesError
 from ..fitting import NoTreeError, Rank, bonds_of, tree_of
 from ..model import Planned
-from ..networks import WORD, Network, parameters, parse_bipartition
+from ..networks import WORD, Network, parse_bipartition
 from ..rewriting import Fit, Rule, rule
 from .kernels import Layer
 from .store import BASELINE
@@ -46,7 +46,7 @@ class Form:
         capped = {bond: min(rank, self.full[bond]) if isinstance(rank, int) else rank for bond, rank in chosen.items()}
         counted = {bond: rank if isinstance(rank, int) else self.full[bond] for bond, rank in capped.items()}
         right = Network(self.network.nodes, self.network.output, {**self.network.sizes, **counted})
-        return Planned(self.rule, capped, parameters(right))
+        return Planned(self.rule, capped, right.parameters)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Rewrite:
             rewrite = rewrite.spec["cut"]  # as text, so that a layer whose labels have another order gets its own rule
         if not isinstance(rewrite, str) or not rewrite.strip() or rewrite.strip() == BASELINE.rewrite:
             fix = "a name of the catalogue, a cut, a rule in the notation, a Rule, or a Fit"
-            raise RuleError(explain(f"rewrites holds {rewrite!r}", fix=fix))
+            raise RuleError(f"rewrites holds {rewrite!r}", fix=fix)
         text = " ".join(rewrite.split())
         if "=>" in text:
             return cls(text, rule(text))
@@ -114,7 +114,7 @@ class Rewrite:
         decomposition = read_rewrite(self.source, labels)
         if decomposition.kind != "approximate" or decomposition.start is None:
             fact = f"the rule {decomposition.name!r} is exact: it does not decompose a kernel"
-            raise RuleError(explain(fact, rule=decomposition.equation, fix="a decomposition"))
+            raise RuleError(fact, rule=decomposition.equation, fix="a decomposition")
         return decomposition
 
     def bonds(self, layers: Iterable[Layer]) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ class Rewrite:
             except NO_FORM as error:
                 reasons.setdefault(layer.labels, f"K[{' '.join(layer.labels)}] of {layer.name!r}: {error}")
         if not chosen:
-            raise RuleError(explain(f"the rewrite {self.text!r} fits no layer", because="\n".join(reasons.values())))
+            raise RuleError(f"the rewrite {self.text!r} fits no layer", because="\n".join(reasons.values()))
         return chosen
 
 
@@ -149,7 +149,7 @@ def _check_labels(cut: Rule, labels: Sequence[str]) -> None:
     of_cut, of_layer = set(parse_bipartition(cut.name).labels), set(labels)
     if of_cut != of_layer:
         missing, unknown = " ".join(sorted(of_layer - of_cut)), " ".join(sorted(of_cut - of_layer))
-        raise RuleError(explain("the cut has other labels", missing=missing or None, unknown=unknown or None))
+        raise RuleError("the cut has other labels", missing=missing or None, unknown=unknown or None)
 
 
 def free_bonds(decomposition: Rule) -> tuple[str, ...]:
@@ -197,7 +197,7 @@ def read_ranks(texts: Iterable[str]) -> list[dict[str, int]]:
         ranks = [int(number) for number in match[2].split(",")] if match else []
         if match is None or match[1] in sweep or 0 in ranks:
             fix = "each bond once, with its ranks, integers of at least 1: r=16,32"
-            raise RankError(explain(f"ranks holds {part!r}", fix=fix))
+            raise RankError(f"ranks holds {part!r}", fix=fix)
         sweep[match[1]] = ranks
     return [
         {bond: ranks[min(i, len(ranks) - 1)] for bond, ranks in sweep.items() if i < len(ranks) or len(ranks) == 1}
