@@ -1,8 +1,9 @@
 """Pages and pictures of the docs that are made from the library.
 
-python docs/generate.py                        rules.md, the table of layers.md, the drawings, gallery.md's among them
-python docs/generate.py architecture           the picture of architecture.md: what becomes of what, who imports whom
-python docs/generate.py NAME runs/FOLDER       what a recipe left: figures, and the table, where a page has a mark NAME
+python docs/generate.py                        all pages and drawings that need nothing but the library
+python docs/generate.py architecture           the picture of architecture.md: how data flows, and who imports whom
+python docs/generate.py text                   what is generated and not a picture, and the notebook of the tutorial
+python docs/generate.py NAME runs/FOLDER       figures and the table of a recipe's folder, where a page has a mark NAME
 python docs/generate.py fits runs/fits         the table and figure of the benchmark of fits, into benchmarks.md
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
 from typing import Any, TypeAlias
@@ -24,6 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes and tests are n
 
 from docs.architecture import draw_architecture
 from docs.arguments_table import arguments_table
+from docs.commands import commands_section
+from docs.examples import NETWORKS, NODES, draw_examples, examples_section
+from docs.notebook import notebook_of
 from recipes.a_priori import report as a_priori_report
 from recipes.retrain import report as retrain_report
 
@@ -217,7 +222,7 @@ def _summary(rows: list[Any]) -> str:
         return retrain_report.summary(rows)
     if "contender" in rows[0]:
         return a_priori_report.summary(rows)
-    return tn.studies.table(rows)
+    return str(tn.studies.table(rows))
 
 
 def store_fits(folder: Path) -> None:
@@ -241,6 +246,23 @@ def write_between(page: str, name: str, block: str) -> str:
     return text
 
 
+def write_texts() -> None:
+    """Write rules.md, the notebook of the tutorial, and what is generated within other pages."""
+    (DOCS / "rules.md").write_text(rules_page(), encoding="utf-8")
+    (DOCS / "tutorial.ipynb").write_text(notebook_of(DOCS / "tutorial.md"), encoding="utf-8")
+    for (page, name), make in SECTIONS.items():
+        write_between(page, name, make())
+
+
+SECTIONS: dict[tuple[str, str], Callable[[], str]] = {
+    ("layers.md", "arguments"): arguments_table,
+    ("notation.md", "nodes"): lambda: examples_section(NODES),
+    ("notation.md", "networks"): lambda: examples_section(NETWORKS),
+    ("command.md", "commands"): commands_section,
+}
+"""The page and the name of each mark -> what is generated there."""
+
+
 def main() -> None:
     if sys.argv[1:] == ["architecture"]:
         draw_architecture(DOCS / "images" / "architecture.svg")
@@ -251,8 +273,10 @@ def main() -> None:
     if len(sys.argv) == 3:
         store_rows(sys.argv[1], Path(sys.argv[2]))
         return
-    (DOCS / "rules.md").write_text(rules_page(), encoding="utf-8")
-    write_between("layers.md", "arguments", arguments_table())
+    write_texts()
+    if sys.argv[1:] == ["text"]:
+        return
+    draw_examples()
     for name, text in PICTURES.items():
         network = tn.parse(text)
         network.draw(DOCS / "images" / f"{name}.svg", places=PICTURE_PLACES.get(name))

@@ -9,7 +9,11 @@ import contextlib
 import io
 import re
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
+
+import torch
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -54,6 +58,54 @@ def run(document: Path) -> str:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         return BLOCK.sub(run_block, text)
+
+
+SIDE_BY_SIDE = re.compile(
+    r"```python\n(?P<ours>.*?)```\n|```py\n(?P<theirs>.*?)```\n|^\|(?P<row>[^\n]*`[^\n]*)\|$", re.DOTALL | re.MULTILINE
+)
+CELL = re.compile(r"(?<!\\)\|")
+
+
+def run_side_by_side(document: Path) -> int:
+    """Run the last two columns of the tables: lines of another library, and ours; the number of rows that were run.
+
+    Lines of a library that is not installed are left out. What both lines call `y` must be equal.
+    """
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] | None = None
+    rows = 0
+    for match in SIDE_BY_SIDE.finditer(document.read_text(encoding="utf-8")):
+        if match["ours"]:
+            exec(match["ours"], ours)
+            if theirs is not None:
+                theirs |= ours
+        elif match["theirs"]:
+            theirs = _imported(match["theirs"], ours)
+        elif theirs is not None or ours:
+            their_line, our_line = (
+                cell.strip().strip("`").replace("\\|", "|") for cell in CELL.split(match["row"])[-2:]
+            )
+            exec(our_line, ours)
+            rows += 1
+            if theirs is not None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of the other library
+                    exec(their_line, theirs)
+                if "y" in theirs and their_line.startswith("y ="):
+                    torch.testing.assert_close(torch.as_tensor(theirs["y"]).double(), ours["y"], rtol=1e-5, atol=1e-5)
+    return rows
+
+
+def _imported(imports: str, namespace: dict[str, Any]) -> dict[str, Any] | None:
+    """A copy of the namespace with another library's names in it; None where the library is not installed."""
+    copy = dict(namespace)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(imports, copy)
+    except ImportError:
+        return None
+    return copy
 
 
 if __name__ == "__main__":
