@@ -192,13 +192,13 @@ WHOLE = cut("out | in kh kw")
         (lambda: cut("out | in kd kh kw").apply({"K": KERNEL}, 2), RuleError, "'kd'"),
         (lambda: cut("out | in").apply(parse("K[out in k]")), RuleError, "'k'"),
         (lambda: cut(None), RuleError, "NoneType"),  # type: ignore[arg-type]
-        (lambda: WHOLE.apply(KERNEL, 2), RuleError, "Tensor;{'K': weight}"),  # type: ignore[arg-type]
+        (lambda: WHOLE.apply([1.0], 2), RuleError, "list;{'K': weight}"),
         (lambda: cut("a | b").apply({"K": KERNEL[0, 0, 0]}, 2), RuleError, "cut"),
         (lambda: cut("a | b").apply({"K": 3.0}, 2), RuleError, "cut"),
         (lambda: cut("a | b").apply({"K": KERNEL, "L": KERNEL}, 2), RuleError, "cut"),
         (lambda: WHOLE.apply({"K": KERNEL}), RankError, "'r'"),
-        (lambda: WHOLE.apply({"K": KERNEL}, 8), RankError, "rank 8;'r';1 to 7"),
-        (lambda: WHOLE.apply({"K": KERNEL}, 0.5), RankError, "KeepFraction(0.5)"),
+        (lambda: WHOLE.apply({"K": KERNEL}, {"r": 8}), RankError, "rank 8;'r';1 to 7"),
+        (lambda: WHOLE.apply({"K": KERNEL}, 0.5), RankError, "keep 0.5"),
         (lambda: WHOLE.apply({"K": KERNEL}, {"s": 2}), RuleError, "'s';r"),
         (lambda: WHOLE.apply({"K": KERNEL / 0}, 2), ValuesError, "'K'"),
     ],
@@ -321,7 +321,7 @@ def test_ranks_and_labels_with_a_metric() -> None:
     with refused(RuleError, "metric"):
         cut("a b | c d", of="K[a b c d]").apply({"K": KERNEL}, 2, metric=Metric(("x",), torch.eye(3)))
     with refused(RankError, "rank 8", "'r'", "1 to 7"):
-        entry.apply({"K": KERNEL}, 8, metric=metric)
+        entry.apply({"K": KERNEL}, {"r": 8}, metric=metric)
     metric = Metric(("in",), torch.eye(3), outputs=("out", "r"))
     fit = cut("out r | in").apply(parse("K[out r in]"), 2, values={"K": KERNEL[..., 0]}, metric=metric)
     assert str(fit.network) == "L[out:7 r:5 r_2:2] R[r_2 in:3]"

@@ -165,7 +165,7 @@ def test_a_tied_tensor_is_matched_everywhere_or_not_at_all() -> None:
 
 
 def test_a_tied_tensor_is_rewritten_at_all_its_occurrences() -> None:
-    fit = apply("K[o i] => T[o i]", values="K[a:4 b:3] X[b d:2] K[c:4 e:3]", bind={"K": "K"})
+    fit = apply("K[o i] => T[o i]", "K[a:4 b:3] X[b d:2] K[c:4 e:3]", bind={"K": "K"})
     assert str(fit.network) == "T[a:4 b:3] T[c:4 e:3] X[b d:2] -> [a d c e]"
     network = parse("K[a:4 b:3] X[b d:2] K[c:4 e:3]")
     values = random_values(network, 0)
@@ -187,12 +187,12 @@ def test_a_tied_tensor_is_not_rewritten_where_sizes_that_are_summed_differ() -> 
     first = "K[o:2 k:3] Conv[x:7 u:4 k | stride=2 padding=1] Fill[x | value=1]"
     second = "K[p l:3] Conv[y:{} v:4 l | stride=2 padding=1] Fill[y | value=1]"
     assert rule(text).places(parse(f"{first} {second.format(8)}")) == []
-    fit = apply(text, values=f"{first} {second.format(7)}")
+    fit = apply(text, f"{first} {second.format(7)}")
     assert str(fit.network) == "T[o:2 u:4] T[p:2 v:4]"
 
 
 def test_a_tied_left_side_wants_a_tied_tensor() -> None:
-    fit = apply("A[i b] A[b j] => B[i j]", values="X[p:3 q:3] X[q r:3] Y[r s:2]")
+    fit = apply("A[i b] A[b j] => B[i j]", "X[p:3 q:3] X[q r:3] Y[r s:2]")
     assert str(fit.network) == "B[p:3 r:3] Y[r s:2]"
     assert rule("A[i b] A[b j] => B[i j]").places(parse("X[p q] Z[q r]")) == []
 
@@ -204,8 +204,8 @@ def test_places_that_overlap_are_listed_and_chosen_by_number() -> None:
     text, host = "A[i b] B[b j] => AB[i j]", "X[n:2 c:3] Y[c d:4] Z[d e:5]"
     with refused(RuleError, text, "0: X[n c] Y[c d] at n c d", "1: Y[c d] Z[d e] at c d e", "at=0"):
         rule(text).apply(parse(host))
-    assert str(apply(text, values=host, at=0).network) == "AB[n:2 d:4] Z[d e:5]"
-    assert str(apply(text, values=host, at=1).network) == "X[n:2 c:3] AB[c e:5]"
+    assert str(apply(text, host, at=0).network) == "AB[n:2 d:4] Z[d e:5]"
+    assert str(apply(text, host, at=1).network) == "X[n:2 c:3] AB[c e:5]"
     for at in (2, -1):
         with refused(RuleError, f"at={at}", "2 places"):
             rule(text).apply(parse(host), at=at)
@@ -221,8 +221,8 @@ def test_a_place_of_another_network_is_refused() -> None:
 
 def test_bind_narrows_the_places_down() -> None:
     text, host = "A[i b] B[b j] => AB[i j]", "X[n:2 c:3] Y[c d:4] Z[d e:5]"
-    assert str(apply(text, values=host, bind={"A": "Y"}).network) == "X[n:2 c:3] AB[c e:5]"
-    assert str(apply(text, values=host, bind={"j": "d"}).network) == "AB[n:2 d:4] Z[d e:5]"
+    assert str(apply(text, host, bind={"A": "Y"}).network) == "X[n:2 c:3] AB[c e:5]"
+    assert str(apply(text, host, bind={"j": "d"}).network) == "AB[n:2 d:4] Z[d e:5]"
     assert len(rule(text).places(parse(host), bind={"A": "Y"})) == 1
     with refused(RuleError, "bind", "{'A': 'Z'}"):
         rule(text).apply(parse(host), bind={"A": "Z"})
@@ -255,10 +255,10 @@ def test_fresh_names_and_bonds_at_each_place() -> None:
 def test_a_right_side_without_arrow_has_the_output_of_the_left() -> None:
     left, right = parse_rule("A[i b] B[b j] -> [j i] => U[i c] V[c j]")
     assert left.output == right.output == ("j", "i")
-    fit = apply("A[i b] B[b j] -> [j i] => T[i j]", values="X[p:2 q:3] Y[q r:4] -> [r p]")
+    fit = apply("A[i b] B[b j] -> [j i] => T[i j]", "X[p:2 q:3] Y[q r:4] -> [r p]")
     assert fit.network.output == ("r", "p")
     assert fit.dense().shape == (4, 2)
-    fit = apply("A[i b] B[b j] -> [j i] => T[j i]", values="X[p:2 q:3] Y[q r:4] -> [p r]")
+    fit = apply("A[i b] B[b j] -> [j i] => T[j i]", "X[p:2 q:3] Y[q r:4] -> [p r]")
     assert str(fit.network) == "T[r:4 p:2] -> [p r]"
 
 
@@ -275,7 +275,7 @@ def test_a_kept_tensor_keeps_its_name_value_and_sizes() -> None:
 
 def test_an_attribute_variable_is_written_on_the_right() -> None:
     text = "Conv[x y k1 | stride=s] Conv[y z k2] => Conv[x z k | stride=s] Conv[k k2 k1 | stride=s]"
-    fit = apply(text, values="Conv[p:9 q r:2 | stride=2] Conv[q t u:3] A[u v:4]")
+    fit = apply(text, "Conv[p:9 q r:2 | stride=2] Conv[q t u:3] A[u v:4]")
     assert str(fit.network) == "Conv[p:9 t:2 k:6 | stride=2] Conv[k u:3 r:2 | stride=2] A[u v:4] -> [p r t v]"
 
 
