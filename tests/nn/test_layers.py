@@ -192,9 +192,7 @@ def test_every_decomposition_is_a_layer(chosen: Rule) -> None:
     constants = {name for name, _ in layer.named_buffers()} & {*layer.state_dict()}
     assert constants == {*chosen.fixed}
     assert layer.parameters_count == sum(p.numel() for p in layer.parameters())
-    assert layer.parameters_count == layer.kernel.parameters + 4 - sum(
-        layer.state_dict()[c].numel() for c in constants
-    )
+    assert layer.parameters_count == layer.kernel.parameters + 4 - sum(layer.state_dict()[c].numel() for c in constants)
     same(layer(X), layer.to_dense()(X))
     other = tensor_nn.Conv2d(4, 4, 3, stride=2, padding=1, dtype=torch.float64, rewrite=chosen, size=ranks_of(chosen))
     assert other.kernel == layer.kernel

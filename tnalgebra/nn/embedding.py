@@ -20,10 +20,11 @@ from .torch_layers import AnyLayer
 
 
 class _Digit(NamedTuple):
-    """A part of a row's number: `number // divisor % size`."""
+    """A part of a row's number: `number // divisor % size`; the remainder changes nothing in the leading part."""
 
     divisor: int
     size: int
+    leading: bool
 
 
 class _Selected(NamedTuple):
@@ -111,7 +112,7 @@ class Embedding(KernelLayer):
 
         Raises:
             CompileError: the input does not hold integers.
-            IndexError: a number is out of range (on a CPU; elsewhere as torch reports it).
+            IndexError: a number is out of range; on a GPU, as in torch, a failed assertion of the device.
         """
         if input.dtype not in (torch.int64, torch.int32):
             raise CompileError(f"the input of nn.Embedding is {input.dtype}", fix="numbers of rows, as torch.int64")
@@ -119,6 +120,11 @@ class Embedding(KernelLayer):
         empty = not torch.compiler.is_compiling() and not numbers.numel()
         if empty:
             numbers = numbers.new_zeros(1)
+        elif numbers.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = map(int, numbers.aminmax())
+            if low < 0 or high >= self.num_embeddings:
+                number = low if low < 0 else high
+                raise IndexError(f"row {number} does not exist: this nn.Embedding has {self.num_embeddings} rows")
         inputs = [_select(getattr(self, one.core), one.axes, numbers) for one in self._selected]
         rows = Compiled.forward(self, *inputs)
         if self.padding_idx is not None:
@@ -223,14 +229,16 @@ def _select_rows(kernel: Network) -> tuple[Network, tuple[_Selected, ...]]:
 
 def _digits(kernel: Network, rows: str) -> dict[str, _Digit]:
     """Label -> the part of the row's number that it has, by the `Fuse` and `Copy` that lead to it from the rows."""
-    digits = {rows: _Digit(1, kernel.sizes[rows])}
+    total = kernel.sizes[rows]
+    digits = {rows: _Digit(1, total, True)}
     for _ in kernel.nodes:  # as many steps as the longest chain of index patterns
         for node in kernel.nodes:
             if isinstance(node, Fuse) and node.whole in digits:
                 divisor = digits[node.whole].divisor
                 for part in reversed(node.parts):
-                    digits[part] = _Digit(divisor, kernel.sizes[part])
-                    divisor *= kernel.sizes[part]
+                    size = kernel.sizes[part]
+                    digits[part] = _Digit(divisor, size, divisor * size == total)
+                    divisor *= size
             elif isinstance(node, Copy) and (known := [label for label in node.labels if label in digits]):
                 digits |= dict.fromkeys(node.labels, digits[known[0]])
     return digits
@@ -244,7 +252,10 @@ def _input_shapes(network: Network, selected: Sequence[_Selected], tokens: int) 
 
 def _select(core: Tensor, axes: tuple[tuple[int, _Digit], ...], numbers: Tensor) -> Tensor:
     """The slices of a core for each row's number, shape (tokens, the core's other axes)."""
-    places = [torch.div(numbers, divisor, rounding_mode="floor") % size for _, (divisor, size) in axes]
+    places = []
+    for _, (divisor, size, leading) in axes:
+        quotient = torch.div(numbers, divisor, rounding_mode="floor") if divisor > 1 else numbers
+        places.append(quotient if leading else quotient % size)
     if len(axes) == 1:
         return core.movedim(axes[0][0], 0).index_select(0, places[0])
     return core.movedim([axis for axis, _ in axes], list(range(len(axes))))[tuple(places)]
