@@ -178,9 +178,10 @@ def read_size(size: object) -> Size:
         return size
     number = integer(size)
     if number is None:
-        fact = f"the size {size!r} does not say what it counts"
-        forms = f"'keep {size!r}', 'error {size!r}', 'parameters {size!r}', 'multiply-adds {size!r}'"
-        raise RankError(explain(fact, fix=forms if isinstance(size, float) and 0 < size < 1 else FORMS))
+        fact, forms = f"the size {size!r} does not say what it counts", FORMS
+        if isinstance(size, float) and 0 < size < 1:
+            forms = ", ".join(f"'{word} {float(size)!r}'" for word in _CLASSES)
+        raise RankError(explain(fact, fix=forms))
     if number < 1:
         raise RankError(explain(f"the rank {number} is less than 1", fix="a rank of at least 1"))
     return number
