@@ -63,8 +63,9 @@ class Table:
         inside = ""
         for (part, tag), lines in parts:
             body = "".join(f"<tr>{self._html_cells(line, tag)}</tr>" for line in lines if line)
-            inside += f"<{part}>{body}</{part}>" if body else ""
-        table = f'<div style="max-height: 40em; overflow: auto"><table>{inside}</table></div>'
+            inside += f'<{part} style="{_LINES[part]}">{body}</{part}>' if body else ""
+        table = f'<table style="border-collapse: collapse">{inside}</table>'
+        table = f'<div style="max-height: 40em; overflow: auto">{table}</div>'
         return _html_lines(self.above) + table + _html_lines(self.below)
 
     def _html_cells(self, line: Sequence[str], tag: str) -> str:
@@ -74,7 +75,9 @@ class Table:
         )
 
 
-_STYLES = {True: "text-align: left", False: "text-align: right; white-space: nowrap"}
+_PADDING = "padding: 2px 8px"
+_STYLES = {True: f"text-align: left; {_PADDING}", False: f"text-align: right; white-space: nowrap; {_PADDING}"}
+_LINES = {"thead": "border-bottom: 1px solid", "tbody": "", "tfoot": "border-top: 1px solid"}
 
 
 def _html_lines(lines: Sequence[str]) -> str:
