@@ -160,9 +160,9 @@ def _of_own(layer: str) -> Iterator[Case]:
     yield from _equal(layer, "size", 3, {"r": 3}, "r=3", "parameters 0.5", ParameterBudget(0.5))
     yield from _equal(layer, "size", KeepFraction(0.5), RelativeError(0.1), rewrite=pair)
     if axes:  # of a matrix, the bond of cp is one of two tensors
-        yield _refused(layer, "size", KeepFraction(0.5), "the bond 'r' has no singular values of its own")
-    yield _refused(layer, "size", None, "no rank for 'r'")
-    yield _refused(layer, "size", {"r": 0}, "rank 0 of bond 'r' is outside 1 to ")
+        yield _refused(layer, "size", KeepFraction(0.5), "it occurs on ")
+    yield _refused(layer, "size", None, "no size is given for 'r'")
+    yield _refused(layer, "size", {"r": 0}, "the rank 0 is less than 1")
     yield _refused(layer, "size", {"q": 3}, "the rule 'cp' has no bond 'q'")
     yield from _equal(layer, "sizes", {"p": 2}, rewrite=halves)
     yield _refused(layer, "sizes", {"z": 2}, "the rule 'cp' has no label 'z' on its right side")
@@ -188,8 +188,8 @@ def _of_own(layer: str) -> Iterator[Case]:
 
 
 def _of_embeddings(layer: str) -> Iterator[Case]:
-    yield from _equal(layer, "num_embeddings", 1, 7)
-    yield from _equal(layer, "embedding_dim", 1, 7)
+    yield from _equal(layer, "num_embeddings", 1, 7, size=1)
+    yield from _equal(layer, "embedding_dim", 1, 7, size=1)
     yield from _equal(layer, "padding_idx", None, 3, -2)
     yield from _equal(layer, "norm_type", 2.0, 1.0)
     yield from (_refused(layer, name, 0, f"{name} is 0") for name in ("num_embeddings", "embedding_dim"))
@@ -237,7 +237,7 @@ def _of_convolutions(layer: str) -> Iterator[Case]:
 def _of_transposed(layer: str) -> Iterator[Case]:
     yield from _equal(layer, "output_padding", 0, 2, (2, 0, 1)[: axes_of(layer)], stride=3)
     yield from _equal(layer, "output_padding", 1, dilation=2)
-    yield _refused(layer, "output_padding", 1, "output_padding is 1, with stride 1 and dilation 1")
+    yield _refused(layer, "output_padding", 1, "output_padding is 1, which is neither less than the stride 1")
     yield _refused(layer, "padding", "same", "padding of a transposed convolution is 'same'")
     for mode in ("reflect", "replicate", "circular"):
         yield _refused(layer, "padding_mode", mode, 'Only "zeros" padding mode is supported for {layer}')

@@ -16,7 +16,7 @@ from torch import nn as torch_nn
 
 from ..compiler import MAX_PLAN_ELEMENTS, Compiled, make_request
 from ..decompositions import read_rewrite
-from ..errors import CompileError, LayerError
+from ..errors import CompileError, LayerError, explain
 from ..fitting import bonds_of, open_labels
 from ..networks import Fuse, NamedTensor, Network, compose, fresh, relabel, shape_of, tensor_nodes
 from ..rewriting import Choices, Fit, Rule, Trace
@@ -171,7 +171,7 @@ class KernelLayer(Compiled):
             network,
             inputs=inputs,
             values={name: tensor for name, tensor in tensors.items() if name in computed},
-            constants=constants,
+            constants=constants & computed,
             bias=None if bias is None else network.output[1],
             candidates=planning.get("candidates", "all"),
             backward=planning.get("backward", False),
@@ -313,9 +313,11 @@ class KernelLayer(Compiled):
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
             raise AttributeError(
-                f"nn.{type(self).__name__} has no weight: its kernel is a tensor network",
-                parameters=" ".join(self._parameters),
-                fix="layer.dense_weight(), the rebuilt kernel; layer.to_dense(), torch's layer with it",
+                explain(
+                    f"nn.{type(self).__name__} has no weight: its kernel is a tensor network",
+                    parameters=" ".join(self._parameters),
+                    fix="layer.dense_weight(), the rebuilt kernel; layer.to_dense(), torch's layer with it",
+                )
             )
         return super().__getattr__(name)
 

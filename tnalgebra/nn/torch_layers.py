@@ -167,6 +167,9 @@ def _network_and_values(module: nn.Module, input_size: Numbers | None) -> tuple[
         case nn.Embedding():
             if input_size is not None:
                 raise SizeError("input_size is given to a layer without positions", fix="leave it out")
+            for name in ("num_embeddings", "embedding_dim"):
+                if getattr(module, name) < 1:
+                    raise SizeError(f"{name} is {getattr(module, name)}", fix="at least 1")
             rows, dim = EMBEDDING_LABELS
             nodes = [NamedTensor("X", ("n", rows)), NamedTensor("W", (rows, dim))]
             sizes = {rows: module.num_embeddings, dim: module.embedding_dim}
