@@ -18,7 +18,7 @@ from tnalgebra.checkpoint.file import load
 from tnalgebra.command import build_model
 from tnalgebra.command import compress as work
 from tnalgebra.command.compress import MODEL, ONNX, PAGE, RESULT, TEXT
-from tnalgebra.model.images import load_images
+from tnalgebra.model import load_images
 from tnalgebra.studies.accuracy import accuracy
 
 NET = (

@@ -14,7 +14,7 @@ import tnalgebra as tn
 from tests.refusals import refused
 from tnalgebra.command import build_model, load_weights
 from tnalgebra.errors import DataError, StudyError
-from tnalgebra.model.images import Images, load_images
+from tnalgebra.model import Images, load_images
 from tnalgebra.studies.accuracy import accuracy, shuffled_batches
 
 

@@ -9,7 +9,7 @@ import torch
 
 import tnalgebra as tn
 from tnalgebra.command import build_model, load_weights
-from tnalgebra.model.images import load_images
+from tnalgebra.model import load_images
 from tnalgebra.nn.torch_layers import kernel_layers
 from tnalgebra.studies.accuracy import accuracy
 

@@ -5,7 +5,8 @@ from .budget import FRACTIONS
 from .compare import compare
 from .convert import convert
 from .folding import Folding, fold_batch_norm
-from .images import Images, batch_rows, check_classes, load_images
+from .image_files import load_images
+from .images import Images, batch_rows, check_classes
 from .input_metrics import fit_in_order, input_metrics
 from .modes import evaluating, modes_kept
 from .optimizers import update_optimizer
