@@ -1,4 +1,4 @@
-"""The one list of decompositions by name, what a user adds to it, and the rule that a text means."""
+"""The list of decompositions by name, the rules that a user adds to it, and how a rewrite is read."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from .reshaped import matrix_product_operator, monarch, reshaped_ring, reshaped_
 
 @dataclass(frozen=True)
 class Entry:
-    """A decomposition by name: one rule for each kind of kernel it exists for.
+    """A decomposition by name, which has a rule for each kind of kernel that it exists for.
 
-    name: of the rules it makes.
-    source: what it is, in one sentence, and where it comes from.
-    make: labels -> rule; a RuleError where it has no such rule.
+    name: the name of its rules.
+    source: what it is, in one sentence, and the paper that it comes from.
+    make: makes the rule for some labels; raises RuleError where it does not exist.
     """
 
     name: str
@@ -44,11 +44,7 @@ class Entry:
     make: Callable[[LabelWords], Rule]
 
     def rule(self, labels: LabelWords) -> Rule:
-        """The rule for a tensor of these labels, in the order of its axes.
-
-        Raises:
-            RuleError: these labels have no such rule, with the reason.
-        """
+        """Make the rule for a tensor with these labels. Raises RuleError, with the reason, where it does not exist."""
         labels = labels_of(labels)
         try:
             return replace(self.make(labels), explanation=self.source)
@@ -134,7 +130,8 @@ CATALOGUE = (
         projection,
     ),
 )
-"""All of them. Cuts are not listed: each bipartition of the labels has one, and its text is its name."""
+"""All decompositions by name. Cuts are not in the list: each bipartition of the labels is a cut, and its text is its
+name."""
 
 _REGISTERED: dict[str, Rule] = {}
 
@@ -207,14 +204,20 @@ class Rules(Tabular):
 
 
 def rules(labels: LabelWords | None = None) -> Rules:
-    """All rules there are: the exact ones, the decompositions of tensors with these labels, and the registered ones.
+    """List all rules: the exact ones, the decompositions of tensors with these labels, and the registered ones.
 
     Args:
-        labels: such as "out in kd kh kw". By default those of a 2-d kernel, and of a linear layer for decompositions
-            that exist for linear layers only.
+        labels: such as "out in kd kh kw". By default the labels of a 2-d kernel; decompositions that exist for linear
+            layers only are then listed for these.
+
+    Returns:
+        The rules: printed as a table; by name, `tn.rules()["cp"]`; or one after the other in a loop.
 
     Raises:
-        RuleError: fewer than two labels, or one twice.
+        RuleError: there are fewer than two labels, or one occurs twice.
+
+    Example:
+        >>> print(tn.rules())
     """
     given = distinct(KERNEL_LABELS[4] if labels is None else labels)
     found, missing = [], {}

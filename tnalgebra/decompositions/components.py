@@ -1,4 +1,4 @@
-"""Components of a network: its value with a bond held at one of its values. Dropping them, without a new fit."""
+"""The components of a network, which is the network where a bond has one of its values; drop them without a fit."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ which lose half of the digits: 128 MiB in float64."""
 def drop_components(bond: str) -> Rule:
     """The rule that keeps the largest components of a network, and leaves all numbers as they are.
 
-    A component is the network with the bond held at one of its values; those of the largest Frobenius norms are
-    kept, in their order. This is not a best approximation, not even of CP: `truncate` continues from there. But it
-    needs no fit, and the kept numbers are the same to the last bit.
+    A component is the network where the bond has one of its values. The components of the largest Frobenius norms are
+    kept, in their order. This is not the best approximation, not even for CP; `truncate` continues from here with a
+    fit. But it needs no fit, and the numbers that are kept do not change in a single bit.
 
-    The rank goes by the bond's label: an integer, or `KeepFraction` of the bond's values, or `RelativeError`: the
-    fewest components with an error of at most that much, measured, or `ParameterBudget`.
+    The size of the bond is an integer; `KeepFraction` of the bond's values; `RelativeError`, which keeps the fewest
+    components whose measured error is at most that; or `ParameterBudget`.
 
-    The bond may occur on any number of named tensors of any network; a tensor that occurs several times has it at the
-    same axis everywhere.
+    The bond may occur on any number of named tensors of any network. A tensor that occurs several times must have the
+    bond at the same axis everywhere.
     """
     check_word(bond, what="bond")
 
@@ -144,14 +144,14 @@ def check_bonds(network: Network, bonds: Sequence[str]) -> None:
 
 
 def check_values(network: Network, values: Values, *, what: str) -> None:
-    """Raises RuleError if a tensor has no value."""
+    """Raise RuleError if a tensor has no value."""
     for name in tensor_nodes(network):
         if name not in values:
             raise RuleError(explain(f"{what} needs the value of {name!r}", fix="apply(network, size, values={...})"))
 
 
 def connected_part(network: Network, bonds: Sequence[str]) -> tuple[int, ...]:
-    """Positions of all nodes that a chain of labels joins with one of the bonds, ascending."""
+    """Positions of all nodes that are connected with one of the bonds, in ascending order."""
     graph: networkx.Graph[object] = networkx.Graph()
     for position, node in enumerate(network.nodes):
         graph.add_node(position)
@@ -161,7 +161,7 @@ def connected_part(network: Network, bonds: Sequence[str]) -> tuple[int, ...]:
 
 
 def part(network: Network, place: Place) -> Network:
-    """The nodes at a place as a network of their own."""
+    """The nodes at a place as a separate network."""
     nodes = [network.nodes[position] for position in place.nodes]
     labels = {label for node in nodes for label in node.labels}
     sizes = {label: size for label, size in network.sizes.items() if label in labels}
@@ -169,7 +169,7 @@ def part(network: Network, place: Place) -> Network:
 
 
 def select_values(network: Network, values: Values, chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's tensors at the chosen values of bonds, label -> their numbers."""
+    """The network's tensors at some values of its bonds; `chosen` has the numbers of these values for each label."""
     found = {}
     for name, places in tensor_nodes(network).items():
         tensor = values[name]
@@ -181,7 +181,7 @@ def select_values(network: Network, values: Values, chosen: Mapping[str, Tensor]
 
 
 def resize(network: Network, tensors: Mapping[str, Tensor]) -> Network:
-    """The network with the sizes that these tensors have, by their names."""
+    """The network with the sizes of these tensors."""
     sizes: dict[str, int] = {}
     for node in network.nodes:
         if isinstance(node, NamedTensor) and node.name in tensors:

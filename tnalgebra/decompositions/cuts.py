@@ -47,24 +47,32 @@ CutForm: TypeAlias = Literal["factors", "svd"]
 
 
 def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "factors") -> Rule:
-    """The cut of a network across a bipartition of its open labels: the best of its rank (Eckart and Young 1936).
+    """Make the rule that cuts a kernel, or any network, in two across a bipartition of its open labels.
 
-    "out kh | in kw" gives `L[out kh r] R[r in kw]`, with L = U sqrt(S) and R = sqrt(S) V of the singular value
-    decomposition of the matrix whose rows are numbered by `out kh`; form="svd" gives `U[out kh r] S[r] V[r in kw]`.
-    Applied to a network it contracts it first, whatever it is made of. The rank is called `r`. Few values of a large
-    matrix come from a random subspace (`linalg.truncated_svd`), and the error is then a measured one.
+    The cut "out kh | in kw" gives `L[out kh r] R[r in kw]`, with L = U sqrt(S) and R = sqrt(S) V, where U S V is the
+    singular value decomposition of the matrix whose rows are numbered by `out kh`. It is the best approximation of its
+    rank in the Frobenius norm (Eckart and Young 1936). A network is contracted before it is cut. Where few values of a
+    large matrix are kept, they come from a random subspace (`tn.tensors.truncated_svd`), and the error is measured.
 
-    `metric=` makes it the best in that norm, by an SVD of K M (C = M M^T the covariance) if all labels of the metric
-    are on one side, otherwise by a descent from the cut without it. Singular values, where a rank counts them, are
-    those of the kernel; L and R are the factors of the approximation's own decomposition.
+    With `metric=`, the cut is the best approximation in that norm: by a singular value decomposition if all labels of
+    the metric are on one side, otherwise by a descent that starts from the cut without a metric. A size that counts
+    singular values counts those of the kernel.
 
     Args:
-        text: the two sides; together they are the open labels of what is cut, in any order.
-        of: the tensor the rule is applied to when it is given values only, such as "K[a b c]"; not needed for
-            kernels, whose labels (out in kh kw) have torch's order.
+        text: the two sides. Together they hold all open labels of what is cut, in any order.
+        of: the tensor that the rule is applied to when it is given values only, such as "K[a b c]". Kernels need none,
+            because their labels (out in kh kw) have the order of torch.
+        form: "factors" for L and R, or "svd" for `U[out kh r] S[r] V[r in kw]`.
+
+    Returns:
+        The rule, whose only bond is `r`.
 
     Raises:
-        RuleError: an empty side, a label twice; on application: a label missing or unknown.
+        RuleError: a side is empty, or a label occurs twice. On application: a label is missing or unknown.
+
+    Example:
+        >>> fit = tn.cut("out kh | in kw").apply(conv.weight, "keep 0.5")
+        >>> fit.network, fit.relative_error
     """
     if form not in ("factors", "svd"):
         raise RuleError(explain(f"the form of a cut is {form!r}", fix="'factors' or 'svd'"))
@@ -110,7 +118,21 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "fact
 
 
 def all_cuts(labels: str | Iterable[str] | Network) -> list[Rule]:
-    """Every cut of `labels` ("out in kh kw"), or of the open labels of a network: 2^(n-1) - 1 of them."""
+    """List every cut of n labels, of which there are 2^(n-1) - 1.
+
+    Args:
+        labels: such as "out in kh kw"; or a network, whose open labels are cut.
+
+    Returns:
+        The rules, from one label on the left side to half of them.
+
+    Raises:
+        RuleError: there are fewer than two labels, or one occurs twice.
+
+    Example:
+        >>> [rule.name for rule in tn.all_cuts("out in k")]
+        ['out | in k', 'in | out k', 'k | out in']
+    """
     if isinstance(labels, Network):
         return [cut(bipartition) for bipartition in bipartitions(labels.output)]
     order = labels_of(labels)
@@ -119,10 +141,10 @@ def all_cuts(labels: str | Iterable[str] | Network) -> list[Rule]:
 
 
 def cut_sequence(text: str) -> tuple[Rule, ...]:
-    """Read "A then B": cuts that follow one another on one kernel, each contracted back before the next.
+    """Read "A then B": cuts that follow one another on one kernel, which is contracted again before each next cut.
 
     Raises:
-        RuleError: a part is empty or no cut, or the cuts hold different labels.
+        RuleError: a part is empty or is not a cut, or the cuts have different labels.
     """
     parts = re.split(r"\bthen\b", text)
     for number, part in enumerate(parts):
@@ -134,7 +156,7 @@ def cut_sequence(text: str) -> tuple[Rule, ...]:
     sides = [parse_bipartition(part) for part in parts]
     for other in sides:
         if set(other.labels) != set(sides[0].labels):
-            raise RuleError(explain("cuts that follow one another hold different labels", first=sides[0], other=other))
+            raise RuleError(explain("cuts that follow one another have different labels", first=sides[0], other=other))
     return tuple(cut(bipartition) for bipartition in sides)
 
 
@@ -148,7 +170,10 @@ def _left_side(bipartition: Bipartition, of: str | None) -> Network | None:
 
 
 def _kernel(values: Mapping[str, Any], bipartition: Bipartition) -> Network:
-    """The labels of a weight by its number of axes; that the cut does not hold them is said where it is applied."""
+    """The network of a weight whose labels follow from its number of axes.
+
+    Whether the cut has these labels is checked where it is applied.
+    """
     for name, value in values.items():
         order = KERNEL_LABELS.get(np.ndim(value))
         if order is not None and len(values) == 1:

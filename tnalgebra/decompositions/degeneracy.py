@@ -1,4 +1,4 @@
-"""A network fitted to the value it has: the same tensors with other numbers, or smaller ones."""
+"""Fit a network to the value that it has: the same tensors with other numbers, or smaller tensors."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _ROUNDING = 1e-9
 class OwnValue:
     """The value of a network as a target.
 
-    target: over its largest element, axes as the network's output.
-    share: what each tensor of a network that comes near the target is to be multiplied with.
+    target: the value divided by its largest element; its axes are those of the network's output.
+    share: the factor of each tensor of a fitted network that makes up for this division.
     """
 
     target: Tensor
     share: float
 
     def objective(self, network: Network) -> Objective:
-        """All named tensors of a network are free, their sizes those of the network."""
+        """The fit in which all named tensors of a network are free."""
         return objective_of(with_open_axes(self.target, network)[None], network, {})
 
     def error(self, objective: Objective, cores: Mapping[str, Tensor]) -> float:
-        """||value - network|| / ||value|| of the only start of the only layer."""
+        """||value - network|| / ||value||, for the single start of a single layer."""
         return relative(self.target - objective.model(cores).reshape(self.target.shape), self.target)
 
 
@@ -56,25 +56,25 @@ def own_value(network: Network, tensors: Mapping[str, Tensor]) -> OwnValue:
 
 
 def correct_degeneracy(tolerance: float = 0.01) -> Rule:
-    """The rule that makes components which cancel each other smaller, and moves the value of the network a little.
+    """Make the rule that makes components which cancel each other smaller, at a small change of the value.
 
-    Of all numbers for its tensors that leave the network's value within `tolerance` of what it is, it looks for those
-    of the smallest components (see `fitting.correction`; the degeneracy is reported). The names, labels and sizes
-    stay. The value it keeps to is the network's own: a kernel that it once approximated is not part of it. Where that
-    kernel is at hand, a correction within the fit is better, as it may move towards the kernel.
+    Among all numbers for its tensors that leave the network's value within `tolerance`, the rule looks for those with
+    the smallest components, and reports the degeneracy. Names, labels and sizes stay as they are. The value that is
+    kept is that of the network: the kernel that the network approximates is not known here. Where the kernel is at
+    hand, a correction within the fit (`slack=`) is better, because it may move towards the kernel.
 
-    Tensors that occur several times stay as they are; the bonds of a tree have no components that must cancel, and
-    only change their basis.
+    Tensors that occur several times are not changed. The bonds of a tree have no components that must cancel; only
+    their basis changes.
 
     Args:
-        tolerance: largest relative Frobenius distance between the values before and after, in (0, 1).
+        tolerance: the largest relative Frobenius distance between the values before and after, between 0 and 1.
 
     Raises:
         ValuesError: the tolerance is out of range.
-        RuleError: on application: a tensor has no value, or the network is one number.
+        RuleError: on application: a tensor has no value, or the network has no open label.
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
-        raise ValuesError(explain(f"a tolerance of {tolerance!r}", fix="a number between 0 and 1, such as 0.01"))
+        raise ValuesError(explain(f"the tolerance {tolerance!r} is not between 0 and 1", fix="for example 0.01"))
 
     def find(network: Network, options: Options) -> Iterator[Place]:
         yield Place(tuple(range(len(network.nodes))))
@@ -83,7 +83,9 @@ def correct_degeneracy(tolerance: float = 0.01) -> Rule:
         before = part(network, place)
         check_values(before, values, what="the correction")
         if not before.output:
-            raise RuleError(explain("a network without open labels is one number", network=network))
+            raise RuleError(
+                explain("a network without open labels is one number and has no components", network=network)
+            )
         tensors = {name: values[name].to(options.settings.dtype) for name in tensor_nodes(before)}
         own = own_value(before, tensors)
         objective = own.objective(before)

@@ -1,4 +1,4 @@
-"""Decompositions as rules, made for given labels: kernels of any number of axes, linear layers, any tensor."""
+"""The families of decompositions as rules, for any labels: kernels with any number of axes, linear layers, tensors."""
 
 from __future__ import annotations
 
@@ -25,19 +25,23 @@ ROW_BONDS = "pqstuvwxyabcdefghijklmno"
 
 
 def tucker(labels: LabelWords, modes: LabelWords | None = None) -> Rule:
-    """A core, and a factor for each mode (Tucker 1966; De Lathauwer, De Moor and Vandewalle 2000).
+    """Make the rule of Tucker: a core, and a factor for each mode.
 
         K[out in kh kw] => G[a b c d] U[out a] V[in b] P[kh c] Q[kw d]
 
-    Factors and bonds go by the label's place among all labels: U and a with the first, V and b with the second.
-    With one or two modes the factors stand around the core, as matrices do: U[out a] G[a b kh kw] V[b in].
+    The names of a factor and its bond follow from the place of its label: U and a for the first label, V and b for
+    the second. With one or two modes the factors are written around the core, as matrices are: U[out a] G[a b kh kw]
+    V[b in]. Sources: Tucker 1966; De Lathauwer, De Moor and Vandewalle 2000.
 
     Args:
-        labels: of K, in the order of its axes.
-        modes: the labels that get a factor; by default all.
+        labels: the labels of K, in the order of its axes.
+        modes: the labels that get a factor; by default all of them.
 
     Raises:
-        RuleError: fewer than two labels, one twice, a mode that is none of them.
+        RuleError: there are fewer than two labels, a label occurs twice, or a mode is not one of the labels.
+
+    Example:
+        >>> tn.decompositions.tucker("out in kh kw").apply(conv.weight, "parameters 0.3")
     """
     labels = distinct(labels)
     chosen = labels if modes is None else among(labels, modes, what="mode")
@@ -46,18 +50,18 @@ def tucker(labels: LabelWords, modes: LabelWords | None = None) -> Rule:
 
 
 def tucker2(labels: LabelWords) -> Rule:
-    """Tucker of the two channels alone: the window stays whole (Kim et al. 2016).
+    """Make the rule of Tucker for the two channels alone, which leaves the window whole (Kim et al. 2016).
 
         K[out in kh kw] => U[out a] G[a b kh kw] V[b in]
 
-    The channels are `out` and `in`; without these, the first two labels.
+    The channels are the labels `out` and `in`; where these do not both occur, the first two labels.
     """
     labels = distinct(labels)
     return rule_for(labels, _factored(labels, channels_of(labels)), "tucker2")
 
 
 def cp(labels: LabelWords) -> Rule:
-    """A sum of r outer products of vectors (Hitchcock 1927; kernels: Lebedev et al. 2015).
+    """Make the rule of CP, a sum of r outer products of vectors (Hitchcock 1927; for kernels Lebedev et al. 2015).
 
     K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]
     """
@@ -67,43 +71,49 @@ def cp(labels: LabelWords) -> Rule:
 
 
 def tensor_train(labels: LabelWords, *, order: LabelWords | None = None) -> Rule:
-    """A row of cores, each joined to the next (Oseledets 2011).
+    """Make the rule of the tensor train, a row of cores of which each is joined to the next (Oseledets 2011).
 
         K[out in kh kw] => A[out p] B[p in q] C[q kh s] D[s kw]
 
     Args:
-        labels: of K, in the order of its axes.
-        order: along the train; by default that of `labels`.
+        labels: the labels of K, in the order of its axes.
+        order: the labels in their order along the train; by default the order of `labels`.
+
+    Example:
+        >>> tn.decompositions.tensor_train("out in kh kw", order="kh out in kw").apply(conv.weight, 8)
     """
     return _row(labels, order, "tensor_train")
 
 
 def tensor_ring(labels: LabelWords, *, order: LabelWords | None = None) -> Rule:
-    """A train whose ends are joined (Zhao et al. 2016).
+    """Make the rule of the tensor ring, a train whose ends are joined (Zhao et al. 2016).
 
         K[out in kh kw] => A[z out p] B[p in q] C[q kh s] D[s kw z]
 
     Args:
-        labels: of K, in the order of its axes; at least three: a ring of two cores is a cut whose bond is two.
-        order: around the ring; by default that of `labels`.
+        labels: the labels of K, in the order of its axes. There must be at least three, because a ring of two cores
+            is a cut whose bond is written as two bonds.
+        order: the labels in their order around the ring; by default the order of `labels`.
     """
     return _row(labels, order, "tensor_ring", closed=True)
 
 
 def hierarchical_tucker(labels: LabelWords, tree: Any = None) -> Rule:
-    """A factor for each label, joined two by two by a tree of cores (Hackbusch and Kuehn 2009; Grasedyck 2010).
+    """Make the rule of hierarchical Tucker: a factor for each label, and a tree of cores that joins them.
 
         K[out in kh kw] => G[p q] G1[p a b] G2[q c d] U[out a] V[in b] P[kh c] Q[kw d]
 
-    Factors and their bonds are those of `tucker`. G is the root; G1, G2, ... the inner cores, from the root down.
+    Factors and their bonds are called as in `tucker`. G is the root of the tree; G1, G2, ... are the inner cores, from
+    the root downwards. Sources: Hackbusch and Kuehn 2009; Grasedyck 2010.
 
     Args:
-        labels: of K, in the order of its axes.
-        tree: nested tuples whose leaves are the labels, such as (("out", "kh"), ("in", "kw")); a tuple joins two
-            or more. By default halves, halves of halves, ..., the later half the larger one.
+        labels: the labels of K, in the order of its axes.
+        tree: nested tuples whose leaves are the labels, such as (("out", "kh"), ("in", "kw")). Each tuple joins two
+            or more branches. By default the labels are halved again and again; of an odd number the second half is
+            the larger one.
 
     Raises:
-        RuleError: also where a leaf is not a label, or a label is not exactly one leaf.
+        RuleError: a leaf is not one of the labels, or a label is missing or occurs twice.
     """
     labels = distinct(labels)
     tree = _balanced(labels) if tree is None else tree
@@ -112,7 +122,9 @@ def hierarchical_tucker(labels: LabelWords, tree: Any = None) -> Rule:
         wrong = next(label for label in (*leaves, *labels) if leaves.count(label) != labels.count(label))
         raise RuleError(
             explain(
-                f"{wrong!r} occurs {leaves.count(wrong)} times in the tree", labels=" ".join(labels), fix="each once"
+                f"{wrong!r} occurs {leaves.count(wrong)} times in the tree",
+                labels=" ".join(labels),
+                fix="a tree with each label once",
             )
         )
     taken = set(labels)
@@ -136,13 +148,14 @@ def hierarchical_tucker(labels: LabelWords, tree: Any = None) -> Rule:
 
 
 def block_term(labels: LabelWords, modes: LabelWords | None = None) -> Rule:
-    """A sum of t Tucker decompositions, each with factors for the same modes (De Lathauwer 2008).
+    """Make the rule of the block term decomposition: a sum of t Tucker decompositions (De Lathauwer 2008).
 
         K[out in kh kw] => U[out a t] G[a b kh kw t] V[b in t]
 
     Args:
-        labels: of K, in the order of its axes.
-        modes: the labels that get a factor; by default the channels (`out` and `in`, else the first two).
+        labels: the labels of K, in the order of its axes.
+        modes: the labels that get a factor in every term; by default the channels, which are `out` and `in`, or the
+            first two labels where these do not both occur.
     """
     labels = distinct(labels)
     chosen = channels_of(labels) if modes is None else among(labels, modes, what="mode")
@@ -151,12 +164,13 @@ def block_term(labels: LabelWords, modes: LabelWords | None = None) -> Rule:
 
 
 def spatially_separable(labels: LabelWords) -> Rule:
-    """Each filter as an outer product of vectors, one for each label of the window (Rigamonti et al. 2013).
+    """Make the rule that writes each filter as an outer product of vectors, one for each label of the window.
 
         K[out in kh kw] => A[out in kh] B[out in kw]
 
-    The channels are `out` and `in`, else the first two labels; the window is the rest, two labels or more. Filters
-    that share separable ones between channels (Jaderberg et al. 2014) are the cut "out kw | in kh".
+    The channels are `out` and `in`, or the first two labels where these do not both occur. The window is made of the
+    other labels, of which there must be at least two. Separable filters that channels share (Jaderberg et al. 2014)
+    are the cut "out kw | in kh" instead. Source: Rigamonti et al. 2013.
     """
     labels = distinct(labels)
     channels = channels_of(labels)
@@ -174,11 +188,12 @@ def spatially_separable(labels: LabelWords) -> Rule:
 
 
 def depthwise_separable(labels: LabelWords) -> Rule:
-    """A filter for each input channel, then a matrix that mixes the channels (Howard et al. 2017; He et al. 2019).
+    """Make the rule of one filter for each input channel, followed by a matrix that mixes the channels.
 
         K[out in kh kw] => D[in kh kw] P[out in]
 
-    The channels are `out` and `in`, else the first two labels; the window is the rest, at least one label.
+    The channels are `out` and `in`, or the first two labels where these do not both occur. The window is made of the
+    other labels, of which there must be at least one. Sources: Howard et al. 2017; He et al. 2019.
     """
     labels = distinct(labels)
     out, into = channels_of(labels)
@@ -191,20 +206,20 @@ def depthwise_separable(labels: LabelWords) -> Rule:
 
 
 def projection(labels: LabelWords, onto: Mapping[str, str] | None = None) -> Rule:
-    """The projection of some labels onto bases that are fixed, not fitted (kernels: Chen et al. 2016).
+    """Make the rule that projects some labels onto bases, which are constants and not fitted.
 
         K[out in kh kw] => G[out in c d] P[c kh] Q[d kw], where P and Q are constants: dct
 
-    Element [c, x] of a basis "dct" is the c-th vector of the orthonormal discrete cosine transform (DCT-II) at x.
-    Factors and bonds go by the label's place, as for `tucker`. A rank below the label's size keeps that many of the
-    basis' vectors.
+    Element [c, x] of the basis "dct" is the c-th vector of the orthonormal discrete cosine transform (DCT-II) at x.
+    Factors and bonds are called as in `tucker`. A bond that is smaller than its label keeps that many vectors of the
+    basis, those that hold the most of the kernel's norm. Source for kernels: Chen et al. 2016.
 
     Args:
-        labels: of K, in the order of its axes.
-        onto: label -> basis; by default the window (all but `out` and `in`, else all but the first two) onto "dct".
+        labels: the labels of K, in the order of its axes.
+        onto: the basis of each label that is projected; by default "dct" for all labels but the two channels.
 
     Raises:
-        RuleError: also where nothing is to be projected, or a basis is not known.
+        RuleError: no label is projected, or a basis is not known.
     """
     labels = distinct(labels)
     if onto is None:
@@ -237,16 +252,16 @@ def node(name: str, labels: Iterable[str]) -> str:
 
 
 def nth(alphabet: str, number: int) -> str:
-    """The word at that place of the alphabet, counted from 0; after its end it begins again, as A_2, B_2, ..."""
+    """The word at a place of the alphabet, counted from 0. After the last one it continues with A_2, B_2, ..."""
     times, place = divmod(number, len(alphabet))
     return f"{alphabet[place]}_{times + 1}" if times else alphabet[place]
 
 
 def take(word: str, taken: set[str]) -> str:
-    """`word`, or the next like it that is free; it is taken from then on."""
-    found = fresh(word, taken)
-    taken.add(found)
-    return found
+    """Return `word`, or a free word that is like it, and add it to `taken`."""
+    free = fresh(word, taken)
+    taken.add(free)
+    return free
 
 
 def distinct(labels: LabelWords) -> tuple[str, ...]:
@@ -266,11 +281,11 @@ def distinct(labels: LabelWords) -> tuple[str, ...]:
 
 
 def among(labels: tuple[str, ...], chosen: LabelWords, *, what: str) -> tuple[str, ...]:
-    """The chosen labels in the order of all."""
+    """The chosen labels, in the order that they have in `labels`."""
     found = labels_of(chosen)
     for label in found:
         if label not in labels:
-            raise RuleError(explain(f"the {what} {label!r} is none of the labels", labels=" ".join(labels)))
+            raise RuleError(explain(f"the {what} {label!r} is not one of the labels", labels=" ".join(labels)))
         if found.count(label) > 1:
             raise RuleError(explain(f"the {what} {label!r} occurs twice", given=" ".join(found), fix="each once"))
     if not found:
@@ -279,12 +294,17 @@ def among(labels: tuple[str, ...], chosen: LabelWords, *, what: str) -> tuple[st
 
 
 def channels_of(labels: tuple[str, ...]) -> tuple[str, str]:
-    """The labels of the output's and the input's channels."""
+    """The labels of the output channels and of the input channels."""
     return ("out", "in") if {"out", "in"} <= set(labels) else (labels[0], labels[1])
 
 
 def row_of_cores(groups: Sequence[tuple[str, ...]], taken: Iterable[str], *, closed: bool) -> list[str]:
-    """A row of cores that carry these labels, each joined to the next, the last to the first if it is closed."""
+    """A row of cores, each joined to the next; if the row is closed, the last is joined to the first.
+
+    Args:
+        groups: the labels that each core carries, besides its bonds.
+        taken: words that no bond may have.
+    """
     taken = set(taken)
     if closed and len(groups) < 3:
         raise RuleError(
@@ -302,7 +322,7 @@ def row_of_cores(groups: Sequence[tuple[str, ...]], taken: Iterable[str], *, clo
 
 
 def _factored(labels: tuple[str, ...], modes: tuple[str, ...], *, term: str | None = None) -> list[str]:
-    """A core and a factor for each mode; all of them with the label `term`, if one is given."""
+    """A core and a factor for each mode. All of them carry the label `term`, if one is given."""
     taken = set(labels)
     terms = (take(term, taken),) if term else ()
     bonds = {label: take(nth(FACTOR_BONDS, labels.index(label)), taken) for label in modes}
@@ -320,7 +340,12 @@ def _row(labels: LabelWords, order: LabelWords | None, name: str, *, closed: boo
     along = labels if order is None else labels_of(order)
     if sorted(along) != sorted(labels):
         raise RuleError(
-            explain("the order holds other labels", labels=" ".join(labels), order=" ".join(along), fix="each once")
+            explain(
+                "the order does not have exactly the labels of the tensor",
+                labels=" ".join(labels),
+                order=" ".join(along),
+                fix="each label once",
+            )
         )
     full_name = name if along == labels else f"{name} {' '.join(along)}"
     return rule_for(labels, row_of_cores([(label,) for label in along], labels, closed=closed), full_name)
@@ -334,12 +359,12 @@ def _balanced(labels: tuple[str, ...]) -> Any:
 
 
 def _leaves(tree: Any, labels: tuple[str, ...]) -> list[str]:
-    """The leaves from left to right, of a tree no deeper than its labels allow."""
-    found, waiting = [], [(tree, 0)]
+    """The leaves from left to right. A tree that is deeper than the number of labels is refused."""
+    leaves, waiting = [], [(tree, 0)]
     while waiting:
         branch, depth = waiting.pop()
         if isinstance(branch, str):
-            found.append(branch)
+            leaves.append(branch)
             continue
         if not isinstance(branch, tuple) or len(branch) < 2 or depth >= len(labels):
             raise RuleError(
@@ -352,7 +377,7 @@ def _leaves(tree: Any, labels: tuple[str, ...]) -> list[str]:
                 )
             )
         waiting += [(child, depth + 1) for child in reversed(branch)]
-    return found
+    return leaves
 
 
 def _tree_text(tree: Any) -> str:

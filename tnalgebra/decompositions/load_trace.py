@@ -1,4 +1,4 @@
-"""Traces from files: text is parsed, never executed, and what it says is checked by doing the steps again."""
+"""Read traces from files. The text is parsed and never executed; replaying the steps checks what it says."""
 
 from __future__ import annotations
 
@@ -27,18 +27,25 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def load_trace(path: str | Path) -> Trace:
-    """Read what `Trace.save` wrote.
+    """Read the file that `Trace.save` wrote.
+
+    Args:
+        path: a JSON file of at most 16 MiB.
 
     Returns:
-        The trace, without values: `replay` gives it some.
+        The trace without values; `Trace.replay(values)` does its steps on some.
 
     Raises:
-        RuleError: the file is not a trace, or names a rule that is not known.
+        RuleError: the file does not hold a trace, or it names an unknown rule.
         NotationError: a text in it is not in the notation.
+
+    Example:
+        >>> fit.trace.save("trace.json")
+        >>> tn.decompositions.load_trace("trace.json").replay({"K": other.weight})
     """
     path = Path(path)
     if not path.is_file():
-        raise RuleError(explain(f"{path} is not a file", fix="what Trace.save wrote"))
+        raise RuleError(explain(f"{path} is not a file", fix="a file that Trace.save wrote"))
     if path.stat().st_size > MAX_BYTES:
         raise RuleError(explain(f"{path} has {path.stat().st_size} bytes", fix=f"a trace has at most {MAX_BYTES}"))
     try:
@@ -49,7 +56,7 @@ def load_trace(path: str | Path) -> Trace:
 
 
 def read_trace(text: str, *, where: str = "the text") -> Trace:
-    """Read what `Trace.to_json` made; errors are those of `load_trace`, and name `where`."""
+    """Read the text that `Trace.to_json` made. The errors are those of `load_trace`, and name `where`."""
     try:
         content = json.loads(text)
         network = start = parse(content["start"])
@@ -68,7 +75,7 @@ def read_trace(text: str, *, where: str = "the text") -> Trace:
 def _step(entry: Mapping[str, Any], before: Network) -> Step:
     place = Place(tuple(map(int, entry["nodes"])), tuple(map(str, entry["labels"])))
     if not all(0 <= position < len(before.nodes) for position in place.nodes):
-        raise RuleError(explain("a step is at a node that is not there", place=place, network=before))
+        raise RuleError(explain("a step is at a position where the network has no node", place=place, network=before))
     ranks = {str(bond): int(rank) for bond, rank in entry["ranks"].items()}
     sizes = {str(label): int(size) for label, size in entry["sizes"].items()}
     bind = {str(variable): str(thing) for variable, thing in entry["bind"].items()}
@@ -77,7 +84,7 @@ def _step(entry: Mapping[str, Any], before: Network) -> Step:
     change = Change(parse(entry["after"]), relative_error=error, ranks=ranks, output_error=of_output)
     search = {"dtype": "float64", **entry.get("search", {})}
     if search["dtype"] not in _DTYPES:
-        raise RuleError(explain(f"a step was searched for in {search['dtype']!r}", fix=" or ".join(_DTYPES)))
+        raise RuleError(explain(f"a step has the unknown type {search['dtype']!r}", fix=" or ".join(_DTYPES)))
     settings = Settings(**{**search, "dtype": _DTYPES[search["dtype"]]})
     fixed = {str(name): value for name, value in entry.get("fixed", {}).items()}
     lost = tuple(map(str, entry.get("lost", ())))
@@ -94,11 +101,7 @@ def _error(value: object, what: str) -> float:
 
 
 def rule_from(spec: Mapping[str, str]) -> Rule:
-    """The rule that `Rule.spec` describes.
-
-    Raises:
-        RuleError: nothing is known under that description.
-    """
+    """Make the rule that `Rule.spec` describes. Raises RuleError where the description is unknown."""
     match spec:
         case {"exact": name}:
             known = {exact.name: exact for exact in EXACT_RULES}
@@ -115,4 +118,4 @@ def rule_from(spec: Mapping[str, str]) -> Rule:
             return drop_components(bond)
         case {"correct_degeneracy": tolerance}:
             return correct_degeneracy(float(tolerance))
-    raise RuleError(explain("a rule is described in no known way", rule=dict(spec)))
+    raise RuleError(explain("the description of a rule is unknown", rule=dict(spec)))

@@ -1,7 +1,7 @@
 """Decompositions over parts of labels: trains, rings, Monarch matrices, and any decomposition for each group.
 
-The left side is `K[labels]`; `Fuse` nodes on the right split labels row-major. The sizes of the parts are given where
-a rule is applied, `sizes={"o1": 8, "o2": 4}`.
+The left side of these rules is `K[labels]`. `Fuse` nodes on the right side split labels into parts, in row-major order.
+The caller gives the sizes of the parts where a rule is applied: `sizes={"o1": 8, "o2": 4}`.
 """
 
 from __future__ import annotations
@@ -17,49 +17,53 @@ from .families import LabelWords, among, channels_of, distinct, node, row_of_cor
 
 
 def reshaped_train(labels: LabelWords, factors: Mapping[str, int] | None = None) -> Rule:
-    """A train over labels that are split into parts first (Garipov et al. 2016).
+    """Make the rule of a train over labels that are split into parts first (Garipov et al. 2016).
 
         K[out in kh kw] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2 q] C[q kh kw]
 
-    Core number j carries the j-th part of every split label; the other labels occur together on the last core.
+    The j-th core carries the j-th part of every label that is split. The last core carries all other labels.
 
     Args:
-        labels: of K, in the order of its axes.
-        factors: label -> number of its parts, at least 2; by default the channels (`out` and `in`, else the first
-            two) in two parts each. The sizes of the parts are given where the rule is applied. A part is called by
-            the label's first letter and its number, by the whole label where two of them begin alike.
+        labels: the labels of K, in the order of its axes.
+        factors: the number of parts of each label that is split, at least 2; by default both channels are split into
+            two parts. A part is named by the first letter of its label and its number, or by the whole label where
+            two labels begin with the same letter. The sizes of the parts are given where the rule is applied.
 
     Raises:
-        RuleError: also for a label that is none of `labels`, or with fewer than 2 parts.
+        RuleError: a label is not one of `labels`, or it has fewer than 2 parts.
+
+    Example:
+        >>> rule = tn.decompositions.reshaped_train("out in kh kw")
+        >>> rule.apply(conv.weight, {"p": 16, "q": 16}, sizes={"o1": 8, "i1": 8})
     """
     return _split_channels(labels, factors, "reshaped_train")
 
 
 def reshaped_ring(labels: LabelWords, factors: Mapping[str, int] | None = None) -> Rule:
-    """A ring over labels that are split into parts first (Wang et al. 2018).
+    """Make the rule of a ring over labels that are split into parts first (Wang et al. 2018).
 
         K[out in kh kw] => Fuse[out o1 o2] Fuse[in i1 i2] A[z o1 i1 p] B[p o2 i2 q] C[q kh kw z]
 
-    Arguments are those of `reshaped_train`. A ring has at least three cores, so two labels alone are split into three
-    parts each by default.
+    The arguments are those of `reshaped_train`. A ring needs at least three cores; a tensor of two labels is therefore
+    split into three parts each by default.
     """
     return _split_channels(labels, factors, "reshaped_ring", closed=True)
 
 
 def matrix_product_operator(labels: LabelWords = "out in", factors: int = 2) -> Rule:
-    """A linear layer as a train over pairs of parts of its two labels (Novikov et al. 2015).
+    """Make the rule of a linear layer as a train over pairs of parts of its two labels (Novikov et al. 2015).
 
         K[out in] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2]
 
     Args:
-        labels: two.
-        factors: the parts each is split into, which is the number of cores; at least 2.
+        labels: the two labels of K.
+        factors: the number of parts of each label, which is the number of cores; at least 2.
     """
     labels = distinct(labels)
     if len(labels) != 2:
         raise RuleError(
             explain(
-                "a matrix product operator has two labels, no window",
+                "a matrix product operator is a decomposition of two labels, and this tensor has others",
                 labels=" ".join(labels),
                 fix="reshaped_train, which splits the channels of a kernel",
             )
@@ -69,21 +73,21 @@ def matrix_product_operator(labels: LabelWords = "out in", factors: int = 2) -> 
 
 
 def monarch(labels: LabelWords = "out in") -> Rule:
-    """A linear layer as two block-diagonal matrices with a transposition between them (Dao et al. 2022).
+    """Make the rule of a linear layer as two block-diagonal matrices around a transposition (Dao et al. 2022).
 
         K[out in] => Fuse[in a i] R[a j i] L[j b a] Fuse[out b j]
 
-    R maps, in each block a of the input, i to j; L maps, for each j, the blocks a to b. Nothing is left to choose
-    but the sizes of the parts.
+    R maps i to j within each block a of the input, and L maps the blocks a to b for each j. The caller chooses the
+    sizes of the parts and nothing else.
 
     Args:
-        labels: two; the first is the output.
+        labels: the two labels of K, the output first.
     """
     labels = distinct(labels)
     if len(labels) != 2:
         raise RuleError(
             explain(
-                "a Monarch matrix has two labels, no window",
+                "a Monarch matrix is a decomposition of two labels, and this tensor has others",
                 labels=" ".join(labels),
                 fix="a decomposition of kernels",
             )
@@ -96,23 +100,29 @@ def monarch(labels: LabelWords = "out in") -> Rule:
 
 
 def per_group(given: Rule | str, *, label: str | None = None, fixed: Mapping[str, str] | None = None) -> Rule:
-    """The same decomposition for each group of a grouped convolution, as one rule.
+    """Make the rule that decomposes the kernel of a grouped convolution group by group.
 
         K[out in kh kw] => U[out a] G[a b kh kw] V[b in]                                becomes
         K[out in kh kw] => Fuse[out g m] U[g m a] G[g a b kh kw] V[g b in]
 
-    torch stores the kernel of a grouped convolution with the output channels group by group, and `in` counts the
-    channels of one group. `out` is split into groups g of m channels and every core gets the label g, so nothing is
-    shared between groups; the rule as it is given makes cores that all groups share, which on the whole `out` take
-    fewer parameters and fit worse. Applied with sizes={"g": conv.groups}; a rank is that of each group.
+    torch stores the output channels of a grouped convolution one group after the other, and `in` counts the channels
+    of one group. The new rule splits `out` into groups g of m channels, and every core carries the label g, so that
+    no core is shared between groups. The original rule makes cores that all groups share, which have fewer parameters
+    and a larger error. A rank of the new rule is that of each group.
 
     Args:
-        given: a rule in the notation, or its text; its left side is one tensor, all tensors on the right are new.
-        label: that is split into groups; by default `out` if there is one, else the first label.
-        fixed: the names of constants on the right, as for `rule`: these are the same for every group.
+        given: a rule in the notation, or its text. Its left side is one tensor, and all tensors on its right side
+            are new.
+        label: the label that is split into groups; by default `out`, or the first label where `out` does not occur.
+        fixed: the constants of the right side, as for `rule`; they are the same for every group.
 
     Raises:
-        RuleError: the rule has no such label, or it is not of this kind.
+        RuleError: the rule does not have this label, or its sides are of another kind.
+
+    Example:
+        >>> tn.decompositions.per_group("K[out in *k] => U[out a] G[a in *k]").apply(
+        ...     conv.weight, 4, sizes={"g": conv.groups}
+        ... )
     """
     text = given if isinstance(given, str) else given.spec.get("notation")
     if text is None:
@@ -140,7 +150,7 @@ def per_group(given: Rule | str, *, label: str | None = None, fixed: Mapping[str
 
 
 def _in_group(entry: Node, whole: str, group: str, part: str, *, fixed: Mapping[str, str]) -> Node:
-    """A node of the right side as it is for each group."""
+    """A node of the right side with the label of the group."""
     if isinstance(entry, Fuse) and entry.whole == whole:
         return Fuse(whole, (group, *entry.parts))
     entry = relabel(entry, {whole: part})
@@ -159,7 +169,7 @@ def _split_channels(labels: LabelWords, factors: Mapping[str, int] | None, name:
 
 
 def _split(labels: tuple[str, ...], factors: Mapping[str, int], name: str, *, closed: bool = False) -> Rule:
-    """A row of cores, the j-th with the j-th part of each split label, a last one with the labels that are whole."""
+    """A row of cores: the j-th carries the j-th part of each split label, a last one the labels that stay whole."""
     split = among(labels, factors, what="label")
     counts = {label: _number_of_parts(factors[label], label) for label in split}
     taken = set(labels)
@@ -180,10 +190,10 @@ def _split(labels: tuple[str, ...], factors: Mapping[str, int], name: str, *, cl
 
 def _number_of_parts(number: object, label: str) -> int:
     try:
-        found = index(number)  # type: ignore[arg-type]
+        count = index(number)  # type: ignore[arg-type]
     except TypeError:
-        found = 0
-    if not 2 <= found <= MAX_AXES:
+        count = 0
+    if not 2 <= count <= MAX_AXES:
         fact = f"the number of parts of {label!r} is {number!r}"
         raise RuleError(explain(fact, fix=f"an integer from 2 to {MAX_AXES}"))
-    return found
+    return count

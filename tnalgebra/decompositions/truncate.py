@@ -1,4 +1,4 @@
-"""Truncating bonds: of trees by canonical form, of everything else by a fit that starts from what is kept."""
+"""Truncate bonds: those of trees in canonical form, all others by a fit that starts from the values that are kept."""
 
 from __future__ import annotations
 
@@ -33,33 +33,37 @@ Forest: TypeAlias = "networkx.Graph[int]"
 
 
 def truncate(bonds: str) -> Rule:
-    """The rule that cuts bonds of a network down to fewer values. The tensors keep their names and labels.
+    """Make the rule that gives bonds of a network fewer values. The tensors keep their names and labels.
 
-    What hangs together with the bonds is looked at as a whole:
+    The part of the network that is connected with the bonds is one of two things:
 
-    - It is a tree of named tensors, each occurring once: closed labels on two of them, open ones on one, no two bonds
-      parallel, no loop. Then one bond after another becomes the orthogonality centre, all other tensors isometries
-      towards it, and keeps its largest singular values: for one bond the best one, with the norm of the dropped
-      values as its error (Schollwoeck 2011, eq. 48); for n bonds within sqrt(n) of it (Oseledets 2011, thm. 2.2).
-    - It is anything else: loops, bonds on more or fewer than two tensors, batch labels, parallel bonds, tied tensors,
-      reserved nodes. Then all its tensors are fitted to the value that the network has, from two starts: on each bond
-      the components of the largest norms are kept, once in the present basis and once in that of the singular values
-      of the bond's two tensors alone. The better end is kept, and is never worse than its start.
+    - A tree of named tensors that each occur once: every closed label is on two tensors and every open label on one,
+      no two bonds are parallel, and there is no loop. Then one bond after another becomes the orthogonality centre,
+      all other tensors become isometries towards it, and the bond keeps its largest singular values. For one bond
+      this is the best approximation, and its error is the norm of the dropped values (Schollwoeck 2011, eq. 48); for
+      n bonds the error is at most sqrt(n) times the best one (Oseledets 2011, thm. 2.2).
+    - Anything else, with loops, hyperedges, batch labels, parallel bonds, tied tensors or reserved nodes. Then all its
+      tensors are fitted to the value that the network has. There are two starts: each bond keeps the components of
+      the largest norms, in its present basis and in the basis of the singular values of its two tensors. The better
+      result is kept, and it is never worse than its start.
 
-    Ranks go by the bonds' labels: bond -> rank, or a `ParameterBudget` for all bonds together, of the parameters of
-    what hangs together with them. A bond of a tree takes any rank, which counts the singular values it has before any
-    bond is truncated; any other bond an integer.
+    A `ParameterBudget` is a fraction of the parameters of this part. A bond of a tree takes a size of any kind, which
+    counts the singular values that the bond has before any bond is truncated; other bonds take integers or a budget.
 
     Args:
         bonds: one label, or several: "p q s".
 
     Raises:
-        RuleError: no bond, or one twice; on application: a bond is not there or open, or its size is not its own.
-        RankError: on application: a bond has no rank, or one that it cannot have.
+        RuleError: no bond is named, or one twice. On application: the network does not have a bond, or it is an open
+            label, or its size is tied to that of something else.
+        RankError: on application: a bond has no size, or one that it cannot have.
+
+    Example:
+        >>> smaller = fit.then(tn.decompositions.truncate("p q"), {"p": 4, "q": 4})
     """
     words = tuple(check_word(word, what="bond") for word in (bonds.split() if isinstance(bonds, str) else [bonds]))
     if len(set(words)) < max(len(words), 1):
-        raise RuleError(explain(f"the bonds {bonds!r} are none, or one occurs twice", fix="'p q', each label once"))
+        raise RuleError(explain(f"{bonds!r} does not name bonds, or names one twice", fix="'p q', each label once"))
 
     def find(network: Network, options: Options) -> Iterator[Place]:
         check_bonds(network, words)
@@ -101,7 +105,7 @@ def _ranks_under(budget: ParameterBudget, network: Network, spectra: Mapping[str
 
 
 def _forest(network: Network) -> Forest | str:
-    """The tensors as trees, their edges bonds; or why they are not."""
+    """The tensors as trees whose edges are the bonds; or the reason why they are not trees."""
     graph: networkx.MultiGraph[int] = networkx.MultiGraph()
     graph.add_nodes_from(range(len(network.nodes)))
     for node in network.nodes:
@@ -205,10 +209,10 @@ def _apply_matrix(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
 
 
 def _distance(network: Network, forest: Forest, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """||one - other|| / ||one|| of two lots of tensors for the same trees, without their values.
+    """||one - other|| / ||one|| for two sets of tensors of the same trees, without contracting the trees.
 
-    From the leaves to the roots, what both have below a bond is written in one orthonormal basis; at the roots, their
-    difference is a difference of two tensors. Nothing is squared, so all digits are kept.
+    From the leaves to the roots, what both sets have below a bond is written in one orthonormal basis. At the roots
+    the difference is a difference of two tensors. Nothing is squared, so all digits are kept.
     """
     whole = whole_other = torch.ones(1, dtype=next(iter(one.values())).dtype)
     for tree in networkx.connected_components(forest):
@@ -236,7 +240,13 @@ def _distance(network: Network, forest: Forest, one: Mapping[str, Tensor], other
 def _refit(network: Network, bonds: Sequence[str], values: Values, options: Options, *, because: str) -> _Truncated:
     """Smaller tensors, fitted to the network's own value."""
     if not network.output:
-        raise RuleError(explain(f"what {bonds[0]!r} is a bond of is one number", network=network, fix="contract it"))
+        raise RuleError(
+            explain(
+                f"the network around the bond {bonds[0]!r} has no open label: its value is one number",
+                network=network,
+                fix="contract it",
+            )
+        )
     settings = options.settings
     tensors = _in_dtype(network, values, settings.dtype)
     own = own_value(network, tensors)
@@ -266,7 +276,7 @@ def _joins_two(network: Network, bond: str) -> bool:
 
 
 def _full_rank(network: Network, bond: str) -> int:
-    """The size from which on a bond loses nothing, whatever the tensors."""
+    """The smallest size at which a bond loses nothing, whatever the tensors are."""
     size = network.sizes[bond]
     if not _joins_two(network, bond):
         return size
@@ -282,7 +292,7 @@ def _turn(network: Network, bond: str, tensors: dict[str, Tensor]) -> None:
 
 
 def _norms(network: Network, bond: str, tensors: Mapping[str, Tensor]) -> list[float]:
-    """Of the bond's components, descending, in the basis of its two tensors: what a budget takes for spectrum."""
+    """The norms of the bond's components in the basis of its two tensors, descending: the spectrum for a budget."""
     tensors = dict(tensors)
     _turn(network, bond, tensors)
     squares = component_gram(resize(network, tensors), tensors, bond).diagonal()

@@ -1,4 +1,4 @@
-"""Apply rules until none applies: `rewrite` with any rules, `simplify` with the ones that always end."""
+"""Apply rules until none applies: `rewrite` with any rules, `simplify` with rules that always come to an end."""
 
 from __future__ import annotations
 
@@ -25,16 +25,23 @@ def rewrite(
     max_steps: int = MAX_STEPS,
     order: Random | None = None,
 ) -> Fit:
-    """Apply `rules` until none applies any more.
+    """Apply exact rules to a network until none of them applies.
 
     Args:
-        rules: exact rules; of those that apply, the first in the list fires, at its first place.
-        values: of some or all tensors; what they determine is computed.
-        max_steps: give up after this number of steps, for lists of rules that may undo each other.
-        order: choose rule and place at random instead; for testing that the order does not matter.
+        network: the network to begin with.
+        rules: exact rules. In each step the first rule of the list that applies is applied, at its first place.
+        values: the elements of some or all tensors, by name. New tensors that they determine are computed.
+        max_steps: the number of steps after which to give up, for lists of rules that may undo each other.
+        order: chooses rule and place at random instead, to test that the order does not matter.
+
+    Returns:
+        The network at the end, its values, and the trace of all steps.
 
     Raises:
-        RuleError: still not done after `max_steps`; the last rules that fired are named.
+        RuleError: rules still apply after `max_steps`; the last ones are named.
+
+    Example:
+        >>> tn.rewriting.rewrite(network, tn.rewriting.EXACT_RULES[:3]).network
     """
     fit, options = start_fit(network, values or {}), Options()
     while chosen := _next(fit.network, rules, options, order):
@@ -62,10 +69,25 @@ def _next(network: Network, rules: Sequence[Rule], options: Options, order: Rand
 
 
 def simplify(network: Network, values: Mapping[str, Any] | None = None) -> Fit:
-    """Apply the rules of `SIMPLIFY` until none applies: fewer windows, reshapes, copies, labels; the same value."""
+    """Simplify a network: fewer windows, reshapes, copies and labels, and the same value.
+
+    Args:
+        network: the network to begin with.
+        values: the elements of some or all tensors, by name. New tensors that they determine are computed.
+
+    Returns:
+        The network to which no rule of `tn.rewriting.SIMPLIFY` applies, its values, and the trace of all steps.
+
+    Raises:
+        ValuesError: the values do not fit the network.
+
+    Example:
+        >>> tn.simplify(tn.parse("A[i j] Copy[j k] B[k l]")).network
+        Network('A[i j] B[j l]')
+    """
     return rewrite(network, SIMPLIFY, values)
 
 
 def contract_back(network: Network, values: Mapping[str, Any] | None = None) -> Fit:
-    """Contract every bond between named tensors: a decomposition becomes one tensor again."""
+    """Contract every bond between named tensors, so that a decomposition becomes one tensor again."""
     return rewrite(network, (contract_bond, fold_scalar), values)

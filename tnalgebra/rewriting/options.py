@@ -32,14 +32,14 @@ class Place:
 class Choices(TypedDict, total=False):
     """What a caller may choose where a rule is applied.
 
-    at: which place, a number in `places(network)` or one of them; needed only where there are several.
-    bind: variable of the left side -> name or label of the network, to narrow the places down.
-    sizes: label -> size, for parts of a `Fuse`; those left out are as equal as they can be.
-    fixed: tensor of the right side -> its elements, or the name of a basis ("dct"): held as they are. Of orthonormal
-        rows, those best aligned with the kernel are kept, as many as the rank says.
-    metric: the norm to fit in, of a whole kernel; by default the Frobenius norm.
-    start: cores of the right side to start from, at most as large as the ranks say.
-    seed, starts, sweeps, dtype, slack: of the search, see `fitting.search.Settings`; trees need neither seed nor
+    at: the place, as a number in `places(network)` or as one of them; needed only where the rule applies at several.
+    bind: for variables of the left side the name or label of the network that they stand for; narrows the places down.
+    sizes: sizes of labels, for the parts of a `Fuse`; parts that are left out become as equal as possible.
+    fixed: for tensors of the right side their elements, or the name of a basis ("dct"), which are not fitted. Of
+        orthonormal rows, the ones that hold the most of the kernel's norm are kept, as many as the size says.
+    metric: the norm of a whole kernel in which the error is made small; by default the Frobenius norm.
+    start: cores of the right side to start from, at most as large as the size says.
+    seed, starts, sweeps, dtype, slack: choices of the search, see `tn.fitting.Settings`; a tree uses neither seed nor
         starts.
     """
 
@@ -103,6 +103,8 @@ class Options:
                 fields[key] = value
         read: Size = {} if size is None else read_size(size)
         if isinstance(read, MultiplyAddsBudget):
-            fact = f"{str(read)!r} needs a layer or a model: the multiply-adds of a kernel depend on the size of the input"
+            fact = (
+                f"{str(read)!r} needs a layer or a model: the multiply-adds of a kernel depend on the size of the input"
+            )
             raise RankError(explain(fact, fix="tn.compare(layer, ...), tn.convert(model, ...), or a ParameterBudget"))
         return cls(read, **fields, settings=Settings(**search))

@@ -27,20 +27,28 @@ ManyBuilder: TypeAlias = Callable[[Sequence[tuple[Network, Place, Values, Option
 class Rule(Tabular):
     """A rewrite as data: where it applies, and what it makes of a place.
 
-    name: unique among the rules a caller works with.
-    kind: "exact" rules keep the value; "approximate" ones need values and report an error.
-    equation: the rule in the notation, or as near to it as the notation goes.
-    find: yields every place; what it found there, `Place.match`, is for `build`.
-    build: the change at a place that `find` yielded.
-    start: the left side as a network, for given values; None if the rule needs a network to be applied to.
-    ranks: labels of the bonds whose ranks the caller chooses.
-    variables: names and labels of the left side, which `bind` may narrow down.
-    labels: of the right side, whose sizes the caller may give.
-    stated: those of them whose sizes neither the kernel nor the ranks determine, so that the caller must give them.
-    takes: which of `fixed`, `metric` and `start` mean something to it.
-    fixed: constants of the right side, by the name of their basis.
-    build_many: builds several applications as one, if that is faster; each is the arguments of `build`.
-    spec: what a saved trace holds to find or make the rule again.
+    `tn.rule` makes one from a line of notation; `tn.rules()` lists those that exist.
+
+    Attributes:
+        name: the name in messages, traces and rows of studies.
+        kind: "exact" rules keep the value of a network; "approximate" ones need values and report an error.
+        equation: the rule in the notation, or as close to it as the notation allows.
+        find: yields every place in a network where the rule applies.
+        build: makes the change at a place that `find` yielded.
+        start: makes the left side as a network for some values; None if the rule must be applied to a network.
+        ranks: the bonds whose size the caller chooses.
+        variables: names and labels of the left side, which `bind=` may narrow down.
+        labels: labels of the right side whose sizes the caller may give with `sizes=`.
+        stated: those labels whose sizes the caller must give, because nothing else determines them.
+        takes: which of the choices `fixed`, `metric` and `start` have a meaning for the rule.
+        fixed: the basis of each constant of the right side.
+        build_many: builds several applications together, where that is faster.
+        spec: what a saved trace holds in order to find or make the rule again.
+
+    Example:
+        >>> mine = tn.rule("K[o i h w] => A[o p] B[p i q] C[q h w]", name="mine")
+        >>> mine.ranks
+        ('p', 'q')
     """
 
     name: str
@@ -81,11 +89,11 @@ class Rule(Tabular):
 
     @property
     def tensor(self) -> str:
-        """The left side's first tensor: what a rule for kernels calls the kernel in `apply({rule.tensor: weight})`."""
+        """The name of the first tensor of the left side, which is the kernel of a decomposition."""
         return self.variables[0] if self.variables else "K"
 
     def places(self, network: Network, *, bind: Mapping[str, str] | None = None) -> list[Place]:
-        """Every place of `network` where the rule applies."""
+        """List every place of `network` where the rule applies; `bind` narrows them down, see `apply`."""
         return list(self.find(network, Options(bind=bind or {})))
 
     def apply(
@@ -127,7 +135,7 @@ class Rule(Tabular):
         metrics: Sequence[Metric] | None = None,
         **choices: Unpack[Choices],
     ) -> list[Fit]:
-        """Apply the rule to many values of its left side; those of one shape are fitted side by side.
+        """Apply the rule to many values of its left side. Values of one shape are fitted side by side.
 
         Args:
             targets: a tensor, or the values of the left side's tensors, once for each application.
@@ -135,7 +143,7 @@ class Rule(Tabular):
             metrics: one for each target.
 
         Returns:
-            What `apply` would return for each, up to rounding.
+            For each target what `apply` would return, up to rounding.
         """
         if metrics is not None and len(metrics) != len(targets):
             raise RuleError(explain(f"{len(metrics)} metrics are given for {len(targets)} targets"))
@@ -151,7 +159,7 @@ class Rule(Tabular):
         return [fit.after(self, place, options, change) for fit, (_, place, _, options), change in steps]
 
     def step(self, fit: Fit, at: int | Place | None, options: Options) -> Fit:
-        """A fit after one application of this rule."""
+        """Apply the rule once to a fit."""
         self._check_options(options)
         place = self._choose(fit.network, at, options)
         return fit.after(self, place, options, self.build(fit.network, place, fit.values, options))
@@ -171,7 +179,7 @@ class Rule(Tabular):
         return start_fit(self.start(target), target)
 
     def _check_options(self, options: Options) -> None:
-        """Raises RuleError for a word that the rule does not have, or a choice that means nothing to it."""
+        """Raise RuleError for a word that the rule does not have, or a choice that has no meaning for it."""
         bonds = options.size if isinstance(options.size, Mapping) else ()
         budget = self.kind == "approximate" and isinstance(options.size, ParameterBudget)
         if not self.ranks and not budget and not isinstance(options.size, Mapping):
@@ -193,20 +201,22 @@ class Rule(Tabular):
         for choice in ("fixed", "metric", "start"):
             if getattr(options, choice) and choice not in self.takes:
                 takes = " ".join(self.takes) or None
-                raise RuleError(explain(f"the rule {self.name!r} has no use for {choice}=", takes=takes))
+                raise RuleError(explain(f"the choice {choice}= has no meaning for the rule {self.name!r}", takes=takes))
 
     def _choose(self, network: Network, at: int | Place | None, options: Options) -> Place:
-        """The place that the caller means, with what was found there."""
+        """The place that the caller means, with the match that was found there."""
         places = list(self.find(network, options))
         if isinstance(at, Place):
             if at not in places:
-                raise RuleError(explain(f"the rule {self.name!r} does not apply there", place=at, network=network))
+                raise RuleError(
+                    explain(f"the rule {self.name!r} does not apply at this place", place=at, network=network)
+                )
             return places[places.index(at)]
         if not places:
             tied = " ".join(name for name, standing in tensor_nodes(network).items() if len(standing) > 1)
             raise RuleError(
                 explain(
-                    f"the rule {self.name!r} applies nowhere",
+                    f"the rule {self.name!r} does not apply anywhere in the network",
                     rule=self.equation,
                     network=network,
                     bind=options.bind or None,
