@@ -1,4 +1,4 @@
-"""What a rule in the notation makes of a place: exact changes by substitution, approximate ones by a fit."""
+"""Apply a rule in the notation at a place: exact rules by substitution, approximate ones by a fit."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from .trace import EXACT_TO, Change
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A rule read at a place, and then with the values and options that it is applied with.
+    """A rule that was read at a place of a network, with the values and options of its application.
 
-    left, right: the rule's sides.
-    fixed: the rule's constants, by the name of their basis.
-    network: that the rule is applied to.
-    match: the first of the matches that the place is made of; the others are alike.
-    known: sizes of the left side's labels, as far as the network determines them.
-    shared: sizes of the right side's labels that follow from those.
-    after: the network after the step, sizes of new bonds still unknown.
-    names: the rule's names -> the network's.
-    labels: for each match, the right side's labels -> the network's.
+    left, right: the sides of the rule.
+    fixed: the basis of each constant of the rule.
+    network: the network that the rule is applied to.
+    match: the first of the matches at the place; the others differ from it in their labels only.
+    known: sizes of the labels of the left side, as far as the network determines them.
+    shared: sizes of the labels of the right side that follow from `known`.
+    after: the network after the step, in which the sizes of new bonds are still unknown.
+    names: the network's name for each name of the rule.
+    labels: for each match, the network's label for each label of the right side.
     """
 
     left: Network
@@ -66,15 +66,15 @@ class Reading:
 
     @cached_property
     def before(self) -> Network:
-        """The left side as a network of its own: the rule's labels, the network's names."""
+        """The left side as a separate network, with the labels of the rule and the names of the network."""
         nodes = [rename(node, self.names) for node in fill_attributes(self.left.nodes, self.match.attributes)]
         return Network(nodes, self.left.output, {**self.left.sizes, **self.known})
 
     def piece(self, sizes: Mapping[str, int]) -> Network:
-        """The right side likewise, with these sizes too.
+        """The right side as a separate network, with these sizes in addition to those that are known.
 
         Raises:
-            SizeError: the caller gives a size of a label that is not there, or two sizes meet.
+            SizeError: the caller gives a size for a label that the right side does not have, or a second size.
         """
         for label in self.options.sizes:
             if label not in carriers(self.right):
@@ -90,16 +90,16 @@ class Reading:
 
     @cached_property
     def new(self) -> list[str]:
-        """Names of the right side's new tensors, as the rule has them."""
+        """The names of the new tensors of the right side, in the rule."""
         old = tensor_nodes(self.left)
         return [name for name in tensor_nodes(self.right) if name not in old]
 
     @property
     def missing(self) -> list[str]:
-        """Tensors of the left side that have no value, as the network calls them."""
+        """The tensors of the left side that have no value, by their names in the network."""
         return [name for name in self.match.names.values() if name not in self.values]
 
-    # What is fitted: the target in the rule's labels, the right side with the network's names.
+    # The fit: its target has the labels of the rule, its right side the names of the network.
 
     @cached_property
     def target(self) -> Tensor:
@@ -110,12 +110,12 @@ class Reading:
 
     @cached_property
     def sized(self) -> Network:
-        """The right side, its bonds still without sizes."""
+        """The right side, whose bonds have no sizes yet."""
         return _with_parts(self.piece(dict(zip(self.left.output, self.target.shape, strict=True))))
 
     @cached_property
     def constants(self) -> dict[str, Tensor]:
-        """Tensors that are held as they are."""
+        """The tensors of the right side that are not fitted."""
         constants = {
             self.names[name]: self.values[self.names[name]].to(self.target)
             for name in tensor_nodes(self.right)
@@ -146,13 +146,13 @@ class Reading:
     def metric(self) -> Metric | None:
         if self.options.metric is None:
             return None
-        there = {self.match.labels[label]: label for label in self.left.output}
-        whole = set(self.network.output) == there.keys()
-        return metric_in(self.options.metric, there, self.left.output, whole=whole)
+        labels = {self.match.labels[label]: label for label in self.left.output}
+        whole = set(self.network.output) == labels.keys()
+        return metric_in(self.options.metric, labels, self.left.output, whole=whole)
 
     @property
     def alike(self) -> object:
-        """Equal for fits that can be made side by side."""
+        """A key that is equal for fits which can be made side by side."""
         if self.constants or self.start is not None:
             return id(self)
         metric = None if self.metric is None else (self.metric.labels, self.metric.batch, self.metric.outputs)
@@ -196,7 +196,9 @@ def read_at(
         shared = shared_sizes(left, right, known)
         for label, size in (*shared.items(), *right.sizes.items()):
             if sizes.setdefault(labels[label], size) != size:
-                raise SizeError(f"the right side wants size {size} of {labels[label]!r}, it is {sizes[labels[label]]}")
+                raise SizeError(
+                    f"label {labels[label]!r} has size {sizes[labels[label]]}, and the right side needs {size}"
+                )
         labels_of_matches.append(labels)
         sizes_of_matches.append((known, shared))
     removed = [position for match in group for position in match.nodes]
@@ -218,7 +220,7 @@ def read_at(
 
 
 def build_exact(network: Network, place: Place, values: Values, options: Options) -> Change:
-    """The change of a rule whose sides are equal."""
+    """Make the change of a rule whose sides are equal."""
     reading = _reading(network, place, values, options)
     before, after = reading.before, reading.piece({})
     if not reading.new:
@@ -243,12 +245,12 @@ def _check_values(before: Network, after: Network, values: Values) -> None:
 
 
 def build_fitted(network: Network, place: Place, values: Values, options: Options) -> Change:
-    """The change of an approximate rule."""
+    """Make the change of an approximate rule."""
     return build_fitted_many([(network, place, values, options)])[0]
 
 
 def build_fitted_many(jobs: Sequence[tuple[Network, Place, Values, Options]]) -> list[Change]:
-    """The changes of an approximate rule; kernels of one shape are fitted side by side."""
+    """Make the changes of an approximate rule. Kernels of one shape are fitted side by side."""
     readings = [_reading(*job) for job in jobs]
     groups: dict[object, list[int]] = {}
     for number, reading in enumerate(readings):
@@ -273,7 +275,7 @@ def build_fitted_many(jobs: Sequence[tuple[Network, Place, Values, Options]]) ->
 
 
 def _with_parts(right: Network) -> Network:
-    """The same with sizes for the parts of a `Fuse` that nobody gave: as equal as they can be."""
+    """The right side with sizes for all parts of its `Fuse` nodes; parts without a size become as equal as possible."""
     for node in right.nodes:
         if not isinstance(node, Fuse):
             continue
@@ -284,7 +286,7 @@ def _with_parts(right: Network) -> Network:
         if rest % known:
             raise SizeError(
                 explain(
-                    f"{node.whole!r} has size {rest}, which the sizes of its parts do not divide",
+                    f"{node.whole!r} has size {rest}, which is not a multiple of the sizes of its parts",
                     parts=" ".join(f"{part}={right.sizes[part]}" for part in node.parts if part in right.sizes),
                     right=right,
                 )
@@ -294,7 +296,7 @@ def _with_parts(right: Network) -> Network:
         if [sizes[part] for part in unknown] != list(factors):  # a part that occurs twice
             raise SizeError(
                 explain(
-                    f"{node.whole!r} has size {rest}, which no sizes of its parts give",
+                    f"{node.whole!r} has size {rest}, which is not the product of any sizes of its parts",
                     unknown=" ".join(unknown),
                     right=right,
                 )
@@ -303,12 +305,13 @@ def _with_parts(right: Network) -> Network:
     return right
 
 
-def _constant(name: str, value: Any, right: Network, there: str) -> Tensor:
-    node = right.nodes[tensor_nodes(right)[there][0]]
+def _constant(name: str, value: Any, right: Network, network_name: str) -> Tensor:
+    """The elements of a constant, which the network calls `network_name`."""
+    node = right.nodes[tensor_nodes(right)[network_name][0]]
     if isinstance(value, str):
         check_basis(value)
         if node.labels[1] not in right.sizes:
-            raise SizeError(explain(f"the size of {node.labels[1]!r} is unknown, so the basis {name!r} has none"))
+            raise SizeError(explain(f"the size of {node.labels[1]!r} is unknown, which the basis {name!r} needs"))
         return BASES[value](right.sizes[node.labels[1]])
     constant = _numbers(f"the constant {name!r}", value)
     needed = [right.sizes.get(label) for label in node.labels]
@@ -337,43 +340,43 @@ def _numbers(what: str, value: object) -> Tensor:
     return tensor.double()
 
 
-def metric_in(metric: Metric, there: Mapping[str, str], output: Sequence[str], *, whole: bool = True) -> Metric:
-    """A metric over a kernel's labels, in other ones: by their names, or by torch's order of a kernel's axes.
+def metric_in(metric: Metric, labels: Mapping[str, str], output: Sequence[str], *, whole: bool = True) -> Metric:
+    """Rename the labels of a metric: by their names, or by the order that torch gives to the axes of a kernel.
 
     Args:
-        there: open label of the network -> the new label.
+        labels: the new label for each open label of the network.
         output: the new labels, in the order of the axes.
-        whole: whether the network has no other open labels; only then are they a kernel's axes.
+        whole: whether the network has no other open labels, so that its axes are those of a kernel.
 
     Raises:
-        RuleError: the metric is not one of this tensor.
+        RuleError: the tensor does not have the labels of the metric.
     """
-    own = {*metric.labels, *metric.outputs}
-    if not own <= there.keys():
+    needed = {*metric.labels, *metric.outputs}
+    if not needed <= labels.keys():
         torch_order = KERNEL_LABELS.get(len(output), ())
-        if not own <= set(torch_order) or not whole:
+        if not needed <= set(torch_order) or not whole:
             raise RuleError(
                 explain(
-                    "the metric is not one of the tensor that is fitted",
+                    "the tensor that is fitted does not have the labels of the metric",
                     metric=" ".join((*metric.outputs, *metric.labels)),
-                    tensor=" ".join(there),
-                    fix="labels and outputs of the metric that are this tensor's",
+                    tensor=" ".join(labels),
+                    fix="a metric whose labels and outputs are labels of this tensor",
                 )
             )
-        there = dict(zip(torch_order, output, strict=True))
-    return metric.renamed(there)
+        labels = dict(zip(torch_order, output, strict=True))
+    return metric.renamed(labels)
 
 
 def _change(reading: Reading, cores: Mapping[str, Tensor], report: FitReport) -> Change:
     right = reading.sized
     dtype = common_dtype(reading.values[name] for name in reading.match.names.values())
-    found = {
+    core_sizes = {
         label: size
         for node in right.nodes
         if isinstance(node, NamedTensor)
         for label, size in zip(node.labels, cores[node.name].shape, strict=True)
     }
-    ranks = {bond: found[bond] for bond in bonds_of(right) if bond in found}
+    ranks = {bond: core_sizes[bond] for bond in bonds_of(right) if bond in core_sizes}
     sizes = {**right.sizes, **ranks}
     grown = {labels[label]: size for labels in reading.labels for label, size in sizes.items() if label in labels}
     new = {reading.names[name] for name in reading.new}

@@ -1,4 +1,4 @@
-"""What was done to a network: a step, the trace of all steps, and the network with values that they led to."""
+"""What was done to a network: a step, the trace of all steps, and the fit that they led to."""
 
 from __future__ import annotations
 
