@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
 
 import tnalgebra as tn
 from tests.strategies import random_values
@@ -22,6 +23,9 @@ from tnalgebra.tensors.evaluation import evaluate, magnitude, pattern
 ROUNDING = 1e-12
 """Of `magnitude`: room for a few thousand float64 additions (2.2e-16 each), in whatever order a plan makes them."""
 
+CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
 NOMINAL = (9, 8, 10)
 OTHERS = ((1, (9, 8, 10)), (3, (11, 13, 7)), (2, (8, 10, 9)))
 """Batches and positions of later calls: odd, even, smaller, larger."""
@@ -29,6 +33,29 @@ OTHERS = ((1, (9, 8, 10)), (3, (11, 13, 7)), (2, (8, 10, 9)))
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def torch_convolutions(draw: st.DrawFn) -> nn.Module:
+    """A convolution, transposed or not, with any of torch's arguments; no two sizes equal where it can be."""
+    axes = draw(st.sampled_from((1, 2, 2, 3)))
+    groups, inside, outside = draw(st.sampled_from(((1, 3, 5), (1, 5, 2), (2, 3, 1), (3, 1, 1), (2, 2, 5), (4, 1, 3))))
+
+    def each(least: int, most: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(least, most)) for _ in range(axes))
+
+    kernel, dilation = each(1, 4), each(1, 2)
+    stride = (1,) * axes if draw(st.booleans()) else each(1, 3)
+    arguments: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "bias": False}
+    channels = (groups * inside, groups * outside)
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    if draw(st.integers(0, 2)) == 2:
+        padding = tuple(min(p, d * (k - 1)) for p, k, d in zip(each(0, 2), kernel, dilation, strict=True))
+        added = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+        return TRANSPOSED[axes](*channels, kernel, padding=padding, output_padding=added, **arguments).double()
+    padding = "same" if set(stride) == {1} and draw(st.booleans()) else each(0, 2)
+    mode = draw(st.sampled_from(("zeros", "reflect", "replicate", "circular")))
+    return CONV[axes](*channels, kernel, padding=padding, padding_mode=mode, **arguments).double()
 
 
 def compiled(network: Network, values: Mapping[str, Tensor], inputs: Collection[str], **choices: Any) -> Compiled:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -16,12 +17,11 @@ from tests.strategies import random_values
 from tnalgebra.compiler.choose import Candidate
 from tnalgebra.compiler.compiled import Compiled
 from tnalgebra.compiler.emit import argument_names, emit
-from tnalgebra.networks.network import Network, shapes, with_sizes
+from tnalgebra.networks.network import Network, shapes
 from tnalgebra.networks.notation import parse
 from tnalgebra.tensors.evaluation import evaluate, pattern
 
-WINDOWS = "Conv[x u h | padding=1] Conv[y v w | padding=1]"
-STRIDED = "Conv[x u h | stride=2 padding=1] Conv[y v w | stride=2 padding=1]"
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
 
 def same(one: Tensor, two: Tensor, *, rtol: float = 1e-11, atol: float = 1e-12) -> None:
@@ -34,13 +34,11 @@ class Case:
     """A network whose input is X, with every size; the input may have any other size on the axes of `free` labels."""
 
     text: str
-    sizes: str
     free: str
 
     @property
     def network(self) -> Network:
-        sizes = {label: int(size) for label, size in (pair.split("=") for pair in self.sizes.split())}
-        return with_sizes(parse(self.text), sizes)
+        return parse(self.text)
 
     def value(self, x: Tensor) -> Tensor:
         """The oracle's, for an input of any size."""
@@ -84,73 +82,68 @@ def _compiled(case: Case, device: str, dtype: torch.dtype, options: tuple[tuple[
 
 CASES = {
     "tucker-2": Case(
-        f"X[n i x y] {WINDOWS} U[o a] G[a b h w] V[b i] -> [n o u v]", "n=2 i=3 x=6 y=5 h=3 w=3 o=5 a=2 b=4", "n x y"
+        "X[n:2 i:3 x:6 y:5] Conv[x u:6 h:3 | padding=1] Conv[y v:5 w:3 | padding=1] U[o:5 a:2] G[a b:4 h w] V[b i] "
+        "-> [n o u v]",
+        "n x y",
     ),
     "cp, stride 2": Case(
-        f"X[n i x y] {STRIDED} A[o r] B[i r] C[h r] D[w r] -> [n o u v]", "n=2 i=3 x=7 y=6 h=3 w=5 o=5 r=4", "n x y"
+        "X[n:2 i:3 x:7 y:6] Conv[x u:4 h:3 | stride=2 padding=1] Conv[y v:2 w:5 | stride=2 padding=1] A[o:5 r:4] "
+        "B[i r] C[h r] D[w r] -> [n o u v]",
+        "n x y",
     ),
     "train": Case(
-        f"X[n i x y] {WINDOWS} A[o p] B[p i q] C[q h s] D[s w] -> [n o u v]",
-        "n=2 i=3 x=6 y=5 h=3 w=2 o=5 p=4 q=2 s=3",
+        "X[n:2 i:3 x:6 y:5] Conv[x u:6 h:3 | padding=1] Conv[y v:6 w:2 | padding=1] A[o:5 p:4] B[p i q:2] "
+        "C[q h s:3] D[s w] -> [n o u v]",
         "n x y",
     ),
     "ring": Case(
-        f"X[n i x y] {WINDOWS} A[z o p] B[p i q] C[q h s] D[s w z] -> [n o u v]",
-        "n=2 i=3 x=6 y=5 h=3 w=2 o=5 p=2 q=4 s=3 z=2",
+        "X[n:2 i:3 x:6 y:5] Conv[x u:6 h:3 | padding=1] Conv[y v:6 w:2 | padding=1] A[z:2 o:5 p:2] B[p i q:4] "
+        "C[q h s:3] D[s w z] -> [n o u v]",
         "n x y",
     ),
     "grouped": Case(
-        "X[n c x y] Fuse[c g i] Conv[x u h | padding=1] Conv[y v w] U[g m a] G[g a i h w] Fuse[o g m] -> [n o u v]",
-        "n=3 g=2 i=3 x=6 y=5 h=3 w=2 m=4 a=2",
+        "X[n:3 c:6 x:6 y:5] Fuse[c g:2 i:3] Conv[x u:6 h:3 | padding=1] Conv[y v:4 w:2] U[g m:4 a:2] G[g a i h w] "
+        "Fuse[o:8 g m] -> [n o u v]",
         "n x y",
     ),
     "transposed": Case(
-        "X[n i u v] Conv[x u h | stride=2 padding=1:0] Conv[y v w | stride=2] U[o a] G[a b h w] V[b i] -> [n o x y]",
-        "n=2 i=3 u=4 v=5 h=3 w=2 o=5 a=2 b=4 x=8 y=10",
+        "X[n:2 i:3 u:4 v:5] Conv[x:8 u h:3 | stride=2 padding=1:0] Conv[y:10 v w:2 | stride=2] U[o:5 a:2] "
+        "G[a b:4 h w] V[b i] -> [n o x y]",
         "n u v",
     ),
-    "1x1": Case("X[n i x y] U[o r] V[r i] -> [n o x y]", "n=2 i=6 x=4 y=5 o=7 r=3", "n x y"),
+    "1x1": Case("X[n:2 i:6 x:4 y:5] U[o:7 r:3] V[r i] -> [n o x y]", "n x y"),
     "7x7 stem": Case(
-        "X[n i x y] Conv[x u h | stride=2 padding=3] Conv[y v w | stride=2 padding=3] U[o a] G[a i h w] -> [n o u v]",
-        "n=2 i=3 x=9 y=8 h=7 w=7 o=5 a=2",
+        "X[n:2 i:3 x:9 y:8] Conv[x u:5 h:7 | stride=2 padding=3] Conv[y v:4 w:7 | stride=2 padding=3] U[o:5 a:2] "
+        "G[a i h w] -> [n o u v]",
         "n x y",
     ),
-    "linear": Case("X[n i] A[a i] B[b a] C[o b] -> [n o]", "n=4 i=6 a=3 b=2 o=5", "n"),
-    "Monarch": Case("X[n i] Fuse[i a b] R[a j b] L[j c a] Fuse[o c j] -> [n o]", "n=4 a=2 b=3 j=5 c=4", "n"),
+    "linear": Case("X[n:4 i:6] A[a:3 i] B[b:2 a] C[o:5 b]", "n"),
+    "Monarch": Case("X[n:4 i:6] Fuse[i a:2 b:3] R[a j:5 b] L[j c:4 a] Fuse[o:20 c j]", "n"),
     "pooling": Case(
-        "X[n c x y] Conv[x u h | stride=2] Conv[y v w | stride=2] Fill[h | value=1/2] Fill[w | value=1/2] "
-        "S[o c] -> [n o u v]",
-        "n=2 c=3 x=6 y=8 h=2 w=2 o=5",
+        "X[n:2 c:3 x:6 y:8] Conv[x u:3 h:2 | stride=2] Conv[y v:4 w:2 | stride=2] Fill[h | value=1/2] "
+        "Fill[w | value=1/2] S[o:5 c] -> [n o u v]",
         "n x y",
     ),
-    "global pooling": Case(
-        "X[n c x y] Fill[x | value=mean] Fill[y | value=mean] S[o c] -> [n o]", "n=2 c=3 x=6 y=5 o=4", "n x y"
-    ),
-    "locally connected": Case(
-        "X[n i x y] Conv[x u h] Conv[y v w] K[o i u v h w] -> [n o u v]", "n=2 i=3 x=5 y=4 h=3 w=2 o=2", "n"
-    ),
+    "global pooling": Case("X[n:2 c:3 x:6 y:5] Fill[x | value=mean] Fill[y | value=mean] S[o:4 c]", "n x y"),
+    "locally connected": Case("X[n:2 i:3 x:5 y:4] Conv[x u:3 h:3] Conv[y v:3 w:2] K[o:2 i u v h w] -> [n o u v]", "n"),
     "reflect": Case(
-        "X[n i x y] Conv[x u h | padding=1:2 mode=reflect] Conv[y v w | padding=1 mode=reflect] "
-        "U[o a] G[a i h w] -> [n o u v]",
-        "n=2 i=3 x=6 y=5 h=3 w=3 o=5 a=2",
+        "X[n:2 i:3 x:6 y:5] Conv[x u:7 h:3 | padding=1:2 mode=reflect] Conv[y v:5 w:3 | padding=1 mode=reflect] "
+        "U[o:5 a:2] G[a i h w] -> [n o u v]",
         "n x y",
     ),
     "reflect on one axis": Case(
-        "X[n i x y] Conv[x u h] Conv[y v w | padding=1 mode=reflect] U[o a] G[a i h w] -> [n o u v]",
-        "n=2 i=3 x=6 y=5 h=3 w=3 o=5 a=2",
+        "X[n:2 i:3 x:6 y:5] Conv[x u:4 h:3] Conv[y v:5 w:3 | padding=1 mode=reflect] U[o:5 a:2] G[a i h w] "
+        "-> [n o u v]",
         "n x y",
     ),
     "depthwise, dilated": Case(
-        "X[n c x y] Conv[x u h | dilation=2 padding=0:1] Conv[y v w] D[c h w] P[o c] -> [n o u v]",
-        "n=2 c=3 x=7 y=5 h=2 w=3 o=5",
+        "X[n:2 c:3 x:7 y:5] Conv[x u:6 h:2 | padding=0:1 dilation=2] Conv[y v:3 w:3] D[c h w] P[o:5 c] -> [n o u v]",
         "n x y",
     ),
-    "1-d": Case(
-        "X[n i x] Conv[x u k | padding=1] U[o a] G[a b k] V[b i] -> [n o u]", "n=2 i=3 x=7 k=3 o=5 a=2 b=4", "n x"
-    ),
+    "1-d": Case("X[n:2 i:3 x:7] Conv[x u:7 k:3 | padding=1] U[o:5 a:2] G[a b:4 k] V[b i] -> [n o u]", "n x"),
     "3-d": Case(
-        "X[n i x y z] Conv[x u h | padding=1] Conv[y v w] Conv[z t d | stride=2] U[o a] G[a i h w d] -> [n o u v t]",
-        "n=2 i=2 x=4 y=5 z=7 h=3 w=2 d=5 o=3 a=2",
+        "X[n:2 i:2 x:4 y:5 z:7] Conv[x u:4 h:3 | padding=1] Conv[y v:4 w:2] Conv[z t:2 d:5 | stride=2] U[o:3 a:2] "
+        "G[a i h w d] -> [n o u v t]",
         "n x y z",
     ),
 }
@@ -164,7 +157,6 @@ class Emitted(nn.Module):
         self, case: Case, candidate: Candidate, device: str = "cpu", dtype: torch.dtype = torch.float64
     ) -> None:
         super().__init__()
-        self.candidate = candidate
         self.code = emit(candidate.program)
         self.names = argument_names(candidate.program)
         for name, value in case.values(device, dtype).items():
@@ -184,11 +176,9 @@ def candidates(name: str, *, channels_last: bool = False) -> tuple[Candidate, ..
 
 
 @cache
-def picked(name: str, *, each: int = 1, channels_last: bool = False) -> tuple[Candidate, ...]:
-    """The cheapest candidates of each style; where few contract the weights first, one that does not is among them."""
+def picked(name: str, *, channels_last: bool = False) -> tuple[Candidate, ...]:
+    """The cheapest candidate of each style, and the one with the most operations."""
     listed = candidates(name, channels_last=channels_last)
-    found: list[Candidate] = []
-    for style in dict.fromkeys(one.program.style for one in listed):
-        found += [one for one in listed if one.program.style == style][:each]
+    cheapest = {one.program.style: one for one in reversed(listed)}.values()
     longest = max(listed, key=lambda one: len(one.program.operations))
-    return (*found, *([longest] if longest not in found else []))
+    return (*cheapest, *([longest] if longest not in cheapest else []))

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F  # noqa: N812
 
 import tnalgebra as tn
-from tests.compiler_cases import check, check_at, random
+from tests.compiler_cases import check, check_at
 from tnalgebra.networks.network import Network
 from tnalgebra.networks.notation import parse
 
@@ -35,6 +33,13 @@ HARD = {
         "X[n:2 i:3 x:9 z:8] Conv[x u k:3|stride=2 padding=1] Conv[z v l:2] G[n o:4 u v] -> [o i k l]; n=3 x=11 z=7; X G"
     ),
     "input gradient": "G[n:2 o:4 u:5] Conv[x u k|stride=2 padding=1] K[o i:3 k:3] X[n i x] -> [n]; n=3 u=6 x=12; G X",
+    "patches": (
+        "X[n:2 i:3 x:9 z:8] Conv[x u k:3|stride=2 padding=1] Conv[z v l:2|padding=1] -> [n i k l u v]; n=1 x=6 z=7"
+    ),
+    "flat patches": (
+        "X[n:2 i:3 x:9 z:8] Conv[x u k:3|stride=2 padding=1] Conv[z v l:2|padding=1] Fuse[f i k l] Fuse[p u v]"
+        " -> [n f p]; n=1 x=6 z=7 p=24"
+    ),
     "padding at one end": "X[n:2 i:3 x:9] Conv[x y k|padding=0:2] K[o:4 i k:3] -> [n o y]; x=10",
     "padding that crops": "X[n:2 i:3 x:9] Conv[x y k|padding=-2:-1 stride=2] K[o:4 i k:3] -> [n o y]; x=10",
     "Fuse 2x3 against 3x2": "X[n:4 a:2 b:3] Fuse[i a b] Fuse[i c:3 d:2] K[c d o:5] -> [n o]; n=1",
@@ -121,18 +126,6 @@ def test_hard_case(name: str) -> None:
         check_at(module, {label: int(size) for label, size in (pair.split("=") for pair in sizes.split())})
 
 
-@pytest.mark.parametrize("flatten", [False, True])
-def test_patch_tensor(flatten: bool) -> None:
-    network = tn.networks.patch_tensor((3, 2), stride=(2, 1), padding=1, flatten=flatten)
-    module = check(Network(network.nodes, network.output, {**network.sizes, "n": 2, "in": 3, "x": 9, "y": 8}), "X")
-    for shape in ((2, 3, 9, 8), (1, 4, 6, 7)):
-        x = random(*shape)
-        expected = F.unfold(x, (3, 2), stride=(2, 1), padding=1)
-        torch.testing.assert_close(
-            module(x).reshape(expected.shape) if flatten else module(x).flatten(4).flatten(1, 3), expected
-        )
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -149,16 +142,9 @@ def test_two_convolutions(first: dict[str, Any], second: dict[str, Any]) -> None
         (2,), in_channels=4, out_channels=5, **second
     )
     module = check(Network(network.nodes, network.output, {**network.sizes, "n": 2, "x": 15}), "X")
+    assert {name: tuple(value.shape) for name, value in module.named_parameters()} == {"K": (4, 3, 3), "K_2": (5, 4, 2)}
     for batch, width in ((1, 15), (3, 18), (2, 17), (2, 16)):
         check_at(module, {"n": batch, "x": width})
-
-
-def test_a_module_of_a_composed_network_has_the_parameters_of_both() -> None:
-    network = tn.networks.convolution((3,), in_channels=3, out_channels=4) >> tn.networks.convolution(
-        (2,), out_channels=5
-    )
-    module = check(Network(network.nodes, network.output, {**network.sizes, "n": 2, "x": 9}), "X")
-    assert {name: tuple(value.shape) for name, value in module.named_parameters()} == {"K": (4, 3, 3), "K_2": (5, 4, 2)}
 
 
 def test_more_than_52_labels_in_one_pair() -> None:
@@ -167,14 +153,4 @@ def test_more_than_52_labels_in_one_pair() -> None:
     left, right = " ".join(f"a{i}" for i in range(30)), " ".join(f"b{i}" for i in range(30))
     sizes |= {f"a{i}": 1 + (i == 7) for i in range(30)} | {f"b{i}": 1 + 2 * (i == 4) for i in range(30)}
     network = parse(f"X[n {shared} {left}] W[{right} {shared}] -> [n {left} {right}]")
-    check(Network(network.nodes, network.output, {**sizes, "n": 3}), "X")
-
-
-@pytest.mark.slow
-def test_more_than_52_labels_in_a_network() -> None:
-    cores = " ".join(f"A{i}[b{i} x{i} b{i + 1}]" for i in range(30))
-    network = parse(
-        f"X[n {' '.join(f'x{i}' for i in range(10))}] {cores} -> [n {' '.join(f'x{i}' for i in range(10, 30))} b0 b30]"
-    )
-    sizes = {f"b{i}": 2 for i in range(31)} | {f"x{i}": 1 + (i % 5 == 0) for i in range(30)}
     check(Network(network.nodes, network.output, {**sizes, "n": 3}), "X")

@@ -6,48 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 import tnalgebra as tn
-from tests.compiler_cases import NOMINAL, OTHERS, assert_same, check, random
-from tnalgebra.compiler import Compiled
+from tests.compiler_cases import NOMINAL, OTHERS, assert_same, check, check_at, random, torch_convolutions
 from tnalgebra.networks.network import Network
 from tnalgebra.networks.notation import parse
 from tnalgebra.nn.torch_layers import layer_network
 from tnalgebra.tensors.evaluation import evaluate, magnitude
 
 # Dense layers --------------------------------------------------------------------------------------------------------
-
-
-CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-HALF = settings(max_examples=settings().max_examples // 2)
-
-
-@st.composite
-def layers(draw: st.DrawFn) -> nn.Module:
-    """A convolution, transposed or not, with any of torch's arguments; no two sizes equal where it can be."""
-    axes = draw(st.sampled_from((1, 2, 2, 3)))
-    groups, inside, outside = draw(st.sampled_from(((1, 3, 5), (1, 5, 2), (2, 3, 1), (3, 1, 1), (2, 2, 5), (4, 1, 3))))
-
-    def each(least: int, most: int) -> tuple[int, ...]:
-        return tuple(draw(st.integers(least, most)) for _ in range(axes))
-
-    kernel, dilation = each(1, 4), each(1, 2)
-    stride = (1,) * axes if draw(st.booleans()) else each(1, 3)
-    arguments: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "bias": False}
-    channels = (groups * inside, groups * outside)
-    torch.manual_seed(draw(st.integers(0, 2**16)))
-    if draw(st.integers(0, 2)) == 2:
-        padding = tuple(min(p, d * (k - 1)) for p, k, d in zip(each(0, 2), kernel, dilation, strict=True))
-        added = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
-        return TRANSPOSED[axes](*channels, kernel, padding=padding, output_padding=added, **arguments).double()
-    padding = "same" if set(stride) == {1} and draw(st.booleans()) else each(0, 2)
-    mode = draw(st.sampled_from(("zeros", "reflect", "replicate", "circular")))
-    return CONV[axes](*channels, kernel, padding=padding, padding_mode=mode, **arguments).double()
 
 
 def call_at_other_sizes(module: nn.Module, layer: nn.Module, channels: int, axes: int) -> None:
@@ -61,34 +31,23 @@ def call_at_other_sizes(module: nn.Module, layer: nn.Module, channels: int, axes
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own layer
-@HALF
-@given(layers(), st.sampled_from(("all", "factored")), st.booleans())
-def test_convolutions_are_torchs(layer: nn.Module, candidates: str, channels_last: bool) -> None:
+@given(torch_convolutions(), st.sampled_from(("all", "factored")), st.booleans(), st.booleans())
+def test_convolutions_are_torchs(layer: nn.Module, candidates: str, backward: bool, channels_last: bool) -> None:
     network, values, _ = layer_network(layer)
     axes, channels = layer.weight.ndim - 2, layer.in_channels
     shape = (2, channels, *NOMINAL[:axes])
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    module = tn.compile(network, inputs={"X": shape}, values=values, candidates=candidates, memory_format=memory)
-    x = {"X": random(*shape)}
-    assert_same(module(**x).detach(), evaluate(network, {**values, **x}), magnitude(network, {**values, **x}))
+    options: dict[str, Any] = {"candidates": candidates, "backward": backward, "memory_format": memory}
+    module = tn.compile(network, inputs={"X": shape}, values=values, **options)
+    x = random(*shape)
+    assert_same(module(x).detach(), evaluate(network, {**values, "X": x}), magnitude(network, {**values, "X": x}))
     call_at_other_sizes(module, layer, channels, axes)
+    x.requires_grad_()
+    direction = random(*layer(x).shape, seed=1)
+    ours = torch.autograd.grad(module(x), [x, module.K], direction)
+    # sums of up to 2*13*12*14 products of normal numbers
+    torch.testing.assert_close(ours, torch.autograd.grad(layer(x), [x, layer.weight], direction), rtol=0, atol=1e-10)
     call_at_other_sizes(module.freeze(), layer, channels, axes)
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@HALF
-@given(layers(), st.integers(0, 2**16))
-def test_gradients_of_convolutions_are_torchs(layer: nn.Module, seed: int) -> None:
-    network, values, _ = layer_network(layer)
-    shape = (2, layer.in_channels, *NOMINAL[: layer.weight.ndim - 2])
-    module = tn.compile(network, inputs={"X": shape}, values=values, backward=True)
-    x = random(*shape, seed=seed).requires_grad_()
-    expected = layer(x)
-    direction = torch.randn_like(expected)
-    found = torch.autograd.grad(module(x), [x, module.K], direction)
-    for own, theirs in zip(found, torch.autograd.grad(expected, [x, layer.weight], direction), strict=True):
-        # sums of up to 2*13*12*14 products of normal numbers
-        torch.testing.assert_close(own, theirs, rtol=0, atol=1e-10)
 
 
 # Decomposed layers ---------------------------------------------------------------------------------------------------
@@ -128,30 +87,14 @@ def kernel_network(text: str, channels: tuple[int, int], **sizes: int) -> Networ
     return Network(kernel.nodes, kernel.output, {label: size for label, size in known.items() if label in labels})
 
 
-def checked(kernel: Network, layer: Network, **sizes: int) -> tuple[Compiled, Tensor]:
-    """The layer with this kernel, compiled and checked, and its dense kernel."""
+def check_decomposed(kernel: Network, layer: Network, **sizes: int) -> None:
+    """The layer with this kernel, at the nominal sizes and at others."""
     network = tn.networks.compose(kernel, layer, into="K")
     module = check(Network(network.nodes, network.output, {**network.sizes, "n": 2, **sizes}), "X")
-    names = {node.name for node in kernel.nodes}
-    return module, evaluate(
-        kernel, {name: value.detach() for name, value in module.named_parameters() if name in names}
-    )
-
-
-def convolved(x: Tensor, kernel: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """torch's convolution; pairs of padding by torch's pad."""
-    choices = dict(arguments)
-    ends = choices.pop("padding", 0)
-    mode = choices.pop("padding_mode", "zeros")
-    dilation = torch.broadcast_to(torch.tensor(choices.get("dilation", 1)), (2,)).tolist()
-    if ends == "same":
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel.shape[2:], strict=True)]
-        ends = tuple((total // 2, total - total // 2) for total in totals)
-    pairs = [(end, end) if isinstance(end, int) else end for end in ((ends, ends) if isinstance(ends, int) else ends)]
-    grow = [max(end, 0) for pair in reversed(pairs) for end in pair]
-    crop = [min(end, 0) for pair in reversed(pairs) for end in pair]
-    padded = F.pad(F.pad(x, grow, mode="constant" if mode == "zeros" else mode), crop)
-    return F.conv2d(padded, kernel, **choices)
+    for batch, positions in OTHERS:
+        check_at(
+            module, {"n": batch, **dict(zip([label for label in sizes if label in "xyuv"], positions, strict=False))}
+        )
 
 
 @pytest.mark.parametrize(
@@ -161,35 +104,23 @@ def convolved(x: Tensor, kernel: Tensor, arguments: dict[str, Any]) -> Tensor:
         *((name, arguments) for name in ("cp", "spatially separable") for arguments in [*ARGUMENTS][1:]),
     ],
 )
-def test_decomposed_convolutions_are_torchs(name: str, arguments: str) -> None:
-    choices = ARGUMENTS[arguments]
+def test_decomposed_convolutions(name: str, arguments: str) -> None:
     kernel = kernel_network(DECOMPOSITIONS[name], (4, 6), kh=3, kw=2)
-    module, dense = checked(kernel, tn.networks.convolution((3, 2), **choices), x=9, y=8)
-    for batch, positions in ((2, NOMINAL), *OTHERS):
-        x = random(batch, 6, *positions[:2], seed=batch)
-        # a thousand products of kernel elements, themselves sums of products of normal numbers
-        torch.testing.assert_close(module(x), convolved(x, dense, choices), rtol=1e-10, atol=1e-9)
+    check_decomposed(kernel, tn.networks.convolution((3, 2), **ARGUMENTS[arguments]), x=9, y=8)
 
 
 @pytest.mark.parametrize("name", [name for name in DECOMPOSITIONS if name != "spatially separable"])
-def test_decomposed_transposed_convolutions_are_torchs(name: str) -> None:
+def test_decomposed_transposed_convolutions(name: str) -> None:
     kernel = kernel_network(DECOMPOSITIONS[name], (4, 6), kh=3, kw=2)
     turned = [{"out": "in", "in": "out"}.get(label, label) for label in ("in", "out", "kh", "kw")]
     layer = tn.networks.transposed_convolution((3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2))
-    module, dense = checked(Network(kernel.nodes, turned, kernel.sizes), layer, u=5, v=4)
-    for shape in ((2, 4, 5, 4), (3, 4, 1, 7), (1, 4, 6, 5)):
-        x = random(*shape)
-        expected = F.conv_transpose2d(x, dense, stride=(2, 3), padding=(1, 0), output_padding=(1, 2))
-        torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-9)
+    check_decomposed(Network(kernel.nodes, turned, kernel.sizes), layer, u=5, v=4)
 
 
 @pytest.mark.parametrize("text", ["A[out r] B[in r] C[kh r] D[kw r] -> [out in kh kw]", "L[out r] R[r in kh kw]"])
-def test_decomposed_grouped_convolutions_are_torchs(text: str) -> None:
+def test_decomposed_grouped_convolutions(text: str) -> None:
     kernel = kernel_network(text, (4, 3), kh=3, kw=2)
-    module, dense = checked(kernel, tn.networks.convolution((3, 2), groups=2, padding=1), x=7, y=8, g=2)
-    for batch, positions in OTHERS:
-        x = random(batch, 6, *positions[:2])
-        torch.testing.assert_close(module(x), F.conv2d(x, dense, padding=1, groups=2), rtol=1e-10, atol=1e-10)
+    check_decomposed(kernel, tn.networks.convolution((3, 2), groups=2, padding=1), x=7, y=8, g=2)
 
 
 # Poolings ------------------------------------------------------------------------------------------------------------

@@ -90,28 +90,25 @@ def test_names_that_a_module_has_itself(name: str) -> None:
         tn.compile(CONVOLUTION.replace("X[", f"{name}["), inputs={name: (2, 3, 7)}, values={"K": KERNEL})
 
 
-def test_a_name_with_a_dot_is_not_in_the_notation() -> None:
-    with refused(NotationError, "'.'"):
-        tn.compile("X[n i] weight.x[o i]", inputs={"X": (2, 3)})
-
-
-def test_sizes_that_contradict() -> None:
-    with refused(SizeError, "'n' has sizes 2 and 4", "Y[n b]"):
-        tn.compile("X[n a] Y[n b]", inputs={"X": (2, 3), "Y": (4, 5)})
-    with refused(SizeError, "'n' has sizes 2 and 3"):
-        tn.compile("X[n n]", inputs={"X": (2, 3)})
-    with refused(SizeError, "label 'u' has two sizes"):
-        tn.compile("X[x] Conv[x u k] K[k:2] Y[u]", inputs={"X": (5,), "Y": (3,)}, values={"K": [1.0, 2.0]})
-
-
-def test_a_size_that_is_not_known() -> None:
-    with refused(SizeError, "label 'a'", "Copy[a b]", "n=2"):
-        tn.compile("X[n] Copy[a b] -> [n a]", inputs={"X": (2,)})
-
-
-def test_values_of_two_types() -> None:
-    with refused(CompileError, "V torch.float32 on cpu", "W torch.float64 on cpu"):
-        tn.compile("X[n a] V[a] W[a]", inputs={"X": (2, 3)}, values={"V": torch.ones(3), "W": torch.ones(3).double()})
+@pytest.mark.parametrize(
+    ("text", "inputs", "values", "error", "facts"),
+    [
+        ("X[n i] weight.x[o i]", {"X": (2, 3)}, {}, NotationError, ("'.'",)),
+        ("X[n a] Y[n b]", {"X": (2, 3), "Y": (4, 5)}, {}, SizeError, ("'n' has sizes 2 and 4", "Y[n b]")),
+        ("X[n n]", {"X": (2, 3)}, {}, SizeError, ("'n' has sizes 2 and 3",)),
+        ("X[x] Conv[x u k] K[k:2] Y[u]", {"X": (5,), "Y": (3,)}, {"K": [1.0, 2.0]}, SizeError, ("'u' has two sizes",)),
+        ("X[n] Copy[a b] -> [n a]", {"X": (2,)}, {}, SizeError, ("label 'a'", "Copy[a b]", "n=2")),
+        (
+            *("X[n a] V[a] W[a]", {"X": (2, 3)}, {"V": torch.ones(3), "W": random(3)}),
+            *(CompileError, ("V torch.float32 on cpu", "W torch.float64 on cpu")),
+        ),
+    ],
+)
+def test_networks_that_cannot_be_compiled(
+    text: str, inputs: dict[str, Any], values: dict[str, Any], error: type[Exception], facts: tuple[str, ...]
+) -> None:
+    with refused(error, *facts):
+        tn.compile(text, inputs=inputs, values=values)
 
 
 def test_integers_become_the_floating_type_of_the_others() -> None:

@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
 from torch.func import functional_call, jacrev, jvp, vmap
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
-from tests.emitted_cases import CASES, Case, Emitted, candidates, picked, same
+from tests.emitted_cases import CASES, DEVICES, Case, Emitted, candidates, picked, same
 from tnalgebra.compiler import choose as choosing
 from tnalgebra.compiler.choose import Candidate
 from tnalgebra.compiler.constants import constants_for
@@ -25,7 +26,6 @@ from tnalgebra.compiler.cost import Constants, Format
 from tnalgebra.compiler.emit import argument_names, emit
 from tnalgebra.compiler.operations import Convolve, Program, Unfold
 from tnalgebra.networks.nodes import NamedTensor
-from tnalgebra.tensors.evaluation import evaluate
 
 FUNCTIONS = {
     *(getattr(functional, f"conv{axes}d") for axes in (1, 2, 3)),
@@ -56,15 +56,16 @@ each_case = pytest.mark.parametrize("name", CASES)
 
 
 @each_case
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-def test_every_candidate_computes_the_network(name: str, channels_last: bool) -> None:
+def test_every_candidate_computes_the_network(name: str, device: str, channels_last: bool) -> None:
     case = CASES[name]
     for x in (case.input(), case.input(**case.other_sizes()), case.input(n=1)):
-        expected = case.value(x)
+        expected, x = case.value(x).to(device), x.to(device)
         if channels_last and x.ndim in (4, 5):
             x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
         for candidate in candidates(name, channels_last=channels_last):
-            same(Emitted(case, candidate)(x), expected)
+            same(Emitted(case, candidate, device)(x), expected)
 
 
 @each_case
@@ -86,7 +87,9 @@ def check_calls(graph: fx.Graph) -> None:
         if node.op == "call_method":
             assert node.target in METHODS, node.target
         assert "device" not in node.kwargs
-        assert not any(isinstance(leaf, torch.device | torch.dtype | Tensor) for leaf in flat((node.args, node.kwargs)))
+        assert not any(
+            isinstance(leaf, torch.device | torch.dtype | Tensor) for leaf in tree_leaves((node.args, node.kwargs))
+        )
 
 
 def test_code_as_text() -> None:
@@ -96,20 +99,6 @@ def test_code_as_text() -> None:
     assert rest[-1].strip().startswith("return ")
     assert len(rest) == sum(node.op != "placeholder" for node in module._code.graph.nodes)
     assert module.freeze().code.splitlines()[0] == "def forward(self, X, frozen_0):"
-
-
-def flat(value: object) -> Iterator[object]:
-    match value:
-        case dict():
-            for one in value.values():
-                yield from flat(one)
-        case list() | tuple():
-            for one in value:
-                yield from flat(one)
-        case slice():
-            yield from flat((value.start, value.stop, value.step))
-        case _:
-            yield value
 
 
 # Gradients ------------------------------------------------------------------------------------------------------
@@ -177,34 +166,24 @@ def test_functional_transforms(name: str) -> None:
 # Dtypes ---------------------------------------------------------------------------------------------------------
 
 
-def close_in_low_precision(found: Tensor, expected: Tensor, epsilon: float) -> None:
-    """Every factor of every step is rounded: an error of some epsilon of the largest value."""
-    assert found.shape == expected.shape
-    error = (found.double() - expected.double()).abs().max()
-    assert error <= 8 * epsilon * expected.abs().max()
-
-
 @each_case
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("frozen", "dtype"), [(False, None), (True, None), (False, torch.bfloat16), (True, torch.float16)], ids=str
 )
-def test_low_precision(name: str, frozen: bool, dtype: torch.dtype | None) -> None:
+def test_low_precision(name: str, device: str, frozen: bool, dtype: torch.dtype | None) -> None:
     """Under autocast into bfloat16, or with the module and its input in a dtype of their own."""
     case = CASES[name]
-    module = case.compiled(dtype=torch.float32, frozen=frozen).to(dtype or torch.float32)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
-        value = module(case.input(dtype=dtype or torch.float32))
+    module = case.compiled(device, torch.float32, frozen=frozen).to(dtype or torch.float32)
+    with torch.autocast(device, torch.bfloat16, enabled=dtype is None):
+        value = module(case.input(device, dtype or torch.float32))
     if dtype or any("conv" in str(node.target) or "linear" in str(node.target) for node in module._code.graph.nodes):
         assert value.dtype == (dtype or torch.bfloat16)
-    close_in_low_precision(value, case.value(case.input()), torch.finfo(dtype or torch.bfloat16).eps)
-
-
-@each_case
-def test_double_precision_after_single(name: str) -> None:
-    case = CASES[name]
-    module = CASES[name].compiled(dtype=torch.float32).double()
-    x = case.input()
-    same(module(x), evaluate(case.network, {"X": x, **case.values(dtype=torch.float32)}))
+    # every factor of every step is rounded: an error of some epsilon of the largest value
+    expected = case.value(case.input()).to(device)
+    assert value.shape == expected.shape
+    epsilon = torch.finfo(dtype or torch.bfloat16).eps
+    assert (value.double() - expected).abs().max() <= 8 * epsilon * expected.abs().max()
 
 
 # Memory formats -------------------------------------------------------------------------------------------------
@@ -239,6 +218,7 @@ def test_channels_last_is_kept(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
@@ -246,14 +226,14 @@ def test_channels_last_is_kept(name: str) -> None:
         *((name, "eager") for name in ("grouped", "reflect on one axis")),  # faster; frozen
     ],
 )
-def test_torch_compile(name: str, backend: str) -> None:
+def test_torch_compile(name: str, backend: str, device: str) -> None:
     case = CASES[name]
-    module = case.compiled(frozen=backend == "eager")
+    module = case.compiled(device, frozen=backend == "eager")
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
     fast = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
     for count in (11, 13):  # sizes that nothing else has: torch takes equal ones for one
-        x = case.input(n=count).requires_grad_()
+        x = case.input(device, n=count).requires_grad_()
         value, expected = fast(x), module(x)
         same(value, expected)
         (one,), (two,) = (torch.autograd.grad(v.pow(2).sum(), [x]) for v in (value, expected))
@@ -292,7 +272,7 @@ def test_inductor() -> None:
 
 
 def dynamic_shapes(case: Case, program: Program) -> dict[int, Any]:
-    """All sizes that may move; the batch alone where windows are unfolded, whose memory torch does not understand."""
+    """All sizes that may move; the batch alone with `unfold`, whose size torch binds to be a multiple of the stride."""
     unfolds = any(isinstance(operation, Unfold) for operation in program.operations)
     node = next(node for node in case.network.nodes if isinstance(node, NamedTensor) and node.name == "X")
     return {
@@ -307,7 +287,7 @@ def assert_free_of_nominal_sizes(program: torch.export.ExportedProgram, batch: i
     for node in program.graph.nodes:
         if node.op == "call_function":
             assert "as_strided" not in str(node.target)
-            assert batch not in list(flat((node.args, node.kwargs))), node.format_node()
+            assert batch not in tree_leaves((node.args, node.kwargs)), node.format_node()
 
 
 def check_export(case: Case, module: nn.Module, program: Program, wrap: str | None = None) -> None:
@@ -340,15 +320,6 @@ def test_export_of_every_style(name: str, candidate: Candidate) -> None:
 def test_export_of_modules(name: str, frozen: bool) -> None:
     module = CASES[name].compiled(frozen=frozen)
     check_export(CASES[name], module, module.plan.chosen.program, "inputs")
-
-
-@pytest.mark.xfail(reason="torch binds the size to be a multiple where windows of `unfold` stand side by side")
-def test_export_of_windows_side_by_side() -> None:
-    class Windows(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.unfold(1, 2, 2)
-
-    export(Windows(), (torch.zeros(3, 8),), dynamic_shapes=({1: Dim("size", min=4, max=64)},), strict=False)
 
 
 @pytest.mark.slow

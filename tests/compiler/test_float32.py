@@ -71,14 +71,11 @@ def _expected(
     """Value and gradients by torch's own convolution in float64."""
     leaves = {key: core.double().requires_grad_() for key, core in cores.items()}
     taken = x.double().requires_grad_()
-    words = {label: chr(97 + n) for n, label in enumerate(dict.fromkeys(" ".join(_labels(text)).split()))}
-    terms = ["".join(words[label] for label in node.labels) for node in tn.parse(text).nodes]
+    nodes = tn.parse(text).nodes
+    words = {label: chr(97 + n) for n, label in enumerate(dict.fromkeys(one for node in nodes for one in node.labels))}
+    terms = ("".join(words[label] for label in node.labels) for node in nodes)
     output = "".join(words[label] for label in ("out", "in", "kh", "kw"))
     kernel = torch.einsum(f"{','.join(terms)}->{output}", *leaves.values())
     value = torch.conv2d(taken, kernel, padding=(weight[2] // 2, weight[3] // 2), groups=groups)
     grads = torch.autograd.grad(value, [taken, *leaves.values()], seed.double())
     return {"value": value.detach(), **dict(zip(("X", *leaves), grads, strict=True))}
-
-
-def _labels(text: str) -> list[str]:
-    return [label for node in tn.parse(text).nodes for label in node.labels]

@@ -52,30 +52,23 @@ def scale_of_gradients(network: Network, values: Mapping[str, Tensor], direction
     return gradients(contract(dense, network.output), tensors, direction.abs())
 
 
-@given(examples(), st.sampled_from(["all", "factored"]))
-def test_compiled_is_the_oracles_value(example: Example, candidates: str) -> None:
+@given(examples(), st.sampled_from(["all", "factored"]), st.booleans(), st.integers(0, 2**32 - 1))
+def test_compiled_has_the_value_and_the_gradients_of_the_oracle(
+    example: Example, candidates: str, backward: bool, seed: int
+) -> None:
     network, values, inputs = example
-    module = compiled(network, values, inputs, candidates=candidates)
-    expected, scale = evaluate(network, values), magnitude(network, values)
-    given_ = [values[name] for name in inputs]
-    assert_same(module(*given_).detach(), expected, scale)
-    assert_same(module.freeze()(*given_).detach(), expected, scale)
-
-
-@given(examples(), st.integers(0, 2**32 - 1))
-def test_gradients_are_those_of_the_dense_contraction(example: Example, seed: int) -> None:
-    network, values, inputs = example
-    module = compiled(network, values, inputs, backward=True)
-    given_ = {name: values[name].clone().requires_grad_() for name in inputs}
-    value = module(**given_)
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(value.shape, dtype=torch.float64, generator=generator)
-    found = gradients(value, {**given_, **dict(module.named_parameters())}, direction)
-    expected = dense_gradients(network, values, direction)
-    scale = scale_of_gradients(network, values, direction)
-    assert found.keys() == expected.keys()
+    module = compiled(network, values, inputs, candidates=candidates, backward=backward)
+    expected, size = evaluate(network, values), magnitude(network, values)
+    tensors = {name: values[name].clone().requires_grad_() for name in inputs}
+    value = module(**tensors)
+    assert_same(value.detach(), expected, size)
+    direction = torch.randn(value.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    found = gradients(value, {**tensors, **dict(module.named_parameters())}, direction)
+    dense, scale = dense_gradients(network, values, direction), scale_of_gradients(network, values, direction)
+    assert found.keys() == dense.keys()
     for name in values:
-        assert_same(found[name], expected[name], scale[name])
+        assert_same(found[name], dense[name], scale[name])
+    assert_same(module.freeze()(**tensors).detach(), expected, size)
 
 
 @FEWER

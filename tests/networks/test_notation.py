@@ -6,7 +6,7 @@ from fractions import Fraction
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.refusals import refused
@@ -19,23 +19,20 @@ from tnalgebra.networks.notation import MAX_CHARACTERS
 # Laws -------------------------------------------------------------------------------------------------------
 
 
-@given(networks())
-def test_parsing_the_text_gives_the_network(network: Network) -> None:
-    assert parse(str(network)) == network
-    assert str(parse(str(network))) == str(network)
-
-
 @given(networks(), st.randoms())
-def test_parsing_the_text_gives_the_network_with_some_sizes(network: Network, random: Random) -> None:
+def test_parsing_the_text_gives_the_network(network: Network, random: Random) -> None:
     sizes = {label: size for label, size in network.sizes.items() if random.random() < 0.5}
-    for known in (sizes, {}):
+    for known in (network.sizes, sizes, {}):
         try:
             partial = Network(network.nodes, network.output, known)
         except SizeError:  # the smallest input of a window is not the one another node needs
+            assert known != network.sizes
             continue
         assert parse(str(partial)) == partial
+        assert str(parse(str(partial))) == str(partial)
 
 
+@example(Fraction(1, 10**300))
 @given(st.fractions() | st.floats(-1e299, 1e299).map(Fraction) | st.decimals(-(10**9), 10**9).map(Fraction))
 def test_every_number_that_a_fill_takes_is_read_back_exactly(value: Fraction) -> None:
     network = Network([Fill(("k",), value)])
@@ -50,26 +47,21 @@ def test_spaces_and_commas_have_no_meaning(network: Network, random: Random) -> 
     assert parse(f"\n {spaced} ") == network
 
 
-@given(st.text(alphabet="Kab:12[]|=->. +/,\n\\é"))
+@st.composite
+def damaged_texts(draw: st.DrawFn) -> str:
+    text = str(draw(networks()))
+    start = draw(st.integers(0, len(text)))
+    end = draw(st.integers(start, min(start + 3, len(text))))
+    return text[:start] + draw(st.sampled_from(["", "[", "]", "|", ":", "=", "->", " ", "1", "x"])) + text[end:]
+
+
+@given(st.text(alphabet="Kab:12[]|=->. +/,\n\\é") | damaged_texts())
 def test_any_text_is_read_or_refused_by_an_error_of_ours(text: str) -> None:
     try:
         network = parse(text)
     except TnalgebraError:
         return
     assert parse(str(network)) == network
-
-
-@given(networks(), st.data())
-def test_any_damaged_text_is_read_or_refused_by_an_error_of_ours(network: Network, data: st.DataObject) -> None:
-    text = str(network)
-    start = data.draw(st.integers(0, len(text)))
-    end = data.draw(st.integers(start, min(start + 3, len(text))))
-    damaged = text[:start] + data.draw(st.sampled_from(["", "[", "]", "|", ":", "=", "->", " ", "1", "x"])) + text[end:]
-    try:
-        found = parse(damaged)
-    except TnalgebraError:
-        return
-    assert parse(str(found)) == found
 
 
 # What is read -----------------------------------------------------------------------------------------------
@@ -114,11 +106,6 @@ def test_nodes() -> None:
 )
 def test_how_a_network_is_written(text: str, written: str) -> None:
     assert str(parse(text)) == written
-
-
-def test_a_small_number_is_written_so_that_it_can_be_read() -> None:
-    network = parse("Fill[k | value=1e-300]")
-    assert parse(str(network)) == network
 
 
 def test_a_rule_has_variables_and_the_output_of_its_left_side() -> None:

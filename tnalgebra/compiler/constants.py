@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 
@@ -89,20 +89,14 @@ def read_constants(path: Path, device: torch.device, dtype: torch.dtype) -> dict
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        _check_keys(data, ("identity", "constants"), "the file")
         if data["identity"] != identity(device, dtype):
             raise ValueError(f"it was measured for {data['identity']}, not for {identity(device, dtype)}")
-        _check_keys(data["constants"], FORMATS, "'constants'")
-        tables = {name: _read_record(Constants, data["constants"][name], name) for name in FORMATS}
-        for name, constants in tables.items():
-            if not constants.cache or not constants.large:
-                raise ValueError(f"{name}: 'cache' and 'large' must be above 0")
-        return tables
-    except (OSError, ValueError) as error:  # errors of JSON and of UTF-8 are ValueErrors
+        return {name: _from_record(data["constants"][name]) for name in FORMATS}
+    except (OSError, ValueError, TypeError, KeyError) as error:  # errors of JSON and of UTF-8 are ValueErrors
         raise CompileError(
             "the stored calibration cannot be used",
             file=path,
-            reason=error,
+            reason=f"{type(error).__name__}: {error}",
             fix="delete the file to use the defaults, or call tnalgebra.compiler.calibrate() to measure again",
         ) from error
 
@@ -114,26 +108,24 @@ def as_record(constants: Constants) -> dict[str, Any]:
     return {**asdict(constants), **tables}
 
 
-def _read_record(record: Any, data: object, at: str) -> Any:
-    """`Constants`, `Kinds` or `Rates` from the JSON object that has their fields; `at` names the place in errors."""
-    types = get_type_hints(record)
-    _check_keys(data, sorted(types), at)
-    assert isinstance(data, dict)
-    fields: dict[str, object] = {}
-    for name, value in data.items():
-        place = f"{at}.{name}"
-        if types[name] is not float:
-            fields[name] = _read_record(types[name], value, place)
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise ValueError(f"{place} is {value!r}, not a finite number of at least 0")
-        else:
-            fields[name] = float(value)
-    return record(**fields)
+def _from_record(record: dict[str, Any]) -> Constants:
+    """The constants from their JSON object. Raises ValueError, TypeError or KeyError if it is damaged."""
+
+    def kinds(name: str) -> Kinds:
+        return Kinds(
+            *(Rates(*(_number(record[name][kind][one], one) for one in Rates._fields)) for kind in Kinds._fields)
+        )
+
+    single = {name: _number(record[name], name) for name in ("view", "cache", "large", "kept")}
+    if not single["cache"] or not single["large"]:
+        raise ValueError("'cache' and 'large' must be above 0")
+    return Constants(**single, forward=kinds("forward"), backward=kinds("backward"))
 
 
-def _check_keys(data: object, names: Any, at: str) -> None:
-    if not isinstance(data, dict) or data.keys() != set(names):
-        raise ValueError(f"{at} does not have exactly the entries {', '.join(names)}")
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name!r} is {value!r}, not a finite number of at least 0")
+    return float(value)
 
 
 # call, multiply_add, narrow_summed, narrow_new, read, written, far, read_large, written_large

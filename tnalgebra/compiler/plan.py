@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 4
-"""Rivals that a printed plan names."""
+"""Number of other candidates that a printed plan lists."""
 
 
 @dataclass(frozen=True)
 class PlanStep:
     """One call of the emitted code.
 
-    text: what it does, with the labels of its result, one word an axis.
-    shape: of its result, at the nominal sizes.
-    multiply_adds: of a convolution or a matrix product.
-    elements: read and written.
-    seconds: predicted (forward, or forward and backward).
-    weights: whether only weights go into it.
+    text: what the step does, with the labels of its result, one word for each axis.
+    shape: the shape of the result at the nominal sizes.
+    multiply_adds: the number of multiply-adds of a convolution or a matrix product, else 0.
+    elements: the number of elements that are read and written.
+    seconds: the predicted time, forward or forward and backward.
+    weights: whether the step depends on weights alone.
     """
 
     text: str
@@ -50,35 +50,35 @@ class Plan(Tabular):
 
     @property
     def chosen(self) -> Candidate:
-        """The first of the candidates."""
+        """The candidate that is used: the first one."""
         return self.candidates[0]
 
     @property
     def multiply_adds(self) -> int:
-        """Of the convolutions and matrix products of one call: half of what `torch.utils.flop_counter` counts.
+        """The multiply-adds of all convolutions and matrix products of one call: half of torch's count of flops.
 
-        In a frozen plan, those of weights alone are not among them.
+        A frozen plan does not count steps that depend on weights alone, as they are done beforehand.
         """
         return sum(step.multiply_adds for step in self.steps if not (step.weights and self.request.frozen))
 
     @property
     def peak_elements(self) -> int:
-        """The most elements alive at once in a forward pass: inputs, weights, intermediates."""
+        """The largest number of elements in memory at one time of a forward pass: inputs, weights, intermediates."""
         return self.chosen.peak_elements
 
     @property
     def kept_elements(self) -> int:
-        """Elements that a backward pass needs again."""
+        """The number of elements that are kept for the backward pass."""
         return self.chosen.kept_elements
 
     @property
     def seconds(self) -> float:
-        """Predicted for one call at the nominal sizes."""
+        """The predicted time of one call at the nominal sizes."""
         return self.chosen.seconds
 
     @cached_property
     def steps(self) -> tuple[PlanStep, ...]:
-        """What the code calls, in order; tensors that are only loaded or relabelled are left out."""
+        """The calls of the code in order, without tensors that are only loaded or relabelled."""
         program = self.chosen.program
         axes = [operation.axes for operation in program.operations]
         model = self.request.cost_model(program.style.memory_format)
@@ -96,7 +96,7 @@ class Plan(Tabular):
         )
 
     def crossovers(self) -> list[tuple[int, Candidate]]:
-        """From which size of the batch on which candidate is predicted to be the fastest."""
+        """Pairs of a size of the batch and the candidate that is predicted to be fastest from there on."""
         label = batch_label(self.request)
         return [] if label is None else crossovers(self.candidates, self.request, label)
 
@@ -178,12 +178,12 @@ def _time(seconds: float) -> str:
 
 
 def _word(axes: Axes) -> str:
-    """The axes of a value, one word each; labels on one axis are joined by a star, an axis of one element is 1."""
+    """The axes of a value, one word for each; a star joins labels on one axis, and 1 is an axis of one element."""
     return " ".join("*".join(axis) or "1" for axis in axes)
 
 
 def _text(operation: ops.Operation, values: Sequence[Axes]) -> str:
-    """What an operation does; `values` are the axes of every value before it."""
+    """What an operation does; `values` are the axes of every value of the program."""
     taken = [f"[{_word(values[source])}]" for source in operation.sources]
     return _TEXTS[type(operation)](operation, taken, f"[{_word(operation.axes)}]")
 
@@ -222,11 +222,11 @@ _TEXTS: dict[type[ops.Operation], Callable[[Any, Sequence[str], str], str]] = {
     ops.Add: lambda _, taken, made: f"{taken[1]} added to {taken[0]}",
     ops.Scale: _scale,
 }
-"""What each step of a plan is called: from the operation, the values it takes, and its own."""
+"""The description of each operation, from the operation, its operands and its result."""
 
 
 def _contractions(candidate: Candidate) -> str:
-    """A plan in one line: its convolutions and products in order."""
+    """A candidate in one line: its convolutions and products in order."""
     words = []
     for operation in candidate.program.operations:
         if isinstance(operation, ops.Convolve | ops.Product):

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LETTER = 0.082
-"""Inches of a letter."""
+"""Width of a letter in inches."""
 
 LEVEL, GAP, HEIGHT = 0.95, 0.25, 0.46
-"""Inches between levels, between boxes, and of a box."""
+"""Distances between levels and between boxes, and the height of a box, in inches."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _box(candidate: Candidate, number: int, fills: Mapping[str, str], *, frozen:
     if isinstance(operation, ops.Load):
         return _Box((operation.name, _sizes(candidate, number) or "scalar"), (), fills[operation.kind], False)
     boxes = [(_box(candidate, source, fills, frozen=frozen), source) for source in operation.sources]
-    # a tensor says its own sizes
+    # the box of a tensor shows its sizes, so its line does not
     parts = tuple((box, _sizes(candidate, source) if box.parts else "") for box, source in boxes)
     count = candidate.works[number][0].multiply_adds
     lines = (_kind(operation), *([f"{count:,} multiply-adds"] if count else []))
@@ -117,7 +117,7 @@ def _depth(box: _Box) -> int:
 
 
 def _place(box: _Box, left: float, y: float, places: list[tuple[_Box, float, float]]) -> float:
-    """Place a box above its parts; the right end of what it covers."""
+    """Place a box above its parts, and return the right end of the space that they use."""
     if not box.parts:
         places.append((box, left + box.width / 2, y))
         return left + box.width

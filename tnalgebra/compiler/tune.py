@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import zip_longest
@@ -142,18 +142,8 @@ def request_key(request: PlanRequest) -> str:
         torch.__version__,
         name,
         os.cpu_count(),
-        str(request.network),
         sorted(request.network.sizes.items()),
-        request.inputs,
-        str(request.dtype),
-        request.candidates,
-        request.backward,
-        request.frozen,
-        request.channels_last,
-        sorted(request.dynamic.items()),
-        request.max_elements,
-        request.bias,
-        request.format_kept,
+        *(str(getattr(request, field.name)) for field in fields(request) if field.name != "device"),
     )
     return sha256(repr(key).encode()).hexdigest()[:32]
 

@@ -194,12 +194,8 @@ def _fuse_facts(node: Fuse, known: Mapping[str, int]) -> Iterator[Fact]:
     elif len(unknown) == 1 and node.whole in known:
         size, rest = divmod(known[node.whole], product)
         if rest:
-            raise SizeError(
-                f"label {node.whole!r} of size {known[node.whole]} cannot be split into parts of {product}",
-                where=node_text(node, known, set()),
-                fix=f"a size of {node.whole!r} that is a multiple of {product}",
-                at=node,
-            )
+            fact = f"label {node.whole!r} of size {known[node.whole]} cannot be split into parts of {product}"
+            raise SizeError(fact, where=node_text(node, known, set()), fix=f"a multiple of {product}", at=node)
         yield unknown[0], size, (node, "")
 
 
@@ -215,27 +211,21 @@ def _conv_facts(node: Conv, known: Mapping[str, int]) -> Iterator[Fact]:
         size = output_size(x, k, **window(node))
         if size < 1:
             reach = window(node)["dilation"] * (k - 1) + 1
-            raise SizeError(
-                f"the window over {node.k!r} spans {reach} elements, more than the padded {node.x!r} has",
-                where=node_text(node, known, set()),
-                fix=f"a larger {node.x!r}, more padding, a smaller {node.k!r} or dilation",
-                at=node,
-            )
+            fact = f"the window over {node.k!r} spans {reach} elements, more than the padded {node.x!r} has"
+            fix = f"a larger {node.x!r}, more padding, a smaller {node.k!r} or dilation"
+            raise SizeError(fact, where=node_text(node, known, set()), fix=fix, at=node)
         yield node.y, size, (node, "")
     elif x is not None and y is not None and node.stride == 1:
         numbers = window(node)
         reach = x + numbers["low"] + numbers["high"] - y
         if reach % numbers["dilation"]:
-            raise SizeError(
-                f"a window over {node.x!r} of {x} has {y} positions {node.y!r} for no size of {node.k!r}",
-                where=node_text(node),
-                at=node,
-            )
+            fact = f"a window over {node.x!r} of {x} has {y} positions {node.y!r} for no size of {node.k!r}"
+            raise SizeError(fact, where=node_text(node), at=node)
         yield node.k, reach // numbers["dilation"] + 1, (node, "")
 
 
 def _least_input(node: Conv) -> int:
-    """torch's limits: reflection never reaches a whole length beyond the end, a circle goes round once."""
+    """The smallest input that torch can pad: longer than the padding in mode reflect, as long in mode circular."""
     widest = max(window(node)["low"], window(node)["high"])
     return max(1, {"reflect": widest + 1, "circular": widest}.get(str(node.mode), 1))
 
@@ -246,9 +236,5 @@ def _check_fold(node: Conv, known: Mapping[str, int]) -> None:
     widest = max(window(node)["low"], window(node)["high"])
     if x is not None and x < _least_input(node):
         limit = x - 1 if node.mode == "reflect" else x
-        raise SizeError(
-            f"mode {node.mode} cannot pad {node.x!r} of size {x} by {widest}",
-            where=node_text(node, known, set()),
-            fix=f"padding of at most {limit}",
-            at=node,
-        )
+        fact = f"mode {node.mode} cannot pad {node.x!r} of size {x} by {widest}"
+        raise SizeError(fact, where=node_text(node, known, set()), fix=f"padding of at most {limit}", at=node)
