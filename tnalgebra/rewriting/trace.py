@@ -36,13 +36,13 @@ class Change:
     """What a rule makes of one place.
 
     after: the whole network after the step.
-    definitions: new tensor -> the network over the old tensors whose value it is (exact rules).
-    values: new tensor -> elements (approximate rules).
+    definitions: for each new tensor of an exact rule, the network of old tensors whose value it is.
+    values: the elements of each new tensor of an approximate rule.
     relative_error: ||left - right|| / ||left|| of the part that was replaced, as the rule claims it; 0 if exact.
-    ranks: bond -> rank that was chosen.
-    output_error: sqrt(E||(K - K~) x||^2 / E||K x||^2), or of the wanted output, where there was a metric.
-    report: how the fit went, where there was one.
-    pieces: the part before and the part after, as networks of their own, where the claimed error is that of a part.
+    ranks: the rank of each bond that was chosen.
+    output_error: sqrt(E||(K - K~) x||^2 / E||K x||^2) where there was a metric; of the wanted output, if it has one.
+    report: how the fit went, if there was one.
+    pieces: the part before and the part after, as separate networks, where the claimed error is that of a part.
     """
 
     after: Network
@@ -296,11 +296,16 @@ def check_step(step: Step, before: Values, after: Values, *, number: int = 1) ->
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fit(Tabular):
-    """A network with values, and the trace that led to it. What every rewrite returns.
+    """A network with values, and the trace that led to it: the result of every rewrite.
 
-    network: after the last step.
-    values: name -> elements, for the tensors that have values; one axis a label.
-    trace: the steps, from the network one started with.
+    Attributes:
+        network: the network after the last step.
+        values: the elements of the tensors that have values, by name; a tensor has one axis for each of its labels.
+        trace: the steps, from the network at the start to this one.
+
+    Example:
+        >>> fit = tn.cut("out kh | in kw").apply(conv.weight, "keep 0.5")
+        >>> fit.network, fit.relative_error, fit.parameters
     """
 
     network: Network
@@ -325,7 +330,7 @@ class Fit(Tabular):
 
     @property
     def parameters(self) -> int:
-        """Numbers the tensors hold, tied ones once."""
+        """How many numbers the tensors have; a tensor that occurs several times counts once."""
         return self.network.parameters
 
     def multiply_adds(self, positions: Sequence[int] = ()) -> int:
@@ -347,19 +352,19 @@ class Fit(Tabular):
 
     @property
     def degeneracy(self) -> float | None:
-        """Norm of the components over the norm of the kernel, as the last fit had it; None where nothing can cancel."""
+        """The norm of the components over the norm of the kernel, of the last fit; None where nothing can cancel."""
         return None if self.report is None else self.report.degeneracy
 
     @cached_property
     def relative_error(self) -> float:
-        """||N0 - N||_F / ||N0||_F, measured in float64 between the first network and this one."""
+        """||N0 - N||_F / ||N0||_F, where N0 is the first network and N this one, measured in float64."""
         before = value_of(self.trace.start, self.values if self._start is None else self._start, dtype=torch.float64)
         return relative(value_of(self.network, self.values, dtype=torch.float64) - before, before)
 
     def dense(self) -> Tensor:
-        """The network contracted to one tensor, in the order of the open labels.
+        """Contract the network to one tensor, whose axes are the open labels.
 
-        Contracted in float64, then in the values' own type: cores that cancel lose nothing on the way.
+        The contraction is in float64, so that cores which cancel lose no digits; the result has the type of the values.
         """
         dense = value_of(self.network, self.values, dtype=torch.float64)
         return dense.to(common_dtype(self.values.values()))
@@ -375,12 +380,12 @@ class Fit(Tabular):
 
     @property
     def output_error(self) -> float | None:
-        """Of the last step: sqrt(E||(K - K~) x||^2 / E||K x||^2) over the layer's inputs; None without a metric."""
+        """sqrt(E||(K - K~) x||^2 / E||K x||^2) of the last step, over the inputs of the layer; None without a metric."""
         return self.trace.steps[-1].change.output_error if self.trace.steps else None
 
     @property
     def report(self) -> FitReport | None:
-        """How the last fit of the trace went; None where there was none."""
+        """How the last fit of the trace went; None where nothing was fitted."""
         return next((step.change.report for step in reversed(self.trace.steps) if step.change.report), None)
 
     def then(self, rule: RuleOfStep, size: object = None, **choices: Unpack[Choices]) -> Fit:
@@ -388,10 +393,10 @@ class Fit(Tabular):
         return rule.step(self, choices.get("at"), Options.of(size, choices))
 
     def again(self, step: Step) -> Fit:
-        """Do a step that was done before, at the same place with the same ranks, on these values.
+        """Repeat a step on these values, at the same place and with the same ranks.
 
         Raises:
-            RuleError: the step used something that the file it was read from does not hold.
+            RuleError: the step used a metric or a start, which a saved trace does not hold.
         """
         if step.options.lost:
             raise RuleError(
@@ -404,9 +409,9 @@ class Fit(Tabular):
         return step.rule.step(self, step.place, replace(step.options, size=step.change.ranks))
 
     def after(self, rule: RuleOfStep, place: Place, options: Options, change: Change) -> Fit:
-        """This fit and one more step. The open labels and their order stay.
+        """Add a step to this fit. The open labels and their order stay the same.
 
-        Values are optional for exact rules: a new tensor is computed where all that it is made of is known.
+        Exact rules need no values: a new tensor is computed where the values of all tensors in its definition are known.
         """
         if change.after.output != self.network.output:
             fact = f"the rule {rule.name!r} changes the open labels"
@@ -423,6 +428,6 @@ class Fit(Tabular):
 
 
 def start_fit(network: Network, values: Mapping[str, Any]) -> Fit:
-    """A network with values, before the first step. Raises ValuesError where they do not fit."""
+    """Make the fit of a network before the first step. Raises ValuesError where the values do not fit it."""
     network, tensors = bind_values(network, values)
     return Fit(network, tensors, Trace(network, ()))
