@@ -364,7 +364,7 @@ class Fit(Tabular):
     def dense(self) -> Tensor:
         """Contract the network to one tensor, whose axes are the open labels.
 
-        The contraction is in float64, so that cores which cancel lose no digits; the result has the type of the values.
+        It contracts in float64, so that cores which cancel lose no digits; the result has the type of the values.
         """
         dense = value_of(self.network, self.values, dtype=torch.float64)
         return dense.to(common_dtype(self.values.values()))
@@ -411,7 +411,7 @@ class Fit(Tabular):
     def after(self, rule: RuleOfStep, place: Place, options: Options, change: Change) -> Fit:
         """Add a step to this fit. The open labels and their order stay the same.
 
-        Exact rules need no values: a new tensor is computed where the values of all tensors in its definition are known.
+        Exact rules need no values: a new tensor is computed where all tensors of its definition have values.
         """
         if change.after.output != self.network.output:
             fact = f"the rule {rule.name!r} changes the open labels"
