@@ -1,5 +1,6 @@
 """Torch layers whose kernel is a tensor network, and the network of a torch layer."""
 
+from .attention import MultiheadAttention, attention_obstacle
 from .base import KernelLayer
 from .embedding import Embedding
 from .layers import (
@@ -45,8 +46,10 @@ __all__ = [
     "Embedding",
     "KernelLayer",
     "Linear",
+    "MultiheadAttention",
     "Origin",
     "Planning",
+    "attention_obstacle",
     "decomposed",
     "in_memory_format",
     "kernel_labels_of",

@@ -1,0 +1,218 @@
+"""`MultiheadAttention`: torch's attention with a layer of its own for each of its four projections."""
+
+from __future__ import annotations
+
+import math
+from typing import Self, Unpack
+
+import torch
+from torch import Tensor
+from torch import nn as torch_nn
+from torch.nn import functional
+
+from ..errors import CompileError, LayerError
+from .base import LayerRewrite
+from .layers import Linear
+from .planning import LayerChoices
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""Names of the linear layers of an attention."""
+
+
+class MultiheadAttention(torch_nn.Module):
+    """`torch.nn.MultiheadAttention` whose projections are layers, so that each may be decomposed or dense.
+
+    Arguments, inputs and outputs of a call are those of torch's layer, and so is the value, to rounding. torch reads
+    the weights of its attention in a fused function of its own in evaluation mode; this layer calls its projections
+    and `scaled_dot_product_attention` in both modes. Nested tensors are refused.
+
+    Attributes:
+        q_proj, k_proj, v_proj, out_proj: `Linear` of torch or of tnalgebra.
+        bias_k, bias_v: shape (1, 1, embed_dim), a further key and value; None without `add_bias_kv`.
+    """
+
+    in_proj_bias = None
+    _qkv_same_embed_dim = False  # both are what torch's encoder layer asks before it reads the weights itself
+
+    def __init__(self, attention: torch_nn.MultiheadAttention) -> None:
+        """Make the layer with the values of one of torch's and dense projections: see `from_attention`."""
+        super().__init__()
+        reason = attention_obstacle(attention)
+        if reason is not None:
+            raise LayerError("the attention cannot be taken apart into its projections", because=reason)
+        self.embed_dim, self.num_heads, self.head_dim = attention.embed_dim, attention.num_heads, attention.head_dim
+        self.kdim, self.vdim = attention.kdim, attention.vdim
+        self.dropout, self.batch_first = attention.dropout, attention.batch_first
+        self.add_zero_attn = attention.add_zero_attn
+        packed, bias = attention.in_proj_weight, attention.in_proj_bias
+        separate = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
+        weights = separate if packed is None else packed.chunk(3)
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        for name, weight, part in zip(PROJECTIONS, weights, biases, strict=False):
+            setattr(self, name, _linear(_part(weight), None if part is None else _part(part)))
+        self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
+        self.register_parameter("bias_k", attention.bias_k)
+        self.register_parameter("bias_v", attention.bias_v)
+        self.train(attention.training)
+
+    @classmethod
+    def from_attention(
+        cls,
+        attention: torch_nn.MultiheadAttention,
+        rewrite: LayerRewrite | None = None,
+        size: object = None,
+        **choices: Unpack[LayerChoices],
+    ) -> Self:
+        """Make the layer that does what one of torch's does, its four projections decomposed.
+
+            layer = tn.nn.MultiheadAttention.from_attention(attention, "out | in", "keep 0.25")
+
+        Args:
+            attention: torch's layer, which stays as it is.
+            rewrite, size, choices: of each projection, as of `Conv2d.from_conv`; without a rewrite they stay dense.
+
+        Raises:
+            LayerError: a subclass with a forward of its own, or one whose weights are computed from others.
+            RuleError, RankError, ValuesError, SizeError: as of `Rule.apply`.
+        """
+        layer = cls(attention)
+        if rewrite is not None:
+            for name in PROJECTIONS:
+                setattr(layer, name, Linear.from_linear(getattr(layer, name), rewrite, size, **choices))
+        return layer
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            query: shape (l, n, embed_dim), (n, l, embed_dim) with `batch_first`, or (l, embed_dim).
+            key, value: the same with s in place of l, and kdim or vdim features.
+            key_padding_mask: shape (n, s) or (s,): True, or a number that is added, where a key is left out.
+            need_weights: return the attention weights too, which takes more time.
+            attn_mask: shape (l, s) or (n * num_heads, l, s): True, or a number that is added, where a query does not
+                attend to a key.
+            average_attn_weights: return the mean of the weights over the heads.
+            is_causal: `attn_mask` is the causal mask, and need not be read.
+
+        Returns:
+            The output, of the shape of `query`; and the weights, shape (n, l, s), (n, num_heads, l, s) for each head,
+            or None.
+
+        Raises:
+            CompileError: inputs or masks of other shapes, or nested tensors.
+            RuntimeError: `is_causal` without a mask, as in torch.
+        """
+        batched = _check_inputs(query, key, value)
+        if is_causal and attn_mask is None:
+            raise RuntimeError("is_causal is a hint about attn_mask, which is None: give the causal mask as well")
+        order = 1 if batched and not self.batch_first else 0  # of the batch among the axes
+        query, key, value = (x.transpose(0, order) if batched else x.unsqueeze(0) for x in (query, key, value))
+        k, v = self.k_proj(key), self.v_proj(value)
+        hidden = is_causal and key_padding_mask is None and not need_weights
+        mask = None if hidden else self._mask(query, key, attn_mask, key_padding_mask)
+        for further in ((self.bias_k, self.bias_v), (0.0, 0.0) if self.add_zero_attn else (None, None)):
+            if further[0] is not None:
+                k, v = (torch.cat([x, _row(one, x)], 1) for x, one in zip((k, v), further, strict=True))
+                mask = None if mask is None else functional.pad(mask, (0, 1))
+        q, k, v = (x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (self.q_proj(query), k, v))
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = (q / math.sqrt(self.head_dim)) @ k.transpose(2, 3)
+            weights = functional.softmax(scores if mask is None else scores + mask, dim=-1)
+            weights = functional.dropout(weights, dropout) if dropout else weights
+            output = weights @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+        else:
+            output = functional.scaled_dot_product_attention(q, k, v, mask, dropout, hidden)
+        output = self.out_proj(output.transpose(1, 2).flatten(2))
+        return (output.transpose(0, order) if batched else output.squeeze(0)), weights
+
+    def _mask(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
+        """Both masks as one that is added to the scores, broadcast to shape (n, heads, l, s)."""
+        (n, length), s = query.shape[:2], key.shape[1]
+        mask = None
+        if attn_mask is not None:
+            shapes = {(length, s): (1, 1, length, s), (n * self.num_heads, length, s): (n, self.num_heads, length, s)}
+            if tuple(attn_mask.shape) not in shapes:
+                _refuse("attn_mask", attn_mask, " or ".join(map(str, shapes)))
+            mask = _added(attn_mask, query.dtype).reshape(shapes[tuple(attn_mask.shape)])
+        if padding is not None:
+            if padding.numel() != n * s or padding.shape[-1] != s:
+                _refuse("key_padding_mask", padding, str((n, s)))
+            left_out = _added(padding, query.dtype).reshape(n, 1, 1, s)
+            mask = left_out if mask is None else mask + left_out
+        return mask
+
+    def extra_repr(self) -> str:
+        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, batch_first={self.batch_first}"
+
+
+def attention_obstacle(attention: torch_nn.MultiheadAttention) -> str | None:
+    """Why an attention of torch's cannot be taken apart into its projections; None where it can."""
+    replaced = "forward" in attention.__dict__
+    if replaced or type(attention).forward is not torch_nn.MultiheadAttention.forward:
+        return f"{type(attention).__name__} has a forward of its own"
+    known = {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k", "bias_v"}
+    odd = sorted({*attention._parameters, *attention._buffers, *attention._modules} - known - {"out_proj"})
+    if odd:
+        return f"it holds {', '.join(odd)}, which torch's attention does not"
+    weights = [name for name in ("in_proj_weight", "q_proj_weight") if attention._parameters.get(name) is not None]
+    if not weights or attention.out_proj._parameters.get("weight") is None:
+        return "its weights are computed from other parameters: remove the parametrisation or weight norm first"
+    if attention._state_dict_hooks or attention._load_state_dict_pre_hooks:
+        return "it has hooks of its state, which know its parameters: remove them first"
+    return None
+
+
+def _part(tensor: Tensor) -> torch_nn.Parameter:
+    """A parameter with a copy of a part of another."""
+    return torch_nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
+
+
+def _linear(weight: torch_nn.Parameter, bias: torch_nn.Parameter | None) -> torch_nn.Linear:
+    layer = torch_nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = weight
+    layer.register_parameter("bias", bias)
+    return layer
+
+
+def _row(value: Tensor | float, like: Tensor) -> Tensor:
+    """One more key or value for each of the batch, shape (n, 1, embed_dim)."""
+    row = value if isinstance(value, Tensor) else like.new_full((1, 1, like.shape[2]), value)
+    return row.to(like.dtype).expand(like.shape[0], 1, -1)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as numbers that are added to scores."""
+    if mask.is_floating_point():
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
+
+
+def _check_inputs(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the inputs have a batch. Raises CompileError for shapes that do not belong together."""
+    if query.is_nested or key.is_nested or value.is_nested:
+        raise CompileError("nn.MultiheadAttention does not take nested tensors", fix="padded tensors, and a mask")
+    shapes = {"query": tuple(query.shape), "key": tuple(key.shape), "value": tuple(value.shape)}
+    agree = key.shape[:-1] == value.shape[:-1] and query.ndim == key.ndim
+    if query.ndim not in (2, 3) or not agree:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        fact = "query, key and value have 3 axes, or 2 without a batch, and key and value are equally long"
+        raise CompileError("the inputs of nn.MultiheadAttention do not belong together", shapes=listed, needed=fact)
+    return query.ndim == 3
+
+
+def _refuse(name: str, mask: Tensor, needed: str) -> None:
+    raise CompileError(f"{name} has the shape {tuple(mask.shape)}", needed=needed)
