@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class TnalgebraError(Exception):
     """Root of every error that this package raises on purpose.
@@ -13,10 +15,10 @@ class TnalgebraError(Exception):
         context: where, and what would be right: lines below the fact, as `explain` lays them out.
     """
 
-    def __init__(self, fact: str, *, at: object = None, label: str | None = None, **context: object) -> None:
+    def __init__(self, fact: str, *, at: object = None, label: str | None = None, **context: Any) -> None:
         super().__init__(explain(fact, **context))
-        self.at = at
-        self.label = label
+        self.fact, self.context = fact, context
+        self.at, self.label = at, label
 
 
 class NotationError(TnalgebraError, ValueError):

@@ -167,7 +167,7 @@ def _check_settings(model: nn.Module, noise: object, dtype: object) -> None:
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
         raise CheckpointError(explain(f"noise={noise!r}", fix="a number of at least 0, such as 0.01"))
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise CheckpointError(explain(f"dtype={dtype!r}", fix="a type of real numbers, such as torch.float32"))
+        raise CheckpointError(explain(f"dtype is {dtype!r}", fix="a type of real numbers, such as torch.float32"))
     tensors = (*model.parameters(), *model.buffers())
     if not torch.is_inference_mode_enabled() and any(tensor.is_inference() for tensor in tensors):
         fact = "tensors of the model were made in inference mode: they do not change outside of it"

@@ -67,7 +67,7 @@ class Treatment:
         return Treatment(self.rule, size if self.size is None and takes_it else self.size, choices)
 
     def apply(self, weights: Sequence[Tensor], size: Size | None, *, metrics: Sequence[Metric] | None) -> list[Fit]:
-        """Fit weights of one shape side by side; `size` where the treatment has none."""
+        """Fit weights of one shape together; `size` is used if the treatment has no size."""
         if self.fit is not None:
             shape = shape_of(self.fit.network, self.fit.network.output)
             if shape != tuple(weights[0].shape):

@@ -70,7 +70,7 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
         LayerError: the model is a kernel layer itself, has none, or is wrapped for several processes.
     """
     if isinstance(model, KERNEL_LAYERS):
-        raise LayerError(explain("the model is one layer itself", fix="tn.nn.decomposed(layer, rewrite)"))
+        raise LayerError(explain("the model is a single layer", fix="tn.nn.decomposed(layer, rewrite, size)"))
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise LayerError(explain("the model is wrapped in DistributedDataParallel", fix="convert it, then wrap it"))
     holders: dict[nn.Module, list[tuple[nn.Module, str]]] = {}

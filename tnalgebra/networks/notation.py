@@ -163,7 +163,7 @@ class _Reader:
                 "here": _pointed(self.text, wrong[-1]) if wrong else None,
                 "written": _pointed(self.text, sizes[error.label][1]) if error.label in sizes else None,
             }
-            raise type(error)(str(error), **places) from None
+            raise type(error)(error.fact, **error.context, **places) from None
 
     def _node(self, sizes: dict[str, tuple[int, int]]) -> Node:
         name = self.take()

@@ -230,7 +230,7 @@ class KernelLayer(Compiled):
 
     @property
     def parameters_count(self) -> int:
-        """Numbers that are trained: the decomposition's, tied ones once, and the bias; constants are not."""
+        """The number of trained elements, of the decomposition and the bias; a tied tensor counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property

@@ -166,7 +166,7 @@ def _curves(
     *,
     front: Sequence[Row] = (),
 ) -> Figure:
-    """Accuracy of the whole network against something, one curve a rewrite, its fits and scope, a point a size.
+    """The accuracy of the whole network over `abscissa`: one curve for each rewrite, fit and scope.
 
     front: the best rows, joined by a line of steps.
     """
