@@ -1,8 +1,9 @@
 """Draw a network into a figure of its own, into a part of another figure, or as SVG for a notebook.
 
-Named tensors are circles, tied ones of one colour; Conv is a diamond, Fuse a triangle whose tip is the whole, Copy a
-black dot, Fill a square with its value. A bond is a line with its label; an open label is a leg that ends free; a
-label that occurs once and is summed is a leg that ends in a bar; a hyperedge is a small ring joined to its carriers.
+A named tensor is a circle, and tied tensors have the same colour. A Conv is a diamond, a Fuse a triangle whose tip
+points to the whole, a Copy a black dot, and a Fill a square with its value. A bond is a line with its label. An open
+label is a leg with a free end; a label that occurs once and is summed is a leg that ends in a bar. A hyperedge is a
+small ring with a line to each node that carries it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def draw_nodes(
     from .paint import new_axes, paint
 
     plan = layout(nodes, output, sizes, places)
-    with own_style() if axes is None else nullcontext():  # a figure of the caller's keeps the caller's style
+    with own_style() if axes is None else nullcontext():  # the caller's figure keeps the caller's style
         axes = axes or new_axes(plan, title)
         paint(axes, nodes, plan, title)
         around = axes.get_figure()

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#26323d"
-"""Lines and texts."""
+"""The colour of lines and texts."""
 
 FILL, FUSE = "#f2efe6", "#e6e9ec"
-"""Inside of the symbols of Fill (and Conv) and of Fuse."""
+"""The fills of the symbols of Fill (and of Conv), and of Fuse."""
 
 PALETTE = (
     "#a8c8e4",
@@ -33,7 +33,7 @@ PALETTE = (
     "#d3c4b2",
     "#c6d8a0",
 )
-"""Inside of the symbols of named tensors, one colour a tensor."""
+"""The fills of the symbols of named tensors, one colour for each tensor."""
 
 _METADATA: dict[str, dict[str, None]] = {
     ".svg": {"Date": None, "Creator": None},

@@ -1,4 +1,4 @@
-"""What there is to draw: a symbol for each node and hyperedge, and the bonds, legs and texts that have to be placed."""
+"""The parts of a drawing: a symbol for each node and hyperedge, and the bonds, legs and texts to be placed."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from .vertices import Array
 ItemKind: TypeAlias = Literal["bond", "loop", "open", "closed", "note"]
 
 FONT = ("DejaVu Sans", "sans-serif")
-"""matplotlib brings the first; where an SVG is shown without it, any sans-serif will do."""
+"""matplotlib has the first font; a viewer of an SVG that lacks it may take any sans-serif font."""
 
 NAME_SIZE, LABEL_SIZE, NOTE_SIZE = 11.0, 10.0, 8.0
 LINE_HEIGHT = 1.25
 
 LONGEST_TEXT = 40
-"""Characters of a name or label that are shown; the middle of a longer one is left out."""
+"""Characters of a name or label that are shown. A longer one is shown without its middle."""
 
 LARGEST_CIRCLE = 21.0
-"""A name that needs a circle of a larger radius stands in a flat shape with round ends."""
+"""Points. A name that needs a circle with a larger radius is written in a flat shape with round ends."""
 
 
 def shown(text: str) -> str:
-    """The text as it is drawn: the middle of a very long one is left out."""
+    """The text as it is drawn: a very long one without its middle."""
     half = LONGEST_TEXT // 2
     return text if len(text) <= LONGEST_TEXT else f"{text[:half]}…{text[1 - half :]}"
 
 
 @lru_cache(maxsize=4096)
 def half_extent(text: str, size: float) -> tuple[float, float]:
-    """Half the width and height of a text in points."""
+    """Half the width and half the height of a text, in points."""
     font = FontProperties(family=FONT, size=size)
     lines = text.split("\n") if text else []
     widths = [text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines]
@@ -47,13 +47,16 @@ def half_extent(text: str, size: float) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A symbol to draw: the position of a node or the label of a hyperedge, and half its width and height."""
+    """A symbol to draw, given by the position of its node or the label of its hyperedge.
+
+    half: half its width and half its height, in points.
+    """
 
     place: int | str
     half: tuple[float, float]
 
     def reach(self, angle: Array | float) -> Array:
-        """From the centre to the edge of the symbol, in each direction."""
+        """The distance from the centre to the edge of the symbol, in each direction."""
         width, height = self.half
         if width == height:
             return np.full(np.shape(angle), width)
@@ -63,14 +66,14 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A bond, leg or loop with its label, or a text that stands beside a symbol.
+    """A bond, a leg or a loop with its label, or a text beside a symbol.
 
     Args:
-        ends: the numbers of the symbols it touches: two of a bond, else one.
-        label: the label of the network that it draws; empty for the attributes of a node.
-        text: what is written; empty for a bond of a hyperedge, whose label is written once.
-        offset: its number among parallel bonds, or among the legs of one symbol, counted from the middle one.
-        spread: of parallel bonds, half the width and height of the largest text.
+        ends: the numbers of the symbols that it touches: two for a bond, otherwise one.
+        label: the label of the network that it shows; empty for the attributes of a node.
+        text: what is written; empty for a bond of a hyperedge, whose label is written only once.
+        offset: its number among parallel bonds, or among the legs of one symbol, counted from the middle.
+        spread: half the width and height of the largest text of its parallel bonds; None if it has no parallels.
     """
 
     kind: ItemKind
@@ -82,14 +85,14 @@ class Item:
 
     @property
     def half(self) -> tuple[float, float]:
-        """Half the width and height of the text."""
+        """Half the width and half the height of the text, in points."""
         return half_extent(self.text, LABEL_SIZE if self.label else NOTE_SIZE)
 
 
 def symbols_and_items(
     nodes: Sequence[Node], output: Sequence[str], sizes: Mapping[str, int]
 ) -> tuple[list[Symbol], list[Item]]:
-    """The symbols of the nodes in their order, then those of the hyperedges; and bonds first among the items."""
+    """The symbols of the nodes in their order, then those of the hyperedges; and the items, the bonds first."""
     symbols = [Symbol(position, _half_symbol(node)) for position, node in enumerate(nodes)]
     carriers: dict[str, list[int]] = defaultdict(list)
     for position, node in enumerate(nodes):
@@ -131,7 +134,7 @@ def _half_symbol(node: Node) -> tuple[float, float]:
 
 
 def _numbered(items: Sequence[Item]) -> list[Item]:
-    """The same items, parallel bonds and legs of one symbol numbered from the middle one."""
+    """The same items with the offsets of parallel bonds and of legs of one symbol."""
     groups: dict[tuple[bool, tuple[int, ...]], list[int]] = defaultdict(list)
     for position, item in enumerate(items):
         if item.kind in ("bond", "open", "closed"):
@@ -145,6 +148,6 @@ def _numbered(items: Sequence[Item]) -> list[Item]:
 
 
 def largest_half(items: Iterable[Item]) -> tuple[float, float]:
-    """Half the width and height of a box that holds the text of any of the items."""
+    """Half the width and half the height of a box that is large enough for the text of each of the items."""
     widths, heights = zip(*(item.half for item in items), strict=True)
     return max(widths), max(heights)

@@ -1,4 +1,8 @@
-"""Where the bonds, legs and texts of a drawing stand, given its symbols: each takes its cheapest place."""
+"""The places of bonds, legs and texts in a drawing whose symbols are placed: each takes its cheapest place.
+
+Every item has a list of alternatives, each with a cost by itself. Overlaps with symbols, texts and lines that are
+already placed cost more. The items choose in turn, again and again, until no item has a cheaper alternative.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +19,32 @@ from .vertices import CROSSING, Array, crossings
 
 ANGLES = np.deg2rad((180 + 15 * np.arange(24)) % 360)
 SLANT = np.tile([0.0, 0.6, 0.6, 0.25, 0.6, 0.6], 4)
-"""What each of the angles costs: level and upright legs look best, diagonal ones next."""
+"""The cost of each of the angles: level and upright legs look best, and then diagonal ones."""
 
 MANY_LEGS = 10
-"""With more lines at one symbol than this, its legs stand clockwise at even angles, and may be longer."""
+"""If more lines than this meet at a symbol, its legs are in order at equal angles, and may be longer."""
 
 FAN = np.deg2rad(75.0)
-"""Between legs of one symbol that would all best leave it in one direction."""
+"""The angle between legs of one symbol that would all be best in one direction."""
 
 HARD, THROUGH_TEXT = 1000.0, 300.0
-"""What texts and symbols that overlap, and lines through texts, cost."""
+"""The cost of an overlap of texts and symbols, and of a line through a text."""
 
 POINTS = 25
-"""Points of each line at which it is compared with symbols and texts."""
+"""How many points of each line are compared with symbols and texts."""
 
 SEGMENTS = slice(None, None, 6)
-"""Of these, the ends of the segments of which crossings are counted."""
+"""Which of these points are the ends of the segments whose crossings are counted."""
 
 
 class Alternatives(NamedTuple):
-    """The places where one item could be, and what each costs by itself.
+    """The c places where one item could be.
 
-    Shapes: curves (c, 4, 2); boxes of the text (c, 4) as x, y, half width, half height, NaN without a text;
-    points along the visible part of the curve (c, POINTS, 2), NaN without a line; angles (c, 2) at which the
-    line leaves its ends, NaN without a line or a second end; cost (c,).
+    curves: shape (c, 4, 2), the control points of a cubic Bezier curve.
+    boxes: shape (c, 4), the box of the text as x, y, half width, half height; NaN if the item has no text.
+    points: shape (c, POINTS, 2), points along the visible part of the curve; NaN if the item has no line.
+    angles: shape (c, 2), at which the line leaves its ends; NaN where it has no such end.
+    cost: shape (c,), of each place by itself.
     """
 
     curves: Array
@@ -49,7 +55,7 @@ class Alternatives(NamedTuple):
 
 
 def bezier(curves: Array, t: Array) -> Array:
-    """Points of cubic curves (c, 4, 2) at parameters (c, p): shape (c, p, 2)."""
+    """Points of cubic Bezier curves (c, 4, 2) at parameters (c, p) from 0 to 1: shape (c, p, 2)."""
     t = t[..., None]
     p0, p1, p2, p3 = (curves[:, None, k] for k in range(4))
     return np.asarray((1 - t) ** 3 * p0 + 3 * (1 - t) ** 2 * t * p1 + 3 * (1 - t) * t**2 * p2 + t**3 * p3)
@@ -112,7 +118,7 @@ def _leg_alternatives(item: Item, symbol: Symbol, at: Array, outward: Array, *, 
 
 
 def _fanned(outward: Array, offset: float) -> Array:
-    """The direction of one of several legs that share a preferred one: the first is left, or on top."""
+    """The direction of one of several legs that would all be best in one direction; the first is left or on top."""
     x, y = outward
     turn = FAN * offset * (-1.0 if y > 0.1 or (abs(y) <= 0.1 and x > 0) else 1.0)
     cos, sin = math.cos(turn), math.sin(turn)
@@ -132,7 +138,7 @@ def _loop_alternatives(item: Item, symbol: Symbol, at: Array, outward: Array) ->
 
 
 def _slots(items: Sequence[Item], xy: Array) -> dict[int, Array]:
-    """For each leg of a symbol with many lines, by its number, the three angles that it may have."""
+    """Number of an item -> the three angles that it may have, for the legs of symbols with many lines."""
     slots: dict[int, Array] = {}
     for symbol, lines in Counter(end for item in items for end in item.ends).items():
         if lines <= MANY_LEGS:
@@ -151,7 +157,7 @@ def _slots(items: Sequence[Item], xy: Array) -> dict[int, Array]:
 
 
 class Chosen(NamedTuple):
-    """For each item its curve (n, 4, 2) and the box of its text (n, 4); the cost of the worst item, and of all."""
+    """The curves of the items (n, 4, 2), the boxes of their texts (n, 4), the cost of the worst item, and of all."""
 
     curves: Array
     boxes: Array
@@ -160,11 +166,11 @@ class Chosen(NamedTuple):
 
 
 def choose(symbols: Sequence[Symbol], items: Sequence[Item], xy: Array, outward: Array) -> Chosen:
-    """Choose a place for each item, one after the other, until no item has a cheaper one.
+    """Choose a place for each item in turn, until no item has a cheaper one.
 
     Args:
-        xy: the symbols' positions, shape (symbols, 2).
-        outward: where legs [0] and texts beside a symbol [1] would best be, shape (2, symbols, 2).
+        xy: shape (symbols, 2), the positions of the symbols.
+        outward: shape (2, symbols, 2), the best directions for legs [0] and for texts beside a symbol [1].
     """
     slots = _slots(items, xy)
     options = []
@@ -200,39 +206,37 @@ def choose(symbols: Sequence[Symbol], items: Sequence[Item], xy: Array, outward:
 
 
 class _State:
-    """The choices so far: the rows of items that have no place yet are NaN, which collides with nothing."""
+    """The choices so far. The rows of an item without a place are NaN, which overlaps with nothing."""
 
     def __init__(self, symbols: Array, items: Sequence[Item], options: Sequence[Alternatives]) -> None:
-        self.symbols, self.items, self.options = symbols, items, options  # symbols are boxes (symbols, 4)
+        self.symbols, self.items, self.options = symbols, items, options  # the symbols as boxes (symbols, 4)
         self.ends = np.array([(*item.ends, -1)[:2] for item in items]).reshape(-1, 2)
         self.boxes = np.full((len(items), 4), np.nan)
         self.points = np.full((len(items), POINTS, 2), np.nan)
         self.angles = np.full((len(items), 2), np.nan)
 
     def put(self, number: int, pick: int) -> None:
-        own = self.options[number]
-        self.boxes[number], self.points[number], self.angles[number] = (
-            own.boxes[pick],
-            own.points[pick],
-            own.angles[pick],
-        )
+        option = self.options[number]
+        self.boxes[number] = option.boxes[pick]
+        self.points[number] = option.points[pick]
+        self.angles[number] = option.angles[pick]
 
     def cost(self, number: int) -> Array:
-        """What each option of one item costs, given the choices of the others so far; the item leaves its place."""
-        item, own = self.items[number], self.options[number]
+        """The cost of each alternative of an item, given the choices of the others. The item loses its place."""
+        item, option = self.items[number], self.options[number]
         self.boxes[number] = self.points[number] = self.angles[number] = np.nan
-        cost = own.cost + HARD * _overlap(own.boxes, np.concatenate([self.symbols, self.boxes])).sum(axis=1)
-        cost += HARD * _inside(own.points, np.delete(self.symbols, item.ends, axis=0), 3.0).sum(axis=1)
-        cost += THROUGH_TEXT * _inside(own.points, self.boxes, 1.5).sum(axis=1)
-        cost += THROUGH_TEXT * _inside(self.points, own.boxes, 1.5).sum(axis=0)
+        cost = option.cost + HARD * _overlap(option.boxes, np.concatenate([self.symbols, self.boxes])).sum(axis=1)
+        cost += HARD * _inside(option.points, np.delete(self.symbols, item.ends, axis=0), 3.0).sum(axis=1)
+        cost += THROUGH_TEXT * _inside(option.points, self.boxes, 1.5).sum(axis=1)
+        cost += THROUGH_TEXT * _inside(self.points, option.boxes, 1.5).sum(axis=0)
         corners = self.points[:, SEGMENTS]
         bars = np.stack([corners[:, :-1], corners[:, 1:]], axis=2).reshape(-1, 2, 2)
-        cost += CROSSING * crossings(own.points[:, SEGMENTS], bars).sum(axis=1)
+        cost += CROSSING * crossings(option.points[:, SEGMENTS], bars).sum(axis=1)
         for end, symbol in enumerate(item.ends):
             if item.kind == "note" or (self.ends == symbol).sum() > MANY_LEGS:
                 continue
             others = self.angles[self.ends == symbol]
-            between = np.abs((own.angles[:, end, None] - others[~np.isnan(others)] + np.pi) % (2 * np.pi) - np.pi)
+            between = np.abs((option.angles[:, end, None] - others[~np.isnan(others)] + np.pi) % (2 * np.pi) - np.pi)
             narrow = 3 * (1 - between / np.pi) ** 2 + 40 * np.maximum(0, 1 - between / np.deg2rad(65)) ** 2
             cost += (0.3 if item.kind == "bond" else 1.0) * narrow.sum(axis=1)
         return np.asarray(cost)

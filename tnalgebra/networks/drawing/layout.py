@@ -1,8 +1,8 @@
-"""Where everything in a drawing stands: pure geometry, in points (1/72 inch), y upwards.
+"""The places of everything in a drawing, in points (1/72 inch) with y upwards.
 
-The symbols are laid out first: a chain on a line, a ring on a circle, anything else by networkx (Kamada & Kawai 1989),
-with room for the labels. Then every bond, leg and text has a list of places where it could be; each in turn takes the
-cheapest, given the others, until nothing changes. Connected parts stand side by side. Nothing is random.
+First the symbols are placed, with room for the labels between them: a chain on a line, a ring on a circle, anything
+else by networkx (Kamada and Kawai 1989). Then every bond, leg and text takes the cheapest of its possible places, see
+`labels`. Connected parts are side by side. Nothing is random.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .labels import THROUGH_TEXT, Chosen, bezier, choose
 from .vertices import ROW_WIDTH, Array, chain, energy_layouts, outward, push_apart, ring, upright
 
 LARGEST_DRAWING = 120
-"""Nodes; a larger network takes long to draw, and its drawing is not legible."""
+"""Most nodes. The drawing of a larger network takes long and is not legible."""
 
 UNIT = 80.0
-"""Points between neighbours at places of whole numbers, where the caller chooses the places."""
+"""Points for a distance of 1 where the caller chooses the places."""
 
 LEG_ROOM = 45.0
-"""How far from a symbol the energy layout keeps the ends of its legs."""
+"""Points between a symbol and the ends of its legs in the energy layout."""
 
 PART_GAP = 36.0
 """Points between connected parts."""
@@ -38,11 +38,13 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything that is drawn, and the box (left, bottom, right, top) around it.
+    """Everything that is drawn, with its place.
 
-    The symbols are those of the nodes in their order, then those of the hyperedges. Shapes: the centres of the
-    symbols (symbols, 2); for each item a cubic Bezier curve (items, 4, 2) and the box of its text (items, 4) as x, y,
-    half width, half height, NaN without a text.
+    symbols: those of the nodes in their order, and then those of the hyperedges.
+    xy: shape (symbols, 2), the centres of the symbols.
+    items: the bonds, legs and texts.
+    curves: shape (items, 4, 2), a cubic Bezier curve for each item.
+    boxes: shape (items, 4), the box of its text as x, y, half width, half height; NaN if it has no text.
     """
 
     symbols: Sequence[Symbol]
@@ -53,6 +55,7 @@ class Layout:
 
     @property
     def box(self) -> Box:
+        """The box around everything: left, bottom, right, top."""
         half = np.array([symbol.half for symbol in self.symbols])
         texts = self.boxes[~np.isnan(self.boxes[:, 0])]
         lines = self.curves[[item.kind != "note" for item in self.items]]
@@ -68,18 +71,13 @@ def layout(
     sizes: Mapping[str, int],
     places: Mapping[int | str, tuple[float, float]] | None = None,
 ) -> Layout:
-    """Place the nodes of a network, its bonds, its legs and their labels.
+    """Place the nodes of a network, its bonds, its legs and their labels. No two symbols overlap.
 
     Args:
-        places: where each node stands, by its number, or by its name where only one node has that name, in units of
-            UNIT points; and where the dot of a hyperedge does, by its label, or else amid its carriers. By default
-            the layout finds them.
-
-    Returns:
-        No two symbols overlap.
+        places: as `Network.draw` describes, in units of UNIT points. By default the layout chooses all places.
 
     Raises:
-        NetworkError: more than LARGEST_DRAWING nodes, or a node without a place.
+        NetworkError: the network has more than LARGEST_DRAWING nodes, or `places` lacks one of them.
     """
     if len(nodes) > LARGEST_DRAWING:
         raise NetworkError(
@@ -108,7 +106,7 @@ def _chosen_positions(
     graph: nx.Graph[int],
     places: Mapping[int | str, tuple[float, float]],
 ) -> Array:
-    """The places that the caller chose, in points."""
+    """The places that the caller chose, in points, and those of the other hyperedges."""
     names = Counter(node.name for node in nodes)
     keys = [
         node.name if number not in places and names[node.name] == 1 else number for number, node in enumerate(nodes)
@@ -122,7 +120,7 @@ def _chosen_positions(
                 "the places are not those of the nodes",
                 missing=", ".join(missing) or None,
                 unknown=", ".join(unknown) or None,
-                fix="one for each node, by number or name: {0: (0, 0), 'G': (1, 0)}",
+                fix="a place for each node, by its number or name: {0: (0, 0), 'G': (1, 0)}",
             )
         )
     xy = np.zeros((len(symbols), 2))
@@ -135,7 +133,7 @@ def _chosen_positions(
 
 
 def _graph(symbols: Sequence[Symbol], items: Sequence[Item]) -> nx.Graph[int]:
-    """The symbols, joined where there are bonds; each edge has the "length" that its labels need."""
+    """The symbols as vertices and the bonds as edges, each with the "length" that its label needs."""
     graph: nx.Graph[int] = nx.Graph()
     graph.add_nodes_from(range(len(symbols)))
     legs = Counter(item.ends[0] for item in items if item.kind in ("open", "closed"))
@@ -150,7 +148,7 @@ def _graph(symbols: Sequence[Symbol], items: Sequence[Item]) -> nx.Graph[int]:
 
 
 def _connected(symbols: Sequence[Symbol], items: Sequence[Item]) -> Layout:
-    """The layout of a connected part."""
+    """Lay out a connected part."""
     graph = _graph(symbols, items)
     if all(degree <= 2 for _, degree in graph.degree):
         is_chain = graph.number_of_edges() < len(symbols)
@@ -174,23 +172,22 @@ def _fitted(
     *,
     hang: bool,
 ) -> Layout:
-    """The best of several arrangements, each with how slanted it is, wider if texts collide; with its labels."""
+    """The best of several arrangements (slant, positions), with its labels. It is made wider if texts overlap."""
     half = np.array([symbol.half for symbol in symbols])
-    found: list[tuple[float, Array, Chosen]] = []
     for factor in (1.0, 1.5):
-        found = []
+        arranged: list[tuple[float, Array, Chosen]] = []
         for slant, xy in tries:
             points = push_apart(xy * factor, half)
             chosen = choose(symbols, items, points, outward(points, graph, hang=hang))
-            found.append((chosen.total + 10 * slant * len(symbols), points, chosen))
-        _, points, chosen = min(found, key=lambda one: one[0])
+            arranged.append((chosen.total + 10 * slant * len(symbols), points, chosen))
+        _, points, chosen = min(arranged, key=lambda one: one[0])
         if chosen.worst < THROUGH_TEXT:
             break
     return Layout(symbols, np.round(points, 3), items, np.round(chosen.curves, 3), np.round(chosen.boxes, 3))
 
 
 def _shifts(boxes: Sequence[Box]) -> Array:
-    """How far each connected part moves, so that they stand in rows from left to right: shape (parts, 2)."""
+    """How far to move each connected part so that the parts are in rows, from left to right: shape (parts, 2)."""
     shifts = np.zeros((len(boxes), 2))
     rows: list[list[int]] = [[]]
     x = y = 0.0

@@ -1,4 +1,4 @@
-"""The shapes of a drawing: a layout painted into matplotlib axes."""
+"""A layout painted into matplotlib axes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GREY, PAPER = "#6b7680", "white"
 
 
 def new_axes(plan: Layout, title: str | None) -> Axes:
-    """The axes of a figure in which a point of the layout is a point on paper."""
+    """Axes of a new figure, in which a point of the layout is a point on paper."""
     left, bottom, right, top = plan.box
     half_width, half_height = half_extent(title or "", TITLE_SIZE)
     width, height = max(right - left, 2 * half_width) + 2 * _MARGIN, top - bottom + 2 * _MARGIN
@@ -36,7 +36,7 @@ def new_axes(plan: Layout, title: str | None) -> Axes:
 
 
 def paint(axes: Axes, nodes: Sequence[Node], plan: Layout, title: str | None) -> None:
-    """Draw a layout into axes; a point of the layout is at most one point on paper, less where room is small."""
+    """Draw a layout into axes. It is made smaller where the axes have less room than it needs, and never larger."""
     left, bottom, right, top = plan.box
     figure = axes.get_figure()
     assert figure is not None
@@ -84,7 +84,7 @@ def paint(axes: Axes, nodes: Sequence[Node], plan: Layout, title: str | None) ->
 
 
 def _colours(nodes: Sequence[Node]) -> dict[str, str]:
-    """A fill for each tensor name: the same for tied occurrences, different for different tensors."""
+    """name of a tensor -> its fill, so that tied nodes have the same colour and different tensors different ones."""
     names = dict.fromkeys(node.name for node in nodes if isinstance(node, NamedTensor))
     golden = (5**0.5 - 1) / 2
     return {
@@ -96,7 +96,7 @@ def _colours(nodes: Sequence[Node]) -> dict[str, str]:
 
 
 class _Brush:
-    """Axes, and the scale of everything that is measured in points rather than in the axes' own units."""
+    """Axes to draw into, and the scale of lines and texts, which matplotlib measures in points on paper."""
 
     def __init__(self, axes: Axes, scale: float) -> None:
         self.axes = axes
@@ -140,7 +140,7 @@ class _Brush:
         self.patch(Polygon(turned, joinstyle="round"), fill, layer=4)
 
     def diamond(self, at: Point, half: float, *, x: float, y: float) -> None:
-        """The symbol of a Conv: the line of x, at this angle, has a small head that points in, that of y out."""
+        """The symbol of a Conv. An arrowhead points in on the line of `x` and out on that of `y`, at these angles."""
         self.polygon(at, 0.0, [(-half, 0.0), (0.0, -half), (half, 0.0), (0.0, half)], FILL)
         self.words("\N{ASTERISK OPERATOR}", at, NAME_SIZE + 2, layer=5)
         for angle, tip, base in ((x, 1.0, 6.5), (y, 8.0, 2.5)):

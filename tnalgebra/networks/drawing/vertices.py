@@ -1,4 +1,4 @@
-"""Where the symbols of a drawing stand: layouts of a graph whose edges have a "length" in points."""
+"""The places of the symbols of a drawing: layouts of a graph whose edges have a "length" in points."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float64]
 
 ROW_WIDTH = 640.0
-"""A row that would be wider than this continues in a new row, so that it stays legible on a page."""
+"""Most points of a row. A longer one continues in a new row, so that it is legible on a page."""
 
 LARGEST_UNTANGLED = 16
-"""Vertices of a planar graph up to which crossings that the energy layout leaves are removed one by one."""
+"""Most vertices of a planar graph from which the crossings that the energy layout leaves are removed one by one."""
 
 COMPASS = np.stack([np.cos(np.pi / 4 * np.arange(8)), np.sin(np.pi / 4 * np.arange(8))], axis=1)
 """Eight directions in which a vertex may step."""
 
 CROSSING = 40.0
-"""What a crossing of two lines costs, among the symbols and among the items."""
+"""The cost of a crossing of two lines, both where symbols and where items are placed."""
 
 
 def chain(graph: nx.Graph[int]) -> Array:
-    """Vertices of a path on a line from left to right; a long one turns back on a new row below."""
+    """The vertices of a path on a line from left to right. A long path turns back on a new row below."""
     ends = sorted(vertex for vertex, degree in graph.degree if degree <= 1)
     order = list(nx.dfs_preorder_nodes(graph, ends[0]))
     steps = [graph.edges[pair]["length"] for pair in pairwise(order)]
@@ -41,7 +41,7 @@ def chain(graph: nx.Graph[int]) -> Array:
 
 
 def ring(graph: nx.Graph[int]) -> Array:
-    """Vertices of a cycle on a circle."""
+    """The vertices of a cycle on a circle."""
     order = list(nx.dfs_preorder_nodes(graph, 0))
     steps = np.array([graph.edges[pair]["length"] for pair in pairwise([*order, order[0]])])
     angle = 2 * np.pi * np.arange(len(order)) / len(order)
@@ -51,13 +51,14 @@ def ring(graph: nx.Graph[int]) -> Array:
 
 
 def energy_layouts(graph: nx.Graph[int], *, untangle: bool) -> list[Array]:
-    """Kamada and Kawai's layout from several starts.
+    """Lay out a graph as Kamada and Kawai (1989) do, from several starts.
 
     Args:
-        untangle: move the vertices of a small planar graph until no edges cross, where all starts end with crossings.
+        untangle: if all starts end with crossings of edges, move the vertices of a small planar graph until no edges
+            cross.
 
     Returns:
-        The best first, each of shape (vertices, 2); the edges are about as long as their "length".
+        The layouts, the best first, each of shape (vertices, 2). The edges are about as long as their "length".
     """
     count = graph.number_of_nodes()
     rows = dict(nx.all_pairs_dijkstra_path_length(graph, weight="length"))
@@ -72,7 +73,7 @@ def energy_layouts(graph: nx.Graph[int], *, untangle: bool) -> list[Array]:
     layouts.sort(key=lambda xy: round(_tangle(xy, edges, distance), 6))
     if untangle and planar and count <= LARGEST_UNTANGLED and _tangle(layouts[0], edges, distance) > CROSSING:
         layouts[0] = _untangled(_scaled(starts[2], distance), edges, distance)
-    pairs = tuple(edges.T)  # the shortest edge needs room for its label too, within reason
+    pairs = tuple(edges.T)  # make room for the label of the shortest edge, within reason
     short = [0.85 * (distance[pairs] / np.maximum(_lengths(xy)[pairs], 1e-9)).max() for xy in layouts]
     return [xy * float(np.clip(factor, 1.0, 1.5)) for xy, factor in zip(layouts, short, strict=True)]
 
@@ -82,15 +83,15 @@ def _lengths(xy: Array) -> Array:
 
 
 def _scaled(positions: dict[int, Array], distance: Array) -> Array:
-    """The positions as an array, scaled so that the distances are right on the whole."""
+    """The positions as an array, scaled so that the distances fit as well as possible."""
     xy = np.array([positions[vertex] for vertex in range(len(positions))])
     weight = 1 / np.maximum(distance, 1.0) ** 2 * (1 - np.eye(len(xy)))
-    here = _lengths(xy)
-    return np.asarray(xy * (weight * here * distance).sum() / (weight * here**2).sum())
+    lengths = _lengths(xy)
+    return np.asarray(xy * (weight * lengths * distance).sum() / (weight * lengths**2).sum())
 
 
 def _tangle(xy: Array, edges: Array, distance: Array) -> float:
-    """Energy of a layout: wrong distances, crossings, vertices close to edges of others."""
+    """The energy of a layout: wrong distances, crossings, and vertices close to edges of other vertices."""
     stress = ((_lengths(xy) - distance) ** 2 / np.maximum(distance, 1.0) ** 2).sum() / len(xy)
     start, along = xy[edges[:, 0]], xy[edges[:, 1]] - xy[edges[:, 0]]
     t = ((xy[:, None] - start) * along).sum(axis=-1) / np.maximum((along**2).sum(axis=-1), 1e-9)
@@ -98,12 +99,13 @@ def _tangle(xy: Array, edges: Array, distance: Array) -> float:
     for end in edges.T:
         apart[end, np.arange(len(edges))] = np.inf
     close = (np.maximum(0, 1 - apart / 40) ** 2).sum()
-    lines = np.stack([start + 0.01 * along, start + 0.99 * along], axis=1)  # edges that share an end do not cross there
+    # shortened, so that edges with a common end do not cross there
+    lines = np.stack([start + 0.01 * along, start + 0.99 * along], axis=1)
     return float(stress + close + CROSSING * crossings(lines, lines).sum())
 
 
 def _untangled(xy: Array, edges: Array, distance: Array) -> Array:
-    """Move one vertex at a time to where the energy is lower; from a start without crossings none appears."""
+    """Move one vertex at a time to where the energy is lower. A start without crossings stays without."""
     best = _tangle(xy, edges, distance)
     step = float(distance.max()) / 4
     while step > 2.0:
@@ -121,10 +123,10 @@ def _untangled(xy: Array, edges: Array, distance: Array) -> Array:
 
 
 def upright(xy: Array, graph: nx.Graph[int]) -> tuple[float, Array]:
-    """Turned so that many edges are level or upright and the picture is wide, the first nodes left and on top.
+    """Turn a layout: many edges level or upright, the picture wide, and the first nodes left and on top.
 
     Returns:
-        How far it is from that (0 at best, about 2 at worst), and the turned positions.
+        How far the layout still is from that (0 at best, about 2 at worst), and the turned positions.
     """
     edges = np.array(list(graph.edges))
     xy = xy - xy.mean(axis=0)
@@ -147,12 +149,12 @@ def upright(xy: Array, graph: nx.Graph[int]) -> tuple[float, Array]:
 
 
 def _unmatched(first: Array, second: Array) -> float:
-    """How far, on average, the points of one drawing are from the nearest points of the other."""
+    """The mean distance of the points of one layout from the nearest points of the other."""
     return float(np.linalg.norm(first[:, None] - second[None], axis=-1).min(axis=1).mean())
 
 
 def push_apart(xy: Array, half: Array, gap: float = 16.0) -> Array:
-    """Move symbols that overlap, or nearly so, apart along the axis on which the least is missing; then align."""
+    """Move symbols apart that (nearly) overlap, each pair along the axis on which less is missing; then align."""
     xy = xy.copy()
     while True:
         missing = half[:, None] + half[None] + gap - np.abs(xy[:, None] - xy[None])
@@ -167,11 +169,11 @@ def push_apart(xy: Array, half: Array, gap: float = 16.0) -> Array:
                 step = (lack[axis] / 2 + 1e-3) * (1.0 if delta[axis] >= 0 else -1.0)
                 xy[i, axis] -= step
                 xy[j, axis] += step
-        xy *= 1.002  # so that symbols which push each other in a circle find room
+        xy *= 1.002  # otherwise symbols could push each other in a circle for ever
 
 
 def _aligned(values: Array, near: float = 5.0) -> Array:
-    """Coordinates that almost agree made equal."""
+    """The coordinates, those that almost agree made equal."""
     order = np.argsort(values, kind="stable")
     aligned = values.copy()
     start = 0
@@ -183,10 +185,10 @@ def _aligned(values: Array, near: float = 5.0) -> Array:
 
 
 def outward(xy: Array, graph: nx.Graph[int], *, hang: bool) -> Array:
-    """The direction in which the legs [0] and the notes [1] of each vertex would best be: shape (2, vertices, 2).
+    """The best direction for the legs [0] and for the notes [1] of each vertex: shape (2, vertices, 2).
 
-    Away from the neighbours; where the neighbours are on all sides, or along a chain (`hang`), legs are below and
-    notes above. Zero for a vertex alone: there all directions are as good.
+    It is away from the neighbours. Where the neighbours are on all sides, or along a chain (`hang`), legs are below
+    and notes above. It is zero for a single vertex, for which all directions are equally good.
     """
     directions = np.zeros((2, len(xy), 2))
     for vertex in graph:
