@@ -1,4 +1,4 @@
-"""What recipes that train networks share: settings, data, the loop over many trainings, means over seeds."""
+"""What recipes that train several networks share: settings, data, a loop over trainings, means over seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-import torch
 import tyro
 from torch import nn
 
@@ -26,23 +25,19 @@ Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(tn.command.ImageSettings):
     """Settings of every training of a recipe; what is printed first is what is used."""
 
     model: str = "cnn4"
     """cnn4, resnet20 to resnet56, resnet50, resnet50_cifar (for 32x32 images), or your own: package.module:function"""
-    data: str = "digits"
-    """digits (embedded), cifar10 or cifar100 (downloaded), or a folder with train/CLASS/* and test/CLASS/*"""
-    skip: tuple[str, ...] = ("first",)
-    """layers left alone: globs; first (convolution), linear (all linear layers); bare --skip skips none"""
     epochs: int = 15
     """passes over the training data; the learning rate falls to 0 in that time"""
     batch_size: int = 64
     """the most examples in a step, of all processes together"""
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    """sgd has Nesterov's momentum; adamw minds less how a kernel's norm is spread over its cores"""
+    """sgd has Nesterov's momentum; adamw depends less on how a kernel's norm is spread over its cores"""
     learning_rate: float = 5e-3
-    """the highest of all steps"""
+    """the highest learning rate of all steps"""
     weight_decay: float = 1e-2
     """of sgd: added to the gradient; of adamw: decoupled, times the learning rate"""
     warmup: float = 1.0
@@ -50,31 +45,21 @@ class Settings:
     label_smoothing: float = 0.0
     """the part of each target that is spread evenly over all classes"""
     clip: float | None = None
-    """the largest norm of all gradients together; none by default"""
+    """the largest norm of all gradients together; by default gradients are not clipped"""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """of the steps, mixed with float32: fp16 needs a GPU; bf16 doubles the speed on GPUs and on CPUs with AMX"""
+    """mixed precision of the steps: fp16 needs a GPU; bf16 doubles the speed on GPUs and on CPUs with AMX"""
     shift: Annotated[int, tyro.conf.arg(aliases=["--crop"])] = 1
-    """augmentation: pixels by which training images are moved at most; 4 is usual for CIFAR"""
+    """augmentation: the most pixels by which training images are moved; 4 is usual for CIFAR"""
     flip: bool = False
     """augmentation: mirror half of the training images; not for digits"""
     limit: int | None = None
-    """at most this number of examples, in training and in test each, balanced by class; all by default"""
-    mean: tuple[float, ...] | None = None
-    """of each channel, as in the network's training (pixels: 0 to 1); by default ImageNet's for colour, 0 for grey"""
-    std: tuple[float, ...] | None = None
-    """of each channel likewise; by default ImageNet's for colour images, 1 for grey ones"""
-    image_size: int | None = None
-    """pixels: resize and crop a folder's images to this; needed only if they differ in size"""
+    """the most examples, in training and in test each, balanced by class; by default all of them"""
     workers: int = 0
-    """processes that prepare batches; no influence on the result"""
+    """processes that prepare batches; the result does not depend on it"""
     checkpoint_every: int | None = None
-    """steps between checkpoints beside those after each epoch; no influence on the result"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where networks are trained and tested; auto takes a GPU if torch finds one"""
-    seed: int = 0
-    """of all chance that has no seed of its own: first weights, fits, the choice of examples under --limit"""
+    """steps between checkpoints, beside those after each epoch; the result does not depend on it"""
     smoke: bool = False
-    """few examples, epochs and trainings: whether all of it runs; its numbers mean nothing"""
+    """few examples, epochs and trainings, to see that everything works; the numbers mean nothing"""
     output: Path = Path("runs/training")
     """folder for rows, figures, networks and checkpoints"""
 
@@ -84,7 +69,7 @@ class Settings:
         return Training(**{**{name: getattr(self, name) for name in names}, **other})
 
     def shared(self, *without: str) -> dict[str, Any]:
-        """Settings that all rows of a folder have in common: not those named, nor any without influence on a row."""
+        """The settings that all rows of a folder share: without those named, and those that do not change a row."""
         other = ("output", "seeds", "workers", "checkpoint_every", "device", "smoke", *without)
         return {name: value for name, value in vars(self).items() if name not in other}
 
@@ -96,14 +81,14 @@ S = TypeVar("S", bound=Settings)
 
 
 def begin(config: S, most: Mapping[str, int], usual: Iterable[Settings]) -> S:
-    """The config that is used, printed: smaller for a smoke run, with what follows from the machine.
+    """Print and return the config that is used: with the device of this machine, and smaller for a smoke run.
 
     Args:
-        most: of a smoke run: numbers are at most this large, tuples at most this long.
-        usual: configs whose output folders are those of runs in full, see `smoke_folder`.
+        most: the largest numbers, and the greatest lengths of tuples, in a smoke run.
+        usual: configs whose output folders are those of full runs, see `smoke_folder`.
 
     Raises:
-        StudyError: the device is a GPU, and torch finds none.
+        StudyError: the device is a GPU, and torch does not find one.
     """
     if config.smoke:
         smaller: dict[str, Any] = {}
@@ -112,31 +97,22 @@ def begin(config: S, most: Mapping[str, int], usual: Iterable[Settings]) -> S:
             smaller[name] = value[:bound] if isinstance(value, tuple) else min(value or bound, bound)
         output = smoke_folder(config.output, (preset.output for preset in usual))
         config = dataclasses.replace(config, output=output, **smaller)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise tn.errors.StudyError(tn.errors.explain("the device is 'cuda', and torch finds none", fix="--device cpu"))
-    device: Literal["cpu", "cuda"] = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-    config = dataclasses.replace(config, device=device, warmup=min(config.warmup, config.epochs / 5))
+    warmup = min(config.warmup, config.epochs / 5)
+    config = dataclasses.replace(config, device=config.chosen_device(), warmup=warmup)
     print_settings(config)
     return config
 
 
-def load_split(config: Any, split: Literal["train", "test"]) -> tn.model.Images:
-    """The images of a recipe's config, with its mean and std."""
-    images = tn.load_images(config.data, split, image_size=config.image_size)
-    return dataclasses.replace(images, mean=config.mean or images.mean, std=config.std or images.std)
-
-
 def load_both(config: S) -> tuple[S, tn.model.Images, tn.model.Images]:
-    """Images for training and test, as many as the config allows; and the config with their mean and std.
+    """The config with the mean and std of the images; training images and test images, at most as many as its limit.
 
     Raises:
-        DataError: they cannot be read, or the limit is not positive.
+        DataError: the images cannot be read, or the limit is not positive.
     """
-    training, test = load_split(config, "train"), load_split(config, "test")
+    training, test = config.images("train"), config.images("test")
     if config.limit is not None:
-        training, test = (one.subset(min(config.limit, len(one)), seed=config.seed) for one in (training, test))
-    print(f"\n{len(training)} + {len(test)} images of {len(test.classes)} classes, ", end="")
-    print(f"{' x '.join(map(str, test.pixels.shape[1:]))}, mean {test.mean}, std {test.std}", flush=True)
+        training = training.subset(min(config.limit, len(training)), seed=config.seed)
+    print(f"\n{len(training)} training images, and for the test {tn.command.describe_images(test)}", flush=True)
     return dataclasses.replace(config, mean=test.mean, std=test.std), training, test
 
 
@@ -153,11 +129,11 @@ def classification(
 
 
 class Trainings:
-    """Trainings whose epochs become rows of a folder: those that it has already are not done again.
+    """Trainings whose epochs become rows of a folder. Those that it has already are not done again.
 
     Args:
-        fields: of a row: what distinguishes trainings, the seed last.
-        before: accuracy that rows are compared with, if any.
+        fields: the fields of a row that distinguish trainings, the seed last.
+        before: the accuracy with which rows are compared, if any.
     """
 
     def __init__(
@@ -173,18 +149,19 @@ class Trainings:
         self.rows = {tuple(row[field] for field in (*fields, "epoch")): row for row in store.rows}
 
     def run(self, todo: Sequence[Mapping[str, Any]], start: Callable[..., tuple[nn.Module, Mapping[str, Any]]]) -> None:
-        """Do what is not done; where a training diverges, the others continue.
+        """Do the trainings that are not done yet. If one diverges, the others are done all the same.
 
         Args:
             todo: the distinguishing fields of each training, by name.
-            start: takes those fields; returns the network before its training, and further fields of its rows.
+            start: a function of those fields; it returns the network before its training, and further fields of its
+                rows.
 
         Raises:
-            StudyError: there is nothing to do, or see `train`.
+            StudyError: no training is asked for, or see `train`.
             DivergedError: some of the trainings diverged.
         """
         if not todo:
-            raise tn.errors.StudyError(tn.errors.explain("no training is asked for", fix="--seeds 0 1 2"))
+            raise tn.errors.StudyError("no training is asked for", fix="--seeds 0 1 2")
         diverged: dict[str, tn.errors.DivergedError] = {}
         for number, fields in enumerate(todo, 1):
             if (*fields.values(), self.config.epochs) in self.rows:
@@ -200,7 +177,7 @@ class Trainings:
         if diverged:
             first = next(iter(diverged.values()))
             fact = f"{len(diverged)} of the trainings diverged, and have no result: {'; '.join(diverged)}"
-            raise tn.errors.DivergedError(tn.errors.explain(fact, first=first)) from first
+            raise tn.errors.DivergedError(fact, first=first) from first
 
     def _train(self, fields: Mapping[str, Any], start: Callable[..., Any], folder: Path) -> None:
         model, facts = start(**fields)
@@ -227,7 +204,7 @@ class Trainings:
         seconds: float = 0.0,
         **_: Any,
     ) -> None:
-        """Append the row of an epoch, unless the folder has it; layers are in the first row of a training only."""
+        """Append the row of an epoch, unless the folder has it. Only the first row of a training holds its layers."""
         place = tuple(fields.values())
         if (*place, epoch) in self.rows:
             return
@@ -256,7 +233,7 @@ class Trainings:
 
 
 def count(report: tn.model.ConversionReport, examples: int) -> dict[str, Any]:
-    """Fields of rows: sizes of a network, of its whole and for one of the examples that the report is of."""
+    """The fields of rows that hold a network's size: its parameters, and its multiply-adds for one example."""
     assert report.multiply_adds is not None
     assert report.multiply_adds_after is not None
     return {
@@ -268,12 +245,12 @@ def count(report: tn.model.ConversionReport, examples: int) -> dict[str, Any]:
 
 
 def last_epoch(rows: Iterable[Row]) -> int:
-    """Epochs of a training that is finished; 0 of no rows."""
+    """The number of epochs of a training that is finished; 0 if there is not a row."""
     return max((int(row["epochs"] if "epochs" in row else row["epoch"]) for row in rows), default=0)
 
 
 def folder_name(*parts: object) -> str:
-    """A folder's name that distinguishes trainings: "out kh | in kw @ 0.25", "dense" -> "out_kh--in_kw@0.25,dense"."""
+    """A folder's name that distinguishes trainings: "out | in @ keep 0.5", "dense" -> "out--in@keep_0.5,dense"."""
     texts = [" ".join(str(part).split()).replace(" | ", "--").replace(" @ ", "@") for part in parts]
     return ",".join("".join(c if c.isalnum() or c in "-@.=+" else "_" for c in text) for text in texts)
 
@@ -282,7 +259,7 @@ def folder_name(*parts: object) -> str:
 
 
 class Spread(NamedTuple):
-    """Mean, least and largest of several values, and how many."""
+    """The mean, the least and the largest of several values, and their number."""
 
     mean: float
     low: float
@@ -291,13 +268,13 @@ class Spread(NamedTuple):
 
     @classmethod
     def over(cls, values: Iterable[float]) -> Spread:
-        """Of at least one value."""
-        found = list(values)
-        low, high = min(found), max(found)
-        return cls(min(max(fmean(found), low), high), low, high, len(found))  # rounding must not put it outside
+        """The spread of at least one value."""
+        several = list(values)
+        low, high = min(several), max(several)
+        return cls(min(max(fmean(several), low), high), low, high, len(several))  # rounding must not put it outside
 
     def range_text(self, form: str, *, times: float = 1.0) -> str:
-        """Least and largest; nothing of a single value."""
+        """The least and the largest value; an empty text for a single one."""
         return f"{times * self.low:{form}}-{times * self.high:{form}}" if self.of > 1 else ""
 
 
@@ -310,7 +287,7 @@ def draw_spreads(panel: Axes, places: Sequence[float], spreads: Sequence[Spread]
 
 
 def name_seeds(counts: Iterable[int]) -> str:
-    """For titles: over how many seeds means are taken, which may differ; nothing of one seed each."""
+    """A text for titles that says how many seeds means are taken over; empty if it is one seed each."""
     ordered = sorted(set(counts))
     several = " to ".join(map(str, dict.fromkeys((ordered[0], ordered[-1]))))
     return f"; means and ranges of {several} seeds" if ordered[-1] > 1 else ""

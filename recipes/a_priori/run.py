@@ -119,11 +119,10 @@ def _contenders(config: Config) -> dict[str, tuple[str, float | None]]:
     config.training()
     for fraction in config.parameters:
         if not 0 < fraction < 1:
-            fact = f"a part of {fraction:g} of the parameters"
-            raise tn.errors.RankError(tn.errors.explain(fact, fix="above 0, below 1"))
+            raise tn.errors.RankError(f"a part of {fraction:g} of the parameters", fix="above 0, below 1")
     if not config.rewrites or not config.parameters:
         fix = "--rewrites tucker2 --parameters 0.25"
-        raise tn.errors.RuleError(tn.errors.explain("the dense network has nothing to compare with", fix=fix))
+        raise tn.errors.RuleError("the dense network has nothing to compare with", fix=fix)
     for rewrite in config.rewrites:
         tn.decompositions.read_rewrite(rewrite, tn.networks.KERNEL_LABELS[4])
     pairs = [(rewrite, fraction) for rewrite in config.rewrites for fraction in config.parameters]
@@ -136,7 +135,7 @@ def _load_task(config: Config) -> tuple[Config, Classification | Regression]:
         return config, classification(config, training, test)
     count = config.waves if config.limit is None else min(config.waves, config.limit)
     if count < 5:
-        raise tn.errors.DataError(tn.errors.explain(f"{count} waves are too few", fix="at least 5"))
+        raise tn.errors.DataError(f"{count} waves are too few", fix="at least 5")
     # seeds that no other config shares, so that no wave of a test is learnt anywhere
     fields = [wave_fields(number, seed=2 * config.seed + test) for test, number in enumerate((count, count // 5))]
     print(f"\n{count} + {count // 5} waves, fields of {' x '.join(map(str, fields[0][0].shape[1:]))}", flush=True)

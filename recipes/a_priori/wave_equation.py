@@ -111,11 +111,9 @@ def leapfrog(before: Tensor, now: Tensor, speed: Tensor, *, steps: int, time_ste
     # the shortest wave of the grid has the frequency sqrt(8) c; a hair beyond 1 is rounding of a step at the limit
     if not fastest * time_step * math.sqrt(2) <= 1 + 1e-12:
         raise tn.errors.DataError(
-            tn.errors.explain(
-                "the time step breaks the Courant-Friedrichs-Lewy condition",
-                time_step=f"{time_step:g}, of speeds to {fastest:g} cells per unit of time",
-                needed=f"at most 1 / (sqrt(2) * {fastest:g}) = {1 / (math.sqrt(2) * fastest):.4g}",
-            )
+            "the time step breaks the Courant-Friedrichs-Lewy condition",
+            time_step=f"{time_step:g}, of speeds to {fastest:g} cells per unit of time",
+            needed=f"at most 1 / (sqrt(2) * {fastest:g}) = {1 / (math.sqrt(2) * fastest):.4g}",
         )
     pull = (time_step * speed).square()
     for _ in range(steps):

@@ -133,7 +133,7 @@ class Fits(Benchmark[Config, Problem, Problem]):
         for pattern, found in ((together, bool(several)), (alone, alone in kernels)):
             if not found:
                 fact = f"no layer with a 3x3 kernel is called {pattern!r}"
-                raise tn.errors.StudyError(tn.errors.explain(fact, layers=" ".join(kernels)))
+                raise tn.errors.StudyError(fact, layers=" ".join(kernels))
         one, error = {alone: kernels[alone]}, self.config.error
         shape = "x".join(map(str, kernels[alone].shape))
         ranks = {rule: max(ranks_of(rule, kernels[alone]).values()) for rule in RULES}

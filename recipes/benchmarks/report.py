@@ -40,7 +40,7 @@ def read_rows(path: Path, key: Sequence[str]) -> list[Row]:
             place = json.dumps([row[name] for name in key])
         except (ValueError, TypeError, KeyError) as error:
             raise tn.errors.StudyError(
-                tn.errors.explain(f"line {number} of {path} is not a row", because=error, fix="another --output")
+                f"line {number} of {path} is not a row", because=error, fix="another --output"
             ) from error
         rows.pop(place, None)
         rows[place] = row

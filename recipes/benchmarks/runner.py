@@ -118,9 +118,7 @@ class Benchmark(ABC, Generic[Config, Cell, Problem]):
             check_least(config, {"warmup": 1})
             self.device, self.memory, self.warmup = config.device, config.memory, config.warmup
         if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise tn.errors.StudyError(
-                tn.errors.explain(f"the device is {self.device!r}, and torch finds no CUDA", fix="--device cpu")
-            )
+            raise tn.errors.StudyError(f"the device is {self.device!r}, and torch finds no CUDA", fix="--device cpu")
 
     @staticmethod
     @abstractmethod
@@ -185,9 +183,7 @@ def run(kind: type[Benchmark[Config, Any, Any]], config: Config) -> list[Row]:
         print(note)
     cells = benchmark.cells()
     if not cells:
-        raise tn.errors.StudyError(
-            tn.errors.explain("these settings leave no cell to time", fix="other layers or decompositions")
-        )
+        raise tn.errors.StudyError("these settings leave no cell to time", fix="other layers or decompositions")
     times, memory = config.output / "results.jsonl", config.output / "memory.jsonl"
     path = memory if benchmark.memory else times
     key = [*benchmark.facts(cells[0]), "device", "device_name", "threads", "smoke", "seed"]
@@ -296,7 +292,7 @@ def _compare(output: Sequence[Tensor], expected: Sequence[Tensor], fact: str, to
         error = float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
         if not error < tolerance:  # NaN too
             fix = f"at most {tolerance:g}, which would be rounding"
-            raise tn.errors.StudyError(tn.errors.explain(fact, relative_error=f"{error:.1e}", needed=fix))
+            raise tn.errors.StudyError(fact, relative_error=f"{error:.1e}", needed=fix)
 
 
 def _memory(benchmark: Benchmark[Any, Any, Any], cell: Any, names: Sequence[str]) -> Row:

@@ -81,8 +81,7 @@ class SpectraBenchmark(Benchmark[Config, str, Problem]):
         """Raises StudyError where no layer has that name."""
         names = [name for name in self.weights if fnmatchcase(name, self.config.layers)]
         if not names:
-            fact = f"no layer is called {self.config.layers!r}"
-            raise tn.errors.StudyError(tn.errors.explain(fact, layers=" ".join(self.weights)))
+            raise tn.errors.StudyError(f"no layer is called {self.config.layers!r}", layers=" ".join(self.weights))
         return names
 
     def facts(self, cell: str) -> Row:

@@ -138,9 +138,7 @@ def peak_bytes(make: Callable[[], Callable[[int], object]], *, device: str, thre
         StudyError: on a CPU, the system has no /proc/self/clear_refs.
     """
     if not device.startswith("cuda") and not CLEAR.exists():
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"peak memory needs {CLEAR}, which only Linux has", fix="Linux, or --device cuda")
-        )
+        raise tn.errors.StudyError(f"peak memory needs {CLEAR}, which only Linux has", fix="Linux, or --device cuda")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
         return child.submit(_peak_here, make, device, threads).result()
 

@@ -47,12 +47,11 @@ from recipes.command import run_command
 from recipes.reporting import check_least, plain, print_settings, write, write_figure
 
 SMOKE = compressibility.Config(
-    cuts=("out | in kh kw", "out kh | in kw"),
-    keep=(0.5, 0.25, 0.125),
-    scope=("all", "each"),
+    rewrite=("out | in kh kw", "out kh | in kw"),
+    size=("keep 0.5", "keep 0.25", "keep 0.125"),
     skip=(),
     limit=100,
-    calibration=100,
+    calibrate=100,
     report_metric=True,
     epochs=3,
     device="cpu",
@@ -88,22 +87,20 @@ def main(config: Config) -> Claims:
     """
     if config.smoke == (config.rows is not None):
         given = "both --smoke and --rows are given" if config.smoke else "neither --rows nor --smoke is given"
-        raise tn.errors.StudyError(tn.errors.explain(given, fix="--rows FOLDER of a study, or --smoke"))
+        raise tn.errors.StudyError(given, fix="--rows FOLDER of a study, or --smoke")
     output = config.output or (config.rows or Path("runs")) / "claims"
     folder = config.rows or output / "study"
     print_settings(dataclasses.replace(config, rows=folder, output=output))
     check_least(config, {"resamples": 1})
     if not 0 <= config.at_most < 1:
         raise tn.errors.StudyError(
-            tn.errors.explain(f"a loss of at most {config.at_most}", needed="a part of 1, such as 0.01 for one point")
+            f"a loss of at most {config.at_most}", needed="a part of 1, such as 0.01 for one point"
         )
     if config.smoke:
         compressibility.main(dataclasses.replace(SMOKE, output=folder, seed=config.seed))
     rows = tn.studies.read_rows(folder)
     if not rows:
-        raise tn.errors.StudyError(
-            tn.errors.explain(f"{folder} holds no rows", fix="the --output of recipes.compressibility")
-        )
+        raise tn.errors.StudyError(f"{folder} holds no rows", fix="the --output of recipes.compressibility")
     found = claims_of(rows, at_most=config.at_most, draws=Draws(config.seed, config.resamples))
     baseline = next((row for row in rows if not tn.studies.touched(row)), None)
     about = {name: (baseline or rows[0])[name] for name in ("model", "images", "config", "version")}

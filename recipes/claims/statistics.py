@@ -149,11 +149,10 @@ def _sized(rows: Sequence[tn.studies.Row], scope: Scope, *sizes: Size) -> pd.Dat
     points = points_of(rows, scope)
     what = "rows of single layers" if scope == "each" else "rows of scope all"
     if points.empty:
-        raise tn.errors.StudyError(tn.errors.explain(f"there are no {what}", fix="a study with --scope all each"))
+        raise tn.errors.StudyError(f"there are no {what}", fix="a study with --scope all each")
     points = points.dropna(subset=list(sizes))
     if points.empty:
-        fact = f"none of the {what} has {sizes[-1]!r}"
-        raise tn.errors.StudyError(tn.errors.explain(fact, fix="a study with --report-metric"))
+        raise tn.errors.StudyError(f"none of the {what} has {sizes[-1]!r}", fix="a study with --report-metric")
     return points.reset_index(drop=True)
 
 

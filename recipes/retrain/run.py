@@ -10,7 +10,7 @@
 What is done (Singh, Jahromi and Orus, arXiv 2403.14379, and a control):
 - A truncation is made in all layers that it fits, but the first convolution, at once,
   as recipes.compressibility does, and the network is tested: epoch 0. It has a size:
-  "out kh | in kw @ 0.25" keeps a quarter of the singular values of each kernel,
+  "out kh | in kw @ keep 0.25" keeps a quarter of the singular values of each kernel,
   "cp @ r=16" has that rank, "tucker2 @ parameters 0.3" that part of the network's
   parameters, "tucker2 or out kh | in kw @ multiply-adds 0.3" of its multiply-adds.
 - Then it is trained in two ways: dense, its kernels start as the truncated ones and
@@ -59,7 +59,11 @@ class Config(Settings):
     """passes over the training images where there are no weights; 0: your own network is used as it comes"""
     first_learning_rate: float = 5e-3
     """the highest of that training, reached after a tenth of it; otherwise it is as the others"""
-    truncations: tuple[str, ...] = ("out kh | in kw @ 0.125", "out | in kh kw @ 0.125", "tucker2 @ parameters 0.15")
+    truncations: tuple[str, ...] = (
+        "out kh | in kw @ keep 0.125",
+        "out | in kh kw @ keep 0.125",
+        "tucker2 @ parameters 0.15",
+    )
     """what is truncated, each in quotes: REWRITE @ SIZE, as above; so much that it hurts"""
     ways: tuple[Way, ...] = ("dense", "factored", "control")
     """dense: kernels that start as the truncated ones; factored: their factors; control: the untouched network"""
@@ -89,7 +93,7 @@ RESNET50: dict[str, Any] = {
     "learning_rate": 0.01,
     "first_epochs": 0,
     "first_learning_rate": 0.05,
-    "truncations": ("out kh | in kw @ 0.25", "out | in kh kw @ 0.25", "in | out kh kw @ 0.25"),
+    "truncations": ("out kh | in kw @ keep 0.25", "out | in kh kw @ keep 0.25", "in | out kh kw @ keep 0.25"),
 }
 
 PRESETS = {
@@ -106,7 +110,7 @@ PRESETS = {
         learning_rate=0.02,
         first_epochs=0,
         first_learning_rate=0.1,
-        truncations=("out kh | in kw @ 0.25", "out | in kh kw @ 0.5", "tucker2 @ parameters 0.5"),
+        truncations=("out kh | in kw @ keep 0.25", "out | in kh kw @ keep 0.5", "tucker2 @ parameters 0.5"),
         output=Path("runs/retrain-resnet20-cifar10"),
     ),
     "resnet50-cifar10": Config(**RESNET50, output=Path("runs/retrain-resnet50-cifar10")),
@@ -158,7 +162,7 @@ def _checked(config: Config) -> list[Truncation]:
     check_least(config, {"first_epochs": 0}, tn.errors.DataError)
     if config.weights is None and not config.first_epochs and ":" not in config.model:
         fix = f"--weights FILE, or --first-epochs {15 if config.model == 'cnn4' else 200} to train it here first"
-        raise tn.errors.DataError(tn.errors.explain(f"{config.model} needs weights", fix=fix))
+        raise tn.errors.DataError(f"{config.model} needs weights", fix=fix)
     return list(truncations.values())
 
 

@@ -1,12 +1,13 @@
-"""A network truncated as a text says, "out kh | in kw @ 0.25": with dense kernels, and with their factors as layers."""
+"""A network truncated as a text says, "out kh | in kw @ keep 0.25": with dense kernels, or with factors as layers."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +15,9 @@ from torch import Tensor, nn
 import tnalgebra as tn
 
 EXAMPLES = (
-    '"out kh | in kw @ 0.25", "tucker2 @ a=16 b=16", "tucker2 @ parameters 0.3" or '
+    '"out kh | in kw @ keep 0.25", "tucker2 @ a=16 b=16", "tucker2 @ parameters 0.3" or '
     '"tucker2 or out kh | in kw @ multiply-adds 0.3"'
 )
-
-KINDS: dict[str, Any] = {
-    "": tn.KeepFraction,
-    "parameters": tn.ParameterBudget,
-    "multiply-adds": tn.MultiplyAddsBudget,
-}
-
-Size: TypeAlias = tn.KeepFraction | tn.ParameterBudget | tn.MultiplyAddsBudget | dict[str, int]
-"""The fraction of the singular values of a cut that is kept; the part of the network's parameters or multiply-adds that
-is kept; bond -> rank."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,7 @@ class Truncation:
 
     text: str
     rewrites: tuple[str, ...]
-    size: Size
+    size: tn.fitting.Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,68 +79,56 @@ def read_truncation(text: str) -> Truncation:
     """Read "REWRITE @ SIZE".
 
     Raises:
-        RuleError, NotationError, ...: the rewrite is false; the size is missing.
-        RankError: the size is false, or out of range.
+        RuleError, NotationError, ...: the rewrite cannot be read, or the size is missing.
+        RankError: the size cannot be read, or does not suit the rewrite.
     """
     rewrite, at, size = (" ".join(part.split()) for part in text.rpartition("@"))
     if not at or not rewrite or not size:
-        raise tn.errors.RuleError(tn.errors.explain(f"the truncation {text!r} is not REWRITE @ SIZE", fix=EXAMPLES))
+        raise tn.errors.RuleError(f"the truncation {text!r} is not REWRITE @ SIZE", fix=EXAMPLES)
     try:
-        read = _read_size(size)
+        read = tn.fitting.read_size(size)
         several = isinstance(read, tn.MultiplyAddsBudget)
         rewrites = [tn.studies.Rewrite.read(part) for part in (rewrite.split(" or ") if several else [rewrite])]
-        if isinstance(read, tn.KeepFraction) and not rewrites[0].cuts:
-            fact = f"{rewrite!r} is not a cut, which {size} of the singular values would be kept of"
-            raise tn.errors.RuleError(tn.errors.explain(fact, fix=EXAMPLES))
+        for one in rewrites:
+            _check_exists(one)
     except tn.errors.TnalgebraError as error:
-        raise type(error)(tn.errors.explain(f"the truncation {text!r} cannot be read", because=error)) from error
+        raise type(error)(f"the truncation {text!r} cannot be read", because=error, fix=EXAMPLES) from error
     texts = tuple(one.text for one in rewrites)
-    shown = size if isinstance(read, dict) else f"{size.rpartition(' ')[0]} {read.fraction:g}".strip()
-    return Truncation(f"{' or '.join(texts)} @ {shown}", texts, read)
+    return Truncation(f"{' or '.join(texts)} @ {tn.fitting.size_text(read)}", texts, read)
 
 
-def _read_size(size: str) -> Size:
-    if "=" in size:
-        points = tn.studies.read_ranks([size])
-        if len(points) > 1:
-            fact = "a truncation has one rank for each bond"
-            raise tn.errors.RankError(tn.errors.explain(fact, given=size, fix="one truncation for each"))
-        return points[0]
-    kind, _, number = size.rpartition(" ")
-    kinds: dict[str, Any] = {
-        "": tn.KeepFraction,
-        "parameters": tn.ParameterBudget,
-        "multiply-adds": tn.MultiplyAddsBudget,
-    }
-    try:
-        kept, fraction = kinds[kind], float(number)
-    except (KeyError, ValueError):
-        raise tn.errors.RankError(tn.errors.explain(f"{size!r} is not a size", fix=EXAMPLES)) from None
-    read: Size = kept(fraction)
-    return read
+def _check_exists(rewrite: tn.studies.Rewrite) -> None:
+    """Raise RuleError if a rewrite exists neither for linear layers nor for convolutions."""
+    if not rewrite.cuts:
+        with suppress(*tn.studies.NO_FORM):
+            tn.decompositions.read_rewrite(rewrite.source, tn.networks.KERNEL_LABELS[2])
+            return
+        tn.decompositions.read_rewrite(rewrite.source, tn.networks.KERNEL_LABELS[4])
 
 
 def truncate(
     model: nn.Module, truncation: Truncation, *, skip: Sequence[str], seed: int, example: Sequence[int]
 ) -> Truncated:
-    """Truncate the kernels of a network, which stays as it is: as `tnalgebra.study` does, in the Frobenius norm.
+    """Truncate the kernels of a network as `tnalgebra.study` does, in the Frobenius norm. The network stays as it is.
 
     Args:
         skip: layers left alone, as in `study`.
         seed: of fits.
-        example: shape of an input, at which multiply-adds are counted.
+        example: shape of an input, for which multiply-adds are counted.
 
     Raises:
-        RuleError: the rewrite is for none of the layers.
-        RankError: a bond has no rank, a budget cannot be met.
+        RuleError: the rewrite exists for none of the layers.
+        RankError: the size does not suit the rewrite, or a budget cannot be met.
     """
     kernels: dict[str, Tensor] = {}
     layers: dict[str, Mapping[str, Any]] = {}
     factors: dict[str | type[nn.Module], Any] = {}
     if isinstance(truncation.size, tn.MultiplyAddsBudget):
-        found = _share_multiply_adds(model, truncation, skip=skip, seed=seed, example=example)
-        for name, (rule, kernel, details, cores) in found.items():
-            kernels[name], layers[name], factors[name] = kernel, details, _pattern(rule, details["ranks"], cores)
+        for name, (rule, fit) in _share_multiply_adds(model, truncation, skip, seed=seed, example=example).items():
+            ranks = dict(fit.trace.steps[-1].change.ranks)
+            layers[name] = {"rule": rule.name, "ranks": ranks, "relative_error": fit.relative_error}
+            layers[name] = {**layers[name], "parameters": fit.parameters}
+            kernels[name], factors[name] = fit.dense().float(), _pattern(rule, ranks, fit.values)
     else:
         (rewrite,) = truncation.rewrites
         for name, one in tn.studies.compress_kernels(model, rewrite, truncation.size, skip=skip, seed=seed).items():
@@ -157,54 +136,29 @@ def truncate(
             ranks = one.details.get("ranks") or dict.fromkeys(one.rule.ranks, one.details["rank"])
             factors[name] = _pattern(one.rule, ranks, one.fit.values)
     if not kernels:
-        fact = f"{truncation.text!r} leaves every layer as it is"
-        raise tn.errors.RankError(tn.errors.explain(fact, fix="a smaller budget"))
+        raise tn.errors.RankError(f"{truncation.text!r} leaves every layer as it is", fix="a smaller budget")
     return Truncated(kernels, layers, factors)
 
 
-def _pattern(rule: tn.Rule, ranks: Mapping[str, int], cores: Mapping[str, Tensor]) -> tuple[Any, dict[str, Any]]:
-    """The pattern for these cores of the kernel they make: a fit that starts from them, and has nothing left to do."""
+def _pattern(rule: tn.Rule, ranks: Mapping[str, int], cores: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """The pattern that makes these cores of their kernel: a fit that starts from them and is finished already."""
     free = {bond: ranks[bond] for bond in tn.studies.free_bonds(rule)}
-    if "cut" in rule.spec:  # which has no start, and finds them anyway
+    if "cut" in rule.spec:  # whose cores follow from the kernel alone
         return rule.spec["cut"], free
     return rule, {"size": free, "start": cores, "starts": 1, "sweeps": 0}
 
 
 def _share_multiply_adds(
-    model: nn.Module, truncation: Truncation, *, skip: Sequence[str], seed: int, example: Sequence[int]
-) -> dict[str, tuple[tn.Rule, Tensor, dict[str, Any], dict[str, Tensor]]]:
-    """Layer -> rule, kernel, details, cores: rewrites and ranks of all layers chosen together, in the factored form."""
-    assert isinstance(truncation.size, tn.MultiplyAddsBudget)
-    modules, allowed = tn.nn.kernel_layers(model), {layer.name for layer in tn.studies.layers_of(model, skip)}
-    converted, report = tn.convert(
-        model,
-        {**{name: None for name in modules if name not in allowed}, "*": list(truncation.rewrites)},
-        size=truncation.size,
-        example=example,
-        inplace=False,
-        allow_larger=True,
-        candidates="factored",
-        seed=seed,
+    model: nn.Module, truncation: Truncation, skip: Sequence[str], *, seed: int, example: Sequence[int]
+) -> dict[str, tuple[tn.Rule, tn.Fit]]:
+    """Layer -> rule and fit. The rules and ranks of all layers are chosen together; plans are in factored form."""
+    rewrites = [tn.studies.Rewrite.read(text) for text in truncation.rewrites]
+    offered: dict[str, list[tn.Rule]] = {}
+    for layer in tn.studies.layers_of(model, skip):
+        for rewrite in rewrites:
+            with suppress(*tn.studies.NO_FORM):
+                offered.setdefault(layer.name, []).append(rewrite.form(layer).rule)
+    (plan,) = tn.model.plan_budget(
+        model, offered, [truncation.size], example=tuple(example), candidates="factored", seed=seed, progress=False
     )
-    found = {}
-    for name in report.converted:
-        row, layer = report[name], converted.get_submodule(name)
-        assert isinstance(layer, tn.nn.KernelLayer)
-        cores = {key: core.detach() for key, core in layer.named_parameters() if key != "bias"}
-        details = {
-            "rule": row.rule,
-            "ranks": dict(row.ranks),
-            "relative_error": row.relative_error,
-            "parameters": sum(core.numel() for core in cores.values()),
-        }
-        rules = (_rule(text, tn.nn.kernel_labels_of(modules[name])) for text in truncation.rewrites)
-        rule = next(rule for rule in rules if rule is not None and rule.name == row.rule)
-        found[name] = (rule, layer.dense_weight().detach().float(), details, cores)
-    return found
-
-
-def _rule(rewrite: str, labels: tuple[str, ...]) -> tn.Rule | None:
-    try:
-        return tn.decompositions.read_rewrite(rewrite, labels)
-    except tn.errors.TnalgebraError:  # not for these labels
-        return None
+    return {name: (plan[name].rule, fit) for name, fit in tn.model.fit_planned(model, plan, seed=seed).items()}

@@ -82,7 +82,7 @@ def settle(folder: Path, description: Mapping[str, Any]) -> None:
     if stored is not None:
         tn.studies.compare_configs(folder, stored, description)
     elif (folder / CHECKPOINTS).exists():
-        raise tn.errors.StudyError(tn.errors.explain(f"{folder} has checkpoints and no {CONFIG}", fix="another folder"))
+        raise tn.errors.StudyError(f"{folder} has checkpoints and no {CONFIG}", fix="another folder")
     with tn.studies.writing(folder):
         for unfinished in (folder / CHECKPOINTS).glob(".*"):
             shutil.rmtree(unfinished)
@@ -125,7 +125,7 @@ def write_checkpoint(
         fact = f"the checkpoint after step {progress.step} cannot be written into {folder}"
         fix = "room there, and the same call again; or another folder"
         because = error.__cause__ or error
-        raise tn.errors.StudyError(tn.errors.explain(fact, because=because, last=last, fix=fix)) from error
+        raise tn.errors.StudyError(fact, because=because, last=last, fix=fix) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -162,9 +162,7 @@ def read_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Op
         return progress
     if reasons:
         because = "\n".join(reasons)
-        raise tn.errors.CheckpointError(
-            tn.errors.explain("no checkpoint can be read", because=because, fix="another folder")
-        )
+        raise tn.errors.CheckpointError("no checkpoint can be read", because=because, fix="another folder")
     return Progress()
 
 

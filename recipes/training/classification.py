@@ -51,7 +51,7 @@ class Classification(Task):
         training, test = self.training, self.test
         for images in (training, test):
             if not len(images):
-                raise tn.errors.DataError(tn.errors.explain("there are no images", source=images.source))
+                raise tn.errors.DataError("there are no images", source=images.source)
         for name, ours, theirs in (
             ("size", tuple(training.pixels.shape[1:]), tuple(test.pixels.shape[1:])),
             ("classes", training.classes, test.classes),
@@ -61,7 +61,7 @@ class Classification(Task):
                 fact = f"images for training and test differ in {name}"
                 shown = ", ".join(sorted({*ours} ^ {*theirs})[:5]) if name == "classes" else f"{ours} and {theirs}"
                 source = f"{training.source} and {test.source}"
-                raise tn.errors.DataError(tn.errors.explain(fact, images=source, differ=shown or "their order"))
+                raise tn.errors.DataError(fact, images=source, differ=shown or "their order")
 
     @property
     def training_size(self) -> int:
@@ -101,12 +101,12 @@ class Classification(Task):
         if (self.teacher is None) == (settings.distillation > 0):
             given = "a teacher and distillation=0" if self.teacher is not None else "distillation and no teacher"
             fix = "Classification(teacher=...) and Training(distillation=0.5), or neither"
-            raise tn.errors.DataError(tn.errors.explain(f"there is {given}", fix=fix))
+            raise tn.errors.DataError(f"there is {given}", fix=fix)
         for network in (model, *self.networks):
             outputs = try_network(network, self.inputs(self.test.pixels[:1]))
             if outputs.ndim != 2:
                 fact = f"outputs of {type(network).__name__} are not logits"
-                raise tn.errors.DataError(tn.errors.explain(fact, shape=tuple(outputs.shape), needed="(n, classes)"))
+                raise tn.errors.DataError(fact, shape=tuple(outputs.shape), needed="(n, classes)")
             tn.model.check_classes(self.training, outputs.shape[1])
 
     def training_batch(self, rows: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -179,7 +179,7 @@ def crop_and_flip(image_size: int | tuple[int, int], *, padding: int = 4, flip: 
     from torchvision.transforms import v2
 
     if padding < 0:
-        raise tn.errors.DataError(tn.errors.explain(f"a border of {padding} pixels", needed="at least 0"))
+        raise tn.errors.DataError(f"a border of {padding} pixels", needed="at least 0")
     transforms: Any = v2  # of which it exports nothing by its types
     crop = [transforms.RandomCrop(image_size, padding=padding)] if padding else []
     mirror = [transforms.RandomHorizontalFlip()] if flip else []

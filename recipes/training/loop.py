@@ -82,7 +82,7 @@ def train(
     """
     if log_tensorboard and find_spec("tensorboard") is None:
         fix = 'pip install "tnalgebra[train]", or log_tensorboard=False'
-        raise tn.errors.StudyError(tn.errors.explain("tensorboard is not installed here", fix=fix))
+        raise tn.errors.StudyError("tensorboard is not installed here", fix=fix)
     folder = Path(folder)
     with ExitStack() as stack:
         accelerator = _accelerator(settings, device)
@@ -116,7 +116,7 @@ class _Run:
         self.steps = len(self.sizes)
         if min(self.sizes) < accelerator.num_processes:
             fact = f"{accelerator.num_processes} processes cannot share out a batch of {min(self.sizes)} examples"
-            raise tn.errors.DataError(tn.errors.explain(fact, fix="a larger batch_size, or fewer processes"))
+            raise tn.errors.DataError(fact, fix="a larger batch_size, or fewer processes")
         if settings.channels_last:
             tn.nn.in_memory_format(model, torch.channels_last)
         for network in task.networks:
@@ -221,16 +221,14 @@ class _Run:
         rate = learning_rate(self.settings, step - 1, epoch_steps=self.steps)
         lower = f"a learning rate below {self.settings.learning_rate:g}, a longer warm-up, or clip=1.0"
         return tn.errors.DivergedError(
-            tn.errors.explain(
-                f"training failed: {fact}",
-                epoch=f"{(step - 1) // self.steps + 1} of {self.settings.epochs}",
-                step=f"{step} of {self.settings.epochs * self.steps}",
-                network=type(self.model).__name__,
-                learning_rate=f"{rate:.3g}",
-                earlier=", ".join(f"{loss:.3g}" for loss in self.state.losses[-3:]) or None,
-                last_checkpoint=next(reversed(checkpoints(self.folder)), None),
-                fix=f"{lower}; in another folder",
-            )
+            f"training failed: {fact}",
+            epoch=f"{(step - 1) // self.steps + 1} of {self.settings.epochs}",
+            step=f"{step} of {self.settings.epochs * self.steps}",
+            network=type(self.model).__name__,
+            learning_rate=f"{rate:.3g}",
+            earlier=", ".join(f"{loss:.3g}" for loss in self.state.losses[-3:]) or None,
+            last_checkpoint=next(reversed(checkpoints(self.folder)), None),
+            fix=f"{lower}; in another folder",
         )
 
     def _finish_epoch(self, epoch: int) -> None:
@@ -289,12 +287,12 @@ def _accelerator(settings: Training, device: str) -> Any:
     from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise tn.errors.StudyError(tn.errors.explain("the device is 'cuda', and torch finds none", fix="device='cpu'"))
+        raise tn.errors.StudyError("the device is 'cuda', and torch finds none", fix="device='cpu'")
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=device == "cpu")
     if settings.precision == "fp16" and accelerator.scaler is None:  # which would train in float32 instead
-        raise tn.errors.StudyError(tn.errors.explain("precision='fp16' needs a GPU", fix="precision='bf16', or 'no'"))
+        raise tn.errors.StudyError("precision='fp16' needs a GPU", fix="precision='bf16', or 'no'")
     return accelerator
 
 

@@ -47,9 +47,7 @@ class Regression(Task):
             if not tensor.is_floating_point() or not tensor.ndim or not tensor.numel() or not tensor.isfinite().all():
                 given = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
                 needed = "finite, floating-point, (n, ...)"
-                raise tn.errors.DataError(
-                    tn.errors.explain(f"{name} cannot be learnt or tested", given=given, needed=needed)
-                )
+                raise tn.errors.DataError(f"{name} cannot be learnt or tested", given=given, needed=needed)
         for what, ours, theirs in (
             ("numbers of training inputs and targets", len(self.training_inputs), len(self.training_targets)),
             ("numbers of test inputs and targets", len(self.test_inputs), len(self.test_targets)),
@@ -57,9 +55,9 @@ class Regression(Task):
             ("shapes of training and test targets", self.training_targets.shape[1:], self.test_targets.shape[1:]),
         ):
             if ours != theirs:
-                raise tn.errors.DataError(tn.errors.explain(f"{what} differ", given=f"{ours} and {theirs}"))
+                raise tn.errors.DataError(f"{what} differ", given=f"{ours} and {theirs}")
         if not self.test_targets.any():
-            raise tn.errors.DataError(tn.errors.explain("all test targets are 0: no error is relative to that"))
+            raise tn.errors.DataError("all test targets are 0: no error is relative to that")
 
     def _tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -92,14 +90,11 @@ class Regression(Task):
         """
         for name in ("label_smoothing", "distillation"):
             if getattr(settings, name):
-                fact = f"{name} is of classes, and this is a regression"
-                raise tn.errors.DataError(tn.errors.explain(fact, fix=f"{name}=0"))
+                raise tn.errors.DataError(f"{name} is of classes, and this is a regression", fix=f"{name}=0")
         outputs, targets = try_network(model, self.test_inputs[:1]), self.test_targets[:1]
         if outputs.shape != targets.shape:
             fact = "the network's outputs do not have the shape of the targets"
-            raise tn.errors.DataError(
-                tn.errors.explain(fact, outputs=tuple(outputs.shape), targets=tuple(targets.shape))
-            )
+            raise tn.errors.DataError(fact, outputs=tuple(outputs.shape), targets=tuple(targets.shape))
 
     def training_batch(self, rows: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         return self.training_inputs[rows], self.training_targets[rows]

@@ -73,10 +73,10 @@ class Training:
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not holds(value):
-                    raise tn.errors.DataError(tn.errors.explain(f"{name}={value!r}", needed=needed))
+                    raise tn.errors.DataError(f"{name}={value!r}", needed=needed)
         if self.warmup >= self.epochs:
             fact = f"the warm-up of {self.warmup:g} epochs is all of the training's {self.epochs}"
-            raise tn.errors.DataError(tn.errors.explain(fact, needed="warmup < epochs"))
+            raise tn.errors.DataError(fact, needed="warmup < epochs")
 
 
 def learning_rate(settings: Training, step: int, *, epoch_steps: int) -> float:
@@ -114,8 +114,7 @@ def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimize
         if group
     ]
     if not groups:
-        fact = f"{type(model).__name__} has no parameter that is trained"
-        raise tn.errors.StudyError(tn.errors.explain(fact, fix="requires_grad_()"))
+        raise tn.errors.StudyError(f"{type(model).__name__} has no parameter that is trained", fix="requires_grad_()")
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate)
     momentum = settings.momentum

@@ -80,9 +80,8 @@ def try_network(network: nn.Module, inputs: Tensor) -> Tensor:
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         name, shape = type(network).__name__, tuple(inputs.shape)
         raise tn.errors.StudyError(
-            tn.errors.explain("the network does not take these inputs", network=name, shape=shape, because=error)
+            "the network does not take these inputs", network=name, shape=shape, because=error
         ) from error
     if not isinstance(outputs, Tensor):
-        fact = "the network's output is not a tensor"
-        raise tn.errors.StudyError(tn.errors.explain(fact, given=type(outputs).__name__))
+        raise tn.errors.StudyError("the network's output is not a tensor", given=type(outputs).__name__)
     return outputs

@@ -3,7 +3,7 @@
 from .build import build_model, check_trained
 from .compress import CompressResult, CompressSettings, compress_model
 from .process import main, run
-from .settings import ImageSettings, ModelSettings, TestSettings, WeightSettings
+from .settings import ImageSettings, ModelSettings, TestSettings, WeightSettings, describe_images, describe_images
 from .study import StudySettings, run_study
 from .weights import load_weights
 
@@ -18,6 +18,8 @@ __all__ = [
     "build_model",
     "check_trained",
     "compress_model",
+    "describe_images",
+    "describe_images",
     "load_weights",
     "main",
     "run",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..compiler import Candidates
 from ..decompositions import read_rewrite
 from ..errors import DataError, LayerError, RuleError, StudyError, explain
-from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size, read_size
+from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Rank, Size, read_size
 from ..nn import kernel_labels_of, kernel_layers
 from ..rewriting import Fit, Rule
 from .budget import FRACTIONS, Costs, ErrorCurves, Treatment, measure_curves, parameter_costs
@@ -35,7 +35,7 @@ class Planned:
     """What is to be done to a layer: a rule, the ranks of its bonds, the parameters of its cores."""
 
     rule: Rule
-    ranks: dict[str, int]
+    ranks: Mapping[str, Rank]
     parameters: int
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import DataError, StudyError, explain
+from ..errors import DataError, StudyError
 from ..model import Images, batch_rows, modes_kept
 
 
@@ -38,7 +38,7 @@ def accuracy(
         StudyError: a logit is not finite, and `not_finite` is "error".
     """
     if not len(images):
-        raise DataError(explain("there are no images", source=images.source))
+        raise DataError("there are no images", source=images.source)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     all_finite = torch.ones((), dtype=torch.bool, device=device)
     with modes_kept(model), torch.inference_mode():
@@ -50,7 +50,7 @@ def accuracy(
             correct += ((logits.argmax(dim=1) == labels) & finite).sum()
     if not_finite == "error" and not all_finite:
         network = f"{type(model).__name__} in {str(dtype).removeprefix('torch.')}"
-        raise StudyError(explain("the network's outputs are not finite", network=network, images=images.source))
+        raise StudyError("the network's outputs are not finite", network=network, images=images.source)
     return int(correct) / len(images)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..decompositions import drop_components
-from ..errors import RankError, RuleError, SizeError, ValuesError, explain
+from ..errors import RankError, RuleError, SizeError, ValuesError
 from ..fitting import KeepFraction, kept, read_size
 from ..model import Planned, fit_planned, plan_budget
 from ..networks import NamedTensor, Network, parse_bipartition
@@ -216,5 +216,4 @@ def _about(rewrite: Rewrite, names: Iterable[str]) -> Iterator[None]:
     except (RankError, RuleError, SizeError, ValuesError) as error:
         shown = list(names)
         listed = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
-        fact = f"the rewrite {rewrite.text!r} cannot be applied"
-        raise type(error)(explain(fact, layers=listed, because=error)) from error
+        raise type(error)(f"the rewrite {rewrite.text!r} cannot be applied", layers=listed, because=error) from error

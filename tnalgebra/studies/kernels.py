@@ -129,10 +129,9 @@ def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
             kernel = weight.detach().clone(memory_format=torch.contiguous_format).to(device="cpu", dtype=torch.float64)
             layers.append(Layer(name, kernel_labels_of(module), kernel))
     if not modules:
-        fact = f"{type(model).__name__} has no kernel to rewrite"
-        raise StudyError(explain(fact, needed="a convolution or linear layer"))
+        raise StudyError(f"{type(model).__name__} has no kernel to rewrite", needed="a convolution or linear layer")
     if not layers:
-        raise StudyError(explain("no layer is left to rewrite", skipped=", ".join(skip), fix="fewer layers in skip"))
+        raise StudyError("no layer is left to rewrite", skipped=", ".join(skip), fix="fewer layers in skip")
     return layers
 
 
@@ -140,15 +139,13 @@ def _check_weight(name: str, module: nn.Module) -> Tensor:
     weight = module._parameters.get("weight")
     if weight is None:
         raise LayerError(
-            explain(
-                f"the weight of layer {name!r} is computed from other parameters (a parametrisation, weight norm)",
-                fix="remove the parametrisation first: torch.nn.utils.parametrize.remove_parametrizations",
-            )
+            f"the weight of layer {name!r} is computed from other parameters (a parametrisation, weight norm)",
+            fix="remove the parametrisation first: torch.nn.utils.parametrize.remove_parametrizations",
         )
     if is_lazy(weight):
-        raise LayerError(explain(f"layer {name!r} has no weight yet", fix="run the model once on an input"))
+        raise LayerError(f"layer {name!r} has no weight yet", fix="run the model once on an input")
     if weight.numel() == 0:
-        raise ValuesError(explain(f"the weight of layer {name!r} is empty", shape=tuple(weight.shape)))
+        raise ValuesError(f"the weight of layer {name!r} is empty", shape=tuple(weight.shape))
     return weight
 
 
@@ -161,10 +158,8 @@ def _check_finite(model: nn.Module) -> None:
             bad = ~tensor.isfinite() if kind == "parameter" else tensor.isnan() | tensor.isposinf()
             if bool(bad.any()):
                 raise ValuesError(
-                    explain(
-                        f"the {kind} {name!r} of {type(model).__name__} holds NaN or infinity",
-                        where=f"{int(bad.sum())} of {tensor.numel()} elements",
-                    )
+                    f"the {kind} {name!r} of {type(model).__name__} holds NaN or infinity",
+                    where=f"{int(bad.sum())} of {tensor.numel()} elements",
                 )
 
 

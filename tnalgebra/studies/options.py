@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import nn
 
-from ..errors import StudyError, explain
+from ..errors import StudyError
 from ..model import Curves, Images, MetricName
 
 Components: TypeAlias = Literal["refit", "drop"]
@@ -62,7 +62,7 @@ class StudyOptions:
     """The seed of fits."""
     untrained: bool = False
     """Allow a network that looks untrained. Otherwise `study` refuses a network whose accuracy is that of guessing,
-    unless its batch-norm statistics show a training."""
+    unless its batch-norm statistics show a training, or `prepare` has trained it."""
     name: str | None = None
     """The name of the model in rows; by default the name of its class."""
     prepare: Callable[[nn.Module], None] | None = None
@@ -80,15 +80,15 @@ class StudyOptions:
         for name, known in (("metric", MetricName), ("curves", Curves), ("components", Components)):
             if getattr(self, name) not in get_args(known):
                 fix = " or ".join(map(repr, get_args(known)))
-                raise StudyError(explain(f"{name} is {getattr(self, name)!r}", fix=fix))
+                raise StudyError(f"{name} is {getattr(self, name)!r}", fix=fix)
         shift = self.recalibration_shift
         if shift < 0 or (shift and self.recalibration is None):
             because = "moves nothing without recalibration images" if shift > 0 else "is not a number of pixels"
-            raise StudyError(explain(f"recalibration_shift={shift} {because}", fix="leave it out"))
+            raise StudyError(f"recalibration_shift={shift} {because}", fix="leave it out")
         if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
-            raise StudyError(explain(f"dtype is {self.dtype!r}", fix="a floating type, such as torch.float32"))
+            raise StudyError(f"dtype is {self.dtype!r}", fix="a floating type, such as torch.float32")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             fact, because = f"the device {self.device!r} does not exist", str(error).strip().partition("\n")[0]
-            raise StudyError(explain(fact, because=because, fix="cpu")) from error
+            raise StudyError(fact, because=because, fix="cpu") from error

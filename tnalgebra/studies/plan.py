@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TypeGuard
 
-from ..errors import RankError, StudyError, explain
+from ..errors import RankError, StudyError
 from ..fitting import KeepFraction, MultiplyAddsBudget, ParameterBudget, Rank, RelativeError, Size, size_text
 from .kernels import Layer, no_match
 from .options import StudyOptions
@@ -59,7 +59,7 @@ def plan_rows(
     """
     if not rewrites or not options.scope:
         fix = "at least one of each: a cut such as 'out | in kh kw' or another rewrite, a scope such as all"
-        raise StudyError(explain("the study has no rows", rewrites=len(rewrites), scopes=len(options.scope), fix=fix))
+        raise StudyError("the study has no rows", rewrites=len(rewrites), scopes=len(options.scope), fix=fix)
     cuts = dict.fromkeys(row["rewrite"] for row in stored if row["keep"] is not None)
     wordings = {Rewrite.read(text).identity: text for text in reversed(cuts)}
     distinct: dict[Hashable, Rewrite] = {}
@@ -83,13 +83,13 @@ def _check_sizes(sizes: Sequence[Size], suited: Mapping[Rewrite, Sequence[Layer]
             rewrite.cuts or _spectral(rewrite, layers) for rewrite, layers in suited.items()
         ):
             fact = f"the size {str(size)!r} needs bonds with singular values, and no rewrite has only such bonds"
-            raise RankError(explain(fact, fix="another size, or a cut among the rewrites"))
+            raise RankError(fact, fix="another size, or a cut among the rewrites")
         if isinstance(size, Mapping):
             bonds = {rewrite.text: rewrite.bonds(layers) for rewrite, layers in suited.items()}
             for bond in size:
                 if not any(bond in known for known in bonds.values()):
                     listed = "\n".join(f"{text}: {' '.join(known) or 'none'}" for text, known in bonds.items())
-                    raise RankError(explain(f"a size has the bond {bond!r}, which no rewrite has", bonds=listed))
+                    raise RankError(f"a size has the bond {bond!r}, which no rewrite has", bonds=listed)
 
 
 def _spectral(rewrite: Rewrite, layers: Iterable[Layer]) -> bool:
@@ -106,10 +106,10 @@ def _check_options(options: StudyOptions, keys: Sequence[Key]) -> None:
     ):
         if chosen and not used:
             fact = f"{name}={getattr(options, name)!r} changes nothing for these rewrites and sizes"
-            raise StudyError(explain(fact, fix="leave it out"))
+            raise StudyError(fact, fix="leave it out")
         if chosen and name != "components" and options.calibration is None:
             fact = f"{name}={getattr(options, name)!r} needs calibration images"
-            raise StudyError(explain(fact, fix="calibration=training images"))
+            raise StudyError(fact, fix="calibration=training images")
 
 
 def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], options: StudyOptions) -> list[Task]:
@@ -124,8 +124,7 @@ def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], opt
         budget = isinstance(point, ParameterBudget | MultiplyAddsBudget)
         if budget and "all" not in scopes:
             fix = "all among the scopes, or ranks instead of a budget"
-            fact = "a budget is for all layers together"
-            raise StudyError(explain(fact, scope=", ".join(options.scope), fix=fix))
+            raise StudyError("a budget is for all layers together", scope=", ".join(options.scope), fix=fix)
         for name, chosen in scopes.items() if not budget else [("all", scopes["all"])]:
             key = Key(rewrite.text, name)
             fitted: Mapping[str, Rank] = {}
@@ -172,7 +171,7 @@ def _points(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer]) ->
             if ranks and len(ranks) < len(bonds):
                 missing = [bond for bond in bonds if bond not in ranks]
                 fact = f"the rewrite {rewrite.text!r} has no rank for {', '.join(map(repr, missing))}"
-                raise RankError(explain(fact, bonds=" ".join(bonds), fix=f"ranks such as {dict.fromkeys(missing, 8)}"))
+                raise RankError(fact, bonds=" ".join(bonds), fix=f"ranks such as {dict.fromkeys(missing, 8)}")
             points += [ranks] if ranks else []
         elif bonds and (isinstance(size, int) or _spectral(rewrite, layers)):
             points.append(dict.fromkeys(bonds, size))
@@ -180,7 +179,7 @@ def _points(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer]) ->
         fixes = ["'keep 0.5'"] if rewrite.cuts else []
         fixes += [f"{dict.fromkeys(bonds, 8)}, 'parameters 0.5'"] if bonds else []
         fact = f"no size suits the rewrite {rewrite.text!r}"
-        raise RankError(explain(fact, bonds=" ".join(bonds) or None, fix=", ".join(fixes)))
+        raise RankError(fact, bonds=" ".join(bonds) or None, fix=", ".join(fixes))
     return points or [{}]
 
 

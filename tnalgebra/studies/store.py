@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .._files import write_text
 from .._tables import Table
-from ..errors import StudyError, explain
+from ..errors import StudyError
 
 Row: TypeAlias = dict[str, Any]
 
@@ -110,7 +110,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
         if not isinstance(config, dict):
             raise ValueError(f"it holds a {type(config).__name__}")
     except (OSError, ValueError) as error:
-        raise StudyError(explain(f"{path} cannot be read as a config", because=error, fix=OTHER_OUTPUT)) from error
+        raise StudyError(f"{path} cannot be read as a config", because=error, fix=OTHER_OUTPUT) from error
     return config
 
 
@@ -129,11 +129,9 @@ def compare_configs(folder: Path, stored: Mapping[str, Any], current: Mapping[st
     if lines:
         more = [f"... and {len(lines) - LISTED_DIFFERENCES} more"] if len(lines) > LISTED_DIFFERENCES else []
         raise StudyError(
-            explain(
-                f"{folder} holds results of another config",
-                differences="\n".join(lines[:LISTED_DIFFERENCES] + more),
-                fix="another --output, or the same settings",
-            )
+            f"{folder} holds results of another config",
+            differences="\n".join(lines[:LISTED_DIFFERENCES] + more),
+            fix="another --output, or the same settings",
         )
 
 
@@ -162,7 +160,7 @@ def locked(folder: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout as error:
             fact = f"another process is writing into {folder}"
-            raise StudyError(explain(fact, fix="wait for it to finish, or choose another --output")) from error
+            raise StudyError(fact, fix="wait for it to finish, or choose another --output") from error
     try:
         yield
     finally:
@@ -175,7 +173,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StudyError(explain(f"{folder} cannot be written", because=error, fix=OTHER_OUTPUT)) from error
+        raise StudyError(f"{folder} cannot be written", because=error, fix=OTHER_OUTPUT) from error
 
 
 # Rows ---------------------------------------------------------------------------------------------------------
@@ -217,7 +215,7 @@ class Store:
     def _stored_config(self) -> dict[str, Any] | None:
         config = read_config(self.folder / CONFIG)
         if config is None and (self.folder / ROWS).exists():
-            raise StudyError(explain(f"{self.folder} has rows, but no {CONFIG}", fix=OTHER_OUTPUT))
+            raise StudyError(f"{self.folder} has rows, but no {CONFIG}", fix=OTHER_OUTPUT)
         return config
 
     def append(self, row: Row) -> None:
@@ -251,10 +249,9 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise StudyError(explain(f"line {number} of {path} is not a row", because=error)) from error
+            raise StudyError(f"line {number} of {path} is not a row", because=error) from error
         if not isinstance(row, dict) or not row.keys() >= set(FIELDS):
-            fact = f"line {number} of {path} is not a row"
-            raise StudyError(explain(fact, line=line[:80].decode(errors="replace")))
+            raise StudyError(f"line {number} of {path} is not a row", line=line[:80].decode(errors="replace"))
         rows.append(row)
     if mend and whole != content:
         with path.open("r+b") as file:

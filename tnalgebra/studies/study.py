@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .._tables import Table, Tabular
-from ..errors import DataError, StudyError, TnalgebraError, explain
+from ..errors import DataError, StudyError, TnalgebraError
 from ..fitting import Size, read_size
 from ..model import Images, batch_norms, check_classes, convert, load_images, recalibrate_batch_norm
 from ..nn import kernel_layers
@@ -174,17 +174,15 @@ def _outputs(network: nn.Module, images: Images, options: StudyOptions) -> int:
             logits = network(image)
     except REFUSALS as error:
         raise DataError(
-            explain(
-                "the network does not accept these images",
-                network=type(network).__name__,
-                images=f"{images.source}: (channels, height, width) = {tuple(images.pixels.shape[1:])}",
-                because=f"{type(error).__name__}: {error}",
-            )
+            "the network does not accept these images",
+            network=type(network).__name__,
+            images=f"{images.source}: (channels, height, width) = {tuple(images.pixels.shape[1:])}",
+            because=f"{type(error).__name__}: {error}",
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         gives = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         fact = "the network does not return logits of shape (images, classes)"
-        raise DataError(explain(fact, network=type(network).__name__, gives=f"{gives} for one image"))
+        raise DataError(fact, network=type(network).__name__, gives=f"{gives} for one image")
     return logits.shape[1]
 
 
@@ -309,18 +307,18 @@ class _Runner:
         from scipy.stats import binom
 
         model, count = self.bench.model, len(self.images)
-        if self.bench.options.untrained or any(_has_statistics(module) for module in batch_norms(model)):
+        options = self.bench.options
+        trained = options.prepare is not None or any(_has_statistics(module) for module in batch_norms(model))
+        if options.untrained or trained:
             return
         frequent = float(self.images.labels.bincount().max()) / count
         probability = float(binom.sf(round(top1 * count) - 1, count, frequent))
         if probability > CHANCE:
             raise StudyError(
-                explain(
-                    f"{type(model).__name__} looks untrained: its accuracy is that of guessing",
-                    accuracy=f"{top1:.4f} of {count} images; the most frequent class has {frequent:.4f} of them",
-                    probability=f"{probability:.2g}, that guessing is as good or better",
-                    fix="trained weights; or StudyOptions(untrained=True), on the command line --untrained",
-                )
+                f"{type(model).__name__} looks untrained: its accuracy is that of guessing",
+                accuracy=f"{top1:.4f} of {count} images; the most frequent class has {frequent:.4f} of them",
+                probability=f"{probability:.2g}, that guessing is as good or better",
+                fix="trained weights; or StudyOptions(untrained=True), on the command line --untrained",
             )
 
     def _accuracy(self, kernels: Mapping[str, Compressed]) -> float:

@@ -111,9 +111,7 @@ class Layers(Benchmark[Config, Cell, Problem]):
         """
         for pattern in self.config.shapes:
             if not any(fnmatchcase(name, pattern) for name in self.shapes):
-                raise tn.errors.StudyError(
-                    tn.errors.explain(f"no layer is called {pattern!r}", layers=" ".join(self.shapes))
-                )
+                raise tn.errors.StudyError(f"no layer is called {pattern!r}", layers=" ".join(self.shapes))
         cells: dict[Cell, Cell] = {}
         asked = self.config
         names = [name for name in self.shapes if any(fnmatchcase(name, pattern) for pattern in asked.shapes)]

@@ -66,11 +66,9 @@ def rewrite_chain(rewrite: str) -> list[Link]:
     found = chain_of(right, kernel.labels) if len(kernel.labels) == len(LABELS) else None
     if found is None:
         raise tn.errors.StudyError(
-            tn.errors.explain(
-                f"{rewrite!r} is not a chain of convolutions, which could be written by hand",
-                cores=right,
-                fix="tucker2, a cut such as 'out kh | in kw', or a rule whose cores lead from in to out",
-            )
+            f"{rewrite!r} is not a chain of convolutions, which could be written by hand",
+            cores=right,
+            fix="tucker2, a cut such as 'out kh | in kw', or a rule whose cores lead from in to out",
         )
     return found
 
@@ -106,11 +104,9 @@ def chosen_ranks(model: nn.Module, cell: Cell) -> Chosen:
         least = at(0.0)[0]
         if least > allowed:
             raise tn.errors.StudyError(
-                tn.errors.explain(
-                    f"{cell.multiply_adds:g} of the multiply-adds cannot be met",
-                    least=f"{least / sum(dense.values()):.3f}, with all ranks 1",
-                    model=cell.model,
-                )
+                f"{cell.multiply_adds:g} of the multiply-adds cannot be met",
+                least=f"{least / sum(dense.values()):.3f}, with all ranks 1",
+                model=cell.model,
             )
         fraction, high = 0.0, 1.0
         for _ in range(30):
@@ -120,9 +116,7 @@ def chosen_ranks(model: nn.Module, cell: Cell) -> Chosen:
     chosen = at(fraction)[1]
     if not chosen:
         raise tn.errors.StudyError(
-            tn.errors.explain(
-                "no layer gets smaller", model=cell.model, fix="fewer multiply-adds or a smaller fraction"
-            )
+            "no layer gets smaller", model=cell.model, fix="fewer multiply-adds or a smaller fraction"
         )
     return chosen
 
@@ -217,7 +211,7 @@ def make_problem(cell: Cell, *, seed: int, device: str) -> Problem:
             if isinstance(error, tn.errors.TnalgebraError):
                 raise
             raise tn.errors.StudyError(
-                tn.errors.explain(f"{cell.model} does not take images of this size", because=error, shape=cell.shape)
+                f"{cell.model} does not take images of this size", because=error, shape=cell.shape
             ) from error
         with torch.no_grad():
             classes = dense.eval()(images[:1]).shape[1]
@@ -280,7 +274,7 @@ def _converted(dense: nn.Module, problem: Problem, images: Tensor, **settings: A
     missing = set(problem.chosen) - set(report.converted)
     if missing:
         row = report[min(missing)]
-        raise tn.errors.StudyError(tn.errors.explain(f"layer {row.name!r} stayed dense", because=row.reason))
+        raise tn.errors.StudyError(f"layer {row.name!r} stayed dense", because=row.reason)
     return model
 
 

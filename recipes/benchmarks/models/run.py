@@ -70,9 +70,7 @@ class Models(Benchmark[Config, Cell, Problem]):
         super().__init__(config)
         check_least(config, {"image_size": 1, "batch": 1})
         if config.multiply_adds is not None and config.fraction is not None:
-            raise tn.errors.StudyError(
-                tn.errors.explain("the ranks are given twice", fix="--multiply-adds or --fraction")
-            )
+            raise tn.errors.StudyError("the ranks are given twice", fix="--multiply-adds or --fraction")
         check_part(config, "multiply_adds", "fraction")
         check_known("contender", config.contenders, CONTENDERS)
         self.pointwise = None if config.pointwise == "none" else config.pointwise

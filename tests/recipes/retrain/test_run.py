@@ -35,7 +35,7 @@ from tnalgebra.studies import read_rows
 
 pytestmark = pytest.mark.slow
 
-CUT = "out kh | in kw @ 0.125"
+CUT = "out kh | in kw @ keep 0.125"
 SMALL = "tests.training_cases:small_cnn"
 
 
@@ -158,8 +158,8 @@ def test_with_distillation_the_untouched_network_teaches(quick: Config) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "out kh | in kw @ 0.25",
-        "in | out kh kw then out kh | in kw @ 0.5",
+        "out kh | in kw @ keep 0.25",
+        "in | out kh kw then out kh | in kw @ keep 0.5",
         "tucker2 @ a=4 b=3",
         "tucker2 @ parameters 0.5",
         "cp @ r=4",
@@ -194,7 +194,7 @@ def test_epoch_0_is_that_of_the_study_in_both_ways(quick: Config, tmp_path: Path
     rows = main(dataclasses.replace(quick, epochs=1, truncations=truncations, ways=("dense", "factored")))
     model = build_model(SMALL, classes=10, channels=1, seed=0)
     images = load_images("digits", "test").subset(40, seed=0)
-    options = tn.studies.StudyOptions(progress=False)
+    options = tn.StudyOptions(progress=False, untrained=True)
     studied = tn.study(
         model,
         images,
@@ -259,16 +259,16 @@ def test_an_interrupted_run_continues_and_repeats_nothing(
 @pytest.mark.parametrize(
     ("changes", "kind", "facts"),
     [
-        ({"truncations": ("out | in kh kz @ 0.5",)}, RuleError, ["out | in kh kz"]),
-        ({"truncations": ("out in @ 0.5",)}, RuleError, ["out in @ 0.5"]),
-        ({"truncations": ("out | in kh kw @ 1.5",)}, RankError, ["1.5"]),
-        ({"truncations": ("out | in kh kw @ half",)}, RankError, ["half"]),
+        ({"truncations": ("out | in kh kz @ keep 0.5",)}, RuleError, ["out | in kh kz"]),
+        ({"truncations": ("out in @ keep 0.5",)}, RuleError, ["out in @ keep 0.5"]),
+        ({"truncations": ("out | in kh kw @ keep 1.5",)}, RankError, ["1.5"]),
+        ({"truncations": ("out | in kh kw @ keep half",)}, RankError, ["half"]),
         ({"truncations": ("out | in kh kw",)}, RuleError, ["out | in kh kw", "@"]),
         ({"truncations": ("tucker2 @ parameters 0",)}, RankError, ["tucker2 @ parameters 0"]),
         ({"truncations": ("tucker3 @ parameters 0.5",)}, RuleError, ["tucker3"]),
         ({"truncations": ("tucker2 @ a=4",)}, RankError, ["'b'"]),
         ({"truncations": ("cp @ r=4,8",)}, RankError, ["r=4,8"]),
-        ({"truncations": ("cp @ 0.5",)}, RuleError, ["cp", "0.5"]),
+        ({"truncations": ("cp @ keep 0.5",)}, RankError, ["keep 0.5", "singular values"]),
         ({"seeds": ()}, StudyError, ["--seeds"]),
         ({"model": "resnet20"}, DataError, ["resnet20", "--weights"]),
         ({"model": "resnet19"}, DataError, ["resnet19"]),
@@ -299,7 +299,7 @@ def test_trainings_that_diverge_stop_with_epoch_and_loss_and_the_others_continue
 
     monkeypatch.setattr(Classification, "loss", loss)
     monkeypatch.setattr(retrain._Retraining, "start", start)
-    with refused(DivergedError, "out kh | in kw @ 0.125, dense, seed 0", "nan", "1 of 2"):
+    with refused(DivergedError, "out kh | in kw @ keep 0.125, dense, seed 0", "nan", "1 of 2"):
         main(quick)
     found = {(row["way"], row["epoch"]) for row in read_rows(quick.output)}
     assert found == {(None, 0), ("dense", 0), *((way, n) for way in ("control", "factored") for n in (0, 1, 2))}
@@ -397,7 +397,7 @@ def test_a_training_that_was_stopped_is_no_result() -> None:
 
 
 def test_folders_tell_trainings_apart() -> None:
-    texts = ["out | in kh kw @ 0.5", "out in | kh kw @ 0.5", "out | in kh kw @ 0.25"]
+    texts = ["out | in kh kw @ keep 0.5", "out in | kh kw @ keep 0.5", "out | in kh kw @ keep 0.25"]
     names = [folder_name(text, way, "seed 0") for text in texts for way in ("dense", "factored")]
     assert len(set(names)) == len(names)
     assert names[0] == "out--in_kh_kw@0.5,dense,seed_0"
