@@ -1,4 +1,4 @@
-"""Ranks and objective of any right side: which labels are bonds, how large each becomes, what is held fixed."""
+"""The ranks and the objective of any right side: how large each bond becomes, and what is held fixed."""
 
 from __future__ import annotations
 
@@ -31,15 +31,13 @@ from .trees import (
 )
 
 ORTHONORMAL = 1e-6
-"""How far rows of a constant may be from orthonormal where the best of them are chosen."""
+"""How far from orthonormal the rows of a constant may be if the best of them are to be chosen."""
 
 
 def tree_or_none(right: Network, constants: Mapping[str, object] = {}) -> CoreTree | None:
     """The right side as a tree, if it is one and all of it is to be fitted."""
-    if constants:
-        return None
     try:
-        return tree_of(right)
+        return None if constants else tree_of(right)
     except NoTreeError:
         return None
 
@@ -53,129 +51,120 @@ def chosen_ranks(
     constants: Mapping[str, Tensor],
     before: int,
 ) -> dict[str, int]:
-    """bond -> size, for every bond of a right side.
+    """The rank of every bond of a right side.
 
     Args:
         target: one axis for each of `open_labels(right)`.
-        right: the sizes of its open labels are known; sizes it states for bonds are ranks.
-        size: of the bonds, but for those whose size the right side or a constant states; no `MultiplyAddsBudget`.
+        right: the sizes of its open labels are known. Sizes that it states for bonds are ranks.
+        size: of the bonds, except for those whose size the right side or a constant states; not a `MultiplyAddsBudget`.
         tree: of the right side, see `tree_or_none`.
-        constants: name -> elements, of tensors that are held fixed; they determine the sizes of their bonds.
+        constants: the elements of the tensors that are held fixed, by name. They determine the sizes of their bonds.
         before: parameters of the left side, of which a budget is a fraction.
 
     Raises:
-        RankError: a bond has no rank, or one out of range, or one that needs singular values where it has none.
+        RankError: a bond has no rank, its rank is out of range, or it would need singular values and has none.
     """
     bonds = bonds_of(right)
-    given = _given(right, constants, bonds)
+    stated = _stated_ranks(right, constants)
     if isinstance(size, ParameterBudget):
-        if tree is not None and not given:
+        if tree is not None and not stated:
             return tree_ranks(target, tree, size, before=before)
-        return _grow_evenly(right, given, constants, limit=partial(allowance, size, before))
-    missing = [bond for bond in bonds if bond not in given and isinstance(size, Mapping) and bond not in size]
+        return _grow_evenly(right, stated, constants, limit=partial(allowance, size, before))
+    missing = [bond for bond in bonds if bond not in stated and isinstance(size, Mapping) and bond not in size]
     if missing:
         each = ", ".join(f"{bond!r}: 8" for bond in missing)
         fix = f"{{{each}}}, one size for all bonds, or a ParameterBudget"
         raise RankError(explain(f"no size is given for {', '.join(map(repr, missing))}", fix=fix))
-    own = set(size) if isinstance(size, Mapping) else set(bonds) - set(given)
-    requested = {bond: rank_of(size, bond) if bond in own else given[bond] for bond in bonds}
+    chosen = set(size) if isinstance(size, Mapping) else set(bonds) - set(right.sizes)  # those of constants, too
+    requested = {bond: rank_of(size, bond) if bond in chosen else stated[bond] for bond in bonds}
     if tree is not None:
         return tree_ranks(target, tree, requested, before=before)
-    return {bond: _rank(bond, requested[bond], target, right, size=given.get(bond)) for bond in bonds}
+    return {bond: _rank(bond, requested[bond], target, right, size=stated.get(bond)) for bond in bonds}
 
 
-def _given(right: Network, constants: Mapping[str, Tensor], bonds: Sequence[str]) -> dict[str, int]:
-    """Sizes of bonds that are stated in the text, follow from others, or that a constant has."""
-    found = {bond: right.sizes[bond] for bond in bonds if bond in right.sizes}
-    for node in right.nodes:
-        if isinstance(node, NamedTensor) and node.name in constants:
-            found |= {
-                label: size
-                for label, size in zip(node.labels, constants[node.name].shape, strict=True)
-                if label in bonds
-            }
-    return found
+def _stated_ranks(right: Network, constants: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sizes of the bonds whose size the right side or a constant states."""
+    sizes = dict(right.sizes)
+    for node in cores_of(right):
+        if node.name in constants:
+            sizes |= zip(node.labels, constants[node.name].shape, strict=True)
+    return {bond: sizes[bond] for bond in bonds_of(right) if bond in sizes}
 
 
 def _rank(bond: str, rank: Rank | UpTo, target: Tensor, right: Network, *, size: int | None) -> int:
-    """size: of the bond, where it is known."""
-    most = target.numel() if size is None else size
-    standing = carriers(right)[bond]
-    if len(standing) != 2:
-        return plain_rank(rank, bond, full=most, because=f"it occurs on {len(standing)} tensors")
-    names = [node.name for node in cores_of(right)]
-    if len(set(names)) < len(names):
-        return plain_rank(rank, bond, full=most, because="a core occurs twice")
-    side = _bridge(right, bond)
-    if side is None:
-        return plain_rank(rank, bond, full=most, because="it is part of a loop")
-    labels = open_labels(right)
-    rows = tuple(label for label in labels if label in side)
-    columns = tuple(label for label in labels if label not in side)
-    matrix = matrix_of(target, labels, rows, columns)
-    full = min(matrix.shape[-2:]) if size is None else size
-    return kept(rank, full, bond=bond, singular_values=partial(bond_spectrum, matrix))
+    """The rank of one bond of a right side that is not a tree; `size` is that of the bond, where it is known."""
+    count, names = len(carriers(right)[bond]), [core.name for core in cores_of(right)]
+    if count != 2:
+        reason = f"it occurs on {count} tensors"
+    elif len(set(names)) < len(names):
+        reason = "a core occurs twice"
+    else:
+        labels, side = open_labels(right), _bridge(right, bond)
+        if side is not None:
+            matrix = matrix_of(target, labels, side, [label for label in labels if label not in side])
+            full = min(matrix.shape) if size is None else size
+            return kept(rank, full, bond=bond, singular_values=partial(bond_spectrum, matrix))
+        reason = "it is part of a loop"
+    return plain_rank(rank, bond, full=target.numel() if size is None else size, because=reason)
 
 
-def _bridge(right: Network, bond: str) -> set[str] | None:
-    """The open labels on one side of a bond whose cut makes the network fall apart; None if it does not."""
+def _bridge(right: Network, bond: str) -> list[str] | None:
+    """The open labels on one side of a bond without which the network falls into two parts; None if it does not."""
     graph: networkx.Graph[object] = networkx.Graph()
     nodes = [node for node in right.nodes if node not in splitting(right)]
+    graph.add_nodes_from(range(len(nodes)))
     for number, node in enumerate(nodes):
         graph.add_edges_from((number, label) for label in node.labels if label != bond)
-    ends = [number for number, node in enumerate(nodes) if bond in node.labels]
-    side = networkx.node_connected_component(graph, ends[0]) if ends[0] in graph else {ends[0]}
-    if ends[1] in side:
-        return None
-    return {label for label in open_labels(right) if label in side}
+    first, second = (number for number, node in enumerate(nodes) if bond in node.labels)
+    side = networkx.node_connected_component(graph, first)
+    return None if second in side else [label for label in open_labels(right) if label in side]
 
 
 def _grow_evenly(
-    right: Network, given: Mapping[str, int], constants: Mapping[str, Tensor], *, limit: Callable[..., int]
+    right: Network, stated: Mapping[str, int], constants: Mapping[str, Tensor], *, limit: Callable[..., int]
 ) -> dict[str, int]:
-    """Where bonds have no singular values, the smallest grows first; of equals, the first in the alphabet.
+    """Ranks under a budget without singular values: the smallest bond grows; of equals, the first in the alphabet.
 
-    limit: the most parameters, given the `least` there can be.
+    Args:
+        stated: sizes of bonds that are known. Those of constants with orthonormal rows may become smaller.
+        limit: gives the most parameters, from the `least` that are possible.
     """
-    tensors = {node.name: node.labels for node in right.nodes if isinstance(node, NamedTensor)}
-    standing = carriers(right)
-    cut = {
+    tensors = {node.name: node.labels for node in cores_of(right)}
+    most = {
         bond: size
-        for bond, size in given.items()
+        for bond, size in stated.items()
         if bond not in right.sizes and _rows_to_choose(bond, right, constants)
     }
-    bonds = sorted(bond for bond in bonds_of(right) if bond not in given or bond in cut)
-    ranks = {**given, **dict.fromkeys(bonds, 1)}
-
-    def size(label: str, trial: Mapping[str, int]) -> int:
-        return trial[label] if label in trial else right.sizes[label]
+    bonds = sorted(bond for bond in bonds_of(right) if bond not in stated or bond in most)
+    ranks = {**stated, **dict.fromkeys(bonds, 1)}
 
     def count(trial: Mapping[str, int]) -> int:
-        return sum(prod(size(label, trial) for label in labels) for labels in tensors.values())
+        sizes = {**right.sizes, **trial}
+        return sum(prod(sizes[label] for label in labels) for labels in tensors.values())
 
     def useful(bond: str) -> bool:
-        """Between two tensors a bond never needs more values than the other labels of either of them have."""
-        ends = [right.nodes[position].labels for position, _ in standing[bond]]
-        most = min(prod(size(label, ranks) for label in labels if label != bond) for labels in ends)
-        return ranks[bond] < cut.get(bond, ranks[bond] + 1) and (len(ends) != 2 or ranks[bond] < most)
+        """Between two tensors a bond never needs more values than the other labels of one of them have together."""
+        sizes = {**right.sizes, **ranks}
+        ends = [right.nodes[position].labels for position, _ in carriers(right)[bond]]
+        full = min(prod(sizes[label] for label in labels if label != bond) for labels in ends)
+        return ranks[bond] < most.get(bond, ranks[bond] + 1) and (len(ends) != 2 or ranks[bond] < full)
 
-    most = limit(least=count(ranks))
+    allowed = limit(least=count(ranks))
     while True:
-        fitting = [bond for bond in bonds if useful(bond) and count({**ranks, bond: ranks[bond] + 1}) <= most]
+        fitting = [bond for bond in bonds if useful(bond) and count({**ranks, bond: ranks[bond] + 1}) <= allowed]
         if not fitting:
             return ranks
         ranks[min(fitting, key=lambda bond: (ranks[bond], bond))] += 1
 
 
 def _rows_to_choose(bond: str, right: Network, constants: Mapping[str, Tensor]) -> bool:
-    """Whether every constant on a bond can be cut down to fewer values of it."""
-    ends = [node for node in right.nodes if isinstance(node, NamedTensor) and bond in node.labels]
-    there = [(node, constants[node.name]) for node in ends if node.name in constants]
+    """Whether every constant on a bond can be reduced to fewer values of the bond."""
+    ends = [node for node in cores_of(right) if bond in node.labels and node.name in constants]
     return all(
         len(node.labels) == 2
         and set(node.labels) - {bond} <= set(open_labels(right))
-        and _orthonormal(constant.movedim(node.labels.index(bond), 0))
-        for node, constant in there
+        and _orthonormal(constants[node.name].movedim(node.labels.index(bond), 0))
+        for node in ends
     )
 
 
@@ -187,48 +176,36 @@ def _orthonormal(rows: Tensor) -> bool:
 def select_rows(
     constants: Mapping[str, Tensor], right: Network, ranks: Mapping[str, int], target: Tensor
 ) -> dict[str, Tensor]:
-    """Constants cut down to the ranks of their bonds: of orthonormal rows, those that keep most of the target's norm.
+    """Reduce constants to the ranks of their bonds: of orthonormal rows, keep those with most of the target's norm.
 
     Args:
         target: one axis for each of `open_labels(right)`.
 
     Raises:
-        ValuesError: a constant is to be cut down whose rows are not orthonormal, or that is not a matrix of a bond and
-            an open label.
+        ValuesError: a constant that is to be reduced is not a matrix of a bond and an open label, or its rows are not
+            orthonormal.
     """
-    labels = open_labels(right)
-    found = {}
-    for node in right.nodes:
-        if not isinstance(node, NamedTensor) or node.name not in constants:
-            continue
-        constant = constants[node.name]
-        smaller = [
-            axis for axis, label in enumerate(node.labels) if label in ranks and ranks[label] < constant.shape[axis]
-        ]
-        for axis in smaller:
-            other = [label for label in node.labels if label in labels]
-            if len(node.labels) != 2 or len(other) != 1:
-                raise ValuesError(
-                    explain(
-                        f"the constant {node.name!r} has {constant.shape[axis]} values of {node.labels[axis]!r}, "
-                        f"the rank is {ranks[node.labels[axis]]}",
-                        fix="a matrix of a bond and an open label, or a constant of the size of the rank",
-                    )
-                )
+    labels, selection = open_labels(right), dict(constants)
+    for node in [node for node in cores_of(right) if node.name in constants]:
+        name, constant = node.name, constants[node.name]
+        for axis, bond in enumerate(node.labels):
+            rank = ranks.get(bond, constant.shape[axis])
+            if rank >= constant.shape[axis]:
+                continue
+            others = [label for label in node.labels if label in labels]
+            if len(node.labels) != 2 or len(others) != 1:
+                fact = f"the constant {name!r} has {constant.shape[axis]} values of {bond!r}, and the rank is {rank}"
+                fix = "a matrix of a bond and an open label, or a constant of the size of the rank"
+                raise ValuesError(explain(fact, fix=fix))
             rows = constant.movedim(axis, 0)
             if not _orthonormal(rows):
-                raise ValuesError(
-                    explain(
-                        f"the rows of the constant {node.name!r} are not orthonormal, so none are the best aligned",
-                        fix=f"an orthonormal basis, or {ranks[node.labels[axis]]} rows chosen by you",
-                    )
-                )
-            energy = torch.tensordot(rows.to(target), target, dims=([1], [labels.index(other[0])]))
+                fact = f"the rows of the constant {name!r} are not orthonormal, so that none of them are the best"
+                raise ValuesError(explain(fact, fix=f"an orthonormal basis, or {rank} rows that you choose"))
+            energy = torch.tensordot(rows.to(target), target, dims=([1], [labels.index(others[0])]))
             norms = torch.linalg.vector_norm(energy.flatten(1), dim=1)
-            best = norms.argsort(descending=True, stable=True)[: ranks[node.labels[axis]]].sort().values
-            constant = rows[best].movedim(0, axis)
-        found[node.name] = constant
-    return found
+            best = norms.argsort(descending=True, stable=True)[:rank].sort().values
+            constant = selection[name] = rows[best].movedim(0, axis)
+    return selection
 
 
 def objective_of(
@@ -239,16 +216,17 @@ def objective_of(
     constants: Mapping[str, Tensor] = {},
     metrics: Sequence[Metric] = (),
 ) -> Objective:
-    """The fit of a right side to kernels of one shape.
+    """The objective of a fit of a right side to kernels of one shape.
 
     Args:
         targets: shape (layers, *sizes of open_labels(right)).
-        constants: name -> elements; reserved nodes become constants too.
-        metrics: one for each layer, their labels those of `open_labels(right)`; none for the Frobenius norm.
+        ranks: of the bonds.
+        constants: the elements of the tensors that are held fixed, by name. Reserved nodes become constants too.
+        metrics: one for each layer, over labels of `open_labels(right)`; none for the Frobenius norm.
     """
     sizes = {**right.sizes, **ranks}
     undone, output = splitting(right), open_labels(right)
-    taken = {node.name for node in right.nodes if isinstance(node, NamedTensor)}
+    taken = {node.name for node in cores_of(right)}
     held = {name: constant.to(targets) for name, constant in constants.items()}
     occurrences: list[Occurrence] = []
     free: dict[str, tuple[int, ...]] = {}
@@ -262,10 +240,6 @@ def objective_of(
             taken.add(name)
             held[name] = pattern(node, with_sizes(right, ranks)).to(targets)
             occurrences.append(Occurrence(name, node.labels))
-    metric = None
-    coupled: tuple[str, ...] = ()
-    blocks: tuple[str, ...] = ()
-    if metrics:
-        coupled, blocks = metrics[0].labels, metrics[0].batch
-        metric = torch.stack([each.covariance.to(targets) for each in metrics])
+    metric = torch.stack([each.covariance.to(targets) for each in metrics]) if metrics else None
+    coupled, blocks = (metrics[0].labels, metrics[0].batch) if metrics else ((), ())
     return Objective(tuple(occurrences), output, targets, free, held, metric, coupled, blocks)

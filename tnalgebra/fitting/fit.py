@@ -1,4 +1,4 @@
-"""Numbers for the cores of any right side: trees by SVDs, everything else by descent from several starts."""
+"""The fit of the cores of any right side: trees by SVDs, all others by descents from several starts."""
 
 from __future__ import annotations
 
@@ -48,65 +48,61 @@ def fit_cores(
 
     Args:
         kernels: one axis for each output label of `right`.
-        right: sizes of the open labels, and of their parts, are known.
+        right: the sizes of its open labels, and of their parts, are known.
         size: see `chosen_ranks`.
         before: parameters of the left side, of which a budget is a fraction.
-        constants: tensors of the right side that are held fixed.
-        metrics: one for each kernel, over labels of `right`'s output; none for the Frobenius norm.
-        start: cores to start from instead of random ones; smaller ones are grown, which changes nothing they give.
+        constants: tensors of the right side that are held fixed, by name.
+        metrics: one for each kernel, over labels of the output of `right`; none for the Frobenius norm.
+        start: cores to start from instead of random ones, by name. Smaller ones are grown, which does not change the
+            value of their network.
 
     Returns:
-        For each kernel, all tensors of the right side in float64, constants too, and how the fit went.
+        For each kernel, all tensors of the right side in float64, constants too, and a report of the fit.
 
     Raises:
-        RankError, SizeError, ValuesError: see `chosen_ranks`; a kernel is empty, complex or not finite.
+        RankError, SizeError: see `chosen_ranks`.
+        ValuesError: a kernel is empty, complex or not finite, or a constant, a metric or the start does not fit.
     """
     constants = {name: value.to(settings.dtype) for name, value in (constants or {}).items()}
-    # what is fitted: kernels over their largest element, in the axes of the cores, or what the metric makes of them
+    # the targets: kernels over their largest element, or what the metric makes of them, in the axes of the cores
     norms: Sequence[Metric | None] = metrics or [None] * len(kernels)
     prepared = [_target(kernel, right, metric, settings.dtype) for kernel, metric in zip(kernels, norms, strict=True)]
-    # kernels that get the same ranks are fitted together
+    # kernels with equal ranks are fitted together
     tree = tree_or_none(right, constants)
     groups: dict[object, list[int]] = {}
-    chosen = []
+    ranks = []
     for number, (target, _) in enumerate(prepared):
-        sizes = chosen_ranks(target, right, size, tree=tree, constants=constants, before=before)
-        chosen.append(sizes)
-        own = number if constants else None  # the best rows of a constant differ from kernel to kernel
-        groups.setdefault((own, *sorted(sizes.items())), []).append(number)
-    found: dict[int, SearchResult] = {}
+        ranks.append(chosen_ranks(target, right, size, tree=tree, constants=constants, before=before))
+        alone = number if constants else None  # the best rows of a constant differ between kernels
+        groups.setdefault((alone, *sorted(ranks[number].items())), []).append(number)
+    fits: dict[int, SearchResult] = {}
     for members in groups.values():
-        sizes = chosen[members[0]]
-        targets = torch.stack([prepared[i][0] for i in members])
-        selection = select_rows(constants, right, sizes, targets[0])
-        split = [_as_split(metric, right) for metric in (norms[i] for i in members) if metric is not None]
-        objective = objective_of(targets, right, sizes, constants=selection, metrics=split)
+        ranks_of_group = ranks[members[0]]
+        targets = torch.stack([prepared[number][0] for number in members])
+        selection = select_rows(constants, right, ranks_of_group, targets[0])
+        split = [_as_split(metric, right) for metric in (norms[number] for number in members) if metric is not None]
+        objective = objective_of(targets, right, ranks_of_group, constants=selection, metrics=split)
         scale = prepared[members[0]][1] ** (1 / objective.factors)
         first = None if start is None else {name: core.double() / scale for name, core in start.items()}
-        # the search; then, one by one, the scale is put back and the errors are measured
-        results = _search(objective, first, metrics=split, tree=tree, ranks=sizes, settings=settings)
+        results = _search(objective, first, metrics=split, tree=tree, ranks=ranks_of_group, settings=settings)
+        # one kernel after another, the scale is put back and the errors are measured
         for layer, (number, (cores, report)) in enumerate(zip(members, results, strict=True)):
-            if not bool(objective.target[layer].any()):  # cores that shrink from where they began never arrive
+            if not bool(objective.target[layer].any()):  # a descent towards zero would never end
                 cores = {name: torch.zeros_like(core) for name, core in cores.items()}
                 report = FitReport(report.method, (0.0,), (0.0,), converged=True)
-            amount = degeneracy_of(objective, {name: core[None, None] for name, core in cores.items()})
+            degeneracy = degeneracy_of(objective, {name: core[None, None] for name, core in cores.items()})
             cores = _scale_back(cores, prepared[number][1], tree, objective.factors)
             approximation = _contract(objective, cores, right)
             kernel = kernels[number].detach().double().reshape(approximation.shape)
-            found[number] = (
-                {**selection, **cores},
-                replace(
-                    report,
-                    degeneracy=amount,
-                    relative_error=relative(kernel - approximation, kernel),
-                    output_error=_output_error(kernel, approximation, right, norms[number]),
-                ),
-            )
-    return [found[number] for number in range(len(kernels))]
+            error = relative(kernel - approximation, kernel)
+            output_error = _output_error(kernel, approximation, right, norms[number])
+            report = replace(report, degeneracy=degeneracy, relative_error=error, output_error=output_error)
+            fits[number] = {**selection, **cores}, report
+    return [fits[number] for number in range(len(kernels))]
 
 
 def _target(kernel: Tensor, right: Network, metric: Metric | None, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """What is fitted in the kernel's place, and its scale; axes: `open_labels(right)`."""
+    """The target of the fit and its scale; axes: `open_labels(right)`."""
     target, scale = scaled(kernel, what="the kernel", dtype=dtype)
     if metric is not None:
         target = (metric.target(kernel.to(torch.float64), right.output) / scale).to(dtype)
@@ -144,19 +140,19 @@ def _search(
     absorbing = objective.absorbing()
     if absorbing is not None:
         factor = torch.stack([metric.factor().to(objective.target) for metric in metrics])
-        found = [
+        fits = [
             ({**cores, absorbing: objective.release(cores[absorbing], factor[layer], absorbing)}, report)
             for layer, (cores, report) in enumerate(search(objective.absorb(factor), start))
         ]
     elif metrics:
-        found = _search_in_metric(objective, start, search, settings)
+        fits = _search_in_metric(objective, start, search, settings)
     else:
-        found = search(objective, start)
+        fits = search(objective, start)
     if tree is not None:
-        found = [(canonical(cores, tree), report) for cores, report in found]
+        fits = [(canonical(cores, tree), report) for cores, report in fits]
     elif settings.slack:
-        found = stabilise(objective, found, settings)
-    return found
+        fits = stabilise(objective, fits, settings)
+    return fits
 
 
 def _search_in_frobenius(
@@ -180,33 +176,33 @@ def _search_in_metric(
     search: Callable[[Objective, Mapping[str, Tensor] | None], list[SearchResult]],
     settings: Settings,
 ) -> list[SearchResult]:
-    """Descend in the metric from the better of two fits without it: of the target, and of the whitened target."""
+    """Descend in the metric from the better of two fits without it: one of the target, one of the whitened target."""
     factors = objective.whitening()
     inverse = {label: torch.linalg.inv(factor) for label, factor in factors.items()}
     whitened = objective.whiten(factors)
 
-    def take_up_each(found: list[SearchResult], matrices: Mapping[str, Tensor]) -> list[SearchResult]:
+    def take_up_each(fits: list[SearchResult], matrices: Mapping[str, Tensor]) -> list[SearchResult]:
         return [
             (objective.take_up(cores, {label: matrix[layer] for label, matrix in matrices.items()}), report)
-            for layer, (cores, report) in enumerate(found)
+            for layer, (cores, report) in enumerate(fits)
         ]
 
-    begun = take_up_each(search(objective.without_metric(), start), factors)
+    starts = take_up_each(search(objective.without_metric(), start), factors)
     if start is None:
         near = search(whitened.without_metric(), None)
-        begun = [pick_nearer(whitened, layer, *pair) for layer, pair in enumerate(zip(near, begun, strict=True))]
-    return take_up_each(refine_in_metric(whitened, begun, settings), inverse)
+        starts = [pick_nearer(whitened, layer, *pair) for layer, pair in enumerate(zip(near, starts, strict=True))]
+    return take_up_each(refine_in_metric(whitened, starts, settings), inverse)
 
 
 def _scale_back(cores: Cores, scale: float, tree: CoreTree | None, occurrences: int) -> Cores:
-    """Undo the scaling, in float64: the root of a tree takes it, other cores share it."""
+    """Undo the scaling in float64: the root of a tree takes all of it, and other cores share it."""
     shared = scale ** (1 / occurrences)
     scales = dict.fromkeys(cores, shared) if tree is None else {tree.cores[tree.root].name: scale}
     return {name: core.double() * scales.get(name, 1.0) for name, core in cores.items()}
 
 
 def _contract(objective: Objective, cores: Cores, right: Network) -> Tensor:
-    """The approximation of the kernel, in float64 whatever the search was in."""
+    """The approximation of the kernel, in float64 whatever the type of the search was."""
     exact = replace(objective, constants={name: constant.double() for name, constant in objective.constants.items()})
     approximation = exact.model({name: core[None, None] for name, core in cores.items()})[0, 0]
     if not bool(approximation.isfinite().all()):

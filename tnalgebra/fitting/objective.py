@@ -110,11 +110,9 @@ class Objective:
         return (LAYER, *self.blocks, *self.coupled, *(label + PRIME for label in self.coupled))
 
     def others(self, *positions: int) -> list[int]:
-        """All positions but these."""
         return [other for other in range(len(self.occurrences)) if other not in positions]
 
     def labels_elsewhere(self, *positions: int) -> set[str]:
-        """The labels of all occurrences but those at these positions."""
         return {label for position in self.others(*positions) for label in self.occurrences[position].labels}
 
     def shared_labels(self, positions: Sequence[int]) -> _Labels:

@@ -82,8 +82,8 @@ def tree_of(right: Network) -> CoreTree:
         NoTreeError: the right side is not a tree, with the reason.
     """
     cores = cores_of(right)
-    if any(not isinstance(node, NamedTensor | Fuse) for node in right.nodes):
-        raise NoTreeError("a node is neither a core nor a Fuse")
+    if len(cores) + len(splitting(right)) < len(right.nodes):
+        raise NoTreeError("a node is neither a core nor a Fuse that splits an open label")
     if len({node.name for node in cores}) < len(cores):
         raise NoTreeError("a core occurs twice")
     labels = open_labels(right)
