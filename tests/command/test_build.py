@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from tests.refusals import refused
-from tnalgebra.command import build_model, check_trained
+from tnalgebra.command import build_model
+from tnalgebra.command.build import check_trained
 from tnalgebra.errors import DataError, MissingPackageError, StudyError
 
 _module_numbers = itertools.count()

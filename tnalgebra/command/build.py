@@ -102,13 +102,19 @@ def require_packages(packages: Mapping[str, str], purpose: str) -> None:
         raise MissingPackageError(f"{purpose} needs {' and '.join(missing)}, not installed here", fix=fix)
 
 
+def require_library(name: str) -> None:
+    """Check that the library is installed that builds the network of this name. Raises MissingPackageError."""
+    if name.startswith("timm:"):
+        require_packages({"timm": "study"}, f"the network {name}")
+
+
 def _library(
     source: str, name: str, pretrained: bool, sizes: Mapping[str, int]
 ) -> tuple[Callable[..., object], dict[str, Any]]:
     """The function of torchvision or timm that builds a network, and its arguments."""
     arguments: dict[str, Any] = {"num_classes": sizes["classes"]} if "classes" in sizes else {}
     if source == "timm":
-        require_packages({"timm": "study"}, f"the network timm:{name}")
+        require_library(f"timm:{name}")
         timm: Any = importlib.import_module("timm")
         function, names = timm.create_model, [*timm.list_models(), *timm.list_pretrained()]
         arguments |= {"pretrained": pretrained, **({"in_chans": sizes["channels"]} if "channels" in sizes else {})}

@@ -126,10 +126,12 @@ class CompareRewrites(NetworkSettings):
     """decompositions, each in quotes: names, cuts such as "out kh | in kw", rules in the notation; or all that exist"""
     size: str = "parameters 0.25"
     """how small: parameters 0.25 or multiply-adds 0.25 of the layer, 8, r=8 s=4, keep 0.5, or error 0.01"""
+    time: bool = False
+    """measure how long a forward pass of each takes"""
 
     def __call__(self) -> None:
-        rewrites: Any = "all" if self.rewrite == ("all",) else list(self.rewrite)
-        print(compare(self._kernel(), rewrites, self.size, seed=self.seed))
+        rewrites = "all" if self.rewrite == ("all",) else list(self.rewrite)
+        print(compare(self._kernel(), rewrites, self.size, seed=self.seed, time=self.time))
 
     def _kernel(self) -> Tensor | nn.Module:
         if re.fullmatch(r"\d+(x\d+)+", self.model):

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import DataError, StudyError
 from ..model import Images, load_images
-from .build import build_model, check_trained
+from .build import build_model, check_trained, require_library
 from .weights import load_weights
 
 RECALIBRATION_IMAGES = 5000
@@ -112,7 +112,13 @@ class TestSettings(ImageSettings, WeightSettings):
         return model
 
     def check(self, **least: int) -> None:
-        """Check numbers before anything is loaded. Raises DataError where one is below its least value."""
+        """Check the settings before anything is loaded.
+
+        Raises:
+            DataError: a number is below its least value.
+            MissingPackageError: the library that builds the network is not installed.
+        """
+        require_library(self.model)
         least = {"calibrate": 0, "recalibrate_shift": 0, "batch_size": 1, "limit": 1, **least}
         for name, bound in least.items():
             value: Any = getattr(self, name)
