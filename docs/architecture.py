@@ -17,6 +17,8 @@ from matplotlib.patches import FancyBboxPatch
 import tnalgebra as tn
 from tests.test_layering import FOLDERS, imported_folders
 
+PACKAGE = Path(tn.__file__).parent
+
 RULE = "K[o i h w] => U[o a] G[a b h w] V[b i]"
 
 WIDTH, HEIGHT = 10.4, 7.4  # inches, as all below
@@ -31,6 +33,12 @@ def sentence(folder: str) -> str:
     """The first sentence of what the folder says of itself."""
     text = importlib.import_module(f"tnalgebra.{folder}").__doc__ or ""
     return re.split(r"(?<=\.)\s", text.strip())[0]
+
+
+def folders_table() -> str:
+    """The folders of the package in the order of their imports, each with its sentence, in markdown."""
+    rows = [f"| `{name}/` | {sentence(name)} |" for name in FOLDERS if (PACKAGE / name).is_dir()]
+    return "\n".join(["| folder | what it has |", "|---|---|", *rows])
 
 
 def draw_architecture(path: Path) -> None:

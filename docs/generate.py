@@ -24,7 +24,7 @@ import tnalgebra as tn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # recipes and tests are not installed with the package
 
-from docs.architecture import draw_architecture
+from docs.architecture import draw_architecture, folders_table
 from docs.arguments_table import arguments_table
 from docs.commands import commands_section
 from docs.examples import NETWORKS, NODES, draw_examples, examples_section
@@ -124,13 +124,14 @@ def rules_page() -> str:
     lines = [
         "# Rules",
         "",
-        "Exact rules keep the value of a network; decompositions approximate a tensor by a network. `rules()` prints",
-        "all of them. This page is generated from the library by `python docs/generate.py`.",
+        "An exact rule changes a network and keeps its value. A decomposition approximates a tensor by a network.",
+        "`print(tn.rules())` lists all of them, and so does the command `tnalgebra rules`. This page is generated from",
+        "the library by `python docs/generate.py`.",
         "",
         "## Exact rules",
         "",
-        "Those marked *simplify* are what `simplify` applies: they only ever make a network smaller, so any order",
-        "ends. `rewrite` takes any list of rules.",
+        "`tn.simplify` applies the rules that are marked *simplify*. Each of them makes a network smaller, so they",
+        "come to an end in every order. `tn.rewriting.rewrite` applies any list of rules.",
     ]
     for rule in tn.rewriting.EXACT_RULES:
         mark = " *(simplify)*" if rule.name in simplifying else ""
@@ -139,10 +140,10 @@ def rules_page() -> str:
         "",
         "## Decompositions",
         "",
-        "Each with its rule for every kind of kernel for which it exists: a weight as torch stores it, with one label",
-        "for each axis. Labels that occur on the right side only are bonds, whose ranks are chosen, or parts of a",
-        "`Fuse`, whose sizes are chosen. A cut is a decomposition by its own text: `out kh | in kw` is",
-        "`K[out in kh kw] => L[out kh r] R[r in kw]`.",
+        "Each decomposition has its rule for every kind of kernel for which it exists. A kernel is a weight as torch",
+        "stores it, with one label for each axis. Labels that occur on the right side only are bonds, whose ranks",
+        "follow from the size that is requested, or parts of a `Fuse`, whose sizes can be chosen. The text of a cut is",
+        "also the name of a decomposition: `out kh | in kw` is `K[out in kh kw] => L[out kh r] R[r in kw]`.",
     ]
     for entry in tn.decompositions.CATALOGUE:
         equations, missing = equations_of(entry)
@@ -150,7 +151,7 @@ def rules_page() -> str:
         lines += [f"    {kind}  {equation}" for kind, equation in equations.items()]
         for reason in dict.fromkeys(missing.values()):
             kinds = ", ".join(kind for kind, other in missing.items() if other == reason)
-            lines += ["", f"Not of {kinds}: {reason}."]
+            lines += ["", f"It does not exist for {kinds}: {reason}."]
         lines += ["", f"![{entry.name}](images/rule-{entry.name}.svg)"]
     return "\n".join(lines) + "\n"
 
@@ -255,6 +256,7 @@ def write_texts() -> None:
 
 
 SECTIONS: dict[tuple[str, str], Callable[[], str]] = {
+    ("architecture.md", "folders"): folders_table,
     ("layers.md", "arguments"): arguments_table,
     ("notation.md", "nodes"): lambda: examples_section(NODES),
     ("notation.md", "networks"): lambda: examples_section(NETWORKS),

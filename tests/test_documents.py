@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 from torch import nn as torch_nn
 
-from docs.architecture import sentence
-from docs.arguments_table import arguments_table
-from docs.generate import rules_page
+import tnalgebra as tn
+from docs.examples import NETWORKS, NODES
+from docs.generate import SECTIONS, rules_page
 from tests import nn_cases
-from tests.documents import DOCUMENTS, ROOT, agree, run
-from tests.test_layering import FOLDERS
+from tests.documents import DOCUMENTS, ROOT, agree, run, run_side_by_side
 from tnalgebra import nn as tensor_nn
 from tnalgebra.nn.base import Shaping
 
@@ -49,9 +49,25 @@ def test_the_list_of_rules_is_the_generated_one() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-def test_the_table_of_arguments_is_the_generated_one() -> None:
-    page = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")
-    assert page.count(f"<!-- arguments -->\n\n{arguments_table()}\n\n<!-- end -->") == 1
+@pytest.mark.parametrize(("page", "mark"), SECTIONS)
+def test_a_generated_part_of_a_page_is_up_to_date(page: str, mark: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert text.count(f"<!-- {mark} -->\n\n{SECTIONS[page, mark]()}\n\n<!-- end -->") == 1
+
+
+def test_the_drawings_of_the_examples_have_their_labels() -> None:
+    for example in (*NODES, *NETWORKS):
+        root = ElementTree.parse(ROOT / "docs" / "images" / example.picture).getroot()
+        texts = {"".join(text.itertext()).strip() for text in root.iter("{http://www.w3.org/2000/svg}text")}
+        network = tn.parse(example.text)
+        labels = {label for node in network.nodes for label in node.labels}
+        assert {f"{label}:{network.sizes[label]}" for label in labels} <= texts, example.title
+
+
+@pytest.mark.slow
+def test_lines_beside_those_of_other_libraries_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_side_by_side(ROOT / "docs" / "coming_from.md") >= 20
 
 
 @pytest.mark.parametrize("layer", nn_cases.LAYERS)
@@ -72,12 +88,6 @@ def test_links_and_pictures_exist(document: Path) -> None:
     for target in (first or second for first, second in targets):
         if "://" not in target:
             assert (document.parent / target).exists(), f"{document.name} points at {target}"
-
-
-def test_the_architecture_has_the_sentence_of_every_folder() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for folder in FOLDERS[2:]:
-        assert f"| `{folder}/` | {sentence(folder)} |" in page
 
 
 def test_the_architecture_names_files_that_exist() -> None:

@@ -1,4 +1,4 @@
-"""In a notebook a network shows itself as a drawing: a cell is run in a real kernel."""
+"""Notebooks in a real kernel: a network shows itself as a drawing, and the tutorial prints what its page shows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 from nbclient import NotebookClient
 
 import tnalgebra
+from docs.notebook import notebook_of
+from tests.documents import ROOT, agree
 
 
 @pytest.fixture
@@ -45,3 +47,24 @@ def test_network_is_shown_as_a_drawing(kernel_name: str, tmp_path: Path) -> None
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert texts == {"A", "B", "out:5", "r", "in:3"}
+
+
+def test_the_notebook_of_the_tutorial_is_the_generated_one() -> None:
+    text = (ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8")
+    assert text == notebook_of(ROOT / "docs" / "tutorial.md")
+    nbformat.validate(nbformat.reads(text, as_version=4))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.slow
+def test_the_tutorial_prints_in_a_notebook_what_its_page_shows(kernel_name: str, tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    shown = [_printed(cell) for cell in notebook.cells]
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, kernel_name=kernel_name, timeout=300, resources=where).execute()
+    for expected, cell in zip(shown, notebook.cells, strict=True):
+        assert agree(expected, _printed(cell)), cell.source
+
+
+def _printed(cell: nbformat.NotebookNode) -> str:
+    outputs = cell.get("outputs", [])
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
