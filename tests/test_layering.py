@@ -43,8 +43,8 @@ MODELS_MAY_IMPORT = ("tnalgebra.errors",)
 
 LONGEST_FUNCTION = 80
 MOST_POSITIONAL = 4
-AS_IN_TORCH = ("tnalgebra.nn.layers",)
-"""Modules whose constructors take the arguments that torch's take."""
+AS_IN_TORCH = ("tnalgebra.nn.layers", "tnalgebra.nn.embedding", "tnalgebra.nn.attention")
+"""Modules whose constructors and calls take the arguments that torch's take."""
 
 
 def imported_folders() -> networkx.DiGraph:

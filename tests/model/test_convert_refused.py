@@ -78,32 +78,39 @@ def test_hooks_of_the_state_are_refused_by_name() -> None:
 
 def test_shared_parameters_stay_and_shared_modules_stay_shared() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))
-    model[1].weight = model[0].weight
+    model[1].bias = model[0].bias
     model.append(model[2])
     x = torch.randn(5, 6)
     _, report = convert(model, {"*": ("out | in", 2)}, example=x, candidates="factored")
-    assert report["0"].reason == "its weight is shared with 1.weight"
+    assert report["0"].reason == "its bias is shared with 1.bias"
     assert model[2] is model[3]
     assert report.converted == ("2",)
     assert report["3"].aliases == ("3",)
     assert report["2"].multiply_adds == 2 * 5 * 36
     assert report["2"].multiply_adds_after == 2 * 5 * 24
-    with refused(LayerError, "'0'", "1.weight"):
+    with refused(LayerError, "'0'", "1.bias"):
         convert(model, {"0": ("out | in", 2)})
 
 
 def test_layers_whose_weight_is_read_elsewhere_stay() -> None:
+    class Own(nn.MultiheadAttention):
+        def forward(self, *inputs: Any, **options: Any) -> Any:
+            return super().forward(*inputs, **options)
+
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    encoder.self_attn = Own(8, 2, batch_first=True).eval()
     model = nn.Sequential(encoder, nn.Linear(8, 8))
     x = torch.randn(2, 3, 8)
     with torch.no_grad():
         before = encoder(x)
     _, report = convert(model, {nn.Linear: ("out | in", 2)}, example=x)
-    assert report["0.self_attn.out_proj"].reason == "MultiheadAttention reads its weight without calling it"
+    assert report["0.self_attn.out_proj"].reason.endswith("cannot be taken apart: Own has a forward of its own")
     assert report["0.linear1"].reason == "TransformerEncoderLayer reads its weight without calling it"
     assert report.converted == ("1",)
     with torch.no_grad():
         torch.testing.assert_close(model[0](x), before)
+    with refused(LayerError, "Own has a forward of its own"):
+        convert(model, {nn.MultiheadAttention: ("out | in", 2)})
 
 
 class Peeking(nn.Module):

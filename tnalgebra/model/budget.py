@@ -269,7 +269,8 @@ def measure_curves(
     refused: dict[str, TnalgebraError] = {}
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, weight in weights.items():
-        groups.setdefault((weight.shape, weight.dtype, weight.device, *offered[name]), []).append(name)
+        measured = metrics is not None and name in metrics
+        groups.setdefault((weight.shape, weight.dtype, weight.device, measured, *offered[name]), []).append(name)
     points = [
         (names, treatment, fraction)
         for names in groups.values()
@@ -279,7 +280,7 @@ def measure_curves(
     with progress_bar("error curves", sum(len(names) for names, _, _ in points), shown=progress) as bar:
         for names, treatment, fraction in points:
             bar.update(len(names))
-            norms = None if metrics is None else [metrics[name] for name in names]
+            norms = None if metrics is None else [metrics[name] for name in names if name in metrics] or None
             try:
                 fits = _fit_point(treatment, fraction, [weights[name].detach() for name in names], norms)
             except TnalgebraError as error:

@@ -20,6 +20,8 @@ from .progress import progress_bar, track
 from .report import LayerRow
 from .surgery import LayerCall, Site, find_obstacles, record_calls
 
+_UNCALLED = "the model reads its weight elsewhere, or not at all"
+
 
 @dataclass(eq=False)
 class Conversion:
@@ -89,8 +91,10 @@ class Conversion:
             return
         self.maker = replace(self.maker, calls=record_calls(self.model, example, self.sites))
         for name in list(self.offered):
-            if not self.calls[name]:
-                self.refuse(name, "never called on the example: the model reads its weight elsewhere, or not at all")
+            for member in self.sites[name].members:
+                if not self.calls[member.names[0]] and name in self.offered:
+                    who = "" if member.names == self.sites[name].names else f"{member.names[0]} is "
+                    self.refuse(name, f"{who}never called on the example: {_UNCALLED}")
 
     def choose_and_fit(
         self,
@@ -102,10 +106,11 @@ class Conversion:
         fractions: Sequence[float],
     ) -> None:
         """Leave one treatment to each layer where there is a budget, then fit the layers, in the norm of the inputs."""
-        metrics = None
-        if inputs is not None and self.offered and (budget is not None or not sequential):
+        metrics: dict[str, Metric] = {}
+        measured = [name for name in self.offered if self._has_metric(name)]
+        if inputs is not None and measured and (budget is not None or not sequential):
             batches = track(inputs, "calibration", shown=self.progress)
-            metrics = input_metrics(self.model, batches, layers=list(self.offered), ridge=ridge, device=self.device)
+            metrics = input_metrics(self.model, batches, layers=measured, ridge=ridge, device=self.device)
         if budget is not None:
             self.share_budget(budget, metrics, fractions)
         layers = list(self.offered)
@@ -115,15 +120,19 @@ class Conversion:
                 bar.update()
                 return self.fit(name, weight, metric)
 
-            if inputs is not None and sequential and layers:
-                fit_in_order(self.model, inputs, fit, layers=layers, ridge=ridge, device=self.device)
-            else:
-                for name in layers:
-                    fit(name, self.weight(name), None if metrics is None else metrics[name])
+            ordered = [name for name in layers if self._has_metric(name)] if inputs is not None and sequential else []
+            if inputs is not None and ordered:
+                fit_in_order(self.model, inputs, fit, layers=ordered, ridge=ridge, device=self.device)
+            for name in layers:
+                if name not in ordered:
+                    fit(name, self.weight(name), metrics.get(name))
 
-    def share_budget(
-        self, budget: ModelBudget, metrics: Mapping[str, Metric] | None, fractions: Sequence[float]
-    ) -> None:
+    def _has_metric(self, name: str) -> bool:
+        """Whether the inputs of a layer make a norm for its fit: not those of an embedding, or of tied layers."""
+        site = self.sites[name]
+        return not site.tied and not isinstance(site.module, nn.Embedding)
+
+    def share_budget(self, budget: ModelBudget, metrics: Mapping[str, Metric], fractions: Sequence[float]) -> None:
         """Leave one treatment to each layer, with integer ranks, or none."""
         weights = {name: self.weight(name) for name in self.offered}
         by_parameters = isinstance(budget, ParameterBudget)
@@ -163,46 +172,50 @@ class Conversion:
         self.fits[name] = min(saving, key=lambda one: error_of(one[1]))
         return self.fits[name][1].dense()
 
-    def build(self) -> dict[str, KernelLayer]:
-        """The new layers, by name, in the order of the modules; the model does not have them yet."""
-        layers: dict[str, KernelLayer] = {}
+    def build(self) -> dict[str, list[KernelLayer]]:
+        """The new layers, by name, in the order of the modules; the model does not have them yet.
+
+        Those of a site that has several are in the order of its members, and have one set of cores.
+        """
+        layers: dict[str, list[KernelLayer]] = {}
         for name in track([name for name in self.sites if name in self.fits], "planning layers", shown=self.progress):
             try:
                 layers[name] = self.maker.make(name, self.fits[name][1])
             except TnalgebraError as error:
                 self.refuse(name, error)
                 continue
-            # the bias itself, so that an optimizer's moments still belong to it
-            layers[name]._parameters["bias"] = self.sites[name].module._parameters["bias"]
+            for layer, member in zip(layers[name], self.sites[name].members, strict=True):
+                # the bias itself, so that an optimizer's moments still belong to it
+                layer._parameters["bias"] = member.module._parameters.get("bias")
         return layers
 
-    def row(self, name: str, assigned: Assigned, layer: KernelLayer | None, *, counted: bool) -> LayerRow:
+    def row(self, name: str, assigned: Assigned, layers: Sequence[KernelLayer] | None, *, counted: bool) -> LayerRow:
         site = self.sites[name]
-        before = count_parameters(site.module)
-        adds = sum(call.multiply_adds for call in self.calls[name]) if counted else None
+        before = count_parameters(nn.ModuleList(member.module for member in site.members))
+        adds = self.maker.dense_multiply_adds(name) if counted else None
         row = LayerRow(
             name,
-            type(site.module).__name__,
+            " and ".join(type(member.module).__name__ for member in site.members),
             assigned.pattern,
             before,
             before,
             reason=self.reasons.get(name, ""),
             multiply_adds=adds,
             multiply_adds_after=adds,
-            aliases=site.names[1:],
+            aliases=site.all_names[1:],
             also=assigned.also,
         )
-        if layer is None:
+        if layers is None:
             return row
         treatment, fit = self.fits[name]
         return replace(
             row,
-            parameters_after=count_parameters(layer),
+            parameters_after=count_parameters(nn.ModuleList(layers)),
             rule=treatment.name,
             ranks=ranks_of(fit),
             relative_error=fit.relative_error,
             output_error=fit.output_error,
-            multiply_adds_after=self.maker.multiply_adds(name, layer) if counted else None,
+            multiply_adds_after=self.maker.multiply_adds(name, layers) if counted else None,
         )
 
 

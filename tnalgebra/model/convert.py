@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -13,17 +14,19 @@ from ..compiler import Candidates
 from ..errors import DataError, LayerError, RankError, explain
 from ..fitting import MultiplyAddsBudget, ParameterBudget, Size, read_size
 from ..nn import KernelLayer
+from .attention import unfolding_attentions
 from .budget import FRACTIONS, ModelBudget, group_reasons
 from .conversion import Conversion, count_parameters
 from .example import Example
 from .images import inputs_of
 from .input_metrics import RIDGE
+from .modules import check_initialised
 from .new_layers import LayerMaker
 from .patterns import LAYER_SIZES, Assigned, Patterns, assign
 from .report import ConversionReport, Replaced
 from .surgery import (
     CALL_ERRORS,
-    check_initialised,
+    Site,
     exchange_layers,
     find_obstacles,
     find_sites,
@@ -103,25 +106,26 @@ def convert(
     whole = None if size is None else read_size(size)
     _check_settings(model, whole, example, calibration, sequential=sequential)
     target = model if inplace else copy.deepcopy(model)
-    sites = find_sites(target)
-    work = Conversion(target, sites, LayerMaker(sites, {}, candidates, tune, backward), allow_larger, progress)
-    assigned = assign(target, sites, patterns)
-    budget = whole if isinstance(whole, ParameterBudget | MultiplyAddsBudget) else None
-    _check_sizes(budget, assigned)
-    work.offer(assigned, None if budget is not None else whole, seed)
-    inputs = None
-    if calibration is not None:
-        inputs = list(inputs_of([calibration] if isinstance(calibration, Tensor) else calibration))
-    trial = example if example is not None or inputs is None else inputs[0][:1].to(work.device)
-    work.record_calls(trial)
-    work.choose_and_fit(inputs, budget, sequential=sequential, ridge=ridge, fractions=fractions)
-    new = work.build()
-    return target, _exchange(work, new, assigned, trial, counted=example is not None)
+    with unfolding_attentions(target) as unfolding:
+        sites = find_sites(target)
+        work = Conversion(target, sites, LayerMaker(sites, {}, candidates, tune, backward), allow_larger, progress)
+        assigned = assign(target, sites, patterns)
+        budget = _check_sizes(whole, assigned)
+        work.offer(assigned, None if budget is not None else whole, seed)
+        inputs = None
+        if calibration is not None:
+            inputs = list(inputs_of([calibration] if isinstance(calibration, Tensor) else calibration))
+        trial = example if example is not None or inputs is None else inputs[0][:1].to(work.device)
+        work.record_calls(trial)
+        work.choose_and_fit(inputs, budget, sequential=sequential, ridge=ridge, fractions=fractions)
+        report = _exchange(work, work.build(), assigned, trial, counted=example is not None)
+        replaced = [Replaced(*row) for one in unfolding.put_back(all_of_them=False) for row in one.replaced()]
+    return target, replace(report, replaced=(*replaced, *report.replaced))
 
 
 def _exchange(
     work: Conversion,
-    new: Mapping[str, KernelLayer],
+    new: Mapping[str, list[KernelLayer]],
     assigned: Mapping[str, Assigned],
     example: Example | None,
     *,
@@ -129,12 +133,13 @@ def _exchange(
 ) -> ConversionReport:
     """Put the new layers in place; the old ones come back if the model does not run on the example then."""
     _check_refused(assigned, work)
-    sites = [work.sites[name] for name in new]
+    sites = [member for name in new for member in work.sites[name].members]
+    layers = [layer for of_site in new.values() for layer in of_site]
     rows = tuple(work.row(name, assigned[name], new.get(name), counted=counted) for name in work.sites)
-    replaced = tuple(Replaced(name, work.sites[name].module, layer) for name, layer in new.items())
+    replaced = _list_replaced(sites, layers)
     before = count_parameters(work.model)
     try:
-        exchange_layers(sites, list(new.values()))
+        exchange_layers(sites, layers)
         if example is not None and new:
             run_example(work.model, example)
         for row in rows:
@@ -147,6 +152,17 @@ def _exchange(
             fact = "the converted model does not run on the example"
             raise LayerError(explain(fact, because=because, fix=fix)) from error
         raise
+
+
+def _list_replaced(sites: Sequence[Site], layers: Sequence[KernelLayer]) -> tuple[Replaced, ...]:
+    """Old and new parameters of exchanged layers; those of an attention's inputs are in `UnfoldedAttention`."""
+    replaced: list[Replaced] = []
+    for site, layer in zip(sites, layers, strict=True):
+        if all(attention.out_proj is site.module for attention in site.attentions):
+            replaced.append(Replaced(site.names[0], site.module.weight, layer.cores()))
+            if layer.bias is not None:
+                replaced.append(Replaced(site.names[0], layer.bias, {"bias": layer.bias}))
+    return tuple(replaced)
 
 
 # Checks -----------------------------------------------------------------------------------------------------
@@ -162,7 +178,9 @@ def _check_settings(
     check_initialised(model)
 
 
-def _check_sizes(budget: ModelBudget | None, assigned: Mapping[str, Assigned]) -> None:
+def _check_sizes(size: Size | None, assigned: Mapping[str, Assigned]) -> ModelBudget | None:
+    """The budget of the whole model, if the size is one. Raises RankError if a layer has a budget as well."""
+    budget = size if isinstance(size, ParameterBudget | MultiplyAddsBudget) else None
     for name, one in assigned.items():
         for offer in one.offers or ():
             if budget is not None and isinstance(offer.size, ParameterBudget):
@@ -174,6 +192,7 @@ def _check_sizes(budget: ModelBudget | None, assigned: Mapping[str, Assigned]) -
                         fix=f"one of the two; or for the layer {LAYER_SIZES.partition(' or ')[0]}",
                     )
                 )
+    return budget
 
 
 def _check_refused(assigned: Mapping[str, Assigned], work: Conversion) -> None:

@@ -19,7 +19,7 @@ from ..nn import DenseLayer, kernel_layers, layer_network, own_weight
 from .images import Images, inputs_of
 from .modes import Hook, evaluating, hooked
 from .patches import PATCH_BLOCK, Moments
-from .surgery import check_initialised, owners_of_parameters
+from .modules import check_initialised, owners_of_parameters
 
 RIDGE = 1e-4
 """Default ridge: variance of the noise on every input, relative to their mean square."""

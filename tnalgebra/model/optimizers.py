@@ -34,7 +34,7 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: ConversionReport)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise LayerError(explain("LBFGS has one state for all parameters together", fix="a new optimizer"))
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    ours = {parameter for one in report.replaced for parameter in (*one.old, *one.parameters.values())}
+    ours = {parameter for one in report.replaced for parameter in (one.old, *one.parameters.values())}
     if report.replaced and not held & ours:
         raise LayerError(
             explain(
@@ -58,13 +58,18 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: ConversionReport)
 
 
 def _swaps(report: ConversionReport, held: Set[nn.Parameter]) -> dict[nn.Parameter, list[tuple[str, nn.Parameter]]]:
-    """Old parameter that the optimizer holds -> names and parameters that take its place."""
+    """Old parameter that the optimizer holds -> names and parameters that take its place.
+
+    Layers that are tied replace one weight by one set of cores; the projections of an attention replace one weight by
+    the cores of three.
+    """
     swaps: dict[nn.Parameter, list[tuple[str, nn.Parameter]]] = {}
+    joined = {*held}
     for replaced in report.replaced:
-        before = {*held, *replaced.old}
-        cores = [(f"{replaced.name}.{name}", core) for name, core in replaced.parameters.items() if core not in before]
-        for old in replaced.old:
-            if old in held - {*replaced.parameters.values()}:
-                swaps[old] = cores
-                cores = []  # the weight, which comes first, is exchanged for all cores; a bias for nothing
+        if replaced.old in held - {*replaced.parameters.values()}:
+            cores = swaps.setdefault(replaced.old, [])
+            for name, core in replaced.parameters.items():
+                if core not in joined:
+                    joined.add(core)
+                    cores.append((f"{replaced.name}.{name}", core))
     return swaps

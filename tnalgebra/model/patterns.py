@@ -16,6 +16,8 @@ from ..errors import LayerError, RankError, RuleError, explain
 from ..fitting import MultiplyAddsBudget, Size, read_size
 from ..networks import KERNEL_LABELS
 from ..rewriting import Choices, Fit, Options, Rule, SizedChoices
+from .attention import is_attention
+from .modules import names_of_modules
 from .surgery import Site
 
 _log = logging.getLogger(__name__)
@@ -95,9 +97,9 @@ def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> d
         }
     _check_patterns(patterns)
     requests = {pattern: _read_request(one, f"the pattern {_text(pattern)!r}") for pattern, one in patterns.items()}
+    attentions = {module: names for module, names in names_of_modules(model).items() if is_attention(module)}
     fitting = {
-        name: [pattern for pattern in patterns if any(_fits(pattern, alias, site.module) for alias in site.names)]
-        for name, site in sites.items()
+        name: [pattern for pattern in patterns if _fits_site(pattern, site, attentions)] for name, site in sites.items()
     }
     for pattern in patterns:
         if not any(pattern in fits for fits in fitting.values()):
@@ -134,6 +136,18 @@ def _fits(pattern: LayerPattern, name: str, module: nn.Module) -> bool:
     return fnmatchcase(name, pattern) if isinstance(pattern, str) else isinstance(module, pattern)
 
 
+def _fits_site(pattern: LayerPattern, site: Site, attentions: Mapping[nn.Module, tuple[str, ...]]) -> bool:
+    """Whether a pattern fits a layer, one that is tied to it, or the attention that it is a projection of."""
+    if isinstance(pattern, OptionalPattern):
+        return _fits_site(pattern.pattern, site, attentions)
+    named = [(name, member.module) for member in site.members for name in member.names]
+    holders = [holder for member in site.members for holder, _ in member.holders if holder in attentions]
+    if isinstance(pattern, type) and issubclass(pattern, nn.MultiheadAttention):
+        return bool(holders)
+    named += [(name, holder) for holder in holders for name in attentions[holder]]
+    return any(_fits(pattern, name, module) for name, module in named)
+
+
 def _text(pattern: LayerPattern) -> str:
     if isinstance(pattern, OptionalPattern):
         return _text(pattern.pattern)
@@ -141,7 +155,7 @@ def _text(pattern: LayerPattern) -> str:
 
 
 def _unmatched(model: nn.Module, sites: Mapping[str, Site], pattern: str | type[nn.Module]) -> LayerError:
-    names = [alias for site in sites.values() for alias in site.names]
+    names = [alias for site in sites.values() for alias in site.all_names]
     if not isinstance(pattern, str):
         kinds = sorted({type(site.module).__name__ for site in sites.values()})
         return LayerError(explain(f"no kernel layer is a {pattern.__name__}", kinds=", ".join(kinds)))

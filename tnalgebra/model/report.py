@@ -50,26 +50,30 @@ class LayerRow:
         return " ".join([self.rule, *(f"{bond}={rank}" for bond, rank in self.ranks.items())])
 
 
+def _nothing() -> None:
+    """In the place of a reference to a parameter that no longer exists."""
+
+
 class Replaced:
-    """Old and new parameters of one layer: what an optimizer has to know. The old ones are not kept alive.
+    """A parameter of a dense layer, and those that replace it: what an optimizer has to know.
 
     name: of the layer.
     parameters: name in the new layer -> parameter.
     """
 
-    def __init__(self, name: str, old: nn.Module, new: nn.Module) -> None:
+    def __init__(self, name: str, old: nn.Parameter, parameters: Mapping[str, nn.Parameter]) -> None:
         self.name = name
-        self._old = [weakref.ref(parameter) for parameter in old.parameters()]
-        self.parameters: dict[str, nn.Parameter] = dict(new.named_parameters())
+        self._old = weakref.ref(old)  # which is not kept alive
+        self.parameters = dict(parameters)
 
     @property
-    def old(self) -> list[nn.Parameter]:
-        """Those of the dense layer that something still holds: the weight first."""
-        return [parameter for parameter in (one() for one in self._old) if parameter is not None]
+    def old(self) -> nn.Parameter | None:
+        """The dense layer's parameter, if something such as an optimizer still holds it."""
+        return self._old()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a file has nothing to do with the optimizer of the original."""
-        return {"name": self.name, "_old": [], "parameters": {}}
+        return {"name": self.name, "_old": _nothing, "parameters": {}}
 
 
 @dataclass(frozen=True, eq=False, repr=False)

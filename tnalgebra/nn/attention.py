@@ -136,8 +136,8 @@ class MultiheadAttention(torch_nn.Module):
             weights = weights if batched else weights.squeeze(0)
         else:
             output = functional.scaled_dot_product_attention(q, k, v, mask, dropout, hidden)
-        output = self.out_proj(output.transpose(1, 2).flatten(2))
-        return (output.transpose(0, order) if batched else output.squeeze(0)), weights
+        output = self.out_proj(output.permute(2, 0, 1, 3).flatten(2))  # laid out as torch's, for a dropout that follows
+        return (output.transpose(0, 1 - order) if batched else output.squeeze(1)), weights
 
     def _mask(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
         """Both masks as one that is added to the scores, broadcast to shape (n, heads, l, s)."""

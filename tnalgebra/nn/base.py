@@ -330,6 +330,21 @@ class KernelLayer(Compiled):
 
     # Parts -----------------------------------------------------------------------------------------------------
 
+    def cores(self) -> dict[str, torch_nn.Parameter]:
+        """Name -> the tensors of the kernel that are trained; the bias is not one of them."""
+        return {name: core for name, core in self._cores().items() if isinstance(core, torch_nn.Parameter)}
+
+    def share_cores(self, other: KernelLayer) -> None:
+        """Use the tensors of another layer of the same kernel from now on, as its own: one set of cores for both."""
+        for name in tensor_nodes(self.kernel):
+            if name in other._parameters:
+                self._parameters[name] = other._parameters[name]
+            else:
+                self._buffers[name] = other._buffers[name]
+        for layer in (self, other):
+            if "padding" in layer._buffers:  # of an embedding, whose padding row the other layer trains
+                layer._buffers["padding"] = None
+
     def _multiply_adds_text(self) -> str:
         return f"{self.plan.multiply_adds:,} multiply-adds at {' x '.join(map(str, self.planned_for))}"
 

@@ -1,0 +1,73 @@
+"""Where the modules and parameters of a model are: all their names, and the modules that hold them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import LayerError
+
+_CARRIED = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook"),
+)
+"""Hooks of a call: a new layer is called with the same input and gives an output of the same shape."""
+
+Holders = tuple[tuple[nn.Module, str], ...]
+"""The modules that a module is a child of, with its name there."""
+
+
+def names_of_modules(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+    """Each module once, in the order of the modules -> all its names."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return {module: tuple(of_module) for module, of_module in names.items()}
+
+
+def holders_of_modules(model: nn.Module) -> dict[nn.Module, Holders]:
+    """Each module but the model itself -> the modules that hold it."""
+    holders: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for holder in model.modules():
+        for key, child in holder._modules.items():
+            if child is not None:
+                holders.setdefault(child, []).append((holder, key))
+    return {module: tuple(places) for module, places in holders.items()}
+
+
+def owners_of_parameters(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """Parameter -> all its names, of a module with several names only those under its first."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(parameter, []).append(f"{name}.{key}".lstrip("."))
+    return owners
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raise LayerError if a parameter has no value yet."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise LayerError(f"{name!r} has no value yet", fix="run the model once on an input")
+
+
+def put_module(holders: Holders, module: nn.Module) -> None:
+    """Make a module the child of its holders."""
+    for holder, key in holders:
+        setattr(holder, key, module)
+
+
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Give a new module the hooks of the old one; the handles that the user holds still remove them."""
+    for kind in _CARRIED:
+        new.__dict__[kind] = old.__dict__[kind]
+
+
+def drop_hooks(module: nn.Module) -> None:
+    """Give a module empty hooks; those of a module that it was copied from stay."""
+    for kind in _CARRIED:
+        module.__dict__[kind] = None if kind == "_is_full_backward_hook" else OrderedDict()
