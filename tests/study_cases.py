@@ -174,7 +174,7 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[str]:
 
 def study(
     model: nn.Module,
-    images: Images,
+    images: Images | str,
     output: Path,
     rewrites: Sequence[Any] = CUTS,
     sizes: Sequence[Any] = (0.5,),

@@ -1,1 +1,1 @@
-"""What the rows of a study say about the claims of the paper."""
+"""Test the claims of a paper with the rows of a study."""

@@ -1,7 +1,7 @@
 """Rank correlations, each with a bootstrap interval.
 
-What is drawn again, with replacement, are units such as layers, each with all its points. An interval is that of the
-percentiles.
+Units, such as layers, are drawn again with replacement, each with all its points. The ends of an interval are
+percentiles of the statistic over these draws.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 FEWEST = 4
-"""Layers, or rows of several layers, below which no correlation is stated: of 3 points one order in 6 is perfect."""
+"""The least number of layers, or rows of several layers, for a correlation: of 3 points, one order in 6 is perfect."""
 
 CONFIDENCE = 0.95
-"""Part of the draws inside an interval."""
+"""The part of the draws that lies inside an interval."""
 
 
 class Draws(NamedTuple):
-    """How units are drawn for an interval; each statistic begins at the same seed."""
+    """How units are drawn for an interval. Each statistic begins with the same seed."""
 
     seed: int = 0
     resamples: int = 2000
@@ -36,9 +36,13 @@ class Draws(NamedTuple):
 class Correlation:
     """Spearman's rank correlation, with a bootstrap interval.
 
-    rho is -1 to 1, equal values having the mean of their ranks; `points` pairs were ranked, `units` layers (or rows of
-    several layers) drawn again. The interval is that of the draws that have a correlation, all but `undefined`, where
-    all values of one side are equal. Where there is none, rho, low and high are NaN, and `why` is the reason.
+    Attributes:
+        rho: the correlation, -1 to 1; equal values have the mean of their ranks. NaN where it is not defined.
+        low, high: the ends of the interval, over the draws that have a correlation; NaN where it is not defined.
+        points: the number of pairs that were ranked.
+        units: the number of layers, or rows of several layers, that were drawn again.
+        undefined: the number of draws without a correlation, because all values of one side are equal.
+        why: the reason where the correlation is not defined.
     """
 
     rho: float
@@ -51,7 +55,7 @@ class Correlation:
 
     @property
     def interval(self) -> str:
-        """The correlation and the ends of its interval."""
+        """The correlation and the ends of its interval, as text."""
         return f"{self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
     def __str__(self) -> str:
@@ -62,7 +66,7 @@ class Correlation:
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
-    """Spearman's rank correlation; NaN with fewer than two values, a NaN among them, or all values of a side equal."""
+    """Spearman's rank correlation; NaN if a value is NaN, if all values of a side are equal, or of fewer than two."""
     x, y = rankdata([first, second], axis=1) - (np.size(first) + 1) / 2
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return max(-1.0, min(1.0, float(x @ y) / scale)) if scale > 0 else math.nan
@@ -79,9 +83,11 @@ def rank_correlation(
     """Spearman's correlation of the pairs first[n], second[n], with its bootstrap interval.
 
     Args:
-        units: what each pair belongs to: units are drawn again, each with all its pairs.
-        groups: of each pair. The correlation is then the mean of those within the groups of at least `FEWEST` units; in
-            a draw, over the groups that have one in it. By default all pairs are ranked together.
+        units: the unit of each pair; units are drawn again, each with all its pairs.
+        draws: how they are drawn.
+        groups: the group of each pair. The result is then the mean of the correlations within the groups that have at
+            least `FEWEST` units; in a draw, within those that have a correlation. By default all pairs are ranked
+            together.
     """
     x, y = np.asarray(first), np.asarray(second)
 
@@ -92,11 +98,12 @@ def rank_correlation(
 
 
 def bootstrap(units: Sequence[Hashable], measure: Callable[[NDArray[np.int64]], float], draws: Draws) -> Correlation:
-    """What is measured on all points, and its interval over draws of units, each with all its points.
+    """A statistic of all points, and its interval over draws of units, each with all its points.
 
     Args:
-        units: of each point.
-        measure: numbers of points, some of them several times -> the statistic, or NaN.
+        units: the unit of each point.
+        measure: a function of the numbers of points, some of them repeated, that returns the statistic or NaN.
+        draws: how units are drawn.
     """
     codes, names = pd.factorize(np.asarray(units))
     members = [np.flatnonzero(codes == code) for code in range(len(names))]
@@ -117,7 +124,7 @@ def bootstrap(units: Sequence[Hashable], measure: Callable[[NDArray[np.int64]], 
 def bootstrap_within(
     units: Sequence[Hashable], groups: Sequence[str], measure: Callable[[NDArray[np.int64]], float], draws: Draws
 ) -> Correlation:
-    """The mean over the groups of what is measured on each, of groups with enough units for one of their own."""
+    """The mean of a statistic over the groups that have enough units, and its interval over draws of units."""
     names = np.array(groups, dtype=object)
     counts = {name: len({unit for unit, own in zip(units, groups, strict=True) if own == name}) for name in groups}
     stated = np.flatnonzero([counts[name] >= FEWEST for name in groups])

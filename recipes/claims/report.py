@@ -1,4 +1,4 @@
-"""What recipes.claims finds, as a table and figures."""
+"""The results of recipes.claims as a table and as figures."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SIZES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Claims:
-    """What was found; what the rows do not have is missing.
+    """The results; those for which the rows lack numbers are missing.
 
-    depth: how large a cut is -> claim.
+    depth: measure of a cut's size -> claim.
     norms: "each" or "all" -> error -> claim.
     gains: "each" or "all" -> claim.
-    bands: error -> how often a cut of one layer is harmless, by that error.
+    bands: error -> how often a cut of one layer is harmless, band by band of that error.
     """
 
     depth: Mapping[str, DepthClaim]
@@ -40,6 +40,7 @@ class Claims:
 
 
 def claims_table(found: Claims, at_most: float) -> str:
+    """All results as text; `at_most` is the loss of accuracy that a harmless cut may cost, 0 to 1."""
     lines = [f"Depth and the largest cut that costs at most {points_text(at_most)} (Spearman, 95 % interval)"]
     for size, depth in found.depth.items():
         bounds = [cut.bound for cuts in depth.cuts.values() for cut in cuts]
@@ -69,7 +70,7 @@ def listed(correlations: Mapping[str, Correlation]) -> str:
 
 
 def _bands(bands: Sequence[Band]) -> list[str]:
-    """A line a band: errors, squared, how many cuts, how many of them are harmless, what they cost in points."""
+    """A line for each band: errors, their squares, cuts, the part of them that is harmless, their losses in points."""
     lines = [["error", "squared", "cuts", "harmless", "95 %", "median loss", "largest"]]
     for band in bands:
         ends = (band.least, band.most)
@@ -97,7 +98,7 @@ def _label(name: str, found: Correlation) -> str:
 
 
 def depth_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
-    """The layers' largest cuts, by depth: a panel for each measure; hollow where only a bound is known."""
+    """The largest cut of each layer, by depth, with a panel for each measure; hollow where only a bound is known."""
     every = [cut.layer for claim in found.depth.values() for cuts in claim.cuts.values() for cut in cuts]
     layers = list(dict.fromkeys(every))
     size = (max(7.0, 3.2 + 0.28 * len(layers)), 1.2 + 2.5 * len(found.depth))
@@ -127,7 +128,7 @@ def depth_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
 
 
 def loss_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
-    """Loss of accuracy against the errors: rows are scopes, columns errors."""
+    """The loss of accuracy against the errors, with a row of panels for each scope and a column for each error."""
     across = max(map(len, found.norms.values()))
     size = (1.0 + 4.6 * across, 0.8 + 3.9 * len(found.norms))
     figure = Figure(figsize=size, layout="constrained")

@@ -1,4 +1,4 @@
-"""What the rows of a study say of its claims: rank correlations, with intervals.
+"""Test the claims of a paper with the rows of a study: rank correlations, with intervals.
 
     python -m recipes.claims --smoke             # a small study on digits first: seconds
     python -m recipes.compressibility --model resnet20 --weights W.pth --data DIR \\
@@ -7,16 +7,16 @@
 
 The claims of Singh, Jahromi and Orus (arXiv 2403.14379), as numbers:
 - Deep layers bear larger cuts: Spearman's correlation of a layer's depth with the
-  largest cut of this layer alone that costs at most a point of accuracy. How large a
-  cut is, is measured by what it takes away from the kernel, from the layer's output,
-  and from the number of singular values.
+  largest cut of this layer alone that costs at most a point of accuracy. The size of
+  a cut is measured by the error of the kernel, by the error of the layer's output,
+  and by the part of the singular values that it drops.
 - The norm predicts the accuracy: Spearman's correlation of the loss of accuracy with
   the error of the kernel in the Frobenius norm, and with that of the layer's output
   (rows of --report-metric), within a cut and across all of them; and how much better
   the second is.
-- Much of the norm may go at little cost: of the cuts of one layer that make an error
-  of 0.3 to 0.4, say, how many cost at most a point of accuracy.
-- Each has an interval that holds 95 % of the draws of layers, with replacement.
+- Much of the norm may be lost at little cost: the part of the cuts of one layer, with
+  an error of 0.3 to 0.4 for instance, that costs at most a point of accuracy.
+- Each number has an interval that holds 95 % of the draws of layers, with replacement.
 """
 
 from __future__ import annotations
@@ -68,26 +68,26 @@ class Config:
     rows: Path | None = None
     """folder of a study with rows of single layers (recipes.compressibility --scope each), best with --report-metric"""
     at_most: float = 0.01
-    """loss of accuracy that a largest cut may cost: 0.01 is one point"""
+    """the loss of accuracy that a harmless cut may cost: 0.01 is one point"""
     resamples: int = 2000
-    """draws for each interval: its ends are then known to a hundredth or two"""
+    """draws for each interval; with 2000 its ends are known to a hundredth or two"""
     seed: int = 0
-    """of the draws"""
+    """the seed of the draws"""
     smoke: bool = False
-    """make a small study on digits first, in a folder of the output: whether all of it runs"""
+    """make a small study on digits first, in a folder of the output, to see that everything works"""
     output: Path | None = None
-    """folder for claims.json and the figures (PNG and SVG); by default claims/ in that of the rows"""
+    """folder for claims.json and the figures (PNG and SVG); by default claims/ in the folder of the rows"""
 
 
 def main(config: Config) -> Claims:
-    """Print the claims, write them and their figures.
+    """Print the results, write them, and draw their figures.
 
     Raises:
-        StudyError: there are no rows, or none of single layers; the output cannot be written.
+        StudyError: the folder has no rows of single layers, or the output cannot be written.
     """
     if config.smoke == (config.rows is not None):
-        given = "both --smoke and --rows are given" if config.smoke else "neither --rows nor --smoke is given"
-        raise tn.errors.StudyError(given, fix="--rows FOLDER of a study, or --smoke")
+        fact = "both --smoke and --rows are given" if config.smoke else "neither --rows nor --smoke is given"
+        raise tn.errors.StudyError(fact, fix="--rows FOLDER of a study, or --smoke")
     output = config.output or (config.rows or Path("runs")) / "claims"
     folder = config.rows or output / "study"
     print_settings(dataclasses.replace(config, rows=folder, output=output))
@@ -117,7 +117,7 @@ def main(config: Config) -> Claims:
 
 
 def claims_of(rows: Sequence[tn.studies.Row], *, at_most: float, draws: Draws) -> Claims:
-    """All claims that the rows can speak of. Raises StudyError where none are of single layers."""
+    """All claims for which the rows have numbers. Raises StudyError if none of them is of a single layer."""
     each, whole = points_of(rows, "each"), points_of(rows, "all")
     scopes: tuple[Scope, ...] = ("each",) if whole.empty else ("each", "all")
     sizes: list[Size] = [size for size in get_args(Size) if each[size].notna().any()] or ["relative_error"]
@@ -137,7 +137,7 @@ def claims_of(rows: Sequence[tn.studies.Row], *, at_most: float, draws: Draws) -
 
 
 def _unfinished(rows: Sequence[tn.studies.Row]) -> list[str]:
-    """The rewrites of which some layers were tested at fewer sizes, so that their largest cuts are smaller."""
+    """The rewrites for which some layers were tested at fewer sizes than others."""
     sizes: dict[str, dict[str, set[object]]] = {}
     for row in rows:
         if tn.studies.touched(row) and tn.studies.of_one_layer(row):

@@ -1,6 +1,6 @@
-"""What the rows of a study say of its claims: rank correlations, each with a bootstrap interval.
+"""The claims of a paper, from the rows of a study: rank correlations, each with a bootstrap interval.
 
-Layers are what a claim about networks could have seen more of, so layers are what is drawn again for an interval.
+A claim about networks could have been tested on other layers, so layers are drawn again for an interval.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Error: TypeAlias = Literal["relative_error", "output_error"]
-"""Of a layer in a row: ||K - K~||_F / ||K||_F; or sqrt(E||(K - K~) x||^2 / E||K x||^2) over its real inputs x."""
+"""An error of a layer: ||K - K~||_F / ||K||_F; or sqrt(E||(K - K~) x||^2 / E||K x||^2) over its inputs x."""
 
 Size: TypeAlias = Literal["relative_error", "output_error", "values"]
-"""How large a cut is: one of the errors it makes; or the part of the singular values it drops.
+"""The measure of a cut's size: one of the errors that it makes, or the part of the singular values that it drops.
 
-Not the parameters saved: those are of the whole network, and grow with a layer's own size, which grows with depth.
+The parameters that it saves are not a measure: they grow with the size of the layer, which grows with depth.
 """
 
 Scope: TypeAlias = Literal["each", "all"]
-"""One layer rewritten at a time; or all of them at once."""
+"""Rows in which one layer is rewritten, or all of them at once."""
 
 EXACT = 1e-12
-"""Relative error up to which a cut has taken nothing away: rounding of float64."""
+"""The relative error up to which a cut has changed nothing but the rounding of float64."""
 ROUNDING = 1e-9
-"""Of differences of accuracies, which are quotients of integers: what is on a bound is within it."""
+"""The rounding of differences of accuracies: a loss that is equal to a bound counts as within it."""
 BOUNDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, math.inf)
-"""Of the bands of errors."""
+"""The ends of the bands of errors."""
 
 
 @dataclass(frozen=True)
 class LargestCut:
     """The largest cut of a layer that costs at most what is allowed.
 
-    bound is "smallest" where the smallest cut tested costs more already; "largest" where the largest tested does not
-    cost more, so that `size` is a lower bound; None where the cut lies between two that were tested.
+    `bound` is "smallest" where even the smallest cut that was tested costs more; "largest" where the largest cut that
+    was tested does not cost more, so that `size` is a lower bound; None where the cut lies between two tested ones.
     """
 
     layer: str
@@ -56,7 +56,7 @@ class LargestCut:
 
 @dataclass(frozen=True)
 class DepthClaim:
-    """How the largest harmless cut depends on depth, for each rewrite; mean: over the rewrites that all layers have."""
+    """How the largest harmless cut depends on depth, for each rewrite; and for its mean over rewrites of all layers."""
 
     cuts: Mapping[str, Sequence[LargestCut]]
     correlations: Mapping[str, Correlation]
@@ -65,9 +65,9 @@ class DepthClaim:
 
 @dataclass(frozen=True)
 class Gain:
-    """Within each rewrite and across: a mean over the rewrites that have a correlation, and that of all rows together.
+    """The correlation of the loss with the output error, less that with the relative error, on the same rows and draws.
 
-    Of the output error less that of the relative error, on the same rows and the same draws.
+    `mean_within` is the mean over the rewrites that have a correlation, `across` is that of all rows together.
     """
 
     mean_within: Correlation
@@ -76,9 +76,9 @@ class Gain:
 
 @dataclass(frozen=True)
 class NormClaim:
-    """How the loss of accuracy follows an error: for each rewrite (error, loss) of its rows, and their correlation.
+    """How the loss of accuracy depends on an error: (error, loss) of the rows of each rewrite, and their correlation.
 
-    A loss is 0 to 1, positive where accuracy falls. `mean_within` and `across` are as in `Gain`.
+    A loss is positive where the accuracy falls; 0.01 is one point. `mean_within` and `across` are as in `Gain`.
     """
 
     points: Mapping[str, Sequence[tuple[float, float]]]
@@ -89,9 +89,9 @@ class NormClaim:
 
 @dataclass(frozen=True)
 class Band:
-    """Rows whose error is at least `least` and below `most`: the part of them that costs at most what is allowed.
+    """Rows whose error is at least `least` and below `most`, and the part of them that costs at most what is allowed.
 
-    low and high are the ends of its interval, NaN where the rows are of too few layers; median and largest are losses.
+    `low` and `high` are the ends of its interval, NaN for too few layers; `median` and `largest` are losses.
     """
 
     least: float
@@ -108,16 +108,16 @@ class Band:
 
 
 def curve_of(row: tn.studies.Row) -> str:
-    """What rows of one rewrite at several sizes have in common: the rewrite, and how it is fitted if not as usual."""
+    """The name that rows of one rewrite share at all sizes: the rewrite, and how it is fitted if not as usual."""
     return ", ".join(filter(None, [row["rewrite"], tn.studies.variant(row)]))
 
 
 def points_of(rows: Sequence[tn.studies.Row], scope: Scope) -> pd.DataFrame:
-    """A line for each row of a scope: curve, unit (of "each" the layer), loss of accuracy, and the sizes it has.
+    """A line for each row of a scope: curve, unit (the layer, in the scope "each"), loss of accuracy, and sizes.
 
-    Rows that differ in nothing but what they report count once, as the one that reports the most; rows of one layer
-    that cut nothing do not count: across `out in | kh kw` a 1x1 kernel has one singular value, which is always kept.
-    Over several layers a size is the root mean square of theirs.
+    Rows that differ only in what they report count once, as the one that reports the most. Rows of one layer that cut
+    nothing do not count: across `out in | kh kw` a 1x1 kernel has one singular value, which is always kept. The size
+    of a row of several layers is the root mean square of theirs.
     """
     distinct: dict[tn.studies.Key, tn.studies.Row] = {}
     for row in filter(tn.studies.touched, rows):
@@ -145,11 +145,11 @@ def _root_mean_square(values: Sequence[float | None]) -> float:
 
 
 def _sized(rows: Sequence[tn.studies.Row], scope: Scope, *sizes: Size) -> pd.DataFrame:
-    """The points of a scope that have all these sizes. Raises StudyError where there are none."""
+    """The points of a scope that have all these sizes. Raises StudyError if no point has them."""
     points = points_of(rows, scope)
     what = "rows of single layers" if scope == "each" else "rows of scope all"
     if points.empty:
-        raise tn.errors.StudyError(f"there are no {what}", fix="a study with --scope all each")
+        raise tn.errors.StudyError(f"the study has no {what}", fix="a study with --scope all each")
     points = points.dropna(subset=list(sizes))
     if points.empty:
         raise tn.errors.StudyError(f"none of the {what} has {sizes[-1]!r}", fix="a study with --report-metric")
@@ -160,17 +160,17 @@ def _sized(rows: Sequence[tn.studies.Row], scope: Scope, *sizes: Size) -> pd.Dat
 
 
 def depth_correlation(rows: Sequence[tn.studies.Row], *, at_most: float, size: Size, draws: Draws) -> DepthClaim:
-    """Correlation of a layer's depth with the largest cut it bears.
+    """The correlation of a layer's depth with the largest cut that it bears.
 
-    For each layer and rewrite the rows of that layer alone are followed from the smallest cut to the largest, beginning
-    with no cut, which costs nothing. The largest cut that costs at most `at_most`, 0 to 1, lies on the line between the
-    first row that costs more and the one before it: later rows that happen to cost less again do not count. Where the
-    first row costs more, it lies between no cut and this one; where no row does, it is the largest that was tested.
-    Layers are in the order of the row that touches the most layers, if it touches all of those with rows of their own,
-    else in the order in which rows have them first.
+    For each layer and rewrite the rows of that layer alone are followed from the smallest cut to the largest, starting
+    with no cut, which costs nothing. The largest cut that costs at most `at_most` is interpolated between the first row
+    that costs more and the row before it; later rows that happen to cost less again do not count. If the first row
+    costs more, the cut lies between no cut and this row; if no row costs more, it is the largest that was tested.
+    Layers are in the order of the row with the most layers, if it has all of those with rows of their own; otherwise
+    in the order in which they first occur.
 
     Raises:
-        StudyError: there are no rows of single layers, or none that has the size.
+        StudyError: no row is of a single layer, or none of these has the size.
     """
     points = _sized(rows, "each", size)
     names = list(dict.fromkeys(points["unit"]))
@@ -193,7 +193,7 @@ def depth_correlation(rows: Sequence[tn.studies.Row], *, at_most: float, size: S
 
 
 def _largest(layer: str, curve: Sequence[tuple[float, float]], at_most: float) -> LargestCut:
-    """Follow sizes and losses from no cut to where the loss first exceeds what is allowed."""
+    """Follow sizes and losses, starting with no cut, to where the loss first exceeds what is allowed."""
     before, loss_before = 0.0, 0.0
     for number, (size, loss) in enumerate(sorted(curve)):
         if loss > at_most + ROUNDING:
@@ -210,13 +210,13 @@ def norm_correlation(
     scope: Scope,
     draws: Draws,
 ) -> NormClaim:
-    """Correlation of the loss of accuracy with an error of the kernels, within each rewrite and across them.
+    """The correlation of the loss of accuracy with an error of the kernels, within each rewrite and across them.
 
-    Rewrites of one name but another metric, or another way with components, count as several. Rows without the error
-    are passed over. Of the scope "each", layers are drawn; of "all", rows.
+    Rewrites of one name that are fitted in different ways count as several. Rows without the error are left out. For
+    an interval, layers are drawn in the scope "each", rows in the scope "all".
 
     Raises:
-        StudyError: no row has what is compared.
+        StudyError: no row of the scope has the error.
     """
     points = _sized(rows, scope, error)
 
@@ -233,10 +233,10 @@ def norm_correlation(
 
 
 def norm_gain(rows: Sequence[tn.studies.Row], *, scope: Scope, draws: Draws) -> Gain:
-    """How much better the loss of accuracy follows the output error than the relative error, of rows that have both.
+    """How much more the loss of accuracy correlates with the output error than with the relative error.
 
     Raises:
-        StudyError: no row has what is compared.
+        StudyError: no row of the scope has both errors.
     """
     points = _sized(rows, scope, "relative_error", "output_error")
     outputs, kernels, losses = (points[name].to_numpy() for name in ("output_error", "relative_error", "loss"))
@@ -249,10 +249,10 @@ def norm_gain(rows: Sequence[tn.studies.Row], *, scope: Scope, draws: Draws) -> 
 
 
 def harmless(rows: Sequence[tn.studies.Row], *, at_most: float, error: Error, draws: Draws) -> list[Band]:
-    """How often a cut of a single layer costs at most `at_most`, 0 to 1, by its error: the bands that have rows.
+    """How often a cut of a single layer costs at most `at_most`, for each band of errors that has rows.
 
     Raises:
-        StudyError: there are no rows of single layers, or none that has the error.
+        StudyError: no row is of a single layer, or none of these has the error.
     """
     points = _sized(rows, "each", error)
     found = []

@@ -1,4 +1,4 @@
-"""Train a network, dense or decomposed: stopped at any moment, and continued with the same numbers."""
+"""Train a network, dense or decomposed. A training can be stopped at any moment and continues with the same numbers."""
 
 from recipes.training.classification import Classification, crop_and_flip
 from recipes.training.history import Epoch, History

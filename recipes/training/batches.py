@@ -1,4 +1,4 @@
-"""Which examples a step has: a function of the seed and the step's number, whatever happened before."""
+"""Which examples a step has: they depend on the seed and the number of the step only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recipes.training.task import Task
 
 
 class _Steps(Dataset[tuple[Tensor, Tensor]]):
-    """Element [s] is this process's share of the batch of step s, a function of the seed and s alone."""
+    """Element [s] is the share of this process of the batch of step s. It depends on the seed and s only."""
 
     def __init__(self, task: Task, settings: Training, share: tuple[int, int]) -> None:
         self.task, self.settings, self.share = task, settings, share
@@ -35,19 +35,19 @@ def _order(count: int, seed: int) -> Tensor:
 
 @lru_cache(maxsize=2)
 def batch_sizes(count: int, batch_size: int) -> tuple[int, ...]:
-    """Numbers of examples in the steps of an epoch."""
+    """The number of examples in each step of an epoch."""
     return tuple(map(len, tn.model.batch_rows(torch.arange(count), batch_size)))
 
 
 def step_batches(
     task: Task, settings: Training, *, first: int, share: tuple[int, int], workers: int, pinned: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's shares of all batches from step `first` on.
+    """The shares of this process of all batches from step `first` on.
 
     Args:
-        share: (i, p): the i-th of p parts of each batch.
-        workers: processes that prepare them; 0: this one.
-        pinned: in memory from which a GPU can fetch by itself.
+        share: (i, p) for the i-th of p parts of each batch.
+        workers: the number of processes that prepare batches; with 0 this process does.
+        pinned: whether batches are in memory that a GPU can read by itself.
     """
     steps = range(first, settings.epochs * len(batch_sizes(task.training_size, settings.batch_size)))
     data = _Steps(task, settings, share)

@@ -1,9 +1,9 @@
-"""The folder of a training: what is trained there, and checkpoints from which it continues, each whole or absent.
+"""The folder of a training: its description, and checkpoints from which it continues. Each is whole or absent.
 
-FOLDER/training.json                what the result depends on: settings, data, network
-FOLDER/checkpoints/step-00000391/   the last two; made under another name, then renamed
-    model.safetensors               as `tnalgebra.save` writes it
-    optimizer.pt                    the optimizer's state, and that of fp16's loss scaler
+FOLDER/training.json                everything that the result depends on: settings, data, network
+FOLDER/checkpoints/step-00000391/   one of the last two; written under another name, then renamed
+    model.safetensors               the network, as `tnalgebra.save` writes it
+    optimizer.pt                    the state of the optimizer, and that of the loss scaler of fp16
     progress.json                   steps, rows, losses of the epoch so far; check sums of both files
 """
 
@@ -38,14 +38,14 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeE
 
 @dataclass
 class Progress:
-    """Where a training is.
+    """How far a training has come.
 
     Attributes:
-        step: steps done, of all epochs.
-        seconds: spent in the epoch so far.
-        losses: of the steps of the epoch so far.
-        first_loss: of the first step of all.
-        rows: of the epochs that are done.
+        step: the number of steps that are done, of all epochs.
+        seconds: the time that the current epoch has taken so far.
+        losses: the losses of the steps of the current epoch so far.
+        first_loss: the loss of the very first step.
+        rows: the rows of the epochs that are done.
     """
 
     step: int = 0
@@ -56,7 +56,7 @@ class Progress:
 
 
 def describe(model: nn.Module, task: Task, settings: Training) -> dict[str, Any]:
-    """All that the result of a training depends on, but device, threads and number of processes."""
+    """Everything that the result of a training depends on, except device, threads and number of processes."""
     return {
         "settings": {name: value for name, value in vars(settings).items() if name != "checkpoint_every"},
         "task": task.describe(),
@@ -73,16 +73,16 @@ def describe(model: nn.Module, task: Task, settings: Training) -> dict[str, Any]
 
 
 def settle(folder: Path, description: Mapping[str, Any]) -> None:
-    """Note in a new folder what is trained there, and clear away what a killed process left half done.
+    """Write the description of a training into a new folder, and remove unfinished files of a killed process.
 
     Raises:
-        StudyError: the folder holds another training, its notes cannot be read, or it cannot be written.
+        StudyError: the folder holds another training, its description cannot be read, or it cannot be written.
     """
     stored = tn.studies.read_config(folder / CONFIG)
     if stored is not None:
         tn.studies.compare_configs(folder, stored, description)
     elif (folder / CHECKPOINTS).exists():
-        raise tn.errors.StudyError(f"{folder} has checkpoints and no {CONFIG}", fix="another folder")
+        raise tn.errors.StudyError(f"{folder} has checkpoints, but no {CONFIG}", fix="another folder")
     with tn.studies.writing(folder):
         for unfinished in (folder / CHECKPOINTS).glob(".*"):
             shutil.rmtree(unfinished)
@@ -96,8 +96,8 @@ def write_checkpoint(
     """Write a checkpoint, then remove all but the last two.
 
     Raises:
-        StudyError: it cannot be written, as no space is left; the earlier ones stay.
-        CheckpointError: the model is of a kind that no checkpoint holds.
+        StudyError: it cannot be written, for instance because the disk is full; the earlier ones stay.
+        CheckpointError: the model has a layer that a checkpoint cannot hold.
     """
     place, last = folder / CHECKPOINTS, next(reversed(checkpoints(folder)), None)
     try:
@@ -105,14 +105,14 @@ def write_checkpoint(
         made = Path(tempfile.mkdtemp(dir=place, prefix=".new-"))
         try:
             tn.checkpoint.save(model, made / MODEL)
-            content = io.BytesIO()  # torch's own writing into files hides why it fails
+            content = io.BytesIO()  # when torch writes into a file itself, it hides why that fails
             state = {"optimizer": optimizer.state_dict(), "scaler": None if scaler is None else scaler.state_dict()}
             torch.save(state, content)
             (made / OPTIMIZER).write_bytes(content.getbuffer())
             sums = {name: _checksum(made / name) for name in (MODEL, OPTIMIZER)}
             (made / PROGRESS).write_text(json.dumps({**vars(progress), "sha256": sums}) + "\n", encoding="utf-8")
             target = place / f"step-{progress.step:08d}"
-            _remove(target)  # one that could not be read
+            _remove(target)  # an older one of the same step, which could not be read
             made.rename(target)
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
@@ -129,17 +129,17 @@ def write_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a training's folder in their order."""
+    """The checkpoints in the folder of a training, the oldest first."""
     return sorted((folder / CHECKPOINTS).glob("step-*"))
 
 
 def read_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> Progress:
-    """Put the last checkpoint into model, optimizer and scaler; without one, leave them at the start.
+    """Load the last checkpoint into model, optimizer and scaler; if the folder has none, leave them as they are.
 
-    A checkpoint that is damaged is passed over, with a warning, for the one before.
+    If a checkpoint is damaged, the one before is used instead, with a warning.
 
     Raises:
-        CheckpointError: the folder has some, and none can be read.
+        CheckpointError: the folder has checkpoints, but none of them can be read.
     """
     reasons: list[str] = []
     for path in reversed(checkpoints(folder)):
@@ -172,7 +172,7 @@ def _checksum(path: Path) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; a process killed meanwhile leaves nothing that looks like one."""
+    """Remove a checkpoint; a process that is killed meanwhile leaves nothing that looks like a whole one."""
     if path.exists():
         away = path.with_name(f".old-{path.name}")
         path.rename(away)

@@ -1,4 +1,4 @@
-"""Training a network to classify images, with augmentation, smoothed labels, a teacher."""
+"""The task of classifying images, with augmentation, smoothed labels, and a teacher."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from recipes.training.task import Task, try_network
 
 @dataclass(frozen=True, eq=False)
 class Classification(Task):
-    """Images to classes: cross-entropy, scored by top-1 accuracy.
+    """Classify images: the loss is the cross-entropy, the score is top-1 accuracy.
 
-    With a teacher the loss is (1 - w) * cross-entropy + w * t^2 * KL(teacher || network), both softened by the
-    temperature t; w is the settings' `distillation`. The teacher sees the same augmented images.
+    With a teacher the loss is (1 - w) * cross-entropy + w * t^2 * KL(teacher || network), where the answers of both
+    networks are softened by the temperature t, and w is `distillation` of the settings. The teacher sees the same
+    augmented images.
 
     Args:
-        training: images that are learnt.
+        training: the images that are learnt.
         test: images of the same classes, size and normalisation, for the score.
-        augmentation: applied to each training image by itself, uint8 of shape (channels, height, width), before it is
-            normalised; see `crop_and_flip`. Its chance must come from torch's generator, as that of torchvision's
-            transforms does.
-        teacher: logits of the same classes from the same inputs.
+        augmentation: a function of each training image by itself, uint8 of shape (channels, height, width), before it
+            is normalised; see `crop_and_flip`. Its random numbers must come from torch's generator, as those of
+            torchvision's transforms do.
+        teacher: a network that gives logits of the same classes for the same inputs.
 
     Source:
         G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network" (arXiv 1503.02531), section 2;
         C. Szegedy et al. (arXiv 1512.00567), section 7, for label smoothing.
 
     Raises:
-        DataError: the two sets do not fit each other, or one is empty.
+        DataError: the two sets differ in classes, size or normalisation, or one of them is empty.
     """
 
     training: tn.model.Images
@@ -51,7 +52,7 @@ class Classification(Task):
         training, test = self.training, self.test
         for images in (training, test):
             if not len(images):
-                raise tn.errors.DataError("there are no images", source=images.source)
+                raise tn.errors.DataError("a set of images is empty", source=images.source)
         for name, ours, theirs in (
             ("size", tuple(training.pixels.shape[1:]), tuple(test.pixels.shape[1:])),
             ("classes", training.classes, test.classes),
@@ -73,7 +74,7 @@ class Classification(Task):
 
     @property
     def plain_loss(self) -> float:
-        """That of equal probabilities, in nats."""
+        """The loss of equal probabilities for all classes, in nats."""
         return math.log(max(2, len(self.training.classes)))
 
     @property
@@ -92,16 +93,17 @@ class Classification(Task):
         }
 
     def check(self, model: nn.Module, settings: Training) -> None:
-        """Whether network and teacher take the images and have a logit for each class.
+        """Check that network and teacher accept the images and have a logit for each class.
 
         Raises:
-            DataError: there are more classes than logits, or fewer; a teacher without a weight, or the reverse.
+            DataError: the numbers of classes and logits differ; or a teacher has no weight, or a weight no teacher.
             StudyError: a network does not run on the images.
         """
         if (self.teacher is None) == (settings.distillation > 0):
-            given = "a teacher and distillation=0" if self.teacher is not None else "distillation and no teacher"
-            fix = "Classification(teacher=...) and Training(distillation=0.5), or neither"
-            raise tn.errors.DataError(f"there is {given}", fix=fix)
+            fact = "a teacher is given, but distillation=0" if self.teacher else "distillation needs a teacher"
+            raise tn.errors.DataError(
+                fact, fix="Classification(teacher=...) and Training(distillation=0.5), or neither"
+            )
         for network in (model, *self.networks):
             outputs = try_network(network, self.inputs(self.test.pixels[:1]))
             if outputs.ndim != 2:
@@ -112,7 +114,7 @@ class Classification(Task):
     def training_batch(self, rows: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         pixels = self.training.pixels[rows]
         if self.augmentation is not None:
-            # torch's own function also seeds every GPU, which a worker process must not touch
+            # torch.manual_seed would also seed every GPU, which a worker process must not touch
             generator = torch.default_generator
             images = []
             for image, seed in zip(pixels, seeds, strict=True):
@@ -125,7 +127,7 @@ class Classification(Task):
         return self.training.normalise(examples, device=examples.device)
 
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor, settings: Training) -> Tensor:
-        """Cross-entropy, in nats, with the teacher's part."""
+        """The cross-entropy, in nats, with the part of the teacher."""
         hard = functional.cross_entropy(outputs, targets, label_smoothing=settings.label_smoothing)
         if self.teacher is None:
             return hard
@@ -141,7 +143,7 @@ class Classification(Task):
         return (1 - weight) * hard + weight * heat**2 * soft
 
     def measure(self, model: nn.Module, rows: Tensor, *, batch_size: int, device: torch.device | str) -> Tensor:
-        """Shape (2,): right answers and images. Logits that are not finite are a wrong answer."""
+        """Shape (2,): the numbers of right answers and of images. Logits that are not finite are a wrong answer."""
         images = tn.model.Images(
             self.test.pixels[rows],
             self.test.labels[rows],
@@ -154,33 +156,33 @@ class Classification(Task):
         return torch.tensor([round(share * len(rows)), len(rows)], dtype=torch.float64, device=device)
 
     def score(self, sums: Tensor) -> float:
-        """Top-1, 0 to 1."""
+        """Top-1 accuracy, 0 to 1."""
         right, count = sums.tolist()
         return float(right / count)
 
 
 def crop_and_flip(image_size: int | tuple[int, int], *, padding: int = 4, flip: bool = True) -> nn.Module | None:
-    """The usual augmentation of CIFAR: cut out at random of the image with a black border, mirrored half of the time.
+    """The usual augmentation of CIFAR: a random crop of the image with a black border, mirrored half of the time.
 
     Args:
-        image_size: pixels: (height, width), or one number for both.
-        padding: pixels of the border; 0 leaves the position.
-        flip: whether left and right are exchanged with probability 1/2; not for digits.
+        image_size: in pixels, (height, width) or one number for both.
+        padding: the width of the border in pixels; with 0 images are not moved.
+        flip: whether left and right are exchanged with probability 1/2, which is wrong for digits.
 
     Returns:
-        The transform of one image; None if images are neither moved nor mirrored.
+        A transform of one image; None if images are neither moved nor mirrored.
 
     Source:
         K. He et al., "Deep residual learning" (arXiv 1512.03385), section 4.2.
 
     Raises:
-        DataError: the border is negative.
+        DataError: the width of the border is negative.
     """
     from torchvision.transforms import v2
 
     if padding < 0:
-        raise tn.errors.DataError(f"a border of {padding} pixels", needed="at least 0")
-    transforms: Any = v2  # of which it exports nothing by its types
+        raise tn.errors.DataError(f"the border has a width of {padding} pixels", needed="at least 0")
+    transforms: Any = v2  # torchvision has no types for it
     crop = [transforms.RandomCrop(image_size, padding=padding)] if padding else []
     mirror = [transforms.RandomHorizontalFlip()] if flip else []
     augmentation: nn.Module | None = transforms.Compose([*crop, *mirror]) if crop or mirror else None
@@ -188,7 +190,7 @@ def crop_and_flip(image_size: int | tuple[int, int], *, padding: int = 4, flip: 
 
 
 def _name(function: Callable[[Tensor], Tensor] | None) -> str | None:
-    """A text that is the same in every process: what a transform says of itself, without places in memory."""
+    """A text for a transform that is the same in every process: its `repr` without addresses in memory."""
     if function is None:
         return None
     text = repr(function) if isinstance(function, nn.Module) else getattr(function, "__qualname__", repr(function))

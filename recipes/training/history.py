@@ -1,4 +1,4 @@
-"""What a training reports: a row an epoch, as CSV, for TensorBoard, as a table and a figure."""
+"""The history of a training, with a row for each epoch: as CSV, for TensorBoard, as a data frame, as a figure."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ HISTORY, EVENTS = "history.csv", "tensorboard"
 
 
 class Epoch(NamedTuple):
-    """One row of a history."""
+    """One epoch of a training: a row of its history."""
 
     epoch: int
     """from 1"""
     step: int
-    """steps done by its end"""
+    """the number of steps done by its end"""
     learning_rate: float
-    """of its last step"""
+    """that of its last step"""
     training_loss: float
-    """mean over the epoch's examples, each as the network was when it came"""
+    """the mean over the examples of the epoch, each with the network as it was in its step"""
     test_score: float
-    """at its end"""
+    """the score on the test examples at its end"""
     seconds: float
-    """that it took, its test included; the one field in which another run of the same settings differs"""
+    """its duration, the test included; only this field differs in another run with the same settings"""
 
 
 @dataclass(frozen=True)
 class History:
-    """Rows of a training, one an epoch.
+    """The history of a training.
 
     Attributes:
-        rows: in their order.
-        score_name: what `test_score` is: accuracy (0 to 1), or relative_error.
+        rows: one for each epoch, in their order.
+        score_name: what `test_score` is: "accuracy" (0 to 1), or "relative_error".
     """
 
     rows: tuple[Epoch, ...]
     score_name: str
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row an epoch, columns as in `Epoch`."""
+        """A data frame with a row for each epoch and the columns of `Epoch`."""
         import pandas
 
         return pandas.DataFrame([row._asdict() for row in self.rows], columns=list(Epoch._fields))
 
     def plot(self) -> Figure:
-        """Loss and score by epoch."""
+        """A figure of the loss and the score by epoch."""
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
@@ -72,13 +72,13 @@ class History:
 
 
 def write_history(folder: Path, rows: Sequence[Epoch]) -> None:
-    """Write `history.csv`, all rows, whole or not at all."""
+    """Write all rows into `history.csv`, whole or not at all."""
     lines = [",".join(map(str, row)) for row in (Epoch._fields, *rows)]
     tn.studies.write_text(folder / HISTORY, "\n".join(lines) + "\n")
 
 
 def tensorboard_writer(folder: Path) -> SummaryWriter:
-    """For a training's scalars. Those of an earlier process are removed: they are written again, each once."""
+    """A writer for scalars. Those of an earlier process are removed, because all of them are written again."""
     from torch.utils.tensorboard import SummaryWriter
 
     for old in (folder / EVENTS).glob("events.out.tfevents.*"):
@@ -87,7 +87,7 @@ def tensorboard_writer(folder: Path) -> SummaryWriter:
 
 
 def log_epoch(writer: SummaryWriter, score_name: str, row: Epoch) -> None:
-    """Write the scalars of an epoch; they are on the disk when this returns."""
+    """Write the scalars of an epoch, and flush them to the disk."""
     scalars = {"loss/training": row.training_loss, f"{score_name}/test": row.test_score}
     for name, value in {**scalars, "learning_rate": row.learning_rate, "seconds": row.seconds}.items():
         writer.add_scalar(name, value, row.epoch)

@@ -1,8 +1,9 @@
-"""The training loop: on one device or several, in mixed precision, stopped at any moment and continued.
+"""The training loop: on one device or several, in mixed precision; it can be stopped at any moment and continued.
 
-What happens in a step is a function of the settings, the step's number and the values before it: the order of the
-data, their augmentation and the network's own chance (dropout) are seeded for each step again. So a checkpoint needs no
-state of any generator, and a training that continues from one ends with the numbers of one that was never stopped.
+What happens in a step depends only on the settings, the number of the step and the values before it: the order of the
+data, their augmentation and the network's own random numbers (dropout) are seeded again for each step. A checkpoint
+therefore holds no state of a generator, and a training that continues from one ends with the same numbers as a training
+that was never stopped.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from recipes.training.settings import Training, learning_rate, make_optimizer, s
 from recipes.training.task import Task
 
 DIVERGED = 10.0
-"""Times the plain loss of the task, or the first one if that is larger, at which a training is given up ..."""
+"""A training is given up if a mean of losses exceeds the plain loss of its task, or its first loss, times this."""
 WINDOW = 50
-"""... if the mean of this number of steps exceeds it, or of a shorter epoch: single steps may."""
+"""The mean is over this number of steps, or over a shorter epoch: single steps may exceed the bound."""
 FEWEST = 10
-"""Steps of such a mean at least: in a shorter epoch only a loss that is not finite counts."""
+"""The least number of steps in such a mean: in a shorter epoch only a loss that is not finite counts."""
 LOOK = 20
-"""Steps on a GPU between two looks at the losses: each look waits for the GPU."""
+"""The number of steps on a GPU after which losses are read, because reading them waits for the GPU."""
 
 
 def train(
@@ -52,37 +53,39 @@ def train(
 ) -> History:
     """Train a network in place, or continue a training that was stopped, or return one that is finished.
 
-    The same call continues it: with the same network (its values as before the training), task and settings. On one
-    device, with as many threads, it ends with the same weights and rows, bit for bit, as a training that was not
-    stopped. Under `accelerate launch` each batch is shared out among the processes; the gradient is that of the whole
-    batch, batch normalisations see their process's share. torch's, numpy's and Python's global generators are left as
-    they were.
+    A training is continued by the same call: with the same network (with its values from before the training), task and
+    settings. On one device and with the same number of threads it ends with the same weights and rows, bit for bit, as
+    a training that was not stopped. Under `accelerate launch` each batch is shared out among the processes; the
+    gradient is that of the whole batch, while batch normalisations see the share of their process. The global
+    generators of torch, numpy and Python are left as they were.
 
     Args:
-        model: dense, or with decomposed layers; moved to the device, and to the memory format of the settings.
+        model: a network, dense or with decomposed layers; it is moved to the device, and to the memory format of the
+            settings.
         task: what is learnt.
-        settings: of the training.
-        folder: for checkpoints and logs; other files in it are left alone.
-        device: auto takes a GPU if torch finds one, and what `accelerate launch` says; cpu is always the CPU.
-        workers: processes that prepare batches; 0: this one does. No influence on the result.
-        log_tensorboard: write scalars for TensorBoard, too.
-        progress: show a progress bar where standard error is a terminal.
-        note: called with each row once it is on the disk; with rows of earlier calls first.
+        settings: how it is learnt.
+        folder: the folder for checkpoints and logs; other files in it are left alone.
+        device: "auto" takes a GPU if torch finds one, or what `accelerate launch` says; "cpu" is always the CPU.
+        workers: the number of processes that prepare batches; with 0 this process does. The result does not depend
+            on it.
+        log_tensorboard: whether scalars are written for TensorBoard too.
+        progress: whether a progress bar is shown where standard error is a terminal.
+        note: a function that is called with each row once it is on the disk, first with those of earlier calls.
 
     Returns:
-        A row for each epoch.
+        The history, with a row for each epoch.
 
     Raises:
-        DataError: the network does not fit the task, such as one with fewer classes; a setting out of its range.
-        DivergedError: the loss is not finite or far above that of guessing, with epoch and step: the network is left as
-            it is then, and the last checkpoint stays.
-        StudyError: the folder holds another training, or another process is training there, or it cannot be written.
+        DataError: the network does not fit the task, for instance because it has fewer classes.
+        DivergedError: the loss is not finite, or far above that of guessing; epoch and step are named. The network is
+            left as it is then, and the last checkpoint stays.
+        StudyError: the folder holds another training, is used by another process, or cannot be written; or
             TensorBoard is not installed.
-        CheckpointError: the folder has checkpoints, and none can be read.
+        CheckpointError: the folder has checkpoints, but none of them can be read.
     """
     if log_tensorboard and find_spec("tensorboard") is None:
         fix = 'pip install "tnalgebra[train]", or log_tensorboard=False'
-        raise tn.errors.StudyError("tensorboard is not installed here", fix=fix)
+        raise tn.errors.StudyError("tensorboard is not installed", fix=fix)
     folder = Path(folder)
     with ExitStack() as stack:
         accelerator = _accelerator(settings, device)
@@ -102,13 +105,13 @@ def train(
                 write_history(folder, run.state.rows)
         run.listeners += [] if note is None else [note]
         for row in run.state.rows:
-            run.tell(row)
+            run.publish(row)
         run.finish(workers=workers, progress=progress)
         return History(tuple(run.state.rows), task.score_name)
 
 
 class _Run:
-    """What one call of `train` has: the prepared network, and where it is."""
+    """The state of one call of `train`: the prepared network, and how far its training has come."""
 
     def __init__(self, model: nn.Module, task: Task, settings: Training, *, folder: Path, accelerator: Any) -> None:
         self.model, self.task, self.settings, self.folder, self.accelerator = model, task, settings, folder, accelerator
@@ -131,12 +134,12 @@ class _Run:
         self.pending: list[Tensor] = []
         self.started = perf_counter()
 
-    def tell(self, row: Epoch) -> None:
+    def publish(self, row: Epoch) -> None:
         for listener in self.listeners:
             listener(row)
 
     def finish(self, *, workers: int, progress: bool) -> None:
-        """Do all steps that are left."""
+        """Do all remaining steps."""
         from tqdm import tqdm
 
         accelerator, state, total = self.accelerator, self.state, self.settings.epochs * self.steps
@@ -196,10 +199,10 @@ class _Run:
         self.state.step += 1
 
     def _look_at_losses(self) -> None:
-        """Take in the losses of the steps since the last look.
+        """Read the losses of the steps since the last look.
 
         Raises:
-            DivergedError: one is not finite, or they are far too large.
+            DivergedError: a loss is not finite, or the losses are far too large.
         """
         state, losses = self.state, torch.stack(self.pending)
         if self.accelerator.num_processes > 1:
@@ -232,7 +235,7 @@ class _Run:
         )
 
     def _finish_epoch(self, epoch: int) -> None:
-        """Test, note the row, keep a checkpoint; the row is in the checkpoint before it is anywhere else."""
+        """Test the network and write a checkpoint. The row is in the checkpoint before it is anywhere else."""
         state = self.state
         loss = sum(size * loss for size, loss in zip(self.sizes, state.losses, strict=True)) / sum(self.sizes)
         score = self._score()
@@ -245,13 +248,13 @@ class _Run:
         if self.accelerator.is_main_process:
             with tn.studies.writing(self.folder):
                 write_history(self.folder, state.rows)
-        self.tell(row)
+        self.publish(row)
 
     def _score(self) -> float:
         accelerator = self.accelerator
         if accelerator.num_processes > 1:
             for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, 0)  # running statistics: the main process's are those that are kept
+                torch.distributed.broadcast(buffer, 0)  # running statistics: all take those of the main process
         rows = torch.arange(self.task.test_size).tensor_split(accelerator.num_processes)[accelerator.process_index]
         sizes = {"batch_size": self.settings.batch_size, "device": accelerator.device}
         return self.task.score(accelerator.reduce(self.task.measure(self.model, rows, **sizes), reduction="sum"))
@@ -263,7 +266,7 @@ class _Run:
         self._write()
 
     def _write(self) -> None:
-        """Write a checkpoint, unless it would be one of a network that is spoilt."""
+        """Write a checkpoint, unless a value of the network is not finite."""
         spoilt = [name for name, value in self.model.state_dict().items() if not value.isfinite().all()]
         if spoilt:
             raise self._diverged(f"not finite: {', '.join(spoilt[:3])}", self.state.step)
@@ -272,7 +275,7 @@ class _Run:
 
 
 def _seed(seed: int) -> None:
-    """Seed every generator that a network may draw from."""
+    """Seed every generator that a network may use."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
@@ -281,26 +284,27 @@ def _seed(seed: int) -> None:
 def _accelerator(settings: Training, device: str) -> Any:
     """An accelerator for these settings.
 
-    accelerate keeps precision and device of a process in shared states, of which an earlier training has left its own.
+    accelerate keeps the precision and the device in states that a process shares, so those of an earlier training are
+    reset first.
     """
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise tn.errors.StudyError("the device is 'cuda', and torch finds none", fix="device='cpu'")
+        raise tn.errors.StudyError("the device is 'cuda', but torch does not find a GPU", fix="device='cpu'")
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=device == "cpu")
-    if settings.precision == "fp16" and accelerator.scaler is None:  # which would train in float32 instead
+    if settings.precision == "fp16" and accelerator.scaler is None:  # it would train in float32 instead
         raise tn.errors.StudyError("precision='fp16' needs a GPU", fix="precision='bf16', or 'no'")
     return accelerator
 
 
 @contextmanager
 def _state_kept(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore modes, global generators and the model's own attributes, which accelerate wraps for autocast.
+    """Restore modes, global generators, and the attributes of the model, which accelerate wraps for autocast.
 
-    Meanwhile cuDNN takes only algorithms that give the same bits each time.
+    Inside, cuDNN uses only algorithms that give the same bits each time.
     """
     attributes = dict(vars(model))
     generators = random.getstate(), np.random.get_state()
@@ -320,7 +324,7 @@ def _state_kept(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _unwrap_forward(model: nn.Module, forward: Any) -> None:
-    """Undo the autocast that accelerate puts around `forward`: steps have their own, tests are in full precision."""
+    """Undo the autocast that accelerate puts around `forward`: steps have one of their own, tests have none."""
     vars(model).pop("forward", None)
     if forward is not None:
         model.forward = forward

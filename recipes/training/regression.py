@@ -1,4 +1,4 @@
-"""Training a network to map tensors to tensors."""
+"""The task of mapping tensors to tensors."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from recipes.training.task import Task, try_network
 
 @dataclass(frozen=True, eq=False)
 class Regression(Task):
-    """Tensors to tensors: mean squared error, scored by the relative L2 error over the whole test set.
+    """Map tensors to tensors: the loss is the mean squared error, the score the relative error of the test set.
 
-    The score is ||outputs - targets|| / ||targets||, norms over all elements of all examples: 0 is perfect, 1 as
-    good as zeros.
+    The score is ||outputs - targets|| / ||targets||, with Euclidean norms over all elements of all examples. It is 0
+    for perfect outputs, and 1 for zeros.
 
     Args:
-        training_inputs: floating-point, shape (n, ...); examples along the first axis, the others as the network takes
-            them.
-        training_targets: floating-point, shape (n, ...), the shape of the network's outputs.
+        training_inputs: floating-point, shape (n, ...): element [i] is the i-th input of the network.
+        training_targets: floating-point, shape (n, ...): element [i] is the output that the network learns for it.
         test_inputs: shape (m, ...).
         test_targets: shape (m, ...).
 
     Raises:
-        DataError: the tensors do not fit each other, are not finite or empty; all test targets are 0.
+        DataError: the shapes of the tensors do not fit each other; a tensor is empty or not finite; all test targets
+            are 0.
     """
 
     training_inputs: Tensor
@@ -57,7 +57,7 @@ class Regression(Task):
             if ours != theirs:
                 raise tn.errors.DataError(f"{what} differ", given=f"{ours} and {theirs}")
         if not self.test_targets.any():
-            raise tn.errors.DataError("all test targets are 0: no error is relative to that")
+            raise tn.errors.DataError("all test targets are 0, so that a relative error is not defined")
 
     def _tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -72,7 +72,7 @@ class Regression(Task):
 
     @cached_property
     def plain_loss(self) -> float:
-        """That of zeros."""
+        """The loss of zeros."""
         return float(self.training_targets.double().square().mean())
 
     def describe(self) -> dict[str, Any]:
@@ -82,15 +82,16 @@ class Regression(Task):
         }
 
     def check(self, model: nn.Module, settings: Training) -> None:
-        """Whether the network takes the inputs and its outputs have the shape of the targets.
+        """Check that the network accepts the inputs and that its outputs have the shape of the targets.
 
         Raises:
-            DataError: they have another; label smoothing or distillation, which are of classes.
+            DataError: the outputs have another shape; the settings have label smoothing or distillation, which need
+                classes.
             StudyError: the network does not run on the inputs.
         """
         for name in ("label_smoothing", "distillation"):
             if getattr(settings, name):
-                raise tn.errors.DataError(f"{name} is of classes, and this is a regression", fix=f"{name}=0")
+                raise tn.errors.DataError(f"{name} needs classes, which a regression does not have", fix=f"{name}=0")
         outputs, targets = try_network(model, self.test_inputs[:1]), self.test_targets[:1]
         if outputs.shape != targets.shape:
             fact = "the network's outputs do not have the shape of the targets"
@@ -100,7 +101,7 @@ class Regression(Task):
         return self.training_inputs[rows], self.training_targets[rows]
 
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor, settings: Training) -> Tensor:
-        """The mean over all elements of the squared error."""
+        """The mean of the squared error over all elements."""
         return functional.mse_loss(outputs, targets)
 
     def measure(self, model: nn.Module, rows: Tensor, *, batch_size: int, device: torch.device | str) -> Tensor:

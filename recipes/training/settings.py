@@ -1,4 +1,4 @@
-"""Settings of a training, and what follows from them alone: the learning rate of a step, the optimizer, the seeds."""
+"""Settings of a training, and what follows from them: the learning rate of each step, the optimizer, the seeds."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ NORMALISATIONS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 class Training:
     """How a network is trained.
 
-    The learning rate rises linearly during `warmup`, then falls to 0 by half a cosine; each step has its own.
-    Weight decay is on weights and on the cores of decomposed layers, not on biases and normalisations: these only
-    shift and scale, and hold no capacity that would have to be bounded (He et al., arXiv 1812.01187, section 3.1). On
-    cores it is a penalty of each core's own norm, another one than that of the kernel they make.
+    The learning rate rises linearly during `warmup`, then falls to 0 by half a cosine, step by step. Weight decay is
+    applied to weights and to the cores of decomposed layers, but not to biases and normalisations, which only shift
+    and scale (He et al., arXiv 1812.01187, section 3.1). On cores it penalises the norm of each core, not that of the
+    kernel that they make.
 
     Raises:
-        DataError: a setting is out of its range.
+        DataError: a setting is out of range; its name is in the message.
     """
 
     epochs: int
     """passes over the training data"""
     batch_size: int = 128
-    """the most examples in a step, of all processes together; steps of an epoch are of equal size, to within one"""
+    """the most examples in a step, of all processes together; the steps of an epoch differ by one example at most"""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has Nesterov's momentum"""
     learning_rate: float = 0.1
-    """the highest of all steps"""
+    """the highest learning rate of all steps"""
     momentum: float = 0.9
-    """of sgd; 0: none"""
+    """of sgd; 0 turns it off"""
     weight_decay: float = 1e-4
     """of sgd: added to the gradient; of adamw: decoupled, times the learning rate"""
     warmup: float = 0.0
@@ -46,19 +46,19 @@ class Training:
     label_smoothing: float = 0.0
     """of classification: the part of each target that is spread evenly over all classes"""
     distillation: float = 0.0
-    """of classification: weight of the teacher's answers, 0 to 1; that of the labels is the rest"""
+    """of classification: the weight of the teacher's answers, 0 to 1; the labels have the rest"""
     temperature: float = 4.0
-    """of the distillation: both networks' logits are divided by it"""
+    """of the distillation: the logits of both networks are divided by it"""
     clip: float | None = None
-    """the largest norm of all gradients together; none by default"""
+    """the largest norm of all gradients together; None: they are not clipped"""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """bf16 or fp16 (with scaled losses; not on CPUs): mixed with float32"""
+    """bf16, or fp16 with scaled losses (not on CPUs): mixed with float32"""
     channels_last: bool = True
-    """memory format of images and kernels; on CPUs about a sixth faster, on GPUs with half precision more"""
+    """the memory format of images and kernels; on CPUs about a sixth faster, more on GPUs with half precision"""
     seed: int = 0
-    """of all chance: order of the data, augmentation, dropout"""
+    """the seed of all random numbers: order of the data, augmentation, dropout"""
     checkpoint_every: int | None = None
-    """steps; a checkpoint is written after each epoch as well; no influence on the result"""
+    """steps between checkpoints, beside those after each epoch; the result does not depend on it"""
 
     def __post_init__(self) -> None:
         for names, holds, needed in (
@@ -75,15 +75,15 @@ class Training:
                 if value is not None and not holds(value):
                     raise tn.errors.DataError(f"{name}={value!r}", needed=needed)
         if self.warmup >= self.epochs:
-            fact = f"the warm-up of {self.warmup:g} epochs is all of the training's {self.epochs}"
+            fact = f"the warm-up of {self.warmup:g} epochs takes all {self.epochs} epochs of the training"
             raise tn.errors.DataError(fact, needed="warmup < epochs")
 
 
 def learning_rate(settings: Training, step: int, *, epoch_steps: int) -> float:
     """The learning rate of a step, 0 <= step < epochs * epoch_steps.
 
-    With w = round(warmup * epoch_steps) and s steps in all: peak * (step + 1) / (w + 1) where step < w, and
-    peak * (1 + cos(pi * (step - w) / (s - w))) / 2 from there on. The cosine: I. Loshchilov and F. Hutter, "SGDR"
+    With w = round(warmup * epoch_steps) and s steps in all, it is peak * (step + 1) / (w + 1) where step < w, and
+    peak * (1 + cos(pi * (step - w) / (s - w))) / 2 from there on: the cosine of I. Loshchilov and F. Hutter, "SGDR"
     (arXiv 1608.03983), eq. 5, without restarts.
     """
     warm = min(round(settings.warmup * epoch_steps), settings.epochs * epoch_steps - 1)
@@ -94,10 +94,10 @@ def learning_rate(settings: Training, step: int, *, epoch_steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """The optimizer of the parameters that are trained, in two groups: with weight decay and without.
+    """The optimizer of the parameters that require gradients, in two groups: with weight decay and without.
 
     Raises:
-        StudyError: no parameter is trained.
+        StudyError: no parameter requires a gradient.
     """
     decayed: dict[nn.Parameter, None] = {}
     plain: dict[nn.Parameter, None] = {}
@@ -106,7 +106,7 @@ def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimize
             if parameter.requires_grad:
                 exempt = name == "bias" or isinstance(module, NORMALISATIONS)
                 (plain if exempt else decayed)[parameter] = None
-    for parameter in decayed:  # of one that is both, tied, the weight decides
+    for parameter in decayed:  # a tied parameter that is in both groups is a weight
         plain.pop(parameter, None)
     groups = [
         {"params": list(group), "weight_decay": decay}
@@ -114,7 +114,9 @@ def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimize
         if group
     ]
     if not groups:
-        raise tn.errors.StudyError(f"{type(model).__name__} has no parameter that is trained", fix="requires_grad_()")
+        raise tn.errors.StudyError(
+            f"{type(model).__name__} has no parameter that requires a gradient", fix="requires_grad_()"
+        )
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate)
     momentum = settings.momentum
@@ -122,6 +124,6 @@ def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimize
 
 
 def seed_of(seed: int, purpose: str, *place: int) -> int:
-    """A seed for one purpose at one place, 0 to 2^32 - 1: chance there depends on nothing that came before."""
+    """A seed for one purpose at one place, 0 to 2^32 - 1, so that random numbers there depend on nothing else."""
     text = " ".join(map(str, (seed, purpose, *place)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")

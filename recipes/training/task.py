@@ -1,4 +1,4 @@
-"""What a network can be trained to do: the methods of every task, and the score of a network at one."""
+"""What a network can be trained to do: the methods of every task, and the score of a network."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from recipes.training.settings import Training
 
 
 class Task(Protocol):
-    """Training and test examples, by their positions, with a loss and a score."""
+    """Training examples and test examples, accessed by their positions, with a loss and a score."""
 
     score_name: ClassVar[str]
 
     @property
     def training_size(self) -> int:
-        """Number of training examples."""
+        """The number of training examples."""
 
     @property
     def test_size(self) -> int:
-        """Number of test examples."""
+        """The number of test examples."""
 
     @property
     def plain_loss(self) -> float:
-        """Loss of the best answer that ignores the input, or near it; a loss far above it has diverged."""
+        """About the loss of the best answer that ignores the input; a loss far above it has diverged."""
 
     @property
     def networks(self) -> Sequence[nn.Module]:
-        """Further networks that the loss runs: brought to the device, in evaluation mode, not trained."""
+        """Further networks that the loss uses; they are moved to the device, in evaluation mode, and not trained."""
         return ()
 
     def describe(self) -> dict[str, Any]:
-        """All that the training depends on, as JSON has it; large things as their digests."""
+        """Everything that the training depends on, as JSON; large tensors by their digests."""
 
     def check(self, model: nn.Module, settings: Training) -> None:
-        """Raise an error of the package if this network cannot be trained for this task with these settings."""
+        """Raise a TnalgebraError if this network cannot be trained for this task with these settings."""
 
     def training_batch(self, rows: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Examples and targets on the CPU. What is done to example rows[i] at random depends on seeds[i] alone."""
+        """Examples and targets on the CPU. The random changes of example rows[i] depend only on seeds[i]."""
 
     def inputs(self, examples: Tensor) -> Tensor:
-        """What the network is given, made of examples of a batch, where they are."""
+        """The input of the network, made from the examples of a batch on their device."""
         return examples
 
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor, settings: Training) -> Tensor:
-        """The mean over the batch."""
+        """The mean loss over the batch."""
 
     def measure(self, model: nn.Module, rows: Tensor, *, batch_size: int, device: torch.device | str) -> Tensor:
-        """Float64, shape (m,): sums over these test examples of which the score is made, the network in evaluation."""
+        """Float64, shape (m,): sums over these test examples, from which `score` follows, in evaluation mode."""
 
     def score(self, sums: Tensor) -> float:
-        """The score, given the sums over all test examples."""
+        """The score that follows from the sums over all test examples."""
 
 
 def evaluate(model: nn.Module, task: Task, *, batch_size: int = 128, device: torch.device | str = "cpu") -> float:
@@ -68,10 +68,10 @@ def evaluate(model: nn.Module, task: Task, *, batch_size: int = 128, device: tor
 
 
 def try_network(network: nn.Module, inputs: Tensor) -> Tensor:
-    """The network's outputs for one example, in evaluation mode, where the network is.
+    """The outputs of a network for one example, in evaluation mode, on its device.
 
     Raises:
-        StudyError: it does not take these inputs, or does not return a tensor.
+        StudyError: the network does not accept these inputs, or does not return a tensor.
     """
     like = next((t for t in (*network.parameters(), *network.buffers())), inputs)
     try:
@@ -80,8 +80,8 @@ def try_network(network: nn.Module, inputs: Tensor) -> Tensor:
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         name, shape = type(network).__name__, tuple(inputs.shape)
         raise tn.errors.StudyError(
-            "the network does not take these inputs", network=name, shape=shape, because=error
+            "the network does not accept these inputs", network=name, shape=shape, because=error
         ) from error
     if not isinstance(outputs, Tensor):
-        raise tn.errors.StudyError("the network's output is not a tensor", given=type(outputs).__name__)
+        raise tn.errors.StudyError("the output of the network is not a tensor", given=type(outputs).__name__)
     return outputs

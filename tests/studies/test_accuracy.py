@@ -126,16 +126,6 @@ def test_each_image_is_moved_by_its_own_shift() -> None:
     assert len({place[1:] for place in seen}) == 9
 
 
-def test_batches_of_a_sorted_folder_are_mixed() -> None:
-    """Half of the images black, half white: batches of one colour would have no variance at all."""
-    pixels = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
-    pixels[32:] = 255
-    images = Images(pixels, torch.arange(64) // 32, ("black", "white"), "sorted")
-    model = nn.Sequential(nn.BatchNorm2d(1))
-    tn.recalibrate_batch_norm(model, shuffled_batches(images, batch_size=16))
-    assert 0.2 < float(model[0].running_var) < 0.27  # of the whole: 0.25
-
-
 @pytest.mark.slow
 def test_resnet20_recalibrated_on_few_images_is_as_good(cifar10_folder: Path, resnet20_weights: Path) -> None:
     """It was trained on images moved by up to 4 pixels; 2,000 such restore statistics that were lost."""

@@ -404,16 +404,3 @@ def test_kernels_are_drawn_before_their_rows(tmp_path: Path, monkeypatch: pytest
 
 def _stop(*_: object, **__: object) -> float:
     raise KeyboardInterrupt
-
-
-@pytest.mark.slow
-def test_a_study_of_rewrites_draws_its_networks_once(tmp_path: Path) -> None:
-    study(tmp_path, sizes=[1, 2])
-    first = stamps(tmp_path)
-    assert sorted(first) == sorted(f"{name}.{kind}" for name in (*CURVES, "networks") for kind in ("png", "svg"))
-    study(tmp_path, sizes=[1, 2])
-    assert stamps(tmp_path)["networks.svg"] == first["networks.svg"]
-    study(tmp_path, CUTS[1:2], [1, 2], scope=("each",))
-    assert stamps(tmp_path)["networks.svg"] > first["networks.svg"]
-    assert {CUTS[0], CUTS[1]} <= set(words(tmp_path / "networks.svg").splitlines())
-    assert "layers_ranks.png" in stamps(tmp_path)

@@ -486,6 +486,8 @@ def test_rewrites_and_cuts_share_a_folder_and_continue(
         with pytest.raises(KeyboardInterrupt):
             study(model, images, tmp_path / "parts", **settings)
         assert len(read_rows(tmp_path / "parts")) == count
+        with (tmp_path / "parts" / ROWS).open("a") as file:
+            file.write('{"model": "ne')  # as if it had been killed while it wrote
     monkeypatch.setattr(studies, "accuracy", right)
     found = study(model, images, tmp_path / "parts", **settings)
     assert len(found.rows) == len(whole.rows) == 13

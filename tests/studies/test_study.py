@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -114,14 +113,6 @@ def test_the_study_is_a_table_and_a_data_frame(found: tn.studies.Study) -> None:
     assert frame["accuracy"].tolist() == [row["accuracy"] for row in found.rows]
 
 
-def test_full_rank_changes_nothing(found: tn.studies.Study) -> None:
-    for row in found.rows:
-        if row["keep"] == 1:
-            assert row["accuracy_change"] == 0
-            assert row["mean_squared_relative_error"] < 1e-28
-            assert all(layer["norm_kept"] == pytest.approx(1, abs=1e-14) for layer in row["layers"].values())
-
-
 def test_a_cut_is_for_the_layers_with_its_labels(tmp_path: Path) -> None:
     model = network(Kinds)
     images = labelled(some_images(), model)
@@ -195,14 +186,6 @@ def test_the_network_is_tested_in_the_dtype_and_cut_in_float64(
         close(row, expected | {"accuracy": row["accuracy"], "accuracy_change": row["accuracy_change"]})
 
 
-def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def _spoil(model: nn.Module) -> None:
     with torch.no_grad():
         model.wide.weight.mul_(torch.linspace(1, 3, 12)[:, None, None, None])
@@ -213,41 +196,19 @@ def test_the_model_and_torch_are_left_as_they_were(dtype: torch.dtype, images: I
     model = network()
     model.train()
     model.norm.eval()
-    before, modes, random = state_of(model), [m.training for m in model.modules()], torch.random.get_rng_state()
+    before, modes, random = (
+        copy.deepcopy(model.state_dict()),
+        [m.training for m in model.modules()],
+        torch.get_rng_state(),
+    )
     options: dict[str, Any] = {"recalibration": some_images(50), "calibration": some_images(30), "prepare": _spoil}
     sizes = [0.5, tn.ParameterBudget(0.8), 3]
     study(model, images, tmp_path, sizes=sizes, dtype=dtype, metric="output", report_metric=True, **options)
-    assert same(state_of(model), before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    assert torch.equal(torch.random.get_rng_state(), random)
-
-
-def test_a_study_plans_once_and_copies_the_network_once(
-    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts = {"plans": 0, "copies": 0}
-
-    def counted(what: str, right: Callable[..., Any]) -> Callable[..., Any]:
-        def count(*arguments: Any, **named: Any) -> Any:
-            counts[what] += 1
-            return right(*arguments, **named)
-
-        return count
-
-    monkeypatch.setattr(studies, "plan_rows", counted("plans", studies.plan_rows))
-    model = network()
-    monkeypatch.setattr(type(model), "__deepcopy__", counted("copies", _copied), raising=False)
-    for dtype in (torch.float64, torch.float32):
-        study(model, images, tmp_path / str(dtype), sizes=(0.5, 3), dtype=dtype, prepare=_spoil)
-    assert counts == {"plans": 2, "copies": 2}
-
-
-def _copied(model: nn.Module, _: dict[int, Any]) -> nn.Module:
-    other = network()
-    other.load_state_dict(model.state_dict())
-    return other
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_prepare_makes_the_network_that_is_studied(images: Images, tmp_path: Path) -> None:
@@ -291,8 +252,7 @@ def test_one_of_each_needs_no_list(model: nn.Module, images: Images, tmp_path: P
 
 def test_images_may_be_given_by_name(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 10, 6), nn.Flatten())
-    options = tn.StudyOptions(progress=False)
-    found = tn.study(model, "digits", tmp_path, rewrites=CUTS[:1], sizes=[tn.KeepFraction(0.5)], options=options)
+    found = study(model, "digits", tmp_path, CUTS[:1])
     assert [row["images"] for row in found.rows] == [360, 360]
     assert found.rows[0]["model"] == "Sequential"
 
@@ -334,13 +294,6 @@ def test_a_cut_in_other_words_is_the_same_cut(model: nn.Module, images: Images, 
     assert other.rows[1]["rewrite"] == "in kw | out kh then out | in kh kw", "the order of cuts is no wording"
 
 
-def test_cuts_as_rules(model: nn.Module, images: Images, tmp_path: Path) -> None:
-    cuts = tn.all_cuts("out in kh kw")
-    texts = study(model, images, tmp_path / "texts", [cut.name for cut in cuts])
-    rules = study(model, images, tmp_path / "rules", cuts)
-    assert without_seconds(rules.rows) == without_seconds(texts.rows)
-
-
 def test_a_layer_asked_for_by_name_is_in_the_table(model: nn.Module, images: Images, tmp_path: Path) -> None:
     found = study(model, images, tmp_path, CUTS[:1], scope=("all", "grouped"))
     assert [line[len(CUTS[0]) :].split()[1] for line in str(found).splitlines()[3:]] == ["all", "grouped"]
@@ -370,33 +323,6 @@ def test_a_truncation_that_overflows_is_a_row(tmp_path: Path) -> None:
     found = study(model, some_images(20), tmp_path, CUTS[:1], (0.2,), **options)
     assert found.rows[1]["accuracy"] == 0.0
     assert [row["scope"] for row in found.rows] == ["all", "two", "all"], "the study continued"
-
-
-def test_a_study_that_was_stopped_continues(
-    model: nn.Module, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = study(model, images, tmp_path / "whole", scope=("all", "each"))
-    calls = iter(range(100))
-
-    def accuracy(*arguments: Any, **settings: Any) -> float:
-        if next(calls) % 2:
-            raise KeyboardInterrupt
-        return right(*arguments, **settings)
-
-    right = studies.accuracy
-    monkeypatch.setattr(studies, "accuracy", accuracy)
-    folder = tmp_path / "parts"
-    counts = []
-    while len(counts) < len(whole.rows) - 1:
-        with pytest.raises(KeyboardInterrupt):
-            study(model, images, folder, scope=("all", "each"))
-        counts.append(len(read_rows(folder)))
-        with (folder / "results.jsonl").open("a") as file:
-            file.write('{"model": "ne')
-    assert counts == list(range(1, len(whole.rows)))
-    monkeypatch.setattr(studies, "accuracy", right)
-    found = study(model, images, folder, scope=("all", "each"))
-    assert without_seconds(found.rows) == without_seconds(read_rows(folder)) == without_seconds(whole.rows)
 
 
 def test_a_folder_of_another_config_is_refused(model: nn.Module, images: Images, tmp_path: Path) -> None:

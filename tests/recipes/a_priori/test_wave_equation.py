@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from itertools import pairwise
 
@@ -109,15 +108,6 @@ def test_it_runs_back_to_where_it_came_from() -> None:
     torch.testing.assert_close((first, again), (before, now), rtol=0, atol=1e-10)
 
 
-def test_waves_cross_the_border_as_any_other_line() -> None:
-    before, now, speed = random_wave()
-    ends = leapfrog(before, now, speed, steps=30, time_step=0.5)
-    moved = leapfrog(*(each.roll((4, 7), (0, 1)) for each in (before, now, speed)), steps=30, time_step=0.5)
-    for end, other in zip(ends, moved, strict=True):
-        torch.testing.assert_close(end.roll((4, 7), (0, 1)), other, rtol=0, atol=1e-13)
-    torch.testing.assert_close(laplacian(now).sum(), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-12)
-
-
 def test_the_courant_friedrichs_lewy_condition() -> None:
     """At the limit the shortest wave stays as large as it is; beyond it the steps are refused before they are made."""
     checks = shape_of_mode(8, 8, 4, 4)[0]
@@ -155,23 +145,6 @@ def test_the_fields_are_those_of_one_run() -> None:
         wanted = torch.stack([run[3 * (age - 1)], run[3 * age], run[3 * (age + 2)]]) / scale
         found = torch.stack([inputs[number, 0], inputs[number, 1], targets[number, 0]])
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
-
-
-def test_frames_of_one_step_are_enough_to_run_on() -> None:
-    waves = dataclasses.replace(SMALL, frame=1, horizon=7)
-    inputs, targets = wave_fields(6, seed=2, waves=waves, dtype=torch.float64)
-    _, found = leapfrog(inputs[:, 0], inputs[:, 1], inputs[:, 2], steps=7, time_step=waves.time_step)
-    torch.testing.assert_close(found, targets[:, 0], rtol=0, atol=1e-12)
-
-
-def test_fields_begin_at_rest() -> None:
-    """A wave at rest is the same in both directions of time: the step before its start is that after it."""
-    waves = dataclasses.replace(SMALL, frame=1)
-    speed = random_speed(3, generator=generator(1), waves=waves)
-    start = wave_equation._bumps(3, generator(2), waves)
-    before = start + 0.5 * waves.time_step**2 * speed.square() * laplacian(start)
-    _, after = leapfrog(before, start, speed, steps=1, time_step=waves.time_step)
-    torch.testing.assert_close(after, before, rtol=0, atol=1e-14)
 
 
 def test_shapes_types_and_seeds() -> None:

@@ -26,9 +26,9 @@ from recipes.benchmarks.layers.contenders import (
     make_problem,
     takes_part,
 )
-from recipes.benchmarks.layers.report import answers, describe, summary
+from recipes.benchmarks.layers.report import answers, summary
 from recipes.benchmarks.layers.run import Config, Layers, main
-from recipes.benchmarks.report import Row, memory_table
+from recipes.benchmarks.report import Row
 from tests.refusals import refused
 from tnalgebra.errors import StudyError
 
@@ -288,14 +288,6 @@ def test_the_summary_of_rows_made_by_hand() -> None:
     assert "3x3 layers: 2 cells, geometric mean 1.000\n" in text
     assert "training: 1 cells, geometric mean 1.080\n  <= 1.10: 1 of 1 (100.0 %)\n" in text
     assert f"  0.900 [0.900, 0.900]  {NAME} undecomposed, batch 4, forward, 1 rounds\n" in text
-
-
-def test_the_table_of_memory() -> None:
-    row = {**made_row("cp"), "contenders": {"dense": {"bytes": 2**21}, "dense again": {"bytes": 2**21}}}
-    table = memory_table([row], describe)
-    assert f"| {NAME} cp r=6, batch 2, forward | 2.0 |" in table
-    assert "again" not in table
-    assert table.endswith("1 rounds; abacus, 1 thread(s); torch 2")
 
 
 # what is asked for

@@ -15,7 +15,6 @@ from torch import nn
 
 import tnalgebra as tn
 from recipes.benchmarks import runner
-from recipes.benchmarks.models import run as models
 from recipes.benchmarks.models.contenders import (
     CONTENDERS,
     Cell,
@@ -123,18 +122,6 @@ def test_the_whole_of_it(quick: Config, capsys: pytest.CaptureFixture[str]) -> N
     assert {path.name for path in quick.output.iterdir()} == {"results.jsonl", "models.md", "models.png", "models.svg"}
 
 
-@pytest.mark.slow
-def test_it_continues_where_it_was(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "write_figure", lambda *_: None)
-    few = dataclasses.replace(quick, contenders=("hand",))
-    first = main(few)
-    more = main(dataclasses.replace(few, contenders=("ours",)))
-    assert [set(row["contenders"]) for row in more] == [{"dense", "dense again", "hand", "ours"}]
-    assert more[0]["contenders"]["hand"]["times"] != first[0]["contenders"]["hand"]["times"], "timed together"
-    monkeypatch.setattr(runner, "_timed", None)
-    assert main(few) == more
-
-
 def test_memory(quick: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def counted(make: Any, *, device: str, threads: int) -> int:
         return 2**20 * len(make.args[-1]) * len(make()(0))
@@ -147,16 +134,6 @@ def test_memory(quick: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "peak MiB" in capsys.readouterr().out
     main(dataclasses.replace(quick, contenders=("hand",)))
     assert re.search(r"^\| hand \|.* 4\.0 \|$", (quick.output / "models.md").read_text(), re.MULTILINE)
-
-
-def test_a_contender_that_is_wrong_is_refused(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def off(name: str, problem: Problem) -> Any:
-        return make_contender(name, problem._replace(images=problem.images + 1) if name == "ours" else problem)
-
-    monkeypatch.setattr(models, "make_contender", off)
-    with refused(StudyError, "ours", "hand"):
-        main(dataclasses.replace(quick, contenders=("hand", "ours")))
-    assert not quick.output.exists()
 
 
 @pytest.mark.parametrize(

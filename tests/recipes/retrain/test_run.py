@@ -400,4 +400,4 @@ def test_folders_tell_trainings_apart() -> None:
     texts = ["out | in kh kw @ keep 0.5", "out in | kh kw @ keep 0.5", "out | in kh kw @ keep 0.25"]
     names = [folder_name(text, way, "seed 0") for text in texts for way in ("dense", "factored")]
     assert len(set(names)) == len(names)
-    assert names[0] == "out--in_kh_kw@0.5,dense,seed_0"
+    assert names[0] == "out--in_kh_kw@keep_0.5,dense,seed_0"
