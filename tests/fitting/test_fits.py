@@ -153,7 +153,6 @@ def test_a_cross_makes_up_for_what_is_wrong_before(rank: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "K[out in kh kw] => Fuse[in i1 i2] A[out r] B[r i1 i2 kh kw]",
         "K[out in kh kw] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2 q] C[q kh kw]",
         "K[o i h w] => Fuse[o o1 o2] Fuse[i i1 i2] A[z o1 i1 p] B[p o2 i2 q] C[q h w z]",
     ],
@@ -173,6 +172,19 @@ def test_a_metric_is_split_where_its_labels_are(text: str, grouped: bool, crosse
     check_claim(fit)
     assert fit.output_error == pytest.approx(measured(fit.dense(), metric, KERNEL8), rel=1e-6)
     assert fit.output_error < measured(plain.dense(), metric, KERNEL8)
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_a_split_label_of_a_metric_has_the_order_of_the_fuse(crossed: bool) -> None:
+    """All coupled labels are on one core, so that the fit is unique, split or not."""
+    kernel, wanted, inputs = gaussian(8, 6, 3, seed=1), gaussian(8, 18, seed=3), gaussian(60, 18, seed=2)
+    cross = wanted @ inputs.mT @ inputs
+    metric = Metric(("in", "k"), (inputs.mT @ inputs).reshape(6, 3, 6, 3))
+    if crossed:
+        metric = replace(metric, cross=cross.reshape(8, 6, 3), power=float((cross * wanted).sum()))
+    sides = ("A[out r] B[r in k]", "Fuse[out o1 o2] Fuse[in i1 i2] A[o1 o2 r] B[r i1 i2 k]")
+    one, other = (rule(f"K[out in k] => {side}").apply(kernel, 3, metric=metric) for side in sides)
+    torch.testing.assert_close(one.dense(), other.dense(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -202,10 +214,9 @@ def test_a_ridge_for_a_metric_in_the_rules_own_labels() -> None:
     kernel, inputs = gaussian(6, 4, 3, seed=1), gaussian(9, 12, seed=2)
     covariance = (inputs.mT @ inputs).reshape(4, 3, 4, 3)
     triangle = rule("K[o i k] => A[o p z] B[p i q] C[q k z]")
-    choices = {"ranks": {"p": 2, "q": 2, "z": 2}, "starts": 2}
     own = Metric.with_ridge(("i", "k"), covariance, ridge=1e-3, outputs=("o",))
     usual = Metric.with_ridge(("in", "k"), covariance, ridge=1e-3)
-    one, other = (triangle.apply({"K": kernel}, metric=metric, **choices) for metric in (own, usual))
+    one, other = (triangle.apply(kernel, 2, metric=metric, starts=2) for metric in (own, usual))
     assert torch.equal(one.dense(), other.dense())
 
 

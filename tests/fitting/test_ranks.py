@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.refusals import refused
 from tnalgebra.errors import RankError
-from tnalgebra.fitting import KeepFraction, ParameterBudget, RelativeError, allowance, kept, rank_of
+from tnalgebra.fitting import KeepFraction, ParameterBudget, RelativeError, allowance, kept, plain_rank, rank_of
 
 VALUES = [4.0, 3.0, 3.0, 1.0, 0.0]
 
