@@ -1,5 +1,6 @@
 """Whole torch models: look into them, share a budget among their layers, convert them, repair what depends on them."""
 
+from .attention import unfolding_attentions
 from .batch_norm import batch_norms, recalibrate_batch_norm
 from .budget import FRACTIONS
 from .compare import compare
@@ -9,6 +10,7 @@ from .image_files import load_images
 from .images import Images, batch_rows, check_classes
 from .input_metrics import fit_in_order, input_metrics
 from .modes import evaluating, modes_kept
+from .modules import names_of_modules
 from .optimizers import update_optimizer
 from .patterns import optional
 from .plans import Curves, MetricName, Planned, fit_planned, plan_budget
@@ -19,8 +21,8 @@ from .surgery import (
     exchange_layers,
     find_obstacles,
     find_sites,
-    names_of_modules,
     restore_layers,
+    tie_layers,
     without_hooks,
 )
 
@@ -59,6 +61,8 @@ __all__ = [
     "recalibrate_batch_norm",
     "restore_layers",
     "spectra",
+    "tie_layers",
+    "unfolding_attentions",
     "update_optimizer",
     "without_hooks",
 ]
