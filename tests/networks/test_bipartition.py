@@ -1,4 +1,4 @@
-"""Cuts as they are written, all there are, and what a wrong one is told."""
+"""Cuts: their text, all cuts of some labels, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_spaces_and_commas_have_no_meaning() -> None:
 @pytest.mark.parametrize(
     ("text", "fact"),
     [
-        ("out in", "here are 0"),
-        ("out | in | kh", "here are 2"),
+        ("out in", "text has 0"),
+        ("out | in | kh", "text has 2"),
         ("| in", "left side"),
         ("out | ", "right side"),
         ("out kh | in kh", "'kh'"),

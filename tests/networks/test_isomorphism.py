@@ -42,6 +42,24 @@ def test_the_labels_of_copy_and_fill_have_no_order(network: Network, data: st.Da
     assert isomorphic(network, Network(nodes, network.output, network.sizes))
 
 
+@given(networks(), st.data())
+def test_the_axes_of_a_tensor_have_an_order_unless_told_otherwise(network: Network, data: st.DataObject) -> None:
+    orders = {
+        node.name: data.draw(st.permutations(range(len(node.labels))))
+        for node in network.nodes
+        if isinstance(node, NamedTensor)
+    }
+    nodes = [
+        NamedTensor(node.name, tuple(node.labels[axis] for axis in orders[node.name]))
+        if isinstance(node, NamedTensor)
+        else node
+        for node in network.nodes
+    ]
+    transposed = Network(nodes, network.output, network.sizes)
+    assert isomorphic(network, transposed, ordered=False)
+    assert not isomorphic(parse("A[i j] B[j k]"), parse("A[i j] B[k j]"))
+
+
 @given(networks(max_nodes=4), st.data())
 def test_agrees_with_networkx(network: Network, data: st.DataObject) -> None:
     """After one random change, for which either answer may be right: a search without any shortcut as the judge."""

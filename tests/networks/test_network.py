@@ -180,7 +180,7 @@ def test_renamed_ties_and_takes_diagonals() -> None:
     assert str(renamed(parse("A[a:3 b:3] -> [a]"), labels={"b": "a"})) == "A[a:3 a] -> [a]"
     with refused(SizeError, "sizes 3 and 2", "'a'"):
         renamed(parse("A[a:3 b:2] -> [a]"), labels={"b": "a"})
-    with refused(NetworkError, "'A'", "two numbers of axes"):
+    with refused(NetworkError, "'A'", "1 and with 2 axes"):
         renamed(parse("A[a] B[c d]"), names={"B": "A"})
     with refused(NetworkError, "'a' twice"):
         renamed(parse("A[a b]"), labels={"b": "a"})

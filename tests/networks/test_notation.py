@@ -1,4 +1,4 @@
-"""Text to network and back, and what every wrong text is told, down to the character."""
+"""From text to networks and back, and the error for every wrong text, which points at the character."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bipartitions of labels: the two sides of a cut, as written ("out kh | in kw") and as all there are."""
+"""Bipartitions of labels, which are the two sides of a cut: one from its text "out kh | in kw", or all of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from ..errors import RuleError, explain
 from .labels import MAX_AXES, WORD
 
 _MAX_LABELS = 16
-"""Most labels whose cuts are listed: 32,767 cuts. One label more doubles them."""
+"""Most labels whose cuts are listed, which are 32,767 cuts. One more label would double them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bipartition:
-    """Two groups of labels: rows and columns of the matrix whose singular values a cut keeps."""
+    """Two groups of labels: those of the rows and those of the columns of the matrix that a cut decomposes.
+
+    Raises:
+        RuleError: a side is empty, a label occurs twice, or there are more than 64 labels.
+    """
 
     left: tuple[str, ...]
     right: tuple[str, ...]
@@ -31,7 +35,7 @@ class Bipartition:
         for label in self.labels:
             if self.labels.count(label) > 1:
                 raise RuleError(
-                    explain(f"the label {label!r} stands twice in a cut", where=str(self), fix="each label once")
+                    explain(f"the label {label!r} occurs twice in a cut", where=str(self), fix="each label once")
                 )
 
     def __str__(self) -> str:
@@ -43,10 +47,10 @@ class Bipartition:
 
 
 def parse_bipartition(text: str) -> Bipartition:
-    """Read "out kh | in kw".
+    """Read the two sides of a cut from a text such as "out kh | in kw".
 
     Raises:
-        RuleError: no '|', or two; an empty side; a label that is not a word, or occurs twice.
+        RuleError: the text does not have exactly one '|', a side is empty, or a label is not a word or occurs twice.
     """
     if not isinstance(text, str):
         raise RuleError(explain(f"a cut is a {type(text).__name__}", fix="a text, for example 'out | in kh kw'"))
@@ -54,7 +58,9 @@ def parse_bipartition(text: str) -> Bipartition:
     if len(sides) != 2:
         raise RuleError(
             explain(
-                f"a cut has one '|', here are {len(sides) - 1}", where=text[:200], fix="for example 'out | in kh kw'"
+                f"a cut has exactly one '|', and this text has {len(sides) - 1}",
+                where=text[:200],
+                fix="for example 'out | in kh kw'",
             )
         )
     left, right = (tuple(side.replace(",", " ").split()) for side in sides)
@@ -65,39 +71,41 @@ def parse_bipartition(text: str) -> Bipartition:
 
 
 def check_covers(cut: Bipartition, labels: Iterable[str], *, what: str) -> None:
-    """Require that the two sides together hold exactly `labels`.
+    """Check that each of `labels`, and no other label, is on one side of the cut.
 
     Args:
-        what: whose labels these are, for the message.
+        what: what has these labels, for the message: "the tensor".
 
     Raises:
-        RuleError: a label is missing from the cut, or the cut names one that is not there.
+        RuleError: a label is missing in the cut, or the cut has a label that is not one of `labels`.
     """
     labels = tuple(labels)
     facts = [f"the cut names an unknown label {label!r}" for label in cut.labels if label not in labels]
     facts += [f"the label {label!r} is missing in the cut" for label in labels if label not in cut.labels]
     if facts:
         words = " ".join(labels)
-        raise RuleError(explain(facts[0], cut=cut, of=f"{what}, labels {words}", fix=f"each of {words} on one side"))
+        raise RuleError(explain(facts[0], cut=cut, labels=f"{words}, of {what}", fix=f"each of {words} on one side"))
 
 
 def bipartitions(labels: Sequence[str]) -> list[Bipartition]:
-    """All 2^(n-1) - 1 bipartitions of n labels, the smaller side first on the left; halves keep the first label left.
+    """All 2^(n-1) - 1 bipartitions of n labels, sorted by the size of the left side.
+
+    The smaller side is on the left. Where both sides have the same size, the first label is on the left.
 
     >>> [str(cut) for cut in bipartitions(["out", "in", "k"])]
     ['out | in k', 'in | out k', 'k | out in']
 
     Raises:
-        RuleError: more than 16 labels.
+        RuleError: there are more than 16 labels.
     """
     if len(labels) > _MAX_LABELS:
         raise RuleError(
             explain(f"{len(labels)} labels have 2^{len(labels) - 1} - 1 cuts", fix=f"at most {_MAX_LABELS} labels")
         )
-    found = []
+    cuts = []
     for size in range(1, len(labels) // 2 + 1):
         for left in combinations(labels, size):
             if 2 * size == len(labels) and labels[0] not in left:
                 continue
-            found.append(Bipartition(left, tuple(label for label in labels if label not in left)))
-    return found
+            cuts.append(Bipartition(left, tuple(label for label in labels if label not in left)))
+    return cuts

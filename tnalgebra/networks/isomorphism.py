@@ -1,4 +1,4 @@
-"""Equality of networks up to the order of the nodes and the words chosen for labels and tensors."""
+"""Equality of networks up to the order of their nodes and the words for their labels and tensors."""
 
 from __future__ import annotations
 
@@ -19,24 +19,34 @@ Graph: TypeAlias = "networkx.Graph[Vertex]"
 Colours: TypeAlias = dict[Vertex, Hashable]
 
 
-def isomorphic(a: Network, b: Network) -> bool:
-    """Whether `a` is `b` after reordering nodes and renaming labels and tensors one to one.
+def isomorphic(a: Network, b: Network, *, ordered: bool = True) -> bool:
+    """Whether two networks differ only in the order of their nodes and the words for their labels and tensors.
 
-    Ties are respected (tied occurrences correspond to tied occurrences), known sizes and attributes agree, and
-    the outputs correspond in order. The labels of `Copy` and `Fill` have no order; those of every other node do.
+    Sizes, attributes and the order of the output labels must agree, and tied tensors must correspond to tied tensors.
+    The order of the labels of a `Copy` or a `Fill` does not matter; that of every other node does. Isomorphic
+    networks have the same value if corresponding tensors have the same elements. Networks with the same value need
+    not be isomorphic: a rewrite usually leads to one that is not.
 
-    Isomorphic networks have equal values under the corresponding tensors. The reverse is not claimed: networks of
-    equal value that differ by a rewrite are not isomorphic.
+    Args:
+        ordered: whether the order of the labels of a named tensor matters. Without it, networks are isomorphic if they
+            have the same structure, and corresponding tensors may be transposed.
+
+    Returns:
+        True if there is a one-to-one correspondence of nodes, of labels and of tensor names.
+
+    Example:
+        >>> isomorphic(tn.parse("A[i j] B[j k]"), tn.parse("V[b c] U[a b] -> [a c]"))
+        True
     """
     if _counts(a) != _counts(b):
         return False
-    first, second = _graph(a), _graph(b)
+    first, second = _graph(a, ordered=ordered), _graph(b, ordered=ordered)
     kinds: list[Colours] = [{at: data["kind"] for at, data in graph.nodes(data=True)} for graph in (first, second)]
     return _match(first, kinds[0], second, kinds[1])
 
 
 def _counts(network: Network) -> tuple[object, ...]:
-    """Counts that isomorphic networks share, cheap to compare."""
+    """Counts that are the same for isomorphic networks. They are cheap, so they are compared first."""
     return (
         Counter(_kind(node) for node in network.nodes),
         Counter(len(places) for places in tensor_nodes(network).values()),
@@ -46,16 +56,16 @@ def _counts(network: Network) -> tuple[object, ...]:
 
 
 def _kind(node: Node) -> Node:
-    """The node with one word for every label and for its name: its type, number of axes and attributes are left."""
+    """The node with one word for all labels and for its name; its type, number of axes and attributes remain."""
     bare = relabel(node, dict.fromkeys(node.labels, "_"))
     return rename(bare, {node.name: "_"}) if isinstance(node, NamedTensor) else bare
 
 
-def _graph(network: Network) -> Graph:
+def _graph(network: Network, *, ordered: bool = True) -> Graph:
     """The bipartite graph of nodes and labels, with the axes on each edge.
 
-    A label that stands several times on one node has one edge with several axes. The name of a tensor is a vertex
-    joined to its occurrences; the output is a vertex joined to its labels.
+    A label that occurs several times on one node has one edge with several axes. The name of a tensor is a vertex
+    joined to the nodes with that name, and the output is a vertex joined to its labels.
     """
     graph: Graph = networkx.Graph()
     for position, node in enumerate(network.nodes):
@@ -67,10 +77,10 @@ def _graph(network: Network) -> Graph:
         graph.add_node(("label", label), kind=("label", network.sizes.get(label)))
         axes: dict[int, list[int]] = {}
         for position, axis in places:
-            unordered = isinstance(network.nodes[position], Copy | Fill)
+            unordered = isinstance(network.nodes[position], Copy | Fill if ordered else Copy | Fill | NamedTensor)
             axes.setdefault(position, []).append(0 if unordered else axis)
-        for position, found in axes.items():
-            graph.add_edge(("node", position), ("label", label), axes=tuple(found))
+        for position, axes_of_label in axes.items():
+            graph.add_edge(("node", position), ("label", label), axes=tuple(axes_of_label))
     graph.add_node(("output", None), kind="output")
     for axis, label in enumerate(network.output):
         graph.add_edge(("output", None), ("label", label), axes=(axis,))
@@ -80,10 +90,10 @@ def _graph(network: Network) -> Graph:
 def _match(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) -> bool:
     """Whether an isomorphism of the two graphs keeps the colours.
 
-    networkx's own search (VF2) takes factorial time on networks of many equal parts, and so this one cuts the
-    graphs apart: a vertex that is alone in its colour can only go to the one of that colour, and its neighbours'
-    colours know it, so it is taken out; what is left falls into connected parts that are compared one by one. Only
-    a connected part without a single distinguished vertex needs a guess.
+    networkx's own search (VF2) takes factorial time on networks of many equal parts, so this one cuts the graphs
+    apart. A vertex that is the only one of its colour can only correspond to the other graph's only vertex of that
+    colour, and the refined colours of its neighbours already depend on it. So such vertices are taken out, and the
+    connected parts that remain are compared one by one. A guess is needed only where nothing can be taken out.
     """
     a_colours, b_colours = _refined(a, a_colours, b, b_colours)
     count = Counter(a_colours.values())
@@ -95,7 +105,7 @@ def _match(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) -> bool:
     if len(a_parts) == 1:
         return _match_by_guess(a_parts[0], a_colours, b_parts[0], b_colours)
     for part in a_parts:
-        # isomorphism is an equivalence: whichever partner is found first is as good as any other
+        # isomorphism is an equivalence relation, so the first partner is as good as any other
         partner = next((other for other in b_parts if _match(part, a_colours, other, b_colours)), None)
         if partner is None:
             return False
@@ -104,13 +114,13 @@ def _match(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) -> bool:
 
 
 def _parts(graph: Graph, colours: Colours, count: Counter[Hashable]) -> list[Graph]:
-    """The connected parts that are left without the vertices that are alone in their colour."""
+    """The connected parts that remain when each vertex that is the only one of its colour is taken out."""
     rest = graph.subgraph([vertex for vertex in graph if count[colours[vertex]] > 1])
     return [graph.subgraph(part).copy() for part in networkx.connected_components(rest)]
 
 
 def _match_by_guess(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) -> bool:
-    """Let one vertex of the rarest colour correspond to each of that colour in turn."""
+    """Let one vertex of the rarest colour correspond to each of the other graph's vertices of that colour in turn."""
     count = Counter(a_colours[vertex] for vertex in a)
     rarest = min(count, key=lambda colour: count[colour])
     vertex = next(vertex for vertex in a if a_colours[vertex] == rarest)
@@ -119,9 +129,9 @@ def _match_by_guess(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) 
 
 
 def _refined(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) -> tuple[Colours, Colours]:
-    """Refine the colours by those of the neighbours, to a fixed point (Weisfeiler and Leman 1968).
+    """Refine the colours by those of the neighbours until nothing changes (Weisfeiler and Leman 1968).
 
-    Both graphs share the palette: corresponding vertices of isomorphic graphs have the same colour.
+    The two graphs share one palette, so that corresponding vertices of isomorphic graphs have the same colour.
     """
     palette: dict[Hashable, int] = {}
 
@@ -138,7 +148,7 @@ def _refined(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) -> tupl
 
 
 def _views(graph: Graph, colours: Colours) -> Colours:
-    """What each vertex sees: its own colour and, for every neighbour, the axes between them and its colour."""
+    """vertex -> its colour, and for every neighbour the axes on the edge to it and its colour."""
     return {
         vertex: (
             colours[vertex],

@@ -1,4 +1,4 @@
-"""Words of the notation: which names are allowed, the labels of torch's kernels, and names that are free."""
+"""Words of the notation: which words are allowed, the labels of torch's kernels, and words that are not taken."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ..errors import NetworkError, explain
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 MAX_AXES = 64
-"""torch holds at most 64 axes in one tensor."""
+"""Most axes of a tensor, which is torch's limit."""
 
 MAX_SIZE = 2**40
-"""A label longer than this is a slip of the keyboard: no tensor of that length fits any memory."""
+"""Largest size of a label. A tensor with a longer axis would not fit any memory, so a larger number is a slip."""
 
 MAX_DIGITS = 1000
-"""Characters of the longest number: room for any float64 as an exact fraction."""
+"""Most characters of a number, which is enough for any float64 as an exact fraction."""
 
 KERNEL_LABELS: Mapping[int, tuple[str, ...]] = {
     2: ("out", "in"),
@@ -24,28 +24,26 @@ KERNEL_LABELS: Mapping[int, tuple[str, ...]] = {
     4: ("out", "in", "kh", "kw"),
     5: ("out", "in", "kd", "kh", "kw"),
 }
-"""Axes of a weight as torch stores them (`Linear`, `Conv1d`, `Conv2d`, `Conv3d`), by the number of axes."""
+"""Number of axes -> the labels of a weight of torch's `Linear`, `Conv1d`, `Conv2d` or `Conv3d`, in torch's order."""
 
 
 def kernel_labels(labels: Iterable[str]) -> tuple[str, ...] | None:
-    """`labels` in torch's order if they are, as a set, those of a kernel; otherwise None."""
-    wanted = set(labels)
-    return next((order for order in KERNEL_LABELS.values() if set(order) == wanted), None)
+    """`labels` in torch's order if they are those of a kernel, in whatever order; otherwise None."""
+    words = set(labels)
+    return next((order for order in KERNEL_LABELS.values() if set(order) == words), None)
 
 
 def check_word(word: str, *, what: str) -> str:
-    """Return `word` if it is a WORD of the notation.
-
-    Raises:
-        NetworkError: it is not.
-    """
+    """Return `word` if it is a word of the notation. Raises NetworkError, which calls it `what`, if it is not."""
     if not isinstance(word, str) or not WORD.fullmatch(word):
-        raise NetworkError(explain(f"{what} {word!r} is not a word", fix="letters, digits and '_', not a digit first"))
+        raise NetworkError(
+            explain(f"{what} {word!r} is not a word", fix="letters, digits and '_', and not a digit first")
+        )
     return word
 
 
 def fresh(word: str, taken: Container[str]) -> str:
-    """`word` itself if it is not taken, else `word_2`, `word_3`, ...: the first that is free."""
+    """`word` if it is not taken; otherwise the first of `word_2`, `word_3`, ... that is not."""
     if word not in taken:
         return word
     stem = re.sub(r"_\d+$", "", word)
@@ -56,6 +54,6 @@ def fresh(word: str, taken: Container[str]) -> str:
 
 
 def labels_of(text: str | Iterable[str]) -> tuple[str, ...]:
-    """Labels written as one text ("out in, kh kw") or as a sequence of words."""
+    """Labels as a tuple, from one text ("out in, kh kw") or from a sequence of words. Raises NetworkError."""
     words = re.split(r"[\s,]+", text.strip()) if isinstance(text, str) else list(text)
     return tuple(check_word(word, what="label") for word in words if word != "")
