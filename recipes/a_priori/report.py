@@ -1,4 +1,4 @@
-"""What rows of recipes.a_priori say: a table of the contenders, a figure."""
+"""The results of recipes.a_priori: a table of the contenders, and a figure."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DENSE = "dense"
-"""The contender that is not decomposed."""
+"""The name of the contender that is not decomposed."""
 
 
 def finished(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Contender -> the rows of the last epoch, of one seed each; dense first, then as they came."""
+    """Contender -> its rows of the last epoch, one for each seed; dense first, then in the order of the rows."""
     last = last_epoch(rows)
-    found: dict[str, list[Row]] = {DENSE: []}
+    contenders: dict[str, list[Row]] = {DENSE: []}
     for row in rows:
         if row["epoch"] == last:
-            found.setdefault(row["contender"], []).append(row)
-    return {text: there for text, there in found.items() if there}
+            contenders.setdefault(row["contender"], []).append(row)
+    return {text: its_rows for text, its_rows in contenders.items() if its_rows}
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Each contender: its size, its score over the seeds, how far that is from the dense network's, its time."""
+    """A line for each contender: size, score over the seeds, difference to the dense network, time."""
     contenders, first = finished(rows), rows[0]
     name, times, form, better = _units(rows)
     head = ["contender", "parameters", "kept", "multiply-adds", "kept", name, "range", "less dense's", "seeds"]
@@ -50,14 +50,14 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def _units(rows: Sequence[Row]) -> tuple[str, int, str, str]:
-    """The score's name, the factor and the form in which it is shown, and which values are good."""
+    """The name of the score, the factor and the format in which it is shown, and which values are good."""
     if rows[0]["score_name"] == "accuracy":
         return "top-1, %", 100, ".2f", "higher is better"
     return rows[0]["score_name"].replace("_", " "), 1, ".4f", "lower is better, 1 is as good as zeros"
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """The score against parameters and against multiply-adds; whiskers reach from the least seed to the largest."""
+    """The score against parameters and multiply-adds; whiskers reach from the lowest seed to the highest."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 

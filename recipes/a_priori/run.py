@@ -7,15 +7,16 @@
     python -m recipes.a_priori --rewrites "K[o i h w] => A[o p h] B[p i w]" --parameters 0.25
 
 What is done:
-- The dense network is trained from random weights, and so is each contender: all its
-  convolutions but the first replaced by a decomposition with at most a part of their
-  parameters, its ranks even parts of those that would lose nothing. The cores are
-  drawn again, and scaled so that the kernels they make have the variance that torch
-  gives its own; nothing of a dense kernel is left.
-- All have the same data, epochs and learning rate, and several seeds: of the first
+- The dense network is trained from random weights, and so is each contender, in which
+  all convolutions but the first are replaced by a decomposition with at most a part
+  of their parameters. All its ranks are the same part of the full ranks. The cores
+  are random, and scaled so that their kernels have the variance of torch's own
+  initialisation; they do not depend on a dense kernel.
+- All have the same data, epochs and learning rate, and several seeds, for the first
   weights, the order of the data and the augmentation.
-- Tasks: classes of images, by top-1; or waves: from two frames of a wave in a medium
-  and the speed of that medium, the field some frames later, by the relative L2 error.
+- Tasks: images are classified, scored by top-1 accuracy; or waves are predicted: from
+  two frames of a wave in a medium, and the speed of that medium, the field some
+  frames later, scored by the relative L2 error.
 - Stopped and started again with the same settings it continues where it was, within an
   epoch too; more rewrites, sizes and seeds can be added to a folder.
 """
@@ -48,13 +49,13 @@ class Config(Settings):
     data: str = "digits"
     """digits, cifar10, cifar100, a folder with train/CLASS/* and test/CLASS/*, or waves (of --model wave_net)"""
     rewrites: tuple[str, ...] = ("tucker2", "cp", "tensor_train", "out kh | in kw")
-    """decompositions, each in quotes: names (print(tnalgebra.decompositions.rules()) lists them), cuts, rules"""
+    """decompositions, each in quotes: names (print(tnalgebra.rules()) lists them), cuts, rules in the notation"""
     parameters: tuple[float, ...] = (0.5, 0.25, 0.1)
-    """parts of each kernel's parameters that its cores have at most, in (0, 1): from mild to harsh"""
+    """the largest parts of each kernel's parameters that its cores may have, in (0, 1): from mild to harsh"""
     waves: int = 1500
-    """of waves: how many are learnt; a fifth of them beside these for the test"""
+    """of waves: the number that is learnt; a fifth of that number is tested"""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """a training for each: first weights, order and augmentation; three tell a difference from chance"""
+    """a training for each: first weights, order and augmentation; three show whether a difference is chance"""
     output: Path = Path("runs/a_priori")
     """folder for the rows (results.jsonl), the figures (PNG and SVG) and a folder for each training"""
 
@@ -82,24 +83,26 @@ PRESETS = {
     ),
 }
 SMOKE = {"epochs": 4, "batch_size": 16, "limit": 400, "waves": 64, "seeds": 2, "rewrites": 2, "parameters": 2}
-"""Just enough for a network of digits to learn something."""
+"""The most of each in a smoke run: just enough for a network to learn something about digits."""
 
 
 def main(config: Config) -> list[Row]:
-    """Train what is not trained yet; returns all rows of the folder.
+    """Do the trainings that are not done yet.
+
+    Returns:
+        All rows of the folder.
 
     Raises:
-        TnalgebraError: a setting or the data are not what they should be; a training diverges; the output folder
-            holds an experiment of other settings.
+        TnalgebraError: a setting is wrong, or the data cannot be read; a training diverges; the output folder holds
+            an experiment with other settings.
     """
     config = begin(config, SMOKE, PRESETS.values())
     contenders = _contenders(config)
     config, task = _load_task(config)
     facts = {**config.shared("data", "rewrites", "parameters"), "task": task.describe()}
     with tn.studies.Store(config.output, facts).opened() as store:
-        store.settle(
-            network=tn.studies.digest_state(_fresh(config, task, config.seed))
-        )  # a file of one's own may change
+        network = _fresh(config, task, config.seed)  # a user's file may have changed
+        store.settle(network=tn.studies.digest_state(network))
         todo = [{"contender": contender, "seed": seed} for seed in config.seeds for contender in contenders]
 
         def start(contender: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -115,14 +118,14 @@ def main(config: Config) -> list[Row]:
 
 
 def _contenders(config: Config) -> dict[str, tuple[str, float | None]]:
-    """Name -> rewrite and part of the parameters, of the dense network first; false ones are refused."""
+    """Name -> rewrite and part of the parameters, the dense network first. Raises RankError and RuleError."""
     config.training()
     for fraction in config.parameters:
         if not 0 < fraction < 1:
-            raise tn.errors.RankError(f"a part of {fraction:g} of the parameters", fix="above 0, below 1")
+            raise tn.errors.RankError(f"parameters is {fraction:g}", fix="above 0, below 1")
     if not config.rewrites or not config.parameters:
         fix = "--rewrites tucker2 --parameters 0.25"
-        raise tn.errors.RuleError("the dense network has nothing to compare with", fix=fix)
+        raise tn.errors.RuleError("the dense network would be the only contender", fix=fix)
     for rewrite in config.rewrites:
         tn.decompositions.read_rewrite(rewrite, tn.networks.KERNEL_LABELS[4])
     pairs = [(rewrite, fraction) for rewrite in config.rewrites for fraction in config.parameters]
@@ -135,15 +138,15 @@ def _load_task(config: Config) -> tuple[Config, Classification | Regression]:
         return config, classification(config, training, test)
     count = config.waves if config.limit is None else min(config.waves, config.limit)
     if count < 5:
-        raise tn.errors.DataError(f"{count} waves are too few", fix="at least 5")
-    # seeds that no other config shares, so that no wave of a test is learnt anywhere
+        raise tn.errors.DataError(f"{count} waves are too few for a training and a test", fix="at least 5")
+    # seeds that differ between training and test in every config, so that waves of a test are never learnt
     fields = [wave_fields(number, seed=2 * config.seed + test) for test, number in enumerate((count, count // 5))]
     print(f"\n{count} + {count // 5} waves, fields of {' x '.join(map(str, fields[0][0].shape[1:]))}", flush=True)
     return config, Regression(*fields[0], *fields[1])
 
 
 def _fresh(config: Config, task: Classification | Regression, seed: int) -> nn.Module:
-    """The dense network with weights of this seed."""
+    """The dense network with the random weights of this seed."""
     if isinstance(task, Classification):
         return fresh_model(config.model, task.training, seed=seed)
     inputs, outputs = task.test_inputs.shape[1], task.test_targets.shape[1]
@@ -153,7 +156,7 @@ def _fresh(config: Config, task: Classification | Regression, seed: int) -> nn.M
 def _make(
     config: Config, task: Classification | Regression, contender: tuple[str, float | None], *, seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A network with random weights, and what rows say of it."""
+    """A contender with random weights, and the fields of its rows."""
     rewrite, fraction = contender
     model = _fresh(config, task, seed)
     examples = task.test.pixels if isinstance(task, Classification) else task.test_inputs
@@ -161,7 +164,7 @@ def _make(
     patterns: Patterns = {"*": None}
     if fraction is not None:
         patterns = even_patterns(model, rewrite, parameters=fraction, skip=config.skip)
-    # counted where no input meets a whole kernel, whatever plan is the fastest in training
+    # multiply-adds are those of the factored form, whatever plan is the fastest in training
     _, report = tn.convert(copy.deepcopy(model), patterns, example=example, candidates="factored", seed=seed)
     if fraction is not None:
         model, _ = from_random_cores(model, patterns, example=example, seed=seed)

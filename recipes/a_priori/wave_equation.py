@@ -1,9 +1,8 @@
-"""Waves in a medium: data for a network that predicts a partial differential equation.
+"""Waves in a medium: data for a network that predicts the solution of a partial differential equation.
 
-The equation is u_tt = c(x, y)^2 (u_xx + u_yy) on a box whose opposite sides are one: a wave that leaves on the right
-comes in on the left. Without walls every cell has the same neighbourhood, which a convolution with circular padding has
-too; and standing waves are known in closed form. It is solved by leapfrog steps with the five-point Laplacian, second
-order in time and space.
+The equation is u_tt = c(x, y)^2 (u_xx + u_yy) on a periodic box: a wave that leaves on the right comes in on the left.
+Without walls every cell has the same neighbourhood, as in a convolution with circular padding, and standing waves are
+known in closed form. The solver makes leapfrog steps with the five-point Laplacian, of second order in time and space.
 
     inputs, targets = wave_fields(1500, seed=0)        # (1500, 3, 32, 32), (1500, 1, 32, 32): a second on one core
 """
@@ -21,26 +20,26 @@ import tnalgebra as tn
 
 @dataclass(frozen=True)
 class Waves:
-    """Which waves, and how far ahead they are asked for. Lengths are in cells, so that a cell is 1 wide.
+    """The kind of waves, and how far ahead they are predicted. Lengths are in cells, so that a cell is 1 wide.
 
-    The fastest wave runs 6.4 cells in `horizon` times `frame` steps: as far as a network of seven 3 x 3 convolutions
-    sees. The straight line through two frames is far off by then, and what is to be predicted is still local.
+    The fastest wave runs 6.4 cells in `horizon` times `frame` steps, which is as far as a network of seven 3 x 3
+    convolutions sees: the prediction is local, but far from a straight line through the two frames.
     """
 
     size: tuple[int, int] = (32, 32)
     """height and width of the box, in cells"""
     time_step: float = 0.4
-    """of the solver; with speeds to 1 well inside the limit of 1 / sqrt(2)"""
+    """the time step of the solver; for speeds up to 1 it has to be at most 1 / sqrt(2)"""
     frame: int = 4
-    """steps between the two fields that are given"""
+    """steps between the two fields of an input"""
     horizon: int = 4
-    """frames from the second of them to the field that is asked for"""
+    """frames from the second of them to the field that is predicted"""
     slowest: float = 0.4
     """least speed, in cells per unit of time"""
     fastest: float = 1.0
     """largest speed"""
     bumps: tuple[int, int] = (2, 5)
-    """least and largest number of Gaussians a field begins with"""
+    """least and largest number of Gaussians in an initial field"""
     width: tuple[float, float] = (1.5, 4.0)
     """least and largest standard deviation of a Gaussian, in cells: smooth on the grid, and small in the box"""
 
@@ -53,14 +52,15 @@ def wave_fields(
 ) -> tuple[Tensor, Tensor]:
     """Random waves in random media: two frames and the speed, and the field some frames later.
 
-    A field begins at rest, as a sum of Gaussians of either sign; it has run for a random number of frames, up to twice
-    the horizon, before it is looked at, each wave then having its own mean square of 1 in the second frame. Half of
-    the media are smooth, half layered, the layers along either axis; see `random_speed`.
+    A field begins at rest, as a sum of Gaussians of either sign, and runs for a random number of frames, up to twice
+    the horizon, before the first frame is taken. Each wave is scaled to a mean square of 1 in its second frame. Half
+    of the media are smooth, the others layered along either axis; see `random_speed`.
 
     Args:
-        count: number of waves, n.
-        seed: of all chance. Another one gives other waves, for the test; another `count` does too.
-        dtype: of what is returned. The solver runs in float64.
+        count: the number of waves, n.
+        seed: the seed of all random numbers. Another seed, and another `count`, gives other waves.
+        waves: the kind of waves.
+        dtype: of the result. The solver runs in float64.
 
     Returns:
         inputs: shape (n, 3, height, width): u one frame ago, u now, and the speed c.
@@ -73,7 +73,7 @@ def wave_fields(
     speed = random_speed(count, generator=generator, waves=waves)
     now = _bumps(count, generator, waves)
     age = torch.randint(1, 2 * waves.horizon + 1, (count, 1, 1), generator=generator)
-    # at rest: symmetric in time, so that the step before the first equals the one after it, half the acceleration on
+    # at rest a wave is symmetric in time: the step before the first equals the one after it
     before = now + 0.5 * waves.time_step**2 * speed.square() * laplacian(now)
     kept: dict[str, Tensor] = {name: torch.empty_like(now) for name in ("first", "second", "asked")}
     for number in range(1, 3 * waves.horizon + 1):
@@ -87,28 +87,28 @@ def wave_fields(
 
 
 def leapfrog(before: Tensor, now: Tensor, speed: Tensor, *, steps: int, time_step: float) -> tuple[Tensor, Tensor]:
-    """Run a wave on: u(t + dt) = 2 u(t) - u(t - dt) + dt^2 c^2 (Laplacian of u)(t), again and again.
+    """Continue a wave by several steps u(t + dt) = 2 u(t) - u(t - dt) + dt^2 c^2 (Laplacian of u)(t).
 
-    Run with `before` and `now` exchanged, it goes back in time.
+    With `before` and `now` exchanged, the wave runs back in time.
 
     Args:
         before: u(t - dt), shape (..., height, width).
-        now: u(t), likewise.
-        speed: c in cells per unit of time, a shape that goes with it.
-        steps: how many, at least 0.
+        now: u(t), of the same shape.
+        speed: c in cells per unit of time, of a shape that can be broadcast with it.
+        steps: the number of steps, at least 0.
         time_step: dt, at most 1 / (sqrt(2) max c): the condition of Courant, Friedrichs and Lewy.
 
     Returns:
         u(t + (steps - 1) dt) and u(t + steps dt).
 
     Raises:
-        DataError: the time step is too long, and the waves would grow without bound.
+        DataError: the time step is so long that the waves would grow without bound.
 
     Source:
         R. Courant, K. Friedrichs and H. Lewy, Mathematische Annalen 100 (1928), 32.
     """
     fastest = float(speed.abs().max())
-    # the shortest wave of the grid has the frequency sqrt(8) c; a hair beyond 1 is rounding of a step at the limit
+    # the shortest wave of the grid has the frequency sqrt(8) c; the margin is for rounding of a step at the limit
     if not fastest * time_step * math.sqrt(2) <= 1 + 1e-12:
         raise tn.errors.DataError(
             "the time step breaks the Courant-Friedrichs-Lewy condition",
@@ -127,11 +127,11 @@ def laplacian(field: Tensor) -> Tensor:
 
 
 def random_speed(count: int, *, generator: torch.Generator, waves: Waves = USUAL) -> Tensor:
-    """Random media, smooth and layered in turn.
+    """Random media, which are smooth and layered in turn.
 
-    A smooth one is a sum of the longest waves of the box, one in each of four directions, brought to random bounds
-    between the least and the largest speed. A layered one has two to five layers along the height or the width, each of
-    a random speed.
+    A smooth medium is a sum of the longest waves of the box, one in each of four directions, scaled to random bounds
+    between the least and the largest speed. A layered medium has two to five layers along the height or the width, each
+    with a random speed.
 
     Returns:
         Shape (count, height, width), float64, between `waves.slowest` and `waves.fastest`.

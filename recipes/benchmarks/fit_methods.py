@@ -1,4 +1,4 @@
-"""The libraries that the benchmark of fits compares, each with its settings."""
+"""The libraries that the benchmark of fits compares, with their settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RULES = {
 
 
 def ranks_of(rule: str, kernel: Tensor) -> Mapping[str, int]:
-    """Bond -> rank: half the channels, and for a ring, whose cores have two bonds, about as many parameters as CP."""
+    """Bond -> rank: half the channels; for a ring the root of that, which gives about as many parameters as CP."""
     half = min(kernel.shape[:2]) // 2
     if rule == "tensor ring":
         return dict.fromkeys("zpqs", max(2, round(half**0.5)))
@@ -37,7 +37,7 @@ def relative_error(kernel: Tensor, dense: Tensor) -> float:
 
 
 class Method(ABC):
-    """A library with its settings. Kernels of one call have one shape."""
+    """A library with its settings. The kernels of one call have one shape."""
 
     def __init__(self, name: str, **choices: Any) -> None:
         self.name = name
@@ -48,20 +48,20 @@ class Method(ABC):
 
     @abstractmethod
     def fit(self, rule: str, kernels: Sequence[Tensor], seed: int, sweeps: Sequence[int]) -> Any:
-        """What is timed. sweeps: for each kernel."""
+        """The call that is timed; `sweeps` has the number for each kernel."""
 
     @abstractmethod
     def dense(self, result: Any) -> list[Tensor]:
-        """The kernels that a fit found."""
+        """The kernels that a fit has found."""
 
     @abstractmethod
     def trace(self, rule: str, kernels: Sequence[Tensor], seed: int, most: int) -> list[list[float]]:
-        """Relative error after each sweep, for each kernel; fewer than `most` where it stops changing before."""
+        """For each kernel the relative error after each sweep; fewer than `most` if it stops changing before."""
 
 
 class Tnalgebra(Method):
     def suits(self, rule: str) -> bool:
-        return rule != "Tucker-2" or not self.choices  # a tree starts from SVDs, once
+        return rule != "Tucker-2" or not self.choices  # a tree has one start, from SVDs
 
     def fit(self, rule: str, kernels: Sequence[Tensor], seed: int, sweeps: Sequence[int]) -> Any:
         choices = {**self.choices, "size": ranks_of(rule, kernels[0]), "seed": seed, "sweeps": max(sweeps)}
@@ -126,9 +126,9 @@ class Tensorly(Method):
             def note(found: Any, _: object, kernel: Tensor = kernel, errors: list[float] = errors) -> None:
                 errors.append(relative_error(kernel, self._dense(found)))
 
-            # its callback needs the errors that it makes for a test of convergence, and that test never passes
+            # the callback needs errors, which are computed only for a test of convergence; this one never passes
             self._fit(rule, kernel, seed, most, callback=note, tol=1e-300)
-            traces.append(errors[1:])  # the first is that of the start
+            traces.append(errors[1:])  # the first error is that of the start
         return traces
 
 
@@ -147,7 +147,7 @@ class Quimb(Method):
         nodes = tn.networks.parse_rule(RULES[rule])[1].nodes
         labels = [node.labels for node in nodes if isinstance(node, tn.networks.NamedTensor)]
         return self.library.TensorNetwork(
-            [self.library.Tensor(generator.standard_normal([sizes[label] for label in own]), own) for own in labels]
+            [self.library.Tensor(generator.standard_normal([sizes[label] for label in each]), each) for each in labels]
         )
 
     def _fit(self, start: Any, kernel: Tensor, sweeps: int) -> Any:
@@ -163,7 +163,7 @@ class Quimb(Method):
         for kernel in kernels:
             network = self._start(rule, kernel, seed)
             errors: list[float] = []
-            for _ in range(most):  # a sweep knows nothing of those before it but their cores
+            for _ in range(most):  # a sweep depends on those before it only by their cores
                 network = self._fit(network, kernel, 1)
                 errors.append(relative_error(kernel, self.dense([network])[0]))
             traces.append(errors)

@@ -1,17 +1,17 @@
-"""How long this library and its peers take to fit the same kernels to the same error.
+"""Time how long this library and its peers take to fit the same kernels to the same error.
 
     python -m recipes.benchmarks.fits
     python -m recipes.benchmarks.fits --smoke
     python -m recipes.benchmarks.fits --weights W.pth --error 0.785 --output runs/fits
 
-- tnalgebra: `apply` or `apply_many` with default settings, which is the best of 8 starts; and
-  with one start. What a call does after its `sweeps` counts too (Gauss-Newton steps).
+- tnalgebra: `apply` or `apply_many` with default settings, which take the best of 8 starts; and
+  with one start. The Gauss-Newton steps after the sweeps of a call count too.
 - tensorly: `parafac(init="random")`, `tensor_ring_als`, `partial_tucker`, one start, on the torch
-  backend, which took half the time of numpy's; no test for convergence. And with line search.
-- quimb: `fit(method="als")` on numpy arrays from one normal start, no test for convergence,
-  greedy paths, which are found sooner than "auto-hq" ones and no worse here. By default it solves for
+  backend, which took half the time of numpy's, without a test for convergence; CP also with line search.
+- quimb: `fit(method="als")` on numpy arrays from one normal start, without a test for convergence, with
+  greedy paths, which are found faster than "auto-hq" ones and are as good here. By default it solves for
   larger cores by four steps of conjugate gradients; `dense_solve=True` solves exactly.
-- What is fitted, and how it is measured, is in docs/benchmarks.md.
+- docs/benchmarks.md describes the kernels and the measurement.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MORE = 2
-"""Times the sweeps of the reference that a method may take at most to come as near."""
+"""A method may take at most this many times the sweeps of the reference."""
 
 MOST = 200
-"""Sweeps that a method may take at most to come to an error that is given."""
+"""The most sweeps that a method may take to reach a given error."""
 
 NEAR = 1e-3
-"""Part by which an error may lie above the reference's where several methods come to the same in the end."""
+"""The part by which an error may exceed the reference's where methods agree in the limit of many sweeps."""
 
 SLACK = 1e-9
-"""Part of an error that is rounding: the same fit, once traced and once timed."""
+"""The part of an error that is rounding between the traced and the timed run of the same fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,34 +59,34 @@ class Config(Settings):
     weights: str | None = None
     """a ResNet-20's, as `tn.command.load_weights` reads it; by default random kernels with decaying spectra"""
     layer: str = "layer3.1.conv1"
-    """the one kernel that is fitted alone"""
+    """the kernel that is fitted alone"""
     layers: str = "*.conv?"
     """glob of the layers that are fitted together; the first has no dot, and is left out"""
     error: float | None = None
     """relative error of the CP of one kernel; by default as of the tensor ring"""
     iterations: int = 50
-    """sweeps of the reference, whose errors are to be reached"""
+    """sweeps of the reference, whose errors the others have to reach"""
     rounds: int = 5
     """turns of each method, each with a seed of its own; the median counts"""
     threads: int | None = 1
-    """of torch and of numpy's BLAS; matrices this small gain little from more"""
+    """threads of torch and of numpy's BLAS; such small matrices gain little from more"""
     output: Path = Path("runs/fits")
-    """folder of the rows (results.jsonl), the table and the figure; a problem that is there is not timed again"""
+    """folder for the rows (results.jsonl), the table and the figure; a problem that it has is not timed again"""
 
 
 class Problem(NamedTuple):
-    """What is fitted to what error."""
+    """Kernels, and the error to which they are fitted."""
 
     title: str
     rule: str
     kernels: Mapping[str, Tensor]
     """Layer -> kernel."""
     error: float | None = None
-    """For all kernels; None: the reference's, see `Fits.wanted`."""
+    """The error for all kernels; None: those of the reference, see `Fits.targets`."""
     slack: float = SLACK
-    """Part by which an error may be above the one wanted."""
+    """The part by which an error may exceed its target."""
     on_average: bool = False
-    """Whether the mean over the kernels is to be reached, else the error of each."""
+    """Whether the mean over the kernels has to be reached instead of the error of each."""
 
     def __str__(self) -> str:
         return self.title
@@ -114,10 +114,10 @@ class Fits(Benchmark[Config, Problem, Problem]):
         return dataclasses.replace(config, **few)
 
     def cells(self) -> list[Problem]:
-        """Kernels in float64.
+        """The problems, with kernels in float64.
 
         Raises:
-            StudyError: no layer has that name, or it has no 3x3 kernel.
+            StudyError: a pattern matches no layer with a 3x3 kernel.
         """
         torch.manual_seed(0)
         model = tn.command.build_model("resnet20", classes=10, channels=3)
@@ -163,7 +163,7 @@ class Fits(Benchmark[Config, Problem, Problem]):
         method = next(method for method in self.methods if method.name == name)
         kernels = problem.kernels
         sweeps = [
-            sweeps_needed(self.trace(method, problem, turn), self.wanted(problem, turn), on_average=problem.on_average)
+            sweeps_needed(self.trace(method, problem, turn), self.targets(problem, turn), on_average=problem.on_average)
             for turn in range(self.config.rounds)
         ]
         cpu, results = [0.0] * len(sweeps), [[] for _ in sweeps]  # type: list[float], list[list[Any]]
@@ -191,14 +191,14 @@ class Fits(Benchmark[Config, Problem, Problem]):
                 }
                 found = {name: relative_error(kernels[name], one) for name, one in dense.items()}
                 errors.append(fmean(found.values()))
-                missed.append(_missed(found, self.wanted(problem, turn), on_average=problem.on_average))
+                missed.append(_missed(found, self.targets(problem, turn), on_average=problem.on_average))
             means = [fmean(each.values()) for each in sweeps]
             return {"cpu_seconds": cpu, "sweeps": means, "errors": errors, "missed": missed}
 
         return Contender(call, facts)
 
     def trace(self, method: Method, problem: Problem, turn: int) -> dict[str, list[float]]:
-        """Layer -> errors after each sweep; taken once for all problems with these kernels."""
+        """Layer -> the errors after each sweep; computed once for all problems with these kernels."""
         reference = method is self._reference(problem)
         most = MOST if problem.error is not None else self.config.iterations * (1 if reference else MORE)
         found: dict[str, list[float]] = {}
@@ -211,19 +211,19 @@ class Fits(Benchmark[Config, Problem, Problem]):
         return {name: found[name] for name in problem.kernels}
 
     def _reference(self, problem: Problem) -> Method:
-        """Whose errors are to be reached: the first peer."""
+        """The method whose errors the others have to reach: the first peer."""
         suiting = (method for method in self.methods if method.suits(problem.rule))
         return next(method for method in suiting if not isinstance(method, Tnalgebra))
 
-    def wanted(self, problem: Problem, turn: int) -> dict[str, float]:
-        """Layer -> the error to be reached: one that is given, or the reference's."""
+    def targets(self, problem: Problem, turn: int) -> dict[str, float]:
+        """Layer -> the error to reach: that of the problem, or that of the reference."""
         if problem.error is not None:
             return dict.fromkeys(problem.kernels, problem.error)
         traces = self.trace(self._reference(problem), problem, turn)
         return {name: errors[: self.config.iterations][-1] * (1 + problem.slack) for name, errors in traces.items()}
 
     def table(self, rows: Sequence[Row], memory: Sequence[Row]) -> str:
-        """Medians; ratios are to this library's default settings, the first line of a problem."""
+        """Medians; the ratios are to this library with default settings, the first line of a problem."""
         lines = []
         for row in rows:
             for name, one in row["contenders"].items():
@@ -238,7 +238,7 @@ class Fits(Benchmark[Config, Problem, Problem]):
         return markdown(["problem", "method", "sweeps", "error", *times, "missed"], lines, left=2)
 
     def figure(self, rows: Sequence[Row]) -> Figure:
-        """Seconds of every method: a bar for the median, a point for each seed, one panel a problem."""
+        """The seconds of each method: a bar for the median, a point for each seed, a panel for each problem."""
         panels: dict[str, list[Bar]] = {}
         for row in rows:
             bars = panels.setdefault(row["problem"], [])
@@ -249,7 +249,7 @@ class Fits(Benchmark[Config, Problem, Problem]):
 
 
 def random_kernel(shape: Sequence[int], seed: int) -> Tensor:
-    """Normal numbers, the k-th channel of either side weighted with k^-1/2, and the channels mixed by rotations."""
+    """Normal numbers, where the k-th channel of either side has the weight k^-1/2, with channels mixed by rotations."""
     generator = torch.Generator().manual_seed(seed)
     kernel = torch.randn(*shape, dtype=torch.float64, generator=generator)
     for axis in (0, 1):
@@ -263,7 +263,7 @@ def random_kernel(shape: Sequence[int], seed: int) -> Tensor:
 def sweeps_needed(
     traces: Mapping[str, Sequence[float]], wanted: Mapping[str, float], *, on_average: bool
 ) -> dict[str, int]:
-    """Layer -> the fewest sweeps; where no number of them is enough, all of its trace."""
+    """Layer -> the fewest sweeps that reach the error; the length of its trace if none do."""
     if on_average:
         longest = max(map(len, traces.values()))
         means = [fmean(errors[min(sweep, len(errors) - 1)] for errors in traces.values()) for sweep in range(longest)]
@@ -277,7 +277,7 @@ def _first_below(errors: Sequence[float], wanted: float) -> int:
 
 
 def _missed(errors: Mapping[str, float], wanted: Mapping[str, float], *, on_average: bool) -> int:
-    """Kernels that did not come as near as they had to."""
+    """The number of kernels that did not reach their errors."""
     if on_average:
         return int(fmean(errors.values()) > fmean(wanted.values()) * (1 + 2 * SLACK))
     return sum(error > wanted[name] * (1 + 2 * SLACK) for name, error in errors.items())

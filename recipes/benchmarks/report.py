@@ -1,4 +1,4 @@
-"""Rows of benchmarks, and the tables and figures that several benchmarks have."""
+"""Rows of benchmarks, and the tables and figures that several benchmarks share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Row: TypeAlias = dict[str, Any]
 """A line of results.jsonl or memory.jsonl."""
 
 AGAIN = " again"
-"""Ends the name of a contender's second part in a cell."""
+"""The end of a contender's name where it takes part a second time in a cell."""
 
 
 def read_rows(path: Path, key: Sequence[str]) -> list[Row]:
-    """The rows of a file, the last of those that agree in `key`; a last line that was cut off is removed.
+    """The rows of a file; of rows that agree in `key`, the last one. An unfinished last line is removed.
 
     Raises:
         StudyError: a line is not a row.
@@ -48,7 +48,7 @@ def read_rows(path: Path, key: Sequence[str]) -> list[Row]:
 
 
 def conditions(rows: Sequence[Row]) -> str:
-    """Rounds, devices, threads and versions of all rows."""
+    """The rounds, devices, threads and versions of all rows, as text."""
     kinds = {
         f"{row['rounds']} rounds; {row['device_name']}, {row['threads']} thread(s); "
         + ", ".join(f"{name} {number}" for name, number in row["versions"].items())
@@ -58,7 +58,7 @@ def conditions(rows: Sequence[Row]) -> str:
 
 
 def memory_table(rows: Sequence[Row], describe: Callable[[Row], str]) -> str:
-    """MiB of each contender, a line for each cell."""
+    """The peak memory of each contender in MiB, with a line for each cell."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row["contenders"]) if AGAIN not in name]
     lines = []
     for row in rows:
@@ -77,11 +77,11 @@ class Bar(NamedTuple):
     points: Sequence[float] = ()
     whiskers: tuple[float, float] | None = None
     mark: float | None = None
-    """Where a diamond is drawn."""
+    """The value at which a diamond is drawn."""
 
 
 def bar_figure(panels: Mapping[str, Sequence[Bar]], label: str) -> Figure:
-    """A panel for each title, a bar for each contender; bars of one first word have one colour."""
+    """A panel for each title, with a bar for each contender; bars whose names begin with one word have one colour."""
     from matplotlib.figure import Figure
 
     words = list(dict.fromkeys(bar.label.split(",")[0].split()[0] for bars in panels.values() for bar in bars))

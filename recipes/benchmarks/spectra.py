@@ -1,13 +1,12 @@
-"""How long the spectra of all cuts of a network's kernels take, against svdvals on the matrices.
+"""Time the spectra of all cuts of a network's kernels, and svdvals on the same matrices.
 
     python -m recipes.benchmarks.spectra
     python -m recipes.benchmarks.spectra --smoke
     python -m recipes.benchmarks.spectra --layers "layer1.*" --rounds 5
 
-The kernels are ResNet-50's. For every layer are compared, in medians over the rounds:
-- the time of `tnalgebra.spectra` on its weight (float32, all cuts, everything included);
-- the time that `torch.linalg.svdvals` takes on the same matricisations, ready in float64.
-  The two take turns.
+The kernels are those of ResNet-50. For every layer two calls take turns, and medians over the rounds are compared:
+- `tnalgebra.spectra` on its weight (float32, all cuts, everything included);
+- `torch.linalg.svdvals` on the same matricisations, which are ready in float64.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from recipes.command import run_command
 from recipes.reporting import aligned
 
 FLOOR = 1e-6
-"""Singular values above this part of the largest are compared; a Gram matrix cannot see far below it."""
+"""Singular values above this part of the largest are compared; a Gram matrix does not resolve much smaller ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +39,13 @@ class Config(Settings):
     layers: str = "*"
     """glob of layer names, to measure fewer: "layer4.*" holds the largest kernels, "*.conv2" the 3x3 ones"""
     rounds: int = 1
-    """turns each side takes on a layer; the median counts; one is enough for a total over 54 layers"""
+    """turns of each side on a layer, of which the median counts; one is enough for a total over 54 layers"""
     weights: str | None = None
     """a checkpoint, as `tn.command.load_weights` reads it; by default random ones, which cost the same time"""
     device: str = "cpu"
-    """where both sides compute: cpu, cuda, cuda:1"""
+    """device of both sides: cpu, cuda, cuda:1"""
     output: Path = Path("runs/benchmark-spectra")
-    """folder of the rows (results.jsonl) and the table; a layer that is there is not timed again"""
+    """folder for the rows (results.jsonl) and the table; a layer that it has is not timed again"""
 
 
 class Problem(NamedTuple):
@@ -78,7 +77,7 @@ class SpectraBenchmark(Benchmark[Config, str, Problem]):
         return dataclasses.replace(config, layers="layer1.0.conv[12]", rounds=1)
 
     def cells(self) -> list[str]:
-        """Raises StudyError where no layer has that name."""
+        """The names of the layers. Raises StudyError if the glob matches none."""
         names = [name for name in self.weights if fnmatchcase(name, self.config.layers)]
         if not names:
             raise tn.errors.StudyError(f"no layer is called {self.config.layers!r}", layers=" ".join(self.weights))
@@ -96,7 +95,7 @@ class SpectraBenchmark(Benchmark[Config, str, Problem]):
         return Problem(weight, cuts, [tn.tensors.matricise(weight.double(), labels, cut).contiguous() for cut in cuts])
 
     def about(self, problem: Problem) -> Row:
-        """The largest difference of two singular values over the largest value of their cut."""
+        """The largest difference of two singular values, relative to the largest value of their cut."""
         worst = 0.0
         for spectrum, matrix in zip(tn.spectra(problem.weight), problem.matrices, strict=True):
             values = torch.linalg.svdvals(matrix).cpu()
@@ -110,7 +109,7 @@ class SpectraBenchmark(Benchmark[Config, str, Problem]):
         return Contender(lambda _: [torch.linalg.svdvals(matrix) for matrix in problem.matrices])
 
     def table(self, rows: Sequence[Row], memory: Sequence[Row]) -> str:
-        """The layers in lines, then the totals over all of them."""
+        """A line for each layer, then the totals over all of them."""
         lines = [["layer", "shape", "ours s", "svdvals s", "ratio", "worst difference"]]
         seconds = [[row["contenders"][name]["seconds"] for name in ("ours", "svdvals")] for row in rows]
         for row, (ours, theirs) in zip(rows, seconds, strict=True):

@@ -23,7 +23,7 @@ SLOW_FACTOR = 8.0
 """A call is slow if it takes more than this many times as long as the fastest."""
 
 SLOW_SECONDS = 20.0
-"""Seconds that all turns of a slow call may take together; it has at least one turn."""
+"""The seconds that all turns of a slow call may take together; it has at least one turn."""
 
 CLEAR = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -32,7 +32,7 @@ M_MMAP_THRESHOLD = -3
 
 
 class Ratio(NamedTuple):
-    """The ratio of two medians, and the interval that holds 95 % of its bootstrap."""
+    """The ratio of two medians, and the interval that holds 95 % of its bootstrap draws."""
 
     value: float
     low: float
@@ -43,7 +43,7 @@ class Ratio(NamedTuple):
 
 
 def ratio_of_medians(over: Sequence[float], under: Sequence[float], *, samples: int = 1000, seed: int = 0) -> Ratio:
-    """median(over) / median(under); each list is resampled on its own, as a slow call has fewer times."""
+    """median(over) / median(under). Each list is resampled by itself, because a slow call has fewer times."""
     generator = np.random.default_rng(seed)
     medians = [np.median(generator.choice(np.asarray(times), (samples, len(times))), axis=1) for times in (over, under)]
     low, high = np.quantile(medians[0] / medians[1], (0.025, 0.975))
@@ -59,13 +59,13 @@ def time_in_turns(
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, list[float]]:
-    """Seconds of each call, once a round, in an order drawn again in each round.
+    """The seconds of each call, once in each round, in an order that is drawn again in each round.
 
     Args:
-        calls: receive the number of the round.
-        warmup: calls before the first round; a slow call makes one.
-        slow_rounds: rounds, spread evenly, in which a slow call has a turn; None: all.
-        device: a CUDA device is waited for before and after each call.
+        calls: functions that receive the number of the round.
+        warmup: the number of calls before the first round; a slow call makes one.
+        slow_rounds: the number of rounds, spread evenly, in which a slow call has a turn; None: all rounds.
+        device: if it is a CUDA device, each call is timed until the device is idle.
     """
     cuda = device.startswith("cuda")
 
@@ -103,7 +103,7 @@ def time_in_turns(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Collect garbage now, and not while something is timed, as timeit does."""
+    """Collect garbage before and not during the timing, as timeit does."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -115,7 +115,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def device_name(device: str) -> str:
-    """What the hardware calls itself."""
+    """The name of the hardware."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -125,17 +125,17 @@ def device_name(device: str) -> str:
 
 
 def peak_bytes(make: Callable[[], Callable[[int], object]], *, device: str, threads: int) -> int:
-    """The peak memory of three calls after a first one, above the memory before, measured in a process of its own.
+    """The peak memory of three calls after a first one, above the memory before them, measured in another process.
 
     On a CPU: the peak resident set during the calls less the resident set before them, from the kernel's VmHWM, which
-    is reset just before; freed memory returns to the system, so that it counts again when it is used again. On CUDA:
+    is reset just before. Freed memory returns to the system, so that it counts again when it is used again. On CUDA:
     the same of torch's allocator. The input and the parameters exist before, and do not count.
 
     Args:
-        make: makes the call; it can be pickled.
+        make: a function that makes the call, and that can be pickled.
 
     Raises:
-        StudyError: on a CPU, the system has no /proc/self/clear_refs.
+        StudyError: on a CPU, if the system does not have /proc/self/clear_refs.
     """
     if not device.startswith("cuda") and not CLEAR.exists():
         raise tn.errors.StudyError(f"peak memory needs {CLEAR}, which only Linux has", fix="Linux, or --device cuda")
@@ -149,7 +149,7 @@ def _peak_here(make: Callable[[], Callable[[int], object]], device: str, threads
         library.mallopt(M_MMAP_THRESHOLD, 65536)
     torch.set_num_threads(threads)
     call = make()
-    call(0)  # the first one makes what stays: code, caches
+    call(0)  # the first call makes what stays: code, caches
     gc.collect()
     cuda = device.startswith("cuda")
     if cuda:
@@ -167,6 +167,6 @@ def _peak_here(make: Callable[[], Callable[[int], object]], device: str, threads
 
 
 def _resident(field: str) -> int:
-    """A line of the process's status, in bytes."""
+    """A field of the status of this process, in bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return 1024 * int(line.split()[1])

@@ -1,4 +1,4 @@
-"""What rows of recipes.retrain say: accuracy by epoch, who has recovered, a figure."""
+"""The results of recipes.retrain: accuracy by epoch, which trainings have recovered, and a figure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BASELINE = "none"
-"""The truncation of rows of the network as it is."""
+"""The truncation in rows of the network as it is."""
 
 POINTS, EPOCHS = 0.5, 5
-"""Recovered: at most so many points below the accuracy before, in at most so many epochs."""
+"""A network has recovered if it is at most POINTS below the accuracy before truncation, within EPOCHS epochs."""
 
 STYLES: dict[str, dict[str, Any]] = {
     "dense": {"color": tn.model.DISTINCT_COLOURS[0], "marker": "o", "linestyle": "-"},
@@ -27,18 +27,18 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 DODGE = {"dense": -0.06, "factored": 0.06, "control": 0.0}
 ROUNDING = 1e-9
-"""Accuracies are quotients of integers: what is on the bound is within it."""
+"""The rounding of differences of accuracies: an accuracy that is equal to a bound counts as within it."""
 
 
 class Claim(NamedTuple):
-    """Whether a network that was truncated has recovered; accuracies are means over seeds, 0 to 1.
+    """Whether a truncated network has recovered. Accuracies are means over seeds, 0 to 1.
 
-    epoch: the first, of at most five, within half a point of the accuracy before truncation; None if there is none.
-    seeds: how many of the seeds have such an epoch of their own.
+    epoch: the first of at most five epochs within half a point of the accuracy before truncation; None if none is.
+    seeds: the number of seeds that have such an epoch by themselves.
     of: the number of seeds.
-    change: accuracy after the last of these epochs less that before truncation.
-    to_control: accuracy then less that of the control after as many epochs, mean over the seeds that both have; None
-        without any.
+    change: the accuracy after the last of these epochs less that before truncation.
+    to_control: that accuracy less that of the control after the same epoch, as the mean over the seeds that both have;
+        None if they share no seed.
     """
 
     truncation: str
@@ -51,17 +51,17 @@ class Claim(NamedTuple):
 
     @property
     def recovered(self) -> bool:
-        """Within half a point of the accuracy before, in at most five epochs."""
+        """Whether it comes within half a point of the accuracy before truncation, in at most five epochs."""
         return self.epoch is not None
 
     @property
     def reaches_control(self) -> bool | None:
-        """Within half a point of the control after as many epochs; None without a control."""
+        """Whether it is within half a point of the control after the same epoch; None without a control."""
         return None if self.to_control is None else self.to_control >= -POINTS / 100 - ROUNDING
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
-    """One for each truncation and way of which a seed has been trained to its end."""
+    """One for each truncation and way for which at least one training is finished."""
     before = _baseline(rows)["accuracy"]
     bound = before - POINTS / 100 - ROUNDING
     control = _by_seed(rows, BASELINE, "control")
@@ -92,14 +92,14 @@ def _baseline(rows: Sequence[Row]) -> Row:
 
 
 def curves(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Truncation and way of trainings that are finished, in the order of the rows: the control first."""
+    """Truncation and way of the finished trainings, in the order of the rows, which begin with the control."""
     done = {(row["truncation"], row["way"]) for row in rows if row["way"] and row["epoch"] == last_epoch(rows)}
     texts = dict.fromkeys(row["truncation"] for row in rows)
     return [(text, way) for text in texts for way in STYLES if (text, way) in done]
 
 
 def _by_seed(rows: Sequence[Row], text: str, way: str) -> dict[int, dict[int, float]]:
-    """Seed -> epoch -> accuracy, of trainings that are finished."""
+    """Seed -> epoch -> accuracy, of the finished trainings."""
     found: dict[int, dict[int, float]] = {}
     for row in rows:
         if (row["truncation"], row["way"]) == (text, way):
@@ -109,7 +109,7 @@ def _by_seed(rows: Sequence[Row], text: str, way: str) -> dict[int, dict[int, fl
 
 
 def _spreads(seeds: dict[int, dict[int, float]]) -> dict[int, Spread]:
-    """Epoch -> accuracy over the seeds."""
+    """Epoch -> the spread of the accuracy over the seeds."""
     epochs = next(iter(seeds.values()))
     return {epoch: Spread.over(by[epoch] for by in seeds.values()) for epoch in epochs}
 
@@ -118,7 +118,7 @@ def _spreads(seeds: dict[int, dict[int, float]]) -> dict[int, Spread]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Accuracy by epoch, sizes of the factored networks, and the claim."""
+    """The accuracy by epoch, the sizes of the factored networks, and which of them have recovered."""
     baseline, found = _baseline(rows), claims(rows)
     head = f"{baseline['model']}: {100 * baseline['accuracy']:.2f} % of {baseline['images']:,} test images right"
     parts = [f"{head} before truncation"]
@@ -177,11 +177,11 @@ def _claims(found: Sequence[Claim], before: float, last: int) -> str:
         f"in at most {EPOCHS} epochs{here}; changes in points"
     )
     yes = sum(claim.recovered for claim in found)
-    told = [f"{yes} of {len(found)} have recovered"]
+    sentences = [f"{yes} of {len(found)} have recovered"]
     compared = [claim.reaches_control for claim in found if claim.to_control is not None]
     if compared:
-        told.append(f"{sum(map(bool, compared))} of {len(compared)} end within {POINTS} points of the control")
-    return f"{head}\n\n{aligned(lines, left=2)}\n\n{'; '.join(told)}."
+        sentences.append(f"{sum(map(bool, compared))} of {len(compared)} end within {POINTS} points of the control")
+    return f"{head}\n\n{aligned(lines, left=2)}\n\n{'; '.join(sentences)}."
 
 
 def _points(change: float) -> str:
@@ -192,7 +192,7 @@ def _points(change: float) -> str:
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """A panel for each truncation: accuracy less that before, by epoch; whiskers from the least seed to the largest."""
+    """Accuracy less that before, by epoch, with a panel for each truncation; whiskers span the seeds."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 

@@ -8,19 +8,19 @@
         --truncations "tucker2 or out kh | in kw @ multiply-adds 0.28" --distillation 0.9 --output runs/smaller
 
 What is done (Singh, Jahromi and Orus, arXiv 2403.14379, and a control):
-- A truncation is made in all layers that it fits, but the first convolution, at once,
-  as recipes.compressibility does, and the network is tested: epoch 0. It has a size:
+- All layers that a truncation fits, except the first convolution, are truncated at
+  once, as in recipes.compressibility, and the network is tested: epoch 0. The size:
   "out kh | in kw @ keep 0.25" keeps a quarter of the singular values of each kernel,
   "cp @ r=16" has that rank, "tucker2 @ parameters 0.3" that part of the network's
   parameters, "tucker2 or out kh | in kw @ multiply-adds 0.3" of its multiply-adds.
-- Then it is trained in two ways: dense, its kernels start as the truncated ones and
-  are free to leave them; factored, their factors are trained and the network stays
-  small. Both have the same accuracy at epoch 0.
-- The control is the untouched network, trained in the same way for as many epochs:
-  what more training alone would give.
-- A training has recovered if it comes within 0.5 points of the accuracy before
-  truncation, in at most five epochs. The control may gain meanwhile, so that the
-  distance to it at the end is given as well.
+- Then it is trained in two ways. Dense: its kernels start as the truncated ones and
+  may change freely. Factored: their factors are trained, and the network stays small.
+  Both have the same accuracy at epoch 0.
+- The control is the untouched network, trained in the same way for the same number of
+  epochs. It shows the effect of more training alone.
+- A network has recovered if it comes within 0.5 points of the accuracy before
+  truncation, in at most five epochs. The control may improve meanwhile, so the
+  difference to it at the end is shown as well.
 - Stopped and started again with the same settings it continues where it was, within an
   epoch too; more truncations, ways and seeds can be added to a folder.
 """
@@ -56,19 +56,19 @@ class Config(Settings):
     weights: str | None = None
     """a file of weights, or torchvision:NAME; without one the network is trained first, for --first-epochs"""
     first_epochs: int = 15
-    """passes over the training images where there are no weights; 0: your own network is used as it comes"""
+    """passes over the training images where no weights are given; 0: the network is used with its random weights"""
     first_learning_rate: float = 5e-3
-    """the highest of that training, reached after a tenth of it; otherwise it is as the others"""
+    """the highest learning rate of that training, reached after a tenth of it"""
     truncations: tuple[str, ...] = (
         "out kh | in kw @ keep 0.125",
         "out | in kh kw @ keep 0.125",
         "tucker2 @ parameters 0.15",
     )
-    """what is truncated, each in quotes: REWRITE @ SIZE, as above; so much that it hurts"""
+    """truncations, each in quotes: REWRITE @ SIZE, as above; by default so large that the accuracy falls"""
     ways: tuple[Way, ...] = ("dense", "factored", "control")
     """dense: kernels that start as the truncated ones; factored: their factors; control: the untouched network"""
     seeds: tuple[int, ...] = (0,)
-    """a training for each: order of the images and augmentation; three tell a difference from chance"""
+    """a training for each: order of the images and augmentation; three show whether a difference is chance"""
     epochs: int = 5
     """passes over the training images; the learning rate falls to 0 in that time"""
     learning_rate: float = 2e-3
@@ -76,7 +76,7 @@ class Config(Settings):
     warmup: float = 0.0
     """epochs, also parts of one, in which the learning rate rises; at most a fifth of all"""
     distillation: float = 0.0
-    """weight of the untouched network's answers in the loss, 0 to 1, beside the labels; of the control too"""
+    """weight of the answers of the untouched network in the loss, 0 to 1, beside the labels; also for the control"""
     temperature: float = 4.0
     """of the distillation: both networks' logits are divided by it"""
     output: Path = Path("runs/retrain")
@@ -116,18 +116,21 @@ PRESETS = {
     "resnet50-cifar10": Config(**RESNET50, output=Path("runs/retrain-resnet50-cifar10")),
     "resnet50-cifar100": Config(**{**RESNET50, "data": "cifar100"}, output=Path("runs/retrain-resnet50-cifar100")),
 }
-"""The networks of the paper, and one whose weights are public, with truncations that hurt. ResNet-50 is for GPUs."""
+"""The networks of the paper, and one with public weights, with large truncations. ResNet-50 is for GPUs."""
 
 SMOKE = {"epochs": 2, "first_epochs": 6, "batch_size": 32, "limit": 600, "seeds": 1, "truncations": 2}
-"""Just enough for a network of digits to learn something that a truncation can spoil."""
+"""The most of each in a smoke run: just enough for a network to learn something that a truncation can spoil."""
 
 
 def main(config: Config) -> list[Row]:
-    """Train what is not trained yet; returns all rows of the folder.
+    """Do the trainings that are not done yet.
+
+    Returns:
+        All rows of the folder.
 
     Raises:
-        TnalgebraError: a setting, the data or the weights are not what they should be; a training diverges; the
-            output folder holds an experiment of other settings.
+        TnalgebraError: a setting is wrong, the data or the weights cannot be read; a training diverges; the output
+            folder holds an experiment with other settings.
     """
     config = begin(config, SMOKE, PRESETS.values())
     truncations = _checked(config)
@@ -167,7 +170,7 @@ def _checked(config: Config) -> list[Truncation]:
 
 
 def _train_first(model: nn.Module, task: Classification, config: Config) -> None:
-    """Train the network as it comes; an earlier training in the folder is continued."""
+    """Train the network from its random weights; an earlier training in the folder is continued."""
     count = f"{config.first_epochs} epochs of {task.training_size} images"
     print(f"\ntraining {config.model} first, for {count}", flush=True)
     changes = {"distillation": 0.0, "epochs": config.first_epochs, "learning_rate": config.first_learning_rate}
@@ -218,10 +221,10 @@ class _Retraining(Trainings):
         self.run(todo, self.start)
 
     def start(self, *, truncation: str, way: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:
-        """The network before its training, and what rows say of it; its accuracy is a row.
+        """The network before its training, and the fields of its rows; its accuracy becomes a row.
 
-        The network is kept: a training continues only from the very same numbers, which a fit with other threads would
-        not give.
+        The network is kept in a file, because a training continues only from exactly the same numbers, and a fit with
+        another number of threads would differ by rounding.
         """
         known = next((row for key, row in self.rows.items() if key[:2] == (truncation, way) and key[3] == 0), None)
         if way == "control":
@@ -236,7 +239,7 @@ class _Retraining(Trainings):
                 else:
                     model, _ = made.factored(self.model, self.example, candidates="all", backward=True)
                 write_network(model, path)
-            # from the file the first time too; plans are then for the format in which the network is trained
+            # read from the file the first time too; plans are for the format in which the network is trained
             model = tn.load(path, into=copy.deepcopy(self.model).to(memory_format=torch.channels_last))
         facts = self.truncated(truncation)[1] if known is None else {name: known[name] for name in FACTS}
         accuracy = self.score(model) if known is None else known["accuracy"]
@@ -246,7 +249,7 @@ class _Retraining(Trainings):
         return model, facts
 
     def _truncated(self, text: str) -> tuple[Truncated, dict[str, Any]]:
-        """A truncation of the network, and what rows say of it, counted where no input meets a whole kernel."""
+        """A truncation of the network, and the fields of its rows; multiply-adds are those of the factored form."""
         made = truncate(
             self.model, self.truncations[text], skip=self.config.skip, seed=self.config.seed, example=self.example
         )

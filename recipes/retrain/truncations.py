@@ -22,10 +22,11 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class Truncation:
-    """What is done to all kernels at once.
+    """How all kernels are truncated at once.
 
-    text: as the user writes it, in one wording.
-    rewrites: a cut, or cuts one after another; a decomposition; several, of which each layer takes one.
+    text: its name in rows.
+    rewrites: a cut, or cuts one after another; a decomposition; or several rewrites, of which each layer gets one.
+    size: how much is kept.
     """
 
     text: str
@@ -35,11 +36,11 @@ class Truncation:
 
 @dataclass(frozen=True, eq=False)
 class Truncated:
-    """What a truncation makes of a network.
+    """The truncated kernels of a network.
 
     kernels: layer -> the truncated kernel.
-    layers: layer -> its rank or ranks, relative error, ...
-    factors: layer -> the pattern that gives the truncated kernel in factors, without a further error.
+    layers: layer -> its rank or ranks, relative error, and so on.
+    factors: layer -> the pattern with which `convert` makes the truncated kernel from its factors.
     """
 
     kernels: Mapping[str, Tensor]
@@ -48,11 +49,11 @@ class Truncated:
 
     @property
     def mean_squared_relative_error(self) -> float:
-        """Mean of (||K - K~||_F / ||K||_F)^2 over the layers that were truncated."""
+        """The mean of (||K - K~||_F / ||K||_F)^2 over the truncated layers."""
         return math.fsum(layer["relative_error"] ** 2 for layer in self.layers.values()) / len(self.layers)
 
     def dense(self, model: nn.Module) -> nn.Module:
-        """A copy of the network that has the truncated kernels."""
+        """A copy of the network with the truncated kernels."""
         model = copy.deepcopy(model)
         modules = tn.nn.kernel_layers(model)
         with torch.no_grad():
@@ -63,10 +64,10 @@ class Truncated:
     def factored(
         self, model: nn.Module, example: Sequence[int], **planning: Any
     ) -> tuple[nn.Module, tn.model.ConversionReport]:
-        """A copy of the network with the truncated kernels in factors.
+        """A copy of the network in which decomposed layers hold the factors of the truncated kernels.
 
         Args:
-            example: shape of an input; the plans are for it, in channels_last.
+            example: shape of an input, for which the layers are planned, in channels_last.
             planning: `candidates` and `backward` of `convert`.
         """
         model = self.dense(model).to(memory_format=torch.channels_last)

@@ -1,1 +1,1 @@
-"""Layers against the best that torch and other libraries offer."""
+"""The benchmark of single layers: against torch and other libraries."""

@@ -1,4 +1,4 @@
-"""The layers that are timed, the decompositions of their kernels with their ranks, and the chains written by hand."""
+"""The layers that are timed, the decompositions of their kernels with their ranks, and chains written by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recipes.benchmarks.chains import Stage, chain_of
 from recipes.benchmarks.runner import Pass
 
 Cores: TypeAlias = Mapping[str, Tensor]
-"""name -> core, axes in the order of its labels in the notation."""
+"""Name -> core, its axes in the order of its labels in the notation."""
 
 Chain: TypeAlias = list[Stage]
 
@@ -21,7 +21,7 @@ UNDECOMPOSED = "undecomposed"
 
 
 class Shape(NamedTuple):
-    """A convolution layer; the kernel is square, padded to keep the size at stride 1, and has no bias."""
+    """A convolution layer without bias, with a square kernel, padded so that stride 1 keeps the size."""
 
     inputs: int
     outputs: int
@@ -33,7 +33,7 @@ class Shape(NamedTuple):
 
     @property
     def weight(self) -> tuple[int, int, int, int]:
-        """Of the dense kernel: out, in (of one group), kh, kw."""
+        """The shape of the dense kernel: out, in (of one group), kh, kw."""
         return self.outputs, self.inputs // self.groups, self.kernel, self.kernel
 
     @property
@@ -47,7 +47,7 @@ class Shape(NamedTuple):
 
     @property
     def layer(self) -> nn.Conv2d:
-        """torch's layer, without numbers."""
+        """torch's layer, on the meta device."""
         return nn.Conv2d(self.inputs, self.outputs, self.kernel, bias=False, device="meta", **self.numbers)
 
 
@@ -78,7 +78,7 @@ SHAPES = _named(
     Shape(256, 256, 3, 14, groups=256),
     Shape(512, 512, 3, 14, stride=2, groups=512),
 )
-"""name -> layer: those of ResNet-18 and ResNet-50 at 224 pixels; the depthwise ones have their widths and sizes."""
+"""Name -> layer: those of ResNet-18 and ResNet-50 at 224 pixels, and depthwise ones of their widths and sizes."""
 
 SMOKE_SHAPES = _named(
     Shape(3, 8, 7, 16, stride=2),
@@ -87,7 +87,7 @@ SMOKE_SHAPES = _named(
     Shape(8, 12, 1, 7, stride=2),
     Shape(8, 8, 3, 9, stride=2, groups=8),
 )
-"""Tiny layers of every family."""
+"""Small layers of every family, for a smoke run."""
 
 DECOMPOSITIONS = {
     "cp": "A[out r] B[in r] C[kh r] D[kw r]",
@@ -98,20 +98,20 @@ DECOMPOSITIONS = {
     "loop": "A[out p r] B[in p q] C[q kh r] D[kw r]",
     UNDECOMPOSED: "K[out in kh kw]",
 }
-"""The loop is not in the catalogue: A, B and C close it over p, q, r, and r is a hyperedge of A, C and D."""
+"""The loop is not in the catalogue: A, B and C close it by p, q and r, and r is a hyperedge of A, C and D."""
 
 AROUND = 4
-"""Size of the bond that closes the ring and the loop; the bonds beside it are a fourth of the train's."""
+"""The size of the bond that closes the ring and the loop; the bonds beside it are a fourth of the train's."""
 
 
 class Cell(NamedTuple):
-    """All contenders on one layer with one decomposition of its kernel."""
+    """One layer with one decomposition of its kernel, for all contenders."""
 
     shape: str
     decomposition: str
     ranks: tuple[tuple[str, int], ...]
     fraction: float
-    """Of the channels, from which the ranks come."""
+    """The part of the channels that determines the ranks."""
     batch: int
     goes: Pass
 
@@ -121,12 +121,12 @@ class Cell(NamedTuple):
 
 
 def exists(shape: Shape, decomposition: str) -> bool:
-    """Without a window, and with one input channel a group, cores of a train would be matrices or have bonds alone."""
+    """Whether a decomposition makes sense: without a window, or with one input channel a group, a train does not."""
     return decomposition not in ("train", "ring", "loop") or (shape.kernel > 1 and shape.weight[1] > 1)
 
 
 def ranks_of(decomposition: str, shape: Shape, fraction: float) -> dict[str, int]:
-    """Bond -> a fraction of its largest useful rank, which is at most the number of channels."""
+    """Bond -> a fraction of its largest useful rank, which is the number of channels or less."""
     o, i, h, w = shape.weight
 
     def rank(most: int) -> int:
@@ -153,10 +153,10 @@ def kernel_network(decomposition: str) -> tn.Network:
 
 
 def hand_chains(decomposition: str, cores: Cores, shape: Shape) -> dict[str, Chain]:
-    """The chains by hand: "" as the cores are; "merged": the window's cores contracted to one layer beforehand.
+    """The chains by hand: "" with a layer for each core; "merged" with the window's cores contracted beforehand.
 
     Without a window (1x1) all stages but the last are contracted to one. In a grouped layer every group has a copy of
-    each stage but the last, whose weight has all outputs.
+    each stage except the last, whose weight has all outputs.
     """
     network = kernel_network(decomposition)
     links = chain_of(network)
@@ -221,11 +221,11 @@ def _loop(A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> dict[str, Chain]:
 
 
 MERGED: dict[str, Callable[..., dict[str, Chain]]] = {"cp": _cp, "train": _train, "ring": _ring, "loop": _loop}
-"""Decompositions with two cores of the window: their chains of A, B, C, D, where those are not just core after core."""
+"""The chains of A, B, C, D of decompositions whose window has two cores, where they are not just core after core."""
 
 
 def tensorly_cores(decomposition: str, cores: Cores) -> tuple[str, list[Any]]:
-    """The class of tensorly-torch's factorized tensor, and its arguments."""
+    """The name of tensorly-torch's class of factorised tensors, and its arguments."""
 
     def parameter(core: Tensor) -> nn.Parameter:
         return nn.Parameter(core.clone())

@@ -1,6 +1,6 @@
-"""Who computes the layer of a cell. Cores are random, and every contender receives the very same ones.
+"""The contenders of a cell. All of them receive the same random cores.
 
-They are scaled so that the kernel they make has the variance of torch's own initialisation.
+The cores are scaled so that their kernel has the variance of torch's own initialisation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OURS: dict[str, tn.compiler.Candidates] = {
 }
 HAND = ("hand contiguous", "hand channels_last", "hand merged contiguous", "hand merged channels_last")
 PEERS = {"tensorly": "tltorch", "tensorly reconstructed": "tltorch", "einconv": "einconv"}
-"""Contender -> the module that it needs."""
+"""Contender -> the module that it imports."""
 CONTENDERS = ("dense", f"dense{AGAIN}", "dense + rebuild", *HAND, *PEERS, *OURS)
 
 
@@ -49,15 +49,15 @@ class Problem(NamedTuple):
     shape: Shape
     cores: dict[str, Tensor]
     kernel: Tensor
-    """The cores made dense: out, in (of one group), kh, kw."""
+    """The kernel that the cores make: out, in (of one group), kh, kw."""
     images: Tensor
-    """batch, channels, height, width; contiguous."""
+    """Shape (batch, channels, height, width), contiguous."""
     weights: Tensor
-    """Of the output's elements in the sum whose gradient is taken."""
+    """The weights of the output's elements in the sum whose gradient is taken."""
 
 
 def make_problem(cell: Cell, shape: Shape, *, seed: int, dtype: torch.dtype, device: str) -> Problem:
-    """Draw cores and input; the same ones for the same cell and seed."""
+    """Draw cores and input, which depend only on cell and seed."""
     generator = torch.Generator().manual_seed(crc32(f"{seed} {cell}".encode()))
     operands = core_labels(cell.decomposition)
     sizes = {**dict(zip(LABELS, shape.weight, strict=True)), **dict(cell.ranks)}
@@ -66,8 +66,8 @@ def make_problem(cell: Cell, shape: Shape, *, seed: int, dtype: torch.dtype, dev
         for name, labels in operands.items()
     }
     rebuild = Einsum(list(operands.values()), LABELS)
-    wanted = (3 * prod(shape.weight[1:])) ** -0.5  # torch draws uniformly within 1 / sqrt(fan in)
-    scale = (wanted / float(rebuild(*cores.values()).square().mean().sqrt())) ** (1 / len(cores))
+    deviation = (3 * prod(shape.weight[1:])) ** -0.5  # torch draws uniformly within 1 / sqrt(fan in)
+    scale = (deviation / float(rebuild(*cores.values()).square().mean().sqrt())) ** (1 / len(cores))
     cores = {name: (core * scale).to(device, dtype) for name, core in cores.items()}
     kernel = rebuild(*cores.values()).contiguous()
     images = torch.randn(cell.batch, shape.inputs, shape.size, shape.size, generator=generator)
@@ -77,13 +77,13 @@ def make_problem(cell: Cell, shape: Shape, *, seed: int, dtype: torch.dtype, dev
 
 
 def core_labels(decomposition: str) -> dict[str, tuple[str, ...]]:
-    """Core -> the labels of its axes."""
+    """Name of a core -> the labels of its axes."""
     nodes = kernel_network(decomposition).nodes
     return {node.name: node.labels for node in nodes if isinstance(node, tn.networks.NamedTensor)}
 
 
 class Einsum:
-    """Contract operands whose labels are words; the order of steps is looked for once."""
+    """Contract operands whose labels are words; the order of the steps is found once."""
 
     def __init__(self, operands: Sequence[Sequence[str]], output: Sequence[str]) -> None:
         letters: dict[str, str] = {}
@@ -104,7 +104,7 @@ class Einsum:
 
 
 class Rebuilt(nn.Module):
-    """The dense kernel rebuilt from the cores in each call, then torch's convolution."""
+    """torch's convolution with a kernel that is contracted from the cores in each call."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
@@ -113,15 +113,15 @@ class Rebuilt(nn.Module):
         self.numbers = problem.shape.numbers
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = functional.conv2d(images, self.rebuild(*self.cores), **self.numbers)
-        return found
+        output: Tensor = functional.conv2d(images, self.rebuild(*self.cores), **self.numbers)
+        return output
 
 
 class Einconv(nn.Module):
-    """einconv's einsum of the convolution with the cores in the place of the kernel, simplified by einconv.
+    """einconv's einsum of the convolution with the cores instead of the kernel, simplified by einconv.
 
-    The simplification slices the input too, so it is part of each call, as it is in einconv's own layers; the index
-    patterns are made once.
+    The simplification also slices the input, so it is part of each call, as in einconv's own layers. The index patterns
+    are made once.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -139,7 +139,7 @@ class Einconv(nn.Module):
         self.cores = nn.ParameterList(cores)
         axes = (shape.size, shape.kernel, shape.stride, shape.kernel // 2)
         pattern = self.einconv.index_pattern(*axes, device=problem.images.device, dtype=problem.images.dtype)
-        self.pattern = pattern  # not a buffer: a copy would lose what einconv has noted on it
+        self.pattern = pattern  # not a buffer, because a copy would lose the attributes that einconv has set on it
         inputs = [("n", "g", "in", "x", "y"), ("kh", "u", "x"), ("kw", "v", "y")]
         self.einsum = Einsum([*inputs, *operands], ("n", "g", "m", "u", "v"))
 
@@ -148,17 +148,17 @@ class Einconv(nn.Module):
         equation, operands = self.einconv.simplify(
             self.einsum.equation, [split, self.pattern, self.pattern, *self.cores]
         )
-        found = self.einsum.contract(equation, operands)
-        return found.reshape(len(images), self.shape.outputs, *self.pattern.shape[1:2] * 2)
+        output = self.einsum.contract(equation, operands)
+        return output.reshape(len(images), self.shape.outputs, *self.pattern.shape[1:2] * 2)
 
 
 def _split(tensor: Tensor, axis: int, parts: int) -> Tensor:
-    """One axis as two, the first of them with `parts` elements."""
+    """The tensor with one axis split into two, the first of them with `parts` elements."""
     return tensor.reshape(*tensor.shape[:axis], parts, -1, *tensor.shape[axis + 1 :])
 
 
 def takes_part(name: str, cell: Cell, shape: Shape) -> bool:
-    """Whether a contender exists in a cell, its package installed or not."""
+    """Whether a contender exists in a cell, whether its package is installed or not."""
     name = name.removesuffix(TUNED)
     if cell.decomposition == UNDECOMPOSED and name not in ("dense", f"dense{AGAIN}", "einconv", "ours", "ours frozen"):
         return False
@@ -172,7 +172,7 @@ def takes_part(name: str, cell: Cell, shape: Shape) -> bool:
 def make_contender(name: str, problem: Problem) -> Contender:
     """Build a contender from the cores of a cell.
 
-    In training the gradients are those of the input and of all parameters, of the sum of the output's elements with
+    In training, gradients with respect to the input and all parameters are taken of a sum of the output's elements with
     fixed random weights.
     """
     training = problem.cell.goes == "training"
@@ -187,7 +187,7 @@ def make_contender(name: str, problem: Problem) -> Contender:
 
 
 def _module(name: str, problem: Problem) -> tuple[nn.Module, int | None]:
-    """With its multiply-adds, if they are known."""
+    """The module of a contender, and its multiply-adds if they are known."""
     shape, decomposition = problem.shape, problem.cell.decomposition
     base = name.removesuffix(TUNED)
     if base == "dense" or base in HAND:

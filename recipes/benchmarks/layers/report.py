@@ -21,18 +21,18 @@ COLOURS = {"3x3": "#1f77b4", "1x1": "#ff7f0e", "depthwise": "#2ca02c", "7x7": "#
 MARKERS = "os^Dv"
 
 TICKS = (1, 10, 0.1, 100, 0.01, 3, 0.3, 30, 2, 0.5, 5, 0.2, 20, 1.5, 0.7, 1.2, 1.1, 0.8, 0.9, 1.3)
-"""Of ratios, the most important first; of two that are too close the second is left out."""
+"""Ticks of ratios, the most important first; of two that are too close the second is left out."""
 
 
 class Question(NamedTuple):
-    """A ratio of the summary: one of ours over the best of some others."""
+    """A ratio in the summary: the time of one of our contenders over that of the best of some others."""
 
     title: str
     ours: str
     others: str
-    """A regular expression of the contenders whose best counts."""
+    """A regular expression for these others."""
     of: Callable[[Row], bool]
-    """Whether the cell is asked about."""
+    """Whether the question is about a cell."""
     limits: tuple[float, ...] = ()
 
 
@@ -72,10 +72,10 @@ NOISE = QUESTIONS[-1]
 
 
 def ratio_of(question: Question, row: Row, suffix: str = "") -> Ratio | None:
-    """A question's ratio in one cell; None where the cell is not asked about, or lacks a contender.
+    """The ratio of a question in one cell; None if the question is not about the cell, or a contender is missing.
 
     Args:
-        suffix: TUNED for ours compiled with tune=True.
+        suffix: TUNED for our contenders that are compiled with tune=True.
     """
     contenders: Mapping[str, Any] = row["contenders"]
     others = [name for name in contenders if re.fullmatch(question.others, name)]
@@ -87,7 +87,7 @@ def ratio_of(question: Question, row: Row, suffix: str = "") -> Ratio | None:
 
 
 def answers(rows: Sequence[Row]) -> dict[str, tuple[Question, list[tuple[Ratio, Row]]]]:
-    """Title -> the question and its ratio in each cell that has one, largest first."""
+    """Title -> the question and its ratio in each cell that has one, the largest first."""
     found: dict[str, tuple[Question, list[tuple[Ratio, Row]]]] = {}
     for question in QUESTIONS:
         for suffix in ("", TUNED):
@@ -99,12 +99,12 @@ def answers(rows: Sequence[Row]) -> dict[str, tuple[Question, list[tuple[Ratio, 
 
 
 def ratios_in(row: Row) -> list[float]:
-    """Every ratio of a cell, without the noise floor."""
+    """All ratios of a cell except the noise floor."""
     return [ratios[0][0].value for question, ratios in answers([row]).values() if question is not NOISE]
 
 
 def summary(rows: Sequence[Row], *, worst: int = 5) -> str:
-    """The answers: geometric mean, shares within the limits, and the worst cells with their intervals."""
+    """The answers as text: geometric mean, shares within the limits, and the worst cells with their intervals."""
     lines = []
     for title, (question, ratios) in answers(rows).items():
         values = [ratio.value for ratio, _ in ratios]
@@ -120,13 +120,13 @@ def summary(rows: Sequence[Row], *, worst: int = 5) -> str:
 
 
 def describe(row: Row) -> str:
-    """The cell of a row."""
+    """The cell of a row, as text."""
     ranks = "".join(f" {bond}={rank}" for bond, rank in row["ranks"].items())
     return f"{row['shape']} {row['decomposition']}{ranks}, batch {row['batch']}, {row['pass']}"
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """The ratios of every question: a point for each cell, a line of points for each decomposition."""
+    """The ratios of every question, with a point for each cell and a line of points for each decomposition."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 

@@ -1,4 +1,4 @@
-"""How long single layers take: compiled by this library, written by hand, by its peers, and dense.
+"""Time single layers: compiled by this library, written by hand, made by its peers, and dense.
 
     python -m recipes.benchmarks.layers
     python -m recipes.benchmarks.layers --smoke
@@ -6,13 +6,13 @@
     python -m recipes.benchmarks.layers --rerun-above 1.05 --rounds 101
     python -m recipes.benchmarks.layers --memory --shapes "3x3-64-64-56" --batches 16
 
-- ours: `tnalgebra.compile`, of all forms, or factored only; as it is, or frozen (forward only).
+- ours: `tnalgebra.compile` with all forms, or with factored ones only; as it is, or frozen (forward only).
 - hand: the chain of torch layers that one writes by hand, in either memory format (channels_last converts its input
   in the call); merged: the window's cores contracted beforehand to one layer, or without a window all cores but one.
 - dense; dense + rebuild: the kernel contracted from the cores in each call.
 - tensorly: tensorly-torch's FactorizedConv (CP, Tucker with full ranks on the window, train; no groups).
-- einconv: its einsum with the cores in the place of the kernel.
-- How they are measured is in docs/benchmarks.md.
+- einconv: its einsum with the cores instead of the kernel.
+- docs/benchmarks.md describes the measurement.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class Config(NetworkSettings):
     batches: tuple[int, ...] = (1, 16)
     """images at a time"""
     contenders: tuple[str, ...] = CONTENDERS
-    """by name, each in quotes; the dense layer is timed twice in any case, as the reference and the noise floor"""
+    """names, each in quotes; the dense layer is always timed twice, as the reference and as the noise floor"""
     rounds: int = 31
-    """turns of a contender; odd, so that the median is one of them; a slow one has 5"""
+    """turns of a contender; an odd number, so that the median is one of the times; a slow contender has 5"""
     rerun_above: float | None = None
-    """repeat the cells, among those asked for, in which one of the summary's ratios is above this and which have fewer
-    rounds than --rounds; what comes replaces what is there"""
+    """time cells again in which one of the summary's ratios is above this and which have fewer rounds than --rounds;
+    the new rows replace the old ones"""
     output: Path = Path("runs/layers")
-    """folder of the rows (results.jsonl), the summary and the figure; a cell that is there is not timed again"""
+    """folder for the rows (results.jsonl), the summary and the figure; a cell that it has is not timed again"""
 
 
 class Layers(Benchmark[Config, Cell, Problem]):
@@ -104,10 +104,10 @@ class Layers(Benchmark[Config, Cell, Problem]):
         return dataclasses.replace(config, fractions=fractions, batches=batches, rounds=min(config.rounds, 3))
 
     def cells(self) -> list[Cell]:
-        """Those that are asked for and exist; of fractions that lead to the same ranks the first.
+        """The cells that are asked for and exist; of fractions that lead to the same ranks only the first.
 
         Raises:
-            StudyError: no layer has that name.
+            StudyError: a glob matches no layer.
         """
         for pattern in self.config.shapes:
             if not any(fnmatchcase(name, pattern) for name in self.shapes):

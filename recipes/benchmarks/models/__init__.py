@@ -1,1 +1,1 @@
-"""Whole models against their peers."""
+"""The benchmark of whole models: decomposed by this library, by hand, and dense."""

@@ -1,4 +1,4 @@
-"""The contenders of the benchmark of models: a network dense, decomposed by the library, and written by hand."""
+"""The contenders of the benchmark of models: a network that is dense, decomposed by the library, or by hand."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from recipes.benchmarks.chains import (
 from recipes.benchmarks.runner import TUNED, Contender, Pass
 
 Chosen: TypeAlias = dict[str, tuple[str, dict[str, int]]]
-"""Layer -> its rewrite, and the rank of each bond."""
+"""Layer -> its rewrite and the rank of each bond."""
 
 CLASSES = 1000
 
 
 class Cell(NamedTuple):
-    """All contenders on one network."""
+    """One network, for all contenders."""
 
     model: str
     batch: int
@@ -39,11 +39,11 @@ class Cell(NamedTuple):
     goes: Pass
     rewrite: str
     pointwise: str | None
-    """Of kernels with a window of one element; None: they stay dense."""
+    """The rewrite of kernels with a window of one element; None: they stay dense."""
     multiply_adds: float | None
-    """The part of the kernel layers' that is kept at most; None where `fraction` determines the ranks."""
+    """The largest part of the kernel layers' multiply-adds; None where `fraction` determines the ranks."""
     fraction: float | None
-    """Of the largest rank of each bond; None where it follows from `multiply_adds`."""
+    """The part of the largest rank of each bond; None where it follows from `multiply_adds`."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -57,7 +57,7 @@ def rewrite_chain(rewrite: str) -> list[Link]:
     """The chain of a rewrite of kernels out in kh kw.
 
     Raises:
-        StudyError: it is not a chain, so that there would be nothing to compare with.
+        StudyError: the rewrite is not a chain, which one could write by hand.
         RuleError: the rewrite is unknown.
     """
     before, _, after = tn.decompositions.read_rewrite(rewrite, LABELS).equation.partition("=>")
@@ -74,13 +74,13 @@ def rewrite_chain(rewrite: str) -> list[Link]:
 
 
 def chosen_ranks(model: nn.Module, cell: Cell) -> Chosen:
-    """Rewrite and ranks of each layer that gets smaller: every convolution but the first, without groups.
+    """Rewrite and ranks of the layers that get smaller, of all convolutions without groups except the first.
 
-    Each rank is one fraction of its bond's largest useful one, the same for all layers: `cell.fraction`, or the largest
-    with which the chains keep within the part of the multiply-adds.
+    All ranks are the same fraction of their bonds' largest useful ranks: `cell.fraction`, or the largest fraction with
+    which the chains have at most the allowed part of the multiply-adds.
 
     Raises:
-        StudyError: no ranks are small enough, or nothing gets smaller.
+        StudyError: no ranks are small enough, or no layer gets smaller.
     """
     links = {rewrite: rewrite_chain(rewrite) for rewrite in (cell.rewrite, cell.pointwise) if rewrite is not None}
     dense, layers = _dense_layers(model, cell.shape)
@@ -124,7 +124,7 @@ def chosen_ranks(model: nn.Module, cell: Cell) -> Chosen:
 def _dense_layers(
     model: nn.Module, shape: tuple[int, ...]
 ) -> tuple[dict[str, int], dict[str, tuple[nn.Conv2d, tuple[int, ...]]]]:
-    """Multiply-adds of every kernel layer; each convolution that may be decomposed, and the shape of its input."""
+    """The multiply-adds of every kernel layer; the convolutions that may be decomposed, with their input shapes."""
     dense: dict[str, int] = {}
     inputs: dict[str, tuple[int, ...]] = {}
     twin = copy.deepcopy(model).to("meta").eval()
@@ -153,7 +153,7 @@ def _work(module: nn.Module, output: Tensor) -> int:
 
 
 def _chain_at(fraction: float, module: nn.Conv2d, links: Sequence[Link]) -> tuple[dict[str, int], list[Stage]]:
-    """Ranks, each a fraction of the smaller side of its bond, and the chain that has them, without numbers."""
+    """Ranks, each a fraction of the smaller side of its bond, and the chain that has them, on the meta device."""
     axes = dict(zip(LABELS, module.weight.shape, strict=True))
     ranks: dict[str, int] = {}
     stages = []
@@ -180,7 +180,7 @@ CONTENDERS = tuple(
     )
     for memory_format in ("", " channels_last")
 )
-"""Folded ours are frozen, too."""
+"""Our contenders that are folded are frozen too."""
 
 
 class Problem(NamedTuple):
@@ -195,7 +195,7 @@ class Problem(NamedTuple):
 
 
 def make_problem(cell: Cell, *, seed: int, device: str) -> Problem:
-    """A network with random weights and statistics, images and labels: the same for the same cell and seed."""
+    """A network with random weights and statistics, images and labels, which depend only on cell and seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         dense = tn.command.build_model(cell.model, classes=CLASSES if cell.model == "resnet50" else 10, channels=3)
@@ -222,8 +222,8 @@ def make_problem(cell: Cell, *, seed: int, device: str) -> Problem:
 def make_contender(name: str, problem: Problem) -> Contender:
     """Build a contender of `CONTENDERS`, or one of them tuned.
 
-    In training the gradients are those of all parameters, of the cross-entropy with fixed labels; without the
-    optimizer's step.
+    In training, the gradients of the cross-entropy with fixed labels are taken with respect to all parameters; there is
+    not a step of an optimizer.
     """
     model, images = make_model(name, problem)
     facts = {
@@ -240,7 +240,7 @@ def make_contender(name: str, problem: Problem) -> Contender:
 
 
 def make_model(name: str, problem: Problem) -> tuple[nn.Module, Tensor]:
-    """The network, and the images in its memory format."""
+    """The network of a contender, and the images in its memory format."""
     words = name.split()
     memory_format = torch.channels_last if "channels_last" in words else torch.contiguous_format
     training = problem.cell.goes == "training"
@@ -262,7 +262,7 @@ def make_model(name: str, problem: Problem) -> tuple[nn.Module, Tensor]:
 
 
 def _converted(dense: nn.Module, problem: Problem, images: Tensor, **settings: Any) -> nn.Module:
-    """The decomposed network; cores of one start and no sweeps, which are the same whenever they are made."""
+    """The decomposed network, with cores of one start without sweeps, which are the same in every call."""
 
     def request(name: str, layer: nn.Module) -> tuple[str, dict[str, object]] | None:
         if name not in problem.chosen:
@@ -279,7 +279,7 @@ def _converted(dense: nn.Module, problem: Problem, images: Tensor, **settings: A
 
 
 def hand_model(converted: nn.Module, dense: nn.Module) -> nn.Module:
-    """A copy of a converted model with torch layers in the place of ours."""
+    """A copy of a converted model with torch layers instead of ours."""
     twin = copy.deepcopy(converted)
     for name, layer in list(twin.named_modules()):
         if isinstance(layer, tn.nn.KernelLayer):
@@ -291,7 +291,7 @@ def hand_model(converted: nn.Module, dense: nn.Module) -> nn.Module:
 
 
 def hand_layer(layer: tn.nn.KernelLayer, dense: nn.Conv2d) -> nn.Sequential:
-    """The chain of torch layers with the cores of a decomposed one; `dense` is the layer in whose place both are."""
+    """The chain of torch layers with the cores of a decomposed layer; `dense` is the layer that both replace."""
     links = chain_of(layer.kernel, layer.kernel.output)
     assert links is not None
     labels = {node.name: node.labels for node in layer.kernel.nodes if isinstance(node, tn.networks.NamedTensor)}
@@ -301,7 +301,7 @@ def hand_layer(layer: tn.nn.KernelLayer, dense: nn.Conv2d) -> nn.Sequential:
 
 
 def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
-    """Of all kernel layers, in one run of the model: torch's by their shapes, ours by their plans."""
+    """The multiply-adds of all kernel layers in one run of the model: torch's by their shapes, ours by their plans."""
     counts: list[int] = []
 
     def count(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:

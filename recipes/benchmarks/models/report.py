@@ -1,4 +1,4 @@
-"""What rows of the benchmark of models say: a table, the comparison that counts, a figure."""
+"""The results of the benchmark of models: a table, the comparison with chains by hand, and a figure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = (
 
 
 def describe(row: Row) -> str:
-    """The cell of a row."""
+    """The cell of a row, as text."""
     ranks = f"multiply-adds {row['multiply_adds']:g}" if row["multiply_adds"] else f"ranks x {row['fraction']:g}"
     size = f"{row['image_size']}x{row['image_size']}"
     pointwise = f"1x1 {row['pointwise'] or 'dense'}"
@@ -26,16 +26,16 @@ def describe(row: Row) -> str:
 
 
 def speed_up(row: Row, name: str) -> Ratio:
-    """Of a contender over the dense network."""
+    """The speed-up of a contender over the dense network."""
     contenders = row["contenders"]
     return ratio_of_medians(contenders["dense"]["times"], contenders[name]["times"])
 
 
 def against_hand(row: Row, *, folded: bool) -> tuple[str, str, Ratio] | None:
-    """The best of ours, the best by hand, and the speed of the one over that of the other; None if one is missing.
+    """Our fastest contender, the fastest one by hand, and the ratio of their speeds; None if one is missing.
 
     Args:
-        folded: among those with batch normalisations folded, or among those without.
+        folded: whether contenders with folded batch normalisations are compared, or those without.
     """
     contenders = {name: one for name, one in row["contenders"].items() if ("folded" in name) == folded}
     kinds = [[name for name in contenders if name.startswith(kind)] for kind in ("ours", "hand")]
@@ -46,7 +46,7 @@ def against_hand(row: Row, *, folded: bool) -> tuple[str, str, Ratio] | None:
 
 
 def table(rows: Sequence[Row], memory: Sequence[Row]) -> str:
-    """A Markdown table for each cell, and ours against the chains written by hand."""
+    """A Markdown table for each cell, and the comparison with chains by hand."""
     peaks = {(describe(row), row["seed"], row["threads"]): row["contenders"] for row in memory}
     parts: list[str] = []
     for row in rows:
@@ -74,7 +74,7 @@ def table(rows: Sequence[Row], memory: Sequence[Row]) -> str:
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """A panel for each cell, a bar for each contender: its speed-up over the dense network."""
+    """The speed-ups over the dense network, with a panel for each cell and a bar for each contender."""
     panels: dict[str, list[Bar]] = {}
     for row in rows:
         dense = row["contenders"]["dense"]

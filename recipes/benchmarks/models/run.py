@@ -1,4 +1,4 @@
-"""How long whole networks take: dense, decomposed by this library, and decomposed by hand at the same ranks.
+"""Time whole networks: dense, decomposed by this library, and decomposed by hand at the same ranks.
 
     python -m recipes.benchmarks.models
     python -m recipes.benchmarks.models --smoke
@@ -7,11 +7,11 @@
     python -m recipes.benchmarks.models --models resnet50 --batch 8 --memory
 
 - dense: torch's network.
-- hand: the same with torch layers, one for each core, in the place of the decomposed ones.
-- ours: `tnalgebra.convert`, of all forms, or factored only; as it is, or frozen (forward only).
-- channels_last: the weights in the other memory format; the call converts its input.
-- folded: batch normalisations put into the convolutions (forward only); ours then frozen.
-- What is decomposed, and how it is measured, is in docs/benchmarks.md. For accuracy see recipes.compress.
+- hand: the same with torch layers, one for each core, instead of the decomposed layers.
+- ours: `tnalgebra.convert` with all forms, or with factored ones only; as it is, or frozen (forward only).
+- channels_last: with weights in that memory format; the call converts its input.
+- folded: with batch normalisations folded into the convolutions (forward only); ours are then frozen.
+- docs/benchmarks.md describes the layers and the measurement. For accuracy see recipes.compress.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from recipes.command import run_command
 from recipes.reporting import check_known, check_least, check_part
 
 IMAGE_SIZES = {"resnet50": 224}
-"""Pixels of a side; 32 for all other networks."""
+"""The height and width of images in pixels; 32 for all other networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +41,25 @@ class Config(NetworkSettings):
 
     # one line each: the command's --help breaks them where it must
     models: tuple[str, ...] = ("resnet50", "resnet20")
-    """resnet20, resnet32, resnet44, resnet56, resnet50, resnet50_cifar, or package.module:function; of colour images"""
+    """networks for colour images: resnet20 to resnet56, resnet50, resnet50_cifar, or package.module:function"""
     batch: tuple[int, ...] = (8,)
     """images at a time"""
     rewrite: str = "tucker2"
-    """of kernels with a window: tucker2, a cut such as "out kh | in kw", or a rule whose cores lead from in to out"""
+    """for kernels with a window: tucker2, a cut such as "out kh | in kw", or a rule whose cores lead from in to out"""
     pointwise: str = "out | in kh kw"
-    """of kernels with a window of one element: the same, or none"""
+    """for kernels with a window of one element: the same, or none"""
     multiply_adds: float | None = None
-    """part of the kernel layers' multiply-adds that is kept at most, in (0, 1]; 0.5 without --fraction"""
+    """the largest part of the kernel layers' multiply-adds, in (0, 1]; 0.5 without --fraction"""
     fraction: float | None = None
-    """ranks, each a fraction of the largest of use at its bond, in (0, 1]"""
+    """ranks, as a fraction of the largest useful rank of each bond, in (0, 1]"""
     image_size: int | None = None
-    """pixels of a side; by default 224 for resnet50, 32 for the others"""
+    """height and width of the images in pixels; by default 224 for resnet50, 32 for the others"""
     contenders: tuple[str, ...] = CONTENDERS
-    """by name, each in quotes; the dense network is timed twice in any case, as the reference and the noise floor"""
+    """names, each in quotes; the dense network is always timed twice, as the reference and as the noise floor"""
     warmup: int = 2
     """calls before the first turn"""
     output: Path = Path("runs/models")
-    """folder of the rows (results.jsonl), the table and the figure; a cell that is there is not timed again"""
+    """folder for the rows (results.jsonl), the table and the figure; a cell that it has is not timed again"""
 
 
 class Models(Benchmark[Config, Cell, Problem]):
@@ -70,7 +70,7 @@ class Models(Benchmark[Config, Cell, Problem]):
         super().__init__(config)
         check_least(config, {"image_size": 1, "batch": 1})
         if config.multiply_adds is not None and config.fraction is not None:
-            raise tn.errors.StudyError("the ranks are given twice", fix="--multiply-adds or --fraction")
+            raise tn.errors.StudyError("two settings determine the ranks", fix="--multiply-adds or --fraction")
         check_part(config, "multiply_adds", "fraction")
         check_known("contender", config.contenders, CONTENDERS)
         self.pointwise = None if config.pointwise == "none" else config.pointwise
@@ -106,7 +106,7 @@ class Models(Benchmark[Config, Cell, Problem]):
         ]
 
     def contenders(self, cell: Cell) -> Sequence[str]:
-        """Frozen weights and folded normalisations are for evaluation."""
+        """The contenders; frozen weights and folded normalisations are for the forward pass only."""
         names = self.config.with_tuned(("dense", f"dense{AGAIN}", *self.config.contenders))
         return [name for name in names if cell.goes == "forward" or not {"frozen", "folded"} & set(name.split())]
 

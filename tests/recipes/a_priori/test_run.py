@@ -202,7 +202,7 @@ WAVES = {"data": "waves", "model": "wave_net"}
         ({"rewrites": ("cp",), "parameters": (0.001,)}, RuleError, ["cp", 0.001]),
         ({"rewrites": ()}, RuleError, ["--rewrites"]),
         ({"parameters": (1.5,)}, RankError, [1.5]),
-        ({"parameters": (0.0,)}, RankError, ["of 0 "]),
+        ({"parameters": (0.0,)}, RankError, ["parameters is 0"]),
         ({"seeds": ()}, StudyError, ["--seeds"]),
         ({"model": "cnn5"}, DataError, ["cnn5"]),
         ({"data": "waves", "model": "cnn4"}, DataError, ["cnn4", "wave_net"]),
