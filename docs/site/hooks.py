@@ -93,7 +93,8 @@ def paths_of(folder: str) -> dict[str, str]:
     """
     module = importlib.import_module(f"tnalgebra.{folder}")
     if not hasattr(module, "__all__"):
-        return {name: f"{module.__name__}.{name}" for name, value in vars(module).items() if inspect.isclass(value)}
+        classes = inspect.getmembers(module, inspect.isclass)
+        return {name: f"{module.__name__}.{name}" for name, one in classes if one.__module__ == module.__name__}
     paths = {name: f"{module.__name__}.{name}" for name in sorted(module.__all__, key=str.lower)}
     for statement in ast.parse(inspect.getsource(module)).body:
         if isinstance(statement, ast.ImportFrom):

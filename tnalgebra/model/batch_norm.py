@@ -41,7 +41,7 @@ def recalibrate_batch_norm(model: _M, loader: Iterable[Tensor | Sequence[Tensor]
     Raises:
         LayerError: the model has no batch normalisation with running statistics.
         DataError: the loader has no batches, or is a single tensor.
-        Any error that the model raises; the statistics are then what they were.
+        Exception: any error that the model raises; the statistics are then what they were.
 
     Example:
         >>> tn.recalibrate_batch_norm(model, loader, batches=20)

@@ -85,7 +85,7 @@ def plan_budget(
         LayerError, RuleError: no kernel layer has a name; a layer has no rewrite, or one that cannot be read.
         DataError: a `MultiplyAddsBudget` without an example.
         StudyError: `curves` is neither of the two, or there are no inputs where they are needed.
-        Any other error of a fit, where a layer can be rewritten by none of its rules.
+        Exception: any other error of a fit, if none of its rules can rewrite a layer.
 
     Example:
         >>> (plan,) = tn.model.plan_budget(model, {"conv2": ["tucker2", "out kh | in kw"]}, ["parameters 0.5"])
