@@ -1,144 +1,261 @@
-"""Decompositions of one kernel side by side, at equal numbers of parameters."""
+"""Decompositions of one kernel side by side, at one size."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .._tables import Table, Tabular, plural, tabulate, write_number
-from ..decompositions import read_rewrite
-from ..errors import RankError, RuleError, explain
-from ..fitting import Metric, ParameterBudget
+from ..compiler import Candidates
+from ..decompositions import rules
+from ..errors import RankError, RuleError, SizeError, explain
+from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size, read_size
 from ..networks import KERNEL_LABELS, labels_of
-from ..nn import kernel_labels_of
+from ..nn import KernelLayer, kernel_labels_of, nominal_shape
 from ..rewriting import Fit, Rule
+from .budget import Treatment, error_of, ranks_of
+from .comparison import Compared, Comparison
+from .example import Example, read_example
+from .modes import evaluating
+from .new_layers import LayerMaker
+from .progress import track
+from .surgery import find_sites, record_calls
 
+_log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, eq=False)
-class Compared:
-    """One decomposition in a comparison: its fit, or why it has none."""
+_STEPS = 8
+"""Sizes that are tried to meet a budget of multiply-adds."""
 
-    name: str
-    fit: Fit | None
-    reason: str = ""
+_NEAR = 0.97
+"""Part of a budget of multiply-adds that is near enough to it."""
 
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Tabular):
-    """Fits of one kernel, the nearest first; those that could not be made last."""
-
-    dense: int
-    """Parameters of the kernel."""
-    rows: tuple[Compared, ...]
-
-    def __getitem__(self, name: str) -> Fit:
-        """The fit of a decomposition. Raises RuleError if no decomposition has that name, or it could not be made."""
-        for row in self.rows:
-            if row.name == name:
-                if row.fit is None:
-                    raise RuleError(explain(f"{name!r} has no fit", because=row.reason))
-                return row.fit
-        raise RuleError(explain(f"{name!r} is not compared", there=", ".join(row.name for row in self.rows)))
-
-    def records(self) -> list[dict[str, Any]]:
-        """A dictionary for each row: name, parameters, parameters_kept, ranks, the errors, degeneracy."""
-        return [
-            {"name": row.name, "reason": row.reason}
-            if row.fit is None
-            else {
-                "name": row.name,
-                "parameters": row.fit.parameters,
-                "parameters_kept": row.fit.parameters / self.dense,
-                "ranks": dict(row.fit.trace.steps[-1].change.ranks),
-                "relative_error": row.fit.relative_error,
-                "output_error": row.fit.output_error,
-                "degeneracy": row.fit.degeneracy,
-            }
-            for row in self.rows
-        ]
-
-    def _summary(self) -> str:
-        best = self.rows[0].fit if self.rows else None
-        nearest = "" if best is None else f", the nearest {self.rows[0].name} at {best.parameters:,} parameters"
-        return f"of {plural(len(self.rows), 'decomposition')} of a kernel of {self.dense:,} parameters{nearest}"
-
-    def _table(self) -> Table:
-        columns: dict[str, Callable[[dict[str, Any]], str]] = {
-            "decomposition": lambda row: row["name"],
-            "parameters": lambda row: write_number(row["parameters"]),
-            "kept": lambda row: write_number(row["parameters_kept"], ".3f"),
-            "output error": lambda row: write_number(row["output_error"], ".4f"),
-            "error": lambda row: write_number(row["relative_error"], ".4f"),
-            "degeneracy": lambda row: write_number(row["degeneracy"], ".3g"),
-            "ranks": lambda row: " ".join(f"{bond}={rank}" for bond, rank in row["ranks"].items()),
-        }
-        fitted = [record for record in self.records() if "parameters" in record]
-        refused = [f"{row.name}: {row.reason.splitlines()[0]}" for row in self.rows if row.fit is None]
-        return tabulate(fitted, columns, left=("ranks",), below=refused)
+_ROUNDS, _SECONDS = 15, 3.0
+"""Turns in which forward passes are timed, and the seconds that they may take together; at least three turns."""
 
 
 def compare(
     weight: Any,
-    rules: Sequence[str | Rule],
+    rewrites: str | Rule | Fit | Sequence[str | Rule | Fit],
+    size: object,
     *,
-    parameters: float,
     labels: str | Sequence[str] | None = None,
     metric: Metric | None = None,
+    example: Example | None = None,
+    candidates: Candidates = "factored",
+    time: bool = False,
     seed: int = 0,
     starts: int = 8,
+    progress: bool = True,
 ) -> Comparison:
-    """Fit several decompositions to one kernel, each with at most the same number of parameters.
+    """Fit several decompositions to one kernel, each at the same size.
 
     Args:
-        weight: a kernel, or a convolution or linear layer.
-        rules: names of the catalogue or registered ones, cuts, rules in the notation, or rules.
-        parameters: the part of the kernel's parameters that each may take, in (0, 1]; ranks are shared out among the
-            bonds as `ParameterBudget` says.
+        weight: a convolution, transposed convolution or linear layer; or a kernel alone, its first two axes channels.
+        rewrites: names, cuts, rules, notation, and fits, which are rows as they are; or "all": every decomposition of
+            the catalogue that exists for these labels.
+        size: such as 8, "keep 0.5", "error 0.01", "parameters 0.25", or "multiply-adds 0.5": of the layer's
+            multiply-adds on the example, of a kernel's at one output position.
         labels: of the kernel's axes; by default those of torch's kernels with that number of axes.
         metric: the norm to fit in, and to order by.
+        example: an input of the layer, or its shape, for which multiply-adds are counted, plans are made and times are
+            measured; by default 16 inputs with 32 x 32 positions (1-d: 256, 3-d: 16 each), and 256 rows of a linear
+            layer.
+        candidates: of the plans: "factored", or "all" where the layer may also rebuild its dense kernel.
+        time: measure the forward pass of each layer, and of the dense one: the median of turns that alternate.
         seed, starts: of the fits.
+        progress: show a bar, where stderr is a terminal.
 
     Returns:
-        The fits, the nearest first. A decomposition that these labels do not have, or that is larger at rank 1
-        already, comes last with the reason.
+        A table of the fits, the one with the least error first. A decomposition that cannot be made at this size comes
+        last with the reason. Decompositions that are the same network at these ranks are named below the table.
 
     Raises:
-        RankError: `parameters` is not a fraction.
-        RuleError: neither name, text nor rule; the same name twice; a kernel with unknown labels.
+        RankError: the size cannot be read.
+        RuleError: a rewrite that cannot be read; the same name twice; a kernel whose labels are unknown; `example` or
+            `time` for a kernel alone.
+        LayerError: a module without a kernel, or an example that does not fit it.
         ValuesError: the kernel is empty, complex or not finite.
+
+    Example:
+        >>> print(tn.compare(conv, ["cp", "tucker2", "out kh | in kw"], "parameters 0.25"))
     """
-    budget = ParameterBudget(parameters)
-    if isinstance(weight, nn.Module):
-        own: tuple[str, ...] | None = kernel_labels_of(weight)
-        kernel = weight.get_parameter("weight").detach()
-    else:
-        kernel = torch.as_tensor(weight).detach()
-        own = KERNEL_LABELS.get(kernel.ndim)
-    if labels is not None:
-        own = labels_of(labels)
-    if own is None or len(own) != kernel.ndim:
-        raise RuleError(
-            explain(
-                f"a kernel of {kernel.ndim} axes has the labels {' '.join(own) if own else 'nobody knows'}",
-                fix="labels='out in kh kw': one for each axis",
-            )
-        )
-    rows: list[Compared] = []
-    for one in rules:
-        name = one.name if isinstance(one, Rule) else str(one)
-        if any(row.name == name for row in rows):
-            raise RuleError(explain(f"{name!r} is compared twice", fix="each once, or rules with names of their own"))
+    wanted = read_size(size)
+    subject = _Subject.of(weight, labels, example, candidates, time=time)
+    treatments = _read_rewrites(rewrites, subject.labels)
+    rows = []
+    layers: dict[str, nn.Module] = {}
+    choices: dict[str, Any] = {"metric": metric, "seed": seed, "starts": starts}
+    for name, treatment in track(treatments.items(), "comparing", shown=progress):
         try:
-            rule = read_rewrite(one, own)
-            fit = rule.apply(kernel, budget, metric=metric, seed=seed, starts=starts)
-        except RankError as error:
+            fit = _fit(treatment, wanted, subject, choices)
+            layer, count = subject.count(fit)
+        except (RankError, RuleError, SizeError) as error:
             rows.append(Compared(name, None, str(error)))
+        else:
+            rows.append(Compared(name, fit, multiply_adds=count))
+            layers |= {name: layer} if layer is not None else {}
+        _log.info("%s: %s", name, rows[-1].reason or f"error {error_of(fit):.4f}")
+    seconds: Mapping[str | None, float] = subject.time(layers) if time else {}
+    rows = [
+        Compared(row.name, row.fit, row.reason, row.multiply_adds, seconds.get(row.name))
+        for row in sorted(rows, key=lambda row: math.inf if row.fit is None else error_of(row.fit))
+    ]
+    return Comparison(tuple(rows), subject.kernel.numel(), subject.multiply_adds, seconds.get(None))
+
+
+def _read_rewrites(rewrites: Any, labels: tuple[str, ...]) -> dict[str, Treatment]:
+    """Name in the table -> what is applied."""
+    if isinstance(rewrites, str) and rewrites.strip() == "all":
+        rewrites = rules(labels).decompositions
+    elif isinstance(rewrites, str | Rule | Fit):
+        rewrites = [rewrites]
+    treatments: dict[str, Treatment] = {}
+    for one in rewrites:
+        treatment = Treatment.read(one, labels, None, {})
+        name = one if isinstance(one, str) else treatment.name if isinstance(one, Rule) else f"{treatment.name} (fit)"
+        if name in treatments:
+            raise RuleError(explain(f"{name!r} is compared twice", fix="each once, or rules with names of their own"))
+        treatments[name] = treatment
+    return treatments
+
+
+def _fit(treatment: Treatment, size: Size, subject: _Subject, choices: Mapping[str, Any]) -> Fit:
+    """The fit at a size; under a budget of multiply-adds, of the largest fraction of the parameters that meets it."""
+    if treatment.rule is None:
+        (fit,) = treatment.apply([subject.kernel], None, metrics=None)
+        return fit
+    rule, kernel = treatment.rule, subject.kernel
+    if not rule.ranks and not isinstance(size, ParameterBudget):
+        fit = rule.apply(kernel, None, **choices)
+    elif not isinstance(size, MultiplyAddsBudget):
+        fit = rule.apply(kernel, size, **choices)
+    else:
+        return rule.apply(kernel, _ranks_within(rule, size, subject, choices), **choices)
+    if isinstance(size, MultiplyAddsBudget):
+        _check_count(size, subject, subject.count(fit)[1])
+    return fit
+
+
+def _check_count(size: MultiplyAddsBudget, subject: _Subject, least: int) -> None:
+    allowed = math.floor(size.fraction * subject.multiply_adds)
+    if least > allowed:
+        fix = f"'multiply-adds {math.ceil(1e3 * least / subject.multiply_adds) / 1e3:g}'"
+        fact = f"{str(size)!r} allows {allowed:,} multiply-adds, and the smallest rank needs {least:,}"
+        raise RankError(explain(fact, fix=fix if least <= subject.multiply_adds else None))
+
+
+def _ranks_within(
+    rule: Rule, size: MultiplyAddsBudget, subject: _Subject, choices: Mapping[str, Any]
+) -> Mapping[str, int]:
+    """The ranks of the largest part of the parameters that meets a budget of multiply-adds, by regula falsi."""
+    quick = {**choices, "starts": 1, "sweeps": 0}  # ranks alone: from singular values in trees, else from counts
+    limit = size.fraction * subject.multiply_adds
+    low, high, fraction = 0.0, 1.0, size.fraction
+    best: dict[str, int] | None = None
+    for _ in range(_STEPS):
+        try:
+            fit = rule.apply(subject.kernel, ParameterBudget(fraction), **quick)
+        except RankError:  # fewer parameters than rank 1 has
+            low, fraction = fraction, (fraction + high) / 2
             continue
-        rows.append(Compared(name, fit))
-    rows.sort(key=lambda row: math.inf if row.fit is None else row.fit.output_error or row.fit.relative_error)
-    return Comparison(kernel.numel(), tuple(rows))
+        count = subject.count(fit)[1]
+        if count <= limit:
+            best, low = ranks_of(fit), fraction
+            if count >= _NEAR * limit or fraction == 1:
+                break
+        else:
+            high = fraction
+        guess = fraction * (1 + _NEAR) / 2 * limit / count
+        fraction = guess if low < guess < high else 1.0 if guess >= high == 1 else (low + high) / 2
+    if best is None:
+        best = dict.fromkeys(rule.ranks, 1)
+        _check_count(size, subject, subject.count(rule.apply(subject.kernel, best, **quick))[1])
+    return best
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """What is decomposed: a kernel, alone or of a layer that is run on an example.
+
+    maker: makes the decomposed layers; None for a kernel alone.
+    arguments: of the layer's call.
+    multiply_adds: of the dense layer, or of the kernel at one output position.
+    """
+
+    kernel: Tensor
+    labels: tuple[str, ...]
+    multiply_adds: int
+    module: nn.Module | None = None
+    maker: LayerMaker | None = None
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    @classmethod
+    def of(cls, weight: Any, labels: Any, example: Example | None, candidates: Candidates, *, time: bool) -> _Subject:
+        if not isinstance(weight, nn.Module):
+            if example is not None or time:
+                fact = f"a kernel alone does not run, so that {'time' if time else 'example'} has no meaning"
+                raise RuleError(explain(fact, fix="compare the layer, such as torch.nn.Conv2d"))
+            kernel = torch.as_tensor(weight).detach()
+            known = KERNEL_LABELS.get(kernel.ndim)
+            return cls(kernel, _labels(kernel, known if labels is None else labels_of(labels)), kernel.numel())
+        kernel_labels = kernel_labels_of(weight)
+        kernel = weight.get_parameter("weight").detach()
+        holder = nn.Sequential(weight)
+        sites = find_sites(holder)
+        example = nominal_shape(sites["0"].module, {}) if example is None else example
+        calls = record_calls(holder, example, sites)
+        return cls(
+            kernel,
+            _labels(kernel, kernel_labels if labels is None else labels_of(labels)),
+            sum(call.multiply_adds for call in calls["0"]),
+            weight,
+            LayerMaker(sites, calls, candidates),
+            read_example(example, weight),
+        )
+
+    def count(self, fit: Fit) -> tuple[KernelLayer | None, int]:
+        """The decomposed layer, of which a kernel alone has none, and the multiply-adds."""
+        if self.maker is None:
+            return None, fit.multiply_adds((1,) * (self.kernel.ndim - 2))
+        (layer,) = self.maker.make("0", fit)
+        return layer, self.maker.multiply_adds("0", [layer])
+
+    def time(self, layers: Mapping[str, nn.Module]) -> dict[str | None, float]:
+        """Median seconds of a forward pass of each layer, and under None of the dense one; they take turns."""
+        assert self.module is not None
+        args, kwargs = self.arguments
+        contenders: dict[str | None, nn.Module] = {None: self.module, **layers}
+        seconds: dict[str | None, list[float]] = {name: [] for name in contenders}
+        cuda = self.kernel.device.type == "cuda"
+
+        def run(layer: nn.Module) -> float:
+            if cuda:
+                torch.cuda.synchronize(self.kernel.device)
+            start = perf_counter()
+            layer(*args, **kwargs)
+            if cuda:
+                torch.cuda.synchronize(self.kernel.device)
+            return perf_counter() - start
+
+        with evaluating(nn.ModuleList(contenders.values())):
+            for _ in range(2):  # the first runs are slower
+                turn = sum(run(layer) for layer in contenders.values())
+            for _ in range(max(3, min(_ROUNDS, int(_SECONDS / max(turn, 1e-9))))):
+                for name, layer in contenders.items():
+                    seconds[name].append(run(layer))
+        return {name: median(times) for name, times in seconds.items()}
+
+
+def _labels(kernel: Tensor, labels: tuple[str, ...] | None) -> tuple[str, ...]:
+    if labels is None or len(labels) != kernel.ndim:
+        fact = f"the labels {' '.join(labels)} are" if labels else "no labels are known"
+        fact = f"{fact} for a kernel of {kernel.ndim} axes"
+        raise RuleError(explain(fact, fix="labels='out in kh kw': one for each axis"))
+    return labels
