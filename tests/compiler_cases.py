@@ -96,22 +96,22 @@ def check(network: Network | str, inputs: str, *, seed: int = 0, **choices: Any)
     values = random_values(network, seed)
     module = compiled(network, values, inputs.split(), **choices)
     expected, scale = evaluate(network, values), magnitude(network, values)
-    given = {name: values[name] for name in inputs.split()}
-    assert_same(module(**given).detach(), expected, scale)
+    tensors = {name: values[name] for name in inputs.split()}
+    assert_same(module(**tensors).detach(), expected, scale)
     for candidate in module.plan.candidates:
         assert_same(candidate_value(candidate, values), expected, scale)
-    assert_same(module.freeze()(**given).detach(), expected, scale)
-    assert_same(module.thaw()(**given).detach(), expected, scale)
+    assert_same(module.freeze()(**tensors).detach(), expected, scale)
+    assert_same(module.thaw()(**tensors).detach(), expected, scale)
     return module
 
 
 def check_at(module: Compiled, sizes: Mapping[str, int], *, seed: int = 1) -> None:
     """The same module at other sizes of some labels: the oracle's value of the network with those sizes."""
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    weights = dict(module.named_parameters()) | dict(module.named_buffers())
     network, inputs = module.network, module.plan.request.inputs
     other = at_other_sizes(network, sizes)
     values = random_values(other, seed)
-    values |= {name: tensor.detach() for name, tensor in own.items() if name in values}
+    values |= {name: tensor.detach() for name, tensor in weights.items() if name in values}
     value = module(**{name: values[name] for name in inputs})
     assert_same(value.detach(), evaluate(other, values), magnitude(other, values))
 

@@ -56,7 +56,7 @@ def _element(node: Node, element: tuple[int, ...], shape: tuple[int, ...]) -> fl
 
 
 def _padded(size: int, low: int, high: int, mode: str) -> NDArray[np.int64]:
-    """Which x stands at each position of the padded axis; -1 where none does."""
+    """The x at each position of the padded axis, or -1 for padding with zeros."""
     pad = (max(low, 0), max(high, 0))
     axis = np.arange(size)
     axis = np.pad(axis, pad, constant_values=-1) if mode == "zeros" else np.pad(axis, pad, PADDING[mode])  # type: ignore[call-overload]

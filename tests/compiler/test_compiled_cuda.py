@@ -7,7 +7,7 @@ import torch
 
 from tests.emitted_cases import CASES, same
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 each_case = pytest.mark.parametrize("name", CASES)
 
@@ -21,8 +21,8 @@ def test_values_and_gradients_are_those_of_the_cpu(name: str) -> None:
         assert all(tensor.device.type == device for tensor in (*module.parameters(), *module.buffers()))
         value = module(x)
         value.pow(2).sum().backward()
-        found = [x.grad, *(parameter.grad for _, parameter in sorted(module.named_parameters()))]
-        gradients.append([value.detach().cpu(), *(one.cpu() for one in found if one is not None)])
+        tensors = [x.grad, *(parameter.grad for _, parameter in sorted(module.named_parameters()))]
+        gradients.append([value.detach().cpu(), *(one.cpu() for one in tensors if one is not None)])
     assert len(gradients[0]) == len(gradients[1]) == len(list(case.values())) + 2
     for one, two in zip(*gradients, strict=True):
         same(one, two, rtol=1e-9, atol=1e-9)  # of squares

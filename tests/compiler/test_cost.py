@@ -125,8 +125,8 @@ def test_a_price_is_the_formula_of_the_module() -> None:
     wide = 2 * 3 * 4 * 5 * (1 + rate.narrow_summed / 3) * (1 + rate.narrow_new / 4) * (1 + rate.narrow_new / 5)
     wanted = rate.call + rate.multiply_add * wide + (rate.read + rate.read_large) * read
     wanted += (rate.written + rate.written_large) * written + rate.far * moved**2 / (moved + 100)
-    found = CostModel(constants).seconds(matrices(groups=2, left=4, summed=3, right=5), weights=False)
-    assert found == pytest.approx(wanted, rel=1e-14)  # rounding of ten operations
+    seconds = CostModel(constants).seconds(matrices(groups=2, left=4, summed=3, right=5), weights=False)
+    assert seconds == pytest.approx(wanted, rel=1e-14)  # rounding of ten operations
 
 
 # Constants -----------------------------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ def fake_measurements(constants: Constants, name: Format) -> list[Measurement]:
     ]
 
 
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> list[Format]:
-    """`measure` takes no time, and remembers the formats it was asked for."""
+def test_a_calibration_is_stored_for_a_dtype_and_a_number_of_threads(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Format] = []
 
     def measure(device: torch.device, dtype: torch.dtype, name: Format, *, seconds: float) -> list[Measurement]:
@@ -186,24 +186,14 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> list[Format]:
         return fake_measurements(CPU_DEFAULTS[name], name)[::3]
 
     monkeypatch.setattr(calibration, "measure", measure)
-    return asked
-
-
-def test_a_calibration_is_stored_and_found_again(cache: Path, fast: list[Format]) -> None:
-    found = calibrate("cpu")
-    assert fast == list(FORMATS)
+    fitted = calibrate("cpu")
+    assert asked == list(FORMATS)
     path = calibration_file(CPU, torch.float32)
     assert [file for file in cache.rglob("*") if file.is_file()] == [path]
     for name in FORMATS:
-        assert constants_for(CPU, torch.float32, name) == found[name]
-        assert found[name] != CPU_DEFAULTS[name]
-        assert constants_for(CPU, torch.float64, name) != found[name]
-
-
-def test_the_number_of_threads_is_part_of_the_key(
-    cache: Path, fast: list[Format], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calibrate("cpu")
+        assert constants_for(CPU, torch.float32, name) == fitted[name]
+        assert fitted[name] != CPU_DEFAULTS[name]
+        assert constants_for(CPU, torch.float64, name) != fitted[name]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert constants_for(CPU, torch.float32, "contiguous") == CPU_DEFAULTS["contiguous"]
 
@@ -281,10 +271,10 @@ def test_every_kind_is_measured_at_small_sizes() -> None:
         *(calibration.Pointwise(2, 3, 4, step) for step in ("multiply", "scale", "outer", "copy", "sum")),
     )
     for name in FORMATS:
-        found = measure(CPU, torch.float32, name, seconds=0.0, cases=cases)
-        assert {(kind_of(one.work), one.backward) for one in found} == set(product(Kinds._fields, (False, True)))
-        assert all(0 < one.seconds < 60 for one in found)
-        assert len(found) == 2 * len(cases) - 2
+        measured = measure(CPU, torch.float32, name, seconds=0.0, cases=cases)
+        assert {(kind_of(one.work), one.backward) for one in measured} == set(product(Kinds._fields, (False, True)))
+        assert all(0 < one.seconds < 60 for one in measured)
+        assert len(measured) == 2 * len(cases) - 2
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -297,11 +287,11 @@ def test_the_work_of_a_case_is_what_it_runs(name: Format) -> None:
 
 def relative_errors(constants: Constants, measurements: Sequence[Measurement]) -> dict[tuple[str, bool], float]:
     """How far predictions are off: (kind, backward) -> the median of |predicted - measured| / measured."""
-    found: dict[tuple[str, bool], list[float]] = {}
+    by_kind: dict[tuple[str, bool], list[float]] = {}
     for one in measurements:
         error = abs(predicted(constants, one.work, backward=one.backward) / one.seconds - 1)
-        found.setdefault((kind_of(one.work), one.backward), []).append(error)
-    return {key: median(errors) for key, errors in found.items()}
+        by_kind.setdefault((kind_of(one.work), one.backward), []).append(error)
+    return {key: median(errors) for key, errors in by_kind.items()}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -318,12 +308,12 @@ def test_the_fit_finds_the_constants_that_made_the_measurements(name: Format) ->
     start = replace(made, forward=moved(made.forward), backward=moved(made.backward), cache=made.cache * 1.5)
     assert max(relative_errors(start, measurements).values()) > 0.2
     assert max(relative_errors(made, measurements).values()) < 1e-12
-    found = fit(measurements, start)
-    assert max(relative_errors(found, measurements).values()) < 0.02
+    fitted = fit(measurements, start)
+    assert max(relative_errors(fitted, measurements).values()) < 0.02
     # the rates that most measurements depend on come back themselves
     for kind, rate in product(("convolution", "product"), ("call", "multiply_add")):
         wanted = getattr(getattr(made.forward, kind), rate)
-        assert getattr(getattr(found.forward, kind), rate) == pytest.approx(wanted, rel=0.25)
+        assert getattr(getattr(fitted.forward, kind), rate) == pytest.approx(wanted, rel=0.25)
 
 
 def test_a_spoilt_measurement_hardly_moves_the_fit() -> None:

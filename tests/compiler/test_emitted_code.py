@@ -34,9 +34,7 @@ FUNCTIONS = {
     *(functional.linear, functional.pad, torch.matmul, torch.bmm, torch.unflatten, torch.diagonal),
     *(operator.mul, operator.truediv, operator.getitem),
 }
-PATTERN = Case(
-    "X[n x] Conv[x u h | padding=1] Conv[x v w] A[h a] B[w b] -> [n u v a b]", "n=2 x=6 h=3 w=2 a=2 b=4", "n"
-)
+PATTERN = Case("X[n:2 x:6] Conv[x u h:3 | padding=1] Conv[x v w:2] A[h a:2] B[w b:4] -> [n u v a b]", "n")
 """Two windows on one label: a plan makes one of them a dense pattern."""
 
 METHODS = {"permute", "reshape", "flatten", "expand", "contiguous", "unfold", "sum", "size"}
@@ -112,14 +110,14 @@ def tensors(case: Case, module: Emitted) -> tuple[Tensor, ...]:
 def test_gradients(name: str, candidate: Candidate) -> None:
     case = CASES[name]
     module = Emitted(case, candidate)
-    given = tensors(case, module)
-    value = module.code(*given)
+    arguments = tensors(case, module)
+    value = module.code(*arguments)
     weight = torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(3))
-    found = torch.autograd.grad(value, given, weight)
+    gradients = torch.autograd.grad(value, arguments, weight)
     # the value is linear in each tensor: its gradient is the exact difference quotient along any direction
-    for number, (tensor, gradient) in enumerate(zip(given, found, strict=True)):
+    for number, (tensor, gradient) in enumerate(zip(arguments, gradients, strict=True)):
         direction = torch.randn(tensor.shape, dtype=tensor.dtype, generator=torch.Generator().manual_seed(number))
-        moved = [one.detach() + direction if one is tensor else one.detach() for one in given]
+        moved = [one.detach() + direction if one is tensor else one.detach() for one in arguments]
         change = ((module.code(*moved) - value.detach()) * weight).sum()
         same((gradient * direction).sum(), change, rtol=1e-8, atol=1e-8)  # differences of values near 100
 
@@ -132,9 +130,9 @@ torch_scripts = pytest.mark.filterwarnings("ignore:`torch.jit.script` is depreca
 def test_gradients_of_gradients(name: str) -> None:
     case = CASES[name]
     module = Emitted(case, candidates(name)[0])
-    given = tensors(case, module)
-    assert torch.autograd.gradcheck(module.code, given, fast_mode=True, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(module.code, given, fast_mode=True)
+    arguments = tensors(case, module)
+    assert torch.autograd.gradcheck(module.code, arguments, fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(module.code, arguments, fast_mode=True)
 
 
 @torch_scripts
@@ -264,7 +262,7 @@ def test_inductor() -> None:
     try:
         value = torch.compile(module, fullgraph=True)(x)
     except torch._inductor.exc.InductorError as error:  # type: ignore[attr-defined]
-        pytest.skip(f"there is no C++ compiler that works: {error}")
+        pytest.skip(f"needs a C++ compiler: {error}")
     same(value, module(x))
 
 
@@ -366,8 +364,8 @@ def test_code_has_no_device_of_its_own(name: str) -> None:
     with FakeTensorMode():
         for candidate in picked(name):
             module = Emitted(case, candidate)
-            given = [case.input(), *(getattr(module, own).detach() for own in module.names)]
-            fakes = [torch.empty(one.shape, dtype=one.dtype, device="cuda") for one in given]
+            arguments = [case.input(), *(getattr(module, name).detach() for name in module.names)]
+            fakes = [torch.empty(one.shape, dtype=one.dtype, device="cuda") for one in arguments]
             assert emit(candidate.program)(*fakes).device.type == "cuda"
 
 

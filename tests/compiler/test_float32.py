@@ -50,17 +50,17 @@ def test_every_candidate_in_float32(name: str, groups: int, weight: tuple[int, .
     for candidate, frozen in both:
         program = candidate.program
         leaves = {"X": x.clone().requires_grad_(), **{key: getattr(module, key).detach() for key in cores}}
-        given: dict[int, str] = {}
+        names: dict[int, str] = {}
         if frozen:
-            given, stored = contract_weights(program, {key: leaves[key] for key in cores})
+            names, stored = contract_weights(program, {key: leaves[key] for key in cores})
             leaves |= stored
         else:
             leaves = {key: tensor.requires_grad_() for key, tensor in leaves.items()}
-        code = emit(program, supplied=given)
-        value = code(leaves["X"], *(leaves[key] for key in argument_names(program, given)))
+        code = emit(program, supplied=names)
+        value = code(leaves["X"], *(leaves[key] for key in argument_names(program, names)))
         taken = ["X"] if frozen else list(wanted)[1:]
-        found = torch.autograd.grad(value, [leaves[key] for key in taken], seed)
-        for key, tensor in zip(("value", *taken), (value, *found), strict=True):
+        gradients = torch.autograd.grad(value, [leaves[key] for key in taken], seed)
+        for key, tensor in zip(("value", *taken), (value, *gradients), strict=True):
             error = torch.linalg.vector_norm(tensor - wanted[key]) / torch.linalg.vector_norm(wanted[key])
             assert error < BOUND, (key, str(program.style), code.code)
 

@@ -35,8 +35,8 @@ def gradients(value: Tensor, tensors: Mapping[str, Tensor], direction: Tensor) -
     """name -> the derivative of <direction, value>."""
     if not value.requires_grad:
         return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    found = torch.autograd.grad(value, [*tensors.values()], direction, allow_unused=True, materialize_grads=True)
-    return dict(zip(tensors, found, strict=True))
+    derivatives = torch.autograd.grad(value, [*tensors.values()], direction, allow_unused=True, materialize_grads=True)
+    return dict(zip(tensors, derivatives, strict=True))
 
 
 def dense_gradients(network: Network, values: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
@@ -63,11 +63,11 @@ def test_compiled_has_the_value_and_the_gradients_of_the_oracle(
     value = module(**tensors)
     assert_same(value.detach(), expected, size)
     direction = torch.randn(value.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    found = gradients(value, {**tensors, **dict(module.named_parameters())}, direction)
+    ours = gradients(value, {**tensors, **dict(module.named_parameters())}, direction)
     dense, scale = dense_gradients(network, values, direction), scale_of_gradients(network, values, direction)
-    assert found.keys() == dense.keys()
+    assert ours.keys() == dense.keys()
     for name in values:
-        assert_same(found[name], dense[name], scale[name])
+        assert_same(ours[name], dense[name], scale[name])
     assert_same(module.freeze()(**tensors).detach(), expected, size)
 
 
@@ -82,10 +82,10 @@ def test_every_candidate_has_the_value_and_the_gradients_of_the_dense_contractio
     scale = scale_of_gradients(network, values, direction)
     for candidate in module.plan.candidates:
         tensors = {name: value.clone().requires_grad_() for name, value in values.items()}
-        own = candidate_value(candidate, tensors)
-        assert_same(own.detach(), value, size)
-        for name, found in gradients(own, tensors, direction).items():
-            assert_same(found, expected[name], scale[name])
+        computed = candidate_value(candidate, tensors)
+        assert_same(computed.detach(), value, size)
+        for name, gradient in gradients(computed, tensors, direction).items():
+            assert_same(gradient, expected[name], scale[name])
 
 
 @given(examples(), st.data())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from typing import Any
 
@@ -90,18 +91,18 @@ def test_a_converted_network_stays_in_channels_last(whole: bool) -> None:
     net = small_net().eval()
     if whole:
         net = net.to(memory_format=torch.channels_last)
+    # without an example the weights determine the format
+    second, _ = tn.convert(copy.deepcopy(net), {"second": ("out | in kh kw", {"r": 2})}, allow_larger=True)
+    assert second.second.plan.request.channels_last == whole
     x = in_format(torch.randn(2, 3, 12, 12), torch.channels_last)
     model, _ = tn.convert(net, {torch.nn.Conv2d: ("tucker2", {"a": 2, "b": 2})}, example=x, allow_larger=True)
     formats = []
     for layer in model.modules():
         if isinstance(layer, tn.nn.Conv2d):
             assert layer.plan.request.channels_last
-            layer.register_forward_hook(lambda module, given, output: formats.append(memory_format_of(output)))
+            layer.register_forward_hook(lambda module, inputs, output: formats.append(memory_format_of(output)))
     model(x)
     assert formats == [torch.channels_last] * 2
-    # without an example the weights say the format
-    model, _ = tn.convert(net, {"second": ("out | in kh kw", {"r": 2})}, allow_larger=True)
-    assert model.second.plan.request.channels_last == whole
 
 
 def test_a_layer_is_planned_for_another_format() -> None:

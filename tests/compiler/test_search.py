@@ -102,36 +102,31 @@ class AllOrders:
 
     def view(self, one: Group, views: tuple[int, ...]) -> float | None:
         """One window or reshape; or two or three sums over windows at once."""
-        before, after = self.live(one), self.live(one | {*views})
-        nodes = [self.nodes[n] for n in views]
-        for number, node in zip(views, nodes, strict=True):
+        before, after, alone = self.live(one), self.live(one | {*views}), len(views) == 1
+        for number in views:
+            node = self.nodes[number]
+            whole, parts = node.labels[0], {*node.labels[1:]}
+            leaves = whole in before and whole not in after and not parts & before
             if isinstance(node, Conv):
-                summed = node.k not in self.computation.output and all(
-                    node.k not in self.labels[n] for n in self.everything - {number}
+                fits = leaves and (
+                    alone or node.k not in self.on(self.everything - {number}) | {*self.computation.output}
                 )
-                if (
-                    node.x not in before
-                    or node.x in after
-                    or {node.y, node.k} & before
-                    or (len(views) > 1 and not summed)
-                ):
-                    return None
             else:
-                parts = {*node.labels[1:]}
-                whole = node.labels[0]
-                split = whole in before and whole not in after and not parts & before
-                merge = parts <= before and not parts & after and whole not in before
-                if len(views) > 1 or not (split or merge):
-                    return None
-        if any(a & b for a, b in combinations([self.labels[n] for n in views], 2)):
+                fits = alone and (leaves or (parts <= before and not parts & after and whole not in before))
+            if not fits:
+                return None
+        if not self.are_apart(views):
             return None
-        return 0.0 if isinstance(nodes[0], Fuse) else float(self.size(after))
+        return 0.0 if isinstance(self.nodes[views[0]], Fuse) else float(self.size(after))
+
+    def are_apart(self, numbers: tuple[int, ...]) -> bool:
+        return not any(self.labels[a] & self.labels[b] for a, b in combinations(numbers, 2))
 
     def join(self, one: Group, other: Group, windows: tuple[int, ...], transposed: bool) -> float | None:
         left, right = self.live(one), self.live(other)
         whole = one | other | {*windows}
         after = self.live(whole)
-        sources, kernel, results = set(), set(), set()
+        sources, results = set(), set()
         for number in windows:
             node = self.nodes[number]
             if not isinstance(node, Conv):
@@ -142,8 +137,8 @@ class AllOrders:
                 return None
             if transposed and node.mode != "zeros":
                 return None
-            sources, kernel, results = sources | {x}, kernel | {k}, results | {y}
-        if any(a & b for a, b in combinations([self.labels[n] for n in windows], 2)):
+            sources, results = sources | {x}, results | {y}
+        if not self.are_apart(windows):
             return None
         shared = left & right
         if windows:
@@ -154,7 +149,7 @@ class AllOrders:
         return float(self.size(left | right)) if shared - after else float(self.size(after))
 
     def may_multiply(self, one: Group, other: Group) -> bool:
-        """Tensors without a common label: one stands alone in the network, or a reshape will join their labels."""
+        """Tensors without a common label: one is alone in the network, or a reshape will join their labels."""
         alone = any(self.on(group).isdisjoint(self.on(self.everything - group)) for group in (one, other))
         joined = any(
             isinstance(self.nodes[n], Fuse) and self.labels[n] & self.live(one) and self.labels[n] & self.live(other)
@@ -168,8 +163,8 @@ class AllOrders:
 def test_the_exact_search_finds_the_cheapest_of_all_orders(network: Network) -> None:
     for computation in computations(network, [], network.sizes):
         if computation.leaves:
-            found = exact(steps_of(computation))
-            assert (found[0].seconds if found else inf) == AllOrders(computation).best
+            trees = exact(steps_of(computation))
+            assert (trees[0].seconds if trees else inf) == AllOrders(computation).best
 
 
 @pytest.mark.parametrize(
@@ -205,8 +200,8 @@ def check_prices(steps: Steps, tree: ContractionTree) -> None:
     assert tree.mask == sum(part.mask for part in tree.parts) + views
     if tree.step == "join":
         one, other = (part.mask for part in tree.parts)
-        found = [windows for windows in steps.absorbable(tree.mask, views) if windows.mask == views]
-        (windows,) = (one for one in found if one.transposed == tree.transposed)
+        sets = [windows for windows in steps.absorbable(tree.mask, views) if windows.mask == views]
+        (windows,) = (one for one in sets if one.transposed == tree.transposed)
         price = steps.join_price(one, other, windows)
     else:
         price = steps.view_price(tree.parts[0].mask, tree.views)

@@ -140,14 +140,14 @@ def poolings(draw: st.DrawFn) -> tuple[tuple[int, ...], dict[str, Any]]:
 
 @given(poolings(), st.permutations((5, 6, 7)), st.booleans())
 def test_average_pooling_is_torchs(
-    pooling: tuple[tuple[int, ...], dict[str, Any]], positions: list[int], told: bool
+    pooling: tuple[tuple[int, ...], dict[str, Any]], positions: list[int], sized: bool
 ) -> None:
     kernel, options = pooling
     x = random(2, 3, *positions[: len(kernel)], seed=sum(kernel))
     stride = options["stride"] or kernel
     counted = options["count_include_pad"] or not any(options["padding"]) or options.get("divisor_override")
     needed = not counted or (options["ceil_mode"] and max(stride) > 1)
-    size = tuple(x.shape[2:]) if needed or told else None
+    size = tuple(x.shape[2:]) if needed or sized else None
     network, constants = windows.average_pooling(kernel, **options, input_size=size)
     check(network, {"X": x, **constants}, AVERAGE[len(kernel)](x, kernel, **options))
     if needed:

@@ -113,14 +113,12 @@ class Candidate:
         last_use = {self._root(source): n for n, operation in enumerate(operations) for source in operation.sources}
         last_use[self._root(len(operations) - 1)] = len(operations)
         loads = {n for n, operation in enumerate(operations) if isinstance(operation, Load)}
-        alive = peak = sum(map(self._elements, loads))
-        for number in range(len(operations)):
-            if self._root(number) == number and number not in loads:
-                alive += self._elements(number)
-            peak = max(peak, alive)
-            done = {root for root, last in last_use.items() if last == number} - loads
-            alive -= sum(map(self._elements, done))
-        return peak
+        made = {root: (self._elements(root), last) for root, last in last_use.items() if root not in loads}
+        alive = (
+            sum(elements for root, (elements, last) in made.items() if root <= n <= last)
+            for n in range(len(operations))
+        )
+        return sum(map(self._elements, loads)) + max(alive)
 
     @cached_property
     def kept_elements(self) -> int:

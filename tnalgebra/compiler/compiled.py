@@ -133,7 +133,8 @@ class Compiled(nn.Module):
             Network(self.network.nodes, self.network.output, {**sizes, **check_inputs(self.network, by_name)})
         except SizeError as error:
             listed = ", ".join(f"{name} {shape}" for name, shape in by_name.items())
-            raise CompileError("the sizes of the inputs do not fit", shapes=listed, because=error) from None
+            fact = "the sizes of the inputs do not fit each other or the weights"
+            raise CompileError(fact, shapes=listed, because=error) from None
 
     def _own_sizes(self) -> dict[str, int]:
         """The sizes that the weights and the windows determine."""

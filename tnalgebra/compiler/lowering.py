@@ -72,7 +72,7 @@ def lower(
     if bias is not None:
         _add_bias(draft, bias)
     operations, leaves = tuple(draft.operations), tuple(patterns.values())
-    return ops.Program(operations, computation.inputs, draft.sizes, draft.moving, draft.stored, leaves, style, tree)
+    return ops.Program(operations, computation.inputs, draft.sizes, draft.moving, draft.stored, leaves, style)
 
 
 def _pattern(steps: Steps, tree: ContractionTree) -> Leaf:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from .computation import Leaf
 from .cost import FORMATS, Format, Workload
-from .steps import ContractionTree
 
 Axis: TypeAlias = tuple[str, ...]
 Axes: TypeAlias = tuple[Axis, ...]
@@ -281,7 +280,6 @@ class Program:
     stored: Mapping[str, tuple[str, ...]]
     patterns: tuple[Leaf, ...]
     style: Style
-    tree: ContractionTree
 
     def works(self, sizes: Sizes) -> list[tuple[Workload, bool]]:
         """The work of every operation at some sizes, and whether it depends on weights alone."""

@@ -60,9 +60,7 @@ def convolution(
     """
     kernel = kernel_numbers(kernel_size)
     windows = _padded_windows(kernel, stride=stride, padding=padding, dilation=dilation, mode=padding_mode)
-    channels = _channels(groups, in_channels, out_channels)
-    x, u, k = axis_labels(kernel)
-    return _layer(windows, x, ("out", "in", *k), u, sizes={**channels, **dict(zip(k, kernel, strict=True))})
+    return _layer(kernel, windows, ("out", "in"), _channels(groups, in_channels, out_channels))
 
 
 def transposed_convolution(
@@ -111,26 +109,26 @@ def transposed_convolution(
             fact = f"output_padding is {o}, which is neither less than the stride {s} nor than the dilation {d}"
             raise NetworkError(fact, fix=f"at most {max(s, d) - 1}")
         windows.append(replace(node, high=numbers["high"] - o))
-    channels = _channels(groups, in_channels, out_channels)
-    x, u, k = axis_labels(kernel)
-    weight = (*(("c", "m") if groups > 1 else ("in", "out")), *k)
-    return _layer(windows, u, weight, x, sizes={**channels, **dict(zip(k, kernel, strict=True))})
+    sizes = _channels(groups, in_channels, out_channels)
+    return _layer(kernel, windows, ("c", "m") if groups > 1 else ("in", "out"), sizes, turned=True)
 
 
 def _layer(
+    kernel: Sequence[int],
     windows: Sequence[Conv],
-    before: Sequence[str],
-    weight: Sequence[str],
-    after: Sequence[str],
-    *,
+    channels: Sequence[str],
     sizes: dict[str, int],
+    *,
+    turned: bool = False,
 ) -> Network:
-    """A layer from positions `before` to positions `after`; with groups if `g` has a size."""
+    """A layer with a kernel of these channels, from x to u, or from u to x if `turned`; in groups if `g` has a size."""
+    x, u, k = axis_labels(kernel)
+    before, after = (u, x) if turned else (x, u)
     image = ("n", "c" if "g" in sizes else "in", *before)
-    nodes: list[Node] = [NamedTensor("X", image), *windows, NamedTensor("K", weight)]
+    nodes: list[Node] = [NamedTensor("X", image), *windows, NamedTensor("K", (*channels, *k))]
     if "g" in sizes:
         nodes = [nodes[0], Fuse("c", ("g", "in")), *nodes[1:], Fuse("out", ("g", "m"))]
-    return Network(nodes, ("n", "out", *after), sizes)
+    return Network(nodes, ("n", "out", *after), sizes | dict(zip(k, kernel, strict=True)))
 
 
 def patch_tensor(
