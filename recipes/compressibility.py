@@ -3,13 +3,15 @@
     python -m recipes.compressibility --smoke    # embedded digits, a small CNN: seconds
     python -m recipes.compressibility            # the same in full: half a minute
     python -m recipes.compressibility --model resnet20 --weights W.pth --data DIR \\
-        --rewrite "out | in kh kw" "out kh | in kw" --size "keep 0.75" "keep 0.5" --output runs/resnet20
+        --rewrite "out | in kh kw" "out kh | in kw" --size "keep 0.75" "keep 0.5"
     python -m recipes.compressibility --rewrite cp tucker2 --size r=8 r=16 "a=4 b=4" "a=8 b=8"
-    python -m recipes.compressibility --rewrite tucker2 --size "parameters 0.7" "parameters 0.5" --metric output
+    python -m recipes.compressibility --rewrite tucker2 --size "parameters 0.7" --metric output
     python -m recipes.compressibility --preset claims --model resnet20 --weights W.pth
     python -m recipes.compressibility --model mylib.nets:build --weights w.pth --data DIR
 
-This is the command `tnalgebra study`, the study of Singh, Jahromi and Orus (arXiv 2403.14379), and more in its place:
+The study of Singh, Jahromi and Orus (arXiv 2403.14379), and more in its place:
+- This is the command tnalgebra study with presets. The small network cnn4 is trained
+  first where it has no weights.
 - A kernel of a 2-d convolution has the labels out, in (channels), kh, kw (window).
   Each cut of these labels in two makes it a matrix; that matrix is truncated to a
   fraction of its singular values, put back, and the network tested, not retrained.
@@ -18,7 +20,6 @@ This is the command `tnalgebra study`, the study of Singh, Jahromi and Orus (arX
   are fitted to the kernel. Labels that are new there are bonds; --size gives their
   ranks, or a part of the network's parameters, which is then shared out among the
   layers.
-- The small network cnn4 is trained first where it has no weights.
 - Presets are experiments, on any network: cuts, the seven cuts of a kernel;
   several-cuts, one after the other on one kernel; cp, sums of rank-one tensors;
   claims, whose rows recipes.claims reads.

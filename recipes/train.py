@@ -2,15 +2,16 @@
 
     python -m recipes.train                                # embedded digits, a small CNN: a minute
     python -m recipes.train --model resnet20 --data DIR    # CIFAR's usual settings: 200 epochs
-    python -m recipes.train --model resnet20 --data DIR --rewrite tucker2 --parameters 0.5
+    python -m recipes.train --model resnet20 --data DIR --rewrite tucker2 --size "parameters 0.5"
     python -m recipes.train --model resnet20 --data DIR --load runs/compress/model.safetensors \\
         --teacher W.pth --epochs 5 --learning-rate 0.01
     accelerate launch -m recipes.train --model resnet50 --data DIR --precision bf16
 
 What is trained:
 - The network as it is built, or with --weights.
-- With --rewrite in decomposed form: fitted to --weights, all layers under one
-  budget; without weights from random cores, each layer under the same budget.
+- With --rewrite in decomposed form: fitted to --weights, all layers sharing one
+  size; without weights from random cores, each layer of the same part of its
+  parameters.
 - With --load a network that recipes.compress has left.
 - With --teacher it also learns the answers of a trained network (distillation).
 - By default with the preset digits where these are the data, and else with cifar.
@@ -54,27 +55,27 @@ class Config(Settings):
     """Settings of the training; what is printed first is what is used."""
 
     weights: str | None = None
-    """a file of weights to start from, or torchvision:NAME; by default random ones"""
+    """a file of weights to start from; by default random ones"""
     load: Path | None = None
-    """a network of recipes.compress, or of tnalgebra.save, to start from"""
+    """a network to start from that recipes.compress, or tnalgebra.save, has written"""
     rewrite: tuple[str, ...] = ()
     """train in decomposed form: names, cuts, rules, each in quotes; of several, with --weights, layers take the best"""
-    parameters: float | None = None
-    """of --rewrite: part of the parameters kept, of the network with --weights, else of each layer; by default 0.5"""
+    size: str | None = None
+    """of --rewrite: how small; parameters 0.5 by default: of the network with --weights, else of each layer"""
     teacher: str | None = None
-    """weights of a trained network, whose answers are learnt besides the labels"""
+    """a file with the weights of a trained network, whose answers are learnt besides the labels"""
     teacher_model: str | None = None
-    """what network the teacher is; by default that of --model"""
+    """the network of the teacher; by default that of --model"""
     distillation: float | None = None
-    """weight of the teacher's answers, 0 to 1; 0.5 if there is a teacher"""
+    """the weight of the teacher's answers, 0 to 1; 0.5 where a teacher is named"""
     temperature: float = 4.0
-    """by which logits are divided for the teacher's part"""
+    """the number by which logits are divided before they are compared with the teacher's"""
     momentum: float = 0.9
-    """of sgd"""
+    """the momentum of sgd"""
     threads: int | None = None
-    """torch's; by default as many as torch takes by itself"""
+    """the number of torch's threads; by default as many as torch takes by itself"""
     output: Path = Path("runs/train")
-    """folder for the network, its history and checkpoints"""
+    """the folder for the network, its history and checkpoints"""
 
 
 PRESETS = {
@@ -127,15 +128,15 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def is_first_process() -> bool:
-    """Whether it is the first of those that accelerate launch has started: the one that prints and writes."""
+    """Whether this process is the first that accelerate launch has started: the one that prints and writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _complete(config: Config) -> Config:
-    """The config with what is left open filled in; what is wrong before anything is loaded is refused."""
-    parameters = 0.5 if config.parameters is None and config.rewrite else config.parameters
+    """The config with all defaults filled in, and checked before anything is loaded."""
+    size = "parameters 0.5" if config.size is None and config.rewrite else config.size
     distillation = config.distillation if config.distillation is not None else 0.5 if config.teacher else 0.0
-    config = dataclasses.replace(config, parameters=parameters, distillation=distillation)
+    config = dataclasses.replace(config, size=size, distillation=distillation)
     config = begin(config, SMOKE, PRESETS.values())
     config.training()
     check_least(config, {"limit": 1, "workers": 0, "threads": 1}, tn.errors.DataError)
@@ -143,11 +144,11 @@ def _complete(config: Config) -> Config:
         other = "--weights" if config.weights is not None else "--rewrite"
         fact = f"--load is a whole network, and {other} another start"
         raise tn.errors.DataError(fact, fix="one of the two")
-    if parameters is not None and not 0 < parameters < 1:
-        fact = f"a budget of {parameters:g} of the parameters"
-        raise tn.errors.RankError(fact, fix="above 0, below 1")
-    if parameters is not None and not config.rewrite:
-        raise tn.errors.RankError("a budget of parameters and no --rewrite", fix="--rewrite tucker2")
+    if size is not None and not config.rewrite:
+        raise tn.errors.RankError(f"the size {size!r} has no --rewrite that it is for", fix="--rewrite tucker2")
+    if size is not None and not config.weights and not isinstance(tn.fitting.read_size(size), tn.ParameterBudget):
+        fact = f"random cores have a part of the parameters of their kernels, not {size!r}"
+        raise tn.errors.RankError(fact, fix='--size "parameters 0.5", or --weights')
     if config.teacher is None and (distillation or config.teacher_model):
         fact = f"distillation={distillation:g}, teacher_model={config.teacher_model} and no teacher"
         raise tn.errors.DataError(fact, fix="--teacher FILE, or leave them out")
@@ -158,10 +159,10 @@ def _complete(config: Config) -> Config:
 
 
 def _start(config: Config, images: tn.model.Images) -> nn.Module:
-    """The network as it is before the training.
+    """The network before the training.
 
-    One that is decomposed is kept in the output folder: so a training continues from the very same numbers, which a fit
-    with other threads would not give.
+    A decomposed one is kept in the output folder, so that a training continues from the very same numbers; a fit with
+    another number of threads would not give them.
 
     Raises:
         TnalgebraError: the network, its weights or the decomposition are not what they should be.
@@ -173,12 +174,12 @@ def _start(config: Config, images: tn.model.Images) -> nn.Module:
         model = with_weights(model, config.weights)
     if not config.rewrite:
         return model
-    assert config.parameters is not None
-    facts = {name: getattr(config, name) for name in ("rewrite", "parameters", "skip", "seed")}
+    size = tn.fitting.read_size(config.size)
+    facts = {name: getattr(config, name) for name in ("rewrite", "size", "skip", "seed")}
     facts |= {
         "fitted": config.weights is not None,
         "network": tn.studies.digest_state(model),
-        "size": images.pixels.shape[1:],
+        "images": images.pixels.shape[1:],
     }
     key = tn.studies.config_hash(facts)
     path = config.output / f"start-{key}.safetensors"
@@ -189,12 +190,12 @@ def _start(config: Config, images: tn.model.Images) -> nn.Module:
         dense: dict[str | type[nn.Module], Any] = dict.fromkeys(
             tn.studies.globs_of(tn.nn.kernel_layers(model), config.skip)
         )
-        budget = tn.ParameterBudget(config.parameters)
         patterns = {**dense, "*": list(config.rewrite)}
-        model, report = tn.convert(model, patterns, size=budget, example=example, backward=True, seed=config.seed)
+        model, report = tn.convert(model, patterns, size=size, example=example, backward=True, seed=config.seed)
         text = str(report)
     else:
-        even = even_patterns(model, config.rewrite[0], parameters=config.parameters, skip=config.skip)
+        assert isinstance(size, tn.ParameterBudget)
+        even = even_patterns(model, config.rewrite[0], parameters=size.fraction, skip=config.skip)
         model, report = from_random_cores(model, even, example=example, seed=config.seed)
         text = f"{report}\nrandom cores: the errors are those of random kernels"
     print(f"\n{text}", flush=True)
@@ -203,7 +204,7 @@ def _start(config: Config, images: tn.model.Images) -> nn.Module:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The last epochs, and what came of it."""
+    """The last epochs, and the final accuracy."""
     rows = report["rows"]
     lines = ["epoch  learning rate  training loss  accuracy %  seconds"]
     lines += [

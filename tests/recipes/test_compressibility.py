@@ -350,7 +350,7 @@ ERRORS = {
     "--rewrite": "rewrites: 0",
     "--size 'keep 0'": "KeepFraction(0.0)",
     "--rewrite cp --size r:2": "'r:2'",
-    "--rewrite cp": "'cp'",
+    "--rewrite cp": "'keep 0.75'",
     "--rewrite 'out | in kh kw' tuker2": "'tuker2'",
     "--size 's=2'": "'s'",
     "--rewrite cp --size 'parameters 1.5'": "1.5",

@@ -103,7 +103,7 @@ def test_stopped_it_continues_with_the_same_numbers(quick: Config, monkeypatch: 
 
 
 def test_decomposed_from_random_cores(quick: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    report = main(dataclasses.replace(quick, rewrite=("tucker2",), parameters=0.3))
+    report = main(dataclasses.replace(quick, rewrite=("tucker2",), size="parameters 0.3"))
     model = rebuilt(quick)
     assert decomposed(model) == ["conv2", "conv3", "conv4"]
     dense = build_model("cnn4", classes=10, channels=1)
@@ -157,8 +157,9 @@ def test_presets_follow_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"load": Path("x"), "weights": "y"}, DataError, ["--load", "--weights"]),
         ({"load": Path("x"), "rewrite": ("cp",)}, DataError, ["--load", "--rewrite"]),
-        ({"parameters": 0.5}, RankError, ["parameters", "--rewrite"]),
-        ({"parameters": 1.5, "rewrite": ("cp",)}, RankError, [1.5]),
+        ({"size": "parameters 0.5"}, RankError, ["parameters", "--rewrite"]),
+        ({"size": "keep 0.5", "rewrite": ("cp",)}, RankError, ["keep 0.5", "--weights"]),
+        ({"size": "parameters 1.5", "rewrite": ("cp",)}, RankError, [1.5]),
         ({"rewrite": ("cp", "tucker2")}, LayerError, ["cp, tucker2", "--weights"]),
         ({"rewrite": ("nothing",)}, RuleError, ["nothing"]),
         ({"teacher_model": "cnn4"}, DataError, ["cnn4", "--teacher"]),

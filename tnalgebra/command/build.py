@@ -122,12 +122,12 @@ def _library(
         library: Any = importlib.import_module("torchvision.models")
         function, names = library.get_model, library.list_models()
         arguments["weights"] = "DEFAULT" if pretrained else None
-        if sizes.get("channels", 3) != 3:
-            fact = f"torchvision's networks are for images of 3 channels, these have {sizes['channels']}"
-            raise DataError(fact, fix="timm:NAME, which builds networks for any number of channels")
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3)
         raise DataError(f"{source} has no network {name!r}", similar=", ".join(near) or None)
+    if source == "torchvision" and sizes.get("channels", 3) != 3:
+        fact = f"torchvision's networks are for images of 3 channels, these have {sizes['channels']}"
+        raise DataError(fact, fix="timm:NAME, which builds networks for any number of channels")
     return lambda **given: function(name, **given), arguments
 
 
