@@ -191,7 +191,7 @@ def test_what_has_no_singular_values(compute: Any, matrix: Tensor, facts: list[s
 
 
 def test_a_vector_is_not_a_matrix() -> None:
-    with refused(ValuesError, "this has 1"):
+    with refused(ValuesError, "tensor has 1"):
         truncated_svd(torch.ones(3))
 
 

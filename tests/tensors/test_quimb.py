@@ -187,7 +187,7 @@ REFUSED: list[tuple[str, Operation, list[str]]] = [
     (OPEN_HYPEREDGE, replace("hyperedge:in", lambda array: array * (1 + 1e-9)), ["'in' has other elements"]),
     (WINDOW, replace("Conv", lambda array: array.flip(0)), ["Conv[x y k | stride=2]", "Conv#1"]),
     (WINDOW, replace("Fill", lambda array: 2 * array), ["Fill[f | value=mean]"]),
-    (WINDOW, lambda tn: tn.canonize_between("Conv", "X"), ["Conv[x y k | stride=2]", "canonizing"]),
+    (WINDOW, lambda tn: tn.canonize_between("Conv", "X"), ["Conv[x y k | stride=2]", "canonizes"]),
     ("T[t:2] Copy[f:7 f]", lambda tn: tn.compress_between("Copy", "hyperedge:f"), ["'f' had size 7 and has 1"]),
     (CP, lambda tn: tn.isel_({"r#0": slice(0, 3)}), ["'r' has sizes 3 and 4", "B[in r]"]),
     (WINDOW, lambda tn: tn.isel_({"x": slice(0, 8)}), ["'x' had size 9 and has 8"]),

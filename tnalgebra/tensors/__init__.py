@@ -1,4 +1,4 @@
-"""The numbers of a network: values bound to its tensors, contracted, factorised, and taken to quimb and back."""
+"""The numbers of a network: values for its tensors, contractions, factorisations, and conversion to quimb and back."""
 
 from .contraction import MAX_ELEMENTS, Operand, contract
 from .evaluation import Values, bind, evaluate, magnitude, operands, pattern, values_for

@@ -1,8 +1,8 @@
-"""Contract labelled torch tensors pair by pair, in an order found by opt_einsum, with any number of labels.
+"""Contract labelled torch tensors pair by pair, with any number of labels, in an order that opt_einsum chooses.
 
-torch.einsum knows 52 labels; here each pair is one batched matrix product, its labels grouped into batch, left,
-right and summed, so only torch's 64 axes per tensor remain as a limit. The steps of a contraction are found once for
-the same labels and sizes.
+torch.einsum has at most 52 labels. Here the labels of each pair are grouped into batch, left, right and summed labels,
+and the pair is one batched matrix product, so that the only limit is torch's 64 axes for one tensor. The steps of a
+contraction are planned once for the same labels and sizes.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from ..networks import MAX_AXES
 _Labels: TypeAlias = tuple[str, ...]
 
 Operand = tuple[Tensor, _Labels]
-"""A tensor and the label of each of its axes; a label that stands twice means the diagonal."""
+"""A tensor and the label of each of its axes. A label that occurs twice takes the diagonal."""
 
 MAX_ELEMENTS = 2**28
-"""Default bound of the largest intermediate: 2 GiB in float64."""
+"""Most elements of an intermediate by default, which take 2 GiB in float64."""
 
 SMALL = 5
-"""Up to this number of operands the order with the fewest multiply-adds is found by trying all."""
+"""Most operands for which all orders are tried, to take the one with the fewest multiply-adds."""
 
 CACHED = 4096
-"""Contractions whose steps are remembered."""
+"""How many contractions keep their planned steps."""
 
 
 def contract(operands: Sequence[Operand], output: Sequence[str], *, max_elements: int = MAX_ELEMENTS) -> Tensor:
     """Sum the product of `operands` over every label that is not in `output`.
 
     Args:
-        operands: at least one; equal labels have equal sizes.
-        output: labels of the result's axes, each on some operand.
-        max_elements: refuse, before computing anything, a contraction with a larger intermediate.
+        operands: at least one. Axes with the same label have the same size.
+        output: the labels of the result's axes, each of which some operand has.
+        max_elements: the most elements that an intermediate may have. This is checked before anything is computed.
 
     Returns:
-        Shape: the sizes of `output`; element [i, j, ...] is the sum at those values of the output labels.
+        One axis for each output label; element [i, j, ...] is the sum for these values of the output labels.
 
     Raises:
-        SizeError: some intermediate would have more than `max_elements` elements.
-        NetworkError: some intermediate would have more than 64 axes.
+        SizeError: an intermediate would have more than `max_elements` elements.
+        NetworkError: an intermediate would have more than 64 axes.
     """
     tensors, labels = zip(*operands, strict=True)
     shapes = tuple([tuple(tensor.shape) for tensor in tensors])
-    steps = _planned(tuple(map(tuple, labels)), shapes, tuple(output), max_elements)
+    steps = _plan(tuple(map(tuple, labels)), shapes, tuple(output), max_elements)
     pending: list[Tensor] = list(tensors)
     for position, reduce in steps.reductions:
         pending[position] = reduce(pending[position])
@@ -63,7 +63,7 @@ def contract(operands: Sequence[Operand], output: Sequence[str], *, max_elements
 
 
 class _Steps(NamedTuple):
-    """What a contraction does: some operands alone first, then pairs, whose result goes to the end of the list."""
+    """Steps of a contraction: reductions of single operands, then pairs, whose product goes to the end of the list."""
 
     reductions: tuple[tuple[int, Callable[[Tensor], Tensor]], ...]
     pairs: tuple[tuple[int, int, Callable[[Tensor, Tensor], Tensor]], ...]
@@ -71,7 +71,7 @@ class _Steps(NamedTuple):
 
 
 @lru_cache(maxsize=CACHED)
-def _planned(
+def _plan(
     operands: tuple[_Labels, ...], shapes: tuple[tuple[int, ...], ...], output: _Labels, max_elements: int
 ) -> _Steps:
     sizes: dict[str, int] = {}
@@ -99,7 +99,11 @@ def _planned(
 
 
 def _reduction(labels: _Labels, needed: Collection[str]) -> tuple[Callable[[Tensor], Tensor] | None, _Labels]:
-    """Take the diagonals of repeated labels, then sum the labels that are not needed; None if nothing is to be done."""
+    """Take the diagonals of repeated labels, and sum over labels that are not needed.
+
+    Returns:
+        The function that does it, or None if there is nothing to do; and the labels that remain.
+    """
     diagonals = []
     for label, times in Counter(labels).items():
         for _ in range(times - 1):
@@ -109,13 +113,13 @@ def _reduction(labels: _Labels, needed: Collection[str]) -> tuple[Callable[[Tens
             labels = (*labels[:first], *labels[first + 1 : second], *labels[second + 1 :], label)
     dead = [axis for axis, label in enumerate(labels) if label not in needed]
 
-    def reduced(tensor: Tensor) -> Tensor:
+    def reduce(tensor: Tensor) -> Tensor:
         for first, second in diagonals:
             tensor = tensor.diagonal(dim1=first, dim2=second)
         return tensor.sum(dead) if dead else tensor
 
     left_over = tuple(label for label in labels if label in needed)
-    return (reduced if diagonals or dead else None), left_over
+    return (reduce if diagonals or dead else None), left_over
 
 
 def _order(labels: Sequence[_Labels], output: _Labels, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
@@ -127,7 +131,7 @@ def _order(labels: Sequence[_Labels], output: _Labels, sizes: Mapping[str, int])
     pairs: list[tuple[int, int]] = []
     remaining = len(labels)
     for group in path:
-        # a path may name more than two operands (or one) in a step: fold them in pairs
+        # a step of a path may have more than two operands, or only one: they are folded in pairs
         ahead = sorted(group, reverse=True)
         while len(ahead) > 1:
             i, j = ahead.pop(0), ahead.pop(0)
@@ -160,7 +164,7 @@ def _check_elements(sizes: Mapping[str, int], max_elements: int) -> None:
 def _product(
     a: _Labels, b: _Labels, needed: Collection[str], sizes: Mapping[str, int]
 ) -> tuple[Callable[[Tensor, Tensor], Tensor], _Labels]:
-    """One batched matrix product: (batch, left, summed) times (batch, summed, right)."""
+    """A function for one batched matrix product, (batch, left, summed) times (batch, summed, right); and its labels."""
     reduce_a, a = _reduction(a, {*needed, *b})
     reduce_b, b = _reduction(b, {*needed, *a})
     both = [label for label in a if label in b]
@@ -173,7 +177,7 @@ def _product(
     labels = (*batch, *left, *right)
     shape = [sizes[label] for label in labels]
 
-    def multiplied(one: Tensor, other: Tensor) -> Tensor:
+    def multiply(one: Tensor, other: Tensor) -> Tensor:
         one, other = one if reduce_a is None else reduce_a(one), other if reduce_b is None else reduce_b(other)
         first, second = one.permute(order_a).reshape(shape_a), other.permute(order_b).reshape(shape_b)
         if not batch:
@@ -182,10 +186,10 @@ def _product(
             return (first * second).reshape(shape)  # shapes (batch, left, 1) and (batch, 1, right)
         return torch.bmm(first, second).reshape(shape)
 
-    return multiplied, labels
+    return multiply, labels
 
 
 def _grouped(labels: _Labels, groups: Sequence[Sequence[str]], sizes: Mapping[str, int]) -> tuple[list[int], list[int]]:
-    """The order of the axes, and the shape with one axis a group."""
+    """The order of the axes in which groups are together, and the shape with one axis for each group."""
     order = [labels.index(label) for group in groups for label in group]
     return order, [prod(sizes[label] for label in group) for group in groups]

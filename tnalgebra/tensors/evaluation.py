@@ -1,4 +1,7 @@
-"""The oracle: what a network is, computed slowly and obviously, in float64, with every index pattern dense."""
+"""The value of a network, computed in the obvious way: slowly, in float64, with dense index patterns.
+
+All faster code of the package is tested against it.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +32,21 @@ from ..networks import (
 from .contraction import MAX_ELEMENTS, Operand, contract
 
 Values: TypeAlias = Mapping[str, Tensor]
-"""name of a tensor -> its elements, one axis a label, in the labels' order."""
+"""name of a tensor -> its elements, with one axis for each label of its node, in their order."""
 
 
 def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str, Tensor]]:
-    """Check that `values` fit the network; learn the sizes that their shapes determine.
+    """Check that `values` fit the network, and take the sizes of labels from their shapes.
 
     Args:
-        values: name -> torch tensor (or anything `torch.as_tensor` takes), for some or all of the tensors.
+        values: name -> torch tensor, or anything that `torch.as_tensor` takes, for some or all of the tensors.
 
     Returns:
-        The network with those sizes, and the values as torch tensors.
+        The network with these sizes, and the values as torch tensors.
 
     Raises:
-        ValuesError: a name the network does not have, another number of axes, a size that contradicts, a value
-            that is not finite, empty or complex.
+        ValuesError: the network has no tensor of that name; or a value has another number of axes than its node, a
+            size that contradicts another one, no elements, complex elements, or NaN or infinity.
     """
     names = tensor_nodes(network)
     tensors: dict[str, Tensor] = {}
@@ -51,14 +54,16 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
     for name, value in values.items():
         if name not in names:
             raise ValuesError(
-                explain(f"a value is given for {name!r}, no tensor of the network", tensors=" ".join(names) or "none")
+                explain(
+                    f"there is a value for {name!r}, which the network does not have", tensors=" ".join(names) or "none"
+                )
             )
         tensor = _tensor(name, value)
         labels = network.nodes[names[name][0]].labels
         if tensor.ndim != len(labels):
             raise ValuesError(
                 explain(
-                    f"the value of {name!r} has {tensor.ndim} axes, its node has {len(labels)}",
+                    f"the value of {name!r} has {tensor.ndim} axes, but its node has {len(labels)}",
                     shape=tuple(tensor.shape),
                     node=node_text(network.nodes[names[name][0]]),
                 )
@@ -68,7 +73,7 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
             if sizes.setdefault(label, size) != size:
                 raise ValuesError(
                     explain(
-                        f"the axis {label!r} of {name!r} has {size} elements, the label has size {sizes[label]}",
+                        f"the axis {label!r} of {name!r} has {size} elements, but the label has size {sizes[label]}",
                         shape=tuple(tensor.shape),
                         node=node_text(network.nodes[names[name][0]], network.sizes, set()),
                     )
@@ -110,22 +115,30 @@ def _check_elements(name: str, tensor: Tensor) -> None:
 def evaluate(network: Network, values: Mapping[str, Any] | None = None, *, max_elements: int = MAX_ELEMENTS) -> Tensor:
     """The value of a network: the product of its nodes, summed over every label that is not in the output.
 
+    It is computed in the obvious way, in float64 with dense index patterns, as the reference for everything that is
+    faster. `tn.compile` makes code for training and for large inputs.
+
     Args:
-        values: name -> elements, for every named tensor.
-        max_elements: refuse a dense index pattern or an intermediate with more elements.
+        values: name -> elements, for every named tensor: torch tensors, or anything that `torch.as_tensor` takes.
+        max_elements: the most elements that a dense index pattern or an intermediate may have.
 
     Returns:
-        float64, one axis for each output label, in their order; element [i, j, ...] is the sum at those labels.
+        float64, with one axis for each output label, in their order; element [i, j, ...] is the sum over the other
+        labels at these values of the output labels.
 
     Raises:
-        ValuesError: a value is missing, not finite, or does not fit.
-        SizeError: a size is not known, or something would have more than `max_elements` elements.
+        ValuesError: a value is missing or not finite, or its shape does not fit.
+        SizeError: the size of a label is unknown, or something would have more than `max_elements` elements.
+
+    Example:
+        >>> tn.evaluate(tn.parse("A[i j] B[j]"), {"A": [[1, 2], [3, 4]], "B": [1, 1]})
+        tensor([3., 7.], dtype=torch.float64)
     """
     return _evaluate(network, values or {}, max_elements, absolute=False)
 
 
 def magnitude(network: Network, values: Mapping[str, Any] | None = None, *, max_elements: int = MAX_ELEMENTS) -> Tensor:
-    """`evaluate` with the absolute value of every element of every node: what rounding errors are measured against."""
+    """`evaluate` with the absolute values of all elements: the scale to which rounding errors are relative."""
     return _evaluate(network, values or {}, max_elements, absolute=True)
 
 
@@ -138,41 +151,41 @@ def _evaluate(network: Network, values: Mapping[str, Any], max_elements: int, *,
 
 
 def values_for(network: Network, values: Values) -> dict[str, Tensor]:
-    """The values of a network's own tensors, out of those of a larger one. Raises ValuesError if one is missing."""
+    """The values of the tensors that the network has, from among `values`. Raises ValuesError if one is missing."""
     missing = [name for name in tensor_nodes(network) if name not in values]
     if missing:
-        raise ValuesError(explain(f"no value for {', '.join(map(repr, missing))}", where=network))
+        raise ValuesError(explain(f"there is no value for {', '.join(map(repr, missing))}", where=network))
     return {name: values[name] for name in tensor_nodes(network)}
 
 
 def operands(
     network: Network, tensors: Values, dtype: torch.dtype, *, max_elements: int = MAX_ELEMENTS
 ) -> list[Operand]:
-    """Every node as a dense tensor in `dtype`, index patterns on the device of the named tensors."""
+    """Every node as a dense tensor in `dtype`. Index patterns are on the device of the named tensors."""
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
-    found = []
+    arrays = []
     for node in network.nodes:
         if isinstance(node, NamedTensor):
-            dense = tensors[node.name]
+            array = tensors[node.name]
         else:
-            dense = pattern(node, network, max_elements=max_elements).to(device)
-        found.append((dense.to(dtype), node.labels))
-    return found
+            array = pattern(node, network, max_elements=max_elements).to(device)
+        arrays.append((array.to(dtype), node.labels))
+    return arrays
 
 
 def pattern(node: Node, network: Network, *, max_elements: int = MAX_ELEMENTS) -> Tensor:
-    """The dense float64 array of a reserved node, one axis for each of its labels.
+    """The dense float64 array of a reserved node, with one axis for each of its labels.
 
     Raises:
-        SizeError: a size is not known, or the array would have more than `max_elements` elements.
-        NetworkError: an attribute is a variable.
+        SizeError: the size of a label is unknown, or the array would have more than `max_elements` elements.
+        NetworkError: an attribute is a variable, as in a rule.
     """
     if variables(node):
         raise NetworkError(
             explain(
-                f"attributes are variables: {', '.join(v.name for v in variables(node))}",
+                f"the attributes {', '.join(v.name for v in variables(node))} are variables",
                 where=node_text(node),
-                fix="numbers; only rules have variables",
+                fix="numbers: only the sides of a rule have variables",
             )
         )
     shape = shape_of(network, node.labels)
@@ -221,5 +234,5 @@ def _window_pattern(node: Conv, axes: list[Tensor], shape: tuple[int, ...]) -> T
         case "circular":
             position = position % size
         case _:
-            pass  # a position outside x meets no x: it is left out
+            pass  # a position outside x equals no x, so it is left out
     return (x == position).double()

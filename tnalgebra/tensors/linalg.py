@@ -1,6 +1,6 @@
-"""Matrices of tensors: matricisation, singular values by the shortest way that is accurate enough, truncated SVD.
+"""Matrices of tensors: matricisation, singular values, truncated SVD.
 
-Everything is computed in float64 unless asked otherwise, on the tensor's own device, without gradients.
+Everything is computed on the tensor's own device, without gradients, and in float64 unless another type is requested.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from ..errors import RankError, ValuesError, explain
 from ..networks import Bipartition, check_covers
 
 TALL = 2
-"""From this ratio of its sides on, a QR of the long side makes the SVD cheaper."""
+"""Smallest ratio of its sides from which an SVD of a matrix is cheaper after a QR decomposition."""
 
 LARGE = 1024
-"""Shorter side from which a random subspace may stand in for the whole SVD."""
+"""Smallest shorter side from which a random subspace may replace the whole SVD."""
 
 FEW = 6
-"""It does where at most one in this many values is kept."""
+"""It does so where at most one in this many values is kept."""
 
 OVERSAMPLING, POWER_ROUNDS = 16, 4
-"""Vectors of the subspace beyond the values that are kept (a quarter of these if that is more); its iterations."""
+"""How many vectors more than the kept values the subspace has (a quarter of these if that is more); its iterations."""
 
 _BLOCK = 2**22
-"""Elements of a matrix whose residual is looked at at once: 32 MiB in float64."""
+"""Elements of a matrix whose residual is computed at once, which take 32 MiB in float64."""
 
 LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # documented there, but not in __all__
 
@@ -38,12 +38,12 @@ Result = TypeVar("Result")
 
 
 class SVD(NamedTuple):
-    """matrix = U diag(S) V, or the nearest matrix of that rank."""
+    """U diag(S) V is the matrix, or the matrix of rank r that is nearest to it."""
 
     U: Tensor
-    """Shape (m, r); column [:, a] is the a-th left singular vector, its largest element positive."""
+    """Shape (m, r); column [:, a] is the a-th left singular vector, whose largest element is positive."""
     S: Tensor
-    """Shape (r,), descending, not negative."""
+    """Shape (r,), the singular values in descending order."""
     V: Tensor
     """Shape (r, n); row [a] is the a-th right singular vector."""
 
@@ -57,13 +57,13 @@ class Scaled(NamedTuple):
 
 
 def scaled(tensor: Tensor, *, what: str = "the tensor", dtype: torch.dtype = torch.float64) -> Scaled:
-    """Check that numbers can be decomposed, and bring them to `dtype` with a largest absolute value of 1.
+    """Check that a tensor can be decomposed, and convert it to `dtype` with a largest absolute value of 1.
 
     Args:
-        what: the tensor's name in messages.
+        what: what the tensor is called in messages.
 
     Raises:
-        ValuesError: it is empty or complex, or holds NaN or infinity.
+        ValuesError: the tensor is empty or complex, or has NaN or infinity in it.
     """
     shape = tuple(tensor.shape)
     if tensor.numel() == 0:
@@ -80,7 +80,7 @@ def scaled(tensor: Tensor, *, what: str = "the tensor", dtype: torch.dtype = tor
         )
     if not scale:
         return Scaled(tensor.to(dtype), 1.0)
-    # numbers of a type with a wider range are brought near 1 before they are narrowed
+    # a type with a wider range is scaled before it is narrowed
     wide = torch.promote_types(tensor.dtype, dtype)
     return Scaled((tensor.to(wide) / scale).to(dtype), scale)
 
@@ -89,17 +89,17 @@ def matricise(tensor: Tensor, labels: Sequence[str], cut: Bipartition) -> Tensor
     """Write a tensor as the matrix of a cut.
 
     Args:
-        tensor: one axis a label.
-        labels: of the axes, in order.
-        cut: its left labels number the rows, its right labels the columns.
+        tensor: one axis for each label.
+        labels: of the axes, in their order.
+        cut: its left labels number the rows, and its right labels the columns.
 
     Returns:
         Element [i, j] is the tensor's element whose left labels have the row-major number i (the last of them runs
         fastest) and whose right labels have the number j. It may share the tensor's memory.
 
     Raises:
-        RuleError: the cut does not hold exactly these labels.
-        ValuesError: the tensor has another number of axes, or a label stands twice.
+        RuleError: the labels of the cut are not exactly these labels.
+        ValuesError: the tensor has another number of axes, or a label occurs twice.
     """
     labels = tuple(labels)
     check_axes(tensor, labels)
@@ -111,7 +111,7 @@ def matricise(tensor: Tensor, labels: Sequence[str], cut: Bipartition) -> Tensor
 
 
 def check_axes(tensor: Tensor, labels: Sequence[str]) -> None:
-    """Require one axis a label, and no label twice. Raises ValuesError."""
+    """Check that there is one label for each axis, and no label twice. Raises ValuesError."""
     if tensor.ndim != len(labels):
         raise ValuesError(
             explain(
@@ -128,16 +128,16 @@ def check_axes(tensor: Tensor, labels: Sequence[str]) -> None:
 def gram_singular_values(matrix: Tensor) -> Tensor:
     """All singular values of a matrix, as square roots of the eigenvalues of its smaller Gram matrix.
 
-    That is several times faster than an SVD, and squares the condition: rounding moves an eigenvalue by about
-    sqrt(p) 2^-53 s_1^2 (p the smaller side), so a value s by sqrt(p) 2^-53 s_1^2 / (2 s).
+    This is several times faster than an SVD, but it squares the condition number. Rounding changes an eigenvalue by
+    about sqrt(p) 2^-53 s_1^2, where p is the smaller side, and so a value s by sqrt(p) 2^-53 s_1^2 / (2 s).
 
     Args:
         matrix: shape (m, n), float64, as `scaled` returns it.
 
     Returns:
-        Shape (min(m, n),), descending, not negative. For p up to 8000, values above 1e-6 of the largest are right
-        to 1e-8 of the largest, values below that to 1e-7. Where small values matter, `truncated_svd` gives all of
-        them right to about 1e-14 of the largest.
+        Shape (min(m, n),), in descending order. For p up to 8000, the error of values above 1e-6 of the largest is at
+        most 1e-8 of the largest, and that of smaller values 1e-7. Where small values matter, use `truncated_svd`,
+        whose error is about 1e-14 of the largest value for all of them.
 
     Raises:
         ValuesError: the eigenvalues do not converge.
@@ -148,34 +148,38 @@ def gram_singular_values(matrix: Tensor) -> Tensor:
 
 
 def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype = torch.float64) -> SVD:
-    """The singular value decomposition, cut off after `rank` values: the nearest matrix of that rank.
+    """The singular value decomposition with the `rank` largest values: the nearest matrix of that rank.
 
     Args:
-        matrix: shape (.., m, n), of any real type; axes in front number matrices that are decomposed side by side.
-        rank: values kept, 1 to min(m, n); None keeps all.
-        dtype: of the computation.
+        matrix: shape (.., m, n), of any real type. Axes before the last two number matrices, which are decomposed
+            side by side.
+        rank: how many values are kept, from 1 to min(m, n); None keeps all.
+        dtype: in which to compute.
 
     Returns:
-        U (.., m, r), S (.., r), V (.., r, n), of that type, U with orthonormal columns, V with orthonormal rows. In
-        float64 every value is right to about 1e-14 of the largest. The largest element of each left vector is
-        positive, which makes the result unique where the values differ.
+        U (.., m, r) with orthonormal columns, S (.., r), V (.., r, n) with orthonormal rows, all of that type. In
+        float64 the error of each value is about 1e-14 of the largest. The largest element of each left vector is
+        positive, which makes the result unique if the values are all different.
 
-        Where `randomised(matrix, rank)`, the vectors come from a random subspace (of a fixed seed) after
-        `POWER_ROUNDS` subspace iterations. Its error ||matrix - U diag(S) V|| is within 1 % of the least one (measured:
-        at most 0.6 % above it, on Gaussian matrices, whose values hardly fall; 0.4 % where the k-th value is k^-0.25,
-        below 0.2 % where values fall faster), or within rounding, which in float32 is some 1e-5 of ||matrix||. U and V
-        are as orthonormal as otherwise, but a value of S may be a few per cent too small where values hardly fall.
+        If `randomised(matrix, rank)`, the vectors come from a random subspace (with a fixed seed) after `POWER_ROUNDS`
+        subspace iterations. The error ||matrix - U diag(S) V|| is then at most 1 % above the least one, or rounding,
+        which in float32 is about 1e-5 of ||matrix||. (Measured: 0.6 % for Gaussian matrices, whose values hardly
+        fall, 0.4 % where the k-th value is k^-0.25, less than 0.2 % where values fall faster.) U and V are as
+        orthonormal as otherwise, but a value of S may be a few per cent too small where values hardly fall.
 
     Raises:
-        ValuesError: no matrix, empty, complex, or NaN or infinity inside; the SVD does not converge.
+        ValuesError: `matrix` has fewer than 2 axes, is empty or complex, or has NaN or infinity in it; or the SVD does
+            not converge.
         RankError: `rank` is out of range.
 
-    Eckart and Young (1936): ||matrix - U diag(S) V||_F^2 is the sum of the squares of the values left out, and no
-    matrix of that rank comes nearer. Halko, Martinsson, Tropp (2011), algorithm 4.4, for the random subspace.
+    Sources: Eckart and Young (1936): ||matrix - U diag(S) V||_F^2 is the sum of the squares of the values that are
+    dropped, and no matrix of that rank is nearer. Halko, Martinsson and Tropp (2011), algorithm 4.4: the subspace.
     """
     if matrix.ndim < 2:
         raise ValuesError(
-            explain(f"a matrix has 2 axes, this has {matrix.ndim}", shape=tuple(matrix.shape), fix="matricise it")
+            explain(
+                f"a matrix has 2 axes, but this tensor has {matrix.ndim}", shape=tuple(matrix.shape), fix="matricise it"
+            )
         )
     rank = _checked_rank(rank, matrix)
     numbers, scale = scaled(matrix, what="the matrix", dtype=dtype)
@@ -188,14 +192,14 @@ def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype
 
 
 def svd_of_product(left: Tensor, right: Tensor) -> SVD:
-    """The singular value decomposition of left @ right, without the product.
+    """The singular value decomposition of `left @ right`, without computing the product.
 
     Args:
         left: shape (m, r).
         right: shape (r, n).
 
     Returns:
-        U (m, k), S (k,), V (k, n), k = min(r, m, n), signs as those of `truncated_svd`.
+        U (m, k), S (k,), V (k, n) with k = min(r, m, n), and with the signs of `truncated_svd`.
     """
     basis, triangle = torch.linalg.qr(left)
     other, below = torch.linalg.qr(right.mT)
@@ -204,10 +208,9 @@ def svd_of_product(left: Tensor, right: Tensor) -> SVD:
 
 
 def relative_residual(matrix: Tensor, svd: SVD) -> float:
-    """||matrix - U diag(S) V||_F / ||matrix||_F, measured block by block: no second matrix is made.
+    """||matrix - U diag(S) V||_F / ||matrix||_F, and 0 for a matrix of zeros.
 
-    Returns:
-        0 for a matrix of zeros.
+    It is computed block by block, so that it needs little memory besides the matrix.
     """
     left, largest = svd.U * svd.S, float(matrix.abs().amax())
     above, below = [0.0], [0.0]
@@ -220,14 +223,14 @@ def relative_residual(matrix: Tensor, svd: SVD) -> float:
 
 
 def _settled(left: Tensor, values: Tensor, right: Tensor) -> SVD:
-    """The largest element of each left vector is positive."""
+    """Change signs so that the largest element of each left vector is positive."""
     largest = left.gather(-2, left.abs().argmax(-2, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(left)
     return SVD(left * sign, values, right * sign.mT)
 
 
 def randomised(matrix: Tensor, rank: int) -> bool:
-    """Whether so few values of so large a matrix are wanted that a random subspace finds them much sooner."""
+    """Whether the matrix is so large, and `rank` so small, that a random subspace is much faster than the whole SVD."""
     least = min(matrix.shape[-2:])
     return matrix.ndim == 2 and least >= LARGE and FEW * rank <= least
 
@@ -257,7 +260,7 @@ def _svd(matrix: Tensor) -> SVD:
     try:
         return SVD(*torch.linalg.svd(matrix, full_matrices=False))
     except LinAlgError:
-        # divide and conquer walks another way through the transpose, and as a rule converges there
+        # divide and conquer takes other steps for the transpose, and usually converges there
         left, values, right = _converged(
             lambda: torch.linalg.svd(matrix.mT.contiguous(), full_matrices=False), "SVD", matrix
         )
@@ -269,7 +272,7 @@ def _converged(compute: Callable[[], Result], what: str, matrix: Tensor) -> Resu
         return compute()
     except LinAlgError as error:
         raise ValuesError(
-            explain(f"no convergence: {what}", shape=tuple(matrix.shape), because=str(error).partition("\n")[0])
+            explain(f"the {what} did not converge", shape=tuple(matrix.shape), because=str(error).partition("\n")[0])
         ) from error
 
 

@@ -1,9 +1,9 @@
 """Networks to quimb and back.
 
-quimb drops an index that occurs on two tensors and is open, and gauges one that occurs on three as if on two.
-So a network goes over without any: a label that is not an ordinary bond or an ordinary open label becomes explicit copy
-tensors, and each occurrence of a tied tensor and each reserved node becomes a tensor of its own. Tags tell them apart
-on the way back, where what quimb did to them is checked against the network.
+quimb drops an index that is open and occurs on two tensors, and treats an index on three tensors as if it were on two.
+So the quimb network has no such index: a label that is neither an ordinary bond nor an ordinary open label becomes
+explicit copy tensors. Each occurrence of a tied tensor and each reserved node is a quimb tensor of its own. Tags
+distinguish them on the way back, and what quimb did to them is checked against the network.
 """
 
 from __future__ import annotations
@@ -41,14 +41,15 @@ if TYPE_CHECKING:
     from quimb.tensor import TensorNetwork
 
 _ROUNDING = 256
-"""Units in the last place of the largest element by which a tensor that has to stay may have changed."""
+"""By how many units in the last place of its largest element a tensor that must not change may differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One quimb tensor: a node of the network (`label` is None) or a copy tensor that joins the ends of `label`.
+    """One quimb tensor: a node of the network (`label` is None), or a copy tensor that joins the ends of `label`.
 
-    `inds` are quimb's indices, in the order of the axes; `tag` is carried by no other tensor.
+    inds: quimb's indices, in the order of the axes.
+    tag: of this tensor alone.
     """
 
     node: Node
@@ -61,33 +62,36 @@ class _Piece:
 
 
 def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> TensorNetwork:
-    """The network as quimb's, with torch tensors.
+    """Convert a network to a quimb network of torch tensors.
 
-    Every occurrence of a named tensor is a quimb tensor with the tags NAME and NAME#position, every reserved node one
-    with the tags KIND and KIND#position and its dense index pattern. A label that joins two nodes, or is open and
-    occurs on one, is the index of that name. Any other label (a hyperedge, a diagonal, one that is summed alone) is
-    copy tensors of at most three indices, tags hyperedge:LABEL and hyperedge:LABEL#number, that join its ends, the
-    indices LABEL#number.
+    Every occurrence of a named tensor is a quimb tensor with the tags NAME and NAME#position. Every reserved node is
+    one with the tags KIND and KIND#position and its dense index pattern. A label that joins two nodes, or is open and
+    occurs on one node, is the index of that name. Any other label (a hyperedge, a diagonal, a label that is summed and
+    occurs once) becomes copy tensors with at most three indices and the tags hyperedge:LABEL and
+    hyperedge:LABEL#number. They join its ends, whose indices are LABEL#number.
 
     Args:
-        values: name -> elements, for every named tensor; they are shared, not copied, where no conversion is needed.
+        values: name -> elements, for every named tensor. They are not copied unless they have to be converted.
 
     Returns:
-        A network in which every index occurs on at most two tensors and `outer_inds()` are the output labels, in
-        their order. Its arrays have the common dtype of the values (float64 if that is not a floating one).
+        A quimb network in which every index occurs on at most two tensors. Its `outer_inds()` are the output labels in
+        their order. Its arrays have the common dtype of the values, or float64 if they are all integers.
 
     Raises:
-        ValuesError: a value is missing, not finite, or does not fit.
-        SizeError: a size is not known, or a dense pattern would be too large.
+        ValuesError: a value is missing or not finite, or its shape does not fit.
+        SizeError: the size of a label is unknown, or a dense pattern would be too large.
+
+    Example:
+        >>> tn.tensors.to_quimb(fit.network, fit.values).contract()
     """
-    qtn: Any = import_module("quimb.tensor")  # takes seconds, and only here is it needed
+    qtn: Any = import_module("quimb.tensor")  # takes seconds, so it is imported only here
     network, tensors = bind(network, values or {})
     tensors = values_for(network, tensors)
     common = common_dtype(tensors.values())
     like = next(iter(tensors.values()), torch.empty(0)).new_empty(
         0, dtype=common if common.is_floating_point else torch.float64
     )
-    # quimb lists the outer indices in the order in which they became outer: all at once when this one goes
+    # quimb lists outer indices in the order in which they became outer; deleting this tensor makes all of them outer
     shape = shape_of(network, network.output)
     placeholder = qtn.Tensor(like.new_zeros(()).expand(shape), network.output, tags={"#output"})
     arrays = [
@@ -100,28 +104,31 @@ def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> Tenso
 
 
 def from_quimb(tn: TensorNetwork, like: Network | None = None) -> tuple[Network, dict[str, Tensor]]:
-    """A quimb network as a network and its values.
+    """Convert a quimb network to a network and its values.
 
     Args:
-        tn: with `like`, what became of `to_quimb(like, values)` under quimb's operations.
-        like: the network that went over. Its output order, reserved nodes, hyperedges and ties are restored. Bonds may
-            have other sizes than before; parallel bonds that quimb fused come back as the first of them, the others
-            (and bonds that it squeezed) with size 1. By default every quimb tensor is a tensor of its own, with the
-            first tag that is a name and that no other tensor carries, or T1, T2, ..., as its name.
+        tn: any quimb network; with `like`, what quimb's operations made of `to_quimb(like, values)`.
+        like: the network that was converted. Its output order, reserved nodes, hyperedges and ties are restored. Bonds
+            may have other sizes than before. Of parallel bonds that quimb fused, the first has their whole size and
+            the others have size 1, as have bonds that quimb squeezed. Without `like`, every quimb tensor becomes a
+            tensor. Its name is its first tag that is a word and that no other tensor has, or T1, T2, ...
 
     Returns:
         The network with its sizes, and name -> elements.
 
     Raises:
-        NetworkError: `tn` no longer is the network `like` with other values: a tensor was contracted, split, added or
-            lost; an index pattern or a copy tensor has other elements (canonizing and compressing across it does
-            that); occurrences of a tied tensor differ; an open label is lost.
+        NetworkError: `tn` is not the network `like` with other values: a tensor was contracted, split, added or
+            removed; an index pattern or a copy tensor has other elements, as after canonizing or compressing its
+            bonds; occurrences of a tied tensor differ; or an open label is lost.
         ValuesError: an array is complex, not finite or empty.
+
+    Example:
+        >>> network, values = tn.tensors.from_quimb(quimb_network, like=fit.network)
     """
     return _foreign(tn) if like is None else _restored(tn, like)
 
 
-# Over -------------------------------------------------------------------------------------------------------
+# To quimb -------------------------------------------------------------------------------------------------------
 
 
 def _pieces(network: Network) -> list[_Piece]:
@@ -143,15 +150,15 @@ def _pieces(network: Network) -> list[_Piece]:
 
 
 def _copies(label: str, inds: list[str]) -> Iterator[_Piece]:
-    """A chain of copy tensors with at most three indices: d^3 elements each, where a single one has d^ends."""
+    """A chain of copy tensors with at most three indices. Each has d^3 elements; a single one would have d^ends."""
     number = 0
     while inds:
-        here, inds = (inds, []) if len(inds) <= 3 else (inds[:2], inds[2:])
+        joined, inds = (inds, []) if len(inds) <= 3 else (inds[:2], inds[2:])
         if inds:
             inds.insert(0, f"{label}#copies{number}")
-            here = [*here, inds[0]]
-        node = Copy((label,) * len(here))
-        yield _Piece(node, label, tuple(here), f"hyperedge:{label}#{number}")
+            joined = [*joined, inds[0]]
+        node = Copy((label,) * len(joined))
+        yield _Piece(node, label, tuple(joined), f"hyperedge:{label}#{number}")
         number += 1
 
 
@@ -160,11 +167,13 @@ def _array(piece: _Piece, network: Network, values: Mapping[str, Tensor]) -> Ten
     return values[node.name] if isinstance(node, NamedTensor) else pattern(node, network)
 
 
-# Back -------------------------------------------------------------------------------------------------------
+# From quimb -------------------------------------------------------------------------------------------------------
 
 
 def _refuse(fact: str, **context: object) -> NoReturn:
-    raise NetworkError(explain(fact, **context, fix="from_quimb(tn) without like= takes each quimb tensor as it is"))
+    raise NetworkError(
+        explain(fact, **context, fix="from_quimb(tn) without like=, which takes each quimb tensor as it is")
+    )
 
 
 def _restored(tn: TensorNetwork, like: Network) -> tuple[Network, dict[str, Tensor]]:
@@ -187,9 +196,9 @@ def _restored(tn: TensorNetwork, like: Network) -> tuple[Network, dict[str, Tens
     for piece, array in zip(pieces, arrays, strict=True):
         if not isinstance(piece.node, NamedTensor) and not _close(array, pattern(piece.node, network)):
             _refuse(
-                f"{piece} has other elements in quimb than it must",
+                f"{piece} has other elements in quimb than before",
                 tag=piece.tag,
-                because="something was absorbed into it, as canonizing or compressing its bonds does",
+                because="quimb changed it, as it does when it canonizes or compresses its bonds",
             )
     return bind(network, values)
 
@@ -197,24 +206,26 @@ def _restored(tn: TensorNetwork, like: Network) -> tuple[Network, dict[str, Tens
 def _located(tn: TensorNetwork, pieces: Sequence[_Piece]) -> list[Any]:
     """The quimb tensor of each piece."""
     by_tag = {piece.tag: number for number, piece in enumerate(pieces)}
-    found: dict[int, Any] = {}
+    tensors: dict[int, Any] = {}
     for tensor in tn.tensors:
-        own = [by_tag[tag] for tag in tensor.tags if tag in by_tag]
-        if not own:
-            _refuse("a quimb tensor stands for no node of the network", tags=" ".join(tensor.tags), inds=tensor.inds)
-        if len(own) > 1:
-            _refuse(f"{' and '.join(str(pieces[number]) for number in own)} are one tensor in quimb", inds=tensor.inds)
-        if own[0] in found:
-            _refuse(f"{pieces[own[0]]} is several tensors in quimb", tag=pieces[own[0]].tag)
-        found[own[0]] = tensor
+        numbers = [by_tag[tag] for tag in tensor.tags if tag in by_tag]
+        if not numbers:
+            fact = "a quimb tensor does not belong to a node of the network"
+            _refuse(fact, tags=" ".join(tensor.tags), inds=tensor.inds)
+        if len(numbers) > 1:
+            joined = " and ".join(str(pieces[number]) for number in numbers)
+            _refuse(f"{joined} are one tensor in quimb", inds=tensor.inds)
+        if numbers[0] in tensors:
+            _refuse(f"{pieces[numbers[0]]} is several tensors in quimb", tag=pieces[numbers[0]].tag)
+        tensors[numbers[0]] = tensor
     for number, piece in enumerate(pieces):
-        if number not in found:
+        if number not in tensors:
             _refuse(f"{piece} is not in the quimb network", tag=piece.tag)
-    return [found[number] for number in range(len(pieces))]
+    return [tensors[number] for number in range(len(pieces))]
 
 
 def _in_order(pieces: Sequence[_Piece], tensors: Sequence[Any]) -> list[Tensor]:
-    """The array of each piece, its axes in the piece's order; a bond that quimb squeezed is an axis of size 1."""
+    """The array of each piece, with the axes in the piece's order. A bond that quimb squeezed is an axis of size 1."""
     names = _corresponding(pieces, tensors)
     arrays = []
     for piece, tensor in zip(pieces, tensors, strict=True):
@@ -228,7 +239,7 @@ def _in_order(pieces: Sequence[_Piece], tensors: Sequence[Any]) -> list[Tensor]:
 
 
 def _corresponding(pieces: Sequence[_Piece], tensors: Sequence[Any]) -> dict[str, str]:
-    """The index of a piece -> quimb's, without the bonds that quimb squeezed."""
+    """Index of a piece -> index in quimb, without the bonds that quimb squeezed."""
     ours, theirs = _ends([piece.inds for piece in pieces]), _ends([tensor.inds for tensor in tensors])
     names = {ind: ind for ind in ours if theirs.get(ind) == ours[ind]}
     known = set(names)
@@ -237,7 +248,7 @@ def _corresponding(pieces: Sequence[_Piece], tensors: Sequence[Any]) -> dict[str
             continue
         if len(places) != 2:
             _refuse(f"the open label {ind!r} is lost", where=f"{pieces[places[0]]}")
-        # bonds between the same two tensors are interchangeable, and quimb may have chosen another name
+        # quimb may have renamed a bond; bonds between the same two tensors are interchangeable
         other = next((other for other in theirs if theirs[other] == places and other not in known), None)
         if other is not None:
             names[ind] = other
@@ -250,16 +261,16 @@ def _corresponding(pieces: Sequence[_Piece], tensors: Sequence[Any]) -> dict[str
 
 
 def _ends(inds: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
-    """index -> numbers of the tensors on which it occurs."""
-    found: dict[str, tuple[int, ...]] = {}
-    for number, own in enumerate(inds):
-        for ind in own:
-            found[ind] = (*found.get(ind, ()), number)
-    return found
+    """index -> the numbers of the tensors on which it occurs."""
+    numbers: dict[str, tuple[int, ...]] = {}
+    for number, inds_of_tensor in enumerate(inds):
+        for ind in inds_of_tensor:
+            numbers[ind] = (*numbers.get(ind, ()), number)
+    return numbers
 
 
 def _named_values(tn: TensorNetwork, like: Network, arrays: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The value of every tensor, all occurrences of which agree; quimb's common factor is spread over them."""
+    """The value of every tensor, whose occurrences must agree. quimb's common factor is spread over the tensors."""
     values: dict[str, Tensor] = {}
     occurrences = tensor_nodes(like)
     for name, places in occurrences.items():
@@ -274,13 +285,13 @@ def _named_values(tn: TensorNetwork, like: Network, arrays: Sequence[Tensor]) ->
         values[name] = first
     exponent = float(tn.exponent)
     if exponent and not values:
-        _refuse(f"the quimb network carries a factor 10^{exponent}, and has no tensor that could take it")
+        _refuse(f"the quimb network has a factor 10^{exponent}, and no tensor that could take it")
     factor = 10 ** (exponent / max(1, sum(map(len, occurrences.values()))))
     return {name: value * factor for name, value in values.items()} if exponent else values
 
 
 def _close(array: Tensor, expected: Tensor) -> bool:
-    """Whether the elements are as expected, up to rounding in the array's dtype."""
+    """Whether the elements are the expected ones, up to rounding in the array's dtype."""
     if array.shape != expected.shape:
         return False
     dtype = array.dtype if array.is_floating_point() else torch.float64
@@ -306,9 +317,9 @@ def _foreign(tn: Any) -> tuple[Network, dict[str, Tensor]]:
 
 
 def _labels_for(inds: Iterable[object]) -> dict[object, str]:
-    """quimb's index -> a label; the random names that quimb gives to bonds become b1, b2, ..."""
+    """Index in quimb -> label. The random names that quimb gives to bonds become b1, b2, ..."""
     labels: dict[object, str] = {}
-    # the random names last, so that b1, b2, ... pass by those that are taken
+    # the random names come last, so that b1, b2, ... avoid the words that are taken
     for ind in sorted(inds, key=_is_random):
         taken = set(labels.values())
         if _is_random(ind):
@@ -324,7 +335,7 @@ def _is_random(ind: object) -> bool:
 
 
 def _torch(data: Any, what: str) -> Tensor:
-    """A quimb array of any library as a torch tensor."""
+    """The array of a quimb tensor, of whatever library, as a torch tensor."""
     to_numpy = import_module("autoray").to_numpy
     tensor = data if isinstance(data, Tensor) else torch.as_tensor(np.array(to_numpy(data)))
     if tensor.is_complex():
