@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tnalgebra.nn as layers
 from tests.checkpoint_cases import FEW, OWN, X, converted, network, same_layer, same_state
-from tests.nn_cases import NAMES, input_for, usual
+from tests.nn_cases import LAYERS, input_for, usual
 from tests.refusals import refused
 from tnalgebra.checkpoint import load, save
 from tnalgebra.checkpoint.reading import read_description
@@ -43,14 +43,15 @@ def test_every_decomposition_comes_back(chosen: Rule, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_comes_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     torch.manual_seed(0)
     arguments = {**usual(name), "dtype": dtype}
     windows: list[dict[str, Any]] = [{"stride": 2}, {"groups": 2, "dilation": 2}]
-    for other in [{"bias": False}] if name == "Linear" else windows:
+    others: dict[str, list[dict[str, Any]]] = {"Linear": [{"bias": False}], "Embedding": [{}, {"padding_idx": 2}]}
+    for other in others.get(name, windows):
         dense = nn.Sequential(getattr(nn, name)(**arguments, **other))
-        model, _ = convert(copy.deepcopy(dense), {"0": ("cp", {"ranks": {"r": 2}, **FEW})}, allow_larger=True)
+        model, _ = convert(copy.deepcopy(dense), {"0": ("cp", {"size": {"r": 2}, **FEW})}, allow_larger=True)
         save(model, tmp_path / "model.safetensors")
         loaded = load(tmp_path / "model.safetensors", into=dense)
         same_state(loaded, model)
@@ -163,7 +164,7 @@ class Tied(nn.Module):
 
 
 def test_shared_tensors_are_stored_once_and_memory_orders_do_not_matter(tmp_path: Path) -> None:
-    model, _ = convert(Tied().to(memory_format=torch.channels_last), {"conv": ("cp", {"ranks": 2, **FEW})})
+    model, _ = convert(Tied().to(memory_format=torch.channels_last), {"conv": ("cp", {"size": 2, **FEW})})
     save(model, tmp_path / "model.safetensors")
     description = read_description(tmp_path / "model.safetensors")
     assert description.aliases["last.weight"] == "first.weight"

@@ -104,11 +104,11 @@ def test_wrapped_models_are_told_from_plain_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "facts"),
     [
-        ({"dtype": "float16"}, ["dtype='float16'", "torch.float32"]),
-        ({"dtype": torch.complex64}, ["dtype=torch.complex64"]),
-        ({"dtype": torch.int64}, ["dtype=torch.int64"]),
-        ({"noise": "0.1"}, ["noise='0.1'"]),
-        ({"noise": -1}, ["noise=-1"]),
+        ({"dtype": "float16"}, ["'float16'", "torch.float32"]),
+        ({"dtype": torch.complex64}, ["torch.complex64"]),
+        ({"dtype": torch.int64}, ["torch.int64"]),
+        ({"noise": "0.1"}, ["'0.1'"]),
+        ({"noise": -1}, ["-1"]),
         ({"into": {}}, ["dict", "torch.nn.Module"]),
     ],
 )

@@ -2,6 +2,7 @@
 
     tn.save(model, "model.safetensors")
     tn.load("model.safetensors", into=resnet18())      # the layers are decomposed as the file says; nothing is fitted
+    tn.load("layer.safetensors")                       # of a file that holds one decomposed layer
 
 The file holds the tensors of `model.state_dict()`: parameters and buffers, each in its own dtype, dense in row-major
 order, whatever its memory was like; a tensor that several names share is stored once. Optimizers, modes, hooks,
@@ -41,7 +42,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import safetensors
 import torch
@@ -50,13 +51,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._files import write_whole
-from ..errors import CheckpointError, explain
-from ..model import Site, exchange_layers, restore_layers
+from ..errors import CheckpointError
+from ..model import Site, exchange_layers, restore_layers, tie_layers, unfolding_attentions
 from ..networks import Network, shape_of, tensor_nodes
 from ..nn import KernelLayer
 from .format import STORED_DTYPES, Description, checksum, metadata_of
 from .layers import LayerMatch, describe_layer, make_layer, match_layers, named_layers, origin_of, resize_layer
 from .reading import read_description
+from .single import make_single
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -83,7 +85,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     _check_model(model)
     path = Path(path).resolve()
     if path.exists() and not path.is_file():
-        raise CheckpointError(explain(f"{path} exists, and is not a file", fix="the name of a file"))
+        raise CheckpointError(f"{path} exists, and is not a file", fix="the name of a file")
     state = _state(model)
     aliases = _aliases(state)
     tensors = {  # each row-major in memory of its own, on the CPU
@@ -98,11 +100,18 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
         try:
             save_file(tensors, temporary, metadata)
         except safetensors.SafetensorError as error:
-            raise CheckpointError(explain(f"{path} cannot be written", because=error)) from error
+            raise CheckpointError(f"{path} cannot be written", because=error) from error
 
     write_whole(path, write)
 
 
+@overload
+def load(
+    path: str | PathLike[str], *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> KernelLayer: ...
+
+
+@overload
 def load(
     path: str | PathLike[str],
     *,
@@ -111,16 +120,32 @@ def load(
     noise: float = _NOISE,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> _M:
-    """Read a checkpoint into a model. On any error the model is as it was.
+) -> _M: ...
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    into: nn.Module | None = None,
+    resize: bool = False,
+    noise: float = _NOISE,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Read a checkpoint into a model, or the layer of a file that holds one. On any error the model is as it was.
 
     Dense layers that the file has decomposed are exchanged for decomposed ones, with the file's cores: nothing is
     fitted. Layers that are decomposed already keep their parameters, which take the file's values, and their plans.
+    torch's attentions whose projections the file has are exchanged as `convert` does it.
+
+        tn.save(layer, "layer.safetensors")
+        layer = tn.load("layer.safetensors")
 
     Args:
         path: a file of `save`.
         into: a model of the same code, dense or converted. It keeps its modes and hooks; layers that were frozen are
-            thawed. A new layer is trained if the dense weight was.
+            thawed. A new layer is trained if the dense weight was. Without it, the file must hold one decomposed
+            layer, and this is made, on the CPU, trained and in training mode.
         resize: give decomposed layers of the model with other ranks the file's cores at the model's ranks: smaller
             bonds by `truncate` (with constants by `drop_components`, as they are not to be mixed), larger ones by
             zeros in the first of a bond's tensors and small numbers in the others. The value stays, and the zeros have
@@ -132,16 +157,34 @@ def load(
             converted.
 
     Returns:
-        The model.
+        The model, or the layer.
 
     Raises:
         CheckpointError: the file is not a checkpoint, damaged, or of another model: names and shapes of tensors, class
             and arguments of a decomposed layer, its kernel or (without `resize`) its ranks. The error names the layer.
+            Or the file holds a model, and `into` is not given.
     """
-    _check_model(into)
-    _check_settings(into, noise, dtype)
+    if into is not None:
+        _check_model(into)
     description = read_description(path)
-    _check_wrapped(description, into)
+    model = make_single(description) if into is None else into
+    _check_settings(model, noise, dtype)
+    _check_wrapped(description, model)
+    names = {*description.tensors, *description.aliases}
+    with unfolding_attentions(model, lambda name: any(one.startswith(f"{name}.q_proj.") for one in names)):
+        _load(description, model, resize=resize, noise=noise, device=device, dtype=dtype)
+    return model
+
+
+def _load(
+    description: Description,
+    into: nn.Module,
+    *,
+    resize: bool,
+    noise: float,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> None:
     match = match_layers(description, into, resize=resize)
     _check_tensors(description, into, match)
     tensors = {**description.tensors, **{one: description.tensors[name] for one, name in description.aliases.items()}}
@@ -151,27 +194,29 @@ def load(
         cores, origin = resize_layer(text, layer, values, noise)
         origins.append((layer, origin))
         tensors |= {_key(name, core): tensor for name in text.names for core, tensor in cores.items()}
-    _check_tied(into, tensors)
     sites = [site for _, site in match.dense]
     with _restored_on_error(into, sites):
         if device is not None or dtype is not None:
             into.to(device=device, dtype=dtype)
-        exchange_layers(sites, [make_layer(text, site) for text, site in match.dense])
+        layers = {text.names[0]: make_layer(text, site) for text, site in match.dense}
+        for names in match.tied:
+            tie_layers([layers[name] for name in names])
+        exchange_layers(sites, list(layers.values()))
+        _check_tied(into, tensors)
         into.load_state_dict(tensors)
         for layer, origin in origins:
             layer.origin = origin
-    return into
 
 
 def _check_settings(model: nn.Module, noise: object, dtype: object) -> None:
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
-        raise CheckpointError(explain(f"noise={noise!r}", fix="a number of at least 0, such as 0.01"))
+        raise CheckpointError(f"noise={noise!r}", fix="a number of at least 0, such as 0.01")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise CheckpointError(explain(f"dtype is {dtype!r}", fix="a type of real numbers, such as torch.float32"))
+        raise CheckpointError(f"dtype is {dtype!r}", fix="a type of real numbers, such as torch.float32")
     tensors = (*model.parameters(), *model.buffers())
     if not torch.is_inference_mode_enabled() and any(tensor.is_inference() for tensor in tensors):
         fact = "tensors of the model were made in inference mode: they do not change outside of it"
-        raise CheckpointError(explain(fact, fix="a model made outside; or load in inference mode"))
+        raise CheckpointError(fact, fix="a model made outside; or load in inference mode")
 
 
 def _key(name: str, tensor: str) -> str:
@@ -180,7 +225,7 @@ def _key(name: str, tensor: str) -> str:
 
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
-        raise CheckpointError(explain(f"the model is a {type(model).__name__}", fix="a torch.nn.Module"))
+        raise CheckpointError(f"the model is a {type(model).__name__}", fix="a torch.nn.Module")
 
 
 def _check_wrapped(description: Description, model: nn.Module) -> None:
@@ -191,10 +236,10 @@ def _check_wrapped(description: Description, model: nn.Module) -> None:
         theirs = bool(description.tensors) and all(name.startswith(f"{inside}.") for name in description.tensors)
         if ours and not theirs and (parallel or inside == "_orig_mod"):
             fact = f"the model is wrapped in a {type(model).__name__}, and the file's was not"
-            raise CheckpointError(explain(fact, fix=f"into=model.{inside}"))
+            raise CheckpointError(fact, fix=f"into=model.{inside}")
         if theirs and not ours:
             fact = f"all names of the file begin with {inside!r}, as in a wrapper, and none of the model"
-            raise CheckpointError(explain(fact, fix=f"tn.save(wrapper.{inside}, path); or the model in its wrapper"))
+            raise CheckpointError(fact, fix=f"tn.save(wrapper.{inside}, path); or the model in its wrapper")
 
 
 # States of models -----------------------------------------------------------------------------------------------
@@ -205,15 +250,11 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or is_lazy(value) or value.layout != torch.strided or value.is_quantized:
-            raise CheckpointError(
-                explain(f"{name!r} of the model's state is not a dense tensor", given=type(value).__name__)
-            )
+            raise CheckpointError(f"{name!r} of the model's state is not a dense tensor", given=type(value).__name__)
         if value.is_meta:
-            raise CheckpointError(
-                explain(f"the tensor {name!r} of the model has no elements: it is on the meta device")
-            )
+            raise CheckpointError(f"the tensor {name!r} of the model has no elements: it is on the meta device")
         if value.dtype not in STORED_DTYPES or name == "__metadata__":
-            raise CheckpointError(explain(f"the tensor {name!r} has no place in the file", dtype=value.dtype))
+            raise CheckpointError(f"the tensor {name!r} has no place in the file", dtype=value.dtype)
         found[name] = value
     return found
 
@@ -233,10 +274,13 @@ def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
 def _check_tensors(description: Description, model: nn.Module, match: LayerMatch) -> None:
     """Whether the file has the tensors that the model will have, with their shapes."""
     ours = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _state(model).items()}
+    tied = {name for names in match.tied for name in names}
     for text, site in match.dense:
         weight = site.module.weight
         for name in text.names:
             del ours[_key(name, "weight")]
+            if text.arguments.get("padding_idx") is not None and text.names[0] not in tied:
+                ours[_key(name, "padding")] = (tuple(weight.shape[1:]), weight.dtype)
         ours |= {_key(n, core): (shape, weight.dtype) for n in text.names for core, shape in _shapes(text.kernel)}
     for text, _ in match.resized:
         for name in text.names:
@@ -247,12 +291,12 @@ def _check_tensors(description: Description, model: nn.Module, match: LayerMatch
     unexpected = [name for name in stored if name not in ours]
     if missing or unexpected:
         fact = "the file has other tensors than the model"
-        raise CheckpointError(explain(fact, missing=_some(missing), unexpected=_some(unexpected)))
+        raise CheckpointError(fact, missing=_some(missing), unexpected=_some(unexpected))
     for name, (shape, kind) in ours.items():
         if stored[name][0] != shape:
-            raise CheckpointError(explain(f"the tensor {name!r} has another shape", file=stored[name][0], model=shape))
+            raise CheckpointError(f"the tensor {name!r} has another shape", file=stored[name][0], model=shape)
         if _sort(stored[name][1]) != _sort(kind):
-            raise CheckpointError(explain(f"the tensor {name!r} has another dtype", file=stored[name][1], model=kind))
+            raise CheckpointError(f"the tensor {name!r} has another dtype", file=stored[name][1], model=kind)
 
 
 def _shapes(kernel: Network) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -277,7 +321,7 @@ def _check_tied(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for alias, name in _aliases(_state(model)).items():
         if alias in tensors and name in tensors and checksum(tensors[alias]) != checksum(tensors[name]):
             fact = f"the tensors {name!r} and {alias!r} are one in the model and differ in the file"
-            raise CheckpointError(explain(fact, fix="a model with two tensors"))
+            raise CheckpointError(fact, fix="a model with two tensors")
 
 
 @contextmanager

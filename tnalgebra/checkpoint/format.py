@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..compiler import Candidates
 from ..decompositions import read_trace
-from ..errors import CheckpointError, TnalgebraError, explain
+from ..errors import CheckpointError, TnalgebraError
 from ..fitting import bonds_of
 from ..networks import Network
 from ..rewriting import Trace
@@ -109,7 +109,7 @@ def metadata_of(
     names = sum(len(json.dumps(name)) + 120 for name in tensors)
     length = len(json.dumps(text)) + names
     if length > MAX_HEADER:
-        raise CheckpointError(explain(f"the description has {length} bytes", fix=f"at most {MAX_HEADER} are read"))
+        raise CheckpointError(f"the description has {length} bytes", fix=f"at most {MAX_HEADER} are read")
     return {"format": "pt", KEY: text, CHECK: check_of(text)}
 
 
@@ -121,7 +121,7 @@ def check_of(text: str) -> str:
 def _layer_content(layer: LayerText) -> dict[str, object]:
     if len(layer.kernel.nodes) > MAX_NODES:
         fact = f"the kernel of layer {layer.names[0]!r} has {len(layer.kernel.nodes)} nodes"
-        raise CheckpointError(explain(fact, fix=f"at most {MAX_NODES}"))
+        raise CheckpointError(fact, fix=f"at most {MAX_NODES}")
     trace = _trace_content(layer.trace)
     steps = layer.trace.steps if layer.trace is not None else ()
     return {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decompositions import check_bonds, drop_components, truncate
-from ..errors import CheckpointError, TnalgebraError, explain
+from ..errors import CheckpointError, TnalgebraError
 from ..fitting import bonds_of
 from ..model import Site, find_obstacles, find_sites, names_of_modules, without_hooks
 from ..networks import Network, shape_of, tensor_nodes
@@ -49,7 +49,8 @@ def describe_layer(layer: KernelLayer, names: tuple[str, ...]) -> LayerText:
 def _arguments(module: nn.Module, kind: type[KernelLayer]) -> dict[str, Any]:
     """Arguments of a layer as JSON has them."""
     values = {name: getattr(module, name) for name in kind.argument_names if name != "bias"}
-    values["bias"] = module._parameters.get("bias") is not None
+    if "bias" in kind.argument_names:
+        values["bias"] = module._parameters.get("bias") is not None
     return {name: list(value) if isinstance(value, tuple | list) else value for name, value in values.items()}
 
 
@@ -63,11 +64,13 @@ class LayerMatch:
     dense: layers of the model that become decomposed ones.
     kept: layers that are decomposed already, as the file says.
     resized: those of them whose ranks are others.
+    tied: names of dense layers that have one weight, and will have one set of cores.
     """
 
     dense: list[tuple[LayerText, Site]] = field(default_factory=list)
     kept: list[tuple[LayerText, KernelLayer]] = field(default_factory=list)
     resized: list[tuple[LayerText, KernelLayer]] = field(default_factory=list)
+    tied: list[tuple[str, ...]] = field(default_factory=list)
 
 
 def match_layers(description: Description, model: nn.Module, *, resize: bool) -> LayerMatch:
@@ -82,13 +85,14 @@ def match_layers(description: Description, model: nn.Module, *, resize: bool) ->
     result = LayerMatch()
     sites: dict[str, Site] = {}
     obstacles: dict[str, str] = {}
+    leaders: dict[str, str] = {}
     for text in description.layers:
         name = text.names[0]
         module = modules.get(name)
         if module is None:
             file = _short(f"a {text.kind}, its kernel {text.kernel}")
-            raise CheckpointError(explain(f"the model has no layer {_quoted(name)}", file=file))
-        _check_layer(text, module)
+            raise CheckpointError(f"the model has no layer {_quoted(name)}", file=file)
+        check_layer(text, module)
         if text.names != names[module]:
             _differ(name, "places", " = ".join(text.names), " = ".join(names[module]))
         if isinstance(module, KernelLayer):
@@ -102,25 +106,44 @@ def match_layers(description: Description, model: nn.Module, *, resize: bool) ->
         if not sites:
             sites = _find_sites(model)
             obstacles = find_obstacles(model, sites)
-        if name in obstacles:
+            leaders = {member.names[0]: first for first, site in sites.items() for member in site.members}
+        if leaders[name] in obstacles:
             fact = f"layer {_quoted(name)} of the model cannot be exchanged"
-            raise CheckpointError(explain(fact, because=obstacles[name]))
-        result.dense.append((text, sites[name]))
+            raise CheckpointError(fact, because=obstacles[leaders[name]])
+        result.dense.append((text, next(one for one in sites[leaders[name]].members if one.names[0] == name)))
     described = {text.names[0] for text in description.layers}
+    result.tied = _match_ties({text.names[0]: text for text, _ in result.dense}, sites)
     for name, (layer, _) in named_layers(model).items():
         if name not in described:
             _differ(name, "kernel", "one dense tensor", str(layer.kernel), fix="a model with this layer dense")
     return result
 
 
+def _match_ties(texts: Mapping[str, LayerText], sites: Mapping[str, Site]) -> list[tuple[str, ...]]:
+    """Names of the layers that have one weight in the model; the file must have one kernel for all of them."""
+    tied = []
+    for site in sites.values():
+        names = tuple(member.names[0] for member in site.members)
+        if len(names) == 1 or not any(name in texts for name in names):
+            continue
+        kernels = [texts[name].kernel if name in texts else None for name in names]
+        if any(kernel is None or kernel != kernels[0] for kernel in kernels):
+            ours = f"one weight of {' and '.join(map(_quoted, names))}"
+            file = ", ".join(f"{name}: {kernel or 'dense'}" for name, kernel in zip(names, kernels, strict=True))
+            _differ(names[0], "what its weight is tied to", file, ours, fix="a model whose layers are not tied")
+        tied.append(names)
+    return tied
+
+
 def _find_sites(model: nn.Module) -> dict[str, Site]:
     try:
         return find_sites(model)
     except TnalgebraError as error:
-        raise CheckpointError(explain("no layer of the model can be exchanged", because=error)) from error
+        raise CheckpointError("no layer of the model can be exchanged", because=error) from error
 
 
-def _check_layer(text: LayerText, module: nn.Module) -> None:
+def check_layer(text: LayerText, module: nn.Module) -> None:
+    """Raise CheckpointError if a module is not what a file says of class, arguments and shape of the kernel."""
     name = text.names[0]
     kind = next((one for one in LAYERS if isinstance(module, (one, one.dense_class))), None)
     if kind is None or kind.dense_class.__name__ != text.kind:
@@ -159,9 +182,7 @@ def _differing_bonds(text: LayerText, layer: KernelLayer) -> tuple[str, ...]:
 
 
 def _differ(name: str, what: str, stored: str, ours: str, **more: str) -> NoReturn:
-    raise CheckpointError(
-        explain(f"layer {_quoted(name)} differs in {what}", file=_short(stored), model=_short(ours), **more)
-    )
+    raise CheckpointError(f"layer {_quoted(name)} differs in {what}", file=_short(stored), model=_short(ours), **more)
 
 
 def _quoted(name: str) -> str:
@@ -186,12 +207,14 @@ def make_layer(text: LayerText, site: Site) -> KernelLayer:
         name: torch.zeros(()).expand(shape_of(text.kernel, text.kernel.nodes[places[0]].labels))
         for name, places in tensor_nodes(text.kernel).items()
     }
-    axes = len(text.planned_for) - 2
-    positions = text.planned_for[2:] if text.kind != "Linear" else None
-    if (text.kind == "Linear") != (axes == 0):
-        raise CheckpointError(f"layer {_quoted(text.names[0])} is planned for an input of {axes + 2} axes")
+    axes = len(text.planned_for)
+    if axes != (1 if text.kind == "Embedding" else len(text.kernel.output)):
+        raise CheckpointError(f"layer {_quoted(text.names[0])} is planned for an input of {axes} axes")
     planning = Planning(
-        input_size=positions, batch_size=text.planned_for[0], candidates=text.candidates, backward=text.backward
+        input_size=text.planned_for[2:] or None,
+        batch_size=text.planned_for[0],
+        candidates=text.candidates,
+        backward=text.backward,
     )
     module = without_hooks(site.module)
     try:
@@ -199,8 +222,8 @@ def make_layer(text: LayerText, site: Site) -> KernelLayer:
             module, text.kernel, zeros, constants=text.constants, planning=planning, origin=origin_of(text)
         )
     except TnalgebraError as error:
-        raise CheckpointError(explain(f"layer {_quoted(text.names[0])} cannot be made", because=error)) from error
-    layer._parameters["bias"] = site.module._parameters["bias"]
+        raise CheckpointError(f"layer {_quoted(text.names[0])} cannot be made", because=error) from error
+    layer._parameters["bias"] = site.module._parameters.get("bias")
     return layer
 
 
@@ -233,7 +256,7 @@ def resize_layer(
         elif smaller:
             fit = fit.then(truncate(" ".join(smaller)), {bond: own.sizes[bond] for bond in smaller})
     except TnalgebraError as error:
-        raise CheckpointError(explain(f"layer {name} cannot be cut down", because=error)) from error
+        raise CheckpointError(f"layer {name} cannot be cut down", because=error) from error
     cores = _enlarge(fit, own, text.constants, noise=noise, name=name)
     if not smaller:
         return cores, origin_of(text)
@@ -254,7 +277,7 @@ def _enlarge(fit: Fit, own: Network, constants: tuple[str, ...], *, noise: float
             if own.sizes[label] > network.sizes[label]:
                 if tensor in constants:
                     fact = f"layer {name} cannot be enlarged: the bond {label!r} occurs on the constant {tensor!r}"
-                    raise CheckpointError(explain(fact, fix="a model with this rank"))
+                    raise CheckpointError(fact, fix="a model with this rank")
                 zero_at.setdefault(label, tensor)
     generator = torch.Generator().manual_seed(_NOISE_SEED)
     found = {}

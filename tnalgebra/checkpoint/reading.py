@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..compiler import Candidates
 from ..decompositions import read_trace
-from ..errors import CheckpointError, TnalgebraError, explain
+from ..errors import CheckpointError, TnalgebraError
 from ..networks import MAX_AXES, MAX_SIZE, Fill, NamedTensor, Network, carriers, parse, tensor_nodes
 from ..rewriting import Trace
 from .format import (
@@ -41,7 +41,7 @@ def read_description(path: str | os.PathLike[str]) -> Description:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(explain(f"{path} is not a file", fix="what tn.save wrote"))
+        raise CheckpointError(f"{path} is not a file", fix="what tn.save wrote")
     try:
         with path.open("rb") as start:
             length = int.from_bytes(start.read(8), "little")
@@ -52,13 +52,13 @@ def read_description(path: str | os.PathLike[str]) -> Description:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _description(metadata, tensors)
     except (CheckpointError, safetensors.SafetensorError, RecursionError) as error:
-        raise CheckpointError(explain(f"{path} cannot be read", because=error or type(error).__name__)) from error
+        raise CheckpointError(f"{path} cannot be read", because=error or type(error).__name__) from error
 
 
 def _description(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Description:
     if KEY not in metadata or CHECK not in metadata:
         fix = "a file of tn.save; safetensors.torch.load_model reads it"
-        raise CheckpointError(explain("it has no description by tnalgebra", fix=fix))
+        raise CheckpointError("it has no description by tnalgebra", fix=fix)
     text = metadata[KEY]
     if check_of(text) != metadata[CHECK]:
         raise CheckpointError("its description does not have the check sum that is written beside it")
@@ -66,7 +66,7 @@ def _description(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
     version = content.get("version")
     if type(version) is int and version > FORMAT_VERSION:
         fact = f"it is in version {_short(version)} of the format; this tnalgebra reads {FORMAT_VERSION}"
-        raise CheckpointError(explain(fact, fix="a newer tnalgebra"))
+        raise CheckpointError(fact, fix="a newer tnalgebra")
     _keys(content, ("version", "tnalgebra", "tensors", "aliases", "layers"), "the description")
     if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(f"its version is {_short(version)}")
@@ -146,7 +146,7 @@ def _kernel(text: object, what: str) -> Network:
     try:
         kernel = parse(_text(text, f"the kernel of {what}"))
     except TnalgebraError as error:
-        raise CheckpointError(explain(f"the kernel of {what} is not a network", because=error)) from error
+        raise CheckpointError(f"the kernel of {what} is not a network", because=error) from error
     if len(kernel.nodes) > MAX_NODES:
         raise CheckpointError(f"the kernel of {what} has {len(kernel.nodes)} nodes; at most {MAX_NODES} are read")
     return kernel
@@ -162,7 +162,7 @@ def _check_shapes(kernel: Network, prefix: str, shapes: Mapping[str, tuple[int, 
             wanted = tuple(kernel.sizes.get(label) for label in kernel.nodes[place].labels)
             if wanted != shapes[key] or not all(shapes[key]):
                 fact = f"the tensor {_short(key)} has the shape {shapes[key]}, its kernel says {wanted}"
-                raise CheckpointError(explain(fact, kernel=_short(kernel)))
+                raise CheckpointError(fact, kernel=_short(kernel))
     held = [prod(shapes[f"{prefix}{name}"]) for name in tensor_nodes(kernel)]
     most = max(sum(held), prod(kernel.sizes.get(label, 1) for label in kernel.output))
     for label, standing in carriers(kernel).items():
@@ -181,7 +181,7 @@ def _trace(content: Mapping[str, Any], what: str) -> Trace | None:
     try:
         return read_trace(json.dumps(content["trace"], allow_nan=False), where=f"the trace of {what}")
     except (TnalgebraError, ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(explain(f"the trace of {what} cannot be read", because=error)) from error
+        raise CheckpointError(f"the trace of {what} cannot be read", because=error) from error
 
 
 # Parts of JSON --------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def _json(text: str) -> object:
     except CheckpointError:
         raise
     except ValueError as error:
-        raise CheckpointError(explain("the description is not JSON", because=_short(error))) from error
+        raise CheckpointError("the description is not JSON", because=_short(error)) from error
     return found
 
 
@@ -238,11 +238,11 @@ def _keys(content: Mapping[str, Any], wanted: Collection[str], what: str) -> Non
     odd = sorted({*content} ^ {*wanted})
     if odd:
         fact = f"{what} has {'no ' if odd[0] in wanted else 'the unknown field '}{_short(odd[0])}"
-        raise CheckpointError(explain(fact, fields=" ".join(wanted)))
+        raise CheckpointError(fact, fields=" ".join(wanted))
 
 
 def _refuse(what: str, value: object, wanted: str) -> NoReturn:
-    raise CheckpointError(explain(f"{what} is {_short(value)}", needed=wanted))
+    raise CheckpointError(f"{what} is {_short(value)}", needed=wanted)
 
 
 def _short(value: object) -> str:

@@ -44,10 +44,22 @@ class LayerRow:
 
     @property
     def done(self) -> str:
-        """The rule and its ranks, or why the layer stayed dense."""
+        """The rule and its ranks, and which of its counts grew; or why the layer stayed dense."""
         if self.rule is None:
             return f"dense: {self.reason.splitlines()[0]}"
-        return " ".join([self.rule, *(f"{bond}={rank}" for bond, rank in self.ranks.items())])
+        grown = [
+            f"{after / before:.2f} times the {what}" if before else f"{after:,} {what} in place of none"
+            for what, before, after in self._counts
+            if after > before
+        ]
+        return " ".join([self.rule, *(f"{bond}={rank}" for bond, rank in self.ranks.items())]) + (
+            f" (of the dense layer: {', '.join(grown)})" if grown else ""
+        )
+
+    @property
+    def _counts(self) -> list[tuple[str, int, int]]:
+        adds = (self.multiply_adds or 0, self.multiply_adds_after or 0)
+        return [("parameters", self.parameters, self.parameters_after), ("multiply-adds", *adds)]
 
 
 def _nothing() -> None:

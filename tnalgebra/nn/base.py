@@ -243,10 +243,9 @@ class KernelLayer(Compiled):
     def planning(self) -> Planning:
         """What the plan was chosen for; of a frozen layer the plan that it has when it is thawed."""
         request = (self._thawed or self.plan).request
-        batch, _, *positions = self.planned_for
         return Planning(
-            input_size=tuple(positions) or None,
-            batch_size=batch,
+            input_size=self.planned_for[2:] or None,
+            batch_size=self.planned_for[0],
             candidates=request.candidates,
             tune=self._tune,
             backward=request.backward,
@@ -351,12 +350,16 @@ class KernelLayer(Compiled):
     def _cores(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in tensor_nodes(self.kernel)}
 
+    @classmethod
+    def empty_dense(cls, arguments: Mapping[str, Any]) -> Any:
+        """The layer of torch's with these arguments, its tensors without elements."""
+        return cls.dense_class(**arguments, device="meta")
+
     def _empty_dense(self) -> Any:
-        """The layer of torch's, without elements."""
-        arguments = {name: getattr(self, name) for name in self.argument_names}
-        if "bias" in arguments:
+        arguments = {name: getattr(self, name) for name in self.argument_names if name != "bias"}
+        if "bias" in self.argument_names:
             arguments["bias"] = self.bias is not None
-        return self.dense_class(**arguments, device="meta")
+        return self.empty_dense(arguments)
 
     def _format(self) -> torch.memory_format:
         axes = len(self.kernel.output)

@@ -167,10 +167,11 @@ class Embedding(KernelLayer):
         row = None if self.padding_idx is None else module.weight[self.padding_idx].detach().clone()
         self.register_buffer("padding", row)
 
-    def _empty_dense(self) -> Any:
-        arguments = {name: getattr(self, name) for name in self.argument_names}
-        empty = torch.empty(self.num_embeddings, self.embedding_dim, device="meta")
-        return torch_nn.Embedding(**arguments, _weight=empty)  # which would be drawn by torch's compiler otherwise
+    @classmethod
+    def empty_dense(cls, arguments: Mapping[str, Any]) -> Any:
+        """See `KernelLayer`; torch would load its compiler to draw a table without elements."""
+        empty = torch.empty(arguments["num_embeddings"], arguments["embedding_dim"], device="meta")
+        return torch_nn.Embedding(**arguments, _weight=empty)
 
     def _multiply_adds_text(self) -> str:
         return f"{self.plan.multiply_adds / self.planned_for[0]:,.0f} multiply-adds a token"
