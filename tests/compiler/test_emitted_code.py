@@ -18,6 +18,7 @@ from torch.func import functional_call, jacrev, jvp, vmap
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
+from tests.compiler_cases import random
 from tests.emitted_cases import CASES, DEVICES, Case, Emitted, candidates, picked, same
 from tnalgebra.compiler import choose as choosing
 from tnalgebra.compiler.choose import Candidate
@@ -102,21 +103,23 @@ def test_code_as_text() -> None:
 # Gradients ------------------------------------------------------------------------------------------------------
 
 
-def tensors(case: Case, module: Emitted) -> tuple[Tensor, ...]:
-    return (case.input().requires_grad_(), *(getattr(module, name).detach().requires_grad_() for name in module.names))
+def tensors(case: Case, module: Emitted, device: str = "cpu") -> tuple[Tensor, ...]:
+    stored = (getattr(module, name).detach() for name in module.names)
+    return tuple(tensor.requires_grad_() for tensor in (case.input(device), *stored))
 
 
 @each_candidate
-def test_gradients(name: str, candidate: Candidate) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients(name: str, candidate: Candidate, device: str) -> None:
     case = CASES[name]
-    module = Emitted(case, candidate)
-    arguments = tensors(case, module)
+    module = Emitted(case, candidate, device)
+    arguments = tensors(case, module, device)
     value = module.code(*arguments)
-    weight = torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(3))
+    weight = random(*value.shape, seed=3).to(device)
     gradients = torch.autograd.grad(value, arguments, weight)
     # the value is linear in each tensor: its gradient is the exact difference quotient along any direction
     for number, (tensor, gradient) in enumerate(zip(arguments, gradients, strict=True)):
-        direction = torch.randn(tensor.shape, dtype=tensor.dtype, generator=torch.Generator().manual_seed(number))
+        direction = random(*tensor.shape, seed=number).to(device)
         moved = [one.detach() + direction if one is tensor else one.detach() for one in arguments]
         change = ((module.code(*moved) - value.detach()) * weight).sum()
         same((gradient * direction).sum(), change, rtol=1e-8, atol=1e-8)  # differences of values near 100
@@ -367,6 +370,19 @@ def test_code_has_no_device_of_its_own(name: str) -> None:
             arguments = [case.input(), *(getattr(module, name).detach() for name in module.names)]
             fakes = [torch.empty(one.shape, dtype=one.dtype, device="cuda") for one in arguments]
             assert emit(candidate.program)(*fakes).device.type == "cuda"
+
+
+@each_case
+@pytest.mark.parametrize("device", DEVICES[1:])
+@pytest.mark.parametrize("frozen", [False, True], ids=["thawed", "frozen"])
+def test_a_module_moves_to_a_device(name: str, device: str, frozen: bool) -> None:
+    case, x = CASES[name], CASES[name].input(device)
+    module, expected = case.compiled(frozen=frozen).to(device), case.value(case.input()).to(device)
+    same(module(x), expected)
+    same(module.thaw()(x), expected)
+    same(module.freeze()(x), expected)  # planned again, for the device
+    assert module.plan.request.device.type == device
+    assert all(buffer.device.type == device for buffer in module.buffers())
 
 
 @pytest.mark.parametrize("name", ["tucker-2", "grouped", "global pooling", "locally connected", "pattern"])

@@ -21,6 +21,7 @@ from .search import cheapest_trees
 from .steps import Steps
 
 Candidates: TypeAlias = Literal["all", "factored"]
+"""Which plans are compared: all, or only those that never contract all weights into one tensor before an input."""
 
 MAX_PLAN_ELEMENTS = 2**28
 """Default limit for the number of elements of any tensor that a plan makes: 1 GiB in float32."""

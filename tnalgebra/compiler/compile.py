@@ -84,7 +84,7 @@ def make_request(
     max_elements: int,
     format_kept: bool = False,
 ) -> tuple[PlanRequest, dict[str, torch.Tensor]]:
-    """Check the arguments of `compile`: the request for a plan, and the values of all tensors except the inputs.
+    """Check the arguments of `compile`, and return the request for a plan and the values of all tensors but inputs.
 
     Args:
         format_kept: whether the output has the memory format of the inputs; the others are those of `compile`.

@@ -43,7 +43,14 @@ class PlanStep:
 
 @dataclass(frozen=True, repr=False)
 class Plan(Tabular):
-    """How a network is computed. `print(plan)` shows its steps, what they cost, and why this plan was chosen."""
+    """How a network is computed. `print(plan)` shows its steps, what they cost, and why this plan was chosen.
+
+        plan = tn.compile("X[n i] W[o i]", inputs={"X": (16, 64)}, values={"W": weight}).plan
+        plan.multiply_adds, plan.seconds, plan.steps[0].text
+
+    request: what the plan is made for.
+    candidates: the best programs, the one that is used first.
+    """
 
     request: PlanRequest
     candidates: tuple[Candidate, ...]
