@@ -1,4 +1,4 @@
-"""Where the left side of a rule occurs in a network: its names, labels and attributes are variables."""
+"""Where the left side of a rule occurs in a network. Its names, labels and attributes are variables."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from ..errors import RuleError, explain
 from ..networks import Carriers, Copy, Fill, NamedTensor, Network, Node, Variable, carriers, tensor_nodes
 
 MAX_READINGS = 1000
-"""Most matches of one left side in one network; rules made for such numbers are exact rules in Python."""
+"""The most matches of one left side in one network. A rule with more matches has to be written in Python."""
 
 MAX_TRIALS = 200_000
-"""Most partial matches that are tried for them."""
+"""The most partial matches that are tried."""
 
 
 @dataclass(frozen=True)
 class Match:
     """One way to read a pattern as a part of a network.
 
-    nodes: for each node of the pattern, the position of its partner.
-    labels, names, attributes: what each variable of the pattern stands for.
+    Attributes:
+        nodes: for each node of the pattern, the position of its partner in the network.
+        labels, names, attributes: what each variable of the pattern stands for.
     """
 
     nodes: tuple[int, ...]
@@ -30,26 +31,26 @@ class Match:
 
 
 def matches(pattern: Network, host: Network) -> Iterator[Match]:
-    """Every match, in the order of the host's nodes.
+    """Find every match of a pattern in a network, the host, in the order of the host's nodes.
 
-    Distinct variables stand for distinct things. A label that the pattern sums has, in the host, no carrier
-    outside the match and is not open. A tensor matches any named tensor with as many labels, axis by axis; the
-    labels of Copy and Fill, which have no order, match in any. Tied occurrences are not looked at here.
+    Distinct variables stand for distinct things. A label that is summed in the pattern is not open in the host, and
+    only nodes of the match have it. A tensor matches any named tensor with as many labels, axis by axis. The labels of
+    Copy and Fill have no order and match in any order. Whether a tensor occurs elsewhere too is not considered here.
 
     Raises:
-        RuleError: there are more than `MAX_READINGS` matches, or partial ones beyond all measure.
+        RuleError: there are more than `MAX_READINGS` matches, or more than `MAX_TRIALS` partial ones.
     """
-    trials = found = 0
+    trials = count = 0
     everywhere = carriers(host)
     summed = [label for label in carriers(pattern) if label not in pattern.output]
 
     def extend(partial: Match) -> Iterator[Match]:
-        nonlocal trials, found
+        nonlocal trials, count
         position = len(partial.nodes)
         if position == len(pattern.nodes):
             if _sums_stay_inside(partial, summed, everywhere, host.output) and _sizes_agree(pattern, host, partial):
-                found += 1
-                _check_count(found, MAX_READINGS, pattern)
+                count += 1
+                _check_count(count, MAX_READINGS, pattern)
                 yield partial
             return
         for candidate, node in enumerate(host.nodes):
@@ -63,7 +64,7 @@ def matches(pattern: Network, host: Network) -> Iterator[Match]:
 
 
 def _with_node(match: Match, variable: Node, node: Node, candidate: int) -> Iterator[Match]:
-    """Every way in which a node of the pattern can be the candidate too."""
+    """Every way to extend the match so that the next node of the pattern, `variable`, is the candidate."""
     if type(variable) is not type(node) or len(variable.labels) != len(node.labels):
         return
     names, attributes = dict(match.names), dict(match.attributes)
@@ -81,9 +82,9 @@ def _with_node(match: Match, variable: Node, node: Node, candidate: int) -> Iter
     if isinstance(node, Copy | Fill):
         bound = _in_any_order(variable.labels, node.labels, match.labels)
     else:
-        own = dict(match.labels)
-        fits = all(_bind(own, a, b) for a, b in zip(variable.labels, node.labels, strict=True))
-        bound = iter([own] if fits else [])
+        extended = dict(match.labels)
+        fits = all(_bind(extended, a, b) for a, b in zip(variable.labels, node.labels, strict=True))
+        bound = iter([extended] if fits else [])
     for labels in bound:
         yield Match((*match.nodes, candidate), labels, names, attributes)
 
@@ -91,7 +92,7 @@ def _with_node(match: Match, variable: Node, node: Node, candidate: int) -> Iter
 def _in_any_order(
     variables: tuple[str, ...], things: tuple[str, ...], bound: Mapping[str, str]
 ) -> Iterator[Mapping[str, str]]:
-    """Every way to bind the variables to the things, each thing as often as it occurs there."""
+    """Every way to bind the variables to the things, where each thing is used as often as it occurs."""
     if not variables:
         yield bound
         return
@@ -104,42 +105,34 @@ def _in_any_order(
 
 def _check_count(count: int, most: int, pattern: Network) -> None:
     if count > most:
-        raise RuleError(
-            explain(
-                f"the left side can be read in more than {most} ways",
-                left=pattern,
-                fix="fewer labels on one Copy or Fill, or a left side that says more",
-            )
-        )
+        fix = "fewer labels on one Copy or Fill, or a left side that fits fewer places"
+        raise RuleError(explain(f"the left side can be read in more than {most} ways", left=pattern, fix=fix))
 
 
 def _bind(bound: dict[str, str], variable: str, thing: str) -> bool:
-    if variable in bound:
-        return bound[variable] == thing
-    if thing in bound.values():
+    """Bind a variable, and say whether it stands for the thing and nothing else does."""
+    if variable not in bound and thing in bound.values():
         return False
-    bound[variable] = thing
-    return True
+    return bound.setdefault(variable, thing) == thing
 
 
 def _sums_stay_inside(match: Match, summed: Sequence[str], everywhere: Carriers, output: Sequence[str]) -> bool:
-    things = [match.labels[label] for label in summed]
-    return all(
-        thing not in output and all(position in match.nodes for position, _ in everywhere[thing]) for thing in things
-    )
+    things = {match.labels[label] for label in summed}
+    inside = all(position in match.nodes for thing in things for position, _ in everywhere[thing])
+    return inside and not things & set(output)
 
 
 def _sizes_agree(pattern: Network, host: Network, match: Match) -> bool:
-    """A size the pattern states is a condition: it must be known in the host, and equal."""
+    """A size that the pattern states must be known in the host and be equal."""
     return all(host.sizes.get(match.labels[label]) == size for label, size in pattern.sizes.items())
 
 
-def whole_tensors(found: list[Match], host: Network) -> list[tuple[Match, ...]]:
-    """Group matches so that a tied tensor is matched at all its occurrences, or not at all.
+def whole_tensors(readings: list[Match], host: Network) -> list[tuple[Match, ...]]:
+    """Group matches so that a tied tensor is matched at all its occurrences.
 
-    Each group is a set of disjoint matches with the same tensors, attributes and sizes, so that what one of them
-    becomes, all of them become; a match whose tensors occur nowhere else is a group of its own. A tied tensor that
-    no such set covers is left out.
+    Each group consists of disjoint matches with the same tensors, attributes and sizes, so that all of them become the
+    same. A match whose tensors occur nowhere else is a group of its own. A match of a tied tensor is left out if no
+    group has all occurrences of the tensor.
     """
 
     def alike(match: Match) -> tuple[object, ...]:
@@ -148,11 +141,11 @@ def whole_tensors(found: list[Match], host: Network) -> list[tuple[Match, ...]]:
 
     occurrences = tensor_nodes(host)
     groups: list[tuple[Match, ...]] = []
-    for number, match in enumerate(found):
+    for number, match in enumerate(readings):
         needed = {place for name in match.names.values() for place in occurrences[name]}
         group = [match]
         covered = set(match.nodes)
-        for other in found[number + 1 :]:
+        for other in readings[number + 1 :]:
             if needed <= covered:
                 break
             if alike(other) == alike(match) and not covered & set(other.nodes):

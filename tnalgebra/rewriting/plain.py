@@ -1,4 +1,4 @@
-"""Rules in the notation without stars: `left => right`, found by matching, built by substitution and a fit."""
+"""Rules of the notation without stars, `left => right`: found by matching, applied by substitution or by a fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .trace import RuleKind
 
 
 def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] | None = None) -> Rule:
-    """Make a rule of one line of notation without stars; see `text.rule`."""
+    """Make a rule of one line of notation without stars. Arguments and errors are those of `text.rule`."""
     left, right = parse_rule(text)
     _check_sides(left, right, text)
     new = [name for name in tensor_nodes(right) if name not in tensor_nodes(left)]
@@ -53,54 +53,41 @@ def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] |
 
 def _check_cores(right: Network, new: Sequence[str], text: str) -> None:
     for node in right.nodes:
-        if isinstance(node, NamedTensor) and node.name in new and len(set(node.labels)) < len(node.labels):
-            twice = next(label for label in node.labels if node.labels.count(label) > 1)
-            raise RuleError(
-                explain(
-                    f"the new tensor {node.name!r} carries {twice!r} twice: only its diagonal would matter",
-                    rule=text,
-                    fix=f"{twice!r} once",
-                )
-            )
+        twice = next((label for label in node.labels if node.labels.count(label) > 1), None)
+        if isinstance(node, NamedTensor) and node.name in new and twice is not None:
+            fact = f"the new tensor {node.name!r} has the label {twice!r} twice, so that only its diagonal would matter"
+            raise RuleError(explain(fact, rule=text, fix=f"{twice!r} once"))
 
 
 def _check_constant(constant: str, right: Network, new: Sequence[str], text: str) -> None:
     if constant not in new:
-        raise RuleError(explain(f"{constant!r} is not a new tensor of the right side", rule=text, fix=" ".join(new)))
+        fact = f"fixed= names {constant!r}, which is not a new tensor of the right side"
+        raise RuleError(explain(fact, rule=text, new=" ".join(new)))
     if len(right.nodes[tensor_nodes(right)[constant][0]].labels) != 2:
-        fix = "two labels: its rows', then the columns'"
+        fix = "two labels: that of its rows, then that of its columns"
         raise RuleError(explain(f"the basis {constant!r} is not a matrix", rule=text, fix=fix))
 
 
 def _contracts(left: Network, right: Network) -> bool:
-    """Whether the right side is one new tensor, which is then the left side contracted."""
+    """Whether the right side is one new tensor, which is the left side contracted."""
     node = right.nodes[0]
     new = isinstance(node, NamedTensor) and node.name not in tensor_nodes(left)
     return len(right.nodes) == 1 and new and sorted(node.labels) == sorted(right.output)
 
 
 def _check_sides(left: Network, right: Network, text: str) -> None:
-    if set(left.output) != set(right.output):
-        raise RuleError(
-            explain(
-                "the two sides have different open labels",
-                left=" ".join(left.output) or "none",
-                right=" ".join(right.output) or "none",
-                rule=text,
-            )
-        )
     if left.output != right.output:
-        raise RuleError(explain("the two sides have their open labels in different orders", rule=text))
-    unbound = [name for name in open_variables(right) if name not in open_variables(left)]
-    if unbound:
-        raise RuleError(explain(f"the attribute {unbound[0]!r} occurs on the right side only", rule=text))
-    for name, places in tensor_nodes(right).items():
-        if name in tensor_nodes(left):
-            axes = len(left.nodes[tensor_nodes(left)[name][0]].labels)
-            if len(right.nodes[places[0]].labels) != axes:
-                raise RuleError(
-                    explain(f"{name!r} has {axes} axes on the left side, another number on the right", rule=text)
-                )
+        kind = "in different orders" if set(left.output) == set(right.output) else "that are not the same"
+        outputs = (" ".join(side.output) or "none" for side in (left, right))
+        fact = f"the two sides have open labels {kind}"
+        raise RuleError(explain(fact, **dict(zip(("left", "right"), outputs, strict=True)), rule=text))
+    for name in open_variables(right):
+        if name not in open_variables(left):
+            raise RuleError(explain(f"the attribute {name!r} occurs only on the right side", rule=text))
+    for name in [name for name in tensor_nodes(right) if name in tensor_nodes(left)]:
+        before, after = (len(side.nodes[tensor_nodes(side)[name][0]].labels) for side in (left, right))
+        if before != after:
+            raise RuleError(explain(f"{name!r} has {before} axes on the left side and {after} on the right", rule=text))
 
 
 # Where it applies --------------------------------------------------------------------------------------------
@@ -109,24 +96,24 @@ def _check_sides(left: Network, right: Network, text: str) -> None:
 def _places(
     left: Network, right: Network, network: Network, options: Options, *, fixed: Mapping[str, str], sized: bool
 ) -> Iterator[Place]:
-    """The places: each a set of matches that covers its tensors; of places with equal results, the first.
+    """The places, each a group of matches that has its tensors at all their occurrences.
 
-    sized: only where all sizes are known.
+    Of places with equal results, only the first is yielded. With `sized`, all sizes must be known.
     """
-    found = [
+    readings = [
         match
         for match in matches(left, network)
         if all({**match.labels, **match.names}.get(variable) == thing for variable, thing in options.bind.items())
         and not (sized and match.labels.values() - network.sizes.keys())
     ]
     results: list[tuple[set[int], Network]] = []
-    for group in whole_tensors(found, network):
+    for group in whole_tensors(readings, network):
         try:
             reading = read_at((left, right), network, group, options, fixed=fixed)
         except TnalgebraError:
-            continue  # sizes or labels that the match does not show forbid it
+            continue  # sizes or labels outside of the match forbid it
         nodes = tuple([position for match in group for position in match.nodes])
-        # one tensor is the same contraction however its left side is read; only the order of its axes differs
+        # one new tensor is the same contraction for every reading, up to the order of its axes
         equal = (
             set(nodes) == other and (_contracts(left, right) or isomorphic(reading.after, same))
             for other, same in results

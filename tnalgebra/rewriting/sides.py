@@ -1,4 +1,4 @@
-"""The two sides of a rule: what sizes they share, whether they are equal, and what is made for any size of a label."""
+"""The two sides of a rule: which sizes they share, whether they are equal, and constants and parts for any size."""
 
 from __future__ import annotations
 
@@ -30,24 +30,29 @@ from ..networks import (
 from ..tensors import evaluate, magnitude, values_for
 
 TRIALS = 20
-"""Comparisons of two sides that should be equal, each at other sizes."""
+"""How often two sides that should be equal are compared, each time at other sizes."""
 
 TRIAL_ELEMENTS = 2**20
-"""Largest array such a comparison makes."""
+"""The most elements of an array in such a comparison."""
 
 
 def fill_attributes(nodes: Sequence[Node], attributes: Mapping[str, object]) -> list[Node]:
-    """The nodes with their variables replaced by what they stand for."""
-    found = []
-    for node in nodes if attributes else ():
+    """Replace the variables among the attributes of nodes by what they stand for."""
+    filled = []
+    for node in nodes:
         values = {field.name: getattr(node, field.name) for field in fields(node)}
         bound: dict[str, Any] = {key: attributes[v.name] for key, v in values.items() if isinstance(v, Variable)}
-        found.append(replace(node, **bound) if bound else node)
-    return found or list(nodes)
+        filled.append(replace(node, **bound) if bound else node)
+    return filled
 
 
 def shared_sizes(left: Network, right: Network, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of the right side's labels, given those of the left side's: of open labels, and where a tensor stays.
+    """The sizes of labels of the right side that follow from those of the left side.
+
+    Open labels keep their sizes, and so do the axes of a tensor that occurs on both sides.
+
+    Args:
+        sizes: of labels of the left side.
 
     Raises:
         SizeError: a label would have two sizes.
@@ -57,21 +62,24 @@ def shared_sizes(left: Network, right: Network, sizes: Mapping[str, int]) -> dic
     for node in right.nodes:
         if isinstance(node, NamedTensor) and node.name in axes:
             pairs += zip(node.labels, axes[node.name], strict=True)
-    found: dict[str, int] = {}
+    shared: dict[str, int] = {}
     for label, partner in pairs:
-        if partner in sizes and found.setdefault(label, sizes[partner]) != sizes[partner]:
-            raise SizeError(f"label {label!r} would have sizes {found[label]} and {sizes[partner]}")
-    return found
+        if partner in sizes and shared.setdefault(label, sizes[partner]) != sizes[partner]:
+            raise SizeError(f"label {label!r} would have the sizes {shared[label]} and {sizes[partner]}")
+    return shared
 
 
 def equal_for_all_sizes(left: Network, right: Network, text: str) -> bool:
-    """Compare two sides that should be equal on small random tensors, wherever sizes fit both.
+    """Compare two sides that should be equal, on small random tensors of sizes that fit both.
+
+    Args:
+        text: of the rule.
 
     Returns:
-        Whether all sizes that fit the left side fit the right one, so that the rule holds whatever they are.
+        Whether all sizes that fit the left side also fit the right side, so that the rule holds for all sizes.
 
     Raises:
-        RuleError: they differ, or no sizes were found at which they could be compared.
+        RuleError: the sides differ, or no sizes were found at which they could be compared.
     """
     random = Random(text)
     compared, unfit = 0, 0
@@ -93,7 +101,9 @@ def equal_for_all_sizes(left: Network, right: Network, text: str) -> bool:
             unfit += 1
             continue
         except ValuesError as error:
-            raise RuleError(explain("the two sides are not equal: shapes differ", because=error, rule=text)) from error
+            raise RuleError(
+                explain("the two sides have values of different shapes", because=error, rule=text)
+            ) from error
         worst = float((new - old).abs().max())
         if worst > 1e-9 * float(scale.max()):
             raise RuleError(explain(f"the two sides are not equal: they differ by {worst:.3g}", at=before, rule=text))
@@ -101,26 +111,25 @@ def equal_for_all_sizes(left: Network, right: Network, text: str) -> bool:
         if compared == TRIALS:
             break
     if not compared:
-        raise RuleError(
-            explain("no small sizes were found at which the two sides could be compared", rule=text, fix="other sizes")
-        )
+        fact = "no small sizes were found at which the two sides could be compared"
+        raise RuleError(explain(fact, rule=text, fix="other sizes"))
     return not unfit
 
 
 def _random_attributes(side: Network, random: Random) -> dict[str, object]:
     """A small random value for each variable."""
-    found: dict[str, object] = {}
+    attributes: dict[str, object] = {}
     for node in side.nodes:
         for field in fields(node):
             variable = getattr(node, field.name)
             if isinstance(variable, Variable):
                 values = {"mode": MODES, "value": (Fraction(1, 2), Fraction(-3))}.get(field.name, (1, 2, 3))
-                found.setdefault(variable.name, random.choice(values))
-    return found
+                attributes.setdefault(variable.name, random.choice(values))
+    return attributes
 
 
 def _random_sizes(network: Network, random: Random) -> Network:
-    """Small sizes for all labels, those last that follow from others. Raises SizeError where they do not fit."""
+    """Small sizes for all labels, at last for those that follow from others. Raises SizeError where they do not fit."""
     follow = {
         node.y if isinstance(node, Conv) else node.whole for node in network.nodes if isinstance(node, Conv | Fuse)
     }
@@ -132,29 +141,29 @@ def _random_sizes(network: Network, random: Random) -> Network:
 
 def _random_values(network: Network, random: Random) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(random.randrange(2**31))
-    found = {}
-    for name, shape in shapes(network).items():
-        if prod(shape) > TRIAL_ELEMENTS:
-            raise SizeError(f"{name!r} has {prod(shape)} elements")
-        found[name] = torch.randn(shape, dtype=torch.float64, generator=generator)
-    return found
+    largest = max(map(prod, shapes(network).values()), default=0)
+    if largest > TRIAL_ELEMENTS:
+        raise SizeError(f"a tensor has {largest} elements")
+    return {
+        name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes(network).items()
+    }
 
 
-# Numbers that are made for any size ---------------------------------------------------------------------------
+# Parts and constants for any size -----------------------------------------------------------------------------
 
 
 def balanced_factors(size: int, count: int) -> tuple[int, ...]:
-    """Split a size into `count` factors that are as equal as possible, the largest first.
+    """Split a size into factors that are as equal as possible, the largest first.
 
-    Of all ways to write `size` as a product of `count` numbers, those whose largest number is the smallest; of
-    these, those whose second largest is the smallest; and so on. A prime leaves ones: 7 is 7 * 1.
-
-    >>> balanced_factors(64, 2), balanced_factors(72, 3), balanced_factors(7, 2)
-    ((8, 8), (6, 4, 3), (7, 1))
+    Of all ways to write the size as a product of `count` numbers, these are the ones with the smallest largest number,
+    and among them with the smallest second largest number, and so on. The parts of a prime are the prime and ones.
 
     Args:
         size: of the whole label.
-        count: of the parts; in a `Fuse`, which is row-major, the first of them runs slowest.
+        count: of the parts. In a `Fuse`, which is row-major, the first of them runs slowest.
+
+    >>> balanced_factors(64, 2), balanced_factors(72, 3), balanced_factors(7, 2)
+    ((8, 8), (6, 4, 3), (7, 1))
     """
     low = [divisor for divisor in range(1, isqrt(size) + 1) if size % divisor == 0]
     divisors = sorted({*low, *(size // divisor for divisor in low)})
@@ -174,17 +183,17 @@ def balanced_factors(size: int, count: int) -> tuple[int, ...]:
                     return (largest, *smaller)
         return None
 
-    found = best(size, count, size)
-    assert found is not None
-    return found
+    factors = best(size, count, size)
+    assert factors is not None
+    return factors
 
 
 def dct(size: int) -> Tensor:
     """The orthonormal discrete cosine transform of type 2.
 
     Returns:
-        Shape (size, size), float64; element [c, x] is sqrt(2 / size) cos(pi (x + 1/2) c / size), the row c = 0 divided
-        by sqrt(2) (Ahmed, Natarajan, Rao 1974).
+        Shape (size, size), float64; element [c, x] is sqrt(2 / size) cos(pi (x + 1/2) c / size), where the row c = 0 is
+        divided by sqrt(2) (Ahmed, Natarajan, Rao 1974). Its rows are orthonormal.
     """
     rows, columns = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
     basis = math.sqrt(2 / size) * torch.cos(math.pi * (columns + 0.5) * rows / size)
@@ -193,10 +202,10 @@ def dct(size: int) -> Tensor:
 
 
 BASES: Mapping[str, Callable[[int], Tensor]] = {"dct": dct}
-"""Name -> the square matrix of a size, with orthonormal rows."""
+"""For each name, the function that gives the square matrix of a size, with orthonormal rows."""
 
 
 def check_basis(name: object) -> None:
-    """Raises RuleError if no basis has that name."""
+    """Raises RuleError if no basis has this name."""
     if name not in BASES:
-        raise RuleError(explain(f"no basis is called {name!r}", known=", ".join(BASES)))
+        raise RuleError(explain(f"no basis has the name {name!r}", known=", ".join(BASES)))

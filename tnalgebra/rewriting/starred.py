@@ -1,4 +1,4 @@
-"""`*k` in a rule: any number of open labels, the same on both sides; each place determines how many."""
+"""`*k` in a rule: any number of open labels, the same on both sides. The place determines how many they are."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ from .rule import Rule
 STAR = re.compile(rf"\*(?P<name>{WORD.pattern})?(?P<size>\s*:)?")
 
 MAX_CANDIDATES = 1000
-"""Most ways to say how many labels the stars of one rule are in one network."""
+"""The most ways in which the stars of one rule can be read in one network."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A rule's text with stars, read with one label in the place of each.
+    """The text of a rule with stars, read with one label in the place of each star.
 
-    left, right: the two sides.
-    stars: name of a star -> the label that stands for it there, not a word of the text.
-    order: pairs (position of a left tensor, star): taken in turn, the number of axes of each determines its star.
+    Attributes:
+        left, right: the two sides.
+        stars: for each star, the label in its place, which does not occur in the text.
+        order: pairs (position of a left tensor, star). One after the other, the number of axes of the tensor determines
+            how many labels the star is.
     """
 
     text: str
@@ -50,36 +52,36 @@ class Pattern:
     order: tuple[tuple[int, str], ...]
 
     def width(self, position: int, counts: Mapping[str, int]) -> int:
-        """Axes of a left node where each star is `counts` labels; for none where it is not in `counts`."""
+        """The number of axes of a left node where each star is as many labels as `counts` says, or 0."""
         labels, names = self.left.nodes[position].labels, {label: star for star, label in self.stars.items()}
         return sum(counts.get(names[label], 0) if label in names else 1 for label in labels)
 
     @property
     def tensors(self) -> list[int]:
-        """Positions of the left side's tensors."""
+        """The positions of the tensors of the left side."""
         return [position for places in tensor_nodes(self.left).values() for position in places]
 
     def plain(self, words: Iterable[str]) -> tuple[str, ...]:
-        """The words that stand for no star."""
+        """The words that are not in the place of a star."""
         return tuple(word for word in words if word not in self.stars.values())
 
     def starred(self, text: str) -> str:
-        """Text that was printed from the sides, or from what became of them, with the stars again."""
+        """A text that was printed from the sides, with the stars in it again."""
         return _restore_stars(text, self.stars)
 
 
 def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] | None = None) -> Rule:
     """Make a rule of a text with stars: one rule for kernels of any number of axes.
 
-    "K[out in *k] => U[out a] G[a b *k] V[b in]" is Tucker-2 of kernels with any window. `*k` stands for any number
-    of open labels, none included, the same and in the same order wherever it occurs. The numbers of axes of the left
-    tensors determine how many there are where the rule is applied. Applied to values, the labels are those of torch's
-    kernels where the others are (`kh kw` beside `out in` on four axes), otherwise `k1 k2 ...`; not a word of the text
-    is renamed, so sizes and `bind` are as without stars.
+    "K[out in *k] => U[out a] G[a b *k] V[b in]" is Tucker-2 of kernels with any window. `*k` stands for any number of
+    open labels, also for none, and for the same labels in the same order wherever it occurs. Where the rule is applied,
+    the numbers of axes of the left tensors determine how many they are. If the rule is applied to values, these labels
+    are those of torch's kernels where the labels beside them are (`kh kw` beside `out in` on four axes), and otherwise
+    `k1 k2 ...`. No word of the text is renamed, so sizes and `bind` are as without stars.
 
     Args:
         text: a star occurs on named tensors, in `->`, and on a `Fill` of the right side, once on each.
-        name, fixed: as for `rule`.
+        name, fixed: as of `rule`.
 
     Raises:
         NotationError: a star has no name, or a size, or is where no label can be.
@@ -98,9 +100,9 @@ def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str]
     one = plain_rule(_replace_stars(text, one_each), name=name, fixed=fixed)
 
     def start(values: Mapping[str, Any]) -> Network:
-        given = expanded(_counts(pattern, values))
-        assert given.start is not None
-        return given.start(values)
+        plain = expanded(_counts(pattern, values))
+        assert plain.start is not None
+        return plain.start(values)
 
     def find(network: Network, options: Options) -> Iterator[Place]:
         places: list[Place] = []
@@ -130,26 +132,26 @@ def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str]
 
 
 def read_pattern(text: str) -> Pattern:
-    """Read a rule whose text may have stars. Raises what `starred_rule` says, but for what `rule` checks."""
-    for found in STAR.finditer(text):
-        if found["name"] is None:
-            _fail(text, found.start(), "'*' has no name", fix="*k: any number of labels")
-        if found["size"] is not None:
-            _fail(text, found.start(), f"'*{found['name']}' has a size", fix="no size: it is any number of labels")
-        opening, closing, bar = (text.rfind(mark, 0, found.start()) for mark in "[]|")
-        if opening <= max(closing, bar):
-            _fail(text, found.start(), f"'*{found['name']}' is not a label here", fix="inside brackets: K[out in *k]")
+    """Read a rule whose text may have stars. Raises what `starred_rule` raises, except for what `rule` checks."""
     words = set(WORD.findall(STAR.sub(" ", text)))
     stars: dict[str, str] = {}
-    for found in STAR.finditer(text):
-        if found["name"] not in stars:
-            stars[found["name"]] = fresh(found["name"], words)
-            words.add(stars[found["name"]])
+    for match in STAR.finditer(text):
+        star, at = match["name"], match.start()
+        if star is None:
+            _fail(text, at, "'*' has no name", fix="*k, which is any number of labels")
+        if match["size"] is not None:
+            _fail(text, at, f"'*{star}' has a size", fix="a star without a size, because it is any number of labels")
+        opening, closing, bar = (text.rfind(mark, 0, at) for mark in "[]|")
+        if opening <= max(closing, bar):
+            _fail(text, at, f"'*{star}' is not a label here", fix="a star inside brackets, such as K[out in *k]")
+        if star not in stars:
+            stars[star] = fresh(star, words)
+            words.add(stars[star])
     for star in stars:
-        sides = [any(found["name"] == star for found in STAR.finditer(side)) for side in text.split("=>")]
+        sides = [any(match["name"] == star for match in STAR.finditer(side)) for side in text.split("=>")]
         if sides in ([True, False], [False, True]):
             side, fix = "left" if sides[0] else "right", f"*{star} on both sides of '=>'"
-            raise RuleError(explain(f"'*{star}' occurs on the {side} side only", rule=text, fix=fix))
+            raise RuleError(explain(f"'*{star}' occurs only on the {side} side", rule=text, fix=fix))
     left, right = parse_rule(_replace_stars(text, {star: (label,) for star, label in stars.items()}))
     for star, label in stars.items():
         _check_star(f"*{star}", label, {"left": left, "right": right}, text)
@@ -157,8 +159,8 @@ def read_pattern(text: str) -> Pattern:
 
 
 def _replace_stars(text: str, words: Mapping[str, Collection[str]]) -> str:
-    """The text with each star replaced by words."""
-    replaced = STAR.sub(lambda found: f" {' '.join(words[found['name']])} ", text)
+    """The text with words in the place of each star."""
+    replaced = STAR.sub(lambda match: f" {' '.join(words[match['name']])} ", text)
     return re.sub(r" (?=\])|(?<=\[) ", "", re.sub(r" +", " ", replaced))
 
 
@@ -170,30 +172,25 @@ def _fail(text: str, at: int, fact: str, *, fix: str) -> NoReturn:
 def _check_star(star: str, label: str, sides: Mapping[str, Network], text: str) -> None:
     for name, side in sides.items():
         for node in side.nodes:
-            where = _restore_stars(node_text(node), {star[1:]: label})
+            fact = because = None
             if node.labels.count(label) > 1:
-                raise RuleError(explain(f"{star!r} occurs twice on a node", where=where, rule=text))
-            if label in node.labels and not isinstance(node, NamedTensor):
+                fact = f"{star!r} occurs twice on a node"
+            elif label in node.labels and not isinstance(node, NamedTensor):
                 if name == "left":
-                    raise RuleError(explain(f"{star!r} occurs on a node that is not a tensor", where=where, rule=text))
-                if not isinstance(node, Fill):
-                    reason = f"the positions of a {node.name}'s labels have a meaning"
-                    because = "its labels have one size" if node.name == "Copy" else reason
-                    raise RuleError(
-                        explain(f"{star!r} occurs on a {node.name}", where=where, because=because, rule=text)
-                    )
+                    fact = f"{star!r} occurs on a node that is not a tensor"
+                elif not isinstance(node, Fill):
+                    fact, because = f"{star!r} occurs on a {node.name}", f"each label of a {node.name} has a meaning"
+                    because = "its labels have one size" if node.name == "Copy" else because
+            if fact is not None:
+                where = _restore_stars(node_text(node), {star[1:]: label})
+                raise RuleError(explain(fact, where=where, because=because, rule=text))
         if label not in side.output:
-            raise RuleError(
-                explain(
-                    f"{star!r} is summed on the {name} side",
-                    rule=text,
-                    fix=f"a star stands for open labels: -> [... {star}]",
-                )
-            )
+            fix = f"a star in the output, because it stands for open labels: -> [... {star}]"
+            raise RuleError(explain(f"{star!r} is summed on the {name} side", rule=text, fix=fix))
 
 
 def _order(left: Network, stars: Mapping[str, str], text: str) -> tuple[tuple[int, str], ...]:
-    """Which left tensor determines which star: always one whose other stars are known by then."""
+    """Which left tensor determines which star: one whose other stars are known at that point."""
     order: list[tuple[int, str]] = []
     unknown = dict(stars)
     tensors = [position for places in tensor_nodes(left).values() for position in places]
@@ -206,41 +203,36 @@ def _order(left: Network, stars: Mapping[str, str], text: str) -> tuple[tuple[in
                 break
         else:
             listed = " and ".join(repr(f"*{star}") for star in unknown)
-            raise RuleError(
-                explain(
-                    f"how many labels {listed} are cannot be determined from the numbers of axes",
-                    rule=text,
-                    fix="a left tensor with one star alone, or with one that no other tensor determines",
-                )
-            )
+            fact = f"the numbers of axes do not determine how many labels {listed} are"
+            raise RuleError(explain(fact, rule=text, fix="a left tensor that has only one star"))
     return tuple(order)
 
 
 def _restore_stars(text: str, stars: Mapping[str, str]) -> str:
     names = {label: f"*{star}" for star, label in stars.items()}
-    return WORD.sub(lambda found: names.get(found[0], found[0]), text)
+    return WORD.sub(lambda match: names.get(match[0], match[0]), text)
 
 
 # How many labels a star is -----------------------------------------------------------------------------------
 
 
 def _candidates(pattern: Pattern, network: Network) -> list[tuple[int, ...]]:
-    """Every number of labels for each star with which the left tensors have numbers of axes that the network has."""
+    """Numbers of labels of the stars with which every left tensor has as many axes as a tensor of the network."""
     axes = sorted({len(network.nodes[places[0]].labels) for places in tensor_nodes(network).values()})
-    found: list[dict[str, int]] = [{}]
+    candidates: list[dict[str, int]] = [{}]
     for position, star in pattern.order:
-        found = [
+        candidates = [
             {**known, star: total - pattern.width(position, known)}
-            for known in found
+            for known in candidates
             for total in axes
             if total >= pattern.width(position, known)
         ]
-        if len(found) > MAX_CANDIDATES:
+        if len(candidates) > MAX_CANDIDATES:
             fact = f"the stars can be read in more than {MAX_CANDIDATES} ways"
             raise RuleError(explain(fact, rule=pattern.text, fix="fewer stars"))
     return [
         tuple(counts[star] for star in pattern.stars)
-        for counts in found
+        for counts in candidates
         if all(pattern.width(position, counts) in axes for position in pattern.tensors)
     ]
 
@@ -249,26 +241,26 @@ def _counts(pattern: Pattern, values: Mapping[str, Any]) -> tuple[int, ...]:
     """How many labels each star is for values of the left tensors.
 
     Raises:
-        RuleError: a value has too few axes, or one that determines a star is missing.
+        RuleError: a value has too few axes, or a value that determines a star is missing.
     """
     counts: dict[str, int] = {}
     for position, star in pattern.order:
         name = pattern.left.nodes[position].name
         if name not in values:
-            fact = f"how many labels '*{star}' is follows from the value of {name!r}, which is missing"
+            fact = f"the value of {name!r} is missing, whose axes determine how many labels '*{star}' is"
             raise RuleError(explain(fact, rule=pattern.text, fix=f"apply({{{name!r}: ...}})"))
         axes = int(np.ndim(values[name]))
         counts[star] = axes - pattern.width(position, counts)
         if counts[star] < 0:
-            fact = f"the value of {name!r} has {axes} axes, fewer than labels beside '*{star}'"
+            fact = f"the value of {name!r} has {axes} axes, which are fewer than its labels without '*{star}'"
             raise RuleError(explain(fact, rule=pattern.text))
     return tuple(counts[star] for star in pattern.stars)
 
 
 def _labels(pattern: Pattern, counts: Mapping[str, int]) -> dict[str, list[str]]:
-    """Labels for each star: those of torch's kernels where they fit, else the star's name, numbered."""
+    """Labels for each star: those of torch's kernels if they fit, otherwise the name of the star with numbers."""
     taken = {*pattern.plain((*carriers(pattern.left), *carriers(pattern.right)))}
-    found: dict[str, list[str]] = {}
+    labels: dict[str, list[str]] = {}
     for position, star in pattern.order:
         node, count = pattern.left.nodes[position], counts[star]
         beside = [label for label in node.labels if label != pattern.stars[star]]
@@ -279,6 +271,6 @@ def _labels(pattern: Pattern, counts: Mapping[str, int]) -> dict[str, list[str]]
             rest = []
             for number in range(1, count + 1):
                 rest.append(fresh(star if count == 1 else f"{star}{number}", taken | set(rest)))
-        found[star] = rest
+        labels[star] = rest
         taken |= set(rest)
-    return found
+    return labels

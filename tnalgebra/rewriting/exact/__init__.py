@@ -1,4 +1,4 @@
-"""The exact rules: they keep the value. A rule's docstring has its reason, why it ends, when it must not fire."""
+"""The exact rules, which keep the value. The docstring of a rule says why it holds and ends, and when it must not fire."""
 
 from .copies import copy_of_one, drop_copy_of_two, fill_through_copy, fuse_copies, trim_copy
 from .fuses import cancel_fuses, fill_through_fuse, merge_fuses, split_fuse, unit_fuse
@@ -19,8 +19,9 @@ SIMPLIFY = (
     unit_fuse,
     fill_through_fuse,
 )
-"""Rules that only ever make a network smaller: each lowers (windows, fuses, labels on copies, labels in all), read
-as a word in a dictionary, so any order of applying them ends. None computes new numbers; sizes of 1 are reshaped away.
+"""Rules that only make a network smaller: each lowers the numbers of (windows, fuses, labels on copies, labels), in the
+order of words in a dictionary, so that they end in whichever order they are applied. They compute no new numbers; axes
+of size 1 are removed by a reshape.
 """
 
 EXACT_RULES = (
@@ -33,7 +34,7 @@ EXACT_RULES = (
     sum_label,
     take_diagonal,
 )
-"""All of them."""
+"""All exact rules."""
 
 __all__ = [
     "EXACT_RULES",

@@ -13,10 +13,11 @@ from .shared import dead_outside, exact, of_type, once
 
 @exact("Copy[a b] Copy[b c] => Copy[a c]")
 def fuse_copies(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """Two copies that share a label make all their labels agree, as one copy of all of them does.
+    """Two copies that share a label make all their labels agree, as one copy with all these labels does.
 
-    A shared label that is closed and occurs nowhere else is summed away: for given values of the others exactly
-    one term is 1. If none is left, one stays, to be summed. Not above 64 axes. Ends: one node fewer.
+    A shared label that is closed and occurs nowhere else is summed away, because for given values of the other labels
+    exactly one term is 1. If no label would be left, one stays and is summed. The rule does not fire if the result had
+    more than 64 axes. Ends: there is one node fewer.
     """
     for (i, first), (j, second) in combinations(of_type(network, Copy).items(), 2):
         if set(first.labels) & set(second.labels):
@@ -29,9 +30,9 @@ def fuse_copies(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("Copy[a a b c] -> [b] => Copy[a b] -> [b]")
 def trim_copy(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A label twice on a copy says the same twice; a closed label that occurs on the copy alone sums to one.
+    """A label that a copy has twice means the same as once, and a closed label that only the copy has sums to one.
 
-    One label always stays. Ends: fewer labels on copies, nothing else changes.
+    One label always stays. Ends: copies have fewer labels, and nothing else changes.
     """
     for position, node in of_type(network, Copy).items():
         dead = dead_outside(network, (position,))
@@ -43,10 +44,10 @@ def trim_copy(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("Copy[a b] T[b ...] => T[a ...]")
 def drop_copy_of_two(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A copy of two labels is the identity matrix: the labels are one label.
+    """A copy of two labels is the identity matrix, so that the two labels are one.
 
-    Not if both are open (each is an axis of the value), nor if no other node carries either (then the sum over
-    the label would lose its carrier). Ends: one node fewer.
+    The rule does not fire if both labels are open, because each is an axis of the value, nor if no other node has
+    either of them, because the sum over the label would then have no node. Ends: there is one node fewer.
     """
     standing = carriers(network)
     for position, node in of_type(network, Copy).items():
@@ -63,7 +64,7 @@ def drop_copy_of_two(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("Copy[a] => Fill[a | value=1]")
 def copy_of_one(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A copy of one label is a vector of ones. Ends: copies become fills, never the other way."""
+    """A copy of one label is a vector of ones. Ends: copies become fills, and fills never become copies."""
     for position, node in of_type(network, Copy).items():
         if len(node.labels) == 1:
             fill = Fill(node.labels, Fraction(1))
@@ -72,10 +73,10 @@ def copy_of_one(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("Fill[a | value=v] Copy[a b c] => Fill[b | value=v] Copy[b c]")
 def fill_through_copy(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """What a flat vector weighs on one label of a copy, it weighs on any other: they agree.
+    """A flat vector on one label of a copy can be on any other label of it, because the labels agree.
 
-    The label must be closed and occur on these two nodes only, once on each, and another label must be there.
-    Ends: fewer labels on copies.
+    The label must be closed and occur only on these two nodes, and the copy must have another label. Ends: copies have
+    fewer labels.
     """
     for i, fill in of_type(network, Fill).items():
         for j, copy in of_type(network, Copy).items():

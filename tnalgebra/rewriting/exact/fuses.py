@@ -12,10 +12,10 @@ from .shared import dead_outside, exact, of_type
 
 @exact("Fuse[a b c] Fuse[b d e] => Fuse[a d e c]")
 def merge_fuses(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """Parts of a part are parts: row-major numbers nest.
+    """Parts of a part are parts, because row-major numbers nest.
 
-    The label between them must be closed and occur nowhere else, once on each. Not above 64 axes. Ends: one `Fuse`
-    fewer.
+    The label between the two must be closed, occur nowhere else, and occur once on each. The rule does not fire if the
+    result had more than 64 axes. Ends: there is one `Fuse` fewer.
     """
     fuses = of_type(network, Fuse)
     for i, outer in fuses.items():
@@ -32,9 +32,9 @@ def merge_fuses(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("Fuse[a b c d] => Fuse[a b f] Fuse[f c d]")
 def split_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """The trailing parts of a reshape, two or more, can be fused first. The inverse of `merge_fuses`.
+    """The last parts of a reshape, two or more of them, can be fused first. This is the inverse of `merge_fuses`.
 
-    Ends only because every `Fuse` it makes has fewer parts; together with `merge_fuses` it goes round in circles.
+    Ends: every `Fuse` that it makes has fewer parts. Together with `merge_fuses` it would never end.
     """
     for position, node in of_type(network, Fuse).items():
         for cut in range(1, len(node.parts) - 1):
@@ -46,10 +46,10 @@ def split_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("Fuse[a b c] Fuse[a d e] => Copy[b d] Copy[c e]")
 def cancel_fuses(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """Fusing and splitting again into parts of the same sizes does nothing: each part is its partner.
+    """Fusing parts and splitting them into the same sizes changes nothing, so that each part is its partner.
 
-    The whole must be closed and occur nowhere else; the sizes of the parts must be known and equal one by one
-    (2 times 3 against 3 times 2 is a real reshape). Ends: two `Fuse` fewer.
+    The whole must be closed and occur nowhere else. The sizes of the parts must be known and equal one by one, because
+    2 times 3 and 3 times 2 are different reshapes. Ends: there are two `Fuse` nodes fewer.
     """
     for (i, first), (j, second) in combinations(of_type(network, Fuse).items(), 2):
         if first.whole != second.whole or len(first.parts) != len(second.parts):
@@ -64,7 +64,7 @@ def cancel_fuses(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("Fuse[a b] => Copy[a b]")
 def unit_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A reshape into one part is the identity. Ends: one `Fuse` fewer."""
+    """A reshape into one part is the identity. Ends: there is one `Fuse` fewer."""
     for position, node in of_type(network, Fuse).items():
         if len(node.parts) == 1:
             yield Place((position,)), Edit(remove=(position,), add=[Copy(node.labels)])
@@ -72,10 +72,10 @@ def unit_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("Fill[a | value=v] Fuse[a b c] => Fill[b c | value=v]")
 def fill_through_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A flat vector, reshaped, is flat; a mean stays a mean, over as many elements.
+    """A flat vector that is reshaped is a flat tensor, and a mean stays a mean over as many elements.
 
-    The whole must be closed and occur on these two nodes only, once on each; the parts all differ. Ends: one
-    `Fuse` fewer.
+    The whole must be closed and occur only on these two nodes, once on each, and the parts must differ. Ends: there is
+    one `Fuse` fewer.
     """
     for i, fill in of_type(network, Fill).items():
         for j, fuse in of_type(network, Fuse).items():

@@ -1,4 +1,4 @@
-"""What the exact rules have in common: how one is made, and questions several of them ask."""
+"""What the exact rules share: how a rule is made, and the nodes and labels that several of them look for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..trace import Change
 def exact(
     equation: str,
 ) -> Callable[[Callable[[Network], Iterable[tuple[Place, Edit]]]], Rule]:
-    """Make a rule of a function that yields every place with the edit it asks for.
+    """Make a rule of a function that yields every place together with the edit that is to be made there.
 
-    The function's name is the rule's name; its docstring says why the equation holds, why applying it again and
-    again ends, and when it must not fire.
+    The name of the function is the name of the rule. Its docstring says why the equation holds, why applying the rule
+    again and again ends, and when it must not fire.
     """
 
     def decorate(candidates: Callable[[Network], Iterable[tuple[Place, Edit]]]) -> Rule:
@@ -39,7 +39,7 @@ def exact(
 
 
 def untied(network: Network) -> dict[int, NamedTensor]:
-    """Position -> node, for the named tensors that occur once."""
+    """The named tensors that occur once, by position."""
     once = (places[0] for places in tensor_nodes(network).values() if len(places) == 1)
     nodes = ((position, network.nodes[position]) for position in sorted(once))
     return {position: node for position, node in nodes if isinstance(node, NamedTensor)}
@@ -49,12 +49,12 @@ N = TypeVar("N")
 
 
 def of_type(network: Network, kind: type[N]) -> dict[int, N]:
-    """Position -> node, for the nodes of one kind."""
+    """The nodes of one kind, by position."""
     return {position: node for position, node in enumerate(network.nodes) if isinstance(node, kind)}
 
 
 def dead_outside(network: Network, positions: Iterable[int]) -> set[str]:
-    """Labels that are closed and occur on no node but those at `positions`."""
+    """The labels that are closed and occur only on the nodes at these positions."""
     inside = set(positions)
     return {
         label

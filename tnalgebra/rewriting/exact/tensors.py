@@ -1,4 +1,4 @@
-"""Rules that make new tensors out of old ones; a tied tensor is left alone, unless it changes everywhere."""
+"""Rules that make new tensors of old ones. A tied tensor stays, unless the rule changes all its occurrences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .shared import dead_outside, exact, of_type, once, untied
 
 
 def _absorb(network: Network, positions: tuple[int, ...], name: str) -> Edit | None:
-    """The nodes at `positions` as one new tensor, the labels they alone carry summed; None above 64 axes."""
+    """Make one new tensor of some nodes, and sum the labels that only they have; None above 64 axes."""
     nodes = [network.nodes[position] for position in positions]
     dead = dead_outside(network, positions)
     labels = once(label for node in nodes for label in node.labels if label not in dead)
@@ -25,10 +25,10 @@ def _absorb(network: Network, positions: tuple[int, ...], name: str) -> Edit | N
 
 @exact("A[i b] B[b j] => T[i j]")
 def contract_bond(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """Two tensors that share a closed label become one; what they alone carry is summed, a hyperedge stays.
+    """Two tensors that share a closed label become one. Labels that only they have are summed; a hyperedge stays.
 
-    Neither may occur elsewhere (the same tensor twice, both here, is fine), nor the result have more than 64
-    axes. Ends: one node fewer.
+    Neither tensor may occur elsewhere, though both nodes may be the same tensor. The rule does not fire if the result
+    had more than 64 axes. Ends: there is one node fewer.
     """
     tensors = tensor_nodes(network)
     for (i, a), (j, b) in combinations(of_type(network, NamedTensor).items(), 2):
@@ -40,10 +40,10 @@ def contract_bond(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("T[i k] Fill[k | value=v] => T2[i]")
 def absorb_fill(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A flat factor whose labels all occur on a tensor, or that is a scalar, goes into that tensor.
+    """A flat factor is multiplied into a tensor that has all labels of the factor; a scalar into any tensor.
 
-    Not into a tied tensor, which would be weighed once for each occurrence; a mean needs its size. Ends: one node
-    fewer.
+    The tensor may not be tied, because it would be multiplied once for each occurrence. The size of a mean must be
+    known. Ends: there is one node fewer.
     """
     for i, fill in of_type(network, Fill).items():
         for j, tensor in untied(network).items():
@@ -54,7 +54,7 @@ def absorb_fill(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("s[] T[i j] => T2[i j]")
 def fold_scalar(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A scalar multiplies any one tensor. Neither may be tied. Ends: one node fewer."""
+    """A scalar is multiplied into any other tensor. Neither may be tied. Ends: there is one node fewer."""
     once_only = untied(network)
     for i, scalar in once_only.items():
         for j, tensor in once_only.items():
@@ -64,9 +64,9 @@ def fold_scalar(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("T[i j] -> [i] => T2[i]")
 def sum_label(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A closed label that occurs on one tensor alone is summed there, a repeated one along the diagonal.
+    """A closed label that only one tensor has is summed there; one that the tensor has twice, along the diagonal.
 
-    Not on a tied tensor. Ends: fewer axes.
+    The tensor may not be tied. Ends: tensors have fewer axes.
     """
     for position, node in untied(network).items():
         if dead_outside(network, (position,)) and (edit := _absorb(network, (position,), node.name)):
@@ -75,7 +75,7 @@ def sum_label(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("T[i i j] => T2[i j]")
 def take_diagonal(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A tensor that carries one label twice is only read on that diagonal. Not if tied. Ends: fewer axes."""
+    """Of a tensor with one label twice, only that diagonal matters. It may not be tied. Ends: there are fewer axes."""
     for position, node in untied(network).items():
         repeated = len(set(node.labels)) < len(node.labels)
         if repeated and (edit := _absorb(network, (position,), node.name)):
@@ -84,11 +84,11 @@ def take_diagonal(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("A[i b:1] B[b j] => A2[i] B2[j]")
 def drop_size_one(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A closed label of size 1 has one value: the sum over it is its only term.
+    """A closed label of size 1 has one value, so that the sum over it is its only term.
 
-    It is dropped from tensors (at every occurrence, with the labels that occur at the same axis of a tied one),
-    copies, fills and the parts of a `Fuse`. Not if it is a window's label or the whole of a `Fuse`, if a `Fuse`
-    would keep no part, or if no node would be left. Ends: fewer axes.
+    It is removed from copies, fills, the parts of a `Fuse` and tensors; from a tied tensor at every occurrence,
+    together with the labels at the same axis. The rule does not fire for labels of a window and for the whole of a `Fuse`, nor
+    if a `Fuse` would have no part, or if no node would be left. Ends: there are fewer axes.
     """
     standing = carriers(network)
     seen: set[str] = set()
@@ -106,7 +106,7 @@ def drop_size_one(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 
 def _same_axis(network: Network, label: str) -> set[str]:
-    """`label` and every label that must go with it, because a tied tensor has both at one axis."""
+    """`label` and every label that has to be removed with it, because a tied tensor has both at one axis."""
     standing, tensors = carriers(network), tensor_nodes(network)
     group, pending = {label}, [label]
     while pending:
@@ -149,7 +149,7 @@ def _without(network: Network, group: set[str], positions: list[int]) -> Edit | 
 
 
 def _dropped_axes(node: NamedTensor, group: set[str]) -> Network:
-    """The tensor without the axes in `group`; its axes have labels of their own, since two may share one outside."""
+    """The tensor without the axes in `group`. Its axes have new labels, since two of them may have the same one."""
     axes = [f"axis_{axis}" for axis in range(len(node.labels))]
     kept = [axis for axis, label in zip(axes, node.labels, strict=True) if label not in group]
     return Network([NamedTensor(node.name, tuple(axes))], kept)

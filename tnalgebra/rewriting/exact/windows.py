@@ -13,9 +13,10 @@ from .shared import dead_outside, exact, of_type
 
 @exact("Conv[x y k | stride=size(k)] => Fuse[x y k]")
 def window_to_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """Windows that lie side by side and cover x exactly cut it into blocks: x = size(k)*y + k is a reshape.
+    """Windows that are side by side and cover x exactly divide it into blocks: x = size(k)*y + k is a reshape.
 
-    Only with dilation 1, no padding, and x = stride * y without remainder. Ends: one window fewer.
+    The dilation must be 1, there must be no padding, and x must be stride * y without a remainder. Ends: there is one
+    window fewer.
     """
     for position, node in of_type(network, Conv).items():
         x, y, k = (network.sizes.get(label) for label in node.labels)
@@ -27,9 +28,10 @@ def window_to_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 @exact("Conv[x y k:1] => Copy[x y]")
 def unit_window(network: Network) -> Iterator[tuple[Place, Edit]]:
-    """A window of one element with stride 1 and no padding is the identity, x = y.
+    """A window of one element with stride 1 and without padding is the identity, x = y.
 
-    Its label k stays where it occurs on other nodes or is open (there as a vector of ones). Ends: one window fewer.
+    Its label k stays on other nodes; where it is open and occurs nowhere else, it becomes a vector of ones. Ends: there
+    is one window fewer.
     """
     standing = carriers(network)
     for position, node in of_type(network, Conv).items():
@@ -42,7 +44,7 @@ def unit_window(network: Network) -> Iterator[tuple[Place, Edit]]:
 
 
 def merged_windows(network: Network, i: int, j: int) -> Edit:
-    """Windows i (x y k1) and j (y z k2) as one window over x with a wider kernel label, itself made by a window."""
+    """Windows i (x y k1) and j (y z k2) as one window over x and a wider kernel label, which a second window makes."""
     first, second = network.nodes[i], network.nodes[j]
     assert isinstance(first, Conv)
     assert isinstance(second, Conv)
@@ -59,11 +61,10 @@ def merged_windows(network: Network, i: int, j: int) -> Edit:
 def merge_windows(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A window over the output of a window is a window: x = s1*s2*z + (s1*d2)*k2 + d1*k1 - low.
 
-    With g = gcd(d1, s1*d2) the wide window has stride s1*s2, dilation g and the first one's padding; its label k
-    is g-th steps, k = (s1*d2/g)*k2 + (d1/g)*k1. The second window must never be clipped: with padding of its own
-    it would reach positions y that do not exist and that the first window, asked directly, finds in x. The label
-    between them must occur nowhere else. Ends: of two windows over x and y one over x remains, the other is over
-    a label of the kernel.
+    With g = gcd(d1, s1*d2) the wide window has stride s1*s2, dilation g and the padding of the first one. Its label k
+    counts steps of g, k = (s1*d2/g)*k2 + (d1/g)*k1. The second window must have no padding: it would reach positions of
+    y that do not exist, where the merged window reads elements of x. The label between the two must occur nowhere else.
+    Ends: of two windows over x and y one over x remains, and the other is over a label of the kernel.
     """
     windows = of_type(network, Conv)
     for i, first in windows.items():
