@@ -87,8 +87,8 @@ def drop_size_one(network: Network) -> Iterator[tuple[Place, Edit]]:
     """A closed label of size 1 has one value, so that the sum over it is its only term.
 
     It is removed from copies, fills, the parts of a `Fuse` and tensors; from a tied tensor at every occurrence,
-    together with the labels at the same axis. The rule does not fire for labels of a window and for the whole of a `Fuse`, nor
-    if a `Fuse` would have no part, or if no node would be left. Ends: there are fewer axes.
+    together with the labels at the same axis. The rule does not fire for labels of a window and for the whole of a
+    `Fuse`, nor if a `Fuse` would have no part, or if no node would be left. Ends: there are fewer axes.
     """
     standing = carriers(network)
     seen: set[str] = set()
