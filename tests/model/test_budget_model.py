@@ -12,7 +12,8 @@ from tests.refusals import refused
 from tnalgebra.decompositions.catalogue import read_rewrite
 from tnalgebra.decompositions.cuts import cut
 from tnalgebra.errors import DataError, LayerError, RankError, RuleError, StudyError, ValuesError
-from tnalgebra.fitting import ParameterBudget
+from tnalgebra.fitting import KeepFraction, MultiplyAddsBudget, ParameterBudget
+from tnalgebra.model.convert import convert
 from tnalgebra.model.input_metrics import input_metrics
 from tnalgebra.model.plans import Divergence, Planned, fit_planned, plan_budget
 from tnalgebra.nn.torch_layers import kernel_layers
@@ -116,6 +117,30 @@ def test_rules_of_several_kinds_are_chosen_from() -> None:
     assert {name: (planned.rule, planned.ranks) for name, planned in plan.items()} == {
         name: (planned.rule, planned.ranks) for name, planned in again.items()
     }
+
+
+def test_sizes_of_each_layer_and_budgets_of_multiply_adds() -> None:
+    model, shape = network(), (2, 3, 9, 8)
+    sizes = ["r=3", KeepFraction(0.2), MultiplyAddsBudget(0.6), "multiply-adds 1.0"]
+    by_rank, by_fraction, by_adds, whole = plan_budget(
+        model,
+        {name: ["out kh | in kw", "in | out kh kw"] for name in ("2", "4")},
+        sizes,
+        example=shape,
+        fractions=(0.2, 0.5),
+    )
+    assert {name: planned.ranks for name, planned in by_rank.items()} == {"2": {"r": 3}, "4": {"r": 3}}
+    for name, planned in by_rank.items():
+        errors = {
+            one: cut(one).apply(kernel_layers(model)[name].weight, 3).relative_error
+            for one in ("out kh | in kw", "in | out kh kw")
+        }
+        assert planned.rule.name == min(errors, key=lambda one: errors[one])
+    assert by_fraction["2"].parameters == fit_planned(model, by_fraction)["2"].parameters
+    request = {name: (planned.rule, planned.ranks) for name, planned in by_adds.items()}
+    _, report = convert(model, request, example=shape, inplace=False)
+    assert report.multiply_adds_after <= 0.6 * report.multiply_adds
+    assert whole == {}
 
 
 def test_what_cannot_be_planned() -> None:

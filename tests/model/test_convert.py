@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.conversion_cases import EXACT, SHAPE, assert_same, count, inputs, network, state
 from tests.refusals import refused
 from tnalgebra import nn as layers
-from tnalgebra.decompositions.cuts import cut
-from tnalgebra.errors import LayerError
-from tnalgebra.fitting.ranks import ParameterBudget
-from tnalgebra.model.convert import convert
+from tnalgebra.decompositions import cut, truncate
+from tnalgebra.errors import LayerError, RuleError
+from tnalgebra.fitting import KeepFraction, ParameterBudget
+from tnalgebra.model import convert, optional
 
 WISH = (["out | in kh kw", "out | in"], 2)
 
@@ -60,6 +60,43 @@ def test_of_several_rewrites_the_best_is_taken() -> None:
     for wish in ((cuts, ParameterBudget(0.5)), [(one, ParameterBudget(0.5)) for one in cuts]):
         _, report = convert(network(), {"3": wish})
         assert report["3"].rule == min(errors, key=lambda one: errors[one] or 0)
+
+
+def test_a_size_of_each_layer_that_has_none() -> None:
+    for size in (2, "r=2", "keep 0.2", {"r": KeepFraction(0.2)}):
+        _, report = convert(network(), {"3": ("out | in kh kw", 4), nn.Conv2d: "out | in kh kw"}, size=size)
+        assert (report["3"].ranks, report["5"].ranks) == ({"r": 4}, {"r": 2})
+    _, report = convert(network(), {"3": "depthwise_separable"}, size=3)  # which has no bonds
+    assert report["3"].ranks == {}
+
+
+def test_a_fit_is_taken_as_it_is() -> None:
+    model = network()
+    fit = cut("out | in kh kw").apply(model[3].weight, 3)
+    rounded = fit.then(truncate("r"), 2)
+    _, report = convert(model, {"3": rounded, "5": (fit, 4)})
+    assert report["3"].rule == "out | in kh kw then truncate r"
+    assert report["3"].ranks == {"r": 2}
+    assert report["3"].relative_error == rounded.relative_error
+    assert torch.equal(model[3].dense_weight(), rounded.dense())
+    assert report["5"].ranks == {"r": 4}
+    _, report = convert(network(), {"3": fit, nn.Conv2d: "out | in kh kw"}, size="parameters 0.6", fractions=(0.3,))
+    assert report["3"].ranks == {"r": 3}
+    with refused(LayerError, "'5'", "(10, 8, 3, 3)", "(12, 10, 3, 3)"):
+        convert(network(), {"5": fit})
+
+
+def test_optional_patterns_need_not_fit(caplog: pytest.LogCaptureFixture) -> None:
+    request: dict[Any, Any] = {optional("head.*"): "cp", optional(nn.Conv3d): None, nn.Conv2d: ("out | in kh kw", 2)}
+    with caplog.at_level("INFO", "tnalgebra"):
+        _, report = convert(network(), request)
+    assert report.converted == ("0", "3", "5")
+    assert "'head.*'" in caplog.text
+    _, report = convert(network(), {"3": ("out | in kh kw", 2), optional("8"): ("out kh | in kw", 2)})
+    assert report["8"].pattern == "8"
+    assert report["8"].reason.startswith("the cut 'out kh | in kw' does not fit")
+    with refused(RuleError, "optional", "3"):
+        convert(network(), {optional(3): "cp"})  # type: ignore[arg-type]
 
 
 def test_a_copy_is_converted_and_the_model_stays() -> None:
@@ -180,6 +217,19 @@ def test_a_report_prints() -> None:
         report["4"]
     again = pickle.loads(pickle.dumps(report))
     assert str(again) == text
+
+
+def test_a_count_that_grows_is_in_the_row() -> None:
+    model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Conv2d(8, 8, 1))
+    wide = "K[out in *k] => Fuse[out o1:4 o2] Fuse[in i1:3 i2] A[o1 i1 p] B[p o2 i2 *k]"
+    request = {"0": (wide, 4), "1": ("out | in kh kw", 6)}
+    _, report = convert(model, request, example=(1, 6, 9, 9), candidates="factored", allow_larger=True)
+    assert report["0"].multiply_adds_after > report["0"].multiply_adds
+    assert report["0"].parameters_after < report["0"].parameters
+    grown = report["0"].multiply_adds_after / report["0"].multiply_adds
+    assert report["0"].done.endswith(f"p=4 (of the dense layer: {grown:.2f} times the multiply-adds)")
+    assert "times the parameters, 1.50 times the multiply-adds)" in report["1"].done
+    assert report["0"].done in str(report)
 
 
 @pytest.mark.parametrize(

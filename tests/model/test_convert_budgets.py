@@ -16,6 +16,7 @@ from tnalgebra.errors import DataError, RankError
 from tnalgebra.fitting.ranks import MultiplyAddsBudget, ParameterBudget
 from tnalgebra.model.convert import convert
 from tnalgebra.model.input_metrics import input_metrics
+from tnalgebra.model.patterns import optional
 from tnalgebra.model.plans import plan_budget
 from tnalgebra.nn.torch_layers import kernel_layers
 
@@ -117,6 +118,25 @@ def test_under_a_budget_too_every_layer_has_its_reason() -> None:
     _, report = convert(model, {"[02]": "out | in", "1": None}, size=ParameterBudget(0.9))
     assert report["0"].reason == "break-even: nothing that is offered is smaller than the dense layer"
     assert report.converted == ("2",)
+
+
+def test_a_budget_that_cannot_be_met_gives_all_reasons() -> None:
+    model = network()
+    model[0].forward = model[0].forward
+    nn.utils.parametrizations.weight_norm(model[5])
+    request = {"0": "tucker2", "5": "tucker2", "3": None, optional("8"): "out kh | in kw"}
+    with refused(
+        RankError,
+        "least: ",
+        "0: its forward is replaced",
+        "5: its weight is parametrised",
+        "3: as asked",
+        "8: the cut 'out kh | in kw' does not fit",
+    ):
+        convert(model, request, size="parameters 0.5")
+    many = nn.Sequential(*(nn.Linear(2, 2) for _ in range(5)))
+    with refused(RankError, "0, 1, 2 and 2 more: break-even"):
+        convert(many, {"*": "out | in"}, size="parameters 0.5")
 
 
 def test_budgets_that_cannot_be() -> None:

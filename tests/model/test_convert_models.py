@@ -126,7 +126,8 @@ def test_a_language_model() -> None:
     model = Language().eval()
     example = {"input_ids": tokens, "attention_mask": torch.ones(5, 5, dtype=torch.bool)}
     _, report = convert(model, {nn.Linear: ("out | in", 2)}, example=example, candidates="factored")
-    assert report["lm_head"].reason == "its weight is shared with embed_tokens.weight"
+    assert report["lm_head"].kind == "Embedding and Linear"
+    assert report["lm_head"].ranks == {"r": 2}
     assert report["layers.1.up_proj"].multiply_adds == 10 * 8 * 24
     assert report["layers.1.up_proj"].multiply_adds_after == 10 * 2 * (8 + 24)
     model(tokens).sum().backward()

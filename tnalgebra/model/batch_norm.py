@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import DataError, LayerError, explain
+from ..errors import DataError, LayerError
 from .images import inputs_of
 from .modes import evaluating
 
@@ -48,11 +48,10 @@ def recalibrate_batch_norm(model: _M, loader: Iterable[Tensor | Sequence[Tensor]
     """
     norms = batch_norms(model)
     if not norms:
-        raise LayerError(
-            explain(f"{type(model).__name__} has no batch normalisation with running statistics", fix="leave it out")
-        )
+        fact = f"{type(model).__name__} has no batch normalisation with running statistics"
+        raise LayerError(fact, fix="leave it out")
     if batches is not None and batches < 1:
-        raise DataError(explain(f"batches={batches}", fix="at least 1"))
+        raise DataError(f"batches={batches}", fix="at least 1")
     device = next(tensor.device for tensor in (*model.parameters(), *model.buffers()))
     momenta = [norm.momentum for norm in norms]
     before = [{key: value.clone() for key, value in norm.named_buffers(recurse=False)} for norm in norms]

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor, nn
 
 from ..decompositions import read_rewrite
-from ..errors import RankError, TnalgebraError, ValuesError, explain
+from ..errors import RankError, TnalgebraError, ValuesError
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size
 from ..networks import shape_of
 from ..rewriting import Choices, Fit, Rule
@@ -66,15 +66,17 @@ class Treatment:
         choices: Choices = {"seed": seed, **self.choices}
         return Treatment(self.rule, size if self.size is None and takes_it else self.size, choices)
 
+    def at_ranks_of(self, fit: Fit) -> Treatment:
+        """With the integer ranks that a fit of it got."""
+        return replace(self, size=None if self.fit else ranks_of(fit), parameters=fit.parameters)
+
     def apply(self, weights: Sequence[Tensor], size: Size | None, *, metrics: Sequence[Metric] | None) -> list[Fit]:
         """Fit weights of one shape together; `size` is used if the treatment has no size."""
         if self.fit is not None:
             shape = shape_of(self.fit.network, self.fit.network.output)
             if shape != tuple(weights[0].shape):
                 fact = f"the fit is one of a tensor of shape {shape}"
-                raise ValuesError(
-                    explain(fact, weight=tuple(weights[0].shape), fix="a fit of this weight, or its rule")
-                )
+                raise ValuesError(fact, weight=tuple(weights[0].shape), fix="a fit of this weight, or its rule")
             return [self.fit] * len(weights)
         assert self.rule is not None
         chosen = self.size if self.size is not None else size
@@ -224,12 +226,10 @@ class ErrorCurves:
             smallest = math.ceil(1e4 * (rest + least) / whole) / 1e4  # rounded up, so that it can be met
             rebuilt = "candidates='factored', where plans rebuild dense kernels; more layers"
             raise RankError(
-                explain(
-                    f"a budget of {budget.fraction:g} of {whole} {self.costs.counted} cannot be met",
-                    least=f"{smallest:.4f}: {rest} are not touched, the layers take {least}",
-                    dense=group_reasons({**(others or {}), **self.why_dense()}) or None,
-                    fix=rebuilt if isinstance(budget, MultiplyAddsBudget) else None,
-                )
+                f"a budget of {budget.fraction:g} of {whole} {self.costs.counted} cannot be met",
+                least=f"{smallest:.4f}: {rest} are not touched, the layers take {least}",
+                dense=group_reasons({**(others or {}), **self.why_dense()}) or None,
+                fix=rebuilt if isinstance(budget, MultiplyAddsBudget) else None,
             )
         return allocate(curves, limit)
 
@@ -267,16 +267,7 @@ def measure_curves(
     """
     ways: dict[str, list[Way]] = {name: [] for name in offered}
     refused: dict[str, TnalgebraError] = {}
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, weight in weights.items():
-        measured = metrics is not None and name in metrics
-        groups.setdefault((weight.shape, weight.dtype, weight.device, measured, *offered[name]), []).append(name)
-    points = [
-        (names, treatment, fraction)
-        for names in groups.values()
-        for treatment in offered[names[0]]
-        for fraction in ([None] if treatment.is_sized else fractions)
-    ]
+    points = _points(weights, offered, fractions, metrics or {})
     with progress_bar("error curves", sum(len(names) for names, _, _ in points), shown=progress) as bar:
         for names, treatment, fraction in points:
             bar.update(len(names))
@@ -286,15 +277,31 @@ def measure_curves(
             except TnalgebraError as error:
                 refused.update(dict.fromkeys(names, error))
                 continue
-            for name, fit in zip(names, fits, strict=False):
+            for name, fit in zip(names, fits, strict=False):  # no fits where even rank 1 is too large
                 cost = costs.of_fit(name, fit)
                 if cost < costs.dense[name] and fit.parameters < weights[name].numel():
                     loss = error_of(fit) ** 2 if loss_of is None else loss_of(name, fit)
-                    at_ranks = replace(
-                        treatment, size=None if treatment.fit else ranks_of(fit), parameters=fit.parameters
-                    )
-                    ways[name].append(Way(cost, loss, at_ranks))
+                    ways[name].append(Way(cost, loss, treatment.at_ranks_of(fit)))
     return ErrorCurves(offered, costs, ways, {name: error for name, error in refused.items() if not ways[name]})
+
+
+def _points(
+    weights: Mapping[str, Tensor],
+    offered: Mapping[str, Sequence[Treatment]],
+    fractions: Sequence[float],
+    metrics: Mapping[str, Metric],
+) -> list[tuple[list[str], Treatment, float | None]]:
+    """Layers of one shape that are offered the same, a treatment, and a part of the parameters where it has no size."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, weight in weights.items():
+        key = (weight.shape, weight.dtype, weight.device, name in metrics)
+        groups.setdefault((*key, *offered[name]), []).append(name)
+    return [
+        (names, treatment, fraction)
+        for names in groups.values()
+        for treatment in offered[names[0]]
+        for fraction in ([None] if treatment.is_sized else fractions)
+    ]
 
 
 def _fit_point(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..compiler import Candidates
 from ..decompositions import rules
-from ..errors import RankError, RuleError, SizeError, explain
+from ..errors import RankError, RuleError, SizeError
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size, read_size
 from ..networks import KERNEL_LABELS, labels_of
 from ..nn import KernelLayer, kernel_labels_of, nominal_shape
@@ -121,7 +121,7 @@ def _read_rewrites(rewrites: Any, labels: tuple[str, ...]) -> dict[str, Treatmen
         treatment = Treatment.read(one, labels, None, {})
         name = one if isinstance(one, str) else treatment.name if isinstance(one, Rule) else f"{treatment.name} (fit)"
         if name in treatments:
-            raise RuleError(explain(f"{name!r} is compared twice", fix="each once, or rules with names of their own"))
+            raise RuleError(f"{name!r} is compared twice", fix="each once, or rules with names of their own")
         treatments[name] = treatment
     return treatments
 
@@ -148,7 +148,7 @@ def _check_count(size: MultiplyAddsBudget, subject: _Subject, least: int) -> Non
     if least > allowed:
         fix = f"'multiply-adds {math.ceil(1e3 * least / subject.multiply_adds) / 1e3:g}'"
         fact = f"{str(size)!r} allows {allowed:,} multiply-adds, and the smallest rank needs {least:,}"
-        raise RankError(explain(fact, fix=fix if least <= subject.multiply_adds else None))
+        raise RankError(fact, fix=fix if least <= subject.multiply_adds else None)
 
 
 def _ranks_within(
@@ -201,7 +201,7 @@ class _Subject:
         if not isinstance(weight, nn.Module):
             if example is not None or time:
                 fact = f"a kernel alone does not run, so that {'time' if time else 'example'} has no meaning"
-                raise RuleError(explain(fact, fix="compare the layer, such as torch.nn.Conv2d"))
+                raise RuleError(fact, fix="compare the layer, such as torch.nn.Conv2d")
             kernel = torch.as_tensor(weight).detach()
             known = KERNEL_LABELS.get(kernel.ndim)
             return cls(kernel, _labels(kernel, known if labels is None else labels_of(labels)), kernel.numel())
@@ -257,5 +257,5 @@ def _labels(kernel: Tensor, labels: tuple[str, ...] | None) -> tuple[str, ...]:
     if labels is None or len(labels) != kernel.ndim:
         fact = f"the labels {' '.join(labels)} are" if labels else "no labels are known"
         fact = f"{fact} for a kernel of {kernel.ndim} axes"
-        raise RuleError(explain(fact, fix="labels='out in kh kw': one for each axis"))
+        raise RuleError(fact, fix="labels='out in kh kw': one for each axis")
     return labels

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .._tables import Table, Tabular
-from ..errors import RuleError, explain
+from .._tables import Table, Tabular, tabulate, write_number
+from ..errors import RuleError
 from ..networks import Network, isomorphic
 from ..rewriting import Fit
 from .budget import ranks_of
@@ -47,9 +48,9 @@ class Comparison(Tabular):
         for row in self.rows:
             if row.name == name:
                 if row.fit is None:
-                    raise RuleError(explain(f"{name!r} has no fit", because=row.reason))
+                    raise RuleError(f"{name!r} has no fit", because=row.reason)
                 return row.fit
-        raise RuleError(explain(f"{name!r} is not compared", compared=", ".join(row.name for row in self.rows)))
+        raise RuleError(f"{name!r} is not compared", compared=", ".join(row.name for row in self.rows))
 
     def records(self) -> list[dict[str, Any]]:
         """A dictionary for each row: name, counts, parts kept, ranks, errors, degeneracy, seconds; or the reason."""
@@ -93,32 +94,19 @@ class Comparison(Tabular):
         return f"{len(fitted)} of {len(self.rows)} decompositions{nearest}"
 
     def _table(self) -> Table:
-        in_metric = any(row.fit is not None and row.fit.output_error is not None for row in self.rows)
-        timed = self.seconds is not None
-
-        def line(*cells: str) -> list[str]:
-            keep = (True, True, True, in_metric, True, True, True, timed, True)
-            return [cell for cell, kept in zip(cells, keep, strict=True) if kept]
-
-        rows = []
-        for row, record in zip(self.rows, self.records(), strict=True):
-            if row.fit is not None:
-                degeneracy, seconds = record["degeneracy"], record["seconds"]
-                errors = (record["output_error"], record["relative_error"])
-                rows.append(
-                    line(
-                        row.name,
-                        f"{record['parameters']:,}",
-                        f"{record['parameters_kept']:.3f}",
-                        *("" if error is None else f"{error:.4f}" for error in errors),
-                        f"{record['multiply_adds']:,}",
-                        "" if degeneracy is None else f"{degeneracy:.2f}",
-                        "" if seconds is None else f"{1e3 * seconds:.3f}",
-                        " ".join(f"{bond}={rank}" for bond, rank in record["ranks"].items()),
-                    )
-                )
-        names = ("parameters", "kept", "output error", "error", "multiply-adds", "degeneracy", "ms", "ranks")
-        head = line("decomposition", *names)
-        seconds = "" if self.seconds is None else f"{1e3 * self.seconds:.3f}"
-        dense = line("dense", f"{self.parameters:,}", "1.000", "", "", f"{self.multiply_adds:,}", "", seconds, "")
-        return Table(rows, head, left=(0, len(head) - 1), total=dense, below=self.notes)
+        columns: dict[str, Callable[[dict[str, Any]], str]] = {
+            "decomposition": lambda row: str(row["name"]),
+            "parameters": lambda row: write_number(row["parameters"]),
+            "kept": lambda row: write_number(row["parameters_kept"], ".3f"),
+            "output error": lambda row: write_number(row["output_error"], ".4f"),
+            "error": lambda row: write_number(row["relative_error"], ".4f"),
+            "multiply-adds": lambda row: write_number(row["multiply_adds"]),
+            "degeneracy": lambda row: write_number(row["degeneracy"], ".2f"),
+            "ms": lambda row: "" if row["seconds"] is None else f"{1e3 * row['seconds']:.3f}",
+            "ranks": lambda row: " ".join(f"{bond}={rank}" for bond, rank in row["ranks"].items()),
+        }
+        dense = {"decomposition": "dense", "parameters": f"{self.parameters:,}", "kept": "1.000"}
+        dense |= {"multiply-adds": f"{self.multiply_adds:,}"}
+        dense |= {} if self.seconds is None else {"ms": f"{1e3 * self.seconds:.3f}"}
+        fitted = [record for record in self.records() if "parameters" in record]
+        return tabulate(fitted, columns, left=("ranks",), total=dense, below=self.notes)

@@ -70,20 +70,23 @@ class Conversion:
             if name in obstacles:
                 self.refuse(name, obstacles[name])
                 continue
-            labels = kernel_labels_of(site.module)
-            treatments = []
+            treatments, failed = [], None
+            # a weight that an embedding shares with a linear layer may be meant by the labels of either
+            of_members = dict.fromkeys(kernel_labels_of(member.module) for member in site.members)
             for offer in offers:
-                try:
-                    if (offer, labels) not in known:  # layers that share a treatment are fitted side by side
-                        treatment = Treatment.read(offer.rewrite, labels, offer.size, offer.choices)
-                        known[offer, labels] = treatment.completed(size, seed=seed)
-                    treatments.append(known[offer, labels])
-                except TnalgebraError as error:
-                    reason = str(error)
+                for labels in of_members:
+                    try:
+                        if (offer, labels) not in known:  # layers that share a treatment are fitted side by side
+                            treatment = Treatment.read(offer.rewrite, labels, offer.size, offer.choices)
+                            known[offer, labels] = treatment.completed(size, seed=seed)
+                        treatments.append(known[offer, labels])
+                        break
+                    except TnalgebraError as error:
+                        failed = failed or error
             if treatments:
                 self.offered[name] = treatments
             else:
-                self.refuse(name, reason)
+                self.refuse(name, failed)
 
     def record_calls(self, example: Example | None) -> None:
         """Run the model once, to see every layer's inputs; layers that are not called are left out."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from ..compiler import Candidates
-from ..errors import DataError, LayerError, RankError, explain
+from ..errors import DataError, LayerError, RankError
 from ..fitting import MultiplyAddsBudget, ParameterBudget, Size, read_size
 from ..nn import KernelLayer
 from .attention import unfolding_attentions
@@ -93,11 +93,10 @@ def convert(
     Raises:
         LayerError: a pattern that is not optional fits no layer, or every layer it fits is refused; the model is a
             single layer, does not run on the example, or does not run once it is converted.
-        RuleError: a name that no rule has, a request that cannot be read.
+        RuleError: a request cannot be read.
         RankError: a budget cannot be met (the message has the least that can, and why layers stay dense); a size that
             cannot be read, or has no meaning where it is given.
-        DataError: `sequential` without calibration, a budget of multiply-adds without an example, or calibration
-            data that hold no inputs.
+        DataError: calibration data, or an example, are missing where they are needed, or hold no inputs.
 
     Example:
         >>> model, report = tn.convert(model, {torch.nn.Conv2d: "tucker2"}, size="parameters 0.5")
@@ -112,9 +111,8 @@ def convert(
         assigned = assign(target, sites, patterns)
         budget = _check_sizes(whole, assigned)
         work.offer(assigned, None if budget is not None else whole, seed)
-        inputs = None
-        if calibration is not None:
-            inputs = list(inputs_of([calibration] if isinstance(calibration, Tensor) else calibration))
+        batches = [calibration] if isinstance(calibration, Tensor) else calibration
+        inputs = None if batches is None else list(inputs_of(batches))
         trial = example if example is not None or inputs is None else inputs[0][:1].to(work.device)
         work.record_calls(trial)
         work.choose_and_fit(inputs, budget, sequential=sequential, ridge=ridge, fractions=fractions)
@@ -150,7 +148,7 @@ def _exchange(
         if isinstance(error, CALL_ERRORS):
             because, fix = f"{type(error).__name__}: {error}", "None for a layer whose weight the model reads itself"
             fact = "the converted model does not run on the example"
-            raise LayerError(explain(fact, because=because, fix=fix)) from error
+            raise LayerError(fact, because=because, fix=fix) from error
         raise
 
 
@@ -159,7 +157,7 @@ def _list_replaced(sites: Sequence[Site], layers: Sequence[KernelLayer]) -> tupl
     replaced: list[Replaced] = []
     for site, layer in zip(sites, layers, strict=True):
         if all(attention.out_proj is site.module for attention in site.attentions):
-            replaced.append(Replaced(site.names[0], site.module.weight, layer.cores()))
+            replaced.append(Replaced(site.names[0], site.module.get_parameter("weight"), layer.cores()))
             if layer.bias is not None:
                 replaced.append(Replaced(site.names[0], layer.bias, {"bias": layer.bias}))
     return tuple(replaced)
@@ -172,9 +170,9 @@ def _check_settings(
     model: nn.Module, size: Size | None, example: object, calibration: object, *, sequential: bool
 ) -> None:
     if isinstance(size, MultiplyAddsBudget) and example is None:
-        raise DataError(explain("multiply-adds are counted at an example input", fix="example=x, or its shape"))
+        raise DataError("multiply-adds are counted at an example input", fix="example=x, or its shape")
     if sequential and calibration is None:
-        raise DataError(explain("fits to the original outputs need inputs", fix="calibration=[batch, ...]"))
+        raise DataError("fits to the original outputs need inputs", fix="calibration=[batch, ...]")
     check_initialised(model)
 
 
@@ -185,12 +183,10 @@ def _check_sizes(size: Size | None, assigned: Mapping[str, Assigned]) -> ModelBu
         for offer in one.offers or ():
             if budget is not None and isinstance(offer.size, ParameterBudget):
                 raise RankError(
-                    explain(
-                        "a budget is given for the model and for a layer",
-                        model=budget,
-                        layer=f"{name!r}, by {one.pattern!r}: {offer.size}",
-                        fix=f"one of the two; or for the layer {LAYER_SIZES.partition(' or ')[0]}",
-                    )
+                    "a budget is given for the model and for a layer",
+                    model=budget,
+                    layer=f"{name!r}, by {one.pattern!r}: {offer.size}",
+                    fix=f"one of the two; or for the layer {LAYER_SIZES.partition(' or ')[0]}",
                 )
     return budget
 
@@ -212,4 +208,4 @@ def _check_refused(assigned: Mapping[str, Assigned], work: Conversion) -> None:
             stuck = find_obstacles(work.model, work.sites)
             tried = any(name not in stuck and work.calls.get(name, True) for name in names)
             fix = "another rewrite, or None" if tried else "None for what stays dense"
-            raise LayerError(explain(fact, because=because, fix=None if "fix:" in because else fix))
+            raise LayerError(fact, because=because, fix=None if "fix:" in because else fix)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..errors import LayerError, explain
+from ..errors import LayerError
 
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 """A tensor, a shape, (shape, dtype), a sequence of arguments or a mapping of keyword arguments: see `read_example`."""
@@ -42,7 +42,7 @@ def read_example(example: Example, model: nn.Module) -> tuple[tuple[Any, ...], d
         return (maker.value(example),), {}
     if not isinstance(example, Sequence) or isinstance(example, str):
         fact = f"the example is a {type(example).__name__}, which is not an input of a model"
-        raise LayerError(explain(fact, fix="a tensor, its shape (1, 3, 224, 224), or all arguments: (x, mask), {...}"))
+        raise LayerError(fact, fix="a tensor, its shape (1, 3, 224, 224), or all arguments: (x, mask), {...}")
     *first, last = example or ({},)
     if isinstance(last, Mapping):
         return tuple(map(maker.value, first)), {str(name): maker.value(one) for name, one in last.items()}
@@ -70,9 +70,9 @@ class _Maker:
 
     def _tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         if self.like.is_meta:
-            raise LayerError(explain("the model is on the meta device, where nothing runs", fix="a device with memory"))
+            raise LayerError("the model is on the meta device, where nothing runs", fix="a device with memory")
         if min(shape) < 0:
-            raise LayerError(explain(f"the shape {tuple(shape)} in the example has a negative size"))
+            raise LayerError(f"the shape {tuple(shape)} in the example has a negative size")
         device = self.like.device
         if not (dtype.is_floating_point or dtype.is_complex):
             return torch.ones(*shape, dtype=dtype, device=device)

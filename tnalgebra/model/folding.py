@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..errors import LayerError, explain
+from ..errors import LayerError
 from ..networks import NamedTensor, tensor_nodes
 from ..nn import KERNEL_LAYERS, LAYERS, TRANSPOSED, KernelLayer, Linear
 from .example import Example, read_example, tensors_in
@@ -92,7 +92,7 @@ def fold_batch_norm(
     names = {module: name for name, module in model.named_modules()}
     norms = [module for module in names if isinstance(module, _BatchNorm)]
     if model.training or any(norm.training for norm in norms):
-        raise LayerError(explain(f"{type(model).__name__} is in training mode", fix="model.eval()"))
+        raise LayerError(f"{type(model).__name__} is in training mode", fix="model.eval()")
     folded: dict[str, str] = {}
     left: dict[str, str] = {}
     with torch.no_grad():
@@ -155,7 +155,7 @@ class _Seen:
             outputs = [one.clone() for one in _comparable(model(*args, **kwargs))]
         if not outputs:
             fact = f"{type(model).__name__} gives no tensor of numbers that could be compared"
-            raise LayerError(explain(fact, fix="leave the example out, and compare the outputs yourself"))
+            raise LayerError(fact, fix="leave the example out, and compare the outputs yourself")
         users = Counter(layer for _, layer in taken)
         sources = {n: layer for n, layer in taken if times[n] == times[layer] == users[layer] == 1}
         return cls((args, kwargs), outputs, frozenset(m for m, counts in axes.items() if counts == {2}), sources)
@@ -191,7 +191,7 @@ def _find_sources(
             if layer not in modules or not isinstance(norm, _BatchNorm):
                 known = ", ".join(one for one in modules if isinstance(modules[one], _BatchNorm))
                 fact = f"{layer!r} and {name!r} are not a layer and a batch normalisation of the model"
-                raise LayerError(explain(fact, batch_normalisations=known))
+                raise LayerError(fact, batch_normalisations=known)
             named[norm] = modules[layer]
         return named, True
     if not norms:
@@ -274,7 +274,7 @@ def _exchange_groups(
             if seen is not None and not change < seen.tolerance:
                 if certain:
                     fact = f"{type(model).__name__} computes other outputs once its batch normalisations are folded"
-                    raise LayerError(explain(fact, relative_error=f"{change:.1e}"))
+                    raise LayerError(fact, relative_error=f"{change:.1e}")
                 _restore(places)
                 reason = f"the model's output changes by {change:.1e} once it is folded"
             results += [(norm, layer, reason) for norm, layer, _ in group]

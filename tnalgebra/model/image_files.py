@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from .._files import cache_folder, write_whole
-from ..errors import DataError, explain
+from ..errors import DataError
 from .images import Images, shorten_names
 from .progress import track
 
@@ -65,13 +65,13 @@ def load_images(name: str | Path, split: Literal["train", "test"], *, image_size
         >>> test = tn.load_images("data/flowers", "test", image_size=224)
     """
     if split not in SPLITS:
-        raise DataError(explain(f"no split is called {split!r}", known=", ".join(SPLITS)))
+        raise DataError(f"no split is called {split!r}", known=", ".join(SPLITS))
     if str(name) not in ("digits", "cifar10", "cifar100"):
         if image_size is not None and image_size < 1:
-            raise DataError(explain(f"image_size={image_size} is not a size", needed="a positive number of pixels"))
+            raise DataError(f"image_size={image_size} is not a size", needed="a positive number of pixels")
         return _read_folder(Path(name), split, image_size)
     if image_size is not None:
-        raise DataError(explain(f"{name} has images of one size", given=f"image_size={image_size}", fix="leave it out"))
+        raise DataError(f"{name} has images of one size", given=f"image_size={image_size}", fix="leave it out")
     return _read_digits(split) if str(name) == "digits" else _read_cifar(str(name), split)
 
 
@@ -80,7 +80,7 @@ def _read_digits(split: str) -> Images:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ModuleNotFoundError as error:
-        raise DataError(explain("the digits need scikit-learn", fix='pip install "tnalgebra[study]"')) from error
+        raise DataError("the digits need scikit-learn", fix='pip install "tnalgebra[study]"') from error
 
     data = load_digits()
     parts = train_test_split(np.arange(len(data.target)), test_size=_DIGITS_TEST, random_state=0, stratify=data.target)
@@ -99,12 +99,10 @@ def _read_cifar(name: str, split: str) -> Images:
         data = reader(cache_folder(), train=split == "train", download=True)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         raise DataError(
-            explain(
-                f"{name} cannot be downloaded",
-                reason=f"{type(error).__name__}: {error}",
-                searched=cache_folder(),
-                fix=f"give a folder of images instead: {_EXPECTED}",
-            )
+            f"{name} cannot be downloaded",
+            reason=f"{type(error).__name__}: {error}",
+            searched=cache_folder(),
+            fix=f"give a folder of images instead: {_EXPECTED}",
         ) from error
     pixels = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
     return Images(pixels, torch.tensor(data.targets), tuple(data.classes), f"{name}/{split}")
@@ -129,13 +127,11 @@ def _list_folder(root: Path, split: str) -> tuple[list[Path], list[int], tuple[s
 
     if not root.is_dir():
         names = "digits, cifar10, cifar100"
-        raise DataError(explain(f"no folder of images at {str(root)!r}", expected=_EXPECTED, known_by_name=names))
+        raise DataError(f"no folder of images at {str(root)!r}", expected=_EXPECTED, known_by_name=names)
     if not (root / split).is_dir():
         found = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
         raise DataError(
-            explain(
-                f"{str(root)!r} has no folder {split!r}", found=shorten_names(found) or "nothing", expected=_EXPECTED
-            )
+            f"{str(root)!r} has no folder {split!r}", found=shorten_names(found) or "nothing", expected=_EXPECTED
         )
 
     def is_image(path: str) -> bool:
@@ -148,16 +144,14 @@ def _list_folder(root: Path, split: str) -> tuple[list[Path], list[int], tuple[s
         samples = make_dataset(root / split, {name: label for label, name in enumerate(classes)}, None, is_image)
     except (FileNotFoundError, ValueError) as error:  # a class without images; no class
         fact = f"no images in {str(root / split)!r}, or in one of its classes"
-        raise DataError(explain(fact, reason=error, expected=_EXPECTED, endings=" ".join(_ENDINGS))) from error
+        raise DataError(fact, reason=error, expected=_EXPECTED, endings=" ".join(_ENDINGS)) from error
     odd = sorted({*classes} ^ {*(_class_folders(root / other) or classes)})
     if odd:
         raise DataError(
-            explain(
-                f"{split!r} and {other!r} have different classes",
-                folder=root,
-                not_in_both=shorten_names(odd),
-                why="a label is a position in the alphabetical list of classes",
-            )
+            f"{split!r} and {other!r} have different classes",
+            folder=root,
+            not_in_both=shorten_names(odd),
+            why="a label is a position in the alphabetical list of classes",
         )
     return [Path(file) for file, _ in samples], [label for _, label in samples], tuple(classes)
 
@@ -176,12 +170,10 @@ def _decode_all(files: Sequence[Path], image_size: int | None) -> NDArray[np.uin
         image = _decode(files[index], image_size)
         if image.shape != first.shape:
             raise DataError(
-                explain(
-                    "images differ in size",
-                    file=f"{files[index]}: {image.shape[2]}x{image.shape[1]} (width x height)",
-                    first=f"{files[0]}: {first.shape[2]}x{first.shape[1]}",
-                    fix="give image_size= to scale and crop all images to one size",
-                )
+                "images differ in size",
+                file=f"{files[index]}: {image.shape[2]}x{image.shape[1]} (width x height)",
+                first=f"{files[0]}: {first.shape[2]}x{first.shape[1]}",
+                fix="give image_size= to scale and crop all images to one size",
             )
         pixels[index] = image
 
@@ -202,16 +194,12 @@ def _decode(file: Path, image_size: int | None) -> NDArray[np.uint8]:
             # Pillow warns where a palette with transparency becomes RGB at once; the colours are the same.
             colour = (image.convert("RGBA") if mode == "P" else image).convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise DataError(
-            explain(f"image {str(file)!r} cannot be decoded", reason=f"{type(error).__name__}: {error}")
-        ) from error
+        raise DataError(f"image {str(file)!r} cannot be decoded", reason=f"{type(error).__name__}: {error}") from error
     if mode.startswith(("I", "F")):  # the conversion to 8 bits clips
         raise DataError(
-            explain(
-                f"image {str(file)!r} has more than 8 bits per channel",
-                mode=mode,
-                fix="store it with 8 bits per channel",
-            )
+            f"image {str(file)!r} has more than 8 bits per channel",
+            mode=mode,
+            fix="store it with 8 bits per channel",
         )
     if image_size is not None:
         colour = ImageOps.fit(colour, (image_size, image_size), Image.Resampling.BILINEAR)

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..errors import DataError, explain
+from ..errors import DataError
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,35 +46,27 @@ class Images:
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
             raise DataError(
-                explain(
-                    f"pixels of {self.source!r} are {self.pixels.dtype} of shape {tuple(self.pixels.shape)}",
-                    needed="torch.uint8 of shape (n, channels, height, width)",
-                )
+                f"pixels of {self.source!r} are {self.pixels.dtype} of shape {tuple(self.pixels.shape)}",
+                needed="torch.uint8 of shape (n, channels, height, width)",
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.pixels.shape[:1]:
             raise DataError(
-                explain(
-                    f"labels of {self.source!r} are {self.labels.dtype} of shape {tuple(self.labels.shape)}",
-                    needed=f"torch.int64 of shape ({len(self.pixels)},)",
-                )
+                f"labels of {self.source!r} are {self.labels.dtype} of shape {tuple(self.labels.shape)}",
+                needed=f"torch.int64 of shape ({len(self.pixels)},)",
             )
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
             raise DataError(
-                explain(
-                    f"labels of {self.source!r} run from {int(self.labels.min())} to {int(self.labels.max())}",
-                    needed=f"0 to {len(self.classes) - 1}, positions in the list of classes",
-                )
+                f"labels of {self.source!r} run from {int(self.labels.min())} to {int(self.labels.max())}",
+                needed=f"0 to {len(self.classes) - 1}, positions in the list of classes",
             )
         colour, channels = self.channels == 3, self.channels
         object.__setattr__(self, "mean", tuple(self.mean) or (_IMAGENET_MEAN if colour else (0.0,) * channels))
         object.__setattr__(self, "std", tuple(self.std) or (_IMAGENET_STD if colour else (1.0,) * channels))
         if {len(self.mean), len(self.std)} != {channels} or not all(value > 0 for value in self.std):
             raise DataError(
-                explain(
-                    "mean and std do not fit the images",
-                    given=f"mean={self.mean}, std={self.std}",
-                    needed=f"{channels} numbers each, std positive",
-                )
+                "mean and std do not fit the images",
+                given=f"mean={self.mean}, std={self.std}",
+                needed=f"{channels} numbers each, std positive",
             )
 
     def __len__(self) -> int:
@@ -109,7 +101,7 @@ class Images:
             DataError: `count` is not between 1 and the number of images.
         """
         if not 1 <= count <= len(self):
-            raise DataError(explain(f"cannot choose {count} images", source=self.source, needed=f"1 to {len(self)}"))
+            raise DataError(f"cannot choose {count} images", source=self.source, needed=f"1 to {len(self)}")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         turn = torch.empty_like(order)  # element [i]: how many of its class come before image order[i]
         for label in range(len(self.classes)):
@@ -160,18 +152,18 @@ def inputs_of(batches: Images | Iterable[Tensor | Sequence[Tensor]]) -> Iterator
         DataError: there is no batch, a batch holds no inputs, or `batches` is a single tensor or Images.
     """
     if isinstance(batches, Tensor):  # its entries would pass for batches
-        raise DataError(explain("batches of inputs are needed, and one tensor is given", fix="a list of tensors: [x]"))
+        raise DataError("batches of inputs are needed, and one tensor is given", fix="a list of tensors: [x]")
     if isinstance(batches, Images):
-        raise DataError(explain("Images are given without batch_size", source=batches.source, fix="images.batches(64)"))
+        raise DataError("Images are given without batch_size", source=batches.source, fix="images.batches(64)")
     if not isinstance(batches, Iterable):  # as untyped callers may
         kind = type(batches).__name__
-        raise DataError(explain(f"batches of inputs are needed, and a {kind} is given", fix="[x], or a loader"))
+        raise DataError(f"batches of inputs are needed, and a {kind} is given", fix="[x], or a loader")
     number = 0
     for number, batch in enumerate(batches, start=1):
         x = batch[0] if isinstance(batch, Sequence) and batch else batch
         if not isinstance(x, Tensor) or x.ndim == 0 or not x.numel():
             given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise DataError(explain(f"batch {number} holds no inputs", given=given, needed="a tensor (n, ...), n >= 1"))
+            raise DataError(f"batch {number} holds no inputs", given=given, needed="a tensor (n, ...), n >= 1")
         yield x
     if not number:
         raise DataError("the data have no batches of inputs")
@@ -184,7 +176,7 @@ def batch_rows(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
         DataError: the batch size is not positive.
     """
     if batch_size < 1:
-        raise DataError(explain(f"a batch of {batch_size} images is not a batch", needed="batch_size >= 1"))
+        raise DataError(f"a batch of {batch_size} images is not a batch", needed="batch_size >= 1")
     return order.tensor_split(-(-len(order) // batch_size)) if len(order) else ()
 
 
@@ -192,7 +184,7 @@ def check_classes(images: Images, outputs: int) -> None:
     """Raise DataError unless a network has one output for each class of the images."""
     if outputs != len(images.classes):
         fact = f"the network has {outputs} outputs, the images have {len(images.classes)} classes"
-        raise DataError(explain(fact, images=images.source, classes=shorten_names(images.classes)))
+        raise DataError(fact, images=images.source, classes=shorten_names(images.classes))
 
 
 def shorten_names(names: Sequence[str]) -> str:

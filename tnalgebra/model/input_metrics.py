@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, LayerError, ValuesError, explain
+from ..errors import DataError, LayerError, ValuesError
 from ..fitting import Metric
 from ..nn import DenseLayer, kernel_layers, layer_network, own_weight
 from .images import Images, inputs_of
 from .modes import Hook, evaluating, hooked
-from .patches import PATCH_BLOCK, Moments
 from .modules import check_initialised, owners_of_parameters
+from .patches import PATCH_BLOCK, Moments
 
 RIDGE = 1e-4
 """Default ridge: variance of the noise on every input, relative to their mean square."""
@@ -241,7 +241,7 @@ def _gather(twin: nn.Module, module: DenseLayer, moments: Moments, *, x: Tensor,
         _run(twin, x, {module: hook})
     if ahead:
         times = f"{len(outputs) - len(ahead)} times in the copy, {len(outputs)} times in the model"
-        raise LayerError(explain(f"it is called {times}", why="its calls depend on values that were fitted"))
+        raise LayerError(f"it is called {times}", why="its calls depend on values that were fitted")
 
 
 class _Stop(BaseException):
@@ -260,7 +260,7 @@ def _inputs(model: nn.Module, batches: Batches, batch_size: int | None, device: 
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         batches = batches.batches(batch_size, dtype=dtype)
     elif batch_size is not None:
-        raise DataError(explain("batch_size given with batches of inputs", fix="only with Images"))
+        raise DataError("batch_size given with batches of inputs", fix="only with Images")
     return (x.to(device) for x in inputs_of(batches))
 
 
@@ -268,17 +268,15 @@ def _chosen(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, Dense
     """Name -> layer, all of them fit to be calibrated. Raises LayerError: see `input_metrics`."""
     layers = kernel_layers(model)
     if not layers:
-        raise LayerError(explain(f"{type(model).__name__} has no kernel", needed="a convolution or linear layer"))
+        raise LayerError(f"{type(model).__name__} has no kernel", needed="a convolution or linear layer")
     globs = ["*"] if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in layers):
             near = difflib.get_close_matches(glob, list(layers), n=3, cutoff=0.3)
             raise LayerError(
-                explain(
-                    f"no layer is called {glob!r}",
-                    near=", ".join(near) or None,
-                    layers=", ".join(list(layers)[:8]) + (", ..." if len(layers) > 8 else ""),
-                )
+                f"no layer is called {glob!r}",
+                near=", ".join(near) or None,
+                layers=", ".join(list(layers)[:8]) + (", ..." if len(layers) > 8 else ""),
             )
     check_initialised(model)
     chosen = {name: module for name, module in layers.items() if any(fnmatchcase(name, glob) for glob in globs)}
@@ -288,7 +286,7 @@ def _chosen(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, Dense
             weight = own_weight(module)
             if len(owners[weight]) > 1:
                 fix = "give each layer a weight of its own, or leave it out of layers="
-                raise LayerError(explain("its weight is shared", between=", ".join(owners[weight]), fix=fix))
+                raise LayerError("its weight is shared", between=", ".join(owners[weight]), fix=fix)
             layer_network(module)
     return chosen
 
@@ -297,11 +295,9 @@ def _check_called(chosen: Iterable[str], called: Collection[str]) -> None:
     silent = [name for name in chosen if name not in called]
     if silent:
         raise LayerError(
-            explain(
-                f"{'layer' if len(silent) == 1 else 'layers'} {', '.join(map(repr, silent))} never called",
-                why="the model's forward does not run the module, or uses its weight directly",
-                fix="leave it out of layers=",
-            )
+            f"{'layer' if len(silent) == 1 else 'layers'} {', '.join(map(repr, silent))} never called",
+            why="the model's forward does not run the module, or uses its weight directly",
+            fix="leave it out of layers=",
         )
 
 
@@ -309,11 +305,9 @@ def _checked_weight(name: str, module: DenseLayer, weight: Tensor) -> Tensor:
     if not isinstance(weight, Tensor) or weight.shape != module.weight.shape or not bool(weight.isfinite().all()):
         given = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
         raise ValuesError(
-            explain(
-                f"the fit of layer {name!r} did not return a weight for it",
-                given=given,
-                needed=f"finite, shape {tuple(module.weight.shape)}",
-            )
+            f"the fit of layer {name!r} did not return a weight for it",
+            given=given,
+            needed=f"finite, shape {tuple(module.weight.shape)}",
         )
     return weight
 
@@ -337,4 +331,4 @@ def _errors_of(name: str) -> Iterator[None]:
     try:
         yield
     except (ValuesError, LayerError) as error:
-        raise type(error)(explain(f"layer {name!r} cannot be calibrated", because=error)) from error
+        raise type(error)(f"layer {name!r} cannot be calibrated", because=error) from error

@@ -8,7 +8,7 @@ from itertools import repeat
 import torch
 from torch import nn
 
-from ..errors import LayerError, explain
+from ..errors import LayerError
 from .report import ConversionReport
 
 _MATRICES_ONLY: tuple[type[torch.optim.Optimizer], ...] = (torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()
@@ -32,21 +32,19 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: ConversionReport)
             parameters together (LBFGS); takes matrices only (Muon), and a core that would join is not a matrix.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise LayerError(explain("LBFGS has one state for all parameters together", fix="a new optimizer"))
+        raise LayerError("LBFGS has one state for all parameters together", fix="a new optimizer")
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     ours = {parameter for one in report.replaced for parameter in (one.old, *one.parameters.values())}
     if report.replaced and not held & ours:
         raise LayerError(
-            explain(
-                f"the optimizer holds no parameter of the converted layers ({len(report.replaced)})",
-                fix="the optimizer of the model that was converted, with inplace=True; or a new one",
-            )
+            f"the optimizer holds no parameter of the converted layers ({len(report.converted)})",
+            fix="the optimizer of the model that was converted, with inplace=True; or a new one",
         )
     swaps = _swaps(report, held)
     for name, core in (pair for cores in swaps.values() for pair in cores):
         if isinstance(optimizer, _MATRICES_ONLY) and core.ndim != 2:
             fact = f"{type(optimizer).__name__} takes matrices, and {name} has {core.ndim} axes"
-            raise LayerError(explain(fact, fix="a rewrite with matrices; or a new optimizer for tensors"))
+            raise LayerError(fact, fix="a rewrite with matrices; or a new optimizer for tensors")
     for group in optimizer.param_groups:
         named = zip(group.get("param_names", repeat("")), group["params"], strict=False)
         pairs = [pair for name, parameter in named for pair in swaps.get(parameter, [(name, parameter)])]
@@ -66,8 +64,9 @@ def _swaps(report: ConversionReport, held: Set[nn.Parameter]) -> dict[nn.Paramet
     swaps: dict[nn.Parameter, list[tuple[str, nn.Parameter]]] = {}
     joined = {*held}
     for replaced in report.replaced:
-        if replaced.old in held - {*replaced.parameters.values()}:
-            cores = swaps.setdefault(replaced.old, [])
+        old = replaced.old
+        if old is not None and old in held - {*replaced.parameters.values()}:
+            cores = swaps.setdefault(old, [])
             for name, core in replaced.parameters.items():
                 if core not in joined:
                     joined.add(core)

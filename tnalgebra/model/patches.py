@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import LayerError, ValuesError, explain
+from ..errors import LayerError, ValuesError
 from ..fitting import Metric
 from ..nn import TRANSPOSED, DenseLayer, kernel_labels_of
 from ..tensors import MAX_ELEMENTS
@@ -181,13 +181,11 @@ class Moments:
         self.window = window = window_of(module)
         if window.elements > MAX_ELEMENTS:
             raise LayerError(
-                explain(
-                    f"the covariances of a {type(module).__name__} would have {window.elements} elements",
-                    layer=module,
-                    limit=MAX_ELEMENTS,
-                    why="each output channel has a covariance of its own" if window.groups > 1 else None,
-                    fix="leave it out of layers=",
-                )
+                f"the covariances of a {type(module).__name__} would have {window.elements} elements",
+                layer=module,
+                limit=MAX_ELEMENTS,
+                why="each output channel has a covariance of its own" if window.groups > 1 else None,
+                fix="leave it out of layers=",
             )
         self.dtype = dtype or (torch.float64 if window.coupled <= _FLOAT64_UP_TO else torch.float32)
         self.block = block
@@ -209,7 +207,7 @@ class Moments:
         """
         for name, tensor in (("inputs", x), ("outputs", y)):
             if not bool(tensor.isfinite().all()):
-                raise ValuesError(explain(f"its {name} hold NaN or infinity", shape=tuple(tensor.shape)))
+                raise ValuesError(f"its {name} hold NaN or infinity", shape=tuple(tensor.shape))
         axes = len(self.window.size)
         if not axes:
             x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from ..decompositions import read_rewrite, rules
-from ..errors import LayerError, RankError, RuleError, explain
+from ..errors import LayerError, RankError, RuleError
 from ..fitting import MultiplyAddsBudget, Size, read_size
 from ..networks import KERNEL_LABELS
 from ..rewriting import Choices, Fit, Options, Rule, SizedChoices
@@ -97,37 +97,41 @@ def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> d
         }
     _check_patterns(patterns)
     requests = {pattern: _read_request(one, f"the pattern {_text(pattern)!r}") for pattern, one in patterns.items()}
-    attentions = {module: names for module, names in names_of_modules(model).items() if is_attention(module)}
-    fitting = {
-        name: [pattern for pattern in patterns if _fits_site(pattern, site, attentions)] for name, site in sites.items()
-    }
-    for pattern in patterns:
-        if not any(pattern in fits for fits in fitting.values()):
-            if not isinstance(pattern, OptionalPattern):
-                raise _unmatched(model, sites, pattern)
-            _log.info("the optional pattern %r fits no layer", _text(pattern))
+    fitting = _fitting(model, sites, patterns)
     followed = {fits[0] for fits in fitting.values() if fits}
     assigned = {name: Assigned(None) for name in sites}
-    for name, fits in fitting.items():
-        if fits:
-            first, *later = fits
-            also = tuple(_text(one) for one in later if requests[first] is not None or one not in followed)
-            may_fail = isinstance(first, OptionalPattern)
-            assigned[name] = Assigned(requests[first], _text(first), also, optional=may_fail)
+    for name, (first, *later) in ((name, fits) for name, fits in fitting.items() if fits):
+        also = tuple(_text(one) for one in later if requests[first] is not None or one not in followed)
+        may_fail = isinstance(first, OptionalPattern)
+        assigned[name] = Assigned(requests[first], _text(first), also, optional=may_fail)
     return assigned
+
+
+def _fitting(
+    model: nn.Module, sites: Mapping[str, Site], patterns: Iterable[LayerPattern]
+) -> dict[str, list[LayerPattern]]:
+    """For each layer all patterns that fit. Raises LayerError where one that is not optional fits no layer."""
+    attentions = {module: names for module, names in names_of_modules(model).items() if is_attention(module)}
+    fitting = {name: [one for one in patterns if _fits_site(one, site, attentions)] for name, site in sites.items()}
+    reached = {pattern for fits in fitting.values() for pattern in fits}
+    for pattern in (one for one in patterns if one not in reached):
+        if not isinstance(pattern, OptionalPattern):
+            raise _unmatched(model, sites, pattern)
+        _log.info("the optional pattern %r fits no layer", _text(pattern))
+    return fitting
 
 
 def _check_patterns(patterns: object) -> None:
     if not isinstance(patterns, Mapping):
         kind = type(patterns).__name__
-        raise RuleError(explain(f"layers are chosen by a {kind}", fix="{'layer3.*': 'tucker2'}, or a function"))
+        raise RuleError(f"layers are chosen by a {kind}", fix="{'layer3.*': 'tucker2'}, or a function")
     if not patterns:
-        raise RuleError(explain("the mapping has no pattern", fix="{'*': ('tucker2', 'parameters 0.5')}"))
+        raise RuleError("the mapping has no pattern", fix="{'*': ('tucker2', 'parameters 0.5')}")
     for pattern in patterns:
         bare = pattern.pattern if isinstance(pattern, OptionalPattern) else pattern
         if not isinstance(bare, str) and not (isinstance(bare, type) and issubclass(bare, nn.Module)):
             fix = "a glob over names ('layer3.*.conv2'), a class (torch.nn.Conv2d), or tn.model.optional(...) of these"
-            raise RuleError(explain(f"{pattern!r} is not a pattern", fix=fix))
+            raise RuleError(f"{pattern!r} is not a pattern", fix=fix)
 
 
 def _fits(pattern: LayerPattern, name: str, module: nn.Module) -> bool:
@@ -140,7 +144,7 @@ def _fits_site(pattern: LayerPattern, site: Site, attentions: Mapping[nn.Module,
     """Whether a pattern fits a layer, one that is tied to it, or the attention that it is a projection of."""
     if isinstance(pattern, OptionalPattern):
         return _fits_site(pattern.pattern, site, attentions)
-    named = [(name, member.module) for member in site.members for name in member.names]
+    named: list[tuple[str, nn.Module]] = [(name, member.module) for member in site.members for name in member.names]
     holders = [holder for member in site.members for holder, _ in member.holders if holder in attentions]
     if isinstance(pattern, type) and issubclass(pattern, nn.MultiheadAttention):
         return bool(holders)
@@ -158,18 +162,18 @@ def _unmatched(model: nn.Module, sites: Mapping[str, Site], pattern: str | type[
     names = [alias for site in sites.values() for alias in site.all_names]
     if not isinstance(pattern, str):
         kinds = sorted({type(site.module).__name__ for site in sites.values()})
-        return LayerError(explain(f"no kernel layer is a {pattern.__name__}", kinds=", ".join(kinds)))
+        return LayerError(f"no kernel layer is a {pattern.__name__}", kinds=", ".join(kinds))
     inside = [name for name in names if fnmatchcase(name, f"{pattern}.*")]
     others = [name for name, module in model.named_modules() if fnmatchcase(name, pattern)]
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
     fact = f"no kernel layer is called {pattern!r}"
     if inside:
-        return LayerError(explain(fact, inside_it=", ".join(inside[:4]), fix=f"{pattern + '.*'!r}"))
+        return LayerError(fact, inside_it=", ".join(inside[:4]), fix=f"{pattern + '.*'!r}")
     if others:
         kinds = sorted({type(model.get_submodule(name)).__name__ for name in others})
-        return LayerError(explain(fact, modules_of_that_name=", ".join(kinds), near=", ".join(near) or None))
+        return LayerError(fact, modules_of_that_name=", ".join(kinds), near=", ".join(near) or None)
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return LayerError(explain(fact, near=", ".join(near) or None, layers=listed))
+    return LayerError(fact, near=", ".join(near) or None, layers=listed)
 
 
 def _read_request(request: object, where: str) -> tuple[Offer, ...] | None:
@@ -182,16 +186,16 @@ def _read_request(request: object, where: str) -> tuple[Offer, ...] | None:
     if isinstance(request, tuple) and len(request) == 2 and isinstance(request[0], str | Rule | Fit | list):
         offers = _read_request(request[0], where)
         if offers is None or any(offer.size is not None or offer.choices for offer in offers):
-            raise RuleError(explain(f"{where}: a size is given twice", fix="(rewrite, size), in the list or around it"))
+            raise RuleError(f"{where}: a size is given twice", fix="(rewrite, size), in the list or around it")
         size, choices = _read_choices(request[1], where)
         return tuple(Offer(offer.rewrite, size, choices) for offer in offers)
     if isinstance(request, list):
         nested = [_read_request(one, where) for one in request]
         if not nested or None in nested:
-            raise RuleError(explain(f"{where}: a list of rewrites holds {'None' if nested else 'nothing'}"))
+            raise RuleError(f"{where}: a list of rewrites holds {'None' if nested else 'nothing'}")
         return tuple(offer for offers in nested if offers is not None for offer in offers)
     fix = "a rewrite, (rewrite, size), (rewrite, {'size': ..., 'starts': ...}), a list of these, or None"
-    raise RuleError(explain(f"{where} is to be rewritten by {request!r}", fix=fix))
+    raise RuleError(f"{where} is to be rewritten by {request!r}", fix=fix)
 
 
 def _check_rewrite(rewrite: _Rewrite) -> None:
@@ -220,21 +224,21 @@ def _read_choices(value: object, where: str) -> tuple[Size | None, Choices]:
         if odd and "size" in value:
             near = difflib.get_close_matches(str(odd[0]), _CHOICES, n=1)
             fact = f"{where}: {odd[0]!r} is not a choice"
-            raise RuleError(explain(fact, near=", ".join(near) or None, choices=", ".join(_CHOICES)))
+            raise RuleError(fact, near=", ".join(near) or None, choices=", ".join(_CHOICES))
         if odd:
             chosen = next(key for key in value if key in _CHOICES)
             fact = f"{where}: the size of bond {odd[0]!r} stands beside the choice {chosen!r}"
-            raise RuleError(explain(fact, fix="{'size': {'r': 8}, 'starts': 1}"))
+            raise RuleError(fact, fix="{'size': {'r': 8}, 'starts': 1}")
         choices = {key: one for key, one in value.items() if key != "size"}
         Options.of(None, choices)  # refuses choices that mean nothing
         value = value.get("size")
     try:
         size = None if value is None else read_size(value)
     except RankError as error:
-        raise RankError(explain(f"{where}: the size cannot be read", because=error)) from error
+        raise RankError(f"{where}: the size cannot be read", because=error) from error
     if isinstance(size, MultiplyAddsBudget):
         fact = f"{where}: {size!r} has no meaning for one layer of a model"
-        raise RankError(explain(fact, fix=f"size={str(size)!r} of the whole model; or for the layer {LAYER_SIZES}"))
+        raise RankError(fact, fix=f"size={str(size)!r} of the whole model; or for the layer {LAYER_SIZES}")
     return size, choices
 
 

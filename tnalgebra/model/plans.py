@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..compiler import Candidates
 from ..decompositions import read_rewrite
-from ..errors import DataError, LayerError, RuleError, StudyError, explain
+from ..errors import DataError, LayerError, RuleError, StudyError
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Rank, Size, read_size
 from ..nn import kernel_labels_of, kernel_layers
 from ..rewriting import Fit, Rule
@@ -92,9 +92,9 @@ def plan_budget(
     """
     read = [read_size(size) for size in sizes]
     if curves not in ("error", "divergence"):
-        raise StudyError(explain(f"curves={curves!r} is not known", fix="'error' or 'divergence'"))
+        raise StudyError(f"curves={curves!r} is not known", fix="'error' or 'divergence'")
     if curves == "divergence" and not inputs:
-        raise StudyError(explain("the divergence of outputs needs inputs", fix="inputs=[batch, ...]"))
+        raise StudyError("the divergence of outputs needs inputs", fix="inputs=[batch, ...]")
     treatments = _treatments(layers, kernel_layers(model))
     weights = {name: module.weight for name, module in kernel_layers(model).items() if name in layers}
     parameters = parameter_costs(model, weights)
@@ -142,7 +142,7 @@ def _measure(
 
 def _multiply_adds(model: nn.Module, names: Sequence[str], example: Example | None, candidates: Candidates) -> Costs:
     if example is None:
-        raise DataError(explain("multiply-adds are counted at an example input", fix="example=x, or its shape"))
+        raise DataError("multiply-adds are counted at an example input", fix="example=x, or its shape")
     sites = find_sites(model)
     return LayerMaker(sites, record_calls(model, example, sites), candidates).costs(names)
 
@@ -155,10 +155,10 @@ def _treatments(
     treatments: dict[str, list[Treatment]] = {}
     for name, rewrites in layers.items():
         if name not in modules:
-            raise LayerError(explain(f"the model has no kernel layer {name!r}", layers=", ".join(modules)))
+            raise LayerError(f"the model has no kernel layer {name!r}", layers=", ".join(modules))
         if isinstance(rewrites, str) or not rewrites:
             fact = f"layer {name!r} needs a list of rewrites, and {rewrites!r} is given"
-            raise RuleError(explain(fact, fix="['tucker2', 'out kh | in kw']"))
+            raise RuleError(fact, fix="['tucker2', 'out kh | in kw']")
         labels = kernel_labels_of(modules[name])
         treatments[name] = [known.setdefault((one, labels), Treatment(read_rewrite(one, labels))) for one in rewrites]
     return treatments
@@ -192,11 +192,11 @@ def fit_planned(
         StudyError: `metric` is none of the three, or lacks what it needs.
     """
     if metric not in ("frobenius", "input", "output"):
-        raise StudyError(explain(f"metric={metric!r}", fix="'frobenius', 'input' or 'output'"))
+        raise StudyError(f"metric={metric!r}", fix="'frobenius', 'input' or 'output'")
     if metric == "input" and (metrics is None or not metrics.keys() >= planned.keys()):
-        raise StudyError(explain("fits in the input metric need the layers' metrics", fix="metrics=tn.input_metrics"))
+        raise StudyError("fits in the input metric need the layers' metrics", fix="metrics=tn.input_metrics")
     if metric == "output" and not inputs:
-        raise StudyError(explain("fits to the outputs need inputs", fix="inputs=[batch, ...]"))
+        raise StudyError("fits to the outputs need inputs", fix="inputs=[batch, ...]")
     fits: dict[str, Fit] = {}
 
     def fit(name: str, weight: Tensor, norm: Metric | None) -> Fit:
