@@ -231,7 +231,8 @@ class _Subject:
         """Median seconds of a forward pass of each layer, and under None of the dense one; they take turns."""
         assert self.module is not None
         args, kwargs = self.arguments
-        contenders: dict[str | None, nn.Module] = {None: self.module, **layers}
+        contenders: dict[str | None, nn.Module] = {None: self.module}
+        contenders.update(layers)
         seconds: dict[str | None, list[float]] = {name: [] for name in contenders}
         cuda = self.kernel.device.type == "cuda"
 

@@ -208,7 +208,7 @@ def _find_sources(
         neighbours: _Sources = dict.fromkeys(norms, unknown)
         for module in model.modules():
             if type(module) is nn.Sequential:
-                neighbours |= {two: one for one, two in pairwise(module) if two in neighbours}  # type: ignore[misc]
+                neighbours |= {two: one for one, two in pairwise(module) if two in neighbours}
         return neighbours, False
     return _sources_in_graph(model, graph, norms), True
 

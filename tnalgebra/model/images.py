@@ -156,8 +156,7 @@ def inputs_of(batches: Images | Iterable[Tensor | Sequence[Tensor]]) -> Iterator
     if isinstance(batches, Images):
         raise DataError("Images are given without batch_size", source=batches.source, fix="images.batches(64)")
     if not isinstance(batches, Iterable):  # as untyped callers may
-        kind = type(batches).__name__
-        raise DataError(f"batches of inputs are needed, and a {kind} is given", fix="[x], or a loader")
+        raise DataError(f"batches of inputs are needed, and a {type(batches).__name__} is given", fix="[x]")
     number = 0
     for number, batch in enumerate(batches, start=1):
         x = batch[0] if isinstance(batch, Sequence) and batch else batch

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
 
 
-def progress_bar(what: str, total: int, *, shown: bool) -> tqdm[None]:
+def progress_bar(what: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
     """A bar to call `update()` on; hidden unless it is to be shown and stderr is a terminal."""
-    return tqdm(desc=what, total=total, disable=None if shown else True, leave=False)  # type: ignore[call-overload, no-any-return]
+    return tqdm(desc=what, total=total, disable=None if shown else True, leave=False)
 
 
 def track(items: Iterable[T], what: str, *, shown: bool) -> Iterable[T]:
