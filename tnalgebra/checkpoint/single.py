@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import CheckpointError, TnalgebraError
 from ..model import Site
 from ..networks import Fuse, NamedTensor, Network
-from ..nn import LAYERS, KernelLayer
+from ..nn import LAYERS, AnyLayer, KernelLayer
 from .format import MAX_INPUT, Description, LayerText
 from .layers import check_layer, make_layer
 
@@ -50,7 +50,7 @@ def _check_sizes(kernel: Network) -> None:
         )
 
 
-def _dense_layer(text: LayerText, description: Description) -> nn.Module:
+def _dense_layer(text: LayerText, description: Description) -> AnyLayer:
     """torch's layer as the file describes it: a weight of one zero, and the bias of the file."""
     kind = next((one for one in LAYERS if one.dense_class.__name__ == text.kind), None)
     if kind is None:
@@ -59,7 +59,7 @@ def _dense_layer(text: LayerText, description: Description) -> nn.Module:
         )
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in text.arguments.items()}
     try:
-        dense = kind.empty_dense(arguments)
+        dense: AnyLayer = kind.empty_dense(arguments)
     except (*_TORCH_ERRORS, KeyError) as error:
         fact = f"torch.nn.{text.kind} does not take the file's arguments"
         raise CheckpointError(fact, because=str(error)[:200] or type(error).__name__) from error
@@ -67,12 +67,12 @@ def _dense_layer(text: LayerText, description: Description) -> nn.Module:
     dense.weight = nn.Parameter(torch.zeros((), dtype=dtype).expand(dense.weight.shape))
     needed = {}
     if dense._parameters.get("bias") is not None:
-        needed["bias"] = tuple(dense.bias.shape)
-    if getattr(dense, "padding_idx", None) is not None:
+        needed["bias"] = tuple(dense.get_parameter("bias").shape)
+    if isinstance(dense, nn.Embedding) and dense.padding_idx is not None:
         needed["padding"] = (dense.embedding_dim,)
     for name, shape in needed.items():
         if name not in description.tensors or tuple(description.tensors[name].shape) != shape:
             raise CheckpointError(f"the file has no tensor {name!r} of the shape {shape}")
     if "bias" in needed:
-        dense.bias = nn.Parameter(description.tensors["bias"].to(dtype, copy=True))
+        dense._parameters["bias"] = nn.Parameter(description.tensors["bias"].to(dtype, copy=True))
     return dense

@@ -31,6 +31,12 @@ class MultiheadAttention(torch_nn.Module):
         bias_k, bias_v: shape (1, 1, embed_dim), a further key and value; None without `add_bias_kv`.
     """
 
+    q_proj: torch_nn.Module
+    k_proj: torch_nn.Module
+    v_proj: torch_nn.Module
+    out_proj: torch_nn.Module
+    bias_k: torch_nn.Parameter | None
+    bias_v: torch_nn.Parameter | None
     in_proj_bias = None
     _qkv_same_embed_dim = False  # both are what torch's encoder layer asks before it reads the weights itself
 
@@ -51,8 +57,8 @@ class MultiheadAttention(torch_nn.Module):
         for name, weight, part in zip(PROJECTIONS, weights, biases, strict=False):
             setattr(self, name, _linear(_part(weight), None if part is None else _part(part)))
         self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
-        self.register_parameter("bias_k", attention.bias_k)
-        self.register_parameter("bias_v", attention.bias_v)
+        self.register_parameter("bias_k", _as_parameter(attention.bias_k))
+        self.register_parameter("bias_v", _as_parameter(attention.bias_v))
         self.train(attention.training)
 
     @classmethod
@@ -120,10 +126,12 @@ class MultiheadAttention(torch_nn.Module):
         k, v = self.k_proj(key), self.v_proj(value)
         hidden = is_causal and key_padding_mask is None and not need_weights
         mask = None if hidden else self._mask(query, key, attn_mask, key_padding_mask)
-        for further in ((self.bias_k, self.bias_v), (0.0, 0.0) if self.add_zero_attn else (None, None)):
-            if further[0] is not None:
-                k, v = (torch.cat([x, _row(one, x)], 1) for x, one in zip((k, v), further, strict=True))
-                mask = None if mask is None else functional.pad(mask, (0, 1))
+        further: list[tuple[Tensor | float, Tensor | float]] = [(0.0, 0.0)] if self.add_zero_attn else []
+        if self.bias_k is not None and self.bias_v is not None:
+            further.insert(0, (self.bias_k, self.bias_v))
+        for rows in further:
+            k, v = (torch.cat([x, _row(row, x)], 1) for x, row in zip((k, v), rows, strict=True))
+            mask = None if mask is None else functional.pad(mask, (0, 1))
         q, k, v = (x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (self.q_proj(query), k, v))
         dropout = self.dropout if self.training else 0.0
         weights = None
@@ -176,15 +184,20 @@ def attention_obstacle(attention: torch_nn.MultiheadAttention) -> str | None:
     return None
 
 
+def _as_parameter(tensor: Tensor | None) -> torch_nn.Parameter | None:
+    assert tensor is None or isinstance(tensor, torch_nn.Parameter)
+    return tensor
+
+
 def _part(tensor: Tensor) -> torch_nn.Parameter:
     """A parameter with a copy of a part of another."""
     return torch_nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
 
 
-def _linear(weight: torch_nn.Parameter, bias: torch_nn.Parameter | None) -> torch_nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None) -> torch_nn.Linear:
+    """A linear layer of these parameters themselves."""
     layer = torch_nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    layer.weight = weight
-    layer.register_parameter("bias", bias)
+    layer._parameters.update(weight=_as_parameter(weight), bias=_as_parameter(bias))
     return layer
 
 

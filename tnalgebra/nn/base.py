@@ -103,7 +103,7 @@ class KernelLayer(Compiled):
         layer = cls.__new__(cls)
         layer._fill(module, network, values, constants=constants, planning=planning)
         layer.origin = origin
-        return layer.train(module.training)  # type: ignore[return-value]
+        return layer.train(module.training)
 
     def _start(self, arguments: Mapping[str, Any], rewrite: str | Rule, size: object, choices: Shaping) -> None:
         """Become a layer with random values, see `reset_parameters`.
