@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import MissingPackageError, explain
+from .errors import MissingPackageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LONGEST_TEXT = 160
 """Characters of a network or an equation that a `repr` shows."""
 
-Row = TypeVar("Row")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def _html_lines(lines: Sequence[str]) -> str:
 
 
 def tabulate(
-    rows: Sequence[Row],
-    columns: Mapping[str, Callable[[Row], str]],
+    rows: Sequence[Item],
+    columns: Mapping[str, Callable[[Item], str]],
     *,
     left: Collection[str] = (),
     total: Mapping[str, str] | None = None,
@@ -169,7 +169,7 @@ def data_frame(rows: Iterable[Any], columns: Sequence[str] | None = None) -> pd.
         import pandas as pd
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            explain("a data frame needs pandas, which is not installed", fix='pip install "tnalgebra[study]"')
+            "a data frame needs pandas, which is not installed", fix='pip install "tnalgebra[study]"'
         ) from error
     return pd.DataFrame(list(rows), columns=columns)  # type: ignore[arg-type]
 

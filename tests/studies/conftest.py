@@ -15,7 +15,7 @@ from tnalgebra.model.images import Images
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures have tests of their own, and take longer than all the rest."""
     monkeypatch.setattr(import_module("tnalgebra.studies.study"), "draw_kernels", lambda *_: None)
-    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "draw_results", lambda *_: None)
+    monkeypatch.setattr(import_module("tnalgebra.studies.runner"), "draw_results", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

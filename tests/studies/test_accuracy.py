@@ -85,7 +85,7 @@ def test_outputs_that_are_not_finite_are_refused_or_wrong_answers(value: float) 
 
 def test_accuracy_of_nothing() -> None:
     nothing = Images(torch.zeros(0, 1, 6, 5, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), ("a",), "nothing")
-    with refused(DataError, "no images", "nothing"):
+    with refused(DataError, "empty", "nothing"):
         accuracy(network(), nothing, batch_size=5)
 
 

@@ -24,12 +24,13 @@ import tnalgebra as tn
 from tests.study_cases import NO_FIT
 from tests.study_cases import study as run_study
 from tnalgebra.model.images import Images
-from tnalgebra.studies import figures as study_figures
-from tnalgebra.studies.figures import draw_kernels, draw_results
+from tnalgebra.studies import figures, kernel_figures
+from tnalgebra.studies.figures import draw_results
+from tnalgebra.studies.kernel_figures import draw_kernels
 from tnalgebra.studies.kernels import Layer
 from tnalgebra.studies.store import Row
 
-studies = import_module("tnalgebra.studies.study")
+runner = import_module("tnalgebra.studies.runner")
 
 CURVES = ("accuracy_against_norm", "accuracy_against_parameters")
 KERNELS = ("networks", "spectra")
@@ -71,14 +72,15 @@ def layers_named(names: list[str], size: int = 4) -> list[Layer]:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """The figures by name, kept in memory instead of files."""
-    figures: dict[str, Figure] = {}
+    kept: dict[str, Figure] = {}
 
     def keep(figure: Figure, stem: Path) -> list[Path]:
-        figures[stem.name] = figure
+        kept[stem.name] = figure
         return []
 
-    monkeypatch.setattr(study_figures, "_stored", keep)
-    return figures
+    for module in (figures, kernel_figures):
+        monkeypatch.setattr(module, "store_figure", keep)
+    return kept
 
 
 def texts(figure: Figure) -> list[str]:
@@ -388,15 +390,14 @@ def test_figures_are_png_and_svg_and_follow_the_rows(tmp_path: Path) -> None:
 
 def test_figures_are_drawn_again_while_rows_come_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    monkeypatch.setattr(studies, "draw_kernels", lambda *_: None)
-    monkeypatch.setattr(studies, "draw_results", lambda folder, rows, layers: counts.append(len(rows)))
-    monkeypatch.setattr(studies, "REDRAW_SECONDS", 0)
+    monkeypatch.setattr(runner, "draw_results", lambda folder, rows, layers: counts.append(len(rows)))
+    monkeypatch.setattr(runner, "REDRAW_SECONDS", 0)
     study(tmp_path, CUTS[:3])
     assert counts == [2, 3, 4, 4]
 
 
 def test_kernels_are_drawn_before_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(studies, "accuracy", _stop)
+    monkeypatch.setattr(runner, "accuracy", _stop)
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path)
     assert sorted(stamps(tmp_path)) == sorted(f"{name}.{kind}" for name in KERNELS for kind in ("png", "svg"))

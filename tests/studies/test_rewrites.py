@@ -36,7 +36,7 @@ from tnalgebra.studies.rewrites import full_ranks
 from tnalgebra.studies.store import ROWS, read_rows
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-studies = import_module("tnalgebra.studies.study")
+runner = import_module("tnalgebra.studies.runner")
 
 RING = "K[o i h w] => A[o p q] B[i q r] C[h r s] D[w s p]"
 CALIBRATION = some_images(30, seed=5)
@@ -474,21 +474,21 @@ def test_rewrites_and_cuts_share_a_folder_and_continue(
     settings: dict[str, Any] = {"rewrites": [CUTS[1], "tucker2"], "sizes": sizes, "scope": ("all", "wide"), **SKIP}
     whole = study(model, images, tmp_path / "whole", **settings)
     close(whole.rows[1], row_by_hand(model, images, CUTS[1], 0.5, ["wide", "grouped"], torch.float64))
-    right, calls = studies.accuracy, iter(range(1000))
+    right, calls = runner.accuracy, iter(range(1000))
 
     def accuracy(*arguments: Any, **named: Any) -> float:
         if next(calls) % 4 == 3:
             raise KeyboardInterrupt
         return right(*arguments, **named)
 
-    monkeypatch.setattr(studies, "accuracy", accuracy)
+    monkeypatch.setattr(runner, "accuracy", accuracy)
     for count in (3, 6, 9, 12):
         with pytest.raises(KeyboardInterrupt):
             study(model, images, tmp_path / "parts", **settings)
         assert len(read_rows(tmp_path / "parts")) == count
         with (tmp_path / "parts" / ROWS).open("a") as file:
             file.write('{"model": "ne')  # as if it had been killed while it wrote
-    monkeypatch.setattr(studies, "accuracy", right)
+    monkeypatch.setattr(runner, "accuracy", right)
     found = study(model, images, tmp_path / "parts", **settings)
     assert len(found.rows) == len(whole.rows) == 13
     for row, expected in zip(found.rows, whole.rows, strict=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ from tnalgebra.studies.accuracy import shuffled_batches
 from tnalgebra.studies.store import read_rows
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-studies = import_module("tnalgebra.studies.study")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Top-1 accuracy, and batches of training images for batch-norm statistics."""
+"""Top-1 accuracy, and batches of training images for the statistics of batch normalisations."""
 
 from __future__ import annotations
 
@@ -22,23 +22,31 @@ def accuracy(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Top-1: the share of images whose largest logit is that of their class, 0 to 1, in evaluation mode.
+    """The top-1 accuracy of a network: the part of images whose largest logit is that of their class.
+
+    The network is tested in evaluation mode; its modes are restored afterwards.
 
     Args:
-        model: maps (n, channels, height, width) to logits, shape (n, classes); already on `device` and in `dtype`.
-        images: at least one.
+        model: maps images, shape (n, channels, height, width), to logits, shape (n, classes); it is already on `device`
+            and in `dtype`.
+        images: the test images, at least one.
         batch_size: the most images at a time.
-        not_finite: what a logit that is not finite does, of which the largest would mean nothing: raise an error, or
-            count as a wrong answer for its image.
-        dtype: of the images that the model is given.
-        device: where the model is.
+        not_finite: what happens if a logit is not finite: "error" raises StudyError, "wrong" counts a wrong answer.
+        dtype: the type of the images.
+        device: the device of the model.
+
+    Returns:
+        The accuracy, 0 to 1.
 
     Raises:
-        DataError: there are no images, or the batch size is not positive.
+        DataError: the set of images is empty, or the batch size is not positive.
         StudyError: a logit is not finite, and `not_finite` is "error".
+
+    Example:
+        >>> tn.studies.accuracy(model, tn.load_images("digits", "test"), batch_size=100)
     """
     if not len(images):
-        raise DataError("there are no images", source=images.source)
+        raise DataError("the set of images is empty", source=images.source)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     all_finite = torch.ones((), dtype=torch.bool, device=device)
     with modes_kept(model), torch.inference_mode():
@@ -62,16 +70,20 @@ def shuffled_batches(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """Training images in a fixed random order, normalised: for `recalibrate_batch_norm`.
+    """Batches of training images in a fixed random order, normalised, for `recalibrate_batch_norm`.
 
-    In a folder's order a batch would hold one class, whose statistics are not those of the whole.
+    In the order of a folder a batch would hold one class only, whose statistics are not those of all images.
 
     Args:
-        batch_size: the most images at a time. More give better variances.
-        max_shift: pixels by which images are moved; that of the training, for the statistics depend on it: on unmoved
-            images the published CIFAR-10 ResNet-20, trained with 4, falls from 91.7 % to 88.7 % top-1.
-        dtype: of the images.
-        device: of the images.
+        images: training images.
+        batch_size: the most images at a time. Larger batches give better variances.
+        max_shift: the most pixels by which images are moved. It should be that of the training, on which the statistics
+            depend: with unmoved images the published CIFAR-10 ResNet-20, trained with 4, falls from 91.7 % to 88.7 %.
+        dtype: the type of the images.
+        device: the device of the images.
+
+    Returns:
+        Batches of shape (n, channels, height, width).
     """
     generator = torch.Generator().manual_seed(0)
     for rows in batch_rows(torch.randperm(len(images), generator=generator), batch_size):
@@ -79,7 +91,7 @@ def shuffled_batches(
 
 
 def _shift(pixels: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
-    """Move each image by random numbers of pixels, -max_shift to max_shift; black comes in from outside.
+    """Move each image by a random number of pixels in each direction; pixels from outside are black.
 
     Args:
         pixels: shape (n, channels, height, width).

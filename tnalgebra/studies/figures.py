@@ -1,4 +1,4 @@
-"""The figures of a study, drawn from the rows there are, each as PNG and SVG."""
+"""The figures of a study, drawn from its rows, each as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._files import write_whole
-from ..decompositions import cut_sequence
-from ..model import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values
-from ..networks import NamedTensor, Network, parse, parse_bipartition, parse_rule
+from ..model import DISTINCT_COLOURS
 from .kernels import Layer
 from .store import BASELINE, Row, of_one_layer, touched, variant
 
@@ -22,23 +20,22 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg")
 MARKERS = "osD^v<>pX*hP"
 CELL = (0.42, 0.27)
-"""Width and height of a cell of the heat map, in inches: room for "-12.3"."""
+"""Width and height of a cell of the heat map in inches, which is enough for "-12.3"."""
 PANELS_ACROSS = 4
-CUT = ""
-"""In place of the equation of a cut to a fraction."""
 LEGEND = 34
-"""Characters of a line in legends and titles: rules in the notation are long."""
+"""The most characters of a line in legends and titles, where rules in the notation are broken."""
 
 
 def draw_results(folder: Path, rows: Sequence[Row], layers: Sequence[Layer]) -> list[Path]:
-    """Draw what the rows say of accuracy: against norm kept, against parameters kept, and layer by layer.
+    """Draw the accuracy against the norm that is kept, against the parameters that are kept, and layer by layer.
 
     Args:
-        rows: all the study has, of whichever call.
+        folder: the folder of the study.
+        rows: all its rows, of whichever call.
         layers: the kernels that may be rewritten; the heat maps have them in this order.
 
     Returns:
-        The files written; each is written whole or not at all.
+        The paths of the files; each is written whole or not at all.
     """
     baseline = next((row for row in rows if not touched(row)), None)
     if baseline is None:
@@ -52,13 +49,13 @@ def draw_results(folder: Path, rows: Sequence[Row], layers: Sequence[Layer]) -> 
     ):
         if chosen:
             figures[name] = _heat_map(chosen, baseline, [layer.name for layer in layers])
-    return [path for name, figure in figures.items() for path in _stored(figure, folder / name)]
+    return [path for name, figure in figures.items() for path in store_figure(figure, folder / name)]
 
 
 def _accuracy_curves(rows: Sequence[Row], baseline: Row, *, cut: bool) -> dict[str, Figure]:
-    """Of rows of several layers; `cut`: all rows of the study are of cuts."""
+    """The figures of rows of several layers; `cut` says whether all rows of the study are of cuts."""
     figures: dict[str, Figure] = {}
-    # other metrics give the norm away on purpose; and a large budget may leave all layers as they are
+    # other metrics do not try to keep the norm; and a large budget may leave all layers as they are
     kept = [row for row in rows if row["metric"] == BASELINE.metric and row["layers"]]
     if kept:
         label = f"norm kept, ||K~|| / ||K||, mean over the layers {'cut' if cut else 'rewritten'}"
@@ -75,55 +72,24 @@ def _accuracy_curves(rows: Sequence[Row], baseline: Row, *, cut: bool) -> dict[s
 
 
 def best_rows(rows: Sequence[Row]) -> list[Row]:
-    """Those that no other row beats: none has a higher accuracy with as few parameters. The smallest comes first."""
-    found: list[Row] = []
+    """The rows with a higher accuracy than all rows with at most as many parameters. The smallest comes first."""
+    best: list[Row] = []
     for row in sorted(rows, key=lambda row: (row["parameters_kept"], -row["accuracy"])):
-        if not found or row["accuracy"] > found[-1]["accuracy"]:
-            found.append(row)
-    return found
+        if not best or row["accuracy"] > best[-1]["accuracy"]:
+            best.append(row)
+    return best
 
 
-def draw_kernels(folder: Path, rows: Sequence[Row], planned: Sequence[Row], layers: Sequence[Layer]) -> list[Path]:
-    """Draw what depends on the weights and rewrites alone: singular values, the kernel's network before and after.
-
-    Called before a rewrite's first row is written, so that a folder with rows of all of them has these figures
-    already; they are drawn again only if one is missing.
-
-    Args:
-        rows: all the study has; their rewrites are drawn too.
-        planned: the keys of rows to come.
-        layers: the kernels that may be rewritten.
-
-    Returns:
-        The files written; each is written whole or not at all. Singular values are drawn across cuts only.
-    """
-    drawn, everything = _equations(rows), _equations([*rows, *planned])
-    cuts = [rewrite for rewrite, equations in everything.items() if CUT in equations]
-    figures: dict[str, Callable[[], Figure]] = {"networks": lambda: _networks(layers, everything)}
-    if cuts:
-        figures["spectra"] = lambda: _spectra(layers, cuts)
-    if drawn == everything and all((folder / (name + suffix)).exists() for name in figures for suffix in SUFFIXES):
-        return []
-    return [path for name, draw in figures.items() for path in _stored(draw(), folder / name)]
-
-
-def _equations(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Rewrite -> the equations that rows have of it, each once; `CUT` for cuts to fractions."""
-    found: dict[str, dict[str, None]] = {}
-    for row in rows:
-        if touched(row):
-            found.setdefault(row["rewrite"], {}).update(dict.fromkeys(row["equations"] or [CUT]))
-    return {rewrite: list(equations) for rewrite, equations in found.items()}
-
-
-def _stored(figure: Figure, stem: Path) -> list[Path]:
+def store_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as PNG and SVG; returns the paths."""
     paths = [stem.with_suffix(suffix) for suffix in SUFFIXES]
     for path in paths:
         write_whole(path, lambda temporary: figure.savefig(temporary, dpi=150))
     return paths
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, which is laid out so that nothing is clipped."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -143,18 +109,19 @@ def _cut_only(rows: Iterable[Row]) -> bool:
 
 
 def _curve(row: Row) -> str:
-    """What the points of a curve have in common: the rewrite, how its sizes are chosen, the scope."""
+    """The name of a curve: the rewrite, how its sizes are chosen, and the scope."""
     scope = "" if row["scope"] == "all" or of_one_layer(row) else row["scope"]
     budget = "" if row["budget"] is None else "budget"
-    return _wrapped(", ".join(filter(None, [row["rewrite"], budget, variant(row), scope])))
+    return wrap(", ".join(filter(None, [row["rewrite"], budget, variant(row), scope])))
 
 
-def _wrapped(text: str) -> str:
+def wrap(text: str) -> str:
+    """A text for legends and titles, broken into lines."""
     return "\n".join(textwrap.wrap(text, LEGEND, break_long_words=False, break_on_hyphens=False))
 
 
 def _along(row: Row) -> float:
-    """The order of a curve's points."""
+    """The number by which the points of a curve are ordered."""
     return float(row["keep"] if row["keep"] is not None else row["parameters_kept"])
 
 
@@ -173,7 +140,7 @@ def _curves(
     curves: dict[str, list[Row]] = {}
     for row in rows:
         curves.setdefault(_curve(row), []).append(row)
-    figure = _figure(7.6, 4.6)
+    figure = new_figure(7.6, 4.6)
     axes = figure.add_subplot()
     as_it_is = 100 * baseline["accuracy"]
     axes.axhline(as_it_is, color="0.4", linestyle="--", linewidth=1, label=f"as it is: {as_it_is:.2f} %", zorder=1)
@@ -209,13 +176,14 @@ def _curves(
 
 
 def _points(rows: Sequence[Row]) -> str:
-    """Which sizes the points of curves are of."""
-    found = ["ranks"] if any(row["ranks"] for row in rows) else []
+    """The sizes that the points of the curves have, as text."""
+    parts = ["ranks"] if any(row["ranks"] for row in rows) else []
     for name in ("keep", "budget"):
-        sizes = sorted({row[name] for row in rows if row[name] is not None}, reverse=True)
-        if sizes:
-            found.append(f"{name} {', '.join(f'{size:g}' for size in sizes)}")
-    return f"(points of a curve: {'; '.join(found)})" if found else ""
+        sizes = sorted({row[name] for row in rows if isinstance(row[name], float)}, reverse=True)
+        texts = [f"{size:g}" for size in sizes]
+        texts += dict.fromkeys(row[name] for row in rows if isinstance(row[name], str))
+        parts += [f"{name} {', '.join(texts)}"] if texts else []
+    return f"(points of a curve: {'; '.join(parts)})" if parts else ""
 
 
 def _all(rows: Sequence[Row]) -> bool:
@@ -223,8 +191,10 @@ def _all(rows: Sequence[Row]) -> bool:
 
 
 def _heat_map(rows: Sequence[Row], baseline: Row, layers: Sequence[str]) -> Figure:
-    """Change of accuracy when one layer alone is rewritten: layers down, a panel for each fraction with a column for
-    each cut; of other rewrites a panel for each, with a column for each of its ranks.
+    """The change of accuracy when one layer is rewritten, with a line for each layer.
+
+    Cuts have a panel for each fraction, with a column for each cut; other rewrites have a panel each, with a column for
+    each of its sizes.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -237,7 +207,7 @@ def _heat_map(rows: Sequence[Row], baseline: Row, layers: Sequence[str]) -> Figu
     names = 0.075 * max(map(len, layers))
     below = 0.075 * max(len(column) for columns in panels.values() for column in columns)
     above = 0.2 * (max(title.count("\n") for title in panels))
-    figure = _figure(
+    figure = new_figure(
         across * (max(width, 0.7 if shared else 1.6) + 0.2) + names + 1.1,
         down * (height + above + 0.4 + (0 if shared else below)) + (below if shared else 0) + 0.5,
     )
@@ -259,7 +229,7 @@ def _heat_map(rows: Sequence[Row], baseline: Row, layers: Sequence[str]) -> Figu
 
 
 def _changes(rows: Sequence[Row], *, shared: bool) -> dict[str, dict[str, dict[str, float]]]:
-    """Panel -> column -> layer -> change in points; `shared`: all panels have the same columns."""
+    """Panel -> column -> layer -> change in points; `shared` says whether all panels have the same columns."""
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for row in sorted(rows, key=lambda row: -(row["keep"] or 0)):
         panel, column = (f"keep {row['keep']:g}", row["rewrite"]) if shared else (_curve(row), str(row["ranks"] or ""))
@@ -273,7 +243,7 @@ def _changes(rows: Sequence[Row], *, shared: bool) -> dict[str, dict[str, dict[s
 def _draw_panel(
     axes: Axes, columns: Mapping[str, Mapping[str, float]], layers: Sequence[str], largest: float
 ) -> AxesImage:
-    """A cell for each layer and column with its number, coloured from -largest to largest."""
+    """Draw a cell with its number for each layer and column, coloured from -largest to largest."""
     import numpy as np
     from matplotlib import colormaps
 
@@ -287,59 +257,3 @@ def _draw_panel(
             ink = "white" if abs(change) > 0.6 * largest else "black"
             axes.text(column, row, f"{change:.1f}", ha="center", va="center", fontsize=6, color=ink)
     return image
-
-
-def _spectra(layers: Sequence[Layer], cuts: Sequence[str]) -> Figure:
-    """Singular values of every layer across every cut that stands alone or in a treatment."""
-    bipartitions = {part.name: parse_bipartition(part.name) for cut in cuts for part in cut_sequence(cut)}
-    found = []
-    for layer in layers:
-        fitting = [cut for cut in bipartitions.values() if set(cut.labels) == set(layer.labels)]
-        values = cut_singular_values(layer.weight, layer.labels, fitting)
-        found += [Spectrum(layer.name, cut, numbers) for cut, numbers in zip(fitting, values, strict=True)]
-    figure = Spectra(tuple(found)).plot()
-    figure.suptitle("Singular values of the kernels across each cut", fontsize="medium")
-    return figure
-
-
-def _networks(layers: Sequence[Layer], rewrites: Mapping[str, Sequence[str]]) -> Figure:
-    """The kernel's network before, and after each cut and rewrite; of cuts that follow one another, step by step."""
-    labels = {frozenset(layer.labels): layer.labels for layer in layers}
-    drawn: dict[str, Network] = {}
-    for rewrite, equations in sorted(rewrites.items(), key=lambda item: CUT not in item[1]):
-        texts = [text for text in equations if text != CUT]
-        if CUT in equations:
-            _add_cuts(drawn, rewrite, labels)
-        for text in texts:
-            left, right = parse_rule(text)
-            drawn.setdefault("kernel " + " ".join(left.output), left)
-            drawn[_wrapped(rewrite if len(texts) == 1 else f"{rewrite} of {' '.join(left.output)}")] = right
-    across = min(PANELS_ACROSS, len(drawn))
-    down = -(-len(drawn) // across)
-    figure = _figure(3.4 * across, 2.3 * down)
-    panels: list[Axes] = list(figure.subplots(down, across, squeeze=False).flat)
-    for panel in panels:
-        panel.set_axis_off()
-    for panel, (title, network) in zip(panels, drawn.items(), strict=False):
-        network.draw(axes=panel, title=title)
-    truncated = "A kernel, and what each cut makes of it (r: the bond that is truncated)"
-    fitted = any(text != CUT for equations in rewrites.values() for text in equations)
-    figure.suptitle("A kernel, and what each rewrite makes of it" if fitted else truncated, fontsize="medium")
-    return figure
-
-
-def _add_cuts(drawn: dict[str, Network], cut: str, labels: Mapping[frozenset[str], tuple[str, ...]]) -> None:
-    """Add the networks of a cut, or of the steps of several, under their titles."""
-    rules = cut_sequence(cut)
-    order = labels[frozenset(parse_bipartition(rules[0].name).labels)]
-    kernel = Network([NamedTensor("K", order)])
-    drawn.setdefault("kernel " + " ".join(order), kernel)
-    for number, rule in enumerate(rules):
-        after = parse(rule.equation.split("=>")[1].strip())
-        if len(rules) == 1:
-            drawn[cut] = after
-            continue
-        title = cut.replace(" then ", "\nthen ")
-        if number:
-            drawn[f"{title}\nstep {2 * number}: contracted"] = kernel
-        drawn[f"{title}\nstep {2 * number + 1}: {rule.name}"] = after

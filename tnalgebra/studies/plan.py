@@ -118,7 +118,6 @@ def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], opt
     points = _points(rewrite, sizes, layers)
     counted = [point for point in points if _counts(point)]
     largest = {bond: max(ranks[bond] for ranks in counted) for bond in (counted[0] if counted else ())}
-    drops = options.components == "drop" and bool(largest)
     tasks: dict[Key, Task] = {}
     for point in points:
         budget = isinstance(point, ParameterBudget | MultiplyAddsBudget)
@@ -126,24 +125,34 @@ def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], opt
             fix = "all among the scopes, or ranks instead of a budget"
             raise StudyError("a budget is for all layers together", scope=", ".join(options.scope), fix=fix)
         for name, chosen in scopes.items() if not budget else [("all", scopes["all"])]:
-            key = Key(rewrite.text, name)
-            fitted: Mapping[str, Rank] = {}
-            if isinstance(point, KeepFraction):
-                key = key._replace(keep=float(point.fraction))
-            else:
-                equations = tuple(dict.fromkeys(rewrite.form(layer).equation for layer in chosen))
-                key = key._replace(metric=options.metric, equations=equations)
-                if isinstance(point, Mapping):
-                    dropped = drops and _counts(point)
-                    fitted = largest if dropped else point
-                    components = f"drop from {size_text(largest)}" if dropped else "refit"
-                    key = key._replace(ranks=size_text(point) if point else None, components=components)
-                else:
-                    asked = float(point.fraction) if isinstance(point, ParameterBudget) else str(point)
-                    key = key._replace(budget=asked, curves=options.curves)
-            key = _with_calibration(key, options)
+            drops = largest if options.components == "drop" and largest and _counts(point) else None
+            key = _with_size(Key(rewrite.text, name), rewrite, point, chosen, options=options, drops=drops)
+            fitted = drops or (point if isinstance(point, Mapping) else {})
             tasks.setdefault(key, Task(key, tuple(layer.name for layer in chosen), point, fitted))
     return list(tasks.values())
+
+
+def _with_size(
+    key: Key,
+    rewrite: Rewrite,
+    point: Size,
+    layers: Sequence[Layer],
+    *,
+    options: StudyOptions,
+    drops: Mapping[str, int] | None,
+) -> Key:
+    """The key with the size, and with what it implies; `drops`: ranks of the fit whose components are dropped."""
+    if isinstance(point, KeepFraction):
+        return _with_calibration(key._replace(keep=float(point.fraction)), options)
+    equations = tuple(dict.fromkeys(rewrite.form(layer).equation for layer in layers))
+    key = key._replace(metric=options.metric, equations=equations)
+    if isinstance(point, Mapping):
+        components = f"drop from {size_text(drops)}" if drops else "refit"
+        key = key._replace(ranks=size_text(point) if point else None, components=components)
+    else:
+        part = float(point.fraction) if isinstance(point, ParameterBudget) else str(point)
+        key = key._replace(budget=part, curves=options.curves)
+    return _with_calibration(key, options)
 
 
 def _counts(point: Size) -> TypeGuard[Mapping[str, int]]:
@@ -158,29 +167,31 @@ def _points(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer]) ->
         RankError: no size suits it, or a bond is left out.
     """
     bonds = rewrite.bonds(layers)
-    points: list[Size] = []
-    for size in sizes:
-        if isinstance(size, KeepFraction) and rewrite.cuts:
-            points.append(size)
-        elif len(rewrite.cuts) > 1:  # only a part of the singular values is a size of several cuts
-            continue
-        elif isinstance(size, ParameterBudget | MultiplyAddsBudget):
-            points.append(size)
-        elif isinstance(size, Mapping):
-            ranks = {bond: size[bond] for bond in bonds if bond in size}
-            if ranks and len(ranks) < len(bonds):
-                missing = [bond for bond in bonds if bond not in ranks]
-                fact = f"the rewrite {rewrite.text!r} has no rank for {', '.join(map(repr, missing))}"
-                raise RankError(fact, bonds=" ".join(bonds), fix=f"ranks such as {dict.fromkeys(missing, 8)}")
-            points += [ranks] if ranks else []
-        elif bonds and (isinstance(size, int) or _spectral(rewrite, layers)):
-            points.append(dict.fromkeys(bonds, size))
+    points = [point for size in sizes if (point := _point(rewrite, size, bonds, layers)) is not None]
     if not points and (bonds or rewrite.cuts):
         fixes = ["'keep 0.5'"] if rewrite.cuts else []
         fixes += [f"{dict.fromkeys(bonds, 8)}, 'parameters 0.5'"] if bonds else []
         fact = f"no size suits the rewrite {rewrite.text!r}"
         raise RankError(fact, bonds=" ".join(bonds) or None, fix=", ".join(fixes))
     return points or [{}]
+
+
+def _point(rewrite: Rewrite, size: Size, bonds: Sequence[str], layers: Sequence[Layer]) -> Size | None:
+    """The size as one of this rewrite; None if it does not suit it."""
+    if isinstance(size, KeepFraction) and rewrite.cuts:
+        return size
+    if len(rewrite.cuts) > 1:  # only a part of the singular values is a size of several cuts
+        return None
+    if isinstance(size, ParameterBudget | MultiplyAddsBudget):
+        return size
+    if isinstance(size, Mapping):
+        ranks = {bond: size[bond] for bond in bonds if bond in size}
+        missing = [bond for bond in bonds if bond not in ranks]
+        if ranks and missing:
+            fact = f"the rewrite {rewrite.text!r} has no rank for {', '.join(map(repr, missing))}"
+            raise RankError(fact, bonds=" ".join(bonds), fix=f"ranks such as {dict.fromkeys(missing, 8)}")
+        return ranks or None
+    return dict.fromkeys(bonds, size) if bonds and (isinstance(size, int) or _spectral(rewrite, layers)) else None
 
 
 def _with_calibration(key: Key, options: StudyOptions) -> Key:

@@ -7,13 +7,9 @@ further training.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from .._tables import Table, Tabular
-from ..errors import DataError, StudyError, TnalgebraError
+from ..errors import DataError
 from ..fitting import Size, read_size
-from ..model import Images, batch_norms, check_classes, convert, load_images, recalibrate_batch_norm
-from ..nn import kernel_layers
+from ..model import Images, check_classes, load_images
 from ..rewriting import Fit, Rule
-from .accuracy import accuracy, shuffled_batches
-from .compress import Compressed, compress_rows
-from .figures import draw_kernels, draw_results
+from .kernel_figures import draw_kernels
 from .kernels import Workbench, layers_of
 from .options import StudyOptions
-from .plan import Work, plan_rows
+from .plan import plan_rows
 from .rewrites import Rewrite
-from .store import BASELINE, Key, Row, Store, config_hash, digest_state, read_rows, table
-
-REDRAW_SECONDS = 60
-"""Seconds after which the figures are drawn again while rows come in."""
-
-CHANCE = 0.05
-"""A network looks trained if guessing would reach its accuracy with a smaller probability than this."""
+from .runner import Runner, in_dtype, one_image
+from .store import Row, Store, digest_state, read_rows, table
 
 REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What a network's `forward` raises on input that it is not made for; torch's own layers raise the first two."""
@@ -142,9 +130,9 @@ def study(
             layers = layers_of(network, options.skip)
         store.settle(weights=digest_state(network)[:16])
         draw_kernels(folder, store.rows, [task.key.fields for work in works for task in work.tasks], layers)
-        bench = Workbench(network, {layer.name: layer for layer in layers}, options, one_image(images, options))
-        rows = _Runner(bench, images, store).run(works)
-        draw_results(folder, store.rows, layers)
+        example = one_image(images, network, options)
+        bench = Workbench(network, {layer.name: layer for layer in layers}, options, example)
+        rows = Runner(bench, images, store).run(works)
     return Study(folder, rows, options.scope)
 
 
@@ -168,9 +156,9 @@ def _config(name: str, images: Images, options: StudyOptions) -> dict[str, Any]:
 
 def _outputs(network: nn.Module, images: Images, options: StudyOptions) -> int:
     """The number of logits that the network gives for an image."""
-    image = one_image(images, options).to(options.dtype)
+    image = one_image(images, network, options).to(options.dtype)
     try:
-        with _in_dtype(network, options.dtype), torch.inference_mode():
+        with in_dtype(network, options.dtype), torch.inference_mode():
             logits = network(image)
     except REFUSALS as error:
         raise DataError(
@@ -184,164 +172,3 @@ def _outputs(network: nn.Module, images: Images, options: StudyOptions) -> int:
         fact = "the network does not return logits of shape (images, classes)"
         raise DataError(fact, network=type(network).__name__, gives=f"{gives} for one image")
     return logits.shape[1]
-
-
-@contextmanager
-def _in_dtype(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Give the network copies of its tensors in another type; at the end it has the original ones again."""
-    parameters = [(parameter, parameter.data) for parameter in network.parameters()]
-    buffers = [(module._buffers, *item) for module in network.modules() for item in module._buffers.items()]
-
-    def convert(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-
-    try:
-        for parameter, data in parameters:
-            parameter.data = convert(data)
-        for holder, name, buffer in buffers:
-            holder[name] = None if buffer is None else convert(buffer)
-        yield
-    finally:
-        for parameter, data in parameters:
-            parameter.data = data
-        for holder, name, buffer in buffers:
-            holder[name] = buffer
-
-
-class _Runner:
-    """Tests the network with some kernels replaced, row by row."""
-
-    def __init__(self, bench: Workbench, images: Images, store: Store) -> None:
-        self.bench = bench
-        self.images = images
-        self.store = store
-        self.modules = kernel_layers(bench.model)
-        self.done = {Key.of(row): row for row in store.rows}
-
-    def run(self, works: Sequence[Work]) -> list[Row]:
-        """Every row that is asked for; those that the store has are not computed again."""
-        from tqdm import tqdm
-
-        drawn = started = time.monotonic()
-        keys = [BASELINE, *(task.key for work in works for task in work.tasks)]
-        with tqdm(
-            total=len(keys),
-            initial=sum(key in self.done for key in keys),
-            unit="row",
-            disable=None if self.bench.options.progress else True,
-        ) as bar:
-            if BASELINE not in self.done:
-                bar.set_description("as it is")
-                self._finish(BASELINE, {}, started)
-                bar.update()
-            for work in works:
-                todo = [task for task in work.tasks if task.key not in self.done]
-                bar.set_description(work.rewrite.text)
-                started = time.monotonic()
-                for task, kernels in compress_rows(work, todo, self.bench):
-                    self._finish(task.key, kernels, started)
-                    bar.update()
-                    if time.monotonic() - drawn > REDRAW_SECONDS:
-                        draw_results(self.store.folder, self.store.rows, list(self.bench.layers.values()))
-                        drawn = time.monotonic()
-                    started = time.monotonic()
-        return [self.done[key] for key in keys]
-
-    def _finish(self, key: Key, kernels: Mapping[str, Compressed], started: float) -> None:
-        top1 = self._accuracy(kernels)
-        if key == BASELINE:
-            self._check_trained(top1)
-        before = self.done[BASELINE]["accuracy"] if key != BASELINE else top1
-        whole = sum(parameter.numel() for parameter in self.bench.model.parameters())
-        saved = sum(self.bench.layers[name].weight.numel() - one.details["parameters"] for name, one in kernels.items())
-        errors = [one.details["relative_error"] ** 2 for one in kernels.values()]
-        row: Row = {
-            "model": self.store.config["model"],
-            **key.fields,
-            "accuracy": top1,
-            "accuracy_change": top1 - before,
-            "images": len(self.images),
-            "mean_squared_relative_error": math.fsum(errors) / len(errors) if errors else 0.0,
-            "parameters_kept": (whole - saved) / whole,
-            **self._multiply_adds(key, kernels),
-            "layers": {name: dict(one.details) for name, one in kernels.items()},
-            "config": config_hash(self.store.config),
-            "version": version("tnalgebra"),
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        self.store.append(row)
-        self.done[key] = row
-
-    def _multiply_adds(self, key: Key, kernels: Mapping[str, Compressed]) -> Row:
-        """`multiply_adds_kept` of a row under a budget: of all kernel layers, for one image, in factored form."""
-        if key.budget is None:
-            return {}
-        quick = {"starts": 1, "sweeps": 0}  # the cores do not matter, only their shapes
-        factored = {name: (one.rule, {"size": one.details["ranks"], **quick}) for name, one in kernels.items()}
-        try:
-            _, report = convert(
-                self.bench.model,
-                {**factored, "*": None},
-                example=self.bench.example,
-                inplace=False,
-                allow_larger=True,
-                candidates="factored",
-                progress=False,
-            )
-        except TnalgebraError:  # a network that cannot be converted has a row all the same
-            return {}
-        if not report.multiply_adds or report.multiply_adds_after is None or {*report.converted} != {*kernels}:
-            return {}
-        return {"multiply_adds_kept": report.multiply_adds_after / report.multiply_adds}
-
-    def _check_trained(self, top1: float) -> None:
-        """Refuse a network that looks untrained, if the options do not allow it.
-
-        A network whose batch-norm statistics have been updated looks trained. Of others the accuracy decides: the
-        binomial distribution gives the probability that guessing reaches it, if a guess is right as often as the most
-        frequent class.
-
-        Raises:
-            StudyError: the network looks untrained.
-        """
-        from scipy.stats import binom
-
-        model, count = self.bench.model, len(self.images)
-        options = self.bench.options
-        trained = options.prepare is not None or any(_has_statistics(module) for module in batch_norms(model))
-        if options.untrained or trained:
-            return
-        frequent = float(self.images.labels.bincount().max()) / count
-        probability = float(binom.sf(round(top1 * count) - 1, count, frequent))
-        if probability > CHANCE:
-            raise StudyError(
-                f"{type(model).__name__} looks untrained: its accuracy is that of guessing",
-                accuracy=f"{top1:.4f} of {count} images; the most frequent class has {frequent:.4f} of them",
-                probability=f"{probability:.2g}, that guessing is as good or better",
-                fix="trained weights; or StudyOptions(untrained=True), on the command line --untrained",
-            )
-
-    def _accuracy(self, kernels: Mapping[str, Compressed]) -> float:
-        network, options = self.bench.model, self.bench.options
-        tested: dict[str, Any] = {name: getattr(options, name) for name in ("batch_size", "dtype", "device")}
-        with _in_dtype(network, options.dtype):
-            with torch.no_grad():
-                for name, kernel in kernels.items():
-                    self.modules[name].weight.copy_(kernel.weight)
-            if options.recalibration is not None and batch_norms(network):
-                batches = shuffled_batches(options.recalibration, max_shift=options.recalibration_shift, **tested)
-                recalibrate_batch_norm(network, batches)
-            # a truncation may make the network overflow, and the study continues then; the untouched one may not
-            return accuracy(network, self.images, not_finite="wrong" if kernels else "error", **tested)
-
-
-def one_image(images: Images, options: StudyOptions) -> Tensor:
-    """One of the images, normalised, in float32, on the device: shape (1, channels, height, width)."""
-    pixels, _ = next(iter(images.subset(1, seed=0).batches(options.batch_size, device=options.device)))
-    return pixels
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    """Whether a batch normalisation has running statistics other than those it was made with."""
-    mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-    return mean is not None and variance is not None and bool((mean != 0).any() or (variance != 1).any())

@@ -205,7 +205,7 @@ WAVES = {"data": "waves", "model": "wave_net"}
         ({"parameters": (0.0,)}, RankError, ["parameters is 0"]),
         ({"seeds": ()}, StudyError, ["--seeds"]),
         ({"model": "cnn5"}, DataError, ["cnn5"]),
-        ({"data": "waves", "model": "cnn4"}, DataError, ["cnn4", "wave_net"]),
+        ({"data": "waves", "model": "cnn4"}, DataError, ["cnn4", "inputs=3"]),
         ({**WAVES, "limit": 4}, DataError, ["4 waves"]),
         ({**WAVES, "label_smoothing": 0.1}, DataError, ["label_smoothing"]),
     ],

@@ -156,7 +156,7 @@ def test_one_point_is_a_point() -> None:
     assert [points_text(loss) for loss in (0.01, 0.005)] == ["1 point of accuracy", "0.5 points of accuracy"]
 
 
-def test_bad_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     folder = written(tmp_path / "rows", some_rows())
     (tmp_path / "file").write_text("")
     alone = written(tmp_path / "alone", [BASELINE])
@@ -174,4 +174,5 @@ def test_bad_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["claims", "--rows", str(tmp_path / "nowhere")])
     with pytest.raises(SystemExit) as caught:
         claims.run()
-    assert str(caught.value.code).startswith("error: ")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
