@@ -61,7 +61,7 @@ RESULTS: dict[str, tuple[Callable[[], Any], set[str]]] = {
     "spectra": (lambda: tn.spectra(CONV), {"layer", "cut", "rank", "singular_value", "entropy"}),
     "plan": (lambda: layer().plan, {"text", "shape", "multiply_adds", "elements", "seconds", "weights"}),
     "comparison": (
-        lambda: tn.compare(CONV, ["cp", "out | in kh kw", "monarch"], "parameters 0.4", starts=2),
+        lambda: tn.compare(CONV, ["cp", "out | in kh kw"], "parameters 0.4", starts=2),
         {"name", "parameters", "parameters_kept", "relative_error", "degeneracy", "ranks"},
     ),
     "report": (report, {"name", "parameters", "parameters_after", "multiply_adds_after", "relative_error"}),

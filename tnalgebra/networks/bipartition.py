@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from ..errors import RuleError, explain
+from ..errors import RuleError
 from .labels import MAX_AXES, WORD
 
 _MAX_LABELS = 16
@@ -28,15 +28,13 @@ class Bipartition:
         for side, name in ((self.left, "left"), (self.right, "right")):
             if not side:
                 raise RuleError(
-                    explain(f"the {name} side of a cut is empty", where=str(self), fix="a label on both sides of '|'")
+                    f"the {name} side of a cut is empty", where=str(self), fix="a label on both sides of '|'"
                 )
         if len(self.labels) > MAX_AXES:
-            raise RuleError(explain(f"a cut names {len(self.labels)} labels", fix=f"at most {MAX_AXES}"))
+            raise RuleError(f"a cut names {len(self.labels)} labels", fix=f"at most {MAX_AXES}")
         for label in self.labels:
             if self.labels.count(label) > 1:
-                raise RuleError(
-                    explain(f"the label {label!r} occurs twice in a cut", where=str(self), fix="each label once")
-                )
+                raise RuleError(f"the label {label!r} occurs twice in a cut", where=str(self), fix="each label once")
 
     def __str__(self) -> str:
         return f"{' '.join(self.left)} | {' '.join(self.right)}"
@@ -53,20 +51,18 @@ def parse_bipartition(text: str) -> Bipartition:
         RuleError: the text does not have exactly one '|', a side is empty, or a label is not a word or occurs twice.
     """
     if not isinstance(text, str):
-        raise RuleError(explain(f"a cut is a {type(text).__name__}", fix="a text, for example 'out | in kh kw'"))
+        raise RuleError(f"a cut is a {type(text).__name__}", fix="a text, for example 'out | in kh kw'")
     sides = text.split("|")
     if len(sides) != 2:
         raise RuleError(
-            explain(
-                f"a cut has exactly one '|', and this text has {len(sides) - 1}",
-                where=text[:200],
-                fix="for example 'out | in kh kw'",
-            )
+            f"a cut has exactly one '|', and this text has {len(sides) - 1}",
+            where=text[:200],
+            fix="for example 'out | in kh kw'",
         )
     left, right = (tuple(side.replace(",", " ").split()) for side in sides)
     for word in left + right:
         if not WORD.fullmatch(word):
-            raise RuleError(explain(f"{word[:40]!r} in a cut is not a label", where=text[:200]))
+            raise RuleError(f"{word[:40]!r} in a cut is not a label", where=text[:200])
     return Bipartition(left, right)
 
 
@@ -84,7 +80,7 @@ def check_covers(cut: Bipartition, labels: Iterable[str], *, what: str) -> None:
     facts += [f"the label {label!r} is missing in the cut" for label in labels if label not in cut.labels]
     if facts:
         words = " ".join(labels)
-        raise RuleError(explain(facts[0], cut=cut, labels=f"{words}, of {what}", fix=f"each of {words} on one side"))
+        raise RuleError(facts[0], cut=cut, labels=f"{words}, of {what}", fix=f"each of {words} on one side")
 
 
 def bipartitions(labels: Sequence[str]) -> list[Bipartition]:
@@ -99,9 +95,7 @@ def bipartitions(labels: Sequence[str]) -> list[Bipartition]:
         RuleError: there are more than 16 labels.
     """
     if len(labels) > _MAX_LABELS:
-        raise RuleError(
-            explain(f"{len(labels)} labels have 2^{len(labels) - 1} - 1 cuts", fix=f"at most {_MAX_LABELS} labels")
-        )
+        raise RuleError(f"{len(labels)} labels have 2^{len(labels) - 1} - 1 cuts", fix=f"at most {_MAX_LABELS} labels")
     cuts = []
     for size in range(1, len(labels) // 2 + 1):
         for left in combinations(labels, size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from ..errors import NetworkError, explain
+from ..errors import NetworkError
 from .labels import MAX_AXES, MAX_DIGITS, MAX_SIZE, check_word
 from .nodes import MODES, RESERVED, Conv, Fill, Fuse, NamedTensor, Node, Variable, node_text
 
@@ -17,7 +17,7 @@ def check_node(node: Node) -> None:
     """Check a node by itself. Raises NetworkError."""
     if len(node.labels) > MAX_AXES:
         fix = f"at most {MAX_AXES} axes, which is torch's limit: fuse some labels"
-        raise NetworkError(explain(f"node {node.name!r} has {len(node.labels)} axes", fix=fix), at=node)
+        raise NetworkError(f"node {node.name!r} has {len(node.labels)} axes", fix=fix, at=node)
     for label in node.labels:
         check_word(label, what="label")
     match node:
@@ -25,7 +25,7 @@ def check_node(node: Node) -> None:
             check_word(node.name, what="tensor name")
             if node.name in RESERVED:
                 fact = f"{node.name!r} is the name of a reserved node, and a tensor cannot have it"
-                raise NetworkError(explain(fact, fix="another name"), at=node)
+                raise NetworkError(fact, fix="another name", at=node)
         case Fuse() if not node.parts:
             raise _wrong(node, "Fuse has no parts", fix="Fuse[whole part part ...]")
         case Conv():
@@ -46,19 +46,17 @@ def check_node(node: Node) -> None:
 def check_nodes(nodes: Sequence[Node]) -> None:
     """Check the nodes of a network, each by itself and all together. Raises NetworkError."""
     if not nodes:
-        raise NetworkError(explain("a network has no nodes", fix="at least one, for example K[out in kh kw]"))
+        raise NetworkError("a network has no nodes", fix="at least one, for example K[out in kh kw]")
     first: dict[str, Node] = {}
     for node in nodes:
         check_node(node)
         other = first.setdefault(node.name, node)
         if isinstance(node, NamedTensor) and len(other.labels) != len(node.labels):
             raise NetworkError(
-                explain(
-                    f"the tensor {node.name!r} occurs with {len(other.labels)} and with {len(node.labels)} axes",
-                    first=node_text(other),
-                    second=node_text(node),
-                    fix="rename one of them: nodes with the same name are the same tensor",
-                ),
+                f"the tensor {node.name!r} occurs with {len(other.labels)} and with {len(node.labels)} axes",
+                first=node_text(other),
+                second=node_text(node),
+                fix="rename one of them: nodes with the same name are the same tensor",
                 at=node,
             )
 
@@ -66,21 +64,20 @@ def check_nodes(nodes: Sequence[Node]) -> None:
 def check_output(nodes: Sequence[Node], output: Sequence[str]) -> None:
     """Check the output labels of a network with these nodes. Raises NetworkError."""
     if len(output) > MAX_AXES:
-        raise NetworkError(explain(f"the output has {len(output)} axes", fix=f"at most {MAX_AXES}"))
+        raise NetworkError(f"the output has {len(output)} axes", fix=f"at most {MAX_AXES}")
     labels = {label for node in nodes for label in node.labels}
     for label in output:
         if label not in labels:
             raise NetworkError(
-                explain(f"no node carries the output label {label!r}", labels=" ".join(sorted(labels))),
+                f"no node carries the output label {label!r}",
+                labels=" ".join(sorted(labels)),
                 at=("->", label),
             )
         if output.count(label) > 1:
             raise NetworkError(
-                explain(
-                    f"the output names {label!r} twice",
-                    where=f"-> [{' '.join(output)}]",
-                    fix=f"a second label joined to it by Copy[{label} {label}_2]",
-                ),
+                f"the output names {label!r} twice",
+                where=f"-> [{' '.join(output)}]",
+                fix=f"a second label joined to it by Copy[{label} {label}_2]",
                 at=("->", label),
             )
 
@@ -93,14 +90,12 @@ def _check_value(node: Fill) -> None:
         raise _wrong(node, f"Fill has value {value!r}", fix="a Fraction, an integer or 'mean'")
     if abs(Fraction(value)) > MAX_FILL or len(str(value)) > MAX_DIGITS:
         raise NetworkError(
-            explain(
-                f"Fill has a value of {len(str(value))} digits",
-                where=f"Fill[{' '.join(node.labels)}]",
-                fix=f"at most {MAX_DIGITS}, and at most 1e300",
-            ),
+            f"Fill has a value of {len(str(value))} digits",
+            where=f"Fill[{' '.join(node.labels)}]",
+            fix=f"at most {MAX_DIGITS}, and at most 1e300",
             at=node,
         )
 
 
 def _wrong(node: Node, fact: str, *, fix: str) -> NetworkError:
-    return NetworkError(explain(fact, where=node_text(node), fix=fix), at=node)
+    return NetworkError(fact, where=node_text(node), fix=fix, at=node)

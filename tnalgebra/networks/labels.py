@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Mapping
 
-from ..errors import NetworkError, explain
+from ..errors import NetworkError
 
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -36,9 +36,7 @@ def kernel_labels(labels: Iterable[str]) -> tuple[str, ...] | None:
 def check_word(word: str, *, what: str) -> str:
     """Return `word` if it is a word of the notation. Raises NetworkError, which calls it `what`, if it is not."""
     if not isinstance(word, str) or not WORD.fullmatch(word):
-        raise NetworkError(
-            explain(f"{what} {word!r} is not a word", fix="letters, digits and '_', and not a digit first")
-        )
+        raise NetworkError(f"{what} {word!r} is not a word", fix="letters, digits and '_', and not a digit first")
     return word
 
 

@@ -13,7 +13,7 @@ from os import PathLike
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ..errors import NetworkError, SizeError, explain
+from ..errors import NetworkError, SizeError
 from . import drawing
 from .checks import check_nodes, check_output
 from .labels import fresh
@@ -75,10 +75,7 @@ class Network:
         for label in sizes:
             if label not in labels:
                 raise SizeError(
-                    explain(
-                        f"a size is given for {label!r}, which no node carries",
-                        labels=" ".join(sorted(labels)),
-                    )
+                    f"a size is given for {label!r}, which no node carries", labels=" ".join(sorted(labels))
                 )
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "output", output)
@@ -169,12 +166,10 @@ def size_of(network: Network, label: str) -> int:
         node = next((node_text(node) for node in network.nodes if label in node.labels), "no node")
         known = " ".join(f"{key}={size}" for key, size in network.sizes.items())
         raise SizeError(
-            explain(
-                f"the size of label {label!r} is unknown",
-                where=node,
-                known=known or "nothing",
-                fix=f"write {label}:SIZE in the notation, or give a value to a tensor that carries it",
-            )
+            f"the size of label {label!r} is unknown",
+            where=node,
+            known=known or "nothing",
+            fix=f"write {label}:SIZE in the notation, or give a value to a tensor that carries it",
         )
     return network.sizes[label]
 
@@ -203,11 +198,9 @@ def with_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
     for label in network.sizes.keys() & sizes.keys():
         if network.sizes[label] != sizes[label]:
             raise SizeError(
-                explain(
-                    f"label {label!r} has two sizes",
-                    first=f"{network.sizes[label]}, in {network}",
-                    second=f"{sizes[label]}, as given",
-                )
+                f"label {label!r} has two sizes",
+                first=f"{network.sizes[label]}, in {network}",
+                second=f"{sizes[label]}, as given",
             )
     if sizes.items() <= network.sizes.items():
         return network
@@ -239,12 +232,10 @@ def input_name(network: Network) -> str:
     if "X" in names or len(names) == 1:
         return "X" if "X" in names else names[0]
     raise NetworkError(
-        explain(
-            "it is not clear which tensor is the input",
-            tensors=" ".join(names) or "none",
-            where=str(network),
-            fix="call the input X, or name it: compose(a, b, into=...)",
-        )
+        "it is not clear which tensor is the input",
+        tensors=" ".join(names) or "none",
+        where=str(network),
+        fix="call the input X, or name it: compose(a, b, into=...)",
     )
 
 
@@ -271,16 +262,14 @@ def compose(first: Network, second: Network, *, into: str | None = None) -> Netw
     places = tensor_nodes(second).get(into)
     if places is None:
         raise NetworkError(
-            explain(f"the network has no tensor {into!r}", where=str(second), tensors=" ".join(tensor_nodes(second)))
+            f"the network has no tensor {into!r}", where=str(second), tensors=" ".join(tensor_nodes(second))
         )
     axes = len(second.nodes[places[0]].labels)
     if axes != len(first.output):
         raise NetworkError(
-            explain(
-                f"the output of the first network has {len(first.output)} labels, {into!r} has {axes} axes",
-                first=str(first),
-                second=str(second),
-            )
+            f"the output of the first network has {len(first.output)} labels, {into!r} has {axes} axes",
+            first=str(first),
+            second=str(second),
         )
     labels, names = _renamed_apart(first, second, into)
     taken = {*carriers(first), *carriers(second), *labels.values()}
@@ -325,7 +314,5 @@ def _merged(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
     merged: dict[str, int] = {}
     for label, size in sizes:
         if merged.setdefault(label, size) != size:
-            raise SizeError(
-                explain(f"labels of sizes {merged[label]} and {size} cannot both be {label!r}", fix="equal sizes")
-            )
+            raise SizeError(f"labels of sizes {merged[label]} and {size} cannot both be {label!r}", fix="equal sizes")
     return merged

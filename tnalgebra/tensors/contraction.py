@@ -17,7 +17,7 @@ import opt_einsum
 import torch
 from torch import Tensor
 
-from ..errors import NetworkError, SizeError, explain
+from ..errors import NetworkError, SizeError
 from ..networks import MAX_AXES
 
 _Labels: TypeAlias = tuple[str, ...]
@@ -145,7 +145,7 @@ def _check_axes(left: _Labels, right: _Labels, needed: Collection[str]) -> None:
     axes = {*left, *right} & set(needed)
     if len(axes) > MAX_AXES:
         raise NetworkError(
-            explain(f"an intermediate of the contraction has {len(axes)} axes", fix=f"at most {MAX_AXES}: fuse labels")
+            f"an intermediate of the contraction has {len(axes)} axes", fix=f"at most {MAX_AXES}: fuse labels"
         )
 
 
@@ -153,11 +153,9 @@ def _check_elements(sizes: Mapping[str, int], max_elements: int) -> None:
     elements = prod(sizes.values())
     if elements > max_elements:
         raise SizeError(
-            explain(
-                f"an intermediate of the contraction would have {elements} elements",
-                labels=" ".join(f"{label}={size}" for label, size in sorted(sizes.items())),
-                fix=f"smaller sizes, or max_elements above {max_elements}",
-            )
+            f"an intermediate of the contraction would have {elements} elements",
+            labels=" ".join(f"{label}={size}" for label, size in sorted(sizes.items())),
+            fix=f"smaller sizes, or max_elements above {max_elements}",
         )
 
 

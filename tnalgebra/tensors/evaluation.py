@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..errors import NetworkError, SizeError, ValuesError, explain
+from ..errors import NetworkError, SizeError, ValuesError
 from ..networks import (
     Conv,
     Copy,
@@ -54,35 +54,29 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
     for name, value in values.items():
         if name not in names:
             raise ValuesError(
-                explain(
-                    f"there is a value for {name!r}, which the network does not have", tensors=" ".join(names) or "none"
-                )
+                f"there is a value for {name!r}, which the network does not have", tensors=" ".join(names) or "none"
             )
         tensor = _tensor(name, value)
         labels = network.nodes[names[name][0]].labels
         if tensor.ndim != len(labels):
             raise ValuesError(
-                explain(
-                    f"the value of {name!r} has {tensor.ndim} axes, but its node has {len(labels)}",
-                    shape=tuple(tensor.shape),
-                    node=node_text(network.nodes[names[name][0]]),
-                )
+                f"the value of {name!r} has {tensor.ndim} axes, but its node has {len(labels)}",
+                shape=tuple(tensor.shape),
+                node=node_text(network.nodes[names[name][0]]),
             )
         _check_elements(name, tensor)
         for label, size in zip(labels, tensor.shape, strict=True):
             if sizes.setdefault(label, size) != size:
                 raise ValuesError(
-                    explain(
-                        f"the axis {label!r} of {name!r} has {size} elements, but the label has size {sizes[label]}",
-                        shape=tuple(tensor.shape),
-                        node=node_text(network.nodes[names[name][0]], network.sizes, set()),
-                    )
+                    f"the axis {label!r} of {name!r} has {size} elements, but the label has size {sizes[label]}",
+                    shape=tuple(tensor.shape),
+                    node=node_text(network.nodes[names[name][0]], network.sizes, set()),
                 )
         tensors[name] = tensor
     try:
         return with_sizes(network, sizes), tensors
     except SizeError as error:
-        raise ValuesError(explain("the shapes of the values contradict the network", because=error)) from error
+        raise ValuesError("the shapes of the values contradict the network", because=error) from error
 
 
 def _tensor(name: str, value: Any) -> Tensor:
@@ -90,26 +84,22 @@ def _tensor(name: str, value: Any) -> Tensor:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValuesError(
-            explain(f"the value of {name!r} is not an array of numbers", given=type(value).__name__, because=error)
+            f"the value of {name!r} is not an array of numbers", given=type(value).__name__, because=error
         ) from error
     if tensor.layout != torch.strided or tensor.is_meta:
         kind = "has no elements: it is on the meta device" if tensor.is_meta else f"is {tensor.layout}"
-        raise ValuesError(explain(f"the value of {name!r} {kind}", fix="a dense tensor with elements"))
+        raise ValuesError(f"the value of {name!r} {kind}", fix="a dense tensor with elements")
     return tensor
 
 
 def _check_elements(name: str, tensor: Tensor) -> None:
     if tensor.numel() == 0:
-        raise ValuesError(
-            explain(f"the value of {name!r} is empty", shape=tuple(tensor.shape), fix="sizes of at least 1")
-        )
+        raise ValuesError(f"the value of {name!r} is empty", shape=tuple(tensor.shape), fix="sizes of at least 1")
     if tensor.is_complex():
-        raise ValuesError(explain(f"the value of {name!r} is complex", fix="real numbers"))
+        raise ValuesError(f"the value of {name!r} is complex", fix="real numbers")
     if tensor.is_floating_point() and not tensor.isfinite().all():
         count = int((~tensor.isfinite()).sum())
-        raise ValuesError(
-            explain(f"the value of {name!r} holds NaN or infinity", where=f"{count} of {tensor.numel()} elements")
-        )
+        raise ValuesError(f"the value of {name!r} holds NaN or infinity", where=f"{count} of {tensor.numel()} elements")
 
 
 def evaluate(network: Network, values: Mapping[str, Any] | None = None, *, max_elements: int = MAX_ELEMENTS) -> Tensor:
@@ -154,7 +144,7 @@ def values_for(network: Network, values: Values) -> dict[str, Tensor]:
     """The values of the tensors that the network has, from among `values`. Raises ValuesError if one is missing."""
     missing = [name for name in tensor_nodes(network) if name not in values]
     if missing:
-        raise ValuesError(explain(f"there is no value for {', '.join(map(repr, missing))}", where=network))
+        raise ValuesError(f"there is no value for {', '.join(map(repr, missing))}", where=network)
     return {name: values[name] for name in tensor_nodes(network)}
 
 
@@ -182,20 +172,16 @@ def pattern(node: Node, network: Network, *, max_elements: int = MAX_ELEMENTS) -
     """
     if variables(node):
         raise NetworkError(
-            explain(
-                f"the attributes {', '.join(v.name for v in variables(node))} are variables",
-                where=node_text(node),
-                fix="numbers: only the sides of a rule have variables",
-            )
+            f"the attributes {', '.join(v.name for v in variables(node))} are variables",
+            where=node_text(node),
+            fix="numbers: only the sides of a rule have variables",
         )
     shape = shape_of(network, node.labels)
     if prod(shape) > max_elements:
         raise SizeError(
-            explain(
-                f"the dense pattern of a node would have {prod(shape)} elements",
-                where=node_text(node, network.sizes, set()),
-                fix=f"smaller sizes, or max_elements above {max_elements}",
-            )
+            f"the dense pattern of a node would have {prod(shape)} elements",
+            where=node_text(node, network.sizes, set()),
+            fix=f"smaller sizes, or max_elements above {max_elements}",
         )
     axes = [
         torch.arange(size).reshape([-1 if a == b else 1 for b in range(len(shape))]) for a, size in enumerate(shape)

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import RankError, ValuesError, explain
+from ..errors import RankError, ValuesError
 from ..networks import Bipartition, check_covers
 
 TALL = 2
@@ -67,17 +67,15 @@ def scaled(tensor: Tensor, *, what: str = "the tensor", dtype: torch.dtype = tor
     """
     shape = tuple(tensor.shape)
     if tensor.numel() == 0:
-        raise ValuesError(explain(f"{what} is empty", shape=shape, fix="sizes of at least 1"))
+        raise ValuesError(f"{what} is empty", shape=shape, fix="sizes of at least 1")
     if tensor.is_complex():
-        raise ValuesError(explain(f"{what} is complex", shape=shape, fix="real numbers"))
+        raise ValuesError(f"{what} is complex", shape=shape, fix="real numbers")
     tensor = tensor.detach()
     low, high = torch.aminmax(tensor)
     scale = max(-float(low), float(high))
     if not isfinite(scale):
         count = tensor.numel() - int(tensor.isfinite().sum())
-        raise ValuesError(
-            explain(f"{what} holds NaN or infinity", where=f"{count} of {tensor.numel()} elements", shape=shape)
-        )
+        raise ValuesError(f"{what} holds NaN or infinity", where=f"{count} of {tensor.numel()} elements", shape=shape)
     if not scale:
         return Scaled(tensor.to(dtype), 1.0)
     # a type with a wider range is scaled before it is narrowed
@@ -114,15 +112,13 @@ def check_axes(tensor: Tensor, labels: Sequence[str]) -> None:
     """Check that there is one label for each axis, and no label twice. Raises ValuesError."""
     if tensor.ndim != len(labels):
         raise ValuesError(
-            explain(
-                f"a tensor of {tensor.ndim} axes has {len(labels)} labels",
-                shape=tuple(tensor.shape),
-                labels=" ".join(labels),
-            )
+            f"a tensor of {tensor.ndim} axes has {len(labels)} labels",
+            shape=tuple(tensor.shape),
+            labels=" ".join(labels),
         )
     for label in labels:
         if list(labels).count(label) > 1:
-            raise ValuesError(explain(f"two axes of a tensor are labelled {label!r}", labels=" ".join(labels)))
+            raise ValuesError(f"two axes of a tensor are labelled {label!r}", labels=" ".join(labels))
 
 
 def gram_singular_values(matrix: Tensor) -> Tensor:
@@ -177,9 +173,7 @@ def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype
     """
     if matrix.ndim < 2:
         raise ValuesError(
-            explain(
-                f"a matrix has 2 axes, but this tensor has {matrix.ndim}", shape=tuple(matrix.shape), fix="matricise it"
-            )
+            f"a matrix has 2 axes, but this tensor has {matrix.ndim}", shape=tuple(matrix.shape), fix="matricise it"
         )
     rank = _checked_rank(rank, matrix)
     numbers, scale = scaled(matrix, what="the matrix", dtype=dtype)
@@ -272,7 +266,7 @@ def _converged(compute: Callable[[], Result], what: str, matrix: Tensor) -> Resu
         return compute()
     except LinAlgError as error:
         raise ValuesError(
-            explain(f"the {what} did not converge", shape=tuple(matrix.shape), because=str(error).partition("\n")[0])
+            f"the {what} did not converge", shape=tuple(matrix.shape), because=str(error).partition("\n")[0]
         ) from error
 
 
@@ -283,10 +277,8 @@ def _checked_rank(rank: int | None, matrix: Tensor) -> int:
     rank = operator.index(rank)
     if not 1 <= rank <= max(most, 1):
         raise RankError(
-            explain(
-                f"rank {rank} of a matrix with {most} singular values",
-                shape=tuple(matrix.shape),
-                fix=f"1 to {most}, or None for all",
-            )
+            f"rank {rank} of a matrix with {most} singular values",
+            shape=tuple(matrix.shape),
+            fix=f"1 to {most}, or None for all",
         )
     return rank

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import NetworkError, SizeError, ValuesError, explain
+from ..errors import NetworkError, SizeError, ValuesError
 from ..networks import (
     RESERVED,
     WORD,
@@ -170,10 +170,8 @@ def _array(piece: _Piece, network: Network, values: Mapping[str, Tensor]) -> Ten
 # From quimb -------------------------------------------------------------------------------------------------------
 
 
-def _refuse(fact: str, **context: object) -> NoReturn:
-    raise NetworkError(
-        explain(fact, **context, fix="from_quimb(tn) without like=, which takes each quimb tensor as it is")
-    )
+def _refuse(fact: str, **context: Any) -> NoReturn:
+    raise NetworkError(fact, **context, fix="from_quimb(tn) without like=, which takes each quimb tensor as it is")
 
 
 def _restored(tn: TensorNetwork, like: Network) -> tuple[Network, dict[str, Tensor]]:
@@ -339,5 +337,5 @@ def _torch(data: Any, what: str) -> Tensor:
     to_numpy = import_module("autoray").to_numpy
     tensor = data if isinstance(data, Tensor) else torch.as_tensor(np.array(to_numpy(data)))
     if tensor.is_complex():
-        raise ValuesError(explain(f"{what} is complex in quimb", fix="real numbers"))
+        raise ValuesError(f"{what} is complex in quimb", fix="real numbers")
     return tensor

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..._files import write_whole
-from ...errors import NetworkError, explain
+from ...errors import NetworkError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,11 +72,9 @@ def check_suffix(path: str | os.PathLike[str] | None) -> None:
     suffix = None if path is None else Path(path).suffix.lower()
     if path is not None and suffix not in _METADATA:
         raise NetworkError(
-            explain(
-                f"a figure cannot be written as {suffix!r}" if suffix else "the path of a figure has no suffix",
-                path=os.fspath(path),
-                fix="a path that ends in .svg, .png or .pdf",
-            )
+            f"a figure cannot be written as {suffix!r}" if suffix else "the path of a figure has no suffix",
+            path=os.fspath(path),
+            fix="a path that ends in .svg, .png or .pdf",
         )
 
 
@@ -89,4 +87,4 @@ def store(figure: Figure, path: str | os.PathLike[str] | None) -> None:
     def write(file: Path) -> None:
         file.write_bytes(content)
 
-    write_whole(path, write)
+    write_whole(Path(path), write)

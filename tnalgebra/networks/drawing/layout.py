@@ -15,7 +15,7 @@ from typing import TypeAlias
 import networkx as nx
 import numpy as np
 
-from ...errors import NetworkError, explain
+from ...errors import NetworkError
 from ..nodes import Node
 from .items import Item, Symbol, symbols_and_items
 from .labels import THROUGH_TEXT, Chosen, bezier, choose
@@ -81,7 +81,7 @@ def layout(
     """
     if len(nodes) > LARGEST_DRAWING:
         raise NetworkError(
-            explain(f"a network of {len(nodes)} nodes is too large to draw", fix=f"at most {LARGEST_DRAWING} nodes")
+            f"a network of {len(nodes)} nodes is too large to draw", fix=f"at most {LARGEST_DRAWING} nodes"
         )
     symbols, items = symbols_and_items(nodes, output, sizes)
     if places is not None:
@@ -116,12 +116,10 @@ def _chosen_positions(
     unknown = [repr(key) for key in places if key not in keys and key not in dots]
     if missing or unknown:
         raise NetworkError(
-            explain(
-                "the places are not those of the nodes",
-                missing=", ".join(missing) or None,
-                unknown=", ".join(unknown) or None,
-                fix="a place for each node, by its number or name: {0: (0, 0), 'G': (1, 0)}",
-            )
+            "the places are not those of the nodes",
+            missing=", ".join(missing) or None,
+            unknown=", ".join(unknown) or None,
+            fix="a place for each node, by its number or name: {0: (0, 0), 'G': (1, 0)}",
         )
     xy = np.zeros((len(symbols), 2))
     xy[: len(nodes)] = UNIT * np.array([places[key] for key in keys], dtype=float)
