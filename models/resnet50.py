@@ -12,7 +12,7 @@ def resnet50(*, classes: int = 1000, channels: int = 3, cifar_stem: bool = False
         classes: number of logits.
         channels: number of image channels; other than 3 replaces `conv1`.
         cifar_stem: keep the resolution of small images (32x32) at the start: `conv1` is 3x3 with stride 1 and
-            padding 1, and there is no max-pooling.
+            padding 1, and the max-pooling is left out.
 
     Returns:
         The network: (n, channels, height, width) -> (n, classes). Its state dict has torchvision's keys.
@@ -31,5 +31,5 @@ def resnet50(*, classes: int = 1000, channels: int = 3, cifar_stem: bool = False
 
 
 def resnet50_cifar(*, classes: int = 10, channels: int = 3) -> nn.Module:
-    """Build `resnet50` with the stem for small images (32x32); arguments as there."""
+    """Build `resnet50` with the stem for small images (32x32); the arguments are the same."""
     return resnet50(classes=classes, channels=channels, cifar_stem=True)

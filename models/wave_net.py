@@ -33,8 +33,8 @@ def wave_net(*, inputs: int = 3, outputs: int = 1, width: int = 40, depth: int =
     """Build the network with torch's default initialisation.
 
     Args:
-        inputs: number of channels given: two frames of a wave and the speed of its medium.
-        outputs: number of channels asked for.
+        inputs: number of input channels: two frames of a wave and the speed of its medium.
+        outputs: number of output channels.
         width: channels in between.
         depth: number of convolutions, at least 2; a value depends on its neighbours up to `depth` cells away.
 

@@ -1,4 +1,4 @@
-"""The networks that recipes start from: fresh, with weights, with random cores, and the small one trained first."""
+"""The networks that recipes start from: with random weights, with those of a file, with random cores, or trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import nn
 
 import tnalgebra as tn
 from recipes.experiment import Settings, classification
-from recipes.reporting import writing
 from recipes.training import train
 
 Patterns: TypeAlias = dict[str | type[nn.Module], Any] | Callable[[str, nn.Module], Any]
@@ -22,7 +21,7 @@ Patterns: TypeAlias = dict[str | type[nn.Module], Any] | Callable[[str, nn.Modul
 
 
 def fresh_model(name: str, images: tn.model.Images, *, seed: int) -> nn.Module:
-    """The network of this name for these images, its weights drawn from the seed."""
+    """The network of this name for these images, its random weights drawn from the seed."""
     return tn.command.build_model(name, classes=len(images.classes), channels=images.channels, seed=seed)
 
 
@@ -41,8 +40,8 @@ def with_weights(model: nn.Module, source: str) -> nn.Module:
 
 
 def write_network(model: nn.Module, path: Path) -> None:
-    """As `tnalgebra.save`; its folder is made if it does not exist. Raises StudyError where it cannot be written."""
-    with writing(path):
+    """Save a network by `tnalgebra.save`, in a folder that is made. Raises StudyError where it cannot be written."""
+    with tn.studies.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tn.save(model, path)
 
@@ -77,15 +76,15 @@ def trained_cnn4(model: nn.Module, training: tn.model.Images, *, config: Any) ->
 def from_random_cores(
     model: nn.Module, patterns: Patterns, *, example: tuple[int, ...], seed: int
 ) -> tuple[nn.Module, tn.model.ConversionReport]:
-    """Decompose a network that has not been trained, its cores drawn again.
+    """Decompose a network that is not trained, with random cores.
 
-    They are scaled so that the kernel they make has the variance of torch's own initialisation.
+    The cores are scaled so that the kernel which they make has the variance of torch's own initialisation.
 
     Args:
-        model: with random weights; converted in place.
-        patterns: see `even_patterns`.
-        example: shape of an input.
-        seed: of the cores.
+        model: a network with random weights, which is converted in place.
+        patterns: what is done with each layer, see `even_patterns`.
+        example: the shape of an input.
+        seed: the seed of the cores.
 
     Raises:
         TnalgebraError: as `tnalgebra.convert`.
@@ -96,22 +95,23 @@ def from_random_cores(
         for layer in model.modules():
             if isinstance(layer, tn.nn.KernelLayer):
                 layer.reset_parameters()
-                layer.origin = tn.nn.Origin()  # not the fit, whose values are gone
+                layer.origin = tn.nn.Origin()  # the fit's values are not in the layer any more
     return model, report
 
 
 def even_patterns(model: nn.Module, rewrite: str, *, parameters: float, skip: Sequence[str]) -> Patterns:
-    """Patterns for a network that has not been trained: only convolutions are decomposed.
+    """Patterns that decompose the convolutions of a network that is not trained, all to the same part.
 
-    A classifier has so few outputs that a part of its parameters would be a rank of one or two.
+    Linear layers stay dense: a classifier has few outputs, and a part of its parameters would be a rank of one or two.
 
     Args:
-        parameters: part of each kernel's parameters that is kept at most; layers that cannot be so small stay dense.
-        skip: layers that stay dense: globs, or first.
+        parameters: the largest part of its parameters that a kernel may keep; a layer that cannot be that small stays
+            dense.
+        skip: further layers that stay dense: globs, or first.
 
     Raises:
-        StudyError: skip matches no layer, or all.
-        RuleError: no layer can be made so small by the rewrite.
+        StudyError: skip matches no layer, or all of them.
+        RuleError: the rewrite cannot make any layer that small.
     """
     patterns: dict[str, Any] = {}
     chosen = tn.studies.Rewrite.read(rewrite)
@@ -128,9 +128,9 @@ def even_patterns(model: nn.Module, rewrite: str, *, parameters: float, skip: Se
 
 
 def even_ranks(form: tn.studies.Form, allowed: float) -> dict[str, int] | None:
-    """The largest ranks, each the same part of its bond's full one, that have this number of parameters, or None.
+    """The largest ranks with at most this number of parameters, each the same part of its bond's full rank.
 
-    Errors could not say how to share them out: of a random kernel they mean nothing.
+    None where rank 1 has more already. Errors are not used to choose the ranks: those of random kernels mean nothing.
     """
 
     def ranks(part: float) -> dict[str, int]:

@@ -1,11 +1,10 @@
-"""How every recipe prints its settings, writes text and figures, and sets a table."""
+"""What every recipe needs to print its settings, to check them, and to write texts, tables and figures."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_settings(config: Any) -> None:
-    """A line for each field of a recipe's config."""
+    """Print a line for each field of a recipe's config."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     width = max(map(len, values)) + 2
     for name, value in values.items():
@@ -27,24 +26,24 @@ def print_settings(config: Any) -> None:
 def check_least(
     config: Any, least: Mapping[str, float], error: type[tn.errors.TnalgebraError] = tn.errors.StudyError
 ) -> None:
-    """Refuse a setting, or an element of one, below its least value; None means a default."""
+    """Raise the error where a setting, or an element of a tuple, is below its least value. None, a default, passes."""
     for name, bound in least.items():
         for one in _values(config, name):
             if not one >= bound:
-                raise error(tn.errors.explain(f"{name} is {one}", fix=f"at least {bound}"))
+                raise error(f"{name} is {one}", fix=f"at least {bound}")
 
 
 def check_part(config: Any, *names: str) -> None:
-    """Refuse settings that are not in (0, 1]; None means a default."""
+    """Raise StudyError where a setting is not a part: above 0, at most 1. None, a default, passes."""
     for name in names:
         for one in _values(config, name):
             if not 0 < one <= 1:
                 raise tn.errors.StudyError(f"{name} is {one:g}", fix="above 0, at most 1")
 
 
-def check_known(kind: str, asked: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a name that is not among the known ones."""
-    for name in asked:
+def check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise StudyError where a name is not one of those known."""
+    for name in names:
         if name not in known:
             raise tn.errors.StudyError(f"no {kind} is called {name!r}", known=", ".join(known))
 
@@ -54,22 +53,16 @@ def _values(config: Any, name: str) -> list[Any]:
     return [one for one in (value if isinstance(value, tuple) else (value,)) if one is not None]
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raises StudyError where a file or folder cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise tn.errors.StudyError(f"{path} cannot be written", because=error, fix="another --output") from error
-
-
 def write(path: Path, content: str | Callable[[Path], None]) -> None:
-    """Write a file whole or not at all: text, or what a function writes into the path that it receives.
+    """Write a file whole or not at all.
+
+    Args:
+        content: a text, or a function that writes into the path it receives.
 
     Raises:
-        StudyError: it cannot be written.
+        StudyError: the file cannot be written.
     """
-    with writing(path):
+    with tn.studies.writing(path):
         if isinstance(content, str):
             tn.studies.write_text(path, content.rstrip("\n") + "\n")
         else:
@@ -77,19 +70,19 @@ def write(path: Path, content: str | Callable[[Path], None]) -> None:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """As PNG and SVG. Raises StudyError where they cannot be written."""
+    """Write a figure as PNG and as SVG. Raises StudyError where a file cannot be written."""
     for suffix in tn.studies.SUFFIXES:
         write(path.with_suffix(suffix), partial(figure.savefig, dpi=150))
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour and marker of the n-th line of a figure."""
+    """The colour and the marker of the n-th line of a figure."""
     colours, markers = tn.model.DISTINCT_COLOURS, tn.studies.MARKERS
     return {"color": colours[number % len(colours)], "marker": markers[number % len(markers)]}
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int = 1, ruled: bool = True) -> str:
-    """Columns of text, the first `left` of them to the left, the others to the right, with a line below the head."""
+    """Rows as aligned columns: the first `left` of them to the left, the others to the right, a line below the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -102,7 +95,7 @@ def aligned(rows: Sequence[Sequence[str]], *, left: int = 1, ruled: bool = True)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A table in Markdown, the first `left` columns to the left, the others to the right."""
+    """A table in Markdown, its first `left` columns aligned to the left, the others to the right."""
     ruler = "".join("---|" if number < left else "---:|" for number in range(len(head)))
     return "\n".join([f"| {' | '.join(head)} |", f"|{ruler}", *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -116,7 +109,7 @@ def count_text(count: float) -> str:
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: paths as text, dataclasses as objects, and no NaN."""
+    """A value for JSON: paths as text, dataclasses as objects, and null in place of NaN and infinity."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     if isinstance(value, Mapping):

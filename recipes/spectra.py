@@ -93,7 +93,7 @@ class Depths:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Result:
     """Singular values of the network, what they say (see `measure`), and how that depends on depth."""
 
     spectra: tn.model.Spectra
@@ -101,7 +101,7 @@ class Found:
     correlations: Mapping[str, Depths]
 
 
-def main(config: Config) -> Found:
+def main(config: Config) -> Result:
     """Measure the network's kernels; print, write and draw what they say.
 
     Raises:
@@ -127,7 +127,7 @@ def main(config: Config) -> Found:
     fresh = tn.command.build_model(config.model, seed=config.seed, **sizes)
     rows = measure(spectra, fresh_spectra(fresh, model, config.seed), config.norm)
     draws = Draws(config.seed, config.resamples)
-    result = Found(spectra, rows, {name: _depths(rows, name, draws) for name in MEASURES})
+    result = Result(spectra, rows, {name: _depths(rows, name, draws) for name in MEASURES})
     print(f"\n{entropy_table(rows)}\n\n{depth_table(result.correlations)}")
     _write(result, config)
     print(f"\nentropies.csv, spectra.csv, report.json and figures: {config.output}/")
@@ -169,7 +169,7 @@ def fresh_spectra(fresh: nn.Module, model: nn.Module, seed: int) -> tn.model.Spe
     """The singular values of all kernels of a network with fresh weights.
 
     A kernel in which both networks agree is drawn again, as torch does: their builder has loaded weights itself, or the
-    network has been given no others. That is not done from the seed itself, from which the builder draws the same.
+    network has no others. The seed itself is not used for it, because the builder draws the same weights from it.
     """
     kernels = {name: module.weight for name, module in tn.nn.kernel_layers(model).items()}
     with torch.random.fork_rng(devices=[]):
@@ -252,20 +252,20 @@ def depth_table(correlations: Mapping[str, Depths]) -> str:
     """A line a cut, for each measure."""
     parts = []
     for measure, depths in correlations.items():
-        found = {**depths.cuts, "mean of these": depths.mean} if depths.mean.why is None else {"": depths.mean}
-        parts.append(f"Depth and {MEASURES[measure]} (Spearman, 95 % interval)\n{listed(found)}")
+        lines = {**depths.cuts, "mean of these": depths.mean} if depths.mean.why is None else {"": depths.mean}
+        parts.append(f"Depth and {MEASURES[measure]} (Spearman, 95 % interval)\n{listed(lines)}")
     return "\n\n".join(parts)
 
 
-def figure_of(found: Found, model: str) -> Figure:
+def figure_of(result: Result, model: str) -> Figure:
     """Normalised entropy by depth, a line a cut: of the network, and dashed of fresh weights."""
     from matplotlib.figure import Figure
 
-    layers = found.rows["layer"].unique()
+    layers = result.rows["layer"].unique()
     figure = Figure(figsize=(max(7.0, 3.4 + 0.28 * len(layers)), 5.0), layout="constrained")
     panel = figure.subplots()
-    for number, (cut, correlation) in enumerate(found.correlations["normalised_entropy"].cuts.items()):
-        rows = found.rows[(found.rows["cut"] == cut) & (found.rows["values"] > 1)]
+    for number, (cut, correlation) in enumerate(result.correlations["normalised_entropy"].cuts.items()):
+        rows = result.rows[(result.rows["cut"] == cut) & (result.rows["values"] > 1)]
         style = line_style(number)
         label = cut if correlation.why is not None else f"{cut}\n{correlation.interval}"
         even = rows["normalised_entropy"]
@@ -283,18 +283,18 @@ def figure_of(found: Found, model: str) -> Figure:
     return figure
 
 
-def _write(found: Found, config: Config) -> None:
+def _write(result: Result, config: Config) -> None:
     report = {
         "config": plain(config),
-        "layers": list(found.rows["layer"].unique()),
-        "correlations": plain(found.correlations),
+        "layers": list(result.rows["layer"].unique()),
+        "correlations": plain(result.correlations),
         "version": tn.__version__,
     }
-    write(config.output / "entropies.csv", found.rows.to_csv(index=False))
-    write(config.output / "spectra.csv", found.spectra.to_pandas().to_csv(index=False))
+    write(config.output / "entropies.csv", result.rows.to_csv(index=False))
+    write(config.output / "spectra.csv", result.spectra.to_pandas().to_csv(index=False))
     write(config.output / "report.json", json.dumps(report, indent=2))
-    write_figure(found.spectra.plot(), config.output / "spectra")
-    write_figure(figure_of(found, config.model), config.output / "entropies")
+    write_figure(result.spectra.plot(), config.output / "spectra")
+    write_figure(figure_of(result, config.model), config.output / "entropies")
 
 
 def run() -> None:

@@ -153,8 +153,8 @@ def _complete(config: Config) -> Config:
         fact = f"distillation={distillation:g}, teacher_model={config.teacher_model} and no teacher"
         raise tn.errors.DataError(fact, fix="--teacher FILE, or leave them out")
     if not config.weights and len(config.rewrite) > 1:
-        given = ", ".join(config.rewrite)
-        raise tn.errors.LayerError("random cores are all alike", given=given, fix="one --rewrite, or --weights")
+        fact = "without --weights the errors of rewrites say nothing, and one of them cannot be chosen"
+        raise tn.errors.LayerError(fact, rewrites=", ".join(config.rewrite), fix="one --rewrite, or --weights")
     return config
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 import tnalgebra as tn
 from recipes.benchmarks.report import AGAIN, Row, conditions, memory_table, read_rows
 from recipes.benchmarks.timing import device_name, peak_bytes, time_in_turns
-from recipes.reporting import check_least, print_settings, write, write_figure, writing
+from recipes.reporting import check_least, print_settings, write, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -197,7 +197,7 @@ def run(kind: type[Benchmark[Config, Any, Any]], config: Config) -> list[Row]:
             names = _missing(benchmark, cell, known)
             if names:
                 row |= _memory(benchmark, cell, names) if benchmark.memory else _timed(benchmark, cell, names)
-                with writing(config.output):
+                with tn.studies.writing(config.output):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with path.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row) + "\n")

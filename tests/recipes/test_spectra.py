@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from recipes import spectra
 from recipes.claims.correlation import Correlation, Draws, rank_correlation
-from recipes.spectra import MEASURES, Config, Found, main
+from recipes.spectra import MEASURES, Config, Result, main
 from tests.refusals import refused
 from tnalgebra.command import build_model
 from tnalgebra.errors import DataError, RuleError, StudyError
@@ -66,7 +66,7 @@ def unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spectra, "_write", lambda *_: None)
 
 
-def found_with(**settings: Any) -> Found:
+def found_with(**settings: Any) -> Result:
     return main(dataclasses.replace(QUICK, **settings))
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -128,7 +129,7 @@ def _library(
     if source == "torchvision" and sizes.get("channels", 3) != 3:
         fact = f"torchvision's networks are for images of 3 channels, these have {sizes['channels']}"
         raise DataError(fact, fix="timm:NAME, which builds networks for any number of channels")
-    return lambda **given: function(name, **given), arguments
+    return partial(function, name), arguments
 
 
 def _of_checkout(name: str) -> Callable[..., object]:

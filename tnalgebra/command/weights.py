@@ -22,11 +22,11 @@ _UNREADABLE = (
     *(pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError),
     *(LookupError, OSError, RuntimeError, TypeError, ValueError),
 )
-"""What torch.load raises on damaged files (found by damaging some); it promises nothing."""
+"""What torch.load was seen to raise on damaged files; its documentation does not say."""
 
 
 def load_weights(model: nn.Module, source: str | Path) -> None:
-    """Load weights into `model`, in place, cast to the dtype and moved to the device of its own.
+    """Load weights into `model`, in place, in the dtype and on the device that the network has.
 
     Args:
         model: the network that receives the weights.
@@ -66,24 +66,26 @@ def _check_fit(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None
             weights=name,
             missing=_listing(missing),
             unexpected=_listing(unexpected),
-            wrong_shape=_listing(f"{key}: {tuple(a)} in the file, {tuple(b)} here" for key, (a, b) in shapes.items()),
-            wrong_dtype=_listing(f"{key}: {a} in the file, {b} here" for key, (a, b) in kinds.items()),
+            wrong_shape=_listing(
+                f"{key}: {tuple(a)} in the file, {tuple(b)} in the network" for key, (a, b) in shapes.items()
+            ),
+            wrong_dtype=_listing(f"{key}: {a} in the file, {b} in the network" for key, (a, b) in kinds.items()),
             fix=None if any((missing, unexpected, kinds)) else _other_sizes(shapes),
         )
 
 
 def _other_sizes(shapes: Mapping[str, tuple[torch.Size, torch.Size]]) -> str | None:
-    """What to do if one layer alone has another number of outputs, or of inputs, in the file than here."""
+    """The fix where a single layer has another number of outputs, or of inputs, in the file than in the network."""
     pairs = list(shapes.values())
-    if len({key.rpartition(".")[0] for key in shapes}) != 1 or not all(there and here for there, here in pairs):
+    if len({key.rpartition(".")[0] for key in shapes}) != 1 or not all(saved and built for saved, built in pairs):
         return None
-    outputs = {(there[0], here[0]) for there, here in pairs}
-    if len(outputs) == 1 and all(there[1:] == here[1:] for there, here in pairs):
-        ((saved, ours),) = outputs
-        return f"data of {saved} classes, if these are classes: the network here was built for {ours}"
-    there, here = pairs[0]
-    if len(pairs) == 1 and len(there) == len(here) > 1 and there[:1] + there[2:] == here[:1] + here[2:]:
-        return f"images of {there[1]} channels, if these are channels: the network here was built for {here[1]}"
+    outputs = {(saved[0], built[0]) for saved, built in pairs}
+    if len(outputs) == 1 and all(saved[1:] == built[1:] for saved, built in pairs):
+        ((classes, own_classes),) = outputs
+        return f"data of {classes} classes, if these are classes: the network was built for {own_classes}"
+    saved, built = pairs[0]
+    if len(pairs) == 1 and len(saved) == len(built) > 1 and saved[:1] + saved[2:] == built[:1] + built[2:]:
+        return f"images of {saved[1]} channels, if these are channels: the network was built for {built[1]}"
     return None
 
 
@@ -126,7 +128,7 @@ def _from_file(path: Path) -> Mapping[str, Tensor]:
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    """What a cast must keep: whether numbers are floating, whether complex."""
+    """What a cast has to keep: whether numbers are floating, and whether they are complex."""
     return tensor.is_floating_point(), tensor.is_complex()
 
 
@@ -136,7 +138,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _listing(lines: Iterable[str]) -> str | None:
-    """One line each, the first `_LISTED` of them; None if there are none."""
+    """The first `_LISTED` lines, and how many more follow; None without any line."""
     lines = list(lines)
     more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
     return "\n".join(lines[:_LISTED] + more) or None
