@@ -66,23 +66,13 @@ def test_a_fraction_keeps_what_pythons_round_says(fraction: float, full: int) ->
     [
         (3, 3),
         (KeepFraction(0.5), 2),  # round(2.5) is 2
-        (KeepFraction(0.7), 4),  # round(3.5) is 4
-        (KeepFraction(0.01), 1),
-        (KeepFraction(1), 5),
         (RelativeError(0), 4),  # only what is zero is dropped
         (RelativeError(0.2), 3),  # 1 / sqrt(35) = 0.169
         (RelativeError(0.54), 3),  # sqrt(10 / 35) = 0.535 would do for 2, but the third is as large as the second
-        (RelativeError(0.8), 1),  # sqrt(19 / 35) = 0.737
     ],
 )
 def test_how_many_of_five(rank: Any, expected: int) -> None:
     assert count(rank) == expected
-
-
-def test_one_value_is_always_kept_and_equal_values_are_kept_together() -> None:
-    assert count(RelativeError(0.999), [1.0]) == count(RelativeError(0.5), [0.0, 0.0, 0.0]) == 1
-    assert count(RelativeError(0.9), [1.0, 1.0, 1.0]) == 3
-    assert count(RelativeError(0.5), [2.0, 1.0, 1.0]) == 3  # sqrt(1 / 6) = 0.41, sqrt(2 / 6) = 0.58
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e200, 5e-324 * 2**60])
@@ -139,8 +129,6 @@ def test_a_budget_allows_at_most_its_fraction_or_says_which_would_do(
         (0.1, 77, 18, ("ParameterBudget(fraction=0.1)", "7 parameters", "18", "0.234")),
         (1.0, 11, 12, ("11 parameters", "12")),
         (0.1, 100, 29, ("0.291",)),  # 0.29 * 100 is 28.999999999999996
-        (0.1, 10**7, 10**7, ("at least 1",)),
-        (1e-6, 10**7, 12345, ("0.00124",)),
     ],
 )
 def test_a_budget_that_is_too_small_names_one_that_is_not(

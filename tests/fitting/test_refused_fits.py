@@ -71,12 +71,14 @@ RIGHT_SIDES: list[Refusal] = [
     (lambda: kronecker({"o1": 2, "o2": 2}), SizeError, "'out';6;4;Fuse[out o1 o2]"),
     (lambda: kronecker({"o1": 4}), SizeError, "'out';6;4"),
     (lambda: kronecker({"o1": -2}), SizeError, "'o1';-2"),
+    (lambda: kronecker({"o1": 2.5}), SizeError, "'o1';2.5;integer"),
     (lambda: kronecker(3), RuleError, "sizes=;int;mapping"),
 ]
 
 BONDS: list[Refusal] = [
     (lambda: cp(ranks={"x": 2}), RuleError, "'cp';'x';r"),
     (lambda: cp(ranks={"r": 2, "o": 2}), RuleError, "'cp';'o'"),
+    (lambda: TUCKER.apply({"K": KERNEL}, {"a": 8, "b": 1}), RankError, "rank 8;'a';1 to 7"),
     (lambda: ring(ranks={"z": 2}), RankError, "'p', 'q', 's'"),
     (lambda: ring(ranks=None), RankError, "'z', 'p', 'q', 's'"),
     (lambda: ring(ranks=0.5), RankError, "0.5;'keep 0.5'"),

@@ -16,7 +16,7 @@ from tests.strategies import random_values
 from tnalgebra.decompositions import all_cuts, cut, truncate
 from tnalgebra.errors import NetworkError, NotationError, RankError, RuleError, SizeError, TnalgebraError, ValuesError
 from tnalgebra.networks import parse
-from tnalgebra.rewriting import Trace, rewrite, rule, simplify
+from tnalgebra.rewriting import rewrite, rule, simplify
 from tnalgebra.rewriting.exact import contract_bond, copy_of_one, merge_fuses, split_fuse, sum_label
 from tnalgebra.tensors import evaluate, relative
 
@@ -42,9 +42,6 @@ CHAIN = parse("A[i b] B[b j]")
         (lambda: truncate("b").apply(CHAIN, 2, values={"A": MATRIX}), RuleError, "'B'"),
         (lambda: HALVES.apply({"W": MATRIX}, 2), ValuesError, "'W';K"),
         (lambda: HALVES.apply({"K": KERNEL}, 2), ValuesError, "'K';4 axes;2"),
-        (lambda: HALVES.apply({"K": MATRIX * math.nan}, 2), ValuesError, "'K';NaN"),
-        (lambda: HALVES.apply({"K": MATRIX[:0]}, 2), ValuesError, "'K';empty"),
-        (lambda: HALVES.apply({"K": MATRIX.to(torch.complex64)}, 2), ValuesError, "'K';complex"),
         (lambda: HALVES.apply({"K": MATRIX}), RankError, "'r'"),
         (lambda: sum_label.apply(CHAIN), RuleError, "'sum_label';T[i j] -> [i] => T2[i];A[i b] B[b j]"),
         (lambda: simplify(parse("K[a b]")).dense(), ValuesError, "'K';K[a b]"),
@@ -81,6 +78,8 @@ def test_an_exact_rule_that_holds_for_some_sizes_wants_to_know_them() -> None:
     assert cancel.places(parse("Fuse[a b c] Fuse[a d e]")) == []
     assert cancel.places(parse("Fuse[a b:2 c] Fuse[a d:2 e]")) == []
     assert len(cancel.places(parse("Fuse[a b:2 c:3] Fuse[a d:2 e]"))) == 1
+    assert cancel.places(parse("Fuse[a b:2 c:3] Fuse[a d:3 e:2]")) == []
+    assert rule("K[a b] => T[a:5 b]").places(parse("K[p:4 q:3]")) == []
     assert len(rule("Fuse[a b c] Fuse[b d e] => Fuse[a d e c]").places(parse("Fuse[a b c] Fuse[b d e]"))) == 1
 
 
@@ -184,13 +183,7 @@ def test_rules_that_go_round_in_circles_are_stopped() -> None:
     network = parse("Fuse[a:30 b:2 c:3 d:5]")
     with refused(RuleError, "7 steps", "split_fuse, merge_fuses", "Fuse[a:30 b:2 f:15] Fuse[f c:3 d:5]", "max_steps"):
         rewrite(network, [split_fuse, merge_fuses], max_steps=7)
-
-
-def test_exactly_as_many_steps_as_allowed_are_enough() -> None:
-    network = parse("Copy[a:2] Copy[b:3]")
-    assert len(rewrite(network, [copy_of_one], max_steps=2).trace.steps) == 2
-    with refused(RuleError, "1 steps"):
-        rewrite(network, [copy_of_one], max_steps=1)
+    assert len(rewrite(parse("Copy[a:2] Copy[b:3]"), [copy_of_one], max_steps=2).trace.steps) == 2
 
 
 def test_the_first_rule_that_applies_fires_first() -> None:
@@ -198,14 +191,6 @@ def test_the_first_rule_that_applies_fires_first() -> None:
     fit = rewrite(network, [contract_bond], random_values(network, 0))
     assert [str(step.after) for step in fit.trace.steps] == ["T[i:2 c:4] C[c j:5]", "T_2[i:2 j:5]"]
     torch.testing.assert_close(fit.dense(), evaluate(network, random_values(network, 0)), rtol=1e-12, atol=1e-12)
-
-
-def test_a_simplified_network_that_is_simple_stays() -> None:
-    network = parse("K[out:5 in:4]")
-    fit = simplify(network, {"K": torch.ones(5, 4)})
-    assert fit.network == network
-    assert fit.trace == Trace(network, ())
-    assert fit.relative_error == 0
 
 
 def test_a_rule_prints_its_equation() -> None:

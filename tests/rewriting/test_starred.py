@@ -133,12 +133,6 @@ def test_what_a_starred_rule_shows() -> None:
     assert rule(TUCKER2).name == TUCKER2
 
 
-def test_no_place() -> None:
-    entry = rule("K[a b c *k] => L[a r] R[r b c *k]")
-    with refused(RuleError, "A[x:2 y:3] B[y]"):
-        entry.apply(parse("A[x y] B[y]"), {"r": 1}, values={"A": gaussian(2, 3), "B": gaussian(3)})
-
-
 def test_a_tensor_of_too_many_axes_is_no_place() -> None:
     entry = rule("K[*k] => A[r *k] B[r s] C[s]")
     labels = [f"x{n}" for n in range(64)]

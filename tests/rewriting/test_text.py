@@ -16,8 +16,8 @@ from torch import Tensor
 from tests.kernel_cases import KERNEL, TREES, Case, check_claim, gaussian, tail, tensors, unfolding
 from tests.refusals import refused
 from tnalgebra.decompositions import cut
-from tnalgebra.errors import RankError, RuleError, SizeError, TnalgebraError
-from tnalgebra.fitting import KeepFraction, MultiplyAddsBudget, ParameterBudget, Rank, RelativeError, grow
+from tnalgebra.errors import RankError, RuleError, SizeError
+from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError, grow
 from tnalgebra.networks import NamedTensor, parse
 from tnalgebra.rewriting import rule
 
@@ -51,20 +51,12 @@ def test_a_tree_is_nearly_the_best_of_its_ranks(case: Case, data: st.DataObject)
         assert fit.relative_error <= 1e-10
 
 
-@given(tree_cases(), st.sampled_from((KeepFraction(1), RelativeError(0))))
-def test_a_tree_of_full_rank_is_the_kernel(case: Case, rank: Rank) -> None:
-    entry, matrices, kernel = case
-    fit = entry.apply({"K": kernel}, dict.fromkeys(matrices, rank), **FEW)
-    check_claim(fit)
-    assert fit.relative_error <= 1e-10
-
-
-@given(tree_cases(), st.sampled_from((0.5, 0.1, 1e-2, 1e-4)))
+@given(tree_cases(), st.sampled_from((0.5, 0.1, 1e-2, 1e-4, 0.0)))
 def test_a_relative_error_holds_at_each_bond(case: Case, error: float) -> None:
     entry, matrices, kernel = case
     fit = entry.apply({"K": kernel}, dict.fromkeys(matrices, RelativeError(error)), **FEW)
     check_claim(fit)
-    assert fit.relative_error <= error * math.sqrt(len(matrices)) * (1 + 1e-9)
+    assert fit.relative_error <= (error * math.sqrt(len(matrices)) * (1 + 1e-9) or 1e-10)
     if len(matrices) == 1:
         ((bond, matrix),) = matrices.items()
         rank = fit.trace.steps[0].change.ranks[bond]
@@ -138,19 +130,6 @@ def test_a_budget_does_not_keep_a_core_flat() -> None:
     assert fit.relative_error < 0.98 * flat.relative_error
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("K[o i h w] => U[o a] G[a b h w] V[b i]", "U[o:7 a:2] G[a b:2 h:3 w:2] V[b i:5] -> [o i h w]"),
-        ("K[o i h w] => A[w p] B[p h i b] C[o b]", "A[w:2 p:2] B[p h:3 i:5 b:2] C[o:7 b] -> [o i h w]"),
-    ],
-)
-def test_a_decomposition_is_written_as_the_rule_writes_it(text: str, expected: str) -> None:
-    entry = rule(text)
-    fit = entry.apply({"K": KERNEL}, dict.fromkeys(entry.ranks, 2))
-    assert str(fit.network) == expected
-
-
 def test_a_tucker_form_is_the_truncated_hosvd() -> None:
     fit = rule(TREES["tucker"][0]).apply({"K": KERNEL}, {"a": 7, "b": 5, "c": 3, "d": 1}, sweeps=0)
     values, vectors = np.linalg.svd(unfolding(KERNEL, "o i h w", "w"))[1::-1]
@@ -192,36 +171,10 @@ def test_blocks_of_a_matrix(shape: tuple[int, ...], seed: int, data: st.DataObje
     assert parse(str(fit.network)) == fit.network
 
 
-def test_a_train_over_reshaped_labels() -> None:
-    text = "K[out in kh kw] => Fuse[out o1 o2] Fuse[in i1 i2] A[o1 i1 p] B[p o2 i2 q] C[q kh kw]"
-    kernel = gaussian(12, 10, 3, 2)
-    fit = rule(text).apply({"K": kernel}, {"p": KeepFraction(1), "q": KeepFraction(1)}, sizes={"o1": 3, "i1": 2})
-    assert fit.relative_error < 1e-10
-    assert str(fit.network) == (
-        "Fuse[out:12 o1:3 o2:4] Fuse[in:10 i1:2 i2:5] A[o1 i1 p:6] B[p o2 i2 q:6] C[q kh:3 kw:2]"
-    )
-
-
 def test_a_fuse_alone_is_a_reshape() -> None:
     fit = rule("W[out in] => Fuse[out o1 o2] T[o1 o2 in]").apply({"W": gaussian(6, 5)}, sizes={"o1": 2})
     torch.testing.assert_close(fit.values["T"], gaussian(6, 5).reshape(2, 3, 5), rtol=1e-15, atol=0)
     assert fit.relative_error < 1e-15  # the kernel is scaled and scaled back
-
-
-@pytest.mark.parametrize(
-    ("sizes", "error", "facts"),
-    [
-        ({"o1": 4, "i1": 2}, SizeError, "'out';6;4"),
-        ({"o1": 4}, SizeError, "'out';6;4"),
-        ({"o1": 2, "i1": 2, "i2": 3}, SizeError, "'in'"),
-        ({"o1": 2, "i1": 2, "x": 3}, RuleError, "'x';out o1 o2 in i1 i2 p"),
-        ({"o1": 2.5, "i1": 2}, SizeError, "'o1';2.5;integer"),
-        ({"o1": 0, "i1": 2}, SizeError, "'o1';0"),
-    ],
-)
-def test_sizes_of_parts_that_do_not_fit(sizes: dict[str, int], error: type[TnalgebraError], facts: str) -> None:
-    with refused(error, *facts.split(";")):
-        rule(BLOCKS).apply({"W": gaussian(6, 8)}, {"p": 2}, sizes=sizes)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +214,7 @@ SIDES: list[tuple[str, dict[str, Rank]]] = [
     ("K[o i] => K[o r] R[r i]", {}),
     ("K[o i] => s[] L[o r] R[r i]", {"r": 2}),
     ("K[o] => Fuse[o a b] A[o a] B[o b] -> [o]", {}),
+    ("K[o h w] => Fuse[o h w] A[h] B[w] -> [o h w]", {}),
     ("K[o i] V[j] => Fuse[j a a] A[a p o] B[p i]", {"p": 2}),
     ("K[o i] => Fuse[o i b] A[i p] B[p b]", {"p": 1}),
     ("K[o i] => Fuse[o a b] Fuse[a c d] A[c d p] B[p b i]", {"p": 2}),
@@ -290,28 +244,3 @@ def test_any_right_side_is_fitted(text: str, ranks: dict[str, Rank]) -> None:
 def test_a_new_tensor_carries_a_label_once(text: str, facts: str) -> None:
     with refused(RuleError, *facts.split(";"), text):
         rule(text)
-
-
-@pytest.mark.parametrize(
-    ("ranks", "error", "facts"),
-    [
-        ({"a": 2}, RankError, "'b';{'b': 8};ParameterBudget"),
-        ({}, RankError, "'a', 'b'"),
-        (None, RankError, "'a', 'b'"),
-        ({"a": 8, "b": 1}, RankError, "rank 8;'a';1 to 7"),
-        ({"a": 0, "b": 1}, RankError, "rank 0;'a'"),
-        (MultiplyAddsBudget(0.5), RankError, "'multiply-adds 0.5';tn.convert"),
-        ({"a": 2, "b": 2, "c": 2}, RuleError, "'tucker2';'c';a b"),
-        (ParameterBudget(0.05), RankError, "ParameterBudget(fraction=0.05);10;18"),
-    ],
-)
-def test_ranks_that_do_not_fit(ranks: dict[str, Rank] | Rank | None, error: type[TnalgebraError], facts: str) -> None:
-    with refused(error, *facts.split(";")):
-        rule(TREES["tucker2"][0], name="tucker2").apply({"K": KERNEL}, ranks)
-
-
-def test_the_least_budget_that_is_named_is_enough() -> None:
-    tucker = rule(TREES["tucker2"][0])
-    assert tucker.apply({"K": KERNEL}, ParameterBudget(0.0858)).parameters == 18
-    with refused(RankError, "at least 0.0858"):
-        tucker.apply({"K": KERNEL}, ParameterBudget(0.0857))
