@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from math import prod
 
@@ -41,9 +42,8 @@ def kernel_multiply_adds(kernel: Network, positions: Sequence[int]) -> int:
     if unknown:
         raise SizeError(explain(f"the size of label {unknown[0]!r} is unknown", kernel=kernel, fix="[out:64 ...]"))
     first, second, *_ = (set(parts[label]) for label in kernel.output)
-    always = {label for labels in parts.values() for label in labels}
-    search = _Search([*cores, second], kernel.sizes, always, first, prod(positions))
-    return search.least()
+    open_labels = {label for labels in parts.values() for label in labels}
+    return _Search([*cores, second], kernel.sizes, open_labels, first, prod(positions)).least()
 
 
 def _cores(kernel: Network) -> tuple[list[set[str]], dict[str, tuple[str, ...]]]:
@@ -75,21 +75,30 @@ def _last(label: str, same: Mapping[str, str]) -> str:
     return label
 
 
+@dataclass(frozen=True)
 class _Search:
-    """Dynamic programming over sets of tensors, the input last; a set's value does not depend on how it was made."""
+    """Dynamic programming over sets of tensors, the input last; a set's value does not depend on how it was made.
 
-    def __init__(
-        self, tensors: Sequence[set[str]], sizes: Mapping[str, int], always: set[str], out: set[str], positions: int
-    ) -> None:
-        self.tensors, self.sizes, self.always, self.out, self.positions = tensors, sizes, always, out, positions
-        self.everything = (1 << len(tensors)) - 1
-        self.input = 1 << (len(tensors) - 1)
+    open_labels: of the kernel, which sets without the input keep.
+    out: the output's channels, which all sets keep.
+    positions: number of the output's positions.
+    """
+
+    tensors: Sequence[set[str]]
+    sizes: Mapping[str, int]
+    open_labels: set[str]
+    out: set[str]
+    positions: int
+
+    @property
+    def input(self) -> int:
+        return 1 << (len(self.tensors) - 1)
 
     def live(self, members: int) -> set[str]:
         """Labels that a set of tensors keeps; the input's windows and channels end with the last core that has them."""
         inside = {label for number, one in enumerate(self.tensors) if members >> number & 1 for label in one}
         outside = {label for number, one in enumerate(self.tensors) if not members >> number & 1 for label in one}
-        return inside & (outside | (self.out if members & self.input else self.always))
+        return inside & (outside | (self.out if members & self.input else self.open_labels))
 
     def least(self) -> int:
         costs, live = {}, {}
@@ -114,4 +123,4 @@ class _Search:
             by_count.append(list(made))
             costs |= made
             live |= {both: self.live(both) for both in made}
-        return costs[self.everything]
+        return costs[(1 << len(self.tensors)) - 1]
