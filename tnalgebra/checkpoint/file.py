@@ -38,7 +38,7 @@ must be one that the tensors of the file have, or the model; kernels have at mos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -47,18 +47,18 @@ from typing import TypeVar, overload
 import safetensors
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 
 from .._files import write_whole
 from ..errors import CheckpointError
 from ..model import Site, exchange_layers, restore_layers, tie_layers, unfolding_attentions
-from ..networks import Network, shape_of, tensor_nodes
+from ..networks import tensor_nodes
 from ..nn import KernelLayer
-from .format import STORED_DTYPES, Description, checksum, metadata_of
-from .layers import LayerMatch, describe_layer, make_layer, match_layers, named_layers, origin_of, resize_layer
+from .format import Description, metadata_of
+from .layers import describe_layer, make_layer, match_layers, named_layers, origin_of, resize_layer
 from .reading import read_description
 from .single import make_single
+from .state import aliases_of, check_tensors, check_tied, state_of, tensor_key
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -86,8 +86,8 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     path = Path(path).resolve()
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} exists, and is not a file", fix="the name of a file")
-    state = _state(model)
-    aliases = _aliases(state)
+    state = state_of(model)
+    aliases = aliases_of(state)
     tensors = {  # each row-major in memory of its own, on the CPU
         name: tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
@@ -186,14 +186,14 @@ def _load(
     dtype: torch.dtype | None,
 ) -> None:
     match = match_layers(description, into, resize=resize)
-    _check_tensors(description, into, match)
+    check_tensors(description, into, match)
     tensors = {**description.tensors, **{one: description.tensors[name] for one, name in description.aliases.items()}}
     origins = [(layer, origin_of(text)) for text, layer in match.kept]
     for text, layer in match.resized:
-        values = {name: tensors[_key(text.names[0], name)] for name in tensor_nodes(text.kernel)}
+        values = {name: tensors[tensor_key(text.names[0], name)] for name in tensor_nodes(text.kernel)}
         cores, origin = resize_layer(text, layer, values, noise)
         origins.append((layer, origin))
-        tensors |= {_key(name, core): tensor for name in text.names for core, tensor in cores.items()}
+        tensors |= {tensor_key(name, core): tensor for name in text.names for core, tensor in cores.items()}
     sites = [site for _, site in match.dense]
     with _restored_on_error(into, sites):
         if device is not None or dtype is not None:
@@ -202,7 +202,7 @@ def _load(
         for names in match.tied:
             tie_layers([layers[name] for name in names])
         exchange_layers(sites, list(layers.values()))
-        _check_tied(into, tensors)
+        check_tied(into, tensors)
         into.load_state_dict(tensors)
         for layer, origin in origins:
             layer.origin = origin
@@ -217,10 +217,6 @@ def _check_settings(model: nn.Module, noise: object, dtype: object) -> None:
     if not torch.is_inference_mode_enabled() and any(tensor.is_inference() for tensor in tensors):
         fact = "tensors of the model were made in inference mode: they do not change outside of it"
         raise CheckpointError(fact, fix="a model made outside; or load in inference mode")
-
-
-def _key(name: str, tensor: str) -> str:
-    return f"{name}.{tensor}" if name else tensor
 
 
 def _check_model(model: object) -> None:
@@ -240,88 +236,6 @@ def _check_wrapped(description: Description, model: nn.Module) -> None:
         if theirs and not ours:
             fact = f"all names of the file begin with {inside!r}, as in a wrapper, and none of the model"
             raise CheckpointError(fact, fix=f"tn.save(wrapper.{inside}, path); or the model in its wrapper")
-
-
-# States of models -----------------------------------------------------------------------------------------------
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model, of which every entry is a tensor that a file can hold."""
-    found: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor) or is_lazy(value) or value.layout != torch.strided or value.is_quantized:
-            raise CheckpointError(f"{name!r} of the model's state is not a dense tensor", given=type(value).__name__)
-        if value.is_meta:
-            raise CheckpointError(f"the tensor {name!r} of the model has no elements: it is on the meta device")
-        if value.dtype not in STORED_DTYPES or name == "__metadata__":
-            raise CheckpointError(f"the tensor {name!r} has no place in the file", dtype=value.dtype)
-        found[name] = value
-    return found
-
-
-def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Further name -> first name of tensors that are the same memory, read in the same way."""
-    first: dict[tuple[object, ...], str] = {}
-    found: dict[str, str] = {}
-    for name, tensor in state.items():
-        if tensor.numel() and not tensor.is_meta:
-            key = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
-            if first.setdefault(key, name) != name:
-                found[name] = first[key]
-    return found
-
-
-def _check_tensors(description: Description, model: nn.Module, match: LayerMatch) -> None:
-    """Whether the file has the tensors that the model will have, with their shapes."""
-    ours = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _state(model).items()}
-    tied = {name for names in match.tied for name in names}
-    for text, site in match.dense:
-        weight = site.module.weight
-        for name in text.names:
-            del ours[_key(name, "weight")]
-            if text.arguments.get("padding_idx") is not None and text.names[0] not in tied:
-                ours[_key(name, "padding")] = (tuple(weight.shape[1:]), weight.dtype)
-        ours |= {_key(n, core): (shape, weight.dtype) for n in text.names for core, shape in _shapes(text.kernel)}
-    for text, _ in match.resized:
-        for name in text.names:
-            ours |= {_key(name, core): (shape, ours[_key(name, core)][1]) for core, shape in _shapes(text.kernel)}
-    stored = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in description.tensors.items()}
-    stored |= {alias: stored[name] for alias, name in description.aliases.items()}
-    missing = [name for name in ours if name not in stored]
-    unexpected = [name for name in stored if name not in ours]
-    if missing or unexpected:
-        fact = "the file has other tensors than the model"
-        raise CheckpointError(fact, missing=_some(missing), unexpected=_some(unexpected))
-    for name, (shape, kind) in ours.items():
-        if stored[name][0] != shape:
-            raise CheckpointError(f"the tensor {name!r} has another shape", file=stored[name][0], model=shape)
-        if _sort(stored[name][1]) != _sort(kind):
-            raise CheckpointError(f"the tensor {name!r} has another dtype", file=stored[name][1], model=kind)
-
-
-def _shapes(kernel: Network) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, places in tensor_nodes(kernel).items():
-        yield name, shape_of(kernel, kernel.nodes[places[0]].labels)
-
-
-def _sort(dtype: torch.dtype) -> str:
-    if dtype == torch.bool:
-        return "bool"
-    return "complex" if dtype.is_complex else "real" if dtype.is_floating_point else "integer"
-
-
-def _some(names: list[str]) -> str | None:
-    """The first names of a list, if there are any."""
-    short = [name if len(name) <= 100 else f"{name[:80]}... ({len(name)} characters)" for name in names[:5]]
-    return ", ".join(short) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else None
-
-
-def _check_tied(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Names that share a tensor in the model have one value."""
-    for alias, name in _aliases(_state(model)).items():
-        if alias in tensors and name in tensors and checksum(tensors[alias]) != checksum(tensors[name]):
-            fact = f"the tensors {name!r} and {alias!r} are one in the model and differ in the file"
-            raise CheckpointError(fact, fix="a model with two tensors")
 
 
 @contextmanager

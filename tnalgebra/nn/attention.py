@@ -123,29 +123,42 @@ class MultiheadAttention(torch_nn.Module):
             raise RuntimeError("is_causal is a hint about attn_mask, which is None: give the causal mask as well")
         order = 1 if batched and not self.batch_first else 0  # of the batch among the axes
         query, key, value = (x.transpose(0, order) if batched else x.unsqueeze(0) for x in (query, key, value))
-        k, v = self.k_proj(key), self.v_proj(value)
-        hidden = is_causal and key_padding_mask is None and not need_weights
-        mask = None if hidden else self._mask(query, key, attn_mask, key_padding_mask)
+        causal = is_causal and key_padding_mask is None and not need_weights
+        mask = None if causal else self._mask(query, key, attn_mask, key_padding_mask)
+        heads, mask = self._project((query, key, value), mask)
+        output, weights = self._attend(heads, mask, need_weights=need_weights, causal=causal)
+        if weights is not None:
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+        output = self.out_proj(output.permute(2, 0, 1, 3).flatten(2))  # laid out as torch's, for a dropout that follows
+        return (output.transpose(0, 1 - order) if batched else output.squeeze(1)), weights
+
+    def _project(
+        self, inputs: tuple[Tensor, Tensor, Tensor], mask: Tensor | None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+        """Queries, keys and values of each head, shape (n, heads, length, features), and a mask for all the keys."""
+        q, k, v = self.q_proj(inputs[0]), self.k_proj(inputs[1]), self.v_proj(inputs[2])
         further: list[tuple[Tensor | float, Tensor | float]] = [(0.0, 0.0)] if self.add_zero_attn else []
         if self.bias_k is not None and self.bias_v is not None:
             further.insert(0, (self.bias_k, self.bias_v))
         for rows in further:
             k, v = (torch.cat([x, _row(row, x)], 1) for x, row in zip((k, v), rows, strict=True))
             mask = None if mask is None else functional.pad(mask, (0, 1))
-        q, k, v = (x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (self.q_proj(query), k, v))
+        q, k, v = (x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        return (q, k, v), mask
+
+    def _attend(
+        self, heads: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, *, need_weights: bool, causal: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output of each head, shape (n, heads, l, features), and the weights, shape (n, heads, l, s)."""
+        q, k, v = heads
         dropout = self.dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            scores = (q / math.sqrt(self.head_dim)) @ k.transpose(2, 3)
-            weights = functional.softmax(scores if mask is None else scores + mask, dim=-1)
-            weights = functional.dropout(weights, dropout) if dropout else weights
-            output = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if batched else weights.squeeze(0)
-        else:
-            output = functional.scaled_dot_product_attention(q, k, v, mask, dropout, hidden)
-        output = self.out_proj(output.permute(2, 0, 1, 3).flatten(2))  # laid out as torch's, for a dropout that follows
-        return (output.transpose(0, 1 - order) if batched else output.squeeze(1)), weights
+        if not need_weights:
+            return functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal), None
+        scores = (q / math.sqrt(self.head_dim)) @ k.transpose(2, 3)
+        weights = functional.softmax(scores if mask is None else scores + mask, dim=-1)
+        weights = functional.dropout(weights, dropout) if dropout else weights
+        return weights @ v, weights
 
     def _mask(self, query: Tensor, key: Tensor, attn_mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
         """Both masks as one that is added to the scores, broadcast to shape (n, heads, l, s)."""

@@ -15,15 +15,15 @@ from torch import Tensor
 from torch import nn as torch_nn
 
 from ..compiler import MAX_PLAN_ELEMENTS, Compiled, make_request
-from ..decompositions import read_rewrite
 from ..errors import CompileError, LayerError, explain
-from ..fitting import bonds_of, open_labels
-from ..networks import Fuse, NamedTensor, Network, compose, fresh, relabel, shape_of, tensor_nodes
-from ..rewriting import Choices, Fit, Rule, Trace
-from ..tensors import bind, value_of
+from ..fitting import bonds_of
+from ..networks import NamedTensor, Network, compose, shape_of, tensor_nodes
+from ..rewriting import Fit, Rule, Trace
+from ..tensors import bind
+from .kernels import check_layer_weight, contracted, fit_constants, fit_weight, mean_square
 from .origin import Origin, origin_of_fit
 from .planning import LayerChoices, Planning, Shaping, checked_format, nominal_shape, split_choices
-from .torch_layers import AnyLayer, kernel_labels_of, layer_network, memory_format_of, own_weight
+from .torch_layers import AnyLayer, kernel_labels_of, layer_network, memory_format_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ class KernelLayer(Compiled):
         if not isinstance(module, cls.dense_class):
             fact = f"nn.{cls.__name__} replaces a torch.nn.{cls.dense_class.__name__}, not a {type(module).__name__}"
             raise LayerError(fact, fix=f"a torch.nn.{cls.dense_class.__name__}, or nn.decomposed")
-        _check_layer(module)
+        check_layer_weight(module)
         planning, fitting = split_choices(choices)
         if isinstance(rewrite, Fit):
             fit = rewrite
@@ -67,12 +67,12 @@ class KernelLayer(Compiled):
                 fact = f"the rewrite is a fit, which leaves nothing to choose, and {extra[0]}= is given"
                 raise LayerError(fact, fix="a rule, or the fit alone")
         else:
-            fit = _fit_weight(module, rewrite, size, fitting)
+            fit = fit_weight(module, rewrite, size, fitting)
         missing = [name for name in tensor_nodes(fit.network) if name not in fit.values]
         if missing:
             raise LayerError(f"the fit has no value of {missing[0]!r}", network=fit.network)
         return cls.of_network(
-            module, fit.network, fit.values, constants=_constants(fit), planning=planning, origin=origin_of_fit(fit)
+            module, fit.network, fit.values, constants=fit_constants(fit), planning=planning, origin=origin_of_fit(fit)
         )
 
     @classmethod
@@ -129,11 +129,11 @@ class KernelLayer(Compiled):
             requested = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value is not None)
             fact = f"torch.nn.{self.dense_class.__name__} does not take these arguments"
             raise LayerError(fact, given=requested, because=error) from error
-        _check_layer(module)
+        check_layer_weight(module)
         planning, fitting = split_choices(choices)
         rough: Any = {"starts": 1, "sweeps": 0, **fitting}
-        fit = _fit_weight(module, rewrite, size, rough)
-        self._fill(module, fit.network, fit.values, constants=_constants(fit), planning=planning)
+        fit = fit_weight(module, rewrite, size, rough)
+        self._fill(module, fit.network, fit.values, constants=fit_constants(fit), planning=planning)
         self.origin = Origin()
         self.reset_parameters()
 
@@ -259,7 +259,7 @@ class KernelLayer(Compiled):
 
     def dense_weight(self) -> Tensor:
         """The kernel contracted to one tensor, as torch stores it: differentiable, contracted in float64."""
-        return _contracted(self.kernel, self._cores()).to(self._like().dtype)
+        return contracted(self.kernel, self._cores()).to(self._like().dtype)
 
     def to_dense(self) -> AnyLayer:
         """The layer of torch's with the rebuilt weight, and a copy of the bias."""
@@ -302,7 +302,7 @@ class KernelLayer(Compiled):
         for name in drawn:
             cores[name] = torch.randn(cores[name].shape, dtype=torch.float64, device=cores[name].device)
         times = Counter(node.name for node in self.kernel.nodes if isinstance(node, NamedTensor) and node.name in drawn)
-        factor = (variance / _mean_square(self.kernel, cores)) ** (1 / (2 * times.total())) if drawn else 1.0
+        factor = (variance / mean_square(self.kernel, cores)) ** (1 / (2 * times.total())) if drawn else 1.0
         with torch.no_grad():
             for name in drawn:
                 getattr(self, name).copy_(factor * cores[name])
@@ -378,53 +378,3 @@ class KernelLayer(Compiled):
             return super().forward(x)
         one = torch.cat([x, x.new_zeros((1, *x.shape[1:]))])
         return super().forward(one)[:0]
-
-
-# Making -------------------------------------------------------------------------------------------------------
-
-
-def _check_layer(module: AnyLayer) -> None:
-    """Refuse what a layer made from this one could not do."""
-    layer_network(module)  # refuses what has no network
-    if own_weight(module).is_meta:
-        raise LayerError("the weight has no elements: it is on the meta device", fix="a device with memory")
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    held = [name.strip("_").replace("_", " ") for name in hooks if getattr(module, name)]
-    if held:
-        fact = f"this {type(module).__name__} has {held[0]}, which its decomposition would not have"
-        raise LayerError(fact, fix="remove them, and put them on the new layer")
-
-
-def _fit_weight(module: AnyLayer, rewrite: str | Rule, size: object, choices: Choices) -> Fit:
-    rule = read_rewrite(rewrite, kernel_labels_of(module))
-    return rule.apply({rule.tensor: module.weight}, size, **choices)
-
-
-def _constants(fit: Fit) -> set[str]:
-    """Names of tensors that were held as they are."""
-    return {name for step in fit.trace.steps for name in (*step.rule.fixed, *step.options.fixed)}
-
-
-def _without_fuses(kernel: Network) -> Network:
-    """The network of a kernel whose output labels are replaced by the parts that a `Fuse` splits them into."""
-    parts = open_labels(kernel)
-    split = [label for label in kernel.output if label not in parts]
-    nodes = [node for node in kernel.nodes if not (isinstance(node, Fuse) and node.whole in split)]
-    known = {label for node in nodes for label in node.labels}
-    return Network(nodes, parts, {label: size for label, size in kernel.sizes.items() if label in known})
-
-
-def _contracted(kernel: Network, values: Mapping[str, Tensor]) -> Tensor:
-    """The value of a kernel's network in float64."""
-    return value_of(_without_fuses(kernel), values, dtype=torch.float64).reshape(shape_of(kernel, kernel.output))
-
-
-def _mean_square(kernel: Network, values: Mapping[str, Tensor]) -> float:
-    """The mean of the squares of a kernel's elements, from the network times itself: the kernel is not rebuilt."""
-    inner = _without_fuses(kernel)
-    names: dict[str, str] = {}
-    for label in {label for node in inner.nodes for label in node.labels} - {*inner.output}:
-        names[label] = fresh(label, {*inner.sizes, *names.values()})
-    sizes = {**inner.sizes, **{names[label]: size for label, size in inner.sizes.items() if label in names}}
-    twice = Network((*inner.nodes, *(relabel(node, names) for node in inner.nodes)), (), sizes)
-    return float(value_of(twice, values, dtype=torch.float64)) / prod(shape_of(kernel, kernel.output))

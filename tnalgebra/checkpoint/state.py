@@ -1,0 +1,106 @@
+"""The tensors of a model's state: those that a file can hold, those that are one, and whether a file's are theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import CheckpointError
+from ..networks import Network, shape_of, tensor_nodes
+from .format import STORED_DTYPES, Description, checksum
+from .layers import LayerMatch
+
+
+def tensor_key(name: str, tensor: str) -> str:
+    """Name of a layer's tensor in the state of its model."""
+    return f"{name}.{tensor}" if name else tensor
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model, of which every entry is a tensor that a file can hold."""
+    found: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or is_lazy(value) or value.layout != torch.strided or value.is_quantized:
+            raise CheckpointError(f"{name!r} of the model's state is not a dense tensor", given=type(value).__name__)
+        if value.is_meta:
+            raise CheckpointError(f"the tensor {name!r} of the model has no elements: it is on the meta device")
+        if value.dtype not in STORED_DTYPES or name == "__metadata__":
+            raise CheckpointError(f"the tensor {name!r} has no place in the file", dtype=value.dtype)
+        found[name] = value
+    return found
+
+
+def aliases_of(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Further name -> first name of tensors that are the same memory, read in the same way."""
+    first: dict[tuple[object, ...], str] = {}
+    found: dict[str, str] = {}
+    for name, tensor in state.items():
+        if tensor.numel() and not tensor.is_meta:
+            key = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
+            if first.setdefault(key, name) != name:
+                found[name] = first[key]
+    return found
+
+
+def _tensors_of_model(model: nn.Module, match: LayerMatch) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Name -> shape and dtype of every tensor that the model will have."""
+    ours = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state_of(model).items()}
+    tied = {name for names in match.tied for name in names}
+    for text, site in match.dense:
+        weight = site.module.weight
+        for name in text.names:
+            del ours[tensor_key(name, "weight")]
+            if text.arguments.get("padding_idx") is not None and text.names[0] not in tied:
+                ours[tensor_key(name, "padding")] = (tuple(weight.shape[1:]), weight.dtype)
+        ours |= {tensor_key(n, core): (shape, weight.dtype) for n in text.names for core, shape in _shapes(text.kernel)}
+    for text, _ in match.resized:
+        for name in text.names:
+            ours |= {
+                tensor_key(name, core): (shape, ours[tensor_key(name, core)][1]) for core, shape in _shapes(text.kernel)
+            }
+    return ours
+
+
+def check_tensors(description: Description, model: nn.Module, match: LayerMatch) -> None:
+    """Whether the file has the tensors that the model will have, with their shapes."""
+    ours = _tensors_of_model(model, match)
+    stored = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in description.tensors.items()}
+    stored |= {alias: stored[name] for alias, name in description.aliases.items()}
+    missing = [name for name in ours if name not in stored]
+    unexpected = [name for name in stored if name not in ours]
+    if missing or unexpected:
+        fact = "the file has other tensors than the model"
+        raise CheckpointError(fact, missing=_some(missing), unexpected=_some(unexpected))
+    for name, (shape, kind) in ours.items():
+        if stored[name][0] != shape:
+            raise CheckpointError(f"the tensor {name!r} has another shape", file=stored[name][0], model=shape)
+        if _sort(stored[name][1]) != _sort(kind):
+            raise CheckpointError(f"the tensor {name!r} has another dtype", file=stored[name][1], model=kind)
+
+
+def _shapes(kernel: Network) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, places in tensor_nodes(kernel).items():
+        yield name, shape_of(kernel, kernel.nodes[places[0]].labels)
+
+
+def _sort(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "complex" if dtype.is_complex else "real" if dtype.is_floating_point else "integer"
+
+
+def _some(names: list[str]) -> str | None:
+    """The first names of a list, if there are any."""
+    short = [name if len(name) <= 100 else f"{name[:80]}... ({len(name)} characters)" for name in names[:5]]
+    return ", ".join(short) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else None
+
+
+def check_tied(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Names that share a tensor in the model have one value."""
+    for alias, name in aliases_of(state_of(model)).items():
+        if alias in tensors and name in tensors and checksum(tensors[alias]) != checksum(tensors[name]):
+            fact = f"the tensors {name!r} and {alias!r} are one in the model and differ in the file"
+            raise CheckpointError(fact, fix="a model with two tensors")

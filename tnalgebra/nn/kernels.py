@@ -1,0 +1,64 @@
+"""Kernels of layers as networks: checks, fits of a weight, and their value as one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..decompositions import read_rewrite
+from ..errors import LayerError
+from ..fitting import open_labels
+from ..networks import Fuse, Network, fresh, relabel, shape_of
+from ..rewriting import Choices, Fit, Rule
+from ..tensors import value_of
+from .torch_layers import AnyLayer, kernel_labels_of, layer_network, own_weight
+
+
+def check_layer_weight(module: AnyLayer) -> None:
+    """Refuse what a layer made from this one could not do."""
+    layer_network(module)  # refuses what has no network
+    if own_weight(module).is_meta:
+        raise LayerError("the weight has no elements: it is on the meta device", fix="a device with memory")
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    held = [name.strip("_").replace("_", " ") for name in hooks if getattr(module, name)]
+    if held:
+        fact = f"this {type(module).__name__} has {held[0]}, which its decomposition would not have"
+        raise LayerError(fact, fix="remove them, and put them on the new layer")
+
+
+def fit_weight(module: AnyLayer, rewrite: str | Rule, size: object, choices: Choices) -> Fit:
+    rule = read_rewrite(rewrite, kernel_labels_of(module))
+    return rule.apply({rule.tensor: module.weight}, size, **choices)
+
+
+def fit_constants(fit: Fit) -> set[str]:
+    """Names of tensors that were held as they are."""
+    return {name for step in fit.trace.steps for name in (*step.rule.fixed, *step.options.fixed)}
+
+
+def _without_fuses(kernel: Network) -> Network:
+    """The network of a kernel whose output labels are replaced by the parts that a `Fuse` splits them into."""
+    parts = open_labels(kernel)
+    split = [label for label in kernel.output if label not in parts]
+    nodes = [node for node in kernel.nodes if not (isinstance(node, Fuse) and node.whole in split)]
+    known = {label for node in nodes for label in node.labels}
+    return Network(nodes, parts, {label: size for label, size in kernel.sizes.items() if label in known})
+
+
+def contracted(kernel: Network, values: Mapping[str, Tensor]) -> Tensor:
+    """The value of a kernel's network in float64."""
+    return value_of(_without_fuses(kernel), values, dtype=torch.float64).reshape(shape_of(kernel, kernel.output))
+
+
+def mean_square(kernel: Network, values: Mapping[str, Tensor]) -> float:
+    """The mean of the squares of a kernel's elements, from the network times itself: the kernel is not rebuilt."""
+    inner = _without_fuses(kernel)
+    names: dict[str, str] = {}
+    for label in {label for node in inner.nodes for label in node.labels} - {*inner.output}:
+        names[label] = fresh(label, {*inner.sizes, *names.values()})
+    sizes = {**inner.sizes, **{names[label]: size for label, size in inner.sizes.items() if label in names}}
+    twice = Network((*inner.nodes, *(relabel(node, names) for node in inner.nodes)), (), sizes)
+    return float(value_of(twice, values, dtype=torch.float64)) / prod(shape_of(kernel, kernel.output))
