@@ -166,8 +166,8 @@ def test_tied_tensors_share_a_colour_and_others_do_not() -> None:
 
 
 def test_kinds_of_lines() -> None:
-    found = {item.label: item.kind for item in plan_of("T[a a b c d] U[b e] V[d] W[d] -> [c d]").items}
-    assert found == {"a": "loop", "b": "bond", "c": "open", "e": "closed", "d": "open"}
+    kinds = {item.label: item.kind for item in plan_of("T[a a b c d] U[b e] V[d] W[d] -> [c d]").items}
+    assert kinds == {"a": "loop", "b": "bond", "c": "open", "e": "closed", "d": "open"}
 
 
 def test_hyperedge_has_a_dot_joined_to_every_carrier() -> None:

@@ -197,7 +197,7 @@ def test_renaming_leaves_reserved_nodes_alone() -> None:
 def test_composition_feeds_the_value_of_the_first_to_the_second(
     first: tuple[Network, dict[str, Tensor]], second: tuple[Network, dict[str, Tensor]], data: st.DataObject
 ) -> None:
-    """The input stands once or twice, with labels of the second, new ones, or one label twice."""
+    """The input occurs once or twice, with labels of the second network, new labels, or one label twice."""
     (a, a_values), (b, b_values) = first, second
     fresh = (f"in{number}" for number in count())
     sizes = dict(b.sizes)

@@ -127,9 +127,9 @@ def test_a_tied_tensor_stands_in_both_places() -> None:
 
 @pytest.mark.parametrize("value", [[1, 2, 3], np.array([1, 2, 3], dtype=np.int8), torch.tensor([1, 2, 3]).half()])
 def test_values_of_any_real_type_are_evaluated_in_float64(value: Any) -> None:
-    found = evaluate(parse("K[a] Fill[b:2|value=1/2]"), {"K": value})
-    assert found.dtype == torch.float64
-    assert found.tolist() == [[0.5, 0.5], [1, 1], [1.5, 1.5]]
+    value = evaluate(parse("K[a] Fill[b:2|value=1/2]"), {"K": value})
+    assert value.dtype == torch.float64
+    assert value.tolist() == [[0.5, 0.5], [1, 1], [1.5, 1.5]]
 
 
 def test_gradients_pass_through() -> None:
@@ -159,9 +159,9 @@ def test_more_than_52_labels_in_one_pair() -> None:
     a = values["A"].reshape(2, 3, 4, 5, 6)
     b = values["B"].reshape(7, 5, 4, 3, 2)
     expected = torch.einsum("pqrsa,bsrqp->brsa", a, b)
-    found = evaluate(network, values)
-    assert found.ndim == 60
-    torch.testing.assert_close(found.reshape(7, 4, 5, 6), expected, rtol=1e-12, atol=1e-12)
+    value = evaluate(network, values)
+    assert value.ndim == 60
+    torch.testing.assert_close(value.reshape(7, 4, 5, 6), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_negative_padding_crops() -> None:

@@ -71,12 +71,12 @@ def test_matricise_names_what_does_not_fit() -> None:
 @given(matrices())
 def test_singular_values_are_those_of_an_svd(matrix: Tensor) -> None:
     expected = torch.linalg.svdvals(matrix)
-    found = singular_values(matrix)
-    assert found.dtype == torch.float64
-    assert found.shape == expected.shape
-    assert (found.diff() <= 0).all()
-    assert (found >= 0).all()
-    difference = (found - expected).abs() / expected[0]
+    result = singular_values(matrix)
+    assert result.dtype == torch.float64
+    assert result.shape == expected.shape
+    assert (result.diff() <= 0).all()
+    assert (result >= 0).all()
+    difference = (result - expected).abs() / expected[0]
     assert difference[expected > FLOOR * expected[0]].max() <= BOUND
     assert difference.max() <= BELOW
 
@@ -98,8 +98,8 @@ def test_planted_values_above_a_millionth_are_right_to_1e_8(shape: tuple[int, in
             values[count // 2 :] = 1.1 * FLOOR
         case "steep":
             values[1:] = torch.logspace(-3, -12, count - 1, dtype=torch.float64)
-    found = singular_values(planted(*shape, values, seed=seed))
-    difference = (found - values).abs()
+    result = singular_values(planted(*shape, values, seed=seed))
+    difference = (result - values).abs()
     assert difference[values > FLOOR].max() <= BOUND
     assert difference.max() <= BELOW
 
@@ -147,8 +147,8 @@ def test_signs_are_settled(matrix: Tensor) -> None:
 @pytest.mark.parametrize("shape", [(30, 30), (90, 31), (31, 90), (500, 4)])
 def test_the_truncated_svd_sees_small_values(shape: tuple[int, int]) -> None:
     values = torch.logspace(0, -12, min(shape), dtype=torch.float64)
-    found = truncated_svd(planted(*shape, values, seed=3)).S
-    torch.testing.assert_close(found, values, rtol=0, atol=3e-15)  # a few roundings of the largest
+    result = truncated_svd(planted(*shape, values, seed=3)).S
+    torch.testing.assert_close(result, values, rtol=0, atol=3e-15)  # a few roundings of the largest
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64])
@@ -206,14 +206,14 @@ def test_matrices_side_by_side_are_decomposed_as_if_alone(
 ) -> None:
     stack = gaussian(*shape, seed=seed)
     rank = data.draw(st.integers(1, min(shape[-2:])))
-    found = truncated_svd(stack, rank, dtype=dtype)
-    assert found.S.dtype == dtype
-    assert (found.U.shape, found.V.shape) == ((*shape[:-1], rank), (*shape[:-2], rank, shape[-1]))
+    result = truncated_svd(stack, rank, dtype=dtype)
+    assert result.S.dtype == dtype
+    assert (result.U.shape, result.V.shape) == ((*shape[:-1], rank), (*shape[:-2], rank, shape[-1]))
     tolerance = 100 * torch.finfo(dtype).eps * float(stack.abs().max())  # a few roundings of the largest value
     for place in product(*map(range, shape[:-2])):
         alone = truncated_svd(stack[place], rank, dtype=dtype)
-        torch.testing.assert_close(found.S[place], alone.S, rtol=0, atol=tolerance)
-        for svd in (SVD(*(each[place] for each in found)), alone):
+        torch.testing.assert_close(result.S[place], alone.S, rtol=0, atol=tolerance)
+        for svd in (SVD(*(each[place] for each in result)), alone):
             kept_norm = torch.linalg.vector_norm(svd.U.mT @ stack[place].to(dtype) @ svd.V.mT - torch.diag(svd.S))
             assert kept_norm < 10 * tolerance
             assert (svd.U.gather(0, svd.U.abs().argmax(0, keepdim=True)) > 0).all()
@@ -222,10 +222,10 @@ def test_matrices_side_by_side_are_decomposed_as_if_alone(
 @pytest.mark.parametrize("shape", [(7, 5), (5, 7), (40, 3), (3, 40)])
 def test_float32_is_as_good_as_its_type(shape: tuple[int, int]) -> None:
     matrix = gaussian(*shape, seed=4)
-    found = truncated_svd(matrix, dtype=torch.float32)
-    assert {part.dtype for part in found} == {torch.float32}
-    torch.testing.assert_close(found.S.double(), torch.linalg.svdvals(matrix), rtol=1e-5, atol=0)
-    assert linalg.relative_residual(matrix, found) < 1e-6
+    result = truncated_svd(matrix, dtype=torch.float32)
+    assert {part.dtype for part in result} == {torch.float32}
+    torch.testing.assert_close(result.S.double(), torch.linalg.svdvals(matrix), rtol=1e-5, atol=0)
+    assert linalg.relative_residual(matrix, result) < 1e-6
 
 
 @given(matrices(), st.data())
@@ -234,12 +234,12 @@ def test_the_svd_of_a_product_needs_no_product(matrix: Tensor, data: st.DataObje
     right = gaussian(matrix.shape[1], inner, seed=data.draw(st.integers(0, 2**30)))
     last = gaussian(inner, 9, seed=data.draw(st.integers(0, 2**30)))
     left = matrix / matrix.abs().max() @ right
-    found, expected = linalg.svd_of_product(left, last), torch.linalg.svdvals(left @ last)
+    result, expected = linalg.svd_of_product(left, last), torch.linalg.svdvals(left @ last)
     count = min(inner, len(left), 9)
     scale = float(left.norm() * last.norm())
-    torch.testing.assert_close(found.S, expected[:count], rtol=0, atol=1e-13 * scale)
-    torch.testing.assert_close((found.U * found.S) @ found.V, left @ last, rtol=0, atol=1e-13 * scale)
-    assert (found.U.gather(0, found.U.abs().argmax(0, keepdim=True)) > 0).all()
+    torch.testing.assert_close(result.S, expected[:count], rtol=0, atol=1e-13 * scale)
+    torch.testing.assert_close((result.U * result.S) @ result.V, left @ last, rtol=0, atol=1e-13 * scale)
+    assert (result.U.gather(0, result.U.abs().argmax(0, keepdim=True)) > 0).all()
 
 
 @given(matrices(), st.data())
@@ -277,17 +277,17 @@ def test_a_random_subspace_is_within_one_per_cent_of_the_best(spectrum: str, dty
         matrix = planted(size, size + 100, values, seed=1)
     for rank in (16, size // linalg.FEW):
         assert linalg.randomised(matrix, rank)
-        found = truncated_svd(matrix, rank, dtype=dtype)
+        result = truncated_svd(matrix, rank, dtype=dtype)
         least = float(values[rank:].norm() / values.norm())
         rounding = 1e-5 if dtype == torch.float32 else 1e-13
-        assert linalg.relative_residual(matrix, found) <= 1.01 * least + rounding
+        assert linalg.relative_residual(matrix, result) <= 1.01 * least + rounding
         eye = torch.eye(rank, dtype=dtype)
         tolerance = 1e-4 if dtype == torch.float32 else 1e-12
-        torch.testing.assert_close(found.U.mT @ found.U, eye, rtol=0, atol=tolerance)
-        torch.testing.assert_close(found.V @ found.V.mT, eye, rtol=0, atol=tolerance)
-        assert ((values[:rank] - found.S) < 0.1 * values[:rank] + rounding * values[0]).all()
+        torch.testing.assert_close(result.U.mT @ result.U, eye, rtol=0, atol=tolerance)
+        torch.testing.assert_close(result.V @ result.V.mT, eye, rtol=0, atol=tolerance)
+        assert ((values[:rank] - result.S) < 0.1 * values[:rank] + rounding * values[0]).all()
         again = truncated_svd(matrix, rank, dtype=dtype)
-        assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(result, again, strict=True))
 
 
 def test_only_few_values_of_a_large_matrix_come_from_a_random_subspace() -> None:

@@ -277,7 +277,7 @@ def unregister(name: str) -> None:
     del _REGISTERED[name]
 
 
-def read_rewrite(rewrite: str | Rule | Fit, labels: LabelWords) -> Rule:
+def read_rewrite(rewrite: str | Rule | Fit | Any, labels: LabelWords) -> Rule:
     """Read a rewrite: the rule that a user means for a tensor of these labels.
 
     Args:

@@ -144,7 +144,7 @@ def values_for(network: Network, values: Values) -> dict[str, Tensor]:
     """The values of the tensors that the network has, from among `values`. Raises ValuesError if one is missing."""
     missing = [name for name in tensor_nodes(network) if name not in values]
     if missing:
-        raise ValuesError(f"there is no value for {', '.join(map(repr, missing))}", where=network)
+        raise ValuesError(f"the value of {', '.join(map(repr, missing))} is missing", where=network)
     return {name: values[name] for name in tensor_nodes(network)}
 
 

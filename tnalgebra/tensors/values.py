@@ -36,7 +36,7 @@ def norm(tensor: Tensor) -> float:
 
 
 def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The type to which all of the tensors can be converted without loss; float64 if there are none."""
+    """The type to which all of the tensors can be converted without loss; float64 without any tensor."""
     dtypes = [tensor.dtype for tensor in tensors]
     return reduce(torch.promote_types, dtypes) if dtypes else torch.float64
 
