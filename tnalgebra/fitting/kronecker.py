@@ -64,7 +64,7 @@ class KroneckerSystem:
 
     @classmethod
     def of(cls, labels: _Labels, grams: Sequence[tuple[_Labels, Tensor]]) -> KroneckerSystem | None:
-        """Decompose factors, each (layers, starts, *sizes, *sizes). None if there are none, or one is not finite."""
+        """Decompose factors, each (layers, starts, *sizes, *sizes). None if one is not finite, or without factors."""
         if not grams or not all(bool(gram.isfinite().all()) for _, gram in grams):
             return None
         factors = []

@@ -1,4 +1,4 @@
-"""The exact rules, which keep the value. The docstring of each says why it holds and ends, and when it must not fire."""
+"""The exact rules, which keep the value. Their docstrings say why they hold and end, and when they must not fire."""
 
 from .copies import copy_of_one, drop_copy_of_two, fill_through_copy, fuse_copies, trim_copy
 from .fuses import cancel_fuses, fill_through_fuse, merge_fuses, split_fuse, unit_fuse
