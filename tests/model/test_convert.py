@@ -18,7 +18,7 @@ from tnalgebra.errors import LayerError, RuleError
 from tnalgebra.fitting import KeepFraction, ParameterBudget
 from tnalgebra.model import convert, optional
 
-WISH = (["out | in kh kw", "out | in"], 2)
+HALVES = (["out | in kh kw", "out | in"], 2)
 
 
 # What is converted ---------------------------------------------------------------------------------------------------
@@ -57,8 +57,8 @@ def test_of_several_rewrites_the_best_is_taken() -> None:
     for one in cuts:
         _, report = convert(network(), {"3": (one, ParameterBudget(0.5))})
         errors[one] = report["3"].relative_error
-    for wish in ((cuts, ParameterBudget(0.5)), [(one, ParameterBudget(0.5)) for one in cuts]):
-        _, report = convert(network(), {"3": wish})
+    for request in ((cuts, ParameterBudget(0.5)), [(one, ParameterBudget(0.5)) for one in cuts]):
+        _, report = convert(network(), {"3": request})
         assert report["3"].rule == min(errors, key=lambda one: errors[one] or 0)
 
 
@@ -235,14 +235,14 @@ def test_a_count_that_grows_is_in_the_row() -> None:
 @pytest.mark.parametrize(
     ("patterns", "overlaps"),
     [
-        ({"3": None, "*": WISH}, []),
+        ({"3": None, "*": HALVES}, []),
         (
-            {"3": None, "5": None, "[35]": WISH, "*": WISH},
+            {"3": None, "5": None, "[35]": HALVES, "*": HALVES},
             ["1 layer follows '3', and not '[35]'", "1 layer follows '5', and not '[35]'"],
         ),
-        ({"*": WISH, "3": None}, ["1 layer follows '*', and not '3', which fits too and comes later"]),
-        ({"*": None, "3": WISH}, ["1 layer follows '*', and not '3', which fits too and comes later"]),
-        ({"3": WISH, "5": WISH, "*": None}, ["1 layer follows '3', and not '*'", "1 layer follows '5', and not '*'"]),
+        ({"*": HALVES, "3": None}, ["1 layer follows '*', and not '3', which fits too and comes later"]),
+        ({"*": None, "3": HALVES}, ["1 layer follows '*', and not '3', which fits too and comes later"]),
+        ({"3": HALVES, "5": HALVES, "*": None}, ["1 layer follows '3', and not '*'", "1 layer follows '5', and not '*'"]),
     ],
 )
 def test_overlaps_that_may_be_mistakes_are_noted(patterns: Any, overlaps: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The running statistics of batch normalisations, measured anew."""
+"""The running statistics of batch normalisations, measured again."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from .attention import unfolding_attentions
 from .batch_norm import batch_norms, recalibrate_batch_norm
 from .budget import FRACTIONS
 from .compare import compare
+from .comparison import Comparison
 from .convert import convert
 from .folding import Folding, fold_batch_norm
 from .image_files import load_images
@@ -29,6 +30,7 @@ from .surgery import (
 __all__ = [
     "DISTINCT_COLOURS",
     "FRACTIONS",
+    "Comparison",
     "ConversionReport",
     "Curves",
     "Folding",

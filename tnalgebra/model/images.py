@@ -149,7 +149,7 @@ def inputs_of(batches: Images | Iterable[Tensor | Sequence[Tensor]]) -> Iterator
     """The inputs in batches: each batch itself, or its first entry, such as the images of (images, labels).
 
     Raises:
-        DataError: there is no batch, a batch holds no inputs, or `batches` is a single tensor or Images.
+        DataError: the data have no batch, a batch holds no inputs, or `batches` is a single tensor or Images.
     """
     if isinstance(batches, Tensor):  # its entries would pass for batches
         raise DataError("batches of inputs are needed, and one tensor is given", fix="a list of tensors: [x]")

@@ -45,36 +45,41 @@ def input_metrics(
     device: torch.device | str = "cpu",
     block: int = PATCH_BLOCK,
 ) -> dict[str, Metric]:
-    """The metric of each kernel layer, from one pass over calibration images in evaluation mode.
+    """Measure the metric of each kernel layer in one pass over calibration images, in evaluation mode.
 
-    The covariance C[i, j] is the mean over images of the sum over output positions (and over calls, of a layer that
-    is called several times for an image) of x_i x_j, x the input patch at a position. So E||(K - K~) x||^2 is the
-    expected squared error of the layer's whole output for one image. The patches are those that meet the kernel: of
-    the padded input, of each group's channels, and of a transposed convolution those of the input with zeros between.
+    Element [i, j] of a covariance is the mean over images of the sum over output positions, and over the calls of a
+    layer that is called several times, of x_i x_j, where x is the input patch at a position. E||(K - K~) x||^2 is then
+    the expected squared error of the layer's whole output for one image. The patches are those that the kernel is
+    multiplied with: of the padded input, of the channels of each group, and for a transposed convolution of the input
+    with zeros between its elements.
 
-    The covariances of all layers are in memory together, each `fitting.metric.Metric.covariance`: 162 MiB in float64
-    for 512 channels and a 3 x 3 window. In a grouped convolution each output channel has one of its own. A grouped
-    transposed convolution counts the inputs of all groups, with zeros between the groups.
+    The covariances of all layers are in memory at the same time. One takes 162 MiB in float64 for 512 channels and a
+    3 x 3 window. In a grouped convolution each output channel has a covariance of its own. A grouped transposed
+    convolution counts the inputs of all groups, with zeros between the groups.
 
     Args:
-        model: on `device`. It keeps its modes, and no hooks.
-        batches: the calibration images, or batches of inputs with an image on each entry of the first axis.
+        model: a network on `device`; it keeps its modes.
+        batches: the calibration images, or batches of inputs with one image for each entry of the first axis.
         layers: names of layers, or globs; all kernel layers by default.
         ridge: relative, see `Metric.with_ridge`.
-        batch_size: for `Images`, and only for them: see `Images.batches`.
-        dtype: of the covariances; by default float64 up to 2048 coupled values, else float32 (half the time and
+        batch_size: see `Images.batches`; needed for `Images`, and only for them.
+        dtype: of the covariances; by default float64 up to 2048 coupled values, and float32 above (half the time and
             memory; its rounding is far below the usual ridge).
-        device: where the model is, and the metrics will be.
-        block: the most elements of input patches in memory at once, unless a line of one image needs more.
+        device: of the model and of the metrics.
+        block: the largest number of elements of input patches in memory at once, unless one line of an image has more.
 
     Returns:
-        Layer's name -> metric, in the order of the modules.
+        Name of a layer -> its metric, in the order of the modules.
 
     Raises:
-        DataError: there are no images, or they are not given as above.
+        DataError: the batches are empty, or not in one of the forms above.
         LayerError: a name that no layer has, a layer that is never called, whose weight is shared with another,
             computed from others or not there yet, or whose covariances are too large.
         ValuesError: a layer's inputs or outputs are not finite, or all its inputs are 0.
+
+    Example:
+        >>> metrics = tn.input_metrics(model, [x for x, _ in loader], layers=["layer3.*"])
+        >>> tn.compare(model.layer3[0].conv1, "all", "parameters 0.3", metric=metrics["layer3.0.conv1"])
     """
     chosen = _chosen(model, layers)
     moments = {}
@@ -117,26 +122,26 @@ def fit_in_order(
     block: int = PATCH_BLOCK,
     cache: int = _CACHE,
 ) -> dict[str, Tensor]:
-    """Fit the layers in the order they run, each to the original output from the inputs it has by then.
+    """Fit the layers in the order in which they run, each to its original output from the inputs that it now gets.
 
-    A copy of the model takes the new weights. For each layer, x are the patches of its inputs in the copy as far as
-    it is fitted, y the outputs of the same layer in the model, without the bias. The metric that `fit` is given
-    holds C = E[x x^T], B = E[y x^T] and E||y||^2 (per image, as in `input_metrics`), so that a fit to its target
-    makes up for the errors of the layers before. A layer that is called several times has its place where it is
-    called first, and its old weight in all calls until it is fitted.
+    A copy of the model takes the new weights. For each layer, x are the patches of its inputs in the copy, whose
+    earlier layers are fitted already, and y are the outputs of the same layer in the model, without the bias. The
+    metric that `fit` gets holds C = E[x x^T], B = E[y x^T] and E||y||^2 (for one image, as in `input_metrics`), so that
+    a fit to its target makes up for the errors of the layers before. A layer that is called several times is fitted
+    when it is called first, and has its old weight in all calls until then.
 
-    The batches are kept, and run through the copy once for each layer, as far as that layer; through the model once
-    to see the order, and then as often as `cache` demands.
+    The batches are kept in memory. They run through the copy once for each layer, as far as that layer; and through the
+    model once to see the order, and then as often as `cache` demands.
 
     Args:
-        model: on `device`. It stays as it is.
+        model: a network on `device`; it stays as it is.
         batches: see `input_metrics`.
-        fit: called once a layer; see `LayerFit`.
-        cache: the most bytes of the model's outputs that are kept, unless one layer's alone are more.
+        fit: called once for each layer, see `LayerFit`.
+        cache: the largest number of bytes of the model's outputs that are kept, unless one layer alone has more.
         layers, ridge, batch_size, dtype, device, block: see `input_metrics`.
 
     Returns:
-        Layer's name -> weight in the copy, in the order the layers run.
+        Name of a layer -> its weight in the copy, in the order in which the layers run.
 
     Raises:
         DataError, LayerError: see `input_metrics`; a layer is called less often in the copy.

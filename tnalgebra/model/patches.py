@@ -200,7 +200,7 @@ class Moments:
 
         Args:
             x: the layer's input, as torch takes it.
-            y: its output without the bias; only its shape counts where there is no `cross`.
+            y: its output without the bias; only its shape counts without `cross`.
 
         Raises:
             ValuesError: NaN or infinity.

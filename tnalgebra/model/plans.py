@@ -84,7 +84,7 @@ def plan_budget(
         RankError: a size cannot be read, or a budget cannot be met; the message has the least that can.
         LayerError, RuleError: no kernel layer has a name; a layer has no rewrite, or one that cannot be read.
         DataError: a `MultiplyAddsBudget` without an example.
-        StudyError: `curves` is neither of the two, or there are no inputs where they are needed.
+        StudyError: `curves` is neither of the two, or inputs are missing where they are needed.
         Exception: any other error of a fit, if none of its rules can rewrite a layer.
 
     Example:
@@ -177,9 +177,11 @@ def fit_planned(
     """Fit the layers of a plan.
 
     Args:
-        metric: "frobenius": each kernel for itself. "input": each in the norm of its own inputs, which `metrics`
-            holds. "output": in the order they run, each to the original network's output, from the inputs it gets
-            in the network as compressed so far.
+        model: the network that was planned for; it stays as it is.
+        planned: one of the plans of `plan_budget`.
+        metric: "frobenius": each kernel for itself. "input": each in the norm of its own inputs, from `metrics`.
+            "output": in the order in which the layers run, each to the output that it has in the original network,
+            from the inputs that it gets when the layers before are fitted.
         metrics: name -> metric, for "input".
         inputs: batches of the network's inputs, for "output".
         ridge: of the covariances for "output", see `Metric.with_ridge`.
@@ -190,6 +192,9 @@ def fit_planned(
 
     Raises:
         StudyError: `metric` is none of the three, or lacks what it needs.
+
+    Example:
+        >>> fits = tn.model.fit_planned(model, plan, metric="output", inputs=batches)
     """
     if metric not in ("frobenius", "input", "output"):
         raise StudyError(f"metric={metric!r}", fix="'frobenius', 'input' or 'output'")
