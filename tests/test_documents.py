@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -79,6 +81,32 @@ def test_the_table_of_arguments_has_all(layer: str) -> None:
     public = {name for name in inspect.signature(getattr(torch_nn, layer)).parameters if not name.startswith("_")}
     assert public <= ours
     assert shown == ours
+
+
+COMMAND = re.compile(
+    r"(?:python -m (?P<module>recipes[\w.]*)|(?<![\w/\"])(?<!import )tnalgebra (?P<name>[a-z]+)) (?P<line>[^#&\n]*)"
+)
+
+
+def commands() -> dict[str, set[str]]:
+    """The commands that the pages have in blocks of a shell or indented -> the options that they are given."""
+    options: dict[str, set[str]] = {}
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+        blocks = re.findall(r"```(?:sh|bash)\n(.*?)```|((?:^    .*\n)+)", text, re.DOTALL | re.MULTILINE)
+        for match in COMMAND.finditer("\n".join(fenced or indented for fenced, indented in blocks)):
+            name = match["module"] or f"tnalgebra {match['name']}"
+            options.setdefault(name, set()).update(re.findall(r"(?<=\s)--[a-z][\w-]*", f" {match['line']}"))
+    return options
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", commands())
+def test_commands_of_the_pages_have_their_options(name: str) -> None:
+    module, *command = name.split()
+    line = [sys.executable, "-m", module, *command, "--help"]
+    text = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert commands()[name] <= {*re.findall(r"--[a-z][\w-]*", text)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
