@@ -242,7 +242,10 @@ def test_a_count_that_grows_is_in_the_row() -> None:
         ),
         ({"*": HALVES, "3": None}, ["1 layer follows '*', and not '3', which fits too and comes later"]),
         ({"*": None, "3": HALVES}, ["1 layer follows '*', and not '3', which fits too and comes later"]),
-        ({"3": HALVES, "5": HALVES, "*": None}, ["1 layer follows '3', and not '*'", "1 layer follows '5', and not '*'"]),
+        (
+            {"3": HALVES, "5": HALVES, "*": None},
+            ["1 layer follows '3', and not '*'", "1 layer follows '5', and not '*'"],
+        ),
     ],
 )
 def test_overlaps_that_may_be_mistakes_are_noted(patterns: Any, overlaps: list[str]) -> None:
