@@ -107,13 +107,13 @@ class Tensorly(Method):
         return self.decomposition.partial_tucker(kernel, [ranks["a"], ranks["b"]], modes=[0, 1], **choices)
 
     def dense(self, result: Any) -> list[Tensor]:
-        return [self._dense(found) for found in result]
+        return [self._dense(decomposition) for decomposition in result]
 
-    def _dense(self, found: Any) -> Tensor:
-        if hasattr(found, "to_tensor"):
-            whole: Tensor = found.to_tensor()
+    def _dense(self, decomposition: Any) -> Tensor:
+        if hasattr(decomposition, "to_tensor"):
+            whole: Tensor = decomposition.to_tensor()
             return whole
-        (core, (U, V)), _ = found
+        (core, (U, V)), _ = decomposition
         return torch.einsum("abhw,oa,ib->oihw", core, U, V)
 
     def trace(self, rule: str, kernels: Sequence[Tensor], seed: int, most: int) -> list[list[float]]:
@@ -123,8 +123,8 @@ class Tensorly(Method):
         for kernel in kernels:
             errors: list[float] = []
 
-            def note(found: Any, _: object, kernel: Tensor = kernel, errors: list[float] = errors) -> None:
-                errors.append(relative_error(kernel, self._dense(found)))
+            def note(decomposition: Any, _: object, kernel: Tensor = kernel, errors: list[float] = errors) -> None:
+                errors.append(relative_error(kernel, self._dense(decomposition)))
 
             # the callback needs errors, which are computed only for a test of convergence; this one never passes
             self._fit(rule, kernel, seed, most, callback=note, tol=1e-300)

@@ -130,8 +130,8 @@ class Fits(Benchmark[Config, Problem, Problem]):
             if layer.weight.shape[2:] == (3, 3)
         }
         several = {name: kernel for name, kernel in kernels.items() if fnmatchcase(name, together)}
-        for pattern, found in ((together, bool(several)), (alone, alone in kernels)):
-            if not found:
+        for pattern, matches in ((together, bool(several)), (alone, alone in kernels)):
+            if not matches:
                 fact = f"no layer with a 3x3 kernel is called {pattern!r}"
                 raise tn.errors.StudyError(fact, layers=" ".join(kernels))
         one, error = {alone: kernels[alone]}, self.config.error
@@ -189,9 +189,9 @@ class Fits(Benchmark[Config, Problem, Problem]):
                     for names, part in zip(problem.groups, parts, strict=True)
                     for name, one in zip(names, method.dense(part), strict=True)
                 }
-                found = {name: relative_error(kernels[name], one) for name, one in dense.items()}
-                errors.append(fmean(found.values()))
-                missed.append(_missed(found, self.targets(problem, turn), on_average=problem.on_average))
+                by_layer = {name: relative_error(kernels[name], one) for name, one in dense.items()}
+                errors.append(fmean(by_layer.values()))
+                missed.append(_missed(by_layer, self.targets(problem, turn), on_average=problem.on_average))
             means = [fmean(each.values()) for each in sweeps]
             return {"cpu_seconds": cpu, "sweeps": means, "errors": errors, "missed": missed}
 
@@ -201,14 +201,14 @@ class Fits(Benchmark[Config, Problem, Problem]):
         """Layer -> the errors after each sweep; computed once for all problems with these kernels."""
         reference = method is self._reference(problem)
         most = MOST if problem.error is not None else self.config.iterations * (1 if reference else MORE)
-        found: dict[str, list[float]] = {}
+        by_layer: dict[str, list[float]] = {}
         for names in problem.groups:
             key = (method.name, problem.rule, *names, turn, most)
             if key not in self.traces:
                 kernels = [problem.kernels[name] for name in names]
                 self.traces[key] = method.trace(problem.rule, kernels, self.config.seed + turn, most)
-            found |= dict(zip(names, self.traces[key], strict=True))
-        return {name: found[name] for name in problem.kernels}
+            by_layer |= dict(zip(names, self.traces[key], strict=True))
+        return {name: by_layer[name] for name in problem.kernels}
 
     def _reference(self, problem: Problem) -> Method:
         """The method whose errors the others have to reach: the first peer."""
@@ -261,26 +261,26 @@ def random_kernel(shape: Sequence[int], seed: int) -> Tensor:
 
 
 def sweeps_needed(
-    traces: Mapping[str, Sequence[float]], wanted: Mapping[str, float], *, on_average: bool
+    traces: Mapping[str, Sequence[float]], targets: Mapping[str, float], *, on_average: bool
 ) -> dict[str, int]:
     """Layer -> the fewest sweeps that reach the error; the length of its trace if none do."""
     if on_average:
         longest = max(map(len, traces.values()))
         means = [fmean(errors[min(sweep, len(errors) - 1)] for errors in traces.values()) for sweep in range(longest)]
-        return dict.fromkeys(traces, _first_below(means, fmean(wanted.values())))
-    return {name: _first_below(errors, wanted[name]) for name, errors in traces.items()}
+        return dict.fromkeys(traces, _first_below(means, fmean(targets.values())))
+    return {name: _first_below(errors, targets[name]) for name, errors in traces.items()}
 
 
-def _first_below(errors: Sequence[float], wanted: float) -> int:
-    enough = wanted * (1 + SLACK)
+def _first_below(errors: Sequence[float], target: float) -> int:
+    enough = target * (1 + SLACK)
     return next((sweep for sweep, error in enumerate(errors, 1) if error <= enough), len(errors))
 
 
-def _missed(errors: Mapping[str, float], wanted: Mapping[str, float], *, on_average: bool) -> int:
+def _missed(errors: Mapping[str, float], targets: Mapping[str, float], *, on_average: bool) -> int:
     """The number of kernels that did not reach their errors."""
     if on_average:
-        return int(fmean(errors.values()) > fmean(wanted.values()) * (1 + 2 * SLACK))
-    return sum(error > wanted[name] * (1 + 2 * SLACK) for name, error in errors.items())
+        return int(fmean(errors.values()) > fmean(targets.values()) * (1 + 2 * SLACK))
+    return sum(error > targets[name] * (1 + 2 * SLACK) for name, error in errors.items())
 
 
 main = partial(run, Fits)

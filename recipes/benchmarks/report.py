@@ -62,8 +62,8 @@ def memory_table(rows: Sequence[Row], describe: Callable[[Row], str]) -> str:
     names = [name for name in dict.fromkeys(name for row in rows for name in row["contenders"]) if AGAIN not in name]
     lines = []
     for row in rows:
-        found = [row["contenders"].get(name) for name in names]
-        lines.append([describe(row), *(f"{one['bytes'] / 2**20:.1f}" if one else "" for one in found)])
+        measured = [row["contenders"].get(name) for name in names]
+        lines.append([describe(row), *(f"{one['bytes'] / 2**20:.1f}" if one else "" for one in measured)])
     table = markdown(["cell", *names], lines)
     return f"{table}\n\npeak MiB above the input and the parameters\n{conditions(rows)}"
 

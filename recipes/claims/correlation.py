@@ -114,10 +114,10 @@ def bootstrap(units: Sequence[Hashable], measure: Callable[[NDArray[np.int64]], 
         return Correlation(math.nan, math.nan, math.nan, len(codes), len(members), why=why)
     generator = np.random.default_rng(draws.seed)
     samples = (generator.integers(len(members), size=len(members)) for _ in range(draws.resamples))
-    found = np.array([measure(np.concatenate([members[unit] for unit in sample])) for sample in samples])
-    undefined = int(np.isnan(found).sum())
+    values = np.array([measure(np.concatenate([members[unit] for unit in sample])) for sample in samples])
+    undefined = int(np.isnan(values).sum())
     outside = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(found, [outside, 1 - outside]) if undefined < len(found) else (math.nan, math.nan)
+    low, high = np.nanquantile(values, [outside, 1 - outside]) if undefined < len(values) else (math.nan, math.nan)
     return Correlation(value, float(low), float(high), len(codes), len(members), undefined)
 
 
@@ -126,7 +126,8 @@ def bootstrap_within(
 ) -> Correlation:
     """The mean of a statistic over the groups that have enough units, and its interval over draws of units."""
     names = np.array(groups, dtype=object)
-    counts = {name: len({unit for unit, own in zip(units, groups, strict=True) if own == name}) for name in groups}
+    members = set(zip(groups, units, strict=True))
+    counts = {name: sum(group == name for group, _ in members) for name in groups}
     stated = np.flatnonzero([counts[name] >= FEWEST for name in groups])
     if not len(stated):
         most = max(counts.values(), default=0)
@@ -135,9 +136,9 @@ def bootstrap_within(
 
     def mean(chosen: NDArray[np.int64]) -> float:
         places = stated[chosen]
-        own = names[places]
-        found = [measure(places[own == name]) for name in dict.fromkeys(own)]
-        defined = [value for value in found if not math.isnan(value)]
+        of_points = names[places]
+        values = [measure(places[of_points == name]) for name in dict.fromkeys(of_points)]
+        defined = [value for value in values if not math.isnan(value)]
         return math.fsum(defined) / len(defined) if defined else math.nan
 
     return bootstrap([units[int(place)] for place in stated], mean, draws)

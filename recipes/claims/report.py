@@ -39,25 +39,25 @@ class Claims:
     bands: Mapping[str, Sequence[Band]]
 
 
-def claims_table(found: Claims, at_most: float) -> str:
+def claims_table(claims: Claims, at_most: float) -> str:
     """All results as text; `at_most` is the loss of accuracy that a harmless cut may cost, 0 to 1."""
     lines = [f"Depth and the largest cut that costs at most {points_text(at_most)} (Spearman, 95 % interval)"]
-    for size, depth in found.depth.items():
+    for size, depth in claims.depth.items():
         bounds = [cut.bound for cuts in depth.cuts.values() for cut in cuts]
         below, beyond = bounds.count("smallest"), bounds.count("largest")
         counts = f"of {len(bounds)}, {below} cost more at the smallest cut, {beyond} no more at the largest"
         lines += ["", f"  by {SIZES[size]} ({counts})", listed({**depth.correlations, "mean of these": depth.mean})]
-    for scope, norms in found.norms.items():
+    for scope, norms in claims.norms.items():
         one = "one layer cut at a time" if scope == "each" else "all layers cut at once"
         lines += ["", f"Loss of accuracy and error, {one} (Spearman, 95 % interval)"]
         for error, claim in norms.items():
-            own = {**claim.within, "mean within": claim.mean_within, "across all": claim.across}
-            lines += ["", f"  {SIZES[error]}", listed(own)]
-        if scope in found.gains:
-            gain = found.gains[scope]
+            correlations = {**claim.within, "mean within": claim.mean_within, "across all": claim.across}
+            lines += ["", f"  {SIZES[error]}", listed(correlations)]
+        if scope in claims.gains:
+            gain = claims.gains[scope]
             lines += ["", "  rho of the output's error less rho of the kernel's"]
             lines.append(listed({"mean within": gain.mean_within, "across all": gain.across}))
-    for error, bands in found.bands.items():
+    for error, bands in claims.bands.items():
         title = f"Cuts of one layer that cost at most {points_text(at_most)}, by {SIZES[error]} (95 % interval)"
         lines += ["", title, "", *(f"    {line}" for line in _bands(bands))]
     return "\n".join(lines)
@@ -66,7 +66,7 @@ def claims_table(found: Claims, at_most: float) -> str:
 def listed(correlations: Mapping[str, Correlation]) -> str:
     """A line for each correlation."""
     width = max(map(len, correlations))
-    return "\n".join(f"    {name:<{width}}  {found}" for name, found in correlations.items())
+    return "\n".join(f"    {name:<{width}}  {correlation}" for name, correlation in correlations.items())
 
 
 def _bands(bands: Sequence[Band]) -> list[str]:
@@ -93,25 +93,25 @@ def _about(about: Mapping[str, Any]) -> str:
     return f"{about['model']}, {about['images']} test images, no retraining"
 
 
-def _label(name: str, found: Correlation) -> str:
-    return name if found.why is not None else f"{name}\n{found.interval}"
+def _label(name: str, correlation: Correlation) -> str:
+    return name if correlation.why is not None else f"{name}\n{correlation.interval}"
 
 
-def depth_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
+def depth_figure(claims: Claims, about: Mapping[str, Any]) -> Figure:
     """The largest cut of each layer, by depth, with a panel for each measure; hollow where only a bound is known."""
-    every = [cut.layer for claim in found.depth.values() for cuts in claim.cuts.values() for cut in cuts]
+    every = [cut.layer for claim in claims.depth.values() for cuts in claim.cuts.values() for cut in cuts]
     layers = list(dict.fromkeys(every))
-    size = (max(7.0, 3.2 + 0.28 * len(layers)), 1.2 + 2.5 * len(found.depth))
+    size = (max(7.0, 3.2 + 0.28 * len(layers)), 1.2 + 2.5 * len(claims.depth))
     figure = Figure(figsize=size, layout="constrained")
-    panels: list[Axes] = list(figure.subplots(len(found.depth), 1, sharex=True, squeeze=False).flat)
-    for panel, (measure, claim) in zip(panels, found.depth.items(), strict=True):
+    panels: list[Axes] = list(figure.subplots(len(claims.depth), 1, sharex=True, squeeze=False).flat)
+    for panel, (measure, claim) in zip(panels, claims.depth.items(), strict=True):
         for number, (name, cuts) in enumerate(claim.cuts.items()):
             style = line_style(number)
             places = [layers.index(cut.layer) for cut in cuts]
             panel.plot(places, [cut.size for cut in cuts], color=style["color"], linewidth=0.6, alpha=0.6)
             for fill in (style["color"], "white"):
-                own = [n for n, cut in enumerate(cuts) if (cut.bound is not None) == (fill == "white")]
-                points = [places[n] for n in own], [cuts[n].size for n in own]
+                chosen = [n for n, cut in enumerate(cuts) if (cut.bound is not None) == (fill == "white")]
+                points = [places[n] for n in chosen], [cuts[n].size for n in chosen]
                 panel.plot(*points, linestyle="none", markersize=5, markerfacecolor=fill, **style)
             panel.plot([], [], label=_label(name, claim.correlations[name]), **style)
         panel.set_ylabel(SIZES[measure].replace(" of ", "\nof "), fontsize="small")
@@ -127,13 +127,13 @@ def depth_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def loss_figure(found: Claims, about: Mapping[str, Any]) -> Figure:
+def loss_figure(claims: Claims, about: Mapping[str, Any]) -> Figure:
     """The loss of accuracy against the errors, with a row of panels for each scope and a column for each error."""
-    across = max(map(len, found.norms.values()))
-    size = (1.0 + 4.6 * across, 0.8 + 3.9 * len(found.norms))
+    across = max(map(len, claims.norms.values()))
+    size = (1.0 + 4.6 * across, 0.8 + 3.9 * len(claims.norms))
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(found.norms), across, squeeze=False, sharey="row")
-    for line, (scope, norms) in zip(grid, found.norms.items(), strict=True):
+    grid = figure.subplots(len(claims.norms), across, squeeze=False, sharey="row")
+    for line, (scope, norms) in zip(grid, claims.norms.items(), strict=True):
         for panel in line[len(norms) :]:
             panel.set_axis_off()
         for panel, (error, claim) in zip(line, norms.items(), strict=False):

@@ -101,19 +101,19 @@ def main(config: Config) -> Claims:
     rows = tn.studies.read_rows(folder)
     if not rows:
         raise tn.errors.StudyError(f"{folder} holds no rows", fix="the --output of recipes.compressibility")
-    found = claims_of(rows, at_most=config.at_most, draws=Draws(config.seed, config.resamples))
+    claims = claims_of(rows, at_most=config.at_most, draws=Draws(config.seed, config.resamples))
     baseline = next((row for row in rows if not tn.studies.touched(row)), None)
     about = {name: (baseline or rows[0])[name] for name in ("model", "images", "config", "version")}
     about |= {"accuracy": baseline and baseline["accuracy"]}
     about |= {name: getattr(config, name) for name in ("at_most", "resamples", "seed")}
-    print(f"\n{claims_table(found, config.at_most)}")
+    print(f"\n{claims_table(claims, config.at_most)}")
     for name in _unfinished(rows):
         print(f"\nthe study is not finished: of {name!r} some layers have fewer rows than others")
-    write(output / "claims.json", json.dumps({**about, **plain(found)}, indent=2))
-    write_figure(depth_figure(found, about), output / "depth")
-    write_figure(loss_figure(found, about), output / "losses")
+    write(output / "claims.json", json.dumps({**about, **plain(claims)}, indent=2))
+    write_figure(depth_figure(claims, about), output / "depth")
+    write_figure(loss_figure(claims, about), output / "losses")
     print(f"\nclaims.json and figures: {output}/")
-    return found
+    return claims
 
 
 def claims_of(rows: Sequence[tn.studies.Row], *, at_most: float, draws: Draws) -> Claims:

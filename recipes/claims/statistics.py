@@ -180,16 +180,16 @@ def depth_correlation(rows: Sequence[tn.studies.Row], *, at_most: float, size: S
         depth = {name: number for number, name in enumerate(names)}
     cuts: dict[str, list[LargestCut]] = {}
     for curve, some in points.groupby("curve", sort=False):
-        layers = {name: [*zip(own[size], own["loss"], strict=True)] for name, own in some.groupby("unit")}
+        layers = {name: [*zip(each[size], each["loss"], strict=True)] for name, each in some.groupby("unit")}
         cuts[str(curve)] = [_largest(name, layers[name], at_most) for name in depth if name in layers]
 
     def correlation(sizes: Mapping[str, float]) -> Correlation:
         return rank_correlation([depth[name] for name in sizes], [*sizes.values()], units=[*sizes], draws=draws)
 
-    sizes = {curve: {cut.layer: cut.size for cut in found} for curve, found in cuts.items()}
-    whole = [found for found in sizes.values() if len(found) == len(depth)]
-    means = {name: math.fsum(found[name] for found in whole) / len(whole) for name in depth if whole}
-    return DepthClaim(cuts, {curve: correlation(found) for curve, found in sizes.items()}, correlation(means))
+    sizes = {curve: {cut.layer: cut.size for cut in largest} for curve, largest in cuts.items()}
+    whole = [largest for largest in sizes.values() if len(largest) == len(depth)]
+    means = {name: math.fsum(largest[name] for largest in whole) / len(whole) for name in depth if whole}
+    return DepthClaim(cuts, {curve: correlation(largest) for curve, largest in sizes.items()}, correlation(means))
 
 
 def _largest(layer: str, curve: Sequence[tuple[float, float]], at_most: float) -> LargestCut:
@@ -255,15 +255,15 @@ def harmless(rows: Sequence[tn.studies.Row], *, at_most: float, error: Error, dr
         StudyError: no row is of a single layer, or none of these has the error.
     """
     points = _sized(rows, "each", error)
-    found = []
+    bands = []
     for least, most in pairwise(BOUNDS):
         some = points[(points[error] >= least) & (points[error] < most)]
         if len(some):
             within = (some["loss"] <= at_most + ROUNDING).to_numpy()
             part = bootstrap([*some["unit"]], partial(_mean_of, within), draws)
             middle, largest = float(some["loss"].median()), float(some["loss"].max())
-            found.append(Band(least, most, len(some), float(within.mean()), part.low, part.high, middle, largest))
-    return found
+            bands.append(Band(least, most, len(some), float(within.mean()), part.low, part.high, middle, largest))
+    return bands
 
 
 def _mean_of(values: NDArray[np.bool_], chosen: NDArray[np.int64]) -> float:

@@ -66,14 +66,14 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     bound = before - POINTS / 100 - ROUNDING
     control = _by_seed(rows, BASELINE, "control")
     last = min(EPOCHS, last_epoch(rows))
-    found = []
+    results = []
     for text, way in curves(rows):
         if way == "control":
             continue
         seeds = _by_seed(rows, text, way)
         means = _spreads(seeds)
         to_control = [by[last] - control[seed][last] for seed, by in seeds.items() if seed in control]
-        found.append(
+        results.append(
             Claim(
                 text,
                 way,
@@ -84,7 +84,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
                 to_control=fmean(to_control) if to_control else None,
             )
         )
-    return found
+    return results
 
 
 def _baseline(rows: Sequence[Row]) -> Row:
@@ -100,12 +100,12 @@ def curves(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _by_seed(rows: Sequence[Row], text: str, way: str) -> dict[int, dict[int, float]]:
     """Seed -> epoch -> accuracy, of the finished trainings."""
-    found: dict[int, dict[int, float]] = {}
+    by_seed: dict[int, dict[int, float]] = {}
     for row in rows:
         if (row["truncation"], row["way"]) == (text, way):
-            found.setdefault(row["seed"], {})[row["epoch"]] = row["accuracy"]
+            by_seed.setdefault(row["seed"], {})[row["epoch"]] = row["accuracy"]
     last = last_epoch(rows)
-    return {seed: by for seed, by in found.items() if all(epoch in by for epoch in range(last + 1))}
+    return {seed: by for seed, by in by_seed.items() if all(epoch in by for epoch in range(last + 1))}
 
 
 def _spreads(seeds: dict[int, dict[int, float]]) -> dict[int, Spread]:
@@ -119,13 +119,13 @@ def _spreads(seeds: dict[int, dict[int, float]]) -> dict[int, Spread]:
 
 def summary(rows: Sequence[Row]) -> str:
     """The accuracy by epoch, the sizes of the factored networks, and which of them have recovered."""
-    baseline, found = _baseline(rows), claims(rows)
+    baseline, results = _baseline(rows), claims(rows)
     head = f"{baseline['model']}: {100 * baseline['accuracy']:.2f} % of {baseline['images']:,} test images right"
     parts = [f"{head} before truncation"]
     if curves(rows):
         parts += [_accuracies(rows), _sizes(rows, baseline)]
-    if found:
-        parts.append(_claims(found, baseline["accuracy"], last_epoch(rows)))
+    if results:
+        parts.append(_claims(results, baseline["accuracy"], last_epoch(rows)))
     return "\n\n".join(parts)
 
 
@@ -161,11 +161,11 @@ def _sizes(rows: Sequence[Row], baseline: Row) -> str:
     return f"Sizes in factored form, of the whole network and one image\n\n{aligned(lines)}"
 
 
-def _claims(found: Sequence[Claim], before: float, last: int) -> str:
+def _claims(results: Sequence[Claim], before: float, last: int) -> str:
     epochs = min(EPOCHS, last)
     lines = [["truncation", "trained", "recovered", "of seeds", f"change by epoch {epochs}", "less the control's"]]
     above = ""
-    for claim in found:
+    for claim in results:
         to_control = "" if claim.to_control is None else _points(claim.to_control)
         when = "no" if claim.epoch is None else f"after epoch {claim.epoch}"
         cells = [when, f"{claim.seeds} of {claim.of}", _points(claim.change), to_control]
@@ -176,9 +176,9 @@ def _claims(found: Sequence[Claim], before: float, last: int) -> str:
         f"Recovered: within {POINTS} points of the {100 * before:.2f} % before truncation, "
         f"in at most {EPOCHS} epochs{here}; changes in points"
     )
-    yes = sum(claim.recovered for claim in found)
-    sentences = [f"{yes} of {len(found)} have recovered"]
-    compared = [claim.reaches_control for claim in found if claim.to_control is not None]
+    yes = sum(claim.recovered for claim in results)
+    sentences = [f"{yes} of {len(results)} have recovered"]
+    compared = [claim.reaches_control for claim in results if claim.to_control is not None]
     if compared:
         sentences.append(f"{sum(map(bool, compared))} of {len(compared)} end within {POINTS} points of the control")
     return f"{head}\n\n{aligned(lines, left=2)}\n\n{'; '.join(sentences)}."

@@ -45,9 +45,9 @@ class Regression(Task):
     def __post_init__(self) -> None:
         for name, tensor in self._tensors().items():
             if not tensor.is_floating_point() or not tensor.ndim or not tensor.numel() or not tensor.isfinite().all():
-                given = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+                shown = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
                 needed = "finite, floating-point, (n, ...)"
-                raise tn.errors.DataError(f"{name} cannot be learnt or tested", given=given, needed=needed)
+                raise tn.errors.DataError(f"{name} cannot be learnt or tested", given=shown, needed=needed)
         for what, ours, theirs in (
             ("numbers of training inputs and targets", len(self.training_inputs), len(self.training_targets)),
             ("numbers of test inputs and targets", len(self.test_inputs), len(self.test_targets)),

@@ -297,7 +297,7 @@ def test_networks_of_rewrites(drawn: dict[str, Figure]) -> None:
         fit("cp", "r=2", "all", ["a"], 0.5, 0.5, equations=["K[out in] => A[out r] B[in r]"]),
     ]
     draw_kernels(Path("/nowhere"), rows, coming, layers_named(["a"]))
-    assert sorted(drawn) == ["networks"], "without cuts there are no singular values to show"
+    assert sorted(drawn) == ["networks"], "singular values are drawn for cuts only"
     assert [axes.get_title() for axes in drawn["networks"].axes if axes.get_title()] == [
         "kernel out in kh kw",
         "cp of out in kh kw",

@@ -145,7 +145,7 @@ def test_the_first_convolution_is_skipped_unless_asked(model: nn.Module, images:
         assert list(found.rows[1]["layers"]) == layers
     assert list(study(model, images, tmp_path / "default", CUTS[:1]).rows[1]["layers"]) == ["wide", "grouped"]
     found = study(network(Kinds), some_images(9), tmp_path / "linear", ["out | in"])
-    assert list(found.rows[1]["layers"]) == ["linear"], "a linear layer is no convolution"
+    assert list(found.rows[1]["layers"]) == ["linear"], "a linear layer is not a convolution"
 
 
 def shared(skip: str = "first") -> nn.Module:
@@ -289,7 +289,7 @@ def test_a_cut_in_other_words_is_the_same_cut(model: nn.Module, images: Images, 
     assert again.rows[:3] == [found.rows[place] for place in (0, 2, 1)], "the folder's wording"
     assert read_rows(tmp_path) == [*found.rows, again.rows[3]]
     other = study(model, images, tmp_path, ["in kw | out kh then out | in kh kw"])
-    assert other.rows[1]["rewrite"] == "in kw | out kh then out | in kh kw", "the order of cuts is no wording"
+    assert other.rows[1]["rewrite"] == "in kw | out kh then out | in kh kw", "another order of cuts is another rewrite"
 
 
 def test_a_layer_asked_for_by_name_is_in_the_table(model: nn.Module, images: Images, tmp_path: Path) -> None:

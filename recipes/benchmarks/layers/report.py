@@ -88,14 +88,14 @@ def ratio_of(question: Question, row: Row, suffix: str = "") -> Ratio | None:
 
 def answers(rows: Sequence[Row]) -> dict[str, tuple[Question, list[tuple[Ratio, Row]]]]:
     """Title -> the question and its ratio in each cell that has one, the largest first."""
-    found: dict[str, tuple[Question, list[tuple[Ratio, Row]]]] = {}
+    by_title: dict[str, tuple[Question, list[tuple[Ratio, Row]]]] = {}
     for question in QUESTIONS:
         for suffix in ("", TUNED):
             ratios = [(ratio, row) for row in rows if (ratio := ratio_of(question, row, suffix)) is not None]
             if ratios:
                 title = question.title + (f" ({suffix.strip()})" if suffix else "")
-                found[title] = question, sorted(ratios, key=lambda pair: -pair[0].value)
-    return found
+                by_title[title] = question, sorted(ratios, key=lambda pair: -pair[0].value)
+    return by_title
 
 
 def ratios_in(row: Row) -> list[float]:
@@ -156,8 +156,8 @@ def _panel(
 ) -> None:
     names = [name for name in DECOMPOSITIONS if any(row["decomposition"] == name for _, row in ratios)]
     for place, name in enumerate(names):
-        found = [(ratio.value, row) for ratio, row in ratios if row["decomposition"] == name]
-        for number, (value, row) in enumerate(found):
+        points = [(ratio.value, row) for ratio, row in ratios if row["decomposition"] == name]
+        for number, (value, row) in enumerate(points):
             axis.plot(
                 value,
                 place + 0.5 * ((number * 0.618) % 1 - 0.5),  # spread evenly, so that few points hide others
@@ -169,7 +169,7 @@ def _panel(
             )
         if place % 2:
             axis.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
-        middle = median(value for value, _ in found)
+        middle = median(value for value, _ in points)
         axis.plot([middle, middle], [place - 0.36, place + 0.36], color="black", linewidth=2)
     for limit in (1, *limits):
         axis.axvline(limit, color="black", linewidth=0.8, linestyle="-" if limit == 1 else "--")

@@ -63,14 +63,14 @@ def rewrite_chain(rewrite: str) -> list[Link]:
     before, _, after = tn.decompositions.read_rewrite(rewrite, LABELS).equation.partition("=>")
     (kernel,) = tn.parse(before).nodes
     right = tn.parse(after)
-    found = chain_of(right, kernel.labels) if len(kernel.labels) == len(LABELS) else None
-    if found is None:
+    chain = chain_of(right, kernel.labels) if len(kernel.labels) == len(LABELS) else None
+    if chain is None:
         raise tn.errors.StudyError(
             f"{rewrite!r} is not a chain of convolutions, which could be written by hand",
             cores=right,
             fix="tucker2, a cut such as 'out kh | in kw', or a rule whose cores lead from in to out",
         )
-    return found
+    return chain
 
 
 def chosen_ranks(model: nn.Module, cell: Cell) -> Chosen:
@@ -130,8 +130,8 @@ def _dense_layers(
     twin = copy.deepcopy(model).to("meta").eval()
     for name, module in tn.nn.kernel_layers(twin).items():
 
-        def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-            inputs[name] = tuple(given[0].shape)
+        def note(module: nn.Module, inputs_of_call: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+            inputs[name] = tuple(inputs_of_call[0].shape)
             dense[name] = _work(module, output)
 
         module.register_forward_hook(note)
@@ -304,7 +304,7 @@ def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
     """The multiply-adds of all kernel layers in one run of the model: torch's by their shapes, ours by their plans."""
     counts: list[int] = []
 
-    def count(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         counts.append(module.plan.multiply_adds if isinstance(module, tn.nn.KernelLayer) else _work(module, output))
 
     kinds = (tn.nn.KernelLayer, nn.Conv2d, nn.Linear)

@@ -68,8 +68,8 @@ def table(rows: Sequence[Row], memory: Sequence[Row]) -> str:
                 ]
             )
         parts += [f"{describe(row)}: {row['converted']} layers decomposed", markdown(COLUMNS, lines)]
-        found = [against_hand(row, folded=folded) for folded in (False, True)]
-        parts.append("\n".join(f"speed of {one[0]!r} over {one[1]!r}: {one[2]}" for one in found if one is not None))
+        pairs = [against_hand(row, folded=folded) for folded in (False, True)]
+        parts.append("\n".join(f"speed of {one[0]!r} over {one[1]!r}: {one[2]}" for one in pairs if one is not None))
     return "\n\n".join([*filter(None, parts), "fraction: speed-up over dense x multiply-adds kept"])
 
 

@@ -28,7 +28,7 @@ def shape_of_mode(height: int, width: int, ky: int, kx: int) -> tuple[Tensor, fl
 
 
 def random_wave(height: int = 9, width: int = 12) -> tuple[Tensor, Tensor, Tensor]:
-    """Two fields that are no solution of anything, and a speed that jumps from cell to cell, up to 1."""
+    """Two random fields, and a speed that jumps from cell to cell, up to 1."""
     before, now, speed = torch.rand((3, height, width), dtype=torch.float64, generator=generator())
     return before, now, 0.1 + 0.9 * speed
 
@@ -58,7 +58,7 @@ def test_a_standing_wave_of_the_grid_is_exact(ky: int, kx: int) -> None:
 
 
 def error_against_the_equation(cells: int) -> float:
-    """Largest error of a standing wave after the same time on a grid of so many cells; dt shrinks as the cells do.
+    """The largest error of a standing wave after the same time on a grid of n x n cells; dt shrinks as the cells do.
 
     At that time it has turned 3.58 pi: where it is largest its error would be of the fourth order.
     """
