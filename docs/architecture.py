@@ -66,7 +66,7 @@ def draw_architecture(path: Path) -> None:
         draw(figure.add_axes(((left + 0.1) / WIDTH, (bottom + 0.12) / HEIGHT, *size)))
     _flow(page)
     _folders(page)
-    tn.networks.store(figure, path.suffix, path)
+    tn.networks.store(figure, path)
 
 
 # What the panels show ---------------------------------------------------------------------------------------
