@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import subprocess
@@ -122,3 +123,10 @@ def test_the_architecture_names_files_that_exist() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for path in re.findall(r"`((?:tnalgebra|recipes|models|tests|docs)/[\w/.]*)`", page):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_names_of_the_package_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for name in {*re.findall(r"(?<![\w.])tn\.([A-Za-z_][\w.]*\w)", text)}:
+        functools.reduce(getattr, name.split("."), tn)
