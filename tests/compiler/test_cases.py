@@ -59,6 +59,10 @@ HARD = {
     "transposed, more positions than windows reach": (
         "X[n:2 i:4 y:3] Conv[x:8 y k|stride=3 padding=1:1] K[o:5 i k:2] -> [n o x]; n=5"
     ),
+    "transposed, less cut off at the high end": "X[n:2 i:4 y:6] Conv[x:7 y k|padding=1:0] K[o:5 i k:3] -> [n o x]; y=1",
+    "transposed, nothing cut off at the high end": (
+        "X[n:2 i:4 y:7] Conv[x:9 y k|padding=2:0 dilation=2] K[o:5 i k:3] -> [n o x]; y=1"
+    ),
     "two windows of one step": "X[n:2 i:3 x:9 z:8] Conv[x y k] Conv[z w l] K[o:4 i k:3 l:2] -> [n o y w]; x=5",
     "three windows of one step": (
         "X[n:2 i:3 x:5 z:6 s:7] Conv[x y k] Conv[z w l|stride=2] Conv[s t m|padding=1] K[o:2 i k:3 l:2 m:3]"

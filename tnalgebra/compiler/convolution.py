@@ -114,14 +114,16 @@ def _positions(draft: Draft, axis: Axis, ends: Mapping[str, Conv], *, transposed
     if not transposed:
         by_call = low == high >= 0 and node.mode == "zeros"
         return positions._replace(padding=low) if by_call else positions._replace(rest=(low, high))
-    # torch pads both ends equally, and adds to the high end less than a stride or dilation
+    # The full result has `reach` positions, of which the low end loses `low` and the high end `cut`. torch cuts off
+    # `padding` at both ends, and gives back less than a stride or dilation at the high end.
     reach = stride * (draft.sizes[node.y] - 1) + dilation * (draft.sizes[node.k] - 1) + 1
+    cut = reach - low - draft.sizes[node.x]
+    most_extra = max(stride, dilation) - 1
     padding = max(low, 0)
-    if reach - 2 * padding < 1:
-        padding = 0
-    front = padding - low
-    back = draft.sizes[node.x] - front - (reach - 2 * padding)
-    extra = back if 0 <= back < max(stride, dilation) else 0
+    if padding - cut > most_extra or reach - 2 * padding < 1:
+        padding = min(padding, max(cut, 0))
+    front, back = padding - low, padding - cut
+    extra = back if 0 <= back <= most_extra else 0
     rest = (front, back - extra)
     after = node.x if rest == (0, 0) else draft.prime(node.x, -sum(rest))
     return positions._replace(after=(after,), padding=padding, extra=extra, rest=rest)

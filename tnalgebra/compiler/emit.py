@@ -196,6 +196,10 @@ class _Emitter:
             pads = ((0, 0),) * (len(operation.axes) - 2 - len(pads)) + pads
             keywords = {"mode": operation.mode}
         flat = [end for low_high in reversed(pads) for end in low_high]
+        if operation.mode == "zeros" and any(low * high < 0 for low, high in pads):
+            # torch cuts before it pads, and a short axis may have less to cut than the padding adds
+            source = self.graph.call_function(functional.pad, (source, [max(end, 0) for end in flat]))
+            flat = [min(end, 0) for end in flat]
         return self.graph.call_function(functional.pad, (source, flat), keywords)
 
     def _unfold(self, operation: ops.Unfold, source: fx.Node) -> fx.Node:
