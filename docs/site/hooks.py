@@ -20,6 +20,7 @@ from mkdocs.structure.pages import Page
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests and docs are not installed with the package
 
 import tnalgebra as tn
+from docs.site.docstrings import with_asterisks
 from tests.test_layering import FOLDERS, ROOT
 
 DOCUMENTED = [name for name in FOLDERS if not name.startswith("_")]
@@ -120,4 +121,4 @@ def documented(path: str) -> bool:
 def summary(value: object) -> str:
     """The first sentence of a docstring, as a cell of a table."""
     text = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
-    return text.replace("|", r"\|")
+    return with_asterisks(text).replace("|", r"\|")
