@@ -21,7 +21,7 @@ HYPEREDGE = rule("K[o i h w] => A[o i r] B[h r] C[w r]", name="hyperedge")
 RESHAPED = rule("K[o i h w] => Fuse[o o1 o2] Fuse[i i1 i2] A[o1 i1 p] B[p o2 i2 h w]", name="reshaped")
 BASIS = rule("K[o i h w] => D[c h] T[o i c w]", fixed={"D": "dct"}, name="basis")
 RING = rule("K[o i h w] => A[z o p] B[p i q] C[q h s] D[s w z]", name="ring")
-TRAIN = rule("K[o i h w] => A[o p] B[p i q] C[q h s] D[s w]", name="own train")
+TRAIN = rule("K[o i h w] => A[o p] B[p i q] C[q h s] D[s w]", name="my train")
 OWN = (TIED, HYPEREDGE, RESHAPED, BASIS, RING, TRAIN)
 FEW: Any = {"starts": 1, "sweeps": 2}
 X = torch.randn(2, 4, 9, 8, generator=torch.Generator().manual_seed(1))
@@ -60,7 +60,7 @@ def same_state(one: nn.Module, two: nn.Module) -> None:
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """All modules but the code of decomposed layers, which is emitted anew when a layer is frozen."""
+    """All modules but the code of decomposed layers, which is emitted again when a layer is frozen."""
     return [module for module in model.modules() if not isinstance(module, torch.fx.GraphModule)]
 
 

@@ -316,8 +316,8 @@ def test_a_random_layer_has_the_variance_of_torchs(rewrite: str, name: str) -> N
     x = torch.randn(64, 24, 14, 14)
     inner = (..., slice(2, 12), slice(2, 12))
     with torch.no_grad():
-        own, reference = (float((m(x) - m.bias[:, None, None])[inner].var()) for m in (layer, module))
-    assert own == pytest.approx(reference, rel=0.06)
+        ours, reference = (float((m(x) - m.bias[:, None, None])[inner].var()) for m in (layer, module))
+    assert ours == pytest.approx(reference, rel=0.06)
 
 
 def test_a_random_layer_is_repeated_by_its_seed() -> None:

@@ -18,7 +18,7 @@ eight hexadecimal digits. The description has:
     layers        one entry for each decomposed layer:
       names           of the module; several if it has several places.
       class           of the dense layer that it replaces, one of torch.nn: "Conv2d".
-      arguments       of that layer: kernel_size, stride, ..., bias whether there is one.
+      arguments       of that layer: kernel_size, stride, ..., bias whether it has one.
       kernel          the network of the kernel in the notation, with all sizes. Tensor U is stored as "<name>.U".
       ranks           bond -> rank, as the kernel says too.
       constants       names of tensors that are not trained.
@@ -63,7 +63,7 @@ from .state import aliases_of, check_tensors, check_tied, state_of, tensor_key
 _M = TypeVar("_M", bound=nn.Module)
 
 _NOISE = 0.01
-"""Of enlarged tensors: the size of what is new, relative to the root mean square of what was there."""
+"""Of enlarged tensors: the size of what is new, relative to the root mean square of the old elements."""
 
 _WRAPPED = ("_orig_mod", "module")
 """What a compiled model, and one for several processes or devices, calls the model inside."""
@@ -245,7 +245,7 @@ def _restored_on_error(model: nn.Module, exchanged: list[Site]) -> Iterator[None
     buffers = [(module, dict(module._buffers)) for module in modules]
     parameters = [(one, one.data, one.grad, None if one.grad is None else one.grad.data) for one in model.parameters()]
     tensors = [data for _, data, _, _ in parameters] + [
-        one for _, own in buffers for one in own.values() if one is not None
+        one for _, held in buffers for one in held.values() if one is not None
     ]
     values = [(tensor, tensor.detach().clone()) for tensor in tensors]
     layers = [(one, one.origin, one.frozen) for one in modules if isinstance(one, KernelLayer)]
@@ -259,9 +259,9 @@ def _restored_on_error(model: nn.Module, exchanged: list[Site]) -> Iterator[None
             if grad is not None and slope is not None:
                 grad.data = slope  # which a change of dtype exchanges in place
                 one.grad = grad
-        for module, own in buffers:
+        for module, held in buffers:
             module._buffers.clear()
-            module._buffers.update(own)
+            module._buffers.update(held)
         with torch.no_grad():
             for tensor, value in values:
                 tensor.copy_(value)

@@ -167,17 +167,17 @@ def check_layer(text: LayerText, module: nn.Module) -> None:
 
 def _differing_bonds(text: LayerText, layer: KernelLayer) -> tuple[str, ...]:
     """Bonds of a layer whose ranks are others in the file."""
-    stored, own = text.kernel, layer.kernel
+    stored, kernel = text.kernel, layer.kernel
     constants = layer.constants
-    if (stored.nodes, stored.output) != (own.nodes, own.output):
-        _differ(text.names[0], "kernel", str(stored), str(own))
+    if (stored.nodes, stored.output) != (kernel.nodes, kernel.output):
+        _differ(text.names[0], "kernel", str(stored), str(kernel))
     if {*text.constants} != {*constants}:
         _differ(text.names[0], "constants", " ".join(text.constants) or "none", " ".join(constants) or "none")
-    differing = tuple(label for label, size in own.sizes.items() if stored.sizes[label] != size)
+    differing = tuple(label for label, size in kernel.sizes.items() if stored.sizes[label] != size)
     try:
-        check_bonds(own, differing)
+        check_bonds(kernel, differing)
     except TnalgebraError as error:
-        _differ(text.names[0], "kernel", str(stored), str(own), because=str(error))
+        _differ(text.names[0], "kernel", str(stored), str(kernel), because=str(error))
     return differing
 
 
@@ -246,26 +246,26 @@ def resize_layer(
     Raises:
         CheckpointError: a bond cannot be cut down or enlarged.
     """
-    own, name = layer.kernel, _quoted(text.names[0])
+    kernel, name = layer.kernel, _quoted(text.names[0])
     fit = Fit(text.kernel, dict(values), Trace(text.kernel, ()))
-    smaller = [bond for bond, size in text.kernel.sizes.items() if own.sizes[bond] < size]
+    smaller = [bond for bond, size in text.kernel.sizes.items() if kernel.sizes[bond] < size]
     try:
         if smaller and text.constants:  # components of constants are selected, not mixed
             for bond in smaller:
-                fit = fit.then(drop_components(bond), {bond: own.sizes[bond]})
+                fit = fit.then(drop_components(bond), {bond: kernel.sizes[bond]})
         elif smaller:
-            fit = fit.then(truncate(" ".join(smaller)), {bond: own.sizes[bond] for bond in smaller})
+            fit = fit.then(truncate(" ".join(smaller)), {bond: kernel.sizes[bond] for bond in smaller})
     except TnalgebraError as error:
         raise CheckpointError(f"layer {name} cannot be cut down", because=error) from error
-    cores = _enlarge(fit, own, text.constants, noise=noise, name=name)
+    cores = _enlarge(fit, kernel, text.constants, noise=noise, name=name)
     if not smaller:
         return cores, origin_of(text)
     steps = tuple(replace(step, change=replace(step.change, values={})) for step in fit.trace.steps)
     return cores, Origin(None if text.trace is None else Trace(text.trace.start, (*text.trace.steps, *steps)))
 
 
-def _enlarge(fit: Fit, own: Network, constants: tuple[str, ...], *, noise: float, name: str) -> dict[str, Tensor]:
-    """Tensors of the sizes of `own` and of the same value.
+def _enlarge(fit: Fit, kernel: Network, constants: tuple[str, ...], *, noise: float, name: str) -> dict[str, Tensor]:
+    """Tensors of the sizes of `kernel` and of the same value.
 
     What is new of a bond is zero in the first of its tensors, so that nothing is added, and random in the others, so
     that the gradient of the first is not zero too.
@@ -274,18 +274,18 @@ def _enlarge(fit: Fit, own: Network, constants: tuple[str, ...], *, noise: float
     zero_at: dict[str, str] = {}
     for tensor, places in tensor_nodes(network).items():
         for label in network.nodes[places[0]].labels:
-            if own.sizes[label] > network.sizes[label]:
+            if kernel.sizes[label] > network.sizes[label]:
                 if tensor in constants:
                     fact = f"layer {name} cannot be enlarged: the bond {label!r} occurs on the constant {tensor!r}"
                     raise CheckpointError(fact, fix="a model with this rank")
                 zero_at.setdefault(label, tensor)
     generator = torch.Generator().manual_seed(_NOISE_SEED)
-    found = {}
+    cores = {}
     for tensor, places in tensor_nodes(network).items():
         labels, old = network.nodes[places[0]].labels, fit.values[tensor]
-        shape = shape_of(own, labels)
+        shape = shape_of(kernel, labels)
         if shape == tuple(old.shape):
-            found[tensor] = old
+            cores[tensor] = old
             continue
         scale = noise * float(old.double().square().mean().sqrt())
         new = (torch.randn(shape, dtype=torch.float64, generator=generator) * scale).to(old.dtype)
@@ -294,5 +294,5 @@ def _enlarge(fit: Fit, own: Network, constants: tuple[str, ...], *, noise: float
             if zero_at.get(label) == tensor:
                 new.narrow(axis, size, shape[axis] - size).zero_()
         new[tuple(slice(size) for size in old.shape)] = old
-        found[tensor] = new
-    return found
+        cores[tensor] = new
+    return cores

@@ -194,12 +194,12 @@ def _json(text: str) -> object:
         return dict(pairs)
 
     try:
-        found: object = json.loads(text, object_pairs_hook=once)
+        content: object = json.loads(text, object_pairs_hook=once)
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError("the description is not JSON", because=_short(error)) from error
-    return found
+    return content
 
 
 def _object(value: object, what: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def tensor_key(name: str, tensor: str) -> str:
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model, of which every entry is a tensor that a file can hold."""
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or is_lazy(value) or value.layout != torch.strided or value.is_quantized:
             raise CheckpointError(f"{name!r} of the model's state is not a dense tensor", given=type(value).__name__)
@@ -29,20 +29,20 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
             raise CheckpointError(f"the tensor {name!r} of the model has no elements: it is on the meta device")
         if value.dtype not in STORED_DTYPES or name == "__metadata__":
             raise CheckpointError(f"the tensor {name!r} has no place in the file", dtype=value.dtype)
-        found[name] = value
-    return found
+        state[name] = value
+    return state
 
 
 def aliases_of(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Further name -> first name of tensors that are the same memory, read in the same way."""
     first: dict[tuple[object, ...], str] = {}
-    found: dict[str, str] = {}
+    aliases: dict[str, str] = {}
     for name, tensor in state.items():
         if tensor.numel() and not tensor.is_meta:
             key = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
             if first.setdefault(key, name) != name:
-                found[name] = first[key]
-    return found
+                aliases[name] = first[key]
+    return aliases
 
 
 def _tensors_of_model(model: nn.Module, match: LayerMatch) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -93,7 +93,7 @@ def _sort(dtype: torch.dtype) -> str:
 
 
 def _some(names: list[str]) -> str | None:
-    """The first names of a list, if there are any."""
+    """The first names of a list, or None where it is empty."""
     short = [name if len(name) <= 100 else f"{name[:80]}... ({len(name)} characters)" for name in names[:5]]
     return ", ".join(short) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else None
 

@@ -225,7 +225,7 @@ class KernelLayer(Compiled):
 
     @property
     def output_error(self) -> float | None:
-        """sqrt(E||(K - K~) x||^2 / E||K x||^2) when the layer was made; None if there was no metric."""
+        """sqrt(E||(K - K~) x||^2 / E||K x||^2) when the layer was made; None without a metric."""
         return self.origin.output_error
 
     @property

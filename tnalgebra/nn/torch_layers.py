@@ -212,10 +212,10 @@ def _dimension(module: nn.Module, kinds: Sequence[type[nn.Module]]) -> int:
 def _each_axis(module: nn.Module, name: str, axes: int) -> tuple[Any, ...]:
     """An argument of a layer with one entry for each axis; torch takes an integer or a sequence of one for all."""
     value = getattr(module, name)
-    given = tuple(value) if isinstance(value, Sequence) else (value,)
-    if len(given) not in (1, axes):
-        raise NetworkError(f"{name} has {len(given)} entries, the window has {axes} axes", given=value)
-    return given * axes if len(given) == 1 else given
+    entries = tuple(value) if isinstance(value, Sequence) else (value,)
+    if len(entries) not in (1, axes):
+        raise NetworkError(f"{name} has {len(entries)} entries, the window has {axes} axes", given=value)
+    return entries * axes if len(entries) == 1 else entries
 
 
 def _pooled(pooling: Pooling) -> tuple[Network, dict[str, Tensor]]:
