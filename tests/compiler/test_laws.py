@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.compiler_cases import assert_same, at_other_sizes, candidate_value, compiled
 from tests.strategies import random_values, valued_networks
 from tnalgebra.errors import CompileError, TnalgebraError
-from tnalgebra.networks import Conv, Network
+from tnalgebra.networks import Network
 from tnalgebra.tensors.contraction import contract
 from tnalgebra.tensors.evaluation import evaluate, magnitude, operands
 
@@ -110,7 +110,6 @@ def test_inputs_of_other_sizes_are_computed_right_or_refused(example: Example, d
         assert re.search("elements, not|do not fit", str(error))  # noqa: PT017
         return
     # inputs of several sizes have the same positions of a window; the module stays with those of its plan
-    inputs_of_windows = {node.x for node in network.nodes if isinstance(node, Conv)}
-    sizes = {name: size for name, size in other.sizes.items() if name not in inputs_of_windows}
-    exact = Network(network.nodes, network.output, {**sizes, **dict(zip(network.output, value.shape, strict=True))})
+    sizes = {**other.sizes, **dict(zip(network.output, value.shape, strict=True))}
+    exact = Network(network.nodes, network.output, sizes)
     assert_same(value, evaluate(exact, others), magnitude(exact, others))
