@@ -7,7 +7,8 @@ folder that it belongs to, such as `tn.networks`, `tn.decompositions` or `tn.ten
 
 from importlib.metadata import version as _version
 
-from . import command, decompositions, errors, model, networks, nn, rewriting, tensors
+from . import command as command  # the recipes use its settings; it is not for everyday use
+from . import decompositions, errors, model, networks, nn, rewriting, tensors
 from .checkpoint import load, save
 from .compiler import compile
 from .decompositions import all_cuts, cut, register, rules

@@ -13,10 +13,10 @@ from .errors import MissingPackageError
 if TYPE_CHECKING:
     import pandas as pd
 
-LONGEST_TEXT = 160
+LONGEST_LINE = 160
 """Characters of a network or an equation that a `repr` shows."""
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def _html_lines(lines: Sequence[str]) -> str:
 
 
 def tabulate(
-    rows: Sequence[Item],
-    columns: Mapping[str, Callable[[Item], str]],
+    rows: Sequence[_Item],
+    columns: Mapping[str, Callable[[_Item], str]],
     *,
     left: Collection[str] = (),
     total: Mapping[str, str] | None = None,
@@ -174,7 +174,7 @@ def data_frame(rows: Iterable[Any], columns: Sequence[str] | None = None) -> pd.
     return pd.DataFrame(list(rows), columns=columns)  # type: ignore[arg-type]
 
 
-def shorten(text: str, longest: int = LONGEST_TEXT) -> str:
+def shorten(text: str, longest: int = LONGEST_LINE) -> str:
     """The text, or its beginning and end with a mark between them where it is longer than `longest` characters."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"

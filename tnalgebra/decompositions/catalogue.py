@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from .._tables import Table, Tabular, tabulate
-from ..errors import RuleError, TnalgebraError, explain
+from ..errors import RuleError, TnalgebraError
 from ..networks import KERNEL_LABELS, check_covers, labels_of, parse_bipartition
 from ..rewriting import EXACT_RULES, Fit, Rule, rule
 from .cuts import cut
@@ -49,7 +49,7 @@ class Entry:
         try:
             return replace(self.make(labels), explanation=self.source)
         except RuleError as error:
-            raise RuleError(explain(f"{self.name} does not exist for K[{' '.join(labels)}]", because=error)) from error
+            raise RuleError(f"{self.name} does not exist for K[{' '.join(labels)}]", because=error) from error
 
 
 CATALOGUE = (
@@ -166,9 +166,7 @@ class Rules(Tabular):
             if entry.name == name:
                 return entry
         if name in self.missing:
-            raise RuleError(
-                explain(f"{name} does not exist for K[{' '.join(self.labels)}]", because=self.missing[name])
-            )
+            raise RuleError(f"{name} does not exist for K[{' '.join(self.labels)}]", because=self.missing[name])
         raise _unknown(name, [entry.name for entry in self])
 
     def _lists(self) -> dict[str, tuple[Rule, ...]]:
@@ -251,16 +249,16 @@ def register(given: Rule) -> Rule:
         >>> ring = tn.register(tn.rule("K[o i h w] => A[o p z] B[p i q] C[q h w z]", name="my_ring"))
     """
     if not isinstance(given, Rule):
-        raise RuleError(explain(f"a {type(given).__name__} is registered", fix="a rule: tn.rule(..., name=...)"))
+        raise RuleError(f"a {type(given).__name__} is registered", fix="a rule: tn.rule(..., name=...)")
     if not given.name.strip() or "|" in given.name or "=>" in given.name:
-        raise RuleError(explain(f"the rule {given.name!r} has no name of its own", fix="tn.rule(..., name='my_rule')"))
+        raise RuleError(f"the rule {given.name!r} has no name of its own", fix="tn.rule(..., name='my_rule')")
     known = {**{entry.name: entry.source for entry in CATALOGUE}, **{entry.name: entry for entry in EXACT_RULES}}
     taken = {**known, **_REGISTERED}.get(given.name)
     again = isinstance(taken, Rule) and given.name in _REGISTERED and _same(taken, given)
     if taken is not None and not again:
         fix = f"another name, or unregister({given.name!r}) first" if given.name in _REGISTERED else "another name"
         known_as = taken.equation if isinstance(taken, Rule) else taken
-        raise RuleError(explain(f"a rule is called {given.name!r} already", rule=known_as, fix=fix))
+        raise RuleError(f"a rule is called {given.name!r} already", rule=known_as, fix=fix)
     _REGISTERED[given.name] = given
     return given
 
@@ -273,7 +271,7 @@ def _same(one: Rule, other: Rule) -> bool:
 def unregister(name: str) -> None:
     """Take a registered rule off the list. Raises RuleError if no rule has that name."""
     if name not in _REGISTERED:
-        raise RuleError(explain(f"no rule {name!r} is registered", registered=", ".join(_REGISTERED) or "none"))
+        raise RuleError(f"no rule {name!r} is registered", registered=", ".join(_REGISTERED) or "none")
     del _REGISTERED[name]
 
 
@@ -302,18 +300,16 @@ def read_rewrite(rewrite: str | Rule | Fit | Any, labels: LabelWords) -> Rule:
         if len(steps) == 1 and isinstance(rule_of_fit := steps[0].rule, Rule):
             return rule_of_fit
         fact = f"a fit of {len(steps)} steps does not stand for one rule"
-        raise RuleError(explain(fact, steps=", ".join(step.rule.name for step in steps) or None, fix="a rule"))
+        raise RuleError(fact, steps=", ".join(step.rule.name for step in steps) or None, fix="a rule")
     if not isinstance(rewrite, str):
         fact = f"a rewrite is given as a {type(rewrite).__name__}"
-        raise RuleError(explain(fact, fix="a rule, its name, a cut, notation such as K[...] => ..., or a fit"))
+        raise RuleError(fact, fix="a rule, its name, a cut, notation such as K[...] => ..., or a fit")
     labels = labels_of(labels)
     if "=>" in rewrite:
         return rule(rewrite)
     left = f"K[{' '.join(labels)}]"
     if "[" in rewrite:
-        raise RuleError(
-            explain("a network is given where a rule is expected", where=rewrite, fix=f"{left} => {rewrite}")
-        )
+        raise RuleError("a network is given where a rule is expected", where=rewrite, fix=f"{left} => {rewrite}")
     if "|" in rewrite:
         return _cut(rewrite, labels, left)
     name = rewrite.strip()
@@ -324,7 +320,7 @@ def read_rewrite(rewrite: str | Rule | Fit | Any, labels: LabelWords) -> Rule:
             return entry.rule(labels)
     if any(entry.name == name for entry in EXACT_RULES):
         raise RuleError(
-            explain(f"{name!r} is an exact rule, not a decomposition", fix="rewrite(network, [...]), or its own apply")
+            f"{name!r} is an exact rule, not a decomposition", fix="rewrite(network, [...]), or its own apply"
         )
     raise _unknown(name, [*(entry.name for entry in CATALOGUE), *_REGISTERED])
 
@@ -332,17 +328,15 @@ def read_rewrite(rewrite: str | Rule | Fit | Any, labels: LabelWords) -> Rule:
 def _cut(text: str, labels: tuple[str, ...], left: str) -> Rule:
     if re.search(r"\bthen\b", text):
         raise RuleError(
-            explain(
-                "cuts that follow one another are several rules, not one",
-                where=text,
-                fix="tn.decompositions.cut_sequence(...), each applied to what the one before it made",
-            )
+            "cuts that follow one another are several rules, not one",
+            where=text,
+            fix="tn.decompositions.cut_sequence(...), each applied to what the one before it made",
         )
     try:
         bipartition = parse_bipartition(text)
         check_covers(bipartition, labels, what=left)
     except TnalgebraError as error:
-        raise RuleError(explain(f"the cut {text!r} does not fit", because=error)) from error
+        raise RuleError(f"the cut {text!r} does not fit", because=error) from error
     return cut(bipartition, of=None if labels in KERNEL_LABELS.values() else left)
 
 
@@ -350,10 +344,8 @@ def _unknown(name: str, known: list[str]) -> RuleError:
     lower = {word.lower(): word for word in known}
     near = [lower[word] for word in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     return RuleError(
-        explain(
-            f"no rule is called {name!r}",
-            similar=", ".join(near) or None,
-            known=", ".join(known),
-            fix="one of these, a cut ('out | in kh kw'), or a rule (K[out in kh kw] => ...)",
-        )
+        f"no rule is called {name!r}",
+        similar=", ".join(near) or None,
+        known=", ".join(known),
+        fix="one of these, a cut ('out | in kh kw'), or a rule (K[out in kh kw] => ...)",
     )

@@ -10,7 +10,7 @@ import networkx
 import torch
 from torch import Tensor
 
-from ..errors import RuleError, explain
+from ..errors import RuleError
 from ..fitting import ParameterBudget, RelativeError, Size, allowance, kept, rank_of
 from ..networks import NamedTensor, Network, carriers, check_word, node_text, shape_of, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
@@ -117,29 +117,25 @@ def check_bonds(network: Network, bonds: Sequence[str]) -> None:
     standing = carriers(network)
     for bond in bonds:
         if bond not in standing:
-            raise RuleError(explain(f"the network has no bond {bond!r}", labels=" ".join(standing), network=network))
+            raise RuleError(f"the network has no bond {bond!r}", labels=" ".join(standing), network=network)
         if bond in network.output:
-            raise RuleError(explain(f"{bond!r} is an open label, not a bond", network=network))
+            raise RuleError(f"{bond!r} is an open label, not a bond", network=network)
         for position, _ in standing[bond]:
             node = network.nodes[position]
             if not isinstance(node, NamedTensor):
                 raise RuleError(
-                    explain(
-                        f"the bond {bond!r} occurs on {node_text(node)}, which fixes its size",
-                        network=network,
-                        fix="a bond of named tensors",
-                    )
+                    f"the bond {bond!r} occurs on {node_text(node)}, which fixes its size",
+                    network=network,
+                    fix="a bond of named tensors",
                 )
     for name, places in tensor_nodes(network).items():
         for axis in zip(*(network.nodes[position].labels for position in places), strict=True):
             bond, other = axis[0], next((label for label in axis if label != axis[0]), None)
             if other is not None and {*axis} & {*bonds}:
                 raise RuleError(
-                    explain(
-                        f"the tensor {name!r} occurs several times, with {bond!r} and with {other!r} at one axis",
-                        network=network,
-                        fix="a bond that occurs at one axis of it everywhere",
-                    )
+                    f"the tensor {name!r} occurs several times, with {bond!r} and with {other!r} at one axis",
+                    network=network,
+                    fix="a bond that occurs at one axis of it everywhere",
                 )
 
 
@@ -147,7 +143,7 @@ def check_values(network: Network, values: Values, *, what: str) -> None:
     """Raise RuleError if a tensor has no value."""
     for name in tensor_nodes(network):
         if name not in values:
-            raise RuleError(explain(f"{what} needs the value of {name!r}", fix="apply(network, size, values={...})"))
+            raise RuleError(f"{what} needs the value of {name!r}", fix="apply(network, size, values={...})")
 
 
 def connected_part(network: Network, bonds: Sequence[str]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import RuleError, explain
+from ..errors import RuleError
 from ..fitting import FitReport, ParameterBudget, Rank, RelativeError, UpTo, allowance, fit_cores, kept, rank_of
 from ..networks import (
     KERNEL_LABELS,
@@ -75,7 +75,7 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "fact
         >>> fit.network, fit.relative_error
     """
     if form not in ("factors", "svd"):
-        raise RuleError(explain(f"the form of a cut is {form!r}", fix="'factors' or 'svd'"))
+        raise RuleError(f"the form of a cut is {form!r}", fix="'factors' or 'svd'")
     bipartition = text if isinstance(text, Bipartition) else parse_bipartition(text)
     left = _left_side(bipartition, of)
 
@@ -150,13 +150,11 @@ def cut_sequence(text: str) -> tuple[Rule, ...]:
     for number, part in enumerate(parts):
         if len(parts) > 1 and not part.strip():
             place = "after" if number else "before"
-            raise RuleError(
-                explain(f"the cut {place} 'then' is empty", where=text, fix="a cut on either side of each 'then'")
-            )
+            raise RuleError(f"the cut {place} 'then' is empty", where=text, fix="a cut on either side of each 'then'")
     sides = [parse_bipartition(part) for part in parts]
     for other in sides:
         if set(other.labels) != set(sides[0].labels):
-            raise RuleError(explain("cuts that follow one another have different labels", first=sides[0], other=other))
+            raise RuleError("cuts that follow one another have different labels", first=sides[0], other=other)
     return tuple(cut(bipartition) for bipartition in sides)
 
 
@@ -178,9 +176,7 @@ def _kernel(values: Mapping[str, Any], bipartition: Bipartition) -> Network:
         order = KERNEL_LABELS.get(np.ndim(value))
         if order is not None and len(values) == 1:
             return Network([NamedTensor(name, order)])
-    raise RuleError(
-        explain("the tensor to be cut is not known", cut=bipartition, fix="cut(..., of='K[a b c]'), or a network")
-    )
+    raise RuleError("the tensor to be cut is not known", cut=bipartition, fix="cut(..., of='K[a b c]'), or a network")
 
 
 def _nearest(

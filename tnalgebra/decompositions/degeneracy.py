@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import RuleError, ValuesError, explain
+from ..errors import RuleError, ValuesError
 from ..fitting import FitReport, Objective, degeneracy_of, objective_of, shrink_components, with_open_axes
 from ..networks import NamedTensor, Network, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
@@ -48,7 +48,7 @@ def own_value(network: Network, tensors: Mapping[str, Tensor]) -> OwnValue:
     for node in network.nodes:
         twice = next((label for label in node.labels if node.labels.count(label) > 1), None)
         if isinstance(node, NamedTensor) and twice is not None:
-            raise RuleError(explain(f"the tensor {node.name!r} carries {twice!r} twice", network=network))
+            raise RuleError(f"the tensor {node.name!r} carries {twice!r} twice", network=network)
     dense = value_of(network, tensors)
     target, scale = scaled(dense, what="the value of the network", dtype=dense.dtype)
     occurrences = sum(len(places) for places in tensor_nodes(network).values())
@@ -74,7 +74,7 @@ def correct_degeneracy(tolerance: float = 0.01) -> Rule:
         RuleError: on application: a tensor has no value, or the network has no open label.
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
-        raise ValuesError(explain(f"the tolerance {tolerance!r} is not between 0 and 1", fix="for example 0.01"))
+        raise ValuesError(f"the tolerance {tolerance!r} is not between 0 and 1", fix="for example 0.01")
 
     def find(network: Network, options: Options) -> Iterator[Place]:
         yield Place(tuple(range(len(network.nodes))))
@@ -83,9 +83,7 @@ def correct_degeneracy(tolerance: float = 0.01) -> Rule:
         before = part(network, place)
         check_values(before, values, what="the correction")
         if not before.output:
-            raise RuleError(
-                explain("a network without open labels is one number and has no components", network=network)
-            )
+            raise RuleError("a network without open labels is one number and has no components", network=network)
         tensors = {name: values[name].to(options.settings.dtype) for name in tensor_nodes(before)}
         own = own_value(before, tensors)
         objective = own.objective(before)

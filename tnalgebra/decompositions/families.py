@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from ..errors import RuleError, explain
+from ..errors import RuleError
 from ..networks import fresh, labels_of
 from ..rewriting import Rule, rule
 
@@ -121,11 +121,9 @@ def hierarchical_tucker(labels: LabelWords, tree: Any = None) -> Rule:
     if sorted(leaves) != sorted(labels):
         wrong = next(label for label in (*leaves, *labels) if leaves.count(label) != labels.count(label))
         raise RuleError(
-            explain(
-                f"{wrong!r} occurs {leaves.count(wrong)} times in the tree",
-                labels=" ".join(labels),
-                fix="a tree with each label once",
-            )
+            f"{wrong!r} occurs {leaves.count(wrong)} times in the tree",
+            labels=" ".join(labels),
+            fix="a tree with each label once",
         )
     taken = set(labels)
     bonds: dict[Any, str] = {label: take(nth(FACTOR_BONDS, n), taken) for n, label in enumerate(labels)}
@@ -177,11 +175,9 @@ def spatially_separable(labels: LabelWords) -> Rule:
     window = [label for label in labels if label not in channels]
     if len(window) < 2:
         raise RuleError(
-            explain(
-                "a window of fewer than two labels cannot be separated",
-                labels=" ".join(labels),
-                fix="at least four labels, as of a Conv2d: out in kh kw",
-            )
+            "a window of fewer than two labels cannot be separated",
+            labels=" ".join(labels),
+            fix="at least four labels, as of a Conv2d: out in kh kw",
         )
     nodes = [node(nth(CORES, n), (*channels, label)) for n, label in enumerate(window)]
     return rule_for(labels, nodes, "spatially_separable")
@@ -198,9 +194,7 @@ def depthwise_separable(labels: LabelWords) -> Rule:
     labels = distinct(labels)
     out, into = channels_of(labels)
     if len(labels) < 3:
-        raise RuleError(
-            explain("a linear layer has no window to be separated from its channels", labels=" ".join(labels))
-        )
+        raise RuleError("a linear layer has no window to be separated from its channels", labels=" ".join(labels))
     filters = node("D", [label for label in labels if label != out])
     return rule_for(labels, [filters, node("P", (out, into))], "depthwise_separable")
 
@@ -229,7 +223,7 @@ def projection(labels: LabelWords, onto: Mapping[str, str] | None = None) -> Rul
         name = f"projection {' '.join(f'{label}={basis}' for label, basis in onto.items())}"
     if not onto:
         raise RuleError(
-            explain("no label is projected", labels=" ".join(labels), fix="onto={label: basis}; the window of a kernel")
+            "no label is projected", labels=" ".join(labels), fix="onto={label: basis}; the window of a kernel"
         )
     chosen = among(labels, onto, what="label")
     taken = set(labels)
@@ -268,15 +262,13 @@ def distinct(labels: LabelWords) -> tuple[str, ...]:
     found = labels_of(labels)
     if len(found) < 2:
         raise RuleError(
-            explain(
-                f"a tensor of {len(found)} labels has no decomposition",
-                labels=" ".join(found) or "none",
-                fix="at least two, for example 'out in kh kw'",
-            )
+            f"a tensor of {len(found)} labels has no decomposition",
+            labels=" ".join(found) or "none",
+            fix="at least two, for example 'out in kh kw'",
         )
     for label in found:
         if found.count(label) > 1:
-            raise RuleError(explain(f"the label {label!r} occurs twice", labels=" ".join(found), fix="each label once"))
+            raise RuleError(f"the label {label!r} occurs twice", labels=" ".join(found), fix="each label once")
     return found
 
 
@@ -285,11 +277,11 @@ def among(labels: tuple[str, ...], chosen: LabelWords, *, what: str) -> tuple[st
     found = labels_of(chosen)
     for label in found:
         if label not in labels:
-            raise RuleError(explain(f"the {what} {label!r} is not one of the labels", labels=" ".join(labels)))
+            raise RuleError(f"the {what} {label!r} is not one of the labels", labels=" ".join(labels))
         if found.count(label) > 1:
-            raise RuleError(explain(f"the {what} {label!r} occurs twice", given=" ".join(found), fix="each once"))
+            raise RuleError(f"the {what} {label!r} occurs twice", given=" ".join(found), fix="each once")
     if not found:
-        raise RuleError(explain(f"no {what} is given", labels=" ".join(labels), fix="one of these, or more"))
+        raise RuleError(f"no {what} is given", labels=" ".join(labels), fix="one of these, or more")
     return tuple(label for label in labels if label in found)
 
 
@@ -308,11 +300,9 @@ def row_of_cores(groups: Sequence[tuple[str, ...]], taken: Iterable[str], *, clo
     taken = set(taken)
     if closed and len(groups) < 3:
         raise RuleError(
-            explain(
-                f"a ring of {len(groups)} cores is a cut whose bond is two bonds",
-                cores=" and ".join(" ".join(group) for group in groups),
-                fix="at least three cores, or a cut",
-            )
+            f"a ring of {len(groups)} cores is a cut whose bond is two bonds",
+            cores=" and ".join(" ".join(group) for group in groups),
+            fix="at least three cores, or a cut",
         )
     ends = (take("z", taken),) if closed else ()
     bonds = [take(nth(ROW_BONDS, number), taken) for number in range(len(groups) - 1)]
@@ -340,12 +330,10 @@ def _row(labels: LabelWords, order: LabelWords | None, name: str, *, closed: boo
     along = labels if order is None else labels_of(order)
     if sorted(along) != sorted(labels):
         raise RuleError(
-            explain(
-                "the order does not have exactly the labels of the tensor",
-                labels=" ".join(labels),
-                order=" ".join(along),
-                fix="each label once",
-            )
+            "the order does not have exactly the labels of the tensor",
+            labels=" ".join(labels),
+            order=" ".join(along),
+            fix="each label once",
         )
     full_name = name if along == labels else f"{name} {' '.join(along)}"
     return rule_for(labels, row_of_cores([(label,) for label in along], labels, closed=closed), full_name)
@@ -368,13 +356,11 @@ def _leaves(tree: Any, labels: tuple[str, ...]) -> list[str]:
             continue
         if not isinstance(branch, tuple) or len(branch) < 2 or depth >= len(labels):
             raise RuleError(
-                explain(
-                    f"{branch!r} is not a branch of a tree"
-                    if depth < len(labels)
-                    else "the tree is deeper than its labels",
-                    labels=" ".join(labels),
-                    fix="nested tuples of two or more, for example (('out', 'in'), ('kh', 'kw'))",
-                )
+                f"{branch!r} is not a branch of a tree"
+                if depth < len(labels)
+                else "the tree is deeper than its labels",
+                labels=" ".join(labels),
+                fix="nested tuples of two or more, for example (('out', 'in'), ('kh', 'kw'))",
             )
         waiting += [(child, depth + 1) for child in reversed(branch)]
     return leaves

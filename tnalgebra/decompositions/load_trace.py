@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import RuleError, TnalgebraError, explain
+from ..errors import RuleError, TnalgebraError
 from ..fitting import Settings
 from ..networks import Network, parse
 from ..rewriting import EXACT_RULES, Change, Options, Place, Rule, Step, Trace, rule
@@ -45,13 +45,13 @@ def load_trace(path: str | Path) -> Trace:
     """
     path = Path(path)
     if not path.is_file():
-        raise RuleError(explain(f"{path} is not a file", fix="a file that Trace.save wrote"))
+        raise RuleError(f"{path} is not a file", fix="a file that Trace.save wrote")
     if path.stat().st_size > MAX_BYTES:
-        raise RuleError(explain(f"{path} has {path.stat().st_size} bytes", fix=f"a trace has at most {MAX_BYTES}"))
+        raise RuleError(f"{path} has {path.stat().st_size} bytes", fix=f"a trace has at most {MAX_BYTES}")
     try:
         text = path.read_text(encoding="utf-8")
     except ValueError as error:
-        raise RuleError(explain(f"{path} is not a trace", because=f"{type(error).__name__}: {error}")) from error
+        raise RuleError(f"{path} is not a trace", because=f"{type(error).__name__}: {error}") from error
     return read_trace(text, where=str(path))
 
 
@@ -68,14 +68,14 @@ def read_trace(text: str, *, where: str = "the text") -> Trace:
     except TnalgebraError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise RuleError(explain(f"{where} is not a trace", because=f"{type(error).__name__}: {error}")) from error
+        raise RuleError(f"{where} is not a trace", because=f"{type(error).__name__}: {error}") from error
     return Trace(start, tuple(steps))
 
 
 def _step(entry: Mapping[str, Any], before: Network) -> Step:
     place = Place(tuple(map(int, entry["nodes"])), tuple(map(str, entry["labels"])))
     if not all(0 <= position < len(before.nodes) for position in place.nodes):
-        raise RuleError(explain("a step is at a position where the network has no node", place=place, network=before))
+        raise RuleError("a step is at a position where the network has no node", place=place, network=before)
     ranks = {str(bond): int(rank) for bond, rank in entry["ranks"].items()}
     sizes = {str(label): int(size) for label, size in entry["sizes"].items()}
     bind = {str(variable): str(thing) for variable, thing in entry["bind"].items()}
@@ -84,7 +84,7 @@ def _step(entry: Mapping[str, Any], before: Network) -> Step:
     change = Change(parse(entry["after"]), relative_error=error, ranks=ranks, output_error=of_output)
     search = {"dtype": "float64", **entry.get("search", {})}
     if search["dtype"] not in _DTYPES:
-        raise RuleError(explain(f"a step has the unknown type {search['dtype']!r}", fix=" or ".join(_DTYPES)))
+        raise RuleError(f"a step has the unknown type {search['dtype']!r}", fix=" or ".join(_DTYPES))
     settings = Settings(**{**search, "dtype": _DTYPES[search["dtype"]]})
     fixed = {str(name): value for name, value in entry.get("fixed", {}).items()}
     lost = tuple(map(str, entry.get("lost", ())))
@@ -96,7 +96,7 @@ def _error(value: object, what: str) -> float:
     if value == "inf":  # of a left side that is 0
         return math.inf
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise RuleError(explain(f"a step records {what} of {value!r}", fix="a number of at least 0, or the text inf"))
+        raise RuleError(f"a step records {what} of {value!r}", fix="a number of at least 0, or the text inf")
     return float(value)
 
 
@@ -106,7 +106,7 @@ def rule_from(spec: Mapping[str, str]) -> Rule:
         case {"exact": name}:
             known = {exact.name: exact for exact in EXACT_RULES}
             if name not in known:
-                raise RuleError(explain(f"no exact rule is called {name!r}", rules=", ".join(known)))
+                raise RuleError(f"no exact rule is called {name!r}", rules=", ".join(known))
             return known[name]
         case {"notation": text, "name": str(name)}:
             return rule(text, name=name, fixed=json.loads(spec.get("fixed", "{}")))
@@ -118,4 +118,4 @@ def rule_from(spec: Mapping[str, str]) -> Rule:
             return drop_components(bond)
         case {"correct_degeneracy": tolerance}:
             return correct_degeneracy(float(tolerance))
-    raise RuleError(explain("the description of a rule is unknown", rule=dict(spec)))
+    raise RuleError("the description of a rule is unknown", rule=dict(spec))

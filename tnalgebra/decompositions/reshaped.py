@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from operator import index
 
-from ..errors import RuleError, explain
+from ..errors import RuleError
 from ..networks import MAX_AXES, Fuse, NamedTensor, Network, Node, carriers, relabel, tensor_nodes
 from ..rewriting import Rule, read_pattern, rule
 from .families import LabelWords, among, channels_of, distinct, node, row_of_cores, rule_for, take
@@ -62,11 +62,9 @@ def matrix_product_operator(labels: LabelWords = "out in", factors: int = 2) -> 
     labels = distinct(labels)
     if len(labels) != 2:
         raise RuleError(
-            explain(
-                "a matrix product operator is a decomposition of two labels, and this tensor has others",
-                labels=" ".join(labels),
-                fix="reshaped_train, which splits the channels of a kernel",
-            )
+            "a matrix product operator is a decomposition of two labels, and this tensor has others",
+            labels=" ".join(labels),
+            fix="reshaped_train, which splits the channels of a kernel",
         )
     name = "mpo" if factors == 2 else f"mpo {factors}"
     return _split(labels, dict.fromkeys(labels, factors), name)
@@ -86,11 +84,9 @@ def monarch(labels: LabelWords = "out in") -> Rule:
     labels = distinct(labels)
     if len(labels) != 2:
         raise RuleError(
-            explain(
-                "a Monarch matrix is a decomposition of two labels, and this tensor has others",
-                labels=" ".join(labels),
-                fix="a decomposition of kernels",
-            )
+            "a Monarch matrix is a decomposition of two labels, and this tensor has others",
+            labels=" ".join(labels),
+            fix="a decomposition of kernels",
         )
     taken = set(labels)
     a, i, j, b = (take(word, taken) for word in "aijb")
@@ -126,19 +122,17 @@ def per_group(given: Rule | str, *, label: str | None = None, fixed: Mapping[str
     """
     text = given if isinstance(given, str) else given.spec.get("notation")
     if text is None:
-        raise RuleError(
-            explain(f"the rule {given} is not in the notation", fix="a rule made by tn.rule, or K[...] => ...")
-        )
+        raise RuleError(f"the rule {given} is not in the notation", fix="a rule made by tn.rule, or K[...] => ...")
     pattern = read_pattern(text)
     left, right = pattern.left, pattern.right
     kept = [name for name in tensor_nodes(right) if name in tensor_nodes(left)]
     if len(left.nodes) != 1 or not isinstance(left.nodes[0], NamedTensor) or kept:
         reason = f"{kept[0]!r} occurs on both sides" if kept else "its left side is not one tensor"
-        raise RuleError(explain("the rule cannot be made one for each group", because=reason, rule=text))
+        raise RuleError("the rule cannot be made one for each group", because=reason, rule=text)
     fixed = fixed or (given.fixed if isinstance(given, Rule) else {})
     whole = label or ("out" if "out" in left.output else left.output[0])
     if whole not in left.output or whole in pattern.stars.values():
-        raise RuleError(explain(f"the rule has no label {whole!r} to split into groups", rule=text))
+        raise RuleError(f"the rule has no label {whole!r} to split into groups", rule=text)
     taken = {*carriers(left), *carriers(right)}
     group, part = take("g", taken), take("m", taken)
     nodes = [_in_group(entry, whole, group, part, fixed=fixed) for entry in right.nodes]
@@ -195,5 +189,5 @@ def _number_of_parts(number: object, label: str) -> int:
         count = 0
     if not 2 <= count <= MAX_AXES:
         fact = f"the number of parts of {label!r} is {number!r}"
-        raise RuleError(explain(fact, fix=f"an integer from 2 to {MAX_AXES}"))
+        raise RuleError(fact, fix=f"an integer from 2 to {MAX_AXES}")
     return count

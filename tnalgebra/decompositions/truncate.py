@@ -11,7 +11,7 @@ import networkx
 import torch
 from torch import Tensor
 
-from ..errors import RuleError, explain
+from ..errors import RuleError
 from ..fitting import FitReport, ParameterBudget, degeneracy_of, follow_starts, grow, kept, plain_rank, rank_of
 from ..networks import NamedTensor, Network, carriers, check_word, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
@@ -63,7 +63,7 @@ def truncate(bonds: str) -> Rule:
     """
     words = tuple(check_word(word, what="bond") for word in (bonds.split() if isinstance(bonds, str) else [bonds]))
     if len(set(words)) < max(len(words), 1):
-        raise RuleError(explain(f"{bonds!r} does not name bonds, or names one twice", fix="'p q', each label once"))
+        raise RuleError(f"{bonds!r} does not name bonds, or names one twice", fix="'p q', each label once")
 
     def find(network: Network, options: Options) -> Iterator[Place]:
         check_bonds(network, words)
@@ -241,11 +241,9 @@ def _refit(network: Network, bonds: Sequence[str], values: Values, options: Opti
     """Smaller tensors, fitted to the network's own value."""
     if not network.output:
         raise RuleError(
-            explain(
-                f"the network around the bond {bonds[0]!r} has no open label: its value is one number",
-                network=network,
-                fix="contract it",
-            )
+            f"the network around the bond {bonds[0]!r} has no open label: its value is one number",
+            network=network,
+            fix="contract it",
         )
     settings = options.settings
     tensors = _in_dtype(network, values, settings.dtype)

@@ -10,7 +10,7 @@ import networkx
 import torch
 from torch import Tensor
 
-from ..errors import RankError, ValuesError, explain
+from ..errors import RankError, ValuesError
 from ..networks import NamedTensor, Network, carriers, fresh, with_sizes
 from ..tensors import pattern
 from .metric import Metric
@@ -74,7 +74,7 @@ def chosen_ranks(
     if missing:
         each = ", ".join(f"{bond!r}: 8" for bond in missing)
         fix = f"{{{each}}}, one size for all bonds, or a ParameterBudget"
-        raise RankError(explain(f"no size is given for {', '.join(map(repr, missing))}", fix=fix))
+        raise RankError(f"no size is given for {', '.join(map(repr, missing))}", fix=fix)
     chosen = set(size) if isinstance(size, Mapping) else set(bonds) - set(right.sizes)  # those of constants, too
     requested = {bond: rank_of(size, bond) if bond in chosen else stated[bond] for bond in bonds}
     if tree is not None:
@@ -196,11 +196,11 @@ def select_rows(
             if len(node.labels) != 2 or len(others) != 1:
                 fact = f"the constant {name!r} has {constant.shape[axis]} values of {bond!r}, and the rank is {rank}"
                 fix = "a matrix of a bond and an open label, or a constant of the size of the rank"
-                raise ValuesError(explain(fact, fix=fix))
+                raise ValuesError(fact, fix=fix)
             rows = constant.movedim(axis, 0)
             if not _orthonormal(rows):
                 fact = f"the rows of the constant {name!r} are not orthonormal, so that none of them are the best"
-                raise ValuesError(explain(fact, fix=f"an orthonormal basis, or {rank} rows that you choose"))
+                raise ValuesError(fact, fix=f"an orthonormal basis, or {rank} rows that you choose")
             energy = torch.tensordot(rows.to(target), target, dims=([1], [labels.index(others[0])]))
             norms = torch.linalg.vector_norm(energy.flatten(1), dim=1)
             best = norms.argsort(descending=True, stable=True)[:rank].sort().values

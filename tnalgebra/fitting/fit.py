@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..errors import ValuesError, explain
+from ..errors import ValuesError
 from ..networks import Network, shape_of
 from ..tensors import relative, scaled
 from .als import Cores
@@ -207,7 +207,7 @@ def _contract(objective: Objective, cores: Cores, right: Network) -> Tensor:
     approximation = exact.model({name: core[None, None] for name, core in cores.items()})[0, 0]
     if not bool(approximation.isfinite().all()):
         fix = "constants of moderate size, dtype=torch.float64"
-        raise ValuesError(explain("the fit is not finite", right=right, fix=fix))
+        raise ValuesError("the fit is not finite", right=right, fix=fix)
     return approximation.reshape(shape_of(right, right.output))
 
 

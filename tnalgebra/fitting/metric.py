@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..errors import ValuesError, explain
+from ..errors import ValuesError
 from ..tensors import check_axes, scaled
 from .axes import group_axes, split_axes
 
@@ -59,9 +59,9 @@ class Metric:
         _check_shapes(self.labels, self.covariance, self.batch, self.outputs, cross=self.cross, power=self.power)
         for name, tensor in (("the covariance", self.covariance), ("cross", self.cross)):
             if tensor is not None and not bool(tensor.isfinite().all()):
-                raise ValuesError(explain(f"{name} holds NaN or infinity", shape=tuple(tensor.shape)))
+                raise ValuesError(f"{name} holds NaN or infinity", shape=tuple(tensor.shape))
         if self.power is not None and not (math.isfinite(self.power) and self.power >= 0):
-            raise ValuesError(explain(f"the power is {self.power}", needed="E||y||^2, at least 0 and finite"))
+            raise ValuesError(f"the power is {self.power}", needed="E||y||^2, at least 0 and finite")
         self._check_symmetric()
         for _ in self._factors():
             pass
@@ -95,7 +95,7 @@ class Metric:
             ValuesError: see `Metric`; the ridge is negative or not finite; `cross` is given without `kernel`.
         """
         if not (math.isfinite(ridge) and ridge >= 0):
-            raise ValuesError(explain(f"the ridge is {ridge!r}", needed="a finite number, at least 0, such as 1e-4"))
+            raise ValuesError(f"the ridge is {ridge!r}", needed="a finite number, at least 0, such as 1e-4")
         size = _check_shapes(labels, covariance, batch, outputs, cross=cross, power=power)
         with torch.no_grad():
             matrices = covariance.detach().reshape(-1, size, size).clone()
@@ -106,7 +106,7 @@ class Metric:
                 if kernel is None or kernel.shape != cross.shape:
                     shape = None if kernel is None else tuple(kernel.shape)
                     fact = "a ridge with cross needs the kernel, in the shape of cross"
-                    raise ValuesError(explain(fact, kernel=f"{shape}", cross=f"{tuple(cross.shape)}"))
+                    raise ValuesError(fact, kernel=f"{shape}", cross=f"{tuple(cross.shape)}")
                 kernel = kernel.detach().to(cross)
                 cross = cross + noise * kernel
                 power += noise * float(kernel.double().square().sum())
@@ -148,7 +148,7 @@ class Metric:
         sizes = dict(zip(axes, self.cross.shape, strict=True))
         if dict(zip(labels, kernel.shape, strict=True)) != sizes:
             texts = {"kernel": _listed(labels, kernel.shape), "cross": _listed(axes, self.cross.shape)}
-            raise ValuesError(explain("the kernel does not have the labels and sizes of cross", **texts))
+            raise ValuesError("the kernel does not have the labels and sizes of cross", **texts)
         rows = group_axes(self.cross.double(), axes, *self._groups(axes)).tensor_split(self._parts)
         solved = [torch.cholesky_solve(part.mT, factor).mT for factor, part in zip(self._factors(), rows, strict=True)]
         return split_axes(torch.cat(solved), sizes, labels, *self._groups(axes))
@@ -193,7 +193,7 @@ class Metric:
             ValuesError: the metric has no `cross`, or the approximation does not fit it.
         """
         if self.cross is None or self.power is None:
-            raise ValuesError(explain("the metric has no output", needed="cross and power", have="the covariance"))
+            raise ValuesError("the metric has no output", needed="cross and power", have="the covariance")
         # B C^-1 leaves power - <B C^-1, B>, and any other kernel its squared distance from B C^-1 in addition
         best = self.target(approximation, labels).double()
         axes = (*self.outputs, *self.labels)
@@ -247,7 +247,7 @@ class Metric:
             pivots = factor.diagonal(dim1=1, dim2=2).square()
             if bool(failed.any()) or not bool((pivots > least * part.diagonal(dim1=1, dim2=2)).all()):
                 fact = "the covariance is singular: some combination of the inputs is always 0, up to rounding"
-                raise ValuesError(explain(fact, where=self._where, fix=fix))
+                raise ValuesError(fact, where=self._where, fix=fix)
             yield factor
 
     def _check_symmetric(self) -> None:
@@ -257,9 +257,7 @@ class Metric:
         allowed = largest * math.sqrt(torch.finfo(matrices.dtype).eps)
         strips = (matrices.tensor_split(self._strips, dim=axis) for axis in (1, 2))
         if not all(bool(((rows - columns.mT).abs() <= allowed).all()) for rows, columns in zip(*strips, strict=True)):
-            raise ValuesError(
-                explain("the covariance is not symmetric", where=self._where, fix="(C + C^T) / 2, of E[x x^T]")
-            )
+            raise ValuesError("the covariance is not symmetric", where=self._where, fix="(C + C^T) / 2, of E[x x^T]")
 
     def _check_tensor(self, tensor: Tensor, labels: Sequence[str]) -> None:
         check_axes(tensor, labels)
@@ -268,7 +266,7 @@ class Metric:
         wrong = [label for label, size in axes if sizes.get(label) != size]
         if wrong:
             fact = f"a tensor does not fit the metric in {', '.join(map(repr, wrong))}"
-            raise ValuesError(explain(fact, tensor=_listed(labels, tensor.shape), metric=self._where))
+            raise ValuesError(fact, tensor=_listed(labels, tensor.shape), metric=self._where)
 
     @property
     def _where(self) -> str:
@@ -288,24 +286,24 @@ def _check_shapes(
     axes, shape = (*batch, *labels), tuple(covariance.shape)
     sizes = shape[len(batch) : len(axes)]
     if not labels or len(set(axes)) < len(axes):
-        raise ValuesError(explain("a metric needs labels, each once", labels=labels, batch=batch))
+        raise ValuesError("a metric needs labels, each once", labels=labels, batch=batch)
     if set(outputs) & set(labels) or not set(batch) <= set(outputs):
-        raise ValuesError(explain("the outputs are not the kernel's other labels", outputs=outputs, metric=axes))
+        raise ValuesError("the outputs are not the kernel's other labels", outputs=outputs, metric=axes)
     for name, tensor in (("the covariance", covariance), ("cross", cross)):
         if tensor is not None and tensor.dtype not in (torch.float64, torch.float32):
-            raise ValuesError(explain(f"{name} is {tensor.dtype}", needed="float64 or float32"))
+            raise ValuesError(f"{name} is {tensor.dtype}", needed="float64 or float32")
     if shape != (*shape[: len(axes)], *sizes) or len(sizes) < len(labels) or 0 in shape:
         needed = "one axis for each batch label, then the sizes of the labels twice, none of them 0"
         words = {"labels": " ".join(labels), "batch": " ".join(batch) or None}
-        raise ValuesError(explain(f"the covariance has shape {shape}", **words, needed=needed))
+        raise ValuesError(f"the covariance has shape {shape}", **words, needed=needed)
     if (cross is None) != (power is None):
-        raise ValuesError(explain("cross and power are given together", cross=cross is not None, power=power))
+        raise ValuesError("cross and power are given together", cross=cross is not None, power=power)
     if cross is not None:
         sizes_of_cross = dict(zip((*outputs, *labels), cross.shape, strict=False))
         wrong = any(sizes_of_cross.get(label) != size for label, size in zip(axes, shape, strict=False))
         if wrong or cross.ndim != len(outputs) + len(labels) or 0 in cross.shape:
             fact = f"cross has shape {tuple(cross.shape)}"
-            raise ValuesError(explain(fact, axes=" ".join((*outputs, *labels)), sizes=_listed(axes, shape)))
+            raise ValuesError(fact, axes=" ".join((*outputs, *labels)), sizes=_listed(axes, shape))
     return prod(sizes)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from math import prod
 
-from ..errors import RankError, explain
+from ..errors import RankError
 from .size import KeepFraction, MultiplyAddsBudget, ParameterBudget, Rank, RelativeError, Size
 
 
@@ -40,9 +40,7 @@ def kept(rank: Rank | UpTo, full: int, *, bond: str, singular_values: Callable[[
             return _fewest(rank.error, singular_values())
     if not 1 <= rank <= full:
         raise RankError(
-            explain(
-                f"rank {rank} of bond {bond!r} is outside 1 to {full}", fix=f"1 to {full}; at {full} nothing is lost"
-            )
+            f"rank {rank} of bond {bond!r} is outside 1 to {full}", fix=f"1 to {full}; at {full} nothing is lost"
         )
     return rank
 
@@ -60,7 +58,7 @@ def allowance(budget: ParameterBudget, parameters: int, *, least: int) -> int:
     allowed = math.floor(budget.fraction * parameters)
     if least > allowed:
         fix = "none: the left side is smaller" if least > parameters else _least_fraction(least, parameters)
-        raise RankError(explain(f"{budget!r} allows {allowed} parameters, rank 1 takes {least}", fix=fix))
+        raise RankError(f"{budget!r} allows {allowed} parameters, rank 1 takes {least}", fix=fix)
     return allowed
 
 
@@ -81,10 +79,10 @@ def rank_of(size: Size, bond: str) -> Rank | UpTo:
     """
     if isinstance(size, Mapping):
         if bond not in size:
-            raise RankError(explain(f"the bond {bond!r} has no size", fix=f"{{{bond!r}: 8}}, or a size of all bonds"))
+            raise RankError(f"the bond {bond!r} has no size", fix=f"{{{bond!r}: 8}}, or a size of all bonds")
         return size[bond]
     if isinstance(size, ParameterBudget | MultiplyAddsBudget):
-        raise RankError(explain(f"{str(size)!r} is a size of all bonds together, and not of {bond!r} alone"))
+        raise RankError(f"{str(size)!r} is a size of all bonds together, and not of {bond!r} alone")
     return UpTo(size) if isinstance(size, int) else size
 
 
@@ -116,12 +114,12 @@ def plain_rank(rank: Rank | UpTo, bond: str, *, full: int | None, because: str) 
     """
     if isinstance(rank, KeepFraction | RelativeError):
         fact = f"the bond {bond!r} has no singular values of its own, which {str(rank)!r} needs"
-        raise RankError(explain(fact, because=because, fix="an integer, or a ParameterBudget for all bonds"))
+        raise RankError(fact, because=because, fix="an integer, or a ParameterBudget for all bonds")
     if isinstance(rank, UpTo):
         return rank.rank if full is None else min(rank.rank, full)
     if full is not None and rank > full:
         fix = f"1 to {full}; a larger rank is never needed"
-        raise RankError(explain(f"rank {rank} of bond {bond!r} is outside 1 to {full}", fix=fix))
+        raise RankError(f"rank {rank} of bond {bond!r} is outside 1 to {full}", fix=fix)
     return rank
 
 

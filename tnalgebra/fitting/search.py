@@ -11,7 +11,7 @@ from typing import SupportsIndex, TypeAlias
 import torch
 from torch import Tensor
 
-from ..errors import ValuesError, explain
+from ..errors import ValuesError
 from .als import Cores, Descent, alternate, balance
 from .axes import spread
 from .degeneracy import shrink_components
@@ -78,15 +78,15 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not least <= index(value) <= most:
                 fact = f"{name}={value!r} is not an integer from {least} to {most}"
-                raise ValuesError(explain(fact, fix=f"{name}={getattr(Settings, name)}"))
+                raise ValuesError(fact, fix=f"{name}={getattr(Settings, name)}")
             object.__setattr__(self, name, index(value))  # JSON cannot hold a NumPy integer
         slack = self.slack
         if isinstance(slack, bool) or not isinstance(slack, int | float) or not 0 <= slack < 1:
             fact = f"slack={slack!r} is not a number of at least 0 and less than 1"
-            raise ValuesError(explain(fact, fix="slack=0.01"))
+            raise ValuesError(fact, fix="slack=0.01")
         if self.dtype not in (torch.float32, torch.float64):
             fact = f"a fit cannot be computed in {self.dtype}"
-            raise ValuesError(explain(fact, fix="dtype=torch.float64 or torch.float32"))
+            raise ValuesError(fact, fix="dtype=torch.float64 or torch.float32")
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,11 @@ def grow_start(objective: Objective, start: Mapping[str, Tensor], seed: int) -> 
     emptied: set[str] = set()
     for name, shape in objective.free.items():
         if name not in start:
-            raise ValuesError(explain(f"the start has no core {name!r}", cores=" ".join(start) or "none"))
+            raise ValuesError(f"the start has no core {name!r}", cores=" ".join(start) or "none")
         core = start[name].to(objective.target)
         if core.ndim != len(shape) or any(old > new for old, new in zip(core.shape, shape, strict=True)):
             raise ValuesError(
-                explain(f"the core {name!r} of the start has shape {tuple(core.shape)}", needed=f"at most {shape}")
+                f"the core {name!r} of the start has shape {tuple(core.shape)}", needed=f"at most {shape}"
             )
         labels = objective.occurrences[objective.places[name][0]].labels
         new = {label for label, old, size in zip(labels, core.shape, shape, strict=True) if old < size}
@@ -196,9 +196,7 @@ def grow_start(objective: Objective, start: Mapping[str, Tensor], seed: int) -> 
         noise[tuple(slice(old) for old in core.shape)] = core
         values[name] = noise.expand(objective.layers, 1, *shape).contiguous()
     if not bool(objective.loss(objective.model(values)).isfinite().all()):
-        raise ValuesError(
-            explain("the network of the start is not finite", fix="cores whose network is near the kernel")
-        )
+        raise ValuesError("the network of the start is not finite", fix="cores whose network is near the kernel")
     return values
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, SupportsFloat, TypeAlias
 
-from ..errors import RankError, explain
+from ..errors import RankError
 from ..networks import WORD
 
 
@@ -23,10 +23,10 @@ class _Fraction:
     def __post_init__(self) -> None:
         value, name = self.fraction, type(self).__name__
         if isinstance(value, bool | str) or not isinstance(value, SupportsFloat):
-            raise RankError(explain(f"{name} needs a number, and {value!r} is not one", fix=f"{name}(0.5)"))
+            raise RankError(f"{name} needs a number, and {value!r} is not one", fix=f"{name}(0.5)")
         if not 0 < float(value) <= 1:
             fact = f"{name}({value}) is not a fraction: it must be greater than 0 and at most 1"
-            raise RankError(explain(fact, fix=f"{name}(0.5)"))
+            raise RankError(fact, fix=f"{name}(0.5)")
 
     def __str__(self) -> str:
         return f"{self.word} {float(self.fraction)!r}"
@@ -115,10 +115,10 @@ class RelativeError:
     def __post_init__(self) -> None:
         if isinstance(self.error, bool | str) or not isinstance(self.error, SupportsFloat):
             fact = f"RelativeError needs a number, and {self.error!r} is not one"
-            raise RankError(explain(fact, fix="RelativeError(0.01)"))
+            raise RankError(fact, fix="RelativeError(0.01)")
         if not 0 <= float(self.error) < 1:
             fact = f"RelativeError({self.error}) is out of range: it must be at least 0 and less than 1"
-            raise RankError(explain(fact, fix="RelativeError(0.01)"))
+            raise RankError(fact, fix="RelativeError(0.01)")
 
     def __str__(self) -> str:
         return f"error {float(self.error)!r}"
@@ -168,10 +168,10 @@ def read_size(size: object) -> Size:
             try:
                 read = read_size(rank)
             except RankError as error:
-                raise RankError(explain(f"the size of bond {bond!r} cannot be read", because=error)) from None
+                raise RankError(f"the size of bond {bond!r} cannot be read", because=error) from None
             if not isinstance(read, int | KeepFraction | RelativeError):
                 fact = f"the size of bond {bond!r} is {rank!r}, which is not a size of one bond"
-                raise RankError(explain(fact, fix=f"{{{bond!r}: 8}}, or KeepFraction or RelativeError"))
+                raise RankError(fact, fix=f"{{{bond!r}: 8}}, or KeepFraction or RelativeError")
             ranks[str(bond)] = read
         return ranks
     if isinstance(size, KeepFraction | RelativeError | ParameterBudget | MultiplyAddsBudget):
@@ -181,9 +181,9 @@ def read_size(size: object) -> Size:
         fact, forms = f"the size {size!r} does not say what it counts", FORMS
         if isinstance(size, float) and 0 < size < 1:
             forms = ", ".join(f"'{word} {float(size)!r}'" for word in _CLASSES)
-        raise RankError(explain(fact, fix=forms))
+        raise RankError(fact, fix=forms)
     if number < 1:
-        raise RankError(explain(f"the rank {number} is less than 1", fix="a rank of at least 1"))
+        raise RankError(f"the rank {number} is less than 1", fix="a rank of at least 1")
     return number
 
 
@@ -198,12 +198,12 @@ def _read_text(text: str) -> Size:
     while match := _BOND.match(text, end):
         bond, count, word, number = match.groups()
         if bond in ranks:
-            raise RankError(explain(f"the bond {bond!r} has two sizes", where=text, fix="one size for each bond"))
+            raise RankError(f"the bond {bond!r} has two sizes", where=text, fix="one size for each bond")
         ranks[bond] = int(count) if count else _CLASSES[word](_number(number, text))  # type: ignore[assignment]
         end = match.end()
     if not ranks or text[end:].strip():
         fact = f"the text {text!r} is not a size"
-        raise RankError(explain(fact, unread=text[end:].strip() if ranks else None, fix=FORMS))
+        raise RankError(fact, unread=text[end:].strip() if ranks else None, fix=FORMS)
     return read_size(ranks)
 
 
@@ -212,7 +212,7 @@ def _number(word: str, text: str) -> float:
         return float(word)
     except ValueError:
         fact = f"{word!r} is not a number"
-        raise RankError(explain(fact, where=text, fix=f"{text.replace(word, '0.5')!r}")) from None
+        raise RankError(fact, where=text, fix=f"{text.replace(word, '0.5')!r}") from None
 
 
 def size_text(size: Size) -> str:
@@ -224,7 +224,7 @@ def size_text(size: Size) -> str:
     if not isinstance(size, Mapping):
         return str(size)
     if not size:
-        raise RankError(explain("an empty mapping has no text", fix=FORMS))
+        raise RankError("an empty mapping has no text", fix=FORMS)
     return " ".join(f"{bond}={rank}" for bond, rank in size.items())
 
 

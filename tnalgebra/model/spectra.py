@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._tables import Table, Tabular, data_frame, plural, tabulate
-from ..errors import LayerError, NetworkError, ValuesError, explain
+from ..errors import LayerError, NetworkError, ValuesError
 from ..networks import (
     KERNEL_LABELS,
     Bipartition,
@@ -131,7 +131,7 @@ class Spectra(Tabular, Sequence[Spectrum]):
         chosen = names[0] if layer is None and len(names) == 1 else layer
         if chosen is None or chosen not in self.kernels:
             fact = "no layer is named" if layer is None else f"no layer is called {layer!r}"
-            raise LayerError(explain(fact, layers=", ".join(names[:8]) + (", ..." if len(names) > 8 else "")))
+            raise LayerError(fact, layers=", ".join(names[:8]) + (", ..." if len(names) > 8 else ""))
         return hosvd(*self.kernels[chosen])
 
     def _summary(self) -> str:
@@ -244,7 +244,7 @@ def spectra(target: nn.Module | Tensor | NDArray[Any] | Network, *, values: Mapp
         try:
             of_cuts = cut_singular_values(tensor, labels, cuts)
         except ValuesError as error:
-            raise ValuesError(explain(f"layer {layer!r} has no spectrum", because=error)) from error
+            raise ValuesError(f"layer {layer!r} has no spectrum", because=error) from error
         found += [Spectrum(layer, cut, numbers.cpu()) for cut, numbers in zip(cuts, of_cuts, strict=True)]
     return Spectra(tuple(found), kernels)
 
@@ -312,38 +312,34 @@ def _kernels(
         count = len(target.output)
         if not 2 <= count <= _MAX_LABELS:
             raise NetworkError(
-                explain(
-                    f"a network with {count} output labels has no cuts here", fix=f"2 to {_MAX_LABELS}: fuse labels"
-                )
+                f"a network with {count} output labels has no cuts here", fix=f"2 to {_MAX_LABELS}: fuse labels"
             )
         yield "network", evaluate(target, values), target.output
         return
     if values is not None:
         raise ValuesError(
-            explain("values are given, but no network", target=type(target).__name__, fix="values only for a network")
+            "values are given, but no network", target=type(target).__name__, fix="values only for a network"
         )
     if isinstance(target, nn.Module):
         layers = kernel_layers(target)
         if not layers:
             raise LayerError(
-                explain("the model has no kernels", model=type(target).__name__, fix="a convolution or linear layer")
+                "the model has no kernels", model=type(target).__name__, fix="a convolution or linear layer"
             )
         for name, layer in layers.items():
             if is_lazy(layer.weight):
-                raise LayerError(explain(f"layer {name!r} has no weight yet", fix="run the model once on an input"))
+                raise LayerError(f"layer {name!r} has no weight yet", fix="run the model once on an input")
             yield name or "weight", layer.weight, kernel_labels_of(layer)
         return
     if not isinstance(target, Tensor | np.ndarray):
-        raise ValuesError(explain(f"a {type(target).__name__} has no spectra", fix="a model, a weight, or a network"))
+        raise ValuesError(f"a {type(target).__name__} has no spectra", fix="a model, a weight, or a network")
     # numpy copies: the array may be read-only, or have strides that torch does not know
     weight = target if isinstance(target, Tensor) else torch.from_numpy(np.array(target))
     if weight.ndim not in KERNEL_LABELS:
         raise ValuesError(
-            explain(
-                f"a weight has 2 to 5 axes, this has {weight.ndim}",
-                shape=tuple(weight.shape),
-                fix="spectra(network, values=...) for any labels",
-            )
+            f"a weight has 2 to 5 axes, this has {weight.ndim}",
+            shape=tuple(weight.shape),
+            fix="spectra(network, values=...) for any labels",
         )
     yield "weight", weight, KERNEL_LABELS[weight.ndim]
 

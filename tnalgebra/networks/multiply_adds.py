@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from math import prod
 
-from ..errors import NetworkError, SizeError, explain
+from ..errors import NetworkError, SizeError
 from .network import Network
 from .nodes import Conv, Copy, Fill, Fuse
 
@@ -36,11 +36,11 @@ def kernel_multiply_adds(kernel: Network, positions: Sequence[int]) -> int:
     if len(kernel.output) != len(positions) + 2:
         axes = f"{len(kernel.output)} axes" if kernel.output else "no axes"
         fact = f"a kernel of {axes} does not have {len(positions)} axes of positions"
-        raise NetworkError(explain(fact, kernel=kernel, fix="one size for each axis of the window, such as (28, 28)"))
+        raise NetworkError(fact, kernel=kernel, fix="one size for each axis of the window, such as (28, 28)")
     cores, parts = _cores(kernel)
     unknown = sorted(label for core in cores for label in core if label not in kernel.sizes)
     if unknown:
-        raise SizeError(explain(f"the size of label {unknown[0]!r} is unknown", kernel=kernel, fix="[out:64 ...]"))
+        raise SizeError(f"the size of label {unknown[0]!r} is unknown", kernel=kernel, fix="[out:64 ...]")
     first, second, *_ = (set(parts[label]) for label in kernel.output)
     open_labels = {label for labels in parts.values() for label in labels}
     return _Search([*cores, second], kernel.sizes, open_labels, first, prod(positions)).least()
@@ -51,7 +51,7 @@ def _cores(kernel: Network) -> tuple[list[set[str]], dict[str, tuple[str, ...]]]
     same: dict[str, str] = {}
     for node in kernel.nodes:
         if isinstance(node, Conv):
-            raise NetworkError(explain("the kernel has windows of its own", where=node, kernel=kernel))
+            raise NetworkError("the kernel has windows of its own", where=node, kernel=kernel)
         if isinstance(node, Copy):
             first, *others = (_last(label, same) for label in node.labels)
             same |= {label: first for label in others if label != first}

@@ -44,8 +44,8 @@ class Network:
         sizes: label -> size, for some labels or all. The network's own `sizes` hold all that follow from them.
 
     Raises:
-        NetworkError: the network has no nodes; no node carries an output label, or it is twice in the output; a name has two
-            different numbers of axes; a node has more than 64 axes; an attribute of a node is out of range.
+        NetworkError: the network has no nodes; no node carries an output label, or it is twice in the output; a name
+            has two different numbers of axes; a node has more than 64 axes; an attribute of a node is out of range.
         SizeError: the sizes contradict each other, or belong to a label that no node carries.
 
     Example:

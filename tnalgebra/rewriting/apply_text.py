@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import RuleError, SizeError, ValuesError, explain
+from ..errors import RuleError, SizeError, ValuesError
 from ..fitting import FitReport, Metric, bonds_of, fit_cores
 from ..networks import (
     KERNEL_LABELS,
@@ -79,12 +79,12 @@ class Reading:
         for label in self.options.sizes:
             if label not in carriers(self.right):
                 fact = f"a size is given for {label!r}, which the right side does not have"
-                raise SizeError(explain(fact, right=self.right))
+                raise SizeError(fact, right=self.right)
         known = {**self.right.sizes, **self.shared, **self.options.sizes}
         for label, size in sizes.items():
             if known.setdefault(label, size) != size:
                 fact = f"label {label!r} has two sizes"
-                raise SizeError(explain(fact, first=known[label], second=size, right=self.right))
+                raise SizeError(fact, first=known[label], second=size, right=self.right)
         nodes = [rename(node, self.names) for node in fill_attributes(self.right.nodes, self.match.attributes)]
         return Network(nodes, self.right.output, known)
 
@@ -105,7 +105,7 @@ class Reading:
     def target(self) -> Tensor:
         if self.missing:
             fact = f"an approximate rule needs the value of {self.missing[0]!r}"
-            raise RuleError(explain(fact, fix="apply(network, size, values={...})"))
+            raise RuleError(fact, fix="apply(network, size, values={...})")
         return value_of(self.before, self.values, dtype=torch.float64)
 
     @cached_property
@@ -124,10 +124,10 @@ class Reading:
         for name, value in {**self.fixed, **self.options.fixed}.items():
             if name not in self.new:
                 fact = f"fixed holds {name!r}, which is not a new tensor of the right side"
-                raise ValuesError(explain(fact, new=" ".join(self.new)))
+                raise ValuesError(fact, new=" ".join(self.new))
             constants[self.names[name]] = _constant(name, value, self.sized, self.names[name]).to(self.target)
         if len(constants) == len(tensor_nodes(self.sized)):
-            raise RuleError(explain("nothing is left to be fitted", fixed=" ".join(constants), right=self.sized))
+            raise RuleError("nothing is left to be fitted", fixed=" ".join(constants), right=self.sized)
         return constants
 
     @cached_property
@@ -137,7 +137,7 @@ class Reading:
         for name in self.options.start:
             if name not in self.new:
                 fact = f"the start has {name!r}, which is not a new tensor"
-                raise ValuesError(explain(fact, new=" ".join(self.new)))
+                raise ValuesError(fact, new=" ".join(self.new))
         return {
             self.names[name]: _numbers(f"the start of {name!r}", value) for name, value in self.options.start.items()
         }
@@ -241,7 +241,7 @@ def _check_values(before: Network, after: Network, values: Values) -> None:
     old, new = evaluate(before, values_for(before, values)), evaluate(after, values_for(after, values))
     scale = magnitude(before, values_for(before, values))
     if not bool(((new - old).abs() <= EXACT_TO * scale).all()):
-        raise RuleError(explain("the two sides of an exact rule differ on these values", before=before, after=after))
+        raise RuleError("the two sides of an exact rule differ on these values", before=before, after=after)
 
 
 def build_fitted(network: Network, place: Place, values: Values, options: Options) -> Change:
@@ -285,21 +285,17 @@ def _with_parts(right: Network) -> Network:
         rest, known = right.sizes[node.whole], prod(right.sizes[part] for part in node.parts if part in right.sizes)
         if rest % known:
             raise SizeError(
-                explain(
-                    f"{node.whole!r} has size {rest}, which is not a multiple of the sizes of its parts",
-                    parts=" ".join(f"{part}={right.sizes[part]}" for part in node.parts if part in right.sizes),
-                    right=right,
-                )
+                f"{node.whole!r} has size {rest}, which is not a multiple of the sizes of its parts",
+                parts=" ".join(f"{part}={right.sizes[part]}" for part in node.parts if part in right.sizes),
+                right=right,
             )
         factors = balanced_factors(rest // known, len(unknown))
         sizes = dict(zip(unknown, factors, strict=True))
         if [sizes[part] for part in unknown] != list(factors):  # a part that occurs twice
             raise SizeError(
-                explain(
-                    f"{node.whole!r} has size {rest}, which is not the product of any sizes of its parts",
-                    unknown=" ".join(unknown),
-                    right=right,
-                )
+                f"{node.whole!r} has size {rest}, which is not the product of any sizes of its parts",
+                unknown=" ".join(unknown),
+                right=right,
             )
         right = with_sizes(right, sizes)
     return right
@@ -311,7 +307,7 @@ def _constant(name: str, value: Any, right: Network, network_name: str) -> Tenso
     if isinstance(value, str):
         check_basis(value)
         if node.labels[1] not in right.sizes:
-            raise SizeError(explain(f"the size of {node.labels[1]!r} is unknown, which the basis {name!r} needs"))
+            raise SizeError(f"the size of {node.labels[1]!r} is unknown, which the basis {name!r} needs")
         return BASES[value](right.sizes[node.labels[1]])
     constant = _numbers(f"the constant {name!r}", value)
     needed = [right.sizes.get(label) for label in node.labels]
@@ -320,10 +316,8 @@ def _constant(name: str, value: Any, right: Network, network_name: str) -> Tenso
     )
     if not fits:
         raise ValuesError(
-            explain(
-                f"the constant {name!r} has shape {tuple(constant.shape)}",
-                labels=" ".join(f"{label}={size or 'any'}" for label, size in zip(node.labels, needed, strict=True)),
-            )
+            f"the constant {name!r} has shape {tuple(constant.shape)}",
+            labels=" ".join(f"{label}={size or 'any'}" for label, size in zip(node.labels, needed, strict=True)),
         )
     return constant
 
@@ -333,10 +327,10 @@ def _numbers(what: str, value: object) -> Tensor:
     try:
         tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
     except (TypeError, ValueError) as error:
-        raise ValuesError(explain(f"{what} is not an array of numbers", because=error)) from error
+        raise ValuesError(f"{what} is not an array of numbers", because=error) from error
     if tensor.is_complex() or tensor.numel() == 0 or not bool(tensor.isfinite().all()):
         kind = "is complex" if tensor.is_complex() else "holds NaN or infinity" if tensor.numel() else "is empty"
-        raise ValuesError(explain(f"{what} {kind}", shape=tuple(tensor.shape), fix="finite real numbers"))
+        raise ValuesError(f"{what} {kind}", shape=tuple(tensor.shape), fix="finite real numbers")
     return tensor.double()
 
 
@@ -356,12 +350,10 @@ def metric_in(metric: Metric, labels: Mapping[str, str], output: Sequence[str], 
         torch_order = KERNEL_LABELS.get(len(output), ())
         if not needed <= set(torch_order) or not whole:
             raise RuleError(
-                explain(
-                    "the tensor that is fitted does not have the labels of the metric",
-                    metric=" ".join((*metric.outputs, *metric.labels)),
-                    tensor=" ".join(labels),
-                    fix="a metric whose labels and outputs are labels of this tensor",
-                )
+                "the tensor that is fitted does not have the labels of the metric",
+                metric=" ".join((*metric.outputs, *metric.labels)),
+                tensor=" ".join(labels),
+                fix="a metric whose labels and outputs are labels of this tensor",
             )
         labels = dict(zip(torch_order, output, strict=True))
     return metric.renamed(labels)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from ..errors import RuleError, explain
+from ..errors import RuleError
 from ..networks import Network
 from .exact import SIMPLIFY
 from .exact.tensors import contract_bond, fold_scalar
@@ -48,12 +48,10 @@ def rewrite(
         if len(fit.trace.steps) == max_steps:
             last = ", ".join(dict.fromkeys(step.rule.name for step in fit.trace.steps[-10:]))
             raise RuleError(
-                explain(
-                    f"rules still apply after {max_steps} steps",
-                    last=last,
-                    network=fit.network,
-                    fix="leave out a rule that undoes another, or raise max_steps",
-                )
+                f"rules still apply after {max_steps} steps",
+                last=last,
+                network=fit.network,
+                fix="leave out a rule that undoes another, or raise max_steps",
             )
         rule, place = chosen
         fit = fit.after(rule, place, options, rule.build(fit.network, place, fit.values, options))

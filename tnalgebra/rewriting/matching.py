@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from ..errors import RuleError, explain
+from ..errors import RuleError
 from ..networks import Carriers, Copy, Fill, NamedTensor, Network, Node, Variable, carriers, tensor_nodes
 
 MAX_READINGS = 1000
@@ -106,7 +106,7 @@ def _in_any_order(
 def _check_count(count: int, most: int, pattern: Network) -> None:
     if count > most:
         fix = "fewer labels on one Copy or Fill, or a left side that fits fewer places"
-        raise RuleError(explain(f"the left side can be read in more than {most} ways", left=pattern, fix=fix))
+        raise RuleError(f"the left side can be read in more than {most} ways", left=pattern, fix=fix)
 
 
 def _bind(bound: dict[str, str], variable: str, thing: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from ..errors import RankError, RuleError, explain
+from ..errors import RankError, RuleError
 from ..fitting import Metric, MultiplyAddsBudget, Settings, Size, read_size
 from ..networks import Network, node_text
 
@@ -96,7 +96,7 @@ class Options:
             kind = _KINDS.get(key, object)
             if value is not None and not isinstance(value, kind):
                 wanted = "a Metric" if kind is Metric else "a mapping"
-                raise RuleError(explain(f"{key}= is a {type(value).__name__}", fix=f"{wanted}, see `Choices`"))
+                raise RuleError(f"{key}= is a {type(value).__name__}", fix=f"{wanted}, see `Choices`")
             if key in ("seed", "starts", "sweeps", "dtype", "slack"):
                 search[key] = value
             elif key != "at" and value is not None:
@@ -106,5 +106,5 @@ class Options:
             fact = (
                 f"{str(read)!r} needs a layer or a model: the multiply-adds of a kernel depend on the size of the input"
             )
-            raise RankError(explain(fact, fix="tn.compare(layer, ...), tn.convert(model, ...), or a ParameterBudget"))
+            raise RankError(fact, fix="tn.compare(layer, ...), tn.convert(model, ...), or a ParameterBudget")
         return cls(read, **fields, settings=Settings(**search))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..errors import RuleError, TnalgebraError, explain
+from ..errors import RuleError, TnalgebraError
 from ..fitting import bonds_of
 from ..networks import NamedTensor, Network, carriers, isomorphic, open_variables, parse_rule, tensor_nodes
 from .apply_text import build_exact, build_fitted, build_fitted_many, read_at
@@ -56,16 +56,16 @@ def _check_cores(right: Network, new: Sequence[str], text: str) -> None:
         twice = next((label for label in node.labels if node.labels.count(label) > 1), None)
         if isinstance(node, NamedTensor) and node.name in new and twice is not None:
             fact = f"the new tensor {node.name!r} has the label {twice!r} twice, so that only its diagonal would matter"
-            raise RuleError(explain(fact, rule=text, fix=f"{twice!r} once"))
+            raise RuleError(fact, rule=text, fix=f"{twice!r} once")
 
 
 def _check_constant(constant: str, right: Network, new: Sequence[str], text: str) -> None:
     if constant not in new:
         fact = f"fixed= names {constant!r}, which is not a new tensor of the right side"
-        raise RuleError(explain(fact, rule=text, new=" ".join(new)))
+        raise RuleError(fact, rule=text, new=" ".join(new))
     if len(right.nodes[tensor_nodes(right)[constant][0]].labels) != 2:
         fix = "two labels: that of its rows, then that of its columns"
-        raise RuleError(explain(f"the basis {constant!r} is not a matrix", rule=text, fix=fix))
+        raise RuleError(f"the basis {constant!r} is not a matrix", rule=text, fix=fix)
 
 
 def _contracts(left: Network, right: Network) -> bool:
@@ -80,14 +80,14 @@ def _check_sides(left: Network, right: Network, text: str) -> None:
         kind = "in different orders" if set(left.output) == set(right.output) else "that are not the same"
         outputs = (" ".join(side.output) or "none" for side in (left, right))
         fact = f"the two sides have open labels {kind}"
-        raise RuleError(explain(fact, **dict(zip(("left", "right"), outputs, strict=True)), rule=text))
+        raise RuleError(fact, **dict(zip(("left", "right"), outputs, strict=True)), rule=text)
     for name in open_variables(right):
         if name not in open_variables(left):
-            raise RuleError(explain(f"the attribute {name!r} occurs only on the right side", rule=text))
+            raise RuleError(f"the attribute {name!r} occurs only on the right side", rule=text)
     for name in [name for name in tensor_nodes(right) if name in tensor_nodes(left)]:
         before, after = (len(side.nodes[tensor_nodes(side)[name][0]].labels) for side in (left, right))
         if before != after:
-            raise RuleError(explain(f"{name!r} has {before} axes on the left side and {after} on the right", rule=text))
+            raise RuleError(f"{name!r} has {before} axes on the left side and {after} on the right", rule=text)
 
 
 # Where it applies --------------------------------------------------------------------------------------------

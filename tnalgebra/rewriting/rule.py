@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .._tables import Table, Tabular, shorten
-from ..errors import RuleError, explain
+from ..errors import RuleError
 from ..fitting import Metric, ParameterBudget
 from ..networks import Network, tensor_nodes
 from ..tensors import Values
@@ -146,7 +146,7 @@ class Rule(Tabular):
             For each target what `apply` would return, up to rounding.
         """
         if metrics is not None and len(metrics) != len(targets):
-            raise RuleError(explain(f"{len(metrics)} metrics are given for {len(targets)} targets"))
+            raise RuleError(f"{len(metrics)} metrics are given for {len(targets)} targets")
         fits = [self._start_fit(target, None) for target in targets]
         shared = Options.of(size, choices)
         jobs = []
@@ -170,12 +170,12 @@ class Rule(Tabular):
         if not isinstance(target, Mapping):
             if not isinstance(target, torch.Tensor | np.ndarray):
                 fix = "a tensor, values such as {'K': weight}, or a network"
-                raise RuleError(explain(f"a rule is applied to a {type(target).__name__}", fix=fix))
+                raise RuleError(f"a rule is applied to a {type(target).__name__}", fix=fix)
             target = {self.tensor: target}
         if values is not None:
             raise RuleError("values are given twice: as the target, and as values=")
         if self.start is None:
-            raise RuleError(explain(f"the rule {self.name!r} has no left side of its own", fix="give a network"))
+            raise RuleError(f"the rule {self.name!r} has no left side of its own", fix="give a network")
         return start_fit(self.start(target), target)
 
     def _check_options(self, options: Options) -> None:
@@ -184,7 +184,7 @@ class Rule(Tabular):
         budget = self.kind == "approximate" and isinstance(options.size, ParameterBudget)
         if not self.ranks and not budget and not isinstance(options.size, Mapping):
             fact = f"the rule {self.name!r} has no bond whose size can be chosen"
-            raise RuleError(explain(fact, rule=self.equation, fix="leave the size out"))
+            raise RuleError(fact, rule=self.equation, fix="leave the size out")
         for kind, where, words, known in (
             ("bond", "", bonds, self.ranks),
             ("variable", "", options.bind, self.variables),
@@ -193,42 +193,38 @@ class Rule(Tabular):
             for word in words:
                 if word not in known:
                     listed = " ".join(known) or "none"
-                    raise RuleError(explain(f"the rule {self.name!r} has no {kind} {word!r}{where}", known=listed))
+                    raise RuleError(f"the rule {self.name!r} has no {kind} {word!r}{where}", known=listed)
         for label in self.stated:
             if label not in options.sizes:
                 fix = f"sizes={{{label!r}: ...}}"
-                raise RuleError(explain(f"the rule {self.name!r} needs the size of {label!r}", fix=fix))
+                raise RuleError(f"the rule {self.name!r} needs the size of {label!r}", fix=fix)
         for choice in ("fixed", "metric", "start"):
             if getattr(options, choice) and choice not in self.takes:
                 takes = " ".join(self.takes) or None
-                raise RuleError(explain(f"the choice {choice}= has no meaning for the rule {self.name!r}", takes=takes))
+                raise RuleError(f"the choice {choice}= has no meaning for the rule {self.name!r}", takes=takes)
 
     def _choose(self, network: Network, at: int | Place | None, options: Options) -> Place:
         """The place that the caller means, with the match that was found there."""
         places = list(self.find(network, options))
         if isinstance(at, Place):
             if at not in places:
-                raise RuleError(
-                    explain(f"the rule {self.name!r} does not apply at this place", place=at, network=network)
-                )
+                raise RuleError(f"the rule {self.name!r} does not apply at this place", place=at, network=network)
             return places[places.index(at)]
         if not places:
             tied = " ".join(name for name, standing in tensor_nodes(network).items() if len(standing) > 1)
             raise RuleError(
-                explain(
-                    f"the rule {self.name!r} does not apply anywhere in the network",
-                    rule=self.equation,
-                    network=network,
-                    bind=options.bind or None,
-                    tied=f"{tied} (a tensor is rewritten at all its occurrences or not at all)" if tied else None,
-                )
+                f"the rule {self.name!r} does not apply anywhere in the network",
+                rule=self.equation,
+                network=network,
+                bind=options.bind or None,
+                tied=f"{tied} (a tensor is rewritten at all its occurrences or not at all)" if tied else None,
             )
         if at is None and len(places) > 1:
             listed = "\n".join(f"{number}: {place.text(network)}" for number, place in enumerate(places))
             fact = f"the rule {self.name!r} applies at {len(places)} places"
-            raise RuleError(explain(fact, places=listed, fix="choose one: at=0, ..."))
+            raise RuleError(fact, places=listed, fix="choose one: at=0, ...")
         number = 0 if at is None else at
         if not 0 <= number < len(places):
             count = "1 place" if len(places) == 1 else f"{len(places)} places"
-            raise RuleError(explain(f"at={number}: the rule {self.name!r} applies at {count}, counted from 0"))
+            raise RuleError(f"at={number}: the rule {self.name!r} applies at {count}, counted from 0")
         return places[number]

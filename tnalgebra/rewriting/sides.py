@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import RuleError, SizeError, ValuesError, explain
+from ..errors import RuleError, SizeError, ValuesError
 from ..networks import (
     MODES,
     Conv,
@@ -101,18 +101,16 @@ def equal_for_all_sizes(left: Network, right: Network, text: str) -> bool:
             unfit += 1
             continue
         except ValuesError as error:
-            raise RuleError(
-                explain("the two sides have values of different shapes", because=error, rule=text)
-            ) from error
+            raise RuleError("the two sides have values of different shapes", because=error, rule=text) from error
         worst = float((new - old).abs().max())
         if worst > 1e-9 * float(scale.max()):
-            raise RuleError(explain(f"the two sides are not equal: they differ by {worst:.3g}", at=before, rule=text))
+            raise RuleError(f"the two sides are not equal: they differ by {worst:.3g}", where=before, rule=text)
         compared += 1
         if compared == TRIALS:
             break
     if not compared:
         fact = "no small sizes were found at which the two sides could be compared"
-        raise RuleError(explain(fact, rule=text, fix="other sizes"))
+        raise RuleError(fact, rule=text, fix="other sizes")
     return not unfit
 
 
@@ -208,4 +206,4 @@ BASES: Mapping[str, Callable[[int], Tensor]] = {"dct": dct}
 def check_basis(name: object) -> None:
     """Raises RuleError if no basis has this name."""
     if name not in BASES:
-        raise RuleError(explain(f"no basis has the name {name!r}", known=", ".join(BASES)))
+        raise RuleError(f"no basis has the name {name!r}", known=", ".join(BASES))

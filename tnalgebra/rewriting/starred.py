@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import NetworkError, NotationError, RuleError, explain
+from ..errors import NetworkError, NotationError, RuleError
 from ..networks import (
     KERNEL_LABELS,
     WORD,
@@ -151,7 +151,7 @@ def read_pattern(text: str) -> Pattern:
         sides = [any(match["name"] == star for match in STAR.finditer(side)) for side in text.split("=>")]
         if sides in ([True, False], [False, True]):
             side, fix = "left" if sides[0] else "right", f"*{star} on both sides of '=>'"
-            raise RuleError(explain(f"'*{star}' occurs only on the {side} side", rule=text, fix=fix))
+            raise RuleError(f"'*{star}' occurs only on the {side} side", rule=text, fix=fix)
     left, right = parse_rule(_replace_stars(text, {star: (label,) for star, label in stars.items()}))
     for star, label in stars.items():
         _check_star(f"*{star}", label, {"left": left, "right": right}, text)
@@ -166,7 +166,7 @@ def _replace_stars(text: str, words: Mapping[str, Collection[str]]) -> str:
 
 def _fail(text: str, at: int, fact: str, *, fix: str) -> NoReturn:
     shown = re.sub(r"\s", " ", text)
-    raise NotationError(explain(fact, where=f"{shown}\n{' ' * at}^", fix=fix))
+    raise NotationError(fact, where=f"{shown}\n{' ' * at}^", fix=fix)
 
 
 def _check_star(star: str, label: str, sides: Mapping[str, Network], text: str) -> None:
@@ -183,10 +183,10 @@ def _check_star(star: str, label: str, sides: Mapping[str, Network], text: str) 
                     because = "its labels have one size" if node.name == "Copy" else because
             if fact is not None:
                 where = _restore_stars(node_text(node), {star[1:]: label})
-                raise RuleError(explain(fact, where=where, because=because, rule=text))
+                raise RuleError(fact, where=where, because=because, rule=text)
         if label not in side.output:
             fix = f"a star in the output, because it stands for open labels: -> [... {star}]"
-            raise RuleError(explain(f"{star!r} is summed on the {name} side", rule=text, fix=fix))
+            raise RuleError(f"{star!r} is summed on the {name} side", rule=text, fix=fix)
 
 
 def _order(left: Network, stars: Mapping[str, str], text: str) -> tuple[tuple[int, str], ...]:
@@ -204,7 +204,7 @@ def _order(left: Network, stars: Mapping[str, str], text: str) -> tuple[tuple[in
         else:
             listed = " and ".join(repr(f"*{star}") for star in unknown)
             fact = f"the numbers of axes do not determine how many labels {listed} are"
-            raise RuleError(explain(fact, rule=text, fix="a left tensor that has only one star"))
+            raise RuleError(fact, rule=text, fix="a left tensor that has only one star")
     return tuple(order)
 
 
@@ -229,7 +229,7 @@ def _candidates(pattern: Pattern, network: Network) -> list[tuple[int, ...]]:
         ]
         if len(candidates) > MAX_CANDIDATES:
             fact = f"the stars can be read in more than {MAX_CANDIDATES} ways"
-            raise RuleError(explain(fact, rule=pattern.text, fix="fewer stars"))
+            raise RuleError(fact, rule=pattern.text, fix="fewer stars")
     return [
         tuple(counts[star] for star in pattern.stars)
         for counts in candidates
@@ -248,12 +248,12 @@ def _counts(pattern: Pattern, values: Mapping[str, Any]) -> tuple[int, ...]:
         name = pattern.left.nodes[position].name
         if name not in values:
             fact = f"the value of {name!r} is missing, whose axes determine how many labels '*{star}' is"
-            raise RuleError(explain(fact, rule=pattern.text, fix=f"apply({{{name!r}: ...}})"))
+            raise RuleError(fact, rule=pattern.text, fix=f"apply({{{name!r}: ...}})")
         axes = int(np.ndim(values[name]))
         counts[star] = axes - pattern.width(position, counts)
         if counts[star] < 0:
             fact = f"the value of {name!r} has {axes} axes, which are fewer than its labels without '*{star}'"
-            raise RuleError(explain(fact, rule=pattern.text))
+            raise RuleError(fact, rule=pattern.text)
     return tuple(counts[star] for star in pattern.stars)
 
 

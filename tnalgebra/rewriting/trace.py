@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._files import write_text
 from .._tables import Table, Tabular, shorten, tabulate, write_change, write_number
-from ..errors import RuleError, explain
+from ..errors import RuleError
 from ..fitting import FitReport
 from ..networks import NamedTensor, Network, kernel_multiply_adds, tensor_nodes
 from ..tensors import Values, bind_values, common_dtype, evaluate, magnitude, relative, value_of, values_for
@@ -147,9 +147,9 @@ class Step:
             RuleError: the rule was made of functions, which no text holds; an error is NaN.
         """
         if not self.rule.spec:
-            raise RuleError(explain(f"the rule {self.rule.name!r} cannot be saved", fix="a rule made by tn.rule"))
+            raise RuleError(f"the rule {self.rule.name!r} cannot be saved", fix="a rule made by tn.rule")
         if any(math.isnan(error) for error in self.change.errors.values()):
-            raise RuleError(explain(f"the step by {self.rule.name!r} cannot be saved", because="its error is NaN"))
+            raise RuleError(f"the step by {self.rule.name!r} cannot be saved", because="its error is NaN")
         settings = self.options.settings
         entry: dict[str, object] = {
             "rule": dict(self.rule.spec),
@@ -249,7 +249,7 @@ class Trace(Tabular):
             same = (claimed.nodes, claimed.output) == (true.nodes, true.output)
             if not same or not claimed.sizes.items() <= true.sizes.items():  # a trace without values knows fewer sizes
                 fact = f"step {number}, {step.rule.name}, does not lead where the trace says"
-                raise RuleError(explain(fact, trace=claimed, true=true))
+                raise RuleError(fact, trace=claimed, true=true)
             check_step(following.trace.steps[-1], fit.values, following.values, number=number)
             fit = following
 
@@ -267,7 +267,7 @@ def check_step(step: Step, before: Values, after: Values, *, number: int = 1) ->
     """Evaluate both sides of a step and compare with its promise: the same value, or the error it claims."""
     left, right = step.change.pieces or (step.before, step.after)
     if left.output != right.output:
-        raise RuleError(explain(f"step {number}, {step.rule.name}, changes the open labels", before=left, after=right))
+        raise RuleError(f"step {number}, {step.rule.name}, changes the open labels", before=left, after=right)
     old, scale = evaluate(left, values_for(left, before)), magnitude(left, values_for(left, before))
     difference = evaluate(right, values_for(right, after)) - old
     where = step.place.text(step.before)
@@ -275,22 +275,18 @@ def check_step(step: Step, before: Values, after: Values, *, number: int = 1) ->
         worst = float((difference.abs() - EXACT_TO * scale).max())
         if worst > 0:
             raise RuleError(
-                explain(
-                    f"step {number}, {step.rule.name}, is said to be exact and changes the value by {worst:.3g}",
-                    where=where,
-                    before=left,
-                    after=right,
-                )
+                f"step {number}, {step.rule.name}, is said to be exact and changes the value by {worst:.3g}",
+                where=where,
+                before=left,
+                after=right,
             )
         return
     true = relative(difference, old)
     if abs(true - step.relative_error) > 1e-9 + 1e-6 * true:
         raise RuleError(
-            explain(
-                f"step {number}, {step.rule.name}, claims a relative error of {step.relative_error:.6g}",
-                where=where,
-                true=f"{true:.6g}",
-            )
+            f"step {number}, {step.rule.name}, claims a relative error of {step.relative_error:.6g}",
+            where=where,
+            true=f"{true:.6g}",
         )
 
 
@@ -380,7 +376,7 @@ class Fit(Tabular):
 
     @property
     def output_error(self) -> float | None:
-        """sqrt(E||(K - K~) x||^2 / E||K x||^2) of the last step, over the inputs of the layer; None without a metric."""
+        """sqrt(E||(K - K~) x||^2 / E||K x||^2) of the last step, over the layer's inputs; None without a metric."""
         return self.trace.steps[-1].change.output_error if self.trace.steps else None
 
     @property
@@ -400,11 +396,9 @@ class Fit(Tabular):
         """
         if step.options.lost:
             raise RuleError(
-                explain(
-                    f"the step {step.rule.name!r} was made with a {' and a '.join(step.options.lost)}",
-                    because="a saved trace does not hold it",
-                    fix="apply the rule again",
-                )
+                f"the step {step.rule.name!r} was made with a {' and a '.join(step.options.lost)}",
+                because="a saved trace does not hold it",
+                fix="apply the rule again",
             )
         return step.rule.step(self, step.place, replace(step.options, size=step.change.ranks))
 
@@ -415,7 +409,7 @@ class Fit(Tabular):
         """
         if change.after.output != self.network.output:
             fact = f"the rule {rule.name!r} changes the open labels"
-            raise RuleError(explain(fact, before=self.network, after=change.after))
+            raise RuleError(fact, before=self.network, after=change.after)
         new = {**self.values, **change.values}
         for name, definition in change.definitions.items():
             if all(part in self.values for part in tensor_nodes(definition)):
