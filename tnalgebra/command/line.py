@@ -130,8 +130,7 @@ class CompareRewrites(NetworkSettings):
     """measure how long a forward pass of each takes"""
 
     def __call__(self) -> None:
-        rewrites = "all" if self.rewrite == ("all",) else list(self.rewrite)
-        print(compare(self._kernel(), rewrites, self.size, seed=self.seed, time=self.time))
+        print(compare(self._kernel(), self.rewrite, self.size, seed=self.seed, time=self.time))
 
     def _kernel(self) -> Tensor | nn.Module:
         if re.fullmatch(r"\d+(x\d+)+", self.model):
@@ -139,6 +138,9 @@ class CompareRewrites(NetworkSettings):
                 raise LayerError(f"a shape has no layer {self.layer!r}", fix="leave the layer out")
             generator = torch.Generator().manual_seed(self.seed)
             return torch.randn([int(size) for size in self.model.split("x")], generator=generator)
+        if re.fullmatch(r"[\d\s,*xX]+", self.model):
+            fact = f"{self.model!r} is not the shape of a kernel"
+            raise LayerError(fact, fix="the sizes joined by x, such as 64x64x3x3 (out, in, kh, kw)")
         layers = kernel_layers(self.network())
         if self.layer not in layers:
             fact = "no layer is named" if self.layer is None else f"the network has no kernel layer {self.layer!r}"
@@ -159,6 +161,9 @@ class Draw:
     """the file to write: .svg, .png or .pdf"""
 
     def __call__(self) -> None:
+        if "=>" in self.notation:
+            sides = [side.strip() for side in self.notation.split("=>")]
+            raise NotationError("a rule is not a network", rule=self.notation, fix=f"draw one of its sides: {sides[1]!r}")
         parse(self.notation).draw(self.output)
         print(self.output)
 

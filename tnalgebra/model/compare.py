@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..compiler import Candidates
 from ..decompositions import rules
-from ..errors import RankError, RuleError, SizeError
+from ..errors import CompileError, LayerError, RankError, RuleError, SizeError, ValuesError
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size, read_size
 from ..networks import KERNEL_LABELS, labels_of
-from ..nn import KernelLayer, kernel_labels_of, nominal_shape
+from ..nn import AnyLayer, KernelLayer, kernel_labels_of, nominal_shape
 from ..rewriting import Fit, Rule
 from .budget import Treatment, error_of, ranks_of
 from .comparison import Compared, Comparison
@@ -59,14 +59,14 @@ def compare(
     Args:
         weight: a convolution, transposed convolution or linear layer; or a kernel alone, its first two axes channels.
         rewrites: names, cuts, rules, notation, and fits, which are rows as they are; or "all": every decomposition of
-            the catalogue that exists for these labels.
+            the catalogue that exists for these labels, which may also be one of a list.
         size: such as 8, "keep 0.5", "error 0.01", "parameters 0.25", or "multiply-adds 0.5": of the layer's
             multiply-adds on the example, of a kernel's at one output position.
         labels: of the kernel's axes; by default those of torch's kernels with that number of axes.
         metric: the norm to fit in, and to order by.
         example: an input of the layer, or its shape, for which multiply-adds are counted, plans are made and times are
-            measured; by default 16 inputs with 32 x 32 positions (1-d: 256, 3-d: 16 each), and 256 rows of a linear
-            layer.
+            measured; by default 16 inputs with 32 x 32 positions (1-d: 256, 3-d: 16 each), 256 rows of a linear layer,
+            and 256 tokens of an embedding.
         candidates: of the plans: "factored", or "all" where the layer may also rebuild its dense kernel.
         time: measure the forward pass of each layer, and of the dense one: the median of turns that alternate.
         seed, starts: of the fits.
@@ -77,17 +77,19 @@ def compare(
         last with the reason. Decompositions that are the same network at these ranks are named below the table.
 
     Raises:
-        RankError: the size cannot be read.
+        RankError: the size cannot be read, or is one of multiply-adds of an embedding, which has none.
         RuleError: a rewrite that cannot be read; the same name twice; a kernel whose labels are unknown; `example` or
             `time` for a kernel alone.
         LayerError: a module without a kernel, or an example that does not fit it.
-        ValuesError: the kernel is empty, complex or not finite.
+        ValuesError: `weight` is neither a layer nor a kernel; the kernel is empty, complex or not finite.
 
     Example:
         >>> print(tn.compare(conv, ["cp", "tucker2", "out kh | in kw"], "parameters 0.25"))
     """
     wanted = read_size(size)
     subject = _Subject.of(weight, labels, example, candidates, time=time)
+    if isinstance(wanted, MultiplyAddsBudget) and not subject.multiply_adds:
+        raise RankError("an embedding reads rows and multiplies nothing", fix="a size such as 'parameters 0.3'")
     treatments = _read_rewrites(rewrites, subject.labels)
     rows = []
     layers: dict[str, nn.Module] = {}
@@ -96,7 +98,7 @@ def compare(
         try:
             fit = _fit(treatment, wanted, subject, choices)
             layer, count = subject.count(fit)
-        except (RankError, RuleError, SizeError) as error:
+        except (CompileError, LayerError, RankError, RuleError, SizeError) as error:
             rows.append(Compared(name, None, str(error)))
         else:
             rows.append(Compared(name, fit, multiply_adds=count))
@@ -112,17 +114,18 @@ def compare(
 
 def _read_rewrites(rewrites: Any, labels: tuple[str, ...]) -> dict[str, Treatment]:
     """Name in the table -> what is applied."""
-    if isinstance(rewrites, str) and rewrites.strip() == "all":
-        rewrites = rules(labels).decompositions
-    elif isinstance(rewrites, str | Rule | Fit):
-        rewrites = [rewrites]
+    listed = [rewrites] if isinstance(rewrites, str | Rule | Fit) else [*rewrites]
+    chosen = [one for one in listed if not (isinstance(one, str) and one.strip() == "all")]
     treatments: dict[str, Treatment] = {}
-    for one in rewrites:
+    for one in chosen:
         treatment = Treatment.read(one, labels, None, {})
         name = one if isinstance(one, str) else treatment.name if isinstance(one, Rule) else f"{treatment.name} (fit)"
         if name in treatments:
             raise RuleError(f"{name!r} is compared twice", fix="each once, or rules with names of their own")
         treatments[name] = treatment
+    if len(chosen) < len(listed):
+        for rule in rules(labels).decompositions:
+            treatments.setdefault(rule.name, Treatment.read(rule, labels, None, {}))
     return treatments
 
 
@@ -202,14 +205,18 @@ class _Subject:
             if example is not None or time:
                 fact = f"a kernel alone does not run, so that {'time' if time else 'example'} has no meaning"
                 raise RuleError(fact, fix="compare the layer, such as torch.nn.Conv2d")
-            kernel = torch.as_tensor(weight).detach()
+            try:
+                kernel = torch.as_tensor(weight).detach()
+            except (TypeError, ValueError, RuntimeError) as error:
+                fact = f"a {type(weight).__name__} is neither a layer nor a weight"
+                raise ValuesError(fact, fix="a layer, such as torch.nn.Conv2d(16, 32, 3), or its weight") from error
             known = KERNEL_LABELS.get(kernel.ndim)
             return cls(kernel, _labels(kernel, known if labels is None else labels_of(labels)), kernel.numel())
         kernel_labels = kernel_labels_of(weight)
         kernel = weight.get_parameter("weight").detach()
         holder = nn.Sequential(weight)
         sites = find_sites(holder)
-        example = nominal_shape(sites["0"].module, {}) if example is None else example
+        example = _nominal_example(sites["0"].module) if example is None else example
         calls = record_calls(holder, example, sites)
         return cls(
             kernel,
@@ -252,6 +259,13 @@ class _Subject:
                 for name, layer in contenders.items():
                     seconds[name].append(run(layer))
         return {name: median(times) for name, times in seconds.items()}
+
+
+def _nominal_example(module: AnyLayer) -> Example:
+    """The input that a layer is compared on by default."""
+    shape = nominal_shape(module, {})
+    is_embedding = isinstance(module, nn.Embedding)
+    return torch.zeros(shape, dtype=torch.long, device=module.weight.device) if is_embedding else shape
 
 
 def _labels(kernel: Tensor, labels: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -109,4 +109,6 @@ class Comparison(Tabular):
         dense |= {"multiply-adds": f"{self.multiply_adds:,}"}
         dense |= {} if self.seconds is None else {"ms": f"{1e3 * self.seconds:.3f}"}
         fitted = [record for record in self.records() if "parameters" in record]
+        if not fitted:
+            columns = {heading: write for heading, write in columns.items() if heading in dense}
         return tabulate(fitted, columns, left=("ranks",), total=dense, below=self.notes)

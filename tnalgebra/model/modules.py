@@ -48,8 +48,10 @@ def owners_of_parameters(model: nn.Module) -> dict[nn.Parameter, list[str]]:
     return owners
 
 
-def check_initialised(model: nn.Module) -> None:
-    """Raise LayerError if a parameter has no value yet."""
+def check_initialised(model: object) -> None:
+    """Raise LayerError if it is not a model, or a parameter has no value yet."""
+    if not isinstance(model, nn.Module):
+        raise LayerError(f"a {type(model).__name__} is given where a model is needed", fix="a torch.nn.Module")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise LayerError(f"{name!r} has no value yet", fix="run the model once on an input")
