@@ -247,6 +247,11 @@ def test_gradients_are_those_of_the_rebuilt_weight() -> None:
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_a_choice_that_does_not_exist_is_refused_with_all_that_do() -> None:
+    with refused(TypeError, "'input_sizes'", "'input_size'", "batch_size", "starts"):
+        tensor_nn.Conv2d.from_conv(conv(), "tucker2", 2, input_sizes=8)  # type: ignore[call-arg]
+
+
 def test_a_fit_is_used_as_it_is() -> None:
     module = conv()
     fit = rule(RING).apply({"K": module.weight}, {"p": 3, "q": 2, "s": 2})
@@ -472,3 +477,31 @@ def test_what_is_refused(case: str) -> None:
     make, error, facts = REFUSED_LAYERS[case]
     with refused(error, *facts):
         make()
+
+
+@pytest.mark.parametrize("candidates", ["all", "factored"])
+def test_a_depthwise_layer_is_separated(candidates: Any) -> None:
+    layer = tensor_nn.decomposed(torch_nn.Conv2d(4, 8, 3, groups=4), "depthwise_separable", candidates=candidates)
+    x = torch.randn(2, 4, 7, 6)
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+
+
+def test_a_plan_is_for_as_many_channels_as_the_layer_has() -> None:
+    layer = tensor_nn.decomposed(torch_nn.Conv2d(10, 8, 3, groups=2), "cp", 2, starts=1)
+    for shape in [(8, 64, 28, 28), (64, 28, 28), {"X": (8, 64, 28, 28)}]:
+        with refused(CompileError, "64 channels", "10"):
+            layer.replan(shape)
+    assert layer.replan((10, 28, 28)).planned_for == (1, 10, 28, 28)
+
+
+def test_a_decomposed_layer_is_not_decomposed_again() -> None:
+    layer = tensor_nn.decomposed(torch_nn.Conv2d(4, 8, 3), "cp", 2, starts=1)
+    with refused(LayerError, "nn.Conv2d", "decomposed already", "to_dense()"):
+        tensor_nn.decomposed(layer, "cp", 2)
+    with refused(LayerError, "nn.Conv2d", "decomposed already", "to_dense()"):
+        tensor_nn.Conv2d.from_conv(layer, "cp", 2)
+    with refused(LayerError, "nn.Conv2d", "decomposed already", "to_dense()"):
+        tnalgebra.compare(layer, "cp", 2)
+    with refused(LayerError, "Sequential", "decomposed already", "to_dense()"):
+        tnalgebra.convert(torch_nn.Sequential(layer), {"*": "cp"}, size=2)
+    assert isinstance(tensor_nn.decomposed(layer.to_dense(), "cp", 2, starts=1), tensor_nn.Conv2d)

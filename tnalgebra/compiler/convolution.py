@@ -62,7 +62,7 @@ def convolve(
     batch, axes = axes_of_images(left, groups + summed, ends)
     if alike := _alike(draft, left, batch, groups + summed):
         batch = without(batch, alike)
-        right = _repeat(draft, right, alike, (*(axis for axis in (new, summed) if axis), *singles(ks)))
+        right = _repeat(draft, right, alike, (*(axis for axis in (groups, new, summed) if axis), *singles(ks)))
         groups += alike
     while len(axes) < (2 if is_last else 1):
         axes.insert(0, ())

@@ -18,7 +18,7 @@ from ..decompositions import rules
 from ..errors import CompileError, LayerError, RankError, RuleError, SizeError, ValuesError
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size, read_size
 from ..networks import KERNEL_LABELS, labels_of
-from ..nn import AnyLayer, KernelLayer, kernel_labels_of, nominal_shape
+from ..nn import AnyLayer, KernelLayer, check_dense, kernel_labels_of, nominal_shape
 from ..rewriting import Fit, Rule
 from .budget import Treatment, error_of, ranks_of
 from .comparison import Compared, Comparison
@@ -212,6 +212,7 @@ class _Subject:
                 raise ValuesError(fact, fix="a layer, such as torch.nn.Conv2d(16, 32, 3), or its weight") from error
             known = KERNEL_LABELS.get(kernel.ndim)
             return cls(kernel, _labels(kernel, known if labels is None else labels_of(labels)), kernel.numel())
+        check_dense(weight)
         kernel_labels = kernel_labels_of(weight)
         kernel = weight.get_parameter("weight").detach()
         holder = nn.Sequential(weight)

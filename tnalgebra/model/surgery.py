@@ -19,6 +19,7 @@ from ..nn import (
     AnyLayer,
     KernelLayer,
     MultiheadAttention,
+    check_dense,
     layer_network,
     memory_format_of,
 )
@@ -92,6 +93,7 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
         raise LayerError("the model is one layer itself", fix="tn.nn.decomposed(layer, rewrite)")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise LayerError("the model is wrapped in DistributedDataParallel", fix="convert it, then wrap it")
+    check_dense(model)
     holders = holders_of_modules(model)
     groups: dict[object, list[Site]] = {}
     for module, names in names_of_modules(model).items():

@@ -1,7 +1,7 @@
 """Torch layers whose kernel is a tensor network, and the network of a torch layer."""
 
 from .attention import MultiheadAttention, attention_obstacle
-from .base import KernelLayer
+from .base import KernelLayer, check_dense
 from .embedding import Embedding
 from .layers import (
     LAYERS,
@@ -50,6 +50,7 @@ __all__ = [
     "Origin",
     "Planning",
     "attention_obstacle",
+    "check_dense",
     "decomposed",
     "in_memory_format",
     "kernel_labels_of",

@@ -23,7 +23,7 @@ from ..tensors import bind
 from .kernels import check_layer_weight, contracted, fit_constants, fit_weight, mean_square
 from .origin import Origin, origin_of_fit
 from .planning import LayerChoices, Planning, Shaping, checked_format, nominal_shape, split_choices
-from .torch_layers import AnyLayer, kernel_labels_of, layer_network, memory_format_of
+from .torch_layers import DECOMPOSABLE, AnyLayer, kernel_labels_of, layer_network, memory_format_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,6 +55,7 @@ class KernelLayer(Compiled):
     @classmethod
     def _of_dense(cls, module: torch_nn.Module, rewrite: LayerRewrite, size: object, choices: LayerChoices) -> Self:
         """The layer that does what `module` does, its weight rewritten."""
+        check_dense(module)
         if not isinstance(module, cls.dense_class):
             fact = f"nn.{cls.__name__} replaces a torch.nn.{cls.dense_class.__name__}, not a {type(module).__name__}"
             raise LayerError(fact, fix=f"a torch.nn.{cls.dense_class.__name__}, or nn.decomposed")
@@ -277,11 +278,15 @@ class KernelLayer(Compiled):
         self, inputs: Mapping[str, Sequence[int]] | Sequence[int], memory_format: torch.memory_format | None
     ) -> Mapping[str, Sequence[int]]:
         """See `Compiled`; the shape may have a batch or not, and of a linear layer any leading axes."""
-        axes = len(self.kernel.output) - 2
+        axes, channels = len(self.kernel.output) - 2, getattr(self, self.argument_names[0])
         checked_format(memory_format, axes + 2)
         if not isinstance(inputs, Mapping) and (axes == 0 or len(inputs) == axes + 1):
             inputs = (prod(inputs[: len(inputs) - axes - 1]), *inputs[-axes - 1 :])
-        return super()._nominal_shapes(inputs, memory_format)
+        shapes = super()._nominal_shapes(inputs, memory_format)
+        shape = next(iter(shapes.values()))
+        if len(shape) == axes + 2:
+            self._check_channels(shape, shape[1], channels)
+        return shapes
 
     def draw(self, path: str | PathLike[str] | None = None) -> Figure:
         """Draw the layer's network; with `path`, write the figure there as .svg, .png or .pdf."""
@@ -367,14 +372,28 @@ class KernelLayer(Compiled):
             return torch.contiguous_format
         return torch.channels_last if axes == 4 else torch.channels_last_3d
 
+    def _check_channels(self, shape: Sequence[int], size: int, channels: int) -> None:
+        """Raise CompileError for a wrong number; a grouped layer's channels are not a label, so that nothing else does."""
+        if size != channels:
+            word = "features" if self.dense_class is torch_nn.Linear else "channels"
+            fact = f"the input has {size} {word}, the layer takes {channels}"
+            raise CompileError(fact, shape=tuple(shape), layer=f"nn.{type(self).__name__}")
+
     def _compute(self, x: Tensor, channels: int, axis: int) -> Tensor:
         """The layer's output for an input with one batch axis, which may be empty."""
-        if x.ndim > -axis - 1 and x.shape[axis] != channels:
-            # the channels of a grouped layer are no label of a weight, so that nothing below would know
-            word = "features" if self.dense_class is torch_nn.Linear else "channels"
-            fact = f"the input has {x.shape[axis]} {word}, the layer takes {channels}"
-            raise CompileError(fact, shape=tuple(x.shape), layer=f"nn.{type(self).__name__}")
+        if x.ndim > -axis - 1:
+            self._check_channels(x.shape, x.shape[axis], channels)
         if torch.compiler.is_compiling() or x.ndim == 0 or x.shape[0]:
             return super().forward(x)
         one = torch.cat([x, x.new_zeros((1, *x.shape[1:]))])
         return super().forward(one)[:0]
+
+
+def check_dense(module: torch_nn.Module) -> None:
+    """Raise LayerError if a layer is decomposed already, or a model in which nothing is dense any more."""
+    kinds = [type(one).__name__ for one in module.modules() if isinstance(one, KernelLayer)]
+    if isinstance(module, KernelLayer):
+        raise LayerError(f"this nn.{kinds[0]} is decomposed already", fix="its dense layer, layer.to_dense()")
+    if kinds and not any(isinstance(one, DECOMPOSABLE) for one in module.modules()):
+        fact = f"all kernels of this {type(module).__name__} are decomposed already"
+        raise LayerError(fact, fix="the model as it was, or layer.to_dense() of its layers")

@@ -21,7 +21,7 @@ from ..errors import CompileError, LayerError
 from ..networks import Numbers
 from ..networks import input_size as positions_reached
 from ..rewriting import Rule
-from .base import KernelLayer, LayerRewrite
+from .base import KernelLayer, LayerRewrite, check_dense
 from .embedding import Embedding
 from .planning import LayerChoices, Shaping
 
@@ -306,6 +306,7 @@ def decomposed(
     for kind in LAYERS:
         if isinstance(module, kind.dense_class):
             return kind._of_dense(module, rewrite, size, choices)
+    check_dense(module)
     known = ", ".join(kind.__name__ for kind in LAYERS)
     raise LayerError(f"{type(module).__name__} has no kernel to decompose", fix=f"one of {known}")
 
