@@ -13,6 +13,8 @@ from pathlib import Path
 import networkx
 import pytest
 
+from tnalgebra import errors
+
 ROOT = Path(__file__).resolve().parent.parent
 
 FOLDERS = (
@@ -254,3 +256,8 @@ def test_what_counts_as_a_use(tmp_path: Path) -> None:
         False,
         False,
     ]
+
+
+def test_the_errors_list_themselves_and_nothing_else() -> None:
+    public = {name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__}
+    assert {*dir(errors)} == public - {"__dir__"}

@@ -4,6 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = [
+    "CheckpointError",
+    "CompileError",
+    "DataError",
+    "DivergedError",
+    "LayerError",
+    "MissingPackageError",
+    "NetworkError",
+    "NotationError",
+    "RankError",
+    "RuleError",
+    "SizeError",
+    "StudyError",
+    "TnalgebraError",
+    "ValuesError",
+    "explain",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class TnalgebraError(Exception):
     """Root of every error that this package raises on purpose.
