@@ -61,6 +61,11 @@ def test_texts_that_are_not_a_cut(text: str, fact: str) -> None:
         parse_bipartition(text)
 
 
+def test_a_label_that_occurs_twice_has_no_cuts() -> None:
+    with refused(RuleError, "'o'", "twice", "o o k"):
+        bipartitions(["o", "o", "k"])
+
+
 @pytest.mark.parametrize(("text", "fact"), [("out | kw", "'in' is missing"), ("out in | kw kh", "unknown label 'kh'")])
 def test_cuts_of_other_labels(text: str, fact: str) -> None:
     with refused(RuleError, fact, text, "conv1.weight", "out in kw"):

@@ -92,8 +92,11 @@ def bipartitions(labels: Sequence[str]) -> list[Bipartition]:
     ['out | in k', 'in | out k', 'k | out in']
 
     Raises:
-        RuleError: there are more than 16 labels.
+        RuleError: a label occurs twice, or there are more than 16 labels.
     """
+    for label in labels:
+        if labels.count(label) > 1:
+            raise RuleError(f"the label {label!r} occurs twice", labels=" ".join(labels), fix="each label once")
     if len(labels) > _MAX_LABELS:
         raise RuleError(f"{len(labels)} labels have 2^{len(labels) - 1} - 1 cuts", fix=f"at most {_MAX_LABELS} labels")
     cuts = []
