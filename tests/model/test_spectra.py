@@ -17,6 +17,7 @@ from tnalgebra.errors import LayerError, NetworkError, RuleError, ValuesError
 from tnalgebra.model.spectra import Spectra, Spectrum, cut_singular_values, hosvd, spectra
 from tnalgebra.networks.bipartition import Bipartition, bipartitions, parse_bipartition
 from tnalgebra.networks.notation import parse
+from tnalgebra.rewriting import start_fit
 from tnalgebra.tensors.contraction import contract
 from tnalgebra.tensors.evaluation import evaluate
 from tnalgebra.tensors.linalg import matricise, truncated_svd
@@ -118,6 +119,7 @@ def test_a_network_has_the_spectra_of_its_value() -> None:
     network = parse("A[out p] B[p in q] C[q k] -> [k out in]")
     values = {"A": gaussian(5, 2), "B": gaussian(2, 4, 3, seed=1), "C": gaussian(3, 6, seed=2)}
     found = spectra(network, values=values)
+    assert str(spectra(start_fit(network, values))) == str(found)
     assert [str(item.cut) for item in found] == ["out | in k", "in | out k", "k | out in"]
     assert {item.layer for item in found} == {"network"}
     dense = evaluate(network, values)

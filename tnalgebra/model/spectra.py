@@ -28,6 +28,7 @@ from ..networks import (
     store,
 )
 from ..nn import kernel_labels_of, kernel_layers
+from ..rewriting import Fit
 from ..tensors import Operand, check_axes, contract, evaluate, gram_singular_values, matricise, scaled, truncated_svd
 
 if TYPE_CHECKING:
@@ -219,12 +220,14 @@ class HOSVD:
     """label -> shape (r,), descending: the spectrum of the cut of this label from all others."""
 
 
-def spectra(target: nn.Module | Tensor | NDArray[Any] | Network, *, values: Mapping[str, Any] | None = None) -> Spectra:
+def spectra(
+    target: nn.Module | Tensor | NDArray[Any] | Network | Fit, *, values: Mapping[str, Any] | None = None
+) -> Spectra:
     """Singular values of every kernel of `target`, over every bipartition of its labels.
 
     Args:
         target: a model (its convolutions, transposed convolutions and linear layers), a weight of 2 to 5 axes in
-            torch's order (`out in kh kw`), or a network, of which the value is taken, with its output labels.
+            torch's order (`out in kh kw`), or a network or a fit, of which the value is taken, with its output labels.
         values: name -> elements of a network's tensors.
 
     Returns:
@@ -305,9 +308,12 @@ def hosvd(tensor: Tensor | NDArray[Any], labels: str | Sequence[str] | None = No
 
 
 def _kernels(
-    target: nn.Module | Tensor | NDArray[Any] | Network, values: Mapping[str, Any] | None
+    target: nn.Module | Tensor | NDArray[Any] | Network | Fit, values: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, Tensor, tuple[str, ...]]]:
     """(name, elements, labels) of every kernel."""
+    if isinstance(target, Fit) and values is None:
+        yield from _kernels(target.network, target.values)
+        return
     if isinstance(target, Network):
         count = len(target.output)
         if not 2 <= count <= _MAX_LABELS:
@@ -332,7 +338,7 @@ def _kernels(
             yield name or "weight", layer.weight, kernel_labels_of(layer)
         return
     if not isinstance(target, Tensor | np.ndarray):
-        raise ValuesError(f"a {type(target).__name__} has no spectra", fix="a model, a weight, or a network")
+        raise ValuesError(f"a {type(target).__name__} has no spectra", fix="a model, a weight, a network or a fit")
     # numpy copies: the array may be read-only, or have strides that torch does not know
     weight = target if isinstance(target, Tensor) else torch.from_numpy(np.array(target))
     if weight.ndim not in KERNEL_LABELS:
