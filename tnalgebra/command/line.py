@@ -19,7 +19,7 @@ from tyro.conf import Positional, arg
 from .._files import write_text
 from ..compiler import compile
 from ..decompositions import rules
-from ..errors import CompileError, DataError, LayerError, SizeError
+from ..errors import CompileError, DataError, LayerError, NotationError, SizeError
 from ..model import compare, spectra
 from ..networks import NamedTensor, parse, size_of, with_sizes
 from ..nn import kernel_layers
@@ -162,8 +162,8 @@ class Draw:
 
     def __call__(self) -> None:
         if "=>" in self.notation:
-            sides = [side.strip() for side in self.notation.split("=>")]
-            raise NotationError("a rule is not a network", rule=self.notation, fix=f"draw one of its sides: {sides[1]!r}")
+            side = self.notation.split("=>")[1].strip()
+            raise NotationError("a rule is not a network", rule=self.notation, fix=f"draw one of its sides, {side!r}")
         parse(self.notation).draw(self.output)
         print(self.output)
 
