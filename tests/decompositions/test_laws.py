@@ -138,7 +138,7 @@ def test_a_budget_is_kept(example: Example, fraction: float) -> None:
     try:
         fit = example.apply(ParameterBudget(fraction), sweeps=2)
     except RankError as error:
-        least = re.search(r"rank 1 takes (\d+)", str(error))
+        least = re.search(r"the right side has (\d+)", str(error))
         assert least is not None
         assert int(least[1]) > fraction * before
         return

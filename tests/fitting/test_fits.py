@@ -228,3 +228,4 @@ def test_the_dense_tensor_has_the_reported_error(dtype: torch.dtype) -> None:
     difference = torch.linalg.vector_norm(fit.dense().double() - kernel.double())
     measured = float(difference / torch.linalg.vector_norm(kernel.double()))
     assert measured == pytest.approx(fit.relative_error, rel=4 * torch.finfo(dtype).eps)
+    assert repr(fit.report) == str(fit.report)

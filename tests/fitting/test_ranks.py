@@ -126,7 +126,7 @@ def test_a_budget_allows_at_most_its_fraction_or_says_which_would_do(
 @pytest.mark.parametrize(
     ("fraction", "parameters", "least", "facts"),
     [
-        (0.1, 77, 18, ("ParameterBudget(fraction=0.1)", "7 parameters", "18", "0.234")),
+        (0.1, 77, 18, ("'parameters 0.1'", "7 parameters", "18", "0.234")),
         (1.0, 11, 12, ("11 parameters", "12")),
         (0.1, 100, 29, ("0.291",)),  # 0.29 * 100 is 28.999999999999996
     ],

@@ -50,7 +50,7 @@ def allowance(budget: ParameterBudget, parameters: int, *, least: int) -> int:
 
     Args:
         parameters: of the left side.
-        least: what the right side takes at rank 1.
+        least: of the right side, at rank 1 where its ranks can be chosen.
 
     Raises:
         RankError: the budget allows fewer than that.
@@ -58,7 +58,8 @@ def allowance(budget: ParameterBudget, parameters: int, *, least: int) -> int:
     allowed = math.floor(budget.fraction * parameters)
     if least > allowed:
         fix = "none: the left side is smaller" if least > parameters else _least_fraction(least, parameters)
-        raise RankError(f"{budget!r} allows {allowed} parameters, rank 1 takes {least}", fix=fix)
+        fact = f"{str(budget)!r} allows {allowed} parameters, and the right side has {least} at the least"
+        raise RankError(fact, fix=fix)
     return allowed
 
 

@@ -121,6 +121,8 @@ class FitReport:
             f"(starts {starts}), degeneracy {self.degeneracy:.3g}"
         )
 
+    __repr__ = __str__
+
 
 SearchResult: TypeAlias = tuple[Cores, FitReport]
 """The cores of one kernel by name, and the report, at first without the degeneracy and the errors of the result."""
