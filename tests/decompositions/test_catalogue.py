@@ -93,7 +93,7 @@ def test_the_list_for_other_labels() -> None:
     assert set(found.missing) == ABSENT[3]
     assert found["cp"].equation == "K[o i k] => A[o r] B[i r] C[k r]"
     assert "K[o i h w] => A[z o p] B[p i q] C[q h s] D[s w z]" in str(found)
-    assert "K[o i k]:\n  mpo: a matrix product operator has two labels" in str(found)
+    assert "K[o i k]:\n  mpo: a matrix product operator" in str(found)
     assert list(found.to_pandas()["name"]) == [entry.name for entry in found]
     with refused(RuleError, "mpo", "K[o i k]", "because"):
         found["mpo"]

@@ -300,7 +300,7 @@ def row_of_cores(groups: Sequence[tuple[str, ...]], taken: Iterable[str], *, clo
     taken = set(taken)
     if closed and len(groups) < 3:
         raise RuleError(
-            f"a ring of {len(groups)} cores is a cut whose bond is two bonds",
+            f"a ring needs at least three cores, and with {len(groups)} it would be a cut",
             cores=" and ".join(" ".join(group) for group in groups),
             fix="at least three cores, or a cut",
         )
