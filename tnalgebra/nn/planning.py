@@ -11,7 +11,7 @@ from torch import nn as torch_nn
 from ..compiler import Candidates
 from ..errors import LayerError
 from ..networks import Numbers, axis_numbers
-from ..rewriting import Choices, Place
+from ..rewriting import Choices, Place, check_choice
 from .torch_layers import AnyLayer
 
 _NOMINAL_BATCH = 16
@@ -59,7 +59,9 @@ class Shaping(Planning, total=False):
 
 
 def split_choices(choices: LayerChoices | Shaping) -> tuple[Planning, Choices]:
-    """Separate the choices of the plan from those of the fit."""
+    """Separate the choices of the plan from those of the fit. Raises TypeError for a choice that does not exist."""
+    for name in choices:
+        check_choice(name, LayerChoices.__annotations__)
     planning: Any = {name: value for name, value in choices.items() if name in Planning.__annotations__}
     fitting: Any = {name: value for name, value in choices.items() if name not in planning}
     return planning, fitting

@@ -5,7 +5,7 @@ from .driver import contract_back, rewrite, simplify
 from .exact import EXACT_RULES, SIMPLIFY
 from .exact.tensors import drop_size_one
 from .exact.windows import merge_windows, window_to_fuse
-from .options import Choices, Options, Place, SizedChoices
+from .options import Choices, Options, Place, SizedChoices, check_choice
 from .rule import Rule
 from .starred import read_pattern
 from .text import rule
@@ -23,6 +23,7 @@ __all__ = [
     "SizedChoices",
     "Step",
     "Trace",
+    "check_choice",
     "contract_back",
     "drop_size_one",
     "merge_windows",

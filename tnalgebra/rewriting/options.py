@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -62,7 +63,21 @@ class SizedChoices(Choices, total=False):
     size: object
 
 
-_KINDS = {"bind": Mapping, "sizes": Mapping, "fixed": Mapping, "start": Mapping, "metric": Metric}
+_KINDS: dict[str, tuple[type, str]] = {
+    "bind": (Mapping, "a mapping of variables of the left side to names or labels of the network"),
+    "sizes": (Mapping, "a mapping of labels to integers, such as {'a': 3}"),
+    "fixed": (Mapping, "a mapping of tensors of the right side to arrays or to 'dct'"),
+    "start": (Mapping, "a mapping of tensors of the right side to arrays"),
+    "metric": (Metric, "a tn.fitting.Metric, as tn.input_metrics gives for each layer"),
+}
+
+
+def check_choice(key: str, known: Collection[str]) -> None:
+    """Raises TypeError, as Python does for a keyword argument that does not exist, with the nearest that does."""
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        raise TypeError(f"{key!r} is not a choice{hint} The choices are {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,8 @@ class Options:
     settings: Settings = field(default_factory=Settings)
     lost: tuple[str, ...] = ()
     """Choices that a file could not hold; the step can be looked at, and not done again."""
+    refusals: list[str] | None = field(default=None, compare=False, repr=False)
+    """Where it is a list, the search for places adds why sizes forbade a match, for the message if none is left."""
 
     @classmethod
     def of(cls, size: object, choices: Choices) -> Options:
@@ -91,20 +108,17 @@ class Options:
         fields: dict[str, Any] = {}
         search: dict[str, Any] = {}
         for key, value in choices.items():
-            if key not in Choices.__annotations__:
-                raise TypeError(f"{key!r} is not a choice; the choices are {', '.join(Choices.__annotations__)}")
-            kind = _KINDS.get(key, object)
+            check_choice(key, Choices.__annotations__)
+            kind, wanted = _KINDS.get(key, (object, ""))
             if value is not None and not isinstance(value, kind):
-                wanted = "a Metric" if kind is Metric else "a mapping"
-                raise RuleError(f"{key}= is a {type(value).__name__}", fix=f"{wanted}, see `Choices`")
+                raise RuleError(f"{key}= has the type {type(value).__name__}", fix=f"{key}= is {wanted}")
             if key in ("seed", "starts", "sweeps", "dtype", "slack"):
                 search[key] = value
             elif key != "at" and value is not None:
                 fields[key] = value
         read: Size = {} if size is None else read_size(size)
         if isinstance(read, MultiplyAddsBudget):
-            fact = (
-                f"{str(read)!r} needs a layer or a model: the multiply-adds of a kernel depend on the size of the input"
-            )
-            raise RankError(fact, fix="tn.compare(layer, ...), tn.convert(model, ...), or a ParameterBudget")
+            fact = f"{str(read)!r} is not a size of one kernel, whose multiply-adds depend on the size of the input"
+            fix = "ranks, 'keep 0.5', 'error 0.01' or 'parameters 0.3'; tn.compare and tn.convert take multiply-adds"
+            raise RankError(fact, fix=fix)
         return cls(read, **fields, settings=Settings(**search))
