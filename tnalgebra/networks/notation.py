@@ -145,7 +145,9 @@ class _Reader:
             self.fail("a node is missing here", fix="NAME[label label ...], for example K[out in kh kw]")
         if self.peek.kind == "arrow":
             self.take()
-            opening = self.expect("[", "'->' needs the output labels in brackets", fix="-> [label label ...]")
+            fix = "'=>' between the two sides of a rule, or -> [label label ...]" if self.variables else None
+            fact = "'->' needs the output labels in brackets"
+            opening = self.expect("[", fact, fix=fix or "-> [label label ...]")
             output = tuple(self._labels(sizes, opening, outputs))
             if self.peek.kind == "|":
                 self.fail("the output cannot have attributes", fix="-> [label label ...]")
@@ -154,6 +156,11 @@ class _Reader:
                 self.fail(f"{self.peek.text!r} comes after the output", fix="nodes first, then -> [label label ...]")
         elif output is None:
             output = default_output(nodes)
+        else:
+            lacking = [label for label in output if all(label not in node.labels for node in nodes)]
+            if lacking:
+                fact = f"the right side of the rule lacks the label {lacking[0]!r}, which is open on the left side"
+                raise NetworkError(fact, rule=self.text, fix=f"{lacking[0]!r} on a node of the right side")
         try:
             return Network(nodes, output, {label: size for label, (size, _) in sizes.items()})
         except (NetworkError, SizeError) as error:
