@@ -23,6 +23,9 @@ from tnalgebra.tensors import evaluate, relative
 # What is refused --------------------------------------------------------------------------------------------
 
 CHAIN = parse("A[i b] B[b j]")
+TIED = rule("K[o i h w] => A[o i r] C[h r] C[w r]", name="tied")
+PARTS = rule("K[o i h w] => A[a r] B[b i h w r] Fuse[o a b:3]", name="parts")
+TIED_PARTS = rule("K[o i] => A[a r] A[b r] C[i r] Fuse[o a b]", name="tied parts")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,15 @@ CHAIN = parse("A[i b] B[b j]")
         (lambda: simplify(parse("K[a b]")).relative_error, ValuesError, "'K'"),
         (lambda: simplify(parse("K[a b]")).parameters, SizeError, "'a'"),
         (lambda: rule("K[a b] => K[b a] -> [a b]"), RuleError, "not equal"),
-        (lambda: rule("K[a b] => L[a r] R[r c]"), NetworkError, "'b'"),
+        (lambda: rule("K[a b] => L[a r] R[r c]"), NetworkError, "'b';right side;K[a b] => L[a r] R[r c]"),
+        (lambda: rule("K[a b] -> L[a r] R[r b]"), NotationError, "'=>'"),
+        (lambda: TIED.apply(KERNEL, 2), RuleError, "'tied';2, from w=2;3, from C[h r]"),
+        (lambda: PARTS.apply(KERNEL, 2), RuleError, "'parts';'o' of size 7;parts of 3"),
+        (lambda: TIED_PARTS.apply(MATRIX, 2), SizeError, "'o';a=3 b=2;3, from A[a r];sizes={'a'"),
+        (lambda: HALVES.apply(MATRIX, 2, start=3), RuleError, "start=;int;a mapping"),
+        (lambda: HALVES.apply(MATRIX, 2, metric={}), RuleError, "metric=;dict;Metric"),
+        (lambda: HALVES.apply(MATRIX, "multiply-adds 0.3"), RankError, "'multiply-adds 0.3';tn.compare"),
+        (lambda: HALVES.apply(torch.nn.Linear(3, 2), 1), RuleError, "Linear;layer.weight"),
         (lambda: rule("K[a b] => L[a r] R[r c] -> [a c]"), RuleError, "open labels;a b;a c"),
         (lambda: rule("K[a b] => L[a r] R[r b] -> [b a]"), RuleError, "order"),
         (lambda: rule("K[a b] Conv[x y k] => K[a b] Conv[x y k | stride=s]"), RuleError, "'s'"),

@@ -297,7 +297,16 @@ def _with_parts(right: Network) -> Network:
                 unknown=" ".join(unknown),
                 right=right,
             )
-        right = with_sizes(right, sizes)
+        try:
+            right = with_sizes(right, sizes)
+        except SizeError as error:
+            raise SizeError(
+                f"the sizes that were chosen for the parts of {node.whole!r} do not fit the rest of the right side",
+                chosen=" ".join(f"{part}={size}" for part, size in sizes.items()),
+                because=f"{error.label!r} is also {error.context['second']}" if error.label else error,
+                right=str(right),
+                fix=f"sizes={{{unknown[0]!r}: ...}}, if other sizes fit",
+            ) from error
     return right
 
 

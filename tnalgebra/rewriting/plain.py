@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..errors import RuleError, TnalgebraError
+from ..errors import RuleError, SizeError, TnalgebraError
 from ..fitting import bonds_of
 from ..networks import NamedTensor, Network, carriers, isomorphic, open_variables, parse_rule, tensor_nodes
 from .apply_text import build_exact, build_fitted, build_fitted_many, read_at
@@ -110,8 +110,10 @@ def _places(
     for group in whole_tensors(readings, network):
         try:
             reading = read_at((left, right), network, group, options, fixed=fixed)
-        except TnalgebraError:
-            continue  # sizes or labels outside of the match forbid it
+        except TnalgebraError as error:  # sizes or labels outside of the match forbid it
+            if options.refusals is not None and isinstance(error, SizeError):
+                options.refusals.append(str(error))
+            continue
         nodes = tuple([position for match in group for position in match.nodes])
         # one new tensor is the same contraction for every reading, up to the order of its axes
         equal = (

@@ -170,7 +170,11 @@ class Rule(Tabular):
         if not isinstance(target, Mapping):
             if not isinstance(target, torch.Tensor | np.ndarray):
                 fix = "a tensor, values such as {'K': weight}, or a network"
-                raise RuleError(f"a rule is applied to a {type(target).__name__}", fix=fix)
+                if isinstance(target, torch.nn.Module):
+                    fix = (
+                        "the weight of a layer: apply(layer.weight, size); tn.convert decomposes the layers of a model"
+                    )
+                raise RuleError(f"a rule is applied to an object of type {type(target).__name__}", fix=fix)
             target = {self.tensor: target}
         if values is not None:
             raise RuleError("values are given twice: as the target, and as values=")
@@ -205,7 +209,8 @@ class Rule(Tabular):
 
     def _choose(self, network: Network, at: int | Place | None, options: Options) -> Place:
         """The place that the caller means, with the match that was found there."""
-        places = list(self.find(network, options))
+        refusals: list[str] = []
+        places = list(self.find(network, replace(options, refusals=refusals)))
         if isinstance(at, Place):
             if at not in places:
                 raise RuleError(f"the rule {self.name!r} does not apply at this place", place=at, network=network)
@@ -218,6 +223,7 @@ class Rule(Tabular):
                 network=network,
                 bind=options.bind or None,
                 tied=f"{tied} (a tensor is rewritten at all its occurrences or not at all)" if tied else None,
+                because=refusals[0] if refusals else None,
             )
         if at is None and len(places) > 1:
             listed = "\n".join(f"{number}: {place.text(network)}" for number, place in enumerate(places))
