@@ -182,8 +182,11 @@ def test_files_of_others(tmp_path: Path) -> None:
     with refused(CheckpointError, "description", "tn.save"):
         load(path, into=network())
     torch.save({"a": torch.zeros(3)}, path)
-    with refused(CheckpointError, path):
+    with refused(CheckpointError, path, "not a whole safetensors file", "tn.save"):
         load(path, into=network())
+    path.write_text("some other file")
+    with refused(CheckpointError, path, "not a whole safetensors file", "tn.save"):
+        load(path)
     with refused(CheckpointError, tmp_path, "tn.save"):
         load(tmp_path, into=network())
 

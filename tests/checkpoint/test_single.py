@@ -116,3 +116,10 @@ def test_an_embedding_without_its_padding_row(tmp_path: Path) -> None:
     path.write_bytes(put_together(header, json.dumps(description), data))
     with refused(CheckpointError, "'padding'", (6,)):
         tn.load(path)
+
+
+def test_a_dense_layer_alone_cannot_become_decomposed(tmp_path: Path) -> None:
+    conv = nn.Conv2d(4, 6, 3)
+    tn.save(decomposed(conv, "cp", 2, starts=1), tmp_path / "layer.safetensors")
+    with refused(CheckpointError, "Conv2d", "tn.load(path)"):
+        tn.load(tmp_path / "layer.safetensors", into=conv)

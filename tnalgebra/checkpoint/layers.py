@@ -14,7 +14,7 @@ from ..errors import CheckpointError, TnalgebraError
 from ..fitting import bonds_of
 from ..model import Site, find_obstacles, find_sites, names_of_modules, without_hooks
 from ..networks import Network, shape_of, tensor_nodes
-from ..nn import LAYERS, KernelLayer, Origin, Planning
+from ..nn import DECOMPOSABLE, LAYERS, KernelLayer, Origin, Planning
 from ..rewriting import Fit, Trace
 from .format import Description, LayerText
 
@@ -136,6 +136,9 @@ def _match_ties(texts: Mapping[str, LayerText], sites: Mapping[str, Site]) -> li
 
 
 def _find_sites(model: nn.Module) -> dict[str, Site]:
+    if isinstance(model, DECOMPOSABLE):
+        fact = f"a dense {type(model).__name__} without a model around it cannot become the file's decomposed layer"
+        raise CheckpointError(fact, fix="layer = tn.load(path), which makes the decomposed layer")
     try:
         return find_sites(model)
     except TnalgebraError as error:

@@ -45,6 +45,8 @@ def read_description(path: str | os.PathLike[str]) -> Description:
     try:
         with path.open("rb") as start:
             length = int.from_bytes(start.read(8), "little")
+        if length > path.stat().st_size - 8:
+            raise CheckpointError("it is not a whole safetensors file", fix="a file that tn.save wrote")
         if length > MAX_HEADER:
             raise CheckpointError(f"its header has {length} bytes; at most {MAX_HEADER} are read")
         with safetensors.safe_open(path, framework="pt") as file:

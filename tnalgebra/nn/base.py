@@ -373,7 +373,7 @@ class KernelLayer(Compiled):
         return torch.channels_last if axes == 4 else torch.channels_last_3d
 
     def _check_channels(self, shape: Sequence[int], size: int, channels: int) -> None:
-        """Raise CompileError for a wrong number; a grouped layer's channels are not a label, so that nothing else does."""
+        """Raise CompileError if an input has another number: a grouped layer's channels are not a label of its weight."""
         if size != channels:
             word = "features" if self.dense_class is torch_nn.Linear else "channels"
             fact = f"the input has {size} {word}, the layer takes {channels}"
