@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_what_cannot_be_planned() -> None:
     model = network()
     small = ParameterBudget(0.5)
     for layers, size, options, error, facts in (
-        (LAYERS, "parameters 0.1", {}, RankError, ("0.1 of", "least: ")),
+        (LAYERS, "parameters 0.1", {}, RankError, ("0.1 of", "at least 'parameters 0.")),
         (LAYERS, 0.5, {}, RankError, ("0.5", "parameters 0.5")),
         (LAYERS, "multiply-adds 0.5", {}, DataError, ("example=",)),
         (LAYERS, small, {"curves": "loss"}, StudyError, ("'loss'",)),
@@ -164,3 +165,19 @@ def test_what_cannot_be_planned() -> None:
     for metric, fact in (("euclid", "'euclid'"), ("input", "metrics="), ("output", "inputs=[batch, ...]")):
         with refused(StudyError, fact):
             fit_planned(model, plan, metric=metric)
+
+
+def test_one_tensor_is_one_batch() -> None:
+    model, x = network(), inputs(1)[0]
+    settings: dict[str, Any] = {"curves": "divergence", "fractions": (0.5,)}
+    (alone,), (listed,) = (
+        plan_budget(model, {"2": [CUT]}, ["parameters 0.9"], inputs=one, **settings) for one in (x, [x])
+    )
+    assert {name: planned.ranks for name, planned in alone.items()} == {
+        n: planned.ranks for n, planned in listed.items()
+    }
+    plan = {"2": Planned(CUT, {"r": 4}, 0)}
+    fits = [fit_planned(model, plan, metric="output", inputs=one)["2"] for one in (x, [x])]
+    assert torch.equal(fits[0].dense(), fits[1].dense())
+    converted = [convert(model, {"2": (CUT, 4)}, calibration=one, inplace=False)[1] for one in (x, [x])]
+    assert converted[0]["2"].output_error == converted[1]["2"].output_error

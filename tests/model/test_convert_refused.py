@@ -147,6 +147,7 @@ def test_the_example_finds_weights_that_are_read() -> None:
         ({}, RuleError, ["no pattern"]),
         (["*"], RuleError, ["list"]),
         ({"3": "tuker2"}, RuleError, ["'tuker2'", "tucker2"]),
+        ({"3": ("parameters 0.5", "cp")}, RuleError, ["'3'", "(rewrite, size)", "('cp', 'parameters 0.5')"]),
         ({"3": "split_fuse"}, RuleError, ["'split_fuse'"]),
         ({"3": "K[out in kh kw] => A[out"}, NotationError, ["A[out"]),
         ({"3": 0.5}, RuleError, ["'3'", 0.5]),
@@ -186,13 +187,15 @@ def test_near_names_and_what_is_inside() -> None:
 def test_models_that_cannot_be_converted() -> None:
     cut: Any = ("out | in kh kw", 2)
     lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.Conv2d(8, 9, 3))
-    for model, example, facts in (
+    cases: tuple[tuple[Any, Any, list[str]], ...] = (
         (nn.Linear(3, 4), None, ["one layer"]),
         (lazy, SHAPE, ["'0.weight'", "run the model once"]),
         (network().to("meta"), None, ["meta device"]),
         (nn.ReLU(), None, ["ReLU"]),
+        ("resnet", None, ["str", "torch.nn.Module"]),
         (network(), (4, 5, 9, 8), ["example"]),
-    ):
+    )
+    for model, example, facts in cases:
         with refused(LayerError, *facts):
             convert(model, {"*": cut}, example=example)
 

@@ -223,13 +223,17 @@ class ErrorCurves:
         limit = int(budget.fraction * whole) - rest
         least = sum(min(way.cost for way in ways) for ways in curves.values())
         if least > limit:
-            smallest = math.ceil(1e4 * (rest + least) / whole) / 1e4  # rounded up, so that it can be met
-            rebuilt = "candidates='factored', where plans rebuild dense kernels; more layers"
+            parts = math.ceil(1e4 * (rest + least) / whole)  # rounded up, so that it can be met
+            smallest = (parts + (int(parts / 1e4 * whole) < rest + least)) / 1e4
+            by_parameters = isinstance(budget, ParameterBudget)
+            fix = f"at least '{'parameters' if by_parameters else 'multiply-adds'} {smallest:g}'"
+            rebuilt = "; or candidates='factored', where plans rebuild dense kernels; or more layers"
+            counted = self.costs.counted
             raise RankError(
-                f"a budget of {budget.fraction:g} of {whole} {self.costs.counted} cannot be met",
-                least=f"{smallest:.4f}: {rest} are not touched, the layers take {least}",
+                f"a budget of {budget.fraction:g} of {whole} {counted} cannot be met",
+                needed=f"{rest} {counted} that no rewrite touches, and {least} of the smallest rewritten layers",
                 dense=group_reasons({**(others or {}), **self.why_dense()}) or None,
-                fix=rebuilt if isinstance(budget, MultiplyAddsBudget) else None,
+                fix=fix if by_parameters else f"{fix}{rebuilt}",
             )
         return allocate(curves, limit)
 

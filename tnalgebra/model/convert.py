@@ -45,7 +45,7 @@ def convert(
     *,
     size: object = None,
     example: Example | None = None,
-    calibration: Iterable[Tensor | Sequence[Tensor]] | None = None,
+    calibration: Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
     sequential: bool = False,
     inplace: bool = True,
     allow_larger: bool = False,
@@ -76,7 +76,8 @@ def convert(
         example: an input of the model: a tensor, a shape, (shape, dtype), or all arguments in a sequence or a mapping
             of these. The model runs on it before, so that plans are made for the real sizes and layers that are never
             called stay dense; and after, to check that it does. Its hooks are called each time.
-        calibration: batches of inputs; the fits are in the norm of the layer's outputs over them.
+        calibration: batches of inputs, or one tensor, which is one batch; the fits are in the norm of the layer's
+            outputs over them.
         sequential: fit the layers in the order they run, each to the original output from the inputs that the layers
             before leave (`tn.model.fit_in_order`).
         inplace: False: a copy is converted, and the model stays as it is.
@@ -172,7 +173,8 @@ def _check_settings(
     if isinstance(size, MultiplyAddsBudget) and example is None:
         raise DataError("multiply-adds are counted at an example input", fix="example=x, or its shape")
     if sequential and calibration is None:
-        raise DataError("fits to the original outputs need inputs", fix="calibration=[batch, ...]")
+        fact = "sequential=True fits each layer to its original outputs, which needs inputs"
+        raise DataError(fact, fix="calibration=[batch, ...]")
     check_initialised(model)
 
 

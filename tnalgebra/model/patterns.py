@@ -72,8 +72,8 @@ class Assigned:
 
     offers: None: the layer stays dense.
     pattern: its text; "" where no pattern fits.
-    also: later patterns that would have fitted. Of a layer that is to stay dense only those that no other layer
-        follows: `None` before a wider pattern is how a layer is left out.
+    also: later patterns that fit too, where that may be a mistake: no layer follows them, or the first one is not
+        narrower than they are. A special pattern before a general one is the usual order.
     optional: whether it may be that none of the pattern's layers can be decomposed.
     """
 
@@ -99,9 +99,13 @@ def assign(model: nn.Module, sites: Mapping[str, Site], patterns: Patterns) -> d
     requests = {pattern: _read_request(one, f"the pattern {_text(pattern)!r}") for pattern, one in patterns.items()}
     fitting = _fitting(model, sites, patterns)
     followed = {fits[0] for fits in fitting.values() if fits}
+    layers = {pattern: {name for name, fits in fitting.items() if pattern in fits} for pattern in patterns}
     assigned = {name: Assigned(None) for name in sites}
     for name, (first, *later) in ((name, fits) for name, fits in fitting.items() if fits):
-        also = tuple(_text(one) for one in later if requests[first] is not None or one not in followed)
+        late = (
+            one for one in later if one not in followed or not (requests[first] is None or layers[first] < layers[one])
+        )
+        also = tuple(map(_text, late))
         may_fail = isinstance(first, OptionalPattern)
         assigned[name] = Assigned(requests[first], _text(first), also, optional=may_fail)
     return assigned
@@ -184,6 +188,9 @@ def _read_request(request: object, where: str) -> tuple[Offer, ...] | None:
         _check_rewrite(request)
         return (Offer(request),)
     if isinstance(request, tuple) and len(request) == 2 and isinstance(request[0], str | Rule | Fit | list):
+        if isinstance(request[0], str) and _is_size(request[0]):
+            fix = f"({request[1]!r}, {request[0]!r})"
+            raise RuleError(f"{where}: a pair is (rewrite, size), and this one begins with a size", fix=fix)
         offers = _read_request(request[0], where)
         if offers is None or any(offer.size is not None or offer.choices for offer in offers):
             raise RuleError(f"{where}: a size is given twice", fix="(rewrite, size), in the list or around it")
@@ -208,6 +215,14 @@ def _check_rewrite(rewrite: _Rewrite) -> None:
         known = rules()
         if known[rewrite.strip()] in known.exact:
             read_rewrite(rewrite, KERNEL_LABELS[4])
+
+
+def _is_size(text: str) -> bool:
+    try:
+        read_size(text)
+    except RankError:
+        return False
+    return True
 
 
 _CHOICES = tuple(SizedChoices.__annotations__)

@@ -48,7 +48,7 @@ def plan_budget(
     candidates: Candidates = "all",
     metrics: Mapping[str, Metric] | None = None,
     curves: Curves = "error",
-    inputs: Sequence[Tensor] = (),
+    inputs: Tensor | Sequence[Tensor] = (),
     seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
     progress: bool = True,
@@ -72,7 +72,7 @@ def plan_budget(
         curves: "error": the squared relative error of the fit, in its norm. "divergence": the mean Kullback-Leibler
             divergence of the network's softmax outputs on `inputs` when this layer alone is replaced; a forward
             pass over them for each point.
-        inputs: batches of the network's inputs.
+        inputs: batches of the network's inputs, or one tensor, which is one batch.
         seed: of the fits.
         fractions: parts of a kernel's parameters at which its curves are measured.
         progress: show a bar, where stderr is a terminal.
@@ -93,13 +93,14 @@ def plan_budget(
     read = [read_size(size) for size in sizes]
     if curves not in ("error", "divergence"):
         raise StudyError(f"curves={curves!r} is not known", fix="'error' or 'divergence'")
-    if curves == "divergence" and not inputs:
+    batches = [inputs] if isinstance(inputs, Tensor) else inputs
+    if curves == "divergence" and not batches:
         raise StudyError("the divergence of outputs needs inputs", fix="inputs=[batch, ...]")
     treatments = _treatments(layers, kernel_layers(model))
     weights = {name: module.weight for name, module in kernel_layers(model).items() if name in layers}
     parameters = parameter_costs(model, weights)
     settings: dict[str, Any] = {"metrics": metrics, "fractions": fractions, "progress": progress}
-    settings["loss_of"] = Divergence(model, inputs) if curves == "divergence" else None
+    settings["loss_of"] = Divergence(model, batches) if curves == "divergence" else None
     measured: dict[type, ErrorCurves] = {}
     plans = []
     for size in read:
@@ -170,7 +171,7 @@ def fit_planned(
     *,
     metric: MetricName = "frobenius",
     metrics: Mapping[str, Metric] | None = None,
-    inputs: Sequence[Tensor] = (),
+    inputs: Tensor | Sequence[Tensor] = (),
     ridge: float = RIDGE,
     seed: int = 0,
 ) -> dict[str, Fit]:
@@ -183,7 +184,7 @@ def fit_planned(
             "output": in the order in which the layers run, each to the output that it has in the original network,
             from the inputs that it gets when the layers before are fitted.
         metrics: name -> metric, for "input".
-        inputs: batches of the network's inputs, for "output".
+        inputs: batches of the network's inputs, or one tensor, which is one batch, for "output".
         ridge: of the covariances for "output", see `Metric.with_ridge`.
         seed: of the fits.
 
@@ -200,7 +201,8 @@ def fit_planned(
         raise StudyError(f"metric={metric!r}", fix="'frobenius', 'input' or 'output'")
     if metric == "input" and (metrics is None or not metrics.keys() >= planned.keys()):
         raise StudyError("fits in the input metric need the layers' metrics", fix="metrics=tn.input_metrics")
-    if metric == "output" and not inputs:
+    batches = [inputs] if isinstance(inputs, Tensor) else inputs
+    if metric == "output" and not batches:
         raise StudyError("fits to the outputs need inputs", fix="inputs=[batch, ...]")
     fits: dict[str, Fit] = {}
 
@@ -213,7 +215,7 @@ def fit_planned(
     if metric != "output":
         return {n: fit(n, modules[n].weight, metrics[n] if metric == "input" and metrics else None) for n in planned}
     if planned:
-        fit_in_order(model, inputs, lambda *layer: fit(*layer).dense(), layers=list(planned), ridge=ridge)
+        fit_in_order(model, batches, lambda *layer: fit(*layer).dense(), layers=list(planned), ridge=ridge)
     return {name: fits[name] for name in planned}
 
 

@@ -18,7 +18,7 @@ class LayerRow:
 
     name: of the layer; further names of the same layer are `aliases`.
     kind: its class.
-    pattern: the one that was followed, "" if none fits; later ones that fit too are `also`.
+    pattern: the one that was followed, "" if none fits; later ones that fit too are `also` where that may be a mistake.
     rule: by which it was decomposed; None: it stayed dense, for this `reason`.
     ranks: bond -> rank.
     relative_error: ||K - K~||_F / ||K||_F of the kernel.

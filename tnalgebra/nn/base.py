@@ -373,7 +373,7 @@ class KernelLayer(Compiled):
         return torch.channels_last if axes == 4 else torch.channels_last_3d
 
     def _check_channels(self, shape: Sequence[int], size: int, channels: int) -> None:
-        """Raise CompileError if an input has another number: a grouped layer's channels are not a label of its weight."""
+        """Raise CompileError if an input has another number: the channels of a grouped layer are not a label."""
         if size != channels:
             word = "features" if self.dense_class is torch_nn.Linear else "channels"
             fact = f"the input has {size} {word}, the layer takes {channels}"
