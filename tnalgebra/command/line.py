@@ -138,7 +138,7 @@ class CompareRewrites(NetworkSettings):
                 raise LayerError(f"a shape has no layer {self.layer!r}", fix="leave the layer out")
             generator = torch.Generator().manual_seed(self.seed)
             return torch.randn([int(size) for size in self.model.split("x")], generator=generator)
-        if re.fullmatch(r"[\d\s,*xX]+", self.model):
+        if re.fullmatch(r"\d[\d\s,*xX]*", self.model):
             fact = f"{self.model!r} is not the shape of a kernel"
             raise LayerError(fact, fix="the sizes joined by x, such as 64x64x3x3 (out, in, kh, kw)")
         layers = kernel_layers(self.network())
