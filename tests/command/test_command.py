@@ -22,7 +22,7 @@ from PIL import Image
 
 import tnalgebra as tn
 from tnalgebra.command import build_model, main
-from tnalgebra.command.line import COMMANDS
+from tnalgebra.command.line import COMMANDS, run_line
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("cat", "dog", "eel")
@@ -225,6 +225,20 @@ def called(
         return caught.value.code, printed.err if caught.value.code else printed.out
 
     return call
+
+
+@pytest.mark.parametrize(("network", "random"), [("untrained", True), ("trained", False)])
+def test_random_weights_are_noted(
+    network: str, *, random: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    sizes = ["--classes", "3", "--channels", "3"]
+    for line in (
+        ["compare", f"wheel_nets:{network}", "3", "--rewrite", "cp", "--size", "2"],
+        ["spectra", f"wheel_nets:{network}"],
+    ):
+        run_line([*line, *sizes])
+        assert ("weights are random" in capsys.readouterr().err) == random
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -17,6 +17,7 @@ from tnalgebra.errors import LayerError, NetworkError, RuleError, ValuesError
 from tnalgebra.model.spectra import Spectra, Spectrum, cut_singular_values, hosvd, spectra
 from tnalgebra.networks.bipartition import Bipartition, bipartitions, parse_bipartition
 from tnalgebra.networks.notation import parse
+from tnalgebra.nn.layers import decomposed
 from tnalgebra.rewriting import start_fit
 from tnalgebra.tensors.contraction import contract
 from tnalgebra.tensors.evaluation import evaluate
@@ -134,6 +135,12 @@ def test_a_network_has_the_spectra_of_its_value() -> None:
 def test_what_has_no_spectra() -> None:
     for target, values, error, facts in (
         (nn.Sequential(nn.ReLU()), None, LayerError, ["Sequential"]),
+        (
+            decomposed(nn.Linear(4, 4), "out | in", 1),
+            None,
+            LayerError,
+            ["nn.Linear", "decomposed already", "to_dense()"],
+        ),
         (nn.Sequential(nn.ReLU(), nn.LazyLinear(3)), None, LayerError, ["'1'", "run the model once"]),
         (torch.ones(3), None, ValuesError, ["2 to 5", "(3,)"]),
         (torch.ones(3, 0), None, ValuesError, ["'weight'", "empty"]),

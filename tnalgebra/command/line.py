@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ from tyro.conf import Positional, arg
 from .._files import write_text
 from ..compiler import compile
 from ..decompositions import rules
-from ..errors import CompileError, DataError, LayerError, NotationError, SizeError
+from ..errors import CompileError, DataError, LayerError, NotationError, SizeError, StudyError
 from ..model import compare, spectra
 from ..networks import NamedTensor, parse, size_of, with_sizes
 from ..nn import kernel_layers
 from ..studies import writing
-from .build import require_packages
+from .build import check_trained, require_packages
 from .compress import CompressSettings, compress_model
 from .settings import ModelSettings, WeightSettings
 from .study import StudySettings, run_study
@@ -84,9 +85,16 @@ class NetworkSettings(NetworkArgument, WeightSettings):
     """the number of image channels; by default that of the network's builder"""
 
     def network(self) -> nn.Module:
-        """The network with its weights."""
-        sizes = {"classes": self.classes, "channels": self.channels}
-        return self.build(**{name: size for name, size in sizes.items() if size is not None})
+        """The network with its weights; a note on stderr says so where some of them are random."""
+        wanted = {"classes": self.classes, "channels": self.channels}
+        sizes = {name: size for name, size in wanted.items() if size is not None}
+        model = self.build(**sizes)
+        if self.weights is None:
+            try:
+                check_trained(model, self.model, pretrained=self.pretrained, seed=self.seed, **sizes)
+            except StudyError as error:
+                print(f"note: {error.fact}; --weights FILE or --pretrained give others", file=sys.stderr)
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from ..networks import (
     labels_of,
     store,
 )
-from ..nn import kernel_labels_of, kernel_layers
+from ..nn import check_dense, kernel_labels_of, kernel_layers
 from ..rewriting import Fit
 from ..tensors import Operand, check_axes, contract, evaluate, gram_singular_values, matricise, scaled, truncated_svd
 
@@ -329,6 +329,7 @@ def _kernels(
     if isinstance(target, nn.Module):
         layers = kernel_layers(target)
         if not layers:
+            check_dense(target)
             raise LayerError(
                 "the model has no kernels", model=type(target).__name__, fix="a convolution or linear layer"
             )
