@@ -76,8 +76,7 @@ def convert(
         example: an input of the model: a tensor, a shape, (shape, dtype), or all arguments in a sequence or a mapping
             of these. The model runs on it before, so that plans are made for the real sizes and layers that are never
             called stay dense; and after, to check that it does. Its hooks are called each time.
-        calibration: batches of inputs, or one tensor, which is one batch; the fits are in the norm of the layer's
-            outputs over them.
+        calibration: batches of inputs, or one batch; the fits are in the norm of the layer's outputs over them.
         sequential: fit the layers in the order they run, each to the original output from the inputs that the layers
             before leave (`tn.model.fit_in_order`).
         inplace: False: a copy is converted, and the model stays as it is.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -188,9 +189,7 @@ def _read_request(request: object, where: str) -> tuple[Offer, ...] | None:
         _check_rewrite(request)
         return (Offer(request),)
     if isinstance(request, tuple) and len(request) == 2 and isinstance(request[0], str | Rule | Fit | list):
-        if isinstance(request[0], str) and _is_size(request[0]):
-            fix = f"({request[1]!r}, {request[0]!r})"
-            raise RuleError(f"{where}: a pair is (rewrite, size), and this one begins with a size", fix=fix)
+        _check_order(*request, where)
         offers = _read_request(request[0], where)
         if offers is None or any(offer.size is not None or offer.choices for offer in offers):
             raise RuleError(f"{where}: a size is given twice", fix="(rewrite, size), in the list or around it")
@@ -217,12 +216,13 @@ def _check_rewrite(rewrite: _Rewrite) -> None:
             read_rewrite(rewrite, KERNEL_LABELS[4])
 
 
-def _is_size(text: str) -> bool:
-    try:
-        read_size(text)
-    except RankError:
-        return False
-    return True
+def _check_order(rewrite: object, size: object, where: str) -> None:
+    """Raise RuleError if the text of a size stands in the place of the rewrite."""
+    if isinstance(rewrite, str):
+        with suppress(RankError):
+            read_size(rewrite)
+            fact = f"{where}: a pair is (rewrite, size), and this one begins with a size"
+            raise RuleError(fact, fix=f"({size!r}, {rewrite!r})")
 
 
 _CHOICES = tuple(SizedChoices.__annotations__)
