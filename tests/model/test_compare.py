@@ -87,14 +87,15 @@ def test_without_any_fit_the_table_has_the_columns_of_the_dense_kernel() -> None
 
 def test_an_embedding_is_compared_on_tokens() -> None:
     found = compare(nn.Embedding(30, 20), "all", "parameters 0.3", starts=1)
-    assert found["rows | dim" if "rows | dim" in [row.name for row in found.rows] else "cp"].parameters <= 180
+    assert found["cp"].parameters <= 0.3 * 30 * 20
     assert found.multiply_adds == 0
 
 
 def test_a_layer_that_cannot_be_computed_is_a_row_with_its_reason() -> None:
     found = compare(nn.Conv2d(8, 8, 3, groups=8), ["hierarchical_tucker", "cp"], "parameters 0.3", starts=1)
-    assert {row.name for row in found.rows} == {"hierarchical_tucker", "cp"}
-    assert all(row.fit is not None or row.reason for row in found.rows)
+    assert [row.name for row in found.rows if row.fit is not None] == ["cp"]
+    assert found.rows[1].name == "hierarchical_tucker"
+    assert "within 268435456 elements" in found.rows[1].reason
 
 
 # A budget of multiply-adds, a layer and its time ---------------------------------------------------------------------

@@ -231,7 +231,7 @@ class ErrorCurves:
             counted = self.costs.counted
             raise RankError(
                 f"a budget of {budget.fraction:g} of {whole} {counted} cannot be met",
-                needed=f"{rest} {counted} that no rewrite touches, and {least} of the smallest rewritten layers",
+                needed=f"{rest} {counted} that no rewrite touches, {least} of the rewritten layers at their smallest",
                 dense=group_reasons({**(others or {}), **self.why_dense()}) or None,
                 fix=fix if by_parameters else f"{fix}{rebuilt}",
             )
