@@ -91,7 +91,7 @@ BONDS: list[Refusal] = [
     (lambda: ring(ranks={**RANKS, "z": RelativeError(0.1)}), RankError, "'z';loop;error 0.1"),
     (lambda: SYMMETRIC.apply({"K": SQUARE}, KeepFraction(0.5)), RankError, "'r';twice"),
     (lambda: COSINES.apply({"K": KERNEL}, {"c": 4}), RankError, "rank 4;'c';1 to 3"),
-    (lambda: cp(ranks=ParameterBudget(0.01)), RankError, "ParameterBudget(fraction=0.01);2;17;0.081"),
+    (lambda: cp(ranks=ParameterBudget(0.01)), RankError, "'parameters 0.01';2;17;0.081"),
 ]
 
 NUMBERS: list[Refusal] = [

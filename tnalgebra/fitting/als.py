@@ -9,7 +9,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .axes import spread
 from .objective import Objective
 from .systems import Part, System
 
@@ -139,6 +138,11 @@ def _sweep(objective: Objective, parts: list[Part], values: Cores) -> tuple[Core
 def pick(which: Tensor, ones: Cores, others: Cores) -> Cores:
     """The cores of `ones` for the starts where `which` is true, those of `others` elsewhere."""
     return {name: torch.where(spread(which, core), core, others[name]) for name, core in ones.items()}
+
+
+def spread(numbers: Tensor, like: Tensor) -> Tensor:
+    """Give numbers, which belong to the first axes of `like`, an axis of size 1 for each of its other axes."""
+    return numbers.reshape(*numbers.shape, *[1] * (like.ndim - numbers.ndim))
 
 
 def balance(objective: Objective, values: Mapping[str, Tensor]) -> Cores:

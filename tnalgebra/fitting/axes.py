@@ -1,4 +1,4 @@
-"""Tensors whose axes have labels: several axes as one, an axis as several, and numbers spread over further axes."""
+"""Tensors whose axes have labels: several axes as one, and an axis as several."""
 
 from __future__ import annotations
 
@@ -25,8 +25,3 @@ def split_axes(tensor: Tensor, sizes: Mapping[str, int], labels: Sequence[str], 
     """The inverse of `group_axes`: a tensor with one axis for each of `labels`, which have these sizes."""
     order = [label for group in groups for label in group]
     return tensor.reshape([sizes[label] for label in order]).permute([order.index(label) for label in labels])
-
-
-def spread(numbers: Tensor, like: Tensor) -> Tensor:
-    """Give numbers, which belong to the first axes of `like`, an axis of size 1 for each of its other axes."""
-    return numbers.reshape(*numbers.shape, *[1] * (like.ndim - numbers.ndim))

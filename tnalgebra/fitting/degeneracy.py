@@ -18,8 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .als import balance
-from .axes import spread
+from .als import balance, spread
 from .objective import Objective, total
 from .systems import System
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .als import Cores, Descent, pick
-from .axes import spread
+from .als import Cores, Descent, pick, spread
 from .objective import BATCH, Objective, total
 from .systems import System, damped_cholesky, ratio
 

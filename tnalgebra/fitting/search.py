@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ValuesError
-from .als import Cores, Descent, alternate, balance
-from .axes import spread
+from .als import Cores, Descent, alternate, balance, spread
 from .degeneracy import shrink_components
 from .gauss_newton import descend, descend_by_gradient
 from .objective import Objective, total

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ..tensors import Operand, contract
-from .axes import group_axes, split_axes, spread
-from .kronecker import KroneckerSystem, kronecker_factors
-from .objective import BATCH, LAYER, PRIME, START, Objective, total
+from .kronecker import kronecker_factors
+from .objective import BATCH, LAYER, PRIME, Objective, total
 
 LARGEST_SYSTEM = 4096
 """The most unknowns of a system that is solved by Cholesky; a larger one is solved by conjugate gradients."""
@@ -39,6 +38,79 @@ _Labels: TypeAlias = tuple[str, ...]
 
 METRIC = "metric/"
 """Name of the metric among the tensors. No tensor of the notation has such a name."""
+
+
+class Plan(NamedTuple):
+    """How tensors are contracted to (layers, starts, *labels), which depends on labels and sizes alone.
+
+    ones: tensors of ones for the labels that no tensor has.
+    labels: the labels that they are contracted to.
+    absent: the axes of layers or starts that the result lacks.
+    """
+
+    ones: list[Operand]
+    labels: _Labels
+    absent: list[int]
+
+    def contract(self, operands: Sequence[Operand], like: Tensor) -> Tensor:
+        """Contract tensors, of which there may be none; `like` has their type."""
+        operands = [*operands, *self.ones]
+        result = contract(operands, self.labels) if operands else like.new_ones(())
+        for axis in self.absent:
+            result = result.unsqueeze(axis)
+        return result
+
+
+class Factor(NamedTuple):
+    """A Kronecker factor of a gram matrix.
+
+    operands: the numbers of the tensors that it is contracted from, and the plan for it.
+    order, back: the axes of a core with those of the factor in front, and the way back.
+    axes, shape: how its eigenvalues become a tensor of the shape of the core, of size 1 along all other labels.
+    """
+
+    operands: Sequence[int]
+    plan: Plan
+    order: tuple[int, ...]
+    back: tuple[int, ...]
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerSystem:
+    """A gram matrix that is a Kronecker product, by its eigenvectors.
+
+    For the core of a Tucker network each bond of rank r has a factor of r rows, in place of one matrix whose rows are
+    as many as the product of all ranks.
+
+    Attributes:
+        factors: each factor with its eigenvectors, shape (layers, starts, n, n).
+        eigenvalues: of the product; shape (layers, starts, *sizes of the core), where a label that no factor has is
+            of size 1.
+    """
+
+    factors: Sequence[tuple[Factor, Tensor]]
+    eigenvalues: Tensor
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean of the eigenvalues, which is that of the diagonal; shape (layers, starts, 1, ...)."""
+        values = self.eigenvalues
+        mean = values.flatten(2).mean(2).clamp(min=torch.finfo(values.dtype).tiny)
+        return mean.reshape(*mean.shape, *[1] * (values.ndim - 2))
+
+    def solve(self, core: Tensor, damping: Tensor) -> Tensor:
+        """The x with (gram + damping) @ x = core."""
+        return self._turn(self._turn(core, adjoint=True) / (self.eigenvalues + damping), adjoint=False)
+
+    def _turn(self, core: Tensor, *, adjoint: bool) -> Tensor:
+        """Multiply a core with the eigenvectors, or with their transpose."""
+        for factor, vectors in self.factors:
+            moved = core.permute(factor.order)
+            turned = (vectors.mT if adjoint else vectors) @ moved.reshape(*moved.shape[:2], vectors.shape[-1], -1)
+            core = turned.reshape(*turned.shape[:2], *moved.shape[2:]).permute(factor.back)
+        return core
 
 
 class Solved(NamedTuple):
@@ -112,53 +184,101 @@ class System:
             tensors[METRIC] = self.objective.metric
         return [(tensors[name], labels) for name, labels in self.doubled]
 
+    def plan(self, operands: Sequence[_Labels], labels: _Labels) -> Plan:
+        """How tensors with these labels are contracted to (layers, starts, *labels)."""
+        present, like = {label for names in operands for label in names}, self.objective.target
+        sizes = {label: self.objective.sizes[label.removesuffix(PRIME)] for label in labels if label not in present}
+        ones: list[Operand] = [(like.new_ones(size), (label,)) for label, size in sizes.items()]
+        kept = tuple([label for label in BATCH if label in present])
+        return Plan(ones, (*kept, *labels), [axis for axis, label in enumerate(BATCH) if label not in present])
+
+    @cached_property
+    def _gram_plan(self) -> Plan:
+        return self.plan([labels for _, labels in self.doubled], (*self.batch, *_twice(self.coupled)))
+
     def gram(self, values: Mapping[str, Tensor]) -> Tensor:
         """Shape (layers, starts, *batch, unknowns, unknowns)."""
-        labels = (*self.batch, *_twice(self.coupled))
-        result = self.objective.contract_to(self.operands(values), labels)
+        result = self._gram_plan.contract(self.operands(values), self.objective.target)
         return result.reshape(*result.shape[: 2 + len(self.batch)], self.unknowns, self.unknowns)
 
     @cached_property
-    def _factors(self) -> list[tuple[_Labels, list[int]]]:
-        return [] if self.batch else kronecker_factors(self.coupled, [labels for _, labels in self.doubled])
+    def _factors(self) -> list[Factor]:
+        doubled = [labels for _, labels in self.doubled]
+        found = [] if self.batch else kronecker_factors(self.coupled, doubled)
+        factors = []
+        for group, numbers in found:
+            plan = self.plan([doubled[number] for number in numbers], _twice(group))
+            rest = [label for label in self.labels if label not in group]
+            order = (0, 1, *(2 + self.labels.index(label) for label in (*group, *rest)))
+            back = tuple(order.index(axis) for axis in range(len(order)))
+            axes = (0, 1, *(2 + group.index(label) for label in self.labels if label in group))
+            shape = tuple(self.objective.sizes[label] if label in group else 1 for label in self.labels)
+            factors.append(Factor(numbers, plan, order, back, axes, shape))
+        return factors
 
-    def split(self, values: Mapping[str, Tensor]) -> KroneckerSystem | None:
-        """The gram matrix by its Kronecker factors; None where it has none, or where one of them is not finite."""
-        operands = self.operands(values) if self._factors else []
-        grams = [
-            (group, self.objective.contract_to([operands[number] for number in numbers], _twice(group)))
-            for group, numbers in self._factors
-        ]
-        return KroneckerSystem.of(self.labels, grams)
+    def factor_grams(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """The gram matrix of each Kronecker factor, whose labels still have an axis each; none without factors."""
+        operands = self.operands(values)
+        parts = [[*(operands[number] for number in factor.operands), *factor.plan.ones] for factor in self._factors]
+        return [contract(part, factor.plan.labels) for part, factor in zip(parts, self._factors, strict=True)]
+
+    def split(self, grams: Sequence[Tensor]) -> KroneckerSystem | None:
+        """The gram matrix by its `factor_grams`; None where there are none, or where one of them is not finite."""
+        eigenvalues = self.objective.target.new_ones([1] * (2 + len(self.labels)))
+        factors = []
+        for factor, gram in zip(self._factors, grams, strict=True):
+            for axis in factor.plan.absent:
+                gram = gram.unsqueeze(axis)
+            sizes = gram.shape[2 : (gram.ndim + 2) // 2]
+            gram = gram.reshape(*gram.shape[:2], sizes.numel(), sizes.numel())
+            if not bool(gram.isfinite().all()):
+                return None
+            squares, vectors = torch.linalg.eigh(gram)
+            squares = squares.clamp(min=0).reshape(*gram.shape[:2], *sizes).permute(factor.axes)
+            eigenvalues = eigenvalues * squares.reshape(*gram.shape[:2], *factor.shape)
+            factors.append((factor, vectors))
+        return KroneckerSystem(factors, eigenvalues) if factors else None
 
     @cached_property
-    def _groups(self) -> list[_Labels]:
-        return [(LAYER,), (START,), *((label,) for label in self.batch), self.coupled, self.free]
+    def _axes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The axes of a core in the order of a matrix, the way back, and the sizes in between."""
+        order = (*self.batch, *self.coupled, *self.free)
+        axes = (0, 1, *(2 + self.labels.index(label) for label in order))
+        back = (0, 1, *(2 + order.index(label) for label in self.labels))
+        return axes, back, tuple(self.objective.sizes[label] for label in order)
 
     def as_matrix(self, core: Tensor) -> Tensor:
         """Bring (layers, starts, *core) to (layers, starts, *batch, unknowns, right sides)."""
-        return group_axes(core, (*BATCH, *self.labels), *self._groups)
+        moved = core.permute(self._axes[0])
+        columns = prod(moved.shape[2 + len(self.batch) + len(self.coupled) :])
+        return moved.reshape(*moved.shape[: 2 + len(self.batch)], self.unknowns, columns)
 
     def as_core(self, matrix: Tensor) -> Tensor:
         """The inverse of `as_matrix`."""
-        sizes = {**self.objective.sizes, LAYER: matrix.shape[0], START: matrix.shape[1]}
-        return split_axes(matrix, sizes, (*BATCH, *self.labels), *self._groups)
+        _, back, sizes = self._axes
+        return matrix.reshape(*matrix.shape[:2], *sizes).permute(back)
 
-    def solve(self, values: Mapping[str, Tensor], operands: Sequence[Operand]) -> Solved:
+    def solve(self, values: Mapping[str, Tensor], operands: Sequence[Operand], labels: _Labels) -> Solved:
         """Find the best core while the others stay; of several, the one nearest to the present core.
 
         Args:
-            operands: what the right side is contracted from.
+            operands, labels: the tensors that the right side is contracted from, and its labels.
         """
         present = values[self.name]
-        right = self.objective.contract_to(operands, self.labels)
-        split = self.split(values)
+        written_out = self.written_out(present.shape[1])
+        grams = self.factor_grams(values) if self._factors else []
+        gram = self.gram(values) if written_out and not grams else None
+        right = contract(operands, labels)
+        right = right if right.ndim == present.ndim else right.unsqueeze(1)  # no tensor has an axis for the starts
+        split = self.split(grams) if grams else None
+        if split is None and grams and written_out:
+            gram = self.gram(values)
         if split is not None:
             extra = DAMPING * split.mean
             core = split.solve(right + extra * present, extra)
             image = right - extra * (core - present)
-        elif self.written_out(present.shape[1]):
-            matrix, product = _solve(self.gram(values), self.as_matrix(right), self.as_matrix(present))
+        elif gram is not None:
+            matrix, product = _solve(gram, self.as_matrix(right), self.as_matrix(present))
             core, image = self.as_core(matrix), self.as_core(product)
         else:
             core, image = self._by_conjugate_gradients(values, right, present)
@@ -181,13 +301,13 @@ class System:
         enough = NEAR**2 * power
         for _ in range(ROUNDS):
             moved = self.image(direction, values)
-            step = spread(ratio(power, total(direction * moved)), core)
+            step = ratio(power, total(direction * moved)).reshape(*power.shape, *[1] * len(self.labels))
             core, image, residual = core + step * direction, image + step * moved, residual - step * moved
             improved = conditioned(residual)
             before, power = power, total(residual * improved)
             if bool((power <= enough).all()):
                 break
-            direction = improved + spread(ratio(power, before), core) * direction
+            direction = improved + ratio(power, before).reshape(step.shape) * direction
         return core, image
 
     @cached_property
@@ -199,7 +319,7 @@ class System:
         if self.objective.metric is None:
             return lambda residual: residual
         plain = self._plain
-        split = plain.split(values)
+        split = plain.split(plain.factor_grams(values))
         if split is not None:
             return lambda residual: split.solve(residual, LOOSE * split.mean)
         if not plain.written_out(core.shape[1]):
@@ -221,27 +341,38 @@ class Part:
     systems: Sequence[System]
 
     @cached_property
-    def _positions(self) -> list[int]:
-        return [system.position for system in self.systems]
-
-    @cached_property
-    def _target(self) -> Operand:
+    def _shared_plan(self) -> tuple[list[tuple[str, _Labels]], Operand, _Labels]:
+        """The tensors outside the part, the pulled target as it is contracted with them, and the labels then."""
         objective = self.systems[0].objective
         if len(self.systems) == 1:
-            return objective.pulled, (LAYER, *objective.output)
-        return objective.lay_out(self._positions)
+            return [], (objective.pulled, (LAYER, *objective.output)), (LAYER, *objective.output)
+        positions = [system.position for system in self.systems]
+        outside = [(name, names) for name, names in map(objective.named.__getitem__, objective.others(*positions))]
+        return outside, objective.lay_out(positions), (*BATCH, *objective.shared_labels(positions))
+
+    @cached_property
+    def _plans(self) -> list[tuple[list[tuple[str, _Labels]], Plan]]:
+        """For each core the tensors that are contracted with what is shared, and the plan for it."""
+        objective, shared = self.systems[0].objective, self._shared_plan[2]
+        positions = [system.position for system in self.systems]
+        within = positions if len(positions) > 1 else range(len(objective.occurrences))
+        plans = []
+        for system in self.systems:
+            others = [(*objective.named[other],) for other in within if other != system.position]
+            plans.append((others, system.plan([shared, *(labels for _, labels in others)], system.labels)))
+        return plans
 
     def solve(self, values: dict[str, Tensor]) -> Solved:
         """Solve for each core in turn and put it into `values`. Returns the last one."""
-        objective, shared, within = self.systems[0].objective, self._target, self._positions
-        if len(within) > 1:
-            labels = (*BATCH, *objective.shared_labels(within))
-            shared = contract([shared, *objective.operands(values, objective.others(*within))], labels), labels
-        else:
-            within = list(range(len(objective.occurrences)))
-        for system in self.systems:
-            others = objective.operands(values, [other for other in within if other != system.position])
-            solved = system.solve(values, [shared, *others])
+        outside, target, labels = self._shared_plan
+        constants, shared = self.systems[0].objective.constants, target[0]
+        if outside:
+            tensors = {**constants, **values}
+            shared = contract([target, *[(tensors[name], names) for name, names in outside]], labels)
+        for system, (others, plan) in zip(self.systems, self._plans, strict=True):
+            tensors = {**constants, **values}
+            operands = [(shared, labels), *[(tensors[name], names) for name, names in others], *plan.ones]
+            solved = system.solve(values, operands, plan.labels)
             values[system.name] = solved.core
         return solved
 
