@@ -135,6 +135,8 @@ def test_rules_keep_the_value_of_random_networks(example: Valued, random: Random
 def test_rules_that_fire_without_sizes_are_right_for_every_size(example: Valued) -> None:
     network, values = example
     start, tensors = bind_values(Network(network.nodes, network.output), values)
+    if any(network.sizes[label] != size for label, size in start.sizes.items()):
+        return  # the input of a window that nothing determines has the smallest size that fits, and not this one
     old, scale = evaluate(network, values), magnitude(network, values)
     for rule in EXACT_RULES:
         for place in rule.places(start):
