@@ -81,6 +81,9 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
         CheckpointError: the state holds something that is not a dense tensor, or of a type that safetensors lacks; the
             path exists and is not a file, or it cannot be written.
         OSError: no room, or no permission.
+
+    Example:
+        >>> tn.save(model, "model.safetensors")
     """
     _check_model(model)
     path = Path(path).resolve()

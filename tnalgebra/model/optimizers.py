@@ -30,6 +30,10 @@ def update_optimizer(optimizer: torch.optim.Optimizer, report: ConversionReport)
     Raises:
         LayerError: the optimizer holds neither old nor new parameters of any converted layer; has one state for all
             parameters together (LBFGS); takes matrices only (Muon), and a core that would join is not a matrix.
+
+    Example:
+        >>> model, report = tn.convert(model, {torch.nn.Conv2d: ("tucker2", "keep 0.5")})
+        >>> tn.update_optimizer(optimizer, report)
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise LayerError("LBFGS has one state for all parameters together", fix="a new optimizer")

@@ -238,6 +238,9 @@ def spectra(
             more than 5; `values` that do not fit.
         LayerError: a model without any such layer, or with one that has no weight yet.
         NetworkError: a network with fewer than 2 or more than 12 output labels.
+
+    Example:
+        >>> print(tn.spectra(conv.weight))
     """
     found = []
     kernels: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
