@@ -101,7 +101,7 @@ def test_a_dense_model_and_a_single_layer(tmp_path: Path) -> None:
     other_layer.reset_parameters()
     same_layer(load(tmp_path / "layer.safetensors", into=other_layer), layer)
     same_state(other_layer, layer)
-    with refused(CheckpointError, "one layer"):
+    with refused(CheckpointError, "Conv2d", "tn.load(path)"):
         load(tmp_path / "layer.safetensors", into=nn.Conv2d(4, 4, 3, padding=1))
 
 

@@ -215,7 +215,7 @@ def test_bonds_that_cannot_be_truncated(text: str, bond: str, facts: str) -> Non
         ("b", {"b": 4}, RankError, "rank 4;'b';1 to 3"),
         ("b", None, RankError, "'b'"),
         ("b", {"c": 2}, RuleError, "'truncate b';'c';b"),
-        ("b", ParameterBudget(0.1), RankError, "ParameterBudget(fraction=0.1);5;23"),
+        ("b", ParameterBudget(0.1), RankError, "'parameters 0.1';5;23"),
         ("b", 0.5, RankError, "keep 0.5"),
         ("b c", {"b": 2}, RankError, "'c'"),
     ],

@@ -201,7 +201,7 @@ def test_ranks_as_text() -> None:
 
 
 def test_a_budget_that_cannot_be_met_says_the_least(tmp_path: Path) -> None:
-    with refused(RankError, repr(CUTS[0]), "layers:", "wide", "least: "):
+    with refused(RankError, repr(CUTS[0]), "layers:", "wide", "at least"):
         study(network(), some_images(20), tmp_path, CUTS[:1], [ParameterBudget(0.05)])
 
 
