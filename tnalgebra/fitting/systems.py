@@ -40,7 +40,7 @@ METRIC = "metric/"
 """Name of the metric among the tensors. No tensor of the notation has such a name."""
 
 
-class Plan(NamedTuple):
+class ContractionPlan(NamedTuple):
     """How tensors are contracted to (layers, starts, *labels), which depends on labels and sizes alone.
 
     ones: tensors of ones for the labels that no tensor has.
@@ -70,7 +70,7 @@ class Factor(NamedTuple):
     """
 
     operands: Sequence[int]
-    plan: Plan
+    plan: ContractionPlan
     order: tuple[int, ...]
     back: tuple[int, ...]
     axes: tuple[int, ...]
@@ -184,16 +184,18 @@ class System:
             tensors[METRIC] = self.objective.metric
         return [(tensors[name], labels) for name, labels in self.doubled]
 
-    def plan(self, operands: Sequence[_Labels], labels: _Labels) -> Plan:
+    def plan(self, operands: Sequence[_Labels], labels: _Labels) -> ContractionPlan:
         """How tensors with these labels are contracted to (layers, starts, *labels)."""
         present, like = {label for names in operands for label in names}, self.objective.target
         sizes = {label: self.objective.sizes[label.removesuffix(PRIME)] for label in labels if label not in present}
         ones: list[Operand] = [(like.new_ones(size), (label,)) for label, size in sizes.items()]
         kept = tuple([label for label in BATCH if label in present])
-        return Plan(ones, (*kept, *labels), [axis for axis, label in enumerate(BATCH) if label not in present])
+        return ContractionPlan(
+            ones, (*kept, *labels), [axis for axis, label in enumerate(BATCH) if label not in present]
+        )
 
     @cached_property
-    def _gram_plan(self) -> Plan:
+    def _gram_plan(self) -> ContractionPlan:
         return self.plan([labels for _, labels in self.doubled], (*self.batch, *_twice(self.coupled)))
 
     def gram(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -351,7 +353,7 @@ class Part:
         return outside, objective.lay_out(positions), (*BATCH, *objective.shared_labels(positions))
 
     @cached_property
-    def _plans(self) -> list[tuple[list[tuple[str, _Labels]], Plan]]:
+    def _plans(self) -> list[tuple[list[tuple[str, _Labels]], ContractionPlan]]:
         """For each core the tensors that are contracted with what is shared, and the plan for it."""
         objective, shared = self.systems[0].objective, self._shared_plan[2]
         positions = [system.position for system in self.systems]
