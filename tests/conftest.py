@@ -20,7 +20,11 @@ from tnalgebra.decompositions import catalogue
 
 settings.register_profile("default", derandomize=True, max_examples=200, deadline=None)
 settings.register_profile(
-    "thorough", derandomize=False, max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "thorough",
+    derandomize=False,
+    max_examples=10_000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 settings.register_profile("quick", derandomize=True, max_examples=10, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

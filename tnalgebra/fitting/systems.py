@@ -140,10 +140,15 @@ class System:
         return self.objective.occurrences[self.position].labels
 
     @cached_property
+    def others(self) -> list[tuple[str, _Labels]]:
+        """Name and labels of the tensors at all other occurrences."""
+        return [tensor for place, tensor in enumerate(self.objective.named) if place != self.position]
+
+    @cached_property
     def batch(self) -> _Labels:
         """Open labels that other tensors have too: each of their values has a system of its own."""
         objective = self.objective
-        shared = objective.labels_elsewhere(self.position).union(objective.blocks) - set(objective.coupled)
+        shared = {*objective.blocks, *(label for _, labels in self.others for label in labels)} - set(objective.coupled)
         return tuple(label for label in self.labels if label in shared and label in objective.output)
 
     @cached_property
@@ -170,8 +175,7 @@ class System:
     @cached_property
     def doubled(self) -> list[tuple[str, _Labels]]:
         """Name and labels of all other tensors twice, the second time with primes, and of the metric between them."""
-        objective = self.objective
-        others = [objective.named[other] for other in objective.others(self.position)]
+        objective, others = self.objective, self.others
         primed = {label for _, labels in others for label in labels} - {*objective.output, *BATCH}
         primed |= {*objective.coupled, *self.coupled}
         again = [(name, tuple([n + PRIME if n in primed else n for n in labels])) for name, labels in others]

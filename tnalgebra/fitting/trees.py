@@ -191,7 +191,7 @@ def fit_tree(target: Tensor, tree: CoreTree, ranks: Mapping[str, int]) -> dict[s
         columns = tuple(label for label in labels if label not in rows and label not in edge.batch)
         sizes = {**dict(zip(labels, rest.shape, strict=True)), **{bond: ranks[bond] for bond in bonds}}
         matrix = matrix_of(rest, labels, rows, columns, batch=edge.batch)
-        requested = prod(ranks[bond] for bond in bonds)
+        requested = prod(map(ranks.__getitem__, bonds))
         rank = min(requested, *matrix.shape[-2:])
         U, S, V = truncated_svd(matrix, rank, dtype=target.dtype)
         core, rest = U, S[..., None] * V

@@ -6,26 +6,22 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from ..errors import NetworkError
-from .labels import MAX_AXES, MAX_DIGITS, MAX_SIZE, check_word
+from .labels import MAX_AXES, MAX_DIGITS, MAX_SIZE, check_words
 from .nodes import MODES, RESERVED, Conv, Fill, Fuse, NamedTensor, Node, Variable, node_text
 
 MAX_FILL = 10**300
 """The largest value of a Fill, which still fits a float64."""
 
 
-def check_node(node: Node) -> None:
-    """Check a node by itself. Raises NetworkError."""
+def _check_node(node: Node) -> None:
+    """Check a node by itself, except for its words."""
     if len(node.labels) > MAX_AXES:
         fix = f"at most {MAX_AXES} axes, which is torch's limit: fuse some labels"
         raise NetworkError(f"node {node.name!r} has {len(node.labels)} axes", fix=fix, at=node)
-    for label in node.labels:
-        check_word(label, what="label")
     match node:
-        case NamedTensor():
-            check_word(node.name, what="tensor name")
-            if node.name in RESERVED:
-                fact = f"{node.name!r} is the name of a reserved node, and a tensor cannot have it"
-                raise NetworkError(fact, fix="another name", at=node)
+        case NamedTensor() if node.name in RESERVED:
+            fact = f"{node.name!r} is the name of a reserved node, and a tensor cannot have it"
+            raise NetworkError(fact, fix="another name", at=node)
         case Fuse() if not node.parts:
             raise _wrong(node, "Fuse has no parts", fix="Fuse[whole part part ...]")
         case Conv():
@@ -47,9 +43,11 @@ def check_nodes(nodes: Sequence[Node]) -> None:
     """Check the nodes of a network, each by itself and all together. Raises NetworkError."""
     if not nodes:
         raise NetworkError("a network has no nodes", fix="at least one, for example K[out in kh kw]")
+    check_words([label for node in nodes for label in node.labels], what="label")
+    check_words([node.name for node in nodes if isinstance(node, NamedTensor)], what="tensor name")
     first: dict[str, Node] = {}
     for node in nodes:
-        check_node(node)
+        _check_node(node)
         other = first.setdefault(node.name, node)
         if isinstance(node, NamedTensor) and len(other.labels) != len(node.labels):
             raise NetworkError(

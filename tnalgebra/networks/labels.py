@@ -40,6 +40,12 @@ def check_word(word: str, *, what: str) -> str:
     return word
 
 
+def check_words(words: Iterable[str], *, what: str) -> None:
+    """`check_word` for each word."""
+    for word in words:
+        check_word(word, what=what)
+
+
 def fresh(word: str, taken: Container[str]) -> str:
     """`word` if it is not taken; otherwise the first of `word_2`, `word_3`, ... that is not."""
     if word not in taken:

@@ -142,10 +142,11 @@ def _evaluate(network: Network, values: Mapping[str, Any], max_elements: int, *,
 
 def values_for(network: Network, values: Values) -> dict[str, Tensor]:
     """The values of the tensors that the network has, from among `values`. Raises ValuesError if one is missing."""
-    missing = [name for name in tensor_nodes(network) if name not in values]
+    names = tensor_nodes(network)
+    missing = [name for name in names if name not in values]
     if missing:
         raise ValuesError(f"the value of {', '.join(map(repr, missing))} is missing", where=network)
-    return {name: values[name] for name in tensor_nodes(network)}
+    return {name: values[name] for name in names}
 
 
 def operands(
