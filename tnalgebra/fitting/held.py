@@ -1,0 +1,91 @@
+"""The end of a fit: cores in the type in which they are held, and errors that are measured for these numbers.
+
+Where components cancel each other, rounding of the cores is amplified: in bfloat16, cores of degeneracy 100 lose about
+half of the kernel. Then cores with a larger error before the rounding, and smaller components, have a smaller one after
+it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+
+from ..networks import Network
+from .als import Cores
+from .degeneracy import degeneracy_of, shrink_components
+from .gauge import balanced
+from .objective import Objective
+from .search import FitReport, SearchResult
+
+SMALL_LOSS = 1e-3
+"""Where rounding makes an error larger by less than this part, cores are not changed because of it."""
+
+PARTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Which part of what rounding adds to an error may be added to it before the rounding, so that components shrink."""
+
+SWEEPS = 20
+"""The most sweeps of a correction."""
+
+Errors: TypeAlias = tuple[float, float | None]
+"""The relative error in the Frobenius norm, and that of the output where there is a metric."""
+
+
+def hold(
+    objective: Objective,
+    cores: Cores,
+    report: FitReport,
+    *,
+    right: Network,
+    scale: float,
+    measure: Callable[[Cores], Errors],
+) -> SearchResult:
+    """Bring cores to the type in which they are held.
+
+    Args:
+        objective: of this layer alone; its `kept` is the type.
+        cores: the end of the search.
+        scale: of the kernel, by which the target was divided.
+        measure: the errors of cores of the kernel itself.
+
+    Returns:
+        Balanced cores, and the report with their degeneracy and errors.
+    """
+    shared = scale ** (1 / objective.factors)
+
+    def finished(cores: Cores) -> tuple[Cores, Cores]:
+        exact = balanced(right, {name: core.double() * shared for name, core in cores.items()})
+        return exact, {name: core.to(objective.kept) for name, core in exact.items()}
+
+    exact, held = finished(cores)
+    errors = measure(held)
+    before = after = _criterion(errors)
+    if exact.keys() and objective.kept not in (torch.float64, objective.target.dtype):
+        before = _criterion(measure(exact))
+    rounding = math.sqrt(max(after**2 - before**2, 0.0))
+    if not objective.tied and after > (1 + SMALL_LOSS) * before and rounding > SMALL_LOSS:
+        start = {name: core[None, None].to(objective.target) for name, core in cores.items()}
+        objective = objective.of_sizes(start)
+        loss = objective.loss(objective.model(start))
+        for part in PARTS:
+            bound = loss + (part * rounding) ** 2 * objective.power
+            smaller = shrink_components(objective, start, bound=bound, sweeps=SWEEPS)
+            trial, rounded = finished({name: core[0, 0] for name, core in smaller.items()})
+            measured = measure(rounded)
+            if not _criterion(measured) < after:
+                break
+            exact, held, errors, after = trial, rounded, measured, _criterion(measured)
+            report = replace(report, method=report.method.removesuffix(_CORRECTED) + _CORRECTED)
+    in_batch = {name: core[None, None].to(objective.target) / shared for name, core in exact.items()}
+    degeneracy = degeneracy_of(objective, in_batch)
+    return held, replace(report, degeneracy=degeneracy, relative_error=errors[0], output_error=errors[1])
+
+
+_CORRECTED = ", corrected for rounding"
+
+
+def _criterion(errors: Errors) -> float:
+    return errors[0] if errors[1] is None else errors[1]
