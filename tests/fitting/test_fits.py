@@ -66,7 +66,7 @@ def test_no_plain_optimiser_finds_better_cores(name: str) -> None:
     output, sizing = SMALL[name]
     case = replace(PLANTED[name], sizing=sizing)
     values = case.random(seed=1)
-    fit = case.rule.apply(values, **case.choices)
+    fit = case.rule.apply(values, **case.choices, stability=0)
     check_claim(fit)
     torch.testing.assert_close(fit.trace.replay(values).dense(), fit.dense(), rtol=0, atol=0)
     kernel = values["K"] if len(values) == 1 else torch.tensordot(values["K"], values["V"], dims=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -162,10 +161,7 @@ def test_a_core_of_a_decomposition_is_decomposed() -> None:
     first, second = two.trace.steps
     assert second.relative_error == pytest.approx(relative(core - one.values["G"], one.values["G"]), rel=1e-9)
     assert first.relative_error == pytest.approx(one.relative_error, rel=1e-9)
-    # the outer factors have orthonormal columns, so the squares of the two errors add up, as nearly as the sweeps
-    # have come to the best core
-    inner = second.relative_error**2 * (1 - first.relative_error**2)
-    assert two.relative_error == pytest.approx(math.sqrt(first.relative_error**2 + inner), rel=1e-4)
+    check_claim(two)
     assert two.relative_error == pytest.approx(relative(two.dense() - KERNEL, KERNEL), rel=1e-12)
 
 

@@ -82,7 +82,9 @@ def _step(entry: Mapping[str, Any], before: Network) -> Step:
     error = _error(entry["relative_error"], "a relative error")
     of_output = None if "output_error" not in entry else _error(entry["output_error"], "an error of the output")
     change = Change(parse(entry["after"]), relative_error=error, ranks=ranks, output_error=of_output)
-    search = {"dtype": "float64", **entry.get("search", {})}
+    # older traces have no stability, and a correction afterwards (slack), which is not made any more
+    search = {"dtype": "float64", "stability": 0.0, **entry.get("search", {})}
+    search.pop("slack", None)
     if search["dtype"] not in _DTYPES:
         raise RuleError(f"a step has the unknown type {search['dtype']!r}", fix=" or ".join(_DTYPES))
     settings = Settings(**{**search, "dtype": _DTYPES[search["dtype"]]})

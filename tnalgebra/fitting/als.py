@@ -32,6 +32,7 @@ class Descent:
     Attributes:
         values: of the free cores.
         loss: ||target - network||^2; shape (layers, starts).
+        merit: what is minimised, see `Objective.merit`; shape (layers, starts).
         still: whether a start came to a stop before its sweeps were used up; shape (layers, starts).
         log: the least loss of each layer after each sweep or step; each of shape (layers,).
         methods: names of the methods, in the order in which they were used.
@@ -39,6 +40,7 @@ class Descent:
 
     values: Cores
     loss: Tensor
+    merit: Tensor
     still: Tensor
     log: tuple[Tensor, ...] = ()
     methods: tuple[str, ...] = ()
@@ -46,61 +48,66 @@ class Descent:
     @classmethod
     def begin(cls, objective: Objective, values: Cores, *methods: str) -> Descent:
         loss = objective.loss(objective.model(values))
-        return cls(values, loss, torch.zeros_like(loss, dtype=torch.bool), methods=methods)
+        still = torch.zeros_like(loss, dtype=torch.bool)
+        return cls(values, loss, objective.merit(loss, values), still, methods=methods)
 
-    def then(self, method: str, values: Cores, losses: Sequence[Tensor], still: Tensor) -> Descent:
+    def then(self, method: str, values: Cores, losses: Sequence[Tensor], merit: Tensor, still: Tensor) -> Descent:
         """The state after a method, whose losses all have the shape of `loss`."""
         log = tuple([loss.min(1).values for loss in losses])
         methods = self.methods if method in self.methods else (*self.methods, method)
-        return Descent(values, losses[-1], still, (*self.log, *log), methods)
+        return Descent(values, losses[-1], merit, still, (*self.log, *log), methods)
 
     def best(self, count: int) -> Descent:
         """The `count` best starts of each layer, the best first."""
-        order = self.loss.nan_to_num(nan=torch.inf).argsort(dim=1, stable=True)[:, :count]
+        order = self.merit.nan_to_num(nan=torch.inf).argsort(dim=1, stable=True)[:, :count]
         rows = torch.arange(len(order), device=order.device)[:, None]
         values = {name: core[rows, order] for name, core in self.values.items()}
-        return replace(self, values=values, loss=self.loss[rows, order], still=self.still[rows, order])
+        loss, merit, still = self.loss[rows, order], self.merit[rows, order], self.still[rows, order]
+        return replace(self, values=values, loss=loss, merit=merit, still=still)
 
     def of_layers(self, layers: Tensor) -> Descent:
         values = {name: core[layers] for name, core in self.values.items()}
         log = tuple(loss[layers] for loss in self.log)
-        return replace(self, values=values, loss=self.loss[layers], still=self.still[layers], log=log)
+        loss, merit, still = self.loss[layers], self.merit[layers], self.still[layers]
+        return replace(self, values=values, loss=loss, merit=merit, still=still, log=log)
 
 
 def alternate(objective: Objective, descent: Descent, *, sweeps: int, tolerance: float) -> Descent:
     """Solve for one core after another, and start each sweep a little ahead in the direction of the sweep before it.
 
-    This momentum grows while the loss falls. Where a sweep ends with a larger loss, the cores before it are kept and
-    the momentum is halved (Mitchell, Ye, De Sterck 2020). So the loss never grows, and valleys take half as many
+    This momentum grows while the merit falls. Where a sweep ends with a larger merit, the cores before it are kept and
+    the momentum is halved (Mitchell, Ye, De Sterck 2020). So the merit never grows, and valleys take half as many
     sweeps.
 
     Args:
         sweeps: the most sweeps over all cores.
-        tolerance: a start stands still where a sweep takes less than this part of its loss. The descent ends when all
+        tolerance: a start stands still where a sweep takes less than this part of its merit. The descent ends when all
             starts of each layer stand still, or one of them is exact to rounding.
     """
     parts = _parts([System(objective, places[0]) for places in objective.places.values()])
     least = objective.rounding * objective.power
     before = descent.values
-    values, loss = _sweep(objective, parts, before)
-    losses = [loss]
+    values, loss = _sweep(objective, parts, before, objective.ridge(descent.loss, before))
+    losses, merit = [loss], objective.merit(loss, values)
     momentum = torch.zeros_like(loss)
     still = torch.zeros_like(loss, dtype=torch.bool)
     for sweep in range(1, sweeps):
         ahead = {name: core + spread(momentum, core) * (core - before[name]) for name, core in values.items()}
-        swept, loss = _sweep(objective, parts, ahead)
-        lower = loss <= losses[-1]
+        swept, loss = _sweep(objective, parts, ahead, objective.ridge(losses[-1], values))
+        after = objective.merit(loss, swept)
+        lower = after <= merit
         # the first two sweeps change much, and show no direction
         before = values if sweep > 1 else swept
         values = pick(lower, swept, values)
         losses.append(torch.where(lower, loss, losses[-1]))
-        still = lower & (losses[-2] - losses[-1] <= tolerance * losses[-2]) | still & ~lower
+        still = lower & (merit - after <= tolerance * merit) | still & ~lower
+        merit = torch.where(lower, after, merit)
         still |= losses[-1] <= least
         faster = (momentum * MORE_MOMENTUM).clamp(FIRST_MOMENTUM, 1.0)
         momentum = torch.where(lower, faster, momentum / 2) if sweep > 1 else torch.zeros_like(loss)
         if bool((still.all(1) | (losses[-1] <= least).any(1)).all()):
             break
-    return descent.then("alternating least squares", values, losses, still)
+    return descent.then("alternating least squares", values, losses, merit, still)
 
 
 def _parts(systems: list[System]) -> list[Part]:
@@ -122,11 +129,11 @@ def _parts(systems: list[System]) -> list[Part]:
     return [Part(part) for part in best]
 
 
-def _sweep(objective: Objective, parts: list[Part], values: Cores) -> tuple[Cores, Tensor]:
+def _sweep(objective: Objective, parts: list[Part], values: Cores, ridge: Tensor | None) -> tuple[Cores, Tensor]:
     """One sweep over all parts. For each part, the target is contracted once with what is outside of it."""
     values = dict(values)
     for part in parts:
-        solved = part.solve(values)
+        solved = part.solve(values, ridge)
     # ||target - network||^2 as a difference of squares, which is cheaper and less exact than the residual
     taken = solved.core * (solved.image - 2 * solved.right)
     loss = (objective.power + taken.reshape(*taken.shape[:2], -1).sum(2)).clamp(min=0)

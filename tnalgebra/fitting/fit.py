@@ -14,7 +14,8 @@ from ..networks import Network, shape_of
 from ..tensors import relative, scaled
 from .als import Cores
 from .chosen_ranks import chosen_ranks, objective_of, select_rows, tree_or_none
-from .degeneracy import degeneracy_of
+from .held import hold
+from .linear import is_linear, solve_core
 from .metric import Metric
 from .objective import Objective
 from .search import (
@@ -27,10 +28,9 @@ from .search import (
     refine_in_metric,
     refine_tree,
     search_from_guesses,
-    stabilise,
 )
 from .size import Size
-from .trees import CoreTree, canonical, fit_tree, splitting, with_open_axes
+from .trees import CoreTree, fit_tree, splitting, with_open_axes
 
 
 def fit_cores(
@@ -43,6 +43,7 @@ def fit_cores(
     constants: Mapping[str, Tensor] | None = None,
     metrics: Sequence[Metric] = (),
     start: Mapping[str, Tensor] | None = None,
+    kept: torch.dtype = torch.float64,
 ) -> list[SearchResult]:
     """Fit the cores of a right side to kernels of one shape, side by side.
 
@@ -55,9 +56,10 @@ def fit_cores(
         metrics: one for each kernel, over labels of the output of `right`; none for the Frobenius norm.
         start: cores to start from instead of random ones, by name. Smaller ones are grown, which does not change the
             value of their network.
+        kept: the type of the cores that are returned. Ends are compared, and errors measured, for cores of this type.
 
     Returns:
-        For each kernel, all tensors of the right side in float64, constants too, and a report of the fit.
+        For each kernel, all tensors of the right side, constants too, and a report of the fit.
 
     Raises:
         RankError, SizeError: see `chosen_ranks`.
@@ -80,8 +82,11 @@ def fit_cores(
         ranks_of_group = ranks[members[0]]
         targets = torch.stack([prepared[number][0] for number in members])
         selection = select_rows(constants, right, ranks_of_group, targets[0])
+        selection = {name: constant.to(kept).to(settings.dtype) for name, constant in selection.items()}
         split = [_as_split(metric, right) for metric in (norms[number] for number in members) if metric is not None]
         objective = objective_of(targets, right, ranks_of_group, constants=selection, metrics=split)
+        objective = replace(objective, stability=0.0 if tree is not None else settings.stability, kept=kept)
+        exact = replace(objective, constants={name: value.double() for name, value in objective.constants.items()})
         scale = prepared[members[0]][1] ** (1 / objective.factors)
         first = None if start is None else {name: core.double() / scale for name, core in start.items()}
         results = _search(objective, first, metrics=split, tree=tree, ranks=ranks_of_group, settings=settings)
@@ -90,13 +95,10 @@ def fit_cores(
             if not bool(objective.target[layer].any()):  # a descent towards zero would never end
                 cores = {name: torch.zeros_like(core) for name, core in cores.items()}
                 report = FitReport(report.method, (0.0,), (0.0,), converged=True)
-            degeneracy = degeneracy_of(objective, {name: core[None, None] for name, core in cores.items()})
-            cores = _scale_back(cores, prepared[number][1], tree, objective.factors)
-            approximation = _contract(objective, cores, right)
-            kernel = kernels[number].detach().double().reshape(approximation.shape)
-            error = relative(kernel - approximation, kernel)
-            output_error = _output_error(kernel, approximation, right, norms[number])
-            report = replace(report, degeneracy=degeneracy, relative_error=error, output_error=output_error)
+            alone = torch.tensor([layer], device=objective.target.device)
+            part = objective if objective.layers == 1 else objective.of_layers(alone)
+            measure = partial(_errors, kernels[number], right, metric=norms[number], objective=exact)
+            cores, report = hold(part, cores, report, right=right, scale=prepared[number][1], measure=measure)
             fits[number] = {**selection, **cores}, report
     return [fits[number] for number in range(len(kernels))]
 
@@ -137,21 +139,19 @@ def _search(
 ) -> list[SearchResult]:
     """The best cores for each layer of the objective, in its metric."""
     search = partial(_search_in_frobenius, tree=tree, ranks=ranks, settings=settings)
-    absorbing = objective.absorbing()
-    if absorbing is not None:
+    absorbing, linear = objective.absorbing(), tree is None and is_linear(objective)
+    if metrics and (linear or absorbing is not None):
         factor = torch.stack([metric.factor().to(objective.target) for metric in metrics])
+    if absorbing is not None:
         fits = [
             ({**cores, absorbing: objective.release(cores[absorbing], factor[layer], absorbing)}, report)
             for layer, (cores, report) in enumerate(search(objective.absorb(factor), start))
         ]
     elif metrics:
-        fits = _search_in_metric(objective, start, search, settings)
+        solved = solve_core(objective, factor) if linear else None
+        fits = solved or _search_in_metric(objective, start, search, settings)
     else:
         fits = search(objective, start)
-    if tree is not None:
-        fits = [(canonical(cores, tree), report) for cores, report in fits]
-    elif settings.slack:
-        fits = stabilise(objective, fits, settings)
     return fits
 
 
@@ -163,8 +163,12 @@ def _search_in_frobenius(
     ranks: Mapping[str, int],
     settings: Settings,
 ) -> list[SearchResult]:
-    if start is not None:
-        return follow_starts(objective, grow_start(objective, start, settings.seed), settings)
+    first = None if start is None else grow_start(objective, start, settings.seed)
+    solved = solve_core(objective) if tree is None and is_linear(objective) else None
+    if solved is not None:
+        return solved
+    if first is not None:
+        return follow_starts(objective, first, settings)
     if tree is None:
         return search_from_guesses(objective, settings)
     return refine_tree(objective, [fit_tree(target, tree, ranks) for target in objective.target], settings)
@@ -194,26 +198,19 @@ def _search_in_metric(
     return take_up_each(refine_in_metric(whitened, starts, settings), inverse)
 
 
-def _scale_back(cores: Cores, scale: float, tree: CoreTree | None, occurrences: int) -> Cores:
-    """Undo the scaling in float64: the root of a tree takes all of it, and other cores share it."""
-    shared = scale ** (1 / occurrences)
-    scales = dict.fromkeys(cores, shared) if tree is None else {tree.cores[tree.root].name: scale}
-    return {name: core.double() * scales.get(name, 1.0) for name, core in cores.items()}
-
-
-def _contract(objective: Objective, cores: Cores, right: Network) -> Tensor:
-    """The approximation of the kernel, in float64 whatever the type of the search was."""
-    exact = replace(objective, constants={name: constant.double() for name, constant in objective.constants.items()})
-    approximation = exact.model({name: core[None, None] for name, core in cores.items()})[0, 0]
+def _errors(
+    kernel: Tensor, right: Network, cores: Cores, *, metric: Metric | None, objective: Objective
+) -> tuple[float, float | None]:
+    """The relative error of cores in the Frobenius norm, and that of the output, computed in float64."""
+    approximation = objective.model({name: core.double()[None, None] for name, core in cores.items()})[0, 0]
     if not bool(approximation.isfinite().all()):
         fix = "constants of moderate size, dtype=torch.float64"
         raise ValuesError("the fit is not finite", right=right, fix=fix)
-    return approximation.reshape(shape_of(right, right.output))
-
-
-def _output_error(kernel: Tensor, approximation: Tensor, right: Network, metric: Metric | None) -> float | None:
+    approximation = approximation.reshape(shape_of(right, right.output))
+    kernel = kernel.detach().double().reshape(approximation.shape)
+    error = relative(kernel - approximation, kernel)
     if metric is None:
-        return None
+        return error, None
     if metric.cross is None:
-        return metric.relative(kernel - approximation, kernel, right.output)
-    return metric.output_error(approximation, right.output)
+        return error, metric.relative(kernel - approximation, kernel, right.output)
+    return error, metric.output_error(approximation, right.output)

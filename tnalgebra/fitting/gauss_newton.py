@@ -43,6 +43,7 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
     values = dict(descent.values)
     model = objective.model(values)
     loss = objective.loss(model)
+    merit = objective.merit(loss, values)
     losses = [loss]
     least = objective.rounding * objective.power
     damping = torch.full_like(loss, 1e-3)
@@ -53,28 +54,43 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
         residual = objective.apply_metric(objective.target[:, None] - model)
         gradient = _pull_back(objective, residual, values)
         forcing = ratio(loss, objective.power.expand_as(loss)).clamp(1e-12, 1e-2)
-        blocks = {name: _block(each, values, damping) for name, each in systems.items()}
+        weights = _weights(systems, values, objective.ridge(loss, values))
+        gradient = {name: gradient[name] - weight * values[name] for name, weight in weights.items()} or gradient
+        blocks = {name: _block(each, values, damping, weights.get(name)) for name, each in systems.items()}
         step = _solve(objective, values, gradient, blocks=blocks, damping=damping, forcing=forcing)
         # what the step gains, compared with what the quadratic model predicts
         trial = {name: values[name] + step[name] for name in values}
         trial_model = objective.model(trial)
         trial_loss = objective.loss(trial_model)
+        trial_merit = objective.merit(trial_loss, trial)
         change = _push_forward(objective, step, values)
         expected = 2 * _inner(gradient, step) - total(change * objective.apply_metric(change))
-        gain = torch.where(expected > 0, ratio(loss - trial_loss, expected), -1.0)
+        if weights:
+            expected = expected - _inner({name: weight * step[name] for name, weight in weights.items()}, step)
+        gain = torch.where(expected > 0, ratio((merit - trial_merit) * ratio(loss, merit), expected), -1.0)
         # less damping where the model was right, more where it was not; only better steps are taken
-        better = trial_loss < loss
+        better = trial_merit < merit
         damping = torch.where(gain > 0.75, damping / 5, torch.where(gain < 0.25, damping * 4, damping))
         damping = damping.clamp(1e-15, 1e8)
-        quiet = torch.where(better & (loss - trial_loss > QUIET * loss), 0, quiet + 1)
+        quiet = torch.where(better & (merit - trial_merit > QUIET * merit), 0, quiet + 1)
         values = pick(better, trial, values)
         model = torch.where(spread(better, model), trial_model, model)
         loss = torch.where(better, trial_loss, loss)
+        merit = torch.where(better, trial_merit, merit)
         losses.append(loss)
         still = (loss <= least) | (quiet >= 4)
         if bool((still.all(1) | objective.fits_exactly(loss)).all()):
             break
-    return descent.then("Gauss-Newton", values, losses, still)
+    return descent.then("Gauss-Newton", values, losses, merit, still)
+
+
+def _weights(systems: Mapping[str, Sequence[System]], values: Cores, ridge: Tensor | None) -> Cores:
+    """What the ridge adds to the diagonal of the matrix, for each core over all its occurrences; empty without one."""
+    if ridge is None:
+        return {}
+    return {
+        name: torch.stack([each.weights(ridge, values) for each in several]).sum(0) for name, several in systems.items()
+    }
 
 
 def _push_forward(objective: Objective, step: Mapping[str, Tensor], values: Cores) -> Tensor:
@@ -110,7 +126,7 @@ def _solve(
 
     def product(step: Cores) -> Cores:
         pulled = _pull_back(objective, objective.apply_metric(_push_forward(objective, step, values)), values)
-        return {name: pulled[name] + spread(damping * blocks[name].scale, step[name]) * step[name] for name in step}
+        return {name: pulled[name] + blocks[name].added(damping, step[name]) * step[name] for name in step}
 
     def preconditioned(residual: Cores) -> Cores:
         return {name: blocks[name].solve(core) for name, core in residual.items()}
@@ -140,11 +156,18 @@ class _Block:
     Attributes:
         scale: the mean of its diagonal; shape (layers, starts).
         factor: its Cholesky factor with damping; None where the block is large, or has no such factor.
+        weights: of the ridge, in the axes of the core.
     """
 
     scale: Tensor
     system: System
     factor: Tensor | None
+    weights: Tensor | None
+
+    def added(self, damping: Tensor, core: Tensor) -> Tensor:
+        """What is added to the diagonal of the block, in the axes of the core or of size 1."""
+        damping = spread(damping * self.scale, core)
+        return damping if self.weights is None else damping + self.weights
 
     def solve(self, core: Tensor) -> Tensor:
         if self.factor is None:
@@ -152,17 +175,20 @@ class _Block:
         return self.system.as_core(torch.cholesky_solve(self.system.as_matrix(core), self.factor))
 
 
-def _block(systems: Sequence[System], values: Cores, damping: Tensor) -> _Block:
+def _block(systems: Sequence[System], values: Cores, damping: Tensor, weights: Tensor | None) -> _Block:
     first = systems[0]
     # occurrences of a tied core are added where their labels have the same roles; what couples them is left out
     alike = len({_roles(system) for system in systems}) == 1
     if not alike or first.unknowns > LARGEST_BLOCK or not first.written_out(damping.shape[1]):
-        return _Block(torch.ones_like(damping), first, None)
+        return _Block(torch.ones_like(damping), first, None, weights)
     gram = torch.stack([system.gram(values) for system in systems]).sum(0)
+    gram = gram.expand(*damping.shape, *gram.shape[2:])  # beside constants alone it is the same for all starts
     scale = gram.diagonal(dim1=-2, dim2=-1).flatten(2).mean(2)
     extra = (damping.clamp(min=LEAST_DAMPING) * scale).clamp(min=torch.finfo(scale.dtype).tiny)
+    if weights is not None:
+        gram = first.with_diagonal(gram, weights)
     factor, failed = damped_cholesky(gram, spread(extra, gram[..., 0]))
-    return _Block(scale, first, None if bool(failed.any()) else factor)
+    return _Block(scale, first, None if bool(failed.any()) else factor, weights)
 
 
 def _roles(system: System) -> tuple[tuple[int, ...], ...]:
@@ -176,9 +202,10 @@ def _inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
 
 
 def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -> Descent:
-    """Minimise the sum of the relative losses of all layers and starts by L-BFGS. Worse ends are not kept."""
+    """Minimise the sum of the relative merits of all layers and starts by L-BFGS. Worse ends are not kept."""
     values = descent.values
     before = objective.loss(objective.model(values))
+    merit = objective.merit(before, values)
     power = objective.power.clamp(min=torch.finfo(objective.target.dtype).tiny)
     cores = {name: core.clone().requires_grad_() for name, core in values.items()}
     optimiser = torch.optim.LBFGS(
@@ -195,13 +222,15 @@ def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -
         optimiser.zero_grad()
         loss = objective.loss(objective.model(cores))
         log.append(loss.detach())
-        relative = (loss / power).sum()
+        relative = (objective.merit(loss, cores) / power).sum()
         relative.backward()  # type: ignore[no-untyped-call]
         return relative
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     ends = {name: core.detach() for name, core in cores.items()}
     after = objective.loss(objective.model(ends))
-    better = after < before
+    reached = objective.merit(after, ends)
+    better = reached < merit
     losses = [*log, torch.where(better, after, before)]
-    return descent.then("L-BFGS", pick(better, ends, values), losses, torch.ones_like(better))
+    merit = torch.where(better, reached, merit)
+    return descent.then("L-BFGS", pick(better, ends, values), losses, merit, torch.ones_like(better))

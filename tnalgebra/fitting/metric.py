@@ -182,16 +182,19 @@ class Metric:
         above, below = self._squared(number, labels), self._squared(whole, labels)
         return above and (math.sqrt(above / below) * (scale / whole_scale) if below else math.inf)
 
-    def output_error(self, approximation: Tensor, labels: Sequence[str]) -> float:
+    def output_error(self, approximation: Tensor, labels: Sequence[str], *, kernel: Tensor | None = None) -> float:
         """sqrt(E||y - K~ x||^2 / E||y||^2): how far the layer's output is from the one that is wanted.
 
         Args:
             approximation: K~, axes `labels`.
             labels: those of the metric and of the outputs, in any order.
+            kernel: K, axes `labels`: without a `cross`, the wanted output y is K x.
 
         Raises:
-            ValuesError: the metric has no `cross`, or the approximation does not fit it.
+            ValuesError: the metric has no `cross`, and no kernel is given; or the approximation does not fit it.
         """
+        if self.cross is None and kernel is not None:
+            return self.relative(kernel.double() - approximation.double(), kernel, labels)
         if self.cross is None or self.power is None:
             raise ValuesError("the metric has no output", needed="cross and power", have="the covariance")
         # B C^-1 leaves power - <B C^-1, B>, and any other kernel its squared distance from B C^-1 in addition

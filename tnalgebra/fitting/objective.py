@@ -50,6 +50,8 @@ class Objective:
             `coupled` (j), one form for each value of `blocks`; shape (layers, *blocks, *coupled, *coupled). Without
             one, the norm is the Frobenius norm.
         coupled, blocks: labels of the target, see `metric`.
+        stability: how much small components are worth, see `merit`.
+        kept: the type that the cores have in the end.
     """
 
     occurrences: tuple[Occurrence, ...]
@@ -60,6 +62,8 @@ class Objective:
     metric: Tensor | None = None
     coupled: _Labels = ()
     blocks: _Labels = ()
+    stability: float = 0.0
+    kept: torch.dtype = torch.float64
 
     # What follows from labels and sizes ------------------------------------------------------------------------
 
@@ -196,6 +200,35 @@ class Objective:
         """
         positions, labels = (None, ()) if without is None else (self.others(without), self.occurrences[without].labels)
         return self.contract_to([(core.square(), names) for core, names in self.operands(values, positions)], labels)
+
+    @cached_property
+    def _square(self) -> Tensor:
+        """||target||^2, greater than 0; shape (layers, 1)."""
+        return total(self.target[:, None].square()).clamp(min=torch.finfo(self.target.dtype).tiny)
+
+    def merit(self, loss: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """What a search minimises: loss * (1 + sum of ||component||^2 / ||target||^2) ** stability.
+
+        A stability above 0 keeps components from cancelling each other, and the valleys where they do, in which a
+        search is slow, are not entered. Another network whose components are ten times as large as those at the minimum
+        has an error that is smaller by at most the factor 10 ** stability.
+        """
+        if not self.stability:
+            return loss
+        return loss * (1 + self.squared_components(values) / self._square) ** self.stability
+
+    def ridge(self, loss: Tensor, values: Mapping[str, Tensor]) -> Tensor | None:
+        """The weight w for which loss + w * (sum of ||component||^2) has the slope of the merit; None for 0.
+
+        As the merit is the exponential of a concave function of both, it falls wherever that sum falls.
+
+        Args:
+            loss: shape (layers, starts), infinite where it is not known.
+        """
+        if not self.stability:
+            return None
+        loss = torch.where(loss.isfinite(), loss, self._square)
+        return self.stability * loss / (self._square + self.squared_components(values))
 
     def environment(self, tensor: Tensor, position: int, values: Mapping[str, Tensor]) -> Tensor:
         """Contract a tensor over the output with all occurrences but one: the derivative by that occurrence.

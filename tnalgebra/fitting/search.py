@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..errors import ValuesError
 from .als import Cores, Descent, alternate, balance, spread
-from .degeneracy import shrink_components
 from .gauss_newton import descend, descend_by_gradient
 from .objective import Objective, total
 
@@ -45,6 +44,9 @@ and a tied network has a second wave of guesses. Above the second, no network ha
 TREE_SWEEPS = 20
 """Sweeps after the SVDs of a tree of several bonds, whose error is at most sqrt(bonds) times the least one."""
 
+COARSE = 1e-4
+"""Types whose rounding is above this are coarse: ends are compared after it."""
+
 FIRST_STEPS, STEPS = 20, 100
 """Gauss-Newton steps of all starts of a tied network, then of the better half; the latter also after alternating."""
 
@@ -59,8 +61,10 @@ class Settings:
             by SVDs and needs none.
         sweeps: the most sweeps over all cores. With 0, the result is the best first guess, or the SVDs of a tree.
         dtype: of the computation, torch.float64 or torch.float32.
-        slack: by which part the error may grow so that components become smaller, such as 0.01; 0 leaves this out. A
-            tree has no use for it, because it has a best approximation.
+        stability: how much small components are worth, from 0 to 1. The search minimises
+            ||K - K~||^2 * (1 + sum of ||component||^2 / ||K||^2) ** stability, so that components do not cancel each
+            other and the cores can be trained and rounded. With 0, the error alone is minimised, as that of a tree
+            always is, because its best approximation has no components that cancel.
 
     Raises:
         ValuesError: a setting is out of its range.
@@ -70,7 +74,7 @@ class Settings:
     starts: int = 8
     sweeps: int = 200
     dtype: torch.dtype = torch.float64
-    slack: float = 0.0
+    stability: float = 0.01
 
     def __post_init__(self) -> None:
         for name, least, most in (("seed", 0, 2**63 - 1), ("starts", 1, 4096), ("sweeps", 0, 2**31)):
@@ -79,10 +83,9 @@ class Settings:
                 fact = f"{name}={value!r} is not an integer from {least} to {most}"
                 raise ValuesError(fact, fix=f"{name}={getattr(Settings, name)}")
             object.__setattr__(self, name, index(value))  # JSON cannot hold a NumPy integer
-        slack = self.slack
-        if isinstance(slack, bool) or not isinstance(slack, int | float) or not 0 <= slack < 1:
-            fact = f"slack={slack!r} is not a number of at least 0 and less than 1"
-            raise ValuesError(fact, fix="slack=0.01")
+        stability = self.stability
+        if isinstance(stability, bool) or not isinstance(stability, int | float) or not 0 <= stability <= 1:
+            raise ValuesError(f"stability={stability!r} is not a number from 0 to 1", fix="stability=0.01")
         if self.dtype not in (torch.float32, torch.float64):
             fact = f"a fit cannot be computed in {self.dtype}"
             raise ValuesError(fact, fix="dtype=torch.float64 or torch.float32")
@@ -205,14 +208,14 @@ def follow_starts(objective: Objective, values: Cores, settings: Settings) -> li
     """Descend from all starts of `values`. Returns the best end of each layer."""
     sweeps = settings.sweeps
     if sweeps == 0:
-        return _results(objective, Descent.begin(objective, values))
+        return results_of(objective, Descent.begin(objective, values))
     starts = next(iter(values.values())).shape[1]
     unknown = objective.target.new_full((objective.layers, starts), torch.inf)
-    descent = Descent(values, unknown, torch.zeros_like(unknown, dtype=torch.bool))
+    descent = Descent(values, unknown, unknown, torch.zeros_like(unknown, dtype=torch.bool))
     if objective.tied:
         descent = _by_gauss_newton(objective, descent, min(FIRST_STEPS, sweeps))
         descent = _by_gauss_newton(objective, descent.best(-(-starts // 2)), min(STEPS, sweeps))
-        return _results(objective, _by_gradient(objective, descent, sweeps))
+        return results_of(objective, _by_gradient(objective, descent, sweeps))
     descent = _alternate(objective, descent, min(FIRST_SWEEPS, sweeps))
     if _work(objective) > CHEAP:  # below, many starts take hardly longer than few
         descent = descent.best(-(-starts // 2))
@@ -236,7 +239,7 @@ def _finish(objective: Objective, descent: Descent, sweeps: int, *, gradient_ste
             state = _alternate(part, state if cheap else state.best(FINALISTS), sweeps)
             if sweeps > 0 and cheap:  # where components cancel, alternating is slow before it arrives
                 state = _by_gradient(part, state, gradient_steps)
-        results |= dict(zip(layers.tolist(), _results(part, state), strict=True))
+        results |= dict(zip(layers.tolist(), results_of(part, state), strict=True))
     return [results[layer] for layer in range(objective.layers)]
 
 
@@ -245,10 +248,10 @@ def refine_tree(objective: Objective, fits: list[Cores], settings: Settings) -> 
     values, objective = _stacked(objective, fits)  # a bond may have become smaller
     swept = len(values) > 2 and settings.sweeps > 0
     descent = Descent.begin(objective, values)
-    descent = descent.then("SVD", values, [descent.loss], torch.full_like(descent.still, not swept))
+    descent = descent.then("SVD", values, [descent.loss], descent.merit, torch.full_like(descent.still, not swept))
     if swept:
         descent = _alternate(objective, descent, min(TREE_SWEEPS, settings.sweeps))
-    return _results(objective, descent)
+    return results_of(objective, descent)
 
 
 def pick_nearer(objective: Objective, layer: int, *ends: SearchResult) -> SearchResult:
@@ -267,21 +270,7 @@ def refine_in_metric(objective: Objective, fits: list[SearchResult], settings: S
         descent = _by_gauss_newton(objective, descent, min(STEPS, settings.sweeps))
     else:
         descent = _alternate(objective, descent, settings.sweeps)
-    return _results(objective, descent)
-
-
-def stabilise(objective: Objective, fits: list[SearchResult], settings: Settings) -> list[SearchResult]:
-    """Make components smaller, while the error in the metric of the objective grows by at most the part `slack`."""
-    values, objective = _stacked(objective, [cores for cores, _ in fits])
-    loss = objective.loss(objective.model(values))
-    values = shrink_components(objective, values, bound=(1 + settings.slack) ** 2 * loss, sweeps=settings.sweeps)
-    after = _results(objective, Descent.begin(objective, values))
-    changed = []
-    for (_, old), (cores, new) in zip(fits, after, strict=True):
-        errors, starts = (*old.errors, *new.errors), (*new.starts, *old.starts[1:])
-        method = f"{old.method}, corrected"
-        changed.append((cores, replace(old, method=method, errors=errors, starts=starts)))
-    return changed
+    return results_of(objective, descent)
 
 
 def _stacked(objective: Objective, fits: Sequence[Cores]) -> tuple[Cores, Objective]:
@@ -308,8 +297,12 @@ def _by_gradient(objective: Objective, descent: Descent, steps: int) -> Descent:
     return descent if exact else descend_by_gradient(objective, descent, steps=steps)
 
 
-def _results(objective: Objective, descent: Descent) -> list[SearchResult]:
-    """The best start of each layer."""
+def results_of(objective: Objective, descent: Descent) -> list[SearchResult]:
+    """The best start of each layer: of cores that are held in a short type, the best one after the rounding."""
+    if torch.finfo(objective.kept).eps > COARSE:
+        values = balance(objective, descent.values)
+        rounded = {name: core.to(objective.kept).to(core) for name, core in values.items()}
+        descent = replace(descent, merit=objective.loss(objective.model(rounded)))
     descent = descent.best(descent.loss.shape[1])
     power = objective.power[:, 0].clamp(min=torch.finfo(objective.target.dtype).tiny)
     starts = (descent.loss / power[:, None]).sqrt()

@@ -264,15 +264,25 @@ class System:
         _, back, sizes = self._axes
         return matrix.reshape(*matrix.shape[:2], *sizes).permute(back)
 
-    def solve(self, values: Mapping[str, Tensor], operands: Sequence[Operand], labels: _Labels) -> Solved:
+    def weights(self, ridge: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """What a ridge adds to the diagonal of the gram matrix, see `Objective.ridge`; in the axes of the core."""
+        weights = self.objective.squared_components(values, self.position)
+        return weights * ridge.reshape(*ridge.shape, *[1] * len(self.labels))
+
+    def solve(
+        self, values: Mapping[str, Tensor], operands: Sequence[Operand], labels: _Labels, ridge: Tensor | None = None
+    ) -> Solved:
         """Find the best core while the others stay; of several, the one nearest to the present core.
 
         Args:
             operands, labels: the tensors that the right side is contracted from, and its labels.
+            ridge: the weight of the squared components, see `Objective.ridge`.
         """
         present = values[self.name]
         written_out = self.written_out(present.shape[1])
-        grams = self.factor_grams(values) if self._factors else []
+        weights = None if ridge is None else self.weights(ridge, values)
+        # with weights, the gram matrix is not a Kronecker product
+        grams = self.factor_grams(values) if self._factors and weights is None else []
         gram = self.gram(values) if written_out and not grams else None
         right = contract(operands, labels)
         right = right if right.ndim == present.ndim else right.unsqueeze(1)  # no tensor has an axis for the starts
@@ -284,11 +294,26 @@ class System:
             core = split.solve(right + extra * present, extra)
             image = right - extra * (core - present)
         elif gram is not None:
+            if weights is not None:
+                gram = self.with_diagonal(gram, weights)
             matrix, product = _solve(gram, self.as_matrix(right), self.as_matrix(present))
             core, image = self.as_core(matrix), self.as_core(product)
         else:
-            core, image = self._by_conjugate_gradients(values, right, present)
+            core, image = self._by_conjugate_gradients(values, right, present, weights)
+        if weights is not None:
+            image = image - weights * core
         return Solved(core.contiguous(), right, image)
+
+    def with_diagonal(self, gram: Tensor, weights: Tensor) -> Tensor:
+        """A gram matrix plus `weights` on its diagonal."""
+        added = gram.expand(*weights.shape[:2], *gram.shape[2:]).clone()
+        column = self.as_matrix(weights.expand(*weights.shape[:2], *self._shape))[..., 0]
+        added.diagonal(dim1=-2, dim2=-1).add_(column)
+        return added
+
+    @cached_property
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(self.objective.sizes[label] for label in self.labels)
 
     def image(self, core: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Compute gram @ core without the gram matrix."""
@@ -296,17 +321,22 @@ class System:
         return self.objective.contract_to([(core, (*BATCH, *primed)), *self.operands(values)], self.labels)
 
     def _by_conjugate_gradients(
-        self, values: Mapping[str, Tensor], right: Tensor, core: Tensor
+        self, values: Mapping[str, Tensor], right: Tensor, core: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """A few steps from the present core, preconditioned by the system without the metric."""
-        image = self.image(core, values)
+
+        def product(core: Tensor) -> Tensor:
+            image = self.image(core, values)
+            return image if weights is None else image + weights * core
+
+        image = product(core)
         residual = right - image
         conditioned = self._preconditioner(values, core)
         improved = conditioned(residual)
         direction, power = improved, total(residual * improved)
         enough = NEAR**2 * power
         for _ in range(ROUNDS):
-            moved = self.image(direction, values)
+            moved = product(direction)
             step = ratio(power, total(direction * moved)).reshape(*power.shape, *[1] * len(self.labels))
             core, image, residual = core + step * direction, image + step * moved, residual - step * moved
             improved = conditioned(residual)
@@ -368,7 +398,7 @@ class Part:
             plans.append((others, system.plan([shared, *(labels for _, labels in others)], system.labels)))
         return plans
 
-    def solve(self, values: dict[str, Tensor]) -> Solved:
+    def solve(self, values: dict[str, Tensor], ridge: Tensor | None) -> Solved:
         """Solve for each core in turn and put it into `values`. Returns the last one."""
         outside, target, labels = self._shared_plan
         constants, shared = self.systems[0].objective.constants, target[0]
@@ -378,7 +408,7 @@ class Part:
         for system, (others, plan) in zip(self.systems, self._plans, strict=True):
             tensors = {**constants, **values}
             operands = [(shared, labels), *[(tensors[name], names) for name, names in others], *plan.ones]
-            solved = system.solve(values, operands, plan.labels)
+            solved = system.solve(values, operands, plan.labels, ridge)
             values[system.name] = solved.core
         return solved
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..networks import Fuse, NamedTensor, Network, shape_of
-from ..tensors import contract, truncated_svd
+from ..tensors import truncated_svd
 from .axes import group_axes, split_axes
 from .ranks import UpTo, grow, kept, plain_rank
 from .size import ParameterBudget, Rank
@@ -206,35 +206,6 @@ def fit_tree(target: Tensor, tree: CoreTree, ranks: Mapping[str, int]) -> dict[s
     node = tree.cores[tree.root]
     values[node.name] = group_axes(rest, labels, *((label,) for label in node.labels)).contiguous()
     return values
-
-
-def canonical(values: Mapping[str, Tensor], tree: CoreTree) -> dict[str, Tensor]:
-    """The same tree where every core but the root is an isometry towards its bond, and the root has the whole norm.
-
-    Then an error in the root is as large in the whole, and the best decomposition of the root is also the best one of
-    the whole with these factors. A core that has fewer rows than values of its bond stays as it is.
-
-    Args:
-        values: the elements of each core by name, in the order of its labels.
-    """
-    result = dict(values)
-    for edge in tree.edges:
-        child, parent = tree.cores[edge.child], tree.cores[edge.parent]
-        rows = tuple(label for label in child.labels if label not in (*edge.batch, *edge.bonds))
-        sizes = dict(zip(child.labels, result[child.name].shape, strict=True))
-        matrix = matrix_of(result[child.name], child.labels, rows, edge.bonds, batch=edge.batch)
-        if not edge.bonds or matrix.shape[-2] < matrix.shape[-1]:
-            continue
-        basis, triangle = torch.linalg.qr(matrix)
-        sign = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(matrix)
-        basis, triangle = basis * sign[..., None, :], triangle * sign[..., None]
-        result[child.name] = split_axes(basis, sizes, child.labels, edge.batch, rows, edge.bonds).contiguous()
-        new = tuple(bond + "/" for bond in edge.bonds)
-        factor = triangle.reshape([sizes[label] for label in (*edge.batch, *edge.bonds, *edge.bonds)])
-        after = [bond + "/" if bond in edge.bonds else bond for bond in parent.labels]
-        operands = [(factor, (*edge.batch, *new, *edge.bonds)), (result[parent.name], parent.labels)]
-        result[parent.name] = contract(operands, after).contiguous()
-    return result
 
 
 def matrix_of(

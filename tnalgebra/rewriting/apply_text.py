@@ -109,6 +109,11 @@ class Reading:
         return value_of(self.before, self.values, dtype=torch.float64)
 
     @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type of the new tensors."""
+        return common_dtype(self.values[name] for name in self.match.names.values())
+
+    @cached_property
     def sized(self) -> Network:
         """The right side, whose bonds have no sizes yet."""
         return _with_parts(self.piece(dict(zip(self.left.output, self.target.shape, strict=True))))
@@ -158,7 +163,7 @@ class Reading:
         metric = None if self.metric is None else (self.metric.labels, self.metric.batch, self.metric.outputs)
         size = self.options.size
         written = repr(sorted(size.items()) if isinstance(size, Mapping) else size)
-        return self.sized, self.target.shape, self.target.device, metric, written, self.options.settings
+        return self.sized, self.target.shape, self.target.device, self.dtype, metric, written, self.options.settings
 
 
 def read_at(
@@ -268,6 +273,7 @@ def build_fitted_many(jobs: Sequence[tuple[Network, Place, Values, Options]]) ->
             constants=first.constants,
             metrics=[reading.metric for reading in together if reading.metric is not None],
             start=first.start,
+            kept=first.dtype,
         )
         for number, reading, (cores, report) in zip(members, together, fits, strict=True):
             changes[number] = _change(reading, cores, report)
@@ -370,7 +376,6 @@ def metric_in(metric: Metric, labels: Mapping[str, str], output: Sequence[str], 
 
 def _change(reading: Reading, cores: Mapping[str, Tensor], report: FitReport) -> Change:
     right = reading.sized
-    dtype = common_dtype(reading.values[name] for name in reading.match.names.values())
     core_sizes = {
         label: size
         for node in right.nodes
@@ -383,7 +388,7 @@ def _change(reading: Reading, cores: Mapping[str, Tensor], report: FitReport) ->
     new = {reading.names[name] for name in reading.new}
     return Change(
         with_sizes(reading.after, grown),
-        values={name: core.to(dtype) for name, core in cores.items() if name in new},
+        values={name: core.to(reading.dtype) for name, core in cores.items() if name in new},
         relative_error=report.relative_error,
         ranks=ranks,
         output_error=report.output_error,

@@ -40,7 +40,7 @@ class Choices(TypedDict, total=False):
         orthonormal rows, the ones that hold the most of the kernel's norm are kept, as many as the size says.
     metric: the norm of a whole kernel in which the error is made small; by default the Frobenius norm.
     start: cores of the right side to start from, at most as large as the size says.
-    seed, starts, sweeps, dtype, slack: choices of the search, see `tn.fitting.Settings`; a tree uses neither seed nor
+    seed, starts, sweeps, dtype, stability: choices of the search, see `tn.fitting.Settings`; a tree uses neither seed nor
         starts.
     """
 
@@ -54,7 +54,7 @@ class Choices(TypedDict, total=False):
     starts: int
     sweeps: int
     dtype: torch.dtype
-    slack: float
+    stability: float
 
 
 class SizedChoices(Choices, total=False):
@@ -112,7 +112,7 @@ class Options:
             kind, wanted = _KINDS.get(key, (object, ""))
             if value is not None and not isinstance(value, kind):
                 raise RuleError(f"{key}= has the type {type(value).__name__}", fix=f"{key}= is {wanted}")
-            if key in ("seed", "starts", "sweeps", "dtype", "slack"):
+            if key in ("seed", "starts", "sweeps", "dtype", "stability"):
                 search[key] = value
             elif key != "at" and value is not None:
                 fields[key] = value

@@ -112,7 +112,7 @@ class Rule(Tabular):
             size: of the new bonds, see `tn.fitting.read_size`: 8, {"p": 8, "q": 4}, "keep 0.5", "error 0.01",
                 "parameters 0.3". A rule whose right side has no new bonds needs none.
             values: values of a network's tensors; may be left out for exact rules.
-            choices: see `Choices`: at, bind, sizes, fixed, metric, start, seed, starts, sweeps, dtype, slack.
+            choices: see `Choices`: at, bind, sizes, fixed, metric, start, seed, starts, sweeps, dtype, stability.
 
         Returns:
             The network after the step, its values, and the trace of this one step.

@@ -163,7 +163,7 @@ class Step:
                 "starts": settings.starts,
                 "sweeps": settings.sweeps,
                 "dtype": str(settings.dtype).removeprefix("torch."),
-                "slack": settings.slack,
+                "stability": settings.stability,
             },
         }
         if self.options.fixed:
@@ -354,8 +354,13 @@ class Fit(Tabular):
     @cached_property
     def relative_error(self) -> float:
         """||N0 - N||_F / ||N0||_F, where N0 is the first network and N this one, measured in float64."""
-        before = value_of(self.trace.start, self.values if self._start is None else self._start, dtype=torch.float64)
+        before = value_of(self.trace.start, self.start_values, dtype=torch.float64)
         return relative(value_of(self.network, self.values, dtype=torch.float64) - before, before)
+
+    @property
+    def start_values(self) -> Values:
+        """The values of the network before the first step."""
+        return self.values if self._start is None else self._start
 
     def dense(self) -> Tensor:
         """Contract the network to one tensor, whose axes are the open labels.
@@ -416,9 +421,9 @@ class Fit(Tabular):
                 new[name] = value_of(definition, self.values)
         kept = tensor_nodes(change.after)
         step = Step(rule, Place(place.nodes, place.labels), options, self.network, change)
-        start = self.values if self._start is None else self._start
         trace = Trace(self.trace.start, (*self.trace.steps, step))
-        return Fit(change.after, {name: value for name, value in new.items() if name in kept}, trace, start)
+        values = {name: value for name, value in new.items() if name in kept}
+        return Fit(change.after, values, trace, self.start_values)
 
 
 def start_fit(network: Network, values: Mapping[str, Any]) -> Fit:
