@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import prod
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError
-from ..fitting import FitReport, ParameterBudget, Rank, RelativeError, UpTo, allowance, fit_cores, kept, rank_of
+from ..fitting import FitReport, Metric, ParameterBudget, Rank, RelativeError, UpTo, allowance, fit_cores, kept, rank_of
 from ..networks import (
     KERNEL_LABELS,
     Bipartition,
@@ -34,9 +34,8 @@ from ..tensors import (
     Values,
     common_dtype,
     matricise,
-    randomised,
-    relative,
     relative_residual,
+    singular_values,
     svd_of_product,
     truncated_svd,
     value_of,
@@ -89,10 +88,19 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "fact
     def build(network: Network, place: Place, values: Values, options: Options) -> Change:
         check_values(network, values, what="a cut")
         dtype = common_dtype(values.values())
-        dense = value_of(network, values, dtype=torch.promote_types(options.settings.dtype, dtype))
+        # a tensor by itself is cut in its own type, and what is contracted first is contracted in a wider one
+        wide = dtype if len(network.nodes) == 1 else torch.promote_types(options.settings.dtype, dtype)
+        dense = value_of(network, values, dtype=wide)
         nearest = _nearest if options.metric is None else _nearest_in_metric
-        svd, error, report = nearest(dense, network, bipartition, form=form, options=options)
+        svd, report = nearest(dense, network, bipartition, form=form, options=options)
         after, factors = _factors(network, bipartition, svd, dense.shape, form=form, dtype=dtype)
+        left, *middle, right = (factors[node.name].double() for node in after.nodes if isinstance(node, NamedTensor))
+        left = left.flatten(0, -2) if not middle else left.flatten(0, -2) * middle[0]
+        error = relative_residual(matricise(dense, network.output, bipartition), left, right.flatten(1))
+        if report is not None and options.metric is not None:
+            held = value_of(after, factors, dtype=torch.float64)
+            of_output = _in_metric(options.metric, network).output_error(held, network.output, kernel=dense)
+            report = replace(report, relative_error=error, output_error=of_output)
         return Change(
             after,
             values=factors,
@@ -181,36 +189,27 @@ def _kernel(values: Mapping[str, Any], bipartition: Bipartition) -> Network:
 
 def _nearest(
     dense: Tensor, network: Network, bipartition: Bipartition, *, form: CutForm, options: Options
-) -> tuple[SVD, float, FitReport | None]:
-    """The nearest matrix of a rank in the Frobenius norm, and its relative error."""
+) -> tuple[SVD, None]:
+    """The nearest matrix of a rank in the Frobenius norm."""
     matrix = matricise(dense, network.output, bipartition)
-    asked, dtype = _requested(options), options.settings.dtype
-    if isinstance(asked, RelativeError):
-        svd = truncated_svd(matrix, dtype=dtype)
-        rank = kept(asked, len(svd.S), bond="r", singular_values=svd.S.tolist)
-    else:
-        rank = _rank(asked, matrix.shape, form, network.parameters)
-        svd = truncated_svd(matrix, rank if randomised(matrix, rank) else None, dtype=dtype)
-    every = len(svd.S) == min(matrix.shape)
-    error = relative(svd.S[rank:], svd.S) if every else relative_residual(matrix, svd)
-    return SVD(svd.U[:, :rank], svd.S[:rank], svd.V[:rank]), error, None
+    rank = _rank(_requested(options), matrix, form, network.parameters)
+    return truncated_svd(matrix, rank, dtype=options.settings.dtype), None
 
 
 def _requested(options: Options) -> Rank | UpTo | ParameterBudget:
     return options.size if isinstance(options.size, ParameterBudget) else rank_of(options.size, "r")
 
 
-def _rank(asked: Rank | UpTo | ParameterBudget, shape: Sequence[int], form: CutForm, before: int) -> int:
-    """A rank that follows from the sizes alone."""
+def _rank(asked: Rank | UpTo | ParameterBudget, matrix: Tensor, form: CutForm, before: int) -> int:
     if isinstance(asked, ParameterBudget):
-        each = sum(shape) + (form == "svd")
-        return min(*shape, allowance(asked, before, least=each) // each)
-    return kept(asked, min(shape), bond="r", singular_values=list)
+        each = sum(matrix.shape) + (form == "svd")
+        return min(*matrix.shape, allowance(asked, before, least=each) // each)
+    return kept(asked, min(matrix.shape), bond="r", singular_values=lambda: singular_values(matrix).tolist())
 
 
 def _nearest_in_metric(
     dense: Tensor, network: Network, bipartition: Bipartition, *, form: CutForm, options: Options
-) -> tuple[SVD, float, FitReport | None]:
+) -> tuple[SVD, FitReport]:
     """The nearest matrix of a rank in a metric: an SVD if all its labels are on one side, else a descent."""
     assert options.metric is not None
     sizes = dict(zip(network.output, dense.shape, strict=True))
@@ -218,18 +217,20 @@ def _nearest_in_metric(
     nodes = [NamedTensor("L", (*bipartition.left, bond)), NamedTensor("R", (bond, *bipartition.right))]
     size, before = options.size, network.parameters
     if isinstance(size, ParameterBudget):
-        shape = [prod(sizes[label] for label in side) for side in (bipartition.left, bipartition.right)]
-        size = _rank(size, shape, form, before)
+        size = _rank(size, matricise(dense, network.output, bipartition), form, before)
     cores, report = fit_cores(
         [dense],
         Network(nodes, network.output, sizes),
         {bond: size["r"]} if isinstance(size, Mapping) and "r" in size else size,
         before=before,
         settings=options.settings,
-        metrics=[metric_in(options.metric, {label: label for label in network.output}, network.output)],
+        metrics=[_in_metric(options.metric, network)],
     )[0]
-    svd = svd_of_product(cores["L"].flatten(0, -2), cores["R"].flatten(1))
-    return svd, report.relative_error, report
+    return svd_of_product(cores["L"].flatten(0, -2), cores["R"].flatten(1)), report
+
+
+def _in_metric(metric: Metric, network: Network) -> Metric:
+    return metric_in(metric, {label: label for label in network.output}, network.output)
 
 
 def _factors(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import isfinite, prod
 from typing import NamedTuple, TypeVar
 
@@ -21,13 +22,22 @@ TALL = 2
 """Smallest ratio of its sides from which an SVD of a matrix is cheaper after a QR decomposition."""
 
 LARGE = 1024
-"""Smallest shorter side from which a random subspace may replace the whole SVD."""
+"""Smallest shorter side from which a Gram matrix or a random subspace replaces the SVD of a single matrix."""
 
 FEW = 6
 """It does so where at most one in this many values is kept."""
 
 OVERSAMPLING, POWER_ROUNDS = 16, 4
 """How many vectors more than the kept values the subspace has (a quarter of these if that is more); its iterations."""
+
+LEVEL = 1e-4
+"""Smallest part of the largest singular value that a Gram matrix is used for; what is below has one of its own."""
+
+EQUAL = 32
+"""Singular values are equal if they differ by at most this many roundings of the largest one."""
+
+_TIE = 1e-6
+"""Elements of a vector are equally large if they differ by at most this part of the largest one."""
 
 _BLOCK = 2**22
 """Elements of a matrix whose residual is computed at once, which take 32 MiB in float64."""
@@ -43,7 +53,7 @@ class SVD(NamedTuple):
     U: Tensor
     """Shape (m, r); column [:, a] is the a-th left singular vector, whose largest element is positive."""
     S: Tensor
-    """Shape (r,), the singular values in descending order."""
+    """Shape (r,), the singular values in descending order; those that are only rounding are 0."""
     V: Tensor
     """Shape (r, n); row [a] is the a-th right singular vector."""
 
@@ -80,7 +90,7 @@ def scaled(tensor: Tensor, *, what: str = "the tensor", dtype: torch.dtype = tor
         return Scaled(tensor.to(dtype), 1.0)
     # a type with a wider range is scaled before it is narrowed
     wide = torch.promote_types(tensor.dtype, dtype)
-    return Scaled((tensor.to(wide) / scale).to(dtype), scale)
+    return Scaled(tensor.to(wide, copy=True).div_(scale).to(dtype), scale)
 
 
 def matricise(tensor: Tensor, labels: Sequence[str], cut: Bipartition) -> Tensor:
@@ -143,6 +153,23 @@ def gram_singular_values(matrix: Tensor) -> Tensor:
     return squares.flip(0).clamp(min=0).sqrt()
 
 
+def singular_values(matrix: Tensor) -> Tensor:
+    """All singular values, in descending order, in float64.
+
+    Args:
+        matrix: as for `truncated_svd`.
+
+    Returns:
+        Shape (.., min(m, n)). The error of each value is about 1e-14 of the largest; for a large matrix, 1e-10 of it.
+    """
+    numbers, scale = scaled(matrix, what="the matrix")
+    if _large(numbers):
+        values = gram_singular_values(numbers)
+        if values[-1] > LEVEL / 10 * values[0]:
+            return values * scale
+    return truncated_svd(matrix).S
+
+
 def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype = torch.float64) -> SVD:
     """The singular value decomposition with the `rank` largest values: the nearest matrix of that rank.
 
@@ -154,8 +181,15 @@ def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype
 
     Returns:
         U (.., m, r) with orthonormal columns, S (.., r), V (.., r, n) with orthonormal rows, all of that type. In
-        float64 the error of each value is about 1e-14 of the largest. The largest element of each left vector is
-        positive, which makes the result unique if the values are all different.
+        float64 the error of each value is about 1e-14 of the largest, and values that are only rounding are 0.
+
+        The result is unique up to rounding, whatever the number of threads: the largest element of each left vector is
+        positive (of equally large ones the first), and the left vectors of equal values are those that are 0, but for
+        one of them, at the rows where they are largest.
+
+        The vectors of one large matrix (`LARGE`) come from its Gram matrix in float64, which takes less time and
+        memory; values below `LEVEL` of the largest have a Gram matrix of their own, so that the error of each value,
+        and of the nearest matrix, is about 1e-12 of the largest value.
 
         If `randomised(matrix, rank)`, the vectors come from a random subspace (with a fixed seed) after `POWER_ROUNDS`
         subspace iterations. The error ||matrix - U diag(S) V|| is then at most 1 % above the least one, or rounding,
@@ -178,11 +212,14 @@ def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype
     rank = _checked_rank(rank, matrix)
     numbers, scale = scaled(matrix, what="the matrix", dtype=dtype)
     wide = numbers.shape[-2] < numbers.shape[-1]
-    decompose = _random_svd if randomised(matrix, rank) else _tall_svd
+    decompose = _gram_svd if _large(matrix) and dtype == torch.float64 else _tall_svd
+    if randomised(matrix, rank):
+        decompose = _random_svd
     left, values, right = decompose(numbers.mT if wide else numbers, rank)
     if wide:
         left, right = right.mT, left.mT
-    return _settled(left[..., :rank], values[..., :rank] * scale, right[..., :rank, :])
+    left, values, right = _unique(left, values, right)
+    return SVD(left[..., :rank], values[..., :rank] * scale, right[..., :rank, :])
 
 
 def svd_of_product(left: Tensor, right: Tensor) -> SVD:
@@ -198,35 +235,128 @@ def svd_of_product(left: Tensor, right: Tensor) -> SVD:
     basis, triangle = torch.linalg.qr(left)
     other, below = torch.linalg.qr(right.mT)
     inner = truncated_svd(triangle @ below.mT, dtype=left.dtype)
-    return _settled(basis @ inner.U, inner.S, inner.V @ other.mT)
+    return _unique(basis @ inner.U, inner.S, inner.V @ other.mT)
 
 
-def relative_residual(matrix: Tensor, svd: SVD) -> float:
-    """||matrix - U diag(S) V||_F / ||matrix||_F, and 0 for a matrix of zeros.
+def relative_residual(matrix: Tensor, left: Tensor, right: Tensor) -> float:
+    """||matrix - left @ right||_F / ||matrix||_F in float64, and 0 for a matrix of zeros with a product of zeros.
 
     It is computed block by block, so that it needs little memory besides the matrix.
+
+    Args:
+        matrix: shape (m, n).
+        left, right: shapes (m, r) and (r, n).
     """
-    left, largest = svd.U * svd.S, float(matrix.abs().amax())
+    low, high = torch.aminmax(matrix)
+    largest = max(-float(low), float(high)) or 1.0
+    left, right = left.double() / largest, right.double()
     above, below = [0.0], [0.0]
-    for rows in range(0, matrix.shape[0], max(1, _BLOCK // matrix.shape[1])):
-        part = slice(rows, rows + max(1, _BLOCK // matrix.shape[1]))
-        wide = matrix[part].double()
-        for norms, block in ((above, wide - (left[part] @ svd.V).double()), (below, wide)):
-            norms.append(float(torch.linalg.vector_norm(block / (largest or 1.0))))
+    size = max(1, _BLOCK // matrix.shape[1])
+    for rows in range(0, matrix.shape[0], size):
+        block = matrix[rows : rows + size].double() / largest
+        below.append(float(torch.linalg.vector_norm(block)))
+        above.append(float(torch.linalg.vector_norm(block.sub_(left[rows : rows + size] @ right))))
     return math.hypot(*above) / (math.hypot(*below) or 1.0)
 
 
-def _settled(left: Tensor, values: Tensor, right: Tensor) -> SVD:
-    """Change signs so that the largest element of each left vector is positive."""
-    largest = left.gather(-2, left.abs().argmax(-2, keepdim=True))
-    sign = torch.where(largest < 0, -1.0, 1.0).to(left)
+# What makes a decomposition unique ---------------------------------------------------------------------------------
+
+
+def _unique(left: Tensor, values: Tensor, right: Tensor) -> SVD:
+    """Make values that are only rounding 0, choose a basis for equal values, and then the signs."""
+    rounding = torch.finfo(values.dtype).eps
+    least = 2 * rounding * math.sqrt(max(left.shape[-2], right.shape[-1])) * values[..., :1]
+    values = torch.where(values > least, values, 0.0)
+    width = EQUAL * rounding * values[..., :1]
+    equal = (-values.diff() <= width).any(-1)
+    if bool(equal.any()):
+        left, right = left.clone(), right.clone()
+        for place in equal.nonzero().tolist():
+            _choose_bases(left[*place], values[*place], right[*place], width=float(width[*place]))
+    magnitude = left.abs()
+    first = (magnitude >= (1 - _TIE) * magnitude.amax(-2, keepdim=True)).int().argmax(-2, keepdim=True)
+    sign = torch.where(left.gather(-2, first) < 0, -1.0, 1.0).to(left)
     return SVD(left * sign, values, right * sign.mT)
+
+
+def _choose_bases(left: Tensor, values: Tensor, right: Tensor, *, width: float) -> None:
+    """Rotate the vectors of equal values of one matrix, in place; `width` is how far equal values may lie apart."""
+    start, listed = 0, values.tolist()
+    for stop in range(1, len(listed) + 1):
+        if stop < len(listed) and listed[start] - listed[stop] <= width:
+            continue
+        if stop - start > 1:
+            group = slice(start, stop)
+            rotation = _rotation(left[:, group])
+            left[:, group] = left[:, group] @ rotation
+            if listed[start] == 0:  # vectors of values 0 are chosen on either side by themselves
+                rotation = _rotation(right[group].mT)
+            right[group] = rotation.mT @ right[group]
+        start = stop
+
+
+def _rotation(vectors: Tensor) -> Tensor:
+    """The rotation for a unique basis of the space of orthonormal vectors, whichever basis they are.
+
+    Args:
+        vectors: shape (m, g).
+
+    Returns:
+        Shape (g, g). The first vector of the new basis is nearest to the axis that the space is nearest to; the others
+        are 0 on this axis, and are chosen in the same way.
+    """
+    rest, columns = vectors.clone(), []
+    for _ in range(vectors.shape[1]):
+        norms = torch.linalg.vector_norm(rest, dim=1)
+        row = int((norms >= (1 - _TIE) * norms.max()).int().argmax())
+        column = rest[row] / norms[row]
+        columns.append(column)
+        rest -= torch.outer(rest @ column, column)
+    basis, triangle = torch.linalg.qr(torch.stack(columns, 1))  # which removes their rounding
+    return basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis)
+
+
+# How it is computed ------------------------------------------------------------------------------------------------
+
+
+def _large(matrix: Tensor) -> bool:
+    return matrix.ndim == 2 and min(matrix.shape) >= LARGE
 
 
 def randomised(matrix: Tensor, rank: int) -> bool:
     """Whether the matrix is so large, and `rank` so small, that a random subspace is much faster than the whole SVD."""
-    least = min(matrix.shape[-2:])
-    return matrix.ndim == 2 and least >= LARGE and FEW * rank <= least
+    return _large(matrix) and FEW * rank <= min(matrix.shape)
+
+
+def _gram_svd(matrix: Tensor, rank: int) -> SVD:
+    """The `rank` largest values, and those equal to the last of them, of a tall matrix in float64.
+
+    A Gram matrix has the squares of the singular values, so that it shows only values of about their size: smaller
+    ones are those of the matrix in the space that is left over.
+    """
+    part, space, kept = matrix, matrix.new_empty(0), 0
+    chosen: list[Tensor] = []
+    rounding, largest = torch.finfo(matrix.dtype).eps, 0.0
+    while kept < rank:
+        eigh = partial(torch.linalg.eigh, part.mT @ part)
+        squares, vectors = _converged(eigh, "eigenvalues of the Gram matrix", matrix)
+        squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
+        largest = largest or float(squares[0])
+        count = len(squares)
+        if float(squares[0]) > rounding**2 * largest:
+            last = squares[min(rank - kept, count) - 1] - 1e3 * rounding * squares[0]
+            count = int((squares >= torch.maximum(last, LEVEL**2 * squares[0])).sum())
+        vectors = vectors if part is matrix else space @ vectors
+        chosen.append(vectors[:, :count])
+        space, kept = vectors[:, count:], kept + count
+        if kept < rank:
+            part = matrix @ space
+    right = torch.cat(chosen, 1)
+    product = matrix @ right
+    values, order = torch.linalg.vector_norm(product, dim=0).sort(descending=True, stable=True)
+    basis, triangle = torch.linalg.qr(product[:, order])
+    basis *= torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis)
+    return SVD(basis, values, right[:, order].mT)
 
 
 def _random_svd(matrix: Tensor, rank: int) -> SVD:

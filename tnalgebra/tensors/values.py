@@ -14,6 +14,9 @@ from ..networks import Network
 from .contraction import contract
 from .evaluation import Values, bind, operands, values_for
 
+_BLOCK = 2**22
+"""Elements of a tensor whose norm is computed at once, which take 32 MiB in float64."""
+
 
 def bind_values(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str, Tensor]]:
     """`evaluation.bind`, with integers as float64 and without gradients, which is what a rewrite needs."""
@@ -29,10 +32,16 @@ def relative(difference: Tensor, reference: Tensor) -> float:
 
 
 def norm(tensor: Tensor) -> float:
-    """||tensor||_F in float64, even where the squares of the elements would overflow or vanish."""
-    tensor = tensor.double()
-    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-    return largest and largest * float(torch.linalg.vector_norm(tensor / largest))
+    """||tensor||_F in float64, even where the squares of the elements would overflow or vanish.
+
+    It is computed block by block, so that it needs little memory besides the tensor.
+    """
+    if not tensor.numel():
+        return 0.0
+    low, high = torch.aminmax(tensor)
+    largest = max(-float(low), float(high))
+    blocks = (block.double() / largest for block in tensor.reshape(-1).split(_BLOCK)) if largest else ()
+    return largest * math.hypot(*(float(torch.linalg.vector_norm(block)) for block in blocks))
 
 
 def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
