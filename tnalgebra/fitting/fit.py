@@ -25,9 +25,10 @@ from .search import (
     follow_starts,
     grow_start,
     pick_nearer,
-    refine_in_metric,
+    refine,
     refine_tree,
     search_from_guesses,
+    within_price,
 )
 from .size import Size
 from .trees import CoreTree, fit_tree, splitting, with_open_axes
@@ -80,7 +81,8 @@ def fit_cores(
     fits: dict[int, SearchResult] = {}
     for members in groups.values():
         ranks_of_group = ranks[members[0]]
-        targets = torch.stack([prepared[number][0] for number in members])
+        one, *others = (prepared[number][0] for number in members)
+        targets = torch.stack([one, *others]) if others else one[None]
         selection = select_rows(constants, right, ranks_of_group, targets[0])
         selection = {name: constant.to(kept).to(settings.dtype) for name, constant in selection.items()}
         split = [_as_split(metric, right) for metric in (norms[number] for number in members) if metric is not None]
@@ -152,7 +154,7 @@ def _search(
         fits = solved or _search_in_metric(objective, start, search, settings)
     else:
         fits = search(objective, start)
-    return fits
+    return fits if linear or tree is not None else within_price(objective, fits, settings)
 
 
 def _search_in_frobenius(
@@ -195,7 +197,7 @@ def _search_in_metric(
     if start is None:
         near = search(whitened.without_metric(), None)
         starts = [pick_nearer(whitened, layer, *pair) for layer, pair in enumerate(zip(near, starts, strict=True))]
-    return take_up_each(refine_in_metric(whitened, starts, settings), inverse)
+    return take_up_each(refine(whitened, starts, settings, then=", then in the metric"), inverse)
 
 
 def _errors(

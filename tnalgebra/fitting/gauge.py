@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..networks import Network, carriers, tensor_nodes
+from ..tensors import truncated_svd
 
 SWEEPS = 100
 """The most sweeps over all bonds."""
@@ -68,7 +69,7 @@ def _turn(cores: dict[str, Tensor], ends: Sequence[tuple[str, int]]) -> None:
         bases.append(basis)
         triangles.append(triangle)
         shapes.append(moved.shape[:-1])
-    left, singular, right = torch.linalg.svd(triangles[0] @ triangles[1].mT, full_matrices=False)
+    left, singular, right = truncated_svd(triangles[0] @ triangles[1].mT)
     # the signs are those of the cores before, as nearly as one sign for each value of the bond can be
     sign = torch.where((left * triangles[0][:, : left.shape[1]]).sum(0) < 0, -1.0, 1.0).to(left)
     for (name, axis), basis, vectors, shape in zip(ends, bases, (left, right.mT), shapes, strict=True):

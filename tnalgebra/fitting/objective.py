@@ -177,6 +177,8 @@ class Objective:
     def loss(self, model: Tensor) -> Tensor:
         """||target - model||^2 in the metric; shape (layers, starts)."""
         residual = model - self.target[:, None]
+        if self.metric is None:
+            return torch.linalg.vector_norm(residual.reshape(*residual.shape[:2], -1), dim=2).square()
         return total(residual * self.apply_metric(residual)).clamp(min=0)
 
     def norms(self, values: Mapping[str, Tensor]) -> Tensor:

@@ -44,6 +44,10 @@ and a tied network has a second wave of guesses. Above the second, no network ha
 TREE_SWEEPS = 20
 """Sweeps after the SVDs of a tree of several bonds, whose error is at most sqrt(bonds) times the least one."""
 
+PRICE, PRICE_SWEEPS, LEAST_STABILITY = 0.01, 10, 1e-4
+"""The highest price of small components, the sweeps by which it is measured, and the stability below which none is
+lower."""
+
 COARSE = 1e-4
 """Types whose rounding is above this are coarse: ends are compared after it."""
 
@@ -100,6 +104,7 @@ class FitReport:
         errors: the relative error after each sweep or step, in the norm that was minimised.
         starts: the relative error of each start that was followed to the end, with the one that was kept first.
         converged: whether the fit came to a stop before its sweeps were used up.
+        price: what small components cost: the part of the error that ten more sweeps for the error alone take away.
         degeneracy: sqrt(sum of ||component||^2) / ||K||, where a component is the term at one value of every bond. Far
             above 1, large components cancel each other (de Silva and Lim 2008), and this is by how much rounding and
             noise in the cores are amplified.
@@ -111,6 +116,7 @@ class FitReport:
     errors: tuple[float, ...]
     starts: tuple[float, ...]
     converged: bool
+    price: float = 0.0
     degeneracy: float = 0.0
     relative_error: float = 0.0
     output_error: float | None = None
@@ -120,7 +126,7 @@ class FitReport:
         starts = " ".join(f"{error:.3g}" for error in self.starts)
         return (
             f"{self.method}: {len(self.errors)} sweeps, {state} at {self.errors[-1]:.4g} "
-            f"(starts {starts}), degeneracy {self.degeneracy:.3g}"
+            f"(starts {starts}), degeneracy {self.degeneracy:.3g} for {self.price:.2%} of the error"
         )
 
     __repr__ = __str__
@@ -262,15 +268,37 @@ def pick_nearer(objective: Objective, layer: int, *ends: SearchResult) -> Search
     return ends[losses.index(min(losses))]
 
 
-def refine_in_metric(objective: Objective, fits: list[SearchResult], settings: Settings) -> list[SearchResult]:
-    """Descend in the metric of the objective from cores that were fitted without it."""
+def refine(objective: Objective, fits: list[SearchResult], settings: Settings, *, then: str = "") -> list[SearchResult]:
+    """Descend from cores that were fitted to another objective; `then` is added to the name of their method."""
     values, objective = _stacked(objective, [cores for cores, _ in fits])
-    descent = Descent.begin(objective, values, f"{fits[0][1].method}, then in the metric")
+    descent = Descent.begin(objective, values, fits[0][1].method + then)
     if objective.tied:
         descent = _by_gauss_newton(objective, descent, min(STEPS, settings.sweeps))
     else:
         descent = _alternate(objective, descent, settings.sweeps)
     return results_of(objective, descent)
+
+
+def within_price(objective: Objective, fits: list[SearchResult], settings: Settings) -> list[SearchResult]:
+    """Descend again with less stability where the price is too high, and report the price."""
+    if not objective.stability or not settings.sweeps:
+        return fits
+    values, plain = _stacked(replace(objective, stability=0.0), [cores for cores, _ in fits])
+    before = Descent.begin(plain, values)
+    if objective.tied:
+        after = _by_gauss_newton(plain, before, PRICE_SWEEPS)
+    else:
+        after = _alternate(plain, before, PRICE_SWEEPS)
+    part = torch.where(objective.fits_exactly(before.loss)[:, None], 0.0, 1 - (after.loss / before.loss).sqrt())
+    prices = part[:, 0].tolist()
+    fits = [(cores, replace(report, price=price)) for (cores, report), price in zip(fits, prices, strict=True)]
+    dear = [layer for layer, price in enumerate(prices) if price > PRICE]
+    if dear and objective.stability > LEAST_STABILITY:
+        again = replace(objective.of_layers(torch.tensor(dear, device=part.device)), stability=objective.stability / 4)
+        refined = refine(again, [fits[layer] for layer in dear], settings)
+        for layer, fit in zip(dear, within_price(again, refined, settings), strict=True):
+            fits[layer] = fit
+    return fits
 
 
 def _stacked(objective: Objective, fits: Sequence[Cores]) -> tuple[Cores, Objective]:
