@@ -117,14 +117,14 @@ class Embedding(KernelLayer):
         if input.dtype not in (torch.int64, torch.int32):
             raise CompileError(f"the input of nn.Embedding is {input.dtype}", fix="numbers of rows, as torch.int64")
         numbers = input.reshape(-1)
+        try:  # torch compares the numbers: where they are traced or batched, Python cannot read them
+            numbers.new_zeros(()).expand(self.num_embeddings).index_select(0, numbers)
+        except IndexError as error:
+            last = self.num_embeddings - 1
+            raise IndexError(f"a row is out of range: those of this nn.Embedding are 0 to {last}") from error
         empty = not torch.compiler.is_compiling() and not numbers.numel()
         if empty:
             numbers = numbers.new_zeros(1)
-        elif numbers.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = map(int, numbers.aminmax())
-            if low < 0 or high >= self.num_embeddings:
-                number = low if low < 0 else high
-                raise IndexError(f"row {number} does not exist: this nn.Embedding has {self.num_embeddings} rows")
         inputs = [_select(getattr(self, one.core), one.axes, numbers) for one in self._selected]
         rows = Compiled.forward(self, *inputs)
         if self.padding_idx is not None:
