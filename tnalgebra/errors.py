@@ -19,6 +19,7 @@ __all__ = [
     "StudyError",
     "TnalgebraError",
     "ValuesError",
+    "WeightError",
     "explain",
 ]
 
@@ -69,6 +70,16 @@ class RuleError(TnalgebraError, ValueError):
 
 class LayerError(TnalgebraError, ValueError):
     """A layer or module has no tensor network, or not with these arguments."""
+
+
+class WeightError(LayerError, AttributeError):
+    """Code computes with the weight of a decomposed layer, or changes it, which has no such tensor.
+
+    Attributes:
+        module: the layer.
+    """
+
+    module: object = None
 
 
 class CompileError(TnalgebraError, ValueError):
