@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..errors import RuleError, ValuesError
@@ -33,9 +34,15 @@ class OwnValue:
         """The fit in which all named tensors of a network are free."""
         return objective_of(with_open_axes(self.target, network)[None], network, {})
 
-    def error(self, objective: Objective, cores: Mapping[str, Tensor]) -> float:
-        """||value - network|| / ||value||, for the single start of a single layer."""
-        return relative(self.target - objective.model(cores).reshape(self.target.shape), self.target)
+    def error(self, network: Network, tensors: Mapping[str, Tensor]) -> float:
+        """||value - network|| / ||value|| for the numbers of these tensors, whatever their type."""
+        shares = {name: tensor.double() / self.share for name, tensor in tensors.items()}
+        return relative(self.target - value_of(network, shares, dtype=torch.float64), self.target)
+
+
+def in_type_of(values: Values, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in the types that the values of the same names have."""
+    return {name: tensor.to(values[name].dtype) for name, tensor in tensors.items()}
 
 
 def own_value(network: Network, tensors: Mapping[str, Tensor]) -> OwnValue:
@@ -90,8 +97,8 @@ def correct_degeneracy(tolerance: float = 0.01) -> Rule:
         begun = {name: (tensor / own.share)[None, None] for name, tensor in tensors.items()}
         bound = (tolerance * (1 - _ROUNDING)) ** 2 * objective.power
         found = shrink_components(objective, begun, bound=bound, sweeps=options.settings.sweeps)
-        new = {name: (core[0, 0] * own.share).to(values[name].dtype) for name, core in found.items()}
-        error = own.error(objective, found)
+        new = in_type_of(values, {name: core[0, 0] * own.share for name, core in found.items()})
+        error = own.error(before, new)
         amount = degeneracy_of(objective, found)
         report = FitReport("error-preserving correction", (error,), (error,), True, amount, error)
         return Change(network, values=new, relative_error=error, report=report)

@@ -26,7 +26,7 @@ from .components import (
     select_values,
     with_new_sizes,
 )
-from .degeneracy import own_value
+from .degeneracy import in_type_of, own_value
 
 Forest: TypeAlias = "networkx.Graph[int]"
 """Nodes are positions of tensors; the edge of two has their bond."""
@@ -79,9 +79,8 @@ def truncate(bonds: str) -> Rule:
             tensors, error, report = _truncate_tree(before, words, values, options, forest=forest)
         after = resize(network, tensors)
         sizes = {bond: after.sizes[bond] for bond in words}
-        new = {name: tensor.to(values[name].dtype) for name, tensor in tensors.items()}
         pieces = (before, part(after, place))
-        return Change(after, values=new, relative_error=error, ranks=sizes, report=report, pieces=pieces)
+        return Change(after, values=tensors, relative_error=error, ranks=sizes, report=report, pieces=pieces)
 
     listed = " ".join(words)
     equation = f"A[.. {words[0]}] B[{words[0]} ..] .. => A[.. {words[0]}] B[{words[0]} ..] .., {listed} smaller"
@@ -89,7 +88,7 @@ def truncate(bonds: str) -> Rule:
 
 
 _Truncated: TypeAlias = tuple[dict[str, Tensor], float, FitReport | None]
-"""Tensors in the type of the computation, the relative error in the Frobenius norm, and how a fit went."""
+"""Tensors in their own type, the relative error of these in the Frobenius norm, and how a fit went."""
 
 
 def _ranks_under(budget: ParameterBudget, network: Network, spectra: Mapping[str, Sequence[float]]) -> dict[str, int]:
@@ -135,7 +134,10 @@ def _truncate_tree(
         spectrum = joint.svd.S
         rank = kept(rank_of(options.size, bonds[0]), len(spectrum), bond=bonds[0], singular_values=spectrum.tolist)
         joint.close(tensors, rank)
-        return tensors, relative(spectrum[rank:], spectrum), None
+        held = in_type_of(values, tensors)
+        if all(held[name] is tensor for name, tensor in tensors.items()):
+            return held, relative(spectrum[rank:], spectrum), None
+        return held, _distance(network, forest, before, held), None
     spectra = {bond: _centre(network, bond, dict(tensors), forest).svd.S.tolist() for bond in bonds}
     if isinstance(options.size, ParameterBudget):
         ranks = _ranks_under(options.size, network, spectra)
@@ -147,7 +149,8 @@ def _truncate_tree(
     for bond in bonds:
         joint = _centre(network, bond, tensors, forest)
         joint.close(tensors, min(ranks[bond], len(joint.svd.S)))
-    return tensors, _distance(network, forest, before, tensors), None
+    held = in_type_of(values, tensors)
+    return held, _distance(network, forest, before, held), None
 
 
 def _in_dtype(network: Network, values: Values, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -214,11 +217,11 @@ def _distance(network: Network, forest: Forest, one: Mapping[str, Tensor], other
     From the leaves to the roots, what both sets have below a bond is written in one orthonormal basis. At the roots
     the difference is a difference of two tensors. Nothing is squared, so all digits are kept.
     """
-    whole = whole_other = torch.ones(1, dtype=next(iter(one.values())).dtype)
+    whole = whole_other = torch.ones(1, dtype=torch.float64)
     for tree in networkx.connected_components(forest):
         root = min(tree)
-        here = {network.nodes[position].name: one[network.nodes[position].name] for position in tree}
-        there = {name: other[name] for name in here}
+        names = [network.nodes[position].name for position in tree]
+        here, there = ({name: tensors[name].double() for name in names} for tensors in (one, other))
         for parent, child in reversed(list(networkx.dfs_edges(forest, root))):
             label = forest.edges[child, parent]["bond"]
             node, above = network.nodes[child], network.nodes[parent]
@@ -261,10 +264,10 @@ def _refit(network: Network, bonds: Sequence[str], values: Values, options: Opti
     objective = own.objective(smaller)
     begun = {name: torch.stack([plain[name], turned[name]])[None] / own.share for name in tensors}
     cores, report = follow_starts(objective, begun, settings)[0]
-    in_batch = {name: core[None, None] for name, core in cores.items()}
-    error = own.error(objective, in_batch)
-    report = replace(report, degeneracy=degeneracy_of(objective, in_batch), relative_error=error)
-    return {name: core * own.share for name, core in cores.items()}, error, report
+    held = in_type_of(values, {name: core * own.share for name, core in cores.items()})
+    error = own.error(smaller, held)
+    degeneracy = degeneracy_of(objective, {name: core[None, None] for name, core in cores.items()})
+    return held, error, replace(report, degeneracy=degeneracy, relative_error=error)
 
 
 def _joins_two(network: Network, bond: str) -> bool:

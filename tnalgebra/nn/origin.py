@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from ..decompositions import read_trace
 from ..errors import RuleError
-from ..rewriting import Fit, Trace
+from ..rewriting import Fit, Trace, metric_in
+from ..tensors import value_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,28 @@ class Origin:
 
 def _read_origin(text: str | None, relative_error: float | None, output_error: float | None) -> Origin:
     return Origin(None if text is None else read_trace(text), relative_error, output_error)
+
+
+def in_type(fit: Fit, dtype: torch.dtype) -> Fit:
+    """The same fit with values of the type in which a layer holds them, and the errors of these numbers."""
+    if all(value.dtype == dtype for value in fit.values.values()):
+        return fit
+    values = {name: value.to(dtype) for name, value in fit.values.items()}
+    held = replace(fit, values=values, _start=fit.start_values)
+    *earlier, last = held.trace.steps or [None]
+    if last is None or any(step.rule.kind != "exact" for step in earlier):
+        return held
+    change, metric = replace(last.change, relative_error=held.relative_error), last.options.metric
+    if metric is not None:
+        output, before = fit.network.output, held.start_values
+        metric = metric_in(metric, {label: label for label in output}, output)
+        kernel = value_of(fit.trace.start, before, dtype=torch.float64)
+        dense = value_of(held.network, held.values, dtype=torch.float64)
+        change = replace(change, output_error=metric.output_error(dense, output, kernel=kernel))
+    if change.report is not None:
+        errors = {"relative_error": change.relative_error, "output_error": change.output_error}
+        change = replace(change, report=replace(change.report, **errors))
+    return replace(held, trace=Trace(held.trace.start, (*earlier, replace(last, change=change))))
 
 
 def origin_of_fit(fit: Fit) -> Origin:
