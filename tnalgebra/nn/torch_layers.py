@@ -24,6 +24,7 @@ from ..networks import (
     transposed_convolution,
     with_sizes,
 )
+from .forwards import differing_forward
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -237,13 +238,10 @@ def _bias(module: nn.Module) -> Tensor | None:
 
 def _check_forward(module: nn.Module, known: type[nn.Module]) -> None:
     """A subclass that computes something of its own does not have its base's network."""
-    if any(
-        getattr(type(module), name, None) is not getattr(known, name, None) for name in ("forward", "_conv_forward")
-    ):
-        raise LayerError(
-            f"{_kind(module)} is a {known.__name__} with a forward of its own",
-            fix=f"a plain {known.__name__}, or a network written for it",
-        )
+    reason = differing_forward(module, known)
+    if reason is not None:
+        fix = f"a plain {known.__name__}, or a network written for it"
+        raise LayerError(f"{_kind(module)}, a subclass of {known.__name__}, has {reason}", fix=fix)
 
 
 def _check_embedding(module: nn.Embedding) -> None:
