@@ -184,17 +184,19 @@ def candidates_for(request: PlanRequest) -> list[Candidate]:
 
 
 def _programs(computation: Computation, request: PlanRequest, memory_format: Format) -> list[Program]:
-    dense = request.candidates == "all"
-    steps = Steps(computation, request.cost_model(memory_format), dense=dense, most=request.max_elements)
     lower_tree = partial(
         lower, channels_last_inputs=request.channels_last, bias=request.bias, format_kept=request.format_kept
     )
-    return [
-        lower_tree(steps, tree, style)
-        for tree in cheapest_trees(steps, keep=KEPT)
-        for style in STYLES
-        if style.memory_format == memory_format
-    ]
+    styles = [style for style in STYLES if style.memory_format == memory_format]
+    prices = request.cost_model(memory_format)
+    # a plan for inputs of every size comes before one that keeps the kernel apart, as its windows are dense tensors
+    for patterns in (False, True) if computation.views else (False,):
+        for dense in (False, True) if request.candidates == "factored" else (True,):
+            steps = Steps(computation, prices, dense=dense, most=request.max_elements)
+            trees = cheapest_trees(steps, keep=KEPT, patterns=patterns)
+            if trees:
+                return [lower_tree(steps, tree, style) for tree in trees for style in styles]
+    return []
 
 
 # Batches --------------------------------------------------------------------------------------------------------

@@ -150,8 +150,11 @@ class _Emitter:
         return self.program.operations[number].axes
 
     def _channels_last(self, operation: ops.ChannelsLast, source: fx.Node) -> fx.Node:
-        layout = torch.channels_last if len(operation.axes) == 4 else torch.channels_last_3d
-        return self.graph.call_method("contiguous", (source,), {"memory_format": layout})
+        # not by memory_format=, which torch.func.vmap cannot follow
+        axes = len(operation.axes)
+        moved = self.graph.call_method("permute", (source, 0, *range(2, axes), 1))
+        copied = self.graph.call_method("contiguous", (moved,))
+        return self.graph.call_method("permute", (copied, 0, axes - 1, *range(1, axes - 1)))
 
     def _repeat(self, operation: ops.Repeat, source: fx.Node) -> fx.Node:
         count = self._total(operation.axes[0])

@@ -19,24 +19,20 @@ WINDOW = 9
 """Number of nodes in the parts of a larger order that are searched exactly."""
 
 
-def cheapest_trees(steps: Steps, *, keep: int) -> list[ContractionTree]:
-    """The cheapest trees of the whole network, the cheapest first; empty if every tree makes too large a tensor.
-
-    Windows and reshapes become dense tensors only if every tree needs that.
+def cheapest_trees(steps: Steps, *, keep: int, patterns: bool = False) -> list[ContractionTree]:
+    """The cheapest trees of the whole network, the cheapest first; empty if the search finds none.
 
     Args:
         keep: the number of trees that are kept for each set of nodes.
+        patterns: windows and reshapes may be dense tensors, whose sizes every input then has to have.
     """
-    for patterns in (False, True) if steps.computation.views else (False,):
-        leaves = steps.leaves(patterns=patterns)
-        if len(steps.node_labels) <= EXACT:
-            trees = exact_search(steps, leaves, steps.everything, keep=keep)
-        else:
-            tree = greedy_search(steps, leaves)
-            trees = [improved(steps, tree, keep=keep)] if tree else []
-        if trees:
-            return trees
-    return []
+    leaves = steps.leaves(patterns=patterns)
+    if len(steps.node_labels) <= EXACT:
+        return exact_search(steps, leaves, steps.everything, keep=keep)
+    tree = greedy_search(steps, leaves)
+    if tree is None and not patterns:
+        tree = weights_first(steps)
+    return [improved(steps, tree, keep=keep)] if tree else []
 
 
 # Exact search ----------------------------------------------------------------------------------------------------
@@ -159,6 +155,34 @@ def greedy_search(steps: Steps, leaves: Sequence[ContractionTree]) -> Contractio
     """A tree made step by step, each time by the step with the lowest price, less that of reading what it frees."""
     items = {tree.mask: tree for tree in leaves if tree.step == "leaf"}
     dense = {tree.mask: tree for tree in leaves if tree.step == "pattern"}
+    while True:
+        _take_steps(steps, items)
+        used = sum(items)
+        if used == steps.everything and len(items) == 1:
+            return next(iter(items.values()))
+        left_over = [mask for mask in dense if not mask & used]
+        if not left_over:
+            return None
+        items[left_over[0]] = dense[left_over[0]]
+
+
+def weights_first(steps: Steps) -> ContractionTree | None:
+    """A tree that contracts the weights before they meet an input, as a greedy search may begin with a dead end.
+
+    Every window can be applied to a kernel that is one tensor.
+    """
+    leaves = {tree.mask: tree for tree in steps.leaves(patterns=False)}
+    items = {mask: tree for mask, tree in leaves.items() if not mask & steps.inputs}
+    _take_steps(steps, items)
+    items |= {mask: tree for mask, tree in leaves.items() if mask & steps.inputs}
+    if len(items) + len([*steps.views(steps.everything & ~sum(items))]) > EXACT:
+        return None
+    trees = exact_search(steps, [*items.values()], steps.everything, keep=1)
+    return trees[0] if trees else None
+
+
+def _take_steps(steps: Steps, items: dict[int, ContractionTree]) -> None:
+    """Replace items by the results of the steps with the lowest ranks, until no step is left."""
 
     def rank(tree: ContractionTree) -> float:
         freed = sum(steps.size(steps.live(part.mask)) for part in tree.parts)
@@ -170,16 +194,9 @@ def greedy_search(steps: Steps, leaves: Sequence[ContractionTree]) -> Contractio
         )
 
     while True:
-        used = sum(items)
-        if used == steps.everything and len(items) == 1:
-            return next(iter(items.values()))
-        step = min(_next_steps(steps, items, steps.everything & ~used), key=rank, default=None)
+        step = min(_next_steps(steps, items, steps.everything & ~sum(items)), key=rank, default=None)
         if step is None:
-            left_over = [mask for mask in dense if not mask & used]
-            if not left_over:
-                return None
-            items[left_over[0]] = dense[left_over[0]]
-            continue
+            return
         for part in step.parts:
             del items[part.mask]
         items[step.mask] = step
