@@ -59,7 +59,7 @@ def test_every_candidates_output_lies_as_torchs(name: str, rewrite: str, layout:
     assert wanted.is_contiguous(memory_format=layout)
     plan = layer.plan
     for candidate in plan.candidates:
-        layer._run(tn.compiler.Plan(plan.request, (candidate,)), {})
+        layer._use(tn.compiler.Plan(plan.request, (candidate,)))
         value = layer(x)
         assert value.is_contiguous(memory_format=layout), candidate.program.style
         torch.testing.assert_close(value, wanted, rtol=1e-11, atol=1e-11)

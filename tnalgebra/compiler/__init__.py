@@ -2,7 +2,8 @@
 
 from .choose import MAX_PLAN_ELEMENTS, Candidates, is_channels_last
 from .compile import compile, make_request
-from .compiled import Compiled
+from .compiled import Compiled, is_symbolic, leaf_call
+from .executor import is_jit_traced
 from .measure_device import calibrate
 from .plan import Plan
 
@@ -14,5 +15,8 @@ __all__ = [
     "calibrate",
     "compile",
     "is_channels_last",
+    "is_jit_traced",
+    "is_symbolic",
+    "leaf_call",
     "make_request",
 ]

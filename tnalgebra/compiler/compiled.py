@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,14 +14,16 @@ from ..errors import CompileError, SizeError
 from ..networks import Conv, Fill, NamedTensor, Network, node_text
 from .choose import Candidate, PlanRequest, candidates_for, is_channels_last
 from .computation import check_inputs
-from .emit import argument_names, emit
-from .operations import Load, Program, labels_in
+from .executor import Executor, Frozen, is_jit_traced, is_traced, lower_type
 from .plan import Plan
 from .tune import make_timer, tune_candidates
-from .weights import contract_weights, dense_patterns, lay_out
+from .weights import dense_patterns
 
 SEEN = 256
 """Number of different shapes of inputs that are remembered as checked."""
+
+COMPUTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Types of numbers that torch multiplies and adds on every device."""
 
 
 class Compiled(nn.Module):
@@ -35,19 +37,15 @@ class Compiled(nn.Module):
 
     Attributes:
         network: the network, with its nominal sizes.
-        plan: how the network is computed; `print(module.plan)` shows it.
     """
 
     network: Network
-    plan: Plan
+    _lowered: ClassVar[bool] = True  # whether autocast has the input in its type, as in torch's linear layers
     _tune: bool
     _weights: tuple[str, ...]
-    _code: fx.GraphModule
-    _supplied: dict[int, str]
-    _arguments: tuple[str, ...]
-    _fixed: tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]
-    _thawed: Plan | None
-    _seen: set[tuple[tuple[torch.Size, torch.dtype], ...]]
+    _executor: Executor
+    _frozen: Frozen | None
+    _seen: set[tuple[object, ...]]
 
     def __init__(
         self, request: PlanRequest, values: Mapping[str, Tensor], constants: frozenset[str], tune: bool
@@ -57,13 +55,13 @@ class Compiled(nn.Module):
         self.network = request.network
         self._tune = tune
         self._weights = tuple(values)
-        self._thawed = None
         for name, value in values.items():
             if name in constants or not value.is_floating_point():
                 self.register_buffer(name, value.detach().clone())
             else:
                 parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())
                 self.register_parameter(name, parameter)
+        self._straighten()
         self._use(self._make_plan(request))
 
     # Calling ---------------------------------------------------------------------------------------------------
@@ -74,43 +72,70 @@ class Compiled(nn.Module):
         Raises:
             CompileError: an input is missing, or its dtype, number of axes or sizes do not fit the network.
         """
-        tensors = self._inputs(inputs, named) if named or len(inputs) != len(self._fixed) else inputs
-        if torch.compiler.is_compiling():
-            self._check_tensors(tensors)
-        else:
-            try:
-                seen = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-            except AttributeError:
-                self._check_tensors(tensors)
-                raise
-            if seen not in self._seen:
-                self._check_tensors(tensors)
-                self._check_sizes(tensors)
-                if len(self._seen) < SEEN and not torch.is_autocast_enabled(tensors[0].device.type):
-                    self._seen.add(seen)
-        stored = [getattr(self, name) for name in self._arguments]
-        if not self._weights:  # the arguments are dense patterns, whose dtype follows the inputs
-            stored = [tensor.to(tensors[0].dtype) for tensor in stored]
-        return self._code.forward(*tensors, *stored)  # type: ignore[no-any-return]
-
-    def _check_tensors(self, tensors: Sequence[Tensor]) -> None:
-        dtype = getattr(self, self._weights[0]).dtype if self._weights else getattr(tensors[0], "dtype", None)
-        for tensor, (name, count, sizes) in zip(tensors, self._fixed, strict=True):
+        if is_symbolic(*inputs, *named.values()):
+            return leaf_call(self, inputs, named)  # type: ignore[no-any-return]
+        tensors = self._inputs(inputs, named) if named or len(inputs) != len(self._executor.fixed) else inputs
+        for tensor, (name, _, _) in zip(tensors, self._executor.fixed, strict=True):
             if not isinstance(tensor, Tensor):
-                raise CompileError(f"the input {name!r} is not a tensor", given=type(tensor).__name__)
+                self._refuse(f"the input {name!r} is not a tensor", given=type(tensor).__name__)
+        kind = tensors[0].device.type
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
+            return self._checked(tensors, None)
+        dtype = torch.get_autocast_dtype(kind) if self._lowered and len(self._weights) + len(inputs) > 1 else None
+        with torch.autocast(kind, enabled=False):
+            return self._checked(tensors if dtype is None else [lower_type(one, dtype) for one in tensors], dtype)
+
+    def _checked(self, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
+        """The value of the network, computed in the type of autocast or, without one, in that of the weights."""
+        if is_traced():
+            if not is_jit_traced():
+                self._check_tensors(tensors, dtype)
+        else:
+            seen = (dtype, *((tensor.shape, tensor.dtype) for tensor in tensors))
+            if seen not in self._seen:
+                self._check_tensors(tensors, dtype)
+                self._check_sizes(tensors)
+                if len(self._seen) < SEEN:
+                    self._seen.add(seen)
+        return self._current().run(self, tensors, dtype)
+
+    def _current(self) -> Executor:
+        """The code for this call: that with contracted weights only where they are those of the parameters."""
+        frozen = self._frozen
+        if frozen is None or is_traced() or not frozen.is_of(self):
+            return self._executor
+        if not frozen.is_current():
+            frozen = self._frozen = Frozen.of_module(frozen.plan, self, self._weights, self._like())
+        return frozen
+
+    def _check_tensors(self, tensors: Sequence[Tensor], lowered: torch.dtype | None) -> None:
+        first = getattr(self, self._weights[0]) if self._weights else tensors[0]
+        if self._weights:
+            self._check_type(first)
+        dtype = first.dtype if lowered is None else lower_type(first.new_empty(0), lowered).dtype
+        for tensor, (name, count, sizes) in zip(tensors, self._executor.fixed, strict=True):
             if tensor.ndim != count or any(tensor.shape[axis] != size for axis, size in sizes):
                 self._refuse_shape(name, tensor)
             if not tensor.is_floating_point():
-                raise CompileError(f"the input {name!r} is {tensor.dtype}", fix="floating point numbers")
-            if tensor.dtype != dtype and not torch.is_autocast_enabled(tensor.device.type):
-                others = "the weights are" if self._weights else f"{self._fixed[0][0]!r} is"
-                raise CompileError(
-                    f"the input {name!r} is {tensor.dtype}, {others} {dtype}",
-                    fix=f"{name}.to({dtype}), or torch.autocast",
-                )
+                self._refuse(f"the input {name!r} is {tensor.dtype}", fix="floating point numbers")
+            if tensor.dtype != dtype:
+                others = "the weights are" if self._weights else f"{self._executor.fixed[0][0]!r} is"
+                fact = f"the input {name!r} is {tensor.dtype}, {others} {dtype}"
+                self._refuse(fact, fix=f"{name}.to({dtype}), or torch.autocast")
+
+    def _check_type(self, weight: Tensor) -> None:
+        if weight.dtype not in COMPUTED:
+            self._refuse(f"the weights are {weight.dtype}", fix=f"one of {', '.join(map(str, COMPUTED))}")
+
+    def _refuse(self, fact: str, **context: Any) -> NoReturn:
+        raise CompileError(fact, **context, layer=self._title())
+
+    def _title(self) -> str | None:
+        """What an error calls the module; None where the network says it."""
+        return None
 
     def _inputs(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        names = [name for name, _, _ in self._fixed]
+        names = [name for name, _, _ in self._executor.fixed]
         if len(inputs) > len(names):
             raise CompileError(f"{len(inputs)} inputs are given to a network of {len(names)}", inputs=" ".join(names))
         by_name = dict(zip(names, inputs, strict=False))
@@ -134,7 +159,7 @@ class Compiled(nn.Module):
         except SizeError as error:
             listed = ", ".join(f"{name} {shape}" for name, shape in by_name.items())
             fact = "the sizes of the inputs do not fit each other or the weights"
-            raise CompileError(fact, shapes=listed, because=error) from None
+            raise CompileError(fact, shapes=listed, because=error, layer=self._title()) from None
 
     def _own_sizes(self) -> dict[str, int]:
         """The sizes that the weights and the windows determine."""
@@ -145,7 +170,7 @@ class Compiled(nn.Module):
         """Labels whose size may change: those of the inputs, and those that nodes other than weights tie to them."""
         nodes = self.network.nodes
         moving: set[str] = set()
-        for name, _, fixed in self._fixed:
+        for name, _, fixed in self._executor.fixed:
             labels = next(node.labels for node in nodes if isinstance(node, NamedTensor) and node.name == name)
             moving |= {label for axis, label in enumerate(labels) if axis not in dict(fixed)}
         settled = {label for node in nodes if node.name in self._weights for label in node.labels}
@@ -159,14 +184,19 @@ class Compiled(nn.Module):
 
     def _refuse_shape(self, name: str, tensor: Tensor) -> None:
         node = next(n for n in self.network.nodes if isinstance(n, NamedTensor) and n.name == name)
-        _, count, sizes = next(row for row in self._fixed if row[0] == name)
+        _, count, sizes = next(row for row in self._executor.fixed if row[0] == name)
         shape = tuple(tensor.shape)
         if tensor.ndim != count:
             fact = f"the input {name!r} has {tensor.ndim} axes, its node has {count}"
         else:
             axis, size = next((axis, size) for axis, size in sizes if shape[axis] != size)
             fact = f"the axis {node.labels[axis]!r} of the input {name!r} has {shape[axis]} elements, not {size}"
-        raise CompileError(fact, shape=shape, node=node_text(node, self.network.sizes, set()))
+        self._refuse(fact, shape=shape, node=node_text(node, self.network.sizes, set()))
+
+    @property
+    def plan(self) -> Plan:
+        """How the network is computed; `print(module.plan)` shows it."""
+        return (self._frozen or self._executor).plan
 
     @property
     def code(self) -> str:
@@ -174,42 +204,48 @@ class Compiled(nn.Module):
         return re.sub(r";  [^;]* = None$", "", str(self._code.code).strip(), flags=re.MULTILINE)
 
     @property
+    def _code(self) -> fx.GraphModule:
+        return (self._frozen or self._executor).code
+
+    @property
     def frozen(self) -> bool:
         """Whether the module is frozen: whether contracted weights are stored."""
-        return self._thawed is not None
+        return self._frozen is not None
 
     # Freezing --------------------------------------------------------------------------------------------------
 
     def freeze(self) -> Self:
         """Contract once all that depends on weights alone, store it, and choose a plan for the rest.
 
-        A frozen module is in evaluation mode. Changes of its parameters have no effect, and they get no gradients. The
-        stored tensors are buffers that are not in the state dict. `train()` and loading a state dict thaw the module.
+        A frozen module is in evaluation mode, and its parameters get no gradients. It is right whatever is done to
+        them: once they have other elements, the next call contracts them again, and a call with other tensors in their
+        place, as by `torch.func.functional_call`, computes from those, as does code that torch traces, compiles or
+        exports. The stored tensors are neither parameters nor buffers. `train()` and loading a state dict thaw it.
 
         Returns:
             The module itself.
+
+        Raises:
+            CompileError: a weight is computed from other tensors.
         """
         if self.frozen:
             return self
+        computed = [name for name in self._weights if name not in self._parameters and name not in self._buffers]
+        if computed:
+            self._refuse(
+                f"{computed[0]!r} is computed from other tensors at each call",
+                because="a parametrisation, pruning or weight norm",
+                fix="remove it first, as by torch.nn.utils.parametrize.remove_parametrizations",
+            )
         like = self._like()
         dtype = like.dtype if self._weights else torch.float64  # for dense patterns, whose dtype follows the inputs
         request = replace(self.plan.request, frozen=True, backward=False, dtype=dtype, device=like.device)
-        plan = self._make_plan(request)
-        weights = {name: getattr(self, name).detach() for name in self._weights}
-        supplied, stored = contract_weights(plan.chosen.program, weights | dense_patterns(plan.chosen, request))
-        for name, tensor in stored.items():
-            self.register_buffer(name, tensor, persistent=False)
-        self._thawed = self.plan
-        self._run(plan, supplied)
+        self._frozen = Frozen.of_module(self._make_plan(request), self, self._weights, like.to(dtype))
         return super().train(False)
 
     def thaw(self) -> Self:
         """Use the parameters again instead of the stored tensors; returns the module itself."""
-        if self._thawed is not None:
-            for name in self._supplied.values():
-                delattr(self, name)
-            plan, self._thawed = self._thawed, None
-            self._run(plan, {})
+        self._frozen = None
         return self
 
     def replan(
@@ -233,7 +269,7 @@ class Compiled(nn.Module):
             CompileError, SizeError: the shapes do not fit, or no plan keeps within the largest number of elements.
         """
         shapes = self._nominal_shapes(inputs, memory_format)
-        frozen, like, before = self.frozen, self._like(), self._thawed or self.plan
+        frozen, like, before = self.frozen, self._like(), self._executor.plan
         sizes = {**self._own_sizes(), **check_inputs(self.network, shapes)}
         network = Network(self.network.nodes, self.network.output, sizes)
         request = replace(before.request, network=network, dtype=like.dtype, device=like.device)
@@ -243,9 +279,6 @@ class Compiled(nn.Module):
             request = replace(request, channels_last=is_channels_last(memory_format))
         self._tune = self._tune if tune is None else tune
         plan = self._make_plan(request)
-        self.thaw()
-        for name in dense_patterns(before.chosen, before.request):
-            delattr(self, name)
         self.network = request.network
         self._use(plan)
         return self.freeze() if frozen else self
@@ -272,12 +305,25 @@ class Compiled(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
         self.thaw()
-        self._seen.clear()
         super()._load_from_state_dict(*args, **keywords)
+        self._straighten()
+        self._seen.clear()
 
-    def _apply(self, *args: Any, **keywords: Any) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **keywords: Any) -> Any:
+        def flat(tensor: Tensor) -> Tensor:  # as torch would put four or five axes into the order of channels_last
+            return fn(tensor.flatten(1)).reshape(tensor.shape) if tensor.ndim in (4, 5) else fn(tensor)
+
+        super()._apply(flat, *args, **keywords)  # type: ignore[no-untyped-call]
+        self._straighten()
+        self._executor.move(self._like())
         self._seen.clear()  # the dtype may change
-        return super()._apply(*args, **keywords)  # type: ignore[no-untyped-call]
+        return self
+
+    def _straighten(self) -> None:
+        """Put the elements of every parameter and buffer into the order of its axes, as torch's layers have them."""
+        for tensor in (*self.parameters(recurse=False), *self.buffers(recurse=False)):
+            if not tensor.is_contiguous():
+                tensor.data = tensor.data.contiguous()
 
     def extra_repr(self) -> str:
         return f"{self.network}{', frozen' if self.frozen else ''}"
@@ -294,48 +340,40 @@ class Compiled(nn.Module):
         return Plan(request, tuple(listed))
 
     def _use(self, plan: Plan) -> None:
-        """Use a plan, with its dense patterns and with the order of each weight in memory that it needs."""
-        lay_out(plan.chosen.program, {name: tensor for name, tensor in self._parameters.items() if tensor is not None})
-        for name, dense in dense_patterns(plan.chosen, plan.request).items():
-            self.register_buffer(name, dense, persistent=False)
-        self._run(plan, {})
-
-    def _run(self, plan: Plan, supplied: dict[int, str]) -> None:
-        """Run the code of a plan; `supplied`: the names of the buffers of stored values, by their position."""
-        program = plan.chosen.program
-        self.plan, self._supplied = plan, supplied
-        self._code = emit(program, supplied=supplied).train(self.training)
+        """Use a plan, with its dense patterns; the module is thawed."""
+        self._executor = Executor(plan, dense_patterns(plan.chosen, plan.request), {})
+        self._frozen = None
         self._seen = set()
-        self._arguments = argument_names(program, supplied)
-        self._fixed = _fixed_axes(plan.request, program)
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and the device of the weights."""
         tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor.is_floating_point()]
         return tensors[0] if tensors else torch.empty(0, dtype=self.plan.request.dtype, device=self.plan.request.device)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without the code, because torch.fx would trace it again and rename its arguments."""
-        modules = {name: module for name, module in self._modules.items() if name != "_code"}
-        return {**self.__dict__, "_modules": modules}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._run(self.plan, self._supplied)
+    def __prepare_scriptable__(self) -> NoReturn:
+        fix = "torch.jit.trace, or torch.compile"
+        self._refuse(f"a {type(self).__name__} cannot be read by torch.jit.script", fix=fix)
 
     def _timer(self, candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
         return make_timer(candidate, request, {name: getattr(self, name) for name in self._weights})
 
 
-def _fixed_axes(request: PlanRequest, program: Program) -> tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]:
-    """For each input its name, its number of axes, and (axis, size) for each size that cannot change."""
-    rows = []
-    for name in request.inputs:
-        load = next(one for one in program.operations if isinstance(one, Load) and one.name == name)
-        labels = labels_in(load.axes)  # those of the simplified network
-        fixed = tuple((axis, program.sizes[label]) for axis, label in enumerate(labels) if label not in program.moving)
-        rows.append((name, len(labels), fixed))
-    return tuple(rows)
+def is_symbolic(*arguments: object) -> bool:
+    """Whether an argument stands for a value in a graph that `torch.fx.symbolic_trace` makes."""
+    return any(isinstance(one, fx.Proxy) for one in arguments)
+
+
+def leaf_call(module: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """The call of a module in a graph that torch.fx traces: it is a leaf there, as torch's layers are.
+
+    Raises:
+        CompileError: the module itself is traced.
+    """
+    tracer: Any = next(one for one in (*inputs, *named.values()) if isinstance(one, fx.Proxy)).tracer
+    if tracer.root is module:
+        fact = f"torch.fx traces models that hold a {type(module).__name__}, not the layer itself"
+        raise CompileError(fact, fix="torch.nn.Sequential(layer), torch.export or layer.code")
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(inputs), dict(named))
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:

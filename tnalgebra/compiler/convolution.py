@@ -72,7 +72,7 @@ def convolve(
     window_axes = tuple(one.k for one in positions)
     kernel_axes = (*((groups + summed, new) if transposed else (groups + new, summed)), *window_axes)
     order = channels_last_order(kernel_axes) if is_last else labels_in(kernel_axes)
-    right = arrange(draft, right, kernel_axes, order=order, last=is_last)
+    right = arrange(draft, right, kernel_axes, last=is_last)
     if not transposed:
         left = pad(draft, left, [(one.node, *one.rest) for one in positions if one.node])
     left, image_is_last = as_image(draft, left)

@@ -72,7 +72,7 @@ def lower(
     if bias is not None:
         _add_bias(draft, bias)
     operations, leaves = tuple(draft.operations), tuple(patterns.values())
-    return ops.Program(operations, computation.inputs, draft.sizes, draft.moving, draft.stored, leaves, style)
+    return ops.Program(operations, computation.inputs, draft.sizes, draft.moving, leaves, style)
 
 
 def _pattern(steps: Steps, tree: ContractionTree) -> Leaf:
@@ -261,10 +261,10 @@ def _linear(draft: Draft, left: Value, right: Value, summed: Axis) -> Value:
         rest = (labels_in(rest),)
         if draft.style.memory_format == "contiguous" and len(batch) < 2 and all(batch):
             left = arrange(draft, left, (*batch, summed, *rest))
-            right = arrange(draft, right, (new, summed), order=(*new, *summed))
+            right = arrange(draft, right, (new, summed))
             return draft.add(ops.Product(right.number, left.number, (*batch, new, *rest), summed, "above"))
     left = as_matrices(draft, arrange(draft, left, (*batch, *rest, summed)))
-    right = arrange(draft, right, (new, summed), order=(*new, *summed))
+    right = arrange(draft, right, (new, summed))
     return draft.add(ops.Product(left.number, right.number, (*batch, *rest, new), summed, "linear"))
 
 

@@ -269,7 +269,6 @@ class Program:
     inputs: names, in the order of the call.
     sizes: the nominal size of every label of any value.
     moving: labels whose size may differ from call to call.
-    stored: for each weight its labels in the best order of its elements in memory.
     patterns: windows and reshapes that the program takes as dense tensors.
     """
 
@@ -277,7 +276,6 @@ class Program:
     inputs: tuple[str, ...]
     sizes: Mapping[str, int]
     moving: frozenset[str]
-    stored: Mapping[str, tuple[str, ...]]
     patterns: tuple[Leaf, ...]
     style: Style
 
@@ -299,4 +297,4 @@ class Program:
     @property
     def text(self) -> str:
         """A text that is equal for programs that call the same functions of torch."""
-        return repr((self.operations, sorted(self.stored.items())))
+        return repr(self.operations)

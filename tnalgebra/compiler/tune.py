@@ -19,7 +19,7 @@ from .._files import cache_folder, write_text
 from .choose import Candidate, PlanRequest
 from .emit import argument_names, emit
 from .operations import Load, shape_in
-from .weights import contract_weights, dense_patterns, lay_out
+from .weights import contract_weights, dense_patterns
 
 TUNED = 12
 """Number of candidates that `tune=True` measures, taken from each style in turn by their predicted prices."""
@@ -97,11 +97,10 @@ def make_timer(candidate: Candidate, request: PlanRequest, weights: Mapping[str,
                 tensor = tensor.contiguous(memory_format=layout)
             tensors[operation.name] = tensor
         elif isinstance(operation, Load) and operation.kind == "weight":
-            tensors[operation.name] = weights[operation.name].detach().clone()
+            tensors[operation.name] = weights[operation.name].detach().clone(memory_format=torch.contiguous_format)
     for tensor in tensors.values():
         tensor.requires_grad_(request.backward)
     tensors |= dense_patterns(candidate, request)
-    lay_out(program, tensors)
     supplied: dict[int, str] = {}
     if request.frozen:
         supplied, stored = contract_weights(program, tensors)

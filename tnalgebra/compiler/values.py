@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
 from ..networks import Conv
@@ -40,7 +40,6 @@ class Draft:
     patterns: the dense tensors that replace windows or reshapes, by the bit of their node.
     sizes: of all labels, including those that padding makes.
     moving: labels whose size may differ from call to call.
-    stored: the order in which a weight should be in memory, by name.
     loaded: the values of tensors that are already loaded, by name.
     factor: the number by which the whole value is still to be multiplied.
     """
@@ -54,7 +53,6 @@ class Draft:
     moving: frozenset[str]
     factor: float
     operations: list[ops.Operation] = field(default_factory=list)
-    stored: dict[str, tuple[str, ...]] = field(default_factory=dict)
     loaded: dict[str, Value] = field(default_factory=dict)
 
     def add(self, operation: ops.Operation, order: Iterable[str] | None = None) -> Value:
@@ -174,18 +172,8 @@ def roles(left: Value, right: Value, live: Collection[str]) -> tuple[Axis, Axis,
 # Changes of a value ----------------------------------------------------------------------------------------------
 
 
-def arrange(
-    draft: Draft, value: Value, axes: Axes, *, order: tuple[str, ...] | None = None, last: bool = False
-) -> Value:
-    """The value with its labels on these axes.
-
-    Args:
-        order: the order in memory of a weight whose order is still free.
-        last: whether it is a kernel that should be in channels_last.
-    """
-    operation = draft.operations[value.number]
-    if isinstance(operation, ops.Load) and draft.is_single_weight(operation):
-        value = replace(value, order=draft.stored.setdefault(operation.name, order or labels_in(axes)))
+def arrange(draft: Draft, value: Value, axes: Axes, *, last: bool = False) -> Value:
+    """The value with its labels on these axes; `last`: whether it is a kernel that should be in channels_last."""
     assert sorted(labels_in(axes)) == sorted(value.labels), (axes, value.axes)
     if axes == value.axes:
         return value

@@ -11,28 +11,30 @@ from torch import Tensor
 from ..tensors import pattern
 from .choose import Candidate, PlanRequest
 from .emit import argument_names, emit
-from .operations import Load, Program, labels_in
-
-
-def lay_out(program: Program, tensors: Mapping[str, Tensor]) -> None:
-    """Put the elements of each weight into the order in memory that its first step needs; its shape is kept."""
-    for operation in program.operations:
-        if isinstance(operation, Load) and operation.name in program.stored and operation.name in tensors:
-            labels = labels_in(operation.axes)
-            wanted = [labels.index(label) for label in program.stored[operation.name]]
-            tensor = tensors[operation.name]
-            with torch.no_grad():
-                tensor.data = tensor.data.permute(wanted).contiguous().permute([*map(wanted.index, range(len(wanted)))])
+from .operations import Load, Program
 
 
 def dense_patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tensor]:
     """The dense 0/1 tensors that a candidate takes, by name."""
     computation = candidate.computation
-    return {
-        leaf.name: pattern(leaf.node, computation.network).to(request.device, request.dtype)
-        for leaf in (*computation.leaves, *candidate.program.patterns)
-        if leaf.kind == "pattern"
-    }
+    device = "cpu" if request.device.type == "meta" else request.device
+    with torch.device("cpu"):  # whatever the default device is
+        return {
+            leaf.name: pattern(leaf.node, computation.network).to(device, request.dtype)
+            for leaf in (*computation.leaves, *candidate.program.patterns)
+            if leaf.kind == "pattern"
+        }
+
+
+def supplied_values(program: Program) -> dict[int, str]:
+    """A name for each value that depends on weights alone and that other steps need, by its position."""
+    flags = program.weights_only
+    taken = {source for flag, one in zip(flags, program.operations, strict=True) if not flag for source in one.sources}
+    if flags[-1]:
+        taken.add(len(flags) - 1)
+    loaded = {one.name for one in program.operations if isinstance(one, Load)}
+    names = (name for number in count() if (name := f"frozen_{number}") not in loaded)
+    return dict(zip(sorted(number for number in taken if flags[number]), names, strict=False))
 
 
 def contract_weights(program: Program, tensors: Mapping[str, Tensor]) -> tuple[dict[int, str], dict[str, Tensor]]:
@@ -41,12 +43,7 @@ def contract_weights(program: Program, tensors: Mapping[str, Tensor]) -> tuple[d
     Returns:
         Their names by position, as `emit` takes them, and the tensors by name.
     """
-    flags = program.weights_only
-    taken = {source for flag, one in zip(flags, program.operations, strict=True) if not flag for source in one.sources}
-    if flags[-1]:
-        taken.add(len(flags) - 1)
-    names = (name for number in count() if (name := f"frozen_{number}") not in {*program.inputs, *tensors})
-    supplied = dict(zip(sorted(number for number in taken if flags[number]), names, strict=False))
+    supplied = supplied_values(program)
     return supplied, dict(zip(supplied.values(), _compute(program, [*supplied], tensors), strict=True))
 
 
@@ -55,7 +52,7 @@ def _compute(program: Program, wanted: Sequence[int], tensors: Mapping[str, Tens
         return []
     code = emit(program, wanted=wanted)
     taken = [tensors[name] for name in argument_names(program, wanted=wanted)]
-    kind = taken[0].device.type if taken else "cpu"
+    kind = taken[0].device.type if taken and not taken[0].is_meta else "cpu"
     # what is stored must not depend on autocast or inference mode of the caller
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
         return [value.detach().clone() for value in code(*taken)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch import nn as torch_nn
 from torch.nn import functional
 
+from ..compiler import is_symbolic, leaf_call
 from ..errors import CompileError, LayerError
 from .base import LayerRewrite
 from .layers import Linear
@@ -118,6 +119,9 @@ class MultiheadAttention(torch_nn.Module):
             CompileError: inputs or masks of other shapes, or nested tensors.
             RuntimeError: `is_causal` without a mask, as in torch.
         """
+        arguments = (query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+        if is_symbolic(*arguments):
+            return leaf_call(self, arguments, {})  # type: ignore[no-any-return]
         batched = _check_inputs(query, key, value)
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal is a hint about attn_mask, which is None: give the causal mask as well")

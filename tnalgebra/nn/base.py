@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
@@ -14,16 +15,17 @@ import torch
 from torch import Tensor
 from torch import nn as torch_nn
 
-from ..compiler import MAX_PLAN_ELEMENTS, Compiled, make_request
-from ..errors import CompileError, LayerError, explain
+from ..compiler import MAX_PLAN_ELEMENTS, Compiled, is_jit_traced, make_request
+from ..errors import CompileError, LayerError
 from ..fitting import bonds_of
 from ..networks import NamedTensor, Network, compose, shape_of, tensor_nodes
 from ..rewriting import Fit, Rule, Trace
 from ..tensors import bind
-from .kernels import check_layer_weight, contracted, fit_constants, fit_weight, mean_square
-from .origin import Origin, origin_of_fit
+from .kernels import check_kernel, check_layer_weight, contracted, fit_constants, fit_weight, mean_square
+from .origin import Origin, in_type, origin_of_fit
 from .planning import LayerChoices, Planning, Shaping, checked_format, nominal_shape, split_choices
 from .torch_layers import DECOMPOSABLE, AnyLayer, kernel_labels_of, layer_network, memory_format_of
+from .weight_facts import Weightless
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +37,7 @@ _OWN_NAMES = ("X", "weight", "bias", "padding", "kernel", "origin")
 """Names that a tensor of a decomposition cannot have, beside those of the layer's arguments."""
 
 
-class KernelLayer(Compiled):
+class KernelLayer(Weightless):
     """A layer of torch's whose kernel is a tensor network: base of the layers in `tnalgebra.nn`.
 
     Its parameters are the network's tensors, under their names, and `bias`; constants are buffers. It is a `Compiled`:
@@ -72,6 +74,7 @@ class KernelLayer(Compiled):
         missing = [name for name in tensor_nodes(fit.network) if name not in fit.values]
         if missing:
             raise LayerError(f"the fit has no value of {missing[0]!r}", network=fit.network)
+        fit = in_type(fit, module.weight.dtype)
         return cls.of_network(
             module, fit.network, fit.values, constants=fit_constants(fit), planning=planning, origin=origin_of_fit(fit)
         )
@@ -130,11 +133,12 @@ class KernelLayer(Compiled):
             requested = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value is not None)
             fact = f"torch.nn.{self.dense_class.__name__} does not take these arguments"
             raise LayerError(fact, given=requested, because=error) from error
-        check_layer_weight(module)
+        check_kernel(module)
         planning, fitting = split_choices(choices)
         rough: Any = {"starts": 1, "sweeps": 0, **fitting}
-        fit = fit_weight(module, rewrite, size, rough)
-        self._fill(module, fit.network, fit.values, constants=fit_constants(fit), planning=planning)
+        with torch.device("cpu"):  # so that the ranks are found if the layer is made without elements
+            fit = fit_weight(module, rewrite, size, rough)
+            self._fill(module, fit.network, fit.values, constants=fit_constants(fit), planning=planning)
         self.origin = Origin()
         self.reset_parameters()
 
@@ -168,10 +172,11 @@ class KernelLayer(Compiled):
             tensors["bias"] = torch_nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         layout = checked_format(planning.get("memory_format"), weight.ndim)
         computed = {*tensor_nodes(network), "bias"}
-        request, weights = make_request(
+        weights = {name: tensor for name, tensor in tensors.items() if name in computed}
+        request, _ = make_request(
             network,
             inputs=inputs,
-            values={name: tensor for name, tensor in tensors.items() if name in computed},
+            values={name: torch.zeros_like(one, device="cpu") if one.is_meta else one for name, one in weights.items()},
             constants=constants & computed,
             bias=None if bias is None else network.output[1],
             candidates=planning.get("candidates", "all"),
@@ -181,6 +186,7 @@ class KernelLayer(Compiled):
             max_elements=MAX_PLAN_ELEMENTS,
             format_kept=True,
         )
+        request = replace(request, device=weight.device)
         super().__init__(request, weights, frozenset(constants), planning.get("tune", False))
         for name in tensors.keys() - weights.keys():
             if name in constants:
@@ -243,7 +249,7 @@ class KernelLayer(Compiled):
     @property
     def planning(self) -> Planning:
         """What the plan was chosen for; of a frozen layer the plan that it has when it is thawed."""
-        request = (self._thawed or self.plan).request
+        request = self._executor.plan.request
         return Planning(
             input_size=self.planned_for[2:] or None,
             batch_size=self.planned_for[0],
@@ -260,7 +266,10 @@ class KernelLayer(Compiled):
 
     def dense_weight(self) -> Tensor:
         """The kernel contracted to one tensor, as torch stores it: differentiable, contracted in float64."""
-        return contracted(self.kernel, self._cores()).to(self._like().dtype)
+        cores, like = self._cores(), self._like()
+        if any(core.is_meta for core in cores.values()):
+            return torch.empty(shape_of(self.kernel, self.kernel.output), dtype=like.dtype, device="meta")
+        return contracted(self.kernel, cores).to(like.dtype)
 
     def to_dense(self) -> AnyLayer:
         """The layer of torch's with the rebuilt weight, and a copy of the bias."""
@@ -300,6 +309,8 @@ class KernelLayer(Compiled):
         embedding. The bias is uniform in +-1 / sqrt(fan_in).
         """
         self.thaw()
+        if any(parameter.is_meta for parameter in self.parameters()):
+            return  # without elements there is nothing to draw, as in torch
         fan_in = prod(shape_of(self.kernel, self.kernel.output[1:]))
         variance = 1.0 if self.dense_class is torch_nn.Embedding else 1 / (3 * fan_in)
         cores = {name: core.detach().double() for name, core in self._cores().items()}
@@ -313,17 +324,6 @@ class KernelLayer(Compiled):
                 getattr(self, name).copy_(factor * cores[name])
             if self.bias is not None:
                 self.bias.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "weight":
-            raise AttributeError(
-                explain(
-                    f"nn.{type(self).__name__} has no weight: its kernel is a tensor network",
-                    parameters=" ".join(self._parameters),
-                    fix="layer.dense_weight(), the rebuilt kernel; layer.to_dense(), torch's layer with it",
-                )
-            )
-        return super().__getattr__(name)
 
     def extra_repr(self) -> str:
         sizes = " ".join(f"{bond}={self.kernel.sizes[bond]}" for bond in bonds_of(self.kernel))
@@ -349,6 +349,9 @@ class KernelLayer(Compiled):
             if "padding" in layer._buffers:  # of an embedding, whose padding row the other layer trains
                 layer._buffers["padding"] = None
 
+    def _title(self) -> str:
+        return f"nn.{self.dense_class.__name__}"
+
     def _multiply_adds_text(self) -> str:
         return f"{self.plan.multiply_adds:,} multiply-adds at {' x '.join(map(str, self.planned_for))}"
 
@@ -357,8 +360,11 @@ class KernelLayer(Compiled):
 
     @classmethod
     def empty_dense(cls, arguments: Mapping[str, Any]) -> Any:
-        """The layer of torch's with these arguments, its tensors without elements."""
-        return cls.dense_class(**arguments, device="meta")
+        """The layer of torch's with these arguments, its tensors without elements and nothing drawn for them."""
+        undrawn = type(cls.dense_class.__name__, (cls.dense_class,), {"reset_parameters": lambda layer: None})
+        layer = undrawn(**arguments, device="meta")
+        layer.__class__ = cls.dense_class
+        return layer
 
     def _empty_dense(self) -> Any:
         arguments = {name: getattr(self, name) for name in self.argument_names if name != "bias"}
@@ -381,9 +387,9 @@ class KernelLayer(Compiled):
 
     def _compute(self, x: Tensor, channels: int, axis: int) -> Tensor:
         """The layer's output for an input with one batch axis, which may be empty."""
-        if x.ndim > -axis - 1:
+        if x.ndim > -axis - 1 and not is_jit_traced():
             self._check_channels(x.shape, x.shape[axis], channels)
-        if torch.compiler.is_compiling() or x.ndim == 0 or x.shape[0]:
+        if torch.compiler.is_compiling() or is_jit_traced() or x.ndim == 0 or x.shape[0]:
             return super().forward(x)
         one = torch.cat([x, x.new_zeros((1, *x.shape[1:]))])
         return super().forward(one)[:0]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple, Self, Unpack
+from typing import NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor
 from torch import nn as torch_nn
 
-from ..compiler import Compiled
+from ..compiler import Compiled, is_jit_traced, is_symbolic, leaf_call
 from ..errors import CompileError, LayerError
 from ..networks import Copy, Fuse, NamedTensor, Network, Node, fresh, node_text, shape_of, tensor_nodes
 from ..rewriting import Rule
@@ -60,6 +60,7 @@ class Embedding(KernelLayer):
     embedding_dim: int
     padding_idx: int | None
     padding: Tensor | None
+    _lowered = False
     _selected: tuple[_Selected, ...]
 
     def __init__(
@@ -114,6 +115,8 @@ class Embedding(KernelLayer):
             CompileError: the input does not hold integers.
             IndexError: a number is out of range; on a GPU, as in torch, a failed assertion of the device.
         """
+        if is_symbolic(input):
+            return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
         if input.dtype not in (torch.int64, torch.int32):
             raise CompileError(f"the input of nn.Embedding is {input.dtype}", fix="numbers of rows, as torch.int64")
         numbers = input.reshape(-1)
@@ -122,7 +125,7 @@ class Embedding(KernelLayer):
         except IndexError as error:
             last = self.num_embeddings - 1
             raise IndexError(f"a row is out of range: those of this nn.Embedding are 0 to {last}") from error
-        empty = not torch.compiler.is_compiling() and not numbers.numel()
+        empty = not torch.compiler.is_compiling() and not is_jit_traced() and not numbers.numel()
         if empty:
             numbers = numbers.new_zeros(1)
         inputs = [_select(getattr(self, one.core), one.axes, numbers) for one in self._selected]
@@ -166,12 +169,12 @@ class Embedding(KernelLayer):
         self._selected = _select_rows(self.kernel)[1]
         row = None if self.padding_idx is None else module.weight[self.padding_idx].detach().clone()
         self.register_buffer("padding", row)
+        self._straighten()
 
-    @classmethod
-    def empty_dense(cls, arguments: Mapping[str, Any]) -> Any:
-        """See `KernelLayer`; torch would load its compiler to draw a table without elements."""
-        empty = torch.empty(arguments["num_embeddings"], arguments["embedding_dim"], device="meta")
-        return torch_nn.Embedding(**arguments, _weight=empty)
+    def _check_tensors(self, tensors: Sequence[Tensor], lowered: torch.dtype | None) -> None:
+        """See `Compiled`; the inputs are rows of cores."""
+        self._check_type(getattr(self, self._selected[0].core))
+        super()._check_tensors(tensors, lowered)
 
     def _multiply_adds_text(self) -> str:
         return f"{self.plan.multiply_adds / self.planned_for[0]:,.0f} multiply-adds a token"

@@ -17,9 +17,15 @@ from ..tensors import value_of
 from .torch_layers import AnyLayer, kernel_labels_of, layer_network, own_weight
 
 
+def check_kernel(module: AnyLayer) -> None:
+    """Refuse a layer that has no network, or whose weight is not its own."""
+    layer_network(module)
+    own_weight(module)
+
+
 def check_layer_weight(module: AnyLayer) -> None:
     """Refuse what a layer made from this one could not do."""
-    layer_network(module)  # refuses what has no network
+    check_kernel(module)
     if own_weight(module).is_meta:
         raise LayerError("the weight has no elements: it is on the meta device", fix="a device with memory")
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -30,8 +36,10 @@ def check_layer_weight(module: AnyLayer) -> None:
 
 
 def fit_weight(module: AnyLayer, rewrite: str | Rule, size: object, choices: Choices) -> Fit:
+    """The fit of a layer's weight; of random numbers in its place, if it is without elements."""
     rule = read_rewrite(rewrite, kernel_labels_of(module))
-    return rule.apply({rule.tensor: module.weight}, size, **choices)
+    weight = torch.randn(module.weight.shape, dtype=module.weight.dtype) if module.weight.is_meta else module.weight
+    return rule.apply({rule.tensor: weight}, size, **choices)
 
 
 def fit_constants(fit: Fit) -> set[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch import nn as torch_nn
 
-from ..compiler import is_channels_last
+from ..compiler import is_channels_last, is_symbolic, leaf_call
 from ..errors import CompileError, LayerError
 from ..networks import Numbers
 from ..networks import input_size as positions_reached
@@ -81,6 +81,8 @@ class _Windowed(KernelLayer):
         Raises:
             CompileError: another number of axes or channels, another dtype, fewer positions than a window needs.
         """
+        if is_symbolic(input):
+            return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
         axes = len(self.kernel_size)
         if input.ndim == axes + 1:
             return self._compute(input.unsqueeze(0), self.in_channels, -axes - 1).squeeze(0)
@@ -173,7 +175,7 @@ class _ConvTranspose(_Windowed):
         Raises:
             CompileError: as of any input that does not fit; an output_size that the layer does not make.
         """
-        if output_size is not None:
+        if output_size is not None and not is_symbolic(input):
             numbers = zip(self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, strict=True)
             sizes = zip(input.shape[-len(self.kernel_size) :], numbers, strict=True)
             made = tuple(
@@ -273,6 +275,8 @@ class Linear(KernelLayer):
         Raises:
             CompileError: another number of features, another dtype.
         """
+        if is_symbolic(input):
+            return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
         if input.ndim == 2:
             return self._compute(input, self.in_features, -1)
         if input.ndim < 2:

@@ -1,0 +1,180 @@
+"""The code of a plan with the tensors that it takes at a call, and the contracted weights of a frozen module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .emit import argument_names, emit
+from .operations import Arrange, ChannelsLast, Diagonal, Load, Rename, Repeat, labels_in
+from .plan import Plan
+from .weights import contract_weights, dense_patterns, supplied_values
+
+_MOVES = (Load, Rename, Arrange, ChannelsLast, Repeat, Diagonal)
+"""Operations that leave every number as it is."""
+
+
+@dataclass
+class Executor:
+    """The code of a plan, and the tensors that it takes besides the inputs and the tensors of a module.
+
+    stored: dense patterns, or the contracted weights of a frozen module. They are neither parameters nor buffers, so
+        nothing that is done to those reaches them.
+    supplied: the name of each stored value that the program would compute itself, by its position.
+    """
+
+    plan: Plan
+    stored: dict[str, Tensor]
+    supplied: Mapping[int, str]
+
+    def __post_init__(self) -> None:
+        program = self.plan.chosen.program
+        self.code = emit(program, supplied=self.supplied)
+        self.arguments = argument_names(program, self.supplied)
+        self.fixed = _fixed_axes(self.plan)
+        pairs = zip(program.operations, program.weights_only, strict=True)
+        contracts = not self.supplied and any(alone and not isinstance(one, _MOVES) for one, alone in pairs)
+        self.halves = _Halves(self.plan) if contracts else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the code, because torch.fx would trace it again and rename its arguments."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    def move(self, like: Tensor) -> None:
+        """Put the stored tensors where the weights are; they stay where they are if the weights have no memory."""
+        if not like.is_meta:
+            self.stored = {name: tensor.to(like.device, like.dtype) for name, tensor in self.stored.items()}
+
+    def run(self, module: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
+        """The value of the network.
+
+        Args:
+            dtype: the type of autocast, which the inputs have already. What is contracted of weights alone is computed
+                in the type of the weights and rounded once, as the weight of torch's layer is.
+        """
+        if dtype is None:
+            return self.code.forward(*inputs, *self._taken(module, self.arguments, inputs[0]))  # type: ignore[no-any-return]
+        if self.halves is None:
+            code, taken = self.code, self._taken(module, self.arguments, inputs[0])
+        else:
+            like = getattr(module, self.halves.weights_alone)
+            contracted = self.halves.first(*self._taken(module, self.halves.taken, like))
+            code, taken = self.halves.second, [*self._taken(module, self.halves.left, like), *contracted]
+        return code.forward(*inputs, *(lower_type(tensor, dtype) for tensor in taken))  # type: ignore[no-any-return]
+
+    def _taken(self, module: nn.Module, names: Sequence[str], like: Tensor) -> list[Tensor]:
+        """Tensors of the module by name, and stored ones, of the type and on the device of another tensor."""
+        stored = self.stored
+        return [stored[name].to(like.device, like.dtype) if name in stored else getattr(module, name) for name in names]
+
+
+class _Halves:
+    """The code of a plan in two parts: what depends on weights alone, and the rest, which takes the results."""
+
+    def __init__(self, plan: Plan) -> None:
+        program = plan.chosen.program
+        supplied = supplied_values(program)
+        self.first = emit(program, wanted=[*supplied])
+        self.second = emit(program, supplied=supplied)
+        self.taken = argument_names(program, wanted=[*supplied])
+        self.left = argument_names(program, supplied)[: -len(supplied)]
+        kinds = {one.name: one.kind for one in program.operations if isinstance(one, Load)}
+        self.weights_alone = next(name for name in self.taken if kinds[name] == "weight")
+
+
+@dataclass
+class Frozen(Executor):
+    """The code of a plan with its contracted weights, and what they were contracted from.
+
+    sources: name -> a tensor of the module and a copy of it, which shares its memory until one of them is changed. So
+        the memory shows at each call whether anything was, in whatever way that was done.
+    """
+
+    sources: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of_module(cls, plan: Plan, module: nn.Module, names: Sequence[str], like: Tensor) -> Frozen:
+        """The weights of a module with these names, contracted for a plan."""
+        tensors = {name: getattr(module, name).detach() for name in names}
+        patterns = dense_patterns(plan.chosen, plan.request)
+        patterns = {name: tensor.to(like.device, like.dtype) for name, tensor in patterns.items()}
+        supplied, stored = contract_weights(plan.chosen.program, tensors | patterns)
+        with torch.inference_mode(False), torch.no_grad():
+            sources = {name: (getattr(module, name), _share(tensor)) for name, tensor in tensors.items()}
+        return cls(plan, stored, supplied, sources)
+
+    def is_of(self, module: nn.Module) -> bool:
+        """Whether the module has the tensors that were contracted: others may stand in for them during a call."""
+        return all(getattr(module, name) is tensor for name, (tensor, _) in self.sources.items())
+
+    def is_current(self) -> bool:
+        """Whether the tensors that were contracted have the elements that they had then."""
+        for name, (tensor, copy) in self.sources.items():
+            if not _is_shared(tensor, copy):
+                if not _is_equal(tensor, copy):
+                    return False
+                with torch.inference_mode(False), torch.no_grad():
+                    self.sources[name] = tensor, _share(tensor.detach())
+        return True
+
+
+def _share(tensor: Tensor) -> Tensor:
+    """A copy that takes no memory until it or the tensor is written to, where torch can make one."""
+    try:
+        return torch._lazy_clone(tensor)
+    except RuntimeError:  # memory that is mapped from a file or shared with another process
+        return tensor.clone()
+
+
+def _is_shared(tensor: Tensor, copy: Tensor) -> bool:
+    """Whether a tensor and its copy are the same memory, read in the same way."""
+    return (
+        torch._C._data_address(tensor) == torch._C._data_address(copy)  # type: ignore[attr-defined]
+        and tensor.stride() == copy.stride()
+        and tensor.shape == copy.shape
+        and tensor.dtype == copy.dtype
+        and tensor.device == copy.device
+    )
+
+
+def _is_equal(tensor: Tensor, copy: Tensor) -> bool:
+    alike = tensor.dtype == copy.dtype and tensor.device == copy.device and tensor.shape == copy.shape
+    return alike and not tensor.is_meta and torch.equal(tensor, copy)
+
+
+def lower_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as autocast gives it to a function of lower precision: numbers of float64 stay."""
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+
+def is_traced() -> bool:
+    """Whether torch records what is called, to run it later with other tensors, so that no element can be read."""
+    if torch.compiler.is_compiling() or is_jit_traced():
+        return True
+    modes = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE))
+
+
+def is_jit_traced() -> bool:
+    """Whether `torch.jit.trace` records what is called; sizes are tensors there."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def _fixed_axes(plan: Plan) -> tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]:
+    """For each input its name, its number of axes, and (axis, size) for each size that cannot change."""
+    program = plan.chosen.program
+    rows = []
+    for name in plan.request.inputs:
+        load = next(one for one in program.operations if isinstance(one, Load) and one.name == name)
+        labels = labels_in(load.axes)  # those of the simplified network
+        fixed = tuple((axis, program.sizes[label]) for axis, label in enumerate(labels) if label not in program.moving)
+        rows.append((name, len(labels), fixed))
+    return tuple(rows)
