@@ -34,8 +34,13 @@ MORE_GUESSES = 3
 FOUND = 1e3
 """Below this multiple of the error of rounding, a fit needs no second wave."""
 
-CANDIDATES = 6
-"""The most starts that Gauss-Newton follows where the residual is small."""
+STAGES = ((8, 8, 3.0), (12, 4, 2.0), (20, 2, 1.0), (60, 1, 1.0))
+"""Where the residual is small: how many Gauss-Newton steps how many starts are followed, and by which factor small
+components are worth more. A start that arrives where components are small arrives sooner, and often at less error."""
+
+STRUCTURED = 0.5
+"""A small residual with fewer unknowns than this part of the target's elements may be that of a kernel that another
+start fits exactly. With more of them, any kernel has small residuals."""
 
 CHEAP, DEAR = 2**20, 2**25
 """Limits of unknowns times elements of the target. Up to the first, steps of L-BFGS follow where the residual is large,
@@ -159,7 +164,8 @@ def _may_be_better(objective: Objective, error: float) -> bool:
     least = sqrt(objective.rounding) * FOUND
     if objective.tied and _work(objective) <= CHEAP:
         return error > least
-    return least < error <= SMALL_RESIDUAL and _work(objective) <= DEAR
+    structured = objective.unknowns <= STRUCTURED * objective.target[0].numel()
+    return structured and least < error <= SMALL_RESIDUAL and _work(objective) <= DEAR
 
 
 def _guesses(objective: Objective, starts: int, generator: torch.Generator) -> Cores:
@@ -239,7 +245,7 @@ def _finish(objective: Objective, descent: Descent, sweeps: int, *, gradient_ste
             continue
         part, state = objective.of_layers(layers), descent.of_layers(layers)
         if which is small:
-            state = _by_gauss_newton(part, state.best(CANDIDATES), min(STEPS, sweeps))
+            state = _by_stages(part, state, sweeps)
         else:
             cheap = _work(part) <= CHEAP
             state = _alternate(part, state if cheap else state.best(FINALISTS), sweeps)
@@ -285,10 +291,7 @@ def within_price(objective: Objective, fits: list[SearchResult], settings: Setti
         return fits
     values, plain = _stacked(replace(objective, stability=0.0), [cores for cores, _ in fits])
     before = Descent.begin(plain, values)
-    if objective.tied:
-        after = _by_gauss_newton(plain, before, PRICE_SWEEPS)
-    else:
-        after = _alternate(plain, before, PRICE_SWEEPS)
+    after = (_by_gauss_newton if objective.tied else _alternate)(plain, before, PRICE_SWEEPS)
     part = torch.where(objective.fits_exactly(before.loss)[:, None], 0.0, 1 - (after.loss / before.loss).sqrt())
     prices = part[:, 0].tolist()
     fits = [(cores, replace(report, price=price)) for (cores, report), price in zip(fits, prices, strict=True)]
@@ -316,6 +319,16 @@ def _alternate(objective: Objective, descent: Descent, sweeps: int) -> Descent:
 def _by_gauss_newton(objective: Objective, descent: Descent, steps: int) -> Descent:
     exact = bool(objective.fits_exactly(descent.loss).all())
     return descent if exact else descend(objective, descent, steps=steps)
+
+
+def _by_stages(objective: Objective, descent: Descent, sweeps: int) -> Descent:
+    """Follow the better starts by Gauss-Newton, fewer of them in each stage."""
+    for steps, count, factor in STAGES:
+        stage = replace(objective, stability=factor * objective.stability)
+        merit = stage.merit(descent.loss, descent.values)
+        descent = _by_gauss_newton(stage, replace(descent, merit=merit).best(count), min(steps, sweeps))
+        sweeps -= min(steps, sweeps)
+    return descent
 
 
 def _by_gradient(objective: Objective, descent: Descent, steps: int) -> Descent:

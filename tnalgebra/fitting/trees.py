@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..networks import Fuse, NamedTensor, Network, shape_of
-from ..tensors import truncated_svd
+from ..tensors import singular_values, truncated_svd
 from .axes import group_axes, split_axes
 from .ranks import UpTo, grow, kept, plain_rank
 from .size import ParameterBudget, Rank
@@ -264,6 +264,6 @@ def tree_ranks(
 
 def bond_spectrum(matrix: Tensor) -> list[float]:
     """The singular values of a matrix. For a batch of matrices, the root of the sum of their squares."""
-    values = truncated_svd(matrix).S
+    values = singular_values(matrix)
     squares = values if values.ndim == 1 else torch.linalg.vector_norm(values, dim=0)
     return squares.tolist()
