@@ -130,7 +130,7 @@ def test_the_example_finds_weights_that_are_read() -> None:
     _, report = convert(model, {"second": None, "*": ("out | in", 2)}, example=(4, 6), inplace=False)
     assert report.converted == ("first",)
     assert report["idle"].reason.startswith("never called on the example")
-    with refused(LayerError, "example", "weight"):
+    with refused(LayerError, "example", "weight", "at layer", "{'second': None, ...}"):
         convert(model, {"*": ("out | in", 2)}, example=(4, 6))
     assert_same(before, state(model))
 

@@ -12,6 +12,7 @@ from .images import Images, batch_rows, check_classes
 from .input_metrics import fit_in_order, input_metrics
 from .modes import evaluating, modes_kept
 from .modules import names_of_modules
+from .obstacles import find_obstacles
 from .optimizers import update_optimizer
 from .patterns import optional
 from .plans import Curves, MetricName, Planned, fit_planned, plan_budget
@@ -20,7 +21,6 @@ from .spectra import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values, h
 from .surgery import (
     Site,
     exchange_layers,
-    find_obstacles,
     find_sites,
     restore_layers,
     tie_layers,

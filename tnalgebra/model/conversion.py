@@ -15,10 +15,11 @@ from .budget import ModelBudget, Treatment, error_of, measure_curves, parameter_
 from .example import Example
 from .input_metrics import fit_in_order, input_metrics
 from .new_layers import LayerMaker
+from .obstacles import find_obstacles
 from .patterns import Assigned, Offer
 from .progress import progress_bar, track
 from .report import LayerRow
-from .surgery import LayerCall, Site, find_obstacles, record_calls
+from .surgery import LayerCall, Site, record_calls
 
 _UNCALLED = "the model reads its weight elsewhere, or not at all"
 

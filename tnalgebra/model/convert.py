@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..compiler import Candidates
-from ..errors import DataError, LayerError, RankError
+from ..errors import DataError, LayerError, RankError, WeightError
 from ..fitting import MultiplyAddsBudget, ParameterBudget, Size, read_size
 from ..nn import KernelLayer
 from .attention import unfolding_attentions
@@ -20,15 +22,16 @@ from .conversion import Conversion, count_parameters
 from .example import Example
 from .images import inputs_of
 from .input_metrics import RIDGE
-from .modules import check_initialised
+from .modes import elements_by_default
+from .modules import check_initialised, other_kernels
 from .new_layers import LayerMaker
+from .obstacles import find_obstacles
 from .patterns import LAYER_SIZES, Assigned, Patterns, assign
 from .report import ConversionReport, Replaced
 from .surgery import (
     CALL_ERRORS,
     Site,
     exchange_layers,
-    find_obstacles,
     find_sites,
     restore_layers,
     run_example,
@@ -105,7 +108,7 @@ def convert(
     whole = None if size is None else read_size(size)
     _check_settings(model, whole, example, calibration, sequential=sequential)
     target = model if inplace else copy.deepcopy(model)
-    with unfolding_attentions(target) as unfolding:
+    with torch.inference_mode(False), elements_by_default(), unfolding_attentions(target) as unfolding:
         sites = find_sites(target)
         work = Conversion(target, sites, LayerMaker(sites, {}, candidates, tune, backward), allow_larger, progress)
         assigned = assign(target, sites, patterns)
@@ -142,14 +145,25 @@ def _exchange(
             run_example(work.model, example)
         for row in rows:
             _log.info("%s: %s", row.name, row.done)
-        return ConversionReport(rows, before, count_parameters(work.model), replaced)
+        others = other_kernels(work.model)
+        return ConversionReport(rows, before, count_parameters(work.model), replaced, others)
     except BaseException as error:
         restore_layers(sites)
         if isinstance(error, CALL_ERRORS):
-            because, fix = f"{type(error).__name__}: {error}", "None for a layer whose weight the model reads itself"
+            because, name = f"{type(error).__name__}: {error}", _layer_of(error, sites, layers)
+            fix = "None for a layer whose weight the model reads itself" if name is None else f"{{{name!r}: None, ...}}"
             fact = "the converted model does not run on the example"
-            raise LayerError(fact, because=because, fix=fix) from error
+            raise LayerError(fact, at_layer=name, because=because, fix=fix) from error
         raise
+
+
+def _layer_of(error: BaseException, sites: Sequence[Site], layers: Sequence[KernelLayer]) -> str | None:
+    """The name of the new layer in which an error was raised, or whose weight was read."""
+    names = {id(layer): site.names[0] for site, layer in zip(sites, layers, strict=True)}
+    if isinstance(error, WeightError):
+        return names.get(id(error.module))
+    called = (id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return next((names[one] for one in called if one in names), None)
 
 
 def _list_replaced(sites: Sequence[Site], layers: Sequence[KernelLayer]) -> tuple[Replaced, ...]:

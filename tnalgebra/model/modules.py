@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import LayerError
+from ..nn import DECOMPOSABLE, KernelLayer
 
 _CARRIED = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -55,6 +57,32 @@ def check_initialised(model: object) -> None:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise LayerError(f"{name!r} has no value yet", fix="run the model once on an input")
+
+
+def other_kernels(model: nn.Module) -> dict[str, str]:
+    """Name -> what a module is that has a kernel, but is not of a class that can be decomposed."""
+    kinds: dict[str, str] = {}
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, (*DECOMPOSABLE, KernelLayer)):
+            inside.append(f"{name}.")  # a parametrisation, or code of a decomposed layer
+            continue
+        if name.startswith(tuple(inside)):
+            continue
+        kind = type(module).__name__
+        weights = [key for key, one in module._parameters.items() if key.startswith("weight") and _has_axes(one)]
+        if isinstance(module, torch.jit.ScriptModule):
+            if any(key.startswith("weight") and _has_axes(one) for key, one in module.named_parameters(recurse=False)):
+                kinds[name] = f"of TorchScript ({module.original_name}): convert the model before torch.jit"
+        elif ".quantized" in type(module).__module__ and hasattr(module, "weight"):
+            kinds[name] = f"a quantised {kind}: convert the model before it is quantised"
+        elif weights:
+            kinds[name] = f"of the class {kind}, which has no decomposed form: a layer of torch's in its place"
+    return kinds
+
+
+def _has_axes(parameter: nn.Parameter | None) -> bool:
+    return parameter is not None and not is_lazy(parameter) and parameter.ndim > 1
 
 
 def put_module(holders: Holders, module: nn.Module) -> None:

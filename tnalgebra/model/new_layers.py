@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..compiler import Candidates
+from ..errors import LayerError
 from ..nn import AnyLayer, KernelLayer, Planning, decomposed
 from ..rewriting import Fit
 from .budget import Costs
@@ -46,7 +47,12 @@ class LayerMaker:
         if self.calls.get(name):
             first = self.calls[name][0]
             planning |= planning_for(module, first.shape, first.memory_format)
-        return decomposed(module, fit, **planning)
+        layer = decomposed(module, fit, **planning)
+        if any(one.is_meta for one in layer.parameters()):
+            fact = "the new layer is put on the meta device while it is made"
+            fix = "convert outside of accelerate.init_empty_weights and the like"
+            raise LayerError(fact, because="the parameters of new modules lose their elements here", fix=fix)
+        return layer
 
     def multiply_adds(self, name: str, layers: Sequence[KernelLayer]) -> int:
         """Multiply-adds of all calls: those of the first in its plan, the others in proportion to the dense layer's.

@@ -95,12 +95,14 @@ class ConversionReport(Tabular):
     rows: every kernel layer, in the order of the modules.
     parameters, parameters_after: of the whole model.
     replaced: for `update_optimizer`.
+    others: name -> what a module is that has a kernel of its own, such as an LSTM, which is left as it is.
     """
 
     rows: tuple[LayerRow, ...]
     parameters: int
     parameters_after: int
     replaced: tuple[Replaced, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LayerRow:
         """The row of a layer, by any of its names. Raises KeyError."""
@@ -156,6 +158,11 @@ class ConversionReport(Tabular):
         if self.multiply_adds and self.multiply_adds_after is not None:
             kept = self.multiply_adds_after / self.multiply_adds
             found.append(f"multiply-adds kept: {kept:.3f}, of the kernel layers that the example reaches")
+        kinds: dict[str, list[str]] = {}
+        for name, kind in self.others.items():
+            kinds.setdefault(kind, []).append(name)
+        for kind, names in kinds.items():
+            found.append(f"left as it is: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}, {kind}")
         late: dict[tuple[str, str], int] = {}
         for row in self.rows:
             for pattern in row.also:

@@ -1,4 +1,4 @@
-"""Exchange layers of a model: where each one is, why it cannot be exchanged, what the new one takes over."""
+"""Exchange layers of a model: where each one is, and what the new one takes over."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from ..errors import LayerError
 from ..nn import (
@@ -20,10 +18,8 @@ from ..nn import (
     KernelLayer,
     MultiheadAttention,
     check_dense,
-    layer_network,
     memory_format_of,
 )
-from .attention import attentions_kept
 from .example import Example, read_example
 from .modes import Hook, evaluating, hooked
 from .modules import (
@@ -32,24 +28,15 @@ from .modules import (
     drop_hooks,
     holders_of_modules,
     names_of_modules,
-    owners_of_parameters,
+    other_kernels,
     put_module,
 )
 
 CALL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 """What a model raises that is called with the wrong inputs, or whose layer has no weight."""
 
-_READERS = (
-    ("torch.nn.modules.transformer.TransformerEncoderLayer", ("linear1", "linear2")),
-    ("torchvision.models.swin_transformer.ShiftedWindowAttention", ("qkv", "proj")),
-)
-"""Classes that read the weight of a layer of theirs instead of calling it, and the layers' names."""
-
-_REFUSED = (
-    *("_state_dict_hooks", "_state_dict_pre_hooks"),
-    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
-)
-"""Hooks that know the names of the parameters."""
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
+"""Classes whose instances keep track of the parameters that a model has when it is wrapped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +78,7 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     """
     if isinstance(model, DECOMPOSABLE):
         raise LayerError("the model is one layer itself", fix="tn.nn.decomposed(layer, rewrite)")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise LayerError("the model is wrapped in DistributedDataParallel", fix="convert it, then wrap it")
+    _check_wrappers(model)
     check_dense(model)
     holders = holders_of_modules(model)
     groups: dict[object, list[Site]] = {}
@@ -101,82 +87,24 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
             weight = module._parameters.get("weight")
             groups.setdefault(module if weight is None else weight, []).append(Site(module, names, holders[module]))
     if not groups:
+        others = [f"{name or 'it'} is {what}" for name, what in other_kernels(model).items()]
+        because = " and ".join([*others[:1], *([f"{len(others) - 1} more like it"] if others[1:] else [])])
         needed = "a convolution, linear layer or embedding"
-        raise LayerError(f"{type(model).__name__} has no kernel", needed=needed)
+        raise LayerError(f"{type(model).__name__} has no kernel", needed=needed, because=because or None)
     return {
         first.names[0]: Site(first.module, first.names, first.holders, tuple(others))
         for first, *others in groups.values()
     }
 
 
-def find_obstacles(model: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
-    """Name -> why a layer cannot be exchanged, for those that cannot. Of tied layers, the reason of any of them."""
-    owners, kept = owners_of_parameters(model), attentions_kept(model)
-    reasons: dict[str, str] = {}
-    for name, site in sites.items():
-        for member in site.members:
-            reason = _own_obstacle(member.module) or _shared_with(member, site, owners) or _reader(member, kept)
-            reason = reason or _weight_obstacle(member.module)
-            if reason is not None and name not in reasons:
-                reasons[name] = reason if member.names == site.names else f"tied to {member.names[0]}: {reason}"
-    return reasons
-
-
-def _own_obstacle(module: AnyLayer) -> str | None:
-    """What a layer holds or does that a new one would not."""
-    if parametrize.is_parametrized(module):
-        return f"its {' and '.join(module.parametrizations)} is parametrised: remove_parametrizations first"  # type: ignore[arg-type]
-    if module._parameters.get("weight") is None:
-        others = ", ".join(key for key in module._parameters if key != "bias")
-        return f"its weight is computed from {others}: remove the weight norm, spectral norm or pruning first"
-    held = sorted({*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"})
-    if held:
-        return f"it holds {', '.join(held)}, which the new layer would not have"
-    if "forward" in module.__dict__:
-        return "its forward is replaced on the object itself"
-    for kind in _REFUSED:
-        hooks = getattr(module, kind)
-        if hooks:
-            names = ", ".join(getattr(hook, "__name__", type(hook).__name__) for hook in hooks.values())
-            return f"it has {kind.strip('_').replace('_', ' ')} ({names}), which know its parameters: remove them first"
-    return None
-
-
-def _shared_with(member: Site, site: Site, owners: Mapping[nn.Parameter, Sequence[str]]) -> str | None:
-    """A parameter that another module holds too, unless it is the weight of tied layers."""
-    for key, parameter in member.module._parameters.items():
-        if parameter is not None and len(owners[parameter]) > 1:
-            known = site.all_names if key == "weight" else member.names
-            others = [owner for owner in owners[parameter] if owner not in {f"{name}.{key}" for name in known}]
-            if others:
-                return f"its {key} is shared with {', '.join(others)}"
-    return None
-
-
-def _reader(member: Site, kept: Mapping[nn.Module, str]) -> str | None:
-    """A module that reads the layer's weight without calling it, or an attention that stays as it is."""
-    for holder, key in member.holders:
-        if holder in kept:
-            return f"the attention that it belongs to cannot be taken apart: {kept[holder]}"
-        if isinstance(getattr(holder, "self_attn", None), MultiheadAttention):
-            continue  # with which torch's encoder layer calls all its layers
-        kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(holder).__mro__}
-        for reader, children in _READERS:
-            if reader in kinds and key in children:
-                return f"{reader.rpartition('.')[2]} reads its weight without calling it"
-    return None
-
-
-def _weight_obstacle(module: AnyLayer) -> str | None:
-    """Why the weight cannot be decomposed."""
-    weight = module.weight
-    if not is_lazy(weight) and (weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < 2):
-        return f"its weight is {'on the meta device' if weight.is_meta else str(weight.dtype)}"
-    try:
-        layer_network(module)
-    except LayerError as error:
-        return str(error)
-    return None
+def _check_wrappers(model: nn.Module) -> None:
+    """Raise LayerError for a model that is wrapped for several processes, as a whole or in part."""
+    for name, module in model.named_modules():
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        wrapper = next((one for one in _WRAPPERS if one in kinds), None)
+        if wrapper is not None:
+            what = f"the module {name!r}" if name else "the model"
+            raise LayerError(f"{what} is wrapped in {wrapper}", fix="convert it, then wrap it")
 
 
 def without_hooks(module: AnyLayer) -> AnyLayer:
