@@ -47,11 +47,11 @@ class Descent:
 
     @classmethod
     def begin(cls, objective: Objective, values: Cores, *methods: str) -> Descent:
-        loss = objective.loss(objective.model(values))
+        loss = objective.loss_of(values)
         still = torch.zeros_like(loss, dtype=torch.bool)
         return cls(values, loss, objective.merit(loss, values), still, methods=methods)
 
-    def then(self, method: str, values: Cores, losses: Sequence[Tensor], merit: Tensor, still: Tensor) -> Descent:
+    def then(self, method: str, values: Cores, losses: Sequence[Tensor], *, merit: Tensor, still: Tensor) -> Descent:
         """The state after a method, whose losses all have the shape of `loss`."""
         log = tuple([loss.min(1).values for loss in losses])
         methods = self.methods if method in self.methods else (*self.methods, method)
@@ -107,7 +107,7 @@ def alternate(objective: Objective, descent: Descent, *, sweeps: int, tolerance:
         momentum = torch.where(lower, faster, momentum / 2) if sweep > 1 else torch.zeros_like(loss)
         if bool((still.all(1) | (losses[-1] <= least).any(1)).all()):
             break
-    return descent.then("alternating least squares", values, losses, merit, still)
+    return descent.then("alternating least squares", values, losses, merit=merit, still=still)
 
 
 def _parts(systems: list[System]) -> list[Part]:
@@ -138,7 +138,7 @@ def _sweep(objective: Objective, parts: list[Part], values: Cores, ridge: Tensor
     taken = solved.core * (solved.image - 2 * solved.right)
     loss = (objective.power + taken.reshape(*taken.shape[:2], -1).sum(2)).clamp(min=0)
     if bool((loss <= CANCELLED * objective.power).any()):
-        loss = objective.loss(objective.model(values))
+        loss = objective.loss_of(values)
     return balance(objective, values), loss
 
 

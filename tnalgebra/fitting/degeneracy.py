@@ -75,7 +75,7 @@ def shrink_components(
         Cores of the shapes in `values`. The sum of their squared components is nowhere larger than before.
     """
     values = dict(values)
-    loss = objective.loss(objective.model(values))
+    loss = objective.loss_of(values)
     limit = torch.maximum(torch.as_tensor(bound, dtype=loss.dtype, device=loss.device).expand_as(loss), loss)
     systems = [System(objective, places[0]) for places in objective.places.values() if len(places) == 1]
     systems = [each for each in systems if each.unknowns <= LARGEST and each.written_out(loss.shape[1])]
@@ -114,7 +114,7 @@ def _shrink(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Tens
         return system.as_core((vectors @ (damped[..., None] * right)) / scale)
 
     def loss(trial: Tensor) -> Tensor:
-        return objective.loss(objective.model({**values, name: trial}))
+        return objective.loss_of({**values, name: trial})
 
     nearest = core(torch.zeros_like(limit))
     room = (1 - _MARGIN) * (limit - loss(nearest)).clamp(min=0)

@@ -97,7 +97,7 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
         still = (loss <= least) | (quiet >= 4)
         if bool((still.all(1) | objective.fits_exactly(loss)).all()):
             break
-    return descent.then("Gauss-Newton", values, losses, merit, still)
+    return descent.then("Gauss-Newton", values, losses, merit=merit, still=still)
 
 
 def _weights(systems: Mapping[str, Sequence[System]], values: Cores, ridge: Tensor | None) -> Cores:
@@ -236,7 +236,7 @@ def _inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
 def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -> Descent:
     """Minimise the sum of the relative merits of all layers and starts by L-BFGS. Worse ends are not kept."""
     values = descent.values
-    before = objective.loss(objective.model(values))
+    before = objective.loss_of(values)
     merit = objective.merit(before, values)
     power = objective.power.clamp(min=torch.finfo(objective.target.dtype).tiny)
     cores = {name: core.clone().requires_grad_() for name, core in values.items()}
@@ -252,7 +252,7 @@ def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = objective.loss(objective.model(cores))
+        loss = objective.loss_of(cores)
         log.append(loss.detach())
         relative = (objective.merit(loss, cores) / power).sum()
         relative.backward()  # type: ignore[no-untyped-call]
@@ -260,9 +260,9 @@ def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     ends = {name: core.detach() for name, core in cores.items()}
-    after = objective.loss(objective.model(ends))
+    after = objective.loss_of(ends)
     reached = objective.merit(after, ends)
     better = reached < merit
     losses = [*log, torch.where(better, after, before)]
     merit = torch.where(better, reached, merit)
-    return descent.then("L-BFGS", pick(better, ends, values), losses, merit, torch.ones_like(better))
+    return descent.then("L-BFGS", pick(better, ends, values), losses, merit=merit, still=torch.ones_like(better))

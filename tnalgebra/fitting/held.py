@@ -69,7 +69,7 @@ def hold(
     if not objective.tied and after > (1 + SMALL_LOSS) * before and rounding > SMALL_LOSS:
         start = {name: core[None, None].to(objective.target) for name, core in cores.items()}
         objective = objective.of_sizes(start)
-        loss = objective.loss(objective.model(start))
+        loss = objective.loss_of(start)
         for part in PARTS:
             bound = loss + (part * rounding) ** 2 * objective.power
             smaller = shrink_components(objective, start, bound=bound, sweeps=SWEEPS)

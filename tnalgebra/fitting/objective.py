@@ -25,6 +25,9 @@ LAYER, START = "layer/", "start/"
 
 BATCH = (LAYER, START)
 
+_AT_ONCE = 2**24
+"""Most elements of the networks of all starts that are contracted at once, which take 128 MiB in float64."""
+
 PRIME = "'"
 """Marks the labels of a second copy of a tensor."""
 
@@ -180,6 +183,14 @@ class Objective:
         if self.metric is None:
             return torch.linalg.vector_norm(residual.reshape(*residual.shape[:2], -1), dim=2).square()
         return total(residual * self.apply_metric(residual)).clamp(min=0)
+
+    def loss_of(self, values: Mapping[str, Tensor]) -> Tensor:
+        """||target - network||^2 in the metric for the cores of each start; where these are large, one by one."""
+        starts = max((core.shape[1] for core in values.values()), default=1)
+        if self.target.numel() * starts <= _AT_ONCE:
+            return self.loss(self.model(values))
+        alone = [{name: core[:, start : start + 1] for name, core in values.items()} for start in range(starts)]
+        return torch.cat([self.loss(self.model(each)) for each in alone], dim=1)
 
     def norms(self, values: Mapping[str, Tensor]) -> Tensor:
         """||network||_F, for which the network itself is not contracted; shape (layers, starts)."""

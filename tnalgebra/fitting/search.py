@@ -211,7 +211,7 @@ def grow_start(objective: Objective, start: Mapping[str, Tensor], seed: int) -> 
         noise = scale * torch.randn(shape, dtype=torch.float64, generator=generator).to(core)
         noise[tuple(slice(old) for old in core.shape)] = core
         values[name] = noise.expand(objective.layers, 1, *shape).contiguous()
-    if not bool(objective.loss(objective.model(values)).isfinite().all()):
+    if not bool(objective.loss_of(values).isfinite().all()):
         raise ValuesError("the network of the start is not finite", fix="cores whose network is near the kernel")
     return values
 
@@ -260,7 +260,8 @@ def refine_tree(objective: Objective, fits: list[Cores], settings: Settings) -> 
     values, objective = _stacked(objective, fits)  # a bond may have become smaller
     swept = len(values) > 2 and settings.sweeps > 0
     descent = Descent.begin(objective, values)
-    descent = descent.then("SVD", values, [descent.loss], descent.merit, torch.full_like(descent.still, not swept))
+    still = torch.full_like(descent.still, not swept)
+    descent = descent.then("SVD", values, [descent.loss], merit=descent.merit, still=still)
     if swept:
         descent = _alternate(objective, descent, min(TREE_SWEEPS, settings.sweeps))
     return results_of(objective, descent)
@@ -343,7 +344,7 @@ def results_of(objective: Objective, descent: Descent) -> list[SearchResult]:
     if torch.finfo(objective.kept).eps > COARSE:
         values = balance(objective, descent.values)
         rounded = {name: core.to(objective.kept).to(core) for name, core in values.items()}
-        descent = replace(descent, merit=objective.loss(objective.model(rounded)))
+        descent = replace(descent, merit=objective.loss_of(rounded))
     descent = descent.best(descent.loss.shape[1])
     power = objective.power[:, 0].clamp(min=torch.finfo(objective.target.dtype).tiny)
     starts = (descent.loss / power[:, None]).sqrt()
