@@ -17,7 +17,7 @@ from torch import Tensor
 from ..networks import Network, carriers, tensor_nodes
 from ..tensors import truncated_svd
 
-SWEEPS = 100
+GAUGE_SWEEPS = 100
 """The most sweeps over all bonds."""
 
 _TOLERANCE = 1e-6
@@ -46,7 +46,7 @@ def balanced(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]
         if len({name for name, _ in scaled}) == len(scaled) > 1:
             bonds.append((scaled, len(ends) == 2 and label not in network.output))
     size = _squares(result)
-    for _ in range(SWEEPS if bonds else 0):
+    for _ in range(GAUGE_SWEEPS if bonds else 0):
         for ends, matrix in bonds:
             (_turn if matrix else _scale)(result, ends)
         before, size = size, _squares(result)
