@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError
-from ..fitting import FitReport, Metric, ParameterBudget, Rank, RelativeError, UpTo, allowance, fit_cores, kept, rank_of
+from ..fitting import FitReport, Metric, ParameterBudget, Rank, UpTo, allowance, fit_cores, kept, rank_of
 from ..networks import (
     KERNEL_LABELS,
     Bipartition,
@@ -37,6 +37,7 @@ from ..tensors import (
     relative_residual,
     singular_values,
     svd_of_product,
+    target_of,
     truncated_svd,
     value_of,
 )
@@ -88,9 +89,7 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "fact
     def build(network: Network, place: Place, values: Values, options: Options) -> Change:
         check_values(network, values, what="a cut")
         dtype = common_dtype(values.values())
-        # a tensor by itself is cut in its own type, and what is contracted first is contracted in a wider one
-        wide = dtype if len(network.nodes) == 1 else torch.promote_types(options.settings.dtype, dtype)
-        dense = value_of(network, values, dtype=wide)
+        dense = target_of(network, values, options.settings.dtype)
         nearest = _nearest if options.metric is None else _nearest_in_metric
         svd, report = nearest(dense, network, bipartition, form=form, options=options)
         after, factors = _factors(network, bipartition, svd, dense.shape, form=form, dtype=dtype)

@@ -20,6 +20,7 @@ from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size, read_si
 from ..networks import KERNEL_LABELS, labels_of
 from ..nn import AnyLayer, KernelLayer, check_dense, kernel_labels_of, nominal_shape
 from ..rewriting import Fit, Rule
+from ..tensors import as_tensor
 from .budget import Treatment, error_of, ranks_of
 from .comparison import Compared, Comparison
 from .example import Example, read_example
@@ -206,7 +207,7 @@ class _Subject:
                 fact = f"a kernel alone does not run, so that {'time' if time else 'example'} has no meaning"
                 raise RuleError(fact, fix="compare the layer, such as torch.nn.Conv2d")
             try:
-                kernel = torch.as_tensor(weight).detach()
+                kernel = as_tensor(weight).detach()
             except (TypeError, ValueError, RuntimeError) as error:
                 fact = f"a {type(weight).__name__} is neither a layer nor a weight"
                 raise ValuesError(fact, fix="a layer, such as torch.nn.Conv2d(16, 32, 3), or its weight") from error

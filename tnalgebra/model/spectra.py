@@ -29,7 +29,17 @@ from ..networks import (
 )
 from ..nn import check_dense, kernel_labels_of, kernel_layers
 from ..rewriting import Fit
-from ..tensors import Operand, check_axes, contract, evaluate, gram_singular_values, matricise, scaled, truncated_svd
+from ..tensors import (
+    Operand,
+    as_tensor,
+    check_axes,
+    contract,
+    evaluate,
+    gram_singular_values,
+    matricise,
+    scaled,
+    truncated_svd,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,7 +304,7 @@ def hosvd(tensor: Tensor | NDArray[Any], labels: str | Sequence[str] | None = No
         ValuesError: another number of axes, a label that occurs twice, empty, complex, or NaN or infinity inside.
         RuleError: only one label.
     """
-    tensor = torch.as_tensor(tensor)
+    tensor = as_tensor(tensor)
     labels = labels_of(KERNEL_LABELS.get(tensor.ndim, ()) if labels is None else labels)
     check_axes(tensor, labels)
     scaled(tensor)
@@ -302,7 +312,7 @@ def hosvd(tensor: Tensor | NDArray[Any], labels: str | Sequence[str] | None = No
     values: dict[str, Tensor] = {}
     for label in labels:
         cut = Bipartition((label,), tuple(other for other in labels if other != label))
-        factors[label], values[label], _ = truncated_svd(matricise(tensor, labels, cut))
+        factors[label], values[label] = truncated_svd(matricise(tensor, labels, cut))[:2]
     mode = {label: f"{label} mode" for label in labels}
     operands: list[Operand] = [(factors[label], (label, mode[label])) for label in labels]
     numbers = tensor.detach().to(torch.float64)
@@ -343,8 +353,7 @@ def _kernels(
         return
     if not isinstance(target, Tensor | np.ndarray):
         raise ValuesError(f"a {type(target).__name__} has no spectra", fix="a model, a weight, a network or a fit")
-    # numpy copies: the array may be read-only, or have strides that torch does not know
-    weight = target if isinstance(target, Tensor) else torch.from_numpy(np.array(target))
+    weight = as_tensor(target)
     if weight.ndim not in KERNEL_LABELS:
         raise ValuesError(
             f"a weight has 2 to 5 axes, this has {weight.ndim}",

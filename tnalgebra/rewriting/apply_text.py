@@ -29,7 +29,7 @@ from ..networks import (
     tensor_nodes,
     with_sizes,
 )
-from ..tensors import Values, common_dtype, evaluate, magnitude, value_of, values_for
+from ..tensors import Values, common_dtype, evaluate, magnitude, target_of, values_for
 from .matching import Match
 from .options import Options, Place
 from .sides import BASES, balanced_factors, check_basis, fill_attributes, shared_sizes
@@ -106,7 +106,7 @@ class Reading:
         if self.missing:
             fact = f"an approximate rule needs the value of {self.missing[0]!r}"
             raise RuleError(fact, fix="apply(network, size, values={...})")
-        return value_of(self.before, self.values, dtype=torch.float64)
+        return target_of(self.before, self.values, torch.float64)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -122,7 +122,7 @@ class Reading:
     def constants(self) -> dict[str, Tensor]:
         """The tensors of the right side that are not fitted."""
         constants = {
-            self.names[name]: self.values[self.names[name]].to(self.target)
+            self.names[name]: self.values[self.names[name]].to(self.target.device, torch.float64)
             for name in tensor_nodes(self.right)
             if name not in self.new
         }
@@ -130,7 +130,7 @@ class Reading:
             if name not in self.new:
                 fact = f"fixed holds {name!r}, which is not a new tensor of the right side"
                 raise ValuesError(fact, new=" ".join(self.new))
-            constants[self.names[name]] = _constant(name, value, self.sized, self.names[name]).to(self.target)
+            constants[self.names[name]] = _constant(name, value, self.sized, self.names[name]).to(self.target.device)
         if len(constants) == len(tensor_nodes(self.sized)):
             raise RuleError("nothing is left to be fitted", fixed=" ".join(constants), right=self.sized)
         return constants

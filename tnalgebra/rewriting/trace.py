@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._files import write_text
 from .._tables import Table, Tabular, shorten, tabulate, write_change, write_number
-from ..errors import RuleError
+from ..errors import RuleError, ValuesError
 from ..fitting import FitReport
 from ..networks import NamedTensor, Network, kernel_multiply_adds, tensor_nodes
 from ..tensors import Values, bind_values, common_dtype, evaluate, magnitude, relative, value_of, values_for
@@ -415,6 +415,10 @@ class Fit(Tabular):
         if change.after.output != self.network.output:
             fact = f"the rule {rule.name!r} changes the open labels"
             raise RuleError(fact, before=self.network, after=change.after)
+        for name, value in change.values.items():
+            if not bool(value.isfinite().all()):
+                fact = f"numbers of the new tensor {name!r} are beyond the range of {value.dtype}"
+                raise ValuesError(fact, rule=rule.name, fix="values of a wider type, such as tensor.float()")
         new = {**self.values, **change.values}
         for name, definition in change.definitions.items():
             if all(part in self.values for part in tensor_nodes(definition)):

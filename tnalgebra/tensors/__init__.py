@@ -1,7 +1,7 @@
 """The numbers of a network: values for its tensors, contractions, factorisations, and conversion to quimb and back."""
 
 from .contraction import MAX_ELEMENTS, Operand, contract
-from .evaluation import Values, bind, evaluate, magnitude, operands, pattern, values_for
+from .evaluation import Values, as_tensor, bind, evaluate, magnitude, operands, pattern, values_for
 from .linalg import (
     SVD,
     check_axes,
@@ -14,13 +14,14 @@ from .linalg import (
     truncated_svd,
 )
 from .quimb import from_quimb, to_quimb
-from .values import bind_values, common_dtype, norm, relative, value_of
+from .values import bind_values, common_dtype, norm, relative, target_of, value_of
 
 __all__ = [
     "MAX_ELEMENTS",
     "SVD",
     "Operand",
     "Values",
+    "as_tensor",
     "bind",
     "bind_values",
     "check_axes",
@@ -39,6 +40,7 @@ __all__ = [
     "scaled",
     "singular_values",
     "svd_of_product",
+    "target_of",
     "to_quimb",
     "truncated_svd",
     "value_of",

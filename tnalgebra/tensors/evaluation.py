@@ -10,6 +10,7 @@ from fractions import Fraction
 from math import prod
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,9 @@ from ..networks import (
     with_sizes,
 )
 from .contraction import MAX_ELEMENTS, Operand, contract
+
+_COMPUTED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types of real numbers that torch computes in."""
 
 Values: TypeAlias = Mapping[str, Tensor]
 """name of a tensor -> its elements, with one axis for each label of its node, in their order."""
@@ -81,15 +85,31 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
 
 def _tensor(name: str, value: Any) -> Tensor:
     try:
-        tensor = torch.as_tensor(value)
+        tensor = as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValuesError(
             f"the value of {name!r} is not an array of numbers", given=type(value).__name__, because=error
         ) from error
+    check_computable(f"the value of {name!r}", tensor)
+    return tensor
+
+
+def as_tensor(value: Any) -> Tensor:
+    """`torch.as_tensor`, also of arrays that torch does not share: a reversed or read-only one is copied."""
+    if isinstance(value, np.ndarray) and (not value.flags.writeable or any(stride < 0 for stride in value.strides)):
+        value = value.copy()
+    return torch.as_tensor(value)
+
+
+def check_computable(what: str, tensor: Tensor) -> None:
+    """Raise ValuesError for a tensor without elements, or of a type that torch does not compute with, as float8."""
     if tensor.layout != torch.strided or tensor.is_meta:
         kind = "has no elements: it is on the meta device" if tensor.is_meta else f"is {tensor.layout}"
-        raise ValuesError(f"the value of {name!r} {kind}", fix="a dense tensor with elements")
-    return tensor
+        raise ValuesError(f"{what} {kind}", fix="a dense tensor with elements")
+    short = tensor.is_floating_point() and tensor.dtype not in _COMPUTED
+    if short or tensor.is_quantized:
+        fix = "tensor.dequantize()" if tensor.is_quantized else "tensor.float()"
+        raise ValuesError(f"{what} has the type {tensor.dtype}, in which torch does not compute", fix=fix)
 
 
 def _check_elements(name: str, tensor: Tensor) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..errors import RankError, ValuesError
 from ..networks import Bipartition, check_covers
+from .evaluation import check_computable
+from .unique import make_unique
 
 TALL = 2
 """Smallest ratio of its sides from which an SVD of a matrix is cheaper after a QR decomposition."""
@@ -33,11 +35,8 @@ OVERSAMPLING, POWER_ROUNDS = 16, 4
 LEVEL = 1e-4
 """Smallest part of the largest singular value that a Gram matrix is used for; what is below has one of its own."""
 
-EQUAL = 32
-"""Singular values are equal if they differ by at most this many roundings of the largest one."""
-
-_TIE = 1e-6
-"""Elements of a vector are equally large if they differ by at most this part of the largest one."""
+_EQUAL_SQUARES = 1000
+"""Squares in a Gram matrix may be those of equal values if they differ by this many roundings of the largest one."""
 
 _BLOCK = 2**22
 """Elements of a matrix whose residual is computed at once, which take 32 MiB in float64."""
@@ -80,7 +79,8 @@ def scaled(tensor: Tensor, *, what: str = "the tensor", dtype: torch.dtype = tor
         raise ValuesError(f"{what} is empty", shape=shape, fix="sizes of at least 1")
     if tensor.is_complex():
         raise ValuesError(f"{what} is complex", shape=shape, fix="real numbers")
-    tensor = tensor.detach()
+    check_computable(what, tensor)
+    tensor = tensor.detach() if tensor.is_floating_point() else tensor.double()
     low, high = torch.aminmax(tensor)
     scale = max(-float(low), float(high))
     if not isfinite(scale):
@@ -210,15 +210,20 @@ def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype
             f"a matrix has 2 axes, but this tensor has {matrix.ndim}", shape=tuple(matrix.shape), fix="matricise it"
         )
     rank = _checked_rank(rank, matrix)
+    if matrix.ndim > 2 and matrix.numel() > _BLOCK and matrix.shape[:-2].numel() > 1:  # a few at a time, to save memory
+        alone = matrix.flatten(0, -3)
+        parts = [truncated_svd(part, rank, dtype=dtype) for part in alone.split(max(1, _BLOCK // alone[0].numel()))]
+        return SVD(*(torch.cat(each).unflatten(0, matrix.shape[:-2]) for each in zip(*parts, strict=True)))
     numbers, scale = scaled(matrix, what="the matrix", dtype=dtype)
     wide = numbers.shape[-2] < numbers.shape[-1]
     decompose = _gram_svd if _large(matrix) and dtype == torch.float64 else _tall_svd
     if randomised(matrix, rank):
         decompose = _random_svd
     left, values, right = decompose(numbers.mT if wide else numbers, rank)
+    del numbers  # a large one, which the rest does without
     if wide:
         left, right = right.mT, left.mT
-    left, values, right = _unique(left, values, right)
+    left, values, right = make_unique(left, values, right)
     return SVD(left[..., :rank], values[..., :rank] * scale, right[..., :rank, :])
 
 
@@ -235,7 +240,7 @@ def svd_of_product(left: Tensor, right: Tensor) -> SVD:
     basis, triangle = torch.linalg.qr(left)
     other, below = torch.linalg.qr(right.mT)
     inner = truncated_svd(triangle @ below.mT, dtype=left.dtype)
-    return _unique(basis @ inner.U, inner.S, inner.V @ other.mT)
+    return SVD(*make_unique(basis @ inner.U, inner.S, inner.V @ other.mT))
 
 
 def relative_residual(matrix: Tensor, left: Tensor, right: Tensor) -> float:
@@ -257,63 +262,6 @@ def relative_residual(matrix: Tensor, left: Tensor, right: Tensor) -> float:
         below.append(float(torch.linalg.vector_norm(block)))
         above.append(float(torch.linalg.vector_norm(block.sub_(left[rows : rows + size] @ right))))
     return math.hypot(*above) / (math.hypot(*below) or 1.0)
-
-
-# What makes a decomposition unique ---------------------------------------------------------------------------------
-
-
-def _unique(left: Tensor, values: Tensor, right: Tensor) -> SVD:
-    """Make values that are only rounding 0, choose a basis for equal values, and then the signs."""
-    rounding = torch.finfo(values.dtype).eps
-    least = 2 * rounding * math.sqrt(max(left.shape[-2], right.shape[-1])) * values[..., :1]
-    values = torch.where(values > least, values, 0.0)
-    width = EQUAL * rounding * values[..., :1]
-    equal = (-values.diff() <= width).any(-1)
-    if bool(equal.any()):
-        left, right = left.clone(), right.clone()
-        for place in equal.nonzero().tolist():
-            _choose_bases(left[*place], values[*place], right[*place], width=float(width[*place]))
-    magnitude = left.abs()
-    first = (magnitude >= (1 - _TIE) * magnitude.amax(-2, keepdim=True)).int().argmax(-2, keepdim=True)
-    sign = torch.where(left.gather(-2, first) < 0, -1.0, 1.0).to(left)
-    return SVD(left * sign, values, right * sign.mT)
-
-
-def _choose_bases(left: Tensor, values: Tensor, right: Tensor, *, width: float) -> None:
-    """Rotate the vectors of equal values of one matrix, in place; `width` is how far equal values may lie apart."""
-    start, listed = 0, values.tolist()
-    for stop in range(1, len(listed) + 1):
-        if stop < len(listed) and listed[start] - listed[stop] <= width:
-            continue
-        if stop - start > 1:
-            group = slice(start, stop)
-            rotation = _rotation(left[:, group])
-            left[:, group] = left[:, group] @ rotation
-            if listed[start] == 0:  # vectors of values 0 are chosen on either side by themselves
-                rotation = _rotation(right[group].mT)
-            right[group] = rotation.mT @ right[group]
-        start = stop
-
-
-def _rotation(vectors: Tensor) -> Tensor:
-    """The rotation for a unique basis of the space of orthonormal vectors, whichever basis they are.
-
-    Args:
-        vectors: shape (m, g).
-
-    Returns:
-        Shape (g, g). The first vector of the new basis is nearest to the axis that the space is nearest to; the others
-        are 0 on this axis, and are chosen in the same way.
-    """
-    rest, columns = vectors.clone(), []
-    for _ in range(vectors.shape[1]):
-        norms = torch.linalg.vector_norm(rest, dim=1)
-        row = int((norms >= (1 - _TIE) * norms.max()).int().argmax())
-        column = rest[row] / norms[row]
-        columns.append(column)
-        rest -= torch.outer(rest @ column, column)
-    basis, triangle = torch.linalg.qr(torch.stack(columns, 1))  # which removes their rounding
-    return basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis)
 
 
 # How it is computed ------------------------------------------------------------------------------------------------
@@ -344,7 +292,7 @@ def _gram_svd(matrix: Tensor, rank: int) -> SVD:
         largest = largest or float(squares[0])
         count = len(squares)
         if float(squares[0]) > rounding**2 * largest:
-            last = squares[min(rank - kept, count) - 1] - 1e3 * rounding * squares[0]
+            last = squares[min(rank - kept, count) - 1] - _EQUAL_SQUARES * rounding * squares[0]
             count = int((squares >= torch.maximum(last, LEVEL**2 * squares[0])).sum())
         vectors = vectors if part is matrix else space @ vectors
         chosen.append(vectors[:, :count])
@@ -354,7 +302,8 @@ def _gram_svd(matrix: Tensor, rank: int) -> SVD:
     right = torch.cat(chosen, 1)
     product = matrix @ right
     values, order = torch.linalg.vector_norm(product, dim=0).sort(descending=True, stable=True)
-    basis, triangle = torch.linalg.qr(product[:, order])
+    product = product[:, order]
+    basis, triangle = torch.linalg.qr(product)
     basis *= torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis)
     return SVD(basis, values, right[:, order].mT)
 

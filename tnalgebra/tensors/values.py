@@ -39,7 +39,7 @@ def norm(tensor: Tensor) -> float:
     if not tensor.numel():
         return 0.0
     low, high = torch.aminmax(tensor)
-    largest = max(-float(low), float(high))
+    largest = abs(max(-float(low), float(high)))
     blocks = (block.double() / largest for block in tensor.reshape(-1).split(_BLOCK)) if largest else ()
     return largest * math.hypot(*(float(torch.linalg.vector_norm(block)) for block in blocks))
 
@@ -48,6 +48,16 @@ def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     """The type to which all of the tensors can be converted without loss; float64 without any tensor."""
     dtypes = [tensor.dtype for tensor in tensors]
     return reduce(torch.promote_types, dtypes) if dtypes else torch.float64
+
+
+def target_of(network: Network, values: Values, dtype: torch.dtype) -> Tensor:
+    """The value of a network as the target of a fit, in a type that has at least the digits of `dtype`.
+
+    A tensor by itself is its own value, in its own type, so that a large kernel is not copied.
+    """
+    alone = len(network.nodes) == 1 and sorted(network.nodes[0].labels) == sorted(network.output)
+    own = common_dtype(values_for(network, values).values())
+    return value_of(network, values, dtype=own if alone else torch.promote_types(own, dtype))
 
 
 def value_of(network: Network, values: Values, *, dtype: torch.dtype | None = None) -> Tensor:
