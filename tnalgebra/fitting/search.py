@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from operator import index
-from typing import SupportsIndex, TypeAlias
+from typing import NamedTuple, SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..errors import ValuesError
 from .als import Cores, Descent, alternate, balance, spread
+from .gauss_matrix import GaussMatrix
 from .gauss_newton import descend, descend_by_gradient
 from .objective import Objective, total
 
@@ -34,17 +35,31 @@ MORE_GUESSES = 3
 FOUND = 1e3
 """Below this multiple of the error of rounding, a fit needs no second wave."""
 
-STAGES = ((8, 8, 3.0), (12, 4, 2.0), (20, 2, 1.0), (60, 1, 1.0))
-"""Where the residual is small: how many Gauss-Newton steps how many starts are followed, and by which factor small
-components are worth more. A start that arrives where components are small arrives sooner, and often at less error."""
+
+class Stage(NamedTuple):
+    """A part of a descent by Gauss-Newton.
+
+    steps: the most steps.
+    starts: how many are followed, the best ones of the stage before.
+    stiffness: the factor of the stability. Starts that first come to where components are small arrive sooner, and
+        often at less error.
+    """
+
+    steps: int
+    starts: int
+    stiffness: float
+
+
+STAGES = (Stage(8, 8, 5.0), Stage(12, 4, 3.0), Stage(20, 2, 1.0), Stage(60, 1, 1.0))
+"""The descent where the residual or the problem is small."""
 
 STRUCTURED = 0.5
 """A small residual with fewer unknowns than this part of the target's elements may be that of a kernel that another
 start fits exactly. With more of them, any kernel has small residuals."""
 
 CHEAP, DEAR = 2**20, 2**25
-"""Limits of unknowns times elements of the target. Up to the first, steps of L-BFGS follow where the residual is large,
-and a tied network has a second wave of guesses. Above the second, no network has a second wave."""
+"""Limits of unknowns times elements of the target. Up to the first, all starts are followed, and a tied network has a
+second wave of guesses. Above the second, no network has a second wave."""
 
 TREE_SWEEPS = 20
 """Sweeps after the SVDs of a tree of several bonds, whose error is at most sqrt(bonds) times the least one."""
@@ -228,14 +243,19 @@ def follow_starts(objective: Objective, values: Cores, settings: Settings) -> li
         descent = _by_gauss_newton(objective, descent, min(FIRST_STEPS, sweeps))
         descent = _by_gauss_newton(objective, descent.best(-(-starts // 2)), min(STEPS, sweeps))
         return results_of(objective, _by_gradient(objective, descent, sweeps))
-    descent = _alternate(objective, descent, min(FIRST_SWEEPS, sweeps))
+    written_out = GaussMatrix(objective).written_out(starts)
+    first = _stiffer(objective, STAGES[0].stiffness) if written_out else objective
+    descent = _alternate(first, descent, min(FIRST_SWEEPS, sweeps))
     if _work(objective) > CHEAP:  # below, many starts take hardly longer than few
         descent = descent.best(-(-starts // 2))
-    descent = _alternate(objective, descent, min(MORE_SWEEPS, sweeps - FIRST_SWEEPS))
-    return _finish(objective, descent, sweeps - FIRST_SWEEPS - MORE_SWEEPS, gradient_steps=sweeps)
+    descent = _alternate(first, descent, min(MORE_SWEEPS, sweeps - FIRST_SWEEPS))
+    sweeps -= FIRST_SWEEPS + MORE_SWEEPS
+    if written_out:
+        return results_of(objective, _by_stages(objective, descent, sweeps))
+    return _finish(objective, descent, sweeps)
 
 
-def _finish(objective: Objective, descent: Descent, sweeps: int, *, gradient_steps: int) -> list[SearchResult]:
+def _finish(objective: Objective, descent: Descent, sweeps: int) -> list[SearchResult]:
     """Follow layers with a small residual by Gauss-Newton, and the others by more sweeps of the best starts."""
     small = descent.loss.min(1).values <= SMALL_RESIDUAL**2 * objective.power[:, 0]
     results: dict[int, SearchResult] = {}
@@ -247,10 +267,7 @@ def _finish(objective: Objective, descent: Descent, sweeps: int, *, gradient_ste
         if which is small:
             state = _by_stages(part, state, sweeps)
         else:
-            cheap = _work(part) <= CHEAP
-            state = _alternate(part, state if cheap else state.best(FINALISTS), sweeps)
-            if sweeps > 0 and cheap:  # where components cancel, alternating is slow before it arrives
-                state = _by_gradient(part, state, gradient_steps)
+            state = _alternate(part, state if _work(part) <= CHEAP else state.best(FINALISTS), sweeps)
         results |= dict(zip(layers.tolist(), results_of(part, state), strict=True))
     return [results[layer] for layer in range(objective.layers)]
 
@@ -322,14 +339,19 @@ def _by_gauss_newton(objective: Objective, descent: Descent, steps: int) -> Desc
     return descent if exact else descend(objective, descent, steps=steps)
 
 
-def _by_stages(objective: Objective, descent: Descent, sweeps: int) -> Descent:
+def _by_stages(objective: Objective, descent: Descent, steps: int) -> Descent:
     """Follow the better starts by Gauss-Newton, fewer of them in each stage."""
-    for steps, count, factor in STAGES:
-        stage = replace(objective, stability=factor * objective.stability)
-        merit = stage.merit(descent.loss, descent.values)
-        descent = _by_gauss_newton(stage, replace(descent, merit=merit).best(count), min(steps, sweeps))
-        sweeps -= min(steps, sweeps)
-    return descent
+    for stage in STAGES:
+        stiffer = _stiffer(objective, stage.stiffness)
+        descent = replace(descent, merit=stiffer.merit(descent.loss, descent.values)).best(stage.starts)
+        descent = _by_gauss_newton(stiffer, descent, min(stage.steps, steps))
+        steps -= min(stage.steps, steps)
+    return replace(descent, merit=objective.merit(descent.loss, descent.values))
+
+
+def _stiffer(objective: Objective, factor: float) -> Objective:
+    """The same objective, where small components are worth more."""
+    return replace(objective, stability=factor * objective.stability)
 
 
 def _by_gradient(objective: Objective, descent: Descent, steps: int) -> Descent:
