@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 from math import prod
 
 import torch
@@ -88,19 +88,19 @@ class GaussMatrix:
         return Factor(factor, failed, self.sizes)
 
     def _matrix(self, values: Cores) -> Tensor:
-        """Shape (layers, starts, unknowns, unknowns); the unknowns are those of one core after another."""
+        """Shape (layers, starts, unknowns, unknowns), without the blocks above the diagonal, which are not read.
+
+        The unknowns are those of one core after another.
+        """
         objective, batch = self.objective, next(iter(values.values())).shape[:2]
-        matrix = objective.target.new_zeros(*batch, objective.unknowns, objective.unknowns)
+        matrix = objective.target.new_empty(*batch, objective.unknowns, objective.unknowns)
         at, before = {}, 0
         for name, size in self.sizes.items():
             at[name], before = slice(before, before + size), before + size
-        for one, other in combinations_with_replacement(objective.places, 2):
-            block = matrix[..., at[one], at[other]]
-            for row in objective.places[one]:
-                for column in objective.places[other]:
-                    block += self._block(row, column, values).reshape(-1, *batch[1:], *block.shape[2:])
-            if one != other:
-                matrix[..., at[other], at[one]] = block.mT
+        for column, row in combinations_with_replacement(objective.places, 2):
+            pairs = product(objective.places[row], objective.places[column])
+            blocks = [self._block(*pair, values).reshape(*batch, self.sizes[row], -1) for pair in pairs]
+            matrix[..., at[row], at[column]] = sum(blocks[1:], blocks[0])
         return matrix
 
     def _block(self, row: int, column: int, values: Cores) -> Tensor:
@@ -124,4 +124,4 @@ class GaussMatrix:
             between.append((identity, (label, label + PRIME)))
         columns = tuple(name + PRIME if name in both else name for name in again(other_labels))
         block = objective.contract_to([*first, *second, *between], (*labels, *columns))
-        return block.expand(*next(iter(values.values())).shape[:2], *block.shape[2:])
+        return block.expand(*values[objective.occurrences[row].name].shape[:2], *block.shape[2:])
