@@ -53,7 +53,7 @@ class Objective:
             `coupled` (j), one form for each value of `blocks`; shape (layers, *blocks, *coupled, *coupled). Without
             one, the norm is the Frobenius norm.
         coupled, blocks: labels of the target, see `metric`.
-        stability: how much small components are worth, see `merit`.
+        stability: how much small cores are worth, see `merit`.
         kept: the type that the cores have in the end.
     """
 
@@ -181,7 +181,8 @@ class Objective:
         """||target - model||^2 in the metric; shape (layers, starts)."""
         residual = model - self.target[:, None]
         if self.metric is None:
-            return torch.linalg.vector_norm(residual.reshape(*residual.shape[:2], -1), dim=2).square()
+            norms: Tensor = torch.linalg.vector_norm(residual.reshape(*residual.shape[:2], -1), dim=2)
+            return norms.square()
         return total(residual * self.apply_metric(residual)).clamp(min=0)
 
     def loss_of(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -219,19 +220,56 @@ class Objective:
         """||target||^2, greater than 0; shape (layers, 1)."""
         return total(self.target[:, None].square()).clamp(min=torch.finfo(self.target.dtype).tiny)
 
-    def merit(self, loss: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """What a search minimises: loss * (1 + sum of ||component||^2 / ||target||^2) ** stability.
+    @cached_property
+    def _blocks(self) -> tuple[_Labels, ...]:
+        """The labels of each occurrence, where a bond that has a gauge is another label on each of its two cores."""
+        places: dict[str, list[int]] = {}
+        for position, (_, labels) in enumerate(self.occurrences):
+            for label in labels:
+                places.setdefault(label, []).append(position)
+        once = {positions[0] for positions in self.places.values() if len(positions) == 1}
+        gauged = {label for label, ends in places.items() if len(ends) == 2 and once.issuperset(ends)}
+        gauged -= {*self.output}
+        return tuple(
+            tuple(f"{label}/{position}" if label in gauged else label for label in labels)
+            for position, (_, labels) in enumerate(self.occurrences)
+        )
 
-        A stability above 0 keeps components from cancelling each other, and the valleys where they do, in which a
-        search is slow, are not entered. Another network whose components are ten times as large as those at the minimum
-        has an error that is smaller by at most the factor 10 ** stability.
+    def squared_blocks(self, values: Mapping[str, Tensor], without: int | None = None) -> Tensor:
+        """The sum over blocks of the product of the squared norms of their cores.
+
+        A block is the term of a network at one value of every bond that has no gauge, such as that of a CP; a bond
+        between two cores has one. So a block of a CP is a component, and a ring is one block. Unlike components, blocks
+        do not depend on the basis of a bond. The arguments and the result are those of `squared_components`.
+        """
+        tensors = {**self.constants, **values}
+        operands = [
+            (tensors[name].square(), labels if name in self.constants else (*BATCH, *labels))
+            for position, ((name, _), labels) in enumerate(zip(self.occurrences, self._blocks, strict=True))
+            if position != without
+        ]
+        if without is None:
+            return self.contract_to(operands, ())
+        kept = {label for _, labels in operands for label in labels}
+        labels = tuple(label for label in self._blocks[without] if label in kept)
+        weights = self.contract_to(operands, labels)
+        return weights.reshape(
+            *weights.shape[:2], *(self.sizes[n] if n in labels else 1 for n in self._blocks[without])
+        )
+
+    def merit(self, loss: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """What a search minimises: loss * (1 + squared_blocks / ||target||^2) ** stability.
+
+        A stability above 0 keeps blocks from cancelling each other, and the valleys where they do, in which a search is
+        slow, are not entered. Another network whose blocks are ten times as large as those at the minimum has an error
+        that is smaller by at most the factor 10 ** stability.
         """
         if not self.stability:
             return loss
-        return loss * (1 + self.squared_components(values) / self._square) ** self.stability
+        return loss * (1 + self.squared_blocks(values) / self._square) ** self.stability
 
     def ridge(self, loss: Tensor, values: Mapping[str, Tensor]) -> Tensor | None:
-        """The weight w for which loss + w * (sum of ||component||^2) has the slope of the merit; None for 0.
+        """The weight w for which loss + w * squared_blocks has the slope of the merit; None for 0.
 
         As the merit is the exponential of a concave function of both, it falls wherever that sum falls.
 
@@ -241,7 +279,7 @@ class Objective:
         if not self.stability:
             return None
         loss = torch.where(loss.isfinite(), loss, self._square)
-        return self.stability * loss / (self._square + self.squared_components(values))
+        return self.stability * loss / (self._square + self.squared_blocks(values))
 
     def environment(self, tensor: Tensor, position: int, values: Mapping[str, Tensor]) -> Tensor:
         """Contract a tensor over the output with all occurrences but one: the derivative by that occurrence.

@@ -85,17 +85,18 @@ class Settings:
             by SVDs and needs none.
         sweeps: the most sweeps over all cores. With 0, the result is the best first guess, or the SVDs of a tree.
         dtype: of the computation, torch.float64 or torch.float32.
-        stability: how much small components are worth, from 0 to 1. The search minimises
-            ||K - K~||^2 * (1 + sum of ||component||^2 / ||K||^2) ** stability, so that components do not cancel each
-            other and the cores can be trained and rounded. With 0, the error alone is minimised, as that of a tree
-            always is, because its best approximation has no components that cancel.
+        stability: how much small cores are worth, from 0 to 1. The search minimises ||K - K~||^2 * (1 + B)^stability,
+            where B is the product of the squared norms of the cores over ||K||^2, for a CP one product for each
+            component (see `Objective.merit`). So terms do not cancel each other, and the cores can be trained and
+            rounded. With 0, the error alone is minimised, as that of a tree always is, because its best approximation
+            has no terms that cancel.
 
     Raises:
         ValuesError: a setting is out of its range.
     """
 
     seed: int = 0
-    starts: int = 8
+    starts: int = 16
     sweeps: int = 200
     dtype: torch.dtype = torch.float64
     stability: float = 0.01
@@ -246,8 +247,7 @@ def follow_starts(objective: Objective, values: Cores, settings: Settings) -> li
     written_out = GaussMatrix(objective).written_out(starts)
     first = _stiffer(objective, STAGES[0].stiffness) if written_out else objective
     descent = _alternate(first, descent, min(FIRST_SWEEPS, sweeps))
-    if _work(objective) > CHEAP:  # below, many starts take hardly longer than few
-        descent = descent.best(-(-starts // 2))
+    descent = descent.best(-(-starts // 2))
     descent = _alternate(first, descent, min(MORE_SWEEPS, sweeps - FIRST_SWEEPS))
     sweeps -= FIRST_SWEEPS + MORE_SWEEPS
     if written_out:

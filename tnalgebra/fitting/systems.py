@@ -266,7 +266,7 @@ class System:
 
     def weights(self, ridge: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """What a ridge adds to the diagonal of the gram matrix, see `Objective.ridge`; in the axes of the core."""
-        weights = self.objective.squared_components(values, self.position)
+        weights = self.objective.squared_blocks(values, self.position)
         return weights * ridge.reshape(*ridge.shape, *[1] * len(self.labels))
 
     def solve(
