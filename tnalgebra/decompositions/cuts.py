@@ -201,8 +201,9 @@ def _requested(options: Options) -> Rank | UpTo | ParameterBudget:
 
 def _rank(asked: Rank | UpTo | ParameterBudget, matrix: Tensor, form: CutForm, before: int) -> int:
     if isinstance(asked, ParameterBudget):
-        each = sum(matrix.shape) + (form == "svd")
-        return min(*matrix.shape, allowance(asked, before, least=each) // each)
+        rows, columns = matrix.shape
+        each = rows + columns + (form == "svd")
+        return min(rows, columns, allowance(asked, before, least=each) // each)
     return kept(asked, min(matrix.shape), bond="r", singular_values=lambda: singular_values(matrix).tolist())
 
 

@@ -212,8 +212,12 @@ def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype
     rank = _checked_rank(rank, matrix)
     if matrix.ndim > 2 and matrix.numel() > _BLOCK and matrix.shape[:-2].numel() > 1:  # a few at a time, to save memory
         alone = matrix.flatten(0, -3)
-        parts = [truncated_svd(part, rank, dtype=dtype) for part in alone.split(max(1, _BLOCK // alone[0].numel()))]
-        return SVD(*(torch.cat(each).unflatten(0, matrix.shape[:-2]) for each in zip(*parts, strict=True)))
+        parts = [
+            truncated_svd(part, rank, dtype=dtype) for part in torch.split(alone, max(1, _BLOCK // alone[0].numel()))
+        ]
+        return SVD(
+            *(torch.cat(each).reshape(*matrix.shape[:-2], *each[0].shape[1:]) for each in zip(*parts, strict=True))
+        )
     numbers, scale = scaled(matrix, what="the matrix", dtype=dtype)
     wide = numbers.shape[-2] < numbers.shape[-1]
     decompose = _gram_svd if _large(matrix) and dtype == torch.float64 else _tall_svd

@@ -72,9 +72,11 @@ def _rotation(vectors: Tensor) -> Tensor:
         columns.append(column)
         rest -= torch.outer(rest @ column, column)
     basis, triangle = torch.linalg.qr(torch.stack(columns, 1))  # which removes their rounding
-    return basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis)
+    rotation: Tensor = basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis)
+    return rotation
 
 
 def _first_of_the_largest(magnitudes: Tensor, axis: int) -> Tensor:
     """The first position along an axis of an element that is as large as the largest one, but for rounding."""
-    return (magnitudes >= (1 - _TIE) * magnitudes.amax(axis, keepdim=True)).to(torch.int8).argmax(axis, keepdim=True)
+    largest = magnitudes >= (1 - _TIE) * magnitudes.amax(axis, keepdim=True)
+    return torch.argmax(largest.to(torch.int8), axis, keepdim=True)

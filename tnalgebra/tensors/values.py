@@ -40,7 +40,7 @@ def norm(tensor: Tensor) -> float:
         return 0.0
     low, high = torch.aminmax(tensor)
     largest = abs(max(-float(low), float(high)))
-    blocks = (block.double() / largest for block in tensor.reshape(-1).split(_BLOCK)) if largest else ()
+    blocks = (block.double() / largest for block in torch.split(tensor.reshape(-1), _BLOCK)) if largest else ()
     return largest * math.hypot(*(float(torch.linalg.vector_norm(block)) for block in blocks))
 
 
