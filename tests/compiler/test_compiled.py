@@ -154,7 +154,7 @@ def test_words_of_python_and_of_the_code_are_names(word: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_frozen_module_computes_the_same_without_a_step_of_weights_alone(name: str) -> None:
+def test_a_frozen_module_computes_the_same_and_of_weights_alone_only_views(name: str) -> None:
     case = CASES[name]
     module = case.compiled()
     x = case.input()
@@ -169,7 +169,8 @@ def test_a_frozen_module_computes_the_same_without_a_step_of_weights_alone(name:
     for node in module._code.graph.nodes:
         if set(node.all_input_nodes) & reached:
             reached.add(node)
-        assert node.op == "placeholder" or node in reached, node.format_node()
+        views = ("permute", "getitem", "flatten", "unflatten", "reshape", "expand", "size", "diagonal", "contiguous")
+        assert node.op == "placeholder" or node in reached or node.name.split("_")[0] in views, node.format_node()
     assert not module(x).requires_grad
 
 

@@ -14,6 +14,7 @@ from ..errors import CompileError, SizeError
 from ..networks import Conv, Fill, NamedTensor, Network, node_text
 from .choose import Candidate, PlanRequest, candidates_for, is_channels_last
 from .computation import check_inputs
+from .empty import empty_labels, with_one_element, without_elements
 from .executor import Executor, Frozen, is_jit_traced, is_traced, lower_type
 from .plan import Plan
 from .tune import make_timer, tune_candidates
@@ -72,41 +73,45 @@ class Compiled(nn.Module):
         Raises:
             CompileError: an input is missing, or its dtype, number of axes or sizes do not fit the network.
         """
-        if is_symbolic(*inputs, *named.values()):
-            return leaf_call(self, inputs, named)  # type: ignore[no-any-return]
-        tensors = self._inputs(inputs, named) if named or len(inputs) != len(self._executor.fixed) else inputs
-        for tensor, (name, _, _) in zip(tensors, self._executor.fixed, strict=True):
-            if not isinstance(tensor, Tensor):
-                self._refuse(f"the input {name!r} is not a tensor", given=type(tensor).__name__)
-        kind = tensors[0].device.type
+        if named or len(inputs) != len(self._executor.fixed):
+            if is_symbolic(*inputs, *named.values()):
+                return leaf_call(self, inputs, named)  # type: ignore[no-any-return]
+            inputs = self._inputs(inputs, named)
+        others = [number for number, one in enumerate(inputs) if not isinstance(one, Tensor)]
+        if others:
+            if is_symbolic(*inputs):
+                return leaf_call(self, inputs, {})  # type: ignore[no-any-return]
+            name, kind = self._executor.fixed[others[0]][0], type(inputs[others[0]]).__name__
+            self._refuse(f"the input {name!r} is not a tensor", given=kind)
+        kind = inputs[0].device.type
         if kind == "meta" or not torch.is_autocast_enabled(kind):
-            return self._checked(tensors, None)
+            return self._run(inputs, None)
         dtype = torch.get_autocast_dtype(kind) if self._lowered and len(self._weights) + len(inputs) > 1 else None
         with torch.autocast(kind, enabled=False):
-            return self._checked(tensors if dtype is None else [lower_type(one, dtype) for one in tensors], dtype)
+            return self._run(inputs if dtype is None else [lower_type(one, dtype) for one in inputs], dtype)
 
-    def _checked(self, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
+    def _run(self, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
         """The value of the network, computed in the type of autocast or, without one, in that of the weights."""
-        if is_traced():
-            if not is_jit_traced():
-                self._check_tensors(tensors, dtype)
+        if torch.compiler.is_compiling():
+            self._check_tensors(tensors, dtype)
         else:
-            seen = (dtype, *((tensor.shape, tensor.dtype) for tensor in tensors))
-            if seen not in self._seen:
+            seen = (dtype, *[(tensor.shape, tensor.dtype) for tensor in tensors])
+            if seen not in self._seen and not is_jit_traced():
                 self._check_tensors(tensors, dtype)
+                request = self.plan.request
+                if empty := empty_labels(request, tensors):
+                    value = self._run(with_one_element(request, tensors, empty), dtype)
+                    return without_elements(request.network, value, empty)
                 self._check_sizes(tensors)
                 if len(self._seen) < SEEN:
                     self._seen.add(seen)
-        return self._current().run(self, tensors, dtype)
-
-    def _current(self) -> Executor:
-        """The code for this call: that with contracted weights only where they are those of the parameters."""
-        frozen = self._frozen
-        if frozen is None or is_traced() or not frozen.is_of(self):
-            return self._executor
-        if not frozen.is_current():
-            frozen = self._frozen = Frozen.of_module(frozen.plan, self, self._weights, self._like())
-        return frozen
+        executor, frozen = self._executor, self._frozen
+        # contracted weights are used where they are those of the parameters
+        if frozen is not None and not is_traced() and frozen.is_of(self):
+            if not frozen.is_current():
+                frozen = self._frozen = Frozen.of_module(frozen.plan, self, self._weights, self._like())
+            executor = frozen
+        return executor.run(self, tensors, dtype)
 
     def _check_tensors(self, tensors: Sequence[Tensor], lowered: torch.dtype | None) -> None:
         first = getattr(self, self._weights[0]) if self._weights else tensors[0]
@@ -233,7 +238,8 @@ class Compiled(nn.Module):
         computed = [name for name in self._weights if name not in self._parameters and name not in self._buffers]
         if computed:
             self._refuse(
-                f"{computed[0]!r} is computed from other tensors at each call",
+                "a tensor of the layer is computed from others at each call",
+                tensor=computed[0],
                 because="a parametrisation, pruning or weight norm",
                 fix="remove it first, as by torch.nn.utils.parametrize.remove_parametrizations",
             )
@@ -351,8 +357,7 @@ class Compiled(nn.Module):
         return tensors[0] if tensors else torch.empty(0, dtype=self.plan.request.dtype, device=self.plan.request.device)
 
     def __prepare_scriptable__(self) -> NoReturn:
-        fix = "torch.jit.trace, or torch.compile"
-        self._refuse(f"a {type(self).__name__} cannot be read by torch.jit.script", fix=fix)
+        self._refuse("torch.jit.script cannot read the code of this layer", fix="torch.jit.trace, or torch.compile")
 
     def _timer(self, candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
         return make_timer(candidate, request, {name: getattr(self, name) for name in self._weights})
@@ -360,7 +365,10 @@ class Compiled(nn.Module):
 
 def is_symbolic(*arguments: object) -> bool:
     """Whether an argument stands for a value in a graph that `torch.fx.symbolic_trace` makes."""
-    return any(isinstance(one, fx.Proxy) for one in arguments)
+    for one in arguments:  # noqa: SIM110, as this is asked at every call
+        if isinstance(one, fx.Proxy):
+            return True
+    return False
 
 
 def leaf_call(module: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
@@ -371,8 +379,8 @@ def leaf_call(module: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]
     """
     tracer: Any = next(one for one in (*inputs, *named.values()) if isinstance(one, fx.Proxy)).tracer
     if tracer.root is module:
-        fact = f"torch.fx traces models that hold a {type(module).__name__}, not the layer itself"
-        raise CompileError(fact, fix="torch.nn.Sequential(layer), torch.export or layer.code")
+        fix = "torch.nn.Sequential(layer), torch.export or layer.code"
+        raise CompileError("torch.fx traces models that hold this layer, not the layer alone", layer=module, fix=fix)
     return tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(inputs), dict(named))
 
 

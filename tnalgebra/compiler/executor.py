@@ -10,12 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .emit import argument_names, emit
-from .operations import Arrange, ChannelsLast, Diagonal, Load, Rename, Repeat, labels_in
+from .operations import Load, labels_in
 from .plan import Plan
 from .weights import contract_weights, dense_patterns, supplied_values
-
-_MOVES = (Load, Rename, Arrange, ChannelsLast, Repeat, Diagonal)
-"""Operations that leave every number as it is."""
 
 
 @dataclass
@@ -36,8 +33,8 @@ class Executor:
         self.code = emit(program, supplied=self.supplied)
         self.arguments = argument_names(program, self.supplied)
         self.fixed = _fixed_axes(self.plan)
-        pairs = zip(program.operations, program.weights_only, strict=True)
-        contracts = not self.supplied and any(alone and not isinstance(one, _MOVES) for one, alone in pairs)
+        weighted = any(isinstance(one, Load) and one.kind == "weight" for one in program.operations)
+        contracts = weighted and not self.supplied and supplied_values(program)
         self.halves = _Halves(self.plan) if contracts else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +62,7 @@ class Executor:
         if self.halves is None:
             code, taken = self.code, self._taken(module, self.arguments, inputs[0])
         else:
-            like = getattr(module, self.halves.weights_alone)
+            like = getattr(module, self.halves.weight)
             contracted = self.halves.first(*self._taken(module, self.halves.taken, like))
             code, taken = self.halves.second, [*self._taken(module, self.halves.left, like), *contracted]
         return code.forward(*inputs, *(lower_type(tensor, dtype) for tensor in taken))  # type: ignore[no-any-return]
@@ -73,6 +70,8 @@ class Executor:
     def _taken(self, module: nn.Module, names: Sequence[str], like: Tensor) -> list[Tensor]:
         """Tensors of the module by name, and stored ones, of the type and on the device of another tensor."""
         stored = self.stored
+        if not stored:
+            return [getattr(module, name) for name in names]
         return [stored[name].to(like.device, like.dtype) if name in stored else getattr(module, name) for name in names]
 
 
@@ -86,68 +85,52 @@ class _Halves:
         self.second = emit(program, supplied=supplied)
         self.taken = argument_names(program, wanted=[*supplied])
         self.left = argument_names(program, supplied)[: -len(supplied)]
-        kinds = {one.name: one.kind for one in program.operations if isinstance(one, Load)}
-        self.weights_alone = next(name for name in self.taken if kinds[name] == "weight")
+        self.weight = next(one.name for one in program.operations if isinstance(one, Load) and one.kind == "weight")
 
 
 @dataclass
 class Frozen(Executor):
     """The code of a plan with its contracted weights, and what they were contracted from.
 
-    sources: name -> a tensor of the module and a copy of it, which shares its memory until one of them is changed. So
-        the memory shows at each call whether anything was, in whatever way that was done.
+    tensors: name -> the tensors of the module that the plan takes, contracted or not.
+    copies: name -> a copy of each tensor that was contracted. It is compared with the tensor at each call, as torch
+        counts only some of the ways to change one.
     """
 
-    sources: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    copies: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of_module(cls, plan: Plan, module: nn.Module, names: Sequence[str], like: Tensor) -> Frozen:
         """The weights of a module with these names, contracted for a plan."""
-        tensors = {name: getattr(module, name).detach() for name in names}
+        tensors = {name: getattr(module, name) for name in names}
         patterns = dense_patterns(plan.chosen, plan.request)
         patterns = {name: tensor.to(like.device, like.dtype) for name, tensor in patterns.items()}
         supplied, stored = contract_weights(plan.chosen.program, tensors | patterns)
+        stored |= {name: patterns[name] for name in argument_names(plan.chosen.program, supplied) if name in patterns}
+        contracted = [name for name in argument_names(plan.chosen.program, wanted=[*supplied]) if name in tensors]
         with torch.inference_mode(False), torch.no_grad():
-            sources = {name: (getattr(module, name), _share(tensor)) for name, tensor in tensors.items()}
-        return cls(plan, stored, supplied, sources)
+            copies = {name: tensors[name].detach().clone() for name in contracted}
+        return cls(plan, stored, supplied, tensors, copies)
 
     def is_of(self, module: nn.Module) -> bool:
-        """Whether the module has the tensors that were contracted: others may stand in for them during a call."""
-        return all(getattr(module, name) is tensor for name, (tensor, _) in self.sources.items())
+        """Whether the module has the tensors of its plan: others may stand in for them during a call."""
+        for name, tensor in self.tensors.items():  # noqa: SIM110, as this is asked at every call
+            if getattr(module, name) is not tensor:
+                return False
+        return True
 
     def is_current(self) -> bool:
         """Whether the tensors that were contracted have the elements that they had then."""
-        for name, (tensor, copy) in self.sources.items():
-            if not _is_shared(tensor, copy):
-                if not _is_equal(tensor, copy):
-                    return False
-                with torch.inference_mode(False), torch.no_grad():
-                    self.sources[name] = tensor, _share(tensor.detach())
-        return True
+        return all(_is_equal(self.tensors[name], copy) for name, copy in self.copies.items())
 
-
-def _share(tensor: Tensor) -> Tensor:
-    """A copy that takes no memory until it or the tensor is written to, where torch can make one."""
-    try:
-        return torch._lazy_clone(tensor)
-    except RuntimeError:  # memory that is mapped from a file or shared with another process
-        return tensor.clone()
-
-
-def _is_shared(tensor: Tensor, copy: Tensor) -> bool:
-    """Whether a tensor and its copy are the same memory, read in the same way."""
-    return (
-        torch._C._data_address(tensor) == torch._C._data_address(copy)  # type: ignore[attr-defined]
-        and tensor.stride() == copy.stride()
-        and tensor.shape == copy.shape
-        and tensor.dtype == copy.dtype
-        and tensor.device == copy.device
-    )
+    def _taken(self, module: nn.Module, names: Sequence[str], like: Tensor) -> list[Tensor]:
+        return [tensor.detach() for tensor in super()._taken(module, names, like)]
 
 
 def _is_equal(tensor: Tensor, copy: Tensor) -> bool:
     alike = tensor.dtype == copy.dtype and tensor.device == copy.device and tensor.shape == copy.shape
-    return alike and not tensor.is_meta and torch.equal(tensor, copy)
+    return alike and (tensor.is_meta or torch.equal(tensor, copy))
 
 
 def lower_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch import nn as torch_nn
 from torch.nn import functional
 
-from ..compiler import is_symbolic, leaf_call
+from ..compiler import is_jit_traced, is_symbolic, leaf_call
 from ..errors import CompileError, LayerError
 from .base import LayerRewrite
 from .layers import Linear
@@ -236,7 +236,7 @@ def _check_inputs(query: Tensor, key: Tensor, value: Tensor) -> bool:
     if query.is_nested or key.is_nested or value.is_nested:
         raise CompileError("nn.MultiheadAttention does not take nested tensors", fix="padded tensors, and a mask")
     shapes = {"query": tuple(query.shape), "key": tuple(key.shape), "value": tuple(value.shape)}
-    agree = key.shape[:-1] == value.shape[:-1] and query.ndim == key.ndim
+    agree = query.ndim == key.ndim and (is_jit_traced() or key.shape[:-1] == value.shape[:-1])
     if query.ndim not in (2, 3) or not agree:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         fact = "query, key and value have 3 axes, or 2 without a batch, and key and value are equally long"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch import nn as torch_nn
 
-from ..compiler import MAX_PLAN_ELEMENTS, Compiled, is_jit_traced, make_request
+from ..compiler import MAX_PLAN_ELEMENTS, Compiled, make_request
 from ..errors import CompileError, LayerError
 from ..fitting import bonds_of
 from ..networks import NamedTensor, Network, compose, shape_of, tensor_nodes
@@ -387,12 +387,13 @@ class KernelLayer(Weightless):
 
     def _compute(self, x: Tensor, channels: int, axis: int) -> Tensor:
         """The layer's output for an input with one batch axis, which may be empty."""
-        if x.ndim > -axis - 1 and not is_jit_traced():
-            self._check_channels(x.shape, x.shape[axis], channels)
-        if torch.compiler.is_compiling() or is_jit_traced() or x.ndim == 0 or x.shape[0]:
+        shape: Any = x.shape or (1,)
+        count = shape[0]
+        if isinstance(count, Tensor):  # torch.jit.trace has tensors for sizes
             return super().forward(x)
-        one = torch.cat([x, x.new_zeros((1, *x.shape[1:]))])
-        return super().forward(one)[:0]
+        if len(shape) > -axis - 1 and shape[axis] != channels:
+            self._check_channels(shape, shape[axis], channels)
+        return super().forward(x)
 
 
 def check_dense(module: torch_nn.Module) -> None:
