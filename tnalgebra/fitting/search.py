@@ -53,6 +53,9 @@ class Stage(NamedTuple):
 STAGES = (Stage(8, 8, 5.0), Stage(12, 4, 3.0), Stage(20, 2, 1.0), Stage(60, 1, 1.0))
 """The descent where the residual or the problem is small."""
 
+MOST_CUBES = 2**30
+"""The most starts times unknowns^3, which is about the work of a step where the matrices are written out."""
+
 STRUCTURED = 0.5
 """A small residual with fewer unknowns than this part of the target's elements may be that of a kernel that another
 start fits exactly. With more of them, any kernel has small residuals."""
@@ -341,9 +344,12 @@ def _by_gauss_newton(objective: Objective, descent: Descent, steps: int) -> Desc
 
 def _by_stages(objective: Objective, descent: Descent, steps: int) -> Descent:
     """Follow the better starts by Gauss-Newton, fewer of them in each stage."""
+    written_out = GaussMatrix(objective).written_out(descent.loss.shape[1])
+    most = max(1, MOST_CUBES // objective.unknowns**3)
     for stage in STAGES:
         stiffer = _stiffer(objective, stage.stiffness)
-        descent = replace(descent, merit=stiffer.merit(descent.loss, descent.values)).best(stage.starts)
+        descent = replace(descent, merit=stiffer.merit(descent.loss, descent.values))
+        descent = descent.best(min(stage.starts, most) if written_out else stage.starts)
         descent = _by_gauss_newton(stiffer, descent, min(stage.steps, steps))
         steps -= min(stage.steps, steps)
     return replace(descent, merit=objective.merit(descent.loss, descent.values))
