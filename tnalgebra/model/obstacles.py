@@ -97,7 +97,8 @@ def _reader(member: Site, kept: Mapping[nn.Module, str]) -> str | None:
 def _weight_obstacle(module: AnyLayer) -> str | None:
     """Why the weight cannot be decomposed."""
     weight = module.weight
-    wrapped = is_traceable_wrapper_subclass(weight) or isinstance(weight, FakeTensor)
+    value: object = weight
+    wrapped = isinstance(value, FakeTensor) or is_traceable_wrapper_subclass(value)
     if wrapped:
         return f"its weight is a {type(weight).__name__}, without elements of its own: a plain tensor first"
     if not is_lazy(weight) and weight.is_meta:
