@@ -330,3 +330,51 @@ def test_an_svd_that_never_converges_names_the_shape(monkeypatch: pytest.MonkeyP
         truncated_svd(torch.ones(5, 4))
     with refused(ValuesError, "Gram", "(5, 4)"):
         singular_values(torch.ones(5, 4))
+
+
+FALLING = {
+    "even": torch.logspace(0, -14, 40, dtype=torch.float64),
+    "equal": torch.ones(40, dtype=torch.float64),
+    "half of them 0": torch.cat([torch.ones(20), torch.zeros(20)]).double(),
+    "one small": torch.cat([torch.linspace(2, 1, 39), torch.tensor([1e-9])]).double(),
+    "zeros": torch.zeros(40, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("kind", FALLING)
+@pytest.mark.parametrize("rank", [12, 20, 39, 40])
+def test_a_large_matrix_is_decomposed_by_gram_matrices(kind: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linalg, "LARGE", 16)
+    values = FALLING[kind]
+    matrix = planted(100, 40, values, seed=5)
+    eye = torch.eye(rank, dtype=torch.float64)
+    for turned in (matrix, matrix.mT):
+        svd = truncated_svd(turned, rank)
+        torch.testing.assert_close(svd.S, values[:rank], rtol=0, atol=1e-12)
+        torch.testing.assert_close(svd.U.mT @ svd.U, eye, rtol=0, atol=1e-12)
+        torch.testing.assert_close(svd.V @ svd.V.mT, eye, rtol=0, atol=1e-12)
+        left = float((turned - (svd.U * svd.S) @ svd.V).norm())
+        assert left <= float(values[rank:].norm()) + 1e-12
+        torch.testing.assert_close(linalg.singular_values(turned), values, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["equal", "half of them 0"])
+@pytest.mark.parametrize("large", [16, 1024])
+def test_vectors_of_equal_values_do_not_depend_on_rounding(
+    kind: str, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linalg, "LARGE", large)
+    matrix = planted(60, 40, FALLING[kind], seed=7)
+    moved = matrix * (1 + 2e-16 * gaussian(60, 40, seed=8).sign())
+    kept = int((FALLING[kind] > 0).sum())
+    one, two = truncated_svd(matrix, kept), truncated_svd(moved, kept)
+    for part, other in zip(one, two, strict=True):
+        torch.testing.assert_close(other, part, rtol=0, atol=1e-12)
+
+
+def test_many_matrices_are_decomposed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = gaussian(3, 4, 9, 7, seed=9)
+    whole = truncated_svd(stack, 5)
+    monkeypatch.setattr(linalg, "_BLOCK", 130)
+    for part, other in zip(truncated_svd(stack, 5), whole, strict=True):
+        torch.testing.assert_close(part, other, rtol=0, atol=1e-13)
