@@ -97,8 +97,8 @@ def fit_cores(
             if not bool(objective.target[layer].any()):  # a descent towards zero would never end
                 cores = {name: torch.zeros_like(core) for name, core in cores.items()}
                 report = FitReport(report.method, (0.0,), (0.0,), converged=True)
-            alone = torch.tensor([layer], device=objective.target.device)
-            part = objective if objective.layers == 1 else objective.of_layers(alone)
+            only = torch.tensor([layer], device=objective.target.device)
+            part = objective if objective.layers == 1 else objective.of_layers(only)
             measure = partial(_errors, kernels[number], right, metric=norms[number], objective=exact)
             cores, report = hold(part, cores, report, right=right, scale=prepared[number][1], measure=measure)
             fits[number] = {**selection, **cores}, report

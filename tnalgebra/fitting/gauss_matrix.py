@@ -30,7 +30,7 @@ LARGEST_METRIC = 2**18
 
 
 @dataclass(frozen=True)
-class Factor:
+class StepFactor:
     """The Cholesky factor of J^T J with something added to its diagonal.
 
     Attributes:
@@ -48,7 +48,7 @@ class Factor:
         right = torch.cat([core.reshape(*core.shape[:2], -1) for core in gradient.values()], 2)
         step = torch.cholesky_solve(right[..., None], self.factor)[..., 0]
         step = torch.where(spread(self.failed == 0, step), step, 0.0)
-        parts = step.split(list(self.sizes.values()), 2)
+        parts = torch.split(step, list(self.sizes.values()), 2)
         return {name: part.reshape(core.shape) for part, (name, core) in zip(parts, gradient.items(), strict=True)}
 
 
@@ -69,8 +69,8 @@ class GaussMatrix:
         """How many elements each core has."""
         return {name: prod(shape) for name, shape in self.objective.free.items()}
 
-    def factor(self, values: Cores, damping: Tensor, weights: Mapping[str, Tensor]) -> Factor:
-        """Factor J^T J + damping * (mean of the diagonal, for each core) + weights.
+    def factor(self, values: Cores, damping: Tensor, weights: Mapping[str, Tensor]) -> StepFactor:
+        """StepFactor J^T J + damping * (mean of the diagonal, for each core) + weights.
 
         Args:
             damping: shape (layers, starts).
@@ -79,13 +79,13 @@ class GaussMatrix:
         matrix = self._matrix(values)
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         added = []
-        for part, (name, core) in zip(diagonal.split(list(self.sizes.values()), 2), values.items(), strict=True):
+        for part, (name, core) in zip(torch.split(diagonal, list(self.sizes.values()), 2), values.items(), strict=True):
             scale = (damping * part.mean(2)).clamp(min=torch.finfo(part.dtype).tiny)
             weight = weights[name].expand_as(core).reshape(part.shape) if name in weights else 0.0
             added.append(scale[..., None] + weight * torch.ones_like(part))
         diagonal += torch.cat(added, 2)
         factor, failed = torch.linalg.cholesky_ex(matrix)
-        return Factor(factor, failed, self.sizes)
+        return StepFactor(factor, failed, self.sizes)
 
     def _matrix(self, values: Cores) -> Tensor:
         """Shape (layers, starts, unknowns, unknowns), without the blocks above the diagonal, which are not read.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .als import Cores, Descent, pick, spread
-from .gauss_matrix import Factor, GaussMatrix
+from .gauss_matrix import GaussMatrix, StepFactor
 from .objective import BATCH, Objective, total
 from .systems import System, damped_cholesky, ratio
 
@@ -110,7 +110,7 @@ def _weights(systems: Mapping[str, Sequence[System]], values: Cores, ridge: Tens
 
 
 def _along_the_valley(
-    objective: Objective, factor: Factor, step: Cores, change: Tensor, *, values: Cores, model: Tensor
+    objective: Objective, factor: StepFactor, step: Cores, change: Tensor, *, values: Cores, model: Tensor
 ) -> Cores:
     """The cores after a step with its second order: a parabola follows a bent valley further than a line.
 

@@ -27,7 +27,7 @@ SMALL_LOSS = 1e-3
 PARTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Which part of what rounding adds to an error may be added to it before the rounding, so that components shrink."""
 
-SWEEPS = 20
+CORRECTION_SWEEPS = 20
 """The most sweeps of a correction."""
 
 Errors: TypeAlias = tuple[float, float | None]
@@ -72,7 +72,7 @@ def hold(
         loss = objective.loss_of(start)
         for part in PARTS:
             bound = loss + (part * rounding) ** 2 * objective.power
-            smaller = shrink_components(objective, start, bound=bound, sweeps=SWEEPS)
+            smaller = shrink_components(objective, start, bound=bound, sweeps=CORRECTION_SWEEPS)
             trial, rounded = finished({name: core[0, 0] for name, core in smaller.items()})
             measured = measure(rounded)
             if not _criterion(measured) < after:

@@ -25,7 +25,7 @@ from .systems import LARGEST_SYSTEM, System
 
 _Labels: TypeAlias = tuple[str, ...]
 
-LARGEST = 2**27
+LARGEST_DESIGN = 2**27
 """The most elements of the matrix of a group: 1 GiB in float64. Above it the normal equations are solved."""
 
 _WHITE = "white/"
@@ -63,20 +63,30 @@ def _by_pseudoinverses(objective: Objective, factor: Tensor | None) -> Cores | N
     beside += [(target.new_ones(objective.sizes[label]), (label,)) for label in alone]
     batch = {LAYER, *system.batch}
     for group in _groups(beside, batch):
-        names = dict.fromkeys(label for _, each in group for label in each)
-        blocks = tuple(label for label in names if label in batch)
-        rows = tuple(label for label in names if label in labels and label not in batch)
-        columns = tuple(label for label in names if label in system.coupled)
-        sizes = {label: size for each, axes in group for label, size in zip(axes, each.shape, strict=True)}
-        if prod(sizes[label] for label in (*blocks, *rows, *columns)) > LARGEST:
+        solved = _solve_group(group, (target, labels), batch=batch, coupled=system.coupled)
+        if solved is None:
             return _by_normal_equations(system)
-        matrix = group_axes(
-            contract(group, (*blocks, *rows, *columns)), (*blocks, *rows, *columns), blocks, rows, columns
-        )
-        inverse = split_axes(torch.linalg.pinv(matrix), sizes, (*blocks, *columns, *rows), blocks, columns, rows)
-        after = (*(label for label in labels if label not in rows), *columns)
-        target, labels = contract([(target, labels), (inverse, (*blocks, *columns, *rows))], after), after
+        target, labels = solved
     return {name: group_axes(target, labels, *((label,) for label in (LAYER, *system.labels))).contiguous()}
+
+
+def _solve_group(
+    group: Sequence[Operand], target: Operand, *, batch: set[str], coupled: Sequence[str]
+) -> tuple[Tensor, _Labels] | None:
+    """The target times the pseudoinverse of a group; None where the matrix of the group is too large."""
+    tensor, labels = target
+    names = dict.fromkeys(label for _, each in group for label in each)
+    blocks = tuple(label for label in names if label in batch)
+    rows = tuple(label for label in names if label in labels and label not in batch)
+    columns = tuple(label for label in names if label in coupled)
+    sizes = {label: size for each, axes in group for label, size in zip(axes, each.shape, strict=True)}
+    order, turned = (*blocks, *rows, *columns), (*blocks, *columns, *rows)
+    if prod(map(sizes.__getitem__, order)) > LARGEST_DESIGN:
+        return None
+    matrix = group_axes(contract(group, order), order, blocks, rows, columns)
+    inverse = split_axes(torch.linalg.pinv(matrix), sizes, turned, blocks, columns, rows)
+    after = (*(label for label in labels if label not in rows), *columns)
+    return contract([(tensor, labels), (inverse, turned)], after), after
 
 
 def _in_white_coordinates(

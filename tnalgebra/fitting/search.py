@@ -67,9 +67,11 @@ second wave of guesses. Above the second, no network has a second wave."""
 TREE_SWEEPS = 20
 """Sweeps after the SVDs of a tree of several bonds, whose error is at most sqrt(bonds) times the least one."""
 
-PRICE, PRICE_SWEEPS, LEAST_STABILITY = 0.01, 10, 1e-4
-"""The highest price of small components, the sweeps by which it is measured, and the stability below which none is
-lower."""
+PRICE, PRICE_SWEEPS = 0.005, 10
+"""The highest price of stability, and the sweeps by which it is measured."""
+
+DEGENERATE, MORE, LESS = 2.0, (3.0, 10.0), (1 / 4, 1 / 16)
+"""The degeneracy above which more stability is tried, and the factors of more and of less."""
 
 COARSE = 1e-4
 """Types whose rounding is above this are coarse: ends are compared after it."""
@@ -128,7 +130,7 @@ class FitReport:
         errors: the relative error after each sweep or step, in the norm that was minimised.
         starts: the relative error of each start that was followed to the end, with the one that was kept first.
         converged: whether the fit came to a stop before its sweeps were used up.
-        price: what small components cost: the part of the error that ten more sweeps for the error alone take away.
+        price: what stability costs: the part of the error that ten more sweeps for the error alone take away.
         degeneracy: sqrt(sum of ||component||^2) / ||K||, where a component is the term at one value of every bond. Far
             above 1, large components cancel each other (de Silva and Lim 2008), and this is by how much rounding and
             noise in the cores are amplified.
@@ -307,22 +309,39 @@ def refine(objective: Objective, fits: list[SearchResult], settings: Settings, *
 
 
 def within_price(objective: Objective, fits: list[SearchResult], settings: Settings) -> list[SearchResult]:
-    """Descend again with less stability where the price is too high, and report the price."""
+    """Descend further where terms still cancel each other, with more stability, and where it costs too much, with less.
+
+    Of several ends for a layer, the one of the most stability is taken whose price is within the limit. The price is
+    the part of the error that a few sweeps for the error alone, from the first end, take away.
+    """
     if not objective.stability or not settings.sweeps:
         return fits
     values, plain = _stacked(replace(objective, stability=0.0), [cores for cores, _ in fits])
-    before = Descent.begin(plain, values)
-    after = (_by_gauss_newton if objective.tied else _alternate)(plain, before, PRICE_SWEEPS)
-    part = torch.where(objective.fits_exactly(before.loss)[:, None], 0.0, 1 - (after.loss / before.loss).sqrt())
-    prices = part[:, 0].tolist()
-    fits = [(cores, replace(report, price=price)) for (cores, report), price in zip(fits, prices, strict=True)]
-    dear = [layer for layer, price in enumerate(prices) if price > PRICE]
-    if dear and objective.stability > LEAST_STABILITY:
-        again = replace(objective.of_layers(torch.tensor(dear, device=part.device)), stability=objective.stability / 4)
-        refined = refine(again, [fits[layer] for layer in dear], settings)
-        for layer, fit in zip(dear, within_price(again, refined, settings), strict=True):
-            fits[layer] = fit
-    return fits
+    first = Descent.begin(plain, values)
+    least = (_by_gauss_newton if objective.tied else _alternate)(plain, first, PRICE_SWEEPS).loss
+    exact = objective.fits_exactly(first.loss)
+
+    def price(cores: Cores, layer: int) -> float:
+        loss = plain.of_layers(layers[layer]).loss(
+            plain.model({name: core[None, None] for name, core in cores.items()})
+        )
+        return 0.0 if bool(exact[layer]) else 1 - float((least[layer, 0] / loss[0, 0]).sqrt())
+
+    layers = torch.arange(objective.layers, device=least.device)[:, None]
+    results = []
+    for layer, (cores, report) in enumerate(fits):
+        cost, part = price(cores, layer), objective.of_layers(layers[layer])
+        end = cores, replace(report, price=cost)
+        degenerate = float(plain.squared_components(values)[layer, 0] / objective.power[layer, 0]) > DEGENERATE**2
+        for factor in LESS if cost > PRICE else MORE if degenerate and not bool(exact[layer]) else ():
+            ((cores, report),) = refine(replace(part, stability=factor * objective.stability), [end], settings)
+            cost = price(cores, layer)
+            if end[1].price > PRICE or cost <= PRICE:
+                end = cores, replace(report, price=cost)
+            if (cost > PRICE) == (factor > 1):
+                break
+        results.append(end)
+    return results
 
 
 def _stacked(objective: Objective, fits: Sequence[Cores]) -> tuple[Cores, Objective]:
