@@ -19,7 +19,6 @@ from .linear import is_linear, solve_core
 from .metric import Metric
 from .objective import Objective
 from .search import (
-    FitReport,
     SearchResult,
     Settings,
     follow_starts,
@@ -94,11 +93,7 @@ def fit_cores(
         results = _search(objective, first, metrics=split, tree=tree, ranks=ranks_of_group, settings=settings)
         # one kernel after another, the scale is put back and the errors are measured
         for layer, (number, (cores, report)) in enumerate(zip(members, results, strict=True)):
-            if not bool(objective.target[layer].any()):  # a descent towards zero would never end
-                cores = {name: torch.zeros_like(core) for name, core in cores.items()}
-                report = FitReport(report.method, (0.0,), (0.0,), converged=True)
-            only = torch.tensor([layer], device=objective.target.device)
-            part = objective if objective.layers == 1 else objective.of_layers(only)
+            part = objective.of_layers(torch.tensor([layer], device=objective.target.device))
             measure = partial(_errors, kernels[number], right, metric=norms[number], objective=exact)
             cores, report = hold(part, cores, report, right=right, scale=prepared[number][1], measure=measure)
             fits[number] = {**selection, **cores}, report

@@ -318,6 +318,8 @@ class Objective:
 
     def of_layers(self, layers: Tensor) -> Objective:
         """The same objective for some of the layers."""
+        if self.layers == len(layers) == 1:
+            return self  # without a copy of the metric
         metric = None if self.metric is None else self.metric[layers]
         return replace(self, target=self.target[layers], metric=metric)
 

@@ -45,9 +45,10 @@ def in_type(fit: Fit, dtype: torch.dtype) -> Fit:
         return fit
     values = {name: value.to(dtype) for name, value in fit.values.items()}
     held = replace(fit, values=values, _start=fit.start_values)
-    *earlier, last = held.trace.steps or [None]
-    if last is None or any(step.rule.kind != "exact" for step in earlier):
+    steps = held.trace.steps
+    if not steps or any(step.rule.kind != "exact" for step in steps[:-1]):
         return held
+    *earlier, last = steps
     change, metric = replace(last.change, relative_error=held.relative_error), last.options.metric
     if metric is not None:
         output, before = fit.network.output, held.start_values
@@ -56,8 +57,8 @@ def in_type(fit: Fit, dtype: torch.dtype) -> Fit:
         dense = value_of(held.network, held.values, dtype=torch.float64)
         change = replace(change, output_error=metric.output_error(dense, output, kernel=kernel))
     if change.report is not None:
-        errors = {"relative_error": change.relative_error, "output_error": change.output_error}
-        change = replace(change, report=replace(change.report, **errors))
+        report = replace(change.report, relative_error=change.relative_error, output_error=change.output_error)
+        change = replace(change, report=report)
     return replace(held, trace=Trace(held.trace.start, (*earlier, replace(last, change=change))))
 
 
