@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kernel_cases import gaussian
 from tests.refusals import refused
 from tnalgebra.errors import RankError
 from tnalgebra.fitting import KeepFraction, ParameterBudget, RelativeError, allowance, kept, plain_rank, rank_of
+from tnalgebra.rewriting import rule
 
 VALUES = [4.0, 3.0, 3.0, 1.0, 0.0]
 
@@ -136,3 +138,16 @@ def test_a_budget_that_is_too_small_names_one_that_is_not(
 ) -> None:
     with refused(RankError, *facts):
         allowance(ParameterBudget(fraction), parameters, least=least)
+
+
+def test_bonds_on_one_axis_of_a_tied_tensor_have_one_size() -> None:
+    tied = rule("K[out in kh kw] => A[out r] B[in s] M[r s] M[s r] C[kh r] D[kw r] -> [out in kh kw]")
+    kernel = gaussian(12, 8, 3, 3)
+    for fraction in (0.1, 0.2, 0.3):
+        fit = tied.apply(kernel, ParameterBudget(fraction), starts=1, sweeps=2)
+        assert fit.network.sizes["r"] == fit.network.sizes["s"] > 1
+        assert fit.parameters <= fraction * kernel.numel()
+    with refused(RankError, "'r'", "'s'", 3, 4):
+        tied.apply(kernel, {"r": 3, "s": 4})
+    open_too = rule("K[out in] => A[out r] A[r s] B[s in]")
+    assert open_too.apply(gaussian(5, 5), ParameterBudget(3.0), starts=1, sweeps=2).network.sizes["r"] == 5

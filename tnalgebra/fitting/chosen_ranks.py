@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RankError, ValuesError
-from ..networks import NamedTensor, Network, carriers, fresh, with_sizes
+from ..networks import NamedTensor, Network, carriers, fresh, tensor_nodes, with_sizes
 from ..tensors import pattern
 from .metric import Metric
 from .objective import Objective, Occurrence
@@ -79,7 +79,8 @@ def chosen_ranks(
     requested = {bond: rank_of(size, bond) if bond in chosen else stated[bond] for bond in bonds}
     if tree is not None:
         return tree_ranks(target, tree, requested, before=before)
-    return {bond: _rank(bond, requested[bond], target, right, size=stated.get(bond)) for bond in bonds}
+    ranks = {bond: _rank(bond, requested[bond], target, right, size=stated.get(bond)) for bond in bonds}
+    return _check_equal(ranks, right)
 
 
 def _stated_ranks(right: Network, constants: Mapping[str, Tensor]) -> dict[str, int]:
@@ -136,7 +137,12 @@ def _grow_evenly(
         if bond not in right.sizes and _rows_to_choose(bond, right, constants)
     }
     bonds = sorted(bond for bond in bonds_of(right) if bond not in stated or bond in most)
+    alike = _equal_labels(right)  # which grow together
     ranks = {**stated, **dict.fromkeys(bonds, 1)}
+    sized = {**right.sizes, **{bond: size for bond, size in stated.items() if bond not in most}}
+    for bond in [bond for bond in bonds if sized.keys() & alike[bond]]:
+        bonds.remove(bond)
+        ranks[bond] = sized[min(sized.keys() & alike[bond])]
 
     def count(trial: Mapping[str, int]) -> int:
         sizes = {**right.sizes, **trial}
@@ -151,10 +157,34 @@ def _grow_evenly(
 
     allowed = limit(least=count(ranks))
     while True:
-        fitting = [bond for bond in bonds if useful(bond) and count({**ranks, bond: ranks[bond] + 1}) <= allowed]
+        larger = {bond: {**ranks, **dict.fromkeys(alike[bond], ranks[bond] + 1)} for bond in bonds}
+        fitting = [bond for bond in bonds if all(map(useful, alike[bond])) and count(larger[bond]) <= allowed]
         if not fitting:
             return ranks
-        ranks[min(fitting, key=lambda bond: (ranks[bond], bond))] += 1
+        ranks = larger[min(fitting, key=lambda bond: (ranks[bond], bond))]
+
+
+def _equal_labels(right: Network) -> dict[str, set[str]]:
+    """label -> all labels of its size, itself too: those on the same axis of a tensor that occurs several times."""
+    graph: networkx.Graph[str] = networkx.Graph()
+    graph.add_nodes_from(carriers(right))
+    for places in tensor_nodes(right).values():
+        first, *others = (right.nodes[position].labels for position in places)
+        for labels in others:
+            graph.add_edges_from(zip(first, labels, strict=True))
+    return {label: part for part in networkx.connected_components(graph) for label in part}
+
+
+def _check_equal(ranks: Mapping[str, int], right: Network) -> dict[str, int]:
+    """The ranks. Raises RankError if two labels of the same axis of a tensor would have two sizes."""
+    sizes, alike = {**right.sizes, **ranks}, _equal_labels(right)
+    for bond in sorted(ranks):
+        for other in sorted(alike[bond] & sizes.keys()):
+            if sizes[other] != ranks[bond]:
+                fact = f"bond {bond!r} has size {ranks[bond]} and {other!r} has size {sizes[other]}"
+                because = "a tensor that occurs several times has both on one axis"
+                raise RankError(fact, because=because, right=right, fix="one size for both")
+    return dict(ranks)
 
 
 def _rows_to_choose(bond: str, right: Network, constants: Mapping[str, Tensor]) -> bool:
