@@ -149,5 +149,6 @@ def test_bonds_on_one_axis_of_a_tied_tensor_have_one_size() -> None:
         assert fit.parameters <= fraction * kernel.numel()
     with refused(RankError, "'r'", "'s'", 3, 4):
         tied.apply(kernel, {"r": 3, "s": 4})
-    open_too = rule("K[out in] => A[out r] A[r s] B[s in]")
-    assert open_too.apply(gaussian(5, 5), ParameterBudget(3.0), starts=1, sweeps=2).network.sizes["r"] == 5
+    with_channels = rule("K[out in kh kw] => A[out r] A[s in] B[r kh] C[s kw]")
+    sizes = with_channels.apply(gaussian(5, 5, 3, 3), ParameterBudget(0.5), starts=1, sweeps=2).network.sizes
+    assert (sizes["r"], sizes["s"]) == (5, 5)

@@ -6,7 +6,8 @@ from .fit import fit_cores
 from .metric import Metric
 from .objective import Objective
 from .ranks import UpTo, allowance, grow, kept, plain_rank, rank_of
-from .search import FitReport, Settings, follow_starts
+from .report import FitReport, Settings
+from .search import follow_starts
 from .size import (
     KeepFraction,
     MultiplyAddsBudget,

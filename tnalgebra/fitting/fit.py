@@ -18,16 +18,15 @@ from .held import hold
 from .linear import is_linear, solve_core
 from .metric import Metric
 from .objective import Objective
+from .price import within_price
+from .report import SearchResult, Settings
 from .search import (
-    SearchResult,
-    Settings,
     follow_starts,
     grow_start,
     pick_nearer,
     refine,
     refine_tree,
     search_from_guesses,
-    within_price,
 )
 from .size import Size
 from .trees import CoreTree, fit_tree, splitting, with_open_axes

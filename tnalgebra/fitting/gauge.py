@@ -88,7 +88,8 @@ def _scale(cores: dict[str, Tensor], ends: Sequence[tuple[str, int]]) -> None:
 
 
 def _norms(core: Tensor, axis: int) -> Tensor:
-    return torch.linalg.vector_norm(core.movedim(axis, 0).reshape(core.shape[axis], -1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(core.movedim(axis, 0).reshape(core.shape[axis], -1), dim=1)
+    return norms
 
 
 def _of_one_norm(network: Network, cores: dict[str, Tensor]) -> dict[str, Tensor]:

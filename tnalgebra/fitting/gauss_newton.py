@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -105,7 +106,8 @@ def _weights(systems: Mapping[str, Sequence[System]], values: Cores, ridge: Tens
     if ridge is None:
         return {}
     return {
-        name: torch.stack([each.weights(ridge, values) for each in several]).sum(0) for name, several in systems.items()
+        name: reduce(torch.add, [system.weights(ridge, values) for system in several])
+        for name, several in systems.items()
     }
 
 

@@ -19,7 +19,7 @@ from .als import Cores
 from .degeneracy import degeneracy_of, shrink_components
 from .gauge import balanced
 from .objective import Objective
-from .search import FitReport, SearchResult
+from .report import FitReport, SearchResult
 
 SMALL_LOSS = 1e-3
 """Where rounding makes an error larger by less than this part, cores are not changed because of it."""

@@ -20,7 +20,8 @@ from ..tensors import Operand, contract
 from .als import Cores, Descent
 from .axes import group_axes, split_axes
 from .objective import LAYER, PRIME, Objective
-from .search import SearchResult, results_of
+from .report import SearchResult
+from .search import results_of
 from .systems import LARGEST_SYSTEM, System
 
 _Labels: TypeAlias = tuple[str, ...]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import sqrt
-from operator import index
-from typing import NamedTuple, SupportsIndex, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from .als import Cores, Descent, alternate, balance, spread
 from .gauss_matrix import GaussMatrix
 from .gauss_newton import descend, descend_by_gradient
 from .objective import Objective, total
+from .report import FitReport, SearchResult, Settings
 
 SMALL_RESIDUAL = 0.3
 """Below this relative error Gauss-Newton is used: where the residual is small, its matrix is nearly the Hessian."""
@@ -67,99 +67,11 @@ second wave of guesses. Above the second, no network has a second wave."""
 TREE_SWEEPS = 20
 """Sweeps after the SVDs of a tree of several bonds, whose error is at most sqrt(bonds) times the least one."""
 
-PRICE, PRICE_SWEEPS = 0.005, 10
-"""The highest price of stability, and the sweeps by which it is measured."""
-
-DEGENERATE, MORE, LESS = 2.0, (3.0, 10.0), (1 / 4, 1 / 16)
-"""The degeneracy above which more stability is tried, and the factors of more and of less."""
-
 COARSE = 1e-4
 """Types whose rounding is above this are coarse: ends are compared after it."""
 
 FIRST_STEPS, STEPS = 20, 100
 """Gauss-Newton steps of all starts of a tied network, then of the better half; the latter also after alternating."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How cores are searched for.
-
-    Attributes:
-        seed: of the first guesses, from 0 to 2^63 - 1.
-        starts: how many first guesses are fitted side by side, from 1 to 4096; the best end is kept. A tree is fitted
-            by SVDs and needs none.
-        sweeps: the most sweeps over all cores. With 0, the result is the best first guess, or the SVDs of a tree.
-        dtype: of the computation, torch.float64 or torch.float32.
-        stability: how much small cores are worth, from 0 to 1. The search minimises ||K - K~||^2 * (1 + B)^stability,
-            where B is the product of the squared norms of the cores over ||K||^2, for a CP one product for each
-            component (see `Objective.merit`). So terms do not cancel each other, and the cores can be trained and
-            rounded. With 0, the error alone is minimised, as that of a tree always is, because its best approximation
-            has no terms that cancel.
-
-    Raises:
-        ValuesError: a setting is out of its range.
-    """
-
-    seed: int = 0
-    starts: int = 16
-    sweeps: int = 200
-    dtype: torch.dtype = torch.float64
-    stability: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("seed", 0, 2**63 - 1), ("starts", 1, 4096), ("sweeps", 0, 2**31)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not least <= index(value) <= most:
-                fact = f"{name}={value!r} is not an integer from {least} to {most}"
-                raise ValuesError(fact, fix=f"{name}={getattr(Settings, name)}")
-            object.__setattr__(self, name, index(value))  # JSON cannot hold a NumPy integer
-        stability = self.stability
-        if isinstance(stability, bool) or not isinstance(stability, int | float) or not 0 <= stability <= 1:
-            raise ValuesError(f"stability={stability!r} is not a number from 0 to 1", fix="stability=0.01")
-        if self.dtype not in (torch.float32, torch.float64):
-            fact = f"a fit cannot be computed in {self.dtype}"
-            raise ValuesError(fact, fix="dtype=torch.float64 or torch.float32")
-
-
-@dataclass(frozen=True)
-class FitReport:
-    """How a fit went.
-
-    Attributes:
-        method: the methods that found the cores, in order.
-        errors: the relative error after each sweep or step, in the norm that was minimised.
-        starts: the relative error of each start that was followed to the end, with the one that was kept first.
-        converged: whether the fit came to a stop before its sweeps were used up.
-        price: what stability costs: the part of the error that ten more sweeps for the error alone take away.
-        degeneracy: sqrt(sum of ||component||^2) / ||K||, where a component is the term at one value of every bond. Far
-            above 1, large components cancel each other (de Silva and Lim 2008), and this is by how much rounding and
-            noise in the cores are amplified.
-        relative_error: ||K - K~|| / ||K|| in the Frobenius norm.
-        output_error: the relative error of the layer's output, for a fit in a metric.
-    """
-
-    method: str
-    errors: tuple[float, ...]
-    starts: tuple[float, ...]
-    converged: bool
-    price: float = 0.0
-    degeneracy: float = 0.0
-    relative_error: float = 0.0
-    output_error: float | None = None
-
-    def __str__(self) -> str:
-        state = "converged" if self.converged else "not converged,"
-        starts = " ".join(f"{error:.3g}" for error in self.starts)
-        return (
-            f"{self.method}: {len(self.errors)} sweeps, {state} at {self.errors[-1]:.4g} "
-            f"(starts {starts}), degeneracy {self.degeneracy:.3g} for {self.price:.2%} of the error"
-        )
-
-    __repr__ = __str__
-
-
-SearchResult: TypeAlias = tuple[Cores, FitReport]
-"""The cores of one kernel by name, and the report, at first without the degeneracy and the errors of the result."""
 
 
 def search_from_guesses(objective: Objective, settings: Settings) -> list[SearchResult]:
@@ -246,14 +158,14 @@ def follow_starts(objective: Objective, values: Cores, settings: Settings) -> li
     unknown = objective.target.new_full((objective.layers, starts), torch.inf)
     descent = Descent(values, unknown, unknown, torch.zeros_like(unknown, dtype=torch.bool))
     if objective.tied:
-        descent = _by_gauss_newton(objective, descent, min(FIRST_STEPS, sweeps))
-        descent = _by_gauss_newton(objective, descent.best(-(-starts // 2)), min(STEPS, sweeps))
+        descent = step_on(objective, descent, min(FIRST_STEPS, sweeps))
+        descent = step_on(objective, descent.best(-(-starts // 2)), min(STEPS, sweeps))
         return results_of(objective, _by_gradient(objective, descent, sweeps))
     written_out = GaussMatrix(objective).written_out(starts)
     first = _stiffer(objective, STAGES[0].stiffness) if written_out else objective
-    descent = _alternate(first, descent, min(FIRST_SWEEPS, sweeps))
+    descent = sweep_on(first, descent, min(FIRST_SWEEPS, sweeps))
     descent = descent.best(-(-starts // 2))
-    descent = _alternate(first, descent, min(MORE_SWEEPS, sweeps - FIRST_SWEEPS))
+    descent = sweep_on(first, descent, min(MORE_SWEEPS, sweeps - FIRST_SWEEPS))
     sweeps -= FIRST_SWEEPS + MORE_SWEEPS
     if written_out:
         return results_of(objective, _by_stages(objective, descent, sweeps))
@@ -272,20 +184,20 @@ def _finish(objective: Objective, descent: Descent, sweeps: int) -> list[SearchR
         if which is small:
             state = _by_stages(part, state, sweeps)
         else:
-            state = _alternate(part, state if _work(part) <= CHEAP else state.best(FINALISTS), sweeps)
+            state = sweep_on(part, state if _work(part) <= CHEAP else state.best(FINALISTS), sweeps)
         results |= dict(zip(layers.tolist(), results_of(part, state), strict=True))
     return [results[layer] for layer in range(objective.layers)]
 
 
 def refine_tree(objective: Objective, fits: list[Cores], settings: Settings) -> list[SearchResult]:
     """Improve the SVDs of a tree by sweeps, if it has several bonds."""
-    values, objective = _stacked(objective, fits)  # a bond may have become smaller
+    values, objective = stacked(objective, fits)  # a bond may have become smaller
     swept = len(values) > 2 and settings.sweeps > 0
     descent = Descent.begin(objective, values)
     still = torch.full_like(descent.still, not swept)
     descent = descent.then("SVD", values, [descent.loss], merit=descent.merit, still=still)
     if swept:
-        descent = _alternate(objective, descent, min(TREE_SWEEPS, settings.sweeps))
+        descent = sweep_on(objective, descent, min(TREE_SWEEPS, settings.sweeps))
     return results_of(objective, descent)
 
 
@@ -299,64 +211,28 @@ def pick_nearer(objective: Objective, layer: int, *ends: SearchResult) -> Search
 
 def refine(objective: Objective, fits: list[SearchResult], settings: Settings, *, then: str = "") -> list[SearchResult]:
     """Descend from cores that were fitted to another objective; `then` is added to the name of their method."""
-    values, objective = _stacked(objective, [cores for cores, _ in fits])
-    descent = Descent.begin(objective, values, fits[0][1].method + then)
+    values, objective = stacked(objective, [cores for cores, _ in fits])
+    descent = Descent.begin(objective, values, *(fits[0][1].method + then).split(", "))
     if objective.tied:
-        descent = _by_gauss_newton(objective, descent, min(STEPS, settings.sweeps))
+        descent = step_on(objective, descent, min(STEPS, settings.sweeps))
     else:
-        descent = _alternate(objective, descent, settings.sweeps)
+        descent = sweep_on(objective, descent, settings.sweeps)
     return results_of(objective, descent)
 
 
-def within_price(objective: Objective, fits: list[SearchResult], settings: Settings) -> list[SearchResult]:
-    """Descend further where terms still cancel each other, with more stability, and where it costs too much, with less.
-
-    Of several ends for a layer, the one of the most stability is taken whose price is within the limit. The price is
-    the part of the error that a few sweeps for the error alone, from the first end, take away.
-    """
-    if not objective.stability or not settings.sweeps:
-        return fits
-    values, plain = _stacked(replace(objective, stability=0.0), [cores for cores, _ in fits])
-    first = Descent.begin(plain, values)
-    least = (_by_gauss_newton if objective.tied else _alternate)(plain, first, PRICE_SWEEPS).loss
-    exact = objective.fits_exactly(first.loss)
-
-    def price(cores: Cores, layer: int) -> float:
-        loss = plain.of_layers(layers[layer]).loss(
-            plain.model({name: core[None, None] for name, core in cores.items()})
-        )
-        return 0.0 if bool(exact[layer]) else 1 - float((least[layer, 0] / loss[0, 0]).sqrt())
-
-    layers = torch.arange(objective.layers, device=least.device)[:, None]
-    results = []
-    for layer, (cores, report) in enumerate(fits):
-        cost, part = price(cores, layer), objective.of_layers(layers[layer])
-        end = cores, replace(report, price=cost)
-        degenerate = float(plain.squared_components(values)[layer, 0] / objective.power[layer, 0]) > DEGENERATE**2
-        for factor in LESS if cost > PRICE else MORE if degenerate and not bool(exact[layer]) else ():
-            ((cores, report),) = refine(replace(part, stability=factor * objective.stability), [end], settings)
-            cost = price(cores, layer)
-            if end[1].price > PRICE or cost <= PRICE:
-                end = cores, replace(report, price=cost)
-            if (cost > PRICE) == (factor > 1):
-                break
-        results.append(end)
-    return results
-
-
-def _stacked(objective: Objective, fits: Sequence[Cores]) -> tuple[Cores, Objective]:
+def stacked(objective: Objective, fits: Sequence[Cores]) -> tuple[Cores, Objective]:
     """The cores of all layers as one start, and the objective for cores of their sizes."""
     values = {name: torch.stack([fit[name] for fit in fits])[:, None] for name in fits[0]}
     return values, objective.of_sizes(values)
 
 
-def _alternate(objective: Objective, descent: Descent, sweeps: int) -> Descent:
+def sweep_on(objective: Objective, descent: Descent, sweeps: int) -> Descent:
     if sweeps <= 0 or bool((descent.still.all(1) | objective.fits_exactly(descent.loss)).all()):
         return descent
     return alternate(objective, descent, sweeps=sweeps, tolerance=SLOW)
 
 
-def _by_gauss_newton(objective: Objective, descent: Descent, steps: int) -> Descent:
+def step_on(objective: Objective, descent: Descent, steps: int) -> Descent:
     exact = bool(objective.fits_exactly(descent.loss).all())
     return descent if exact else descend(objective, descent, steps=steps)
 
@@ -369,7 +245,7 @@ def _by_stages(objective: Objective, descent: Descent, steps: int) -> Descent:
         stiffer = _stiffer(objective, stage.stiffness)
         descent = replace(descent, merit=stiffer.merit(descent.loss, descent.values))
         descent = descent.best(min(stage.starts, most) if written_out else stage.starts)
-        descent = _by_gauss_newton(stiffer, descent, min(stage.steps, steps))
+        descent = step_on(stiffer, descent, min(stage.steps, steps))
         steps -= min(stage.steps, steps)
     return replace(descent, merit=objective.merit(descent.loss, descent.values))
 
