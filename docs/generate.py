@@ -29,6 +29,7 @@ from docs.arguments_table import arguments_table
 from docs.commands import commands_section
 from docs.examples import NETWORKS, NODES, draw_examples, examples_section
 from docs.notebook import notebook_of
+from docs.uses_table import uses_table
 from recipes.a_priori import report as a_priori_report
 from recipes.retrain import report as retrain_report
 
@@ -258,6 +259,7 @@ def write_texts() -> None:
 SECTIONS: dict[tuple[str, str], Callable[[], str]] = {
     ("architecture.md", "folders"): folders_table,
     ("layers.md", "arguments"): arguments_table,
+    ("layers.md", "uses"): uses_table,
     ("notation.md", "nodes"): lambda: examples_section(NODES),
     ("notation.md", "networks"): lambda: examples_section(NETWORKS),
     ("command.md", "commands"): commands_section,

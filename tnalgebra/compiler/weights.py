@@ -11,7 +11,7 @@ from torch import Tensor
 from ..tensors import pattern
 from .choose import Candidate, PlanRequest
 from .emit import argument_names, emit
-from .operations import Arrange, ChannelsLast, Diagonal, Load, Program, Rename, Repeat
+from .operations import Arrange, Diagonal, Load, Operation, Program, Rename, Repeat
 
 
 def dense_patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tensor]:
@@ -26,22 +26,24 @@ def dense_patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tens
         }
 
 
-_MOVES = (Load, Rename, Arrange, ChannelsLast, Repeat, Diagonal)
-"""Operations that leave every number as it is, which are as cheap at a call as a look at what they would have kept."""
-
-
 def supplied_values(program: Program) -> dict[int, str]:
-    """A name for each value that is computed of weights alone and that other steps need, by its position."""
+    """A name for each value that is made of weights alone and that other steps need, by its position; not for views."""
     flags, operations = program.weights_only, program.operations
     computed: list[bool] = []
     for operation in operations:
-        computed.append(not isinstance(operation, _MOVES) or any(computed[source] for source in operation.sources))
+        computed.append(not _is_view(operation) or any(computed[source] for source in operation.sources))
     taken = {source for flag, one in zip(flags, operations, strict=True) if not flag for source in one.sources}
     if flags[-1]:
         taken.add(len(flags) - 1)
     loaded = {one.name for one in operations if isinstance(one, Load)}
     names = (name for number in count() if (name := f"frozen_{number}") not in loaded)
     return dict(zip(sorted(number for number in taken if flags[number] and computed[number]), names, strict=False))
+
+
+def _is_view(operation: Operation) -> bool:
+    return isinstance(operation, Load | Rename | Repeat | Diagonal) or (
+        isinstance(operation, Arrange) and not operation.copies
+    )
 
 
 def contract_weights(program: Program, tensors: Mapping[str, Tensor]) -> tuple[dict[int, str], dict[str, Tensor]]:
