@@ -17,20 +17,21 @@ LAYERS: dict[str, nn.Module] = {
     "1-d": nn.ConvTranspose1d(3, 4, 3, stride=2, padding=1, dtype=torch.float64),
     "2-d": nn.ConvTranspose2d(4, 6, (2, 3), groups=2, dtype=torch.float64),
     "3-d": nn.ConvTranspose3d(4, 4, 2, stride=(2, 1, 1), dilation=(1, 2, 1), groups=2, dtype=torch.float64),
+    "2-d, grouped": nn.Conv2d(4, 4, 3, stride=2, padding=2, groups=2, padding_mode="replicate", dtype=torch.float64),
 }
 
 
 @pytest.mark.parametrize("candidates", ["all", "factored"])
-@pytest.mark.parametrize("rewrite", ["hierarchical_tucker", "tucker", "tensor_ring", HYPEREDGE])
+@pytest.mark.parametrize("rewrite", ["hierarchical_tucker", "tucker", "tensor_ring", "reshaped_ring", HYPEREDGE])
 @pytest.mark.parametrize("axes", LAYERS)
-def test_a_transposed_layer_takes_inputs_of_every_size(axes: str, rewrite: str, candidates: Any) -> None:
+def test_a_layer_takes_inputs_of_every_size(axes: str, rewrite: str, candidates: Any) -> None:
     dense = LAYERS[axes]
     layer = tn.nn.decomposed(dense, rewrite, 2, candidates=candidates, input_size=4, batch_size=2, starts=1, sweeps=1)
     reference = layer.to_dense()
     for size in (3, 4, 7):
         x = torch.randn(3, dense.in_channels, *range(size, size + int(axes[0])), dtype=torch.float64)
         torch.testing.assert_close(layer(x), reference(x), rtol=1e-11, atol=1e-11)
-    last = {"2-d": torch.channels_last, "3-d": torch.channels_last_3d}.get(axes, torch.contiguous_format)
+    last = {"2-d": torch.channels_last, "3-d": torch.channels_last_3d}.get(axes[:3], torch.contiguous_format)
     layer.eval().freeze()
     torch.testing.assert_close(layer(x.contiguous(memory_format=last)), reference(x), rtol=1e-11, atol=1e-11)
 

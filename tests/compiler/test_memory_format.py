@@ -66,6 +66,34 @@ def test_every_candidates_output_lies_as_torchs(name: str, rewrite: str, layout:
     assert layer.freeze()(x).is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("rewrite", ["cp", "tensor_ring", "tensor_train", "tucker2", "kernel | channel"])
+@pytest.mark.parametrize(
+    "dense",
+    [
+        nn.ConvTranspose1d(3, 2, 1, stride=2, padding=1, dtype=torch.float64),
+        nn.ConvTranspose1d(1, 3, 2, stride=2, dilation=2, dtype=torch.float64),
+        nn.ConvTranspose2d(2, 6, 1, stride=(1, 2), dtype=torch.float64),
+        nn.Conv1d(1, 3, 2, dtype=torch.float64),
+        nn.Conv2d(3, 1, (1, 2), dtype=torch.float64),
+        nn.Conv3d(2, 3, 1, dtype=torch.float64),
+    ],
+    ids=str,
+)
+def test_axes_of_one_element_leave_the_output_contiguous(dense: nn.Module, rewrite: str) -> None:
+    one, other, *window = tn.nn.kernel_labels_of(dense)
+    if "|" in rewrite:
+        rewrite = f"{one} {' '.join(window)} | {other}"
+    for rank in (1, 2):
+        layer = tn.nn.decomposed(dense, rewrite, tn.KeepFraction(0.5) if "|" in rewrite else rank, starts=1, sweeps=1)
+        x = torch.randn(2, dense.in_channels, *(4 + axis for axis in range(len(window))), dtype=torch.float64)
+        plan, reference = layer.plan, layer.to_dense()
+        for candidate in plan.candidates:
+            layer._use(tn.compiler.Plan(plan.request, (candidate,)))
+            assert layer(x).is_contiguous(), layer.code
+            torch.testing.assert_close(layer(x), reference(x), rtol=1e-11, atol=1e-11)
+        assert layer.eval().freeze()(x).is_contiguous(), layer.code
+
+
 def ranks_of(rewrite: str) -> int | dict[str, int]:
     return dict.fromkeys(tn.rules()[rewrite].ranks, 2)
 

@@ -383,8 +383,9 @@ def do_averaged(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
 def do_optimizer_step(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-2)
     y = module(x)
-    (y * pattern(y)).sum().backward()
-    optimizer.step()
+    if y.requires_grad:  # of a frozen layer it does not
+        (y * pattern(y)).sum().backward()
+        optimizer.step()
     return _called(module, x)
 
 

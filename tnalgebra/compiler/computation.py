@@ -101,7 +101,7 @@ def computations(network: Network, inputs: Sequence[str], sizes: Mapping[str, in
 
 def sort_nodes(network: Network, inputs: Sequence[str]) -> Computation:
     """Sort the nodes of a network by their role in a plan."""
-    network = _split_apart(network)
+    network = _split_apart(network, inputs)
     factor, sized, nodes = _without_fills(network)
     leaves, views = [], []
     taken = set(tensor_nodes(network))
@@ -116,15 +116,24 @@ def sort_nodes(network: Network, inputs: Sequence[str]) -> Computation:
     return Computation(network, tuple(inputs), tuple(leaves), tuple(views), factor, tuple(sized))
 
 
-def _split_apart(network: Network) -> Network:
+def _split_apart(network: Network, inputs: Sequence[str]) -> Network:
     """Give every node that carries the whole of a reshape its own copy of that label and of the reshape.
 
         K[out in] Fuse[out g m] -> [out in]  =  K[out_2 in] Fuse[out_2 g m] Fuse[out g m] -> [out in]
 
-    A step reshapes one tensor. With its own label each tensor can be split before it is joined with others.
+    A step reshapes one tensor. With its own label each tensor can be split before it is joined with others. Of two
+    reshapes of one label of the output, the one that makes it is that with parts which an input has too.
     """
     nodes, sizes = list(network.nodes), dict(network.sizes)
-    for position in range(len(network.nodes)):
+    weights = [node for node in nodes if isinstance(node, NamedTensor) and node.name not in inputs]
+
+    def is_of_weights(position: int) -> bool:
+        fuse = nodes[position]
+        parts = {*fuse.parts} if isinstance(fuse, Fuse) else set()
+        others = [node for node in nodes if node is not fuse and parts & {*node.labels}]
+        return all(node in weights for node in others)
+
+    for position in sorted(range(len(network.nodes)), key=is_of_weights):
         fuse = nodes[position]
         if not isinstance(fuse, Fuse) or fuse.whole in fuse.parts:
             continue

@@ -16,6 +16,7 @@ from .values import (
     as_image,
     axes_of_images,
     channels_last_order,
+    copy_value,
     pad,
     relabel_axes,
     relabel_axis,
@@ -78,6 +79,8 @@ def convolve(
     left, image_is_last = as_image(draft, left)
     if is_last and not draft.lies(right, order):
         right = draft.add(ops.ChannelsLast(right.number, right.axes), order)
+    elif not is_last and draft.lies(right, channels_last_order(kernel_axes)) and not draft.lies(right, order):
+        right = copy_value(draft, right, kernel_axes)  # torch would give the output the memory format of the kernel
     # the call, and the padding that it cannot do itself
     _, _, after, _, stride, dilation, padding, extra, rest = zip(*positions, strict=True)
     axes_after = (batch, groups + new, *after)

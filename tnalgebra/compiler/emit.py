@@ -176,7 +176,8 @@ class _Emitter:
             return self.graph.call_function(torch.bmm, (repeated, right))
         return self.graph.call_function(torch.matmul, (left, right))
 
-    def _convolution(self, operation: ops.Convolve, *taken: fx.Node) -> fx.Node:
+    def _convolution(self, operation: ops.Convolve, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
+        right = self._plain_strides(operation.kernel, right)
         numbers = {
             "stride": (operation.stride, 1),
             "padding": (operation.padding, 0),
@@ -190,7 +191,27 @@ class _Emitter:
         if groups != 1:
             keywords["groups"] = groups
         functions = _TRANSPOSED if operation.transposed else _CONVOLUTIONS
-        return self.graph.call_function(functions[len(operation.stride)], taken, keywords)
+        return self.graph.call_function(functions[len(operation.stride)], (left, right, *bias), keywords)
+
+    def _plain_strides(self, number: int, kernel: fx.Node) -> fx.Node:
+        """A kernel whose axes of one element have the strides that they have in contiguous memory.
+
+        Other strides can be those of channels_last as well, and torch would give the output that memory format.
+        """
+        axes, style = self._axes(number), self.program.style
+        units = any(axis and all(self.program.sizes[label] == 1 for label in axis) for axis in axes)
+        if not units or style.memory_format == "channels_last" or self._is_plain(number):
+            return kernel
+        flat = self.graph.call_method("flatten", (kernel,))
+        return self.graph.call_function(torch.unflatten, (flat, 0, self.shape(axes)))
+
+    def _is_plain(self, number: int) -> bool:
+        """Whether the axes of a value are certain to have the strides of contiguous memory."""
+        operation = self.program.operations[number]
+        if isinstance(operation, ops.Rename | ops.Arrange):
+            unmoved = labels_in(self._axes(operation.source)) == labels_in(operation.axes)
+            return (unmoved or isinstance(operation, ops.Rename)) and self._is_plain(operation.source)
+        return isinstance(operation, ops.Load | ops.Product)
 
     def _pad(self, operation: ops.Pad, source: fx.Node) -> fx.Node:
         pads = operation.pads
@@ -199,6 +220,11 @@ class _Emitter:
             pads = ((0, 0),) * (len(operation.axes) - 2 - len(pads)) + pads
             keywords = {"mode": operation.mode}
         flat = [end for low_high in reversed(pads) for end in low_high]
+        if operation.mode != "zeros" and len(operation.axes) == len(pads) + 1:  # torch takes an empty batch of two axes
+            node = self.graph.call_method("unsqueeze", (source, 1))
+            return self.graph.call_method(
+                "squeeze", (self.graph.call_function(functional.pad, (node, flat), keywords), 1)
+            )
         if operation.mode == "zeros" and any(low * high < 0 for low, high in pads):
             # torch cuts before it pads, and a short axis may have less to cut than the padding adds
             source = self.graph.call_function(functional.pad, (source, [max(end, 0) for end in flat]))
