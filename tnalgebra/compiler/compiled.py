@@ -84,6 +84,9 @@ class Compiled(nn.Module):
             name, kind = self._executor.fixed[others[0]][0], type(inputs[others[0]]).__name__
             self._refuse(f"the input {name!r} is not a tensor", given=kind)
         kind = inputs[0].device.type
+        if kind == "meta" and is_jit_traced():
+            fix = "torch.export, or a device with memory"
+            self._refuse("torch.jit.trace cannot follow the sizes of tensors on the meta device", fix=fix)
         if kind == "meta" or not torch.is_autocast_enabled(kind):
             return self._run(inputs, None)
         dtype = torch.get_autocast_dtype(kind) if self._lowered and len(self._weights) + len(inputs) > 1 else None
@@ -231,7 +234,7 @@ class Compiled(nn.Module):
             The module itself.
 
         Raises:
-            CompileError: a weight is computed from other tensors.
+            CompileError: a weight is computed from other tensors, or its type is not one that a plan computes in.
         """
         if self.frozen:
             return self
@@ -243,6 +246,8 @@ class Compiled(nn.Module):
                 because="a parametrisation, pruning or weight norm",
                 fix="remove it first, as by torch.nn.utils.parametrize.remove_parametrizations",
             )
+        if self._weights:
+            self._check_type(getattr(self, self._weights[0]))
         like = self._like()
         dtype = like.dtype if self._weights else torch.float64  # for dense patterns, whose dtype follows the inputs
         request = replace(self.plan.request, frozen=True, backward=False, dtype=dtype, device=like.device)
