@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..compiler import Candidates
 from ..decompositions import rules
 from ..errors import CompileError, LayerError, RankError, RuleError, SizeError, ValuesError
-from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size, read_size
+from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Settings, Size, read_size
 from ..networks import KERNEL_LABELS, labels_of
 from ..nn import AnyLayer, KernelLayer, check_dense, kernel_labels_of, nominal_shape
 from ..rewriting import Fit, Rule
@@ -52,7 +52,7 @@ def compare(
     candidates: Candidates = "factored",
     time: bool = False,
     seed: int = 0,
-    starts: int = 8,
+    starts: int = Settings.starts,
     progress: bool = True,
 ) -> Comparison:
     """Fit several decompositions to one kernel, each at the same size.
