@@ -87,14 +87,15 @@ def alternate(objective: Objective, descent: Descent, *, sweeps: int, tolerance:
     parts = _parts([System(objective, places[0]) for places in objective.places.values()])
     least = objective.rounding * objective.power
     before = descent.values
-    values, loss = _sweep(objective, parts, before, objective.ridge(descent.loss, before))
-    losses, merit = [loss], objective.merit(loss, values)
+    stable = objective.stability > 0  # otherwise the merit is the loss
+    values, loss = _sweep(objective, parts, before, objective.ridge(descent.loss, before) if stable else None)
+    losses, merit = [loss], objective.merit(loss, values) if stable else loss
     momentum = torch.zeros_like(loss)
     still = torch.zeros_like(loss, dtype=torch.bool)
     for sweep in range(1, sweeps):
         ahead = {name: core + spread(momentum, core) * (core - before[name]) for name, core in values.items()}
-        swept, loss = _sweep(objective, parts, ahead, objective.ridge(losses[-1], values))
-        after = objective.merit(loss, swept)
+        swept, loss = _sweep(objective, parts, ahead, objective.ridge(losses[-1], values) if stable else None)
+        after = objective.merit(loss, swept) if stable else loss
         lower = after <= merit
         # the first two sweeps change much, and show no direction
         before = values if sweep > 1 else swept
