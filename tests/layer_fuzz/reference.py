@@ -41,7 +41,8 @@ class Kernel(nn.Module):
                 dense = torch.from_numpy(dense_node(node, network, {}))
                 operands.append((dense.abs() if self.absolute else dense).to(like.dtype))
             operands.append([numbers[label] for label in node.labels])
-        return torch.einsum(*operands, [numbers[label] for label in network.output])
+        weight = torch.einsum(*operands, [numbers[label] for label in network.output])
+        return weight.flatten().unflatten(0, weight.shape)  # contiguous, as some derivatives of torch's ask for
 
 
 class Reference(Kernel):

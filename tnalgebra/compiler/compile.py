@@ -42,7 +42,8 @@ def compile(  # it hides the builtin here, and is used as tnalgebra.compile
             device. A `torch.nn.Parameter` is used itself, though the order of its elements in memory may change.
         constants: names of values that are not trained: they become buffers.
         bias: an output label along which a vector is added; `values` has it under the name "bias".
-        candidates: "all", or "factored" for plans that never contract all weights into one tensor before an input.
+        candidates: "all", or "factored" for plans that never contract all weights into one tensor before an input,
+            unless no other plan takes inputs of every size.
         backward: whether the plan is chosen for the time of the forward and backward pass together.
         tune: whether to measure the best few candidates on tensors of the nominal shapes; the result is stored on disk.
         dynamic: (least, most) sizes of a batch label, by label: minimise the largest slowdown over the range (minimax

@@ -31,7 +31,8 @@ class Planning(TypedDict, total=False):
         16 (3-d), or the window's reach where that is more. A linear layer and an embedding have no positions.
     batch_size: by default 16; of a linear layer the rows, all leading axes together, and of an embedding the tokens,
         both by default 256.
-    candidates: "all", or "factored" for plans in which the input never meets the whole kernel.
+    candidates: "all", or "factored" for plans in which the input never meets the whole kernel, unless no other plan
+        takes inputs of every size.
     tune: measure the best few plans instead of comparing their estimated times.
     backward: choose by the time of forward and backward together.
     memory_format: of inputs and outputs; by default that of the weight.
