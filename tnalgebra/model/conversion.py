@@ -219,6 +219,7 @@ class Conversion:
             ranks=ranks_of(fit),
             relative_error=fit.relative_error,
             output_error=fit.output_error,
+            degeneracy=fit.degeneracy,
             multiply_adds_after=self.maker.multiply_adds(name, layers) if counted else None,
         )
 

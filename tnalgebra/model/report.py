@@ -23,6 +23,7 @@ class LayerRow:
     ranks: bond -> rank.
     relative_error: ||K - K~||_F / ||K||_F of the kernel.
     output_error: sqrt(E||(K - K~) x||^2 / E||y||^2) over the calibration inputs; None without calibration.
+    degeneracy: sqrt(sum of ||component||^2) / ||K||; far above 1 where components cancel each other.
     parameters, parameters_after: of the layer, bias and all.
     multiply_adds, multiply_adds_after: of all its calls in one run on the example; None without an example.
     """
@@ -37,6 +38,7 @@ class LayerRow:
     reason: str = ""
     relative_error: float | None = None
     output_error: float | None = None
+    degeneracy: float | None = None
     multiply_adds: int | None = None
     multiply_adds_after: int | None = None
     aliases: tuple[str, ...] = ()
@@ -140,6 +142,7 @@ class ConversionReport(Tabular):
             "done": lambda row: row.done,
             "error": lambda row: write_number(row.relative_error, ".4f"),
             "output error": lambda row: write_number(row.output_error, ".4f"),
+            "degeneracy": lambda row: write_number(row.degeneracy, ".2f"),
             "parameters": lambda row: write_change(row.parameters, row.parameters_after),
             "multiply-adds": lambda row: write_change(row.multiply_adds, row.multiply_adds_after),
         }

@@ -40,8 +40,8 @@ class Choices(TypedDict, total=False):
         orthonormal rows, the ones that hold the most of the kernel's norm are kept, as many as the size says.
     metric: the norm of a whole kernel in which the error is made small; by default the Frobenius norm.
     start: cores of the right side to start from, at most as large as the size says.
-    seed, starts, sweeps, dtype, stability: choices of the search, see `tn.fitting.Settings`; a tree uses neither seed nor
-        starts.
+    seed, starts, sweeps, dtype, stability: choices of the search, see `tn.fitting.Settings`; a tree uses neither seed
+        nor starts.
     """
 
     at: int | Place | None

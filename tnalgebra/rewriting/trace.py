@@ -312,7 +312,9 @@ class Fit(Tabular):
     def _summary(self) -> str:
         steps = ", ".join(step.summary() for step in self.trace.steps) or "no steps"
         count = write_number(_known_parameters(self.network))
-        return f"{shorten(str(self.network))} by {shorten(steps)}{f', {count} parameters' if count else ''}"
+        facts = [f"{count} parameters"] if count else []
+        facts += [] if self.degeneracy is None else [f"degeneracy {self.degeneracy:.3g}"]
+        return ", ".join([f"{shorten(str(self.network))} by {shorten(steps)}", *facts])
 
     def _table(self) -> Table:
         below = [f"fit: {self.report}"] if self.report else []
