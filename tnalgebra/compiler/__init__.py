@@ -2,10 +2,10 @@
 
 from .choose import MAX_PLAN_ELEMENTS, Candidates, is_channels_last
 from .compile import compile, make_request
-from .compiled import Compiled, is_symbolic, leaf_call
-from .executor import is_jit_traced
+from .compiled import Compiled
 from .measure_device import calibrate
 from .plan import Plan
+from .tracing import is_jit_traced, is_symbolic, leaf_call
 
 __all__ = [
     "MAX_PLAN_ELEMENTS",

@@ -15,8 +15,9 @@ from ..networks import Conv, Fill, NamedTensor, Network, node_text
 from .choose import Candidate, PlanRequest, candidates_for, is_channels_last
 from .computation import check_inputs
 from .empty import empty_labels, with_one_element, without_elements
-from .executor import Executor, Frozen, is_jit_traced, is_traced, lower_type
+from .executor import Executor, Frozen, lower_type
 from .plan import Plan
+from .tracing import is_jit_traced, is_symbolic, is_traced, leaf_call
 from .tune import make_timer, tune_candidates
 from .weights import dense_patterns
 
@@ -366,27 +367,6 @@ class Compiled(nn.Module):
 
     def _timer(self, candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
         return make_timer(candidate, request, {name: getattr(self, name) for name in self._weights})
-
-
-def is_symbolic(*arguments: object) -> bool:
-    """Whether an argument stands for a value in a graph that `torch.fx.symbolic_trace` makes."""
-    for one in arguments:  # noqa: SIM110, as this is asked at every call
-        if isinstance(one, fx.Proxy):
-            return True
-    return False
-
-
-def leaf_call(module: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
-    """The call of a module in a graph that torch.fx traces: it is a leaf there, as torch's layers are.
-
-    Raises:
-        CompileError: the module itself is traced.
-    """
-    tracer: Any = next(one for one in (*inputs, *named.values()) if isinstance(one, fx.Proxy)).tracer
-    if tracer.root is module:
-        fix = "torch.nn.Sequential(layer), torch.export or layer.code"
-        raise CompileError("torch.fx traces models that hold this layer, not the layer alone", layer=module, fix=fix)
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(inputs), dict(named))
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:

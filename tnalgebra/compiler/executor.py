@@ -138,19 +138,6 @@ def lower_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
-def is_traced() -> bool:
-    """Whether torch records what is called, to run it later with other tensors, so that no element can be read."""
-    if torch.compiler.is_compiling() or is_jit_traced():
-        return True
-    modes = torch._C._TorchDispatchModeKey
-    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE))
-
-
-def is_jit_traced() -> bool:
-    """Whether `torch.jit.trace` records what is called; sizes are tensors there."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
-
-
 def _fixed_axes(plan: Plan) -> tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]:
     """For each input its name, its number of axes, and (axis, size) for each size that cannot change."""
     program = plan.chosen.program

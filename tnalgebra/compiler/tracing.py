@@ -1,0 +1,45 @@
+"""Whether torch records the calls of a module, and what a module does then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..errors import CompileError
+
+
+def is_traced() -> bool:
+    """Whether torch records what is called, to run it later with other tensors, so that no element can be read."""
+    if torch.compiler.is_compiling() or is_jit_traced():
+        return True
+    modes = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE))
+
+
+def is_jit_traced() -> bool:
+    """Whether `torch.jit.trace` records what is called; sizes are tensors there."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def is_symbolic(*arguments: object) -> bool:
+    """Whether an argument stands for a value in a graph that `torch.fx.symbolic_trace` makes."""
+    for one in arguments:  # noqa: SIM110, as this is asked at every call
+        if isinstance(one, fx.Proxy):
+            return True
+    return False
+
+
+def leaf_call(module: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """The call of a module in a graph that torch.fx traces: it is a leaf there, as torch's layers are.
+
+    Raises:
+        CompileError: the module itself is traced.
+    """
+    tracer: Any = next(one for one in (*inputs, *named.values()) if isinstance(one, fx.Proxy)).tracer
+    if tracer.root is module:
+        fix = "torch.nn.Sequential(layer), torch.export or layer.code"
+        raise CompileError("torch.fx traces models that hold this layer, not the layer alone", layer=module, fix=fix)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), tuple(inputs), dict(named))
