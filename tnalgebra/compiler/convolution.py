@@ -72,15 +72,11 @@ def convolve(
     left = arrange(draft, left, (batch, groups + summed, *axes))
     window_axes = tuple(one.k for one in positions)
     kernel_axes = (*((groups + summed, new) if transposed else (groups + new, summed)), *window_axes)
-    order = channels_last_order(kernel_axes) if is_last else labels_in(kernel_axes)
     right = arrange(draft, right, kernel_axes, last=is_last)
     if not transposed:
         left = pad(draft, left, [(one.node, *one.rest) for one in positions if one.node])
     left, image_is_last = as_image(draft, left)
-    if is_last and not draft.lies(right, order):
-        right = draft.add(ops.ChannelsLast(right.number, right.axes), order)
-    elif not is_last and draft.lies(right, channels_last_order(kernel_axes)) and not draft.lies(right, order):
-        right = copy_value(draft, right, kernel_axes)  # torch would give the output the memory format of the kernel
+    right = _kernel_in_format(draft, right)
     # the call, and the padding that it cannot do itself
     _, _, after, _, stride, dilation, padding, extra, rest = zip(*positions, strict=True)
     axes_after = (batch, groups + new, *after)
@@ -88,6 +84,16 @@ def convolve(
     call = ops.Convolve(left.number, right.number, axes_after, groups, summed, new, window_axes, *numbers)
     value = draft.add(call, labels_in([batch, *after, groups + new]) if image_is_last else None)
     return _pad_after(draft, value, rest) if transposed else value
+
+
+def _kernel_in_format(draft: Draft, kernel: Value) -> Value:
+    """A kernel in the memory format of the style; torch would give the output that of the kernel."""
+    order, plain = channels_last_order(kernel.axes), labels_in(kernel.axes)
+    if draft.style.memory_format == "channels_last":
+        lies = draft.lies(kernel, order)
+        return kernel if lies else draft.add(ops.ChannelsLast(kernel.number, kernel.axes), order)
+    turned = draft.lies(kernel, order) and not draft.lies(kernel, plain)
+    return copy_value(draft, kernel, kernel.axes) if turned else kernel
 
 
 def _alike(draft: Draft, value: Value, batch: Axis, shared: Axis) -> Axis:
