@@ -35,7 +35,7 @@ FUNCTIONS = {
 PATTERN = Case("X[n:2 x:6] Conv[x u h:3 | padding=1] Conv[x v w:2] A[h a:2] B[w b:4] -> [n u v a b]", "n")
 """Two windows on one label: a plan makes one of them a dense pattern."""
 
-METHODS = {"permute", "reshape", "flatten", "expand", "contiguous", "unfold", "sum", "size"}
+METHODS = {"permute", "reshape", "flatten", "expand", "contiguous", "unfold", "squeeze", "unsqueeze", "sum", "size"}
 
 
 def every_candidate(*names: str) -> Iterator[Any]:
