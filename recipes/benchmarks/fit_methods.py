@@ -65,6 +65,7 @@ class Tnalgebra(Method):
 
     def fit(self, rule: str, kernels: Sequence[Tensor], seed: int, sweeps: Sequence[int]) -> Any:
         choices = {**self.choices, "size": ranks_of(rule, kernels[0]), "seed": seed, "sweeps": max(sweeps)}
+        choices["stability"] = 0  # the others, too, ask for the least error alone
         if len(kernels) == 1:
             return [_rule(rule).apply({"K": kernels[0]}, **choices)]
         return _rule(rule).apply_many([{"K": kernel} for kernel in kernels], **choices)

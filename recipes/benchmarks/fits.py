@@ -4,8 +4,8 @@
     python -m recipes.benchmarks.fits --smoke
     python -m recipes.benchmarks.fits --weights W.pth --error 0.785 --output runs/fits
 
-- tnalgebra: `apply` or `apply_many` with default settings, which take the best of 8 starts; and
-  with one start. The Gauss-Newton steps after the sweeps of a call count too.
+- tnalgebra: `apply` or `apply_many` with `stability=0`, because the others ask for the least error alone, of the
+  default number of starts; and with one start. The Gauss-Newton steps after the sweeps of a call count too.
 - tensorly: `parafac(init="random")`, `tensor_ring_als`, `partial_tucker`, one start, on the torch
   backend, which took half the time of numpy's, without a test for convergence; CP also with line search.
 - quimb: `fit(method="als")` on numpy arrays from one normal start, without a test for convergence, with

@@ -100,7 +100,9 @@ def correct_degeneracy(tolerance: float = 0.01) -> Rule:
         new = in_type_of(values, {name: core[0, 0] * own.share for name, core in found.items()})
         error = own.error(before, new)
         amount = degeneracy_of(objective, found)
-        report = FitReport("error-preserving correction", (error,), (error,), True, amount, error)
+        report = FitReport(
+            "error-preserving correction", (error,), (error,), converged=True, degeneracy=amount, relative_error=error
+        )
         return Change(network, values=new, relative_error=error, report=report)
 
     return Rule(

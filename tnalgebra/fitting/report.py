@@ -62,22 +62,22 @@ class FitReport:
         errors: the relative error after each sweep or step, in the norm that was minimised.
         starts: the relative error of each start that was followed to the end, with the one that was kept first.
         converged: whether the fit came to a stop before its sweeps were used up.
-        price: what stability costs: the part of the error that ten more sweeps for the error alone take away.
         degeneracy: sqrt(sum of ||component||^2) / ||K||, where a component is the term at one value of every bond. Far
             above 1, large components cancel each other (de Silva and Lim 2008), and this is by how much rounding and
             noise in the cores are amplified.
         relative_error: ||K - K~|| / ||K|| in the Frobenius norm.
         output_error: the relative error of the layer's output, for a fit in a metric.
+        price: what stability costs: the part of the error that ten more sweeps for the error alone take away.
     """
 
     method: str
     errors: tuple[float, ...]
     starts: tuple[float, ...]
     converged: bool
-    price: float = 0.0
     degeneracy: float = 0.0
     relative_error: float = 0.0
     output_error: float | None = None
+    price: float = 0.0
 
     def __str__(self) -> str:
         state = "converged" if self.converged else "not converged,"
