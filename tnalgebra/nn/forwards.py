@@ -43,7 +43,7 @@ def differing_forward(module: nn.Module, known: type[nn.Module]) -> str | None:
         return None
     held = sorted({*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"})
     if held:
-        return f"a forward of its own, and {', '.join(held)}"
+        return f"a forward of its own, and holds {', '.join(held)}"
     taken, expected = (_named(kind.forward) for kind in (type(module), known))
     if len(taken) > len(expected):
         return f"a forward of its own, which takes {', '.join(taken[1:])}"
@@ -94,7 +94,7 @@ def _difference(module: nn.Module, known: type[nn.Module], trial: _Trial) -> str
         return f"a forward of its own, which raises {type(error).__name__} {where}"
     for one, other, what in zip(actual, expected, ("output", "gradient", "gradient", "gradient"), strict=False):
         if not _same(one, other):
-            return f"a forward of its own, whose {what} is another one {where}"
+            return f"a forward of its own, whose {what} differs {where}"
     return None
 
 
