@@ -129,7 +129,7 @@ def test_what_it_takes_or_holds_besides_is_no_reason_to_lose_it() -> None:
         cut(subclass(nn.Linear, scaled)(5, 7))
     module = subclass(nn.Linear, linear_map)(5, 7)
     module.gain = nn.Parameter(torch.ones(1))
-    with refused(LayerError, "and gain"):
+    with refused(LayerError, "holds gain"):
         cut(module)
     with refused(LayerError, "without elements"):
         cut(subclass(nn.Linear, linear_map)(5, 7, device="meta"))
