@@ -124,7 +124,7 @@ def _outputs(module: nn.Module, trial: _Trial) -> tuple[object, ...]:
 
 
 def _same(one: object, other: object) -> bool:
-    """Equal, in single and double precision to rounding: another order of additions is no other function."""
+    """Equal, in single and double precision to rounding: another order of additions gives the same function."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return one is other
     if one.shape != other.shape or one.dtype != other.dtype:
