@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError
-from ..fitting import FitReport, Metric, ParameterBudget, Rank, UpTo, allowance, fit_cores, kept, rank_of
+from ..fitting import ErrorCurve, FitReport, Metric, ParameterBudget, Rank, UpTo, allowance, fit_cores, kept, rank_of
 from ..networks import (
     KERNEL_LABELS,
     Bipartition,
@@ -26,9 +26,10 @@ from ..networks import (
     labels_of,
     parse,
     parse_bipartition,
+    rename,
     tensor_nodes,
 )
-from ..rewriting import Change, Options, Place, Rule, metric_in
+from ..rewriting import Change, Options, Outline, Place, Rule, metric_in
 from ..tensors import (
     SVD,
     Values,
@@ -109,6 +110,23 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "fact
             report=report,
         )
 
+    def outline(network: Network, place: Place, values: Values, options: Options) -> Outline | None:
+        dense = target_of(network, values, options.settings.dtype)
+        right, bond = _two_sides(network, bipartition, dense.shape)
+        if bond != "r":
+            return None  # the network has an r of its own
+        names = {name: fresh(name, tensor_nodes(network)) for name in tensor_nodes(right)}
+        after = Network([rename(node, names) for node in right.nodes], right.output, right.sizes)
+        curve = ErrorCurve(
+            dense,
+            right,
+            before=network.parameters,
+            constants={},
+            metric=None if options.metric is None else _in_metric(options.metric, network),
+            dtype=options.settings.dtype,
+        )
+        return Outline(after, [{label: label for label in carriers(right)}], curve)
+
     sides = {"factors": "L[{0} r] R[r {1}]", "svd": "U[{0} r] S[r] V[r {1}]"}[form]
     written = sides.format(" ".join(bipartition.left), " ".join(bipartition.right))
     return Rule(
@@ -120,6 +138,7 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "fact
         start=start,
         ranks=("r",),
         takes=("metric",),
+        build_outline=outline if form == "factors" else None,
         spec={"cut": str(bipartition), "form": form, **({"of": of} if of else {})},
     )
 
@@ -212,21 +231,27 @@ def _nearest_in_metric(
 ) -> tuple[SVD, FitReport]:
     """The nearest matrix of a rank in a metric: an SVD if all its labels are on one side, else a descent."""
     assert options.metric is not None
-    sizes = dict(zip(network.output, dense.shape, strict=True))
-    bond = fresh("r", carriers(network))
-    nodes = [NamedTensor("L", (*bipartition.left, bond)), NamedTensor("R", (bond, *bipartition.right))]
+    right, bond = _two_sides(network, bipartition, dense.shape)
     size, before = options.size, network.parameters
     if isinstance(size, ParameterBudget):
         size = _rank(size, matricise(dense, network.output, bipartition), form, before)
     cores, report = fit_cores(
         [dense],
-        Network(nodes, network.output, sizes),
+        right,
         {bond: size["r"]} if isinstance(size, Mapping) and "r" in size else size,
         before=before,
         settings=options.settings,
         metrics=[_in_metric(options.metric, network)],
     )[0]
     return svd_of_product(cores["L"].flatten(0, -2), cores["R"].flatten(1)), report
+
+
+def _two_sides(network: Network, bipartition: Bipartition, shape: Sequence[int]) -> tuple[Network, str]:
+    """The two factors of a cut, and the bond between them, whose size is open."""
+    sizes = dict(zip(network.output, shape, strict=True))
+    bond = fresh("r", carriers(network))
+    nodes = [NamedTensor("L", (*bipartition.left, bond)), NamedTensor("R", (bond, *bipartition.right))]
+    return Network(nodes, network.output, sizes), bond
 
 
 def _in_metric(metric: Metric, network: Network) -> Metric:

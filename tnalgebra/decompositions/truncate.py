@@ -97,7 +97,9 @@ def _ranks_under(budget: ParameterBudget, network: Network, spectra: Mapping[str
     def count(trial: Mapping[str, int]) -> int:
         return with_new_sizes(network, trial).parameters
 
-    return grow(spectra, count, budget, network.parameters)
+    largest = max((values[0] for values in spectra.values()), default=0.0) or 1.0  # squares must not overflow
+    squares = {bond: [(value / largest) ** 2 for value in values] for bond, values in spectra.items()}
+    return grow(squares, count, budget, network.parameters)
 
 
 # Trees -------------------------------------------------------------------------------------------------------

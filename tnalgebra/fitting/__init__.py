@@ -1,6 +1,7 @@
 """Cores for the right side of a rule: their ranks, the objective, the descents, the metric of a layer's inputs."""
 
 from .chosen_ranks import objective_of
+from .curves import ErrorCurve
 from .degeneracy import degeneracy_of, shrink_components
 from .fit import fit_cores
 from .metric import Metric
@@ -21,6 +22,7 @@ from .size import (
 from .trees import NoTreeError, bonds_of, open_labels, tree_of, with_open_axes
 
 __all__ = [
+    "ErrorCurve",
     "FitReport",
     "KeepFraction",
     "Metric",

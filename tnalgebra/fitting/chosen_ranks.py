@@ -20,6 +20,7 @@ from .size import ParameterBudget, Rank, Size
 from .trees import (
     CoreTree,
     NoTreeError,
+    TreeSpectra,
     bond_spectrum,
     bonds_of,
     cores_of,
@@ -47,7 +48,7 @@ def chosen_ranks(
     right: Network,
     size: Size,
     *,
-    tree: CoreTree | None,
+    spectra: TreeSpectra | None,
     constants: Mapping[str, Tensor],
     before: int,
 ) -> dict[str, int]:
@@ -57,7 +58,7 @@ def chosen_ranks(
         target: one axis for each of `open_labels(right)`.
         right: the sizes of its open labels are known. Sizes that it states for bonds are ranks.
         size: of the bonds, except for those whose size the right side or a constant states; not a `MultiplyAddsBudget`.
-        tree: of the right side, see `tree_or_none`.
+        spectra: of the target, if the right side is a tree (`tree_or_none`).
         constants: the elements of the tensors that are held fixed, by name. They determine the sizes of their bonds.
         before: parameters of the left side, of which a budget is a fraction.
 
@@ -67,8 +68,8 @@ def chosen_ranks(
     bonds = bonds_of(right)
     stated = _stated_ranks(right, constants)
     if isinstance(size, ParameterBudget):
-        if tree is not None and not stated:
-            return tree_ranks(target, tree, size, before=before)
+        if spectra is not None and not stated:
+            return tree_ranks(spectra, size, before=before)
         return _grow_evenly(right, stated, constants, limit=partial(allowance, size, before))
     missing = [bond for bond in bonds if bond not in stated and isinstance(size, Mapping) and bond not in size]
     if missing:
@@ -77,8 +78,8 @@ def chosen_ranks(
         raise RankError(f"no size is given for {', '.join(map(repr, missing))}", fix=fix)
     chosen = set(size) if isinstance(size, Mapping) else set(bonds) - set(right.sizes)  # those of constants, too
     requested = {bond: rank_of(size, bond) if bond in chosen else stated[bond] for bond in bonds}
-    if tree is not None:
-        return tree_ranks(target, tree, requested, before=before)
+    if spectra is not None:
+        return tree_ranks(spectra, requested, before=before)
     ranks = {bond: _rank(bond, requested[bond], target, right, size=stated.get(bond)) for bond in bonds}
     return _check_equal(ranks, right)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ValuesError
 from ..networks import Network, shape_of
-from ..tensors import relative, scaled
+from ..tensors import relative
 from .als import Cores
 from .chosen_ranks import chosen_ranks, objective_of, select_rows, tree_or_none
 from .held import hold
@@ -29,7 +29,8 @@ from .search import (
     search_from_guesses,
 )
 from .size import Size
-from .trees import CoreTree, fit_tree, splitting, with_open_axes
+from .targets import prepare_target, split_metric
+from .trees import CoreTree, TreeSpectra, fit_tree
 
 
 def fit_cores(
@@ -67,13 +68,16 @@ def fit_cores(
     constants = {name: value.to(settings.dtype) for name, value in (constants or {}).items()}
     # the targets: kernels over their largest element, or what the metric makes of them, in the axes of the cores
     norms: Sequence[Metric | None] = metrics or [None] * len(kernels)
-    prepared = [_target(kernel, right, metric, settings.dtype) for kernel, metric in zip(kernels, norms, strict=True)]
+    prepared = [
+        prepare_target(kernel, right, metric, settings.dtype) for kernel, metric in zip(kernels, norms, strict=True)
+    ]
     # kernels with equal ranks are fitted together
     tree = tree_or_none(right, constants)
     groups: dict[object, list[int]] = {}
     ranks = []
     for number, (target, _) in enumerate(prepared):
-        ranks.append(chosen_ranks(target, right, size, tree=tree, constants=constants, before=before))
+        spectra = None if tree is None else TreeSpectra(target, tree)
+        ranks.append(chosen_ranks(target, right, size, spectra=spectra, constants=constants, before=before))
         alone = number if constants else None  # the best rows of a constant differ between kernels
         groups.setdefault((alone, *sorted(ranks[number].items())), []).append(number)
     fits: dict[int, SearchResult] = {}
@@ -83,7 +87,7 @@ def fit_cores(
         targets = torch.stack([one, *others]) if others else one[None]
         selection = select_rows(constants, right, ranks_of_group, targets[0])
         selection = {name: constant.to(kept).to(settings.dtype) for name, constant in selection.items()}
-        split = [_as_split(metric, right) for metric in (norms[number] for number in members) if metric is not None]
+        split = [split_metric(metric, right) for metric in (norms[number] for number in members) if metric is not None]
         objective = objective_of(targets, right, ranks_of_group, constants=selection, metrics=split)
         objective = replace(objective, stability=0.0 if tree is not None else settings.stability, kept=kept)
         exact = replace(objective, constants={name: value.double() for name, value in objective.constants.items()})
@@ -97,31 +101,6 @@ def fit_cores(
             cores, report = hold(part, cores, report, right=right, scale=prepared[number][1], measure=measure)
             fits[number] = {**selection, **cores}, report
     return [fits[number] for number in range(len(kernels))]
-
-
-def _target(kernel: Tensor, right: Network, metric: Metric | None, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """The target of the fit and its scale; axes: `open_labels(right)`."""
-    target, scale = scaled(kernel, what="the kernel", dtype=dtype)
-    if metric is not None:
-        target = (metric.target(kernel.to(torch.float64), right.output) / scale).to(dtype)
-    return with_open_axes(target, right), scale
-
-
-def _as_split(metric: Metric, right: Network) -> Metric:
-    """The metric over the labels that the cores of the right side have."""
-    parts = {node.whole: node.parts for node in splitting(right)}
-    if not parts.keys() & {*metric.labels, *metric.outputs}:
-        return metric
-    labels, batch, outputs = (
-        tuple(part for label in each for part in parts.get(label, (label,)))
-        for each in (metric.labels, metric.batch, metric.outputs)
-    )
-    sizes = [right.sizes[label] for label in labels]
-    covariance = metric.covariance.reshape([*(right.sizes[label] for label in batch), *sizes, *sizes])
-    cross = None
-    if metric.cross is not None:
-        cross = metric.cross.reshape([*(right.sizes[label] for label in outputs), *sizes])
-    return replace(metric, labels=labels, covariance=covariance, batch=batch, cross=cross, outputs=outputs)
 
 
 def _search(

@@ -125,7 +125,7 @@ def plain_rank(rank: Rank | UpTo, bond: str, *, full: int | None, because: str) 
 
 
 def grow(
-    spectra: Mapping[str, Sequence[float]],
+    squares: Mapping[str, Sequence[float]],
     count: Callable[[Mapping[str, int]], int],
     budget: ParameterBudget,
     before: int,
@@ -139,20 +139,18 @@ def grow(
     keeps more, if each bond keeps its part of the squared norm independently of the others.
 
     Args:
-        spectra: bond -> singular values, descending.
+        squares: bond -> squares of its singular values, descending.
         count: parameters at given ranks.
         before: parameters of the left side, of which the budget is a fraction.
 
     Raises:
         RankError: even rank 1 everywhere is too much.
     """
-    ones = dict.fromkeys(sorted(spectra), 1)
+    ones = dict.fromkeys(sorted(squares), 1)
     limit = allowance(budget, before, least=count(ones))
-    largest = max((values[0] for values in spectra.values()), default=0.0) or 1.0  # squares must not overflow
-    squares = {bond: [(value / largest) ** 2 for value in spectra[bond]] for bond in ones}
 
     def left_out(ranks: Mapping[str, int]) -> float:
-        return 1 - prod(_part(squares[bond][:rank], squares[bond]) for bond, rank in ranks.items())
+        return 1 - prod(kept_part(squares[bond][:rank], squares[bond]) for bond, rank in ranks.items())
 
     upwards = _grow_greedily(ones, squares, count, limit)
     full = {bond: len(values) for bond, values in squares.items()}
@@ -160,7 +158,8 @@ def grow(
     return min((upwards, downwards), key=left_out)
 
 
-def _part(kept_squares: Sequence[float], squares: Sequence[float]) -> float:
+def kept_part(kept_squares: Sequence[float], squares: Sequence[float]) -> float:
+    """The part of a squared norm that some of the squared singular values keep."""
     whole = math.fsum(squares)
     return math.fsum(kept_squares) / whole if whole else 1.0
 

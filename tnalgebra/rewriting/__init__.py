@@ -6,6 +6,7 @@ from .exact import EXACT_RULES, SIMPLIFY
 from .exact.tensors import drop_size_one
 from .exact.windows import merge_windows, window_to_fuse
 from .options import Choices, Options, Place, SizedChoices, check_choice
+from .outline import Outline
 from .rule import Rule
 from .starred import read_pattern
 from .text import rule
@@ -18,6 +19,7 @@ __all__ = [
     "Choices",
     "Fit",
     "Options",
+    "Outline",
     "Place",
     "Rule",
     "SizedChoices",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError, SizeError, ValuesError
-from ..fitting import FitReport, Metric, bonds_of, fit_cores
+from ..fitting import ErrorCurve, FitReport, Metric, bonds_of, fit_cores
 from ..networks import (
     KERNEL_LABELS,
     Edit,
@@ -32,6 +32,7 @@ from ..networks import (
 from ..tensors import Values, common_dtype, evaluate, magnitude, target_of, values_for
 from .matching import Match
 from .options import Options, Place
+from .outline import Outline, grown_sizes
 from .sides import BASES, balanced_factors, check_basis, fill_attributes, shared_sizes
 from .trace import EXACT_TO, Change
 
@@ -280,6 +281,20 @@ def build_fitted_many(jobs: Sequence[tuple[Network, Place, Values, Options]]) ->
     return [changes[number] for number in range(len(readings))]
 
 
+def outline_fitted(network: Network, place: Place, values: Values, options: Options) -> Outline:
+    """What an approximate rule would make at any size."""
+    reading = _reading(network, place, values, options)
+    curve = ErrorCurve(
+        reading.target,
+        reading.sized,
+        before=reading.before.parameters,
+        constants=reading.constants,
+        metric=reading.metric,
+        dtype=options.settings.dtype,
+    )
+    return Outline(reading.after, reading.labels, curve)
+
+
 def _with_parts(right: Network) -> Network:
     """The right side with sizes for all parts of its `Fuse` nodes; parts without a size become as equal as possible."""
     for node in right.nodes:
@@ -383,8 +398,7 @@ def _change(reading: Reading, cores: Mapping[str, Tensor], report: FitReport) ->
         for label, size in zip(node.labels, cores[node.name].shape, strict=True)
     }
     ranks = {bond: core_sizes[bond] for bond in bonds_of(right) if bond in core_sizes}
-    sizes = {**right.sizes, **ranks}
-    grown = {labels[label]: size for labels in reading.labels for label, size in sizes.items() if label in labels}
+    grown = grown_sizes(reading.labels, {**right.sizes, **ranks})
     new = {reading.names[name] for name in reading.new}
     return Change(
         with_sizes(reading.after, grown),

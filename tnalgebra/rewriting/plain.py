@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..errors import RuleError, SizeError, TnalgebraError
 from ..fitting import bonds_of
 from ..networks import NamedTensor, Network, carriers, isomorphic, open_variables, parse_rule, tensor_nodes
-from .apply_text import build_exact, build_fitted, build_fitted_many, read_at
+from .apply_text import build_exact, build_fitted, build_fitted_many, outline_fitted, read_at
 from .matching import matches, whole_tensors
 from .options import Options, Place
 from .rule import Rule
@@ -47,6 +47,7 @@ def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] |
         takes=() if exact else ("fixed", "metric", "start"),
         fixed=constants,
         build_many=None if exact else build_fitted_many,
+        build_outline=None if exact else outline_fitted,
         spec={"notation": text, "name": name or text, **({"fixed": json.dumps(constants)} if constants else {})},
     )
 

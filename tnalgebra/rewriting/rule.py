@@ -16,10 +16,12 @@ from ..fitting import Metric, ParameterBudget
 from ..networks import Network, tensor_nodes
 from ..tensors import Values
 from .options import Choices, Options, Place
+from .outline import Outline
 from .trace import Change, Fit, RuleKind, start_fit
 
 Finder: TypeAlias = Callable[[Network, Options], Iterable[Place]]
 Builder: TypeAlias = Callable[[Network, Place, Values, Options], Change]
+Outliner: TypeAlias = Callable[[Network, Place, Values, Options], Outline | None]
 ManyBuilder: TypeAlias = Callable[[Sequence[tuple[Network, Place, Values, Options]]], list[Change]]
 
 
@@ -43,6 +45,7 @@ class Rule(Tabular):
         takes: which of the choices `fixed`, `metric` and `start` have a meaning for the rule.
         fixed: the basis of each constant of the right side.
         build_many: builds several applications together, where that is faster.
+        build_outline: gives ranks and errors at any size without a fit, where the rule has a right side in notation.
         spec: what a saved trace holds in order to find or make the rule again.
 
     Example:
@@ -64,6 +67,7 @@ class Rule(Tabular):
     takes: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
     build_many: ManyBuilder | None = None
+    build_outline: Outliner | None = None
     spec: Mapping[str, str] = field(default_factory=dict)
     explanation: str = ""
 
@@ -157,6 +161,23 @@ class Rule(Tabular):
         changes = [self.build(*job) for job in jobs] if self.build_many is None else self.build_many(jobs)
         steps = zip(fits, jobs, changes, strict=True)
         return [fit.after(self, place, options, change) for fit, (_, place, _, options), change in steps]
+
+    def outline(
+        self, target: Network | Mapping[str, Any] | Any, *, metric: Metric | None = None, **choices: Unpack[Choices]
+    ) -> Outline | None:
+        """What the rule would make of a target at any size, without a fit; None for rules that cannot say.
+
+        Arguments and errors are those of `apply`.
+        """
+        if self.build_outline is None:
+            return None
+        fit = self._start_fit(target, None)
+        options = Options.of(None, choices)
+        options = options if metric is None else replace(options, metric=metric)
+        self._check_options(replace(options, size=dict.fromkeys(self.ranks, 1)))
+        return self.build_outline(
+            fit.network, self._choose(fit.network, choices.get("at"), options), fit.values, options
+        )
 
     def step(self, fit: Fit, at: int | Place | None, options: Options) -> Fit:
         """Apply the rule once to a fit."""

@@ -121,7 +121,6 @@ def starred_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str]
         find=find,
         start=None if open_variables(pattern.left) else start,
         ranks=pattern.plain(one.ranks),
-        build_many=None,
         variables=pattern.plain(one.variables),
         labels=pattern.plain(one.labels),
         spec={**one.spec, "notation": text, "name": name},

@@ -1,0 +1,91 @@
+"""What a right side would cost and miss at any size, before its cores are fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..networks import Network, shape_of
+from .chosen_ranks import chosen_ranks, objective_of, tree_or_none
+from .metric import Metric
+from .objective import Objective
+from .size import Size
+from .targets import prepare_target, split_metric
+from .trees import TreeSpectra, attained_ranks, bonds_of, open_labels
+
+
+class ErrorCurve:
+    """The ranks and the error of one kernel at any size, from one orthogonal factorisation and without a fit.
+
+    Args:
+        kernel: one axis for each output label of `right`.
+        right: the sizes of its open labels, and of their parts, are known.
+        before: parameters of the left side, of which a budget is a fraction.
+        constants: tensors of the right side that are held fixed, by name.
+        metric: the norm of the error, over labels of the output of `right`; None for the Frobenius norm.
+        dtype: of the computation.
+
+    Raises:
+        ValuesError: the kernel is empty, complex or not finite, or the metric does not fit it.
+    """
+
+    def __init__(
+        self,
+        kernel: Tensor,
+        right: Network,
+        *,
+        before: int,
+        constants: Mapping[str, Tensor],
+        metric: Metric | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.target, _ = prepare_target(kernel, right, metric, dtype)
+        self.right, self.before, self.constants, self.metric = right, before, constants, metric
+        self.tree = tree_or_none(right, constants)
+
+    @cached_property
+    def _spectra(self) -> TreeSpectra | None:
+        return None if self.tree is None else TreeSpectra(self.target, self.tree)
+
+    def ranks(self, size: Size) -> dict[str, int]:
+        """The size of every bond, as a fit would have it.
+
+        Raises:
+            RankError: see `chosen_ranks`.
+        """
+        ranks = chosen_ranks(
+            self.target, self.right, size, spectra=self._spectra, constants=self.constants, before=self.before
+        )
+        if self.tree is None:
+            return ranks
+        labels = open_labels(self.right)
+        return attained_ranks(self.tree, dict(zip(labels, shape_of(self.right, labels), strict=True)), ranks)
+
+    def loss(self, ranks: Mapping[str, int]) -> float | None:
+        """The squared relative error of the truncated SVDs, before any sweep; None where only a fit can show it.
+
+        With a metric that no single core can take up, it is that of the kernel in the metric's nearest Kronecker
+        product.
+        """
+        if self._in_metric is None:
+            return None
+        return self._in_metric.loss(ranks)
+
+    @cached_property
+    def _in_metric(self) -> TreeSpectra | None:
+        """The spectra of what the cores have to come near in the metric, or the nearest Kronecker product to it."""
+        if self.metric is None or self.tree is None:
+            return self._spectra
+        ones = dict.fromkeys(bonds_of(self.right), 1)
+        objective = objective_of(self.target[None], self.right, ones, metrics=[split_metric(self.metric, self.right)])
+        return TreeSpectra(_whitened(objective, self.metric), self.tree)
+
+
+def _whitened(objective: Objective, metric: Metric) -> Tensor:
+    """The target of one layer after its metric was taken up by the cores."""
+    if objective.absorbing() is not None:
+        return objective.absorb(metric.factor()[None].to(objective.target)).target[0]
+    return objective.whiten(objective.whitening()).target[0]
