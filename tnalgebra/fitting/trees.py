@@ -271,11 +271,10 @@ class TreeSpectra:
 
         They are eigenvalues of a Gram matrix, whose error is about 1e-15 of the largest one.
         """
+        if self.is_star:
+            return self._star[0][edge]
         if edge not in self._squares:
-            if self.is_star:
-                self._fill_star()
-            else:
-                self._squares[edge] = _squared_values(self.matrix(edge))
+            self._squares[edge] = _squared_values(self.matrix(edge))
         return self._squares[edge]
 
     @cached_property
@@ -285,21 +284,22 @@ class TreeSpectra:
         return all(each)
 
     @cached_property
-    def _kept(self) -> Tensor:
-        """Element [p - 1, q - 1, ..] is ||target||^2 in the first p, q, .. left singular vectors of the edges."""
-        self._fill_star()
-        return self._table
+    def _star(self) -> tuple[dict[Edge, list[float]], Tensor]:
+        """One orthogonal factorisation: the target in the bases of all its leaves.
 
-    def _fill_star(self) -> None:
-        """One orthogonal factorisation: the target in the bases of all its leaves, and what its slices hold."""
+        Returns:
+            The squared singular values of each edge; and a table whose element [p - 1, q - 1, ..] is what ||target||^2
+            is in the first p, q, .. left singular vectors of the edges.
+        """
         rest, labels = self.target, self.tree.open
+        spectra: dict[Edge, list[float]] = {}
         # a leaf with more values than the rest goes first: afterwards it has at most as many as that
         for edge in sorted(self.tree.edges, key=lambda edge: -prod(self._sizes(edge))):
             rows = self.tree.rows[edge.child]
             columns = tuple(label for label in labels if label not in rows)
             matrix = matrix_of(rest, labels, rows, columns)
             squares, turned = _turned_matrix(matrix)
-            self._squares[edge] = squares.tolist()
+            spectra[edge] = squares.tolist()
             sizes = dict(zip(labels, rest.shape, strict=True))
             labels = (*edge.bonds, *columns)
             rest = turned.reshape(len(turned), *(sizes[label] for label in columns))
@@ -308,7 +308,7 @@ class TreeSpectra:
         table = group_axes(rest.square(), labels, *bonds, others).sum(-1)
         for axis in range(table.ndim):
             table = table.cumsum(axis)
-        self._table = table
+        return spectra, table
 
     def _sizes(self, edge: Edge) -> list[int]:
         shape = dict(zip(self.tree.open, self.target.shape, strict=True))
@@ -323,8 +323,9 @@ class TreeSpectra:
         """
         if self.is_star and self.tree.edges:
             place = tuple(min(ranks[edge.bonds[0]], self.full_rank(edge)) - 1 for edge in self.tree.edges)
-            kept, whole = float(self._kept[place]), float(self._kept.flatten()[-1])
-            part = kept / whole if whole else 1.0
+            table = self._star[1]
+            whole = float(table.flatten()[-1])
+            part = float(table[place]) / whole if whole else 1.0
         else:
             part = 1.0
             for edge in self.tree.edges:

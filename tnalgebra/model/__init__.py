@@ -2,10 +2,10 @@
 
 from .attention import unfolding_attentions
 from .batch_norm import batch_norms, recalibrate_batch_norm
-from .budget import FRACTIONS
 from .compare import compare
 from .comparison import Comparison
 from .convert import convert
+from .curves import FRACTIONS
 from .folding import Folding, fold_batch_norm
 from .image_files import load_images
 from .images import Images, batch_rows, check_classes

@@ -11,7 +11,8 @@ from ..errors import TnalgebraError
 from ..fitting import Metric, ParameterBudget, Size
 from ..nn import KernelLayer, kernel_labels_of
 from ..rewriting import Fit
-from .budget import ModelBudget, Treatment, error_of, measure_curves, parameter_costs, ranks_of
+from .budget import ModelBudget, Treatment, error_of, ranks_of
+from .curves import measure_curves, parameter_costs
 from .example import Example
 from .input_metrics import fit_in_order, input_metrics
 from .new_layers import LayerMaker

@@ -17,8 +17,9 @@ from ..errors import DataError, LayerError, RankError, WeightError
 from ..fitting import MultiplyAddsBudget, ParameterBudget, Size, read_size
 from ..nn import KernelLayer
 from .attention import unfolding_attentions
-from .budget import FRACTIONS, ModelBudget, group_reasons
+from .budget import ModelBudget, group_reasons
 from .conversion import Conversion, count_parameters
+from .curves import FRACTIONS
 from .example import Example
 from .images import inputs_of
 from .input_metrics import RIDGE

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from ..compiler import Candidates
-from ..errors import LayerError
-from ..nn import AnyLayer, KernelLayer, Planning, decomposed
+from ..errors import LayerError, NetworkError
+from ..networks import Network, kernel_multiply_adds, shape_of, shapes
+from ..nn import AnyLayer, KernelLayer, Origin, Planning, decomposed, layer_class
 from ..rewriting import Fit
-from .budget import Costs
+from .curves import Costs
 from .surgery import LayerCall, Site, tie_layers, without_hooks
 
 
@@ -40,19 +41,18 @@ class LayerMaker:
         return layers
 
     def _make(self, site: Site, fit: Fit, tune: bool | None) -> KernelLayer:
-        module, name = without_hooks(site.module), site.names[0]
-        planning = Planning(
-            candidates=self.candidates, tune=self.tune if tune is None else tune, backward=self.backward
-        )
-        if self.calls.get(name):
-            first = self.calls[name][0]
-            planning |= planning_for(module, first.shape, first.memory_format)
-        layer = decomposed(module, fit, **planning)
+        layer = decomposed(without_hooks(site.module), fit, **self._planning(site, tune))
         if any(one.is_meta for one in layer.parameters()):
             fact = "the new layer is put on the meta device while it is made"
             fix = "convert outside of accelerate.init_empty_weights and the like"
             raise LayerError(fact, because="the parameters of new modules lose their elements here", fix=fix)
         return layer
+
+    def _planning(self, site: Site, tune: bool | None) -> Planning:
+        tune = self.tune if tune is None else tune
+        planning = Planning(candidates=self.candidates, tune=tune, backward=self.backward)
+        calls = self.calls.get(site.names[0])
+        return planning | planning_for(site.module, calls[0].shape, calls[0].memory_format) if calls else planning
 
     def multiply_adds(self, name: str, layers: Sequence[KernelLayer]) -> int:
         """Multiply-adds of all calls: those of the first in its plan, the others in proportion to the dense layer's.
@@ -73,14 +73,44 @@ class LayerMaker:
     def costs(self, names: Sequence[str]) -> Costs:
         """Multiply-adds of the whole model on the example, of its layers, and of these layers decomposed."""
         adds = {name: self.dense_multiply_adds(name) for name in self.sites}
-        return Costs("multiply-adds", sum(adds.values()), {name: adds[name] for name in names}, self._count)
+        return Costs("multiply-adds", sum(adds.values()), {name: adds[name] for name in names}, self.count, self._guess)
 
-    def _count(self, name: str, fit: Fit) -> int:
-        """Counted in the plan that the layer would get; layers that agree in everything are counted once."""
+    def _guess(self, name: str, network: Network) -> float:
+        """Multiply-adds in the best order of contractions, at as many positions as the dense layer computes."""
+        dense = prod(shape_of(network, network.output))
+        positions = max(1, self.dense_multiply_adds(name) // dense)
+        axes = len(network.output) - 2
+        try:
+            return kernel_multiply_adds(network, (positions, *[1] * (axes - 1)) if axes else ())
+        except NetworkError:  # a kernel with windows of its own
+            return network.parameters
+
+    def count(self, name: str, network: Network, constants: frozenset[str]) -> int:
+        """Multiply-adds of all calls of a layer whose kernel is this network, in the plan that it would get.
+
+        Layers that agree in everything are counted once.
+
+        Args:
+            constants: names of the network's tensors that are not trained.
+        """
         members = self.sites[name].members
-        key = (fit.network, *((str(one.module), *self.calls[one.names[0]]) for one in members))
+        key = (network, constants, *((str(one.module), *self.calls[one.names[0]]) for one in members))
         if key not in self._counts:
-            self._counts[key] = self.multiply_adds(name, self.make(name, fit, tune=False))
+            layers = []
+            for member in members:
+                module = without_hooks(member.module)
+                weight = module.weight
+                values = {
+                    tensor: torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+                    for tensor, shape in shapes(network).items()
+                }
+                planning = self._planning(member, tune=False)
+                layers.append(
+                    layer_class(module).of_network(
+                        module, network, values, constants=constants, planning=planning, origin=Origin()
+                    )
+                )
+            self._counts[key] = self.multiply_adds(name, layers)
         return self._counts[key]
 
 

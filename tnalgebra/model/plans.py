@@ -16,7 +16,8 @@ from ..errors import DataError, LayerError, RuleError, StudyError
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Rank, Size, read_size
 from ..nn import kernel_labels_of, kernel_layers
 from ..rewriting import Fit, Rule
-from .budget import FRACTIONS, Costs, ErrorCurves, Treatment, measure_curves, parameter_costs
+from .budget import Treatment
+from .curves import FRACTIONS, Costs, ErrorCurves, measure_curves, parameter_costs
 from .example import Example
 from .input_metrics import RIDGE, fit_in_order
 from .new_layers import LayerMaker
@@ -109,11 +110,12 @@ def plan_budget(
                 by_parameters = isinstance(size, ParameterBudget)
                 costs = parameters if by_parameters else _multiply_adds(model, list(weights), example, candidates)
                 measured[type(size)] = _measure(weights, treatments, None, costs, seed=seed, settings=settings)
-            chosen = {name: way.treatment for name, way in measured[type(size)].share(size).items()}
+            shared = measured[type(size)].share(size)
+            chosen = {name: way.treatment for name, way in shared.items() if way.treatment is not None}
         else:
-            ways = _measure(weights, treatments, size, parameters, seed=seed, settings=settings).ways
-            chosen = {name: min(each, key=lambda way: way.loss).treatment for name, each in ways.items() if each}
-        plans.append({name: _planned(treatment) for name, treatment in chosen.items() if treatment is not None})
+            curves_of_size = _measure(weights, treatments, size, parameters, seed=seed, settings=settings)
+            chosen = {**curves_of_size.least_losses()}
+        plans.append({name: _planned(treatment) for name, treatment in chosen.items()})
     return plans
 
 

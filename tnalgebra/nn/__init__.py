@@ -3,6 +3,7 @@
 from .attention import MultiheadAttention, attention_obstacle
 from .base import KernelLayer, check_dense
 from .embedding import Embedding
+from .kernels import fit_constants
 from .layers import (
     LAYERS,
     Conv1d,
@@ -14,6 +15,7 @@ from .layers import (
     Linear,
     decomposed,
     in_memory_format,
+    layer_class,
 )
 from .origin import Origin
 from .planning import Planning, nominal_shape
@@ -52,9 +54,11 @@ __all__ = [
     "attention_obstacle",
     "check_dense",
     "decomposed",
+    "fit_constants",
     "in_memory_format",
     "kernel_labels_of",
     "kernel_layers",
+    "layer_class",
     "layer_network",
     "memory_format_of",
     "nominal_shape",

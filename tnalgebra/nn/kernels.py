@@ -42,9 +42,9 @@ def fit_weight(module: AnyLayer, rewrite: str | Rule, size: object, choices: Cho
     return rule.apply({rule.tensor: weight}, size, **choices)
 
 
-def fit_constants(fit: Fit) -> set[str]:
+def fit_constants(fit: Fit) -> frozenset[str]:
     """Names of tensors that were held as they are."""
-    return {name for step in fit.trace.steps for name in (*step.rule.fixed, *step.options.fixed)}
+    return frozenset(name for step in fit.trace.steps for name in (*step.rule.fixed, *step.options.fixed))
 
 
 def _without_fuses(kernel: Network) -> Network:

@@ -307,9 +307,14 @@ def decomposed(
 
     Arguments and errors are those of `Conv2d.from_conv`; a linear layer and an embedding have no `input_size`.
     """
+    return layer_class(module)._of_dense(module, rewrite, size, choices)
+
+
+def layer_class(module: torch_nn.Module) -> type[KernelLayer]:
+    """The class of the decomposed layer of one of torch's. Raises LayerError: it has no kernel."""
     for kind in LAYERS:
         if isinstance(module, kind.dense_class):
-            return kind._of_dense(module, rewrite, size, choices)
+            return kind
     check_dense(module)
     known = ", ".join(kind.__name__ for kind in LAYERS)
     raise LayerError(f"{type(module).__name__} has no kernel to decompose", fix=f"one of {known}")

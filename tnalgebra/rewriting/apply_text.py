@@ -292,7 +292,7 @@ def outline_fitted(network: Network, place: Place, values: Values, options: Opti
         metric=reading.metric,
         dtype=options.settings.dtype,
     )
-    return Outline(reading.after, reading.labels, curve)
+    return Outline(reading.after, reading.labels, curve, frozenset(reading.constants))
 
 
 def _with_parts(right: Network) -> Network:

@@ -16,11 +16,13 @@ class Outline:
     after: the network after the step, in which the sizes of new bonds are unknown.
     labels: for each place that is rewritten, the network's label for each label of the right side.
     curve: the ranks and the error of the right side.
+    constants: names of tensors that are not fitted.
     """
 
     after: Network
     labels: Sequence[Mapping[str, str]]
     curve: ErrorCurve
+    constants: frozenset[str] = frozenset()
 
     def ranks(self, size: Size) -> dict[str, int]:
         """The size of every bond. Raises RankError where `Rule.apply` would."""

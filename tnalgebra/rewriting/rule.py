@@ -162,9 +162,7 @@ class Rule(Tabular):
         steps = zip(fits, jobs, changes, strict=True)
         return [fit.after(self, place, options, change) for fit, (_, place, _, options), change in steps]
 
-    def outline(
-        self, target: Network | Mapping[str, Any] | Any, *, metric: Metric | None = None, **choices: Unpack[Choices]
-    ) -> Outline | None:
+    def outline(self, target: Network | Mapping[str, Any] | Any, **choices: Unpack[Choices]) -> Outline | None:
         """What the rule would make of a target at any size, without a fit; None for rules that cannot say.
 
         Arguments and errors are those of `apply`.
@@ -173,7 +171,6 @@ class Rule(Tabular):
             return None
         fit = self._start_fit(target, None)
         options = Options.of(None, choices)
-        options = options if metric is None else replace(options, metric=metric)
         self._check_options(replace(options, size=dict.fromkeys(self.ranks, 1)))
         return self.build_outline(
             fit.network, self._choose(fit.network, choices.get("at"), options), fit.values, options
