@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise, product
 
 from hypothesis import assume, given
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 
 from tests.refusals import refused
 from tnalgebra.decompositions.cuts import cut
-from tnalgebra.errors import RankError
+from tnalgebra.errors import RankError, TnalgebraError
 from tnalgebra.fitting import MultiplyAddsBudget
-from tnalgebra.model.budget import Costs, ErrorCurves, Treatment, Way, allocate, lower_hull
+from tnalgebra.model.budget import Treatment, Way, allocate, lower_hull
+from tnalgebra.model.curves import Costs, ErrorCurves, Point
+from tnalgebra.networks import parse
 
 WAYS = st.tuples(st.integers(1, 30), st.integers(0, 50).map(float)).map(lambda numbers: Way(*numbers))
 CURVES = st.dictionaries(
@@ -74,16 +77,63 @@ def test_the_steepest_curve_gets_the_parameters() -> None:
     assert allocate({"steep": steep, "flat": flat}, 60) == {"steep": steep[1], "flat": flat[2]}
 
 
-@given(CURVES, st.integers(0, 200), st.integers(1, 40))
-def test_the_least_part_that_is_named_can_be_met(curves: dict[str, list[Way]], rest: int, saved: int) -> None:
-    least = rest + sum(min(way.cost for way in ways) for ways in curves.values())
-    whole = least + saved
-    dense = dict.fromkeys(curves, 0) | {next(iter(curves)): whole - rest}
-    fixed = [Treatment(cut("a | b"), 1)]  # so that no layer may stay dense
-    measured = ErrorCurves(dict.fromkeys(curves, fixed), Costs("multiply-adds", whole, dense, lambda *_: 0), curves, {})
+def error_curves(curves: dict[str, list[Way]], rest: int, *, known: bool) -> ErrorCurves:
+    """Curves of these ways, whose points are measured from the start or when a budget chooses them."""
+    rule = cut("a | b")  # a size for each way, so that no layer may stay dense
+    dense = {name: max(way.cost for way in ways) + 1 for name, ways in curves.items()}
+    points = {
+        name: [
+            [
+                Point(
+                    Treatment(rule, {"r": number + 1}, parameters=way.cost),
+                    parse("K[a b]"),
+                    frozenset(),
+                    guess=way.cost,
+                    cost=way.cost if known or number == 0 else None,
+                    loss=way.loss if known or number == 0 else None,
+                )
+                for number, way in enumerate(sorted(ways))
+            ]
+        ]
+        for name, ways in curves.items()
+    }
+
+    def measure(asked: Sequence[tuple[str, Point]]) -> dict[str, TnalgebraError]:
+        for name, point in asked:
+            (curve,) = points[name]
+            point.cost, point.loss, *_ = sorted(curves[name])[curve.index(point)]
+        return {}
+
+    costs = Costs("multiply-adds", rest + sum(dense.values()), dense, lambda *_: 0, lambda *_: 0)
+    return ErrorCurves(dict.fromkeys(curves, [Treatment(rule, 1)]), costs, points, {}, measure)
+
+
+@given(CURVES, st.integers(0, 200))
+def test_the_least_part_that_is_named_can_be_met(curves: dict[str, list[Way]], rest: int) -> None:
+    measured = error_curves(curves, rest, known=True)
+    whole, least = measured.costs.whole, rest + sum(min(way.cost for way in ways) for ways in curves.values())
     with refused(RankError, f"of {whole} multiply-adds", f"{rest} multiply-adds that no rewrite touches") as said:
         measured.share(MultiplyAddsBudget((least - 0.5) / whole))
     part = float(str(said.value).partition("at least 'multiply-adds ")[2].partition("'")[0])
     assert least / whole <= part < least / whole + 2e-4
     cost, _ = totals(measured.share(MultiplyAddsBudget(part)))
     assert rest + cost <= part * whole
+
+
+@given(CURVES, st.integers(0, 200), st.floats(0.3, 1.0))
+def test_points_that_are_measured_when_they_are_chosen(curves: dict[str, list[Way]], rest: int, part: float) -> None:
+    known, lazy = (error_curves(curves, rest, known=known) for known in (True, False))
+    budget = MultiplyAddsBudget(part)
+    least = rest + sum(min(way.cost for way in ways) for ways in curves.values())
+    if least > int(part * known.costs.whole):
+        with refused(RankError, f"of {known.costs.whole} multiply-adds"):
+            lazy.share(budget)
+        return
+    chosen = lazy.share(budget)
+    assert all(way.measured for way in chosen.values())
+    assert rest + totals(chosen)[0] <= part * known.costs.whole
+    ways = {name: {(way.cost, way.loss) for way in each} for name, each in curves.items()}
+    assert all((way.cost, way.loss) in ways[name] for name, way in chosen.items())
+    # once everything is measured, the choice is that of curves which were known from the start
+    lazy.least_losses()
+    assert totals(lazy.share(budget)) == totals(known.share(budget))

@@ -111,21 +111,7 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "fact
         )
 
     def outline(network: Network, place: Place, values: Values, options: Options) -> Outline | None:
-        dense = target_of(network, values, options.settings.dtype)
-        right, bond = _two_sides(network, bipartition, dense.shape)
-        if bond != "r":
-            return None  # the network has an r of its own
-        names = {name: fresh(name, tensor_nodes(network)) for name in tensor_nodes(right)}
-        after = Network([rename(node, names) for node in right.nodes], right.output, right.sizes)
-        curve = ErrorCurve(
-            dense,
-            right,
-            before=network.parameters,
-            constants={},
-            metric=None if options.metric is None else _in_metric(options.metric, network),
-            dtype=options.settings.dtype,
-        )
-        return Outline(after, [{label: label for label in carriers(right)}], curve)
+        return _outline_factors(network, values, bipartition, options)
 
     sides = {"factors": "L[{0} r] R[r {1}]", "svd": "U[{0} r] S[r] V[r {1}]"}[form]
     written = sides.format(" ".join(bipartition.left), " ".join(bipartition.right))
@@ -252,6 +238,25 @@ def _two_sides(network: Network, bipartition: Bipartition, shape: Sequence[int])
     bond = fresh("r", carriers(network))
     nodes = [NamedTensor("L", (*bipartition.left, bond)), NamedTensor("R", (bond, *bipartition.right))]
     return Network(nodes, network.output, sizes), bond
+
+
+def _outline_factors(network: Network, values: Values, bipartition: Bipartition, options: Options) -> Outline | None:
+    """What a cut would make at any size; None where the network has an r of its own."""
+    dense = target_of(network, values, options.settings.dtype)
+    right, bond = _two_sides(network, bipartition, dense.shape)
+    if bond != "r":
+        return None
+    names = {name: fresh(name, tensor_nodes(network)) for name in tensor_nodes(right)}
+    after = Network([rename(node, names) for node in right.nodes], right.output, right.sizes)
+    curve = ErrorCurve(
+        dense,
+        right,
+        before=network.parameters,
+        constants={},
+        metric=None if options.metric is None else _in_metric(options.metric, network),
+        dtype=options.settings.dtype,
+    )
+    return Outline(after, [{label: label for label in carriers(right)}], curve)
 
 
 def _in_metric(metric: Metric, network: Network) -> Metric:

@@ -17,8 +17,8 @@ from ..compiler import Candidates
 from ..decompositions import rules
 from ..errors import CompileError, LayerError, RankError, RuleError, SizeError, ValuesError
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Settings, Size, read_size
-from ..networks import KERNEL_LABELS, labels_of
-from ..nn import AnyLayer, KernelLayer, check_dense, kernel_labels_of, nominal_shape
+from ..networks import KERNEL_LABELS, Network, kernel_multiply_adds, labels_of
+from ..nn import AnyLayer, KernelLayer, check_dense, fit_constants, kernel_labels_of, nominal_shape
 from ..rewriting import Fit, Rule
 from ..tensors import as_tensor
 from .budget import Treatment, error_of, ranks_of
@@ -98,7 +98,7 @@ def compare(
     for name, treatment in track(treatments.items(), "comparing", shown=progress):
         try:
             fit = _fit(treatment, wanted, subject, choices)
-            layer, count = subject.count(fit)
+            layer, count = subject.decompose(fit)
         except (CompileError, LayerError, RankError, RuleError, SizeError) as error:
             rows.append(Compared(name, None, str(error)))
         else:
@@ -143,7 +143,7 @@ def _fit(treatment: Treatment, size: Size, subject: _Subject, choices: Mapping[s
     else:
         return rule.apply(kernel, _ranks_within(rule, size, subject, choices), **choices)
     if isinstance(size, MultiplyAddsBudget):
-        _check_count(size, subject, subject.count(fit)[1])
+        _check_count(size, subject, subject.count(fit.network, fit_constants(fit)))
     return fit
 
 
@@ -159,19 +159,26 @@ def _ranks_within(
     rule: Rule, size: MultiplyAddsBudget, subject: _Subject, choices: Mapping[str, Any]
 ) -> Mapping[str, int]:
     """The ranks of the largest part of the parameters that meets a budget of multiply-adds, by regula falsi."""
-    quick = {**choices, "starts": 1, "sweeps": 0}  # ranks alone: from singular values in trees, else from counts
     limit = size.fraction * subject.multiply_adds
+    outline = rule.outline(subject.kernel)
+
+    def ranks_and_count(wanted: Size) -> tuple[Mapping[str, int], int]:
+        if outline is None:  # ranks alone: without sweeps
+            fit = rule.apply(subject.kernel, wanted, **{**choices, "starts": 1, "sweeps": 0})
+            return ranks_of(fit), subject.count(fit.network, fit_constants(fit))
+        ranks = outline.ranks(wanted)
+        return ranks, subject.count(outline.network(ranks), outline.constants)
+
     low, high, fraction = 0.0, 1.0, size.fraction
-    best: dict[str, int] | None = None
+    best: Mapping[str, int] | None = None
     for _ in range(_STEPS):
         try:
-            fit = rule.apply(subject.kernel, ParameterBudget(fraction), **quick)
+            ranks, count = ranks_and_count(ParameterBudget(fraction))
         except RankError:  # fewer parameters than rank 1 has
             low, fraction = fraction, (fraction + high) / 2
             continue
-        count = subject.count(fit)[1]
         if count <= limit:
-            best, low = ranks_of(fit), fraction
+            best, low = ranks, fraction
             if count >= _NEAR * limit or fraction == 1:
                 break
         else:
@@ -179,8 +186,8 @@ def _ranks_within(
         guess = fraction * (1 + _NEAR) / 2 * limit / count
         fraction = guess if low < guess < high else 1.0 if guess >= high == 1 else (low + high) / 2
     if best is None:
-        best = dict.fromkeys(rule.ranks, 1)
-        _check_count(size, subject, subject.count(rule.apply(subject.kernel, best, **quick))[1])
+        best, count = ranks_and_count(dict.fromkeys(rule.ranks, 1))
+        _check_count(size, subject, count)
     return best
 
 
@@ -229,10 +236,16 @@ class _Subject:
             read_example(example, weight),
         )
 
-    def count(self, fit: Fit) -> tuple[KernelLayer | None, int]:
+    def count(self, network: Network, constants: frozenset[str]) -> int:
+        """The multiply-adds of the layer whose kernel is this network; of a kernel alone at one output position."""
+        if self.maker is None:
+            return kernel_multiply_adds(network, (1,) * (self.kernel.ndim - 2))
+        return self.maker.count("0", network, constants)
+
+    def decompose(self, fit: Fit) -> tuple[KernelLayer | None, int]:
         """The decomposed layer, of which a kernel alone has none, and the multiply-adds."""
         if self.maker is None:
-            return None, fit.multiply_adds((1,) * (self.kernel.ndim - 2))
+            return None, self.count(fit.network, fit_constants(fit))
         (layer,) = self.maker.make("0", fit)
         return layer, self.maker.multiply_adds("0", [layer])
 

@@ -23,9 +23,6 @@ FRACTIONS = (0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0
 CURVE_STARTS, CURVE_SWEEPS = 2, 6
 """Starts and sweeps of a fit that measures a point: the order of the points matters, not their last digit."""
 
-FIRST_FITS = 3
-"""Points of a curve that are fitted before any is chosen, where errors do not follow from singular values."""
-
 LEAST_LOSS = 1e-12
 """Losses below this are equal where they are interpolated."""
 
@@ -132,41 +129,46 @@ class ErrorCurves:
         Raises:
             RankError: the budget cannot be met; it says the least that can, and why layers stay dense.
         """
+        rest = self.costs.whole - sum(self.costs.dense[name] for name in self.points)
+        limit = int(budget.fraction * self.costs.whole) - rest
         while True:
             curves: dict[str, list[Way]] = {}
             for name in self.points:
                 ways = self.ways(name)
                 fixed = ways and all(treatment.is_sized for treatment in self.offered[name])
                 curves[name] = [*ways, *([] if fixed else [Way(self.costs.dense[name], 0.0)])]
-            chosen = allocate(curves, self._limit(budget, curves, others or {}))
+            chosen = {name: min(ways, key=lambda way: way.cost) for name, ways in curves.items()}
+            least = sum(way.cost for way in chosen.values())
+            if least <= limit:
+                chosen = allocate(curves, limit)
             estimated = {name: way.treatment for name, way in chosen.items() if not way.measured}
-            if not estimated:
+            if estimated:
+                self._measure_all(estimated)
+            elif least <= limit:
                 return chosen
-            self.measure(
-                [
-                    (name, point)
-                    for name, treatment in estimated.items()
-                    for curve in self.points[name]
-                    for point in curve
-                    if point.treatment is treatment
-                ]
-            )
+            else:
+                raise self._too_small(budget, rest, least, others or {})
 
-    def _limit(self, budget: ModelBudget, curves: Mapping[str, Sequence[Way]], others: Mapping[str, str]) -> int:
-        """What the layers with curves may cost together. Raises RankError: see `share`."""
+    def _measure_all(self, treatments: Mapping[str, Treatment | None]) -> None:
+        """Measure the points of these treatments."""
+        every = [(name, point) for name in treatments for curve in self.points[name] for point in curve]
+        self.measure([(name, point) for name, point in every if point.treatment is treatments[name]])
+
+    def _too_small(self, budget: ModelBudget, rest: int, least: int, others: Mapping[str, str]) -> RankError:
+        """The error of a budget that cannot be met.
+
+        Args:
+            rest: cost of what no rewrite touches.
+            least: cost of the rewritten layers at their smallest.
+        """
         whole = self.costs.whole
-        rest = whole - sum(self.costs.dense[name] for name in curves)
-        limit = int(budget.fraction * whole) - rest
-        least = sum(min(way.cost for way in ways) for ways in curves.values())
-        if least <= limit:
-            return limit
         parts = math.ceil(1e4 * (rest + least) / whole)  # rounded up, so that it can be met
         smallest = (parts + (int(parts / 1e4 * whole) < rest + least)) / 1e4
         by_parameters = isinstance(budget, ParameterBudget)
         fix = f"at least '{'parameters' if by_parameters else 'multiply-adds'} {smallest:g}'"
         rebuilt = "; or candidates='factored', where plans rebuild dense kernels; or more layers"
         counted = self.costs.counted
-        raise RankError(
+        return RankError(
             f"a budget of {budget.fraction:g} of {whole} {counted} cannot be met",
             needed=f"{rest} {counted} that no rewrite touches, {least} of the rewritten layers at their smallest",
             dense=group_reasons({**others, **self.why_dense()}) or None,
@@ -175,15 +177,21 @@ class ErrorCurves:
 
 
 def _ways_of(curve: Sequence[Point]) -> list[Way]:
-    """A way for each point of a curve. Missing losses are interpolated, and so are ratios of costs to their guesses."""
+    """A way for each point of a curve. Where cost or loss are missing, they are estimated from the points beside."""
     counted = [(point.parameters, point.cost / point.guess) for point in curve if point.cost is not None]
     fitted = [(point.parameters, math.log(max(point.loss, LEAST_LOSS))) for point in curve if point.loss is not None]
     ways = []
     for point in curve:
-        cost = point.cost or max(1, round(point.guess * _between(counted, point.parameters)))
+        cost = point.cost or max(1, round(point.guess * _least_beside(counted, point.parameters)))
         loss = point.loss if point.loss is not None else min(1.0, math.exp(_between(fitted, point.parameters)))
         ways.append(Way(cost, loss, point.treatment, None not in (point.cost, point.loss)))
     return ways
+
+
+def _least_beside(known: Sequence[tuple[int, float]], at: int) -> float:
+    """The smaller of the known values on either side. A cost that is taken for too low will be counted."""
+    below, above = ([value for place, value in known if sign * (place - at) >= 0] for sign in (-1, 1))
+    return min([*below[-1:], *above[:1]])
 
 
 def _between(known: Sequence[tuple[int, float]], at: int) -> float:
@@ -297,9 +305,9 @@ class _Measurement:
 
     def first(self, curve: Sequence[Point]) -> Sequence[Point]:
         """The points of a curve that are measured before any is chosen: all of them where a loss is a forward pass."""
-        if self.loss_of is not None or len(curve) <= FIRST_FITS:
+        if self.loss_of is not None or len(curve) <= 2:
             return curve
-        return [curve[(len(curve) - 1) * number // FIRST_FITS] for number in range(FIRST_FITS)]
+        return [curve[len(curve) // 3], curve[2 * len(curve) // 3]]
 
     def __call__(self, points: Sequence[tuple[str, Point]]) -> dict[str, TnalgebraError]:
         """Set cost and loss of points. Layers of one shape are fitted side by side.
