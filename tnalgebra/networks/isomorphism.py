@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable
-from typing import TypeAlias
-
-import networkx
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 from .network import Network, carriers, tensor_nodes
 from .nodes import Copy, Fill, NamedTensor, Node, relabel, rename
 
-Vertex: TypeAlias = tuple[str, object]
-"""("node", position), ("label", word), ("tensor", name) or ("output", None)."""
+Colours: TypeAlias = dict[int, int]
+"""vertex -> its colour."""
 
-Graph: TypeAlias = "networkx.Graph[Vertex]"
 
-Colours: TypeAlias = dict[Vertex, Hashable]
+class _Graphs(NamedTuple):
+    """Two graphs side by side; the vertices of the first one are the numbers below `half`.
+
+    near: for each vertex, the marks of its edges and the vertices at their other ends. The edges of a node and a label
+        are marked with the axes of the node at which the label occurs.
+    """
+
+    near: Sequence[Sequence[tuple[int, int]]]
+    half: int
+
+    def is_balanced(self, vertices: Iterable[int]) -> bool:
+        """Whether as many of the vertices are in the first graph as in the second."""
+        return not sum(1 if vertex < self.half else -1 for vertex in vertices)
 
 
 def isomorphic(a: Network, b: Network, *, ordered: bool = True) -> bool:
@@ -38,21 +47,62 @@ def isomorphic(a: Network, b: Network, *, ordered: bool = True) -> bool:
         >>> isomorphic(tn.parse("A[i j] B[j k]"), tn.parse("V[b c] U[a b] -> [a c]"))
         True
     """
-    if _counts(a) != _counts(b):
+    builder = _Builder(ordered=ordered)
+    builder.add(a)
+    half = len(builder.near)
+    builder.add(b)
+    graphs = _Graphs(builder.near, half)
+    cells = _Cells(graphs, dict(enumerate(builder.colours)))
+    if not all(map(graphs.is_balanced, cells.members.values())) or not cells.refine(list(cells.members)):
         return False
-    first, second = _graph(a, ordered=ordered), _graph(b, ordered=ordered)
-    kinds: list[Colours] = [{at: data["kind"] for at, data in graph.nodes(data=True)} for graph in (first, second)]
-    return _match(first, kinds[0], second, kinds[1])
+    return _match_parts(graphs, *cells.colours())
 
 
-def _counts(network: Network) -> tuple[object, ...]:
-    """Counts that are the same for isomorphic networks. They are cheap, so they are compared first."""
-    return (
-        Counter(_kind(node) for node in network.nodes),
-        Counter(len(places) for places in tensor_nodes(network).values()),
-        Counter((len(places), network.sizes.get(label)) for label, places in carriers(network).items()),
-        tuple(network.sizes.get(label) for label in network.output),
-    )
+class _Builder:
+    """Makes the bipartite graphs of nodes and labels of several networks, with the same numbers for colours and marks.
+
+    A label that occurs several times on one node has one edge with several axes. The name of a tied tensor is a vertex
+    joined to the nodes with that name, and the output is a vertex joined to its labels.
+    """
+
+    def __init__(self, *, ordered: bool) -> None:
+        self.unordered = Copy | Fill if ordered else Copy | Fill | NamedTensor
+        self.near: list[list[tuple[int, int]]] = []
+        self.colours: list[int] = []
+        self._numbers: dict[Hashable, int] = {}
+
+    def add(self, network: Network) -> None:
+        """Add the graph of a network. Its vertices are the next numbers."""
+        tensors = tensor_nodes(network)
+        tied = {node for positions in tensors.values() if len(positions) > 1 for node in positions}
+        nodes = [self._vertex((_kind(node), n in tied)) for n, node in enumerate(network.nodes)]
+        for positions in tensors.values():
+            if len(positions) > 1:
+                name = self._vertex("tied tensor")
+                for position in positions:
+                    self._edge(nodes[position], name, ())
+        output = self._vertex("output")
+        open_axes = {label: axis for axis, label in enumerate(network.output)}
+        for label, places in carriers(network).items():
+            vertex = self._vertex(("label", network.sizes.get(label)))
+            axes: dict[int, list[int]] = {}
+            for position, axis in places:
+                is_unordered = isinstance(network.nodes[position], self.unordered)
+                axes.setdefault(position, []).append(0 if is_unordered else axis)
+            for position, axes_of_label in axes.items():
+                self._edge(nodes[position], vertex, tuple(axes_of_label))
+            if label in open_axes:
+                self._edge(output, vertex, (open_axes[label],))
+
+    def _vertex(self, kind: Hashable) -> int:
+        self.colours.append(self._numbers.setdefault(("vertex", kind), len(self._numbers)))
+        self.near.append([])
+        return len(self.near) - 1
+
+    def _edge(self, one: int, other: int, axes: tuple[int, ...]) -> None:
+        mark = self._numbers.setdefault(("edge", axes), len(self._numbers))
+        self.near[one].append((mark, other))
+        self.near[other].append((mark, one))
 
 
 def _kind(node: Node) -> Node:
@@ -61,98 +111,143 @@ def _kind(node: Node) -> Node:
     return rename(bare, {node.name: "_"}) if isinstance(node, NamedTensor) else bare
 
 
-def _graph(network: Network, *, ordered: bool = True) -> Graph:
-    """The bipartite graph of nodes and labels, with the axes on each edge.
+# Refinement --------------------------------------------------------------------------------------------------
 
-    A label that occurs several times on one node has one edge with several axes. The name of a tensor is a vertex
-    joined to the nodes with that name, and the output is a vertex joined to its labels.
+
+class _Cells:
+    """The vertices of a part of each graph, in cells of one colour, which splits make smaller and `undo` joins again.
+
+    of: vertex -> the number of its cell.
+    members: number -> the vertices of the cell.
     """
-    graph: Graph = networkx.Graph()
-    for position, node in enumerate(network.nodes):
-        graph.add_node(("node", position), kind=_kind(node))
-    for name, positions in tensor_nodes(network).items():
-        graph.add_node(("tensor", name), kind="tensor")
-        graph.add_edges_from(((("tensor", name), ("node", position)) for position in positions), axes=())
-    for label, places in carriers(network).items():
-        graph.add_node(("label", label), kind=("label", network.sizes.get(label)))
-        axes: dict[int, list[int]] = {}
-        for position, axis in places:
-            unordered = isinstance(network.nodes[position], Copy | Fill if ordered else Copy | Fill | NamedTensor)
-            axes.setdefault(position, []).append(0 if unordered else axis)
-        for position, axes_of_label in axes.items():
-            graph.add_edge(("node", position), ("label", label), axes=tuple(axes_of_label))
-    graph.add_node(("output", None), kind="output")
-    for axis, label in enumerate(network.output):
-        graph.add_edge(("output", None), ("label", label), axes=(axis,))
-    return graph
+
+    def __init__(self, graphs: _Graphs, colours: Mapping[int, int]) -> None:
+        self.graphs = graphs
+        numbers: dict[int, int] = {}
+        self.of = {vertex: numbers.setdefault(colour, len(numbers)) for vertex, colour in colours.items()}
+        self.members: dict[int, set[int]] = {number: set() for number in numbers.values()}
+        for vertex, cell in self.of.items():
+            self.members[cell].add(vertex)
+        self._splits: list[tuple[int, int]] = []
+
+    def colours(self) -> tuple[Colours, Colours]:
+        """The cells as colours of the vertices of the first graph, and of those of the second."""
+        half = self.graphs.half
+        first = {vertex: cell for vertex, cell in self.of.items() if vertex < half}
+        return first, {vertex: cell for vertex, cell in self.of.items() if vertex >= half}
+
+    def split(self, cell: int, part: Iterable[int]) -> int:
+        """Put a part of a cell into a new cell, and return its number."""
+        new, vertices = len(self.members), set(part)
+        self.members[new] = vertices
+        self.members[cell] -= vertices
+        self.of.update(dict.fromkeys(vertices, new))
+        self._splits.append((cell, new))
+        return new
+
+    def undo(self) -> None:
+        """Undo all splits."""
+        while self._splits:
+            cell, new = self._splits.pop()
+            vertices = self.members.pop(new)
+            self.members[cell] |= vertices
+            self.of.update(dict.fromkeys(vertices, cell))
+
+    def refine(self, pending: Sequence[int]) -> bool:
+        """Split cells until all vertices of a cell have the same edges into every cell (Weisfeiler and Leman 1968).
+
+        A cell is split by the edges of its vertices into one other cell at a time. The pending cells are those that may
+        still split others. Of the pieces of a cell that is not pending the largest can be left out, because the edges
+        into the whole cell are equal already: so the time is O(m log n) for m edges (Hopcroft 1971).
+
+        Returns:
+            False, as soon as a cell has more vertices of one graph than of the other.
+        """
+        queue, queued = deque(pending), set(pending)
+        while queue:
+            cell = queue.popleft()
+            queued.discard(cell)
+            for other, groups in self._edges_into(cell).items():
+                if not all(map(self.graphs.is_balanced, groups)):
+                    return False
+                if sum(map(len, groups)) == len(self.members[other]):
+                    groups.remove(max(groups, key=len))
+                pieces = [other, *(self.split(other, group) for group in groups)]
+                if other not in queued:
+                    pieces.remove(max(pieces, key=lambda piece: len(self.members[piece])))
+                new = [piece for piece in pieces if piece not in queued]
+                queue += new
+                queued.update(new)
+        return True
+
+    def _edges_into(self, cell: int) -> dict[int, list[list[int]]]:
+        """Cell -> its vertices with edges into one cell, in groups with the same marks on those edges."""
+        marks: dict[int, list[int]] = {}
+        for vertex in self.members[cell]:
+            for mark, other in self.graphs.near[vertex]:
+                if other in self.of:
+                    marks.setdefault(other, []).append(mark)
+        groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for vertex, on_edges in marks.items():
+            groups.setdefault((self.of[vertex], tuple(sorted(on_edges))), []).append(vertex)
+        grouped: dict[int, list[list[int]]] = {}
+        for (of, _), vertices in groups.items():
+            grouped.setdefault(of, []).append(vertices)
+        return grouped
 
 
-def _match(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) -> bool:
-    """Whether an isomorphism of the two graphs keeps the colours.
+# Parts -------------------------------------------------------------------------------------------------------
+
+
+def _match_parts(graphs: _Graphs, first: Colours, second: Colours) -> bool:
+    """Whether an isomorphism keeps the colours, which are refined and occur in both graphs equally often.
 
     networkx's own search (VF2) takes factorial time on networks of many equal parts, so this one cuts the graphs
     apart. A vertex that is the only one of its colour can only correspond to the other graph's only vertex of that
     colour, and the refined colours of its neighbours already depend on it. So such vertices are taken out, and the
     connected parts that remain are compared one by one. A guess is needed only where nothing can be taken out.
     """
-    a_colours, b_colours = _refined(a, a_colours, b, b_colours)
-    count = Counter(a_colours.values())
-    if count != Counter(b_colours.values()):
-        return False
-    a_parts, b_parts = _parts(a, a_colours, count), _parts(b, b_colours, count)
-    if len(a_parts) != len(b_parts):
-        return False
-    if len(a_parts) == 1:
-        return _match_by_guess(a_parts[0], a_colours, b_parts[0], b_colours)
-    for part in a_parts:
+    partners: dict[Hashable, list[Colours]] = {}
+    for part in _parts(graphs, second):
+        partners.setdefault(_profile(part), []).append(part)
+    for part in _parts(graphs, first):
         # isomorphism is an equivalence relation, so the first partner is as good as any other
-        partner = next((other for other in b_parts if _match(part, a_colours, other, b_colours)), None)
-        if partner is None:
+        candidates = partners.get(_profile(part), [])
+        place = next((n for n, other in enumerate(candidates) if _match_by_guess(graphs, part, other)), None)
+        if place is None:
             return False
-        b_parts.remove(partner)
+        del candidates[place]
     return True
 
 
-def _parts(graph: Graph, colours: Colours, count: Counter[Hashable]) -> list[Graph]:
+def _profile(part: Colours) -> Hashable:
+    return frozenset(Counter(part.values()).items())
+
+
+def _parts(graphs: _Graphs, colours: Colours) -> list[Colours]:
     """The connected parts that remain when each vertex that is the only one of its colour is taken out."""
-    rest = graph.subgraph([vertex for vertex in graph if count[colours[vertex]] > 1])
-    return [graph.subgraph(part).copy() for part in networkx.connected_components(rest)]
+    count = Counter(colours.values())
+    rest = {vertex: colour for vertex, colour in colours.items() if count[colour] > 1}
+    parts = []
+    while rest:
+        reached = [rest.popitem()]
+        for vertex, _ in reached:
+            reached += [(other, rest.pop(other)) for _, other in graphs.near[vertex] if other in rest]
+        parts.append(dict(reached))
+    return parts
 
 
-def _match_by_guess(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) -> bool:
+def _match_by_guess(graphs: _Graphs, first: Colours, second: Colours) -> bool:
     """Let one vertex of the rarest colour correspond to each of the other graph's vertices of that colour in turn."""
-    count = Counter(a_colours[vertex] for vertex in a)
+    count = Counter(first.values())
     rarest = min(count, key=lambda colour: count[colour])
-    vertex = next(vertex for vertex in a if a_colours[vertex] == rarest)
-    others = [other for other in b if b_colours[other] == rarest]
-    return any(_match(a, {**a_colours, vertex: "guess"}, b, {**b_colours, other: "guess"}) for other in others)
-
-
-def _refined(a: Graph, a_colours: Colours, b: Graph, b_colours: Colours) -> tuple[Colours, Colours]:
-    """Refine the colours by those of the neighbours until nothing changes (Weisfeiler and Leman 1968).
-
-    The two graphs share one palette, so that corresponding vertices of isomorphic graphs have the same colour.
-    """
-    palette: dict[Hashable, int] = {}
-
-    def numbered(views: Colours) -> Colours:
-        return {vertex: palette.setdefault(view, len(palette)) for vertex, view in views.items()}
-
-    a_colours = numbered({vertex: a_colours[vertex] for vertex in a})
-    b_colours = numbered({vertex: b_colours[vertex] for vertex in b})
-    before = 0
-    while len(palette) > before:
-        before, palette = len(palette), {}
-        a_colours, b_colours = numbered(_views(a, a_colours)), numbered(_views(b, b_colours))
-    return a_colours, b_colours
-
-
-def _views(graph: Graph, colours: Colours) -> Colours:
-    """vertex -> its colour, and for every neighbour the axes on the edge to it and its colour."""
-    return {
-        vertex: (
-            colours[vertex],
-            frozenset(Counter((edge["axes"], colours[other]) for other, edge in near.items()).items()),
-        )
-        for vertex, near in graph.adjacency()
-    }
+    if max(count.values()) == 1:
+        return True
+    cells = _Cells(graphs, first | second)
+    vertex = next(vertex for vertex, colour in first.items() if colour == rarest)
+    for other in [other for other, colour in second.items() if colour == rarest]:
+        pair = cells.split(cells.of[vertex], (vertex, other))
+        if cells.refine([pair]) and _match_parts(graphs, *cells.colours()):
+            return True
+        cells.undo()
+    return False
