@@ -12,7 +12,7 @@ from . import decompositions, errors, model, networks, nn, rewriting, tensors
 from .checkpoint import load, save
 from .compiler import compile
 from .decompositions import all_cuts, cut, register, rules
-from .fitting import KeepFraction, Metric, MultiplyAddsBudget, ParameterBudget, RelativeError
+from .fitting import KeepFraction, Metric, MultiplyAddsBudget, ParameterBudget, RelativeError, TimeBudget
 from .model import (
     compare,
     convert,
@@ -40,6 +40,7 @@ __all__ = [
     "RelativeError",
     "Rule",
     "StudyOptions",
+    "TimeBudget",
     "all_cuts",
     "compare",
     "compile",

@@ -105,7 +105,7 @@ def error_curves(curves: dict[str, list[Way]], rest: int, *, known: bool) -> Err
         return {}
 
     costs = Costs("multiply-adds", rest + sum(dense.values()), dense, lambda *_: 0, lambda *_: 0)
-    return ErrorCurves(dict.fromkeys(curves, [Treatment(rule, 1)]), costs, points, {}, measure)
+    return ErrorCurves({name: [Treatment(rule, 1)] for name in curves}, costs, points, {}, measure)
 
 
 @given(CURVES, st.integers(0, 200))

@@ -43,6 +43,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         weights="w.pth",
         rewrite=("out kh | in kw", "out | in"),
         smoke=True,
+        memory_format="contiguous",
         device="cpu",
         output=Path("out"),
     )
@@ -97,7 +98,7 @@ def test_channels_last_is_what_is_converted_and_timed(quick: Config, monkeypatch
         return convert(model, *given, **named)
 
     monkeypatch.setattr(work, "convert", spied)
-    result = main(dataclasses.replace(quick, channels_last=True))
+    result = main(dataclasses.replace(quick, memory_format="channels_last"))
     assert len(seen) == 3
     # of one channel, contiguous and channels_last are the same: the images say nothing, the kernel does
     assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in seen)

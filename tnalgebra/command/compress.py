@@ -12,7 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,18 @@ from ..checkpoint import save
 from ..decompositions import read_rewrite
 from ..errors import DataError, RuleError, StudyError, TnalgebraError
 from ..fitting import read_size
-from ..model import FRACTIONS, ConversionReport, Images, batch_norms, check_classes, convert, recalibrate_batch_norm
+from ..model import (
+    FRACTIONS,
+    ConversionReport,
+    Images,
+    batch_norms,
+    check_classes,
+    convert,
+    recalibrate_batch_norm,
+    time_models,
+)
 from ..networks import KERNEL_LABELS
-from ..nn import kernel_layers
+from ..nn import kernel_layers, memory_format_of
 from ..studies import accuracy, compare_configs, digest_state, globs_of, read_config, shuffled_batches, writing
 from .build import require_packages
 from .settings import TestSettings, describe_images
@@ -35,8 +44,12 @@ MODEL, TEXT, PAGE, RESULT, ONNX = "model.safetensors", "report.txt", "report.htm
 CompressResult: TypeAlias = dict[str, Any]
 """What report.json holds: config, model, accuracy, images, parameters, multiply_adds, layers, ..."""
 
-Measure: TypeAlias = Callable[[nn.Module, nn.Module, Tensor], tuple[Mapping[str, Any], str]]
-"""Takes the dense and the compressed network and an example of inputs; returns entries of the result, and text."""
+Measure: TypeAlias = Callable[[nn.Module, nn.Module, Tensor, str], tuple[Mapping[str, Any], str]]
+"""Takes the dense and the compressed network, an example of inputs and the name of its memory format; returns entries
+of the result, and text."""
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+"""The memory formats that a network may be compressed for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +59,11 @@ class CompressSettings(TestSettings):
     rewrite: tuple[str, ...] = ("tucker2", "out kh | in kw")
     """decompositions, each in quotes: names (see tnalgebra rules), cuts, notation; each layer gets the best of them"""
     size: str = "parameters 0.5"
-    """parameters 0.5 or multiply-adds 0.5, of the whole network; or of each layer 8, r=8 s=4, keep 0.5, error 0.01"""
+    """parameters 0.5, multiply-adds 0.5 or time 0.7, of the whole network; or of each layer 8, r=8 s=4, keep 0.5"""
     sequential: bool = False
     """fit the layers in the order they run, each to the output it had, from the inputs it gets by then"""
-    channels_last: bool = False
-    """compress the network for the memory format channels_last, which is often faster"""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """the format that the network is compressed for; auto takes the one in which it is faster as it is"""
     tune: bool = False
     """measure the best few plans of each layer instead of trusting their predicted times"""
     onnx: bool = False
@@ -125,25 +138,29 @@ def compress_model(
     if prepare is not None and training is not None:
         prepare(model, training)
     started = perf_counter()
-    model = model.to(settings.chosen_device()).to(memory_format=_memory_format(settings)).eval()
+    model = model.to(settings.chosen_device()).eval()
+    memory_format = _memory_format(model, images, settings)
+    model = model.to(memory_format=FORMATS[memory_format])
     _check_outputs(model, images, settings)
     tested: dict[str, Any] = {"batch_size": settings.batch_size, "device": settings.chosen_device()}
     before = accuracy(model, images, **tested)
     print(f"\ntop-1 before: {100 * before:.2f} %", flush=True)
     dense = copy.deepcopy(model)
-    example = _example(images, settings)
+    example = _example(images, settings).to(memory_format=FORMATS[memory_format])
     model, report = _convert(model, training, example, settings, fractions=fractions)
     if settings.recalibrate_bn and training is not None and batch_norms(model):
         some = settings.recalibration(training)
         recalibrate_batch_norm(model, shuffled_batches(some, max_shift=settings.recalibrate_shift, **tested))
     after = accuracy(model, images, not_finite="wrong", **tested)
-    measured, lines = measure(dense, model, example) if measure is not None else ({}, "")
+    measured, lines = measure(dense, model, example, memory_format) if measure is not None else ({}, "")
+    seconds = time_models((dense, example), (model, example))
     result: CompressResult = {
         "model": settings.model,
         "accuracy": {"before": before, "after": after},
         "images": len(images),
         "parameters": {"before": report.parameters, "after": report.parameters_after},
         "multiply_adds": {"before": report.multiply_adds, "after": report.multiply_adds_after, "batch": len(example)},
+        "forward_seconds": {"before": seconds[0], "after": seconds[1], "memory_format": memory_format},
         **measured,
         "layers": report.records(),
         "config": config,
@@ -175,15 +192,23 @@ def _known_result(settings: CompressSettings, config: Mapping[str, Any]) -> Comp
     return known
 
 
-def _memory_format(settings: CompressSettings) -> torch.memory_format:
-    return torch.channels_last if settings.channels_last else torch.contiguous_format
+def _memory_format(model: nn.Module, images: Images, settings: CompressSettings) -> str:
+    """The name of the format that is requested, or of the one in which the network is faster."""
+    if settings.memory_format != "auto":
+        return settings.memory_format
+    example = _example(images, settings)
+    models = [
+        (copy.deepcopy(model).to(memory_format=layout), example.to(memory_format=layout)) for layout in FORMATS.values()
+    ]
+    seconds = dict(zip(FORMATS, time_models(*models), strict=True))
+    return min(FORMATS, key=lambda name: seconds[name])
 
 
 def _example(images: Images, settings: CompressSettings) -> Tensor:
     """Random inputs of the images' shape."""
     generator = torch.Generator().manual_seed(settings.seed)
     example = torch.randn(settings.example_batch, *images.pixels.shape[1:], generator=generator)
-    return example.to(settings.chosen_device(), memory_format=_memory_format(settings))
+    return example.to(settings.chosen_device())
 
 
 def _check_outputs(model: nn.Module, images: Images, settings: CompressSettings) -> None:
@@ -209,7 +234,7 @@ def _convert(
     calibration = None
     if training is not None and settings.calibrate:
         batches = settings.calibration(training).batches(settings.batch_size, device=settings.chosen_device())
-        calibration = [x.to(memory_format=_memory_format(settings)) for x, _ in batches]
+        calibration = [x.to(memory_format=memory_format_of(example)) for x, _ in batches]
     layers = kernel_layers(model)
     print(f"compressing {len(layers)} layers ...", end=" ", flush=True)
     started = perf_counter()
@@ -230,10 +255,10 @@ def _convert(
 
 def _totals(result: CompressResult) -> str:
     """What the whole network was and is."""
-    before, after = (100 * result["accuracy"][when] for when in ("before", "after"))
+    right, still = (100 * result["accuracy"][when] for when in ("before", "after"))
     rows = [("", "before", "after", "")]
-    change = f"{after - before:+.2f} points, {result['images']:,} test images"
-    rows.append(("top-1", f"{before:.2f} %", f"{after:.2f} %", change))
+    change = f"{still - right:+.2f} points, {result['images']:,} test images"
+    rows.append(("top-1", f"{right:.2f} %", f"{still:.2f} %", change))
     of_what = {
         "parameters": "the whole network",
         "multiply_adds": f"convolutions and linear layers, batch {result['multiply_adds']['batch']}",
@@ -242,6 +267,10 @@ def _totals(result: CompressResult) -> str:
         old, new = result[name]["before"], result[name]["after"]
         kept = f"{100 * new / old:.1f} % kept, of {what}"
         rows.append((name.replace("_", "-"), f"{old:,}", f"{new:,}", kept))
+    seconds, batch = result["forward_seconds"], result["multiply_adds"]["batch"]
+    before, after = (f"{1e3 * seconds[when]:.3g} ms" for when in ("before", "after"))
+    kept = f"{100 * seconds['after'] / seconds['before']:.1f} % kept, of a forward pass"
+    rows.append(("time", before, after, f"{kept}, batch {batch}, {seconds['memory_format']}"))
     return str(Table(rows, left=(0, 3)))
 
 

@@ -11,11 +11,13 @@ from .report import FitReport, Settings
 from .search import follow_starts
 from .size import (
     KeepFraction,
+    ModelBudget,
     MultiplyAddsBudget,
     ParameterBudget,
     Rank,
     RelativeError,
     Size,
+    TimeBudget,
     read_size,
     size_text,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "FitReport",
     "KeepFraction",
     "Metric",
+    "ModelBudget",
     "MultiplyAddsBudget",
     "NoTreeError",
     "Objective",
@@ -34,6 +37,7 @@ __all__ = [
     "RelativeError",
     "Settings",
     "Size",
+    "TimeBudget",
     "UpTo",
     "allowance",
     "bonds_of",

@@ -57,7 +57,8 @@ def chosen_ranks(
     Args:
         target: one axis for each of `open_labels(right)`.
         right: the sizes of its open labels are known. Sizes that it states for bonds are ranks.
-        size: of the bonds, except for those whose size the right side or a constant states; not a `MultiplyAddsBudget`.
+        size: of the bonds, except for those whose size the right side or a constant states; of budgets,
+            only a `ParameterBudget`.
         spectra: of the target, if the right side is a tree (`tree_or_none`).
         constants: the elements of the tensors that are held fixed, by name. They determine the sizes of their bonds.
         before: parameters of the left side, of which a budget is a fraction.

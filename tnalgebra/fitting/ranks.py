@@ -9,7 +9,7 @@ from decimal import ROUND_CEILING, Decimal
 from math import prod
 
 from ..errors import RankError
-from .size import KeepFraction, MultiplyAddsBudget, ParameterBudget, Rank, RelativeError, Size
+from .size import KeepFraction, ModelBudget, ParameterBudget, Rank, RelativeError, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def rank_of(size: Size, bond: str) -> Rank | UpTo:
         if bond not in size:
             raise RankError(f"the bond {bond!r} has no size", fix=f"{{{bond!r}: 8}}, or a size of all bonds")
         return size[bond]
-    if isinstance(size, ParameterBudget | MultiplyAddsBudget):
+    if isinstance(size, ModelBudget):
         raise RankError(f"{str(size)!r} is a size of all bonds together, and not of {bond!r} alone")
     return UpTo(size) if isinstance(size, int) else size
 

@@ -93,6 +93,27 @@ class MultiplyAddsBudget(_Fraction):
     word = "multiply-adds"
 
 
+class TimeBudget(_Fraction):
+    """Keep at most a fraction of the time that a whole model takes for one forward pass, in `convert`.
+
+    The time is measured on the example, on the machine at hand: of the model, of its layers as they are, and of each
+    layer in the form that is considered for it. Another machine, or a busy one, may therefore choose other ranks. The
+    text form is "time 0.7".
+
+    Args:
+        fraction: greater than 0 and at most 1.
+
+    Raises:
+        RankError: the fraction is not a number in this range.
+
+    Example:
+        >>> model, report = tn.convert(model, {torch.nn.Conv2d: "tucker2"}, size=tn.TimeBudget(0.7), example=x)
+    """
+
+    __slots__ = ()
+    word = "time"
+
+
 @dataclass(frozen=True, slots=True)
 class RelativeError:
     """Keep the fewest values of a bond with ||dropped||_2 <= error * ||all||_2.
@@ -127,16 +148,20 @@ class RelativeError:
 Rank: TypeAlias = int | KeepFraction | RelativeError
 """How many values one bond keeps."""
 
-Size: TypeAlias = Rank | ParameterBudget | MultiplyAddsBudget | Mapping[str, Rank]
+ModelBudget: TypeAlias = ParameterBudget | MultiplyAddsBudget | TimeBudget
+"""A size of all layers of a model together; that of parameters is one of a single kernel, too."""
+
+Size: TypeAlias = Rank | ModelBudget | Mapping[str, Rank]
 """How small a decomposition is to be. One rank is for every bond; a mapping has a rank for each bond."""
 
-FORMS = "8, 'r=8 s=4', 'keep 0.5', 'error 0.01', 'parameters 0.3', 'multiply-adds 0.5'"
+FORMS = "8, 'r=8 s=4', 'keep 0.5', 'error 0.01', 'parameters 0.3', 'multiply-adds 0.5', 'time 0.7'"
 
 _CLASSES: dict[str, Callable[[float], Size]] = {
     "keep": KeepFraction,
     "error": RelativeError,
     "parameters": ParameterBudget,
     "multiply-adds": MultiplyAddsBudget,
+    "time": TimeBudget,
 }
 _BOND = re.compile(rf"\s*({WORD.pattern})\s*=\s*(?:([+-]?\d+)(?![.\d])|(keep|error)\s+([^\s,]+))\s*(?:,|\s|$)")
 
@@ -146,9 +171,9 @@ def read_size(size: object) -> Size:
 
     Args:
         size: an int, which every bond gets, or its full rank where that is smaller; `KeepFraction` or `RelativeError`
-            for every bond; `ParameterBudget` or `MultiplyAddsBudget` for all bonds together; a mapping of each bond to
-            an int, `KeepFraction` or `RelativeError`; or a text: "8", "r=8 s=4", "keep 0.5", "error 0.01",
-            "parameters 0.3", "multiply-adds 0.5".
+            for every bond; `ParameterBudget`, `MultiplyAddsBudget` or `TimeBudget` for all bonds together; a mapping
+            of each bond to an int, `KeepFraction` or `RelativeError`; or a text: "8", "r=8 s=4", "keep 0.5",
+            "error 0.01", "parameters 0.3", "multiply-adds 0.5", "time 0.7".
 
     Returns:
         The size as an object, its integers as Python's.
@@ -174,7 +199,7 @@ def read_size(size: object) -> Size:
                 raise RankError(fact, fix=f"{{{bond!r}: 8}}, or KeepFraction or RelativeError")
             ranks[str(bond)] = read
         return ranks
-    if isinstance(size, KeepFraction | RelativeError | ParameterBudget | MultiplyAddsBudget):
+    if isinstance(size, KeepFraction | RelativeError | ModelBudget):
         return size
     number = integer(size)
     if number is None:

@@ -26,6 +26,7 @@ from .surgery import (
     tie_layers,
     without_hooks,
 )
+from .timing import time_models
 
 __all__ = [
     "DISTINCT_COLOURS",
@@ -64,6 +65,7 @@ __all__ = [
     "restore_layers",
     "spectra",
     "tie_layers",
+    "time_models",
     "unfolding_attentions",
     "update_optimizer",
     "without_hooks",

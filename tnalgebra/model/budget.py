@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ..decompositions import read_rewrite
 from ..errors import ValuesError
-from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Size
+from ..fitting import Metric, ParameterBudget, Size
 from ..networks import shape_of
 from ..rewriting import Choices, Fit, Rule
-
-ModelBudget: TypeAlias = ParameterBudget | MultiplyAddsBudget
 
 
 @dataclass(frozen=True, eq=False)

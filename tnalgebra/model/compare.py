@@ -6,8 +6,8 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..compiler import Candidates
 from ..decompositions import rules
 from ..errors import CompileError, LayerError, RankError, RuleError, SizeError, ValuesError
-from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Settings, Size, read_size
+from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Settings, Size, TimeBudget, read_size
 from ..networks import KERNEL_LABELS, Network, kernel_multiply_adds, labels_of
 from ..nn import AnyLayer, KernelLayer, check_dense, fit_constants, kernel_labels_of, nominal_shape
 from ..rewriting import Fit, Rule
@@ -28,6 +28,7 @@ from .modes import evaluating
 from .new_layers import LayerMaker
 from .progress import track
 from .surgery import find_sites, record_calls
+from .timing import time_in_turns
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +37,6 @@ _STEPS = 8
 
 _NEAR = 0.97
 """Part of a budget of multiply-adds that is near enough to it."""
-
-_ROUNDS, _SECONDS = 15, 3.0
-"""Turns in which forward passes are timed, and the seconds that they may take together; at least three turns."""
 
 
 def compare(
@@ -88,6 +86,9 @@ def compare(
         >>> print(tn.compare(conv, ["cp", "tucker2", "out kh | in kw"], "parameters 0.25"))
     """
     wanted = read_size(size)
+    if isinstance(wanted, TimeBudget):
+        fact = f"{str(wanted)!r} is a size of a whole model"
+        raise RankError(fact, fix="'multiply-adds 0.5', and time=True for the time of each layer")
     subject = _Subject.of(weight, labels, example, candidates, time=time)
     if isinstance(wanted, MultiplyAddsBudget) and not subject.multiply_adds:
         raise RankError("an embedding reads rows and multiplies nothing", fix="a size such as 'parameters 0.3'")
@@ -255,25 +256,10 @@ class _Subject:
         args, kwargs = self.arguments
         contenders: dict[str | None, nn.Module] = {None: self.module}
         contenders.update(layers)
-        seconds: dict[str | None, list[float]] = {name: [] for name in contenders}
-        cuda = self.kernel.device.type == "cuda"
-
-        def run(layer: nn.Module) -> float:
-            if cuda:
-                torch.cuda.synchronize(self.kernel.device)
-            start = perf_counter()
-            layer(*args, **kwargs)
-            if cuda:
-                torch.cuda.synchronize(self.kernel.device)
-            return perf_counter() - start
-
         with evaluating(nn.ModuleList(contenders.values())):
-            for _ in range(2):  # the first runs are slower
-                turn = sum(run(layer) for layer in contenders.values())
-            for _ in range(max(3, min(_ROUNDS, int(_SECONDS / max(turn, 1e-9))))):
-                for name, layer in contenders.items():
-                    seconds[name].append(run(layer))
-        return {name: median(times) for name, times in seconds.items()}
+            calls = [partial(layer, *args, **kwargs) for layer in contenders.values()]
+            times = time_in_turns(calls, self.kernel.device)
+        return {name: median(each) for name, each in zip(contenders, times, strict=True)}
 
 
 def _nominal_example(module: AnyLayer) -> Example:

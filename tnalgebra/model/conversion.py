@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from ..errors import TnalgebraError
-from ..fitting import Metric, ParameterBudget, Size
+from ..fitting import Metric, ModelBudget, ParameterBudget, Size, TimeBudget
 from ..nn import KernelLayer, kernel_labels_of
 from ..rewriting import Fit
-from .budget import ModelBudget, Treatment, error_of, ranks_of
+from .budget import Treatment, error_of, ranks_of
 from .curves import measure_curves, parameter_costs
 from .example import Example
 from .input_metrics import fit_in_order, input_metrics
@@ -106,6 +106,7 @@ class Conversion:
         inputs: Sequence[Tensor] | None,
         budget: ModelBudget | None,
         *,
+        example: Example | None,
         sequential: bool,
         ridge: float,
         fractions: Sequence[float],
@@ -117,7 +118,7 @@ class Conversion:
             batches = track(inputs, "calibration", shown=self.progress)
             metrics = input_metrics(self.model, batches, layers=measured, ridge=ridge, device=self.device)
         if budget is not None:
-            self.share_budget(budget, metrics, fractions)
+            self.share_budget(budget, metrics, example, fractions)
         layers = list(self.offered)
         with progress_bar("fitting layers", len(layers), shown=self.progress) as bar:
 
@@ -137,11 +138,17 @@ class Conversion:
         site = self.sites[name]
         return not site.tied and not isinstance(site.module, nn.Embedding)
 
-    def share_budget(self, budget: ModelBudget, metrics: Mapping[str, Metric], fractions: Sequence[float]) -> None:
+    def share_budget(
+        self, budget: ModelBudget, metrics: Mapping[str, Metric], example: Example | None, fractions: Sequence[float]
+    ) -> None:
         """Leave one treatment to each layer, with integer ranks, or none."""
         weights = {name: self.weight(name) for name in self.offered}
-        by_parameters = isinstance(budget, ParameterBudget)
-        costs = parameter_costs(self.model, weights) if by_parameters else self.maker.costs(list(weights))
+        if isinstance(budget, ParameterBudget):
+            costs = parameter_costs(self.model, weights)
+        elif isinstance(budget, TimeBudget) and example is not None:
+            costs = self.maker.time_costs(self.model, example, list(weights))
+        else:
+            costs = self.maker.costs(list(weights))
         curves = measure_curves(
             weights, self.offered, costs, metrics=metrics, fractions=fractions, progress=self.progress
         )

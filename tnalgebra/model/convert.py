@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..compiler import Candidates
 from ..errors import DataError, LayerError, RankError, WeightError
-from ..fitting import MultiplyAddsBudget, ParameterBudget, Size, read_size
+from ..fitting import ModelBudget, MultiplyAddsBudget, ParameterBudget, Size, TimeBudget, read_size
 from ..nn import KernelLayer
 from .attention import unfolding_attentions
-from .budget import ModelBudget, group_reasons
+from .budget import group_reasons
 from .conversion import Conversion, count_parameters
 from .curves import FRACTIONS
 from .example import Example
@@ -37,6 +37,7 @@ from .surgery import (
     restore_layers,
     run_example,
 )
+from .timing import time_models
 
 _log = logging.getLogger(__name__)
 
@@ -73,10 +74,11 @@ def convert(
             requested. That is a rewrite (a name, a cut, a rule, notation, or a fit of the layer's weight);
             (rewrite, size); (rewrite, choices of `Rule.apply`, `size` among them); a list of these, of which the one
             with the least error is taken; or None: the layer stays dense.
-        size: `ParameterBudget`, of all parameters of the model, or `MultiplyAddsBudget`, of all kernel layers'
-            multiply-adds at the example; layers that stay dense count. One Lagrange multiplier over all layers chooses
-            rewrite and ranks of each layer that has no size of its own. Any other size, such as `KeepFraction(0.5)`,
-            is that of each layer that has none. Texts are read too: "multiply-adds 0.5".
+        size: `ParameterBudget`, of all parameters of the model; `MultiplyAddsBudget`, of all kernel layers'
+            multiply-adds at the example; or `TimeBudget`, of the measured time of a forward pass of the model on the
+            example. Layers that stay dense count. One Lagrange multiplier over all layers chooses rewrite and ranks of
+            each layer that has no size of its own. Any other size, such as `KeepFraction(0.5)`, is that of each layer
+            that has none. Texts are read too: "multiply-adds 0.5".
         example: an input of the model: a tensor, a shape, (shape, dtype), or all arguments in a sequence or a mapping
             of these. The model runs on it before, so that plans are made for the real sizes and layers that are never
             called stay dense; and after, to check that it does. Its hooks are called each time.
@@ -119,8 +121,12 @@ def convert(
         inputs = None if batches is None else list(inputs_of(batches))
         trial = example if example is not None or inputs is None else inputs[0][:1].to(work.device)
         work.record_calls(trial)
-        work.choose_and_fit(inputs, budget, sequential=sequential, ridge=ridge, fractions=fractions)
+        work.choose_and_fit(inputs, budget, example=example, sequential=sequential, ridge=ridge, fractions=fractions)
+        dense = copy.deepcopy(target) if isinstance(budget, TimeBudget) else None
         report = _exchange(work, work.build(), assigned, trial, counted=example is not None)
+        if dense is not None and example is not None:
+            before, after = time_models((dense, example), (target, example))
+            report = replace(report, seconds=before, seconds_after=after)
         replaced = [Replaced(*row) for one in unfolding.put_back(all_of_them=False) for row in one.replaced()]
     return target, replace(report, replaced=(*replaced, *report.replaced))
 
@@ -184,8 +190,9 @@ def _list_replaced(sites: Sequence[Site], layers: Sequence[KernelLayer]) -> tupl
 def _check_settings(
     model: nn.Module, size: Size | None, example: object, calibration: object, *, sequential: bool
 ) -> None:
-    if isinstance(size, MultiplyAddsBudget) and example is None:
-        raise DataError("multiply-adds are counted at an example input", fix="example=x, or its shape")
+    if isinstance(size, MultiplyAddsBudget | TimeBudget) and example is None:
+        fact = "time is measured" if isinstance(size, TimeBudget) else "multiply-adds are counted"
+        raise DataError(f"{fact} at an example input", fix="example=x, or its shape")
     if sequential and calibration is None:
         fact = "sequential=True fits each layer to its original outputs, which needs inputs"
         raise DataError(fact, fix="calibration=[batch, ...]")
@@ -194,7 +201,7 @@ def _check_settings(
 
 def _check_sizes(size: Size | None, assigned: Mapping[str, Assigned]) -> ModelBudget | None:
     """The budget of the whole model, if the size is one. Raises RankError if a layer has a budget as well."""
-    budget = size if isinstance(size, ParameterBudget | MultiplyAddsBudget) else None
+    budget = size if isinstance(size, ModelBudget) else None
     for name, one in assigned.items():
         for offer in one.offers or ():
             if budget is not None and isinstance(offer.size, ParameterBudget):

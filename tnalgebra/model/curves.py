@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..errors import RankError, TnalgebraError
-from ..fitting import Metric, ParameterBudget
+from ..fitting import Metric, ModelBudget, ParameterBudget
 from ..networks import Network
 from ..nn import fit_constants
 from ..rewriting import Choices, Fit, Outline
-from .budget import ModelBudget, Treatment, Way, allocate, error_of, group_reasons, ranks_of
+from .budget import Treatment, Way, allocate, error_of, group_reasons, ranks_of
 from .progress import progress_bar
 
 FRACTIONS = (0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
@@ -31,7 +31,7 @@ LEAST_LOSS = 1e-12
 class Costs:
     """What the budget is spent on.
 
-    counted: "parameters" or "multiply-adds".
+    counted: "parameters", "multiply-adds" or "nanoseconds".
     whole: of the model as it is.
     dense: name -> of the layer as it is.
     of_network: name, the network of its kernel, names of the network's constants -> of the layer decomposed.
@@ -165,7 +165,7 @@ class ErrorCurves:
         parts = math.ceil(1e4 * (rest + least) / whole)  # rounded up, so that it can be met
         smallest = (parts + (int(parts / 1e4 * whole) < rest + least)) / 1e4
         by_parameters = isinstance(budget, ParameterBudget)
-        fix = f"at least '{'parameters' if by_parameters else 'multiply-adds'} {smallest:g}'"
+        fix = f"at least '{budget.word} {smallest:g}'"
         rebuilt = "; or candidates='factored', where plans rebuild dense kernels; or more layers"
         counted = self.costs.counted
         return RankError(

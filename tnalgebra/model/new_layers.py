@@ -15,7 +15,9 @@ from ..networks import Network, kernel_multiply_adds, shape_of, shapes
 from ..nn import AnyLayer, KernelLayer, Origin, Planning, decomposed, layer_class
 from ..rewriting import Fit
 from .curves import Costs
+from .example import Example
 from .surgery import LayerCall, Site, tie_layers, without_hooks
+from .timing import time_layers, time_ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,25 @@ class LayerMaker:
         adds = {name: self.dense_multiply_adds(name) for name in self.sites}
         return Costs("multiply-adds", sum(adds.values()), {name: adds[name] for name in names}, self.count, self._guess)
 
+    def time_costs(self, model: nn.Module, example: Example, names: Sequence[str]) -> Costs:
+        """Nanoseconds of a forward pass of the whole model on the example, of its layers, and of these decomposed.
+
+        A decomposed layer has the dense one's time in the model, times the ratio of both on inputs of the same shape.
+        """
+        modules = {name: self.sites[name].module for name in names}
+        members = {one.names[0]: one.module for name in names for one in self.sites[name].members}
+        whole, seconds = time_layers(model, members, example)
+        dense = {
+            name: max(1, round(1e9 * sum(seconds[one.names[0]] for one in self.sites[name].members)))
+            for name in modules
+        }
+
+        def measure(name: str, network: Network, constants: frozenset[str]) -> int:
+            layer = self._sketch(name, network, constants)[0]
+            return round(dense[name] * time_ratio(layer, without_hooks(modules[name]), self.calls[name]))
+
+        return Costs("nanoseconds", round(1e9 * whole), dense, measure, self._guess)
+
     def _guess(self, name: str, network: Network) -> float:
         """Multiply-adds in the best order of contractions, at as many positions as the dense layer computes."""
         dense = prod(shape_of(network, network.output))
@@ -96,22 +117,26 @@ class LayerMaker:
         members = self.sites[name].members
         key = (network, constants, *((str(one.module), *self.calls[one.names[0]]) for one in members))
         if key not in self._counts:
-            layers = []
-            for member in members:
-                module = without_hooks(member.module)
-                weight = module.weight
-                values = {
-                    tensor: torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-                    for tensor, shape in shapes(network).items()
-                }
-                planning = self._planning(member, tune=False)
-                layers.append(
-                    layer_class(module).of_network(
-                        module, network, values, constants=constants, planning=planning, origin=Origin()
-                    )
-                )
-            self._counts[key] = self.multiply_adds(name, layers)
+            self._counts[key] = self.multiply_adds(name, self._sketch(name, network, constants))
         return self._counts[key]
+
+    def _sketch(self, name: str, network: Network, constants: frozenset[str]) -> list[KernelLayer]:
+        """The layer and those tied to it, with zeros in the place of a fit."""
+        layers = []
+        for member in self.sites[name].members:
+            module = without_hooks(member.module)
+            values = {tensor: module.weight.new_zeros(shape) for tensor, shape in shapes(network).items()}
+            layers.append(
+                layer_class(module).of_network(
+                    module,
+                    network,
+                    values,
+                    constants=constants,
+                    planning=self._planning(member, tune=False),
+                    origin=Origin(),
+                )
+            )
+        return layers
 
 
 def planning_for(module: AnyLayer, shape: Sequence[int], memory_format: torch.memory_format) -> Planning:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..decompositions import read_rewrite, rules
 from ..errors import LayerError, RankError, RuleError
-from ..fitting import MultiplyAddsBudget, Size, read_size
+from ..fitting import MultiplyAddsBudget, Size, TimeBudget, read_size
 from ..networks import KERNEL_LABELS
 from ..rewriting import Choices, Fit, Options, Rule, SizedChoices
 from .attention import is_attention
@@ -251,7 +251,7 @@ def _read_choices(value: object, where: str) -> tuple[Size | None, Choices]:
         size = None if value is None else read_size(value)
     except RankError as error:
         raise RankError(f"{where}: the size cannot be read", because=error) from error
-    if isinstance(size, MultiplyAddsBudget):
+    if isinstance(size, MultiplyAddsBudget | TimeBudget):
         fact = f"{where}: {size!r} has no meaning for one layer of a model"
         raise RankError(fact, fix=f"size={str(size)!r} of the whole model; or for the layer {LAYER_SIZES}")
     return size, choices

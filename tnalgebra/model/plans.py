@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..compiler import Candidates
 from ..decompositions import read_rewrite
-from ..errors import DataError, LayerError, RuleError, StudyError
-from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Rank, Size, read_size
+from ..errors import DataError, LayerError, RankError, RuleError, StudyError
+from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Rank, Size, TimeBudget, read_size
 from ..nn import kernel_labels_of, kernel_layers
 from ..rewriting import Fit, Rule
 from .budget import Treatment
@@ -92,6 +92,10 @@ def plan_budget(
         >>> (plan,) = tn.model.plan_budget(model, {"conv2": ["tucker2", "out kh | in kw"]}, ["parameters 0.5"])
     """
     read = [read_size(size) for size in sizes]
+    timed = next((size for size in read if isinstance(size, TimeBudget)), None)
+    if timed is not None:
+        fact = f"{str(timed)!r} has no plan that another run could have again, because it depends on measured times"
+        raise RankError(fact, fix="tn.convert(..., size=...), or 'multiply-adds 0.5'")
     if curves not in ("error", "divergence"):
         raise StudyError(f"curves={curves!r} is not known", fix="'error' or 'divergence'")
     batches = [inputs] if isinstance(inputs, Tensor) else inputs

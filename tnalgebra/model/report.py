@@ -98,6 +98,7 @@ class ConversionReport(Tabular):
     parameters, parameters_after: of the whole model.
     replaced: for `update_optimizer`.
     others: name -> what a module is that has a kernel of its own, such as an LSTM, which is left as it is.
+    seconds, seconds_after: the fastest of several forward passes on the example, where the size was one of time.
     """
 
     rows: tuple[LayerRow, ...]
@@ -105,6 +106,8 @@ class ConversionReport(Tabular):
     parameters_after: int
     replaced: tuple[Replaced, ...] = ()
     others: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    seconds_after: float | None = None
 
     def __getitem__(self, name: str) -> LayerRow:
         """The row of a layer, by any of its names. Raises KeyError."""
@@ -161,6 +164,10 @@ class ConversionReport(Tabular):
         if self.multiply_adds and self.multiply_adds_after is not None:
             kept = self.multiply_adds_after / self.multiply_adds
             found.append(f"multiply-adds kept: {kept:.3f}, of the kernel layers that the example reaches")
+        if self.seconds is not None and self.seconds_after is not None:
+            milliseconds = f"{1e3 * self.seconds:.3g} ms before, {1e3 * self.seconds_after:.3g} ms after"
+            part = f"{self.seconds_after / self.seconds:.3f}, of a forward pass on the example ({milliseconds})"
+            found.append(f"time kept: {part}")
         kinds: dict[str, list[str]] = {}
         for name, kind in self.others.items():
             kinds.setdefault(kind, []).append(name)

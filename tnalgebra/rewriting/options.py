@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import torch
 
 from ..errors import RankError, RuleError
-from ..fitting import Metric, MultiplyAddsBudget, Settings, Size, read_size
+from ..fitting import Metric, MultiplyAddsBudget, Settings, Size, TimeBudget, read_size
 from ..networks import Network, node_text
 
 
@@ -117,8 +117,10 @@ class Options:
             elif key != "at" and value is not None:
                 fields[key] = value
         read: Size = {} if size is None else read_size(size)
-        if isinstance(read, MultiplyAddsBudget):
-            fact = f"{str(read)!r} is not a size of one kernel, whose multiply-adds depend on the size of the input"
-            fix = "ranks, 'keep 0.5', 'error 0.01' or 'parameters 0.3'; tn.compare and tn.convert take multiply-adds"
+        if isinstance(read, MultiplyAddsBudget | TimeBudget):
+            counted = "multiply-adds depend" if isinstance(read, MultiplyAddsBudget) else "time depends"
+            fact = f"{str(read)!r} is not a size of one kernel, whose {counted} on the size of the input"
+            takers = "tn.compare and tn.convert take" if isinstance(read, MultiplyAddsBudget) else "tn.convert takes"
+            fix = f"ranks, 'keep 0.5', 'error 0.01' or 'parameters 0.3'; {takers} {str(read)!r}"
             raise RankError(fact, fix=fix)
         return cls(read, **fields, settings=Settings(**search))

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TypeGuard
 
 from ..errors import RankError, StudyError
-from ..fitting import KeepFraction, MultiplyAddsBudget, ParameterBudget, Rank, RelativeError, Size, size_text
+from ..fitting import KeepFraction, ModelBudget, ParameterBudget, Rank, RelativeError, Size, TimeBudget, size_text
 from .kernels import Layer, no_match
 from .options import StudyOptions
 from .rewrites import Rewrite
@@ -120,7 +120,7 @@ def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], opt
     largest = {bond: max(ranks[bond] for ranks in counted) for bond in (counted[0] if counted else ())}
     tasks: dict[Key, Task] = {}
     for point in points:
-        budget = isinstance(point, ParameterBudget | MultiplyAddsBudget)
+        budget = isinstance(point, ModelBudget)
         if budget and "all" not in scopes:
             fix = "all among the scopes, or ranks instead of a budget"
             raise StudyError("a budget is for all layers together", scope=", ".join(options.scope), fix=fix)
@@ -182,7 +182,10 @@ def _point(rewrite: Rewrite, size: Size, bonds: Sequence[str], layers: Sequence[
         return size
     if len(rewrite.cuts) > 1:  # only a part of the singular values is a size of several cuts
         return None
-    if isinstance(size, ParameterBudget | MultiplyAddsBudget):
+    if isinstance(size, TimeBudget):
+        fact = f"{str(size)!r} depends on measured times, so that the rows could not be made again"
+        raise RankError(fact, fix="'multiply-adds 0.5'")
+    if isinstance(size, ModelBudget):
         return size
     if isinstance(size, Mapping):
         ranks = {bond: size[bond] for bond in bonds if bond in size}
