@@ -75,10 +75,9 @@ def convert(
             (rewrite, size); (rewrite, choices of `Rule.apply`, `size` among them); a list of these, of which the one
             with the least error is taken; or None: the layer stays dense.
         size: `ParameterBudget`, of all parameters of the model; `MultiplyAddsBudget`, of all kernel layers'
-            multiply-adds at the example; or `TimeBudget`, of the measured time of a forward pass of the model on the
-            example. Layers that stay dense count. One Lagrange multiplier over all layers chooses rewrite and ranks of
-            each layer that has no size of its own. Any other size, such as `KeepFraction(0.5)`, is that of each layer
-            that has none. Texts are read too: "multiply-adds 0.5".
+            multiply-adds, or `TimeBudget`, of the model's measured time, at the example; layers that stay dense count.
+            One Lagrange multiplier chooses rewrite and ranks of each layer that has no size of its own. Any other
+            size, such as `KeepFraction(0.5)`, is that of each layer that has none. Texts are read too: "time 0.7".
         example: an input of the model: a tensor, a shape, (shape, dtype), or all arguments in a sequence or a mapping
             of these. The model runs on it before, so that plans are made for the real sizes and layers that are never
             called stay dense; and after, to check that it does. Its hooks are called each time.
@@ -122,11 +121,7 @@ def convert(
         trial = example if example is not None or inputs is None else inputs[0][:1].to(work.device)
         work.record_calls(trial)
         work.choose_and_fit(inputs, budget, example=example, sequential=sequential, ridge=ridge, fractions=fractions)
-        dense = copy.deepcopy(target) if isinstance(budget, TimeBudget) else None
-        report = _exchange(work, work.build(), assigned, trial, counted=example is not None)
-        if dense is not None and example is not None:
-            before, after = time_models((dense, example), (target, example))
-            report = replace(report, seconds=before, seconds_after=after)
+        report = _exchange(work, work.build(), assigned, trial, counted=example is not None, budget=budget)
         replaced = [Replaced(*row) for one in unfolding.put_back(all_of_them=False) for row in one.replaced()]
     return target, replace(report, replaced=(*replaced, *report.replaced))
 
@@ -138,9 +133,11 @@ def _exchange(
     example: Example | None,
     *,
     counted: bool,
+    budget: ModelBudget | None,
 ) -> ConversionReport:
     """Put the new layers in place; the old ones come back if the model does not run on the example then."""
     _check_refused(assigned, work)
+    dense = copy.deepcopy(work.model) if isinstance(budget, TimeBudget) else None
     sites = [member for name in new for member in work.sites[name].members]
     layers = [layer for of_site in new.values() for layer in of_site]
     rows = tuple(work.row(name, assigned[name], new.get(name), counted=counted) for name in work.sites)
@@ -152,8 +149,11 @@ def _exchange(
             run_example(work.model, example)
         for row in rows:
             _log.info("%s: %s", row.name, row.done)
-        others = other_kernels(work.model)
-        return ConversionReport(rows, before, count_parameters(work.model), replaced, others)
+        report = ConversionReport(rows, before, count_parameters(work.model), replaced, other_kernels(work.model))
+        if dense is None or example is None:
+            return report
+        seconds, seconds_after = time_models((dense, example), (work.model, example))
+        return replace(report, seconds=seconds, seconds_after=seconds_after)
     except BaseException as error:
         restore_layers(sites)
         if isinstance(error, CALL_ERRORS):

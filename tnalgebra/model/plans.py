@@ -117,8 +117,7 @@ def plan_budget(
             shared = measured[type(size)].share(size)
             chosen = {name: way.treatment for name, way in shared.items() if way.treatment is not None}
         else:
-            curves_of_size = _measure(weights, treatments, size, parameters, seed=seed, settings=settings)
-            chosen = {**curves_of_size.least_losses()}
+            chosen = _measure(weights, treatments, size, parameters, seed=seed, settings=settings).least_losses()
         plans.append({name: _planned(treatment) for name, treatment in chosen.items()})
     return plans
 
