@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (
     "errors",
     "_files",
+    "_lazy",
     "_tables",
     "networks",
     "tensors",
@@ -34,7 +35,7 @@ FOLDERS = (
     "command",
     "__main__",
 )
-"""The folders of the package, and its four single files, each above all that import it."""
+"""The folders of the package, and its five single files, each above all that import it."""
 
 WITHOUT_TORCH = FOLDERS[: FOLDERS.index("tensors")]
 

@@ -3,32 +3,35 @@
 A kernel, its patch tensor and a pooling window are labelled tensor networks. Cuts, decompositions and truncations are
 rewrites of them. Start with `parse`, `cut`, `rule`, `rules`, `compare`, `convert`, `study`; everything else is in the
 folder that it belongs to, such as `tn.networks`, `tn.decompositions` or `tn.tensors`.
+
+A folder is imported when one of its names is first used. So notation, networks and drawings need no torch.
 """
 
-from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
-from . import command as command  # the recipes use its settings; it is not for everyday use
-from . import decompositions, errors, model, networks, nn, rewriting, tensors
-from .checkpoint import load, save
-from .compiler import compile
-from .decompositions import all_cuts, cut, register, rules
-from .fitting import KeepFraction, Metric, MultiplyAddsBudget, ParameterBudget, RelativeError, TimeBudget
-from .model import (
-    compare,
-    convert,
-    fold_batch_norm,
-    input_metrics,
-    load_images,
-    recalibrate_batch_norm,
-    spectra,
-    update_optimizer,
-)
-from .networks import Network, parse
-from .rewriting import Fit, Rule, rule, simplify
-from .studies import StudyOptions, study
-from .tensors import evaluate
+from ._lazy import lazy as _lazy
 
-__version__ = _version("tnalgebra")
+if TYPE_CHECKING:
+    from . import command as command  # the recipes use its settings; it is not for everyday use
+    from . import decompositions, errors, model, networks, nn, rewriting, tensors
+    from .checkpoint import load, save
+    from .compiler import compile
+    from .decompositions import all_cuts, cut, register, rules
+    from .fitting import KeepFraction, Metric, MultiplyAddsBudget, ParameterBudget, RelativeError, TimeBudget
+    from .model import (
+        compare,
+        convert,
+        fold_batch_norm,
+        input_metrics,
+        load_images,
+        recalibrate_batch_norm,
+        spectra,
+        update_optimizer,
+    )
+    from .networks import Network, parse
+    from .rewriting import Fit, Rule, rule, simplify
+    from .studies import StudyOptions, study
+    from .tensors import evaluate
 
 __all__ = [
     "Fit",
@@ -70,6 +73,24 @@ __all__ = [
     "update_optimizer",
 ]
 
+_FOLDERS = (
+    *("errors", "networks", "tensors", "fitting", "rewriting", "decompositions"),
+    *("compiler", "nn", "model", "checkpoint", "studies", "command"),
+)
+
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+    _of_folders = _lazy(__name__, _FOLDERS, __all__)
+
+    def __getattr__(name):
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("tnalgebra")
+        return _of_folders(name)

@@ -315,7 +315,7 @@ def test_a_missing_package_is_named_before_the_work(
 ) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr("tnalgebra.command.build.find_spec", lambda name: None if name == package else find_spec(name))
-    monkeypatch.setattr("tnalgebra.command.settings.load_images", None)
+    monkeypatch.setattr("tnalgebra.model.load_images", None)
     status, message = called(line)
     assert status == 2
     assert f"{package}, not installed here" in message

@@ -1,11 +1,23 @@
 """The command `tnalgebra`, and what recipes share with it: settings, networks by name, and the work itself."""
 
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy
 from .build import build_model
-from .compress import CompressResult, CompressSettings, compress_model
 from .process import main, run
-from .settings import ImageSettings, TestSettings, WeightSettings, describe_images
-from .study import StudySettings, run_study
-from .weights import load_weights
+from .settings import (
+    CompressSettings,
+    ImageSettings,
+    StudySettings,
+    TestSettings,
+    WeightSettings,
+    describe_images,
+)
+
+if TYPE_CHECKING:
+    from .compress import CompressResult, compress_model
+    from .study import run_study
+    from .weights import load_weights
 
 __all__ = [
     "CompressResult",
@@ -22,3 +34,6 @@ __all__ = [
     "run",
     "run_study",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(__name__, ("weights", "compress", "study"), __all__)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, MissingPackageError, StudyError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CHECKOUT = "models"
 """The package that a plain name is read from. A wheel does not have it."""
@@ -47,6 +47,8 @@ def build_model(name: str, *, pretrained: bool = False, seed: int | None = None,
     Example:
         >>> build_model("torchvision:resnet18", classes=10)
     """
+    import torch
+
     if seed is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -66,7 +68,7 @@ def build_model(name: str, *, pretrained: bool = False, seed: int | None = None,
         except Exception as error:  # somebody else's code, which may raise anything
             fact, because = f"the network {name!r} cannot be built", f"{type(error).__name__}: {error}"
             raise DataError(fact, because=because, arguments=_listing(arguments)) from error
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, torch.nn.Module):
         fact = f"{name!r} did not return a network"
         raise DataError(fact, returned=type(model).__name__, needed="a torch.nn.Module")
     return model
@@ -78,6 +80,8 @@ def check_trained(model: nn.Module, name: str, *, pretrained: bool, seed: int, *
     Raises:
         StudyError: some of its parameters depend on the seed.
     """
+    import torch
+
     other = build_model(name, pretrained=pretrained, seed=seed + 1, **sizes).state_dict()
     random = [key for key, value in model.state_dict().items() if not torch.equal(value.cpu(), other[key].cpu())]
     if random:
@@ -150,6 +154,8 @@ def _of_checkout(name: str) -> Callable[..., object]:
 
 def _import(module_name: str, function_name: str) -> Callable[..., object]:
     """Import the function that `package.module:function` names."""
+    from torch import nn
+
     name = f"{module_name}:{function_name}"
     if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
         raise DataError(f"{name!r} does not name a function", needed="package.module:function")

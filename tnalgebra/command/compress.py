@@ -6,13 +6,11 @@ import copy
 import html
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +18,7 @@ from torch import Tensor, nn
 from .._files import write_text, write_whole
 from .._tables import Table
 from ..checkpoint import save
-from ..decompositions import read_rewrite
-from ..errors import DataError, RuleError, StudyError, TnalgebraError
-from ..fitting import read_size
+from ..errors import StudyError
 from ..model import (
     FRACTIONS,
     ConversionReport,
@@ -33,11 +29,9 @@ from ..model import (
     recalibrate_batch_norm,
     time_models,
 )
-from ..networks import KERNEL_LABELS
 from ..nn import kernel_layers, memory_format_of
 from ..studies import accuracy, compare_configs, digest_state, globs_of, read_config, shuffled_batches, writing
-from .build import require_packages
-from .settings import TestSettings, describe_images
+from .settings import CompressSettings, describe_images
 
 MODEL, TEXT, PAGE, RESULT, ONNX = "model.safetensors", "report.txt", "report.html", "report.json", "model.onnx"
 
@@ -50,45 +44,6 @@ of the result, and text."""
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 """The memory formats that a network may be compressed for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompressSettings(TestSettings):
-    """Settings of a compression."""
-
-    rewrite: tuple[str, ...] = ("tucker2", "out kh | in kw")
-    """decompositions, each in quotes: names (see tnalgebra rules), cuts, notation; each layer gets the best of them"""
-    size: str = "parameters 0.5"
-    """parameters 0.5, multiply-adds 0.5 or time 0.7, of the whole network; or of each layer 8, r=8 s=4, keep 0.5"""
-    sequential: bool = False
-    """fit the layers in the order they run, each to the output it had, from the inputs it gets by then"""
-    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    """the format that the network is compressed for; auto takes the one in which it is faster as it is"""
-    tune: bool = False
-    """measure the best few plans of each layer instead of trusting their predicted times"""
-    onnx: bool = False
-    """export the compressed network as model.onnx too, for batches of any size"""
-    example_batch: int = 16
-    """images in the batch for which layers are planned and multiply-adds are counted"""
-    output: Path = Path("runs/compress")
-    """the folder for the compressed network and the reports"""
-
-    def check(self, **least: int) -> None:
-        """Check what can be known to be wrong before anything is loaded or trained. Raises TnalgebraError."""
-        super().check(example_batch=1, **least)
-        self.chosen_device()
-        read_size(self.size)
-        if not self.rewrite:
-            raise RuleError("no rewrite is requested", fix="--rewrite tucker2")
-        for rewrite in self.rewrite:
-            with suppress(TnalgebraError):  # a rule may exist for convolutions only, or for linear layers only
-                read_rewrite(rewrite, KERNEL_LABELS[2])
-                continue
-            read_rewrite(rewrite, KERNEL_LABELS[4])
-        if self.sequential and not self.calibrate:
-            raise DataError("sequential fits need images for calibration", fix="--calibrate 1024")
-        if self.onnx:
-            require_packages({"onnx": "onnx", "onnxscript": "onnx"}, "--onnx")
 
 
 WITHOUT_INFLUENCE = ("output", "device", "batch_size")

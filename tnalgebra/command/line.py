@@ -1,4 +1,7 @@
-"""The commands of `tnalgebra`: their arguments, their help, and what each of them does."""
+"""The commands of `tnalgebra`: their arguments, their help, and what each of them does.
+
+A command imports what it works with when it is called, so that its help is quick.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,19 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
-import torch
-import tyro
-from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
 from .._files import write_text
-from ..compiler import compile
-from ..decompositions import rules
 from ..errors import CompileError, DataError, LayerError, NotationError, SizeError, StudyError
-from ..model import compare, spectra
 from ..networks import NamedTensor, parse, size_of, with_sizes
-from ..nn import kernel_layers
-from ..studies import writing
 from .build import check_trained, require_packages
-from .compress import CompressSettings, compress_model
-from .settings import ModelSettings, WeightSettings
-from .study import StudySettings, run_study
+from .settings import CompressSettings, ModelSettings, StudySettings, WeightSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Command(Protocol):
@@ -57,6 +52,8 @@ class Compress(NetworkArgument, CompressSettings):
     """
 
     def __call__(self) -> None:
+        from .compress import compress_model
+
         compress_model(self)
 
 
@@ -72,6 +69,8 @@ class StudyNetwork(NetworkArgument, StudySettings):
     """
 
     def __call__(self) -> None:
+        from .study import run_study
+
         run_study(self)
 
 
@@ -108,6 +107,9 @@ class ShowSpectra(NetworkSettings):
     """a folder to write: all singular values (spectra.csv) and their figure (spectra.png and spectra.svg)"""
 
     def __call__(self) -> None:
+        from ..model import spectra
+        from ..studies import writing
+
         if self.output is not None:
             require_packages({"pandas": "study"}, "--output")
         result = spectra(self.network())
@@ -138,9 +140,15 @@ class CompareRewrites(NetworkSettings):
     """measure how long a forward pass of each takes"""
 
     def __call__(self) -> None:
+        from ..model import compare
+
         print(compare(self._kernel(), self.rewrite, self.size, seed=self.seed, time=self.time))
 
     def _kernel(self) -> Tensor | nn.Module:
+        import torch
+
+        from ..nn import kernel_layers
+
         if re.fullmatch(r"\d+(x\d+)+", self.model):
             if self.layer is not None:
                 raise LayerError(f"a shape has no layer {self.layer!r}", fix="leave the layer out")
@@ -187,6 +195,8 @@ class ShowRules:
     """the labels of the kernel, in quotes; by default out in kh kw, those of a 2-d convolution"""
 
     def __call__(self) -> None:
+        from ..decompositions import rules
+
         print(rules(self.labels))
 
 
@@ -205,6 +215,10 @@ class ShowPlan:
     """print the generated torch code as well"""
 
     def __call__(self) -> None:
+        import torch
+
+        from ..compiler import compile
+
         network, inputs = parse(self.notation), dict(map(_read_input, self.input))
         tensors = {node.name: node.labels for node in network.nodes if isinstance(node, NamedTensor)}
         for name, shape in inputs.items():
@@ -254,6 +268,8 @@ def run_line(arguments: Sequence[str]) -> None:
         print("usage: tnalgebra COMMAND ...\n\nTensor networks for convolutional networks.\n", *lines, sep="\n")
         print("\ntnalgebra COMMAND --help prints the arguments of a command, and an example.")
     elif name == "--version":
+        from importlib.metadata import version
+
         print(version("tnalgebra"))
     elif name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -264,8 +280,10 @@ def run_line(arguments: Sequence[str]) -> None:
         first, *others, example = _paragraphs(kind)
         indented = [textwrap.indent(textwrap.fill(text, 78), "  ") for text in others]
         description = "\n".join([first, *indented, "", example.replace("Example: ", "Example:\n    ")])
-        config = (tyro.conf.FlagCreatePairsOff,)
-        tyro.cli(kind, prog=f"tnalgebra {name}", description=description, args=rest, config=config)()
+        from tyro import cli
+        from tyro.conf import FlagCreatePairsOff
+
+        cli(kind, prog=f"tnalgebra {name}", description=description, args=rest, config=(FlagCreatePairsOff,))()
 
 
 def _paragraphs(kind: type[Command]) -> list[str]:

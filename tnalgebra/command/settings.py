@@ -1,19 +1,24 @@
-"""Settings that the commands and the recipes share. Each field becomes an option; the line below it is the help."""
+"""Settings that the commands and the recipes share. Each field becomes an option; the line below it is the help.
+
+Nothing here imports torch before it is used, so that the help of a command is quick.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
+from ..errors import DataError, RuleError, StudyError, TnalgebraError
+from ..networks import KERNEL_LABELS, bipartitions
+from .build import build_model, check_trained, require_library, require_packages
 
-from ..errors import DataError, StudyError
-from ..model import Images, load_images
-from .build import build_model, check_trained, require_library
-from .weights import load_weights
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..model import Images
 
 RECALIBRATION_IMAGES = 5000
 
@@ -41,6 +46,8 @@ class WeightSettings(ModelSettings):
         """The network with its weights. Raises DataError, see `build_model` and `load_weights`."""
         model = build_model(self.model, pretrained=self.pretrained, seed=self.seed, **sizes)
         if self.weights is not None:
+            from .weights import load_weights
+
             load_weights(model, self.weights)
         return model
 
@@ -71,6 +78,8 @@ class ImageSettings(ModelSettings):
     def images(self, split: Literal["train", "test"]) -> Images:
         """The images of a split, with the mean and the standard deviation of these settings; of the test as many as
         the limit allows."""
+        from ..model import load_images
+
         images = load_images(self.data, split, image_size=self.image_size)
         if split == "test" and self.limit is not None:
             images = images.subset(min(self.limit, len(images)), seed=self.seed)
@@ -78,6 +87,8 @@ class ImageSettings(ModelSettings):
 
     def chosen_device(self) -> Literal["cpu", "cuda"]:
         """The device with "auto" resolved. Raises StudyError where a GPU is requested and torch finds none."""
+        import torch
+
         if self.device == "cuda" and not torch.cuda.is_available():
             raise StudyError("the device is 'cuda', and torch finds no GPU", fix="--device cpu")
         return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -131,9 +142,77 @@ class TestSettings(ImageSettings, WeightSettings):
 
     def calibration(self, training: Images) -> Images:
         """Images that are chosen without a look at their labels, and without them: all have the first."""
+        import torch
+
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(self.seed))
         chosen = order[: self.calibrate].sort().values
         return dataclasses.replace(training, pixels=training.pixels[chosen], labels=torch.zeros_like(chosen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressSettings(TestSettings):
+    """Settings of a compression."""
+
+    rewrite: tuple[str, ...] = ("tucker2", "out kh | in kw")
+    """decompositions, each in quotes: names (see tnalgebra rules), cuts, notation; each layer gets the best of them"""
+    size: str = "parameters 0.5"
+    """parameters 0.5, multiply-adds 0.5 or time 0.7, of the whole network; or of each layer 8, r=8 s=4, keep 0.5"""
+    sequential: bool = False
+    """fit the layers in the order they run, each to the output it had, from the inputs it gets by then"""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """the format that the network is compressed for; auto takes the one in which it is faster as it is"""
+    tune: bool = False
+    """measure the best few plans of each layer instead of trusting their predicted times"""
+    onnx: bool = False
+    """export the compressed network as model.onnx too, for batches of any size"""
+    example_batch: int = 16
+    """images in the batch for which layers are planned and multiply-adds are counted"""
+    output: Path = Path("runs/compress")
+    """the folder for the compressed network and the reports"""
+
+    def check(self, **least: int) -> None:
+        """Check what can be known to be wrong before anything is loaded or trained. Raises TnalgebraError."""
+        from ..decompositions import read_rewrite
+        from ..fitting import read_size
+
+        super().check(example_batch=1, **least)
+        self.chosen_device()
+        read_size(self.size)
+        if not self.rewrite:
+            raise RuleError("no rewrite is requested", fix="--rewrite tucker2")
+        for rewrite in self.rewrite:
+            with suppress(TnalgebraError):  # a rule may exist for convolutions only, or for linear layers only
+                read_rewrite(rewrite, KERNEL_LABELS[2])
+                continue
+            read_rewrite(rewrite, KERNEL_LABELS[4])
+        if self.sequential and not self.calibrate:
+            raise DataError("sequential fits need images for calibration", fix="--calibrate 1024")
+        if self.onnx:
+            require_packages({"onnx": "onnx", "onnxscript": "onnx"}, "--onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings(TestSettings):
+    """Settings of a study."""
+
+    rewrite: tuple[str, ...] = tuple(map(str, bipartitions(KERNEL_LABELS[4])))
+    """decompositions, each in quotes: cuts ("A then B" cuts twice), names (see tnalgebra rules), notation"""
+    size: tuple[str, ...] = ("keep 0.75", "keep 0.5", "keep 0.25", "keep 0.125")
+    """sizes, each in quotes: keep 0.5, r=8, a=8 b=4, parameters 0.5 (of all); each rewrite takes those that suit it"""
+    scope: tuple[str, ...] = ("all",)
+    """what one test compresses: all (the layers together), each (one layer at a time), or globs of layers' names"""
+    metric: Literal["frobenius", "input", "output"] = "frobenius"
+    """the norm of fits: of the kernel; of the layer's output; or layer after layer, to the output it had"""
+    curves: Literal["error", "divergence"] = "error"
+    """what ranks cost under a budget: the error of the layer's fit, or the divergence of the network's answers"""
+    components: Literal["refit", "drop"] = "refit"
+    """at several ranks: a fit for each, or the largest components of the fit at the largest rank"""
+    report_metric: bool = False
+    """report the errors of the layers' outputs as well, for cuts and for fits in the Frobenius norm"""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """the type in which the network is tested; kernels are cut and fitted in float64"""
+    output: Path = Path("runs/study")
+    """the folder for the rows (results.jsonl) and the figures (PNG and SVG)"""
 
 
 def describe_images(images: Images) -> str:

@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..decompositions import all_cuts
 from ..fitting import read_size
 from ..model import Images
 from ..studies import Study, StudyOptions, study
 from .build import require_packages
-from .settings import TestSettings, describe_images
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudySettings(TestSettings):
-    """Settings of a study."""
-
-    rewrite: tuple[str, ...] = tuple(cut.name for cut in all_cuts("out in kh kw"))
-    """decompositions, each in quotes: cuts ("A then B" cuts twice), names (see tnalgebra rules), notation"""
-    size: tuple[str, ...] = ("keep 0.75", "keep 0.5", "keep 0.25", "keep 0.125")
-    """sizes, each in quotes: keep 0.5, r=8, a=8 b=4, parameters 0.5 (of all); each rewrite takes those that suit it"""
-    scope: tuple[str, ...] = ("all",)
-    """what one test compresses: all (the layers together), each (one layer at a time), or globs of layers' names"""
-    metric: Literal["frobenius", "input", "output"] = "frobenius"
-    """the norm of fits: of the kernel; of the layer's output; or layer after layer, to the output it had"""
-    curves: Literal["error", "divergence"] = "error"
-    """what ranks cost under a budget: the error of the layer's fit, or the divergence of the network's answers"""
-    components: Literal["refit", "drop"] = "refit"
-    """at several ranks: a fit for each, or the largest components of the fit at the largest rank"""
-    report_metric: bool = False
-    """report the errors of the layers' outputs as well, for cuts and for fits in the Frobenius norm"""
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    """the type in which the network is tested; kernels are cut and fitted in float64"""
-    output: Path = Path("runs/study")
-    """the folder for the rows (results.jsonl) and the figures (PNG and SVG)"""
+from .settings import StudySettings, describe_images
 
 
 def run_study(
