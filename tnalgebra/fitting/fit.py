@@ -21,6 +21,8 @@ from .objective import Objective
 from .price import within_price
 from .report import SearchResult, Settings
 from .search import (
+    SLOW,
+    SLOW_TREE,
     follow_starts,
     grow_start,
     pick_nearer,
@@ -124,7 +126,8 @@ def _search(
         ]
     elif metrics:
         solved = solve_core(objective, factor) if linear else None
-        fits = solved or _search_in_metric(objective, start, search, settings)
+        tolerance = SLOW if tree is None else SLOW_TREE
+        fits = solved or _search_in_metric(objective, start, search, settings, tolerance=tolerance)
     else:
         fits = search(objective, start)
     return fits if linear or tree is not None else within_price(objective, fits, settings)
@@ -154,6 +157,8 @@ def _search_in_metric(
     start: Mapping[str, Tensor] | None,
     search: Callable[[Objective, Mapping[str, Tensor] | None], list[SearchResult]],
     settings: Settings,
+    *,
+    tolerance: float,
 ) -> list[SearchResult]:
     """Descend in the metric from the better of two fits without it: one of the target, one of the whitened target."""
     factors = objective.whitening()
@@ -170,7 +175,7 @@ def _search_in_metric(
     if start is None:
         near = search(whitened.without_metric(), None)
         starts = [pick_nearer(whitened, layer, *pair) for layer, pair in enumerate(zip(near, starts, strict=True))]
-    return take_up_each(refine(whitened, starts, settings, then=", then in the metric"), inverse)
+    return take_up_each(refine(whitened, starts, settings, then=", then in the metric", tolerance=tolerance), inverse)
 
 
 def _errors(

@@ -29,6 +29,10 @@ SLOW = 1e-5
 FINALISTS = 2
 """The starts that are followed to the end where the residual stays large, because starts have similar ends there."""
 
+SLOW_TREE = 3e-4
+"""The same for a tree in a metric, which begins near its end: its error was at most 0.3 % above that of a descent to the
+end, in half the sweeps or less."""
+
 MORE_GUESSES = 3
 """A second wave has this many times the starts of the first, because another basin may fit exactly."""
 
@@ -209,14 +213,16 @@ def pick_nearer(objective: Objective, layer: int, *ends: SearchResult) -> Search
     return ends[losses.index(min(losses))]
 
 
-def refine(objective: Objective, fits: list[SearchResult], settings: Settings, *, then: str = "") -> list[SearchResult]:
+def refine(
+    objective: Objective, fits: list[SearchResult], settings: Settings, *, then: str = "", tolerance: float = SLOW
+) -> list[SearchResult]:
     """Descend from cores that were fitted to another objective; `then` is added to the name of their method."""
     values, objective = stacked(objective, [cores for cores, _ in fits])
     descent = Descent.begin(objective, values, *(fits[0][1].method + then).split(", "))
     if objective.tied:
         descent = step_on(objective, descent, min(STEPS, settings.sweeps))
     else:
-        descent = sweep_on(objective, descent, settings.sweeps)
+        descent = sweep_on(objective, descent, settings.sweeps, tolerance)
     return results_of(objective, descent)
 
 
@@ -226,10 +232,11 @@ def stacked(objective: Objective, fits: Sequence[Cores]) -> tuple[Cores, Objecti
     return values, objective.of_sizes(values)
 
 
-def sweep_on(objective: Objective, descent: Descent, sweeps: int) -> Descent:
+def sweep_on(objective: Objective, descent: Descent, sweeps: int, tolerance: float = SLOW) -> Descent:
+    """Alternate, unless all starts of a layer stand still or one of them fits exactly."""
     if sweeps <= 0 or bool((descent.still.all(1) | objective.fits_exactly(descent.loss)).all()):
         return descent
-    return alternate(objective, descent, sweeps=sweeps, tolerance=SLOW)
+    return alternate(objective, descent, sweeps=sweeps, tolerance=tolerance)
 
 
 def step_on(objective: Objective, descent: Descent, steps: int) -> Descent:
