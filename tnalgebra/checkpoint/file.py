@@ -28,7 +28,7 @@ eight hexadecimal digits. The description has:
       planned_for     shape of the input that the plan was chosen for.
       candidates, backward    of the plan, as of `compile`. A plan that was tuned is chosen by price when it is
                       loaded, as measurements belong to a machine; `layer.replan(shape, tune=True)` measures again.
-      relative_error, output_error    of the kernel when the layer was made, or null.
+      relative_error, output_error    of the kernel that the tensors contract to, or null where it is not known.
 
 Nothing in a file is executed. The header is read before anything else, up to 16 MiB; every size in the description
 must be one that the tensors of the file have, or the model; kernels have at most 64 nodes and their text at most
@@ -38,7 +38,7 @@ must be one that the tensors of the file have, or the model; kernels have at mos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -47,14 +47,14 @@ from typing import TypeVar, overload
 import safetensors
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .._files import write_whole
 from ..errors import CheckpointError
 from ..model import Site, exchange_layers, restore_layers, tie_layers, unfolding_attentions
 from ..networks import tensor_nodes
 from ..nn import KernelLayer
-from .format import Description, metadata_of
+from .format import Description, LayerText, metadata_of
 from .layers import describe_layer, make_layer, match_layers, named_layers, origin_of, resize_layer
 from .reading import read_description
 from .single import make_single
@@ -191,10 +191,9 @@ def _load(
     match = match_layers(description, into, resize=resize)
     check_tensors(description, into, match)
     tensors = {**description.tensors, **{one: description.tensors[name] for one, name in description.aliases.items()}}
-    origins = [(layer, origin_of(text)) for text, layer in match.kept]
+    origins = [(layer, origin_of(text, _cores_of(text, tensors))) for text, layer in match.kept]
     for text, layer in match.resized:
-        values = {name: tensors[tensor_key(text.names[0], name)] for name in tensor_nodes(text.kernel)}
-        cores, origin = resize_layer(text, layer, values, noise)
+        cores, origin = resize_layer(text, layer, _cores_of(text, tensors), noise)
         origins.append((layer, origin))
         tensors |= {tensor_key(name, core): tensor for name in text.names for core, tensor in cores.items()}
     sites = [site for _, site in match.dense]
@@ -202,6 +201,7 @@ def _load(
         if device is not None or dtype is not None:
             into.to(device=device, dtype=dtype)
         layers = {text.names[0]: make_layer(text, site) for text, site in match.dense}
+        origins += [(layers[text.names[0]], origin_of(text, _cores_of(text, tensors))) for text, _ in match.dense]
         for names in match.tied:
             tie_layers([layers[name] for name in names])
         exchange_layers(sites, list(layers.values()))
@@ -209,6 +209,10 @@ def _load(
         into.load_state_dict(tensors)
         for layer, origin in origins:
             layer.origin = origin
+
+
+def _cores_of(text: LayerText, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[tensor_key(text.names[0], name)] for name in tensor_nodes(text.kernel)}
 
 
 def _check_settings(model: nn.Module, noise: object, dtype: object) -> None:

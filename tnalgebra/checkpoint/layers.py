@@ -14,7 +14,7 @@ from ..errors import CheckpointError, TnalgebraError
 from ..fitting import bonds_of
 from ..model import Site, find_obstacles, find_sites, names_of_modules, without_hooks
 from ..networks import Network, shape_of, tensor_nodes
-from ..nn import DECOMPOSABLE, LAYERS, KernelLayer, Origin, Planning
+from ..nn import DECOMPOSABLE, LAYERS, KernelLayer, Origin, Planning, check_sum
 from ..rewriting import Fit, Trace
 from .format import Description, LayerText
 
@@ -222,7 +222,7 @@ def make_layer(text: LayerText, site: Site) -> KernelLayer:
     module = without_hooks(site.module)
     try:
         layer = kind.of_network(
-            module, text.kernel, zeros, constants=text.constants, planning=planning, origin=origin_of(text)
+            module, text.kernel, zeros, constants=text.constants, planning=planning, origin=Origin()
         )
     except TnalgebraError as error:
         raise CheckpointError(f"layer {_quoted(text.names[0])} cannot be made", because=error) from error
@@ -230,9 +230,9 @@ def make_layer(text: LayerText, site: Site) -> KernelLayer:
     return layer
 
 
-def origin_of(text: LayerText) -> Origin:
-    """Where the numbers of a file come from."""
-    return Origin(text.trace, text.relative_error, text.output_error)
+def origin_of(text: LayerText, cores: Mapping[str, Tensor]) -> Origin:
+    """Where the cores of a file come from."""
+    return Origin(text.trace, text.relative_error, text.output_error, check_sum(cores))
 
 
 # Resizing -------------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def resize_layer(
         raise CheckpointError(f"layer {name} cannot be cut down", because=error) from error
     cores = _enlarge(fit, kernel, text.constants, noise=noise, name=name)
     if not smaller:
-        return cores, origin_of(text)
+        return cores, origin_of(text, cores)
     steps = tuple(replace(step, change=replace(step.change, values={})) for step in fit.trace.steps)
     return cores, Origin(None if text.trace is None else Trace(text.trace.start, (*text.trace.steps, *steps)))
 

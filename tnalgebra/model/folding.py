@@ -63,7 +63,7 @@ def fold_batch_norm(
 
     The layer's outputs are scaled in its weight, or in one core of a decomposed layer, and shifted in its bias, which
     the layer gets if it has none; an `Identity` takes the place of the normalisation. A decomposed layer keeps its
-    trace and its errors, which are those of the kernel before. The model must not be trained afterwards.
+    trace; its errors are None, as its kernel is another one. The model must not be trained afterwards.
 
     Which layer a normalisation follows is seen in the graph of torch.fx. Where the model cannot be traced, the example
     shows it: each normalisation whose input is the output of a layer is folded by itself, and unfolded again if the

@@ -21,7 +21,8 @@ class LayerRow:
     pattern: the one that was followed, "" if none fits; later ones that fit too are `also` where that may be a mistake.
     rule: by which it was decomposed; None: it stayed dense, for this `reason`.
     ranks: bond -> rank.
-    relative_error: ||K - K~||_F / ||K||_F of the kernel.
+    relative_error: ||K - K~||_F / ||K||_F of the kernel, as it was converted; `layer.relative_error` is that of the
+        numbers which the layer holds now.
     output_error: sqrt(E||(K - K~) x||^2 / E||y||^2) over the calibration inputs; None without calibration.
     degeneracy: sqrt(sum of ||component||^2) / ||K||; far above 1 where components cancel each other.
     parameters, parameters_after: of the layer, bias and all.

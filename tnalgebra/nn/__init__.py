@@ -17,7 +17,7 @@ from .layers import (
     in_memory_format,
     layer_class,
 )
-from .origin import Origin
+from .origin import Origin, check_sum
 from .planning import Planning, nominal_shape
 from .torch_layers import (
     DECOMPOSABLE,
@@ -53,6 +53,7 @@ __all__ = [
     "Planning",
     "attention_obstacle",
     "check_dense",
+    "check_sum",
     "decomposed",
     "fit_constants",
     "in_memory_format",

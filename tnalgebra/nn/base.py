@@ -222,18 +222,25 @@ class KernelLayer(Weightless):
 
     @property
     def trace(self) -> Trace | None:
-        """The steps that led from the weight to the decomposition; None for a layer with random values."""
+        """The steps that led from the weight to the decomposition, with the errors that they had then.
+
+        None for a layer with random values.
+        """
         return self.origin.trace
 
     @property
     def relative_error(self) -> float | None:
-        """||K - K~||_F / ||K||_F when the layer was made; None for a layer with random values."""
-        return self.origin.relative_error
+        """||K - K~||_F / ||K||_F, measured when the layer was made; None if its cores are other numbers now.
+
+        They are after training, after a conversion to a type that cannot hold them, and in a layer with random values.
+        `(layer.dense_weight() - weight).norm() / weight.norm()` measures the cores as they are.
+        """
+        return self.origin.relative_error if self.origin.is_of(self._cores()) else None
 
     @property
     def output_error(self) -> float | None:
-        """sqrt(E||(K - K~) x||^2 / E||K x||^2) when the layer was made; None without a metric."""
-        return self.origin.output_error
+        """sqrt(E||(K - K~) x||^2 / E||K x||^2); None without a metric, and where `relative_error` is None."""
+        return self.origin.output_error if self.origin.is_of(self._cores()) else None
 
     @property
     def parameters_count(self) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..decompositions import read_trace
 from ..errors import RuleError
@@ -17,12 +20,18 @@ from ..tensors import value_of
 class Origin:
     """Where a layer's numbers come from, as it was when the layer was made; None where nothing was fitted.
 
-    Its trace is what a file can hold: rules, places and ranks, without metrics and values.
+    Its trace is what a file can hold: rules, places and ranks, without metrics and values. The errors are those of the
+    cores whose check sum is `measured`.
     """
 
     trace: Trace | None = None
     relative_error: float | None = None
     output_error: float | None = None
+    measured: int | None = None
+
+    def is_of(self, cores: Mapping[str, Tensor]) -> bool:
+        """Whether these cores are the numbers whose errors were measured."""
+        return self.measured is not None and self.measured == check_sum(cores)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Origin:
         return self
@@ -32,11 +41,25 @@ class Origin:
             text = None if self.trace is None else self.trace.to_json()
         except RuleError:  # a rule made of functions
             text = None
-        return _read_origin, (text, self.relative_error, self.output_error)
+        return _read_origin, (text, self.relative_error, self.output_error, self.measured)
 
 
-def _read_origin(text: str | None, relative_error: float | None, output_error: float | None) -> Origin:
-    return Origin(None if text is None else read_trace(text), relative_error, output_error)
+def _read_origin(text: str | None, *measured: Any) -> Origin:
+    return Origin(None if text is None else read_trace(text), *measured)
+
+
+def check_sum(cores: Mapping[str, Tensor]) -> int | None:
+    """CRC-32 of the numbers of the cores: the same in every type that holds them exactly. None without elements."""
+    total = 0
+    for name, core in sorted(cores.items()):
+        if core.is_meta or type(core) not in (Tensor, torch.nn.Parameter):  # such as parts on other devices
+            return None
+        with torch.no_grad():
+            flat = core.detach().reshape(-1)
+            short = flat.float()
+            exact = short if torch.equal(short.to(flat.dtype), flat) else flat.double()
+        total = zlib.crc32(exact.cpu().numpy().data, zlib.crc32(f"{name} {list(core.shape)}".encode(), total))
+    return total
 
 
 def in_type(fit: Fit, dtype: torch.dtype) -> Fit:
@@ -73,4 +96,4 @@ def origin_of_fit(fit: Fit) -> Origin:
         lost = dict.fromkeys((*step.options.lost, *(name for name, value in held.items() if value is not None)))
         options = replace(step.options, metric=None, start=None, lost=tuple(lost))
         light.append(replace(step, options=options, change=replace(step.change, values={})))
-    return Origin(Trace(fit.trace.start, tuple(light)), error, fit.output_error)
+    return Origin(Trace(fit.trace.start, tuple(light)), error, fit.output_error, check_sum(fit.values))
