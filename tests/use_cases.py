@@ -13,12 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import tnalgebra as tn
 from tnalgebra.errors import TnalgebraError
 
 EQUAL = "equals torch"
 REFUSED = "refused: "
+
+FROZEN, AUTOCAST, PARAMETERS = "a frozen layer", "autocast", "parameters"
+META, TRACED, FUNCTIONS = "the meta device", "traced", "transforms"
+COPIED, COMPUTED, TYPES, WRAPPED = "copied", "cores that are computed", "other numbers", "wrapped"
+"""The groups of uses."""
+
+NUMBERS_ALONE = "Embedding"
+"""The layer whose input is not floating point."""
+ATTENTION = "MultiheadAttention"
+"""The layer that is not made with random values."""
 
 NETWORKS = {
     "Conv2d": "tucker2",
@@ -92,6 +103,30 @@ def same(value: Tensor, expected: Tensor) -> None:
     assert value.dtype == expected.dtype, (value.dtype, expected.dtype)
     tolerance = TOLERANCE[expected.dtype] * max(1.0, float(expected.detach().abs().max()) if expected.numel() else 0.0)
     torch.testing.assert_close(value, expected, rtol=0, atol=tolerance)
+
+
+def values(one: Trial, layer: nn.Module, tensors: dict[str, Tensor], x: Tensor | None = None) -> Tensor:
+    """The output of a layer with other tensors in the place of its own."""
+    result = functional_call(layer, tensors, one.inputs(x))
+    return result[0] if isinstance(result, tuple) else result  # type: ignore[no-any-return]
+
+
+class Doubled(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, core: Tensor) -> Tensor:
+        return 2 * core
+
+
+class Holding(nn.Module):
+    """A model that holds a layer."""
+
+    def __init__(self, one: Trial) -> None:
+        super().__init__()
+        self.layer, self.copies = one.layer, len(one.inputs())
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(*[x] * self.copies)
 
 
 def _torch_layer(name: str) -> nn.Module:

@@ -45,6 +45,21 @@ def test_every_layer_comes_back_alone(name: str, dtype: torch.dtype, tmp_path: P
     ).dtype == (torch.float32)
 
 
+@pytest.mark.parametrize(("name", "layout"), [("Conv2d", torch.channels_last), ("Conv3d", torch.channels_last_3d)])
+def test_a_layer_of_another_memory_format_comes_back_in_it(
+    name: str, layout: torch.memory_format, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    module = getattr(nn, name)(4, 6, 3).to(memory_format=layout)
+    layer = decomposed(module, "cp", 2, starts=1)
+    tn.save(layer, tmp_path / "layer.safetensors")
+    loaded = tn.load(tmp_path / "layer.safetensors")
+    x = input_for(name, {"in_channels": 4}).to(module.weight.dtype).contiguous(memory_format=layout)
+    assert layer(x).is_contiguous(memory_format=layout)
+    assert loaded(x).is_contiguous(memory_format=layout)
+    assert torch.equal(loaded(x), layer(x))
+
+
 def test_a_reshaped_layer_with_constants(tmp_path: Path) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(12, 6)

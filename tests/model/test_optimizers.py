@@ -131,3 +131,15 @@ def test_an_optimizer_for_matrices_takes_no_other_core() -> None:
     update_optimizer(optimizer, report)
     model(torch.ones(2, 6)).sum().backward()
     optimizer.step()
+
+
+def test_the_parameters_of_a_converted_model_can_be_swapped() -> None:
+    """The report holds the biases that stay only as torch lets a parameter be held whose elements it swaps."""
+    model, report = convert(network(), {"[35]": ("out | in kh kw", 3)})
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert {one.dtype for one in model.parameters()} == {torch.float64}
+    assert report.replaced

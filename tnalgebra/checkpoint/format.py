@@ -57,6 +57,7 @@ class LayerText:
     planned_for: tuple[int, ...]
     candidates: Candidates
     backward: bool
+    channels_last: bool
     relative_error: float | None
     output_error: float | None
 
@@ -136,6 +137,7 @@ def _layer_content(layer: LayerText) -> dict[str, object]:
         "planned_for": list(layer.planned_for),
         "candidates": layer.candidates,
         "backward": layer.backward,
+        "channels_last": layer.channels_last,
         "relative_error": _finite(layer.relative_error),
         "output_error": _finite(layer.output_error),
     }

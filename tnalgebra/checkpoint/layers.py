@@ -41,6 +41,7 @@ def describe_layer(layer: KernelLayer, names: tuple[str, ...]) -> LayerText:
         planned_for=layer.planned_for,
         candidates=planning["candidates"],
         backward=planning["backward"],
+        channels_last=planning["memory_format"] != torch.contiguous_format,
         relative_error=layer.relative_error,
         output_error=layer.output_error,
     )
@@ -203,8 +204,12 @@ def _short(text: str) -> str:
 # Making ---------------------------------------------------------------------------------------------------------
 
 
-def make_layer(text: LayerText, site: Site) -> KernelLayer:
-    """The decomposed layer in place of a dense one: its tensors zero, its bias the dense one's own."""
+def make_layer(text: LayerText, site: Site, memory_format: torch.memory_format | None = None) -> KernelLayer:
+    """The decomposed layer in place of a dense one: its tensors zero, its bias the dense one's own.
+
+    Args:
+        memory_format: by default that of the dense layer's weight.
+    """
     kind = next(one for one in LAYERS if one.dense_class.__name__ == text.kind)
     zeros = {
         name: torch.zeros(()).expand(shape_of(text.kernel, text.kernel.nodes[places[0]].labels))
@@ -218,6 +223,7 @@ def make_layer(text: LayerText, site: Site) -> KernelLayer:
         batch_size=text.planned_for[0],
         candidates=text.candidates,
         backward=text.backward,
+        memory_format=memory_format,
     )
     module = without_hooks(site.module)
     try:

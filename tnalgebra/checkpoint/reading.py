@@ -105,11 +105,12 @@ def _check_tensors(tensors: Mapping[str, Tensor], checks: Mapping[str, Any]) -> 
 
 _LAYER_KEYS = (
     *("names", "class", "arguments", "kernel", "ranks", "constants", "rules", "trace"),
-    *("planned_for", "candidates", "backward", "relative_error", "output_error"),
+    *("planned_for", "candidates", "backward", "channels_last", "relative_error", "output_error"),
 )
 
 
 def _layer(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> LayerText:
+    content = {"channels_last": False, **content}  # which version 0.1.0 did not write
     _keys(content, _LAYER_KEYS, "a layer")
     names = tuple(_list(content["names"], "the names of a layer", _text))
     if not names:
@@ -124,8 +125,9 @@ def _layer(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     planned = tuple(_list(content["planned_for"], f"the planned input of {what}", _size))
     if not planned or not 1 <= prod(planned) <= MAX_INPUT or len(planned) > MAX_AXES:
         _refuse(f"the planned input of {what}", planned, f"at least 1 and at most {MAX_INPUT} elements")
-    if content["candidates"] not in get_args(Candidates) or not isinstance(content["backward"], bool):
-        _refuse(f"the plan of {what}", [content["candidates"], content["backward"]], "one of `compile`")
+    flags = [content["backward"], content["channels_last"]]
+    if content["candidates"] not in get_args(Candidates) or not all(isinstance(one, bool) for one in flags):
+        _refuse(f"the plan of {what}", [content["candidates"], *flags], "one of `compile`")
     layer = LayerText(
         names,
         _text(content["class"], f"the class of {what}"),
@@ -136,6 +138,7 @@ def _layer(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
         planned,
         content["candidates"],
         content["backward"],
+        content["channels_last"],
         _error(content["relative_error"], what),
         _error(content["output_error"], what),
     )

@@ -35,7 +35,8 @@ def make_single(description: Description) -> KernelLayer:
     _check_sizes(text.kernel)
     dense = _dense_layer(text, description)
     check_layer(text, dense)
-    return make_layer(text, Site(dense, ("",), ()))
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(dense.weight.ndim) if text.channels_last else None
+    return make_layer(text, Site(dense, ("",), ()), layout)
 
 
 def _check_sizes(kernel: Network) -> None:

@@ -78,8 +78,10 @@ class Replaced:
 
     def __init__(self, name: str, old: nn.Parameter, parameters: Mapping[str, nn.Parameter]) -> None:
         self.name = name
-        self._old = weakref.ref(old)  # which is not kept alive
         self.parameters = dict(parameters)
+        kept = any(one is old for one in parameters.values())
+        # not kept alive; but torch cannot swap the elements of a parameter to which a weak reference exists
+        self._old = (lambda: old) if kept else weakref.ref(old)
 
     @property
     def old(self) -> nn.Parameter | None:

@@ -200,6 +200,7 @@ class KernelLayer(Weightless):
             if name != "bias" and hasattr(module, name):
                 setattr(self, name, getattr(module, name))
         self.kernel = kernel
+        self._refuse_changes_of_the_weight()
 
     def _network_and_inputs(
         self, module: AnyLayer, kernel: Network, planning: Planning

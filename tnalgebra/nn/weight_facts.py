@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -97,13 +98,13 @@ for _name in _OPERATORS:
     setattr(WeightFacts, _name, _refusing(_name))
 
 
-def no_weight(layer: Weightless, reader: str) -> WeightError:
-    """The error of code that needs elements of the weight, or replaces it."""
+def no_weight(layer: Weightless, reader: str, *, fix: str = "") -> WeightError:
+    """The error of code that needs elements of the weight, or replaces it; a fix comes before the usual ones."""
     error = WeightError(
         f"nn.{type(layer).__name__} has no weight to compute with or to change: its kernel is a tensor network",
         read_by=reader,
         layer=f"{layer._empty_dense()}, of the kernel {layer.kernel}",
-        fix="layer.dense_weight(), the rebuilt kernel; layer.cores(), the tensors that are trained; "
+        fix=f"{fix}layer.dense_weight(), the rebuilt kernel; layer.cores(), the tensors that are trained; "
         "layer.to_dense(), torch's layer",
     )
     error.module = layer
@@ -117,6 +118,44 @@ def _flat(values: Sequence[Any]) -> list[Any]:
         inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
         flat += [value, *_flat(tuple(inner))]
     return flat
+
+
+class _Held(dict[str, Any]):
+    """Parameters or buffers of a layer: torch asks these by name for a `weight` to normalise, parametrise or replace.
+
+    A copy or a pickle of it is a plain `dict`.
+    """
+
+    def __init__(self, layer: Weightless, tensors: Mapping[str, Any]) -> None:
+        super().__init__(tensors)
+        self._layer = weakref.ref(layer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    def __missing__(self, name: str) -> NoReturn:
+        self._refuse(name)
+        raise KeyError(name)
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self.keys():
+            self._refuse(name)
+        super().__delitem__(name)
+
+    def _refuse(self, name: str) -> None:
+        layer = self._layer()
+        if name == "weight" and layer is not None:
+            cores = ", ".join(map(repr, layer.cores()))
+            raise no_weight(layer, "a change of the parameter 'weight'", fix=f"the name of a core: {cores}; ")
+
+
+class _HeldBuffers(_Held):
+    """Buffers, of which torch's parametrisations ask whether one has a name before they look at the parameters."""
+
+    def __contains__(self, name: object) -> bool:
+        if name == "weight":
+            self._refuse(name)
+        return super().__contains__(name)
 
 
 class Weightless(Compiled):
@@ -141,6 +180,15 @@ class Weightless(Compiled):
         if name == "weight":
             raise no_weight(self, "weight = ...")
         super().__setattr__(name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._refuse_changes_of_the_weight()
+
+    def _refuse_changes_of_the_weight(self) -> None:
+        """Have torch's functions that take the name of a parameter raise `WeightError` for "weight"."""
+        self.__dict__["_parameters"] = _Held(self, self._parameters)
+        self.__dict__["_buffers"] = _HeldBuffers(self, self._buffers)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name == "weight" or isinstance(param, WeightFacts):  # as pruning of the weight does
