@@ -138,3 +138,11 @@ def test_a_dense_layer_alone_cannot_become_decomposed(tmp_path: Path) -> None:
     tn.save(decomposed(conv, "cp", 2, starts=1), tmp_path / "layer.safetensors")
     with refused(CheckpointError, "Conv2d", "tn.load(path)"):
         tn.load(tmp_path / "layer.safetensors", into=conv)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_a_layer_that_does_not_compute_is_not_written(dtype: torch.dtype, tmp_path: Path) -> None:
+    layer = tn.nn.Linear(4, 3, rewrite="cp", size=2).to(dtype)
+    assert layer.weight.dtype == dtype
+    with refused(CheckpointError, str(dtype), "torch.float32"):
+        tn.save(layer, tmp_path / "layer.safetensors")

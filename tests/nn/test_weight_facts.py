@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 import tnalgebra as tn
 from tests.refusals import refused
@@ -107,14 +109,21 @@ def test_nothing_computes_with_it(use: str) -> None:
         lambda layer: layer.register_parameter("weight", nn.Parameter(torch.ones(7, 5))),
         lambda layer: layer.register_buffer("weight", torch.ones(7, 5)),
         lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: parametrize.register_parametrization(layer, "weight", nn.Identity()),
+        lambda layer: nn.utils.parametrizations.weight_norm(layer),
+        lambda layer: nn.utils.spectral_norm(layer),
+        lambda layer: torch.func.functional_call(layer, {"weight": torch.ones(7, 5)}, (X,)),
+        lambda layer: delattr(layer, "weight"),
     ],
 )
 def test_it_cannot_be_replaced(change: Callable[[Any], Any]) -> None:
     _, layer = decomposed("Linear")
     names = [*layer.state_dict()]
-    with refused(WeightError, "nn.Linear", "layer.cores()"):
-        change(layer)
-    assert [*layer.state_dict()] == names
+    for one in (layer, copy.deepcopy(layer), copy.copy(layer), pickle.loads(pickle.dumps(layer))):
+        with refused(WeightError, "nn.Linear", "layer.cores()"):
+            change(one)
+        assert [*one.state_dict()] == names
+        assert "weight" not in one._parameters
 
 
 def test_it_is_not_a_tensor() -> None:

@@ -28,8 +28,8 @@ eight hexadecimal digits. The description has:
       planned_for     shape of the input that the plan was chosen for.
       candidates, backward    of the plan, as of `compile`. A plan that was tuned is chosen by price when it is
                       loaded, as measurements belong to a machine; `layer.replan(shape, tune=True)` measures again.
-      channels_last   whether it was chosen for inputs in that memory format: `tn.load` without a model plans for it too,
-                      and in a model the weight's own format decides. False where it is missing.
+      channels_last   whether it was chosen for inputs in that memory format: `tn.load` without a model plans for it
+                      too, and in a model the weight's own format decides. False where it is missing.
       relative_error, output_error    of the kernel that the tensors contract to, or null where it is not known.
 
 Nothing in a file is executed. The header is read before anything else, up to 16 MiB; every size in the description

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from ..compiler import COMPUTED
 from ..decompositions import check_bonds, drop_components, truncate
 from ..errors import CheckpointError, TnalgebraError
 from ..fitting import bonds_of
@@ -29,8 +30,11 @@ def named_layers(model: nn.Module) -> dict[str, tuple[KernelLayer, tuple[str, ..
 
 
 def describe_layer(layer: KernelLayer, names: tuple[str, ...]) -> LayerText:
-    """What a checkpoint says about a layer."""
-    planning = layer.planning
+    """What a checkpoint says about a layer. Raises CheckpointError: it is of a type in which it does not compute."""
+    planning, dtype = layer.planning, layer.weight.dtype
+    if dtype not in COMPUTED:
+        fact = f"layer {_quoted(names[0])} is {dtype}, in which a decomposed layer does not compute"
+        raise CheckpointError(fact, fix=f"one of {', '.join(map(str, COMPUTED))}")
     return LayerText(
         names=names,
         kind=layer.dense_class.__name__,

@@ -2,12 +2,13 @@
 
 from .choose import MAX_PLAN_ELEMENTS, Candidates, is_channels_last
 from .compile import compile, make_request
-from .compiled import Compiled
+from .compiled import COMPUTED, Compiled
 from .measure_device import calibrate
 from .plan import Plan
 from .tracing import is_jit_traced, is_symbolic, leaf_call
 
 __all__ = [
+    "COMPUTED",
     "MAX_PLAN_ELEMENTS",
     "Candidates",
     "Compiled",

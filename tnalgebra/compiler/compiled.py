@@ -359,13 +359,16 @@ class Compiled(nn.Module):
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and the device of the weights."""
-        tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor.is_floating_point()]
+        held = (*self.parameters(), *self.buffers())
+        tensors = [tensor for tensor in held if tensor.is_floating_point() or tensor.is_complex()]
         return tensors[0] if tensors else torch.empty(0, dtype=self.plan.request.dtype, device=self.plan.request.device)
 
     def __prepare_scriptable__(self) -> NoReturn:
         self._refuse("torch.jit.script cannot read the code of this layer", fix="torch.jit.trace, or torch.compile")
 
     def _timer(self, candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
+        if self._weights:
+            self._check_type(getattr(self, self._weights[0]))
         return make_timer(candidate, request, {name: getattr(self, name) for name in self._weights})
 
 

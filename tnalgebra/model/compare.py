@@ -18,7 +18,7 @@ from ..decompositions import rules
 from ..errors import CompileError, LayerError, RankError, RuleError, SizeError, ValuesError
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Settings, Size, TimeBudget, read_size
 from ..networks import KERNEL_LABELS, Network, kernel_multiply_adds, labels_of
-from ..nn import AnyLayer, KernelLayer, check_dense, fit_constants, kernel_labels_of, nominal_shape
+from ..nn import AnyLayer, KernelLayer, check_dense, fit_constants, kernel_labels_of, nominal_shape, own_weight
 from ..rewriting import Fit, Rule
 from ..tensors import as_tensor
 from .budget import Treatment, error_of, ranks_of
@@ -223,7 +223,7 @@ class _Subject:
             return cls(kernel, _labels(kernel, known if labels is None else labels_of(labels)), kernel.numel())
         check_dense(weight)
         kernel_labels = kernel_labels_of(weight)
-        kernel = weight.get_parameter("weight").detach()
+        kernel = own_weight(weight).detach()
         holder = nn.Sequential(weight)
         sites = find_sites(holder)
         example = _nominal_example(sites["0"].module) if example is None else example

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from ..errors import TnalgebraError
+from ..errors import LayerError, TnalgebraError
 from ..fitting import Metric, ModelBudget, ParameterBudget, Size, TimeBudget
 from ..nn import KernelLayer, kernel_labels_of
 from ..rewriting import Fit
@@ -19,6 +19,7 @@ from .new_layers import LayerMaker
 from .obstacles import find_obstacles
 from .patterns import Assigned, Offer
 from .progress import progress_bar, track
+from .readers import weights_read
 from .report import LayerRow
 from .surgery import LayerCall, Site, record_calls
 
@@ -91,8 +92,17 @@ class Conversion:
                 self.refuse(name, failed)
 
     def record_calls(self, example: Example | None) -> None:
-        """Run the model once, to see every layer's inputs; layers that are not called are left out."""
+        """Run the model once, to see every layer's inputs; layers that are not called are left out.
+
+        Without an example, so are layers whose weight the model reads, as far as its source says.
+        """
         if example is None:
+            read = weights_read(self.model)
+            for name in list(self.offered):
+                reader = next((read[one] for one in self.sites[name].all_names if one in read), None)
+                if reader is not None:
+                    fix = "example=, an input of the model, which shows whether the layer is called; or None for it"
+                    self.refuse(name, LayerError(f"{reader} reads its weight, as its source says", fix=fix))
             return
         self.maker = replace(self.maker, calls=record_calls(self.model, example, self.sites))
         for name in list(self.offered):

@@ -31,12 +31,14 @@ from .torch_layers import (
     memory_format_of,
     own_weight,
 )
+from .weight_facts import WEIGHT_FACTS
 
 __all__ = [
     "DECOMPOSABLE",
     "KERNEL_LAYERS",
     "LAYERS",
     "TRANSPOSED",
+    "WEIGHT_FACTS",
     "AnyLayer",
     "Conv1d",
     "Conv2d",

@@ -52,7 +52,8 @@ def check_sum(cores: Mapping[str, Tensor]) -> int | None:
     """CRC-32 of the numbers of the cores: the same in every type that holds them exactly. None without elements."""
     total = 0
     for name, core in sorted(cores.items()):
-        if core.is_meta or type(core) not in (Tensor, torch.nn.Parameter):  # such as parts on other devices
+        plain = type(core) in (Tensor, torch.nn.Parameter)  # not a part of one on each of several devices
+        if core.is_meta or not plain or not core.is_floating_point():
             return None
         with torch.no_grad():
             flat = core.detach().reshape(-1)

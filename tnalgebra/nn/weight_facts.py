@@ -22,6 +22,9 @@ _NEW = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 _LIKE: tuple[Callable[..., Any], ...] = (Tensor.to, Tensor.type_as)
 """Methods of another tensor that read only dtype and device of the one that they are given."""
 
+WEIGHT_FACTS = frozenset({"shape", "dtype", "device", "requires_grad", *_OF_SHAPE, *_OF_DEVICE, *_NEW})
+"""What `layer.weight` answers."""
+
 _OPERATORS = (
     *("__abs__", "__add__", "__and__", "__array__", "__bool__", "__contains__", "__delitem__", "__eq__", "__float__"),
     *("__floordiv__", "__ge__", "__getitem__", "__gt__", "__iadd__", "__imul__", "__index__", "__int__", "__invert__"),
@@ -105,7 +108,7 @@ def no_weight(layer: Weightless, reader: str, *, fix: str = "") -> WeightError:
         read_by=reader,
         layer=f"{layer._empty_dense()}, of the kernel {layer.kernel}",
         fix=f"{fix}layer.dense_weight(), the rebuilt kernel; layer.cores(), the tensors that are trained; "
-        "layer.to_dense(), torch's layer",
+        "layer.to_dense(), torch's layer; in tn.convert, {NAME: None} for this layer",
     )
     error.module = layer
     return error
