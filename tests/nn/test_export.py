@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -78,3 +80,24 @@ def test_saved_loaded_elsewhere_exported_and_run(tmp_path: Path) -> None:
         assert found.shape == (count, 10)
         assert (found - logits).norm() <= 1e-5 * logits.norm()  # float32: sums in another order
     assert wanted[7].std(0).min() > 5e-3 * wanted[7].abs().max(), "logits that hardly differ prove little"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_a_model_in_onnx_takes_other_sizes(dynamo: bool, tmp_path: Path) -> None:
+    """Layers behind layers: the older exporter fixes the sizes of a value whose shape it cannot follow."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(tn.nn.decomposed(nn.Conv2d(6, 6, 3, padding=1), one, 3, starts=1) for one in ("tucker2", "cp", "tucker2"))
+    ).eval()
+    x, file = torch.randn(2, 6, 8, 8), tmp_path / "model.onnx"
+    axes: dict[str, Any] = {"dynamic_axes": {"x": {0: "n", 2: "h", 3: "w"}}, "input_names": ["x"]}
+    if dynamo:
+        dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
+        axes = {"dynamic_shapes": (dims,)}
+    torch.onnx.export(model, (x,), file, dynamo=dynamo, verbose=False, **axes)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    other = torch.randn(5, 6, 11, 9)
+    (value,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    torch.testing.assert_close(torch.from_numpy(value), model(other).detach(), rtol=1e-4, atol=1e-4)

@@ -285,9 +285,7 @@ class _Emitter:
         old, new = before[start : len(before) - end], after[start : len(after) - end]
         if len(new) == 1 and len(old) > 1:
             return self.graph.call_method("flatten", (node, start, start + len(old) - 1))
-        if len(old) == 1 and len(new) > 1:
-            return self.graph.call_function(torch.unflatten, (node, start, self.shape(new)))
-        return self._reshaped(node, after)
+        return self._reshaped(node, after)  # and not unflatten, after which torch's older ONNX exporter fixes all sizes
 
     def _moved(self, node: fx.Node, before: Axes, after: Axes, *, last: bool) -> fx.Node:
         """Whole axes in another order; axes of one element are added or removed."""

@@ -200,7 +200,8 @@ class KernelLayer(Weightless):
             if name != "bias" and hasattr(module, name):
                 setattr(self, name, getattr(module, name))
         self.kernel = kernel
-        self._refuse_changes_of_the_weight()
+        self._shapes = {name: tuple(getattr(self, name).shape) for name in self._weights}
+        self._watch()
 
     def _network_and_inputs(
         self, module: AnyLayer, kernel: Network, planning: Planning

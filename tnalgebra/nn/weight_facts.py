@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..compiler import Compiled
+from ..compiler import Compiled, is_jit_traced
 from ..errors import WeightError
 from ..networks import Network, shape_of
 
@@ -124,9 +124,10 @@ def _flat(values: Sequence[Any]) -> list[Any]:
 
 
 class _Held(dict[str, Any]):
-    """Parameters or buffers of a layer: torch asks these by name for a `weight` to normalise, parametrise or replace.
+    """Parameters or buffers of a layer.
 
-    A copy or a pickle of it is a plain `dict`.
+    torch asks these by name for a `weight` to normalise, parametrise or replace. Other tensors in them have the layer
+    look at the shapes at its next call. A copy or a pickle is a plain `dict`.
     """
 
     def __init__(self, layer: Weightless, tensors: Mapping[str, Any]) -> None:
@@ -135,6 +136,12 @@ class _Held(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
+
+    def __setitem__(self, name: str, tensor: Any) -> None:
+        super().__setitem__(name, tensor)
+        layer = self._layer()
+        if layer is not None:
+            layer.__dict__["_unchecked"] = True
 
     def __missing__(self, name: str) -> NoReturn:
         self._refuse(name)
@@ -165,6 +172,8 @@ class Weightless(Compiled):
     """A layer that has a kernel and no weight: `weight` answers what shape, dtype and device are, and cannot be set."""
 
     kernel: Network
+    _shapes: dict[str, tuple[int, ...]]
+    _unchecked: bool
 
     def cores(self) -> dict[str, nn.Parameter]:
         """Name -> the tensors of the kernel that are trained; the bias is not one of them."""
@@ -186,12 +195,31 @@ class Weightless(Compiled):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._refuse_changes_of_the_weight()
+        self._watch()
 
-    def _refuse_changes_of_the_weight(self) -> None:
-        """Have torch's functions that take the name of a parameter raise `WeightError` for "weight"."""
+    def _watch(self) -> None:
+        """Have torch's functions that take a parameter's name raise `WeightError` for "weight", and see new tensors."""
+        self._unchecked = False
         self.__dict__["_parameters"] = _Held(self, self._parameters)
         self.__dict__["_buffers"] = _HeldBuffers(self, self._buffers)
+
+    def _run(self, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
+        if self._unchecked and not is_jit_traced():
+            self._check_shapes()
+            if not torch.compiler.is_compiling():
+                self._unchecked = False
+        return super()._run(tensors, dtype)
+
+    def _check_shapes(self) -> None:
+        """Raise CompileError if a tensor that was put into the layer has another shape than the plan's."""
+        for name, shape in self._shapes.items():
+            tensor = getattr(self, name, None)
+            if tensor is None or tensor.shape != shape:
+                held = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+                fix = f"a tensor of shape {shape}; or a new layer"
+                self._refuse(f"the tensor {name!r} is {held}, and the layer is made for another", fix=fix)
+        if "bias" not in self._shapes and getattr(self, "bias", None) is not None:
+            self._refuse("the layer was made without a bias, and has one", fix="a new layer, with bias=True")
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name == "weight" or isinstance(param, WeightFacts):  # as pruning of the weight does
