@@ -223,9 +223,9 @@ class _Subject:
             return cls(kernel, _labels(kernel, known if labels is None else labels_of(labels)), kernel.numel())
         check_dense(weight)
         kernel_labels = kernel_labels_of(weight)
-        kernel = own_weight(weight).detach()
         holder = nn.Sequential(weight)
         sites = find_sites(holder)
+        kernel = own_weight(sites["0"].module).detach()
         example = _nominal_example(sites["0"].module) if example is None else example
         calls = record_calls(holder, example, sites)
         return cls(

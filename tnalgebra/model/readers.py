@@ -6,7 +6,6 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
-from functools import cache
 
 from torch import nn
 
@@ -19,13 +18,16 @@ def weights_read(model: nn.Module) -> dict[str, str]:
     Whether the line is reached is not known: a branch may call the layer instead.
     """
     read: dict[str, str] = {}
+    of_kind: dict[type[nn.Module], Mapping[str, str]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for path, method in _paths_read(type(module)).items():
+        kind = type(module)
+        if kind not in of_kind:
+            of_kind[kind] = _paths_read(kind)
+        for path, method in of_kind[kind].items():
             read[f"{prefix}.{path}" if prefix else path] = method
     return read
 
 
-@cache
 def _paths_read(kind: type[nn.Module]) -> Mapping[str, str]:
     """Path below an instance, such as "mlp.fc" -> the method of the class that reads its weight."""
     read: dict[str, str] = {}
