@@ -147,3 +147,13 @@ def test_a_layer_that_does_not_compute_is_not_written(dtype: torch.dtype, tmp_pa
     assert layer.weight.dtype == dtype
     with refused(CheckpointError, str(dtype), "torch.float32"):
         tn.save(layer, tmp_path / "layer.safetensors")
+
+
+def test_a_layer_with_a_core_that_is_computed_is_not_written(tmp_path: Path) -> None:
+    layer = tn.nn.Linear(4, 3, rewrite="cp", size=2)
+    nn.utils.parametrizations.weight_norm(layer, "B")
+    with refused(CheckpointError, "'B'", "remove_parametrizations"):
+        tn.save(layer, tmp_path / "layer.safetensors")
+    nn.utils.parametrize.remove_parametrizations(layer, "B")
+    tn.save(layer, tmp_path / "layer.safetensors")
+    assert torch.equal(tn.load(tmp_path / "layer.safetensors").dense_weight(), layer.dense_weight())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tnalgebra as tn
 from tests.refusals import refused
-from tnalgebra.errors import CompileError
+from tnalgebra.errors import CompileError, LayerError
 
 REWRITES = ("cp", "tucker2", "block_term", "tensor_ring")
 X = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -61,3 +61,24 @@ def test_a_bias_that_comes_or_goes(rewrite: str) -> None:
     other.bias = None
     with refused(CompileError, "'bias'", "missing"):
         other(X)
+
+
+CHANGES = {
+    "padding": (0, 0),
+    "stride": 2,
+    "dilation": (2, 2),
+    "padding_mode": "circular",
+    "groups": 2,
+    "in_channels": 3,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_argument_that_is_changed_later(name: str) -> None:
+    one = layer("tucker2")
+    expected, before = one(X), getattr(one, name)
+    with refused(LayerError, name, "to_dense()"):
+        setattr(one, name, CHANGES[name])
+    setattr(one, name, before)
+    assert torch.equal(one(X), expected)
+    assert getattr(copy.deepcopy(one), name) == before

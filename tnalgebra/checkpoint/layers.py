@@ -30,8 +30,13 @@ def named_layers(model: nn.Module) -> dict[str, tuple[KernelLayer, tuple[str, ..
 
 
 def describe_layer(layer: KernelLayer, names: tuple[str, ...]) -> LayerText:
-    """What a checkpoint says about a layer. Raises CheckpointError: it is of a type in which it does not compute."""
+    """What a checkpoint says about a layer. Raises CheckpointError: it could not be loaded."""
     planning, dtype = layer.planning, layer.weight.dtype
+    computed = [one for one in tensor_nodes(layer.kernel) if one not in {*layer._parameters, *layer._buffers}]
+    if computed:
+        fact = f"the tensor {computed[0]!r} of layer {_quoted(names[0])} is computed from others"
+        fix = "remove the parametrisation, weight norm or pruning first, as by remove_parametrizations"
+        raise CheckpointError(fact, fix=fix)
     if dtype not in COMPUTED:
         fact = f"layer {_quoted(names[0])} is {dtype}, in which a decomposed layer does not compute"
         raise CheckpointError(fact, fix=f"one of {', '.join(map(str, COMPUTED))}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..compiler import Candidates
 from ..errors import DataError, LayerError, RankError, WeightError
 from ..fitting import ModelBudget, MultiplyAddsBudget, ParameterBudget, Size, TimeBudget, read_size
-from ..nn import KernelLayer
+from ..nn import KernelLayer, elements_by_default
 from .attention import unfolding_attentions
 from .budget import group_reasons
 from .conversion import Conversion, count_parameters
@@ -23,7 +23,6 @@ from .curves import FRACTIONS
 from .example import Example
 from .images import inputs_of
 from .input_metrics import RIDGE
-from .modes import elements_by_default
 from .modules import check_initialised, other_kernels
 from .new_layers import LayerMaker
 from .obstacles import find_obstacles

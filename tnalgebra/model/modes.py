@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -30,11 +30,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with modes_kept(model), torch.no_grad():
         model.eval()
         yield
-
-
-def elements_by_default() -> AbstractContextManager[object]:
-    """Tensors have elements where the meta device is the default one, as inside of `with torch.device("meta")`."""
-    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
 
 
 @contextmanager

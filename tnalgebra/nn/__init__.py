@@ -3,7 +3,7 @@
 from .attention import MultiheadAttention, attention_obstacle
 from .base import KernelLayer, check_dense
 from .embedding import Embedding
-from .kernels import fit_constants
+from .kernels import elements_by_default, fit_constants
 from .layers import (
     LAYERS,
     Conv1d,
@@ -57,6 +57,7 @@ __all__ = [
     "check_dense",
     "check_sum",
     "decomposed",
+    "elements_by_default",
     "fit_constants",
     "in_memory_format",
     "kernel_labels_of",

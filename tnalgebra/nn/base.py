@@ -21,7 +21,15 @@ from ..fitting import bonds_of
 from ..networks import NamedTensor, Network, compose, shape_of, tensor_nodes
 from ..rewriting import Fit, Rule, Trace
 from ..tensors import bind
-from .kernels import check_kernel, check_layer_weight, contracted, fit_constants, fit_weight, mean_square
+from .kernels import (
+    check_kernel,
+    check_layer_weight,
+    contracted,
+    elements_by_default,
+    fit_constants,
+    fit_weight,
+    mean_square,
+)
 from .origin import Origin, in_type, origin_of_fit
 from .planning import LayerChoices, Planning, Shaping, checked_format, nominal_shape, split_choices
 from .torch_layers import DECOMPOSABLE, AnyLayer, kernel_labels_of, layer_network, memory_format_of
@@ -62,6 +70,11 @@ class KernelLayer(Weightless):
             fact = f"nn.{cls.__name__} replaces a torch.nn.{cls.dense_class.__name__}, not a {type(module).__name__}"
             raise LayerError(fact, fix=f"a torch.nn.{cls.dense_class.__name__}, or nn.decomposed")
         check_layer_weight(module)
+        with elements_by_default():
+            return cls._fitted(module, rewrite, size, choices)
+
+    @classmethod
+    def _fitted(cls, module: AnyLayer, rewrite: LayerRewrite, size: object, choices: LayerChoices) -> Self:
         planning, fitting = split_choices(choices)
         if isinstance(rewrite, Fit):
             fit = rewrite
@@ -209,6 +222,16 @@ class KernelLayer(Weightless):
         """The network that is computed, without the bias, and the nominal shape of each of its inputs."""
         dense = layer_network(module)
         return compose(kernel, dense.network, into=next(iter(dense.values))), {"X": nominal_shape(module, planning)}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """See `Module`. Raises LayerError for an argument of the layer, by which it is planned."""
+        fixed = {*self.argument_names, "output_padding"} - {"bias"}
+        if name in fixed and "kernel" in self.__dict__ and value != getattr(self, name):
+            fact = (
+                f"{name} of an nn.{type(self).__name__} cannot be changed: its plan is made for {getattr(self, name)}"
+            )
+            raise LayerError(fact, fix=f"dense = layer.to_dense(); dense.{name} = ...; nn.decomposed(dense, ...)")
+        super().__setattr__(name, value)
 
     def _check_names(self, network: Network) -> None:
         reserved = (*_OWN_NAMES, *self.argument_names, *Compiled.__annotations__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 
 import torch
@@ -15,6 +16,11 @@ from ..networks import Fuse, Network, fresh, relabel, shape_of
 from ..rewriting import Choices, Fit, Rule
 from ..tensors import value_of
 from .torch_layers import AnyLayer, kernel_labels_of, layer_network, own_weight
+
+
+def elements_by_default() -> AbstractContextManager[object]:
+    """Tensors have elements where the meta device is the default one, as inside of `with torch.device("meta")`."""
+    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
 
 
 def check_kernel(module: AnyLayer) -> None:
@@ -58,7 +64,9 @@ def _without_fuses(kernel: Network) -> Network:
 
 def contracted(kernel: Network, values: Mapping[str, Tensor]) -> Tensor:
     """The value of a kernel's network in float64."""
-    return value_of(_without_fuses(kernel), values, dtype=torch.float64).reshape(shape_of(kernel, kernel.output))
+    with elements_by_default():
+        value = value_of(_without_fuses(kernel), values, dtype=torch.float64)
+    return value.reshape(shape_of(kernel, kernel.output))
 
 
 def mean_square(kernel: Network, values: Mapping[str, Tensor]) -> float:
