@@ -19,7 +19,7 @@ class Settings:
     Attributes:
         seed: of the first guesses, from 0 to 2^63 - 1.
         starts: how many first guesses are fitted side by side, from 1 to 4096; the best end is kept. A tree is fitted
-            by SVDs and needs none.
+            by SVDs and needs none. Above 8 million elements a kernel has fewer, so that they fit into memory.
         sweeps: the most sweeps over all cores. With 0, the result is the best first guess, or the SVDs of a tree.
         dtype: of the computation, torch.float64 or torch.float32.
         stability: how much small cores are worth, from 0 to 1. The search minimises ||K - K~||^2 * (1 + B)^stability,

@@ -40,6 +40,11 @@ FOUND = 1e3
 """Below this multiple of the error of rounding, a fit needs no second wave."""
 
 
+MOST_TOGETHER = 2**27
+"""The most starts times elements of the target, so that what all starts need at once fits into memory: a matrix of
+4096 x 11008 has two starts. Kernels of less than 8 million elements have as many as are asked for by default."""
+
+
 class Stage(NamedTuple):
     """A part of a descent by Gauss-Newton.
 
@@ -81,11 +86,12 @@ FIRST_STEPS, STEPS = 20, 100
 def search_from_guesses(objective: Objective, settings: Settings) -> list[SearchResult]:
     """Descend from random cores, and from a second wave of them where an exact fit may have been missed."""
     generator = torch.Generator().manual_seed(settings.seed)
-    results = follow_starts(objective, _guesses(objective, settings.starts, generator), settings)
+    starts = max(1, min(settings.starts, MOST_TOGETHER // max(1, objective.target[0].numel())))
+    results = follow_starts(objective, _guesses(objective, starts, generator), settings)
     again = torch.tensor([n for n, (_, report) in enumerate(results) if _may_be_better(objective, report.starts[0])])
     if len(again) and settings.sweeps >= FIRST_SWEEPS + MORE_SWEEPS:
         part = objective.of_layers(again.to(objective.target.device))
-        others = follow_starts(part, _guesses(part, MORE_GUESSES * settings.starts, generator), settings)
+        others = follow_starts(part, _guesses(part, MORE_GUESSES * starts, generator), settings)
         for number, other in zip(again.tolist(), others, strict=True):
             if other[1].starts[0] < results[number][1].starts[0]:
                 results[number] = other
