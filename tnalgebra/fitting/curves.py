@@ -74,18 +74,24 @@ class ErrorCurve:
             return None
         return self._in_metric.loss(ranks)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether `loss` is in the norm of the fit: in the Frobenius norm, or in a metric that one core can take up."""
+        return self.tree is not None and (self.metric is None or self._objective.absorbing() is not None)
+
+    @cached_property
+    def _objective(self) -> Objective:
+        metrics = [] if self.metric is None else [split_metric(self.metric, self.right)]
+        return objective_of(self.target[None], self.right, dict.fromkeys(bonds_of(self.right), 1), metrics=metrics)
+
     @cached_property
     def _in_metric(self) -> TreeSpectra | None:
-        """The spectra of what the cores have to come near in the metric, or the nearest Kronecker product to it."""
+        """The spectra of what the cores have to come near in the metric, or in the nearest Kronecker product to it."""
         if self.metric is None or self.tree is None:
             return self._spectra
-        ones = dict.fromkeys(bonds_of(self.right), 1)
-        objective = objective_of(self.target[None], self.right, ones, metrics=[split_metric(self.metric, self.right)])
-        return TreeSpectra(_whitened(objective, self.metric), self.tree)
-
-
-def _whitened(objective: Objective, metric: Metric) -> Tensor:
-    """The target of one layer after its metric was taken up by the cores."""
-    if objective.absorbing() is not None:
-        return objective.absorb(metric.factor()[None].to(objective.target)).target[0]
-    return objective.whiten(objective.whitening()).target[0]
+        objective = self._objective
+        if objective.absorbing() is not None:
+            whitened = objective.absorb(self.metric.factor()[None].to(objective.target))
+        else:
+            whitened = objective.whiten(objective.whitening())
+        return TreeSpectra(whitened.target[0], self.tree)

@@ -30,8 +30,8 @@ FINALISTS = 2
 """The starts that are followed to the end where the residual stays large, because starts have similar ends there."""
 
 SLOW_TREE = 3e-4
-"""The same for a tree in a metric, which begins near its end: its error was at most 0.3 % above that of a descent to the
-end, in half the sweeps or less."""
+"""The same for a tree in a metric, which begins near its end: its error was at most 0.3 % above that of a descent to
+the end, in half the sweeps or less."""
 
 MORE_GUESSES = 3
 """A second wave has this many times the starts of the first, because another basin may fit exactly."""

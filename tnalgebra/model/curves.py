@@ -20,7 +20,7 @@ from .progress import progress_bar
 FRACTIONS = (0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 """Parts of a kernel's parameters at which its error curve has points."""
 
-CURVE_STARTS, CURVE_SWEEPS = 2, 6
+CURVE_STARTS, CURVE_SWEEPS = 2, 4
 """Starts and sweeps of a fit that measures a point: the order of the points matters, not their last digit."""
 
 LEAST_LOSS = 1e-12
@@ -64,6 +64,7 @@ class Point:
     network: of the kernel, with these ranks.
     constants: names of its tensors that are not fitted.
     guess: about proportional to the cost.
+    expected: about proportional to the loss, where anything is known about it.
     cost: of the layer; None as long as it was not counted.
     loss: that it causes; None as long as it was not measured.
     """
@@ -72,12 +73,17 @@ class Point:
     network: Network
     constants: frozenset[str]
     guess: float
+    expected: float = 1.0
     cost: int | None = None
     loss: float | None = None
 
     @property
     def parameters(self) -> int:
         return self.treatment.parameters
+
+    @property
+    def is_measured(self) -> bool:
+        return self.cost is not None and self.loss is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,18 +147,31 @@ class ErrorCurves:
             least = sum(way.cost for way in chosen.values())
             if least <= limit:
                 chosen = allocate(curves, limit)
-            estimated = {name: way.treatment for name, way in chosen.items() if not way.measured}
-            if estimated:
-                self._measure_all(estimated)
+            open_points = self._open_points(chosen)
+            if open_points:
+                self.measure(open_points)
             elif least <= limit:
                 return chosen
             else:
                 raise self._too_small(budget, rest, least, others or {})
 
-    def _measure_all(self, treatments: Mapping[str, Treatment | None]) -> None:
-        """Measure the points of these treatments."""
-        every = [(name, point) for name in treatments for curve in self.points[name] for point in curve]
-        self.measure([(name, point) for name, point in every if point.treatment is treatments[name]])
+    def _open_points(self, chosen: Mapping[str, Way]) -> list[tuple[str, Point]]:
+        """The chosen points that are not measured; if all of them are, those beside them whose losses are estimated."""
+        places = [
+            (name, curve, place)
+            for name, way in chosen.items()
+            for curve in self.points[name]
+            for place, point in enumerate(curve)
+            if point.treatment is way.treatment
+        ]
+        estimated = [(name, curve[place]) for name, curve, place in places if not curve[place].is_measured]
+        beside = [
+            (name, point)
+            for name, curve, place in places
+            for point in (*curve[max(place - 1, 0) : place], *curve[place + 1 : place + 2])
+            if point.loss is None
+        ]
+        return estimated or beside
 
     def _too_small(self, budget: ModelBudget, rest: int, least: int, others: Mapping[str, str]) -> RankError:
         """The error of a budget that cannot be met.
@@ -179,12 +198,18 @@ class ErrorCurves:
 def _ways_of(curve: Sequence[Point]) -> list[Way]:
     """A way for each point of a curve. Where cost or loss are missing, they are estimated from the points beside."""
     counted = [(point.parameters, point.cost / point.guess) for point in curve if point.cost is not None]
-    fitted = [(point.parameters, math.log(max(point.loss, LEAST_LOSS))) for point in curve if point.loss is not None]
+    fitted = [
+        (point.parameters, math.log(max(point.loss, LEAST_LOSS) / point.expected))
+        for point in curve
+        if point.loss is not None
+    ]
     ways = []
     for point in curve:
         cost = point.cost or max(1, round(point.guess * _least_beside(counted, point.parameters)))
-        loss = point.loss if point.loss is not None else min(1.0, math.exp(_between(fitted, point.parameters)))
-        ways.append(Way(cost, loss, point.treatment, None not in (point.cost, point.loss)))
+        loss = point.loss
+        if loss is None:
+            loss = min(1.0, point.expected * math.exp(_between(fitted, point.parameters)))
+        ways.append(Way(cost, loss, point.treatment, point.is_measured))
     return ways
 
 
@@ -293,8 +318,12 @@ class _Measurement:
     def _outlined(self, name: str, treatment: Treatment, outline: Outline, ranks: Mapping[str, int]) -> Point:
         network = outline.network(ranks)
         loss = outline.loss(ranks) if self.loss_of is None else None
+        expected = 1.0 if loss is None else max(loss, LEAST_LOSS)
         at_ranks = treatment.at_ranks(ranks, network.parameters)
-        return Point(at_ranks, network, outline.constants, self.costs.guess(name, network), loss=loss)
+        guess = self.costs.guess(name, network)
+        return Point(
+            at_ranks, network, outline.constants, guess, expected, loss=loss if outline.curve.is_exact else None
+        )
 
     def _smaller(self, points: Sequence[Point], weight: Tensor) -> list[Point]:
         smaller = [point for point in points if point.parameters < weight.numel()]
