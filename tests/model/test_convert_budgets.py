@@ -13,7 +13,7 @@ from tests.conversion_cases import SHAPE, assert_same, count, inputs, network, s
 from tests.refusals import refused
 from tnalgebra.decompositions.families import tucker2
 from tnalgebra.errors import DataError, RankError
-from tnalgebra.fitting.ranks import MultiplyAddsBudget, ParameterBudget
+from tnalgebra.fitting.size import MultiplyAddsBudget, ParameterBudget
 from tnalgebra.model.convert import convert
 from tnalgebra.model.input_metrics import input_metrics
 from tnalgebra.model.patterns import optional
