@@ -36,22 +36,23 @@ class LayerMaker:
     backward: bool = False
     _counts: dict[tuple[object, ...], int] = field(default_factory=dict)
 
-    def make(self, name: str, fit: Fit) -> list[KernelLayer]:
+    def make(self, name: str, fit: Fit, *, tune: bool | None = None) -> list[KernelLayer]:
         """The layer, planned for the input of its first call where there was one, and those tied to it."""
-        layers = [self._make(member, fit) for member in self.sites[name].members]
+        layers = [self._make(member, fit, tune) for member in self.sites[name].members]
         tie_layers(layers)
         return layers
 
-    def _make(self, site: Site, fit: Fit) -> KernelLayer:
-        layer = decomposed(without_hooks(site.module), fit, **self._planning(site))
+    def _make(self, site: Site, fit: Fit, tune: bool | None) -> KernelLayer:
+        layer = decomposed(without_hooks(site.module), fit, **self._planning(site, tune))
         if any(one.is_meta for one in layer.parameters()):
             fact = "the new layer is put on the meta device while it is made"
             fix = "convert outside of accelerate.init_empty_weights and the like"
             raise LayerError(fact, because="the parameters of new modules lose their elements here", fix=fix)
         return layer
 
-    def _planning(self, site: Site) -> Planning:
-        planning = Planning(candidates=self.candidates, tune=self.tune, backward=self.backward)
+    def _planning(self, site: Site, tune: bool | None) -> Planning:
+        tune = self.tune if tune is None else tune
+        planning = Planning(candidates=self.candidates, tune=tune, backward=self.backward)
         calls = self.calls.get(site.names[0])
         return planning | planning_for(site.module, calls[0].shape, calls[0].memory_format) if calls else planning
 
@@ -131,7 +132,7 @@ class LayerMaker:
                     network,
                     values,
                     constants=constants,
-                    planning=self._planning(member),
+                    planning=self._planning(member, tune=False),
                     origin=Origin(),
                 )
             )
