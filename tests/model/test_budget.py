@@ -13,7 +13,7 @@ from tnalgebra.decompositions.cuts import cut
 from tnalgebra.errors import RankError, TnalgebraError
 from tnalgebra.fitting import MultiplyAddsBudget
 from tnalgebra.model.budget import Treatment, Way, allocate, lower_hull
-from tnalgebra.model.curves import Costs, ErrorCurves, Point
+from tnalgebra.model.curves import Costs, CurvePoint, ErrorCurves
 from tnalgebra.networks import parse
 
 WAYS = st.tuples(st.integers(1, 30), st.integers(0, 50).map(float)).map(lambda numbers: Way(*numbers))
@@ -84,7 +84,7 @@ def error_curves(curves: dict[str, list[Way]], rest: int, *, known: bool) -> Err
     points = {
         name: [
             [
-                Point(
+                CurvePoint(
                     Treatment(rule, {"r": number + 1}, parameters=way.cost),
                     parse("K[a b]"),
                     frozenset(),
@@ -98,7 +98,7 @@ def error_curves(curves: dict[str, list[Way]], rest: int, *, known: bool) -> Err
         for name, ways in curves.items()
     }
 
-    def measure(asked: Sequence[tuple[str, Point]]) -> dict[str, TnalgebraError]:
+    def measure(asked: Sequence[tuple[str, CurvePoint]]) -> dict[str, TnalgebraError]:
         for name, point in asked:
             (curve,) = points[name]
             point.cost, point.loss, *_ = sorted(curves[name])[curve.index(point)]

@@ -17,18 +17,16 @@ from .metric import Metric
 from .objective import Objective, Occurrence
 from .ranks import UpTo, allowance, kept, plain_rank, rank_of
 from .size import ParameterBudget, Rank, Size
+from .tree_spectra import TreeSpectra, bond_spectrum, tree_ranks
 from .trees import (
     CoreTree,
     NoTreeError,
-    TreeSpectra,
-    bond_spectrum,
     bonds_of,
     cores_of,
     matrix_of,
     open_labels,
     splitting,
     tree_of,
-    tree_ranks,
 )
 
 ORTHONORMAL = 1e-6

@@ -14,7 +14,8 @@ from .metric import Metric
 from .objective import Objective
 from .size import Size
 from .targets import prepare_target, split_metric
-from .trees import TreeSpectra, attained_ranks, bonds_of, open_labels
+from .tree_spectra import TreeSpectra
+from .trees import attained_ranks, bonds_of, open_labels
 
 
 class ErrorCurve:

@@ -32,7 +32,8 @@ from .search import (
 )
 from .size import Size
 from .targets import prepare_target, split_metric
-from .trees import CoreTree, TreeSpectra, fit_tree
+from .tree_spectra import TreeSpectra
+from .trees import CoreTree, fit_tree
 
 
 def fit_cores(

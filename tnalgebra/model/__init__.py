@@ -5,11 +5,11 @@ from .batch_norm import batch_norms, recalibrate_batch_norm
 from .compare import compare
 from .comparison import Comparison
 from .convert import convert
-from .curves import FRACTIONS
 from .folding import Folding, fold_batch_norm
 from .image_files import load_images
 from .images import Images, batch_rows, check_classes
 from .input_metrics import fit_in_order, input_metrics
+from .measure_curves import FRACTIONS
 from .modes import evaluating, modes_kept
 from .modules import names_of_modules
 from .obstacles import find_obstacles

@@ -12,9 +12,10 @@ from ..fitting import Metric, ModelBudget, ParameterBudget, Size, TimeBudget
 from ..nn import KernelLayer, kernel_labels_of
 from ..rewriting import Fit
 from .budget import Treatment, error_of, ranks_of
-from .curves import measure_curves, parameter_costs
+from .curves import parameter_costs
 from .example import Example
 from .input_metrics import fit_in_order, input_metrics
+from .measure_curves import measure_curves
 from .new_layers import LayerMaker
 from .obstacles import find_obstacles
 from .patterns import Assigned, Offer

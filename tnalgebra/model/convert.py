@@ -19,7 +19,6 @@ from ..nn import KernelLayer, elements_by_default
 from .attention import unfolding_attentions
 from .budget import group_reasons
 from .conversion import Conversion, count_parameters
-from .curves import FRACTIONS
 from .example import Example
 from .images import inputs_of
 from .input_metrics import RIDGE

@@ -17,9 +17,10 @@ from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Rank, Size, T
 from ..nn import kernel_labels_of, kernel_layers
 from ..rewriting import Fit, Rule
 from .budget import Treatment
-from .curves import FRACTIONS, Costs, ErrorCurves, measure_curves, parameter_costs
+from .curves import Costs, ErrorCurves, parameter_costs
 from .example import Example
 from .input_metrics import RIDGE, fit_in_order
+from .measure_curves import FRACTIONS, measure_curves
 from .new_layers import LayerMaker
 from .surgery import find_sites, record_calls
 
