@@ -22,6 +22,7 @@ from .conversion import Conversion, count_parameters
 from .example import Example
 from .images import inputs_of
 from .input_metrics import RIDGE
+from .measure_curves import FRACTIONS
 from .modules import check_initialised, other_kernels
 from .new_layers import LayerMaker
 from .obstacles import find_obstacles
