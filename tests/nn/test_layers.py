@@ -501,3 +501,16 @@ def test_a_decomposed_layer_is_not_decomposed_again() -> None:
     with refused(LayerError, "Sequential", "decomposed already", "to_dense()"):
         tnalgebra.convert(torch_nn.Sequential(layer), {"*": "cp"}, size=2)
     assert isinstance(tensor_nn.decomposed(layer.to_dense(), "cp", 2, starts=1), tensor_nn.Conv2d)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_grouped_window_of_one_element_along_an_axis(dtype: torch.dtype) -> None:
+    """In channels_last torch computes wrong numbers where that axis of the kernel has an unusual stride."""
+    torch.manual_seed(0)
+    module = torch_nn.ConvTranspose2d(6, 6, (2, 1), stride=(1, 3), padding=(0, 1), groups=2, dtype=dtype)
+    rewrite = "K[in out kh kw] => A[p kw] B[in p kh out] -> [in out kh kw]"
+    layer = tensor_nn.decomposed(module, rewrite, 1, batch_size=2, input_size=6)
+    x = torch.randn(2, 6, 7, 6, dtype=dtype).transpose(-1, -2)
+    expected = layer.to_dense().double()(x.double())
+    for one in (layer, layer.eval().freeze()):
+        assert (one(x).double() - expected).norm() < 8 * torch.finfo(dtype).eps * expected.norm()

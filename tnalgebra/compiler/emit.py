@@ -177,7 +177,8 @@ class _Emitter:
         return self.graph.call_function(torch.matmul, (left, right))
 
     def _convolution(self, operation: ops.Convolve, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
-        right = self._plain_strides(operation.kernel, right)
+        groups = self._total(operation.groups)
+        right = self._plain_strides(operation.kernel, right, grouped=groups != 1)
         numbers = {
             "stride": (operation.stride, 1),
             "padding": (operation.padding, 0),
@@ -187,20 +188,20 @@ class _Emitter:
         keywords: dict[str, Any] = {
             name: _short(values) for name, (values, default) in numbers.items() if any(n != default for n in values)
         }
-        groups = self._total(operation.groups)
         if groups != 1:
             keywords["groups"] = groups
         functions = _TRANSPOSED if operation.transposed else _CONVOLUTIONS
         return self.graph.call_function(functions[len(operation.stride)], (left, right, *bias), keywords)
 
-    def _plain_strides(self, number: int, kernel: fx.Node) -> fx.Node:
+    def _plain_strides(self, number: int, kernel: fx.Node, *, grouped: bool) -> fx.Node:
         """A kernel whose axes of one element have the strides that they have in contiguous memory.
 
-        Other strides can be those of channels_last as well, and torch would give the output that memory format.
+        Other strides can be those of channels_last as well, and torch would give the output that memory format. In
+        channels_last, torch computes wrong numbers from a grouped kernel with other strides, without an error.
         """
         axes, style = self._axes(number), self.program.style
         units = any(axis and all(self.program.sizes[label] == 1 for label in axis) for axis in axes)
-        if not units or style.memory_format == "channels_last" or self._is_plain(number):
+        if not units or self._is_plain(number) or (style.memory_format == "channels_last" and not grouped):
             return kernel
         flat = self.graph.call_method("flatten", (kernel,))
         return self.graph.call_function(torch.unflatten, (flat, 0, self.shape(axes)))

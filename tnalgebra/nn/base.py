@@ -307,7 +307,7 @@ class KernelLayer(Weightless):
         """The layer of torch's with the rebuilt weight, and a copy of the bias."""
         layer: AnyLayer = self._empty_dense()
         with torch.no_grad():
-            weight = self.dense_weight().detach().contiguous(memory_format=self._format())
+            weight = self.dense_weight().detach().clone(memory_format=self._format())
         trained = any(core.requires_grad for core in self._cores().values())
         layer.weight = torch_nn.Parameter(weight, requires_grad=trained)
         if self.bias is not None:
