@@ -257,3 +257,20 @@ def test_numbers_beyond_their_type_are_refused() -> None:
     with refused(ValuesError, "'S'", "float16"):
         tn.cut("out | in", form="svd").apply(kernel, 2)
     assert tn.cut("out | in").apply(kernel, 2).relative_error < 1e-3
+
+
+def test_a_long_descent_does_not_depend_on_the_number_of_threads() -> None:
+    """Rounding in another order leads a long descent to another basin."""
+    kernel, before = gaussian(12, 8, 3, 3, 3), torch.get_num_threads()
+    rule = tn.decompositions.read_rewrite("tensor_ring", ("out", "in", "kd", "kh", "kw"))
+    fits = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            fits.append(rule.apply(kernel, 3, starts=1))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    one, two = (fit.values for fit in fits)
+    for name, core in one.items():
+        torch.testing.assert_close(two[name], core, rtol=0, atol=1e-9 * float(core.norm()))

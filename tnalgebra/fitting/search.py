@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import sqrt
 from typing import NamedTuple
@@ -45,6 +46,10 @@ MOST_TOGETHER = 2**27
 4096 x 11008 has two starts. Kernels of less than 8 million elements have as many as are asked for by default."""
 
 
+MOST_ALONE = 2**16
+"""Elements of the largest kernel that is fitted in one thread."""
+
+
 class Stage(NamedTuple):
     """A part of a descent by Gauss-Newton.
 
@@ -83,8 +88,30 @@ FIRST_STEPS, STEPS = 20, 100
 """Gauss-Newton steps of all starts of a tied network, then of the better half; the latter also after alternating."""
 
 
+@contextmanager
+def in_one_thread(objective: Objective) -> Iterator[None]:
+    """Compute small problems in one thread, in which they take no longer, so that a seed gives the same cores anywhere.
+
+    Sums are rounded in another order on each number of threads, and long descents lead from there to other basins.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or objective.target[0].numel() > MOST_ALONE:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def search_from_guesses(objective: Objective, settings: Settings) -> list[SearchResult]:
     """Descend from random cores, and from a second wave of them where an exact fit may have been missed."""
+    with in_one_thread(objective):
+        return _search(objective, settings)
+
+
+def _search(objective: Objective, settings: Settings) -> list[SearchResult]:
     generator = torch.Generator().manual_seed(settings.seed)
     starts = max(1, min(settings.starts, MOST_TOGETHER // max(1, objective.target[0].numel())))
     results = follow_starts(objective, _guesses(objective, starts, generator), settings)
