@@ -42,7 +42,7 @@ Measure: TypeAlias = Callable[[nn.Module, nn.Module, Tensor, str], tuple[Mapping
 """Takes the dense and the compressed network, an example of inputs and the name of its memory format; returns entries
 of the result, and text."""
 
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 """The memory formats that a network may be compressed for."""
 
 
@@ -95,13 +95,13 @@ def compress_model(
     started = perf_counter()
     model = model.to(settings.chosen_device()).eval()
     memory_format = _memory_format(model, images, settings)
-    model = model.to(memory_format=FORMATS[memory_format])
+    model = model.to(memory_format=LAYOUTS[memory_format])
     _check_outputs(model, images, settings)
     tested: dict[str, Any] = {"batch_size": settings.batch_size, "device": settings.chosen_device()}
     before = accuracy(model, images, **tested)
     print(f"\ntop-1 before: {100 * before:.2f} %", flush=True)
     dense = copy.deepcopy(model)
-    example = _example(images, settings).to(memory_format=FORMATS[memory_format])
+    example = _example(images, settings).to(memory_format=LAYOUTS[memory_format])
     model, report = _convert(model, training, example, settings, fractions=fractions)
     if settings.recalibrate_bn and training is not None and batch_norms(model):
         some = settings.recalibration(training)
@@ -153,10 +153,10 @@ def _memory_format(model: nn.Module, images: Images, settings: CompressSettings)
         return settings.memory_format
     example = _example(images, settings)
     models = [
-        (copy.deepcopy(model).to(memory_format=layout), example.to(memory_format=layout)) for layout in FORMATS.values()
+        (copy.deepcopy(model).to(memory_format=layout), example.to(memory_format=layout)) for layout in LAYOUTS.values()
     ]
-    seconds = dict(zip(FORMATS, time_models(*models), strict=True))
-    return min(FORMATS, key=lambda name: seconds[name])
+    seconds = dict(zip(LAYOUTS, time_models(*models), strict=True))
+    return min(LAYOUTS, key=lambda name: seconds[name])
 
 
 def _example(images: Images, settings: CompressSettings) -> Tensor:

@@ -176,13 +176,7 @@ class KernelLayer(Weightless):
             )
         network, inputs = self._network_and_inputs(module, kernel, planning)
         constants = {*constants} & values.keys()
-        tensors: dict[str, Tensor] = {}
-        for name, value in values.items():
-            moved = value.detach().to(weight.device, weight.dtype, copy=True)
-            trained = torch_nn.Parameter(moved, requires_grad=weight.requires_grad)
-            tensors[name] = moved if name in constants else trained
-        if bias is not None:
-            tensors["bias"] = torch_nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        tensors = _own_tensors(module, values, constants)
         layout = checked_format(planning.get("memory_format"), weight.ndim)
         computed = {*tensor_nodes(network), "bias"}
         weights = {name: tensor for name, tensor in tensors.items() if name in computed}
@@ -436,3 +430,16 @@ def check_dense(module: torch_nn.Module) -> None:
     if kinds and not any(isinstance(one, DECOMPOSABLE) for one in module.modules()):
         fact = f"all kernels of this {type(module).__name__} are decomposed already"
         raise LayerError(fact, fix="the model as it was, or layer.to_dense() of its layers")
+
+
+def _own_tensors(module: AnyLayer, values: Mapping[str, Tensor], constants: Collection[str]) -> dict[str, Tensor]:
+    """Copies of the values of a network, and of the bias, as torch's layer holds its own: parameters but for constants."""
+    weight, bias = module.weight, module._parameters.get("bias")
+    tensors: dict[str, Tensor] = {}
+    for name, value in values.items():
+        copied = value.detach().to(weight.device, weight.dtype, copy=True)
+        trained = torch_nn.Parameter(copied, requires_grad=weight.requires_grad)
+        tensors[name] = copied if name in constants else trained
+    if bias is not None:
+        tensors["bias"] = torch_nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+    return tensors
