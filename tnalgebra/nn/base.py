@@ -203,12 +203,16 @@ class KernelLayer(Weightless):
         self._parameters = {name: self._parameters[name] for name in tensors if name in self._parameters}
         if bias is None:
             self.register_parameter("bias", None)
-        for name in (*self.argument_names, "output_padding"):
-            if name != "bias" and hasattr(module, name):
-                setattr(self, name, getattr(module, name))
+        self._copy_arguments(module)
         self.kernel = kernel
         self._shapes = {name: tuple(getattr(self, name).shape) for name in self._weights}
         self._watch()
+
+    def _copy_arguments(self, module: AnyLayer) -> None:
+        """Have the arguments of torch's layer as attributes, under their names."""
+        for name in (*self.argument_names, "output_padding"):
+            if name != "bias" and hasattr(module, name):
+                setattr(self, name, getattr(module, name))
 
     def _network_and_inputs(
         self, module: AnyLayer, kernel: Network, planning: Planning
@@ -433,7 +437,9 @@ def check_dense(module: torch_nn.Module) -> None:
 
 
 def _own_tensors(module: AnyLayer, values: Mapping[str, Tensor], constants: Collection[str]) -> dict[str, Tensor]:
-    """Copies of the values of a network, and of the bias, as torch's layer holds its own: parameters but for constants."""
+    """Copies of the values of a network, and of the bias, as torch's layer holds its own; parameters but for
+    constants.
+    """
     weight, bias = module.weight, module._parameters.get("bias")
     tensors: dict[str, Tensor] = {}
     for name, value in values.items():
