@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from math import inf, prod
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
+from opt_einsum import contract_path, get_symbol
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnalgebra as tn
 from tests.compiler_cases import calls, candidate_value, check, compiled
 from tests.strategies import networks, random_values
+from tests.stuck import not_stuck
 from tnalgebra.compiler.computation import Computation, computations, sort_nodes
 from tnalgebra.compiler.cost import CostModel, Workload
 from tnalgebra.compiler.search import EXACT, cheapest_trees, exact_search, greedy_search, improved
@@ -187,7 +190,7 @@ def test_orders_beyond_the_exact_search_are_never_better_than_it(network: Networ
     steps = steps_of(sort_nodes(network, []))
     greedy = greedy_search(steps, steps.leaves(patterns=True))
     if greedy is not None:
-        better = improved(steps, greedy, keep=1)
+        better = improved(steps, greedy)
         check_prices(steps, better)
         assert exact(steps, patterns=True)[0].seconds <= better.seconds <= greedy.seconds
 
@@ -219,6 +222,40 @@ def test_a_train_of_27_cores() -> None:
     module = check(f"X[n:3 {' '.join(axes[:13])}] {cores} -> [n {' '.join(axes[13:])}]", "X")
     # the cheapest way multiplies the input by one core after the other: at most 3*128*2*3*3 each
     assert module.plan.multiply_adds <= 27 * 3 * 128 * 2 * 9
+
+
+@pytest.mark.parametrize("nodes", [16, 30])
+@pytest.mark.parametrize("bonds", [0, 4])
+def test_orders_of_many_nodes_are_near_those_of_opt_einsum(nodes: int, bonds: int) -> None:
+    """Trees, and trees with more bonds; the exact search of opt_einsum finds the fewest multiply-adds."""
+    generator = random.Random(nodes + bonds)
+    ends: list[list[str]] = [[] for _ in range(nodes)]
+    pairs = [(node, generator.randrange(node)) for node in range(1, nodes)]
+    pairs += [tuple(generator.sample(range(nodes), 2)) for _ in range(bonds)]
+    for number, pair in enumerate(pairs):
+        for node in pair:
+            ends[node].append(f"e{number}:{2 + number % 3}")
+    network = parse(" ".join(f"T{node}[{' '.join(labels)}]" for node, labels in enumerate(ends)))
+    labels = [[get_symbol(list(network.sizes).index(label)) for label in node.labels] for node in network.nodes]
+    shapes = [tuple(network.sizes[label] for label in node.labels) for node in network.nodes]
+    path, _ = contract_path(",".join(map("".join, labels)) + "->", *shapes, shapes=True, optimize="dp")
+    rest, fewest = [set(node.labels) for node in network.nodes], 0
+    for one, other in map(sorted, path):
+        joined = rest.pop(other) | rest.pop(one)
+        fewest += prod(network.sizes[label] for label in joined)
+        rest.append(joined & set().union(*rest))
+    (tree,) = cheapest_trees(steps_of(sort_nodes(network, [])), keep=1)
+    assert tree.seconds <= 1.5 * fewest
+
+
+def test_a_chain_of_300_matrices() -> None:
+    chain = parse("X[n:3 b0] " + " ".join(f"A{n}[b{n}:{2 + n % 3} b{n + 1}]" for n in range(300)) + " Y[b300:2] -> [n]")
+    steps = steps_of(sort_nodes(chain, ["X"]))
+    with not_stuck():
+        (tree,) = cheapest_trees(steps, keep=1)
+    check_prices(steps, tree)
+    vectors_first = sum((2 + n % 3) * (2 + (n + 1) % 3 if n < 299 else 2) for n in range(300))
+    assert tree.seconds <= 2 * 3 * vectors_first
 
 
 @pytest.mark.slow

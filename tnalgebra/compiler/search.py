@@ -7,16 +7,21 @@ For more than `EXACT` nodes an order is found greedily, and then parts of it are
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import combinations, count
+from math import inf
 
-from .steps import MAX_WINDOWS, ContractionTree, Steps, Windows
+from .steps import MAX_WINDOWS, ContractionTree, Steps, Windows, bits
 
 EXACT = 12
 """Largest number of nodes for which all orders are compared."""
 
 WINDOW = 9
 """Number of nodes in the parts of a larger order that are searched exactly."""
+
+REPEATED = 40
+"""Largest number of nodes for which such searches are repeated until they find nothing cheaper."""
 
 
 def cheapest_trees(steps: Steps, *, keep: int, patterns: bool = False) -> list[ContractionTree]:
@@ -32,7 +37,12 @@ def cheapest_trees(steps: Steps, *, keep: int, patterns: bool = False) -> list[C
     tree = greedy_search(steps, leaves)
     if tree is None and not patterns:
         tree = weights_first(steps)
-    return [improved(steps, tree, keep=keep)] if tree else []
+    if tree is None:
+        return []
+    before, tree = tree, improved(steps, tree)
+    while len(steps.node_labels) <= REPEATED and tree.seconds < before.seconds * (1 - 1e-9):
+        before, tree = tree, improved(steps, tree)
+    return [tree]
 
 
 # Exact search ----------------------------------------------------------------------------------------------------
@@ -41,12 +51,12 @@ def cheapest_trees(steps: Steps, *, keep: int, patterns: bool = False) -> list[C
 class _Kept:
     """The trees of one set that were among the `keep` cheapest when they were added."""
 
-    def __init__(self, trees: Sequence[ContractionTree], keep: int) -> None:
-        self.keep, self.trees = keep, list(trees)
+    def __init__(self, trees: Sequence[ContractionTree], keep: int, limit: float) -> None:
+        self.keep, self.trees, self.limit = keep, list(trees), limit
         self.least = sorted(tree.seconds for tree in trees)[:keep]
 
     def admits(self, seconds: float) -> bool:
-        return len(self.least) < self.keep or seconds < self.least[-1]
+        return seconds < (self.limit if len(self.least) < self.keep else self.least[-1])
 
     def add(self, tree: ContractionTree) -> None:
         self.trees.append(tree)
@@ -55,14 +65,22 @@ class _Kept:
 
     def cheapest(self) -> list[ContractionTree]:
         """The `keep` cheapest distinct trees."""
+        if self.keep == 1:
+            return [min(self.trees, key=lambda tree: tree.seconds)]
         distinct: dict[str, ContractionTree] = {}
         for tree in sorted(self.trees, key=lambda tree: tree.seconds):
             distinct.setdefault(tree.text, tree)
         return list(distinct.values())[: self.keep]
 
 
-def exact_search(steps: Steps, items: Sequence[ContractionTree], target: int, *, keep: int) -> list[ContractionTree]:
-    """The cheapest trees of the set `target`, made of the items and of the views of the set that are in no item."""
+def exact_search(
+    steps: Steps, items: Sequence[ContractionTree], target: int, *, keep: int, limit: float = inf
+) -> list[ContractionTree]:
+    """The cheapest trees of the set `target`, made of the items and of the views of the set that are in no item.
+
+    Args:
+        limit: seconds that every tree that is joined takes less than.
+    """
     tensors = (1 << steps.first_view) - 1
     free = target & ~tensors
     atoms = [item.mask for item in items if item.mask.bit_count() != 1 or item.mask <= tensors]
@@ -74,10 +92,14 @@ def exact_search(steps: Steps, items: Sequence[ContractionTree], target: int, *,
         table.setdefault(item.mask, []).append(item)
     # every union of units, after all its subsets
     masks = [0] * (1 << len(units))
+    connected = _connected(steps, units)
     for number in range(1, len(masks)):
         low = number & -number
         mask = masks[number] = masks[number ^ low] | units[low.bit_length() - 1]
-        kept = _Kept(table.get(mask, ()), keep)
+        if not connected[number]:
+            continue
+        steps.live(mask, (masks[number ^ low], units[low.bit_length() - 1]))
+        kept = _Kept(table.get(mask, ()), keep, limit)
         for tree in _views(steps, mask, mask & free, table):
             kept.add(tree)
         for windows in steps.absorbable(mask, mask & free):
@@ -87,6 +109,24 @@ def exact_search(steps: Steps, items: Sequence[ContractionTree], target: int, *,
         if kept.trees:
             table[mask] = kept.cheapest()
     return table.get(target, [])
+
+
+def _connected(steps: Steps, units: Sequence[int]) -> list[bool]:
+    """For every set of units whether its nodes may be joined before others: no tree has a set for which this is False.
+
+    From every connected set some unit can be taken away so that the rest is still connected.
+    """
+    if not steps.is_connected:
+        return [True] * (1 << len(units))
+    links = [sum(1 << n for n, other in enumerate(units) if steps.may_meet(one, other)) for one in units]
+    connected = [number.bit_count() < 2 for number in range(1 << len(units))]
+    for number in range(1, len(connected)):
+        for place, link in enumerate(links):
+            rest = number ^ 1 << place
+            if rest < number and link & rest and connected[rest]:
+                connected[number] = True
+                break
+    return connected
 
 
 def _views(steps: Steps, mask: int, views: int, table: dict[int, list[ContractionTree]]) -> Iterator[ContractionTree]:
@@ -136,6 +176,8 @@ def _add_joins(
 ) -> None:
     """Join each tree of the left set with each of the right set, as long as the sum is cheap enough."""
     left, right = sides[0][0].mask, sides[1][0].mask
+    if not kept.admits(sides[0][0].seconds + sides[1][0].seconds):
+        return
     seconds = steps.join_price(left, right, windows)
     if seconds is None:
         return
@@ -153,17 +195,16 @@ def _add_joins(
 
 def greedy_search(steps: Steps, leaves: Sequence[ContractionTree]) -> ContractionTree | None:
     """A tree made step by step, each time by the step with the lowest price, less that of reading what it frees."""
-    items = {tree.mask: tree for tree in leaves if tree.step == "leaf"}
-    dense = {tree.mask: tree for tree in leaves if tree.step == "pattern"}
+    items = _Items(steps, [tree for tree in leaves if tree.step == "leaf"])
+    dense = [tree for tree in leaves if tree.step == "pattern"]
     while True:
-        _take_steps(steps, items)
-        used = sum(items)
-        if used == steps.everything and len(items) == 1:
-            return next(iter(items.values()))
-        left_over = [mask for mask in dense if not mask & used]
+        items.take_steps()
+        if not items.free and len(items.trees) == 1:
+            return next(iter(items.trees.values()))
+        left_over = [tree for tree in dense if tree.mask & items.free]
         if not left_over:
             return None
-        items[left_over[0]] = dense[left_over[0]]
+        items.add(left_over[0])
 
 
 def weights_first(steps: Steps) -> ContractionTree | None:
@@ -171,20 +212,56 @@ def weights_first(steps: Steps) -> ContractionTree | None:
 
     Every window can be applied to a kernel that is one tensor.
     """
-    leaves = {tree.mask: tree for tree in steps.leaves(patterns=False)}
-    items = {mask: tree for mask, tree in leaves.items() if not mask & steps.inputs}
-    _take_steps(steps, items)
-    items |= {mask: tree for mask, tree in leaves.items() if mask & steps.inputs}
-    if len(items) + len([*steps.views(steps.everything & ~sum(items))]) > EXACT:
+    leaves = steps.leaves(patterns=False)
+    items = _Items(steps, [tree for tree in leaves if not tree.mask & steps.inputs])
+    items.take_steps()
+    trees = [*items.trees.values(), *(tree for tree in leaves if tree.mask & steps.inputs)]
+    if len(trees) + (items.free & steps.all_views).bit_count() > EXACT:
         return None
-    trees = exact_search(steps, [*items.values()], steps.everything, keep=1)
-    return trees[0] if trees else None
+    cheapest = exact_search(steps, trees, steps.everything, keep=1)
+    return cheapest[0] if cheapest else None
 
 
-def _take_steps(steps: Steps, items: dict[int, ContractionTree]) -> None:
-    """Replace items by the results of the steps with the lowest ranks, until no step is left."""
+class _Items:
+    """The intermediates of a greedy search, and its possible steps by their ranks.
 
-    def rank(tree: ContractionTree) -> float:
+    A step depends on the sets that it takes alone, so every step is made once, with the later of its intermediates. It
+    is forgotten when its turn comes and one of them, or one of its windows, is used already.
+
+    trees: the intermediates by their sets, in the order in which they were made.
+    free: the nodes that are in none of them.
+    """
+
+    def __init__(self, steps: Steps, trees: Iterable[ContractionTree]) -> None:
+        self.steps, self.free = steps, steps.everything
+        self.trees: dict[int, ContractionTree] = {}
+        self._owners: dict[int, int] = {}
+        self._heap: list[tuple[float, int, ContractionTree]] = []
+        self._count = count()
+        for tree in trees:
+            self.add(tree)
+
+    def add(self, tree: ContractionTree) -> None:
+        """Add an intermediate, and the steps that it makes possible."""
+        self.trees[tree.mask] = tree
+        self.free &= ~tree.mask
+        self._owners.update(dict.fromkeys(bits(tree.mask), tree.mask))
+        for step in self._steps_with(tree):
+            heappush(self._heap, (self._rank(step), next(self._count), step))
+
+    def take_steps(self) -> None:
+        """Replace intermediates by the results of the steps with the lowest ranks, until no step is left."""
+        while self._heap:
+            _, _, step = heappop(self._heap)
+            views = sum(1 << number for number in step.views)
+            if views & ~self.free or any(self.trees.get(part.mask) is not part for part in step.parts):
+                continue
+            for part in step.parts:
+                del self.trees[part.mask]
+            self.add(step)
+
+    def _rank(self, tree: ContractionTree) -> float:
+        steps = self.steps
         freed = sum(steps.size(steps.live(part.mask)) for part in tree.parts)
         return (
             tree.seconds
@@ -193,53 +270,56 @@ def _take_steps(steps: Steps, items: dict[int, ContractionTree]) -> None:
             - steps.pointwise(read=freed, written=0)
         )
 
-    while True:
-        step = min(_next_steps(steps, items, steps.everything & ~sum(items)), key=rank, default=None)
-        if step is None:
-            return
-        for part in step.parts:
-            del items[part.mask]
-        items[step.mask] = step
-
-
-def _next_steps(steps: Steps, items: dict[int, ContractionTree], free: int) -> Iterator[ContractionTree]:
-    for tree in items.values():
-        for number in steps.views(free):
-            seconds = steps.view_price(tree.mask, (number,))
+    def _steps_with(self, tree: ContractionTree) -> Iterator[ContractionTree]:
+        for number in self.steps.views(self.steps.near(tree.mask) & self.free):
+            seconds = self.steps.view_price(tree.mask, (number,))
             if seconds is not None:
                 yield ContractionTree(tree.mask | 1 << number, tree.seconds + seconds, "view", (tree,), (number,))
-    for one in items.values():
-        for other in items.values():
-            if one is other:
-                continue
-            for windows in _windows_between(steps, one.mask | other.mask, free):
-                if windows.numbers:
-                    left, right = (side & (one.mask | other.mask) for side in (windows.inputs, windows.kernels))
-                    if not (left and right) or left & ~one.mask or right & ~other.mask:
-                        continue
-                elif one.mask < other.mask:
+        for other in self._partners(tree):
+            yield from self._joins(tree, other)
+            yield from self._joins(other, tree)
+
+    def _partners(self, tree: ContractionTree) -> list[ContractionTree]:
+        """The other intermediates that share a label with this one, or with a view beside it."""
+        near = self.steps.near(tree.mask)
+        for number in self.steps.views(near & self.free):
+            near |= self.steps.near(1 << number)
+        owners = {self._owners.get(bit) for bit in bits(near & ~self.free)}
+        alone = not self.steps.near(tree.mask)
+        return [
+            other
+            for mask, other in self.trees.items()
+            if other is not tree and (mask in owners or alone or not self.steps.near(mask))
+        ]
+
+    def _joins(self, one: ContractionTree, other: ContractionTree) -> Iterator[ContractionTree]:
+        for windows in self._windows_between(one.mask, other.mask):
+            if windows.numbers:
+                left, right = (side & (one.mask | other.mask) for side in (windows.inputs, windows.kernels))
+                if not (left and right) or left & ~one.mask or right & ~other.mask:
                     continue
-                seconds = steps.join_price(one.mask, other.mask, windows)
-                if seconds is not None:
-                    mask, total = one.mask | other.mask | windows.mask, one.seconds + other.seconds + seconds
-                    yield ContractionTree(mask, total, "join", (one, other), windows.numbers, windows.transposed)
+            elif one.mask < other.mask:
+                continue
+            seconds = self.steps.join_price(one.mask, other.mask, windows)
+            if seconds is not None:
+                mask, total = one.mask | other.mask | windows.mask, one.seconds + other.seconds + seconds
+                yield ContractionTree(mask, total, "join", (one, other), windows.numbers, windows.transposed)
+
+    def _windows_between(self, one: int, other: int) -> Iterator[Windows]:
+        """The sets of free windows, the empty set included, that a join may absorb."""
+        steps = self.steps
+        near = list(steps.views(steps.near(one) & steps.near(other) & self.free))
+        yield Windows()
+        for size in range(1, min(MAX_WINDOWS, len(near)) + 1):
+            for chosen in combinations(near, size):
+                views = sum(1 << number for number in chosen)
+                sets = steps.absorbable(one | other | views, views)
+                yield from (windows for windows in sets if windows.mask == views)
 
 
-def _windows_between(steps: Steps, whole: int, free: int) -> Iterator[Windows]:
-    """The sets of free windows, the empty set included, that a join into a set of nodes may absorb."""
-    touching = 0
-    for number, labels in enumerate(steps.node_labels):
-        touching |= labels if whole >> number & 1 else 0
-    near = [number for number in steps.views(free) if steps.node_labels[number] & touching]
-    for count in range(min(MAX_WINDOWS, len(near)) + 1):
-        for chosen in combinations(near, count):
-            views = sum(1 << number for number in chosen)
-            yield from (windows for windows in steps.absorbable(whole | views, views) if windows.mask == views)
-
-
-def improved(steps: Steps, tree: ContractionTree, *, keep: int) -> ContractionTree:
+def improved(steps: Steps, tree: ContractionTree) -> ContractionTree:
     """The tree with parts of it replaced by the result of an exact search, where that is cheaper."""
-    parts = tuple(improved(steps, part, keep=keep) for part in tree.parts)
+    parts = tuple(improved(steps, part) for part in tree.parts)
     if parts:
         seconds = tree.seconds - sum(p.seconds for p in tree.parts) + sum(p.seconds for p in parts)
         tree = ContractionTree(tree.mask, seconds, tree.step, parts, tree.views, tree.transposed)
@@ -254,5 +334,5 @@ def improved(steps: Steps, tree: ContractionTree, *, keep: int) -> ContractionTr
         views += len(chosen.views)
     if len(items) < 2:
         return tree
-    trees = exact_search(steps, items, tree.mask, keep=keep)
+    trees = exact_search(steps, items, tree.mask, keep=1, limit=tree.seconds)
     return trees[0] if trees and trees[0].seconds < tree.seconds * (1 - 1e-9) else tree

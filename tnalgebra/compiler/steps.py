@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from math import prod
 from typing import Literal, NamedTuple
@@ -23,11 +24,20 @@ from ..networks import Conv, Fuse
 from .computation import Computation, labels_from_inputs, moving_labels
 from .cost import CostModel, Workload
 
+
+def bits(mask: int) -> Iterator[int]:
+    """The single bits of a set, the lowest first."""
+    while mask:
+        low = mask & -mask
+        yield low
+        mask ^= low
+
+
 MAX_WINDOWS = 3
 """Number of windows that one step may absorb: torch's convolutions have at most three axes of positions."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class ContractionTree:
     """How the intermediate of a set of nodes is made.
 
@@ -45,7 +55,7 @@ class ContractionTree:
     views: tuple[int, ...] = ()
     transposed: bool = False
 
-    @property
+    @cached_property
     def text(self) -> str:
         """A text that is equal for trees that differ only in prices, or in the order of consecutive views."""
         if not self.parts:
@@ -93,18 +103,21 @@ class Steps:
         self.names = list(dict.fromkeys(label for node in nodes for label in node.labels))
         self.bits = {label: 1 << number for number, label in enumerate(self.names)}
         self.node_labels = [self._mask(node.labels) for node in nodes]
-        self.carriers = {
-            bit: sum(1 << node for node, labels in enumerate(self.node_labels) if labels & bit)
-            for bit in self.bits.values()
-        }
+        self.carriers = dict.fromkeys(self.bits.values(), 0)
+        for node, labels in enumerate(self.node_labels):
+            for bit in bits(labels):
+                self.carriers[bit] |= 1 << node
         self.output = self._mask(label for label in computation.output if label in self.bits)
         self.first_view = len(computation.leaves)
         self.everything = (1 << len(nodes)) - 1
+        self.all_views = self.everything & ~((1 << self.first_view) - 1)
+        self.fuses = sum(1 << number for number in self.views(self.all_views) if isinstance(self.view(number), Fuse))
         self.inputs = sum(1 << n for n, leaf in enumerate(computation.leaves) if leaf.kind == "input")
         self.sized_by_inputs = self._mask(labels_from_inputs(computation, splits=True) & moving_labels(computation))
         weights = [n for n, leaf in enumerate(computation.leaves) if leaf.kind == "weight"]
         self.all_weights = sum(1 << n for n in weights) if len(weights) > 1 and not dense else 0
         self._live: dict[int, int] = {}
+        self._near: dict[int, int] = {}
         self._size: dict[int, int] = {0: 1}
         self._windows: dict[tuple[tuple[int, ...], bool], Windows] = {}
 
@@ -114,21 +127,53 @@ class Steps:
             mask |= self.bits[label]
         return mask
 
-    def live(self, mask: int) -> int:
-        """The labels of a set of nodes that also occur outside it or in the output."""
+    def live(self, mask: int, parts: Sequence[int] = ()) -> int:
+        """The labels of a set of nodes that also occur outside it or in the output.
+
+        Args:
+            parts: sets whose union is this one, if they are known: only their live labels are looked at.
+        """
         live = self._live.get(mask)
         if live is None:
-            live, rest = 0, ~mask & self.everything
-            for bit, nodes in self.carriers.items():
-                if nodes & mask and (nodes & rest or bit & self.output):
+            live, rest, open_labels = 0, ~mask & self.everything, self.output
+            for bit in bits(self._on(mask, parts)):
+                if open_labels & bit or self.carriers[bit] & rest:
                     live |= bit
             self._live[mask] = live
         return live
 
+    def _on(self, mask: int, parts: Sequence[int]) -> int:
+        """All labels of a set, without some that are live in none of the parts."""
+        labels = 0
+        for part in parts:
+            labels |= self.live(part)
+        if not parts:
+            for node in bits(mask):
+                labels |= self.node_labels[node.bit_length() - 1]
+        return labels
+
+    def near(self, mask: int) -> int:
+        """The nodes outside of a set that have a label of it."""
+        near = self._near.get(mask)
+        if near is None:
+            near = self._near[mask] = self._carrying(self.live(mask)) & ~mask
+        return near
+
+    @cached_property
+    def is_connected(self) -> bool:
+        """Whether labels connect all nodes with each other."""
+        reached = 1
+        while more := self.near(reached):
+            reached |= more
+        return reached == self.everything
+
+    def may_meet(self, one: int, other: int) -> bool:
+        """Whether two sets share a label, or a reshape outside has labels of both, so that a product may be useful."""
+        return bool(self.near(one) & (other | self.near(other) & self.fuses))
+
     def live_names(self, mask: int) -> set[str]:
         """The names of live labels."""
-        live = self.live(mask)
-        return {label for label, bit in self.bits.items() if live & bit}
+        return {self.names[bit.bit_length() - 1] for bit in bits(self.live(mask))}
 
     def size(self, labels: int) -> int:
         """The product of the sizes of labels."""
@@ -145,7 +190,7 @@ class Steps:
 
     def views(self, mask: int) -> Iterator[int]:
         """The numbers of the windows and reshapes in a set."""
-        return (number for number in range(self.first_view, len(self.node_labels)) if mask >> number & 1)
+        return (bit.bit_length() - 1 for bit in bits(mask & self.all_views))
 
     def pointwise(self, *, read: int, written: int, weights: bool = False) -> float:
         """Seconds of a step that only moves elements."""
@@ -184,12 +229,17 @@ class Steps:
     def _absorbed(self, numbers: tuple[int, ...], transposed: bool) -> Windows:
         if (numbers, transposed) not in self._windows:
             xs, ys, ks = (sum(bits) for bits in zip(*(self._ends(n, transposed) for n in numbers), strict=True))
-            inputs, kernels = (
-                sum(1 << node for node, labels in enumerate(self.node_labels) if labels & ends) for ends in (xs, ks)
-            )
+            inputs, kernels = (self._carrying(ends) for ends in (xs, ks))
             mask = sum(1 << number for number in numbers)
             self._windows[numbers, transposed] = Windows(numbers, transposed, mask, xs, ys, ks, inputs, kernels)
         return self._windows[numbers, transposed]
+
+    def _carrying(self, labels: int) -> int:
+        """The nodes that have one of the labels."""
+        nodes = 0
+        for bit in bits(labels):
+            nodes |= self.carriers[bit]
+        return nodes
 
     def _ends(self, number: int, transposed: bool) -> tuple[int, int, int]:
         """The bits of the labels x, y and k of a window, with x and y exchanged if it is transposed."""
@@ -215,7 +265,8 @@ class Steps:
         """Seconds of the join of two intermediates, or None if this join is not allowed."""
         if self._is_dense(left, right) or self._is_dense(right, left):
             return None
-        one, other, live = self.live(left), self.live(right), self.live(left | right | windows.mask)
+        one, other = self.live(left), self.live(right)
+        live = self.live(left | right | windows.mask, (left, right, *(1 << number for number in windows.numbers)))
         written = self.size(live)
         if written > self.most:
             return None
@@ -223,9 +274,7 @@ class Steps:
         summed = shared & ~live
         if windows.numbers:
             work = self._convolution(one, other, live, windows)._replace(read=read, written=written)
-        elif not shared and not (
-            self._is_alone(left) or self._is_alone(right) or self._is_fused(one, other, left | right)
-        ):
+        elif not shared and self.near(left) and self.near(right) and not self.may_meet(left, right):
             return None
         elif summed:
             work = Workload(
@@ -261,17 +310,6 @@ class Steps:
             not weights & self.inputs and inputs & self.inputs
         )
 
-    def _is_alone(self, mask: int) -> bool:
-        """Whether a set shares no label with the other nodes."""
-        return not any(nodes & mask and nodes & ~mask for nodes in self.carriers.values())
-
-    def _is_fused(self, one: int, other: int, mask: int) -> bool:
-        """Whether a reshape outside has labels of both sets, so that their outer product may be useful."""
-        return any(
-            isinstance(self.view(number), Fuse) and self.node_labels[number] & one and self.node_labels[number] & other
-            for number in self.views(self.everything & ~mask)
-        )
-
     # Views ---------------------------------------------------------------------------------------------------------
 
     def is_box_sum(self, number: int) -> bool:
@@ -286,7 +324,8 @@ class Steps:
     def view_price(self, rest: int, group: Sequence[int]) -> float | None:
         """Seconds of applying views to the intermediate of `rest`, or None if that is not allowed."""
         live = self.live(rest)
-        after = self.live(rest | sum(1 << number for number in group))
+        bits_of_group = [1 << number for number in group]
+        after = self.live(rest | sum(bits_of_group), (rest, *bits_of_group))
         weights = not rest & self.inputs
         read, written = self.size(live), self.size(after)
         if written > self.most or not all(self._applies(number, live, after) for number in group):
