@@ -111,8 +111,10 @@ class AllOrders:
             whole, parts = node.labels[0], {*node.labels[1:]}
             leaves = whole in before and whole not in after and not parts & before
             if isinstance(node, Conv):
-                fits = leaves and (
-                    alone or node.k not in self.on(self.everything - {number}) | {*self.computation.output}
+                kernel = node.k in before and node.k not in after and not {node.x, node.y} & before
+                toeplitz = alone and kernel and {node.x, node.y} <= after and (node.mode == "zeros" or not folds(node))
+                fits = toeplitz or (
+                    leaves and (alone or node.k not in self.on(self.everything - {number}) | {*self.computation.output})
                 )
             else:
                 fits = alone and (leaves or (parts <= before and not parts & after and whole not in before))
@@ -159,6 +161,10 @@ class AllOrders:
             for n in self.everything - one - other
         )
         return alone or joined
+
+
+def folds(node: Conv) -> bool:
+    return any(isinstance(end, int) and end > 0 for end in (node.low, node.high))
 
 
 @settings(max_examples=settings().max_examples // 2)

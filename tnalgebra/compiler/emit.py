@@ -240,6 +240,38 @@ class _Emitter:
             node = self.graph.call_function(operator.getitem, (node, index))
         return node
 
+    def _toeplitz(self, operation: ops.Toeplitz, source: fx.Node) -> fx.Node:
+        """Windows over the padded kernel, and y turned around: it begins at the high end of the kernel."""
+        stride, dilation, low = operation.stride, operation.dilation, operation.low
+        x, y = (self._total(operation.axes[place]) for place in (operation.x, operation.y))
+        if dilation > 1:
+            apart = self.graph.call_function(
+                functional.pad, (self.graph.call_method("unsqueeze", (source, -1)), (0, dilation - 1))
+            )
+            source = self.graph.call_method("flatten", (apart, -2))
+        reach = self._combined(self._combined(y, -1, operator.add), stride, operator.mul)  # of y, in steps of x
+        ends = [self._combined(reach, max(-low, 0), operator.add), self._combined(x, max(low, 0), operator.add)]
+        padded = self.graph.call_function(functional.pad, (source, ends))
+        length = self._combined(reach, x, operator.add)
+        node = self.graph.call_method("narrow", (padded, -1, max(low, 0), length))
+        if operation.y == -2:
+            node = self.graph.call_method("unfold", (node, -1, x, stride))
+        else:
+            node = self.graph.call_method("unfold", (node, -1, self._combined(reach, 1, operator.add), 1))
+            if stride > 1:
+                index: Any = (Ellipsis, slice(None, None, stride))
+                node = self.graph.call_function(operator.getitem, (node, index))
+        turned = self.graph.call_method("flip", (node, (operation.y,)))
+        return self.graph.call_method("contiguous", (turned,))
+
+    def _combined(self, one: _Size, other: _Size, function: Callable[[Any, Any], Any]) -> _Size:
+        """A sum or product of two sizes, computed at once where both are numbers."""
+        if isinstance(one, int) and isinstance(other, int):
+            return int(function(one, other))
+        if other == {operator.add: 0, operator.mul: 1}[function]:
+            return one
+        return self.graph.call_function(function, (one, other))
+
     def _pool(self, operation: ops.Pool, source: fx.Node) -> fx.Node:
         keywords: dict[str, Any] = {"stride": _short(operation.stride)}
         if any(operation.padding):
@@ -345,6 +377,7 @@ _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.Convolve: _Emitter._convolution,
     ops.Pad: _Emitter._pad,
     ops.Unfold: _Emitter._unfold,
+    ops.Toeplitz: _Emitter._toeplitz,
     ops.Pool: _Emitter._pool,
     ops.Add: _Emitter._add,
     ops.Scale: _Emitter._scale,

@@ -134,6 +134,8 @@ def _view(draft: Draft, value: Value, views: Sequence[Conv | Fuse], live: Collec
     first, windows = views[0], [view for view in views if isinstance(view, Conv)]
     if isinstance(first, Fuse):
         return _split_whole(draft, value, first) if first.whole in value.labels else _merge_parts(draft, value, first)
+    if windows[0].x not in value.labels:
+        return _toeplitz(draft, value, windows[0])
     if not any(node.k in live or node.dilation != 1 for node in windows):
         return _pool(draft, value, windows)
     for node in windows:
@@ -173,6 +175,17 @@ def _unfold(draft: Draft, value: Value, node: Conv) -> Value:
     axes = (*others, (node.y,), (node.k,))
     unfold = ops.Unfold(value.number, axes, len(others), draft.sizes[node.k], numbers["stride"], numbers["dilation"])
     return draft.add(unfold, UNKNOWN)
+
+
+def _toeplitz(draft: Draft, value: Value, node: Conv) -> Value:
+    numbers = window(node)
+    others = tuple(axis for axis in (without(axis, (node.k,)) for axis in value.axes) if axis)
+    value = arrange(draft, value, (*others, (node.k,)))
+    # as the tensors that it meets have them, if they follow the order of the nodes
+    last = sorted((node.x, node.y), key=draft.steps.names.index)
+    x, y = (last.index(label) - 2 for label in (node.x, node.y))
+    numbers = {name: numbers[name] for name in ("stride", "dilation", "low")}
+    return draft.add(ops.Toeplitz(value.number, (*others, *singles(last)), x, y, **numbers))
 
 
 def _pool(draft: Draft, value: Value, windows: Sequence[Conv]) -> Value:

@@ -180,6 +180,22 @@ class Unfold(Unary):
 
 
 @dataclass(frozen=True)
+class Toeplitz(Unary):
+    """A kernel as matrices, on the last two axes: element [x, y] is k = (x + low - stride*y) / dilation of the kernel.
+
+    It is 0 where the kernel has no such element.
+
+    x, y: the places of these two axes, -2 and -1 or the other way round.
+    """
+
+    x: int
+    y: int
+    stride: int
+    dilation: int
+    low: int
+
+
+@dataclass(frozen=True)
 class Pool(Unary):
     """The mean over windows along the last axes."""
 
@@ -291,6 +307,8 @@ class Program:
         flags: list[bool] = []
         for operation in self.operations:
             is_input = isinstance(operation, Load) and operation.kind == "input"
+            if isinstance(operation, Toeplitz):  # its shape may follow from the inputs
+                is_input = not self.moving.isdisjoint(labels_in(operation.axes[-2:]))
             flags.append(not is_input and all(flags[source] for source in operation.sources))
         return flags
 

@@ -225,6 +225,7 @@ _TEXTS: dict[type[ops.Operation], Callable[[Any, Sequence[str], str], str]] = {
     ops.Convolve: _convolution,
     ops.Pad: _padding,
     ops.Unfold: lambda _, taken, made: f"windows of {taken[0]} -> {made}",
+    ops.Toeplitz: lambda _, taken, made: f"Toeplitz matrices of {taken[0]} -> {made}",
     ops.Pool: lambda _, taken, made: f"means of windows of {taken[0]} -> {made}",
     ops.Add: lambda _, taken, made: f"{taken[1]} added to {taken[0]}",
     ops.Scale: _scale,

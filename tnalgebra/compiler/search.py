@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from itertools import combinations, count
 from math import inf
 
+from ..networks import Conv
 from .steps import MAX_WINDOWS, ContractionTree, Steps, Windows, bits
 
 EXACT = 12
@@ -272,6 +273,9 @@ class _Items:
 
     def _steps_with(self, tree: ContractionTree) -> Iterator[ContractionTree]:
         for number in self.steps.views(self.steps.near(tree.mask) & self.free):
+            node = self.steps.view(number)
+            if isinstance(node, Conv) and not self.steps.live(tree.mask) & self.steps.bits[node.x]:
+                continue  # a Toeplitz matrix, which would leave no window to a convolution
             seconds = self.steps.view_price(tree.mask, (number,))
             if seconds is not None:
                 yield ContractionTree(tree.mask | 1 << number, tree.seconds + seconds, "view", (tree,), (number,))

@@ -7,7 +7,8 @@ depends on S alone. There are these steps:
 - join(S1, S2, C): the product of two intermediates, which absorbs the windows C. It is one convolution if for each
   window of C the label x is live in S1 only, k is live in S2 only, both are not live afterwards, and y is in neither
   set. With x and y exchanged it is a transposed convolution. The windows of C have one direction and share no label.
-- view(S, c): one window alone (an unfolding, or a sum over k if k is not live afterwards), or one reshape.
+- view(S, c): one window alone (an unfolding of x, or a sum over k if k is not live afterwards; or k becomes a Toeplitz
+  matrix of x and y), or one reshape.
 - A view becomes a dense 0/1 tensor if there is no other way, so that every network has a plan.
 """
 
@@ -113,7 +114,12 @@ class Steps:
         self.all_views = self.everything & ~((1 << self.first_view) - 1)
         self.fuses = sum(1 << number for number in self.views(self.all_views) if isinstance(self.view(number), Fuse))
         self.inputs = sum(1 << n for n, leaf in enumerate(computation.leaves) if leaf.kind == "input")
-        self.sized_by_inputs = self._mask(labels_from_inputs(computation, splits=True) & moving_labels(computation))
+        moving = moving_labels(computation)
+        self.moving = self._mask(moving & self.bits.keys())
+        self.on_inputs = self._mask(
+            label for leaf in computation.leaves if leaf.kind == "input" for label in leaf.labels
+        )
+        self.sized_by_inputs = self._mask(labels_from_inputs(computation, splits=True) & moving)
         weights = [n for n, leaf in enumerate(computation.leaves) if leaf.kind == "weight"]
         self.all_weights = sum(1 << n for n in weights) if len(weights) > 1 and not dense else 0
         self._live: dict[int, int] = {}
@@ -321,12 +327,29 @@ class Steps:
             and not self.bits[node.k] & self.output
         )
 
+    def is_toeplitz(self, number: int, live: int, after: int) -> bool:
+        """Whether a view makes a matrix of x and y from the kernel of a window, padded with zeros.
+
+        The sizes of x and y, if they can change, have to be those of axes of inputs.
+        """
+        node = self.view(number)
+        if not isinstance(node, Conv) or self.is_folded(node):
+            return False
+        x, y, k = self._ends(number, transposed=False)
+        is_sized = not (x | y) & self.moving & ~self.on_inputs
+        return bool(live & k) and not after & k and not live & (x | y) and after & (x | y) == x | y and is_sized
+
+    @staticmethod
+    def is_folded(node: Conv) -> bool:
+        """Whether a window reads elements at the other side of an end of x."""
+        return node.mode != "zeros" and any(isinstance(end, int) and end > 0 for end in (node.low, node.high))
+
     def view_price(self, rest: int, group: Sequence[int]) -> float | None:
         """Seconds of applying views to the intermediate of `rest`, or None if that is not allowed."""
         live = self.live(rest)
         bits_of_group = [1 << number for number in group]
         after = self.live(rest | sum(bits_of_group), (rest, *bits_of_group))
-        weights = not rest & self.inputs
+        weights = not rest & self.inputs and not (self.moving & after & ~live)
         read, written = self.size(live), self.size(after)
         if written > self.most or not all(self._applies(number, live, after) for number in group):
             return None
@@ -343,7 +366,8 @@ class Steps:
         node = self.view(number)
         if isinstance(node, Conv):
             x, y, k = self._ends(number, transposed=False)
-            return bool(live & x) and not after & x and not live & (y | k)
+            unfolds = bool(live & x) and not after & x and not live & (y | k)
+            return unfolds or self.is_toeplitz(number, live, after)
         whole = self.bits[node.whole]
         parts = self.node_labels[number] & ~whole
         split = live & whole and not after & whole and not live & parts
