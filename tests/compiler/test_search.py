@@ -21,8 +21,10 @@ from tests.strategies import networks, random_values
 from tests.stuck import not_stuck
 from tnalgebra.compiler.computation import Computation, computations, sort_nodes
 from tnalgebra.compiler.cost import CostModel, Workload
-from tnalgebra.compiler.search import EXACT, cheapest_trees, exact_search, greedy_search, improved
-from tnalgebra.compiler.steps import ContractionTree, Steps
+from tnalgebra.compiler.greedy import greedy_search
+from tnalgebra.compiler.search import EXACT, cheapest_trees, exact_search, improved
+from tnalgebra.compiler.steps import Steps
+from tnalgebra.compiler.trees import ContractionTree
 from tnalgebra.networks.network import Network
 from tnalgebra.networks.nodes import Conv, Fuse
 from tnalgebra.networks.notation import parse

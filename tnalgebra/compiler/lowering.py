@@ -11,7 +11,8 @@ from . import operations as ops
 from .computation import Leaf, moving_labels
 from .convolution import convolve
 from .operations import Axes, Axis, labels_in, shape_in
-from .steps import ContractionTree, Steps
+from .steps import Steps
+from .trees import ContractionTree
 from .values import (
     UNKNOWN,
     Draft,

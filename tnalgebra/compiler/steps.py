@@ -15,61 +15,18 @@ depends on S alone. There are these steps:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from math import prod
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ..networks import Conv, Fuse
 from .computation import Computation, labels_from_inputs, moving_labels
 from .cost import CostModel, Workload
-
-
-def bits(mask: int) -> Iterator[int]:
-    """The single bits of a set, the lowest first."""
-    while mask:
-        low = mask & -mask
-        yield low
-        mask ^= low
-
+from .trees import ContractionTree, bits
 
 MAX_WINDOWS = 3
 """Number of windows that one step may absorb: torch's convolutions have at most three axes of positions."""
-
-
-@dataclass(frozen=True, eq=False)
-class ContractionTree:
-    """How the intermediate of a set of nodes is made.
-
-    mask: the set, with one bit for each node: leaves first, then views.
-    seconds: predicted for all steps of the tree.
-    step: the last step, which makes the intermediate from those of `parts`.
-    views: the numbers of the views that the last step applies or absorbs.
-    transposed: the direction of the windows that a join absorbs.
-    """
-
-    mask: int
-    seconds: float
-    step: Literal["leaf", "pattern", "join", "view"]
-    parts: tuple[ContractionTree, ...] = ()
-    views: tuple[int, ...] = ()
-    transposed: bool = False
-
-    @cached_property
-    def text(self) -> str:
-        """A text that is equal for trees that differ only in prices, or in the order of consecutive views."""
-        if not self.parts:
-            return f"{self.mask:x}"
-        views, parts = list(self.views), self.parts
-        while self.step == "view" and parts[0].step == "view":
-            views, parts = sorted((*views, *parts[0].views)), parts[0].parts
-        return f"({' '.join([self.step[0], *map(str, views), *(part.text for part in parts)])})"
-
-    @property
-    def leaves(self) -> list[ContractionTree]:
-        """The tensors that the tree starts from, with views that are dense tensors."""
-        return [leaf for part in self.parts for leaf in part.leaves] if self.parts else [self]
 
 
 class Windows(NamedTuple):
@@ -104,10 +61,7 @@ class Steps:
         self.names = list(dict.fromkeys(label for node in nodes for label in node.labels))
         self.bits = {label: 1 << number for number, label in enumerate(self.names)}
         self.node_labels = [self._mask(node.labels) for node in nodes]
-        self.carriers = dict.fromkeys(self.bits.values(), 0)
-        for node, labels in enumerate(self.node_labels):
-            for bit in bits(labels):
-                self.carriers[bit] |= 1 << node
+        self.carriers = _carriers(self.node_labels)
         self.output = self._mask(label for label in computation.output if label in self.bits)
         self.first_view = len(computation.leaves)
         self.everything = (1 << len(nodes)) - 1
@@ -373,3 +327,12 @@ class Steps:
         split = live & whole and not after & whole and not live & parts
         merge = live & parts == parts and not after & parts and not live & whole
         return bool(split or merge)
+
+
+def _carriers(node_labels: Sequence[int]) -> dict[int, int]:
+    """For each label, as a bit, the nodes that have it."""
+    carriers: dict[int, int] = {}
+    for node, labels in enumerate(node_labels):
+        for bit in bits(labels):
+            carriers[bit] = carriers.get(bit, 0) | 1 << node
+    return carriers
