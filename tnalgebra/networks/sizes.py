@@ -73,6 +73,7 @@ class _Inference:
         self.queue = deque(range(len(self.constraints)))
         self.queued = set(self.queue)
         self.without_input: dict[int, Conv] = {}
+        """Windows whose y and k are known, and whose x may not be."""
 
     def run(self, known: Mapping[str, int]) -> dict[str, int]:
         for label, size in known.items():
@@ -126,7 +127,7 @@ class _Inference:
             constraint = self.constraints[number]
             for label, size, reason in list(_facts(constraint, self.known)):
                 self._learn(label, size, reason)
-            if isinstance(constraint, Conv) and constraint.x not in self.known:
+            if isinstance(constraint, Conv) and constraint.y in self.known and constraint.k in self.known:
                 self.without_input[number] = constraint
 
     def _smallest_inputs(self) -> list[Fact]:
@@ -135,13 +136,13 @@ class _Inference:
         for number, node in list(self.without_input.items()):
             if node.x in self.known:
                 del self.without_input[number]
-            elif node.y in self.known and node.k in self.known:
-                numbers, y, k = window(node), self.known[node.y], self.known[node.k]
-                size, least = input_size(y, k, **numbers), _least_input(node)
-                if size < least and output_size(least, k, **numbers) == y:
-                    size = least
-                if node.x not in smallest or size > smallest[node.x][1]:
-                    smallest[node.x] = (node.x, size, (node, " (the smallest input that fits)"))
+                continue
+            numbers, y, k = window(node), self.known[node.y], self.known[node.k]
+            size, least = input_size(y, k, **numbers), _least_input(node)
+            if size < least and output_size(least, k, **numbers) == y:
+                size = least
+            if node.x not in smallest or size > smallest[node.x][1]:
+                smallest[node.x] = (node.x, size, (node, " (the smallest input that fits)"))
         return sorted(smallest.values(), key=lambda fact: -fact[1])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from ..errors import RuleError
@@ -41,8 +41,17 @@ def matches(pattern: Network, host: Network) -> Iterator[Match]:
         RuleError: there are more than `MAX_READINGS` matches, or more than `MAX_TRIALS` partial ones.
     """
     trials = count = 0
-    everywhere = carriers(host)
+    everywhere, tensors = carriers(host), tensor_nodes(host)
     summed = [label for label in carriers(pattern) if label not in pattern.output]
+
+    def candidates(partial: Match, variable: Node) -> Iterable[int]:
+        """The host's nodes that have what is bound already: one label, or the name."""
+        if variable.name in partial.names and isinstance(variable, NamedTensor):
+            return tensors[partial.names[variable.name]]
+        bound = [everywhere[partial.labels[label]] for label in variable.labels if label in partial.labels]
+        if not bound:
+            return range(len(host.nodes))
+        return dict.fromkeys(position for position, _ in min(bound, key=len))
 
     def extend(partial: Match) -> Iterator[Match]:
         nonlocal trials, count
@@ -53,9 +62,10 @@ def matches(pattern: Network, host: Network) -> Iterator[Match]:
                 _check_count(count, MAX_READINGS, pattern)
                 yield partial
             return
-        for candidate, node in enumerate(host.nodes):
+        variable = pattern.nodes[position]
+        for candidate in candidates(partial, variable):
             if candidate not in partial.nodes:
-                for match in _with_node(partial, pattern.nodes[position], node, candidate):
+                for match in _with_node(partial, variable, host.nodes[candidate], candidate):
                     trials += 1
                     _check_count(trials, MAX_TRIALS, pattern)
                     yield from extend(match)

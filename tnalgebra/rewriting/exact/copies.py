@@ -19,9 +19,10 @@ def fuse_copies(network: Network) -> Iterator[tuple[Place, Edit]]:
     exactly one term is 1. If no label would be left, one stays and is summed. The rule does not fire if the result had
     more than 64 axes. Ends: there is one node fewer.
     """
+    standing = carriers(network)
     for (i, first), (j, second) in combinations(of_type(network, Copy).items(), 2):
         if set(first.labels) & set(second.labels):
-            dead = dead_outside(network, (i, j))
+            dead = dead_outside(network, (i, j), standing)
             labels = once(first.labels + second.labels)
             kept = tuple(label for label in labels if label not in dead) or labels[:1]
             if len(kept) <= MAX_AXES:
@@ -34,8 +35,9 @@ def trim_copy(network: Network) -> Iterator[tuple[Place, Edit]]:
 
     One label always stays. Ends: copies have fewer labels, and nothing else changes.
     """
+    standing = carriers(network)
     for position, node in of_type(network, Copy).items():
-        dead = dead_outside(network, (position,))
+        dead = dead_outside(network, (position,), standing)
         labels = once(node.labels)
         kept = tuple(label for label in labels if label not in dead) or labels[:1]
         if kept != node.labels:
@@ -78,13 +80,14 @@ def fill_through_copy(network: Network) -> Iterator[tuple[Place, Edit]]:
     The label must be closed and occur only on these two nodes, and the copy must have another label. Ends: copies have
     fewer labels.
     """
+    standing = carriers(network)
     for i, fill in of_type(network, Fill).items():
         for j, copy in of_type(network, Copy).items():
             labels = once(copy.labels)
             if len(fill.labels) != 1 or fill.labels[0] not in labels or len(labels) < 2:
                 continue
             label = fill.labels[0]
-            if label in dead_outside(network, (i, j)):
+            if label in dead_outside(network, (i, j), standing):
                 rest = tuple(other for other in labels if other != label)
                 add: list[Node] = [Fill(rest[:1], fill.value), Copy(rest)]
                 yield Place((i, j), (label,)), Edit(remove=(i, j), add=add)

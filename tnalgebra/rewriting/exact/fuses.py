@@ -17,12 +17,13 @@ def merge_fuses(network: Network) -> Iterator[tuple[Place, Edit]]:
     The label between the two must be closed, occur nowhere else, and occur once on each. The rule does not fire if the
     result had more than 64 axes. Ends: there is one `Fuse` fewer.
     """
+    standing = carriers(network)
     fuses = of_type(network, Fuse)
     for i, outer in fuses.items():
         for j, inner in fuses.items():
             label = inner.whole
             once = outer.parts.count(label) == 1 and label != outer.whole and label not in inner.parts
-            if i != j and once and label in dead_outside(network, (i, j)):
+            if i != j and once and label in dead_outside(network, (i, j), standing):
                 place = outer.parts.index(label)
                 parts = outer.parts[:place] + inner.parts + outer.parts[place + 1 :]
                 if len(parts) < MAX_AXES:
@@ -51,12 +52,14 @@ def cancel_fuses(network: Network) -> Iterator[tuple[Place, Edit]]:
     The whole must be closed and occur nowhere else. The sizes of the parts must be known and equal one by one, because
     2 times 3 and 3 times 2 are different reshapes. Ends: there are two `Fuse` nodes fewer.
     """
+    standing = carriers(network)
     for (i, first), (j, second) in combinations(of_type(network, Fuse).items(), 2):
         if first.whole != second.whole or len(first.parts) != len(second.parts):
             continue
         pairs = list(zip(first.parts, second.parts, strict=True))
         equal = all(a in network.sizes and network.sizes[a] == network.sizes.get(b) for a, b in pairs)
-        inside = first.whole not in first.parts + second.parts and first.whole in dead_outside(network, (i, j))
+        dead = dead_outside(network, (i, j), standing)
+        inside = first.whole not in first.parts + second.parts and first.whole in dead
         if equal and inside:
             add = [Copy(pair) for pair in pairs]
             yield Place((i, j)), Edit(remove=(i, j), add=add)
@@ -77,9 +80,10 @@ def fill_through_fuse(network: Network) -> Iterator[tuple[Place, Edit]]:
     The whole must be closed and occur only on these two nodes, once on each, and the parts must differ. Ends: there is
     one `Fuse` fewer.
     """
+    standing = carriers(network)
     for i, fill in of_type(network, Fill).items():
         for j, fuse in of_type(network, Fuse).items():
             distinct = len(set(fuse.labels)) == len(fuse.labels)
-            if fill.labels == (fuse.whole,) and distinct and fuse.whole in dead_outside(network, (i, j)):
+            if fill.labels == (fuse.whole,) and distinct and fuse.whole in dead_outside(network, (i, j), standing):
                 add = [Fill(fuse.parts, fill.value)]
                 yield Place((i, j)), Edit(remove=(i, j), add=add)

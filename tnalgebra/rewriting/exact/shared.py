@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeVar
 
-from ...networks import Edit, NamedTensor, Network, carriers, edited, tensor_nodes
+from ...networks import Carriers, Edit, NamedTensor, Network, carriers, edited, tensor_nodes
 from ...tensors import Values
 from ..options import Options, Place
 from ..rule import Rule
@@ -53,13 +53,18 @@ def of_type(network: Network, kind: type[N]) -> dict[int, N]:
     return {position: node for position, node in enumerate(network.nodes) if isinstance(node, kind)}
 
 
-def dead_outside(network: Network, positions: Iterable[int]) -> set[str]:
-    """The labels that are closed and occur only on the nodes at these positions."""
-    inside = set(positions)
+def dead_outside(network: Network, positions: Collection[int], standing: Carriers | None = None) -> set[str]:
+    """The labels that are closed and occur only on the nodes at these positions.
+
+    Args:
+        standing: the network's `carriers`, for callers that ask many times.
+    """
+    standing = carriers(network) if standing is None else standing
+    labels = {label for position in positions for label in network.nodes[position].labels}
     return {
         label
-        for label, places in carriers(network).items()
-        if label not in network.output and {position for position, _ in places} <= inside
+        for label in labels
+        if label not in network.output and all(position in positions for position, _ in standing[label])
     }
 
 

@@ -68,8 +68,9 @@ def sum_label(network: Network) -> Iterator[tuple[Place, Edit]]:
 
     The tensor may not be tied. Ends: tensors have fewer axes.
     """
+    standing = carriers(network)
     for position, node in untied(network).items():
-        if dead_outside(network, (position,)) and (edit := _absorb(network, (position,), node.name)):
+        if dead_outside(network, (position,), standing) and (edit := _absorb(network, (position,), node.name)):
             yield Place((position,)), edit
 
 

@@ -66,11 +66,12 @@ def merge_windows(network: Network) -> Iterator[tuple[Place, Edit]]:
     y that do not exist, where the merged window reads elements of x. The label between the two must occur nowhere else.
     Ends: of two windows over x and y one over x remains, and the other is over a label of the kernel.
     """
+    standing = carriers(network)
     windows = of_type(network, Conv)
     for i, first in windows.items():
         for j, second in windows.items():
             if i == j or first.y != second.x or (second.low, second.high) != (0, 0):
                 continue
             distinct = len({*first.labels, *second.labels}) == 5
-            if distinct and first.y in dead_outside(network, (i, j)):
+            if distinct and first.y in dead_outside(network, (i, j), standing):
                 yield Place((i, j)), merged_windows(network, i, j)
