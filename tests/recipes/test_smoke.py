@@ -22,6 +22,7 @@ ELSEWHERE = {
     "recipes.benchmarks.layers": "benchmarks/test_layers.py",
     "recipes.benchmarks.models": "benchmarks/test_models.py",
     "recipes.benchmarks.spectra": "benchmarks/test_spectra.py",
+    "recipes.benchmarks.studies": "benchmarks/test_studies.py",
     "recipes.claims": "claims/test_run.py",
     "recipes.compress": "test_compress.py",
     "recipes.retrain": "retrain/test_run.py",

@@ -211,6 +211,8 @@ class StudySettings(TestSettings):
     """report the errors of the layers' outputs as well, for cuts and for fits in the Frobenius norm"""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """the type in which the network is tested; kernels are cut and fitted in float64"""
+    memory: int = 2 * 2**30
+    """bytes of what layers before the rewritten ones give that are kept between tests; it changes no result"""
     output: Path = Path("runs/study")
     """the folder for the rows (results.jsonl) and the figures (PNG and SVG)"""
 

@@ -43,7 +43,18 @@ def run_study(
     print(describe_images(images))
     model = settings.network(images, trained_later=prepare is not None)
     training = settings.images("train") if prepare is not None or settings.recalibrate_bn or needs_images else images
-    shared = ("scope", "skip", "metric", "report_metric", "curves", "components", "batch_size", "seed", "untrained")
+    shared = (
+        "scope",
+        "skip",
+        "metric",
+        "report_metric",
+        "curves",
+        "components",
+        "batch_size",
+        "memory",
+        "seed",
+        "untrained",
+    )
     options: dict[str, Any] = {name: getattr(settings, name) for name in shared}
     options |= {
         "device": settings.chosen_device(),

@@ -53,13 +53,17 @@ def accuracy(
         model.eval()
         for pixels, labels in images.batches(batch_size, dtype=dtype, device=device):
             logits = model(pixels)
-            finite = logits.isfinite().all(dim=1)
-            all_finite &= finite.all()
-            correct += ((logits.argmax(dim=1) == labels) & finite).sum()
+            all_finite &= logits.isfinite().all()
+            correct += right_answers(logits, labels)
     if not_finite == "error" and not all_finite:
         network = f"{type(model).__name__} in {str(dtype).removeprefix('torch.')}"
         raise StudyError("the network's outputs are not finite", network=network, images=images.source)
     return int(correct) / len(images)
+
+
+def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
+    """The number of images whose largest logit is that of their class, and whose logits are all finite."""
+    return ((logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)).sum()
 
 
 def shuffled_batches(

@@ -54,6 +54,10 @@ class StudyOptions:
     """The most pixels by which these images are moved at random: as in the training; see `shuffled_batches`."""
     batch_size: int = 128
     """The most images at a time."""
+    memory: int = 2 * 2**30
+    """The most bytes that are kept between tests. The layers before the first rewritten one give the same in all tests;
+    what they give for the test images is kept where there is room, and where there is not, up to eight rows are tested
+    in one pass, which computes it once, and are written together. It changes no result."""
     device: str = "cpu"
     """Where the network is tested."""
     dtype: torch.dtype = torch.float32
@@ -81,6 +85,8 @@ class StudyOptions:
             if getattr(self, name) not in get_args(known):
                 fix = " or ".join(map(repr, get_args(known)))
                 raise StudyError(f"{name} is {getattr(self, name)!r}", fix=fix)
+        if self.memory < 0:
+            raise StudyError(f"memory is {self.memory} bytes", fix="0 or more")
         shift = self.recalibration_shift
         if shift < 0 or (shift and self.recalibration is None):
             because = "moves nothing without recalibration images" if shift > 0 else "is not a number of pixels"

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +22,7 @@ from .figures import draw_results
 from .kernels import Workbench
 from .options import StudyOptions
 from .plan import Work
+from .shared_tests import SharedTests
 from .store import BASELINE, Key, Row, Store, config_hash
 
 REDRAW_SECONDS = 60
@@ -39,6 +41,8 @@ class Runner:
         self.store = store
         self.modules = kernel_layers(bench.model)
         self.done = {Key.of(row): row for row in store.rows}
+        self.tested: dict[str, Any] = {name: getattr(bench.options, name) for name in ("batch_size", "dtype", "device")}
+        self.tests = SharedTests(bench.model, images, memory=bench.options.memory, **self.tested)
 
     def run(self, works: Sequence[Work]) -> list[Row]:
         """Every row that is asked for; those that the store has are not computed again. The figures are drawn."""
@@ -54,15 +58,20 @@ class Runner:
         ) as bar:
             if BASELINE not in self.done:
                 bar.set_description("as it is")
-                self._finish(BASELINE, {}, started)
+                self._finish({BASELINE: {}}, started)
                 bar.update()
             for work in works:
                 todo = [task for task in work.tasks if task.key not in self.done]
                 bar.set_description(work.rewrite.text)
                 started = time.monotonic()
-                for task, kernels in compress_rows(work, todo, self.bench):
-                    self._finish(task.key, kernels, started)
-                    bar.update()
+                waiting: dict[Key, Mapping[str, Compressed]] = {}
+                for number, (task, kernels) in enumerate(compress_rows(work, todo, self.bench), 1):
+                    waiting[task.key] = kernels
+                    if len(waiting) < self._together and number < len(todo):
+                        continue
+                    self._finish(waiting, started)
+                    bar.update(len(waiting))
+                    waiting = {}
                     if time.monotonic() - drawn > REDRAW_SECONDS:
                         self._draw()
                         drawn = time.monotonic()
@@ -73,8 +82,14 @@ class Runner:
     def _draw(self) -> None:
         draw_results(self.store.folder, self.store.rows, list(self.bench.layers.values()))
 
-    def _finish(self, key: Key, kernels: Mapping[str, Compressed], started: float) -> None:
-        top1 = self._accuracy(kernels)
+    def _finish(self, rows: Mapping[Key, Mapping[str, Compressed]], started: float) -> None:
+        """Test the network with the kernels of each row, and write the rows."""
+        accuracies = self._accuracies([*rows.values()])
+        seconds = (time.monotonic() - started) / len(rows)
+        for (key, kernels), top1 in zip(rows.items(), accuracies, strict=True):
+            self._write(key, kernels, top1, seconds)
+
+    def _write(self, key: Key, kernels: Mapping[str, Compressed], top1: float, seconds: float) -> None:
         if key == BASELINE:
             self._check_trained(top1)
         before = self.done[BASELINE]["accuracy"] if key != BASELINE else top1
@@ -93,7 +108,7 @@ class Runner:
             "layers": {name: dict(one.details) for name, one in kernels.items()},
             "config": config_hash(self.store.config),
             "version": version("tnalgebra"),
-            "seconds": round(time.monotonic() - started, 3),
+            "seconds": round(seconds, 3),
         }
         self.store.append(row)
         self.done[key] = row
@@ -147,18 +162,39 @@ class Runner:
                 fix="trained weights; or StudyOptions(untrained=True), on the command line --untrained",
             )
 
+    @cached_property
+    def _together(self) -> int:
+        """The number of rows that are tested together."""
+        if self._recalibrates:
+            return 1
+        with in_dtype(self.bench.model, self.bench.options.dtype):
+            return self.tests.together([self.modules[name].weight for name in self.bench.layers])
+
+    @property
+    def _recalibrates(self) -> bool:
+        return self.bench.options.recalibration is not None and bool(batch_norms(self.bench.model))
+
+    def _accuracies(self, rows: Sequence[Mapping[str, Compressed]]) -> list[float]:
+        if self._recalibrates or not any(rows):
+            return [self._accuracy(kernels) for kernels in rows]
+        with in_dtype(self.bench.model, self.bench.options.dtype):
+            weights = [{self.modules[name].weight: kernel.weight for name, kernel in row.items()} for row in rows]
+            return self.tests.accuracies(
+                [{old: torch.empty_like(old.data).copy_(new) for old, new in row.items()} for row in weights]
+            )
+
     def _accuracy(self, kernels: Mapping[str, Compressed]) -> float:
+        """The accuracy of the network by itself, with recalibrated batch normalisations if that is requested."""
         network, options = self.bench.model, self.bench.options
-        tested: dict[str, Any] = {name: getattr(options, name) for name in ("batch_size", "dtype", "device")}
         with in_dtype(network, options.dtype):
             with torch.no_grad():
                 for name, kernel in kernels.items():
                     self.modules[name].weight.copy_(kernel.weight)
-            if options.recalibration is not None and batch_norms(network):
-                batches = shuffled_batches(options.recalibration, max_shift=options.recalibration_shift, **tested)
+            if options.recalibration is not None and self._recalibrates:
+                batches = shuffled_batches(options.recalibration, max_shift=options.recalibration_shift, **self.tested)
                 recalibrate_batch_norm(network, batches)
             # a truncation may make the network overflow, and the study continues then; the untouched one may not
-            return accuracy(network, self.images, not_finite="wrong" if kernels else "error", **tested)
+            return accuracy(network, self.images, not_finite="wrong" if kernels else "error", **self.tested)
 
 
 def one_image(images: Images, network: nn.Module, options: StudyOptions) -> Tensor:
