@@ -47,9 +47,19 @@ class InPlace(Body):
         view = hidden.transpose(2, 3)
         after = self.second(hidden)
         view.relu_()
-        hidden += after
+        hidden.add_(after)
         images.mul_(0.5)
         return self.end(hidden) + self.end(view.transpose(2, 3)) + images.mean((1, 2, 3))[:, None]
+
+
+class Adding(Body):
+    """A view is read after `+=`, which torch.fx takes for `+`."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images)
+        view = hidden[:, :2]
+        hidden += self.second(hidden)
+        return self.end(hidden) + view.mean((1, 2, 3))[:, None]
 
 
 class Repeated(Body):
@@ -177,7 +187,7 @@ def sharing(model: nn.Module, images: Images, *, batch_size: int = 50, memory: i
     return SharedTests(model, images, batch_size=batch_size, dtype=torch.float32, device="cpu", memory=memory)
 
 
-@pytest.mark.parametrize("kind", [*SPLIT, Undecided])
+@pytest.mark.parametrize("kind", [*SPLIT, Adding, Undecided])
 @pytest.mark.parametrize(("batch_size", "memory"), [(37, 2**30), (64, 100_000), (200, 0)])
 def test_accuracies_are_those_of_the_changed_networks(kind: type[nn.Module], batch_size: int, memory: int) -> None:
     model = network(kind).eval()
@@ -228,14 +238,14 @@ def images_through(layer: nn.Module, work: Callable[[], object]) -> int:
     return seen
 
 
-@pytest.mark.parametrize("kind", [Undecided, Counting, Remembering])
+@pytest.mark.parametrize("kind", [Adding, Undecided, Counting, Remembering])
 def test_a_network_that_changes_itself_or_cannot_be_traced_is_tested_as_a_whole(kind: type[nn.Module]) -> None:
     model = network(kind).eval()
     images = labelled(some_images(300), model)
     tests = sharing(model, images)
-    changes = changed(model)
+    changes = changed(model)[1:]
     seen = images_through(model.get_submodule("first"), lambda: tests.accuracies(changes))
-    assert seen >= len(changes) * len(images)
+    assert seen >= sum(map(bool, changes)) * len(images)
 
 
 @pytest.mark.parametrize(("memory", "together", "passes"), [(2**30, 1, 1), (0, 8, 1), (0, 1, 3)])

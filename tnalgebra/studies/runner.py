@@ -168,7 +168,7 @@ class Runner:
         if self._recalibrates:
             return 1
         with in_dtype(self.bench.model, self.bench.options.dtype):
-            return self.tests.together([self.modules[name].weight for name in self.bench.layers])
+            return self.tests.together([self.modules[name].get_parameter("weight") for name in self.bench.layers])
 
     @property
     def _recalibrates(self) -> bool:
@@ -178,10 +178,12 @@ class Runner:
         if self._recalibrates or not any(rows):
             return [self._accuracy(kernels) for kernels in rows]
         with in_dtype(self.bench.model, self.bench.options.dtype):
-            weights = [{self.modules[name].weight: kernel.weight for name, kernel in row.items()} for row in rows]
-            return self.tests.accuracies(
-                [{old: torch.empty_like(old.data).copy_(new) for old, new in row.items()} for row in weights]
-            )
+            return self.tests.accuracies([self._change(kernels) for kernels in rows])
+
+    def _change(self, kernels: Mapping[str, Compressed]) -> dict[nn.Parameter, Tensor]:
+        """The weights of the network that these kernels replace, and their new values in its type."""
+        weights = {name: self.modules[name].get_parameter("weight") for name in kernels}
+        return {weight: torch.empty_like(weight.data).copy_(kernels[name].weight) for name, weight in weights.items()}
 
     def _accuracy(self, kernels: Mapping[str, Compressed]) -> float:
         """The accuracy of the network by itself, with recalibrated batch normalisations if that is requested."""
