@@ -33,10 +33,9 @@ from tnalgebra.model.input_metrics import fit_in_order, input_metrics
 from tnalgebra.model.plans import fit_planned, plan_budget
 from tnalgebra.studies.compress import compress_kernels
 from tnalgebra.studies.rewrites import full_ranks
-from tnalgebra.studies.store import ROWS, read_rows
+from tnalgebra.studies.store import ROWS, Store, read_rows
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-runner = import_module("tnalgebra.studies.runner")
 
 RING = "K[o i h w] => A[o p q] B[i q r] C[h r s] D[w s p]"
 CALIBRATION = some_images(30, seed=5)
@@ -474,21 +473,21 @@ def test_rewrites_and_cuts_share_a_folder_and_continue(
     settings: dict[str, Any] = {"rewrites": [CUTS[1], "tucker2"], "sizes": sizes, "scope": ("all", "wide"), **SKIP}
     whole = study(model, images, tmp_path / "whole", **settings)
     close(whole.rows[1], row_by_hand(model, images, CUTS[1], 0.5, ["wide", "grouped"], torch.float64))
-    right, calls = runner.accuracy, iter(range(1000))
+    append, calls = Store.append, iter(range(1000))
 
-    def accuracy(*arguments: Any, **named: Any) -> float:
+    def interrupted(store: Store, row: dict[str, Any]) -> None:
         if next(calls) % 4 == 3:
             raise KeyboardInterrupt
-        return right(*arguments, **named)
+        append(store, row)
 
-    monkeypatch.setattr(runner, "accuracy", accuracy)
+    monkeypatch.setattr(Store, "append", interrupted)
     for count in (3, 6, 9, 12):
         with pytest.raises(KeyboardInterrupt):
             study(model, images, tmp_path / "parts", **settings)
         assert len(read_rows(tmp_path / "parts")) == count
         with (tmp_path / "parts" / ROWS).open("a") as file:
             file.write('{"model": "ne')  # as if it had been killed while it wrote
-    monkeypatch.setattr(runner, "accuracy", right)
+    monkeypatch.setattr(Store, "append", append)
     found = study(model, images, tmp_path / "parts", **settings)
     assert len(found.rows) == len(whole.rows) == 13
     for row, expected in zip(found.rows, whole.rows, strict=True):
