@@ -27,13 +27,13 @@ from .search import (
     grow_start,
     pick_nearer,
     refine,
-    refine_tree,
     search_from_guesses,
+    search_tree,
 )
 from .size import Size
 from .targets import prepare_target, split_metric
 from .tree_spectra import TreeSpectra
-from .trees import CoreTree, fit_tree
+from .trees import CoreTree
 
 
 def fit_cores(
@@ -150,7 +150,7 @@ def _search_in_frobenius(
         return follow_starts(objective, first, settings)
     if tree is None:
         return search_from_guesses(objective, settings)
-    return refine_tree(objective, [fit_tree(target, tree, ranks) for target in objective.target], settings)
+    return search_tree(objective, tree, ranks, settings)
 
 
 def _search_in_metric(

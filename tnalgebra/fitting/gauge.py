@@ -9,6 +9,7 @@ the value by the same amount, in whatever metric it is measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,7 +22,11 @@ GAUGE_SWEEPS = 100
 """The most sweeps over all bonds."""
 
 _TOLERANCE = 1e-6
-"""The sweeps end where one takes less than this part of the sum of squared norms."""
+"""The sweeps end where one takes, or the next one will take, less than this part of the sum of squared norms."""
+
+_SMALL_PIVOT, _SMALL_SQUARE = 1e-3, 1e-10
+"""Gram matrices determine the gauge of a bond where the pivots of one of them are above this part of the largest pivot,
+and where the squared singular values, and the differences between them, are above this part of the largest square."""
 
 
 def balanced(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -45,37 +50,60 @@ def balanced(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]
         scaled = [(name, axis) for name, axis in ends if name in once]
         if len({name for name, _ in scaled}) == len(scaled) > 1:
             bonds.append((scaled, len(ends) == 2 and label not in network.output))
-    size = _squares(result)
+    # all scales at once: from one bond to the next they would take a sweep for each bond of the network
+    times = {name: len(tensor_nodes(network)[name]) for name in result}
+    size, gain = _to_one_norm(result, times), 0.0
     for _ in range(GAUGE_SWEEPS if bonds else 0):
         for ends, matrix in bonds:
             (_turn if matrix else _scale)(result, ends)
-        before, size = size, _squares(result)
-        if before - size <= _TOLERANCE * before:
+        before, size, gain_before = size, _to_one_norm(result, times), gain
+        gain = before - size
+        # gains fall by one factor, so that the next one is about the square of this one over the one before
+        if gain <= _TOLERANCE * before or gain**2 <= _TOLERANCE * before * gain_before:
             break
-    return _of_one_norm(network, result)
-
-
-def _squares(cores: Mapping[str, Tensor]) -> float:
-    return float(sum(core.square().sum() for core in cores.values()))
+    return {name: core.contiguous() for name, core in result.items()}
 
 
 def _turn(cores: dict[str, Tensor], ends: Sequence[tuple[str, int]]) -> None:
     """Give two cores the Gram matrix of the singular values that their product has across their bond."""
-    size = cores[ends[0][0]].shape[ends[0][1]]
-    bases, triangles, shapes = [], [], []
-    for name, axis in ends:
-        moved = cores[name].movedim(axis, -1)
-        basis, triangle = torch.linalg.qr(moved.reshape(-1, size))
-        bases.append(basis)
-        triangles.append(triangle)
-        shapes.append(moved.shape[:-1])
-    left, singular, right = truncated_svd(triangles[0] @ triangles[1].mT)
+    moved = [cores[name].movedim(axis, -1) for name, axis in ends]
+    one, other = (core.reshape(-1, core.shape[-1]) for core in moved)
+    turned = _turned_by_grams(one, other) or _turned_by_svd(one, other)
+    for (name, axis), matrix, core in zip(ends, turned, moved, strict=True):
+        cores[name] = matrix.reshape(core.shape).movedim(-1, axis)
+
+
+def _turned_by_grams(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The two sides of a bond, each with the bond as its columns; None where the Gram matrices are too inexact.
+
+    With one^T one = L L^T and the eigenvectors W and eigenvalues D of L^T other^T other L, they are multiplied with
+    L^-T W D^(1/4) and with the inverse of its transpose, so that the product one @ other^T stays as it is.
+    """
+    gram = one.mT @ one
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal()
+    if bool(failed) or not bool(pivots.min() > _SMALL_PIVOT * pivots.max()):
+        return None
+    squares, vectors = torch.linalg.eigh(factor.mT @ (other.mT @ other) @ factor)
+    steps = torch.cat([squares[:1], squares.diff()])
+    if not bool((steps > _SMALL_SQUARE * squares[-1]).all()):
+        return None
+    vectors, roots = vectors.flip(1), squares.flip(0) ** 0.25
+    turn = torch.linalg.solve_triangular(factor.mT, vectors * roots, upper=True)
     # the signs are those of the cores before, as nearly as one sign for each value of the bond can be
-    sign = torch.where((left * triangles[0][:, : left.shape[1]]).sum(0) < 0, -1.0, 1.0).to(left)
-    for (name, axis), basis, vectors, shape in zip(ends, bases, (left, right.mT), shapes, strict=True):
-        core = basis @ (vectors * (sign * singular.sqrt()))
-        core = torch.nn.functional.pad(core, (0, size - core.shape[1]))  # values of the bond that nothing uses
-        cores[name] = core.reshape(*shape, size).movedim(-1, axis).contiguous()
+    sign = torch.where((gram * turn).sum(0) < 0, -1.0, 1.0).to(turn)
+    return one @ (turn * sign), other @ (factor @ (vectors * (sign / roots)))
+
+
+def _turned_by_svd(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for any matrices; values of the bond that nothing uses become 0."""
+    (basis, triangle), (other_basis, other_triangle) = torch.linalg.qr(one), torch.linalg.qr(other)
+    left, singular, right = truncated_svd(triangle @ other_triangle.mT)
+    sign = torch.where((left * triangle[:, : left.shape[1]]).sum(0) < 0, -1.0, 1.0).to(left)
+    pair = basis @ (left * (sign * singular.sqrt())), other_basis @ (right.mT * (sign * singular.sqrt()))
+    size = one.shape[1]
+    first, second = (torch.nn.functional.pad(matrix, (0, size - matrix.shape[1])) for matrix in pair)
+    return first, second
 
 
 def _scale(cores: dict[str, Tensor], ends: Sequence[tuple[str, int]]) -> None:
@@ -92,12 +120,12 @@ def _norms(core: Tensor, axis: int) -> Tensor:
     return norms
 
 
-def _of_one_norm(network: Network, cores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Scale cores so that all have one norm. Those that occur several times are scaled as often."""
-    times = {name: len(tensor_nodes(network)[name]) for name in cores}
+def _to_one_norm(cores: dict[str, Tensor], times: Mapping[str, int]) -> float:
+    """Scale cores so that all have one norm, those that occur several times as often. Returns the sum of squares."""
     norms = {name: float(torch.linalg.vector_norm(core)) for name, core in cores.items()}
     if not all(norms.values()):
-        return cores
-    logs = torch.tensor([[times[name], norms[name]] for name in cores], dtype=torch.float64)
-    mean = float(((logs[:, 0] * logs[:, 1].log()).sum() / logs[:, 0].sum()).exp())
-    return {name: core * (mean / norms[name]) for name, core in cores.items()}
+        return sum(norm**2 for norm in norms.values())
+    mean = math.exp(sum(times[name] * math.log(norm) for name, norm in norms.items()) / sum(times.values()))
+    for name, norm in norms.items():
+        cores[name] = cores[name] * (mean / norm)
+    return len(cores) * mean**2

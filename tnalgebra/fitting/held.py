@@ -60,14 +60,15 @@ def hold(
     shared = scale ** (1 / objective.factors)
 
     def finished(cores: Cores) -> tuple[Cores, Cores]:
-        exact = balanced(right, {name: core.double() * shared for name, core in cores.items()})
-        return exact, {name: core.to(objective.kept) for name, core in exact.items()}
+        exact = balanced(right, {name: core.double() for name, core in cores.items()})
+        return exact, {name: (core * shared).to(objective.kept) for name, core in exact.items()}
 
     exact, held = finished(cores)
     errors = measure(held)
     before = after = _criterion(errors)
-    if exact.keys() and objective.kept not in (torch.float64, objective.target.dtype):
-        before = _criterion(measure(exact))
+    degeneracy = degeneracy_of(objective, _in_batch(objective, exact))
+    if exact and (objective.metric is not None or degeneracy * _rounding(objective) > SMALL_LOSS):
+        before = _criterion(measure({name: core * shared for name, core in exact.items()}))
     rounding = math.sqrt(max(after**2 - before**2, 0.0))
     if not objective.tied and after > (1 + SMALL_LOSS) * before and rounding > SMALL_LOSS:
         start = {name: core[None, None].to(objective.target) for name, core in cores.items()}
@@ -81,10 +82,25 @@ def hold(
             if not _criterion(measured) < after:
                 break
             exact, held, errors, after = trial, rounded, measured, _criterion(measured)
+            degeneracy = degeneracy_of(objective, _in_batch(objective, exact))
             report = replace(report, method=report.method.removesuffix(_CORRECTED) + _CORRECTED)
-    in_batch = {name: core[None, None].to(objective.target) / shared for name, core in exact.items()}
-    degeneracy = degeneracy_of(objective, in_batch)
     return held, replace(report, degeneracy=degeneracy, relative_error=errors[0], output_error=errors[1])
+
+
+def _in_batch(objective: Objective, cores: Cores) -> Cores:
+    return {name: core[None, None].to(objective.target) for name, core in cores.items()}
+
+
+def _rounding(objective: Objective) -> float:
+    """How much of ||target|| the rounding of the cores may change at the most, for a degeneracy of 1.
+
+    Each component changes by less than `factors` roundings of its norm, and the norms of n components add up to at most
+    sqrt(n) times the root of the sum of their squares.
+    """
+    if objective.kept in (torch.float64, objective.target.dtype):
+        return 0.0
+    components = math.prod([size for label, size in objective.sizes.items() if label not in objective.output])
+    return objective.factors * torch.finfo(objective.kept).eps * math.sqrt(components)
 
 
 _CORRECTED = ", corrected for rounding"

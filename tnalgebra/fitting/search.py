@@ -17,6 +17,8 @@ from .gauss_matrix import GaussMatrix
 from .gauss_newton import descend, descend_by_gradient
 from .objective import Objective, total
 from .report import FitReport, SearchResult, Settings
+from .subspaces import fit_by_subspaces, fits_by_subspaces
+from .trees import CoreTree, fit_tree
 
 SMALL_RESIDUAL = 0.3
 """Below this relative error Gauss-Newton is used: where the residual is small, its matrix is nearly the Hessian."""
@@ -226,7 +228,28 @@ def _finish(objective: Objective, descent: Descent, sweeps: int) -> list[SearchR
     return [results[layer] for layer in range(objective.layers)]
 
 
-def refine_tree(objective: Objective, fits: list[Cores], settings: Settings) -> list[SearchResult]:
+def search_tree(
+    objective: Objective, tree: CoreTree, ranks: Mapping[str, int], settings: Settings
+) -> list[SearchResult]:
+    """Fit the cores of a tree to each layer: by subspaces, and where these are not determined well enough by SVDs."""
+    results: dict[int, SearchResult] = {}
+    if fits_by_subspaces(tree):
+        sweeps = min(TREE_SWEEPS, settings.sweeps)
+        for layer, target in enumerate(objective.target):
+            fit = fit_by_subspaces(target, tree, ranks, sweeps=sweeps)
+            if fit is not None:
+                method = "SVD" if len(fit.errors) == 1 else "SVD, orthogonal iteration"
+                report = FitReport(method, tuple(fit.errors), (fit.errors[-1],), fit.converged)
+                results[layer] = fit.cores, report
+    rest = [layer for layer in range(objective.layers) if layer not in results]
+    if rest:
+        part = objective.of_layers(torch.tensor(rest, device=objective.target.device))
+        fits = [fit_tree(target, tree, ranks) for target in part.target]
+        results |= dict(zip(rest, _refine_tree(part, fits, settings), strict=True))
+    return [results[layer] for layer in range(objective.layers)]
+
+
+def _refine_tree(objective: Objective, fits: list[Cores], settings: Settings) -> list[SearchResult]:
     """Improve the SVDs of a tree by sweeps, if it has several bonds."""
     values, objective = stacked(objective, fits)  # a bond may have become smaller
     swept = len(values) > 2 and settings.sweeps > 0

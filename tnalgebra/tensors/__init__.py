@@ -14,6 +14,7 @@ from .linalg import (
     truncated_svd,
 )
 from .quimb import from_quimb, to_quimb
+from .unique import signs_of
 from .values import bind_values, common_dtype, norm, relative, target_of, value_of
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "relative",
     "relative_residual",
     "scaled",
+    "signs_of",
     "singular_values",
     "svd_of_product",
     "target_of",

@@ -33,9 +33,21 @@ def make_unique(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Te
     if bool(equal.any()):
         for place in equal.nonzero().tolist():
             _choose_bases(left[*place], values[*place], right[*place], width=float(width[*place]))
-    first = _first_of_the_largest(left.abs(), -2)
-    sign = torch.where(left.gather(-2, first) < 0, -1.0, 1.0).to(left)
+    sign = signs_of(left)
     return left.mul_(sign), values, right.mul_(sign.mT)
+
+
+def signs_of(vectors: Tensor) -> Tensor:
+    """The signs that make the largest element of each column positive, of equally large ones the first.
+
+    Args:
+        vectors: shape (.., m, r).
+
+    Returns:
+        Shape (.., 1, r).
+    """
+    first = _first_of_the_largest(vectors.abs(), -2)
+    return torch.where(vectors.gather(-2, first) < 0, -1.0, 1.0).to(vectors)
 
 
 def _choose_bases(left: Tensor, values: Tensor, right: Tensor, *, width: float) -> None:

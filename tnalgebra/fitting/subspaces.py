@@ -1,0 +1,255 @@
+"""Fit a tree of cores by the subspaces of its bonds: by Gram matrices, then by higher-order orthogonal iteration.
+
+A bond keeps the leading eigenvectors of a Gram matrix of the target, which take a fraction of the time of an SVD. All
+cores but one are isometries then, so that ||target||^2 - ||core||^2 is the loss, and no network is contracted for it.
+Where several bonds lose something, each in turn gets its best subspace while the others stay (De Lathauwer, De Moor,
+Vandewalle 2000, for a Tucker network; in any tree, the two cores of the bond are solved for together). Such a sweep
+takes as much from the loss as several sweeps over single cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..tensors import contract, signs_of
+from .axes import group_axes, split_axes
+from .trees import CoreTree
+
+_Labels: TypeAlias = tuple[str, ...]
+
+ENOUGH = 1e-5
+"""The sweeps end where one takes less than this part of the squared error."""
+
+
+class SubspaceFit(NamedTuple):
+    """Cores by name, the relative error after the first subspaces and each sweep, and whether the sweeps came to rest."""
+
+    cores: dict[str, Tensor]
+    errors: list[float]
+    converged: bool
+
+
+class _NotUniqueError(ValueError):
+    """The Gram matrices do not determine the cores."""
+
+
+class _Group(NamedTuple):
+    """Neighbouring cores between which nothing is lost, as one core with these labels.
+
+    members: the positions of the cores.
+    parts: the two groups that this one was merged from, and their bond; none for a single core.
+    """
+
+    labels: _Labels
+    members: tuple[int, ...]
+    parts: tuple[_Group, _Group, str] | None = None
+
+
+class _Bond(NamedTuple):
+    """A bond that loses something, and the groups on it: positions in `_Walk.groups`, the parent nearer to the root."""
+
+    label: str
+    child: int
+    parent: int
+
+
+@dataclass(eq=False)
+class _Walk:
+    """The state of an iteration.
+
+    Attributes:
+        labels: of the target.
+        groups: the cores, and bonds between them from the leaves to the root.
+        values: the isometry of each group towards the group at the centre, and the core of that one.
+    """
+
+    target: Tensor
+    labels: _Labels
+    sizes: Mapping[str, int]
+    groups: Sequence[_Group]
+    bonds: Sequence[_Bond]
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def put(self, number: int, elements: Tensor, labels: _Labels) -> None:
+        """Keep the elements of a group, which may be a matrix, in the axes of the group."""
+        self.values[number] = split_axes(elements, self.sizes, self.groups[number].labels, labels)
+
+    def without(self, number: int, bond: str) -> _Labels:
+        return tuple([label for label in self.groups[number].labels if label != bond])
+
+
+def fits_by_subspaces(tree: CoreTree) -> bool:
+    """Whether each edge of a tree is a single bond without batch labels."""
+    return all(len(edge.bonds) == 1 and not edge.batch for edge in tree.edges)
+
+
+def fit_by_subspaces(target: Tensor, tree: CoreTree, ranks: Mapping[str, int], *, sweeps: int) -> SubspaceFit | None:
+    """Fit the cores of a tree for which `fits_by_subspaces` holds.
+
+    Args:
+        target: one axis for each label of `tree.open`, in that order.
+        ranks: the size of each bond. Where smaller bonds beside it leave fewer singular values, a bond becomes smaller.
+        sweeps: the most sweeps over all bonds.
+
+    Returns:
+        None where Gram matrices do not determine the cores, because the error is small or eigenvalues are equal.
+    """
+    sizes = _bond_sizes(target, tree, ranks)
+    walk = _Walk(target, tree.open, sizes, *_merged(tree, sizes))
+    power = float(target.square().sum())
+    try:
+        losses = _first_subspaces(walk, power)
+        converged = len(walk.bonds) < 2
+        for _ in range(0 if converged else sweeps):
+            losses.append(_sweep(walk, power))
+            if losses[-2] - losses[-1] <= ENOUGH * losses[-2]:
+                converged = True
+                break
+    except _NotUniqueError:
+        return None
+    if walk.bonds and not min(losses) > torch.finfo(target.dtype).eps ** 0.5 * power:
+        return None
+    cores = dict(_split(walk, tree))
+    return SubspaceFit(cores, [(max(loss, 0.0) / power) ** 0.5 for loss in losses], converged)
+
+
+# Which bonds lose something ------------------------------------------------------------------------------------
+
+
+def _bond_sizes(target: Tensor, tree: CoreTree, ranks: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of all labels, where each bond is cut to the singular values that the bonds before it leave."""
+    sizes = dict(zip(tree.open, target.shape, strict=True))
+    labels = tree.open
+    for edge in tree.edges:
+        (bond,) = edge.bonds
+        rows = [label for label in tree.cores[edge.child].labels if label in labels]
+        columns = tuple([label for label in labels if label not in rows])
+        sizes[bond] = min(ranks[bond], *(prod([sizes[label] for label in side]) for side in (rows, columns)))
+        labels = (bond, *columns)
+    return sizes
+
+
+def _merged(tree: CoreTree, sizes: Mapping[str, int]) -> tuple[list[_Group], list[_Bond]]:
+    """Merge the cores of each bond that has all values which one of its cores can use, until every bond has fewer."""
+    group_of = {number: _Group(core.labels, (number,)) for number, core in enumerate(tree.cores)}
+    left = list(tree.edges)
+    while True:
+        for edge in left:
+            (bond,), child, parent = edge.bonds, group_of[edge.child], group_of[edge.parent]
+            sides = [tuple([label for label in group.labels if label != bond]) for group in (child, parent)]
+            if sizes[bond] >= min(prod([sizes[label] for label in side]) for side in sides):
+                both = _Group((*sides[0], *sides[1]), (*child.members, *parent.members), (child, parent, bond))
+                group_of |= dict.fromkeys(both.members, both)
+                left.remove(edge)
+                break
+        else:
+            break
+    groups = list({id(group): group for group in group_of.values()}.values())
+    position = {number: place for place, group in enumerate(groups) for number in group.members}
+    return groups, [_Bond(edge.bonds[0], position[edge.child], position[edge.parent]) for edge in left]
+
+
+# Subspaces -----------------------------------------------------------------------------------------------------
+
+
+def _first_subspaces(walk: _Walk, power: float) -> list[float]:
+    """Find a subspace for each bond from the leaves to the root, each in what those before it left. Returns the loss."""
+    rest, labels, root = walk.target, walk.labels, 0
+    for bond, child, root in walk.bonds:
+        rows = walk.without(child, bond)
+        columns = tuple([label for label in labels if label not in rows])
+        matrix = group_axes(rest, labels, rows, columns)
+        isometry, rest = _leading(matrix, walk.sizes[bond])
+        labels = (bond, *columns)
+        walk.put(child, isometry, (*rows, bond))
+        rest = rest.reshape([walk.sizes[label] for label in labels])
+    walk.put(root, rest, labels)
+    return [power - float(rest.square().sum())]
+
+
+def _sweep(walk: _Walk, power: float) -> float:
+    """Find the best subspace for each bond in turn, with the root at the centre before and after. Returns the loss."""
+    below: dict[int, list[_Bond]] = {}
+    for bond in walk.bonds:
+        below.setdefault(bond.parent, []).append(bond)
+
+    def visit(number: int) -> None:
+        for bond in below.get(number, ()):
+            if bond.child in below:
+                rows = walk.without(number, bond.label)
+                matrix = group_axes(walk.values[number], walk.groups[number].labels, rows, (bond.label,))
+                walk.put(number, torch.linalg.qr(matrix)[0], (*rows, bond.label))
+                walk.values[bond.child] = _project(walk, bond.child)
+                visit(bond.child)
+            _solve_bond(walk, bond)
+
+    visit(walk.bonds[-1].parent)
+    return power - float(walk.values[walk.bonds[-1].parent].square().sum())
+
+
+def _project(walk: _Walk, *centre: int, labels: Sequence[str] | None = None) -> Tensor:
+    """Contract the target with the isometries of all groups but those at the centre."""
+    operands = [(walk.target, walk.labels)]
+    operands += [
+        (walk.values[number], group.labels) for number, group in enumerate(walk.groups) if number not in centre
+    ]
+    return contract(operands, walk.groups[centre[0]].labels if labels is None else labels)
+
+
+def _solve_bond(walk: _Walk, bond: _Bond) -> None:
+    """The best two groups on a bond while all others stay: the isometry of the child, and the core of the parent."""
+    label, child, parent = bond
+    rows, columns = walk.without(child, label), walk.without(parent, label)
+    matrix = group_axes(
+        _project(walk, child, parent, labels=(*rows, *columns)), (*rows, *columns), rows, columns
+    )
+    isometry, rest = _leading(matrix, walk.sizes[label])
+    walk.put(child, isometry, (*rows, label))
+    walk.put(parent, rest, (label, *columns))
+
+
+def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The `rank` leading left singular vectors U of a matrix, by its smaller Gram matrix, and U^T @ matrix.
+
+    Raises:
+        _NotUniqueError: two of the values that are kept, or the last of them and the next one, may be equal.
+    """
+    wide = matrix.shape[0] <= matrix.shape[1]
+    gram = matrix @ matrix.mT if wide else matrix.mT @ matrix
+    squares, vectors = torch.linalg.eigh(gram)
+    last = squares[-rank - 1 :]
+    if not bool((last.diff() > torch.finfo(gram.dtype).eps ** (2 / 3) * squares[-1]).all()):
+        raise _NotUniqueError
+    vectors = vectors[:, -rank:].flip(1)
+    if not wide:
+        vectors = torch.linalg.qr(matrix @ vectors)[0]
+    vectors = vectors * signs_of(vectors)
+    return vectors, vectors.mT @ matrix
+
+
+def _split(walk: _Walk, tree: CoreTree) -> Iterator[tuple[str, Tensor]]:
+    """The name and the elements of each core: where nothing is lost, one of two cores has the identity."""
+    if not walk.bonds:
+        walk.put(0, walk.target, walk.labels)
+    waiting = [(group, walk.values[place]) for place, group in enumerate(walk.groups)]
+    while waiting:
+        group, core = waiting.pop()
+        if group.parts is None:
+            yield tree.cores[group.members[0]].name, core.contiguous()
+            continue
+        child, parent, bond = group.parts
+        rows, columns = (tuple([label for label in part.labels if label != bond]) for part in (child, parent))
+        matrix, size = group_axes(core, group.labels, rows, columns), walk.sizes[bond]
+        unit = torch.eye(min(matrix.shape), size, dtype=core.dtype, device=core.device)
+        if matrix.shape[0] <= matrix.shape[1]:
+            left, right = unit, torch.nn.functional.pad(matrix, (0, 0, 0, size - len(matrix)))
+        else:
+            left, right = torch.nn.functional.pad(matrix, (0, size - matrix.shape[1])), unit.mT
+        waiting.append((child, split_axes(left, walk.sizes, child.labels, rows, (bond,))))
+        waiting.append((parent, split_axes(right, walk.sizes, parent.labels, (bond,), columns)))
