@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 
 import networkx
@@ -29,14 +29,22 @@ from .trees import (
     tree_of,
 )
 
+CACHED = 256
+"""How many right sides are kept as trees."""
+
 ORTHONORMAL = 1e-6
 """How far from orthonormal the rows of a constant may be if the best of them are to be chosen."""
 
 
 def tree_or_none(right: Network, constants: Mapping[str, object] = {}) -> CoreTree | None:
     """The right side as a tree, if it is one and all of it is to be fitted."""
+    return None if constants else _tree_or_none(right)
+
+
+@lru_cache(maxsize=CACHED)
+def _tree_or_none(right: Network) -> CoreTree | None:
     try:
-        return None if constants else tree_of(right)
+        return tree_of(right)
     except NoTreeError:
         return None
 

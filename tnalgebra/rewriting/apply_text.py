@@ -260,7 +260,7 @@ def build_fitted_many(jobs: Sequence[tuple[Network, Place, Values, Options]]) ->
     readings = [_reading(*job) for job in jobs]
     groups: dict[object, list[int]] = {}
     for number, reading in enumerate(readings):
-        groups.setdefault(reading.alike, []).append(number)
+        groups.setdefault(reading.alike if len(jobs) > 1 else None, []).append(number)
     changes: dict[int, Change] = {}
     for members in groups.values():
         together = [readings[number] for number in members]

@@ -19,7 +19,7 @@ from .._tables import Table, Tabular, shorten, tabulate, write_change, write_num
 from ..errors import RuleError, ValuesError
 from ..fitting import FitReport
 from ..networks import NamedTensor, Network, kernel_multiply_adds, tensor_nodes
-from ..tensors import Values, bind_values, common_dtype, evaluate, magnitude, relative, value_of, values_for
+from ..tensors import Values, bind_values, common_dtype, evaluate, is_finite, magnitude, relative, value_of, values_for
 from .options import Choices, Options, Place
 
 if TYPE_CHECKING:
@@ -418,7 +418,7 @@ class Fit(Tabular):
             fact = f"the rule {rule.name!r} changes the open labels"
             raise RuleError(fact, before=self.network, after=change.after)
         for name, value in change.values.items():
-            if not bool(value.isfinite().all()):
+            if not is_finite(value):
                 fact = f"numbers of the new tensor {name!r} are beyond the range of {value.dtype}"
                 raise ValuesError(fact, rule=rule.name, fix="values of a wider type, such as tensor.float()")
         new = {**self.values, **change.values}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from math import prod
+from math import isfinite, prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -112,12 +112,18 @@ def check_computable(what: str, tensor: Tensor) -> None:
         raise ValuesError(f"{what} has the type {tensor.dtype}, in which torch does not compute", fix=fix)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a real tensor, which has elements, has neither NaN nor infinity in it."""
+    low, high = torch.aminmax(tensor)
+    return isfinite(float(low)) and isfinite(float(high))
+
+
 def _check_elements(name: str, tensor: Tensor) -> None:
     if tensor.numel() == 0:
         raise ValuesError(f"the value of {name!r} is empty", shape=tuple(tensor.shape), fix="sizes of at least 1")
     if tensor.is_complex():
         raise ValuesError(f"the value of {name!r} is complex", fix="real numbers")
-    if tensor.is_floating_point() and not tensor.isfinite().all():
+    if tensor.is_floating_point() and not is_finite(tensor):
         count = int((~tensor.isfinite()).sum())
         raise ValuesError(f"the value of {name!r} holds NaN or infinity", where=f"{count} of {tensor.numel()} elements")
 

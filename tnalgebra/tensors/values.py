@@ -14,6 +14,9 @@ from ..networks import Network
 from .contraction import contract
 from .evaluation import Values, bind, operands, values_for
 
+_PLAIN = 1e-100, 1e100
+"""Between these norms the squares of elements neither overflow nor vanish in float64."""
+
 _BLOCK = 2**22
 """Elements of a tensor whose norm is computed at once, which take 32 MiB in float64."""
 
@@ -38,6 +41,10 @@ def norm(tensor: Tensor) -> float:
     """
     if not tensor.numel():
         return 0.0
+    if tensor.numel() <= _BLOCK:
+        plain = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+        if _PLAIN[0] < plain < _PLAIN[1]:
+            return plain
     low, high = torch.aminmax(tensor)
     largest = abs(max(-float(low), float(high)))
     blocks = (block.double() / largest for block in torch.split(tensor.reshape(-1), _BLOCK)) if largest else ()
