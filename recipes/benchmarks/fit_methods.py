@@ -20,12 +20,23 @@ RULES = {
     "cp": "K[out in kh kw] => A[out r] B[in r] C[kh r] D[kw r]",
     "tensor ring": "K[out in kh kw] => A[z out p] B[p in q] C[q kh s] D[s kw z]",
     "Tucker-2": "K[out in kh kw] => G[a b kh kw] U[out a] V[in b]",
+    "Tucker": "K[out in kh kw] => G[a b c d] U[out a] V[in b] P[kh c] Q[kw d]",
+    "train": "K[out in kh kw] => A[out p] B[p in q] C[q kh s] D[s kw]",
+    "hierarchical": "K[out in kh kw] => U[out a] V[in b] S[a b e] P[kh c] Q[kw d] T[c d e]",
 }
+
+TREES = ("Tucker-2", "Tucker", "train", "hierarchical")
+"""Rules whose right side is a tree. They are fitted from SVDs, without random starts."""
 
 
 def ranks_of(rule: str, kernel: Tensor) -> Mapping[str, int]:
-    """Bond -> rank: half the channels; for a ring the root of that, which gives about as many parameters as CP."""
-    half = min(kernel.shape[:2]) // 2
+    """Bond -> rank: half the channels, and all positions; for a ring the root of half the channels, which gives about
+    as many parameters as CP."""
+    half, (height, width) = min(kernel.shape[:2]) // 2, kernel.shape[2:]
+    if rule == "train":
+        return {"p": half, "q": min(half, height * width), "s": width}
+    if rule in ("Tucker", "hierarchical"):
+        return {"a": half, "b": half, "c": height, "d": width} | ({"e": height * width} if rule != "Tucker" else {})
     if rule == "tensor ring":
         return dict.fromkeys("zpqs", max(2, round(half**0.5)))
     return dict.fromkeys("r" if rule == "cp" else "ab", half)
@@ -61,7 +72,7 @@ class Method(ABC):
 
 class Tnalgebra(Method):
     def suits(self, rule: str) -> bool:
-        return rule != "Tucker-2" or not self.choices  # a tree has one start, from SVDs
+        return rule not in TREES or not self.choices  # a tree has one start, from SVDs
 
     def fit(self, rule: str, kernels: Sequence[Tensor], seed: int, sweeps: Sequence[int]) -> Any:
         choices = {**self.choices, "size": ranks_of(rule, kernels[0]), "seed": seed, "sweeps": max(sweeps)}
@@ -105,6 +116,10 @@ class Tensorly(Method):
         if rule == "tensor ring":
             around = [ranks[bond] for bond in "zpqsz"]
             return self.decomposition.tensor_ring_als(kernel, around, ls_solve="normal_eq", **choices)
+        if rule == "train":
+            return self.decomposition.tensor_train(kernel, [1, *(ranks[bond] for bond in "pqs"), 1])
+        if rule in ("Tucker", "hierarchical"):  # it has no hierarchical one; Tucker's has the same leading subspaces
+            return self.decomposition.tucker(kernel, [ranks[bond] for bond in "abcd"], return_errors=True, **choices)
         return self.decomposition.partial_tucker(kernel, [ranks["a"], ranks["b"]], modes=[0, 1], **choices)
 
     def dense(self, result: Any) -> list[Tensor]:
@@ -114,11 +129,16 @@ class Tensorly(Method):
         if hasattr(decomposition, "to_tensor"):
             whole: Tensor = decomposition.to_tensor()
             return whole
-        (core, (U, V)), _ = decomposition
+        (core, factors), _ = decomposition
+        if len(factors) == 4:
+            return torch.einsum("abcd,oa,ib,hc,wd->oihw", core, *factors)
+        U, V = factors
         return torch.einsum("abhw,oa,ib->oihw", core, U, V)
 
     def trace(self, rule: str, kernels: Sequence[Tensor], seed: int, most: int) -> list[list[float]]:
-        if rule == "Tucker-2":
+        if rule == "train":
+            return [[relative_error(kernel, self._dense(self._fit(rule, kernel, seed, most)))] for kernel in kernels]
+        if rule in TREES:
             return [[float(error) for error in self._fit(rule, kernel, seed, most)[1]] for kernel in kernels]
         traces: list[list[float]] = []
         for kernel in kernels:
@@ -137,6 +157,9 @@ class Quimb(Method):
     def __init__(self, name: str, **choices: Any) -> None:
         super().__init__(name, **choices)
         self.library = import_module("quimb.tensor")
+
+    def suits(self, rule: str) -> bool:
+        return rule not in TREES  # it has sweeps over single cores only, which take seconds for large trees
 
     def fit(self, rule: str, kernels: Sequence[Tensor], seed: int, sweeps: Sequence[int]) -> Any:
         each = zip(kernels, sweeps, strict=True)

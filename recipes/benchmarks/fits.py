@@ -6,8 +6,8 @@
 
 - tnalgebra: `apply` or `apply_many` with `stability=0`, because the others ask for the least error alone, of the
   default number of starts; and with one start. The Gauss-Newton steps after the sweeps of a call count too.
-- tensorly: `parafac(init="random")`, `tensor_ring_als`, `partial_tucker`, one start, on the torch
-  backend, which took half the time of numpy's, without a test for convergence; CP also with line search.
+- tensorly: `parafac(init="random")`, `tensor_ring_als`, `partial_tucker`, `tucker`, `tensor_train`, one start, on the
+  torch backend, which took half the time of numpy's, without a test for convergence; CP also with line search.
 - quimb: `fit(method="als")` on numpy arrays from one normal start, without a test for convergence, with
   greedy paths, which are found faster than "auto-hq" ones and are as good here. By default it solves for
   larger cores by four steps of conjugate gradients; `dense_solve=True` solves exactly.
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 import tnalgebra as tn
-from recipes.benchmarks.fit_methods import RULES, Method, Tnalgebra, all_methods, ranks_of, relative_error
+from recipes.benchmarks.fit_methods import RULES, TREES, Method, Tnalgebra, all_methods, ranks_of, relative_error
 from recipes.benchmarks.report import Bar, Row, bar_figure
 from recipes.benchmarks.runner import INTERRUPTED, Benchmark, Contender, Settings, run
 from recipes.command import run_command
@@ -64,6 +64,8 @@ class Config(Settings):
     """glob of the layers that are fitted together; the first has no dot, and is left out"""
     error: float | None = None
     """relative error of the CP of one kernel; by default as of the tensor ring"""
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    """channels of random 3x3 kernels in float32, to which trees are fitted"""
     iterations: int = 50
     """sweeps of the reference, whose errors the others have to reach"""
     rounds: int = 5
@@ -111,6 +113,7 @@ class Fits(Benchmark[Config, Problem, Problem]):
     @staticmethod
     def smaller(config: Config) -> Config:
         few: dict[str, Any] = {"layer": "layer1.0.conv1", "layers": "layer1.0.conv[12]", "iterations": 3, "rounds": 1}
+        few["channels"] = (8,)
         return dataclasses.replace(config, **few)
 
     def cells(self) -> list[Problem]:
@@ -147,10 +150,18 @@ class Fits(Benchmark[Config, Problem, Problem]):
                 Problem(f"{rule} of one kernel, ranks {ranks[rule]}", rule, one, slack=NEAR)
                 for rule in ("tensor ring", "Tucker-2")
             ),
+            *(self._of_channels(rule, size) for size in self.config.channels for rule in TREES),
         ]
 
+    def _of_channels(self, rule: str, size: int) -> Problem:
+        kernel = random_kernel((size, size, 3, 3), size).float()
+        return Problem(f"{rule} of {size}x{size}x3x3, ranks {size // 2}", rule, {f"random {size}": kernel}, slack=NEAR)
+
     def facts(self, cell: Problem) -> Row:
-        settings = {name: getattr(self.config, name) for name in ("weights", "layer", "layers", "error", "iterations")}
+        settings = {
+            name: getattr(self.config, name)
+            for name in ("weights", "layer", "layers", "error", "channels", "iterations")
+        }
         return {"problem": cell.title, **settings}
 
     def contenders(self, cell: Problem) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ValuesError
 from ..networks import Network, shape_of
-from ..tensors import relative
+from ..tensors import is_finite, relative
 from .als import Cores
 from .chosen_ranks import chosen_ranks, objective_of, select_rows, tree_or_none
 from .held import hold
@@ -184,7 +184,7 @@ def _errors(
 ) -> tuple[float, float | None]:
     """The relative error of cores in the Frobenius norm, and that of the output, computed in float64."""
     approximation = objective.model({name: core.double()[None, None] for name, core in cores.items()})[0, 0]
-    if not bool(approximation.isfinite().all()):
+    if not is_finite(approximation):
         fix = "constants of moderate size, dtype=torch.float64"
         raise ValuesError("the fit is not finite", right=right, fix=fix)
     approximation = approximation.reshape(shape_of(right, right.output))

@@ -19,16 +19,16 @@ from torch import Tensor
 
 from ..tensors import contract, signs_of
 from .axes import group_axes, split_axes
-from .trees import CoreTree
+from .trees import CoreTree, attained_ranks
 
 _Labels: TypeAlias = tuple[str, ...]
 
-ENOUGH = 1e-5
-"""The sweeps end where one takes less than this part of the squared error."""
+ENOUGH = 2e-5
+"""The sweeps end where one takes, or the next one will take, less than this part of the squared error."""
 
 
 class SubspaceFit(NamedTuple):
-    """Cores by name, the relative error after the first subspaces and each sweep, and whether the sweeps came to rest."""
+    """Cores by name, the relative error at first and after each sweep, and whether the sweeps came to rest."""
 
     cores: dict[str, Tensor]
     errors: list[float]
@@ -76,6 +76,10 @@ class _Walk:
     bonds: Sequence[_Bond]
     values: dict[int, Tensor] = field(default_factory=dict)
 
+    @property
+    def root(self) -> int:
+        return self.bonds[-1].parent if self.bonds else 0
+
     def put(self, number: int, elements: Tensor, labels: _Labels) -> None:
         """Keep the elements of a group, which may be a matrix, in the axes of the group."""
         self.values[number] = split_axes(elements, self.sizes, self.groups[number].labels, labels)
@@ -100,39 +104,34 @@ def fit_by_subspaces(target: Tensor, tree: CoreTree, ranks: Mapping[str, int], *
     Returns:
         None where Gram matrices do not determine the cores, because the error is small or eigenvalues are equal.
     """
-    sizes = _bond_sizes(target, tree, ranks)
+    sizes = dict(zip(tree.open, target.shape, strict=True))
+    sizes |= attained_ranks(tree, sizes, ranks)
     walk = _Walk(target, tree.open, sizes, *_merged(tree, sizes))
     power = float(target.square().sum())
+    if not power:
+        return None
     try:
         losses = _first_subspaces(walk, power)
         converged = len(walk.bonds) < 2
+        gain = 0.0
         for _ in range(0 if converged else sweeps):
             losses.append(_sweep(walk, power))
-            if losses[-2] - losses[-1] <= ENOUGH * losses[-2]:
-                converged = True
+            gain, gain_before = losses[-2] - losses[-1], gain
+            # gains fall by one factor, so that the next one is about the square of this one over the one before
+            enough = ENOUGH * losses[-1]
+            converged = gain <= enough or gain**2 <= enough * gain_before
+            if converged:
                 break
     except _NotUniqueError:
         return None
     if walk.bonds and not min(losses) > torch.finfo(target.dtype).eps ** 0.5 * power:
         return None
+    _choose_signs(walk)
     cores = dict(_split(walk, tree))
     return SubspaceFit(cores, [(max(loss, 0.0) / power) ** 0.5 for loss in losses], converged)
 
 
 # Which bonds lose something ------------------------------------------------------------------------------------
-
-
-def _bond_sizes(target: Tensor, tree: CoreTree, ranks: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of all labels, where each bond is cut to the singular values that the bonds before it leave."""
-    sizes = dict(zip(tree.open, target.shape, strict=True))
-    labels = tree.open
-    for edge in tree.edges:
-        (bond,) = edge.bonds
-        rows = [label for label in tree.cores[edge.child].labels if label in labels]
-        columns = tuple([label for label in labels if label not in rows])
-        sizes[bond] = min(ranks[bond], *(prod([sizes[label] for label in side]) for side in (rows, columns)))
-        labels = (bond, *columns)
-    return sizes
 
 
 def _merged(tree: CoreTree, sizes: Mapping[str, int]) -> tuple[list[_Group], list[_Bond]]:
@@ -159,9 +158,9 @@ def _merged(tree: CoreTree, sizes: Mapping[str, int]) -> tuple[list[_Group], lis
 
 
 def _first_subspaces(walk: _Walk, power: float) -> list[float]:
-    """Find a subspace for each bond from the leaves to the root, each in what those before it left. Returns the loss."""
-    rest, labels, root = walk.target, walk.labels, 0
-    for bond, child, root in walk.bonds:
+    """Find a subspace for each bond in turn, from the leaves to the root, in what is left. Returns the loss."""
+    rest, labels = walk.target, walk.labels
+    for bond, child, _ in walk.bonds:
         rows = walk.without(child, bond)
         columns = tuple([label for label in labels if label not in rows])
         matrix = group_axes(rest, labels, rows, columns)
@@ -169,7 +168,7 @@ def _first_subspaces(walk: _Walk, power: float) -> list[float]:
         labels = (bond, *columns)
         walk.put(child, isometry, (*rows, bond))
         rest = rest.reshape([walk.sizes[label] for label in labels])
-    walk.put(root, rest, labels)
+    walk.put(walk.root, rest, labels)
     return [power - float(rest.square().sum())]
 
 
@@ -189,8 +188,8 @@ def _sweep(walk: _Walk, power: float) -> float:
                 visit(bond.child)
             _solve_bond(walk, bond)
 
-    visit(walk.bonds[-1].parent)
-    return power - float(walk.values[walk.bonds[-1].parent].square().sum())
+    visit(walk.root)
+    return power - float(walk.values[walk.root].square().sum())
 
 
 def _project(walk: _Walk, *centre: int, labels: Sequence[str] | None = None) -> Tensor:
@@ -206,9 +205,7 @@ def _solve_bond(walk: _Walk, bond: _Bond) -> None:
     """The best two groups on a bond while all others stay: the isometry of the child, and the core of the parent."""
     label, child, parent = bond
     rows, columns = walk.without(child, label), walk.without(parent, label)
-    matrix = group_axes(
-        _project(walk, child, parent, labels=(*rows, *columns)), (*rows, *columns), rows, columns
-    )
+    matrix = group_axes(_project(walk, child, parent, labels=(*rows, *columns)), (*rows, *columns), rows, columns)
     isometry, rest = _leading(matrix, walk.sizes[label])
     walk.put(child, isometry, (*rows, label))
     walk.put(parent, rest, (label, *columns))
@@ -229,14 +226,21 @@ def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     vectors = vectors[:, -rank:].flip(1)
     if not wide:
         vectors = torch.linalg.qr(matrix @ vectors)[0]
-    vectors = vectors * signs_of(vectors)
     return vectors, vectors.mT @ matrix
+
+
+def _choose_signs(walk: _Walk) -> None:
+    """Make the largest element of each vector of a bond positive, in the isometry of the child."""
+    for label, child, parent in walk.bonds:
+        rows = walk.without(child, label)
+        sign = signs_of(group_axes(walk.values[child], walk.groups[child].labels, rows, (label,)))[0]
+        for number in (child, parent):
+            labels = walk.groups[number].labels
+            walk.values[number] = walk.values[number] * sign.reshape([-1 if n == label else 1 for n in labels])
 
 
 def _split(walk: _Walk, tree: CoreTree) -> Iterator[tuple[str, Tensor]]:
     """The name and the elements of each core: where nothing is lost, one of two cores has the identity."""
-    if not walk.bonds:
-        walk.put(0, walk.target, walk.labels)
     waiting = [(group, walk.values[place]) for place, group in enumerate(walk.groups)]
     while waiting:
         group, core = waiting.pop()
