@@ -29,7 +29,7 @@ FIRST_SWEEPS, MORE_SWEEPS = 10, 40
 SLOW = 1e-5
 """A start stands still where an alternating sweep takes less than this part of its squared error."""
 
-LAST_SWEEPS, HALVED = 2, (2, 2, 4)
+LAST_SWEEPS, HALVED = 2, (2, 2)
 """Sweeps that are kept for the whole target where a search begins in subspaces, and the sweeps after each of which the
 better half of its starts is followed."""
 
@@ -147,9 +147,10 @@ def _search_in_subspaces(
     unknown = objective.target.new_full((objective.layers, starts), torch.inf)
     descent = Descent(values, unknown, unknown, torch.zeros_like(unknown, dtype=torch.bool))
     most = min(FIRST_SWEEPS + MORE_SWEEPS, settings.sweeps - LAST_SWEEPS)
-    for sweeps in (*HALVED, most):
+    for sweeps in HALVED:
         descent = sweep_on(small, descent, min(sweeps, most - len(descent.log)))
-        descent = descent.best(max(-(-descent.loss.shape[1] // 2), 1))
+        descent = descent.best(-(-descent.loss.shape[1] // 2))
+    descent = sweep_on(small, descent, most - len(descent.log)).best(FINALISTS)
     left_out = objective.power - small.power
     values, loss = objective.expand(descent.values, bases), descent.loss + left_out
     descent = replace(
