@@ -327,56 +327,6 @@ class Objective:
         """The same objective for cores of the shapes in `values`, (layers, starts, *sizes)."""
         return replace(self, free={name: tuple(value.shape[2:]) for name, value in values.items()})
 
-    # A target in fewer dimensions --------------------------------------------------------------------------------
-
-    def condensable(self) -> dict[str, int]:
-        """The labels of the target of which only a subspace can matter, with its dimension.
-
-        As a function of such a label, which a single core has, the network has no more dimensions than the other
-        labels of that core have values.
-        """
-        if self.metric is not None:
-            return {}
-        dimensions = {}
-        for label in self.output:
-            ends = [occurrence for occurrence in self.occurrences if label in occurrence.labels]
-            if len(ends) == 1 and len(self.places.get(ends[0].name, ())) == 1:
-                most = prod([self.sizes[other] for other in ends[0].labels if other != label])
-                if most < self.sizes[label]:
-                    dimensions[label] = most
-        return dimensions
-
-    def condense(self, bases: Mapping[str, Tensor]) -> Objective:
-        """The objective for the target's coordinates in subspaces.
-
-        Args:
-            bases: for some of `condensable`, orthonormal columns; shape (layers, size of the label, dimension).
-        """
-        target, labels = self.target, (LAYER, *self.output)
-        for label, basis in bases.items():
-            new = label + "new"
-            target = contract([(target, labels), (basis, (LAYER, label, new))], _replace_label(labels, label, new))
-        free = {
-            name: tuple(
-                bases[label].shape[2] if label in bases else size
-                for label, size in zip(self.occurrences[places[0]].labels, self.free[name], strict=True)
-            )
-            for name, places in self.places.items()
-        }
-        return replace(self, target=target.contiguous(), free=free)
-
-    def expand(self, values: Mapping[str, Tensor], bases: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The cores for the target itself, from those of `condense`; both with the axes of layers and starts."""
-        expanded = {}
-        for name, core in values.items():
-            labels = (*BATCH, *self.occurrences[self.places[name][0]].labels)
-            for label in [label for label in labels if label in bases]:
-                new = label + "new"
-                basis = (bases[label], (LAYER, label, new))
-                core = contract([(core, _replace_label(labels, label, new)), basis], labels)
-            expanded[name] = core.contiguous()
-        return expanded
-
     # A metric is taken up by cores, so that the rest is a fit in the Frobenius norm ----------------------------------
 
     def absorbing(self) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ValuesError
 from .als import Cores, Descent, alternate, balance, spread
+from .condensed import condense, expand, leading_subspaces
 from .gauss_matrix import GaussMatrix
 from .gauss_newton import descend, descend_by_gradient
 from .objective import Objective, total
@@ -136,13 +137,9 @@ def _search(objective: Objective, settings: Settings) -> list[SearchResult]:
 def _search_in_subspaces(
     objective: Objective, settings: Settings, generator: torch.Generator, *, starts: int
 ) -> list[SearchResult]:
-    """Descend first towards the coordinates of the target in leading subspaces, and in the end towards the target.
-
-    A label on a single core matters in no more dimensions than that core has other values. In the leading subspaces a
-    sweep is cheaper by the part that they leave out, and nearly as good.
-    """
-    bases = {label: _leading_subspace(objective, label, most) for label, most in objective.condensable().items()}
-    small = objective.condense(bases)
+    """Descend first towards the coordinates of the target in leading subspaces, and in the end towards the target."""
+    bases = leading_subspaces(objective)
+    small = condense(objective, bases)
     values = _guesses(small, starts, generator)
     unknown = objective.target.new_full((objective.layers, starts), torch.inf)
     descent = Descent(values, unknown, unknown, torch.zeros_like(unknown, dtype=torch.bool))
@@ -151,23 +148,18 @@ def _search_in_subspaces(
         descent = sweep_on(small, descent, min(sweeps, most - len(descent.log)))
         descent = descent.best(-(-descent.loss.shape[1] // 2))
     descent = sweep_on(small, descent, most - len(descent.log)).best(FINALISTS)
-    left_out = objective.power - small.power
-    values, loss = objective.expand(descent.values, bases), descent.loss + left_out
+    left_out = (objective.power - small.power)[:, 0]
+    values = expand(objective, descent.values, bases)
+    loss = objective.loss_of(values)
     descent = replace(
         descent,
         values=values,
         loss=loss,
         merit=objective.merit(loss, values),
         still=torch.zeros_like(descent.still),
-        log=tuple([before + left_out[:, 0] for before in descent.log]),
+        log=tuple([(before + left_out).clamp(min=0) for before in descent.log]),
     )
     return _finish(objective, descent, settings.sweeps - len(descent.log))
-
-
-def _leading_subspace(objective: Objective, label: str, dimension: int) -> Tensor:
-    """Orthonormal columns of shape (layers, size, dimension) with most of the target's norm along one of its axes."""
-    rows = objective.target.movedim(1 + objective.output.index(label), 1).flatten(2)
-    return torch.linalg.eigh(rows @ rows.mT)[1][..., -dimension:]
 
 
 def _work(objective: Objective) -> int:
