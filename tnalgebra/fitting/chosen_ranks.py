@@ -29,7 +29,7 @@ from .trees import (
     tree_of,
 )
 
-CACHED = 256
+KEPT_TREES = 256
 """How many right sides are kept as trees."""
 
 ORTHONORMAL = 1e-6
@@ -41,7 +41,7 @@ def tree_or_none(right: Network, constants: Mapping[str, object] = {}) -> CoreTr
     return None if constants else _tree_or_none(right)
 
 
-@lru_cache(maxsize=CACHED)
+@lru_cache(maxsize=KEPT_TREES)
 def _tree_or_none(right: Network) -> CoreTree | None:
     try:
         return tree_of(right)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..tensors import contract
 from .objective import BATCH, LAYER, Objective
 
-LARGEST = 2048
+LARGEST_CONDENSED = 2048
 """The most values of a label whose Gram matrix is decomposed, which takes a few seconds."""
 
 _NEW = "new/"
@@ -36,7 +36,7 @@ def leading_subspaces(objective: Objective) -> dict[str, Tensor]:
         ends = [occurrence for occurrence in objective.occurrences if label in occurrence.labels]
         if objective.metric is None and len(ends) == 1 and len(objective.places.get(ends[0].name, ())) == 1:
             most = prod([objective.sizes[other] for other in ends[0].labels if other != label])
-            if most < objective.sizes[label] <= LARGEST:
+            if most < objective.sizes[label] <= LARGEST_CONDENSED:
                 rows = objective.target.movedim(axis, 1).flatten(2)
                 bases[label] = torch.linalg.eigh(rows @ rows.mT)[1][..., -most:]
     return bases

@@ -90,7 +90,7 @@ def fit_cores(
         targets = torch.stack([one, *others]) if others else one[None]
         selection = select_rows(constants, right, ranks_of_group, targets[0])
         selection = {name: constant.to(kept).to(settings.dtype) for name, constant in selection.items()}
-        split = [split_metric(metric, right) for metric in (norms[number] for number in members) if metric is not None]
+        split = [split_metric(metrics[number], right) for number in members if metrics]
         objective = objective_of(targets, right, ranks_of_group, constants=selection, metrics=split)
         objective = replace(objective, stability=0.0 if tree is not None else settings.stability, kept=kept)
         exact = replace(objective, constants={name: value.double() for name, value in objective.constants.items()})

@@ -48,7 +48,7 @@ FOUND = 1e3
 """Below this multiple of the error of rounding, a fit needs no second wave."""
 
 
-MOST_TOGETHER = 2**27
+STARTED_TOGETHER = 2**27
 """The most starts times elements of the target, so that what all starts need at once fits into memory: a matrix of
 4096 x 11008 has two starts. Kernels of less than 8 million elements have as many as are asked for by default."""
 
@@ -120,7 +120,7 @@ def search_from_guesses(objective: Objective, settings: Settings) -> list[Search
 
 def _search(objective: Objective, settings: Settings) -> list[SearchResult]:
     generator = torch.Generator().manual_seed(settings.seed)
-    starts = max(1, min(settings.starts, MOST_TOGETHER // max(1, objective.target[0].numel())))
+    starts = max(1, min(settings.starts, STARTED_TOGETHER // max(1, objective.target[0].numel())))
     if not objective.tied and _work(objective) > DEAR and settings.sweeps > LAST_SWEEPS:
         return _search_in_subspaces(objective, settings, generator, starts=starts)
     results = follow_starts(objective, _guesses(objective, starts, generator), settings)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..model import Images, evaluating
 from .accuracy import accuracy, right_answers
-from .steps import Progress, Steps, trace
+from .steps import ForwardSteps, Progress, trace
 
-Change: TypeAlias = Mapping[nn.Parameter, Tensor]
+NewWeights: TypeAlias = Mapping[nn.Parameter, Tensor]
 """Parameter -> its new value, of the same shape, type and device."""
 
 MOST_TOGETHER = 8
@@ -29,7 +29,7 @@ TRIED = 2
 class _Test:
     """A change, the step at which it begins to matter, and whether later steps overwrite what is known by then."""
 
-    change: Change
+    change: NewWeights
     step: int
     overwrites: bool
 
@@ -67,7 +67,7 @@ class SharedTests:
         self._tested: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "device": device}
         self._kept: dict[int, Progress] = {}
 
-    def accuracies(self, changes: Sequence[Change]) -> list[float]:
+    def accuracies(self, changes: Sequence[NewWeights]) -> list[float]:
         """The accuracy for each change; a logit that is not finite is a wrong answer."""
         with evaluating(self.network):
             tests = [self._test(change) for change in changes]
@@ -89,7 +89,7 @@ class SharedTests:
                 most = max(most, progress.bytes())
         return 1 if most / len(few) * len(self.images) <= self.memory else MOST_TOGETHER
 
-    def _whole(self, change: Change) -> float:
+    def _whole(self, change: NewWeights) -> float:
         with _exchanged(change):
             return accuracy(self.network, self.images, not_finite="wrong", **self._tested)
 
@@ -99,7 +99,7 @@ class SharedTests:
         return self.images.normalise(few, dtype=self._tested["dtype"], device=self._tested["device"])
 
     @cached_property
-    def _steps(self) -> Steps | None:
+    def _steps(self) -> ForwardSteps | None:
         """The steps of the network, if they are all that its forward pass does."""
         first = self.network(self._few())  # it may make what it needs in the first call
         before = _state(self.network)
@@ -107,7 +107,7 @@ class SharedTests:
             return None
         return trace(self.network)
 
-    def _test(self, change: Change) -> _Test | None:
+    def _test(self, change: NewWeights) -> _Test | None:
         """How to test a change in two parts, tried on a few images; None where the network is tested as a whole."""
         step = self._steps.first_reader(change) if self._steps is not None else 0
         if self._steps is None or step == 0:
@@ -147,7 +147,7 @@ class SharedTests:
 
 
 @contextmanager
-def _exchanged(change: Change) -> Iterator[None]:
+def _exchanged(change: NewWeights) -> Iterator[None]:
     """Give parameters other values for a while."""
     before = {parameter: parameter.data for parameter in change}
     try:

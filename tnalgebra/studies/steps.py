@@ -38,7 +38,7 @@ class Progress:
         return [tensor._version for tensor in _tensors(self.values.values())]
 
 
-class Steps:
+class ForwardSteps:
     """The steps of a network's forward pass: calls of modules, functions and methods, in their order.
 
     Args:
@@ -105,7 +105,7 @@ class Steps:
         return rest.values[self.result]
 
 
-def trace(network: nn.Module) -> Steps | None:
+def trace(network: nn.Module) -> ForwardSteps | None:
     """The steps of a network, in the modes that its modules have.
 
     torch.fx traces into every module as far as it can. A module whose forward depends on the numbers, or does what
@@ -127,7 +127,7 @@ def trace(network: nn.Module) -> Steps | None:
                 warnings.simplefilter("ignore")
                 graph = tracer.trace(model, concrete_args=defaults)
             constants = {node: vars(model)[str(node.target)] for node in graph.nodes if _is_constant(node)}
-            return Steps(network, graph, constants)
+            return ForwardSteps(network, graph, constants)
         except Exception:  # forward is somebody else's code, which may raise anything when it meets symbols
             if tracer.failed is None or tracer.failed in opaque:
                 return None
