@@ -37,7 +37,7 @@ Call: TypeAlias = Callable[[int], Any]
 
 Pass: TypeAlias = Literal["forward", "training"]
 
-TUNED = " tuned"
+PREDICTED = " predicted"
 SLOW_ROUNDS = 5
 """Turns of a contender that takes several times as long as the fastest."""
 
@@ -64,8 +64,8 @@ class NetworkSettings(Settings):
 
     passes: tuple[Pass, ...] = ("forward", "training")
     """what is timed: the forward pass; or training, which is the forward and the backward pass"""
-    tune: Literal["off", "on", "both"] = "off"
-    """on: our contenders are made with tune=True ("ours ... tuned"); both: with and without it, side by side"""
+    tune: Literal["on", "off", "both"] = "on"
+    """off: our contenders are made with tune=False ("ours ... predicted"); both: with and without it, side by side"""
     warmup: int = 3
     """calls before the first turn"""
     memory: bool = False
@@ -73,12 +73,12 @@ class NetworkSettings(Settings):
     device: str = "cpu"
     """cpu, cuda, cuda:1"""
 
-    def with_tuned(self, names: Sequence[str]) -> list[str]:
-        """The contenders, each once; ours tuned, not tuned, or both, as `tune` says."""
+    def with_predicted(self, names: Sequence[str]) -> list[str]:
+        """The contenders, each once; ours measured, predicted, or both, as `tune` says."""
         chosen = []
         for name in dict.fromkeys(names):
             ours = name.startswith("ours")
-            chosen += [name] * (not ours or self.tune != "on") + [name + TUNED] * (ours and self.tune != "off")
+            chosen += [name] * (not ours or self.tune != "off") + [name + PREDICTED] * (ours and self.tune != "on")
         return chosen
 
 

@@ -161,8 +161,8 @@ class CompressSettings(TestSettings):
     """fit the layers in the order they run, each to the output it had, from the inputs it gets by then"""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """the format that the network is compressed for; auto takes the one in which it is faster as it is"""
-    tune: bool = False
-    """measure the best few plans of each layer instead of trusting their predicted times"""
+    tune: bool = True
+    """measure the plans of each layer whose predicted times are close, instead of trusting these"""
     onnx: bool = False
     """export the compressed network as model.onnx too, for batches of any size"""
     example_batch: int = 16

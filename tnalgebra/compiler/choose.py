@@ -192,10 +192,14 @@ def _programs(computation: Computation, request: PlanRequest, memory_format: For
     # a plan for inputs of every size comes before one that keeps the kernel apart, as its windows are dense tensors
     for patterns in (False, True) if computation.views else (False,):
         for dense in (False, True) if request.candidates == "factored" else (True,):
-            steps = Steps(computation, prices, dense=dense, most=request.max_elements)
-            trees = cheapest_trees(steps, keep=KEPT, patterns=patterns)
-            if trees:
-                return [lower_tree(steps, tree, style) for tree in trees for style in styles]
+            programs = []
+            # trees of convolutions alone are searched by themselves: how much unfolding costs is the least certain price
+            for unfold in (False, True) if computation.views else (False,):
+                steps = Steps(computation, prices, dense=dense, unfold=unfold, most=request.max_elements)
+                trees = cheapest_trees(steps, keep=KEPT, patterns=patterns)
+                programs += [lower_tree(steps, tree, style) for tree in trees for style in styles]
+            if programs:
+                return programs
     return []
 
 

@@ -24,7 +24,7 @@ def compile(  # it hides the builtin here, and is used as tnalgebra.compile
     bias: str | None = None,
     candidates: Candidates = "all",
     backward: bool = False,
-    tune: bool = False,
+    tune: bool = True,
     dynamic: Mapping[str, tuple[int, int]] | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
     max_elements: int = MAX_PLAN_ELEMENTS,
@@ -45,7 +45,8 @@ def compile(  # it hides the builtin here, and is used as tnalgebra.compile
         candidates: "all", or "factored" for plans that never contract all weights into one tensor before an input,
             unless no other plan takes inputs of every size.
         backward: whether the plan is chosen for the time of the forward and backward pass together.
-        tune: whether to measure the best few candidates on tensors of the nominal shapes; the result is stored on disk.
+        tune: whether to measure the candidates whose predicted times are close, on tensors of the nominal shapes; the
+            result is stored on disk. With $TNALGEBRA_TUNE=0 nothing is measured.
         dynamic: (least, most) sizes of a batch label, by label: minimise the largest slowdown over the range (minimax
             regret).
         memory_format: of inputs with 4 or 5 axes: `torch.contiguous_format` or `torch.channels_last`.

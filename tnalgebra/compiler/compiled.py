@@ -12,13 +12,13 @@ from torch import Tensor, fx, nn
 
 from ..errors import CompileError, SizeError
 from ..networks import Conv, Fill, NamedTensor, Network, node_text
-from .choose import Candidate, PlanRequest, candidates_for, is_channels_last
+from .choose import PlanRequest, is_channels_last
 from .computation import check_inputs
 from .empty import empty_labels, with_one_element, without_elements
 from .executor import Executor, Frozen, lower_type
 from .plan import Plan
 from .tracing import is_jit_traced, is_symbolic, is_traced, leaf_call
-from .tune import make_timer, tune_candidates
+from .tune import ranked_candidates
 from .weights import dense_patterns
 
 SEEN = 256
@@ -346,10 +346,7 @@ class Compiled(nn.Module):
     # Making ----------------------------------------------------------------------------------------------------
 
     def _make_plan(self, request: PlanRequest) -> Plan:
-        listed = candidates_for(request)
-        if self._tune and len(listed) > 1:
-            listed = tune_candidates(listed, request, lambda candidate: self._timer(candidate, request))
-        return Plan(request, tuple(listed))
+        return Plan(request, ranked_candidates(request, tune=self._tune))
 
     def _use(self, plan: Plan) -> None:
         """Use a plan, with its dense patterns; the module is thawed."""
@@ -365,11 +362,6 @@ class Compiled(nn.Module):
 
     def __prepare_scriptable__(self) -> NoReturn:
         self._refuse("torch.jit.script cannot read the code of this layer", fix="torch.jit.trace, or torch.compile")
-
-    def _timer(self, candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
-        if self._weights:
-            self._check_type(getattr(self, self._weights[0]))
-        return make_timer(candidate, request, {name: getattr(self, name) for name in self._weights})
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:

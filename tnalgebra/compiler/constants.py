@@ -8,6 +8,7 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def identity(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
     }
 
 
+@cache
 def _processor() -> str:
     """The name of the processor; on Linux only /proc has it."""
     try:
@@ -132,54 +134,54 @@ def _number(value: object, name: str) -> float:
 CPU_DEFAULTS: Mapping[Format, Constants] = {
     "contiguous": Constants(
         view=1.0e-6,
-        cache=2.7e6,
+        cache=7.8e6,
         large=2**23,
-        kept=1.3e-10,
+        kept=1.8e-10,
         forward=Kinds(
-            convolution=Rates(3.4e-5, 4.9e-12, 0.62, 8.9, 3.1e-10, 3.4e-11, 9.4e-12, 2.6e-9, 4.3e-9),
-            one_wide=Rates(1.2e-6, 5.8e-12, 41, 19, 1.3e-10, 4.5e-11, 8.0e-12, 1.1e-9, 1.7e-9),
-            grouped=Rates(3.6e-5, 3.8e-12, 8.1, 5.2, 2.7e-10, 1.4e-10, 1.2e-11, 1.1e-9, 3.7e-9),
-            depthwise=Rates(5.6e-5, 5.4e-12, 0, 0, 1.1e-10, 1.6e-10, 2.2e-10, 1.0e-9, 2.9e-9),
-            product=Rates(3.8e-6, 5.6e-12, 3.4, 3.2, 9.2e-12, 1.2e-11, 5.2e-11, 4.5e-11, 8.5e-10),
-            copy=Rates(3.7e-6, 0, 0, 0, 8.7e-11, 4.4e-11, 1.7e-10, 2.8e-10, 6.5e-10),
-            pointwise=Rates(2.6e-6, 0, 0, 0, 8.5e-12, 8.3e-12, 1.2e-10, 9.2e-12, 6.4e-10),
+            convolution=Rates(3.0e-5, 8.5e-12, 0.53, 10, 3.7e-10, 3.2e-11, 9.4e-12, 2.3e-9, 4.3e-9),
+            one_wide=Rates(9.2e-7, 1.0e-11, 24, 12, 1.5e-10, 4.0e-11, 8.2e-12, 9.2e-10, 2.5e-9),
+            grouped=Rates(3.7e-5, 6.8e-12, 6.3, 4.8, 3.4e-10, 1.3e-10, 1.2e-11, 1.1e-9, 4.4e-9),
+            depthwise=Rates(5.4e-5, 9.7e-12, 0, 0, 1.0e-10, 1.8e-10, 5.5e-10, 1.0e-9, 3.4e-9),
+            product=Rates(3.0e-6, 1.1e-11, 3.5, 4.4, 8.7e-12, 1.1e-11, 6.1e-11, 4.6e-11, 1.2e-9),
+            copy=Rates(3.2e-6, 0, 0, 0, 1.2e-10, 7.8e-11, 2.8e-10, 2.6e-10, 1.0e-9),
+            pointwise=Rates(2.6e-6, 0, 0, 0, 1.9e-11, 1.3e-11, 1.7e-10, 1.2e-11, 1.0e-9),
         ),
         backward=Kinds(
-            convolution=Rates(1.0e-4, 1.1e-11, 7.1, 10, 6.0e-10, 8.9e-11, 2.5e-11, 5.3e-9, 5.0e-9),
-            one_wide=Rates(2.3e-5, 1.3e-11, 39, 24, 6.3e-10, 8.3e-11, 1.7e-11, 2.8e-9, 2.7e-9),
-            grouped=Rates(1.3e-4, 7.3e-12, 7.7, 27, 3.8e-10, 1.0e-10, 2.3e-11, 3.1e-9, 1.2e-7),
-            depthwise=Rates(1.5e-4, 1.1e-10, 0, 0, 5.8e-11, 7.9e-11, 1.7e-9, 1.3e-9, 2.3e-9),
-            product=Rates(3.3e-5, 9.9e-12, 7.6, 9.9, 9.8e-11, 5.7e-11, 7.1e-10, 2.8e-10, 1.2e-9),
-            copy=Rates(1.8e-5, 0, 0, 0, 9.0e-11, 1.4e-10, 3.4e-10, 2.7e-10, 2.9e-9),
-            pointwise=Rates(1.6e-5, 0, 0, 0, 1.0e-11, 3.0e-10, 2.3e-10, 8.8e-10, 8.5e-10),
+            convolution=Rates(9.2e-5, 1.9e-11, 6.4, 8.8, 7.2e-10, 7.7e-11, 2.5e-11, 4.8e-9, 4.7e-9),
+            one_wide=Rates(2.1e-5, 2.3e-11, 22, 14, 6.6e-10, 7.5e-11, 1.7e-11, 4.4e-9, 3.2e-9),
+            grouped=Rates(1.3e-4, 1.3e-11, 5.8, 21, 5.6e-10, 9.7e-11, 2.3e-11, 2.4e-9, 2.8e-8),
+            depthwise=Rates(1.5e-4, 1.4e-10, 0, 0, 8.3e-11, 7.8e-11, 3.0e-9, 1.4e-9, 2.8e-9),
+            product=Rates(3.0e-5, 1.9e-11, 7.6, 13, 8.7e-11, 4.5e-11, 2.7e-9, 3.1e-10, 8.5e-10),
+            copy=Rates(1.9e-5, 0, 0, 0, 1.0e-10, 3.0e-10, 5.9e-10, 2.7e-10, 2.7e-9),
+            pointwise=Rates(2.2e-5, 0, 0, 0, 7.9e-12, 2.8e-10, 4.2e-10, 7.6e-10, 1.3e-9),
         ),
     ),
     "channels_last": Constants(
         view=1.0e-6,
-        cache=6.9e6,
+        cache=1.4e7,
         large=2**23,
-        kept=2.9e-10,
+        kept=3.0e-10,
         forward=Kinds(
-            convolution=Rates(3.0e-05, 3.6e-12, 0.65, 8.6, 9.6e-11, 2.5e-11, 6.2e-12, 8.0e-11, 8.8e-10),
-            one_wide=Rates(3.8e-06, 3.9e-12, 5.2, 2, 1.2e-10, 1.1e-10, 4.6e-12, 3.5e-11, 1.8e-09),
-            grouped=Rates(3.1e-05, 2.3e-12, 3.4, 9.4, 2.1e-10, 2.9e-11, 8.0e-12, 3.4e-10, 4.8e-10),
-            depthwise=Rates(2.8e-05, 5.7e-12, 0, 0, 4.5e-11, 3.4e-11, 6.1e-11, 3.5e-10, 4.9e-10),
-            product=Rates(3.4e-6, 5.2e-12, 5.2, 10, 1.1e-11, 8.5e-12, 6.2e-11, 6.1e-10, 2.1e-9),
-            copy=Rates(2.3e-6, 0, 0, 0, 2.7e-10, 6.2e-11, 4.4e-10, 2.5e-9, 4.6e-10),
-            pointwise=Rates(2.2e-6, 0, 0, 0, 1.3e-11, 1.4e-11, 2.8e-10, 1.5e-11, 7.9e-10),
+            convolution=Rates(2.7e-5, 6.6e-12, 0.48, 7.4, 8.2e-11, 2.0e-11, 5.5e-12, 6.8e-11, 1.1e-9),
+            one_wide=Rates(4.6e-6, 7.3e-12, 2.5, 1.8, 1.6e-10, 5.0e-11, 4.0e-12, 3.1e-11, 1.6e-9),
+            grouped=Rates(2.2e-5, 2.7e-12, 3.6, 9.2, 5.2e-10, 2.6e-11, 7.2e-12, 3.6e-10, 6.1e-10),
+            depthwise=Rates(2.7e-5, 8.2e-12, 0, 0, 2.9e-11, 3.2e-11, 2.2e-10, 3.6e-10, 5.7e-10),
+            product=Rates(2.1e-6, 9.4e-12, 5.8, 13, 1.1e-11, 7.3e-12, 6.6e-11, 5.8e-10, 2.0e-9),
+            copy=Rates(2.4e-6, 0, 0, 0, 4.2e-10, 9.0e-11, 4.1e-10, 2.1e-9, 8.2e-10),
+            pointwise=Rates(2.4e-6, 0, 0, 0, 2.5e-11, 1.4e-11, 2.9e-10, 4.4e-11, 1.0e-9),
         ),
         backward=Kinds(
-            convolution=Rates(8.0e-05, 7.9e-12, 8.3, 2, 3.9e-10, 4.6e-11, 1.5e-11, 5.5e-10, 2.2e-10),
-            one_wide=Rates(2.6e-05, 1.1e-11, 3.3, 2.4, 5.8e-10, 7.9e-11, 1.2e-11, 1.8e-09, 1.4e-10),
-            grouped=Rates(8.8e-05, 6.3e-12, 6.2, 3.9, 5.7e-10, 2.9e-10, 1.8e-11, 8.0e-10, 1.1e-09),
-            depthwise=Rates(8.8e-05, 5.4e-11, 0, 0, 2.3e-10, 5.3e-11, 1.3e-11, 2.7e-10, 3.3e-10),
-            product=Rates(3.1e-5, 1.1e-11, 11, 9.5, 7.0e-11, 8.3e-11, 7.1e-11, 3.4e-9, 3.3e-10),
-            copy=Rates(1.8e-5, 0, 0, 0, 4.7e-11, 6.1e-11, 3.7e-10, 2.0e-10, 6.0e-10),
-            pointwise=Rates(1.3e-5, 0, 0, 0, 1.1e-11, 5.7e-10, 5.7e-11, 1.3e-9, 5.7e-10),
+            convolution=Rates(7.7e-5, 1.5e-11, 6.3, 2, 3.8e-10, 3.7e-11, 1.3e-11, 5.2e-10, 1.9e-10),
+            one_wide=Rates(2.9e-5, 1.9e-11, 4.6, 2, 3.9e-10, 7.8e-11, 1.1e-11, 1.4e-9, 1.3e-10),
+            grouped=Rates(8.8e-5, 1.0e-11, 5.3, 3.2, 9.4e-10, 4.6e-10, 1.6e-11, 7.9e-10, 1.1e-9),
+            depthwise=Rates(8.8e-5, 7.4e-11, 0, 0, 1.7e-10, 3.8e-11, 1.3e-11, 3.0e-10, 6.1e-10),
+            product=Rates(2.5e-5, 2.0e-11, 14, 10, 5.9e-11, 7.0e-11, 7.6e-11, 2.6e-9, 3.3e-10),
+            copy=Rates(2.0e-5, 0, 0, 0, 5.8e-11, 1.1e-10, 7.5e-10, 2.0e-10, 5.8e-10),
+            pointwise=Rates(1.9e-5, 0, 0, 0, 8.6e-12, 4.1e-10, 2.2e-10, 1.0e-9, 1.0e-9),
         ),
     ),
 }
-"""Measured in float32 on two cores of an Intel Xeon with AVX-512, and rounded to two digits. `large` is 32 MiB.
+"""Geometric means of what was measured in float32 on an Intel Xeon and on an AMD EPYC, both with AVX-512. `large` is 32 MiB.
 
 The rates of convolutions in channels_last are a fifth lower than measured, because whole chains of layers are faster
 there than their single steps.

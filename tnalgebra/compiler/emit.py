@@ -92,9 +92,7 @@ class _Emitter:
         self.graph.output(self.nodes[last] if wanted is None else tuple(self.nodes[number] for number in wanted))
         self.graph.eliminate_dead_code()
         self.graph.lint()
-        module = fx.GraphModule(nn.Module(), self.graph)
-        module.recompile()
-        return module
+        return fx.GraphModule(nn.Module(), self.graph)
 
     def _argument(self, name: str) -> fx.Node:
         """An argument named after its tensor, unless Python or the code itself uses that name."""

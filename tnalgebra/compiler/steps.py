@@ -52,11 +52,12 @@ class Steps:
 
     Args:
         dense: whether an input may be joined with a tensor made of all weights.
+        unfold: whether a window may be applied alone, which copies each element into every window that it is in.
         most: the largest number of elements of an intermediate.
     """
 
-    def __init__(self, computation: Computation, prices: CostModel, *, dense: bool, most: int) -> None:
-        self.computation, self.prices, self.most = computation, prices, most
+    def __init__(self, computation: Computation, prices: CostModel, *, dense: bool, unfold: bool, most: int) -> None:
+        self.computation, self.prices, self.unfold, self.most = computation, prices, unfold, most
         nodes = (*computation.leaves, *computation.views)
         self.names = list(dict.fromkeys(label for node in nodes for label in node.labels))
         self.bits = {label: 1 << number for number, label in enumerate(self.names)}
@@ -311,6 +312,8 @@ class Steps:
         windows = [node for node in nodes if isinstance(node, Conv)]
         if not windows:
             return self.pointwise(read=0, written=0, weights=weights)
+        if not (self.unfold or self.is_box_sum(group[0])):
+            return None
         if len(group) > 1 or self.is_box_sum(group[0]):
             read = written * prod(self.computation.sizes[node.k] for node in windows)
         return self.pointwise(read=read, written=written, weights=weights)

@@ -1,130 +1,207 @@
-"""The choice among programs by measurement; results are stored on disk."""
+"""The choice among programs by measurement, where their predictions are too close; results are kept on disk.
+
+Predictions of two programs differ from their times by a factor that depends on the machine. So those that are
+predicted within `NEAR` of the best are run in turns on tensors of the nominal shapes, and the fastest comes first. A
+time is the least of several, as other programs can only make it longer. Two batches of turns have to agree about the
+fastest; if they never do, as on a busy machine, the predictions decide and nothing is stored.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from hashlib import sha256
+from functools import cache
 from importlib.metadata import version
 from itertools import zip_longest
-from statistics import median
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from .._files import cache_folder, write_text
-from .choose import Candidate, PlanRequest
+from .choose import Candidate, PlanRequest, candidates_for
+from .constants import calibration_file, identity
 from .emit import argument_names, emit
 from .operations import Load, shape_in
+from .tracing import is_traced
 from .weights import contract_weights, dense_patterns
 
-TUNED = 12
-"""Number of candidates that `tune=True` measures, taken from each style in turn by their predicted prices."""
+NEAR = 1.7
+"""Candidates that are predicted to take at most this many times as long as the best are measured."""
+
+MOST = 12
+"""Number of candidates that are measured, taken from each style in turn by their predicted prices."""
 
 TIE = 0.03
-"""Relative difference of measurements below which the candidate with fewer calls wins."""
+"""Relative difference of two times below which the candidate with fewer calls comes first."""
 
-ROUNDS, FEWEST, FAR_BEHIND = 9, 3, 1.15
-"""Measurements of each candidate; after the fewest, those slower than the fastest by this factor are dropped."""
+FAR_BEHIND = (2.0, 1.3, 1.15)
+"""After each batch of turns, those slower than the fastest by this factor are dropped; then by the last one."""
+
+BATCHES = 6
+"""Largest number of batches of turns."""
+
+TURNS, ENOUGH = 5, 1e-3
+"""Largest number of turns in a batch, and the seconds of the fastest candidate after which a batch ends."""
+
+REMEMBERED = 1024
+"""Number of requests whose candidates a process remembers."""
+
+_remembered: OrderedDict[tuple[object, ...], tuple[Candidate, ...]] = OrderedDict()
 
 
-def tune_candidates(
-    listed: Sequence[Candidate], request: PlanRequest, timer: Callable[[Candidate], Callable[[], float]]
-) -> list[Candidate]:
-    """Measure the best few candidates, and store the result on disk: the fastest first, then those not measured.
+def ranked_candidates(request: PlanRequest, *, tune: bool) -> tuple[Candidate, ...]:
+    """Programs for a request, the one to use first; equal requests are answered once in a process.
 
     Args:
-        timer: makes a function that runs a candidate once and returns the seconds.
+        tune: whether to measure those whose predictions are close, unless $TNALGEBRA_TUNE is 0.
+
+    Raises:
+        CompileError: as of `candidates_for`.
     """
+    tune = tune and os.environ.get("TNALGEBRA_TUNE") != "0" and request.device.type != "meta" and not is_traced()
+    key = (request_key(request), tune, cache_folder())
+    listed = _remembered.get(key)
+    if listed is None:
+        listed = tuple(candidates_for(request))
+        if tune:
+            listed = tuple(tune_candidates(listed, request))
+        _remembered[key] = listed
+        if len(_remembered) > REMEMBERED:
+            _remembered.popitem(last=False)
+    return listed
+
+
+def tune_candidates(listed: Sequence[Candidate], request: PlanRequest) -> list[Candidate]:
+    """Measure those of the candidates that are worth it: the fastest first, then those not measured."""
+    tried = _worth_trying(listed, request)
+    if len(tried) < 2:
+        return list(listed)
     file = cache_folder() / "plans" / f"{request_key(request)}.json"
-    seconds, digests = _remembered(file), [digest(candidate) for candidate in listed]
+    digests = [digest(candidate) for candidate in listed]
+    seconds = _read(file)
     if next(iter(seconds), None) not in digests:
-        tried = _worth_trying(listed)
-        seconds = {digest(one): time for one, time in _measure(tried, [timer(one) for one in tried])}
-        write_text(file, json.dumps(list(seconds.items())))
+        measured = measure(tried, [make_timer(one, request) for one in tried])
+        if measured is None:
+            return list(listed)
+        seconds = {digest(one): time for one, time in measured}
+        try:
+            write_text(file, json.dumps(list(seconds.items())))
+        except OSError:
+            pass  # a folder that cannot be written to: the next process measures again
     places = {name: place for place, name in enumerate(seconds)}
     tuned = [replace(one, measured=seconds.get(name)) for one, name in zip(listed, digests, strict=True)]
     order = sorted(range(len(listed)), key=lambda n: places.get(digests[n], len(places)))
     return [tuned[n] for n in order]
 
 
-def _measure(tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]) -> list[tuple[Candidate, float]]:
-    """Every candidate with the median of its seconds: the winner first, then from the fastest to the slowest."""
-    for run in timers:  # the first runs are slower, and are not counted
-        run()
-        run()
-    times: list[list[float]] = [[] for _ in tried]
-    running = set(range(len(tried)))
-    for round_ in range(ROUNDS):
-        for number in sorted(running):
-            times[number].append(timers[number]())
-        if round_ + 1 >= FEWEST:
-            least = min(median(times[number]) for number in running)
-            running = {number for number in running if median(times[number]) < FAR_BEHIND * least}
-            if len(running) == 1:
-                break
-    medians = [median(one) for one in times]
-    # the dropped ones come last, although few measurements of them were made
-    order = sorted(range(len(tried)), key=lambda n: (n not in running, medians[n]))
-    near = [n for n in order if n in running and medians[n] <= (1 + TIE) * medians[order[0]]]
-    first = min(near, key=lambda n: (tried[n].calls, medians[n]))
-    return [(tried[n], medians[n]) for n in (first, *(n for n in order if n != first))]
+def measure(
+    tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]
+) -> list[tuple[Candidate, float]] | None:
+    """Every candidate with the least of its seconds: the winner first, then from the fastest to the slowest.
+
+    Args:
+        timers: functions that run a candidate once and return the seconds.
+
+    Returns:
+        None if no two batches of turns in a row agree about the winner.
+    """
+    least = [math.inf] * len(tried)
+    running = list(range(len(tried)))
+    last: list[float] = []  # of the batch before
+    for batch in range(BATCHES):
+        now = [math.inf] * len(tried)
+        # the first batch also warms up, and a single turn of it is enough to drop what is far behind
+        turns = 1 if batch == 0 else max(1, min(TURNS, round(ENOUGH / min(least))))
+        for _ in range(turns):
+            for number in running:
+                now[number] = min(now[number], timers[number]())
+        least = [min(pair) for pair in zip(least, now, strict=True)]
+        if batch > 1 and _agree(last, now, running):
+            # those that were dropped come last, although few measurements of them were made
+            order = sorted(range(len(tried)), key=lambda n: (n not in running, least[n]))
+            near = [n for n in running if least[n] <= (1 + TIE) * least[order[0]]]
+            first = min(near, key=lambda n: (tried[n].calls, least[n]))
+            return [(tried[n], least[n]) for n in (first, *(n for n in order if n != first))]
+        behind = FAR_BEHIND[min(batch, len(FAR_BEHIND) - 1)] * min(now)
+        running = [n for n in running if now[n] <= behind]
+        last = now
+    return None
 
 
-def _worth_trying(listed: Sequence[Candidate]) -> list[Candidate]:
-    """The best of each style in turn, because predictions are least certain between styles."""
+def _agree(one: Sequence[float], other: Sequence[float], running: Sequence[int]) -> bool:
+    """Whether the fastest of each batch is about the fastest of the other one too."""
+    first, second = (min(running, key=times.__getitem__) for times in (one, other))
+    return one[second] <= (1 + TIE) * one[first] and other[first] <= (1 + TIE) * other[second]
+
+
+def _worth_trying(listed: Sequence[Candidate], request: PlanRequest) -> list[Candidate]:
+    """Those near the best prediction, the best of each style in turn: between styles predictions are least certain.
+
+    A plan for a range of sizes is chosen for the worst of them, which the nominal size is not.
+    """
+    limit = NEAR * min(one.seconds for one in listed)
     by_style: dict[str, list[Candidate]] = {}
     for one in listed:
-        by_style.setdefault(str(one.program.style), []).append(one)
+        if one.seconds <= limit or one.is_single_call:
+            by_style.setdefault(str(one.program.style), []).append(one)
     rounds = zip_longest(*by_style.values())
-    chosen = [one for turn in rounds for one in turn if one is not None][:TUNED]
-    return [one for one in listed if one in chosen]
+    chosen = [one for turn in rounds for one in turn if one is not None][:MOST]
+    return [] if request.dynamic else [one for one in listed if one in chosen]
 
 
-def make_timer(candidate: Candidate, request: PlanRequest, weights: Mapping[str, Tensor]) -> Callable[[], float]:
-    """A function that runs a candidate once, on copies of the weights and random inputs, and returns the seconds."""
-    program, is_cuda = candidate.program, request.device.type == "cuda"
+def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
+    """A function that runs a candidate once, on tensors of ones, and returns the seconds."""
+    program, device = candidate.program, request.device
     tensors = {}
     for operation in program.operations:
-        if isinstance(operation, Load) and operation.kind == "input":
+        if isinstance(operation, Load) and operation.kind != "pattern":
             shape = shape_in(operation.axes, candidate.computation.sizes)
-            tensor = torch.randn(shape, dtype=request.dtype, device=request.device)
-            if request.channels_last and tensor.ndim in (4, 5):
+            tensor = torch.ones(shape, dtype=request.dtype, device=device)
+            if operation.kind == "input" and request.channels_last and tensor.ndim in (4, 5):
                 layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
                 tensor = tensor.contiguous(memory_format=layout)
-            tensors[operation.name] = tensor
-        elif isinstance(operation, Load) and operation.kind == "weight":
-            tensors[operation.name] = weights[operation.name].detach().clone(memory_format=torch.contiguous_format)
-    for tensor in tensors.values():
-        tensor.requires_grad_(request.backward)
+            tensors[operation.name] = tensor.requires_grad_(request.backward)
     tensors |= dense_patterns(candidate, request)
     supplied: dict[int, str] = {}
     if request.frozen:
         supplied, stored = contract_weights(program, tensors)
         tensors |= stored
-    code = emit(program, supplied=supplied)
+    code = emit(program, supplied=supplied).forward
     arguments = [tensors[name] for name in (*program.inputs, *argument_names(program, supplied))]
     trained = [tensor for tensor in arguments if tensor.requires_grad]
     gradients: list[Tensor] = []
 
     def run() -> float:
-        if is_cuda:
-            torch.cuda.synchronize(request.device)
+        _wait(device)
         start = perf_counter()
-        with torch.set_grad_enabled(request.backward):
-            value = code(*arguments)
+        value = code(*arguments)
         if request.backward:
             if not gradients:
-                gradients.append(torch.randn_like(value))
+                gradients.append(torch.ones_like(value))
             torch.autograd.grad(value, trained, gradients[0])
-        if is_cuda:
-            torch.cuda.synchronize(request.device)
+        _wait(device)
         return perf_counter() - start
 
-    return run
+    def run_alone() -> float:
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(request.backward),
+            torch.autocast(device.type, enabled=False),
+        ):
+            return run()
+
+    return run_alone
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def digest(candidate: Candidate) -> str:
@@ -133,21 +210,25 @@ def digest(candidate: Candidate) -> str:
 
 
 def request_key(request: PlanRequest) -> str:
-    """The key of a request in the cache: a hash of all that a measurement depends on."""
-    device = request.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()}"
+    """The key of a request: a hash of all that its candidates and their times depend on."""
+    calibration = calibration_file(request.device, request.dtype)
     key = (
-        version("tnalgebra"),
-        torch.__version__,
-        name,
+        _version(),
+        *identity(request.device, request.dtype).values(),
         os.cpu_count(),
+        calibration.stat().st_mtime_ns if calibration.exists() else 0,
         sorted(request.network.sizes.items()),
-        *(str(getattr(request, field.name)) for field in fields(request) if field.name != "device"),
+        *(str(getattr(request, field.name)) for field in fields(request)),
     )
     return sha256(repr(key).encode()).hexdigest()[:32]
 
 
-def _remembered(file: os.PathLike[str]) -> dict[str, float]:
+@cache
+def _version() -> str:
+    return version("tnalgebra")
+
+
+def _read(file: os.PathLike[str]) -> dict[str, float]:
     """Seconds by digest, the winner first; empty if the file does not exist or cannot be read."""
     try:
         with open(file, encoding="utf-8") as handle:

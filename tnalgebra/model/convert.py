@@ -54,7 +54,7 @@ def convert(
     inplace: bool = True,
     allow_larger: bool = False,
     candidates: Candidates = "all",
-    tune: bool = False,
+    tune: bool = True,
     backward: bool = False,
     ridge: float = RIDGE,
     seed: int = 0,

@@ -32,7 +32,7 @@ class LayerMaker:
     sites: Mapping[str, Site]
     calls: Mapping[str, Sequence[LayerCall]]
     candidates: Candidates = "all"
-    tune: bool = False
+    tune: bool = True
     backward: bool = False
     _counts: dict[tuple[object, ...], int] = field(default_factory=dict)
 

@@ -194,7 +194,7 @@ class KernelLayer(Weightless):
             format_kept=True,
         )
         request = replace(request, device=weight.device)
-        super().__init__(request, weights, frozenset(constants), planning.get("tune", False))
+        super().__init__(request, weights, frozenset(constants), planning.get("tune", True))
         for name in tensors.keys() - weights.keys():
             if name in constants:
                 self.register_buffer(name, tensors[name])

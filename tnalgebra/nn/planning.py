@@ -33,7 +33,7 @@ class Planning(TypedDict, total=False):
         both by default 256.
     candidates: "all", or "factored" for plans in which the input never meets the whole kernel, unless no other plan
         takes inputs of every size.
-    tune: measure the best few plans instead of comparing their estimated times.
+    tune: measure the plans whose predicted times are close (the default), or go by the predictions.
     backward: choose by the time of forward and backward together.
     memory_format: of inputs and outputs; by default that of the weight.
     """

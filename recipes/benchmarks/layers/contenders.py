@@ -28,7 +28,7 @@ from recipes.benchmarks.layers.cells import (
     tensorly_cores,
 )
 from recipes.benchmarks.report import AGAIN
-from recipes.benchmarks.runner import TUNED, Contender
+from recipes.benchmarks.runner import PREDICTED, Contender
 
 OURS: dict[str, tn.compiler.Candidates] = {
     "ours": "all",
@@ -159,7 +159,7 @@ def _split(tensor: Tensor, axis: int, parts: int) -> Tensor:
 
 def takes_part(name: str, cell: Cell, shape: Shape) -> bool:
     """Whether a contender exists in a cell, whether its package is installed or not."""
-    name = name.removesuffix(TUNED)
+    name = name.removesuffix(PREDICTED)
     if cell.decomposition == UNDECOMPOSED and name not in ("dense", f"dense{AGAIN}", "einconv", "ours", "ours frozen"):
         return False
     if name.startswith("hand merged"):
@@ -189,7 +189,7 @@ def make_contender(name: str, problem: Problem) -> Contender:
 def _module(name: str, problem: Problem) -> tuple[nn.Module, int | None]:
     """The module of a contender, and its multiply-adds if they are known."""
     shape, decomposition = problem.shape, problem.cell.decomposition
-    base = name.removesuffix(TUNED)
+    base = name.removesuffix(PREDICTED)
     if base == "dense" or base in HAND:
         chains = hand_chains(decomposition, problem.cores, shape)
         chain = [Stage(problem.kernel, shape.groups)] if base == "dense" else chains["merged" * ("merged" in base)]
@@ -217,7 +217,7 @@ def _module(name: str, problem: Problem) -> tuple[nn.Module, int | None]:
         values=problem.cores,
         candidates=OURS[base],
         backward=problem.cell.goes == "training",
-        tune=name.endswith(TUNED),
+        tune=not name.endswith(PREDICTED),
     )
     if base.endswith("frozen"):
         compiled.freeze()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recipes.benchmarks.layers.cells import DECOMPOSITIONS, UNDECOMPOSED
 from recipes.benchmarks.report import AGAIN, Row
-from recipes.benchmarks.runner import TUNED
+from recipes.benchmarks.runner import PREDICTED
 from recipes.benchmarks.timing import Ratio, ratio_of_medians
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def ratio_of(question: Question, row: Row, suffix: str = "") -> Ratio | None:
     """The ratio of a question in one cell; None if the question is not about the cell, or a contender is missing.
 
     Args:
-        suffix: TUNED for our contenders that are compiled with tune=True.
+        suffix: PREDICTED for our contenders that are compiled with tune=False.
     """
     contenders: Mapping[str, Any] = row["contenders"]
     others = [name for name in contenders if re.fullmatch(question.others, name)]
@@ -90,7 +90,7 @@ def answers(rows: Sequence[Row]) -> dict[str, tuple[Question, list[tuple[Ratio, 
     """Title -> the question and its ratio in each cell that has one, the largest first."""
     by_title: dict[str, tuple[Question, list[tuple[Ratio, Row]]]] = {}
     for question in QUESTIONS:
-        for suffix in ("", TUNED):
+        for suffix in ("", PREDICTED):
             ratios = [(ratio, row) for row in rows if (ratio := ratio_of(question, row, suffix)) is not None]
             if ratios:
                 title = question.title + (f" ({suffix.strip()})" if suffix else "")

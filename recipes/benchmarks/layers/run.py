@@ -92,7 +92,7 @@ class Layers(Benchmark[Config, Cell, Problem]):
         check_known("contender", config.contenders, CONTENDERS)
         self.rerun_above = config.rerun_above
         self.shapes: dict[str, Shape] = SMOKE_SHAPES if config.smoke else SHAPES
-        self.names = config.with_tuned(("dense", f"dense{AGAIN}", *config.contenders))
+        self.names = config.with_predicted(("dense", f"dense{AGAIN}", *config.contenders))
         absent = {PEERS[name] for name in self.names if name in PEERS and find_spec(PEERS[name]) is None}
         how = "which is not installed: pip install 'tnalgebra[bench]'"
         self.notes = [f"without {self.packages[module]}, {how}" for module in sorted(absent)]

@@ -22,7 +22,7 @@ from recipes.benchmarks.chains import (
     conv_chain,
     one_call,
 )
-from recipes.benchmarks.runner import TUNED, Contender, Pass
+from recipes.benchmarks.runner import PREDICTED, Contender, Pass
 
 Chosen: TypeAlias = dict[str, tuple[str, dict[str, int]]]
 """Layer -> its rewrite and the rank of each bond."""
@@ -220,7 +220,7 @@ def make_problem(cell: Cell, *, seed: int, device: str) -> Problem:
 
 
 def make_contender(name: str, problem: Problem) -> Contender:
-    """Build a contender of `CONTENDERS`, or one of them tuned.
+    """Build a contender of `CONTENDERS`, or one of them by predictions alone.
 
     In training, the gradients of the cross-entropy with fixed labels are taken with respect to all parameters; there is
     not a step of an optimizer.
@@ -249,7 +249,7 @@ def make_model(name: str, problem: Problem) -> tuple[nn.Module, Tensor]:
     model = dense
     if words[0] != "dense":
         candidates: tn.compiler.Candidates = "factored" if words[0] == "hand" or "factored" in words else "all"
-        model = _converted(dense, problem, images, candidates=candidates, tune=name.endswith(TUNED), backward=training)
+        model = _converted(dense, problem, images, candidates=candidates, tune=not name.endswith(PREDICTED), backward=training)
     if words[0] == "hand":
         model = hand_model(model, dense).to(memory_format=memory_format)
     if "folded" in words:

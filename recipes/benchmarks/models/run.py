@@ -107,7 +107,7 @@ class Models(Benchmark[Config, Cell, Problem]):
 
     def contenders(self, cell: Cell) -> Sequence[str]:
         """The contenders; frozen weights and folded normalisations are for the forward pass only."""
-        names = self.config.with_tuned(("dense", f"dense{AGAIN}", *self.config.contenders))
+        names = self.config.with_predicted(("dense", f"dense{AGAIN}", *self.config.contenders))
         return [name for name in names if cell.goes == "forward" or not {"frozen", "folded"} & set(name.split())]
 
     def problem(self, cell: Cell) -> Problem:

@@ -186,7 +186,7 @@ def test_without_a_peer_it_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "find_spec", lambda name: None)
     assert Layers(dataclasses.replace(QUICK, tune="both")).names[-2:] == [
         "ours factored frozen",
-        "ours factored frozen tuned",
+        "ours factored frozen predicted",
     ]
     benchmark = Layers(QUICK)
     assert benchmark.names == [name for name in CONTENDERS if name not in PEERS]
