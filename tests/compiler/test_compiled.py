@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -13,15 +15,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tnalgebra
 from tests.compiler_cases import random
 from tests.emitted_cases import CASES, DEVICES, same
-from tnalgebra.compiler import executor
+from tnalgebra.compiler import executor, tune
 from tnalgebra.compiler.choose import Candidate, PlanRequest, predicted_seconds
 from tnalgebra.compiler.compiled import Compiled
-from tnalgebra.compiler.tune import TUNED, digest, request_key
+from tnalgebra.compiler.tune import digest, request_key
 from tnalgebra.networks import Network
 from tnalgebra.tensors.evaluation import evaluate
 
@@ -255,9 +259,10 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """An empty cache and a clock of the tests' own: the later a candidate is tried, the faster it is. Its runs."""
     runs: list[str] = []
     monkeypatch.setenv("TNALGEBRA_CACHE", str(tmp_path))
+    monkeypatch.setenv("TNALGEBRA_TUNE", "1")
 
-    def timer(_self: Compiled, candidate: Candidate, _request: PlanRequest) -> Callable[[], float]:
-        seconds = 1.0 / (1 + len({*runs}))
+    def timer(candidate: Candidate, _request: PlanRequest) -> Callable[[], float]:
+        seconds = 1e-3 / (1 + len({*runs}))
         name = digest(candidate)
         runs.append(name)
 
@@ -267,25 +272,49 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
         return run
 
-    monkeypatch.setattr(Compiled, "_timer", timer)
+    monkeypatch.setattr(tune, "make_timer", timer)
     return runs
 
 
+def near(candidates: Sequence[Candidate]) -> list[Candidate]:
+    limit = tune.NEAR * min(one.seconds for one in candidates)
+    return [one for one in candidates if one.seconds <= limit]
+
+
 def test_the_fastest_measured_candidate_is_chosen(counted: list[str], tmp_path: Path) -> None:
-    listed = CASE.compiled().plan.candidates
-    tried = min(TUNED, len(listed))
+    listed = CASE.compiled(tune=False).plan.candidates
+    assert not counted
     module = CASE.compiled(tune=True)
-    assert digest(module.plan.chosen) == digest(listed[tried - 1])
-    assert module.plan.chosen.measured == pytest.approx(1 / tried)
+    tried = [one for one in listed if digest(one) in counted]
+    assert 1 < len(tried) == min(tune.MOST, len(near(listed)))
+    assert {*counted} <= {*map(digest, near(listed))}
+    assert digest(module.plan.chosen) == digest(tried[-1])
+    assert module.plan.chosen.measured == pytest.approx(1e-3 / len(tried))
     assert "measured" in str(module.plan)
     same(module(CASE.input()), CASE.compiled()(CASE.input()))
     (file,) = (tmp_path / "plans").iterdir()
-    counted.clear()
-    again = CASE.compiled(tune=True)
+    assert len(json.loads(file.read_text())) == len(tried)
+
+
+def test_equal_requests_are_measured_once_in_a_process_and_once_on_a_disk(counted: list[str]) -> None:
+    module = CASE.compiled(tune=True)
+    for remembered in (True, False):
+        counted.clear()
+        if not remembered:
+            tune._remembered.clear()
+        again = CASE.compiled(tune=True)
+        assert not counted
+        assert again.plan == module.plan
+    with torch.no_grad():
+        again.U.add_(1)
+    assert not torch.equal(again(CASE.input()), module(CASE.input()))
+
+
+def test_the_environment_turns_measuring_off(counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TNALGEBRA_TUNE", "0")
+    module = CASE.compiled(tune=True)
     assert not counted
-    assert digest(again.plan.chosen) == digest(module.plan.chosen)
-    assert again.plan.chosen.measured == module.plan.chosen.measured
-    assert len(json.loads(file.read_text())) == tried
+    assert module.plan == CASE.compiled(tune=False).plan
 
 
 @pytest.mark.parametrize(
@@ -296,6 +325,7 @@ def test_a_broken_file_is_measured_again(counted: list[str], tmp_path: Path, tex
     (file,) = (tmp_path / "plans").iterdir()
     whole = file.read_text()
     file.write_text(text, errors="surrogateescape")
+    tune._remembered.clear()
     counted.clear()
     again = CASE.compiled(tune=True)
     assert counted
@@ -303,21 +333,52 @@ def test_a_broken_file_is_measured_again(counted: list[str], tmp_path: Path, tex
     assert json.loads(file.read_text()) == json.loads(whole)
 
 
-def test_of_two_as_fast_the_one_with_fewer_calls_wins_and_is_remembered(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_folder_that_cannot_be_written_to_is_no_error(counted: list[str], tmp_path: Path) -> None:
+    (tmp_path / "plans").write_text("a file in the place of the folder")
+    assert CASE.compiled(tune=True).plan.chosen.measured is not None
+
+
+def test_of_two_as_fast_the_one_with_fewer_calls_wins() -> None:
+    listed = CASES["cp, stride 2"].compiled().plan.candidates
+    calls = min(one.calls for one in listed)
+    timers = [lambda fewest=one.calls == calls: 1.0 + 0.001 * fewest for one in listed[::-1]]
+    results = tune.measure(listed[::-1], timers)
+    assert results is not None
+    assert results[0][0].calls == calls < max(one.calls for one in listed)
+
+
+@given(st.data())
+def test_other_programs_do_not_change_the_winner(data: st.DataObject) -> None:
+    listed = CASES["cp, stride 2"].compiled().plan.candidates[:6]
+    seconds = data.draw(st.permutations([1e-4 * 1.25**n for n in range(len(listed))]))
+    busy = data.draw(st.floats(0, 0.4))
+    chance = data.draw(st.randoms(use_true_random=False))
+
+    def timer(time: float) -> Callable[[], float]:
+        return lambda: time * (1 if chance.random() > busy else 1 + 50 * chance.random())
+
+    results = tune.measure(listed, [timer(time) for time in seconds])
+    if results is not None:
+        assert seconds[listed.index(results[0][0])] < 1.6 * min(seconds)
+        assert [time for _, time in results if time < math.inf]
+    if busy == 0:
+        assert results is not None
+        assert [one for one, _ in results] == [listed[n] for n in sorted(range(len(listed)), key=seconds.__getitem__)]
+
+
+def test_without_agreement_the_predictions_decide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TNALGEBRA_CACHE", str(tmp_path))
-    calls: list[int] = []
+    monkeypatch.setenv("TNALGEBRA_TUNE", "1")
+    numbers = itertools.count()
 
-    def timer(_self: Compiled, candidate: Candidate, _request: PlanRequest) -> Callable[[], float]:
-        calls.append(candidate.calls)
-        return lambda: 1.0 + 0.001 * (candidate.calls == min(calls))
+    def timer(*_: object) -> Callable[[], float]:  # every other candidate is slow, and the next turn the others are
+        turns = itertools.count(next(numbers))
+        return lambda: 1 + 0.14 * (next(turns) % 2)
 
-    monkeypatch.setattr(Compiled, "_timer", timer)
-    for _ in range(2):
-        module = CASES["cp, stride 2"].compiled(tune=True)
-        assert module.plan.chosen.calls == min(calls) < max(calls)
-        assert module.plan.chosen.measured == 1.001
+    monkeypatch.setattr(tune, "make_timer", timer)
+    plan = CASE.compiled(tune=True).plan
+    assert plan == CASE.compiled(tune=False).plan
+    assert not (tmp_path / "plans").exists()
 
 
 def test_what_a_measurement_depends_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +413,7 @@ def test_measuring_runs(
     name: str, options: dict[str, object], device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TNALGEBRA_CACHE", str(tmp_path))
+    monkeypatch.setenv("TNALGEBRA_TUNE", "1")
     case, x = CASES[name], CASES[name].input(device)
     module = case.compiled(device, tune=True, **options)
     expected = case.value(case.input()).to(device)

@@ -193,7 +193,7 @@ def _programs(computation: Computation, request: PlanRequest, memory_format: For
     for patterns in (False, True) if computation.views else (False,):
         for dense in (False, True) if request.candidates == "factored" else (True,):
             programs = []
-            # trees of convolutions alone are searched by themselves: how much unfolding costs is the least certain price
+            # trees of convolutions alone are searched too, as the price of unfolding is the least certain one
             for unfold in (False, True) if computation.views else (False,):
                 steps = Steps(computation, prices, dense=dense, unfold=unfold, most=request.max_elements)
                 trees = cheapest_trees(steps, keep=KEPT, patterns=patterns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import log, prod
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
@@ -17,7 +18,7 @@ from .computation import check_inputs
 from .empty import empty_labels, with_one_element, without_elements
 from .executor import Executor, Frozen, lower_type
 from .plan import Plan
-from .tracing import is_jit_traced, is_symbolic, is_traced, leaf_call
+from .tracing import is_jit_traced, is_symbolic, is_traced, is_watched, leaf_call
 from .tune import ranked_candidates
 from .weights import dense_patterns
 
@@ -47,7 +48,8 @@ class Compiled(nn.Module):
     _weights: tuple[str, ...]
     _executor: Executor
     _frozen: Frozen | None
-    _seen: set[tuple[object, ...]]
+    _seen: dict[tuple[object, ...], Executor]  # of the shapes that were checked
+    _others: dict[int, Executor]  # by the class of sizes
 
     def __init__(
         self, request: PlanRequest, values: Mapping[str, Tensor], constants: frozenset[str], tune: bool
@@ -96,20 +98,23 @@ class Compiled(nn.Module):
 
     def _run(self, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
         """The value of the network, computed in the type of autocast or, without one, in that of the weights."""
+        executor: Executor | None = None
         if torch.compiler.is_compiling():
             self._check_tensors(tensors, dtype)
         else:
             seen = (dtype, *[(tensor.shape, tensor.dtype) for tensor in tensors])
-            if seen not in self._seen and not is_jit_traced():
+            executor = self._seen.get(seen)
+            if executor is None and not is_jit_traced():
                 self._check_tensors(tensors, dtype)
                 request = self.plan.request
                 if empty := empty_labels(request, tensors):
                     value = self._run(with_one_element(request, tensors, empty), dtype)
                     return without_elements(request.network, value, empty)
-                self._check_sizes(tensors)
-                if len(self._seen) < SEEN:
-                    self._seen.add(seen)
-        executor, frozen = self._executor, self._frozen
+                sizes = self._check_sizes(tensors)
+                executor = self._executor_for(sizes)
+                if len(self._seen) < SEEN and not is_watched():
+                    self._seen[seen] = executor
+        executor, frozen = executor or self._executor, self._frozen
         # contracted weights are used where they are those of the parameters
         if frozen is not None and not is_traced() and frozen.is_of(self):
             if not frozen.is_current():
@@ -158,13 +163,37 @@ class Compiled(nn.Module):
             raise CompileError(f"the input {missing[0]!r} is missing", inputs=" ".join(names))
         return tuple(by_name[name] for name in names)
 
-    def _check_sizes(self, tensors: Sequence[Tensor]) -> None:
-        """Refuse inputs whose shapes do not agree with each other, with the windows or with the weights."""
+    def _executor_for(self, sizes: Mapping[str, int]) -> Executor:
+        """The code for inputs of other sizes: that of the plan, or of another one for this class of sizes.
+
+        A class has sizes whose product is within a factor of 2 of a power of 4 times the nominal one. A frozen module
+        has one plan, and so has one that is traced.
+        """
+        request = self._executor.plan.request
+        nodes = [n for n in self.network.nodes if isinstance(n, NamedTensor) and n.name in request.inputs]
+        free = {label for node in nodes for label in node.labels} & self._moving()
+        ratio = prod(sizes[label] / max(1, self.network.sizes[label]) for label in free)
+        number = round(log(ratio, 4)) if ratio else 0
+        if number == 0 or self._frozen is not None or request.dynamic or is_watched() or self._like().is_meta:
+            return self._executor
+        if number not in self._others:
+            request = replace(request, network=Network(self.network.nodes, self.network.output, sizes))
+            try:
+                plan = Plan(request, ranked_candidates(request, tune=self._tune and not request.backward))
+            except CompileError:  # another limit of elements than the nominal sizes keep within
+                plan = self._executor.plan
+            same = plan.chosen.program.text == self._executor.plan.chosen.program.text
+            self._others[number] = self._executor if same else Executor(plan, dense_patterns(plan.chosen, request), {})
+        return self._others[number]
+
+    def _check_sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
+        """The sizes of all labels. Refuses shapes that do not agree with each other, the windows or the weights."""
         sizes = self._own_sizes()
         shapes = [tuple(tensor.shape) for tensor in tensors]
         by_name = dict(zip(self.plan.request.inputs, shapes, strict=True))
         try:
-            Network(self.network.nodes, self.network.output, {**sizes, **check_inputs(self.network, by_name)})
+            known = {**sizes, **check_inputs(self.network, by_name)}
+            return dict(Network(self.network.nodes, self.network.output, known).sizes)
         except SizeError as error:
             listed = ", ".join(f"{name} {shape}" for name, shape in by_name.items())
             fact = "the sizes of the inputs do not fit each other or the weights"
@@ -327,7 +356,8 @@ class Compiled(nn.Module):
 
         super()._apply(flat, *args, **keywords)  # type: ignore[no-untyped-call]
         self._straighten()
-        self._executor.move(self._like())
+        for executor in (self._executor, *self._others.values()):
+            executor.move(self._like())
         self._seen.clear()  # the dtype may change
         return self
 
@@ -352,7 +382,7 @@ class Compiled(nn.Module):
         """Use a plan, with its dense patterns; the module is thawed."""
         self._executor = Executor(plan, dense_patterns(plan.chosen, plan.request), {})
         self._frozen = None
-        self._seen = set()
+        self._seen, self._others = {}, {}
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and the device of the weights."""

@@ -181,7 +181,7 @@ CPU_DEFAULTS: Mapping[Format, Constants] = {
         ),
     ),
 }
-"""Geometric means of what was measured in float32 on an Intel Xeon and on an AMD EPYC, both with AVX-512. `large` is 32 MiB.
+"""Geometric means of what was measured in float32 on an Intel Xeon and an AMD EPYC with AVX-512. `large` is 32 MiB.
 
 The rates of convolutions in channels_last are a fifth lower than measured, because whole chains of layers are faster
 there than their single steps.

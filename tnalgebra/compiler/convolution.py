@@ -76,7 +76,9 @@ def convolve(
     if not transposed:
         left = pad(draft, left, [(one.node, *one.rest) for one in positions if one.node])
     left, image_is_last = as_image(draft, left)
-    right = _kernel_in_format(draft, right)
+    # an image of one channel does not show its format
+    by_torch = not transposed and any(draft.counts(label) for label in groups + summed)
+    right = _kernel_in_format(draft, right, by_torch=by_torch)
     # the call, and the padding that it cannot do itself
     _, _, after, _, stride, dilation, padding, extra, rest = zip(*positions, strict=True)
     axes_after = (batch, groups + new, *after)
@@ -86,11 +88,15 @@ def convolve(
     return _pad_after(draft, value, rest) if transposed else value
 
 
-def _kernel_in_format(draft: Draft, kernel: Value) -> Value:
-    """A kernel in the memory format of the style; torch would give the output that of the kernel."""
+def _kernel_in_format(draft: Draft, kernel: Value, *, by_torch: bool) -> Value:
+    """A kernel in the memory format of the style; torch would give the output that of the kernel.
+
+    In channels_last the format of the image is enough: torch converts a contiguous kernel itself, in less time than a
+    step of the program takes.
+    """
     order, plain = channels_last_order(kernel.axes), labels_in(kernel.axes)
     if draft.style.memory_format == "channels_last":
-        lies = draft.lies(kernel, order)
+        lies = draft.lies(kernel, order) or (by_torch and draft.lies(kernel, plain))
         return kernel if lies else draft.add(ops.ChannelsLast(kernel.number, kernel.axes), order)
     turned = draft.lies(kernel, order) and not draft.lies(kernel, plain)
     return copy_value(draft, kernel, kernel.axes) if turned else kernel

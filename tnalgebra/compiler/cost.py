@@ -162,8 +162,7 @@ class CostModel:
         constants = self.constants
         if work.filled:  # the bias is first written into the result, so it is not an operand of the product
             filling = Workload("pointwise", read=1, written=work.filled)
-            product = work._replace(read=work.read - work.new, filled=0)
-            return self.seconds(product, weights=weights) + self.seconds(filling, weights=weights)
+            return self.seconds(work._replace(filled=0), weights=weights) + self.seconds(filling, weights=weights)
         if not work.read and not work.written:  # backward is a view again, and a node of the graph of gradients
             return 3 * constants.view if self.backward else constants.view
         forward, backward = self._rates[kind_of(work)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -129,8 +131,17 @@ class Frozen(Executor):
 
 
 def _is_equal(tensor: Tensor, copy: Tensor) -> bool:
-    alike = tensor.dtype == copy.dtype and tensor.device == copy.device and tensor.shape == copy.shape
-    return alike and (tensor.is_meta or torch.equal(tensor, copy))
+    if tensor.dtype != copy.dtype or tensor.device != copy.device or tensor.shape != copy.shape:
+        return False
+    if type(tensor) is nn.Parameter and tensor.is_cpu and tensor.is_contiguous() and copy.is_contiguous():
+        start = tensor.data_ptr()
+        if start:  # bytes are compared several times as fast as numbers
+            return not _compare_bytes(start, copy.data_ptr(), copy.nbytes)
+    return tensor.is_meta or torch.equal(tensor, copy)
+
+
+_compare_bytes = ctypes.CDLL("msvcrt" if os.name == "nt" else None).memcmp
+_compare_bytes.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 def lower_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -325,7 +325,7 @@ def _add_bias(draft: Draft, label: str) -> None:
 
 
 def _call_with_bias(operations: Sequence[ops.Operation], label: str) -> int | None:
-    """The position of the convolution or linear product whose channels are the label.
+    """The position of the convolution or product with a weight whose channels are the label.
 
     Between it and the value, elements may only be put into another order; else None.
     """
@@ -342,6 +342,7 @@ def _call_with_bias(operations: Sequence[ops.Operation], label: str) -> int | No
             case ops.Convolve():
                 return number if operation.axes[1] == axis else None
             case ops.Product():
-                return number if operation.form == "linear" and operation.axes[-1] == axis else None
+                place = {"linear": -1, "above": -2}.get(operation.form)
+                return number if place is not None and operation.axes[place] == axis else None
             case _:
                 return None

@@ -119,8 +119,8 @@ class Product(Operation):
     """Matrix products of shapes (batch, left, summed) and (batch, summed, right), or without the batch axis.
 
     form: "batched" is the one above. In "linear" the left side has any axes before the summed one, the right side has
-        shape (right, summed), and a bias may be added. In "above" the left side is one matrix (left, summed) that
-        multiplies every matrix of the right side.
+        shape (right, summed). In "above" the left side is one matrix (left, summed) that multiplies every matrix of the
+        right side. To both a bias may be added, of an element for each row of the weight.
     """
 
     left: int
@@ -245,6 +245,7 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Workl
             summed = count(operation.summed)
             groups, left, right = map(count, (one & other - {*operation.summed}, one - other, other - one))
             filled = 0 if operation.bias is None else written
+            read = sum(count(labels_in(values[number])) for number in (operation.left, operation.right))
             multiply_adds = groups * left * right * summed
             return Workload("product", multiply_adds, read, written, groups, summed, right, left, filled)
         case Convolve():

@@ -19,6 +19,11 @@ def is_traced() -> bool:
     return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE))
 
 
+def is_watched() -> bool:
+    """Whether something records or counts what is called, so that a call may make none but its own."""
+    return is_traced() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_jit_traced() -> bool:
     """Whether `torch.jit.trace` records what is called; sizes are tensors there."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]

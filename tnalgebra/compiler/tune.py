@@ -13,9 +13,10 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
-from hashlib import sha256
 from functools import cache
+from hashlib import sha256
 from importlib.metadata import version
 from itertools import zip_longest
 from time import perf_counter
@@ -28,7 +29,7 @@ from .choose import Candidate, PlanRequest, candidates_for
 from .constants import calibration_file, identity
 from .emit import argument_names, emit
 from .operations import Load, shape_in
-from .tracing import is_traced
+from .tracing import is_watched
 from .weights import contract_weights, dense_patterns
 
 NEAR = 1.7
@@ -41,13 +42,19 @@ TIE = 0.03
 """Relative difference of two times below which the candidate with fewer calls comes first."""
 
 FAR_BEHIND = (2.0, 1.3, 1.15)
-"""After each batch of turns, those slower than the fastest by this factor are dropped; then by the last one."""
+"""After the first turn, the second batch of turns and each later one, those slower by this factor are dropped."""
 
 BATCHES = 6
 """Largest number of batches of turns."""
 
 TURNS, ENOUGH = 5, 1e-3
 """Largest number of turns in a batch, and the seconds of the fastest candidate after which a batch ends."""
+
+PATIENCE = 0.1
+"""Seconds of the first turn after which no further candidate is tried, as long as `FEWEST` were."""
+
+FEWEST = 4
+"""Number of candidates that are tried, however long they take."""
 
 REMEMBERED = 1024
 """Number of requests whose candidates a process remembers."""
@@ -64,7 +71,7 @@ def ranked_candidates(request: PlanRequest, *, tune: bool) -> tuple[Candidate, .
     Raises:
         CompileError: as of `candidates_for`.
     """
-    tune = tune and os.environ.get("TNALGEBRA_TUNE") != "0" and request.device.type != "meta" and not is_traced()
+    tune = tune and os.environ.get("TNALGEBRA_TUNE") != "0" and request.device.type != "meta" and not is_watched()
     key = (request_key(request), tune, cache_folder())
     listed = _remembered.get(key)
     if listed is None:
@@ -90,19 +97,15 @@ def tune_candidates(listed: Sequence[Candidate], request: PlanRequest) -> list[C
         if measured is None:
             return list(listed)
         seconds = {digest(one): time for one, time in measured}
-        try:
+        with suppress(OSError):  # where the folder cannot be written to, the next process measures again
             write_text(file, json.dumps(list(seconds.items())))
-        except OSError:
-            pass  # a folder that cannot be written to: the next process measures again
     places = {name: place for place, name in enumerate(seconds)}
     tuned = [replace(one, measured=seconds.get(name)) for one, name in zip(listed, digests, strict=True)]
     order = sorted(range(len(listed)), key=lambda n: places.get(digests[n], len(places)))
     return [tuned[n] for n in order]
 
 
-def measure(
-    tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]
-) -> list[tuple[Candidate, float]] | None:
+def measure(tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]) -> list[tuple[Candidate, float]] | None:
     """Every candidate with the least of its seconds: the winner first, then from the fastest to the slowest.
 
     Args:
@@ -111,27 +114,47 @@ def measure(
     Returns:
         None if no two batches of turns in a row agree about the winner.
     """
-    least = [math.inf] * len(tried)
-    running = list(range(len(tried)))
-    last: list[float] = []  # of the batch before
-    for batch in range(BATCHES):
+    last = least = _first_turn(timers)
+    running = _near(least, FAR_BEHIND[0])
+    for batch in range(1, BATCHES):
         now = [math.inf] * len(tried)
-        # the first batch also warms up, and a single turn of it is enough to drop what is far behind
-        turns = 1 if batch == 0 else max(1, min(TURNS, round(ENOUGH / min(least))))
-        for _ in range(turns):
+        for _ in range(max(1, min(TURNS, round(ENOUGH / min(least))))):
             for number in running:
                 now[number] = min(now[number], timers[number]())
         least = [min(pair) for pair in zip(least, now, strict=True)]
         if batch > 1 and _agree(last, now, running):
             # those that were dropped come last, although few measurements of them were made
-            order = sorted(range(len(tried)), key=lambda n: (n not in running, least[n]))
+            order = sorted(
+                (n for n in range(len(tried)) if least[n] < math.inf), key=lambda n: (n not in running, least[n])
+            )
             near = [n for n in running if least[n] <= (1 + TIE) * least[order[0]]]
             first = min(near, key=lambda n: (tried[n].calls, least[n]))
             return [(tried[n], least[n]) for n in (first, *(n for n in order if n != first))]
-        behind = FAR_BEHIND[min(batch, len(FAR_BEHIND) - 1)] * min(now)
-        running = [n for n in running if now[n] <= behind]
+        running = _near(now, FAR_BEHIND[min(batch, len(FAR_BEHIND) - 1)])
         last = now
     return None
+
+
+def _first_turn(timers: Sequence[Callable[[], float]]) -> list[float]:
+    """The seconds of the first run of each candidate; infinity for those for which there was no time.
+
+    What would be dropped runs a second time, as another program may have disturbed the first.
+    """
+    times = [math.inf] * len(timers)
+    start = perf_counter()
+    for number, run in enumerate(timers):
+        if number < FEWEST or perf_counter() - start < PATIENCE:
+            times[number] = run()
+    near = _near(times, FAR_BEHIND[0])
+    for number, run in enumerate(timers):
+        if number not in near and times[number] < math.inf:
+            times[number] = min(times[number], run())
+    return times
+
+
+def _near(times: Sequence[float], factor: float) -> list[int]:
+    """The positions of the times that are at most this factor above the least."""
+    return [number for number, time in enumerate(times) if time <= factor * min(times)]
 
 
 def _agree(one: Sequence[float], other: Sequence[float], running: Sequence[int]) -> bool:

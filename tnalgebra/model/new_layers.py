@@ -12,7 +12,7 @@ from torch import nn
 from ..compiler import Candidates
 from ..errors import LayerError, NetworkError
 from ..networks import Network, kernel_multiply_adds, shape_of, shapes
-from ..nn import AnyLayer, KernelLayer, Origin, Planning, decomposed, layer_class
+from ..nn import AnyLayer, KernelLayer, Origin, Planning, decomposed, fit_constants, layer_class
 from ..rewriting import Fit
 from .curves import Costs
 from .example import Example
@@ -36,22 +36,27 @@ class LayerMaker:
     backward: bool = False
     _counts: dict[tuple[object, ...], int] = field(default_factory=dict)
 
-    def make(self, name: str, fit: Fit, *, tune: bool | None = None) -> list[KernelLayer]:
-        """The layer, planned for the input of its first call where there was one, and those tied to it."""
-        layers = [self._make(member, fit, tune) for member in self.sites[name].members]
+    def make(self, name: str, fit: Fit) -> list[KernelLayer]:
+        """The layer, planned for the input of its first call where there was one, and those tied to it.
+
+        Where multiply-adds were counted for a budget, a plan that is measured as faster but has more is not used.
+        """
+        members = self.sites[name].members
+        layers = [self._make(member, fit, tune=self.tune) for member in members]
+        if self._counts and self.multiply_adds(name, layers) > self.count(name, fit.network, fit_constants(fit)):
+            layers = [self._make(member, fit, tune=False) for member in members]
         tie_layers(layers)
         return layers
 
-    def _make(self, site: Site, fit: Fit, tune: bool | None) -> KernelLayer:
-        layer = decomposed(without_hooks(site.module), fit, **self._planning(site, tune))
+    def _make(self, site: Site, fit: Fit, *, tune: bool) -> KernelLayer:
+        layer = decomposed(without_hooks(site.module), fit, **self._planning(site, tune=tune))
         if any(one.is_meta for one in layer.parameters()):
             fact = "the new layer is put on the meta device while it is made"
             fix = "convert outside of accelerate.init_empty_weights and the like"
             raise LayerError(fact, because="the parameters of new modules lose their elements here", fix=fix)
         return layer
 
-    def _planning(self, site: Site, tune: bool | None) -> Planning:
-        tune = self.tune if tune is None else tune
+    def _planning(self, site: Site, *, tune: bool) -> Planning:
         planning = Planning(candidates=self.candidates, tune=tune, backward=self.backward)
         calls = self.calls.get(site.names[0])
         return planning | planning_for(site.module, calls[0].shape, calls[0].memory_format) if calls else planning

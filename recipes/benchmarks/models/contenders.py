@@ -249,7 +249,9 @@ def make_model(name: str, problem: Problem) -> tuple[nn.Module, Tensor]:
     model = dense
     if words[0] != "dense":
         candidates: tn.compiler.Candidates = "factored" if words[0] == "hand" or "factored" in words else "all"
-        model = _converted(dense, problem, images, candidates=candidates, tune=not name.endswith(PREDICTED), backward=training)
+        model = _converted(
+            dense, problem, images, candidates=candidates, tune=not name.endswith(PREDICTED), backward=training
+        )
     if words[0] == "hand":
         model = hand_model(model, dense).to(memory_format=memory_format)
     if "folded" in words:
