@@ -42,7 +42,7 @@ class Counts(CostModel):
 
 
 def steps_of(computation: Computation) -> Steps:
-    return Steps(computation, Counts(), dense=True, most=10**12)
+    return Steps(computation, Counts(), dense=True, unfold=True, most=10**12)
 
 
 def exact(steps: Steps, *, patterns: bool = False) -> list[ContractionTree]:

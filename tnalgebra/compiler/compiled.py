@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ..errors import CompileError, SizeError
 from ..networks import Conv, Fill, NamedTensor, Network, node_text
 from .choose import PlanRequest, is_channels_last
-from .computation import check_inputs
+from .computation import check_inputs, labels_from_inputs
 from .empty import empty_labels, with_one_element, without_elements
 from .executor import Executor, Frozen, lower_type
 from .plan import Plan
@@ -169,7 +169,9 @@ class Compiled(nn.Module):
         A class has sizes whose product is within a factor of 2 of a power of 4 times the nominal one. A frozen module
         has one plan, and so has one that is traced.
         """
-        request = self._executor.plan.request
+        request, computation = self._executor.plan.request, self._executor.plan.chosen.computation
+        if not self._moving() & {*self.network.output} <= labels_from_inputs(computation, splits=False):
+            return self._executor  # inputs of one size have outputs of several, as in a transposed convolution
         nodes = [n for n in self.network.nodes if isinstance(n, NamedTensor) and n.name in request.inputs]
         free = {label for node in nodes for label in node.labels} & self._moving()
         ratio = prod(sizes[label] / max(1, self.network.sizes[label]) for label in free)
@@ -362,10 +364,13 @@ class Compiled(nn.Module):
         return self
 
     def _straighten(self) -> None:
-        """Put the elements of every parameter and buffer into the order of its axes, as torch's layers have them."""
+        """Put the elements of every parameter and buffer into the order of its axes, as torch's layers have them.
+
+        Axes of one element get the strides of that order too: with others torch can take a kernel for channels_last.
+        """
         for tensor in (*self.parameters(recurse=False), *self.buffers(recurse=False)):
-            if not tensor.is_contiguous():
-                tensor.data = tensor.data.contiguous()
+            if tensor.stride() != torch.empty(tensor.shape, device="meta").stride():
+                tensor.data = tensor.data.reshape(-1).reshape(tensor.shape)
 
     def extra_repr(self) -> str:
         return f"{self.network}{', frozen' if self.frozen else ''}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,16 @@ Cores: TypeAlias = Mapping[str, Tensor]
 
 Chain: TypeAlias = list[Stage]
 
+Layout: TypeAlias = Literal["contiguous", "channels_last"]
+
 UNDECOMPOSED = "undecomposed"
 
 
 class Shape(NamedTuple):
-    """A convolution layer without bias, with a square kernel, padded so that stride 1 keeps the size."""
+    """A convolution layer without bias, with a square kernel, padded so that stride 1 keeps the size.
+
+    Where the stride is the whole window, as in the first layer of a ConvNeXt, it is not padded.
+    """
 
     inputs: int
     outputs: int
@@ -43,7 +48,11 @@ class Shape(NamedTuple):
     @property
     def numbers(self) -> dict[str, Any]:
         """Arguments of a convolution beside its weight."""
-        return {"stride": self.stride, "padding": self.kernel // 2, "groups": self.groups}
+        return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+
+    @property
+    def padding(self) -> int:
+        return 0 if self.stride == self.kernel else self.kernel // 2
 
     @property
     def layer(self) -> nn.Conv2d:
@@ -55,7 +64,7 @@ def _named(*shapes: Shape) -> dict[str, Shape]:
     names = {}
     for shape in shapes:
         channels = f"{shape.inputs}" if shape.groups > 1 else f"{shape.inputs}-{shape.outputs}"
-        names[f"{shape.family}-{channels}-{shape.size}{'-s2' if shape.stride == 2 else ''}"] = shape
+        names[f"{shape.family}-{channels}-{shape.size}{f'-s{shape.stride}' if shape.stride > 1 else ''}"] = shape
     return names
 
 
@@ -77,8 +86,12 @@ SHAPES = _named(
     Shape(128, 128, 3, 56, stride=2, groups=128),
     Shape(256, 256, 3, 14, groups=256),
     Shape(512, 512, 3, 14, stride=2, groups=512),
+    Shape(3, 96, 4, 224, stride=4),
+    Shape(96, 96, 7, 56, groups=96),
+    Shape(384, 384, 7, 14, groups=384),
+    Shape(96, 384, 1, 56),
 )
-"""Name -> layer: those of ResNet-18 and ResNet-50 at 224 pixels, and depthwise ones of their widths and sizes."""
+"""Name -> layer: those of ResNet-18 and -50 at 224 pixels, depthwise ones of their widths, those of a ConvNeXt."""
 
 SMOKE_SHAPES = _named(
     Shape(3, 8, 7, 16, stride=2),
@@ -114,10 +127,12 @@ class Cell(NamedTuple):
     """The part of the channels that determines the ranks."""
     batch: int
     goes: Pass
+    memory_format: Layout = "contiguous"
+    """Of the input, and of the weights of all layers but ours."""
 
     def __str__(self) -> str:
         ranks = "".join(f" {bond}={rank}" for bond, rank in self.ranks)
-        return f"{self.shape} {self.decomposition}{ranks}, batch {self.batch}, {self.goes}"
+        return f"{self.shape} {self.decomposition}{ranks}, batch {self.batch}, {self.goes}, {self.memory_format}"
 
 
 def exists(shape: Shape, decomposition: str) -> bool:

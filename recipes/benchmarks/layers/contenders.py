@@ -51,7 +51,7 @@ class Problem(NamedTuple):
     kernel: Tensor
     """The kernel that the cores make: out, in (of one group), kh, kw."""
     images: Tensor
-    """Shape (batch, channels, height, width), contiguous."""
+    """Shape (batch, channels, height, width), in the memory format of the cell."""
     weights: Tensor
     """The weights of the output's elements in the sum whose gradient is taken."""
 
@@ -71,9 +71,15 @@ def make_problem(cell: Cell, shape: Shape, *, seed: int, dtype: torch.dtype, dev
     cores = {name: (core * scale).to(device, dtype) for name, core in cores.items()}
     kernel = rebuild(*cores.values()).contiguous()
     images = torch.randn(cell.batch, shape.inputs, shape.size, shape.size, generator=generator)
-    out = (shape.size - shape.kernel + 2 * (shape.kernel // 2)) // shape.stride + 1
+    out = (shape.size - shape.kernel + 2 * shape.padding) // shape.stride + 1
     weights = torch.randn(cell.batch, shape.outputs, out, out, generator=generator)
-    return Problem(cell, shape, cores, kernel, images.to(device, dtype), weights.to(device, dtype))
+    images = images.to(device, dtype, memory_format=layout_of(cell))
+    return Problem(cell, shape, cores, kernel, images, weights.to(device, dtype))
+
+
+def layout_of(cell: Cell) -> torch.memory_format:
+    """The memory format of a cell, as torch has it."""
+    return torch.channels_last if cell.memory_format == "channels_last" else torch.contiguous_format
 
 
 def core_labels(decomposition: str) -> dict[str, tuple[str, ...]]:
@@ -137,7 +143,7 @@ class Einconv(nn.Module):
             cores.append(core)
             operands.append(labels)
         self.cores = nn.ParameterList(cores)
-        axes = (shape.size, shape.kernel, shape.stride, shape.kernel // 2)
+        axes = (shape.size, shape.kernel, shape.stride, shape.padding)
         pattern = self.einconv.index_pattern(*axes, device=problem.images.device, dtype=problem.images.dtype)
         self.pattern = pattern  # not a buffer, because a copy would lose the attributes that einconv has set on it
         inputs = [("n", "g", "in", "x", "y"), ("kh", "u", "x"), ("kw", "v", "y")]
@@ -161,6 +167,8 @@ def takes_part(name: str, cell: Cell, shape: Shape) -> bool:
     """Whether a contender exists in a cell, whether its package is installed or not."""
     name = name.removesuffix(PREDICTED)
     if cell.decomposition == UNDECOMPOSED and name not in ("dense", f"dense{AGAIN}", "einconv", "ours", "ours frozen"):
+        return False
+    if name in HAND and not name.endswith(cell.memory_format):
         return False
     if name.startswith("hand merged"):
         return cell.decomposition in MERGED or (shape.kernel == 1 and cell.decomposition == "tucker2")
@@ -195,7 +203,8 @@ def _module(name: str, problem: Problem) -> tuple[nn.Module, int | None]:
         chain = [Stage(problem.kernel, shape.groups)] if base == "dense" else chains["merged" * ("merged" in base)]
         module = conv_chain(shape.layer, chain)
         multiply_adds = chain_work(shape.layer, chain, problem.images.shape)[1]
-        return ChannelsLast(module) if base.endswith("channels_last") else module, multiply_adds
+        last = base.endswith("channels_last") or (base == "dense" and layout_of(problem.cell) == torch.channels_last)
+        return ChannelsLast(module) if last else module, multiply_adds
     if base == "dense + rebuild":
         return Rebuilt(problem), None
     if base == "einconv":
@@ -207,7 +216,7 @@ def _module(name: str, problem: Problem) -> tuple[nn.Module, int | None]:
             getattr(tltorch, kind)(*arguments),
             implementation="reconstructed" if base.endswith("reconstructed") else "factorized",
             stride=shape.stride,
-            padding=shape.kernel // 2,
+            padding=shape.padding,
         )
         return layer, None
     dense = tn.networks.convolution((shape.kernel,) * 2, **shape.numbers)
@@ -217,6 +226,7 @@ def _module(name: str, problem: Problem) -> tuple[nn.Module, int | None]:
         values=problem.cores,
         candidates=OURS[base],
         backward=problem.cell.goes == "training",
+        memory_format=layout_of(problem.cell),
         tune=not name.endswith(PREDICTED),
     )
     if base.endswith("frozen"):

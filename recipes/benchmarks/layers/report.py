@@ -122,7 +122,7 @@ def summary(rows: Sequence[Row], *, worst: int = 5) -> str:
 def describe(row: Row) -> str:
     """The cell of a row, as text."""
     ranks = "".join(f" {bond}={rank}" for bond, rank in row["ranks"].items())
-    return f"{row['shape']} {row['decomposition']}{ranks}, batch {row['batch']}, {row['pass']}"
+    return f"{row['shape']} {row['decomposition']}{ranks}, batch {row['batch']}, {row['pass']}, {row['memory_format']}"
 
 
 def figure(rows: Sequence[Row]) -> Figure:

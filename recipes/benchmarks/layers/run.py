@@ -7,8 +7,8 @@
     python -m recipes.benchmarks.layers --memory --shapes "3x3-64-64-56" --batches 16
 
 - ours: `tnalgebra.compile` with all forms, or with factored ones only; as it is, or frozen (forward only).
-- hand: the chain of torch layers that one writes by hand, in either memory format (channels_last converts its input
-  in the call); merged: the window's cores contracted beforehand to one layer, or without a window all cores but one.
+- hand: the chain of torch layers that one writes by hand, in the memory format of the input; merged: the window's cores
+  contracted beforehand to one layer, or without a window all cores but one.
 - dense; dense + rebuild: the kernel contracted from the cores in each call.
 - tensorly: tensorly-torch's FactorizedConv (CP, Tucker with full ranks on the window, train; no groups).
 - einconv: its einsum with the cores instead of the kernel.
@@ -36,6 +36,7 @@ from recipes.benchmarks.layers.cells import (
     SMOKE_SHAPES,
     UNDECOMPOSED,
     Cell,
+    Layout,
     Shape,
     exists,
     ranks_of,
@@ -68,6 +69,8 @@ class Config(NetworkSettings):
     """ranks, each a fraction of the channels, in (0, 1]"""
     batches: tuple[int, ...] = (1, 16)
     """images at a time"""
+    memory_formats: tuple[Layout, ...] = ("contiguous", "channels_last")
+    """memory formats of the input, and of the weights of the layers by hand"""
     contenders: tuple[str, ...] = CONTENDERS
     """names, each in quotes; the dense layer is always timed twice, as the reference and as the noise floor"""
     rounds: int = 31
@@ -101,7 +104,8 @@ class Layers(Benchmark[Config, Cell, Problem]):
     @staticmethod
     def smaller(config: Config) -> Config:
         fractions, batches = config.fractions[:1], config.batches[:1]
-        return dataclasses.replace(config, fractions=fractions, batches=batches, rounds=min(config.rounds, 3))
+        few = {"fractions": fractions, "batches": batches, "memory_formats": config.memory_formats[:1]}
+        return dataclasses.replace(config, **few, rounds=min(config.rounds, 3))
 
     def cells(self) -> list[Cell]:
         """The cells that are asked for and exist; of fractions that lead to the same ranks only the first.
@@ -115,11 +119,11 @@ class Layers(Benchmark[Config, Cell, Problem]):
         cells: dict[Cell, Cell] = {}
         asked = self.config
         names = [name for name in self.shapes if any(fnmatchcase(name, pattern) for pattern in asked.shapes)]
-        grid = product(names, asked.decompositions, asked.fractions, asked.batches, asked.passes)
-        for name, decomposition, fraction, batch, goes in grid:
+        grid = product(names, asked.decompositions, asked.fractions, asked.batches, asked.passes, asked.memory_formats)
+        for name, decomposition, fraction, batch, goes, layout in grid:
             if exists(self.shapes[name], decomposition):
                 ranks = tuple(ranks_of(decomposition, self.shapes[name], fraction).items())
-                cell = Cell(name, decomposition, ranks, fraction, batch, goes)
+                cell = Cell(name, decomposition, ranks, fraction, batch, goes, layout)
                 cells.setdefault(cell._replace(fraction=0.0), cell)
         return list(cells.values())
 
