@@ -26,8 +26,8 @@ eight hexadecimal digits. The description has:
       trace           what `Trace.save` writes, a user's own rules included; null for a layer with random values,
                       and for rules made of functions, which no text holds.
       planned_for     shape of the input that the plan was chosen for.
-      candidates, backward    of the plan, as of `compile`. A plan that was tuned is chosen by price when it is
-                      loaded, as measurements belong to a machine; `layer.replan(shape, tune=True)` measures again.
+      candidates, backward    of the plan, as of `compile`. The plan itself is chosen again when the layer is loaded, as
+                      measurements belong to a machine.
       channels_last   whether it was chosen for inputs in that memory format: `tn.load` without a model plans for it
                       too, and in a model the weight's own format decides. False where it is missing.
       relative_error, output_error    of the kernel that the tensors contract to, or null where it is not known.

@@ -47,7 +47,7 @@ FAR_BEHIND = (2.0, 1.3, 1.15)
 BATCHES = 6
 """Largest number of batches of turns."""
 
-TURNS, ENOUGH = 5, 1e-3
+TURNS, ENOUGH = 5, 2e-3
 """Largest number of turns in a batch, and the seconds of the fastest candidate after which a batch ends."""
 
 PATIENCE = 0.1
@@ -122,15 +122,15 @@ def measure(tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]) -
             for number in running:
                 now[number] = min(now[number], timers[number]())
         least = [min(pair) for pair in zip(least, now, strict=True)]
-        if batch > 1 and _agree(last, now, running):
+        if batch > 1 and _agree(last, now, running) and {*_near(least, 1)} <= {*running}:
             # those that were dropped come last, although few measurements of them were made
-            order = sorted(
-                (n for n in range(len(tried)) if least[n] < math.inf), key=lambda n: (n not in running, least[n])
-            )
+            measured = [n for n in range(len(tried)) if least[n] < math.inf]
+            order = sorted(measured, key=lambda n: (n not in running, least[n]))
             near = [n for n in running if least[n] <= (1 + TIE) * least[order[0]]]
             first = min(near, key=lambda n: (tried[n].calls, least[n]))
             return [(tried[n], least[n]) for n in (first, *(n for n in order if n != first))]
-        running = _near(now, FAR_BEHIND[min(batch, len(FAR_BEHIND) - 1)])
+        # what was fast once runs again, as what was slow then may have been disturbed
+        running = sorted({*_near(now, FAR_BEHIND[min(batch, len(FAR_BEHIND) - 1)]), *_near(least, 1 + TIE)})
         last = now
     return None
 
