@@ -168,16 +168,12 @@ class _Emitter:
     def _product(self, operation: ops.Product, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
         if operation.form == "linear":
             return self.graph.call_function(functional.linear, (left, right, *bias))
+        column = [self.graph.call_method("unsqueeze", (one, 1)) for one in bias]
         if operation.form == "above" and len(self._axes(operation.right)) == 3:
             # torch.matmul would copy its right side if the left side requires gradients
             repeated = self.graph.call_method("expand", (left, self._total(operation.axes[0]), -1, -1))
-            added, product, taken = torch.baddbmm, torch.bmm, (repeated, right)
-        else:
-            added, product, taken = torch.addmm, torch.matmul, (left, right)
-        if bias:
-            column = self.graph.call_method("unsqueeze", (bias[0], 1))
-            return self.graph.call_function(added, (column, *taken))
-        return self.graph.call_function(product, taken)
+            return self.graph.call_function(torch.baddbmm if bias else torch.bmm, (*column, repeated, right))
+        return self.graph.call_function(torch.addmm if bias else torch.matmul, (*column, left, right))
 
     def _convolution(self, operation: ops.Convolve, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
         groups = self._total(operation.groups)

@@ -104,8 +104,8 @@ class Layers(Benchmark[Config, Cell, Problem]):
     @staticmethod
     def smaller(config: Config) -> Config:
         fractions, batches = config.fractions[:1], config.batches[:1]
-        few = {"fractions": fractions, "batches": batches, "memory_formats": config.memory_formats[:1]}
-        return dataclasses.replace(config, **few, rounds=min(config.rounds, 3))
+        shorter = dataclasses.replace(config, fractions=fractions, batches=batches, rounds=min(config.rounds, 3))
+        return dataclasses.replace(shorter, memory_formats=config.memory_formats[:1])
 
     def cells(self) -> list[Cell]:
         """The cells that are asked for and exist; of fractions that lead to the same ranks only the first.
