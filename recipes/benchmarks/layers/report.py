@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"3x3": "#1f77b4", "1x1": "#ff7f0e", "depthwise": "#2ca02c", "7x7": "#d62728"}
+COLOURS = {"3x3": "#1f77b4", "1x1": "#ff7f0e", "depthwise": "#2ca02c", "7x7": "#d62728", "4x4": "#9467bd"}
 MARKERS = "os^Dv"
 
 TICKS = (1, 10, 0.1, 100, 0.01, 3, 0.3, 30, 2, 0.5, 5, 0.2, 20, 1.5, 0.7, 1.2, 1.1, 0.8, 0.9, 1.3)

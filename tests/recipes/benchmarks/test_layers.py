@@ -296,11 +296,11 @@ def test_the_summary_of_rows_made_by_hand() -> None:
 
 def test_the_grid() -> None:
     cells = Layers(Config()).cells()
-    assert {shape.family for shape in SHAPES.values()} == {"3x3", "1x1", "7x7", "depthwise"}
-    assert {shape.stride for shape in SHAPES.values()} == {1, 2}
+    assert {shape.family for shape in SHAPES.values()} == {"3x3", "1x1", "7x7", "4x4", "depthwise"}
+    assert {shape.stride for shape in SHAPES.values()} == {1, 2, 4}
     assert len(cells) == len({cell._replace(fraction=0) for cell in cells})
     of_one = [cell for cell in cells if (cell.shape, cell.batch, cell.goes) == ("3x3-64-64-56", 1, "forward")]
-    assert len(of_one) == 6 * 2 + 1
+    assert len(of_one) == 2 * (6 * 2 + 1)
     assert dict(of_one[0].ranks) == {"r": 32}
     found = {(cell.shape, cell.decomposition) for cell in cells}
     for name, shape in SHAPES.items():
