@@ -1,8 +1,8 @@
 """The compiler: from a network to fast torch code, by the passes simplify, order, lower, choose and emit."""
 
-from .choose import MAX_PLAN_ELEMENTS, Candidates, is_channels_last
+from .choose import COMPUTED, MAX_PLAN_ELEMENTS, Candidates, is_channels_last
 from .compile import compile, make_request
-from .compiled import COMPUTED, Compiled
+from .compiled import Compiled
 from .measure_device import calibrate
 from .plan import Plan
 from .tracing import is_jit_traced, is_symbolic, leaf_call

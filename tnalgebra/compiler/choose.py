@@ -26,6 +26,9 @@ Candidates: TypeAlias = Literal["all", "factored"]
 MAX_PLAN_ELEMENTS = 2**28
 """Default limit for the number of elements of any tensor that a plan makes: 1 GiB in float32."""
 
+COMPUTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Types of numbers that torch multiplies and adds on every device."""
+
 KEPT = 4
 """Number of trees that the search keeps for each set of nodes."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CompileError, SizeError
 from ..networks import Conv, Fill, NamedTensor, Network, node_text
-from .choose import PlanRequest, is_channels_last
+from .choose import COMPUTED, PlanRequest, is_channels_last
 from .computation import check_inputs, labels_from_inputs
 from .empty import empty_labels, with_one_element, without_elements
 from .executor import Executor, Frozen, lower_type
@@ -24,9 +24,6 @@ from .weights import dense_patterns
 
 SEEN = 256
 """Number of different shapes of inputs that are remembered as checked."""
-
-COMPUTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-"""Types of numbers that torch multiplies and adds on every device."""
 
 
 class Compiled(nn.Module):

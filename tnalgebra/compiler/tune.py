@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .._files import cache_folder, write_text
-from .choose import Candidate, PlanRequest, candidates_for
+from .choose import COMPUTED, Candidate, PlanRequest, candidates_for
 from .constants import calibration_file, identity
 from .emit import argument_names, emit
 from .operations import Load, shape_in
@@ -71,7 +71,8 @@ def ranked_candidates(request: PlanRequest, *, tune: bool) -> tuple[Candidate, .
     Raises:
         CompileError: as of `candidates_for`.
     """
-    tune = tune and os.environ.get("TNALGEBRA_TUNE") != "0" and request.device.type != "meta" and not is_watched()
+    runs = request.device.type != "meta" and request.dtype in COMPUTED and not is_watched()
+    tune = tune and runs and os.environ.get("TNALGEBRA_TUNE") != "0"
     key = (request_key(request), tune, cache_folder())
     listed = _remembered.get(key)
     if listed is None:
