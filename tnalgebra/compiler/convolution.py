@@ -76,8 +76,8 @@ def convolve(
     if not transposed:
         left = pad(draft, left, [(one.node, *one.rest) for one in positions if one.node])
     left, image_is_last = as_image(draft, left)
-    # an image of one channel does not show its format
-    by_torch = not transposed and any(draft.counts(label) for label in groups + summed)
+    # an image of one channel does not show its format, and a frozen kernel is converted beforehand
+    by_torch = not (transposed or draft.steps.prices.frozen) and any(draft.counts(label) for label in groups + summed)
     right = _kernel_in_format(draft, right, by_torch=by_torch)
     # the call, and the padding that it cannot do itself
     _, _, after, _, stride, dilation, padding, extra, rest = zip(*positions, strict=True)
