@@ -20,8 +20,9 @@ def is_traced() -> bool:
 
 
 def is_watched() -> bool:
-    """Whether something records or counts what is called, so that a call may make none but its own."""
-    return is_traced() or torch._C._len_torch_dispatch_stack() > 0
+    """Whether something records, counts or transforms what is called, so that a call may make none but its own."""
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return transformed or torch._C._len_torch_dispatch_stack() > 0 or is_traced()
 
 
 def is_jit_traced() -> bool:
