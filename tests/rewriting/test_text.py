@@ -108,10 +108,10 @@ def test_a_budget_is_used_up_and_leaves_out_no_more_than_growing_does(seed: int,
         saved = {bond: spectra[bond][ranks[bond]] ** 2 / (count(more) - count(ranks)) for bond, more in fitting}
         best = max(saved.values())
         ranks = dict(fitting)[min(bond for bond, value in saved.items() if value == best)]
-    found = grow(spectra, count, ParameterBudget(fraction), before)
+    squares = {bond: [value**2 for value in values] for bond, values in spectra.items()}
+    found = grow(squares, count, ParameterBudget(fraction), before)
 
     def left_out(chosen: Mapping[str, int]) -> float:
-        squares = {bond: [value**2 for value in values] for bond, values in spectra.items()}
         return 1 - math.prod(sum(squares[bond][:rank]) / sum(squares[bond]) for bond, rank in chosen.items())
 
     assert count(found) <= fraction * before

@@ -114,7 +114,7 @@ def check_computable(what: str, tensor: Tensor) -> None:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether a real tensor, which has elements, has neither NaN nor infinity in it."""
-    low, high = torch.aminmax(tensor)
+    low, high = torch.aminmax(tensor.detach())
     return isfinite(float(low)) and isfinite(float(high))
 
 
