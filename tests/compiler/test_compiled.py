@@ -342,7 +342,7 @@ def test_of_two_as_fast_the_one_with_fewer_calls_wins() -> None:
     listed = CASES["cp, stride 2"].compiled().plan.candidates
     calls = min(one.calls for one in listed)
     timers = [lambda fewest=one.calls == calls: 1.0 + 0.001 * fewest for one in listed[::-1]]
-    results = tune.measure(listed[::-1], timers)
+    results = tune.measure_candidates(listed[::-1], timers)
     assert results is not None
     assert results[0][0].calls == calls < max(one.calls for one in listed)
 
@@ -357,7 +357,7 @@ def test_other_programs_do_not_change_the_winner(data: st.DataObject) -> None:
     def timer(time: float) -> Callable[[], float]:
         return lambda: time * (1 if chance.random() > busy else 1 + 50 * chance.random())
 
-    results = tune.measure(listed, [timer(time) for time in seconds])
+    results = tune.measure_candidates(listed, [timer(time) for time in seconds])
     if results is not None:
         assert seconds[listed.index(results[0][0])] < 1.6 * min(seconds)
         assert [time for _, time in results if time < math.inf]

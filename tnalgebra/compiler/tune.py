@@ -94,7 +94,7 @@ def tune_candidates(listed: Sequence[Candidate], request: PlanRequest) -> list[C
     digests = [digest(candidate) for candidate in listed]
     seconds = _read(file)
     if next(iter(seconds), None) not in digests:
-        measured = measure(tried, [make_timer(one, request) for one in tried])
+        measured = measure_candidates(tried, [make_timer(one, request) for one in tried])
         if measured is None:
             return list(listed)
         seconds = {digest(one): time for one, time in measured}
@@ -106,7 +106,9 @@ def tune_candidates(listed: Sequence[Candidate], request: PlanRequest) -> list[C
     return [tuned[n] for n in order]
 
 
-def measure(tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]) -> list[tuple[Candidate, float]] | None:
+def measure_candidates(
+    tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]
+) -> list[tuple[Candidate, float]] | None:
     """Every candidate with the least of its seconds: the winner first, then from the fastest to the slowest.
 
     Args:

@@ -96,7 +96,7 @@ class LayerMaker:
         }
 
         def measure(name: str, network: Network, constants: frozenset[str]) -> int:
-            layer = self._sketch(name, network, constants)[0]
+            layer = self._sketch(name, network, constants, tune=self.tune)[0]
             return round(dense[name] * time_ratio(layer, without_hooks(modules[name]), self.calls[name]))
 
         return Costs("nanoseconds", round(1e9 * whole), dense, measure, self._guess)
@@ -122,10 +122,10 @@ class LayerMaker:
         members = self.sites[name].members
         key = (network, constants, *((str(one.module), *self.calls[one.names[0]]) for one in members))
         if key not in self._counts:
-            self._counts[key] = self.multiply_adds(name, self._sketch(name, network, constants))
+            self._counts[key] = self.multiply_adds(name, self._sketch(name, network, constants, tune=False))
         return self._counts[key]
 
-    def _sketch(self, name: str, network: Network, constants: frozenset[str]) -> list[KernelLayer]:
+    def _sketch(self, name: str, network: Network, constants: frozenset[str], *, tune: bool) -> list[KernelLayer]:
         """The layer and those tied to it, with zeros in the place of a fit."""
         layers = []
         for member in self.sites[name].members:
@@ -137,7 +137,7 @@ class LayerMaker:
                     network,
                     values,
                     constants=constants,
-                    planning=self._planning(member, tune=False),
+                    planning=self._planning(member, tune=tune),
                     origin=Origin(),
                 )
             )
