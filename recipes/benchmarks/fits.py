@@ -158,10 +158,7 @@ class Fits(Benchmark[Config, Problem, Problem]):
         return Problem(f"{rule} of {size}x{size}x3x3, ranks {size // 2}", rule, {f"random {size}": kernel}, slack=NEAR)
 
     def facts(self, cell: Problem) -> Row:
-        settings = {
-            name: getattr(self.config, name)
-            for name in ("weights", "layer", "layers", "error", "channels", "iterations")
-        }
+        settings = {name: getattr(self.config, name) for name in ("weights", "layer", "layers", "error", "iterations")}
         return {"problem": cell.title, **settings}
 
     def contenders(self, cell: Problem) -> list[str]:

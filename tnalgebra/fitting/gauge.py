@@ -21,7 +21,7 @@ from ..tensors import truncated_svd
 GAUGE_SWEEPS = 100
 """The most sweeps over all bonds."""
 
-_TOLERANCE = 1e-6
+_TOLERANCE = 2e-7
 """The sweeps end where one takes, or the next one will take, less than this part of the sum of squared norms."""
 
 _SMALL_PIVOT, _SMALL_SQUARE = 1e-3, 1e-10
