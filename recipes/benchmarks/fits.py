@@ -142,7 +142,7 @@ class Fits(Benchmark[Config, Problem, Problem]):
         ranks = {rule: max(ranks_of(rule, kernels[alone]).values()) for rule in RULES}
         slack = NEAR if error is None else SLACK
         many = f"CP of {len(several)} kernels"
-        return [
+        cells = [
             Problem(f"CP of one kernel, {shape}, rank {ranks['cp']}", "cp", one, error, slack),
             Problem(f"{many}, each as near", "cp", several),
             Problem(f"{many}, as near in the mean", "cp", several, on_average=True),
@@ -152,6 +152,11 @@ class Fits(Benchmark[Config, Problem, Problem]):
             ),
             *(self._of_channels(rule, size) for size in self.config.channels for rule in TREES),
         ]
+        return [cell for cell in cells if self._peers(cell)]
+
+    def _peers(self, cell: Problem) -> list[Method]:
+        """The methods of other libraries that take part in a cell; the first is the one whose errors are reached."""
+        return [one for one in self.methods if one.suits(cell.rule) and not isinstance(one, Tnalgebra)]
 
     def _of_channels(self, rule: str, size: int) -> Problem:
         kernel = random_kernel((size, size, 3, 3), size).float()
@@ -207,7 +212,7 @@ class Fits(Benchmark[Config, Problem, Problem]):
 
     def trace(self, method: Method, problem: Problem, turn: int) -> dict[str, list[float]]:
         """Layer -> the errors after each sweep; computed once for all problems with these kernels."""
-        reference = method is self._reference(problem)
+        reference = method is self._peers(problem)[0]
         most = MOST if problem.error is not None else self.config.iterations * (1 if reference else MORE)
         by_layer: dict[str, list[float]] = {}
         for names in problem.groups:
@@ -218,16 +223,11 @@ class Fits(Benchmark[Config, Problem, Problem]):
             by_layer |= dict(zip(names, self.traces[key], strict=True))
         return {name: by_layer[name] for name in problem.kernels}
 
-    def _reference(self, problem: Problem) -> Method:
-        """The method whose errors the others have to reach: the first peer."""
-        suiting = (method for method in self.methods if method.suits(problem.rule))
-        return next(method for method in suiting if not isinstance(method, Tnalgebra))
-
     def targets(self, problem: Problem, turn: int) -> dict[str, float]:
         """Layer -> the error to reach: that of the problem, or that of the reference."""
         if problem.error is not None:
             return dict.fromkeys(problem.kernels, problem.error)
-        traces = self.trace(self._reference(problem), problem, turn)
+        traces = self.trace(self._peers(problem)[0], problem, turn)
         return {name: errors[: self.config.iterations][-1] * (1 + problem.slack) for name, errors in traces.items()}
 
     def table(self, rows: Sequence[Row], memory: Sequence[Row]) -> str:

@@ -29,7 +29,7 @@ def test_every_method_comes_to_the_error(tmp_path: Path, capsys: pytest.CaptureF
     threads = torch.get_num_threads()
     rows = main(dataclasses.replace(QUICK, output=tmp_path))
     assert torch.get_num_threads() == threads
-    assert len(rows) == 9
+    assert len(rows) == (9 if find_spec("tensorly") else 4)  # other peers have no trees
     assert {name for row in rows for name in row["contenders"]} == {"tnalgebra", "tnalgebra, 1 start", *PEERS}
     reference = "tensorly" if find_spec("tensorly") else "quimb, dense_solve"
     for row in rows:
