@@ -104,7 +104,7 @@ def error_curves(curves: dict[str, list[Way]], rest: int, *, known: bool) -> Err
             point.cost, point.loss, *_ = sorted(curves[name])[curve.index(point)]
         return {}
 
-    costs = Costs("multiply-adds", rest + sum(dense.values()), dense, lambda *_: 0, lambda *_: 0)
+    costs = Costs("multiply-adds", rest + sum(dense.values()), dense, lambda *_: 0, lambda *_: 0, is_least=False)
     return ErrorCurves({name: [Treatment(rule, 1)] for name in curves}, costs, points, {}, measure)
 
 

@@ -17,7 +17,7 @@ from tests.kernel_cases import KERNEL, TREES, Case, check_claim, gaussian, tail,
 from tests.refusals import refused
 from tnalgebra.decompositions import cut
 from tnalgebra.errors import RankError, RuleError, SizeError
-from tnalgebra.fitting import KeepFraction, ParameterBudget, Rank, RelativeError, grow
+from tnalgebra.fitting import Growth, KeepFraction, ParameterBudget, Rank, RelativeError
 from tnalgebra.networks import NamedTensor, parse
 from tnalgebra.rewriting import rule
 
@@ -109,7 +109,7 @@ def test_a_budget_is_used_up_and_leaves_out_no_more_than_growing_does(seed: int,
         best = max(saved.values())
         ranks = dict(fitting)[min(bond for bond, value in saved.items() if value == best)]
     squares = {bond: [value**2 for value in values] for bond, values in spectra.items()}
-    found = grow(squares, count, ParameterBudget(fraction), before)
+    found = Growth(squares, count).ranks(ParameterBudget(fraction), before)
 
     def left_out(chosen: Mapping[str, int]) -> float:
         return 1 - math.prod(sum(squares[bond][:rank]) / sum(squares[bond]) for bond, rank in chosen.items())

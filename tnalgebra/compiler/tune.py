@@ -73,16 +73,18 @@ def ranked_candidates(request: PlanRequest, *, tune: bool) -> tuple[Candidate, .
     """
     runs = request.device.type != "meta" and request.dtype in COMPUTED and not is_watched()
     tune = tune and runs and os.environ.get("TNALGEBRA_TUNE") != "0"
-    key = (request_key(request), tune, cache_folder())
-    listed = _remembered.get(key)
-    if listed is None:
-        listed = tuple(candidates_for(request))
-        if tune:
-            listed = tuple(tune_candidates(listed, request))
-        _remembered[key] = listed
+    key = request_key(request)
+    listed = _once((key,), lambda: candidates_for(request))
+    return _once((key, cache_folder()), lambda: tune_candidates(listed, request)) if tune else listed
+
+
+def _once(key: tuple[object, ...], find: Callable[[], Sequence[Candidate]]) -> tuple[Candidate, ...]:
+    """What was found for a key before, or what is found now."""
+    if key not in _remembered:
+        _remembered[key] = tuple(find())
         if len(_remembered) > REMEMBERED:
             _remembered.popitem(last=False)
-    return listed
+    return _remembered[key]
 
 
 def tune_candidates(listed: Sequence[Candidate], request: PlanRequest) -> list[Candidate]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError
-from ..fitting import FitReport, ParameterBudget, degeneracy_of, follow_starts, grow, kept, plain_rank, rank_of
+from ..fitting import FitReport, Growth, ParameterBudget, degeneracy_of, follow_starts, kept, plain_rank, rank_of
 from ..networks import NamedTensor, Network, carriers, check_word, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import SVD, Values, relative, truncated_svd
@@ -99,7 +99,7 @@ def _ranks_under(budget: ParameterBudget, network: Network, spectra: Mapping[str
 
     largest = max((values[0] for values in spectra.values()), default=0.0) or 1.0  # squares must not overflow
     squares = {bond: [(value / largest) ** 2 for value in values] for bond, values in spectra.items()}
-    return grow(squares, count, budget, network.parameters)
+    return Growth(squares, count).ranks(budget, network.parameters)
 
 
 # Trees -------------------------------------------------------------------------------------------------------

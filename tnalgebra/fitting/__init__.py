@@ -6,7 +6,7 @@ from .degeneracy import degeneracy_of, shrink_components
 from .fit import fit_cores
 from .metric import Metric
 from .objective import Objective
-from .ranks import UpTo, allowance, grow, kept, plain_rank, rank_of
+from .ranks import Growth, UpTo, allowance, kept, plain_rank, rank_of
 from .report import FitReport, Settings
 from .search import follow_starts
 from .size import (
@@ -26,6 +26,7 @@ from .trees import NoTreeError, bonds_of, open_labels, tree_of, with_open_axes
 __all__ = [
     "ErrorCurve",
     "FitReport",
+    "Growth",
     "KeepFraction",
     "Metric",
     "ModelBudget",
@@ -44,7 +45,6 @@ __all__ = [
     "degeneracy_of",
     "fit_cores",
     "follow_starts",
-    "grow",
     "kept",
     "objective_of",
     "open_labels",

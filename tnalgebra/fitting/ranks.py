@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
+from itertools import takewhile
 from math import prod
+from typing import NamedTuple
 
 from ..errors import RankError
 from .size import KeepFraction, ModelBudget, ParameterBudget, Rank, RelativeError, Size
@@ -124,13 +127,8 @@ def plain_rank(rank: Rank | UpTo, bond: str, *, full: int | None, because: str) 
     return rank
 
 
-def grow(
-    squares: Mapping[str, Sequence[float]],
-    count: Callable[[Mapping[str, int]], int],
-    budget: ParameterBudget,
-    before: int,
-) -> dict[str, int]:
-    """Ranks under a budget: the better of two greedy ways.
+class Growth:
+    """Ranks under budgets: the better of two greedy ways, each of which is walked once for all budgets.
 
     From rank 1 upwards the bond grows whose next value saves most squared error a parameter. From full rank downwards
     the bond shrinks whose last value costs least a parameter, until the budget is met, and then all grow again as far
@@ -141,68 +139,97 @@ def grow(
     Args:
         squares: bond -> squares of its singular values, descending.
         count: parameters at given ranks.
-        before: parameters of the left side, of which the budget is a fraction.
-
-    Raises:
-        RankError: even rank 1 everywhere is too much.
     """
-    ones = dict.fromkeys(sorted(squares), 1)
-    limit = allowance(budget, before, least=count(ones))
 
-    def left_out(ranks: Mapping[str, int]) -> float:
+    def __init__(self, squares: Mapping[str, Sequence[float]], count: Callable[[Mapping[str, int]], int]) -> None:
+        self._squares, self._count = squares, count
+        self._ones = dict.fromkeys(sorted(squares), 1)
+        full = {bond: len(values) for bond, values in squares.items()}
+        self._upwards = _Replayed(self._growing(self._ones, math.inf))
+        self._downwards = _Replayed(self._shrinking(full))
+
+    def ranks(self, budget: ParameterBudget, before: int) -> dict[str, int]:
+        """The ranks under a budget.
+
+        Args:
+            before: parameters of the left side, of which the budget is a fraction.
+
+        Raises:
+            RankError: even rank 1 everywhere is too much.
+        """
+        limit = allowance(budget, before, least=self._count(self._ones))
+        up = _last(takewhile(lambda state: state.parameters <= limit, self._upwards))
+        down = next(state for state in self._downwards if state.parameters <= limit)
+        # what is too large for the room that is left may leave room for another bond
+        ways = [_last(self._growing(state.ranks, limit)).ranks for state in (up, down)]
+        return min(ways, key=self._left_out)
+
+    def _left_out(self, ranks: Mapping[str, int]) -> float:
+        squares = self._squares
         return 1 - prod(kept_part(squares[bond][:rank], squares[bond]) for bond, rank in ranks.items())
 
-    upwards = _grow_greedily(ones, squares, count, limit)
-    full = {bond: len(values) for bond, values in squares.items()}
-    downwards = _grow_greedily(_shrink_greedily(full, squares, count, limit), squares, count, limit)
-    return min((upwards, downwards), key=left_out)
+    def _growing(self, ranks: dict[str, int], limit: float) -> Iterator[_State]:
+        """One value at a time, the one that saves most a parameter; of equals, the first bond."""
+        state = _State(self._count(ranks), ranks)
+        while True:
+            yield state
+            best: tuple[float, _State] | None = None
+            for bond, rank in state.ranks.items():
+                if rank < len(self._squares[bond]):
+                    grown = {**state.ranks, bond: rank + 1}
+                    parameters = self._count(grown)
+                    gain = self._squares[bond][rank] / (parameters - state.parameters)
+                    if parameters <= limit and (best is None or gain > best[0]):
+                        best = gain, _State(parameters, grown)
+            if best is None:
+                return
+            state = best[1]
+
+    def _shrinking(self, ranks: dict[str, int]) -> Iterator[_State]:
+        """One value at a time, the one that costs least a parameter; of equals, the first bond."""
+        state = _State(self._count(ranks), ranks)
+        yield state
+        while max(state.ranks.values(), default=1) > 1:
+            best: tuple[float, _State] | None = None
+            for bond, rank in state.ranks.items():
+                if rank > 1:
+                    shrunk = {**state.ranks, bond: rank - 1}
+                    parameters = self._count(shrunk)
+                    loss = self._squares[bond][rank - 1] / (state.parameters - parameters)
+                    if best is None or loss < best[0]:
+                        best = loss, _State(parameters, shrunk)
+            assert best is not None
+            state = best[1]
+            yield state
+
+
+class _State(NamedTuple):
+    """A state of a greedy way."""
+
+    parameters: int
+    ranks: dict[str, int]
+
+
+class _Replayed:
+    """The states of an iterator, which is asked for each of them once, however often they are read."""
+
+    def __init__(self, states: Iterator[_State]) -> None:
+        self._ahead = states
+        self._seen: list[_State] = []
+
+    def __iter__(self) -> Iterator[_State]:
+        yield from self._seen
+        for state in self._ahead:
+            self._seen.append(state)
+            yield state
+
+
+def _last(states: Iterable[_State]) -> _State:
+    (last,) = deque(states, maxlen=1)
+    return last
 
 
 def kept_part(kept_squares: Sequence[float], squares: Sequence[float]) -> float:
     """The part of a squared norm that some of the squared singular values keep."""
     whole = math.fsum(squares)
     return math.fsum(kept_squares) / whole if whole else 1.0
-
-
-def _grow_greedily(
-    ranks: Mapping[str, int],
-    squares: Mapping[str, Sequence[float]],
-    count: Callable[[Mapping[str, int]], int],
-    limit: int,
-) -> dict[str, int]:
-    """One value at a time, the one that saves most a parameter; of equals, the first bond."""
-    grown = dict(ranks)
-    now = count(grown)
-    while True:
-        best: tuple[float, str, int] | None = None
-        for bond, rank in grown.items():
-            if rank < len(squares[bond]):
-                cost = count({**grown, bond: rank + 1}) - now
-                gain = squares[bond][rank] / cost
-                if now + cost <= limit and (best is None or gain > best[0]):
-                    best = gain, bond, cost
-        if best is None:
-            return grown
-        grown[best[1]] += 1
-        now += best[2]
-
-
-def _shrink_greedily(
-    ranks: Mapping[str, int],
-    squares: Mapping[str, Sequence[float]],
-    count: Callable[[Mapping[str, int]], int],
-    limit: int,
-) -> dict[str, int]:
-    """One value at a time, the one that costs least a parameter; of equals, the first bond."""
-    shrunk = dict(ranks)
-    now = count(shrunk)
-    while now > limit:
-        costs = []
-        for bond, rank in shrunk.items():
-            if rank > 1:
-                saved = now - count({**shrunk, bond: rank - 1})
-                costs.append((squares[bond][rank - 1] / saved, bond, saved))
-        _, bond, saved = min(costs, key=lambda cost: cost[0])
-        shrunk[bond] -= 1
-        now -= saved
-    return shrunk

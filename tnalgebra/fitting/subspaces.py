@@ -166,10 +166,10 @@ def _first_subspaces(walk: _Walk, power: float) -> list[float]:
         rows = walk.without(child, bond)
         columns = tuple([label for label in labels if label not in rows])
         matrix = group_axes(rest, labels, rows, columns)
-        isometry, rest = _leading(matrix, walk.sizes[bond])
+        isometry = _leading(matrix, walk.sizes[bond])
         labels = (bond, *columns)
         walk.put(child, isometry, (*rows, bond))
-        rest = rest.reshape([walk.sizes[label] for label in labels])
+        rest = (isometry.mT @ matrix).reshape([walk.sizes[label] for label in labels])
     walk.put(walk.root, rest, labels)
     return [power - float(rest.square().sum())]
 
@@ -181,14 +181,16 @@ def _sweep(walk: _Walk, power: float) -> float:
         below.setdefault(bond.parent, []).append(bond)
 
     def visit(number: int) -> None:
-        for bond in below.get(number, ()):
+        bonds = below.get(number, ())
+        for place, bond in enumerate(bonds):
             if bond.child in below:
                 rows = walk.without(number, bond.label)
                 matrix = group_axes(walk.values[number], walk.groups[number].labels, rows, (bond.label,))
                 walk.put(number, torch.linalg.qr(matrix)[0], (*rows, bond.label))
                 walk.values[bond.child] = _project(walk, bond.child)
                 visit(bond.child)
-            _solve_bond(walk, bond)
+            # the core of the parent is contracted again where the next bond is solved for, unless it is turned first
+            _solve_bond(walk, bond, core=place + 1 == len(bonds) or bonds[place + 1].child in below)
 
     visit(walk.root)
     return power - float(walk.values[walk.root].square().sum())
@@ -203,32 +205,37 @@ def _project(walk: _Walk, *centre: int, labels: Sequence[str] | None = None) -> 
     return contract(operands, walk.groups[centre[0]].labels if labels is None else labels)
 
 
-def _solve_bond(walk: _Walk, bond: _Bond) -> None:
-    """The best two groups on a bond while all others stay: the isometry of the child, and the core of the parent."""
+def _solve_bond(walk: _Walk, bond: _Bond, *, core: bool) -> None:
+    """The best two groups on a bond while all others stay: the isometry of the child, and the core of the parent.
+
+    Args:
+        core: whether the core of the parent is needed.
+    """
     label, child, parent = bond
     rows, columns = walk.without(child, label), walk.without(parent, label)
     matrix = group_axes(_project(walk, child, parent, labels=(*rows, *columns)), (*rows, *columns), rows, columns)
-    isometry, rest = _leading(matrix, walk.sizes[label])
+    isometry = _leading(matrix, walk.sizes[label])
     walk.put(child, isometry, (*rows, label))
-    walk.put(parent, rest, (label, *columns))
+    if core:
+        walk.put(parent, isometry.mT @ matrix, (label, *columns))
 
 
-def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The `rank` leading left singular vectors U of a matrix, by its smaller Gram matrix, and U^T @ matrix.
+def _leading(matrix: Tensor, rank: int) -> Tensor:
+    """The `rank` leading left singular vectors of a matrix, by its smaller Gram matrix.
 
     Raises:
         _NotUniqueError: two of the values that are kept, or the last of them and the next one, may be equal.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
     gram = matrix @ matrix.mT if wide else matrix.mT @ matrix
-    squares, vectors = torch.linalg.eigh(gram)
+    squares, every = torch.linalg.eigh(gram)
     last = squares[-rank - 1 :]
     if not bool((last.diff() > torch.finfo(gram.dtype).eps ** (2 / 3) * squares[-1]).all()):
         raise _NotUniqueError
-    vectors = vectors[:, -rank:].flip(1)
+    vectors: Tensor = every[:, -rank:].flip(1)
     if not wide:
         vectors = torch.linalg.qr(matrix @ vectors)[0]
-    return vectors, vectors.mT @ matrix
+    return vectors
 
 
 def _choose_signs(walk: _Walk) -> None:

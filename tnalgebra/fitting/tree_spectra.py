@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..tensors import singular_values
 from .axes import group_axes
-from .ranks import UpTo, grow, kept, kept_part, plain_rank
+from .ranks import Growth, UpTo, kept, kept_part, plain_rank
 from .size import ParameterBudget, Rank
 from .trees import CoreTree, Edge, matrix_of
 
@@ -89,6 +89,25 @@ class TreeSpectra:
             table = table.cumsum(axis)
         return spectra, table
 
+    @cached_property
+    def growth(self) -> Growth:
+        """The ranks of the first bonds of all edges under budgets; those that are parallel to them have rank 1."""
+        squares = {edge.bonds[0]: self.squares(edge) for edge in self.edges}
+        ones = {bond: 1 for edge in self.edges for bond in edge.bonds[1:]}
+        sizes = {**dict(zip(self.tree.open, self.target.shape, strict=True)), **ones}
+        cores = [
+            (
+                prod(sizes[label] for label in core.labels if label not in squares),
+                [b for b in core.labels if b in squares],
+            )
+            for core in self.tree.cores
+        ]
+
+        def count(ranks: Mapping[str, int]) -> int:
+            return sum([size * prod([ranks[bond] for bond in bonds]) for size, bonds in cores])
+
+        return Growth(squares, count)
+
     def _sizes(self, edge: Edge) -> list[int]:
         shape = dict(zip(self.tree.open, self.target.shape, strict=True))
         return [shape[label] for label in self.tree.rows[edge.child]]
@@ -146,18 +165,10 @@ def tree_ranks(
     Raises:
         RankError: a rank is out of range.
     """
-    tree = spectra.tree
     if isinstance(ranks, ParameterBudget):
-        squares = {edge.bonds[0]: spectra.squares(edge) for edge in spectra.edges}
         # the first of parallel bonds has the rank of all of them, and the others are 1
         ones = {bond: 1 for edge in spectra.edges for bond in edge.bonds[1:]}
-        sizes = {**dict(zip(tree.open, spectra.target.shape, strict=True)), **ones}
-
-        def count(trial: Mapping[str, int]) -> int:
-            known = {**sizes, **trial}
-            return sum([prod([known[label] for label in core.labels]) for core in tree.cores])
-
-        return {**ones, **grow(squares, count, ranks, before)}
+        return {**ones, **spectra.growth.ranks(ranks, before)}
     chosen: dict[str, int] = {}
     for edge in spectra.edges:
         full, because = spectra.full_rank(edge), f"{' '.join(edge.bonds)} are parallel"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class Costs:
     dense: name -> of the layer as it is.
     of_network: name, the network of its kernel, names of the network's constants -> of the layer decomposed.
     guess: name, the network of its kernel -> about proportional to `of_network`, and much faster.
+    is_least: whether a guess counts the same and is never above the cost.
     """
 
     counted: str
@@ -34,6 +36,7 @@ class Costs:
     dense: Mapping[str, int]
     of_network: Callable[[str, Network, frozenset[str]], int]
     guess: Callable[[str, Network], float]
+    is_least: bool
 
 
 def parameter_costs(model: nn.Module, weights: Mapping[str, Tensor]) -> Costs:
@@ -44,7 +47,7 @@ def parameter_costs(model: nn.Module, weights: Mapping[str, Tensor]) -> Costs:
     def count(name: str, network: Network, *constants: object) -> int:
         return network.parameters
 
-    return Costs("parameters", whole, dense, count, count)
+    return Costs("parameters", whole, dense, count, count, is_least=True)
 
 
 @dataclass(eq=False)
@@ -99,7 +102,7 @@ class ErrorCurves:
 
     def ways(self, name: str) -> list[Way]:
         """The points of a layer that make it smaller, with estimates where nothing was measured."""
-        ways = [way for curve in self.points[name] for way in _ways_of(curve)]
+        ways = [way for curve in self.points[name] for way in _ways_of(curve, self.costs)]
         return [way for way in ways if way.cost < self.costs.dense[name]]
 
     def why_dense(self) -> dict[str, str]:
@@ -186,9 +189,11 @@ class ErrorCurves:
         )
 
 
-def _ways_of(curve: Sequence[CurvePoint]) -> list[Way]:
+def _ways_of(curve: Sequence[CurvePoint], costs: Costs) -> list[Way]:
     """A way for each point of a curve. Where cost or loss are missing, they are estimated from the points beside."""
     counted = [(point.parameters, point.cost / point.guess) for point in curve if point.cost is not None]
+    if costs.is_least:
+        counted = [(0, 1.0), *counted, (sys.maxsize, 1.0)]
     fitted = [
         (point.parameters, math.log(max(point.loss, LEAST_LOSS) / point.expected))
         for point in curve

@@ -127,8 +127,15 @@ class _Measurement:
         return error_of(fit) ** 2 if self.loss_of is None else self.loss_of(name, fit)
 
     def first(self, curve: Sequence[CurvePoint]) -> Sequence[CurvePoint]:
-        """The points of a curve that are measured before any is chosen: all of them where a loss is a forward pass."""
-        if self.loss_of is not None or len(curve) <= 2:
+        """The points of a curve that are measured before any is chosen: all of them where a loss is a forward pass.
+
+        None where losses are known and estimated costs are never too high, so that a choice misses no point.
+        """
+        if self.loss_of is not None:
+            return curve
+        if self.costs.is_least and all(point.loss is not None for point in curve):
+            return []
+        if len(curve) <= 2:
             return curve
         return [curve[len(curve) // 3], curve[2 * len(curve) // 3]]
 

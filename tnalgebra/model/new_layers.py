@@ -80,7 +80,8 @@ class LayerMaker:
     def costs(self, names: Sequence[str]) -> Costs:
         """Multiply-adds of the whole model on the example, of its layers, and of these layers decomposed."""
         adds = {name: self.dense_multiply_adds(name) for name in self.sites}
-        return Costs("multiply-adds", sum(adds.values()), {name: adds[name] for name in names}, self.count, self._guess)
+        dense = {name: adds[name] for name in names}
+        return Costs("multiply-adds", sum(adds.values()), dense, self.count, self._guess, is_least=True)
 
     def time_costs(self, model: nn.Module, example: Example, names: Sequence[str]) -> Costs:
         """Nanoseconds of a forward pass of the whole model on the example, of its layers, and of these decomposed.
@@ -99,7 +100,7 @@ class LayerMaker:
             layer = self._sketch(name, network, constants, tune=self.tune)[0]
             return round(dense[name] * time_ratio(layer, without_hooks(modules[name]), self.calls[name]))
 
-        return Costs("nanoseconds", round(1e9 * whole), dense, measure, self._guess)
+        return Costs("nanoseconds", round(1e9 * whole), dense, measure, self._guess, is_least=False)
 
     def _guess(self, name: str, network: Network) -> float:
         """Multiply-adds in the best order of contractions, at as many positions as the dense layer computes."""
