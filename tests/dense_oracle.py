@@ -19,7 +19,11 @@ Array = NDArray[np.float64]
 
 
 def dense_value(network: Network, values: Mapping[str, Tensor]) -> Array:
-    """The value of a network with known sizes: one sum of products over all labels at once."""
+    """The value of a network with known sizes: for each term one sum of products over all labels at once."""
+    return np.asarray(sum(_dense_product(term, values) for term in network.terms))
+
+
+def _dense_product(network: Network, values: Mapping[str, Tensor]) -> Array:
     numbers = {label: number for number, label in enumerate(network.sizes)}
     operands: list[object] = []
     for node in network.nodes:

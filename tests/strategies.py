@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tnalgebra.networks.network import Network, renamed, shapes, tensor_nodes
+from tnalgebra.networks.network import Network, Sum, renamed, shapes, sum_of_products, tensors_of
 from tnalgebra.networks.nodes import MODES, Conv, Copy, Fill, Fuse, NamedTensor, Node
 from tnalgebra.networks.sizes import output_size
 
@@ -173,14 +173,53 @@ def valued_networks(
 
 
 @st.composite
+def sums(draw: st.DrawFn, *, max_terms: int = 3, max_nodes: int = 4, kinds: Sequence[str] = KINDS) -> Network:
+    """A random sum of networks, every size known.
+
+    Its terms have the same words for other labels, as they are read apart; a tensor may occur in several terms. What a
+    term lacks of the output is on a tensor or a fill of its own.
+    """
+    first = draw(networks(max_nodes=max_nodes, kinds=kinds))
+    terms, known = [first], shapes(first)
+    for number in range(1, draw(st.integers(2, max_terms))):
+        term = draw(networks(max_nodes=max_nodes, kinds=kinds))
+        words, spare = {}, draw(st.permutations(first.output))
+        for label in draw(st.permutations(sorted(term.sizes))):
+            fits = [word for word in spare if word not in words.values() and first.sizes[word] == term.sizes[label]]
+            words[label] = fits[0] if fits else f"{label}_{number}"
+        names = {}
+        for name, shape in shapes(term).items():
+            same = [other for other, size in known.items() if size == shape and other not in names.values()]
+            names[name] = same[0] if same and draw(st.booleans()) else f"{name}_{number}"
+        term = renamed(term, labels=words, names=names)
+        lacking = tuple(label for label in first.output if label not in term.sizes)
+        more: list[Node] = [NamedTensor(f"S{number}", lacking) if draw(st.booleans()) else Fill(lacking, Fraction(2))]
+        sizes = {**term.sizes, **{label: first.sizes[label] for label in lacking}}
+        term = Network([*term.nodes, *more][: None if lacking else -1], draw(st.permutations(first.output)), sizes)
+        known = {**known, **shapes(term)}
+        terms.append(term)
+    return Sum(terms)
+
+
+@st.composite
+def valued_sums(
+    draw: st.DrawFn, *, max_terms: int = 3, max_nodes: int = 4, kinds: Sequence[str] = KINDS
+) -> tuple[Network, dict[str, Tensor]]:
+    """A random sum and values for its tensors."""
+    network = draw(sums(max_terms=max_terms, max_nodes=max_nodes, kinds=kinds))
+    return network, random_values(network, draw(st.integers(0, 2**32 - 1)))
+
+
+@st.composite
 def in_other_words(draw: st.DrawFn, network: Network) -> tuple[Network, dict[str, str]]:
     """The network with its nodes in another order and other labels and names, and old name -> new name.
 
     New words may be old words of something else.
     """
-    labels = sorted({label for node in network.nodes for label in node.labels})
-    names = list(tensor_nodes(network))
+    labels = sorted({label for term in network.terms for node in term.nodes for label in node.labels})
+    names = list(tensors_of(network))
     new_labels = draw(st.permutations([*labels, "left", "right", "out"]))
     new_names = dict(zip(names, draw(st.permutations([*names, "K", "X"])), strict=False))
     other = renamed(network, labels=dict(zip(labels, new_labels, strict=False)), names=new_names)
-    return Network(draw(st.permutations(other.nodes)), other.output, other.sizes), new_names
+    terms = draw(st.permutations(other.terms))
+    return sum_of_products([(draw(st.permutations(term.nodes)), term.sizes) for term in terms], other.output), new_names

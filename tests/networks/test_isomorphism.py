@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networkx.algorithms.isomorphism import GraphMatcher
 
-from tests.strategies import in_other_words, networks
+from tests.strategies import in_other_words, networks, sums
 from tests.stuck import not_stuck
 from tnalgebra.networks import (
     Conv,
@@ -71,7 +71,7 @@ def agrees_with_networkx(one: Network, two: Network) -> bool:
 # Laws -------------------------------------------------------------------------------------------------------
 
 
-@given(networks(), st.data())
+@given(networks() | sums(), st.data())
 def test_order_and_words_have_no_meaning(network: Network, data: st.DataObject) -> None:
     other, _ = data.draw(in_other_words(network))
     assert isomorphic(network, other)

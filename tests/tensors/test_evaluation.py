@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tests.dense_oracle import dense_value
 from tests.refusals import refused
-from tests.strategies import in_other_words, random_values, valued_networks
+from tests.strategies import in_other_words, random_values, valued_networks, valued_sums
 from tests.stuck import not_stuck
 from tnalgebra.errors import NetworkError, SizeError, ValuesError
-from tnalgebra.networks import Conv, Network, Variable, carriers, parse, shape_of
+from tnalgebra.networks import Conv, Network, Variable, carriers, parse, resized, shape_of
 from tnalgebra.tensors import bind, contract, evaluate, magnitude, pattern
 
 EPS = torch.finfo(torch.float64).eps
@@ -38,7 +38,7 @@ def values_of(text: str) -> tuple[Network, dict[str, Tensor]]:
 # Laws -------------------------------------------------------------------------------------------------------
 
 
-@given(valued_networks())
+@given(valued_networks() | valued_sums())
 def test_value_is_the_sum_of_products_of_the_definitions(example: tuple[Network, dict[str, Tensor]]) -> None:
     network, values = example
     expected = torch.from_numpy(dense_value(network, values))
@@ -47,7 +47,7 @@ def test_value_is_the_sum_of_products_of_the_definitions(example: tuple[Network,
     assert_same(value, expected, magnitude(network, values))
 
 
-@given(valued_networks(), st.data())
+@given(valued_networks() | valued_sums(), st.data())
 def test_value_does_not_depend_on_order_and_words(
     example: tuple[Network, dict[str, Tensor]], data: st.DataObject
 ) -> None:
@@ -71,7 +71,7 @@ def test_closed_labels_are_open_ones_summed_in_any_order(
     assert_same(turned.reshape(*expected.shape, -1).sum(-1), expected, magnitude(network, values))
 
 
-@given(valued_networks())
+@given(valued_networks() | valued_sums())
 def test_magnitude_bounds_the_value(example: tuple[Network, dict[str, Tensor]]) -> None:
     network, values = example
     absolute = {name: value.abs() for name, value in values.items()}
@@ -79,10 +79,10 @@ def test_magnitude_bounds_the_value(example: tuple[Network, dict[str, Tensor]]) 
     assert torch.equal(magnitude(network, values), magnitude(network, absolute))
 
 
-@given(valued_networks(kinds=("tensor", "Copy", "Fuse")))
+@given(valued_networks(kinds=("tensor", "Copy", "Fuse")) | valued_sums(kinds=("tensor", "Copy", "Fuse")))
 def test_sizes_are_learnt_from_the_values(example: tuple[Network, dict[str, Tensor]]) -> None:
     network, values = example
-    shapeless = Network(network.nodes, network.output)
+    shapeless = resized(network, {})
     bound, _ = bind(shapeless, values)
     assert bound.sizes.items() <= network.sizes.items()
     if bound.sizes == network.sizes:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.refusals import refused
 from tests.strategies import random_values, valued_networks
 from tnalgebra.errors import NetworkError, SizeError, ValuesError
-from tnalgebra.networks import RESERVED, Network, parse, tensor_nodes
+from tnalgebra.networks import RESERVED, Network, parse, tensor_nodes, tensors_of
 from tnalgebra.tensors import evaluate, from_quimb, magnitude, to_quimb
 
 Operation = Callable[[Any], object]
@@ -374,3 +374,13 @@ def test_complex_and_infinite_arrays_are_refused() -> None:
 def test_an_empty_network_is_refused() -> None:
     with refused(NetworkError, "no nodes"):
         from_quimb(qtn.TensorNetwork([]))
+
+
+def test_a_sum_goes_over_term_by_term() -> None:
+    network = parse("A[i:3 r:2] B[r j:4] + D[i s:5] E[j s]")
+    values = random_values(network, 0)
+    with refused(NetworkError, "has no sums", "2 terms", "network.terms"):
+        to_quimb(network, values)
+    terms = [to_quimb(term, {name: values[name] for name in tensors_of(term)}) for term in network.terms]
+    total = sum(quimb_value(term, network.output) for term in terms)
+    assert_close(torch.as_tensor(total), evaluate(network, values), magnitude(network, values))

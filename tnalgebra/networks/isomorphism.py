@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from .network import Network, carriers, tensor_nodes
+from .network import Network, all_nodes
 from .nodes import Copy, Fill, NamedTensor, Node, relabel, rename
 
 Colours: TypeAlias = dict[int, int]
@@ -62,7 +62,8 @@ class _Builder:
     """Makes the bipartite graphs of nodes and labels of several networks, with the same numbers for colours and marks.
 
     A label that occurs several times on one node has one edge with several axes. The name of a tied tensor is a vertex
-    joined to the nodes with that name, and the output is a vertex joined to its labels.
+    joined to the nodes with that name, the output is a vertex joined to its labels, and each term of a sum is a vertex
+    joined to its nodes.
     """
 
     def __init__(self, *, ordered: bool) -> None:
@@ -73,22 +74,34 @@ class _Builder:
 
     def add(self, network: Network) -> None:
         """Add the graph of a network. Its vertices are the next numbers."""
-        tensors = tensor_nodes(network)
+        places: dict[str, list[tuple[int, int]]] = {}
+        tensors: dict[str, list[int]] = {}
+        for number, node in enumerate(all_nodes(network)):
+            for axis, label in enumerate(node.labels):
+                places.setdefault(label, []).append((number, axis))
+            if isinstance(node, NamedTensor):
+                tensors.setdefault(node.name, []).append(number)
         tied = {node for positions in tensors.values() if len(positions) > 1 for node in positions}
-        nodes = [self._vertex((_kind(node), n in tied)) for n, node in enumerate(network.nodes)]
+        kinds = list(all_nodes(network))
+        nodes = [self._vertex((_kind(node), n in tied)) for n, node in enumerate(kinds)]
         for positions in tensors.values():
             if len(positions) > 1:
                 name = self._vertex("tied tensor")
                 for position in positions:
                     self._edge(nodes[position], name, ())
+        if len(network.terms) > 1:
+            vertices = iter(nodes)
+            for term in network.terms:
+                whole = self._vertex("term")
+                for _ in term.nodes:
+                    self._edge(next(vertices), whole, ())
         output = self._vertex("output")
         open_axes = {label: axis for axis, label in enumerate(network.output)}
-        for label, places in carriers(network).items():
+        for label, ends in places.items():
             vertex = self._vertex(("label", network.sizes.get(label)))
             axes: dict[int, list[int]] = {}
-            for position, axis in places:
-                is_unordered = isinstance(network.nodes[position], self.unordered)
-                axes.setdefault(position, []).append(0 if is_unordered else axis)
+            for position, axis in ends:
+                axes.setdefault(position, []).append(0 if isinstance(kinds[position], self.unordered) else axis)
             for position, axes_of_label in axes.items():
                 self._edge(nodes[position], vertex, tuple(axes_of_label))
             if label in open_axes:

@@ -16,7 +16,8 @@ def kernel_multiply_adds(kernel: Network, positions: Sequence[int]) -> int:
     """Count the multiply-adds of a convolution for one input, in the order of contractions that needs the fewest.
 
     A window label is applied together with the cores that carry it, and the input counts as large as the output
-    (stride 1, padding "same"). A `Fuse` is a reshape and a `Fill` a factor: both are free.
+    (stride 1, padding "same"). A `Fuse` is a reshape and a `Fill` a factor: both are free. The terms of a sum are
+    counted one by one, and adding them is free.
 
     Args:
         kernel: its output labels are the two channels and then the window's axes; all sizes are known.
@@ -33,6 +34,8 @@ def kernel_multiply_adds(kernel: Network, positions: Sequence[int]) -> int:
         >>> kernel_multiply_adds(tn.parse("U[out:64 a:8] V[a in:32 kh:3 kw:3] -> [out in kh kw]"), (28, 28))
         2207744
     """
+    if len(kernel.terms) > 1:
+        return sum(kernel_multiply_adds(term, positions) for term in kernel.terms)
     if len(kernel.output) != len(positions) + 2:
         axes = f"{len(kernel.output)} axes" if kernel.output else "no axes"
         fact = f"a kernel of {axes} does not have {len(positions)} axes of positions"

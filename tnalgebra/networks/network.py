@@ -1,22 +1,23 @@
-"""`Network`: nodes, output labels and the sizes that are known; and the functions that rename and join networks.
+"""`Network`: nodes, output labels and the sizes that are known; and `Sum`, several of them as one network.
 
-A network has no arrays, and nothing here imports torch.
+The functions that rename and join networks take both. A network has no arrays, and nothing here imports torch.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import prod
 from os import PathLike
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NetworkError, SizeError
 from . import drawing
 from .checks import check_nodes, check_output
-from .labels import fresh
+from .joining import fresh_words, labels_in_order, local_labels_apart, merge_sizes, words_apart
 from .nodes import NamedTensor, Node, node_text, relabel, rename, variables
 from .sizes import infer_sizes
 
@@ -35,7 +36,8 @@ class Network:
     A network is usually written in the notation and read by `tn.parse`. `str(network)` is that text again, and a
     notebook shows a network as its drawing. Networks are values: they cannot be changed, and can be keys of
     dictionaries. Two networks are equal if they have the same nodes in the same order with the same words; see
-    `tn.networks.isomorphic` for equality up to renaming. `a >> b` feeds the output of `a` to the input of `b`.
+    `tn.networks.isomorphic` for equality up to renaming. `a >> b` feeds the output of `a` to the input of `b`, and
+    `a + b` is the `Sum` of both. A network has `terms`; those of a product are the network itself.
 
     Args:
         nodes: at least one node. Their order does not affect the value.
@@ -71,15 +73,15 @@ class Network:
 
     def _set(self, nodes: tuple[Node, ...], output: tuple[str, ...], sizes: Mapping[str, int]) -> None:
         """Set the fields. The nodes and the output have been checked."""
-        labels = {label for node in nodes for label in node.labels}
-        for label in sizes:
-            if label not in labels:
-                raise SizeError(
-                    f"a size is given for {label!r}, which no node carries", labels=" ".join(sorted(labels))
-                )
+        _check_carried(nodes, sizes)
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "output", output)
         object.__setattr__(self, "sizes", MappingProxyType(infer_sizes(nodes, sizes)))
+
+    @property
+    def terms(self) -> tuple[Network, ...]:
+        """The products whose values are added; of a network that is not a `Sum`, the network itself."""
+        return (self,)
 
     @property
     def parameters(self) -> int:
@@ -88,14 +90,19 @@ class Network:
 
     def __str__(self) -> str:
         seen: set[str] = set()
-        text = " ".join(node_text(node, self.sizes, seen) for node in self.nodes)
-        return text if self.output == default_output(self.nodes) else f"{text} -> [{' '.join(self.output)}]"
+        texts = (" ".join(node_text(node, self.sizes, seen) for node in term.nodes) for term in self.terms)
+        text = " + ".join(texts)
+        implied = implied_output([term.nodes for term in self.terms])
+        return text if self.output == implied else f"{text} -> [{' '.join(self.output)}]"
 
     def __repr__(self) -> str:
         return f"Network({str(self)!r})"
 
     def __rshift__(self, other: Network) -> Network:
         return compose(self, other)
+
+    def __add__(self, other: Network) -> Network:
+        return Sum([self, other]) if isinstance(other, Network) else NotImplemented
 
     def __reduce__(self) -> tuple[type[Network], tuple[object, ...]]:
         return Network, (self.nodes, self.output, dict(self.sizes))
@@ -116,7 +123,8 @@ class Network:
             path: the file to write, .svg, .png or .pdf; it is written whole or not at all. Without it, nothing is.
             title: a line above the network.
             axes: matplotlib axes to draw into, as a part of another figure.
-            places: where each node is, by its number, or by its name where only one node has that name: x to the right
+            places: where each node is, by its number (in a sum, counted through all terms), or by its name where only
+                one node has that name: x to the right
                 and y upwards, with neighbours 1 apart. A label there places the dot of its hyperedge, which is
                 otherwise amid the tensors that carry it. By default the layout chooses every place.
 
@@ -127,16 +135,135 @@ class Network:
             NetworkError: another suffix, more than 120 nodes, or `places` without one of the nodes.
             OSError: the file cannot be written; an older one of that name is unchanged.
         """
-        return drawing.draw_nodes(self.nodes, self.output, self.sizes, path, title=title, axes=axes, places=places)
+        terms = [term.nodes for term in self.terms]
+        return drawing.draw_terms(terms, self.output, self.sizes, path, title=title, axes=axes, places=places)
 
     def _repr_svg_(self) -> str:
-        return drawing.svg(self.nodes, self.output, self.sizes)
+        return drawing.svg([term.nodes for term in self.terms], self.output, self.sizes)
+
+
+class Sum(Network):
+    """A sum of networks with the same output labels; its value is the sum of the values of its terms.
+
+    A sum is usually written with a plus, "U[o a] V[a i] + W[o i]", or made by `a + b`. All labels but those of the
+    output belong to one term: the same word in two terms is renamed apart. The same name in two terms is one tensor, as
+    it is in a product. Nothing is broadcast: a term without one of the output labels gets it from a `Fill`.
+
+    Functions of a product refuse a sum, because it has no `nodes`. `terms` has the products one by one.
+
+    Args:
+        terms: networks with the same output labels, in any order; a sum among them counts as its terms.
+
+    Raises:
+        NetworkError: fewer than two terms, or terms with other output labels; a name with two numbers of axes.
+        SizeError: the sizes of the terms contradict each other.
+
+    Example:
+        >>> len((tn.parse("U[o a] V[a i]") + tn.parse("W[o i]")).terms)
+        2
+    """
+
+    _terms: tuple[Network, ...]
+
+    def __init__(self, terms: Iterable[Network]) -> None:
+        products = [term for network in terms for term in network.terms]
+        if len(products) < 2:
+            fact = "a sum has no terms" if not products else "a sum has one term"
+            raise NetworkError(fact, fix="at least two; a network by itself is the sum of one term")
+        first = products[0]
+        for number, term in enumerate(products, 1):
+            _check_open(number, term.nodes, term.output, first.output)
+        self._add_up([(term.nodes, term.sizes) for term in products], first.output)
+
+    def _add_up(self, products: Sequence[tuple[Sequence[Node], Mapping[str, int]]], output: tuple[str, ...]) -> None:
+        """Set the fields, from the nodes and the sizes of each term."""
+        apart, known = local_labels_apart(products, output)
+        nodes = [node for term in apart for node in term]
+        check_nodes(nodes)
+        sizes = infer_sizes(nodes, known)
+        terms = []
+        for term in apart:
+            check_output(term, output)
+            of_term = {label: sizes[label] for node in term for label in node.labels if label in sizes}
+            one = object.__new__(Network)
+            for name, value in (("nodes", term), ("output", output), ("sizes", MappingProxyType(of_term))):
+                object.__setattr__(one, name, value)
+            terms.append(one)
+        object.__setattr__(self, "_terms", tuple(terms))
+        object.__setattr__(self, "output", output)
+        object.__setattr__(self, "sizes", MappingProxyType(sizes))
+
+    @property
+    def terms(self) -> tuple[Network, ...]:
+        """The products whose values are added. Only output labels occur in several of them."""
+        return self._terms
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """A sum has no nodes of its own: whatever asks for them works on a product."""
+        raise NetworkError(
+            f"this network is a sum of {len(self._terms)} terms, and what was asked for takes a product",
+            network=str(self),
+            fix="one of network.terms",
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sum) and self._terms == other._terms
+
+    def __hash__(self) -> int:
+        return hash(self._terms)
+
+    def __reduce__(self) -> tuple[Any, tuple[object, ...]]:
+        return Sum, (self._terms,)
+
+
+def sum_of_products(products: Sequence[tuple[Sequence[Node], Mapping[str, int]]], output: Sequence[str]) -> Network:
+    """The network whose terms have these nodes and sizes; a product where there is one term.
+
+    The sizes of all terms are inferred together, so that what one term determines is known in the others.
+    """
+    if len(products) == 1:
+        ((nodes, sizes),) = products
+        return Network(nodes, output, sizes)
+    for number, (nodes, _) in enumerate(products, 1):
+        _check_open(number, nodes, output, output)
+    network = object.__new__(Sum)
+    network._add_up(products, tuple(output))
+    return network
+
+
+def _check_open(number: int, nodes: Sequence[Node], output: Sequence[str], common: Sequence[str]) -> None:
+    """Raise NetworkError for a term of a sum whose output labels are not those that all terms have in common."""
+    carried = {label for node in nodes for label in node.labels}
+    text = " ".join(map(node_text, nodes))
+    for label in common:
+        if label not in output or label not in carried:
+            fix = f"Fill[{label} | value=1] in this term, where it is the same for all values of {label!r}"
+            raise NetworkError(f"term {number} of the sum lacks the output label {label!r}", term=text, fix=fix)
+    for label in output:
+        if label not in common:
+            fact = f"term {number} of the sum has the open label {label!r}, which the output lacks"
+            fix = f"'-> [{' '.join(common)}]' where {label!r} is summed, or Fill[{label} | value=1] in the other terms"
+            raise NetworkError(fact, term=text, fix=fix)
+
+
+def _check_carried(nodes: Sequence[Node], sizes: Mapping[str, int]) -> None:
+    labels = {label for node in nodes for label in node.labels}
+    for label in sizes:
+        if label not in labels:
+            raise SizeError(f"a size is given for {label!r}, which no node carries", labels=" ".join(sorted(labels)))
 
 
 def default_output(nodes: Sequence[Node]) -> tuple[str, ...]:
     """Every label that occurs exactly once, in the order in which they first appear."""
     count = Counter(label for node in nodes for label in node.labels)
     return tuple(label for label, times in count.items() if times == 1)
+
+
+def implied_output(terms: Sequence[Sequence[Node]]) -> tuple[str, ...] | None:
+    """The output of a network that is written without one; None where its terms differ in it."""
+    first, *others = map(default_output, terms)
+    return first if all({*first} == {*other} for other in others) else None
 
 
 # Questions about a network -----------------------------------------------------------------------------------
@@ -160,10 +287,24 @@ def tensor_nodes(network: Network) -> dict[str, list[int]]:
     return positions
 
 
+def all_nodes(network: Network) -> Iterator[Node]:
+    """The nodes of all terms of a network, one term after another."""
+    return (node for term in network.terms for node in term.nodes)
+
+
+def tensors_of(network: Network) -> dict[str, NamedTensor]:
+    """name -> the first node of that name, in the order of the terms and their nodes."""
+    first: dict[str, NamedTensor] = {}
+    for node in all_nodes(network):
+        if isinstance(node, NamedTensor):
+            first.setdefault(node.name, node)
+    return first
+
+
 def size_of(network: Network, label: str) -> int:
     """The size of a label. Raises SizeError if it is unknown."""
     if label not in network.sizes:
-        node = next((node_text(node) for node in network.nodes if label in node.labels), "no node")
+        node = next((node_text(node) for node in all_nodes(network) if label in node.labels), "no node")
         known = " ".join(f"{key}={size}" for key, size in network.sizes.items())
         raise SizeError(
             f"the size of label {label!r} is unknown",
@@ -181,13 +322,12 @@ def shape_of(network: Network, labels: Iterable[str]) -> tuple[int, ...]:
 
 def shapes(network: Network) -> dict[str, tuple[int, ...]]:
     """name -> shape of that tensor. Raises SizeError if a size is unknown."""
-    labels_of_tensor = {node.name: node.labels for node in network.nodes if isinstance(node, NamedTensor)}
-    return {name: shape_of(network, labels) for name, labels in labels_of_tensor.items()}
+    return {name: shape_of(network, node.labels) for name, node in tensors_of(network).items()}
 
 
 def open_variables(network: Network) -> tuple[str, ...]:
     """Names of the attributes that a rule leaves open, such as the `s` of `stride=s`. Other networks have none."""
-    return tuple(dict.fromkeys(v.name for node in network.nodes for v in variables(node)))
+    return tuple(dict.fromkeys(v.name for node in all_nodes(network) for v in variables(node)))
 
 
 # New networks from old ones ----------------------------------------------------------------------------------
@@ -204,9 +344,23 @@ def with_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
             )
     if sizes.items() <= network.sizes.items():
         return network
+    return resized(network, {**network.sizes, **sizes})
+
+
+def resized(network: Network, sizes: Mapping[str, int]) -> Network:
+    """The same network with these sizes, and all that follow from them, in place of its own."""
+    if len(network.terms) > 1:
+        products = [(term.nodes, _sizes_on(term.nodes, sizes)) for term in network.terms]
+        _check_carried([node for term in network.terms for node in term.nodes], sizes)
+        return sum_of_products(products, network.output)
     sized = object.__new__(Network)
-    sized._set(network.nodes, network.output, {**network.sizes, **sizes})
+    sized._set(network.nodes, network.output, sizes)
     return sized
+
+
+def _sizes_on(nodes: Sequence[Node], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of the labels that these nodes carry."""
+    return {label: sizes[label] for node in nodes for label in node.labels if label in sizes}
 
 
 def renamed(
@@ -214,12 +368,18 @@ def renamed(
 ) -> Network:
     """The same network with other words for labels and tensors. All are replaced at once, so two can be swapped.
 
-    Two labels may become one, which takes a diagonal. Two names may become one, which ties the tensors.
+    Two labels of a product may become one, which takes a diagonal; labels of two terms of a sum are kept apart. Two
+    names may become one, which ties the tensors.
     """
     labels, names = labels or {}, names or {}
-    nodes = [rename(relabel(node, labels), names) for node in network.nodes]
-    sizes = _merged((labels.get(label, label), size) for label, size in network.sizes.items())
-    return Network(nodes, [labels.get(label, label) for label in network.output], sizes)
+    products = [
+        (
+            [rename(relabel(node, labels), names) for node in term.nodes],
+            merge_sizes((labels.get(label, label), size) for label, size in term.sizes.items()),
+        )
+        for term in network.terms
+    ]
+    return sum_of_products(products, [labels.get(label, label) for label in network.output])
 
 
 def input_name(network: Network) -> str:
@@ -228,7 +388,7 @@ def input_name(network: Network) -> str:
     Raises:
         NetworkError: there are several tensors, or none, and none of them is called X.
     """
-    names = list(tensor_nodes(network))
+    names = list(tensors_of(network))
     if "X" in names or len(names) == 1:
         return "X" if "X" in names else names[0]
     raise NetworkError(
@@ -244,6 +404,8 @@ def compose(first: Network, second: Network, *, into: str | None = None) -> Netw
 
     Names and labels of `second` that also occur in `first` are renamed. If the tensor occurs several times in
     `second`, a copy of `first` takes the place of each occurrence, with the same tensors (tied) and bonds of its own.
+    Sums are multiplied out: the result has a term for each term of `second` and each choice of a term of `first` for
+    each occurrence of the tensor in it.
 
     Args:
         first: its output has as many labels as the tensor has axes.
@@ -259,60 +421,63 @@ def compose(first: Network, second: Network, *, into: str | None = None) -> Netw
         'A[a b] B[b c]'
     """
     into = input_name(second) if into is None else into
-    places = tensor_nodes(second).get(into)
-    if places is None:
-        raise NetworkError(
-            f"the network has no tensor {into!r}", where=str(second), tensors=" ".join(tensor_nodes(second))
-        )
-    axes = len(second.nodes[places[0]].labels)
+    tensors = tensors_of(second)
+    if into not in tensors:
+        raise NetworkError(f"the network has no tensor {into!r}", where=str(second), tensors=" ".join(tensors))
+    axes = len(tensors[into].labels)
     if axes != len(first.output):
         raise NetworkError(
             f"the output of the first network has {len(first.output)} labels, {into!r} has {axes} axes",
             first=str(first),
             second=str(second),
         )
-    labels, names = _renamed_apart(first, second, into)
-    taken = {*carriers(first), *carriers(second), *labels.values()}
+    of_first = tensors_of(first)
+    clashing = [name for name in tensors if name in of_first and name != into]
+    names = fresh_words(clashing, {*of_first, *tensors})
+    products = []
+    for term in second.terms:
+        places = [n for n, node in enumerate(term.nodes) if isinstance(node, NamedTensor) and node.name == into]
+        for factors in product(first.terms, repeat=len(places)):
+            products.append(_joined(factors, term, places, names))
+    output = products[0][2]
+    return sum_of_products([_with_output(*joined, output) for joined in products], output)
+
+
+def _joined(
+    factors: Sequence[Network], second: Network, places: Sequence[int], names: Mapping[str, str]
+) -> tuple[list[Node], dict[str, int], list[str]]:
+    """The nodes, sizes and output of a product with one network in the place of each occurrence of its input.
+
+    Args:
+        factors: one for each of `places`, the positions of the input in `second`. Their output labels are the same.
+        names: new names for tensors of `second`.
+    """
+    of_factors = [node for factor in factors for node in factor.nodes]
+    into = second.nodes[places[0]].name if places else ""
+    labels = words_apart(of_factors, second.nodes, into)
+    taken = {*labels_in_order((*of_factors, *second.nodes)), *labels.values()}
     nodes: list[Node] = []
     sizes: list[tuple[str, int]] = []
-    for number, place in enumerate(places):
-        inner = _fresh_words(carriers(first), taken) if number else {}
-        for open_label, label in zip(first.output, second.nodes[place].labels, strict=True):
+    for number, (factor, place) in enumerate(zip(factors, places, strict=True)):
+        inner = fresh_words(carriers(factor), taken) if number else {}
+        for open_label, label in zip(factor.output, second.nodes[place].labels, strict=True):
             if label in labels:  # joined before: the input occurs twice, or has one label twice
                 inner[open_label] = labels[label]
             else:
                 labels[label] = inner.get(open_label, open_label)
-        nodes += [relabel(node, inner) for node in first.nodes]
-        sizes += [(inner.get(label, label), size) for label, size in first.sizes.items()]
+        nodes += [relabel(node, inner) for node in factor.nodes]
+        sizes += [(inner.get(label, label), size) for label, size in factor.sizes.items()]
     kept = (node for position, node in enumerate(second.nodes) if position not in places)
     nodes += [rename(relabel(node, labels), names) for node in kept]
     sizes += [(labels.get(label, label), size) for label, size in second.sizes.items()]
-    return Network(nodes, [labels.get(label, label) for label in second.output], _merged(sizes))
+    return nodes, merge_sizes(sizes), [labels.get(label, label) for label in second.output]
 
 
-def _renamed_apart(first: Network, second: Network, into: str) -> tuple[dict[str, str], dict[str, str]]:
-    """New words for the labels and names of `second` that also occur in `first`, except those of the input."""
-    first_labels, names = set(carriers(first)), tensor_nodes(second)
-    joined = {label for place in names[into] for label in second.nodes[place].labels}
-    clashing = [label for label in carriers(second) if label in first_labels - joined]
-    labels = _fresh_words(clashing, first_labels | set(carriers(second)))
-    shared = [name for name in names if name in tensor_nodes(first) and name != into]
-    return labels, _fresh_words(shared, {*tensor_nodes(first), *names})
-
-
-def _fresh_words(words: Iterable[str], taken: set[str]) -> dict[str, str]:
-    """word -> a word that is not in `taken`, to which it is added."""
-    new: dict[str, str] = {}
-    for word in words:
-        new[word] = fresh(word, taken)
-        taken.add(new[word])
-    return new
-
-
-def _merged(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """label -> size. Raises SizeError where two labels that become one have different sizes."""
-    merged: dict[str, int] = {}
-    for label, size in sizes:
-        if merged.setdefault(label, size) != size:
-            raise SizeError(f"labels of sizes {merged[label]} and {size} cannot both be {label!r}", fix="equal sizes")
-    return merged
+def _with_output(
+    nodes: Sequence[Node], sizes: Mapping[str, int], output: Sequence[str], wanted: Sequence[str]
+) -> tuple[list[Node], dict[str, int]]:
+    """The nodes and sizes with the output labels that are wanted; other labels with these words make way."""
+    words = dict(zip(output, wanted, strict=True))
+    local = [label for label in labels_in_order(nodes) if label not in words]
+    words |= fresh_words([label for label in local if label in wanted], {*local, *words, *wanted})
+    return [relabel(node, words) for node in nodes], {words.get(n, n): size for n, size in sizes.items()}

@@ -1,6 +1,7 @@
 """The notation: from text to a network; `str(network)` is the text of a network.
 
-    network   = node node ... [ "->" "[" labels "]" ]
+    network   = product [ "+" product ... ] [ "->" "[" labels "]" ]
+    product   = node node ...
     node      = NAME "[" labels [ "|" key=value ... ] "]"
     label     = WORD [ ":" SIZE ]
     rule      = network "=>" network
@@ -11,14 +12,15 @@ The text is read in one pass over its tokens, and every error points at the char
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from ..errors import NetworkError, NotationError, SizeError
+from .joining import local_labels_apart
 from .labels import MAX_DIGITS
-from .network import Network, default_output
+from .network import Network, default_output, implied_output, sum_of_products
 from .nodes import MODES, Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable
 
 MAX_CHARACTERS = 100_000
@@ -46,7 +48,8 @@ def parse(text: str) -> Network:
 
     Args:
         text: nodes `NAME[label label ...]` and the output `-> [label ...]`. `label:16` gives a label a size. Without an
-            output, the labels that occur once are the output.
+            output, the labels that occur once are the output. A plus between nodes makes a `Sum`, whose terms have the
+            same output; every other label belongs to one term, and is renamed if another term has the same word.
 
     Returns:
         The network; `parse(str(network)) == network` for every network.
@@ -80,6 +83,18 @@ def parse_rule(text: str) -> tuple[Network, Network]:
     right = reader.network(left.output)
     reader.expect_end()
     return left, right
+
+
+Sizes: TypeAlias = dict[str, tuple[int, int]]
+"""label -> its size, and the character at which the text says so."""
+
+
+class _Product(NamedTuple):
+    """The nodes of a term, the characters at which they start, and the sizes that are written in it."""
+
+    nodes: list[Node]
+    starts: list[int]
+    sizes: Sizes
 
 
 class _Reader:
@@ -128,51 +143,107 @@ class _Reader:
                 return
             case "]":
                 self.fail("this ']' has no '[' before it")
-            case "+":
-                self.fail("'+' is reserved for sums of networks", fix="one network at a time")
             case _:
                 self.fail(f"{self.peek.text!r} is not a node", fix="NAME[label label ...]")
 
     def network(self, output: tuple[str, ...] | None) -> Network:
-        sizes: dict[str, tuple[int, int]] = {}
-        nodes: list[Node] = []
-        starts: list[int] = []
-        outputs: dict[str, int] = {}
-        while self.peek.kind == "word":
-            starts.append(self.peek.start)
-            nodes.append(self._node(sizes))
-        if not nodes:
-            self.fail("a node is missing here", fix="NAME[label label ...], for example K[out in kh kw]")
-        if self.peek.kind == "arrow":
-            self.take()
-            fix = "'=>' between the two sides of a rule, or -> [label label ...]" if self.variables else None
-            fact = "'->' needs the output labels in brackets"
-            opening = self.expect("[", fact, fix=fix or "-> [label label ...]")
-            output = tuple(self._labels(sizes, opening, outputs))
-            if self.peek.kind == "|":
-                self.fail("the output cannot have attributes", fix="-> [label label ...]")
-            self._close(opening)
-            if self.peek.kind in ("word", "arrow"):
-                self.fail(f"{self.peek.text!r} comes after the output", fix="nodes first, then -> [label label ...]")
-        elif output is None:
-            output = default_output(nodes)
-        else:
-            lacking = [label for label in output if all(label not in node.labels for node in nodes)]
-            if lacking:
-                fact = f"the right side of the rule lacks the label {lacking[0]!r}, which is open on the left side"
-                raise NetworkError(fact, rule=self.text, fix=f"{lacking[0]!r} on a node of the right side")
-        try:
-            return Network(nodes, output, {label: size for label, (size, _) in sizes.items()})
-        except (NetworkError, SizeError) as error:
-            starting = [(("->", label), start) for label, start in outputs.items()]
-            wrong = [start for thing, start in (*zip(nodes, starts, strict=True), *starting) if thing == error.at]
-            places = {
-                "here": _pointed(self.text, wrong[-1]) if wrong else None,
-                "written": _pointed(self.text, sizes[error.label][1]) if error.label in sizes else None,
-            }
-            raise type(error)(error.fact, **error.context, **places) from None
+        """Read a network.
 
-    def _node(self, sizes: dict[str, tuple[int, int]]) -> Node:
+        Args:
+            output: of a text without one; None for the labels that occur once.
+        """
+        terms = [self._product()]
+        while self.peek.kind == "+":
+            self.take()
+            terms.append(self._product())
+        outputs: dict[str, int] = {}
+        if self.peek.kind == "arrow":
+            output = self._output(terms[0].sizes, outputs)
+        elif output is None:
+            output = self._implied(terms)
+        else:
+            self._check_right(terms, output)
+        sized = [(term.nodes, {label: size for label, (size, _) in term.sizes.items()}) for term in terms]
+        try:
+            return sum_of_products(sized, output)
+        except (NetworkError, SizeError) as error:
+            raise self._located(error, terms, output, outputs) from None
+
+    def _product(self) -> _Product:
+        """Read the nodes of one term."""
+        term = _Product([], [], {})
+        while self.peek.kind == "word":
+            term.starts.append(self.peek.start)
+            term.nodes.append(self._node(term.sizes))
+        if not term.nodes:
+            self.fail("a node is missing here", fix="NAME[label label ...], for example K[out in kh kw]")
+        return term
+
+    def _output(self, sizes: Sizes, starts: dict[str, int]) -> tuple[str, ...]:
+        """Read an arrow and the output labels behind it."""
+        self.take()
+        fix = "'=>' between the two sides of a rule, or -> [label label ...]" if self.variables else None
+        fact = "'->' needs the output labels in brackets"
+        opening = self.expect("[", fact, fix=fix or "-> [label label ...]")
+        output = tuple(self._labels(sizes, opening, starts))
+        if self.peek.kind == "|":
+            self.fail("the output cannot have attributes", fix="-> [label label ...]")
+        self._close(opening)
+        if self.peek.kind in ("word", "arrow"):
+            self.fail(f"{self.peek.text!r} comes after the output", fix="nodes first, then -> [label label ...]")
+        if self.peek.kind == "+":
+            self.fail("a term comes after the output", fix="A[i j] + B[i j] -> [i j]: one output, after all terms")
+        return output
+
+    def _implied(self, terms: Sequence[_Product]) -> tuple[str, ...]:
+        """The labels that occur once. Every term of a sum must have the same ones."""
+        output = implied_output([term.nodes for term in terms])
+        if output is not None:
+            return output
+        first = default_output(terms[0].nodes)
+        for number, term in enumerate(terms[1:], 2):
+            other = default_output(term.nodes)
+            if {*other} != {*first}:
+                label = next(label for label in (*first, *other) if (label in first) != (label in other))
+                which, without = (1, number) if label in first else (number, 1)
+                self.fail(
+                    f"the label {label!r} is open in term {which} of the sum, and not in term {without}",
+                    at=term.starts[0],
+                    fix=f"Fill[{label} | value=1] in a term that lacks it, or '-> [labels of the output]' at the end",
+                )
+        return first
+
+    def _check_right(self, terms: Sequence[_Product], output: Sequence[str]) -> None:
+        """Refuse a right side that lacks a label of the left side's output."""
+        for number, term in enumerate(terms, 1):
+            lacking = [label for label in output if all(label not in node.labels for node in term.nodes)]
+            if lacking:
+                side = "the right side of the rule" if len(terms) == 1 else f"term {number} of the rule's right side"
+                fact = f"{side} lacks the label {lacking[0]!r}, which is open on the left side"
+                raise NetworkError(fact, rule=self.text, fix=f"{lacking[0]!r} on a node of the right side")
+
+    def _located(
+        self,
+        error: NetworkError | SizeError,
+        terms: Sequence[_Product],
+        output: Collection[str],
+        outputs: Mapping[str, int],
+    ) -> NetworkError | SizeError:
+        """The error with the line of the text, and a mark below the node or the size that it is about."""
+        starts = [start for term in terms for start in term.starts]
+        apart = [
+            node for nodes in local_labels_apart([(term.nodes, {}) for term in terms], output)[0] for node in nodes
+        ]
+        starting = [(("->", label), start) for label, start in outputs.items()]
+        wrong = [start for thing, start in (*zip(apart, starts, strict=True), *starting) if thing == error.at]
+        sizes = {label: place for term in terms for label, (_, place) in term.sizes.items()}
+        places = {
+            "here": _pointed(self.text, wrong[-1]) if wrong else None,
+            "written": _pointed(self.text, sizes[error.label]) if error.label in sizes else None,
+        }
+        return type(error)(error.fact, **error.context, **places)
+
+    def _node(self, sizes: Sizes) -> Node:
         name = self.take()
         opening = self.expect("[", f"{name.text!r} has no brackets", fix=f"{name.text}[label label ...]")
         labels = tuple(self._labels(sizes, opening))
@@ -202,9 +273,7 @@ class _Reader:
             fix="one of these nodes, or a tensor without '|'",
         )
 
-    def _labels(
-        self, sizes: dict[str, tuple[int, int]], opening: Token, starts: dict[str, int] | None = None
-    ) -> Iterator[str]:
+    def _labels(self, sizes: Sizes, opening: Token, starts: dict[str, int] | None = None) -> Iterator[str]:
         while self.peek.kind not in ("|", "]"):
             if self.peek.kind in ("end", "arrow", "rule"):
                 self._close(opening)

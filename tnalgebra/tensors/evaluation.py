@@ -5,8 +5,9 @@ All faster code of the package is tested against it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import reduce
 from math import isfinite, prod
 from typing import Any, TypeAlias
 
@@ -25,7 +26,7 @@ from ..networks import (
     Node,
     node_text,
     shape_of,
-    tensor_nodes,
+    tensors_of,
     variables,
     window,
     with_sizes,
@@ -52,21 +53,21 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
         ValuesError: the network has no tensor of that name; or a value has another number of axes than its node, a
             size that contradicts another one, no elements, complex elements, or NaN or infinity.
     """
-    names = tensor_nodes(network)
+    nodes = tensors_of(network)
     tensors: dict[str, Tensor] = {}
     sizes = dict(network.sizes)
     for name, value in values.items():
-        if name not in names:
+        if name not in nodes:
             raise ValuesError(
-                f"there is a value for {name!r}, which the network does not have", tensors=" ".join(names) or "none"
+                f"there is a value for {name!r}, which the network does not have", tensors=" ".join(nodes) or "none"
             )
         tensor = _tensor(name, value)
-        labels = network.nodes[names[name][0]].labels
+        labels = nodes[name].labels
         if tensor.ndim != len(labels):
             raise ValuesError(
                 f"the value of {name!r} has {tensor.ndim} axes, but its node has {len(labels)}",
                 shape=tuple(tensor.shape),
-                node=node_text(network.nodes[names[name][0]]),
+                node=node_text(nodes[name]),
             )
         _check_elements(name, tensor)
         for label, size in zip(labels, tensor.shape, strict=True):
@@ -74,7 +75,7 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
                 raise ValuesError(
                     f"the axis {label!r} of {name!r} has {size} elements, but the label has size {sizes[label]}",
                     shape=tuple(tensor.shape),
-                    node=node_text(network.nodes[names[name][0]], network.sizes, set()),
+                    node=node_text(nodes[name], network.sizes, set()),
                 )
         tensors[name] = tensor
     try:
@@ -131,6 +132,8 @@ def _check_elements(name: str, tensor: Tensor) -> None:
 def evaluate(network: Network, values: Mapping[str, Any] | None = None, *, max_elements: int = MAX_ELEMENTS) -> Tensor:
     """The value of a network: the product of its nodes, summed over every label that is not in the output.
 
+    The value of a sum is the sum of the values of its terms.
+
     It is computed in the obvious way, in float64 with dense index patterns, as the reference for everything that is
     faster. `tn.compile` makes code for training and for large inputs.
 
@@ -160,15 +163,24 @@ def magnitude(network: Network, values: Mapping[str, Any] | None = None, *, max_
 
 def _evaluate(network: Network, values: Mapping[str, Any], max_elements: int, *, absolute: bool) -> Tensor:
     network, tensors = bind(network, values)
-    dense = operands(network, values_for(network, tensors), torch.float64, max_elements=max_elements)
-    if absolute:
-        dense = [(tensor.abs(), labels) for tensor, labels in dense]
-    return contract(dense, network.output, max_elements=max_elements)
+    tensors = values_for(network, tensors)
+    values_of_terms = []
+    for term in network.terms:
+        dense = operands(term, tensors, torch.float64, max_elements=max_elements)
+        if absolute:
+            dense = [(tensor.abs(), labels) for tensor, labels in dense]
+        values_of_terms.append(contract(dense, term.output, max_elements=max_elements))
+    return add_up(values_of_terms)
+
+
+def add_up(values_of_terms: Sequence[Tensor]) -> Tensor:
+    """The sum of the values of the terms of a network, of equal shapes."""
+    return reduce(torch.add, values_of_terms)
 
 
 def values_for(network: Network, values: Values) -> dict[str, Tensor]:
     """The values of the tensors that the network has, from among `values`. Raises ValuesError if one is missing."""
-    names = tensor_nodes(network)
+    names = tensors_of(network)
     missing = [name for name in names if name not in values]
     if missing:
         raise ValuesError(f"the value of {', '.join(map(repr, missing))} is missing", where=network)
@@ -178,7 +190,7 @@ def values_for(network: Network, values: Values) -> dict[str, Tensor]:
 def operands(
     network: Network, tensors: Values, dtype: torch.dtype, *, max_elements: int = MAX_ELEMENTS
 ) -> list[Operand]:
-    """Every node as a dense tensor in `dtype`. Index patterns are on the device of the named tensors."""
+    """Every node of a product as a dense tensor in `dtype`. Index patterns are on the device of the named tensors."""
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     arrays = []
     for node in network.nodes:

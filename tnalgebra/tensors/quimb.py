@@ -78,12 +78,19 @@ def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> Tenso
         their order. Its arrays have the common dtype of the values, or float64 if they are all integers.
 
     Raises:
+        NetworkError: the network is a sum, which quimb does not have; its terms are converted one by one.
         ValuesError: a value is missing or not finite, or its shape does not fit.
         SizeError: the size of a label is unknown, or a dense pattern would be too large.
 
     Example:
         >>> tn.tensors.to_quimb(fit.network, fit.values).contract()
     """
+    if len(network.terms) > 1:
+        fact = f"quimb has no sums, and the network is one of {len(network.terms)} terms"
+        fix = (
+            "[to_quimb(term, {name: values[name] for name in tn.networks.tensors_of(term)}) for term in network.terms]"
+        )
+        raise NetworkError(fact, network=network, fix=fix)
     qtn: Any = import_module("quimb.tensor")  # takes seconds, so it is imported only here
     network, tensors = bind(network, values or {})
     tensors = values_for(network, tensors)

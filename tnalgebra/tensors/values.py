@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..networks import Network
+from ..networks import Network, all_nodes
 from .contraction import contract
-from .evaluation import Values, bind, operands, values_for
+from .evaluation import Values, add_up, bind, operands, values_for
 
 _PLAIN = 1e-100, 1e100
 """Between these norms the squares of elements neither overflow nor vanish in float64."""
@@ -62,7 +62,8 @@ def target_of(network: Network, values: Values, dtype: torch.dtype) -> Tensor:
 
     A tensor by itself is its own value, in its own type, so that a large kernel is not copied.
     """
-    alone = len(network.nodes) == 1 and sorted(network.nodes[0].labels) == sorted(network.output)
+    nodes = [*all_nodes(network)]
+    alone = len(nodes) == 1 and sorted(nodes[0].labels) == sorted(network.output)
     own = common_dtype(values_for(network, values).values())
     return value_of(network, values, dtype=own if alone else torch.promote_types(own, dtype))
 
@@ -70,4 +71,5 @@ def target_of(network: Network, values: Values, dtype: torch.dtype) -> Tensor:
 def value_of(network: Network, values: Values, *, dtype: torch.dtype | None = None) -> Tensor:
     """The value of a network in `dtype`, with dense index patterns. By default it is the values' common type."""
     network, tensors = bind(network, values_for(network, values))
-    return contract(operands(network, tensors, dtype or common_dtype(tensors.values())), network.output)
+    dtype = dtype or common_dtype(tensors.values())
+    return add_up([contract(operands(term, tensors, dtype), term.output) for term in network.terms])

@@ -8,8 +8,9 @@ else by networkx (Kamada and Kawai 1989). Then every bond, leg and text takes th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TypeAlias
 
 import networkx as nx
@@ -32,6 +33,11 @@ LEG_ROOM = 45.0
 
 PART_GAP = 36.0
 """Points between connected parts."""
+
+TERM_GAP = 44.0
+"""Points between two terms of a sum, with the plus in the middle."""
+
+PLUS = Item("note", (), "+", "+")
 
 Box: TypeAlias = tuple[float, float, float, float]
 
@@ -65,6 +71,83 @@ class Layout:
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
+def layout_terms(
+    terms: Sequence[Sequence[Node]],
+    output: Sequence[str],
+    sizes: Mapping[str, int],
+    places: Mapping[int | str, tuple[float, float]] | None = None,
+) -> Layout:
+    """Place the terms of a network from left to right, each as `layout` places it, with a plus between them.
+
+    Args:
+        places: of all nodes, which are numbered from the first term to the last; see `layout`.
+
+    Raises:
+        NetworkError: the terms have more than LARGEST_DRAWING nodes together, or `places` lacks one of them.
+    """
+    nodes = [node for term in terms for node in term]
+    if len(nodes) > LARGEST_DRAWING:
+        raise NetworkError(
+            f"a network of {len(nodes)} nodes is too large to draw", fix=f"at most {LARGEST_DRAWING} nodes"
+        )
+    if len(terms) == 1:
+        return layout(nodes, output, sizes, places)
+    of_terms = _places_of_terms(terms, nodes, places)
+    plans = [layout(term, output, sizes, one) for term, one in zip(terms, of_terms, strict=True)]
+    return _side_by_side(plans, [len(term) for term in terms], move=places is None)
+
+
+def _places_of_terms(
+    terms: Sequence[Sequence[Node]], nodes: Sequence[Node], places: Mapping[int | str, tuple[float, float]] | None
+) -> list[dict[int | str, tuple[float, float]] | None]:
+    """The places that the caller chose, by the numbers of the nodes in each term."""
+    if places is None:
+        return [None] * len(terms)
+    keys = _place_keys(nodes, places)
+    labels = {label for node in nodes for label in node.labels}
+    _check_places(nodes, keys, places, labels)
+    numbers = iter(range(len(nodes)))
+    of_terms: list[dict[int | str, tuple[float, float]] | None] = []
+    for term in terms:
+        own: dict[int | str, tuple[float, float]] = {place: places[keys[next(numbers)]] for place in range(len(term))}
+        carried = [label for node in term for label in node.labels]
+        dots = [label for label in dict.fromkeys(carried) if label in places and label not in keys]
+        of_terms.append(own | {label: places[label] for label in dots if carried.count(label) > 1})
+    return of_terms
+
+
+def _side_by_side(plans: Sequence[Layout], counts: Sequence[int], *, move: bool) -> Layout:
+    """The layouts of terms as one, with a plus between two of them.
+
+    Args:
+        counts: the number of nodes of each term.
+        move: whether the terms are moved to stand in one row; otherwise each stays where it is.
+    """
+    symbols: list[Symbol] = []
+    items: list[Item] = []
+    xy, curves, boxes = [], [], []
+    end = 0.0
+    for number, (plan, before) in enumerate(zip(plans, accumulate(counts, initial=0), strict=False)):
+        left, bottom, right, top = plan.box
+        shift = np.array([end - left, -(bottom + top) / 2]) if move else np.zeros(2)
+        if number:
+            at = [end - TERM_GAP / 2, 0.0] if move else [(end + left) / 2, (bottom + top) / 2]
+            items.append(PLUS)
+            curves.append(np.zeros((1, 4, 2)))
+            boxes.append(np.array([[*at, *PLUS.half]]))
+        offset = len(symbols)
+        symbols += [
+            replace(one, place=one.place + before) if isinstance(one.place, int) else one for one in plan.symbols
+        ]
+        items += [replace(item, ends=tuple(offset + place for place in item.ends)) for item in plan.items]
+        xy.append(plan.xy + shift)
+        curves.append(plan.curves + shift)
+        boxes.append(plan.boxes + np.concatenate([shift, [0.0, 0.0]]))
+        end = right + shift[0] + TERM_GAP if move else right
+    joined = [np.round(np.concatenate(one), 3) for one in (xy, curves, boxes)]
+    return Layout(symbols, joined[0], items, joined[1], joined[2])
+
+
 def layout(
     nodes: Sequence[Node],
     output: Sequence[str],
@@ -77,12 +160,8 @@ def layout(
         places: as `Network.draw` describes, in units of UNIT points. By default the layout chooses all places.
 
     Raises:
-        NetworkError: the network has more than LARGEST_DRAWING nodes, or `places` lacks one of them.
+        NetworkError: `places` lacks a node.
     """
-    if len(nodes) > LARGEST_DRAWING:
-        raise NetworkError(
-            f"a network of {len(nodes)} nodes is too large to draw", fix=f"at most {LARGEST_DRAWING} nodes"
-        )
     symbols, items = symbols_and_items(nodes, output, sizes)
     if places is not None:
         graph = _graph(symbols, items)
@@ -107,12 +186,31 @@ def _chosen_positions(
     places: Mapping[int | str, tuple[float, float]],
 ) -> Array:
     """The places that the caller chose, in points, and those of the other hyperedges."""
+    keys = _place_keys(nodes, places)
+    _check_places(nodes, keys, places, {symbol.place for symbol in symbols[len(nodes) :]})
+    xy = np.zeros((len(symbols), 2))
+    xy[: len(nodes)] = UNIT * np.array([places[key] for key in keys], dtype=float)
+    for dot in range(len(nodes), len(symbols)):
+        label = symbols[dot].place
+        amid = xy[sorted(graph[dot])].mean(axis=0)
+        xy[dot] = UNIT * np.array(places[label], dtype=float) if label in places else amid
+    return xy
+
+
+def _place_keys(nodes: Sequence[Node], places: Mapping[int | str, tuple[float, float]]) -> list[int | str]:
+    """For each node what the caller calls it: its name if it is the only node of that name, or its number."""
     names = Counter(node.name for node in nodes)
-    keys = [
-        node.name if number not in places and names[node.name] == 1 else number for number, node in enumerate(nodes)
-    ]
+    return [node.name if n not in places and names[node.name] == 1 else n for n, node in enumerate(nodes)]
+
+
+def _check_places(
+    nodes: Sequence[Node],
+    keys: Sequence[int | str],
+    places: Mapping[int | str, tuple[float, float]],
+    dots: Collection[int | str],
+) -> None:
+    """Raise NetworkError unless the places are those of all nodes, and of some hyperedges."""
     missing = [f"{key}: {nodes[number].name}" for number, key in enumerate(keys) if key not in places]
-    dots = {symbol.place for symbol in symbols[len(nodes) :]}
     unknown = [repr(key) for key in places if key not in keys and key not in dots]
     if missing or unknown:
         raise NetworkError(
@@ -121,13 +219,6 @@ def _chosen_positions(
             unknown=", ".join(unknown) or None,
             fix="a place for each node, by its number or name: {0: (0, 0), 'G': (1, 0)}",
         )
-    xy = np.zeros((len(symbols), 2))
-    xy[: len(nodes)] = UNIT * np.array([places[key] for key in keys], dtype=float)
-    for dot in range(len(nodes), len(symbols)):
-        label = symbols[dot].place
-        amid = xy[sorted(graph[dot])].mean(axis=0)
-        xy[dot] = UNIT * np.array(places[label], dtype=float) if label in places else amid
-    return xy
 
 
 def _graph(symbols: Sequence[Symbol], items: Sequence[Item]) -> nx.Graph[int]:
