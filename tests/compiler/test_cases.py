@@ -40,6 +40,9 @@ HARD = {
         "X[n:2 i:3 x:9 z:8] Conv[x u k:3|stride=2 padding=1] Conv[z v l:2|padding=1] Fuse[f i k l] Fuse[p u v]"
         " -> [n f p]; n=1 x=6 z=7 p=24"
     ),
+    "a window of one place beside others": (
+        "X[s i:3 x:9] Conv[s n:2 one:1 | padding=1:-1] Conv[x y k] A[o:4 r:2] B[i r] C[k:3 r] -> [n o y]; x=10"
+    ),
     "padding at one end": "X[n:2 i:3 x:9] Conv[x y k|padding=0:2] K[o:4 i k:3] -> [n o y]; x=10",
     "padding that crops": "X[n:2 i:3 x:9] Conv[x y k|padding=-2:-1 stride=2] K[o:4 i k:3] -> [n o y]; x=10",
     "Fuse 2x3 against 3x2": "X[n:4 a:2 b:3] Fuse[i a b] Fuse[i c:3 d:2] K[c d o:5] -> [n o]; n=1",

@@ -178,7 +178,7 @@ class Steps:
                 if not isinstance(self.view(number), Conv):
                     continue
                 x, y, k = self._ends(number, transposed)
-                if (x | k) & live or self.carriers[y] & mask != 1 << number:
+                if (x | k) & live or self.carriers[y] & mask != 1 << number or self.is_box_sum(number):
                     continue
                 if not transposed or self._can_be_transposed(number):
                     fitting.append(number)
