@@ -4,6 +4,8 @@ python docs/generate.py                        all pages and drawings that need 
 python docs/generate.py architecture           the picture of architecture.md: how data flows, and who imports whom
 python docs/generate.py text                   what is generated and not a picture, and the notebook of the tutorial
 python docs/generate.py NAME runs/FOLDER       figures and the table of a recipe's folder, where a page has a mark NAME
+python docs/generate.py gallery                the pages and pictures of docs/gallery, from the recipes
+python docs/generate.py gallery runs/gallery   the same, with the figures of a run of `recipes.gallery`
 python docs/generate.py fits runs/fits         the table and figure of the benchmark of fits, into benchmarks.md
 """
 
@@ -28,6 +30,7 @@ from docs.architecture import draw_architecture, folders_table
 from docs.arguments_table import arguments_table
 from docs.commands import commands_section
 from docs.examples import NETWORKS, NODES, draw_examples, examples_section
+from docs.gallery_pages import FIGURES, write_gallery
 from docs.notebook import notebook_of
 from docs.uses_table import uses_table
 from recipes.a_priori import report as a_priori_report
@@ -271,6 +274,11 @@ def main() -> None:
     if sys.argv[1:] == ["architecture"]:
         draw_architecture(DOCS / "images" / "architecture.svg")
         return
+    if sys.argv[1:2] == ["gallery"]:
+        if len(sys.argv) == 3:
+            shutil.copyfile(Path(sys.argv[2]) / FIGURES.name, FIGURES)
+        write_gallery(pictures=True)
+        return
     if len(sys.argv) == 3 and sys.argv[1] == "fits":
         store_fits(Path(sys.argv[2]))
         return
@@ -278,6 +286,7 @@ def main() -> None:
         store_rows(sys.argv[1], Path(sys.argv[2]))
         return
     write_texts()
+    write_gallery(pictures=sys.argv[1:] != ["text"])
     if sys.argv[1:] == ["text"]:
         return
     draw_examples()

@@ -1,4 +1,4 @@
-"""README.md and docs/*.md as programs: every python block runs, and every text block after one is what it printed.
+"""README.md and the pages of docs/ as programs: every python block runs, and a text block after one is what it printed.
 
 `python -m tests.documents` writes those outputs again that do not agree with what is printed now; the test compares.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "gallery").glob("*.md")])
 
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests and docs a
 
 import tnalgebra as tn
 from docs.site.docstrings import with_asterisks
+from recipes.gallery.frame import NAMES
 from tests.test_layering import FOLDERS, ROOT
 
 DOCUMENTED = [name for name in FOLDERS if not name.startswith("_")]
@@ -28,10 +29,13 @@ DOCUMENTED = [name for name in FOLDERS if not name.startswith("_")]
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the pages of the reference in the navigation, and keep the search's worker among our own files."""
+    """Put the pages of folders in the navigation, and keep the search's worker among our own files."""
     pages: list[str | dict[str, str]] = ["reference/index.md"]
     pages += [{f"tnalgebra.{folder}": f"reference/{folder}.md"} for folder in DOCUMENTED]
-    config.nav = [{"Reference": pages} if entry == {"Reference": "reference/"} else entry for entry in config.nav or []]
+    papers = ["gallery/index.md", *(f"gallery/{name}.md" for name in NAMES)]
+    made = {"Reference": pages, "Papers": papers}
+    folders = ({"Reference": "reference/"}, {"Papers": "gallery/"})
+    config.nav = [{title: made[title] for title in entry} if entry in folders else entry for entry in config.nav or []]
     return config
 
 

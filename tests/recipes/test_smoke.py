@@ -25,6 +25,7 @@ ELSEWHERE = {
     "recipes.benchmarks.studies": "benchmarks/test_studies.py",
     "recipes.claims": "claims/test_run.py",
     "recipes.compress": "test_compress.py",
+    "recipes.gallery": "test_gallery.py",
     "recipes.retrain": "retrain/test_run.py",
     "recipes.spectra": "test_spectra.py",
 }

@@ -1,0 +1,129 @@
+"""What every page of the gallery has: the cores of a paper, a check, what a user gains, and what lies outside."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+import tnalgebra as tn
+from recipes.benchmarks.timing import time_in_turns
+
+TOLERANCE = 1e-10
+"""The largest relative difference in float64 that passes: references sum in other orders."""
+
+NAMES = (
+    "snnk",
+    "deep_kernel_machines",
+    "wide_cnn_kernels",
+    "fdconv",
+    "hyperzzw",
+    "wave_simulators",
+    "locally_connected",
+    "dcls",
+    "lie_decompositions",
+    "rpe_attention",
+    "semi_parametric",
+)
+"""The papers, in the order of their pages."""
+
+Cores: TypeAlias = Mapping[str, tn.Network]
+"""What a core computes, in a few words -> its network, whose sizes are all known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """A paper and its cores. Texts are Markdown; the docstring of the recipe says what the paper does."""
+
+    title: str
+    """as it was published"""
+    arxiv: str
+    """its number on arXiv"""
+    source: str
+    """the public code, or the text, with which the formulas were compared"""
+    cores: Cores
+    check: Callable[[Cores], dict[str, float]]
+    """what is compared -> the relative difference of the cores' value from a reference without the library"""
+    gain: Callable[[], dict[str, float]] | None = None
+    """what is measured -> the number"""
+    outside: str
+    """what of the paper the algebra does not have"""
+
+
+def paper(name: str) -> Paper:
+    """The paper of a recipe."""
+    result: Paper = importlib.import_module(f"recipes.gallery.{name}").PAPER
+    return result
+
+
+def text(name: str) -> str:
+    """What the paper of a recipe does, and how the cores say it."""
+    return inspect.getdoc(importlib.import_module(f"recipes.gallery.{name}")) or ""
+
+
+def verify(name: str, cores: Cores | None = None) -> float:
+    """The largest difference between the cores of a paper and its reference.
+
+    Args:
+        cores: other networks in their place, for instance wrong ones.
+
+    Raises:
+        StudyError: a difference is above the tolerance.
+    """
+    one = paper(name)
+    differences = one.check(one.cores if cores is None else cores)
+    for what, difference in differences.items():
+        if not difference <= TOLERANCE:
+            raise tn.errors.StudyError(
+                "a core differs from its reference",
+                paper=f"{name}, {what}",
+                difference=f"{difference:.3g}",
+                allowed=f"{TOLERANCE:g}",
+            )
+    return max(differences.values())
+
+
+def sized(text: str, **sizes: int) -> tn.Network:
+    """A network from its text and the sizes of labels; those that it does not have are left out."""
+    network = tn.parse(text)
+    labels = {label for node in network.nodes for label in node.labels}
+    return tn.networks.with_sizes(network, {label: size for label, size in sizes.items() if label in labels})
+
+
+def random_values(network: tn.Network, seed: int = 0) -> dict[str, Tensor]:
+    """Standard normal elements in float64 for every named tensor of a network."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = tn.networks.shapes(network)
+    return {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
+
+
+def value(network: tn.Network, values: Mapping[str, Tensor]) -> Tensor:
+    """The value of a network by its compiled program, after a comparison with the slow and obvious evaluation.
+
+    Raises:
+        StudyError: the two differ.
+    """
+    program = tn.compile(network, inputs={name: tuple(tensor.shape) for name, tensor in values.items()}, tune=False)
+    computed: Tensor = program(**values)
+    if difference(computed, tn.evaluate(network, values)) > TOLERANCE:
+        raise tn.errors.StudyError("the compiled program differs from the evaluation", network=str(network))
+    return computed
+
+
+def difference(computed: Tensor, expected: Tensor) -> float:
+    """||computed - expected|| / ||expected||; infinity for other shapes."""
+    if computed.shape != expected.shape:
+        return float("inf")
+    return float((computed - expected).norm() / expected.norm())
+
+
+def times_faster(ours: Callable[[], object], theirs: Callable[[], object], rounds: int = 15) -> float:
+    """How many times as long the fastest of `theirs` takes as the fastest of `ours`; the two take turns."""
+    with torch.no_grad():
+        times = time_in_turns({"ours": lambda _: ours(), "theirs": lambda _: theirs()}, rounds=rounds)
+    return min(times["theirs"]) / min(times["ours"])
