@@ -217,7 +217,6 @@ UNUSABLE: dict[str, Tensor] = {
     "float8": torch.ones(8, 6).to(torch.float8_e4m3fn),
     "sparse": torch.ones(8, 6).to_sparse(),
     "meta": torch.ones(8, 6, device="meta"),
-    "complex": torch.ones(8, 6, dtype=torch.complex64),
     "empty": torch.ones(0, 6),
     "NaN": torch.full((8, 6), math.nan),
     "infinity": torch.full((8, 6), math.inf),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,22 @@ def _by_users() -> dict[str, Example]:
     return found
 
 
+def _with_phases(examples: Mapping[str, Example]) -> dict[str, Example]:
+    """The same rules for complex values."""
+    return {
+        f"{name}, complex": replace(
+            example,
+            values={
+                key: torch.complex(value, gaussian(*value.shape, seed=17)) for key, value in example.values.items()
+            },
+        )
+        for name, example in examples.items()
+        if not name.endswith(("2 axes", "3 axes"))
+    }
+
+
 EXAMPLES = {**_catalogue(), **_by_users()}
+EXAMPLES |= _with_phases(EXAMPLES)
 
 
 @pytest.fixture(params=EXAMPLES)

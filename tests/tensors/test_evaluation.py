@@ -184,7 +184,6 @@ NAN, INF = float("nan"), float("inf")
         ("K[a b]", {"K": [1.0, 2.0]}, ["'K' has 1 axes", "(2,)", "K[a b]"]),
         ("K[a]", {"K": [1.0, NAN, INF]}, ["'K' holds NaN", "2 of 3"]),
         ("K[a b]", {"K": torch.zeros(3, 0)}, ["'K' is empty", "(3, 0)"]),
-        ("K[a]", {"K": torch.ones(2, dtype=torch.complex64)}, ["'K' is complex"]),
         ("K[a:2 b:3]", {"K": torch.ones(3, 2)}, ["'a' of 'K' has 3", "size 2", "(3, 2)", "K[a:2 b:3]"]),
         ("K[a a]", {"K": torch.ones(3, 2)}, ["'a' of 'K' has 2", "size 3"]),
         ("K[a b] V[b]", {"K": torch.ones(2, 3), "V": torch.ones(4)}, ["'b' of 'V' has 4"]),

@@ -14,7 +14,7 @@ from ..errors import RuleError
 from ..fitting import ParameterBudget, RelativeError, Size, allowance, kept, rank_of
 from ..networks import NamedTensor, Network, carriers, check_word, node_text, shape_of, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
-from ..tensors import Operand, Values, contract, operands, relative, value_of, values_for
+from ..tensors import Operand, Values, common_dtype, contract, in_precision, operands, relative, value_of, values_for
 
 _PRIME = "'"
 """Marks labels of a network's second copy; no label of the notation has it."""
@@ -64,14 +64,14 @@ def component_gram(network: Network, values: Values, bond: str) -> Tensor:
     """Inner products of a bond's components, by contraction of the network with itself.
 
     Returns:
-        Shape (r, r), float64; element [a, b] is <component a, component b> over the largest product there can be, so
+        Shape (r, r), float64; element [a, b] is Re <component a, component b> over the largest product there can be, so
         that nothing overflows; only ratios mean something.
     """
-    tensors = {name: value.to(torch.float64) for name, value in values_for(network, values).items()}
+    tensors = {name: in_precision(value, torch.float64) for name, value in values_for(network, values).items()}
     tensors = {name: value / (float(value.abs().max()) or 1.0) for name, value in tensors.items()}
-    nodes = operands(network, tensors, torch.float64)
-    again = _prime(nodes, network.output)
-    return contract([*nodes, *again], (bond, bond + _PRIME))
+    nodes = operands(network, tensors, common_dtype(tensors.values()))
+    again = _prime([(tensor.conj(), labels) for tensor, labels in nodes], network.output)
+    return contract([*nodes, *again], (bond, bond + _PRIME)).real
 
 
 def _prime(nodes: Sequence[Operand], output: Sequence[str]) -> list[Operand]:

@@ -34,6 +34,7 @@ from ..tensors import (
     SVD,
     Values,
     common_dtype,
+    in_precision,
     matricise,
     relative_residual,
     singular_values,
@@ -94,7 +95,8 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "fact
         nearest = _nearest if options.metric is None else _nearest_in_metric
         svd, report = nearest(dense, network, bipartition, form=form, options=options)
         after, factors = _factors(network, bipartition, svd, dense.shape, form=form, dtype=dtype)
-        left, *middle, right = (factors[node.name].double() for node in after.nodes if isinstance(node, NamedTensor))
+        nodes = [node for node in after.nodes if isinstance(node, NamedTensor)]
+        left, *middle, right = (in_precision(factors[node.name], torch.float64) for node in nodes)
         left = left.flatten(0, -2) if not middle else left.flatten(0, -2) * middle[0]
         error = relative_residual(matricise(dense, network.output, bipartition), left, right.flatten(1))
         if report is not None and options.metric is not None:

@@ -12,7 +12,7 @@ from ..errors import RuleError, ValuesError
 from ..fitting import FitReport, Objective, degeneracy_of, objective_of, shrink_components, with_open_axes
 from ..networks import NamedTensor, Network, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
-from ..tensors import Values, relative, scaled, value_of
+from ..tensors import Values, in_precision, relative, scaled, value_of
 from .components import check_values, part
 
 _ROUNDING = 1e-9
@@ -36,7 +36,7 @@ class OwnValue:
 
     def error(self, network: Network, tensors: Mapping[str, Tensor]) -> float:
         """||value - network|| / ||value|| for the numbers of these tensors, whatever their type."""
-        shares = {name: tensor.double() / self.share for name, tensor in tensors.items()}
+        shares = {name: in_precision(tensor, torch.float64) / self.share for name, tensor in tensors.items()}
         return relative(self.target - value_of(network, shares, dtype=torch.float64), self.target)
 
 
@@ -91,7 +91,7 @@ def correct_degeneracy(tolerance: float = 0.01) -> Rule:
         check_values(before, values, what="the correction")
         if not before.output:
             raise RuleError("a network without open labels is one number and has no components", network=network)
-        tensors = {name: values[name].to(options.settings.dtype) for name in tensor_nodes(before)}
+        tensors = {name: in_precision(values[name], options.settings.dtype) for name in tensor_nodes(before)}
         own = own_value(before, tensors)
         objective = own.objective(before)
         begun = {name: (tensor / own.share)[None, None] for name, tensor in tensors.items()}

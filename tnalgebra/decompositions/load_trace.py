@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import RuleError, TnalgebraError
@@ -88,10 +89,15 @@ def _step(entry: Mapping[str, Any], before: Network) -> Step:
     if search["dtype"] not in _DTYPES:
         raise RuleError(f"a step has the unknown type {search['dtype']!r}", fix=" or ".join(_DTYPES))
     settings = Settings(**{**search, "dtype": _DTYPES[search["dtype"]]})
-    fixed = {str(name): value for name, value in entry.get("fixed", {}).items()}
+    fixed = {str(name): _elements(value) for name, value in entry.get("fixed", {}).items()}
     lost = tuple(map(str, entry.get("lost", ())))
     options = Options(ranks, sizes, bind, fixed, settings=settings, lost=lost)
     return Step(rule_from(entry["rule"]), place, options, before, change)
+
+
+def _elements(value: Any) -> Any:
+    """The elements of a constant; complex ones were saved as their real and imaginary parts."""
+    return np.asarray(value["real"]) + 1j * np.asarray(value["imaginary"]) if isinstance(value, dict) else value
 
 
 def _error(value: object, what: str) -> float:

@@ -15,7 +15,7 @@ from ..errors import RuleError
 from ..fitting import FitReport, Growth, ParameterBudget, degeneracy_of, follow_starts, kept, plain_rank, rank_of
 from ..networks import NamedTensor, Network, carriers, check_word, tensor_nodes
 from ..rewriting import Change, Options, Place, Rule
-from ..tensors import SVD, Values, relative, truncated_svd
+from ..tensors import SVD, Values, in_precision, relative, truncated_svd
 from .components import (
     check_bonds,
     check_values,
@@ -156,7 +156,7 @@ def _truncate_tree(
 
 
 def _in_dtype(network: Network, values: Values, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: values[name].to(dtype) for name in tensor_nodes(network)}
+    return {name: in_precision(values[name], dtype) for name in tensor_nodes(network)}
 
 
 class _Joint(NamedTuple):
@@ -223,7 +223,7 @@ def _distance(network: Network, forest: Forest, one: Mapping[str, Tensor], other
     for tree in networkx.connected_components(forest):
         root = min(tree)
         names = [network.nodes[position].name for position in tree]
-        here, there = ({name: tensors[name].double() for name in names} for tensors in (one, other))
+        here, there = ({name: in_precision(tensors[name], torch.float64) for name in names} for tensors in (one, other))
         for parent, child in reversed(list(networkx.dfs_edges(forest, root))):
             label = forest.edges[child, parent]["bond"]
             node, above = network.nodes[child], network.nodes[parent]

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..tensors import products, squares
 from .objective import Objective
 from .systems import Part, System
 
@@ -136,7 +137,7 @@ def _sweep(objective: Objective, parts: list[Part], values: Cores, ridge: Tensor
     for part in parts:
         solved = part.solve(values, ridge)
     # ||target - network||^2 as a difference of squares, which is cheaper and less exact than the residual
-    taken = solved.core * (solved.image - 2 * solved.right)
+    taken = products(solved.core, solved.image - 2 * solved.right)
     loss = (objective.power + taken.reshape(*taken.shape[:2], -1).sum(2)).clamp(min=0)
     if bool((loss <= CANCELLED * objective.power).any()):
         loss = objective.loss_of(values)
@@ -157,7 +158,7 @@ def balance(objective: Objective, values: Mapping[str, Tensor]) -> Cores:
     """Give all cores one norm, so that no system is ill-conditioned by their scales. Tied cores stay as they are."""
     if objective.tied or len(values) < 2:
         return dict(values)
-    norms = [core.square().reshape(*core.shape[:2], -1).sum(2).sqrt() for core in values.values()]
+    norms = [squares(core).reshape(*core.shape[:2], -1).sum(2).sqrt() for core in values.values()]
     mean = torch.stack([norm.log() for norm in norms]).mean(0).exp()
     scales = [torch.where((norm > 0) & (mean > 0), mean / norm, 1.0) for norm in norms]
     return {name: core * spread(scale, core) for (name, core), scale in zip(values.items(), scales, strict=True)}

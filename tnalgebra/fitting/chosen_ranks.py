@@ -207,7 +207,7 @@ def _rows_to_choose(bond: str, right: Network, constants: Mapping[str, Tensor]) 
 
 
 def _orthonormal(rows: Tensor) -> bool:
-    gram = rows @ rows.mT
+    gram = rows @ rows.mH
     return float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max()) <= ORTHONORMAL
 
 
@@ -239,7 +239,7 @@ def select_rows(
             if not _orthonormal(rows):
                 fact = f"the rows of the constant {name!r} are not orthonormal, so that none of them are the best"
                 raise ValuesError(fact, fix=f"an orthonormal basis, or {rank} rows that you choose")
-            energy = torch.tensordot(rows.to(target), target, dims=([1], [labels.index(others[0])]))
+            energy = torch.tensordot(rows.conj().to(target), target, dims=([1], [labels.index(others[0])]))
             norms = torch.linalg.vector_norm(energy.flatten(1), dim=1)
             best = norms.argsort(descending=True, stable=True)[:rank].sort().values
             constant = selection[name] = rows[best].movedim(0, axis)

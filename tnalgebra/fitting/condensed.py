@@ -38,14 +38,14 @@ def leading_subspaces(objective: Objective) -> dict[str, Tensor]:
             most = prod([objective.sizes[other] for other in ends[0].labels if other != label])
             if most < objective.sizes[label] <= LARGEST_CONDENSED:
                 rows = objective.target.movedim(axis, 1).flatten(2)
-                bases[label] = torch.linalg.eigh(rows @ rows.mT)[1][..., -most:]
+                bases[label] = torch.linalg.eigh(rows @ rows.mH)[1][..., -most:]
     return bases
 
 
 def condense(objective: Objective, bases: Mapping[str, Tensor]) -> Objective:
     """The objective for the coordinates of the target in subspaces, whose bases are those of `leading_subspaces`."""
     operands = [(objective.target, (LAYER, *objective.output))]
-    operands += [(basis, (LAYER, label, _NEW + label)) for label, basis in bases.items()]
+    operands += [(basis.conj(), (LAYER, label, _NEW + label)) for label, basis in bases.items()]
     output = tuple([_NEW + label if label in bases else label for label in objective.output])
     free = {
         name: tuple(

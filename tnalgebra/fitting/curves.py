@@ -30,7 +30,7 @@ class ErrorCurve:
         dtype: of the computation.
 
     Raises:
-        ValuesError: the kernel is empty, complex or not finite, or the metric does not fit it.
+        ValuesError: the kernel is empty or not finite, or the metric does not fit it.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..tensors import squares
 from .als import balance, spread
 from .objective import Objective, total
 from .systems import System
@@ -101,16 +102,16 @@ def _shrink(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Tens
     scale = system.as_matrix(root)[..., :1]
     # the system in the eigenvectors of its gram matrix, for the core multiplied with the root of the weight
     gram = system.gram(values) / (scale * scale.mT)
-    squares, vectors = torch.linalg.eigh(gram)
-    least = squares.shape[-1] * torch.finfo(gram.dtype).eps * squares[..., -1:].clamp(min=0)
-    seen = squares > least  # the other eigenvalues are only rounding
-    inverse = torch.where(seen, 1 / torch.where(seen, squares, 1.0), 0.0)
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    least = eigenvalues.shape[-1] * torch.finfo(gram.dtype).eps * eigenvalues[..., -1:].clamp(min=0)
+    seen = eigenvalues > least  # the other eigenvalues are only rounding
+    inverse = torch.where(seen, 1 / torch.where(seen, eigenvalues, 1.0), 0.0)
     environment = objective.environment(objective.pulled[:, None], system.position, values)
-    right = vectors.mT @ (system.as_matrix(environment) / scale)
+    right = vectors.mH @ (system.as_matrix(environment) / scale)
     right = torch.where(seen[..., None], right, 0.0)
 
     def core(ridge: Tensor) -> Tensor:
-        damped = torch.where(seen, 1 / torch.where(seen, squares + spread(ridge, squares), 1.0), 0.0)
+        damped = torch.where(seen, 1 / torch.where(seen, eigenvalues + spread(ridge, eigenvalues), 1.0), 0.0)
         return system.as_core((vectors @ (damped[..., None] * right)) / scale)
 
     def loss(trial: Tensor) -> Tensor:
@@ -118,16 +119,16 @@ def _shrink(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Tens
 
     nearest = core(torch.zeros_like(limit))
     room = (1 - _MARGIN) * (limit - loss(nearest)).clamp(min=0)
-    power = right.square().sum(-1) * inverse  # what each eigenvector takes from the loss
+    power = squares(right).sum(-1) * inverse  # what each eigenvector takes from the loss
 
     def excess(ridges: Tensor) -> Tensor:
         """||target - network||^2 above its minimum, for several ridges of each start: 0 at ridge 0, and rising."""
-        eigenvalues, ridges = squares.flatten(2)[..., None], ridges[:, :, None]
-        part = ridges / torch.where(seen.flatten(2)[..., None], eigenvalues + ridges, 1.0)
+        ridges = ridges[:, :, None]
+        part = ridges / torch.where(seen.flatten(2)[..., None], eigenvalues.flatten(2)[..., None] + ridges, 1.0)
         return (torch.where(seen, power, 0.0).flatten(2)[..., None] * part.square()).sum(2)
 
     # the largest ridge within the room, by sections of the interval of its logarithm
-    largest = squares.flatten(2).amax(2).clamp(min=torch.finfo(gram.dtype).tiny).log()
+    largest = eigenvalues.flatten(2).amax(2).clamp(min=torch.finfo(gram.dtype).tiny).log()
     low, high = largest - 46, largest + 46
     steps = torch.linspace(0, 1, PARTS, dtype=gram.dtype, device=gram.device)
     for _ in range(ROUNDS):
@@ -135,5 +136,5 @@ def _shrink(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Tens
         within = (excess(points.exp()) <= room[..., None]).sum(-1, keepdim=True).clamp(1, PARTS - 1)
         low, high = points.gather(-1, within - 1)[..., 0], points.gather(-1, within)[..., 0]
     smaller = core(low.exp())
-    better = (loss(smaller) <= limit) & (total((smaller * root).square()) < total((present * root).square()))
+    better = (loss(smaller) <= limit) & (total(squares(smaller * root)) < total(squares(present * root)))
     return torch.where(spread(better, present), smaller, present).contiguous()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ValuesError
 from ..networks import Network, shape_of
-from ..tensors import is_finite, relative
+from ..tensors import in_precision, is_finite, relative
 from .als import Cores
 from .chosen_ranks import chosen_ranks, objective_of, select_rows, tree_or_none
 from .held import hold
@@ -66,9 +66,14 @@ def fit_cores(
 
     Raises:
         RankError, SizeError: see `chosen_ranks`.
-        ValuesError: a kernel is empty, complex or not finite, or a constant, a metric or the start does not fit.
+        ValuesError: a kernel is empty or not finite, or it is complex and has a metric; or a constant, a metric or the
+            start does not fit.
     """
-    constants = {name: value.to(settings.dtype) for name, value in (constants or {}).items()}
+    constants = {name: in_precision(value, settings.dtype) for name, value in (constants or {}).items()}
+    if any(tensor.is_complex() for tensor in (*kernels, *constants.values())):
+        constants = {name: value.to(settings.dtype.to_complex()) for name, value in constants.items()}
+        kernels = [in_precision(kernel, torch.float64).to(torch.complex128) for kernel in kernels]
+        kept = kept.to_complex()
     # the targets: kernels over their largest element, or what the metric makes of them, in the axes of the cores
     norms: Sequence[Metric | None] = metrics or [None] * len(kernels)
     prepared = [
@@ -89,13 +94,16 @@ def fit_cores(
         one, *others = (prepared[number][0] for number in members)
         targets = torch.stack([one, *others]) if others else one[None]
         selection = select_rows(constants, right, ranks_of_group, targets[0])
-        selection = {name: constant.to(kept).to(settings.dtype) for name, constant in selection.items()}
+        selection = {name: constant.to(kept).to(constant.dtype) for name, constant in selection.items()}
         split = [split_metric(metrics[number], right) for number in members if metrics]
         objective = objective_of(targets, right, ranks_of_group, constants=selection, metrics=split)
         objective = replace(objective, stability=0.0 if tree is not None else settings.stability, kept=kept)
-        exact = replace(objective, constants={name: value.double() for name, value in objective.constants.items()})
+        doubles = {name: in_precision(value, torch.float64) for name, value in objective.constants.items()}
+        exact = replace(objective, constants=doubles)
         scale = prepared[members[0]][1] ** (1 / objective.factors)
-        first = None if start is None else {name: core.double() / scale for name, core in start.items()}
+        first = (
+            None if start is None else {name: in_precision(core, torch.float64) / scale for name, core in start.items()}
+        )
         results = _search(objective, first, metrics=split, tree=tree, ranks=ranks_of_group, settings=settings)
         # one kernel after another, the scale is put back and the errors are measured
         for layer, (number, (cores, report)) in enumerate(zip(members, results, strict=True)):
@@ -183,12 +191,14 @@ def _errors(
     kernel: Tensor, right: Network, cores: Cores, *, metric: Metric | None, objective: Objective
 ) -> tuple[float, float | None]:
     """The relative error of cores in the Frobenius norm, and that of the output, computed in float64."""
-    approximation = objective.model({name: core.double()[None, None] for name, core in cores.items()})[0, 0]
+    approximation = objective.model(
+        {name: in_precision(core, torch.float64)[None, None] for name, core in cores.items()}
+    )[0, 0]
     if not is_finite(approximation):
         fix = "constants of moderate size, dtype=torch.float64"
         raise ValuesError("the fit is not finite", right=right, fix=fix)
     approximation = approximation.reshape(shape_of(right, right.output))
-    kernel = kernel.detach().double().reshape(approximation.shape)
+    kernel = in_precision(kernel.detach(), torch.float64).reshape(approximation.shape)
     error = relative(kernel - approximation, kernel)
     if metric is None:
         return error, None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..networks import Network, carriers, tensor_nodes
-from ..tensors import truncated_svd
+from ..tensors import phases, truncated_svd
 
 GAUGE_SWEEPS = 100
 """The most sweeps over all bonds."""
@@ -76,31 +76,31 @@ def _turn(cores: dict[str, Tensor], ends: Sequence[tuple[str, int]]) -> None:
 def _turned_by_grams(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor] | None:
     """The two sides of a bond, each with the bond as its columns; None where the Gram matrices are too inexact.
 
-    With one^T one = L L^T and the eigenvectors W and eigenvalues D of L^T other^T other L, they are multiplied with
-    L^-T W D^(1/4) and with the inverse of its transpose, so that the product one @ other^T stays as it is.
+    With one^H one = L L^H and the eigenvectors W and eigenvalues D of L^H conj(other^H other) L, they are multiplied
+    with L^-H W D^(1/4) and with the inverse of its transpose, so that the product one @ other^T stays as it is.
     """
-    gram = one.mT @ one
+    gram = one.mH @ one
     factor, failed = torch.linalg.cholesky_ex(gram)
-    pivots = factor.diagonal()
+    pivots = factor.diagonal().real
     if bool(failed) or not bool(pivots.min() > _SMALL_PIVOT * pivots.max()):
         return None
-    squares, vectors = torch.linalg.eigh(factor.mT @ (other.mT @ other) @ factor)
+    squares, vectors = torch.linalg.eigh(factor.mH @ (other.mH @ other).conj() @ factor)
     steps = torch.cat([squares[:1], squares.diff()])
     if not bool((steps > _SMALL_SQUARE * squares[-1]).all()):
         return None
     vectors, roots = vectors.flip(1), squares.flip(0) ** 0.25
-    turn = torch.linalg.solve_triangular(factor.mT, vectors * roots, upper=True)
+    turn = torch.linalg.solve_triangular(factor.mH, vectors * roots, upper=True)
     # the signs are those of the cores before, as nearly as one sign for each value of the bond can be
-    sign = torch.where((gram * turn).sum(0) < 0, -1.0, 1.0).to(turn)
-    return one @ (turn * sign), other @ (factor @ (vectors * (sign / roots)))
+    sign = phases((gram.mT * turn).sum(0)).conj()
+    return one @ (turn * sign), other @ (factor @ (vectors * (sign / roots))).conj()
 
 
 def _turned_by_svd(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """The same for any matrices; values of the bond that nothing uses become 0."""
     (basis, triangle), (other_basis, other_triangle) = torch.linalg.qr(one), torch.linalg.qr(other)
     left, singular, right = truncated_svd(triangle @ other_triangle.mT)
-    sign = torch.where((left * triangle[:, : left.shape[1]]).sum(0) < 0, -1.0, 1.0).to(left)
-    pair = basis @ (left * (sign * singular.sqrt())), other_basis @ (right.mT * (sign * singular.sqrt()))
+    sign = phases((left * triangle[:, : left.shape[1]].conj()).sum(0)).conj()
+    pair = basis @ (left * (sign * singular.sqrt())), other_basis @ (right.mT * (sign.conj() * singular.sqrt()))
     size = one.shape[1]
     first, second = (torch.nn.functional.pad(matrix, (0, size - matrix.shape[1])) for matrix in pair)
     return first, second

@@ -54,7 +54,7 @@ class StepFactor:
 
 @dataclass(frozen=True, eq=False)
 class GaussMatrix:
-    """J^T J for all free cores of an objective, where J is the derivative of the network by their elements."""
+    """J^H J for all free cores of an objective, where J is the derivative of the network by their elements."""
 
     objective: Objective
 
@@ -80,9 +80,9 @@ class GaussMatrix:
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         added = []
         for part, (name, core) in zip(torch.split(diagonal, list(self.sizes.values()), 2), values.items(), strict=True):
-            scale = (damping * part.mean(2)).clamp(min=torch.finfo(part.dtype).tiny)
+            scale = (damping * part.real.mean(2)).clamp(min=torch.finfo(part.dtype).tiny)
             weight = weights[name].expand_as(core).reshape(part.shape) if name in weights else 0.0
-            added.append(scale[..., None] + weight * torch.ones_like(part))
+            added.append(scale[..., None] + weight * torch.ones_like(part.real))
         diagonal += torch.cat(added, 2)
         factor, failed = torch.linalg.cholesky_ex(matrix)
         return StepFactor(factor, failed, self.sizes)
@@ -114,7 +114,7 @@ class GaussMatrix:
         def again(names: Sequence[str]) -> tuple[str, ...]:
             return tuple(name if name in same else name + PRIME for name in names)
 
-        first = objective.operands(values, objective.others(row))
+        first = [(tensor.conj(), names) for tensor, names in objective.operands(values, objective.others(row))]
         second = [(tensor, again(names)) for tensor, names in objective.operands(values, objective.others(column))]
         between: list[Operand] = []
         if objective.metric is not None:

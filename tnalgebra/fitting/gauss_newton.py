@@ -15,6 +15,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from ..tensors import products
 from .als import Cores, Descent, pick, spread
 from .gauss_matrix import GaussMatrix, StepFactor
 from .objective import BATCH, Objective, total
@@ -81,7 +82,7 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
         trial_model = objective.model(trial)
         trial_loss = objective.loss(trial_model)
         trial_merit = objective.merit(trial_loss, trial)
-        expected = 2 * _inner(gradient, step) - total(change * objective.apply_metric(change))
+        expected = 2 * _inner(gradient, step) - total(products(change, objective.apply_metric(change)))
         if weights:
             expected = expected - _inner({name: weight * step[name] for name, weight in weights.items()}, step)
         gain = torch.where(expected > 0, ratio((merit - trial_merit) * ratio(loss, merit), expected), -1.0)
@@ -139,7 +140,7 @@ def _push_forward(objective: Objective, step: Mapping[str, Tensor], values: Core
 
 
 def _pull_back(objective: Objective, residual: Tensor, values: Cores) -> Cores:
-    """The transpose of `_push_forward`: for each core, over all its occurrences."""
+    """The adjoint of `_push_forward`: for each core, over all its occurrences."""
     pulled = {}
     for name, places in objective.places.items():
         parts = [objective.environment(residual, place, values) for place in places]
@@ -217,7 +218,7 @@ def _block(systems: Sequence[System], values: Cores, damping: Tensor, weights: T
         return _Block(torch.ones_like(damping), first, None, weights)
     gram = torch.stack([system.gram(values) for system in systems]).sum(0)
     gram = gram.expand(*damping.shape, *gram.shape[2:])  # beside constants alone it is the same for all starts
-    scale = gram.diagonal(dim1=-2, dim2=-1).flatten(2).mean(2)
+    scale = gram.diagonal(dim1=-2, dim2=-1).real.flatten(2).mean(2)
     extra = (damping.clamp(min=LEAST_DAMPING) * scale).clamp(min=torch.finfo(scale.dtype).tiny)
     if weights is not None:
         gram = first.with_diagonal(gram, weights)
@@ -232,7 +233,7 @@ def _roles(system: System) -> tuple[tuple[int, ...], ...]:
 
 def _inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
     """The inner product of all cores together; shape (layers, starts)."""
-    return torch.stack([total(one[name] * other[name]) for name in one]).sum(0)
+    return torch.stack([total(products(one[name], other[name])) for name in one]).sum(0)
 
 
 def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -> Descent:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import torch
 
 from ..networks import Network
+from ..tensors import in_precision
 from .als import Cores
 from .degeneracy import degeneracy_of, shrink_components
 from .gauge import balanced
@@ -60,7 +61,7 @@ def hold(
     shared = scale ** (1 / objective.factors)
 
     def finished(cores: Cores) -> tuple[Cores, Cores]:
-        exact = balanced(right, {name: core.double() for name, core in cores.items()})
+        exact = balanced(right, {name: in_precision(core, torch.float64) for name, core in cores.items()})
         return exact, {name: (core * shared).to(objective.kept) for name, core in exact.items()}
 
     exact, held = finished(cores)

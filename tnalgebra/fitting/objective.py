@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..tensors import Operand, contract
+from ..tensors import Operand, contract, products, squares
 from .axes import group_axes, split_axes
 
 _Labels: TypeAlias = tuple[str, ...]
@@ -149,7 +149,7 @@ class Objective:
     @cached_property
     def power(self) -> Tensor:
         """<target, target> in the metric; shape (layers, 1)."""
-        return total((self.target * self.pulled)[:, None])
+        return total(products(self.target, self.pulled)[:, None])
 
     @cached_property
     def rounding(self) -> float:
@@ -183,7 +183,7 @@ class Objective:
         if self.metric is None:
             norms: Tensor = torch.linalg.vector_norm(residual.reshape(*residual.shape[:2], -1), dim=2)
             return norms.square()
-        return total(residual * self.apply_metric(residual)).clamp(min=0)
+        return total(products(residual, self.apply_metric(residual))).clamp(min=0)
 
     def loss_of(self, values: Mapping[str, Tensor]) -> Tensor:
         """||target - network||^2 in the metric for the cores of each start; where these are large, one by one."""
@@ -197,10 +197,10 @@ class Objective:
         """||network||_F, for which the network itself is not contracted; shape (layers, starts)."""
         operands = self.operands(values)
         again = [
-            (tensor, tuple(label if label in (*BATCH, *self.output) else label + PRIME for label in labels))
+            (tensor.conj(), tuple(label if label in (*BATCH, *self.output) else label + PRIME for label in labels))
             for tensor, labels in operands
         ]
-        return self.contract_to([*operands, *again], ()).clamp(min=0).sqrt()
+        return self.contract_to([*operands, *again], ()).real.clamp(min=0).sqrt()
 
     def squared_components(self, values: Mapping[str, Tensor], without: int | None = None) -> Tensor:
         """The sum of ||component||^2, where a component is the term of the network at one value of every bond.
@@ -213,12 +213,12 @@ class Objective:
             starts may have size 1.
         """
         positions, labels = (None, ()) if without is None else (self.others(without), self.occurrences[without].labels)
-        return self.contract_to([(core.square(), names) for core, names in self.operands(values, positions)], labels)
+        return self.contract_to([(squares(core), names) for core, names in self.operands(values, positions)], labels)
 
     @cached_property
     def _square(self) -> Tensor:
         """||target||^2, greater than 0; shape (layers, 1)."""
-        return total(self.target[:, None].square()).clamp(min=torch.finfo(self.target.dtype).tiny)
+        return total(squares(self.target[:, None])).clamp(min=torch.finfo(self.target.dtype).tiny)
 
     @cached_property
     def _blocks(self) -> tuple[_Labels, ...]:
@@ -244,7 +244,7 @@ class Objective:
         """
         tensors = {**self.constants, **values}
         operands = [
-            (tensors[name].square(), labels if name in self.constants else (*BATCH, *labels))
+            (squares(tensors[name]), labels if name in self.constants else (*BATCH, *labels))
             for position, ((name, _), labels) in enumerate(zip(self.occurrences, self._blocks, strict=True))
             if position != without
         ]
@@ -282,13 +282,15 @@ class Objective:
         return self.stability * loss / (self._square + self.squared_blocks(values))
 
     def environment(self, tensor: Tensor, position: int, values: Mapping[str, Tensor]) -> Tensor:
-        """Contract a tensor over the output with all occurrences but one: the derivative by that occurrence.
+        """Contract a tensor over the output with the conjugates of all occurrences but one.
+
+        It is the adjoint of the derivative by that occurrence.
 
         Args:
             tensor: shape (layers, starts or 1, *sizes of output).
         """
         first = (tensor[:, 0], (LAYER, *self.output)) if tensor.shape[1] == 1 else (tensor, (*BATCH, *self.output))
-        others = self.operands(values, self.others(position))
+        others = [(other.conj(), labels) for other, labels in self.operands(values, self.others(position))]
         return self.contract_to([first, *others], self.occurrences[position].labels)
 
     def lay_out(self, positions: Sequence[int]) -> Operand:

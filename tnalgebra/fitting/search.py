@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ValuesError
+from ..tensors import squares
 from .als import Cores, Descent, alternate, balance, spread
 from .condensed import condense, expand, leading_subspaces
 from .gauss_matrix import GaussMatrix
@@ -141,7 +142,7 @@ def _search_in_subspaces(
     bases = leading_subspaces(objective)
     small = condense(objective, bases)
     values = _guesses(small, starts, generator)
-    unknown = objective.target.new_full((objective.layers, starts), torch.inf)
+    unknown = objective.power.new_full((objective.layers, starts), torch.inf)
     descent = Descent(values, unknown, unknown, torch.zeros_like(unknown, dtype=torch.bool))
     most = min(FIRST_SWEEPS + MORE_SWEEPS, settings.sweeps - LAST_SWEEPS)
     for sweeps in HALVED:
@@ -179,16 +180,20 @@ def _guesses(objective: Objective, starts: int, generator: torch.Generator) -> C
     """Random cores of equal norms, whose network has about the norm of the target."""
     reference = objective.target
     values = {
-        name: torch.randn(starts, *shape, dtype=torch.float64, generator=generator)
+        name: torch.randn(starts, *shape, dtype=_double(reference), generator=generator)
         .to(reference)
         .expand(objective.layers, -1, *[-1] * len(shape))
         for name, shape in objective.free.items()
     }
     values = balance(objective, values)
     norms = objective.norms(values)
-    wanted = total(objective.target[:, None].square()).sqrt()
+    wanted = total(squares(objective.target[:, None])).sqrt()
     scale = torch.where(norms > 0, wanted / norms, 1.0) ** (1 / objective.factors)
     return {name: core * spread(scale, core) for name, core in values.items()}
+
+
+def _double(like: Tensor) -> torch.dtype:
+    return torch.complex128 if like.is_complex() else torch.float64
 
 
 def grow_start(objective: Objective, start: Mapping[str, Tensor], seed: int) -> Cores:
@@ -215,7 +220,7 @@ def grow_start(objective: Objective, start: Mapping[str, Tensor], seed: int) -> 
         new = {label for label, old, size in zip(labels, core.shape, shape, strict=True) if old < size}
         scale = 0.0 if new - emptied else 1e-2 * float(core.abs().mean())
         emptied |= new
-        noise = scale * torch.randn(shape, dtype=torch.float64, generator=generator).to(core)
+        noise = scale * torch.randn(shape, dtype=_double(core), generator=generator).to(core)
         noise[tuple(slice(old) for old in core.shape)] = core
         values[name] = noise.expand(objective.layers, 1, *shape).contiguous()
     if not bool(objective.loss_of(values).isfinite().all()):
@@ -229,7 +234,7 @@ def follow_starts(objective: Objective, values: Cores, settings: Settings) -> li
     if sweeps == 0:
         return results_of(objective, Descent.begin(objective, values))
     starts = next(iter(values.values())).shape[1]
-    unknown = objective.target.new_full((objective.layers, starts), torch.inf)
+    unknown = objective.power.new_full((objective.layers, starts), torch.inf)
     descent = Descent(values, unknown, unknown, torch.zeros_like(unknown, dtype=torch.bool))
     if objective.tied:
         descent = step_on(objective, descent, min(FIRST_STEPS, sweeps))

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..tensors import contract, signs_of
+from ..tensors import contract, signs_of, squares
 from .axes import group_axes, split_axes
 from .trees import CoreTree, attained_ranks
 
@@ -109,7 +109,7 @@ def fit_by_subspaces(target: Tensor, tree: CoreTree, ranks: Mapping[str, int], *
     sizes = dict(zip(tree.open, target.shape, strict=True))
     sizes |= attained_ranks(tree, sizes, ranks)
     walk = _Walk(target, tree.open, sizes, *_merged(tree, sizes))
-    power = float(target.square().sum())
+    power = float(squares(target).sum())
     if not power:
         return None
     try:
@@ -169,9 +169,9 @@ def _first_subspaces(walk: _Walk, power: float) -> list[float]:
         isometry = _leading(matrix, walk.sizes[bond])
         labels = (bond, *columns)
         walk.put(child, isometry, (*rows, bond))
-        rest = (isometry.mT @ matrix).reshape([walk.sizes[label] for label in labels])
+        rest = (isometry.mH @ matrix).reshape([walk.sizes[label] for label in labels])
     walk.put(walk.root, rest, labels)
-    return [power - float(rest.square().sum())]
+    return [power - float(squares(rest).sum())]
 
 
 def _sweep(walk: _Walk, power: float) -> float:
@@ -193,14 +193,14 @@ def _sweep(walk: _Walk, power: float) -> float:
             _solve_bond(walk, bond, core=place + 1 == len(bonds) or bonds[place + 1].child in below)
 
     visit(walk.root)
-    return power - float(walk.values[walk.root].square().sum())
+    return power - float(squares(walk.values[walk.root]).sum())
 
 
 def _project(walk: _Walk, *centre: int, labels: Sequence[str] | None = None) -> Tensor:
-    """Contract the target with the isometries of all groups but those at the centre."""
+    """Contract the target with the adjoints of the isometries of all groups but those at the centre."""
     operands = [(walk.target, walk.labels)]
     operands += [
-        (walk.values[number], group.labels) for number, group in enumerate(walk.groups) if number not in centre
+        (walk.values[number].conj(), group.labels) for number, group in enumerate(walk.groups) if number not in centre
     ]
     return contract(operands, walk.groups[centre[0]].labels if labels is None else labels)
 
@@ -217,7 +217,7 @@ def _solve_bond(walk: _Walk, bond: _Bond, *, core: bool) -> None:
     isometry = _leading(matrix, walk.sizes[label])
     walk.put(child, isometry, (*rows, label))
     if core:
-        walk.put(parent, isometry.mT @ matrix, (label, *columns))
+        walk.put(parent, isometry.mH @ matrix, (label, *columns))
 
 
 def _leading(matrix: Tensor, rank: int) -> Tensor:
@@ -227,10 +227,10 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
         _NotUniqueError: two of the values that are kept, or the last of them and the next one, may be equal.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
-    gram = matrix @ matrix.mT if wide else matrix.mT @ matrix
-    squares, every = torch.linalg.eigh(gram)
-    last = squares[-rank - 1 :]
-    if not bool((last.diff() > torch.finfo(gram.dtype).eps ** (2 / 3) * squares[-1]).all()):
+    gram = matrix @ matrix.mH if wide else matrix.mH @ matrix
+    squared, every = torch.linalg.eigh(gram)
+    last = squared[-rank - 1 :]
+    if not bool((last.diff() > torch.finfo(gram.dtype).eps ** (2 / 3) * squared[-1]).all()):
         raise _NotUniqueError
     vectors: Tensor = every[:, -rank:].flip(1)
     if not wide:
@@ -243,9 +243,9 @@ def _choose_signs(walk: _Walk) -> None:
     for label, child, parent in walk.bonds:
         rows = walk.without(child, label)
         sign = signs_of(group_axes(walk.values[child], walk.groups[child].labels, rows, (label,)))[0]
-        for number in (child, parent):
+        for number, factor in ((child, sign), (parent, sign.conj())):
             labels = walk.groups[number].labels
-            walk.values[number] = walk.values[number] * sign.reshape([-1 if n == label else 1 for n in labels])
+            walk.values[number] = walk.values[number] * factor.reshape([-1 if n == label else 1 for n in labels])
 
 
 def _split(walk: _Walk, tree: CoreTree) -> Iterator[tuple[str, Tensor]]:

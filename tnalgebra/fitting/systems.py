@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..tensors import Operand, contract
+from ..tensors import Operand, contract, products
 from .kronecker import kronecker_factors
 from .objective import BATCH, LAYER, PRIME, Objective, total
 
@@ -105,10 +105,10 @@ class KroneckerSystem:
         return self._turn(self._turn(core, adjoint=True) / (self.eigenvalues + damping), adjoint=False)
 
     def _turn(self, core: Tensor, *, adjoint: bool) -> Tensor:
-        """Multiply a core with the eigenvectors, or with their transpose."""
+        """Multiply a core with the eigenvectors, or with their adjoint."""
         for factor, vectors in self.factors:
             moved = core.permute(factor.order)
-            turned = (vectors.mT if adjoint else vectors) @ moved.reshape(*moved.shape[:2], vectors.shape[-1], -1)
+            turned = (vectors.mH if adjoint else vectors) @ moved.reshape(*moved.shape[:2], vectors.shape[-1], -1)
             core = turned.reshape(*turned.shape[:2], *moved.shape[2:]).permute(factor.back)
         return core
 
@@ -182,11 +182,15 @@ class System:
         return [*others, *again, *([] if objective.metric is None else [(METRIC, objective.metric_labels)])]
 
     def operands(self, values: Mapping[str, Tensor]) -> list[Operand]:
-        """`doubled` with the elements of the tensors."""
+        """`doubled` with the elements of the tensors, where the first of the two is the conjugate."""
         tensors = {**self.objective.constants, **values}
         if self.objective.metric is not None:
             tensors[METRIC] = self.objective.metric
-        return [(tensors[name], labels) for name, labels in self.doubled]
+        first = len(self.others)
+        return [
+            (tensors[name].conj() if number < first else tensors[name], labels)
+            for number, (name, labels) in enumerate(self.doubled)
+        ]
 
     def plan(self, operands: Sequence[_Labels], labels: _Labels) -> ContractionPlan:
         """How tensors with these labels are contracted to (layers, starts, *labels)."""
@@ -230,7 +234,7 @@ class System:
 
     def split(self, grams: Sequence[Tensor]) -> KroneckerSystem | None:
         """The gram matrix by its `factor_grams`; None where there are none, or where one of them is not finite."""
-        eigenvalues = self.objective.target.new_ones([1] * (2 + len(self.labels)))
+        eigenvalues = self.objective.target.real.new_ones([1] * (2 + len(self.labels)))
         factors = []
         for factor, gram in zip(self._factors, grams, strict=True):
             for axis in factor.plan.absent:
@@ -333,14 +337,14 @@ class System:
         residual = right - image
         conditioned = self._preconditioner(values, core)
         improved = conditioned(residual)
-        direction, power = improved, total(residual * improved)
+        direction, power = improved, total(products(residual, improved))
         enough = NEAR**2 * power
         for _ in range(ROUNDS):
             moved = product(direction)
-            step = ratio(power, total(direction * moved)).reshape(*power.shape, *[1] * len(self.labels))
+            step = ratio(power, total(products(direction, moved))).reshape(*power.shape, *[1] * len(self.labels))
             core, image, residual = core + step * direction, image + step * moved, residual - step * moved
             improved = conditioned(residual)
-            before, power = power, total(residual * improved)
+            before, power = power, total(products(residual, improved))
             if bool((power <= enough).all()):
                 break
             direction = improved + ratio(power, before).reshape(step.shape) * direction
@@ -404,10 +408,10 @@ class Part:
         constants, shared = self.systems[0].objective.constants, target[0]
         if outside:
             tensors = {**constants, **values}
-            shared = contract([target, *[(tensors[name], names) for name, names in outside]], labels)
+            shared = contract([target, *[(tensors[name].conj(), names) for name, names in outside]], labels)
         for system, (others, plan) in zip(self.systems, self._plans, strict=True):
             tensors = {**constants, **values}
-            operands = [(shared, labels), *[(tensors[name], names) for name, names in others], *plan.ones]
+            operands = [(shared, labels), *[(tensors[name].conj(), names) for name, names in others], *plan.ones]
             solved = system.solve(values, operands, plan.labels, ridge)
             values[system.name] = solved.core
         return solved
@@ -435,7 +439,7 @@ def _solve(gram: Tensor, right: Tensor, present: Tensor) -> tuple[Tensor, Tensor
 
 def _mean_diagonal(gram: Tensor) -> Tensor:
     """The mean of the diagonal of each matrix, greater than 0."""
-    return gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
+    return gram.diagonal(dim1=-2, dim2=-1).real.mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)
 
 
 def damped_cholesky(gram: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:

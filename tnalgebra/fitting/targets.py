@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..errors import ValuesError
 from ..networks import Network
 from ..tensors import scaled
 from .metric import Metric
@@ -17,6 +18,9 @@ def prepare_target(kernel: Tensor, right: Network, metric: Metric | None, dtype:
     """The target of the fit and its scale; axes: `open_labels(right)`."""
     target, scale = scaled(kernel, what="the kernel", dtype=dtype)
     if metric is not None:
+        if kernel.is_complex():
+            fact = "the kernel is complex, and the inputs of a layer, whose metric is asked for, are real"
+            raise ValuesError(fact, fix="a fit without a metric")
         target = (metric.target(kernel.to(torch.float64), right.output) / scale).to(dtype)
     return with_open_axes(target, right), scale
 

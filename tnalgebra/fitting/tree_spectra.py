@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..tensors import singular_values
+from ..tensors import squares as squared
 from .axes import group_axes
 from .ranks import Growth, UpTo, kept, kept_part, plain_rank
 from .size import ParameterBudget, Rank
@@ -84,7 +85,7 @@ class TreeSpectra:
             rest = turned.reshape(len(turned), *(sizes[label] for label in columns))
         bonds = [edge.bonds for edge in self.tree.edges]
         others = tuple(label for label in labels if (label,) not in bonds)
-        table = group_axes(rest.square(), labels, *bonds, others).sum(-1)
+        table = group_axes(squared(rest), labels, *bonds, others).sum(-1)
         for axis in range(table.ndim):
             table = table.cumsum(axis)
         return spectra, table
@@ -133,18 +134,18 @@ class TreeSpectra:
 
 
 def _squared_values(matrix: Tensor) -> list[float]:
-    gram = matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
+    gram = matrix @ matrix.mH if matrix.shape[-2] <= matrix.shape[-1] else matrix.mH @ matrix
     squares = torch.linalg.eigvalsh(gram).flip(-1).clamp(min=0)
     summed: list[float] = _without_rounding(squares if squares.ndim == 1 else squares.sum(0)).tolist()
     return summed
 
 
 def _turned_matrix(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The squares of the singular values, descending, and U^T matrix, where U has the left singular vectors."""
+    """The squares of the singular values, descending, and U^H matrix, where U has the left singular vectors."""
     wide = matrix.shape[0] <= matrix.shape[1]
-    squares, vectors = torch.linalg.eigh(matrix @ matrix.mT if wide else matrix.mT @ matrix)
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.mH if wide else matrix.mH @ matrix)
     squares, vectors = _without_rounding(squares.flip(0).clamp(min=0)), vectors.flip(1)
-    return squares, vectors.mT @ matrix if wide else squares.sqrt()[:, None] * vectors.mT
+    return squares, vectors.mH @ matrix if wide else squares.sqrt()[:, None] * vectors.mH
 
 
 def _without_rounding(squares: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from ..tensors import (
     contract,
     evaluate,
     gram_singular_values,
+    in_precision,
     matricise,
     scaled,
     truncated_svd,
@@ -244,7 +245,7 @@ def spectra(
         The spectra by layer, and within a layer in the order of `bipartitions`.
 
     Raises:
-        ValuesError: a weight that holds NaN or infinity (the layer is named), is empty or complex, has 1 axis or
+        ValuesError: a weight that holds NaN or infinity (the layer is named), is empty, has 1 axis or
             more than 5; `values` that do not fit.
         LayerError: a model without any such layer, or with one that has no weight yet.
         NetworkError: a network with fewer than 2 or more than 12 output labels.
@@ -275,7 +276,7 @@ def cut_singular_values(tensor: Tensor, labels: Sequence[str], cuts: Sequence[Bi
         For each cut shape (r,), descending, with r the smaller side of the cut's matrix.
 
     Raises:
-        ValuesError: an axis without a label or two with one, empty, complex, or NaN or infinity inside.
+        ValuesError: an axis without a label or two with one, empty, or NaN or infinity inside.
         RuleError: a cut that does not hold exactly these labels.
     """
     check_axes(tensor, labels)
@@ -296,12 +297,12 @@ def hosvd(tensor: Tensor | NDArray[Any], labels: str | Sequence[str] | None = No
     """The higher-order singular value decomposition: an orthonormal basis for every label, and the core.
 
     Args:
-        tensor: one axis a label, of any real type.
+        tensor: one axis a label, of any real or complex type.
         labels: at least two, all different: "out in kh kw" or a sequence; by default those of a kernel with as many
             axes.
 
     Raises:
-        ValuesError: another number of axes, a label that occurs twice, empty, complex, or NaN or infinity inside.
+        ValuesError: another number of axes, a label that occurs twice, empty, or NaN or infinity inside.
         RuleError: only one label.
     """
     tensor = as_tensor(tensor)
@@ -314,8 +315,8 @@ def hosvd(tensor: Tensor | NDArray[Any], labels: str | Sequence[str] | None = No
         cut = Bipartition((label,), tuple(other for other in labels if other != label))
         factors[label], values[label] = truncated_svd(matricise(tensor, labels, cut))[:2]
     mode = {label: f"{label} mode" for label in labels}
-    operands: list[Operand] = [(factors[label], (label, mode[label])) for label in labels]
-    numbers = tensor.detach().to(torch.float64)
+    operands: list[Operand] = [(factors[label].conj(), (label, mode[label])) for label in labels]
+    numbers = in_precision(tensor.detach(), torch.float64)
     core = contract([(numbers, tuple(labels)), *operands], [mode[label] for label in labels])
     return HOSVD(core, factors, values)
 

@@ -29,7 +29,7 @@ from ..networks import (
     tensor_nodes,
     with_sizes,
 )
-from ..tensors import Values, common_dtype, evaluate, magnitude, target_of, values_for
+from ..tensors import Values, common_dtype, evaluate, in_precision, magnitude, target_of, values_for
 from .matching import Match
 from .options import Options, Place
 from .outline import Outline, grown_sizes
@@ -111,8 +111,9 @@ class Reading:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The type of the new tensors."""
-        return common_dtype(self.values[name] for name in self.match.names.values())
+        """The type of the new tensors, which is complex where a value or a constant is."""
+        dtype = common_dtype(self.values[name] for name in self.match.names.values())
+        return dtype.to_complex() if any(value.is_complex() for value in self.constants.values()) else dtype
 
     @cached_property
     def sized(self) -> Network:
@@ -123,7 +124,7 @@ class Reading:
     def constants(self) -> dict[str, Tensor]:
         """The tensors of the right side that are not fitted."""
         constants = {
-            self.names[name]: self.values[self.names[name]].to(self.target.device, torch.float64)
+            self.names[name]: in_precision(self.values[self.names[name]], torch.float64).to(self.target.device)
             for name in tensor_nodes(self.right)
             if name not in self.new
         }
@@ -144,9 +145,11 @@ class Reading:
             if name not in self.new:
                 fact = f"the start has {name!r}, which is not a new tensor"
                 raise ValuesError(fact, new=" ".join(self.new))
-        return {
-            self.names[name]: _numbers(f"the start of {name!r}", value) for name, value in self.options.start.items()
-        }
+        cores = {name: _numbers(f"the start of {name!r}", value) for name, value in self.options.start.items()}
+        for name, core in cores.items():
+            if core.is_complex() and not self.dtype.is_complex:
+                raise ValuesError(f"the start of {name!r} is complex, and the kernel is real", fix="real numbers")
+        return {self.names[name]: core for name, core in cores.items()}
 
     @cached_property
     def metric(self) -> Metric | None:
@@ -352,16 +355,17 @@ def _constant(name: str, value: Any, right: Network, network_name: str) -> Tenso
     return constant
 
 
-def _numbers(what: str, value: object) -> Tensor:
-    """Elements from a caller or a file, in float64. Raises ValuesError if they are not finite real numbers."""
+def _numbers(what: str, value: Any) -> Tensor:
+    """Elements from a caller or a file, in float64 or complex128. Raises ValuesError if they are not finite numbers."""
     try:
-        tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
+        dtype = np.complex128 if np.iscomplexobj(value) else np.float64
+        tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=dtype))
     except (TypeError, ValueError) as error:
         raise ValuesError(f"{what} is not an array of numbers", because=error) from error
-    if tensor.is_complex() or tensor.numel() == 0 or not bool(tensor.isfinite().all()):
-        kind = "is complex" if tensor.is_complex() else "holds NaN or infinity" if tensor.numel() else "is empty"
-        raise ValuesError(f"{what} {kind}", shape=tuple(tensor.shape), fix="finite real numbers")
-    return tensor.double()
+    if tensor.numel() == 0 or not bool(tensor.isfinite().all()):
+        kind = "holds NaN or infinity" if tensor.numel() else "is empty"
+        raise ValuesError(f"{what} {kind}", shape=tuple(tensor.shape), fix="finite numbers")
+    return in_precision(tensor, torch.float64)
 
 
 def metric_in(metric: Metric, labels: Mapping[str, str], output: Sequence[str], *, whole: bool = True) -> Metric:

@@ -11,6 +11,7 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,19 @@ from .._tables import Table, Tabular, shorten, tabulate, write_change, write_num
 from ..errors import RuleError, ValuesError
 from ..fitting import FitReport
 from ..networks import NamedTensor, Network, kernel_multiply_adds, tensor_nodes
-from ..tensors import Values, bind_values, common_dtype, evaluate, is_finite, magnitude, relative, value_of, values_for
+from ..tensors import (
+    Values,
+    as_tensor,
+    bind_values,
+    common_dtype,
+    evaluate,
+    in_precision,
+    is_finite,
+    magnitude,
+    relative,
+    value_of,
+    values_for,
+)
 from .options import Choices, Options, Place
 
 if TYPE_CHECKING:
@@ -168,14 +181,21 @@ class Step:
         }
         if self.options.fixed:
             entry["fixed"] = {
-                name: value if isinstance(value, str) else torch.as_tensor(value, dtype=torch.float64).tolist()
-                for name, value in self.options.fixed.items()
+                name: value if isinstance(value, str) else _as_json(value) for name, value in self.options.fixed.items()
             }
         lost = [key for key in ("metric", "start") if getattr(self.options, key) is not None]
         if lost or self.options.lost:
             entry["lost"] = [*self.options.lost, *lost]
         errors = {name: error if math.isfinite(error) else str(error) for name, error in self.change.errors.items()}
         return {**entry, **errors, "after": str(self.after)}
+
+
+def _as_json(value: Any) -> object:
+    """Nested lists of numbers; of complex ones two of them, for the real and the imaginary parts."""
+    if np.iscomplexobj(value):
+        numbers = torch.as_tensor(value, dtype=torch.complex128)
+        return {"real": numbers.real.tolist(), "imaginary": numbers.imag.tolist()}
+    return torch.as_tensor(value, dtype=torch.float64).tolist()
 
 
 def _known_parameters(network: Network) -> int | None:
@@ -242,7 +262,9 @@ class Trace(Tabular):
         Raises:
             RuleError: a step breaks its promise; the first one is named, with what it promised and what is true.
         """
-        fit = start_fit(self.start, {name: torch.as_tensor(value).double() for name, value in values.items()})
+        fit = start_fit(
+            self.start, {name: in_precision(as_tensor(value), torch.float64) for name, value in values.items()}
+        )
         for number, step in enumerate(self.steps, 1):
             following = fit.again(step)
             claimed, true = step.after, following.network

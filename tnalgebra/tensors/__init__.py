@@ -13,6 +13,7 @@ from .linalg import (
     svd_of_product,
     truncated_svd,
 )
+from .numbers import in_precision, phases, products, squares
 from .quimb import from_quimb, to_quimb
 from .unique import signs_of
 from .values import bind_values, common_dtype, norm, relative, target_of, value_of
@@ -31,17 +32,21 @@ __all__ = [
     "evaluate",
     "from_quimb",
     "gram_singular_values",
+    "in_precision",
     "is_finite",
     "magnitude",
     "matricise",
     "norm",
     "operands",
     "pattern",
+    "phases",
+    "products",
     "relative",
     "relative_residual",
     "scaled",
     "signs_of",
     "singular_values",
+    "squares",
     "svd_of_product",
     "target_of",
     "to_quimb",

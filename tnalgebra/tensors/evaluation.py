@@ -32,9 +32,10 @@ from ..networks import (
     with_sizes,
 )
 from .contraction import MAX_ELEMENTS, Operand, contract
+from .numbers import real_parts
 
-_COMPUTED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Types of real numbers that torch computes in."""
+_COMPUTED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex128, torch.complex64)
+"""Types of real and complex numbers that torch computes in."""
 
 Values: TypeAlias = Mapping[str, Tensor]
 """name of a tensor -> its elements, with one axis for each label of its node, in their order."""
@@ -51,7 +52,7 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
 
     Raises:
         ValuesError: the network has no tensor of that name; or a value has another number of axes than its node, a
-            size that contradicts another one, no elements, complex elements, or NaN or infinity.
+            size that contradicts another one, no elements, or NaN or infinity.
     """
     nodes = tensors_of(network)
     tensors: dict[str, Tensor] = {}
@@ -107,24 +108,23 @@ def check_computable(what: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_meta:
         kind = "has no elements: it is on the meta device" if tensor.is_meta else f"is {tensor.layout}"
         raise ValuesError(f"{what} {kind}", fix="a dense tensor with elements")
-    short = tensor.is_floating_point() and tensor.dtype not in _COMPUTED
+    short = (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in _COMPUTED
     if short or tensor.is_quantized:
         fix = "tensor.dequantize()" if tensor.is_quantized else "tensor.float()"
+        fix = "tensor.to(torch.complex64)" if tensor.is_complex() else fix
         raise ValuesError(f"{what} has the type {tensor.dtype}, in which torch does not compute", fix=fix)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a real tensor, which has elements, has neither NaN nor infinity in it."""
-    low, high = torch.aminmax(tensor.detach())
+    """Whether a tensor, which has elements, has neither NaN nor infinity in it."""
+    low, high = torch.aminmax(real_parts(tensor.detach()))
     return isfinite(float(low)) and isfinite(float(high))
 
 
 def _check_elements(name: str, tensor: Tensor) -> None:
     if tensor.numel() == 0:
         raise ValuesError(f"the value of {name!r} is empty", shape=tuple(tensor.shape), fix="sizes of at least 1")
-    if tensor.is_complex():
-        raise ValuesError(f"the value of {name!r} is complex", fix="real numbers")
-    if tensor.is_floating_point() and not is_finite(tensor):
+    if (tensor.is_floating_point() or tensor.is_complex()) and not is_finite(tensor):
         count = int((~tensor.isfinite()).sum())
         raise ValuesError(f"the value of {name!r} holds NaN or infinity", where=f"{count} of {tensor.numel()} elements")
 
@@ -135,15 +135,16 @@ def evaluate(network: Network, values: Mapping[str, Any] | None = None, *, max_e
     The value of a sum is the sum of the values of its terms.
 
     It is computed in the obvious way, in float64 with dense index patterns, as the reference for everything that is
-    faster. `tn.compile` makes code for training and for large inputs.
+    faster. `tn.compile` makes code for training and for large inputs. Where a value is complex, so is the result; the
+    elements of reserved nodes are real.
 
     Args:
         values: name -> elements, for every named tensor: torch tensors, or anything that `torch.as_tensor` takes.
         max_elements: the most elements that a dense index pattern or an intermediate may have.
 
     Returns:
-        float64, with one axis for each output label, in their order; element [i, j, ...] is the sum over the other
-        labels at these values of the output labels.
+        float64, or complex128 for complex values, with one axis for each output label, in their order; element
+        [i, j, ...] is the sum over the other labels at these values of the output labels.
 
     Raises:
         ValuesError: a value is missing or not finite, or its shape does not fit.
@@ -164,9 +165,11 @@ def magnitude(network: Network, values: Mapping[str, Any] | None = None, *, max_
 def _evaluate(network: Network, values: Mapping[str, Any], max_elements: int, *, absolute: bool) -> Tensor:
     network, tensors = bind(network, values)
     tensors = values_for(network, tensors)
+    complex_values = any(tensor.is_complex() for tensor in tensors.values())
+    dtype = torch.complex128 if complex_values else torch.float64
     values_of_terms = []
     for term in network.terms:
-        dense = operands(term, tensors, torch.float64, max_elements=max_elements)
+        dense = operands(term, tensors, dtype, max_elements=max_elements)
         if absolute:
             dense = [(tensor.abs(), labels) for tensor, labels in dense]
         values_of_terms.append(contract(dense, term.output, max_elements=max_elements))

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import RankError, ValuesError
 from ..networks import Bipartition, check_covers
 from .evaluation import check_computable
+from .numbers import in_precision, largest, phases
 from .unique import make_unique
 
 TALL = 2
@@ -62,35 +63,32 @@ class Scaled(NamedTuple):
 
     tensor: Tensor
     scale: float
-    """The largest absolute value; 1 for a tensor of zeros."""
+    """The largest absolute value, of complex numbers that of a real or imaginary part; 1 for a tensor of zeros."""
 
 
 def scaled(tensor: Tensor, *, what: str = "the tensor", dtype: torch.dtype = torch.float64) -> Scaled:
-    """Check that a tensor can be decomposed, and convert it to `dtype` with a largest absolute value of 1.
+    """Check that a tensor can be decomposed, and convert it to the precision of `dtype` with a largest element of 1.
 
     Args:
         what: what the tensor is called in messages.
 
     Raises:
-        ValuesError: the tensor is empty or complex, or has NaN or infinity in it.
+        ValuesError: the tensor is empty, or has NaN or infinity in it.
     """
     shape = tuple(tensor.shape)
     if tensor.numel() == 0:
         raise ValuesError(f"{what} is empty", shape=shape, fix="sizes of at least 1")
-    if tensor.is_complex():
-        raise ValuesError(f"{what} is complex", shape=shape, fix="real numbers")
     check_computable(what, tensor)
-    tensor = tensor.detach() if tensor.is_floating_point() else tensor.double()
-    low, high = torch.aminmax(tensor)
-    scale = max(-float(low), float(high))
+    tensor = tensor.detach() if tensor.is_floating_point() or tensor.is_complex() else tensor.double()
+    scale = largest(tensor)
     if not isfinite(scale):
         count = tensor.numel() - int(tensor.isfinite().sum())
         raise ValuesError(f"{what} holds NaN or infinity", where=f"{count} of {tensor.numel()} elements", shape=shape)
     if not scale:
-        return Scaled(tensor.to(dtype), 1.0)
+        return Scaled(in_precision(tensor, dtype), 1.0)
     # a type with a wider range is scaled before it is narrowed
     wide = torch.promote_types(tensor.dtype, dtype)
-    return Scaled(tensor.to(wide, copy=True).div_(scale).to(dtype), scale)
+    return Scaled(in_precision(tensor.to(wide, copy=True).div_(scale), dtype), scale)
 
 
 def matricise(tensor: Tensor, labels: Sequence[str], cut: Bipartition) -> Tensor:
@@ -148,7 +146,7 @@ def gram_singular_values(matrix: Tensor) -> Tensor:
     Raises:
         ValuesError: the eigenvalues do not converge.
     """
-    gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
+    gram = matrix @ matrix.mH if matrix.shape[0] <= matrix.shape[1] else matrix.mH @ matrix
     squares: Tensor = _converged(lambda: torch.linalg.eigvalsh(gram), "eigenvalues of the Gram matrix", matrix)
     return squares.flip(0).clamp(min=0).sqrt()
 
@@ -174,18 +172,19 @@ def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype
     """The singular value decomposition with the `rank` largest values: the nearest matrix of that rank.
 
     Args:
-        matrix: shape (.., m, n), of any real type. Axes before the last two number matrices, which are decomposed
-            side by side.
+        matrix: shape (.., m, n), of any real or complex type. Axes before the last two number matrices, which are
+            decomposed side by side.
         rank: how many values are kept, from 1 to min(m, n); None keeps all.
         dtype: in which to compute.
 
     Returns:
-        U (.., m, r) with orthonormal columns, S (.., r), V (.., r, n) with orthonormal rows, all of that type. In
-        float64 the error of each value is about 1e-14 of the largest, and values that are only rounding are 0.
+        U (.., m, r) with orthonormal columns, S (.., r), V (.., r, n) with orthonormal rows, all of that type; of a
+        complex matrix U and V are complex and S is real. In float64 the error of each value is about 1e-14 of the
+        largest, and values that are only rounding are 0.
 
         The result is unique up to rounding, whatever the number of threads: the largest element of each left vector is
-        positive (of equally large ones the first), and the left vectors of equal values are those that are 0, but for
-        one of them, at the rows where they are largest.
+        real and positive (of equally large ones the first), and the left vectors of equal values are those that are 0,
+        but for one of them, at the rows where they are largest.
 
         The vectors of one large matrix (`LARGE`) come from its Gram matrix in float64, which takes less time and
         memory; values below `LEVEL` of the largest have a Gram matrix of their own, so that the error of each value,
@@ -198,7 +197,7 @@ def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype
         orthonormal as otherwise, but a value of S may be a few per cent too small where values hardly fall.
 
     Raises:
-        ValuesError: `matrix` has fewer than 2 axes, is empty or complex, or has NaN or infinity in it; or the SVD does
+        ValuesError: `matrix` has fewer than 2 axes, is empty, or has NaN or infinity in it; or the SVD does
             not converge.
         RankError: `rank` is out of range.
 
@@ -223,10 +222,10 @@ def truncated_svd(matrix: Tensor, rank: int | None = None, *, dtype: torch.dtype
     decompose = _gram_svd if _large(matrix) and dtype == torch.float64 else _tall_svd
     if randomised(matrix, rank):
         decompose = _random_svd
-    left, values, right = decompose(numbers.mT if wide else numbers, rank)
+    left, values, right = decompose(numbers.mH if wide else numbers, rank)
     del numbers  # a large one, which the rest does without
     if wide:
-        left, right = right.mT, left.mT
+        left, right = right.mH.resolve_conj(), left.mH.resolve_conj()
     left, values, right = make_unique(left, values, right)
     return SVD(left[..., :rank], values[..., :rank] * scale, right[..., :rank, :])
 
@@ -242,9 +241,9 @@ def svd_of_product(left: Tensor, right: Tensor) -> SVD:
         U (m, k), S (k,), V (k, n) with k = min(r, m, n), and with the signs of `truncated_svd`.
     """
     basis, triangle = torch.linalg.qr(left)
-    other, below = torch.linalg.qr(right.mT)
-    inner = truncated_svd(triangle @ below.mT, dtype=left.dtype)
-    return SVD(*make_unique(basis @ inner.U, inner.S, inner.V @ other.mT))
+    other, below = torch.linalg.qr(right.mH)
+    inner = truncated_svd(triangle @ below.mH, dtype=left.real.dtype)
+    return SVD(*make_unique(basis @ inner.U, inner.S, inner.V @ other.mH))
 
 
 def relative_residual(matrix: Tensor, left: Tensor, right: Tensor) -> float:
@@ -256,13 +255,12 @@ def relative_residual(matrix: Tensor, left: Tensor, right: Tensor) -> float:
         matrix: shape (m, n).
         left, right: shapes (m, r) and (r, n).
     """
-    low, high = torch.aminmax(matrix)
-    largest = max(-float(low), float(high)) or 1.0
-    left, right = left.double() / largest, right.double()
+    scale = largest(matrix) or 1.0
+    left, right = in_precision(left, torch.float64) / scale, in_precision(right, torch.float64)
     above, below = [0.0], [0.0]
     size = max(1, _BLOCK // matrix.shape[1])
     for rows in range(0, matrix.shape[0], size):
-        block = matrix[rows : rows + size].double() / largest
+        block = in_precision(matrix[rows : rows + size], torch.float64) / scale
         below.append(float(torch.linalg.vector_norm(block)))
         above.append(float(torch.linalg.vector_norm(block.sub_(left[rows : rows + size] @ right))))
     return math.hypot(*above) / (math.hypot(*below) or 1.0)
@@ -290,7 +288,7 @@ def _gram_svd(matrix: Tensor, rank: int) -> SVD:
     chosen: list[Tensor] = []
     rounding, largest = torch.finfo(matrix.dtype).eps, 0.0
     while kept < rank:
-        eigh = partial(torch.linalg.eigh, part.mT @ part)
+        eigh = partial(torch.linalg.eigh, part.mH @ part)
         squares, vectors = _converged(eigh, "eigenvalues of the Gram matrix", matrix)
         squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
         largest = largest or float(squares[0])
@@ -308,8 +306,8 @@ def _gram_svd(matrix: Tensor, rank: int) -> SVD:
     values, order = torch.linalg.vector_norm(product, dim=0).sort(descending=True, stable=True)
     product = product[:, order]
     basis, triangle = torch.linalg.qr(product)
-    basis *= torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis)
-    return SVD(basis, values, right[:, order].mT)
+    basis *= phases(triangle.diagonal())
+    return SVD(basis, values, right[:, order].mH.resolve_conj())
 
 
 def _random_svd(matrix: Tensor, rank: int) -> SVD:
@@ -318,10 +316,10 @@ def _random_svd(matrix: Tensor, rank: int) -> SVD:
     sample = torch.randn(matrix.shape[1], width, dtype=matrix.dtype, device=matrix.device, generator=generator)
     basis = torch.linalg.qr(matrix @ sample)[0]
     for _ in range(POWER_ROUNDS):
-        basis = torch.linalg.qr(matrix.mT @ basis)[0]
+        basis = torch.linalg.qr(matrix.mH @ basis)[0]
         basis = torch.linalg.qr(matrix @ basis)[0]
-    left, values, right = _svd((basis.mT @ matrix).mT)
-    return SVD(basis @ right.mT, values, left.mT)
+    left, values, right = _svd((basis.mH @ matrix).mH)
+    return SVD(basis @ right.mH, values, left.mH.resolve_conj())
 
 
 def _tall_svd(matrix: Tensor, rank: int) -> SVD:
@@ -339,9 +337,9 @@ def _svd(matrix: Tensor) -> SVD:
     except LinAlgError:
         # divide and conquer takes other steps for the transpose, and usually converges there
         left, values, right = _converged(
-            lambda: torch.linalg.svd(matrix.mT.contiguous(), full_matrices=False), "SVD", matrix
+            lambda: torch.linalg.svd(matrix.mH.contiguous(), full_matrices=False), "SVD", matrix
         )
-        return SVD(right.mT, values, left.mT)
+        return SVD(right.mH.resolve_conj(), values, left.mH.resolve_conj())
 
 
 def _converged(compute: Callable[[], Result], what: str, matrix: Tensor) -> Result:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import NetworkError, SizeError, ValuesError
+from ..errors import NetworkError, SizeError
 from ..networks import (
     RESERVED,
     WORD,
@@ -35,6 +35,7 @@ from ..networks import (
     tensor_nodes,
 )
 from .evaluation import bind, pattern, values_for
+from .numbers import in_precision
 from .values import common_dtype
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> Tenso
     tensors = values_for(network, tensors)
     common = common_dtype(tensors.values())
     like = next(iter(tensors.values()), torch.empty(0)).new_empty(
-        0, dtype=common if common.is_floating_point else torch.float64
+        0, dtype=common if common.is_floating_point or common.is_complex else torch.float64
     )
     # quimb lists outer indices in the order in which they became outer; deleting this tensor makes all of them outer
     shape = shape_of(network, network.output)
@@ -127,7 +128,7 @@ def from_quimb(tn: TensorNetwork, like: Network | None = None) -> tuple[Network,
         NetworkError: `tn` is not the network `like` with other values: a tensor was contracted, split, added or
             removed; an index pattern or a copy tensor has other elements, as after canonizing or compressing its
             bonds; occurrences of a tied tensor differ; or an open label is lost.
-        ValuesError: an array is complex, not finite or empty.
+        ValuesError: an array is not finite or empty.
 
     Example:
         >>> network, values = tn.tensors.from_quimb(quimb_network, like=fit.network)
@@ -235,7 +236,7 @@ def _in_order(pieces: Sequence[_Piece], tensors: Sequence[Any]) -> list[Tensor]:
     arrays = []
     for piece, tensor in zip(pieces, tensors, strict=True):
         kept = [ind for ind in piece.inds if ind in names]
-        array = _torch(tensor.data, str(piece)).permute([tensor.inds.index(names[ind]) for ind in kept])
+        array = _torch(tensor.data).permute([tensor.inds.index(names[ind]) for ind in kept])
         for axis, ind in enumerate(piece.inds):
             if ind not in names:
                 array = array.unsqueeze(axis)
@@ -299,8 +300,10 @@ def _close(array: Tensor, expected: Tensor) -> bool:
     """Whether the elements are the expected ones, up to rounding in the array's dtype."""
     if array.shape != expected.shape:
         return False
-    dtype = array.dtype if array.is_floating_point() else torch.float64
-    difference = (array.double() - expected.to(array.device).double()).abs().max()
+    dtype = array.dtype if array.is_floating_point() or array.is_complex() else torch.float64
+    difference = (
+        (in_precision(array, torch.float64) - in_precision(expected.to(array.device), torch.float64)).abs().max()
+    )
     return bool(difference <= _ROUNDING * torch.finfo(dtype).eps * expected.abs().max())
 
 
@@ -317,7 +320,7 @@ def _foreign(tn: Any) -> tuple[Network, dict[str, Tensor]]:
     for tensor in tn.tensors:
         name = next((tag for tag in tags if tag in tensor.tags), None) or next(names)
         nodes.append(NamedTensor(name, tuple(labels[ind] for ind in tensor.inds)))
-        values[name] = _torch(tensor.data, f"tensor {name!r}")
+        values[name] = _torch(tensor.data)
     return bind(Network(nodes, [labels[ind] for ind in tn.outer_inds() if times[ind] == 1]), values)
 
 
@@ -339,10 +342,7 @@ def _is_random(ind: object) -> bool:
     return str(ind).startswith("_")
 
 
-def _torch(data: Any, what: str) -> Tensor:
+def _torch(data: Any) -> Tensor:
     """The array of a quimb tensor, of whatever library, as a torch tensor."""
     to_numpy = import_module("autoray").to_numpy
-    tensor = data if isinstance(data, Tensor) else torch.as_tensor(np.array(to_numpy(data)))
-    if tensor.is_complex():
-        raise ValuesError(f"{what} is complex in quimb", fix="real numbers")
-    return tensor
+    return data if isinstance(data, Tensor) else torch.as_tensor(np.array(to_numpy(data)))

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from .numbers import phases
+
 EQUAL = 32
 """Singular values are equal if they differ by at most this many roundings of the largest one."""
 
@@ -34,11 +36,13 @@ def make_unique(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Te
         for place in equal.nonzero().tolist():
             _choose_bases(left[*place], values[*place], right[*place], width=float(width[*place]))
     sign = signs_of(left)
-    return left.mul_(sign), values, right.mul_(sign.mT)
+    return left.mul_(sign), values, right.mul_(sign.mH)
 
 
 def signs_of(vectors: Tensor) -> Tensor:
     """The signs that make the largest element of each column positive, of equally large ones the first.
+
+    Of complex vectors they are factors of absolute value 1, which make this element real.
 
     Args:
         vectors: shape (.., m, r).
@@ -47,7 +51,7 @@ def signs_of(vectors: Tensor) -> Tensor:
         Shape (.., 1, r).
     """
     first = _first_of_the_largest(vectors.abs(), -2)
-    return torch.where(vectors.gather(-2, first) < 0, -1.0, 1.0).to(vectors)
+    return phases(vectors.gather(-2, first)).conj().resolve_conj()
 
 
 def _choose_bases(left: Tensor, values: Tensor, right: Tensor, *, width: float) -> None:
@@ -61,8 +65,8 @@ def _choose_bases(left: Tensor, values: Tensor, right: Tensor, *, width: float) 
             rotation = _rotation(left[:, group])
             left[:, group] = left[:, group] @ rotation
             if listed[start] == 0:  # vectors of values 0 are chosen on either side by themselves
-                rotation = _rotation(right[group].mT)
-            right[group] = rotation.mT @ right[group]
+                rotation = _rotation(right[group].mH)
+            right[group] = rotation.mH @ right[group]
         start = stop
 
 
@@ -80,11 +84,11 @@ def _rotation(vectors: Tensor) -> Tensor:
     for _ in range(vectors.shape[1]):
         norms = torch.linalg.vector_norm(rest, dim=1)
         row = int(_first_of_the_largest(norms, 0))
-        column = rest[row] / norms[row]
+        column = rest[row].conj() / norms[row]
         columns.append(column)
-        rest -= torch.outer(rest @ column, column)
+        rest -= torch.outer(rest @ column, column.conj())
     basis, triangle = torch.linalg.qr(torch.stack(columns, 1))  # which removes their rounding
-    rotation: Tensor = basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis)
+    rotation: Tensor = basis * phases(triangle.diagonal())
     return rotation
 
 

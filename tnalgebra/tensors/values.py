@@ -13,6 +13,7 @@ from torch import Tensor
 from ..networks import Network, all_nodes
 from .contraction import contract
 from .evaluation import Values, add_up, bind, operands, values_for
+from .numbers import in_precision, largest
 
 _PLAIN = 1e-100, 1e100
 """Between these norms the squares of elements neither overflow nor vanish in float64."""
@@ -25,7 +26,7 @@ def bind_values(network: Network, values: Mapping[str, Any]) -> tuple[Network, d
     """`evaluation.bind`, with integers as float64 and without gradients, which is what a rewrite needs."""
     network, tensors = bind(network, values)
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-    return network, {n: t if t.is_floating_point() else t.double() for n, t in tensors.items()}
+    return network, {n: t if t.is_floating_point() or t.is_complex() else t.double() for n, t in tensors.items()}
 
 
 def relative(difference: Tensor, reference: Tensor) -> float:
@@ -42,13 +43,16 @@ def norm(tensor: Tensor) -> float:
     if not tensor.numel():
         return 0.0
     if tensor.numel() <= _BLOCK:
-        plain = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+        plain = float(torch.linalg.vector_norm(in_precision(tensor, torch.float64)))
         if _PLAIN[0] < plain < _PLAIN[1]:
             return plain
-    low, high = torch.aminmax(tensor)
-    largest = abs(max(-float(low), float(high)))
-    blocks = (block.double() / largest for block in torch.split(tensor.reshape(-1), _BLOCK)) if largest else ()
-    return largest * math.hypot(*(float(torch.linalg.vector_norm(block)) for block in blocks))
+    scale = abs(largest(tensor))
+    blocks = (
+        (in_precision(block, torch.float64) / scale for block in torch.split(tensor.reshape(-1), _BLOCK))
+        if scale
+        else ()
+    )
+    return scale * math.hypot(*(float(torch.linalg.vector_norm(block)) for block in blocks))
 
 
 def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
@@ -69,7 +73,12 @@ def target_of(network: Network, values: Values, dtype: torch.dtype) -> Tensor:
 
 
 def value_of(network: Network, values: Values, *, dtype: torch.dtype | None = None) -> Tensor:
-    """The value of a network in `dtype`, with dense index patterns. By default it is the values' common type."""
+    """The value of a network in the precision of `dtype`, with dense index patterns.
+
+    By default it is in the values' common type; it is complex where a value is.
+    """
     network, tensors = bind(network, values_for(network, values))
-    dtype = dtype or common_dtype(tensors.values())
-    return add_up([contract(operands(term, tensors, dtype), term.output) for term in network.terms])
+    own = common_dtype(tensors.values())
+    if dtype is not None:
+        own = dtype.to_complex() if own.is_complex else dtype
+    return add_up([contract(operands(term, tensors, own), term.output) for term in network.terms])
