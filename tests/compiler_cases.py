@@ -70,7 +70,8 @@ def compiled(network: Network, values: Mapping[str, Tensor], inputs: Collection[
 
 def assert_same(value: Tensor, expected: Tensor, scale: Tensor) -> None:
     assert value.shape == expected.shape
-    assert value.dtype == expected.dtype == torch.float64
+    assert value.dtype == expected.dtype
+    assert value.dtype in (torch.float64, torch.complex128)
     assert ((value - expected).abs() <= ROUNDING * scale).all()
 
 

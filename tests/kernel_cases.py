@@ -64,9 +64,8 @@ def unfolding(tensor: Tensor, labels: str, rows: str) -> Matrix:
     """The matrix whose rows are numbered by the labels `rows`, with numpy alone."""
     order = labels.split()
     left = rows.split()
-    array = np.transpose(
-        tensor.double().numpy(), [order.index(x) for x in (*left, *(y for y in order if y not in left))]
-    )
+    numbers = (tensor if tensor.is_complex() else tensor.double()).numpy()
+    array = np.transpose(numbers, [order.index(x) for x in (*left, *(y for y in order if y not in left))])
     return array.reshape(math.prod(array.shape[: len(left)]), -1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ def gradients(value: Tensor, tensors: Mapping[str, Tensor], direction: Tensor) -
 def dense_gradients(network: Network, values: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
     """The same by autograd through the dense float64 contraction."""
     tensors = {name: value.clone().requires_grad_() for name, value in values.items()}
-    return gradients(contract(operands(network, tensors, torch.float64), network.output), tensors, direction)
+    return gradients(contract(operands(network, tensors, direction.dtype), network.output), tensors, direction)
 
 
 def scale_of_gradients(network: Network, values: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
@@ -56,13 +57,28 @@ def scale_of_gradients(network: Network, values: Mapping[str, Tensor], direction
 def test_compiled_has_the_value_and_the_gradients_of_the_oracle(
     example: Example, candidates: str, backward: bool, seed: int
 ) -> None:
+    check_law(example, seed, torch.float64, candidates=candidates, backward=backward)
+
+
+@FEWER
+@given(examples(), st.integers(0, 2**32 - 1))
+def test_compiled_has_the_value_and_the_gradients_of_the_oracle_for_complex_values(example: Example, seed: int) -> None:
     network, values, inputs = example
-    module = compiled(network, values, inputs, candidates=candidates, backward=backward)
+    generator = torch.Generator().manual_seed(seed + 1)
+    phases = {
+        name: torch.randn(value.shape, dtype=torch.complex128, generator=generator) for name, value in values.items()
+    }
+    check_law((network, {name: value * phases[name] for name, value in values.items()}, inputs), seed, torch.complex128)
+
+
+def check_law(example: Example, seed: int, dtype: torch.dtype, **choices: Any) -> None:
+    network, values, inputs = example
+    module = compiled(network, values, inputs, **choices)
     expected, size = evaluate(network, values), magnitude(network, values)
     tensors = {name: values[name].clone().requires_grad_() for name in inputs}
     value = module(**tensors)
     assert_same(value.detach(), expected, size)
-    direction = torch.randn(value.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    direction = torch.randn(value.shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
     ours = gradients(value, {**tensors, **dict(module.named_parameters())}, direction)
     dense, scale = dense_gradients(network, values, direction), scale_of_gradients(network, values, direction)
     assert ours.keys() == dense.keys()

@@ -27,7 +27,10 @@ MAX_PLAN_ELEMENTS = 2**28
 """Default limit for the number of elements of any tensor that a plan makes: 1 GiB in float32."""
 
 COMPUTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-"""Types of numbers that torch multiplies and adds on every device."""
+"""Types of real numbers that torch multiplies and adds on every device."""
+
+COMPLEX = (torch.complex64, torch.complex128)
+"""Types of complex numbers that a compiled network, though not a layer, may have."""
 
 KEPT = 4
 """Number of trees that the search keeps for each set of nodes."""

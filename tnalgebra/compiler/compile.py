@@ -39,7 +39,8 @@ def compile(  # it hides the builtin here, and is used as tnalgebra.compile
         inputs: the nominal shape of every tensor that is passed at the call, by name. The plan is chosen for these
             shapes; the module computes for all other sizes that agree with the weights.
         values: the elements of every other tensor, by name. They become parameters of that name, with their dtype and
-            device. A `torch.nn.Parameter` is used itself, though the order of its elements in memory may change.
+            device; complex ones need complex inputs. A `torch.nn.Parameter` is used itself, though the order of its
+            elements in memory may change.
         constants: names of values that are not trained: they become buffers.
         bias: an output label along which a vector is added; `values` has it under the name "bias".
         candidates: "all", or "factored" for plans that never contract all weights into one tensor before an input,
@@ -107,9 +108,9 @@ def make_request(
     if bias is not None:
         vector = Network([NamedTensor("bias", (bias,))], sizes={bias: size_of(network, bias)})
         tensors |= bind(vector, {"bias": values["bias"]})[1]
-    floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
-    dtype = floating[0] if floating else torch.get_default_dtype()
-    tensors = {name: t if t.is_floating_point() else t.to(dtype) for name, t in tensors.items()}
+    inexact = {name: tensor.is_floating_point() or tensor.is_complex() for name, tensor in tensors.items()}
+    dtype = next((tensors[name].dtype for name in tensors if inexact[name]), torch.get_default_dtype())
+    tensors = {name: tensor if inexact[name] else tensor.to(dtype) for name, tensor in tensors.items()}
     devices, dtypes = {tensor.device for tensor in tensors.values()}, {tensor.dtype for tensor in tensors.values()}
     if len(devices) > 1 or len(dtypes) > 1:
         listed = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items())

@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 
 from ..errors import CompileError, SizeError
 from ..networks import Conv, Fill, NamedTensor, Network, node_text
-from .choose import COMPUTED, PlanRequest, is_channels_last
+from .choose import COMPLEX, COMPUTED, PlanRequest, is_channels_last
 from .computation import check_inputs, labels_from_inputs
 from .empty import empty_labels, with_one_element, without_elements
 from .executor import Executor, Frozen, lower_type
+from .operations import Pool
 from .plan import Plan
 from .tracing import is_jit_traced, is_symbolic, is_traced, is_watched, leaf_call
 from .tune import ranked_candidates
@@ -40,6 +41,7 @@ class Compiled(nn.Module):
     """
 
     network: Network
+    _computed: ClassVar[tuple[torch.dtype, ...]] = (*COMPUTED, *COMPLEX)
     _lowered: ClassVar[bool] = True  # whether autocast has the input in its type, as in torch's linear layers
     _tune: bool
     _weights: tuple[str, ...]
@@ -57,7 +59,7 @@ class Compiled(nn.Module):
         self._tune = tune
         self._weights = tuple(values)
         for name, value in values.items():
-            if name in constants or not value.is_floating_point():
+            if name in constants or not (value.is_floating_point() or value.is_complex()):
                 self.register_buffer(name, value.detach().clone())
             else:
                 parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())
@@ -123,20 +125,27 @@ class Compiled(nn.Module):
         first = getattr(self, self._weights[0]) if self._weights else tensors[0]
         if self._weights:
             self._check_type(first)
+        if first.is_complex() and first.dtype in self._computed:
+            self._check_complex()
         dtype = first.dtype if lowered is None else lower_type(first.new_empty(0), lowered).dtype
         for tensor, (name, count, sizes) in zip(tensors, self._executor.fixed, strict=True):
             if tensor.ndim != count or any(tensor.shape[axis] != size for axis, size in sizes):
                 self._refuse_shape(name, tensor)
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() and tensor.dtype not in self._computed:
                 self._refuse(f"the input {name!r} is {tensor.dtype}", fix="floating point numbers")
             if tensor.dtype != dtype:
                 others = "the weights are" if self._weights else f"{self._executor.fixed[0][0]!r} is"
                 fact = f"the input {name!r} is {tensor.dtype}, {others} {dtype}"
                 self._refuse(fact, fix=f"{name}.to({dtype}), or torch.autocast")
 
+    def _check_complex(self) -> None:
+        if any(isinstance(operation, Pool) for operation in self.plan.chosen.program.operations):
+            fact = "torch has no pooling of complex numbers"
+            self._refuse(fact, fix="the real and the imaginary parts one after the other, or tn.evaluate")
+
     def _check_type(self, weight: Tensor) -> None:
-        if weight.dtype not in COMPUTED:
-            self._refuse(f"the weights are {weight.dtype}", fix=f"one of {', '.join(map(str, COMPUTED))}")
+        if weight.dtype not in self._computed:
+            self._refuse(f"the weights are {weight.dtype}", fix=f"one of {', '.join(map(str, self._computed))}")
 
     def _refuse(self, fact: str, **context: Any) -> NoReturn:
         raise CompileError(fact, **context, layer=self._title())

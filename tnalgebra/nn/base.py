@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch import nn as torch_nn
 
-from ..compiler import MAX_PLAN_ELEMENTS, Compiled, make_request
+from ..compiler import COMPUTED, MAX_PLAN_ELEMENTS, Compiled, make_request
 from ..errors import CompileError, LayerError
 from ..fitting import bonds_of
 from ..networks import NamedTensor, Network, compose, shape_of, tensor_nodes
@@ -57,6 +57,7 @@ class KernelLayer(Weightless):
     """
 
     dense_class: ClassVar[type[Any]]
+    _computed = COMPUTED
     argument_names: ClassVar[tuple[str, ...]]
     kernel: Network
     origin: Origin

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..decompositions import read_trace
-from ..errors import RuleError
+from ..errors import LayerError, RuleError
 from ..rewriting import Fit, Trace, metric_in
 from ..tensors import value_of
 
@@ -67,6 +67,11 @@ def in_type(fit: Fit, dtype: torch.dtype) -> Fit:
     """The same fit with values of the type in which a layer holds them, and the errors of these numbers."""
     if all(value.dtype == dtype for value in fit.values.values()):
         return fit
+    name = next((name for name, value in fit.values.items() if value.is_complex()), None)
+    if name is not None:
+        raise LayerError(
+            f"the tensor {name!r} of the fit is complex, and a layer of {dtype} is real", fix="real values"
+        )
     values = {name: value.to(dtype) for name, value in fit.values.items()}
     held = replace(fit, values=values, _start=fit.start_values)
     steps = held.trace.steps

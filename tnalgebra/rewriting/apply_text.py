@@ -29,7 +29,7 @@ from ..networks import (
     tensor_nodes,
     with_sizes,
 )
-from ..tensors import Values, common_dtype, evaluate, in_precision, magnitude, target_of, values_for
+from ..tensors import Values, as_tensor, common_dtype, evaluate, in_precision, magnitude, target_of, values_for
 from .matching import Match
 from .options import Options, Place
 from .outline import Outline, grown_sizes
@@ -358,8 +358,11 @@ def _constant(name: str, value: Any, right: Network, network_name: str) -> Tenso
 def _numbers(what: str, value: Any) -> Tensor:
     """Elements from a caller or a file, in float64 or complex128. Raises ValuesError if they are not finite numbers."""
     try:
-        dtype = np.complex128 if np.iscomplexobj(value) else np.float64
-        tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=dtype))
+        if isinstance(value, Tensor):
+            tensor = as_tensor(value.detach())
+        else:
+            dtype = np.complex128 if np.iscomplexobj(value) else np.float64
+            tensor = torch.from_numpy(np.array(value, dtype=dtype))
     except (TypeError, ValueError) as error:
         raise ValuesError(f"{what} is not an array of numbers", because=error) from error
     if tensor.numel() == 0 or not bool(tensor.isfinite().all()):

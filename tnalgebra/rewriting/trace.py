@@ -192,7 +192,7 @@ class Step:
 
 def _as_json(value: Any) -> object:
     """Nested lists of numbers; of complex ones two of them, for the real and the imaginary parts."""
-    if np.iscomplexobj(value):
+    if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
         numbers = torch.as_tensor(value, dtype=torch.complex128)
         return {"real": numbers.real.tolist(), "imaginary": numbers.imag.tolist()}
     return torch.as_tensor(value, dtype=torch.float64).tolist()

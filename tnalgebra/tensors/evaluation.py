@@ -97,10 +97,13 @@ def _tensor(name: str, value: Any) -> Tensor:
 
 
 def as_tensor(value: Any) -> Tensor:
-    """`torch.as_tensor`, also of arrays that torch does not share: a reversed or read-only one is copied."""
+    """`torch.as_tensor`, also of arrays that torch does not share: a reversed or read-only one is copied.
+
+    So is a view that is conjugated only when it is read, which numpy refuses.
+    """
     if isinstance(value, np.ndarray) and (not value.flags.writeable or any(stride < 0 for stride in value.strides)):
         value = value.copy()
-    return torch.as_tensor(value)
+    return torch.as_tensor(value).resolve_conj().resolve_neg()
 
 
 def check_computable(what: str, tensor: Tensor) -> None:
