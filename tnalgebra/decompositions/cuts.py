@@ -95,8 +95,7 @@ def cut(text: str | Bipartition, *, of: str | None = None, form: CutForm = "fact
         nearest = _nearest if options.metric is None else _nearest_in_metric
         svd, report = nearest(dense, network, bipartition, form=form, options=options)
         after, factors = _factors(network, bipartition, svd, dense.shape, form=form, dtype=dtype)
-        nodes = [node for node in after.nodes if isinstance(node, NamedTensor)]
-        left, *middle, right = (in_precision(factors[node.name], torch.float64) for node in nodes)
+        left, *middle, right = (in_precision(factors[name], torch.float64) for name in tensor_nodes(after))
         left = left.flatten(0, -2) if not middle else left.flatten(0, -2) * middle[0]
         error = relative_residual(matricise(dense, network.output, bipartition), left, right.flatten(1))
         if report is not None and options.metric is not None:
