@@ -131,6 +131,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "Conv[x:{n} y k:{k} | {window}] Conv[y z k | stride={d}] ; y",
         "Conv[x:{n} y k:{k} | {window}] Conv[y z h:{h}]",
     ),
+    "merge_circular_windows": (
+        "Conv[x:{n} y k:3 | padding=1 mode=circular] Conv[y z h:{h} | padding={pad} mode=circular] ; y",
+        "Conv[x:{n} y k:2 | padding=0:2 dilation=2 mode=circular] Conv[y z h:{h} | stride={d} mode=circular] ; y",
+        "Conv[x:{n} y k:2 | padding=1:0 mode=circular] Conv[y z h:2 | padding=2:{d} mode=circular] ; y",
+        "Conv[x:{n} y k:3 | padding=1 mode=circular] Conv[y z h:{h} | padding={pad} mode={m}] ; y",
+        "Conv[x:{n} y k:2 | padding=1 mode=circular] Conv[y z h:{h} | padding={pad} mode=circular] ; y",
+        "Conv[x:{n} y k:3 | padding=1 mode=circular] Conv[y z h:2 | padding=1:0 mode=circular]",
+    ),
     "contract_bond": (
         "A[i:{p} b:{q}] B[b j:{r}] ; b",
         "A[i:{p} b:{q}] A[j b] ; b",

@@ -29,6 +29,7 @@ FOLDERS = (
     "decompositions",
     "compiler",
     "nn",
+    "operators",
     "model",
     "checkpoint",
     "studies",

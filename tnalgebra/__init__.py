@@ -13,7 +13,7 @@ from ._lazy import lazy as _lazy
 
 if TYPE_CHECKING:
     from . import command as command  # the recipes use its settings; it is not for everyday use
-    from . import decompositions, errors, model, networks, nn, rewriting, tensors
+    from . import decompositions, errors, model, networks, nn, operators, rewriting, tensors
     from .checkpoint import load, save
     from .compiler import compile
     from .decompositions import all_cuts, cut, register, rules
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         update_optimizer,
     )
     from .networks import Network, parse
+    from .operators import inverse, lipschitz_bound, operator_spectra, orthogonality, solve
     from .rewriting import Fit, Rule, rule, simplify
     from .studies import StudyOptions, study
     from .tensors import evaluate
@@ -54,11 +55,16 @@ __all__ = [
     "evaluate",
     "fold_batch_norm",
     "input_metrics",
+    "inverse",
+    "lipschitz_bound",
     "load",
     "load_images",
     "model",
     "networks",
     "nn",
+    "operator_spectra",
+    "operators",
+    "orthogonality",
     "parse",
     "recalibrate_batch_norm",
     "register",
@@ -67,6 +73,7 @@ __all__ = [
     "rules",
     "save",
     "simplify",
+    "solve",
     "spectra",
     "study",
     "tensors",
@@ -75,7 +82,7 @@ __all__ = [
 
 _FOLDERS = (
     *("errors", "networks", "tensors", "fitting", "rewriting", "decompositions"),
-    *("compiler", "nn", "model", "checkpoint", "studies", "command"),
+    *("compiler", "nn", "operators", "model", "checkpoint", "studies", "command"),
 )
 
 

@@ -4,7 +4,7 @@ from .apply_text import metric_in
 from .driver import contract_back, rewrite, simplify
 from .exact import EXACT_RULES, SIMPLIFY
 from .exact.tensors import drop_size_one
-from .exact.windows import merge_windows, window_to_fuse
+from .exact.windows import merge_circular_windows, merge_windows, window_to_fuse
 from .options import Choices, Options, Place, SizedChoices, check_choice
 from .outline import Outline
 from .rule import Rule
@@ -28,6 +28,7 @@ __all__ = [
     "check_choice",
     "contract_back",
     "drop_size_one",
+    "merge_circular_windows",
     "merge_windows",
     "metric_in",
     "read_pattern",

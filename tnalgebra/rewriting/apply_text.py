@@ -30,10 +30,11 @@ from ..networks import (
     with_sizes,
 )
 from ..tensors import Values, as_tensor, common_dtype, evaluate, in_precision, magnitude, target_of, values_for
+from .bases import BASES, check_basis
 from .matching import Match
 from .options import Options, Place
 from .outline import Outline, grown_sizes
-from .sides import BASES, balanced_factors, check_basis, fill_attributes, shared_sizes
+from .sides import balanced_factors, fill_attributes, shared_sizes
 from .trace import EXACT_TO, Change
 
 

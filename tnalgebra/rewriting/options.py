@@ -36,8 +36,9 @@ class Choices(TypedDict, total=False):
     at: the place, as a number in `places(network)` or as one of them; needed only where the rule applies at several.
     bind: for variables of the left side the name or label of the network that they stand for; narrows the places down.
     sizes: sizes of labels, for the parts of a `Fuse`; parts that are left out become as equal as possible.
-    fixed: for tensors of the right side their elements, or the name of a basis ("dct"), which are not fitted. Of
-        orthonormal rows, the ones that hold the most of the kernel's norm are kept, as many as the size says.
+    fixed: for tensors of the right side their elements, or the name of a basis ("dct", "fourier",
+        "haar", "hadamard"), which are not fitted. Of orthonormal rows, the ones that hold the most of the kernel's norm
+        are kept, as many as the size says.
     metric: the norm of a whole kernel in which the error is made small; by default the Frobenius norm.
     start: cores of the right side to start from, at most as large as the size says.
     seed, starts, sweeps, dtype, stability: choices of the search, see `tn.fitting.Settings`; a tree uses neither seed
@@ -66,7 +67,7 @@ class SizedChoices(Choices, total=False):
 _KINDS: dict[str, tuple[type, str]] = {
     "bind": (Mapping, "a mapping of variables of the left side to names or labels of the network"),
     "sizes": (Mapping, "a mapping of labels to integers, such as {'a': 3}"),
-    "fixed": (Mapping, "a mapping of tensors of the right side to arrays or to 'dct'"),
+    "fixed": (Mapping, "a mapping of tensors of the right side to arrays or names of bases, such as 'dct'"),
     "start": (Mapping, "a mapping of tensors of the right side to arrays"),
     "metric": (Metric, "a tn.fitting.Metric, as tn.input_metrics gives for each layer"),
 }

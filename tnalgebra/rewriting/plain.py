@@ -9,10 +9,11 @@ from ..errors import RuleError, SizeError, TnalgebraError
 from ..fitting import bonds_of
 from ..networks import NamedTensor, Network, carriers, isomorphic, open_variables, parse_rule, tensor_nodes
 from .apply_text import build_exact, build_fitted, build_fitted_many, outline_fitted, read_at
+from .bases import check_basis
 from .matching import matches, whole_tensors
 from .options import Options, Place
 from .rule import Rule
-from .sides import check_basis, equal_for_all_sizes
+from .sides import equal_for_all_sizes
 from .trace import RuleKind
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from fractions import Fraction
 from functools import cache
@@ -184,26 +183,3 @@ def balanced_factors(size: int, count: int) -> tuple[int, ...]:
     factors = best(size, count, size)
     assert factors is not None
     return factors
-
-
-def dct(size: int) -> Tensor:
-    """The orthonormal discrete cosine transform of type 2.
-
-    Returns:
-        Shape (size, size), float64; element [c, x] is sqrt(2 / size) cos(pi (x + 1/2) c / size), where the row c = 0 is
-        divided by sqrt(2) (Ahmed, Natarajan, Rao 1974). Its rows are orthonormal.
-    """
-    rows, columns = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
-    basis = math.sqrt(2 / size) * torch.cos(math.pi * (columns + 0.5) * rows / size)
-    basis[0] /= math.sqrt(2)
-    return basis
-
-
-BASES: Mapping[str, Callable[[int], Tensor]] = {"dct": dct}
-"""For each name, the function that gives the square matrix of a size, with orthonormal rows."""
-
-
-def check_basis(name: object) -> None:
-    """Raises RuleError if no basis has this name."""
-    if name not in BASES:
-        raise RuleError(f"no basis has the name {name!r}", known=", ".join(BASES))

@@ -21,8 +21,8 @@ def rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] | None 
         text: the two sides, "K[out in kh kw] => U[out a] G[a b kh kw] V[b in]". A right side without `->` has the
             output of the left side. `*k` stands for any number of open labels, the same on both sides.
         name: the name in messages, traces and rows of studies; by default the text.
-        fixed: for tensors of the right side that are not fitted, the name of their basis ("dct"), which is a matrix
-            whose rows are numbered by the first label.
+        fixed: for tensors of the right side that are not fitted, the name of their basis: "dct", "fourier",
+            "haar" or "hadamard", a matrix whose orthonormal rows are numbered by the first label.
 
     Returns:
         An exact rule if the right side has no new tensors, after both sides were compared on random numbers; or if it

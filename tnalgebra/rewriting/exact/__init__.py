@@ -3,7 +3,7 @@
 from .copies import copy_of_one, drop_copy_of_two, fill_through_copy, fuse_copies, trim_copy
 from .fuses import cancel_fuses, fill_through_fuse, merge_fuses, split_fuse, unit_fuse
 from .tensors import absorb_fill, contract_bond, drop_size_one, fold_scalar, sum_label, take_diagonal
-from .windows import merge_windows, unit_window, window_to_fuse
+from .windows import merge_circular_windows, merge_windows, unit_window, window_to_fuse
 
 SIMPLIFY = (
     trim_copy,
@@ -28,6 +28,7 @@ EXACT_RULES = (
     *SIMPLIFY,
     split_fuse,
     merge_windows,
+    merge_circular_windows,
     contract_bond,
     absorb_fill,
     fold_scalar,
@@ -49,6 +50,7 @@ __all__ = [
     "fill_through_fuse",
     "fold_scalar",
     "fuse_copies",
+    "merge_circular_windows",
     "merge_fuses",
     "merge_windows",
     "split_fuse",

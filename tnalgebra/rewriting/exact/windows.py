@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from math import gcd
+from math import gcd, inf
 
 from ...networks import Conv, Copy, Edit, Fill, Fuse, Network, Node, carriers, fresh, window
 from ..options import Place
@@ -52,7 +52,8 @@ def merged_windows(network: Network, i: int, j: int) -> Edit:
     step = a["stride"] * b["dilation"]
     common = gcd(a["dilation"], step)
     k = fresh("k", carriers(network))
-    wide = Conv(first.x, second.y, k, a["stride"] * b["stride"], a["low"], a["high"], dilation=common, mode=first.mode)
+    low, high = (a[end] + a["stride"] * b[end] for end in ("low", "high"))
+    wide = Conv(first.x, second.y, k, a["stride"] * b["stride"], low, high, dilation=common, mode=first.mode)
     inner = Conv(k, second.k, first.k, stride=step // common, dilation=a["dilation"] // common)
     return Edit(remove=(i, j), add=[wide, inner])
 
@@ -66,12 +67,35 @@ def merge_windows(network: Network) -> Iterator[tuple[Place, Edit]]:
     y that do not exist, where the merged window reads elements of x. The label between the two must occur nowhere else.
     Ends: of two windows over x and y one over x remains, and the other is over a label of the kernel.
     """
+    for (i, _), (j, second) in _consecutive(network):
+        if (second.low, second.high) == (0, 0):
+            yield Place((i, j)), merged_windows(network, i, j)
+
+
+@exact("Conv[x y k1 | mode=circular] Conv[y z k2 | mode=circular] => Conv[x z k | mode=circular] Conv[k k2 k1]")
+def merge_circular_windows(network: Network) -> Iterator[tuple[Place, Edit]]:
+    """A circular window over the output of a circular window of the same length is one circular window.
+
+    As in `merge_windows`, and the padding of the second window is added to that of the first one. The first window must
+    have stride 1 and as many positions as x, low + high = d1*(size(k1) - 1): then positions of y that are folded back
+    into y are the outputs at positions of x that are folded back into x. The size of k1 must be known, and x must be as
+    long as the sum of both paddings, if its size is known. Ends: as `merge_windows` does.
+    """
+    for (i, first), (j, second) in _consecutive(network):
+        a, b, size = window(first), window(second), network.sizes.get(first.k)
+        keeps = size is not None and a["stride"] == 1 and a["low"] + a["high"] == a["dilation"] * (size - 1)
+        positive = min(a["low"], a["high"], b["low"], b["high"]) >= 0
+        fits = max(a["low"] + b["low"], a["high"] + b["high"]) <= network.sizes.get(first.x, inf)
+        if first.mode == second.mode == "circular" and keeps and positive and fits:
+            yield Place((i, j)), merged_windows(network, i, j)
+
+
+def _consecutive(network: Network) -> Iterator[tuple[tuple[int, Conv], tuple[int, Conv]]]:
+    """Pairs of windows, with their positions, where the second is over the output of the first and nothing else is."""
     standing = carriers(network)
     windows = of_type(network, Conv)
     for i, first in windows.items():
         for j, second in windows.items():
-            if i == j or first.y != second.x or (second.low, second.high) != (0, 0):
-                continue
             distinct = len({*first.labels, *second.labels}) == 5
-            if distinct and first.y in dead_outside(network, (i, j), standing):
-                yield Place((i, j)), merged_windows(network, i, j)
+            if i != j and first.y == second.x and distinct and first.y in dead_outside(network, (i, j), standing):
+                yield (i, first), (j, second)

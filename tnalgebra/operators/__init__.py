@@ -1,0 +1,15 @@
+"""Layers as linear maps of whole inputs: their singular values, solutions, inverses, and penalties on their norms."""
+
+from .penalties import lipschitz_bound, orthogonality
+from .solve import Inverse, inverse, solve
+from .spectra import OperatorSpectra, operator_spectra
+
+__all__ = [
+    "Inverse",
+    "OperatorSpectra",
+    "inverse",
+    "lipschitz_bound",
+    "operator_spectra",
+    "orthogonality",
+    "solve",
+]
