@@ -14,11 +14,14 @@ from ._lazy import lazy as _lazy
 if TYPE_CHECKING:
     from . import command as command  # the recipes use its settings; it is not for everyday use
     from . import decompositions, errors, model, networks, nn, operators, rewriting, tensors
-    from .checkpoint import load, save
+    from .checkpoint import load, load_adapter, save, save_adapter
     from .compiler import compile
     from .decompositions import all_cuts, cut, register, rules
     from .fitting import KeepFraction, Metric, MultiplyAddsBudget, ParameterBudget, RelativeError, TimeBudget
     from .model import (
+        adapt,
+        adapter_state,
+        adapters,
         compare,
         convert,
         fold_batch_norm,
@@ -45,6 +48,9 @@ __all__ = [
     "Rule",
     "StudyOptions",
     "TimeBudget",
+    "adapt",
+    "adapter_state",
+    "adapters",
     "all_cuts",
     "compare",
     "compile",
@@ -58,6 +64,7 @@ __all__ = [
     "inverse",
     "lipschitz_bound",
     "load",
+    "load_adapter",
     "load_images",
     "model",
     "networks",
@@ -72,6 +79,7 @@ __all__ = [
     "rule",
     "rules",
     "save",
+    "save_adapter",
     "simplify",
     "solve",
     "spectra",

@@ -5,7 +5,7 @@ from .compile import compile, make_request
 from .compiled import Compiled
 from .measure_device import calibrate
 from .plan import Plan
-from .tracing import is_jit_traced, is_symbolic, leaf_call
+from .tracing import is_jit_traced, is_symbolic, is_traced, is_watched, leaf_call
 
 __all__ = [
     "COMPUTED",
@@ -18,6 +18,8 @@ __all__ = [
     "is_channels_last",
     "is_jit_traced",
     "is_symbolic",
+    "is_traced",
+    "is_watched",
     "leaf_call",
     "make_request",
 ]

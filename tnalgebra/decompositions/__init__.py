@@ -1,6 +1,6 @@
 """The named approximate rules: families, cuts, truncations, the catalogue that lists them, and traces from files."""
 
-from .catalogue import CATALOGUE, Entry, read_rewrite, register, rules, unregister
+from .catalogue import ADAPTERS, CATALOGUE, Entry, read_rewrite, register, rules, unregister
 from .components import check_bonds, drop_components
 from .cuts import all_cuts, cut, cut_sequence
 from .degeneracy import correct_degeneracy
@@ -21,6 +21,7 @@ from .reshaped import matrix_product_operator, monarch, per_group, reshaped_ring
 from .truncate import truncate
 
 __all__ = [
+    "ADAPTERS",
     "CATALOGUE",
     "Entry",
     "all_cuts",

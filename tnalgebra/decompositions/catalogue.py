@@ -133,6 +133,15 @@ CATALOGUE = (
 """All decompositions by name. Cuts are not in the list: each bipartition of the labels is a cut, and its text is its
 name."""
 
+ADAPTERS: Mapping[str, str] = {
+    "LoRA": "W[out *in] => B[out r] A[r *in]",
+    "LoHa": "W[out *in] => B1[out r] A1[r *in] B2[out s] A2[s *in]",
+    "LoKr": "W[out in *k] => Fuse[out o1 o2] Fuse[in i1 i2] C[o1 i1] B[o2 r] A[r i2 *k]",
+}
+"""Adapters that have a name, one line each; they are read like the names of decompositions. Sources: Hu et al. 2021
+(arXiv 2106.09685); Hyeon-Woo et al. 2022 (arXiv 2108.06098); products of Kronecker, Yeh et al. 2024 (arXiv 2309.14859).
+"""
+
 _REGISTERED: dict[str, Rule] = {}
 
 
@@ -167,7 +176,7 @@ class Rules(Tabular):
                 return entry
         if name in self.missing:
             raise RuleError(f"{name} does not exist for K[{' '.join(self.labels)}]", because=self.missing[name])
-        raise _unknown(name, [entry.name for entry in self])
+        raise _unknown(name, [*(entry.name for entry in self), *ADAPTERS])
 
     def _lists(self) -> dict[str, tuple[Rule, ...]]:
         return {"exact": self.exact, "decomposition": self.decompositions, "registered": self.registered}
@@ -252,7 +261,11 @@ def register(given: Rule) -> Rule:
         raise RuleError(f"a {type(given).__name__} is registered", fix="a rule: tn.rule(..., name=...)")
     if not given.name.strip() or "|" in given.name or "=>" in given.name:
         raise RuleError(f"the rule {given.name!r} has no name of its own", fix="tn.rule(..., name='my_rule')")
-    known = {**{entry.name: entry.source for entry in CATALOGUE}, **{entry.name: entry for entry in EXACT_RULES}}
+    known = {
+        **ADAPTERS,
+        **{entry.name: entry.source for entry in CATALOGUE},
+        **{entry.name: entry for entry in EXACT_RULES},
+    }
     taken = {**known, **_REGISTERED}.get(given.name)
     again = isinstance(taken, Rule) and given.name in _REGISTERED and _same(taken, given)
     if taken is not None and not again:
@@ -318,11 +331,13 @@ def read_rewrite(rewrite: str | Rule | Fit | Any, labels: LabelWords) -> Rule:
     for entry in CATALOGUE:
         if entry.name == name:
             return entry.rule(labels)
+    if name in ADAPTERS:
+        return rule(ADAPTERS[name], name=name)
     if any(entry.name == name for entry in EXACT_RULES):
         raise RuleError(
             f"{name!r} is an exact rule, not a decomposition", fix="rewrite(network, [...]), or its own apply"
         )
-    raise _unknown(name, [*(entry.name for entry in CATALOGUE), *_REGISTERED])
+    raise _unknown(name, [*(entry.name for entry in CATALOGUE), *ADAPTERS, *_REGISTERED])
 
 
 def _cut(text: str, labels: tuple[str, ...], left: str) -> Rule:

@@ -1,6 +1,6 @@
 """Cores for the right side of a rule: their ranks, the objective, the descents, the metric of a layer's inputs."""
 
-from .chosen_ranks import objective_of
+from .chosen_ranks import chosen_ranks, objective_of, select_rows
 from .curves import ErrorCurve
 from .degeneracy import degeneracy_of, shrink_components
 from .fit import fit_cores
@@ -42,6 +42,7 @@ __all__ = [
     "UpTo",
     "allowance",
     "bonds_of",
+    "chosen_ranks",
     "degeneracy_of",
     "fit_cores",
     "follow_starts",
@@ -51,6 +52,7 @@ __all__ = [
     "plain_rank",
     "rank_of",
     "read_size",
+    "select_rows",
     "shrink_components",
     "size_text",
     "tree_of",

@@ -1,5 +1,7 @@
 """Whole torch models: look into them, share a budget among their layers, convert them, repair what depends on them."""
 
+from .adapt import adapt, adaptable_sites, freeze_but, put_adapters
+from .adapters import Adapters, adapter_state, adapters
 from .attention import unfolding_attentions
 from .batch_norm import batch_norms, recalibrate_batch_norm
 from .compare import compare
@@ -31,6 +33,7 @@ from .timing import time_models
 __all__ = [
     "DISTINCT_COLOURS",
     "FRACTIONS",
+    "Adapters",
     "Comparison",
     "ConversionReport",
     "Curves",
@@ -41,6 +44,10 @@ __all__ = [
     "Site",
     "Spectra",
     "Spectrum",
+    "adapt",
+    "adaptable_sites",
+    "adapter_state",
+    "adapters",
     "batch_norms",
     "batch_rows",
     "check_classes",
@@ -54,6 +61,7 @@ __all__ = [
     "fit_in_order",
     "fit_planned",
     "fold_batch_norm",
+    "freeze_but",
     "hosvd",
     "input_metrics",
     "load_images",
@@ -61,6 +69,7 @@ __all__ = [
     "names_of_modules",
     "optional",
     "plan_budget",
+    "put_adapters",
     "recalibrate_batch_norm",
     "restore_layers",
     "spectra",

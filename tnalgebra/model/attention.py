@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..nn import MultiheadAttention, attention_obstacle
+from ..nn import Adapted, MultiheadAttention, attention_obstacle
 from .modules import Holders, carry_hooks, holders_of_modules, names_of_modules, owners_of_parameters, put_module
 
 
@@ -34,7 +34,8 @@ class UnfoldedAttention:
             if isinstance(holder, nn.TransformerEncoderLayer)
             for name in ("linear1", "linear2")
         ]
-        return any(not isinstance(layer, nn.Linear) for layer in (*self.new.children(), *beside))
+        inside = [not isinstance(layer, nn.Linear) for layer in self.new.children()]
+        return any(inside) or any(not isinstance(layer, nn.Linear | Adapted) for layer in beside)
 
     def replaced(self) -> list[tuple[str, nn.Parameter, dict[str, nn.Parameter]]]:
         """(name of a projection, a parameter of torch's attention, name -> those that it became).

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from ..decompositions import read_rewrite, rules
+from ..decompositions import ADAPTERS, read_rewrite, rules
 from ..errors import LayerError, RankError, RuleError
 from ..fitting import MultiplyAddsBudget, Size, TimeBudget, read_size
 from ..networks import KERNEL_LABELS
@@ -210,7 +210,7 @@ def _check_rewrite(rewrite: _Rewrite) -> None:
         return
     if "=>" in rewrite or "[" in rewrite:
         read_rewrite(rewrite, KERNEL_LABELS[4])
-    elif "|" not in rewrite:
+    elif "|" not in rewrite and rewrite.strip() not in ADAPTERS:
         known = rules()
         if known[rewrite.strip()] in known.exact:
             read_rewrite(rewrite, KERNEL_LABELS[4])

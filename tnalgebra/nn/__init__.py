@@ -1,5 +1,7 @@
 """Torch layers whose kernel is a tensor network, and the network of a torch layer."""
 
+from .adapted import Adapted, adapter_layer, check_scale
+from .adapter_start import start_adapter
 from .attention import MultiheadAttention, attention_obstacle
 from .base import KernelLayer, check_dense
 from .embedding import Embedding
@@ -39,6 +41,7 @@ __all__ = [
     "LAYERS",
     "TRANSPOSED",
     "WEIGHT_FACTS",
+    "Adapted",
     "AnyLayer",
     "Conv1d",
     "Conv2d",
@@ -53,8 +56,10 @@ __all__ = [
     "MultiheadAttention",
     "Origin",
     "Planning",
+    "adapter_layer",
     "attention_obstacle",
     "check_dense",
+    "check_scale",
     "check_sum",
     "decomposed",
     "elements_by_default",
@@ -67,4 +72,5 @@ __all__ = [
     "memory_format_of",
     "nominal_shape",
     "own_weight",
+    "start_adapter",
 ]

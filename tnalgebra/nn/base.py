@@ -259,12 +259,12 @@ class KernelLayer(Weightless):
         They are after training, after a conversion to a type that cannot hold them, and in a layer with random values.
         `(layer.dense_weight() - weight).norm() / weight.norm()` measures the cores as they are.
         """
-        return self.origin.relative_error if self.origin.is_of(self._cores()) else None
+        return self.origin.relative_error if self.origin.is_of(self.kernel_tensors()) else None
 
     @property
     def output_error(self) -> float | None:
         """sqrt(E||(K - K~) x||^2 / E||K x||^2); None without a metric, and where `relative_error` is None."""
-        return self.origin.output_error if self.origin.is_of(self._cores()) else None
+        return self.origin.output_error if self.origin.is_of(self.kernel_tensors()) else None
 
     @property
     def parameters_count(self) -> int:
@@ -297,7 +297,7 @@ class KernelLayer(Weightless):
 
     def dense_weight(self) -> Tensor:
         """The kernel contracted to one tensor, as torch stores it: differentiable, contracted in float64."""
-        cores, like = self._cores(), self._like()
+        cores, like = self.kernel_tensors(), self._like()
         if any(core.is_meta for core in cores.values()):
             return torch.empty(shape_of(self.kernel, self.kernel.output), dtype=like.dtype, device="meta")
         return contracted(self.kernel, cores).to(like.dtype)
@@ -307,7 +307,7 @@ class KernelLayer(Weightless):
         layer: AnyLayer = self._empty_dense()
         with torch.no_grad():
             weight = self.dense_weight().detach().clone(memory_format=self._format())
-        trained = any(core.requires_grad for core in self._cores().values())
+        trained = any(core.requires_grad for core in self.kernel_tensors().values())
         layer.weight = torch_nn.Parameter(weight, requires_grad=trained)
         if self.bias is not None:
             layer.bias = torch_nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
@@ -344,7 +344,7 @@ class KernelLayer(Weightless):
             return  # without elements there is nothing to draw, as in torch
         fan_in = prod(shape_of(self.kernel, self.kernel.output[1:]))
         variance = 1.0 if self.dense_class is torch_nn.Embedding else 1 / (3 * fan_in)
-        cores = {name: core.detach().double() for name, core in self._cores().items()}
+        cores = {name: core.detach().double() for name, core in self.kernel_tensors().items()}
         drawn = [name for name in cores if name in self._parameters]
         for name in drawn:
             cores[name] = torch.randn(cores[name].shape, dtype=torch.float64, device=cores[name].device)
@@ -367,7 +367,11 @@ class KernelLayer(Weightless):
 
     def cores(self) -> dict[str, torch_nn.Parameter]:
         """Name -> the tensors of the kernel that are trained; the bias is not one of them."""
-        return {name: core for name, core in self._cores().items() if isinstance(core, torch_nn.Parameter)}
+        return {name: core for name, core in self.kernel_tensors().items() if isinstance(core, torch_nn.Parameter)}
+
+    def kernel_tensors(self) -> dict[str, Tensor]:
+        """Name -> each tensor of the kernel, trained or constant."""
+        return {name: getattr(self, name) for name in tensor_nodes(self.kernel)}
 
     def share_cores(self, other: KernelLayer) -> None:
         """Use the tensors of another layer of the same kernel from now on, as its own: one set of cores for both."""
@@ -385,9 +389,6 @@ class KernelLayer(Weightless):
 
     def _multiply_adds_text(self) -> str:
         return f"{self.plan.multiply_adds:,} multiply-adds at {' x '.join(map(str, self.planned_for))}"
-
-    def _cores(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in tensor_nodes(self.kernel)}
 
     @classmethod
     def empty_dense(cls, arguments: Mapping[str, Any]) -> Any:

@@ -53,7 +53,7 @@ def fit_constants(fit: Fit) -> frozenset[str]:
     return frozenset(name for step in fit.trace.steps for name in (*step.rule.fixed, *step.options.fixed))
 
 
-def _without_fuses(kernel: Network) -> Network:
+def without_fuses(kernel: Network) -> Network:
     """The network of a kernel whose output labels are replaced by the parts that a `Fuse` splits them into."""
     parts = open_labels(kernel)
     split = [label for label in kernel.output if label not in parts]
@@ -65,13 +65,13 @@ def _without_fuses(kernel: Network) -> Network:
 def contracted(kernel: Network, values: Mapping[str, Tensor]) -> Tensor:
     """The value of a kernel's network in float64."""
     with elements_by_default():
-        value = value_of(_without_fuses(kernel), values, dtype=torch.float64)
+        value = value_of(without_fuses(kernel), values, dtype=torch.float64)
     return value.reshape(shape_of(kernel, kernel.output))
 
 
 def mean_square(kernel: Network, values: Mapping[str, Tensor]) -> float:
     """The mean of the squares of a kernel's elements, from the network times itself: the kernel is not rebuilt."""
-    inner = _without_fuses(kernel)
+    inner = without_fuses(kernel)
     names: dict[str, str] = {}
     for label in {label for node in inner.nodes for label in node.labels} - {*inner.output}:
         names[label] = fresh(label, {*inner.sizes, *names.values()})

@@ -7,6 +7,7 @@ from .exact.tensors import drop_size_one
 from .exact.windows import merge_circular_windows, merge_windows, window_to_fuse
 from .options import Choices, Options, Place, SizedChoices, check_choice
 from .outline import Outline
+from .right_side import right_side
 from .rule import Rule
 from .starred import read_pattern
 from .text import rule
@@ -33,6 +34,7 @@ __all__ = [
     "metric_in",
     "read_pattern",
     "rewrite",
+    "right_side",
     "rule",
     "simplify",
     "start_fit",
