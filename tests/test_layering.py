@@ -31,6 +31,7 @@ FOLDERS = (
     "nn",
     "operators",
     "model",
+    "streams",
     "checkpoint",
     "studies",
     "command",

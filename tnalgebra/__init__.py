@@ -13,7 +13,7 @@ from ._lazy import lazy as _lazy
 
 if TYPE_CHECKING:
     from . import command as command  # the recipes use its settings; it is not for everyday use
-    from . import decompositions, errors, model, networks, nn, operators, rewriting, tensors
+    from . import decompositions, errors, model, networks, nn, operators, rewriting, streams, tensors
     from .checkpoint import load, load_adapter, save, save_adapter
     from .compiler import compile
     from .decompositions import all_cuts, cut, register, rules
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .networks import Network, parse
     from .operators import inverse, lipschitz_bound, operator_spectra, orthogonality, solve
     from .rewriting import Fit, Rule, rule, simplify
+    from .streams import stream
     from .studies import StudyOptions, study
     from .tensors import evaluate
 
@@ -83,6 +84,8 @@ __all__ = [
     "simplify",
     "solve",
     "spectra",
+    "stream",
+    "streams",
     "study",
     "tensors",
     "update_optimizer",
@@ -90,7 +93,7 @@ __all__ = [
 
 _FOLDERS = (
     *("errors", "networks", "tensors", "fitting", "rewriting", "decompositions"),
-    *("compiler", "nn", "operators", "model", "checkpoint", "studies", "command"),
+    *("compiler", "nn", "operators", "model", "streams", "checkpoint", "studies", "command"),
 )
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "RankError",
     "RuleError",
     "SizeError",
+    "StreamError",
     "StudyError",
     "TnalgebraError",
     "ValuesError",
@@ -84,6 +85,10 @@ class WeightError(LayerError, AttributeError):
 
 class CompileError(TnalgebraError, ValueError):
     """A network cannot be compiled as asked, or what was compiled is called with what it is not made for."""
+
+
+class StreamError(TnalgebraError, ValueError):
+    """A network, layer or model cannot be computed frame by frame, or a stream is called with what it cannot take."""
 
 
 class DataError(TnalgebraError, ValueError):

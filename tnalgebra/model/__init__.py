@@ -8,6 +8,7 @@ from .compare import compare
 from .comparison import Comparison
 from .convert import convert
 from .folding import Folding, fold_batch_norm
+from .graphs import trace_forward
 from .image_files import load_images
 from .images import Images, batch_rows, check_classes
 from .input_metrics import fit_in_order, input_metrics
@@ -75,6 +76,7 @@ __all__ = [
     "spectra",
     "tie_layers",
     "time_models",
+    "trace_forward",
     "unfolding_attentions",
     "update_optimizer",
     "without_hooks",

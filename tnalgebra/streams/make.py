@@ -1,0 +1,143 @@
+"""`stream`: its arguments are checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+from torch import Tensor, nn
+
+from ..compiler import Compiled
+from ..errors import StreamError
+from ..networks import Network, parse, size_of, with_sizes
+from ..nn import KernelLayer
+from ..tensors import bind
+from .flow import Builder
+from .models import ModelFlow, trace_model
+from .stages import Weights, Windowed, chain_of_network
+from .stream import Stream
+from .windows import input_of, network_and_weights
+
+Padding: TypeAlias = Literal["exact", "streaming"]
+"""Whether padding on the right behind another window is refused, or left out until a clip ends."""
+
+CLIP = 16
+"""Frames of the clip with which a stream is compared where no example says another number."""
+
+_AXES = {"t": 2, "x": 2, "y": 3, "z": 4}
+"""The axes of a clip by name: time is the first axis of positions, and layers call these axes x, y and z."""
+
+
+def stream(
+    target: Network | str | nn.Module,
+    along: str | int = "t",
+    *,
+    example: Sequence[int] | Tensor | None = None,
+    padding: Padding = "exact",
+    values: Mapping[str, Any] | None = None,
+    constants: Collection[str] = (),
+    bias: str | None = None,
+    tune: bool = True,
+) -> Stream:
+    """Make the stream of a network, layer or model: what takes one frame at a step, and has past frames as its state.
+
+        stream = tn.stream(model.eval(), along="t", example=(1, 3, 16, 112, 112))
+        y = stream.step(frame)                       # of shape (1, 3, 112, 112); None before the first output
+
+    Each window along time becomes a state of dilation * (size - 1) past frames, and each convolution one product a
+    step. What a past frame was multiplied with before its window, as by the first core of a decomposed kernel, is not
+    computed again. Outputs are those of the network for the whole clip: at once where windows are padded on the left
+    alone (causal), else after `delay` steps. With strides along time they come at every s-th step.
+
+    Args:
+        target: a network or its text; a layer of torch's or of ours, or what `tn.compile` returns; or a model that
+            torch.fx can trace, made of windows along time (convolutions, poolings, paddings, slices) and of steps that
+            take single frames, which are found by trying them on random numbers: activations, batch normalisation in
+            evaluation mode, sums and concatenations of branches (the earlier ones are delayed), linear heads.
+        along: the label of time in a network. In a layer or model an axis of its input, or "t" for the first axis of
+            positions, as in (n, channels, t, h, w); "x", "y" and "z" are the axes of positions in their order.
+        example: shape of a clip, or one. The stream takes other sizes too; by default they are guessed for a layer or
+            model, and those of the network for a network. The number of frames is only compared with, in `print`.
+        padding: "exact" refuses zeros on the right behind another window, where the last frames of a clip would differ
+            from those of a longer one. With "streaming" they are left out while frames come, as continual networks do,
+            and are applied by `flush`, where the clip ends.
+        values, constants, bias: as of `compile`, for a network.
+        tune: whether the plans of products are measured.
+
+    Raises:
+        StreamError: time is pooled as a whole, reshaped, or mixed in another way than by windows; a window is
+            transposed or folds its padding; branches come at different rates; a module is in training mode; padding, as
+            above.
+        LayerError: torch.fx cannot trace the model; a weight is computed from other parameters.
+        SizeError, ValuesError, CompileError: the network and its values do not fit.
+
+    Source: Hedegaard, Iosifidis, "Continual 3D convolutional neural networks for real-time processing of videos", 2022.
+
+    Example:
+        >>> kernel = torch.randn(8, 4, 3)
+        >>> smooth = tn.stream("X[n:1 c:4 t] Conv[t s k | padding=2:0] K[o c k] -> [n o s]", values={"K": kernel})
+        >>> smooth.step(torch.randn(1, 4)).shape, smooth.delay, smooth.state_shapes
+        (torch.Size([1, 8]), 0, ((1, 4, 2),))
+    """
+    if padding not in get_args(Padding):
+        raise StreamError(f"padding is {padding!r}", fix=" or ".join(map(repr, get_args(Padding))))
+    shape = None if example is None else tuple(example.shape if isinstance(example, Tensor) else example)
+    builder = Builder(nn.Module(), padded=padding == "streaming")
+    if isinstance(target, nn.Module):
+        if values or constants or bias:
+            raise StreamError("values are given for a module, which has its own", fix="a network")
+        if not isinstance(target, Compiled) or isinstance(target, KernelLayer):
+            return _stream_of_model(target, _axis(along), shape, builder, tune=tune)
+        network, weights = network_and_weights(target, tune=tune)
+        if shape is None:
+            labels = input_of(network, weights).labels
+            shape = tuple(target.network.sizes[label] for label in labels)
+    else:
+        network = parse(target) if isinstance(target, str) else target
+        weights = Weights(values or {}, constants, bias, tune)
+    return _stream_of_network(network, str(along), weights, builder, shape=shape)
+
+
+def _axis(along: str | int) -> int:
+    """The axis of time of a clip."""
+    if isinstance(along, int) and not isinstance(along, bool):
+        return along
+    if along not in _AXES:
+        fix = f"an axis of the input, such as 2, or one of {', '.join(_AXES)}"
+        raise StreamError(f"along is {along!r}, which is not an axis of a layer or model", fix=fix)
+    return _AXES[along]
+
+
+def _stream_of_model(
+    model: nn.Module, axis: int, shape: Sequence[int] | None, builder: Builder, *, tune: bool
+) -> Stream:
+    whole = type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential)
+    if whole or isinstance(model, KernelLayer):
+        model = nn.Sequential(model).train(model.training)  # torch.fx traces what holds a layer
+    builder.root.add_module("model", model)
+    traced = trace_model(model, axis, shape)
+    flow = ModelFlow(traced, builder, tune).build()
+    clip = CLIP if shape is None else shape[traced.axis]
+    return Stream(flow, traced.shape, clip, builder.postponed)
+
+
+def _stream_of_network(
+    network: Network, time: str, weights: Weights, builder: Builder, *, shape: Sequence[int] | None
+) -> Stream:
+    network, _ = bind(network, weights.of_tensors)
+    source = input_of(network, weights)
+    if shape is not None:
+        if len(shape) != len(source.labels):
+            fact = f"the example has {len(shape)} axes, the input {source.name!r} has {len(source.labels)}"
+            raise StreamError(fact, example=tuple(shape), network=network)
+        network = with_sizes(network, dict(zip(source.labels, shape, strict=True)))
+    links, _ = chain_of_network(network, source.name, time, weights)
+    node = builder.start(source.labels.index(time))
+    for link in links:
+        if isinstance(link, Windowed):
+            name = f"the window of {link.window.size} frames"
+            node = builder.window(node, link.window, link.axis, name=name)
+        else:
+            node = builder.module(node, link)
+    frame = [size_of(network, label) for label in source.labels if label != time]
+    return Stream(builder.finish(node), frame, network.sizes.get(time, CLIP), builder.postponed)

@@ -1,0 +1,354 @@
+"""A network along time as a chain: a product of one frame, a window of frames, a product of the window, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+
+import opt_einsum
+import torch
+from torch import Tensor, nn
+
+from ..compiler import MAX_PLAN_ELEMENTS, Compiled, make_request
+from ..errors import StreamError
+from ..networks import (
+    Conv,
+    Copy,
+    Fill,
+    Fuse,
+    NamedTensor,
+    Network,
+    Node,
+    carriers,
+    node_text,
+    size_of,
+    tensor_nodes,
+    window,
+)
+from .timing import Window
+
+TIME = ""
+"""Stands for the axis of time among the labels of a frame."""
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """A window over an axis of the frames that come: a step of a chain."""
+
+    window: Window
+    axis: int
+
+
+Link: TypeAlias = nn.Module | Windowed
+
+
+class Product(nn.Module):
+    """A product of a frame, or of a window of frames, with weights; its result is one frame.
+
+    Frames have one element along the axis of time, a window has several.
+
+    Args:
+        compiled: the product; of a single frame it takes the tensor without the axis of time.
+        squeezed: the axis of time of a single frame; None if windows are taken.
+        axis: the axis of time of the result.
+    """
+
+    def __init__(self, compiled: Compiled, squeezed: int | None, axis: int) -> None:
+        super().__init__()
+        self.compiled = compiled
+        self.squeezed = squeezed
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product of one tensor with the weights."""
+        if self.squeezed is not None:
+            x = x.squeeze(self.squeezed)
+        product: Tensor = self.compiled(x)
+        return product.unsqueeze(self.axis)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The values of all tensors of a network but its input.
+
+    values: by name; parameters are used themselves.
+    constants: names of those that are not trained.
+    bias: an output label along which `values["bias"]` is added.
+    tune: whether plans are measured.
+    """
+
+    values: Mapping[str, Any]
+    constants: Collection[str] = ()
+    bias: str | None = None
+    tune: bool = True
+
+    @property
+    def of_tensors(self) -> dict[str, Any]:
+        """The values without the bias."""
+        return {name: value for name, value in self.values.items() if self.bias is None or name != "bias"}
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The labels of a value in the chain.
+
+    labels: with `TIME` at the axis of time.
+    window: the label of the window that was taken of it, or None.
+    """
+
+    labels: tuple[str, ...]
+    window: str | None = None
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """The labels of the tensor that a product takes."""
+        named = (label if label != TIME else self.window for label in self.labels)
+        return tuple(label for label in named if label is not None)
+
+    @property
+    def axis(self) -> int:
+        return self.labels.index(TIME)
+
+
+def chain_of_network(network: Network, x: str, time: str, weights: Weights) -> tuple[list[Link], int]:
+    """The steps of a network along a label of its input, and the axis of time of its output.
+
+    Between two windows the nodes are sorted so that few multiply-adds are needed: what a past frame was multiplied
+    with before its window is not computed again.
+
+    Args:
+        network: the sizes of all labels but those of time are known.
+        x: the name of the input.
+        time: its label.
+
+    Raises:
+        StreamError: the label is not one of windows alone, see `time_path`.
+    """
+    path = time_path(network, x, time)
+    names = {time, *(conv.y for conv in path)}
+    labels = next(node.labels for node in network.nodes if _is_tensor(node, x))
+    frame = _Frame(tuple(TIME if label == time else label for label in labels))
+    rest = [node for node in network.nodes if node not in path and not _is_tensor(node, x)]
+    links: list[Link] = []
+    for number, conv in enumerate(path):
+        stage = _Stage(network, frame, rest, tuple(one.k for one in path[number:]))
+        chosen = stage.choose()
+        if chosen or frame.window is not None:
+            after = stage.after(chosen)
+            links.append(stage.product(x, chosen, after, weights))
+            frame, rest = _Frame(after), [node for node in rest if node not in chosen]
+        numbers = window(conv)
+        numbers = {name: numbers[name] for name in ("stride", "low", "high", "dilation")}
+        links.append(Windowed(Window(size_of(network, conv.k), **numbers), frame.axis))
+        frame = _Frame(frame.labels, conv.k)
+    after = tuple(TIME if label in names else label for label in network.output)
+    if rest or frame.window is not None or after != frame.labels or weights.bias is not None:
+        links.append(_Stage(network, frame, rest, ()).product(x, rest, after, weights, bias=weights.bias))
+    return links, after.index(TIME)
+
+
+def time_path(network: Network, x: str, time: str) -> list[Conv]:
+    """The windows along time, each over the positions of the one before it.
+
+    Raises:
+        StreamError: the network has no such label; or the label is on a weight, on another input, in a reshape, summed
+            over the whole of time, or on two windows; or a window is transposed or folds its padding.
+    """
+    places = carriers(network)
+    if time not in places:
+        raise StreamError(f"the network has no label {time!r}", labels=" ".join(places), network=network)
+    inputs = [node for node in network.nodes if _is_tensor(node, x)]
+    if len(inputs) != 1 or inputs[0].labels.count(time) != 1:
+        fact = f"the input {x!r} does not have the label {time!r} once"
+        raise StreamError(fact, network=network, fix="an input that occurs once, with one axis of time")
+    path: list[Conv] = []
+    label, before = time, network.nodes.index(inputs[0])
+    while True:
+        others = [network.nodes[position] for position, _ in places[label] if position != before]
+        if label in network.output and not others:
+            return path
+        if not others or (len(others) == 1 and isinstance(others[0], Fill)):
+            raise StreamError(
+                f"all of {label!r} is summed: a global pooling has no value before the end of a clip",
+                network=network,
+                fix=f"a window, such as Conv[{label} s k] Fill[k:16 | value=1/16] for the mean of 16 frames",
+            )
+        if len(others) > 1 or label in network.output:
+            listed = ", ".join(map(node_text, others))
+            fact = f"the label {label!r} of time is on several nodes, or also in the output"
+            raise StreamError(fact, nodes=listed, network=network, fix="one window over it")
+        conv = _checked_window(others[0], label)
+        path.append(conv)
+        before, label = network.nodes.index(conv), conv.y
+
+
+def _checked_window(node: Node, label: str) -> Conv:
+    """The node, if it is a window over time. Raises StreamError if it is not."""
+    if isinstance(node, NamedTensor):
+        fact = f"the tensor {node_text(node)} has the label {label!r} of time: its numbers differ from frame to frame"
+        raise StreamError(fact, fix="a tensor without this label")
+    if not isinstance(node, Conv) or node.x != label or label in (node.y, node.k):
+        fact = f"{node_text(node)} is not a window over {label!r}"
+        fix = f"Conv[{label} s k], whose first label is that of time; transposed windows and reshapes cannot be streams"
+        raise StreamError(fact, fix=fix)
+    if node.mode != "zeros" and (node.low, node.high) != (0, 0):
+        fact = f"the padding along {label!r} is {node.mode}: it repeats frames that have not come yet, or are past"
+        raise StreamError(fact, where=node_text(node), fix="mode=zeros")
+    return node
+
+
+def _is_tensor(node: Node, name: str) -> bool:
+    return isinstance(node, NamedTensor) and node.name == name
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What may be computed of a frame before the next window is taken of it.
+
+    rest: the nodes that are left.
+    later: the labels of the windows along time that are still to be taken.
+    """
+
+    network: Network
+    frame: _Frame
+    rest: Sequence[Node]
+    later: tuple[str, ...]
+
+    def choose(self) -> list[Node]:
+        """The nodes to be multiplied before the next window; one more at a time, while multiply-adds become fewer."""
+        free = [node for node in self.rest if isinstance(node, NamedTensor | Fill) and node.labels]
+        free = [node for node in free if not {*node.labels} & {*self.later}]
+        chosen = [node for node in free if self.frame.window in node.labels]
+        free = [node for node in free if node not in chosen]
+        least = self.multiply_adds(chosen) if free else 0
+        while free:
+            options = [(self.multiply_adds([*chosen, node]), n) for n, node in enumerate(free)]
+            cost, number = min(options)
+            if cost >= least:
+                break
+            least = cost
+            chosen.append(free.pop(number))
+        return self.closed(chosen)
+
+    def closed(self, chosen: Sequence[Node]) -> list[Node]:
+        """The nodes, with the windows and reshapes that join them to the frame."""
+        nodes = [*chosen]
+        reserved = [node for node in self.rest if node not in chosen and isinstance(node, Conv | Fuse | Copy)]
+        others = [node for node in self.rest if node not in chosen and node not in reserved]
+        before = -1
+        while len(nodes) != before:
+            before = len(nodes)
+            inside = {*self.frame.taken, *(label for node in nodes for label in node.labels)}
+            outside = {*self.network.output, *self.later, *(label for node in others for label in node.labels)}
+            for node in [one for one in reserved if one not in nodes]:
+                match node:
+                    case Conv():
+                        joins = {node.x, node.k} <= inside and node.k not in outside
+                    case Fuse():
+                        joins = node.whole in inside and bool({*node.parts} & inside)
+                    case _:
+                        joins = len({*node.labels} & inside) > 1
+                if joins:
+                    nodes.append(node)
+        return nodes
+
+    def after(self, chosen: Sequence[Node]) -> tuple[str, ...]:
+        """The labels of the frame once it is multiplied with nodes.
+
+        The positions of a window take the place of those that it runs over, and other new labels that of the first
+        label that ends.
+        """
+        outside = {label for node in self.rest if node not in chosen for label in node.labels}
+        outside |= {*self.network.output, *self.later}
+        inside = dict.fromkeys([*self.frame.taken, *(label for node in chosen for label in node.labels)])
+        positions = {node.x: node.y for node in chosen if isinstance(node, Conv) and node.x not in outside}
+        before = [positions.get(label, label) for label in self.frame.labels]
+        new = [label for label in inside if label in outside and label not in before]
+        labels: list[str] = []
+        for label in before:
+            ends = label != TIME and label not in outside
+            if (ends or label == TIME) and new:
+                labels += new
+                new = []
+            if not ends and label not in labels:
+                labels.append(label)
+        return tuple(labels)
+
+    def product(
+        self, x: str, nodes: Sequence[Node], after: Sequence[str], weights: Weights, *, bias: str | None = None
+    ) -> Product:
+        """The product of the frame with some nodes, compiled.
+
+        Args:
+            x: the name of the input.
+            after: the labels of the result, with `TIME`.
+        """
+        taken = self.frame.taken
+        known = {*taken, *(label for node in nodes for label in node.labels)}
+        sizes = {label: size for label, size in self.network.sizes.items() if label in known}
+        part = Network([NamedTensor(x, taken), *nodes], [label for label in after if label != TIME], sizes)
+        names = {*tensor_nodes(part), *(() if bias is None else ("bias",))}
+        constants = frozenset(names & {*weights.constants})
+        request, tensors = make_request(
+            part,
+            inputs={x: tuple(size_of(part, label) for label in taken)},
+            values={name: value for name, value in weights.values.items() if name in names},
+            constants=constants,
+            bias=bias,
+            candidates="all",
+            backward=False,
+            dynamic={},
+            memory_format=torch.contiguous_format,
+            max_elements=MAX_PLAN_ELEMENTS,
+            format_kept=True,
+        )
+        compiled = Compiled(request, tensors, constants, weights.tune)
+        return Product(compiled, self.frame.axis if self.frame.window is None else None, [*after].index(TIME))
+
+    def multiply_adds(self, chosen: Sequence[Node]) -> float:
+        """An estimate of the multiply-adds of a step if these nodes are multiplied before the next window.
+
+        Each element of the window counts as one more, since it is copied.
+        """
+        nodes = self.closed(chosen)
+        after = self.after(nodes)
+        stacked = tuple(label for label in after if label != TIME) + self.later
+        rest = [node for node in self.rest if node not in nodes]
+        copied = prod(self.network.sizes.get(label, 1) for label in stacked)
+        first = self._contraction(self.frame.taken, nodes, after)
+        return copied + first + self._contraction(stacked, rest, self.network.output)
+
+    def _contraction(self, labels: Iterable[str], nodes: Sequence[Node], output: Iterable[str]) -> float:
+        """The multiply-adds of the best order; windows keep the sizes of their inputs, and reshapes are free."""
+        parts: dict[str, tuple[str, ...]] = {}
+        for node in self.rest:
+            match node:
+                case Conv():
+                    parts[node.y] = (node.x,)
+                case Fuse():
+                    parts[node.whole] = node.parts
+                case Copy():
+                    parts |= {label: (node.labels[0],) for label in node.labels[1:] if label != node.labels[0]}
+        tensors = [_split(labels, parts)]
+        tensors += [_split(node.labels, parts) for node in nodes if isinstance(node, NamedTensor | Fill)]
+        if len(tensors) == 1:
+            return 0.0
+        carried = sorted({label for tensor in tensors for label in tensor})
+        symbols = {label: opt_einsum.get_symbol(number) for number, label in enumerate(carried)}
+        terms = ["".join(symbols[label] for label in tensor) for tensor in tensors]
+        kept = "".join(symbols[label] for label in _split(output, parts) if label in symbols)
+        shapes = [tuple(self.network.sizes.get(label, 1) for label in tensor) for tensor in tensors]
+        return float(opt_einsum.contract_path(f"{','.join(terms)}->{kept}", *shapes, shapes=True)[1].opt_cost)
+
+
+def _split(labels: Iterable[str], parts: Mapping[str, tuple[str, ...]], depth: int = 16) -> tuple[str, ...]:
+    """The labels, each once, with the parts of reshapes and the positions that windows run over in their places."""
+    split: dict[str, None] = {}
+    for label in labels:
+        if label in parts and depth:
+            split |= dict.fromkeys(_split(parts[label], parts, depth - 1))
+        elif label != TIME:
+            split[label] = None
+    return tuple(split)
