@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import tnalgebra
 from tests.compiler_cases import random
 from tests.emitted_cases import CASES, DEVICES, same
-from tnalgebra.compiler import executor, tune
+from tnalgebra.compiler import keeper, tune
 from tnalgebra.compiler.choose import Candidate, PlanRequest, predicted_seconds
 from tnalgebra.compiler.compiled import Compiled
 from tnalgebra.compiler.tune import digest, request_key
@@ -466,7 +466,7 @@ def test_a_failed_freeze_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     def fails(*_arguments: object, **_named: object) -> list[Tensor]:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(executor, "contract_weights", fails)
+    monkeypatch.setattr(keeper, "compute_values", fails)
     with pytest.raises(torch.OutOfMemoryError):
         module.freeze()
     assert not module.frozen

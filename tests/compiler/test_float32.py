@@ -8,7 +8,7 @@ from torch import Tensor
 
 import tnalgebra as tn
 from tnalgebra.compiler.emit import argument_names, emit
-from tnalgebra.compiler.weights import contract_weights
+from tnalgebra.compiler.keeper import Keeper
 
 KERNELS = {
     "svd": ("L[out kh r] R[r in kw]", {"r": 2}),
@@ -50,14 +50,14 @@ def test_every_candidate_in_float32(name: str, groups: int, weight: tuple[int, .
     for candidate, frozen in both:
         program = candidate.program
         leaves = {"X": x.clone().requires_grad_(), **{key: getattr(module, key).detach() for key in cores}}
-        names: dict[int, str] = {}
         if frozen:
-            names, stored = contract_weights(program, {key: leaves[key] for key in cores})
-            leaves |= stored
+            keeper = Keeper(program, {}, prefix="frozen")
+            keeper.keep({key: leaves[key] for key in cores})
+            code, value = keeper.code, keeper.run([leaves["X"]], None)
         else:
             leaves = {key: tensor.requires_grad_() for key, tensor in leaves.items()}
-        code = emit(program, supplied=names)
-        value = code(leaves["X"], *(leaves[key] for key in argument_names(program, names)))
+            code = emit(program)
+            value = code(leaves["X"], *(leaves[key] for key in argument_names(program)))
         taken = ["X"] if frozen else list(wanted)[1:]
         gradients = torch.autograd.grad(value, [leaves[key] for key in taken], seed)
         for key, tensor in zip(("value", *taken), (value, *gradients), strict=True):

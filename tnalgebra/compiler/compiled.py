@@ -16,7 +16,8 @@ from ..networks import Conv, Fill, NamedTensor, Network, node_text
 from .choose import COMPLEX, COMPUTED, PlanRequest, is_channels_last
 from .computation import check_inputs, labels_from_inputs
 from .empty import empty_labels, with_one_element, without_elements
-from .executor import Executor, Frozen, lower_type
+from .executor import Executor, Frozen
+from .keeper import lower_type
 from .operations import Pool
 from .plan import Plan
 from .tracing import is_jit_traced, is_symbolic, is_traced, is_watched, leaf_call
@@ -43,6 +44,7 @@ class Compiled(nn.Module):
     network: Network
     _computed: ClassVar[tuple[torch.dtype, ...]] = (*COMPUTED, *COMPLEX)
     _lowered: ClassVar[bool] = True  # whether autocast has the input in its type, as in torch's linear layers
+    _unchecked: bool = False  # whether a tensor was replaced since the last call
     _tune: bool
     _weights: tuple[str, ...]
     _executor: Executor
@@ -75,6 +77,8 @@ class Compiled(nn.Module):
         Raises:
             CompileError: an input is missing, or its dtype, number of axes or sizes do not fit the network.
         """
+        if not named and (executor := self._known(inputs)) is not None:
+            return self._execute(executor, inputs, None)
         if named or len(inputs) != len(self._executor.fixed):
             if is_symbolic(*inputs, *named.values()):
                 return leaf_call(self, inputs, named)  # type: ignore[no-any-return]
@@ -95,6 +99,14 @@ class Compiled(nn.Module):
         with torch.autocast(kind, enabled=False):
             return self._run(inputs if dtype is None else [lower_type(one, dtype) for one in inputs], dtype)
 
+    def _known(self, inputs: Sequence[Any]) -> Executor | None:
+        """The code for inputs whose types and sizes an earlier call has checked, if this one needs nothing else."""
+        if self._unchecked or torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+            return None
+        if len(inputs) == 1 and isinstance(inputs[0], Tensor):  # in the least time
+            return self._seen.get((None, (inputs[0].shape, inputs[0].dtype)))
+        return self._seen.get((None, *[(one.shape, one.dtype) for one in inputs if isinstance(one, Tensor)]))
+
     def _run(self, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
         """The value of the network, computed in the type of autocast or, without one, in that of the weights."""
         executor: Executor | None = None
@@ -113,12 +125,13 @@ class Compiled(nn.Module):
                 executor = self._executor_for(sizes)
                 if len(self._seen) < SEEN and not is_watched():
                     self._seen[seen] = executor
-        executor, frozen = executor or self._executor, self._frozen
-        # contracted weights are used where they are those of the parameters
-        if frozen is not None and not is_traced() and frozen.is_of(self):
-            if not frozen.is_current():
-                frozen = self._frozen = Frozen.of_module(frozen.plan, self, self._weights, self._like())
-            executor = frozen
+        return self._execute(executor or self._executor, tensors, dtype)
+
+    def _execute(self, executor: Executor, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
+        if self._frozen is not None and not is_traced():
+            keeper = self._frozen.keeper(self, tensors)
+            if keeper is not None:
+                return keeper.run(tensors, dtype)
         return executor.run(self, tensors, dtype)
 
     def _check_tensors(self, tensors: Sequence[Tensor], lowered: torch.dtype | None) -> None:
@@ -191,7 +204,7 @@ class Compiled(nn.Module):
             except CompileError:  # another limit of elements than the nominal sizes keep within
                 plan = self._executor.plan
             same = plan.chosen.program.text == self._executor.plan.chosen.program.text
-            self._others[number] = self._executor if same else Executor(plan, dense_patterns(plan.chosen, request), {})
+            self._others[number] = self._executor if same else Executor(plan, dense_patterns(plan.chosen, request))
         return self._others[number]
 
     def _check_sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
@@ -289,7 +302,7 @@ class Compiled(nn.Module):
         like = self._like()
         dtype = like.dtype if self._weights else torch.float64  # for dense patterns, whose dtype follows the inputs
         request = replace(self.plan.request, frozen=True, backward=False, dtype=dtype, device=like.device)
-        self._frozen = Frozen.of_module(self._make_plan(request), self, self._weights, like.to(dtype))
+        self._frozen = Frozen.of_module(self._make_plan(request), self, self._weights)
         return super().train(False)
 
     def thaw(self) -> Self:
@@ -391,7 +404,7 @@ class Compiled(nn.Module):
 
     def _use(self, plan: Plan) -> None:
         """Use a plan, with its dense patterns; the module is thawed."""
-        self._executor = Executor(plan, dense_patterns(plan.chosen, plan.request), {})
+        self._executor = Executor(plan, dense_patterns(plan.chosen, plan.request))
         self._frozen = None
         self._seen, self._others = {}, {}
 

@@ -1,43 +1,46 @@
-"""The code of a plan with the tensors that it takes at a call, and the contracted weights of a frozen module."""
+"""The code of a plan with the tensors that it takes at a call, and that of a frozen module."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..networks import Network
 from .emit import argument_names, emit
-from .operations import Load, labels_in
+from .keeper import Keeper, lower_type
+from .operations import Load, Program, labels_in
 from .plan import Plan
-from .weights import contract_weights, dense_patterns, supplied_values
+from .tracing import is_watched
+from .values import plain_label
+from .weights import dense_patterns, supplied_values
+
+SHAPES = 8
+"""Number of shapes of inputs for which a frozen module keeps what is made of weights in sizes of the inputs."""
 
 
 @dataclass
 class Executor:
     """The code of a plan, and the tensors that it takes besides the inputs and the tensors of a module.
 
-    stored: dense patterns, or the contracted weights of a frozen module. They are neither parameters nor buffers, so
-        nothing that is done to those reaches them.
-    supplied: the name of each stored value that the program would compute itself, by its position.
+    patterns: dense patterns. They are neither parameters nor buffers, so nothing that is done to those reaches them.
     """
 
     plan: Plan
-    stored: dict[str, Tensor]
-    supplied: Mapping[int, str]
+    patterns: dict[str, Tensor]
 
     def __post_init__(self) -> None:
         program = self.plan.chosen.program
-        self.code = emit(program, supplied=self.supplied)
-        self.arguments = argument_names(program, self.supplied)
+        self.code = emit(program)
+        self.arguments = argument_names(program)
         self.fixed = _fixed_axes(self.plan)
         weighted = any(isinstance(one, Load) and one.kind == "weight" for one in program.operations)
-        contracts = weighted and not self.supplied and supplied_values(program)
-        self.halves = _Halves(self.plan) if contracts else None
+        self.halves = _Halves(self.plan) if weighted and supplied_values(program) else None
+        self._keeps = weighted and not program.weights_only[-1]
+        self._keeper: Keeper | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the code, because torch.fx would trace it again and rename its arguments."""
@@ -48,9 +51,10 @@ class Executor:
         self.__post_init__()
 
     def move(self, like: Tensor) -> None:
-        """Put the stored tensors where the weights are; they stay where they are if the weights have no memory."""
+        """Put the patterns where the weights are; they stay where they are if the weights have no memory."""
+        self._keeper = None
         if not like.is_meta:
-            self.stored = {name: tensor.to(like.device, like.dtype) for name, tensor in self.stored.items()}
+            self.patterns = {name: tensor.to(like.device, like.dtype) for name, tensor in self.patterns.items()}
 
     def run(self, module: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
         """The value of the network.
@@ -60,6 +64,10 @@ class Executor:
                 in the type of the weights and rounded once, as the weight of torch's layer is.
         """
         if dtype is None:
+            if self._keeps and not torch.is_grad_enabled() and not is_watched():
+                keeper = self._keeper = self._keeper or Keeper(self.plan.chosen.program, self.patterns, prefix="kept")
+                if keeper.is_current(module) or keeper.keep_unchanged(module):
+                    return keeper.run(inputs, None)
             return self.code.forward(*inputs, *self._taken(module, self.arguments, inputs[0]))  # type: ignore[no-any-return]
         if self.halves is None:
             code, taken = self.code, self._taken(module, self.arguments, inputs[0])
@@ -70,11 +78,13 @@ class Executor:
         return code.forward(*inputs, *(lower_type(tensor, dtype) for tensor in taken))  # type: ignore[no-any-return]
 
     def _taken(self, module: nn.Module, names: Sequence[str], like: Tensor) -> list[Tensor]:
-        """Tensors of the module by name, and stored ones, of the type and on the device of another tensor."""
-        stored = self.stored
-        if not stored:
+        """Tensors of the module by name, and patterns, of the type and on the device of another tensor."""
+        patterns = self.patterns
+        if not patterns:
             return [getattr(module, name) for name in names]
-        return [stored[name].to(like.device, like.dtype) if name in stored else getattr(module, name) for name in names]
+        return [
+            patterns[name].to(like.device, like.dtype) if name in patterns else getattr(module, name) for name in names
+        ]
 
 
 class _Halves:
@@ -91,62 +101,70 @@ class _Halves:
 
 
 @dataclass
-class Frozen(Executor):
-    """The code of a plan with its contracted weights, and what they were contracted from.
+class Frozen:
+    """The code of a plan without the steps that depend on weights alone, whose values are kept.
 
-    tensors: name -> the tensors of the module that the plan takes, contracted or not.
-    copies: name -> a copy of each tensor that was contracted. It is compared with the tensor at each call, as torch
-        counts only some of the ways to change one.
+    patterns: dense patterns.
+    tensors: name -> the tensors of the module that the values are computed from.
     """
 
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    copies: dict[str, Tensor] = field(default_factory=dict)
+    plan: Plan
+    patterns: dict[str, Tensor]
+    tensors: dict[str, Tensor]
 
     @classmethod
-    def of_module(cls, plan: Plan, module: nn.Module, names: Sequence[str], like: Tensor) -> Frozen:
+    def of_module(cls, plan: Plan, module: nn.Module, names: Sequence[str]) -> Frozen:
         """The weights of a module with these names, contracted for a plan."""
-        tensors = {name: getattr(module, name) for name in names}
-        patterns = dense_patterns(plan.chosen, plan.request)
-        patterns = {name: tensor.to(like.device, like.dtype) for name, tensor in patterns.items()}
-        supplied, stored = contract_weights(plan.chosen.program, tensors | patterns)
-        stored |= {name: patterns[name] for name in argument_names(plan.chosen.program, supplied) if name in patterns}
-        contracted = [name for name in argument_names(plan.chosen.program, wanted=[*supplied]) if name in tensors]
-        with torch.inference_mode(False), torch.no_grad():
-            copies = {name: tensors[name].detach().clone() for name in contracted}
-        return cls(plan, stored, supplied, tensors, copies)
+        return cls(plan, dense_patterns(plan.chosen, plan.request), {name: getattr(module, name) for name in names})
 
-    def is_of(self, module: nn.Module) -> bool:
-        """Whether the module has the tensors of its plan: others may stand in for them during a call."""
-        for name, tensor in self.tensors.items():  # noqa: SIM110, as this is asked at every call
-            if getattr(module, name) is not tensor:
-                return False
-        return True
+    def __post_init__(self) -> None:
+        self._sized = self.plan.chosen.program.has_sized_weights
+        self._keepers: dict[tuple[torch.Size, ...], Keeper] = {}
+        keeper = self._kept(self.plan.chosen.program)
+        self.code = keeper.code
+        if not self._sized:
+            self._keepers[()] = keeper
 
-    def is_current(self) -> bool:
-        """Whether the tensors that were contracted have the elements that they had then."""
-        return all(_is_equal(self.tensors[name], copy) for name, copy in self.copies.items())
+    __getstate__, __setstate__ = Executor.__getstate__, Executor.__setstate__
 
-    def _taken(self, module: nn.Module, names: Sequence[str], like: Tensor) -> list[Tensor]:
-        return [tensor.detach() for tensor in super()._taken(module, names, like)]
+    def keeper(self, module: nn.Module, inputs: Sequence[Tensor]) -> Keeper | None:
+        """The code for inputs of these shapes; None if others stand in for the module's tensors during the call.
+
+        Where what is made of weights has sizes that follow from the inputs, there is one for each of the last shapes.
+        """
+        key = tuple(one.shape for one in inputs) if self._sized else ()
+        keeper = self._keepers.get(key)
+        if keeper is not None and keeper.is_current(module):
+            return keeper
+        if any(getattr(module, name) is not tensor for name, tensor in self.tensors.items()):
+            return None
+        program = self.plan.chosen.program
+        if len(self._keepers) >= SHAPES:
+            del self._keepers[next(iter(self._keepers))]
+        keeper = self._keepers[key] = self._kept(_at_shapes(self.plan, key) if self._sized else program)
+        return keeper
+
+    def _kept(self, program: Program) -> Keeper:
+        like = next(iter(self.tensors.values()), None)
+        patterns = (
+            self.patterns if like is None else {n: one.to(like.device, like.dtype) for n, one in self.patterns.items()}
+        )
+        keeper = Keeper(program, patterns, prefix="frozen")
+        keeper.keep(self.tensors)
+        return keeper
 
 
-def _is_equal(tensor: Tensor, copy: Tensor) -> bool:
-    if tensor.dtype != copy.dtype or tensor.device != copy.device or tensor.shape != copy.shape:
-        return False
-    if type(tensor) is nn.Parameter and tensor.is_cpu and tensor.is_contiguous() and copy.is_contiguous():
-        start = tensor.data_ptr()
-        if start:  # bytes are compared several times as fast as numbers
-            return not _compare_bytes(start, copy.data_ptr(), copy.nbytes)
-    return tensor.is_meta or torch.equal(tensor, copy)
-
-
-_compare_bytes = ctypes.CDLL("msvcrt" if os.name == "nt" else None).memcmp
-_compare_bytes.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-
-
-def lower_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor as autocast gives it to a function of lower precision: numbers of float64 stay."""
-    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+def _at_shapes(plan: Plan, shapes: Sequence[torch.Size]) -> Program:
+    """The program of a plan at the sizes that inputs of these shapes have."""
+    program, network = plan.chosen.program, plan.chosen.computation.network
+    labels = {one.name: labels_in(one.axes) for one in program.operations if isinstance(one, Load)}
+    known = {label: size for label, size in network.sizes.items() if label not in program.moving}
+    for name, shape in zip(program.inputs, shapes, strict=True):
+        known |= dict(zip(labels[name], shape, strict=True))
+    sizes = Network(network.nodes, network.output, known).sizes
+    more = {label: size - program.sizes[plain_label(label)] for label, size in program.sizes.items()}
+    every = {label: sizes[plain_label(label)] + size for label, size in more.items()}
+    return replace(program, sizes=every, moving=frozenset())
 
 
 def _fixed_axes(plan: Plan) -> tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]:

@@ -297,10 +297,10 @@ class Program:
     style: Style
 
     def works(self, sizes: Sizes) -> list[tuple[Workload, bool]]:
-        """The work of every operation at some sizes, and whether it depends on weights alone."""
+        """The work of every operation at some sizes, and whether it depends on weights alone at these sizes."""
         axes = [operation.axes for operation in self.operations]
         works = [work_of(operation, axes, sizes) for operation in self.operations]
-        return list(zip(works, self.weights_only, strict=True))
+        return list(zip(works, replace(self, moving=frozenset()).weights_only, strict=True))
 
     @cached_property
     def weights_only(self) -> list[bool]:
@@ -312,6 +312,11 @@ class Program:
                 is_input = not self.moving.isdisjoint(labels_in(operation.axes[-2:]))
             flags.append(not is_input and all(flags[source] for source in operation.sources))
         return flags
+
+    @property
+    def has_sized_weights(self) -> bool:
+        """Whether the value of a step follows from weights and the sizes of the inputs: a Toeplitz matrix."""
+        return self.weights_only != replace(self, moving=frozenset()).weights_only
 
     @property
     def text(self) -> str:

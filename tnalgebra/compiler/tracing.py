@@ -10,19 +10,23 @@ from torch import fx, nn
 
 from ..errors import CompileError
 
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
+
 
 def is_traced() -> bool:
     """Whether torch records what is called, to run it later with other tensors, so that no element can be read."""
     if torch.compiler.is_compiling() or is_jit_traced():
         return True
+    if not _modes():
+        return False
     modes = torch._C._TorchDispatchModeKey
     return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE))
 
 
 def is_watched() -> bool:
     """Whether something records, counts or transforms what is called, so that a call may make none but its own."""
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return transformed or torch._C._len_torch_dispatch_stack() > 0 or is_traced()
+    return _modes() > 0 or _transforms() is not None or torch.compiler.is_compiling() or is_jit_traced()
 
 
 def is_jit_traced() -> bool:

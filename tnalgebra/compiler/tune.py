@@ -28,9 +28,10 @@ from .._files import cache_folder, write_text
 from .choose import COMPUTED, Candidate, PlanRequest, candidates_for
 from .constants import calibration_file, identity
 from .emit import argument_names, emit
+from .keeper import MOST_COPIED, Keeper
 from .operations import Load, shape_in
 from .tracing import is_watched
-from .weights import contract_weights, dense_patterns
+from .weights import dense_patterns
 
 NEAR = 1.7
 """Candidates that are predicted to take at most this many times as long as the best are measured."""
@@ -49,6 +50,9 @@ BATCHES = 6
 
 TURNS, ENOUGH = 5, 2e-3
 """Largest number of turns in a batch, and the seconds of the fastest candidate after which a batch ends."""
+
+SMALL_PART = 0.25
+"""Part of the predicted seconds that steps of weights alone may have if they are left out of the measured ones."""
 
 PATIENCE = 0.1
 """Seconds of the first turn after which no further candidate is tried, as long as `FEWEST` were."""
@@ -195,20 +199,24 @@ def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float
                 layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
                 tensor = tensor.contiguous(memory_format=layout)
             tensors[operation.name] = tensor.requires_grad_(request.backward)
-    tensors |= dense_patterns(candidate, request)
-    supplied: dict[int, str] = {}
-    if request.frozen:
-        supplied, stored = contract_weights(program, tensors)
-        tensors |= stored
-    code = emit(program, supplied=supplied).forward
-    arguments = [tensors[name] for name in (*program.inputs, *argument_names(program, supplied))]
+    patterns = dense_patterns(candidate, request)
+    tensors |= patterns
+    inputs = [tensors[name] for name in program.inputs]
+    code, arguments = emit(program), [tensors[name] for name in argument_names(program)]
+    if request.frozen or (not request.backward and _is_kept(candidate, request)):
+        keeper = Keeper(program, patterns, prefix="kept")
+        keeper.keep(tensors, most=None if request.frozen else MOST_COPIED)
+        if keeper.values:
+            code, arguments = keeper.code, keeper.values
+    arguments = [*inputs, *arguments]
+    call = code.forward
     trained = [tensor for tensor in arguments if tensor.requires_grad]
     gradients: list[Tensor] = []
 
     def run() -> float:
         _wait(device)
         start = perf_counter()
-        value = code(*arguments)
+        value = call(*arguments)
         if request.backward:
             if not gradients:
                 gradients.append(torch.ones_like(value))
@@ -225,6 +233,16 @@ def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float
             return run()
 
     return run_alone
+
+
+def _is_kept(candidate: Candidate, request: PlanRequest) -> bool:
+    """Whether the steps of weights alone, which are kept between calls without gradients, are left out of the time.
+
+    Where they are much of a call, they are not, as a plan is used in training too.
+    """
+    model = request.cost_model(candidate.program.style.memory_format)
+    seconds = sum(model.seconds(work, weights=False) for work, weights in candidate.works if weights)
+    return seconds <= SMALL_PART * candidate.seconds and not candidate.program.weights_only[-1]
 
 
 def _wait(device: torch.device) -> None:

@@ -1,8 +1,8 @@
-"""The tensors that a program takes besides its inputs: weights, dense patterns and contracted weights."""
+"""The tensors that a program takes besides its inputs: dense patterns, and what is computed from weights alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
 import torch
@@ -35,9 +35,14 @@ def supplied_values(program: Program) -> dict[int, str]:
     taken = {source for flag, one in zip(flags, operations, strict=True) if not flag for source in one.sources}
     if flags[-1]:
         taken.add(len(flags) - 1)
-    loaded = {one.name for one in operations if isinstance(one, Load)}
-    names = (name for number in count() if (name := f"frozen_{number}") not in loaded)
-    return dict(zip(sorted(number for number in taken if flags[number] and computed[number]), names, strict=False))
+    places = sorted(number for number in taken if flags[number] and computed[number])
+    return dict(zip(places, new_names(program, "contracted"), strict=False))
+
+
+def new_names(program: Program, prefix: str) -> Iterator[str]:
+    """Names with this prefix that no tensor of a program has."""
+    loaded = {one.name for one in program.operations if isinstance(one, Load)}
+    return (name for number in count() if (name := f"{prefix}_{number}") not in loaded)
 
 
 def _is_view(operation: Operation) -> bool:
@@ -46,22 +51,13 @@ def _is_view(operation: Operation) -> bool:
     )
 
 
-def contract_weights(program: Program, tensors: Mapping[str, Tensor]) -> tuple[dict[int, str], dict[str, Tensor]]:
-    """Compute all values that depend on weights alone and that other steps need.
-
-    Returns:
-        Their names by position, as `emit` takes them, and the tensors by name.
-    """
-    supplied = supplied_values(program)
-    return supplied, dict(zip(supplied.values(), _compute(program, [*supplied], tensors), strict=True))
-
-
-def _compute(program: Program, wanted: Sequence[int], tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    if not wanted:
+def compute_values(program: Program, places: Sequence[int], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Compute the values at these positions, which depend on weights alone; views share the memory of their tensor."""
+    if not places:
         return []
-    code = emit(program, wanted=wanted)
-    taken = [tensors[name] for name in argument_names(program, wanted=wanted)]
+    code = emit(program, wanted=places)
+    taken = [tensors[name] for name in argument_names(program, wanted=places)]
     kind = taken[0].device.type if taken and not taken[0].is_meta else "cpu"
     # what is stored must not depend on autocast or inference mode of the caller
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
-        return [value.detach().clone() for value in code(*taken)]
+        return [value.detach() for value in code(*taken)]

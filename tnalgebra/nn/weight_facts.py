@@ -173,7 +173,6 @@ class Weightless(Compiled):
 
     kernel: Network
     _shapes: dict[str, tuple[int, ...]]
-    _unchecked: bool
 
     def cores(self) -> dict[str, nn.Parameter]:
         """Name -> the tensors of the kernel that are trained; the bias is not one of them."""

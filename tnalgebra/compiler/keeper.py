@@ -1,0 +1,179 @@
+"""What a program computes from weights alone, kept from call to call for as long as the weights stay as they are."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .emit import argument_names, emit
+from .operations import Convolve, Load, Program
+from .weights import compute_values, new_names
+
+MOST_COPIED = 2**22
+"""Largest number of elements that a layer keeps in copies unless it is frozen; where more are needed, it keeps none."""
+
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class Keeper:
+    """The code of a program without the steps that depend on weights alone, and the values of these steps.
+
+    A view of a weight shares its memory. Where elements are computed or put into another order, those of the weight are
+    compared with a copy at each call, as torch counts only some of the ways to change a tensor. The kernel of a
+    convolution is kept in the memory format in which torch takes it.
+
+    code: takes the inputs, and then `values`.
+    """
+
+    def __init__(self, program: Program, patterns: Mapping[str, Tensor], *, prefix: str) -> None:
+        self.program, self.patterns = program, patterns
+        self._layouts = _layouts(program)
+        self._supplied = dict(zip(self._layouts, new_names(program, prefix), strict=False))
+        operations = [
+            Load(self._supplied[place], one.axes, "weight") if place in self._supplied else one
+            for place, one in enumerate(program.operations)
+        ]
+        rest = replace(program, operations=tuple(operations))
+        self.code, self._arguments = emit(rest), argument_names(rest)
+        self._call = self.code.forward
+        taken = (*argument_names(program, wanted=[*self._layouts]), *self._arguments)
+        weights = {one.name for one in program.operations if isinstance(one, Load)} - patterns.keys()
+        self._names = [name for name in dict.fromkeys(taken) if name in weights]
+        self._before: list[int] = []
+        self._is_kept = False
+        self._rows: list[_Row] = []
+        self.values: list[Tensor] = []
+
+    def is_current(self, module: nn.Module) -> bool:
+        """Whether `values` are those of the tensors that the module has now."""
+        parameters, buffers = module._parameters, module._buffers
+        for name, tensor, memory, copy, start, size in self._rows:
+            if parameters.get(name) is not tensor and buffers.get(name) is not tensor:
+                return False
+            if memory is not None and not tensor.is_set_to(memory):
+                return False
+            if copy is None:
+                continue
+            if not size:
+                if not _is_equal(tensor, copy):
+                    return False
+                continue
+            # bytes are compared several times as fast as numbers
+            if tensor.shape != copy.shape or tensor.dtype is not copy.dtype or not tensor.is_contiguous():
+                return False
+            if not (address := tensor.data_ptr()) or _compare(address, start, size):
+                return False
+        return self._is_kept
+
+    def run(self, inputs: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
+        """The value of the network, computed in the type of the weights or in that of autocast."""
+        values = self.values
+        if not self._rows:  # patterns alone have the type of the inputs
+            values = [value.to(inputs[0].device, inputs[0].dtype) for value in values]
+        if torch.is_grad_enabled():
+            values = [value.detach() for value in values]
+        if dtype is not None:
+            values = [lower_type(value, dtype) for value in values]
+        return self._call(*inputs, *values)  # type: ignore[no-any-return]
+
+    def keep_unchanged(self, module: nn.Module) -> bool:
+        """Compute the values if the module has the same plain tensors as at the last call; returns whether it did."""
+        self.forget()
+        held = [module._parameters.get(name, module._buffers.get(name)) for name in self._names]
+        tensors = [one for one in held if one is not None and one.is_cpu and _is_plain(one)]
+        before, self._before = self._before, [n for one in tensors for n in (id(one), one._version)]
+        dtypes = {tensor.dtype for tensor in (*tensors, *self.patterns.values())}
+        if self._before == before and len(tensors) == len(held) and len(dtypes) == 1:
+            self.keep(dict(zip(self._names, tensors, strict=True)), most=MOST_COPIED)
+        return self._is_kept
+
+    def keep(self, tensors: Mapping[str, Tensor], *, most: int | None = None) -> None:
+        """Compute the values from these tensors, unless more than `most` elements would have to be copied."""
+        plain = {name: tensors[name].data for name in self._names if _is_plain(tensors[name])}
+        held = {name: plain.get(name, tensors[name].detach()) for name in self._names}
+        values = compute_values(self.program, [*self._layouts], {**held, **self.patterns})
+        stored = {**tensors, **self.patterns}
+        views, copies = [], []
+        for (place, layout), value in zip(self._layouts.items(), values, strict=True):
+            kept = stored[self._supplied[place]] = value if layout is None else value.contiguous(memory_format=layout)
+            is_view = any(_share_memory(kept, tensor) for tensor in plain.values())
+            (views if is_view else copies).append(place)
+        if most is not None and sum(stored[self._supplied[place]].numel() for place in copies) > most:
+            return
+        viewed = {*argument_names(self.program, wanted=views)}
+        contracted = {*argument_names(self.program, wanted=copies)} | (held.keys() - plain.keys())
+        self._rows = []
+        for name, tensor in held.items():
+            with torch.inference_mode(False), torch.no_grad():
+                copy = tensor.clone() if name in contracted else None
+            fast = copy is not None and name in plain and tensor.is_cpu
+            start, size = (copy.data_ptr(), copy.nbytes) if copy is not None and fast else (0, 0)
+            self._rows.append(_Row(name, tensors[name], plain.get(name) if name in viewed else None, copy, start, size))
+        self.values = [stored[name] for name in self._arguments]
+        self._is_kept = True
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._is_kept, self._rows, self.values = False, [], []
+
+
+def lower_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as autocast gives it to a function of lower precision: numbers of float64 stay."""
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+
+class _Row(NamedTuple):
+    """A tensor of a module as it was.
+
+    memory: a tensor in its memory, if a view of it is kept.
+    copy: of its elements, if something was computed from them.
+    start, size: where the copy begins and its bytes, if these can be compared; else 0.
+    """
+
+    name: str
+    tensor: Tensor
+    memory: Tensor | None
+    copy: Tensor | None
+    start: int
+    size: int
+
+
+def _is_equal(tensor: Tensor, copy: Tensor) -> bool:
+    if tensor.dtype != copy.dtype or tensor.device != copy.device or tensor.shape != copy.shape:
+        return False
+    return tensor.is_meta or torch.equal(tensor, copy)
+
+
+_compare = ctypes.CDLL("msvcrt" if os.name == "nt" else None).memcmp
+_compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is one of torch's classes, in the order of its axes, and counts its changes."""
+    known = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference()
+    return known and tensor.is_contiguous() and tensor.data_ptr() != 0
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _layouts(program: Program) -> dict[int, torch.memory_format | None]:
+    """Positions of the values of weights alone that other steps take, and the memory format of those with one."""
+    flags, operations = program.weights_only, program.operations
+    layouts: dict[int, torch.memory_format | None] = {len(flags) - 1: None} if flags[-1] else {}
+    for flag, operation in zip(flags, operations, strict=True):
+        for source in () if flag else operation.sources:
+            layout = None
+            if isinstance(operation, Convolve) and source == operation.kernel:
+                last = program.style.memory_format == "channels_last" and not operation.groups
+                layout = _FORMATS.get(len(operations[source].axes)) if last else torch.contiguous_format
+            if flags[source] and (not isinstance(operations[source], Load) or layout in _FORMATS.values()):
+                layouts[source] = layout or layouts.get(source)
+    return layouts
