@@ -101,7 +101,7 @@ class Keeper:
         stored = {**tensors, **self.patterns}
         views, copies = [], []
         for (place, layout), value in zip(self._layouts.items(), values, strict=True):
-            kept = stored[self._supplied[place]] = value if layout is None else value.contiguous(memory_format=layout)
+            kept = stored[self._supplied[place]] = value if layout is None else _in_layout(value, layout)
             is_view = any(_share_memory(kept, tensor) for tensor in plain.values())
             (views if is_view else copies).append(place)
         if most is not None and sum(stored[self._supplied[place]].numel() for place in copies) > most:
@@ -152,6 +152,13 @@ def _is_equal(tensor: Tensor, copy: Tensor) -> bool:
 
 _compare = ctypes.CDLL("msvcrt" if os.name == "nt" else None).memcmp
 _compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+def _in_layout(kernel: Tensor, layout: torch.memory_format) -> Tensor:
+    """The kernel in a memory format; axes of one element get the strides of contiguous memory."""
+    if layout == torch.contiguous_format:
+        return kernel.reshape(-1).reshape(kernel.shape)
+    return kernel.contiguous(memory_format=layout)
 
 
 def _is_plain(tensor: Tensor) -> bool:
