@@ -1,4 +1,4 @@
-"""Changes of a frozen layer, and calls with other tensors in the place of its own."""
+"""Changes of a frozen layer or of one that keeps what it contracted, and calls with other tensors in their place."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from tests.use_cases import FROZEN, Doubled, Trial, same, use, values
 
 
 def changed(text: str) -> Callable[[Callable[[Trial], nn.Module | None]], None]:
-    """List a change of a frozen layer: the layer computes with what it then has."""
+    """List a change of a layer that is frozen, or called without gradients: it computes with what it then has."""
 
     def listed(change: Callable[[Trial], nn.Module | None]) -> None:
         def run(one: Trial) -> None:
+            other = one.of(copy.deepcopy(one.layer))
             one.freeze()()
             layer = change(one) or one.layer
             one.of(layer).check()
             one.of(layer).check()
+            with torch.no_grad():
+                for _ in range(3):  # what two calls in a row have is kept
+                    other()
+                layer = change(other) or other.layer
+                for _ in range(3):
+                    other.of(layer).check()
 
         use(FROZEN, text)(run)
 

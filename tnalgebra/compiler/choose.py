@@ -16,7 +16,7 @@ from .computation import Computation, computations
 from .constants import constants_for
 from .cost import FORMATS, CostModel, Format, Workload
 from .lowering import lower
-from .operations import STYLES, Arrange, Load, Pad, Program, Rename, shape_in
+from .operations import STYLES, Arrange, Convolve, Load, Pad, Program, Rename, Toeplitz, Unfold, shape_in
 from .search import cheapest_trees
 from .steps import Steps
 
@@ -143,6 +143,14 @@ class Candidate:
         is_view = isinstance(operation, Rename) or (isinstance(operation, Arrange) and not operation.copies)
         return self._root(operation.sources[0]) if is_view else number
 
+    @cached_property
+    def family(self) -> tuple[object, ...]:
+        """What the error of the prediction depends on most: memory format, kinds of the calls, what is contracted."""
+        pairs = zip(self.program.operations, self.works, strict=True)
+        kinds = {type(one) for one, _ in pairs if isinstance(one, Convolve | Unfold | Toeplitz)}
+        rebuilds = any(weights and work.multiply_adds for work, weights in self.works)
+        return self.program.style, frozenset(kinds), rebuilds
+
     @property
     def is_single_call(self) -> bool:
         """Whether the program is one call of a function of torch, apart from padding, with at most one weight.
@@ -186,7 +194,9 @@ def candidates_for(request: PlanRequest) -> list[Candidate]:
         )
     if request.dynamic:
         return _by_worst_ratio(list(candidates.values()), request)
-    return sorted(candidates.values(), key=lambda one: (not one.is_single_call, one.seconds))[:LISTED]
+    ranked = sorted(candidates.values(), key=lambda one: (not one.is_single_call, one.seconds))
+    firsts = {one.family: one for one in reversed(ranked)}.values()
+    return [one for place, one in enumerate(ranked) if place < LISTED or one in firsts]
 
 
 def _programs(computation: Computation, request: PlanRequest, memory_format: Format) -> list[Program]:

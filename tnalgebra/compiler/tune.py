@@ -1,9 +1,10 @@
 """The choice among programs by measurement, where their predictions are too close; results are kept on disk.
 
 Predictions of two programs differ from their times by a factor that depends on the machine. So those that are
-predicted within `NEAR` of the best are run in turns on tensors of the nominal shapes, and the fastest comes first. A
-time is the least of several, as other programs can only make it longer. Two batches of turns have to agree about the
-fastest; if they never do, as on a busy machine, the predictions decide and nothing is stored.
+predicted within `NEAR` of the best are run in turns on tensors of the nominal shapes, and the fastest comes first.
+Programs of one family differ least in that factor, so the best of each family is run within `FAMILIES_NEAR`. A time is
+the least of several, as other programs can only make it longer. Two batches of turns have to agree about the fastest;
+if they never do, as on a busy machine, the predictions decide and nothing is stored.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ from .weights import dense_patterns
 NEAR = 1.7
 """Candidates that are predicted to take at most this many times as long as the best are measured."""
 
+FAMILIES_NEAR = 4.0
+"""The same factor for the best candidate of each family."""
+
 MOST = 12
-"""Number of candidates that are measured, taken from each style in turn by their predicted prices."""
+"""Number of candidates that are measured, taken from each family in turn by their predicted prices."""
 
 TIE = 0.03
 """Relative difference of two times below which the candidate with fewer calls comes first."""
@@ -54,8 +58,8 @@ TURNS, ENOUGH = 5, 2e-3
 SMALL_PART = 0.25
 """Part of the predicted seconds that steps of weights alone may have if they are left out of the measured ones."""
 
-PATIENCE = 0.1
-"""Seconds of the first turn after which no further candidate is tried, as long as `FEWEST` were."""
+PATIENCE, TIMES = 0.02, 8
+"""No further candidate is tried once the first turn took these seconds and as many times those of the fastest one."""
 
 FEWEST = 4
 """Number of candidates that are tried, however long they take."""
@@ -147,17 +151,18 @@ def measure_candidates(
 def _first_turn(timers: Sequence[Callable[[], float]]) -> list[float]:
     """The seconds of the first run of each candidate; infinity for those for which there was no time.
 
-    What would be dropped runs a second time, as another program may have disturbed the first.
+    What would be dropped runs a second time, as another program, or what torch does once, may have slowed the first.
     """
     times = [math.inf] * len(timers)
-    start = perf_counter()
+    spent = 0.0
     for number, run in enumerate(timers):
-        if number < FEWEST or perf_counter() - start < PATIENCE:
+        if number < FEWEST or spent < PATIENCE + TIMES * min(times):
             times[number] = run()
-    near = _near(times, FAR_BEHIND[0])
-    for number, run in enumerate(timers):
-        if number not in near and times[number] < math.inf:
-            times[number] = min(times[number], run())
+            spent += times[number]
+    for number in sorted(range(len(timers)), key=times.__getitem__):
+        if FAR_BEHIND[0] * min(times) < times[number] < math.inf and spent < 2 * (PATIENCE + TIMES * min(times)):
+            again = timers[number]()
+            times[number], spent = min(times[number], again), spent + again
     return times
 
 
@@ -173,18 +178,18 @@ def _agree(one: Sequence[float], other: Sequence[float], running: Sequence[int])
 
 
 def _worth_trying(listed: Sequence[Candidate], request: PlanRequest) -> list[Candidate]:
-    """Those near the best prediction, the best of each style in turn: between styles predictions are least certain.
+    """Those near the best prediction, the best of each family in turn: between families predictions are least certain.
 
     A plan for a range of sizes is chosen for the worst of them, which the nominal size is not.
     """
-    limit = NEAR * min(one.seconds for one in listed)
-    by_style: dict[str, list[Candidate]] = {}
-    for one in listed:
-        if one.seconds <= limit or one.is_single_call:
-            by_style.setdefault(str(one.program.style), []).append(one)
-    rounds = zip_longest(*by_style.values())
-    chosen = [one for turn in rounds for one in turn if one is not None][:MOST]
-    return [] if request.dynamic else [one for one in listed if one in chosen]
+    least = min(one.seconds for one in listed)
+    families: dict[tuple[object, ...], list[Candidate]] = {}
+    for one in sorted(listed, key=lambda one: one.seconds):
+        family = families.setdefault(one.family, [])
+        if one.seconds <= (NEAR if family else FAMILIES_NEAR) * least or one.is_single_call:
+            family.append(one)
+    turns = [one for turn in zip_longest(*families.values()) for one in turn if one is not None]
+    return [] if request.dynamic else turns[:MOST]
 
 
 def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
