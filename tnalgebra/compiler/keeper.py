@@ -99,7 +99,8 @@ class Keeper:
         held = {name: plain.get(name, tensors[name].detach()) for name in self._names}
         values = compute_values(self.program, [*self._layouts], {**held, **self.patterns})
         stored = {**tensors, **self.patterns}
-        views, copies = [], []
+        views: list[int] = []
+        copies: list[int] = []
         for (place, layout), value in zip(self._layouts.items(), values, strict=True):
             kept = stored[self._supplied[place]] = value if layout is None else _in_layout(value, layout)
             is_view = any(_share_memory(kept, tensor) for tensor in plain.values())
