@@ -164,7 +164,7 @@ def _in_layout(kernel: Tensor, layout: torch.memory_format) -> Tensor:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is one of torch's classes, in the order of its axes, and counts its changes."""
-    known = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference()
+    known = type(tensor) in (Tensor, nn.Parameter) and not (tensor.is_inference() or tensor.is_conj())
     return known and tensor.is_contiguous() and tensor.data_ptr() != 0
 
 
