@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,9 @@ def test_in_a_short_type_constraints_hold_to_its_rounding(dtype: torch.dtype) ->
 
 
 def test_an_orthonormal_leaf_costs_nothing() -> None:
-    for rule, size in ((TUCKER, {"a": 4, "b": 3}), (HALVES, 3), (DEPTHWISE, 2)):
+    for rule, size, name in ((TUCKER, {"a": 4, "b": 3}, "U"), (HALVES, 3, "L"), (DEPTHWISE, 2, "D")):
         kernel = KERNEL if rule is not HALVES else KERNEL.reshape(8, -1)
-        leaf = (
-            {"U": "orthonormal"} if rule is TUCKER else {"L": "orthonormal"} if rule is HALVES else {"D": "orthonormal"}
-        )
-        fit = rule.apply(kernel, size, constraints=leaf)
+        fit = rule.apply(kernel, size, constraints={name: "orthonormal"})
         check(fit, kernel)
         assert fit.relative_error == pytest.approx(rule.apply(kernel, size).relative_error, abs=1e-12)
 
@@ -157,11 +155,11 @@ def test_planted_cores_are_recovered_at_any_scale(scale: float) -> None:
 
 def test_an_orthonormal_core_with_a_label_of_another_core() -> None:
     """Its squared error is not linear in it; no sweep makes it larger."""
-    rule = tn.rule("K[o i h w] => D[o h p] E[o i q] F[p q w]")
+    rule = tn.rule("K[o i h w] => D[o h p q] E[o i p] F[q w]")
     fit = rule.apply(KERNEL, {"p": 3, "q": 2}, constraints={"D": "orthonormal"}, sweeps=60)
     check(fit, KERNEL)
     errors = fit.report.errors
-    assert all(after <= before * (1 + 1e-12) for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(errors))
     assert errors[-1] < errors[0]
 
 

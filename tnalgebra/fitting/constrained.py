@@ -30,6 +30,7 @@ from .fit import measure_errors, search_cores
 from .held import hold
 from .metric import Metric
 from .objective import Objective
+from .price import within_price
 from .report import SearchResult, Settings
 from .search import (
     FINALISTS,
@@ -183,7 +184,11 @@ def _search(
     strict = {name: kind for name, kind in objective.constraints.items() if name not in leaves}
     loose = replace(objective, constraints=strict)
     if strict:
-        cores, report = _descend(loose, start, tree=tree, ranks=ranks, settings=settings)
+        # what is nonnegative cannot cancel, and neither can a tree of cores
+        stable = tree is None and not loose.tied and {*strict} != {*loose.free}
+        loose = replace(loose, stability=settings.stability if stable else 0.0)
+        end = _descend(loose, start, tree=tree, ranks=ranks, settings=settings)
+        ((cores, report),) = within_price(loose, [end], settings)
     else:
         loose = replace(loose, stability=0.0 if tree is not None else settings.stability)
         ((cores, report),) = search_cores(loose, start, metrics=metrics, tree=tree, ranks=ranks, settings=settings)
@@ -242,7 +247,7 @@ def _descend(
         starts = max(1, min(settings.starts, STARTED_TOGETHER // max(1, objective.target[0].numel())))
         values = _project(objective, guesses(objective, starts, generator))
         if tree is not None and not objective.tied:
-            plain = replace(objective.without_metric(), constraints={})
+            plain = replace(objective.without_metric(), constraints={}, stability=0.0)
             ((cores, _),) = search_cores(plain, None, metrics=[], tree=tree, ranks=ranks, settings=settings)
             if all(cores[name].shape == shape for name, shape in objective.free.items()):
                 near = _project(objective, {name: core[None, None] for name, core in cores.items()})

@@ -70,12 +70,10 @@ def check_constraints(
             fact = f"{name!r} cannot be {kind}: it occurs {len(nodes)} times, with open labels on other axes"
             raise RuleError(fact, right=right)
         if kind in (COLUMNS, SAMPLED):
-            _check_columns(name, nodes, rows, bonds, right)
+            _check_columns(nodes, rows, bonds, right)
 
 
-def _check_columns(
-    name: str, nodes: Sequence[NamedTensor], rows: Sequence[str], bonds: Sequence[str], right: Network
-) -> None:
+def _check_columns(nodes: Sequence[NamedTensor], rows: Sequence[str], bonds: Sequence[str], right: Network) -> None:
     """Require the shape of columns of the kernel's matrix: one bond numbers them, and no other core has the rows."""
     because = None
     if len(nodes) > 1:
@@ -90,7 +88,7 @@ def _check_columns(
     if because is not None:
         fix = "a core with one bond, and with open labels that no other core has"
         raise RuleError(
-            f"{name!r} cannot have columns of the kernel", core=node_text(nodes[0]), because=because, fix=fix
+            f"{nodes[0].name!r} cannot have columns of the kernel", core=node_text(nodes[0]), because=because, fix=fix
         )
 
 
@@ -122,7 +120,8 @@ def _matrix_labels(labels: Sequence[str], opened: Sequence[str]) -> tuple[list[s
 def polar_factor(matrix: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns."""
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left @ right
+    product: Tensor = left @ right
+    return product
 
 
 def with_matrix(

@@ -300,7 +300,11 @@ class System:
             gram = self.gram(values)
         kind = self.objective.constraints.get(self.name)
         if kind is not None:
-            return self._constrained(kind, values, right, gram=gram, split=split)
+            if gram is None or weights is None:
+                core, image = self._constrained(kind, values, right, gram=gram, split=split)
+                return Solved(core, right, image)
+            core, image = self._constrained(kind, values, right, gram=self.with_diagonal(gram, weights), split=None)
+            return Solved(core, right, image - weights * core)
         if split is not None:
             extra = DAMPING * split.mean
             core = split.solve(right + extra * present, extra)
@@ -324,8 +328,8 @@ class System:
         *,
         gram: Tensor | None,
         split: KroneckerSystem | None,
-    ) -> Solved:
-        """The best core under a constraint, or a better one."""
+    ) -> tuple[Tensor, Tensor]:
+        """The best core under a constraint, or a better one, and gram @ core."""
         present, output = values[self.name], self.objective.output
 
         def product(core: Tensor) -> Tensor:
@@ -358,7 +362,7 @@ class System:
                 largest=largest,
             )
             core = self.as_core(matrix)
-        return Solved(core.contiguous(), right, product(core))
+        return core.contiguous(), product(core)
 
     def with_diagonal(self, gram: Tensor, weights: Tensor) -> Tensor:
         """A gram matrix plus `weights` on its diagonal."""

@@ -164,11 +164,11 @@ class Rule(Tabular):
         return [fit.after(self, place, options, change) for fit, (_, place, _, options), change in steps]
 
     def outline(self, target: Network | Mapping[str, Any] | Any, **choices: Unpack[Choices]) -> Outline | None:
-        """What the rule would make of a target at any size, without a fit; None for rules that cannot say.
+        """What the rule would make of a target at any size, without a fit; None where only a fit can show it.
 
         Arguments and errors are those of `apply`.
         """
-        if self.build_outline is None:
+        if self.build_outline is None or choices.get("constraints"):
             return None
         fit = self._start_fit(target, None)
         options = Options.of(None, choices)
