@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..errors import LayerError
+from ..nn import KERNEL_LAYERS
 
 
 def trace_forward(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, Tensor]]:
@@ -46,7 +47,10 @@ def trace_forward(network: nn.Module) -> tuple[fx.Graph, dict[fx.Node, Tensor]]:
 
 
 class _Tracer(fx.Tracer):
-    """Takes modules of some classes for one step, and keeps the class of the innermost module that it cannot trace."""
+    """Takes some modules for one step, and keeps the class of the innermost one that it cannot trace.
+
+    A layer of a class that derives from torch's is one step where it computes what torch's does.
+    """
 
     proxy_buffer_attributes = True
 
@@ -56,7 +60,8 @@ class _Tracer(fx.Tracer):
         self.failed: type[nn.Module] | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in self.opaque or super().is_leaf_module(m, module_qualified_name)
+        is_layer = isinstance(m, KERNEL_LAYERS) and type(m).forward.__module__.startswith("torch.nn")
+        return is_layer or type(m) in self.opaque or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:

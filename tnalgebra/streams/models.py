@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NoReturn
@@ -132,10 +134,22 @@ def _shapes(
 ) -> dict[fx.Node, Any]:
     """The values of all nodes for a clip of this shape, without elements."""
     like = next((one for one in model.parameters() if one.is_floating_point()), torch.empty(0))
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with _without_log(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         reader = _Reader(model, graph, constants)
         reader.run(torch.empty(tuple(shape), dtype=like.dtype, device=like.device))
     return reader.values
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Without the messages that torch writes where shapes do not fit."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = disabled
 
 
 class _Reader(fx.Interpreter):
@@ -291,11 +305,19 @@ class ModelFlow:
             return None
         if node.op == "call_module":
             return links_of_module(self._module(node), x, axis, tune=self.tune)
-        if node.op == "call_function" and len(node.all_input_nodes) == 1:
-            arguments, named = self._arguments(node, lambda one: self.traced.values[one][0])
+        if node.op == "call_function" and len(self.moving & {*node.all_input_nodes}) == 1:
+            arguments, named = self._arguments(node, self._shaped)
             links = links_of_function(node.target, arguments, named, axis)
             return None if links is None else (links, axis)
         return None
+
+    def _shaped(self, node: fx.Node) -> Any:
+        """The value of a node for a clip; of one that does not depend on it the node in the graph of frames."""
+        value = self.traced.values[node][0]
+        if node in self.moving or node not in self.nodes or not isinstance(value, Tensor):
+            return value
+        self.nodes[node].meta["shape"] = value.shape
+        return self.nodes[node]
 
     def _meet(self, node: fx.Node) -> Timing:
         """Delay the inputs of a node until its latest one, and return the timing of its value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, Self, TypeAlias, overload
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from .._tables import plural
 from ..compiler import Compiled
 from ..errors import StreamError
 from .flow import held_frames, held_nodes, source, step_code, timed, timing_of
@@ -297,15 +299,17 @@ class Stream(nn.Module):
 
     def extra_repr(self) -> str:
         step, clip = self.multiply_adds, self.clip_multiply_adds
-        state = ", ".join(" x ".join(map(str, shape)) for shape in self.state_shapes if shape)
+        states = [shape for shape in self.state_shapes if shape]
+        held = f"{sum(map(prod, states)):,} elements in {plural(len(states), 'tensor')}"
         outputs = "one output a step" if self.stride == 1 else f"one output in {self.stride} steps"
         lines = [
             f"{outputs}, delay {self.delay}, receptive field {self.receptive_field}",
-            f"frame {' x '.join(map(str, self.frame_shape))}, state {state or 'empty'}",
+            f"frames of {' x '.join(map(str, self.frame_shape))}, state of {held}",
             f"{step:,} multiply-adds a step, {clip:,} for a clip of {self.clip}",
         ]
         if self.postponed:
-            lines.append(f"padded on the right only by flush: {', '.join(self.postponed)}")
+            more = f" and {len(self.postponed) - 3} more" if len(self.postponed) > 3 else ""
+            lines.append(f"padded on the right only by flush: {', '.join(self.postponed[:3])}{more}")
         return "\n  " + "\n  ".join(lines) + "\n"
 
     def __repr__(self) -> str:

@@ -30,6 +30,10 @@ _POOLINGS: dict[Callable[..., Any], type[nn.Module]] = {
 }
 """Functions that are called with the arguments of a module."""
 
+_CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
+_CONVOLVED = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+"""The names of the arguments of a convolution, in their order."""
+
 _PADDINGS = (
     *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
@@ -63,6 +67,8 @@ def links_of_module(module: nn.Module, x: Tensor, axis: int, *, tune: bool) -> t
     Raises:
         StreamError: it has a window along time that cannot be a stream.
     """
+    if isinstance(module, CONVOLUTIONS) and module._parameters.get("weight") is None:
+        return _links_of_computed(module, x, axis), axis
     if isinstance(module, (Compiled, *CONVOLUTIONS, *TRANSPOSED)):
         return _links_of_network(module, x, axis, tune=tune)
     if isinstance(module, (*MAXIMA, *AVERAGES)):
@@ -76,7 +82,14 @@ def links_of_module(module: nn.Module, x: Tensor, axis: int, *, tune: bool) -> t
 
 
 def links_of_function(function: object, arguments: Sequence[Any], named: dict[str, Any], axis: int) -> Links | None:
-    """The steps of a call of a function whose first argument is a tensor with time; None if nothing is known."""
+    """The steps of a call of a function whose first argument is a tensor with time; None if nothing is known.
+
+    Args:
+        arguments, named: of the call; a weight that is computed may be a node of a graph of torch.fx.
+    """
+    if function in _CONVOLUTIONS:
+        bound = dict(zip(_CONVOLVED, arguments, strict=False)) | named
+        return _links_of_convolution(function, bound, axis)
     if function in _POOLINGS:
         kind = _POOLINGS[function]
         bound = dict(zip(_names(function), arguments, strict=False)) | named
@@ -161,6 +174,64 @@ def _links_of_network(module: nn.Module, x: Tensor, axis: int, *, tune: bool) ->
         label = next((label for label in network.output if label in ends), None)
         return None if label is None else ((), network.output.index(label))
     return chain_of_network(network, source.name, time, weights)
+
+
+class Convolution(nn.Module):
+    """A convolution of torch's whose weight is computed at each call, of windows of frames: its padding is elsewhere.
+
+    Args:
+        layer: the layer.
+        arguments: of the function: stride, padding, dilation and groups.
+    """
+
+    def __init__(self, layer: nn.Module, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.arguments = arguments
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution of the windows."""
+        layer: Any = self.layer
+        result: Tensor = _CONVOLUTIONS[x.ndim - 3](x, layer.weight, layer.bias, **self.arguments)
+        return result
+
+
+def _links_of_computed(layer: Any, x: Tensor, axis: int) -> Links:
+    """The steps of a layer of torch's whose weight is computed from other parameters, as by weight norm."""
+    if layer.padding_mode != "zeros" or layer._forward_pre_hooks:
+        own_weight(layer)  # which refuses it
+    names = ("stride", "padding", "dilation", "groups")
+    bound = {"input": x, "weight": layer.weight, **{name: getattr(layer, name) for name in names}}
+    window, arguments = _split_convolution(bound, axis)
+    return (Windowed(window, axis), Convolution(layer, arguments))
+
+
+def _links_of_convolution(function: Any, bound: dict[str, Any], axis: int) -> Links:
+    """The steps of a call of `torch.nn.functional.conv3d`, whose weight may be computed."""
+    window, arguments = _split_convolution(bound, axis)
+    weight, bias = bound["weight"], bound.get("bias")
+    return (Windowed(window, axis), Call(function, (weight, bias, *arguments.values())))
+
+
+def _split_convolution(bound: dict[str, Any], axis: int) -> tuple[Window, dict[str, Any]]:
+    """The window along time of a convolution, and its arguments without it."""
+    weight = bound["weight"]
+    shape = weight.shape if isinstance(weight, Tensor) else weight.meta["shape"]
+    axes, place = len(shape) - 2, axis - 2
+    numbers = {name: list(_each(bound.get(name, 1), axes)) for name in ("stride", "dilation")}
+    padding = bound.get("padding", 0)
+    reach = [d * (k - 1) for d, k in zip(numbers["dilation"], shape[2:], strict=True)]
+    if isinstance(padding, str):
+        ends = [(r // 2, r - r // 2) if padding == "same" else (0, 0) for r in reach]
+    else:
+        ends = [(p, p) for p in _each(padding, axes)]
+    low, high = ends[place]
+    window = Window(shape[axis], numbers["stride"][place], low, high, numbers["dilation"][place])
+    ends[place], numbers["stride"][place], numbers["dilation"][place] = (0, 0), 1, 1
+    if any(low != high for low, high in ends):
+        raise StreamError("padding is 'same' for an even window of a computed weight", fix="integers as padding")
+    arguments = {"stride": tuple(numbers["stride"]), "padding": tuple(low for low, _ in ends)}
+    return window, {**arguments, "dilation": tuple(numbers["dilation"]), "groups": bound.get("groups", 1)}
 
 
 # Poolings, paddings and slices ----------------------------------------------------------------------------------
