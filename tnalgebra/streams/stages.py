@@ -131,10 +131,10 @@ def chain_of_network(network: Network, x: str, time: str, weights: Weights) -> t
     path = time_path(network, x, time)
     options = [[set[str]()] * len(path), _before_windows(network, x, path, weights)]
     if options[0] == options[1]:
-        return _links(network, x, time, weights, options[0])
+        return _links(network, x, time, weights, early=options[0])
     untuned = replace(weights, tune=False)
-    seconds = [_seconds(_links(network, x, time, untuned, early)[0]) for early in options]
-    return _links(network, x, time, weights, options[seconds.index(min(seconds))])
+    seconds = [_seconds(_links(network, x, time, untuned, early=early)[0]) for early in options]
+    return _links(network, x, time, weights, early=options[seconds.index(min(seconds))])
 
 
 def _seconds(links: Sequence[Link]) -> float:
@@ -143,7 +143,7 @@ def _seconds(links: Sequence[Link]) -> float:
 
 
 def _links(
-    network: Network, x: str, time: str, weights: Weights, early: Sequence[Collection[str]]
+    network: Network, x: str, time: str, weights: Weights, *, early: Sequence[Collection[str]]
 ) -> tuple[list[Link], int]:
     """The steps if these tensors meet the frame before each window, and the axis of time of the output."""
     path = time_path(network, x, time)
