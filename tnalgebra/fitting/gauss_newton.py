@@ -1,4 +1,4 @@
-"""Descents on all cores at once, damped Gauss-Newton and L-BFGS: for tied cores, and where alternating would be slow.
+"""Damped Gauss-Newton, a descent on all cores at once: for tied cores, and where alternating would be slow.
 
 The Gauss-Newton matrix of a small problem is written out and factored. That of a larger one is never computed: its
 product with a vector takes two contractions, and conjugate gradients need only that (damped as by Levenberg and
@@ -39,9 +39,6 @@ PROBE = 0.1
 BEND = 0.75
 """The largest ratio of twice the bend to the step at which the step is bent."""
 
-HISTORY = 30
-"""The number of steps from which L-BFGS estimates the Hessian."""
-
 
 def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
     """Descend by Levenberg-Marquardt, where every start has a damping of its own.
@@ -64,9 +61,9 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
     for _ in range(steps):
         # the step, by a factor of the damped Gauss-Newton matrix, or by conjugate gradients on it
         residual = objective.apply_metric(objective.target[:, None] - model)
-        gradient = _pull_back(objective, residual, values)
+        gradient = pull_back(objective, residual, values)
         forcing = ratio(loss, objective.power.expand_as(loss)).clamp(1e-12, 1e-2)
-        weights = _weights(systems, values, objective.ridge(loss, values))
+        weights = ridge_weights(systems, values, objective.ridge(loss, values))
         gradient = {name: gradient[name] - weight * values[name] for name, weight in weights.items()} or gradient
         if written_out:
             factor = matrix.factor(values, damping.clamp(min=LEAST_DAMPING), weights)
@@ -82,9 +79,9 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
         trial_model = objective.model(trial)
         trial_loss = objective.loss(trial_model)
         trial_merit = objective.merit(trial_loss, trial)
-        expected = 2 * _inner(gradient, step) - total(products(change, objective.apply_metric(change)))
+        expected = 2 * inner(gradient, step) - total(products(change, objective.apply_metric(change)))
         if weights:
-            expected = expected - _inner({name: weight * step[name] for name, weight in weights.items()}, step)
+            expected = expected - inner({name: weight * step[name] for name, weight in weights.items()}, step)
         gain = torch.where(expected > 0, ratio((merit - trial_merit) * ratio(loss, merit), expected), -1.0)
         # less damping where the model was right, more where it was not; only better steps are taken
         better = trial_merit < merit
@@ -102,7 +99,7 @@ def descend(objective: Objective, descent: Descent, *, steps: int) -> Descent:
     return descent.then("Gauss-Newton", values, losses, merit=merit, still=still)
 
 
-def _weights(systems: Mapping[str, Sequence[System]], values: Cores, ridge: Tensor | None) -> Cores:
+def ridge_weights(systems: Mapping[str, Sequence[System]], values: Cores, ridge: Tensor | None) -> Cores:
     """What the ridge adds to the diagonal of the matrix, for each core over all its occurrences; empty without one."""
     if ridge is None:
         return {}
@@ -122,9 +119,9 @@ def _along_the_valley(
     """
     ahead = objective.model({name: values[name] + PROBE * step[name] for name in values})
     bend = ((ahead - model) / PROBE - change) * (2 / PROBE)
-    pulled = _pull_back(objective, objective.apply_metric(bend), values)
+    pulled = pull_back(objective, objective.apply_metric(bend), values)
     second = factor.solve({name: -core for name, core in pulled.items()})
-    slight = (2 * _inner(second, second).sqrt() <= BEND * _inner(step, step).sqrt()).to(change)
+    slight = (2 * inner(second, second).sqrt() <= BEND * inner(step, step).sqrt()).to(change)
     return {name: values[name] + core + spread(slight, core) * second[name] / 2 for name, core in step.items()}
 
 
@@ -139,7 +136,7 @@ def _push_forward(objective: Objective, step: Mapping[str, Tensor], values: Core
     return sum(parts[1:], parts[0])
 
 
-def _pull_back(objective: Objective, residual: Tensor, values: Cores) -> Cores:
+def pull_back(objective: Objective, residual: Tensor, values: Cores) -> Cores:
     """The adjoint of `_push_forward`: for each core, over all its occurrences."""
     pulled = {}
     for name, places in objective.places.items():
@@ -160,7 +157,7 @@ def _solve(
     """Solve (J^T J + damping * scale) step = gradient by preconditioned conjugate gradients."""
 
     def product(step: Cores) -> Cores:
-        pulled = _pull_back(objective, objective.apply_metric(_push_forward(objective, step, values)), values)
+        pulled = pull_back(objective, objective.apply_metric(_push_forward(objective, step, values)), values)
         return {name: pulled[name] + blocks[name].added(damping, step[name]) * step[name] for name in step}
 
     def preconditioned(residual: Cores) -> Cores:
@@ -169,14 +166,14 @@ def _solve(
     step = {name: torch.zeros_like(core) for name, core in gradient.items()}
     residual = dict(gradient)
     direction = improved = preconditioned(residual)
-    power = first = _inner(residual, improved)
+    power = first = inner(residual, improved)
     for _ in range(INNER_ROUNDS):
         moved = product(direction)
-        length = ratio(power, _inner(direction, moved))
+        length = ratio(power, inner(direction, moved))
         step = {name: step[name] + spread(length, direction[name]) * direction[name] for name in step}
         residual = {name: residual[name] - spread(length, moved[name]) * moved[name] for name in step}
         improved = preconditioned(residual)
-        before, power = power, _inner(residual, improved)
+        before, power = power, inner(residual, improved)
         if bool((power <= forcing**2 * first).all()):
             break
         turn = ratio(power, before)
@@ -231,41 +228,6 @@ def _roles(system: System) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(map(system.labels.index, part)) for part in (system.batch, system.coupled, system.free))
 
 
-def _inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
+def inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
     """The inner product of all cores together; shape (layers, starts)."""
     return torch.stack([total(products(one[name], other[name])) for name in one]).sum(0)
-
-
-def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int) -> Descent:
-    """Minimise the sum of the relative merits of all layers and starts by L-BFGS. Worse ends are not kept."""
-    values = descent.values
-    before = objective.loss_of(values)
-    merit = objective.merit(before, values)
-    power = objective.power.clamp(min=torch.finfo(objective.target.dtype).tiny)
-    cores = {name: core.clone().requires_grad_() for name, core in values.items()}
-    optimiser = torch.optim.LBFGS(
-        list(cores.values()),
-        max_iter=steps,
-        history_size=HISTORY,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=1e-14,
-        tolerance_change=1e-16,
-    )
-    log = [before]
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = objective.loss_of(cores)
-        log.append(loss.detach())
-        relative = (objective.merit(loss, cores) / power).sum()
-        relative.backward()  # type: ignore[no-untyped-call]
-        return relative
-
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    ends = {name: core.detach() for name, core in cores.items()}
-    after = objective.loss_of(ends)
-    reached = objective.merit(after, ends)
-    better = reached < merit
-    losses = [*log, torch.where(better, after, before)]
-    merit = torch.where(better, reached, merit)
-    return descent.then("L-BFGS", pick(better, ends, values), losses, merit=merit, still=torch.ones_like(better))

@@ -9,7 +9,7 @@ import torch
 from .als import Cores, Descent
 from .objective import Objective
 from .report import SearchResult, Settings
-from .search import refine, stacked, step_on, sweep_on
+from .search import descend_further, refine, stacked
 
 PRICE, PRICE_SWEEPS = 0.005, 10
 """The highest price of stability, and the sweeps by which it is measured."""
@@ -28,7 +28,7 @@ def within_price(objective: Objective, fits: list[SearchResult], settings: Setti
         return fits
     values, plain = stacked(replace(objective, stability=0.0), [cores for cores, _ in fits])
     first = Descent.begin(plain, values)
-    least = (step_on if objective.tied else sweep_on)(plain, first, PRICE_SWEEPS).loss
+    least = descend_further(plain, first, PRICE_SWEEPS).loss
     exact = objective.fits_exactly(first.loss)
 
     def price(cores: Cores, layer: int) -> float:

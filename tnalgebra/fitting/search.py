@@ -16,8 +16,9 @@ from ..tensors import squares
 from .als import Cores, Descent, alternate, balance, spread
 from .condensed import condense, expand, leading_subspaces
 from .gauss_matrix import GaussMatrix
-from .gauss_newton import descend, descend_by_gradient
+from .gauss_newton import descend
 from .objective import Objective, total
+from .quasi_newton import descend_by_gradient
 from .report import FitReport, SearchResult, Settings
 from .subspaces import fit_by_subspaces, fits_by_subspaces
 from .trees import CoreTree, fit_tree
@@ -91,6 +92,9 @@ TREE_SWEEPS = 20
 
 COARSE = 1e-4
 """Types whose rounding is above this are coarse: ends are compared after it."""
+
+GRADIENTS = 4
+"""Steps of L-BFGS in a metric that take less time than one alternating sweep."""
 
 FIRST_STEPS, STEPS = 20, 100
 """Gauss-Newton steps of all starts of a tied network, then of the better half; the latter also after alternating."""
@@ -315,11 +319,7 @@ def refine(
     """Descend from cores that were fitted to another objective; `then` is added to the name of their method."""
     values, objective = stacked(objective, [cores for cores, _ in fits])
     descent = Descent.begin(objective, values, *(fits[0][1].method + then).split(", "))
-    if objective.tied:
-        descent = step_on(objective, descent, min(STEPS, settings.sweeps))
-    else:
-        descent = sweep_on(objective, descent, settings.sweeps, tolerance)
-    return results_of(objective, descent)
+    return results_of(objective, descend_further(objective, descent, settings.sweeps, tolerance))
 
 
 def stacked(objective: Objective, fits: Sequence[Cores]) -> tuple[Cores, Objective]:
@@ -333,6 +333,15 @@ def sweep_on(objective: Objective, descent: Descent, sweeps: int, tolerance: flo
     if sweeps <= 0 or bool((descent.still.all(1) | objective.fits_exactly(descent.loss)).all()):
         return descent
     return alternate(objective, descent, sweeps=sweeps, tolerance=tolerance)
+
+
+def descend_further(objective: Objective, descent: Descent, sweeps: int, tolerance: float = SLOW) -> Descent:
+    """Descend from all starts by the method that suits the objective, for the time of this many sweeps."""
+    if objective.tied:
+        return step_on(objective, descent, min(STEPS, sweeps))
+    if objective.metric is None:
+        return sweep_on(objective, descent, sweeps, tolerance)
+    return descend_by_gradient(objective, descent, steps=GRADIENTS * sweeps, tolerance=tolerance)
 
 
 def step_on(objective: Objective, descent: Descent, steps: int) -> Descent:
@@ -362,7 +371,7 @@ def _by_gradient(objective: Objective, descent: Descent, steps: int) -> Descent:
     """Descend by L-BFGS from the best start, and keep its end where it is better."""
     descent = descent.best(1)
     exact = bool(objective.fits_exactly(descent.loss).all())
-    return descent if exact else descend_by_gradient(objective, descent, steps=steps)
+    return descent if exact else descend_by_gradient(objective, descent, steps=steps, tolerance=SLOW)
 
 
 def results_of(objective: Objective, descent: Descent) -> list[SearchResult]:

@@ -383,7 +383,7 @@ class System:
     def _by_conjugate_gradients(
         self, values: Mapping[str, Tensor], right: Tensor, core: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """A few steps from the present core, preconditioned by the system without the metric."""
+        """A few steps from the present core."""
 
         def product(core: Tensor) -> Tensor:
             image = self.image(core, values)
@@ -391,40 +391,33 @@ class System:
 
         image = product(core)
         residual = right - image
-        conditioned = self._preconditioner(values, core)
-        improved = conditioned(residual)
-        direction, power = improved, total(products(residual, improved))
+        direction, power = residual, total(products(residual, residual))
         enough = NEAR**2 * power
         for _ in range(ROUNDS):
             moved = product(direction)
             step = ratio(power, total(products(direction, moved))).reshape(*power.shape, *[1] * len(self.labels))
             core, image, residual = core + step * direction, image + step * moved, residual - step * moved
-            improved = conditioned(residual)
-            before, power = power, total(products(residual, improved))
+            before, power = power, total(products(residual, residual))
             if bool((power <= enough).all()):
                 break
-            direction = improved + ratio(power, before).reshape(step.shape) * direction
+            direction = residual + ratio(power, before).reshape(step.shape) * direction
         return core, image
 
-    @cached_property
-    def _plain(self) -> System:
-        """The system without the metric."""
-        return System(self.objective.without_metric(), self.position)
-
-    def _preconditioner(self, values: Mapping[str, Tensor], core: Tensor) -> Callable[[Tensor], Tensor]:
-        if self.objective.metric is None:
-            return lambda residual: residual
-        plain = self._plain
+    def without_metric(self, values: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """The inverse of the system without the metric, which is a preconditioner of the system; the identity where it
+        is too large or singular."""
+        plain = System(self.objective.without_metric(), self.position)
         split = plain.split(plain.factor_grams(values))
         if split is not None:
             return lambda residual: split.solve(residual, LOOSE * split.mean)
-        if not plain.written_out(core.shape[1]):
+        if not plain.written_out(values[self.name].shape[1]):
             return lambda residual: residual
         gram = plain.gram(values)
         factor, failed = damped_cholesky(gram, LOOSE * _mean_diagonal(gram)[..., None])
         if bool(failed.any()):
             return lambda residual: residual
-        return lambda residual: plain.as_core(torch.cholesky_solve(plain.as_matrix(residual), factor))
+        inverse = torch.cholesky_inverse(factor)
+        return lambda residual: plain.as_core(inverse @ plain.as_matrix(residual))
 
 
 @dataclass(frozen=True, eq=False)
