@@ -42,6 +42,40 @@ def ranks_of(rule: str, kernel: Tensor) -> Mapping[str, int]:
     return dict.fromkeys("r" if rule == "cp" else "ab", half)
 
 
+CALLS = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+    10,
+    12,
+    14,
+    16,
+    18,
+    20,
+    23,
+    26,
+    30,
+    35,
+    40,
+    45,
+    50,
+    60,
+    70,
+    80,
+    90,
+    100,
+    120,
+    140,
+    160,
+    180,
+)
+"""The sweeps of the calls of this library among which the shortest is found that reaches an error."""
+
+
 def relative_error(kernel: Tensor, dense: Tensor) -> float:
     """||kernel - dense|| / ||kernel||."""
     return float(torch.linalg.vector_norm(kernel - dense) / torch.linalg.vector_norm(kernel))
@@ -85,7 +119,14 @@ class Tnalgebra(Method):
         return [fit.dense() for fit in result]
 
     def trace(self, rule: str, kernels: Sequence[Tensor], seed: int, most: int) -> list[list[float]]:
-        return [list(fit.report.errors) for fit in self.fit(rule, kernels, seed, [most])]
+        """The errors of calls with more and more sweeps: a shorter call is not the beginning of a longer one, because
+        its last sweeps are those that see the whole kernel. Between two calls the error is that of the shorter one."""
+        traces: list[list[float]] = [[] for _ in kernels]
+        for sweeps in [sweeps for sweeps in CALLS if sweeps < most] + [most]:
+            for errors, fit in zip(traces, self.fit(rule, kernels, seed, [sweeps]), strict=True):
+                errors += [errors[-1] if errors else float("inf")] * (sweeps - 1 - len(errors))
+                errors.append(fit.relative_error)
+        return traces
 
 
 @cache

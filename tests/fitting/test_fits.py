@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tests.refusals import refused
 from tnalgebra.errors import RuleError
 from tnalgebra.fitting import Metric
 from tnalgebra.rewriting import rule
+from tnalgebra.tensors import evaluate
 
 # Against a plain optimiser ------------------------------------------------------------------------------------
 
@@ -187,6 +189,23 @@ def test_a_split_label_of_a_metric_has_the_order_of_the_fuse(crossed: bool) -> N
     torch.testing.assert_close(one.dense(), other.dense(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["cp", "tucker", "ring"])
+def test_a_descent_in_a_metric_never_rises_and_ends_where_no_core_can_gain(name: str) -> None:
+    text, ranks = OTHERS[name]
+    inputs = gaussian(40, 30, seed=5) @ torch.diag(torch.linspace(0.2, 3, 30, dtype=torch.float64))
+    metric = Metric(("in", "kh", "kw"), (inputs.mT @ inputs).reshape(5, 3, 2, 5, 3, 2))
+    fit = rule(text).apply({"K": KERNEL}, ranks, metric=metric, starts=2, stability=0)
+    errors = fit.report.errors
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(errors))
+    # the slope by each core in turn, which vanishes where none of them can gain
+    values = {name: core.clone().requires_grad_() for name, core in fit.values.items()}
+    rest = (KERNEL - evaluate(fit.network, values)).reshape(7, 30) @ inputs.mT
+    gradients = torch.autograd.grad(rest.square().sum(), list(values.values()))
+    scale = (KERNEL.reshape(7, 30) @ inputs.mT).square().sum()
+    for core, gradient in zip(values.values(), gradients, strict=True):
+        assert float((gradient.norm() * core.norm()).detach()) <= 0.02 * float(scale)
+
+
 @pytest.mark.slow
 def test_a_metric_of_ones_changes_nothing() -> None:
     metric = Metric(("in", "kh", "kw"), torch.eye(30, dtype=torch.float64).reshape(5, 3, 2, 5, 3, 2))
@@ -195,7 +214,8 @@ def test_a_metric_of_ones_changes_nothing() -> None:
         plain = rule(text).apply({"K": KERNEL}, ranks, starts=2, stability=0)
         fit = rule(text).apply({"K": KERNEL}, ranks, metric=metric, starts=2, stability=0)
         assert fit.output_error == pytest.approx(fit.relative_error, rel=1e-9)
-        assert fit.relative_error <= plain.relative_error * (1 + 1e-9)
+        # both descents end where a sweep takes less than 1e-5 of the squared error
+        assert fit.relative_error <= plain.relative_error * (1 + 1e-5)
 
 
 def test_metrics_of_many_kernels() -> None:

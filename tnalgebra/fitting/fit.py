@@ -21,6 +21,8 @@ from .objective import Objective
 from .price import within_price
 from .report import SearchResult, Settings
 from .search import (
+    FIRST_SWEEPS,
+    MORE_SWEEPS,
     SLOW,
     SLOW_TREE,
     follow_starts,
@@ -135,8 +137,7 @@ def search_cores(
         ]
     elif metrics:
         solved = solve_core(objective, factor) if linear else None
-        tolerance = SLOW if tree is None else SLOW_TREE
-        fits = solved or _search_in_metric(objective, start, search, settings, tolerance=tolerance)
+        fits = solved or _search_in_metric(objective, start, search, settings, is_tree=tree is not None)
     else:
         fits = search(objective, start)
     return fits if linear or tree is not None else within_price(objective, fits, settings)
@@ -164,12 +165,16 @@ def _search_in_frobenius(
 def _search_in_metric(
     objective: Objective,
     start: Mapping[str, Tensor] | None,
-    search: Callable[[Objective, Mapping[str, Tensor] | None], list[SearchResult]],
+    search: Callable[..., list[SearchResult]],
     settings: Settings,
     *,
-    tolerance: float,
+    is_tree: bool,
 ) -> list[SearchResult]:
-    """Descend in the metric from the better of two fits without it: one of the target, one of the whitened target."""
+    """Descend in the metric from a quick fit of the whitened target without it, or from the `start`.
+
+    For a tree, a fit of the target itself is another start, which takes little time.
+    """
+    search = partial(search, settings=replace(settings, sweeps=min(settings.sweeps, FIRST_SWEEPS + MORE_SWEEPS)))
     factors = objective.whitening()
     inverse = {label: torch.linalg.inv(factor) for label, factor in factors.items()}
     whitened = objective.whiten(factors)
@@ -180,11 +185,14 @@ def _search_in_metric(
             for layer, (cores, report) in enumerate(fits)
         ]
 
-    starts = take_up_each(search(objective.without_metric(), start), factors)
+    starts = []
     if start is None:
-        near = search(whitened.without_metric(), None)
-        starts = [pick_nearer(whitened, layer, *pair) for layer, pair in enumerate(zip(near, starts, strict=True))]
-    return take_up_each(refine(whitened, starts, settings, then=", then in the metric", tolerance=tolerance), inverse)
+        starts.append(search(whitened.without_metric(), None))
+    if start is not None or is_tree:
+        starts.append(take_up_each(search(objective.without_metric(), start), factors))
+    nearest = [pick_nearer(whitened, layer, *ends) for layer, ends in enumerate(zip(*starts, strict=True))]
+    tolerance = SLOW_TREE if is_tree else SLOW
+    return take_up_each(refine(whitened, nearest, settings, then=", then in the metric", tolerance=tolerance), inverse)
 
 
 def measure_errors(

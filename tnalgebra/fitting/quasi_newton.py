@@ -20,7 +20,7 @@ from .gauss_newton import pull_back, ridge_weights
 from .objective import Objective
 from .systems import System, ratio
 
-HISTORY = 5
+HISTORY = 10
 """The number of steps from which the Hessian is estimated."""
 
 SUFFICIENT = 1e-4

@@ -67,7 +67,8 @@ def compare(
             measured; by default 16 inputs with 32 x 32 positions (1-d: 256, 3-d: 16 each), 256 rows of a linear layer,
             and 256 tokens of an embedding.
         candidates: of the plans: "factored", or "all" where the layer may also rebuild its dense kernel.
-        time: measure the forward pass of each layer, and of the dense one: the median of turns that alternate.
+        time: measure the forward pass of each layer, and of the dense one: the median of turns that alternate. Without
+            it, plans are predicted and nothing is measured.
         seed, starts: of the fits.
         progress: show a bar, where stderr is a terminal.
 
@@ -233,7 +234,7 @@ class _Subject:
             _labels(kernel, kernel_labels if labels is None else labels_of(labels)),
             sum(call.multiply_adds for call in calls["0"]),
             weight,
-            LayerMaker(sites, calls, candidates),
+            LayerMaker(sites, calls, candidates, tune=time),
             read_example(example, weight),
         )
 
