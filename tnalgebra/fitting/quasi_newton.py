@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..tensors import products
 from .als import Cores, Descent
 from .gauss_newton import pull_back, ridge_weights
-from .objective import Objective
+from .objective import Objective, total
 from .systems import System, ratio
 
 HISTORY = 10
@@ -131,7 +132,7 @@ class _Problem:
         values = self.split(vector)
         residual = self.objective.model(values) - self.objective.target[:, None]
         pulled = self.objective.apply_metric(residual)
-        loss = (residual * pulled).flatten(2).sum(2).clamp(min=0)
+        loss = total(products(residual, pulled)).clamp(min=0)
         merit, gradient = self.objective.merit(loss, values), pull_back(self.objective, pulled, values)
         weights = ridge_weights(self.systems, values, self.objective.ridge(loss, values))
         for name, weight in weights.items():
@@ -146,4 +147,4 @@ class _Problem:
 
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
-    return (one * other).sum(2, keepdim=True)
+    return products(one, other).sum(2, keepdim=True)

@@ -383,7 +383,7 @@ class System:
     def _by_conjugate_gradients(
         self, values: Mapping[str, Tensor], right: Tensor, core: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """A few steps from the present core."""
+        """A few steps from the present core, preconditioned by the system without the metric."""
 
         def product(core: Tensor) -> Tensor:
             image = self.image(core, values)
@@ -391,21 +391,28 @@ class System:
 
         image = product(core)
         residual = right - image
-        direction, power = residual, total(products(residual, residual))
+        conditioned = self.without_metric(values)
+        improved = conditioned(residual)
+        direction, power = improved, total(products(residual, improved))
         enough = NEAR**2 * power
         for _ in range(ROUNDS):
             moved = product(direction)
             step = ratio(power, total(products(direction, moved))).reshape(*power.shape, *[1] * len(self.labels))
             core, image, residual = core + step * direction, image + step * moved, residual - step * moved
-            before, power = power, total(products(residual, residual))
+            improved = conditioned(residual)
+            before, power = power, total(products(residual, improved))
             if bool((power <= enough).all()):
                 break
-            direction = residual + ratio(power, before).reshape(step.shape) * direction
+            direction = improved + ratio(power, before).reshape(step.shape) * direction
         return core, image
 
     def without_metric(self, values: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-        """The inverse of the system without the metric, which is a preconditioner of the system; the identity where it
-        is too large or singular."""
+        """The inverse of the system without the metric, which is a preconditioner of the system.
+
+        It is the identity where there was no metric before, or where this system is too large or singular.
+        """
+        if self.objective.metric is None:
+            return lambda residual: residual
         plain = System(self.objective.without_metric(), self.position)
         split = plain.split(plain.factor_grams(values))
         if split is not None:
