@@ -141,6 +141,22 @@ def test_patches_and_tensors_of_two_windows() -> None:
         torch.testing.assert_close(stream.steps(clip), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_terms_of_a_sum_meet(stride: int) -> None:
+    """Windows of 5 and 2 frames and none, of which the last two are delayed; the output has another order."""
+    text = (
+        f"X[n:2 t:14 c:3] Conv[t s k:5 | stride={stride} padding=2] K[o:4 c k]"
+        f" + X[n t c] Conv[t s j:2 | stride={stride} padding=1:0] A[o r:2] B[r c j]"
+        f" + X[n t c] Conv[t s i:1 | stride={stride}] U[o c i] -> [s n o]"
+    )
+    network = tn.parse(text)
+    values = random_values(network, 3)
+    stream = tn.stream(network, "t", values={name: one for name, one in values.items() if name != "X"})
+    outputs = torch.cat([stream.steps(values["X"]), stream.flush()])
+    torch.testing.assert_close(outputs, tn.evaluate(network, values), rtol=1e-10, atol=1e-10)
+    assert (stream.delay, stream.stride) == (2, stride)
+
+
 def test_a_compiled_network_is_streamed_with_its_own_weights() -> None:
     bias = torch.arange(7.0, dtype=torch.float64)
     text = "X[n c t h] Conv[t s k | padding=2:0] Conv[h u kh] K[o c k kh] -> [n o s u]"
@@ -161,12 +177,17 @@ def test_a_compiled_network_is_streamed_with_its_own_weights() -> None:
         ("X[n:1 c:3 t] Fill[t | value=mean] K[o:3 c] -> [n o]", ("all of 't' is summed", "Conv[t s k]")),
         ("X[n:1 c:3 t] K[o:3 c t] -> [n o t]", ("several nodes", "K[o c t]")),
         ("X[n:1 c:3 t] K[o:3 c t] -> [n o]", ("numbers differ from frame to frame",)),
-        ("X[n:1 c:3 s] Conv[t s k:3] K[o:3 c k] -> [n o t]", ("the input 'X' does not have the label 't' once",)),
+        ("X[n:1 c:3 s] Conv[t s k:3] K[o:3 c k] -> [n o t]", ("the input 'X' does not have the label 't'",)),
         ("X[n:1 c:3 t] Conv[x t k:3 | stride=2] K[o:3 c k] -> [n o x]", ("Conv[x t k | stride=2]",)),
         ("X[n:1 c:3 t] Fuse[t a:2 b:4] K[o:3 c b] -> [n o a]", ("Fuse[t a b]",)),
         ("X[n:1 c:3 t] Conv[t s k:3 | padding=2:0 mode=replicate] K[o:3 c k] -> [n o s]", ("replicate", "mode=zeros")),
         ("X[n:1 c:3 t] Conv[t s k:3] Conv[t r j:3] K[o:3 c k j] -> [n o s r]", ("several nodes",)),
-        ("X[n:1 c:3 u] K[o:3 c] -> [n o u]", ("has no label 't'",)),
+        ("X[n:1 c:3 u] K[o:3 c] -> [n o u]", ("does not have the label 't'",)),
+        (
+            "X[n:1 c:3 t] Conv[t s k:3 | stride=2] K[o:3 c k] + X[n c t] Conv[t s i:5 | padding=1] A[o c i] -> [n o s]",
+            ("joins frames that come at different rates",),
+        ),
+        ("X[n:1 c:3 t] K[o:3 c] + A[o t:8] Fill[n | value=1] -> [n o t]", ("a term of the sum", "'X'")),
         (
             "X[n:1 c:3 t] Conv[t s k:3] A[d:3 c k] Conv[s r j:3 | padding=1] K[o:3 d j] -> [n o r]",
             ("behind another window", "padded by 1 on the right", "padding='streaming'"),
@@ -175,7 +196,12 @@ def test_a_compiled_network_is_streamed_with_its_own_weights() -> None:
 )
 def test_what_cannot_be_a_stream_is_refused_by_name(text: str, facts: tuple[str, ...]) -> None:
     network = tn.parse(text)
-    values = {node.name: torch.ones(3, 3, *[3] * (len(node.labels) - 2)) for node in network.nodes if node.name in "AK"}
+    weights = {node.name: node for term in network.terms for node in term.nodes if node.name in "AK"}
+    values = {name: torch.ones(3, 3, *[3] * (len(node.labels) - 2)) for name, node in weights.items()}
+    if "i:5" in text:
+        values["A"] = torch.ones(3, 3, 5)
+    if "A[o t:8]" in text:
+        values["A"] = torch.ones(3, 8)
     if "K[o:3 c t]" in text:
         values = {"K": torch.ones(3, 3, 8)}
     if "Fuse" in text:

@@ -9,14 +9,16 @@ In the graph, a frame has one element along the axis of time. Nodes have these e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..errors import StreamError
-from .stages import Product
+from .stages import Branches, Call, Link, Product, Windowed
 from .timing import Delay, Timing, Window
 
 Held: TypeAlias = Window | Delay
@@ -77,16 +79,50 @@ class Builder:
         """The input, whose axis of time is `axis`."""
         return self._timed(self.graph.placeholder("x"), Timing(), axis)
 
-    def window(self, node: fx.Node, window: Window, axis: int, *, name: str, cropped: int = 0) -> fx.Node:
-        """The windows of a node's frames.
+    def follow(self, node: fx.Node, links: Sequence[Link], *, name: str, cropped: int = 0) -> fx.Node:
+        """The value of a chain of steps that takes the frames of a node.
 
         Args:
-            name: what an error calls the window.
+            name: what an error calls the chain.
             cropped: frames at the end of its result that nothing reads.
 
         Raises:
-            StreamError: it is padded on the right, and behind another window.
+            StreamError: a window is padded on the right, and behind another window.
         """
+        for link in links:
+            match link:
+                case Windowed():
+                    self._check_padding(node, link.window, name, cropped)
+                    node = self._held(node, link.window, link.axis, link.window.size)
+                case Call():
+                    called = self.graph.call_function(link.function, (node, *link.arguments))
+                    node = self._timed(called, timed(node), node.meta["axis"])
+                case Branches():
+                    ends = [self.follow(node, chain, name=name, cropped=cropped) for chain in link.chains]
+                    ends, timing = self.meet(ends, name)
+                    node = reduce(lambda a, b: self.graph.call_function(operator.add, (a, b)), ends)
+                    self._timed(node, timing, ends[0].meta["axis"])
+                case _:
+                    node = self._module(node, link)
+        return node
+
+    def meet(self, nodes: Sequence[fx.Node], name: str) -> tuple[list[fx.Node], Timing]:
+        """The nodes, the earlier ones delayed until the latest one, and the timing of a value that is made of them.
+
+        Raises:
+            StreamError: they come at different rates.
+        """
+        timings = [timed(node) for node in nodes]
+        if len({(timing.stride, timing.gain) for timing in timings}) > 1:
+            listed = ", ".join(f"{node} every {time.stride}" for node, time in zip(nodes, timings, strict=True))
+            fact = f"{name} joins frames that come at different rates"
+            raise StreamError(fact, steps=listed, fix="equal strides and lengths on all branches")
+        latest = max(timing.offset for timing in timings)
+        first, last = min(timing.first for timing in timings), max(timing.last for timing in timings)
+        timing = Timing(timings[0].stride, latest, timings[0].gain, first, last)
+        return [self._delayed(node, latest) for node in nodes], timing
+
+    def _check_padding(self, node: fx.Node, window: Window, name: str, cropped: int) -> None:
         before = timed(node)
         if before.last > before.first and window.high > cropped:
             if not self.padded:
@@ -96,14 +132,15 @@ class Builder:
                     fix="padding on the left alone (causal), or padding='streaming' to pad it only where a clip ends",
                 )
             self.postponed.append(name)
-        return self._held(node, window, axis, window.size)
 
-    def delayed(self, node: fx.Node, offset: int) -> fx.Node:
+    def _delayed(self, node: fx.Node, offset: int) -> fx.Node:
         """The frames of a node at a later step."""
         steps = offset - timed(node).offset
-        return node if steps == 0 else self._held(node, Delay(steps), node.meta["axis"], 1)
+        if steps and "axis" not in node.meta:
+            raise StreamError(f"{node} has several tensors, which would have to be delayed", fix="one of them")
+        return self._held(node, Delay(steps), node.meta["axis"], 1) if steps else node
 
-    def module(self, node: fx.Node, module: nn.Module) -> fx.Node:
+    def _module(self, node: fx.Node, module: nn.Module) -> fx.Node:
         """A module that takes frames or windows; a `Product` may move the axis of time."""
         axis = module.axis if isinstance(module, Product) else node.meta["axis"]
         name = f"added_{self._added}"
@@ -111,15 +148,10 @@ class Builder:
         self.root.add_module(name, module)
         return self._timed(self.graph.call_module(name, (node,)), timed(node), axis)
 
-    def call(self, node: fx.Node, function: Callable[..., Any], arguments: Sequence[Any]) -> fx.Node:
-        """A function that takes frames or windows as its first argument."""
-        new = self.graph.call_function(function, (node, *arguments))
-        return self._timed(new, timed(node), node.meta["axis"])
-
     def finish(self, node: fx.Node) -> fx.GraphModule:
         """The graph whose output is a node; it comes at step 0 at the earliest."""
         if timed(node).offset < 0:
-            node = self.delayed(node, 0)
+            node = self._delayed(node, 0)
         self.graph.output(node)
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ..compiler import Compiled
 from ..errors import StreamError
-from ..networks import Network, parse, size_of, with_sizes
+from ..networks import Network, parse, size_of, tensors_of, with_sizes
 from ..nn import KernelLayer
 from ..tensors import bind
 from .flow import Builder
 from .models import ModelFlow, trace_model
-from .stages import Weights, Windowed, chain_of_network
+from .stages import Weights, chain_of_network
 from .stream import Stream
 from .windows import input_of, network_and_weights
 
@@ -131,13 +131,11 @@ def _stream_of_network(
             fact = f"the example has {len(shape)} axes, the input {source.name!r} has {len(source.labels)}"
             raise StreamError(fact, example=tuple(shape), network=network)
         network = with_sizes(network, dict(zip(source.labels, shape, strict=True)))
-    links, _ = chain_of_network(network, source.name, time, weights)
-    node = builder.start(source.labels.index(time))
-    for link in links:
-        if isinstance(link, Windowed):
-            name = f"the window of {link.window.size} frames"
-            node = builder.window(node, link.window, link.axis, name=name)
-        else:
-            node = builder.module(node, link)
-    frame = [size_of(network, label) for label in source.labels if label != time]
+    labels = next((x.labels for term in network.terms if time in (x := tensors_of(term)[source.name]).labels), None)
+    if labels is None:
+        raise StreamError(f"the input {source.name!r} does not have the label {time!r}", network=network)
+    axis = labels.index(time)
+    links, _ = chain_of_network(network, source.name, axis, weights)
+    node = builder.follow(builder.start(axis), links, name="a window")
+    frame = [size_of(network, label) for place, label in enumerate(source.labels) if place != axis]
     return Stream(builder.finish(node), frame, network.sizes.get(time, CLIP), builder.postponed)

@@ -20,9 +20,9 @@ from ..errors import StreamError, TnalgebraError
 from ..model import trace_forward
 from ..nn import KernelLayer
 from .flow import Builder, timed
-from .stages import Windowed
+from .stages import Link, Windowed
 from .timing import Timing
-from .windows import Call, Links, links_of_function, links_of_module
+from .windows import links_of_function, links_of_module
 
 POSITIONS = (32, 64, 112, 224, 128, 16, 8)
 """Positions along the axes other than time that are tried where no example says them."""
@@ -245,15 +245,8 @@ class ModelFlow:
             self._check_length(node, timing, axis)
             self.nodes[node].meta["axis"] = axis
 
-    def _add_links(self, node: fx.Node, value: fx.Node, links: Links, axis: int) -> None:
-        for link in links:
-            if isinstance(link, Windowed):
-                cropped = self._cropped(node)
-                value = self.builder.window(value, link.window, link.axis, name=self._title(node), cropped=cropped)
-            elif isinstance(link, Call):
-                value = self.builder.call(value, link.function, link.arguments)
-            else:
-                value = self.builder.module(value, link)
+    def _add_links(self, node: fx.Node, value: fx.Node, links: Sequence[Link], axis: int) -> None:
+        value = self.builder.follow(value, links, name=self._title(node), cropped=self._cropped(node))
         value.meta["axis"] = axis
         self.nodes[node] = value
         self._check_length(node, timed(value), axis)
@@ -295,7 +288,7 @@ class ModelFlow:
             raise StreamError("time is on several axes", fix="steps of which each takes one frame, or windows")
         return axes[0] if isinstance(self.traced.values[node][0], Tensor) else "several"
 
-    def _links(self, node: fx.Node) -> tuple[Links, int] | None:
+    def _links(self, node: fx.Node) -> tuple[Sequence[Link], int] | None:
         """What is known of a node's windows along time: see `links_of_module`."""
         first = node.args[0] if node.args else None
         if not isinstance(first, fx.Node) or first not in self.moving:
@@ -322,22 +315,13 @@ class ModelFlow:
     def _meet(self, node: fx.Node) -> Timing:
         """Delay the inputs of a node until its latest one, and return the timing of its value."""
         inputs = [one for one in node.all_input_nodes if one in self.moving]
-        tensors = [one for one in inputs if "axis" in self.nodes[one].meta] or inputs
-        timings = [timed(self.nodes[one]) for one in tensors]
-        if len({(timing.stride, timing.gain) for timing in timings}) > 1:
-            listed = ", ".join(
-                f"{self._title(one)} {timing.stride}" for one, timing in zip(tensors, timings, strict=True)
-            )
-            fact = f"{self._title(node)} joins frames that come at different rates"
-            raise StreamError(fact, steps_for_each_frame=listed, fix="equal strides and lengths on all branches")
-        latest = max(timing.offset for timing in timings)
-        for one in tensors:
-            if timed(self.nodes[one]).offset != latest:
-                if "axis" not in self.nodes[one].meta:
-                    raise StreamError(f"{self._title(one)} has several tensors, which would be delayed")
-                self.nodes[one] = self.builder.delayed(self.nodes[one], latest)
-        first, last = min(timing.first for timing in timings), max(timing.last for timing in timings)
-        return Timing(timings[0].stride, latest, timings[0].gain, first, last)
+        inputs = [one for one in inputs if self._has_tensors(one)] or inputs
+        delayed, timing = self.builder.meet([self.nodes[one] for one in inputs], self._title(node))
+        self.nodes |= dict(zip(inputs, delayed, strict=True))
+        return timing
+
+    def _has_tensors(self, node: fx.Node) -> bool:
+        return any(isinstance(leaf, Tensor) for leaf in tree_leaves(self.traced.values[node][0]))
 
     # Trying ---------------------------------------------------------------------------------------------------
 
@@ -397,9 +381,8 @@ class ModelFlow:
         """The value of a step without tensors, such as a size, where all clips have one frame."""
         inputs = {}
         for one in node.all_input_nodes:
-            has_tensors = any(isinstance(leaf, Tensor) for leaf in tree_leaves(self.traced.values[one][0]))
             generator = torch.Generator().manual_seed(0)
-            inputs[one] = self._sample(one, 1, generator) if has_tensors else self._of_one_frame(one)
+            inputs[one] = self._sample(one, 1, generator) if self._has_tensors(one) else self._of_one_frame(one)
         return self._call(node, inputs)
 
     def _real(self, node: fx.Node) -> Any:

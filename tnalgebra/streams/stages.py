@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from ..networks import (
     node_text,
     size_of,
     tensor_nodes,
+    tensors_of,
     window,
 )
 from .timing import Timing, Window
@@ -43,7 +44,22 @@ class Windowed:
     axis: int
 
 
-Link: TypeAlias = nn.Module | Windowed
+@dataclass(frozen=True)
+class Call:
+    """A function of the frames or windows that come, which are its first argument: a step of a chain."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Chains that take the same frames, and whose results are added: a step of a chain."""
+
+    chains: tuple[Sequence[Link], ...]
+
+
+Link: TypeAlias = "nn.Module | Windowed | Call | Branches"
 
 
 class Product(nn.Module):
@@ -114,19 +130,34 @@ class _Frame:
         return self.labels.index(TIME)
 
 
-def chain_of_network(network: Network, x: str, time: str, weights: Weights) -> tuple[list[Link], int]:
-    """The steps of a network along a label of its input, and the axis of time of its output.
-
-    The tensors that a long clip meets before a window, in its fastest order, may meet a frame before it becomes a part
-    of the state. They do where this is predicted to be faster than to multiply whole windows.
+def chain_of_network(network: Network, x: str, axis: int, weights: Weights) -> tuple[Sequence[Link], int]:
+    """The steps of a network along an axis of its input, and the axis of time of its output.
 
     Args:
         network: the sizes of all labels but those of time are known.
         x: the name of the input.
-        time: its label.
 
     Raises:
         StreamError: the label is not one of windows alone, see `time_path`.
+    """
+    chains: list[list[Link]] = []
+    result = 0
+    for term in network.terms:
+        source = tensors_of(term).get(x)
+        if source is None:
+            fact = f"a term of the sum does not have the input {x!r}"
+            raise StreamError(fact, term=term, fix="a bias, or a term of the input")
+        of_term = replace(weights, bias=None if chains else weights.bias)
+        links, result = _chain_of_product(term, x, source.labels[axis], of_term)
+        chains.append(links)
+    return (chains[0] if len(chains) == 1 else [Branches(tuple(chains))]), result
+
+
+def _chain_of_product(network: Network, x: str, time: str, weights: Weights) -> tuple[list[Link], int]:
+    """The steps of a network without sums.
+
+    The tensors that a long clip meets before a window, in its fastest order, may meet a frame before it becomes a part
+    of the state. They do where this is predicted to be faster than to multiply whole windows.
     """
     path = time_path(network, x, time)
     options = [[set[str]()] * len(path), _before_windows(network, x, path, weights)]
@@ -176,7 +207,7 @@ def _before_windows(network: Network, x: str, path: Sequence[Conv], weights: Wei
     """For each window along time the names of the weights that meet the input before it, where clips are long."""
     names = {node.name for node in network.nodes if isinstance(node, NamedTensor)} - {x}
     windows = {conv.k for conv in path}
-    if all(windows & {*node.labels} for node in network.nodes if node.name in names):
+    if not path or all(windows & {*node.labels} for node in network.nodes if node.name in names):
         return [set() for _ in path]
     timing = Timing()
     for conv in path:

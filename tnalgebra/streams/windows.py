@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -13,10 +12,19 @@ from torch.nn import functional
 
 from ..compiler import Compiled
 from ..errors import StreamError
-from ..networks import Conv, NamedTensor, Network, carriers, tensor_nodes, with_sizes
+from ..networks import (
+    Conv,
+    NamedTensor,
+    Network,
+    all_nodes,
+    carriers,
+    sum_of_products,
+    tensors_of,
+    with_sizes,
+)
 from ..nn import layer_network, own_weight
 from ..tensors import bind
-from .stages import Link, Weights, Windowed, chain_of_network
+from .stages import Call, Link, Weights, Windowed, chain_of_network
 from .timing import Window
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,15 +50,7 @@ _PADDINGS = (
 )
 
 
-@dataclass(frozen=True)
-class Call:
-    """A function of single frames: a step of a chain. The frame is the first argument."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
-Links: TypeAlias = Sequence[Link | Call]
+Links: TypeAlias = Sequence[Link]
 
 
 def links_of_module(module: nn.Module, x: Tensor, axis: int, *, tune: bool) -> tuple[Links, int] | None:
@@ -127,13 +127,17 @@ def network_and_weights(module: Any, *, tune: bool) -> tuple[Network, Weights]:
         request = module.plan.request
         if len(request.inputs) > 1:
             raise StreamError("a compiled network has several inputs", inputs=" ".join(request.inputs))
-        bare = Network(module.network.nodes, module.network.output)
-        values = {name: getattr(module, name) for name in tensor_nodes(bare) if name not in request.inputs}
+        sizes = module.network.sizes
+        windows = {node.k for node in all_nodes(module.network) if isinstance(node, Conv)}
+        products = [
+            (term.nodes, {label: sizes[label] for node in term.nodes for label in node.labels if label in windows})
+            for term in module.network.terms
+        ]
+        network = sum_of_products(products, module.network.output)
+        values = {name: getattr(module, name) for name in tensors_of(network) if name not in request.inputs}
         bias = getattr(module, "bias", None)
         constants = tuple(name for name in values if name in module._buffers)
         weights = Weights(values, constants, request.bias, tune)
-        kept = {label: size for label, size in module.network.sizes.items() if label in _fixed(bare)}
-        network = Network(bare.nodes, bare.output, kept)
     else:
         dense = layer_network(module)
         network, bias = dense.network, module._parameters.get("bias")
@@ -144,18 +148,14 @@ def network_and_weights(module: Any, *, tune: bool) -> tuple[Network, Weights]:
     return network, Weights({**weights.values, "bias": bias}, weights.constants, weights.bias, weights.tune)
 
 
-def _fixed(network: Network) -> set[str]:
-    """Labels of windows, whose sizes do not follow from an input."""
-    return {node.k for node in network.nodes if isinstance(node, Conv)}
-
-
 def input_of(network: Network, weights: Weights) -> NamedTensor:
     """The only tensor without values. Raises StreamError if there are several, or none."""
-    inputs = [name for name in tensor_nodes(network) if name not in weights.values]
+    tensors = tensors_of(network)
+    inputs = [node for name, node in tensors.items() if name not in weights.values]
     if len(inputs) != 1:
         fact = f"{len(inputs)} tensors have no values, and a stream has one input"
-        raise StreamError(fact, tensors=" ".join(tensor_nodes(network)), fix="values={name: elements} of all others")
-    return next(node for node in network.nodes if isinstance(node, NamedTensor) and node.name == inputs[0])
+        raise StreamError(fact, tensors=" ".join(tensors), fix="values={name: elements} of all others")
+    return inputs[0]
 
 
 def _links_of_network(module: nn.Module, x: Tensor, axis: int, *, tune: bool) -> tuple[Links, int] | None:
@@ -165,15 +165,21 @@ def _links_of_network(module: nn.Module, x: Tensor, axis: int, *, tune: bool) ->
         fact = f"the input of {type(module).__name__} has {x.ndim} axes, and a stream of it needs {len(source.labels)}"
         raise StreamError(fact, shape=tuple(x.shape), fix="inputs with an axis for the batch")
     network = with_sizes(network, dict(zip(source.labels, x.shape, strict=True)))
-    time = source.labels[axis]
+    ends = [_ends_of_frame(term, tensors_of(term)[source.name].labels[axis]) for term in network.terms]
+    if all(ends):
+        return (), next(place for place, label in enumerate(network.output) if label in ends[0])
+    return chain_of_network(network, source.name, axis, weights)
+
+
+def _ends_of_frame(network: Network, time: str) -> set[str]:
+    """The label of time and that of the positions of a window of one frame; none where time is in anything else."""
     nodes = [network.nodes[position] for position, _ in carriers(network)[time]]
-    windows = [node for node in nodes if isinstance(node, Conv)]
-    trivial = all(network.sizes[one.k] == one.stride == 1 and one.low == one.high == 0 for one in windows)
-    if trivial and len(nodes) == len(windows) + 1 and len(windows) < 2:
-        ends = {windows[0].x, windows[0].y} if windows else {time}
-        label = next((label for label in network.output if label in ends), None)
-        return None if label is None else ((), network.output.index(label))
-    return chain_of_network(network, source.name, time, weights)
+    others = [node for node in nodes if not isinstance(node, Conv)]
+    windows = [node for node in nodes if isinstance(node, Conv) and time != node.k]
+    ends = {time, *(label for node in windows for label in (node.x, node.y))}
+    single = all(network.sizes[one.k] == one.stride == 1 and one.low == one.high == 0 for one in windows)
+    whole = len(nodes) == len(windows) + 1 and len(windows) < 2 and len(others) == 1
+    return ends if single and whole and ends & {*network.output} else set()
 
 
 class Convolution(nn.Module):
@@ -253,7 +259,7 @@ def _links_of_pooling(module: Any, x: Tensor, axis: int) -> Links:
     if not maximum and padding and not module.count_include_pad and divisor is None:
         fact = "averages at the ends of a clip have other divisors: count_include_pad is False"
         raise StreamError(fact, fix="count_include_pad=True, or padding 0 along time")
-    links: list[Link | Call] = []
+    links: list[Link] = []
     others = {name: tuple(1 if n == place else one for n, one in enumerate(all_)) for name, all_ in numbers.items()}
     others["padding"] = tuple(0 if n == place else one for n, one in enumerate(numbers["padding"]))
     if any((k, s, p) != (1, 1, 0) for k, s, p in zip(*list(others.values())[:3], strict=True)) or divisor:
@@ -284,7 +290,7 @@ def _links_of_padding(x: Tensor, axis: int, pads: Sequence[int], *, mode: str, v
     if mode != "constant" and (low, high) != (0, 0):
         fact = f"the padding along time is {mode}: it repeats frames that have not come yet, or are past"
         raise StreamError(fact, fix="zeros on the left")
-    links: list[Link | Call] = []
+    links: list[Link] = []
     numbers[place : place + 2] = [0] * len(numbers[place : place + 2])
     if any(numbers):
         links.append(Call(functional.pad, (tuple(numbers), mode, value if mode == "constant" else None)))
@@ -306,7 +312,7 @@ def _links_of_slice(x: Tensor, axis: int, index: Any) -> Links | None:
     if any(not isinstance(one, int) for one in (start, stop, step)) or start < 0 or stop >= 0 or step < 1:
         fact = f"frames {entries[axis]} of a clip are read, which are counted from its end or up to a number"
         raise StreamError(fact, fix="all frames, or slices such as [2:], [:-2] and [::2]")
-    links: list[Link | Call] = []
+    links: list[Link] = []
     others = tuple(slice(None) if n == axis else one for n, one in enumerate(entries))
     if any(one != slice(None) for one in others):
         links.append(Call(operator.getitem, (others,)))
