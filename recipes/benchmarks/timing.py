@@ -63,7 +63,7 @@ def time_in_turns(
 
     Args:
         calls: functions that receive the number of the round.
-        warmup: the number of calls before the first round; a slow call makes one.
+        warmup: the number of calls before the first round; a slow call makes two, as the first may do more than others.
         slow_rounds: the number of rounds, spread evenly, in which a slow call has a turn; None: all rounds.
         device: if it is a CUDA device, each call is timed until the device is idle.
     """
@@ -83,7 +83,9 @@ def time_in_turns(
         warm: dict[str, float] = {}
         for name, call in calls.items():
             warm[name] = timed(call, 0)
-            for _ in range(warmup - 1):
+            if warmup > 1:
+                warm[name] = timed(call, 0)
+            for _ in range(warmup - 2):
                 if slow_rounds is None or warm[name] <= SLOW_FACTOR * min(warm.values()):
                     warm[name] = min(warm[name], timed(call, 0))
         for name, seconds in warm.items():

@@ -6,7 +6,6 @@ import copy
 import io
 import itertools
 import json
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -345,8 +344,8 @@ def test_of_two_as_fast_the_one_with_fewer_calls_wins() -> None:
     listed = CASES["cp, stride 2"].compiled().plan.candidates
     calls = min(one.calls for one in listed)
     timers = [lambda fewest=one.calls == calls: 1.0 + 0.001 * fewest for one in listed[::-1]]
-    results = tune.measure_candidates(listed[::-1], timers)
-    assert results is not None
+    results, agreed = tune.measure_candidates(listed[::-1], timers)
+    assert agreed
     assert results[0][0].calls == calls < max(one.calls for one in listed)
 
 
@@ -360,16 +359,15 @@ def test_other_programs_do_not_change_the_winner(data: st.DataObject) -> None:
     def timer(time: float) -> Callable[[], float]:
         return lambda: time * (1 if chance.random() > busy else 1 + 50 * chance.random())
 
-    results = tune.measure_candidates(listed, [timer(time) for time in seconds])
-    if results is not None:
+    results, agreed = tune.measure_candidates(listed, [timer(time) for time in seconds])
+    if agreed:
         assert seconds[listed.index(results[0][0])] < 1.6 * min(seconds)
-        assert [time for _, time in results if time < math.inf]
     if busy == 0:
-        assert results is not None
+        assert agreed
         assert [one for one, _ in results] == [listed[n] for n in sorted(range(len(listed)), key=seconds.__getitem__)]
 
 
-def test_without_agreement_the_predictions_decide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_agreement_nothing_is_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TNALGEBRA_CACHE", str(tmp_path))
     monkeypatch.setenv("TNALGEBRA_TUNE", "1")
     numbers = itertools.count()
@@ -380,7 +378,7 @@ def test_without_agreement_the_predictions_decide(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(tune, "make_timer", timer)
     plan = CASE.compiled(tune=True).plan
-    assert plan == CASE.compiled(tune=False).plan
+    assert plan.chosen.measured == 1
     assert not (tmp_path / "plans").exists()
 
 

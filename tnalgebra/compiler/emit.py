@@ -173,7 +173,8 @@ class _Emitter:
             # torch.matmul would copy its right side if the left side requires gradients
             repeated = self.graph.call_method("expand", (left, self._total(operation.axes[0]), -1, -1))
             return self.graph.call_function(torch.baddbmm if bias else torch.bmm, (*column, repeated, right))
-        return self.graph.call_function(torch.addmm if bias else torch.matmul, (*column, left, right))
+        function = torch.addmm if bias else torch.bmm if len(operation.axes) == 3 else torch.matmul
+        return self.graph.call_function(function, (*column, left, right))
 
     def _convolution(self, operation: ops.Convolve, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
         groups = self._total(operation.groups)

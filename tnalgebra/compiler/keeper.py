@@ -45,7 +45,7 @@ class Keeper:
         taken = (*argument_names(program, wanted=[*self._layouts]), *self._arguments)
         weights = {one.name for one in program.operations if isinstance(one, Load)} - patterns.keys()
         self._names = [name for name in dict.fromkeys(taken) if name in weights]
-        self._before: list[int] = []
+        self._before: list[int] | None = None
         self._is_kept = False
         self._rows: list[_Row] = []
         self.values: list[Tensor] = []
@@ -83,13 +83,16 @@ class Keeper:
         return self._call(*inputs, *values)  # type: ignore[no-any-return]
 
     def keep_unchanged(self, module: nn.Module) -> bool:
-        """Compute the values if the module has the same plain tensors as at the last call; returns whether it did."""
+        """Compute the values if the module has the same plain tensors as at the last call, or this is the first one.
+
+        Returns whether it did.
+        """
         self.forget()
         held = [module._parameters.get(name, module._buffers.get(name)) for name in self._names]
         tensors = [one for one in held if one is not None and one.is_cpu and _is_plain(one)]
         before, self._before = self._before, [n for one in tensors for n in (id(one), one._version)]
         dtypes = {tensor.dtype for tensor in (*tensors, *self.patterns.values())}
-        if self._before == before and len(tensors) == len(held) and len(dtypes) == 1:
+        if before in (None, self._before) and len(tensors) == len(held) and len(dtypes) == 1:
             self.keep(dict(zip(self._names, tensors, strict=True)), most=MOST_COPIED)
         return self._is_kept
 

@@ -4,7 +4,7 @@ Predictions of two programs differ from their times by a factor that depends on 
 predicted within `NEAR` of the best are run in turns on tensors of the nominal shapes, and the fastest comes first.
 Programs of one family differ least in that factor, so the best of each family is run within `FAMILIES_NEAR`. A time is
 the least of several, as other programs can only make it longer. Two batches of turns have to agree about the fastest;
-if they never do, as on a busy machine, the predictions decide and nothing is stored.
+if they never do, as on a busy machine, the least time decides for this process, and nothing is stored.
 """
 
 from __future__ import annotations
@@ -104,12 +104,11 @@ def tune_candidates(listed: Sequence[Candidate], request: PlanRequest) -> list[C
     digests = [digest(candidate) for candidate in listed]
     seconds = _read(file)
     if next(iter(seconds), None) not in digests:
-        measured = measure_candidates(tried, [make_timer(one, request) for one in tried])
-        if measured is None:
-            return list(listed)
+        measured, agreed = measure_candidates(tried, [make_timer(one, request) for one in tried])
         seconds = {digest(one): time for one, time in measured}
-        with suppress(OSError):  # where the folder cannot be written to, the next process measures again
-            write_text(file, json.dumps(list(seconds.items())))
+        if agreed:
+            with suppress(OSError):  # where the folder cannot be written to, the next process measures again
+                write_text(file, json.dumps(list(seconds.items())))
     places = {name: place for place, name in enumerate(seconds)}
     tuned = [replace(one, measured=seconds.get(name)) for one, name in zip(listed, digests, strict=True)]
     order = sorted(range(len(listed)), key=lambda n: places.get(digests[n], len(places)))
@@ -118,40 +117,42 @@ def tune_candidates(listed: Sequence[Candidate], request: PlanRequest) -> list[C
 
 def measure_candidates(
     tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]
-) -> list[tuple[Candidate, float]] | None:
+) -> tuple[list[tuple[Candidate, float]], bool]:
     """Every candidate with the least of its seconds: the winner first, then from the fastest to the slowest.
 
     Args:
         timers: functions that run a candidate once and return the seconds.
 
     Returns:
-        None if no two batches of turns in a row agree about the winner.
+        The candidates, and whether two batches of turns in a row agree about the winner.
     """
     last = least = _first_turn(timers)
     running = _near(least, FAR_BEHIND[0])
+    agreed = False
     for batch in range(1, BATCHES):
         now = [math.inf] * len(tried)
         for _ in range(max(1, min(TURNS, round(ENOUGH / min(least))))):
             for number in running:
                 now[number] = min(now[number], timers[number]())
         least = [min(pair) for pair in zip(least, now, strict=True)]
-        if batch > 1 and _agree(last, now, running) and {*_near(least, 1)} <= {*running}:
-            # those that were dropped come last, although few measurements of them were made
-            measured = [n for n in range(len(tried)) if least[n] < math.inf]
-            order = sorted(measured, key=lambda n: (n not in running, least[n]))
-            near = [n for n in running if least[n] <= (1 + TIE) * least[order[0]]]
-            first = min(near, key=lambda n: (tried[n].calls, least[n]))
-            return [(tried[n], least[n]) for n in (first, *(n for n in order if n != first))]
+        agreed = batch > 1 and _agree(last, now, running) and {*_near(least, 1)} <= {*running}
+        if agreed:
+            break
         # what was fast once runs again, as what was slow then may have been disturbed
         running = sorted({*_near(now, FAR_BEHIND[min(batch, len(FAR_BEHIND) - 1)]), *_near(least, 1 + TIE)})
         last = now
-    return None
+    # those that were dropped come last, although few measurements of them were made
+    measured = [n for n in range(len(tried)) if least[n] < math.inf]
+    order = sorted(measured, key=lambda n: (n not in running, least[n]))
+    near = [n for n in running if least[n] <= (1 + TIE) * least[order[0]]]
+    first = min(near, key=lambda n: (tried[n].calls, least[n]))
+    return [(tried[n], least[n]) for n in (first, *(n for n in order if n != first))], agreed
 
 
 def _first_turn(timers: Sequence[Callable[[], float]]) -> list[float]:
     """The seconds of the first run of each candidate; infinity for those for which there was no time.
 
-    What would be dropped runs a second time, as another program, or what torch does once, may have slowed the first.
+    What would be dropped runs twice more, as another program, or what torch does once, may have slowed the first run.
     """
     times = [math.inf] * len(timers)
     spent = 0.0
@@ -159,7 +160,7 @@ def _first_turn(timers: Sequence[Callable[[], float]]) -> list[float]:
         if number < FEWEST or spent < PATIENCE + TIMES * min(times):
             times[number] = run()
             spent += times[number]
-    for number in sorted(range(len(timers)), key=times.__getitem__):
+    for number in sorted(range(len(timers)), key=times.__getitem__) * 2:
         if FAR_BEHIND[0] * min(times) < times[number] < math.inf and spent < 2 * (PATIENCE + TIMES * min(times)):
             again = timers[number]()
             times[number], spent = min(times[number], again), spent + again
