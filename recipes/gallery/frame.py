@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,17 +19,33 @@ TOLERANCE = 1e-10
 """The largest relative difference in float64 that passes: references sum in other orders."""
 
 NAMES = (
+    "orthogonal_cnn",
+    "inceptionnext",
+    "wave_simulators",
+    "unireplknet",
+    "scaling_up_kernels",
     "snnk",
     "deep_kernel_machines",
     "wide_cnn_kernels",
+    "deeprftv2",
     "fdconv",
+    "qmcpy",
     "hyperzzw",
-    "wave_simulators",
-    "locally_connected",
-    "dcls",
     "lie_decompositions",
-    "rpe_attention",
+    "dpp_volume_sampling",
+    "online_dictionary",
+    "sgconv",
+    "flashbutterfly",
+    "dolg",
     "semi_parametric",
+    "continual_inference",
+    "svd_free_dct",
+    "dcls",
+    "cnn_filter_db",
+    "locally_connected",
+    "spartan",
+    "auon",
+    "rpe_attention",
 )
 """The papers, in the order of their pages."""
 
@@ -53,6 +70,8 @@ class Paper:
     """what is measured -> the number"""
     outside: str
     """what of the paper the algebra does not have"""
+    tolerance: float = TOLERANCE
+    """the largest difference that passes; above the usual one where the library itself promises less"""
 
 
 def paper(name: str) -> Paper:
@@ -78,21 +97,22 @@ def verify(name: str, cores: Cores | None = None) -> float:
     one = paper(name)
     differences = one.check(one.cores if cores is None else cores)
     for what, difference in differences.items():
-        if not difference <= TOLERANCE:
+        if not difference <= one.tolerance:
             raise tn.errors.StudyError(
                 "a core differs from its reference",
                 paper=f"{name}, {what}",
                 difference=f"{difference:.3g}",
-                allowed=f"{TOLERANCE:g}",
+                allowed=f"{one.tolerance:g}",
             )
     return max(differences.values())
 
 
 def sized(text: str, **sizes: int) -> tn.Network:
-    """A network from its text and the sizes of labels; those that it does not have are left out."""
-    network = tn.parse(text)
-    labels = {label for node in network.nodes for label in node.labels}
-    return tn.networks.with_sizes(network, {label: size for label, size in sizes.items() if label in labels})
+    """A network from its text and the sizes of labels, which are written wherever the labels occur."""
+    nodes, arrow, output = text.partition("->")
+    for label, size in sizes.items():
+        nodes = re.sub(rf"(?<=[\[ ]){label}(?=[\] ])", f"{label}:{size}", nodes)
+    return tn.parse(nodes + arrow + output)
 
 
 def random_values(network: tn.Network, seed: int = 0) -> dict[str, Tensor]:
@@ -108,6 +128,8 @@ def value(network: tn.Network, values: Mapping[str, Tensor]) -> Tensor:
     Raises:
         StudyError: the two differ.
     """
+    if len(network.terms) > 1:
+        return tn.evaluate(network, values)
     program = tn.compile(network, inputs={name: tuple(tensor.shape) for name, tensor in values.items()}, tune=False)
     computed: Tensor = program(**values)
     if difference(computed, tn.evaluate(network, values)) > TOLERANCE:
@@ -120,6 +142,14 @@ def difference(computed: Tensor, expected: Tensor) -> float:
     if computed.shape != expected.shape:
         return float("inf")
     return float((computed - expected).norm() / expected.norm())
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """1797 images of digits, shape (1797, 1, 8, 8), with elements from 0 to 1, and their classes."""
+    from sklearn.datasets import load_digits
+
+    images, classes = load_digits(return_X_y=True)
+    return torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 16, torch.from_numpy(classes)
 
 
 def times_faster(ours: Callable[[], object], theirs: Callable[[], object], rounds: int = 15) -> float:

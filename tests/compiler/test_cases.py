@@ -40,6 +40,13 @@ HARD = {
         "X[n:2 i:3 x:9 z:8] Conv[x u k:3|stride=2 padding=1] Conv[z v l:2|padding=1] Fuse[f i k l] Fuse[p u v]"
         " -> [n f p]; n=1 x=6 z=7 p=24"
     ),
+    "cropped and placed by windows of one place": (
+        "X[n:3 c:9 x:8] Conv[c b:4 p:1|padding=-2:-3] Conv[o:7 b q:1|padding=-1:-2] Conv[x y k:3] M[b k] -> [n o y];"
+        " n=2 x=11"
+    ),
+    "a tied input beside a reshape": (
+        "X[n:3 i:8] Fuse[i a b c] H[a:2 p:2] H[b q] H[c r] Fuse[o p q r] -> [n o]; n=2; X H"
+    ),
     "a window of one place beside others": (
         "X[s i:3 x:9] Conv[s n:2 one:1 | padding=1:-1] Conv[x y k] A[o:4 r:2] B[i r] C[k:3 r] -> [n o y]; x=10"
     ),

@@ -13,7 +13,7 @@ import pytest
 import tnalgebra as tn
 from docs.gallery_pages import FOLDER, IMAGES, pages, picture
 from recipes.gallery import __main__ as command
-from recipes.gallery.frame import NAMES, TOLERANCE, paper, text, verify
+from recipes.gallery.frame import NAMES, paper, text, verify
 from tests.refusals import refused
 
 RECIPES = Path(command.__file__).parent
@@ -21,7 +21,7 @@ RECIPES = Path(command.__file__).parent
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cores_agree_with_the_reference(name: str) -> None:
-    assert verify(name) <= TOLERANCE
+    assert verify(name) <= paper(name).tolerance <= 1e-7
 
 
 def shifted(network: tn.Network, place: int) -> tn.Network:
@@ -44,7 +44,11 @@ def shifted(network: tn.Network, place: int) -> tn.Network:
 def test_a_core_that_is_wrong_by_one_place_is_caught(name: str, core: str) -> None:
     cores = paper(name).cores
     for place in (len(core), len(core) + 3):
-        differences = paper(name).check({**cores, core: shifted(cores[core], place)})
+        wrong = {**cores, core: shifted(cores[core], place)}
+        try:
+            differences = paper(name).check(wrong)
+        except (tn.errors.NetworkError, tn.errors.SizeError):
+            continue  # no longer a map that has singular values or a solution
         assert max(differences.values()) > 1e-3
 
 
@@ -65,7 +69,7 @@ def test_every_page_and_picture_belongs_to_a_paper() -> None:
     assert {path.name for path in IMAGES.glob("gallery-*.svg")} == drawn
     for name in NAMES:
         for number, network in enumerate(paper(name).cores.values(), 1):
-            labels = {label for node in network.nodes for label in node.labels}
+            labels = {label for term in network.terms for node in term.nodes for label in node.labels}
             image = (IMAGES / picture(name, number)).read_text("utf-8")
             assert all(re.search(rf"\b{label}:{network.sizes[label]}\b", image) for label in labels), name
 

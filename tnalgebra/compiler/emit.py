@@ -82,6 +82,9 @@ class _Emitter:
             if isinstance(operation, ops.Load) and operation.name in placed and number not in self.nodes:
                 self.nodes[number] = placed[operation.name]
                 self._remember_sizes(number, operation.axes)
+            elif isinstance(operation, ops.Rename) and self._is_tied(operation):
+                self.nodes[number] = self.nodes[operation.source]
+                self._remember_sizes(number, operation.axes)
         for number, operation in enumerate(self.program.operations):
             if number in needed and number not in self.nodes:
                 taken = (self.nodes[source] for source in operation.sources)
@@ -93,6 +96,12 @@ class _Emitter:
         self.graph.eliminate_dead_code()
         self.graph.lint()
         return fx.GraphModule(nn.Module(), self.graph)
+
+    def _is_tied(self, operation: ops.Rename) -> bool:
+        """Whether this is a tensor from outside again, under the labels of another occurrence."""
+        source = self.program.operations[operation.source]
+        is_whole = all(len(axis) == 1 for axis in (*source.axes, *operation.axes))
+        return isinstance(source, ops.Load) and operation.source in self.nodes and is_whole
 
     def _argument(self, name: str) -> fx.Node:
         """An argument named after its tensor, unless Python or the code itself uses that name."""

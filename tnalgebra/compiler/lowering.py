@@ -212,9 +212,12 @@ def _pool(draft: Draft, value: Value, windows: Sequence[Conv]) -> Value:
             before.append((node, low, high))
     value = pad(draft, value, before)
     draft.factor *= prod(kernel)
-    pool = ops.Pool(value.number, (batch, channels, *after), tuple(kernel), tuple(stride), tuple(padding))
     ys = {node.x: node.y for node in windows}
-    return draft.add(pool, tuple(ys.get(plain_label(label), label) for label in value.order))
+    order = tuple(ys.get(plain_label(label), label) for label in value.order)
+    if prod(kernel) == prod(stride) == 1:  # padded or cropped, and nothing is added up
+        return draft.add(ops.Rename(value.number, (batch, channels, *after)), order)
+    pool = ops.Pool(value.number, (batch, channels, *after), tuple(kernel), tuple(stride), tuple(padding))
+    return draft.add(pool, order)
 
 
 # Joins -----------------------------------------------------------------------------------------------------------

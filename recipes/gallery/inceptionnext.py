@@ -1,0 +1,74 @@
+"""A depthwise convolution on parts of the channels: a square window, two bands, and the rest left as it is.
+
+The paper finds that depthwise 7x7 convolutions are slow because of memory traffic, and splits the channels: an eighth
+gets a 3x3 window, an eighth a band of 1x11, an eighth one of 11x1, and the others pass unchanged.
+
+A part of the channels is a window of one place that is cropped: `Conv[c b one:1 | padding=-10:-4]` takes two channels
+from the tenth on, and the same window with its roles exchanged puts them back. The layer is the sum of four terms.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+import tnalgebra as tn
+from recipes.gallery.frame import Cores, Paper, difference, random_values, sized, times_faster, value
+
+
+def layer(channels: int) -> str:
+    """The sum for some channels, of which an eighth is in each branch."""
+    part = channels // 8
+
+    def branch(first: int, count: int, windows: str) -> str:
+        crop = f"padding=-{first}:-{channels - first - count}"
+        return f"X[n c:{channels} x y] Conv[c b p:1 | {crop}] Conv[o:{channels} b q:1 | {crop}] {windows}"
+
+    rows, columns = "Conv[x u h:{} | padding={}]", "Conv[y v w:{} | padding={}]"
+    terms = [
+        f"X[n c:{channels} u v] Conv[c b p:1 | padding=0:-{3 * part}] Conv[o:{channels} b q:1 | padding=0:-{3 * part}]",
+        branch(5 * part, part, f"{rows.format(3, 1)} {columns.format(3, 1)} S[b h w]"),
+        branch(6 * part, part, f"{rows.format(1, 0)} {columns.format(11, 5)} W[b h w]"),
+        branch(7 * part, part, f"{rows.format(11, 5)} {columns.format(1, 0)} H[b h w]"),
+    ]
+    return f"{' + '.join(terms)} -> [n o u v]"
+
+
+CORES: Cores = {"layer": sized(layer(16), n=2, x=7, y=9, u=7, v=9)}
+
+
+def split(x: Tensor, square: Tensor, wide: Tensor, tall: Tensor) -> Tensor:
+    """As in the public code: torch's `split`, three depthwise convolutions, and `cat`."""
+    part = len(square)
+    rest, *parts = torch.split(x, [x.shape[1] - 3 * part, part, part, part], 1)
+    branches = [
+        conv2d(channels, kernel[:, None], padding=(kernel.shape[1] // 2, kernel.shape[2] // 2), groups=part)
+        for channels, kernel in zip(parts, (square, wide, tall), strict=True)
+    ]
+    return torch.cat([rest, *branches], 1)
+
+
+def check(cores: Cores) -> dict[str, float]:
+    """`split`, three depthwise convolutions and `cat`."""
+    values = random_values(cores["layer"])
+    return {"layer": difference(value(cores["layer"], values), split(*(values[name] for name in "XSWH")))}
+
+
+def gain() -> dict[str, float]:
+    """8 images of 96 channels, 56x56, the first stage of InceptionNeXt-T."""
+    values = {"S": torch.randn(12, 3, 3), "W": torch.randn(12, 1, 11), "H": torch.randn(12, 11, 1)}
+    x = torch.randn(8, 96, 56, 56)
+    program = tn.compile(layer(96), inputs={"X": tuple(x.shape)}, values=values)
+    return {"split and cat in torch : compiled": times_faster(lambda: program(X=x), lambda: split(x, *values.values()))}
+
+
+PAPER = Paper(
+    title="InceptionNeXt: When Inception Meets ConvNeXt",
+    arxiv="2303.16900",
+    source="`InceptionDWConv2d` in `models/inceptionnext.py` of github.com/sail-sg/inceptionnext",
+    cores=CORES,
+    check=check,
+    gain=gain,
+    outside="The biases are added per channel. Norms, activations and the rest of the block are torch's.",
+)
