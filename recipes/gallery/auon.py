@@ -27,7 +27,8 @@ def step(x: Tensor) -> Tensor:
     """One step in the order of the public code."""
     a, b, c = COEFFICIENTS.values()
     gram = x @ x.T
-    return a * x + (b * gram + c * gram @ gram) @ x
+    result: Tensor = a * x + (b * gram + c * gram @ gram) @ x
+    return result
 
 
 def scale(update: Tensor, gamma: float = 1.5) -> Tensor:
@@ -84,6 +85,5 @@ PAPER = Paper(
     source="`AuON.step` and `HybridAuON.step` in `auon/optimizer.py` of github.com/ryyzn9/AuON",
     cores=CORES,
     check=check,
-    gain=gain,
     outside="The hyperbolic cosine and the norm, which make the number r.",
 )

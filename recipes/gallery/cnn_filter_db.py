@@ -59,7 +59,7 @@ def gain() -> dict[str, float]:
     entropies = [float(principal(weight.detach())[1])]
     for _ in range(200):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images[:1000]), classes[:1000]).backward()
+        torch.nn.functional.cross_entropy(model(images[:1000]), classes[:1000]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     entropies.append(float(principal(weight.detach())[1]))
     return {

@@ -29,7 +29,8 @@ CORES: Cores = {
 
 def by_fourier(x: Tensor, kernel: Tensor) -> Tensor:
     """As in the public code: `rfft2` of the features, times that of the kernel, and back."""
-    return torch.fft.irfft2(torch.fft.rfft2(x) * torch.fft.rfft2(kernel), s=x.shape[2:])
+    result: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * torch.fft.rfft2(kernel), s=x.shape[2:])
+    return result
 
 
 def check(cores: Cores) -> dict[str, float]:
@@ -63,7 +64,6 @@ PAPER = Paper(
     "github.com/INVOKERer/DeepRFTv2",
     cores=CORES,
     check=check,
-    gain=gain,
     outside="The networks that predict the kernel from the transformed features, and the encoder and decoder around "
     "it.",
 )

@@ -29,7 +29,8 @@ def orthogonal(local: Tensor, whole: Tensor) -> Tensor:
     """As in the public code: two batched matrix products, a division by the square of the norm, a difference."""
     along = torch.bmm(whole[:, None], local.flatten(2))
     projection = torch.bmm(whole[:, :, None], along).view(local.shape)
-    return local - projection / whole.norm(dim=1).square().view(-1, 1, 1, 1)
+    result: Tensor = local - projection / whole.norm(dim=1).square().view(-1, 1, 1, 1)
+    return result
 
 
 def check(cores: Cores) -> dict[str, float]:
@@ -60,7 +61,6 @@ PAPER = Paper(
     source="`DOLG.forward` in `core/model/dolg_model.py` of github.com/feymanpriv/DOLG",
     cores=CORES,
     check=check,
-    gain=gain,
     outside="The division by the norm, which enters as s; pooling by a power mean, attention, and the loss with "
     "angular margins; the search itself.",
 )

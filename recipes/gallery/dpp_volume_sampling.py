@@ -29,7 +29,8 @@ CORES: Cores = {
 def basis(points: int, size: int) -> Tensor:
     """Orthonormal polynomials on equidistant points: shape (points, size)."""
     grid = torch.linspace(-1, 1, points, dtype=torch.float64)
-    return torch.linalg.qr(torch.stack([grid**power for power in range(size)], 1)).Q
+    result: Tensor = torch.linalg.qr(torch.stack([grid**power for power in range(size)], 1)).Q
+    return result
 
 
 def check(cores: Cores) -> dict[str, float]:

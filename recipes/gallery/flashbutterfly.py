@@ -31,11 +31,18 @@ def roots(rows: int, columns: int, order: int) -> Tensor:
     return torch.exp(-2j * torch.pi * torch.outer(torch.arange(rows), torch.arange(columns)).double() / order)
 
 
+def block_diagonal(blocks: Tensor) -> Tensor:
+    """The transposes of matrices, shape (n, rows, columns), one after the other on a diagonal."""
+    result: Tensor = torch.block_diag(*blocks.transpose(1, 2))  # type: ignore[no-untyped-call]
+    return result
+
+
 def by_fourier(u: Tensor, kernel: Tensor) -> Tensor:
     """As in the public code: transforms of twice the length, a product, and the first half."""
     length = u.shape[-1]
     spectrum = torch.fft.rfft(u, n=2 * length) * torch.fft.rfft(kernel, n=2 * length)
-    return torch.fft.irfft(spectrum, n=2 * length)[..., :length]
+    result: Tensor = torch.fft.irfft(spectrum, n=2 * length)[..., :length]
+    return result
 
 
 def check(cores: Cores) -> dict[str, float]:
@@ -44,8 +51,8 @@ def check(cores: Cores) -> dict[str, float]:
     constants = {"F": roots(4, 4, 4), "T": roots(4, 3, 12), "G": roots(3, 3, 3)}
     x = random_values(butterfly)["X"] + 0j
     two, three = random_values(learnt), random_values(convolution)
-    middle = (two["X"] @ torch.block_diag(*two["R"].transpose(1, 2))).reshape(2, 4, 5).transpose(1, 2).reshape(2, 20)
-    out = (middle @ torch.block_diag(*two["L"].transpose(1, 2))).reshape(2, 5, 2).transpose(1, 2).reshape(2, 10)
+    middle = (two["X"] @ block_diagonal(two["R"])).reshape(2, 4, 5).transpose(1, 2).reshape(2, 20)
+    out = (middle @ block_diagonal(two["L"])).reshape(2, 5, 2).transpose(1, 2).reshape(2, 10)
     return {
         "butterfly": difference(value(butterfly, {"X": x} | constants), torch.fft.fft(x)),
         "learnt butterfly": difference(value(learnt, two), out),
@@ -75,7 +82,6 @@ PAPER = Paper(
     "paper's abstract and in that of its successor, arXiv 2311.05908",
     cores=CORES,
     check=check,
-    gain=gain,
     outside="The squash and smooth operators on the kernel, which are functions of its elements, and how a "
     "GPU's memory is used.",
 )

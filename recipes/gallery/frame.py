@@ -141,7 +141,7 @@ def difference(computed: Tensor, expected: Tensor) -> float:
     """||computed - expected|| / ||expected||; infinity for other shapes."""
     if computed.shape != expected.shape:
         return float("inf")
-    return float((computed - expected).norm() / expected.norm())
+    return float((computed.detach() - expected).norm() / expected.norm())
 
 
 def digits() -> tuple[Tensor, Tensor]:

@@ -69,6 +69,5 @@ PAPER = Paper(
     source="`InceptionDWConv2d` in `models/inceptionnext.py` of github.com/sail-sg/inceptionnext",
     cores=CORES,
     check=check,
-    gain=gain,
     outside="The biases are added per channel. Norms, activations and the rest of the block are torch's.",
 )

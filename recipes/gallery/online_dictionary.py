@@ -57,7 +57,8 @@ def gain() -> dict[str, float]:
     def theirs() -> torch.Tensor:
         with torch.enable_grad():
             leaf = d.clone().requires_grad_()
-            return torch.autograd.grad((leaf.T @ y).pow(4).sum() / 4, leaf)[0]
+            result: torch.Tensor = torch.autograd.grad((leaf.T @ y).pow(4).sum() / 4, leaf)[0]
+            return result
 
     ratio = times_faster(lambda: gradient(Y=y, Z=d.T @ y), theirs)
     return {"agreement": float((truth.T @ d).abs().amax(0).mean()), "autograd : compiled": ratio}

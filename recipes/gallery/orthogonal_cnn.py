@@ -68,7 +68,7 @@ def gain() -> dict[str, float]:
     optimizer = torch.optim.Adam(conv.parameters(), 0.02)
     for _ in range(200):
         optimizer.zero_grad()
-        tn.orthogonality(conv).backward()
+        tn.orthogonality(conv).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     after = tn.operator_spectra(conv, 16).singular_values
     return {

@@ -56,7 +56,8 @@ def by_fourier(u: Tensor, weights: Tensor) -> Tensor:
     """The causal convolution by transforms of twice the length."""
     length = u.shape[-1]
     product = torch.fft.rfft(u, n=2 * length) * torch.fft.rfft(weights, n=2 * length)
-    return torch.fft.irfft(product, n=2 * length)[..., :length]
+    result: Tensor = torch.fft.irfft(product, n=2 * length)[..., :length]
+    return result
 
 
 def check(cores: Cores) -> dict[str, float]:
@@ -90,6 +91,5 @@ PAPER = Paper(
     source="`GConv.forward` in `gconv_standalone.py` of github.com/ctlllll/SGConv",
     cores=CORES,
     check=check,
-    gain=gain,
     outside="The division by the kernel's first norm, and damping by learnt powers, which are functions.",
 )

@@ -10,6 +10,8 @@ The product with all cosines is a network with a constant, and so is the way bac
 
 from __future__ import annotations
 
+import math
+
 import torch
 from scipy.fft import dct, idct
 from torch import Tensor
@@ -26,14 +28,15 @@ CORES: Cores = {
 def cosines(size: int) -> Tensor:
     """The orthonormal cosine transform of the second kind: row a is the cosine with a half waves."""
     angles = torch.outer(torch.arange(size), 2 * torch.arange(size) + 1).double() * torch.pi / (2 * size)
-    matrix = (2 / size) ** 0.5 * torch.cos(angles)
+    matrix: Tensor = torch.cos(angles) * math.sqrt(2 / size)
     matrix[0] /= 2**0.5
     return matrix
 
 
 def chosen(coefficients: Tensor, rank: int) -> Tensor:
     """The columns with the largest norms, which a network cannot choose."""
-    return coefficients.norm(dim=0).topk(rank).indices.sort().values
+    result: Tensor = coefficients.norm(dim=0).topk(rank).indices.sort().values
+    return result
 
 
 def check(cores: Cores) -> dict[str, float]:
@@ -62,7 +65,7 @@ def gradient_of_digits() -> Tensor:
     optimizer = torch.optim.AdamW(model.parameters())
     for _ in range(20):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), classes).backward()
+        torch.nn.functional.cross_entropy(model(images), classes).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     result = model[1].weight.grad
     assert isinstance(result, Tensor)
