@@ -90,8 +90,9 @@ def _step(entry: Mapping[str, Any], before: Network) -> Step:
         raise RuleError(f"a step has the unknown type {search['dtype']!r}", fix=" or ".join(_DTYPES))
     settings = Settings(**{**search, "dtype": _DTYPES[search["dtype"]]})
     fixed = {str(name): _elements(value) for name, value in entry.get("fixed", {}).items()}
+    constraints = {str(name): str(kind) for name, kind in entry.get("constraints", {}).items()}
     lost = tuple(map(str, entry.get("lost", ())))
-    options = Options(ranks, sizes, bind, fixed, settings=settings, lost=lost)
+    options = Options(ranks, sizes, bind, fixed, constraints, settings=settings, lost=lost)
     return Step(rule_from(entry["rule"]), place, options, before, change)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..tensors import products, squares
+from .constraints import ORTHONORMAL
 from .objective import Objective
 from .systems import Part, System
 
@@ -155,10 +156,15 @@ def spread(numbers: Tensor, like: Tensor) -> Tensor:
 
 
 def balance(objective: Objective, values: Mapping[str, Tensor]) -> Cores:
-    """Give all cores one norm, so that no system is ill-conditioned by their scales. Tied cores stay as they are."""
-    if objective.tied or len(values) < 2:
+    """Give all cores one norm, so that no system is ill-conditioned by their scales.
+
+    Tied cores stay as they are, and so do orthonormal ones.
+    """
+    scalable = {name: core for name, core in values.items() if objective.constraints.get(name) != ORTHONORMAL}
+    if objective.tied or len(scalable) < 2:
         return dict(values)
-    norms = [squares(core).reshape(*core.shape[:2], -1).sum(2).sqrt() for core in values.values()]
+    norms = [squares(core).reshape(*core.shape[:2], -1).sum(2).sqrt() for core in scalable.values()]
     mean = torch.stack([norm.log() for norm in norms]).mean(0).exp()
     scales = [torch.where((norm > 0) & (mean > 0), mean / norm, 1.0) for norm in norms]
-    return {name: core * spread(scale, core) for (name, core), scale in zip(values.items(), scales, strict=True)}
+    scaled = {name: core * spread(scale, core) for (name, core), scale in zip(scalable.items(), scales, strict=True)}
+    return {name: scaled.get(name, core) for name, core in values.items()}

@@ -106,17 +106,17 @@ def fit_cores(
         first = (
             None if start is None else {name: in_precision(core, torch.float64) / scale for name, core in start.items()}
         )
-        results = _search(objective, first, metrics=split, tree=tree, ranks=ranks_of_group, settings=settings)
+        results = search_cores(objective, first, metrics=split, tree=tree, ranks=ranks_of_group, settings=settings)
         # one kernel after another, the scale is put back and the errors are measured
         for layer, (number, (cores, report)) in enumerate(zip(members, results, strict=True)):
             part = objective.of_layers(torch.tensor([layer], device=objective.target.device))
-            measure = partial(_errors, kernels[number], right, metric=norms[number], objective=exact)
+            measure = partial(measure_errors, kernels[number], right, metric=norms[number], objective=exact)
             cores, report = hold(part, cores, report, right=right, scale=prepared[number][1], measure=measure)
             fits[number] = {**selection, **cores}, report
     return [fits[number] for number in range(len(kernels))]
 
 
-def _search(
+def search_cores(
     objective: Objective,
     start: Mapping[str, Tensor] | None,
     *,
@@ -195,7 +195,7 @@ def _search_in_metric(
     return take_up_each(refine(whitened, nearest, settings, then=", then in the metric", tolerance=tolerance), inverse)
 
 
-def _errors(
+def measure_errors(
     kernel: Tensor, right: Network, cores: Cores, *, metric: Metric | None, objective: Objective
 ) -> tuple[float, float | None]:
     """The relative error of cores in the Frobenius norm, and that of the output, computed in float64."""

@@ -123,7 +123,7 @@ def _norms(core: Tensor, axis: int) -> Tensor:
 def _to_one_norm(cores: dict[str, Tensor], times: Mapping[str, int]) -> float:
     """Scale cores so that all have one norm, those that occur several times as often. Returns the sum of squares."""
     norms = {name: float(torch.linalg.vector_norm(core)) for name, core in cores.items()}
-    if not all(norms.values()):
+    if not norms or not all(norms.values()):
         return sum(norm**2 for norm in norms.values())
     mean = math.exp(sum(times[name] * math.log(norm) for name, norm in norms.items()) / sum(times.values()))
     for name, norm in norms.items():

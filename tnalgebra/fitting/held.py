@@ -17,6 +17,7 @@ import torch
 from ..networks import Network
 from ..tensors import in_precision
 from .als import Cores
+from .constraints import ORTHONORMAL
 from .degeneracy import degeneracy_of, shrink_components
 from .gauge import balanced
 from .objective import Objective
@@ -55,23 +56,26 @@ def hold(
     Returns:
         Balanced cores, and the report with their degeneracy and errors.
     """
+    fixed = {name for name, kind in objective.constraints.items() if kind == ORTHONORMAL}
     if not bool(objective.target.any()):  # a descent towards zero would never end
-        cores = {name: torch.zeros_like(core) for name, core in cores.items()}
+        cores = {name: core if name in fixed else torch.zeros_like(core) for name, core in cores.items()}
         report = FitReport(report.method, (0.0,), (0.0,), converged=True)
-    shared = scale ** (1 / objective.factors)
+    shared = {name: 1.0 if name in fixed else scale ** (1 / objective.factors) for name in cores}
 
     def finished(cores: Cores) -> tuple[Cores, Cores]:
-        exact = balanced(right, {name: in_precision(core, torch.float64) for name, core in cores.items()})
-        return exact, {name: (core * shared).to(objective.kept) for name, core in exact.items()}
+        exact = {name: in_precision(core, torch.float64) for name, core in cores.items()}
+        exact |= balanced(right, {name: core for name, core in exact.items() if name not in objective.constraints})
+        return exact, {name: (core * shared[name]).to(objective.kept) for name, core in exact.items()}
 
     exact, held = finished(cores)
     errors = measure(held)
     before = after = _criterion(errors)
     degeneracy = degeneracy_of(objective, _in_batch(objective, exact))
     if exact and (objective.metric is not None or degeneracy * _rounding(objective) > SMALL_LOSS):
-        before = _criterion(measure({name: core * shared for name, core in exact.items()}))
+        before = _criterion(measure({name: core * shared[name] for name, core in exact.items()}))
     rounding = math.sqrt(max(after**2 - before**2, 0.0))
-    if not objective.tied and after > (1 + SMALL_LOSS) * before and rounding > SMALL_LOSS:
+    correctable = not objective.tied and not objective.constraints
+    if correctable and after > (1 + SMALL_LOSS) * before and rounding > SMALL_LOSS:
         start = {name: core[None, None].to(objective.target) for name, core in cores.items()}
         objective = objective.of_sizes(start)
         loss = objective.loss_of(start)

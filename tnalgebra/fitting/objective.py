@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..tensors import Operand, contract, products, squares
 from .axes import group_axes, split_axes
+from .constraints import ORTHONORMAL
 
 _Labels: TypeAlias = tuple[str, ...]
 
@@ -53,6 +54,7 @@ class Objective:
             `coupled` (j), one form for each value of `blocks`; shape (layers, *blocks, *coupled, *coupled). Without
             one, the norm is the Frobenius norm.
         coupled, blocks: labels of the target, see `metric`.
+        constraints: what some of the free cores must be, by name, see `constraints.CONSTRAINTS`.
         stability: how much small cores are worth, see `merit`.
         kept: the type that the cores have in the end.
     """
@@ -65,6 +67,7 @@ class Objective:
     metric: Tensor | None = None
     coupled: _Labels = ()
     blocks: _Labels = ()
+    constraints: Mapping[str, str] = field(default_factory=dict)
     stability: float = 0.0
     kept: torch.dtype = torch.float64
 
@@ -96,8 +99,12 @@ class Objective:
 
     @cached_property
     def factors(self) -> int:
-        """How many factors of a term of the network are elements of free cores: what a scale is shared among."""
-        return sum(map(len, self.places.values()))
+        """How many factors of a term of the network are elements of free cores: what a scale is shared among.
+
+        Orthonormal cores have no scale. It is at least 1.
+        """
+        scaled = [name for name in self.places if self.constraints.get(name) != ORTHONORMAL]
+        return max(1, sum([len(self.places[name]) for name in scaled]))
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -129,11 +129,11 @@ def _search(objective: Objective, settings: Settings) -> list[SearchResult]:
     starts = max(1, min(settings.starts, STARTED_TOGETHER // max(1, objective.target[0].numel())))
     if not objective.tied and _work(objective) > DEAR and settings.sweeps > LAST_SWEEPS:
         return _search_in_subspaces(objective, settings, generator, starts=starts)
-    results = follow_starts(objective, _guesses(objective, starts, generator), settings)
+    results = follow_starts(objective, guesses(objective, starts, generator), settings)
     again = torch.tensor([n for n, (_, report) in enumerate(results) if _may_be_better(objective, report.starts[0])])
     if len(again) and settings.sweeps >= FIRST_SWEEPS + MORE_SWEEPS:
         part = objective.of_layers(again.to(objective.target.device))
-        others = follow_starts(part, _guesses(part, MORE_GUESSES * starts, generator), settings)
+        others = follow_starts(part, guesses(part, MORE_GUESSES * starts, generator), settings)
         for number, other in zip(again.tolist(), others, strict=True):
             if other[1].starts[0] < results[number][1].starts[0]:
                 results[number] = other
@@ -146,7 +146,7 @@ def _search_in_subspaces(
     """Descend first towards the coordinates of the target in leading subspaces, and in the end towards the target."""
     bases = leading_subspaces(objective)
     small = condense(objective, bases)
-    values = _guesses(small, starts, generator)
+    values = guesses(small, starts, generator)
     unknown = objective.power.new_full((objective.layers, starts), torch.inf)
     descent = Descent(values, unknown, unknown, torch.zeros_like(unknown, dtype=torch.bool))
     most = min(FIRST_SWEEPS + MORE_SWEEPS, settings.sweeps - LAST_SWEEPS)
@@ -181,7 +181,7 @@ def _may_be_better(objective: Objective, error: float) -> bool:
     return structured and least < error <= SMALL_RESIDUAL and _work(objective) <= DEAR
 
 
-def _guesses(objective: Objective, starts: int, generator: torch.Generator) -> Cores:
+def guesses(objective: Objective, starts: int, generator: torch.Generator) -> Cores:
     """Random cores of equal norms, whose network has about the norm of the target."""
     reference = objective.target
     values = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..tensors import Operand, contract, products
+from .constraints import ORTHONORMAL, best_nonnegative, best_orthonormal, largest_eigenvalue, polar_factor, with_matrix
 from .kronecker import kronecker_factors
 from .objective import BATCH, LAYER, PRIME, Objective, total
 
@@ -99,6 +100,10 @@ class KroneckerSystem:
         values = self.eigenvalues
         mean = values.flatten(2).mean(2).clamp(min=torch.finfo(values.dtype).tiny)
         return mean.reshape(*mean.shape, *[1] * (values.ndim - 2))
+
+    def product(self, core: Tensor) -> Tensor:
+        """gram @ core."""
+        return self._turn(self._turn(core, adjoint=True) * self.eigenvalues, adjoint=False)
 
     def solve(self, core: Tensor, damping: Tensor) -> Tensor:
         """The x with (gram + damping) @ x = core."""
@@ -293,6 +298,13 @@ class System:
         split = self.split(grams) if grams else None
         if split is None and grams and written_out:
             gram = self.gram(values)
+        kind = self.objective.constraints.get(self.name)
+        if kind is not None:
+            if gram is None or weights is None:
+                core, image = self._constrained(kind, values, right, gram=gram, split=split)
+                return Solved(core, right, image)
+            core, image = self._constrained(kind, values, right, gram=self.with_diagonal(gram, weights), split=None)
+            return Solved(core, right, image - weights * core)
         if split is not None:
             extra = DAMPING * split.mean
             core = split.solve(right + extra * present, extra)
@@ -307,6 +319,50 @@ class System:
         if weights is not None:
             image = image - weights * core
         return Solved(core.contiguous(), right, image)
+
+    def _constrained(
+        self,
+        kind: str,
+        values: Mapping[str, Tensor],
+        right: Tensor,
+        *,
+        gram: Tensor | None,
+        split: KroneckerSystem | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The best core under a constraint, or a better one, and gram @ core."""
+        present, output = values[self.name], self.objective.output
+
+        def product(core: Tensor) -> Tensor:
+            if gram is not None:
+                return self.as_core(gram @ self.as_matrix(core))
+            return self.image(core, values) if split is None else split.product(core)
+
+        def largest() -> Tensor:
+            if gram is not None:
+                squared: Tensor = torch.linalg.eigvalsh(gram)[..., -1:]
+                return squared.flatten(2).amax(2)
+            return largest_eigenvalue(product, present) if split is None else split.eigenvalues.flatten(2).amax(2)
+
+        if kind == ORTHONORMAL:
+            # each open label in the rows alone: the squares of the core sum up to a constant
+            constant = not self.batch and not {*self.objective.coupled} & {*self.labels}
+            core = best_orthonormal(
+                right,
+                present,
+                polar=lambda core: with_matrix(core, self.labels, output, polar_factor),
+                product=product,
+                largest=None if constant else largest(),
+            )
+        else:
+            matrix = best_nonnegative(
+                self.as_matrix(right),
+                self.as_matrix(present),
+                gram=gram,
+                product=lambda matrix: self.as_matrix(product(self.as_core(matrix))),
+                largest=largest,
+            )
+            core = self.as_core(matrix)
+        return core.contiguous(), product(core)
 
     def with_diagonal(self, gram: Tensor, weights: Tensor) -> Tensor:
         """A gram matrix plus `weights` on its diagonal."""

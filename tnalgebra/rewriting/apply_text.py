@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError, SizeError, ValuesError
-from ..fitting import ErrorCurve, FitReport, Metric, bonds_of, fit_cores
+from ..fitting import ErrorCurve, FitReport, Metric, bonds_of, fit_constrained, fit_cores
 from ..networks import (
     KERNEL_LABELS,
     Edit,
@@ -153,6 +153,14 @@ class Reading:
         return {self.names[name]: core for name, core in cores.items()}
 
     @cached_property
+    def constraints(self) -> dict[str, str]:
+        for name in self.options.constraints:
+            if name not in self.new:
+                fact = f"constraints= has {name!r}, which is not a new tensor of the right side"
+                raise RuleError(fact, new=" ".join(self.new))
+        return {self.names[name]: kind for name, kind in self.options.constraints.items()}
+
+    @cached_property
     def metric(self) -> Metric | None:
         if self.options.metric is None:
             return None
@@ -163,7 +171,7 @@ class Reading:
     @property
     def alike(self) -> object:
         """A key that is equal for fits which can be made side by side."""
-        if self.constants or self.start is not None:
+        if self.constants or self.constraints or self.start is not None:
             return id(self)
         metric = None if self.metric is None else (self.metric.labels, self.metric.batch, self.metric.outputs)
         size = self.options.size
@@ -269,7 +277,8 @@ def build_fitted_many(jobs: Sequence[tuple[Network, Place, Values, Options]]) ->
     for members in groups.values():
         together = [readings[number] for number in members]
         first = together[0]
-        fits = fit_cores(
+        fit = partial(fit_constrained, constraints=first.constraints) if first.constraints else fit_cores
+        fits = fit(
             [reading.target for reading in together],
             first.sized,
             first.options.size,

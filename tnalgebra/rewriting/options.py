@@ -39,6 +39,8 @@ class Choices(TypedDict, total=False):
     fixed: for tensors of the right side their elements, or the name of a basis ("dct", "fourier",
         "haar", "hadamard"), which are not fitted. Of orthonormal rows, the ones that hold the most of the kernel's norm
         are kept, as many as the size says.
+    constraints: what tensors of the right side must be: "orthonormal", "nonnegative", "columns" of the kernel, or
+        "sampled columns", see `tn.fitting.fit_constrained`.
     metric: the norm of a whole kernel in which the error is made small; by default the Frobenius norm.
     start: cores of the right side to start from, at most as large as the size says.
     seed, starts, sweeps, dtype, stability: choices of the search, see `tn.fitting.Settings`; a tree uses neither seed
@@ -49,6 +51,7 @@ class Choices(TypedDict, total=False):
     bind: Mapping[str, str] | None
     sizes: Mapping[str, int] | None
     fixed: Mapping[str, Any] | None
+    constraints: Mapping[str, str] | None
     metric: Metric | None
     start: Mapping[str, Any] | None
     seed: int
@@ -68,6 +71,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "bind": (Mapping, "a mapping of variables of the left side to names or labels of the network"),
     "sizes": (Mapping, "a mapping of labels to integers, such as {'a': 3}"),
     "fixed": (Mapping, "a mapping of tensors of the right side to arrays or names of bases, such as 'dct'"),
+    "constraints": (Mapping, "a mapping of tensors of the right side to words, such as {'U': 'orthonormal'}"),
     "start": (Mapping, "a mapping of tensors of the right side to arrays"),
     "metric": (Metric, "a tn.fitting.Metric, as tn.input_metrics gives for each layer"),
 }
@@ -89,6 +93,7 @@ class Options:
     sizes: Mapping[str, int] = field(default_factory=dict)
     bind: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    constraints: Mapping[str, str] = field(default_factory=dict)
     metric: Metric | None = None
     start: Mapping[str, Any] | None = None
     settings: Settings = field(default_factory=Settings)

@@ -42,7 +42,7 @@ class Rule(Tabular):
         variables: names and labels of the left side, which `bind=` may narrow down.
         labels: labels of the right side whose sizes the caller may give with `sizes=`.
         stated: those labels whose sizes the caller must give, because nothing else determines them.
-        takes: which of the choices `fixed`, `metric` and `start` have a meaning for the rule.
+        takes: which of the choices `fixed`, `constraints`, `metric` and `start` have a meaning for the rule.
         fixed: the basis of each constant of the right side.
         build_many: builds several applications together, where that is faster.
         build_outline: gives ranks and errors at any size without a fit, where the rule has a right side in notation.
@@ -116,7 +116,8 @@ class Rule(Tabular):
             size: of the new bonds, see `tn.fitting.read_size`: 8, {"p": 8, "q": 4}, "keep 0.5", "error 0.01",
                 "parameters 0.3". A rule whose right side has no new bonds needs none.
             values: values of a network's tensors; may be left out for exact rules.
-            choices: see `Choices`: at, bind, sizes, fixed, metric, start, seed, starts, sweeps, dtype, stability.
+            choices: see `Choices`: at, bind, sizes, fixed, constraints, metric, start,
+                seed, starts, sweeps, dtype, stability.
 
         Returns:
             The network after the step, its values, and the trace of this one step.
@@ -163,11 +164,11 @@ class Rule(Tabular):
         return [fit.after(self, place, options, change) for fit, (_, place, _, options), change in steps]
 
     def outline(self, target: Network | Mapping[str, Any] | Any, **choices: Unpack[Choices]) -> Outline | None:
-        """What the rule would make of a target at any size, without a fit; None for rules that cannot say.
+        """What the rule would make of a target at any size, without a fit; None where only a fit can show it.
 
         Arguments and errors are those of `apply`.
         """
-        if self.build_outline is None:
+        if self.build_outline is None or choices.get("constraints"):
             return None
         fit = self._start_fit(target, None)
         options = Options.of(None, choices)
@@ -220,7 +221,7 @@ class Rule(Tabular):
             if label not in options.sizes:
                 fix = f"sizes={{{label!r}: ...}}"
                 raise RuleError(f"the rule {self.name!r} needs the size of {label!r}", fix=fix)
-        for choice in ("fixed", "metric", "start"):
+        for choice in ("fixed", "constraints", "metric", "start"):
             if getattr(options, choice) and choice not in self.takes:
                 takes = " ".join(self.takes) or None
                 raise RuleError(f"the choice {choice}= has no meaning for the rule {self.name!r}", takes=takes)

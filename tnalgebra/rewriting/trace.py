@@ -119,6 +119,11 @@ class Step:
         """The ranks that were chosen, as a text: "p=8 q=4"."""
         return " ".join(f"{bond}={rank}" for bond, rank in self.change.ranks.items())
 
+    @property
+    def constraints(self) -> str:
+        """What cores must be, as a text: "U orthonormal, H nonnegative"."""
+        return ", ".join(f"{name} {kind}" for name, kind in self.options.constraints.items())
+
     def summary(self) -> str:
         """The rule and its error, in a few words."""
         error = "exact" if self.rule.kind == "exact" else f"relative error {self.relative_error:.3g}"
@@ -131,6 +136,7 @@ class Step:
             "rule": self.rule.name,
             "place": self.place.text(self.before),
             "ranks": dict(self.change.ranks),
+            "constraints": dict(self.options.constraints),
             "relative_error": self.relative_error,
             "output_error": self.change.output_error,
             "degeneracy": None if report is None else report.degeneracy,
@@ -149,9 +155,8 @@ class Step:
         before, after = (write_number(_known_parameters(network)) or "?" for network in (self.before, self.after))
         counts = f"parameters {before} -> {after}"
         where = self.place.text(self.before)
-        return (
-            f"{self.rule.name} on {where}\n    {'; '.join(filter(None, [self.ranks, error, counts]))}\n    {self.after}"
-        )
+        facts = "; ".join(filter(None, [self.ranks, self.constraints, error, counts]))
+        return f"{self.rule.name} on {where}\n    {facts}\n    {self.after}"
 
     def saved(self) -> dict[str, object]:
         """What a file holds of the step, as JSON has it; an infinite error is the text "inf".
@@ -183,6 +188,8 @@ class Step:
             entry["fixed"] = {
                 name: value if isinstance(value, str) else _as_json(value) for name, value in self.options.fixed.items()
             }
+        if self.options.constraints:
+            entry["constraints"] = dict(self.options.constraints)
         lost = [key for key in ("metric", "start") if getattr(self.options, key) is not None]
         if lost or self.options.lost:
             entry["lost"] = [*self.options.lost, *lost]
@@ -237,7 +244,7 @@ class Trace(Tabular):
     def records(self) -> list[dict[str, Any]]:
         """A dictionary for each step.
 
-        Keys: rule, place, ranks, relative_error (of the part that was replaced), output_error, degeneracy,
+        Keys: rule, place, ranks, constraints, relative_error (of the part that was replaced), output_error, degeneracy,
         parameters, parameters_after, network.
         """
         return [step.record() for step in self.steps]
