@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 
 from ..errors import CompileError
-from ..networks import NamedTensor, Network, parse, size_of, tensor_nodes, with_sizes
+from ..networks import MAX_AXES, NamedTensor, Network, parse, size_of, tensor_nodes, with_sizes
 from ..tensors import bind
 from .choose import MAX_PLAN_ELEMENTS, Candidates, PlanRequest, is_channels_last, is_free
 from .compiled import Compiled
@@ -101,6 +101,8 @@ def make_request(
         )
     if bias is not None:
         _check_bias(network, values, bias)
+    if len(network.output) > MAX_AXES:
+        raise CompileError(f"the output has {len(network.output)} axes", fix=f"at most {MAX_AXES}")
     sizes = check_inputs(network, inputs)
     bound, tensors = bind(network, {n: value for n, value in values.items() if bias is None or n != "bias"})
     _check_given(bound, inputs, tensors, constants)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .._tables import Table, Tabular, data_frame, plural, tabulate
-from ..errors import LayerError, NetworkError, ValuesError
+from .._tables import Table, Tabular, data_frame, plural, shorten, tabulate
+from ..errors import LayerError, NetworkError, RuleError, ValuesError
 from ..networks import (
     KERNEL_LABELS,
     Bipartition,
@@ -25,6 +25,7 @@ from ..networks import (
     check_suffix,
     kernel_labels,
     labels_of,
+    parse_bipartition,
     store,
 )
 from ..nn import check_dense, kernel_labels_of, kernel_layers
@@ -34,10 +35,12 @@ from ..tensors import (
     as_tensor,
     check_axes,
     contract,
+    cut_of_bond,
     evaluate,
     gram_singular_values,
     in_precision,
     matricise,
+    network_singular_values,
     scaled,
     truncated_svd,
 )
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
 
 _MAX_LABELS = 12
 """Most open labels a network may have here: 2047 cuts. One label more doubles them."""
+
+_LONGEST_CUT = 60
+"""Most characters of a cut in the table."""
 
 _LEAST_DRAWN = 1e-8
 _LEGEND_ROWS = 40
@@ -68,7 +74,14 @@ class Spectrum:
     """Name of the layer in its model; "weight" of a bare weight, "network" of a network."""
     cut: Bipartition
     singular_values: Tensor
-    """Shape (r,), float64, descending, on the CPU; r is the smaller side of the cut's matrix."""
+    """Shape (r,), float64, descending, on the CPU; r is the smaller side of the cut's matrix, or of what joins them."""
+    bond: str | None = None
+    """The bond of a network that makes the cut, where it was requested by this name."""
+
+    @property
+    def name(self) -> str:
+        """The bond, or the cut as a text."""
+        return self.bond or str(self.cut)
 
     @property
     def entropy(self) -> float:
@@ -153,7 +166,7 @@ class Spectra(Tabular, Sequence[Spectrum]):
         """How many values a spectrum has, how many matter by three measures, and the norm that half of them keep."""
         columns: dict[str, Callable[[Spectrum], str]] = {
             "layer": lambda item: item.layer,
-            "cut": lambda item: str(item.cut),
+            "cut": lambda item: shorten(item.name, _LONGEST_CUT),
             "values": lambda item: str(len(item.singular_values)),
             "entropy": lambda item: f"{item.entropy:.2f}",
             "effective rank": lambda item: f"{item.effective_rank:.2f}",
@@ -164,11 +177,11 @@ class Spectra(Tabular, Sequence[Spectrum]):
         return tabulate(self.items, columns, left=("cut",))
 
     def records(self) -> list[dict[str, Any]]:
-        """A dictionary for each spectrum: layer, cut (text), values (how many) and the three measures."""
+        """A dictionary for each spectrum: layer, cut (text, or its bond), values (how many) and the three measures."""
         return [
             {
                 "layer": item.layer,
-                "cut": str(item.cut),
+                "cut": item.name,
                 "values": len(item.singular_values),
                 "entropy": item.entropy,
                 "effective_rank": item.effective_rank,
@@ -191,7 +204,7 @@ class Spectra(Tabular, Sequence[Spectrum]):
             whole = [getattr(item, measure) for measure in measures]
             numbers = (item.singular_values, item.norm_kept, item.relative_error)
             for rank, of_rank in enumerate(zip(*(column.tolist() for column in numbers), strict=True), start=1):
-                rows.append((item.layer, str(item.cut), rank, *of_rank, *whole))
+                rows.append((item.layer, item.name, rank, *of_rank, *whole))
         return data_frame(rows, [*columns, *measures])
 
     def plot(self, path: str | Path | None = None) -> Figure:
@@ -232,38 +245,70 @@ class HOSVD:
 
 
 def spectra(
-    target: nn.Module | Tensor | NDArray[Any] | Network | Fit, *, values: Mapping[str, Any] | None = None
+    target: nn.Module | Tensor | NDArray[Any] | Network | Fit,
+    *,
+    values: Mapping[str, Any] | None = None,
+    cuts: Sequence[str | Bipartition] | None = None,
 ) -> Spectra:
-    """Singular values of every kernel of `target`, over every bipartition of its labels.
+    """Singular values of every kernel of `target`, over every bipartition of its labels, or over some of them.
 
     Args:
         target: a model (its convolutions, transposed convolutions and linear layers), a weight of 2 to 5 axes in
             torch's order (`out in kh kw`), or a network or a fit, of which the value is taken, with its output labels.
         values: name -> elements of a network's tensors.
+        cuts: the bipartitions of the labels, such as "out kh | in kw"; of a network or a fit also names of bonds, each
+            of which divides the open labels into those on either side. The singular values of a network across these
+            cuts are those of its canonical form, and its dense value, which may have any number of labels, is not
+            computed. Layers that do not have the labels of a cut are left out.
 
     Returns:
-        The spectra by layer, and within a layer in the order of `bipartitions`.
+        The spectra by layer, and within a layer in the order of `cuts` or of `bipartitions`.
 
     Raises:
         ValuesError: a weight that holds NaN or infinity (the layer is named), is empty, has 1 axis or
             more than 5; `values` that do not fit.
         LayerError: a model without any such layer, or with one that has no weight yet.
-        NetworkError: a network with fewer than 2 or more than 12 output labels.
+        NetworkError: a network with fewer than 2 or more than 12 output labels, without `cuts`; or a bond that does not
+            cut the network in two.
+        RuleError: a cut that is not one of any kernel's labels.
 
     Example:
         >>> print(tn.spectra(conv.weight))
+        >>> print(tn.spectra(fit, cuts=["p", "q"])[0].entropy)
     """
     found = []
     kernels: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
+    if isinstance(cuts, str):
+        raise RuleError(f"cuts= is the text {cuts!r}", fix=f"a list of cuts: [{cuts!r}]")
+    network, elements = (target.network, target.values) if isinstance(target, Fit) else (target, values or {})
+    if cuts is not None and isinstance(network, Network):
+        return Spectra(tuple(_across(network, elements, cut) for cut in cuts))
+    read = [cut if isinstance(cut, Bipartition) else parse_bipartition(cut) for cut in cuts or ()]
     for layer, tensor, labels in _kernels(target, values):
+        each = bipartitions(kernel_labels(labels) or labels)  # one name a cut, transposed layers included
+        each = [cut for cut in read if {*cut.labels} == {*labels}] if cuts is not None else each
+        if not each:
+            continue
         kernels[layer] = (tensor.detach(), tuple(labels))
-        cuts = bipartitions(kernel_labels(labels) or labels)  # one name a cut, transposed layers included
         try:
-            of_cuts = cut_singular_values(tensor, labels, cuts)
+            of_cuts = cut_singular_values(tensor, labels, each)
         except ValuesError as error:
             raise ValuesError(f"layer {layer!r} has no spectrum", because=error) from error
-        found += [Spectrum(layer, cut, numbers.cpu()) for cut, numbers in zip(cuts, of_cuts, strict=True)]
+        found += [Spectrum(layer, cut, numbers.cpu()) for cut, numbers in zip(each, of_cuts, strict=True)]
+    for cut in read:
+        if not any(item.cut == cut for item in found):
+            raise RuleError(f"no kernel has the labels of the cut {str(cut)!r}", fix="such as 'out | in kh kw'")
     return Spectra(tuple(found), kernels)
+
+
+def _across(network: Network, values: Mapping[str, Any], cut: str | Bipartition) -> Spectrum:
+    """The spectrum of a network across a cut or a bond, by its canonical form."""
+    bond = cut if isinstance(cut, str) and "|" not in cut else None
+    if bond is not None:
+        cut = cut_of_bond(network, bond)
+    elif isinstance(cut, str):
+        cut = parse_bipartition(cut)
+    return Spectrum("network", cut, network_singular_values(network, values, cut).cpu(), bond)
 
 
 def cut_singular_values(tensor: Tensor, labels: Sequence[str], cuts: Sequence[Bipartition]) -> list[Tensor]:
@@ -332,7 +377,7 @@ def _kernels(
         count = len(target.output)
         if not 2 <= count <= _MAX_LABELS:
             raise NetworkError(
-                f"a network with {count} output labels has no cuts here", fix=f"2 to {_MAX_LABELS}: fuse labels"
+                f"a network with {count} output labels has no cuts here", fix=f"2 to {_MAX_LABELS}, or cuts=[...]"
             )
         yield "network", evaluate(target, values), target.output
         return
@@ -375,7 +420,7 @@ def _draw(spectra: Spectra) -> Figure:
     from matplotlib.lines import Line2D
 
     layers = list(dict.fromkeys(item.layer for item in spectra))
-    cuts = list(dict.fromkeys(str(item.cut) for item in spectra))
+    cuts = list(dict.fromkeys(item.name for item in spectra))
     across = min(4, max(1, len(cuts)))
     down = max(1, -(-len(cuts) // across))
     figure = Figure(figsize=(3.4 * across + 1.6, 2.8 * down + 0.4), layout="constrained", dpi=150)
@@ -392,7 +437,7 @@ def _draw(spectra: Spectra) -> Figure:
         numbers = item.singular_values
         shown = numbers[numbers > _LEAST_DRAWN * numbers[0]] / numbers[0]
         ranks = torch.arange(1, len(shown) + 1) / len(numbers)
-        panels[str(item.cut)].plot(
+        panels[item.name].plot(
             ranks,
             shown,
             color=colours[layers.index(item.layer)],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from ..errors import RuleError
-from .labels import MAX_AXES, WORD
+from .labels import WORD
 
 _MAX_LABELS = 16
 """Most labels whose cuts are listed, which are 32,767 cuts. One more label would double them."""
@@ -18,7 +19,7 @@ class Bipartition:
     """Two groups of labels: those of the rows and those of the columns of the matrix that a cut decomposes.
 
     Raises:
-        RuleError: a side is empty, a label occurs twice, or there are more than 64 labels.
+        RuleError: a side is empty, or a label occurs twice.
     """
 
     left: tuple[str, ...]
@@ -30,10 +31,8 @@ class Bipartition:
                 raise RuleError(
                     f"the {name} side of a cut is empty", where=str(self), fix="a label on both sides of '|'"
                 )
-        if len(self.labels) > MAX_AXES:
-            raise RuleError(f"a cut names {len(self.labels)} labels", fix=f"at most {MAX_AXES}")
-        for label in self.labels:
-            if self.labels.count(label) > 1:
+        for label, times in Counter(self.labels).items():
+            if times > 1:
                 raise RuleError(f"the label {label!r} occurs twice in a cut", where=str(self), fix="each label once")
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from ..errors import NetworkError
-from .labels import MAX_AXES, MAX_DIGITS, MAX_SIZE, check_words
+from .labels import MAX_AXES, MAX_DIGITS, MAX_OUTPUT, MAX_SIZE, check_words
 from .nodes import MODES, RESERVED, Conv, Fill, Fuse, NamedTensor, Node, Variable, node_text
 
 MAX_FILL = 10**300
@@ -61,8 +61,8 @@ def check_nodes(nodes: Sequence[Node]) -> None:
 
 def check_output(nodes: Sequence[Node], output: Sequence[str]) -> None:
     """Check the output labels of a network with these nodes. Raises NetworkError."""
-    if len(output) > MAX_AXES:
-        raise NetworkError(f"the output has {len(output)} axes", fix=f"at most {MAX_AXES}")
+    if len(output) > MAX_OUTPUT:
+        raise NetworkError(f"the output has {len(output)} axes", fix=f"at most {MAX_OUTPUT}")
     labels = {label for node in nodes for label in node.labels}
     for label in output:
         if label not in labels:

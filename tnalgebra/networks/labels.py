@@ -9,6 +9,9 @@ from ..errors import NetworkError
 
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+MAX_OUTPUT = 4096
+"""Most open labels of a network. Its value has an axis for each, so that beyond 64 of them it is never dense."""
+
 MAX_AXES = 64
 """Most axes of a tensor, which is torch's limit."""
 

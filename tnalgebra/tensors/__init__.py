@@ -15,6 +15,7 @@ from .linalg import (
 )
 from .numbers import in_precision, phases, products, squares
 from .quimb import from_quimb, to_quimb
+from .schmidt import cut_of_bond, network_singular_values
 from .unique import signs_of
 from .values import bind_values, common_dtype, norm, relative, target_of, value_of
 
@@ -29,6 +30,7 @@ __all__ = [
     "check_axes",
     "common_dtype",
     "contract",
+    "cut_of_bond",
     "evaluate",
     "from_quimb",
     "gram_singular_values",
@@ -36,6 +38,7 @@ __all__ = [
     "is_finite",
     "magnitude",
     "matricise",
+    "network_singular_values",
     "norm",
     "operands",
     "pattern",

@@ -74,6 +74,7 @@ class _Steps(NamedTuple):
 def _plan(
     operands: tuple[_Labels, ...], shapes: tuple[tuple[int, ...], ...], output: _Labels, max_elements: int
 ) -> _Steps:
+    _check_axes(output, (), output)
     sizes: dict[str, int] = {}
     for labels, shape in zip(operands, shapes, strict=True):
         sizes |= dict(zip(labels, shape, strict=True))
