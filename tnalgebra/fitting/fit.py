@@ -23,12 +23,11 @@ from .report import SearchResult, Settings
 from .search import (
     FIRST_SWEEPS,
     MORE_SWEEPS,
-    SLOW,
-    SLOW_TREE,
     follow_starts,
     grow_start,
     pick_nearer,
     refine,
+    refine_in_metric,
     search_from_guesses,
     search_tree,
 )
@@ -191,8 +190,8 @@ def _search_in_metric(
     if start is not None or is_tree:
         starts.append(take_up_each(search(objective.without_metric(), start), factors))
     nearest = [pick_nearer(whitened, layer, *ends) for layer, ends in enumerate(zip(*starts, strict=True))]
-    tolerance = SLOW_TREE if is_tree else SLOW
-    return take_up_each(refine(whitened, nearest, settings, then=", then in the metric", tolerance=tolerance), inverse)
+    descend = refine_in_metric if is_tree else refine
+    return take_up_each(descend(whitened, nearest, settings, then=", then in the metric"), inverse)
 
 
 def measure_errors(

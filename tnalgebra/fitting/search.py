@@ -314,13 +314,11 @@ def pick_nearer(objective: Objective, layer: int, *ends: SearchResult) -> Search
     return ends[losses.index(min(losses))]
 
 
-def refine(
-    objective: Objective, fits: list[SearchResult], settings: Settings, *, then: str = "", tolerance: float = SLOW
-) -> list[SearchResult]:
+def refine(objective: Objective, fits: list[SearchResult], settings: Settings, *, then: str = "") -> list[SearchResult]:
     """Descend from cores that were fitted to another objective; `then` is added to the name of their method."""
     values, objective = stacked(objective, [cores for cores, _ in fits])
     descent = Descent.begin(objective, values, *(fits[0][1].method + then).split(", "))
-    return results_of(objective, descend_further(objective, descent, settings.sweeps, tolerance))
+    return results_of(objective, descend_further(objective, descent, settings.sweeps))
 
 
 def stacked(objective: Objective, fits: Sequence[Cores]) -> tuple[Cores, Objective]:
@@ -336,13 +334,21 @@ def sweep_on(objective: Objective, descent: Descent, sweeps: int, tolerance: flo
     return alternate(objective, descent, sweeps=sweeps, tolerance=tolerance)
 
 
-def descend_further(objective: Objective, descent: Descent, sweeps: int, tolerance: float = SLOW) -> Descent:
+def descend_further(objective: Objective, descent: Descent, sweeps: int) -> Descent:
     """Descend from all starts by the method that suits the objective, for the time of this many sweeps."""
     if objective.tied:
         return step_on(objective, descent, min(STEPS, sweeps))
-    if objective.metric is None:
-        return sweep_on(objective, descent, sweeps, tolerance)
-    return descend_by_gradient(objective, descent, steps=GRADIENTS * sweeps, tolerance=tolerance / GRADIENTS)
+    return sweep_on(objective, descent, sweeps)
+
+
+def refine_in_metric(
+    objective: Objective, fits: list[SearchResult], settings: Settings, *, then: str
+) -> list[SearchResult]:
+    """Descend in a metric from the cores of a tree. Those of loops are found by sweeps, which gain more there."""
+    values, objective = stacked(objective, [cores for cores, _ in fits])
+    descent = Descent.begin(objective, values, *(fits[0][1].method + then).split(", "))
+    steps = GRADIENTS * settings.sweeps
+    return results_of(objective, descend_by_gradient(objective, descent, steps=steps, tolerance=SLOW_TREE / GRADIENTS))
 
 
 def step_on(objective: Objective, descent: Descent, steps: int) -> Descent:
