@@ -15,8 +15,8 @@ from tests.strategies import random_values
 from tnalgebra.compiler.choose import Candidate
 from tnalgebra.compiler.compiled import Compiled
 from tnalgebra.compiler.emit import argument_names, emit
-from tnalgebra.networks.network import Network, tensor_nodes
-from tnalgebra.networks.nodes import Conv, Copy
+from tnalgebra.networks.network import Network, all_nodes, resized, tensors_of
+from tnalgebra.networks.nodes import Conv, Copy, Node
 from tnalgebra.networks.notation import parse
 from tnalgebra.tensors.evaluation import evaluate, magnitude, pattern
 
@@ -78,13 +78,15 @@ def assert_same(value: Tensor, expected: Tensor, scale: Tensor) -> None:
 def candidate_value(candidate: Candidate, values: Mapping[str, Tensor]) -> Tensor:
     """What the code of one candidate computes."""
     program = candidate.program
-    leaves = {leaf.name: leaf for leaf in (*candidate.computation.leaves, *program.patterns)}
+    patterns = {leaf.name: leaf.node for leaf in program.patterns}
     names = (*program.inputs, *argument_names(program))
-    arguments = [
-        values[name] if name in values else pattern(leaves[name].node, candidate.computation.network) for name in names
-    ]
+    arguments = [values[name] if name in values else _pattern(patterns[name], program.sizes) for name in names]
     result: Tensor = emit(program)(*arguments)
     return result
+
+
+def _pattern(node: Node, sizes: Mapping[str, int]) -> Tensor:
+    return pattern(node, Network([node], (), {label: sizes[label] for label in node.labels}))
 
 
 def check(network: Network | str, inputs: str, *, seed: int = 0, **choices: Any) -> Compiled:
@@ -120,15 +122,16 @@ def check_at(module: Compiled, sizes: Mapping[str, int], *, seed: int = 1) -> No
 def at_other_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
     """The network with other sizes of some labels, and of those that follow along windows, copies and tied tensors."""
     changed = {*sizes}
-    ties = [node.labels for node in network.nodes if isinstance(node, Copy)]
-    for places in tensor_nodes(network).values():
-        ties += zip(*(network.nodes[place].labels for place in places), strict=True)
-    ties += [node.labels[:2] for node in network.nodes if isinstance(node, Conv)]
-    for _ in network.nodes:
+    nodes = list(all_nodes(network))
+    ties = [node.labels for node in nodes if isinstance(node, Copy)]
+    for name in tensors_of(network):
+        ties += zip(*(node.labels for node in nodes if node.name == name), strict=True)
+    ties += [node.labels[:2] for node in nodes if isinstance(node, Conv)]
+    for _ in nodes:
         for labels in ties:
             changed |= {*labels} if changed & {*labels} else set()
     kept = {label: size for label, size in network.sizes.items() if label not in changed}
-    return Network(network.nodes, network.output, {**kept, **sizes})
+    return resized(network, {**kept, **sizes})
 
 
 def calls(module: Compiled) -> Counter[str]:

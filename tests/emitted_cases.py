@@ -161,9 +161,9 @@ class Emitted(nn.Module):
         self.names = argument_names(candidate.program)
         for name, value in case.values(device, dtype).items():
             self.register_parameter(name, nn.Parameter(value))
-        for leaf in (*candidate.computation.leaves, *candidate.program.patterns):
-            if leaf.kind == "pattern":
-                self.register_buffer(leaf.name, pattern(leaf.node, candidate.computation.network).to(device, dtype))
+        for leaf in candidate.program.patterns:
+            sizes = {label: candidate.program.sizes[label] for label in leaf.node.labels}
+            self.register_buffer(leaf.name, pattern(leaf.node, Network([leaf.node], (), sizes)).to(device, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.code(x, *(getattr(self, name) for name in self.names))  # type: ignore[no-any-return]

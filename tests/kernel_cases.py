@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.strategies import random_values
 from tnalgebra.fitting import Metric
-from tnalgebra.networks import NamedTensor, parse
+from tnalgebra.networks import NamedTensor, all_nodes, parse
 from tnalgebra.rewriting import Fit, Rule
 
 SIZES = {"out": 7, "in": 5, "kh": 3, "kw": 2}
@@ -80,7 +80,7 @@ def check_claim(fit: Fit) -> None:
     """The reported error is the measured one, and the sizes are those of the values."""
     *_, step = fit.trace.steps
     assert step.relative_error == pytest.approx(fit.relative_error, rel=1e-6, abs=1e-9)
-    for node in fit.network.nodes:
+    for node in all_nodes(fit.network):
         if isinstance(node, NamedTensor):
             assert tuple(fit.values[node.name].shape) == tuple(fit.network.sizes[label] for label in node.labels)
     assert fit.parameters == sum(value.numel() for value in fit.values.values())

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.compiler_cases import assert_same, at_other_sizes, candidate_value, compiled
-from tests.strategies import random_values, valued_networks
+from tests.strategies import random_values, valued_networks, valued_sums
 from tnalgebra.errors import CompileError, TnalgebraError
-from tnalgebra.networks import Network
+from tnalgebra.networks import Network, all_nodes, resized
 from tnalgebra.tensors.contraction import contract
 from tnalgebra.tensors.evaluation import evaluate, magnitude, operands
 
@@ -27,7 +27,8 @@ FEWER = settings(max_examples=settings().max_examples // 4)
 @st.composite
 def examples(draw: st.DrawFn, *, max_nodes: int = 6) -> Example:
     """A random network, the values of its tensors, and some of them as inputs."""
-    network, values = draw(valued_networks(max_nodes=max_nodes).filter(lambda drawn: bool(drawn[1])))
+    either = valued_networks(max_nodes=max_nodes) | valued_sums(max_nodes=max_nodes // 2)
+    network, values = draw(either.filter(lambda drawn: bool(drawn[1])))
     inputs = draw(st.sets(st.sampled_from(sorted(values)), min_size=1))
     return network, values, sorted(inputs)
 
@@ -43,14 +44,23 @@ def gradients(value: Tensor, tensors: Mapping[str, Tensor], direction: Tensor) -
 def dense_gradients(network: Network, values: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
     """The same by autograd through the dense float64 contraction."""
     tensors = {name: value.clone().requires_grad_() for name, value in values.items()}
-    return gradients(contract(operands(network, tensors, direction.dtype), network.output), tensors, direction)
+    return gradients(_dense(network, tensors, direction.dtype), tensors, direction)
+
+
+def _dense(network: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, absolute: bool = False) -> Tensor:
+    """The dense float64 contraction of each term, added up."""
+    values = []
+    for term in network.terms:
+        dense = operands(term, tensors, dtype)
+        dense = [(tensor.abs(), labels) for tensor, labels in dense] if absolute else dense
+        values.append(contract(dense, term.output))
+    return torch.stack(values).sum(0)
 
 
 def scale_of_gradients(network: Network, values: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
     """The same with absolute values everywhere: what their rounding errors are measured against."""
     tensors = {name: value.abs().requires_grad_() for name, value in values.items()}
-    dense = [(tensor.abs(), labels) for tensor, labels in operands(network, tensors, torch.float64)]
-    return gradients(contract(dense, network.output), tensors, direction.abs())
+    return gradients(_dense(network, tensors, absolute=True), tensors, direction.abs())
 
 
 @given(examples(), st.sampled_from(["all", "factored"]), st.booleans(), st.integers(0, 2**32 - 1))
@@ -109,7 +119,7 @@ def test_inputs_of_other_sizes_are_computed_right_or_refused(example: Example, d
     network, values, inputs = example
     module = compiled(network, values, inputs)
     weights = {name: value for name, value in values.items() if name not in inputs}
-    labels = [label for node in network.nodes if node.name in inputs for label in node.labels]
+    labels = [label for node in all_nodes(network) if node.name in inputs for label in node.labels]
     if not labels:
         return
     label = data.draw(st.sampled_from(labels))
@@ -127,5 +137,5 @@ def test_inputs_of_other_sizes_are_computed_right_or_refused(example: Example, d
         return
     # inputs of several sizes have the same positions of a window; the module stays with those of its plan
     sizes = {**other.sizes, **dict(zip(network.output, value.shape, strict=True))}
-    exact = Network(network.nodes, network.output, sizes)
+    exact = resized(network, sizes)
     assert_same(value, evaluate(exact, others), magnitude(exact, others))

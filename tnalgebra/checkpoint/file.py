@@ -54,7 +54,7 @@ from torch import Tensor, nn
 from .._files import write_whole
 from ..errors import CheckpointError
 from ..model import Site, exchange_layers, restore_layers, tie_layers, unfolding_attentions
-from ..networks import tensor_nodes
+from ..networks import tensors_of
 from ..nn import KernelLayer
 from .format import Description, LayerText, metadata_of
 from .layers import describe_layer, make_layer, match_layers, named_layers, origin_of, resize_layer
@@ -214,7 +214,7 @@ def _load(
 
 
 def _cores_of(text: LayerText, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensors[tensor_key(text.names[0], name)] for name in tensor_nodes(text.kernel)}
+    return {name: tensors[tensor_key(text.names[0], name)] for name in tensors_of(text.kernel)}
 
 
 def _check_settings(model: nn.Module, noise: object, dtype: object) -> None:

@@ -17,7 +17,7 @@ from ..compiler import Candidates
 from ..decompositions import read_trace
 from ..errors import CheckpointError, TnalgebraError
 from ..fitting import bonds_of
-from ..networks import Network
+from ..networks import Network, all_nodes
 from ..rewriting import Trace
 
 FORMAT_VERSION = 1
@@ -120,8 +120,9 @@ def check_of(text: str) -> str:
 
 
 def _layer_content(layer: LayerText) -> dict[str, object]:
-    if len(layer.kernel.nodes) > MAX_NODES:
-        fact = f"the kernel of layer {layer.names[0]!r} has {len(layer.kernel.nodes)} nodes"
+    count = len([*all_nodes(layer.kernel)])
+    if count > MAX_NODES:
+        fact = f"the kernel of layer {layer.names[0]!r} has {count} nodes"
         raise CheckpointError(fact, fix=f"at most {MAX_NODES}")
     trace = _trace_content(layer.trace)
     steps = layer.trace.steps if layer.trace is not None else ()

@@ -14,7 +14,7 @@ from ..decompositions import check_bonds, drop_components, truncate
 from ..errors import CheckpointError, TnalgebraError
 from ..fitting import bonds_of
 from ..model import Site, find_obstacles, find_sites, names_of_modules, without_hooks
-from ..networks import Network, shape_of, tensor_nodes
+from ..networks import Network, resized, shape_of, tensors_of
 from ..nn import DECOMPOSABLE, LAYERS, KernelLayer, Origin, Planning, check_sum
 from ..rewriting import Fit, Trace
 from .format import Description, LayerText
@@ -32,7 +32,7 @@ def named_layers(model: nn.Module) -> dict[str, tuple[KernelLayer, tuple[str, ..
 def describe_layer(layer: KernelLayer, names: tuple[str, ...]) -> LayerText:
     """What a checkpoint says about a layer. Raises CheckpointError: it could not be loaded."""
     planning, dtype = layer.planning, layer.weight.dtype
-    computed = [one for one in tensor_nodes(layer.kernel) if one not in {*layer._parameters, *layer._buffers}]
+    computed = [one for one in tensors_of(layer.kernel) if one not in {*layer._parameters, *layer._buffers}]
     if computed:
         fact = f"the tensor {computed[0]!r} of layer {_quoted(names[0])} is computed from others"
         fix = "remove the parametrisation, weight norm or pruning first, as by remove_parametrizations"
@@ -182,7 +182,7 @@ def _differing_bonds(text: LayerText, layer: KernelLayer) -> tuple[str, ...]:
     """Bonds of a layer whose ranks are others in the file."""
     stored, kernel = text.kernel, layer.kernel
     constants = layer.constants
-    if (stored.nodes, stored.output) != (kernel.nodes, kernel.output):
+    if resized(stored, {}) != resized(kernel, {}):
         _differ(text.names[0], "kernel", str(stored), str(kernel))
     if {*text.constants} != {*constants}:
         _differ(text.names[0], "constants", " ".join(text.constants) or "none", " ".join(constants) or "none")
@@ -221,8 +221,8 @@ def make_layer(text: LayerText, site: Site, memory_format: torch.memory_format |
     """
     kind = next(one for one in LAYERS if one.dense_class.__name__ == text.kind)
     zeros = {
-        name: torch.zeros(()).expand(shape_of(text.kernel, text.kernel.nodes[places[0]].labels))
-        for name, places in tensor_nodes(text.kernel).items()
+        name: torch.zeros(()).expand(shape_of(text.kernel, node.labels))
+        for name, node in tensors_of(text.kernel).items()
     }
     axes = len(text.planned_for)
     if axes != (1 if text.kind == "Embedding" else len(text.kernel.output)):
@@ -290,8 +290,8 @@ def _enlarge(fit: Fit, kernel: Network, constants: tuple[str, ...], *, noise: fl
     """
     network = fit.network
     zero_at: dict[str, str] = {}
-    for tensor, places in tensor_nodes(network).items():
-        for label in network.nodes[places[0]].labels:
+    for tensor, node in tensors_of(network).items():
+        for label in node.labels:
             if kernel.sizes[label] > network.sizes[label]:
                 if tensor in constants:
                     fact = f"layer {name} cannot be enlarged: the bond {label!r} occurs on the constant {tensor!r}"
@@ -299,8 +299,8 @@ def _enlarge(fit: Fit, kernel: Network, constants: tuple[str, ...], *, noise: fl
                 zero_at.setdefault(label, tensor)
     generator = torch.Generator().manual_seed(_NOISE_SEED)
     cores = {}
-    for tensor, places in tensor_nodes(network).items():
-        labels, old = network.nodes[places[0]].labels, fit.values[tensor]
+    for tensor, node in tensors_of(network).items():
+        labels, old = node.labels, fit.values[tensor]
         shape = shape_of(kernel, labels)
         if shape == tuple(old.shape):
             cores[tensor] = old

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..compiler import Candidates
 from ..decompositions import read_trace
 from ..errors import CheckpointError, TnalgebraError
-from ..networks import MAX_AXES, MAX_SIZE, Fill, NamedTensor, Network, carriers, parse, tensor_nodes
+from ..networks import MAX_AXES, MAX_SIZE, Fill, NamedTensor, Network, Node, all_nodes, parse, tensors_of
 from ..rewriting import Trace
 from .format import (
     CHECK,
@@ -120,7 +120,7 @@ def _layer(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     for name in names:
         _check_shapes(kernel, f"{name}." if name else "", shapes)
     constants = tuple(_list(content["constants"], f"the constants of {what}", _text))
-    if not {*constants} <= tensor_nodes(kernel).keys():
+    if not {*constants} <= tensors_of(kernel).keys():
         _refuse(f"the constants of {what}", constants, f"tensors of {_short(kernel)}")
     planned = tuple(_list(content["planned_for"], f"the planned input of {what}", _size))
     if not planned or not 1 <= prod(planned) <= MAX_INPUT or len(planned) > MAX_AXES:
@@ -152,26 +152,31 @@ def _kernel(text: object, what: str) -> Network:
         kernel = parse(_text(text, f"the kernel of {what}"))
     except TnalgebraError as error:
         raise CheckpointError(f"the kernel of {what} is not a network", because=error) from error
-    if len(kernel.nodes) > MAX_NODES:
-        raise CheckpointError(f"the kernel of {what} has {len(kernel.nodes)} nodes; at most {MAX_NODES} are read")
+    count = len([*all_nodes(kernel)])
+    if count > MAX_NODES:
+        raise CheckpointError(f"the kernel of {what} has {count} nodes; at most {MAX_NODES} are read")
     return kernel
 
 
 def _check_shapes(kernel: Network, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Every size in a kernel is one that its tensors in the file have, or an open label's, which the model has."""
-    for name, places in tensor_nodes(kernel).items():
-        key = f"{prefix}{name}"
+    for node in all_nodes(kernel):
+        if not isinstance(node, NamedTensor):
+            continue
+        key = f"{prefix}{node.name}"
         if key not in shapes:
             raise CheckpointError(f"it has no tensor {_short(key)}, a core of {_short(kernel)}")
-        for place in places:
-            wanted = tuple(kernel.sizes.get(label) for label in kernel.nodes[place].labels)
-            if wanted != shapes[key] or not all(shapes[key]):
-                fact = f"the tensor {_short(key)} has the shape {shapes[key]}, its kernel says {wanted}"
-                raise CheckpointError(fact, kernel=_short(kernel))
-    held = [prod(shapes[f"{prefix}{name}"]) for name in tensor_nodes(kernel)]
+        wanted = tuple(kernel.sizes.get(label) for label in node.labels)
+        if wanted != shapes[key] or not all(shapes[key]):
+            fact = f"the tensor {_short(key)} has the shape {shapes[key]}, its kernel says {wanted}"
+            raise CheckpointError(fact, kernel=_short(kernel))
+    held = [prod(shapes[f"{prefix}{name}"]) for name in tensors_of(kernel)]
     most = max(sum(held), prod(kernel.sizes.get(label, 1) for label in kernel.output))
-    for label, standing in carriers(kernel).items():
-        nodes = [kernel.nodes[position] for position, _ in standing]
+    standing: dict[str, list[Node]] = {}
+    for node in all_nodes(kernel):
+        for label in node.labels:
+            standing.setdefault(label, []).append(node)
+    for label, nodes in standing.items():
         if label in kernel.output or any(isinstance(node, NamedTensor) for node in nodes):
             continue
         size = kernel.sizes.get(label)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import CheckpointError, TnalgebraError
 from ..model import Site
-from ..networks import Fuse, NamedTensor, Network
+from ..networks import Fuse, NamedTensor, Network, all_nodes
 from ..nn import LAYERS, AnyLayer, KernelLayer
 from .format import MAX_INPUT, Description, LayerText
 from .layers import check_layer, make_layer
@@ -41,9 +41,10 @@ def make_single(description: Description) -> KernelLayer:
 
 def _check_sizes(kernel: Network) -> None:
     """Whether the tensors of the file, or labels that they have together, determine every size of the kernel."""
-    known = {label for node in kernel.nodes if isinstance(node, NamedTensor) for label in node.labels}
-    for _ in kernel.nodes:
-        known |= {node.whole for node in kernel.nodes if isinstance(node, Fuse) and known >= {*node.parts}}
+    nodes = [*all_nodes(kernel)]
+    known = {label for node in nodes if isinstance(node, NamedTensor) for label in node.labels}
+    for _ in nodes:
+        known |= {node.whole for node in nodes if isinstance(node, Fuse) and known >= {*node.parts}}
     if not known >= {*kernel.output} or prod(kernel.sizes[label] for label in kernel.output) > MAX_INPUT:
         fact = "the layer's kernel has sizes that its tensors do not determine"
         raise CheckpointError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import CheckpointError
-from ..networks import Network, shape_of, tensor_nodes
+from ..networks import Network, shape_of, tensors_of
 from .format import STORED_DTYPES, Description, checksum
 from .layers import LayerMatch
 
@@ -82,8 +82,8 @@ def check_tensors(description: Description, model: nn.Module, match: LayerMatch)
 
 
 def _shapes(kernel: Network) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, places in tensor_nodes(kernel).items():
-        yield name, shape_of(kernel, kernel.nodes[places[0]].labels)
+    for name, node in tensors_of(kernel).items():
+        yield name, shape_of(kernel, node.labels)
 
 
 def _sort(dtype: torch.dtype) -> str:

@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 
 from .._files import write_text
 from ..errors import CompileError, DataError, LayerError, NotationError, SizeError, StudyError
-from ..networks import NamedTensor, parse, size_of, with_sizes
+from ..networks import parse, size_of, tensors_of, with_sizes
 from .build import check_trained, require_packages
 from .settings import CompressSettings, ModelSettings, StudySettings, WeightSettings
 
@@ -220,7 +220,7 @@ class ShowPlan:
         from ..compiler import compile
 
         network, inputs = parse(self.notation), dict(map(_read_input, self.input))
-        tensors = {node.name: node.labels for node in network.nodes if isinstance(node, NamedTensor)}
+        tensors = {name: node.labels for name, node in tensors_of(network).items()}
         for name, shape in inputs.items():
             if len(tensors.get(name, ())) != len(shape):
                 fact = f"the network has no tensor {name!r} of {len(shape)} axes"

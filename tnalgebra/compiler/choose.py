@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
@@ -11,14 +11,15 @@ from typing import Literal, TypeAlias
 import torch
 
 from ..errors import CompileError
-from ..networks import NamedTensor, Network, carriers
-from .computation import Computation, computations
+from ..networks import NamedTensor, Network, all_nodes, resized, tensors_of
+from .computation import Computation, sort_nodes, variants
 from .constants import constants_for
 from .cost import FORMATS, CostModel, Format, Workload
 from .lowering import lower
 from .operations import STYLES, Arrange, Convolve, Load, Pad, Program, Rename, Toeplitz, Unfold, shape_in
 from .search import cheapest_trees
 from .steps import Steps
+from .sums import SumPrograms
 
 Candidates: TypeAlias = Literal["all", "factored"]
 """Which plans are compared: all, or only those that never contract all weights into one tensor before an input."""
@@ -179,13 +180,10 @@ def candidates_for(request: PlanRequest) -> list[Candidate]:
     # search at the nominal sizes, or at both ends of the ranges
     for end in (0, 1) if request.dynamic else (0,):
         sizes = {label: ends[end] for label, ends in request.dynamic.items()}
-        for one in computations(request.network, request.inputs, {}):
-            network = Network(one.network.nodes, one.network.output, {**one.network.sizes, **sizes})
-            computation = replace(one, network=network)
-            for memory_format in FORMATS:
-                for program in _programs(computation, request, memory_format):
-                    seconds = predicted_seconds(program, request)
-                    candidates.setdefault(program.text, Candidate(computation, program, seconds))
+        find = _programs_of_product if len(request.network.terms) == 1 else _programs_of_sum
+        for computation, program in find(request, sizes):
+            seconds = predicted_seconds(program, request)
+            candidates.setdefault(program.text, Candidate(computation, program, seconds))
     if not candidates:
         raise CompileError(
             f"no way to compute the network keeps every tensor within {request.max_elements} elements",
@@ -199,9 +197,54 @@ def candidates_for(request: PlanRequest) -> list[Candidate]:
     return [one for place, one in enumerate(ranked) if place < LISTED or one in firsts]
 
 
-def _programs(computation: Computation, request: PlanRequest, memory_format: Format) -> list[Program]:
+def _programs_of_product(request: PlanRequest, sizes: Mapping[str, int]) -> Iterator[tuple[Computation, Program]]:
+    """Programs for a product, where some labels have other sizes than the nominal ones."""
+    for one in variants(request.network):
+        computation = sort_nodes(resized(one, {**one.sizes, **sizes}), request.inputs)
+        for memory_format in FORMATS:
+            for program in _programs(computation, request, memory_format):
+                yield computation, program
+
+
+def _programs_of_sum(request: PlanRequest, sizes: Mapping[str, int]) -> Iterator[tuple[Computation, Program]]:
+    """Programs for a sum, where some labels have other sizes than the nominal ones."""
+    network = resized(request.network, {**request.network.sizes, **sizes})
+    kernels = replace(request, channels_last=False, format_kept=True)
+
+    for memory_format in FORMATS:
+
+        def lower_product(
+            computation: Computation,
+            *,
+            bias: str | None,
+            fixed: frozenset[str],
+            is_kernel: bool,
+            memory_format: Format = memory_format,
+        ) -> list[Program]:
+            each = replace(kernels if is_kernel else request, bias=bias)
+            return _programs(computation, each, memory_format, fixed=fixed)
+
+        found = SumPrograms(
+            network,
+            request.inputs,
+            lower_product,
+            partial(predicted_seconds, request=request),
+            merges=request.candidates == "all",
+            bias=request.bias,
+        )
+        for program in found.programs():
+            yield found.computation, program
+
+
+def _programs(
+    computation: Computation, request: PlanRequest, memory_format: Format, *, fixed: frozenset[str] = frozenset()
+) -> list[Program]:
     lower_tree = partial(
-        lower, channels_last_inputs=request.channels_last, bias=request.bias, format_kept=request.format_kept
+        lower,
+        channels_last_inputs=request.channels_last,
+        bias=request.bias,
+        format_kept=request.format_kept,
+        fixed=fixed,
     )
     styles = [style for style in STYLES if style.memory_format == memory_format]
     prices = request.cost_model(memory_format)
@@ -224,15 +267,28 @@ def _programs(computation: Computation, request: PlanRequest, memory_format: For
 
 def batch_label(request: PlanRequest) -> str | None:
     """The label of the first axis of the first input, if it occurs on inputs alone; else None."""
-    nodes = request.network.nodes
-    labels = next(n.labels for n in nodes if isinstance(n, NamedTensor) and n.name == request.inputs[0])
+    labels = tensors_of(request.network)[request.inputs[0]].labels
     return labels[0] if labels and is_free(request, labels[0]) else None
 
 
 def is_free(request: PlanRequest, label: str) -> bool:
-    """Whether a label occurs only on inputs (and in the output), so that its size can change on its own."""
-    nodes = [request.network.nodes[position] for position, _ in carriers(request.network).get(label, [])]
-    return bool(nodes) and all(isinstance(node, NamedTensor) and node.name in request.inputs for node in nodes)
+    """Whether a label occurs only on inputs (and in the output), so that its size can change on its own.
+
+    A label of one term of a sum is not free where another term has the input under another label.
+    """
+    network = request.network
+    nodes = [node for node in all_nodes(network) if label in node.labels]
+    names = {node.name for node in nodes}
+    if not nodes or not all(isinstance(node, NamedTensor) and node.name in request.inputs for node in nodes):
+        return False
+    elsewhere = [
+        node
+        for term in network.terms
+        if label not in {one for node in term.nodes for one in node.labels}
+        for node in term.nodes
+        if isinstance(node, NamedTensor) and node.name in names
+    ]
+    return not elsewhere
 
 
 def _by_worst_ratio(candidates: list[Candidate], request: PlanRequest) -> list[Candidate]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 
 from ..errors import CompileError
-from ..networks import MAX_AXES, NamedTensor, Network, parse, size_of, tensor_nodes, with_sizes
+from ..networks import MAX_AXES, NamedTensor, Network, parse, size_of, tensors_of, with_sizes
 from ..tensors import bind
 from .choose import MAX_PLAN_ELEMENTS, Candidates, PlanRequest, is_channels_last, is_free
 from .compiled import Compiled
@@ -96,9 +96,7 @@ def make_request(
         raise CompileError(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates))))
     last = is_channels_last(memory_format)
     if not inputs:
-        raise CompileError(
-            "the network has no input", tensors=" ".join(tensor_nodes(network)), fix="inputs={'X': shape}"
-        )
+        raise CompileError("the network has no input", tensors=" ".join(tensors_of(network)), fix="inputs={'X': shape}")
     if bias is not None:
         _check_bias(network, values, bias)
     if len(network.output) > MAX_AXES:
@@ -135,7 +133,7 @@ def make_request(
 
 
 def _check_bias(network: Network, values: Mapping[str, Any], bias: str) -> None:
-    if "bias" in tensor_nodes(network):
+    if "bias" in tensors_of(network):
         raise CompileError("a tensor is called 'bias', like the vector that is added", fix="another name")
     if bias not in network.output:
         raise CompileError(f"bias is {bias!r}, which is not an output label", output=" ".join(network.output))
@@ -149,7 +147,7 @@ def _check_given(
     twice = [name for name in inputs if name in tensors]
     if twice:
         raise CompileError(f"{twice[0]!r} is an input and has a value", fix="list it in `inputs` or `values`")
-    missing = [name for name in tensor_nodes(network) if name not in tensors and name not in inputs]
+    missing = [name for name in tensors_of(network) if name not in tensors and name not in inputs]
     if missing:
         raise CompileError(
             f"no value for {', '.join(map(repr, missing))}",

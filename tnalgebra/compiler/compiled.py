@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CompileError, SizeError
-from ..networks import Conv, Fill, NamedTensor, Network, node_text
+from ..networks import Conv, Fill, NamedTensor, Network, all_nodes, node_text, resized, tensors_of
 from .choose import COMPLEX, COMPUTED, PlanRequest, is_channels_last
 from .computation import check_inputs, labels_from_inputs
 from .empty import empty_labels, with_one_element, without_elements
@@ -191,14 +191,17 @@ class Compiled(nn.Module):
         request, computation = self._executor.plan.request, self._executor.plan.chosen.computation
         if not self._moving() & {*self.network.output} <= labels_from_inputs(computation, splits=False):
             return self._executor  # inputs of one size have outputs of several, as in a transposed convolution
-        nodes = [n for n in self.network.nodes if isinstance(n, NamedTensor) and n.name in request.inputs]
+        # of a sum the labels of the term that has an input first, as other terms have other words for the same axes
+        terms = [next(term for term in self.network.terms if name in tensors_of(term)) for name in request.inputs]
+        pairs = zip(terms, request.inputs, strict=True)
+        nodes = [n for term, name in pairs for n in term.nodes if isinstance(n, NamedTensor) and n.name == name]
         free = {label for node in nodes for label in node.labels} & self._moving()
         ratio = prod(sizes[label] / max(1, self.network.sizes[label]) for label in free)
         number = round(log(ratio, 4)) if ratio else 0
         if number == 0 or self._frozen is not None or request.dynamic or is_watched() or self._like().is_meta:
             return self._executor
         if number not in self._others:
-            request = replace(request, network=Network(self.network.nodes, self.network.output, sizes))
+            request = replace(request, network=resized(self.network, sizes))
             try:
                 plan = Plan(request, ranked_candidates(request, tune=self._tune and not request.backward))
             except CompileError:  # another limit of elements than the nominal sizes keep within
@@ -214,7 +217,7 @@ class Compiled(nn.Module):
         by_name = dict(zip(self.plan.request.inputs, shapes, strict=True))
         try:
             known = {**sizes, **check_inputs(self.network, by_name)}
-            return dict(Network(self.network.nodes, self.network.output, known).sizes)
+            return dict(resized(self.network, known).sizes)
         except SizeError as error:
             listed = ", ".join(f"{name} {shape}" for name, shape in by_name.items())
             fact = "the sizes of the inputs do not fit each other or the weights"
@@ -227,11 +230,12 @@ class Compiled(nn.Module):
 
     def _moving(self) -> set[str]:
         """Labels whose size may change: those of the inputs, and those that nodes other than weights tie to them."""
-        nodes = self.network.nodes
+        nodes = list(all_nodes(self.network))
         moving: set[str] = set()
         for name, _, fixed in self._executor.fixed:
-            labels = next(node.labels for node in nodes if isinstance(node, NamedTensor) and node.name == name)
-            moving |= {label for axis, label in enumerate(labels) if axis not in dict(fixed)}
+            for node in nodes:
+                if isinstance(node, NamedTensor) and node.name == name:
+                    moving |= {label for axis, label in enumerate(node.labels) if axis not in dict(fixed)}
         settled = {label for node in nodes if node.name in self._weights for label in node.labels}
         settled |= {node.k for node in nodes if isinstance(node, Conv)}
         for _ in nodes:
@@ -242,7 +246,7 @@ class Compiled(nn.Module):
         return moving - settled
 
     def _refuse_shape(self, name: str, tensor: Tensor) -> None:
-        node = next(n for n in self.network.nodes if isinstance(n, NamedTensor) and n.name == name)
+        node = tensors_of(self.network)[name]
         _, count, sizes = next(row for row in self._executor.fixed if row[0] == name)
         shape = tuple(tensor.shape)
         if tensor.ndim != count:
@@ -333,7 +337,7 @@ class Compiled(nn.Module):
         shapes = self._nominal_shapes(inputs, memory_format)
         frozen, like, before = self.frozen, self._like(), self._executor.plan
         sizes = {**self._own_sizes(), **check_inputs(self.network, shapes)}
-        network = Network(self.network.nodes, self.network.output, sizes)
+        network = resized(self.network, sizes)
         request = replace(before.request, network=network, dtype=like.dtype, device=like.device)
         if backward is not None:
             request = replace(request, backward=backward)

@@ -17,13 +17,14 @@ from ..networks import (
     NamedTensor,
     Network,
     Node,
+    all_nodes,
     carriers,
     fresh,
     node_text,
     relabel,
     size_of,
     tensor_nodes,
-    with_sizes,
+    tensors_of,
 )
 from ..rewriting import SIMPLIFY, drop_size_one, merge_windows, rewrite, window_to_fuse
 
@@ -55,6 +56,7 @@ class Computation:
     views: the windows and reshapes, which a plan applies as steps.
     factor: the number that multiplies the whole value, from `Fill` nodes.
     sized: labels whose size multiplies (+1) or divides (-1) the value.
+    repeated: output labels along which the value is the same, so that an axis of one element is enough for them.
     """
 
     network: Network
@@ -63,6 +65,7 @@ class Computation:
     views: tuple[Conv | Fuse, ...]
     factor: float
     sized: tuple[tuple[str, int], ...]
+    repeated: frozenset[str] = frozenset()
 
     @property
     def output(self) -> tuple[str, ...]:
@@ -79,30 +82,34 @@ class Computation:
         return tuple(label for label in self.output if label not in carried)
 
 
-def computations(network: Network, inputs: Sequence[str], sizes: Mapping[str, int]) -> list[Computation]:
-    """The simplified network, and its variants with consecutive windows merged where that is exact.
+def variants(network: Network) -> list[Network]:
+    """The simplified product, and its variants with consecutive windows merged where that is exact.
 
     Raises:
         SizeError: a size is not known.
     """
-    network = with_sizes(network, sizes)
     for label in carriers(network):
         size_of(network, label)
     simplified = rewrite(network, RULES).network
-    variants = [simplified]
-    for one in variants:
+    merged_ones = [simplified]
+    for one in merged_ones:
         for place in merge_windows.places(one):
-            if len(variants) < MAX_MERGED:
+            if len(merged_ones) < MAX_MERGED:
                 merged = rewrite(merge_windows.apply(one, at=place).network, RULES).network
-                if str(merged) not in {str(other) for other in variants}:
-                    variants.append(merged)
-    return [sort_nodes(one, inputs) for one in variants]
+                if str(merged) not in {str(other) for other in merged_ones}:
+                    merged_ones.append(merged)
+    return merged_ones
 
 
-def sort_nodes(network: Network, inputs: Sequence[str]) -> Computation:
-    """Sort the nodes of a network by their role in a plan."""
+def sort_nodes(network: Network, inputs: Sequence[str], others: Iterable[str] = ()) -> Computation:
+    """Sort the nodes of a network by their role in a plan.
+
+    Args:
+        others: output labels that another term of a sum has, to which the value is added, with all their elements.
+    """
     network = _split_apart(network, inputs)
-    factor, sized, nodes = _without_fills(network)
+    repeated = frozenset({*others} & {*network.output} - labels_with_elements(network))
+    factor, sized, nodes = _without_fills(network, repeated)
     leaves, views = [], []
     taken = set(tensor_nodes(network))
     for node in nodes:
@@ -113,7 +120,14 @@ def sort_nodes(network: Network, inputs: Sequence[str]) -> Computation:
                 views.append(node)
             case _:
                 leaves.append(_pattern_leaf(node, taken))
-    return Computation(network, tuple(inputs), tuple(leaves), tuple(views), factor, tuple(sized))
+    if not leaves:  # a term of a sum may be a number
+        leaves.append(_pattern_leaf(Copy(()), taken))
+    return Computation(network, tuple(inputs), tuple(leaves), tuple(views), factor, tuple(sized), repeated)
+
+
+def labels_with_elements(network: Network) -> set[str]:
+    """The labels of a product that occur on more than `Fill`, so that its value may differ along them."""
+    return {label for node in network.nodes if not isinstance(node, Fill) for label in node.labels}
 
 
 def _split_apart(network: Network, inputs: Sequence[str]) -> Network:
@@ -153,10 +167,11 @@ def _pattern_leaf(node: Node, taken: set[str]) -> Leaf:
     return Leaf(name, node.labels, "pattern", node)
 
 
-def _without_fills(network: Network) -> tuple[float, list[tuple[str, int]], list[Node]]:
+def _without_fills(network: Network, repeated: Set[str]) -> tuple[float, list[tuple[str, int]], list[Node]]:
     """The nodes without `Fill`, and its values as one factor.
 
-    An output label of more than one element that occurs only on `Fill` gets a vector of ones, as a `Copy`.
+    An output label of more than one element that occurs only on `Fill` gets a vector of ones, as a `Copy`, unless it is
+    one of those that need no more than one element.
     """
     nodes: list[Node] = [node for node in network.nodes if not isinstance(node, Fill)]
     standing = {label for node in nodes for label in node.labels}
@@ -174,7 +189,7 @@ def _without_fills(network: Network) -> tuple[float, list[tuple[str, int]], list
                 continue
             standing.add(label)
             if label in network.output:
-                if network.sizes[label] != 1 or not nodes:
+                if label not in repeated and (network.sizes[label] != 1 or not nodes):
                     nodes.append(Copy((label,)))
             else:
                 sized.append((label, 1))
@@ -243,7 +258,7 @@ def check_inputs(network: Network, inputs: Mapping[str, Sequence[int]]) -> dict[
         CompileError: an input is not a tensor of the network, or has another number of axes.
         SizeError: two axes with one label have different sizes.
     """
-    names = tensor_nodes(network)
+    names = tensors_of(network)
     sizes: dict[str, int] = {}
     if not isinstance(inputs, Mapping):
         raise CompileError(f"inputs is {inputs!r}", fix="shapes by name, such as {'X': (16, 64, 56, 56)}")
@@ -253,8 +268,9 @@ def check_inputs(network: Network, inputs: Mapping[str, Sequence[int]]) -> dict[
         if name not in names:
             fact = f"the input {name!r} is not a tensor of the network"
             raise CompileError(fact, tensors=" ".join(names), network=network)
-        for position in names[name]:
-            node = network.nodes[position]
+        for node in all_nodes(network):
+            if not isinstance(node, NamedTensor) or node.name != name:
+                continue
             if len(shape) != len(node.labels):
                 fact = f"the input {name!r} has {len(shape)} axes, its node has {len(node.labels)}"
                 raise CompileError(fact, shape=tuple(shape), node=node_text(node))

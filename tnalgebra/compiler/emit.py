@@ -293,6 +293,9 @@ class _Emitter:
         taken = self._with_units(vector, units) if len(units) > 1 else vector
         return self.graph.call_function(operator.add, (source, taken))
 
+    def _plus(self, _: ops.Plus, left: fx.Node, right: fx.Node) -> fx.Node:
+        return self.graph.call_function(torch.add, (left, right))
+
     def _scale(self, operation: ops.Scale, node: fx.Node) -> fx.Node:
         if operation.factor != 1:
             node = self.graph.call_function(operator.mul, (node, operation.factor))
@@ -389,6 +392,7 @@ _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.Toeplitz: _Emitter._toeplitz,
     ops.Pool: _Emitter._pool,
     ops.Add: _Emitter._add,
+    ops.Plus: _Emitter._plus,
     ops.Scale: _Emitter._scale,
 }
 """How each operation is emitted, from the operation and the nodes of its operands."""

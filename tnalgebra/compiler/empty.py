@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ..networks import NamedTensor, Network
+from ..networks import Network, tensors_of
 from .choose import PlanRequest, is_free
 
 
@@ -44,5 +44,5 @@ def without_elements(network: Network, value: Tensor, empty: Collection[str]) ->
 
 def _labels(request: PlanRequest) -> list[tuple[str, ...]]:
     """The labels of each input."""
-    nodes = {node.name: node.labels for node in request.network.nodes if isinstance(node, NamedTensor)}
-    return [nodes[name] for name in request.inputs]
+    nodes = tensors_of(request.network)
+    return [nodes[name].labels for name in request.inputs]

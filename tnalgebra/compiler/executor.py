@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..networks import Network
+from .choose import Candidate
 from .emit import argument_names, emit
 from .keeper import Keeper, lower_type
 from .operations import Load, Program, labels_in
@@ -156,15 +157,27 @@ class Frozen:
 
 def _at_shapes(plan: Plan, shapes: Sequence[torch.Size]) -> Program:
     """The program of a plan at the sizes that inputs of these shapes have."""
-    program, network = plan.chosen.program, plan.chosen.computation.network
+    program, network = plan.chosen.program, _whole(plan.chosen)
     labels = {one.name: labels_in(one.axes) for one in program.operations if isinstance(one, Load)}
     known = {label: size for label, size in network.sizes.items() if label not in program.moving}
     for name, shape in zip(program.inputs, shapes, strict=True):
         known |= dict(zip(labels[name], shape, strict=True))
     sizes = Network(network.nodes, network.output, known).sizes
-    more = {label: size - program.sizes[plain_label(label)] for label, size in program.sizes.items()}
-    every = {label: sizes[plain_label(label)] + size for label, size in more.items()}
+    every = dict(program.sizes)  # labels of kernels alone, which the network does not have, stay as they are
+    for label, size in program.sizes.items():
+        plain = plain_label(label)
+        every[label] = sizes[plain] + size - program.sizes[plain] if plain in sizes else size
     return replace(program, sizes=every, moving=frozenset())
+
+
+def _whole(candidate: Candidate) -> Network:
+    """The network whose labels a program has; of a sum, the nodes of all terms with the words that they share."""
+    computation, sizes = candidate.computation, candidate.program.sizes
+    if len(computation.network.terms) == 1:
+        return computation.network
+    nodes = [*(leaf.node for leaf in computation.leaves), *computation.views]
+    labels = {label for node in nodes for label in node.labels}
+    return Network(nodes, (), {label: sizes[label] for label in labels if label in sizes})
 
 
 def _fixed_axes(plan: Plan) -> tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...]:

@@ -41,6 +41,7 @@ def lower(
     channels_last_inputs: bool = False,
     bias: str | None = None,
     format_kept: bool = False,
+    fixed: frozenset[str] = frozenset(),
 ) -> ops.Program:
     """The program of one contraction tree.
 
@@ -49,13 +50,13 @@ def lower(
         channels_last_inputs: whether inputs with 4 or 5 axes are in that memory format.
         bias: the output label along which the vector `bias` is added.
         format_kept: whether the value has the memory format of the inputs.
+        fixed: labels whose size another term of a sum fixes.
     """
     computation = steps.computation
     patterns = {part.mask: _pattern(steps, part) for part in tree.leaves if part.step == "pattern"}
-    moving = moving_labels(computation, patterns.values())
-    draft = Draft(
-        computation, steps, style, channels_last_inputs, patterns, {**computation.sizes}, moving, computation.factor
-    )
+    moving = (moving_labels(computation, patterns.values()) | computation.repeated) - fixed
+    sizes = {label: size for label, size in computation.sizes.items() if label not in computation.repeated - fixed}
+    draft = Draft(computation, steps, style, channels_last_inputs, patterns, sizes, moving, computation.factor)
     if bias is not None:
         draft.add(ops.Load("bias", ((bias,),), "weight"))
     # sizes that cannot change become part of the factor
@@ -67,13 +68,14 @@ def lower(
     value = arrange(draft, value, tuple(() if n in computation.units else (n,) for n in computation.output))
     if format_kept:
         value = in_format(draft, value, last=channels_last_inputs)
-    if computation.units:
-        draft.add(ops.Rename(value.number, singles(computation.output)))
+    if not {*computation.units} <= computation.repeated:
+        axes = tuple(() if label in computation.repeated else (label,) for label in computation.output)
+        draft.add(ops.Rename(value.number, axes))
     _apply_factor(draft, [pair for pair in computation.sized if pair[0] in moving])
     if bias is not None:
         _add_bias(draft, bias)
-    operations, leaves = tuple(draft.operations), tuple(patterns.values())
-    return ops.Program(operations, computation.inputs, draft.sizes, draft.moving, leaves, style)
+    leaves = (*(leaf for leaf in computation.leaves if leaf.kind == "pattern"), *patterns.values())
+    return ops.Program(tuple(draft.operations), computation.inputs, draft.sizes, draft.moving, leaves, style)
 
 
 def _pattern(steps: Steps, tree: ContractionTree) -> Leaf:

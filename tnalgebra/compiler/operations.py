@@ -216,6 +216,16 @@ class Add(Operation):
 
 
 @dataclass(frozen=True)
+class Plus(Operation):
+    """The sum of two values with the same labels, such as two terms of a sum; axes of one element are broadcast."""
+
+    left: int
+    right: int
+    axes: Axes
+    takes: ClassVar[tuple[str, ...]] = ("left", "right")
+
+
+@dataclass(frozen=True)
 class Scale(Unary):
     """The value times a factor, and times (+1) or divided by (-1) sizes that are known only at the call."""
 
@@ -286,7 +296,7 @@ class Program:
     inputs: names, in the order of the call.
     sizes: the nominal size of every label of any value.
     moving: labels whose size may differ from call to call.
-    patterns: windows and reshapes that the program takes as dense tensors.
+    patterns: reserved nodes that the program takes as dense tensors.
     """
 
     operations: tuple[Operation, ...]

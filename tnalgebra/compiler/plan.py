@@ -9,7 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from .._tables import Table, Tabular, plural, shorten, tabulate, write_number
-from ..networks import Network
+from ..networks import resized
 from . import operations as ops
 from .choose import Candidate, PlanRequest, batch_label, crossovers
 from .operations import Axes, shape_in
@@ -114,7 +114,7 @@ class Plan(Tabular):
         return draw_plan(self.chosen, frozen=self.request.frozen, path=path)
 
     def _summary(self) -> str:
-        network = shorten(str(Network(self.request.network.nodes, self.request.network.output)))
+        network = shorten(str(resized(self.request.network, {})))
         cost = f"{self.multiply_adds:,} multiply-adds, {_time(self.seconds)} predicted"
         return f"of {network}: {plural(len(self.steps), 'step')}, {cost}"
 
@@ -141,7 +141,7 @@ class Plan(Tabular):
         measured = "" if chosen.measured is None else f", measured {_time(chosen.measured)}"
         sizes = " ".join(f"{label}={size}" for label, size in request.network.sizes.items())
         return [
-            f"plan of {Network(request.network.nodes, request.network.output)}",
+            f"plan of {resized(request.network, {})}",
             f"  sizes:         {sizes}",
             f"  for:           {', '.join(word for word in what if word)}; {request.dtype} on {request.device}",
             f"  memory format: {chosen.program.style}",
@@ -228,6 +228,7 @@ _TEXTS: dict[type[ops.Operation], Callable[[Any, Sequence[str], str], str]] = {
     ops.Toeplitz: lambda _, taken, made: f"Toeplitz matrices of {taken[0]} -> {made}",
     ops.Pool: lambda _, taken, made: f"means of windows of {taken[0]} -> {made}",
     ops.Add: lambda _, taken, made: f"{taken[1]} added to {taken[0]}",
+    ops.Plus: lambda _, taken, made: f"sum of {taken[0]} and {taken[1]} -> {made}",
     ops.Scale: _scale,
 }
 """The description of each operation, from the operation, its operands and its result."""

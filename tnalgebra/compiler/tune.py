@@ -199,7 +199,7 @@ def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float
     tensors = {}
     for operation in program.operations:
         if isinstance(operation, Load) and operation.kind != "pattern":
-            shape = shape_in(operation.axes, candidate.computation.sizes)
+            shape = shape_in(operation.axes, program.sizes)
             tensor = torch.ones(shape, dtype=request.dtype, device=device)
             if operation.kind == "input" and request.channels_last and tensor.ndim in (4, 5):
                 layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d

@@ -8,6 +8,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from ..networks import Network, Node
 from ..tensors import pattern
 from .choose import Candidate, PlanRequest
 from .emit import argument_names, emit
@@ -16,14 +17,18 @@ from .operations import Arrange, Diagonal, Load, Operation, Program, Rename, Rep
 
 def dense_patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tensor]:
     """The dense 0/1 tensors that a candidate takes, by name."""
-    computation = candidate.computation
+    program = candidate.program
     device = "cpu" if request.device.type == "meta" else request.device
     with torch.device("cpu"):  # whatever the default device is
         return {
-            leaf.name: pattern(leaf.node, computation.network).to(device, request.dtype)
-            for leaf in (*computation.leaves, *candidate.program.patterns)
-            if leaf.kind == "pattern"
+            leaf.name: pattern(leaf.node, _sized(leaf.node, program.sizes)).to(device, request.dtype)
+            for leaf in program.patterns
         }
+
+
+def _sized(node: Node, sizes: Mapping[str, int]) -> Network:
+    """A node by itself, with the sizes of its labels."""
+    return Network([node], (), {label: sizes[label] for label in node.labels})
 
 
 def supplied_values(program: Program) -> dict[int, str]:

@@ -12,7 +12,18 @@ from torch import Tensor
 
 from ..errors import RuleError
 from ..fitting import ParameterBudget, RelativeError, Size, allowance, kept, rank_of
-from ..networks import NamedTensor, Network, carriers, check_word, node_text, shape_of, tensor_nodes
+from ..networks import (
+    NamedTensor,
+    Network,
+    Node,
+    all_nodes,
+    check_word,
+    node_text,
+    resized,
+    shape_of,
+    tensor_nodes,
+    tensors_of,
+)
 from ..rewriting import Change, Options, Place, Rule
 from ..tensors import Operand, Values, common_dtype, contract, in_precision, operands, relative, value_of, values_for
 
@@ -114,22 +125,24 @@ def check_bonds(network: Network, bonds: Sequence[str]) -> None:
     Raises:
         RuleError: the network has no such label, it is open, or its size is tied to that of something else.
     """
-    standing = carriers(network)
+    standing: dict[str, list[Node]] = {}
+    for node in all_nodes(network):
+        for label in node.labels:
+            standing.setdefault(label, []).append(node)
     for bond in bonds:
         if bond not in standing:
             raise RuleError(f"the network has no bond {bond!r}", labels=" ".join(standing), network=network)
         if bond in network.output:
             raise RuleError(f"{bond!r} is an open label, not a bond", network=network)
-        for position, _ in standing[bond]:
-            node = network.nodes[position]
+        for node in standing[bond]:
             if not isinstance(node, NamedTensor):
                 raise RuleError(
                     f"the bond {bond!r} occurs on {node_text(node)}, which fixes its size",
                     network=network,
                     fix="a bond of named tensors",
                 )
-    for name, places in tensor_nodes(network).items():
-        for axis in zip(*(network.nodes[position].labels for position in places), strict=True):
+    for name in tensors_of(network):
+        for axis in zip(*(node.labels for node in all_nodes(network) if node.name == name), strict=True):
             bond, other = axis[0], next((label for label in axis if label != axis[0]), None)
             if other is not None and {*axis} & {*bonds}:
                 raise RuleError(
@@ -187,4 +200,4 @@ def resize(network: Network, tensors: Mapping[str, Tensor]) -> Network:
 
 def with_new_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
     """The network with other sizes of some labels."""
-    return Network(network.nodes, network.output, {**network.sizes, **sizes})
+    return resized(network, {**network.sizes, **sizes})

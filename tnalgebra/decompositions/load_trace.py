@@ -13,7 +13,7 @@ import torch
 
 from ..errors import RuleError, TnalgebraError
 from ..fitting import Settings
-from ..networks import Network, parse
+from ..networks import Network, all_nodes, parse
 from ..rewriting import EXACT_RULES, Change, Options, Place, Rule, Step, Trace, rule
 from .components import drop_components
 from .cuts import cut
@@ -75,7 +75,7 @@ def read_trace(text: str, *, where: str = "the text") -> Trace:
 
 def _step(entry: Mapping[str, Any], before: Network) -> Step:
     place = Place(tuple(map(int, entry["nodes"])), tuple(map(str, entry["labels"])))
-    if not all(0 <= position < len(before.nodes) for position in place.nodes):
+    if not all(0 <= position < len([*all_nodes(before)]) for position in place.nodes):
         raise RuleError("a step is at a position where the network has no node", place=place, network=before)
     ranks = {str(bond): int(rank) for bond, rank in entry["ranks"].items()}
     sizes = {str(label): int(size) for label, size in entry["sizes"].items()}

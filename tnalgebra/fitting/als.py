@@ -86,7 +86,9 @@ def alternate(objective: Objective, descent: Descent, *, sweeps: int, tolerance:
         tolerance: a start stands still where a sweep takes less than this part of its merit. The descent ends when all
             starts of each layer stand still, or one of them is exact to rounding.
     """
-    parts = _parts([System(objective, places[0]) for places in objective.places.values()])
+    systems = [System(objective, places[0]) for places in objective.places.values()]
+    of_terms = [[system for system in systems if system.position in term] for term in objective.terms]
+    parts = [part for several in of_terms if several for part in _parts(several)]
     least = objective.rounding * objective.power
     before = descent.values
     stable = objective.stability > 0  # otherwise the merit is the loss
@@ -137,6 +139,9 @@ def _sweep(objective: Objective, parts: list[Part], values: Cores, ridge: Tensor
     values = dict(values)
     for part in parts:
         solved = part.solve(values, ridge)
+    if len(objective.terms) > 1:
+        values = balance(objective, values)
+        return values, objective.loss_of(values)
     # ||target - network||^2 as a difference of squares, which is cheaper and less exact than the residual
     taken = products(solved.core, solved.image - 2 * solved.right)
     loss = (objective.power + taken.reshape(*taken.shape[:2], -1).sum(2)).clamp(min=0)
@@ -156,15 +161,21 @@ def spread(numbers: Tensor, like: Tensor) -> Tensor:
 
 
 def balance(objective: Objective, values: Mapping[str, Tensor]) -> Cores:
-    """Give all cores one norm, so that no system is ill-conditioned by their scales.
+    """Give all cores of a term one norm, so that no system is ill-conditioned by their scales.
 
     Tied cores stay as they are, and so do orthonormal ones.
     """
-    scalable = {name: core for name, core in values.items() if objective.constraints.get(name) != ORTHONORMAL}
-    if objective.tied or len(scalable) < 2:
+    if objective.tied:
         return dict(values)
-    norms = [squares(core).reshape(*core.shape[:2], -1).sum(2).sqrt() for core in scalable.values()]
-    mean = torch.stack([norm.log() for norm in norms]).mean(0).exp()
-    scales = [torch.where((norm > 0) & (mean > 0), mean / norm, 1.0) for norm in norms]
-    scaled = {name: core * spread(scale, core) for (name, core), scale in zip(scalable.items(), scales, strict=True)}
-    return {name: scaled.get(name, core) for name, core in values.items()}
+    balanced = dict(values)
+    for term in objective.terms:
+        names = [objective.occurrences[position].name for position in term]
+        cores = {n: values[n] for n in names if n in values and objective.constraints.get(n) != ORTHONORMAL}
+        if len(cores) < 2:
+            continue
+        norms = [squares(core).reshape(*core.shape[:2], -1).sum(2).sqrt() for core in cores.values()]
+        mean = torch.stack([norm.log() for norm in norms]).mean(0).exp()
+        for (name, core), norm in zip(cores.items(), norms, strict=True):
+            scale = torch.where((norm > 0) & (mean > 0), mean / norm, 1.0)
+            balanced[name] = core * spread(scale, core)
+    return balanced

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RankError, ValuesError
-from ..networks import NamedTensor, Network, carriers, fresh, tensor_nodes, with_sizes
+from ..networks import NamedTensor, Network, all_nodes, fresh, tensors_of, with_sizes
 from ..tensors import pattern
 from .metric import Metric
 from .objective import Objective, Occurrence
@@ -31,6 +31,9 @@ from .trees import (
 
 KEPT_TREES = 256
 """How many right sides are kept as trees."""
+
+SCALE = "scale/"
+"""Name of the number that divides terms without a free core. No tensor of the notation has such a name."""
 
 ORTHONORMAL = 1e-6
 """How far from orthonormal the rows of a constant may be if the best of them are to be chosen."""
@@ -102,8 +105,10 @@ def _stated_ranks(right: Network, constants: Mapping[str, Tensor]) -> dict[str, 
 
 def _rank(bond: str, rank: Rank | UpTo, target: Tensor, right: Network, *, size: int | None) -> int:
     """The rank of one bond of a right side that is not a tree; `size` is that of the bond, where it is known."""
-    count, names = len(carriers(right)[bond]), [core.name for core in cores_of(right)]
-    if count != 2:
+    count, names = len(_ends(right, bond)), [core.name for core in cores_of(right)]
+    if len(right.terms) > 1:
+        reason = "it is a bond of one term of a sum"
+    elif count != 2:
         reason = f"it occurs on {count} tensors"
     elif len(set(names)) < len(names):
         reason = "a core occurs twice"
@@ -159,7 +164,7 @@ def _grow_evenly(
     def useful(bond: str) -> bool:
         """Between two tensors a bond never needs more values than the other labels of one of them have together."""
         sizes = {**right.sizes, **ranks}
-        ends = [right.nodes[position].labels for position, _ in carriers(right)[bond]]
+        ends = _ends(right, bond)
         full = min(prod(sizes[label] for label in labels if label != bond) for labels in ends)
         return ranks[bond] < most.get(bond, ranks[bond] + 1) and (len(ends) != 2 or ranks[bond] < full)
 
@@ -175,12 +180,17 @@ def _grow_evenly(
 def _equal_labels(right: Network) -> dict[str, set[str]]:
     """label -> all labels of its size, itself too: those on the same axis of a tensor that occurs several times."""
     graph: networkx.Graph[str] = networkx.Graph()
-    graph.add_nodes_from(carriers(right))
-    for places in tensor_nodes(right).values():
-        first, *others = (right.nodes[position].labels for position in places)
-        for labels in others:
+    graph.add_nodes_from(label for node in all_nodes(right) for label in node.labels)
+    for name, node in tensors_of(right).items():
+        first = node.labels
+        for labels in [other.labels for other in cores_of(right) if other.name == name]:
             graph.add_edges_from(zip(first, labels, strict=True))
     return {label: part for part in networkx.connected_components(graph) for label in part}
+
+
+def _ends(right: Network, bond: str) -> list[tuple[str, ...]]:
+    """The labels of the nodes that have a bond, of each as often as it has it."""
+    return [node.labels for node in all_nodes(right) for label in node.labels if label == bond]
 
 
 def _check_equal(ranks: Mapping[str, int], right: Network) -> dict[str, int]:
@@ -253,6 +263,7 @@ def objective_of(
     *,
     constants: Mapping[str, Tensor] = {},
     metrics: Sequence[Metric] = (),
+    scale: float = 1.0,
 ) -> Objective:
     """The objective of a fit of a right side to kernels of one shape.
 
@@ -261,6 +272,7 @@ def objective_of(
         ranks: of the bonds.
         constants: the elements of the tensors that are held fixed, by name. Reserved nodes become constants too.
         metrics: one for each layer, over labels of `open_labels(right)`; none for the Frobenius norm.
+        scale: of the kernels, by which the targets were divided. Terms without a free core are divided by it as well.
     """
     sizes = {**right.sizes, **ranks}
     undone, output = splitting(right), open_labels(right)
@@ -268,16 +280,22 @@ def objective_of(
     held = {name: constant.to(targets) for name, constant in constants.items()}
     occurrences: list[Occurrence] = []
     free: dict[str, tuple[int, ...]] = {}
-    for node in right.nodes:
-        if isinstance(node, NamedTensor):
-            occurrences.append(Occurrence(node.name, node.labels))
-            if node.name not in constants:
-                free[node.name] = tuple([sizes[label] for label in node.labels])
-        elif node not in undone:
-            name = fresh(node.name, taken)
-            taken.add(name)
-            held[name] = pattern(node, with_sizes(right, ranks)).to(targets)
-            occurrences.append(Occurrence(name, node.labels))
+    term_of: list[int] = []
+    for number, term in enumerate(right.terms):
+        for node in term.nodes:
+            if isinstance(node, NamedTensor):
+                occurrences.append(Occurrence(node.name, node.labels))
+                if node.name not in constants:
+                    free[node.name] = tuple([sizes[label] for label in node.labels])
+            elif node not in undone:
+                name = fresh(node.name, taken)
+                taken.add(name)
+                held[name] = pattern(node, with_sizes(right, ranks)).to(targets)
+                occurrences.append(Occurrence(name, node.labels))
+        if not any(node.name in free for node in term.nodes):  # a term of constants is divided by the scale, too
+            held[SCALE] = targets.new_tensor(1 / scale)
+            occurrences.append(Occurrence(SCALE, ()))
+        term_of += [number] * (len(occurrences) - len(term_of))
     metric = torch.stack([each.covariance.to(targets) for each in metrics]) if metrics else None
     coupled, blocks = (metrics[0].labels, metrics[0].batch) if metrics else ((), ())
-    return Objective(tuple(occurrences), output, targets, free, held, metric, coupled, blocks)
+    return Objective(tuple(occurrences), output, targets, free, held, metric, coupled, blocks, term_of=tuple(term_of))

@@ -86,6 +86,9 @@ def fit_constrained(
         RankError: a core has too many columns for its constraint, or as of `chosen_ranks`.
         ValuesError: as of `fit_cores`.
     """
+    if len(right.terms) > 1:
+        fact = "constraints are kept by the cores of a product, and the right side is a sum"
+        raise RuleError(fact, right=right, fix="the sum without constraints, or one of its terms")
     fit = partial(
         _fit, right=right, size=size, constraints=constraints, before=before, settings=settings, start=start, kept=kept
     )

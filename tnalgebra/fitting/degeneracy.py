@@ -1,8 +1,9 @@
 """Components that cancel each other: how far they do, and the error-preserving correction that makes them smaller.
 
-A component is the term of a network at one value of every bond. Where a best approximation does not exist, as for CP
-and for loops, a search makes components ever larger that cancel each other (de Silva and Lim 2008). Then rounding of
-the cores is amplified, and training such a network does not converge. The correction solves
+A component is the term of a network at one value of every bond; each term of a sum has its own. Where a best
+approximation does not exist, as for CP and for loops, a search makes components ever larger that cancel each other (de
+Silva and Lim 2008). Then rounding of the cores is amplified, and training such a network does not converge. The
+correction solves
 
     min sum over components of ||component||^2   subject to   ||target - network||^2 <= bound
 
@@ -106,7 +107,7 @@ def _shrink(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Tens
     least = eigenvalues.shape[-1] * torch.finfo(gram.dtype).eps * eigenvalues[..., -1:].clamp(min=0)
     seen = eigenvalues > least  # the other eigenvalues are only rounding
     inverse = torch.where(seen, 1 / torch.where(seen, eigenvalues, 1.0), 0.0)
-    environment = objective.environment(objective.pulled[:, None], system.position, values)
+    environment = objective.environment(objective.pulled_for(system.position, values), system.position, values)
     right = vectors.mH @ (system.as_matrix(environment) / scale)
     right = torch.where(seen[..., None], right, 0.0)
 

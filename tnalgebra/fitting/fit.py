@@ -12,8 +12,8 @@ from torch import Tensor
 from ..errors import ValuesError
 from ..networks import Network, shape_of
 from ..tensors import in_precision, is_finite, relative
-from .als import Cores
-from .chosen_ranks import chosen_ranks, objective_of, select_rows, tree_or_none
+from .als import Cores, spread
+from .chosen_ranks import SCALE, chosen_ranks, objective_of, select_rows, tree_or_none
 from .held import hold
 from .linear import is_linear, solve_core
 from .metric import Metric
@@ -34,7 +34,7 @@ from .search import (
 from .size import Size
 from .targets import prepare_target, split_metric
 from .tree_spectra import TreeSpectra
-from .trees import CoreTree
+from .trees import CoreTree, cores_of
 
 
 def fit_cores(
@@ -87,7 +87,8 @@ def fit_cores(
     for number, (target, _) in enumerate(prepared):
         spectra = None if tree is None else TreeSpectra(target, tree)
         ranks.append(chosen_ranks(target, right, size, spectra=spectra, constants=constants, before=before))
-        alone = number if constants else None  # the best rows of a constant differ between kernels
+        # the best rows of a constant differ between kernels, and a term that is not fitted has the scale of one
+        alone = number if constants or not all(map(cores_of, right.terms)) else None
         groups.setdefault((alone, *sorted(ranks[number].items())), []).append(number)
     fits: dict[int, SearchResult] = {}
     for members in groups.values():
@@ -97,22 +98,33 @@ def fit_cores(
         selection = select_rows(constants, right, ranks_of_group, targets[0])
         selection = {name: constant.to(kept).to(constant.dtype) for name, constant in selection.items()}
         split = [split_metric(metrics[number], right) for number in members if metrics]
-        objective = objective_of(targets, right, ranks_of_group, constants=selection, metrics=split)
+        scales = [prepared[number][1] for number in members]
+        objective = objective_of(targets, right, ranks_of_group, constants=selection, metrics=split, scale=scales[0])
         objective = replace(objective, stability=0.0 if tree is not None else settings.stability, kept=kept)
-        doubles = {name: in_precision(value, torch.float64) for name, value in objective.constants.items()}
-        exact = replace(objective, constants=doubles)
-        scale = prepared[members[0]][1] ** (1 / objective.factors)
-        first = (
-            None if start is None else {name: in_precision(core, torch.float64) / scale for name, core in start.items()}
-        )
+        unscaled = _unscaled(objective, scales)
+        exact = replace(objective, constants={n: in_precision(v, torch.float64) for n, v in unscaled.constants.items()})
+        if objective.roots is None:  # the scale cannot be shared among the cores
+            objective, scales = unscaled, [1.0] * len(scales)
+        first = None
+        if start is not None:
+            shares = {name: scales[0] ** root for name, root in (objective.roots or {}).items()}
+            first = {name: in_precision(core, torch.float64) / shares.get(name, 1.0) for name, core in start.items()}
         results = search_cores(objective, first, metrics=split, tree=tree, ranks=ranks_of_group, settings=settings)
         # one kernel after another, the scale is put back and the errors are measured
         for layer, (number, (cores, report)) in enumerate(zip(members, results, strict=True)):
             part = objective.of_layers(torch.tensor([layer], device=objective.target.device))
             measure = partial(measure_errors, kernels[number], right, metric=norms[number], objective=exact)
-            cores, report = hold(part, cores, report, right=right, scale=prepared[number][1], measure=measure)
+            cores, report = hold(part, cores, report, right=right, scale=scales[layer], measure=measure)
             fits[number] = {**selection, **cores}, report
     return [fits[number] for number in range(len(kernels))]
+
+
+def _unscaled(objective: Objective, scales: Sequence[float]) -> Objective:
+    """The objective for targets that are not divided by the scales of their kernels."""
+    target = objective.target
+    factors = torch.tensor(scales, dtype=torch.float64, device=target.device).to(target.dtype)
+    constants = {name: torch.ones_like(one) if name == SCALE else one for name, one in objective.constants.items()}
+    return replace(objective, target=target * spread(factors, target), constants=constants)
 
 
 def search_cores(

@@ -40,8 +40,10 @@ def balanced(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]
         cores: the elements of the free cores by name; the other tensors of the network are held fixed.
 
     Returns:
-        The free cores; the value of the network stays as it is.
+        The free cores; the value of the network stays as it is. Each term of a sum has a gauge of its own.
     """
+    if len(network.terms) > 1:
+        return _balanced_terms(network, cores)
     result = dict(cores)
     once = [name for name, places in tensor_nodes(network).items() if name in result and len(places) == 1]
     bonds: list[tuple[list[tuple[str, int]], bool]] = []
@@ -62,6 +64,17 @@ def balanced(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]
         if gain <= _TOLERANCE * before or gain**2 <= _TOLERANCE * before * gain_before:
             break
     return {name: core.contiguous() for name, core in result.items()}
+
+
+def _balanced_terms(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The cores of a sum: those that only one term has are balanced in it, and the value of every term stays."""
+    result = dict(cores)
+    names = [{*tensor_nodes(term)} for term in network.terms]
+    for number, term in enumerate(network.terms):
+        elsewhere = set().union(*(other for place, other in enumerate(names) if place != number))
+        alone = {name: cores[name] for name in names[number] - elsewhere if name in cores}
+        result |= balanced(term, alone) if alone else {}
+    return {name: result[name] for name in cores}
 
 
 def _turn(cores: dict[str, Tensor], ends: Sequence[tuple[str, int]]) -> None:

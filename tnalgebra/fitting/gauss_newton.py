@@ -130,8 +130,9 @@ def _push_forward(objective: Objective, step: Mapping[str, Tensor], values: Core
     parts = []
     for name, places in objective.places.items():
         for place in places:
-            operands = objective.operands(values)
-            operands[place] = (step[name], (*BATCH, *objective.occurrences[place].labels))
+            term = objective.term_at(place)
+            operands = objective.operands(values, term)
+            operands[term.index(place)] = (step[name], (*BATCH, *objective.occurrences[place].labels))
             parts.append(objective.contract_to(operands, objective.output))
     return sum(parts[1:], parts[0])
 

@@ -50,7 +50,7 @@ def hold(
     Args:
         objective: of this layer alone; its `kept` is the type.
         cores: the end of the search.
-        scale: of the kernel, by which the target was divided.
+        scale: of the kernel, by which the target was divided; 1 where the objective has no `roots`.
         measure: the errors of cores of the kernel itself.
 
     Returns:
@@ -60,7 +60,8 @@ def hold(
     if not bool(objective.target.any()):  # a descent towards zero would never end
         cores = {name: core if name in fixed else torch.zeros_like(core) for name, core in cores.items()}
         report = FitReport(report.method, (0.0,), (0.0,), converged=True)
-    shared = {name: 1.0 if name in fixed else scale ** (1 / objective.factors) for name in cores}
+    roots = objective.roots or dict.fromkeys(cores, 0.0)
+    shared = {name: 1.0 if name in fixed else scale ** roots[name] for name in cores}
 
     def finished(cores: Cores) -> tuple[Cores, Cores]:
         exact = {name: in_precision(core, torch.float64) for name, core in cores.items()}
@@ -104,7 +105,10 @@ def _rounding(objective: Objective) -> float:
     """
     if objective.kept in (torch.float64, objective.target.dtype):
         return 0.0
-    components = math.prod([size for label, size in objective.sizes.items() if label not in objective.output])
+    components = 0
+    for term in objective.terms:
+        labels = {label for position in term for label in objective.occurrences[position].labels}
+        components += math.prod([objective.sizes.get(label, 1) for label in labels - {*objective.output}])
     return objective.factors * torch.finfo(objective.kept).eps * math.sqrt(components)
 
 

@@ -34,8 +34,8 @@ _WHITE = "white/"
 
 
 def is_linear(objective: Objective) -> bool:
-    """Whether the network is linear in what is fitted: one core that occurs once."""
-    return objective.factors == 1
+    """Whether the network is linear in what is fitted: a product with one core, which occurs once."""
+    return objective.factors == 1 and len(objective.terms) == 1
 
 
 def solve_core(objective: Objective, factor: Tensor | None = None) -> list[SearchResult] | None:

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..tensors import Operand, contract, products, squares
+from ..tensors import Operand, add_up, contract, products, squares
 from .axes import group_axes, split_axes
 from .constraints import ORTHONORMAL
 
@@ -42,10 +42,12 @@ class Occurrence(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Minimise ||target - network||^2 over the free cores.
+    """Minimise ||target - network||^2 over the free cores, where the network is a product or a sum of products.
 
     Attributes:
         occurrences: of free cores and constants, in the order of the network. A name that occurs twice is tied.
+        term_of: for each occurrence the number of its term; by default all are in one. Terms have only labels of the
+            output in common.
         output: labels of the target, in the order of its axes.
         target: shape (layers, *sizes of output).
         free: the shape of each core that is fitted, by name.
@@ -70,6 +72,7 @@ class Objective:
     constraints: Mapping[str, str] = field(default_factory=dict)
     stability: float = 0.0
     kept: torch.dtype = torch.float64
+    term_of: tuple[int, ...] = ()
 
     # What follows from labels and sizes ------------------------------------------------------------------------
 
@@ -98,13 +101,44 @@ class Objective:
         return any(len(places) > 1 for places in self.places.values())
 
     @cached_property
+    def terms(self) -> tuple[tuple[int, ...], ...]:
+        """The positions of the occurrences in each term."""
+        numbers = self.term_of or (0,) * len(self.occurrences)
+        return tuple(
+            tuple(position for position, term in enumerate(numbers) if term == number)
+            for number in dict.fromkeys(numbers)
+        )
+
+    def term_at(self, position: int) -> tuple[int, ...]:
+        """The positions of the occurrences in the term of this one."""
+        return next(term for term in self.terms if position in term)
+
+    def _factors_in(self, term: Sequence[int]) -> int:
+        names = [self.occurrences[position].name for position in term]
+        return max(1, sum(name in self.free and self.constraints.get(name) != ORTHONORMAL for name in names))
+
+    @cached_property
     def factors(self) -> int:
-        """How many factors of a term of the network are elements of free cores: what a scale is shared among.
+        """How many factors of a component are elements of free cores, of the term that has the most.
 
         Orthonormal cores have no scale. It is at least 1.
         """
-        scaled = [name for name in self.places if self.constraints.get(name) != ORTHONORMAL]
-        return max(1, sum([len(self.places[name]) for name in scaled]))
+        return max(map(self._factors_in, self.terms))
+
+    @cached_property
+    def roots(self) -> dict[str, float] | None:
+        """The power of a scale by which each core is multiplied so that the value is multiplied by the scale.
+
+        None where such powers do not exist: a tied core may occur in terms with several numbers of factors.
+        """
+        roots: dict[str, float] = {}
+        for term in self.terms:
+            root = 1 / self._factors_in(term)
+            for position in term:
+                name = self.occurrences[position].name
+                if name in self.free and roots.setdefault(name, root) != root:
+                    return None
+        return roots
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -124,7 +158,8 @@ class Objective:
         return (LAYER, *self.blocks, *self.coupled, *(label + PRIME for label in self.coupled))
 
     def others(self, *positions: int) -> list[int]:
-        return [other for other in range(len(self.occurrences)) if other not in positions]
+        """The other occurrences in the term of these."""
+        return [other for other in self.term_at(positions[0]) if other not in positions]
 
     def labels_elsewhere(self, *positions: int) -> set[str]:
         return {label for position in self.others(*positions) for label in self.occurrences[position].labels}
@@ -182,7 +217,24 @@ class Objective:
 
     def model(self, values: Mapping[str, Tensor]) -> Tensor:
         """Contract the network; shape (layers, starts, *sizes of output)."""
-        return self.contract_to(self.operands(values), self.output)
+        return add_up([self.model_of(term, values) for term in self.terms])
+
+    def model_of(self, term: Sequence[int], values: Mapping[str, Tensor]) -> Tensor:
+        """Contract one term; the shape is that of `model`, where axes of layers and starts may have size 1."""
+        return self.contract_to(self.operands(values, term), self.output)
+
+    def pulled_for(self, position: int, values: Mapping[str, Tensor]) -> Tensor:
+        """What the term of an occurrence has to come near, multiplied with the metric: the target minus other terms.
+
+        Returns:
+            Shape (layers, starts or 1, *sizes of output).
+        """
+        others = [term for term in self.terms if position not in term]
+        if not others:
+            return self.pulled[:, None]
+        rest = self.target[:, None] - add_up([self.model_of(term, values) for term in others])
+        batch = next(iter(values.values())).shape[:2]  # a term of constants has no axes of layers and starts
+        return self.apply_metric(rest).expand(*batch, *rest.shape[2:])
 
     def loss(self, model: Tensor) -> Tensor:
         """||target - model||^2 in the metric; shape (layers, starts)."""
@@ -202,6 +254,9 @@ class Objective:
 
     def norms(self, values: Mapping[str, Tensor]) -> Tensor:
         """||network||_F, for which the network itself is not contracted; shape (layers, starts)."""
+        if len(self.terms) > 1:
+            model = self.model(values)
+            return total(squares(model)).sqrt()
         operands = self.operands(values)
         again = [
             (tensor.conj(), tuple(label if label in (*BATCH, *self.output) else label + PRIME for label in labels))
@@ -219,7 +274,11 @@ class Objective:
             Shape (layers, starts, *sizes of the core that is left out). With a core left out, the axes of layers and
             starts may have size 1.
         """
-        positions, labels = (None, ()) if without is None else (self.others(without), self.occurrences[without].labels)
+        if without is None:
+            return add_up([self._squares(term, values, ()) for term in self.terms])
+        return self._squares(self.others(without), values, self.occurrences[without].labels)
+
+    def _squares(self, positions: Sequence[int], values: Mapping[str, Tensor], labels: _Labels) -> Tensor:
         return self.contract_to([(squares(core), names) for core, names in self.operands(values, positions)], labels)
 
     @cached_property
@@ -250,13 +309,14 @@ class Objective:
         do not depend on the basis of a bond. The arguments and the result are those of `squared_components`.
         """
         tensors = {**self.constants, **values}
-        operands = [
-            (squares(tensors[name]), labels if name in self.constants else (*BATCH, *labels))
-            for position, ((name, _), labels) in enumerate(zip(self.occurrences, self._blocks, strict=True))
-            if position != without
-        ]
+
+        def doubled(positions: Iterable[int]) -> list[Operand]:
+            names = [(self.occurrences[position].name, self._blocks[position]) for position in positions]
+            return [(squares(tensors[n]), labels if n in self.constants else (*BATCH, *labels)) for n, labels in names]
+
         if without is None:
-            return self.contract_to(operands, ())
+            return add_up([self.contract_to(doubled(term), ()) for term in self.terms])
+        operands = doubled(self.others(without))
         kept = {label for _, labels in operands for label in labels}
         labels = tuple(label for label in self._blocks[without] if label in kept)
         weights = self.contract_to(operands, labels)
@@ -340,7 +400,7 @@ class Objective:
 
     def absorbing(self) -> str | None:
         """The core that can take up the whole metric: it occurs once, and only it has the labels that are coupled."""
-        if self.metric is None:
+        if self.metric is None or len(self.terms) > 1:
             return None
         for name, places in self.places.items():
             elsewhere, labels = self.labels_elsewhere(places[0]), set(self.occurrences[places[0]].labels)

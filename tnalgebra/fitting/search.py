@@ -193,8 +193,9 @@ def guesses(objective: Objective, starts: int, generator: torch.Generator) -> Co
     values = balance(objective, values)
     norms = objective.norms(values)
     wanted = total(squares(objective.target[:, None])).sqrt()
-    scale = torch.where(norms > 0, wanted / norms, 1.0) ** (1 / objective.factors)
-    return {name: core * spread(scale, core) for name, core in values.items()}
+    scale = torch.where(norms > 0, wanted / norms, 1.0)
+    roots = objective.roots or dict.fromkeys(values, 1 / objective.factors)
+    return {name: core * spread(scale ** roots[name], core) for name, core in values.items()}
 
 
 def _double(like: Tensor) -> torch.dtype:

@@ -146,8 +146,8 @@ class System:
 
     @cached_property
     def others(self) -> list[tuple[str, _Labels]]:
-        """Name and labels of the tensors at all other occurrences."""
-        return [tensor for place, tensor in enumerate(self.objective.named) if place != self.position]
+        """Name and labels of the tensors at all other occurrences in the term."""
+        return [self.objective.named[place] for place in self.objective.others(self.position)]
 
     @cached_property
     def batch(self) -> _Labels:
@@ -431,27 +431,34 @@ class System:
 class Part:
     """Cores that are solved for one after another, and what the right sides of all of them share.
 
-    They share the pulled target contracted with all tensors outside the part; for a single core, the pulled target.
+    They share the pulled target contracted with all tensors of their term outside the part; for a single core, the
+    pulled target. Of a sum, the target is without the other terms.
     """
 
     systems: Sequence[System]
 
     @cached_property
-    def _shared_plan(self) -> tuple[list[tuple[str, _Labels]], Operand, _Labels]:
-        """The tensors outside the part, the pulled target as it is contracted with them, and the labels then."""
-        objective = self.systems[0].objective
-        if len(self.systems) == 1:
-            return [], (objective.pulled, (LAYER, *objective.output)), (LAYER, *objective.output)
+    def _shared_plan(self) -> tuple[list[tuple[str, _Labels]], Operand | None, _Labels]:
+        """The tensors outside the part, the pulled target as it is contracted with them, and the labels then.
+
+        Of a sum, the pulled target depends on the other terms, and is left out.
+        """
+        objective, several = self.systems[0].objective, len(self.systems) > 1
         positions = [system.position for system in self.systems]
-        outside = [(name, names) for name, names in map(objective.named.__getitem__, objective.others(*positions))]
-        return outside, objective.lay_out(positions), (*BATCH, *objective.shared_labels(positions))
+        outside = [objective.named[place] for place in objective.others(*positions)] if several else []
+        if len(objective.terms) > 1:
+            labels = objective.shared_labels(positions) if several else objective.output
+            return list(outside), None, (*BATCH, *labels)
+        if not several:
+            return [], (objective.pulled, (LAYER, *objective.output)), (LAYER, *objective.output)
+        return list(outside), objective.lay_out(positions), (*BATCH, *objective.shared_labels(positions))
 
     @cached_property
     def _plans(self) -> list[tuple[list[tuple[str, _Labels]], ContractionPlan]]:
         """For each core the tensors that are contracted with what is shared, and the plan for it."""
         objective, shared = self.systems[0].objective, self._shared_plan[2]
         positions = [system.position for system in self.systems]
-        within = positions if len(positions) > 1 else range(len(objective.occurrences))
+        within = positions if len(positions) > 1 else objective.term_at(positions[0])
         plans = []
         for system in self.systems:
             others = [(*objective.named[other],) for other in within if other != system.position]
@@ -461,7 +468,10 @@ class Part:
     def solve(self, values: dict[str, Tensor], ridge: Tensor | None) -> Solved:
         """Solve for each core in turn and put it into `values`. Returns the last one."""
         outside, target, labels = self._shared_plan
-        constants, shared = self.systems[0].objective.constants, target[0]
+        objective = self.systems[0].objective
+        if target is None:
+            target = objective.pulled_for(self.systems[0].position, values), (*BATCH, *objective.output)
+        constants, shared = objective.constants, target[0]
         if outside:
             tensors = {**constants, **values}
             shared = contract([target, *[(tensors[name].conj(), names) for name, names in outside]], labels)

@@ -18,7 +18,7 @@ import networkx
 import torch
 from torch import Tensor
 
-from ..networks import Fuse, NamedTensor, Network, shape_of
+from ..networks import Fuse, NamedTensor, Network, all_nodes, shape_of
 from ..tensors import truncated_svd
 from .axes import group_axes, split_axes
 
@@ -79,6 +79,8 @@ def tree_of(right: Network) -> CoreTree:
     Raises:
         NoTreeError: the right side is not a tree, with the reason.
     """
+    if len(right.terms) > 1:
+        raise NoTreeError("it is a sum")
     cores = cores_of(right)
     if len(cores) + len(splitting(right)) < len(right.nodes):
         raise NoTreeError("a node is neither a core nor a Fuse that splits an open label")
@@ -129,16 +131,18 @@ def _spanning_tree(cores: Sequence[NamedTensor], labels: Sequence[str]) -> netwo
 
 def cores_of(right: Network) -> list[NamedTensor]:
     """The named tensors of a right side."""
-    return [node for node in right.nodes if isinstance(node, NamedTensor)]
+    return [node for node in all_nodes(right) if isinstance(node, NamedTensor)]
 
 
 def splitting(right: Network) -> list[Fuse]:
     """The `Fuse` nodes that split open labels, which a reshape of the target undoes.
 
     A `Fuse` splits an open label if no other node has the whole. Its parts must differ, occur on other nodes, and
-    neither be open nor occur on another `Fuse`.
+    neither be open nor occur on another `Fuse`. In a sum no `Fuse` does, because other terms have the whole.
     """
-    splits = []
+    splits: list[Fuse] = []
+    if len(right.terms) > 1:
+        return splits
     labels = [label for node in right.nodes for label in node.labels]
     for node in right.nodes:
         if isinstance(node, Fuse) and node.whole in right.output and labels.count(node.whole) == 1:
@@ -160,7 +164,9 @@ def open_labels(right: Network) -> tuple[str, ...]:
 def bonds_of(right: Network) -> tuple[str, ...]:
     """The bonds of a right side, in the order of first appearance: the labels that are neither open nor part of one."""
     known = {*right.output, *open_labels(right)}
-    return tuple(label for label in dict.fromkeys(n for node in right.nodes for n in node.labels) if label not in known)
+    return tuple(
+        label for label in dict.fromkeys(n for node in all_nodes(right) for n in node.labels) if label not in known
+    )
 
 
 def with_open_axes(target: Tensor, right: Network) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import LayerError
-from ..networks import NamedTensor, tensor_nodes
+from ..networks import all_nodes, tensors_of
 from ..nn import KERNEL_LAYERS, LAYERS, TRANSPOSED, KernelLayer, Linear
 from .example import Example, read_example, tensors_in
 from .modes import hooked
@@ -323,21 +323,21 @@ def _fold(layer: nn.Module, norm: _BatchNorm) -> nn.Module | str:
         fused: nn.Module = fuse_conv_bn_eval(layer, norm, transpose=transposed)  # type: ignore[type-var]
         return fused
     out = layer.kernel.output[1 if transposed else 0]
-    nodes = [node for node in layer.kernel.nodes if isinstance(node, NamedTensor)]
-    times = Counter(node.name for node in nodes)
-    holding = [
-        node
-        for node in nodes
-        if node.labels.count(out) == 1 and times[node.name] == 1 and node.name in layer._parameters
-    ]
-    if not holding:
-        return "no core of the layer before it holds the output channels whole"
+    times = Counter(node.name for node in all_nodes(layer.kernel))
     scale, shift = _scale_and_shift(layer, norm)
-    core = min(holding, key=lambda node: layer.get_parameter(node.name).numel())
-    scaled = layer.get_parameter(core.name).double() * scale.reshape(
-        [-1 if label == out else 1 for label in core.labels]
-    )
-    return _with_values(layer, core.name, scaled, shift)
+    scaled: dict[str, Tensor] = {}
+    for term in layer.kernel.terms:  # every term of a sum is scaled by one of its cores
+        holding = [
+            node
+            for node in term.nodes
+            if node.labels.count(out) == 1 and times[node.name] == 1 and node.name in layer._parameters
+        ]
+        if not holding:
+            return "no core of the layer before it holds the output channels whole"
+        core = min(holding, key=lambda node: layer.get_parameter(node.name).numel())
+        factors = scale.reshape([-1 if label == out else 1 for label in core.labels])
+        scaled[core.name] = layer.get_parameter(core.name).double() * factors
+    return _with_values(layer, scaled, shift)
 
 
 def _scale_and_shift(layer: KernelLayer, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -353,12 +353,12 @@ def _scale_and_shift(layer: KernelLayer, norm: _BatchNorm) -> tuple[Tensor, Tens
     return scale, shift
 
 
-def _with_values(layer: KernelLayer, core: str, value: Tensor, bias: Tensor) -> KernelLayer:
-    """A copy with other values of one core and of the bias, which it gets if it has none; planned again."""
+def _with_values(layer: KernelLayer, cores: Mapping[str, Tensor], bias: Tensor) -> KernelLayer:
+    """A copy with other values of some cores and of the bias, which it gets if it has none; planned again."""
     dense = layer.to_dense()
     trained = dense.weight.requires_grad if layer.bias is None else layer.bias.requires_grad
     dense.bias = nn.Parameter(bias.to(dense.weight.dtype), requires_grad=trained)
-    values = {name: getattr(layer, name) for name in tensor_nodes(layer.kernel)} | {core: value}
+    values = {name: getattr(layer, name) for name in tensors_of(layer.kernel)} | {**cores}
     new = type(layer).of_network(
         dense, layer.kernel, values, constants=layer.constants, planning=layer.planning, origin=layer.origin
     )

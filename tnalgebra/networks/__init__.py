@@ -5,6 +5,7 @@ from .builders import Numbers, axis_numbers, convolution, linear, patch_tensor, 
 from .drawing import FILL, FUSE, INK, PALETTE, check_suffix, own_style, store
 from .edit import Edit, edited
 from .isomorphism import isomorphic
+from .joining import fresh_words
 from .labels import KERNEL_LABELS, MAX_AXES, MAX_SIZE, WORD, check_word, fresh, kernel_labels, labels_of
 from .multiply_adds import kernel_multiply_adds
 from .network import (
@@ -43,6 +44,7 @@ from .nodes import (
 from .notation import parse, parse_rule
 from .poolings import Pooling, adaptive_average_pooling, average_pooling
 from .sizes import input_size, window
+from .terms import aligned, collected, in_one_window
 
 __all__ = [
     "FILL",
@@ -70,6 +72,7 @@ __all__ = [
     "Sum",
     "Variable",
     "adaptive_average_pooling",
+    "aligned",
     "all_nodes",
     "average_pooling",
     "axis_numbers",
@@ -78,10 +81,13 @@ __all__ = [
     "check_covers",
     "check_suffix",
     "check_word",
+    "collected",
     "compose",
     "convolution",
     "edited",
     "fresh",
+    "fresh_words",
+    "in_one_window",
     "input_size",
     "isomorphic",
     "kernel_labels",

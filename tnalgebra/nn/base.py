@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -18,7 +17,7 @@ from torch import nn as torch_nn
 from ..compiler import COMPUTED, MAX_PLAN_ELEMENTS, Compiled, make_request
 from ..errors import CompileError, LayerError
 from ..fitting import bonds_of
-from ..networks import NamedTensor, Network, compose, shape_of, tensor_nodes
+from ..networks import Network, compose, shape_of, tensors_of
 from ..rewriting import Fit, Rule, Trace
 from ..tensors import bind
 from .kernels import (
@@ -28,7 +27,7 @@ from .kernels import (
     elements_by_default,
     fit_constants,
     fit_weight,
-    mean_square,
+    scaled_to,
 )
 from .origin import Origin, in_type, origin_of_fit
 from .planning import LayerChoices, Planning, Shaping, checked_format, nominal_shape, split_choices
@@ -85,7 +84,7 @@ class KernelLayer(Weightless):
                 raise LayerError(fact, fix="a rule, or the fit alone")
         else:
             fit = fit_weight(module, rewrite, size, fitting)
-        missing = [name for name in tensor_nodes(fit.network) if name not in fit.values]
+        missing = [name for name in tensors_of(fit.network) if name not in fit.values]
         if missing:
             raise LayerError(f"the fit has no value of {missing[0]!r}", network=fit.network)
         fit = in_type(fit, module.weight.dtype)
@@ -168,7 +167,7 @@ class KernelLayer(Weightless):
         """Become the layer of a kernel's network and the values of its tensors."""
         weight, bias = module.weight, module._parameters.get("bias")
         self._check_names(network)
-        kernel, values = bind(network, {name: values[name] for name in tensor_nodes(network)})
+        kernel, values = bind(network, {name: values[name] for name in tensors_of(network)})
         if shape_of(kernel, kernel.output) != tuple(weight.shape):
             raise LayerError(
                 f"the decomposition is one of a tensor of shape {shape_of(kernel, kernel.output)}",
@@ -179,7 +178,7 @@ class KernelLayer(Weightless):
         constants = {*constants} & values.keys()
         tensors = _own_tensors(module, values, constants)
         layout = checked_format(planning.get("memory_format"), weight.ndim)
-        computed = {*tensor_nodes(network), "bias"}
+        computed = {*tensors_of(network), "bias"}
         weights = {name: tensor for name, tensor in tensors.items() if name in computed}
         request, _ = make_request(
             network,
@@ -234,7 +233,7 @@ class KernelLayer(Weightless):
 
     def _check_names(self, network: Network) -> None:
         reserved = (*_OWN_NAMES, *self.argument_names, *Compiled.__annotations__)
-        for name in tensor_nodes(network):
+        for name in tensors_of(network):
             if name in reserved or hasattr(type(self), name):
                 raise LayerError(
                     f"a tensor is called {name!r}, as is an attribute of nn.{type(self).__name__} or its input",
@@ -274,8 +273,7 @@ class KernelLayer(Weightless):
     @property
     def planned_for(self) -> tuple[int, ...]:
         """Shape of the input that the plan was chosen for."""
-        x = next(node for node in self.network.nodes if isinstance(node, NamedTensor) and node.name == "X")
-        return shape_of(self.network, x.labels)
+        return shape_of(self.network, tensors_of(self.network)["X"].labels)
 
     @property
     def planning(self) -> Planning:
@@ -293,7 +291,7 @@ class KernelLayer(Weightless):
     @property
     def constants(self) -> tuple[str, ...]:
         """Names of the kernel's tensors that are not trained."""
-        return tuple(name for name in tensor_nodes(self.kernel) if name in self._buffers)
+        return tuple(name for name in tensors_of(self.kernel) if name in self._buffers)
 
     def dense_weight(self) -> Tensor:
         """The kernel contracted to one tensor, as torch stores it: differentiable, contracted in float64."""
@@ -337,7 +335,7 @@ class KernelLayer(Weightless):
 
         The cores are normal, and scaled by one factor so that the mean square of the rebuilt kernel's elements is
         the variance of torch's own: 1 / (3 * fan_in), which is `kaiming_uniform_` with a = sqrt(5), and 1 in an
-        embedding. The bias is uniform in +-1 / sqrt(fan_in).
+        embedding. The terms of a sum have equal parts in it. The bias is uniform in +-1 / sqrt(fan_in).
         """
         self.thaw()
         if any(parameter.is_meta for parameter in self.parameters()):
@@ -348,11 +346,10 @@ class KernelLayer(Weightless):
         drawn = [name for name in cores if name in self._parameters]
         for name in drawn:
             cores[name] = torch.randn(cores[name].shape, dtype=torch.float64, device=cores[name].device)
-        times = Counter(node.name for node in self.kernel.nodes if isinstance(node, NamedTensor) and node.name in drawn)
-        factor = (variance / mean_square(self.kernel, cores)) ** (1 / (2 * times.total())) if drawn else 1.0
+        scaled = scaled_to(variance, self.kernel, cores, drawn)
         with torch.no_grad():
             for name in drawn:
-                getattr(self, name).copy_(factor * cores[name])
+                getattr(self, name).copy_(scaled[name])
             if self.bias is not None:
                 self.bias.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
 
@@ -371,11 +368,11 @@ class KernelLayer(Weightless):
 
     def kernel_tensors(self) -> dict[str, Tensor]:
         """Name -> each tensor of the kernel, trained or constant."""
-        return {name: getattr(self, name) for name in tensor_nodes(self.kernel)}
+        return {name: getattr(self, name) for name in tensors_of(self.kernel)}
 
     def share_cores(self, other: KernelLayer) -> None:
         """Use the tensors of another layer of the same kernel from now on, as its own: one set of cores for both."""
-        for name in tensor_nodes(self.kernel):
+        for name in tensors_of(self.kernel):
             if name in other._parameters:
                 self._parameters[name] = other._parameters[name]
             else:

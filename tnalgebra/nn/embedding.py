@@ -12,7 +12,19 @@ from torch import nn as torch_nn
 
 from ..compiler import Compiled, is_jit_traced, is_symbolic, leaf_call
 from ..errors import CompileError, LayerError
-from ..networks import Copy, Fuse, NamedTensor, Network, Node, fresh, node_text, shape_of, tensor_nodes
+from ..networks import (
+    Copy,
+    Fuse,
+    NamedTensor,
+    Network,
+    Node,
+    all_nodes,
+    fresh,
+    node_text,
+    shape_of,
+    sum_of_products,
+    tensors_of,
+)
 from ..rewriting import Rule
 from .base import KernelLayer, LayerRewrite
 from .planning import LayerChoices, Planning, Shaping, checked_format, nominal_shape
@@ -202,14 +214,22 @@ def _select_rows(kernel: Network) -> tuple[Network, tuple[_Selected, ...]]:
     Raises:
         LayerError: no core has a part of the row's number, or an index pattern ties one to something else.
     """
-    rows, dim = kernel.output
-    digits = _digits(kernel, rows)
-    labels = {label for node in kernel.nodes for label in node.labels}
-    token = fresh("n", labels)
-    names = {*tensor_nodes(kernel)}
-    nodes: list[Node] = []
+    _, dim = kernel.output
+    token = fresh("n", {label for node in all_nodes(kernel) for label in node.labels})
+    names = {*tensors_of(kernel)}
     selected: list[_Selected] = []
-    for node in kernel.nodes:
+    products = [_select_in_term(kernel, term, token, names, selected) for term in kernel.terms]
+    return sum_of_products(products, (token, dim)), tuple(selected)
+
+
+def _select_in_term(
+    kernel: Network, term: Network, token: str, names: set[str], selected: list[_Selected]
+) -> tuple[list[Node], dict[str, int]]:
+    """The nodes and sizes of one term. New inputs are added to `selected`, and their names to `names`."""
+    digits = _digits(term, kernel.output[0])
+    nodes: list[Node] = []
+    before = len(selected)
+    for node in term.nodes:
         axes = tuple((axis, digits[label]) for axis, label in enumerate(node.labels) if label in digits)
         if not axes:
             nodes.append(node)
@@ -224,11 +244,10 @@ def _select_rows(kernel: Network) -> tuple[Network, tuple[_Selected, ...]]:
                 decomposition=kernel,
                 fix="a rule that splits rows by Fuse[rows r1 r2 ...], with r1, r2, ... on tensors",
             )
-    if not selected:
-        raise LayerError("no core carries the rows of this embedding", decomposition=kernel)
+    if len(selected) == before:
+        raise LayerError("no core carries the rows of this embedding", decomposition=term)
     known = {label for node in nodes for label in node.labels}
-    sizes = {label: size for label, size in kernel.sizes.items() if label in known}
-    return Network(nodes, (token, dim), sizes), tuple(selected)
+    return nodes, {label: size for label, size in term.sizes.items() if label in known}
 
 
 def _digits(kernel: Network, rows: str) -> dict[str, _Digit]:
@@ -250,8 +269,8 @@ def _digits(kernel: Network, rows: str) -> dict[str, _Digit]:
 
 def _input_shapes(network: Network, selected: Sequence[_Selected], tokens: int) -> dict[str, tuple[int, ...]]:
     """Name -> shape of each selected core, for a number of tokens."""
-    labels = {node.name: node.labels for node in network.nodes if isinstance(node, NamedTensor)}
-    return {one.input: (tokens, *shape_of(network, labels[one.input][1:])) for one in selected}
+    nodes = tensors_of(network)
+    return {one.input: (tokens, *shape_of(network, nodes[one.input].labels[1:])) for one in selected}
 
 
 def _select(core: Tensor, axes: tuple[tuple[int, _Digit], ...], numbers: Tensor) -> Tensor:

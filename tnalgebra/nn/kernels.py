@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
 
@@ -12,9 +14,9 @@ from torch import Tensor
 from ..decompositions import read_rewrite
 from ..errors import LayerError
 from ..fitting import open_labels
-from ..networks import Fuse, Network, fresh, relabel, shape_of
+from ..networks import Fuse, NamedTensor, Network, all_nodes, fresh, relabel, shape_of
 from ..rewriting import Choices, Fit, Rule
-from ..tensors import value_of
+from ..tensors import add_up, value_of
 from .torch_layers import AnyLayer, kernel_labels_of, layer_network, own_weight
 
 
@@ -64,9 +66,35 @@ def without_fuses(kernel: Network) -> Network:
 
 def contracted(kernel: Network, values: Mapping[str, Tensor]) -> Tensor:
     """The value of a kernel's network in float64."""
+    shape = shape_of(kernel, kernel.output)
     with elements_by_default():
-        value = value_of(without_fuses(kernel), values, dtype=torch.float64)
-    return value.reshape(shape_of(kernel, kernel.output))
+        parts = [value_of(without_fuses(term), values, dtype=torch.float64) for term in kernel.terms]
+    return add_up([part.reshape(shape) for part in parts])
+
+
+def scaled_to(
+    variance: float, kernel: Network, values: Mapping[str, Tensor], drawn: Collection[str]
+) -> dict[str, Tensor]:
+    """The values, where those that are drawn have factors that make `variance` the mean square of the kernel.
+
+    In each term of a sum the drawn tensors have one factor, so that the terms have equal parts of the variance. One
+    tensor of each term, which occurs nowhere else, then makes up for what the terms have in common with each other.
+    """
+    scaled, done = dict(values), set[str]()
+    for term in kernel.terms:
+        times = Counter(node.name for node in term.nodes if isinstance(node, NamedTensor) and node.name in drawn)
+        if times:
+            factor = (variance / len(kernel.terms) / mean_square(term, values)) ** (1 / (2 * times.total()))
+            scaled |= {name: factor * values[name] for name in times if name not in done}
+            done |= times.keys()
+    if len(kernel.terms) > 1 and done:
+        occurs = Counter(node.name for node in all_nodes(kernel))
+        alone = [
+            next((n.name for n in term.nodes if n.name in done and occurs[n.name] == 1), None) for term in kernel.terms
+        ]
+        factor = math.sqrt(variance / float(contracted(kernel, scaled).square().mean()))
+        scaled |= {name: factor * scaled[name] for name in alone if name is not None}
+    return scaled
 
 
 def mean_square(kernel: Network, values: Mapping[str, Tensor]) -> float:

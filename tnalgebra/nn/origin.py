@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..decompositions import read_trace
 from ..errors import LayerError, RuleError
+from ..networks import all_nodes
 from ..rewriting import Fit, Trace, metric_in
 from ..tensors import value_of
 
@@ -94,7 +95,7 @@ def in_type(fit: Fit, dtype: torch.dtype) -> Fit:
 def origin_of_fit(fit: Fit) -> Origin:
     """The origin of a layer that is made from a fit of its weight."""
     steps = fit.trace.steps
-    whole = len(steps) == 1 and steps[0].change.pieces is not None and len(fit.trace.start.nodes) == 1
+    whole = len(steps) == 1 and steps[0].change.pieces is not None and len([*all_nodes(fit.trace.start)]) == 1
     error = steps[0].relative_error if whole else fit.relative_error
     light = []
     for step in steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -21,12 +22,16 @@ from ..networks import (
     NamedTensor,
     Network,
     Node,
+    all_nodes,
     carriers,
     edited,
     fresh,
     relabel,
     rename,
+    renamed,
+    sum_of_products,
     tensor_nodes,
+    tensors_of,
     with_sizes,
 )
 from ..tensors import Values, as_tensor, common_dtype, evaluate, in_precision, magnitude, target_of, values_for
@@ -34,7 +39,7 @@ from .bases import BASES, check_basis
 from .matching import Match
 from .options import Options, Place
 from .outline import Outline, grown_sizes
-from .sides import balanced_factors, fill_attributes, shared_sizes
+from .sides import balanced_factors, fill_attributes, filled, shared_sizes
 from .trace import EXACT_TO, Change
 
 
@@ -79,7 +84,7 @@ class Reading:
             SizeError: the caller gives a size for a label that the right side does not have, or a second size.
         """
         for label in self.options.sizes:
-            if label not in carriers(self.right):
+            if label not in _labels(self.right):
                 fact = f"a size is given for {label!r}, which the right side does not have"
                 raise SizeError(fact, right=self.right)
         known = {**self.right.sizes, **self.shared, **self.options.sizes}
@@ -87,14 +92,13 @@ class Reading:
             if known.setdefault(label, size) != size:
                 fact = f"label {label!r} has two sizes"
                 raise SizeError(fact, first=known[label], second=size, right=self.right)
-        nodes = [rename(node, self.names) for node in fill_attributes(self.right.nodes, self.match.attributes)]
-        return Network(nodes, self.right.output, known)
+        return with_sizes(renamed(filled(self.right, self.match.attributes), names=self.names), known)
 
     @cached_property
     def new(self) -> list[str]:
         """The names of the new tensors of the right side, in the rule."""
         old = tensor_nodes(self.left)
-        return [name for name in tensor_nodes(self.right) if name not in old]
+        return [name for name in tensors_of(self.right) if name not in old]
 
     @property
     def missing(self) -> list[str]:
@@ -126,7 +130,7 @@ class Reading:
         """The tensors of the right side that are not fitted."""
         constants = {
             self.names[name]: in_precision(self.values[self.names[name]], torch.float64).to(self.target.device)
-            for name in tensor_nodes(self.right)
+            for name in tensors_of(self.right)
             if name not in self.new
         }
         for name, value in {**self.fixed, **self.options.fixed}.items():
@@ -134,7 +138,7 @@ class Reading:
                 fact = f"fixed holds {name!r}, which is not a new tensor of the right side"
                 raise ValuesError(fact, new=" ".join(self.new))
             constants[self.names[name]] = _constant(name, value, self.sized, self.names[name]).to(self.target.device)
-        if len(constants) == len(tensor_nodes(self.sized)):
+        if len(constants) == len(tensors_of(self.sized)):
             raise RuleError("nothing is left to be fitted", fixed=" ".join(constants), right=self.sized)
         return constants
 
@@ -195,21 +199,22 @@ def read_at(
     left, right = sides
     names = dict(group[0].names)
     taken_names, taken = set(tensor_nodes(network)), set(carriers(network))
-    for name in tensor_nodes(right):
+    for name in tensors_of(right):
         if name not in names:
             names[name] = fresh(name, taken_names)
             taken_names.add(names[name])
-    nodes: list[Node] = []
+    replacements: list[list[list[Node]]] = []  # for each match, the nodes of each term of the right side
     labels_of_matches: list[dict[str, str]] = []
     sizes_of_matches: list[tuple[dict[str, int], dict[str, int]]] = []
     sizes: dict[str, int] = {}
     for match in group:
         labels = {label: match.labels[label] for label in left.output}
-        for label in carriers(right):
+        for label in _labels(right):
             if label not in labels:
                 labels[label] = fresh(label, taken)
                 taken.add(labels[label])
-        nodes += [rename(relabel(node, labels), names) for node in fill_attributes(right.nodes, match.attributes)]
+        terms = [fill_attributes(term.nodes, match.attributes) for term in right.terms]
+        replacements.append([[rename(relabel(node, labels), names) for node in term] for term in terms])
         known = {label: network.sizes[thing] for label, thing in match.labels.items() if thing in network.sizes}
         shared = shared_sizes(left, right, known)
         for label, size in (*shared.items(), *right.sizes.items()):
@@ -220,7 +225,7 @@ def read_at(
         labels_of_matches.append(labels)
         sizes_of_matches.append((known, shared))
     removed = [position for match in group for position in match.nodes]
-    after = edited(network, Edit(remove=removed, add=nodes, sizes=sizes))
+    after = _multiplied_out(network, removed, replacements, sizes)
     known, shared = sizes_of_matches[0]
     return Reading(
         left=left,
@@ -237,6 +242,25 @@ def read_at(
     )
 
 
+def _multiplied_out(
+    network: Network, removed: Sequence[int], replacements: Sequence[Sequence[Sequence[Node]]], sizes: Mapping[str, int]
+) -> Network:
+    """The network with other nodes in the place of some: a term for each choice of a term of each replacement."""
+    products = []
+    for chosen in product(*replacements):
+        nodes = [node for term in chosen for node in term]
+        carried = {label for node in nodes for label in node.labels}
+        known = {label: size for label, size in sizes.items() if label in carried}
+        after = edited(network, Edit(remove=removed, add=nodes, sizes=known))
+        products.append((after.nodes, after.sizes))
+    return sum_of_products(products, network.output)
+
+
+def _labels(network: Network) -> tuple[str, ...]:
+    """All labels of a network, in the order in which they first occur."""
+    return tuple(dict.fromkeys(label for node in all_nodes(network) for label in node.labels))
+
+
 def build_exact(network: Network, place: Place, values: Values, options: Options) -> Change:
     """Make the change of a rule whose sides are equal."""
     reading = _reading(network, place, values, options)
@@ -245,7 +269,7 @@ def build_exact(network: Network, place: Place, values: Values, options: Options
         if not reading.missing and len(before.sizes) == len(carriers(before)):
             _check_values(before, after, values)
         return Change(reading.after)
-    definition = Network(before.nodes, after.nodes[0].labels, before.sizes)
+    definition = Network(before.nodes, after.nodes[0].labels, before.sizes)  # the right side is one new tensor
     return Change(reading.after, {reading.names[reading.new[0]]: definition})
 
 
@@ -310,7 +334,7 @@ def outline_fitted(network: Network, place: Place, values: Values, options: Opti
 
 def _with_parts(right: Network) -> Network:
     """The right side with sizes for all parts of its `Fuse` nodes; parts without a size become as equal as possible."""
-    for node in right.nodes:
+    for node in all_nodes(right):
         if not isinstance(node, Fuse):
             continue
         unknown = [part for part in node.parts if part not in right.sizes]
@@ -346,7 +370,7 @@ def _with_parts(right: Network) -> Network:
 
 def _constant(name: str, value: Any, right: Network, network_name: str) -> Tensor:
     """The elements of a constant, which the network calls `network_name`."""
-    node = right.nodes[tensor_nodes(right)[network_name][0]]
+    node = tensors_of(right)[network_name]
     if isinstance(value, str):
         check_basis(value)
         if node.labels[1] not in right.sizes:
@@ -410,7 +434,7 @@ def _change(reading: Reading, cores: Mapping[str, Tensor], report: FitReport) ->
     right = reading.sized
     core_sizes = {
         label: size
-        for node in right.nodes
+        for node in all_nodes(right)
         if isinstance(node, NamedTensor)
         for label, size in zip(node.labels, cores[node.name].shape, strict=True)
     }

@@ -11,12 +11,14 @@ import torch
 
 from ..errors import RankError, RuleError
 from ..fitting import Metric, MultiplyAddsBudget, Settings, Size, TimeBudget, read_size
-from ..networks import Network, node_text
+from ..networks import Network, all_nodes, node_text
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a rule applies: positions of nodes, and the labels that distinguish two places on the same nodes.
+
+    The nodes of a sum are counted from its first term to its last.
 
     match: what the rule found there, for its `build`; a step that is recorded has none.
     """
@@ -26,7 +28,8 @@ class Place:
     match: object = field(default=None, compare=False, repr=False)
 
     def text(self, network: Network) -> str:
-        nodes = " ".join(node_text(network.nodes[position]) for position in self.nodes)
+        everywhere = [*all_nodes(network)]
+        nodes = " ".join(node_text(everywhere[position]) for position in self.nodes)
         return f"{nodes} at {' '.join(self.labels)}" if self.labels else nodes
 
 

@@ -7,7 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import RuleError, SizeError, TnalgebraError
 from ..fitting import bonds_of
-from ..networks import NamedTensor, Network, carriers, isomorphic, open_variables, parse_rule, tensor_nodes
+from ..networks import (
+    NamedTensor,
+    Network,
+    all_nodes,
+    carriers,
+    isomorphic,
+    open_variables,
+    parse_rule,
+    tensor_nodes,
+    tensors_of,
+)
 from .apply_text import build_exact, build_fitted, build_fitted_many, outline_fitted, read_at
 from .bases import check_basis
 from .matching import matches, whole_tensors
@@ -20,8 +30,11 @@ from .trace import RuleKind
 def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] | None = None) -> Rule:
     """Make a rule of one line of notation without stars. Arguments and errors are those of `text.rule`."""
     left, right = parse_rule(text)
+    if len(left.terms) > 1:
+        fact = "the left side of a rule is a product, and this one is a sum"
+        raise RuleError(fact, rule=text, fix="a rule for a term; a + b adds networks")
     _check_sides(left, right, text)
-    new = [name for name in tensor_nodes(right) if name not in tensor_nodes(left)]
+    new = [name for name in tensors_of(right) if name not in tensors_of(left)]
     constants = dict(fixed or {})
     for constant, basis in constants.items():
         check_basis(basis)
@@ -44,7 +57,7 @@ def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] |
         start=None if open_variables(left) else lambda values: left,
         ranks=() if exact else bonds_of(right),
         variables=(*tensor_nodes(left), *carriers(left)),
-        labels=tuple(carriers(right)),
+        labels=tuple(dict.fromkeys(label for node in all_nodes(right) for label in node.labels)),
         takes=() if exact else ("fixed", "constraints", "metric", "start"),
         fixed=constants,
         build_many=None if exact else build_fitted_many,
@@ -54,7 +67,7 @@ def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] |
 
 
 def _check_cores(right: Network, new: Sequence[str], text: str) -> None:
-    for node in right.nodes:
+    for node in all_nodes(right):
         twice = next((label for label in node.labels if node.labels.count(label) > 1), None)
         if isinstance(node, NamedTensor) and node.name in new and twice is not None:
             fact = f"the new tensor {node.name!r} has the label {twice!r} twice, so that only its diagonal would matter"
@@ -65,16 +78,16 @@ def _check_constant(constant: str, right: Network, new: Sequence[str], text: str
     if constant not in new:
         fact = f"fixed= names {constant!r}, which is not a new tensor of the right side"
         raise RuleError(fact, rule=text, new=" ".join(new))
-    if len(right.nodes[tensor_nodes(right)[constant][0]].labels) != 2:
+    if len(tensors_of(right)[constant].labels) != 2:
         fix = "two labels: that of its rows, then that of its columns"
         raise RuleError(f"the basis {constant!r} is not a matrix", rule=text, fix=fix)
 
 
 def _contracts(left: Network, right: Network) -> bool:
     """Whether the right side is one new tensor, which is the left side contracted."""
-    node = right.nodes[0]
+    node, *others = all_nodes(right)
     new = isinstance(node, NamedTensor) and node.name not in tensor_nodes(left)
-    return len(right.nodes) == 1 and new and sorted(node.labels) == sorted(right.output)
+    return not others and new and sorted(node.labels) == sorted(right.output)
 
 
 def _check_sides(left: Network, right: Network, text: str) -> None:
@@ -86,8 +99,8 @@ def _check_sides(left: Network, right: Network, text: str) -> None:
     for name in open_variables(right):
         if name not in open_variables(left):
             raise RuleError(f"the attribute {name!r} occurs only on the right side", rule=text)
-    for name in [name for name in tensor_nodes(right) if name in tensor_nodes(left)]:
-        before, after = (len(side.nodes[tensor_nodes(side)[name][0]].labels) for side in (left, right))
+    for name in [name for name in tensors_of(right) if name in tensors_of(left)]:
+        before, after = (len(tensors_of(side)[name].labels) for side in (left, right))
         if before != after:
             raise RuleError(f"{name!r} has {before} axes on the left side and {after} on the right", rule=text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from textwrap import wrap
@@ -13,7 +14,7 @@ import torch
 from .._tables import Table, Tabular, shorten
 from ..errors import RuleError
 from ..fitting import Metric, ParameterBudget
-from ..networks import Network, tensor_nodes
+from ..networks import NamedTensor, Network, all_nodes
 from ..tensors import Values
 from .options import Choices, Options, Place
 from .outline import Outline
@@ -235,7 +236,8 @@ class Rule(Tabular):
                 raise RuleError(f"the rule {self.name!r} does not apply at this place", place=at, network=network)
             return places[places.index(at)]
         if not places:
-            tied = " ".join(name for name, standing in tensor_nodes(network).items() if len(standing) > 1)
+            occurs = Counter(node.name for node in all_nodes(network) if isinstance(node, NamedTensor))
+            tied = " ".join(name for name, times in occurs.items() if times > 1)
             raise RuleError(
                 f"the rule {self.name!r} does not apply anywhere in the network",
                 rule=self.equation,

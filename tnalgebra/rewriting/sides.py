@@ -22,8 +22,10 @@ from ..networks import (
     Network,
     Node,
     Variable,
+    all_nodes,
     carriers,
     shapes,
+    sum_of_products,
     with_sizes,
 )
 from ..tensors import evaluate, magnitude, values_for
@@ -45,6 +47,12 @@ def fill_attributes(nodes: Sequence[Node], attributes: Mapping[str, object]) -> 
     return filled
 
 
+def filled(side: Network, attributes: Mapping[str, object]) -> Network:
+    """A side of a rule, the variables among its attributes replaced by what they stand for."""
+    products = [(fill_attributes(term.nodes, attributes), term.sizes) for term in side.terms]
+    return sum_of_products(products, side.output)
+
+
 def shared_sizes(left: Network, right: Network, sizes: Mapping[str, int]) -> dict[str, int]:
     """The sizes of labels of the right side that follow from those of the left side.
 
@@ -58,7 +66,7 @@ def shared_sizes(left: Network, right: Network, sizes: Mapping[str, int]) -> dic
     """
     axes = {node.name: node.labels for node in left.nodes if isinstance(node, NamedTensor)}
     pairs = [(label, label) for label in left.output]
-    for node in right.nodes:
+    for node in all_nodes(right):
         if isinstance(node, NamedTensor) and node.name in axes:
             pairs += zip(node.labels, axes[node.name], strict=True)
     shared: dict[str, int] = {}
@@ -85,9 +93,7 @@ def equal_for_all_sizes(left: Network, right: Network, text: str) -> bool:
     for _ in range(10 * TRIALS):
         attributes = _random_attributes(left, random)
         try:
-            before, after = (
-                Network(fill_attributes(side.nodes, attributes), side.output, side.sizes) for side in (left, right)
-            )
+            before, after = (filled(side, attributes) for side in (left, right))
             before = _random_sizes(before, random)
         except SizeError:
             continue

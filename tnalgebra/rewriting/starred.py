@@ -17,7 +17,7 @@ from ..networks import (
     Fill,
     NamedTensor,
     Network,
-    carriers,
+    all_nodes,
     fresh,
     node_text,
     open_variables,
@@ -170,7 +170,7 @@ def _fail(text: str, at: int, fact: str, *, fix: str) -> NoReturn:
 
 def _check_star(star: str, label: str, sides: Mapping[str, Network], text: str) -> None:
     for name, side in sides.items():
-        for node in side.nodes:
+        for node in all_nodes(side):
             fact = because = None
             if node.labels.count(label) > 1:
                 fact = f"{star!r} occurs twice on a node"
@@ -258,7 +258,9 @@ def _counts(pattern: Pattern, values: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _labels(pattern: Pattern, counts: Mapping[str, int]) -> dict[str, list[str]]:
     """Labels for each star: those of torch's kernels if they fit, otherwise the name of the star with numbers."""
-    taken = {*pattern.plain((*carriers(pattern.left), *carriers(pattern.right)))}
+    taken = {
+        *pattern.plain(label for side in (pattern.left, pattern.right) for n in all_nodes(side) for label in n.labels)
+    }
     labels: dict[str, list[str]] = {}
     for position, star in pattern.order:
         node, count = pattern.left.nodes[position], counts[star]

@@ -19,7 +19,7 @@ from .._files import write_text
 from .._tables import Table, Tabular, shorten, tabulate, write_change, write_number
 from ..errors import RuleError, ValuesError
 from ..fitting import FitReport
-from ..networks import NamedTensor, Network, kernel_multiply_adds, tensor_nodes
+from ..networks import Network, kernel_multiply_adds, resized, tensors_of
 from ..tensors import (
     Values,
     as_tensor,
@@ -207,9 +207,7 @@ def _as_json(value: Any) -> object:
 
 def _known_parameters(network: Network) -> int | None:
     """The parameters of a network; None where a size that they need is unknown."""
-    known = all(
-        label in network.sizes for node in network.nodes if isinstance(node, NamedTensor) for label in node.labels
-    )
+    known = all(label in network.sizes for node in tensors_of(network).values() for label in node.labels)
     return network.parameters if known else None
 
 
@@ -275,7 +273,7 @@ class Trace(Tabular):
         for number, step in enumerate(self.steps, 1):
             following = fit.again(step)
             claimed, true = step.after, following.network
-            same = (claimed.nodes, claimed.output) == (true.nodes, true.output)
+            same = resized(claimed, {}) == resized(true, {})
             if not same or not claimed.sizes.items() <= true.sizes.items():  # a trace without values knows fewer sizes
                 fact = f"step {number}, {step.rule.name}, does not lead where the trace says"
                 raise RuleError(fact, trace=claimed, true=true)
@@ -452,9 +450,9 @@ class Fit(Tabular):
                 raise ValuesError(fact, rule=rule.name, fix="values of a wider type, such as tensor.float()")
         new = {**self.values, **change.values}
         for name, definition in change.definitions.items():
-            if all(part in self.values for part in tensor_nodes(definition)):
+            if all(part in self.values for part in tensors_of(definition)):
                 new[name] = value_of(definition, self.values)
-        kept = tensor_nodes(change.after)
+        kept = tensors_of(change.after)
         step = Step(rule, Place(place.nodes, place.labels), options, self.network, change)
         trace = Trace(self.trace.start, (*self.trace.steps, step))
         values = {name: value for name, value in new.items() if name in kept}

@@ -11,7 +11,7 @@ from ..decompositions import cut_sequence, read_rewrite
 from ..errors import NetworkError, NotationError, RankError, RuleError, SizeError, ValuesError
 from ..fitting import NoTreeError, Rank, bonds_of, tree_of
 from ..model import Planned
-from ..networks import WORD, Network, parse_bipartition
+from ..networks import WORD, Network, parse_bipartition, resized
 from ..rewriting import Fit, Rule, rule
 from .kernels import Layer
 from .store import BASELINE
@@ -45,7 +45,7 @@ class Form:
         chosen = {bond: ranks[bond] for bond in free_bonds(self.rule)}
         capped = {bond: min(rank, self.full[bond]) if isinstance(rank, int) else rank for bond, rank in chosen.items()}
         counted = {bond: rank if isinstance(rank, int) else self.full[bond] for bond, rank in capped.items()}
-        right = Network(self.network.nodes, self.network.output, {**self.network.sizes, **counted})
+        right = resized(self.network, {**self.network.sizes, **counted})
         return Planned(self.rule, capped, right.parameters)
 
 
@@ -105,7 +105,7 @@ class Rewrite:
             # applied once, cheaply: the sure way to see whether the rule can be applied, and which network it makes
             ones = dict.fromkeys(free_bonds(decomposition), 1)
             once = decomposition.apply(layer.weight, ones or None, starts=1, sweeps=0)
-            left, right = (Network(side.nodes, side.output) for side in (once.trace.start, once.network))
+            left, right = (resized(side, {}) for side in (once.trace.start, once.network))
             full, spectral = full_ranks(once.network), ones.keys() <= tree_bonds(once.network).keys()
             self._forms[shape] = Form(decomposition, once.network, f"{left} => {right}", full, spectral)
         return self._forms[shape]

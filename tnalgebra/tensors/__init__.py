@@ -1,7 +1,7 @@
 """The numbers of a network: values for its tensors, contractions, factorisations, and conversion to quimb and back."""
 
 from .contraction import MAX_ELEMENTS, Operand, contract
-from .evaluation import Values, as_tensor, bind, evaluate, is_finite, magnitude, operands, pattern, values_for
+from .evaluation import Values, add_up, as_tensor, bind, evaluate, is_finite, magnitude, operands, pattern, values_for
 from .linalg import (
     SVD,
     check_axes,
@@ -24,6 +24,7 @@ __all__ = [
     "SVD",
     "Operand",
     "Values",
+    "add_up",
     "as_tensor",
     "bind",
     "bind_values",
