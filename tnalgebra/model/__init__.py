@@ -13,6 +13,7 @@ from .image_files import load_images
 from .images import Images, batch_rows, check_classes
 from .input_metrics import fit_in_order, input_metrics
 from .measure_curves import FRACTIONS
+from .merge_branches import MergingReport, merge_branches
 from .modes import evaluating, modes_kept
 from .modules import names_of_modules
 from .obstacles import find_obstacles
@@ -40,6 +41,7 @@ __all__ = [
     "Curves",
     "Folding",
     "Images",
+    "MergingReport",
     "MetricName",
     "Planned",
     "Site",
@@ -66,6 +68,7 @@ __all__ = [
     "hosvd",
     "input_metrics",
     "load_images",
+    "merge_branches",
     "modes_kept",
     "names_of_modules",
     "optional",

@@ -5,6 +5,7 @@ from .adapter_start import start_adapter
 from .attention import MultiheadAttention, attention_obstacle
 from .base import KernelLayer, check_dense
 from .embedding import Embedding
+from .forwards import differing_forward
 from .kernels import elements_by_default, fit_constants
 from .layers import (
     LAYERS,
@@ -22,6 +23,7 @@ from .layers import (
 from .origin import Origin, check_sum
 from .planning import Planning, nominal_shape
 from .torch_layers import (
+    CONVOLUTIONS,
     DECOMPOSABLE,
     KERNEL_LAYERS,
     TRANSPOSED,
@@ -36,6 +38,7 @@ from .torch_layers import (
 from .weight_facts import WEIGHT_FACTS
 
 __all__ = [
+    "CONVOLUTIONS",
     "DECOMPOSABLE",
     "KERNEL_LAYERS",
     "LAYERS",
@@ -62,6 +65,7 @@ __all__ = [
     "check_scale",
     "check_sum",
     "decomposed",
+    "differing_forward",
     "elements_by_default",
     "fit_constants",
     "in_memory_format",
