@@ -220,8 +220,8 @@ def _hooked(module: nn.Module) -> nn.Module:
 
 def _in_place_later(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
     y = a(x)
-    x.add_(1.0)
-    return y + b(x)
+    z = x.add_(1.0)
+    return y + b(x) + z.mean()
 
 
 LEFT = {
@@ -304,6 +304,17 @@ def test_a_model_that_cannot_be_traced() -> None:
         assert "control flow" in report.untraced[""]
     with refused(LayerError, "does not run on the example"):
         tn.merge_branches(model, (1, 3, 5, 5))
+
+
+def test_values_that_are_changed_under_another_name() -> None:
+    def add(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+        y = a(x)
+        x.add_(1.0)
+        return y + b(x)
+
+    model = nn.Sequential(nn.ReLU(), _Apart(_conv(3, padding=1), _conv(1), add)).double()
+    _, report = assert_merged(model, torch.randn(1, 4, 5, 5).double(), 0)
+    assert "in place" in report.untraced["1"]
 
 
 def test_a_model_without_branches() -> None:

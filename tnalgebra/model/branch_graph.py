@@ -79,11 +79,22 @@ def trace(module: nn.Module) -> fx.GraphModule:
         elif node.op == "call_module" and _changes_nothing(module.get_submodule(str(node.target))):
             node.replace_all_uses_with(*node.all_input_nodes)
             graph.erase_node(node)
-    if any(node.target is operator.iadd and not node.users for node in graph.nodes):
-        raise LayerError("a value is changed in place by +=, and read under another name")
+    modules = dict(module.named_modules())
+    for node in graph.nodes:
+        if not node.users and _changes_in_place(node, modules):
+            raise LayerError("a value is changed in place, and read under another name")
     traced = fx.GraphModule(module, graph, type(module).__name__)
     graph.eliminate_dead_code()
     return traced
+
+
+def _changes_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node changes its first argument in place."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = node.op.startswith("call_") and name.endswith("_") and not name.endswith("__")
+    return in_place or node.target is operator.iadd or node.kwargs.get("inplace") is True
 
 
 def _changes_nothing(module: nn.Module) -> bool:
@@ -208,16 +219,6 @@ class BranchGraph:
             self._changed_in_place(one) for one in inner
         )
 
-    def _changes(self, node: fx.Node, value: fx.Node) -> bool:
-        """Whether a node changes a value in place."""
-        if not node.args or node.args[0] is not value:
-            return False
-        if node.op == "call_module":
-            return bool(getattr(self.modules[str(node.target)], "inplace", False))
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        in_place = name.endswith("_") and not name.endswith("__")
-        return in_place or node.target is operator.iadd or node.kwargs.get("inplace") is True
-
     # Branches
 
     def _before(self, node: fx.Node) -> fx.Node | None:
@@ -301,7 +302,9 @@ class BranchGraph:
     def _merge_group(self, root: fx.Node, fork: fx.Node, paths: Sequence[Path]) -> bool:
         """Merge the branches of a fork that belong together; whether the graph changed."""
         convolutions = [one for path in paths for one in self._modules_of(path) if isinstance(one, CONVOLUTIONS)]
-        if self._changed_in_place(root) or any(self._changes(one, fork) for one in fork.users):
+        if self._changed_in_place(root) or any(
+            one.args[:1] == (fork,) and _changes_in_place(one, self.modules) for one in fork.users
+        ):
             self._leave(paths, "a value is changed in place that is used elsewhere too")
             return False
         alike: dict[object, list[tuple[Path, Branch]]] = {}
@@ -321,7 +324,7 @@ class BranchGraph:
                 continue
             layer = merged.layer(convolutions[0].weight, trained=convolutions[0].weight.requires_grad)
             if self._is_cheaper(members, layer):
-                self._exchange(root, fork, [path for path, _ in members], merged, layer)
+                self._exchange(root, [path for path, _ in members], merged, layer)
                 return True
             self._leave([path for path, _ in members], "one convolution would not be faster")
         if len(alike) > 1:
@@ -366,9 +369,7 @@ class BranchGraph:
             return output
         return nn.functional.batch_norm(x, **self._norm_arguments(node))
 
-    def _exchange(
-        self, root: fx.Node, fork: fx.Node, paths: Sequence[Path], merged: Merged, layer: Convolution
-    ) -> None:
+    def _exchange(self, root: fx.Node, paths: Sequence[Path], merged: Merged, layer: Convolution) -> None:
         """Put one convolution in the place of branches, and add what is left of the sum to it."""
         name = next(name for n in count() if not hasattr(self.module, name := f"merged{n or ''}"))
         self.module.add_module(name, layer)
@@ -377,7 +378,7 @@ class BranchGraph:
         for path in paths:
             rest.remove(path.nodes[-1] if path.nodes else path.fork)
         with self.graph.inserting_before(root):
-            total = self.graph.call_module(name, (fork,))
+            total = self.graph.call_module(name, (paths[0].fork,))
             for one in rest:
                 total = self.graph.call_function(operator.add, (total, one))
         root.replace_all_uses_with(total)
