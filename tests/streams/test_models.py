@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,25 @@ def test_a_stream_has_the_weights_of_its_model_and_its_own_state() -> None:
     torch.testing.assert_close(outputs_of(stream, one), model(one)), "another batch"
 
 
+def test_a_stream_is_pickled_with_its_state() -> None:
+    model, clip = small(), torch.randn(2, 3, 9, dtype=torch.float64)
+    stream = tn.stream(model, "t", example=clip)
+    stream.steps(clip[:, :, :4])
+    other = pickle.loads(pickle.dumps(stream))
+    for one in (stream, other):
+        rest = torch.cat([one.steps(clip[:, :, 4:]), one.flush()], 2)
+        torch.testing.assert_close(rest, model(clip)[:, :, 4 - stream.delay :])
+
+
+def test_frames_may_be_written_over() -> None:
+    model, clip = small(), torch.randn(2, 3, 9, dtype=torch.float64)
+    stream, frame = tn.stream(model, "t", example=clip), torch.empty(2, 3, dtype=torch.float64)
+    outputs = []
+    for one in clip.unbind(2):
+        outputs.append(stream.step(frame.copy_(one)))
+    torch.testing.assert_close(torch.stack([y for y in outputs if y is not None], 2), model(clip)[:, :, :7])
+
+
 def test_a_kept_state_moves_with_the_stream() -> None:
     model, clip = small(), torch.randn(2, 3, 9, dtype=torch.float64)
     stream = tn.stream(model, "t", example=clip)
@@ -367,6 +387,18 @@ def test_what_a_stream_shows() -> None:
     assert stream.clip_multiply_adds == 16 * stream.multiply_adds
 
 
+class Scaled(nn.Module):
+    """Arguments with defaults are those that a stream has."""
+
+    def forward(self, x: Tensor, scale: float = 2.0, mask: Tensor | None = None) -> Tensor:
+        return scale * x if mask is None else mask * x
+
+
+class Masked(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return mask * x
+
+
 class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(2)
@@ -426,6 +458,9 @@ def test_a_weight_of_zero_does_not_hide_that_frames_are_mixed() -> None:
 
 
 def test_modes_and_weights_are_checked() -> None:
+    check(nn.Sequential(nn.Conv1d(3, 4, 3), Scaled()), (1, 3, 8))
+    with refused(StreamError, "Masked has another input 'mask'"):
+        tn.stream(Masked(), "t", example=(1, 3, 8))
     with refused(StreamError, "1 (BatchNorm1d) is in training mode", "model.eval()"):
         tn.stream(nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4)), "t")
     with refused(StreamError, "along is 'time'"):

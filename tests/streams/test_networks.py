@@ -14,7 +14,7 @@ from torch import Tensor
 import tnalgebra as tn
 from tests.refusals import refused
 from tests.strategies import random_values
-from tnalgebra.errors import StreamError
+from tnalgebra.errors import CompileError, StreamError
 from tnalgebra.networks import Conv, Fill, NamedTensor, Network, Node, shape_of
 from tnalgebra.streams.timing import Window
 
@@ -78,7 +78,7 @@ def stream_of(network: Network, values: dict[str, Tensor]) -> tuple[Any, Tensor]
 
 
 @given(chains(), st.integers(0, 2**32 - 1))
-@settings(max_examples=30)
+@settings(max_examples=25)
 def test_every_output_is_that_of_the_clip_and_comes_in_time(network: Network, seed: int) -> None:
     values = random_values(network, seed)
     stream, clip = stream_of(network, values)
@@ -227,5 +227,11 @@ def test_arguments_are_checked() -> None:
     with refused(StreamError, "no clip has begun"):
         stream.flush()
     stream.step(torch.ones(1, 3))
-    with refused(StreamError, "the frame has the shape (2, 3), the one before (1, 3)"):
+    with refused(StreamError, "the frame is (2, 3) of torch.float32, the one before (1, 3)", "stream.reset()"):
         stream.step(torch.ones(2, 3))
+    stream.reset()
+    with refused(CompileError, "torch.float64"):
+        stream.step(torch.ones(1, 3, dtype=torch.float64))
+    assert stream.steps(torch.ones(1, 3, 5)).shape == (1, 2, 3), "a refused frame leaves no state"
+    with refused(StreamError, "of the type int cannot be a stream"):
+        tn.stream(3, "t")  # type: ignore[arg-type]

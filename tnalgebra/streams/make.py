@@ -92,6 +92,9 @@ def stream(
         if shape is None:
             labels = input_of(network, weights).labels
             shape = tuple(target.network.sizes[label] for label in labels)
+    elif not isinstance(target, Network | str):
+        fact = f"an object of the type {type(target).__name__} cannot be a stream"
+        raise StreamError(fact, fix="a network, its text, a layer or a model")
     else:
         network = parse(target) if isinstance(target, str) else target
         weights = Weights(values or {}, constants, bias, tune)

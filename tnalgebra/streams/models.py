@@ -78,6 +78,9 @@ def trace_model(model: nn.Module, axis: int, example: Sequence[int] | None) -> T
     """
     check_modes(model)
     graph, constants = trace_forward(model)
+    others = [node.target for node in graph.nodes if node.op == "placeholder" and not node.args][1:]
+    if others:
+        raise StreamError(f"{type(model).__name__} has another input {others[0]!r} besides the clip", fix="one input")
     lengths = _lengths(model)
     tried: list[Exception] = []
     for shape in [tuple(example)] if example is not None else _guesses(model):
@@ -172,14 +175,14 @@ class ModelFlow:
     """Builds the graph of frames of a traced model.
 
     tune: whether the plans of products are measured.
-    nodes: node of the model -> its node in the graph of frames.
+    nodes: node of the model -> its node in the graph of frames, or the default of an argument.
     moving: the nodes of the model that depend on the clip.
     """
 
     traced: Traced
     builder: Builder
     tune: bool
-    nodes: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    nodes: dict[fx.Node, Any] = field(default_factory=dict)
     moving: set[fx.Node] = field(default_factory=set)
 
     def build(self) -> fx.GraphModule:
@@ -207,16 +210,13 @@ class ModelFlow:
             )
         return self.builder.finish(self.nodes[result])
 
-    def _constant(self, node: fx.Node) -> fx.Node:
+    def _constant(self, node: fx.Node) -> Any:
         """A node that does not depend on the input."""
         if node in self.traced.constants:
             name = f"constant_{str(node.target).rpartition('_')[2]}"
             self.builder.root.register_buffer(name, self.traced.constants[node])
             return self.builder.graph.get_attr(name)
-        if node.op == "placeholder":
-            fact = f"the model has another input {str(node.target)!r} besides the clip"
-            raise StreamError(fact, fix="a model of one input")
-        return self._copied(node)
+        return node.args[0] if node.op == "placeholder" else self._copied(node)
 
     def _copied(self, node: fx.Node) -> fx.Node:
         new = self.builder.graph.node_copy(node, lambda old: self.nodes[old])
@@ -389,6 +389,8 @@ class ModelFlow:
         """The value of a node that does not depend on the input."""
         if node in self.traced.constants:
             return self.traced.constants[node]
+        if node.op == "placeholder":
+            return node.args[0]
         if node.op == "get_attr":
             value: Any = self.traced.model
             for name in str(node.target).split("."):

@@ -129,11 +129,8 @@ class Stream(nn.Module):
         """
         if state is not None:
             return self._advance(x, state)
-        if self._like is None or self._like.shape != x.shape:
-            self._begin(x)
-        assert self._state is not None
-        y, new = self._advance(x, self._state)
-        self._state = tuple(tensor.detach() for tensor in new)
+        y, new = self._advance(x, self._kept(x))
+        self._state, self._like = tuple(tensor.detach() for tensor in new), x.detach()
         return y
 
     def steps(self, xs: Tensor) -> Tensor:
@@ -168,7 +165,7 @@ class Stream(nn.Module):
             clip = int(steps)
             last = self._timing.stride * (self._timing.count(clip) - 1) + self._timing.offset
             for number in range(clip, last + 1):
-                y, frames = self._code(number, clip)(self._like, *frames)
+                y, frames = self._code(number, clip)(torch.zeros_like(self._like), *frames)
                 if y is not None:
                     outputs.append(y)
         result = self._stacked(outputs)
@@ -179,12 +176,16 @@ class Stream(nn.Module):
         """Forget all frames: the next one is the first one."""
         self._state = self._like = None
 
-    def _begin(self, x: Tensor) -> None:
-        if self._like is not None:
-            fact = f"the frame has the shape {tuple(x.shape)}, the one before {tuple(self._like.shape)}"
-            raise StreamError(fact, fix="stream.reset() before another clip")
-        self._state = self.initial_state(x.shape, dtype=x.dtype, device=x.device)
-        self._like = torch.zeros_like(x)
+    def _kept(self, x: Tensor) -> State:
+        """The stream's own state, for a frame like the one before."""
+        if self._state is None or self._like is None:
+            return self.initial_state(x.shape, dtype=x.dtype, device=x.device)
+        if (x.shape, x.dtype) != (self._like.shape, self._like.dtype):
+            shown = [f"{tuple(one.shape)} of {one.dtype}" for one in (x, self._like)]
+            raise StreamError(
+                f"the frame is {shown[0]}, the one before {shown[1]}", fix="stream.reset() before another clip"
+            )
+        return self._state
 
     def _advance(self, x: Tensor, state: State) -> tuple[Tensor | None, State]:
         self._check(x.shape)
@@ -332,7 +333,16 @@ class Stream(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_codes": {}}
+        """The state with the graph itself, of which torch.fx would keep the code alone."""
+        parts = {name: vars(self.flow)[name] for name in ("_modules", "_parameters", "_buffers")}
+        return {**self.__dict__, "_codes": {}, "_modules": {}, "_parts": (parts, self.flow.graph)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        parts, graph = state.pop("_parts")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        root = nn.Module()
+        vars(root).update(parts)
+        self.flow = fx.GraphModule(root, graph)
 
 
 class _Reader(fx.Interpreter):
