@@ -82,6 +82,10 @@ def stream(
     if padding not in get_args(Padding):
         raise StreamError(f"padding is {padding!r}", fix=" or ".join(map(repr, get_args(Padding))))
     shape = None if example is None else tuple(example.shape if isinstance(example, Tensor) else example)
+    known: object = target
+    if not isinstance(known, Network | str | nn.Module):
+        fact = f"an object of the type {type(known).__name__} cannot be a stream"
+        raise StreamError(fact, fix="a network, its text, a layer or a model")
     builder = Builder(nn.Module(), padded=padding == "streaming")
     if isinstance(target, nn.Module):
         if values or constants or bias:
@@ -92,9 +96,6 @@ def stream(
         if shape is None:
             labels = input_of(network, weights).labels
             shape = tuple(target.network.sizes[label] for label in labels)
-    elif not isinstance(target, Network | str):
-        fact = f"an object of the type {type(target).__name__} cannot be a stream"
-        raise StreamError(fact, fix="a network, its text, a layer or a model")
     else:
         network = parse(target) if isinstance(target, str) else target
         weights = Weights(values or {}, constants, bias, tune)
