@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from time import perf_counter
 from typing import Any, Self, cast
@@ -191,7 +192,7 @@ class Adapted(torch_nn.Module):
             return False
         key = (round(math.log(input.numel(), 4)), gradients)
         if key not in self._together:
-            if is_watched() or not self._tune:
+            if is_watched() or not self._tune or os.environ.get("TNALGEBRA_TUNE") == "0":
                 return False
             self._together[key] = self._measure(input, gradients=gradients)
             self._together.setdefault(("nominal", gradients), self._together[key])
