@@ -179,8 +179,7 @@ def _links(
     """The steps if these tensors meet the frame before each window, and the axis of time of the output."""
     path = time_path(network, x, time)
     names = {time, *(conv.y for conv in path)}
-    labels = next(node.labels for node in network.nodes if _is_tensor(node, x))
-    frame = _Frame(tuple(TIME if label == time else label for label in labels))
+    frame = _Frame(_with_time(tensors_of(network)[x].labels, names))
     rest = [node for node in network.nodes if node not in path and not _is_tensor(node, x)]
     links: list[Link] = []
     for number, conv in enumerate(path):
@@ -192,10 +191,15 @@ def _links(
             frame, rest = _Frame(after), [node for node in rest if node not in chosen]
         links.append(Windowed(_window_of(network, conv), frame.axis))
         frame = _Frame(frame.labels, conv.k)
-    after = tuple(TIME if label in names else label for label in network.output)
+    after = _with_time(network.output, names)
     if rest or frame.window is not None or after != frame.labels or weights.bias is not None:
         links.append(_Stage(network, frame, rest, ()).product(x, rest, after, weights, bias=weights.bias))
     return links, after.index(TIME)
+
+
+def _with_time(labels: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
+    """The labels with `TIME` in place of those of time."""
+    return tuple(TIME if label in names else label for label in labels)
 
 
 def _window_of(network: Network, conv: Conv) -> Window:

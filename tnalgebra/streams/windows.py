@@ -251,14 +251,8 @@ def _links_of_pooling(module: Any, x: Tensor, axis: int) -> Links:
     numbers = {name: _each(getattr(module, name, 1), axes) for name in ("kernel_size", "stride", "padding", "dilation")}
     size, stride, padding, dilation = (numbers[name][place] for name in numbers)
     maximum = isinstance(module, MAXIMA)
-    if module.ceil_mode and stride > 1:
-        raise StreamError("ceil_mode with a stride along time depends on the length of the clip", fix="ceil_mode=False")
-    if maximum and module.return_indices:
-        raise StreamError("the indices of maxima count the frames of a clip", fix="return_indices=False")
+    _check_pooling(module, stride, padding)
     divisor = None if maximum else getattr(module, "divisor_override", None)
-    if not maximum and padding and not module.count_include_pad and divisor is None:
-        fact = "averages at the ends of a clip have other divisors: count_include_pad is False"
-        raise StreamError(fact, fix="count_include_pad=True, or padding 0 along time")
     links: list[Link] = []
     others = {name: tuple(1 if n == place else one for n, one in enumerate(all_)) for name, all_ in numbers.items()}
     others["padding"] = tuple(0 if n == place else one for n, one in enumerate(numbers["padding"]))
@@ -276,6 +270,18 @@ def _links_of_pooling(module: Any, x: Tensor, axis: int) -> Links:
         reduce = torch.amax if maximum else torch.mean if divisor is None else torch.sum
         links.append(Call(reduce, (axis, True)))
     return links
+
+
+def _check_pooling(module: Any, stride: int, padding: int) -> None:
+    """Raise StreamError if the values of a pooling depend on where a clip ends; the numbers are those along time."""
+    if module.ceil_mode and stride > 1:
+        raise StreamError("ceil_mode with a stride along time depends on the length of the clip", fix="ceil_mode=False")
+    if getattr(module, "return_indices", False):
+        raise StreamError("the indices of maxima count the frames of a clip", fix="return_indices=False")
+    counted = getattr(module, "count_include_pad", True) or getattr(module, "divisor_override", None)
+    if padding and not counted:
+        fact = "averages at the ends of a clip have other divisors: count_include_pad is False"
+        raise StreamError(fact, fix="count_include_pad=True, or padding 0 along time")
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:
@@ -300,11 +306,7 @@ def _links_of_padding(x: Tensor, axis: int, pads: Sequence[int], *, mode: str, v
 
 
 def _links_of_slice(x: Tensor, axis: int, index: Any) -> Links | None:
-    entries = index if isinstance(index, tuple) else (index,)
-    if Ellipsis in [one for one in entries if not isinstance(one, Tensor)]:
-        place = next(n for n, one in enumerate(entries) if one is Ellipsis)
-        missing = x.ndim - sum(one is not None for one in entries) + 1
-        entries = (*entries[:place], *[slice(None)] * missing, *entries[place + 1 :])
+    entries = _without_ellipsis(index if isinstance(index, tuple) else (index,), x.ndim)
     if len(entries) <= axis or not all(isinstance(one, slice) for one in entries[: axis + 1]):
         return None
     start, stop, step = (getattr(entries[axis], name) for name in ("start", "stop", "step"))
@@ -320,3 +322,12 @@ def _links_of_slice(x: Tensor, axis: int, index: Any) -> Links | None:
     if (start, high, step) != (0, 0, 1):
         links.append(Windowed(Window(1, step, -start, high), axis))
     return links
+
+
+def _without_ellipsis(entries: tuple[Any, ...], axes: int) -> tuple[Any, ...]:
+    """An index of a tensor with whole slices in place of an ellipsis."""
+    place = next((number for number, one in enumerate(entries) if one is Ellipsis), None)
+    if place is None:
+        return entries
+    missing = axes - sum(one is not None for one in entries) + 1
+    return (*entries[:place], *[slice(None)] * missing, *entries[place + 1 :])
