@@ -76,6 +76,14 @@ def test_the_cores_of_a_decomposed_layer_get_gradients() -> None:
     assert all(parameter.grad is not None for name, parameter in layer.named_parameters() if name != "bias")
 
 
+def test_the_product_of_a_kernel_of_many_cores() -> None:
+    """Both sides of a window over one element may be in one part of a contraction tree, which is then not a join."""
+    torch.manual_seed(0)
+    dense = nn.Conv3d(2, 4, (3, 1, 4), groups=2, stride=(2, 3, 3)).double()
+    layer = tn.nn.decomposed(dense, "cp", 2)
+    assert tn.orthogonality(layer).item() == pytest.approx(tn.orthogonality(layer.to_dense()).item(), rel=1e-12)
+
+
 def test_a_penalty_makes_a_layer_orthogonal() -> None:
     torch.manual_seed(0)
     layer = nn.Conv1d(6, 4, 3, padding=1, padding_mode="circular")
@@ -94,5 +102,7 @@ def test_refusals() -> None:
         tn.lipschitz_bound(nn.Conv1d(2, 2, 3), iterations=0)
     with refused(NetworkError, "reflect"):
         tn.lipschitz_bound(nn.Conv1d(2, 2, 3, padding=1, padding_mode="reflect"))
+    with refused(NetworkError, "'x'", "'u'"):
+        tn.lipschitz_bound(nn.Conv1d(2, 2, 1, padding=1, padding_mode="circular"))
     with refused(NetworkError, "'x'"):
         tn.orthogonality("X[x:5] Conv[x y k:2] Conv[x z h:2] -> [y z k h]")

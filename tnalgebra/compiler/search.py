@@ -158,6 +158,8 @@ def _splits(number: int, masks: Sequence[int], rest: int, windows: Windows) -> I
         unit = masks[1 << position] if number >> position & 1 else 0
         if not unit & rest:
             continue
+        if unit & must_left and unit & must_right:
+            return
         if unit & must_left or not (windows.numbers or base):  # without windows the sides can be exchanged
             base |= 1 << position
         elif not unit & must_right:
