@@ -69,8 +69,8 @@ def lipschitz_bound(target: Target, *, values: Mapping[str, Any] | None = None, 
 
     With G = K * K, as in `orthogonality`, the norm of A is the square root of that of G, and the norm of G * G is the
     square of that of G. So after each product the largest sum of absolute values in a row of G bounds a higher power of
-    the norm, and more iterations bring the bound closer to it. It holds for windows that are circular or padded with
-    zeros, and for every batch.
+    the norm, and more iterations bring the bound closer to it. It holds for windows that are padded with zeros, for
+    circular ones on inputs whose sizes their strides divide, and for every batch.
 
     Args:
         target, values: as for `orthogonality`.
@@ -80,8 +80,8 @@ def lipschitz_bound(target: Target, *, values: Mapping[str, Any] | None = None, 
         A scalar, through which gradients reach the parameters of the layer, or the values.
 
     Raises:
-        NetworkError: as of `orthogonality`, or a window that is padded in mode reflect or replicate, whose sums may
-            exceed the bound.
+        NetworkError: as of `orthogonality`, or a window that is padded in mode reflect or replicate, or a circular
+            one that repeats positions: such sums may exceed the bound.
         SizeError: `iterations` is not positive.
 
     Source: B. Delattre, Q. Barthelemy, A. Araujo, A. Allauzen, Efficient Bound of Lipschitz Constant for Convolutional
@@ -94,10 +94,14 @@ def lipschitz_bound(target: Target, *, values: Mapping[str, Any] | None = None, 
     """
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise SizeError(f"iterations is {iterations!r}", fix="an integer of at least 1")
-    network = network_of(target, values)[0]
+    network, tensors, _ = network_of(target, values)
+    network, _ = bind(network, tensors)
     for node in network.nodes:
         if isinstance(node, Conv) and node.mode in ("reflect", "replicate"):
             raise NetworkError(f"a window is padded in mode {node.mode}", network=network, fix="zeros or circular")
+        if isinstance(node, Conv) and node.mode == "circular" and _repeats(node, network.sizes.get(node.k)):
+            fact = f"the circular window from {node.x!r} to {node.y!r} repeats positions, which amplifies them again"
+            raise NetworkError(fact, network=network, fix="padding of at most dilation * (size - 1) in all")
     product = _gram(target, values)
     logarithm = torch.zeros((), dtype=product.dtype, device=product.device)
     power = 2  # of the norm of the map, that the product has
@@ -108,6 +112,12 @@ def lipschitz_bound(target: Target, *, values: Mapping[str, Any] | None = None, 
         power *= 2
     rows = product.abs().sum(tuple(range(2, product.ndim)))
     return logarithm.exp() * rows.max() ** (1 / power)
+
+
+def _repeats(node: Conv, width: int | None) -> bool:
+    """Whether a circular window makes more positions than there are, or than every s-th one of them."""
+    numbers = window(node)
+    return width is not None and numbers["low"] + numbers["high"] > numbers["dilation"] * (width - 1)
 
 
 def _gram(target: Target, values: Mapping[str, Any] | None) -> Tensor:
