@@ -64,6 +64,7 @@ PAPER = Paper(
     "github.com/INVOKERer/DeepRFTv2",
     cores=CORES,
     check=check,
+    gain=gain,
     outside="The networks that predict the kernel from the transformed features, and the encoder and decoder around "
     "it.",
 )

@@ -61,6 +61,7 @@ PAPER = Paper(
     source="`DOLG.forward` in `core/model/dolg_model.py` of github.com/feymanpriv/DOLG",
     cores=CORES,
     check=check,
+    gain=gain,
     outside="The division by the norm, which enters as s; pooling by a power mean, attention, and the loss with "
     "angular margins; the search itself.",
 )

@@ -82,6 +82,7 @@ PAPER = Paper(
     "paper's abstract and in that of its successor, arXiv 2311.05908",
     cores=CORES,
     check=check,
+    gain=gain,
     outside="The squash and smooth operators on the kernel, which are functions of its elements, and how a "
     "GPU's memory is used.",
 )

@@ -128,8 +128,6 @@ def value(network: tn.Network, values: Mapping[str, Tensor]) -> Tensor:
     Raises:
         StudyError: the two differ.
     """
-    if len(network.terms) > 1:
-        return tn.evaluate(network, values)
     program = tn.compile(network, inputs={name: tuple(tensor.shape) for name, tensor in values.items()}, tune=False)
     computed: Tensor = program(**values)
     if difference(computed, tn.evaluate(network, values)) > TOLERANCE:

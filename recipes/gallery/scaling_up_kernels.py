@@ -66,5 +66,6 @@ PAPER = Paper(
     "code of UniRepLKNet",
     cores=CORES,
     check=check,
+    gain=gain,
     outside="The architecture around the windows, and how it is trained.",
 )

@@ -4,7 +4,7 @@ The paper asks what makes state space models good at long sequences, and finds t
 parameters for their length, and decay. Its kernel is a row of pieces with equally many parameters each; every piece is
 interpolated to twice the length of the one before and damped by a constant factor.
 
-Interpolation is a fixed matrix, the place of a piece in the kernel is a cropped window, and the row is a sum. Pieces,
+Interpolation is a fixed matrix, the place of a piece in the kernel is a padded window, and the row is a sum. Pieces,
 kernel and convolution can be one network or two.
 """
 
@@ -25,7 +25,7 @@ def kernel(pieces: int, size: int) -> str:
     length, first, terms = size * 2 ** (pieces - 1), 0, []
     for number in range(pieces):
         wide = size * 2 ** max(0, number - 1)
-        window = f"Conv[s:{length} t{number}:{wide} p{number}:1 | padding=-{first}:-{length - first - wide}]"
+        window = f"Conv[t{number}:{wide} s p{number}:1 | padding={first}:{length - first - wide}]"
         terms.append(f"W{number}[h k{number}:{size}] B{number}[t{number} k{number}] d{number}[h] {window}")
         first += wide
     return f"{' + '.join(terms)} -> [h s]"
@@ -91,5 +91,6 @@ PAPER = Paper(
     source="`GConv.forward` in `gconv_standalone.py` of github.com/ctlllll/SGConv",
     cores=CORES,
     check=check,
+    gain=gain,
     outside="The division by the kernel's first norm, and damping by learnt powers, which are functions.",
 )

@@ -5,15 +5,20 @@ windows with several dilations, each with its batch norm. For use, every branch 
 
 A dilated window is placed by a window: `Conv[a:7 i:1 h | dilation=2 padding=-1:-1]` has the small kernel's places h at
 the places a of the large one. The branches beside each other are a sum of layers, which is the layer of the sum.
+`tn.merge_branches` does this to models.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
-from recipes.gallery.frame import Cores, Paper, difference, random_values, sized, value
+import tnalgebra as tn
+from recipes.gallery.frame import Cores, Paper, difference, random_values, sized, times_faster, value
 
 BRANCHES = {7: ((5, 1), (3, 2), (3, 3)), 13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5))}
 """The size of the large window -> the sizes and dilations of the small ones, as in the public code."""
@@ -44,20 +49,23 @@ CORES: Cores = {"merged kernel": sized(merged(7), c=4), "branches": sized(beside
 
 
 class Block(nn.Module):
-    """The block of the paper, with batch norms; its large window is `convolutions[0]`."""
+    """The block of the paper, with batch norms of random statistics; its large window is `convolutions[0]`."""
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
-        windows = ((size, 1), *BRANCHES[size])
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels, channels, k, padding=d * (k // 2), dilation=d, groups=channels, bias=False)
-            for k, d in windows
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in windows)
+        self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
+        for k, d in ((size, 1), *BRANCHES[size]):
+            window: dict[str, Any] = {"padding": d * (k // 2), "dilation": d, "groups": channels, "bias": False}
+            self.convolutions.append(nn.Conv2d(channels, channels, k, **window))
+            self.norms.append(nn.BatchNorm2d(channels))
+        for name, numbers in self.norms.state_dict().items():
+            if "tracked" not in name:
+                nn.init.uniform_(numbers, 0.5, 1.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        branches = [norm(conv(x)) for conv, norm in zip(self.convolutions, self.norms, strict=True)]
-        return torch.stack(branches).sum(0)
+        first, *others = (norm(conv(x)) for conv, norm in zip(self.convolutions, self.norms, strict=True))
+        result: Tensor = sum(others, first)
+        return result
 
 
 def place(kernels: list[Tensor], size: int) -> Tensor:
@@ -71,18 +79,32 @@ def place(kernels: list[Tensor], size: int) -> Tensor:
 
 
 def check(cores: Cores) -> dict[str, float]:
-    """Zeros between the places of each small kernel, padding and addition; and torch's convolutions side by side."""
+    """A block in torch, and its kernels as the public code merges them, times the scales of the batch norms."""
     kernel, branches = cores.values()
-    values = random_values(branches)
-    x, *kernels = values.values()
-    layers = [
-        conv2d(x, k[:, None], padding=d * (len(k[0]) // 2), dilation=d, groups=4)
-        for k, d in zip(kernels, (1, 1, 2, 3), strict=True)
-    ]
+    x = random_values(branches)["X"]
+    module: Any = Block(4, 7).double().eval()
+    scales = [norm.weight / (norm.running_var + norm.eps).sqrt() for norm in module.norms]
+    kernels = [conv.weight[:, 0] * s.view(-1, 1, 1) for conv, s in zip(module.convolutions, scales, strict=True)]
+    values = {name: tensor.detach() for name, tensor in zip(("L", "K0", "K1", "K2"), kernels, strict=True)}
+    merged_model, _ = tn.merge_branches(module, x)
+    convolution = next(one for one in merged_model.modules() if isinstance(one, nn.Conv2d))
+    placed, output = place([*values.values()], 7), module(x).detach()
     return {
-        "merged kernel": difference(value(kernel, dict(list(values.items())[1:])), place(kernels, 7)),
-        "branches": difference(value(branches, values), torch.stack(layers).sum(0)),
+        "merged kernel": difference(value(kernel, values), placed),
+        "branches": difference(value(branches, {"X": x, **values}), output - module(torch.zeros_like(x)).detach()),
+        "kernel of the merged block": difference(convolution.weight[:, 0], placed),
+        "output of the merged block": difference(merged_model(x), output),
     }
+
+
+def gain() -> dict[str, float]:
+    """4 images of 32 channels, 28x28, windows of 13 and 7: the block with its branches, and merged."""
+    x, ratios = torch.randn(4, 32, 28, 28), {}
+    for size in (13, 7):
+        module = Block(32, size).eval()
+        model, _ = tn.merge_branches(module, x)
+        ratios[f"branches in torch : merged, {size}x{size}"] = times_faster(partial(model, x), partial(module, x))
+    return ratios
 
 
 PAPER = Paper(
@@ -92,5 +114,6 @@ PAPER = Paper(
     source="`DilatedReparamBlock` in `unireplknet.py` of github.com/AILab-CVC/UniRepLKNet",
     cores=CORES,
     check=check,
+    gain=gain,
     outside="Batch norms while they are trained: merging takes their statistics as they are in evaluation.",
 )
