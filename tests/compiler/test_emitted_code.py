@@ -31,11 +31,16 @@ FUNCTIONS = {
     *(getattr(functional, f"avg_pool{axes}d") for axes in (1, 2, 3)),
     *(functional.linear, functional.pad, torch.matmul, torch.bmm, torch.unflatten, torch.diagonal),
     *(operator.mul, operator.truediv, operator.getitem),
+    *(torch.fft.rfft, torch.fft.irfft, torch.fft.rfftn, torch.fft.irfftn, torch.promote_types),
+    *(operator.add, operator.floordiv, operator.neg, getattr),
 }
 PATTERN = Case("X[n:2 x:6] Conv[x u h:3 | padding=1] Conv[x v w:2] A[h a:2] B[w b:4] -> [n u v a b]", "n")
 """Two windows on one label: a plan makes one of them a dense pattern."""
 
-METHODS = {"permute", "reshape", "flatten", "expand", "contiguous", "unfold", "squeeze", "unsqueeze", "sum", "size"}
+METHODS = {
+    *("permute", "reshape", "flatten", "expand", "contiguous", "unfold", "squeeze", "unsqueeze", "sum", "size"),
+    *("to", "flip", "movedim"),
+}
 
 
 def every_candidate(*names: str) -> Iterator[Any]:
@@ -83,7 +88,7 @@ def check_calls(graph: fx.Graph) -> None:
         if node.op == "call_method":
             assert node.target in METHODS, node.target
         assert "device" not in node.kwargs
-        assert not any(
+        assert node.target is torch.promote_types or not any(  # transforms are computed in float32 at least
             isinstance(leaf, torch.device | torch.dtype | Tensor) for leaf in tree_leaves((node.args, node.kwargs))
         )
 

@@ -11,18 +11,21 @@ from typing import Literal, TypeAlias
 import torch
 
 from ..errors import CompileError
-from ..networks import NamedTensor, Network, all_nodes, resized, tensors_of
+from ..networks import Conv, NamedTensor, Network, all_nodes, resized, tensors_of
 from .computation import Computation, sort_nodes, variants
 from .constants import constants_for
 from .cost import FORMATS, CostModel, Format, Workload
+from .fourier_steps import may_be_faster
 from .lowering import lower
-from .operations import STYLES, Arrange, Convolve, Load, Pad, Program, Rename, Toeplitz, Unfold, shape_in
+from .operations import STYLES, Arrange, Convolve, Load, Pad, Program, Rename, Toeplitz, Transform, Unfold, shape_in
 from .search import cheapest_trees
-from .steps import Steps
+from .steps import CONVOLUTION, FOURIER, Steps
 from .sums import SumPrograms
 
-Candidates: TypeAlias = Literal["all", "factored"]
-"""Which plans are compared: all, or only those that never contract all weights into one tensor before an input."""
+Candidates: TypeAlias = Literal["all", "factored", "spectral"]
+"""Which plans are compared: all; those that never contract all weights into one tensor before an input; or those that
+apply every window by Fourier transforms.
+"""
 
 MAX_PLAN_ELEMENTS = 2**28
 """Default limit for the number of elements of any tensor that a plan makes: 1 GiB in float32."""
@@ -105,6 +108,11 @@ class Candidate:
         return self.program.works(self.program.sizes)
 
     @cached_property
+    def is_spectral(self) -> bool:
+        """Whether some windows are applied by Fourier transforms."""
+        return any(isinstance(operation, Transform) for operation in self.program.operations)
+
+    @cached_property
     def calls(self) -> int:
         """The number of operations that compute or copy."""
         return sum(work.kind != "view" for work, _ in self.works)
@@ -148,7 +156,7 @@ class Candidate:
     def family(self) -> tuple[object, ...]:
         """What the error of the prediction depends on most: memory format, kinds of the calls, what is contracted."""
         pairs = zip(self.program.operations, self.works, strict=True)
-        kinds = {type(one) for one, _ in pairs if isinstance(one, Convolve | Unfold | Toeplitz)}
+        kinds = {type(one) for one, _ in pairs if isinstance(one, Convolve | Unfold | Toeplitz | Transform)}
         rebuilds = any(weights and work.multiply_adds for work, weights in self.works)
         return self.program.style, frozenset(kinds), rebuilds
 
@@ -183,7 +191,15 @@ def candidates_for(request: PlanRequest) -> list[Candidate]:
         find = _programs_of_product if len(request.network.terms) == 1 else _programs_of_sum
         for computation, program in find(request, sizes):
             seconds = predicted_seconds(program, request)
-            candidates.setdefault(program.text, Candidate(computation, program, seconds))
+            one = Candidate(computation, program, seconds)
+            if one.is_spectral or request.candidates != "spectral":
+                candidates.setdefault(program.text, one)
+    if not candidates and request.candidates == "spectral":
+        raise CompileError(
+            "no plan applies all windows of the network by Fourier transforms",
+            network=request.network,
+            fix="real numbers, and windows between an input and a tensor with their last label, or candidates='all'",
+        )
     if not candidates:
         raise CompileError(
             f"no way to compute the network keeps every tensor within {request.max_elements} elements",
@@ -248,14 +264,23 @@ def _programs(
     )
     styles = [style for style in STYLES if style.memory_format == memory_format]
     prices = request.cost_model(memory_format)
+    # transforms take real numbers in the order of their axes
+    transforms = memory_format == "contiguous" and not request.dtype.is_complex
+    is_spectral = request.candidates == "spectral" and any(isinstance(view, Conv) for view in computation.views)
+    if is_spectral and not transforms:
+        return []
     # a plan for inputs of every size comes before one that keeps the kernel apart, as its windows are dense tensors
-    for patterns in (False, True) if computation.views else (False,):
+    for patterns in (False, True) if computation.views and not is_spectral else (False,):
         for dense in (False, True) if request.candidates == "factored" else (True,):
+            make_steps = partial(Steps, computation, prices, dense=dense, most=request.max_elements)
             programs = []
             # trees of convolutions alone are searched too, as the price of unfolding is the least certain one
-            for unfold in (False, True) if computation.views else (False,):
-                steps = Steps(computation, prices, dense=dense, unfold=unfold, most=request.max_elements)
+            for unfold in (False, True) if computation.views and not is_spectral else (False,):
+                steps = make_steps(unfold=unfold, ways=FOURIER if is_spectral else CONVOLUTION)
                 trees = cheapest_trees(steps, keep=KEPT, patterns=patterns)
+                if transforms and not unfold and any(may_be_faster(steps, tree) for tree in trees):
+                    steps = make_steps(unfold=unfold, ways=(*CONVOLUTION, *FOURIER))
+                    trees += cheapest_trees(steps, keep=KEPT, patterns=patterns)
                 programs += [lower_tree(steps, tree, style) for tree in trees for style in styles]
             if programs:
                 return programs

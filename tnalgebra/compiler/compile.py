@@ -43,8 +43,9 @@ def compile(  # it hides the builtin here, and is used as tnalgebra.compile
             elements in memory may change.
         constants: names of values that are not trained: they become buffers.
         bias: an output label along which a vector is added; `values` has it under the name "bias".
-        candidates: "all", or "factored" for plans that never contract all weights into one tensor before an input,
-            unless no other plan takes inputs of every size.
+        candidates: "all"; "factored" for plans that never contract all weights into one tensor before an input, unless
+            no other plan takes inputs of every size; or "spectral" for plans that apply every window by Fourier
+            transforms.
         backward: whether the plan is chosen for the time of the forward and backward pass together.
         tune: whether to measure the candidates whose predicted times are close, on tensors of the nominal shapes; the
             result is stored on disk. With $TNALGEBRA_TUNE=0 nothing is measured.
@@ -111,6 +112,10 @@ def make_request(
     inexact = {name: tensor.is_floating_point() or tensor.is_complex() for name, tensor in tensors.items()}
     dtype = next((tensors[name].dtype for name in tensors if inexact[name]), torch.get_default_dtype())
     tensors = {name: tensor if inexact[name] else tensor.to(dtype) for name, tensor in tensors.items()}
+    if candidates == "spectral" and (dtype.is_complex or not all(inexact.values())):
+        name = next((name for name in tensors if not tensors[name].is_floating_point() or not inexact[name]), "X")
+        fact = f"a spectral plan computes with real numbers that are rounded, and {name!r} has others"
+        raise CompileError(fact, fix="floating point numbers, or candidates='all', which keeps whole numbers exact")
     devices, dtypes = {tensor.device for tensor in tensors.values()}, {tensor.dtype for tensor in tensors.values()}
     if len(devices) > 1 or len(dtypes) > 1:
         listed = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items())

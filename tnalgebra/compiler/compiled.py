@@ -20,7 +20,7 @@ from .executor import Executor, Frozen
 from .keeper import lower_type
 from .operations import Pool
 from .plan import Plan
-from .tracing import is_jit_traced, is_symbolic, is_traced, is_watched, leaf_call
+from .tracing import is_exported, is_jit_traced, is_symbolic, is_traced, is_watched, leaf_call
 from .tune import ranked_candidates
 from .weights import dense_patterns
 
@@ -128,8 +128,11 @@ class Compiled(nn.Module):
         return self._execute(executor or self._executor, tensors, dtype)
 
     def _execute(self, executor: Executor, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
-        if self._frozen is not None and not is_traced():
-            keeper = self._frozen.keeper(self, tensors)
+        if executor.direct is not None and (tensors[0].is_complex() or is_exported()):
+            return executor.direct.run(self, tensors, dtype)
+        frozen = self._frozen
+        if frozen is not None and not is_traced() and not (tensors[0].is_complex() and frozen.plan.chosen.is_spectral):
+            keeper = frozen.keeper(self, tensors)
             if keeper is not None:
                 return keeper.run(tensors, dtype)
         return executor.run(self, tensors, dtype)

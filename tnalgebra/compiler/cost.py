@@ -20,6 +20,7 @@ of torch, or else those of the tables in `constants.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log2
 from typing import Literal, NamedTuple, TypeAlias
 
 Format: TypeAlias = Literal["contiguous", "channels_last"]
@@ -46,6 +47,19 @@ class Workload(NamedTuple):
     new: int = 1
     left: int = 1
     filled: int = 0
+
+
+TRANSFORM_WORK = 1.25
+"""Multiply-adds of a fast Fourier transform of n real numbers, for each of them and each doubling of n."""
+
+RADIX = 4
+"""A Fourier transform is priced as products with matrices of this size, of which a fast one is made."""
+
+
+def transform_work(read: int, written: int, points: int, elements: int) -> Workload:
+    """The work of Fourier transforms of so many points on so many real numbers in all."""
+    multiply_adds = round(TRANSFORM_WORK * elements * log2(max(points, 2)))
+    return Workload("product", multiply_adds, read, written, 1, RADIX, RADIX, RADIX)
 
 
 class Rates(NamedTuple):

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from . import operations as ops
+from .emit_fourier import combined, emit_inverse, emit_transform
 from .operations import Axes, Axis, Program, labels_in
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -274,12 +275,18 @@ class _Emitter:
         return self.graph.call_method("contiguous", (turned,))
 
     def _combined(self, one: _Size, other: _Size, function: Callable[[Any, Any], Any]) -> _Size:
-        """A sum or product of two sizes, computed at once where both are numbers."""
-        if isinstance(one, int) and isinstance(other, int):
-            return int(function(one, other))
-        if other == {operator.add: 0, operator.mul: 1}[function]:
-            return one
-        return self.graph.call_function(function, (one, other))
+        return combined(self.graph, one, other, function)
+
+    def _transform(self, operation: ops.Transform, source: fx.Node) -> fx.Node:
+        sizes = self._last_sizes(operation.source, len(operation.lengths))
+        return emit_transform(self.graph, operation, source, sizes=sizes)
+
+    def _last_sizes(self, number: int, count: int) -> list[_Size]:
+        return [self.size(label) for label in labels_in(self._axes(number)[-count:])]
+
+    def _inverse(self, operation: ops.Inverse, source: fx.Node, like: fx.Node) -> fx.Node:
+        sizes = self._last_sizes(operation.like, len(operation.lengths))
+        return emit_inverse(self.graph, operation, source, like, sizes=sizes)
 
     def _pool(self, operation: ops.Pool, source: fx.Node) -> fx.Node:
         keywords: dict[str, Any] = {"stride": _short(operation.stride)}
@@ -390,6 +397,8 @@ _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.Pad: _Emitter._pad,
     ops.Unfold: _Emitter._unfold,
     ops.Toeplitz: _Emitter._toeplitz,
+    ops.Transform: _Emitter._transform,
+    ops.Inverse: _Emitter._inverse,
     ops.Pool: _Emitter._pool,
     ops.Add: _Emitter._add,
     ops.Plus: _Emitter._plus,

@@ -42,6 +42,14 @@ class Executor:
         self.halves = _Halves(self.plan) if weighted and supplied_values(program) else None
         self._keeps = weighted and not program.weights_only[-1]
         self._keeper: Keeper | None = None
+        self.direct = self._without_transforms()
+
+    def _without_transforms(self) -> Executor | None:
+        """The code of the best plan without Fourier transforms, if this one has some and there is another one."""
+        others = [one for one in self.plan.candidates if not one.is_spectral]
+        if not (self.plan.chosen.is_spectral and others):
+            return None
+        return Executor(replace(self.plan, candidates=(others[0],)), dense_patterns(others[0], self.plan.request))
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the code, because torch.fx would trace it again and rename its arguments."""
@@ -54,6 +62,8 @@ class Executor:
     def move(self, like: Tensor) -> None:
         """Put the patterns where the weights are; they stay where they are if the weights have no memory."""
         self._keeper = None
+        if self.direct is not None:
+            self.direct.move(like)
         if not like.is_meta:
             self.patterns = {name: tensor.to(like.device, like.dtype) for name, tensor in self.patterns.items()}
 
@@ -167,7 +177,8 @@ def _at_shapes(plan: Plan, shapes: Sequence[torch.Size]) -> Program:
     for label, size in program.sizes.items():
         plain = plain_label(label)
         every[label] = sizes[plain] + size - program.sizes[plain] if plain in sizes else size
-    return replace(program, sizes=every, moving=frozenset())
+    counted = frozenset(label for label in program.moving if plain_label(label) not in sizes)
+    return replace(program, sizes=every, moving=counted)  # the code counts the blocks of transforms
 
 
 def _whole(candidate: Candidate) -> Network:

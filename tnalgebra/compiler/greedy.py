@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 from itertools import combinations, count
 
 from ..networks import Conv
+from .fourier_steps import join_ways
 from .steps import MAX_WINDOWS, Steps, Windows
 from .trees import ContractionTree, bits
 
@@ -106,10 +107,10 @@ class Items:
                     continue
             elif one.mask < other.mask:
                 continue
-            seconds = self.steps.join_price(one.mask, other.mask, windows)
-            if seconds is not None:
-                mask, total = one.mask | other.mask | windows.mask, one.seconds + other.seconds + seconds
-                yield ContractionTree(mask, total, "join", (one, other), windows.numbers, windows.transposed)
+            mask = one.mask | other.mask | windows.mask
+            for seconds, lengths in join_ways(self.steps, one.mask, other.mask, windows):
+                total, parts = one.seconds + other.seconds + seconds, (one, other)
+                yield ContractionTree(mask, total, "join", parts, windows.numbers, windows.transposed, lengths)
 
     def _windows_between(self, one: int, other: int) -> Iterator[Windows]:
         """The sets of free windows, the empty set included, that a join may absorb."""

@@ -75,7 +75,8 @@ class Keeper:
         """The value of the network, computed in the type of the weights or in that of autocast."""
         values = self.values
         if not self._rows:  # patterns alone have the type of the inputs
-            values = [value.to(inputs[0].device, inputs[0].dtype) for value in values]
+            real = inputs[0].dtype
+            values = [one.to(inputs[0].device, one.dtype if one.is_complex() else real) for one in values]
         if torch.is_grad_enabled():
             values = [value.detach() for value in values]
         if dtype is not None:

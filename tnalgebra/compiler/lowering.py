@@ -10,6 +10,8 @@ from ..networks import Conv, Fuse, window
 from . import operations as ops
 from .computation import Leaf, moving_labels
 from .convolution import convolve
+from .fourier import convolve_by_fourier
+from .fourier_steps import fourier_axis
 from .operations import Axes, Axis, labels_in, shape_in
 from .steps import Steps
 from .trees import ContractionTree
@@ -228,6 +230,11 @@ def _pool(draft: Draft, value: Value, windows: Sequence[Conv]) -> Value:
 def _join(draft: Draft, tree: ContractionTree, live: Collection[str]) -> Value:
     left, right = (_lower(draft, part) for part in tree.parts)
     windows = [node for node in _nodes(draft, tree) if isinstance(node, Conv)]
+    if tree.lengths:
+        axes = [fourier_axis(draft.steps, node, transposed=tree.transposed) for node in windows]
+        return convolve_by_fourier(
+            draft, left, right, axes=axes, lengths=tree.lengths, live=live, transposed=tree.transposed
+        )
     if windows:
         return convolve(draft, left, right, windows=windows, live=live, transposed=tree.transposed)
     with_inputs = [bool(part.mask & draft.steps.inputs) for part in tree.parts]

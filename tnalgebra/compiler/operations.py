@@ -13,7 +13,7 @@ from math import prod
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from .computation import Leaf
-from .cost import FORMATS, Format, Workload
+from .cost import FORMATS, Format, Workload, transform_work
 
 Axis: TypeAlias = tuple[str, ...]
 Axes: TypeAlias = tuple[Axis, ...]
@@ -196,6 +196,55 @@ class Toeplitz(Unary):
 
 
 @dataclass(frozen=True)
+class Transform(Unary):
+    """Fourier transforms of real numbers along the last axes; the labels of frequencies end in ~.
+
+    Half precision is computed in float32. Along each of these axes:
+
+    lengths: the number of points; shorter axes are padded with zeros at the high end.
+    blocks: how far from each other the overlapping blocks of that length begin, whose number is an axis before those of
+        frequencies; 0 where the whole axis is one block.
+    apart: the distance of the elements; zeros are put between them.
+    pads: positions that are then added to the ends, or cut off.
+    reach: of the kernel; neighbouring blocks have one element less in common.
+    turned: whether the elements are first put into the reverse order.
+    """
+
+    lengths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    apart: tuple[int, ...]
+    pads: Pads
+    reach: tuple[int, ...]
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Inverse(Operation):
+    """The inverse transforms along the last axes, in the type of `like`: the elements without wrapped ones.
+
+    lengths, blocks, reach: as of the `Transform`; the first reach - 1 elements of each block are wrapped.
+    stride: the distance of the elements that are kept.
+    ends: for each axis (factor, more): before the stride there are factor * size + more elements, for the size that the
+        axis has in `like`.
+    """
+
+    source: int
+    like: int
+    axes: Axes
+    lengths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    reach: tuple[int, ...]
+    stride: tuple[int, ...]
+    ends: tuple[tuple[int, int], ...]
+    takes: ClassVar[tuple[str, ...]] = ("source", "like")
+
+
+def is_complex(axes: Sequence[Axis]) -> bool:
+    """Whether a value has complex numbers, because one of its labels is that of frequencies."""
+    return any(label.endswith("~") for label in labels_in(axes))
+
+
+@dataclass(frozen=True)
 class Pool(Unary):
     """The mean over windows along the last axes."""
 
@@ -245,8 +294,11 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Workl
     def count(labels: Sequence[str] | set[str]) -> int:
         return prod(sizes[label] for label in labels)
 
-    written = count(labels_in(operation.axes))
-    read = sum(count(labels_in(values[source])) for source in operation.sources)
+    def moved(axes: Axes) -> int:
+        return count(labels_in(axes)) * (2 if is_complex(axes) else 1)
+
+    written = moved(operation.axes)
+    read = sum(moved(values[source]) for source in operation.sources)
     match operation:
         case Load() | Rename() | Repeat() | Diagonal() | Unfold() | Arrange(copies=False):
             return Workload("view")
@@ -255,8 +307,8 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Workl
             summed = count(operation.summed)
             groups, left, right = map(count, (one & other - {*operation.summed}, one - other, other - one))
             filled = 0 if operation.bias is None else written
-            read = sum(count(labels_in(values[number])) for number in (operation.left, operation.right))
-            multiply_adds = groups * left * right * summed
+            read = sum(moved(values[number]) for number in (operation.left, operation.right))
+            multiply_adds = groups * left * right * summed * (4 if is_complex(operation.axes) else 1)
             return Workload("product", multiply_adds, read, written, groups, summed, right, left, filled)
         case Convolve():
             parts = (operation.groups, operation.summed, operation.new, labels_in(operation.window))
@@ -264,6 +316,13 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Workl
             batch, _, *positions = values[operation.source] if operation.transposed else operation.axes
             multiply_adds = count((*batch, *labels_in(positions))) * groups * summed * new * window
             return Workload("convolution", multiply_adds, read, written, groups, summed, new)
+        case Transform():
+            points, blocks = prod(operation.lengths), [axis for axis in operation.axes if not is_complex((axis,))]
+            return transform_work(read, written, points, points * count(labels_in(blocks)))
+        case Inverse():
+            source = values[operation.source]
+            points, blocks = prod(operation.lengths), [axis for axis in source if not is_complex((axis,))]
+            return transform_work(moved(source), written, points, points * count(labels_in(blocks)))
         case Pool():
             return Workload("pointwise", read=written * prod(operation.kernel), written=written)
         case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,7 +187,8 @@ def _time(seconds: float) -> str:
 
 def _word(axes: Axes) -> str:
     """The axes of a value, one word for each; a star joins labels on one axis, and 1 is an axis of one element."""
-    return " ".join("*".join(axis) or "1" for axis in axes)
+    words = (re.sub(r"@[^#~]*", "", "*".join(axis)) for axis in axes)  # of transforms, without what sets them apart
+    return " ".join(word or "1" for word in words)
 
 
 def _text(operation: ops.Operation, values: Sequence[Axes]) -> str:
@@ -209,6 +211,10 @@ def _padding(operation: ops.Pad, taken: Sequence[str], _: str) -> str:
     return f"{operation.mode} padding of {taken[0]} by {ends}"
 
 
+def _points(operation: ops.Transform) -> str:
+    return " x ".join(map(str, operation.lengths))
+
+
 def _scale(operation: ops.Scale, _: Sequence[str], made: str) -> str:
     sized = "".join(f" {'*' if power > 0 else '/'} size of {label}" for label, power in operation.sized)
     return f"{made} times {operation.factor:g}{sized}"
@@ -226,6 +232,8 @@ _TEXTS: dict[type[ops.Operation], Callable[[Any, Sequence[str], str], str]] = {
     ops.Pad: _padding,
     ops.Unfold: lambda _, taken, made: f"windows of {taken[0]} -> {made}",
     ops.Toeplitz: lambda _, taken, made: f"Toeplitz matrices of {taken[0]} -> {made}",
+    ops.Transform: lambda one, taken, made: f"Fourier transforms of {taken[0]}, {_points(one)} points -> {made}",
+    ops.Inverse: lambda one, taken, made: f"inverse Fourier transforms of {taken[0]} -> {made}",
     ops.Pool: lambda _, taken, made: f"means of windows of {taken[0]} -> {made}",
     ops.Add: lambda _, taken, made: f"{taken[1]} added to {taken[0]}",
     ops.Plus: lambda _, taken, made: f"sum of {taken[0]} and {taken[1]} -> {made}",
@@ -238,7 +246,9 @@ def _contractions(candidate: Candidate) -> str:
     """A candidate in one line: its convolutions and products in order."""
     words = []
     for operation in candidate.program.operations:
-        if isinstance(operation, ops.Convolve | ops.Product):
+        if isinstance(operation, ops.Inverse):
+            words.append(f"transform [{_word(operation.axes)}]")
+        elif isinstance(operation, ops.Convolve | ops.Product) and not ops.is_complex(operation.axes):
             kind = "convolve" if isinstance(operation, ops.Convolve) else "product"
             words.append(f"{kind} [{_word(operation.axes)}]")
     return ", ".join(words) or "no contraction"

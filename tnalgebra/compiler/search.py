@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from math import inf
 
+from .fourier_steps import join_ways
 from .greedy import Items, greedy_search
 from .steps import Steps, Windows
 from .trees import ContractionTree
@@ -181,16 +182,15 @@ def _add_joins(
     left, right = sides[0][0].mask, sides[1][0].mask
     if not kept.admits(sides[0][0].seconds + sides[1][0].seconds):
         return
-    seconds = steps.join_price(left, right, windows)
-    if seconds is None:
-        return
-    for one in sides[0]:
-        for other in sides[1]:
-            total = one.seconds + other.seconds + seconds
-            if not kept.admits(total):
-                break
-            mask = left | right | windows.mask
-            kept.add(ContractionTree(mask, total, "join", (one, other), windows.numbers, windows.transposed))
+    mask = left | right | windows.mask
+    for seconds, lengths in join_ways(steps, left, right, windows):
+        for one in sides[0]:
+            for other in sides[1]:
+                total = one.seconds + other.seconds + seconds
+                if not kept.admits(total):
+                    break
+                parts = (one, other)
+                kept.add(ContractionTree(mask, total, "join", parts, windows.numbers, windows.transposed, lengths))
 
 
 # Beyond the exact search -----------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def improved(steps: Steps, tree: ContractionTree) -> ContractionTree:
     parts = tuple(improved(steps, part) for part in tree.parts)
     if parts:
         seconds = tree.seconds - sum(p.seconds for p in tree.parts) + sum(p.seconds for p in parts)
-        tree = ContractionTree(tree.mask, seconds, tree.step, parts, tree.views, tree.transposed)
+        tree = ContractionTree(tree.mask, seconds, tree.step, parts, tree.views, tree.transposed, tree.lengths)
     # take the most expensive parts apart as long as an exact search of all items is feasible
     items, views = list(tree.parts), len(tree.views)
     while wide := [item for item in items if item.parts]:

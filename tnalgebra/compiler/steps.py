@@ -14,11 +14,11 @@ depends on S alone. There are these steps:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import combinations
 from math import prod
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from ..networks import Conv, Fuse
 from .computation import Computation, labels_from_inputs, moving_labels
@@ -27,6 +27,13 @@ from .trees import ContractionTree, bits
 
 MAX_WINDOWS = 3
 """Number of windows that one step may absorb: torch's convolutions have at most three axes of positions."""
+
+
+Way: TypeAlias = Literal["convolution", "fourier"]
+"""How a join applies windows."""
+
+CONVOLUTION: tuple[Way, ...] = ("convolution",)
+FOURIER: tuple[Way, ...] = ("fourier",)
 
 
 class Windows(NamedTuple):
@@ -54,10 +61,20 @@ class Steps:
         dense: whether an input may be joined with a tensor made of all weights.
         unfold: whether a window may be applied alone, which copies each element into every window that it is in.
         most: the largest number of elements of an intermediate.
+        ways: how a join may apply windows: by convolutions, by Fourier transforms, or both.
     """
 
-    def __init__(self, computation: Computation, prices: CostModel, *, dense: bool, unfold: bool, most: int) -> None:
-        self.computation, self.prices, self.unfold, self.most = computation, prices, unfold, most
+    def __init__(
+        self,
+        computation: Computation,
+        prices: CostModel,
+        *,
+        dense: bool,
+        unfold: bool,
+        most: int,
+        ways: Collection[Way] = CONVOLUTION,
+    ) -> None:
+        self.computation, self.prices, self.unfold, self.most, self.ways = computation, prices, unfold, most, ways
         nodes = (*computation.leaves, *computation.views)
         self.names = list(dict.fromkeys(label for node in nodes for label in node.labels))
         self.bits = {label: 1 << number for number, label in enumerate(self.names)}
@@ -77,6 +94,7 @@ class Steps:
         self.sized_by_inputs = self._mask(labels_from_inputs(computation, splits=True) & moving)
         weights = [n for n, leaf in enumerate(computation.leaves) if leaf.kind == "weight"]
         self.all_weights = sum(1 << n for n in weights) if len(weights) > 1 and not dense else 0
+        self.fourier_joins: dict[object, tuple[float, tuple[int, ...]] | None] = {}
         self._live: dict[int, int] = {}
         self._near: dict[int, int] = {}
         self._size: dict[int, int] = {0: 1}
@@ -184,10 +202,11 @@ class Steps:
                     fitting.append(number)
             for count in range(1, MAX_WINDOWS + 1):
                 groups = (group for group in combinations(fitting, count) if self.are_apart(group))
-                sets += [self._absorbed(group, transposed) for group in groups]
+                sets += [self.absorbed(group, transposed) for group in groups]
         return sets
 
-    def _absorbed(self, numbers: tuple[int, ...], transposed: bool) -> Windows:
+    def absorbed(self, numbers: tuple[int, ...], transposed: bool) -> Windows:
+        """The windows with these numbers as one set."""
         if (numbers, transposed) not in self._windows:
             xs, ys, ks = (sum(bits) for bits in zip(*(self._ends(n, transposed) for n in numbers), strict=True))
             inputs, kernels = (self._carrying(ends) for ends in (xs, ks))

@@ -34,6 +34,11 @@ def is_jit_traced() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
+def is_exported() -> bool:
+    """Whether torch writes what is called into a graph for another runtime, which may lack Fourier transforms."""
+    return torch.compiler.is_exporting() or is_jit_traced() or torch.onnx.is_in_onnx_export()
+
+
 def is_symbolic(*arguments: object) -> bool:
     """Whether an argument stands for a value in a graph that `torch.fx.symbolic_trace` makes."""
     for one in arguments:  # noqa: SIM110, as this is asked at every call

@@ -25,6 +25,7 @@ class ContractionTree:
     step: the last step, which makes the intermediate from those of `parts`.
     views: the numbers of the views that the last step applies or absorbs.
     transposed: the direction of the windows that a join absorbs.
+    lengths: of the Fourier transforms by which a join applies its windows; empty if it is a convolution.
     """
 
     mask: int
@@ -33,6 +34,7 @@ class ContractionTree:
     parts: tuple[ContractionTree, ...] = ()
     views: tuple[int, ...] = ()
     transposed: bool = False
+    lengths: tuple[int, ...] = ()
 
     @cached_property
     def text(self) -> str:
@@ -42,7 +44,8 @@ class ContractionTree:
         views, parts = list(self.views), self.parts
         while self.step == "view" and parts[0].step == "view":
             views, parts = sorted((*views, *parts[0].views)), parts[0].parts
-        return f"({' '.join([self.step[0], *map(str, views), *(part.text for part in parts)])})"
+        step = f"{self.step[0]}{self.lengths or ''}"
+        return f"({' '.join([step, *map(str, views), *(part.text for part in parts)])})"
 
     @property
     def leaves(self) -> list[ContractionTree]:

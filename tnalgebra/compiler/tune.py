@@ -181,6 +181,7 @@ def _agree(one: Sequence[float], other: Sequence[float], running: Sequence[int])
 def _worth_trying(listed: Sequence[Candidate], request: PlanRequest) -> list[Candidate]:
     """Those near the best prediction, the best of each family in turn: between families predictions are least certain.
 
+    The best one with Fourier transforms, and the best without, are tried even where they are not so near.
     A plan for a range of sizes is chosen for the worst of them, which the nominal size is not.
     """
     least = min(one.seconds for one in listed)
