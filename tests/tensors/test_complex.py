@@ -107,6 +107,33 @@ def test_a_real_kernel_beside_a_complex_basis_has_complex_cores() -> None:
     assert torch.equal(again.values["D"], fit.values["D"])
 
 
+@pytest.mark.parametrize("step", ["truncate", "drop", "correct", "ring"])
+def test_steps_on_complex_cores_claim_what_is_measured(step: str) -> None:
+    name, size = ("tensor_ring", 3) if step == "ring" else ("cp", 4)
+    fit = tn.rules()[name].apply(KERNEL, size, starts=2, sweeps=20)
+    rules = {
+        "truncate": (truncate("r"), 2),
+        "drop": (tn.decompositions.drop_components("r"), 2),
+        "correct": (tn.decompositions.correct_degeneracy(0.05), None),
+        "ring": (truncate("p"), 2),
+    }
+    rule, rank = rules[step]
+    after = rule.apply(fit.network, rank, values=fit.values)
+    before = evaluate(fit.network, fit.values)
+    true = float((evaluate(after.network, after.values) - before).norm() / before.norm())
+    assert after.trace.steps[-1].relative_error == pytest.approx(true, abs=1e-10)
+    assert 0 < true < 1
+
+
+def test_mode_vectors_and_the_core_give_the_kernel() -> None:
+    whole = tn.spectra(KERNEL).hosvd()
+    axes = ["out", "in", "kh", "kw"]
+    operands = [whole.core.numpy(), [0, 1, 2, 3]]
+    for axis, label in enumerate(axes):
+        operands += [whole.factors[label].resolve_conj().numpy(), [axis + 4, axis]]
+    assert np.allclose(np.einsum(*operands, [4, 5, 6, 7]), KERNEL.numpy(), atol=1e-12)
+
+
 # Physics -----------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +200,19 @@ def test_torch_has_no_pooling_of_complex_numbers() -> None:
     module = tn.compile("X[n i] W[i o] -> [n o]", inputs={"X": (4, 3)}, values={"W": complex_gaussian(3, 2)})
     with refused(CompileError, "'X' is torch.float64", "torch.complex128"):
         module(torch.ones(4, 3, dtype=torch.float64))
+
+
+def test_operators_are_real_maps() -> None:
+    network = tn.parse("X[c x] Conv[x y k | mode=circular padding=1] K[d c k] -> [d y]")
+    values = {"K": complex_gaussian(3, 3, 3)}
+    for compute in (
+        lambda: tn.operator_spectra(network, 8, values=values),
+        lambda: tn.orthogonality(network, values=values),
+        lambda: tn.lipschitz_bound(network, values=values),
+        lambda: tn.solve(network, torch.ones(3, 8), values=values),
+    ):
+        with refused(ValuesError, "'K' is complex"):
+            compute()
 
 
 def test_infinite_imaginary_parts_are_refused() -> None:

@@ -131,7 +131,7 @@ def _shrink(system: System, values: Mapping[str, Tensor], limit: Tensor) -> Tens
     # the largest ridge within the room, by sections of the interval of its logarithm
     largest = eigenvalues.flatten(2).amax(2).clamp(min=torch.finfo(gram.dtype).tiny).log()
     low, high = largest - 46, largest + 46
-    steps = torch.linspace(0, 1, PARTS, dtype=gram.dtype, device=gram.device)
+    steps = torch.linspace(0, 1, PARTS, dtype=eigenvalues.dtype, device=gram.device)
     for _ in range(ROUNDS):
         points = low[..., None] + (high - low)[..., None] * steps
         within = (excess(points.exp()) <= room[..., None]).sum(-1, keepdim=True).clamp(1, PARTS - 1)

@@ -117,6 +117,15 @@ def network_of(target: Target, values: Mapping[str, Any] | None) -> tuple[Networ
     return layer.network, tensors, layer.bias
 
 
+def check_real(values: Mapping[str, Tensor]) -> None:
+    """Raise ValuesError for a complex value, because frequencies of a real map come in pairs."""
+    for name, value in values.items():
+        if value.is_complex():
+            raise ValuesError(
+                f"the value of {name!r} is complex, and a map of real inputs is asked for", fix="real values"
+            )
+
+
 def _without_positions(network: Network) -> Network:
     """The network without the sizes of X's batch, of its positions, and of those that windows make of them."""
     windows = [node for node in network.nodes if isinstance(node, Conv)]
@@ -139,6 +148,7 @@ def read_map(target: Target, size: Sizes = None, values: Mapping[str, Any] | Non
     """
     network, tensors, bias = network_of(target, values)
     network, bound = bind(network, tensors)
+    check_real(bound)
     names = tensor_nodes(network)
     free = [name for name in names if name not in bound]
     if len(free) != 1:

@@ -16,7 +16,7 @@ from ..errors import NetworkError, SizeError
 from ..networks import Conv, NamedTensor, Network, carriers, fresh, relabel, tensor_nodes, window
 from ..tensors import bind
 from .kernel import kernel_of
-from .linear_map import Target, network_of
+from .linear_map import Target, check_real, network_of
 
 ITERATIONS = 3
 """Number of times that `lipschitz_bound` multiplies a kernel by itself."""
@@ -124,6 +124,7 @@ def _gram(target: Target, values: Mapping[str, Any] | None) -> Tensor:
     """K * K of a layer: element [g, o, m, u, ...] is the product of the filters o and m of group g, moved by u."""
     network, tensors, _ = network_of(target, values)
     network, bound = bind(network, tensors)
+    check_real(bound)
     free = [name for name in tensor_nodes(network) if name not in bound]
     if len(free) != 1:
         raise NetworkError(f"{len(free)} tensors have no value, and one is the input", network=network)
