@@ -111,3 +111,9 @@ def test_refusals() -> None:
         tn.solve("X[x:4] c[k] Conv[x y k | padding=2:0] -> [y]", torch.ones(4), values={"c": [1.0, 0.0, 0.0]})
     with refused(ValuesError, "NaN"):
         tn.solve(layer, torch.full((1, 3, 6, 7), torch.nan))
+    with refused(ValuesError, "NoneType"):
+        tn.solve(layer, None)  # type: ignore[arg-type]
+    with refused(ValuesError, "tolerance is -1"):
+        tn.solve(layer, torch.ones(1, 3, 6, 7), tolerance=-1)
+    with refused(ValuesError, "its kernel is zero"):
+        tn.solve("X[x:8] c[k] Conv[x y k | padding=1] -> [y]", torch.ones(8), values={"c": torch.zeros(3)})

@@ -210,3 +210,17 @@ def test_refusals() -> None:
         tn.operator_spectra("X[i:2] X[j] W[i j] -> [i]", values={"W": torch.ones(2, 2)})
     with refused(ValuesError, "NaN or infinity"):
         tn.operator_spectra("X[i:2] W[o i] -> [o]", values={"W": torch.full((3, 2), torch.nan)})
+    with refused(SizeError, "size is 5.0"):
+        tn.operator_spectra(layer, 5.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["circular", "zeros"])
+def test_complex_kernels_are_refused(mode: str) -> None:
+    """The symbol of a real kernel is known from half of its frequencies, and that of a complex one is not."""
+    network = f"X[i:2 x:6] Conv[x u k | padding=1 mode={mode}] K[o i k] -> [o u]"
+    values = {"K": torch.ones(2, 2, 3, dtype=torch.complex64)}
+    for function in (tn.operator_spectra, tn.inverse, tn.orthogonality, tn.lipschitz_bound):
+        with refused(ValuesError, "'K' is complex"):
+            function(network, values=values)  # type: ignore[operator]
+    with refused(ValuesError, "'K' is complex"):
+        tn.solve(network, torch.ones(2, 6), values=values)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import NetworkError, SizeError, ValuesError
 from ..networks import Conv, Fuse, NamedTensor, Network, Node, fresh, shape_of, tensor_nodes, window
-from ..tensors import as_tensor, bind, is_finite
+from ..tensors import bind, is_finite
 from .linear_map import LinearMap, Sizes, Target, network_of, read_map
 from .symbol import Symbol, symbol_of
 
@@ -68,9 +68,17 @@ def solve(
         >>> torch.dist(tn.solve(layer, layer(x)), x) < 1e-8
         tensor(True)
     """
-    right_side = as_tensor(right_side)
-    if right_side.is_complex() or not right_side.numel() or not is_finite(right_side):
-        raise ValuesError("the right side is empty, complex, or holds NaN or infinity", shape=tuple(right_side.shape))
+    if not isinstance(right_side, Tensor):
+        raise ValuesError(
+            f"the right side is a {type(right_side).__name__}", fix="a tensor with the axes of the output"
+        )
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
+        raise ValuesError(f"tolerance is {tolerance!r}", fix="a positive number, such as 1e-10")
+    if right_side.is_complex() or right_side.is_meta or not right_side.numel() or not is_finite(right_side):
+        raise ValuesError(
+            "the right side is empty, complex, on the meta device, or holds NaN or infinity",
+            shape=tuple(right_side.shape),
+        )
     linear = read_map(target, _input_sizes(target, right_side, values), values)
     if tuple(right_side.shape) != linear.output_shape:
         raise SizeError(
@@ -203,6 +211,8 @@ def _iterated(linear: LinearMap, symbol: Symbol, right: Tensor, tolerance: float
     normal = matrices.mH @ matrices
     largest = torch.linalg.matrix_norm(matrices).max()
     unit = torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
+    if not largest:
+        raise ValuesError("the map is singular: its kernel is zero", network=linear.network)
     factors = torch.linalg.cholesky(normal + (DAMPING * largest) ** 2 * unit)
     labels, shape = linear.source.labels, linear.input_shape
 
