@@ -235,3 +235,29 @@ def test_arguments_are_checked() -> None:
     assert stream.steps(torch.ones(1, 3, 5)).shape == (1, 2, 3), "a refused frame leaves no state"
     with refused(StreamError, "of the type int cannot be a stream"):
         tn.stream(3, "t")  # type: ignore[arg-type]
+
+
+def test_frames_states_and_examples_are_checked() -> None:
+    stream = tn.stream("X[n:1 c:3 t] Conv[t s k] K[o c k] -> [n o s]", "t", values={"K": torch.ones(2, 3, 3)})
+    x, state = torch.ones(1, 3), stream.initial_state()
+    with refused(StreamError, "the frame is a list"):
+        stream.step([1.0])  # type: ignore[call-overload]
+    with refused(StreamError, "the clip is a list"):
+        stream.steps([x])  # type: ignore[arg-type]
+    with refused(StreamError, "meta device"):
+        stream.step(x.to("meta"))
+    others = tn.stream("X[n:1 c:3 t] Conv[t s k] K[o c k] -> [n o s]", "t", values={"K": torch.ones(2, 3, 5)})
+    for wrong in ((), state[:-1], (*state, state[-1]), others.initial_state(), stream.initial_state((2, 3)), "ab"):
+        with refused(StreamError, "the state does not belong to this stream", "() (1, 3, 2)", "(1, 3)"):
+            stream.step(x, wrong)  # type: ignore[call-overload]
+        with refused(StreamError, "the state does not belong to this stream"):
+            stream(x, wrong)
+    for shape in (x, 5, (1, -3), (1.0, 3.0)):
+        with refused(StreamError, "the shape of a frame is"):
+            stream.initial_state(shape)  # type: ignore[arg-type]
+    layer = torch.nn.Conv1d(3, 2, 3)
+    for example in (16, "1 3 16", (1, 3, 0), (1, 3, -16)):
+        with refused(StreamError, "the example is"):
+            tn.stream(layer, example=example)  # type: ignore[arg-type]
+    with refused(StreamError, "along is ['t']"):
+        tn.stream(layer, ["t"])  # type: ignore[arg-type]

@@ -181,7 +181,7 @@ def _positions(network: Network, source: NamedTensor, size: Sizes) -> dict[str, 
     labels = [label for label in source.labels if label in ends]
     if not labels:
         raise SizeError("a size is given for a map without positions", network=network, fix="size=None")
-    if not isinstance(size, (int, Sequence)) or isinstance(size, str):
+    if not isinstance(size, Sequence | int):
         raise SizeError(f"size is {size!r}", fix="an integer, one for each axis of positions, or {label: size}")
     numbers = axis_numbers("size", size if isinstance(size, int) else tuple(size), len(labels))
     return dict(zip(labels, numbers, strict=True))

@@ -81,7 +81,7 @@ def stream(
     """
     if padding not in get_args(Padding):
         raise StreamError(f"padding is {padding!r}", fix=" or ".join(map(repr, get_args(Padding))))
-    shape = None if example is None else tuple(example.shape if isinstance(example, Tensor) else example)
+    shape = None if example is None else _shape_of(example)
     known: object = target
     if not isinstance(known, Network | str | nn.Module):
         fact = f"an object of the type {type(known).__name__} cannot be a stream"
@@ -102,11 +102,20 @@ def stream(
     return _stream_of_network(network, str(along), weights, builder, shape=shape)
 
 
+def _shape_of(example: object) -> tuple[int, ...]:
+    """The shape of a clip. Raises StreamError if it is not one."""
+    shape = example.shape if isinstance(example, Tensor) else example
+    if not isinstance(shape, Sequence) or not all(isinstance(size, int) and size > 0 for size in shape):
+        fact = f"the example is {shape if isinstance(shape, Sequence) else type(shape).__name__}"
+        raise StreamError(fact, fix="a clip, or its shape in positive integers, such as (1, 3, 16, 112, 112)")
+    return tuple(shape)
+
+
 def _axis(along: str | int) -> int:
     """The axis of time of a clip."""
     if isinstance(along, int) and not isinstance(along, bool):
         return along
-    if along not in _AXES:
+    if not isinstance(along, str) or along not in _AXES:
         fix = f"an axis of the input, such as 2, or one of {', '.join(_AXES)}"
         raise StreamError(f"along is {along!r}, which is not an axis of a layer or model", fix=fix)
     return _AXES[along]

@@ -51,6 +51,7 @@ class Stream(nn.Module):
         self.clip = clip
         self.postponed = tuple(postponed)
         self._codes: dict[Any, fx.GraphModule] = {}
+        self._expected: dict[tuple[torch.Size, torch.dtype], list[torch.Size]] = {}
         self._state: State | None = None
         self._like: Tensor | None = None
         self._settle()
@@ -95,11 +96,13 @@ class Stream(nn.Module):
             The output, which means nothing at the first `delay` steps, and the new state.
 
         Raises:
-            StreamError: the stream has an output only at some of its steps.
+            StreamError: the stream has an output only at some of its steps; a state that does not belong to it.
         """
         if self._period > 1:
             fact = f"an output comes at every step of {self.stride}, and one code cannot be that of all steps"
             raise StreamError(fact, fix="stream.step(x, state)")
+        if not torch.compiler.is_compiling():
+            self._check_state(x, state)
         code = self._code(self._settled, None, masked=self._counted)
         if not self._counted:
             return code(x, *state)  # type: ignore[no-any-return]
@@ -125,9 +128,11 @@ class Stream(nn.Module):
             The output, or None at a step without one; and with `state` also the new state.
 
         Raises:
-            StreamError: the frame has another number of axes, or another shape than the frame before.
+            StreamError: the frame has another number of axes, or another shape than the frame before; a state that
+                does not belong to the stream or to frames of this shape.
         """
         if state is not None:
+            self._check_state(x, state)
             return self._advance(x, state)
         y, new = self._advance(x, self._kept(x))
         self._state, self._like = tuple(tensor.detach() for tensor in new), x.detach()
@@ -143,6 +148,7 @@ class Stream(nn.Module):
             The outputs that come, along the axis of time of the model's output; there may be 0 of them.
         """
         axis = self._axes[0]
+        check_tensor(xs, "the clip")
         if xs.ndim != len(self.frame_shape) + 1:
             raise StreamError(f"the clip has {xs.ndim} axes, not {len(self.frame_shape) + 1}", shape=tuple(xs.shape))
         outputs = [self.step(x) for x in xs.unbind(axis)]
@@ -178,6 +184,7 @@ class Stream(nn.Module):
 
     def _kept(self, x: Tensor) -> State:
         """The stream's own state, for a frame like the one before."""
+        check_tensor(x, "the frame")
         if self._state is None or self._like is None:
             return self.initial_state(x.shape, dtype=x.dtype, device=x.device)
         if (x.shape, x.dtype) != (self._like.shape, self._like.dtype):
@@ -198,7 +205,24 @@ class Stream(nn.Module):
         y, new = self._code(number, None)(x, *frames)
         return y, (steps + 1, *new)
 
+    def _check_state(self, x: Tensor, state: State) -> None:
+        """Raise StreamError for a state that is not one of this stream, for frames like this one."""
+        check_tensor(x, "the frame")
+        key = (x.shape, x.dtype)
+        if key not in self._expected:
+            self._expected[key] = [one.shape for one in self.initial_state(x.shape, dtype=x.dtype, device="meta")]
+        shapes = [one.shape if isinstance(one, Tensor) else type(one).__name__ for one in state]
+        if shapes != self._expected[key]:
+            shown, expected = (
+                " ".join(str(tuple(one) if isinstance(one, tuple) else one) for one in listed) or "none"
+                for listed in (shapes, self._expected[key])
+            )
+            fact = f"the state does not belong to this stream and frames of shape {tuple(x.shape)}"
+            raise StreamError(fact, tensors=shown, expected=expected, fix="stream.initial_state(x.shape)")
+
     def _check(self, frame_shape: Sequence[int]) -> None:
+        if not all(isinstance(size, int) and size >= 0 for size in frame_shape):
+            raise StreamError(f"the shape of a frame is {frame_shape}", fix="integers, such as x.shape")
         if len(frame_shape) != len(self.frame_shape):
             fact = f"the frame has {len(frame_shape)} axes, not {len(self.frame_shape)}"
             raise StreamError(fact, shape=tuple(frame_shape), planned_for=self.frame_shape)
@@ -240,6 +264,8 @@ class Stream(nn.Module):
             The number of steps, an integer on the CPU, unless all steps are alike; and for each window its past frames,
             dilation * (size - 1) of them, along the axis of time.
         """
+        if frame_shape is not None and not isinstance(frame_shape, Sequence):
+            raise StreamError(f"the shape of a frame is a {type(frame_shape).__name__}", fix="x.shape")
         like, shape = self._weight(), self.frame_shape if frame_shape is None else tuple(frame_shape)
         self._check(shape)
         x = torch.empty(
@@ -343,6 +369,14 @@ class Stream(nn.Module):
         root = nn.Module()
         vars(root).update(parts)
         self.flow = fx.GraphModule(root, graph)
+
+
+def check_tensor(x: object, what: str) -> None:
+    """Raise StreamError unless this is a tensor with elements."""
+    if not isinstance(x, Tensor):
+        raise StreamError(f"{what} is a {type(x).__name__}", fix="a tensor")
+    if x.is_meta:
+        raise StreamError(f"{what} is on the meta device, which has no elements", fix="a tensor with elements")
 
 
 class _Reader(fx.Interpreter):
