@@ -153,5 +153,6 @@ def digits() -> tuple[Tensor, Tensor]:
 def times_faster(ours: Callable[[], object], theirs: Callable[[], object], rounds: int = 15) -> float:
     """How many times as long the fastest of `theirs` takes as the fastest of `ours`; the two take turns."""
     with torch.no_grad():
-        times = time_in_turns({"ours": lambda _: ours(), "theirs": lambda _: theirs()}, rounds=rounds)
+        calls = {"ours": lambda _: ours(), "theirs": lambda _: theirs()}
+        times = time_in_turns(calls, rounds=rounds, warmup=1)
     return min(times["theirs"]) / min(times["ours"])
