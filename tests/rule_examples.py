@@ -119,6 +119,21 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "Fill[a | value={v}] Fuse[a a b:1] A[a:{p}] ; a",
         "Fill[a d:{r} | value={v}] Fuse[a b:{p} c:{q}] ; a",
     ),
+    "drop_zero_term": (
+        "A[i:{p}] + B[i] Fill[| value=0]",
+        "A[i:{p}] Fill[i | value=0] + B[i] Fill[| value=0] -> [i]",
+        "A[i:{p}] Fill[j:{q} | value=0] + A[i] + A[i] -> [i]",
+        "A[i:{p}] Fill[| value={v}] + B[i]",
+    ),
+    "add_cores": (
+        "A[i:{p} b:{q}] B[b j:{r}] + A[i c] C[c j]",
+        "A[i:{p}] + B[i] + C[i]",
+        "A[i:{p} j:{p}] + A[j i]",
+        "A[i:{p} b:{q}] B[b] + A[i b] A[i b] -> [i]",
+        "X[n:{p} x:9] Conv[x y k:3] A[k] + X[n x] Conv[x y k] B[k]",
+        "A[i:{p} b:{q}] B[b j:{r}] + A[i c] C[c j] + B[b j] D[b i]",
+        "A[i:{p}] Fill[j:{q} | value={v}] + A[i] B[j]",
+    ),
     "split_fuse": (
         "Fuse[a b:{p} c:{q} d:{r}]",
         "Fuse[a b:{p} f:2 d:1 e:{q}]",
@@ -157,6 +172,32 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "fold_scalar": ("s[] T[i:{p} j:{q}]", "s[] t[]", "s[] T[i:{p} j:{q}] ; j", "s[] s[] T[i:{p}]", "s[] T[i:{p}] T[j]"),
     "sum_label": ("T[i:{p} j:{q}] ; j", "T[i:{p} j:{q} j] ; j", "T[i:{p}] ; i", "T[i:{p} j:{q}] T[k l] ; j"),
     "take_diagonal": ("T[i:{p} i j:{q}]", "T[i:{p} i i]", "T[i:{p} i j:{q}] ; i", "T[i:{p} i] T[j k]"),
+    "collect_terms": (
+        "A[i:{p} b:{q}] B[b j:{r}] + A[i b] C[b d:2] D[d j]",
+        "A[i:{p} b:{q}] B[b] + A[i b] Copy[b c] C[c] -> [i]",
+        "A[i:{p} b:{q}] B[b] + A[i b] -> [i]",
+        "A[i:{p} b:{q}] A[i b] + A[i b] C[i] -> [i]",
+        "A[i:{p}] + B[i]",
+    ),
+    "join_terms": (
+        "U[o:{p} a:2] V[a i:{q}] + P[o b:3] Q[b i]",
+        "A[o:{p} r:2] B[i:{q} r] C[k:3 r] + D[o s:4] E[i s] F[k s]",
+        "A[z:2 o:{p} y:3] B[y i:{q} z] + C[w:4 o v:2] D[v i w]",
+        "Fuse[o:6 o1:2 o2:3] A[o1 a:2] B[a o2] + Fuse[o o3:2 o4:3] C[o3 b:4] D[b o4]",
+        "U[o:{p} a:2] U[i:{p} a] + P[o b:3] P[i b]",
+        "U[o:{p} a:2] V[a i:{q}] + U[o b] Q[b i]",
+        "U[o:{p}] V[i:{q}] + P[o] Q[i]",
+        "U[o:{p} a:2] V[a i:{q}] + P[o b:3] Q[b i] + U[o a] R[a i]",
+        "U[o:{p} x:5] Conv[x y:4 k:2] V[y k] + P[o x:5] Conv[x y k:2] Q[y k] -> [o]",
+    ),
+    "share_window": (
+        "X[x:{n}] Conv[x y k:{k} | padding=1 dilation={d}] A[k] + X[x] Conv[x y l:1 | padding=-1] B[l] -> [y]",
+        "X[x:9] Conv[x y k:3 | padding=1] A[k] + X[x] Conv[x y l:5 | padding=2] B[l]",
+        "X[x:9] Conv[x y k:3 | padding=2 dilation=2] A[k] + X[x] Conv[x y l:5 | padding=4 dilation=2] B[l]",
+        "X[x:9] Conv[x y k:3 | padding=1 stride=2] A[k] + X[x] Conv[x y l:5 | padding=2 stride=2] B[l]",
+        "X[x:9] Conv[x y k:3 | padding=1] A[k] + X[y] B[]",
+        "X[x:9] Conv[x y:9 k:3 | padding=1 mode=circular] A[k] + X[x] Conv[x y l:1] B[l]",
+    ),
 }
 """Rule -> left sides, most of which it matches. Labels after ';' are closed and, as a rule, stand nowhere else."""
 
@@ -182,7 +223,7 @@ def left_sides(draw: st.DrawFn, name: str) -> tuple[Network, set[str]]:
         attributes = f"stride={draw(small)} padding={draw(paddings)} dilation={draw(small)} mode={draw(modes)}"
         found["window"] = attributes
     try:
-        left = parse(text.format(p=p, q=q, r=r, pq=p * q, **found))
+        left = parse(text.strip().format(p=p, q=q, r=r, pq=p * q, **found))
     except SizeError:
         assume(False)  # a window that is wider than its input
     return left, set() if draw(st.integers(0, 9)) == 9 else set(inside.split())
@@ -192,6 +233,8 @@ def left_sides(draw: st.DrawFn, name: str) -> tuple[Network, set[str]]:
 def surrounded(draw: st.DrawFn, name: str) -> Valued:
     """A left side of the rule in a random network."""
     left, inside = draw(left_sides(name))
+    if len(left.terms) > 1:
+        return left, random_values(left, draw(st.integers(0, 2**32 - 1)))
     other = draw(networks(max_nodes=2))
     labels: dict[str, str] = {}
     for label, size in other.sizes.items():

@@ -5,7 +5,7 @@ from .builders import Numbers, axis_numbers, convolution, linear, patch_tensor, 
 from .drawing import FILL, FUSE, INK, PALETTE, check_suffix, own_style, store
 from .edit import Edit, edited
 from .isomorphism import isomorphic
-from .joining import fresh_words
+from .joining import fresh_words, labels_in_order
 from .labels import KERNEL_LABELS, MAX_AXES, MAX_SIZE, WORD, check_word, fresh, kernel_labels, labels_of
 from .multiply_adds import kernel_multiply_adds
 from .network import (
@@ -92,6 +92,7 @@ __all__ = [
     "isomorphic",
     "kernel_labels",
     "kernel_multiply_adds",
+    "labels_in_order",
     "labels_of",
     "linear",
     "node_text",

@@ -164,6 +164,7 @@ class Sum(Network):
     """
 
     _terms: tuple[Network, ...]
+    __dataclass_fields__ = {}  # noqa: RUF012  # code that shows the fields of any dataclass would ask for the nodes
 
     def __init__(self, terms: Iterable[Network]) -> None:
         products = [term for network in terms for term in network.terms]

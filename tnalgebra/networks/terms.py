@@ -87,15 +87,15 @@ def collected(
         apart: whether a node may not be a part of the new tensor.
 
     Returns:
-        The product and the network of the new tensor; None if no node is common, if a node that must stay apart is not
-        common, or if nothing is left of all terms.
+        The product and the network of the new tensor; None if a node that must stay apart is not common, or if nothing
+        is left of all terms.
     """
     counts = [Counter(term.nodes) for term in terms]
     common = counts[0]
     for count in counts[1:]:
         common = common & count
     rests = [_without(term.nodes, common) for term in terms]
-    if not common or not any(rests) or any(apart(node) for rest in rests for node in rest):
+    if not any(rests) or any(apart(node) for rest in rests for node in rest):
         return None
     nodes = _without(terms[0].nodes, counts[0] - common)
     output, sizes = terms[0].output, {label: size for term in terms for label, size in term.sizes.items()}
