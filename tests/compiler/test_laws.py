@@ -60,7 +60,7 @@ def _dense(network: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype, 
 def scale_of_gradients(network: Network, values: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
     """The same with absolute values everywhere: what their rounding errors are measured against."""
     tensors = {name: value.abs().requires_grad_() for name, value in values.items()}
-    return gradients(_dense(network, tensors, absolute=True), tensors, direction.abs())
+    return gradients(_dense(network, tensors, direction.dtype, absolute=True), tensors, direction.abs())
 
 
 @given(examples(), st.sampled_from(["all", "factored"]), st.booleans(), st.integers(0, 2**32 - 1))
