@@ -1,0 +1,23 @@
+"""The benchmark of long windows compares values, and says what it timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recipes.benchmarks.spectral import MAPS, WINDOWS, Config, main
+
+pytest.importorskip("torch_fftconv")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_it_times_windows_and_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = main(Config(smoke=True, threads=1, output=tmp_path))
+    assert {row["cell"] for row in rows} <= {*WINDOWS, *MAPS}
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert row["error"] < 1e-4
+        assert row["cell"] in printed
+        assert {"dense", "dense again", "ours"} <= row["contenders"].keys()
