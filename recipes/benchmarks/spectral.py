@@ -118,7 +118,7 @@ def long_window(size: Sequence[int], window: Sequence[int], channels: int) -> Pr
     )
     text = f"X[n c {' '.join('xy'[:axes])}] {windows} K[c {' '.join('kh'[:axes])}] -> [n c {' '.join('uv'[:axes])}]"
     module = tn.compile(text, inputs={"X": tuple(x.shape)}, values={"K": kernel})
-    direct = (functional.conv1d, functional.conv2d)[axes - 1]
+    direct: Any = (functional.conv1d, functional.conv2d)[axes - 1]
     peer = (fft_conv1d, fft_conv2d)[axes - 1]
     by_call = {"padding": tuple(k // 2 for k in window)} if axes == 2 else {}
 
