@@ -21,10 +21,12 @@ from torch import Tensor, nn
 import tnalgebra
 from tests.compiler_cases import random
 from tests.emitted_cases import CASES, DEVICES, same
+from tests.refusals import refused
 from tnalgebra.compiler import keeper, tune
 from tnalgebra.compiler.choose import Candidate, PlanRequest, predicted_seconds
 from tnalgebra.compiler.compiled import Compiled
 from tnalgebra.compiler.tune import digest, request_key
+from tnalgebra.errors import CompileError
 from tnalgebra.networks import Network
 from tnalgebra.tensors.evaluation import evaluate
 
@@ -480,3 +482,12 @@ def test_text_of_the_module() -> None:
     assert repr(module) == "Compiled(X[n:2 i:4] A[a:3 i] B[o:5 a])"
     assert repr(module.freeze()) == "Compiled(X[n:2 i:4] A[a:3 i] B[o:5 a], frozen)"
     assert repr(nn.Sequential(module)).count("Compiled(X[") == 1
+
+
+def test_complex_values_are_not_loaded_into_real_ones() -> None:
+    """torch would drop the imaginary parts with a warning."""
+    values = {"W": torch.ones(4, 3)}
+    module = tnalgebra.compile("X[n i] W[o i] -> [n o]", inputs={"X": (2, 3)}, values=values, tune=False)
+    with refused(CompileError, "'W' is torch.complex64", "torch.float32"):
+        module.load_state_dict({"W": torch.ones(4, 3, dtype=torch.complex64)})
+    assert bool((module.W == 1).all())

@@ -372,9 +372,14 @@ class Compiled(nn.Module):
             self.thaw()
         return super().train(mode)
 
-    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **keywords: Any) -> None:
+        for name, held in (*self._parameters.items(), *self._buffers.items()):
+            new = state_dict.get(prefix + name)
+            if held is not None and isinstance(new, Tensor) and new.is_complex() and not held.is_complex():
+                fact = f"{prefix + name!r} is {new.dtype}, and the module {held.dtype}: imaginary parts would be lost"
+                raise CompileError(fact, fix="real values, such as new.real")
         self.thaw()
-        super()._load_from_state_dict(*args, **keywords)
+        super()._load_from_state_dict(state_dict, prefix, *args, **keywords)
         self._straighten()
         self._seen.clear()
 

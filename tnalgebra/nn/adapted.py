@@ -86,7 +86,7 @@ class Adapted(torch_nn.Module):
         Raises:
             LayerError: another adapter has the name, or it is not a word; the layer does not belong to this one.
         """
-        if not name.isidentifier() or hasattr(torch_nn.ModuleDict, name):
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(torch_nn.ModuleDict, name):
             raise LayerError(f"an adapter is called {name!r}", fix="a word, such as 'default'")
         if name in self.adapters:
             fact = f"the layer has an adapter {name!r} already"
