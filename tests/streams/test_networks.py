@@ -16,7 +16,7 @@ from tests.refusals import refused
 from tests.strategies import random_values
 from tnalgebra.errors import CompileError, StreamError
 from tnalgebra.networks import Conv, Fill, NamedTensor, Network, Node, shape_of
-from tnalgebra.streams.timing import Window
+from tnalgebra.streams.timing import TimeWindow
 
 FRAMES = 23
 """Of the clips of random networks."""
@@ -94,14 +94,14 @@ def test_a_broken_window_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tn.parse("X[n:2 c:3 t:9] Conv[t s k:3 | padding=1] K[o:4 c k] -> [n o s]")
     values = random_values(network, 0)
     expected = tn.evaluate(network, values)
-    held, after = Window.held, Window.after
+    held, after = TimeWindow.held, TimeWindow.after
     broken = {
         "held": lambda window, before: held(window, before) + 1,
         "after": lambda window, before: after(dataclasses.replace(window, low=0), before),
     }
     for name, function in broken.items():
         with monkeypatch.context() as patch:
-            patch.setattr(Window, name, function)
+            patch.setattr(TimeWindow, name, function)
             stream, clip = stream_of(network, values)
             outputs, _ = outputs_and_steps(stream, clip, 2)
         assert len(outputs) != expected.shape[2] or not torch.allclose(torch.stack(outputs, 2), expected), name

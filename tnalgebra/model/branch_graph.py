@@ -19,16 +19,16 @@ from ..errors import LayerError
 from ..nn import CONVOLUTIONS, KernelLayer, Planning, differing_forward, nominal_shape
 from .branches import (
     Branch,
-    Convolution,
     Merged,
+    TorchConvolution,
     UnmergeableError,
     branch_of,
-    identity,
+    identity_branch,
     merge,
     scale_by_statistics,
     why_apart,
 )
-from .folding import is_watched
+from .folding import is_altered
 from .timing import LAYER_ROUNDS, LAYER_SECONDS, time_in_turns
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -63,10 +63,10 @@ class MergedGroup:
     parameters_after: int = 0
 
 
-def trace(module: nn.Module) -> fx.GraphModule:
+def trace_module(module: nn.Module) -> fx.GraphModule:
     """A module by its graph. Raises what its code raises, and LayerError where hooks inside of it would be lost."""
     for name, inner in module.named_modules():
-        if inner is not module and not isinstance(inner, (*_AFFINE, *_UNCHANGED)) and is_watched(inner):
+        if inner is not module and not isinstance(inner, (*_AFFINE, *_UNCHANGED)) and is_altered(inner):
             raise LayerError(f"{name} has hooks or a forward of its own, which the graph would not call")
     graph = _Tracer().trace(module)
     for node in [*graph.nodes]:
@@ -98,7 +98,7 @@ def _changes_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _changes_nothing(module: nn.Module) -> bool:
-    return isinstance(module, _UNCHANGED) and not is_watched(module) and not (module.training and hasattr(module, "p"))
+    return isinstance(module, _UNCHANGED) and not is_altered(module) and not (module.training and hasattr(module, "p"))
 
 
 class _Proxy(fx.Proxy):
@@ -260,13 +260,13 @@ class BranchGraph:
         """What a path computes. Raises UnmergeableError."""
         weight: Any = convolution.weight
         axes, channels = weight.ndim - 2, int(convolution.in_channels)  # type: ignore[arg-type]
-        branch = identity(channels, axes, weight)
+        branch = identity_branch(channels, axes, weight)
         for place, node in enumerate(path.nodes):
             if len(node.users) > 1:
                 raise UnmergeableError(f"the value of {self._text(path)} is used elsewhere too")
             if node.op == "call_module":
                 module = self.modules[str(node.target)]
-                if is_watched(module):
+                if is_altered(module):
                     raise UnmergeableError(f"{node.target} has hooks, parametrisations or a forward of its own")
                 step = branch_of(module, branch.channels[0], axes, weight)
             else:
@@ -337,7 +337,7 @@ class BranchGraph:
             self.reported.add(key)
             self.groups.append(MergedGroup(self.name, tuple(map(self._text, paths)), reason=reason))
 
-    def _is_cheaper(self, members: Sequence[tuple[Path, Branch]], layer: Convolution) -> bool:
+    def _is_cheaper(self, members: Sequence[tuple[Path, Branch]], layer: TorchConvolution) -> bool:
         """Whether one convolution is faster than the branches: surely, if one of them has as large a kernel already."""
         counts = [branch.kernel.numel() for _, branch in members]
         if layer.weight.numel() <= max(counts):
@@ -369,7 +369,7 @@ class BranchGraph:
             return output
         return nn.functional.batch_norm(x, **self._norm_arguments(node))
 
-    def _exchange(self, root: fx.Node, paths: Sequence[Path], merged: Merged, layer: Convolution) -> None:
+    def _exchange(self, root: fx.Node, paths: Sequence[Path], merged: Merged, layer: TorchConvolution) -> None:
         """Put one convolution in the place of branches, and add what is left of the sum to it."""
         name = next(name for n in count() if not hasattr(self.module, name := f"merged{n or ''}"))
         self.module.add_module(name, layer)

@@ -15,7 +15,7 @@ from ..networks import Network, parse
 from ..nn import CONVOLUTIONS
 from ..tensors import value_of
 
-Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
+TorchConvolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 _WINDOWS = ("k", "kh kw", "kd kh kw")
 
@@ -124,12 +124,12 @@ def branch_of(module: nn.Module, channels: int, axes: int, like: Tensor) -> Bran
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
             return _of_convolution(module)
         case _BatchNorm():
-            return norm_branch(module, identity(module.num_features, axes, like))
+            return norm_branch(module, identity_branch(module.num_features, axes, like))
         case _:
             return _of_pooling(module, channels, axes, like)
 
 
-def identity(channels: int, axes: int, like: Tensor) -> Branch:
+def identity_branch(channels: int, axes: int, like: Tensor) -> Branch:
     """The branch that changes nothing."""
     kernel = torch.ones(channels, 1, *[1] * axes, dtype=torch.float64, device=like.device)
     zeros = (0,) * axes
@@ -157,7 +157,7 @@ def scale_by_statistics(
     return before.scaled(scale, shift if bias is None else shift + bias.detach().double())
 
 
-def _of_convolution(module: Convolution) -> Branch:
+def _of_convolution(module: TorchConvolution) -> Branch:
     kernel = module.weight.detach().double()
     spread = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
     if module.padding == "same":
@@ -198,12 +198,12 @@ class Merged:
     branch: Branch
     network: Network
 
-    def layer(self, like: Tensor, *, trained: bool) -> Convolution:
+    def layer(self, like: Tensor, *, trained: bool) -> TorchConvolution:
         """The layer of torch's, with the type and device of a tensor."""
         branch = self.branch
         outputs, inputs = branch.channels
         kind: Any = CONVOLUTIONS[len(branch.window) - 1]
-        layer: Convolution = kind(
+        layer: TorchConvolution = kind(
             inputs,
             outputs,
             branch.window,

@@ -247,7 +247,7 @@ def _obstacle(layer: nn.Module, norm: _BatchNorm, seen: _Seen | None) -> str | N
         return f"it follows a {type(layer).__name__}, which is not a convolution or linear layer"
     if isinstance(layer, _LINEAR) and (seen is None or layer not in seen.rows):
         return "no example shows that the outputs of the linear layer before it have two axes"
-    if is_watched(layer) or is_watched(norm):
+    if is_altered(layer) or is_altered(norm):
         return "it or the layer before it has hooks, parametrisations or a forward of its own"
     return None
 
@@ -309,7 +309,7 @@ def _restore(places: Sequence[_Place]) -> None:
         setattr(holder, key, child)
 
 
-def is_watched(module: nn.Module) -> bool:
+def is_altered(module: nn.Module) -> bool:
     """Whether a module has hooks of its forward, parametrisations, or a forward of its own on the object itself."""
     replaced = "forward" in module.__dict__
     return bool(module._forward_hooks or module._forward_pre_hooks or replaced or parametrize.is_parametrized(module))

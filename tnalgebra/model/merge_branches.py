@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._tables import Table, Tabular, plural, tabulate
 from ..errors import LayerError
 from ..nn import CONVOLUTIONS
-from .branch_graph import BranchGraph, MergedGroup, adds_directly, may_have_branches, trace
+from .branch_graph import BranchGraph, MergedGroup, adds_directly, may_have_branches, trace_module
 from .example import Example, read_example, tensors_in
 from .modes import Hook, evaluating, hooked
 from .modules import carry_hooks, check_initialised, holders_of_modules, put_module
@@ -99,7 +99,7 @@ def merge_branches(model: nn.Module, example: Example | None = None) -> tuple[nn
             if not may_have_branches(module):
                 continue
             try:
-                graph = BranchGraph(trace(module), name, shapes, reported)
+                graph = BranchGraph(trace_module(module), name, shapes, reported)
             except Exception as error:  # the model's own code, which may raise anything when it is traced
                 if adds_directly(module):
                     untraced[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

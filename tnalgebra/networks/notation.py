@@ -85,7 +85,7 @@ def parse_rule(text: str) -> tuple[Network, Network]:
     return left, right
 
 
-Sizes: TypeAlias = dict[str, tuple[int, int]]
+_Sizes: TypeAlias = dict[str, tuple[int, int]]
 """label -> its size, and the character at which the text says so."""
 
 
@@ -94,7 +94,7 @@ class _Product(NamedTuple):
 
     nodes: list[Node]
     starts: list[int]
-    sizes: Sizes
+    sizes: _Sizes
 
 
 class _Reader:
@@ -179,7 +179,7 @@ class _Reader:
             self.fail("a node is missing here", fix="NAME[label label ...], for example K[out in kh kw]")
         return term
 
-    def _output(self, sizes: Sizes, starts: dict[str, int]) -> tuple[str, ...]:
+    def _output(self, sizes: _Sizes, starts: dict[str, int]) -> tuple[str, ...]:
         """Read an arrow and the output labels behind it."""
         self.take()
         fix = "'=>' between the two sides of a rule, or -> [label label ...]" if self.variables else None
@@ -243,7 +243,7 @@ class _Reader:
         }
         return type(error)(error.fact, **error.context, **places)
 
-    def _node(self, sizes: Sizes) -> Node:
+    def _node(self, sizes: _Sizes) -> Node:
         name = self.take()
         opening = self.expect("[", f"{name.text!r} has no brackets", fix=f"{name.text}[label label ...]")
         labels = tuple(self._labels(sizes, opening))
@@ -273,7 +273,7 @@ class _Reader:
             fix="one of these nodes, or a tensor without '|'",
         )
 
-    def _labels(self, sizes: Sizes, opening: Token, starts: dict[str, int] | None = None) -> Iterator[str]:
+    def _labels(self, sizes: _Sizes, opening: Token, starts: dict[str, int] | None = None) -> Iterator[str]:
         while self.peek.kind not in ("|", "]"):
             if self.peek.kind in ("end", "arrow", "rule"):
                 self._close(opening)

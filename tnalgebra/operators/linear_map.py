@@ -31,7 +31,7 @@ from ..tensors import bind
 Target: TypeAlias = nn.Module | Network | str
 """A layer of torch's or of `tnalgebra.nn`, or a network or its notation."""
 
-Sizes: TypeAlias = int | Sequence[int] | Mapping[str, int] | None
+InputSizes: TypeAlias = int | Sequence[int] | Mapping[str, int] | None
 """Sizes of the input's positions: one for all axes, one for each, or label -> size."""
 
 
@@ -134,7 +134,7 @@ def _without_positions(network: Network) -> Network:
     return Network(network.nodes, network.output, kept)
 
 
-def read_map(target: Target, size: Sizes = None, values: Mapping[str, Any] | None = None) -> LinearMap:
+def read_map(target: Target, size: InputSizes = None, values: Mapping[str, Any] | None = None) -> LinearMap:
     """A layer, or a network with one tensor that has no value, as a linear map of its input.
 
     Args:
@@ -171,7 +171,7 @@ def read_map(target: Target, size: Sizes = None, values: Mapping[str, Any] | Non
     return LinearMap(network, source, bound, bias)
 
 
-def _positions(network: Network, source: NamedTensor, size: Sizes) -> dict[str, int]:
+def _positions(network: Network, source: NamedTensor, size: InputSizes) -> dict[str, int]:
     """label -> size for the labels of the input that are ends of windows."""
     if size is None:
         return {}

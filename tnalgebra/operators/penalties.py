@@ -21,7 +21,7 @@ from .linear_map import Target, check_real, network_of
 ITERATIONS = 3
 """Number of times that `lipschitz_bound` multiplies a kernel by itself."""
 
-REMEMBERED = 128
+_REMEMBERED = 128
 """Number of compiled networks that a process remembers."""
 
 
@@ -176,6 +176,6 @@ def _moved_over_itself(product: Tensor) -> Tensor:
     return _compiled(network, ("G",), (tuple(product.shape),))(product)  # type: ignore[no-any-return]
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(_REMEMBERED)
 def _compiled(network: Network, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> Compiled:
     return compile_network(network, inputs=dict(zip(names, shapes, strict=True)), backward=True, tune=False)

@@ -12,17 +12,17 @@ from torch import Tensor
 from ..errors import NetworkError, SizeError, ValuesError
 from ..networks import Conv, Fuse, NamedTensor, Network, Node, fresh, shape_of, tensor_nodes, window
 from ..tensors import bind, is_finite
-from .linear_map import LinearMap, Sizes, Target, network_of, read_map
-from .symbol import Symbol, symbol_of
+from .linear_map import InputSizes, LinearMap, Target, network_of, read_map
+from .symbol import FourierSymbol, symbol_of
 
-DAMPING = 1e-3
+_DAMPING = 1e-3
 """Of the circulant map in the preconditioner: singular values below this part of the largest are not divided by."""
 
-MOST_STEPS = 2000
+_MOST_STEPS = 2000
 """Largest number of steps of the iteration."""
 
 
-class Inverse(NamedTuple):
+class InverseNetwork(NamedTuple):
     """The inverse of a linear map as a network, and the values of its kernel."""
 
     network: Network
@@ -97,7 +97,7 @@ def solve(
     return solution.to(right_side.dtype if right_side.is_floating_point() else torch.float64)
 
 
-def inverse(target: Target, size: Sizes = None, *, values: Mapping[str, Any] | None = None) -> Inverse:
+def inverse(target: Target, size: InputSizes = None, *, values: Mapping[str, Any] | None = None) -> InverseNetwork:
     """The inverse of a map whose windows are circular, as a network with a circular window over all positions.
 
         inverse = tn.inverse(layer, (32, 32))
@@ -142,7 +142,7 @@ def inverse(target: Target, size: Sizes = None, *, values: Mapping[str, Any] | N
     name = fresh("Y", {*tensor_nodes(linear.network), "K"})
     reshapes = [Fuse(whole, parts) for whole, parts in kernel.parts.items()]
     nodes: list[Node] = [NamedTensor(name, linear.network.output), *windows, *reshapes, NamedTensor("K", labels)]
-    return Inverse(Network(nodes, linear.source.labels), {"K": elements.real.reshape(shape).contiguous()})
+    return InverseNetwork(Network(nodes, linear.source.labels), {"K": elements.real.reshape(shape).contiguous()})
 
 
 def _input_sizes(target: Target, right_side: Tensor, values: Mapping[str, Any] | None) -> dict[str, int]:
@@ -180,7 +180,7 @@ def _circular(linear: LinearMap) -> LinearMap:
     return replace(linear, network=Network(nodes, network.output, network.sizes))
 
 
-def _direct(symbol: Symbol, right: Tensor) -> Tensor:
+def _direct(symbol: FourierSymbol, right: Tensor) -> Tensor:
     linear = symbol.of
     split = symbol.split(right, linear.network.output, output=True)
     solved = _solve_each(symbol.all_matrices(), split)
@@ -204,7 +204,7 @@ def _solve_each(matrices: Tensor, right: Tensor) -> Tensor:
     return solved
 
 
-def _iterated(linear: LinearMap, symbol: Symbol, right: Tensor, tolerance: float) -> Tensor:
+def _iterated(linear: LinearMap, symbol: FourierSymbol, right: Tensor, tolerance: float) -> Tensor:
     """Conjugate gradients on the normal equations, preconditioned by those of the circular map."""
     forward, backward = (linear.function(columns=1, transposed=turned) for turned in (False, True))
     matrices = symbol.all_matrices()
@@ -213,7 +213,7 @@ def _iterated(linear: LinearMap, symbol: Symbol, right: Tensor, tolerance: float
     unit = torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
     if not largest:
         raise ValuesError("the map is singular: its kernel is zero", network=linear.network)
-    factors = torch.linalg.cholesky(normal + (DAMPING * largest) ** 2 * unit)
+    factors = torch.linalg.cholesky(normal + (_DAMPING * largest) ** 2 * unit)
     labels, shape = linear.source.labels, linear.input_shape
 
     def precondition(tensor: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ def _conjugate_gradients(
     gradient = backward(residual)
     direction = conditioned = precondition(gradient)
     inner = float((gradient * conditioned).sum())
-    for _ in range(MOST_STEPS):
+    for _ in range(_MOST_STEPS):
         if float(torch.linalg.vector_norm(residual)) <= limit:
             return solution
         image = forward(direction)

@@ -13,16 +13,16 @@ from torch import Tensor
 from .._tables import Table, Tabular, plural, tabulate
 from ..errors import NetworkError, SizeError
 from .lanczos import EXTRA, largest_singular_values
-from .linear_map import LinearMap, Sizes, Target, read_map
-from .symbol import Symbol, symbol_of
+from .linear_map import InputSizes, LinearMap, Target, read_map
+from .symbol import FourierSymbol, symbol_of
 
-SHOWN = 10
+_SHOWN = 10
 """Number of singular values that a printed table lists."""
 
-TOLERANCE = 1e-8
+_TOLERANCE = 1e-8
 """The bound of each value, relative to the largest one, at which the iteration for the largest values ends."""
 
-MOST_STEPS = 1000
+_MOST_STEPS = 1000
 """Largest number of times that the iteration applies the map to a block of vectors."""
 
 
@@ -80,7 +80,7 @@ class OperatorSpectra(Tabular):
             "within": lambda row: "rounding" if row["bound"] == 0 else f"{row['bound']:.1e}",
         }
         rows = self.records()
-        shown = rows if len(rows) <= SHOWN else [*rows[: SHOWN - 1], rows[-1]]
+        shown = rows if len(rows) <= _SHOWN else [*rows[: _SHOWN - 1], rows[-1]]
         above = [f"a linear map of {self.shape[1]:,} elements to {self.shape[0]:,}"]
         if self.by_frequency is not None:
             frequencies = plural(prod(self.by_frequency.shape[:-1]), "frequency").replace("frequencys", "frequencies")
@@ -97,7 +97,7 @@ class OperatorSpectra(Tabular):
 
 def operator_spectra(
     target: Target,
-    size: Sizes = None,
+    size: InputSizes = None,
     *,
     values: Mapping[str, Any] | None = None,
     count: int = 6,
@@ -148,7 +148,7 @@ def operator_spectra(
     return _by_frequency(symbol)
 
 
-def _by_frequency(symbol: Symbol) -> OperatorSpectra:
+def _by_frequency(symbol: FourierSymbol) -> OperatorSpectra:
     half = torch.cat([_singular_values(part).flatten(-2) for part in symbol.matrices(half=True)]).cpu()
     values = half.sort(dim=-1, descending=True).values
     if symbol.axes:  # the matrix of a frequency is the conjugate of that of its negative
@@ -188,8 +188,8 @@ def _largest(linear: LinearMap, count: int, seed: int, error: NetworkError) -> O
         apply(backward, after),
         start.to(device),
         count=count,
-        tolerance=TOLERANCE,
-        steps=MOST_STEPS,
+        tolerance=_TOLERANCE,
+        steps=_MOST_STEPS,
     )
     because = str(error.context.get("because", error.fact))
     return OperatorSpectra(result.values.cpu(), result.bounds.cpu(), linear.shape, None, because)

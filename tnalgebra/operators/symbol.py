@@ -24,12 +24,12 @@ from ..tensors import evaluate
 from .kernel import Kernel, Moved, kernel_of
 from .linear_map import LinearMap
 
-MOST = 2**24
+MOST_AT_ONCE = 2**24
 """Number of elements of the matrices that are made at once."""
 
 
 @dataclass(frozen=True)
-class Axis:
+class SymbolAxis:
     """A window along one axis of positions.
 
     before, after: the labels of the positions of the input and of the output.
@@ -51,12 +51,12 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Symbol:
+class FourierSymbol:
     """A linear map by frequency."""
 
     of: LinearMap
     kernel: Kernel
-    axes: tuple[Axis, ...]
+    axes: tuple[SymbolAxis, ...]
 
     @property
     def frequencies(self) -> tuple[int, ...]:
@@ -105,7 +105,7 @@ class Symbol:
         rest = prod(axis.size for axis in self.axes[1:]) * prod(elements.shape[len(self.axes) :])
         first = self.axes[0]
         kept = first.frequencies // 2 + 1 if half and len(self.axes) == 1 else first.frequencies
-        rows = max(1, min(kept, MOST // (rest * first.stride)))
+        rows = max(1, min(kept, MOST_AT_ONCE // (rest * first.stride)))
         last = len(self.axes) - 1
         for start in range(0, kept, rows):
             if rows == kept:
@@ -169,17 +169,17 @@ class Symbol:
         return [sizes[label] if label in sizes else self.kernel.network.sizes[label] for label in inner]
 
 
-def symbol_of(linear: LinearMap) -> Symbol:
+def symbol_of(linear: LinearMap) -> FourierSymbol:
     """The symbol of a linear map.
 
     Raises:
         NetworkError: it does not commute with circular shifts; the message says which window is the reason.
     """
     kernel = kernel_of(linear.network, linear.source.name)
-    return Symbol(linear, kernel, tuple(_axis(one, linear.network.sizes, kernel) for one in kernel.windows))
+    return FourierSymbol(linear, kernel, tuple(_axis(one, linear.network.sizes, kernel) for one in kernel.windows))
 
 
-def _axis(moved: Moved, sizes: Mapping[str, int], kernel: Kernel) -> Axis:
+def _axis(moved: Moved, sizes: Mapping[str, int], kernel: Kernel) -> SymbolAxis:
     """One axis of the symbol. Raises NetworkError if its window is not one of circular shifts."""
     node, numbers = moved.node, window(moved.node)
     stride, dilation, low = (numbers[name] for name in ("stride", "dilation", "low"))
@@ -193,10 +193,10 @@ def _axis(moved: Moved, sizes: Mapping[str, int], kernel: Kernel) -> Axis:
         )
     sign = 1 if moved.is_transposed else -1  # a convolution has the conjugate of its kernel's transform
     places = tuple(sign * (dilation * k - low) % size for k in range(width))
-    return Axis(moved.before, moved.after, size, stride, places, transposed=moved.is_transposed)
+    return SymbolAxis(moved.before, moved.after, size, stride, places, transposed=moved.is_transposed)
 
 
-def _some_frequencies(axis: Axis, tensor: Tensor, chosen: Tensor) -> Tensor:
+def _some_frequencies(axis: SymbolAxis, tensor: Tensor, chosen: Tensor) -> Tensor:
     """The transform of a window along the first axis at the frequencies chosen + M*j, in the order (j, chosen)."""
     aliases = torch.arange(axis.stride, device=chosen.device)
     frequencies = (chosen + axis.frequencies * aliases[:, None]).reshape(-1)
@@ -206,19 +206,19 @@ def _some_frequencies(axis: Axis, tensor: Tensor, chosen: Tensor) -> Tensor:
     return torch.unflatten(phases @ tensor.to(torch.complex128).flatten(1), 1, tensor.shape[1:])
 
 
-def _placed(axis: Axis, tensor: Tensor, dim: int) -> Tensor:
+def _placed(axis: SymbolAxis, tensor: Tensor, dim: int) -> Tensor:
     """The elements of a window at their places on an axis of N elements."""
     shape = [*tensor.shape]
     shape[dim] = axis.size
     return tensor.new_zeros(shape).index_add_(dim, torch.tensor(axis.places, device=tensor.device), tensor)
 
 
-def _split_frequencies(axis: Axis, tensor: Tensor, dim: int) -> Tensor:
+def _split_frequencies(axis: SymbolAxis, tensor: Tensor, dim: int) -> Tensor:
     """An axis of frequencies e + M*j as two axes (j, e)."""
     return torch.unflatten(tensor, dim, (axis.stride, -1))
 
 
-def _aliased(axis: Axis, tensor: Tensor, dim: int) -> Tensor:
+def _aliased(axis: SymbolAxis, tensor: Tensor, dim: int) -> Tensor:
     """The transform along one axis with its aliases as the first part of the rows (transposed) or of the columns."""
     if axis.stride == 1:
         return tensor

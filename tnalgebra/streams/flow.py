@@ -4,7 +4,7 @@ In the graph, a frame has one element along the axis of time. Nodes have these e
 
     timing: when the frames of the value come; missing where the value does not depend on the input.
     axis: the axis of time; missing where the value is not one tensor.
-    held: the `Window` or `Delay` of a node that has a state.
+    held: the `TimeWindow` or `Delay` of a node that has a state.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import StreamError
-from .stages import Branches, Call, Link, Product, Windowed
-from .timing import Delay, Timing, Window
+from .stages import Branches, Call, FrameProduct, Link, Windowed
+from .timing import Delay, TimeWindow, Timing
 
-Held: TypeAlias = Window | Delay
+Held: TypeAlias = TimeWindow | Delay
 
 
 def repeat(frame: Tensor, times: int, axis: int) -> Tensor:
@@ -59,7 +59,7 @@ def source(node: fx.Node) -> fx.Node:
     return before
 
 
-class Builder:
+class GraphBuilder:
     """Builds the graph of frames, node by node.
 
     Args:
@@ -122,7 +122,7 @@ class Builder:
         timing = Timing(timings[0].stride, latest, timings[0].gain, first, last)
         return [self._delayed(node, latest) for node in nodes], timing
 
-    def _check_padding(self, node: fx.Node, window: Window, name: str, cropped: int) -> None:
+    def _check_padding(self, node: fx.Node, window: TimeWindow, name: str, cropped: int) -> None:
         before = timed(node)
         if before.last > before.first and window.high > cropped:
             if not self.padded:
@@ -141,8 +141,8 @@ class Builder:
         return self._held(node, Delay(steps), node.meta["axis"], 1) if steps else node
 
     def _module(self, node: fx.Node, module: nn.Module) -> fx.Node:
-        """A module that takes frames or windows; a `Product` may move the axis of time."""
-        axis = module.axis if isinstance(module, Product) else node.meta["axis"]
+        """A module that takes frames or windows; a `FrameProduct` may move the axis of time."""
+        axis = module.axis if isinstance(module, FrameProduct) else node.meta["axis"]
         name = f"added_{self._added}"
         self._added += 1
         self.root.add_module(name, module)
@@ -243,7 +243,7 @@ class _Writer:
         frames = self._call(torch.cat, [self.states[node], frame], axis) if count else frame
         if count and self._is_pushed(node):
             self.states[node] = self._narrow(frames, axis, 1, count)
-        reach, dilation = (held.reach, held.dilation) if isinstance(held, Window) else (0, 1)
+        reach, dilation = (held.reach, held.dilation) if isinstance(held, TimeWindow) else (0, 1)
         if count > reach:
             frames = self._narrow(frames, axis, 0, reach + 1)
         if dilation > 1 and reach:
@@ -255,7 +255,7 @@ class _Writer:
         held, before, frame = node.meta["held"], timed(source(node)), self.values[source(node)]
         if not before.has(self.step, self.clip):
             return self._call(torch.full_like, frame, held.fill)
-        if self.steps is None or before.offset <= 0 or not isinstance(held, Window) or held.low <= 0:
+        if self.steps is None or before.offset <= 0 or not isinstance(held, TimeWindow) or held.low <= 0:
             return frame  # type: ignore[no-any-return]
         began = self._call(torch.ge, self.steps, before.offset)
         return self._call(torch.where, began, frame, held.fill)

@@ -12,13 +12,13 @@ from ..errors import StreamError
 from ..networks import Network, parse, size_of, tensors_of, with_sizes
 from ..nn import KernelLayer
 from ..tensors import bind
-from .flow import Builder
+from .flow import GraphBuilder
 from .models import ModelFlow, trace_model
 from .stages import Weights, chain_of_network
 from .stream import Stream
 from .windows import input_of, network_and_weights
 
-Padding: TypeAlias = Literal["exact", "streaming"]
+StreamPadding: TypeAlias = Literal["exact", "streaming"]
 """Whether padding on the right behind another window is refused, or left out until a clip ends."""
 
 CLIP = 16
@@ -33,7 +33,7 @@ def stream(
     along: str | int = "t",
     *,
     example: Sequence[int] | Tensor | None = None,
-    padding: Padding = "exact",
+    padding: StreamPadding = "exact",
     values: Mapping[str, Any] | None = None,
     constants: Collection[str] = (),
     bias: str | None = None,
@@ -79,14 +79,14 @@ def stream(
         >>> smooth.step(torch.randn(1, 4)).shape, smooth.delay, smooth.state_shapes
         (torch.Size([1, 8]), 0, ((1, 4, 2),))
     """
-    if padding not in get_args(Padding):
-        raise StreamError(f"padding is {padding!r}", fix=" or ".join(map(repr, get_args(Padding))))
+    if padding not in get_args(StreamPadding):
+        raise StreamError(f"padding is {padding!r}", fix=" or ".join(map(repr, get_args(StreamPadding))))
     shape = None if example is None else _shape_of(example)
     known: object = target
     if not isinstance(known, Network | str | nn.Module):
         fact = f"an object of the type {type(known).__name__} cannot be a stream"
         raise StreamError(fact, fix="a network, its text, a layer or a model")
-    builder = Builder(nn.Module(), padded=padding == "streaming")
+    builder = GraphBuilder(nn.Module(), padded=padding == "streaming")
     if isinstance(target, nn.Module):
         if values or constants or bias:
             raise StreamError("values are given for a module, which has its own", fix="a network")
@@ -122,7 +122,7 @@ def _axis(along: str | int) -> int:
 
 
 def _stream_of_model(
-    model: nn.Module, axis: int, shape: Sequence[int] | None, builder: Builder, *, tune: bool
+    model: nn.Module, axis: int, shape: Sequence[int] | None, builder: GraphBuilder, *, tune: bool
 ) -> Stream:
     whole = type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential)
     if whole or isinstance(model, KernelLayer):
@@ -135,7 +135,7 @@ def _stream_of_model(
 
 
 def _stream_of_network(
-    network: Network, time: str, weights: Weights, builder: Builder, *, shape: Sequence[int] | None
+    network: Network, time: str, weights: Weights, builder: GraphBuilder, *, shape: Sequence[int] | None
 ) -> Stream:
     network, _ = bind(network, weights.of_tensors)
     source = input_of(network, weights)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..errors import StreamError, TnalgebraError
 from ..model import trace_forward
 from ..nn import KernelLayer
-from .flow import Builder, timed
+from .flow import GraphBuilder, timed
 from .stages import Link, Windowed
 from .timing import Timing
 from .windows import links_of_function, links_of_module
@@ -27,7 +27,7 @@ from .windows import links_of_function, links_of_module
 POSITIONS = (32, 64, 112, 224, 128, 16, 8)
 """Positions along the axes other than time that are tried where no example says them."""
 
-TRIED = 3
+_TRIED = 3
 """Frames of the random clips on which it is tried whether a step takes single frames."""
 
 _WITH_POSITIONS = (
@@ -180,7 +180,7 @@ class ModelFlow:
     """
 
     traced: Traced
-    builder: Builder
+    builder: GraphBuilder
     tune: bool
     nodes: dict[fx.Node, Any] = field(default_factory=dict)
     moving: set[fx.Node] = field(default_factory=set)
@@ -330,10 +330,10 @@ class ModelFlow:
         inputs = node.all_input_nodes
         generator = torch.Generator().manual_seed(0)
         with torch.random.fork_rng([]), torch.no_grad():
-            clip = {one: self._sample(one, TRIED, generator) for one in inputs}
+            clip = {one: self._sample(one, _TRIED, generator) for one in inputs}
             try:
                 whole = tree_leaves(self._call(node, clip))
-                for number in range(TRIED):
+                for number in range(_TRIED):
                     frame = {one: self._frame(one, clip[one], number) for one in inputs}
                     part = tree_leaves(self._call(node, frame))
                     if not all(_same(a, b, number, axis) for a, b, axis in self._pairs(node, whole, part)):
@@ -456,7 +456,7 @@ def _same(whole: Any, part: Any, number: int, axis: int | None) -> bool:
     """Whether a part is one frame of the whole, up to rounding."""
     if not isinstance(whole, Tensor) or axis is None:
         return not isinstance(whole, Tensor) or False
-    if part.shape[axis] != 1 or whole.shape[axis] != TRIED:
+    if part.shape[axis] != 1 or whole.shape[axis] != _TRIED:
         return False
     expected = whole.narrow(axis, number, 1)
     if expected.shape != part.shape:

@@ -26,7 +26,7 @@ from ..networks import (
     tensors_of,
     window,
 )
-from .timing import Timing, Window
+from .timing import TimeWindow, Timing
 
 TIME = ""
 """Stands for the axis of time among the labels of a frame."""
@@ -40,7 +40,7 @@ LONG = 64
 class Windowed:
     """A window over an axis of the frames that come: a step of a chain."""
 
-    window: Window
+    window: TimeWindow
     axis: int
 
 
@@ -62,7 +62,7 @@ class Branches:
 Link: TypeAlias = "nn.Module | Windowed | Call | Branches"
 
 
-class Product(nn.Module):
+class FrameProduct(nn.Module):
     """A product of a frame, or of a window of frames, with weights; its result is one frame.
 
     Frames have one element along the axis of time, a window has several.
@@ -170,7 +170,7 @@ def _chain_of_product(network: Network, x: str, time: str, weights: Weights) -> 
 
 def _seconds(links: Sequence[Link]) -> float:
     """The predicted seconds of all products."""
-    return sum(link.compiled.plan.seconds for link in links if isinstance(link, Product))
+    return sum(link.compiled.plan.seconds for link in links if isinstance(link, FrameProduct))
 
 
 def _links(
@@ -202,9 +202,11 @@ def _with_time(labels: Sequence[str], names: Collection[str]) -> tuple[str, ...]
     return tuple(TIME if label in names else label for label in labels)
 
 
-def _window_of(network: Network, conv: Conv) -> Window:
+def _window_of(network: Network, conv: Conv) -> TimeWindow:
     numbers = window(conv)
-    return Window(size_of(network, conv.k), **{name: numbers[name] for name in ("stride", "low", "high", "dilation")})
+    return TimeWindow(
+        size_of(network, conv.k), **{name: numbers[name] for name in ("stride", "low", "high", "dilation")}
+    )
 
 
 def _before_windows(network: Network, x: str, path: Sequence[Conv], weights: Weights) -> list[set[str]]:
@@ -391,7 +393,7 @@ class _Stage:
 
     def product(
         self, x: str, nodes: Sequence[Node], after: Sequence[str], weights: Weights, *, bias: str | None = None
-    ) -> Product:
+    ) -> FrameProduct:
         """The product of the frame with some nodes, compiled.
 
         Args:
@@ -403,4 +405,4 @@ class _Stage:
         sizes = {label: size for label, size in self.network.sizes.items() if label in known}
         part = Network([NamedTensor(x, taken), *nodes], [label for label in after if label != TIME], sizes)
         compiled = compiled_network(part, x, weights, bias=bias)
-        return Product(compiled, self.frame.axis if self.frame.window is None else None, [*after].index(TIME))
+        return FrameProduct(compiled, self.frame.axis if self.frame.window is None else None, [*after].index(TIME))

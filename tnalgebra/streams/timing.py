@@ -50,7 +50,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Window:
+class TimeWindow:
     """A window along time: frame s of the result has frames stride * s + dilation * k - low, for k below `size`.
 
     low, high: frames before the first and after the last one, each full of `fill`; negative numbers leave frames out.

@@ -22,13 +22,11 @@ from ..networks import (
     tensors_of,
     with_sizes,
 )
-from ..nn import layer_network, own_weight
+from ..nn import CONVOLUTIONS, TRANSPOSED, layer_network, own_weight
 from ..tensors import bind
 from .stages import Call, Link, Weights, Windowed, chain_of_network
-from .timing import Window
+from .timing import TimeWindow
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
@@ -182,7 +180,7 @@ def _ends_of_frame(network: Network, time: str) -> set[str]:
     return ends if single and whole and ends & {*network.output} else set()
 
 
-class Convolution(nn.Module):
+class ComputedConvolution(nn.Module):
     """A convolution of torch's whose weight is computed at each call, of windows of frames: its padding is elsewhere.
 
     Args:
@@ -209,7 +207,7 @@ def _links_of_computed(layer: Any, x: Tensor, axis: int) -> Links:
     names = ("stride", "padding", "dilation", "groups")
     bound = {"input": x, "weight": layer.weight, **{name: getattr(layer, name) for name in names}}
     window, arguments = _split_convolution(bound, axis)
-    return (Windowed(window, axis), Convolution(layer, arguments))
+    return (Windowed(window, axis), ComputedConvolution(layer, arguments))
 
 
 def _links_of_convolution(function: Any, bound: dict[str, Any], axis: int) -> Links:
@@ -219,7 +217,7 @@ def _links_of_convolution(function: Any, bound: dict[str, Any], axis: int) -> Li
     return (Windowed(window, axis), Call(function, (weight, bias, *arguments.values())))
 
 
-def _split_convolution(bound: dict[str, Any], axis: int) -> tuple[Window, dict[str, Any]]:
+def _split_convolution(bound: dict[str, Any], axis: int) -> tuple[TimeWindow, dict[str, Any]]:
     """The window along time of a convolution, and its arguments without it."""
     weight = bound["weight"]
     shape = weight.shape if isinstance(weight, Tensor) else weight.meta["shape"]
@@ -232,7 +230,7 @@ def _split_convolution(bound: dict[str, Any], axis: int) -> tuple[Window, dict[s
     else:
         ends = [(p, p) for p in _each(padding, axes)]
     low, high = ends[place]
-    window = Window(shape[axis], numbers["stride"][place], low, high, numbers["dilation"][place])
+    window = TimeWindow(shape[axis], numbers["stride"][place], low, high, numbers["dilation"][place])
     ends[place], numbers["stride"][place], numbers["dilation"][place] = (0, 0), 1, 1
     if any(low != high for low, high in ends):
         raise StreamError("padding is 'same' for an even window of a computed weight", fix="integers as padding")
@@ -266,7 +264,7 @@ def _links_of_pooling(module: Any, x: Tensor, axis: int) -> Links:
             links.append(type(module)(**others, ceil_mode=module.ceil_mode, count_include_pad=include, **more))
     fill = -torch.inf if maximum else 0.0
     if (size, stride, padding) != (1, 1, 0):
-        links.append(Windowed(Window(size, stride, padding, padding, dilation, fill), axis))
+        links.append(Windowed(TimeWindow(size, stride, padding, padding, dilation, fill), axis))
         reduce = torch.amax if maximum else torch.mean if divisor is None else torch.sum
         links.append(Call(reduce, (axis, True)))
     return links
@@ -301,7 +299,7 @@ def _links_of_padding(x: Tensor, axis: int, pads: Sequence[int], *, mode: str, v
     if any(numbers):
         links.append(Call(functional.pad, (tuple(numbers), mode, value if mode == "constant" else None)))
     if (low, high) != (0, 0):
-        links.append(Windowed(Window(1, 1, low, high, fill=value), axis))
+        links.append(Windowed(TimeWindow(1, 1, low, high, fill=value), axis))
     return links
 
 
@@ -320,7 +318,7 @@ def _links_of_slice(x: Tensor, axis: int, index: Any) -> Links | None:
         links.append(Call(operator.getitem, (others,)))
     high = 0 if entries[axis].stop is None else stop
     if (start, high, step) != (0, 0, 1):
-        links.append(Windowed(Window(1, step, -start, high), axis))
+        links.append(Windowed(TimeWindow(1, step, -start, high), axis))
     return links
 
 
