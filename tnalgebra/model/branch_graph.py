@@ -314,22 +314,32 @@ class BranchGraph:
                 alike.setdefault((branch.channels, branch.stride, branch.excess), []).append((path, branch))
             except UnmergeableError as error:
                 self._leave([path], str(error))
-        for members in alike.values():
-            if len(members) == 1 or not self._has_convolution([path for path, _ in members]):
-                continue
-            try:
-                merged = merge([branch for _, branch in members])
-            except UnmergeableError as error:
-                self._leave([path for path, _ in members], str(error))
-                continue
-            layer = merged.layer(convolutions[0].weight, trained=convolutions[0].weight.requires_grad)
-            if self._is_cheaper(members, layer):
-                self._exchange(root, [path for path, _ in members], merged, layer)
-                return True
-            self._leave([path for path, _ in members], "one convolution would not be faster")
+        if any(self._merge_alike(root, members, convolutions[0].weight) for members in alike.values()):
+            return True
         if len(alike) > 1:
             self._leave(paths, why_apart([branch for members in alike.values() for _, branch in members]))
         return False
+
+    def _merge_alike(self, root: fx.Node, members: Sequence[tuple[Path, Branch]], like: Any) -> bool:
+        """Merge branches whose outputs have the same positions; whether the graph changed.
+
+        Args:
+            like: a weight whose type, device and training the convolution has.
+        """
+        paths = [path for path, _ in members]
+        if len(members) == 1 or not self._has_convolution(paths):
+            return False
+        try:
+            merged = merge([branch for _, branch in members])
+        except UnmergeableError as error:
+            self._leave(paths, str(error))
+            return False
+        layer = merged.layer(like, trained=like.requires_grad)
+        if not self._is_cheaper(members, layer):
+            self._leave(paths, "one convolution would not be faster")
+            return False
+        self._exchange(root, paths, merged, layer)
+        return True
 
     def _leave(self, paths: Sequence[Path], reason: str) -> None:
         key = frozenset(f"{self.name}.{node.target}" for path in paths for node in path.nodes)

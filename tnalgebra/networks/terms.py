@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import gcd
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from .joining import labels_in_order
 from .labels import fresh
@@ -101,14 +101,19 @@ def collected(
     output, sizes = terms[0].output, {label: size for term in terms for label, size in term.sizes.items()}
     outside = {*output, *labels_in_order(nodes)}
     labels = tuple(label for label in labels_in_order([n for rest in rests for n in rest]) if label in outside)
-    products = []
-    for rest in rests:
-        lacking = tuple(label for label in labels if label not in labels_in_order(rest))
-        more = [Fill(lacking, Fraction(1))] if lacking or not rest else []
-        products.append(([*rest, *more], {n: sizes[n] for n in (*labels_in_order(rest), *lacking) if n in sizes}))
     whole = [*nodes, NamedTensor(name, labels)]
     known = {label: sizes[label] for label in labels_in_order(whole) if label in sizes}
-    return Network(whole, output, known), sum_of_products(products, labels)
+    return Network(whole, output, known), sum_of_products([_summand(rest, labels, sizes) for rest in rests], labels)
+
+
+def _summand(
+    nodes: Sequence[Node], output: tuple[str, ...], sizes: Mapping[str, int]
+) -> tuple[list[Node], dict[str, int]]:
+    """Nodes as a product that has all labels of the output: it is constant along those that the nodes lack."""
+    labels = labels_in_order(nodes)
+    lacking = tuple(label for label in output if label not in labels)
+    more = [Fill(lacking, Fraction(1))] if lacking or not nodes else []
+    return [*nodes, *more], {label: sizes[label] for label in (*labels, *lacking) if label in sizes}
 
 
 def _without(nodes: Sequence[Node], some: Counter[Node]) -> list[Node]:
@@ -141,52 +146,77 @@ def in_one_window(terms: Sequence[Network]) -> list[Network] | None:
         pairs, or strides or modes for which there is no common window.
     """
     terms = aligned(_with_identities(terms))
-    windows = [_windows(term) for term in terms]
-    keys = dict.fromkeys(key for each in windows if each is not None for key in each)
-    if (
-        None in windows
-        or not keys
-        or any(conv.k in terms[0].output for each in windows for conv in (each or {}).values())
-    ):
+    windows = [each for term in terms if (each := _windows(term)) is not None]
+    keys = dict.fromkeys(key for each in windows for key in each)
+    if len(windows) < len(terms) or not keys:
         return None
-    replaced: list[dict[Node, list[Node]]] = [{} for _ in terms]
-    new: list[dict[str, int]] = [{} for _ in terms]
-    words: list[dict[str, str]] = [{} for _ in terms]
+    changed = [_Widened(term) for term in terms]
     taken = {label for term in terms for label in labels_in_order(term.nodes)}
     for key in keys:
-        candidates = [_window_of(term, each or {}, key) for term, each in zip(terms, windows, strict=True)]
-        convs = [conv for conv in candidates if conv is not None]
-        if len(convs) < len(terms):
+        convs = _windows_over(key, terms, windows)
+        if convs is None:
             return None
         if len({*convs}) == 1 and all(conv in term.nodes for conv, term in zip(convs, terms, strict=True)):
             continue
-        wide, size = fresh("m", taken), [term.sizes.get(c.k, 1) for c, term in zip(convs, terms, strict=True)]
-        common = _common_window(convs, size, wide)
+        sizes = [term.sizes.get(conv.k, 1) for conv, term in zip(convs, terms, strict=True)]
+        common = _common_window(convs, sizes, fresh("m", taken))
         if common is None:
             return None
-        taken.add(wide)
-        outer, elements, places = common
-        for number, (conv, (low, dilation)) in enumerate(zip(convs, places, strict=True)):
-            one = fresh("one", taken)
-            k = conv.k if conv.k else fresh("k", taken | {one})
-            taken |= {one, k}
-            high = dilation * (size[number] - 1) + 1 - elements - low
-            node = conv if conv.k else _copy_of(terms[number], key)
-            assert node is not None
-            if conv.k and (low, dilation, size[number]) == (0, 1, elements):
-                words[number][k] = wide
-                replaced[number][node] = [outer]
-            else:
-                inner = Conv(wide, one, k, 1, low, high, dilation=dilation)
-                replaced[number][node] = [outer, inner]
-                new[number] |= {one: 1, k: size[number]}
-            new[number][wide] = elements
-    changed = []
-    for term, by_node, sizes, names in zip(terms, replaced, new, words, strict=True):
-        nodes = [relabel(one, names) for node in term.nodes for one in by_node.get(node, [node])]
-        known = {label: size for label, size in {**term.sizes, **sizes}.items() if label not in names}
-        changed.append(Network(nodes, term.output, known))
-    return changed
+        taken.add(common.conv.k)
+        for one, conv, place in zip(changed, convs, common.places, strict=True):
+            one.put(common, conv, place, taken)
+    return [one.network() for one in changed]
+
+
+class _CommonWindow(NamedTuple):
+    """One window that reaches what several windows reach.
+
+    size: the number of its elements.
+    places: for each of the windows (low, dilation) of the window that places its kernel in this one.
+    """
+
+    conv: Conv
+    size: int
+    places: list[tuple[int, int]]
+
+
+@dataclass
+class _Widened:
+    """A term in which common windows take the place of windows, and of copies that pass a label unchanged.
+
+    replaced: node -> those in its place.
+    sizes: of the labels that these have.
+    words: label of the term -> its new word.
+    """
+
+    term: Network
+    replaced: dict[Node, list[Node]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+
+    def put(self, common: _CommonWindow, conv: Conv, place: tuple[int, int], taken: set[str]) -> None:
+        """Replace one window, see `_windows_over`; the labels that are new are added to those that are taken."""
+        outer, (low, dilation) = common.conv, place
+        size = self.term.sizes.get(conv.k, 1)
+        one = fresh("one", taken)
+        k = conv.k or fresh("k", taken | {one})
+        taken |= {one, k}
+        node = conv if conv.k else _copy_of(self.term, (outer.x, outer.y))
+        assert node is not None
+        if conv.k and (low, dilation, size) == (0, 1, common.size):
+            self.words[k] = outer.k
+            self.replaced[node] = [outer]
+        else:
+            high = dilation * (size - 1) + 1 - common.size - low
+            self.replaced[node] = [outer, Conv(outer.k, one, k, 1, low, high, dilation=dilation)]
+            self.sizes |= {one: 1, k: size}
+        self.sizes[outer.k] = common.size
+
+    def network(self) -> Network:
+        """The changed term."""
+        nodes = [relabel(one, self.words) for node in self.term.nodes for one in self.replaced.get(node, [node])]
+        sizes = {label: size for label, size in {**self.term.sizes, **self.sizes}.items() if label not in self.words}
+        return Network(nodes, self.term.output, sizes)
 
 
 def _with_identities(terms: Sequence[Network]) -> list[Network]:
@@ -224,21 +254,28 @@ def _with_identities(terms: Sequence[Network]) -> list[Network]:
 
 
 def _windows(term: Network) -> _Windows | None:
-    """The windows of a term by their labels x and y; None where two are over one pair of labels."""
+    """The windows of a term by their labels x and y; None where two are over one pair, or a k is in the output."""
     windows: _Windows = {}
     for node in term.nodes:
         if isinstance(node, Conv):
-            if (node.x, node.y) in windows:
+            if (node.x, node.y) in windows or node.k in term.output:
                 return None
             windows[node.x, node.y] = node
     return windows
 
 
-def _window_of(term: Network, windows: Mapping[tuple[str, str], Conv], key: tuple[str, str]) -> Conv | None:
-    """The window of a term over a pair of labels; one of a single element, without a word for it, where it copies."""
-    if key in windows:
-        return windows[key]
-    return Conv(*key, "") if _copy_of(term, key) is not None else None
+def _windows_over(key: tuple[str, str], terms: Sequence[Network], windows: Sequence[_Windows]) -> list[Conv] | None:
+    """The window of each term over a pair of labels; one of a single element, without a word for it, where it copies.
+
+    Returns:
+        None if a term has neither a window nor a copy there.
+    """
+    over = []
+    for term, each in zip(terms, windows, strict=True):
+        if key not in each and _copy_of(term, key) is None:
+            return None
+        over.append(each.get(key, Conv(*key, "")))
+    return over
 
 
 def _copy_of(term: Network, key: tuple[str, str]) -> Node | None:
@@ -246,14 +283,11 @@ def _copy_of(term: Network, key: tuple[str, str]) -> Node | None:
     return next((node for node in copies if {*node.labels} == {*key}), None)
 
 
-def _common_window(
-    windows: Sequence[Conv], sizes: Sequence[int], label: str
-) -> tuple[Conv, int, list[tuple[int, int]]] | None:
-    """One window that reaches what all windows reach; its size; and for each window where it is placed in it.
+def _common_window(windows: Sequence[Conv], sizes: Sequence[int], label: str) -> _CommonWindow | None:
+    """One window that reaches what all windows reach, as few elements as possible, whose k is this label.
 
     Returns:
-        The places are (low, dilation) of the window that places the kernel; None if strides, modes or the numbers of
-        positions that inputs of other sizes would have differ.
+        None if strides, modes or the numbers of positions that inputs of other sizes would have differ.
     """
     first = windows[0]
     spans = [
@@ -272,4 +306,4 @@ def _common_window(
         (-(low - one) // step, int(window.dilation) // step if size > 1 else 1)  # type: ignore[arg-type]
         for (one, _, _), window, size in zip(spans, windows, sizes, strict=True)
     ]
-    return Conv(first.x, first.y, label, first.stride, low, high, dilation=step), elements, places
+    return _CommonWindow(Conv(first.x, first.y, label, first.stride, low, high, dilation=step), elements, places)

@@ -57,31 +57,43 @@ def kernel_of(network: Network, name: str) -> Kernel:
     """
     network = rewrite(network, (merge_windows, merge_circular_windows)).network
     source = next(node for node in network.nodes if isinstance(node, NamedTensor) and node.name == name)
-    standing = carriers(network)
-    windows = []
-    for label in source.labels:
-        on = [network.nodes[position] for position, _ in standing[label]]
-        if any(isinstance(node, Conv) for node in on):
-            windows.append(_window(network, label, [node for node in on if node is not source]))
+    windows = _windows(network, source)
     positions = {label for one in windows for label in (one.before, one.after)}
     before = [label for label in source.labels if label not in positions]
     after = [label for label in network.output if label not in positions]
-    alike = tuple(label for label in before if label in after and len(standing[label]) == 1)
+    places = carriers(network)
+    alike = tuple(label for label in before if label in after and len(places[label]) == 1)
     parts = _parts(network, before, after)
-    ins, outs = (
-        [part for label in labels if label not in alike for part in parts.get(label, (label,))]
-        for labels in (before, after)
-    )
-    groups = tuple(label for label in ins if label in outs)
-    ins, outs = ([label for label in labels if label not in groups] for labels in (ins, outs))
+    split_ins, split_outs = (_split(labels, alike, parts) for labels in (before, after))
+    groups = tuple(label for label in split_ins if label in split_outs)
+    ins, outs = (tuple(label for label in labels if label not in groups) for labels in (split_ins, split_outs))
+    inner = _without(network, source, windows, (*groups, *outs, *ins))
+    return Kernel(windows, groups, alike, outs, ins, parts, inner)
+
+
+def _windows(network: Network, source: NamedTensor) -> tuple[Moved, ...]:
+    """The windows over labels of the input, in the order of these labels."""
+    windows, places = [], carriers(network)
+    for label in source.labels:
+        on = [network.nodes[position] for position, _ in places[label]]
+        if any(isinstance(node, Conv) for node in on):
+            windows.append(_window(network, label, [node for node in on if node is not source]))
+    return tuple(windows)
+
+
+def _split(labels: list[str], alike: tuple[str, ...], parts: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The labels on which a map depends, with their parts in the place of those that a reshape splits."""
+    return [part for label in labels if label not in alike for part in parts.get(label, (label,))]
+
+
+def _without(network: Network, source: NamedTensor, windows: tuple[Moved, ...], labels: tuple[str, ...]) -> Network:
+    """What a network has besides its input and windows; its output has the k of the windows, and then the labels."""
     used = [one.node for one in windows]
     rest = [node for node in network.nodes if node is not source and node not in used]
     held = {label for node in rest for label in node.labels}
-    output = (*(node.k for node in used), *groups, *outs, *ins)
+    output = (*(node.k for node in used), *labels)
     rest += [Fill((label,)) for label in output if label not in held]
-    known = {label: size for label, size in network.sizes.items() if label in held | {*output}}
-    inner = Network(rest, output, known)
-    return Kernel(tuple(windows), groups, alike, tuple(outs), tuple(ins), parts, inner)
+    return Network(rest, output, {label: size for label, size in network.sizes.items() if label in held | {*output}})
 
 
 def _parts(network: Network, before: list[str], after: list[str]) -> dict[str, tuple[str, ...]]:

@@ -38,32 +38,41 @@ def cut_of_bond(network: Network, bond: str) -> Bipartition:
     """
     if len(network.terms) > 1:
         raise NetworkError("a sum of networks has no bonds of its own", network=network, fix="a cut of open labels")
-    places = carriers(network).get(bond, [])
-    if not places or bond in network.output:
-        known = " ".join(label for label in carriers(network) if label not in network.output)
-        raise NetworkError(f"the network has no bond {bond!r}", bonds=known or "none")
-    ends = {position for position, _ in places}
-    if len(ends) != 2:
-        raise NetworkError(f"the bond {bond!r} occurs on {len(ends)} nodes", fix="a bond of two nodes, or a cut")
-    neighbours: dict[str, list[int]] = {}
-    for position, node in enumerate(network.nodes):
-        for label in node.labels:
-            neighbours.setdefault(label, []).append(position)
-    first, second = sorted(ends)
-    reached, waiting = {first}, [first]
-    while waiting:
-        for label in network.nodes[waiting.pop()].labels:
-            new = [] if label == bond else [place for place in neighbours[label] if place not in reached]
-            reached.update(new)
-            waiting += new
+    first, second = _ends_of_bond(network, bond)
+    reached = _reached(network, first, bond)
     if second in reached:
         fact = f"the bond {bond!r} is part of a loop: without it the network is in one part"
         raise NetworkError(fact, network=network)
-    left = [label for label in network.output if neighbours[label][0] in reached]
+    places = carriers(network)
+    left = [label for label in network.output if places[label][0][0] in reached]
     right = [label for label in network.output if label not in left]
     if not left or not right:
         raise NetworkError(f"on one side of the bond {bond!r} is no open label", fix="a cut of open labels")
     return Bipartition(tuple(left), tuple(right))
+
+
+def _ends_of_bond(network: Network, bond: str) -> tuple[int, int]:
+    """The positions of the two nodes that a bond joins. Raises NetworkError if it is not such a bond."""
+    places = carriers(network).get(bond, [])
+    if not places or bond in network.output:
+        known = " ".join(label for label in carriers(network) if label not in network.output)
+        raise NetworkError(f"the network has no bond {bond!r}", bonds=known or "none")
+    ends = sorted({position for position, _ in places})
+    if len(ends) != 2:
+        raise NetworkError(f"the bond {bond!r} occurs on {len(ends)} nodes", fix="a bond of two nodes, or a cut")
+    return ends[0], ends[1]
+
+
+def _reached(network: Network, start: int, bond: str) -> set[int]:
+    """The positions of the nodes that are joined with one of them by labels other than the bond."""
+    places = carriers(network)
+    reached, waiting = {start}, [start]
+    while waiting:
+        for label in network.nodes[waiting.pop()].labels:
+            new = [] if label == bond else [place for place, _ in places[label] if place not in reached]
+            reached.update(new)
+            waiting += new
+    return reached
 
 
 def network_singular_values(network: Network, values: Mapping[str, Any], cut: Bipartition) -> Tensor:
