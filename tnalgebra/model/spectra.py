@@ -285,8 +285,7 @@ def spectra(
         return Spectra(tuple(_across(network, elements, cut) for cut in cuts))
     read = [cut if isinstance(cut, Bipartition) else parse_bipartition(cut) for cut in cuts or ()]
     for layer, tensor, labels in _kernels(target, values):
-        each = bipartitions(kernel_labels(labels) or labels)  # one name a cut, transposed layers included
-        each = [cut for cut in read if {*cut.labels} == {*labels}] if cuts is not None else each
+        each = _of_kernel(labels, None if cuts is None else read)
         if not each:
             continue
         kernels[layer] = (tensor.detach(), tuple(labels))
@@ -299,6 +298,13 @@ def spectra(
         if not any(item.cut == cut for item in found):
             raise RuleError(f"no kernel has the labels of the cut {str(cut)!r}", fix="such as 'out | in kh kw'")
     return Spectra(tuple(found), kernels)
+
+
+def _of_kernel(labels: Sequence[str], cuts: Sequence[Bipartition] | None) -> Sequence[Bipartition]:
+    """The cuts that have the labels of a kernel; all cuts of it if they are None."""
+    if cuts is None:
+        return bipartitions(kernel_labels(labels) or labels)  # one name a cut, transposed layers included
+    return [cut for cut in cuts if {*cut.labels} == {*labels}]
 
 
 def _across(network: Network, values: Mapping[str, Any], cut: str | Bipartition) -> Spectrum:
