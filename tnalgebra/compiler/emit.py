@@ -168,14 +168,14 @@ class _Emitter:
         count = self._total(operation.axes[0])
         return self.graph.call_method("expand", (source, count, *(-1 for _ in operation.axes[1:])))
 
-    def _sum(self, operation: ops.Sum, source: fx.Node) -> fx.Node:
+    def _sum(self, operation: ops.SumAxes, source: fx.Node) -> fx.Node:
         gone = [n for n, axis in enumerate(self._axes(operation.source)) if axis not in operation.axes]
         return self.graph.call_method("sum", (source, gone))
 
     def _diagonal(self, operation: ops.Diagonal, source: fx.Node) -> fx.Node:
         return self.graph.call_function(torch.diagonal, (source, 0, operation.first, operation.second))
 
-    def _product(self, operation: ops.Product, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
+    def _product(self, operation: ops.Matmul, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
         if operation.form == "linear":
             return self.graph.call_function(functional.linear, (left, right, *bias))
         column = [self.graph.call_method("unsqueeze", (one, 1)) for one in bias]
@@ -222,7 +222,7 @@ class _Emitter:
         if isinstance(operation, ops.Rename | ops.Arrange):
             unmoved = labels_in(self._axes(operation.source)) == labels_in(operation.axes)
             return (unmoved or isinstance(operation, ops.Rename)) and self._is_plain(operation.source)
-        return isinstance(operation, ops.Load | ops.Product)
+        return isinstance(operation, ops.Load | ops.Matmul)
 
     def _pad(self, operation: ops.Pad, source: fx.Node) -> fx.Node:
         pads = operation.pads
@@ -389,10 +389,10 @@ _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.Arrange: _Emitter._arrange,
     ops.ChannelsLast: _Emitter._channels_last,
     ops.Repeat: _Emitter._repeat,
-    ops.Sum: _Emitter._sum,
+    ops.SumAxes: _Emitter._sum,
     ops.Diagonal: _Emitter._diagonal,
     ops.Multiply: lambda emitter, _operation, *sides: emitter.graph.call_function(operator.mul, sides),
-    ops.Product: _Emitter._product,
+    ops.Matmul: _Emitter._product,
     ops.Convolve: _Emitter._convolution,
     ops.Pad: _Emitter._pad,
     ops.Unfold: _Emitter._unfold,

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from . import operations as ops
 
-Size: TypeAlias = "int | fx.Node"
+SizeNode: TypeAlias = "int | fx.Node"
 
 
-def combined(graph: fx.Graph, one: Size, other: Size, function: Callable[[Any, Any], Any]) -> Size:
+def combined(graph: fx.Graph, one: SizeNode, other: SizeNode, function: Callable[[Any, Any], Any]) -> SizeNode:
     """A function of two sizes, computed at once where both are numbers."""
     if isinstance(one, int) and isinstance(other, int):
         return int(function(one, other))
@@ -24,7 +24,7 @@ def combined(graph: fx.Graph, one: Size, other: Size, function: Callable[[Any, A
     return graph.call_function(function, (one, other))
 
 
-def emit_transform(graph: fx.Graph, operation: ops.Transform, node: fx.Node, *, sizes: Sequence[Size]) -> fx.Node:
+def emit_transform(graph: fx.Graph, operation: ops.Transform, node: fx.Node, *, sizes: Sequence[SizeNode]) -> fx.Node:
     """The transform of a node whose last axes have these sizes."""
     count = len(operation.lengths)
     dims = list(range(-count, 0))
@@ -37,7 +37,7 @@ def emit_transform(graph: fx.Graph, operation: ops.Transform, node: fx.Node, *, 
             node = graph.call_method("unsqueeze", (node, dim))
             node = graph.call_function(functional.pad, (node, [0, 0] * (-1 - dim) + [0, apart - 1]))
             node = graph.call_method("flatten", (node, dim - 1, dim))
-    flat: list[Size] = []
+    flat: list[SizeNode] = []
     for number in reversed(range(count)):
         block, (low, high) = operation.blocks[number], operation.pads[number]
         length = combined(graph, sizes[number], operation.apart[number], operator.mul)
@@ -66,7 +66,7 @@ def emit_transform(graph: fx.Graph, operation: ops.Transform, node: fx.Node, *, 
 
 
 def emit_inverse(
-    graph: fx.Graph, operation: ops.Inverse, node: fx.Node, like: fx.Node, *, sizes: Sequence[Size]
+    graph: fx.Graph, operation: ops.Inverse, node: fx.Node, like: fx.Node, *, sizes: Sequence[SizeNode]
 ) -> fx.Node:
     """The inverse transform without wrapped elements, in the type of another node whose last axes have these sizes."""
     count = len(operation.lengths)

@@ -141,7 +141,7 @@ def _product(draft: Draft, left: Value, right: Value, *, frequencies: Sequence[s
     if summed:
         left = as_matrices(draft, arrange(draft, left, (groups, old, summed)))
         right = as_matrices(draft, arrange(draft, right, (groups, summed, new)))
-        return draft.add(ops.Product(left.number, right.number, (groups, old, new), summed, "batched"))
+        return draft.add(ops.Matmul(left.number, right.number, (groups, old, new), summed, "batched"))
     first = without(left.labels, frequencies)
     axes: Axes = singles((*first, *new, *frequencies))
     left = arrange(draft, left, (*singles(first), *(() for _ in new), *singles(frequencies)))

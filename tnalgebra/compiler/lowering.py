@@ -288,10 +288,10 @@ def _linear(draft: Draft, left: Value, right: Value, summed: Axis) -> Value:
         if draft.style.memory_format == "contiguous" and len(batch) < 2 and all(batch):
             left = arrange(draft, left, (*batch, summed, *rest))
             right = arrange(draft, right, (new, summed))
-            return draft.add(ops.Product(right.number, left.number, (*batch, new, *rest), summed, "above"))
+            return draft.add(ops.Matmul(right.number, left.number, (*batch, new, *rest), summed, "above"))
     left = as_matrices(draft, arrange(draft, left, (*batch, *rest, summed)))
     right = arrange(draft, right, (new, summed))
-    return draft.add(ops.Product(left.number, right.number, (*batch, *rest, new), summed, "linear"))
+    return draft.add(ops.Matmul(left.number, right.number, (*batch, *rest, new), summed, "linear"))
 
 
 def _batched(draft: Draft, left: Value, right: Value, live: Collection[str]) -> Value:
@@ -300,7 +300,7 @@ def _batched(draft: Draft, left: Value, right: Value, live: Collection[str]) -> 
     lead: Axes = (groups,) if groups else ()
     left = as_matrices(draft, arrange(draft, left, (*lead, old, summed)))
     right = as_matrices(draft, arrange(draft, right, (*lead, summed, new)))
-    return draft.add(ops.Product(left.number, right.number, (*lead, old, new), summed, "batched"))
+    return draft.add(ops.Matmul(left.number, right.number, (*lead, old, new), summed, "batched"))
 
 
 # A factor and a bias of the whole value --------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def _add_bias(draft: Draft, label: str) -> None:
         operations.append(ops.Add(len(operations) - 1, 0, axes, axes.index((label,))))
     else:
         call = operations[place]
-        assert isinstance(call, ops.Convolve | ops.Product)
+        assert isinstance(call, ops.Convolve | ops.Matmul)
         operations[place] = replace(call, bias=0)
 
 
@@ -353,7 +353,7 @@ def _call_with_bias(operations: Sequence[ops.Operation], label: str) -> int | No
                 number = operation.source
             case ops.Convolve():
                 return number if operation.axes[1] == axis else None
-            case ops.Product():
+            case ops.Matmul():
                 place = {"linear": -1, "above": -2}.get(operation.form)
                 return number if place is not None and operation.axes[place] == axis else None
             case _:

@@ -90,7 +90,7 @@ MATRICES = (
     *((16, 64, 16, 64), (64, 16, 16, 16), (9, 64, 16, 64), (9, 256, 64, 256), (16, 784, 64, 16), (512, 49, 4, 4)),
     (16, 3136, 9, 8),
 )
-STEPS = ("multiply", "scale", "outer", "copy", "sum")
+_STEPS = ("multiply", "scale", "outer", "copy", "sum")
 IMAGES = ((16, 28), (64, 56), (256, 14), (64, 28), (256, 56), (512, 7), (8, 56))
 
 
@@ -108,7 +108,7 @@ def _cases() -> Iterator[Case]:
         yield from (Convolution(batch, *sizes) for sizes in GROUPED)
         yield from (Channels(batch, *sizes) for sizes in BOTTLENECKS)
         for channels, side in IMAGES:
-            yield from (Pointwise(batch, channels, side, step) for step in STEPS)
+            yield from (Pointwise(batch, channels, side, step) for step in _STEPS)
     yield from (Matrices(*sizes) for sizes in MATRICES)
     # steps that read or write more than 32 MiB in float32
     yield Convolution(16, 1, 64, 16, (3, 3), 112)
@@ -287,7 +287,7 @@ def _wait(device: torch.device) -> None:
 
 # Fitting -------------------------------------------------------------------------------------------------------------
 
-TOLERANCE = 0.3
+_TOLERANCE = 0.3
 """The residual of a logarithm above which a measurement counts linearly and not by its square (Huber 1964)."""
 
 PRIOR = 0.03
@@ -354,4 +354,4 @@ def _fit_rates(
     if free_cache:
         values.append(constants.cache)
     first = [math.log(value) for value in values]
-    return unpack(least_squares(residuals, first, loss="huber", f_scale=TOLERANCE, x_scale="jac").x)
+    return unpack(least_squares(residuals, first, loss="huber", f_scale=_TOLERANCE, x_scale="jac").x)

@@ -17,7 +17,7 @@ from .cost import FORMATS, Format, Workload, transform_work
 
 Axis: TypeAlias = tuple[str, ...]
 Axes: TypeAlias = tuple[Axis, ...]
-Sizes: TypeAlias = Mapping[str, int]
+_Sizes: TypeAlias = Mapping[str, int]
 Pads: TypeAlias = tuple[tuple[int, int], ...]
 """(low, high) for each axis of positions; negative numbers crop."""
 
@@ -27,7 +27,7 @@ def labels_in(axes: Sequence[Axis]) -> tuple[str, ...]:
     return tuple(label for axis in axes for label in axis)
 
 
-def shape_in(axes: Sequence[Axis], sizes: Sizes) -> tuple[int, ...]:
+def shape_in(axes: Sequence[Axis], sizes: _Sizes) -> tuple[int, ...]:
     """The shape of a value with these axes."""
     return tuple(prod(sizes[label] for label in axis) for axis in axes)
 
@@ -92,7 +92,7 @@ class Repeat(Unary):
     """The first axis, of one element, is repeated for all values of its new labels."""
 
 
-class Sum(Unary):
+class SumAxes(Unary):
     """The sum over the axes that the value does not have."""
 
 
@@ -115,7 +115,7 @@ class Multiply(Operation):
 
 
 @dataclass(frozen=True)
-class Product(Operation):
+class Matmul(Operation):
     """Matrix products of shapes (batch, left, summed) and (batch, summed, right), or without the batch axis.
 
     form: "batched" is the one above. In "linear" the left side has any axes before the summed one, the right side has
@@ -288,7 +288,7 @@ def renumber(operation: Any, number: Callable[[int], int]) -> Any:
     return replace(operation, **{name: number(n) for name, n in taken.items() if n is not None})
 
 
-def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Workload:
+def work_of(operation: Operation, values: Sequence[Axes], sizes: _Sizes) -> Workload:
     """The work of one operation; `values` are the axes of every value of the program."""
 
     def count(labels: Sequence[str] | set[str]) -> int:
@@ -302,7 +302,7 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: Sizes) -> Workl
     match operation:
         case Load() | Rename() | Repeat() | Diagonal() | Unfold() | Arrange(copies=False):
             return Workload("view")
-        case Product():
+        case Matmul():
             one, other = ({*labels_in(values[number])} for number in (operation.left, operation.right))
             summed = count(operation.summed)
             groups, left, right = map(count, (one & other - {*operation.summed}, one - other, other - one))
@@ -365,7 +365,7 @@ class Program:
     patterns: tuple[Leaf, ...]
     style: Style
 
-    def works(self, sizes: Sizes) -> list[tuple[Workload, bool]]:
+    def works(self, sizes: _Sizes) -> list[tuple[Workload, bool]]:
         """The work of every operation at some sizes, and whether it depends on weights alone at these sizes."""
         axes = [operation.axes for operation in self.operations]
         works = [work_of(operation, axes, sizes) for operation in self.operations]

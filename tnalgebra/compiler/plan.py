@@ -18,7 +18,7 @@ from .operations import Axes, shape_in
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 4
+_SHOWN = 4
 """Number of other candidates that a printed plan lists."""
 
 
@@ -152,7 +152,7 @@ class Plan(Tabular):
         ]
 
     def _why(self) -> list[str]:
-        chosen, rivals = self.chosen, self.candidates[1 : SHOWN + 1]
+        chosen, rivals = self.chosen, self.candidates[1 : _SHOWN + 1]
         if not rivals:
             return ["why: there is no other way"]
         how = "measured" if chosen.measured is not None else "predicted"
@@ -224,10 +224,10 @@ _TEXTS: dict[type[ops.Operation], Callable[[Any, Sequence[str], str], str]] = {
     ops.Arrange: lambda one, taken, made: f"{'copy' if one.copies else 'view'} of {taken[0]} as {made}",
     ops.ChannelsLast: lambda _, taken, made: f"channels_last copy of {made}",
     ops.Repeat: lambda _, taken, made: f"{taken[0]} repeated as {made}",
-    ops.Sum: lambda _, taken, made: f"sum of {taken[0]} -> {made}",
+    ops.SumAxes: lambda _, taken, made: f"sum of {taken[0]} -> {made}",
     ops.Diagonal: lambda _, taken, made: f"diagonal of {taken[0]} -> {made}",
     ops.Multiply: lambda _, taken, made: f"multiply {taken[0]} by {taken[1]} -> {made}",
-    ops.Product: lambda one, taken, made: f"product of {taken[0]} and {taken[1]} over {_word((one.summed,))} -> {made}",
+    ops.Matmul: lambda one, taken, made: f"product of {taken[0]} and {taken[1]} over {_word((one.summed,))} -> {made}",
     ops.Convolve: _convolution,
     ops.Pad: _padding,
     ops.Unfold: lambda _, taken, made: f"windows of {taken[0]} -> {made}",
@@ -248,7 +248,7 @@ def _contractions(candidate: Candidate) -> str:
     for operation in candidate.program.operations:
         if isinstance(operation, ops.Inverse):
             words.append(f"transform [{_word(operation.axes)}]")
-        elif isinstance(operation, ops.Convolve | ops.Product) and not ops.is_complex(operation.axes):
+        elif isinstance(operation, ops.Convolve | ops.Matmul) and not ops.is_complex(operation.axes):
             kind = "convolve" if isinstance(operation, ops.Convolve) else "product"
             words.append(f"{kind} [{_word(operation.axes)}]")
     return ", ".join(words) or "no contraction"

@@ -102,12 +102,14 @@ def _kind(operation: ops.Operation) -> str:
             depth = "depthwise " if operation.is_depthwise else ""
             name = "transposed convolution" if operation.transposed else "convolution"
             return f"{depth}{name} {' '.join(labels_in(operation.window)) or '1x1'}"
-        case ops.Product():
+        case ops.Matmul():
             return f"product over {' '.join(operation.summed)}"
         case ops.Pool():
             return "means of windows"
         case ops.Unfold():
             return "windows"
+        case ops.SumAxes():
+            return "sum"
         case _:
             return type(operation).__name__.lower()
 

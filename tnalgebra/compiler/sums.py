@@ -36,7 +36,7 @@ Groups: TypeAlias = tuple[tuple[int, ...], ...]
 MOST_PAIRED = 6
 """Most terms for which groups are formed pair by pair; of more, all that can be one product become one at once."""
 
-TRIED = 3
+_TRIED = 3
 """How many programs of a term, the cheapest first, are tried beside those of the other terms."""
 
 Pricing: TypeAlias = Callable[[Program], float]
@@ -159,11 +159,11 @@ class SumPrograms:
 
     def _joined(self, choices: Sequence[Sequence[Program]]) -> list[Program]:
         """One program of each group, added up; later ones are chosen by what they cost beside the earlier ones."""
-        chosen = [[program] for program in sorted(choices[0], key=self.price)[:TRIED]]
+        chosen = [[program] for program in sorted(choices[0], key=self.price)[:_TRIED]]
         for programs in choices[1:]:
-            cheapest = sorted(programs, key=self.price)[:TRIED]
+            cheapest = sorted(programs, key=self.price)[:_TRIED]
             longer = [[*before, program] for before in chosen for program in cheapest]
-            chosen = sorted(longer, key=lambda several: self.price(add_programs(several)))[:TRIED]
+            chosen = sorted(longer, key=lambda several: self.price(add_programs(several)))[:_TRIED]
         return [add_programs(several) for several in chosen]
 
     def _products(self, group: tuple[int, ...], *, first: bool) -> list[Program]:

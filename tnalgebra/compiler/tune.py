@@ -64,7 +64,7 @@ PATIENCE, TIMES = 0.02, 8
 FEWEST = 4
 """Number of candidates that are tried, however long they take."""
 
-REMEMBERED = 1024
+_REMEMBERED = 1024
 """Number of requests whose candidates a process remembers."""
 
 _remembered: OrderedDict[tuple[object, ...], tuple[Candidate, ...]] = OrderedDict()
@@ -90,7 +90,7 @@ def _once(key: tuple[object, ...], find: Callable[[], Sequence[Candidate]]) -> t
     """What was found for a key before, or what is found now."""
     if key not in _remembered:
         _remembered[key] = tuple(find())
-        if len(_remembered) > REMEMBERED:
+        if len(_remembered) > _REMEMBERED:
             _remembered.popitem(last=False)
     return _remembered[key]
 

@@ -203,7 +203,7 @@ def sum_dead(draft: Draft, value: Value, live: Collection[str]) -> Value:
     order = without(value.order, dead)
     if not any(draft.counts(label) for label in dead):  # axes of one element remain, without a label
         return draft.add(ops.Rename(value.number, tuple(without(axis, dead) for axis in value.axes)), order)
-    return draft.add(ops.Sum(value.number, tuple(axis for axis in value.axes if not set(axis) & dead)), order)
+    return draft.add(ops.SumAxes(value.number, tuple(axis for axis in value.axes if not set(axis) & dead)), order)
 
 
 def as_image(draft: Draft, value: Value) -> tuple[Value, bool]:

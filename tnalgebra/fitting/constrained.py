@@ -48,7 +48,7 @@ from .targets import prepare_target, split_metric
 from .tree_spectra import TreeSpectra
 from .trees import CoreTree, open_labels, with_open_axes
 
-SLOW = 1e-7
+_SLOW = 1e-7
 """A start stands still where a sweep takes less than this part of its squared error: constraints make sweeps slow."""
 
 GRADIENT_STEPS = 300
@@ -261,9 +261,9 @@ def _descend(
             descent = _by_gradient(objective, descent, settings)
         else:
             sweeps = settings.sweeps
-            descent = sweep_on(objective, descent, min(FIRST_SWEEPS, sweeps), SLOW)
-            descent = sweep_on(objective, descent.best(-(-descent.loss.shape[1] // 2)), min(MORE_SWEEPS, sweeps), SLOW)
-            descent = sweep_on(objective, descent.best(FINALISTS), sweeps, SLOW)
+            descent = sweep_on(objective, descent, min(FIRST_SWEEPS, sweeps), _SLOW)
+            descent = sweep_on(objective, descent.best(-(-descent.loss.shape[1] // 2)), min(MORE_SWEEPS, sweeps), _SLOW)
+            descent = sweep_on(objective, descent.best(FINALISTS), sweeps, _SLOW)
     return results_of(objective, descent)[0]
 
 

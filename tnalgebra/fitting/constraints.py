@@ -34,7 +34,7 @@ PASSES = 2
 ONE_BY_ONE = 64
 """The most values of bonds that are solved for one after another."""
 
-STEPS = 20
+_STEPS = 20
 """Steps of the accelerated projected gradient."""
 
 POWER_ROUNDS, ABOVE = 12, 1.1
@@ -196,7 +196,7 @@ def _by_projected_gradient(right: Tensor, core: Tensor, product: Callable[[Tenso
     step = torch.where(largest > 0, 1 / torch.where(largest > 0, largest, 1.0), 0.0)
     step = step.reshape(*step.shape, *[1] * (core.ndim - 2))
     ahead, pace = core, 1.0
-    for _ in range(STEPS):
+    for _ in range(_STEPS):
         following = (ahead + step * (right - product(ahead))).clamp(min=0)
         moved = following - core
         back = ((ahead - following) * moved).flatten(2).sum(2) > 0

@@ -30,7 +30,7 @@ SUFFICIENT = 1e-4
 SHORTENED = 10
 """How often a step that does not lower the merit is shortened: to between a tenth and a half of its length."""
 
-WINDOW = 5
+_WINDOW = 5
 """Steps gain unevenly, so that the gain of this many together shows whether a start stands still."""
 
 
@@ -88,8 +88,8 @@ def descend_by_gradient(objective: Objective, descent: Descent, *, steps: int, t
         pairs = [*pairs, _Pair(taken, change, ratio(torch.ones_like(curvature), curvature))][-HISTORY:]
         losses.append(point.loss[..., 0])
         merits.append(point.merit)
-        if len(merits) > WINDOW:
-            still |= merits[-1 - WINDOW] - point.merit <= WINDOW * tolerance * point.merit
+        if len(merits) > _WINDOW:
+            still |= merits[-1 - _WINDOW] - point.merit <= _WINDOW * tolerance * point.merit
         if bool((still[..., 0].all(1) | objective.fits_exactly(losses[-1])).all()):
             break
     values = problem.split(point.cores)

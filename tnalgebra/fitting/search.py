@@ -97,7 +97,7 @@ GRADIENTS = 4
 """Steps of L-BFGS in a metric that count as one sweep: together they take less time than an alternating sweep, and gain
 about as much."""
 
-FIRST_STEPS, STEPS = 20, 100
+FIRST_STEPS, MORE_STEPS = 20, 100
 """Gauss-Newton steps of all starts of a tied network, then of the better half; the latter also after alternating."""
 
 
@@ -244,7 +244,7 @@ def follow_starts(objective: Objective, values: Cores, settings: Settings) -> li
     descent = Descent(values, unknown, unknown, torch.zeros_like(unknown, dtype=torch.bool))
     if objective.tied:
         descent = step_on(objective, descent, min(FIRST_STEPS, sweeps))
-        descent = step_on(objective, descent.best(-(-starts // 2)), min(STEPS, sweeps))
+        descent = step_on(objective, descent.best(-(-starts // 2)), min(MORE_STEPS, sweeps))
         return results_of(objective, _by_gradient(objective, descent, sweeps))
     written_out = GaussMatrix(objective).written_out(starts)
     first = _stiffer(objective, STAGES[0].stiffness) if written_out else objective
@@ -338,7 +338,7 @@ def sweep_on(objective: Objective, descent: Descent, sweeps: int, tolerance: flo
 def descend_further(objective: Objective, descent: Descent, sweeps: int) -> Descent:
     """Descend from all starts by the method that suits the objective, for the time of this many sweeps."""
     if objective.tied:
-        return step_on(objective, descent, min(STEPS, sweeps))
+        return step_on(objective, descent, min(MORE_STEPS, sweeps))
     return sweep_on(objective, descent, sweeps)
 
 

@@ -32,7 +32,7 @@ start from the present core, so that with fewer steps the loss falls less, and t
 LOOSE = 1e-9
 """Damping of a preconditioner, relative to the mean of the diagonal."""
 
-DAMPING = 1e-14
+_DAMPING = 1e-14
 """Weight of the distance from the present core, relative to the mean of the diagonal: it makes systems solvable."""
 
 _Labels: TypeAlias = tuple[str, ...]
@@ -306,7 +306,7 @@ class System:
             core, image = self._constrained(kind, values, right, gram=self.with_diagonal(gram, weights), split=None)
             return Solved(core, right, image - weights * core)
         if split is not None:
-            extra = DAMPING * split.mean
+            extra = _DAMPING * split.mean
             core = split.solve(right + extra * present, extra)
             image = right - extra * (core - present)
         elif gram is not None:
@@ -490,7 +490,7 @@ def _twice(labels: _Labels) -> _Labels:
 
 def _solve(gram: Tensor, right: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """The x with gram @ x = right, and gram @ x. In a singular system x stays as near to the present core as it may."""
-    damping = DAMPING * _mean_diagonal(gram)
+    damping = _DAMPING * _mean_diagonal(gram)
     while True:
         factor, failed = damped_cholesky(gram, damping[..., None])
         if not bool(failed.any()):

@@ -33,7 +33,7 @@ from ..options import Place
 from ..trace import Change
 from .shared import exact_of_sums
 
-Product: TypeAlias = tuple[Sequence[Node], Mapping[str, int]]
+_Product: TypeAlias = tuple[Sequence[Node], Mapping[str, int]]
 
 
 def _starts(network: Network) -> list[int]:
@@ -49,7 +49,7 @@ def _place(network: Network, numbers: Sequence[int]) -> Place:
 
 def _with_terms(network: Network, gone: Sequence[int], new: Sequence[Network]) -> Network:
     """The network with new terms in the place of the first of those that are gone."""
-    products: list[Product] = []
+    products: list[_Product] = []
     for number, term in enumerate(network.terms):
         if number == gone[0]:
             products += [(one.nodes, {**one.sizes}) for one in new]
@@ -184,7 +184,7 @@ def _direct_sum(network: Network, one: Network, other: Network, match: Match) ->
     return Network(nodes, one.output, {words.get(n, n): size for n, size in sizes.items()}), definitions
 
 
-def _placed(name: str, shape: Sequence[int], long: Sequence[int | None], *, at_end: bool) -> Product:
+def _placed(name: str, shape: Sequence[int], long: Sequence[int | None], *, at_end: bool) -> _Product:
     """A tensor at the low or the high ends of longer axes, and zero elsewhere: windows of one element place it there.
 
     Args:
