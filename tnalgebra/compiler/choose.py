@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
@@ -21,6 +21,7 @@ from .operations import STYLES, Arrange, Convolve, Load, Pad, Program, Rename, T
 from .search import cheapest_trees
 from .steps import CONVOLUTION, FOURIER, Steps
 from .sums import SumPrograms
+from .trees import ContractionTree
 
 Candidates: TypeAlias = Literal["all", "factored", "spectral"]
 """Which plans are compared: all; those that never contract all weights into one tensor before an input; or those that
@@ -273,18 +274,27 @@ def _programs(
     for patterns in (False, True) if computation.views and not is_spectral else (False,):
         for dense in (False, True) if request.candidates == "factored" else (True,):
             make_steps = partial(Steps, computation, prices, dense=dense, most=request.max_elements)
+            search = partial(_trees, make_steps, patterns=patterns, transforms=transforms, is_spectral=is_spectral)
             programs = []
             # trees of convolutions alone are searched too, as the price of unfolding is the least certain one
             for unfold in (False, True) if computation.views and not is_spectral else (False,):
-                steps = make_steps(unfold=unfold, ways=FOURIER if is_spectral else CONVOLUTION)
-                trees = cheapest_trees(steps, keep=KEPT, patterns=patterns)
-                if transforms and not unfold and any(may_be_faster(steps, tree) for tree in trees):
-                    steps = make_steps(unfold=unfold, ways=(*CONVOLUTION, *FOURIER))
-                    trees += cheapest_trees(steps, keep=KEPT, patterns=patterns)
+                steps, trees = search(unfold=unfold)
                 programs += [lower_tree(steps, tree, style) for tree in trees for style in styles]
             if programs:
                 return programs
     return []
+
+
+def _trees(
+    make_steps: Callable[..., Steps], *, unfold: bool, patterns: bool, transforms: bool, is_spectral: bool
+) -> tuple[Steps, list[ContractionTree]]:
+    """The cheapest trees and their steps; `transforms` adds those by Fourier transforms where they may be faster."""
+    steps = make_steps(unfold=unfold, ways=FOURIER if is_spectral else CONVOLUTION)
+    trees = cheapest_trees(steps, keep=KEPT, patterns=patterns)
+    if transforms and not unfold and any(may_be_faster(steps, tree) for tree in trees):
+        steps = make_steps(unfold=unfold, ways=(*CONVOLUTION, *FOURIER))
+        trees += cheapest_trees(steps, keep=KEPT, patterns=patterns)
+    return steps, trees
 
 
 # Batches --------------------------------------------------------------------------------------------------------

@@ -109,21 +109,11 @@ def make_request(
     if bias is not None:
         vector = Network([NamedTensor("bias", (bias,))], sizes={bias: size_of(network, bias)})
         tensors |= bind(vector, {"bias": values["bias"]})[1]
-    inexact = {name: tensor.is_floating_point() or tensor.is_complex() for name, tensor in tensors.items()}
-    dtype = next((tensors[name].dtype for name in tensors if inexact[name]), torch.get_default_dtype())
-    tensors = {name: tensor if inexact[name] else tensor.to(dtype) for name, tensor in tensors.items()}
-    if candidates == "spectral" and (dtype.is_complex or not all(inexact.values())):
-        name = next((name for name in tensors if not tensors[name].is_floating_point() or not inexact[name]), "X")
-        fact = f"a spectral plan computes with real numbers that are rounded, and {name!r} has others"
-        raise CompileError(fact, fix="floating point numbers, or candidates='all', which keeps whole numbers exact")
-    devices, dtypes = {tensor.device for tensor in tensors.values()}, {tensor.dtype for tensor in tensors.values()}
-    if len(devices) > 1 or len(dtypes) > 1:
-        listed = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items())
-        raise CompileError("the values differ in dtype or device", values=listed, fix="one dtype and device")
+    tensors, dtype = _in_one_type(tensors, is_spectral=candidates == "spectral")
     request = PlanRequest(
         network=network,
         inputs=tuple(inputs),
-        device=next(iter(devices), torch.device("cpu")),
+        device=next((tensor.device for tensor in tensors.values()), torch.device("cpu")),
         dtype=dtype,
         candidates=candidates,
         backward=backward,
@@ -162,6 +152,23 @@ def _check_given(
     unknown = [name for name in constants if name not in tensors]
     if unknown:
         raise CompileError(f"the constant {unknown[0]!r} has no value", values=" ".join(tensors) or "none")
+
+
+def _in_one_type(
+    tensors: Mapping[str, torch.Tensor], *, is_spectral: bool
+) -> tuple[dict[str, torch.Tensor], torch.dtype]:
+    """The values, with whole numbers in the type of the others, and that type. They lie on one device."""
+    inexact = {name: tensor.is_floating_point() or tensor.is_complex() for name, tensor in tensors.items()}
+    dtype = next((tensors[name].dtype for name in tensors if inexact[name]), torch.get_default_dtype())
+    tensors = {name: tensor if inexact[name] else tensor.to(dtype) for name, tensor in tensors.items()}
+    if is_spectral and (dtype.is_complex or not all(inexact.values())):
+        name = next((name for name in tensors if not tensors[name].is_floating_point() or not inexact[name]), "X")
+        fact = f"a spectral plan computes with real numbers that are rounded, and {name!r} has others"
+        raise CompileError(fact, fix="floating point numbers, or candidates='all', which keeps whole numbers exact")
+    if len({(tensor.device, tensor.dtype) for tensor in tensors.values()}) > 1:
+        listed = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items())
+        raise CompileError("the values differ in dtype or device", values=listed, fix="one dtype and device")
+    return tensors, dtype
 
 
 def _check_ranges(request: PlanRequest) -> None:

@@ -194,13 +194,7 @@ class Compiled(nn.Module):
         request, computation = self._executor.plan.request, self._executor.plan.chosen.computation
         if not self._moving() & {*self.network.output} <= labels_from_inputs(computation, splits=False):
             return self._executor  # inputs of one size have outputs of several, as in a transposed convolution
-        # of a sum the labels of the term that has an input first, as other terms have other words for the same axes
-        terms = [next(term for term in self.network.terms if name in tensors_of(term)) for name in request.inputs]
-        pairs = zip(terms, request.inputs, strict=True)
-        nodes = [n for term, name in pairs for n in term.nodes if isinstance(n, NamedTensor) and n.name == name]
-        free = {label for node in nodes for label in node.labels} & self._moving()
-        ratio = prod(sizes[label] / max(1, self.network.sizes[label]) for label in free)
-        number = round(log(ratio, 4)) if ratio else 0
+        number = self._class_of(sizes)
         if number == 0 or self._frozen is not None or request.dynamic or is_watched() or self._like().is_meta:
             return self._executor
         if number not in self._others:
@@ -212,6 +206,17 @@ class Compiled(nn.Module):
             same = plan.chosen.program.text == self._executor.plan.chosen.program.text
             self._others[number] = self._executor if same else Executor(plan, dense_patterns(plan.chosen, request))
         return self._others[number]
+
+    def _class_of(self, sizes: Mapping[str, int]) -> int:
+        """The power of 4 by which the product of the sizes of the inputs is nearly the nominal one's; 0 of nothing."""
+        # of a sum the labels of the term that has an input first, as other terms have other words for the same axes
+        names = self._executor.plan.request.inputs
+        terms = [next(term for term in self.network.terms if name in tensors_of(term)) for name in names]
+        pairs = zip(terms, names, strict=True)
+        nodes = [n for term, name in pairs for n in term.nodes if isinstance(n, NamedTensor) and n.name == name]
+        free = {label for node in nodes for label in node.labels} & self._moving()
+        ratio = prod(sizes[label] / max(1, self.network.sizes[label]) for label in free)
+        return round(log(ratio, 4)) if ratio else 0
 
     def _check_sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
         """The sizes of all labels. Refuses shapes that do not agree with each other, the windows or the weights."""

@@ -44,7 +44,7 @@ from .search import (
     sweep_on,
 )
 from .size import Size
-from .targets import prepare_target, split_metric
+from .targets import in_one_type, prepare_target, split_metric
 from .tree_spectra import TreeSpectra
 from .trees import CoreTree, open_labels, with_open_axes
 
@@ -110,12 +110,8 @@ def _fit(
     kept: torch.dtype,
 ) -> SearchResult:
     """The fit to one kernel."""
-    constants = {name: in_precision(value, settings.dtype) for name, value in constants.items()}
-    is_complex = any(tensor.is_complex() for tensor in (kernel, *constants.values()))
-    check_constraints(constraints, right, constants=constants, is_complex=is_complex)
-    if is_complex:
-        constants = {name: value.to(settings.dtype.to_complex()) for name, value in constants.items()}
-        kernel, kept = in_precision(kernel, torch.float64).to(torch.complex128), kept.to_complex()
+    (kernel,), constants, kept = in_one_type([kernel], constants, dtype=settings.dtype, kept=kept)
+    check_constraints(constraints, right, constants=constants, is_complex=kernel.is_complex())
     target, scale = prepare_target(kernel, right, metric, settings.dtype)
     tree = tree_or_none(right, constants)
     spectra = None if tree is None else TreeSpectra(target, tree)
@@ -141,9 +137,7 @@ def _fit(
     objective = replace(objective, constraints=others, kept=kept)
     rest = scale ** (1 - len(columns))
     if start is not None:
-        part = rest ** (1 / objective.factors)
-        one = {name: 1.0 if others.get(name) == ORTHONORMAL else part for name in start}
-        start = {name: in_precision(core, torch.float64) / one[name] for name, core in start.items()}
+        start = _unscaled_start(objective, start, rest)
     cores, report = _search(
         objective, right, start, metrics=metrics, tree=None if columns else tree, ranks=ranks, settings=settings
     )
@@ -153,6 +147,13 @@ def _fit(
     objective = objective.of_sizes({name: core[None, None] for name, core in cores.items()})
     cores, report = hold(objective, cores, report, right=right, scale=rest, measure=measure)
     return {**selection, **columns, **cores}, report
+
+
+def _unscaled_start(objective: Objective, start: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The cores of the start without the scale, of which all but the orthonormal ones have equal parts."""
+    part = scale ** (1 / objective.factors)
+    parts = {name: 1.0 if objective.constraints.get(name) == ORTHONORMAL else part for name in start}
+    return {name: in_precision(core, torch.float64) / parts[name] for name, core in start.items()}
 
 
 def _columns(

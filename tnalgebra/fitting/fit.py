@@ -32,7 +32,7 @@ from .search import (
     search_tree,
 )
 from .size import Size
-from .targets import prepare_target, split_metric
+from .targets import in_one_type, prepare_target, split_metric
 from .tree_spectra import TreeSpectra
 from .trees import CoreTree, cores_of
 
@@ -70,11 +70,7 @@ def fit_cores(
         ValuesError: a kernel is empty or not finite, or it is complex and has a metric; or a constant, a metric or the
             start does not fit.
     """
-    constants = {name: in_precision(value, settings.dtype) for name, value in (constants or {}).items()}
-    if any(tensor.is_complex() for tensor in (*kernels, *constants.values())):
-        constants = {name: value.to(settings.dtype.to_complex()) for name, value in constants.items()}
-        kernels = [in_precision(kernel, torch.float64).to(torch.complex128) for kernel in kernels]
-        kept = kept.to_complex()
+    kernels, constants, kept = in_one_type(kernels, constants or {}, dtype=settings.dtype, kept=kept)
     # the targets: kernels over their largest element, or what the metric makes of them, in the axes of the cores
     norms: Sequence[Metric | None] = metrics or [None] * len(kernels)
     prepared = [
@@ -92,31 +88,61 @@ def fit_cores(
         groups.setdefault((alone, *sorted(ranks[number].items())), []).append(number)
     fits: dict[int, SearchResult] = {}
     for members in groups.values():
-        ranks_of_group = ranks[members[0]]
-        one, *others = (prepared[number][0] for number in members)
-        targets = torch.stack([one, *others]) if others else one[None]
-        selection = select_rows(constants, right, ranks_of_group, targets[0])
-        selection = {name: constant.to(kept).to(constant.dtype) for name, constant in selection.items()}
-        split = [split_metric(metrics[number], right) for number in members if metrics]
-        scales = [prepared[number][1] for number in members]
-        objective = objective_of(targets, right, ranks_of_group, constants=selection, metrics=split, scale=scales[0])
-        objective = replace(objective, stability=0.0 if tree is not None else settings.stability, kept=kept)
-        unscaled = _unscaled(objective, scales)
-        exact = replace(objective, constants={n: in_precision(v, torch.float64) for n, v in unscaled.constants.items()})
-        if objective.roots is None:  # the scale cannot be shared among the cores
-            objective, scales = unscaled, [1.0] * len(scales)
-        first = None
-        if start is not None:
-            shares = {name: scales[0] ** root for name, root in (objective.roots or {}).items()}
-            first = {name: in_precision(core, torch.float64) / shares.get(name, 1.0) for name, core in start.items()}
-        results = search_cores(objective, first, metrics=split, tree=tree, ranks=ranks_of_group, settings=settings)
-        # one kernel after another, the scale is put back and the errors are measured
-        for layer, (number, (cores, report)) in enumerate(zip(members, results, strict=True)):
-            part = objective.of_layers(torch.tensor([layer], device=objective.target.device))
-            measure = partial(measure_errors, kernels[number], right, metric=norms[number], objective=exact)
-            cores, report = hold(part, cores, report, right=right, scale=scales[layer], measure=measure)
-            fits[number] = {**selection, **cores}, report
+        results = _fit_together(
+            [kernels[number] for number in members],
+            [prepared[number] for number in members],
+            right,
+            ranks=ranks[members[0]],
+            tree=tree,
+            settings=settings,
+            constants=constants,
+            metrics=[metrics[number] for number in members if metrics],
+            start=start,
+            kept=kept,
+        )
+        fits |= zip(members, results, strict=True)
     return [fits[number] for number in range(len(kernels))]
+
+
+def _fit_together(
+    kernels: Sequence[Tensor],
+    prepared: Sequence[tuple[Tensor, float]],
+    right: Network,
+    *,
+    ranks: Mapping[str, int],
+    tree: CoreTree | None,
+    settings: Settings,
+    constants: Mapping[str, Tensor],
+    metrics: Sequence[Metric],
+    start: Mapping[str, Tensor] | None,
+    kept: torch.dtype,
+) -> list[SearchResult]:
+    """The fits of kernels with equal ranks; `prepared` has the target of each and its scale."""
+    (one, *others), scales = zip(*prepared, strict=True)
+    targets = torch.stack([one, *others]) if others else one[None]
+    selection = select_rows(constants, right, ranks, targets[0])
+    selection = {name: constant.to(kept).to(constant.dtype) for name, constant in selection.items()}
+    split = [split_metric(metric, right) for metric in metrics]
+    objective = objective_of(targets, right, ranks, constants=selection, metrics=split, scale=scales[0])
+    objective = replace(objective, stability=0.0 if tree is not None else settings.stability, kept=kept)
+    unscaled = _unscaled(objective, scales)
+    exact = replace(objective, constants={n: in_precision(v, torch.float64) for n, v in unscaled.constants.items()})
+    if objective.roots is None:  # the scale cannot be shared among the cores
+        objective, scales = unscaled, (1.0,) * len(scales)
+    first = None
+    if start is not None:
+        shares = {name: scales[0] ** root for name, root in (objective.roots or {}).items()}
+        first = {name: in_precision(core, torch.float64) / shares.get(name, 1.0) for name, core in start.items()}
+    results = search_cores(objective, first, metrics=split, tree=tree, ranks=ranks, settings=settings)
+    # one kernel after another, the scale is put back and the errors are measured
+    fits = []
+    for layer, (kernel, scale, (cores, report)) in enumerate(zip(kernels, scales, results, strict=True)):
+        part = objective.of_layers(torch.tensor([layer], device=objective.target.device))
+        metric = metrics[layer] if metrics else None
+        measure = partial(measure_errors, kernel, right, metric=metric, objective=exact)
+        cores, report = hold(part, cores, report, right=right, scale=scale, measure=measure)
+        fits.append(({**selection, **cores}, report))
+    return fits
 
 
 def _unscaled(objective: Objective, scales: Sequence[float]) -> Objective:

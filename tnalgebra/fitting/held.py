@@ -8,8 +8,9 @@ it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -62,12 +63,7 @@ def hold(
         report = FitReport(report.method, (0.0,), (0.0,), converged=True)
     roots = objective.roots or dict.fromkeys(cores, 0.0)
     shared = {name: 1.0 if name in fixed else scale ** roots[name] for name in cores}
-
-    def finished(cores: Cores) -> tuple[Cores, Cores]:
-        exact = {name: in_precision(core, torch.float64) for name, core in cores.items()}
-        exact |= balanced(right, {name: core for name, core in exact.items() if name not in objective.constraints})
-        return exact, {name: (core * shared[name]).to(objective.kept) for name, core in exact.items()}
-
+    finished = partial(_finished, objective, right, shared)
     exact, held = finished(cores)
     errors = measure(held)
     before = after = _criterion(errors)
@@ -77,12 +73,9 @@ def hold(
     rounding = math.sqrt(max(after**2 - before**2, 0.0))
     correctable = not objective.tied and not objective.constraints
     if correctable and after > (1 + SMALL_LOSS) * before and rounding > SMALL_LOSS:
-        start = {name: core[None, None].to(objective.target) for name, core in cores.items()}
+        start = _in_batch(objective, cores)
         objective = objective.of_sizes(start)
-        loss = objective.loss_of(start)
-        for part in PARTS:
-            bound = loss + (part * rounding) ** 2 * objective.power
-            smaller = shrink_components(objective, start, bound=bound, sweeps=CORRECTION_SWEEPS)
+        for smaller in _smaller(objective, start, rounding):
             trial, rounded = finished({name: core[0, 0] for name, core in smaller.items()})
             measured = measure(rounded)
             if not _criterion(measured) < after:
@@ -91,6 +84,21 @@ def hold(
             degeneracy = degeneracy_of(objective, _in_batch(objective, exact))
             report = replace(report, method=report.method.removesuffix(_CORRECTED) + _CORRECTED)
     return held, replace(report, degeneracy=degeneracy, relative_error=errors[0], output_error=errors[1])
+
+
+def _finished(objective: Objective, right: Network, shared: Mapping[str, float], cores: Cores) -> tuple[Cores, Cores]:
+    """Balanced cores in float64, and these with their shares of the scale, in the type in which they are held."""
+    exact = {name: in_precision(core, torch.float64) for name, core in cores.items()}
+    exact |= balanced(right, {name: core for name, core in exact.items() if name not in objective.constraints})
+    return exact, {name: (core * shared[name]).to(objective.kept) for name, core in exact.items()}
+
+
+def _smaller(objective: Objective, start: Cores, rounding: float) -> Iterator[Cores]:
+    """Cores with ever smaller components, whose errors before the rounding are larger by ever larger parts of it."""
+    loss = objective.loss_of(start)
+    for part in PARTS:
+        bound = loss + (part * rounding) ** 2 * objective.power
+        yield shrink_components(objective, start, bound=bound, sweeps=CORRECTION_SWEEPS)
 
 
 def _in_batch(objective: Objective, cores: Cores) -> Cores:

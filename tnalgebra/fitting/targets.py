@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,9 +10,21 @@ from torch import Tensor
 
 from ..errors import ValuesError
 from ..networks import Network
-from ..tensors import scaled
+from ..tensors import in_precision, scaled
 from .metric import Metric
 from .trees import splitting, with_open_axes
+
+
+def in_one_type(
+    kernels: Sequence[Tensor], constants: Mapping[str, Tensor], *, dtype: torch.dtype, kept: torch.dtype
+) -> tuple[list[Tensor], dict[str, Tensor], torch.dtype]:
+    """Kernels and constants, all of them complex where one is, and the type of the cores that are kept."""
+    constants = {name: in_precision(value, dtype) for name, value in constants.items()}
+    if not any(tensor.is_complex() for tensor in (*kernels, *constants.values())):
+        return list(kernels), constants, kept
+    constants = {name: value.to(dtype.to_complex()) for name, value in constants.items()}
+    kernels = [in_precision(kernel, torch.float64).to(torch.complex128) for kernel in kernels]
+    return kernels, constants, kept.to_complex()
 
 
 def prepare_target(kernel: Tensor, right: Network, metric: Metric | None, dtype: torch.dtype) -> tuple[Tensor, float]:

@@ -29,16 +29,10 @@ from .trace import RuleKind
 
 def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] | None = None) -> Rule:
     """Make a rule of one line of notation without stars. Arguments and errors are those of `text.rule`."""
-    left, right = parse_rule(text)
-    if len(left.terms) > 1:
-        fact = "the left side of a rule is a product, and this one is a sum"
-        raise RuleError(fact, rule=text, fix="a rule for a term; a + b adds networks")
-    _check_sides(left, right, text)
+    left, right = _read_sides(text)
     new = [name for name in tensors_of(right) if name not in tensors_of(left)]
     constants = dict(fixed or {})
-    for constant, basis in constants.items():
-        check_basis(basis)
-        _check_constant(constant, right, new, text)
+    _check_constants(constants, right, new, text)
     kind: RuleKind = "exact" if not new or (_contracts(left, right) and not constants) else "approximate"
     if kind == "approximate":
         _check_cores(right, new, text)
@@ -66,6 +60,15 @@ def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] |
     )
 
 
+def _read_sides(text: str) -> tuple[Network, Network]:
+    left, right = parse_rule(text)
+    if len(left.terms) > 1:
+        fact = "the left side of a rule is a product, and this one is a sum"
+        raise RuleError(fact, rule=text, fix="a rule for a term; a + b adds networks")
+    _check_sides(left, right, text)
+    return left, right
+
+
 def _check_cores(right: Network, new: Sequence[str], text: str) -> None:
     for node in all_nodes(right):
         twice = next((label for label in node.labels if node.labels.count(label) > 1), None)
@@ -74,13 +77,15 @@ def _check_cores(right: Network, new: Sequence[str], text: str) -> None:
             raise RuleError(fact, rule=text, fix=f"{twice!r} once")
 
 
-def _check_constant(constant: str, right: Network, new: Sequence[str], text: str) -> None:
-    if constant not in new:
-        fact = f"fixed= names {constant!r}, which is not a new tensor of the right side"
-        raise RuleError(fact, rule=text, new=" ".join(new))
-    if len(tensors_of(right)[constant].labels) != 2:
-        fix = "two labels: that of its rows, then that of its columns"
-        raise RuleError(f"the basis {constant!r} is not a matrix", rule=text, fix=fix)
+def _check_constants(constants: Mapping[str, str], right: Network, new: Sequence[str], text: str) -> None:
+    for constant, basis in constants.items():
+        check_basis(basis)
+        if constant not in new:
+            fact = f"fixed= names {constant!r}, which is not a new tensor of the right side"
+            raise RuleError(fact, rule=text, new=" ".join(new))
+        if len(tensors_of(right)[constant].labels) != 2:
+            fix = "two labels: that of its rows, then that of its columns"
+            raise RuleError(f"the basis {constant!r} is not a matrix", rule=text, fix=fix)
 
 
 def _contracts(left: Network, right: Network) -> bool:
