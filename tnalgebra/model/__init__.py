@@ -9,6 +9,7 @@ from .comparison import Comparison
 from .convert import convert
 from .folding import Folding, fold_batch_norm
 from .graphs import trace_forward
+from .hosvd import hosvd
 from .image_files import load_images
 from .images import Images, batch_rows, check_classes
 from .input_metrics import fit_in_order, input_metrics
@@ -21,7 +22,7 @@ from .optimizers import update_optimizer
 from .patterns import optional
 from .plans import Curves, MetricName, Planned, fit_planned, plan_budget
 from .report import ConversionReport
-from .spectra import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values, hosvd, spectra
+from .spectra import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values, spectra
 from .surgery import (
     Site,
     exchange_layers,

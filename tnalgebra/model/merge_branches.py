@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .._tables import Table, Tabular, plural, tabulate
 from ..errors import LayerError
 from ..nn import CONVOLUTIONS
-from .branch_graph import BranchGraph, MergedGroup, adds_directly, may_have_branches, trace_module
+from .branch_graph import BranchGraph, MergedGroup
+from .branch_tracing import adds_directly, may_have_branches, trace_module
 from .example import Example, read_example, tensors_in
 from .modes import Hook, evaluating, hooked
 from .modules import carry_hooks, check_initialised, holders_of_modules, put_module

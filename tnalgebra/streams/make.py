@@ -13,9 +13,10 @@ from ..networks import Network, parse, size_of, tensors_of, with_sizes
 from ..nn import KernelLayer
 from ..tensors import bind
 from .flow import GraphBuilder
-from .models import ModelFlow, trace_model
+from .models import ModelFlow
 from .stages import Weights, chain_of_network
 from .stream import Stream
+from .traced import trace_model
 from .windows import input_of, network_and_weights
 
 StreamPadding: TypeAlias = Literal["exact", "streaming"]
