@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
 from . import operations as ops
-from .emit_fourier import combined, emit_inverse, emit_transform
+from .emit_fourier import SizeNode, combined, emit_inverse, emit_transform
 from .operations import Axes, Axis, Program, labels_in
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 _POOLINGS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
-
-_Size: TypeAlias = "int | fx.Node"
 
 
 def emit(
@@ -130,18 +128,18 @@ class _Emitter:
 
     # Sizes ---------------------------------------------------------------------------------------------------------
 
-    def size(self, label: str) -> _Size:
+    def size(self, label: str) -> SizeNode:
         """The size of a label: a number, or a node that reads it from a tensor at the call."""
         return self.size_nodes[label] if label in self.program.moving else self.program.sizes[label]
 
-    def shape(self, axes: Axes) -> list[_Size]:
+    def shape(self, axes: Axes) -> list[SizeNode]:
         """The shape of some axes, with -1 for the size that may differ from call to call, if there is only one."""
         moving = [n for n, axis in enumerate(axes) if any(label in self.program.moving for label in axis)]
         return [-1 if moving == [n] else self._total(axis) for n, axis in enumerate(axes)]
 
-    def _total(self, labels: Sequence[str]) -> _Size:
+    def _total(self, labels: Sequence[str]) -> SizeNode:
         """The product of the sizes of labels."""
-        total: _Size = 1
+        total: SizeNode = 1
         for label in labels:
             one = self.size(label)
             if isinstance(total, int) and isinstance(one, int):
@@ -274,14 +272,14 @@ class _Emitter:
         turned = self.graph.call_method("flip", (node, (operation.y,)))
         return self.graph.call_method("contiguous", (turned,))
 
-    def _combined(self, one: _Size, other: _Size, function: Callable[[Any, Any], Any]) -> _Size:
+    def _combined(self, one: SizeNode, other: SizeNode, function: Callable[[Any, Any], Any]) -> SizeNode:
         return combined(self.graph, one, other, function)
 
     def _transform(self, operation: ops.Transform, source: fx.Node) -> fx.Node:
         sizes = self._last_sizes(operation.source, len(operation.lengths))
         return emit_transform(self.graph, operation, source, sizes=sizes)
 
-    def _last_sizes(self, number: int, count: int) -> list[_Size]:
+    def _last_sizes(self, number: int, count: int) -> list[SizeNode]:
         return [self.size(label) for label in labels_in(self._axes(number)[-count:])]
 
     def _inverse(self, operation: ops.Inverse, source: fx.Node, like: fx.Node) -> fx.Node:

@@ -29,11 +29,11 @@ MAX_WINDOWS = 3
 """Number of windows that one step may absorb: torch's convolutions have at most three axes of positions."""
 
 
-Way: TypeAlias = Literal["convolution", "fourier"]
+_Way: TypeAlias = Literal["convolution", "fourier"]
 """How a join applies windows."""
 
-CONVOLUTION: tuple[Way, ...] = ("convolution",)
-FOURIER: tuple[Way, ...] = ("fourier",)
+CONVOLUTION: tuple[_Way, ...] = ("convolution",)
+FOURIER: tuple[_Way, ...] = ("fourier",)
 
 
 class Windows(NamedTuple):
@@ -72,7 +72,7 @@ class Steps:
         dense: bool,
         unfold: bool,
         most: int,
-        ways: Collection[Way] = CONVOLUTION,
+        ways: Collection[_Way] = CONVOLUTION,
     ) -> None:
         self.computation, self.prices, self.unfold, self.most, self.ways = computation, prices, unfold, most, ways
         nodes = (*computation.leaves, *computation.views)
