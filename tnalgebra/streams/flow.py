@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import StreamError
-from .stages import Branches, Call, FrameProduct, Link, Windowed
+from .links import Branches, Call, FrameProduct, Link, Windowed
 from .timing import Delay, TimeWindow, Timing
 
 Held: TypeAlias = TimeWindow | Delay

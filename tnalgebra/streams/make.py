@@ -13,8 +13,9 @@ from ..networks import Network, parse, size_of, tensors_of, with_sizes
 from ..nn import KernelLayer
 from ..tensors import bind
 from .flow import GraphBuilder
+from .links import Weights
 from .models import ModelFlow
-from .stages import Weights, chain_of_network
+from .stages import chain_of_network
 from .stream import Stream
 from .traced import trace_model
 from .windows import input_of, network_and_weights

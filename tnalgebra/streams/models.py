@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import StreamError, TnalgebraError
 from .flow import GraphBuilder, timed
-from .stages import Link, Windowed
+from .links import Link, Windowed
 from .timing import Timing
 from .traced import Traced
 from .windows import links_of_function, links_of_module

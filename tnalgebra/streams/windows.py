@@ -24,7 +24,8 @@ from ..networks import (
 )
 from ..nn import CONVOLUTIONS, TRANSPOSED, layer_network, own_weight
 from ..tensors import bind
-from .stages import Call, Link, Weights, Windowed, chain_of_network
+from .links import Call, Link, Weights, Windowed
+from .stages import chain_of_network
 from .timing import TimeWindow
 
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
