@@ -12,11 +12,11 @@ from tests.refusals import refused
 from tnalgebra.decompositions.cuts import cut
 from tnalgebra.errors import RankError, TnalgebraError
 from tnalgebra.fitting import MultiplyAddsBudget
-from tnalgebra.model.budget import Treatment, Way, allocate, lower_hull
+from tnalgebra.model.budget import PricedWay, Treatment, allocate, lower_hull
 from tnalgebra.model.curves import Costs, CurvePoint, ErrorCurves
 from tnalgebra.networks import parse
 
-WAYS = st.tuples(st.integers(1, 30), st.integers(0, 50).map(float)).map(lambda numbers: Way(*numbers))
+WAYS = st.tuples(st.integers(1, 30), st.integers(0, 50).map(float)).map(lambda numbers: PricedWay(*numbers))
 CURVES = st.dictionaries(
     st.sampled_from(["a", "b", "c", "d"]),
     st.lists(WAYS, min_size=1, max_size=6),
@@ -24,12 +24,12 @@ CURVES = st.dictionaries(
 )
 
 
-def totals(chosen: dict[str, Way]) -> tuple[int, float]:
+def totals(chosen: dict[str, PricedWay]) -> tuple[int, float]:
     return sum(way.cost for way in chosen.values()), sum(way.loss for way in chosen.values())
 
 
 @given(CURVES, st.integers(1, 120))
-def test_the_limit_holds_and_no_single_move_is_left(curves: dict[str, list[Way]], limit: int) -> None:
+def test_the_limit_holds_and_no_single_move_is_left(curves: dict[str, list[PricedWay]], limit: int) -> None:
     assume(sum(min(point.cost for point in points) for points in curves.values()) <= limit)
     chosen = allocate(curves, limit)
     assert chosen.keys() == curves.keys()
@@ -42,7 +42,7 @@ def test_the_limit_holds_and_no_single_move_is_left(curves: dict[str, list[Way]]
 
 
 @given(CURVES, st.integers(1, 120))
-def test_it_is_within_one_step_of_the_best(curves: dict[str, list[Way]], limit: int) -> None:
+def test_it_is_within_one_step_of_the_best(curves: dict[str, list[PricedWay]], limit: int) -> None:
     """What a multiplier cannot reach lies between two vertices of one hull: at most the largest saving of one step."""
     assume(sum(min(point.cost for point in points) for points in curves.values()) <= limit)
     _, loss = totals(allocate(curves, limit))
@@ -56,7 +56,7 @@ def test_it_is_within_one_step_of_the_best(curves: dict[str, list[Way]], limit: 
 
 
 @given(st.lists(WAYS, min_size=1, max_size=8))
-def test_the_hull_lies_below_all_points(points: list[Way]) -> None:
+def test_the_hull_lies_below_all_points(points: list[PricedWay]) -> None:
     hull = lower_hull(points)
     assert hull[0].cost == min(point.cost for point in points)
     assert hull[-1].loss == min(point.loss for point in points)
@@ -71,13 +71,13 @@ def test_the_hull_lies_below_all_points(points: list[Way]) -> None:
 
 
 def test_the_steepest_curve_gets_the_parameters() -> None:
-    steep = [Way(10, 8.0), Way(20, 1.0), Way(40, 0.0)]
-    flat = [Way(10, 3.0), Way(20, 2.5), Way(40, 0.0)]
+    steep = [PricedWay(10, 8.0), PricedWay(20, 1.0), PricedWay(40, 0.0)]
+    flat = [PricedWay(10, 3.0), PricedWay(20, 2.5), PricedWay(40, 0.0)]
     assert allocate({"steep": steep, "flat": flat}, 40) == {"steep": steep[1], "flat": flat[1]}
     assert allocate({"steep": steep, "flat": flat}, 60) == {"steep": steep[1], "flat": flat[2]}
 
 
-def error_curves(curves: dict[str, list[Way]], rest: int, *, known: bool) -> ErrorCurves:
+def error_curves(curves: dict[str, list[PricedWay]], rest: int, *, known: bool) -> ErrorCurves:
     """Curves of these ways, whose points are measured from the start or when a budget chooses them."""
     rule = cut("a | b")  # a size for each way, so that no layer may stay dense
     dense = {name: max(way.cost for way in ways) + 1 for name, ways in curves.items()}
@@ -109,7 +109,7 @@ def error_curves(curves: dict[str, list[Way]], rest: int, *, known: bool) -> Err
 
 
 @given(CURVES, st.integers(0, 200))
-def test_the_least_part_that_is_named_can_be_met(curves: dict[str, list[Way]], rest: int) -> None:
+def test_the_least_part_that_is_named_can_be_met(curves: dict[str, list[PricedWay]], rest: int) -> None:
     measured = error_curves(curves, rest, known=True)
     whole, least = measured.costs.whole, rest + sum(min(way.cost for way in ways) for ways in curves.values())
     with refused(RankError, f"of {whole} multiply-adds", f"{rest} multiply-adds that no rewrite touches") as said:
@@ -121,7 +121,9 @@ def test_the_least_part_that_is_named_can_be_met(curves: dict[str, list[Way]], r
 
 
 @given(CURVES, st.integers(0, 200), st.floats(0.3, 1.0))
-def test_points_that_are_measured_when_they_are_chosen(curves: dict[str, list[Way]], rest: int, part: float) -> None:
+def test_points_that_are_measured_when_they_are_chosen(
+    curves: dict[str, list[PricedWay]], rest: int, part: float
+) -> None:
     known, lazy = (error_curves(curves, rest, known=known) for known in (True, False))
     budget = MultiplyAddsBudget(part)
     least = rest + sum(min(way.cost for way in ways) for ways in curves.values())

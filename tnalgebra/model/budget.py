@@ -84,7 +84,7 @@ def error_of(fit: Fit) -> float:
     return fit.relative_error if fit.output_error is None else fit.output_error
 
 
-class Way(NamedTuple):
+class PricedWay(NamedTuple):
     """A point of a layer's curve: what it takes of the budget, the loss it causes, what is done (None: nothing).
 
     measured: whether cost and loss are those of the layer; otherwise they are estimated from its other points.
@@ -99,7 +99,7 @@ class Way(NamedTuple):
 # The multiplier -----------------------------------------------------------------------------------------------
 
 
-def allocate(curves: Mapping[str, Sequence[Way]], limit: int) -> dict[str, Way]:
+def allocate(curves: Mapping[str, Sequence[PricedWay]], limit: int) -> dict[str, PricedWay]:
     """Choose a way for each layer so that the sum of the losses is small and the costs keep within a limit.
 
     The sum of the losses plus a multiplier times the costs falls apart into layers: for any multiplier the best ways
@@ -135,9 +135,9 @@ def allocate(curves: Mapping[str, Sequence[Way]], limit: int) -> dict[str, Way]:
         chosen[name], room = way, room - (way.cost - chosen[name].cost)
 
 
-def lower_hull(ways: Sequence[Way]) -> list[Way]:
+def lower_hull(ways: Sequence[PricedWay]) -> list[PricedWay]:
     """The ways on the lower convex hull, from the cheapest to the one of least loss."""
-    hull: list[Way] = []
+    hull: list[PricedWay] = []
     for way in sorted(ways, key=lambda way: (way.cost, way.loss)):
         if hull and way.loss >= hull[-1].loss:
             continue
@@ -147,7 +147,7 @@ def lower_hull(ways: Sequence[Way]) -> list[Way]:
     return hull
 
 
-def _gain(before: Way, after: Way) -> float:
+def _gain(before: PricedWay, after: PricedWay) -> float:
     """Loss saved for each unit of cost added."""
     return (before.loss - after.loss) / (after.cost - before.cost)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import RankError, TnalgebraError
 from ..fitting import ModelBudget, ParameterBudget
 from ..networks import Network
-from .budget import Treatment, Way, allocate, group_reasons
+from .budget import PricedWay, Treatment, allocate, group_reasons
 
 LEAST_LOSS = 1e-12
 """Losses below this are equal where they are interpolated."""
@@ -100,7 +100,7 @@ class ErrorCurves:
     refused: Mapping[str, TnalgebraError]
     measure: Callable[[Sequence[tuple[str, CurvePoint]]], Mapping[str, TnalgebraError]]
 
-    def ways(self, name: str) -> list[Way]:
+    def ways(self, name: str) -> list[PricedWay]:
         """The points of a layer that make it smaller, with estimates where nothing was measured."""
         ways = [way for curve in self.points[name] for way in _ways_of(curve, self.costs)]
         return [way for way in ways if way.cost < self.costs.dense[name]]
@@ -118,7 +118,7 @@ class ErrorCurves:
         least = {name: min(each, key=lambda way: way.loss).treatment for name, each in ways.items() if each}
         return {name: treatment for name, treatment in least.items() if treatment is not None}
 
-    def share(self, budget: ModelBudget, *, others: Mapping[str, str] | None = None) -> dict[str, Way]:
+    def share(self, budget: ModelBudget, *, others: Mapping[str, str] | None = None) -> dict[str, PricedWay]:
         """Choose a way for each layer, by one Lagrange multiplier; treatment None: the layer stays dense.
 
         Treatments whose sizes are given are one way each, and such a layer never stays dense for the budget's sake.
@@ -132,11 +132,11 @@ class ErrorCurves:
         rest = self.costs.whole - sum(self.costs.dense[name] for name in self.points)
         limit = int(budget.fraction * self.costs.whole) - rest
         while True:
-            curves: dict[str, list[Way]] = {}
+            curves: dict[str, list[PricedWay]] = {}
             for name in self.points:
                 ways = self.ways(name)
                 fixed = ways and all(treatment.is_sized for treatment in self.offered[name])
-                curves[name] = [*ways, *([] if fixed else [Way(self.costs.dense[name], 0.0)])]
+                curves[name] = [*ways, *([] if fixed else [PricedWay(self.costs.dense[name], 0.0)])]
             chosen = {name: min(ways, key=lambda way: way.cost) for name, ways in curves.items()}
             least = sum(way.cost for way in chosen.values())
             if least <= limit:
@@ -149,7 +149,7 @@ class ErrorCurves:
             else:
                 raise self._too_small(budget, rest, least, others or {})
 
-    def _open_points(self, chosen: Mapping[str, Way]) -> list[tuple[str, CurvePoint]]:
+    def _open_points(self, chosen: Mapping[str, PricedWay]) -> list[tuple[str, CurvePoint]]:
         """The chosen points that are not measured; if all of them are, those beside them whose losses are estimated."""
         places = [
             (name, curve, place)
@@ -189,7 +189,7 @@ class ErrorCurves:
         )
 
 
-def _ways_of(curve: Sequence[CurvePoint], costs: Costs) -> list[Way]:
+def _ways_of(curve: Sequence[CurvePoint], costs: Costs) -> list[PricedWay]:
     """A way for each point of a curve. Where cost or loss are missing, they are estimated from the points beside."""
     counted = [(point.parameters, point.cost / point.guess) for point in curve if point.cost is not None]
     if costs.is_least:
@@ -205,7 +205,7 @@ def _ways_of(curve: Sequence[CurvePoint], costs: Costs) -> list[Way]:
         loss = point.loss
         if loss is None:
             loss = min(1.0, point.expected * math.exp(_between(fitted, point.parameters)))
-        ways.append(Way(cost, loss, point.treatment, point.is_measured))
+        ways.append(PricedWay(cost, loss, point.treatment, point.is_measured))
     return ways
 
 
