@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
 import torch
@@ -36,29 +36,38 @@ def start_adapter(kernel: Network, constants: Mapping[str, Tensor] = {}) -> dict
     if not once:
         fact = "an adapter starts with one tensor at zero, and all tensors of this one occur more than once"
         raise RuleError(fact, network=kernel, because="its gradient would be zero too, and it would never change")
-    inner = without_fuses(kernel)
-    first, *_ = kernel.output
-    parts = {
-        first,
-        *(part for node in kernel.nodes if isinstance(node, Fuse) and node.whole == first for part in node.parts),
-    }
+    inner, outputs = without_fuses(kernel), _labels_of_outputs(kernel)
     labels = {node.name: node.labels for node in inner.nodes if isinstance(node, NamedTensor)}
-    zero = next((name for name in once if parts & {*labels[name]}), once[0])
-    values = dict(constants)
-    for name, shape in shapes(kernel).items():
-        if name not in constants:
-            values[name] = torch.zeros(shape, dtype=torch.float64)
-            if name != zero:
-                values[name].uniform_(-1, 1)
-    drawn = sum(count for name, count in times.items() if name in trained and name != zero)
+    zero = next((name for name in once if outputs & {*labels[name]}), once[0])
+    values = {**constants, **_uniform(kernel, trained), zero: torch.zeros(shapes(kernel)[zero], dtype=torch.float64)}
+    drawn = sum(times[name] for name in trained if name != zero)
     if drawn:
-        nodes = tuple(node for node in inner.nodes if not (isinstance(node, NamedTensor) and node.name == zero))
-        known = {label for node in nodes for label in node.labels}
-        output = tuple(label for label in dict.fromkeys((*inner.output, *labels[zero])) if label in known)
-        rest = Network(nodes, output, {label: size for label, size in inner.sizes.items() if label in known})
-        fan_in = prod(inner.sizes[label] for label in inner.output if label in known and label not in parts)
-        fan_in = 1 if kernel.output == EMBEDDING_LABELS else fan_in
+        rest = _without(inner, zero)
+        inputs = {*inner.output} & {*rest.output} - outputs
+        fan_in = 1 if kernel.output == EMBEDDING_LABELS else prod(map(inner.sizes.__getitem__, inputs))
         factor = (1 / (3 * fan_in * mean_square(rest, values))) ** (1 / (2 * drawn))
         for name in trained:
             values[name] = factor * values[name]
     return values
+
+
+def _uniform(kernel: Network, names: Iterable[str]) -> dict[str, Tensor]:
+    """Elements between -1 and 1 for some tensors."""
+    of_tensor = shapes(kernel)
+    return {name: torch.empty(of_tensor[name], dtype=torch.float64).uniform_(-1, 1) for name in names}
+
+
+def _labels_of_outputs(kernel: Network) -> set[str]:
+    """The label of a layer's outputs, or an embedding's rows, and its parts."""
+    first, *_ = kernel.output
+    fuses = [node for node in kernel.nodes if isinstance(node, Fuse) and node.whole == first]
+    return {first, *(part for node in fuses for part in node.parts)}
+
+
+def _without(network: Network, name: str) -> Network:
+    """The network without a tensor, whose labels become open where other nodes carry them."""
+    nodes = [node for node in network.nodes if not (isinstance(node, NamedTensor) and node.name == name)]
+    (removed,) = [node for node in network.nodes if node not in nodes]
+    known = {label for node in nodes for label in node.labels}
+    output = [label for label in dict.fromkeys((*network.output, *removed.labels)) if label in known]
+    return Network(nodes, output, {label: size for label, size in network.sizes.items() if label in known})
