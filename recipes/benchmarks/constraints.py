@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -35,7 +36,7 @@ NOISE = 0.3
 ITERATIONS = 200
 """Iterations of tensorly, as many as the most sweeps of this library."""
 
-NAMES = ("1 start", "default", "tensorly")
+NAMES = ("1 start", "default", *(["tensorly"] if find_spec("tensorly") else []))
 
 RULES = {
     "CP": tn.rule("K[o i h w] => A[o r] B[i r] C[h r] D[w r]"),

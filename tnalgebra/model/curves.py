@@ -204,7 +204,7 @@ def _ways_of(curve: Sequence[CurvePoint], costs: Costs) -> list[PricedWay]:
         cost = point.cost or max(1, round(point.guess * _least_beside(counted, point.parameters)))
         loss = point.loss
         if loss is None:
-            loss = min(1.0, point.expected * math.exp(_between(fitted, point.parameters)))
+            loss = math.exp(min(0.0, math.log(point.expected) + _between(fitted, point.parameters)))
         ways.append(PricedWay(cost, loss, point.treatment, point.is_measured))
     return ways
 
