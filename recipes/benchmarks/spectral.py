@@ -34,7 +34,7 @@ import tnalgebra as tn
 from recipes.benchmarks.report import AGAIN, Row
 from recipes.benchmarks.runner import INTERRUPTED, Benchmark, Contender, Settings, run
 from recipes.command import run_command
-from recipes.reporting import aligned
+from recipes.reporting import aligned, check_known
 
 WINDOWS = {
     **{f"causal, n=k={n}": ((n,), (n,)) for n in (1024, 4096, 16384)},
@@ -43,7 +43,12 @@ WINDOWS = {
 }
 """name -> the positions of the input and the size of the window."""
 
-MAPS = {"8 -> 8, 16x16": (8, 8, 1, 16), "16 -> 16, 16x16": (16, 16, 1, 16), "8 -> 16, 32x32, stride 2": (8, 16, 2, 32)}
+MAPS = {
+    "4 -> 4, 8x8": (4, 4, 1, 8),
+    "8 -> 8, 16x16": (8, 8, 1, 16),
+    "16 -> 16, 16x16": (16, 16, 1, 16),
+    "8 -> 16, 32x32, stride 2": (8, 16, 2, 32),
+}
 """name -> channels in and out, stride and positions of a 3x3 layer."""
 
 
@@ -51,6 +56,8 @@ MAPS = {"8 -> 8, 16x16": (8, 8, 1, 16), "16 -> 16, 16x16": (16, 16, 1, 16), "8 -
 class Config(Settings):
     """Time long windows and the singular values of whole layers."""
 
+    layers: tuple[str, ...] = (*WINDOWS, *MAPS)
+    """long windows, and layers whose singular values are computed"""
     channels: int = 16
     """channels of the depthwise windows; one image"""
     rounds: int = 15
@@ -70,11 +77,11 @@ class SpectralBenchmark(Benchmark[Config, str, Problem]):
 
     @staticmethod
     def smaller(config: Config) -> Config:
-        return dataclasses.replace(config, rounds=1, channels=2)
+        return dataclasses.replace(config, layers=("causal, n=k=1024", "4 -> 4, 8x8"), rounds=1, channels=2)
 
     def cells(self) -> list[str]:
-        cells = [*WINDOWS, *MAPS]
-        return cells[3:6] + cells[-2:-1] if self.config.rounds == 1 else cells
+        check_known("layer", self.config.layers, (*WINDOWS, *MAPS))
+        return list(self.config.layers)
 
     def facts(self, cell: str) -> Row:
         return {"cell": cell, "channels": self.config.channels}
