@@ -143,7 +143,7 @@ def in_one_window(terms: Sequence[Network]) -> list[Network] | None:
 
     Returns:
         Terms whose windows over one pair of labels are equal, with words that are aligned; None where they have other
-        pairs, or strides or modes for which there is no common window.
+        pairs, or strides or modes that have no common window.
     """
     terms = aligned(_with_identities(terms))
     windows = [each for term in terms if (each := _windows(term)) is not None]

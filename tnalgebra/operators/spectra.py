@@ -37,7 +37,7 @@ class OperatorSpectra(Tabular):
     by_frequency: shape (frequencies of each axis ..., values of one frequency), each row descending, if the map has a
         matrix for each frequency; else None. The frequencies are those of `torch.fft.fftfreq` of the output, or of
         the input if the windows are transposed. A batch and other axes on which the map does not depend are left out.
-    why: why there is no matrix for each frequency, or None.
+    why: what keeps the map from having a matrix for each frequency, or None.
     """
 
     singular_values: Tensor

@@ -47,7 +47,7 @@ def cut_of_bond(network: Network, bond: str) -> Bipartition:
     left = [label for label in network.output if places[label][0][0] in reached]
     right = [label for label in network.output if label not in left]
     if not left or not right:
-        raise NetworkError(f"on one side of the bond {bond!r} is no open label", fix="a cut of open labels")
+        raise NetworkError(f"one side of the bond {bond!r} has no open label", fix="a cut of open labels")
     return Bipartition(tuple(left), tuple(right))
 
 
