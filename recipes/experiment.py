@@ -29,7 +29,8 @@ class Settings(tn.command.ImageSettings):
     """Settings of every training of a recipe; what is printed first is what is used."""
 
     model: str = "cnn4"
-    """cnn4, resnet20 to resnet56, resnet50, resnet50_cifar (for 32x32 images), or your own: package.module:function"""
+    """cnn4, resnet20 to resnet56, resnet50, for 32x32 images resnet50_cifar, the narrow resnet50_cifar16, or
+    package.module:function"""
     epochs: int = 15
     """passes over the training data; the learning rate falls to 0 in that time"""
     batch_size: int = 64

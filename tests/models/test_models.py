@@ -88,6 +88,19 @@ def test_resnet50_for_other_images(cifar_stem: bool, stem: tuple[int, ...], last
     assert sizes == [(2, 2048, last_size, last_size)]
 
 
+def test_a_narrow_resnet50_has_torchvisions_layers_with_fewer_channels() -> None:
+    theirs = torchvision.models.resnet50(weights=None, num_classes=8)
+    model = resnet50(classes=8, width=32)
+    for (name, module), (their_name, their_module) in zip(model.named_modules(), theirs.named_modules(), strict=True):
+        assert name == their_name
+        if isinstance(module, torch.nn.Conv2d):
+            assert isinstance(their_module, torch.nn.Conv2d)
+            assert module.in_channels == (3 if name == "conv1" else their_module.in_channels // 2)
+            assert module.out_channels == their_module.out_channels // 2
+            assert (module.stride, module.padding) == (their_module.stride, their_module.padding)
+    assert model(images(2, 3, 64, 64)).shape == (2, 8)
+
+
 def test_every_classifier_is_built_for_the_images() -> None:
     for name in models.__all__:
         if name != "wave_net":
