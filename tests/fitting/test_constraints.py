@@ -30,6 +30,9 @@ DEPTHWISE = tn.rule("K[o i h w] => D[i h p] P[p o i w]", name="batched")
 PARTS = tn.rule("K[o i h w] => Fuse[o x y] A[x r] B[y i h r] C[w r]", name="parts")
 CUR = tn.rule("K[o i] => C[o a] U[a b] R[b i]", name="CUR")
 HALVES = tn.rule("K[o i] => L[o r] R[r i]", name="halves")
+LOW_RANK_AND_DEPTHWISE = tn.rule("K[o i h w] => U[o a] V[a i h w] + D[i h w] E[o i]", name="two terms")
+LOW_RANK_AND_COLUMNS = tn.rule("K[o i h w] => U[o a] V[a i h w] + C[o c] S[c i h w]", name="and columns")
+TIED_TERMS = tn.rule("K[o i h w] => U[o a] V[a i h w] + U[o b] W[b i] X[h w]", name="one factor in two terms")
 TIED = tn.rule("K[o i] => A[o r] D[r] A[i r]", name="symmetric")
 
 KERNEL = gaussian(8, 6, 3, 4)
@@ -43,13 +46,14 @@ def complex_of(kernel: Tensor) -> Tensor:
 def check(fit: Fit, kernel: Tensor) -> None:
     """Every constraint of the last step holds for the values, and the error is the measured one."""
     opened = fit.network.output
-    parts = {part for node in fit.network.nodes if node.name == "Fuse" for part in node.labels[1:]}
+    nodes = [node for term in fit.network.terms for node in term.nodes]
+    parts = {part for node in nodes if node.name == "Fuse" for part in node.labels[1:]}
     dense = tn.evaluate(fit.network, fit.values)
     error = float((dense - kernel).norm() / kernel.norm())
     assert fit.trace.steps[-1].relative_error == pytest.approx(error, abs=1e-12)
     for name, kind in fit.trace.steps[-1].options.constraints.items():
         value = fit.values[name]
-        labels = next(node.labels for node in fit.network.nodes if node.name == name)
+        labels = next(node.labels for node in nodes if node.name == name)
         rows = [axis for axis, label in enumerate(labels) if label in opened or label in parts]
         bonds = [axis for axis in range(value.ndim) if axis not in rows]
         matrix = value.permute(*rows, *bonds).reshape(math.prod(value.shape[axis] for axis in rows), -1)
@@ -82,6 +86,11 @@ TOGETHER = [
     (DEPTHWISE, 2, {"D": "orthonormal"}),
     (DEPTHWISE, 2, {"D": "orthonormal", "P": "nonnegative"}),
     (PARTS, 2, {"B": "orthonormal", "C": "nonnegative"}),
+    (LOW_RANK_AND_DEPTHWISE, 2, {"U": "orthonormal", "V": "orthonormal", "D": "nonnegative"}),
+    (LOW_RANK_AND_DEPTHWISE, 2, {"U": "orthonormal"}),
+    (LOW_RANK_AND_COLUMNS, {"a": 2, "c": 3}, {"C": "columns", "V": "nonnegative"}),
+    (LOW_RANK_AND_COLUMNS, {"a": 2, "c": 3}, {"C": "sampled columns", "U": "orthonormal", "S": "orthonormal"}),
+    (TIED_TERMS, 2, {"U": "orthonormal", "X": "nonnegative"}),
 ]
 
 
@@ -151,6 +160,28 @@ def test_planted_cores_are_recovered_at_any_scale(scale: float) -> None:
     kernel = torch.einsum("or,ir,hr,wr->oihw", frame, *cores[1:]) * scale
     fit = CP.apply(kernel, 3, constraints={"A": "orthonormal"})
     assert fit.relative_error < 1e-7
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1.0, 1e100])
+def test_terms_of_a_sum_keep_constraints(scale: float) -> None:
+    """A leaf costs nothing, and the rest is as good as an alternation of two closed forms written plainly."""
+    rule = tn.rule("K[o i] => U[o a] V[a i] + D[o] Copy[o i]")
+    kernel = gaussian(9, 9, seed=4) * scale
+    fit = rule.apply(kernel, 3, constraints={"U": "orthonormal"})
+    check(fit, kernel)
+    assert fit.relative_error == pytest.approx(rule.apply(kernel, 3).relative_error, rel=1e-4)
+    fit = rule.apply(kernel, 3, constraints={"U": "orthonormal", "D": "nonnegative"}, stability=0.0)
+    check(fit, kernel)
+    diagonal = torch.zeros_like(kernel)
+    for _ in range(2000):
+        U, S, V = torch.linalg.svd(kernel - diagonal)
+        low = U[:, :3] * S[:3] @ V[:3]
+        diagonal = (kernel - low).diagonal().clamp(min=0).diag()
+    assert fit.relative_error <= float((kernel - low - diagonal).norm() / kernel.norm()) * (1 + 1e-3)
+    frame = torch.linalg.qr(gaussian(9, 2, seed=7))[0]
+    planted = frame @ gaussian(2, 9, seed=8) + gaussian(9, seed=9).abs().diag()
+    fit = rule.apply(planted * scale, 2, constraints={"U": "orthonormal", "D": "nonnegative"})
+    assert fit.relative_error < 1e-6
 
 
 def test_an_orthonormal_core_with_a_label_of_another_core() -> None:
@@ -273,7 +304,7 @@ def test_columns_of_a_matrix_of_smaller_rank() -> None:
 
 REFUSED: list[tuple[tn.Rule, Any, dict[str, Any], dict[str, Any], type[TnalgebraError], list[str]]] = [
     (CP, 3, {"A": "orthogonal"}, {}, RuleError, ["'A'", "'orthogonal'", "'orthonormal'"]),
-    (CP, 3, {"A": ["orthonormal", "nonnegative"]}, {}, RuleError, ["'A'", "nonnegative"]),
+    (CP, 3, {"A": ["orthonormal", "nonnegative"]}, {}, RuleError, ["'A'", "nonnegative", "one constraint"]),
     (CP, 3, {"Q": "orthonormal"}, {}, RuleError, ["'Q'", "A B C D"]),
     (CP, 3, {"K": "nonnegative"}, {}, RuleError, ["'K'", "A B C D"]),
     (CP, 3, {"A": "nonnegative"}, {"fixed": {"A": torch.ones(8, 3)}}, RuleError, ["'A'", "held fixed"]),
@@ -311,6 +342,8 @@ REFUSED: list[tuple[tn.Rule, Any, dict[str, Any], dict[str, Any], type[Tnalgebra
         ["'A'", "5 of the 4 columns"],
     ),
     (tn.cut("o | i", of="K[o i]"), 2, {"L": "orthonormal"}, {"of": gaussian(6, 9)}, RuleError, ["constraints="]),
+    (LOW_RANK_AND_DEPTHWISE, 2, {"D": "columns"}, {}, RuleError, ["'D'", "no bond"]),
+    (LOW_RANK_AND_DEPTHWISE, {"a": 9}, {"U": "orthonormal"}, {}, RankError, ["'U'", "8 rows", "9 columns"]),
     (CP, 3, ["A"], {}, RuleError, ["constraints=", "list"]),  # type: ignore[list-item]
 ]
 

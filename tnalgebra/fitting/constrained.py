@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError
-from ..networks import NamedTensor, Network, carriers, tensor_nodes
+from ..networks import NamedTensor, Network, all_nodes, tensors_of
 from ..tensors import in_precision
 from .als import Cores, Descent
 from .axes import group_axes, split_axes
@@ -86,9 +86,6 @@ def fit_constrained(
         RankError: a core has too many columns for its constraint, or as of `chosen_ranks`.
         ValuesError: as of `fit_cores`.
     """
-    if len(right.terms) > 1:
-        fact = "constraints are kept by the cores of a product, and the right side is a sum"
-        raise RuleError(fact, right=right, fix="the sum without constraints, or one of its terms")
     fit = partial(
         _fit, right=right, size=size, constraints=constraints, before=before, settings=settings, start=start, kept=kept
     )
@@ -125,11 +122,13 @@ def _fit(
         for name, kind in constraints.items()
         if kind in (COLUMNS, SAMPLED)
     }
-    if len(selection) + len(columns) == len(tensor_nodes(right)):
+    if len(selection) + len(columns) == len(tensors_of(right)):
         raise RuleError("nothing is left to be fitted: all tensors are held fixed", right=right)
     others = {name: kind for name, kind in constraints.items() if name not in columns}
-    # a kernel is divided by its scale; columns of it take one such factor each, and orthonormal cores none
-    if all(others.get(name) == ORTHONORMAL for name in tensor_nodes(right) if name not in selection | columns):
+    # a kernel is divided by its scale; columns of it take one such factor each, and orthonormal cores none, so that the
+    # terms of a sum may have several numbers of factors
+    without_scale = {*selection, *columns, *(name for name, kind in others.items() if kind == ORTHONORMAL)}
+    if len(right.terms) > 1 or without_scale.issuperset(tensors_of(right)):
         target, scale = target * scale, 1.0
     shared = {name: (in_precision(core, torch.float64) / scale).to(target) for name, core in columns.items()}
     metrics = [] if metric is None else [split_metric(metric, right)]
@@ -160,7 +159,7 @@ def _columns(
     kernel: Tensor, right: Network, name: str, ranks: Mapping[str, int], *, sampled: bool, seed: int
 ) -> Tensor:
     """The core that has columns of the kernel, in the type of the kernel."""
-    labels, opened = right.nodes[tensor_nodes(right)[name][0]].labels, open_labels(right)
+    labels, opened = tensors_of(right)[name].labels, open_labels(right)
     rows = [label for label in labels if label in opened]
     (bond,) = (label for label in labels if label not in opened)
     matrix = group_axes(with_open_axes(kernel, right), opened, rows, [label for label in opened if label not in rows])
@@ -211,9 +210,9 @@ def _leaves(objective: Objective, right: Network) -> dict[str, str]:
     free -= objective.constraints.keys()
     leaves = {}
     for name, kind in objective.constraints.items():
-        node = right.nodes[tensor_nodes(right)[name][0]]
-        bonds = [label for label in node.labels if label not in objective.output]
-        ends = [[right.nodes[place] for place, _ in carriers(right)[bond]] for bond in bonds]
+        node = tensors_of(right)[name]
+        bonds = {*node.labels} - {*objective.output}
+        ends = [[other for other in all_nodes(right) for label in other.labels if label == bond] for bond in bonds]
         beside = {other.name for each in ends for other in each if other is not node}
         joined = all(len(each) == 2 and all(isinstance(other, NamedTensor) for other in each) for each in ends)
         if kind == ORTHONORMAL and len(objective.places[name]) == 1 and joined and len(beside) == 1 and beside <= free:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RankError, RuleError
-from ..networks import NamedTensor, Network, carriers, node_text, tensor_nodes
+from ..networks import NamedTensor, Network, carriers, node_text, tensors_of
 from .axes import group_axes, split_axes
 from .trees import cores_of, open_labels
 
@@ -47,9 +47,12 @@ def check_constraints(
 ) -> None:
     """Raise RuleError for a constraint that cannot hold, whatever the ranks are."""
     opened = open_labels(right)
+    known = ", ".join(map(repr, CONSTRAINTS))
     for name, kind in constraints.items():
+        if not isinstance(kind, str):
+            fact = f"{name!r} has {kind!r} for its constraint, and one core has one constraint"
+            raise RuleError(fact, fix=f"one of {known}")
         if kind not in CONSTRAINTS:
-            known = ", ".join(map(repr, CONSTRAINTS))
             raise RuleError(f"the constraint of {name!r} is {kind!r}", fix=f"one of {known}")
         if name in constants:
             raise RuleError(f"the constraint {kind!r} is on {name!r}, which is held fixed", right=right)
@@ -81,7 +84,8 @@ def _check_columns(nodes: Sequence[NamedTensor], rows: Sequence[str], bonds: Seq
     elif len(bonds) > 1:
         because = f"{len(bonds)} bonds would number the columns: {' '.join(bonds)}"
     else:
-        shared = next((label for label in rows if len(carriers(right)[label]) > 1), None)
+        (term,) = (term for term in right.terms if nodes[0] in term.nodes)
+        shared = next((label for label in rows if len(carriers(term)[label]) > 1), None)
         because = None if shared is None else f"another node has its open label {shared!r} too"
         if not set(open_labels(right)) - set(rows):
             because = "it has all open labels, so that the kernel has one column"
@@ -98,7 +102,7 @@ def check_shapes(constraints: Mapping[str, str], right: Network, sizes: Mapping[
     for name, kind in constraints.items():
         if kind == NONNEGATIVE:
             continue
-        rows, bonds = _matrix_labels(right.nodes[tensor_nodes(right)[name][0]].labels, opened)
+        rows, bonds = _matrix_labels(tensors_of(right)[name].labels, opened)
         height, width = (prod(sizes[label] for label in labels) for labels in (rows, bonds))
         columns = prod(sizes[label] for label in opened if label not in rows)
         if kind == ORTHONORMAL and width > height:
