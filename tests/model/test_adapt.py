@@ -17,6 +17,9 @@ from tnalgebra.errors import LayerError, RankError, RuleError
 NEW = "W[out in *k] => U[out p z] V[p in q] R[q *k z]"
 """A ring over the two channels and the window, which nobody has a name for; a linear layer's window has no label."""
 
+SUM = "W[out in *k] => U[out a] V[a in] E[*k] + U[out b] G[b in *k]"
+"""Low rank with one window, and a term that has a tensor of the first."""
+
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 10), (7, 12)),
     "rows": (lambda: nn.Linear(12, 10, bias=False), (2, 3, 4, 12)),
@@ -43,7 +46,7 @@ def _adapted(layer: nn.Module, rewrite: str, scale: float) -> tuple[nn.Module, t
     return model, adapters
 
 
-@pytest.mark.parametrize("rewrite", ["LoRA", "LoHa", "LoKr", NEW, "out in | k", "W[a *b] => D[a *b]"])
+@pytest.mark.parametrize("rewrite", ["LoRA", "LoHa", "LoKr", NEW, "out in | k", "W[a *b] => D[a *b]", SUM])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_computes_with_the_sum(name: str, rewrite: str) -> None:
     torch.manual_seed(0)

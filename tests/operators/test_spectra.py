@@ -77,6 +77,41 @@ def test_circular_layers(case: tuple[nn.Module, tuple[int, ...]]) -> None:
         assert spectra.by_frequency.shape[:-1] == output
 
 
+SUMS = ["K[o i *k] => U[o a] V[a i *k] + D[o *k] Copy[o i]", "K[o i *k] => U[o a] V[a i] E[*k] + A[o b *k] B[b i]"]
+
+
+@pytest.mark.parametrize("rewrite", SUMS)
+@pytest.mark.parametrize("mode", ["circular", "zeros"])
+def test_layers_whose_kernel_is_a_sum(rewrite: str, mode: Any) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(4, 4, 3, stride=2, padding=1, padding_mode=mode).double()
+    layer = tn.nn.decomposed(plain, rewrite.replace("*k", "h w"), 2)
+    assert check(layer, (4, 6, 8)).is_complete == (mode == "circular")
+    dense = layer.to_dense()
+    torch.testing.assert_close(tn.orthogonality(layer), tn.orthogonality(dense))
+    tn.lipschitz_bound(layer).backward()
+    assert all(core.grad is not None and bool(core.grad.any()) for core in layer.cores().values())
+    square = tn.nn.decomposed(nn.Conv1d(4, 4, 3, padding=1, padding_mode=mode).double(), rewrite.replace("*k", "h"), 2)
+    y = torch.randn(1, 4, 9, dtype=torch.float64)
+    torch.testing.assert_close(square(tn.solve(square, y)), y, rtol=1e-6, atol=1e-6)
+
+
+def test_sums_of_windows() -> None:
+    """Windows of two sizes become one; the input itself is a window of one position; others are refused."""
+    K, L = (torch.randn(5, 5, size, dtype=torch.float64) for size in (3, 5))
+    wide = nn.Conv1d(5, 5, 5, padding=2, bias=False).double()
+    with torch.no_grad():
+        wide.weight.copy_(L + nn.functional.pad(K, (1, 1)))
+        wide.weight[..., 2] += torch.eye(5)
+    window = "X[n i x] Conv[x u k:{} | padding={}] {}[o i k]"
+    text = f"{window.format(3, 1, 'K')} + {window.format(5, 2, 'L')} + X[n o u] -> [n o u]"
+    ours, expected = tn.operator_spectra(text, 9, values={"K": K, "L": L}), tn.operator_spectra(wide, 9)
+    torch.testing.assert_close(ours.singular_values, expected.singular_values, rtol=1e-12, atol=1e-12)
+    with refused(NetworkError, "differ in more than their kernels", "network.terms"):
+        two = f"{window.format(3, 1, 'K')} + {window.format(3, 1, 'K').replace('padding=1', 'padding=1 mode=circular')}"
+        tn.operator_spectra(f"{two} -> [n o u]", 9, values={"K": K})
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @settings(max_examples=60)
 @given(torch_convolutions(), st.integers(1, 4))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import tnalgebra as tn
 from tests.refusals import refused
-from tests.strategies import valued_networks
+from tests.strategies import valued_networks, valued_sums
 from tnalgebra.errors import LayerError, NetworkError, RuleError, ValuesError
 from tnalgebra.networks import Bipartition, Network, parse
 from tnalgebra.tensors import cut_of_bond, evaluate, from_quimb, magnitude, network_singular_values
@@ -33,8 +33,9 @@ def dense_values(network: Network, values: dict[str, Tensor], left: tuple[str, .
 @settings(max_examples=settings().max_examples // 2)
 @given(st.data(), st.booleans(), st.integers(0, 2**32 - 1))
 def test_any_network_across_any_cut(data: st.DataObject, is_complex: bool, seed: int) -> None:
-    """Hyperedges, diagonals, windows, ties and parts that nothing joins, too."""
-    network, values = data.draw(valued_networks().filter(lambda drawn: len(drawn[0].output) >= 2))
+    """Hyperedges, diagonals, windows, ties, parts that nothing joins, and sums, too."""
+    either = valued_networks() | valued_sums(max_nodes=3)
+    network, values = data.draw(either.filter(lambda drawn: len(drawn[0].output) >= 2))
     if is_complex:
         generator = torch.Generator().manual_seed(seed)
         values = {n: v * torch.randn(v.shape, dtype=torch.complex128, generator=generator) for n, v in values.items()}

@@ -16,10 +16,10 @@ from .torch_layers import EMBEDDING_LABELS
 
 
 def start_adapter(kernel: Network, constants: Mapping[str, Tensor] = {}) -> dict[str, Tensor]:
-    """Values in float64 for the tensors of a kernel, one of them zero, so that the kernel is.
+    """Values in float64 for the tensors of a kernel, one of them zero in each term, so that the kernel is.
 
     The tensor that is zero carries the first label of the kernel, or a part of it, where one does: of LoRA it is `B`.
-    The others are uniform, and have one scale: the network without the zero tensor is a map from the inputs, whose
+    The others are uniform, and have one scale: the term without the zero tensor is a map from the inputs, whose
     elements get the variance 1 / (3 * fan_in) that `kaiming_uniform_` gives to `A` of LoRA (Hu et al. 2021, arXiv
     2106.09685). Of an embedding, whose input selects one row, fan_in is 1.
 
@@ -28,26 +28,31 @@ def start_adapter(kernel: Network, constants: Mapping[str, Tensor] = {}) -> dict
         constants: the elements of the tensors that are not trained.
 
     Raises:
-        RuleError: every tensor that is trained occurs more than once, so that the gradient would be zero too.
+        RuleError: every tensor of a term that is trained occurs more than once, so that the gradient would be zero too.
     """
-    times = Counter(node.name for node in kernel.nodes if isinstance(node, NamedTensor))
-    trained = [name for name in times if name not in constants]
-    once = [name for name in trained if times[name] == 1]
-    if not once:
-        fact = "an adapter starts with one tensor at zero, and all tensors of this one occur more than once"
-        raise RuleError(fact, network=kernel, because="its gradient would be zero too, and it would never change")
-    inner, outputs = without_fuses(kernel), _labels_of_outputs(kernel)
-    labels = {node.name: node.labels for node in inner.nodes if isinstance(node, NamedTensor)}
-    zero = next((name for name in once if outputs & {*labels[name]}), once[0])
-    values = {**constants, **_uniform(kernel, trained), zero: torch.zeros(shapes(kernel)[zero], dtype=torch.float64)}
-    drawn = sum(times[name] for name in trained if name != zero)
-    if drawn:
-        rest = _without(inner, zero)
-        inputs = {*inner.output} & {*rest.output} - outputs
-        fan_in = 1 if kernel.output == EMBEDDING_LABELS else prod(map(inner.sizes.__getitem__, inputs))
-        factor = (1 / (3 * fan_in * mean_square(rest, values))) ** (1 / (2 * drawn))
-        for name in trained:
-            values[name] = factor * values[name]
+    values = dict(constants)
+    zeros: list[str] = []
+    for term in kernel.terms:
+        times = Counter(node.name for node in term.nodes if isinstance(node, NamedTensor))
+        new = [name for name in times if name not in values]
+        inner, outputs = without_fuses(term), _labels_of_outputs(term)
+        labels = {node.name: node.labels for node in inner.nodes if isinstance(node, NamedTensor)}
+        once = [name for name in (*zeros, *new) if times[name] == 1]
+        if not once:
+            fact = "an adapter starts with one tensor at zero, and this one has none that is trained and occurs once"
+            because = "the gradient of a tensor that occurs more than once would be zero too, and it would never change"
+            raise RuleError(fact, network=term, because=because)
+        zero = once[0] if once[0] in zeros else next((name for name in once if outputs & {*labels[name]}), once[0])
+        zeros.append(zero)
+        values |= _uniform(term, new)
+        values[zero] = torch.zeros(shapes(term)[zero], dtype=torch.float64)
+        drawn = sum(times[name] for name in new if name != zero)
+        if drawn:
+            rest = _without(inner, zero)
+            inputs = {*inner.output} & {*rest.output} - outputs
+            fan_in = 1 if kernel.output == EMBEDDING_LABELS else prod(map(inner.sizes.__getitem__, inputs))
+            factor = (1 / (3 * fan_in * mean_square(rest, values))) ** (1 / (2 * drawn))
+            values |= {name: factor * values[name] for name in new}
     return values
 
 

@@ -17,16 +17,23 @@ from ..networks import (
     Fill,
     NamedTensor,
     Network,
+    Node,
+    aligned,
+    all_nodes,
     axis_numbers,
     carriers,
+    collected,
     fresh,
+    in_one_window,
     parse,
+    resized,
     shape_of,
     tensor_nodes,
+    tensors_of,
     with_sizes,
 )
 from ..nn import KernelLayer, layer_network
-from ..tensors import bind
+from ..tensors import bind, value_of
 
 Target: TypeAlias = nn.Module | Network | str
 """A layer of torch's or of `tnalgebra.nn`, or a network or its notation."""
@@ -95,26 +102,51 @@ class LinearMap:
 def network_of(target: Target, values: Mapping[str, Any] | None) -> tuple[Network, dict[str, Any], Tensor | None]:
     """The network of a layer without the sizes of its positions, its values (with their gradients), and its bias.
 
+    A sum is one product, in which the sum of what its terms do not have in common is one tensor.
+
     Raises:
         LayerError: a module without a network.
+        NetworkError: a sum whose terms differ in more than their kernels.
         ValuesError: values are given beside a layer.
     """
     if isinstance(target, str):
         target = parse(target)
     if isinstance(target, Network):
-        return target, dict(values or {}), None
+        return (*_as_product(target, dict(values or {})), None)
     if values is not None:
         raise ValuesError("values are given beside a layer", target=type(target).__name__, fix="only for a network")
     if isinstance(target, KernelLayer):
         network = target.network
-        names = [name for name in tensor_nodes(network) if name != "X"]
-        return _without_positions(network), {name: getattr(target, name) for name in names}, target.bias
+        tensors = {name: getattr(target, name) for name in tensors_of(network) if name != "X"}
+        return (*_as_product(_without_positions(network), tensors), target.bias)
     if not isinstance(target, nn.Module):
         raise LayerError(f"a {type(target).__name__} is not a linear map", fix="a layer, a network or its notation")
     layer = layer_network(target)
     held = {"K": "weight", "W": "weight"}
     tensors = {name: getattr(target, held[name]) if name in held else one for name, one in layer.values.items()}
     return layer.network, tensors, layer.bias
+
+
+def _as_product(network: Network, values: dict[str, Any]) -> tuple[Network, dict[str, Any]]:
+    """A sum as a product, with the value of the tensor that is the sum of what its terms do not have in common."""
+    if len(network.terms) == 1:
+        return network, values
+    network, values = bind(network, values)
+    free = {name for name in tensors_of(network) if name not in values}
+    name = fresh("K", tensors_of(network))
+    for terms in (aligned(network.terms), in_one_window(network.terms) or ()):
+        positions = {label for term in terms for node in term.nodes if node.name in free for label in node.labels}
+
+        def is_outside(node: Node, positions: set[str] = positions) -> bool:
+            return node.name in free or (isinstance(node, Conv) and (node.x in positions or node.y in positions))
+
+        pair = collected(terms, name, apart=is_outside) if terms else None
+        if pair is not None:
+            outer, kernel = pair
+            common = {one: values[one] for one in tensors_of(outer) if one in values}
+            return outer, {**common, name: value_of(kernel, {one: values[one] for one in tensors_of(kernel)})}
+    fact = "the terms of the sum differ in more than their kernels, so that the sum is not one map with windows"
+    raise NetworkError(fact, network=network, fix="one of network.terms")
 
 
 def check_real(values: Mapping[str, Tensor]) -> None:
@@ -128,10 +160,9 @@ def check_real(values: Mapping[str, Tensor]) -> None:
 
 def _without_positions(network: Network) -> Network:
     """The network without the sizes of X's batch, of its positions, and of those that windows make of them."""
-    windows = [node for node in network.nodes if isinstance(node, Conv)]
-    ends = {label for node in windows for label in (node.x, node.y)}
+    ends = {label for node in all_nodes(network) if isinstance(node, Conv) for label in (node.x, node.y)}
     kept = {label: size for label, size in network.sizes.items() if label not in ends and label != "n"}
-    return Network(network.nodes, network.output, kept)
+    return resized(network, kept)
 
 
 def read_map(target: Target, size: InputSizes = None, values: Mapping[str, Any] | None = None) -> LinearMap:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import NotationError, RankError, RuleError
 from ..fitting import KeepFraction, RelativeError, chosen_ranks, select_rows, with_open_axes
-from ..networks import Network, tensor_nodes, with_sizes
+from ..networks import Network, tensors_of, with_sizes
 from .apply_text import Reading
 from .options import Choices, Options
 from .rule import Rule
@@ -46,8 +46,8 @@ def right_side(rule: Rule, shape: Sequence[int], size: object, choices: Choices)
             fact = f"the rule {rule.name!r} has no right side in the notation"
             raise RuleError(fact, rule=rule.equation, because=error) from error
     assert reading is not None
-    if len(reading.new) < len(tensor_nodes(reading.right)):
-        kept = next(name for name in tensor_nodes(reading.right) if name not in reading.new)
+    if len(reading.new) < len(tensors_of(reading.right)):
+        kept = next(name for name in tensors_of(reading.right) if name not in reading.new)
         raise RuleError(f"the right side has {kept!r} of the left side, which is not new", rule=rule.equation)
     right, constants = reading.sized, reading.constants
     target = with_open_axes(torch.empty(reading.target.shape, device="meta"), right)

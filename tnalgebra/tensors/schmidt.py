@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import NetworkError, ValuesError
 from ..networks import Bipartition, Network, carriers, check_covers, size_of
 from .contraction import Operand, contract
-from .evaluation import Values, bind, operands, values_for
+from .evaluation import Values, bind, evaluate, operands, values_for
 from .linalg import truncated_svd
 from .numbers import largest
 from .values import common_dtype
@@ -79,7 +79,7 @@ def network_singular_values(network: Network, values: Mapping[str, Any], cut: Bi
     """The singular values of a network's value across a cut.
 
     Args:
-        network: of any number of tensors and open labels.
+        network: of any number of tensors and open labels. The value of a sum is computed.
         values: name -> elements, for every named tensor; real or complex.
         cut: its open labels on two sides.
 
@@ -90,13 +90,12 @@ def network_singular_values(network: Network, values: Mapping[str, Any], cut: Bi
 
     Raises:
         RuleError: the cut does not have exactly the open labels of the network.
-        NetworkError: the network is a sum.
-        SizeError: what joins the two sides is too large.
+        SizeError: what joins the two sides, or the value of a sum, is too large.
         ValuesError: values do not fit, or the norm of the network is beyond float64.
     """
     check_covers(cut, network.output, what="the network")
-    if len(network.terms) > 1:
-        raise NetworkError("the value of a sum of networks is not taken apart", fix="spectra(network) without cuts")
+    if len(network.terms) > 1:  # no isometry is common to the terms
+        return truncated_svd(_group(evaluate(network, values), network.output, cut.left, cut.right)).S
     network, tensors = bind(network, values_for(network, values))
     pieces, exponent = [], 0.0
     for operand in _with_sides(network, tensors, cut):
