@@ -7,6 +7,7 @@ from .batch_norm import batch_norms, recalibrate_batch_norm
 from .compare import compare
 from .comparison import Comparison
 from .convert import convert
+from .distil import distil
 from .folding import Folding, fold_batch_norm
 from .graphs import trace_forward
 from .hosvd import hosvd
@@ -58,6 +59,7 @@ __all__ = [
     "compare",
     "convert",
     "cut_singular_values",
+    "distil",
     "evaluating",
     "exchange_layers",
     "find_obstacles",

@@ -15,6 +15,6 @@ def progress_bar(what: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
     return tqdm(desc=what, total=total, disable=None if shown else True, leave=False)
 
 
-def track(items: Iterable[T], what: str, *, shown: bool) -> Iterable[T]:
-    """The items, with a bar that counts them."""
-    return tqdm(items, what, disable=None if shown else True, leave=False)
+def track(items: Iterable[T], what: str, *, shown: bool, total: int | None = None) -> Iterable[T]:
+    """The items, with a bar that counts them; `total` of them, where they have no length."""
+    return tqdm(items, what, total, disable=None if shown else True, leave=False)
