@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TypeAlias, TypeVar
@@ -82,33 +83,40 @@ def distil(
         raise DataError(f"learning_rate={learning_rate!r}", fix="a positive number, such as 1e-3")
     total = _steps(batches, steps)
     layers = _decomposed_layers(model)
-    cores = list(dict.fromkeys(parameter for layer in layers for parameter in layer.parameters()))
     pairs = _blocks(model, teacher, blocks)
+    with modes_kept(model), modes_kept(teacher), _training(model, layers) as cores:
+        model.eval()
+        teacher.eval()
+        optimizer = torch.optim.Adam(cores, learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total))
+        number = 0
+        inputs = islice(inputs_of(batches), total)
+        for number, x in enumerate(track(inputs, "distillation", total=total, shown=progress), start=1):
+            loss = _loss(model, teacher, pairs, x.to(cores[0].device))
+            if not torch.isfinite(loss):
+                fact = f"the loss of batch {number} is {loss.item()}"
+                raise ValuesError(fact, fix="a smaller learning_rate, or finite inputs")
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+        if number < total:
+            raise DataError(f"steps={total}, and there are {number} batches", fix=f"steps={number}")
+    return model
+
+
+@contextmanager
+def _training(model: nn.Module, layers: Sequence[KernelLayer]) -> Iterator[list[nn.Parameter]]:
+    """The cores and biases of the layers, which alone have gradients inside; after an error with their old values."""
+    cores = list(dict.fromkeys(parameter for layer in layers for parameter in layer.parameters()))
     before = [core.detach().clone() for core in cores]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with modes_kept(model), modes_kept(teacher), torch.enable_grad():
-            model.eval()
-            teacher.eval()
-            model.requires_grad_(False)
-            for layer in layers:
-                layer.thaw().requires_grad_(True)
-            optimizer = torch.optim.Adam(cores, learning_rate)
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total))
-            device = cores[0].device
-            used = track(islice(inputs_of(batches), total), "distillation", total=total, shown=progress)
-            number = 0
-            for number, x in enumerate(used, start=1):
-                loss = _loss(model, teacher, pairs, x.to(device))
-                if not torch.isfinite(loss):
-                    fact = f"the loss of batch {number} is {loss.item()}"
-                    raise ValuesError(fact, fix="a smaller learning_rate, or finite inputs")
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                schedule.step()
-            if number < total:
-                raise DataError(f"steps={total}, and there are {number} batches", fix=f"steps={number}")
+        model.requires_grad_(False)
+        for layer in layers:
+            layer.thaw().requires_grad_(True)
+        with torch.enable_grad():
+            yield cores
     except BaseException:
         with torch.no_grad():
             for core, values in zip(cores, before, strict=True):
@@ -118,7 +126,6 @@ def distil(
         for parameter, needs_gradient in trained:
             parameter.requires_grad_(needs_gradient)
             parameter.grad = None
-    return model
 
 
 def _steps(batches: object, steps: int | None) -> int:
