@@ -22,6 +22,7 @@ FOLDERS = (
     "_files",
     "_lazy",
     "_tables",
+    "workers",
     "networks",
     "tensors",
     "fitting",

@@ -13,7 +13,7 @@ from ._lazy import lazy as _lazy
 
 if TYPE_CHECKING:
     from . import command as command  # the recipes use its settings; it is not for everyday use
-    from . import decompositions, errors, model, networks, nn, operators, rewriting, streams, tensors
+    from . import decompositions, errors, model, networks, nn, operators, rewriting, streams, tensors, workers
     from .checkpoint import load, load_adapter, save, save_adapter
     from .compiler import compile
     from .decompositions import all_cuts, cut, register, rules
@@ -93,10 +93,11 @@ __all__ = [
     "study",
     "tensors",
     "update_optimizer",
+    "workers",
 ]
 
 _FOLDERS = (
-    *("errors", "networks", "tensors", "fitting", "rewriting", "decompositions"),
+    *("errors", "workers", "networks", "tensors", "fitting", "rewriting", "decompositions"),
     *("compiler", "nn", "operators", "model", "streams", "checkpoint", "studies", "command"),
 )
 

@@ -21,6 +21,7 @@ __all__ = [
     "TnalgebraError",
     "ValuesError",
     "WeightError",
+    "WorkersError",
     "explain",
 ]
 
@@ -101,6 +102,10 @@ class CheckpointError(TnalgebraError, ValueError):
 
 class StudyError(TnalgebraError, RuntimeError):
     """A study cannot be run, resumed or stored as asked."""
+
+
+class WorkersError(TnalgebraError, RuntimeError):
+    """Worker processes cannot be reached, are not alike, or do not finish a task."""
 
 
 class MissingPackageError(TnalgebraError, ImportError):

@@ -1,0 +1,86 @@
+"""What happens on a worker."""
+
+from __future__ import annotations
+
+import faulthandler
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+import cloudpickle
+from distributed import Worker, get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from ..errors import WorkersError
+from .versions import differences
+
+_END = object()
+
+
+class Shared(WorkerPlugin):
+    """What all tasks of a run share. Dask sends it to each worker once, also to those that come later.
+
+    Args:
+        payload: a pickle.
+        versions: those of the process that has made it.
+    """
+
+    def __init__(self, payload: bytes, versions: Mapping[str, str]) -> None:
+        self.payload, self.versions = payload, versions
+
+    def setup(self, worker: Worker) -> None:
+        """Dask calls this on the worker."""
+        self.lock = Lock()  # one task at a time, on workers with several threads too: tasks may change what they share
+
+    @cached_property
+    def value(self) -> Any:
+        """What is shared, made once in each process."""
+        worker = differences(self.versions)
+        if worker:
+            fact = f"the worker {get_worker().address} has other versions than the process that sent the tasks"
+            raise WorkersError(fact, sent_by=worker, fix="the same environment for all of them")
+        return pickle.loads(self.payload)
+
+
+def work(payload: bytes, *, name: str, group: int, first: int, time_limit: float) -> list[bytes]:
+    """Do tasks of a group, one after another. The results but the last are sent to the client as they are finished.
+
+    Args:
+        payload: a pickle of the function and the tasks, see `run_tasks`.
+        name: of the `Shared`, and of the topic of messages to the client. The work ends when it is removed.
+        group: the number of the group.
+        first: the number of tasks of the group that were done before.
+
+    Returns:
+        A pickle of each result, also of those that were sent.
+    """
+    worker = get_worker()
+    shared: Shared = worker.plugins[name]  # type: ignore[assignment]
+    results: list[bytes] = []
+    with shared.lock:
+        value = shared.value
+        function, tasks = pickle.loads(payload)
+        iterator = iter(function(value, tasks))
+        while name in worker.plugins:
+            with _limited(time_limit if worker.nanny else 0):
+                result = next(iterator, _END)
+            if result is _END:
+                break
+            results.append(cloudpickle.dumps(result))
+            if len(results) < len(tasks):
+                worker.log_event(name, (group, first + len(results) - 1, results[-1]))
+    return results
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer, whatever it does. Its nanny starts another one."""
+    if seconds:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
