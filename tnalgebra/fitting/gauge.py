@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from ..networks import Network, carriers, tensor_nodes
-from ..tensors import phases, truncated_svd
+from ..tensors import gram_matrix, phases, truncated_svd
 
 GAUGE_SWEEPS = 100
 """The most sweeps over all bonds."""
 
-_TOLERANCE = 2e-7
+_TOLERANCE = 5e-7
 """The sweeps end where one takes, or the next one will take, less than this part of the sum of squared norms."""
 
 _SMALL_PIVOT, _SMALL_SQUARE = 1e-3, 1e-10
@@ -54,6 +54,9 @@ def balanced(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]
             bonds.append((scaled, len(ends) == 2 and label not in network.output))
     # all scales at once: from one bond to the next they would take a sweep for each bond of the network
     times = {name: len(tensor_nodes(network)[name]) for name in result}
+    # in the basis of a fit the Gram matrices are nearly diagonal, so that scales are most of what is to be changed
+    for ends, _ in bonds * 2:
+        _scale(result, ends)
     size, gain = _to_one_norm(result, times), 0.0
     for _ in range(GAUGE_SWEEPS if bonds else 0):
         for ends, matrix in bonds:
@@ -92,12 +95,12 @@ def _turned_by_grams(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor] | None
     With one^H one = L L^H and the eigenvectors W and eigenvalues D of L^H conj(other^H other) L, they are multiplied
     with L^-H W D^(1/4) and with the inverse of its transpose, so that the product one @ other^T stays as it is.
     """
-    gram = one.mH @ one
+    gram = gram_matrix(one.mH)
     factor, failed = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal().real
     if bool(failed) or not bool(pivots.min() > _SMALL_PIVOT * pivots.max()):
         return None
-    squares, vectors = torch.linalg.eigh(factor.mH @ (other.mH @ other).conj() @ factor)
+    squares, vectors = torch.linalg.eigh(factor.mH @ gram_matrix(other.mH).conj() @ factor)
     steps = torch.cat([squares[:1], squares.diff()])
     if not bool((steps > _SMALL_SQUARE * squares[-1]).all()):
         return None

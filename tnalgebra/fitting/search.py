@@ -282,7 +282,7 @@ def search_tree(
     if fits_by_subspaces(tree):
         sweeps = min(TREE_SWEEPS, settings.sweeps)
         for layer, target in enumerate(objective.target):
-            fit = fit_by_subspaces(target, tree, ranks, sweeps=sweeps)
+            fit = fit_by_subspaces(target, tree, ranks, sweeps=sweeps, kept=objective.kept)
             if fit is not None:
                 method = "SVD" if len(fit.errors) == 1 else "SVD, orthogonal iteration"
                 report = FitReport(method, tuple(fit.errors), (fit.errors[-1],), fit.converged)

@@ -10,18 +10,22 @@ takes as much from the loss as several sweeps over single cores.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..tensors import contract, signs_of, squares
+from ..tensors import contract, gram_matrix, in_precision, signs_of, squares
 from .axes import group_axes, split_axes
 from .trees import CoreTree, attained_ranks
 
 _Labels: TypeAlias = tuple[str, ...]
+
+ROUGH = torch.float32
+"""The type of the sweeps where cores are held in a type without more digits. Its rounding changes a loss by about 1e-7
+of ||target||^2."""
 
 ENOUGH = 2e-4
 """The sweeps end where one takes, or the next one will take, less than this part of the squared error. For kernels of
@@ -69,6 +73,7 @@ class _Walk:
         labels: of the target.
         groups: the cores, and bonds between them from the leaves to the root.
         values: the isometry of each group towards the group at the centre, and the core of that one.
+        is_rough: whether the vectors of each bond are made orthonormal in more digits at the end.
     """
 
     target: Tensor
@@ -77,6 +82,7 @@ class _Walk:
     groups: Sequence[_Group]
     bonds: Sequence[_Bond]
     values: dict[int, Tensor] = field(default_factory=dict)
+    is_rough: bool = False
 
     @property
     def root(self) -> int:
@@ -95,13 +101,16 @@ def fits_by_subspaces(tree: CoreTree) -> bool:
     return all(len(edge.bonds) == 1 and not edge.batch for edge in tree.edges)
 
 
-def fit_by_subspaces(target: Tensor, tree: CoreTree, ranks: Mapping[str, int], *, sweeps: int) -> SubspaceFit | None:
+def fit_by_subspaces(
+    target: Tensor, tree: CoreTree, ranks: Mapping[str, int], *, sweeps: int, kept: torch.dtype
+) -> SubspaceFit | None:
     """Fit the cores of a tree for which `fits_by_subspaces` holds.
 
     Args:
         target: one axis for each label of `tree.open`, in that order.
         ranks: the size of each bond. Where smaller bonds beside it leave fewer singular values, a bond becomes smaller.
         sweeps: the most sweeps over all bonds.
+        kept: the type in which the cores are held.
 
     Returns:
         None where Gram matrices do not determine the cores, because the error is small or eigenvalues are equal.
@@ -112,18 +121,10 @@ def fit_by_subspaces(target: Tensor, tree: CoreTree, ranks: Mapping[str, int], *
     power = float(squares(target).sum())
     if not power:
         return None
+    few_digits = torch.finfo(kept).eps >= torch.finfo(ROUGH).eps > torch.finfo(target.dtype).eps
     try:
-        losses = _first_subspaces(walk, power)
-        converged = len(walk.bonds) < 2
-        gain = 0.0
-        for _ in range(0 if converged else sweeps):
-            losses.append(_sweep(walk, power))
-            gain, gain_before = losses[-2] - losses[-1], gain
-            # gains fall by one factor, so that the next one is about the square of this one over the one before
-            enough = ENOUGH * losses[-1]
-            converged = gain <= enough or gain**2 <= enough * gain_before
-            if converged:
-                break
+        ended = _swept_roughly(walk, power, sweeps) if few_digits and len(walk.bonds) > 1 else None
+        losses, converged = ended or _swept(walk, power, sweeps)
     except _NotUniqueError:
         return None
     if walk.bonds and not min(losses) > torch.finfo(target.dtype).eps ** 0.5 * power:
@@ -159,19 +160,50 @@ def _merged(tree: CoreTree, sizes: Mapping[str, int]) -> tuple[list[_Group], lis
 # Subspaces -----------------------------------------------------------------------------------------------------
 
 
-def _first_subspaces(walk: _Walk, power: float) -> list[float]:
+def _first_subspaces(walk: _Walk, power: float) -> float:
     """Find a subspace for each bond in turn, from the leaves to the root, in what is left. Returns the loss."""
     rest, labels = walk.target, walk.labels
     for bond, child, _ in walk.bonds:
         rows = walk.without(child, bond)
         columns = tuple([label for label in labels if label not in rows])
         matrix = group_axes(rest, labels, rows, columns)
-        isometry = _leading(matrix, walk.sizes[bond])
+        isometry = _leading(matrix, walk.sizes[bond], is_rough=walk.is_rough)
         labels = (bond, *columns)
         walk.put(child, isometry, (*rows, bond))
         rest = (isometry.mH @ matrix).reshape([walk.sizes[label] for label in labels])
     walk.put(walk.root, rest, labels)
-    return [power - float(squares(rest).sum())]
+    return power - float(squares(rest).sum())
+
+
+def _swept(walk: _Walk, power: float, sweeps: int) -> tuple[list[float], bool]:
+    """Sweep until a sweep gains little. Returns the losses, at first and after each sweep, and whether it does."""
+    losses = [_first_subspaces(walk, power)]
+    converged, gain = len(walk.bonds) < 2, 0.0
+    while not converged and len(losses) <= sweeps:
+        losses.append(_sweep(walk, power))
+        gain, gain_before = losses[-2] - losses[-1], gain
+        # gains fall by one factor, so that the next one is about the square of this one over the one before
+        enough = ENOUGH * losses[-1]
+        converged = gain <= enough or gain**2 <= enough * gain_before
+    return losses, converged
+
+
+def _swept_roughly(walk: _Walk, power: float, sweeps: int) -> tuple[list[float], bool] | None:
+    """The same in few digits, with isometries and a core that have all digits at the end; None where it needs more."""
+    rough = replace(walk, target=in_precision(walk.target, ROUGH), values={}, is_rough=True)
+    try:
+        losses, converged = _swept(rough, power, sweeps)
+    except _NotUniqueError:
+        return None
+    if not losses[-1] > torch.finfo(ROUGH).eps ** (1 / 3) * power:
+        return None
+    for label, child, _ in walk.bonds:
+        rows = walk.without(child, label)
+        matrix = group_axes(rough.values[child].to(walk.target), walk.groups[child].labels, rows, (label,))
+        walk.put(child, torch.linalg.qr(matrix)[0], (*rows, label))
+    walk.values[walk.root] = _project(walk, walk.root)
+    losses[-1] = power - float(squares(walk.values[walk.root]).sum())
+    return losses, converged
 
 
 def _sweep(walk: _Walk, power: float) -> float:
@@ -214,23 +246,23 @@ def _solve_bond(walk: _Walk, bond: _Bond, *, core: bool) -> None:
     label, child, parent = bond
     rows, columns = walk.without(child, label), walk.without(parent, label)
     matrix = group_axes(_project(walk, child, parent, labels=(*rows, *columns)), (*rows, *columns), rows, columns)
-    isometry = _leading(matrix, walk.sizes[label])
+    isometry = _leading(matrix, walk.sizes[label], is_rough=walk.is_rough)
     walk.put(child, isometry, (*rows, label))
     if core:
         walk.put(parent, isometry.mH @ matrix, (label, *columns))
 
 
-def _leading(matrix: Tensor, rank: int) -> Tensor:
+def _leading(matrix: Tensor, rank: int, *, is_rough: bool) -> Tensor:
     """The `rank` leading left singular vectors of a matrix, by its smaller Gram matrix.
 
     Raises:
-        _NotUniqueError: two of the values that are kept, or the last of them and the next one, may be equal.
+        _NotUniqueError: the last value that is kept and the next one may be equal, or, unless `is_rough`, two of those
+            that are kept.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
-    gram = matrix @ matrix.mH if wide else matrix.mH @ matrix
-    squared, every = torch.linalg.eigh(gram)
-    last = squared[-rank - 1 :]
-    if not bool((last.diff() > torch.finfo(gram.dtype).eps ** (2 / 3) * squared[-1]).all()):
+    squared, every = torch.linalg.eigh(gram_matrix(matrix if wide else matrix.mH))
+    gaps = squared[-rank - 1 :].diff()
+    if not bool((gaps[: 1 if is_rough else None] > torch.finfo(matrix.dtype).eps ** (2 / 3) * squared[-1]).all()):
         raise _NotUniqueError
     vectors: Tensor = every[:, -rank:].flip(1)
     if not wide:

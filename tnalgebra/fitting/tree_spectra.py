@@ -9,12 +9,14 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..tensors import singular_values
+from ..tensors import contract, gram_matrix, in_precision, singular_values
 from ..tensors import squares as squared
-from .axes import group_axes
 from .ranks import Growth, UpTo, kept, kept_part, plain_rank
 from .size import ParameterBudget, Rank
 from .trees import CoreTree, Edge, matrix_of
+
+FEW_DIGITS = torch.float32
+"""The type in which errors are estimated where several bonds lose something."""
 
 ROUNDING = 1e-13
 """Squares of singular values below this part of the largest one are only rounding."""
@@ -69,23 +71,32 @@ class TreeSpectra:
 
         Returns:
             The squared singular values of each edge; and a table whose element [p - 1, q - 1, ..] is what ||target||^2
-            is in the first p, q, .. left singular vectors of the edges.
+            is in the first p, q, .. left singular vectors of the edges, up to the rounding of `FEW_DIGITS`.
         """
         rest, labels = self.target, self.tree.open
         spectra: dict[Edge, list[float]] = {}
+        bases: list[tuple[Tensor, tuple[str, ...]]] = []
         # a leaf with more values than the rest goes first: afterwards it has at most as many as that
         for edge in sorted(self.tree.edges, key=lambda edge: -prod(self._sizes(edge))):
             rows = self.tree.rows[edge.child]
             columns = tuple(label for label in labels if label not in rows)
             matrix = matrix_of(rest, labels, rows, columns)
-            squares, turned = _turned_matrix(matrix)
+            wide = matrix.shape[0] <= matrix.shape[1]
+            squares, vectors = torch.linalg.eigh(gram_matrix(matrix if wide else matrix.mH))
+            squares, vectors = _without_rounding(squares.flip(0).clamp(min=0)), vectors.flip(1)
             spectra[edge] = squares.tolist()
             sizes = dict(zip(labels, rest.shape, strict=True))
-            labels = (*edge.bonds, *columns)
-            rest = turned.reshape(len(turned), *(sizes[label] for label in columns))
-        bonds = [edge.bonds for edge in self.tree.edges]
-        others = tuple(label for label in labels if (label,) not in bonds)
-        table = group_axes(squared(rest), labels, *bonds, others).sum(-1)
+            if wide:
+                shape = [*(sizes[label] for label in rows), len(squares)]
+                bases.append((in_precision(vectors.conj().reshape(shape), FEW_DIGITS), (*rows, *edge.bonds)))
+            else:  # in the left singular vectors, whose number is that of the columns
+                rest = (squares.sqrt()[:, None] * vectors.mH).reshape(-1, *(sizes[label] for label in columns))
+                labels = (*edge.bonds, *columns)
+        turned = {label for _, rows in bases for label in rows[:-1]}
+        bonds = [edge.bonds[0] for edge in self.tree.edges]
+        others = [label for label in labels if label not in turned and label not in bonds]
+        rest = contract([(in_precision(rest, FEW_DIGITS), labels), *bases], (*others, *bonds))
+        table = squared(rest).reshape(-1, *rest.shape[len(others) :]).sum(0).double()
         for axis in range(table.ndim):
             table = table.cumsum(axis)
         return spectra, table
@@ -120,32 +131,26 @@ class TreeSpectra:
         orthogonal factorisation for all ranks. In another tree each bond is taken to keep its part of the squared norm
         independently of the others.
         """
-        if self.is_star and self.tree.edges:
+        parts = []
+        for edge in self.tree.edges:
+            squares = self.squares(edge)
+            parts.append(kept_part(squares[: prod(ranks[bond] for bond in edge.bonds)], squares))
+        loss = 1 - prod(parts)
+        if self.is_star and parts:
             place = tuple(min(ranks[edge.bonds[0]], self.full_rank(edge)) - 1 for edge in self.tree.edges)
             table = self._star[1]
             whole = float(table.flatten()[-1])
-            part = float(table[place]) / whole if whole else 1.0
-        else:
-            part = 1.0
-            for edge in self.tree.edges:
-                squares = self.squares(edge)
-                part *= kept_part(squares[: prod(ranks[bond] for bond in edge.bonds)], squares)
-        return 0.0 if part > 1 - ROUNDING else 1 - part
+            # it lies between the loss of one bond and the sum of all, which have all digits
+            loss = 1 - float(table[place]) / whole if whole else 0.0
+            loss = min(max(loss, 1 - min(parts)), sum([1 - part for part in parts]))
+        return loss if loss > ROUNDING else 0.0
 
 
 def _squared_values(matrix: Tensor) -> list[float]:
-    gram = matrix @ matrix.mH if matrix.shape[-2] <= matrix.shape[-1] else matrix.mH @ matrix
+    gram = gram_matrix(matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mH)
     squares = torch.linalg.eigvalsh(gram).flip(-1).clamp(min=0)
     summed: list[float] = _without_rounding(squares if squares.ndim == 1 else squares.sum(0)).tolist()
     return summed
-
-
-def _turned_matrix(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The squares of the singular values, descending, and U^H matrix, where U has the left singular vectors."""
-    wide = matrix.shape[0] <= matrix.shape[1]
-    squares, vectors = torch.linalg.eigh(matrix @ matrix.mH if wide else matrix.mH @ matrix)
-    squares, vectors = _without_rounding(squares.flip(0).clamp(min=0)), vectors.flip(1)
-    return squares, vectors.mH @ matrix if wide else squares.sqrt()[:, None] * vectors.mH
 
 
 def _without_rounding(squares: Tensor) -> Tensor:

@@ -135,14 +135,16 @@ class Conversion:
 
             def fit(name: str, weight: Tensor, metric: Metric | None) -> Tensor:
                 bar.update()
-                return self.fit(name, weight, metric)
+                self.fit(name, weight, metric)
+                return self.fits[name][1].dense() if name in self.fits else weight
 
             ordered = [name for name in layers if self._has_metric(name)] if inputs is not None and sequential else []
             if inputs is not None and ordered:
                 fit_in_order(self.model, inputs, fit, layers=ordered, ridge=ridge, device=self.device)
             for name in layers:
                 if name not in ordered:
-                    fit(name, self.weight(name), metrics.get(name))
+                    bar.update()
+                    self.fit(name, self.weight(name), metrics.get(name))
 
     def _has_metric(self, name: str) -> bool:
         """Whether the inputs of a layer make a norm for its fit: not those of an embedding, or of tied layers."""
@@ -173,8 +175,8 @@ class Conversion:
                 del self.offered[name]
                 self.reasons[name] = dense.get(name, "the budget leaves it dense")
 
-    def fit(self, name: str, weight: Tensor, metric: Metric | None) -> Tensor:
-        """Fit what the layer is offered, and keep the best that saves parameters. Returns the kernel as it is then."""
+    def fit(self, name: str, weight: Tensor, metric: Metric | None) -> None:
+        """Fit what the layer is offered, and keep the best that saves parameters."""
         fits: list[tuple[Treatment, Fit]] = []
         failed: TnalgebraError | None = None
         for treatment in self.offered[name]:
@@ -185,15 +187,14 @@ class Conversion:
                 failed = error
         if not fits:
             self.refuse(name, failed)
-            return weight
+            return
         saving = [one for one in fits if self.allow_larger or one[1].parameters < weight.numel()]
         if not saving:
             least = min(fit.parameters for _, fit in fits)
             del self.offered[name]
             self.reasons[name] = f"break-even: {least:,} parameters decomposed, {weight.numel():,} dense"
-            return weight
-        self.fits[name] = min(saving, key=lambda one: error_of(one[1]))
-        return self.fits[name][1].dense()
+            return
+        self.fits[name] = saving[0] if len(saving) == 1 else min(saving, key=lambda one: error_of(one[1]))
 
     def build(self) -> dict[str, list[KernelLayer]]:
         """The new layers, by name, in the order of the modules; the model does not have them yet.
@@ -236,8 +237,8 @@ class Conversion:
             parameters_after=count_parameters(nn.ModuleList(layers)),
             rule=treatment.name,
             ranks=ranks_of(fit),
-            relative_error=fit.relative_error,
-            output_error=fit.output_error,
+            relative_error=layers[0].relative_error,
+            output_error=layers[0].output_error,
             degeneracy=fit.degeneracy,
             multiply_adds_after=self.maker.multiply_adds(name, layers) if counted else None,
         )

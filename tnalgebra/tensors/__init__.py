@@ -5,6 +5,7 @@ from .evaluation import Values, add_up, as_tensor, bind, evaluate, is_finite, ma
 from .linalg import (
     SVD,
     check_axes,
+    gram_matrix,
     gram_singular_values,
     matricise,
     relative_residual,
@@ -34,6 +35,7 @@ __all__ = [
     "cut_of_bond",
     "evaluate",
     "from_quimb",
+    "gram_matrix",
     "gram_singular_values",
     "in_precision",
     "is_finite",

@@ -39,6 +39,9 @@ LEVEL = 1e-4
 _EQUAL_SQUARES = 1000
 """Squares in a Gram matrix may be those of equal values if they differ by this many roundings of the largest one."""
 
+_MIRRORED = 64
+"""Smallest half of a Gram matrix whose two blocks beside the diagonal are computed as one."""
+
 _BLOCK = 2**22
 """Elements of a matrix whose residual is computed at once, which take 32 MiB in float64."""
 
@@ -129,6 +132,24 @@ def check_axes(tensor: Tensor, labels: Sequence[str]) -> None:
             raise ValuesError(f"two axes of a tensor are labelled {label!r}", labels=" ".join(labels))
 
 
+def gram_matrix(rows: Tensor) -> Tensor:
+    """`rows @ rows.mH`, without computing both of two blocks that mirror each other.
+
+    Args:
+        rows: shape (..., m, n).
+
+    Returns:
+        Shape (..., m, m); element [i, j] is the product of row i with the conjugate of row j.
+    """
+    half = rows.shape[-2] // 2
+    if half < _MIRRORED:
+        return rows @ rows.mH
+    upper, lower = rows[..., :half, :], rows[..., half:, :]
+    corner = lower @ upper.mH
+    above, below = (gram_matrix(upper), corner.mH), (corner, gram_matrix(lower))
+    return torch.cat([torch.cat(above, dim=-1), torch.cat(below, dim=-1)], dim=-2)
+
+
 def gram_singular_values(matrix: Tensor) -> Tensor:
     """All singular values of a matrix, as square roots of the eigenvalues of its smaller Gram matrix.
 
@@ -146,7 +167,7 @@ def gram_singular_values(matrix: Tensor) -> Tensor:
     Raises:
         ValuesError: the eigenvalues do not converge.
     """
-    gram = matrix @ matrix.mH if matrix.shape[0] <= matrix.shape[1] else matrix.mH @ matrix
+    gram = gram_matrix(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mH)
     squares: Tensor = _converged(lambda: torch.linalg.eigvalsh(gram), "eigenvalues of the Gram matrix", matrix)
     return squares.flip(0).clamp(min=0).sqrt()
 
@@ -288,7 +309,7 @@ def _gram_svd(matrix: Tensor, rank: int) -> SVD:
     chosen: list[Tensor] = []
     rounding, largest = torch.finfo(matrix.dtype).eps, 0.0
     while kept < rank:
-        eigh = partial(torch.linalg.eigh, part.mH @ part)
+        eigh = partial(torch.linalg.eigh, gram_matrix(part.mH))
         squares, vectors = _converged(eigh, "eigenvalues of the Gram matrix", matrix)
         squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
         largest = largest or float(squares[0])
