@@ -19,6 +19,7 @@ from .empty import empty_labels, with_one_element, without_elements
 from .executor import Executor, Frozen
 from .keeper import lower_type
 from .operations import Pool
+from .packing import may_pack
 from .plan import Plan
 from .tracing import is_exported, is_jit_traced, is_symbolic, is_traced, is_watched, leaf_call
 from .tune import ranked_candidates
@@ -77,8 +78,8 @@ class Compiled(nn.Module):
         Raises:
             CompileError: an input is missing, or its dtype, number of axes or sizes do not fit the network.
         """
-        if not named and (executor := self._known(inputs)) is not None:
-            return self._execute(executor, inputs, None)
+        if not named and (value := self._at_once(inputs)) is not None:
+            return value
         if named or len(inputs) != len(self._executor.fixed):
             if is_symbolic(*inputs, *named.values()):
                 return leaf_call(self, inputs, named)  # type: ignore[no-any-return]
@@ -99,13 +100,23 @@ class Compiled(nn.Module):
         with torch.autocast(kind, enabled=False):
             return self._run(inputs if dtype is None else [lower_type(one, dtype) for one in inputs], dtype)
 
-    def _known(self, inputs: Sequence[Any]) -> Executor | None:
-        """The code for inputs whose types and sizes an earlier call has checked, if this one needs nothing else."""
-        if self._unchecked or torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+    def _at_once(self, inputs: Sequence[Any]) -> Tensor | None:
+        """The value, in the least time, if an earlier call has checked the inputs' types and sizes; else None."""
+        if self._unchecked or is_watched() or torch._C._is_any_autocast_enabled():
             return None
-        if len(inputs) == 1 and isinstance(inputs[0], Tensor):  # in the least time
-            return self._seen.get((None, (inputs[0].shape, inputs[0].dtype)))
-        return self._seen.get((None, *[(one.shape, one.dtype) for one in inputs if isinstance(one, Tensor)]))
+        if len(inputs) == 1 and type(inputs[0]) is Tensor:
+            executor, plain = self._seen.get((None, (inputs[0].shape, inputs[0].dtype))), True
+        else:
+            tensors = [one for one in inputs if isinstance(one, Tensor)]
+            plain = all(type(one) is Tensor for one in tensors)
+            executor = self._seen.get((None, *[(one.shape, one.dtype) for one in tensors]))
+        if executor is None:
+            return None
+        if plain and not torch.is_grad_enabled():
+            keeper = (self._frozen or executor).keeper
+            if keeper is not None and keeper.rows and keeper.is_current(self):
+                return keeper.code.forward(*inputs, *keeper.values)  # type: ignore[no-any-return]
+        return self._execute(executor, inputs, None)
 
     def _run(self, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
         """The value of the network, computed in the type of autocast or, without one, in that of the weights."""
@@ -132,7 +143,7 @@ class Compiled(nn.Module):
             return executor.direct.run(self, tensors, dtype)
         frozen = self._frozen
         if frozen is not None and not is_traced() and not (tensors[0].is_complex() and frozen.plan.chosen.is_spectral):
-            keeper = frozen.keeper(self, tensors)
+            keeper = frozen.keeper_for(self, tensors, packs=dtype is None and may_pack(tensors))
             if keeper is not None:
                 return keeper.run(tensors, dtype)
         return executor.run(self, tensors, dtype)

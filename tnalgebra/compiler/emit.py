@@ -17,6 +17,7 @@ from torch.nn import functional
 from . import operations as ops
 from .emit_fourier import SizeNode, combined, emit_inverse, emit_transform
 from .operations import Axes, Axis, Program, labels_in
+from .packing import packed_call
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
@@ -24,18 +25,23 @@ _POOLINGS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.a
 
 
 def emit(
-    program: Program, *, wanted: Sequence[int] | None = None, supplied: Mapping[int, str] | None = None
+    program: Program,
+    *,
+    wanted: Sequence[int] | None = None,
+    supplied: Mapping[int, str] | None = None,
+    packed: Collection[int] = (),
 ) -> fx.GraphModule:
     """The code of a program.
 
     Args:
         wanted: positions of the values to return as a tuple; by default the last value alone is returned.
         supplied: names of values that are arguments of the code instead of being computed, by their position.
+        packed: positions of kernels that the code takes in oneDNN's order of elements.
 
     Returns:
         A module whose arguments are the inputs in their order, weights and dense patterns, then the `supplied` values.
     """
-    return _Emitter(program, supplied or {}).module(wanted)
+    return _Emitter(program, supplied or {}, packed).module(wanted)
 
 
 def argument_names(
@@ -61,8 +67,8 @@ def needed_values(program: Program, wanted: Collection[int], supplied: Mapping[i
 
 
 class _Emitter:
-    def __init__(self, program: Program, supplied: Mapping[int, str]) -> None:
-        self.program, self.supplied = program, supplied
+    def __init__(self, program: Program, supplied: Mapping[int, str], packed: Collection[int]) -> None:
+        self.program, self.supplied, self.packed = program, supplied, packed
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.size_nodes: dict[str, fx.Node] = {}
@@ -185,6 +191,8 @@ class _Emitter:
         return self.graph.call_function(function, (*column, left, right))
 
     def _convolution(self, operation: ops.Convolve, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
+        if operation.kernel in self.packed:
+            return self.graph.call_function(*packed_call(operation, left, right, *bias))
         groups = self._total(operation.groups)
         right = self._plain_strides(operation.kernel, right, grouped=groups != 1)
         numbers = {

@@ -14,8 +14,8 @@ from .choose import Candidate
 from .emit import argument_names, emit
 from .keeper import Keeper, lower_type
 from .operations import Load, Program, labels_in
+from .packing import may_pack
 from .plan import Plan
-from .tracing import is_watched
 from .values import plain_label
 from .weights import dense_patterns, supplied_values
 
@@ -41,7 +41,7 @@ class Executor:
         weighted = any(isinstance(one, Load) and one.kind == "weight" for one in program.operations)
         self.halves = _Halves(self.plan) if weighted and supplied_values(program) else None
         self._keeps = weighted and not program.weights_only[-1]
-        self._keeper: Keeper | None = None
+        self.keeper: Keeper | None = None
         self.direct = self._without_transforms()
 
     def _without_transforms(self) -> Executor | None:
@@ -61,7 +61,7 @@ class Executor:
 
     def move(self, like: Tensor) -> None:
         """Put the patterns where the weights are; they stay where they are if the weights have no memory."""
-        self._keeper = None
+        self.keeper = None
         if self.direct is not None:
             self.direct.move(like)
         if not like.is_meta:
@@ -75,8 +75,9 @@ class Executor:
                 in the type of the weights and rounded once, as the weight of torch's layer is.
         """
         if dtype is None:
-            if self._keeps and not torch.is_grad_enabled() and not is_watched():
-                keeper = self._keeper = self._keeper or Keeper(self.plan.chosen.program, self.patterns, prefix="kept")
+            if self._keeps and may_pack(inputs):
+                program = self.plan.chosen.program
+                keeper = self.keeper = self.keeper or Keeper(program, self.patterns, prefix="kept", packs=True)
                 if keeper.is_current(module) or keeper.keep_unchanged(module):
                     return keeper.run(inputs, None)
             return self.code.forward(*inputs, *self._taken(module, self.arguments, inputs[0]))  # type: ignore[no-any-return]
@@ -130,20 +131,24 @@ class Frozen:
 
     def __post_init__(self) -> None:
         self._sized = self.plan.chosen.program.has_sized_weights
-        self._keepers: dict[tuple[torch.Size, ...], Keeper] = {}
-        keeper = self._kept(self.plan.chosen.program)
-        self.code = keeper.code
+        self._keepers: dict[tuple[bool, tuple[torch.Size, ...]], Keeper] = {}
+        keeper = self._kept(self.plan.chosen.program, packs=True)
+        self.code, self._packs = keeper.code, keeper.is_packed
         if not self._sized:
-            self._keepers[()] = keeper
+            self._keepers[self._packs, ()] = keeper
 
     __getstate__, __setstate__ = Executor.__getstate__, Executor.__setstate__
 
-    def keeper(self, module: nn.Module, inputs: Sequence[Tensor]) -> Keeper | None:
+    def keeper_for(self, module: nn.Module, inputs: Sequence[Tensor], *, packs: bool) -> Keeper | None:
         """The code for inputs of these shapes; None if others stand in for the module's tensors during the call.
 
         Where what is made of weights has sizes that follow from the inputs, there is one for each of the last shapes.
+
+        Args:
+            packs: whether the code may take packed kernels.
         """
-        key = tuple(one.shape for one in inputs) if self._sized else ()
+        packs, shapes = packs and self._packs, tuple(one.shape for one in inputs) if self._sized else ()
+        key = packs, shapes
         keeper = self._keepers.get(key)
         if keeper is not None and keeper.is_current(module):
             return keeper
@@ -152,15 +157,21 @@ class Frozen:
         program = self.plan.chosen.program
         if len(self._keepers) >= SHAPES:
             del self._keepers[next(iter(self._keepers))]
-        keeper = self._keepers[key] = self._kept(_at_shapes(self.plan, key) if self._sized else program)
+        keeper = self._kept(_at_shapes(self.plan, shapes) if self._sized else program, packs=packs)
+        self._keepers[key] = keeper
         return keeper
 
-    def _kept(self, program: Program) -> Keeper:
+    @property
+    def keeper(self) -> Keeper | None:
+        """The code for inputs of every shape, if there is one; of complex inputs a plan with transforms keeps none."""
+        return None if self.plan.chosen.is_spectral else self._keepers.get((self._packs, ()))
+
+    def _kept(self, program: Program, *, packs: bool) -> Keeper:
         like = next(iter(self.tensors.values()), None)
         patterns = (
             self.patterns if like is None else {n: one.to(like.device, like.dtype) for n, one in self.patterns.items()}
         )
-        keeper = Keeper(program, patterns, prefix="frozen")
+        keeper = Keeper(program, patterns, prefix="frozen", packs=packs)
         keeper.keep(self.tensors)
         return keeper
 

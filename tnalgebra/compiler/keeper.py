@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .emit import argument_names, emit
 from .operations import Convolve, Load, Program
+from .packing import pack_kernel, packed_kernels
 from .weights import compute_values, new_names
 
 MOST_COPIED = 2**22
@@ -26,13 +27,16 @@ class Keeper:
 
     A view of a weight shares its memory. Where elements are computed or put into another order, those of the weight are
     compared with a copy at each call, as torch counts only some of the ways to change a tensor. The kernel of a
-    convolution is kept in the memory format in which torch takes it.
+    convolution is kept in the memory format in which torch takes it, or packed.
 
+    packs: whether kernels may be packed; such code computes no derivatives.
     code: takes the inputs, and then `values`.
+    rows: the tensors of the module that the values are computed from; empty if they are patterns.
     """
 
-    def __init__(self, program: Program, patterns: Mapping[str, Tensor], *, prefix: str) -> None:
+    def __init__(self, program: Program, patterns: Mapping[str, Tensor], *, prefix: str, packs: bool) -> None:
         self.program, self.patterns = program, patterns
+        self._packable = packed_kernels(program) if packs else {}
         self._layouts = _layouts(program)
         self._supplied = dict(zip(self._layouts, new_names(program, prefix), strict=False))
         operations = [
@@ -40,48 +44,47 @@ class Keeper:
             for place, one in enumerate(program.operations)
         ]
         rest = replace(program, operations=tuple(operations))
+        self._rest, self._packed = rest, dict[int, Convolve]()
         self.code, self._arguments = emit(rest), argument_names(rest)
-        self._call = self.code.forward
         taken = (*argument_names(program, wanted=[*self._layouts]), *self._arguments)
         weights = {one.name for one in program.operations if isinstance(one, Load)} - patterns.keys()
         self._names = [name for name in dict.fromkeys(taken) if name in weights]
         self._before: list[int] | None = None
         self._is_kept = False
-        self._rows: list[_Row] = []
+        self.rows: list[_Row] = []
         self.values: list[Tensor] = []
 
     def is_current(self, module: nn.Module) -> bool:
         """Whether `values` are those of the tensors that the module has now."""
         parameters, buffers = module._parameters, module._buffers
-        for name, tensor, memory, copy, start, size in self._rows:
+        for name, tensor, memory, dtype, copy, start, size in self.rows:
             if parameters.get(name) is not tensor and buffers.get(name) is not tensor:
                 return False
-            if memory is not None and not tensor.is_set_to(memory):
+            if memory is not None and not (tensor.is_set_to(memory) and tensor.dtype is dtype):
                 return False
-            if copy is None:
-                continue
-            if not size:
-                if not _is_equal(tensor, copy):
+            if size:  # bytes are compared several times as fast as numbers
+                if not (address := tensor.data_ptr()) or _compare(address, start, size):
                     return False
-                continue
-            # bytes are compared several times as fast as numbers
-            if tensor.shape != copy.shape or tensor.dtype is not copy.dtype or not tensor.is_contiguous():
-                return False
-            if not (address := tensor.data_ptr()) or _compare(address, start, size):
+            elif copy is not None and not _is_equal(tensor, copy):
                 return False
         return self._is_kept
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the code takes packed kernels."""
+        return bool(self._packed)
 
     def run(self, inputs: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
         """The value of the network, computed in the type of the weights or in that of autocast."""
         values = self.values
-        if not self._rows:  # patterns alone have the type of the inputs
+        if not self.rows:  # patterns alone have the type of the inputs
             real = inputs[0].dtype
             values = [one.to(inputs[0].device, one.dtype if one.is_complex() else real) for one in values]
         if torch.is_grad_enabled():
             values = [value.detach() for value in values]
         if dtype is not None:
             values = [lower_type(value, dtype) for value in values]
-        return self._call(*inputs, *values)  # type: ignore[no-any-return]
+        return self.code.forward(*inputs, *values)  # type: ignore[no-any-return]
 
     def keep_unchanged(self, module: nn.Module) -> bool:
         """Compute the values if the module has the same plain tensors as at the last call, or this is the first one.
@@ -102,30 +105,40 @@ class Keeper:
         plain = {name: tensors[name].data for name in self._names if _is_plain(tensors[name])}
         held = {name: plain.get(name, tensors[name].detach()) for name in self._names}
         values = compute_values(self.program, [*self._layouts], {**held, **self.patterns})
+        fit = all(one.dtype == torch.float32 and one.is_cpu for one in held.values())
+        if self._packed != (packed := self._packable if fit else {}):
+            self._packed = packed
+            self.code = emit(self._rest, packed=packed)
         stored = {**tensors, **self.patterns}
         views: list[int] = []
         copies: list[int] = []
         for (place, layout), value in zip(self._layouts.items(), values, strict=True):
-            kept = stored[self._supplied[place]] = value if layout is None else _in_layout(value, layout)
+            kept = value if layout is None else _in_layout(value, layout)
+            if place in packed:
+                stored[self._supplied[place]] = pack_kernel(self.program, packed[place], kept)
+                copies.append(place)
+                continue
+            stored[self._supplied[place]] = kept
             is_view = any(_share_memory(kept, tensor) for tensor in plain.values())
             (views if is_view else copies).append(place)
         if most is not None and sum(stored[self._supplied[place]].numel() for place in copies) > most:
             return
         viewed = {*argument_names(self.program, wanted=views)}
         contracted = {*argument_names(self.program, wanted=copies)} | (held.keys() - plain.keys())
-        self._rows = []
+        self.rows = []
         for name, tensor in held.items():
             with torch.inference_mode(False), torch.no_grad():
                 copy = tensor.clone() if name in contracted else None
-            fast = copy is not None and name in plain and tensor.is_cpu
+            fast = name in plain and tensor.is_cpu
+            memory = plain[name] if name in viewed or fast else None
             start, size = (copy.data_ptr(), copy.nbytes) if copy is not None and fast else (0, 0)
-            self._rows.append(_Row(name, tensors[name], plain.get(name) if name in viewed else None, copy, start, size))
+            self.rows.append(_Row(name, tensors[name], memory, tensor.dtype, copy, start, size))
         self.values = [stored[name] for name in self._arguments]
         self._is_kept = True
 
     def forget(self) -> None:
         """Keep nothing."""
-        self._is_kept, self._rows, self.values = False, [], []
+        self._is_kept, self.rows, self.values = False, [], []
 
 
 def lower_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,7 +149,7 @@ def lower_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 class _Row(NamedTuple):
     """A tensor of a module as it was.
 
-    memory: a tensor in its memory, if a view of it is kept.
+    memory: a tensor in its memory, if a view of it is kept or its bytes are compared.
     copy: of its elements, if something was computed from them.
     start, size: where the copy begins and its bytes, if these can be compared; else 0.
     """
@@ -144,6 +157,7 @@ class _Row(NamedTuple):
     name: str
     tensor: Tensor
     memory: Tensor | None
+    dtype: torch.dtype
     copy: Tensor | None
     start: int
     size: int

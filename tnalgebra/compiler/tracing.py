@@ -12,6 +12,7 @@ from ..errors import CompileError
 
 _modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._is_tracing
 
 
 def is_traced() -> bool:
@@ -26,7 +27,7 @@ def is_traced() -> bool:
 
 def is_watched() -> bool:
     """Whether something records, counts or transforms what is called, so that a call may make none but its own."""
-    return _modes() > 0 or _transforms() is not None or torch.compiler.is_compiling() or is_jit_traced()
+    return torch.compiler.is_compiling() or _modes() > 0 or _transforms() is not None or _tracing()
 
 
 def is_jit_traced() -> bool:

@@ -16,14 +16,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import zip_longest
 from time import perf_counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._files import cache_folder, write_text
 from .choose import COMPUTED, Candidate, PlanRequest, candidates_for
@@ -210,11 +210,15 @@ def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float
     tensors |= patterns
     inputs = [tensors[name] for name in program.inputs]
     code, arguments = emit(program), [tensors[name] for name in argument_names(program)]
+    check: Callable[[], object] = bool
     if request.frozen or (not request.backward and _is_kept(candidate, request)):
-        keeper = Keeper(program, patterns, prefix="kept")
+        keeper = Keeper(program, patterns, prefix="kept", packs=True)
         keeper.keep(tensors, most=None if request.frozen else MOST_COPIED)
         if keeper.values:
             code, arguments = keeper.code, keeper.values
+            holder = nn.Module()
+            holder._buffers = dict(tensors)
+            check = partial(keeper.is_current, holder)
     arguments = [*inputs, *arguments]
     call = code.forward
     trained = [tensor for tensor in arguments if tensor.requires_grad]
@@ -223,6 +227,7 @@ def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float
     def run() -> float:
         _wait(device)
         start = perf_counter()
+        check()
         value = call(*arguments)
         if request.backward:
             if not gradients:

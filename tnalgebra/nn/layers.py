@@ -81,8 +81,8 @@ class _Windowed(KernelLayer):
         Raises:
             CompileError: another number of axes or channels, another dtype, fewer positions than a window needs.
         """
-        if (executor := self._known((input,))) is not None:
-            return self._execute(executor, (input,), None)
+        if (value := self._at_once((input,))) is not None:
+            return value
         if is_symbolic(input):
             return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
         axes = len(self.kernel_size)
@@ -277,8 +277,8 @@ class Linear(KernelLayer):
         Raises:
             CompileError: another number of features, another dtype.
         """
-        if (executor := self._known((input,))) is not None:
-            return self._execute(executor, (input,), None)
+        if (value := self._at_once((input,))) is not None:
+            return value
         if is_symbolic(input):
             return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
         if input.ndim == 2:
