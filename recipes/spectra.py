@@ -34,7 +34,6 @@ from torch import nn
 
 import tnalgebra as tn
 from recipes import compressibility
-from recipes.claims.correlation import Correlation, Draws, rank_correlation
 from recipes.claims.report import listed
 from recipes.command import run_command
 from recipes.networks import trained_cnn4, trains_first
@@ -88,8 +87,8 @@ class Config(tn.command.WeightSettings):
 class Depths:
     """Correlation of depth with a measure: for each cut, among the layers that have it; and the mean of these."""
 
-    cuts: Mapping[str, Correlation]
-    mean: Correlation
+    cuts: Mapping[str, tn.studies.Correlation]
+    mean: tn.studies.Correlation
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +125,7 @@ def main(config: Config) -> Result:
     sizes: dict[str, Any] = {"classes": config.classes, "channels": config.channels}
     fresh = tn.command.build_model(config.model, seed=config.seed, **sizes)
     rows = measure(spectra, fresh_spectra(fresh, model, config.seed), config.norm)
-    draws = Draws(config.seed, config.resamples)
+    draws = tn.studies.Draws(config.seed, config.resamples)
     result = Result(spectra, rows, {name: _depths(rows, name, draws) for name in MEASURES})
     print(f"\n{entropy_table(rows)}\n\n{depth_table(result.correlations)}")
     _write(result, config)
@@ -221,12 +220,14 @@ def measure(spectra: tn.model.Spectra, fresh: tn.model.Spectra, norm: float) -> 
     return rows
 
 
-def _depths(rows: pd.DataFrame, measure: str, draws: Draws) -> Depths:
+def _depths(rows: pd.DataFrame, measure: str, draws: tn.studies.Draws) -> Depths:
     even = rows[rows["values"] > 1]
     cuts = {cut: even[even["cut"] == cut] for cut in rows["cut"].unique()}
 
-    def correlation(some: pd.DataFrame, groups: Sequence[str] | None = None) -> Correlation:
-        return rank_correlation(some["depth"], some[measure], units=[*some["depth"]], groups=groups, draws=draws)
+    def correlation(some: pd.DataFrame, groups: Sequence[str] | None = None) -> tn.studies.Correlation:
+        return tn.studies.rank_correlation(
+            some["depth"], some[measure], units=[*some["depth"]], groups=groups, draws=draws
+        )
 
     every = pd.concat(cuts.values())
     return Depths({cut: correlation(some) for cut, some in cuts.items()}, correlation(every, [*every["cut"]]))

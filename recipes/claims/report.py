@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from recipes.claims.correlation import Correlation
-from recipes.claims.statistics import Band, DepthClaim, Gain, NormClaim
+import tnalgebra as tn
 from recipes.reporting import aligned, line_style
 
 if TYPE_CHECKING:
@@ -23,23 +21,7 @@ SIZES: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Claims:
-    """The results; those for which the rows lack numbers are missing.
-
-    depth: measure of a cut's size -> claim.
-    norms: "each" or "all" -> error -> claim.
-    gains: "each" or "all" -> claim.
-    bands: error -> how often a cut of one layer is harmless, band by band of that error.
-    """
-
-    depth: Mapping[str, DepthClaim]
-    norms: Mapping[str, Mapping[str, NormClaim]]
-    gains: Mapping[str, Gain]
-    bands: Mapping[str, Sequence[Band]]
-
-
-def claims_table(claims: Claims, at_most: float) -> str:
+def claims_table(claims: tn.studies.Claims, at_most: float) -> str:
     """All results as text; `at_most` is the loss of accuracy that a harmless cut may cost, 0 to 1."""
     lines = [f"Depth and the largest cut that costs at most {points_text(at_most)} (Spearman, 95 % interval)"]
     for size, depth in claims.depth.items():
@@ -63,13 +45,13 @@ def claims_table(claims: Claims, at_most: float) -> str:
     return "\n".join(lines)
 
 
-def listed(correlations: Mapping[str, Correlation]) -> str:
+def listed(correlations: Mapping[str, tn.studies.Correlation]) -> str:
     """A line for each correlation."""
     width = max(map(len, correlations))
     return "\n".join(f"    {name:<{width}}  {correlation}" for name, correlation in correlations.items())
 
 
-def _bands(bands: Sequence[Band]) -> list[str]:
+def _bands(bands: Sequence[tn.studies.Band]) -> list[str]:
     """A line for each band: errors, their squares, cuts, the part of them that is harmless, their losses in points."""
     lines = [["error", "squared", "cuts", "harmless", "95 %", "median loss", "largest"]]
     for band in bands:
@@ -93,11 +75,11 @@ def _about(about: Mapping[str, Any]) -> str:
     return f"{about['model']}, {about['images']} test images, no retraining"
 
 
-def _label(name: str, correlation: Correlation) -> str:
+def _label(name: str, correlation: tn.studies.Correlation) -> str:
     return name if correlation.why is not None else f"{name}\n{correlation.interval}"
 
 
-def depth_figure(claims: Claims, about: Mapping[str, Any]) -> Figure:
+def depth_figure(claims: tn.studies.Claims, about: Mapping[str, Any]) -> Figure:
     """The largest cut of each layer, by depth, with a panel for each measure; hollow where only a bound is known."""
     every = [cut.layer for claim in claims.depth.values() for cuts in claim.cuts.values() for cut in cuts]
     layers = list(dict.fromkeys(every))
@@ -127,7 +109,7 @@ def depth_figure(claims: Claims, about: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def loss_figure(claims: Claims, about: Mapping[str, Any]) -> Figure:
+def loss_figure(claims: tn.studies.Claims, about: Mapping[str, Any]) -> Figure:
     """The loss of accuracy against the errors, with a row of panels for each scope and a column for each error."""
     across = max(map(len, claims.norms.values()))
     size = (1.0 + 4.6 * across, 0.8 + 3.9 * len(claims.norms))

@@ -26,23 +26,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import tnalgebra as tn
 from recipes import compressibility
-from recipes.claims.correlation import Draws
-from recipes.claims.report import Claims, claims_table, depth_figure, loss_figure
-from recipes.claims.statistics import (
-    Error,
-    Scope,
-    Size,
-    curve_of,
-    depth_correlation,
-    harmless,
-    norm_correlation,
-    norm_gain,
-    points_of,
-)
+from recipes.claims.report import claims_table, depth_figure, loss_figure
 from recipes.command import run_command
 from recipes.reporting import check_least, plain, print_settings, write, write_figure
 
@@ -57,8 +44,6 @@ SMOKE = compressibility.Config(
     device="cpu",
 )
 """Four layers, of which a correlation can just be stated; its numbers mean nothing."""
-
-ERRORS: tuple[Error, ...] = get_args(Error)
 
 
 @dataclass(frozen=True)
@@ -79,7 +64,7 @@ class Config:
     """folder for claims.json and the figures (PNG and SVG); by default claims/ in the folder of the rows"""
 
 
-def main(config: Config) -> Claims:
+def main(config: Config) -> tn.studies.Claims:
     """Print the results, write them, and draw their figures.
 
     Raises:
@@ -101,7 +86,7 @@ def main(config: Config) -> Claims:
     rows = tn.studies.read_rows(folder)
     if not rows:
         raise tn.errors.StudyError(f"{folder} holds no rows", fix="the --output of recipes.compressibility")
-    claims = claims_of(rows, at_most=config.at_most, draws=Draws(config.seed, config.resamples))
+    claims = tn.studies.claims_of(rows, at_most=config.at_most, draws=tn.studies.Draws(config.seed, config.resamples))
     baseline = next((row for row in rows if not tn.studies.touched(row)), None)
     about = {name: (baseline or rows[0])[name] for name in ("model", "images", "config", "version")}
     about |= {"accuracy": baseline and baseline["accuracy"]}
@@ -116,32 +101,12 @@ def main(config: Config) -> Claims:
     return claims
 
 
-def claims_of(rows: Sequence[tn.studies.Row], *, at_most: float, draws: Draws) -> Claims:
-    """All claims for which the rows have numbers. Raises StudyError if none of them is of a single layer."""
-    each, whole = points_of(rows, "each"), points_of(rows, "all")
-    scopes: tuple[Scope, ...] = ("each",) if whole.empty else ("each", "all")
-    sizes: list[Size] = [size for size in get_args(Size) if each[size].notna().any()] or ["relative_error"]
-    errors = {
-        scope: [error for error in ERRORS if points[error].notna().any()] or ERRORS[:1]
-        for scope, points in (("each", each), ("all", whole))
-    }
-    return Claims(
-        depth={size: depth_correlation(rows, at_most=at_most, size=size, draws=draws) for size in sizes},
-        norms={
-            scope: {error: norm_correlation(rows, error=error, scope=scope, draws=draws) for error in errors[scope]}
-            for scope in scopes
-        },
-        gains={scope: norm_gain(rows, scope=scope, draws=draws) for scope in scopes if len(errors[scope]) == 2},
-        bands={error: harmless(rows, at_most=at_most, error=error, draws=draws) for error in errors["each"]},
-    )
-
-
 def _unfinished(rows: Sequence[tn.studies.Row]) -> list[str]:
     """The rewrites for which some layers were tested at fewer sizes than others."""
     sizes: dict[str, dict[str, set[object]]] = {}
     for row in rows:
         if tn.studies.touched(row) and tn.studies.of_one_layer(row):
-            by_layer = sizes.setdefault(curve_of(row), {})
+            by_layer = sizes.setdefault(tn.studies.curve_of(row), {})
             by_layer.setdefault(row["scope"], set()).add((row["keep"], row["ranks"]))
     return [name for name, by_layer in sizes.items() if len(set(map(len, by_layer.values()))) > 1]
 

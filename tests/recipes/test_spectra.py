@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from recipes import spectra
-from recipes.claims.correlation import Correlation, Draws, rank_correlation
 from recipes.spectra import MEASURES, Config, Result, main
 from tests.refusals import refused
 from tnalgebra.command import build_model
 from tnalgebra.errors import DataError, RuleError, StudyError
+from tnalgebra.studies import Correlation, Draws, rank_correlation
 
 NETWORK = """
 import torch

@@ -2,7 +2,9 @@
 
 from .._files import write_text, write_whole
 from .accuracy import accuracy, shuffled_batches
+from .claims import Band, Claims, DepthClaim, Gain, NormClaim, claims_of, curve_of
 from .compress import compress_kernels
+from .correlation import Correlation, Draws, rank_correlation
 from .figures import MARKERS, SUFFIXES
 from .kernels import Layer, globs_of, layers_of, no_match
 from .options import StudyOptions
@@ -32,18 +34,27 @@ __all__ = [
     "MARKERS",
     "NO_FORM",
     "SUFFIXES",
+    "Band",
+    "Claims",
+    "Correlation",
+    "DepthClaim",
+    "Draws",
     "Form",
+    "Gain",
     "Key",
     "Layer",
+    "NormClaim",
     "Rewrite",
     "Row",
     "Store",
     "Study",
     "StudyOptions",
     "accuracy",
+    "claims_of",
     "compare_configs",
     "compress_kernels",
     "config_hash",
+    "curve_of",
     "digest_state",
     "digest_tensors",
     "free_bonds",
@@ -52,6 +63,7 @@ __all__ = [
     "locked",
     "no_match",
     "of_one_layer",
+    "rank_correlation",
     "read_config",
     "read_ranks",
     "read_rows",

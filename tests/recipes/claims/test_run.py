@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from recipes.claims import run as claims
-from recipes.claims.correlation import Draws
 from recipes.claims.report import depth_figure, loss_figure, points_text
-from recipes.claims.run import Config, claims_of, main
-from recipes.claims.statistics import depth_correlation, harmless, norm_correlation, norm_gain
-from tests.recipes.claims.claim_rows import BASELINE, row
+from recipes.claims.run import Config, main
+from tests.claim_rows import BASELINE, row
 from tests.refusals import refused
 from tnalgebra.errors import StudyError
+from tnalgebra.studies.claims import claims_of, depth_correlation, harmless, norm_correlation, norm_gain
+from tnalgebra.studies.correlation import Draws
 from tnalgebra.studies.store import ROWS, Row, read_rows
 
 CUTS = ("out | in kh kw", "out kh | in kw")

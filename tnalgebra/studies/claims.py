@@ -13,31 +13,33 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
-import pandas as pd
 
-import tnalgebra as tn
-from recipes.claims.correlation import Correlation, Draws, bootstrap, bootstrap_within, rank_correlation, spearman
+from .._tables import data_frame
+from ..errors import StudyError
+from .correlation import Correlation, Draws, bootstrap, bootstrap_within, rank_correlation, spearman
+from .store import Key, Row, of_one_layer, touched, variant
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
-Error: TypeAlias = Literal["relative_error", "output_error"]
+ErrorName: TypeAlias = Literal["relative_error", "output_error"]
 """An error of a layer: ||K - K~||_F / ||K||_F; or sqrt(E||(K - K~) x||^2 / E||K x||^2) over its inputs x."""
 
-Size: TypeAlias = Literal["relative_error", "output_error", "values"]
+CutSize: TypeAlias = Literal["relative_error", "output_error", "values"]
 """The measure of a cut's size: one of the errors that it makes, or the part of the singular values that it drops.
 
 The parameters that it saves are not a measure: they grow with the size of the layer, which grows with depth.
 """
 
-Scope: TypeAlias = Literal["each", "all"]
+RowScope: TypeAlias = Literal["each", "all"]
 """Rows in which one layer is rewritten, or all of them at once."""
 
-EXACT = 1e-12
+UNCHANGED = 1e-12
 """The relative error up to which a cut has changed nothing but the rounding of float64."""
-ROUNDING = 1e-9
+LOSS_ROUNDING = 1e-9
 """The rounding of differences of accuracies: a loss that is equal to a bound counts as within it."""
-BOUNDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, math.inf)
+BANDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, math.inf)
 """The ends of the bands of errors."""
 
 
@@ -104,25 +106,41 @@ class Band:
     largest: float
 
 
+@dataclass(frozen=True)
+class Claims:
+    """The results; those for which the rows lack numbers are missing.
+
+    depth: measure of a cut's size -> claim.
+    norms: "each" or "all" -> error -> claim.
+    gains: "each" or "all" -> claim.
+    bands: error -> how often a cut of one layer is harmless, band by band of that error.
+    """
+
+    depth: Mapping[str, DepthClaim]
+    norms: Mapping[str, Mapping[str, NormClaim]]
+    gains: Mapping[str, Gain]
+    bands: Mapping[str, Sequence[Band]]
+
+
 # Rows -------------------------------------------------------------------------------------------------------------
 
 
-def curve_of(row: tn.studies.Row) -> str:
+def curve_of(row: Row) -> str:
     """The name that rows of one rewrite share at all sizes: the rewrite, and how it is fitted if not as usual."""
-    return ", ".join(filter(None, [row["rewrite"], tn.studies.variant(row)]))
+    return ", ".join(filter(None, [row["rewrite"], variant(row)]))
 
 
-def points_of(rows: Sequence[tn.studies.Row], scope: Scope) -> pd.DataFrame:
+def points_of(rows: Sequence[Row], scope: RowScope) -> pd.DataFrame:
     """A line for each row of a scope: curve, unit (the layer, in the scope "each"), loss of accuracy, and sizes.
 
     Rows that differ only in what they report count once, as the one that reports the most. Rows of one layer that cut
     nothing do not count: across `out in | kh kw` a 1x1 kernel has one singular value, which is always kept. The size
     of a row of several layers is the root mean square of theirs.
     """
-    distinct: dict[tn.studies.Key, tn.studies.Row] = {}
-    for row in filter(tn.studies.touched, rows):
-        if tn.studies.of_one_layer(row) if scope == "each" else row["scope"] == "all" and row["layers"]:
-            key = tn.studies.Key.of(row)
+    distinct: dict[Key, Row] = {}
+    for row in filter(touched, rows):
+        if of_one_layer(row) if scope == "each" else row["scope"] == "all" and row["layers"]:
+            key = Key.of(row)
             if key.metric == "frobenius":
                 key = key._replace(calibration=None, reported=None)
             if key not in distinct or row["reported"] is not None:
@@ -130,13 +148,13 @@ def points_of(rows: Sequence[tn.studies.Row], scope: Scope) -> pd.DataFrame:
     lines = []
     for number, row in enumerate(distinct.values()):
         layers = list(row["layers"].values())
-        errors = [_root_mean_square([layer.get(name) for layer in layers]) for name in get_args(Error)]
+        errors = [_root_mean_square([layer.get(name) for layer in layers]) for name in get_args(ErrorName)]
         dropped = math.nan if row["keep"] is None else 1 - layers[0]["rank"] / layers[0]["values"]
         unit = row["scope"] if scope == "each" else number
         lines.append((curve_of(row), unit, -row["accuracy_change"], *errors, dropped))
     columns = ["curve", "unit", "loss", "relative_error", "output_error", "values"]
-    points = pd.DataFrame(lines, columns=columns)
-    return points[points["relative_error"] > EXACT] if scope == "each" else points
+    points = data_frame(lines, columns)
+    return points[points["relative_error"] > UNCHANGED] if scope == "each" else points
 
 
 def _root_mean_square(values: Sequence[float | None]) -> float:
@@ -144,22 +162,22 @@ def _root_mean_square(values: Sequence[float | None]) -> float:
     return math.sqrt(math.fsum(value**2 for value in known) / len(known)) if len(known) == len(values) else math.nan
 
 
-def _sized(rows: Sequence[tn.studies.Row], scope: Scope, *sizes: Size) -> pd.DataFrame:
+def _sized(rows: Sequence[Row], scope: RowScope, *sizes: CutSize) -> pd.DataFrame:
     """The points of a scope that have all these sizes. Raises StudyError if no point has them."""
     points = points_of(rows, scope)
     what = "rows of single layers" if scope == "each" else "rows of scope all"
     if points.empty:
-        raise tn.errors.StudyError(f"the study has no {what}", fix="a study with --scope all each")
+        raise StudyError(f"the study has no {what}", fix="a study with --scope all each")
     points = points.dropna(subset=list(sizes))
     if points.empty:
-        raise tn.errors.StudyError(f"none of the {what} has {sizes[-1]!r}", fix="a study with --report-metric")
+        raise StudyError(f"none of the {what} has {sizes[-1]!r}", fix="a study with --report-metric")
     return points.reset_index(drop=True)
 
 
 # Claims -----------------------------------------------------------------------------------------------------------
 
 
-def depth_correlation(rows: Sequence[tn.studies.Row], *, at_most: float, size: Size, draws: Draws) -> DepthClaim:
+def depth_correlation(rows: Sequence[Row], *, at_most: float, size: CutSize, draws: Draws) -> DepthClaim:
     """The correlation of a layer's depth with the largest cut that it bears.
 
     For each layer and rewrite the rows of that layer alone are followed from the smallest cut to the largest, starting
@@ -196,7 +214,7 @@ def _largest(layer: str, curve: Sequence[tuple[float, float]], at_most: float) -
     """Follow sizes and losses, starting with no cut, to where the loss first exceeds what is allowed."""
     before, loss_before = 0.0, 0.0
     for number, (size, loss) in enumerate(sorted(curve)):
-        if loss > at_most + ROUNDING:
+        if loss > at_most + LOSS_ROUNDING:
             part = (at_most - loss_before) / (loss - loss_before)
             return LargestCut(layer, before + part * (size - before), None if number else "smallest")
         before, loss_before = size, loss
@@ -204,10 +222,10 @@ def _largest(layer: str, curve: Sequence[tuple[float, float]], at_most: float) -
 
 
 def norm_correlation(
-    rows: Sequence[tn.studies.Row],
+    rows: Sequence[Row],
     *,
-    error: Error,
-    scope: Scope,
+    error: ErrorName,
+    scope: RowScope,
     draws: Draws,
 ) -> NormClaim:
     """The correlation of the loss of accuracy with an error of the kernels, within each rewrite and across them.
@@ -232,7 +250,7 @@ def norm_correlation(
     )
 
 
-def norm_gain(rows: Sequence[tn.studies.Row], *, scope: Scope, draws: Draws) -> Gain:
+def norm_gain(rows: Sequence[Row], *, scope: RowScope, draws: Draws) -> Gain:
     """How much more the loss of accuracy correlates with the output error than with the relative error.
 
     Raises:
@@ -248,7 +266,7 @@ def norm_gain(rows: Sequence[tn.studies.Row], *, scope: Scope, draws: Draws) -> 
     return Gain(bootstrap_within(units, [*points["curve"]], gain, draws), bootstrap(units, gain, draws))
 
 
-def harmless(rows: Sequence[tn.studies.Row], *, at_most: float, error: Error, draws: Draws) -> list[Band]:
+def harmless(rows: Sequence[Row], *, at_most: float, error: ErrorName, draws: Draws) -> list[Band]:
     """How often a cut of a single layer costs at most `at_most`, for each band of errors that has rows.
 
     Raises:
@@ -256,10 +274,10 @@ def harmless(rows: Sequence[tn.studies.Row], *, at_most: float, error: Error, dr
     """
     points = _sized(rows, "each", error)
     bands = []
-    for least, most in pairwise(BOUNDS):
+    for least, most in pairwise(BANDS):
         some = points[(points[error] >= least) & (points[error] < most)]
         if len(some):
-            within = (some["loss"] <= at_most + ROUNDING).to_numpy()
+            within = (some["loss"] <= at_most + LOSS_ROUNDING).to_numpy()
             part = bootstrap([*some["unit"]], partial(_mean_of, within), draws)
             middle, largest = float(some["loss"].median()), float(some["loss"].max())
             bands.append(Band(least, most, len(some), float(within.mean()), part.low, part.high, middle, largest))
@@ -268,3 +286,24 @@ def harmless(rows: Sequence[tn.studies.Row], *, at_most: float, error: Error, dr
 
 def _mean_of(values: NDArray[np.bool_], chosen: NDArray[np.int64]) -> float:
     return float(values[chosen].mean())
+
+
+def claims_of(rows: Sequence[Row], *, at_most: float, draws: Draws) -> Claims:
+    """All claims for which the rows have numbers. Raises StudyError if none of them is of a single layer."""
+    names: tuple[ErrorName, ...] = get_args(ErrorName)
+    each, whole = points_of(rows, "each"), points_of(rows, "all")
+    scopes: tuple[RowScope, ...] = ("each",) if whole.empty else ("each", "all")
+    sizes: list[CutSize] = [size for size in get_args(CutSize) if each[size].notna().any()] or ["relative_error"]
+    errors = {
+        scope: [error for error in names if points[error].notna().any()] or names[:1]
+        for scope, points in (("each", each), ("all", whole))
+    }
+    return Claims(
+        depth={size: depth_correlation(rows, at_most=at_most, size=size, draws=draws) for size in sizes},
+        norms={
+            scope: {error: norm_correlation(rows, error=error, scope=scope, draws=draws) for error in errors[scope]}
+            for scope in scopes
+        },
+        gains={scope: norm_gain(rows, scope=scope, draws=draws) for scope in scopes if len(errors[scope]) == 2},
+        bands={error: harmless(rows, at_most=at_most, error=error, draws=draws) for error in errors["each"]},
+    )

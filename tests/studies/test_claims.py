@@ -13,20 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from recipes.claims import statistics
-from recipes.claims.correlation import FEWEST, Correlation, Draws, rank_correlation, spearman
-from recipes.claims.statistics import LargestCut, harmless, norm_correlation
-from tests.recipes.claims.claim_rows import BASELINE, row
+from tests.claim_rows import BASELINE, row
 from tests.refusals import refused
 from tnalgebra.errors import StudyError
+from tnalgebra.studies import Correlation, Draws, claims, rank_correlation
+from tnalgebra.studies.claims import LargestCut, harmless, norm_correlation
+from tnalgebra.studies.correlation import FEWEST_UNITS, spearman
 from tnalgebra.studies.store import Row
 
 QUICK = Draws(resamples=50)
-FEW = f"fewer than {FEWEST} layers or rows: "
+FEW = f"fewer than {FEWEST_UNITS} layers or rows: "
 EQUAL = "all values of one side are equal, or one is not a number"
-depth_correlation = partial(statistics.depth_correlation, at_most=0.01, size="relative_error", draws=QUICK)
+depth_correlation = partial(claims.depth_correlation, at_most=0.01, size="relative_error", draws=QUICK)
 norms = partial(norm_correlation, error="relative_error", scope="each", draws=QUICK)
-norm_gain = partial(statistics.norm_gain, scope="each", draws=QUICK)
+norm_gain = partial(claims.norm_gain, scope="each", draws=QUICK)
 bands = partial(harmless, at_most=0.01, error="relative_error", draws=QUICK)
 CUT, OTHER = "out | in kh kw", "in | out kh kw"
 

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
-from scipy.stats import rankdata
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-FEWEST = 4
+FEWEST_UNITS = 4
 """The least number of layers, or rows of several layers, for a correlation: of 3 points, one order in 6 is perfect."""
 
 CONFIDENCE = 0.95
@@ -67,6 +65,8 @@ class Correlation:
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
     """Spearman's rank correlation; NaN if a value is NaN, if all values of a side are equal, or of fewer than two."""
+    from scipy.stats import rankdata
+
     x, y = rankdata([first, second], axis=1) - (np.size(first) + 1) / 2
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return max(-1.0, min(1.0, float(x @ y) / scale)) if scale > 0 else math.nan
@@ -86,7 +86,7 @@ def rank_correlation(
         units: the unit of each pair; units are drawn again, each with all its pairs.
         draws: how they are drawn.
         groups: the group of each pair. The result is then the mean of the correlations within the groups that have at
-            least `FEWEST` units; in a draw, within those that have a correlation. By default all pairs are ranked
+            least `FEWEST_UNITS` units; in a draw, within those that have a correlation. By default all pairs are ranked
             together.
     """
     x, y = np.asarray(first), np.asarray(second)
@@ -105,12 +105,13 @@ def bootstrap(units: Sequence[Hashable], measure: Callable[[NDArray[np.int64]], 
         measure: a function of the numbers of points, some of them repeated, that returns the statistic or NaN.
         draws: how units are drawn.
     """
-    codes, names = pd.factorize(np.asarray(units))
-    members = [np.flatnonzero(codes == code) for code in range(len(names))]
-    value = measure(np.arange(len(codes))) if len(members) >= FEWEST else math.nan
+    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
+    codes = np.array([numbers[unit] for unit in units])
+    members = [np.flatnonzero(codes == code) for code in range(len(numbers))]
+    value = measure(np.arange(len(codes))) if len(members) >= FEWEST_UNITS else math.nan
     if math.isnan(value):
-        few = f"fewer than {FEWEST} layers or rows: {len(members)}"
-        why = few if len(members) < FEWEST else "all values of one side are equal, or one is not a number"
+        few = f"fewer than {FEWEST_UNITS} layers or rows: {len(members)}"
+        why = few if len(members) < FEWEST_UNITS else "all values of one side are equal, or one is not a number"
         return Correlation(math.nan, math.nan, math.nan, len(codes), len(members), why=why)
     generator = np.random.default_rng(draws.seed)
     samples = (generator.integers(len(members), size=len(members)) for _ in range(draws.resamples))
@@ -128,10 +129,10 @@ def bootstrap_within(
     names = np.array(groups, dtype=object)
     members = set(zip(groups, units, strict=True))
     counts = {name: sum(group == name for group, _ in members) for name in groups}
-    stated = np.flatnonzero([counts[name] >= FEWEST for name in groups])
+    stated = np.flatnonzero([counts[name] >= FEWEST_UNITS for name in groups])
     if not len(stated):
         most = max(counts.values(), default=0)
-        why = f"fewer than {FEWEST} layers or rows: {most}"
+        why = f"fewer than {FEWEST_UNITS} layers or rows: {most}"
         return Correlation(math.nan, math.nan, math.nan, len(units), most, why=why)
 
     def mean(chosen: NDArray[np.int64]) -> float:
