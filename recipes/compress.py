@@ -16,8 +16,8 @@ This is the command `tnalgebra compress`, and beside it:
 What is left in OUTPUT:
 - model.safetensors: tnalgebra.load("model.safetensors", into=model) puts it into a
   network as it was built, and in the memory format that report.txt names.
-- report.txt, what is printed at the end; report.html and report.json, the same for
-  browsers and programs.
+- report.txt, what is printed at the end; report.json, the same for programs; and
+  report.html, a page with plots and the drawings of the layers.
 - model.onnx with --onnx.
 - Where these exist already they are shown again; other settings are refused.
 """

@@ -35,6 +35,7 @@ FOLDERS = (
     "streams",
     "checkpoint",
     "studies",
+    "pages",
     "command",
     "__main__",
 )

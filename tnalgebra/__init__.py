@@ -98,7 +98,7 @@ __all__ = [
 
 _FOLDERS = (
     *("errors", "workers", "networks", "tensors", "fitting", "rewriting", "decompositions"),
-    *("compiler", "nn", "operators", "model", "streams", "checkpoint", "studies", "command"),
+    *("compiler", "nn", "operators", "model", "streams", "checkpoint", "studies", "pages", "command"),
 )
 
 

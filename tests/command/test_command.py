@@ -110,7 +110,7 @@ def installed(environment: Path, folder: Path) -> Callable[..., str]:
 def test_compress(installed: Callable[..., str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = "compress wheel_nets:trained --data data --skip --size 'multiply-adds 0.6' --onnx --output small"
     printed = installed(line)
-    names = {"model.safetensors", "model.onnx", "report.txt", "report.json", "report.html"}
+    names = {"model.safetensors", "model.onnx", "report.txt", "report.json", "report.html", "drawings", "commands.txt"}
     assert {path.name for path in (folder / "small").iterdir()} == names
     assert (folder / "small" / "report.txt").read_text() in printed
     result = json.loads((folder / "small" / "report.json").read_text())
@@ -118,8 +118,8 @@ def test_compress(installed: Callable[..., str], folder: Path, monkeypatch: pyte
     assert result["accuracy"]["before"] == 1
     assert [row["name"] for row in result["layers"]] == ["0", "3", "6"]
     page = (folder / "small" / "report.html").read_text()
-    assert "wheel_nets:trained, compressed to multiply-adds 0.6" in page
-    assert page.count("<tr") >= 4
+    assert "--size &#39;multiply-adds 0.6&#39;" in page
+    assert page.count("<img") == len(list((folder / "small" / "drawings").iterdir())) >= 2
 
     monkeypatch.chdir(folder)
     model = build_model("wheel_nets:trained", classes=3, channels=3)

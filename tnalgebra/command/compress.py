@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -30,7 +29,17 @@ from ..model import (
     time_models,
 )
 from ..nn import kernel_layers, memory_format_of
-from ..studies import accuracy, compare_configs, digest_state, globs_of, read_config, shuffled_batches, writing
+from ..pages import DRAWINGS, draw_layers, write_report
+from ..studies import (
+    accuracy,
+    compare_configs,
+    digest_state,
+    globs_of,
+    note_command,
+    read_config,
+    shuffled_batches,
+    writing,
+)
 from .settings import CompressSettings, describe_images
 
 MODEL, TEXT, PAGE, RESULT, ONNX = "model.safetensors", "report.txt", "report.html", "report.json", "model.onnx"
@@ -124,7 +133,7 @@ def compress_model(
         "seconds": perf_counter() - started,
     }
     totals = "\n\n".join([_totals(result), *([lines] if lines else [])])
-    _write(settings, result, {TEXT: f"{report}\n\n{totals}\n", PAGE: _page(settings, report, totals)}, (model, example))
+    _write(settings, result, f"{report}\n\n{totals}\n", (model, example))
     print(f"\n{report}\n\n{totals}\n\nnetwork and reports: {settings.output}/")
     return result
 
@@ -141,7 +150,7 @@ def _known_result(settings: CompressSettings, config: Mapping[str, Any]) -> Comp
     known = read_config(folder / RESULT)
     if known is not None:
         compare_configs(folder, known.get("config", {}), config)
-        for name in (MODEL, TEXT, PAGE, *([ONNX] if settings.onnx else [])):
+        for name in (MODEL, TEXT, *([ONNX] if settings.onnx else [])):
             if not (folder / name).exists():
                 raise StudyError(f"{folder} has {RESULT}, but not {name}", fix="another --output")
     return known
@@ -229,25 +238,18 @@ def _totals(result: CompressResult) -> str:
     return str(Table(rows, left=(0, 3)))
 
 
-def _page(settings: CompressSettings, report: ConversionReport, totals: str) -> str:
-    title = html.escape(f"{settings.model}, compressed to {settings.size}")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
-        f"<pre>{html.escape(totals)}</pre>{report._repr_html_()}</html>\n"
-    )
-
-
-def _write(
-    settings: CompressSettings, result: CompressResult, texts: Mapping[str, str], network: tuple[nn.Module, Tensor]
-) -> None:
+def _write(settings: CompressSettings, result: CompressResult, text: str, network: tuple[nn.Module, Tensor]) -> None:
     model, example = network
     with writing(settings.output):
         write_whole(settings.output / MODEL, partial(save, model))
         if settings.onnx:
             write_whole(settings.output / ONNX, partial(_export, model, example))
-        # report.json is the last: where it exists, all the others do
-        for name, text in {**texts, RESULT: json.dumps(result, indent=2) + "\n"}.items():
-            write_text(settings.output / name, text)
+        draw_layers(model, settings.output / DRAWINGS)
+        write_text(settings.output / TEXT, text)
+        note_command(settings.output)
+        # after whatever a later run needs: where it exists, all these do
+        write_text(settings.output / RESULT, json.dumps(result, indent=2) + "\n")
+        write_report([settings.output], settings.output / PAGE)
 
 
 def _export(model: nn.Module, example: Tensor, path: Path) -> None:

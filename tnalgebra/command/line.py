@@ -45,8 +45,8 @@ class Compress(NetworkArgument, CompressSettings):
     """Compress a trained network to a size, and test it before and after.
 
     The output folder receives the network (model.safetensors, which tnalgebra.load reads) and a report of every layer
-    as text, HTML and JSON. The network needs trained weights: from --weights, from --pretrained, or from a function of
-    your own that loads them.
+    as text, as JSON, and as a page with plots. The network needs trained weights: from --weights, from --pretrained, or
+    from a function of your own that loads them.
 
     Example: tnalgebra compress timm:resnet26 --weights W.pth --data DIR --size "multiply-adds 0.5"
     """
@@ -72,6 +72,35 @@ class StudyNetwork(NetworkArgument, StudySettings):
         from .study import run_study
 
         run_study(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one HTML page about runs: tables, plots, drawings, and the answers that their rows give.
+
+    It takes the output folders of tnalgebra study and compress, and of the recipes that train, retrain and measure. The
+    page needs neither a server nor a network.
+
+    Example: tnalgebra report runs/study runs/compress --to report.html
+    """
+
+    output: Annotated[Positional[tuple[Path, ...]], arg(metavar="OUTPUT...")]
+    """the folders of the runs"""
+    to: Path | None = None
+    """the file to write; by default report.html in the folder of the first run"""
+
+    def __call__(self) -> None:
+        require_packages({"jinja2": "report", "plotly": "report", "pandas": "study"}, "a report")
+        from ..pages import write_report
+        from ..studies import writing
+
+        if not self.output:
+            raise StudyError("no run is named", fix="tnalgebra report runs/study")
+        first = self.output[0]
+        path = self.to or (first if first.is_dir() else first.parent) / "report.html"
+        with writing(path.parent):
+            write_report(self.output, path)
+        print(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +281,7 @@ def _read_input(text: str) -> tuple[str, tuple[int, ...]]:
 COMMANDS: dict[str, type[Command]] = {
     "compress": Compress,
     "study": StudyNetwork,
+    "report": Report,
     "spectra": ShowSpectra,
     "compare": CompareRewrites,
     "draw": Draw,

@@ -2,15 +2,30 @@
 
 from .._files import write_text, write_whole
 from .accuracy import accuracy, shuffled_batches
-from .claims import Band, Claims, DepthClaim, Gain, NormClaim, claims_of, curve_of
+from .claims import (
+    Band,
+    Claims,
+    DepthClaim,
+    Gain,
+    LargestCut,
+    NormClaim,
+    RowScope,
+    claims_of,
+    curve_of,
+    depth_correlation,
+    norm_correlation,
+)
 from .compress import compress_kernels
 from .correlation import Correlation, Draws, rank_correlation
 from .figures import MARKERS, SUFFIXES
+from .kernel_figures import drawn_networks
 from .kernels import Layer, globs_of, layers_of, no_match
 from .options import StudyOptions
 from .rewrites import NO_FORM, Form, Rewrite, free_bonds, read_ranks
 from .store import (
     BASELINE,
+    COMMANDS,
+    FIELDS,
     Key,
     Row,
     Store,
@@ -19,8 +34,10 @@ from .store import (
     digest_state,
     digest_tensors,
     locked,
+    note_command,
     of_one_layer,
     read_config,
+    read_lines,
     read_rows,
     table,
     touched,
@@ -31,6 +48,8 @@ from .study import Study, study
 
 __all__ = [
     "BASELINE",
+    "COMMANDS",
+    "FIELDS",
     "MARKERS",
     "NO_FORM",
     "SUFFIXES",
@@ -42,10 +61,12 @@ __all__ = [
     "Form",
     "Gain",
     "Key",
+    "LargestCut",
     "Layer",
     "NormClaim",
     "Rewrite",
     "Row",
+    "RowScope",
     "Store",
     "Study",
     "StudyOptions",
@@ -55,16 +76,21 @@ __all__ = [
     "compress_kernels",
     "config_hash",
     "curve_of",
+    "depth_correlation",
     "digest_state",
     "digest_tensors",
+    "drawn_networks",
     "free_bonds",
     "globs_of",
     "layers_of",
     "locked",
     "no_match",
+    "norm_correlation",
+    "note_command",
     "of_one_layer",
     "rank_correlation",
     "read_config",
+    "read_lines",
     "read_ranks",
     "read_rows",
     "shuffled_batches",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..decompositions import cut_sequence
 from ..model import Spectra, Spectrum, cut_singular_values
-from ..networks import NamedTensor, Network, parse, parse_bipartition, parse_rule
+from ..networks import KERNEL_LABELS, NamedTensor, Network, parse, parse_bipartition, parse_rule
 from .figures import PANELS_ACROSS, SUFFIXES, new_figure, store_figure, wrap
 from .kernels import Layer
 from .store import Row, touched
@@ -68,9 +68,17 @@ def _spectra(layers: Sequence[Layer], cuts: Sequence[str]) -> Figure:
     return figure
 
 
-def _networks(layers: Sequence[Layer], rewrites: Mapping[str, Sequence[str]]) -> Figure:
-    """The network of a kernel before and after each rewrite; cuts that follow one another are drawn step by step."""
-    labels = {frozenset(layer.labels): layer.labels for layer in layers}
+def drawn_networks(rows: Sequence[Row]) -> dict[str, Network]:
+    """Title -> network: kernels, and what the rewrites of these rows make of them, step by step for several cuts.
+
+    Raises:
+        TnalgebraError: a rewrite of a row is not one.
+    """
+    return _titled(_equations(rows), KERNEL_LABELS.values())
+
+
+def _titled(rewrites: Mapping[str, Sequence[str]], kernels: Iterable[tuple[str, ...]]) -> dict[str, Network]:
+    labels = {frozenset(kernel): kernel for kernel in kernels}
     drawn: dict[str, Network] = {}
     for rewrite, equations in sorted(rewrites.items(), key=lambda item: CUT not in item[1]):
         texts = [text for text in equations if text != CUT]
@@ -80,6 +88,11 @@ def _networks(layers: Sequence[Layer], rewrites: Mapping[str, Sequence[str]]) ->
             left, right = parse_rule(text)
             drawn.setdefault("kernel " + " ".join(left.output), left)
             drawn[wrap(rewrite if len(texts) == 1 else f"{rewrite} of {' '.join(left.output)}")] = right
+    return drawn
+
+
+def _networks(layers: Sequence[Layer], rewrites: Mapping[str, Sequence[str]]) -> Figure:
+    drawn = _titled(rewrites, (layer.labels for layer in layers))
     across = min(PANELS_ACROSS, len(drawn))
     down = -(-len(drawn) // across)
     figure = new_figure(3.4 * across, 2.3 * down)
@@ -97,7 +110,8 @@ def _networks(layers: Sequence[Layer], rewrites: Mapping[str, Sequence[str]]) ->
 def _add_cuts(drawn: dict[str, Network], cut: str, labels: Mapping[frozenset[str], tuple[str, ...]]) -> None:
     """Add the networks of a cut, or of the steps of several cuts, under their titles."""
     rules = cut_sequence(cut)
-    order = labels[frozenset(parse_bipartition(rules[0].name).labels)]
+    written = parse_bipartition(rules[0].name).labels
+    order = labels.get(frozenset(written), written)
     kernel = Network([NamedTensor("K", order)])
     drawn.setdefault("kernel " + " ".join(order), kernel)
     for number, rule in enumerate(rules):

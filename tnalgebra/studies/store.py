@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ Row: TypeAlias = dict[str, Any]
 
 ROWS = "results.jsonl"
 CONFIG = "config.json"
+COMMANDS = "commands.txt"
+"""The file that has the commands which wrote into a folder, one in a line."""
 OTHER_OUTPUT = "another --output"
 LISTED_DIFFERENCES = 20
 
@@ -176,6 +180,23 @@ def writing(folder: Path) -> Iterator[None]:
         raise StudyError(f"{folder} cannot be written", because=error, fix=OTHER_OUTPUT) from error
 
 
+def note_command(folder: Path) -> None:
+    """Add the command line of this process to those that wrote into a folder, where it is a command or a recipe.
+
+    Raises:
+        StudyError: it cannot be written.
+    """
+    spec, path = getattr(sys.modules["__main__"], "__spec__", None), folder / COMMANDS
+    module = spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).name
+    if module != "tnalgebra" and not module.startswith("recipes."):
+        return
+    words = [*(["tnalgebra"] if module == "tnalgebra" else ["python", "-m", module]), *sys.argv[1:]]
+    with writing(folder):
+        before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if shlex.join(words) not in before:
+            write_text(path, "".join(f"{line}\n" for line in (*before, shlex.join(words))))
+
+
 # Rows ---------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +221,7 @@ class Store:
             if stored is not None:
                 compare_configs(self.folder, {key: stored.get(key) for key in self.config}, self.config)
             self.rows = read_rows(self.folder, mend=True)
+            note_command(self.folder)
             yield self
 
     def settle(self, **more: object) -> None:
@@ -240,8 +262,26 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
         >>> [row["accuracy"] for row in tn.studies.read_rows("runs/study")]
     """
     path = Path(folder) / ROWS
+    rows, unfinished = read_lines(path)
+    for number, row in enumerate(rows, 1):
+        if not row.keys() >= set(FIELDS):
+            raise StudyError(f"line {number} of {path} is not a row", line=json.dumps(row)[:80])
+    if mend and unfinished:
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size - unfinished)
+    return rows
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The finished lines of a file of rows, whatever these are, and the number of bytes after the last of them.
+
+    A file that does not exist has no rows.
+
+    Raises:
+        StudyError: a line is not a JSON object.
+    """
     if not path.exists():
-        return []
+        return [], 0
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     rows = []
@@ -250,13 +290,10 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
             row = json.loads(line)
         except ValueError as error:
             raise StudyError(f"line {number} of {path} is not a row", because=error) from error
-        if not isinstance(row, dict) or not row.keys() >= set(FIELDS):
+        if not isinstance(row, dict):
             raise StudyError(f"line {number} of {path} is not a row", line=line[:80].decode(errors="replace"))
         rows.append(row)
-    if mend and whole != content:
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return rows
+    return rows, len(content) - len(whole)
 
 
 def table(rows: Sequence[Row], *, scopes: Collection[str] = ()) -> Table:

@@ -1,0 +1,123 @@
+"""A compression on a page: the network before and after, layer by layer, with the drawings of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..networks import resized
+from ..nn import KernelLayer
+from .parts import Answer, Dataset, Drawing, Panel, Section, as_number, column
+from .runs import Run
+
+MOST_LAYERS = 8
+"""The most layers that are drawn: one for each network, which many layers share."""
+
+
+def compression_section(run: Run) -> Section:
+    """The section of a compression, from its result."""
+    result = run.result
+    facts = {"network": str(result.get("model", ""))}
+    for name, what, form in (
+        ("accuracy", "top-1", lambda value: f"{100 * value:.2f} %"),
+        ("parameters", "parameters", lambda value: f"{value:,.0f}"),
+        ("multiply_adds", "multiply-adds", lambda value: f"{value:,.0f}"),
+        ("forward_seconds", "forward pass", lambda value: f"{1e3 * value:.3g} ms"),
+    ):
+        before, after = (as_number(_of(result.get(name), when)) for when in ("before", "after"))
+        if before is not None and after is not None:
+            kept = "" if name == "accuracy" or not before else f" ({100 * after / before:.1f} % kept)"
+            facts[what] = f"{form(before)} -> {form(after)}{kept}"
+    facts |= {
+        "test images": f"{result.get('images', '')}",
+        "batch": str(_of(result.get("multiply_adds"), "batch") or ""),
+        "memory format": str(_of(result.get("forward_seconds"), "memory_format") or ""),
+        "versions": f"tnalgebra {result.get('version')}, torch {result.get('torch')}",
+    }
+    layers = [layer for layer in result["layers"] if isinstance(layer, Mapping)]
+    return Section(
+        title=run.folder.name,
+        kind="compression",
+        facts={name: text for name, text in facts.items() if text},
+        details=run.details,
+        notes=run.notes,
+        answers=_answers(layers),
+        datasets=[_layers(layers)],
+        drawings=[Drawing(title, svg) for title, svg in run.drawings.items()],
+    )
+
+
+def _of(entry: object, name: str) -> Any:
+    return entry.get(name) if isinstance(entry, Mapping) else None
+
+
+def _answers(layers: list[Mapping[str, Any]]) -> list[Answer]:
+    changed = [layer for layer in layers if as_number(layer.get("relative_error")) is not None]
+    if not changed:
+        return []
+    worst = max(changed, key=lambda layer: layer["relative_error"])
+    saved = max(layers, key=lambda layer: _saved(layer))
+    short = f"{saved['name']} saves most parameters, and {worst['name']} has the largest error."
+    text = (
+        f"{len(changed)} of {len(layers)} layers were decomposed. {saved['name']} saves {_saved(saved):,.0f} "
+        "parameters. "
+        f"The kernel of {worst['name']} has a relative error of {worst['relative_error']:.3f}, as {worst.get('rule')}."
+    )
+    return [Answer("Where is the size, and where the error?", short, text)]
+
+
+def _saved(layer: Mapping[str, Any]) -> float:
+    return (as_number(layer.get("parameters")) or 0) - (as_number(layer.get("parameters_after")) or 0)
+
+
+def _texts(ranks: object) -> list[tuple[str, str]]:
+    return [(str(bond), str(rank)) for bond, rank in ranks.items()] if isinstance(ranks, Mapping) else []
+
+
+def _kept(layer: Mapping[str, Any], name: str) -> float | None:
+    before, after = as_number(layer.get(name)), as_number(layer.get(f"{name}_after"))
+    return after / before if before and after is not None else None
+
+
+def _layers(layers: list[Mapping[str, Any]]) -> Dataset:
+    columns = [
+        column("layer", layers, lambda layer: layer.get("name")),
+        column("kind", layers, lambda layer: layer.get("kind"), choose=True),
+        column("done", layers, lambda layer: layer.get("rule") or "dense", choose=True),
+        column(
+            "ranks", layers, lambda layer: " ".join(f"{k}={v}" for k, v in (layer.get("ranks") or {}).items()) or None
+        ),
+        column("reason", layers, lambda layer: layer.get("reason") or None),
+        column("relative error", layers, lambda layer: layer.get("relative_error"), "short"),
+        column("relative error of the output", layers, lambda layer: layer.get("output_error"), "short"),
+        column("parameters", layers, lambda layer: layer.get("parameters"), "count"),
+        column("parameters after", layers, lambda layer: layer.get("parameters_after"), "count"),
+        column("parameters kept", layers, lambda layer: _kept(layer, "parameters"), "short"),
+        column("multiply-adds after", layers, lambda layer: layer.get("multiply_adds_after"), "count"),
+        column("multiply-adds kept", layers, lambda layer: _kept(layer, "multiply_adds"), "short"),
+    ]
+    panels = [
+        Panel("Relative error of the kernel", "layer", "relative error"),
+        Panel("Parameters", "layer", "parameters kept"),
+        Panel("Multiply-adds", "layer", "multiply-adds kept"),
+    ]
+    return Dataset(
+        "Layer by layer", columns, panels, "done", "In the order of the network; a dense layer has no error."
+    )
+
+
+def draw_layers(model: nn.Module, folder: Path) -> None:
+    """Draw the network and the plan of the layers of a model into a folder, each network once, as SVG."""
+    drawn: set[str] = set()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, layer in model.named_modules():
+        if not isinstance(layer, KernelLayer) or len(drawn) == MOST_LAYERS:
+            continue
+        text = str(resized(layer.network, {}))
+        if text not in drawn:
+            drawn.add(text)
+            layer.draw(folder / f"{name}, network.svg")
+            layer.plan.draw(folder / f"{name}, plan.svg")

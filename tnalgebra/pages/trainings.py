@@ -1,0 +1,146 @@
+"""Trainings on a page: a single one, and the many of a recipe, with the recovery after a truncation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .._tables import plural
+from .parts import Answer, Column, Dataset, Panel, Section, as_number, column, scaled
+from .runs import Run
+
+QUESTION_RECOVERY = "Does the accuracy recover after retraining?"
+POINTS, EPOCHS = 0.5, 5
+"""A network has recovered if it is at most POINTS below the accuracy before truncation, within EPOCHS epochs."""
+
+
+def training_section(run: Run) -> Section:
+    """The section of a single training, from its result."""
+    result = run.result
+    rows = [row for row in result["rows"] if isinstance(row, dict)]
+    facts = {
+        "network": str(result.get("model", "")),
+        "score after the last epoch": _score(result.get("accuracy")),
+        "parameters": _count(result.get("parameters")),
+        "test images": _count(result.get("images")),
+        "epochs": str(len(rows)),
+        "versions": f"tnalgebra {result.get('version')}, torch {result.get('torch')}",
+    }
+    columns = [
+        column("epoch", rows, lambda row: row.get("epoch"), "count"),
+        column("top-1 %", rows, lambda row: scaled(row.get("test_score"), 100), "percent"),
+        column("training loss", rows, lambda row: row.get("training_loss"), "short"),
+        column("learning rate", rows, lambda row: row.get("learning_rate"), "short"),
+        column("seconds", rows, lambda row: row.get("seconds"), "short"),
+    ]
+    return Section(
+        title=run.folder.name,
+        kind="training",
+        facts={name: text for name, text in facts.items() if text},
+        details=run.details,
+        notes=run.notes,
+        datasets=[Dataset("Epoch by epoch", columns, _panels("epoch", "top-1 %"))],
+    )
+
+
+def trainings_section(run: Run) -> Section:
+    """The section of a recipe that trains several networks, from its rows: one for each epoch."""
+    rows = list(run.rows)
+    retrained = any("truncation" in row for row in rows)
+    names = dict.fromkeys(("truncation", "way", "contender", "fraction", "seed"))
+    trainings = [", ".join(f"{_word(name, row[name])}" for name in names if row.get(name) is not None) for row in rows]
+    percent = all(row.get("score_name") == "accuracy" for row in rows)
+    score = "top-1 %" if percent else str(rows[0].get("score_name", "score")).replace("_", " ")
+    factor = 100 if percent else 1
+    columns = [
+        Column("training", trainings, choose=True),
+        *(column(name, rows, lambda row, name=name: row.get(name)) for name in names if name != "seed"),
+        column("epoch", rows, lambda row: row.get("epoch"), "count"),
+        column(score, rows, lambda row: scaled(row.get("score"), factor), "percent" if percent else "short"),
+        column("training loss", rows, lambda row: row.get("training_loss"), "short"),
+        column("parameters kept", rows, lambda row: row.get("parameters_kept"), "short"),
+        column("multiply-adds kept", rows, lambda row: row.get("multiply_adds_kept"), "short"),
+        column("seconds", rows, lambda row: row.get("seconds"), "short"),
+    ]
+    text = "A point is an epoch of a training; epoch 0 is the network before it."
+    answer = _recovery(rows) if retrained else None
+    return Section(
+        title=run.folder.name,
+        kind="retraining" if retrained else "trainings",
+        facts={
+            "network": str(rows[0].get("model", "")),
+            "test images": _count(rows[0].get("images")),
+            "trainings": str(len(dict.fromkeys(trainings))),
+            "version": " and ".join(dict.fromkeys(f"tnalgebra {row.get('version')}" for row in rows)),
+        },
+        details=run.details,
+        notes=run.notes,
+        answers=[answer] if answer is not None else [],
+        datasets=[Dataset("Epoch by epoch", columns, _panels("epoch", score), "training", text)],
+    )
+
+
+def _panels(epoch: str, score: str) -> list[Panel]:
+    return [
+        Panel("Score on the test images", epoch, score, "lines"),
+        Panel("Training loss", epoch, "training loss", "lines"),
+        Panel("Time of an epoch", epoch, "seconds", "lines"),
+    ]
+
+
+def _word(name: str, value: object) -> str:
+    return f"{name} {value}" if name in ("seed", "fraction") else str(value)
+
+
+def _recovery(rows: Sequence[dict[str, Any]]) -> Answer | None:
+    """How near each truncated network comes to the accuracy before, in its first epochs."""
+    before = next((as_number(row.get("accuracy")) for row in rows if row.get("way") is None), None)
+    curves: dict[tuple[Any, ...], dict[int, float]] = {}
+    for row in rows:
+        accuracy, epoch = as_number(row.get("accuracy")), row.get("epoch")
+        if accuracy is not None and isinstance(epoch, int) and row.get("way") not in (None, "control"):
+            curves.setdefault((row.get("truncation"), row["way"], row.get("seed")), {})[epoch] = accuracy
+    # a training that was stopped before these epochs decides nothing, unless it has recovered already
+    last = min(EPOCHS, max((epoch for curve in curves.values() for epoch in curve), default=0))
+    if before is None or not last:
+        return None
+    bound = before - POINTS / 100 - 1e-9
+    lines = []
+    for (truncation, way, seed), curve in curves.items():
+        first = next((epoch for epoch in sorted(curve) if 0 < epoch <= last and curve[epoch] >= bound), None)
+        if first is not None or last in curve:
+            end = max(epoch for epoch in curve if epoch <= last)
+            when = f"after epoch {first}" if first is not None else "no"
+            lines.append((truncation, way, seed, curve.get(0), curve[end], curve[end] - before, when))
+    if not lines:
+        return None
+    recovered = [line for line in lines if line[6] != "no"]
+    worst = min(lines, key=lambda line: line[5])
+    amount = "Yes" if len(recovered) == len(lines) else "In part" if recovered else "No"
+    short = f"{amount}: {len(recovered)} of {plural(len(lines), 'training')} recovered."
+    text = (
+        f"Recovered is within {POINTS} points of the {100 * before:.2f} % before truncation, after at most "
+        f"{plural(last, 'epoch')}. Farthest below ends {worst[0]} trained as {worst[1]}: "
+        f"{100 * worst[5]:+.2f} points, from {_score(worst[3])} right after the truncation."
+    )
+    columns = [
+        Column("truncation", [line[0] for line in lines]),
+        Column("trained as", [line[1] for line in lines], choose=True),
+        Column("seed", [line[2] for line in lines]),
+        Column("top-1 % truncated", [scaled(line[3], 100) for line in lines], "percent"),
+        Column("top-1 % retrained", [scaled(line[4], 100) for line in lines], "percent"),
+        Column("change (points)", [scaled(line[5], 100) for line in lines], "change"),
+        Column("recovered", [line[6] for line in lines], choose=True),
+    ]
+    panels = [Panel("After retraining, against before it", "top-1 % truncated", "top-1 % retrained")]
+    return Answer(QUESTION_RECOVERY, short, text, Dataset("Each training", columns, panels, "trained as"))
+
+
+def _score(value: object) -> str:
+    number = as_number(value)
+    return "" if number is None else f"{100 * number:.2f} %"
+
+
+def _count(value: object) -> str:
+    number = as_number(value)
+    return "" if number is None else f"{number:,.0f}"
