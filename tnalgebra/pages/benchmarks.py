@@ -28,9 +28,9 @@ def benchmark_section(run: Run) -> Section:
         first = next((as_number(each.get("seconds")) for each in contenders.values()), None)
         for name, each in contenders.items():
             numbers = {key: value for key, value in each.items() if key not in ("seconds", "times")}
-            seconds = as_number(each.get("seconds"))
-            ratio = seconds / first if seconds is not None and first else None
-            lines.append((named, short, name, {**numbers, "seconds": seconds}, ratio))
+            time = as_number(each.get("seconds"))
+            ratio = time / first if time is not None and first else None
+            lines.append((named, short, name, {**numbers, "seconds": time}, ratio))
     cells = dict.fromkeys(key for line in lines for key in line[1])
     further = dict.fromkeys(key for line in lines for key in line[3] if key != "seconds")
     seconds = [line[3]["seconds"] for line in lines]
@@ -59,7 +59,7 @@ def benchmark_section(run: Run) -> Section:
 
 def other_section(run: Run) -> Section:
     """The section of rows, or of a result, of a kind that is not known: a table of all that they hold."""
-    rows = [flat(row) for row in run.rows or [run.result]]
+    rows = [flat(row) for row in run.rows] or [flat(run.result)]
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [Column(name, [row.get(name) for row in rows], "short", choose=True) for name in names]
     few = [_with_menu(one) for one in columns]

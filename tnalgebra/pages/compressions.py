@@ -16,21 +16,24 @@ from .runs import Run
 MOST_LAYERS = 8
 """The most layers that are drawn: one for each network, which many layers share."""
 
+TOTALS = {
+    "accuracy": ("top-1", "{:.2f} %", 100),
+    "parameters": ("parameters", "{:,.0f}", 1),
+    "multiply_adds": ("multiply-adds", "{:,.0f}", 1),
+    "forward_seconds": ("forward pass", "{:.3g} ms", 1000),
+}
+"""Entry of the result -> its name, how it is written, and in which unit."""
+
 
 def compression_section(run: Run) -> Section:
     """The section of a compression, from its result."""
     result = run.result
     facts = {"network": str(result.get("model", ""))}
-    for name, what, form in (
-        ("accuracy", "top-1", lambda value: f"{100 * value:.2f} %"),
-        ("parameters", "parameters", lambda value: f"{value:,.0f}"),
-        ("multiply_adds", "multiply-adds", lambda value: f"{value:,.0f}"),
-        ("forward_seconds", "forward pass", lambda value: f"{1e3 * value:.3g} ms"),
-    ):
+    for name, (what, form, factor) in TOTALS.items():
         before, after = (as_number(_of(result.get(name), when)) for when in ("before", "after"))
         if before is not None and after is not None:
             kept = "" if name == "accuracy" or not before else f" ({100 * after / before:.1f} % kept)"
-            facts[what] = f"{form(before)} -> {form(after)}{kept}"
+            facts[what] = f"{form.format(factor * before)} -> {form.format(factor * after)}{kept}"
     facts |= {
         "test images": f"{result.get('images', '')}",
         "batch": str(_of(result.get("multiply_adds"), "batch") or ""),

@@ -94,7 +94,8 @@ def _layers(rows: Sequence[Row]) -> list[str]:
 
 def _at_most(rows: Sequence[Row]) -> float:
     """The loss that counts as harmless: a point of accuracy, and at least one image."""
-    return max(0.01, *(1 / row["images"] for row in rows if as_number(row["images"])))
+    counts = [as_number(row["images"]) for row in rows]
+    return max(0.01, *(1 / count for count in counts if count))
 
 
 def _depth(rows: Sequence[Row]) -> Answer | None:

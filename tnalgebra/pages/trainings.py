@@ -54,7 +54,7 @@ def trainings_section(run: Run) -> Section:
     factor = 100 if percent else 1
     columns = [
         Column("training", trainings, choose=True),
-        *(column(name, rows, lambda row, name=name: row.get(name)) for name in names if name != "seed"),
+        *(Column(name, [row.get(name) for row in rows]) for name in names if name != "seed"),
         column("epoch", rows, lambda row: row.get("epoch"), "count"),
         column(score, rows, lambda row: scaled(row.get("score"), factor), "percent" if percent else "short"),
         column("training loss", rows, lambda row: row.get("training_loss"), "short"),
