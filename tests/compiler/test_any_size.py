@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import tnalgebra as tn
+from tnalgebra.compiler import compiled
+from tnalgebra.compiler.choose import Candidate, PlanRequest
 
 HYPEREDGE = "K[in out *k] => A[out p *k] B[*k in p]"
 """Both cores have the window, so that no step keeps them apart."""
@@ -45,3 +47,21 @@ def test_vmap_over_a_layer_in_channels_last(last: bool) -> None:
         x = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64)
         expected = torch.stack([layer.to_dense()(one) for one in x])
         torch.testing.assert_close(torch.func.vmap(layer)(x), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_as_many_elements_of_another_shape_have_a_plan_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+    find = compiled.ranked_candidates
+
+    def recorded(request: PlanRequest, *, tune: bool) -> tuple[Candidate, ...]:
+        planned.append(tuple(request.network.sizes[label] for label in ("n", "x", "z")))
+        return find(request, tune=tune)
+
+    monkeypatch.setattr(compiled, "ranked_candidates", recorded)
+    network = tn.parse("X[n c x z] A[o r] B[r c] -> [n o x z]")
+    values = {"A": torch.ones(3, 2), "B": torch.ones(2, 5)}
+    module = tn.compile(network, inputs={"X": (1, 5, 8, 8)}, values=values, tune=False)
+    for sizes in ((16, 8, 8), (1, 32, 32), (15, 9, 7), (1, 33, 31), (1, 8, 8), (2, 8, 8)):
+        n, x, z = sizes
+        assert module(torch.ones(n, 5, x, z)).shape == (n, 3, x, z)
+    assert planned == [(1, 8, 8), (16, 8, 8), (1, 32, 32)]

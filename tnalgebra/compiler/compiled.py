@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import log, prod
+from math import log
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
@@ -51,7 +51,7 @@ class Compiled(nn.Module):
     _executor: Executor
     _frozen: Frozen | None
     _seen: dict[tuple[object, ...], Executor]  # of the shapes that were checked
-    _others: dict[int, Executor]  # by the class of sizes
+    _others: dict[tuple[int, ...], Executor]  # by the class of sizes
 
     def __init__(
         self, request: PlanRequest, values: Mapping[str, Tensor], constants: frozenset[str], tune: bool
@@ -199,35 +199,38 @@ class Compiled(nn.Module):
     def _executor_for(self, sizes: Mapping[str, int]) -> Executor:
         """The code for inputs of other sizes: that of the plan, or of another one for this class of sizes.
 
-        A class has sizes whose product is within a factor of 2 of a power of 4 times the nominal one. A frozen module
-        has one plan, and so has one that is traced.
+        A class has sizes that are each within a factor of 2 of a power of 4 times the nominal one. A frozen module has
+        one plan, and so has one that is traced.
         """
         request, computation = self._executor.plan.request, self._executor.plan.chosen.computation
         if not self._moving() & {*self.network.output} <= labels_from_inputs(computation, splits=False):
             return self._executor  # inputs of one size have outputs of several, as in a transposed convolution
-        number = self._class_of(sizes)
-        if number == 0 or self._frozen is not None or request.dynamic or is_watched() or self._like().is_meta:
+        powers = self._class_of(sizes)
+        if not any(powers) or self._frozen is not None or request.dynamic or is_watched() or self._like().is_meta:
             return self._executor
-        if number not in self._others:
+        if powers not in self._others:
             request = replace(request, network=resized(self.network, sizes))
             try:
                 plan = Plan(request, ranked_candidates(request, tune=self._tune and not request.backward))
             except CompileError:  # another limit of elements than the nominal sizes keep within
                 plan = self._executor.plan
             same = plan.chosen.program.text == self._executor.plan.chosen.program.text
-            self._others[number] = self._executor if same else Executor(plan, dense_patterns(plan.chosen, request))
-        return self._others[number]
+            self._others[powers] = self._executor if same else Executor(plan, dense_patterns(plan.chosen, request))
+        return self._others[powers]
 
-    def _class_of(self, sizes: Mapping[str, int]) -> int:
-        """The power of 4 by which the product of the sizes of the inputs is nearly the nominal one's; 0 of nothing."""
+    def _class_of(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The powers of 4 by which the sizes of the inputs nearly are the nominal ones; 0 of an empty axis.
+
+        Many images of few positions have other plans than one image of as many, so that the product is not enough.
+        """
         # of a sum the labels of the term that has an input first, as other terms have other words for the same axes
         names = self._executor.plan.request.inputs
         terms = [next(term for term in self.network.terms if name in tensors_of(term)) for name in names]
         pairs = zip(terms, names, strict=True)
         nodes = [n for term, name in pairs for n in term.nodes if isinstance(n, NamedTensor) and n.name == name]
         free = {label for node in nodes for label in node.labels} & self._moving()
-        ratio = prod(sizes[label] / max(1, self.network.sizes[label]) for label in free)
-        return round(log(ratio, 4)) if ratio else 0
+        ratios = [sizes[label] / max(1, self.network.sizes[label]) for label in sorted(free)]
+        return tuple(round(log(ratio, 4)) if ratio else 0 for ratio in ratios)
 
     def _check_sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
         """The sizes of all labels. Refuses shapes that do not agree with each other, the windows or the weights."""

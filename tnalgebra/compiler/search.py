@@ -19,7 +19,7 @@ from .trees import ContractionTree
 EXACT = 12
 """Largest number of nodes for which all orders are compared."""
 
-WINDOW = 9
+WINDOW = 7
 """Number of nodes in the parts of a larger order that are searched exactly."""
 
 REPEATED = 40

@@ -2,7 +2,8 @@
 
 Predictions of two programs differ from their times by a factor that depends on the machine. So those that are
 predicted within `NEAR` of the best are run in turns on tensors of the nominal shapes, and the fastest comes first.
-Programs of one family differ least in that factor, so the best of each family is run within `FAMILIES_NEAR`. A time is
+Programs of one family differ least in that factor, so the best of each family is run within `FAMILIES_NEAR`, and the
+others where the prediction, corrected by the factor of their family, is near. A time is
 the least of several, as other programs can only make it longer. Two batches of turns have to agree about the fastest;
 if they never do, as on a busy machine, the least time decides for this process, and nothing is stored.
 """
@@ -19,7 +20,6 @@ from dataclasses import fields, replace
 from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import zip_longest
 from time import perf_counter
 
 import torch
@@ -41,7 +41,7 @@ FAMILIES_NEAR = 4.0
 """The same factor for the best candidate of each family."""
 
 MOST = 12
-"""Number of candidates that are measured, taken from each family in turn by their predicted prices."""
+"""Number of candidates that are measured: the best of each family, and others by their corrected predictions."""
 
 TIE = 0.03
 """Relative difference of two times below which the candidate with fewer calls comes first."""
@@ -97,14 +97,15 @@ def _once(key: tuple[object, ...], find: Callable[[], Sequence[Candidate]]) -> t
 
 def tune_candidates(listed: Sequence[Candidate], request: PlanRequest) -> list[Candidate]:
     """Measure those of the candidates that are worth it: the fastest first, then those not measured."""
-    tried = _worth_trying(listed, request)
-    if len(tried) < 2:
+    families = [] if request.dynamic else _families(listed)
+    if sum(map(len, families)) < 2:
         return list(listed)
     file = cache_folder() / "plans" / f"{request_key(request)}.json"
     digests = [digest(candidate) for candidate in listed]
     seconds = _read(file)
     if next(iter(seconds), None) not in digests:
-        measured, agreed = measure_candidates(tried, [make_timer(one, request) for one in tried])
+        tried, timers = _worth_trying(families, request)
+        measured, agreed = measure_candidates(tried, timers)
         seconds = {digest(one): time for one, time in measured}
         if agreed:
             with suppress(OSError):  # where the folder cannot be written to, the next process measures again
@@ -178,11 +179,11 @@ def _agree(one: Sequence[float], other: Sequence[float], running: Sequence[int])
     return one[second] <= (1 + TIE) * one[first] and other[first] <= (1 + TIE) * other[second]
 
 
-def _worth_trying(listed: Sequence[Candidate], request: PlanRequest) -> list[Candidate]:
-    """Those near the best prediction, the best of each family in turn: between families predictions are least certain.
+def _families(listed: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Those near the best prediction by family, each from the fastest prediction to the slowest.
 
-    The best one with Fourier transforms, and the best without, are tried even where they are not so near.
-    A plan for a range of sizes is chosen for the worst of them, which the nominal size is not.
+    The best of each family may be further away: between families predictions are least certain. Of plans for a range of
+    sizes none is measured, as each is chosen for the worst of them, which the nominal size is not.
     """
     least = min(one.seconds for one in listed)
     families: dict[tuple[object, ...], list[Candidate]] = {}
@@ -190,8 +191,26 @@ def _worth_trying(listed: Sequence[Candidate], request: PlanRequest) -> list[Can
         family = families.setdefault(one.family, [])
         if one.seconds <= (NEAR if family else FAMILIES_NEAR) * least or one.is_single_call:
             family.append(one)
-    turns = [one for turn in zip_longest(*families.values()) for one in turn if one is not None]
-    return [] if request.dynamic else turns[:MOST]
+    return [family for family in families.values() if family]
+
+
+def _worth_trying(
+    families: Sequence[Sequence[Candidate]], request: PlanRequest
+) -> tuple[list[Candidate], list[Callable[[], float]]]:
+    """The best of each family, and those that are near by what it took; with functions that run them."""
+    tried = [family[0] for family in families][:MOST]
+    timers = [make_timer(one, request) for one in tried]
+    times = _first_turn(timers)
+    expected = [
+        (one.seconds * time / family[0].seconds, place, one)
+        for family, time in zip(families, times, strict=False)
+        for place, one in enumerate(family[1:])
+    ]
+    near = sorted((row for row in expected if row[0] <= NEAR * min(times)), key=lambda row: row[:2])[
+        : MOST - len(tried)
+    ]
+    more = [one for _, _, one in near]
+    return [*tried, *more], [*timers, *(make_timer(one, request) for one in more)]
 
 
 def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
