@@ -213,6 +213,10 @@ class StudySettings(TestSettings):
     """the type in which the network is tested; kernels are cut and fitted in float64"""
     memory: int = 2 * 2**30
     """bytes of what layers before the rewritten ones give that are kept between tests; it changes no result"""
+    scheduler: str | None = None
+    """where rows are made: by default here; local or local:4, in processes of this machine; tcp://HOST:8786, by Dask"""
+    time_limit: float = 3600.0
+    """with a scheduler: seconds for a row; a worker that takes longer is started again, and another makes the row"""
     output: Path = Path("runs/study")
     """the folder for the rows (results.jsonl) and the figures (PNG and SVG)"""
 

@@ -11,6 +11,7 @@ from torch import nn
 from ..fitting import read_size
 from ..model import Images
 from ..studies import Study, StudyOptions, study
+from ..workers import check_scheduler
 from .build import require_packages
 from .settings import StudySettings, describe_images
 
@@ -36,6 +37,7 @@ def run_study(
     """
     needs_images = settings.metric != "frobenius" or settings.curves == "divergence" or settings.report_metric
     settings.check(**{"calibrate": 1} if needs_images else {})
+    check_scheduler(settings.scheduler)
     for size in settings.size:
         read_size(size)
     require_packages({"tqdm": "study"}, "a study")
@@ -54,6 +56,8 @@ def run_study(
         "memory",
         "seed",
         "untrained",
+        "scheduler",
+        "time_limit",
     )
     options: dict[str, Any] = {name: getattr(settings, name) for name in shared}
     options |= {

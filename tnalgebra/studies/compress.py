@@ -19,7 +19,7 @@ from ..rewriting import Fit, Rule, start_fit
 from ..tensors import norm, relative
 from .kernels import Workbench, layers_of
 from .options import StudyOptions
-from .plan import Task, Work, plan_rows
+from .plan import Task, plan_rows, rounds_of
 from .rewrites import Rewrite
 from .store import Key
 
@@ -64,45 +64,46 @@ def compress_kernels(
     """
     options = StudyOptions(skip=tuple(skip), seed=seed)
     layers = layers_of(model, options.skip)
-    (work,) = plan_rows([Rewrite.read(rewrite)], [read_size(size)], layers, options)
-    ((_, kernels),) = compress_rows(work, work.tasks, Workbench(model, {each.name: each for each in layers}, options))
+    tasks = plan_rows([Rewrite.read(rewrite)], [read_size(size)], layers, options)
+    ((_, kernels),) = compress_rows(tasks, Workbench(model, {each.name: each for each in layers}, options))
     return kernels
 
 
-def compress_rows(work: Work, tasks: Sequence[Task], bench: Workbench) -> Iterator[tuple[Task, dict[str, Compressed]]]:
+def compress_rows(tasks: Sequence[Task], bench: Workbench) -> Iterator[tuple[Task, dict[str, Compressed]]]:
     """For each row, the kernels that it tests. Rows that need the same fits come one after another.
+
+    A fit depends on its layer, rewrite, size and seed alone, and not on the other rows that are asked for.
+
+    Args:
+        tasks: rows of one rewrite.
 
     Raises:
         RankError: a rank is out of range, or a budget cannot be met.
         ValuesError, LayerError: a decomposition, a fit or a metric cannot be computed; the layers are named.
     """
-    budgets = _plan_budgets(work.rewrite, tasks, bench)
+    rewrite = tasks[0].rewrite if tasks else None
+    if rewrite is None:
+        yield from ((task, {}) for task in tasks)
+        return
+    budgets = _plan_budgets(rewrite, tasks, bench)
     whole: dict[str, Fit] = {}
-    rounds: dict[tuple[object, ...], list[Task]] = {}
-    for task in tasks:
-        key = task.key
-        alone = key.scope if key.metric == "output" else None
-        rounds.setdefault((key.keep, key.budget, *task.fitted.items(), alone), []).append(task)
-    for together in rounds.values():
+    for together in rounds_of(tasks):
         key, size = together[0].key, together[0].size
         names = list(dict.fromkeys(name for task in together for name in task.layers))
         if key.metric == "input" or key.reported is not None:
             bench.metrics(names)  # of all layers in one pass over the images
         if isinstance(size, KeepFraction):
-            fits = {name: _cut(work.rewrite, name, size, bench, whole=whole) for name in names}
+            fits = {name: _cut(rewrite, name, size, bench, whole=whole) for name in names}
         elif key.budget is not None:
-            fits = fit_kernels(work.rewrite, budgets[key.budget], bench)
+            fits = fit_kernels(rewrite, budgets[key.budget], bench)
         else:
-            forms = {name: work.rewrite.form(bench.layers[name]) for name in names}
-            fits = fit_kernels(work.rewrite, {n: form.plan(together[0].fitted) for n, form in forms.items()}, bench)
+            forms = {name: rewrite.form(bench.layers[name]) for name in names}
+            fits = fit_kernels(rewrite, {n: form.plan(together[0].fitted) for n, form in forms.items()}, bench)
         for task in together:
+            chosen = [name for name in task.layers if name in fits]
             yield (
                 task,
-                {
-                    name: _contract(work.rewrite, task.key, _drop(fits[name], task), bench, name=name)
-                    for name in task.layers
-                    if name in fits
-                },
+                {name: _contract(task.key, _drop(fits[name], task), rewrite, bench, name=name) for name in chosen},
             )
 
 
@@ -129,7 +130,7 @@ def _cut(rewrite: Rewrite, name: str, fraction: KeepFraction, bench: Workbench, 
 def _plan_budgets(
     rewrite: Rewrite, tasks: Sequence[Task], bench: Workbench
 ) -> dict[float | str | None, dict[str, Planned]]:
-    """Budget, as in a row's key -> what each layer gets. The layers' error curves are measured once."""
+    """Budget, as in a row's key -> what each layer gets. The layers' error curves are measured once, for all budgets."""
     asked = [task for task in tasks if task.key.budget is not None]
     if not asked:
         return {}
@@ -138,7 +139,7 @@ def _plan_budgets(
         plans = plan_budget(
             bench.model,
             {name: [rewrite.form(bench.layers[name]).rule] for name in names},
-            [task.size for task in asked],
+            asked[0].budgets,
             example=bench.example,
             candidates="factored",
             metrics=None if options.metric == "frobenius" else bench.metrics(names),
@@ -147,11 +148,12 @@ def _plan_budgets(
             seed=options.seed,
             progress=options.progress,
         )
-    return {task.key.budget: plan for task, plan in zip(asked, plans, strict=True)}
+    of_budget = dict(zip(map(repr, asked[0].budgets), plans, strict=True))
+    return {task.key.budget: of_budget[repr(task.size)] for task in asked}
 
 
 def fit_kernels(rewrite: Rewrite, planned: Mapping[str, Planned], bench: Workbench) -> dict[str, Fit]:
-    """Fit the layers of a plan: those of one shape and rank side by side; or in their order, to the outputs."""
+    """Fit the layers of a plan, each by itself; or in their order, to the outputs."""
     if not planned:
         return {}
     options = bench.options
@@ -159,21 +161,16 @@ def fit_kernels(rewrite: Rewrite, planned: Mapping[str, Planned], bench: Workben
         with _about(rewrite, planned):
             return fit_planned(bench.model, planned, metric="output", inputs=bench.inputs, seed=options.seed)
     metrics = bench.metrics(planned) if options.metric == "input" else None
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, plan in planned.items():
-        groups.setdefault((plan.rule, *sorted(plan.ranks.items())), []).append(name)
     fits: dict[str, Fit] = {}
-    for names in groups.values():
-        plan = planned[names[0]]
-        with _about(rewrite, names):
-            together = plan.rule.apply_many(
-                [bench.weight(name) for name in names],
+    for name, plan in planned.items():
+        with _about(rewrite, [name]):  # each by itself: side by side, a fit would depend on the others
+            (fits[name],) = plan.rule.apply_many(
+                [bench.weight(name)],
                 plan.ranks,
-                metrics=None if metrics is None else [metrics[name] for name in names],
+                metrics=None if metrics is None else [metrics[name]],
                 seed=options.seed,
             )
-        fits |= dict(zip(names, together, strict=True))
-    return {name: fits[name] for name in planned}
+    return fits
 
 
 def _drop(fit: Fit, task: Task) -> Fit:
@@ -184,7 +181,7 @@ def _drop(fit: Fit, task: Task) -> Fit:
     return fit
 
 
-def _contract(rewrite: Rewrite, key: Key, fit: Fit, bench: Workbench, *, name: str) -> Compressed:
+def _contract(key: Key, fit: Fit, rewrite: Rewrite, bench: Workbench, *, name: str) -> Compressed:
     """The kernel of a fit, contracted back, and what a row says about it."""
     kernel, weight = bench.weight(name), fit.dense()
     details: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import StudyError
 from ..model import Curves, Images, MetricName
+from ..workers import TIME_LIMIT, Scheduler, check_scheduler
 
 Components: TypeAlias = Literal["refit", "drop"]
 """What is done at a smaller rank: "refit" fits again, "drop" drops components of the fit at the largest rank."""
@@ -74,6 +75,12 @@ class StudyOptions:
     everything else has been checked, and the folder is locked."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """Further settings for the folder's config, such as those of `prepare`. A later call must have the same."""
+    scheduler: Scheduler | None = None
+    """Where rows are made: None, in this process; "local" or "local:4", worker processes of this machine; the address
+    of a Dask scheduler, "tcp://host:8786"; or a client of `distributed`. The rows are the same."""
+    time_limit: float = TIME_LIMIT
+    """On workers: seconds that rows which are tested together may take, usually one. A worker that takes longer is
+    started again, and others make the row."""
     progress: bool = True
     """Show a progress bar where standard error is a terminal."""
 
@@ -93,6 +100,9 @@ class StudyOptions:
             raise StudyError(f"recalibration_shift={shift} {because}", fix="leave it out")
         if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
             raise StudyError(f"dtype is {self.dtype!r}", fix="a floating type, such as torch.float32")
+        check_scheduler(self.scheduler)
+        if not self.time_limit > 0:
+            raise StudyError(f"time_limit is {self.time_limit} seconds", fix="more than 0")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:

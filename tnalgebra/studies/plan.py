@@ -5,37 +5,37 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from ..errors import RankError, StudyError
 from ..fitting import KeepFraction, ModelBudget, ParameterBudget, Rank, RelativeError, Size, TimeBudget, size_text
 from .kernels import Layer, no_match
 from .options import StudyOptions
 from .rewrites import Rewrite
-from .store import Key, Row
+from .store import BASELINE, Key, Row
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """A row that will be made.
 
+    rewrite: None for the row of the network as it is.
     layers: names of the layers that are rewritten.
     size: that of the row: `KeepFraction` for cuts, a budget, or the rank of each bond.
     fitted: the ranks at which the fit is made; larger than the size where components are then dropped.
+    budgets: of a row under a budget: all budgets of its rewrite, which are planned together.
     """
 
+    rewrite: Rewrite | None
     key: Key
     layers: tuple[str, ...]
     size: Size
     fitted: Mapping[str, Rank]
+    budgets: tuple[ModelBudget, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
-    """A rewrite and its rows, which are made together."""
-
-    rewrite: Rewrite
-    tasks: Sequence[Task]
+UNTOUCHED = Task(None, BASELINE, (), {}, {})
+"""The row of the network as it is."""
 
 
 def plan_rows(
@@ -45,7 +45,7 @@ def plan_rows(
     options: StudyOptions,
     *,
     stored: Sequence[Row] = (),
-) -> list[Work]:
+) -> list[Task]:
     """Combine each rewrite with every size that suits it, and with every scope.
 
     Args:
@@ -71,9 +71,38 @@ def plan_rows(
     for pattern in options.scope:
         if pattern not in ("all", "each") and not any(fnmatchcase(name, pattern) for name in names):
             raise StudyError(no_match(f"the scope {pattern!r} matches no layer that is rewritten", pattern, names))
-    works = [Work(rewrite, _tasks(rewrite, sizes, chosen, options)) for rewrite, chosen in suited.items()]
-    _check_options(options, [task.key for work in works for task in work.tasks])
-    return works
+    tasks = [task for rewrite, chosen in suited.items() for task in _tasks(rewrite, sizes, chosen, options)]
+    _check_options(options, [task.key for task in tasks])
+    return tasks
+
+
+def rounds_of(tasks: Iterable[Task]) -> list[list[Task]]:
+    """Rows that need the same fits, together."""
+    rounds: dict[tuple[object, ...], list[Task]] = {}
+    for task in tasks:
+        key = task.key
+        alone = key.scope if key.metric == "output" else None
+        rounds.setdefault((task.rewrite, key.keep, key.budget, *task.fitted.items(), alone), []).append(task)
+    return list(rounds.values())
+
+
+def groups_of(tasks: Iterable[Task], layers: Iterable[str], *, spread: bool) -> list[list[Task]]:
+    """Rows of one rewrite that are made one after another, in the order of `rounds_of`.
+
+    Args:
+        layers: the names of all layers, in the order in which they run.
+        spread: whether groups are spread over workers. They are then rows of one layer, whose order is such that what
+            is kept of one test is of use for the next, or rows of the same layers that share fits; otherwise all rows
+            of a rewrite.
+    """
+    order = {name: place for place, name in enumerate(layers)}
+    groups: dict[tuple[Any, ...], list[Task]] = {}
+    for task in tasks:
+        key, place = task.key, order[task.layers[0]] if len(task.layers) == 1 else -1
+        several = (key.scope, key.keep, key.budget is None, *task.fitted.items()) if place < 0 else ()
+        groups.setdefault((place, task.rewrite, *several) if spread else (0, task.rewrite), []).append(task)
+    sorted_groups = [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+    return [[task for together in rounds_of(group) for task in together] for group in sorted_groups]
 
 
 def _check_sizes(sizes: Sequence[Size], suited: Mapping[Rewrite, Sequence[Layer]]) -> None:
@@ -118,6 +147,7 @@ def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], opt
     points = _points(rewrite, sizes, layers)
     counted = [point for point in points if _counts(point)]
     largest = {bond: max(ranks[bond] for ranks in counted) for bond in (counted[0] if counted else ())}
+    budgets = tuple(point for point in points if isinstance(point, ModelBudget))
     tasks: dict[Key, Task] = {}
     for point in points:
         budget = isinstance(point, ModelBudget)
@@ -128,7 +158,7 @@ def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], opt
             drops = largest if options.components == "drop" and largest and _counts(point) else None
             key = _with_size(Key(rewrite.text, name), rewrite, point, chosen, options=options, drops=drops)
             fitted = drops or (point if isinstance(point, Mapping) else {})
-            tasks.setdefault(key, Task(key, tuple(layer.name for layer in chosen), point, fitted))
+            tasks.setdefault(key, Task(rewrite, key, tuple(layer.name for layer in chosen), point, fitted, budgets))
     return list(tasks.values())
 
 

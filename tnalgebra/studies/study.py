@@ -22,11 +22,12 @@ from ..fitting import Size, read_size
 from ..model import Images, check_classes, load_images
 from ..rewriting import Fit, Rule
 from .kernel_figures import draw_kernels
-from .kernels import Workbench, layers_of
+from .kernels import layers_of
 from .options import StudyOptions
 from .plan import plan_rows
 from .rewrites import Rewrite
-from .runner import Runner, in_dtype, one_image
+from .row_results import RowTester, in_dtype, one_image
+from .runner import Runner
 from .store import Row, Store, digest_state, read_rows, table
 
 REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
@@ -119,7 +120,7 @@ def study(
     images = data if isinstance(data, Images) else load_images(str(data), "test")
     asked = [Rewrite.read(rewrite) for rewrite in rewrites], [read_size(size) for size in sizes]
     layers = layers_of(model, options.skip)
-    works = plan_rows(*asked, layers, options, stored=read_rows(folder))
+    tasks = plan_rows(*asked, layers, options, stored=read_rows(folder))
     network = deepcopy(model).to(options.device).eval()
     check_classes(images, _outputs(network, images, options))
     name = options.name or type(model).__name__
@@ -129,10 +130,8 @@ def study(
             network.to(options.device).eval()
             layers = layers_of(network, options.skip)
         store.settle(weights=digest_state(network)[:16])
-        draw_kernels(folder, store.rows, [task.key.fields for work in works for task in work.tasks], layers)
-        example = one_image(images, network, options)
-        bench = Workbench(network, {layer.name: layer for layer in layers}, options, example)
-        rows = Runner(bench, images, store).run(works)
+        draw_kernels(folder, store.rows, [task.key.fields for task in tasks], layers)
+        rows = Runner(RowTester(network, images, options), store).run(tasks)
     return Study(folder, rows, options.scope)
 
 

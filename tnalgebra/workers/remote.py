@@ -42,17 +42,16 @@ class Shared(WorkerPlugin):
         if worker:
             fact = f"the worker {get_worker().address} has other versions than the process that sent the tasks"
             raise WorkersError(fact, sent_by=worker, fix="the same environment for all of them")
-        return pickle.loads(self.payload)
+        return unpickle(self.payload)
 
 
-def work(payload: bytes, *, name: str, group: int, first: int, time_limit: float) -> list[bytes]:
+def work(payload: bytes, *, name: str, group: int, time_limit: float) -> list[bytes]:
     """Do tasks of a group, one after another. The results but the last are sent to the client as they are finished.
 
     Args:
         payload: a pickle of the function and the tasks, see `run_tasks`.
         name: of the `Shared`, and of the topic of messages to the client. The work ends when it is removed.
         group: the number of the group.
-        first: the number of tasks of the group that were done before.
 
     Returns:
         A pickle of each result, also of those that were sent.
@@ -62,7 +61,7 @@ def work(payload: bytes, *, name: str, group: int, first: int, time_limit: float
     results: list[bytes] = []
     with shared.lock:
         value = shared.value
-        function, tasks = pickle.loads(payload)
+        function, tasks = unpickle(payload)
         iterator = iter(function(value, tasks))
         while name in worker.plugins:
             with _limited(time_limit if worker.nanny else 0):
@@ -71,8 +70,18 @@ def work(payload: bytes, *, name: str, group: int, first: int, time_limit: float
                 break
             results.append(cloudpickle.dumps(result))
             if len(results) < len(tasks):
-                worker.log_event(name, (group, first + len(results) - 1, results[-1]))
+                worker.log_event(name, (group, len(results) - 1, results[-1]))
     return results
+
+
+def unpickle(payload: bytes) -> Any:
+    """What was sent. Raises WorkersError where something that it needs does not exist here."""
+    try:
+        return pickle.loads(payload)
+    except (ImportError, AttributeError) as error:
+        fact = f"the worker {get_worker().address} lacks code that its tasks need"
+        fix = "the same packages and modules on all workers, such as in their PYTHONPATH"
+        raise WorkersError(fact, because=error, fix=fix) from error
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 from uuid import uuid4
 
 from ..errors import WorkersError
@@ -31,7 +31,7 @@ AHEAD = 2
 """Groups for each worker that are sent at a time, so that a worker has the next one when it has finished one."""
 
 DEATHS = 2
-"""How often Dask may give a task up, after as many deaths of workers as it allows, until it is not sent again."""
+"""How often Dask may give a task up, each time after as many deaths of workers as it allows."""
 
 
 def run_tasks(
@@ -42,7 +42,7 @@ def run_tasks(
     scheduler: Scheduler | None = None,
     time_limit: float = TIME_LIMIT,
     progress: bool = False,
-) -> Iterator[tuple[T, R]]:
+) -> Generator[tuple[T, R], None, None]:
     """Run tasks in this process, or on the workers of a Dask cluster.
 
     Every task has one result, whatever happens to workers: those of a worker that dies are done by others. A task that
@@ -93,15 +93,13 @@ def run_tasks(
 class _Group(Generic[T]):
     """Tasks that were sent to the cluster.
 
+    deaths: how often they were given up before, because their workers had died.
     done: how many of them have results.
-    first: how many had when the others were sent.
-    deaths: how often the others were given up, because their workers had died.
     """
 
     tasks: Sequence[T]
-    done: int = 0
-    first: int = 0
     deaths: int = 0
+    done: int = 0
     future: Future[list[bytes]] = field(init=False)
 
 
@@ -116,7 +114,7 @@ class _Run(Generic[S, T, R]):
         self.client, self.function, self.time_limit = client, function, time_limit
         self.address = client.scheduler.address if client.scheduler else ""
         self.name = f"tnalgebra-{uuid4().hex}"
-        self.queue: SimpleQueue[tuple[int, int | None, Any]] = SimpleQueue()
+        self.queue: SimpleQueue[tuple[int, int | None, bytes]] = SimpleQueue()
         self.groups: dict[int, _Group[T]] = {}
         self.count = 0
 
@@ -133,8 +131,7 @@ class _Run(Generic[S, T, R]):
             remaining = iter(groups)
             while True:
                 for tasks in islice(remaining, max(0, self._free())):
-                    self.count += 1
-                    self._send(self.count, _Group(tasks))
+                    self._send(_Group(tasks))
                 if not self.groups:
                     return
                 yield from self._next()
@@ -155,40 +152,40 @@ class _Run(Generic[S, T, R]):
         with self._reaching():
             return AHEAD * max(1, len(self.client.nthreads())) - len(self.groups)
 
-    def _send(self, number: int, group: _Group[T]) -> None:
-        """Send those tasks of a group that have no result yet."""
+    def _send(self, group: _Group[T]) -> None:
+        """Send a group to the cluster."""
         import dask
         from cloudpickle import dumps
 
         from .remote import work
 
-        group.first = group.done
-        payload = dumps((self.function, group.tasks[group.done :]))
+        self.count += 1
+        number = self.count
+        payload = dumps((self.function, group.tasks))
         with self._reaching(), dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
             group.future = self.client.submit(
                 work,
                 payload,
                 name=self.name,
                 group=number,
-                first=group.done,
                 time_limit=self.time_limit,
-                key=f"{self.name}-{number}-{group.done}-{group.deaths}",
+                key=f"{self.name}-{number}",
                 pure=False,
             )
-        group.future.add_done_callback(lambda future: self.queue.put((number, None, future)))
+        group.future.add_done_callback(lambda _: self.queue.put((number, None, b"")))
         self.groups[number] = group
 
     def _next(self) -> Iterator[tuple[T, R]]:
         """Wait for the next thing that happens. Yields the results that it brings, if they are new."""
-        number, place, what = self.queue.get()
+        number, place, result = self.queue.get()
         group = self.groups.get(number)
         if group is None:
             return
-        if place is None and what is group.future:
-            for result in self._ended(number, group)[group.done - group.first :]:
-                yield self._result(group, result)
+        if place is None:
+            for left in self._ended(number, group)[group.done :]:
+                yield self._result(group, left)
         elif place == group.done:
-            yield self._result(group, what)
+            yield self._result(group, result)
 
     def _result(self, group: _Group[T], result: bytes) -> tuple[T, R]:
         group.done += 1
@@ -202,15 +199,20 @@ class _Run(Generic[S, T, R]):
         if group.future.status != "error":
             with self._reaching():
                 results: list[bytes] = group.future.result()
-                return results
+            assert len(results) == len(group.tasks), "the function gives one result for each task"
+            return results
         error = group.future.exception()
         if not isinstance(error, KilledWorker):
             raise error
-        group.deaths = group.deaths + 1 if group.done == group.first else 0
-        if group.deaths == DEATHS:
-            fact = f"workers die of the task {group.tasks[group.done]!r}, or it takes longer than {self.time_limit:g} s"
+        rest = group.tasks[group.done :]
+        if group.done:
+            self._send(_Group(rest))
+            return []
+        if group.deaths == DEATHS - 1:
+            fact = f"workers die of the task {rest[0]!r}, or it takes longer than {self.time_limit:g} s"
             raise WorkersError(fact, last_worker=error.last_worker.address, fix="a higher time limit, or more memory")
-        self._send(number, group)
+        for task in rest:  # one by one, so that it is known which of them it is
+            self._send(_Group([task], deaths=group.deaths + 1))
         return []
 
     def _end(self) -> None:
