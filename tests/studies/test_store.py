@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -160,18 +162,23 @@ def test_a_folder_that_cannot_be_written(place: str, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
-def test_a_full_disk_is_an_error_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     rows = filled(tmp_path, 2)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
+    before = (tmp_path / ROWS).read_bytes()
     with Store(tmp_path, CONFIGURED).opened() as store:
         store.settle(weights=WEIGHTS)
-        monkeypatch.setattr("os.fsync", full)
-        with refused(StudyError, "No space left on device"):
-            store.append(row(2))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails half way, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 40, limits[1]))
+        try:
+            with refused(StudyError, f"{tmp_path} cannot be written"):
+                store.append(row(2))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert store.rows == rows
+        assert (tmp_path / ROWS).read_bytes() == before
+        store.append(row(2))
+    assert read_rows(tmp_path) == [*rows, row(2)]
 
 
 def test_the_table_is_aligned_and_leaves_single_layers_out() -> None:

@@ -55,7 +55,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 """The memory formats that a network may be compressed for."""
 
 
-WITHOUT_INFLUENCE = ("output", "device", "batch_size")
+WITHOUT_INFLUENCE = ("output", "device", "batch_size", "scheduler")
 """Settings that another run may have and still be the same one."""
 
 
@@ -212,6 +212,7 @@ def _convert(
         tune=settings.tune,
         seed=settings.seed,
         fractions=fractions,
+        scheduler=settings.scheduler,
     )
     print(f"{perf_counter() - started:.0f} s", flush=True)
     return converted

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import DataError, RuleError, StudyError, TnalgebraError
 from ..networks import KERNEL_LABELS, bipartitions
+from ..workers import check_scheduler
 from .build import build_model, check_trained, require_library, require_packages
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ class TestSettings(ImageSettings, WeightSettings):
     recalibrate_shift: int = 0
     """pixels by which these images are moved at random, as in the training; 4 for the published CIFAR ResNets"""
 
+    scheduler: str | None = None
+    """who fits and tests: by default this process; local or local:4, worker processes here; tcp://HOST:8786, Dask's"""
+
     def network(self, images: Images, *, trained_later: bool = False) -> nn.Module:
         """The network for these images, with its weights.
 
@@ -130,6 +134,7 @@ class TestSettings(ImageSettings, WeightSettings):
             MissingPackageError: the library that builds the network is not installed.
         """
         require_library(self.model)
+        check_scheduler(self.scheduler)
         least = {"calibrate": 0, "recalibrate_shift": 0, "batch_size": 1, "limit": 1, **least}
         for name, bound in least.items():
             value: Any = getattr(self, name)
@@ -213,8 +218,6 @@ class StudySettings(TestSettings):
     """the type in which the network is tested; kernels are cut and fitted in float64"""
     memory: int = 2 * 2**30
     """bytes of what layers before the rewritten ones give that are kept between tests; it changes no result"""
-    scheduler: str | None = None
-    """where rows are made: by default here; local or local:4, in processes of this machine; tcp://HOST:8786, by Dask"""
     time_limit: float = 3600.0
     """with a scheduler: seconds for a row; a worker that takes longer is started again, and another makes the row"""
     output: Path = Path("runs/study")

@@ -11,7 +11,6 @@ from torch import nn
 from ..fitting import read_size
 from ..model import Images
 from ..studies import Study, StudyOptions, study
-from ..workers import check_scheduler
 from .build import require_packages
 from .settings import StudySettings, describe_images
 
@@ -37,7 +36,6 @@ def run_study(
     """
     needs_images = settings.metric != "frobenius" or settings.curves == "divergence" or settings.report_metric
     settings.check(**{"calibrate": 1} if needs_images else {})
-    check_scheduler(settings.scheduler)
     for size in settings.size:
         read_size(size)
     require_packages({"tqdm": "study"}, "a study")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..errors import LayerError, TnalgebraError
 from ..fitting import Metric, ModelBudget, ParameterBudget, Size, TimeBudget
 from ..nn import KernelLayer, kernel_labels_of
 from ..rewriting import Fit
+from ..workers import Scheduler, run_tasks
 from .budget import Treatment, error_of, ranks_of
 from .curves import parameter_costs
 from .example import Example
@@ -41,6 +43,7 @@ class Conversion:
     maker: LayerMaker
     allow_larger: bool
     progress: bool
+    scheduler: Scheduler | None = None
     offered: dict[str, list[Treatment]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
@@ -135,16 +138,21 @@ class Conversion:
 
             def fit(name: str, weight: Tensor, metric: Metric | None) -> Tensor:
                 bar.update()
-                self.fit(name, weight, metric)
+                self.keep(name, *fit_offers(None, [(name, self.offered[name], weight, metric)]))
                 return self.fits[name][1].dense() if name in self.fits else weight
 
             ordered = [name for name in layers if self._has_metric(name)] if inputs is not None and sequential else []
             if inputs is not None and ordered:
                 fit_in_order(self.model, inputs, fit, layers=ordered, ridge=ridge, device=self.device)
-            for name in layers:
-                if name not in ordered:
+            alone = (
+                [(name, self.offered[name], self.weight(name), metrics.get(name))]
+                for name in layers
+                if name not in ordered
+            )
+            with closing(run_tasks(fit_offers, alone, shared=None, scheduler=self.scheduler)) as results:
+                for (name, *_), fits in results:
                     bar.update()
-                    self.fit(name, self.weight(name), metrics.get(name))
+                    self.keep(name, fits)
 
     def _has_metric(self, name: str) -> bool:
         """Whether the inputs of a layer make a norm for its fit: not those of an embedding, or of tied layers."""
@@ -175,22 +183,18 @@ class Conversion:
                 del self.offered[name]
                 self.reasons[name] = dense.get(name, "the budget leaves it dense")
 
-    def fit(self, name: str, weight: Tensor, metric: Metric | None) -> None:
-        """Fit what the layer is offered, and keep the best that saves parameters."""
-        fits: list[tuple[Treatment, Fit]] = []
-        failed: TnalgebraError | None = None
-        for treatment in self.offered[name]:
-            try:
-                (fit,) = treatment.apply([weight], None, metrics=None if metric is None else [metric])
-                fits.append((treatment, fit))
-            except TnalgebraError as error:
-                failed = error
-        if not fits:
-            self.refuse(name, failed)
+    def keep(self, name: str, fits: Sequence[Fit | TnalgebraError]) -> None:
+        """Keep the best that saves parameters, of the fits of what the layer is offered."""
+        done = [
+            (treatment, fit) for treatment, fit in zip(self.offered[name], fits, strict=True) if isinstance(fit, Fit)
+        ]
+        if not done:
+            self.refuse(name, fits[-1])
             return
-        saving = [one for one in fits if self.allow_larger or one[1].parameters < weight.numel()]
+        weight = self.weight(name)
+        saving = [one for one in done if self.allow_larger or one[1].parameters < weight.numel()]
         if not saving:
-            least = min(fit.parameters for _, fit in fits)
+            least = min(fit.parameters for _, fit in done)
             del self.offered[name]
             self.reasons[name] = f"break-even: {least:,} parameters decomposed, {weight.numel():,} dense"
             return
@@ -242,6 +246,20 @@ class Conversion:
             degeneracy=fit.degeneracy,
             multiply_adds_after=self.maker.multiply_adds(name, layers) if counted else None,
         )
+
+
+def fit_offers(
+    _: None, layers: Sequence[tuple[str, Sequence[Treatment], Tensor, Metric | None]]
+) -> Iterator[list[Fit | TnalgebraError]]:
+    """For each layer, the fits of what it is offered, or why one of them fails; a task of `run_tasks`."""
+    for _name, treatments, weight, metric in layers:
+        fits: list[Fit | TnalgebraError] = []
+        for treatment in treatments:
+            try:
+                fits += treatment.apply([weight], None, metrics=None if metric is None else [metric])
+            except TnalgebraError as error:
+                fits.append(error)
+        yield fits
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -16,6 +16,7 @@ from ..compiler import Candidates
 from ..errors import DataError, LayerError, RankError, WeightError
 from ..fitting import ModelBudget, MultiplyAddsBudget, ParameterBudget, Size, TimeBudget, read_size
 from ..nn import KernelLayer, elements_by_default
+from ..workers import Scheduler, check_scheduler
 from .attention import unfolding_attentions
 from .budget import group_reasons
 from .conversion import Conversion, count_parameters
@@ -59,6 +60,7 @@ def convert(
     ridge: float = RIDGE,
     seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
+    scheduler: Scheduler | None = None,
     progress: bool = True,
 ) -> tuple[_M, ConversionReport]:
     """Decompose the kernel layers of a model, each as the first pattern that fits it says.
@@ -89,6 +91,9 @@ def convert(
         ridge: of the covariances, see `Metric.with_ridge`.
         seed: of the fits whose choices name none.
         fractions: parts of a kernel's parameters at which its error curve is measured, for a budget.
+        scheduler: "local", worker processes of this machine, or "tcp://host:8786", a Dask cluster (`run_tasks` of
+            `tn.workers` has more): fits are spread over them, a layer at a time, with the same result. Not those of
+            `sequential`, each of which needs the one before. Error curves for a budget are measured in this process.
         progress: show bars, where stderr is a terminal.
 
     Returns:
@@ -100,18 +105,22 @@ def convert(
         RuleError: a request cannot be read.
         RankError: a budget cannot be met (the message has the least that can, and why layers stay dense); a size that
             cannot be read, or has no meaning where it is given.
+        WorkersError: the scheduler cannot be reached, or is lost.
         DataError: calibration data, or an example, are missing where they are needed, or hold no inputs.
 
     Example:
         >>> model, report = tn.convert(model, {torch.nn.Conv2d: "tucker2"}, size="parameters 0.5")
         >>> print(report)
     """
+    check_scheduler(scheduler)
     whole = None if size is None else read_size(size)
     _check_settings(model, whole, example, calibration, sequential=sequential)
     target = model if inplace else copy.deepcopy(model)
     with torch.inference_mode(False), elements_by_default(), unfolding_attentions(target) as unfolding:
         sites = find_sites(target)
-        work = Conversion(target, sites, LayerMaker(sites, {}, candidates, tune, backward), allow_larger, progress)
+        work = Conversion(
+            target, sites, LayerMaker(sites, {}, candidates, tune, backward), allow_larger, progress, scheduler
+        )
         assigned = assign(target, sites, patterns)
         budget = _check_sizes(whole, assigned)
         work.offer(assigned, None if budget is not None else whole, seed)

@@ -130,7 +130,7 @@ def _cut(rewrite: Rewrite, name: str, fraction: KeepFraction, bench: Workbench, 
 def _plan_budgets(
     rewrite: Rewrite, tasks: Sequence[Task], bench: Workbench
 ) -> dict[float | str | None, dict[str, Planned]]:
-    """Budget, as in a row's key -> what each layer gets. The layers' error curves are measured once, for all budgets."""
+    """Budget, as in a row's key -> what each layer gets. Error curves are measured once for all budgets."""
     asked = [task for task in tasks if task.key.budget is not None]
     if not asked:
         return {}

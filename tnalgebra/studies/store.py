@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -241,11 +241,19 @@ class Store:
         return config
 
     def append(self, row: Row) -> None:
-        """Add a row; when this returns, it is on the disk."""
-        with writing(self.folder), (self.folder / ROWS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Add a row; when this returns, it is on the disk. If it cannot be written, the file is as it was."""
+        path = self.folder / ROWS
+        with writing(self.folder):
+            before = path.stat().st_size if path.exists() else 0
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(path, before)
+                raise
         self.rows.append(row)
 
 

@@ -75,6 +75,7 @@ def connected(scheduler: Scheduler, *, time_limit: float) -> Iterator[Client]:
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"worker_ttl": min(FROZEN_SECONDS, time_limit)},
                 env=threads,
+                preload="tnalgebra.workers.remote",
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import pickle
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,6 +19,11 @@ from ..errors import WorkersError
 from .versions import differences
 
 _END = object()
+
+
+def dask_setup(_: Worker) -> None:
+    """Dask calls this when a worker of this machine starts. Ctrl-C is for the process that will then end it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Shared(WorkerPlugin):
