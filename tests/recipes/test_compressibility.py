@@ -199,7 +199,7 @@ def _kill(config: Config, moment: Callable[[], bool]) -> None:
 def test_a_second_run_repeats_nothing_and_trains_nothing(
     uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(import_module("tnalgebra.studies.runner"), "accuracy", None)
+    monkeypatch.setattr(import_module("tnalgebra.studies.row_results"), "accuracy", None)
     before = (uninterrupted / ROWS).stat().st_mtime_ns
     assert main(quick(uninterrupted)).rows == read_rows(uninterrupted)
     assert (uninterrupted / ROWS).stat().st_mtime_ns == before
@@ -407,7 +407,7 @@ def test_interrupting_says_that_it_can_continue(
     def interrupted(*_: object, **__: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("tnalgebra.studies.runner"), "accuracy", interrupted)
+    monkeypatch.setattr(import_module("tnalgebra.studies.row_results"), "accuracy", interrupted)
     monkeypatch.setattr("sys.argv", ["compressibility", *arguments(quick(tmp_path))])
     with pytest.raises(SystemExit) as caught:
         compressibility.run()

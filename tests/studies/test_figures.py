@@ -397,7 +397,7 @@ def test_figures_are_drawn_again_while_rows_come_in(tmp_path: Path, monkeypatch:
 
 
 def test_kernels_are_drawn_before_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "accuracy", _stop)
+    monkeypatch.setattr(import_module("tnalgebra.studies.row_results"), "accuracy", _stop)
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path)
     assert sorted(stamps(tmp_path)) == sorted(f"{name}.{kind}" for name in KERNELS for kind in ("png", "svg"))
