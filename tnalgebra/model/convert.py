@@ -83,17 +83,13 @@ def convert(
             of these. The model runs on it before, so that plans are made for the real sizes and layers that are never
             called stay dense; and after, to check that it does. Its hooks are called each time.
         calibration: batches of inputs, or one batch; the fits are in the norm of the layer's outputs over them.
-        sequential: fit the layers in the order they run, each to the original output from the inputs that the layers
-            before leave (`tn.model.fit_in_order`).
+        sequential: fit the layers in the order they run, each to the output it had (`tn.model.fit_in_order`).
         inplace: False: a copy is converted, and the model stays as it is.
         allow_larger: also convert layers that do not get smaller.
         candidates, tune, backward: of the plans, see `compile`.
-        ridge: of the covariances, see `Metric.with_ridge`.
-        seed: of the fits whose choices name none.
+        ridge, seed: of the covariances, see `Metric.with_ridge`; of the fits whose choices name none.
         fractions: parts of a kernel's parameters at which its error curve is measured, for a budget.
-        scheduler: "local", worker processes of this machine, or "tcp://host:8786", a Dask cluster (`run_tasks` of
-            `tn.workers` has more): fits are spread over them, a layer at a time, with the same result. Not those of
-            `sequential`, each of which needs the one before. Error curves for a budget are measured in this process.
+        scheduler: of `tn.workers.run_tasks`, over which fits are spread; not error curves, and not `sequential` fits.
         progress: show bars, where stderr is a terminal.
 
     Returns:
@@ -101,26 +97,22 @@ def convert(
 
     Raises:
         LayerError: a pattern that is not optional fits no layer, or every layer it fits is refused; the model is a
-            single layer, does not run on the example, or does not run once it is converted.
+            single layer, or does not run on the example before or after the conversion.
         RuleError: a request cannot be read.
-        RankError: a budget cannot be met (the message has the least that can, and why layers stay dense); a size that
-            cannot be read, or has no meaning where it is given.
-        WorkersError: the scheduler cannot be reached, or is lost.
+        RankError: a budget cannot be met (the message has the least that can); a size cannot be read, or has no meaning.
         DataError: calibration data, or an example, are missing where they are needed, or hold no inputs.
 
     Example:
         >>> model, report = tn.convert(model, {torch.nn.Conv2d: "tucker2"}, size="parameters 0.5")
         >>> print(report)
     """
-    check_scheduler(scheduler)
     whole = None if size is None else read_size(size)
-    _check_settings(model, whole, example, calibration, sequential=sequential)
+    _check_settings(model, whole, example, calibration, sequential=sequential, scheduler=scheduler)
     target = model if inplace else copy.deepcopy(model)
     with torch.inference_mode(False), elements_by_default(), unfolding_attentions(target) as unfolding:
         sites = find_sites(target)
-        work = Conversion(
-            target, sites, LayerMaker(sites, {}, candidates, tune, backward), allow_larger, progress, scheduler
-        )
+        maker = LayerMaker(sites, {}, candidates, tune, backward)
+        work = Conversion(target, sites, maker, allow_larger, progress, scheduler)
         assigned = assign(target, sites, patterns)
         budget = _check_sizes(whole, assigned)
         work.offer(assigned, None if budget is not None else whole, seed)
@@ -196,8 +188,15 @@ def _list_replaced(sites: Sequence[Site], layers: Sequence[KernelLayer]) -> tupl
 
 
 def _check_settings(
-    model: nn.Module, size: Size | None, example: object, calibration: object, *, sequential: bool
+    model: nn.Module,
+    size: Size | None,
+    example: object,
+    calibration: object,
+    *,
+    sequential: bool,
+    scheduler: Scheduler | None,
 ) -> None:
+    check_scheduler(scheduler)
     if isinstance(size, MultiplyAddsBudget | TimeBudget) and example is None:
         fact = "time is measured" if isinstance(size, TimeBudget) else "multiply-adds are counted"
         raise DataError(f"{fact} at an example input", fix="example=x, or its shape")
