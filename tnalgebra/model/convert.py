@@ -99,7 +99,7 @@ def convert(
         LayerError: a pattern that is not optional fits no layer, or every layer it fits is refused; the model is a
             single layer, or does not run on the example before or after the conversion.
         RuleError: a request cannot be read.
-        RankError: a budget cannot be met (the message has the least that can); a size cannot be read, or has no meaning.
+        RankError: a budget cannot be met (the message has the least); a size cannot be read, or has no meaning.
         DataError: calibration data, or an example, are missing where they are needed, or hold no inputs.
 
     Example:
