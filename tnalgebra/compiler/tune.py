@@ -58,7 +58,10 @@ TURNS, ENOUGH = 5, 2e-3
 SMALL_PART = 0.25
 """Part of the predicted seconds that steps of weights alone may have if they are left out of the measured ones."""
 
-PATIENCE, TIMES = 0.02, 8
+HOPELESS = 4.0
+"""A candidate that took this many times as long as the fastest one, and milliseconds more, is not run again."""
+
+PATIENCE, TIMES = 0.01, 4
 """No further candidate is tried once the first turn took these seconds and as many times those of the fastest one."""
 
 FEWEST = 4
@@ -104,8 +107,8 @@ def tune_candidates(listed: Sequence[Candidate], request: PlanRequest) -> list[C
     digests = [digest(candidate) for candidate in listed]
     seconds = _read(file)
     if next(iter(seconds), None) not in digests:
-        tried, timers = _worth_trying(families, request)
-        measured, agreed = measure_candidates(tried, timers)
+        tried, timers, first = _worth_trying(families, request)
+        measured, agreed = measure_candidates(tried, timers, first=first)
         seconds = {digest(one): time for one, time in measured}
         if agreed:
             with suppress(OSError):  # where the folder cannot be written to, the next process measures again
@@ -117,18 +120,20 @@ def tune_candidates(listed: Sequence[Candidate], request: PlanRequest) -> list[C
 
 
 def measure_candidates(
-    tried: Sequence[Candidate], timers: Sequence[Callable[[], float]]
+    tried: Sequence[Candidate], timers: Sequence[Callable[[], float]], *, first: Sequence[float] = ()
 ) -> tuple[list[tuple[Candidate, float]], bool]:
     """Every candidate with the least of its seconds: the winner first, then from the fastest to the slowest.
 
     Args:
         timers: functions that run a candidate once and return the seconds.
+        first: what the first of them returned already.
 
     Returns:
         The candidates, and whether two batches of turns in a row agree about the winner.
     """
-    last = least = _first_turn(timers)
-    running = _near(least, FAR_BEHIND[0])
+    last = least = [*first, *_first_turn(timers[len(first) :], least=min(first, default=math.inf))]
+    is_long = min(least) > ENOUGH  # what disturbs such a run changes it little
+    running = _near(least, FAR_BEHIND[1 if is_long else 0])
     agreed = False
     for batch in range(1, BATCHES):
         now = [math.inf] * len(tried)
@@ -136,7 +141,7 @@ def measure_candidates(
             for number in running:
                 now[number] = min(now[number], timers[number]())
         least = [min(pair) for pair in zip(least, now, strict=True)]
-        agreed = batch > 1 and _agree(last, now, running) and {*_near(least, 1)} <= {*running}
+        agreed = (batch > 1 or is_long) and _agree(last, now, running) and {*_near(least, 1)} <= {*running}
         if agreed:
             break
         # what was fast once runs again, as what was slow then may have been disturbed
@@ -146,23 +151,28 @@ def measure_candidates(
     measured = [n for n in range(len(tried)) if least[n] < math.inf]
     order = sorted(measured, key=lambda n: (n not in running, least[n]))
     near = [n for n in running if least[n] <= (1 + TIE) * least[order[0]]]
-    first = min(near, key=lambda n: (tried[n].calls, least[n]))
-    return [(tried[n], least[n]) for n in (first, *(n for n in order if n != first))], agreed
+    winner = min(near, key=lambda n: (tried[n].calls, least[n]))
+    return [(tried[n], least[n]) for n in (winner, *(n for n in order if n != winner))], agreed
 
 
-def _first_turn(timers: Sequence[Callable[[], float]]) -> list[float]:
+def _first_turn(timers: Sequence[Callable[[], float]], *, least: float = math.inf) -> list[float]:
     """The seconds of the first run of each candidate; infinity for those for which there was no time.
 
     What would be dropped runs twice more, as another program, or what torch does once, may have slowed the first run.
+
+    Args:
+        least: the seconds of the fastest of those that ran before.
     """
     times = [math.inf] * len(timers)
     spent = 0.0
     for number, run in enumerate(timers):
-        if number < FEWEST or spent < PATIENCE + TIMES * min(times):
+        if (number < FEWEST and least == math.inf) or spent < PATIENCE + TIMES * min((least, *times)):
             times[number] = run()
             spent += times[number]
     for number in sorted(range(len(timers)), key=times.__getitem__) * 2:
-        if FAR_BEHIND[0] * min(times) < times[number] < math.inf and spent < 2 * (PATIENCE + TIMES * min(times)):
+        fastest = min((least, *times))
+        may_win = FAR_BEHIND[0] * fastest < times[number] < HOPELESS * fastest + PATIENCE / TIMES
+        if may_win and spent < 2 * (PATIENCE + TIMES * fastest):
             again = timers[number]()
             times[number], spent = min(times[number], again), spent + again
     return times
@@ -196,8 +206,12 @@ def _families(listed: Sequence[Candidate]) -> list[list[Candidate]]:
 
 def _worth_trying(
     families: Sequence[Sequence[Candidate]], request: PlanRequest
-) -> tuple[list[Candidate], list[Callable[[], float]]]:
-    """The best of each family, and those that are near by what it took; with functions that run them."""
+) -> tuple[list[Candidate], list[Callable[[], float]], list[float]]:
+    """The best of each family, and those that are near by what it took.
+
+    Returns:
+        The candidates, functions that run them, and the seconds of the first of them.
+    """
     tried = [family[0] for family in families][:MOST]
     timers = [make_timer(one, request) for one in tried]
     times = _first_turn(timers)
@@ -210,7 +224,7 @@ def _worth_trying(
         : MOST - len(tried)
     ]
     more = [one for _, _, one in near]
-    return [*tried, *more], [*timers, *(make_timer(one, request) for one in more)]
+    return [*tried, *more], [*timers, *(make_timer(one, request) for one in more)], times
 
 
 def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
