@@ -132,8 +132,7 @@ def measure_candidates(
         The candidates, and whether two batches of turns in a row agree about the winner.
     """
     last = least = [*first, *_first_turn(timers[len(first) :], least=min(first, default=math.inf))]
-    is_long = min(least) > ENOUGH  # what disturbs such a run changes it little
-    running = _near(least, FAR_BEHIND[1 if is_long else 0])
+    running = _near(least, FAR_BEHIND[0])
     agreed = False
     for batch in range(1, BATCHES):
         now = [math.inf] * len(tried)
@@ -141,7 +140,7 @@ def measure_candidates(
             for number in running:
                 now[number] = min(now[number], timers[number]())
         least = [min(pair) for pair in zip(least, now, strict=True)]
-        agreed = (batch > 1 or is_long) and _agree(last, now, running) and {*_near(least, 1)} <= {*running}
+        agreed = batch > 1 and _agree(last, now, running) and {*_near(least, 1)} <= {*running}
         if agreed:
             break
         # what was fast once runs again, as what was slow then may have been disturbed
