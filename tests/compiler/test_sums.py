@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ import tnalgebra as tn
 from tests.compiler_cases import calls, check, check_at, compiled
 from tests.refusals import refused
 from tests.strategies import random_values
+from tnalgebra.compiler import sums as program_sums
+from tnalgebra.compiler import tune
 from tnalgebra.compiler.operations import Convolve, Plus
-from tnalgebra.errors import CompileError, SizeError
-from tnalgebra.networks import aligned, collected, in_one_window, parse
+from tnalgebra.errors import CompileError, SizeError, TnalgebraError
+from tnalgebra.networks import Conv, Network, aligned, collected, in_one_window, parse
 
 LOW_RANK = "X[n:6 i:9] U[a:2 i] V[o:8 a] + X[n i] W[o i] -> [n o]"
 DEPTHWISE = (
@@ -69,6 +73,50 @@ def test_every_candidate_is_right_also_at_other_sizes(name: str) -> None:
         check_at(module, others)
     check(text, inputs, candidates="factored")
     check(text, inputs, backward=True)
+
+
+def _without_the_last(programs: Any) -> Any:
+    return _ADD(programs[:-1] if len(programs) > 1 else programs)
+
+
+def _first_kernel_alone(terms: Any, name: str, **choices: Any) -> Any:
+    pair = collected(terms, name, **choices)
+    return None if pair is None else (pair[0], pair[1].terms[0])
+
+
+def _one_place_off(terms: Any) -> Any:
+    placed = in_one_window(terms)
+    if placed is None:
+        return None
+
+    def moved(node: Any) -> Any:
+        inner = isinstance(node, Conv) and node.low < 0
+        return dataclasses.replace(node, low=node.low + 1, high=node.high - 1) if inner else node
+
+    return [Network([moved(node) for node in term.nodes], term.output, term.sizes) for term in placed]
+
+
+_ADD = program_sums.add_programs
+
+BROKEN: list[tuple[str, Any, str]] = [
+    ("add_programs", _without_the_last, "low rank"),
+    ("collected", _first_kernel_alone, "grouped"),
+    ("in_one_window", _one_place_off, "depthwise"),
+    ("aligned", lambda terms: [terms[0]] * len(terms), "low rank"),
+    ("fresh_words", lambda words, taken: {}, "depthwise"),  # labels of several sizes have one word
+]
+"""Parts of the lowering of sums, broken on purpose, and a case in which the battery sees it."""
+
+
+@pytest.mark.parametrize(("name", "function", "case"), BROKEN, ids=[name for name, _, _ in BROKEN])
+def test_the_battery_catches_a_broken_lowering(
+    name: str, function: Any, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, inputs, _ = CASES[case]
+    monkeypatch.setattr(program_sums, name, function)
+    monkeypatch.setattr(tune, "_remembered", OrderedDict())  # not the candidates of other tests
+    with pytest.raises((AssertionError, RuntimeError, TnalgebraError)):
+        check(text, inputs)
 
 
 def test_an_equal_step_is_done_once() -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from tests.kernel_cases import check_claim, gaussian
 from tests.refusals import refused
 from tests.strategies import random_values
-from tnalgebra.errors import RankError, RuleError
+from tnalgebra.errors import RankError, RuleError, TnalgebraError
 from tnalgebra.fitting import KeepFraction, Metric, ParameterBudget
+from tnalgebra.fitting.objective import Objective
 from tnalgebra.networks import Sum, parse, parse_rule, shapes, with_sizes
 from tnalgebra.rewriting import Fit, rule
 from tnalgebra.tensors import evaluate
@@ -42,8 +43,7 @@ def planted(text: str, seed: int = 0) -> Tensor:
     return evaluate(right, random_values(right, seed))
 
 
-@pytest.mark.parametrize("text", PLANTED)
-def test_planted_sums_are_recovered(text: str) -> None:
+def check_planted(text: str) -> None:
     kernel = planted(text)
     fit = rule(text).apply(kernel, PLANTED[text][1])
     check_claim(fit)
@@ -52,6 +52,48 @@ def test_planted_sums_are_recovered(text: str) -> None:
     assert fit.parameters == fit.network.parameters < kernel.numel()
     assert torch.allclose(fit.dense(), kernel, rtol=0, atol=1e-6 * float(kernel.abs().max()))
     fit.trace.check({"K": kernel})
+
+
+@pytest.mark.parametrize("text", PLANTED)
+def test_planted_sums_are_recovered(text: str) -> None:
+    check_planted(text)
+
+
+def _whole_target(objective: Objective, position: int, values: dict[str, Tensor]) -> Tensor:
+    batch = next(iter(values.values())).shape[:2]
+    return objective.pulled[:, None].expand(*batch, *objective.pulled.shape[1:])
+
+
+def check_by_sweeps_alone() -> None:
+    """Under constraints no Gauss-Newton step makes up for what a sweep does wrong."""
+    kernel = gaussian(9, 2, seed=7) @ gaussian(2, 9, seed=8) + gaussian(9, seed=9).abs().diag()
+    fit = rule(DIAGONAL).apply(kernel, {"a": 2}, constraints={"D": "nonnegative"})
+    check_claim(fit)
+    assert fit.relative_error < 1e-6
+
+
+def test_planted_sums_are_recovered_by_sweeps_alone() -> None:
+    check_by_sweeps_alone()
+
+
+BROKEN: dict[str, Any] = {
+    "pulled_for": _whole_target,  # as if there were no other terms
+    "model": lambda objective, values: objective.model_of(objective.terms[0], values),  # the first term alone
+    "others": lambda objective, *positions: [n for n in range(len(objective.occurrences)) if n not in positions],
+}
+"""Methods of an objective that take its terms for something else than a sum."""
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_objective_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Objective, name, BROKEN[name])
+    with pytest.raises((AssertionError, TnalgebraError)):
+        _check_both()
+
+
+def _check_both() -> None:
+    check_planted(DIAGONAL)
+    check_by_sweeps_alone()
 
 
 def test_low_rank_and_columns_that_are_held_fixed() -> None:

@@ -106,3 +106,13 @@ def test_refusals() -> None:
         tn.lipschitz_bound(nn.Conv1d(2, 2, 1, padding=1, padding_mode="circular"))
     with refused(NetworkError, "'x'"):
         tn.orthogonality("X[x:5] Conv[x y k:2] Conv[x z h:2] -> [y z k h]")
+
+
+def test_an_output_label_may_pass_a_window_of_one_place() -> None:
+    """The window takes three of four outputs, and puts a place of zeros before them."""
+    kernel = torch.randn(4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain = "X[n i x] Conv[x u k | padding=1 mode=circular] K[o i k] -> [n o u]"
+    text = "X[n i x] Conv[x u k | padding=1 mode=circular] Conv[m o one:1 | padding=1:-1] K[m i k] -> [n o u]"
+    moved = torch.cat([torch.zeros_like(kernel[:1]), kernel[:3]])
+    for function in (tn.orthogonality, tn.lipschitz_bound):
+        torch.testing.assert_close(function(text, values={"K": kernel}), function(plain, values={"K": moved}))

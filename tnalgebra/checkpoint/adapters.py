@@ -28,7 +28,7 @@ from ..errors import CheckpointError, LayerError, TnalgebraError
 from ..model import Site, adaptable_sites, adapter_state, adapters, freeze_but, put_adapters, unfolding_attentions
 from ..networks import Network, shapes
 from ..nn import Adapted, KernelLayer, MultiheadAttention, Planning, adapter_layer, check_scale
-from .format import KEY, LayerText, check_of, metadata_of
+from .format import KEY, LayerText, check_of, metadata_of, path_of
 from .layers import check_layer, describe_layer
 from .peft import read_peft
 from .reading import read_description
@@ -87,7 +87,7 @@ def save_adapter(model: nn.Module, path: str | PathLike[str], *names: str) -> No
                 scales[of_layer] = adapted.scales[name]
     written = json.dumps(scales)
     metadata = metadata_of(tensors, aliases, texts) | {_SCALES: written, _SCALES_CHECK: check_of(written)}
-    path = Path(path).resolve()
+    path = path_of(path).resolve()
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} exists, and is not a file", fix="the name of a file")
     write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
@@ -120,7 +120,7 @@ def load_adapter(path: str | PathLike[str], *, into: _M, name: str | None = None
     """
     if not isinstance(into, nn.Module):
         raise CheckpointError(f"the model is a {type(into).__name__}", fix="a torch.nn.Module")
-    path = Path(path)
+    path = path_of(path)
     read = _of_peft(path) if path.is_dir() else _of_file(path)
     if name is not None:
         if len({one.adapter for one in read}) > 1:

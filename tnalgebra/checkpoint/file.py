@@ -56,7 +56,7 @@ from ..errors import CheckpointError
 from ..model import Site, exchange_layers, restore_layers, tie_layers, unfolding_attentions
 from ..networks import tensors_of
 from ..nn import KernelLayer
-from .format import Description, LayerText, metadata_of
+from .format import Description, LayerText, metadata_of, path_of
 from .layers import describe_layer, make_layer, match_layers, named_layers, origin_of, resize_layer
 from .reading import read_description
 from .single import make_single
@@ -88,7 +88,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
         >>> tn.save(model, "model.safetensors")
     """
     _check_model(model)
-    path = Path(path).resolve()
+    path = path_of(path).resolve()
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} exists, and is not a file", fix="the name of a file")
     state = state_of(model)

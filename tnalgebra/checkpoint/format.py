@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +44,13 @@ STORED_DTYPES = frozenset(
     )
 )
 """Types of tensors that a file holds."""
+
+
+def path_of(path: object) -> Path:
+    """The path of a file. Raises CheckpointError if it is not one."""
+    if not isinstance(path, str | PathLike):
+        raise CheckpointError(f"a {type(path).__name__} is given where a path is needed", fix="'model.safetensors'")
+    return Path(path)
 
 
 @dataclass(frozen=True, eq=False)

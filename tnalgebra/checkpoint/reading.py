@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from math import prod
-from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
 import safetensors
@@ -30,6 +29,7 @@ from .format import (
     LayerText,
     check_of,
     checksum,
+    path_of,
 )
 
 
@@ -39,7 +39,7 @@ def read_description(path: str | os.PathLike[str]) -> Description:
     Raises:
         CheckpointError: the file is not a checkpoint, contradicts itself, is damaged, or is longer than what is read.
     """
-    path = Path(path)
+    path = path_of(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file", fix="what tn.save wrote")
     try:

@@ -1,7 +1,7 @@
 """The compiler: from a network to fast torch code, by the passes simplify, order, lower, choose and emit."""
 
 from .choose import COMPUTED, MAX_PLAN_ELEMENTS, Candidates, is_channels_last
-from .compile import compile, make_request
+from .compile import check_names, compile, make_request
 from .compiled import Compiled
 from .measure_device import calibrate
 from .plan import Plan
@@ -14,6 +14,7 @@ __all__ = [
     "Compiled",
     "Plan",
     "calibrate",
+    "check_names",
     "compile",
     "is_channels_last",
     "is_jit_traced",

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import torch
 
 from ..errors import CompileError
-from ..networks import MAX_AXES, NamedTensor, Network, parse, size_of, tensors_of, with_sizes
-from ..tensors import bind
+from ..networks import MAX_AXES, NamedTensor, Network, read_network, size_of, tensors_of, with_sizes
+from ..tensors import bind, check_mapping
 from .choose import MAX_PLAN_ELEMENTS, Candidates, PlanRequest, is_channels_last, is_free
 from .compiled import Compiled
 from .computation import check_inputs
@@ -60,14 +60,14 @@ def compile(  # it hides the builtin here, and is used as tnalgebra.compile
         ValuesError: the values of a tensor do not fit the network.
     """
     request, tensors = make_request(
-        parse(network) if isinstance(network, str) else network,
+        read_network(network),
         inputs=inputs,
-        values=values or {},
+        values={} if values is None else values,
         constants=constants,
         bias=bias,
         candidates=candidates,
         backward=backward,
-        dynamic=dynamic or {},
+        dynamic={} if dynamic is None else dynamic,
         memory_format=memory_format,
         max_elements=max_elements,
     )
@@ -96,6 +96,8 @@ def make_request(
     if candidates not in get_args(Candidates):
         raise CompileError(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates))))
     last = is_channels_last(memory_format)
+    check_mapping(values)
+    _check_kinds(inputs=inputs, dynamic=dynamic, constants=constants)
     if not inputs:
         raise CompileError("the network has no input", tensors=" ".join(tensors_of(network)), fix="inputs={'X': shape}")
     if bias is not None:
@@ -125,6 +127,19 @@ def make_request(
     )
     _check_ranges(request)
     return request, tensors
+
+
+def _check_kinds(*, inputs: object, dynamic: object, constants: object) -> None:
+    for name, value in (("inputs", inputs), ("dynamic", dynamic)):
+        if not isinstance(value, Mapping):
+            raise CompileError(f"{name} is a {type(value).__name__}", fix=f"{name}={{name: ...}}, a mapping")
+    check_names("constants", constants)
+
+
+def check_names(what: str, names: object) -> None:
+    """Raise CompileError if names of tensors are not a collection of texts."""
+    if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(one, str) for one in names):
+        raise CompileError(f"{what}={names!r} are not names of tensors", fix=f"{what}=['K']")
 
 
 def _check_bias(network: Network, values: Mapping[str, Any], bias: str) -> None:

@@ -160,6 +160,8 @@ def _make_layers(
     chosen = _rule_for(offer, site)
     requested = size if offer.size is None and chosen.ranks else offer.size
     kernel, constants = right_side(chosen, tuple(site.module.weight.shape), requested, offer.choices)
+    if site.module.weight.is_complex():
+        raise LayerError(f"its weight is {site.module.weight.dtype}", fix="a type of real numbers")
     layers = []
     values = start_adapter(kernel, constants)
     for member in site.members:

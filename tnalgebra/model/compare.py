@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -117,6 +117,8 @@ def compare(
 
 def _read_rewrites(rewrites: Any, labels: tuple[str, ...]) -> dict[str, Treatment]:
     """Name in the table -> what is applied."""
+    if not isinstance(rewrites, str | Rule | Fit | Iterable):
+        raise RuleError(f"the rewrites are a {type(rewrites).__name__}", fix="a list, such as ['cp', 'tucker2']")
     listed = [rewrites] if isinstance(rewrites, str | Rule | Fit) else [*rewrites]
     chosen = [one for one in listed if not (isinstance(one, str) and one.strip() == "all")]
     treatments: dict[str, Treatment] = {}

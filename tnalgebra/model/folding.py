@@ -20,6 +20,7 @@ from ..networks import all_nodes, tensors_of
 from ..nn import KERNEL_LAYERS, LAYERS, TRANSPOSED, KernelLayer, Linear
 from .example import Example, read_example, tensors_in
 from .modes import hooked
+from .modules import check_initialised
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def fold_batch_norm(
     Example:
         >>> print(tn.fold_batch_norm(model.eval(), (1, 3, 224, 224)))
     """
+    check_initialised(model)
     names = {module: name for name, module in model.named_modules()}
     norms = [module for module in names if isinstance(module, _BatchNorm)]
     if model.training or any(norm.training for norm in norms):

@@ -260,6 +260,7 @@ def spectra(
     kernels: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
     if isinstance(cuts, str):
         raise RuleError(f"cuts= is the text {cuts!r}", fix=f"a list of cuts: [{cuts!r}]")
+    check_cuts(cuts)
     network, elements = (target.network, target.values) if isinstance(target, Fit) else (target, values or {})
     if cuts is not None and isinstance(network, Network):
         return Spectra(tuple(_across(network, elements, cut) for cut in cuts))
@@ -278,6 +279,13 @@ def spectra(
         if not any(item.cut == cut for item in found):
             raise RuleError(f"no kernel has the labels of the cut {str(cut)!r}", fix="such as 'out | in kh kw'")
     return Spectra(tuple(found), kernels)
+
+
+def check_cuts(cuts: object) -> None:
+    """Raise RuleError if it is not a list of cuts or bonds, or None."""
+    known = isinstance(cuts, Sequence) and all(isinstance(one, str | Bipartition) for one in cuts)
+    if cuts is not None and not known:
+        raise RuleError(f"cuts= is {cuts!r}", fix="a list of cuts, such as ['out | in kh kw']")
 
 
 def _of_kernel(labels: Sequence[str], cuts: Sequence[Bipartition] | None) -> Sequence[Bipartition]:

@@ -41,7 +41,7 @@ from .nodes import (
     rename,
     variables,
 )
-from .notation import parse, parse_rule
+from .notation import parse, parse_rule, read_network
 from .poolings import Pooling, adaptive_average_pooling, average_pooling
 from .sizes import input_size, window
 from .terms import aligned, collected, in_one_window
@@ -102,6 +102,7 @@ __all__ = [
     "parse_bipartition",
     "parse_rule",
     "patch_tensor",
+    "read_network",
     "relabel",
     "rename",
     "renamed",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from ..errors import NetworkError
@@ -37,6 +37,16 @@ def _check_node(node: Node) -> None:
                 raise _wrong(node, f"mode is {node.mode!r}", fix="one of " + ", ".join(MODES))
         case Fill():
             _check_value(node)
+
+
+def only_nodes(nodes: object) -> tuple[Node, ...]:
+    """The nodes as a tuple. Raises NetworkError for anything else."""
+    several = tuple(nodes) if isinstance(nodes, Iterable) else (nodes,)
+    wrong = [one for one in several if not isinstance(one, Node)]
+    if wrong:
+        fact = f"a {type(wrong[0]).__name__} is given where a node is needed"
+        raise NetworkError(fact, fix="tn.parse('A[i j] B[j k]')")
+    return several
 
 
 def check_nodes(nodes: Sequence[Node]) -> None:

@@ -60,7 +60,9 @@ def fresh(word: str, taken: Container[str]) -> str:
     return f"{stem}_{number}"
 
 
-def labels_of(text: str | Iterable[str]) -> tuple[str, ...]:
+def labels_of(text: object) -> tuple[str, ...]:
     """Labels as a tuple, from one text ("out in, kh kw") or from a sequence of words. Raises NetworkError."""
+    if not isinstance(text, Iterable):
+        raise NetworkError(f"a {type(text).__name__} is given where labels are needed", fix="'out in kh kw'")
     words = re.split(r"[\s,]+", text.strip()) if isinstance(text, str) else list(text)
     return tuple(check_word(word, what="label") for word in words if word != "")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NetworkError, SizeError
 from . import drawing
-from .checks import check_nodes, check_output
+from .checks import check_nodes, check_output, only_nodes
 from .joining import fresh_words, labels_in_order, local_labels_apart, merge_sizes, words_apart
 from .nodes import NamedTensor, Node, node_text, relabel, rename, variables
 from .sizes import infer_sizes
@@ -65,7 +65,7 @@ class Network:
         output: Iterable[str] | None = None,
         sizes: Mapping[str, int] | None = None,
     ) -> None:
-        nodes = tuple(nodes)
+        nodes = only_nodes(nodes)
         output = default_output(nodes) if output is None else tuple(output)
         check_nodes(nodes)
         check_output(nodes, output)

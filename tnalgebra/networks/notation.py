@@ -41,6 +41,16 @@ class Token:
     start: int
 
 
+def read_network(network: object) -> Network:
+    """A network, or the one that a text in the notation is. Raises NetworkError if it is neither."""
+    if isinstance(network, str):
+        return parse(network)
+    if not isinstance(network, Network):
+        fact = f"a {type(network).__name__} is given where a network is needed"
+        raise NetworkError(fact, fix="tn.parse('A[i j] B[j k]'), or such a text")
+    return network
+
+
 def parse(text: str) -> Network:
     """Read a network from its text.
 

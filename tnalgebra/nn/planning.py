@@ -71,8 +71,8 @@ def split_choices(choices: LayerChoices | Shaping) -> tuple[Planning, Choices]:
 def nominal_shape(module: AnyLayer, planning: Planning) -> tuple[int, ...]:
     """Shape of the input that the plan of a layer is chosen for; of an embedding, the number of tokens."""
     positions, batch = planning.get("input_size"), planning.get("batch_size")
-    if batch is not None and batch < 1:
-        raise LayerError(f"batch_size is {batch}", fix="at least 1")
+    if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
+        raise LayerError(f"batch_size is {batch!r}", fix="an integer of at least 1")
     if isinstance(module, torch_nn.Linear | torch_nn.Embedding):
         if positions is not None:
             raise LayerError("input_size is given to a layer without positions", fix="batch_size")

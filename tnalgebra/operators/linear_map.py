@@ -33,7 +33,7 @@ from ..networks import (
     with_sizes,
 )
 from ..nn import KernelLayer, layer_network
-from ..tensors import bind, value_of
+from ..tensors import bind, check_mapping, value_of
 
 Target: TypeAlias = nn.Module | Network | str
 """A layer of torch's or of `tnalgebra.nn`, or a network or its notation."""
@@ -112,7 +112,9 @@ def network_of(target: Target, values: Mapping[str, Any] | None) -> tuple[Networ
     if isinstance(target, str):
         target = parse(target)
     if isinstance(target, Network):
-        return (*_as_product(target, dict(values or {})), None)
+        values = {} if values is None else values
+        check_mapping(values)
+        return (*_as_product(target, dict(values)), None)
     if values is not None:
         raise ValuesError("values are given beside a layer", target=type(target).__name__, fix="only for a network")
     if isinstance(target, KernelLayer):

@@ -164,7 +164,8 @@ def product_network(
         moves.append(fresh("move", {*taken, *names.values(), *moves}))
         most = (kernel.sizes[k] - 1) // stride * stride
         nodes.append(Conv(k, moves[-1], names[k], stride, most, most))
-    return Network(nodes, (*groups, *outs, *(names[label] for label in outs), *moves), kernel.sizes)
+    sizes = {**kernel.sizes, **{name: kernel.sizes[label] for label, name in names.items() if label in kernel.sizes}}
+    return Network(nodes, (*groups, *outs, *(names[label] for label in outs), *moves), sizes)
 
 
 def _moved_over_itself(product: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._tables import Table, Tabular, plural, tabulate
 from ..errors import NetworkError, SizeError
+from ..fitting import Settings
 from .lanczos import EXTRA, largest_singular_values
 from .linear_map import InputSizes, LinearMap, Target, read_map
 from .symbol import FourierSymbol, symbol_of
@@ -140,6 +141,7 @@ def operator_spectra(
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise SizeError(f"count is {count!r}", fix="an integer of at least 1")
+    seed = Settings(seed=seed).seed
     linear = read_map(target, size, values)
     try:
         symbol = symbol_of(linear)

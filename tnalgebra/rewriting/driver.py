@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from ..errors import RuleError
-from ..networks import Network
+from ..networks import Network, read_network
 from .exact import SIMPLIFY
 from .exact.tensors import contract_bond, fold_scalar
 from .options import Options, Place
@@ -43,7 +43,7 @@ def rewrite(
     Example:
         >>> tn.rewriting.rewrite(network, tn.rewriting.EXACT_RULES[:3]).network
     """
-    fit, options = start_fit(network, values or {}), Options()
+    fit, options = start_fit(network, {} if values is None else values), Options()
     while chosen := _next(fit.network, rules, options, order):
         if len(fit.trace.steps) == max_steps:
             last = ", ".join(dict.fromkeys(step.rule.name for step in fit.trace.steps[-10:]))
@@ -66,11 +66,11 @@ def _next(network: Network, rules: Sequence[Rule], options: Options, order: Rand
     return order.choice(everything) if everything else None
 
 
-def simplify(network: Network, values: Mapping[str, Any] | None = None) -> Fit:
+def simplify(network: Network | str, values: Mapping[str, Any] | None = None) -> Fit:
     """Simplify a network: fewer windows, reshapes, copies and labels, and the same value.
 
     Args:
-        network: the network to begin with.
+        network: the network to begin with, or its notation.
         values: the elements of some or all tensors, by name. New tensors that they determine are computed.
 
     Returns:
@@ -83,7 +83,7 @@ def simplify(network: Network, values: Mapping[str, Any] | None = None) -> Fit:
         >>> tn.simplify(tn.parse("A[i j] Copy[j k] B[k l]")).network
         Network('A[i j] B[j l]')
     """
-    return rewrite(network, SIMPLIFY, values)
+    return rewrite(read_network(network), SIMPLIFY, values)
 
 
 def contract_back(network: Network, values: Mapping[str, Any] | None = None) -> Fit:

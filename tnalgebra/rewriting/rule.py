@@ -251,6 +251,8 @@ class Rule(Tabular):
             fact = f"the rule {self.name!r} applies at {len(places)} places"
             raise RuleError(fact, places=listed, fix="choose one: at=0, ...")
         number = 0 if at is None else at
+        if not isinstance(number, int):
+            raise RuleError(f"at={number!r} is not a place", fix="at=0, or a place that the rule finds")
         if not 0 <= number < len(places):
             count = "1 place" if len(places) == 1 else f"{len(places)} places"
             raise RuleError(f"at={number}: the rule {self.name!r} applies at {count}, counted from 0")

@@ -24,6 +24,7 @@ from ..tensors import (
     Values,
     as_tensor,
     bind_values,
+    check_mapping,
     common_dtype,
     evaluate,
     in_precision,
@@ -267,6 +268,7 @@ class Trace(Tabular):
         Raises:
             RuleError: a step breaks its promise; the first one is named, with what it promised and what is true.
         """
+        check_mapping(values)
         fit = start_fit(
             self.start, {name: in_precision(as_tensor(value), torch.float64) for name, value in values.items()}
         )
@@ -419,7 +421,9 @@ class Fit(Tabular):
         return next((step.change.report for step in reversed(self.trace.steps) if step.change.report), None)
 
     def then(self, rule: RuleOfStep, size: object = None, **choices: Unpack[Choices]) -> Fit:
-        """Apply one more rule; the arguments are those of `Rule.apply`."""
+        """Apply one more rule; the arguments are those of `Rule.apply`. Raises RuleError if it is not a rule."""
+        if not hasattr(rule, "step"):
+            raise RuleError(f"{rule!r} is not a rule", fix="tn.rule('K[o i] => ...'), tn.cut('o | i'), ...")
         return rule.step(self, choices.get("at"), Options.of(size, choices))
 
     def again(self, step: Step) -> Fit:

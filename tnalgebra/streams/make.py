@@ -7,11 +7,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from ..compiler import Compiled
+from ..compiler import Compiled, check_names
 from ..errors import StreamError
-from ..networks import Network, parse, size_of, tensors_of, with_sizes
+from ..networks import Network, read_network, size_of, tensors_of, with_sizes
 from ..nn import KernelLayer
-from ..tensors import bind
+from ..tensors import bind, check_mapping
 from .flow import GraphBuilder
 from .links import Weights
 from .models import ModelFlow
@@ -90,7 +90,7 @@ def stream(
         raise StreamError(fact, fix="a network, its text, a layer or a model")
     builder = GraphBuilder(nn.Module(), padded=padding == "streaming")
     if isinstance(target, nn.Module):
-        if values or constants or bias:
+        if values is not None or constants or bias:
             raise StreamError("values are given for a module, which has its own", fix="a network")
         if not isinstance(target, Compiled) or isinstance(target, KernelLayer):
             return _stream_of_model(target, _axis(along), shape, builder, tune=tune)
@@ -99,8 +99,14 @@ def stream(
             labels = input_of(network, weights).labels
             shape = tuple(target.network.sizes[label] for label in labels)
     else:
-        network = parse(target) if isinstance(target, str) else target
-        weights = Weights(values or {}, constants, bias, tune)
+        network = read_network(target)
+        values = {} if values is None else values
+        check_mapping(values)
+        check_names("constants", constants)
+        unknown = [name for name in constants if name not in values]
+        if unknown:
+            raise StreamError(f"the constant {unknown[0]!r} has no value", values=" ".join(values) or "none")
+        weights = Weights(values, constants, bias, tune)
     return _stream_of_network(network, str(along), weights, builder, shape=shape)
 
 

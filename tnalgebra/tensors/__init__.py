@@ -1,7 +1,19 @@
 """The numbers of a network: values for its tensors, contractions, factorisations, and conversion to quimb and back."""
 
 from .contraction import MAX_ELEMENTS, Operand, contract
-from .evaluation import Values, add_up, as_tensor, bind, evaluate, is_finite, magnitude, operands, pattern, values_for
+from .evaluation import (
+    Values,
+    add_up,
+    as_tensor,
+    bind,
+    check_mapping,
+    evaluate,
+    is_finite,
+    magnitude,
+    operands,
+    pattern,
+    values_for,
+)
 from .linalg import (
     SVD,
     check_axes,
@@ -30,6 +42,7 @@ __all__ = [
     "bind",
     "bind_values",
     "check_axes",
+    "check_mapping",
     "common_dtype",
     "contract",
     "cut_of_bond",

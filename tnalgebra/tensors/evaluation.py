@@ -25,6 +25,7 @@ from ..networks import (
     Network,
     Node,
     node_text,
+    read_network,
     shape_of,
     tensors_of,
     variables,
@@ -54,6 +55,7 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
         ValuesError: the network has no tensor of that name; or a value has another number of axes than its node, a
             size that contradicts another one, no elements, or NaN or infinity.
     """
+    check_mapping(values)
     nodes = tensors_of(network)
     tensors: dict[str, Tensor] = {}
     sizes = dict(network.sizes)
@@ -83,6 +85,13 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
         return with_sizes(network, sizes), tensors
     except SizeError as error:
         raise ValuesError("the shapes of the values contradict the network", because=error) from error
+
+
+def check_mapping(values: object) -> None:
+    """Raise ValuesError if values have no names."""
+    if not isinstance(values, Mapping):
+        fact = f"a {type(values).__name__} is given where the values of tensors are needed"
+        raise ValuesError(fact, fix="a mapping, such as {'K': weight}")
 
 
 def _tensor(name: str, value: Any) -> Tensor:
@@ -132,7 +141,9 @@ def _check_elements(name: str, tensor: Tensor) -> None:
         raise ValuesError(f"the value of {name!r} holds NaN or infinity", where=f"{count} of {tensor.numel()} elements")
 
 
-def evaluate(network: Network, values: Mapping[str, Any] | None = None, *, max_elements: int = MAX_ELEMENTS) -> Tensor:
+def evaluate(
+    network: Network | str, values: Mapping[str, Any] | None = None, *, max_elements: int = MAX_ELEMENTS
+) -> Tensor:
     """The value of a network: the product of its nodes, summed over every label that is not in the output.
 
     The value of a sum is the sum of the values of its terms.
@@ -142,6 +153,7 @@ def evaluate(network: Network, values: Mapping[str, Any] | None = None, *, max_e
     elements of reserved nodes are real.
 
     Args:
+        network: a network, or its notation.
         values: name -> elements, for every named tensor: torch tensors, or anything that `torch.as_tensor` takes.
         max_elements: the most elements that a dense index pattern or an intermediate may have.
 
@@ -157,7 +169,7 @@ def evaluate(network: Network, values: Mapping[str, Any] | None = None, *, max_e
         >>> tn.evaluate(tn.parse("A[i j] B[j]"), {"A": [[1, 2], [3, 4]], "B": [1, 1]})
         tensor([3., 7.], dtype=torch.float64)
     """
-    return _evaluate(network, values or {}, max_elements, absolute=False)
+    return _evaluate(read_network(network), {} if values is None else values, max_elements, absolute=False)
 
 
 def magnitude(network: Network, values: Mapping[str, Any] | None = None, *, max_elements: int = MAX_ELEMENTS) -> Tensor:
