@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..tensors import Operand, add_up, contract, products, squares
+from ..tensors import Operand, add_up, contract, in_precision, products, squares
 from .axes import group_axes, split_axes
 from .constraints import ORTHONORMAL
 
@@ -384,6 +384,12 @@ class Objective:
 
     def without_metric(self) -> Objective:
         return replace(self, metric=None, coupled=(), blocks=())
+
+    def in_precision(self, dtype: torch.dtype) -> Objective:
+        """The same objective, computed in the precision of a type."""
+        metric = None if self.metric is None else self.metric.to(dtype)
+        constants = {name: in_precision(constant, dtype) for name, constant in self.constants.items()}
+        return replace(self, target=in_precision(self.target, dtype), metric=metric, constants=constants)
 
     def of_layers(self, layers: Tensor) -> Objective:
         """The same objective for some of the layers."""

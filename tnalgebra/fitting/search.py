@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from math import sqrt
 from typing import NamedTuple
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from ..errors import ValuesError
 from ..tensors import squares
-from .als import Cores, Descent, alternate, balance, spread
+from .als import Cores, Descent, alternate, balance, pick, spread
 from .condensed import condense, expand, leading_subspaces
+from .digits import FEW_DIGITS, SMALL_LOSS_IN_FEW, few_digits_suffice
 from .gauss_matrix import GaussMatrix
 from .gauss_newton import descend
 from .objective import Objective, total
@@ -348,8 +350,24 @@ def refine_in_metric(
     """Descend in a metric from the cores of a tree. Those of loops are found by sweeps, which gain more there."""
     values, objective = stacked(objective, [cores for cores, _ in fits])
     descent = Descent.begin(objective, values, *(fits[0][1].method + then).split(", "))
-    steps = GRADIENTS * settings.sweeps
-    return results_of(objective, descend_by_gradient(objective, descent, steps=steps, tolerance=SLOW_TREE / GRADIENTS))
+    follow = partial(descend_by_gradient, steps=GRADIENTS * settings.sweeps, tolerance=SLOW_TREE / GRADIENTS)
+    small = SMALL_LOSS_IN_FEW * objective.power
+    if few_digits_suffice(objective.kept, objective.target.dtype) and bool((descent.loss > small).all()):
+        descent = _in_few_digits(objective, descent, follow)
+        if bool((descent.loss > small).all()):
+            return results_of(objective, descent)
+    return results_of(objective, follow(objective, descent))
+
+
+def _in_few_digits(objective: Objective, descent: Descent, follow: Callable[[Objective, Descent], Descent]) -> Descent:
+    """Follow in few digits. Its end is measured in all digits, and a start that has no smaller loss then stays."""
+    few = objective.in_precision(FEW_DIGITS)
+    values = {name: core.to(few.target) for name, core in descent.values.items()}
+    ended = follow(few, Descent.begin(few, values, *descent.methods))
+    values = {name: core.to(objective.target) for name, core in ended.values.items()}
+    loss = objective.loss_of(values)
+    values, loss = pick(loss < descent.loss, values, descent.values), torch.minimum(loss, descent.loss)
+    return replace(ended, values=values, loss=loss, merit=objective.merit(loss, values))
 
 
 def step_on(objective: Objective, descent: Descent, steps: int) -> Descent:

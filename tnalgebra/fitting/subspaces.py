@@ -19,13 +19,10 @@ from torch import Tensor
 
 from ..tensors import contract, gram_matrix, in_precision, signs_of, squares
 from .axes import group_axes, split_axes
+from .digits import FEW_DIGITS, SMALL_LOSS_IN_FEW, few_digits_suffice
 from .trees import CoreTree, attained_ranks
 
 _Labels: TypeAlias = tuple[str, ...]
-
-ROUGH = torch.float32
-"""The type of the sweeps where cores are held in a type without more digits. Its rounding changes a loss by about 1e-7
-of ||target||^2."""
 
 ENOUGH = 2e-4
 """The sweeps end where one takes, or the next one will take, less than this part of the squared error. For kernels of
@@ -121,9 +118,9 @@ def fit_by_subspaces(
     power = float(squares(target).sum())
     if not power:
         return None
-    few_digits = torch.finfo(kept).eps >= torch.finfo(ROUGH).eps > torch.finfo(target.dtype).eps
+    few_digits = len(walk.bonds) > 1 and few_digits_suffice(kept, target.dtype)
     try:
-        ended = _swept_roughly(walk, power, sweeps) if few_digits and len(walk.bonds) > 1 else None
+        ended = _swept_roughly(walk, power, sweeps) if few_digits else None
         losses, converged = ended or _swept(walk, power, sweeps)
     except _NotUniqueError:
         return None
@@ -190,12 +187,12 @@ def _swept(walk: _Walk, power: float, sweeps: int) -> tuple[list[float], bool]:
 
 def _swept_roughly(walk: _Walk, power: float, sweeps: int) -> tuple[list[float], bool] | None:
     """The same in few digits, with isometries and a core that have all digits at the end; None where it needs more."""
-    rough = replace(walk, target=in_precision(walk.target, ROUGH), values={}, is_rough=True)
+    rough = replace(walk, target=in_precision(walk.target, FEW_DIGITS), values={}, is_rough=True)
     try:
         losses, converged = _swept(rough, power, sweeps)
     except _NotUniqueError:
         return None
-    if not losses[-1] > torch.finfo(ROUGH).eps ** (1 / 3) * power:
+    if not losses[-1] > SMALL_LOSS_IN_FEW * power:
         return None
     for label, child, _ in walk.bonds:
         rows = walk.without(child, label)

@@ -30,7 +30,7 @@ ROUNDS, NEAR = 10, 0.03
 start from the present core, so that with fewer steps the loss falls less, and the next sweep continues."""
 
 LOOSE = 1e-9
-"""Damping of a preconditioner, relative to the mean of the diagonal."""
+"""Damping of a preconditioner, relative to the mean of the diagonal; in few digits it is their rounding."""
 
 _DAMPING = 1e-14
 """Weight of the distance from the present core, relative to the mean of the diagonal: it makes systems solvable."""
@@ -337,13 +337,13 @@ class System:
         if self.objective.metric is None:
             return lambda residual: residual
         plain = System(self.objective.without_metric(), self.position)
-        split = plain.split(plain.factor_grams(values))
+        split, loose = plain.split(plain.factor_grams(values)), max(LOOSE, torch.finfo(values[self.name].dtype).eps)
         if split is not None:
-            return lambda residual: split.solve(residual, LOOSE * split.mean)
+            return lambda residual: split.solve(residual, loose * split.mean)
         if not plain.written_out(values[self.name].shape[1]):
             return lambda residual: residual
         gram = plain.gram(values)
-        factor, failed = damped_cholesky(gram, LOOSE * _mean_diagonal(gram)[..., None])
+        factor, failed = damped_cholesky(gram, loose * _mean_diagonal(gram)[..., None])
         if bool(failed.any()):
             return lambda residual: residual
         inverse = torch.cholesky_inverse(factor)

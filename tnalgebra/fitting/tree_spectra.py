@@ -11,12 +11,10 @@ from torch import Tensor
 
 from ..tensors import contract, gram_matrix, in_precision, singular_values
 from ..tensors import squares as squared
+from .digits import FEW_DIGITS
 from .ranks import Growth, UpTo, kept, kept_part, plain_rank
 from .size import ParameterBudget, Rank
 from .trees import CoreTree, Edge, matrix_of
-
-FEW_DIGITS = torch.float32
-"""The type in which errors are estimated where several bonds lose something."""
 
 ROUNDING = 1e-13
 """Squares of singular values below this part of the largest one are only rounding."""
