@@ -9,7 +9,7 @@ blocks of width 128. For each network and each set of rewrites, these take turns
 - `eigh`: torch's eigendecompositions of the Gram matrices of both channel axes of every
   kernel in float64, the products included: what a Tucker-2 of every kernel needs at least;
 - `convert`: `tnalgebra.convert` to a half of the multiply-adds (of the parameters for the
-  GPT), with all that it does: copy, example, curves, sharing, fits, plans, checks;
+  GPT and ViT), with all that it does: copy, example, curves, sharing, fits, plans, checks;
 - `calibrated`, for the GPT: the same in the norm of the outputs, and
 - `metrics`: the covariances of its inputs alone, which the calibrated conversion includes.
 
@@ -116,8 +116,10 @@ class ConversionBenchmark(Benchmark[Config, Cell, Problem]):
             model: nn.Module = nn.Sequential(*(Block() for _ in range(self.config.blocks)))
             return Problem(model.eval(), nn.Linear, rewrites, torch.randn(64, 32, WIDTH), "parameters 0.5")
         model = tn.command.build_model(f"torchvision:{cell.network}", classes=1000, channels=3).eval()
-        layers = nn.Linear if cell.network == "vit_b_16" else nn.Conv2d
-        return Problem(model, layers, rewrites, torch.randn(1, 3, 224, 224), "multiply-adds 0.5")
+        image = torch.randn(1, 3, 224, 224)
+        if cell.network == "vit_b_16":
+            return Problem(model, nn.Linear, rewrites, image, "parameters 0.5")
+        return Problem(model, nn.Conv2d, rewrites, image, "multiply-adds 0.5")
 
     def contender(self, name: str, problem: Problem) -> Contender:
         if name == "eigh":
