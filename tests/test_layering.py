@@ -35,6 +35,7 @@ FOLDERS = (
     "streams",
     "checkpoint",
     "studies",
+    "topologies",
     "pages",
     "command",
     "__main__",

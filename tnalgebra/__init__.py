@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .streams import stream
     from .studies import StudyOptions, study
     from .tensors import evaluate
+    from .topologies import Space, search
 
 __all__ = [
     "Fit",
@@ -49,6 +50,7 @@ __all__ = [
     "ParameterBudget",
     "RelativeError",
     "Rule",
+    "Space",
     "StudyOptions",
     "TimeBudget",
     "adapt",
@@ -85,6 +87,7 @@ __all__ = [
     "rules",
     "save",
     "save_adapter",
+    "search",
     "simplify",
     "solve",
     "spectra",
@@ -98,7 +101,7 @@ __all__ = [
 
 _FOLDERS = (
     *("errors", "workers", "networks", "tensors", "fitting", "rewriting", "decompositions"),
-    *("compiler", "nn", "operators", "model", "streams", "checkpoint", "studies", "pages", "command"),
+    *("compiler", "nn", "operators", "model", "streams", "checkpoint", "studies", "topologies", "pages", "command"),
 )
 
 

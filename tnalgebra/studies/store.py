@@ -201,10 +201,14 @@ def note_command(folder: Path) -> None:
 
 
 class Store:
-    """The rows in `folder/results.jsonl`, one in each line, each written as soon as it is finished."""
+    """The rows in `folder/results.jsonl`, one in each line, each written as soon as it is finished.
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    fields: that every row has.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, fields: Collection[str] = FIELDS) -> None:
         self.folder = folder
+        self.fields = fields
         self.config = dict(config)
         self.rows: list[Row] = []
 
@@ -220,7 +224,7 @@ class Store:
             stored = self._stored_config()
             if stored is not None:
                 compare_configs(self.folder, {key: stored.get(key) for key in self.config}, self.config)
-            self.rows = read_rows(self.folder, mend=True)
+            self.rows = read_rows(self.folder, mend=True, fields=self.fields)
             note_command(self.folder)
             yield self
 
@@ -257,10 +261,11 @@ class Store:
         self.rows.append(row)
 
 
-def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
+def read_rows(folder: str | Path, *, mend: bool = False, fields: Collection[str] = FIELDS) -> list[Row]:
     """The rows of a study's folder, in the order in which they were finished.
 
     Args:
+        fields: that every row has.
         mend: cut off an unfinished last line, which a killed process leaves; otherwise it is only ignored.
 
     Raises:
@@ -272,7 +277,7 @@ def read_rows(folder: str | Path, *, mend: bool = False) -> list[Row]:
     path = Path(folder) / ROWS
     rows, unfinished = read_lines(path)
     for number, row in enumerate(rows, 1):
-        if not row.keys() >= set(FIELDS):
+        if not row.keys() >= set(fields):
             raise StudyError(f"line {number} of {path} is not a row", line=json.dumps(row)[:80])
     if mend and unfinished:
         with path.open("r+b") as file:

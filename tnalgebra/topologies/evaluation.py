@@ -1,0 +1,217 @@
+"""Fits of one topology to the kernels of a search, as a row; and ranks that are moved from one bond to another."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..decompositions import read_rewrite
+from ..errors import RankError, RuleError, SizeError
+from ..fitting import Metric, MultiplyAddsBudget, Settings, Size
+from ..model import compare
+from ..networks import NamedTensor, kernel_multiply_adds
+from ..rewriting import Choices, Fit
+from ..studies import Row
+from .topology import Topology
+
+SETTINGS: Mapping[str, Choices] = {"quick": {"starts": 4, "sweeps": 25}, "full": {}}
+"""Name of a stage -> how its fits are made."""
+
+_MOVED_SWEEPS = 20
+_PROBE_SWEEPS = 6
+_MOST_MOVES = 6
+_LEAST_GAIN = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The kernels that a topology is fitted to, all with the same labels.
+
+    layer: the layer of a single kernel, whose multiply-adds are counted on an example; None for a kernel alone.
+    """
+
+    kernels: Mapping[str, Tensor]
+    labels: tuple[str, ...]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    layer: nn.Module | None = None
+    example: Any = None
+    seed: int = 0
+
+    @property
+    def parameters(self) -> int:
+        return sum(kernel.numel() for kernel in self.kernels.values())
+
+
+def measure(
+    problem: Problem, topology: str, size: Size, *, stage: str, ranks: Mapping[str, Mapping[str, int]] | None = None
+) -> Row:
+    """Fit a topology to every kernel.
+
+    Args:
+        topology: a name or the notation.
+        size: of the bonds, unless their ranks are known.
+        stage: "quick" or "full".
+        ranks: name of a kernel -> the rank of each bond.
+
+    Returns:
+        A row: the ranks of each kernel, counts, the root of the mean squared error, and the reason if it has no fit.
+    """
+    start = time.perf_counter()
+    row: Row = {"topology": topology, "stage": stage, "reason": ""}
+    try:
+        fits = _fit(problem, topology, size, stage, ranks=ranks)
+    except (RankError, RuleError, SizeError) as error:
+        row["reason"] = str(error)
+        fits = {}
+    positions = (1,) * (len(problem.labels) - 2)
+    row["ranks"] = {name: _ranks_of(fit) for name, fit in fits.items()}
+    row["parameters"] = sum(fit.parameters for fit in fits.values()) or None
+    row["multiply_adds"] = sum(kernel_multiply_adds(fit.network, positions) for fit in fits.values()) or None
+    row["error"] = _mean([error_of_fit(fit) for fit in fits.values()])
+    row["relative_error"] = _mean([fit.relative_error for fit in fits.values()])
+    row["seconds"] = round(time.perf_counter() - start, 3)
+    return row
+
+
+def error_of_fit(fit: Fit) -> float:
+    """The relative error in the norm of the fit."""
+    return fit.relative_error if fit.output_error is None else fit.output_error
+
+
+def _mean(errors: Sequence[float]) -> float | None:
+    return math.sqrt(sum(error**2 for error in errors) / len(errors)) if errors else None
+
+
+def _fit(
+    problem: Problem, topology: str, size: Size, stage: str, *, ranks: Mapping[str, Mapping[str, int]] | None
+) -> dict[str, Fit]:
+    """The fit of each kernel. Kernels of one shape and size are fitted side by side."""
+    rule = read_rewrite(topology, problem.labels)
+    if ranks is None and isinstance(size, MultiplyAddsBudget):
+        return {name: _fit_to_multiply_adds(problem, topology, size, stage) for name in problem.kernels}
+    groups: dict[object, list[str]] = {}
+    each = {name: size if ranks is None else ranks[name] for name in problem.kernels}
+    for name, kernel in problem.kernels.items():
+        groups.setdefault((kernel.shape, kernel.dtype, repr(each[name])), []).append(name)
+    fits: dict[str, Fit] = {}
+    for names in groups.values():
+        metrics = [problem.metrics[name] for name in names if name in problem.metrics] or None
+        kernels = [{rule.tensor: problem.kernels[name].detach()} for name in names]
+        settings: Choices = {"seed": problem.seed, **SETTINGS[stage]}
+        fits |= zip(names, rule.apply_many(kernels, each[names[0]], metrics=metrics, **settings), strict=True)
+    return fits
+
+
+def _fit_to_multiply_adds(problem: Problem, topology: str, size: MultiplyAddsBudget, stage: str) -> Fit:
+    (name,) = problem.kernels
+    whole = problem.kernels[name] if problem.layer is None else problem.layer
+    (row,) = compare(
+        whole,
+        topology,
+        size,
+        labels=problem.labels,
+        metric=problem.metrics.get(name),
+        example=problem.example,
+        seed=problem.seed,
+        starts=SETTINGS[stage].get("starts", Settings.starts),
+        progress=False,
+    ).rows
+    if row.fit is None:
+        raise RankError(row.reason)
+    return row.fit
+
+
+# Ranks --------------------------------------------------------------------------------------------------------
+
+
+def move_ranks(problem: Problem, topology: Topology, row: Row) -> Row:
+    """Better ranks with at most as many parameters, by moving sizes from one bond to another.
+
+    A few sweeps from the cores of the fit before show what a bond loses that is smaller, and gains that is larger.
+
+    Args:
+        problem: of one kernel.
+        row: of the topology, with the ranks to start from. Those of a tree stay, since they follow from spectra.
+
+    Returns:
+        A row without a fit: the ranks, and how many fits were made.
+    """
+    moved = {**row, "stage": "moved", "parameters": None, "multiply_adds": None, "error": None, "fits": 0}
+    ((name, kernel),) = problem.kernels.items()
+    choices: Choices = {"seed": problem.seed, "sweeps": _MOVED_SWEEPS, "metric": problem.metrics.get(name)}
+    rule, ranks = topology.rule, row["ranks"][name]
+    outline = rule.outline(kernel)
+    if len(ranks) < 2 or rule.fixed or outline is None or outline.curve.tree is not None:
+        return moved
+    probe: Choices = {**choices, "sweeps": _PROBE_SWEEPS}
+    fit = rule.apply(kernel, ranks, **choices)
+    moved["fits"] += 1
+    for _ in range(_MOST_MOVES):
+        trial, probes = _next_ranks(fit, topology, row["parameters"], partial(rule.apply, kernel, **probe))
+        moved["fits"] += probes
+        if trial is None:
+            break
+        choices["start"] = _shrunk(fit, trial)
+        other = rule.apply(kernel, trial, **choices)
+        moved["fits"] += 1
+        if error_of_fit(other) > (1 - _LEAST_GAIN) * error_of_fit(fit):
+            break
+        fit = other
+    return {**moved, "ranks": {name: _ranks_of(fit)}}
+
+
+def _ranks_of(fit: Fit) -> dict[str, int]:
+    return dict(fit.trace.steps[-1].change.ranks)
+
+
+def _next_ranks(
+    fit: Fit, topology: Topology, limit: int, apply: Callable[..., Fit]
+) -> tuple[dict[str, int] | None, int]:
+    """Ranks where the bond that loses least for a parameter is smaller, and the one that gains most as much larger.
+
+    Returns:
+        The ranks, None where no bond can become larger; and how many fits showed it.
+    """
+    ranks, sizes = _ranks_of(fit), fit.network.sizes
+
+    def count(trial: Mapping[str, int]) -> int:
+        return sum(prod({**sizes, **trial}[label] for label in core) for core in topology.cores.values())
+
+    def rate(bond: str, step: int) -> float:
+        """The squared error that a parameter takes away, at a smaller or a larger bond."""
+        trial = {**ranks, bond: ranks[bond] + step}
+        change = error_of_fit(apply(trial, start=_shrunk(fit, trial))) ** 2 - error_of_fit(fit) ** 2
+        return -change / (count(trial) - count(ranks))
+
+    steps = {bond: max(1, rank // 8) for bond, rank in ranks.items()}
+    losses = {bond: rate(bond, -step) for bond, step in steps.items() if step < ranks[bond]}
+    gains = {bond: rate(bond, step) for bond, step in steps.items()}
+    pairs = [(gains[two] - losses[one], one, two) for one in losses for two in gains if one != two]
+    for _, one, two in sorted(pairs, reverse=True):
+        trial = {**ranks, one: ranks[one] - steps[one]}
+        while count({**trial, two: trial[two] + 1}) <= limit:
+            trial[two] += 1
+        if trial[two] > ranks[two]:
+            return trial, len(losses) + len(gains)
+    return None, len(losses) + len(gains)
+
+
+def _shrunk(fit: Fit, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    """The cores of a fit, without the values of bonds that have the smallest norms, where the ranks are smaller."""
+    labels = {node.name: node.labels for node in fit.network.nodes if isinstance(node, NamedTensor)}
+    values = {name: core.double() for name, core in fit.values.items()}
+    for bond, rank in ranks.items():
+        ends = [(name, axes.index(bond)) for name, axes in labels.items() if bond in axes]
+        if rank < values[ends[0][0]].shape[ends[0][1]]:
+            norms = [torch.linalg.vector_norm(values[name].movedim(axis, 0).flatten(1), dim=1) for name, axis in ends]
+            kept = torch.stack(norms).log().sum(0).argsort(descending=True)[:rank].sort().values
+            values |= {name: values[name].index_select(axis, kept) for name, axis in ends}
+    return values

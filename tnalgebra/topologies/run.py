@@ -1,0 +1,390 @@
+"""A search, size by size: in which order topologies are fitted, which are left out, and which are fitted again."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
+from typing import Any
+
+from torch import nn
+
+from ..decompositions import read_rewrite
+from ..errors import LayerError, RankError, RuleError, SizeError
+from ..fitting import ParameterBudget, RelativeError, Size, TimeBudget, size_text
+from ..model import convert
+from ..studies import Row, Store
+from .bounds import EXACT_STEPS, Bounds, CutErrors, RankSearch, prepare_bounds
+from .evaluation import Problem, measure, move_ranks
+from .space import Space
+from .suggestions import suggest
+from .topology import Topology
+
+MOST_LISTED = 1000
+"""A space of at most so many topologies is gone through completely; of a larger one, optuna suggests topologies."""
+
+FIELDS = ("topology", "size", "stage", "asked", "reason", "ranks", "parameters", "multiply_adds", "error")
+"""The fields that every row of a search's file has."""
+
+_CLIMBS = 4
+"""Fits of a topology at an error, where topologies are suggested one by one."""
+
+_MOVED = 2
+"""Finalists whose ranks are moved."""
+
+_STEPS = 100
+"""Ranks that are looked at for one topology before it is the turn of another."""
+
+PENALTY = 2.0
+"""The score of a topology that did not meet an error, as a part of the kernel's parameters."""
+
+
+class Ledger:
+    """The rows of a search: each is made once, and read from the folder where it exists."""
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+        self._rows = {self._key(row): row for row in (store.rows if store else ())}
+
+    @staticmethod
+    def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return row["topology"], row["size"], row["stage"], json.dumps(row["asked"], sort_keys=True)
+
+    def __call__(self, make: Callable[[], Row], **fields: Any) -> Row:
+        key = self._key(fields)
+        if key not in self._rows:
+            row = {**make(), **fields}
+            self._rows[key] = row
+            if self._store is not None:
+                self._store.append(row)
+        return self._rows[key]
+
+
+@dataclass
+class Run:
+    """One search.
+
+    counts: how many topologies were listed, pruned, refused and fitted, and in how many fits.
+    """
+
+    problem: Problem
+    space: Space
+    ledger: Ledger
+    model: nn.Module | None
+    test: Callable[[nn.Module], float] | None
+    calibration: Any
+    trials: int
+    finalists: int
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("listed", "pruned", "refused", "fitted", "evaluations"), 0)
+    )
+    _known: dict[str, dict[str, Bounds]] = field(default_factory=dict)
+
+    def at(self, size: Size) -> list[Row]:
+        """The rows at a size, the best one first. Raises RankError if no topology meets it."""
+        return self._at_error(size) if isinstance(size, RelativeError) else self._within(size)
+
+    # what is known of topologies --------------------------------------------------------------------------
+
+    @cached_property
+    def _listed(self) -> list[Topology] | None:
+        """All topologies; None if there are too many."""
+        topologies = self.space.topologies(self.problem.labels, most=MOST_LISTED + 1)
+        return topologies if len(topologies) <= MOST_LISTED else None
+
+    @cached_property
+    def _errors(self) -> dict[str, CutErrors]:
+        return {
+            name: CutErrors(kernel, self.problem.labels, self.problem.metrics.get(name))
+            for name, kernel in self.problem.kernels.items()
+        }
+
+    def _bounds(self, topology: Topology) -> dict[str, Bounds]:
+        """For each kernel."""
+        if topology.name not in self._known:
+            self._known[topology.name] = {
+                name: prepare_bounds(errors, topology) for name, errors in self._errors.items()
+            }
+        return self._known[topology.name]
+
+    def _least_error(self, topology: Topology, size: Size) -> float:
+        """What the error of a topology is at the least; inf if it does not exist at this size."""
+        if not isinstance(size, ParameterBudget):
+            return 0.0
+        try:
+            each = [
+                bounds.within(math.floor(size.fraction * bounds.errors.kernel.numel())).error
+                for bounds in self._bounds(topology).values()
+            ]
+        except SizeError:  # a label cannot be split into these parts, which the fit will say
+            return 0.0
+        return math.sqrt(sum(error**2 for error in each) / len(each))
+
+    def _measure(self, topology: Topology, size: Size, stage: str, ranks: Any = None) -> Row:
+        """The row of a topology. `ranks`, if any, are for each kernel."""
+        row = self.ledger(
+            lambda: measure(self.problem, topology.name, size, stage=stage, ranks=ranks),
+            topology=topology.name,
+            size=size_text(size),
+            stage=stage,
+            asked=ranks,
+        )
+        self.counts["evaluations"] += row["error"] is not None
+        return row
+
+    def _candidates(self, size: Size) -> Generator[Topology, float | None, None]:
+        """The topologies in the order in which they are looked at. The generator is sent the score of each."""
+        if self._listed is None:
+            yield from suggest(self.space, self.problem.labels, trials=self.trials, seed=self.problem.seed)
+        else:
+            for topology in sorted(self._listed, key=lambda one: self._least_error(one, size)):  # noqa: UP028
+                yield topology
+
+    def _unmet(self, size: Size, reasons: Sequence[str]) -> RankError:
+        because = min(reasons, key=len, default=None)
+        fix = "a larger size, or a space with other topologies"
+        return RankError(f"no topology of the space meets {size_text(size)!r}", because=because, fix=fix)
+
+    # at a budget -----------------------------------------------------------------------------------------
+
+    def _within(self, size: Size) -> list[Row]:
+        """The least error within a budget."""
+        screened = ParameterBudget(size.fraction) if self._is_converted(size) else size  # type: ignore[union-attr]
+        fitted: list[tuple[Topology, Row]] = []
+        reasons: list[str] = []
+        candidates, score = self._candidates(screened), None
+        while (topology := _ask(candidates, score)) is not None:
+            self.counts["listed"] += 1
+            score = None
+            if self._least_error(topology, screened) >= min((row["error"] for _, row in fitted), default=math.inf):
+                self.counts["pruned"] += 1
+                continue
+            row = self._screen(topology, screened)
+            score = row["error"]
+            if score is None:
+                self.counts["refused"] += 1
+                reasons.append(row["reason"])
+            else:
+                self.counts["fitted"] += 1
+                fitted.append((topology, row))
+        if not fitted:
+            raise self._unmet(size, reasons)
+        fitted.sort(key=lambda pair: pair[1]["error"])
+        final = [
+            (topology, self._measure(topology, screened, "full", row["asked"]))
+            for topology, row in fitted[: self.finalists]
+        ]
+        final.sort(key=lambda pair: _error(pair[1]))
+        best = [self._move(topology, row, screened) for topology, row in final[:_MOVED]]
+        rows = sorted([*best, *(row for _, row in [*final[_MOVED:], *fitted[self.finalists :]])], key=_error)
+        return self._convert(rows, size) if self._is_converted(size) else rows
+
+    def _is_converted(self, size: Size) -> bool:
+        """Whether the best topologies are converted: under a size of a whole model, or of a layer's time."""
+        return self.model is not None and (self.problem.layer is None or isinstance(size, TimeBudget))
+
+    def _screen(self, topology: Topology, size: Size) -> Row:
+        """The better one of a quick fit, and of a full one at the ranks that cuts ask for where these are few."""
+        ranks = self._ranks_of_cuts(topology, size)
+        quick = self._measure(topology, size, "quick")
+        return quick if ranks is None else min(quick, self._measure(topology, size, "full", ranks), key=_error)
+
+    def _ranks_of_cuts(self, topology: Topology, size: Size) -> dict[str, dict[str, int]] | None:
+        """Ranks of a loop that all cuts allow; None where trees or other sizes need none."""
+        if not isinstance(size, ParameterBudget) or len(self.problem.kernels) > 1 or not topology.is_plain:
+            return None
+        ((name, bounds),) = self._bounds(topology).items()
+        ranks = bounds.within(math.floor(size.fraction * bounds.errors.kernel.numel())).ranks
+        return None if ranks is None else {name: dict(zip(bounds.bonds, ranks, strict=True))}
+
+    def _move(self, topology: Topology, full: Row, size: Size) -> Row:
+        """The better row of a full fit and of another with ranks that were moved."""
+        if not isinstance(size, ParameterBudget) or len(self.problem.kernels) > 1:
+            return full
+        moved = self.ledger(
+            lambda: move_ranks(self.problem, topology, full),
+            topology=topology.name,
+            size=size_text(size),
+            stage="moved",
+            asked=full["asked"],
+        )
+        self.counts["evaluations"] += moved["fits"]
+        if moved["ranks"] == full["ranks"]:
+            return full
+        return min(full, self._measure(topology, size, "full", moved["ranks"]), key=_error)
+
+    def _convert(self, rows: list[Row], size: Size) -> list[Row]:
+        """The best topologies, each as the only one and all as a choice, converted under the budget and tested."""
+        assert self.model is not None
+        names = list(self.problem.kernels)
+        chosen = [row["topology"] for row in rows[: self.finalists]]
+        ways = [[one] for one in chosen] + ([chosen] if len(chosen) > 1 and len(names) > 1 else [])
+        converted: list[Row] = []
+        reasons: list[str] = []
+        for topologies in ways:
+            row = self.ledger(
+                lambda topologies=topologies: self._converted(topologies, size),  # type: ignore[misc]
+                topology=" or ".join(topologies),
+                size=size_text(size),
+                stage="converted",
+                asked=None,
+            )
+            if row["reason"]:
+                reasons.append(row["reason"])
+            else:
+                converted.append(row)
+        if not converted:
+            raise self._unmet(size, reasons)
+        tested = self.test is not None
+        return sorted(converted, key=lambda row: (-row["accuracy"] if tested else 0.0, row["error"]))
+
+    def _converted(self, topologies: Sequence[str], size: Size) -> Row:
+        problem, model = self.problem, self.model
+        assert model is not None
+        layers = ["0"] if problem.layer is not None else list(problem.kernels)
+        holder = nn.Sequential(model) if problem.layer is not None else model
+        rules = [read_rewrite(name, problem.labels) for name in topologies]
+        row: Row = dict.fromkeys(("parameters", "multiply_adds", "error", "accuracy"), None)
+        try:
+            small, report = convert(
+                holder,
+                dict.fromkeys(layers, rules),
+                size=size,
+                example=problem.example,
+                calibration=self.calibration,
+                inplace=False,
+                tune=isinstance(size, TimeBudget),
+                seed=problem.seed,
+                progress=False,
+            )
+        except (LayerError, RankError, RuleError) as error:
+            return {**row, "ranks": {}, "reason": str(error)}
+        errors = [
+            one.relative_error if one.output_error is None else one.output_error
+            for one in report.rows
+            if one.name in layers
+        ]
+        row["error"] = math.sqrt(sum((error or 0.0) ** 2 for error in errors) / len(layers))
+        row["parameters"], row["multiply_adds"] = report.parameters_after, report.multiply_adds_after
+        row["accuracy"] = None if self.test is None else float(self.test(small))
+        row["seconds_after"] = report.seconds_after
+        return {**row, "ranks": {one.name: dict(one.ranks) for one in report.rows if one.rule}, "reason": ""}
+
+    # at an error -----------------------------------------------------------------------------------------
+
+    def _at_error(self, size: RelativeError) -> list[Row]:
+        """The fewest parameters at an error."""
+        if len(self.problem.kernels) > 1:
+            fact = f"{size_text(size)!r} is a size of one kernel, and the model has {len(self.problem.kernels)}"
+            raise RankError(fact, fix="a budget, such as 'parameters 0.5'")
+        met: list[Row] = []
+        candidates, score = self._candidates(size), None
+        if self._listed is not None:
+            ladders = [self._ladder(topology, size) for topology in candidates]
+            self.counts["listed"] += len(ladders)
+            self._climb(ladders, size, met, most=self.trials)
+        else:
+            while (topology := _ask(candidates, score)) is not None:
+                self.counts["listed"] += 1
+                reached = self._climb([self._ladder(topology, size)], size, met, most=_CLIMBS)
+                score = float(met[0]["parameters"]) if reached else PENALTY * self.problem.parameters
+        if not met:
+            raise self._unmet(size, [])
+        return met
+
+    def _ladder(self, topology: Topology, size: RelativeError) -> Ladder:
+        (bounds,) = self._bounds(topology).values()
+        return Ladder(topology, bounds, size.error)
+
+    def _climb(self, ladders: Sequence[Ladder], size: RelativeError, met: list[Row], *, most: int) -> bool:
+        """Fit ranks in the order of their parameters until one of them meets the error and none can have fewer.
+
+        Args:
+            met: the rows that met it before, the best one first; a better one is put before them.
+            most: fits.
+        """
+        order = count()
+        heap = [(ladder.parameters, next(order), ladder) for ladder in ladders]
+        heapq.heapify(heap)
+        reached, fitted = False, set[str]()
+        while heap and most > 0:
+            parameters, _, ladder = heapq.heappop(heap)
+            if met and parameters >= met[0]["parameters"]:
+                heap.append((parameters, 0, ladder))
+                break
+            if ladder.ranks is not None:
+                asked = {name: dict(ladder.ranks) for name in self.problem.kernels} if ladder.ranks else None
+                row = self._measure(ladder.topology, size, "full", asked)
+                most -= 1
+                if row["error"] is not None:
+                    fitted.add(ladder.topology.name)
+                    if row["error"] <= size.error and not (met and row["parameters"] >= met[0]["parameters"]):
+                        met.insert(0, row)
+                        reached = True
+                        continue
+                ladder.climb(row["error"])
+            else:
+                ladder.climb(None)
+            if ladder.parameters < math.inf:
+                heapq.heappush(heap, (ladder.parameters, next(order), ladder))
+        self.counts["fitted"] += len(fitted)
+        self.counts["pruned"] += len({ladder.topology.name for *_, ladder in heap} - fitted)
+        return reached
+
+
+class Ladder:
+    """The ranks at which a topology may have an error, one after the other.
+
+    Attributes:
+        parameters: no ranks that are still to come have fewer.
+        ranks: those to be fitted next, empty where only a fit knows them; None where they are not known yet.
+    """
+
+    def __init__(self, topology: Topology, bounds: Bounds, error: float) -> None:
+        self.topology, self.bounds, self.error = topology, bounds, error
+        self.parameters: float = bounds.least_parameters(error)
+        self.ranks: Mapping[str, int] | None = None
+        self._failed: list[tuple[int, ...]] = []
+        self._search = RankSearch(bounds, error)
+
+    def climb(self, missed: float | None) -> None:
+        """Go on to the next ranks, or some way towards them.
+
+        Args:
+            missed: the error at the ranks before, which was too large; None where they were not fitted.
+        """
+        if not self.topology.is_plain:
+            self.ranks, self.parameters = ({}, self.parameters) if self.ranks is None else (None, math.inf)
+            return
+        if self.ranks is not None:
+            self._failed.append(tuple(self.ranks.values()))
+            if missed is not None and max(self._failed[-1]) > EXACT_STEPS:
+                self.error *= max(self.error / missed, 0.5)
+                self._search = RankSearch(self.bounds, self.error)
+        ranks = self._search.next(_STEPS)
+        self.ranks = None
+        if ranks is not None and not any(_below(ranks, failed) for failed in self._failed):
+            self.ranks = dict(zip(self.bounds.bonds, ranks, strict=True))
+            self.parameters = max(self.parameters, self.bounds.parameters(ranks))
+        else:
+            self.parameters = max(self.parameters, self._search.bound)
+
+
+def _below(ranks: Sequence[int], others: Sequence[int]) -> bool:
+    return all(one <= two for one, two in zip(ranks, others, strict=True))
+
+
+def _error(row: Row) -> float:
+    return math.inf if row["error"] is None else float(row["error"])
+
+
+def _ask(candidates: Generator[Topology, float | None, None], score: float | None) -> Topology | None:
+    """The next topology, after the score of the one before; None where there are no more."""
+    try:
+        return candidates.send(score)
+    except StopIteration:
+        return None
