@@ -112,6 +112,7 @@ def test_multiply_adds_of_a_layer() -> None:
 def test_a_model_is_converted_and_tested() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(5, 2))
+    space = tn.Space(cores=(2, 2), bonds="tree", groups=("out", "in", "in kh kw", "out kh kw"), catalogue=False)
     seen = []
 
     def accuracy(small: nn.Module) -> float:
@@ -120,7 +121,7 @@ def test_a_model_is_converted_and_tested() -> None:
 
     inputs = torch.randn(8, 3, 5, 5)
     result = tn.search(
-        model, "parameters 0.7", space=SMALL, calibration=[inputs], example=(1, 3, 5, 5), test=accuracy, finalists=2
+        model, "parameters 0.7", space=space, calibration=[inputs], example=(1, 3, 5, 5), test=accuracy, finalists=2
     )
     assert len(seen) == 3  # each finalist, and the choice between them
     assert result.best["accuracy"] == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..decompositions import read_rewrite
 from ..errors import RankError, RuleError, SizeError
-from ..fitting import Metric, MultiplyAddsBudget, Settings, Size
+from ..fitting import Metric, MultiplyAddsBudget, Settings, Size, size_text
 from ..model import compare
 from ..networks import NamedTensor, kernel_multiply_adds
 from ..rewriting import Choices, Fit
@@ -50,24 +50,44 @@ class Problem:
         return sum(kernel.numel() for kernel in self.kernels.values())
 
 
-def measure(
-    problem: Problem, topology: str, size: Size, *, stage: str, ranks: Mapping[str, Mapping[str, int]] | None = None
-) -> Row:
-    """Fit a topology to every kernel.
+@dataclass(frozen=True)
+class Trial:
+    """A fit that is to be made.
 
-    Args:
-        topology: a name or the notation.
-        size: of the bonds, unless their ranks are known.
-        stage: "quick" or "full".
-        ranks: name of a kernel -> the rank of each bond.
+    topology: a name or the notation.
+    size: of the bonds, unless their ranks are known.
+    stage: "quick" or "full"; or "moved", which gives other ranks and not a fit.
+    ranks: name of a kernel -> the rank of each bond.
+    """
+
+    topology: str
+    size: Size
+    stage: str
+    ranks: Mapping[str, Mapping[str, int]] | None = None
+
+    @property
+    def fields(self) -> Row:
+        """What distinguishes its row from others."""
+        ranks = None if self.ranks is None else {name: dict(each) for name, each in self.ranks.items()}
+        return {"topology": self.topology, "size": size_text(self.size), "stage": self.stage, "asked": ranks}
+
+
+def measure_all(problem: Problem, trials: Sequence[Trial]) -> Iterator[Row]:
+    """The row of each trial."""
+    for trial in trials:
+        yield measure(problem, trial) if trial.stage in SETTINGS else move_ranks(problem, trial)
+
+
+def measure(problem: Problem, trial: Trial) -> Row:
+    """Fit a topology to every kernel.
 
     Returns:
         A row: the ranks of each kernel, counts, the root of the mean squared error, and the reason if it has no fit.
     """
     start = time.perf_counter()
-    row: Row = {"topology": topology, "stage": stage, "reason": ""}
+    row: Row = {**trial.fields, "reason": ""}
     try:
-        fits = _fit(problem, topology, size, stage, ranks=ranks)
+        fits = _fit(problem, trial)
     except (RankError, RuleError, SizeError) as error:
         row["reason"] = str(error)
         fits = {}
@@ -90,38 +110,36 @@ def _mean(errors: Sequence[float]) -> float | None:
     return math.sqrt(sum(error**2 for error in errors) / len(errors)) if errors else None
 
 
-def _fit(
-    problem: Problem, topology: str, size: Size, stage: str, *, ranks: Mapping[str, Mapping[str, int]] | None
-) -> dict[str, Fit]:
+def _fit(problem: Problem, trial: Trial) -> dict[str, Fit]:
     """The fit of each kernel. Kernels of one shape and size are fitted side by side."""
-    rule = read_rewrite(topology, problem.labels)
-    if ranks is None and isinstance(size, MultiplyAddsBudget):
-        return {name: _fit_to_multiply_adds(problem, topology, size, stage) for name in problem.kernels}
+    rule = read_rewrite(trial.topology, problem.labels)
+    if trial.ranks is None and isinstance(trial.size, MultiplyAddsBudget):
+        return {name: _fit_to_multiply_adds(problem, trial) for name in problem.kernels}
     groups: dict[object, list[str]] = {}
-    each = {name: size if ranks is None else ranks[name] for name in problem.kernels}
+    each = {name: trial.size if trial.ranks is None else trial.ranks[name] for name in problem.kernels}
     for name, kernel in problem.kernels.items():
         groups.setdefault((kernel.shape, kernel.dtype, repr(each[name])), []).append(name)
     fits: dict[str, Fit] = {}
     for names in groups.values():
         metrics = [problem.metrics[name] for name in names if name in problem.metrics] or None
         kernels = [{rule.tensor: problem.kernels[name].detach()} for name in names]
-        settings: Choices = {"seed": problem.seed, **SETTINGS[stage]}
+        settings: Choices = {"seed": problem.seed, **SETTINGS[trial.stage]}
         fits |= zip(names, rule.apply_many(kernels, each[names[0]], metrics=metrics, **settings), strict=True)
     return fits
 
 
-def _fit_to_multiply_adds(problem: Problem, topology: str, size: MultiplyAddsBudget, stage: str) -> Fit:
+def _fit_to_multiply_adds(problem: Problem, trial: Trial) -> Fit:
     (name,) = problem.kernels
     whole = problem.kernels[name] if problem.layer is None else problem.layer
     (row,) = compare(
         whole,
-        topology,
-        size,
+        trial.topology,
+        trial.size,
         labels=problem.labels,
         metric=problem.metrics.get(name),
         example=problem.example,
         seed=problem.seed,
-        starts=SETTINGS[stage].get("starts", Settings.starts),
+        starts=SETTINGS[trial.stage].get("starts", Settings.starts),
         progress=False,
     ).rows
     if row.fit is None:
@@ -132,35 +150,39 @@ def _fit_to_multiply_adds(problem: Problem, topology: str, size: MultiplyAddsBud
 # Ranks --------------------------------------------------------------------------------------------------------
 
 
-def move_ranks(problem: Problem, topology: Topology, row: Row) -> Row:
+def move_ranks(problem: Problem, trial: Trial) -> Row:
     """Better ranks with at most as many parameters, by moving sizes from one bond to another.
 
     A few sweeps from the cores of the fit before show what a bond loses that is smaller, and gains that is larger.
 
     Args:
         problem: of one kernel.
-        row: of the topology, with the ranks to start from. Those of a tree stay, since they follow from spectra.
+        trial: with the ranks to start from. Those of a tree stay, since they follow from spectra.
 
     Returns:
         A row without a fit: the ranks, and how many fits were made.
     """
-    moved = {**row, "stage": "moved", "parameters": None, "multiply_adds": None, "error": None, "fits": 0}
+    assert trial.ranks is not None
     ((name, kernel),) = problem.kernels.items()
+    rule, ranks = read_rewrite(trial.topology, problem.labels), trial.ranks[name]
+    empty = dict.fromkeys(("parameters", "multiply_adds", "error"))
+    moved: Row = {**trial.fields, **empty, "ranks": {name: dict(ranks)}, "reason": "", "fits": 0}
     choices: Choices = {"seed": problem.seed, "sweeps": _MOVED_SWEEPS, "metric": problem.metrics.get(name)}
-    rule, ranks = topology.rule, row["ranks"][name]
     outline = rule.outline(kernel)
     if len(ranks) < 2 or rule.fixed or outline is None or outline.curve.tree is not None:
         return moved
+    topology = Topology(rule)
     probe: Choices = {**choices, "sweeps": _PROBE_SWEEPS}
     fit = rule.apply(kernel, ranks, **choices)
+    limit = fit.parameters
     moved["fits"] += 1
     for _ in range(_MOST_MOVES):
-        trial, probes = _next_ranks(fit, topology, row["parameters"], partial(rule.apply, kernel, **probe))
+        larger, probes = _next_ranks(fit, topology, limit, partial(rule.apply, kernel, **probe))
         moved["fits"] += probes
-        if trial is None:
+        if larger is None:
             break
-        choices["start"] = _shrunk(fit, trial)
-        other = rule.apply(kernel, trial, **choices)
+        choices["start"] = _shrunk(fit, larger)
+        other = rule.apply(kernel, larger, **choices)
         moved["fits"] += 1
         if error_of_fit(other) > (1 - _LEAST_GAIN) * error_of_fit(fit):
             break

@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -18,10 +19,11 @@ from ..errors import LayerError, RankError, RuleError, SizeError
 from ..fitting import ParameterBudget, RelativeError, Size, TimeBudget, size_text
 from ..model import convert
 from ..studies import Row, Store
+from ..workers import run_tasks
 from .bounds import EXACT_STEPS, Bounds, CutErrors, RankSearch, prepare_bounds
-from .evaluation import Problem, measure, move_ranks
+from .evaluation import Problem, Trial, measure_all
 from .space import Space
-from .suggestions import suggest
+from .suggestions import Suggestions
 from .topology import Topology
 
 MOST_LISTED = 1000
@@ -32,6 +34,9 @@ FIELDS = ("topology", "size", "stage", "asked", "reason", "ranks", "parameters",
 
 _CLIMBS = 4
 """Fits of a topology at an error, where topologies are suggested one by one."""
+
+COUNTED = ("listed", "pruned", "refused", "fitted", "evaluations")
+"""What is counted of a search."""
 
 _MOVED = 2
 """Finalists whose ranks are moved."""
@@ -51,17 +56,19 @@ class Ledger:
         self._rows = {self._key(row): row for row in (store.rows if store else ())}
 
     @staticmethod
-    def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    def _key(row: Row) -> tuple[str, ...]:
         return row["topology"], row["size"], row["stage"], json.dumps(row["asked"], sort_keys=True)
 
-    def __call__(self, make: Callable[[], Row], **fields: Any) -> Row:
-        key = self._key(fields)
-        if key not in self._rows:
-            row = {**make(), **fields}
-            self._rows[key] = row
-            if self._store is not None:
-                self._store.append(row)
-        return self._rows[key]
+    def get(self, fields: Row) -> Row | None:
+        """The row with these fields, if it exists."""
+        return self._rows.get(self._key(fields))
+
+    def add(self, row: Row) -> Row:
+        """Keep a row, and write it into the folder."""
+        self._rows[self._key(row)] = row
+        if self._store is not None:
+            self._store.append(row)
+        return row
 
 
 @dataclass
@@ -79,14 +86,38 @@ class Run:
     calibration: Any
     trials: int
     finalists: int
-    counts: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("listed", "pruned", "refused", "fitted", "evaluations"), 0)
-    )
+    scheduler: Any = None
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
     _known: dict[str, dict[str, Bounds]] = field(default_factory=dict)
 
     def at(self, size: Size) -> list[Row]:
         """The rows at a size, the best one first. Raises RankError if no topology meets it."""
         return self._at_error(size) if isinstance(size, RelativeError) else self._within(size)
+
+    def _measure(self, groups: Iterable[Sequence[Trial]], take: Callable[[Trial, Row], None]) -> None:
+        """Make trials, in this process or on workers, and take the row of each as it comes."""
+
+        def missing() -> Iterator[list[Trial]]:
+            for group in groups:
+                new = []
+                for trial in group:
+                    row = self.ledger.get(trial.fields)
+                    if row is None:
+                        new.append(trial)
+                    else:
+                        self._count(row)
+                        take(trial, row)
+                if new:
+                    yield new
+
+        tasks = run_tasks(measure_all, missing(), shared=self.problem, scheduler=self.scheduler)
+        with closing(tasks):  # workers stop where this is stopped
+            for trial, row in tasks:
+                self._count(self.ledger.add(row))
+                take(trial, row)
+
+    def _count(self, row: Row) -> None:
+        self.counts["evaluations"] += row.get("fits", row["error"] is not None)
 
     # what is known of topologies --------------------------------------------------------------------------
 
@@ -124,25 +155,11 @@ class Run:
             return 0.0
         return math.sqrt(sum(error**2 for error in each) / len(each))
 
-    def _measure(self, topology: Topology, size: Size, stage: str, ranks: Any = None) -> Row:
-        """The row of a topology. `ranks`, if any, are for each kernel."""
-        row = self.ledger(
-            lambda: measure(self.problem, topology.name, size, stage=stage, ranks=ranks),
-            topology=topology.name,
-            size=size_text(size),
-            stage=stage,
-            asked=ranks,
-        )
-        self.counts["evaluations"] += row["error"] is not None
-        return row
-
-    def _candidates(self, size: Size) -> Generator[Topology, float | None, None]:
-        """The topologies in the order in which they are looked at. The generator is sent the score of each."""
+    def _candidates(self, size: Size) -> Iterable[Topology]:
+        """The topologies in the order in which they are looked at."""
         if self._listed is None:
-            yield from suggest(self.space, self.problem.labels, trials=self.trials, seed=self.problem.seed)
-        else:
-            for topology in sorted(self._listed, key=lambda one: self._least_error(one, size)):  # noqa: UP028
-                yield topology
+            return Suggestions(self.space, self.problem.labels, trials=self.trials, seed=self.problem.seed)
+        return sorted(self._listed, key=lambda topology: self._least_error(topology, size))
 
     def _unmet(self, size: Size, reasons: Sequence[str]) -> RankError:
         because = min(reasons, key=len, default=None)
@@ -154,44 +171,76 @@ class Run:
     def _within(self, size: Size) -> list[Row]:
         """The least error within a budget."""
         screened = ParameterBudget(size.fraction) if self._is_converted(size) else size  # type: ignore[union-attr]
-        fitted: list[tuple[Topology, Row]] = []
+        best: dict[str, Row] = {}
         reasons: list[str] = []
-        candidates, score = self._candidates(screened), None
-        while (topology := _ask(candidates, score)) is not None:
-            self.counts["listed"] += 1
-            score = None
-            if self._least_error(topology, screened) >= min((row["error"] for _, row in fitted), default=math.inf):
-                self.counts["pruned"] += 1
-                continue
-            row = self._screen(topology, screened)
-            score = row["error"]
-            if score is None:
-                self.counts["refused"] += 1
+        candidates = self._candidates(screened)
+        told = candidates if isinstance(candidates, Suggestions) else None
+        waiting: dict[str, tuple[Topology, int]] = {}
+
+        def groups() -> Iterator[list[Trial]]:
+            for topology in candidates:
+                self.counts["listed"] += 1
+                if self._least_error(topology, screened) >= min(map(_error, best.values()), default=math.inf):
+                    self.counts["pruned"] += 1
+                    if told is not None:
+                        told.tell(topology, None)
+                    continue
+                trials = self._screening(topology, screened)
+                waiting[topology.name] = topology, len(trials)
+                yield trials
+
+        def take(trial: Trial, row: Row) -> None:
+            topology, remaining = waiting[trial.topology]
+            waiting[trial.topology] = topology, remaining - 1
+            best[trial.topology] = min(best.get(trial.topology, row), row, key=_error)
+            if remaining > 1:
+                return
+            row = best[trial.topology]
+            self.counts["refused" if row["error"] is None else "fitted"] += 1
+            if row["error"] is None:
                 reasons.append(row["reason"])
-            else:
-                self.counts["fitted"] += 1
-                fitted.append((topology, row))
-        if not fitted:
+            if told is not None:
+                told.tell(topology, row["error"])
+
+        self._measure(groups(), take)
+        order = sorted((row for row in best.values() if row["error"] is not None), key=_error)
+        if not order:
             raise self._unmet(size, reasons)
-        fitted.sort(key=lambda pair: pair[1]["error"])
-        final = [
-            (topology, self._measure(topology, screened, "full", row["asked"]))
-            for topology, row in fitted[: self.finalists]
-        ]
-        final.sort(key=lambda pair: _error(pair[1]))
-        best = [self._move(topology, row, screened) for topology, row in final[:_MOVED]]
-        rows = sorted([*best, *(row for _, row in [*final[_MOVED:], *fitted[self.finalists :]])], key=_error)
+        rows = self._finish(order, screened)
         return self._convert(rows, size) if self._is_converted(size) else rows
+
+    def _screening(self, topology: Topology, size: Size) -> list[Trial]:
+        """A quick fit, and a full one at the ranks that the cuts of a loop ask for where these are few."""
+        ranks = self._ranks_of_cuts(topology, size)
+        full = [] if ranks is None else [Trial(topology.name, size, "full", ranks)]
+        return [Trial(topology.name, size, "quick"), *full]
+
+    def _finish(self, order: Sequence[Row], size: Size) -> list[Row]:
+        """The rows with full fits of the finalists, and other ranks of the best of these."""
+        best = {row["topology"]: row for row in order}
+
+        def take(trial: Trial, row: Row) -> None:
+            if trial.stage == "full":
+                first = best[trial.topology]
+                best[trial.topology] = row if first["stage"] == "quick" else min(first, row, key=_error)
+            elif row["ranks"] != row["asked"]:
+                moved.append(Trial(trial.topology, size, "full", row["ranks"]))
+
+        def by_error() -> list[Row]:
+            return sorted(best.values(), key=_error)
+
+        moved: list[Trial] = []
+        names = [row["topology"] for row in order[: self.finalists]]
+        self._measure(([Trial(name, size, "full", best[name]["asked"])] for name in names), take)
+        if isinstance(size, ParameterBudget) and len(self.problem.kernels) == 1:
+            chosen = [row for row in by_error() if row["topology"] in names][:_MOVED]
+            self._measure(([Trial(row["topology"], size, "moved", row["ranks"])] for row in chosen), take)
+            self._measure(([trial] for trial in moved), take)
+        return by_error()
 
     def _is_converted(self, size: Size) -> bool:
         """Whether the best topologies are converted: under a size of a whole model, or of a layer's time."""
         return self.model is not None and (self.problem.layer is None or isinstance(size, TimeBudget))
-
-    def _screen(self, topology: Topology, size: Size) -> Row:
-        """The better one of a quick fit, and of a full one at the ranks that cuts ask for where these are few."""
-        ranks = self._ranks_of_cuts(topology, size)
-        quick = self._measure(topology, size, "quick")
-        return quick if ranks is None else min(quick, self._measure(topology, size, "full", ranks), key=_error)
 
     def _ranks_of_cuts(self, topology: Topology, size: Size) -> dict[str, dict[str, int]] | None:
         """Ranks of a loop that all cuts allow; None where trees or other sizes need none."""
@@ -200,22 +249,6 @@ class Run:
         ((name, bounds),) = self._bounds(topology).items()
         ranks = bounds.within(math.floor(size.fraction * bounds.errors.kernel.numel())).ranks
         return None if ranks is None else {name: dict(zip(bounds.bonds, ranks, strict=True))}
-
-    def _move(self, topology: Topology, full: Row, size: Size) -> Row:
-        """The better row of a full fit and of another with ranks that were moved."""
-        if not isinstance(size, ParameterBudget) or len(self.problem.kernels) > 1:
-            return full
-        moved = self.ledger(
-            lambda: move_ranks(self.problem, topology, full),
-            topology=topology.name,
-            size=size_text(size),
-            stage="moved",
-            asked=full["asked"],
-        )
-        self.counts["evaluations"] += moved["fits"]
-        if moved["ranks"] == full["ranks"]:
-            return full
-        return min(full, self._measure(topology, size, "full", moved["ranks"]), key=_error)
 
     def _convert(self, rows: list[Row], size: Size) -> list[Row]:
         """The best topologies, each as the only one and all as a choice, converted under the budget and tested."""
@@ -226,13 +259,8 @@ class Run:
         converted: list[Row] = []
         reasons: list[str] = []
         for topologies in ways:
-            row = self.ledger(
-                lambda topologies=topologies: self._converted(topologies, size),  # type: ignore[misc]
-                topology=" or ".join(topologies),
-                size=size_text(size),
-                stage="converted",
-                asked=None,
-            )
+            fields = {"topology": " or ".join(topologies), "size": size_text(size), "stage": "converted", "asked": None}
+            row = self.ledger.get(fields) or self.ledger.add({**self._converted(topologies, size), **fields})
             if row["reason"]:
                 reasons.append(row["reason"])
             else:
@@ -282,16 +310,16 @@ class Run:
             fact = f"{size_text(size)!r} is a size of one kernel, and the model has {len(self.problem.kernels)}"
             raise RankError(fact, fix="a budget, such as 'parameters 0.5'")
         met: list[Row] = []
-        candidates, score = self._candidates(size), None
-        if self._listed is not None:
+        candidates = self._candidates(size)
+        if isinstance(candidates, Suggestions):
+            for topology in candidates:
+                self.counts["listed"] += 1
+                reached = self._climb([self._ladder(topology, size)], size, met, most=_CLIMBS)
+                candidates.tell(topology, met[0]["parameters"] if reached else PENALTY * self.problem.parameters)
+        else:
             ladders = [self._ladder(topology, size) for topology in candidates]
             self.counts["listed"] += len(ladders)
             self._climb(ladders, size, met, most=self.trials)
-        else:
-            while (topology := _ask(candidates, score)) is not None:
-                self.counts["listed"] += 1
-                reached = self._climb([self._ladder(topology, size)], size, met, most=_CLIMBS)
-                score = float(met[0]["parameters"]) if reached else PENALTY * self.problem.parameters
         if not met:
             raise self._unmet(size, [])
         return met
@@ -318,7 +346,10 @@ class Run:
                 break
             if ladder.ranks is not None:
                 asked = {name: dict(ladder.ranks) for name in self.problem.kernels} if ladder.ranks else None
-                row = self._measure(ladder.topology, size, "full", asked)
+                rows: list[Row] = []
+                trial = Trial(ladder.topology.name, size, "full", asked)
+                self._measure([[trial]], lambda _, row: rows.append(row))  # noqa: B023
+                (row,) = rows
                 most -= 1
                 if row["error"] is not None:
                     fitted.add(ladder.topology.name)
@@ -380,11 +411,3 @@ def _below(ranks: Sequence[int], others: Sequence[int]) -> bool:
 
 def _error(row: Row) -> float:
     return math.inf if row["error"] is None else float(row["error"])
-
-
-def _ask(candidates: Generator[Topology, float | None, None], score: float | None) -> Topology | None:
-    """The next topology, after the score of the one before; None where there are no more."""
-    try:
-        return candidates.send(score)
-    except StopIteration:
-        return None

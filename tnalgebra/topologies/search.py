@@ -16,6 +16,7 @@ from ..networks import KERNEL_LABELS, labels_of
 from ..nn import kernel_labels_of, kernel_layers, own_weight
 from ..studies import Store, digest_tensors
 from ..tensors import as_tensor, scaled
+from ..workers import Scheduler
 from .evaluation import Problem
 from .result import FoundTopologies
 from .run import FIELDS, Ledger, Run
@@ -37,13 +38,13 @@ def search(
     trials: int = 200,
     finalists: int = 4,
     seed: int = 0,
+    scheduler: Scheduler | None = None,
 ) -> FoundTopologies:
     """Search for the topology with the least error at a size, or with the fewest parameters at an error.
 
-    Every topology of the space is bounded from below by the singular values of the kernel over its cuts. In the order
-    of these bounds they are fitted quickly, and those whose bound is above the best error so far are not fitted. The
-    best ones are fitted again from more starts, with ranks moved between the bonds of loops. Of a space with more than
-    1,000 topologies optuna suggests some. See docs/search.md.
+    Topologies are fitted quickly in the order of the bounds that the kernel's cuts give, up to where a bound is above
+    the best error. The best ones are fitted again from more starts, with ranks moved between the bonds of loops. Of
+    more than 1,000 topologies optuna suggests some.
 
     Args:
         subject: a kernel; a convolution, transposed convolution or linear layer; or a model, all kernels of which get
@@ -63,6 +64,8 @@ def search(
         trials: the most topologies that optuna suggests; and the most fits at an error.
         finalists: how many topologies are fitted fully, and of a model converted and tested.
         seed: of the fits and suggestions.
+        scheduler: where the fits at a budget are made, see `tn.workers.run_tasks`; by default in this process. With
+            workers, more topologies may be fitted, because less is known when their turn comes.
 
     Returns:
         The topologies that were fitted, the best one first, with the front and a line of code.
@@ -98,7 +101,7 @@ def search(
         store = None if output is None else stack.enter_context(Store(Path(output), config, fields=FIELDS).opened())
         if store is not None:
             store.settle()
-        run = Run(problem, space, Ledger(store), model, test, calibration, trials, finalists)
+        run = Run(problem, space, Ledger(store), model, test, calibration, trials, finalists, scheduler)
         return FoundTopologies(tuple(row for one in sizes for row in run.at(one)), problem.labels, run.counts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import MissingPackageError
@@ -14,11 +14,8 @@ _BARREN = 20
 """After this many suggestions in a row for each one that is wanted, no new topology is expected any more."""
 
 
-def suggest(space: Space, labels: Sequence[str], *, trials: int, seed: int) -> Generator[Topology, float | None, None]:
-    """Suggest topologies by a tree-structured Parzen estimator (Bergstra et al. 2011).
-
-    Each is suggested once, up to the words for its bonds. The generator is sent the score of the one before, the less
-    the better, or None where it was not fitted.
+class Suggestions:
+    """Topologies by a tree-structured Parzen estimator (Bergstra et al. 2011), each once up to the words for its bonds.
 
     Args:
         trials: how many topologies are suggested at most.
@@ -26,33 +23,44 @@ def suggest(space: Space, labels: Sequence[str], *, trials: int, seed: int) -> G
     Raises:
         MissingPackageError: optuna is not installed.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        fact = "a space of this size needs optuna, which is not installed"
-        raise MissingPackageError(fact, fix='pip install "tnalgebra[search]", or a smaller space') from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
-    study = optuna.create_study(sampler=sampler)
-    scores: dict[str, float | None] = {}
-    barren = 0
-    while len(scores) < trials and barren < _BARREN * trials:
-        trial = study.ask()
-        terms = [_term(trial, space, labels, number) for number in range(_count(trial, space))]
-        complete = [term for term in terms if term is not None]
-        topology = space.topology(labels, complete) if len(complete) == len(terms) else None
-        if topology is None or topology.name in scores:
-            barren += 1
-            score = None if topology is None else scores[topology.name]
-        else:
-            barren = 0
-            score = scores[topology.name] = yield topology
+
+    def __init__(self, space: Space, labels: Sequence[str], *, trials: int, seed: int) -> None:
+        try:
+            import optuna
+        except ModuleNotFoundError as error:
+            fact = "a space of this size needs optuna, which is not installed"
+            raise MissingPackageError(fact, fix='pip install "tnalgebra[search]", or a smaller space') from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+        self._study = optuna.create_study(sampler=sampler)
+        self._pruned = optuna.trial.TrialState.PRUNED
+        self._space, self._labels, self._trials = space, labels, trials
+        self._suggested: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[Topology]:
+        barren = 0
+        while len(self._suggested) < self._trials and barren < _BARREN * self._trials:
+            trial = self._study.ask()
+            terms = [_term(trial, self._space, self._labels, number) for number in range(_count(trial, self._space))]
+            complete = [term for term in terms if term is not None]
+            topology = self._space.topology(self._labels, complete) if len(complete) == len(terms) else None
+            if topology is None or topology.name in self._suggested:
+                barren += 1
+                self._study.tell(trial, state=self._pruned)
+            else:
+                barren = 0
+                self._suggested[topology.name] = trial
+                yield topology
+
+    def tell(self, topology: Topology, score: float | None) -> None:
+        """Say how good a topology is, the less the better; None where it was not fitted."""
+        trial = self._suggested[topology.name]
         if score is None:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            self._study.tell(trial, state=self._pruned)
         else:
-            study.tell(trial, score)
+            self._study.tell(trial, score)
 
 
 def _count(trial: Any, space: Space) -> int:
