@@ -16,7 +16,8 @@ from tests.compiler_cases import ROUNDING, compiled, torch_convolutions
 from tests.refusals import refused
 from tests.strategies import random_values
 from tnalgebra.compiler import fourier_steps
-from tnalgebra.compiler.operations import Transform
+from tnalgebra.compiler.operations import TransformKernel
+from tnalgebra.compiler.transforms import Points, convolve_each, transform_kernel
 from tnalgebra.errors import CompileError, SizeError
 from tnalgebra.networks import Network, parse
 from tnalgebra.nn import layer_network
@@ -114,6 +115,9 @@ CASES = {
     "D[h r] -> [n o u v]",
     "two windows": "X[n:2 x:40] Conv[x y k:9 | padding=4 mode=circular] Conv[y z h:5 | padding=2 mode=circular] a[k] "
     "b[h] -> [n z]",
+    "two windows with channels": "X[n:2 i:3 x:20 y:12] Conv[x u k:7 | padding=1:5 mode=circular] A[o:4 i k h] "
+    "Conv[y v h:13 | padding=12:0 mode=circular] Conv[u w d:5 | padding=2 mode=circular] B[p:2 o d e] "
+    "Conv[v z e:4 | padding=1 stride=2 mode=circular] -> [n p w z]",
     "a Toeplitz vector": "V[n:2 j:20 d:3] c[r:39] Conv[i:20 j r | padding=19] -> [n i d]",
     "another axis behind": "X[n:2 x:30 d:3] Conv[x u k:9 | padding=8:0] K[k d] -> [n u d]",
 }
@@ -123,6 +127,26 @@ CASES = {
 def test_cases(name: str) -> None:
     inputs = "V" if name == "a Toeplitz vector" else "X"
     check_spectral(parse(CASES[name]), inputs)
+
+
+def test_consecutive_windows_on_circles_are_transformed_once() -> None:
+    """Values stay spectra between them, and the spectra of kernels for each channel are multiplied."""
+    for name in ("two windows", "two windows with channels"):
+        module = check_spectral(parse(CASES[name]), "X")
+        kinds = [type(one).__name__ for one in module.plan.chosen.program.operations]
+        assert kinds.count("Filter") + kinds.count("Inverse") == 1
+        assert kinds.count("Transform") == kinds.count("Inverse")
+
+
+def test_channels_are_transformed_some_at_a_time() -> None:
+    x, kernel = torch.randn(2, 7, 40, 9, dtype=torch.float64), torch.randn(7, 5, 3, dtype=torch.float64)
+    points = [Points(16, 5, (4, 0), is_cut=True), Points(12, 3, (1, 1))]
+    whole = {"dilation": (1, 1), "shifts": (0, 0), "turned": True}
+    for channels in (kernel, kernel[:1]):
+        spectrum = transform_kernel(channels, (16, 12), **whole)[None, :, None]
+        one, some = (convolve_each(x, spectrum, points, tile=tile) for tile in (2**20, 1000))
+        expected = torch.conv2d(nn.functional.pad(x, (1, 1, 4, 0)), channels.expand(7, 5, 3)[:, None], groups=7)
+        assert max((one - expected).abs().max(), (some - expected).abs().max()) < 1e-12
 
 
 def test_a_kernel_that_is_an_input() -> None:
@@ -137,7 +161,13 @@ def test_inputs_of_other_sizes(frozen: bool) -> None:
         "X[n:2 c:3 x:20 y:9] Conv[x u k:5 | padding=2 stride=2] Conv[y v h:5 | padding=2 mode=circular] "
         "K[o:4 c k h] -> [n o u v]"
     )
-    for network, others in ((one, ({"x": 4}, {"x": 200, "n": 5})), (two, ({"x": 7, "y": 30}, {"x": 60, "y": 4}))):
+    circle = parse("X[n:2 c:3 x:20] Conv[x u k:9 | padding=8:0 mode=circular] K[c k] -> [n c u]")
+    on_circles = (circle, ({"x": 8}, {"x": 11}, {"x": 60, "n": 3}))
+    for network, others in (
+        on_circles,
+        (one, ({"x": 4}, {"x": 200, "n": 5})),
+        (two, ({"x": 7, "y": 30}, {"x": 60, "y": 4})),
+    ):
         module = compiled(network, random_values(network, 0), ["X"], **SPECTRAL)
         if frozen:
             module.freeze()
@@ -200,7 +230,7 @@ def long_layer() -> tuple[Any, Tensor]:
 def test_a_long_window_is_a_transform() -> None:
     module, _ = long_layer()
     assert "Fourier" in str(module.plan)
-    assert "rfft" in module.code
+    assert "transform_kernel" in module.code
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
@@ -256,10 +286,10 @@ def test_a_wrong_reach_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lengths_of_transforms() -> None:
     lengths = [fourier_steps.fast_length(number) for number in (1, 7, 11, 13, 17, 97, 1025)]
-    assert lengths == [1, 8, 12, 15, 18, 100, 1080]
+    assert lengths == [4, 8, 12, 16, 20, 100, 1080]
     network = parse("X[c:2 x:5000] Conv[x u k:33 | padding=16] K[c k] -> [c u]")
     module = compiled(network, random_values(network, 0), ["X"], **SPECTRAL)
-    transforms = [one for one in module.plan.chosen.program.operations if isinstance(one, Transform)]
+    transforms = [one for one in module.plan.chosen.program.operations if isinstance(one, TransformKernel)]
     assert 66 <= transforms[0].lengths[0] < 5032
 
 

@@ -17,7 +17,19 @@ from .constants import constants_for
 from .cost import FORMATS, CostModel, Format, Workload
 from .fourier_steps import may_be_faster
 from .lowering import lower
-from .operations import STYLES, Arrange, Convolve, Load, Pad, Program, Rename, Toeplitz, Transform, Unfold, shape_in
+from .operations import (
+    STYLES,
+    Arrange,
+    Convolve,
+    Load,
+    Pad,
+    Program,
+    Rename,
+    Toeplitz,
+    TransformKernel,
+    Unfold,
+    shape_in,
+)
 from .search import cheapest_trees
 from .steps import CONVOLUTION, FOURIER, Steps
 from .sums import SumPrograms
@@ -111,7 +123,7 @@ class Candidate:
     @cached_property
     def is_spectral(self) -> bool:
         """Whether some windows are applied by Fourier transforms."""
-        return any(isinstance(operation, Transform) for operation in self.program.operations)
+        return any(isinstance(operation, TransformKernel) for operation in self.program.operations)
 
     @cached_property
     def calls(self) -> int:
@@ -157,7 +169,7 @@ class Candidate:
     def family(self) -> tuple[object, ...]:
         """What the error of the prediction depends on most: memory format, kinds of the calls, what is contracted."""
         pairs = zip(self.program.operations, self.works, strict=True)
-        kinds = {type(one) for one, _ in pairs if isinstance(one, Convolve | Unfold | Toeplitz | Transform)}
+        kinds = {type(one) for one, _ in pairs if isinstance(one, Convolve | Unfold | Toeplitz | TransformKernel)}
         rebuilds = any(weights and work.multiply_adds for work, weights in self.works)
         return self.program.style, frozenset(kinds), rebuilds
 

@@ -62,6 +62,22 @@ def transform_work(read: int, written: int, points: int, elements: int) -> Workl
     return Workload("product", multiply_adds, read, written, 1, RADIX, RADIX, RADIX)
 
 
+def filter_work(moved: tuple[int, int, int], points: int, blocks: tuple[int, int]) -> Workload:
+    """The work of an elementwise product of spectra with the transforms of an input and back.
+
+    Args:
+        moved: the numbers of elements of the input, of the kernel's spectrum and of the result.
+        points: of one transform.
+        blocks: the number of transforms, and of inverse ones.
+    """
+    image, kernel, result = moved
+    forth, back = (points * count for count in blocks)
+    there, again = transform_work(image, forth, points, forth), transform_work(back, result, points, back)
+    multiply_adds = there.multiply_adds + again.multiply_adds + 2 * back
+    read, written = there.read + again.read + forth + kernel, there.written + again.written + back
+    return Workload("product", multiply_adds, read, written, 1, RADIX, RADIX, RADIX)
+
+
 class Rates(NamedTuple):
     """The prices of one kind of step, in seconds except for the two widths.
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
 from . import operations as ops
-from .emit_fourier import SizeNode, combined, emit_inverse, emit_transform
 from .operations import Axes, Axis, Program, labels_in
 from .packing import packed_call
+from .transforms import Points, convolve_each, inverse, transform, transform_kernel
+
+SizeNode: TypeAlias = "int | fx.Node"
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
@@ -281,18 +283,35 @@ class _Emitter:
         return self.graph.call_method("contiguous", (turned,))
 
     def _combined(self, one: SizeNode, other: SizeNode, function: Callable[[Any, Any], Any]) -> SizeNode:
-        return combined(self.graph, one, other, function)
+        """A function of two sizes, computed at once where both are numbers."""
+        if isinstance(one, int) and isinstance(other, int):
+            return int(function(one, other))
+        if other == {operator.add: 0, operator.mul: 1}.get(function):
+            return one
+        return self.graph.call_function(function, (one, other))
+
+    def _points(self, operation: ops.Transform | ops.Inverse | ops.Filter) -> list[Any]:
+        """How axes are transformed, with the sizes of circles as they are at the call."""
+        pairs = zip(operation.points, operation.circles, strict=True)
+        return [Points(self.size(circle), *one[1:]) if circle else one for one, circle in pairs]  # type: ignore[arg-type]
 
     def _transform(self, operation: ops.Transform, source: fx.Node) -> fx.Node:
-        sizes = self._last_sizes(operation.source, len(operation.lengths))
-        return emit_transform(self.graph, operation, source, sizes=sizes)
+        return self.graph.call_function(transform, (source, self._points(operation)))
 
-    def _last_sizes(self, number: int, count: int) -> list[SizeNode]:
-        return [self.size(label) for label in labels_in(self._axes(number)[-count:])]
+    def _transform_kernel(self, operation: ops.TransformKernel, source: fx.Node) -> fx.Node:
+        pairs = zip(operation.circles, operation.lengths, strict=True)
+        lengths = [self.size(circle) if circle else length for circle, length in pairs]
+        names = ("dilation", "shifts", "turned")
+        keywords = {name: getattr(operation, name) for name in names}
+        return self.graph.call_function(transform_kernel, (source, lengths), keywords)
 
     def _inverse(self, operation: ops.Inverse, source: fx.Node, like: fx.Node) -> fx.Node:
-        sizes = self._last_sizes(operation.like, len(operation.lengths))
-        return emit_inverse(self.graph, operation, source, like, sizes=sizes)
+        kept = self.graph.call_function(inverse, (source, like, self._points(operation)))
+        return self.graph.call_method("contiguous", (kept,))
+
+    def _filter(self, operation: ops.Filter, source: fx.Node, spectrum: fx.Node) -> fx.Node:
+        arguments = (source, spectrum, self._points(operation))
+        return self.graph.call_function(convolve_each, arguments, {"tile": operation.tile})
 
     def _pool(self, operation: ops.Pool, source: fx.Node) -> fx.Node:
         keywords: dict[str, Any] = {"stride": _short(operation.stride)}
@@ -404,7 +423,9 @@ _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.Unfold: _Emitter._unfold,
     ops.Toeplitz: _Emitter._toeplitz,
     ops.Transform: _Emitter._transform,
+    ops.TransformKernel: _Emitter._transform_kernel,
     ops.Inverse: _Emitter._inverse,
+    ops.Filter: _Emitter._filter,
     ops.Pool: _Emitter._pool,
     ops.Add: _Emitter._add,
     ops.Plus: _Emitter._plus,

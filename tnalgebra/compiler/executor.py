@@ -13,7 +13,7 @@ from ..networks import Network
 from .choose import Candidate
 from .emit import argument_names, emit
 from .keeper import Keeper, lower_type
-from .operations import Load, Program, labels_in
+from .operations import Load, Program, TransformKernel, labels_in
 from .packing import may_pack
 from .plan import Plan
 from .values import plain_label
@@ -188,8 +188,15 @@ def _at_shapes(plan: Plan, shapes: Sequence[torch.Size]) -> Program:
     for label, size in program.sizes.items():
         plain = plain_label(label)
         every[label] = sizes[plain] + size - program.sizes[plain] if plain in sizes else size
+    circles: set[str] = set()
+    for one in program.operations:
+        if isinstance(one, TransformKernel):
+            ends = zip(one.circles, labels_in(one.axes[-len(one.circles) :]), strict=True)
+            points = {label: every[circle] for circle, label in ends if circle}
+            every |= {label: size // 2 + 1 if label in one.axes[-1] else size for label, size in points.items()}
+            circles |= points.keys()
     counted = frozenset(label for label in program.moving if plain_label(label) not in sizes)
-    return replace(program, sizes=every, moving=counted)  # the code counts the blocks of transforms
+    return replace(program, sizes=every, moving=counted - circles)  # the code counts the blocks of transforms
 
 
 def _whole(candidate: Candidate) -> Network:

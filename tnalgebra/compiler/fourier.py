@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from ..networks import window
 from . import operations as ops
 from .fourier_steps import FourierAxis
-from .operations import Axes, Axis, labels_in
+from .operations import Axes, labels_in
+from .transforms import Points
 from .values import Draft, Value, arrange, as_matrices, pad, roles, singles, without
+
+TILE = 2**-5
+"""The number of elements of an input that are transformed at a time, relative to that of a tensor which gets fresh
+memory at every call.
+"""
 
 
 def convolve_by_fourier(
@@ -27,44 +34,46 @@ def convolve_by_fourier(
         lengths: of the transform along each window; an input is cut into blocks of that length, which overlap.
     """
     image, sources = _padded(draft, left, axes, transposed=transposed)
-    is_cut = [
-        source in draft.moving or axis.positions > length
+    points = tuple(
+        axis.points(length, is_cut=source in draft.moving or axis.whole > length)
         for axis, source, length in zip(axes, sources, lengths, strict=True)
-    ]
-    blocks = tuple(
-        length - axis.reach + 1 if cut else 0 for axis, length, cut in zip(axes, lengths, is_cut, strict=True)
     )
-    pads = tuple((0, 0) if draft.steps.is_folded(axis.node) and not transposed else axis.pads for axis in axes)
-    frequencies = _frequencies(draft, axes, lengths)
-    counts = _counts(draft, axes, sources, blocks)
-    others = without(image.labels, sources)
-    spectrum = draft.add(
-        ops.Transform(
-            image.number,
-            singles((*others, *counts, *frequencies)),
-            tuple(lengths),
-            blocks,
-            tuple(axis.apart for axis in axes),
-            pads,
-            tuple(axis.reach for axis in axes),
-        )
-    )
-    kernel = _kernel(draft, right, axes, lengths=lengths, frequencies=frequencies, turned=not transposed)
-    product = _product(draft, spectrum, kernel, frequencies=frequencies, live=live)
-    kept = without(product.labels, (*counts, *frequencies))
-    product = arrange(draft, product, singles((*kept, *counts, *frequencies)))
-    ends = tuple((axis.apart, sum(ends) - axis.reach + 1) for axis, ends in zip(axes, pads, strict=True))
-    result = ops.Inverse(
-        product.number,
-        image.number,
-        singles((*kept, *(axis.target for axis in axes))),
-        tuple(lengths),
-        blocks,
-        tuple(axis.reach for axis in axes),
-        tuple(axis.stride for axis in axes),
-        ends,
-    )
-    return draft.add(result)
+    circles = _circles(draft, image, axes, points)
+    frequencies = _frequencies(draft, axes, points, circles)
+    counts = _counts(draft, axes, sources, points)
+    plan = _Join(tuple(axes), points, circles, counts, frequencies)
+    kernel = _kernel(draft, right, plan, turned=not transposed)
+    if roles(image, kernel, live)[1]:
+        return _by_matrices(draft, image, kernel, plan, live=live)
+    return _filter(draft, image, kernel, plan)
+
+
+class _Join(NamedTuple):
+    """A join along windows.
+
+    axes, points: of the windows.
+    circles: for each axis the label whose size is the number of points, or "".
+    counts, frequencies: the labels of blocks and of frequencies.
+    """
+
+    axes: tuple[FourierAxis, ...]
+    points: tuple[Points, ...]
+    circles: tuple[str, ...]
+    counts: tuple[str, ...]
+    frequencies: tuple[str, ...]
+
+    @property
+    def targets(self) -> Axes:
+        """The axes of the result's positions."""
+        return singles(axis.target for axis in self.axes)
+
+
+def _circles(draft: Draft, image: Value, axes: Sequence[FourierAxis], points: Sequence[Points]) -> tuple[str, ...]:
+    """The labels whose sizes are the numbers of points: of consecutive windows the first ones."""
+    before = draft.operations[image.number]
+    if isinstance(before, ops.Filter | ops.Inverse) and _may_follow(before.points, points):
+        return before.circles
+    return tuple(axis.source if axis.is_circle else "" for axis in axes)
 
 
 def _padded(
@@ -73,80 +82,106 @@ def _padded(
     """The input with its positions last, and their labels; padding that folds positions back is done."""
     sources = tuple(axis.source for axis in axes)
     others = without(value.labels, sources)
-    folded = [axis.node for axis in axes if draft.steps.is_folded(axis.node) and not transposed]
-    if folded:
-        value = arrange(draft, value, (others, *singles(sources)))
-        ends = [(node, window(node)["low"], window(node)["high"]) for node in folded]
-        value = pad(draft, value, ends)
-        sources = labels_in(value.axes[1:])
+    if not transposed:
+        folded = [axis.node for axis in axes if draft.steps.is_folded(axis.node) and not axis.is_circle]
+        if folded:
+            value = arrange(draft, value, (others, *singles(sources)))
+            value = pad(draft, value, [(node, window(node)["low"], window(node)["high"]) for node in folded])
+            sources = labels_in(value.axes[1:])
     return arrange(draft, value, singles((*others, *sources))), sources
 
 
-def _frequencies(draft: Draft, axes: Sequence[FourierAxis], lengths: Sequence[int]) -> tuple[str, ...]:
+def _frequencies(
+    draft: Draft, axes: Sequence[FourierAxis], points: Sequence[Points], circles: Sequence[str]
+) -> tuple[str, ...]:
     """New labels of frequencies; of the last axis half of them are enough, as the elements are real numbers."""
     labels = []
-    for number, (axis, length) in enumerate(zip(axes, lengths, strict=True)):
-        size = length // 2 + 1 if number == len(axes) - 1 else length
-        labels.append(f"{axis.target}@{size}~")
+    for number, (axis, one, circle) in enumerate(zip(axes, points, circles, strict=True)):
+        is_half = number == len(axes) - 1
+        size = one.length // 2 + 1 if is_half else one.length
+        labels.append(f"{circle}@{'half' if is_half else ''}~" if circle else f"{axis.target}@{size}~")
         draft.sizes[labels[-1]] = size
+        if circle in draft.moving:
+            draft.moving |= {labels[-1]}
     return tuple(labels)
 
 
 def _counts(
-    draft: Draft, axes: Sequence[FourierAxis], sources: Sequence[str], blocks: Sequence[int]
+    draft: Draft, axes: Sequence[FourierAxis], sources: Sequence[str], points: Sequence[Points]
 ) -> tuple[str, ...]:
     """New labels of the blocks of axes that are cut, with all that their number depends on in the name."""
     labels = []
-    for axis, source, block in zip(axes, sources, blocks, strict=True):
-        if block:
-            labels.append(f"{axis.target}@{axis.apart}.{sum(axis.pads) - axis.reach}.{block}#")
-            draft.sizes[labels[-1]] = -(-axis.results // block)
+    for axis, source, one in zip(axes, sources, points, strict=True):
+        if one.is_cut:
+            labels.append(f"{axis.target}@{one.apart}.{one.pads[0]}.{one.pads[1]}.{one.reach}.{one.length}#")
+            draft.sizes[labels[-1]] = one.blocks(axis.size)
             if source in draft.moving:
                 draft.moving |= {labels[-1]}
     return tuple(labels)
 
 
-def _kernel(
-    draft: Draft,
-    value: Value,
-    axes: Sequence[FourierAxis],
-    *,
-    lengths: Sequence[int],
-    frequencies: Sequence[str],
-    turned: bool,
-) -> Value:
+def _kernel(draft: Draft, value: Value, join: _Join, *, turned: bool) -> Value:
     """The transform of the kernel, whose elements are a dilation apart; `turned`: from the last to the first."""
-    ks = tuple(axis.node.k for axis in axes)
+    ks = tuple(axis.node.k for axis in join.axes)
     others = without(value.labels, ks)
     value = arrange(draft, value, singles((*others, *ks)))
-    apart = tuple(axis.dilation for axis in axes)
     return draft.add(
-        ops.Transform(
+        ops.TransformKernel(
             value.number,
-            singles((*others, *frequencies)),
-            tuple(lengths),
-            (0,) * len(axes),
-            apart,
-            tuple((0, 1 - dilation) for dilation in apart),
-            tuple(axis.reach for axis in axes),
+            singles((*others, *join.frequencies)),
+            tuple(one.length for one in join.points),
+            join.circles,
+            tuple(axis.dilation for axis in join.axes),
+            tuple(axis.reach - 1 - axis.pads[0] if axis.is_circle else 0 for axis in join.axes),
             turned,
         )
     )
 
 
-def _product(draft: Draft, left: Value, right: Value, *, frequencies: Sequence[str], live: Collection[str]) -> Value:
-    """The product of two spectra at each frequency, summed over the labels of both that are not live."""
-    groups, summed, new = roles(left, right, {*live, *frequencies})
-    old = without(left.labels, groups + summed)
-    if summed:
-        left = as_matrices(draft, arrange(draft, left, (groups, old, summed)))
-        right = as_matrices(draft, arrange(draft, right, (groups, summed, new)))
-        return draft.add(ops.Matmul(left.number, right.number, (groups, old, new), summed, "batched"))
-    first = without(left.labels, frequencies)
-    axes: Axes = singles((*first, *new, *frequencies))
-    left = arrange(draft, left, (*singles(first), *(() for _ in new), *singles(frequencies)))
-    other: tuple[Axis, ...] = tuple(axis if set(axis) <= {*groups, *new} else () for axis in axes)
-    while other and not other[0]:  # torch broadcasts along missing leading axes
-        other = other[1:]
-    right = arrange(draft, right, other)
-    return draft.add(ops.Multiply(left.number, right.number, axes))
+def _by_matrices(draft: Draft, image: Value, kernel: Value, join: _Join, *, live: Collection[str]) -> Value:
+    """The product of matrices at each frequency, summed over the labels of both sides that are not live."""
+    before = draft.operations[image.number]
+    inside = (*join.counts, *join.frequencies)
+    if isinstance(before, ops.Inverse) and _may_follow(before.points, join.points):
+        # consecutive windows on circles: the spectrum that was just transformed back
+        axes = draft.operations[before.source].axes
+        spectrum, like = Value(before.source, axes, labels_in(axes)), before.like
+    else:
+        like = image.number
+        others = labels_in(image.axes[: -len(join.axes)])
+        transform = ops.Transform(image.number, singles((*others, *inside)), join.points, join.circles)
+        spectrum = draft.add(transform)
+    groups, summed, new = roles(spectrum, kernel, {*live, *join.frequencies})
+    old = without(spectrum.labels, groups + summed)
+    one = as_matrices(draft, arrange(draft, spectrum, (groups, old, summed)))
+    other = as_matrices(draft, arrange(draft, kernel, (groups, summed, new)))
+    product = draft.add(ops.Matmul(one.number, other.number, (groups, old, new), summed, "batched"))
+    kept = without(product.labels, inside)
+    product = arrange(draft, product, singles((*kept, *inside)))
+    axes = (*singles(kept), *join.targets)
+    return draft.add(ops.Inverse(product.number, like, axes, join.points, join.circles))
+
+
+def _filter(draft: Draft, image: Value, kernel: Value, join: _Join) -> Value:
+    """The elementwise product of the spectra of both sides."""
+    first, positions = image.axes[: -len(join.axes)], image.axes[-len(join.axes) :]
+    new = without(kernel.labels, (*labels_in(first), *join.frequencies))
+    image = arrange(draft, image, (*first, *(() for _ in new), *positions))
+    channels: Axes = (*(axis if axis[0] in kernel.labels else () for axis in first), *singles(new))
+    kernel = arrange(draft, kernel, (*channels, *(() for _ in join.counts), *singles(join.frequencies)))
+    before, source = draft.operations[image.number], image.number
+    if isinstance(before, ops.Filter) and _may_follow(before.points, join.points):
+        # consecutive windows on circles: the product of their spectra
+        axes = draft.operations[before.spectrum].axes
+        union = tuple(one or other for one, other in zip(axes, kernel.axes, strict=True))
+        kernel, source = draft.add(ops.Multiply(before.spectrum, kernel.number, union)), before.source
+    axes = (*first, *singles(new), *join.targets)
+    tile = int(TILE * draft.steps.prices.constants.large)
+    return draft.add(ops.Filter(source, kernel.number, axes, join.points, join.circles, tile))
+
+
+def _may_follow(before: Sequence[Points], points: Sequence[Points]) -> bool:
+    """Whether windows on circles follow others that keep all positions of the same axes."""
+    if len(before) != len(points) or not all(one.is_circle for one in (*before, *points)):
+        return False
+    return all(one.stride == 1 and sum(one.pads) == one.reach - 1 for one in before)

@@ -77,7 +77,8 @@ def lower(
     if bias is not None:
         _add_bias(draft, bias)
     leaves = (*(leaf for leaf in computation.leaves if leaf.kind == "pattern"), *patterns.values())
-    return ops.Program(tuple(draft.operations), computation.inputs, draft.sizes, draft.moving, leaves, style)
+    operations = ops.used_operations(draft.operations)
+    return ops.Program(operations, computation.inputs, draft.sizes, draft.moving, leaves, style)
 
 
 def _pattern(steps: Steps, tree: ContractionTree) -> Leaf:

@@ -13,7 +13,8 @@ from math import prod
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from .computation import Leaf
-from .cost import FORMATS, Format, Workload, transform_work
+from .cost import FORMATS, Format, Workload, filter_work, transform_work
+from .transforms import Points
 
 Axis: TypeAlias = tuple[str, ...]
 Axes: TypeAlias = tuple[Axis, ...]
@@ -197,46 +198,56 @@ class Toeplitz(Unary):
 
 @dataclass(frozen=True)
 class Transform(Unary):
-    """Fourier transforms of real numbers along the last axes; the labels of frequencies end in ~.
+    """Fourier transforms of blocks of an input along its last axes; the labels of frequencies end in ~.
 
-    Half precision is computed in float32. Along each of these axes:
+    circles: for each of these axes the label whose size is the number of points, or "".
+    """
 
-    lengths: the number of points; shorter axes are padded with zeros at the high end.
-    blocks: how far from each other the overlapping blocks of that length begin, whose number is an axis before those of
-        frequencies; 0 where the whole axis is one block.
-    apart: the distance of the elements; zeros are put between them.
-    pads: positions that are then added to the ends, or cut off.
-    reach: of the kernel; neighbouring blocks have one element less in common.
-    turned: whether the elements are first put into the reverse order.
+    points: tuple[Points, ...]
+    circles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TransformKernel(Unary):
+    """The Fourier transforms of a kernel along its last axes, with the arguments of `transform_kernel`.
+
+    circles: as of a `Transform`.
     """
 
     lengths: tuple[int, ...]
-    blocks: tuple[int, ...]
-    apart: tuple[int, ...]
-    pads: Pads
-    reach: tuple[int, ...]
-    turned: bool = False
+    circles: tuple[str, ...]
+    dilation: tuple[int, ...]
+    shifts: tuple[int, ...]
+    turned: bool
 
 
 @dataclass(frozen=True)
 class Inverse(Operation):
-    """The inverse transforms along the last axes, in the type of `like`: the elements without wrapped ones.
-
-    lengths, blocks, reach: as of the `Transform`; the first reach - 1 elements of each block are wrapped.
-    stride: the distance of the elements that are kept.
-    ends: for each axis (factor, more): before the stride there are factor * size + more elements, for the size that the
-        axis has in `like`.
-    """
+    """The inverse transforms of blocks of an input, which is `like`, along the last axes."""
 
     source: int
     like: int
     axes: Axes
-    lengths: tuple[int, ...]
-    blocks: tuple[int, ...]
-    reach: tuple[int, ...]
-    stride: tuple[int, ...]
-    ends: tuple[tuple[int, int], ...]
+    points: tuple[Points, ...]
+    circles: tuple[str, ...]
     takes: ClassVar[tuple[str, ...]] = ("source", "like")
+
+
+@dataclass(frozen=True)
+class Filter(Operation):
+    """A kernel for each channel, by transforms of the input, an elementwise product, and transforms back.
+
+    spectrum: of the kernel.
+    tile: the number of elements of the input that are transformed at a time.
+    """
+
+    source: int
+    spectrum: int
+    axes: Axes
+    points: tuple[Points, ...]
+    circles: tuple[str, ...]
+    tile: int
+    takes: ClassVar[tuple[str, ...]] = ("source", "spectrum")
 
 
 def is_complex(axes: Sequence[Axis]) -> bool:
@@ -288,6 +299,22 @@ def renumber(operation: Any, number: Callable[[int], int]) -> Any:
     return replace(operation, **{name: number(n) for name, n in taken.items() if n is not None})
 
 
+def used_operations(operations: Sequence[Operation]) -> tuple[Operation, ...]:
+    """The operations that the last one depends on, and the tensors that are loaded, with their new positions."""
+    used = {n for n, one in enumerate(operations) if isinstance(one, Load)} | {len(operations) - 1}
+    for number in reversed(range(len(operations))):
+        if number in used:
+            used |= {*operations[number].sources}
+    places = {number: place for place, number in enumerate(sorted(used))}
+    return tuple(renumber(operations[number], places.__getitem__) for number in places)
+
+
+def transform_sizes(points: Sequence[Points], sizes: Sequence[int]) -> tuple[int, int]:
+    """The number of points of one transform along axes of these sizes, and the number of blocks."""
+    lengths = [size if one.is_circle else one.length for one, size in zip(points, sizes, strict=True)]
+    return prod(lengths), prod(one.blocks(size) for one, size in zip(points, sizes, strict=True))
+
+
 def work_of(operation: Operation, values: Sequence[Axes], sizes: _Sizes) -> Workload:
     """The work of one operation; `values` are the axes of every value of the program."""
 
@@ -296,6 +323,13 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: _Sizes) -> Work
 
     def moved(axes: Axes) -> int:
         return count(labels_in(axes)) * (2 if is_complex(axes) else 1)
+
+    def transformed(axes: Axes) -> tuple[int, int]:
+        """The number of points of a transform, about, and the number of transforms."""
+        inside = [is_complex((axis,)) for axis in axes]
+        half = [axis for axis, frequencies in zip(axes, inside, strict=True) if frequencies]
+        rest = [axis for axis, frequencies in zip(axes, inside, strict=True) if not frequencies]
+        return 2 * count(labels_in(half)), count(labels_in(rest))
 
     written = moved(operation.axes)
     read = sum(moved(values[source]) for source in operation.sources)
@@ -316,13 +350,18 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: _Sizes) -> Work
             batch, _, *positions = values[operation.source] if operation.transposed else operation.axes
             multiply_adds = count((*batch, *labels_in(positions))) * groups * summed * new * window
             return Workload("convolution", multiply_adds, read, written, groups, summed, new)
-        case Transform():
-            points, blocks = prod(operation.lengths), [axis for axis in operation.axes if not is_complex((axis,))]
-            return transform_work(read, written, points, points * count(labels_in(blocks)))
+        case Transform() | TransformKernel():
+            points, blocks = transformed(operation.axes)
+            return transform_work(read, written, points, points * blocks)
         case Inverse():
-            source = values[operation.source]
-            points, blocks = prod(operation.lengths), [axis for axis in source if not is_complex((axis,))]
-            return transform_work(moved(source), written, points, points * count(labels_in(blocks)))
+            points, blocks = transformed(values[operation.source])
+            return transform_work(moved(values[operation.source]), written, points, points * blocks)
+        case Filter():
+            source, spectrum = values[operation.source], values[operation.spectrum]
+            rows = len(operation.points)
+            points, counts = transform_sizes(operation.points, shape_in(source[-rows:], sizes))
+            forth, back = (counts * count(labels_in(axes[:-rows])) for axes in (source, operation.axes))
+            return filter_work((moved(source), moved(spectrum), written), points, (forth, back))
         case Pool():
             return Workload("pointwise", read=written * prod(operation.kernel), written=written)
         case _:
@@ -377,14 +416,16 @@ class Program:
         flags: list[bool] = []
         for operation in self.operations:
             is_input = isinstance(operation, Load) and operation.kind == "input"
-            if isinstance(operation, Toeplitz):  # its shape may follow from the inputs
-                is_input = not self.moving.isdisjoint(labels_in(operation.axes[-2:]))
+            if isinstance(operation, Toeplitz | TransformKernel):  # its shape may follow from the inputs
+                last = operation.axes[-2:] if isinstance(operation, Toeplitz) else operation.axes
+                is_input = not self.moving.isdisjoint(labels_in(last))
             flags.append(not is_input and all(flags[source] for source in operation.sources))
         return flags
 
     @property
     def has_sized_weights(self) -> bool:
-        """Whether the value of a step follows from weights and the sizes of the inputs: a Toeplitz matrix."""
+        """Whether the value of a step follows from weights and the sizes of the inputs: a Toeplitz
+        matrix, or the transform of a kernel on a circle."""
         return self.weights_only != replace(self, moving=frozenset()).weights_only
 
     @property

@@ -211,8 +211,13 @@ def _padding(operation: ops.Pad, taken: Sequence[str], _: str) -> str:
     return f"{operation.mode} padding of {taken[0]} by {ends}"
 
 
-def _points(operation: ops.Transform) -> str:
-    return " x ".join(map(str, operation.lengths))
+def _points(lengths: Sequence[int]) -> str:
+    return " x ".join(map(str, lengths)) + " points"
+
+
+def _filter(operation: ops.Filter, taken: Sequence[str], made: str) -> str:
+    points = _points([one.length for one in operation.points])
+    return f"filter of {taken[0]} by {taken[1]}, Fourier transforms of {points} -> {made}"
 
 
 def _scale(operation: ops.Scale, _: Sequence[str], made: str) -> str:
@@ -232,7 +237,11 @@ _TEXTS: dict[type[ops.Operation], Callable[[Any, Sequence[str], str], str]] = {
     ops.Pad: _padding,
     ops.Unfold: lambda _, taken, made: f"windows of {taken[0]} -> {made}",
     ops.Toeplitz: lambda _, taken, made: f"Toeplitz matrices of {taken[0]} -> {made}",
-    ops.Transform: lambda one, taken, made: f"Fourier transforms of {taken[0]}, {_points(one)} points -> {made}",
+    ops.Transform: lambda one, taken, made: (
+        f"Fourier transforms of {taken[0]}, {_points([n.length for n in one.points])} -> {made}"
+    ),
+    ops.TransformKernel: lambda one, taken, made: f"Fourier transforms of {taken[0]}, {_points(one.lengths)} -> {made}",
+    ops.Filter: _filter,
     ops.Inverse: lambda one, taken, made: f"inverse Fourier transforms of {taken[0]} -> {made}",
     ops.Pool: lambda _, taken, made: f"means of windows of {taken[0]} -> {made}",
     ops.Add: lambda _, taken, made: f"{taken[1]} added to {taken[0]}",
@@ -246,7 +255,7 @@ def _contractions(candidate: Candidate) -> str:
     """A candidate in one line: its convolutions and products in order."""
     words = []
     for operation in candidate.program.operations:
-        if isinstance(operation, ops.Inverse):
+        if isinstance(operation, ops.Inverse | ops.Filter):
             words.append(f"transform [{_word(operation.axes)}]")
         elif isinstance(operation, ops.Convolve | ops.Matmul) and not ops.is_complex(operation.axes):
             kind = "convolve" if isinstance(operation, ops.Convolve) else "product"

@@ -336,7 +336,7 @@ class _Joined:
         return names
 
 
-_AXES = ("axes", "summed", "groups", "new", "window", "sized")
+_AXES = ("axes", "summed", "groups", "new", "window", "sized", "circles")
 """Fields of operations that hold labels."""
 
 
