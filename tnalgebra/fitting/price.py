@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import sqrt
 
 import torch
 
-from .als import Cores, Descent
+from .als import Descent
 from .objective import Objective
 from .report import SearchResult, Settings
-from .search import descend_further, refine, stacked
+from .search import descend_further, results_of, stacked
 
 PRICE, PRICE_SWEEPS = 0.005, 10
 """The highest price of stability, and the sweeps by which it is measured."""
+
+DEAR_SWEEPS, TOO_DEAR = 40, 2
+"""The sweeps after which more stability is given up where its price is this many times the highest one: at first cores
+shrink at the cost of the error, of which later sweeps win back less than half."""
 
 DEGENERATE, MORE, LESS = 2.0, (3.0, 10.0), (1 / 4, 1 / 16)
 """The degeneracy above which more stability is tried, and the factors of more and of less."""
@@ -30,25 +35,40 @@ def within_price(objective: Objective, fits: list[SearchResult], settings: Setti
     first = Descent.begin(plain, values)
     least = descend_further(plain, first, PRICE_SWEEPS).loss
     exact = objective.fits_exactly(first.loss)
+    return [
+        end if bool(exact[layer]) else _end_within_price(objective, layer, end, float(least[layer, 0]), settings)
+        for layer, end in enumerate(fits)
+    ]
 
-    def price(cores: Cores, layer: int) -> float:
-        loss = plain.of_layers(layers[layer]).loss(
-            plain.model({name: core[None, None] for name, core in cores.items()})
-        )
-        return 0.0 if bool(exact[layer]) else max(0.0, 1 - float((least[layer, 0] / loss[0, 0]).sqrt()))
 
-    layers = torch.arange(objective.layers, device=least.device)[:, None]
-    results = []
-    for layer, (cores, report) in enumerate(fits):
-        cost, part = price(cores, layer), objective.of_layers(layers[layer])
-        end = cores, replace(report, price=cost)
-        degenerate = float(plain.squared_components(values)[layer, 0] / objective.power[layer, 0]) > DEGENERATE**2
-        for factor in LESS if cost > PRICE else MORE if degenerate and not bool(exact[layer]) else ():
-            ((cores, report),) = refine(replace(part, stability=factor * objective.stability), [end], settings)
-            cost = price(cores, layer)
-            if end[1].price > PRICE or cost <= PRICE:
-                end = cores, replace(report, price=cost)
-            if (cost > PRICE) == (factor > 1):
-                break
-        results.append(end)
-    return results
+def _end_within_price(
+    objective: Objective, layer: int, end: SearchResult, least: float, settings: Settings
+) -> SearchResult:
+    part = objective.of_layers(torch.tensor([layer], device=objective.target.device))
+
+    def price(loss: float) -> float:
+        return max(0.0, 1 - sqrt(least / loss)) if loss else 0.0
+
+    def priced(descent: Descent) -> SearchResult:
+        ((cores, report),) = results_of(part, descent)
+        return cores, replace(report, price=price(float(descent.loss[0, 0])))
+
+    values, part = stacked(part, [end[0]])
+    cost = price(float(part.loss_of(values)[0, 0]))
+    end = end[0], replace(end[1], price=cost)
+    for factor in LESS if cost > PRICE else MORE:
+        if factor > 1 and not bool((part.squared_components(values) > DEGENERATE**2 * part.power).any()):
+            break
+        changed = replace(part, stability=factor * objective.stability)
+        start = Descent.begin(changed, values, *end[1].method.split(", "))
+        descent = descend_further(changed, start, min(DEAR_SWEEPS, settings.sweeps))
+        if factor > 1 and price(float(descent.loss[0, 0])) > TOO_DEAR * PRICE:
+            break
+        descent = descend_further(changed, descent, settings.sweeps - DEAR_SWEEPS)
+        trial = priced(descent)
+        cost = trial[1].price
+        if end[1].price > PRICE or cost <= PRICE:
+            end, values = trial, descent.values
+        if (cost > PRICE) == (factor > 1):
+            break
+    return end

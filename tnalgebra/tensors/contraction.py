@@ -8,7 +8,7 @@ contraction are planned once for the same labels and sizes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple, TypeAlias
@@ -171,24 +171,30 @@ def _product(
     summed = [label for label in both if label not in needed]
     left = [label for label in a if label not in both]
     right = [label for label in b if label not in both]
-    order_a, shape_a = _grouped(a, (batch, left, summed), sizes)
-    order_b, shape_b = _grouped(b, (batch, summed, right), sizes)
     labels = (*batch, *left, *right)
     shape = [sizes[label] for label in labels]
+    if summed:
+        groups = [batch] if batch else []
+        first, second = _grouped(a, (*groups, left, summed), sizes), _grouped(b, (*groups, summed, right), sizes)
+        product = torch.bmm if batch else torch.mm
+    else:  # each element of the result is one product
+        first = _grouped(a, ([label] if label in a else [] for label in labels), sizes)
+        second = _grouped(b, ([label] if label in b else [] for label in labels), sizes)
+        product = torch.mul
 
     def multiply(one: Tensor, other: Tensor) -> Tensor:
         one, other = one if reduce_a is None else reduce_a(one), other if reduce_b is None else reduce_b(other)
-        first, second = one.permute(order_a).reshape(shape_a), other.permute(order_b).reshape(shape_b)
-        if not batch:
-            return (first[0] @ second[0]).reshape(shape)
-        if not summed:
-            return (first * second).reshape(shape)  # shapes (batch, left, 1) and (batch, 1, right)
-        return torch.bmm(first, second).reshape(shape)
+        return product(first(one), second(other)).reshape(shape)
 
     return multiply, labels
 
 
-def _grouped(labels: _Labels, groups: Sequence[Sequence[str]], sizes: Mapping[str, int]) -> tuple[list[int], list[int]]:
-    """The order of the axes in which groups are together, and the shape with one axis for each group."""
+def _grouped(labels: _Labels, groups: Iterable[Sequence[str]], sizes: Mapping[str, int]) -> Callable[[Tensor], Tensor]:
+    """The function that gives a tensor one axis for each group of labels, of size 1 for an empty group."""
+    groups = list(groups)
     order = [labels.index(label) for group in groups for label in group]
-    return order, [prod(sizes[label] for label in group) for group in groups]
+    shape = [prod(sizes[label] for label in group) for group in groups]
+    single = all(len(group) == 1 for group in groups)
+    if order == sorted(order):
+        return (lambda tensor: tensor) if single else (lambda tensor: tensor.reshape(shape))
+    return (lambda tensor: tensor.permute(order)) if single else (lambda tensor: tensor.permute(order).reshape(shape))
