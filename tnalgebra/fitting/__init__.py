@@ -1,7 +1,6 @@
 """Cores for the right side of a rule: their ranks, the objective, the descents, the metric of a layer's inputs."""
 
 from .chosen_ranks import chosen_ranks, objective_of, select_rows
-from .constrained import fit_constrained
 from .curves import ErrorCurve
 from .degeneracy import degeneracy_of, shrink_components
 from .fit import fit_cores
@@ -45,7 +44,6 @@ __all__ = [
     "bonds_of",
     "chosen_ranks",
     "degeneracy_of",
-    "fit_constrained",
     "fit_cores",
     "follow_starts",
     "kept",

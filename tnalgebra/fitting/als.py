@@ -9,19 +9,17 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..tensors import products, squares
+from ..tensors import products
 from .constraints import ORTHONORMAL
 from .objective import Objective
-from .systems import Part, System
+from .parts import Part, divided
+from .systems import System
 
 Cores: TypeAlias = dict[str, Tensor]
 """The elements of each free core by name; shape (layers, starts, *sizes)."""
 
 FIRST_MOMENTUM, MORE_MOMENTUM = 0.5, 1.05
 """How far ahead a sweep starts, in steps of the sweep before, and by which factor this grows while the loss falls."""
-
-MOST_SPLIT = 8
-"""The most cores for which all ways to divide them into two parts are tried."""
 
 CANCELLED = 1e-10
 """Below this part of ||target||^2 a loss is computed from the residual: a difference of squares is too inexact."""
@@ -88,7 +86,7 @@ def alternate(objective: Objective, descent: Descent, *, sweeps: int, tolerance:
     """
     systems = [System(objective, places[0]) for places in objective.places.values()]
     of_terms = [[system for system in systems if system.position in term] for term in objective.terms]
-    parts = [part for several in of_terms if several for part in _parts(several)]
+    parts = [part for several in of_terms if several for part in divided(several)]
     least = objective.rounding * objective.power
     before = descent.values
     stable = objective.stability > 0  # otherwise the merit is the loss
@@ -113,25 +111,6 @@ def alternate(objective: Objective, descent: Descent, *, sweeps: int, tolerance:
         if bool((still.all(1) | (losses[-1] <= least).any(1)).all()):
             break
     return descent.then("alternating least squares", values, losses, merit=merit, still=still)
-
-
-def _parts(systems: list[System]) -> list[Part]:
-    """Divide the cores into two parts that share small tensors; into single cores where no such parts exist.
-
-    For a CP of `out in kh kw` with few components these are `out kh` and `in kw`. Then a sweep contracts the whole
-    target twice and not four times.
-    """
-    objective = systems[0].objective
-    best, least = [[system] for system in systems], objective.target[0].numel()
-    if len(systems) <= MOST_SPLIT:
-        ways = range(1, 2 ** (len(systems) - 1))
-        splits = [[[s for i, s in enumerate(systems) if (way >> i & 1) == side] for side in (0, 1)] for way in ways]
-        several = [[[s.position for s in part] for part in parts if len(part) > 1] for parts in splits]
-        elements = [sum(map(objective.shared_elements, positions)) for positions in several]
-        for parts, positions, count in zip(splits, several, elements, strict=True):
-            if positions and count < least:
-                best, least = parts, count
-    return [Part(part) for part in best]
 
 
 def _sweep(objective: Objective, parts: list[Part], values: Cores, ridge: Tensor | None) -> tuple[Cores, Tensor]:
@@ -173,9 +152,10 @@ def balance(objective: Objective, values: Mapping[str, Tensor]) -> Cores:
         cores = {n: values[n] for n in names if n in values and objective.constraints.get(n) != ORTHONORMAL}
         if len(cores) < 2:
             continue
-        norms = [squares(core).reshape(*core.shape[:2], -1).sum(2).sqrt() for core in cores.values()]
-        mean = torch.stack([norm.log() for norm in norms]).mean(0).exp()
-        for (name, core), norm in zip(cores.items(), norms, strict=True):
-            scale = torch.where((norm > 0) & (mean > 0), mean / norm, 1.0)
-            balanced[name] = core * spread(scale, core)
+        norms = torch.stack([torch.linalg.vector_norm(core.flatten(2), dim=2) for core in cores.values()])
+        logs = norms.log()
+        scales = torch.where((norms > 0).all(0), (logs.mean(0) - logs).exp(), 1.0)
+        balanced |= {
+            name: core * spread(scale, core) for (name, core), scale in zip(cores.items(), scales, strict=True)
+        }
     return balanced

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -26,7 +26,7 @@ from .constraints import (
     polar_factor,
     with_matrix,
 )
-from .fit import measure_errors, search_cores
+from .core_search import measure_errors, search_cores
 from .held import hold
 from .metric import Metric
 from .objective import Objective
@@ -37,14 +37,13 @@ from .search import (
     FIRST_SWEEPS,
     MORE_SWEEPS,
     STARTED_TOGETHER,
-    grow_start,
-    guesses,
     in_one_thread,
     results_of,
     sweep_on,
 )
 from .size import Size
-from .targets import in_one_type, prepare_target, split_metric
+from .starts import grow_start, guesses
+from .targets import prepare_target, split_metric
 from .tree_spectra import TreeSpectra
 from .trees import CoreTree, open_labels, with_open_axes
 
@@ -55,49 +54,11 @@ GRADIENT_STEPS = 300
 """The most steps of L-BFGS where a core occurs several times."""
 
 
-def fit_constrained(
-    kernels: Sequence[Tensor],
-    right: Network,
-    size: Size,
-    *,
-    constraints: Mapping[str, str],
-    before: int,
-    settings: Settings,
-    constants: Mapping[str, Tensor] | None = None,
-    metrics: Sequence[Metric] = (),
-    start: Mapping[str, Tensor] | None = None,
-    kept: torch.dtype = torch.float64,
-) -> list[SearchResult]:
-    """Fit the cores of a right side to kernels of one shape, some of the cores under constraints.
-
-    Args:
-        constraints: for some of the cores, by name:
-
-            - "orthonormal": as the matrix of its open labels against its bonds, the core has orthonormal columns.
-            - "nonnegative": no element is below 0.
-            - "columns": the columns of that matrix are columns of the kernel, whose matrix has the open labels of the
-              core as rows and all others as columns. They are chosen by `choose_columns`.
-            - "sampled columns": the same, chosen by `sample_columns` with the seed of the settings.
-
-    The other arguments, and the result, are those of `fit_cores`.
-
-    Raises:
-        RuleError: a constraint is unknown or cannot hold.
-        RankError: a core has too many columns for its constraint, or as of `chosen_ranks`.
-        ValuesError: as of `fit_cores`.
-    """
-    fit = partial(
-        _fit, right=right, size=size, constraints=constraints, before=before, settings=settings, start=start, kept=kept
-    )
-    norms: Sequence[Metric | None] = metrics or [None] * len(kernels)
-    return [fit(kernel, constants=constants or {}, metric=norm) for kernel, norm in zip(kernels, norms, strict=True)]
-
-
-def _fit(
+def fit_under_constraints(
     kernel: Tensor,
-    *,
     right: Network,
     size: Size,
+    *,
     constraints: Mapping[str, str],
     before: int,
     settings: Settings,
@@ -106,8 +67,7 @@ def _fit(
     start: Mapping[str, Tensor] | None,
     kept: torch.dtype,
 ) -> SearchResult:
-    """The fit to one kernel."""
-    (kernel,), constants, kept = in_one_type([kernel], constants, dtype=settings.dtype, kept=kept)
+    """The fit of `fit_cores` to one kernel, with constraints."""
     check_constraints(constraints, right, constants=constants, is_complex=kernel.is_complex())
     target, scale = prepare_target(kernel, right, metric, settings.dtype)
     tree = tree_or_none(right, constants)
@@ -137,9 +97,10 @@ def _fit(
     rest = scale ** (1 - len(columns))
     if start is not None:
         start = _unscaled_start(objective, start, rest)
-    cores, report = _search(
-        objective, right, start, metrics=metrics, tree=None if columns else tree, ranks=ranks, settings=settings
-    )
+    with in_one_thread(kernel.numel()):
+        cores, report = _search(
+            objective, right, start, metrics=metrics, tree=None if columns else tree, ranks=ranks, settings=settings
+        )
     exact = {name: in_precision(value, torch.float64) for name, value in objective.constants.items()}
     exact |= {name: in_precision(core, torch.float64) for name, core in columns.items()}
     measure = partial(measure_errors, kernel, right, metric=metric, objective=replace(objective, constants=exact))
@@ -255,15 +216,14 @@ def _descend(
             if all(cores[name].shape == shape for name, shape in objective.free.items()):
                 near = _project(objective, {name: core[None, None] for name, core in cores.items()})
                 values = {name: torch.cat([near[name], core], 1) for name, core in values.items()}
-    with in_one_thread(objective):
-        descent = Descent.begin(objective, values)
-        if objective.tied:
-            descent = _by_gradient(objective, descent, settings)
-        else:
-            sweeps = settings.sweeps
-            descent = sweep_on(objective, descent, min(FIRST_SWEEPS, sweeps), _SLOW)
-            descent = sweep_on(objective, descent.best(-(-descent.loss.shape[1] // 2)), min(MORE_SWEEPS, sweeps), _SLOW)
-            descent = sweep_on(objective, descent.best(FINALISTS), sweeps, _SLOW)
+    descent = Descent.begin(objective, values)
+    if objective.tied:
+        descent = _by_gradient(objective, descent, settings)
+    else:
+        sweeps = settings.sweeps
+        descent = sweep_on(objective, descent, min(FIRST_SWEEPS, sweeps), _SLOW)
+        descent = sweep_on(objective, descent.best(-(-descent.loss.shape[1] // 2)), min(MORE_SWEEPS, sweeps), _SLOW)
+        descent = sweep_on(objective, descent.best(FINALISTS), sweeps, _SLOW)
     return results_of(objective, descent)[0]
 
 

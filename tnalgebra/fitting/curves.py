@@ -16,6 +16,7 @@ from .size import Size
 from .targets import prepare_target, split_metric
 from .tree_spectra import TreeSpectra
 from .trees import attained_ranks, bonds_of, open_labels
+from .whitening import absorb_metric, absorbing_core, whiten, whitening_factors
 
 
 class ErrorCurve:
@@ -78,7 +79,7 @@ class ErrorCurve:
     @property
     def is_exact(self) -> bool:
         """Whether `loss` is in the norm of the fit: in the Frobenius norm, or in a metric that one core can take up."""
-        return self.tree is not None and (self.metric is None or self._objective.absorbing() is not None)
+        return self.tree is not None and (self.metric is None or absorbing_core(self._objective) is not None)
 
     @cached_property
     def _objective(self) -> Objective:
@@ -91,8 +92,8 @@ class ErrorCurve:
         if self.metric is None or self.tree is None:
             return self._spectra
         objective = self._objective
-        if objective.absorbing() is not None:
-            whitened = objective.absorb(self.metric.factor()[None].to(objective.target))
+        if absorbing_core(objective) is not None:
+            whitened = absorb_metric(objective, self.metric.factor()[None].to(objective.target))
         else:
-            whitened = objective.whiten(objective.whitening())
+            whitened = whiten(objective, whitening_factors(objective))
         return TreeSpectra(whitened.target[0], self.tree)

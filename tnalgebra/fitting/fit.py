@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..errors import ValuesError
-from ..networks import Network, shape_of
-from ..tensors import in_precision, is_finite, relative
-from .als import Cores, spread
+from ..networks import Network
+from ..tensors import in_precision
+from .als import spread
 from .chosen_ranks import SCALE, chosen_ranks, objective_of, select_rows, tree_or_none
+from .constrained import fit_under_constraints
+from .core_search import measure_errors, search_cores
 from .held import hold
-from .linear import is_linear, solve_core
 from .metric import Metric
 from .objective import Objective
-from .price import within_price
 from .report import SearchResult, Settings
-from .search import (
-    FIRST_SWEEPS,
-    MORE_SWEEPS,
-    follow_starts,
-    grow_start,
-    pick_nearer,
-    refine,
-    refine_in_metric,
-    search_from_guesses,
-    search_tree,
-)
+from .search import in_one_thread
 from .size import Size
 from .targets import in_one_type, prepare_target, split_metric
 from .tree_spectra import TreeSpectra
@@ -45,6 +34,7 @@ def fit_cores(
     before: int,
     settings: Settings,
     constants: Mapping[str, Tensor] | None = None,
+    constraints: Mapping[str, str] | None = None,
     metrics: Sequence[Metric] = (),
     start: Mapping[str, Tensor] | None = None,
     kept: torch.dtype = torch.float64,
@@ -57,6 +47,13 @@ def fit_cores(
         size: see `chosen_ranks`.
         before: parameters of the left side, of which a budget is a fraction.
         constants: tensors of the right side that are held fixed, by name.
+        constraints: for some of the cores, by name:
+
+            - "orthonormal": as the matrix of its open labels against its bonds, the core has orthonormal columns.
+            - "nonnegative": no element is below 0.
+            - "columns": the columns of that matrix are columns of the kernel, whose matrix has the open labels of the
+              core as rows and all others as columns. They are chosen by `choose_columns`.
+            - "sampled columns": the same, chosen by `sample_columns` with the seed of the settings.
         metrics: one for each kernel, over labels of the output of `right`; none for the Frobenius norm.
         start: cores to start from instead of random ones, by name. Smaller ones are grown, which does not change the
             value of their network.
@@ -66,13 +63,20 @@ def fit_cores(
         For each kernel, all tensors of the right side, constants too, and a report of the fit.
 
     Raises:
-        RankError, SizeError: see `chosen_ranks`.
+        RuleError: a constraint is unknown or cannot hold.
+        RankError, SizeError: see `chosen_ranks`; or a core has too many columns for its constraint.
         ValuesError: a kernel is empty or not finite, or it is complex and has a metric; or a constant, a metric or the
             start does not fit.
     """
     kernels, constants, kept = in_one_type(kernels, constants or {}, dtype=settings.dtype, kept=kept)
-    # the targets: kernels over their largest element, or what the metric makes of them, in the axes of the cores
     norms: Sequence[Metric | None] = metrics or [None] * len(kernels)
+    if constraints:
+        fit = partial(
+            fit_under_constraints, before=before, settings=settings, constants=constants, start=start, kept=kept
+        )
+        pairs = zip(kernels, norms, strict=True)
+        return [fit(kernel, right, size, constraints=constraints, metric=norm) for kernel, norm in pairs]
+    # the targets: kernels over their largest element, or what the metric makes of them, in the axes of the cores
     prepared = [
         prepare_target(kernel, right, metric, settings.dtype) for kernel, metric in zip(kernels, norms, strict=True)
     ]
@@ -133,7 +137,8 @@ def _fit_together(
     if start is not None:
         shares = {name: scales[0] ** root for name, root in (objective.roots or {}).items()}
         first = {name: in_precision(core, torch.float64) / shares.get(name, 1.0) for name, core in start.items()}
-    results = search_cores(objective, first, metrics=split, tree=tree, ranks=ranks, settings=settings)
+    with in_one_thread(kernels[0].numel()):
+        results = search_cores(objective, first, metrics=split, tree=tree, ranks=ranks, settings=settings)
     # one kernel after another, the scale is put back and the errors are measured
     fits = []
     for layer, (kernel, scale, (cores, report)) in enumerate(zip(kernels, scales, results, strict=True)):
@@ -151,102 +156,3 @@ def _unscaled(objective: Objective, scales: Sequence[float]) -> Objective:
     factors = torch.tensor(scales, dtype=torch.float64, device=target.device).to(target.dtype)
     constants = {name: torch.ones_like(one) if name == SCALE else one for name, one in objective.constants.items()}
     return replace(objective, target=target * spread(factors, target), constants=constants)
-
-
-def search_cores(
-    objective: Objective,
-    start: Mapping[str, Tensor] | None,
-    *,
-    metrics: Sequence[Metric],
-    tree: CoreTree | None,
-    ranks: Mapping[str, int],
-    settings: Settings,
-) -> list[SearchResult]:
-    """The best cores for each layer of the objective, in its metric."""
-    search = partial(_search_in_frobenius, tree=tree, ranks=ranks, settings=settings)
-    absorbing, linear = objective.absorbing(), tree is None and is_linear(objective)
-    if metrics and (linear or absorbing is not None):
-        factor = torch.stack([metric.factor().to(objective.target) for metric in metrics])
-    if absorbing is not None:
-        fits = [
-            ({**cores, absorbing: objective.release(cores[absorbing], factor[layer], absorbing)}, report)
-            for layer, (cores, report) in enumerate(search(objective.absorb(factor), start))
-        ]
-    elif metrics:
-        solved = solve_core(objective, factor) if linear else None
-        fits = solved or _search_in_metric(objective, start, search, settings, is_tree=tree is not None)
-    else:
-        fits = search(objective, start)
-    return fits if linear or tree is not None else within_price(objective, fits, settings)
-
-
-def _search_in_frobenius(
-    objective: Objective,
-    start: Mapping[str, Tensor] | None,
-    *,
-    tree: CoreTree | None,
-    ranks: Mapping[str, int],
-    settings: Settings,
-) -> list[SearchResult]:
-    first = None if start is None else grow_start(objective, start, settings.seed)
-    solved = solve_core(objective) if tree is None and is_linear(objective) else None
-    if solved is not None:
-        return solved
-    if first is not None:
-        return follow_starts(objective, first, settings)
-    if tree is None:
-        return search_from_guesses(objective, settings)
-    return search_tree(objective, tree, ranks, settings)
-
-
-def _search_in_metric(
-    objective: Objective,
-    start: Mapping[str, Tensor] | None,
-    search: Callable[..., list[SearchResult]],
-    settings: Settings,
-    *,
-    is_tree: bool,
-) -> list[SearchResult]:
-    """Descend in the metric from a quick fit of the whitened target without it, or from the `start`.
-
-    For a tree, a fit of the target itself is another start, which takes little time.
-    """
-    search = partial(search, settings=replace(settings, sweeps=min(settings.sweeps, FIRST_SWEEPS + MORE_SWEEPS)))
-    factors = objective.whitening()
-    inverse = {label: torch.linalg.inv(factor) for label, factor in factors.items()}
-    whitened = objective.whiten(factors)
-
-    def take_up_each(fits: list[SearchResult], matrices: Mapping[str, Tensor]) -> list[SearchResult]:
-        return [
-            (objective.take_up(cores, {label: matrix[layer] for label, matrix in matrices.items()}), report)
-            for layer, (cores, report) in enumerate(fits)
-        ]
-
-    starts = []
-    if start is None:
-        starts.append(search(whitened.without_metric(), None))
-    if start is not None or is_tree:
-        starts.append(take_up_each(search(objective.without_metric(), start), factors))
-    nearest = [pick_nearer(whitened, layer, *ends) for layer, ends in enumerate(zip(*starts, strict=True))]
-    descend = refine_in_metric if is_tree else refine
-    return take_up_each(descend(whitened, nearest, settings, then=", then in the metric"), inverse)
-
-
-def measure_errors(
-    kernel: Tensor, right: Network, cores: Cores, *, metric: Metric | None, objective: Objective
-) -> tuple[float, float | None]:
-    """The relative error of cores in the Frobenius norm, and that of the output, computed in float64."""
-    approximation = objective.model(
-        {name: in_precision(core, torch.float64)[None, None] for name, core in cores.items()}
-    )[0, 0]
-    if not is_finite(approximation):
-        fix = "constants of moderate size, dtype=torch.float64"
-        raise ValuesError("the fit is not finite", right=right, fix=fix)
-    approximation = approximation.reshape(shape_of(right, right.output))
-    kernel = in_precision(kernel.detach(), torch.float64).reshape(approximation.shape)
-    error = relative(kernel - approximation, kernel)
-    if metric is None:
-        return error, None
-    if metric.cross is None:
-        return error, metric.relative(kernel - approximation, kernel, right.output)
-    return error, metric.output_error(approximation, right.output)

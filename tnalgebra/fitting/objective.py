@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..tensors import Operand, add_up, contract, in_precision, products, squares
-from .axes import group_axes, split_axes
 from .constraints import ORTHONORMAL
 
 _Labels: TypeAlias = tuple[str, ...]
@@ -401,88 +400,6 @@ class Objective:
     def of_sizes(self, values: Mapping[str, Tensor]) -> Objective:
         """The same objective for cores of the shapes in `values`, (layers, starts, *sizes)."""
         return replace(self, free={name: tuple(value.shape[2:]) for name, value in values.items()})
-
-    # A metric is taken up by cores, so that the rest is a fit in the Frobenius norm ----------------------------------
-
-    def absorbing(self) -> str | None:
-        """The core that can take up the whole metric: it occurs once, and only it has the labels that are coupled."""
-        if self.metric is None or len(self.terms) > 1:
-            return None
-        for name, places in self.places.items():
-            elsewhere, labels = self.labels_elsewhere(places[0]), set(self.occurrences[places[0]].labels)
-            if len(places) == 1 and not elsewhere & set(self.coupled) and {*self.coupled, *self.blocks} <= labels:
-                return name
-        return None
-
-    def absorb(self, factor: Tensor) -> Objective:
-        """The objective of the core times the factor M of the metric: it is one in the Frobenius norm.
-
-        Args:
-            factor: shape (layers, *blocks, d, d), where d is the number of coupled values.
-        """
-        sizes, labels = {**self.sizes, LAYER: self.layers}, (LAYER, *self.output)
-        groups = self._groups(labels)
-        rows = group_axes(self.target, labels, *groups)
-        return replace(self.without_metric(), target=split_axes(rows @ factor, sizes, labels, *groups))
-
-    def release(self, core: Tensor, factor: Tensor, name: str) -> Tensor:
-        """The core itself, from what was fitted in its place; both of one layer, without an axis in front."""
-        labels = (LAYER, *self.occurrences[self.places[name][0]].labels)
-        groups = self._groups(labels)
-        rows = group_axes(core[None], labels, *groups)
-        solved = torch.linalg.solve_triangular(factor[None], rows, upper=False, left=False)
-        sizes = dict(zip(labels, core[None].shape, strict=True))
-        return split_axes(solved, sizes, labels, *groups)[0].contiguous()
-
-    def _groups(self, labels: Sequence[str]) -> list[tuple[str, ...]]:
-        """Groups of labels whose axes are (layers, *blocks, others, coupled values)."""
-        others = tuple(label for label in labels if label not in (LAYER, *self.blocks, *self.coupled))
-        return [(LAYER,), *((label,) for label in self.blocks), others, self.coupled]
-
-    def whitening(self) -> dict[str, Tensor]:
-        """The factors of a Kronecker product near the metric, by coupled label.
-
-        Returns:
-            M of shape (layers, n, n), where M M^T is the metric traced over all other labels. A label has a factor
-            only if it occurs on a single core, which can take the factor up.
-        """
-        factors = {}
-        for label in self.coupled:
-            names = [occurrence.name for occurrence in self.occurrences if label in occurrence.labels]
-            if len(names) == 1 and len(self.places.get(names[0], ())) == 1 and label not in self.blocks:
-                assert self.metric is not None
-                again = tuple(label + PRIME if other == label else other for other in self.coupled)
-                labels = (LAYER, *self.blocks, *self.coupled, *again)
-                factors[label] = torch.linalg.cholesky(contract([(self.metric, labels)], (LAYER, label, label + PRIME)))
-        return factors
-
-    def whiten(self, factors: Mapping[str, Tensor]) -> Objective:
-        """The same objective for cores that have taken up the factors. Its metric is nearly the identity."""
-        assert self.metric is not None
-        target, labels = self.target, (LAYER, *self.output)
-        metric, coupled = self.metric, self.metric_labels
-        for label, factor in factors.items():
-            new = label + "new"
-            target = contract([(target, labels), (factor, (LAYER, label, new))], _replace_label(labels, label, new))
-            for old in (label, label + PRIME):
-                inverse = (torch.linalg.inv(factor), (LAYER, new, old))
-                metric = contract([(metric, coupled), inverse], _replace_label(coupled, old, new))
-        return replace(self, target=target.contiguous(), metric=metric.contiguous())
-
-    def take_up(self, values: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Multiply cores of one layer, which have no axes in front, with the factors of their labels."""
-        taken = {}
-        for name, core in values.items():
-            labels = self.occurrences[self.places[name][0]].labels
-            for label in [label for label in labels if label in factors]:
-                new = label + "new"
-                core = contract([(core, labels), (factors[label], (label, new))], _replace_label(labels, label, new))
-            taken[name] = core.contiguous()
-        return taken
-
-
-def _replace_label(labels: _Labels, old: str, new: str) -> _Labels:
-    return tuple(new if label == old else label for label in labels)
 
 
 def total(tensor: Tensor) -> Tensor:

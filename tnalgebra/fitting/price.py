@@ -36,14 +36,17 @@ def within_price(objective: Objective, fits: list[SearchResult], settings: Setti
     least = descend_further(plain, first, PRICE_SWEEPS).loss
     exact = objective.fits_exactly(first.loss)
     return [
-        end if bool(exact[layer]) else _end_within_price(objective, layer, end, float(least[layer, 0]), settings)
+        end
+        if bool(exact[layer])
+        else _end_within_price(objective, layer, end, least=float(least[layer, 0]), settings=settings)
         for layer, end in enumerate(fits)
     ]
 
 
 def _end_within_price(
-    objective: Objective, layer: int, end: SearchResult, least: float, settings: Settings
+    objective: Objective, layer: int, end: SearchResult, *, least: float, settings: Settings
 ) -> SearchResult:
+    """The end of one layer that is taken; `least` is the loss after the sweeps for the error alone."""
     part = objective.of_layers(torch.tensor([layer], device=objective.target.device))
 
     def price(loss: float) -> float:

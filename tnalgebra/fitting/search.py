@@ -10,18 +10,16 @@ from math import sqrt
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from ..errors import ValuesError
-from ..tensors import squares
-from .als import Cores, Descent, alternate, balance, pick, spread
+from .als import Cores, Descent, alternate, balance, pick
 from .condensed import condense, expand, leading_subspaces
 from .digits import FEW_DIGITS, SMALL_LOSS_IN_FEW, few_digits_suffice
 from .gauss_matrix import GaussMatrix
 from .gauss_newton import descend
-from .objective import Objective, total
+from .objective import Objective
 from .quasi_newton import descend_by_gradient
 from .report import FitReport, SearchResult, Settings
+from .starts import guesses
 from .subspaces import fit_by_subspaces, fits_by_subspaces
 from .trees import CoreTree, fit_tree
 
@@ -104,13 +102,14 @@ FIRST_STEPS, MORE_STEPS = 20, 100
 
 
 @contextmanager
-def in_one_thread(objective: Objective) -> Iterator[None]:
-    """Compute small problems in one thread, in which they take no longer, so that a seed gives the same cores anywhere.
+def in_one_thread(elements: int) -> Iterator[None]:
+    """Fit small kernels in one thread, in which they take no longer, so that a seed gives the same cores anywhere.
 
-    Sums are rounded in another order on each number of threads, and long descents lead from there to other basins.
+    Sums are rounded in another order on each number of threads, and long descents lead from there to other basins. On a
+    busy machine threads wait for each other at every one of many short calls.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or objective.target[0].numel() > MOST_ALONE:
+    if threads == 1 or elements > MOST_ALONE:
         yield
         return
     torch.set_num_threads(1)
@@ -122,11 +121,6 @@ def in_one_thread(objective: Objective) -> Iterator[None]:
 
 def search_from_guesses(objective: Objective, settings: Settings) -> list[SearchResult]:
     """Descend from random cores, and from a second wave of them where an exact fit may have been missed."""
-    with in_one_thread(objective):
-        return _search(objective, settings)
-
-
-def _search(objective: Objective, settings: Settings) -> list[SearchResult]:
     generator = torch.Generator().manual_seed(settings.seed)
     starts = max(1, min(settings.starts, STARTED_TOGETHER // max(1, objective.target[0].numel())))
     if not objective.tied and _work(objective) > DEAR and settings.sweeps > LAST_SWEEPS:
@@ -181,59 +175,6 @@ def _may_be_better(objective: Objective, error: float) -> bool:
         return error > least
     structured = objective.unknowns <= STRUCTURED * objective.target[0].numel()
     return structured and least < error <= SMALL_RESIDUAL and _work(objective) <= DEAR
-
-
-def guesses(objective: Objective, starts: int, generator: torch.Generator) -> Cores:
-    """Random cores of equal norms, whose network has about the norm of the target."""
-    reference = objective.target
-    values = {
-        name: torch.randn(starts, *shape, dtype=_double(reference), generator=generator)
-        .to(reference)
-        .expand(objective.layers, -1, *[-1] * len(shape))
-        for name, shape in objective.free.items()
-    }
-    values = balance(objective, values)
-    norms = objective.norms(values)
-    wanted = total(squares(objective.target[:, None])).sqrt()
-    scale = torch.where(norms > 0, wanted / norms, 1.0)
-    roots = objective.roots or dict.fromkeys(values, 1 / objective.factors)
-    return {name: core * spread(scale ** roots[name], core) for name, core in values.items()}
-
-
-def _double(like: Tensor) -> torch.dtype:
-    return torch.complex128 if like.is_complex() else torch.float64
-
-
-def grow_start(objective: Objective, start: Mapping[str, Tensor], seed: int) -> Cores:
-    """Grow given cores to the sizes of the objective, without a change of the network's value, as the only start.
-
-    New values of a bond are 0 on the first core that has the bond, and small random numbers on the others, so that the
-    next sweep can use them.
-
-    Raises:
-        ValuesError: a core is missing or larger than in the objective, or the value of the network is not finite.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    values: Cores = {}
-    emptied: set[str] = set()
-    for name, shape in objective.free.items():
-        if name not in start:
-            raise ValuesError(f"the start has no core {name!r}", cores=" ".join(start) or "none")
-        core = start[name].to(objective.target)
-        if core.ndim != len(shape) or any(old > new for old, new in zip(core.shape, shape, strict=True)):
-            raise ValuesError(
-                f"the core {name!r} of the start has shape {tuple(core.shape)}", needed=f"at most {shape}"
-            )
-        labels = objective.occurrences[objective.places[name][0]].labels
-        new = {label for label, old, size in zip(labels, core.shape, shape, strict=True) if old < size}
-        scale = 0.0 if new - emptied else 1e-2 * float(core.abs().mean())
-        emptied |= new
-        noise = scale * torch.randn(shape, dtype=_double(core), generator=generator).to(core)
-        noise[tuple(slice(old) for old in core.shape)] = core
-        values[name] = noise.expand(objective.layers, 1, *shape).contiguous()
-    if not bool(objective.loss_of(values).isfinite().all()):
-        raise ValuesError("the network of the start is not finite", fix="cores whose network is near the kernel")
-    return values
 
 
 def follow_starts(objective: Objective, values: Cores, settings: Settings) -> list[SearchResult]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..tensors import Operand, contract, products
 from .constraints import ORTHONORMAL, best_nonnegative, best_orthonormal, largest_eigenvalue, polar_factor, with_matrix
 from .kronecker import ContractionPlan, Factor, KroneckerSystem, kronecker_factors
-from .objective import BATCH, LAYER, PRIME, Objective, total
+from .objective import BATCH, PRIME, Objective, total
 
 LARGEST_SYSTEM = 4096
 """The most unknowns of a system that is solved by Cholesky; a larger one is solved by conjugate gradients."""
@@ -348,62 +348,6 @@ class System:
             return lambda residual: residual
         inverse = torch.cholesky_inverse(factor)
         return lambda residual: plain.as_core(inverse @ plain.as_matrix(residual))
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Cores that are solved for one after another, and what the right sides of all of them share.
-
-    They share the pulled target contracted with all tensors of their term outside the part; for a single core, the
-    pulled target. Of a sum, the target is without the other terms.
-    """
-
-    systems: Sequence[System]
-
-    @cached_property
-    def _shared_plan(self) -> tuple[list[tuple[str, _Labels]], Operand | None, _Labels]:
-        """The tensors outside the part, the pulled target as it is contracted with them, and the labels then.
-
-        Of a sum, the pulled target depends on the other terms, and is left out.
-        """
-        objective, several = self.systems[0].objective, len(self.systems) > 1
-        positions = [system.position for system in self.systems]
-        outside = [objective.named[place] for place in objective.others(*positions)] if several else []
-        if len(objective.terms) > 1:
-            labels = objective.shared_labels(positions) if several else objective.output
-            return list(outside), None, (*BATCH, *labels)
-        if not several:
-            return [], (objective.pulled, (LAYER, *objective.output)), (LAYER, *objective.output)
-        return list(outside), objective.lay_out(positions), (*BATCH, *objective.shared_labels(positions))
-
-    @cached_property
-    def _plans(self) -> list[tuple[list[tuple[str, _Labels]], ContractionPlan]]:
-        """For each core the tensors that are contracted with what is shared, and the plan for it."""
-        objective, shared = self.systems[0].objective, self._shared_plan[2]
-        positions = [system.position for system in self.systems]
-        within = positions if len(positions) > 1 else objective.term_at(positions[0])
-        plans = []
-        for system in self.systems:
-            others = [(*objective.named[other],) for other in within if other != system.position]
-            plans.append((others, system.plan([shared, *(labels for _, labels in others)], system.labels)))
-        return plans
-
-    def solve(self, values: dict[str, Tensor], ridge: Tensor | None) -> Solved:
-        """Solve for each core in turn and put it into `values`. Returns the last one."""
-        outside, target, labels = self._shared_plan
-        objective = self.systems[0].objective
-        if target is None:
-            target = objective.pulled_for(self.systems[0].position, values), (*BATCH, *objective.output)
-        constants, shared = objective.constants, target[0]
-        if outside:
-            tensors = {**constants, **values}
-            shared = contract([target, *[(tensors[name].conj(), names) for name, names in outside]], labels)
-        for system, (others, plan) in zip(self.systems, self._plans, strict=True):
-            tensors = {**constants, **values}
-            operands = [(shared, labels), *[(tensors[name].conj(), names) for name, names in others], *plan.ones]
-            solved = system.solve(values, operands, plan.labels, ridge)
-            values[system.name] = solved.core
-        return solved
 
 
 def _twice(labels: _Labels) -> _Labels:

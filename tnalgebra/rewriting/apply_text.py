@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from math import prod
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError, SizeError, ValuesError
-from ..fitting import ErrorCurve, FitReport, Metric, bonds_of, fit_constrained, fit_cores
+from ..fitting import ErrorCurve, FitReport, Metric, bonds_of, fit_cores
 from ..networks import (
     KERNEL_LABELS,
     Edit,
@@ -301,14 +301,14 @@ def build_fitted_many(jobs: Sequence[tuple[Network, Place, Values, Options]]) ->
     for members in groups.values():
         together = [readings[number] for number in members]
         first = together[0]
-        fit = partial(fit_constrained, constraints=first.constraints) if first.constraints else fit_cores
-        fits = fit(
+        fits = fit_cores(
             [reading.target for reading in together],
             first.sized,
             first.options.size,
             before=first.before.parameters,
             settings=first.options.settings,
             constants=first.constants,
+            constraints=first.constraints,
             metrics=[reading.metric for reading in together if reading.metric is not None],
             start=first.start,
             kept=first.dtype,

@@ -43,7 +43,7 @@ class Choices(TypedDict, total=False):
         "haar", "hadamard"), which are not fitted. Of orthonormal rows, the ones that hold the most of the kernel's norm
         are kept, as many as the size says.
     constraints: what tensors of the right side must be: "orthonormal", "nonnegative", "columns" of the kernel, or
-        "sampled columns", see `tn.fitting.fit_constrained`.
+        "sampled columns", see `tn.fitting.fit_cores`.
     metric: the norm of a whole kernel in which the error is made small; by default the Frobenius norm.
     start: cores of the right side to start from, at most as large as the size says.
     seed, starts, sweeps, dtype, stability: choices of the search, see `tn.fitting.Settings`; a tree uses neither seed

@@ -173,6 +173,7 @@ def _product(
     right = [label for label in b if label not in both]
     labels = (*batch, *left, *right)
     shape = [sizes[label] for label in labels]
+    product: Callable[[Tensor, Tensor], Tensor]
     if summed:
         groups = [batch] if batch else []
         first, second = _grouped(a, (*groups, left, summed), sizes), _grouped(b, (*groups, summed, right), sizes)
