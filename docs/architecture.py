@@ -172,11 +172,12 @@ def _arrow(page: Axes, start: tuple[float, float], end: tuple[float, float], col
 
 def _folders(page: Axes) -> None:
     """The folders, each to the right of all that it imports; lines that follow from others are left out."""
-    imports = networkx.transitive_reduction(imported_folders())
+    every = imported_folders()
+    imports = networkx.transitive_reduction(every.subgraph(name for name in every if (PACKAGE / name).is_dir()))
     columns = list(networkx.topological_generations(imports.reverse()))
     step = (WIDTH - 1.6) / (len(columns) - 1)
     places = {
-        name: (0.8 + column * step, 0.65 + 0.3 * (len(names) - 1 - 2 * row))
+        name: (0.8 + column * step, 0.78 + 0.22 * (len(names) - 1 - 2 * row))
         for column, names in enumerate(columns)
         for row, name in enumerate(sorted(names, key=FOLDERS.index))
     }
