@@ -59,6 +59,7 @@ def connected(scheduler: Scheduler, *, time_limit: float) -> Iterator[Client]:
         WorkersError: the scheduler cannot be reached, or a worker has other versions of Python, torch or this package.
     """
     check_scheduler(scheduler)
+    import dask
     from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
 
@@ -67,7 +68,9 @@ def connected(scheduler: Scheduler, *, time_limit: float) -> Iterator[Client]:
         yield scheduler
     elif local := _LOCAL.fullmatch(scheduler):
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        trimmed = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
         with (
+            dask.config.set({trimmed: None}),  # with Dask's value, large tensors get new pages at every allocation
             LocalCluster(
                 n_workers=int(local[1] or CPU_COUNT),
                 threads_per_worker=1,
