@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from .._files import write_text
 from ..errors import CompileError, DataError, LayerError, NotationError, SizeError, StudyError
@@ -194,6 +194,36 @@ class CompareRewrites(NetworkSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchTopologies(CompareRewrites):
+    """Search for the decomposition of one kernel with the least error at a size: which cores, joined by which bonds.
+
+    Example: tnalgebra search 16x16x3x3 --size "parameters 0.3" --bonds tree ring --output runs/search
+    """
+
+    rewrite: Suppress[tuple[str, ...]] = ()
+    time: Suppress[bool] = False
+    size: str = "parameters 0.3"
+    """how small: parameters 0.3 or multiply-adds 0.3; or error 0.1, at which the fewest parameters are searched"""
+    cores: tuple[int, int] = (2, 4)
+    """the fewest and the most cores"""
+    bonds: tuple[str, ...] = ("tree", "ring", "complete", "hyperedge")
+    """how cores are joined: tree, ring, complete, hyperedge, block, graph"""
+    groups: tuple[str, ...] | None = None
+    """groups of labels that a core may hold, each in quotes; by default any"""
+    output: Path | None = None
+    """a folder for the rows, where the same command continues"""
+    scheduler: str | None = None
+    """where the fits are made: local:4, or the address of a Dask scheduler; by default in this process"""
+
+    def __call__(self) -> None:
+        from ..topologies import Space, search
+
+        space = Space(cores=self.cores, bonds=self.bonds, groups=self.groups)  # type: ignore[arg-type]
+        kernel = self._kernel()
+        print(search(kernel, self.size, space=space, output=self.output, seed=self.seed, scheduler=self.scheduler))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Draw:
     """Draw a network that is written in the notation.
 
@@ -284,6 +314,7 @@ COMMANDS: dict[str, type[Command]] = {
     "report": Report,
     "spectra": ShowSpectra,
     "compare": CompareRewrites,
+    "search": SearchTopologies,
     "draw": Draw,
     "rules": ShowRules,
     "plan": ShowPlan,
