@@ -6,6 +6,7 @@ python docs/generate.py text                   what is generated and not a pictu
 python docs/generate.py NAME runs/FOLDER       figures and the table of a recipe's folder, where a page has a mark NAME
 python docs/generate.py gallery                the pages and pictures of docs/gallery, from the recipes
 python docs/generate.py gallery runs/gallery   the same, with the figures of a run of `recipes.gallery`
+python docs/generate.py pages R.html E.html    the pictures of a report and of an explorer, by chromium and selenium
 python docs/generate.py fits runs/fits         the table and figure of the benchmark of fits, into benchmarks.md
 """
 
@@ -32,6 +33,7 @@ from docs.commands import commands_section
 from docs.examples import NETWORKS, NODES, draw_examples, examples_section
 from docs.gallery_pages import FIGURES, write_gallery
 from docs.notebook import notebook_of
+from docs.pages import picture_pages
 from docs.uses_table import uses_table
 from recipes.a_priori import report as a_priori_report
 from recipes.retrain import report as retrain_report
@@ -278,6 +280,9 @@ def main() -> None:
         if len(sys.argv) == 3:
             shutil.copyfile(Path(sys.argv[2]) / FIGURES.name, FIGURES)
         write_gallery(pictures=True)
+        return
+    if len(sys.argv) == 4 and sys.argv[1] == "pages":
+        picture_pages(Path(sys.argv[2]), Path(sys.argv[3]), DOCS / "images")
         return
     if len(sys.argv) == 3 and sys.argv[1] == "fits":
         store_fits(Path(sys.argv[2]))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from tests.pages.run_folders import CUTS, retraining_rows, study_rows, write_rows
-from tnalgebra.pages import write_report
+from tnalgebra.pages import write_explorer, write_report
 
 selenium = pytest.importorskip("selenium.webdriver")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -108,9 +109,9 @@ def test_a_point_is_hovered_and_all_plots_follow(browser: Browser, page: Path) -
     browser.wait("return document.querySelectorAll('.readout strong').length > 0")
     assert text_of(browser, section, ".readout strong").startswith("layer3 · <b>bold</b> · keep 0.5")
     assert len(section.find_elements("css selector", "tr.cursor")) == 1
-    counts = "return [...arguments[0].querySelectorAll('.js-plotly-plot')].map((plot) => plot.layout.shapes.length)"
     browser.wait("return [...document.querySelectorAll('.js-plotly-plot')].some((plot) => plot.layout.shapes.length)")
-    assert browser.run(counts, section) == [2, 2, 2, 2]
+    rings = "return [...arguments[0].querySelectorAll('.js-plotly-plot')].map((plot) => plot.data.at(-1).x)"
+    assert browser.run(rings, section) == [["layer3"], ["layer3"], ["layer3"], ["<b>bold</b>"]]
     assert browser.console() == []
 
 
@@ -157,4 +158,35 @@ def test_it_is_small_and_prints(browser: Browser, page: Path) -> None:
     browser.open(page)
     printed = browser.driver.execute_cdp_cmd("Page.printToPDF", {})
     assert len(printed["data"]) > 50_000
+    assert browser.console() == []
+
+
+def test_the_explorer_follows_the_layer_and_the_rank(browser: Browser, tmp_path: Path) -> None:
+    from selenium.webdriver import Keys
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Flatten(), nn.Linear(12 * 16, 10))
+    write_explorer(model, tmp_path / "explorer.html", rewrites=["out | in kh kw", "tucker2"], shape=(2, 3, 8, 8))
+    browser.open(tmp_path / "explorer.html")
+    section = browser.dataset("Rewrites of the layer")
+    browser.wait("return document.querySelectorAll('.js-plotly-plot .point').length > 0")
+    menu = browser.driver.find_element("css selector", ".chooser select")
+    assert menu.get_attribute("value") == "3"
+    menu.send_keys("1")
+    assert set(cells(browser, section, 0)) == {"out | in kh kw", "tucker2"}
+    slider = browser.driver.find_element("css selector", ".chooser input")
+    slider.send_keys(Keys.HOME)
+    assert set(cells(browser, section, 1)) == {"r=1", "a=1 b=1"}
+    slider.send_keys(Keys.ARROW_RIGHT)
+    assert set(cells(browser, section, 1)) == {"r=2", "a=2 b=2"}
+    assert browser.driver.find_element("css selector", ".chooser output").text == "2"
+    spectra = browser.dataset("Spectra of the kernel")
+    assert set(browser.run("return arguments[0].querySelector('.js-plotly-plot')?.data.at(-1).x ?? [2]", spectra)) == {
+        2
+    }
+    layers = browser.dataset("Layers")
+    layers.find_element("css selector", "summary").click()
+    layers.find_elements("css selector", "tbody tr")[0].click()
+    assert menu.get_attribute("value") == "0"
+    code = [line for line in cells(browser, section, 2) if "tucker2" in line]
+    assert code[0].endswith('model, report = tn.convert(model, {"0": ("tucker2", {"a": 2, "b": 2})})')
     assert browser.console() == []

@@ -151,6 +151,38 @@ class ShowSpectra(NetworkSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Explore(NetworkSettings):
+    """Write one HTML page to explore the kernels of a network: spectra, and what each rewrite costs at every rank.
+
+    A click chooses a layer, and a slider the rank. For each rewrite the page has the error, the parameters, the
+    multiply-adds and the predicted time, and the line of code that makes it. Everything is computed beforehand: the
+    page needs neither a server nor a network.
+
+    Example: tnalgebra explore torchvision:resnet18 --pretrained --shape 1 3 224 224 --to explorer.html
+    """
+
+    rewrite: tuple[str, ...] = ()
+    """decompositions, each in quotes: names, cuts such as "out kh | in kw", notation; by default several"""
+    shape: tuple[int, ...] = ()
+    """the shape of an input, such as 1 3 224 224, for which layers are planned; by default each layer has its own"""
+    to: Path = Path("explorer.html")
+    """the file to write"""
+
+    def __call__(self) -> None:
+        require_packages({"jinja2": "report", "plotly": "report"}, "the explorer")
+        from ..pages import REWRITES, write_explorer
+        from ..studies import writing
+
+        if any(size < 1 for size in self.shape):
+            raise DataError(f"the shape {' '.join(map(str, self.shape))} has a size below 1", fix="--shape 1 3 32 32")
+        network, rewrites = self.network(), self.rewrite or REWRITES
+        with writing(self.to.parent):
+            shape, title = self.shape or None, self.model
+            write_explorer(network, self.to, rewrites=rewrites, shape=shape, title=title, seed=self.seed)
+        print(self.to)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareRewrites(NetworkSettings):
     """Fit several decompositions of one size to one kernel, and print a table of them, the nearest first.
 
@@ -312,6 +344,7 @@ COMMANDS: dict[str, type[Command]] = {
     "compress": Compress,
     "study": StudyNetwork,
     "report": Report,
+    "explore": Explore,
     "spectra": ShowSpectra,
     "compare": CompareRewrites,
     "search": SearchTopologies,

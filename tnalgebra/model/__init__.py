@@ -18,16 +18,19 @@ from .measure_curves import FRACTIONS
 from .merge_branches import MergingReport, merge_branches
 from .modes import evaluating, modes_kept
 from .modules import names_of_modules
+from .new_layers import LayerMaker
 from .obstacles import find_obstacles
 from .optimizers import update_optimizer
 from .patterns import optional
 from .plans import Curves, MetricName, Planned, fit_planned, plan_budget
+from .progress import track
 from .report import ConversionReport
 from .spectra import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values, spectra
 from .surgery import (
     Site,
     exchange_layers,
     find_sites,
+    record_calls,
     restore_layers,
     tie_layers,
     without_hooks,
@@ -43,6 +46,7 @@ __all__ = [
     "Curves",
     "Folding",
     "Images",
+    "LayerMaker",
     "MergingReport",
     "MetricName",
     "Planned",
@@ -78,11 +82,13 @@ __all__ = [
     "plan_budget",
     "put_adapters",
     "recalibrate_batch_norm",
+    "record_calls",
     "restore_layers",
     "spectra",
     "tie_layers",
     "time_models",
     "trace_forward",
+    "track",
     "unfolding_attentions",
     "update_optimizer",
     "without_hooks",

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import nn
 
-from ..compiler import Candidates
+from ..compiler import Candidates, Plan
 from ..errors import LayerError, NetworkError
 from ..networks import Network, kernel_multiply_adds, shape_of, shapes
 from ..nn import AnyLayer, KernelLayer, Origin, Planning, decomposed, fit_constants, layer_class
@@ -125,6 +125,10 @@ class LayerMaker:
         if key not in self._counts:
             self._counts[key] = self.multiply_adds(name, self._sketch(name, network, constants, tune=False))
         return self._counts[key]
+
+    def plan(self, name: str, network: Network, constants: frozenset[str]) -> Plan:
+        """The plan of a layer whose kernel is this network, from predictions alone."""
+        return self._sketch(name, network, constants, tune=False)[0].plan
 
     def _sketch(self, name: str, network: Network, constants: frozenset[str], *, tune: bool) -> list[KernelLayer]:
         """The layer and those tied to it, with zeros in the place of a fit."""

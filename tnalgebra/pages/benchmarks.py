@@ -12,7 +12,7 @@ from .runs import Run
 CONDITIONS = ("device", "device_name", "threads", "smoke", "seed", "rounds", "versions")
 """What all rows of a benchmark usually have in common."""
 
-MILLISECONDS, RATIO = "milliseconds", "of the first contender's time"
+MILLISECONDS, RATIO = "milliseconds", "times the first's"
 
 
 def benchmark_section(run: Run) -> Section:

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias
 
 from .._tables import shorten
 
-Form: TypeAlias = Literal["text", "count", "percent", "change", "short"]
-"""How numbers are written: as they are, with thousands, with two decimals, with a sign too, in four digits."""
+Form: TypeAlias = Literal["text", "count", "percent", "change", "short", "code"]
+"""How numbers are written: as they are, with thousands, with two decimals, with a sign too, in four digits. "code" is a
+text with a button that copies it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Dataset:
     panels: the plots.
     series: the column whose values are distinguished by colours.
     folded: whether the table is shown only on demand.
+    sort: the column by which the table is sorted at first.
     """
 
     title: str
@@ -59,6 +61,7 @@ class Dataset:
     series: str | None = None
     text: str = ""
     folded: bool = False
+    sort: str | None = None
 
     def data(self) -> dict[str, Any]:
         """As the script of the page reads it."""
@@ -68,6 +71,7 @@ class Dataset:
         return {
             "title": self.title,
             "folded": self.folded,
+            "sort": self.sort,
             "series": self.series if self.series in known else None,
             "columns": [{**vars(column), "values": [plain(value) for value in column.values]} for column in columns],
             "panels": [vars(panel) for panel in panels],

@@ -12,6 +12,7 @@ const decimals = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximum
 const thousands = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const FORMATS = {
   text: String,
+  code: String,
   count: (value) => thousands.format(value),
   percent: (value) => decimals.format(value),
   change: (value) => (value >= 0.005 ? "+" : "") + decimals.format(Math.abs(value) < 0.005 ? 0 : value),
@@ -33,6 +34,16 @@ const style = (name) => getComputedStyle(document.documentElement).getPropertyVa
 const literal = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 const shortened = (text) => (text.length > 30 ? text.slice(0, 17) + "…" + text.slice(-12) : text);
 
+const copyButton = (text) => {
+  const button = make("button", { type: "button", textContent: "Copy" });
+  button.setAttribute("aria-label", `Copy ${text}`);
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(text).then(() => { button.textContent = "Copied"; }, () => { button.textContent = "Select it"; });
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
+  return button;
+};
+
 // the library of plots takes a second to start, so that it is started with the first plot, after the text is shown
 const startPlotly = () => {
   if (!window.Plotly) document.head.append(make("script", { textContent: document.getElementById("plotly").textContent }));
@@ -40,11 +51,12 @@ const startPlotly = () => {
 
 class DatasetView {
   constructor(element, data) {
-    Object.assign(this, data, { element, hidden: new Set(), sorted: null, whole: false, cursor: null, words: [] });
+    Object.assign(this, data, { element, hidden: new Set(), whole: false, cursor: null, words: [], focus: null, onchoose: null });
     this.count = this.columns[0]?.values.length ?? 0;
     this.byName = Object.fromEntries(this.columns.map((column) => [column.name, column]));
     this.numeric = new Map(this.columns.map((column) => [column, column.values.some((value) => typeof value === "number")]));
     this.table_columns = this.columns.filter((column) => column.shown);
+    this.sorted = this.sort ? { column: this.byName[this.sort], down: false } : null;
     this.texts = Array.from({ length: this.count }, (_, row) =>
       this.columns.map((column) => show(column, row)).join(" ").toLowerCase());
     this.groups = this.series ? [...new Set(this.byName[this.series].values)] : [null];
@@ -70,7 +82,7 @@ class DatasetView {
       select.value = String(values.indexOf(column.choose) + 1 || "");
       select.addEventListener("change", () => this.update());
       controls.append(make("label", {}, column.name, select));
-      this.menus.push({ column, chosen: () => (select.value === "" ? null : values[select.value - 1]) });
+      this.menus.push({ column, select, choose: (value) => { select.value = String(values.indexOf(value) + 1); }, chosen: () => (select.value === "" ? null : values[select.value - 1]) });
     }
     this.counted = make("span", { className: "kind" });
     this.counted.setAttribute("role", "status");
@@ -133,11 +145,14 @@ class DatasetView {
     this.body = make("tbody");
     this.body.addEventListener("click", (event) => {
       const line = event.target.closest("tr");
-      if (line) this.point(Number(line.dataset.row));
+      if (!line || event.target.closest("button")) return;
+      this.point(Number(line.dataset.row));
+      this.onchoose?.(Number(line.dataset.row));
     });
     const scroll = make("div", { className: "scroll", tabIndex: 0 }, make("table", {}, make("thead", {}, head), this.body));
     scroll.setAttribute("role", "region");
     scroll.setAttribute("aria-label", `Table: ${this.title}`);
+    this.sorted?.column.head.setAttribute("aria-sort", "ascending");
     this.more = make("button", { type: "button", className: "more" });
     this.more.addEventListener("click", () => { this.whole = !this.whole; this.fillTable(); });
     if (this.folded) this.element.append(make("details", {}, make("summary", { textContent: "Table" }), scroll, this.more));
@@ -178,18 +193,21 @@ class DatasetView {
         return sign * String(x ?? "").localeCompare(String(y ?? ""), "en", { numeric: true }) || a - b;
       });
     } else this.rows.sort((a, b) => a - b);
-    const shown = this.whole ? this.rows : this.rows.slice(0, FIRST_ROWS);
+    const rows = this.focus ? this.rows.filter((row) => this.focus.has(row)) : this.rows;
+    const shown = this.whole ? rows : rows.slice(0, FIRST_ROWS);
     this.body.replaceChildren(...shown.map((row) => {
       const line = make("tr", { className: row === this.cursor ? "cursor" : "" });
       line.dataset.row = row;
       for (const column of this.table_columns) {
         const text = show(column, row);
-        line.append(make("td", { className: this.numeric.get(column) ? "right" : "text", textContent: text, title: text.length > 40 ? text : "" }));
+        const cell = make("td", { className: this.numeric.get(column) ? "right" : "text", textContent: text, title: text.length > 40 ? text : "" });
+        if (column.form === "code" && text) cell.replaceChildren(copyButton(text), make("code", { textContent: text }));
+        line.append(cell);
       }
       return line;
     }));
-    this.more.hidden = this.rows.length <= FIRST_ROWS;
-    this.more.textContent = this.whole ? `Show ${FIRST_ROWS} rows` : `Show all ${thousands.format(this.rows.length)} rows`;
+    this.more.hidden = rows.length <= FIRST_ROWS;
+    this.more.textContent = this.whole ? `Show ${FIRST_ROWS} rows` : `Show all ${thousands.format(rows.length)} rows`;
   }
 
   // Plots
@@ -200,7 +218,7 @@ class DatasetView {
   }
 
   describe(row) {
-    const names = this.columns.filter((column) => !this.numeric.get(column) && column.shown);
+    const names = this.columns.filter((column) => !this.numeric.get(column) && column.shown && column.form !== "code");
     return names.map((column) => show(column, row)).filter(Boolean);
   }
 
@@ -217,14 +235,13 @@ class DatasetView {
     const present = new Set(this.rows.map((row) => column.values[row]));
     const values = [...new Set(column.values)].filter((value) => present.has(value)).map(String);
     return {
-      ...base, type: "category", categoryorder: "array", categoryarray: values,
+      ...base, showticklabels: values.length <= 40, type: "category", categoryorder: "array", categoryarray: values,
       tickmode: "array", tickvals: values, ticktext: values.map((value) => literal(shortened(value))), tickfont: { size: 10 },
     };
   }
 
   traces(panel) {
     const [x, y] = [this.byName[panel.x], this.byName[panel.y]];
-    const place = (column, row) => (this.numeric.get(column) ? (typeof column.values[row] === "number" ? column.values[row] : null) : String(column.values[row]));
     if (panel.kind === "cells") return [this.cells(panel, x, y)];
     const groupOf = this.series ? this.byName[this.series].values : null;
     return this.groups.map((group, number) => {
@@ -234,7 +251,7 @@ class DatasetView {
       const colour = PALETTE[number % PALETTE.length];
       return {
         type: "scatter", mode: panel.kind === "lines" ? "lines+markers" : "markers",
-        x: rows.map((row) => place(x, row)), y: rows.map((row) => place(y, row)), customdata: rows,
+        x: rows.map((row) => this.place(panel.x, row)), y: rows.map((row) => this.place(panel.y, row)), customdata: rows,
         text: rows.map((row) => this.hover(panel, row)), hovertemplate: "%{text}<extra></extra>",
         marker: { color: colour, size: 7, symbol: SYMBOLS[number % SYMBOLS.length], opacity: 0.85 },
         line: { color: colour, width: 1.5, dash: number < PALETTE.length ? "solid" : "dot" },
@@ -268,41 +285,52 @@ class DatasetView {
     startPlotly();
     this.visible = true;
     for (const panel of this.panels) {
+      const { x, y, size, shapes } = this.marks(panel);
+      const rings = { type: "scatter", mode: "markers", x, y, hoverinfo: "skip", marker: { size, symbol: "circle-open", color: style("--ink"), line: { width: 2 } } };
       const layout = {
         height: this.heightOf(panel), margin: { l: 56, r: 14, t: 30, b: 52 }, showlegend: false, hovermode: "closest",
         dragmode: COARSE ? false : "zoom", modebar: { bgcolor: "rgba(0,0,0,0)", color: style("--soft"), activecolor: style("--accent") },
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: style("--ink"), family: "system-ui, sans-serif" },
         hoverlabel: { bgcolor: style("--field"), bordercolor: style("--line"), font: { color: style("--ink"), size: 12 }, align: "left" },
-        xaxis: this.axis(panel.x), yaxis: this.axis(panel.y, panel.log ? { type: "log" } : {}),
-        shapes: this.cursorShapes(panel), uirevision: "same",
+        xaxis: this.axis(panel.x), yaxis: this.axis(panel.y, panel.log ? { type: "log", exponentformat: "power" } : {}),
+        shapes, uirevision: "same",
       };
       if (panel.kind === "cells") layout.yaxis.autorange = "reversed";
       const config = { displaylogo: false, responsive: true, modeBarButtons: [["zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]] };
       const first = !panel.element.on;
-      Plotly.react(panel.element, this.traces(panel), layout, config);
+      Plotly.react(panel.element, [...this.traces(panel), rings], layout, config);
       if (first) {
-        const point = (event) => { const row = event.points[0].customdata; if (row != null) this.point(row); };
-        panel.element.on("plotly_hover", point);
-        panel.element.on("plotly_click", point);
+        const rowOf = (event) => event.points[0].customdata ?? null;
+        panel.element.on("plotly_hover", (event) => { if (rowOf(event) !== null) this.point(rowOf(event)); });
+        panel.element.on("plotly_click", (event) => { if (rowOf(event) !== null) { this.point(rowOf(event)); this.onchoose?.(rowOf(event)); } });
       }
     }
   }
 
-  cursorShapes(panel) {
-    if (this.cursor === null) return [];
-    const at = (name) => {
-      const column = this.byName[name];
-      const value = column.values[this.cursor];
-      return this.numeric.get(column) ? (typeof value === "number" ? value : null) : String(value);
+  // the place of a row in a panel, as plotly takes it; null where it has none
+  place(name, row) {
+    const column = this.byName[name];
+    const value = column.values[row];
+    return this.numeric.get(column) ? (typeof value === "number" ? value : null) : String(value);
+  }
+
+  // rings around the rows in focus and the one under the cursor, which has a vertical line too
+  marks(panel) {
+    const present = new Set(this.rows);
+    const rows = [...(this.focus ?? []), ...(this.cursor === null ? [] : [this.cursor])].filter((row) => present.has(row));
+    const x = present.has(this.cursor) ? this.place(panel.x, this.cursor) : null;
+    const line = { type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: style("--ink"), width: 1, dash: "dot" } };
+    return {
+      x: rows.map((row) => this.place(panel.x, row)), y: rows.map((row) => this.place(panel.y, row)),
+      size: rows.map((row) => (row === this.cursor ? 16 : 12)), shapes: x === null ? [] : [line],
     };
-    const [x, y] = [at(panel.x), at(panel.y)];
-    if (x === null || y === null) return [];
-    const line = { color: style("--ink"), width: 1.5 };
-    const pixels = { xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: y, x0: -8, x1: 8, y0: -8, y1: 8 };
-    return [
-      { type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { ...line, width: 1, dash: "dot" } },
-      { type: "circle", ...pixels, line: { ...line, width: 2 } },
-    ];
+  }
+
+  // shows the rows of one value of a menu's column, and of them those in focus
+  choose(name, value, focus) {
+    this.menus.find((menu) => menu.column.name === name)?.choose(value);
+    this.focus = focus;
+    this.update();
   }
 
   point(row) {
@@ -312,10 +340,15 @@ class DatasetView {
     if (!this.panels.length) return;
     const numbers = this.table_columns.filter((column) => this.numeric.get(column) && column.values[row] !== null);
     this.readout.replaceChildren(make("strong", { textContent: this.describe(row).join(" · ") }),
-      ` ${numbers.map((column) => `${column.name}: ${show(column, row)}`).join(", ")}`);
+      ` ${numbers.map((column) => `${column.name}: ${show(column, row)}`).join(", ")} `,
+      ...this.columns.filter((column) => column.form === "code").map((column) => make("code", { textContent: show(column, row) })));
     cancelAnimationFrame(this.frame);
     this.frame = requestAnimationFrame(() => {
-      if (this.visible) for (const panel of this.panels) Plotly.relayout(panel.element, { shapes: this.cursorShapes(panel) });
+      if (!this.visible) return;
+      for (const panel of this.panels) {
+        const { x, y, size, shapes } = this.marks(panel);
+        Plotly.update(panel.element, { x: [x], y: [y], "marker.size": [size] }, { shapes }, [panel.element.data.length - 1]);
+      }
     });
   }
 
