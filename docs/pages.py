@@ -14,7 +14,7 @@ PARTS = {"report": ".answer", "explorer": ".chooser"}
 
 
 def picture_pages(report: Path, explorer: Path, folder: Path) -> None:
-    """Write report.png and explorer.png: a part of each page, on a wide screen, in few colours."""
+    """Write report.png and explorer.png: a part of each page, on a wide screen."""
     from selenium import webdriver
     from selenium.webdriver.support.wait import WebDriverWait
 
@@ -34,6 +34,7 @@ def picture_pages(report: Path, explorer: Path, folder: Path) -> None:
             driver.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", part)
             WebDriverWait(driver, 20).until(lambda _: driver.find_elements("css selector", ".js-plotly-plot .point"))
             picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
-            picture.quantize(64).save(folder / f"{name}.png", optimize=True)
+            few = picture.quantize(256, kmeans=2, dither=Image.Dither.NONE)
+            few.save(folder / f"{name}.png", optimize=True)
     finally:
         driver.quit()
