@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.ao.nn.qat import Conv2d as QuantisedConv2d
+from torch.ao.quantization import get_default_qat_qconfig
 
 import tnalgebra as tn
 from tests.refusals import refused
@@ -189,13 +191,6 @@ def _twice(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
     return y + b(x) + y.relu().mean()
 
 
-def _changed(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
-    y = a(x)
-    z = y.exp()
-    y += b(x)
-    return y * z
-
-
 class _Apart(nn.Module):
     def __init__(self, a: nn.Module, b: nn.Module, add: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -218,12 +213,6 @@ def _hooked(module: nn.Module) -> nn.Module:
     return module
 
 
-def _in_place_later(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
-    y = a(x)
-    z = x.add_(1.0)
-    return y + b(x) + z.mean()
-
-
 LEFT = {
     "training mode": (lambda: nn.Sequential(_conv(3, padding=1), nn.BatchNorm2d(4).train()), lambda: _conv(1), _plus),
     "no running statistics": (
@@ -234,8 +223,6 @@ LEFT = {
     "do not line up": (lambda: _conv(3, padding=1, stride=2), lambda: _conv(2, stride=2), _plus),
     "strides differ": (lambda: _conv(3, stride=2, padding=1), lambda: _conv(4, padding=0), _plus),
     "used elsewhere": (lambda: _conv(3, padding=1), lambda: _conv(1), _twice),
-    "in place": (lambda: _conv(3, padding=1), lambda: _conv(1), _changed),
-    "changed in place": (lambda: _conv(3, padding=1), lambda: _conv(1), _in_place_later),
     "by reflect": (lambda: _conv(3, padding=1, padding_mode="reflect"), lambda: _conv(3, padding=1), _plus),
     "rounds the number of positions up": (lambda: _conv(3, padding=1), lambda: nn.AvgPool2d(3, 1, 1, True), _plus),
     "other numbers at the border": (
@@ -260,6 +247,19 @@ def test_what_is_left(reason: str) -> None:
     assert reason in str(report)
     assert not report.merged
     assert type(merged[1]) is _Apart
+
+
+def test_layers_whose_kernel_is_not_a_real_one() -> None:
+    """Complex numbers, and a layer of torch's that quantises its weight, which a merged one would not do."""
+    quantised = QuantisedConv2d(4, 4, 3, padding=1, qconfig=get_default_qat_qconfig())
+    for a, dtype, reason in (
+        (_conv(3, padding=1, dtype=torch.complex64), torch.complex64, "complex"),
+        (quantised, torch.float32, "weight_fake_quant"),
+    ):
+        model = _Apart(a, _conv(1, dtype=dtype), _plus)
+        merged, report = tn.merge_branches(model)
+        assert type(merged) is _Apart
+        assert any(reason in group.reason for group in report.groups), report
 
 
 def test_only_what_belongs_together() -> None:
@@ -306,15 +306,122 @@ def test_a_model_that_cannot_be_traced() -> None:
         tn.merge_branches(model, (1, 3, 5, 5))
 
 
-def test_values_that_are_changed_under_another_name() -> None:
-    def add(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
-        y = a(x)
-        x.add_(1.0)
-        return y + b(x)
+def _result_changed(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    y = a(x)
+    z = y.exp()
+    y += b(x)
+    return y * z
 
+
+def _input_changed(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    y = a(x)
+    z = x.add_(1.0)
+    return y + b(x) + z.mean()
+
+
+def _changed_unseen(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    y = a(x)
+    x.add_(1.0)
+    return y + b(x)
+
+
+def _scaled(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    y = a(x)
+    z = x
+    z *= 2.0
+    return y + b(x)
+
+
+def _view_changed(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    y = a(x)
+    z = x.flatten(1).mul_(2.0)
+    return y + b(x) + z.mean()
+
+
+def _written(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    y = a(x)
+    z = torch.mul(x, 2.0, out=x)
+    return y + b(x) + z.mean()
+
+
+def _summand_changed(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    z = x.exp()
+    total = z + a(x)
+    changed = z.mul_(2.0)
+    return total + b(x) + changed.mean()
+
+
+def _view_added_to(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    y = x.view_as(x)
+    y += a(x)
+    return (y + b(x)) * x
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        *(_result_changed, _input_changed, _changed_unseen, _scaled),
+        *(_view_changed, _written, _summand_changed, _view_added_to),
+    ],
+)
+def test_values_that_are_changed_in_place(add: Callable[..., Tensor]) -> None:
+    """Without an example, by which an error would be noticed."""
     model = nn.Sequential(nn.ReLU(), _Apart(_conv(3, padding=1), _conv(1), add)).double()
-    _, report = assert_merged(model, torch.randn(1, 4, 5, 5).double(), 0)
+    merged, report = tn.merge_branches(model)
+    x = torch.randn(2, 4, 7, 7).double()
+    torch.testing.assert_close(merged(x.clone()), model(x.clone()), rtol=1e-12, atol=1e-12)
+    assert not report.merged
     assert "in place" in report.untraced["1"]
+
+
+def test_an_argument_that_is_added_to_is_still_changed() -> None:
+    class Accumulating(_Apart):
+        def forward(self, total: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+            total += self.a(x) + self.b(x)
+            return total
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.point = Accumulating(_conv(3, padding=1), _conv(1), _plus), _conv(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.point(x)
+            return self.inside(h, x) * h
+
+    _, report = assert_merged(Around().double(), torch.randn(2, 4, 6, 7).double(), 1)
+    assert report.merged[0].module == "inside"
+
+
+def test_sums_that_are_added_to_themselves_and_branches_that_begin_with_a_pooling() -> None:
+    def twice(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+        y = a(x) + b(x)
+        return y + y
+
+    assert_merged(_Apart(_conv(3, padding=1), _conv(1), twice).double(), torch.randn(2, 4, 6, 7).double(), 1)
+    pooled = nn.Sequential(nn.AvgPool2d(2, 2), _conv(1))
+    assert_merged(Added([pooled, _conv(4, 2, 1)]).double(), torch.randn(2, 4, 4, 4).double(), 1)
+
+
+def test_arguments_with_defaults() -> None:
+    """A default that changes nothing about the code is kept; where the code depends on it the module is left."""
+
+    class Masked(_Apart):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return _plus(x if mask is None else x * mask, self.a, self.b)
+
+    class Scaled(_Apart):
+        def forward(self, x: Tensor, scale: float = 2.0) -> Tensor:
+            return _plus(x, self.a, self.b) * scale
+
+    x = torch.randn(2, 4, 6, 7).double()
+    for kind, argument, count in ((Masked, x, 0), (Scaled, 3.0, 1)):
+        model = kind(_conv(3, padding=1), _conv(1), _plus).double()
+        merged, report = tn.merge_branches(model)
+        for args in ((x,), (x, argument)):
+            torch.testing.assert_close(merged(*args), model(*args), rtol=1e-12, atol=1e-12)
+        assert len(report.merged) == count
+        assert count or "mask" in report.untraced[""]
 
 
 def test_a_model_without_branches() -> None:

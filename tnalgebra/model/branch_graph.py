@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..nn import CONVOLUTIONS, Planning, nominal_shape
-from .branch_tracing import ADDITIONS, AFFINE_LAYERS, changes_in_place
+from ..nn import CONVOLUTIONS, Planning, differing_forward, nominal_shape
+from .branch_tracing import ADDITIONS, AFFINE_LAYERS, changes_in_place, is_new, kind_of
 from .branches import (
     Branch,
     Merged,
@@ -101,7 +101,7 @@ class BranchGraph:
     # Additions
 
     def _operands(self, node: object) -> tuple[fx.Node, ...] | None:
-        """The two nodes that an addition adds; None if a node is not a plain addition of two."""
+        """The two nodes that an addition adds; None if a node does not add two, or changes what others may read."""
         if not isinstance(node, fx.Node) or node.kwargs:
             return None
         plain = node.op == "call_function" and node.target in ADDITIONS
@@ -109,31 +109,24 @@ class BranchGraph:
         if not (plain or method) or len(node.args) != 2:
             return None
         operands = tuple(one for one in node.args if isinstance(one, fx.Node))
+        if changes_in_place(node, self.modules) and not is_new(node, self.modules):
+            return None
         return operands if len(operands) == 2 else None
 
     def _is_inner(self, node: fx.Node) -> bool:
-        """Whether a node is an addition whose value is only added to something."""
-        return self._operands(node) is not None and len(node.users) == 1
+        """Whether a node is an addition whose value is only added to something else."""
+        operands = self._operands(next(iter(node.users), None))
+        alone = len(node.users) == 1 and operands is not None and len({*operands}) == 2
+        return alone and self._operands(node) is not None
 
     def _is_root(self, node: fx.Node) -> bool:
-        users = [*node.users]
-        inner = len(users) == 1 and self._operands(users[0]) is not None
-        return self._operands(node) is not None and not inner
+        return self._operands(node) is not None and not self._is_inner(node)
 
     def _summands(self, root: fx.Node) -> list[fx.Node]:
         summands = []
         for one in self._operands(root) or ():
             summands += self._summands(one) if self._is_inner(one) else [one]
         return summands
-
-    def _changed_in_place(self, root: fx.Node) -> bool:
-        """Whether an addition of the group changes a value that something else reads too."""
-        first = root.args[0]
-        inner = [one for one in self._operands(root) or () if self._is_inner(one)]
-        in_place = root.target in (operator.iadd, "add_")
-        return (in_place and isinstance(first, fx.Node) and len(first.users) > 1) or any(
-            self._changed_in_place(one) for one in inner
-        )
 
     # Branches
 
@@ -184,6 +177,8 @@ class BranchGraph:
                 module = self.modules[str(node.target)]
                 if is_altered(module):
                     raise UnmergeableError(f"{node.target} has hooks, parametrisations or a forward of its own")
+                if isinstance(module, CONVOLUTIONS) and (reason := differing_forward(module, kind_of(module))):
+                    raise UnmergeableError(f"{node.target} has {reason}")
                 step = branch_of(module, branch.channels[0], axes, weight)
             else:
                 branch = self._functional_norm(node, branch)
@@ -218,11 +213,6 @@ class BranchGraph:
     def _merge_group(self, root: fx.Node, fork: fx.Node, paths: Sequence[Path]) -> bool:
         """Merge the branches of a fork that belong together; whether the graph changed."""
         convolutions = [one for path in paths for one in self._modules_of(path) if isinstance(one, CONVOLUTIONS)]
-        if self._changed_in_place(root) or any(
-            one.args[:1] == (fork,) and changes_in_place(one, self.modules) for one in fork.users
-        ):
-            self._leave(paths, "a value is changed in place that is used elsewhere too")
-            return False
         alike: dict[object, list[tuple[Path, Branch]]] = {}
         for path in paths:
             try:
@@ -270,8 +260,8 @@ class BranchGraph:
             return True
         if os.environ.get("TNALGEBRA_TUNE") == "0":
             return layer.weight.numel() < sum(counts)
-        first = next(one for path, _ in members for one in self._modules_of(path) if isinstance(one, CONVOLUTIONS))
-        shape = self.shapes.get(first) or nominal_shape(layer, Planning())
+        takes_fork = [one for path, _ in members for one in self._modules_of(path)[:1] if one in self.shapes]
+        shape = self.shapes[takes_fork[0]] if takes_fork else nominal_shape(layer, Planning())
         x = torch.randn(shape, dtype=layer.weight.dtype, device=layer.weight.device)
 
         def branches() -> Tensor:

@@ -158,6 +158,8 @@ def scale_by_statistics(
 
 
 def _of_convolution(module: TorchConvolution) -> Branch:
+    if module.weight.is_complex():
+        raise UnmergeableError("its kernel is complex")
     kernel = module.weight.detach().double()
     spread = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
     if module.padding == "same":
