@@ -139,7 +139,7 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         function, values = super().create_args_for_root(*args, **kwargs)
-        return function, [self.fixed.get(v.node.target, v) if isinstance(v, fx.Proxy) else v for v in values]
+        return function, [self.fixed.get(str(v.node.target), v) if isinstance(v, fx.Proxy) else v for v in values]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
