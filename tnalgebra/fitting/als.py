@@ -152,7 +152,9 @@ def balance(objective: Objective, values: Mapping[str, Tensor]) -> Cores:
         cores = {n: values[n] for n in names if n in values and objective.constraints.get(n) != ORTHONORMAL}
         if len(cores) < 2:
             continue
-        norms = torch.stack([torch.linalg.vector_norm(core.flatten(2), dim=2) for core in cores.values()])
+        norms = torch.stack(
+            [torch.linalg.vector_norm(core.reshape(*core.shape[:2], -1), dim=2) for core in cores.values()]
+        )
         logs = norms.log()
         scales = torch.where((norms > 0).all(0), (logs.mean(0) - logs).exp(), 1.0)
         balanced |= {
