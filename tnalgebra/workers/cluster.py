@@ -68,9 +68,14 @@ def connected(scheduler: Scheduler, *, time_limit: float) -> Iterator[Client]:
         yield scheduler
     elif local := _LOCAL.fullmatch(scheduler):
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        trimmed = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
+        settings = {
+            # with Dask's value, large tensors get new pages of memory at every allocation
+            "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+            # a worker that takes long to start again, or dies meanwhile, is not given up
+            "distributed.deploy.lost-worker-timeout": "1000 days",
+        }
         with (
-            dask.config.set({trimmed: None}),  # with Dask's value, large tensors get new pages at every allocation
+            dask.config.set(settings),
             LocalCluster(
                 n_workers=int(local[1] or CPU_COUNT),
                 threads_per_worker=1,
