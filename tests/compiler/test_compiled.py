@@ -300,6 +300,30 @@ def test_the_fastest_measured_candidate_is_chosen(counted: list[str], tmp_path: 
     assert len(json.loads(file.read_text())) == len(tried)
 
 
+def test_where_a_run_takes_long_every_family_is_tried_with_few_images(
+    counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def layer(*, tune: bool) -> tnalgebra.nn.Conv2d:
+        dense = nn.Conv2d(8, 8, 3, padding=1)
+        size = {"a": 4, "b": 4}
+        return tnalgebra.nn.Conv2d.from_conv(dense, "tucker2", size, input_size=8, batch_size=16, tune=tune)
+
+    listed = layer(tune=False).plan.candidates
+    firsts = [digest(family[0]) for family in tune._families(listed)][: tune.MOST]
+    fastest = firsts[-1]
+    assert len(firsts) > 2 * tune.FEWEST
+    tried: dict[int, set[str]] = {}
+
+    def timer(candidate: Candidate, _request: PlanRequest) -> Callable[[], float]:
+        images = candidate.program.sizes["n"]
+        tried.setdefault(images, set()).add(digest(candidate))
+        return lambda: images * (0.01 if digest(candidate) == fastest else 0.021)
+
+    monkeypatch.setattr(tune, "make_timer", timer)
+    assert digest(layer(tune=True).plan.chosen) == fastest
+    assert tried == {16: {firsts[0], fastest}, 2: {*firsts}}
+
+
 def test_equal_requests_are_measured_once_in_a_process_and_once_on_a_disk(counted: list[str]) -> None:
     module = CASE.compiled(tune=True)
     for remembered in (True, False):

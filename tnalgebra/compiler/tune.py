@@ -3,7 +3,8 @@
 Predictions of two programs differ from their times by a factor that depends on the machine. So those that are
 predicted within `NEAR` of the best are run in turns on tensors of the nominal shapes, and the fastest comes first.
 Programs of one family differ least in that factor, so the best of each family is run within `FAMILIES_NEAR`, and the
-others where the prediction, corrected by the factor of their family, is near. A time is
+others where the prediction, corrected by the factor of their family, is near. Where a run takes long, as of many
+images, they are run with fewer images first, and the fastest of them with all. A time is
 the least of several, as other programs can only make it longer. Two batches of turns have to agree about the fastest;
 if they never do, as on a busy machine, the least time decides for this process, and nothing is stored.
 """
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .._files import cache_folder, write_text
-from .choose import COMPUTED, Candidate, PlanRequest, candidates_for
+from .choose import COMPUTED, Candidate, PlanRequest, batch_label, candidates_for
 from .constants import calibration_file, identity
 from .emit import argument_names, emit
 from .keeper import MOST_COPIED, Keeper
@@ -154,24 +155,27 @@ def measure_candidates(
     return [(tried[n], least[n]) for n in (winner, *(n for n in order if n != winner))], agreed
 
 
-def _first_turn(timers: Sequence[Callable[[], float]], *, least: float = math.inf) -> list[float]:
+def _first_turn(
+    timers: Sequence[Callable[[], float]], *, least: float = math.inf, patience: float = PATIENCE
+) -> list[float]:
     """The seconds of the first run of each candidate; infinity for those for which there was no time.
 
     What would be dropped runs twice more, as another program, or what torch does once, may have slowed the first run.
 
     Args:
         least: the seconds of the fastest of those that ran before.
+        patience: the seconds that may be spent beside `TIMES` runs of the fastest.
     """
     times = [math.inf] * len(timers)
     spent = 0.0
     for number, run in enumerate(timers):
-        if (number < FEWEST and least == math.inf) or spent < PATIENCE + TIMES * min((least, *times)):
+        if (number < FEWEST and least == math.inf) or spent < patience + TIMES * min((least, *times)):
             times[number] = run()
             spent += times[number]
     for number in sorted(range(len(timers)), key=times.__getitem__) * 2:
         fastest = min((least, *times))
         may_win = FAR_BEHIND[0] * fastest < times[number] < HOPELESS * fastest + PATIENCE / TIMES
-        if may_win and spent < 2 * (PATIENCE + TIMES * fastest):
+        if may_win and spent < 2 * (patience + TIMES * fastest):
             again = timers[number]()
             times[number], spent = min(times[number], again), spent + again
     return times
@@ -212,8 +216,16 @@ def _worth_trying(
         The candidates, functions that run them, and the seconds of the first of them.
     """
     tried = [family[0] for family in families][:MOST]
-    timers = [make_timer(one, request) for one in tried]
-    times = _first_turn(timers)
+    fewer, seconds = _fewer_images(tried[0], request)
+    # what is made of weights alone weighs more beside few images
+    brief = replace(request, frozen=request.frozen or bool(fewer))
+
+    def timer(one: Candidate) -> Callable[[], float]:
+        sizes = {**one.program.sizes, **fewer}
+        return make_timer(replace(one, program=replace(one.program, sizes=sizes)) if fewer else one, brief)
+
+    timers = [timer(one) for one in tried]
+    times = _first_turn(timers, patience=max(PATIENCE, seconds))
     expected = [
         (one.seconds * time / family[0].seconds, place, one)
         for family, time in zip(families, times, strict=False)
@@ -223,7 +235,28 @@ def _worth_trying(
         : MOST - len(tried)
     ]
     more = [one for _, _, one in near]
-    return [*tried, *more], [*timers, *(make_timer(one, request) for one in more)], times
+    tried, timers = [*tried, *more], [*timers, *map(timer, more)]
+    if not fewer:
+        return tried, timers, times
+    times += _first_turn(timers[len(times) :], least=min(times), patience=max(PATIENCE, seconds))
+    fastest = sorted(_near(times, FAR_BEHIND[0]), key=times.__getitem__)
+    tried = [tried[number] for number in fastest]
+    return tried, [make_timer(one, request) for one in tried], []
+
+
+def _fewer_images(candidate: Candidate, request: PlanRequest) -> tuple[dict[str, int], float]:
+    """The size of the batch, at least 2, with which a call takes about `ENOUGH` seconds, and the seconds with all.
+
+    It is empty where that is more than half of the batch. One image may be computed by other functions, and in the
+    backward pass the steps of weights alone would weigh too much.
+    """
+    batch = None if request.backward else batch_label(request)
+    size = request.network.sizes[batch] if batch else 1
+    if batch is None or size < FEWEST:
+        return {}, 0.0
+    seconds = make_timer(candidate, request)()
+    fewer = max(2, int(size * ENOUGH / seconds))
+    return ({batch: fewer} if 2 * fewer <= size else {}), seconds
 
 
 def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float]:
