@@ -1,4 +1,4 @@
-"""Files of adapters: only their tensors, read into models that they fit and no others; LoRA as `peft` writes it."""
+"""Files of adapters: only their tensors, read into models that they fit and no others; and `peft`'s."""
 
 from __future__ import annotations
 
@@ -197,3 +197,72 @@ def test_files_of_peft_that_compute_something_else(tmp_path: Path) -> None:
         tn.load_adapter(folder, into=model)
     assert not any(isinstance(one, tn.nn.Adapted) for one in model.modules())
     assert type(model.attention) is nn.MultiheadAttention
+
+
+class _Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.point = nn.Conv2d(8, 12, (3, 5), padding=(1, 2), groups=2), nn.Conv2d(12, 6, 1)
+        self.fc, self.last = nn.Linear(6, 8), nn.Conv1d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.point(self.conv(x)).mean(-1).mT
+        return self.last(self.fc(x).mT)
+
+
+@pytest.mark.parametrize("effective", [False, True])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("LoHa", {}), ("LoKr", {}), ("LoKr", {"r": 2, "decompose_both": True, "decompose_factor": 2})],
+)
+def test_what_peft_computes(tmp_path: Path, method: str, settings: dict[str, Any], *, effective: bool) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = _Convolutions().eval()
+    layers = ["conv", "point", "fc", "last"]
+    config = getattr(peft, f"{method}Config")(
+        **{"r": 3, "alpha": 5, "alpha_pattern": {"fc": 7}, "rank_pattern": {"point": 1}, **settings},
+        target_modules=layers,
+        use_effective_conv2d=effective,
+    )
+    theirs = peft.get_peft_model(copy.deepcopy(model), config)
+    for name, core in theirs.named_parameters():
+        if "lokr" in name or "hada" in name:
+            nn.init.normal_(core, std=0.5)
+    theirs.save_pretrained(tmp_path)
+    x = torch.randn(2, 8, 7, 6)
+    expected = theirs.eval()(x)
+    assert not torch.allclose(expected, model(x), rtol=0.1)
+    tn.load_adapter(tmp_path, into=model, tune=False)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+    assert {*tn.adapters(model).layers} == {*layers}
+
+
+def test_cores_that_are_not_those_of_loha_and_lokr(tmp_path: Path) -> None:
+    folder, model = tmp_path / "peft", _Model()
+    loha = {
+        **{f"fc.hada_w{one}_a": torch.randn(12, 2) for one in "12"},
+        **{f"fc.hada_w{one}_b": torch.randn(2, 16) for one in "12"},
+    }
+    lokr = {"fc.lokr_w1": torch.randn(3, 4), "fc.lokr_w2": torch.randn(4, 4)}
+    for method, tensors, settings in (
+        ("LOHA", loha, {"r": 3}),
+        ("LOHA", loha, {"r": 0}),
+        ("LOHA", loha, {"alpha": None}),
+        ("LOHA", loha, {"rank_pattern": {"f|c": 2}}),
+        ("LOHA", lokr, {}),
+        ("LOHA", {**loha, "fc.hada_w1_b": torch.randn(2, 15)}, {}),
+        ("LOHA", {key: one for key, one in loha.items() if key != "fc.hada_w2_a"}, {}),
+        ("LOHA", {key.replace("fc", "gone"): one for key, one in loha.items()}, {}),
+        ("LOKR", {**lokr, "fc.lokr_w2": torch.randn(4, 5)}, {}),
+        ("LOKR", {**lokr, "fc.lokr_w1": torch.randn(3, 4, 1)}, {}),
+        ("LOKR", {"fc.lokr_w1": lokr["fc.lokr_w1"]}, {}),
+    ):
+        with pytest.raises(CheckpointError):
+            tn.load_adapter(_peft(folder, tensors, **{"peft_type": method, "r": 2, "alpha": 4, **settings}), into=model)
+    tn.load_adapter(_peft(folder, lokr, peft_type="LOKR", r=2, alpha=4), into=model, tune=False)
+    kernel = torch.kron(lokr["fc.lokr_w1"], lokr["fc.lokr_w2"]) * 2
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(
+        model.fc(x), x @ (model.fc.base.weight + kernel).T + model.fc.base.bias, rtol=1e-4, atol=1e-4
+    )

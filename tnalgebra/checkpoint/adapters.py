@@ -1,4 +1,4 @@
-"""Adapters in files: only their tensors, with the networks in the notation; and files of LoRA that `peft` wrote.
+"""Adapters in files: only their tensors, with the networks in the notation; and files of `peft`.
 
     tn.save_adapter(model, "adapter.safetensors")
     tn.load_adapter("adapter.safetensors", into=model)        # a new model of the same code and weights
@@ -100,8 +100,8 @@ def load_adapter(path: str | PathLike[str], *, into: _M, name: str | None = None
     model has under this name takes the values of the file, if it has the same networks.
 
     Args:
-        path: a file of `save_adapter`; or a folder that `peft` wrote for LoRA, with adapter_config.json and
-            adapter_model.safetensors.
+        path: a file of `save_adapter`; or a folder that `peft` wrote for LoRA, LoHa or LoKr, with
+            adapter_config.json and adapter_model.safetensors.
         into: a model with the layers that the file names. Its weights must be those that the adapter was trained
             beside, which no file says.
         name: of the adapter in the model; by default that of the file, which in one of `peft` is "default". A file
@@ -121,7 +121,7 @@ def load_adapter(path: str | PathLike[str], *, into: _M, name: str | None = None
     if not isinstance(into, nn.Module):
         raise CheckpointError(f"the model is a {type(into).__name__}", fix="a torch.nn.Module")
     path = path_of(path)
-    read = _of_peft(path) if path.is_dir() else _of_file(path)
+    read = _of_peft(path, into) if path.is_dir() else _of_file(path)
     if name is not None:
         if len({one.adapter for one in read}) > 1:
             held = ", ".join(sorted({one.adapter for one in read}))
@@ -274,5 +274,8 @@ def _read_scales(path: Path) -> dict[str, float]:
         raise CheckpointError(f"{path} cannot be read as adapters", because=error) from error
 
 
-def _of_peft(folder: Path) -> list[AdapterText]:
-    return [AdapterText(one.layer, "default", one.kernel, one.values, (), one.scale) for one in read_peft(folder)]
+def _of_peft(folder: Path, model: nn.Module) -> list[AdapterText]:
+    sites = [member for site in adaptable_sites(model).values() for member in site.members]
+    weights = {name: tuple(member.module.weight.shape) for member in sites for name in member.names}
+    read = read_peft(folder, weights)
+    return [AdapterText(one.layer, "default", one.kernel, one.values, (), one.scale) for one in read]
