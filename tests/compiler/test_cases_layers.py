@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tnalgebra as tn
-from tests.compiler_cases import NOMINAL, OTHERS, assert_same, check, check_at, random, torch_convolutions
+from tests.compiler_cases import (
+    NOMINAL,
+    OTHERS,
+    assert_same,
+    candidate_value,
+    check,
+    check_at,
+    random,
+    torch_convolutions,
+)
+from tnalgebra.compiler.operations import Convolve, Pool
 from tnalgebra.networks.network import Network
 from tnalgebra.networks.notation import parse
 from tnalgebra.nn.torch_layers import layer_network
@@ -157,7 +167,37 @@ def test_pooling_is_torchs(name: str) -> None:
         module.thaw()
 
 
-@pytest.mark.parametrize("name", ["1-d", "2-d", "3-d", "divisor_override", "global", "global, 3-d"])
+UNBOUND = ("1-d", "2-d", "2-d, wide steps", "3-d", "divisor_override", "global", "global, 3-d")
+
+
+@pytest.mark.parametrize("name", UNBOUND)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_every_plan_of_a_pooling_is_torchs(name: str, channels_last: bool) -> None:
+    """At other sizes than those of the plan too, in value and gradient; some plans are depthwise convolutions."""
+    layer, axes = POOLINGS[name]
+    network, values, _ = layer_network(layer)
+    values = {key: value.double() for key, value in values.items()}
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    module = tn.compile(network, inputs={"X": (2, 3, *NOMINAL[:axes])}, values=values, memory_format=layout)
+    if "global" not in name:
+        kinds = {type(one) for plan in module.plan.candidates for one in plan.program.operations}
+        assert {Pool, Convolve} <= kinds
+    for batch, channels, positions in ((2, 3, NOMINAL), *((batch, 4, positions) for batch, positions in OTHERS)):
+        x = random(batch, channels, *positions[:axes])
+        if channels_last and axes > 1:
+            x = x.contiguous(memory_format=torch.channels_last if axes == 2 else torch.channels_last_3d)
+        x.requires_grad_()
+        expected = layer(x)
+        direction = random(*expected.shape, seed=1)
+        (gradient,) = torch.autograd.grad(expected, x, direction)
+        for candidate in module.plan.candidates:
+            value = candidate_value(candidate, {"X": x, **values})
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-13)
+            ours = torch.autograd.grad(value, x, direction)
+            torch.testing.assert_close(ours, (gradient,), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", UNBOUND)
 def test_pooling_that_is_bound_to_no_size(name: str) -> None:
     layer, axes = POOLINGS[name]
     network, values, _ = layer_network(layer)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
+from math import prod
 from typing import Literal, TypeAlias
 
 from ..errors import CompileError, SizeError
@@ -85,6 +86,9 @@ class Computation:
 def variants(network: Network) -> list[Network]:
     """The simplified product, and its variants with consecutive windows merged where that is exact.
 
+    After them come those with sums over windows, again with the sums as products with vectors of ones, so that a plan
+    can also apply them by whatever applies a kernel.
+
     Raises:
         SizeError: a size is not known.
     """
@@ -98,7 +102,41 @@ def variants(network: Network) -> list[Network]:
                 merged = rewrite(merge_windows.apply(one, at=place).network, RULES).network
                 if str(merged) not in {str(other) for other in merged_ones}:
                     merged_ones.append(merged)
-    return merged_ones
+    return merged_ones + [_with_ones(one) for one in merged_ones if _summed_windows(one)]
+
+
+def _summed_windows(network: Network) -> list[Conv]:
+    """The windows whose elements are added up, because no other node and not the output has their label k."""
+    labels = [label for node in network.nodes if not isinstance(node, Fill) for label in node.labels]
+    windows = [node for node in network.nodes if isinstance(node, Conv)]
+    return [
+        node
+        for node in windows
+        if labels.count(node.k) == 1 and node.k not in network.output and network.sizes[node.k] > 1
+    ]
+
+
+def _with_ones(network: Network) -> Network:
+    """The same product with ones along the windows whose elements are added up.
+
+    The windows along the axes of one node get one array of ones, which is a vector that is reshaped: torch's depthwise
+    convolutions take less time for a window along two axes than for two windows along one axis each.
+    """
+    windows = _summed_windows(network)
+    groups: dict[int, list[str]] = {}
+    for window in windows:
+        others = (n for n, node in enumerate(network.nodes) if node is not window and window.x in node.labels)
+        place = next(others, -1)  # x may be a label of the output alone
+        groups.setdefault(place, []).append(window.k)
+    nodes, sizes = list(network.nodes), dict(network.sizes)
+    for ks in groups.values():
+        whole = ks[0]
+        if len(ks) > 1:
+            whole = fresh("ones", sizes)
+            sizes[whole] = prod(sizes[k] for k in ks)
+            nodes.append(Fuse(whole, tuple(ks)))
+        nodes.append(Copy((whole,)))
+    return Network(nodes, network.output, sizes)
 
 
 def sort_nodes(network: Network, inputs: Sequence[str], others: Iterable[str] = ()) -> Computation:

@@ -110,7 +110,7 @@ def _alike(draft: Draft, value: Value, batch: Axis, shared: Axis) -> Axis:
     if any(draft.counts(label) for label in shared):
         return ()
     first = next((axis for axis in value.axes if set(axis) & set(batch)), ())
-    return tuple(label for label in batch if label not in first and label not in draft.moving)
+    return tuple(label for label in batch if label not in first)
 
 
 def _repeat(draft: Draft, kernel: Value, groups: Axis, inner: Axes) -> Value:

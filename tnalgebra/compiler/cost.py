@@ -56,6 +56,11 @@ RADIX = 4
 """A Fourier transform is priced as products with matrices of this size, of which a fast one is made."""
 
 
+def pooling_work(read: int, written: int, window: int) -> Workload:
+    """The work of means over windows: that of a depthwise convolution, which has the same loops."""
+    return Workload("convolution", written * window, read, written, groups=2)
+
+
 def transform_work(read: int, written: int, points: int, elements: int) -> Workload:
     """The work of Fourier transforms of so many points on so many real numbers in all."""
     multiply_adds = round(TRANSFORM_WORK * elements * log2(max(points, 2)))

@@ -13,7 +13,7 @@ from math import prod
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from .computation import Leaf
-from .cost import FORMATS, Format, Workload, filter_work, transform_work
+from .cost import FORMATS, Format, Workload, filter_work, pooling_work, transform_work
 from .transforms import Points
 
 Axis: TypeAlias = tuple[str, ...]
@@ -363,7 +363,7 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: _Sizes) -> Work
             forth, back = (counts * count(labels_in(axes[:-rows])) for axes in (source, operation.axes))
             return filter_work((moved(source), moved(spectrum), written), points, (forth, back))
         case Pool():
-            return Workload("pointwise", read=written * prod(operation.kernel), written=written)
+            return pooling_work(read, written, prod(operation.kernel))
         case _:
             return Workload("pointwise", read=read, written=written)
 
@@ -416,9 +416,9 @@ class Program:
         flags: list[bool] = []
         for operation in self.operations:
             is_input = isinstance(operation, Load) and operation.kind == "input"
-            if isinstance(operation, Toeplitz | TransformKernel):  # its shape may follow from the inputs
-                last = operation.axes[-2:] if isinstance(operation, Toeplitz) else operation.axes
-                is_input = not self.moving.isdisjoint(labels_in(last))
+            if isinstance(operation, Repeat | Toeplitz | TransformKernel):  # its shape may follow from the inputs
+                sized = operation.axes[-2:] if isinstance(operation, Toeplitz) else operation.axes
+                is_input = not self.moving.isdisjoint(labels_in(sized))
             flags.append(not is_input and all(flags[source] for source in operation.sources))
         return flags
 

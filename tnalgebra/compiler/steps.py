@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from ..networks import Conv, Fuse
 from .computation import Computation, labels_from_inputs, moving_labels
-from .cost import CostModel, Workload
+from .cost import CostModel, Workload, pooling_work
 from .trees import ContractionTree, bits
 
 MAX_WINDOWS = 3
@@ -334,7 +334,8 @@ class Steps:
         if not (self.unfold or self.is_box_sum(group[0])):
             return None
         if len(group) > 1 or self.is_box_sum(group[0]):
-            read = written * prod(self.computation.sizes[node.k] for node in windows)
+            work = pooling_work(read, written, prod(self.computation.sizes[node.k] for node in windows))
+            return self.prices.seconds(work, weights=weights)
         return self.pointwise(read=read, written=written, weights=weights)
 
     def _applies(self, number: int, live: int, after: int) -> bool:

@@ -41,9 +41,9 @@ class ContractionTree:
         """A text that is equal for trees that differ only in prices, or in the order of consecutive views."""
         if not self.parts:
             return f"{self.mask:x}"
-        views, parts = list(self.views), self.parts
+        views, parts = [self.views], self.parts
         while self.step == "view" and parts[0].step == "view":
-            views, parts = sorted((*views, *parts[0].views)), parts[0].parts
+            views, parts = sorted((*views, parts[0].views)), parts[0].parts
         step = f"{self.step[0]}{self.lengths or ''}"
         return f"({' '.join([step, *map(str, views), *(part.text for part in parts)])})"
 
