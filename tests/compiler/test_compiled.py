@@ -383,7 +383,7 @@ def test_other_programs_do_not_change_the_winner(data: st.DataObject) -> None:
     chance = data.draw(st.randoms(use_true_random=False))
 
     def timer(time: float) -> Callable[[], float]:
-        return lambda: time * (1 if chance.random() > busy else 1 + 50 * chance.random())
+        return lambda: time * (1 if chance.random() >= busy else 1 + 50 * chance.random())
 
     results, agreed = tune.measure_candidates(listed, [timer(time) for time in seconds])
     if agreed:

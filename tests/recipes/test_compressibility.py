@@ -163,6 +163,7 @@ def test_rows_figures_and_weights_are_in_the_folder(uninterrupted: Path) -> None
         ROWS,
         "config.json",
         ".lock",
+        "commands.txt",
         "stdout",
     }
 
