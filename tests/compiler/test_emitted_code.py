@@ -32,7 +32,7 @@ FUNCTIONS = {
     *(getattr(functional, f"avg_pool{axes}d") for axes in (1, 2, 3)),
     *(functional.linear, functional.pad, torch.matmul, torch.bmm, torch.unflatten, torch.diagonal),
     *(operator.mul, operator.truediv, operator.getitem),
-    *(transforms.transform, transforms.transform_kernel, transforms.inverse, transforms.convolve_each),
+    *(transforms.transform, transforms.transform_kernel, transforms.inverse_transform, transforms.convolve_each),
     *(operator.add, operator.floordiv, operator.neg),
 }
 PATTERN = Case("X[n:2 x:6] Conv[x u h:3 | padding=1] Conv[x v w:2] A[h a:2] B[w b:4] -> [n u v a b]", "n")

@@ -17,7 +17,7 @@ from torch.nn import functional
 from . import operations as ops
 from .operations import Axes, Axis, Program, labels_in
 from .packing import packed_call
-from .transforms import Points, convolve_each, inverse, transform, transform_kernel
+from .transforms import Points, convolve_each, inverse_transform, transform, transform_kernel
 
 SizeNode: TypeAlias = "int | fx.Node"
 
@@ -306,7 +306,7 @@ class _Emitter:
         return self.graph.call_function(transform_kernel, (source, lengths), keywords)
 
     def _inverse(self, operation: ops.Inverse, source: fx.Node, like: fx.Node) -> fx.Node:
-        kept = self.graph.call_function(inverse, (source, like, self._points(operation)))
+        kept = self.graph.call_function(inverse_transform, (source, like, self._points(operation)))
         return self.graph.call_method("contiguous", (kept,))
 
     def _filter(self, operation: ops.Filter, source: fx.Node, spectrum: fx.Node) -> fx.Node:

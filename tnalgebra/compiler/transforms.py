@@ -118,7 +118,7 @@ def transform_kernel(
     return _forward(kernel, lengths)
 
 
-def inverse(spectrum: Tensor, like: Tensor, points: Sequence[Points]) -> Tensor:
+def inverse_transform(spectrum: Tensor, like: Tensor, points: Sequence[Points]) -> Tensor:
     """What is kept of the inverse transforms of the blocks of an input, in the type of that input.
 
     Args:
@@ -163,11 +163,11 @@ def convolve_each(tensor: Tensor, spectrum: Tensor, points: Sequence[Points], *,
     shape = tensor.shape[: -len(points)]
     longest = max(range(len(shape)), key=shape.__getitem__, default=0)
     if tensor.numel() <= tile or not shape or shape[longest] < 2:
-        return inverse(transform(tensor, points) * spectrum, tensor, points).contiguous()
+        return inverse_transform(transform(tensor, points) * spectrum, tensor, points).contiguous()
     step = ceil(shape[longest] / ceil(tensor.numel() / tile))
     parts = torch.split(tensor, step, longest)
     kernels = [spectrum] * len(parts) if spectrum.shape[longest] == 1 else torch.split(spectrum, step, longest)
-    pieces = [inverse(transform(x, points) * k, x, points) for x, k in zip(parts, kernels, strict=True)]
+    pieces = [inverse_transform(transform(x, points) * k, x, points) for x, k in zip(parts, kernels, strict=True)]
     return torch.cat(pieces, longest)
 
 

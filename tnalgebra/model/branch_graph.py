@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..nn import CONVOLUTIONS, Planning, differing_forward, nominal_shape
-from .branch_tracing import ADDITIONS, AFFINE_LAYERS, changes_in_place, is_new, kind_of
+from .branch_tracing import ADDITIONS, AFFINE_LAYERS, changes_in_place, is_new, torch_class_of
 from .branches import (
     Branch,
     Merged,
@@ -177,7 +177,7 @@ class BranchGraph:
                 module = self.modules[str(node.target)]
                 if is_altered(module):
                     raise UnmergeableError(f"{node.target} has hooks, parametrisations or a forward of its own")
-                if isinstance(module, CONVOLUTIONS) and (reason := differing_forward(module, kind_of(module))):
+                if isinstance(module, CONVOLUTIONS) and (reason := differing_forward(module, torch_class_of(module))):
                     raise UnmergeableError(f"{node.target} has {reason}")
                 step = branch_of(module, branch.channels[0], axes, weight)
             else:

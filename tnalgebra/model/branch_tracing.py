@@ -145,12 +145,12 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        plain = isinstance(m, CONVOLUTIONS) and differing_forward(m, kind_of(m)) is None
+        plain = isinstance(m, CONVOLUTIONS) and differing_forward(m, torch_class_of(m)) is None
         known = isinstance(m, KernelLayer | fx.GraphModule)
         return plain or known or super().is_leaf_module(m, module_qualified_name)
 
 
-def kind_of(module: nn.Module) -> type[nn.Module]:
+def torch_class_of(module: nn.Module) -> type[nn.Module]:
     """The class of torch's convolutions that a module belongs to."""
     return next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
 

@@ -31,14 +31,14 @@ REWRITES = (
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """The ranks that a page has, of all bonds of a rewrite; a bond whose full rank is smaller gets that."""
 
-SWEEPS = 10
+SHORT_SWEEPS = 10
 """Sweeps of a fit whose error no factorisation shows; one start."""
 
 MOST_VALUES = 64
 """The most singular values of a cut that a page has, evenly spread over the logarithm of their number."""
 
 LAYER, RANK, ERROR = "layer", "rank", "relative error"
-KEPT, ADDS_KEPT, TIME_KEPT = "parameters kept", "multiply-adds kept", "time kept (predicted)"
+PARAMETERS_KEPT, ADDS_KEPT, TIME_KEPT = "parameters kept", "multiply-adds kept", "time kept (predicted)"
 
 
 class Option(NamedTuple):
@@ -192,7 +192,7 @@ class _Bench:
         if len(losses) == len(layers):
             return known[0].network(ranks), known[0].constants, [math.sqrt(max(loss, 0.0)) for loss in losses]
         weights = [layer.weight for layer in layers]
-        fits = rule.apply_many(weights, ranks or None, starts=1, sweeps=SWEEPS, seed=self.seed)
+        fits = rule.apply_many(weights, ranks or None, starts=1, sweeps=SHORT_SWEEPS, seed=self.seed)
         return fits[0].network, fit_constants(fits[0]), [fit.relative_error for fit in fits]
 
 
@@ -228,13 +228,13 @@ def _options(options: Sequence[Option], layers: Sequence[Layer], dense: Mapping[
         Column("code", [option.code for option in options], "code"),
         Column(ERROR, [option.error for option in options], "short"),
         Column("parameters", [option.parameters for option in options], "count"),
-        Column(KEPT, [option.parameters / sizes[option.layer] for option in options], "short"),
+        Column(PARAMETERS_KEPT, [option.parameters / sizes[option.layer] for option in options], "short"),
         Column("multiply-adds", [option.plan.multiply_adds for option in options], "count"),
         Column(ADDS_KEPT, [option.plan.multiply_adds / max(adds[option.layer], 1) for option in options], "short"),
         Column("microseconds", [1e6 * option.plan.seconds for option in options], "short"),
         Column(TIME_KEPT, [option.plan.seconds / dense[option.layer].seconds for option in options], "short"),
     ]
-    panels = [Panel(f"Error against {what}", what, ERROR, "lines") for what in (KEPT, ADDS_KEPT, TIME_KEPT)]
+    panels = [Panel(f"Error against {what}", what, ERROR, "lines") for what in (PARAMETERS_KEPT, ADDS_KEPT, TIME_KEPT)]
     text = (
         "Each curve is a rewrite of the chosen layer at all ranks; rings mark the chosen rank, and the table has its "
         "numbers. A rewrite that saves nothing at this rank is shown at the largest rank below. Kept is relative to "

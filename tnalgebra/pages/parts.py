@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from .._tables import shorten
 
-Form: TypeAlias = Literal["text", "count", "percent", "change", "short", "code"]
+CellFormat: TypeAlias = Literal["text", "count", "percent", "change", "short", "code"]
 """How numbers are written: as they are, with thousands, with two decimals, with a sign too, in four digits. "code" is a
 text with a button that copies it."""
 
@@ -27,7 +27,7 @@ class Column:
 
     name: str
     values: Sequence[Any]
-    form: Form = "text"
+    form: CellFormat = "text"
     choose: bool | str = False
     shown: bool = True
 
@@ -132,12 +132,14 @@ def as_number(value: object) -> float | None:
     return float(value)
 
 
-def scaled(value: object, factor: float) -> object:
+def times(value: object, factor: float) -> object:
     """A number times a factor; anything else as it is."""
     return value * factor if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def column(name: str, rows: Iterable[Any], read: Callable[[Any], Any], form: Form = "text", **other: Any) -> Column:
+def column(
+    name: str, rows: Iterable[Any], read: Callable[[Any], Any], form: CellFormat = "text", **other: Any
+) -> Column:
     """A column whose values are read from rows."""
     return Column(name, [read(row) for row in rows], form, **other)
 

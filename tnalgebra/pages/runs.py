@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StudyError
-from ..studies import COMMANDS, read_config, read_lines
+from ..studies import COMMANDS_FILE, read_config, read_lines
 
 ROWS, RESULT, CONFIG, DRAWINGS = "results.jsonl", "report.json", "config.json", "drawings"
 
@@ -65,7 +65,7 @@ def read_run(folder: str | Path) -> Run:
         rows, unfinished = read_lines(folder / ROWS)
         result = read_config(folder / RESULT) or {}
         config = read_config(folder / CONFIG) or result.get("config")
-        noted = folder / COMMANDS
+        noted = folder / COMMANDS_FILE
         commands = noted.read_text(encoding="utf-8").splitlines() if noted.exists() else []
         drawings = {path.stem: path.read_text(encoding="utf-8") for path in sorted((folder / DRAWINGS).glob("*.svg"))}
     except (OSError, UnicodeDecodeError) as error:

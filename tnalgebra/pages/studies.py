@@ -24,7 +24,7 @@ from ..studies import (
     rank_correlation,
     touched,
 )
-from .parts import Answer, Column, Dataset, Drawing, Panel, Section, as_number, column, scaled
+from .parts import Answer, Column, Dataset, Drawing, Panel, Section, as_number, column, times
 from .runs import Run
 
 QUESTION_DEPTH = "Which layer bears least?"
@@ -33,7 +33,7 @@ QUESTION_NORM = "Does the norm predict the accuracy?"
 
 ERROR = "relative error of the kernel"
 CHANGE = "change of top-1 (points)"
-KEPT = "parameters kept"
+PARAMETERS_KEPT = "parameters kept"
 MEAN = "mean of the rewrites"
 HALF = 0.5
 DRAWS = Draws(resamples=1000)
@@ -48,7 +48,7 @@ def study_section(run: Run) -> Section:
     some = baseline or run.rows[0]
     facts = {"network": str(some["model"])}
     if baseline is not None:
-        facts["top-1 as it is"] = f"{scaled(baseline['accuracy'], 100):.2f} %"
+        facts["top-1 as it is"] = f"{times(baseline['accuracy'], 100):.2f} %"
     facts |= {
         "data": str(run.config.get("data", "")),
         "test images": f"{some['images']:,}",
@@ -318,11 +318,11 @@ def _columns(rows: Sequence[Row], *, several: bool) -> list[Column]:
         column("rewrite", rows, _name, choose=True),
         Column("size", sizes, choose=first),
         *middle,
-        column("top-1 %", rows, lambda row: scaled(row["accuracy"], 100), "percent"),
-        column(CHANGE, rows, lambda row: scaled(row["accuracy_change"], 100), "change"),
+        column("top-1 %", rows, lambda row: times(row["accuracy"], 100), "percent"),
+        column(CHANGE, rows, lambda row: times(row["accuracy_change"], 100), "change"),
         column(ERROR, rows, _error, "short"),
         column("relative error of the output", rows, lambda row: _of_layers(row, "output_error"), "short"),
-        column(KEPT, rows, lambda row: row["parameters_kept"], "short"),
+        column(PARAMETERS_KEPT, rows, lambda row: row["parameters_kept"], "short"),
         column("multiply-adds kept", rows, lambda row: row.get("multiply_adds_kept"), "short"),
         column("seconds of the row", rows, lambda row: row["seconds"], "short"),
     ]
@@ -330,9 +330,9 @@ def _columns(rows: Sequence[Row], *, several: bool) -> list[Column]:
 
 def _several(rows: Sequence[Row]) -> Dataset:
     panels = [
-        Panel("Accuracy", KEPT, "top-1 %", "lines"),
-        Panel("Norm that is lost", KEPT, ERROR, "lines"),
-        Panel("Time of the row: fits and test", KEPT, "seconds of the row", log=True),
+        Panel("Accuracy", PARAMETERS_KEPT, "top-1 %", "lines"),
+        Panel("Norm that is lost", PARAMETERS_KEPT, ERROR, "lines"),
+        Panel("Time of the row: fits and test", PARAMETERS_KEPT, "seconds of the row", log=True),
     ]
     text = "A point is a row. The root of the mean squared relative error stands for the error of several kernels."
     return Dataset("Several layers at once", _columns(rows, several=True), panels, "rewrite", text)

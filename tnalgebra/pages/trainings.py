@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._tables import plural
-from .parts import Answer, Column, Dataset, Panel, Section, as_number, column, scaled
+from .parts import Answer, Column, Dataset, Panel, Section, as_number, column, times
 from .runs import Run
 
 QUESTION_RECOVERY = "Does the accuracy recover after retraining?"
@@ -28,7 +28,7 @@ def training_section(run: Run) -> Section:
     }
     columns = [
         column("epoch", rows, lambda row: row.get("epoch"), "count"),
-        column("top-1 %", rows, lambda row: scaled(row.get("test_score"), 100), "percent"),
+        column("top-1 %", rows, lambda row: times(row.get("test_score"), 100), "percent"),
         column("training loss", rows, lambda row: row.get("training_loss"), "short"),
         column("learning rate", rows, lambda row: row.get("learning_rate"), "short"),
         column("seconds", rows, lambda row: row.get("seconds"), "short"),
@@ -56,7 +56,7 @@ def trainings_section(run: Run) -> Section:
         Column("training", trainings, choose=True),
         *(Column(name, [row.get(name) for row in rows]) for name in names if name != "seed"),
         column("epoch", rows, lambda row: row.get("epoch"), "count"),
-        column(score, rows, lambda row: scaled(row.get("score"), factor), "percent" if percent else "short"),
+        column(score, rows, lambda row: times(row.get("score"), factor), "percent" if percent else "short"),
         column("training loss", rows, lambda row: row.get("training_loss"), "short"),
         column("parameters kept", rows, lambda row: row.get("parameters_kept"), "short"),
         column("multiply-adds kept", rows, lambda row: row.get("multiply_adds_kept"), "short"),
@@ -127,9 +127,9 @@ def _recovery(rows: Sequence[dict[str, Any]]) -> Answer | None:
         Column("truncation", [line[0] for line in lines]),
         Column("trained as", [line[1] for line in lines], choose=True),
         Column("seed", [line[2] for line in lines]),
-        Column("top-1 % truncated", [scaled(line[3], 100) for line in lines], "percent"),
-        Column("top-1 % retrained", [scaled(line[4], 100) for line in lines], "percent"),
-        Column("change (points)", [scaled(line[5], 100) for line in lines], "change"),
+        Column("top-1 % truncated", [times(line[3], 100) for line in lines], "percent"),
+        Column("top-1 % retrained", [times(line[4], 100) for line in lines], "percent"),
+        Column("change (points)", [times(line[5], 100) for line in lines], "change"),
         Column("recovered", [line[6] for line in lines], choose=True),
     ]
     panels = [Panel("After retraining, against before it", "top-1 % truncated", "top-1 % retrained")]

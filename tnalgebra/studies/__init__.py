@@ -24,7 +24,7 @@ from .options import StudyOptions
 from .rewrites import NO_FORM, Form, Rewrite, free_bonds, read_ranks
 from .store import (
     BASELINE,
-    COMMANDS,
+    COMMANDS_FILE,
     FIELDS,
     Key,
     Row,
@@ -48,7 +48,7 @@ from .study import Study, study
 
 __all__ = [
     "BASELINE",
-    "COMMANDS",
+    "COMMANDS_FILE",
     "FIELDS",
     "MARKERS",
     "NO_FORM",

@@ -24,7 +24,7 @@ Row: TypeAlias = dict[str, Any]
 
 ROWS = "results.jsonl"
 CONFIG = "config.json"
-COMMANDS = "commands.txt"
+COMMANDS_FILE = "commands.txt"
 """The file that has the commands which wrote into a folder, one in a line."""
 OTHER_OUTPUT = "another --output"
 LISTED_DIFFERENCES = 20
@@ -186,7 +186,7 @@ def note_command(folder: Path) -> None:
     Raises:
         StudyError: it cannot be written.
     """
-    spec, path = getattr(sys.modules["__main__"], "__spec__", None), folder / COMMANDS
+    spec, path = getattr(sys.modules["__main__"], "__spec__", None), folder / COMMANDS_FILE
     module = spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).name
     if module != "tnalgebra" and not module.startswith("recipes."):
         return

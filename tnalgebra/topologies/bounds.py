@@ -22,7 +22,7 @@ from ..model import cut_singular_values
 from ..networks import Bipartition, Fuse, Network, shape_of
 from .topology import Topology
 
-ROUNDING = 1e-7
+ERROR_ROUNDING = 1e-7
 """Below this relative error a cut loses nothing but rounding."""
 
 EXACT_STEPS = 8
@@ -67,7 +67,7 @@ class CutErrors:
             side: the open labels on one side.
         """
         tails = self._of(right, tuple(open_labels), side)
-        return max(1, int(np.searchsorted(-tails, -max(error, ROUNDING))))
+        return max(1, int(np.searchsorted(-tails, -max(error, ERROR_ROUNDING))))
 
     def _of(self, right: Network, open_labels: tuple[str, ...], side: frozenset[str]) -> NDArray[np.float64]:
         """Element [r] is the relative error at rank r; it falls."""

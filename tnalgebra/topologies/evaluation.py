@@ -75,10 +75,10 @@ class Trial:
 def measure_all(problem: Problem, trials: Sequence[Trial]) -> Iterator[Row]:
     """The row of each trial."""
     for trial in trials:
-        yield measure(problem, trial) if trial.stage in SETTINGS else move_ranks(problem, trial)
+        yield measure_trial(problem, trial) if trial.stage in SETTINGS else move_ranks(problem, trial)
 
 
-def measure(problem: Problem, trial: Trial) -> Row:
+def measure_trial(problem: Problem, trial: Trial) -> Row:
     """Fit a topology to every kernel.
 
     Returns:

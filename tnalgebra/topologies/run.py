@@ -29,7 +29,7 @@ from .topology import Topology
 MOST_LISTED = 1000
 """A space of at most so many topologies is gone through completely; of a larger one, optuna suggests topologies."""
 
-FIELDS = ("topology", "size", "stage", "asked", "reason", "ranks", "parameters", "multiply_adds", "error")
+TRIAL_FIELDS = ("topology", "size", "stage", "asked", "reason", "ranks", "parameters", "multiply_adds", "error")
 """The fields that every row of a search's file has."""
 
 _CLIMBS = 4
@@ -72,7 +72,7 @@ class Ledger:
 
 
 @dataclass
-class Run:
+class SearchRun:
     """One search.
 
     counts: how many topologies were listed, pruned, refused and fitted, and in how many fits.

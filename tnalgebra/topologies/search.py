@@ -19,7 +19,7 @@ from ..tensors import as_tensor, scaled
 from ..workers import Scheduler
 from .evaluation import Problem
 from .result import FoundTopologies
-from .run import FIELDS, Ledger, Run
+from .run import TRIAL_FIELDS, Ledger, SearchRun
 from .space import Space
 
 
@@ -98,10 +98,12 @@ def search(
         "seed": seed,
     }
     with ExitStack() as stack:
-        store = None if output is None else stack.enter_context(Store(Path(output), config, fields=FIELDS).opened())
+        store = (
+            None if output is None else stack.enter_context(Store(Path(output), config, fields=TRIAL_FIELDS).opened())
+        )
         if store is not None:
             store.settle()
-        run = Run(problem, space, Ledger(store), model, test, calibration, trials, finalists, scheduler)
+        run = SearchRun(problem, space, Ledger(store), model, test, calibration, trials, finalists, scheduler)
         return FoundTopologies(tuple(row for one in sizes for row in run.at(one)), problem.labels, run.counts)
 
 

@@ -16,7 +16,7 @@ from ..networks import fresh, labels_of
 from ..rewriting import rule
 from .topology import Topology
 
-Pattern: TypeAlias = Literal["tree", "ring", "complete", "hyperedge", "block", "graph"]
+BondPattern: TypeAlias = Literal["tree", "ring", "complete", "hyperedge", "block", "graph"]
 """How the cores of a term are joined, see `Space`."""
 
 Bonds: TypeAlias = tuple[tuple[int, ...], ...]
@@ -51,7 +51,7 @@ class Space:
     """
 
     cores: tuple[int, int] = (2, 4)
-    bonds: Pattern | Sequence[Pattern] = ("tree", "ring", "complete", "hyperedge")
+    bonds: BondPattern | Sequence[BondPattern] = ("tree", "ring", "complete", "hyperedge")
     groups: Sequence[str] | None = None
     parts: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
     terms: int = 1
@@ -68,10 +68,10 @@ class Space:
         if not 2 <= low <= high <= MOST_CORES:
             fact = f"cores={self.cores!r} are not the fewest and the most cores of a term"
             raise RuleError(fact, fix=f"two integers from 2 to {MOST_CORES}, such as (2, 4)")
-        wrong = [pattern for pattern in bonds if pattern not in get_args(Pattern)]
+        wrong = [pattern for pattern in bonds if pattern not in get_args(BondPattern)]
         if wrong or not (bonds or self.catalogue):
             fact = f"{wrong[0]!r} is not a pattern of bonds" if wrong else "a space without patterns is empty"
-            raise RuleError(fact, known=", ".join(get_args(Pattern)))
+            raise RuleError(fact, known=", ".join(get_args(BondPattern)))
         if self.terms not in (1, 2):
             raise RuleError(f"terms={self.terms!r} is not a number of terms", fix="terms=1, or 2 for sums")
         if self.terms == 2 and self.parts:
