@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from .._tables import shorten
 from .parts import Column, Dataset, Panel, Section, as_number, flat
@@ -15,33 +15,21 @@ CONDITIONS = ("device", "device_name", "threads", "smoke", "seed", "rounds", "ve
 MILLISECONDS, RATIO = "milliseconds", "times the first's"
 
 
+class _Timing(NamedTuple):
+    """What a contender took in a cell; `named` is the cell in words, `ratio` the multiple of the first contender's."""
+
+    named: str
+    cell: Mapping[str, Any]
+    contender: str
+    seconds: float | None
+    ratio: float | None
+    further: Mapping[str, Any]
+
+
 def benchmark_section(run: Run) -> Section:
     """The section of a benchmark: a line for each contender of each cell."""
-    rows = run.rows
-    facts = {name: ", ".join(dict.fromkeys(_text(row[name]) for row in rows if name in row)) for name in CONDITIONS}
-    lines: list[tuple[str, dict[str, Any], str, dict[str, Any], float | None]] = []
-    for row in rows:
-        cell = {name: value for name, value in row.items() if name not in (*CONDITIONS, "contenders")}
-        short = {name: value for name, value in cell.items() if isinstance(value, str | int | float | None)}
-        named = ", ".join(f"{name} {value}" for name, value in short.items() if value is not None)
-        contenders = {name: each for name, each in row["contenders"].items() if isinstance(each, Mapping)}
-        first = next((as_number(each.get("seconds")) for each in contenders.values()), None)
-        for name, each in contenders.items():
-            numbers = {key: value for key, value in each.items() if key not in ("seconds", "times")}
-            time = as_number(each.get("seconds"))
-            ratio = time / first if time is not None and first else None
-            lines.append((named, short, name, {**numbers, "seconds": time}, ratio))
-    cells = dict.fromkeys(key for line in lines for key in line[1])
-    further = dict.fromkeys(key for line in lines for key in line[3] if key != "seconds")
-    seconds = [line[3]["seconds"] for line in lines]
-    columns = [
-        Column("cell", [line[0] for line in lines], shown=False),
-        *(Column(name, [line[1].get(name) for line in lines], "short", choose=True) for name in cells),
-        Column("contender", [line[2] for line in lines], choose=True),
-        Column(MILLISECONDS, [None if each is None else 1e3 * each for each in seconds], "short"),
-        Column(RATIO, [line[4] for line in lines], "short"),
-        *(Column(f"{name} ", [_cell(line[3].get(name)) for line in lines], "short") for name in further),
-    ]
+    facts = {name: ", ".join(dict.fromkeys(_text(row[name]) for row in run.rows if name in row)) for name in CONDITIONS}
+    columns = _columns([timing for row in run.rows for timing in _timings(row)])
     panels = [
         Panel("Median time", "cell", MILLISECONDS, log=True),
         Panel("Time, as a multiple of the first contender's", "cell", RATIO, log=True),
@@ -55,6 +43,39 @@ def benchmark_section(run: Run) -> Section:
         notes=run.notes,
         datasets=[Dataset("Contenders", columns, panels, "contender", text)],
     )
+
+
+def _timings(row: Mapping[str, Any]) -> list[_Timing]:
+    """The contenders of a row."""
+    cell = {
+        name: value
+        for name, value in row.items()
+        if name not in (*CONDITIONS, "contenders") and isinstance(value, str | int | float | None)
+    }
+    named = ", ".join(f"{name} {value}" for name, value in cell.items() if value is not None)
+    contenders = {name: each for name, each in row["contenders"].items() if isinstance(each, Mapping)}
+    first = next((as_number(each.get("seconds")) for each in contenders.values()), None)
+    timings = []
+    for name, each in contenders.items():
+        further = {key: value for key, value in each.items() if key not in ("seconds", "times")}
+        seconds = as_number(each.get("seconds"))
+        ratio = seconds / first if seconds is not None and first else None
+        timings.append(_Timing(named, cell, name, seconds, ratio, further))
+    return timings
+
+
+def _columns(timings: Sequence[_Timing]) -> list[Column]:
+    cells = dict.fromkeys(key for one in timings for key in one.cell)
+    further = dict.fromkeys(key for one in timings for key in one.further)
+    milliseconds = [None if one.seconds is None else 1e3 * one.seconds for one in timings]
+    return [
+        Column("cell", [one.named for one in timings], shown=False),
+        *(Column(name, [one.cell.get(name) for one in timings], "short", choose=True) for name in cells),
+        Column("contender", [one.contender for one in timings], choose=True),
+        Column(MILLISECONDS, milliseconds, "short"),
+        Column(RATIO, [one.ratio for one in timings], "short"),
+        *(Column(f"{name} ", [_cell(one.further.get(name)) for one in timings], "short") for name in further),
+    ]
 
 
 def other_section(run: Run) -> Section:

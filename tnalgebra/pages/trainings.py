@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from .._tables import plural
 from .parts import Answer, Column, Dataset, Panel, Section, as_number, column, times
@@ -92,48 +92,66 @@ def _word(name: str, value: object) -> str:
     return f"{name} {value}" if name in ("seed", "fraction") else str(value)
 
 
+class _Retrained(NamedTuple):
+    """How far a truncated network came; accuracies are parts of 1, and `first` is the epoch in which it recovered."""
+
+    truncation: Any
+    way: Any
+    seed: Any
+    truncated: float | None
+    retrained: float
+    first: int | None
+
+
 def _recovery(rows: Sequence[dict[str, Any]]) -> Answer | None:
     """How near each truncated network comes to the accuracy before, in its first epochs."""
     before = next((as_number(row.get("accuracy")) for row in rows if row.get("way") is None), None)
+    curves = _curves(rows)
+    last = min(EPOCHS, max((epoch for curve in curves.values() for epoch in curve), default=0))
+    ends = [] if before is None else _ends(curves, before - POINTS / 100 - 1e-9, last)
+    if before is None or not ends:
+        return None
+    recovered = [one for one in ends if one.first is not None]
+    worst = min(ends, key=lambda one: one.retrained)
+    amount = "Yes" if len(recovered) == len(ends) else "In part" if recovered else "No"
+    short = f"{amount}: {len(recovered)} of {plural(len(ends), 'training')} recovered."
+    text = (
+        f"Recovered is within {POINTS} points of the {100 * before:.2f} % before truncation, after at most "
+        f"{plural(last, 'epoch')}. Farthest below ends {worst.truncation} trained as {worst.way}: "
+        f"{100 * (worst.retrained - before):+.2f} points, from {_score(worst.truncated)} right after the truncation."
+    )
+    columns = [
+        Column("truncation", [one.truncation for one in ends]),
+        Column("trained as", [one.way for one in ends], choose=True),
+        Column("seed", [one.seed for one in ends]),
+        Column("top-1 % truncated", [times(one.truncated, 100) for one in ends], "percent"),
+        Column("top-1 % retrained", [times(one.retrained, 100) for one in ends], "percent"),
+        Column("change (points)", [100 * (one.retrained - before) for one in ends], "change"),
+        Column("recovered", ["no" if one.first is None else f"after epoch {one.first}" for one in ends], choose=True),
+    ]
+    panels = [Panel("After retraining, against before it", "top-1 % truncated", "top-1 % retrained")]
+    return Answer(QUESTION_RECOVERY, short, text, Dataset("Each training", columns, panels, "trained as"))
+
+
+def _curves(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], dict[int, float]]:
+    """(truncation, way, seed) of each training of a truncated network -> epoch -> accuracy."""
     curves: dict[tuple[Any, ...], dict[int, float]] = {}
     for row in rows:
         accuracy, epoch = as_number(row.get("accuracy")), row.get("epoch")
         if accuracy is not None and isinstance(epoch, int) and row.get("way") not in (None, "control"):
             curves.setdefault((row.get("truncation"), row["way"], row.get("seed")), {})[epoch] = accuracy
-    # a training that was stopped before these epochs decides nothing, unless it has recovered already
-    last = min(EPOCHS, max((epoch for curve in curves.values() for epoch in curve), default=0))
-    if before is None or not last:
-        return None
-    bound = before - POINTS / 100 - 1e-9
-    lines = []
+    return curves
+
+
+def _ends(curves: Mapping[tuple[Any, ...], Mapping[int, float]], bound: float, last: int) -> list[_Retrained]:
+    """Where trainings are after the epoch `last`; those that were stopped before it count once they have recovered."""
+    ends = []
     for (truncation, way, seed), curve in curves.items():
-        first = next((epoch for epoch in sorted(curve) if 0 < epoch <= last and curve[epoch] >= bound), None)
-        if first is not None or last in curve:
-            end = max(epoch for epoch in curve if epoch <= last)
-            when = f"after epoch {first}" if first is not None else "no"
-            lines.append((truncation, way, seed, curve.get(0), curve[end], curve[end] - before, when))
-    if not lines:
-        return None
-    recovered = [line for line in lines if line[6] != "no"]
-    worst = min(lines, key=lambda line: line[5])
-    amount = "Yes" if len(recovered) == len(lines) else "In part" if recovered else "No"
-    short = f"{amount}: {len(recovered)} of {plural(len(lines), 'training')} recovered."
-    text = (
-        f"Recovered is within {POINTS} points of the {100 * before:.2f} % before truncation, after at most "
-        f"{plural(last, 'epoch')}. Farthest below ends {worst[0]} trained as {worst[1]}: "
-        f"{100 * worst[5]:+.2f} points, from {_score(worst[3])} right after the truncation."
-    )
-    columns = [
-        Column("truncation", [line[0] for line in lines]),
-        Column("trained as", [line[1] for line in lines], choose=True),
-        Column("seed", [line[2] for line in lines]),
-        Column("top-1 % truncated", [times(line[3], 100) for line in lines], "percent"),
-        Column("top-1 % retrained", [times(line[4], 100) for line in lines], "percent"),
-        Column("change (points)", [times(line[5], 100) for line in lines], "change"),
-        Column("recovered", [line[6] for line in lines], choose=True),
-    ]
-    panels = [Panel("After retraining, against before it", "top-1 % truncated", "top-1 % retrained")]
-    return Answer(QUESTION_RECOVERY, short, text, Dataset("Each training", columns, panels, "trained as"))
+        used = [epoch for epoch in sorted(curve) if epoch <= last]
+        first = next((epoch for epoch in used if epoch > 0 and curve[epoch] >= bound), None)
+        if first is not None or (last > 0 and last in curve):
+            ends.append(_Retrained(truncation, way, seed, curve.get(0), curve[used[-1]], first))
+    return ends
 
 
 def _score(value: object) -> str:

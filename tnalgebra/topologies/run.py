@@ -29,7 +29,7 @@ from .topology import Topology
 MOST_LISTED = 1000
 """A space of at most so many topologies is gone through completely; of a larger one, optuna suggests topologies."""
 
-TRIAL_FIELDS = ("topology", "size", "stage", "asked", "reason", "ranks", "parameters", "multiply_adds", "error")
+TRIAL_KEYS = ("topology", "size", "stage", "asked", "reason", "ranks", "parameters", "multiply_adds", "error")
 """The fields that every row of a search's file has."""
 
 _CLIMBS = 4

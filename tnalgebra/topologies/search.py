@@ -19,7 +19,7 @@ from ..tensors import as_tensor, scaled
 from ..workers import Scheduler
 from .evaluation import Problem
 from .result import FoundTopologies
-from .run import TRIAL_FIELDS, Ledger, SearchRun
+from .run import TRIAL_KEYS, Ledger, SearchRun
 from .space import Space
 
 
@@ -98,9 +98,7 @@ def search(
         "seed": seed,
     }
     with ExitStack() as stack:
-        store = (
-            None if output is None else stack.enter_context(Store(Path(output), config, fields=TRIAL_FIELDS).opened())
-        )
+        store = None if output is None else stack.enter_context(Store(Path(output), config, fields=TRIAL_KEYS).opened())
         if store is not None:
             store.settle()
         run = SearchRun(problem, space, Ledger(store), model, test, calibration, trials, finalists, scheduler)
