@@ -125,14 +125,10 @@ class Keeper:
             return
         viewed = {*argument_names(self.program, wanted=views)}
         contracted = {*argument_names(self.program, wanted=copies)} | (held.keys() - plain.keys())
-        self.rows = []
-        for name, tensor in held.items():
-            with torch.inference_mode(False), torch.no_grad():
-                copy = tensor.clone() if name in contracted else None
-            fast = name in plain and tensor.is_cpu
-            memory = plain[name] if name in viewed or fast else None
-            start, size = (copy.data_ptr(), copy.nbytes) if copy is not None and fast else (0, 0)
-            self.rows.append(_Row(name, tensors[name], memory, tensor.dtype, copy, start, size))
+        self.rows = [
+            _row(name, tensors[name], tensor, plain.get(name), viewed=name in viewed, copied=name in contracted)
+            for name, tensor in held.items()
+        ]
         self.values = [stored[name] for name in self._arguments]
         self._is_kept = True
 
@@ -161,6 +157,21 @@ class _Row(NamedTuple):
     copy: Tensor | None
     start: int
     size: int
+
+
+def _row(name: str, tensor: Tensor, held: Tensor, plain: Tensor | None, *, viewed: bool, copied: bool) -> _Row:
+    """How a tensor is.
+
+    Args:
+        held: the tensor without its gradient.
+        plain: the same as a plain tensor, if it is one.
+        viewed, copied: whether a view of it is kept, and whether something was computed from its elements.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        copy = held.clone() if copied else None
+    fast = plain is not None and held.is_cpu
+    start, size = (copy.data_ptr(), copy.nbytes) if copy is not None and fast else (0, 0)
+    return _Row(name, tensor, plain if viewed or fast else None, held.dtype, copy, start, size)
 
 
 def _is_equal(tensor: Tensor, copy: Tensor) -> bool:

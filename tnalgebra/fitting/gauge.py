@@ -46,12 +46,7 @@ def balanced(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]
         return _balanced_terms(network, cores)
     result = dict(cores)
     once = [name for name, places in tensor_nodes(network).items() if name in result and len(places) == 1]
-    bonds: list[tuple[list[tuple[str, int]], bool]] = []
-    for label, places in carriers(network).items():
-        ends = [(network.nodes[position].name, axis) for position, axis in places]
-        scaled = [(name, axis) for name, axis in ends if name in once]
-        if len({name for name, _ in scaled}) == len(scaled) > 1:
-            bonds.append((scaled, len(ends) == 2 and label not in network.output))
+    bonds = _bonds(network, once)
     # all scales at once: from one bond to the next they would take a sweep for each bond of the network
     times = {name: len(tensor_nodes(network)[name]) for name in result}
     # in the basis of a fit the Gram matrices are nearly diagonal, so that scales are most of what is to be changed
@@ -67,6 +62,17 @@ def balanced(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]
         if gain <= _TOLERANCE * before or gain**2 <= _TOLERANCE * before * gain_before:
             break
     return {name: core.contiguous() for name, core in result.items()}
+
+
+def _bonds(network: Network, once: Sequence[str]) -> list[tuple[list[tuple[str, int]], bool]]:
+    """For each label of several of the cores `once`: their names and its axes; whether it is a bond of two alone."""
+    bonds = []
+    for label, places in carriers(network).items():
+        ends = [(network.nodes[position].name, axis) for position, axis in places]
+        free = [(name, axis) for name, axis in ends if name in once]
+        if len({name for name, _ in free}) == len(free) > 1:
+            bonds.append((free, len(ends) == 2 and label not in network.output))
+    return bonds
 
 
 def _balanced_terms(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]:

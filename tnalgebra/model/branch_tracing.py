@@ -40,6 +40,17 @@ def trace_module(module: nn.Module) -> fx.GraphModule:
     if defaults and _calls(graph) != _calls(_Tracer(defaults).trace(module)):
         raise LayerError(f"its code depends on which of {', '.join(defaults)} a call has")
     modules = dict(module.named_modules())
+    _leave_out_what_does_nothing(graph, modules)
+    for node in graph.nodes:
+        if changes_in_place(node, modules) and not (node.users and _is_alone(node, modules)):
+            raise LayerError("a value is changed in place that may be read elsewhere too")
+    traced = fx.GraphModule(module, graph, type(module).__name__)
+    graph.eliminate_dead_code()
+    return traced
+
+
+def _leave_out_what_does_nothing(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Erase assertions, sums with 0 and modules that return their input."""
     for node in [*graph.nodes]:
         if node.op == "call_function" and node.target is torch._assert:  # which reads shapes of values
             graph.erase_node(node)
@@ -50,12 +61,6 @@ def trace_module(module: nn.Module) -> fx.GraphModule:
         elif node.op == "call_module" and _changes_nothing(modules[str(node.target)]):
             node.replace_all_uses_with(*node.all_input_nodes)
             graph.erase_node(node)
-    for node in graph.nodes:
-        if changes_in_place(node, modules) and not (node.users and _is_alone(node, modules)):
-            raise LayerError("a value is changed in place that may be read elsewhere too")
-    traced = fx.GraphModule(module, graph, type(module).__name__)
-    graph.eliminate_dead_code()
-    return traced
 
 
 def _calls(graph: fx.Graph) -> list[tuple[str, str]]:

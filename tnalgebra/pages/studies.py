@@ -39,24 +39,15 @@ HALF = 0.5
 DRAWS = Draws(resamples=1000)
 MOST_DRAWINGS = 40
 
+BOUNDS = {"smallest": "at most: the smallest tested costs more", "largest": "at least: no tested one costs more"}
+"""Where the sizes that were tested end before a layer's largest harmless error: what is known of it."""
+
 
 def study_section(run: Run) -> Section:
     """The section of a study's folder."""
     baseline = next((row for row in run.rows if not touched(row)), None)
     rows = [row for row in run.rows if touched(row)]
     sound = [row for row in run.rows if _is_sound(row)]
-    some = baseline or run.rows[0]
-    facts = {"network": str(some["model"])}
-    if baseline is not None:
-        facts["top-1 as it is"] = f"{times(baseline['accuracy'], 100):.2f} %"
-    facts |= {
-        "data": str(run.config.get("data", "")),
-        "test images": f"{some['images']:,}",
-        "rows": f"{len(run.rows):,}",
-        "layers": ", ".join(_layers(rows)) if len(_layers(rows)) < 4 else str(len(_layers(rows))),
-        "version": " and ".join(dict.fromkeys(f"tnalgebra {row['version']}" for row in run.rows)),
-        "config": str(some["config"]),
-    }
     notes = list(run.notes)
     if len(sound) < len(run.rows):
         missing = plural(len(run.rows) - len(sound), "row")
@@ -67,13 +58,29 @@ def study_section(run: Run) -> Section:
     return Section(
         title=run.folder.name,
         kind="study",
-        facts={name: text for name, text in facts.items() if text},
+        facts=_facts(run, baseline, _layers(rows)),
         details=run.details,
         notes=notes,
         answers=[answer for answer in (_depth(sound), _half(sound), _norm(sound)) if answer is not None],
         datasets=datasets,
         drawings=_drawings(rows),
     )
+
+
+def _facts(run: Run, baseline: Row | None, layers: Sequence[str]) -> dict[str, str]:
+    """What was run, without what is not known."""
+    some = baseline or run.rows[0]
+    facts = {
+        "network": str(some["model"]),
+        "top-1 as it is": f"{times(baseline['accuracy'], 100):.2f} %" if baseline is not None else "",
+        "data": str(run.config.get("data", "")),
+        "test images": f"{some['images']:,}",
+        "rows": f"{len(run.rows):,}",
+        "layers": ", ".join(layers) if len(layers) < 4 else str(len(layers)),
+        "version": " and ".join(dict.fromkeys(f"tnalgebra {row['version']}" for row in run.rows)),
+        "config": str(some["config"]),
+    }
+    return {name: text for name, text in facts.items() if text}
 
 
 def _is_sound(row: Row) -> bool:
@@ -118,36 +125,26 @@ def _depth(rows: Sequence[Row]) -> Answer | None:
         f"{_listed([f'{name} ({means[name]:.2f})' for name in order[1:3]])}; {order[-1]} bears most "
         f"({means[order[-1]]:.2f}). What a layer bears {trend}: {_correlation(mean, 'depth')}."
     )
-    bounds = {
-        "smallest": "at most: the smallest tested costs more",
-        "largest": "at least: no tested one costs more",
-    }
     lines = [
-        (cut.layer, name, cut.size, bounds.get(cut.bound or "", ""))
-        for name, cuts in claim.cuts.items()
-        for cut in cuts
+        (cut.layer, name, cut.size, BOUNDS.get(cut.bound or "")) for name, cuts in claim.cuts.items() for cut in cuts
     ]
-    lines += [(name, MEAN, means[name], "") for name in names]
-    depths = {name: number for number, name in enumerate(_layers(rows), 1)}
+    lines += [(name, MEAN, means[name], None) for name in names]
+    return Answer(QUESTION_DEPTH, f"{order[0]} bears least.", text, _by_depth(lines, _layers(rows)))
+
+
+def _by_depth(lines: Sequence[tuple[str, str, float, str | None]], layers: Sequence[str]) -> Dataset:
+    """What layers bear: lines of a layer, a rewrite, the largest harmless error, and how that is bounded."""
+    depths = {name: number for number, name in enumerate(layers, 1)}
     size = "largest harmless relative error"
-    return Answer(
-        QUESTION_DEPTH,
-        f"{order[0]} bears least.",
-        text,
-        Dataset(
-            "What each layer bears",
-            [
-                Column("depth", [depths.get(line[0]) for line in lines], "count"),
-                Column("layer", [line[0] for line in lines]),
-                Column("rewrite", [line[1] for line in lines], choose=MEAN),
-                Column(size, [line[2] for line in lines], "short"),
-                Column("bound", [line[3] or None for line in lines]),
-            ],
-            [Panel("What each layer bears, by depth", "layer", size, "lines")],
-            series="rewrite",
-            folded=True,
-        ),
-    )
+    columns = [
+        Column("depth", [depths.get(line[0]) for line in lines], "count"),
+        Column("layer", [line[0] for line in lines]),
+        Column("rewrite", [line[1] for line in lines], choose=MEAN),
+        Column(size, [line[2] for line in lines], "short"),
+        Column("bound", [line[3] for line in lines]),
+    ]
+    panels = [Panel("What each layer bears, by depth", "layer", size, "lines")]
+    return Dataset("What each layer bears", columns, panels, series="rewrite", folded=True)
 
 
 def _shared(cuts: Mapping[str, Sequence[LargestCut]]) -> tuple[list[str], list[str]]:

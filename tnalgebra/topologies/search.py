@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import RankError, RuleError, ValuesError
 from ..fitting import Metric, ModelBudget, RelativeError, Size, read_size, size_text
@@ -113,21 +113,27 @@ def _read_budget(size: object) -> Size:
     return read
 
 
+def _read_kernel(subject: Any, labels: Any) -> tuple[Tensor, tuple[str, ...]]:
+    """A kernel and the labels of its axes."""
+    try:
+        kernel = as_tensor(subject).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        fact = f"a {type(subject).__name__} is neither a kernel, a layer nor a model"
+        raise ValuesError(fact, fix="a tensor, or a torch.nn.Module") from error
+    axes = KERNEL_LABELS.get(kernel.ndim) if labels is None else labels_of(labels)
+    if axes is None or len(axes) != kernel.ndim:
+        fact = f"a kernel of {kernel.ndim} axes has the labels {' '.join(axes or ()) or 'none'}"
+        raise RuleError(fact, fix="labels='out in kh kw': one for each axis")
+    scaled(kernel, what="the kernel")
+    return kernel, axes
+
+
 def _read_subject(
     subject: Any, *, labels: Any, metric: Metric | None, example: Any, calibration: Any, layers: Any, seed: int
 ) -> tuple[nn.Module | None, Problem]:
     """The model, if the subject is one or a layer, and its kernels."""
     if not isinstance(subject, nn.Module):
-        try:
-            kernel = as_tensor(subject).detach()
-        except (TypeError, ValueError, RuntimeError) as error:
-            fact = f"a {type(subject).__name__} is neither a kernel, a layer nor a model"
-            raise ValuesError(fact, fix="a tensor, or a torch.nn.Module") from error
-        axes = KERNEL_LABELS.get(kernel.ndim) if labels is None else labels_of(labels)
-        if axes is None or len(axes) != kernel.ndim:
-            fact = f"a kernel of {kernel.ndim} axes has the labels {' '.join(axes or ()) or 'none'}"
-            raise RuleError(fact, fix="labels='out in kh kw': one for each axis")
-        scaled(kernel, what="the kernel")
+        kernel, axes = _read_kernel(subject, labels)
         return None, Problem({"kernel": kernel}, axes, {"kernel": metric} if metric else {}, seed=seed)
     listed = kernel_layers(subject)
     if layers is not None:
