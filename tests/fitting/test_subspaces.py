@@ -53,6 +53,15 @@ def test_the_error_lies_between_the_bounds_of_the_svds(name: str, rank: int, see
     assert fit.relative_error <= sum(error**2 for error in lost.values()) ** 0.5 * (1 + 1e-9) + 1e-13
 
 
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("name", RULES)
+def test_kernels_in_single_precision_have_the_errors_of_double_precision(name: str, rank: int) -> None:
+    kernel = gaussian(*SHAPE, seed=7).float()
+    single, double = (rule(RULES[name]).apply(one, rank) for one in (kernel, kernel.double()))
+    assert single.relative_error == pytest.approx(double.relative_error, rel=1e-4)
+    assert relative_error(single, kernel) == pytest.approx(double.relative_error, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_a_sweep_never_makes_the_error_larger(name: str) -> None:
     kernel = gaussian(*SHAPE, seed=3)

@@ -58,7 +58,7 @@ def test_the_files_hold_what_was_found(quick: Config, capsys: pytest.CaptureFixt
     threads = torch.get_num_threads()
     result = main(dataclasses.replace(quick, recalibrate_bn=True, threads=1))
     assert torch.get_num_threads() == threads
-    assert {path.name for path in quick.output.iterdir()} == {MODEL, TEXT, PAGE, RESULT}
+    assert {path.name for path in quick.output.iterdir()} == {MODEL, TEXT, PAGE, RESULT, "drawings"}
     assert json.loads((quick.output / RESULT).read_text()) == json.loads(json.dumps(result))
     printed = capsys.readouterr().out
     assert (quick.output / TEXT).read_text() in printed

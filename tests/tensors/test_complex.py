@@ -189,14 +189,14 @@ def test_a_layer_is_real() -> None:
         tn.nn.Linear.from_linear(linear, "K[o i] => A[o r] B[r i]", 6, fixed={"A": complex_gaussian(8, 6)})
 
 
-def test_torch_has_no_pooling_of_complex_numbers() -> None:
-    module = tn.compile(
-        "X[c x] Conv[x y k | stride=2] Fill[k:2 | value=mean] W[c d] -> [d y]",
-        inputs={"X": (3, 8)},
-        values={"W": complex_gaussian(3, 2)},
-    )
-    with refused(CompileError, "pooling of complex", "tn.evaluate"):
-        module(complex_gaussian(3, 8))
+def test_a_mean_over_windows_of_complex_numbers_is_a_convolution_as_torch_has_no_pooling_of_them() -> None:
+    notation = "X[c x] Conv[x y k | stride=2] Fill[k:2 | value=mean] W[c d] -> [d y]"
+    x, weight = complex_gaussian(3, 8), complex_gaussian(3, 2)
+    module = tn.compile(notation, inputs={"X": (3, 8)}, values={"W": weight}, tune=False)
+    torch.testing.assert_close(module(x), tn.evaluate(tn.parse(notation), {"X": x, "W": weight}))
+
+
+def test_a_real_input_beside_complex_weights_is_refused() -> None:
     module = tn.compile("X[n i] W[i o] -> [n o]", inputs={"X": (4, 3)}, values={"W": complex_gaussian(3, 2)})
     with refused(CompileError, "'X' is torch.float64", "torch.complex128"):
         module(torch.ones(4, 3, dtype=torch.float64))

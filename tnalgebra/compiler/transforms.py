@@ -161,7 +161,9 @@ def convolve_each(tensor: Tensor, spectrum: Tensor, points: Sequence[Points], *,
             cache.
     """
     shape = tensor.shape[: -len(points)]
-    longest = max(range(len(shape)), key=shape.__getitem__, default=0)
+    longest = 0
+    for axis, size in enumerate(shape):  # by `max` with a key torch.compile could not follow it
+        longest = axis if size > shape[longest] else longest
     if tensor.numel() <= tile or not shape or shape[longest] < 2:
         return inverse_transform(transform(tensor, points) * spectrum, tensor, points).contiguous()
     step = ceil(shape[longest] / ceil(tensor.numel() / tile))

@@ -197,7 +197,9 @@ def _swept_roughly(walk: _Walk, power: float, sweeps: int) -> tuple[list[float],
     for label, child, _ in walk.bonds:
         rows = walk.without(child, label)
         matrix = group_axes(rough.values[child].to(walk.target), walk.groups[child].labels, rows, (label,))
-        walk.put(child, torch.linalg.qr(matrix)[0], (*rows, label))
+        vectors, triangle = torch.linalg.qr(matrix)
+        # with the signs they had, on which the isometries that are nearer to the centre depend
+        walk.put(child, vectors * triangle.diagonal().sgn(), (*rows, label))
     walk.values[walk.root] = _project(walk, walk.root)
     losses[-1] = power - float(squares(walk.values[walk.root]).sum())
     return losses, converged
