@@ -60,9 +60,10 @@ SMALL_PART = 0.25
 """Part of the predicted seconds that steps of weights alone may have if they are left out of the measured ones."""
 
 HOPELESS = 4.0
-"""A candidate that took this many times as long as the fastest one, and milliseconds more, is not run again."""
+"""A candidate that took this many times as long as the fastest one, and `PATIENCE` more, is not run again: other
+programs rarely take that long."""
 
-PATIENCE, TIMES = 0.01, 4
+PATIENCE, TIMES = 0.02, 4
 """No further candidate is tried once the first turn took these seconds and as many times those of the fastest one."""
 
 FEWEST = 4
@@ -174,7 +175,7 @@ def _first_turn(
             spent += times[number]
     for number in sorted(range(len(timers)), key=times.__getitem__) * 2:
         fastest = min((least, *times))
-        may_win = FAR_BEHIND[0] * fastest < times[number] < HOPELESS * fastest + PATIENCE / TIMES
+        may_win = FAR_BEHIND[0] * fastest < times[number] < HOPELESS * fastest + PATIENCE
         if may_win and spent < 2 * (patience + TIMES * fastest):
             again = timers[number]()
             times[number], spent = min(times[number], again), spent + again
