@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ RING = "A[a p q] B[c q r] C[b r s] D[d s p]"
 """A ring through a, c, b, d, in an order that is not the kernel's."""
 
 SMALL = tn.Space(cores=(2, 3), bonds=("tree", "hyperedge"), catalogue=False)
+
+CUTS = tn.Space(cores=(2, 2), bonds="tree", groups=("out", "in", "in kh kw", "out kh kw"), catalogue=False)
 
 
 def planted(notation: str, seed: int = 0) -> torch.Tensor:
@@ -112,7 +115,6 @@ def test_multiply_adds_of_a_layer() -> None:
 def test_a_model_is_converted_and_tested() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(5, 2))
-    space = tn.Space(cores=(2, 2), bonds="tree", groups=("out", "in", "in kh kw", "out kh kw"), catalogue=False)
     seen = []
 
     def accuracy(small: nn.Module) -> float:
@@ -121,7 +123,7 @@ def test_a_model_is_converted_and_tested() -> None:
 
     inputs = torch.randn(8, 3, 5, 5)
     result = tn.search(
-        model, "parameters 0.7", space=space, calibration=[inputs], example=(1, 3, 5, 5), test=accuracy, finalists=2
+        model, "parameters 0.7", space=CUTS, calibration=[inputs], example=(1, 3, 5, 5), test=accuracy, finalists=2
     )
     assert len(seen) == 3  # each finalist, and the choice between them
     assert result.best["accuracy"] == 3
@@ -138,6 +140,59 @@ def test_a_large_space_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one.counts["listed"] == 8
     assert one.counts == two.counts
     assert one.best["topology"] == two.best["topology"]
+
+
+def test_a_folder_belongs_to_one_example_and_to_one_model(tmp_path: Path) -> None:
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+
+    def search(**other: Any) -> tn.FoundTopologies:
+        choices = {"example": (1, 4, 5, 5), "output": tmp_path, "finalists": 1, **other}
+        return tn.search(conv, "multiply-adds 0.5", space=CUTS, **choices)
+
+    first = search()
+    assert search().rows == first.rows
+    for other in ({"example": (1, 4, 9, 9)}, {"test": lambda small: 0.5}):
+        with refused(StudyError, "another config"):
+            search(**other)
+    conv.stride = (2, 2)
+    with refused(StudyError, "model"):
+        search()
+
+
+def test_calibration_of_a_layer_is_its_metric() -> None:
+    torch.manual_seed(0)
+    conv, inputs = nn.Conv2d(4, 6, 3), torch.randn(16, 4, 5, 5) * torch.tensor([1.0, 0.1, 5.0, 0.01]).view(-1, 1, 1)
+    metric = tn.input_metrics(nn.Sequential(conv), [inputs])["0"]
+    by_metric = tn.search(conv, "parameters 0.4", space=CUTS, metric=metric)
+    by_inputs = tn.search(conv, "parameters 0.4", space=CUTS, calibration=[inputs])
+    assert by_inputs.best["error"] == pytest.approx(by_metric.best["error"], rel=1e-9)
+    assert by_metric.best["error"] < 0.9 * by_metric.best["relative_error"]
+
+
+def test_arguments_that_would_change_nothing_are_refused() -> None:
+    conv, model = nn.Conv2d(4, 6, 3), nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(6, 2))
+    metric = tn.Metric(("in",), torch.eye(4))
+    for subject, arguments in (
+        (kernel(), {"example": (1, 4, 3, 3)}),
+        (kernel(), {"calibration": [torch.ones(1, 4, 3, 3)]}),
+        (conv, {"labels": "a b c d"}),
+        (conv, {"layers": [""]}),
+        (model, {"metric": metric}),
+        (kernel(), {"finalists": 0}),
+        (kernel(), {"trials": 0}),
+    ):
+        with refused(ValuesError, *arguments):
+            tn.search(subject, "parameters 0.4", **arguments)
+    with refused(RuleError, "'0'", "'2'"):
+        tn.search(model, "parameters 0.4", layers=["0", "2"])
+
+
+def test_a_large_space_has_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tnalgebra.topologies.run.MOST_LISTED", 0)
+    space = tn.Space(cores=(2, 2), bonds="tree", groups=("a b", "c"))
+    result = tn.search(torch.ones(4, 3, 2), "parameters 0.9", labels="a b c", space=space, trials=1, finalists=1)
+    names = {row["topology"] for row in result.rows}
+    assert {"tucker", "cp"} <= names
 
 
 def test_bad_input() -> None:

@@ -8,6 +8,7 @@ from .compare import compare
 from .comparison import Comparison
 from .convert import convert
 from .distil import distil
+from .example import read_example
 from .folding import Folding, fold_batch_norm
 from .graphs import trace_forward
 from .hosvd import hosvd
@@ -81,6 +82,7 @@ __all__ = [
     "optional",
     "plan_budget",
     "put_adapters",
+    "read_example",
     "recalibrate_batch_norm",
     "record_calls",
     "restore_layers",

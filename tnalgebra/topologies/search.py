@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..errors import RankError, RuleError, ValuesError
 from ..fitting import Metric, ModelBudget, RelativeError, Size, read_size, size_text
-from ..model import input_metrics
+from ..model import input_metrics, read_example
 from ..networks import KERNEL_LABELS, labels_of
 from ..nn import kernel_labels_of, kernel_layers, own_weight
-from ..studies import Store, digest_tensors
+from ..studies import Store, config_hash, digest_state, digest_tensors
 from ..tensors import as_tensor, scaled
 from ..workers import Scheduler
 from .evaluation import Problem
@@ -57,7 +58,7 @@ def search(
         labels: of a kernel's axes; by default those of torch's kernels.
         metric: the norm of the error of one kernel; by default the Frobenius norm.
         example: an input of the layer or model, or its shape, where multiply-adds or times are counted.
-        calibration: batches of a model's inputs; errors are then those of the outputs over them.
+        calibration: batches of inputs of the layer or model; errors are then those of the outputs over them.
         test: maps a model to its accuracy; the best topologies of a model are ordered by it.
         layers: names of a model's layers, by default all that have the labels of most.
         output: a folder for the rows, each written as it is finished. The same search continues where it was stopped.
@@ -73,7 +74,8 @@ def search(
     Raises:
         RankError: a size cannot be read or is not a budget, or no topology of the space meets it.
         RuleError: a label that the kernel lacks, or a space without topologies.
-        ValuesError: a kernel is empty or not finite; the subject is neither a kernel, a layer nor a model.
+        ValuesError: a kernel is empty or not finite; the subject is neither a kernel, a layer nor a model; or an
+            argument does not apply to it, such as labels to a model.
         StudyError: the folder belongs to another search, or cannot be written.
         MissingPackageError: the space is large, and optuna is not installed.
 
@@ -83,26 +85,36 @@ def search(
     """
     space = Space() if space is None else space
     sizes = [_read_budget(one) for one in (size if isinstance(size, list | tuple) else [size])]
-    model, problem = _read_subject(
-        subject, labels=labels, metric=metric, example=example, calibration=calibration, layers=layers, seed=seed
-    )
+    numbers = {"trials": trials, "finalists": finalists}
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValuesError(f"{name}={number!r}", fix="at least 1")
+    of_models = {"example": example, "calibration": calibration, "test": test, "layers": layers}
+    model, problem = _read_subject(subject, labels=labels, metric=metric, seed=seed, **of_models)
     space.check(problem.labels)
-    config = {
-        "sizes": [size_text(one) for one in sizes],
-        "space": space.records(),
-        "labels": list(problem.labels),
-        "kernels": digest_tensors(problem.kernels),
-        "metrics": digest_tensors({name: one.covariance for name, one in problem.metrics.items()}),
-        "trials": trials,
-        "finalists": finalists,
-        "seed": seed,
-    }
     with ExitStack() as stack:
-        store = None if output is None else stack.enter_context(Store(Path(output), config, fields=TRIAL_KEYS).opened())
-        if store is not None:
+        store = None
+        if output is not None:
+            config = _config(problem, model, example) | numbers
+            config |= {"sizes": [*map(size_text, sizes)], "space": space.records(), "tested": test is not None}
+            store = stack.enter_context(Store(Path(output), config, fields=TRIAL_KEYS).opened())
             store.settle()
         run = SearchRun(problem, space, Ledger(store), model, test, calibration, trials, finalists, scheduler)
         return FoundTopologies(tuple(row for one in sizes for row in run.at(one)), problem.labels, run.counts)
+
+
+def _config(problem: Problem, model: nn.Module | None, example: Any) -> dict[str, object]:
+    """What the rows in a folder depend on, beside the sizes, the space and the fits."""
+    covariances = {f"{name}: {' '.join(one.labels)}": one.covariance for name, one in problem.metrics.items()}
+    crosses = {f"{name}: cross": one.cross for name, one in problem.metrics.items() if one.cross is not None}
+    return {
+        "labels": list(problem.labels),
+        "kernels": digest_tensors(problem.kernels),
+        "metrics": digest_tensors(covariances | crosses),
+        "model": None if model is None else config_hash({str(model): digest_state(model)}),
+        "example": None if model is None or example is None else _shapes(read_example(example, model)),
+        "seed": problem.seed,
+    }
 
 
 def _read_budget(size: object) -> Size:
@@ -129,13 +141,18 @@ def _read_kernel(subject: Any, labels: Any) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def _read_subject(
-    subject: Any, *, labels: Any, metric: Metric | None, example: Any, calibration: Any, layers: Any, seed: int
+    subject: Any, *, labels: Any, metric: Metric | None, seed: int, **of_models: Any
 ) -> tuple[nn.Module | None, Problem]:
     """The model, if the subject is one or a layer, and its kernels."""
     if not isinstance(subject, nn.Module):
+        _refuse("a kernel", **of_models)
         kernel, axes = _read_kernel(subject, labels)
         return None, Problem({"kernel": kernel}, axes, {"kernel": metric} if metric else {}, seed=seed)
+    layers, calibration = of_models["layers"], of_models["calibration"]
     listed = kernel_layers(subject)
+    is_layer = "" in listed
+    _refuse("a layer or model", labels=labels)
+    _refuse("a layer", layers=layers) if is_layer else _refuse("a model", metric=metric)
     if layers is not None:
         missing = [name for name in layers if name not in listed]
         if missing:
@@ -146,11 +163,28 @@ def _read_subject(
     kinds = [kernel_labels_of(layer) for layer in listed.values()]
     axes = max(kinds, key=kinds.count)
     chosen = {name: layer for (name, layer), kind in zip(listed.items(), kinds, strict=True) if kind == axes}
+    if layers is not None and len(chosen) < len(listed):
+        (other, *_) = [name for name in listed if name not in chosen]
+        fact = f"the kernels of {next(iter(chosen))!r} and {other!r} have different labels"
+        raise RuleError(fact, fix="layers of one kind, which can have the same topology")
     kernels = {name: own_weight(layer).detach() for name, layer in chosen.items()}
     for name, kernel in kernels.items():
         scaled(kernel, what=f"the kernel of {name or 'the layer'}")
-    if "" in chosen:
-        metrics = {"": metric} if metric else {}
-        return subject, Problem(kernels, axes, metrics, subject, example, seed)
-    metrics = {} if calibration is None else input_metrics(subject, calibration, layers=list(chosen))
-    return subject, Problem(kernels, axes, metrics, None, example, seed)
+    if metric is not None:
+        _refuse("a search with a metric", calibration=calibration)
+        metrics = {"": metric}
+    else:
+        metrics = {} if calibration is None else input_metrics(subject, calibration, layers=list(chosen))
+    return subject, Problem(kernels, axes, metrics, subject if is_layer else None, of_models["example"], seed)
+
+
+def _refuse(subject: str, **arguments: object) -> None:
+    """Refuse arguments that would change nothing."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValuesError(f"{name} does not apply to {subject}", fix=f"the search without {name}")
+
+
+def _shapes(call: object) -> str:
+    """The arguments of a call, with shapes and types in the place of tensors."""
+    return str(tree_map(lambda one: (tuple(one.shape), one.dtype) if isinstance(one, Tensor) else one, call))

@@ -118,14 +118,14 @@ class Space:
         labels = labels_of(labels)
         self.check(labels)
         seen = Distinct()
-        unique = filter(seen.add, chain(self._listed(labels), self._generated(labels)))
+        unique = filter(seen.add, chain(self.listed(labels), self._generated(labels)))
         listed = list(islice(unique, most))
         if not listed:
             fact = "the space has no topology for these labels"
             raise RuleError(fact, space=self, labels=" ".join(labels), fix="other groups, more cores or more patterns")
         return listed
 
-    def _listed(self, labels: tuple[str, ...]) -> Iterator[Topology]:
+    def listed(self, labels: Sequence[str]) -> Iterator[Topology]:
         """The decompositions of the catalogue, if they belong to the space."""
         for entry in rules(labels).decompositions if self.catalogue else ():
             if not entry.stated:

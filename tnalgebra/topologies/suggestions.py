@@ -15,7 +15,8 @@ _BARREN = 20
 
 
 class Suggestions:
-    """Topologies by a tree-structured Parzen estimator (Bergstra et al. 2011), each once up to the words for its bonds.
+    """Those of the catalogue, then those of a tree-structured Parzen estimator (Bergstra et al. 2011), each once up to
+    the words for its bonds.
 
     Args:
         trials: how many topologies are suggested at most.
@@ -40,6 +41,7 @@ class Suggestions:
         self._suggested: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[Topology]:
+        yield from self._space.listed(self._labels)
         barren = 0
         while len(self._suggested) < self._trials and barren < _BARREN * self._trials:
             trial = self._study.ask()
@@ -56,7 +58,9 @@ class Suggestions:
 
     def tell(self, topology: Topology, score: float | None) -> None:
         """Say how good a topology is, the less the better; None where it was not fitted."""
-        trial = self._suggested[topology.name]
+        trial = self._suggested.get(topology.name)
+        if trial is None:  # of the catalogue
+            return
         if score is None:
             self._study.tell(trial, state=self._pruned)
         else:
