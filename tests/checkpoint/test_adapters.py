@@ -188,6 +188,7 @@ def test_files_of_peft_that_compute_something_else(tmp_path: Path) -> None:
         {**m, "fc.lora_A.weight": torch.zeros(2, 17)},
         {**m, "gone.lora_A.weight": torch.zeros(2, 17), "gone.lora_B.weight": torch.zeros(17, 2)},
         {**m, "attention.lora_B.weight": torch.zeros(35, 4)},
+        {**m, "fc.lora_A.weight": torch.zeros(0, 16), "fc.lora_B.weight": torch.zeros(12, 0)},
     ):
         odd = next(iter({key.partition(".")[0] for key, one in tensors.items() if one is not m.get(key)} or {"fc"}))
         with refused(CheckpointError, odd):

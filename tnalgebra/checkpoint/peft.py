@@ -172,7 +172,8 @@ def _kernel(layer: str, pair: dict[str, Tensor], *, embedding: bool) -> Network:
     if b.shape[2:].numel() == 1:
         b = pair["B"] = b.flatten(1)
     ranks = a.shape[0], b.shape[1] if b.ndim == 2 else None
-    if a.ndim not in KERNEL_LABELS or b.ndim != 2 or ranks[0] != ranks[1] or (embedding and a.ndim != 2):
+    fit = a.ndim in KERNEL_LABELS and b.ndim == 2 and ranks[0] == ranks[1] and a.numel() and b.numel()
+    if not fit or (embedding and a.ndim != 2):
         fact = f"the matrices of layer {layer[:200]!r} do not belong together"
         raise CheckpointError(fact, shapes=f"A {tuple(a.shape)}, B {tuple(b.shape)}")
     if embedding:
