@@ -68,12 +68,6 @@ class FourierSymbol:
         outs, ins = (prod(axis.stride for axis in self.axes if axis.transposed is one) for one in (True, False))
         return outs, ins
 
-    @property
-    def block_shape(self) -> tuple[int, int]:
-        """Rows and columns of the matrix of one frequency and one group."""
-        outs, ins = self.alias
-        return outs * self.kernel.count(self.kernel.outs), ins * self.kernel.count(self.kernel.ins)
-
     @cached_property
     def elements(self) -> Tensor:
         """The kernel, shape (k of each axis ..., groups, outs, ins), float64."""
