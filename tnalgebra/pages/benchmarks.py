@@ -82,8 +82,6 @@ def other_section(run: Run) -> Section:
     """The section of rows, or of a result, of a kind that is not known: a table of all that they hold."""
     rows = [flat(row) for row in run.rows] or [flat(run.result)]
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = [Column(name, [row.get(name) for row in rows], "short", choose=True) for name in names]
-    few = [_with_menu(one) for one in columns]
     note = "These rows are of a kind that this version has no plots and answers for. The table has all that they hold."
     return Section(
         title=run.folder.name,
@@ -91,14 +89,14 @@ def other_section(run: Run) -> Section:
         facts={"rows": f"{len(rows):,}"},
         details=run.details,
         notes=[*run.notes, note],
-        datasets=[Dataset("All rows", few)],
+        datasets=[Dataset("All rows", [_with_menu(name, [row.get(name) for row in rows]) for name in names])],
     )
 
 
-def _with_menu(one: Column) -> Column:
+def _with_menu(name: str, values: Sequence[object]) -> Column:
     """A column of few texts has a menu; others would fill the page with them."""
-    few = 1 < len({str(value) for value in one.values}) <= 12 and all(isinstance(value, str) for value in one.values)
-    return Column(one.name, one.values, one.form, few)
+    few = 1 < len(set(map(str, values))) <= 12 and all(isinstance(value, str) for value in values)
+    return Column(name, values, "short", few)
 
 
 def _cell(value: object) -> object:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..networks import resized
 from ..nn import KernelLayer
-from .parts import Answer, Dataset, Drawing, Panel, Section, as_number, column
+from .parts import Answer, Column, Dataset, Drawing, Panel, Section, as_number, ranks_text
 from .runs import Run
 
 MOST_LAYERS = 8
@@ -62,22 +62,18 @@ def _answers(layers: list[Mapping[str, Any]]) -> list[Answer]:
     if not changed:
         return []
     worst = max(changed, key=lambda layer: layer["relative_error"])
-    saved = max(layers, key=lambda layer: _saved(layer))
+    saved = max(layers, key=_saved)
     short = f"{saved['name']} saves most parameters, and {worst['name']} has the largest error."
     text = (
         f"{len(changed)} of {len(layers)} layers were decomposed. {saved['name']} saves {_saved(saved):,.0f} "
-        "parameters. "
-        f"The kernel of {worst['name']} has a relative error of {worst['relative_error']:.3f}, as {worst.get('rule')}."
+        f"parameters. The kernel of {worst['name']} has a relative error of {worst['relative_error']:.3f}, "
+        f"as {worst.get('rule')}."
     )
     return [Answer("Where is the size, and where the error?", short, text)]
 
 
 def _saved(layer: Mapping[str, Any]) -> float:
     return (as_number(layer.get("parameters")) or 0) - (as_number(layer.get("parameters_after")) or 0)
-
-
-def _texts(ranks: object) -> list[tuple[str, str]]:
-    return [(str(bond), str(rank)) for bond, rank in ranks.items()] if isinstance(ranks, Mapping) else []
 
 
 def _kept(layer: Mapping[str, Any], name: str) -> float | None:
@@ -87,29 +83,26 @@ def _kept(layer: Mapping[str, Any], name: str) -> float | None:
 
 def _layers(layers: list[Mapping[str, Any]]) -> Dataset:
     columns = [
-        column("layer", layers, lambda layer: layer.get("name")),
-        column("kind", layers, lambda layer: layer.get("kind"), choose=True),
-        column("done", layers, lambda layer: layer.get("rule") or "dense", choose=True),
-        column(
-            "ranks", layers, lambda layer: " ".join(f"{k}={v}" for k, v in (layer.get("ranks") or {}).items()) or None
-        ),
-        column("reason", layers, lambda layer: layer.get("reason") or None),
-        column("relative error", layers, lambda layer: layer.get("relative_error"), "short"),
-        column("relative error of the output", layers, lambda layer: layer.get("output_error"), "short"),
-        column("parameters", layers, lambda layer: layer.get("parameters"), "count"),
-        column("parameters after", layers, lambda layer: layer.get("parameters_after"), "count"),
-        column("parameters kept", layers, lambda layer: _kept(layer, "parameters"), "short"),
-        column("multiply-adds after", layers, lambda layer: layer.get("multiply_adds_after"), "count"),
-        column("multiply-adds kept", layers, lambda layer: _kept(layer, "multiply_adds"), "short"),
+        Column("layer", [layer.get("name") for layer in layers]),
+        Column("kind", [layer.get("kind") for layer in layers], choose=True),
+        Column("done", [layer.get("rule") or "dense" for layer in layers], choose=True),
+        Column("ranks", [ranks_text(layer.get("ranks")) for layer in layers]),
+        Column("reason", [layer.get("reason") or None for layer in layers]),
+        Column("relative error", [layer.get("relative_error") for layer in layers], "short"),
+        Column("relative error of the output", [layer.get("output_error") for layer in layers], "short"),
+        Column("parameters", [layer.get("parameters") for layer in layers], "count"),
+        Column("parameters after", [layer.get("parameters_after") for layer in layers], "count"),
+        Column("parameters kept", [_kept(layer, "parameters") for layer in layers], "short"),
+        Column("multiply-adds after", [layer.get("multiply_adds_after") for layer in layers], "count"),
+        Column("multiply-adds kept", [_kept(layer, "multiply_adds") for layer in layers], "short"),
     ]
     panels = [
         Panel("Relative error of the kernel", "layer", "relative error"),
         Panel("Parameters", "layer", "parameters kept"),
         Panel("Multiply-adds", "layer", "multiply-adds kept"),
     ]
-    return Dataset(
-        "Layer by layer", columns, panels, "done", "In the order of the network; a dense layer has no error."
-    )
+    text = "In the order of the network; a dense layer has no error."
+    return Dataset("Layer by layer", columns, panels, "done", text)
 
 
 def draw_layers(model: nn.Module, folder: Path) -> None:

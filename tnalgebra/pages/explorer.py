@@ -20,7 +20,7 @@ from ..nn import fit_constants
 from ..rewriting import Outline, Rule
 from ..studies import NO_FORM, Form, Layer, Rewrite, free_bonds, layers_of
 from .page import write_page
-from .parts import Column, Dataset, Drawing, Panel, Section
+from .parts import Column, Dataset, Drawing, Panel, Section, ranks_text
 
 REWRITES = (
     *("out | in kh kw", "in | out kh kw", "out in | kh kw", "out kh | in kw", "out kw | in kh", "out | in"),
@@ -200,7 +200,7 @@ class _Bench:
 
 
 def _layers(layers: Sequence[Layer], dense: Mapping[str, Plan]) -> Dataset:
-    shapes = [" ".join(f"{label}={size}" for label, size in _sizes(layer).items()) for layer in layers]
+    shapes = [ranks_text(_sizes(layer)) for layer in layers]
     return Dataset(
         "Layers",
         [
@@ -219,12 +219,11 @@ def _layers(layers: Sequence[Layer], dense: Mapping[str, Plan]) -> Dataset:
 def _options(options: Sequence[Option], layers: Sequence[Layer], dense: Mapping[str, Plan]) -> Dataset:
     sizes = {layer.name: layer.weight.numel() for layer in layers}
     adds = {name: plan.multiply_adds for name, plan in dense.items()}
-    ranks = [" ".join(f"{bond}={rank}" for bond, rank in option.ranks.items()) or None for option in options]
     columns = [
         Column(LAYER, [option.layer for option in options], choose=layers[0].name, shown=False),
         Column("rewrite", [option.rewrite for option in options]),
         Column(RANK, [option.rank for option in options], "count", shown=False),
-        Column("ranks", ranks),
+        Column("ranks", [ranks_text(option.ranks) for option in options]),
         Column("code", [option.code for option in options], "code"),
         Column(ERROR, [option.error for option in options], "short"),
         Column("parameters", [option.parameters for option in options], "count"),

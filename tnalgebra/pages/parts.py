@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -137,11 +137,9 @@ def times(value: object, factor: float) -> object:
     return value * factor if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def column(
-    name: str, rows: Iterable[Any], read: Callable[[Any], Any], form: CellFormat = "text", **other: Any
-) -> Column:
-    """A column whose values are read from rows."""
-    return Column(name, [read(row) for row in rows], form, **other)
+def ranks_text(ranks: object) -> str | None:
+    """Bond -> rank as a text; None where there is nothing to write."""
+    return " ".join(f"{bond}={rank}" for bond, rank in ranks.items()) or None if isinstance(ranks, Mapping) else None
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

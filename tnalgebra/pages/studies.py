@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..studies import (
     rank_correlation,
     touched,
 )
-from .parts import Answer, Column, Dataset, Drawing, Panel, Section, as_number, column, times
+from .parts import Answer, Column, Dataset, Drawing, Panel, Section, as_number, ranks_text, times
 from .runs import Run
 
 QUESTION_DEPTH = "Which layer bears least?"
@@ -122,7 +123,7 @@ def _depth(rows: Sequence[Row]) -> Answer | None:
     text = (
         f"Alone, it can lose {means[order[0]]:.2f} of its norm before the network loses more than {points}. This is "
         f"the relative error of its kernel, averaged over {plural(len(curves), 'rewrite')}. Next come "
-        f"{_listed([f'{name} ({means[name]:.2f})' for name in order[1:3]])}; {order[-1]} bears most "
+        f"{' and '.join(f'{name} ({means[name]:.2f})' for name in order[1:3])}; {order[-1]} bears most "
         f"({means[order[-1]]:.2f}). What a layer bears {trend}: {_correlation(mean, 'depth')}."
     )
     lines = [
@@ -249,10 +250,6 @@ def _verdict(correlation: Correlation) -> str:
     return next(text for least, text in strengths if correlation.low > least)
 
 
-def _listed(texts: Sequence[str]) -> str:
-    return " and ".join(texts)
-
-
 # Tables -----------------------------------------------------------------------------------------------------------
 
 
@@ -272,12 +269,8 @@ def _size(row: Row) -> str:
     return parts.pop() if len(parts) == 1 and not ranks.startswith("r=") and "keep" in ranks else ranks
 
 
-def _error(row: Row) -> object:
-    return scaled_root(row["mean_squared_relative_error"])
-
-
-def scaled_root(square: object) -> object:
-    """The root of a number, which a mean of squares is the square of; anything else as it is."""
+def _root(square: object) -> object:
+    """The root of a number; anything else as it is."""
     value = as_number(square)
     return square if value is None or value < 0 else math.sqrt(value)
 
@@ -296,32 +289,29 @@ def _ranks(row: Row) -> str | None:
     (layer,) = row["layers"].values()
     if "rank" in layer:
         return f"{layer['rank']} of {layer.get('values')}"
-    return " ".join(f"{bond}={rank}" for bond, rank in (layer.get("ranks") or {}).items()) or None
+    return ranks_text(layer.get("ranks"))
 
 
 def _columns(rows: Sequence[Row], *, several: bool) -> list[Column]:
     """The columns of rows; `several` says whether these are of several layers."""
     scopes = {row["scope"] for row in rows}
-    what = (
-        []
-        if scopes == {"all"}
-        else [column("scope" if several else "layer", rows, lambda row: row["scope"], choose=True)]
-    )
-    middle = [] if several else [column("ranks", rows, _ranks)]
+    scope = Column("scope" if several else "layer", [row["scope"] for row in rows], choose=True)
+    what = [] if scopes == {"all"} else [scope]
+    middle = [] if several else [Column("ranks", [_ranks(row) for row in rows])]
     sizes = [_size(row) for row in rows]
     first: bool | str = True if several or "keep 0.5" not in sizes else "keep 0.5"
     return [
         *what,
-        column("rewrite", rows, _name, choose=True),
+        Column("rewrite", [_name(row) for row in rows], choose=True),
         Column("size", sizes, choose=first),
         *middle,
-        column("top-1 %", rows, lambda row: times(row["accuracy"], 100), "percent"),
-        column(CHANGE, rows, lambda row: times(row["accuracy_change"], 100), "change"),
-        column(ERROR, rows, _error, "short"),
-        column("relative error of the output", rows, lambda row: _of_layers(row, "output_error"), "short"),
-        column(PARAMETERS_KEPT, rows, lambda row: row["parameters_kept"], "short"),
-        column("multiply-adds kept", rows, lambda row: row.get("multiply_adds_kept"), "short"),
-        column("seconds of the row", rows, lambda row: row["seconds"], "short"),
+        Column("top-1 %", [times(row["accuracy"], 100) for row in rows], "percent"),
+        Column(CHANGE, [times(row["accuracy_change"], 100) for row in rows], "change"),
+        Column(ERROR, [_root(row["mean_squared_relative_error"]) for row in rows], "short"),
+        Column("relative error of the output", [_of_layers(row, "output_error") for row in rows], "short"),
+        Column(PARAMETERS_KEPT, [row["parameters_kept"] for row in rows], "short"),
+        Column("multiply-adds kept", [row.get("multiply_adds_kept") for row in rows], "short"),
+        Column("seconds of the row", [row["seconds"] for row in rows], "short"),
     ]
 
 
@@ -350,11 +340,8 @@ def _single(rows: Sequence[Row], layers: Sequence[str]) -> Dataset:
 
 def _drawings(rows: Sequence[Row]) -> list[Drawing]:
     """The kernel, and what each rewrite makes of it; a text that is not a network is left out."""
-    drawings = []
     try:
-        networks: Mapping[str, Any] = drawn_networks(rows)
+        networks = drawn_networks(rows)
     except TnalgebraError:
         return []
-    for title, network in list(networks.items())[:MOST_DRAWINGS]:
-        drawings.append(Drawing(title, network._repr_svg_()))
-    return drawings
+    return [Drawing(title, network._repr_svg_()) for title, network in islice(networks.items(), MOST_DRAWINGS)]

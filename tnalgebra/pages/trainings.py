@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .._tables import plural
-from .parts import Answer, Column, Dataset, Panel, Section, as_number, column, times
+from .parts import Answer, Column, Dataset, Panel, Section, as_number, times
 from .runs import Run
 
 QUESTION_RECOVERY = "Does the accuracy recover after retraining?"
@@ -27,11 +27,11 @@ def training_section(run: Run) -> Section:
         "versions": f"tnalgebra {result.get('version')}, torch {result.get('torch')}",
     }
     columns = [
-        column("epoch", rows, lambda row: row.get("epoch"), "count"),
-        column("top-1 %", rows, lambda row: times(row.get("test_score"), 100), "percent"),
-        column("training loss", rows, lambda row: row.get("training_loss"), "short"),
-        column("learning rate", rows, lambda row: row.get("learning_rate"), "short"),
-        column("seconds", rows, lambda row: row.get("seconds"), "short"),
+        Column("epoch", [row.get("epoch") for row in rows], "count"),
+        Column("top-1 %", [times(row.get("test_score"), 100) for row in rows], "percent"),
+        Column("training loss", [row.get("training_loss") for row in rows], "short"),
+        Column("learning rate", [row.get("learning_rate") for row in rows], "short"),
+        Column("seconds", [row.get("seconds") for row in rows], "short"),
     ]
     return Section(
         title=run.folder.name,
@@ -39,7 +39,7 @@ def training_section(run: Run) -> Section:
         facts={name: text for name, text in facts.items() if text},
         details=run.details,
         notes=run.notes,
-        datasets=[Dataset("Epoch by epoch", columns, _panels("epoch", "top-1 %"))],
+        datasets=[Dataset("Epoch by epoch", columns, _panels("top-1 %"))],
     )
 
 
@@ -47,20 +47,20 @@ def trainings_section(run: Run) -> Section:
     """The section of a recipe that trains several networks, from its rows: one for each epoch."""
     rows = list(run.rows)
     retrained = any("truncation" in row for row in rows)
-    names = dict.fromkeys(("truncation", "way", "contender", "fraction", "seed"))
-    trainings = [", ".join(f"{_word(name, row[name])}" for name in names if row.get(name) is not None) for row in rows]
+    names = ("truncation", "way", "contender", "fraction", "seed")
+    trainings = [", ".join(_word(name, row[name]) for name in names if row.get(name) is not None) for row in rows]
     percent = all(row.get("score_name") == "accuracy" for row in rows)
     score = "top-1 %" if percent else str(rows[0].get("score_name", "score")).replace("_", " ")
     factor = 100 if percent else 1
     columns = [
         Column("training", trainings, choose=True),
         *(Column(name, [row.get(name) for row in rows]) for name in names if name != "seed"),
-        column("epoch", rows, lambda row: row.get("epoch"), "count"),
-        column(score, rows, lambda row: times(row.get("score"), factor), "percent" if percent else "short"),
-        column("training loss", rows, lambda row: row.get("training_loss"), "short"),
-        column("parameters kept", rows, lambda row: row.get("parameters_kept"), "short"),
-        column("multiply-adds kept", rows, lambda row: row.get("multiply_adds_kept"), "short"),
-        column("seconds", rows, lambda row: row.get("seconds"), "short"),
+        Column("epoch", [row.get("epoch") for row in rows], "count"),
+        Column(score, [times(row.get("score"), factor) for row in rows], "percent" if percent else "short"),
+        Column("training loss", [row.get("training_loss") for row in rows], "short"),
+        Column("parameters kept", [row.get("parameters_kept") for row in rows], "short"),
+        Column("multiply-adds kept", [row.get("multiply_adds_kept") for row in rows], "short"),
+        Column("seconds", [row.get("seconds") for row in rows], "short"),
     ]
     text = "A point is an epoch of a training; epoch 0 is the network before it."
     answer = _recovery(rows) if retrained else None
@@ -76,15 +76,15 @@ def trainings_section(run: Run) -> Section:
         details=run.details,
         notes=run.notes,
         answers=[answer] if answer is not None else [],
-        datasets=[Dataset("Epoch by epoch", columns, _panels("epoch", score), "training", text)],
+        datasets=[Dataset("Epoch by epoch", columns, _panels(score), "training", text)],
     )
 
 
-def _panels(epoch: str, score: str) -> list[Panel]:
+def _panels(score: str) -> list[Panel]:
     return [
-        Panel("Score on the test images", epoch, score, "lines"),
-        Panel("Training loss", epoch, "training loss", "lines"),
-        Panel("Time of an epoch", epoch, "seconds", "lines"),
+        Panel("Score on the test images", "epoch", score, "lines"),
+        Panel("Training loss", "epoch", "training loss", "lines"),
+        Panel("Time of an epoch", "epoch", "seconds", "lines"),
     ]
 
 
