@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import tnalgebra as tn
+from tests.use_cases import Doubled
 
 
 class Outcome(NamedTuple):
@@ -71,10 +72,6 @@ def _loss(module: nn.Module, x: Tensor) -> Callable[..., Tensor]:
 
 
 # Functions of the parameters and the input; the reference goes through the same -----------------------------------
-
-
-def do_functional_call(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return Outcome((functional_call(module, dict(aid.values), (x,)),))
 
 
 def do_vmap(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
@@ -159,10 +156,6 @@ def do_double_backward(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
     return Outcome((*(one.detach() for one in first), *second))
 
 
-def do_checkpoint(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _backward(module, x, lambda one: torch.utils.checkpoint.checkpoint(module, one, use_reentrant=False))
-
-
 def do_make_fx(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
     call = make_fx(lambda values, one: functional_call(module, values, (one,)))(dict(aid.values), x)
     return Outcome((call(dict(aid.values), x),))
@@ -188,22 +181,6 @@ def _called(module: nn.Module, x: Tensor) -> Outcome:
     return Outcome((module(x),), module, x)
 
 
-def do_none(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _called(module, x)
-
-
-def do_deepcopy(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _called(copy.deepcopy(module), x)
-
-
-def do_copy(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _called(copy.copy(module), x)
-
-
-def do_pickle(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _called(pickle.loads(pickle.dumps(module)), x)
-
-
 def do_torch_save(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
     file = io.BytesIO()
     torch.save(module, file)
@@ -221,14 +198,6 @@ def _restated(module: nn.Module, x: Tensor, aid: Aid, change: Callable[[nn.Modul
 
 def do_state_dict(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
     return _restated(module, x, aid, lambda other: None, assign=False)
-
-
-def do_assign(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _restated(module, x, aid, lambda other: other.to("meta"), assign=True)
-
-
-def do_to_empty(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _restated(module, x, aid, lambda other: other.to("meta").to_empty(device=x.device), assign=False)
 
 
 def do_save(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
@@ -260,30 +229,10 @@ def do_vector(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
     return _called(module, x)
 
 
-def do_to_dtype(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _called(module.to(aid.dtype), x.to(aid.dtype) if _smooth(x) else x)
-
-
 def do_memory_format(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     layout = formats.get(x.ndim, torch.contiguous_format)
     return _called(tn.nn.in_memory_format(module, layout), x.contiguous(memory_format=layout))
-
-
-def do_channels_last(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _called(module.to(memory_format=torch.channels_last), x)
-
-
-def do_share_memory(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _called(module.share_memory(), x)
-
-
-def do_compile(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _compiled(module, x, "eager")
-
-
-def do_compile_aot(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return _compiled(module, x, "aot_eager")
 
 
 def _compiled(module: nn.Module, x: Tensor, backend: str) -> Outcome:
@@ -300,23 +249,8 @@ def do_export(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
     return Outcome((program.module()(x),), module, x)
 
 
-def do_trace(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return Outcome((torch.jit.trace(module, (x,), check_trace=False)(x),), module, x)
-
-
-def do_symbolic_trace(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return Outcome((fx.symbolic_trace(nn.Sequential(module))(x),), module, x)
-
-
 def _owner(module: nn.Module, aid: Aid) -> nn.Module:
     return module.get_submodule(aid.path)
-
-
-class Doubled(nn.Module):
-    """A parametrisation: twice the tensor that is trained."""
-
-    def forward(self, value: Tensor) -> Tensor:
-        return 2 * value
 
 
 def do_parametrize(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
@@ -389,10 +323,6 @@ def do_optimizer_step(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
     return _called(module, x)
 
 
-def do_data_parallel(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return Outcome((nn.DataParallel(module)(x),), module, x)
-
-
 def do_hooks(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
     module.register_forward_pre_hook(lambda one, inputs: None)
     module.register_forward_hook(lambda one, inputs, output: output)
@@ -407,10 +337,6 @@ def do_swap(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
         return _called(module.to(aid.dtype), x.to(aid.dtype) if _smooth(x) else x)
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
-
-
-def do_keyword(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
-    return Outcome((module(input=x) if not aid.path else module(x=x),), module, x)
 
 
 def do_default_dtype(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
@@ -428,7 +354,7 @@ def do_default_device(module: nn.Module, x: Tensor, aid: Aid) -> Outcome:
 
 
 FUNCTIONAL: dict[str, Callable[[nn.Module, Tensor, Aid], Outcome]] = {
-    "functional_call": do_functional_call,
+    "functional_call": lambda module, x, aid: Outcome((functional_call(module, dict(aid.values), (x,)),)),
     "vmap": do_vmap,
     "ensemble": do_ensemble,
     "grad": do_grad,
@@ -439,32 +365,36 @@ FUNCTIONAL: dict[str, Callable[[nn.Module, Tensor, Aid], Outcome]] = {
     "hessian product": do_hessian_product,
     "backward": do_backward,
     "double backward": do_double_backward,
-    "checkpoint": do_checkpoint,
+    "checkpoint": lambda module, x, aid: _backward(
+        module, x, lambda one: torch.utils.checkpoint.checkpoint(module, one, use_reentrant=False)
+    ),
     "make_fx": do_make_fx,
 }
 """Transforms that the reference goes through as well."""
 
 CHANGES: dict[str, Callable[[nn.Module, Tensor, Aid], Outcome]] = {
-    "none": do_none,
-    "deepcopy": do_deepcopy,
-    "copy": do_copy,
-    "pickle": do_pickle,
+    "none": lambda module, x, aid: _called(module, x),
+    "deepcopy": lambda module, x, aid: _called(copy.deepcopy(module), x),
+    "copy": lambda module, x, aid: _called(copy.copy(module), x),
+    "pickle": lambda module, x, aid: _called(pickle.loads(pickle.dumps(module)), x),
     "torch.save": do_torch_save,
     "state_dict": do_state_dict,
-    "meta, then assign": do_assign,
-    "to_empty, then load": do_to_empty,
+    "meta, then assign": lambda module, x, aid: _restated(module, x, aid, lambda other: other.to("meta"), assign=True),
+    "to_empty, then load": lambda module, x, aid: _restated(
+        module, x, aid, lambda other: other.to("meta").to_empty(device=x.device), assign=False
+    ),
     "tn.save": do_save,
     "safetensors": do_safetensors,
     "vector": do_vector,
-    "to(dtype)": do_to_dtype,
+    "to(dtype)": lambda module, x, aid: _called(module.to(aid.dtype), x.to(aid.dtype) if _smooth(x) else x),
     "in_memory_format": do_memory_format,
-    "to(channels_last)": do_channels_last,
-    "share_memory": do_share_memory,
-    "compile": do_compile,
-    "compile aot": do_compile_aot,
+    "to(channels_last)": lambda module, x, aid: _called(module.to(memory_format=torch.channels_last), x),
+    "share_memory": lambda module, x, aid: _called(module.share_memory(), x),
+    "compile": lambda module, x, aid: _compiled(module, x, "eager"),
+    "compile aot": lambda module, x, aid: _compiled(module, x, "aot_eager"),
     "export": do_export,
-    "jit.trace": do_trace,
-    "fx trace": do_symbolic_trace,
+    "jit.trace": lambda module, x, aid: Outcome((torch.jit.trace(module, (x,), check_trace=False)(x),), module, x),
+    "fx trace": lambda module, x, aid: Outcome((fx.symbolic_trace(nn.Sequential(module))(x),), module, x),
     "parametrize": do_parametrize,
     "parametrize, removed": do_parametrize_removed,
     "weight_norm": do_weight_norm,
@@ -476,10 +406,10 @@ CHANGES: dict[str, Callable[[nn.Module, Tensor, Aid], Outcome]] = {
     "autocast": do_half_autocast,
     "AveragedModel": do_averaged,
     "optimizer step": do_optimizer_step,
-    "DataParallel": do_data_parallel,
+    "DataParallel": lambda module, x, aid: Outcome((nn.DataParallel(module)(x),), module, x),
     "hooks": do_hooks,
     "swap_tensors": do_swap,
-    "keyword": do_keyword,
+    "keyword": lambda module, x, aid: Outcome((module(input=x) if not aid.path else module(x=x),), module, x),
     "default dtype": do_default_dtype,
     "default device": do_default_device,
 }
