@@ -142,6 +142,14 @@ def test_a_large_space_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one.best["topology"] == two.best["topology"]
 
 
+def test_a_model_needs_no_example() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3))
+    result = tn.search(model, "parameters 0.7", space=CUTS, finalists=1)
+    assert [row["multiply_adds"] for row in result.rows] == [None]
+    assert result.best in result.front
+    assert str(result).endswith(result.notation)
+
+
 def test_a_folder_belongs_to_one_example_and_to_one_model(tmp_path: Path) -> None:
     conv = nn.Conv2d(4, 6, 3, padding=1)
 
@@ -200,6 +208,8 @@ def test_bad_input() -> None:
     bad[0, 0, 0, 0] = float("nan")
     with refused(ValuesError, "NaN"):
         tn.search(bad, "parameters 0.4")
+    with refused(RankError, "no size"):
+        tn.search(kernel(), [])
     with refused(RankError, "8", "budget"):
         tn.search(kernel(), 8)
     with refused(RankError, "no topology", "parameters 0.01"):

@@ -82,7 +82,7 @@ class FoundTopologies(Tabular):
 
 
 def _dominates(other: Row, row: Row) -> bool:
-    pairs = [(other[cost], row[cost]) for cost in COSTS]
+    pairs = [(other[cost], row[cost]) for cost in COSTS if other[cost] is not None and row[cost] is not None]
     return all(one <= two for one, two in pairs) and any(one < two for one, two in pairs)
 
 

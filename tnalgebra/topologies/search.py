@@ -85,6 +85,8 @@ def search(
     """
     space = Space() if space is None else space
     sizes = [_read_budget(one) for one in (size if isinstance(size, list | tuple) else [size])]
+    if not sizes:
+        raise RankError("no size is given", fix="'parameters 0.3'")
     numbers = {"trials": trials, "finalists": finalists}
     for name, number in numbers.items():
         if number < 1:
