@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tests.refusals import refused
 from tnalgebra.errors import LayerError, NetworkError, RuleError, ValuesError
 from tnalgebra.model.hosvd import hosvd
-from tnalgebra.model.spectra import Spectra, Spectrum, cut_singular_values, spectra
+from tnalgebra.model.spectra import cut_singular_values, spectra
+from tnalgebra.model.spectrum import Spectra, Spectrum
 from tnalgebra.networks.bipartition import Bipartition, bipartitions, parse_bipartition
 from tnalgebra.networks.notation import parse
 from tnalgebra.nn.layers import decomposed

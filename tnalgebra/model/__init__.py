@@ -26,7 +26,8 @@ from .patterns import optional
 from .plans import Curves, MetricName, Planned, fit_planned, plan_budget
 from .progress import track
 from .report import ConversionReport
-from .spectra import DISTINCT_COLOURS, Spectra, Spectrum, cut_singular_values, spectra
+from .spectra import cut_singular_values, spectra
+from .spectrum import DISTINCT_COLOURS, Spectra, Spectrum
 from .surgery import (
     Site,
     exchange_layers,
