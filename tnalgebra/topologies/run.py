@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,8 +20,9 @@ from ..fitting import ParameterBudget, RelativeError, Size, TimeBudget, size_tex
 from ..model import convert
 from ..studies import Row, Store
 from ..workers import run_tasks
-from .bounds import EXACT_STEPS, Bounds, CutErrors, RankSearch, prepare_bounds
+from .bounds import Bounds, CutErrors, prepare_bounds
 from .evaluation import Problem, Trial, measure_all
+from .ladder import Ladder
 from .space import Space
 from .suggestions import Suggestions
 from .topology import Topology
@@ -40,9 +41,6 @@ COUNTED = ("listed", "pruned", "refused", "fitted", "evaluations")
 
 _MOVED = 2
 """Finalists whose ranks are moved."""
-
-_STEPS = 100
-"""Ranks that are looked at for one topology before it is the turn of another."""
 
 PENALTY = 2.0
 """The score of a topology that did not meet an error, as a part of the kernel's parameters."""
@@ -365,48 +363,6 @@ class SearchRun:
         self.counts["fitted"] += len(fitted)
         self.counts["pruned"] += len({ladder.topology.name for *_, ladder in heap} - fitted)
         return reached
-
-
-class Ladder:
-    """The ranks at which a topology may have an error, one after the other.
-
-    Attributes:
-        parameters: no ranks that are still to come have fewer.
-        ranks: those to be fitted next, empty where only a fit knows them; None where they are not known yet.
-    """
-
-    def __init__(self, topology: Topology, bounds: Bounds, error: float) -> None:
-        self.topology, self.bounds, self.error = topology, bounds, error
-        self.parameters: float = bounds.least_parameters(error)
-        self.ranks: Mapping[str, int] | None = None
-        self._failed: list[tuple[int, ...]] = []
-        self._search = RankSearch(bounds, error)
-
-    def climb(self, missed: float | None) -> None:
-        """Go on to the next ranks, or some way towards them.
-
-        Args:
-            missed: the error at the ranks before, which was too large; None where they were not fitted.
-        """
-        if not self.topology.is_plain:
-            self.ranks, self.parameters = ({}, self.parameters) if self.ranks is None else (None, math.inf)
-            return
-        if self.ranks is not None:
-            self._failed.append(tuple(self.ranks.values()))
-            if missed is not None and max(self._failed[-1]) > EXACT_STEPS:
-                self.error *= max(self.error / missed, 0.5)
-                self._search = RankSearch(self.bounds, self.error)
-        ranks = self._search.next(_STEPS)
-        self.ranks = None
-        if ranks is not None and not any(_below(ranks, failed) for failed in self._failed):
-            self.ranks = dict(zip(self.bounds.bonds, ranks, strict=True))
-            self.parameters = max(self.parameters, self.bounds.parameters(ranks))
-        else:
-            self.parameters = max(self.parameters, self._search.bound)
-
-
-def _below(ranks: Sequence[int], others: Sequence[int]) -> bool:
-    return all(one <= two for one, two in zip(ranks, others, strict=True))
 
 
 def _error(row: Row) -> float:
