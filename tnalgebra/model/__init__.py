@@ -4,6 +4,7 @@ from .adapt import adapt, adaptable_sites, freeze_but, put_adapters
 from .adapters import Adapters, adapter_state, adapters
 from .attention import unfolding_attentions
 from .batch_norm import batch_norms, recalibrate_batch_norm
+from .budget import error_of
 from .compare import compare
 from .comparison import Comparison
 from .convert import convert
@@ -66,6 +67,7 @@ __all__ = [
     "convert",
     "cut_singular_values",
     "distil",
+    "error_of",
     "evaluating",
     "exchange_layers",
     "find_obstacles",

@@ -121,9 +121,13 @@ class Bounds:
         self._within: dict[int, Within] = {}
         self.weights = [prod(shape_of(right, tuple(group))) for group in self.groups]
 
+    def core_sizes(self, ranks: Sequence[int]) -> list[int]:
+        """The parameters of each core at the ranks of all bonds."""
+        return [w * prod([ranks[b] for b in bonds]) for w, bonds in zip(self.weights, self.cores, strict=True)]
+
     def parameters(self, ranks: Sequence[int]) -> int:
         """The parameters at the ranks of all bonds."""
-        return sum(w * prod(ranks[b] for b in bonds) for w, bonds in zip(self.weights, self.cores, strict=True))
+        return sum(self.core_sizes(ranks))
 
     def rank(self, side: frozenset[str], error: float) -> int:
         return self.errors.least_rank(self.right, self.topology.open, side, error)
@@ -229,11 +233,9 @@ class RankSearch:
         if ranks in self._seen:
             return
         self._seen.add(ranks)
-        sizes = (
-            weight * prod(ranks[b] for b in bonds)
-            for weight, bonds in zip(self.bounds.weights, self.bounds.cores, strict=True)
-        )
-        least = sum(map(max, sizes, self._least))  # no larger ranks that the cuts allow have fewer parameters
+        least = sum(
+            map(max, self.bounds.core_sizes(ranks), self._least)
+        )  # no larger ranks that the cuts allow have fewer parameters
         heapq.heappush(self._heap, (least, next(self._order), ranks))
 
     def _grow(self, ranks: tuple[int, ...], bonds: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..decompositions import read_rewrite
 from ..errors import RankError, RuleError, SizeError
 from ..fitting import Metric, MultiplyAddsBudget, Settings, Size, size_text
-from ..model import compare
+from ..model import compare, error_of
 from ..networks import NamedTensor, kernel_multiply_adds
 from ..rewriting import Choices, Fit
 from ..studies import Row
@@ -95,15 +95,10 @@ def measure_trial(problem: Problem, trial: Trial) -> Row:
     row["ranks"] = {name: _ranks_of(fit) for name, fit in fits.items()}
     row["parameters"] = sum(fit.parameters for fit in fits.values()) or None
     row["multiply_adds"] = sum(kernel_multiply_adds(fit.network, positions) for fit in fits.values()) or None
-    row["error"] = _mean([error_of_fit(fit) for fit in fits.values()])
+    row["error"] = _mean([error_of(fit) for fit in fits.values()])
     row["relative_error"] = _mean([fit.relative_error for fit in fits.values()])
     row["seconds"] = round(time.perf_counter() - start, 3)
     return row
-
-
-def error_of_fit(fit: Fit) -> float:
-    """The relative error in the norm of the fit."""
-    return fit.relative_error if fit.output_error is None else fit.output_error
 
 
 def _mean(errors: Sequence[float]) -> float | None:
@@ -184,7 +179,7 @@ def move_ranks(problem: Problem, trial: Trial) -> Row:
         choices["start"] = _shrunk(fit, larger)
         other = rule.apply(kernel, larger, **choices)
         moved["fits"] += 1
-        if error_of_fit(other) > (1 - _LEAST_GAIN) * error_of_fit(fit):
+        if error_of(other) > (1 - _LEAST_GAIN) * error_of(fit):
             break
         fit = other
     return {**moved, "ranks": {name: _ranks_of(fit)}}
@@ -210,7 +205,7 @@ def _next_ranks(
     def rate(bond: str, step: int) -> float:
         """The squared error that a parameter takes away, at a smaller or a larger bond."""
         trial = {**ranks, bond: ranks[bond] + step}
-        change = error_of_fit(apply(trial, start=_shrunk(fit, trial))) ** 2 - error_of_fit(fit) ** 2
+        change = error_of(apply(trial, start=_shrunk(fit, trial))) ** 2 - error_of(fit) ** 2
         return -change / (count(trial) - count(ranks))
 
     steps = {bond: max(1, rank // 8) for bond, rank in ranks.items()}

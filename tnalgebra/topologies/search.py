@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def search(
         store = None
         if output is not None:
             config = _config(problem, model, example) | numbers
-            config |= {"sizes": [*map(size_text, sizes)], "space": space.records(), "tested": test is not None}
+            config |= {"sizes": [*map(size_text, sizes)], "space": asdict(space), "tested": test is not None}
             store = stack.enter_context(Store(Path(output), config, fields=TRIAL_KEYS).opened())
             store.settle()
         run = SearchRun(problem, space, Ledger(store), model, test, calibration, trials, finalists, scheduler)

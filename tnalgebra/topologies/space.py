@@ -77,23 +77,9 @@ class Space:
         if self.terms == 2 and self.parts:
             raise RuleError("the labels of sums are not split into parts", fix="terms=1, or no parts")
 
-    def records(self) -> dict[str, object]:
-        """The fields as JSON has them."""
-        parts = {label: list(sizes) for label, sizes in self.parts.items()}  # type: ignore[arg-type]
-        groups = None if self.groups is None else list(self.groups)
-        return {
-            "cores": list(self.cores),
-            "bonds": list(self.bonds),
-            "groups": groups,
-            "parts": parts,
-            "terms": self.terms,
-            "catalogue": self.catalogue,
-        }
-
     def check(self, labels: Sequence[str]) -> None:
         """Raise RuleError if the space has labels that a kernel lacks."""
-        whole = [*self.parts]
-        for label in whole:
+        for label in self.parts:
             if label not in labels:
                 raise RuleError(f"the kernel has no label {label!r} to split", labels=" ".join(labels))
         known = {*labels, *chain.from_iterable(parts_of(self, labels).values())}
