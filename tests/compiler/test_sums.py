@@ -15,8 +15,8 @@ import tnalgebra as tn
 from tests.compiler_cases import calls, check, check_at, compiled
 from tests.refusals import refused
 from tests.strategies import random_values
+from tnalgebra.compiler import joined, tune
 from tnalgebra.compiler import sums as program_sums
-from tnalgebra.compiler import tune
 from tnalgebra.compiler.operations import Convolve, Plus
 from tnalgebra.errors import CompileError, SizeError, TnalgebraError
 from tnalgebra.networks import Conv, Network, aligned, collected, in_one_window, parse
@@ -113,7 +113,8 @@ def test_the_battery_catches_a_broken_lowering(
     name: str, function: Any, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, inputs, _ = CASES[case]
-    monkeypatch.setattr(program_sums, name, function)
+    for module in (program_sums, joined):
+        monkeypatch.setattr(module, name, function, raising=module is program_sums)
     monkeypatch.setattr(tune, "_remembered", OrderedDict())  # not the candidates of other tests
     with pytest.raises((AssertionError, RuntimeError, TnalgebraError)):
         check(text, inputs)

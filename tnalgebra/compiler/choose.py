@@ -21,6 +21,7 @@ from .operations import (
     STYLES,
     Arrange,
     Convolve,
+    Crop,
     Load,
     Pad,
     Program,
@@ -162,7 +163,7 @@ class Candidate:
     def _root(self, number: int) -> int:
         """The value whose memory a view shares."""
         operation = self.program.operations[number]
-        is_view = isinstance(operation, Rename) or (isinstance(operation, Arrange) and not operation.copies)
+        is_view = isinstance(operation, Rename | Crop) or (isinstance(operation, Arrange) and not operation.copies)
         return self._root(operation.sources[0]) if is_view else number
 
     @cached_property

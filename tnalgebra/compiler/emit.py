@@ -250,6 +250,10 @@ class _Emitter:
             flat = [min(end, 0) for end in flat]
         return self.graph.call_function(functional.pad, (source, flat), keywords)
 
+    def _crop(self, operation: ops.Crop, source: fx.Node) -> fx.Node:
+        ends = ((0, 0),) * (len(operation.axes) - len(operation.ends)) + operation.ends
+        return self._indexed(source, [slice(low or None, -high or None) for low, high in ends])
+
     def _unfold(self, operation: ops.Unfold, source: fx.Node) -> fx.Node:
         reach = operation.dilation * (operation.size - 1) + 1
         node = self.graph.call_method("unfold", (source, operation.axis, reach, operation.stride))
@@ -403,10 +407,12 @@ class _Emitter:
 
     def _with_units(self, node: fx.Node, axes: Axes) -> fx.Node:
         """Insert axes of one element by indexing, which does not need the other sizes."""
-        index: tuple[Any, ...] = tuple(slice(None) if axis else None for axis in axes)
+        return self._indexed(node, [slice(None) if axis else None for axis in axes])
+
+    def _indexed(self, node: fx.Node, index: list[Any]) -> fx.Node:
         while index and index[-1] == slice(None):
             index = index[:-1]
-        return self.graph.call_function(operator.getitem, (node, index))
+        return self.graph.call_function(operator.getitem, (node, tuple(index)))
 
 
 _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
@@ -420,6 +426,7 @@ _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.Matmul: _Emitter._product,
     ops.Convolve: _Emitter._convolution,
     ops.Pad: _Emitter._pad,
+    ops.Crop: _Emitter._crop,
     ops.Unfold: _Emitter._unfold,
     ops.Toeplitz: _Emitter._toeplitz,
     ops.Transform: _Emitter._transform,
@@ -429,6 +436,7 @@ _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.Pool: _Emitter._pool,
     ops.Add: _Emitter._add,
     ops.Plus: _Emitter._plus,
+    ops.Concatenate: lambda emitter, one, *parts: emitter.graph.call_function(torch.cat, (parts, one.axis)),
     ops.Scale: _Emitter._scale,
 }
 """How each operation is emitted, from the operation and the nodes of its operands."""

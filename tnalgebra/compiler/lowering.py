@@ -25,6 +25,7 @@ from .values import (
     in_format,
     pad,
     plain_label,
+    relabel_axes,
     relabel_axis,
     roles,
     run_of,
@@ -143,7 +144,8 @@ def _view(draft: Draft, value: Value, views: Sequence[Conv | Fuse], live: Collec
     if windows[0].x not in value.labels:
         return _toeplitz(draft, value, windows[0])
     if not any(node.k in live or node.dilation != 1 for node in windows):
-        return _pool(draft, value, windows)
+        moves = all(draft.sizes[node.k] == node.stride == 1 and node.mode == "zeros" for node in windows)
+        return _move(draft, value, windows) if moves else _pool(draft, value, windows)
     for node in windows:
         value = _unfold(draft, value, node)
     return value
@@ -192,6 +194,18 @@ def _toeplitz(draft: Draft, value: Value, node: Conv) -> Value:
     x, y = (last.index(label) - 2 for label in (node.x, node.y))
     numbers = {name: numbers[name] for name in ("stride", "dilation", "low")}
     return draft.add(ops.Toeplitz(value.number, (*others, *singles(last)), x, y, **numbers))
+
+
+def _move(draft: Draft, value: Value, windows: Sequence[Conv]) -> Value:
+    """Windows of one element, which put a value among zeros or take a part of it."""
+    axes = value.axes
+    for node in windows:
+        axes = split_apart(axes, (node.x,))
+    value = arrange(draft, value, axes)
+    value = pad(draft, value, [(node, window(node)["low"], window(node)["high"]) for node in windows])
+    ys = {node.x: node.y for node in windows}
+    words = {label: ys[plain_label(label)] for label in value.labels if plain_label(label) in ys}
+    return draft.add(ops.Rename(value.number, relabel_axes(value.axes, words)), relabel_axis(value.order, words))
 
 
 def _pool(draft: Draft, value: Value, windows: Sequence[Conv]) -> Value:

@@ -37,7 +37,7 @@ class Operation:
     """One step of a program.
 
     axes: the axes of its value.
-    takes: the names of the fields that hold the position of an operand, or None.
+    takes: the names of the fields that hold the position of an operand, those of several, or None.
     """
 
     axes: Axes
@@ -47,7 +47,8 @@ class Operation:
     def sources(self) -> tuple[int, ...]:
         """The positions of its operands."""
         numbers = (getattr(self, name) for name in self.takes)
-        return tuple(number for number in numbers if number is not None)
+        several = (number if isinstance(number, tuple) else (number,) for number in numbers if number is not None)
+        return tuple(number for some in several for number in some)
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,13 @@ class Pad(Unary):
 
 
 @dataclass(frozen=True)
+class Crop(Unary):
+    """Fewer positions at the ends of the last axes, in the same memory: (low, high) to leave out, for each of them."""
+
+    ends: Pads
+
+
+@dataclass(frozen=True)
 class Unfold(Unary):
     """Windows along one axis: x becomes y, and the elements k of the window become the last axis."""
 
@@ -286,6 +294,16 @@ class Plus(Operation):
 
 
 @dataclass(frozen=True)
+class Concatenate(Operation):
+    """Values next to each other along one axis."""
+
+    parts: tuple[int, ...]
+    axes: Axes
+    axis: int
+    takes: ClassVar[tuple[str, ...]] = ("parts",)
+
+
+@dataclass(frozen=True)
 class Scale(Unary):
     """The value times a factor, and times (+1) or divided by (-1) sizes that are known only at the call."""
 
@@ -296,7 +314,13 @@ class Scale(Unary):
 def renumber(operation: Any, number: Callable[[int], int]) -> Any:
     """The operation with the positions of its operands replaced."""
     taken = {name: getattr(operation, name) for name in operation.takes}
-    return replace(operation, **{name: number(n) for name, n in taken.items() if n is not None})
+    new = {n: number(n) for n in operation.sources}
+    changed = {
+        name: tuple(new[one] for one in n) if isinstance(n, tuple) else new[n]
+        for name, n in taken.items()
+        if n is not None
+    }
+    return replace(operation, **changed)
 
 
 def used_operations(operations: Sequence[Operation]) -> tuple[Operation, ...]:
@@ -334,7 +358,7 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: _Sizes) -> Work
     written = moved(operation.axes)
     read = sum(moved(values[source]) for source in operation.sources)
     match operation:
-        case Load() | Rename() | Repeat() | Diagonal() | Unfold() | Arrange(copies=False):
+        case Load() | Rename() | Repeat() | Diagonal() | Unfold() | Crop() | Arrange(copies=False):
             return Workload("view")
         case Matmul():
             one, other = ({*labels_in(values[number])} for number in (operation.left, operation.right))

@@ -235,6 +235,7 @@ _TEXTS: dict[type[ops.Operation], Callable[[Any, Sequence[str], str], str]] = {
     ops.Matmul: lambda one, taken, made: f"product of {taken[0]} and {taken[1]} over {_word((one.summed,))} -> {made}",
     ops.Convolve: _convolution,
     ops.Pad: _padding,
+    ops.Crop: lambda _, taken, made: f"part of {taken[0]} as {made}",
     ops.Unfold: lambda _, taken, made: f"windows of {taken[0]} -> {made}",
     ops.Toeplitz: lambda _, taken, made: f"Toeplitz matrices of {taken[0]} -> {made}",
     ops.Transform: lambda one, taken, made: (
@@ -246,6 +247,7 @@ _TEXTS: dict[type[ops.Operation], Callable[[Any, Sequence[str], str], str]] = {
     ops.Pool: lambda _, taken, made: f"means of windows of {taken[0]} -> {made}",
     ops.Add: lambda _, taken, made: f"{taken[1]} added to {taken[0]}",
     ops.Plus: lambda _, taken, made: f"sum of {taken[0]} and {taken[1]} -> {made}",
+    ops.Concatenate: lambda _, taken, made: f"{', '.join(taken)} side by side -> {made}",
     ops.Scale: _scale,
 }
 """The description of each operation, from the operation, its operands and its result."""

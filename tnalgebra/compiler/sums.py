@@ -3,17 +3,19 @@
 A term is lowered like any product. Labels that mean the same have the same word in all terms, so that steps which
 several terms have are equal and are done once. Terms that differ only in weights can become one product beforehand,
 whose kernel is the sum of theirs; windows of different sizes become one window. Prices and measurements decide whether
-that is faster.
+that is faster. A term that puts its value among zeros is lowered without them, so that terms which fill different parts
+of the output are written side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from ..networks import (
+    Conv,
     NamedTensor,
     Network,
     Node,
@@ -22,11 +24,12 @@ from ..networks import (
     fresh,
     fresh_words,
     in_one_window,
-    relabel,
     tensors_of,
+    window,
 )
-from . import operations as ops
-from .computation import Computation, Leaf, labels_with_elements, moving_labels, sort_nodes, variants
+from .added import Ends, add_programs, padded_program, program_with_bias
+from .computation import Computation, labels_with_elements, moving_labels, sort_nodes, variants
+from .joined import in_other_words, with_kernel
 from .operations import Program, Style
 from .values import plain_label
 
@@ -145,7 +148,7 @@ class SumPrograms:
         by_style: list[dict[Style, list[Program]]] = []
         # terms that have all labels come first, as sizes at the call may follow from theirs
         groups = tuple(sorted(groups, key=lambda group: any(self._lacking[number] for number in group)))
-        adds = next((group for group in groups if not any(self.bias in self._lacking[n] for n in group)), groups[0])
+        adds = next((group for group in groups if self._can_add_bias(group)), None)
         for group in groups:
             styles: dict[Style, list[Program]] = {}
             for program in self._products(group, first=group is adds):
@@ -155,7 +158,13 @@ class SumPrograms:
         for style in by_style[0]:
             if all(style in styles for styles in by_style):
                 joined += self._joined([styles[style] for styles in by_style])
-        return joined
+        if self.bias is None or adds is not None:
+            return joined
+        return [program_with_bias(program, self.bias) for program in joined]
+
+    def _can_add_bias(self, group: tuple[int, ...]) -> bool:
+        """Whether the terms of a group have all elements along the label of the bias."""
+        return not any(self.bias in self._lacking[n] or _without_zeros(self._terms[n])[1] for n in group)
 
     def _joined(self, choices: Sequence[Sequence[Program]]) -> list[Program]:
         """One program of each group, added up; later ones are chosen by what they cost beside the earlier ones."""
@@ -185,12 +194,13 @@ class SumPrograms:
 
     def _of_term(self, number: int, bias: str | None) -> list[Program]:
         networks = [self._terms[number], *self._variants[number][1:]]
-        kernel = not self.inputs
-        return [
-            program
-            for one in networks
-            for program in self.lower(self._sorted(one), bias=bias, fixed=self._fixed, is_kernel=kernel)
-        ]
+        return [program for one in networks for program in self._lowered(one, bias)]
+
+    def _lowered(self, network: Network, bias: str | None) -> list[Program]:
+        """The programs of a product; those of a value that is put among zeros end with this step."""
+        inner, ends = _without_zeros(network)
+        programs = self.lower(self._sorted(inner), bias=bias, fixed=self._fixed, is_kernel=not self.inputs)
+        return [padded_program(program, network, ends) for program in programs]
 
     def _of_merged(self, group: tuple[int, ...], bias: str | None) -> list[Program]:
         """The programs of several terms whose kernels are added first; none where they differ in more than weights."""
@@ -204,8 +214,7 @@ class SumPrograms:
             return []
         outer, kernel = pair
         inner = self._of_kernel(kernel)
-        programs = self.lower(self._sorted(outer), bias=bias, fixed=self._fixed, is_kernel=False)
-        return [] if inner is None else [with_kernel(program, name, inner) for program in programs]
+        return [] if inner is None else [with_kernel(program, name, inner) for program in self._lowered(outer, bias)]
 
     def _is_of_inputs(self, node: Node) -> bool:
         """Whether a node is an input, or has a label whose size inputs of other sizes change."""
@@ -222,133 +231,34 @@ class SumPrograms:
         return min(programs, key=self.price, default=None)
 
 
-# Programs joined -----------------------------------------------------------------------------------------------
+def _without_zeros(term: Network) -> tuple[Network, dict[str, Ends]]:
+    """A product without the windows that put its value among zeros, and the zeros at both ends of output labels.
 
+        K[n b] Conv[b o one:1 | padding=2:1] -> [n o]  =  K[n b] -> [n b] with {o: (b, 2, 1)}
 
-def add_programs(programs: Sequence[Program]) -> Program:
-    """One program whose value is the sum of the values of several, in which equal steps are done once.
-
-    A word means the same label in all of them, unless the label has another size there.
+    Returns:
+        The product, in which a label of the output is another one, and for each such label (the other one, the number
+        of zeros before it, the number of zeros behind it).
     """
-    if len(programs) == 1:
-        return programs[0]
-    joined = _Joined()
-    total, *others = (joined.add(program) for program in programs)
-    for other in others:
-        pairs = zip(joined.operations[total].axes, joined.operations[other].axes, strict=True)
-        axes = tuple(one or two for one, two in pairs)
-        joined.operations.append(ops.Plus(total, other, axes))
-        total = len(joined.operations) - 1
-    return joined.program(programs[0])
+    ends: dict[str, Ends] = {}
+    words = {label: label for label in term.output}
+    while node := next((one for one in term.nodes if _puts_among_zeros(one, term)), None):
+        assert isinstance(node, Conv)
+        label = next(label for label, word in words.items() if word == node.y)
+        numbers, (_, low, high) = window(node), ends.get(label, ("", 0, 0))
+        ends[label] = node.x, low + numbers["low"], high + numbers["high"]
+        words[label] = node.x
+        nodes = [other for other in term.nodes if other is not node]
+        known = {one: size for one, size in term.sizes.items() if one not in (node.y, node.k)}
+        term = Network(nodes, tuple(words.values()), known)
+    return term, ends
 
 
-def with_kernel(outer: Program, name: str, inner: Program) -> Program:
-    """A program in which a weight is computed by another program instead of being loaded."""
-    words = fresh_words(sorted({plain_label(label) for label in inner.sizes}), {*outer.sizes, *inner.sizes})
-    joined = _Joined()
-    value = joined.add(in_other_words(inner, words))
-    joined.add(outer, supplied={name: value})
-    return joined.program(outer)
-
-
-def in_other_words(program: Program, words: Mapping[str, str]) -> Program:
-    """The program with other words for labels; those that padding made of them follow."""
-    if not words:
-        return program
-    new = {}
-    for label in program.sizes:
-        plain = plain_label(label)
-        new[label] = words.get(label, words.get(plain, plain) + label[len(plain) :])
-    return replace(
-        program,
-        operations=tuple(_relabelled(operation, new) for operation in program.operations),
-        sizes={new[label]: size for label, size in program.sizes.items()},
-        moving=frozenset(new.get(label, label) for label in program.moving),
-        patterns=tuple(
-            replace(leaf, labels=_words_in(leaf.labels, new), node=relabel(leaf.node, new)) for leaf in program.patterns
-        ),
-    )
-
-
-class _Joined:
-    """The steps of several programs, each step once."""
-
-    def __init__(self) -> None:
-        self.operations: list[ops.Operation] = []
-        self.sizes: dict[str, int] = {}
-        self.patterns: list[Leaf] = []
-        self._moving: set[str] = set()
-        self._fixed: set[str] = set()
-        self._positions: dict[ops.Operation, int] = {}
-
-    def program(self, like: Program) -> Program:
-        """The steps as a program with the inputs and the style of another one."""
-        moving = frozenset(self._moving - self._fixed)
-        return Program(tuple(self.operations), like.inputs, self.sizes, moving, tuple(self.patterns), like.style)
-
-    def add(self, program: Program, supplied: Mapping[str, int] = {}) -> int:
-        """Add the steps of a program, and return the position of its value, which is the last step.
-
-        Args:
-            supplied: positions of values that take the place of loaded tensors, by name.
-        """
-        program = in_other_words(program, self._clashing(program))
-        names = self._pattern_names(program)
-        positions: list[int] = []
-        for number, operation in enumerate(program.operations):
-            if isinstance(operation, ops.Load):
-                if operation.name in supplied:
-                    operation = ops.Rename(supplied[operation.name], operation.axes)
-                    positions.append(self._put(operation))
-                    continue
-                operation = replace(operation, name=names.get(operation.name, operation.name))
-            operation = ops.renumber(operation, positions.__getitem__)
-            positions.append(self._put(operation, is_value=number == len(program.operations) - 1))
-        self.sizes |= program.sizes
-        self._moving |= program.moving
-        self._fixed |= program.sizes.keys() - program.moving
-        return positions[-1]
-
-    def _put(self, operation: ops.Operation, *, is_value: bool = False) -> int:
-        if is_value or operation not in self._positions:
-            self._positions[operation] = len(self.operations)
-            self.operations.append(operation)
-        return self._positions[operation]
-
-    def _clashing(self, program: Program) -> dict[str, str]:
-        """New words for labels that have another size in the programs before."""
-        clashing = [label for label, size in program.sizes.items() if self.sizes.get(label, size) != size]
-        return fresh_words(clashing, {*self.sizes, *program.sizes})
-
-    def _pattern_names(self, program: Program) -> dict[str, str]:
-        """The name of each dense pattern of a program here, where another one may have its name."""
-        names: dict[str, str] = {}
-        taken = {leaf.name for leaf in self.patterns}
-        taken |= {one.name for one in (*self.operations, *program.operations) if isinstance(one, ops.Load)}
-        for leaf in program.patterns:
-            same = next((other.name for other in self.patterns if other.node == leaf.node), None)
-            if same is None:
-                clash = any(other.name == leaf.name for other in self.patterns)
-                same = fresh(leaf.name, taken) if clash else leaf.name
-                taken.add(same)
-                self.patterns.append(replace(leaf, name=same))
-            names[leaf.name] = same
-        return names
-
-
-_AXES = ("axes", "summed", "groups", "new", "window", "sized", "circles")
-"""Fields of operations that hold labels."""
-
-
-def _relabelled(operation: ops.Operation, words: Mapping[str, str]) -> Any:
-    """The operation with other words for labels."""
-    held: Any = operation
-    changed = {one.name: _words_in(getattr(held, one.name), words) for one in fields(held) if one.name in _AXES}
-    return replace(held, **changed)
-
-
-def _words_in(labels: Any, words: Mapping[str, str]) -> Any:
-    """Labels in nested tuples with other words."""
-    if isinstance(labels, str):
-        return words.get(labels, labels)
-    return tuple(_words_in(one, words) for one in labels) if isinstance(labels, tuple) else labels
+def _puts_among_zeros(node: Node, term: Network) -> bool:
+    """Whether a node is a window of one element, of stride 1, that pads a value along a label of the output."""
+    if not isinstance(node, Conv) or node.mode != "zeros" or node.stride != 1 or node.x in term.output:
+        return False
+    numbers = window(node)
+    others = {label for other in term.nodes if other is not node for label in other.labels}
+    is_alone = node.y in term.output and not {node.y, node.k} & {*others} and node.k not in term.output
+    return is_alone and term.sizes[node.k] == 1 and min(numbers["low"], numbers["high"]) >= 0 and node.x in others

@@ -69,6 +69,14 @@ class Draft:
         """Whether the elements of a value are in this order of its labels."""
         return [n for n in value.order if self.counts(n)] == [n for n in order if self.counts(n)]
 
+    def is_of_inputs(self, value: Value) -> bool:
+        """Whether a value depends on an input."""
+        numbers = [value.number]
+        for number in numbers:
+            numbers += self.operations[number].sources
+        loads = [one for one in map(self.operations.__getitem__, numbers) if isinstance(one, ops.Load)]
+        return any(one.kind == "input" for one in loads)
+
     def prime(self, label: str, more: int) -> str:
         """A new label for an axis with more positions than that of `label`, or fewer if `more` is negative."""
         self.sizes[label + "'"] = self.sizes[label] + more
@@ -141,7 +149,8 @@ def axes_of_images(value: Value, channels: Collection[str], xs: Collection[str])
         idle = without(axis, {*channels, *xs})
         moved = singles(label for label in axis if label in xs)
         if number > last:
-            positions += [*([idle] if idle else []), *moved]
+            for run in split_apart((without(axis, channels),), xs):
+                positions += singles(run) if {*run} & {*xs} else [run] if run else []
         else:
             batch += idle
             late += moved
@@ -248,6 +257,9 @@ def _pad(draft: Draft, value: Value, pads: Mapping[str, tuple[int, int]], mode: 
     first = min(n for n, axis in enumerate(value.axes) if set(axis) & new.keys())
     ends = tuple(pads.get(plain_label(axis[0]), (0, 0)) if len(axis) == 1 else (0, 0) for axis in value.axes[first:])
     axes, order = relabel_axes(value.axes, new), relabel_axis(value.order, new)
+    is_fixed = not new.keys() & draft.moving
+    if max(map(max, ends)) <= 0 and is_fixed and draft.lies(value, value.labels) and draft.is_of_inputs(value):
+        return draft.add(ops.Crop(value.number, axes, tuple((-low, -high) for low, high in ends)), UNKNOWN)
     if not draft.lies(value, value.labels):
         # torch keeps channels_last unless it pads circularly; other orders become contiguous where nothing is cropped
         last = len(axes) in (4, 5) and draft.lies(value, channels_last_order(value.axes))
