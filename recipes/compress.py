@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 import tnalgebra as tn
-from recipes.benchmarks.timing import device_name, ratio_of_medians, time_in_turns
+from recipes.benchmarks.timing import ratio_of_medians, time_in_turns
 from recipes.command import run_command
 from recipes.networks import trained_cnn4, trains_first
 from recipes.reporting import aligned, print_settings
@@ -123,7 +123,7 @@ def measure_speed(
     ratios = {name: ratio_of_medians(times["dense"], times[name]) for name in networks if name != "dense"}
     latency = {
         "batch": len(x),
-        "device": device_name(config.device),
+        "device": tn.compiler.device_name(config.device),
         "threads": torch.get_num_threads() if config.device == "cpu" else None,
         "rounds": config.rounds,
         "memory_format": used,

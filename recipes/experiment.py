@@ -226,7 +226,7 @@ class Trainings:
             "training_loss": training_loss,
             "learning_rate": learning_rate,
             "config": tn.studies.config_hash(self.store.config),
-            "version": tn.__version__,
+            **tn.studies.made_with(self.config.device),
             "seconds": round(seconds, 3),
         }
         self.store.append(row)

@@ -289,7 +289,7 @@ def _write(result: Result, config: Config) -> None:
         "config": plain(config),
         "layers": list(result.rows["layer"].unique()),
         "correlations": plain(result.correlations),
-        "version": tn.__version__,
+        **tn.studies.made_with("cpu"),
     }
     write(config.output / "entropies.csv", result.rows.to_csv(index=False))
     write(config.output / "spectra.csv", result.spectra.to_pandas().to_csv(index=False))

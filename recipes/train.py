@@ -115,8 +115,7 @@ def main(config: Config) -> dict[str, Any]:
         "images": len(test),
         "rows": [row._asdict() for row in history.rows],
         "config": plain(config),
-        "version": tn.__version__,
-        "torch": torch.__version__,
+        **tn.studies.made_with(config.device),
         "seconds": sum(row.seconds for row in history.rows),
     }
     if is_first_process():

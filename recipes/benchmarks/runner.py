@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import tnalgebra as tn
 from recipes.benchmarks.report import AGAIN, Row, conditions, memory_table, read_rows
-from recipes.benchmarks.timing import device_name, peak_bytes, time_in_turns
+from recipes.benchmarks.timing import peak_bytes, time_in_turns
 from recipes.reporting import check_least, print_settings, write, write_figure
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _conditions(benchmark: Benchmark[Any, Any, Any]) -> Row:
     packages = {"torch": "torch", **benchmark.packages}
     return {
         "device": benchmark.device,
-        "device_name": device_name(benchmark.device),
+        "device_name": tn.compiler.device_name(benchmark.device),
         "threads": benchmark.config.threads,
         "smoke": benchmark.config.smoke,
         "seed": benchmark.config.seed,

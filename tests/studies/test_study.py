@@ -85,6 +85,8 @@ def test_rows_have_these_fields_of_these_types(found: tn.studies.Study) -> None:
         "layers": dict,
         "config": str,
         "version": str,
+        "torch": str,
+        "machine": str,
         "seconds": float,
     }
     details = {"rank": int, "values": int, "relative_error": float, "norm_kept": float, "parameters": int}

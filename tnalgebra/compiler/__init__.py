@@ -3,6 +3,7 @@
 from .choose import COMPUTED, MAX_PLAN_ELEMENTS, Candidates, is_channels_last
 from .compile import check_names, compile, make_request
 from .compiled import Compiled
+from .constants import device_name
 from .measure_device import calibrate
 from .plan import Plan
 from .tracing import is_jit_traced, is_symbolic, is_traced, is_watched, leaf_call
@@ -16,6 +17,7 @@ __all__ = [
     "calibrate",
     "check_names",
     "compile",
+    "device_name",
     "is_channels_last",
     "is_jit_traced",
     "is_symbolic",

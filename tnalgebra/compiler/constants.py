@@ -54,16 +54,19 @@ def constants_for(device: torch.device, dtype: torch.dtype, memory_format: Forma
 
 def identity(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
     """What measured constants are valid for: the device, the dtype, the number of threads and the version of torch."""
-    if device.type == "cuda":
-        name, threads = torch.cuda.get_device_name(device), 0
-    else:
-        name, threads = f"{device.type} {_processor()}", torch.get_num_threads()
+    cuda = device.type == "cuda"
+    threads = 0 if cuda else torch.get_num_threads()
     return {
-        "device": name,
+        "device": device_name(device) if cuda else f"{device.type} {device_name(device)}",
         "dtype": str(dtype).removeprefix("torch."),
         "threads": threads,
         "torch": str(torch.__version__),
     }
+
+
+def device_name(device: torch.device | str) -> str:
+    """The name of the hardware: of the GPU, or else of the processor."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
 
 
 @cache

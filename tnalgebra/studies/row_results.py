@@ -22,7 +22,7 @@ from .kernels import Workbench, layers_of
 from .options import StudyOptions
 from .plan import Task
 from .shared_tests import SharedTests
-from .store import Row
+from .store import Row, made_with
 
 
 def row_results(tester: RowTester, tasks: Sequence[Task]) -> Iterator[Row]:
@@ -39,7 +39,8 @@ def row_results(tester: RowTester, tasks: Sequence[Task]) -> Iterator[Row]:
         accuracies = tester.accuracies([kernels for _, kernels in waiting])
         seconds = (time.monotonic() - started) / len(waiting)
         for (task, kernels), top1 in zip(waiting, accuracies, strict=True):
-            yield {"accuracy": top1, **tester.describe(task, kernels), "seconds": round(seconds, 3)}
+            made = made_with(tester.bench.options.device)
+            yield {"accuracy": top1, **tester.describe(task, kernels), **made, "seconds": round(seconds, 3)}
         waiting, started = [], time.monotonic()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from importlib.metadata import version
 
 from torch import nn
 
@@ -86,7 +85,6 @@ class Runner:
             "images": len(self.tester.images),
             **{name: value for name, value in result.items() if name not in ("accuracy", "seconds")},
             "config": config_hash(self.store.config),
-            "version": version("tnalgebra"),
             "seconds": result["seconds"],
         }
         self.store.append(row)

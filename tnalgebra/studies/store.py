@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from .._files import write_text
 from .._tables import Table
+from ..compiler import device_name
 from ..errors import StudyError
 
 Row: TypeAlias = dict[str, Any]
@@ -75,7 +77,13 @@ FIELDS = (
     *("model", *Key._fields, "accuracy", "accuracy_change", "images", "mean_squared_relative_error"),
     *("parameters_kept", "layers", "config", "version", "seconds"),
 )
-"""The fields that every row has. Rows under a budget also have `multiply_adds_kept`, where that is known."""
+"""The fields that every row has. Rows under a budget also have `multiply_adds_kept`, where that is known; rows of the
+present version also have `torch` and `machine`, see `made_with`."""
+
+
+def made_with(device: torch.device | str) -> dict[str, str]:
+    """The fields of a row that say with what it was made: the versions of tnalgebra and torch, and the hardware."""
+    return {"version": version("tnalgebra"), "torch": str(torch.__version__), "machine": device_name(device)}
 
 
 # Configs and locks, also for other folders of results ---------------------------------------------------------

@@ -220,7 +220,7 @@ def test_run_again_it_repeats_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_cells_above_a_limit_are_timed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "write_figure", lambda *_: None)
-    monkeypatch.setattr(runner, "device_name", lambda device: "abacus")
+    monkeypatch.setattr(tn.compiler, "device_name", lambda device: "abacus")
     rows = [made_row("cp", frozen=2.0), made_row("svd", frozen=1.0)]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"decompositions": ("cp", "svd", "train"), "passes": ("forward",), "contenders": ("ours frozen",)}
