@@ -3,7 +3,8 @@
 python docs/generate.py                        all pages and drawings that need nothing but the library
 python docs/generate.py architecture           the picture of architecture.md: how data flows, and who imports whom
 python docs/generate.py text                   what is generated and not a picture, and the notebook of the tutorial
-python docs/generate.py NAME runs/FOLDER       figures and the table of a recipe's folder, where a page has a mark NAME
+python docs/generate.py results                tables and figures of experiments, from the rows in docs/results
+python docs/generate.py results runs/FOLDER    the same, after the rows of a recipe's folder, or of runs/paper, are kept
 python docs/generate.py gallery                the pages and pictures of docs/gallery, from the recipes
 python docs/generate.py gallery runs/gallery   the same, with the figures of a run of `recipes.gallery`
 python docs/generate.py pages R.html E.html    the pictures of a report and of an explorer, by chromium and selenium
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from matplotlib.figure import Figure
@@ -34,12 +35,10 @@ from docs.examples import NETWORKS, NODES, draw_examples, examples_section
 from docs.gallery_pages import FIGURES, write_gallery
 from docs.notebook import notebook_of
 from docs.pages import picture_pages
+from docs.results_page import write_results
 from docs.uses_table import uses_table
-from recipes.a_priori import report as a_priori_report
-from recipes.retrain import report as retrain_report
 
 DOCS = Path(__file__).parent
-STUDY_PAGES = ("study.md", "results.md")
 
 PICTURES = {
     "convolution": "X[n in x y] Conv[x u kh | stride=2 padding=1] Conv[y v kw | stride=2 padding=1] K[out in kh kw] "
@@ -198,40 +197,6 @@ def equation_text(equation: str) -> str:
     return f"${equation.replace('Σ', chr(92) + 'sum')}$"
 
 
-def store_rows(name: str, folder: Path) -> None:
-    """Copy the figures that the pages show; write the table between `<!-- NAME -->` and `<!-- end -->`.
-
-    The page is the one that has the mark. Rows are of a study, of `recipes.retrain` or of `recipes.a_priori`.
-    """
-    page = next(
-        (page for page in STUDY_PAGES if f"<!-- {name} -->" in (DOCS / page).read_text(encoding="utf-8")),
-        STUDY_PAGES[0],
-    )
-    pages = "".join((DOCS / name).read_text(encoding="utf-8") for name in STUDY_PAGES)
-    pages += (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    for figure in folder.glob("*.png"):
-        if f"images/{name}_{figure.name}" in pages:
-            shutil.copyfile(figure, DOCS / "images" / f"{name}_{figure.name}")
-    rows = tn.studies.read_rows(folder)
-    if not rows:  # recipes.spectra and recipes.claims leave none
-        return
-    seeds = ", ".join(str(seed) for seed in dict.fromkeys(row.get("seed") for row in rows) if seed is not None)
-    what = "fields" if rows[0]["accuracy"] is None else "images"
-    kind = f"{rows[0]['images']} test {what}, config {rows[0]['config']}, version {rows[0]['version']}"
-    if seeds:
-        hours = sum(row["seconds"] for row in rows) / 3600
-        kind += f", seed{'s' if ',' in seeds else ''} {seeds}; {hours:.1f} hours of training"
-    write_between(page, name, f"```text\n{_summary(rows)}\n```\n\n{kind}.")
-
-
-def _summary(rows: list[Any]) -> str:
-    if "truncation" in rows[0]:
-        return retrain_report.summary(rows)
-    if "contender" in rows[0]:
-        return a_priori_report.summary(rows)
-    return str(tn.studies.table(rows))
-
-
 def store_fits(folder: Path) -> None:
     """Copy the table and the figure that `recipes.benchmarks.fits` wrote."""
     write_between("benchmarks.md", "fits", (folder / "fits.md").read_text(encoding="utf-8").strip())
@@ -287,8 +252,8 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] == "fits":
         store_fits(Path(sys.argv[2]))
         return
-    if len(sys.argv) == 3:
-        store_rows(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1:2] == ["results"]:
+        write_results(map(Path, sys.argv[2:]))
         return
     write_texts()
     write_gallery(pictures=sys.argv[1:] != ["text"])

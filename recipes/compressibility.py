@@ -62,7 +62,6 @@ SEVERAL_CUTS = (
     "out kh | in kw then out kw | in kh",
     "out kh | in kw then in | out kh kw",
 )
-CLAIMED_CUTS = ("out | in kh kw", "in | out kh kw", "out in | kh kw", "out kh | in kw")
 PRESETS = {
     "cuts": Config(),
     "several-cuts": Config(
@@ -72,7 +71,6 @@ PRESETS = {
         rewrite=("cp",), size=("r=64", "r=32", "r=16", "r=8"), skip=("first", "linear"), output=Path("runs/cp")
     ),
     "claims": Config(
-        rewrite=CLAIMED_CUTS,
         size=("keep 0.75", "keep 0.5", "keep 0.25", "keep 0.1"),
         report_metric=True,
         output=Path("runs/claims"),

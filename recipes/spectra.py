@@ -126,7 +126,7 @@ def main(config: Config) -> Result:
     fresh = tn.command.build_model(config.model, seed=config.seed, **sizes)
     rows = measure(spectra, fresh_spectra(fresh, model, config.seed), config.norm)
     draws = tn.studies.Draws(config.seed, config.resamples)
-    result = Result(spectra, rows, {name: _depths(rows, name, draws) for name in MEASURES})
+    result = Result(spectra, rows, {name: depths_of(rows, name, draws) for name in MEASURES})
     print(f"\n{entropy_table(rows)}\n\n{depth_table(result.correlations)}")
     _write(result, config)
     print(f"\nentropies.csv, spectra.csv, report.json and figures: {config.output}/")
@@ -220,7 +220,8 @@ def measure(spectra: tn.model.Spectra, fresh: tn.model.Spectra, norm: float) -> 
     return rows
 
 
-def _depths(rows: pd.DataFrame, measure: str, draws: tn.studies.Draws) -> Depths:
+def depths_of(rows: pd.DataFrame, measure: str, draws: tn.studies.Draws) -> Depths:
+    """How a measure depends on depth, of the kernels and cuts that have more than one value."""
     even = rows[rows["values"] > 1]
     cuts = {cut: even[even["cut"] == cut] for cut in rows["cut"].unique()}
 
@@ -258,15 +259,15 @@ def depth_table(correlations: Mapping[str, Depths]) -> str:
     return "\n\n".join(parts)
 
 
-def figure_of(result: Result, model: str) -> Figure:
+def figure_of(measured: pd.DataFrame, depths: Depths, model: str) -> Figure:
     """Normalised entropy by depth, a line a cut: of the network, and dashed of fresh weights."""
     from matplotlib.figure import Figure
 
-    layers = result.rows["layer"].unique()
+    layers = measured["layer"].unique()
     figure = Figure(figsize=(max(7.0, 3.4 + 0.28 * len(layers)), 5.0), layout="constrained")
     panel = figure.subplots()
-    for number, (cut, correlation) in enumerate(result.correlations["normalised_entropy"].cuts.items()):
-        rows = result.rows[(result.rows["cut"] == cut) & (result.rows["values"] > 1)]
+    for number, (cut, correlation) in enumerate(depths.cuts.items()):
+        rows = measured[(measured["cut"] == cut) & (measured["values"] > 1)]
         style = line_style(number)
         label = cut if correlation.why is not None else f"{cut}\n{correlation.interval}"
         even = rows["normalised_entropy"]
@@ -291,11 +292,13 @@ def _write(result: Result, config: Config) -> None:
         "correlations": plain(result.correlations),
         **tn.studies.made_with("cpu"),
     }
+    tn.studies.note_command(config.output)
     write(config.output / "entropies.csv", result.rows.to_csv(index=False))
     write(config.output / "spectra.csv", result.spectra.to_pandas().to_csv(index=False))
     write(config.output / "report.json", json.dumps(report, indent=2))
     write_figure(result.spectra.plot(), config.output / "spectra")
-    write_figure(figure_of(result, config.model), config.output / "entropies")
+    depths = result.correlations["normalised_entropy"]
+    write_figure(figure_of(result.rows, depths, config.model), config.output / "entropies")
 
 
 def run() -> None:

@@ -119,6 +119,7 @@ def main(config: Config) -> dict[str, Any]:
         "seconds": sum(row.seconds for row in history.rows),
     }
     if is_first_process():
+        tn.studies.note_command(config.output)
         write_network(model, config.output / MODEL)
         write_figure(history.plot(), config.output / FIGURE)
         write(config.output / REPORT, json.dumps(report, indent=2))  # last: it says that all the others exist

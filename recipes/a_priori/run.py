@@ -63,12 +63,17 @@ class Config(Settings):
 CIFAR_30: dict[str, Any] = {**CIFAR, "epochs": 30}
 RESNET: dict[str, Any] = {**CIFAR, "epochs": 100, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4}
 RESNET50: dict[str, Any] = {**RESNET, "model": "resnet50_cifar", "learning_rate": 0.05, "weight_decay": 5e-4}
+NARROW50: dict[str, Any] = {**RESNET50, "model": "resnet50_cifar16"}
 
 PRESETS = {
     "cnn4-digits": Config(),
     "cnn4-cifar10": Config(**CIFAR_30, output=Path("runs/a_priori-cnn4-cifar10")),
     "cnn4-cifar100": Config(**{**CIFAR_30, "data": "cifar100"}, output=Path("runs/a_priori-cnn4-cifar100")),
     "resnet20-cifar10": Config(**RESNET, model="resnet20", output=Path("runs/a_priori-resnet20-cifar10")),
+    "resnet50-16-cifar10": Config(**NARROW50, output=Path("runs/a_priori-resnet50-16-cifar10")),
+    "resnet50-16-cifar100": Config(
+        **{**NARROW50, "data": "cifar100"}, output=Path("runs/a_priori-resnet50-16-cifar100")
+    ),
     "resnet50-cifar10": Config(**RESNET50, output=Path("runs/a_priori-resnet50-cifar10")),
     "resnet50-cifar100": Config(**{**RESNET50, "data": "cifar100"}, output=Path("runs/a_priori-resnet50-cifar100")),
     "waves": Config(

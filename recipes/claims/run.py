@@ -4,6 +4,7 @@
     python -m recipes.compressibility --model resnet20 --weights W.pth --data DIR \\
         --scope each --report-metric --output runs/resnet20
     python -m recipes.claims --rows runs/resnet20
+    python -m recipes.claims --paper docs/results    # the table of docs/results.md
 
 The claims of Singh, Jahromi and Orus (arXiv 2403.14379), as numbers:
 - Deep layers bear larger cuts: Spearman's correlation of a layer's depth with the
@@ -17,6 +18,8 @@ The claims of Singh, Jahromi and Orus (arXiv 2403.14379), as numbers:
 - Much of the norm may be lost at little cost: the part of the cuts of one layer, with
   an error of 0.3 to 0.4 for instance, that costs at most a point of accuracy.
 - Each number has an interval that holds 95 % of the draws of layers, with replacement.
+- With --paper: each claim of the abstract on each network of the paper, as a number with
+  its interval and a verdict, of the folder that recipes.paper leaves, or of kept rows.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from pathlib import Path
 
 import tnalgebra as tn
 from recipes import compressibility
+from recipes.claims.paper import claims_table as paper_table
+from recipes.claims.paper import read_networks
 from recipes.claims.report import claims_table, depth_figure, loss_figure
 from recipes.command import run_command
 from recipes.reporting import check_least, plain, print_settings, write, write_figure
@@ -52,6 +57,8 @@ class Config:
 
     rows: Path | None = None
     """folder of a study with rows of single layers (recipes.compressibility --scope each), best with --report-metric"""
+    paper: Path | None = None
+    """folder of all experiments of recipes.paper: prints the table of the claims, and writes nothing"""
     at_most: float = 0.01
     """the loss of accuracy that a harmless cut may cost: 0.01 is one point"""
     resamples: int = 2000
@@ -64,15 +71,19 @@ class Config:
     """folder for claims.json and the figures (PNG and SVG); by default claims/ in the folder of the rows"""
 
 
-def main(config: Config) -> tn.studies.Claims:
-    """Print the results, write them, and draw their figures.
+def main(config: Config) -> tn.studies.Claims | None:
+    """Print the results, write them, and draw their figures; with a folder of the paper, print its table.
 
     Raises:
         StudyError: the folder has no rows of single layers, or the output cannot be written.
     """
-    if config.smoke == (config.rows is not None):
-        fact = "both --smoke and --rows are given" if config.smoke else "neither --rows nor --smoke is given"
-        raise tn.errors.StudyError(fact, fix="--rows FOLDER of a study, or --smoke")
+    chosen = [name for name in ("rows", "paper", "smoke") if getattr(config, name)]
+    if len(chosen) != 1:
+        fact = f"{' and '.join(f'--{name}' for name in chosen) or 'none of --rows, --paper and --smoke'} given"
+        raise tn.errors.StudyError(fact, fix="--rows FOLDER of a study, --paper FOLDER of recipes.paper, or --smoke")
+    if config.paper is not None:
+        print(paper_table(read_networks(config.paper)))
+        return None
     output = config.output or (config.rows or Path("runs")) / "claims"
     folder = config.rows or output / "study"
     print_settings(dataclasses.replace(config, rows=folder, output=output))

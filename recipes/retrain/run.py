@@ -64,7 +64,8 @@ class Config(Settings):
         "out | in kh kw @ keep 0.125",
         "tucker2 @ parameters 0.15",
     )
-    """truncations, each in quotes: REWRITE @ SIZE, as above; by default so large that the accuracy falls"""
+    """truncations, each in quotes: REWRITE @ SIZE, as above; by default so large that the accuracy falls far; presets
+    have milder ones before them"""
     ways: tuple[Way, ...] = ("dense", "factored", "control")
     """dense: kernels that start as the truncated ones; factored: their factors; control: the untouched network"""
     seeds: tuple[int, ...] = (0,)
@@ -83,6 +84,14 @@ class Config(Settings):
     """folder for the rows (results.jsonl), the figures (PNG and SVG) and a folder for each training"""
 
 
+CNN4: dict[str, Any] = {
+    **CIFAR,
+    "first_epochs": 20,
+    "truncations": (
+        *("out kh | in kw @ keep 0.25", "out | in kh kw @ keep 0.5", "tucker2 @ parameters 0.5"),
+        *Config.truncations,
+    ),
+}
 RESNET50: dict[str, Any] = {
     **CIFAR,
     # the stem for 32 x 32 images: a third of the multiply-adds that images blown up to 224 x 224 would take
@@ -93,15 +102,17 @@ RESNET50: dict[str, Any] = {
     "learning_rate": 0.01,
     "first_epochs": 0,
     "first_learning_rate": 0.05,
-    "truncations": ("out kh | in kw @ keep 0.25", "out | in kh kw @ keep 0.25", "in | out kh kw @ keep 0.25"),
+    "truncations": (
+        *("out kh | in kw @ keep 0.5", "out | in kh kw @ keep 0.5", "tucker2 @ parameters 0.7"),
+        *("out kh | in kw @ keep 0.25", "out | in kh kw @ keep 0.25", "in | out kh kw @ keep 0.25"),
+    ),
 }
+NARROW50: dict[str, Any] = {**RESNET50, "model": "resnet50_cifar16"}
 
 PRESETS = {
     "cnn4-digits": Config(),
-    "cnn4-cifar10": Config(**CIFAR, first_epochs=20, output=Path("runs/retrain-cnn4-cifar10")),
-    "cnn4-cifar100": Config(
-        **{**CIFAR, "data": "cifar100"}, first_epochs=20, output=Path("runs/retrain-cnn4-cifar100")
-    ),
+    "cnn4-cifar10": Config(**CNN4, output=Path("runs/retrain-cnn4-cifar10")),
+    "cnn4-cifar100": Config(**{**CNN4, "data": "cifar100"}, output=Path("runs/retrain-cnn4-cifar100")),
     "resnet20-cifar10": Config(
         **CIFAR,
         model="resnet20",
@@ -110,13 +121,22 @@ PRESETS = {
         learning_rate=0.02,
         first_epochs=0,
         first_learning_rate=0.1,
-        truncations=("out kh | in kw @ keep 0.25", "out | in kh kw @ keep 0.5", "tucker2 @ parameters 0.5"),
+        truncations=(
+            *("out kh | in kw @ keep 0.5", "out | in kh kw @ keep 0.75", "tucker2 @ parameters 0.7"),
+            *("out kh | in kw @ keep 0.25", "out | in kh kw @ keep 0.5", "tucker2 @ parameters 0.5"),
+        ),
         output=Path("runs/retrain-resnet20-cifar10"),
     ),
+    "resnet50-16-cifar10": Config(**NARROW50, output=Path("runs/retrain-resnet50-16-cifar10")),
+    "resnet50-16-cifar100": Config(
+        **{**NARROW50, "data": "cifar100"}, output=Path("runs/retrain-resnet50-16-cifar100")
+    ),
+    # the full width, for GPUs: not run
     "resnet50-cifar10": Config(**RESNET50, output=Path("runs/retrain-resnet50-cifar10")),
     "resnet50-cifar100": Config(**{**RESNET50, "data": "cifar100"}, output=Path("runs/retrain-resnet50-cifar100")),
 }
-"""The networks of the paper, and one with public weights, with large truncations. ResNet-50 is for GPUs."""
+"""The networks of the paper, narrow ones that a CPU can train in their place, and one with public weights; each with
+mild truncations, which may be recovered from, and then large ones."""
 
 SMOKE = {"epochs": 2, "first_epochs": 6, "batch_size": 32, "limit": 600, "seeds": 1, "truncations": 2}
 """The most of each in a smoke run: just enough for a network to learn something that a truncation can spoil."""

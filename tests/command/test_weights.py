@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 import tnalgebra as tn
 from tests.refusals import refused
 from tnalgebra.command import build_model, load_weights
+from tnalgebra.command.build import shipped_files
 from tnalgebra.errors import DataError
 from tnalgebra.model import load_images
 
@@ -193,3 +195,21 @@ def test_resnet20_reaches_its_published_accuracy(cifar10_folder: Path, resnet20_
     assert len(images) == 10_000
     top1 = tn.studies.accuracy(model, images, batch_size=200)
     assert top1 == pytest.approx(0.9173, abs=5e-5)  # half an image: the very same 9,173 are right
+
+
+@pytest.mark.parametrize("path", shipped_files(), ids=lambda path: path.stem)
+def test_shipped_weights_are_small_and_find_their_network(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert path.stat().st_size < 4_000_000
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    assert all(facts[name] for name in ("about", "origin", "licence"))
+    model = build_model(facts["about"].partition(",")[0], classes=len(facts["classes"].split()), channels=3)
+    load_weights(model, "shipped")
+    assert path.stem in capsys.readouterr().out
+    for key, value in state.items():
+        torch.testing.assert_close(model.state_dict()[key], value.float(), rtol=0, atol=0)
+
+
+def test_a_network_without_shipped_weights_is_refused() -> None:
+    check_refused(Path("shipped"), "Sequential", "--weights FILE")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, MissingPackageError, StudyError
@@ -134,6 +135,14 @@ def _library(
         fact = f"torchvision's networks are for images of 3 channels, these have {sizes['channels']}"
         raise DataError(fact, fix="timm:NAME, which builds networks for any number of channels")
     return partial(function, name), arguments
+
+
+def shipped_files() -> list[Path]:
+    """The files of trained weights in the checkout's package `models`; none where it cannot be imported."""
+    with _current_directory_importable():
+        spec = find_spec(CHECKOUT)
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec is not None else []
+    return sorted(path for folder in folders for path in (folder / "weights").glob("*.safetensors"))
 
 
 def _of_checkout(name: str) -> Callable[..., object]:

@@ -39,7 +39,8 @@ class WeightSettings(ModelSettings):
     """Which network, and its weights."""
 
     weights: str | None = None
-    """a file with the network's weights: a state dict of torch.save, or a safetensors file"""
+    """a file with the network's weights: a state dict of torch.save, or a safetensors file; or shipped: those that
+    tnalgebra's checkout has for the network"""
     pretrained: bool = False
     """download the weights that torchvision or timm offers for the network"""
 

@@ -8,11 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import DataError
+from .build import shipped_files
+
+SHIPPED = "shipped"
+"""In place of a file: the weights that the checkout has for the network."""
 
 _CONTAINERS = ("state_dict", "model")  # keys under which a checkpoint may hold its state dict
 _PREFIX = "module."  # what DataParallel puts before every key
@@ -32,7 +36,8 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
         model: the network that receives the weights.
         source: a file that torch wrote: a state dict, or one under `state_dict` or `model`; the prefix `module.`
             is dropped where all keys have it. Or a safetensors file (`.safetensors`), such as `tnalgebra.save` writes
-            for a dense network; `tnalgebra.load` reads networks with decomposed layers.
+            for a dense network; `tnalgebra.load` reads networks with decomposed layers. Or "shipped": the file of
+            tnalgebra's checkout that fits the network; a line says what it is.
 
     Raises:
         DataError: the file does not exist, is not a checkpoint, does not fit the network (every key that is missing,
@@ -43,13 +48,27 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
         >>> load_weights(model, "resnet20.pth")
     """
     name = str(source)
-    state = _from_file(Path(source))
+    state = _from_file(_shipped(model) if name == SHIPPED else Path(source))
     _check_fit(model, state, name)
     fitted = {key: state.get(key, tensor).to(tensor.dtype) for key, tensor in model.state_dict().items()}
     not_finite = [f"{key} ({_dtype(tensor)})" for key, tensor in fitted.items() if not tensor.isfinite().all()]
     if not_finite:
         raise DataError("weights are not finite", weights=name, keys=_listing(not_finite))
     model.load_state_dict(fitted)
+
+
+def _shipped(model: nn.Module) -> Path:
+    """The file of the checkout that has the keys and shapes of the network. Raises DataError where none has."""
+    needed = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    files = shipped_files()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            if {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()} == needed:  # noqa: SIM118
+                print(f"weights: {path.stem}, {(file.metadata() or {}).get('about', '')}")
+                return path
+    known = ", ".join(path.stem for path in files) or None
+    fact = f"no weights are shipped that fit the network {type(model).__name__} as it is built here"
+    raise DataError(fact, known=known, fix="--weights FILE")
 
 
 def _check_fit(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:

@@ -14,10 +14,11 @@ from .claims import (
     curve_of,
     depth_correlation,
     norm_correlation,
+    points_of,
 )
 from .compress import compress_kernels
-from .correlation import Correlation, Draws, rank_correlation
-from .figures import MARKERS, SUFFIXES
+from .correlation import Correlation, Draws, bootstrap, rank_correlation
+from .figures import MARKERS, SUFFIXES, draw_results
 from .kernel_figures import drawn_networks
 from .kernels import Layer, globs_of, layers_of, no_match
 from .options import StudyOptions
@@ -72,6 +73,7 @@ __all__ = [
     "Study",
     "StudyOptions",
     "accuracy",
+    "bootstrap",
     "claims_of",
     "compare_configs",
     "compress_kernels",
@@ -80,6 +82,7 @@ __all__ = [
     "depth_correlation",
     "digest_state",
     "digest_tensors",
+    "draw_results",
     "drawn_networks",
     "free_bonds",
     "globs_of",
@@ -90,6 +93,7 @@ __all__ = [
     "norm_correlation",
     "note_command",
     "of_one_layer",
+    "points_of",
     "rank_correlation",
     "read_config",
     "read_lines",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from .._files import write_whole
 from ..model import DISTINCT_COLOURS
-from .kernels import Layer
 from .store import BASELINE, Row, of_one_layer, touched, variant
 
 if TYPE_CHECKING:
@@ -26,13 +25,13 @@ LEGEND = 34
 """The most characters of a line in legends and titles, where rules in the notation are broken."""
 
 
-def draw_results(folder: Path, rows: Sequence[Row], layers: Sequence[Layer]) -> list[Path]:
+def draw_results(folder: Path, rows: Sequence[Row], layers: Sequence[str]) -> list[Path]:
     """Draw the accuracy against the norm that is kept, against the parameters that are kept, and layer by layer.
 
     Args:
         folder: the folder of the study.
         rows: all its rows, of whichever call.
-        layers: the kernels that may be rewritten; the heat maps have them in this order.
+        layers: the names of the layers; the heat maps have them in this order.
 
     Returns:
         The paths of the files; each is written whole or not at all.
@@ -48,7 +47,7 @@ def draw_results(folder: Path, rows: Sequence[Row], layers: Sequence[Layer]) -> 
         ("layers_ranks", [row for row in single if row["keep"] is None]),
     ):
         if chosen:
-            figures[name] = _heat_map(chosen, baseline, [layer.name for layer in layers])
+            figures[name] = _heat_map(chosen, baseline, list(layers))
     return [path for name, figure in figures.items() for path in store_figure(figure, folder / name)]
 
 

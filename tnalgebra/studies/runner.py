@@ -71,7 +71,7 @@ class Runner:
         return [self.done[task.key] for task in tasks]
 
     def _draw(self) -> None:
-        draw_results(self.store.folder, self.store.rows, list(self.tester.bench.layers.values()))
+        draw_results(self.store.folder, self.store.rows, list(self.tester.bench.layers))
 
     def _write(self, key: Key, result: Row) -> None:
         if key == BASELINE:

@@ -1,0 +1,302 @@
+"""The tables and figures of docs/results.md and docs/study.md, from the rows that docs/results/ keeps."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+from safetensors import safe_open
+
+import tnalgebra as tn
+from recipes import paper, spectra
+from recipes.a_priori import report as a_priori
+from recipes.claims.paper import NETWORKS, claims_table, read_networks
+from recipes.claims.report import depth_figure, loss_figure
+from recipes.experiment import Row
+from recipes.kept import Kept, keep, read_folder, read_kept
+from recipes.reporting import markdown
+from recipes.retrain import report as retrain
+
+DOCS = Path(__file__).parent
+KEPT = DOCS / "results"
+PAGES = ("study.md", "results.md")
+NOT_RUN = "not run"
+DRAWS = tn.studies.Draws()
+AT_MOST = 0.01
+"""The loss of accuracy that a harmless cut may cost."""
+
+
+def keep_folders(folders: Iterable[Path]) -> None:
+    """Keep the rows of output folders, and of the folders in them: `runs/paper` becomes `NETWORK/EXPERIMENT.jsonl`."""
+    for folder in folders:
+        for one in [folder, *sorted(folder.glob("*/*/"))]:
+            if read_folder(one):
+                name = one.relative_to(folder) if one != folder else Path(one.name)
+                keep(one, KEPT / name.with_suffix(".jsonl"))
+
+
+def experiments() -> dict[str, Kept]:
+    """The name of each file, such as "budgets" or "resnet20-cifar10/cuts" -> what it keeps."""
+    paths = sorted(KEPT.rglob("*.jsonl"))
+    return {path.relative_to(KEPT).with_suffix("").as_posix(): read_kept(path) for path in paths}
+
+
+def block_of(name: str, kept: Mapping[str, Kept]) -> str:
+    """What is generated at a mark of a page: an experiment, or a table across networks."""
+    if name in ACROSS:
+        return ACROSS[name](kept)
+    return experiment_block(kept[name]) if name in kept else f"*{NOT_RUN.capitalize()}: no rows are kept.*"
+
+
+def pages_with_results() -> dict[str, str]:
+    """Page -> its text, with what is generated between `<!-- rows NAME -->` and `<!-- end -->`."""
+    kept, pages = experiments(), {}
+    for page in PAGES:
+        pages[page] = re.sub(
+            r"<!-- rows (\S+) -->.*?<!-- end -->",
+            lambda mark: f"<!-- rows {mark[1]} -->\n\n{block_of(mark[1], kept)}\n\n<!-- end -->",
+            (DOCS / page).read_text(encoding="utf-8"),
+            flags=re.DOTALL,
+        )
+    return pages
+
+
+def write_results(folders: Iterable[Path]) -> None:
+    """Keep the rows of these folders, if any; write the tables of the pages, and their figures."""
+    keep_folders(folders)
+    for page, text in pages_with_results().items():
+        (DOCS / page).write_text(text, encoding="utf-8")
+    draw_figures(experiments())
+
+
+# One experiment -------------------------------------------------------------------------------------------------
+
+
+def experiment_block(kept: Kept) -> str:
+    """The commands of an experiment, its table, and what its rows were made with and on."""
+    commands = "\n".join(kept.commands)
+    parts = [f"```bash\n{commands}\n```"] if commands else []
+    if kept.note:
+        parts.append(kept.note)
+    return "\n\n".join([*parts, f"```text\n{summary(kept.rows)}\n```", f"{images_text(kept.rows)} {made_text(kept)}"])
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The table of an experiment, as its recipe prints it."""
+    if "truncation" in rows[0]:
+        return retrain.summary(rows)
+    if "contender" in rows[0]:
+        return a_priori.summary(rows)
+    return str(tn.studies.table(rows))
+
+
+def images_text(rows: Sequence[Row]) -> str:
+    """Which images were looked at, and what for."""
+    first = rows[0]
+    if "cut" in first:
+        return "No image was looked at."
+    if first.get("score_name") == "accuracy":
+        tested = f"The {first['images']:,} test images and their labels gave the accuracies after each epoch"
+        return f"The training images and their labels were used for the training. {tested}, and nothing else."
+    if "score_name" in first:
+        return "The test fields gave the errors after each epoch, and nothing else."
+    sentences = [f"{first['images']:,} test images and their labels gave the accuracies, and nothing else."]
+    for count in dict.fromkeys(str(row["calibration"]).split()[0] for row in rows if row["calibration"]):
+        what = "the errors of outputs" if any(row["reported"] for row in rows) else "the ranks and the fits"
+        sentences.append(f"{int(count):,} training images without their labels gave {what}.")
+    return " ".join(sentences)
+
+
+def made_text(kept: Kept) -> str:
+    """With what the rows were made: the machine, torch, tnalgebra, the config and the seeds."""
+    rows = kept.rows
+    text = f"Made on {listed(rows, 'machine')} with torch {listed(rows, 'torch')}, tnalgebra {listed(rows, 'version')}"
+    if "config" in rows[0]:
+        text += f", config {listed(rows, 'config')}"
+    seeds = dict.fromkeys(row["seed"] for row in rows if row.get("seed") is not None)
+    if seeds:
+        text += f", seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"{text}."
+
+
+def listed(rows: Iterable[Row], field: str) -> str:
+    """The different values of a field."""
+    return " and ".join(dict.fromkeys(str(row.get(field, "unknown")).split("+")[0] for row in rows))
+
+
+# Across networks ------------------------------------------------------------------------------------------------
+
+
+def networks_table(kept: Mapping[str, Kept]) -> str:
+    """What each network is: its size, its accuracy, and with what its rows were made."""
+    lines = []
+    for network in NETWORKS:
+        rows = _rows(kept, network, "cuts") or _rows(kept, network, "layers")
+        trained = _rows(kept, network, "training")
+        model, data = paper.NETWORKS[network][:2]
+        built = tn.command.build_model(model, classes=100 if data == "cifar100" else 10, channels=3, seed=0)
+        parameters = f"{sum(parameter.numel() for parameter in built.parameters()):,}"
+        epochs = f"{len(trained)} epochs, here" if trained else "published weights" if model == "resnet20" else NOT_RUN
+        accuracy = f"{100 * rows[0]['accuracy']:.2f}" if rows else NOT_RUN
+        made = f"{listed(rows, 'machine')}, torch {listed(rows, 'torch')}" if rows else ""
+        lines.append([network, parameters, epochs, accuracy, f"{rows[0]['images']:,}" if rows else "", made])
+    return markdown(["network", "parameters", "training", "top-1, %", "test images", "rows made on"], lines)
+
+
+def spectra_table(kept: Mapping[str, Kept]) -> str:
+    """The mean of S / ln r across each cut, trained and of fresh weights, and how it depends on depth."""
+    sides: list[str] = []
+    lines = []
+    for network in NETWORKS:
+        rows = [row for row in _rows(kept, network, "spectra") if row["values"] > 1]
+        if not rows:
+            lines.append([network, NOT_RUN])
+            continue
+        sides = sides or list(dict.fromkeys(row["cut"].partition(" | ")[0] for row in rows))
+        cells = []
+        for side in sides:
+            some = [row for row in rows if row["cut"].partition(" | ")[0] == side]
+            trained = fmean(row["normalised_entropy"] for row in some)
+            fresh = fmean(row["normalised_entropy"] - row["normalised_difference"] for row in some)
+            cells.append(f"{trained:.3f} ({fresh:.3f})")
+        depths, cuts = [row["depth"] for row in rows], [row["cut"] for row in rows]
+        less = [row["normalised_difference"] for row in rows]
+        depth = tn.studies.rank_correlation(depths, less, units=depths, groups=cuts, draws=DRAWS)
+        lines.append([network, *cells, depth.interval if depth.why is None else depth.why])
+    lines = [[*line, *[""] * (2 + len(sides) - len(line))] for line in lines]
+    return markdown(["network", *(f"`{side}`" for side in sides), "depth and change"], lines)
+
+
+def changes_table(kept: Mapping[str, Kept], name: str) -> str:
+    """A line for each rewrite and size, a column for each network: the change of accuracy, and the norm lost."""
+    settings: dict[tuple[str, str], dict[str, str]] = {}
+    heads = []
+    for network in NETWORKS:
+        rows = _rows(kept, network, name)
+        heads.append(f"{network}, {100 * rows[0]['accuracy']:.2f} %" if rows else f"{network}, {NOT_RUN}")
+        for row in filter(tn.studies.touched, rows):
+            size = f"keep {row['keep']:g}" if row["keep"] is not None else row["ranks"]
+            cell = f"{100 * row['accuracy_change']:+.2f} ({row['mean_squared_relative_error']:.3f})"
+            settings.setdefault((row["rewrite"], size), {})[network] = cell
+    lines = [
+        [f"`{rewrite}`".replace("|", r"\|"), size, *(cells.get(network, "") for network in NETWORKS)]
+        for (rewrite, size), cells in settings.items()
+    ]
+    return markdown(["rewrite", "size", *heads], lines, left=2)
+
+
+def layers_table(kept: Mapping[str, Kept]) -> str:
+    """Of the cuts of one layer, the part that costs at most a point, by the squared norm that is lost."""
+    bands: dict[tuple[float, float], dict[str, str]] = {}
+    for network in NETWORKS:
+        claims = _claims(kept.get(f"{network}/layers"))
+        for band in claims.bands["relative_error"] if claims is not None else ():
+            text = f"{100 * band.part:.0f} [{100 * band.low:.0f}, {100 * band.high:.0f}] of {band.rows}"
+            bands.setdefault((band.least, min(band.most, 1.0)), {})[network] = text
+    lines = [
+        [f"{least**2:.2g} to {most**2:.2g}", *(cells.get(network, "") for network in NETWORKS)]
+        for (least, most), cells in sorted(bands.items())
+    ]
+    heads = [network if _rows(kept, network, "layers") else f"{network}, {NOT_RUN}" for network in NETWORKS]
+    return markdown(["squared norm lost", *heads], lines)
+
+
+def norms_table(kept: Mapping[str, Kept]) -> str:
+    """Rank correlations of the loss of accuracy, and of depth, on each network."""
+    lines = [[f"{text}{words}"] for words in ERRORS.values() for text in CORRELATED]
+    for network in NETWORKS:
+        claims = _claims(kept.get(f"{network}/layers"))
+        values: list[tn.studies.Correlation | None] = []
+        for error in ERRORS:
+            norm = None if claims is None else claims.norms["each"].get(error)
+            depth = None if claims is None else {**claims.depth}.get(error)
+            values += [norm and norm.mean_within, norm and norm.across, depth and depth.mean]
+        for line, value in zip(lines, values, strict=True):
+            line.append(NOT_RUN if value is None else value.interval if value.why is None else "not defined")
+    return markdown(["Spearman's correlation, and its interval over layers", *NETWORKS], lines)
+
+
+ERRORS = {"relative_error": "the kernel", "output_error": "the layer's output"}
+CORRELATED = (
+    "loss of accuracy, and error within a cut, of ",
+    "loss of accuracy, and error across all cuts, of ",
+    "depth, and the largest cut that costs at most a point, by the error of ",
+)
+
+
+@cache
+def _claims(kept: Kept | None) -> tn.studies.Claims | None:
+    return None if kept is None else tn.studies.claims_of(kept.rows, at_most=AT_MOST, draws=DRAWS)
+
+
+def _rows(kept: Mapping[str, Kept], network: str, experiment: str) -> list[Row]:
+    one = kept.get(f"{network}/{experiment}")
+    return one.rows if one is not None else []
+
+
+def weights_table(_: Mapping[str, Kept]) -> str:
+    """The weights that are shipped, from the files' metadata."""
+    lines = []
+    for path in sorted((DOCS.parent / "models" / "weights").glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata()
+        lines.append([path.name, f"{path.stat().st_size:,}", facts["about"], f"`{facts['origin']}`", facts["licence"]])
+    return markdown(["file", "bytes", "network and accuracy", "from", "licence"], lines)
+
+
+ACROSS: dict[str, Callable[[Mapping[str, Kept]], str]] = {
+    "networks": networks_table,
+    "spectra": spectra_table,
+    "cuts": lambda kept: changes_table(kept, "cuts"),
+    "several-cuts": lambda kept: changes_table(kept, "several-cuts"),
+    "cp": lambda kept: changes_table(kept, "cp"),
+    "layers": layers_table,
+    "norms": norms_table,
+    "weights": weights_table,
+    "claims": lambda kept: claims_table(read_networks(KEPT)),
+}
+"""The name of a table over all networks of the paper -> how it is made."""
+
+
+# Figures --------------------------------------------------------------------------------------------------------
+
+
+def draw_figures(kept: Mapping[str, Kept]) -> None:
+    """Draw the figures of all experiments, and store those that a page shows as `images/NAME_FIGURE.png`."""
+    pages = "".join((DOCS / name).read_text(encoding="utf-8") for name in PAGES)
+    pages += (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for name, one in kept.items():
+        stem = name.replace("/", "-")
+        if f"images/{stem}_" not in pages:
+            continue
+        with tempfile.TemporaryDirectory() as temporary:
+            draw(one.rows, Path(temporary))
+            for figure in Path(temporary).glob("*.png"):
+                if f"images/{stem}_{figure.name}" in pages:
+                    shutil.copyfile(figure, DOCS / "images" / f"{stem}_{figure.name}")
+
+
+def draw(rows: Sequence[Row], folder: Path) -> None:
+    """The figures of an experiment, as its recipe draws them."""
+    if "truncation" in rows[0]:
+        retrain.figure(rows).savefig(folder / "accuracy.png", dpi=150)
+    elif "contender" in rows[0]:
+        a_priori.figure(rows).savefig(folder / "score.png", dpi=150)
+    elif "cut" in rows[0]:
+        frame = pd.DataFrame(rows)
+        depths = spectra.depths_of(frame, "normalised_entropy", DRAWS)
+        spectra.figure_of(frame, depths, rows[0]["model"]).savefig(folder / "entropies.png", dpi=150)
+    elif "rewrite" in rows[0]:
+        layers = dict.fromkeys(name for row in rows for name in row["layers"])
+        tn.studies.draw_results(folder, rows, list(layers))
+        if any(map(tn.studies.of_one_layer, rows)):
+            claims = tn.studies.claims_of(rows, at_most=AT_MOST, draws=DRAWS)
+            about = {"model": rows[0]["model"], "images": rows[0]["images"], "at_most": AT_MOST}
+            depth_figure(claims, about).savefig(folder / "depth.png", dpi=150)
+            loss_figure(claims, about).savefig(folder / "losses.png", dpi=150)
