@@ -76,6 +76,7 @@ def main(config: Config) -> Path:
     with tn.studies.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(rounded, path, metadata=facts)
+    path.chmod(0o644)
     print(f"{path}: {path.stat().st_size:,} bytes")
     return path
 

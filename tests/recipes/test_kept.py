@@ -35,7 +35,9 @@ def test_kept_rows_give_the_same_table_and_claims(tmp_path: Path) -> None:
     rows = some_rows()
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / tn.studies.COMMANDS_FILE).write_text("python -m recipes.paper --data /some/where/cifar10 --output out --smoke\n")
+    (folder / tn.studies.COMMANDS_FILE).write_text(
+        "python -m recipes.paper --data /some/where/cifar10 --output out --smoke\n"
+    )
     (folder / "config.json").write_text(json.dumps({"data": "/some/where/cifar10", "seed": 0}))
     (folder / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     keep(folder, tmp_path / "kept" / "run.jsonl")

@@ -161,8 +161,9 @@ def test_bad_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     (tmp_path / "file").write_text("")
     alone = written(tmp_path / "alone", [BASELINE])
     for config, *facts in (
-        (Config(), "neither", "--smoke"),
-        (Config(rows=folder, smoke=True), "both", "--smoke"),
+        (Config(), "none of", "--smoke"),
+        (Config(rows=folder, smoke=True), "--rows and --smoke"),
+        (Config(rows=folder, paper=tmp_path), "--rows and --paper"),
         (Config(rows=tmp_path / "nowhere"), "nowhere"),
         (Config(rows=alone), "rows of single layers"),
         (Config(rows=folder, at_most=2), "at most 2"),
