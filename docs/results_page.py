@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -50,7 +51,7 @@ def experiments() -> dict[str, Kept]:
 def block_of(name: str, kept: Mapping[str, Kept]) -> str:
     """What is generated at a mark of a page: an experiment, or a table across networks."""
     if name in ACROSS:
-        return ACROSS[name](kept)
+        return "\n\n".join(filter(None, [ACROSS[name](kept), sources_text(kept, SOURCES.get(name, name))]))
     return experiment_block(kept[name]) if name in kept else f"*{NOT_RUN.capitalize()}: no rows are kept.*"
 
 
@@ -130,6 +131,17 @@ def listed(rows: Iterable[Row], field: str) -> str:
     return " and ".join(dict.fromkeys(str(row.get(field, "unknown")).split("+")[0] for row in rows))
 
 
+def sources_text(kept: Mapping[str, Kept], name: str) -> str:
+    """For each network that has this experiment: its images, and with what its rows were made; as a list."""
+    lines = []
+    for network in NETWORKS:
+        one = kept.get(f"{network}/{name}")
+        if one is not None:
+            note = f" {one.note.strip('*')}" if one.note else ""
+            lines.append(f"- {network}: {images_text(one.rows)} {made_text(one)}{note}")
+    return "\n".join(lines)
+
+
 # Across networks ------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +209,8 @@ def layers_table(kept: Mapping[str, Kept]) -> str:
     for network in NETWORKS:
         claims = _claims(kept.get(f"{network}/layers"))
         for band in claims.bands["relative_error"] if claims is not None else ():
-            text = f"{100 * band.part:.0f} [{100 * band.low:.0f}, {100 * band.high:.0f}] of {band.rows}"
+            interval = "" if math.isnan(band.low) else f" [{100 * band.low:.0f}, {100 * band.high:.0f}]"
+            text = f"{100 * band.part:.0f}{interval} of {band.rows}"
             bands.setdefault((band.least, min(band.most, 1.0)), {})[network] = text
     lines = [
         [f"{least**2:.2g} to {most**2:.2g}", *(cells.get(network, "") for network in NETWORKS)]
@@ -250,6 +263,8 @@ def weights_table(_: Mapping[str, Kept]) -> str:
     return markdown(["file", "bytes", "network and accuracy", "from", "licence"], lines)
 
 
+SOURCES = {"networks": "", "weights": "", "claims": "", "norms": ""}
+"""The tables whose rows are those of other tables, which say where they are from."""
 ACROSS: dict[str, Callable[[Mapping[str, Kept]], str]] = {
     "networks": networks_table,
     "spectra": spectra_table,

@@ -64,8 +64,8 @@ def read_folder(folder: Path) -> list[Row]:
         return [{**about, **dict(zip(kept, line, strict=True))} for line in frame[[*kept]].itertuples(index=False)]
     if (folder / "history.csv").exists() and (folder / "report.json").exists():
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        about = ("model", "parameters", "images", "version", "torch", "machine")
-        return [{**{name: report[name] for name in about}, **row} for row in report["rows"]]
+        facts = ("model", "parameters", "images", "version", "torch", "machine")
+        return [{**{name: report[name] for name in facts}, **row} for row in report["rows"]]
     return tn.studies.read_rows(folder)
 
 

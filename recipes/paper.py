@@ -47,7 +47,7 @@ class Network(NamedTuple):
 
     model, data: as recipes take them.
     layer_images: test images for the cuts of one layer at a time, of which a deep network needs many tests.
-    skip: layers that are not cut one at a time; of four layers each is needed for a correlation.
+    skip: layers that are not measured one at a time; of four layers each is needed for a correlation.
     """
 
     model: str
@@ -127,8 +127,9 @@ def _shared(config: Config, output: Path) -> dict[str, Any]:
 
 def _spectra(config: Config, output: Path) -> None:
     classes, channels = (10, 1) if config.smoke else (100 if config.network.endswith("cifar100") else 10, 3)
-    smaller = {"resamples": 200, "epochs": 1} if config.smoke else {}
-    spectra.main(spectra.Config(**_shared(config, output), classes=classes, channels=channels, **smaller))
+    skip = NETWORKS[config.network].skip
+    smaller: dict[str, Any] = {"resamples": 200, "epochs": 1} if config.smoke else {}
+    spectra.main(spectra.Config(**_shared(config, output), classes=classes, channels=channels, skip=skip, **smaller))
 
 
 def _study(config: Config, output: Path, preset: str, **changes: Any) -> None:

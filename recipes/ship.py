@@ -56,8 +56,8 @@ def main(config: Config) -> Path:
     print_settings(config)
     images = config.images("test")
     model = config.network(images).eval()
-    tested = {"batch_size": config.batch_size, "device": config.chosen_device()}
-    before = tn.studies.accuracy(model.to(config.chosen_device()), images, **tested)
+    device = config.chosen_device()
+    before = tn.studies.accuracy(model.to(device), images, batch_size=config.batch_size, device=device)
     state = {name: value for name, value in model.cpu().state_dict().items() if value.is_floating_point()}
     rounded = {name: value.half().contiguous() for name, value in state.items()}
     if not all(bool(value.isfinite().all()) for value in rounded.values()):
@@ -68,7 +68,7 @@ def main(config: Config) -> Path:
     with torch.no_grad():
         for name, value in rounded.items():
             state[name].copy_(value)
-    after = tn.studies.accuracy(model.to(config.chosen_device()), images, **tested)
+    after = tn.studies.accuracy(model.to(device), images, batch_size=config.batch_size, device=device)
     print(f"\ntop-1: {100 * before:.2f} %, in float16 {100 * after:.2f} %")
     about = f"{config.model}, {100 * after:.2f} % of {len(images):,} test images"
     facts = {"about": about, "origin": config.origin, "licence": config.licence, "classes": " ".join(images.classes)}

@@ -33,6 +33,8 @@ AGGRESSIVE = 0.1
 """The loss of accuracy from which a truncation counts as aggressive: ten points."""
 MINIMUM = 0.005
 """The loss against a control that does not count as a worse minimum: half a point."""
+FEWEST_LAYERS = 8
+"""The least number of layers for a verdict: an interval over fewer says little about others."""
 NORMAL = 1.96
 """Standard errors at each side of a mean, for 95 %."""
 
@@ -44,12 +46,14 @@ class Number(NamedTuple):
     """What decides a claim on a network: a value, and the ends of its interval.
 
     text: as the table has it.
+    decides: whether the interval is over enough to be one.
     """
 
     value: float
     low: float
     high: float
     text: str
+    decides: bool = True
 
 
 class Claim(NamedTuple):
@@ -89,7 +93,9 @@ def claims_table(networks: Mapping[str, Experiments]) -> str:
 
 
 def verdict(claim: Claim, number: Number) -> str:
-    """yes, no, or open where the interval holds values of both kinds."""
+    """yes, no, or open where the interval holds values of both kinds, or is over too few layers."""
+    if not number.decides:
+        return "open"
     ends = {claim.holds(number.low), claim.holds(number.high)}
     return "open" if len(ends) == 2 or math.isnan(number.value) else "yes" if ends == {True} else "no"
 
@@ -219,11 +225,12 @@ def _part(part: tn.studies.Correlation, of: str) -> Number:
     if part.why is not None:
         return _correlation(part)
     text = f"{100 * part.rho:.0f} [{100 * part.low:.0f}, {100 * part.high:.0f}] % of {of}"
-    return Number(part.rho, part.low, part.high, text)
+    return Number(part.rho, part.low, part.high, text, part.units >= FEWEST_LAYERS)
 
 
 def _correlation(one: tn.studies.Correlation) -> Number:
-    return Number(one.rho, one.low, one.high, one.interval if one.why is None else one.why)
+    text = one.interval if one.why is None else one.why
+    return Number(one.rho, one.low, one.high, text, one.units >= FEWEST_LAYERS)
 
 
 def _points(value: float, low: float, high: float) -> str:

@@ -13,7 +13,7 @@ from recipes.claims.paper import CLAIMS, NETWORKS, Number, claims_table, read_ne
 from recipes.kept import Kept, write_kept
 from tests.claim_rows import BASELINE, row
 
-LAYERS = tuple(f"layer{number}" for number in range(6))
+LAYERS = tuple(f"layer{number}" for number in range(8))
 CUTS = ("out | in kh kw", "in | out kh kw", "out kh | in kw")
 
 
@@ -69,6 +69,7 @@ def test_recovered_networks_are_counted_by_how_far_they_were_truncated(
 
 def test_the_verdict_is_open_where_the_interval_is_on_both_sides() -> None:
     claim = next(claim for claim in CLAIMS if claim.rule == "more than half do")
+    assert verdict(claim, Number(0.8, 0.6, 0.9, "", decides=False)) == "open"
     intervals = {(0.6, 0.9): "yes", (0.1, 0.4): "no", (0.4, 0.6): "open", (math.nan, math.nan): "open"}
     for (low, high), text in intervals.items():
         assert verdict(claim, Number((low + high) / 2, low, high, "")) == text
