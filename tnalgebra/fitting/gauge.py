@@ -9,20 +9,21 @@ the value by the same amount, in whatever metric it is measured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from math import exp, log, sqrt
+from operator import sub
 
 import torch
 from torch import Tensor
 
 from ..networks import Network, carriers, tensor_nodes
-from ..tensors import gram_matrix, phases, truncated_svd
+from ..tensors import gram_matrix, phases, squares, truncated_svd
 
 GAUGE_SWEEPS = 100
-"""The most sweeps over all bonds."""
+"""The most turns of each bond."""
 
-_TOLERANCE = 5e-7
-"""The sweeps end where one takes, or the next one will take, less than this part of the sum of squared norms."""
+_TOLERANCE = 1e-6
+"""The turns of bonds end where all further ones together would take less than this part of the sum of squared norms."""
 
 _SMALL_PIVOT, _SMALL_SQUARE = 1e-3, 1e-10
 """Gram matrices determine the gauge of a bond where the pivots of one of them are above this part of the largest pivot,
@@ -50,17 +51,17 @@ def balanced(network: Network, cores: Mapping[str, Tensor]) -> dict[str, Tensor]
     # all scales at once: from one bond to the next they would take a sweep for each bond of the network
     times = {name: len(tensor_nodes(network)[name]) for name in result}
     # in the basis of a fit the Gram matrices are nearly diagonal, so that scales are most of what is to be changed
-    for ends, _ in bonds * 2:
+    for ends, _ in bonds:
         _scale(result, ends)
-    size, gain = _to_one_norm(result, times), 0.0
-    for _ in range(GAUGE_SWEEPS if bonds else 0):
-        for ends, matrix in bonds:
-            (_turn if matrix else _scale)(result, ends)
-        before, size, gain_before = size, _to_one_norm(result, times), gain
-        gain = before - size
-        # gains fall by one factor, so that the next one is about the square of this one over the one before
-        if gain <= _TOLERANCE * before or gain**2 <= _TOLERANCE * before * gain_before:
+    enough = _TOLERANCE * _to_one_norm(result, times)
+    gains: list[float] = []
+    for ends, matrix in bonds * (GAUGE_SWEEPS if len(bonds) > 1 else 1):
+        gains.append((_turn if matrix else _scale)(result, ends))
+        # what each bond gained last and, from sweep to sweep, falls by about one factor
+        last, before = sum(gains[-len(bonds) :]), sum(gains[-2 * len(bonds) : -len(bonds)])
+        if len(gains) >= len(bonds) and (last <= enough or last**2 <= enough * (before - last)):
             break
+    _to_one_norm(result, times)
     return {name: core.contiguous() for name, core in result.items()}
 
 
@@ -86,38 +87,44 @@ def _balanced_terms(network: Network, cores: Mapping[str, Tensor]) -> dict[str, 
     return {name: result[name] for name in cores}
 
 
-def _turn(cores: dict[str, Tensor], ends: Sequence[tuple[str, int]]) -> None:
-    """Give two cores the Gram matrix of the singular values that their product has across their bond."""
+def _turn(cores: dict[str, Tensor], ends: Sequence[tuple[str, int]]) -> float:
+    """Give two cores the Gram matrix of the singular values that their product has across their bond.
+
+    Returns:
+        By how much the sum of their squared norms fell.
+    """
     moved = [cores[name].movedim(axis, -1) for name, axis in ends]
     one, other = (core.reshape(-1, core.shape[-1]) for core in moved)
-    turned = _turned_by_grams(one, other) or _turned_by_svd(one, other)
+    *turned, gain = _turned_by_grams(one, other) or _turned_by_svd(one, other)
     for (name, axis), matrix, core in zip(ends, turned, moved, strict=True):
         cores[name] = matrix.reshape(core.shape).movedim(-1, axis)
+    return gain
 
 
-def _turned_by_grams(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The two sides of a bond, each with the bond as its columns; None where the Gram matrices are too inexact.
+def _turned_by_grams(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, float] | None:
+    """The two sides of a bond, each with the bond as its columns, and the gain; None where Gram matrices are inexact.
 
     With one^H one = L L^H and the eigenvectors W and eigenvalues D of L^H conj(other^H other) L, they are multiplied
     with L^-H W D^(1/4) and with the inverse of its transpose, so that the product one @ other^T stays as it is.
     """
-    gram = gram_matrix(one.mH)
+    gram, other_gram = gram_matrix(one.mH), gram_matrix(other.mH).conj()
     factor, failed = torch.linalg.cholesky_ex(gram)
-    pivots = factor.diagonal().real
-    if bool(failed) or not bool(pivots.min() > _SMALL_PIVOT * pivots.max()):
+    least, largest = torch.aminmax(factor.diagonal().real)
+    if not bool((failed == 0) & (least > _SMALL_PIVOT * largest)):
         return None
-    squares, vectors = torch.linalg.eigh(factor.mH @ gram_matrix(other.mH).conj() @ factor)
-    steps = torch.cat([squares[:1], squares.diff()])
-    if not bool((steps > _SMALL_SQUARE * squares[-1]).all()):
+    eigenvalues, vectors = torch.linalg.eigh(factor.mH @ other_gram @ factor)
+    rising = [0.0, *eigenvalues.tolist()]
+    if not min(map(sub, rising[1:], rising)) > _SMALL_SQUARE * rising[-1]:
         return None
-    vectors, roots = vectors.flip(1), squares.flip(0) ** 0.25
+    gain = float((gram + other_gram).trace().real) - 2 * sum(map(sqrt, rising))
+    vectors, roots = vectors.flip(1), eigenvalues.flip(0) ** 0.25
     turn = torch.linalg.solve_triangular(factor.mH, vectors * roots, upper=True)
     # the signs are those of the cores before, as nearly as one sign for each value of the bond can be
     sign = phases((gram.mT * turn).sum(0)).conj()
-    return one @ (turn * sign), other @ (factor @ (vectors * (sign / roots))).conj()
+    return one @ (turn * sign), other @ (factor @ (vectors * (sign / roots))).conj(), gain
 
 
-def _turned_by_svd(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def _turned_by_svd(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, float]:
     """The same for any matrices; values of the bond that nothing uses become 0."""
     (basis, triangle), (other_basis, other_triangle) = torch.linalg.qr(one), torch.linalg.qr(other)
     left, singular, right = truncated_svd(triangle @ other_triangle.mT)
@@ -125,16 +132,17 @@ def _turned_by_svd(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     pair = basis @ (left * (sign * singular.sqrt())), other_basis @ (right.mT * (sign.conj() * singular.sqrt()))
     size = one.shape[1]
     first, second = (torch.nn.functional.pad(matrix, (0, size - matrix.shape[1])) for matrix in pair)
-    return first, second
+    return first, second, float(squares(one).sum() + squares(other).sum() - 2 * singular.sum())
 
 
-def _scale(cores: dict[str, Tensor], ends: Sequence[tuple[str, int]]) -> None:
-    """Give all cores of a bond the same norm at each of its values."""
+def _scale(cores: dict[str, Tensor], ends: Sequence[tuple[str, int]]) -> float:
+    """Give all cores of a bond the same norm at each of its values. Returns by how much the squared norms fell."""
     norms = torch.stack([_norms(cores[name], axis) for name, axis in ends])
     mean = norms.log().mean(0).exp()
     for (name, axis), norm in zip(ends, norms, strict=True):
         factor = torch.where(mean > 0, mean / torch.where(norm > 0, norm, 1.0), 1.0)
         cores[name] = cores[name] * factor.reshape([-1 if other == axis else 1 for other in range(cores[name].ndim)])
+    return float((norms.square() - mean.square()).sum())
 
 
 def _norms(core: Tensor, axis: int) -> Tensor:
@@ -147,7 +155,7 @@ def _to_one_norm(cores: dict[str, Tensor], times: Mapping[str, int]) -> float:
     norms = {name: float(torch.linalg.vector_norm(core)) for name, core in cores.items()}
     if not norms or not all(norms.values()):
         return sum(norm**2 for norm in norms.values())
-    mean = math.exp(sum(times[name] * math.log(norm) for name, norm in norms.items()) / sum(times.values()))
+    mean = exp(sum(times[name] * log(norm) for name, norm in norms.items()) / sum(times.values()))
     for name, norm in norms.items():
         cores[name] = cores[name] * (mean / norm)
     return len(cores) * mean**2
