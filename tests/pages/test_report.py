@@ -103,6 +103,15 @@ def test_rows_of_an_unknown_kind_are_a_table(tmp_path: Path) -> None:
     assert values(dataset, "more") == [None, "True", None]
 
 
+def test_a_result_of_an_unknown_kind_is_a_table(tmp_path: Path) -> None:
+    for name, each in (("layers", {"relative_error": 0.1}), ("rows", {"score": 1})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps({name: [each], "more": 3}))
+        text, (dataset,) = report(tmp_path, tmp_path / name)
+        assert "of a kind that this version has no plots" in text
+        assert values(dataset, "more") == [3]
+
+
 def test_numbers_that_are_not_finite_are_shown_and_decide_nothing(tmp_path: Path) -> None:
     broken = row("layer0", math.nan, math.inf, keep=0.1)
     _, sound = report(tmp_path, write_rows(tmp_path / "sound", study_rows()))

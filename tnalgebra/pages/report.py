@@ -49,9 +49,9 @@ def section_of(run: Run) -> Section:
             return trainings_section(run)
         if all(_is_of_a_study(row) for row in run.rows):
             return study_section(run)
-    elif _entries(run.result.get("layers")):
+    elif _entries(run.result.get("layers"), "name"):
         return compression_section(run)
-    elif _entries(run.result.get("rows")):
+    elif _entries(run.result.get("rows"), "epoch"):
         return training_section(run)
     return other_section(run)
 
@@ -63,5 +63,6 @@ def _is_of_a_study(row: dict[str, Any]) -> bool:
     )
 
 
-def _entries(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+def _entries(value: object, field: str) -> bool:
+    """Whether it is a list of mappings that have a field."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) and field in each for each in value)
