@@ -15,8 +15,9 @@ from tnalgebra.decompositions.cuts import cut
 from tnalgebra.errors import DataError, LayerError, RankError, RuleError, StudyError, ValuesError
 from tnalgebra.fitting import KeepFraction, MultiplyAddsBudget, ParameterBudget
 from tnalgebra.model.convert import convert
+from tnalgebra.model.divergence import Divergence
 from tnalgebra.model.input_metrics import input_metrics
-from tnalgebra.model.plans import Divergence, Planned, fit_planned, plan_budget
+from tnalgebra.model.plans import Planned, fit_planned, plan_budget
 from tnalgebra.nn.torch_layers import kernel_layers
 from tnalgebra.rewriting.text import rule
 
@@ -78,7 +79,7 @@ def test_the_divergence_is_that_of_the_network_with_one_layer_replaced() -> None
         twin[2].weight.copy_(fit.dense())
         outputs = torch.cat([twin(batch) for batch in inputs()]).double().log_softmax(1)
     wanted = float((reference.exp() * (reference - outputs)).sum(1).mean().detach())
-    assert Divergence(model, inputs())("2", fit) == pytest.approx(wanted, rel=1e-5)
+    assert Divergence(model, inputs())({"2": fit.dense()}) == pytest.approx(wanted, rel=1e-5)
 
 
 def mean_squared(model: nn.Module, weights: dict[str, Tensor]) -> float:

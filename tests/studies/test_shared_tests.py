@@ -16,10 +16,10 @@ from tests.refusals import refused
 from tests.study_cases import CLASSES, CUTS, Kinds, Net, labelled, network, some_images
 from tnalgebra.errors import StudyError
 from tnalgebra.model import Images
+from tnalgebra.model.steps import trace
 from tnalgebra.nn import kernel_layers
 from tnalgebra.studies import accuracy
 from tnalgebra.studies.shared_tests import SharedTests
-from tnalgebra.studies.steps import trace
 
 
 class Body(nn.Module):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
+from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -25,6 +27,8 @@ from ..model import (
     batch_norms,
     check_classes,
     convert,
+    distil,
+    mean_divergence,
     recalibrate_batch_norm,
     time_models,
 )
@@ -97,7 +101,7 @@ def compress_model(
     if known is not None:
         print(f"\n{(settings.output / TEXT).read_text(encoding='utf-8')}\ndone before: {settings.output}/")
         return known
-    used = prepare is not None or settings.calibrate or settings.recalibrate_bn
+    used = prepare is not None or settings.calibrate or settings.recalibrate_bn or settings.distil
     training = settings.images("train") if used else None
     if prepare is not None and training is not None:
         prepare(model, training)
@@ -112,6 +116,11 @@ def compress_model(
     dense = copy.deepcopy(model)
     example = _example(images, settings).to(memory_format=LAYOUTS[memory_format])
     model, report = _convert(model, training, example, settings, fractions=fractions)
+    held_out = _inputs(settings.held_out_images(training), example, settings) if training is not None else []
+    divergence = [mean_divergence(dense, model, held_out)] if held_out else []
+    if settings.distil and training is not None:
+        _distil(model, dense, settings.distillation(training), example, settings=settings)
+        divergence += [mean_divergence(dense, model, held_out)] if held_out else []
     if settings.recalibrate_bn and training is not None and batch_norms(model):
         some = settings.recalibration(training)
         recalibrate_batch_norm(model, shuffled_batches(some, max_shift=settings.recalibrate_shift, **tested))
@@ -122,6 +131,7 @@ def compress_model(
         "model": settings.model,
         "accuracy": {"before": before, "after": after},
         "images": len(images),
+        "divergence": divergence,
         "parameters": {"before": report.parameters, "after": report.parameters_after},
         "multiply_adds": {"before": report.multiply_adds, "after": report.multiply_adds_after, "batch": len(example)},
         "forward_seconds": {"before": seconds[0], "after": seconds[1], "memory_format": memory_format},
@@ -195,10 +205,10 @@ def _convert(
     *,
     fractions: Sequence[float],
 ) -> tuple[nn.Module, ConversionReport]:
-    calibration = None
+    calibration = held_out = None
     if training is not None and settings.calibrate:
-        batches = settings.calibration(training).batches(settings.batch_size, device=settings.chosen_device())
-        calibration = [x.to(memory_format=memory_format_of(example)) for x, _ in batches]
+        calibration = _inputs(settings.calibration(training), example, settings)
+        held_out = _inputs(settings.held_out_images(training), example, settings) or None
     layers = kernel_layers(model)
     print(f"compressing {len(layers)} layers ...", end=" ", flush=True)
     started = perf_counter()
@@ -208,6 +218,7 @@ def _convert(
         size=settings.size,
         example=example,
         calibration=calibration,
+        held_out=held_out,
         sequential=settings.sequential,
         tune=settings.tune,
         seed=settings.seed,
@@ -218,12 +229,37 @@ def _convert(
     return converted
 
 
+def _inputs(images: Images, example: Tensor, settings: CompressSettings) -> list[Tensor]:
+    batches = images.batches(settings.batch_size, device=settings.chosen_device())
+    return [x.to(memory_format=memory_format_of(example)) for x, _ in batches]
+
+
+def _distil(model: nn.Module, dense: nn.Module, images: Images, example: Tensor, *, settings: CompressSettings) -> None:
+    """Train the cores on the images, without labels, in a new order in each pass."""
+    size, shift = settings.batch_size, settings.recalibrate_shift
+    steps = math.ceil(settings.distil * math.ceil(len(images) / size))
+    passes = (
+        shuffled_batches(images, batch_size=size, max_shift=shift, seed=seed, device=settings.chosen_device())
+        for seed in count(settings.seed)
+    )
+    batches = (x.to(memory_format=memory_format_of(example)) for x in chain.from_iterable(passes))
+    print(f"distilling in {steps} steps ...", end=" ", flush=True)
+    started = perf_counter()
+    distil(model, dense, batches, steps=steps, autocast=torch.bfloat16 if settings.autocast == "bf16" else None)
+    print(f"{perf_counter() - started:.0f} s", flush=True)
+
+
 def _totals(result: CompressResult) -> str:
     """What the whole network was and is."""
     right, still = (100 * result["accuracy"][when] for when in ("before", "after"))
     rows = [("", "before", "after", "")]
     change = f"{still - right:+.2f} points, {result['images']:,} test images"
     rows.append(("top-1", f"{right:.2f} %", f"{still:.2f} %", change))
+    if result["divergence"]:
+        *converted, last = [f"{value:.4f}" for value in result["divergence"]]
+        before = f"; {converted[0]} before the distillation" if converted else ""
+        what = f"nats from the dense outputs, {result['config']['held_out']} training images held out{before}"
+        rows.append(("divergence", "0", last, what))
     of_what = {
         "parameters": "the whole network",
         "multiply_adds": f"convolutions and linear layers, batch {result['multiply_adds']['batch']}",

@@ -106,11 +106,12 @@ class TestSettings(ImageSettings, WeightSettings):
     """allow a network without trained weights, of which accuracies mean nothing"""
     calibrate: int = 1024
     """training images, without labels, over which errors of outputs are measured; 0: errors of kernels are taken"""
+    held_out: int = 0
+    """how many of them are held out of the fits: of several ways to share out a budget, the best on these is taken"""
     recalibrate_bn: bool = False
     """measure the statistics of batch normalisations again after the compression, on 5000 training images"""
     recalibrate_shift: int = 0
     """pixels by which these images are moved at random, as in the training; 4 for the published CIFAR ResNets"""
-
     scheduler: str | None = None
     """who fits and tests: by default this process; local or local:4, worker processes here; tcp://HOST:8786, Dask's"""
 
@@ -136,11 +137,14 @@ class TestSettings(ImageSettings, WeightSettings):
         """
         require_library(self.model)
         check_scheduler(self.scheduler)
-        least = {"calibrate": 0, "recalibrate_shift": 0, "batch_size": 1, "limit": 1, **least}
+        least = {"calibrate": 0, "held_out": 0, "recalibrate_shift": 0, "batch_size": 1, "limit": 1, **least}
         for name, bound in least.items():
             value: Any = getattr(self, name)
             if value is not None and value < bound:
                 raise DataError(f"{name.replace('_', '-')} is {value}", fix=f"at least {bound}")
+        if self.held_out and self.held_out >= self.calibrate:
+            fact = f"{self.held_out} of {self.calibrate} calibration images cannot be held out"
+            raise DataError(fact, fix=f"--calibrate {4 * self.held_out}")
 
     def recalibration(self, training: Images) -> Images:
         """The training images for the batch normalisations."""
@@ -148,10 +152,22 @@ class TestSettings(ImageSettings, WeightSettings):
 
     def calibration(self, training: Images) -> Images:
         """Images that are chosen without a look at their labels, and without them: all have the first."""
+        return self._unlabelled(training, self.held_out, self.calibrate)
+
+    def held_out_images(self, training: Images) -> Images:
+        """Others of the kind of `calibration`."""
+        return self._unlabelled(training, 0, self.held_out)
+
+    def distillation(self, training: Images) -> Images:
+        """All images but those held out, without labels."""
+        return self._unlabelled(training, self.held_out, len(training))
+
+    def _unlabelled(self, training: Images, first: int, end: int) -> Images:
+        """Images `first` to `end` of a random order, without labels."""
         import torch
 
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(self.seed))
-        chosen = order[: self.calibrate].sort().values
+        chosen = order[first:end].sort().values
         return dataclasses.replace(training, pixels=training.pixels[chosen], labels=torch.zeros_like(chosen))
 
 
@@ -165,6 +181,10 @@ class CompressSettings(TestSettings):
     """parameters 0.5, multiply-adds 0.5 or time 0.7, of the whole network; or of each layer 8, r=8 s=4, keep 0.5"""
     sequential: bool = False
     """fit the layers in the order they run, each to the output it had, from the inputs it gets by then"""
+    distil: float = 0.0
+    """passes over the training images, without labels, in which the cores then learn the dense network's outputs"""
+    autocast: Literal["no", "bf16"] = "no"
+    """the type of products in that training: bf16 is faster where the device has it"""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """the format that the network is compressed for; auto takes the one in which it is faster as it is"""
     tune: bool = True
@@ -181,7 +201,7 @@ class CompressSettings(TestSettings):
         from ..decompositions import read_rewrite
         from ..fitting import read_size
 
-        super().check(example_batch=1, **least)
+        super().check(example_batch=1, distil=0, **least)
         self.chosen_device()
         read_size(self.size)
         if not self.rewrite:

@@ -9,6 +9,7 @@ from .compare import compare
 from .comparison import Comparison
 from .convert import convert
 from .distil import distil
+from .divergence import mean_divergence
 from .example import read_example
 from .folding import Folding, fold_batch_norm
 from .graphs import trace_forward
@@ -29,6 +30,7 @@ from .progress import track
 from .report import ConversionReport
 from .spectra import cut_singular_values, spectra
 from .spectrum import DISTINCT_COLOURS, Spectra, Spectrum
+from .steps import ForwardSteps, Progress, trace
 from .surgery import (
     Site,
     exchange_layers,
@@ -48,11 +50,13 @@ __all__ = [
     "ConversionReport",
     "Curves",
     "Folding",
+    "ForwardSteps",
     "Images",
     "LayerMaker",
     "MergingReport",
     "MetricName",
     "Planned",
+    "Progress",
     "Site",
     "Spectra",
     "Spectrum",
@@ -79,6 +83,7 @@ __all__ = [
     "hosvd",
     "input_metrics",
     "load_images",
+    "mean_divergence",
     "merge_branches",
     "modes_kept",
     "names_of_modules",
@@ -92,6 +97,7 @@ __all__ = [
     "spectra",
     "tie_layers",
     "time_models",
+    "trace",
     "trace_forward",
     "track",
     "unfolding_attentions",

@@ -15,7 +15,9 @@ from ..rewriting import Fit
 from ..workers import Scheduler, run_tasks
 from .budget import Treatment, error_of, ranks_of
 from .curves import parameter_costs
+from .divergence import Divergence
 from .example import Example
+from .held_out import share_by_divergence
 from .input_metrics import fit_in_order, input_metrics
 from .measure_curves import measure_curves
 from .new_layers import LayerMaker
@@ -121,6 +123,7 @@ class Conversion:
         budget: ModelBudget | None,
         *,
         example: Example | None,
+        held_out: Sequence[Tensor] | None,
         sequential: bool,
         ridge: float,
         fractions: Sequence[float],
@@ -132,7 +135,7 @@ class Conversion:
             batches = track(inputs, "calibration", shown=self.progress)
             metrics = input_metrics(self.model, batches, layers=measured, ridge=ridge, device=self.device)
         if budget is not None:
-            self.share_budget(budget, metrics, example, fractions)
+            self.share_budget(budget, metrics, example=example, held_out=held_out, fractions=fractions)
         layers = list(self.offered)
         with progress_bar("fitting layers", len(layers), shown=self.progress) as bar:
 
@@ -160,7 +163,13 @@ class Conversion:
         return not site.tied and not isinstance(site.module, nn.Embedding)
 
     def share_budget(
-        self, budget: ModelBudget, metrics: Mapping[str, Metric], example: Example | None, fractions: Sequence[float]
+        self,
+        budget: ModelBudget,
+        metrics: Mapping[str, Metric],
+        *,
+        example: Example | None,
+        held_out: Sequence[Tensor] | None,
+        fractions: Sequence[float],
     ) -> None:
         """Leave one treatment to each layer, with integer ranks, or none."""
         weights = {name: self.weight(name) for name in self.offered}
@@ -174,7 +183,12 @@ class Conversion:
             weights, self.offered, costs, metrics=metrics, fractions=fractions, progress=self.progress
         )
         dense = curves.why_dense()
-        for name, way in curves.share(budget, others=self.reasons).items():
+        if held_out is None:
+            ways = curves.share(budget, others=self.reasons)
+        else:
+            divergence = Divergence(self.model, held_out)
+            ways = share_by_divergence(curves, budget, divergence, metrics=metrics, others=self.reasons)
+        for name, way in ways.items():
             if way.treatment is not None:
                 self.offered[name] = [way.treatment]
             elif name in curves.refused:

@@ -7,7 +7,7 @@ import logging
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,10 @@ _log = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=nn.Module)
 
+Inputs: TypeAlias = Tensor | Iterable[Tensor | Sequence[Tensor]]
+"""Batches of a model's inputs, of a sequence such as (images, labels) the first entry; or one tensor, which is a batch.
+"""
+
 
 def convert(
     model: _M,
@@ -50,7 +54,8 @@ def convert(
     *,
     size: object = None,
     example: Example | None = None,
-    calibration: Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    calibration: Inputs | None = None,
+    held_out: Inputs | None = None,
     sequential: bool = False,
     inplace: bool = True,
     allow_larger: bool = False,
@@ -83,6 +88,9 @@ def convert(
             of these. The model runs on it before, so that plans are made for the real sizes and layers that are never
             called stay dense; and after, to check that it does. Its hooks are called each time.
         calibration: batches of inputs, or one batch; the fits are in the norm of the layer's outputs over them.
+        held_out: batches of other inputs, or one batch, without labels. The budget is then shared out in several ways,
+            with different weights of the layers' errors, and the plan is taken with which the model's outputs on these
+            inputs diverge least from the original ones (docs/models.md, "Inputs held out").
         sequential: fit the layers in the order they run, each to the output it had (`tn.model.fit_in_order`).
         inplace: False: a copy is converted, and the model stays as it is.
         allow_larger: also convert layers that do not get smaller.
@@ -100,14 +108,23 @@ def convert(
             single layer, or does not run on the example before or after the conversion.
         RuleError: a request cannot be read.
         RankError: a budget cannot be met (the message has the least); a size cannot be read, or has no meaning.
-        DataError: calibration data, or an example, are missing where they are needed, or hold no inputs.
+        DataError: calibration data, or an example, are missing where they are needed, or hold no inputs; inputs are
+            held out, and the size is not a budget.
 
     Example:
         >>> model, report = tn.convert(model, {torch.nn.Conv2d: "tucker2"}, size="parameters 0.5")
         >>> print(report)
     """
     whole = None if size is None else read_size(size)
-    _check_settings(model, whole, example, calibration, sequential=sequential, scheduler=scheduler)
+    _check_settings(
+        model,
+        whole,
+        example=example,
+        calibration=calibration,
+        held_out=held_out,
+        sequential=sequential,
+        scheduler=scheduler,
+    )
     target = model if inplace else copy.deepcopy(model)
     with torch.inference_mode(False), elements_by_default(), unfolding_attentions(target) as unfolding:
         sites = find_sites(target)
@@ -116,11 +133,18 @@ def convert(
         assigned = assign(target, sites, patterns)
         budget = _check_sizes(whole, assigned)
         work.offer(assigned, None if budget is not None else whole, seed)
-        batches = [calibration] if isinstance(calibration, Tensor) else calibration
-        inputs = None if batches is None else list(inputs_of(batches))
+        inputs, others = _list_inputs(calibration), _list_inputs(held_out)
         trial = example if example is not None or inputs is None else inputs[0][:1].to(work.device)
         work.record_calls(trial)
-        work.choose_and_fit(inputs, budget, example=example, sequential=sequential, ridge=ridge, fractions=fractions)
+        work.choose_and_fit(
+            inputs,
+            budget,
+            example=example,
+            held_out=None if others is None else [x.to(work.device) for x in others],
+            sequential=sequential,
+            ridge=ridge,
+            fractions=fractions,
+        )
         report = _exchange(work, work.build(), assigned, trial, counted=example is not None, budget=budget)
         replaced = [Replaced(*row) for one in unfolding.put_back(all_of_them=False) for row in one.replaced()]
     return target, replace(report, replaced=(*replaced, *report.replaced))
@@ -184,15 +208,20 @@ def _list_replaced(sites: Sequence[Site], layers: Sequence[KernelLayer]) -> tupl
     return tuple(replaced)
 
 
+def _list_inputs(batches: Inputs | None) -> list[Tensor] | None:
+    return None if batches is None else list(inputs_of([batches] if isinstance(batches, Tensor) else batches))
+
+
 # Checks -----------------------------------------------------------------------------------------------------
 
 
 def _check_settings(
     model: nn.Module,
     size: Size | None,
+    *,
     example: object,
     calibration: object,
-    *,
+    held_out: object,
     sequential: bool,
     scheduler: Scheduler | None,
 ) -> None:
@@ -203,6 +232,9 @@ def _check_settings(
     if sequential and calibration is None:
         fact = "sequential=True fits each layer to its original outputs, which needs inputs"
         raise DataError(fact, fix="calibration=[batch, ...]")
+    if held_out is not None and not isinstance(size, ModelBudget):
+        fact = "held_out= decides how a budget of the whole model is shared out, and the size is not one"
+        raise DataError(fact, fix="size='parameters 0.5'")
     check_initialised(model)
 
 

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,10 +14,19 @@ from torch import Tensor, nn
 from ..errors import RankError, TnalgebraError
 from ..fitting import ModelBudget, ParameterBudget
 from ..networks import Network
+from ..rewriting import Fit
 from .budget import PricedWay, Treatment, allocate, group_reasons
 
 LEAST_LOSS = 1e-12
 """Losses below this are equal where they are interpolated."""
+
+Harm: TypeAlias = Callable[[str, float], float]
+"""Name of a layer, its loss -> what that means for the whole model; it rises with the loss."""
+
+
+def equal_harm(name: str, loss: float) -> float:
+    """The loss itself."""
+    return loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +71,7 @@ class CurvePoint:
     expected: about proportional to the loss, where anything is known about it.
     cost: of the layer; None as long as it was not counted.
     loss: that it causes; None as long as it was not measured.
+    fit: the quick one by which it was measured, if there was one.
     """
 
     treatment: Treatment
@@ -70,6 +81,7 @@ class CurvePoint:
     expected: float = 1.0
     cost: int | None = None
     loss: float | None = None
+    fit: Fit | None = None
 
     @property
     def parameters(self) -> int:
@@ -118,13 +130,19 @@ class ErrorCurves:
         least = {name: min(each, key=lambda way: way.loss).treatment for name, each in ways.items() if each}
         return {name: treatment for name, treatment in least.items() if treatment is not None}
 
-    def share(self, budget: ModelBudget, *, others: Mapping[str, str] | None = None) -> dict[str, PricedWay]:
+    def share(
+        self, budget: ModelBudget, *, others: Mapping[str, str] | None = None, harm: Harm = equal_harm
+    ) -> dict[str, PricedWay]:
         """Choose a way for each layer, by one Lagrange multiplier; treatment None: the layer stays dense.
 
         Treatments whose sizes are given are one way each, and such a layer never stays dense for the budget's sake.
 
         Args:
             others: layers that have no curve -> why, for the error.
+            harm: what the losses of the layers mean for the model, the sum of which is to be small.
+
+        Returns:
+            Name -> the way, with the loss of its layer.
 
         Raises:
             RankError: the budget cannot be met; it says the least that can, and why layers stay dense.
@@ -134,7 +152,7 @@ class ErrorCurves:
         while True:
             curves: dict[str, list[PricedWay]] = {}
             for name in self.points:
-                ways = self.ways(name)
+                ways = [way._replace(loss=harm(name, way.loss)) for way in self.ways(name)]
                 fixed = ways and all(treatment.is_sized for treatment in self.offered[name])
                 curves[name] = [*ways, *([] if fixed else [PricedWay(self.costs.dense[name], 0.0)])]
             chosen = {name: min(ways, key=lambda way: way.cost) for name, ways in curves.items()}
@@ -145,7 +163,8 @@ class ErrorCurves:
             if open_points:
                 self.measure(open_points)
             elif least <= limit:
-                return chosen
+                losses = {way.treatment: way.loss for name in chosen for way in self.ways(name)}
+                return {name: way._replace(loss=losses.get(way.treatment, 0.0)) for name, way in chosen.items()}
             else:
                 raise self._too_small(budget, rest, least, others or {})
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, LayerError, ValuesError
 from ..nn import KernelLayer
+from .divergence import output_divergence, squared_distance
 from .images import inputs_of
 from .modes import Hook, hooked, modes_kept
 from .progress import track
@@ -37,16 +38,17 @@ def distil(
     *,
     blocks: Sequence[str] | None = None,
     steps: int | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
+    autocast: torch.dtype | None = None,
     progress: bool = True,
 ) -> _M:
     """Train the decomposed layers of a model to give the outputs of another one, without labels.
 
-    The loss of a batch is the sum of ||student - teacher||^2 / ||teacher||^2 over the outputs of the blocks and of
-    the whole model, each norm over the whole batch. Adam takes one step for each batch; its rate rises in the first
-    tenth of the steps, then falls to 0 as a cosine. Both models run in evaluation mode: batch normalisations keep their
-    statistics and nothing is dropped. New images help more than further passes over the same ones, to which the cores
-    would fit themselves.
+    The loss of a batch is the sum of ||student - teacher||^2 / ||teacher||^2 over the outputs of the blocks, each norm
+    over the whole batch, and of the divergence of the outputs, see `tn.model.mean_divergence`. Adam takes one step for
+    each batch; its rate rises in the first tenth of the steps, then falls to 0 as a cosine. Both models run in
+    evaluation mode: batch normalisations keep their statistics and nothing is dropped. New images help more than
+    further passes over the same ones, to which the cores would fit themselves.
 
     Args:
         model: with decomposed layers, such as `convert` leaves them. Their cores and biases are trained, in place,
@@ -59,6 +61,8 @@ def distil(
             outermost of them: residual blocks of a ResNet, blocks of a transformer.
         steps: how many batches are used; by default all. It is needed where they have no length, as of a generator.
         learning_rate: the largest of all steps.
+        autocast: a type in which products are computed, such as torch.bfloat16, which is faster on devices that have
+            it; the cores keep their type.
         progress: show a bar, where stderr is a terminal.
 
     Returns:
@@ -92,7 +96,9 @@ def distil(
         number = 0
         inputs = islice(inputs_of(batches), total)
         for number, x in enumerate(track(inputs, "distillation", total=total, shown=progress), start=1):
-            loss = _loss(model, teacher, pairs, x.to(cores[0].device))
+            x = x.to(cores[0].device)
+            with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+                loss = _loss(model, teacher, pairs, x)
             if not torch.isfinite(loss):
                 fact = f"the loss of batch {number} is {loss.item()}"
                 raise ValuesError(fact, fix="a smaller learning_rate, or finite inputs")
@@ -187,7 +193,7 @@ def _outermost(model: nn.Module) -> list[str]:
 
 
 def _loss(model: nn.Module, teacher: nn.Module, pairs: Pairs, x: Tensor) -> Tensor:
-    """The sum of the squared relative errors of all outputs that are compared."""
+    """The sum of the blocks' squared relative errors and of the divergence of the models' outputs."""
     with torch.no_grad():
         targets = _outputs(teacher, {name: pair[1] for name, pair in pairs.items()}, x)
     outputs = _outputs(model, {name: pair[0] for name, pair in pairs.items()}, x)
@@ -198,7 +204,8 @@ def _loss(model: nn.Module, teacher: nn.Module, pairs: Pairs, x: Tensor) -> Tens
             fact = f"the outputs of {name or 'the model'!r} cannot be compared"
             facts = {"student": _describe(output), "teacher": _describe(target)}
             raise LayerError(fact, **facts, fix="blocks=[...] with modules that give one tensor in both models")
-        loss = loss + (output - target).float().square().sum() / target.float().square().sum().clamp(min=1e-30)
+        apart, whole = (output_divergence if name == OUTPUT else squared_distance)(target.float(), output.float())
+        loss = loss + apart / whole.clamp(min=1e-30)
     return loss
 
 

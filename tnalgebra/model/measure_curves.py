@@ -106,7 +106,12 @@ class _Measurement:
         """A point that was fitted already."""
         at_ranks = treatment.at_ranks(ranks_of(fit), fit.parameters)
         return CurvePoint(
-            at_ranks, fit.network, fit_constants(fit), self.costs.guess(name, fit.network), loss=self._loss(name, fit)
+            at_ranks,
+            fit.network,
+            fit_constants(fit),
+            self.costs.guess(name, fit.network),
+            loss=self._loss(name, fit),
+            fit=fit,
         )
 
     def _outlined(self, name: str, treatment: Treatment, outline: Outline, ranks: Mapping[str, int]) -> CurvePoint:
@@ -162,7 +167,7 @@ class _Measurement:
                 failed.update(dict.fromkeys(names, error))
                 continue
             for (name, point), fit in zip(group, fits, strict=True):
-                point.loss = self._loss(name, fit)
+                point.loss, point.fit = self._loss(name, fit), fit
         return failed
 
     def _fit(self, treatment: Treatment, names: Sequence[str]) -> list[Fit]:

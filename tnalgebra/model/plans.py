@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from ..compiler import Candidates
@@ -18,6 +16,7 @@ from ..nn import kernel_labels_of, kernel_layers
 from ..rewriting import Fit, Rule
 from .budget import Treatment
 from .curves import Costs, ErrorCurves, parameter_costs
+from .divergence import Divergence
 from .example import Example
 from .input_metrics import RIDGE, fit_in_order
 from .measure_curves import FRACTIONS, measure_curves
@@ -71,9 +70,8 @@ def plan_budget(
         example: for `MultiplyAddsBudget`, an input of the model in any form that `convert` takes.
         candidates: of the plans whose multiply-adds are counted, see `compile`.
         metrics: name -> the norm of its fits; by default the Frobenius norm.
-        curves: "error": the squared relative error of the fit, in its norm. "divergence": the mean Kullback-Leibler
-            divergence of the network's softmax outputs on `inputs` when this layer alone is replaced; a forward
-            pass over them for each point.
+        curves: "error": the squared relative error of the fit, in its norm. "divergence": that of the network's outputs
+            on `inputs` when this layer alone is replaced, see `Divergence`; a forward pass over them for each point.
         inputs: batches of the network's inputs, or one tensor, which is one batch.
         seed: of the fits.
         fractions: parts of a kernel's parameters at which its curves are measured.
@@ -106,7 +104,7 @@ def plan_budget(
     weights = {name: module.weight for name, module in kernel_layers(model).items() if name in layers}
     parameters = parameter_costs(model, weights)
     settings: dict[str, Any] = {"metrics": metrics, "fractions": fractions, "progress": progress}
-    settings["loss_of"] = Divergence(model, batches) if curves == "divergence" else None
+    settings["loss_of"] = _loss_by_divergence(model, batches) if curves == "divergence" else None
     measured: dict[type, ErrorCurves] = {}
     plans = []
     for size in read:
@@ -121,6 +119,11 @@ def plan_budget(
             chosen = _measure(weights, treatments, size, parameters, seed=seed, settings=settings).least_losses()
         plans.append({name: _planned(treatment) for name, treatment in chosen.items()})
     return plans
+
+
+def _loss_by_divergence(model: nn.Module, batches: Sequence[Tensor]) -> Callable[[str, Fit], float]:
+    divergence = Divergence(model, batches)
+    return lambda name, fit: divergence({name: fit.dense()})
 
 
 def _planned(treatment: Treatment) -> Planned:
@@ -223,27 +226,3 @@ def fit_planned(
     if planned:
         fit_in_order(model, batches, lambda *layer: fit(*layer).dense(), layers=list(planned), ridge=ridge)
     return {name: fits[name] for name in planned}
-
-
-class Divergence:
-    """KL(original || with a layer replaced) of the softmax outputs, mean over the inputs, in nats."""
-
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
-        self.model = deepcopy(model).eval()
-        self.modules = kernel_layers(self.model)
-        self.inputs = inputs
-        self.reference = self._outputs()
-
-    def _outputs(self) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([self.model(batch).double().log_softmax(1) for batch in self.inputs])
-
-    def __call__(self, name: str, fit: Fit) -> float:
-        """Of the network with the layer's kernel replaced by that of the fit."""
-        weight = self.modules[name].weight
-        before = weight.detach().clone()
-        with torch.no_grad():
-            weight.copy_(fit.dense())
-            outputs = self._outputs()
-            weight.copy_(before)
-        return float((self.reference.exp() * (self.reference - outputs)).sum(1).mean().clamp(min=0))

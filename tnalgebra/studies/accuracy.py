@@ -71,10 +71,11 @@ def shuffled_batches(
     *,
     batch_size: int,
     max_shift: int = 0,
+    seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """Batches of training images in a fixed random order, normalised, for `recalibrate_batch_norm`.
+    """Batches of training images in a random order, normalised, for `recalibrate_batch_norm` and `distil`.
 
     In the order of a folder a batch would hold one class only, whose statistics are not those of all images.
 
@@ -83,13 +84,14 @@ def shuffled_batches(
         batch_size: the most images at a time. Larger batches give better variances.
         max_shift: the most pixels by which images are moved. It should be that of the training, on which the statistics
             depend: with unmoved images the published CIFAR-10 ResNet-20, trained with 4, falls from 91.7 % to 88.7 %.
+        seed: of the order and of the shifts.
         dtype: the type of the images.
         device: the device of the images.
 
     Returns:
         Batches of shape (n, channels, height, width).
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for rows in batch_rows(torch.randperm(len(images), generator=generator), batch_size):
         yield images.normalise(_shift(images.pixels[rows], max_shift, generator), dtype=dtype, device=device)
 

@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..model import Images, evaluating
+from ..model import ForwardSteps, Images, Progress, evaluating, trace
 from .accuracy import accuracy, right_answers
-from .steps import ForwardSteps, Progress, trace
 
 NewWeights: TypeAlias = Mapping[nn.Parameter, Tensor]
 """Parameter -> its new value, of the same shape, type and device."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..errors import LayerError
-from ..model import trace_forward
+from .graphs import trace_forward
 
 
 @dataclass
