@@ -18,6 +18,7 @@ from tnalgebra.checkpoint.file import load
 from tnalgebra.command import build_model
 from tnalgebra.command import compress as work
 from tnalgebra.command.compress import MODEL, ONNX, PAGE, RESULT, TEXT
+from tnalgebra.errors import DataError
 from tnalgebra.model import load_images
 from tnalgebra.studies.accuracy import accuracy
 
@@ -202,3 +203,12 @@ def test_errors_are_one_message_and_leave_no_output(
     assert message.startswith("error: ")
     assert fact in message
     assert not Path("runs").exists()
+
+
+def test_images_are_held_out_and_the_cores_learn_from_the_others(quick: Config) -> None:
+    result = main(dataclasses.replace(quick, held_out=16, distil=0.2))
+    before, after = result["divergence"]
+    assert 0 < after < before
+    assert "16 training images held out" in (quick.output / TEXT).read_text()
+    with refused(DataError, "64 of 64", "--calibrate"):
+        main(dataclasses.replace(quick, held_out=64, output=Path("more")))

@@ -116,11 +116,7 @@ def compress_model(
     dense = copy.deepcopy(model)
     example = _example(images, settings).to(memory_format=LAYOUTS[memory_format])
     model, report = _convert(model, training, example, settings, fractions=fractions)
-    held_out = _inputs(settings.held_out_images(training), example, settings) if training is not None else []
-    divergence = [mean_divergence(dense, model, held_out)] if held_out else []
-    if settings.distil and training is not None:
-        _distil(model, dense, settings.distillation(training), example, settings=settings)
-        divergence += [mean_divergence(dense, model, held_out)] if held_out else []
+    divergence = [] if training is None else _distil(model, dense, training, example, settings=settings)
     if settings.recalibrate_bn and training is not None and batch_norms(model):
         some = settings.recalibration(training)
         recalibrate_batch_norm(model, shuffled_batches(some, max_shift=settings.recalibrate_shift, **tested))
@@ -234,19 +230,31 @@ def _inputs(images: Images, example: Tensor, settings: CompressSettings) -> list
     return [x.to(memory_format=memory_format_of(example)) for x, _ in batches]
 
 
-def _distil(model: nn.Module, dense: nn.Module, images: Images, example: Tensor, *, settings: CompressSettings) -> None:
-    """Train the cores on the images, without labels, in a new order in each pass."""
+def _distil(
+    model: nn.Module, dense: nn.Module, training: Images, example: Tensor, *, settings: CompressSettings
+) -> list[float]:
+    """Train the cores without labels, in a new order in each pass, where that is requested.
+
+    Returns:
+        The divergence from the dense network's outputs, before and after that training, on the images held out, if any.
+    """
     size, shift = settings.batch_size, settings.recalibrate_shift
-    steps = math.ceil(settings.distil * math.ceil(len(images) / size))
-    passes = (
-        shuffled_batches(images, batch_size=size, max_shift=shift, seed=seed, device=settings.chosen_device())
-        for seed in count(settings.seed)
-    )
-    batches = (x.to(memory_format=memory_format_of(example)) for x in chain.from_iterable(passes))
-    print(f"distilling in {steps} steps ...", end=" ", flush=True)
-    started = perf_counter()
-    distil(model, dense, batches, steps=steps, autocast=torch.bfloat16 if settings.autocast == "bf16" else None)
-    print(f"{perf_counter() - started:.0f} s", flush=True)
+    held_out = _inputs(settings.held_out_images(training), example, settings)
+    divergence = [mean_divergence(dense, model, held_out)] if held_out else []
+    if settings.distil:
+        images = settings.distillation(training)
+        steps = math.ceil(settings.distil * math.ceil(len(images) / size))
+        passes = (
+            shuffled_batches(images, batch_size=size, max_shift=shift, seed=seed, device=settings.chosen_device())
+            for seed in count(settings.seed)
+        )
+        batches = (x.to(memory_format=memory_format_of(example)) for x in chain.from_iterable(passes))
+        print(f"distilling in {steps} steps ...", end=" ", flush=True)
+        started = perf_counter()
+        distil(model, dense, batches, steps=steps, autocast=torch.bfloat16 if settings.autocast == "bf16" else None)
+        print(f"{perf_counter() - started:.0f} s", flush=True)
+        divergence += [mean_divergence(dense, model, held_out)] if held_out else []
+    return divergence
 
 
 def _totals(result: CompressResult) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -29,6 +30,16 @@ from .report import LayerRow
 from .surgery import LayerCall, Site, record_calls
 
 _UNCALLED = "the model reads its weight elsewhere, or not at all"
+
+
+class Fitting(NamedTuple):
+    """Inputs for the norms of fits, inputs held out of them, and how the layers are fitted; see `convert`."""
+
+    inputs: Sequence[Tensor] | None
+    held_out: Sequence[Tensor] | None
+    sequential: bool
+    ridge: float
+    fractions: Sequence[float]
 
 
 @dataclass(eq=False)
@@ -117,25 +128,16 @@ class Conversion:
                     who = "" if member.names == self.sites[name].names else f"{member.names[0]} is "
                     self.refuse(name, f"{who}never called on the example: {_UNCALLED}")
 
-    def choose_and_fit(
-        self,
-        inputs: Sequence[Tensor] | None,
-        budget: ModelBudget | None,
-        *,
-        example: Example | None,
-        held_out: Sequence[Tensor] | None,
-        sequential: bool,
-        ridge: float,
-        fractions: Sequence[float],
-    ) -> None:
+    def choose_and_fit(self, fitting: Fitting, budget: ModelBudget | None, *, example: Example | None) -> None:
         """Leave one treatment to each layer where there is a budget, then fit the layers, in the norm of the inputs."""
+        inputs, sequential, ridge = fitting.inputs, fitting.sequential, fitting.ridge
         metrics: dict[str, Metric] = {}
         measured = [name for name in self.offered if self._has_metric(name)]
         if inputs is not None and measured and (budget is not None or not sequential):
             batches = track(inputs, "calibration", shown=self.progress)
             metrics = input_metrics(self.model, batches, layers=measured, ridge=ridge, device=self.device)
         if budget is not None:
-            self.share_budget(budget, metrics, example=example, held_out=held_out, fractions=fractions)
+            self.share_budget(budget, metrics, example, fitting)
         layers = list(self.offered)
         with progress_bar("fitting layers", len(layers), shown=self.progress) as bar:
 
@@ -163,13 +165,7 @@ class Conversion:
         return not site.tied and not isinstance(site.module, nn.Embedding)
 
     def share_budget(
-        self,
-        budget: ModelBudget,
-        metrics: Mapping[str, Metric],
-        *,
-        example: Example | None,
-        held_out: Sequence[Tensor] | None,
-        fractions: Sequence[float],
+        self, budget: ModelBudget, metrics: Mapping[str, Metric], example: Example | None, fitting: Fitting
     ) -> None:
         """Leave one treatment to each layer, with integer ranks, or none."""
         weights = {name: self.weight(name) for name in self.offered}
@@ -180,13 +176,13 @@ class Conversion:
         else:
             costs = self.maker.costs(list(weights))
         curves = measure_curves(
-            weights, self.offered, costs, metrics=metrics, fractions=fractions, progress=self.progress
+            weights, self.offered, costs, metrics=metrics, fractions=fitting.fractions, progress=self.progress
         )
         dense = curves.why_dense()
-        if held_out is None:
+        if fitting.held_out is None:
             ways = curves.share(budget, others=self.reasons)
         else:
-            divergence = Divergence(self.model, held_out)
+            divergence = Divergence(self.model, [x.to(self.device) for x in fitting.held_out])
             ways = share_by_divergence(curves, budget, divergence, metrics=metrics, others=self.reasons)
         for name, way in ways.items():
             if way.treatment is not None:

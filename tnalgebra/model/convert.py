@@ -19,7 +19,7 @@ from ..nn import KernelLayer, elements_by_default
 from ..workers import Scheduler, check_scheduler
 from .attention import unfolding_attentions
 from .budget import group_reasons
-from .conversion import Conversion, count_parameters
+from .conversion import Conversion, Fitting, count_parameters
 from .example import Example
 from .images import inputs_of
 from .input_metrics import RIDGE
@@ -88,9 +88,8 @@ def convert(
             of these. The model runs on it before, so that plans are made for the real sizes and layers that are never
             called stay dense; and after, to check that it does. Its hooks are called each time.
         calibration: batches of inputs, or one batch; the fits are in the norm of the layer's outputs over them.
-        held_out: batches of other inputs, or one batch, without labels. The budget is then shared out in several ways,
-            with different weights of the layers' errors, and the plan is taken with which the model's outputs on these
-            inputs diverge least from the original ones (docs/models.md, "Inputs held out").
+        held_out: other inputs, likewise: of several ways to share a budget out, that one is taken with which the
+            model's outputs on these diverge least from the original ones (docs/models.md, "Inputs held out").
         sequential: fit the layers in the order they run, each to the output it had (`tn.model.fit_in_order`).
         inplace: False: a copy is converted, and the model stays as it is.
         allow_larger: also convert layers that do not get smaller.
@@ -108,43 +107,24 @@ def convert(
             single layer, or does not run on the example before or after the conversion.
         RuleError: a request cannot be read.
         RankError: a budget cannot be met (the message has the least); a size cannot be read, or has no meaning.
-        DataError: calibration data, or an example, are missing where they are needed, or hold no inputs; inputs are
-            held out, and the size is not a budget.
+        DataError: calibration data, an example or a budget are missing where they are needed, or data hold no inputs.
 
     Example:
         >>> model, report = tn.convert(model, {torch.nn.Conv2d: "tucker2"}, size="parameters 0.5")
-        >>> print(report)
     """
     whole = None if size is None else read_size(size)
-    _check_settings(
-        model,
-        whole,
-        example=example,
-        calibration=calibration,
-        held_out=held_out,
-        sequential=sequential,
-        scheduler=scheduler,
-    )
+    fitting = Fitting(_list_inputs(calibration), _list_inputs(held_out), sequential, ridge, fractions)
+    _check_settings(model, whole, example, fitting, scheduler=scheduler)
     target = model if inplace else copy.deepcopy(model)
     with torch.inference_mode(False), elements_by_default(), unfolding_attentions(target) as unfolding:
-        sites = find_sites(target)
-        maker = LayerMaker(sites, {}, candidates, tune, backward)
-        work = Conversion(target, sites, maker, allow_larger, progress, scheduler)
-        assigned = assign(target, sites, patterns)
+        maker = LayerMaker(find_sites(target), {}, candidates, tune, backward)
+        work = Conversion(target, maker.sites, maker, allow_larger, progress, scheduler)
+        assigned = assign(target, work.sites, patterns)
         budget = _check_sizes(whole, assigned)
         work.offer(assigned, None if budget is not None else whole, seed)
-        inputs, others = _list_inputs(calibration), _list_inputs(held_out)
-        trial = example if example is not None or inputs is None else inputs[0][:1].to(work.device)
+        trial = example if example is not None or not fitting.inputs else fitting.inputs[0][:1].to(work.device)
         work.record_calls(trial)
-        work.choose_and_fit(
-            inputs,
-            budget,
-            example=example,
-            held_out=None if others is None else [x.to(work.device) for x in others],
-            sequential=sequential,
-            ridge=ridge,
-            fractions=fractions,
-        )
+        work.choose_and_fit(fitting, budget, example=example)
         report = _exchange(work, work.build(), assigned, trial, counted=example is not None, budget=budget)
         replaced = [Replaced(*row) for one in unfolding.put_back(all_of_them=False) for row in one.replaced()]
     return target, replace(report, replaced=(*replaced, *report.replaced))
@@ -216,23 +196,16 @@ def _list_inputs(batches: Inputs | None) -> list[Tensor] | None:
 
 
 def _check_settings(
-    model: nn.Module,
-    size: Size | None,
-    *,
-    example: object,
-    calibration: object,
-    held_out: object,
-    sequential: bool,
-    scheduler: Scheduler | None,
+    model: nn.Module, size: Size | None, example: object, fitting: Fitting, *, scheduler: Scheduler | None
 ) -> None:
     check_scheduler(scheduler)
     if isinstance(size, MultiplyAddsBudget | TimeBudget) and example is None:
         fact = "time is measured" if isinstance(size, TimeBudget) else "multiply-adds are counted"
         raise DataError(f"{fact} at an example input", fix="example=x, or its shape")
-    if sequential and calibration is None:
+    if fitting.sequential and fitting.inputs is None:
         fact = "sequential=True fits each layer to its original outputs, which needs inputs"
         raise DataError(fact, fix="calibration=[batch, ...]")
-    if held_out is not None and not isinstance(size, ModelBudget):
+    if fitting.held_out is not None and not isinstance(size, ModelBudget):
         fact = "held_out= decides how a budget of the whole model is shared out, and the size is not one"
         raise DataError(fact, fix="size='parameters 0.5'")
     check_initialised(model)
