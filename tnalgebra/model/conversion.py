@@ -52,7 +52,7 @@ class Conversion:
     """
 
     model: nn.Module
-    sites: dict[str, Site]
+    sites: Mapping[str, Site]
     maker: LayerMaker
     allow_larger: bool
     progress: bool
