@@ -17,7 +17,7 @@ from safetensors import safe_open
 import tnalgebra as tn
 from recipes import paper, spectra
 from recipes.a_priori import report as a_priori
-from recipes.claims.paper import NETWORKS, claims_table, read_networks
+from recipes.claims.paper import AT_MOST, DRAWS, NETWORKS, claims_table, read_networks
 from recipes.claims.report import depth_figure, loss_figure
 from recipes.experiment import Row
 from recipes.kept import Kept, keep, read_folder, read_kept
@@ -28,9 +28,6 @@ DOCS = Path(__file__).parent
 KEPT = DOCS / "results"
 PAGES = ("study.md", "results.md")
 NOT_RUN = "not run"
-DRAWS = tn.studies.Draws()
-AT_MOST = 0.01
-"""The loss of accuracy that a harmless cut may cost."""
 
 
 def keep_folders(folders: Iterable[Path]) -> None:
@@ -55,24 +52,22 @@ def block_of(name: str, kept: Mapping[str, Kept]) -> str:
     return experiment_block(kept[name]) if name in kept else f"*{NOT_RUN.capitalize()}: no rows are kept.*"
 
 
-def pages_with_results() -> dict[str, str]:
-    """Page -> its text, with what is generated between `<!-- rows NAME -->` and `<!-- end -->`."""
-    kept, pages = experiments(), {}
-    for page in PAGES:
-        pages[page] = re.sub(
-            r"<!-- rows (\S+) -->.*?<!-- end -->",
-            lambda mark: f"<!-- rows {mark[1]} -->\n\n{block_of(mark[1], kept)}\n\n<!-- end -->",
-            (DOCS / page).read_text(encoding="utf-8"),
-            flags=re.DOTALL,
-        )
-    return pages
+def page_with_results(page: str) -> str:
+    """The text of a page, with what is generated between `<!-- rows NAME -->` and `<!-- end -->`."""
+    kept = experiments()
+    return re.sub(
+        r"<!-- rows (\S+) -->.*?<!-- end -->",
+        lambda mark: f"<!-- rows {mark[1]} -->\n\n{block_of(mark[1], kept)}\n\n<!-- end -->",
+        (DOCS / page).read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
 
 
 def write_results(folders: Iterable[Path]) -> None:
     """Keep the rows of these folders, if any; write the tables of the pages, and their figures."""
     keep_folders(folders)
-    for page, text in pages_with_results().items():
-        (DOCS / page).write_text(text, encoding="utf-8")
+    for page in PAGES:
+        (DOCS / page).write_text(page_with_results(page), encoding="utf-8")
     draw_figures(experiments())
 
 

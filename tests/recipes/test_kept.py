@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tnalgebra as tn
-from docs.results_page import PAGES, experiments, pages_with_results
+from docs.results_page import PAGES, experiments, page_with_results
 from recipes.kept import Kept, keep, read_kept, write_kept
 from tests.claim_rows import BASELINE, row
 from tests.documents import ROOT
@@ -80,4 +80,4 @@ def test_kept_rows_are_small_and_name_no_folder_of_a_machine() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_pages_are_what_the_kept_rows_give(page: str) -> None:
     assert experiments()
-    assert (ROOT / "docs" / page).read_text("utf-8") == pages_with_results()[page], "python docs/generate.py results"
+    assert (ROOT / "docs" / page).read_text("utf-8") == page_with_results(page), "python docs/generate.py results"
