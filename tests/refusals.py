@@ -32,7 +32,7 @@ VARYING = (
     (re.compile(re.escape(tempfile.gettempdir()) + r"/pytest-[^\s'\"]*?/(?=[^\s/'\"]*(?:$|[\s'\":,;)]))"), "TMP/"),
     (re.compile(r"cpu-\S+\.json"), "DEVICE.json"),
     (re.compile(r"\b_[0-9a-f]{6}[A-Za-z]+"), "_INDEX"),
-    (re.compile(r"(?<=\(code )[0-9a-f]{8}\b|\b[0-9a-f]{64}\b"), "HASH"),
+    (re.compile(r"(?<=\(code )[0-9a-f]{8}\b|(?<=\")[0-9a-f]{12,64}(?=\")"), "HASH"),
     (re.compile(r"0x[0-9a-f]+|(?<![\w.])\d[\d,]*(\.\d+)?(e[+-]?\d+)?(?!\w)"), "#"),
 )
 """Parts of a message that differ between runs and machines, and numbers, which are facts that the tests assert."""

@@ -115,7 +115,7 @@ def test_curves_hold_the_rows_numbers(drawn: dict[str, Figure]) -> None:
         rows += [row(cut, keep, "all", ["a", "b"], keep * (number + 3) / 10, keep / 2) for keep in (0.75, 0.25, 0.5)]
         rows += [row(cut, 0.5, "a", ["a"], 0.1)]
     rows += [row(CUTS[0], 0.5, "lay*", ["a", "b"], 0.33, 0.2)]
-    draw_results(Path(), rows, layers_named(["a", "b"]))
+    draw_results(Path(), rows, ["a", "b"])
     assert sorted(drawn) == [*CURVES, "layers"]
     for name, scale in zip(CURVES, (1, 0.5), strict=True):
         (axes,) = drawn[name].axes
@@ -159,7 +159,7 @@ def test_the_heat_map_holds_the_rows_numbers(layers: int, keeps: int, drawn: dic
     ]
     missing = rows.pop(-1)
     rows = [rows[place] for place in generator.permutation(len(rows))]
-    draw_results(Path(), rows, layers_named(["skipped", *names]))
+    draw_results(Path(), rows, ["skipped", *names])
     assert sorted(drawn) == ["layers"]
     figure = drawn["layers"]
     maps = heat_maps(figure)
@@ -233,7 +233,7 @@ def test_the_heat_map_of_ranks_has_a_panel_for_each_rewrite(drawn: dict[str, Fig
     rows = [BASELINE, row(CUTS[0], 0.5, "a", ["a"], 0.7)]
     rows += [fit("cp", ranks, name, [name], 0.8, 0.5) for ranks in ("r=2", "r=4", "r=8") for name in ("a", "b")]
     rows += [fit("cp", "r=2", "b", ["b"], 0.6, 0.5, metric="input"), fit("separable", None, "a", ["a"], 0.3, 0.1)]
-    draw_results(Path(), rows, layers_named(["a", "b"]))
+    draw_results(Path(), rows, ["a", "b"])
     assert sorted(drawn) == ["layers", "layers_ranks"]
     maps = heat_maps(drawn["layers_ranks"])
     assert list(maps) == ["cp", "cp, metric input", "separable"]
@@ -245,7 +245,6 @@ def test_the_heat_map_of_ranks_has_a_panel_for_each_rewrite(drawn: dict[str, Fig
 
 
 def test_what_there_are_no_rows_for_is_not_drawn(drawn: dict[str, Figure]) -> None:
-    layers = layers_named(["a", "b"])
     for rows, names in [
         ([], []),
         ([BASELINE], []),
@@ -254,7 +253,7 @@ def test_what_there_are_no_rows_for_is_not_drawn(drawn: dict[str, Figure]) -> No
         ([BASELINE, row(CUTS[0], 0.5, "all", ["a"], 0.9)], list(CURVES)),
     ]:
         drawn.clear()
-        draw_results(Path(), rows, layers)
+        draw_results(Path(), rows, ["a", "b"])
         assert sorted(drawn) == names
 
 
