@@ -48,11 +48,11 @@ def kernels(model: nn.Module) -> dict[str, Tensor]:
 def test_each_change_is_that_of_a_network_with_these_kernels(kind: type[Branches], outputs: int) -> None:
     model = kind(outputs).eval()
     new = kernels(model)
-    base, changes = {"second": new["second"]}, [{"last": new["last"]}, {}, {"first": new["first"]}, new]
-    measured = Divergence(model, inputs()).each(base, changes)
+    changes = [{"last": new["last"]}, {}, {"first": new["first"]}, {"second": new["second"]}, new]
+    measured = Divergence(model, inputs()).each(changes)
     for value, change in zip(measured, changes, strict=True):
         twin = copy.deepcopy(model)
-        twin.load_state_dict({f"{name}.weight": kernel for name, kernel in {**base, **change}.items()}, strict=False)
+        twin.load_state_dict({f"{name}.weight": kernel for name, kernel in change.items()}, strict=False)
         x = torch.cat(inputs())
         old, other = model(x).double().detach(), twin(x).double().detach()
         if outputs == 1:

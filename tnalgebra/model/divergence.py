@@ -80,16 +80,13 @@ class Divergence:
 
     def __call__(self, kernels: Mapping[str, Tensor]) -> float:
         """With these kernels: name of a layer -> its weight."""
-        (value,) = self.each({}, [kernels])
+        (value,) = self.each([kernels])
         return value
 
-    def each(self, base: Mapping[str, Tensor], changes: Sequence[Mapping[str, Tensor]]) -> list[float]:
-        """For each change of the network with the kernels of `base`; a kernel of a change takes the place of one there.
-
-        Outputs that are not finite are infinitely far away.
-        """
+    def each(self, changes: Sequence[Mapping[str, Tensor]]) -> list[float]:
+        """For each change of the network. Outputs that are not finite are infinitely far away."""
         totals = torch.zeros(len(changes), 2, dtype=torch.float64)
-        with evaluating(self.model), self._exchanged(base):
+        with evaluating(self.model):
             for x, reference in zip(self.inputs, self._reference, strict=True):
                 for number, outputs in self._outputs(x, changes):
                     totals[number] += torch.stack(output_divergence(reference.double(), outputs.double())).cpu()

@@ -88,7 +88,7 @@ class _Trials:
         curve = curve or self.curves.points[name][0]
         points = [curve[len(curve) // 3], curve[2 * len(curve) // 3]]
         fits = [self._fit(name, point.treatment) for point in points]
-        measured = self.divergence.each({}, [{name: fit.dense()} for fit in fits])
+        measured = self.divergence.each([{name: fit.dense()} for fit in fits])
         errors = [math.log(max(error_of(fit) ** 2, LEAST_LOSS)) for fit in fits]
         values = [math.log(max(value, LEAST_LOSS)) for value in measured]
         between = errors[1] - errors[0]
