@@ -74,6 +74,12 @@ def test_an_error_of_a_task_is_raised_here(client: Client, tmp_path: Path) -> No
         list(run_tasks(squares, GROUPS, shared=Bench(tmp_path, fail=(7,)), scheduler=client))
 
 
+def test_a_group_that_arrives_after_its_run_has_ended_is_not_done(client: Client) -> None:
+    from tnalgebra.workers.remote import work
+
+    assert client.submit(work, b"", name="a run that has ended", group=1, time_limit=1).result() == []
+
+
 def test_a_task_that_always_kills_its_worker_is_named(client: Client, tmp_path: Path) -> None:
     client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
     bench = Bench(tmp_path, die=(-1,))

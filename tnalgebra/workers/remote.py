@@ -63,8 +63,10 @@ def work(payload: bytes, *, name: str, group: int, time_limit: float) -> list[by
         A pickle of each result, also of those that were sent.
     """
     worker = get_worker()
-    shared: Shared = worker.plugins[name]  # type: ignore[assignment]
     results: list[bytes] = []
+    shared: Shared | None = worker.plugins.get(name)  # type: ignore[assignment]
+    if shared is None:  # the run ended while this was on its way; nobody waits for it
+        return results
     with shared.lock:
         value = shared.value
         function, tasks = unpickle(payload)
