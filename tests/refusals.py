@@ -51,6 +51,7 @@ def refused(error: type[Exception], *facts: object) -> Iterator[pytest.Exception
     assert not missing, f"the message lacks {missing}:\n{message}"
     for foreign in _texts_of_libraries(info.value):
         message = message.replace(foreign, "#")
+    message = re.sub(r"#(\n *#)+$", "#", message, flags=re.MULTILINE)  # of as many lines as the library writes
     for pattern, general in VARYING:
         message = pattern.sub(general, message)
     test = re.sub(r"[\[ ].*", "", os.environ["PYTEST_CURRENT_TEST"], flags=re.DOTALL)
