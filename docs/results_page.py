@@ -15,13 +15,13 @@ import pandas as pd
 from safetensors import safe_open
 
 import tnalgebra as tn
-from recipes import paper, spectra
+from recipes import compressions, paper, spectra
 from recipes.a_priori import report as a_priori
 from recipes.claims.paper import AT_MOST, DRAWS, NETWORKS, claims_table, read_networks
 from recipes.claims.report import depth_figure, loss_figure
 from recipes.experiment import Row
 from recipes.kept import Kept, keep, read_folder, read_kept
-from recipes.reporting import markdown
+from recipes.reporting import aligned, markdown
 from recipes.retrain import report as retrain
 
 DOCS = Path(__file__).parent
@@ -89,7 +89,19 @@ def summary(rows: Sequence[Row]) -> str:
         return retrain.summary(rows)
     if "contender" in rows[0]:
         return a_priori.summary(rows)
+    if "compression" in rows[0]:
+        return compressions.summary(rows)
+    if "epoch" in rows[0]:
+        return training_table(rows)
     return str(tn.studies.table(rows))
+
+
+def training_table(rows: Sequence[Row]) -> str:
+    """At most a dozen epochs of a training, evenly spaced, the last one among them."""
+    step = math.ceil(len(rows) / 12)
+    some = [row for row in rows if (len(rows) - row["epoch"]) % step == 0]
+    epochs, scores = ([row[name] for row in some] for name in ("epoch", "test_score"))
+    return aligned([["epoch", *map(str, epochs)], ["top-1, %", *(f"{100 * score:.2f}" for score in scores)]])
 
 
 def images_text(rows: Sequence[Row]) -> str:
@@ -97,7 +109,9 @@ def images_text(rows: Sequence[Row]) -> str:
     first = rows[0]
     if "cut" in first:
         return "No image was looked at."
-    if first.get("score_name") == "accuracy":
+    if "compression" in first:
+        return compression_images(rows)
+    if first.get("score_name") == "accuracy" or "test_score" in first:
         tested = f"The {first['images']:,} test images and their labels gave the accuracies after each epoch"
         return f"The training images and their labels were used for the training. {tested}, and nothing else."
     if "score_name" in first:
@@ -106,6 +120,20 @@ def images_text(rows: Sequence[Row]) -> str:
     for count in dict.fromkeys(str(row["calibration"]).split()[0] for row in rows if row["calibration"]):
         what = "the errors of outputs" if any(row["reported"] for row in rows) else "the ranks and the fits"
         sentences.append(f"{int(count):,} training images without their labels gave {what}.")
+    return " ".join(sentences)
+
+
+def compression_images(rows: Sequence[Row]) -> str:
+    """Which images compressions looked at, and what for; they are the same for all rows."""
+    first = rows[0]
+    sentences = [f"{first['images']:,} test images and their labels gave the accuracies, and nothing else."]
+    if first["calibrate"]:
+        fits = first["calibrate"] - first["held_out"]
+        sentences.append(f"{fits:,} training images without their labels gave the ranks and the fits.")
+    if first["held_out"]:
+        sentences.append(f"{first['held_out']:,} others gave the divergence, by which the plan was chosen.")
+    if any(row["distil"] for row in rows):
+        sentences.append("The distillation had all other training images, without their labels.")
     return " ".join(sentences)
 
 

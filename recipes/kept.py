@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 import tnalgebra as tn
+from recipes.compressions import compression_row
 from recipes.experiment import Row
 
 DETAILS = ("rank", "values", "relative_error", "output_error", "norm_kept")
@@ -47,15 +48,17 @@ def keep(folder: Path, path: Path) -> None:
     rows = read_folder(folder)
     if not rows:
         raise tn.errors.StudyError(f"{folder} has no rows", fix="the output folder of a recipe")
-    commands = folder / tn.studies.COMMANDS_FILE
-    lines = commands.read_text(encoding="utf-8").splitlines() if commands.exists() else []
+    lines = [line for one in (folder, *_parts(folder)) for line in _lines(one / tn.studies.COMMANDS_FILE)]
     config = tn.studies.read_config(folder / "config.json") or {}
     named = {key: _named(value) for key, value in config.items()}
     write_kept(path, Kept(rows, tuple(map(_without_paths, lines)), named))
 
 
 def read_folder(folder: Path) -> list[Row]:
-    """The rows of a recipe's output folder, of `recipes.spectra` and `recipes.train` too."""
+    """The rows of a recipe's output folder.
+
+    Compressions have a row each, and a folder of several of them has the rows of all.
+    """
     if (folder / "entropies.csv").exists():
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         about = {"model": report["config"]["model"], **{name: report[name] for name in ("version", "torch", "machine")}}
@@ -66,7 +69,17 @@ def read_folder(folder: Path) -> list[Row]:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         facts = ("model", "parameters", "images", "version", "torch", "machine")
         return [{**{name: report[name] for name in facts}, **row} for row in report["rows"]]
-    return tn.studies.read_rows(folder)
+    compressions = [row for row in map(compression_row, (folder, *_parts(folder))) if row is not None]
+    return compressions or tn.studies.read_rows(folder)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The folders of the compressions in a folder."""
+    return [one for one in sorted(folder.glob("*/")) if compression_row(one) is not None]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def write_kept(path: Path, kept: Kept) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 import tnalgebra as tn
 from recipes import compress, networks
 from recipes.compress import Config, main
+from recipes.compressions import compression_row, summary
+from recipes.kept import keep, read_folder, read_kept
 from tests.refusals import refused
 from tnalgebra.checkpoint.file import load
 from tnalgebra.command import build_model
@@ -212,3 +215,26 @@ def test_images_are_held_out_and_the_cores_learn_from_the_others(quick: Config) 
     assert "16 training images held out" in (quick.output / TEXT).read_text()
     with refused(DataError, "64 of 64", "--calibrate"):
         main(dataclasses.replace(quick, held_out=64, output=Path("more")))
+
+
+def test_a_folder_of_compressions_is_kept_as_a_row_each(quick: Config, tmp_path: Path) -> None:
+    results = [
+        main(dataclasses.replace(quick, size=size, held_out=16, distil=0.5, output=Path("runs") / name))
+        for name, size in (("a", "parameters 0.7"), ("b", "multiply-adds 0.5"))
+    ]
+    keep(Path("runs"), tmp_path / "kept.jsonl")
+    rows = read_kept(tmp_path / "kept.jsonl").rows
+    approx = partial(pytest.approx, rel=1e-5)  # kept with six digits
+    assert [row["size"] for row in rows] == ["parameters 0.7", "multiply-adds 0.5"]
+    for row, result in zip(rows, results, strict=True):
+        assert row["compression"] == "out kh | in kw or out | in"
+        assert row["accuracy_change"] == approx(result["accuracy"]["after"] - result["accuracy"]["before"])
+        assert [row["divergence_before"], row["divergence"]] == approx(result["divergence"])
+        assert row["parameters_kept"] == approx(result["parameters"]["after"] / result["parameters"]["before"])
+        errors = [layer["output_error"] for layer in result["layers"] if layer["rule"] is not None]
+        assert row["mean_squared_relative_error"] == approx(sum(error**2 for error in errors) / len(errors))
+        line = next(line for line in summary(rows).splitlines() if str(row["size"]) in line)
+        assert f"{row['parameters']:,}" in line
+        assert f"{row['divergence']:.4f}" in line
+    assert read_folder(Path("runs") / "a") == [compression_row(Path("runs") / "a")]
+    assert compression_row(tmp_path) is None

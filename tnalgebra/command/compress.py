@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
@@ -39,6 +38,7 @@ from ..studies import (
     compare_configs,
     digest_state,
     globs_of,
+    made_with,
     note_command,
     read_config,
     shuffled_batches,
@@ -134,8 +134,7 @@ def compress_model(
         **measured,
         "layers": report.records(),
         "config": config,
-        "version": version("tnalgebra"),
-        "torch": torch.__version__,
+        **made_with(settings.chosen_device()),
         "seconds": perf_counter() - started,
     }
     totals = "\n\n".join([_totals(result), *([lines] if lines else [])])

@@ -1,0 +1,91 @@
+"""Compressions as rows: what recipes.compress has left in its folders, a row each, and their table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from recipes.experiment import Row
+from recipes.reporting import aligned
+from tnalgebra.command.compress import RESULT
+
+SETTINGS = ("size", "calibrate", "held_out", "distil", "seed")
+"""What a row has of the settings of a compression."""
+
+
+def compression_row(folder: Path) -> Row | None:
+    """The row of a compression, from its report; None where the folder has no report of one.
+
+    Returns:
+        `accuracy` and `accuracy_after`, of the test images, from 0 to 1; `accuracy_change`, their difference;
+        `divergence`, in nats, from the dense network's outputs on the images held out, at the end, and
+        `divergence_before`, before the distillation, each None where there was none; `mean_squared_relative_error`, of
+        the outputs where they were measured, else of the kernels, over the layers that were decomposed; `parameters`
+        that are left, and the parts `parameters_kept` and `multiply_adds_kept`; the settings; and with what it was
+        made.
+    """
+    path = folder / RESULT
+    report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not isinstance(report, Mapping) or "after" not in _entry(report, "accuracy"):
+        return None
+    before, after = report["accuracy"]["before"], report["accuracy"]["after"]
+    divergences = report["divergence"]
+    config = report["config"]
+    return {
+        "compression": " or ".join(config["rewrite"]),
+        "model": report["model"],
+        **{name: config[name] for name in SETTINGS},
+        "accuracy": before,
+        "accuracy_after": after,
+        "accuracy_change": after - before,
+        "divergence_before": divergences[0] if len(divergences) > 1 else None,
+        "divergence": divergences[-1] if divergences else None,
+        "mean_squared_relative_error": _mean_squared_error(report["layers"]),
+        "parameters": report["parameters"]["after"],
+        "parameters_kept": _kept(report["parameters"]),
+        "multiply_adds_kept": _kept(report["multiply_adds"]),
+        "images": report["images"],
+        "version": report["version"],
+        "torch": report["torch"],
+        "machine": report["machine"],
+        "seconds": report["seconds"],
+    }
+
+
+def _entry(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    entry = report.get(name)
+    return entry if isinstance(entry, Mapping) else {}
+
+
+def _kept(counts: Mapping[str, int]) -> float:
+    return counts["after"] / counts["before"]
+
+
+def _mean_squared_error(layers: Sequence[Mapping[str, Any]]) -> float | None:
+    errors = [
+        layer["relative_error"] if layer.get("output_error") is None else layer["output_error"]
+        for layer in layers
+        if layer.get("rule") is not None
+    ]
+    return fmean(error**2 for error in errors) if errors and None not in errors else None
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A line for each compression, below one for the dense network."""
+    head = ["rewrites of a layer", "size", "distilled", "top-1, %", "change", "divergence", "mean sq. rel. error"]
+    lines = [[*head, "parameters", "kept", "multiply-adds kept"]]
+    lines.append(["none (dense)", "", "", f"{100 * rows[0]['accuracy']:.2f}", "", "0", "0", "", "1.000", "1.000"])
+    for row in rows:
+        line = [row["compression"], row["size"], f"{row['distil']:g} passes" if row["distil"] else ""]
+        line += [f"{100 * row['accuracy_after']:.2f}", f"{100 * row['accuracy_change']:+.2f}"]
+        line += [_number(row[name]) for name in ("divergence", "mean_squared_relative_error")]
+        line += [f"{row['parameters']:,}", f"{row['parameters_kept']:.3f}", f"{row['multiply_adds_kept']:.3f}"]
+        lines.append(line)
+    return aligned(lines, left=2)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
