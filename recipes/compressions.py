@@ -10,7 +10,9 @@ from typing import Any
 
 from recipes.experiment import Row
 from recipes.reporting import aligned
-from tnalgebra.command.compress import RESULT
+
+REPORT = "report.json"
+"""The file that recipes.compress leaves for programs."""
 
 SETTINGS = ("size", "calibrate", "held_out", "distil", "seed")
 """What a row has of the settings of a compression."""
@@ -27,7 +29,7 @@ def compression_row(folder: Path) -> Row | None:
         that are left, and the parts `parameters_kept` and `multiply_adds_kept`; the settings; and with what it was
         made.
     """
-    path = folder / RESULT
+    path = folder / REPORT
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     if not isinstance(report, Mapping) or "after" not in _entry(report, "accuracy"):
         return None

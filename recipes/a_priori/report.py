@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from recipes.experiment import Row, Spread, draw_spreads, last_epoch, name_seeds
+from recipes.experiment import Row, Spread, draw_spreads, name_seeds
 from recipes.reporting import aligned, count_text, line_style
 
 if TYPE_CHECKING:
@@ -17,11 +17,10 @@ DENSE = "dense"
 
 
 def finished(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Contender -> its rows of the last epoch, one for each seed; dense first, then in the order of the rows."""
-    last = last_epoch(rows)
+    """Contender -> its rows of its last epoch, one for each seed; dense first, then in the order of the rows."""
     contenders: dict[str, list[Row]] = {DENSE: []}
     for row in rows:
-        if row["epoch"] == last:
+        if row["epoch"] == row["epochs"]:
             contenders.setdefault(row["contender"], []).append(row)
     return {text: its_rows for text, its_rows in contenders.items() if its_rows}
 
@@ -31,7 +30,7 @@ def summary(rows: Sequence[Row]) -> str:
     contenders, first = finished(rows), rows[0]
     name, times, form, better = _units(rows)
     head = ["contender", "parameters", "kept", "multiply-adds", "kept", name, "range", "less dense's", "seeds"]
-    lines = [[*head, "s / epoch"]]
+    lines = [[*head, "epochs", "s / epoch"]]
     dense = Spread.over(row["score"] for row in contenders[DENSE]).mean if DENSE in contenders else None
     for text, its_rows in contenders.items():
         score = Spread.over(row["score"] for row in its_rows)
@@ -39,10 +38,16 @@ def summary(rows: Sequence[Row]) -> str:
         parameters, parameters_kept, adds, adds_kept = (fmean(row[size] for row in its_rows) for size in sizes)
         less = "" if dense is None or text == DENSE else f"{times * (score.mean - dense):+{form}}"
         cells = [f"{parameters:,.0f}", f"{parameters_kept:.3f}", count_text(adds), f"{adds_kept:.3f}"]
-        cells += [f"{times * score.mean:{form}}", score.range_text(form, times=times), less, str(score.of)]
+        cells += [
+            f"{times * score.mean:{form}}",
+            score.range_text(form, times=times),
+            less,
+            str(score.of),
+            str(its_rows[0]["epochs"]),
+        ]
         lines.append([text, *cells, f"{fmean(row['seconds'] for row in rows if row['contender'] == text):.3g}"])
     title = (
-        f"{first['model']}, trained from random weights for {last_epoch(rows)} epochs; "
+        f"{first['model']}, trained from random weights; "
         f"{name.removesuffix(', %')} on {first['images']:,} test examples ({better})\n"
         "parameters of the whole network, multiply-adds of one example in factored form"
     )

@@ -13,7 +13,8 @@ What is done:
   are random, and scaled so that their kernels have the variance of torch's own
   initialisation; they do not depend on a dense kernel.
 - All have the same data, epochs and learning rate, and several seeds, for the first
-  weights, the order of the data and the augmentation.
+  weights, the order of the data and the augmentation. With --equal time each has as
+  many epochs as take the time of the dense network's.
 - Tasks: images are classified, scored by top-1 accuracy; or waves are predicted: from
   two frames of a wave in a medium, and the speed of that medium, the field some
   frames later, scored by the relative L2 error.
@@ -24,15 +25,22 @@ What is done:
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import tnalgebra as tn
 from recipes.a_priori.report import DENSE, figure, finished, summary
 from recipes.a_priori.wave_equation import wave_fields
+from recipes.benchmarks.timing import time_in_turns
 from recipes.command import run_presets
 from recipes.experiment import CIFAR, Row, Settings, Trainings, begin, classification, count, load_both
 from recipes.networks import Patterns, even_patterns, fresh_model, from_random_cores
@@ -40,6 +48,10 @@ from recipes.reporting import write_figure
 from recipes.training import Classification, Regression
 
 WAVES = "waves"
+EPOCHS = "epochs.json"
+"""The file of an output folder with the epochs of each contender, where all have equal time."""
+ROUNDS = 21
+"""Steps of each contender in the timing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,8 @@ class Config(Settings):
     """of waves: the number that is learnt; a fifth of that number is tested"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """a training for each: first weights, order and augmentation; three show whether a difference is chance"""
+    equal: Literal["epochs", "time"] = "epochs"
+    """what all trainings have: the same epochs; or time, so that a network whose steps are quicker has more epochs"""
     output: Path = Path("runs/a_priori")
     """folder for the rows (results.jsonl), the figures (PNG and SVG) and a folder for each training"""
 
@@ -107,6 +121,7 @@ def main(config: Config) -> list[Row]:
     facts = {**config.shared("data", "rewrites", "parameters"), "task": task.describe()}
     with tn.studies.Store(config.output, facts).opened() as store:
         network = _fresh(config, task, config.seed)  # a user's file may have changed
+        epochs = _epochs(config, task, contenders)
         store.settle(network=tn.studies.digest_state(network))
         todo = [{"contender": contender, "seed": seed} for seed in config.seeds for contender in contenders]
 
@@ -114,7 +129,10 @@ def main(config: Config) -> list[Row]:
             return _make(config, task, contenders[contender], seed=seed)
 
         try:
-            Trainings(config, task, store, fields=("contender", "seed")).run(todo, start)
+            for number in dict.fromkeys(epochs.values()):
+                some = [fields for fields in todo if epochs[str(fields["contender"])] == number]
+                own = dataclasses.replace(config, epochs=number)
+                Trainings(own, task, store, fields=("contender", "seed")).run(some, start)
         finally:
             if finished(store.rows):
                 write_figure(figure(store.rows), config.output / "score")
@@ -164,8 +182,7 @@ def _make(
     """A contender with random weights, and the fields of its rows."""
     rewrite, fraction = contender
     model = _fresh(config, task, seed)
-    examples = task.test.pixels if isinstance(task, Classification) else task.test_inputs
-    example = (min(config.batch_size, task.training_size), *examples.shape[1:])
+    example = (min(config.batch_size, task.training_size), *_examples(task).shape[1:])
     patterns: Patterns = {"*": None}
     if fraction is not None:
         patterns = even_patterns(model, rewrite, parameters=fraction, skip=config.skip)
@@ -180,6 +197,44 @@ def _make(
         **count(report, example[0]),
         "layers": {row.name: {"ranks": dict(row.ranks), "parameters": row.parameters_after} for row in report.rows},
     }
+
+
+def _epochs(
+    config: Config, task: Classification | Regression, contenders: Mapping[str, tuple[str, float | None]]
+) -> dict[str, int]:
+    """Contender -> the epochs of its training.
+
+    For equal time they are the dense network's, times the ratio of the medians of what a step of both takes, forwards
+    and backwards; measured once for a folder, and at least one.
+    """
+    if config.equal == "epochs":
+        return dict.fromkeys(contenders, config.epochs)
+    path = config.output / EPOCHS
+    if not path.exists():
+        x = torch.randn(min(config.batch_size, task.training_size), *_examples(task).shape[1:], device=config.device)
+        steps = {}
+        for name, contender in contenders.items():
+            model, _ = _make(config, task, contender, seed=config.seed)
+            steps[name] = partial(_step, model.to(config.device).train(), x)
+        times = time_in_turns(steps, rounds=ROUNDS, seed=config.seed, device=config.device)
+        dense = median(times[DENSE])
+        epochs = {name: max(1, round(config.epochs * dense / median(seconds))) for name, seconds in times.items()}
+        tn.studies.write_text(path, json.dumps(epochs, indent=2) + "\n")
+    stored: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+    if stored.keys() != contenders.keys():
+        fact = f"{path} has the epochs of {', '.join(stored)}, not of {', '.join(contenders)}"
+        raise tn.errors.StudyError(fact, fix="another --output")
+    return stored
+
+
+def _step(model: nn.Module, x: Tensor, turn: int) -> None:
+    """A step of a training without the optimizer's part."""
+    model.zero_grad()
+    model(x).square().mean().backward()
+
+
+def _examples(task: Classification | Regression) -> Tensor:
+    return task.test.pixels if isinstance(task, Classification) else task.test_inputs
 
 
 def run() -> None:

@@ -86,6 +86,22 @@ def test_waves_are_learnt_in_decomposed_form_too(tmp_path: Path) -> None:
     assert (tmp_path / "score.svg").exists()
 
 
+def test_with_equal_time_quicker_networks_have_more_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"dense": [0.2, 0.3, 0.25], "out kh | in kw @ 0.5": [0.1, 9.0, 0.1], "tucker2 @ 0.5": [2.0, 2.0, 2.0]}
+    monkeypatch.setattr(a_priori, "time_in_turns", lambda calls, **_: {name: seconds[name] for name in calls})
+    config = quick(tmp_path, rewrites=("out kh | in kw", "tucker2"), seeds=(0,), equal="time")
+    rows = main(config)
+    counts = {"dense": 2, "out kh | in kw @ 0.5": 5, "tucker2 @ 0.5": 1}
+    assert {name: [row["epoch"] for row in rows if row["contender"] == name] for name in counts} == {
+        name: [*range(1, count + 1)] for name, count in counts.items()
+    }
+    assert [line.split()[-2] for line in summary(rows).splitlines()[-3:]] == ["2", "5", "1"]
+    monkeypatch.setattr(a_priori, "time_in_turns", lambda calls, **_: pytest.fail("measured once for a folder"))
+    assert main(config) == rows
+    with refused(StudyError, "epochs.json has the epochs of dense, out kh | in kw @ 0.5, tucker2 @ 0.5, not of dense"):
+        main(dataclasses.replace(config, rewrites=("cp",)))
+
+
 # what is trained
 
 
@@ -174,7 +190,7 @@ def test_rows_of_a_network_that_has_changed_since_are_not_reused(
 
 
 def test_the_summary_of_a_table_made_by_hand() -> None:
-    sizes = {"model": "m", "images": 100, "score_name": "accuracy", "seconds": 3.0, "epoch": 2}
+    sizes = {"model": "m", "images": 100, "score_name": "accuracy", "seconds": 3.0, "epoch": 2, "epochs": 2}
     dense = {**sizes, "contender": "dense", "rewrite": "none", "fraction": None, "parameters": 4000}
     dense |= {"parameters_kept": 1.0, "multiply_adds": 5e6, "multiply_adds_kept": 1.0}
     small = {**dense, "contender": "cp @ 0.5", "rewrite": "cp", "fraction": 0.5, "parameters": 1000}
@@ -183,8 +199,8 @@ def test_the_summary_of_a_table_made_by_hand() -> None:
     rows += [{**small, "seed": seed, "score": score} for seed, score in enumerate((0.9, 0.92, 0.88))]
     rows += [{**dense, "seed": seed, "score": score} for seed, score in enumerate((0.95, 0.97))]
     lines = [line.split() for line in summary(rows).splitlines()]
-    assert ["dense", "4,000", "1.000", "5", "M", "1.000", "96.00", "95.00-97.00", "2", "3"] in lines
-    small_line = ["cp", "@", "0.5", "1,000", "0.250", "1", "M", "0.200", "90.00", "88.00-92.00", "-6.00", "3", "3"]
+    assert ["dense", "4,000", "1.000", "5", "M", "1.000", "96.00", "95.00-97.00", "2", "2", "3"] in lines
+    small_line = ["cp", "@", "0.5", "1,000", "0.250", "1", "M", "0.200", "90.00", "88.00-92.00", "-6.00", "3", "2", "3"]
     assert small_line in lines
 
 
