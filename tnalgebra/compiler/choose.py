@@ -12,6 +12,7 @@ import torch
 
 from ..errors import CompileError
 from ..networks import Conv, NamedTensor, Network, all_nodes, resized, tensors_of
+from .bases import BY_FOURIER
 from .computation import Computation, sort_nodes, variants
 from .constants import constants_for
 from .cost import FORMATS, CostModel, Format, Workload
@@ -19,6 +20,7 @@ from .fourier_steps import may_be_faster
 from .lowering import lower
 from .operations import (
     STYLES,
+    ApplyBasis,
     Arrange,
     Convolve,
     Crop,
@@ -82,6 +84,7 @@ class PlanRequest:
     frozen: whether all that depends on weights alone is already computed.
     channels_last: whether inputs with 4 or 5 axes are in that memory format.
     format_kept: whether the output has the memory format of the inputs, as the output of torch's layers has.
+    bases: name of a tensor -> name of the basis whose matrix it is.
     """
 
     network: Network
@@ -96,6 +99,7 @@ class PlanRequest:
     max_elements: int = MAX_PLAN_ELEMENTS
     bias: str | None = None
     format_kept: bool = False
+    bases: Mapping[str, str] = field(default_factory=dict)
 
     def cost_model(self, memory_format: Format) -> CostModel:
         """The cost model for steps in one memory format."""
@@ -125,6 +129,12 @@ class Candidate:
     def is_spectral(self) -> bool:
         """Whether some windows are applied by Fourier transforms."""
         return any(isinstance(operation, TransformKernel) for operation in self.program.operations)
+
+    @cached_property
+    def has_transforms(self) -> bool:
+        """Whether there are Fourier transforms, of windows or into a basis."""
+        bases = (one.basis for one in self.program.operations if isinstance(one, ApplyBasis))
+        return self.is_spectral or any(basis in BY_FOURIER for basis in bases)
 
     @cached_property
     def calls(self) -> int:
@@ -170,7 +180,8 @@ class Candidate:
     def family(self) -> tuple[object, ...]:
         """What the error of the prediction depends on most: memory format, kinds of the calls, what is contracted."""
         pairs = zip(self.program.operations, self.works, strict=True)
-        kinds = {type(one) for one, _ in pairs if isinstance(one, Convolve | Unfold | Toeplitz | TransformKernel)}
+        told = Convolve | Unfold | Toeplitz | TransformKernel | ApplyBasis
+        kinds = {type(one) for one, _ in pairs if isinstance(one, told)}
         rebuilds = any(weights and work.multiply_adds for work, weights in self.works)
         return self.program.style, frozenset(kinds), rebuilds
 
@@ -230,7 +241,7 @@ def candidates_for(request: PlanRequest) -> list[Candidate]:
 def _programs_of_product(request: PlanRequest, sizes: Mapping[str, int]) -> Iterator[tuple[Computation, Program]]:
     """Programs for a product, where some labels have other sizes than the nominal ones."""
     for one in variants(request.network):
-        computation = sort_nodes(resized(one, {**one.sizes, **sizes}), request.inputs)
+        computation = sort_nodes(resized(one, {**one.sizes, **sizes}), request.inputs, bases=request.bases)
         for memory_format in FORMATS:
             for program in _programs(computation, request, memory_format):
                 yield computation, program
@@ -261,6 +272,7 @@ def _programs_of_sum(request: PlanRequest, sizes: Mapping[str, int]) -> Iterator
             partial(predicted_seconds, request=request),
             merges=request.candidates == "all",
             bias=request.bias,
+            bases=request.bases,
         )
         for program in found.programs():
             yield found.computation, program

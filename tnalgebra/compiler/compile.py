@@ -9,7 +9,7 @@ import torch
 
 from ..errors import CompileError
 from ..networks import MAX_AXES, NamedTensor, Network, read_network, size_of, tensors_of, with_sizes
-from ..tensors import bind, check_mapping
+from ..tensors import bases_among, bind, check_mapping, with_bases
 from .choose import MAX_PLAN_ELEMENTS, Candidates, PlanRequest, is_channels_last, is_free
 from .compiled import Compiled
 from .computation import check_inputs
@@ -40,7 +40,8 @@ def compile(  # it hides the builtin here, and is used as tnalgebra.compile
             shapes; the module computes for all other sizes that agree with the weights.
         values: the elements of every other tensor, by name. They become parameters of that name, with their dtype and
             device; complex ones need complex inputs. A `torch.nn.Parameter` is used itself, though the order of its
-            elements in memory may change.
+            elements in memory may change. A basis by name, "dct", "fourier", "haar" or "hadamard", is a constant
+            matrix, whose rows have the first label of the tensor; a plan may apply it by a fast transform.
         constants: names of values that are not trained: they become buffers.
         bias: an output label along which a vector is added; `values` has it under the name "bias".
         candidates: "all"; "factored" for plans that never contract all weights into one tensor before an input, unless
@@ -105,9 +106,12 @@ def make_request(
     if len(network.output) > MAX_AXES:
         raise CompileError(f"the output has {len(network.output)} axes", fix=f"at most {MAX_AXES}")
     sizes = check_inputs(network, inputs)
-    bound, tensors = bind(network, {n: value for n, value in values.items() if bias is None or n != "bias"})
-    _check_given(bound, inputs, tensors, constants)
-    network = with_sizes(bound, sizes)
+    values = dict(values)
+    bases = bases_among(values)
+    arrays = {n: value for n, value in values.items() if n not in bases and (bias is None or n != "bias")}
+    bound, tensors = bind(network, arrays)
+    _check_given(bound, inputs, {**tensors, **bases}, constants)
+    network = with_bases(with_sizes(bound, sizes), bases)
     if bias is not None:
         vector = Network([NamedTensor("bias", (bias,))], sizes={bias: size_of(network, bias)})
         tensors |= bind(vector, {"bias": values["bias"]})[1]
@@ -124,6 +128,7 @@ def make_request(
         max_elements=max_elements,
         bias=bias,
         format_kept=format_kept,
+        bases=bases,
     )
     _check_ranges(request)
     return request, tensors

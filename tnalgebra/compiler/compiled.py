@@ -139,7 +139,8 @@ class Compiled(nn.Module):
         return self._execute(executor or self._executor, tensors, dtype)
 
     def _execute(self, executor: Executor, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
-        if executor.direct is not None and (tensors[0].is_complex() or is_exported()):
+        is_complex = tensors[0].is_complex() and executor.plan.chosen.is_spectral
+        if executor.direct is not None and (is_complex or is_exported()):
             return executor.direct.run(self, tensors, dtype)
         frozen = self._frozen
         if frozen is not None and not is_traced() and not (tensors[0].is_complex() and frozen.plan.chosen.is_spectral):
@@ -258,7 +259,8 @@ class Compiled(nn.Module):
             for node in nodes:
                 if isinstance(node, NamedTensor) and node.name == name:
                     moving |= {label for axis, label in enumerate(node.labels) if axis not in dict(fixed)}
-        settled = {label for node in nodes if node.name in self._weights for label in node.labels}
+        fixed_ones = {*self._weights, *self._executor.plan.request.bases}
+        settled = {label for node in nodes if node.name in fixed_ones for label in node.labels}
         settled |= {node.k for node in nodes if isinstance(node, Conv)}
         for _ in nodes:
             for node in nodes:

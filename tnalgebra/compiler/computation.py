@@ -40,12 +40,16 @@ LeafKind: TypeAlias = Literal["input", "weight", "pattern"]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A tensor that a plan starts from: an input, a weight, or the dense 0/1 array of a reserved node."""
+    """A tensor that a plan starts from: an input, a weight, or a pattern: what a reserved node or a basis is densely.
+
+    basis: the name of the basis whose matrix this is, or "".
+    """
 
     name: str
     labels: tuple[str, ...]
     kind: LeafKind
     node: Node
+    basis: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,13 @@ def _with_ones(network: Network) -> Network:
     return Network(nodes, network.output, sizes)
 
 
-def sort_nodes(network: Network, inputs: Sequence[str], others: Iterable[str] = ()) -> Computation:
+def sort_nodes(
+    network: Network, inputs: Sequence[str], others: Iterable[str] = (), *, bases: Mapping[str, str]
+) -> Computation:
     """Sort the nodes of a network by their role in a plan.
 
     Args:
+        bases: name of a tensor -> name of its basis.
         others: output labels that another term of a sum has, to which the value is added, with all their elements.
     """
     network = _split_apart(network, inputs)
@@ -152,6 +159,8 @@ def sort_nodes(network: Network, inputs: Sequence[str], others: Iterable[str] = 
     taken = set(tensor_nodes(network))
     for node in nodes:
         match node:
+            case NamedTensor() if node.name in bases:
+                leaves.append(Leaf(node.name, node.labels, "pattern", node, bases[node.name]))
             case NamedTensor():
                 leaves.append(Leaf(node.name, node.labels, "input" if node.name in inputs else "weight", node))
             case Conv() | Fuse() if len(set(node.labels)) == len(node.labels):

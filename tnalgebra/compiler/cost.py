@@ -36,6 +36,7 @@ class Workload(NamedTuple):
         matrix product, `groups` products of shapes (left, summed) and (summed, new).
     filled: the number of elements that a product with a bias first fills with the bias; a convolution adds its own
         without a pass over memory.
+    calls: the number of calls of torch, which share the work.
     """
 
     kind: Literal["convolution", "product", "pointwise", "view"]
@@ -47,6 +48,7 @@ class Workload(NamedTuple):
     new: int = 1
     left: int = 1
     filled: int = 0
+    calls: int = 1
 
 
 TRANSFORM_WORK = 1.25
@@ -164,7 +166,7 @@ def step_seconds(rates: Rates, work: Workload, cache: float, large: float) -> fl
     wide *= 1 + rates.narrow_new / work.new
     moved = work.read + work.written
     seconds = (
-        rates.call
+        rates.call * work.calls
         + rates.multiply_add * wide
         + rates.read * work.read
         + rates.written * work.written

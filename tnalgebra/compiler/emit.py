@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import prod
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from . import operations as ops
+from .bases import apply_basis
 from .operations import Axes, Axis, Program, labels_in
 from .packing import packed_call
 from .transforms import Points, convolve_each, inverse_transform, transform, transform_kernel
@@ -317,6 +319,11 @@ class _Emitter:
         arguments = (source, spectrum, self._points(operation))
         return self.graph.call_function(convolve_each, arguments, {"tile": operation.tile})
 
+    def _apply_basis(self, operation: ops.ApplyBasis, source: fx.Node) -> fx.Node:
+        place, sizes = operation.place, self.program.sizes
+        arguments = (source, operation.basis, place, prod(sizes[label] for label in operation.axes[place]))
+        return self.graph.call_function(apply_basis, arguments, {"transposed": operation.transposed})
+
     def _pool(self, operation: ops.Pool, source: fx.Node) -> fx.Node:
         keywords: dict[str, Any] = {"stride": _short(operation.stride)}
         if any(operation.padding):
@@ -433,6 +440,7 @@ _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.TransformKernel: _Emitter._transform_kernel,
     ops.Inverse: _Emitter._inverse,
     ops.Filter: _Emitter._filter,
+    ops.ApplyBasis: _Emitter._apply_basis,
     ops.Pool: _Emitter._pool,
     ops.Add: _Emitter._add,
     ops.Plus: _Emitter._plus,

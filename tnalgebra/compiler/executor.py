@@ -16,8 +16,9 @@ from .keeper import Keeper, lower_type
 from .operations import Load, Program, TransformKernel, labels_in
 from .packing import may_pack
 from .plan import Plan
+from .tracing import is_watched
 from .values import plain_label
-from .weights import dense_patterns, supplied_values
+from .weights import dense_patterns, in_type, supplied_values
 
 SHAPES = 8
 """Number of shapes of inputs for which a frozen module keeps what is made of weights in sizes of the inputs."""
@@ -46,8 +47,8 @@ class Executor:
 
     def _without_transforms(self) -> Executor | None:
         """The code of the best plan without Fourier transforms, if this one has some and there is another one."""
-        others = [one for one in self.plan.candidates if not one.is_spectral]
-        if not (self.plan.chosen.is_spectral and others):
+        others = [one for one in self.plan.candidates if not one.has_transforms]
+        if not (self.plan.chosen.has_transforms and others):
             return None
         return Executor(replace(self.plan, candidates=(others[0],)), dense_patterns(others[0], self.plan.request))
 
@@ -65,7 +66,7 @@ class Executor:
         if self.direct is not None:
             self.direct.move(like)
         if not like.is_meta:
-            self.patterns = {name: tensor.to(like.device, like.dtype) for name, tensor in self.patterns.items()}
+            self.patterns = in_type(self.patterns, self.plan.chosen.program, like)
 
     def run(self, module: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
         """The value of the network.
@@ -92,11 +93,11 @@ class Executor:
     def _taken(self, module: nn.Module, names: Sequence[str], like: Tensor) -> list[Tensor]:
         """Tensors of the module by name, and patterns, of the type and on the device of another tensor."""
         patterns = self.patterns
-        if not patterns:
-            return [getattr(module, name) for name in names]
-        return [
-            patterns[name].to(like.device, like.dtype) if name in patterns else getattr(module, name) for name in names
-        ]
+        if any(one.dtype != like.dtype or one.device != like.device for one in patterns.values()):
+            patterns = in_type(patterns, self.plan.chosen.program, like)
+            if not is_watched():
+                self.patterns = patterns
+        return [patterns[name] if name in patterns else getattr(module, name) for name in names]
 
 
 class _Halves:
@@ -168,9 +169,7 @@ class Frozen:
 
     def _kept(self, program: Program, *, packs: bool) -> Keeper:
         like = next(iter(self.tensors.values()), None)
-        patterns = (
-            self.patterns if like is None else {n: one.to(like.device, like.dtype) for n, one in self.patterns.items()}
-        )
+        patterns = self.patterns if like is None else in_type(self.patterns, self.plan.chosen.program, like)
         keeper = Keeper(program, patterns, prefix="frozen", packs=packs)
         keeper.keep(self.tensors)
         return keeper

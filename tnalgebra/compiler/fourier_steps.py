@@ -80,18 +80,6 @@ def fourier_axis(steps: Steps, node: Conv, *, transposed: bool) -> FourierAxis:
     return FourierAxis(node, node.x, node.y, 1, (low, high), dilation, reach, stride, size, is_circle)
 
 
-def join_ways(steps: Steps, left: int, right: int, windows: Windows) -> Iterator[tuple[float, tuple[int, ...]]]:
-    """The seconds of a join in each way that is allowed, and the lengths of its transforms, if it has some."""
-    if "convolution" in steps.ways or not windows.numbers:
-        seconds = steps.join_price(left, right, windows)
-        if seconds is not None:
-            yield seconds, ()
-    if "fourier" in steps.ways:
-        way = fourier_join(steps, left, right, windows)
-        if way is not None:
-            yield way
-
-
 def may_be_faster(steps: Steps, tree: ContractionTree) -> bool:
     """Whether a join of the tree by a convolution is predicted to be about as fast by Fourier transforms.
 

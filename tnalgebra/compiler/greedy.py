@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from itertools import combinations, count
 
 from ..networks import Conv
-from .fourier_steps import join_ways
+from .joins import join_ways
 from .steps import MAX_WINDOWS, Steps, Windows
 from .trees import ContractionTree, bits
 
@@ -108,9 +108,9 @@ class Items:
             elif one.mask < other.mask:
                 continue
             mask = one.mask | other.mask | windows.mask
-            for seconds, lengths in join_ways(self.steps, one.mask, other.mask, windows):
-                total, parts = one.seconds + other.seconds + seconds, (one, other)
-                yield ContractionTree(mask, total, "join", parts, windows.numbers, windows.transposed, lengths)
+            for way in join_ways(self.steps, one.mask, other.mask, windows):
+                total, how = one.seconds + other.seconds + way.seconds, (windows.transposed, way.lengths, way.is_basis)
+                yield ContractionTree(mask, total, "join", (one, other), windows.numbers, *how)
 
     def _windows_between(self, one: int, other: int) -> Iterator[Windows]:
         """The sets of free windows, the empty set included, that a join may absorb."""

@@ -101,7 +101,7 @@ class JoinedPrograms:
         taken = {leaf.name for leaf in self.patterns}
         taken |= {one.name for one in (*self.operations, *program.operations) if isinstance(one, ops.Load)}
         for leaf in program.patterns:
-            same = next((other.name for other in self.patterns if other.node == leaf.node), None)
+            same = next((other.name for other in self.patterns if _is_same(other, leaf)), None)
             if same is None:
                 clash = any(other.name == leaf.name for other in self.patterns)
                 same = fresh(leaf.name, taken) if clash else leaf.name
@@ -109,6 +109,11 @@ class JoinedPrograms:
                 self.patterns.append(replace(leaf, name=same))
             names[leaf.name] = same
         return names
+
+
+def _is_same(one: Leaf, other: Leaf) -> bool:
+    """Whether two dense patterns have the same elements; a basis is the same tensor under all labels."""
+    return one.node == other.node or (one.basis != "" and (one.name, one.basis) == (other.name, other.basis))
 
 
 _AXES = ("axes", "summed", "groups", "new", "window", "sized", "circles")

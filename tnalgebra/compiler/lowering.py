@@ -77,8 +77,9 @@ def lower(
     _apply_factor(draft, [pair for pair in computation.sized if pair[0] in moving])
     if bias is not None:
         _add_bias(draft, bias)
-    leaves = (*(leaf for leaf in computation.leaves if leaf.kind == "pattern"), *patterns.values())
     operations = ops.used_operations(draft.operations)
+    dense = {leaf.name: leaf for leaf in computation.leaves if leaf.kind == "pattern"}
+    leaves = (*(leaf for leaf in dense.values() if leaf.name in draft.loaded), *patterns.values())
     return ops.Program(operations, computation.inputs, draft.sizes, draft.moving, leaves, style)
 
 
@@ -243,6 +244,8 @@ def _pool(draft: Draft, value: Value, windows: Sequence[Conv]) -> Value:
 
 
 def _join(draft: Draft, tree: ContractionTree, live: Collection[str]) -> Value:
+    if tree.is_basis:
+        return _into_basis(draft, *sorted(tree.parts, key=lambda part: part.mask not in draft.steps.bases))
     left, right = (_lower(draft, part) for part in tree.parts)
     windows = [node for node in _nodes(draft, tree) if isinstance(node, Conv)]
     if tree.lengths:
@@ -265,6 +268,19 @@ def _join(draft: Draft, tree: ContractionTree, live: Collection[str]) -> Value:
         if not groups:
             return _linear(draft, left, right, summed)
     return _batched(draft, left, right, live)
+
+
+def _into_basis(draft: Draft, basis: ContractionTree, rest: ContractionTree) -> Value:
+    """The fast transform of a value into a basis, along the label that both have."""
+    leaf, value = draft.steps.bases[basis.mask], _lower(draft, rest)
+    rows, columns = leaf.labels
+    old, new = (columns, rows) if columns in value.labels else (rows, columns)
+    known = sorted(value.order) == sorted(value.labels)
+    value = arrange(draft, value, singles(value.order if known else value.labels))
+    place = value.labels.index(old)
+    return draft.add(
+        ops.ApplyBasis(value.number, relabel_axes(value.axes, {old: new}), leaf.basis, place, transposed=old == rows)
+    )
 
 
 def _multiply(draft: Draft, left: Value, right: Value, live: Collection[str]) -> Value:

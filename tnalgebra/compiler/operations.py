@@ -12,6 +12,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from .bases import basis_work
 from .computation import Leaf
 from .cost import FORMATS, Format, Workload, filter_work, pooling_work, transform_work
 from .transforms import Points
@@ -264,6 +265,19 @@ def is_complex(axes: Sequence[Axis]) -> bool:
 
 
 @dataclass(frozen=True)
+class ApplyBasis(Unary):
+    """The product with an orthonormal basis along one axis by a fast transform, as of `apply_basis`.
+
+    place: the number of the axis.
+    transposed: whether the label before is that of the rows of the basis.
+    """
+
+    basis: str
+    place: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
 class Pool(Unary):
     """The mean over windows along the last axes."""
 
@@ -386,6 +400,8 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: _Sizes) -> Work
             points, counts = transform_sizes(operation.points, shape_in(source[-rows:], sizes))
             forth, back = (counts * count(labels_in(axes[:-rows])) for axes in (source, operation.axes))
             return filter_work((moved(source), moved(spectrum), written), points, (forth, back))
+        case ApplyBasis():
+            return basis_work(operation.basis, count(operation.axes[operation.place]), written)
         case Pool():
             return pooling_work(read, written, prod(operation.kernel))
         case _:

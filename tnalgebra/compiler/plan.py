@@ -234,6 +234,7 @@ _TEXTS: dict[type[ops.Operation], Callable[[Any, Sequence[str], str], str]] = {
     ops.Multiply: lambda _, taken, made: f"multiply {taken[0]} by {taken[1]} -> {made}",
     ops.Matmul: lambda one, taken, made: f"product of {taken[0]} and {taken[1]} over {_word((one.summed,))} -> {made}",
     ops.Convolve: _convolution,
+    ops.ApplyBasis: lambda one, taken, made: f"{one.basis} transform of {taken[0]} -> {made}",
     ops.Pad: _padding,
     ops.Crop: lambda _, taken, made: f"part of {taken[0]} as {made}",
     ops.Unfold: lambda _, taken, made: f"windows of {taken[0]} -> {made}",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from math import inf
 
-from .fourier_steps import join_ways
 from .greedy import Items, greedy_search
+from .joins import join_ways
 from .steps import Steps, Windows
 from .trees import ContractionTree
 
@@ -183,14 +184,14 @@ def _add_joins(
     if not kept.admits(sides[0][0].seconds + sides[1][0].seconds):
         return
     mask = left | right | windows.mask
-    for seconds, lengths in join_ways(steps, left, right, windows):
+    for way in join_ways(steps, left, right, windows):
+        how = windows.transposed, way.lengths, way.is_basis
         for one in sides[0]:
             for other in sides[1]:
-                total = one.seconds + other.seconds + seconds
+                total = one.seconds + other.seconds + way.seconds
                 if not kept.admits(total):
                     break
-                parts = (one, other)
-                kept.add(ContractionTree(mask, total, "join", parts, windows.numbers, windows.transposed, lengths))
+                kept.add(ContractionTree(mask, total, "join", (one, other), windows.numbers, *how))
 
 
 # Beyond the exact search -----------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def improved(steps: Steps, tree: ContractionTree) -> ContractionTree:
     parts = tuple(improved(steps, part) for part in tree.parts)
     if parts:
         seconds = tree.seconds - sum(p.seconds for p in tree.parts) + sum(p.seconds for p in parts)
-        tree = ContractionTree(tree.mask, seconds, tree.step, parts, tree.views, tree.transposed, tree.lengths)
+        tree = replace(tree, seconds=seconds, parts=parts)
     # take the most expensive parts apart as long as an exact search of all items is feasible
     items, views = list(tree.parts), len(tree.views)
     while wide := [item for item in items if item.parts]:

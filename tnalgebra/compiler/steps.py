@@ -92,7 +92,8 @@ class Steps:
             label for leaf in computation.leaves if leaf.kind == "input" for label in leaf.labels
         )
         self.sized_by_inputs = self._mask(labels_from_inputs(computation, splits=True) & moving)
-        weights = [n for n, leaf in enumerate(computation.leaves) if leaf.kind == "weight"]
+        weights = [n for n, leaf in enumerate(computation.leaves) if leaf.kind == "weight" or leaf.basis]
+        self.bases = {1 << n: leaf for n, leaf in enumerate(computation.leaves) if leaf.basis}
         self.all_weights = sum(1 << n for n in weights) if len(weights) > 1 and not dense else 0
         self.fourier_joins: dict[object, tuple[float, tuple[int, ...]] | None] = {}
         self._live: dict[int, int] = {}
@@ -283,6 +284,10 @@ class Steps:
             summed=self.size(shared & ~live),
             new=self.size(other & ~one & ~windows.ks),
         )
+
+    def fits(self, mask: int) -> bool:
+        """Whether a set is not a basis with a matrix of too many elements."""
+        return mask not in self.bases or self.size(self.node_labels[mask.bit_length() - 1]) <= self.most
 
     def _is_dense(self, weights: int, inputs: int) -> bool:
         """Whether a tensor made of all weights would be joined with inputs although that is forbidden."""

@@ -9,8 +9,8 @@ of the output are written side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Protocol, TypeAlias
 
@@ -71,6 +71,7 @@ class SumPrograms:
         price: gives the predicted seconds of a program.
         merges: whether kernels may be added before they meet an input.
         bias: the output label along which a bias is added.
+        bases: name of a tensor -> name of its basis.
     """
 
     network: Network
@@ -79,6 +80,7 @@ class SumPrograms:
     price: Pricing
     merges: bool = True
     bias: str | None = None
+    bases: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # the first variant of each term has no merged windows
@@ -103,7 +105,7 @@ class SumPrograms:
 
     def _sorted(self, term: Network) -> Computation:
         """The nodes of a term; it is not repeated along labels along which other terms differ, if it does not."""
-        return sort_nodes(term, self.inputs, self._everywhere)
+        return sort_nodes(term, self.inputs, self._everywhere, bases=self.bases)
 
     def programs(self) -> Iterator[Program]:
         """Programs for several ways to group the terms, of every style."""
@@ -224,10 +226,11 @@ class SumPrograms:
     def _of_kernel(self, kernel: Network) -> Program | None:
         """The cheapest program for a sum of weights."""
         if len(kernel.terms) == 1:
-            computation = sort_nodes(variants(kernel)[0], ())
+            computation = sort_nodes(variants(kernel)[0], (), bases=self.bases)
             programs = self.lower(computation, bias=None, fixed=frozenset(), is_kernel=True)
         else:
-            programs = list(SumPrograms(kernel, (), self.lower, self.price, merges=False).programs())
+            inner = SumPrograms(kernel, (), self.lower, self.price, merges=False, bases=self.bases)
+            programs = list(inner.programs())
         return min(programs, key=self.price, default=None)
 
 

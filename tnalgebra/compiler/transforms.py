@@ -70,7 +70,7 @@ def transform(tensor: Tensor, points: Sequence[Points]) -> Tensor:
     """
     count = len(points)
     sizes = tensor.shape[-count:]
-    tensor = _spread(_real(tensor), [one.apart for one in points])
+    tensor = _spread(real_precision(tensor), [one.apart for one in points])
     wholes = [one.is_circle or one.is_whole(size) for one, size in zip(points, sizes, strict=True)]
     ends: list[int] = []
     for one, size, is_whole in zip(points, sizes, wholes, strict=True):
@@ -104,7 +104,7 @@ def transform_kernel(
         turned: whether its elements are put into the reverse order.
     """
     dims = tuple(range(-len(lengths), 0))
-    kernel = _real(kernel)
+    kernel = real_precision(kernel)
     kernel = kernel.flip(dims) if turned else kernel
     kernel = _spread(kernel, dilation)
     for dim, length, shift in zip(dims, lengths, shifts, strict=True):
@@ -179,7 +179,8 @@ def _every(tensor: Tensor, dim: int, stride: int) -> Tensor:
     return tensor[index] if stride > 1 else tensor
 
 
-def _real(tensor: Tensor) -> Tensor:
+def real_precision(tensor: Tensor) -> Tensor:
+    """A tensor of real numbers in a type in which torch has Fourier transforms: that of half precision is float32."""
     if tensor.dtype in (torch.float32, torch.float64):
         return tensor
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

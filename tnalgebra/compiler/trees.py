@@ -26,6 +26,7 @@ class ContractionTree:
     views: the numbers of the views that the last step applies or absorbs.
     transposed: the direction of the windows that a join absorbs.
     lengths: of the Fourier transforms by which a join applies its windows; empty if it is a convolution.
+    is_basis: whether a join is the fast transform of one of its parts into the basis that is the other one.
     """
 
     mask: int
@@ -35,6 +36,7 @@ class ContractionTree:
     views: tuple[int, ...] = ()
     transposed: bool = False
     lengths: tuple[int, ...] = ()
+    is_basis: bool = False
 
     @cached_property
     def text(self) -> str:
@@ -44,7 +46,7 @@ class ContractionTree:
         views, parts = [self.views], self.parts
         while self.step == "view" and parts[0].step == "view":
             views, parts = sorted((*views, parts[0].views)), parts[0].parts
-        step = f"{self.step[0]}{self.lengths or ''}"
+        step = f"{self.step[0]}{self.lengths or ''}{'b' if self.is_basis else ''}"
         return f"({' '.join([step, *map(str, views), *(part.text for part in parts)])})"
 
     @property

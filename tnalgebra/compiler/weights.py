@@ -9,21 +9,36 @@ import torch
 from torch import Tensor
 
 from ..networks import Network, Node
-from ..tensors import pattern
+from ..tensors import basis_matrix, pattern
 from .choose import Candidate, PlanRequest
+from .computation import Leaf
 from .emit import argument_names, emit
 from .operations import Arrange, Diagonal, Load, Operation, Program, Rename, Repeat
 
 
 def dense_patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tensor]:
-    """The dense 0/1 tensors that a candidate takes, by name."""
+    """The dense patterns and bases that a candidate takes, by name."""
     program = candidate.program
     device = "cpu" if request.device.type == "meta" else request.device
     with torch.device("cpu"):  # whatever the default device is
-        return {
-            leaf.name: pattern(leaf.node, _sized(leaf.node, program.sizes)).to(device, request.dtype)
-            for leaf in program.patterns
-        }
+        return {leaf.name: _dense(leaf, program.sizes).to(device, request.dtype) for leaf in program.patterns}
+
+
+def in_type(patterns: Mapping[str, Tensor], program: Program, like: Tensor) -> dict[str, Tensor]:
+    """Dense patterns in the type and on the device of another tensor; bases that need more digits are made again."""
+    result = {name: tensor.to(like.device, like.dtype) for name, tensor in patterns.items()}
+    digits = torch.finfo(like.dtype).eps
+    with torch.inference_mode(False), torch.device("cpu"):
+        for leaf in program.patterns:
+            if leaf.basis and digits < torch.finfo(patterns[leaf.name].dtype).eps:
+                result[leaf.name] = _dense(leaf, program.sizes).to(like.device, like.dtype)
+    return result
+
+
+def _dense(leaf: Leaf, sizes: Mapping[str, int]) -> Tensor:
+    if leaf.basis:
+        return basis_matrix(leaf.basis, sizes[leaf.labels[0]])
+    return pattern(leaf.node, _sized(leaf.node, sizes))
 
 
 def _sized(node: Node, sizes: Mapping[str, int]) -> Network:

@@ -34,10 +34,19 @@ from ..networks import (
     tensors_of,
     with_sizes,
 )
-from ..tensors import Values, as_tensor, common_dtype, evaluate, in_precision, magnitude, target_of, values_for
-from .bases import BASES, check_basis
+from ..tensors import (
+    Values,
+    as_tensor,
+    basis_matrix,
+    common_dtype,
+    evaluate,
+    in_precision,
+    magnitude,
+    target_of,
+    values_for,
+)
 from .matching import Match
-from .options import Options, Place
+from .options import Options, Place, check_basis_name
 from .outline import Outline, grown_sizes
 from .sides import balanced_factors, fill_attributes, filled, shared_sizes
 from .trace import EXACT_TO, Change
@@ -372,10 +381,10 @@ def _constant(name: str, value: Any, right: Network, network_name: str) -> Tenso
     """The elements of a constant, which the network calls `network_name`."""
     node = tensors_of(right)[network_name]
     if isinstance(value, str):
-        check_basis(value)
+        check_basis_name(value)
         if node.labels[1] not in right.sizes:
             raise SizeError(f"the size of {node.labels[1]!r} is unknown, which the basis {name!r} needs")
-        return BASES[value](right.sizes[node.labels[1]])
+        return basis_matrix(value, right.sizes[node.labels[1]])
     constant = _numbers(f"the constant {name!r}", value)
     needed = [right.sizes.get(label) for label in node.labels]
     fits = constant.ndim == len(needed) and all(

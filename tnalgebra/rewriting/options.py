@@ -12,6 +12,7 @@ import torch
 from ..errors import RankError, RuleError
 from ..fitting import Metric, MultiplyAddsBudget, Settings, Size, TimeBudget, read_size
 from ..networks import Network, all_nodes, node_text
+from ..tensors import BASES
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ def check_choice(key: str, known: Collection[str]) -> None:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f": did you mean {near[0]!r}?" if near else "."
         raise TypeError(f"{key!r} is not a choice{hint} The choices are {', '.join(known)}")
+
+
+def check_basis_name(name: object) -> None:
+    """Raises RuleError if no basis has this name."""
+    if name not in BASES:
+        raise RuleError(f"no basis has the name {name!r}", known=", ".join(BASES))
 
 
 @dataclass(frozen=True)

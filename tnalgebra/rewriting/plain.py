@@ -19,9 +19,8 @@ from ..networks import (
     tensors_of,
 )
 from .apply_text import build_exact, build_fitted, build_fitted_many, outline_fitted, read_at
-from .bases import check_basis
 from .matching import matches, whole_tensors
-from .options import Options, Place
+from .options import Options, Place, check_basis_name
 from .rule import Rule
 from .sides import equal_for_all_sizes
 from .trace import RuleKind
@@ -79,7 +78,7 @@ def _check_cores(right: Network, new: Sequence[str], text: str) -> None:
 
 def _check_constants(constants: Mapping[str, str], right: Network, new: Sequence[str], text: str) -> None:
     for constant, basis in constants.items():
-        check_basis(basis)
+        check_basis_name(basis)
         if constant not in new:
             fact = f"fixed= names {constant!r}, which is not a new tensor of the right side"
             raise RuleError(fact, rule=text, new=" ".join(new))

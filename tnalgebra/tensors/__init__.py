@@ -1,10 +1,12 @@
 """The numbers of a network: values for its tensors, contractions, factorisations, and conversion to quimb and back."""
 
+from .bases import BASES, basis_matrix, check_basis, with_bases
 from .contraction import MAX_ELEMENTS, Operand, contract
 from .evaluation import (
     Values,
     add_up,
     as_tensor,
+    bases_among,
     bind,
     check_mapping,
     evaluate,
@@ -33,15 +35,19 @@ from .unique import signs_of
 from .values import bind_values, common_dtype, norm, relative, target_of, value_of
 
 __all__ = [
+    "BASES",
     "MAX_ELEMENTS",
     "SVD",
     "Operand",
     "Values",
     "add_up",
     "as_tensor",
+    "bases_among",
+    "basis_matrix",
     "bind",
     "bind_values",
     "check_axes",
+    "check_basis",
     "check_mapping",
     "common_dtype",
     "contract",
@@ -72,4 +78,5 @@ __all__ = [
     "truncated_svd",
     "value_of",
     "values_for",
+    "with_bases",
 ]

@@ -32,6 +32,7 @@ from ..networks import (
     window,
     with_sizes,
 )
+from .bases import basis_matrix, with_bases
 from .contraction import MAX_ELEMENTS, Operand, contract
 from .numbers import real_parts
 
@@ -46,14 +47,16 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
     """Check that `values` fit the network, and take the sizes of labels from their shapes.
 
     Args:
-        values: name -> torch tensor, or anything that `torch.as_tensor` takes, for some or all of the tensors.
+        values: name -> torch tensor, or anything that `torch.as_tensor` takes, for some or all of the tensors; or the
+            name of a basis, such as "dct", whose rows have the first label of the tensor.
 
     Returns:
-        The network with these sizes, and the values as torch tensors.
+        The network with these sizes, and the values as torch tensors; bases are in float64.
 
     Raises:
         ValuesError: the network has no tensor of that name; or a value has another number of axes than its node, a
-            size that contradicts another one, no elements, or NaN or infinity.
+            size that contradicts another one, no elements, or NaN or infinity; or as of `with_bases`.
+        SizeError: as of `with_bases`.
     """
     check_mapping(values)
     nodes = tensors_of(network)
@@ -64,6 +67,8 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
             raise ValuesError(
                 f"there is a value for {name!r}, which the network does not have", tensors=" ".join(nodes) or "none"
             )
+        if isinstance(value, str):
+            continue
         tensor = _tensor(name, value)
         labels = nodes[name].labels
         if tensor.ndim != len(labels):
@@ -82,9 +87,20 @@ def bind(network: Network, values: Mapping[str, Any]) -> tuple[Network, dict[str
                 )
         tensors[name] = tensor
     try:
-        return with_sizes(network, sizes), tensors
+        network = with_sizes(network, sizes)
     except SizeError as error:
         raise ValuesError("the shapes of the values contradict the network", because=error) from error
+    if bases := bases_among(values):
+        network = with_bases(network, bases)
+        device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+        size_of = {name: network.sizes[nodes[name].labels[0]] for name in bases}
+        tensors |= {name: basis_matrix(basis, size_of[name]).to(device) for name, basis in bases.items()}
+    return network, {name: tensors[name] for name in values}
+
+
+def bases_among(values: Mapping[str, Any]) -> dict[str, str]:
+    """Name of a tensor -> name of its basis, for the values that are names."""
+    return {name: value for name, value in values.items() if isinstance(value, str)}
 
 
 def check_mapping(values: object) -> None:
@@ -154,7 +170,9 @@ def evaluate(
 
     Args:
         network: a network, or its notation.
-        values: name -> elements, for every named tensor: torch tensors, or anything that `torch.as_tensor` takes.
+        values: name -> elements, for every named tensor: torch tensors, or anything that `torch.as_tensor` takes; or
+            the name of an orthonormal basis, "dct", "fourier", "haar" or "hadamard", for a tensor of two labels, of
+            which the first is that of the basis's rows.
         max_elements: the most elements that a dense index pattern or an intermediate may have.
 
     Returns:

@@ -1,4 +1,7 @@
-"""Orthonormal bases by name, for the constants of rules."""
+"""Orthonormal bases by name: matrices whose value a network has by a name in place of elements.
+
+They are made in the obvious way, element by element, as the reference for their fast transforms.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..errors import RuleError, SizeError
+from ..errors import SizeError, ValuesError
+from ..networks import Network, node_text, tensors_of, with_sizes
+from .contraction import MAX_ELEMENTS
 
 
 def dct(size: int) -> Tensor:
@@ -54,8 +59,7 @@ def hadamard(size: int) -> Tensor:
     Raises:
         SizeError: the size is not a power of 2.
     """
-    if size & (size - 1):
-        raise SizeError(f"the Hadamard matrix of size {size} is not known here", fix="a power of 2, or another basis")
+    check_basis("hadamard", size)
     basis = torch.ones(1, 1, dtype=torch.float64)
     factor = torch.tensor([[1, 1], [1, -1]], dtype=torch.float64)
     while len(basis) < size:
@@ -92,7 +96,61 @@ BASES: Mapping[str, Callable[[int], Tensor]] = {"dct": dct, "fourier": fourier, 
 """For each name, the function that gives the square matrix of a size, with orthonormal rows."""
 
 
-def check_basis(name: object) -> None:
-    """Raises RuleError if no basis has this name."""
+def check_basis(name: str, size: int) -> None:
+    """Raise ValuesError if no basis has this name, and SizeError if the basis does not exist in this size."""
     if name not in BASES:
-        raise RuleError(f"no basis has the name {name!r}", known=", ".join(BASES))
+        raise ValuesError(f"no basis has the name {name!r}", known=", ".join(BASES))
+    if name == "hadamard" and size & (size - 1):
+        raise SizeError(f"the Hadamard matrix of size {size} is not known here", fix="a power of 2, or another basis")
+
+
+def basis_matrix(name: str, size: int) -> Tensor:
+    """The matrix of a basis: shape (size, size), float64, with orthonormal rows.
+
+    Raises:
+        ValuesError: no basis has this name.
+        SizeError: the basis does not exist in this size, or its matrix would not fit the memory.
+    """
+    check_basis(name, size)
+    if size * size > MAX_ELEMENTS:
+        fact = f"the matrix of the basis {name!r} would have {size} x {size} elements"
+        raise SizeError(fact, fix="a smaller size, or tn.compile, which applies large bases by fast transforms")
+    return BASES[name](size)
+
+
+def with_bases(network: Network, bases: Mapping[str, str]) -> Network:
+    """The network with equal sizes of both labels of each tensor that is a basis.
+
+    Args:
+        bases: name of a tensor -> name of its basis.
+
+    Raises:
+        ValuesError: no basis has a name; a tensor does not have two labels, or they have different sizes.
+        SizeError: the sizes are not known, contradict the network, or are none of the basis.
+    """
+    nodes = tensors_of(network)
+    for tensor, basis in bases.items():
+        if tensor not in nodes:
+            fact = f"there is a value for {tensor!r}, which the network does not have"
+            raise ValuesError(fact, tensors=" ".join(nodes) or "none")
+        if basis not in BASES:
+            raise ValuesError(f"no basis has the name {basis!r}", tensor=tensor, known=", ".join(BASES))
+        if len(nodes[tensor].labels) != 2:
+            fact = f"the basis {basis!r} is a matrix, and {tensor!r} has {len(nodes[tensor].labels)} axes"
+            raise ValuesError(fact, node=node_text(nodes[tensor]), fix="two labels: of its rows, then of its columns")
+    for _ in bases:  # the sizes of one basis may follow from those of another
+        for tensor in bases:
+            labels = nodes[tensor].labels
+            known = {network.sizes[label] for label in labels if label in network.sizes}
+            if len(known) == 1:
+                network = with_sizes(network, dict.fromkeys(labels, known.pop()))
+    for tensor, basis in bases.items():
+        rows, columns = (network.sizes.get(label) for label in nodes[tensor].labels)
+        where = node_text(nodes[tensor], network.sizes, set())
+        if rows is None:
+            raise SizeError(f"the size of the basis {tensor!r} is not known", where=where, fix="a size of its labels")
+        if rows != columns:
+            fact = f"the basis {basis!r} is a square matrix, and {tensor!r} has the shape {(rows, columns)}"
+            raise ValuesError(fact, node=where, fix="equal sizes, or the elements of the rows that are needed")
+        check_basis(basis, rows)
+    return network

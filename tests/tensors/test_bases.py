@@ -8,7 +8,8 @@ import torch
 import tnalgebra as tn
 from tests.refusals import refused
 from tnalgebra.errors import SizeError
-from tnalgebra.rewriting.bases import BASES, fourier, haar, hadamard
+from tnalgebra.tensors import BASES
+from tnalgebra.tensors.bases import fourier, haar, hadamard
 
 
 @pytest.mark.parametrize("name", BASES)
