@@ -1,4 +1,4 @@
-"""Bases by name in plans: fast transforms have the values and gradients of the matrices, wherever a network has them."""
+"""Bases by name in plans: fast transforms have the values and gradients of the matrices, in every network."""
 
 from __future__ import annotations
 
@@ -112,7 +112,10 @@ def test_a_transform_is_the_product_with_the_matrix(product: Any, dtype: torch.d
     x, weight = (torch.randn(shape, dtype=dtype, generator=generator) for _ in range(2))
     x.requires_grad_()
     matrix = BASES[name](size)
-    value, expected = apply_basis(x, name, axis, size, transposed=transposed), along(matrix.mT if transposed else matrix, x, axis)
+    value, expected = (
+        apply_basis(x, name, axis, size, transposed=transposed),
+        along(matrix.mT if transposed else matrix, x, axis),
+    )
     assert value.shape == expected.shape
     assert value.dtype == dtype
     assert value.is_contiguous()

@@ -144,7 +144,7 @@ def _with_ones(network: Network) -> Network:
 
 
 def sort_nodes(
-    network: Network, inputs: Sequence[str], others: Iterable[str] = (), *, bases: Mapping[str, str]
+    network: Network, inputs: Sequence[str], others: Iterable[str] = (), *, bases: Mapping[str, str] = {}
 ) -> Computation:
     """Sort the nodes of a network by their role in a plan.
 
