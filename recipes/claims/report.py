@@ -112,7 +112,7 @@ def depth_figure(claims: tn.studies.Claims, about: Mapping[str, Any]) -> Figure:
 def loss_figure(claims: tn.studies.Claims, about: Mapping[str, Any]) -> Figure:
     """The loss of accuracy against the errors, with a row of panels for each scope and a column for each error."""
     across = max(map(len, claims.norms.values()))
-    size = (1.0 + 4.6 * across, 0.8 + 3.9 * len(claims.norms))
+    size = (1.0 + 6.2 * across, 0.8 + 3.9 * len(claims.norms))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(claims.norms), across, squeeze=False, sharey="row")
     for line, (scope, norms) in zip(grid, claims.norms.items(), strict=True):
@@ -128,7 +128,7 @@ def loss_figure(claims: tn.studies.Claims, about: Mapping[str, Any]) -> Figure:
             one = "one layer at a time" if scope == "each" else "all layers at once"
             panel.set_title(_label(f"{one}; across", claim.across).replace("\n", " "), fontsize="small")
             panel.grid(alpha=0.3)
-            panel.legend(fontsize="x-small", frameon=False)
+            panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="x-small", frameon=False)
         line[0].set_ylabel("loss of accuracy (points)")
     figure.suptitle(f"Loss of accuracy against errors: {_about(about)}", fontsize="medium")
     return figure
