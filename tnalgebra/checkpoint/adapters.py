@@ -27,7 +27,7 @@ from .._files import write_whole
 from ..errors import CheckpointError, LayerError, TnalgebraError
 from ..model import Site, adaptable_sites, adapter_state, adapters, freeze_but, put_adapters, unfolding_attentions
 from ..networks import Network, shapes
-from ..nn import Adapted, KernelLayer, MultiheadAttention, Planning, adapter_layer, check_scale
+from ..nn import Adapted, KernelLayer, MultiheadAttention, Planning, adapter_layer, check_scale, with_names
 from .format import KEY, LayerText, check_of, metadata_of, path_of
 from .layers import check_layer, describe_layer
 from .peft import read_peft
@@ -219,7 +219,8 @@ def _make(one: AdapterText, site: Site, *, tune: bool) -> KernelLayer:
             backward=one.text.backward,
         )
     try:
-        return adapter_layer(site.module, one.kernel, one.values, constants=one.constants, planning=planning)
+        values = with_names(one.values, {} if one.text is None else one.text.bases.items())
+        return adapter_layer(site.module, one.kernel, values, constants=one.constants, planning=planning)
     except TnalgebraError as error:
         raise CheckpointError(f"the adapter of layer {one.layer!r} cannot be made", because=error) from error
 

@@ -22,6 +22,8 @@ eight hexadecimal digits. The description has:
       kernel          the network of the kernel in the notation, with all sizes. Tensor U is stored as "<name>.U".
       ranks           bond -> rank, as the kernel says too.
       constants       names of tensors that are not trained.
+      bases           name of a constant -> name of the orthonormal basis whose elements it has, such as "dct", which a
+                      plan may apply by a fast transform. None where it is missing.
       rules           name and equation of the rule of each step, for people who read the file.
       trace           what `Trace.save` writes, a user's own rules included; null for a layer with random values,
                       and for rules made of functions, which no text holds.

@@ -62,6 +62,7 @@ class LayerText:
     arguments: Mapping[str, Any]
     kernel: Network
     constants: tuple[str, ...]
+    bases: Mapping[str, str]
     trace: Trace | None
     planned_for: tuple[int, ...]
     candidates: Candidates
@@ -142,6 +143,7 @@ def _layer_content(layer: LayerText) -> dict[str, object]:
         "kernel": str(layer.kernel),
         "ranks": layer.ranks,
         "constants": list(layer.constants),
+        "bases": dict(layer.bases),
         "rules": [{"name": step.rule.name, "equation": step.rule.equation} for step in steps],
         "trace": trace,
         "planned_for": list(layer.planned_for),

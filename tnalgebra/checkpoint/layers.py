@@ -46,6 +46,7 @@ def describe_layer(layer: KernelLayer, names: tuple[str, ...]) -> LayerText:
         arguments=_arguments(layer, type(layer)),
         kernel=layer.kernel,
         constants=layer.constants,
+        bases=layer.bases,
         trace=layer.trace,
         planned_for=layer.planned_for,
         candidates=planning["candidates"],
@@ -237,7 +238,12 @@ def make_layer(text: LayerText, site: Site, memory_format: torch.memory_format |
     module = without_hooks(site.module)
     try:
         layer = kind.of_network(
-            module, text.kernel, zeros, constants=text.constants, planning=planning, origin=Origin()
+            module,
+            text.kernel,
+            {**zeros, **text.bases},
+            constants=text.constants,
+            planning=planning,
+            origin=Origin(),
         )
     except TnalgebraError as error:
         raise CheckpointError(f"layer {_quoted(text.names[0])} cannot be made", because=error) from error

@@ -17,6 +17,7 @@ from ..decompositions import read_trace
 from ..errors import CheckpointError, TnalgebraError
 from ..networks import MAX_AXES, MAX_SIZE, Fill, NamedTensor, Network, Node, all_nodes, parse, tensors_of
 from ..rewriting import Trace
+from ..tensors import with_bases
 from .format import (
     CHECK,
     FORMAT_VERSION,
@@ -104,13 +105,13 @@ def _check_tensors(tensors: Mapping[str, Tensor], checks: Mapping[str, Any]) -> 
 
 
 _LAYER_KEYS = (
-    *("names", "class", "arguments", "kernel", "ranks", "constants", "rules", "trace"),
+    *("names", "class", "arguments", "kernel", "ranks", "constants", "bases", "rules", "trace"),
     *("planned_for", "candidates", "backward", "channels_last", "relative_error", "output_error"),
 )
 
 
 def _layer(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> LayerText:
-    content = {"channels_last": False, **content}  # which version 0.1.0 did not write
+    content = {"channels_last": False, "bases": {}, **content}  # which early files do not have
     _keys(content, _LAYER_KEYS, "a layer")
     names = tuple(_list(content["names"], "the names of a layer", _text))
     if not names:
@@ -122,6 +123,7 @@ def _layer(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     constants = tuple(_list(content["constants"], f"the constants of {what}", _text))
     if not {*constants} <= tensors_of(kernel).keys():
         _refuse(f"the constants of {what}", constants, f"tensors of {_short(kernel)}")
+    bases = _bases(content["bases"], kernel, constants, what)
     planned = tuple(_list(content["planned_for"], f"the planned input of {what}", _size))
     if not planned or not 1 <= prod(planned) <= MAX_INPUT or len(planned) > MAX_AXES:
         _refuse(f"the planned input of {what}", planned, f"at least 1 and at most {MAX_INPUT} elements")
@@ -134,6 +136,7 @@ def _layer(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
         _object(content["arguments"], f"the arguments of {what}"),
         kernel,
         constants,
+        bases,
         _trace(content, what),
         planned,
         content["candidates"],
@@ -145,6 +148,20 @@ def _layer(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     if content["ranks"] != layer.ranks:
         _refuse(f"the ranks of {what}", content["ranks"], f"those of its kernel, {layer.ranks}")
     return layer
+
+
+def _bases(content: object, kernel: Network, constants: Collection[str], what: str) -> dict[str, str]:
+    """Name of each constant that is a basis -> name of the basis."""
+    bases = {
+        name: _text(basis, f"a basis of {what}") for name, basis in _object(content, f"the bases of {what}").items()
+    }
+    if not bases.keys() <= {*constants}:
+        _refuse(f"the bases of {what}", [*bases], "constants of it")
+    try:
+        with_bases(kernel, bases)
+    except TnalgebraError as error:
+        raise CheckpointError(f"the bases of {what} are none of its kernel", because=error) from error
+    return bases
 
 
 def _kernel(text: object, what: str) -> Network:

@@ -430,6 +430,12 @@ class Compiled(nn.Module):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
 
+    def _executor_by_matrices(self) -> Executor:
+        """The code of a plan that takes tensors that are bases, by name, as it takes weights."""
+        request = replace(self._executor.plan.request, bases={})
+        plan = Plan(request, ranked_candidates(request, tune=False))
+        return Executor(plan, dense_patterns(plan.chosen, request))
+
     # Making ----------------------------------------------------------------------------------------------------
 
     def _make_plan(self, request: PlanRequest) -> Plan:

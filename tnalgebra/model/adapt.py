@@ -23,6 +23,7 @@ from ..nn import (
     kernel_labels_of,
     layer_network,
     start_adapter,
+    with_names,
 )
 from ..rewriting import Fit, Rule, right_side
 from .adapters import Adapters
@@ -163,7 +164,8 @@ def _make_layers(
     if site.module.weight.is_complex():
         raise LayerError(f"its weight is {site.module.weight.dtype}", fix="a type of real numbers")
     layers = []
-    values = start_adapter(kernel, constants)
+    fixed = {**chosen.fixed, **(offer.choices.get("fixed") or {})}
+    values = with_names(start_adapter(kernel, constants), fixed.items())
     for member in site.members:
         layer_network(member.module)
         planning = Planning(backward=True, tune=tune)

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import LayerError
-from ..networks import all_nodes, tensors_of
+from ..networks import all_nodes
 from ..nn import KERNEL_LAYERS, LAYERS, TRANSPOSED, KernelLayer, Linear
 from .example import Example, read_example, tensors_in
 from .modes import hooked
@@ -361,7 +361,7 @@ def _with_values(layer: KernelLayer, cores: Mapping[str, Tensor], bias: Tensor) 
     dense = layer.to_dense()
     trained = dense.weight.requires_grad if layer.bias is None else layer.bias.requires_grad
     dense.bias = nn.Parameter(bias.to(dense.weight.dtype), requires_grad=trained)
-    values = {name: getattr(layer, name) for name in tensors_of(layer.kernel)} | {**cores}
+    values: dict[str, Tensor | str] = {**layer.kernel_tensors(), **layer.bases, **cores}
     new = type(layer).of_network(
         dense, layer.kernel, values, constants=layer.constants, planning=layer.planning, origin=layer.origin
     )

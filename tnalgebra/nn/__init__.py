@@ -6,7 +6,7 @@ from .attention import MultiheadAttention, attention_obstacle
 from .base import KernelLayer, check_dense
 from .embedding import Embedding
 from .forwards import differing_forward
-from .kernels import elements_by_default, fit_constants
+from .kernels import elements_by_default, fit_constants, with_names
 from .layers import (
     LAYERS,
     Conv1d,
@@ -77,4 +77,5 @@ __all__ = [
     "nominal_shape",
     "own_weight",
     "start_adapter",
+    "with_names",
 ]

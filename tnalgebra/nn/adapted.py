@@ -305,14 +305,19 @@ class Adapted(torch_nn.Module):
 
 
 def adapter_layer(
-    base: AnyLayer, kernel: Network, values: Mapping[str, Tensor], *, constants: Collection[str], planning: Planning
+    base: AnyLayer,
+    kernel: Network,
+    values: Mapping[str, Tensor | str],
+    *,
+    constants: Collection[str],
+    planning: Planning,
 ) -> KernelLayer:
     """The layer with the arguments of one of torch's and this kernel, for `Adapted.add`; it has no bias.
 
     Args:
         base: torch's layer, which determines arguments, dtype and device.
         kernel: a network; the labels of its output are the axes of the weight.
-        values: of its tensors, which are trained.
+        values: of its tensors, which are trained; the name of a basis is one, such as "dct", and is not.
         constants: names of those that are not.
         planning: what the plan is chosen for.
 

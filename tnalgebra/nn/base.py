@@ -19,7 +19,8 @@ from ..errors import CompileError, LayerError
 from ..fitting import bonds_of
 from ..networks import Network, compose, shape_of, tensors_of
 from ..rewriting import Fit, Rule, Trace
-from ..tensors import bind
+from ..tensors import bases_among, bind
+from .held_bases import HoldsBases
 from .kernels import (
     check_kernel,
     check_layer_weight,
@@ -28,11 +29,11 @@ from .kernels import (
     fit_constants,
     fit_weight,
     scaled_to,
+    values_of_fit,
 )
 from .origin import Origin, in_type, origin_of_fit
 from .planning import LayerChoices, Planning, Shaping, checked_format, nominal_shape, split_choices
 from .torch_layers import DECOMPOSABLE, AnyLayer, kernel_labels_of, layer_network, memory_format_of
-from .weight_facts import Weightless
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ _OWN_NAMES = ("X", "weight", "bias", "padding", "kernel", "origin")
 """Names that a tensor of a decomposition cannot have, beside those of the layer's arguments."""
 
 
-class KernelLayer(Weightless):
+class KernelLayer(HoldsBases):
     """A layer of torch's whose kernel is a tensor network: base of the layers in `tnalgebra.nn`.
 
     Its parameters are the network's tensors, under their names, and `bias`; constants are buffers. It is a `Compiled`:
@@ -88,8 +89,9 @@ class KernelLayer(Weightless):
         if missing:
             raise LayerError(f"the fit has no value of {missing[0]!r}", network=fit.network)
         fit = in_type(fit, module.weight.dtype)
+        values = values_of_fit(fit)
         return cls.of_network(
-            module, fit.network, fit.values, constants=fit_constants(fit), planning=planning, origin=origin_of_fit(fit)
+            module, fit.network, values, constants=fit_constants(fit), planning=planning, origin=origin_of_fit(fit)
         )
 
     @classmethod
@@ -97,7 +99,7 @@ class KernelLayer(Weightless):
         cls,
         module: AnyLayer,
         network: Network,
-        values: Mapping[str, Tensor],
+        values: Mapping[str, Tensor | str],
         *,
         constants: Collection[str],
         planning: Planning,
@@ -108,7 +110,7 @@ class KernelLayer(Weightless):
         Args:
             module: torch's layer, whose weight says dtype, device, memory format and whether the tensors are trained.
             network: of the kernel; the labels of its output are the axes of the weight.
-            values: of all its tensors.
+            values: of all its tensors; the name of a basis is one, such as "dct".
             constants: names of those that are not trained.
             planning: what the plan is chosen for.
             origin: where the values come from.
@@ -151,7 +153,8 @@ class KernelLayer(Weightless):
         rough: Any = {"starts": 1, "sweeps": 0, **fitting}
         with torch.device("cpu"):  # so that the ranks are found if the layer is made without elements
             fit = fit_weight(module, rewrite, size, rough)
-            self._fill(module, fit.network, fit.values, constants=fit_constants(fit), planning=planning)
+            values = values_of_fit(fit)
+            self._fill(module, fit.network, values, constants=fit_constants(fit), planning=planning)
         self.origin = Origin()
         self.reset_parameters()
 
@@ -159,7 +162,7 @@ class KernelLayer(Weightless):
         self,
         module: AnyLayer,
         network: Network,
-        values: Mapping[str, Tensor],
+        values: Mapping[str, Tensor | str],
         *,
         constants: Collection[str],
         planning: Planning,
@@ -167,7 +170,8 @@ class KernelLayer(Weightless):
         """Become the layer of a kernel's network and the values of its tensors."""
         weight, bias = module.weight, module._parameters.get("bias")
         self._check_names(network)
-        kernel, values = bind(network, {name: values[name] for name in tensors_of(network)})
+        bases = bases_among(values)
+        kernel, elements = bind(network, {name: values[name] for name in tensors_of(network)})
         if shape_of(kernel, kernel.output) != tuple(weight.shape):
             raise LayerError(
                 f"the decomposition is one of a tensor of shape {shape_of(kernel, kernel.output)}",
@@ -175,15 +179,16 @@ class KernelLayer(Weightless):
                 weight=f"{tuple(weight.shape)}, its axes {' '.join(kernel_labels_of(module))}",
             )
         network, inputs = self._network_and_inputs(module, kernel, planning)
-        constants = {*constants} & values.keys()
-        tensors = _own_tensors(module, values, constants)
+        constants = {*constants, *bases} & elements.keys()
+        tensors = _own_tensors(module, elements, constants)
         layout = checked_format(planning.get("memory_format"), weight.ndim)
         computed = {*tensors_of(network), "bias"}
-        weights = {name: tensor for name, tensor in tensors.items() if name in computed}
+        weights = {name: tensor for name, tensor in tensors.items() if name in computed and name not in bases}
+        zeros = {name: torch.zeros_like(one, device="cpu") if one.is_meta else one for name, one in weights.items()}
         request, _ = make_request(
             network,
             inputs=inputs,
-            values={name: torch.zeros_like(one, device="cpu") if one.is_meta else one for name, one in weights.items()},
+            values={**zeros, **{name: basis for name, basis in bases.items() if name in computed}},
             constants=constants & computed,
             bias=None if bias is None else network.output[1],
             candidates=planning.get("candidates", "all"),
@@ -205,8 +210,9 @@ class KernelLayer(Weightless):
             self.register_parameter("bias", None)
         self._copy_arguments(module)
         self.kernel = kernel
-        self._shapes = {name: tuple(getattr(self, name).shape) for name in self._weights}
+        self._shapes = {name: tuple(getattr(self, name).shape) for name in (*self._weights, *bases)}
         self._watch()
+        self._hold(bases)
 
     def _copy_arguments(self, module: AnyLayer) -> None:
         """Have the arguments of torch's layer as attributes, under their names."""

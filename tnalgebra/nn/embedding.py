@@ -172,7 +172,7 @@ class Embedding(KernelLayer):
         self,
         module: AnyLayer,
         network: Network,
-        values: Mapping[str, Tensor],
+        values: Mapping[str, Tensor | str],
         *,
         constants: Collection[str],
         planning: Planning,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..errors import LayerError
 from ..fitting import open_labels
 from ..networks import Fuse, NamedTensor, Network, all_nodes, fresh, relabel, shape_of
 from ..rewriting import Choices, Fit, Rule
-from ..tensors import add_up, value_of
+from ..tensors import add_up, is_basis, value_of
 from .torch_layers import AnyLayer, kernel_labels_of, layer_network, own_weight
 
 
@@ -53,6 +54,25 @@ def fit_weight(module: AnyLayer, rewrite: str | Rule, size: object, choices: Cho
 def fit_constants(fit: Fit) -> frozenset[str]:
     """Names of tensors that were held as they are."""
     return frozenset(name for step in fit.trace.steps for name in (*step.rule.fixed, *step.options.fixed))
+
+
+def values_of_fit(fit: Fit) -> dict[str, Tensor | str]:
+    """The values of a fit, where constants that are a whole basis are its name."""
+    chosen = [(*step.rule.fixed.items(), *step.options.fixed.items()) for step in fit.trace.steps]
+    return with_names(fit.values, [pair for pairs in chosen for pair in pairs])
+
+
+def with_names(values: Mapping[str, Tensor], fixed: Iterable[tuple[str, Any]]) -> dict[str, Tensor | str]:
+    """The values, with the name of a basis in place of the elements of each constant that is a whole basis.
+
+    Args:
+        fixed: names of constants, and elements or the name of a basis for each; of a basis rows may be left out.
+    """
+    named: dict[str, Tensor | str] = dict(values)
+    for name, basis in fixed:
+        if isinstance(basis, str) and name in values and is_basis(values[name], basis):
+            named[name] = basis
+    return named
 
 
 def without_fuses(kernel: Network) -> Network:

@@ -1,6 +1,6 @@
 """The numbers of a network: values for its tensors, contractions, factorisations, and conversion to quimb and back."""
 
-from .bases import BASES, basis_matrix, check_basis, with_bases
+from .bases import BASES, basis_matrix, check_basis, is_basis, with_bases
 from .contraction import MAX_ELEMENTS, Operand, contract
 from .evaluation import (
     Values,
@@ -57,6 +57,7 @@ __all__ = [
     "gram_matrix",
     "gram_singular_values",
     "in_precision",
+    "is_basis",
     "is_finite",
     "magnitude",
     "matricise",

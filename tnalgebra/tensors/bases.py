@@ -118,6 +118,18 @@ def basis_matrix(name: str, size: int) -> Tensor:
     return BASES[name](size)
 
 
+def is_basis(tensor: Tensor, name: str) -> bool:
+    """Whether a tensor is the matrix of a basis, up to the digits of its type."""
+    if tensor.ndim != 2 or len({*tensor.shape}) > 1 or not tensor.is_floating_point():
+        return False
+    size = len(tensor)
+    if name not in BASES or (name == "hadamard" and size & (size - 1)):
+        return False
+    matrix = basis_matrix(name, size).to(tensor.device, tensor.dtype)
+    with torch.no_grad():
+        return bool((tensor - matrix).abs().max() <= 2 * torch.finfo(tensor.dtype).eps)
+
+
 def with_bases(network: Network, bases: Mapping[str, str]) -> Network:
     """The network with equal sizes of both labels of each tensor that is a basis.
 
