@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from ..networks import Network, fresh
 from . import operations as ops
+from .equal_steps import without_equal_steps
 from .joined import JoinedPrograms
 from .operations import Axes, Axis, Program
 
@@ -43,7 +44,7 @@ def add_programs(programs: Sequence[Program]) -> Program:
     )
     parts = [total.part(program) for program in programs]
     total.add_up(parts, total.whole)
-    return total.steps.program(programs[0])
+    return without_equal_steps(total.steps.program(programs[0]))
 
 
 def padded_program(program: Program, network: Network, ends: Mapping[str, Ends]) -> Program:

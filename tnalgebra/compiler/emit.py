@@ -7,6 +7,7 @@ or on a device.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
 from typing import Any, TypeAlias
@@ -76,6 +77,7 @@ class _Emitter:
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.size_nodes: dict[str, fx.Node] = {}
+        self.shared: set[fx.Node] = set()  # values that several steps take, or that are returned
 
     def module(self, wanted: Sequence[int] | None) -> fx.GraphModule:
         last = len(self.program.operations) - 1
@@ -86,6 +88,8 @@ class _Emitter:
         for number, name in self.supplied.items():
             self.nodes[number] = placed[name]
             self._remember_sizes(number, self.program.operations[number].axes)
+        uses = Counter(source for number in needed for source in self.program.operations[number].sources)
+        uses.update(wanted or ())
         # sizes are read from the inputs first, because these are always arguments
         for number, operation in enumerate(self.program.operations):
             if isinstance(operation, ops.Load) and operation.name in placed and number not in self.nodes:
@@ -95,9 +99,12 @@ class _Emitter:
                 self.nodes[number] = self.nodes[operation.source]
                 self._remember_sizes(number, operation.axes)
         for number, operation in enumerate(self.program.operations):
-            if number in needed and number not in self.nodes:
+            shows_sizes = isinstance(operation, ops.Rename) and operation.source in self.nodes
+            if (number in needed or shows_sizes) and number not in self.nodes:
                 taken = (self.nodes[source] for source in operation.sources)
                 self.nodes[number] = _CALLS[type(operation)](self, operation, *taken)
+                if uses[number] > 1:
+                    self.shared.add(self.nodes[number])
                 self._remember_sizes(number, operation.axes)
                 if isinstance(operation, ops.Rename):
                     self._remember_fused(labels_in(self._axes(operation.source)), labels_in(operation.axes))
@@ -336,8 +343,29 @@ class _Emitter:
         taken = self._with_units(vector, units) if len(units) > 1 else vector
         return self.graph.call_function(operator.add, (source, taken))
 
-    def _plus(self, _: ops.Plus, left: fx.Node, right: fx.Node) -> fx.Node:
+    def _plus(self, operation: ops.Plus, left: fx.Node, right: fx.Node) -> fx.Node:
+        if self._axes(operation.left) == self._axes(operation.right):
+            for product, other in ((right, left), (left, right)):
+                added = self._product_plus(operation, product, other)
+                if added is not None:
+                    return added
         return self.graph.call_function(torch.add, (left, right))
+
+    def _product_plus(self, operation: ops.Plus, product: fx.Node, other: fx.Node) -> fx.Node | None:
+        """A matrix product that nothing else takes, added to another value by the call that computes it."""
+        axes = len(operation.axes)
+        if (
+            product.target not in (torch.matmul, torch.bmm, functional.linear)
+            or product in self.shared
+            or product.users
+        ):
+            return None
+        left, right, *bias = product.args
+        if bias or axes not in (2, 3) or (axes == 3) != (product.target == torch.bmm):
+            return None
+        if product.target == functional.linear:
+            right = self.graph.call_method("t", (right,))
+        return self.graph.call_function(torch.baddbmm if axes == 3 else torch.addmm, (other, left, right))
 
     def _scale(self, operation: ops.Scale, node: fx.Node) -> fx.Node:
         if operation.factor != 1:

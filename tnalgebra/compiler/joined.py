@@ -32,11 +32,11 @@ def in_other_words(program: Program, words: Mapping[str, str]) -> Program:
         new[label] = words.get(label, words.get(plain, plain) + label[len(plain) :])
     return replace(
         program,
-        operations=tuple(_relabelled(operation, new) for operation in program.operations),
+        operations=tuple(relabel_operation(operation, new) for operation in program.operations),
         sizes={new[label]: size for label, size in program.sizes.items()},
         moving=frozenset(new.get(label, label) for label in program.moving),
         patterns=tuple(
-            replace(leaf, labels=_words_in(leaf.labels, new), node=relabel(leaf.node, new)) for leaf in program.patterns
+            replace(leaf, labels=words_in(leaf.labels, new), node=relabel(leaf.node, new)) for leaf in program.patterns
         ),
     )
 
@@ -116,19 +116,19 @@ def _is_same(one: Leaf, other: Leaf) -> bool:
     return one.node == other.node or (one.basis != "" and (one.name, one.basis) == (other.name, other.basis))
 
 
-_AXES = ("axes", "summed", "groups", "new", "window", "sized", "circles")
+LABELLED = ("axes", "summed", "groups", "new", "window", "sized", "circles")
 """Fields of operations that hold labels."""
 
 
-def _relabelled(operation: ops.Operation, words: Mapping[str, str]) -> Any:
+def relabel_operation(operation: ops.Operation, words: Mapping[str, str]) -> Any:
     """The operation with other words for labels."""
     held: Any = operation
-    changed = {one.name: _words_in(getattr(held, one.name), words) for one in fields(held) if one.name in _AXES}
+    changed = {one.name: words_in(getattr(held, one.name), words) for one in fields(held) if one.name in LABELLED}
     return replace(held, **changed)
 
 
-def _words_in(labels: Any, words: Mapping[str, str]) -> Any:
+def words_in(labels: Any, words: Mapping[str, str]) -> Any:
     """Labels in nested tuples with other words."""
     if isinstance(labels, str):
         return words.get(labels, labels)
-    return tuple(_words_in(one, words) for one in labels) if isinstance(labels, tuple) else labels
+    return tuple(words_in(one, words) for one in labels) if isinstance(labels, tuple) else labels

@@ -10,6 +10,7 @@ from ..networks import Conv, Fuse, window
 from . import operations as ops
 from .computation import Leaf, moving_labels
 from .convolution import convolve
+from .equal_steps import without_equal_steps
 from .fourier import convolve_by_fourier
 from .fourier_steps import fourier_axis
 from .operations import Axes, Axis, labels_in, shape_in
@@ -80,7 +81,8 @@ def lower(
     operations = ops.used_operations(draft.operations)
     dense = {leaf.name: leaf for leaf in computation.leaves if leaf.kind == "pattern"}
     leaves = (*(leaf for leaf in dense.values() if leaf.name in draft.loaded), *patterns.values())
-    return ops.Program(operations, computation.inputs, draft.sizes, draft.moving, leaves, style)
+    program = ops.Program(operations, computation.inputs, draft.sizes, draft.moving, leaves, style)
+    return without_equal_steps(program)
 
 
 def _pattern(steps: Steps, tree: ContractionTree) -> Leaf:

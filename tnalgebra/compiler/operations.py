@@ -6,7 +6,7 @@ A value is a tensor whose axes each hold a group of labels in row-major order: (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -337,9 +337,13 @@ def renumber(operation: Any, number: Callable[[int], int]) -> Any:
     return replace(operation, **changed)
 
 
-def used_operations(operations: Sequence[Operation]) -> tuple[Operation, ...]:
-    """The operations that the last one depends on, and the tensors that are loaded, with their new positions."""
-    used = {n for n, one in enumerate(operations) if isinstance(one, Load)} | {len(operations) - 1}
+def used_operations(operations: Sequence[Operation], others: Collection[int] = ()) -> tuple[Operation, ...]:
+    """The operations that the last one depends on, and the tensors that are loaded, with their new positions.
+
+    Args:
+        others: positions of further operations that are kept.
+    """
+    used = {n for n, one in enumerate(operations) if isinstance(one, Load)} | {len(operations) - 1, *others}
     for number in reversed(range(len(operations))):
         if number in used:
             used |= {*operations[number].sources}

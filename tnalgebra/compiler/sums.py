@@ -29,6 +29,7 @@ from ..networks import (
 )
 from .added import Ends, add_programs, padded_program, program_with_bias
 from .computation import Computation, labels_with_elements, moving_labels, sort_nodes, variants
+from .equal_steps import with_collected_sums
 from .joined import in_other_words, with_kernel
 from .operations import Program, Style
 from .values import plain_label
@@ -174,8 +175,14 @@ class SumPrograms:
         for programs in choices[1:]:
             cheapest = sorted(programs, key=self.price)[:_TRIED]
             longer = [[*before, program] for before in chosen for program in cheapest]
-            chosen = sorted(longer, key=lambda several: self.price(add_programs(several)))[:_TRIED]
-        return [add_programs(several) for several in chosen]
+            chosen = sorted(longer, key=lambda several: min(map(self.price, self._sums(several))))[:_TRIED]
+        return [program for several in chosen for program in self._sums(several)]
+
+    def _sums(self, programs: Sequence[Program]) -> list[Program]:
+        """Programs added up: step by step, and with steps that differ in one operand as one, if there are some."""
+        total = add_programs(programs)
+        collected = with_collected_sums(total) if self.merges and len(programs) > 1 else total
+        return [total] if collected.text == total.text else [total, collected]
 
     def _products(self, group: tuple[int, ...], *, first: bool) -> list[Program]:
         """The programs of a group as one product; none where its terms cannot become one; the first adds a bias."""
