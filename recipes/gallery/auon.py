@@ -63,7 +63,7 @@ def check(cores: Cores) -> dict[str, float]:
 def gain() -> dict[str, float]:
     """Condition numbers of a 64x256 update: as it is, after the paper's scaling, and after five Newton-Schulz steps.
 
-    The time is that of one step of 256x1024. The plan shares the Gram matrix, but not the last product of its terms.
+    The time is that of one step of 256x1024. The plan shares the Gram matrix and the last product of the terms.
     """
     torch.manual_seed(0)
     update = torch.randn(64, 256).double()

@@ -78,6 +78,8 @@ class Compiled(nn.Module):
         Raises:
             CompileError: an input is missing, or its dtype, number of axes or sizes do not fit the network.
         """
+        if named and not is_symbolic(*inputs, *named.values()):
+            inputs, named = self._inputs(inputs, named), {}
         if not named and (value := self._at_once(inputs)) is not None:
             return value
         if named or len(inputs) != len(self._executor.fixed):
