@@ -1,4 +1,4 @@
-"""Time long windows by the plans of `tn.compile` and the singular values of whole layers.
+"""Time long windows and bases by the plans of `tn.compile`, and the singular values of whole layers.
 
     pip install torch-fftconv
     python -m recipes.benchmarks.spectral
@@ -8,6 +8,11 @@ For a long depthwise window four calls take turns, and medians are compared:
 - `dense` (twice): torch's own convolution, which pads two axes itself, and whose input is padded on one;
 - `ours`: the module that `tn.compile` makes, measured as it is by default;
 - `torch-fftconv`: the same convolution by the package of that name.
+
+For a product with an orthonormal basis, forward:
+- `dense` (twice): `torch.nn.functional.linear` with its matrix, which is ready;
+- `fast`: the plan that may not make a tensor of so many elements as the matrix, and so applies a fast transform;
+- `ours`: the module that `tn.compile` makes, measured as it is by default.
 
 For a layer as a map of whole inputs, whose windows are circular:
 - `dense` (twice): `torch.linalg.svdvals` of the map's matrix, which is ready in float64;
@@ -43,6 +48,9 @@ WINDOWS = {
 }
 """name -> the positions of the input and the size of the window."""
 
+TRANSFORMS = {f"{basis}, n={n}": (basis, n) for basis in tn.tensors.BASES for n in (64, 256, 1024, 4096)}
+"""name -> a basis and its size."""
+
 MAPS = {
     "4 -> 4, 8x8": (4, 4, 1, 8),
     "8 -> 8, 16x16": (8, 8, 1, 16),
@@ -54,10 +62,10 @@ MAPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """Time long windows and the singular values of whole layers."""
+    """Time long windows, products with bases and the singular values of whole layers."""
 
-    layers: tuple[str, ...] = (*WINDOWS, *MAPS)
-    """long windows, and layers whose singular values are computed"""
+    layers: tuple[str, ...] = (*WINDOWS, *TRANSFORMS, *MAPS)
+    """long windows, bases, and layers whose singular values are computed"""
     channels: int = 16
     """channels of the depthwise windows; one image"""
     rounds: int = 15
@@ -77,10 +85,12 @@ class SpectralBenchmark(Benchmark[Config, str, Problem]):
 
     @staticmethod
     def smaller(config: Config) -> Config:
-        return dataclasses.replace(config, layers=("causal, n=k=1024", "4 -> 4, 8x8"), rounds=1, channels=2)
+        return dataclasses.replace(
+            config, layers=("causal, n=k=1024", "haar, n=64", "4 -> 4, 8x8"), rounds=1, channels=2
+        )
 
     def cells(self) -> list[str]:
-        check_known("layer", self.config.layers, (*WINDOWS, *MAPS))
+        check_known("layer", self.config.layers, (*WINDOWS, *TRANSFORMS, *MAPS))
         return list(self.config.layers)
 
     def facts(self, cell: str) -> Row:
@@ -88,10 +98,13 @@ class SpectralBenchmark(Benchmark[Config, str, Problem]):
 
     def contenders(self, cell: str) -> list[str]:
         peers = ["torch-fftconv"] if cell in WINDOWS and find_spec("torch_fftconv") else []
+        peers += ["fast"] * (cell in TRANSFORMS)
         return ["dense", f"dense{AGAIN}", "ours", *peers]
 
     def problem(self, cell: str) -> Problem:
         torch.manual_seed(self.config.seed)
+        if cell in TRANSFORMS:
+            return transform(*TRANSFORMS[cell])
         return long_window(*WINDOWS[cell], self.config.channels) if cell in WINDOWS else operator(*MAPS[cell])
 
     def about(self, problem: Problem) -> Row:
@@ -101,14 +114,16 @@ class SpectralBenchmark(Benchmark[Config, str, Problem]):
         return Contender(problem.calls[name.removesuffix(AGAIN)])
 
     def table(self, rows: Sequence[Row], memory: Sequence[Row]) -> str:
-        """A line for each cell: the ratios of dense to ours and to torch-fftconv, and of dense to itself."""
-        lines = [["cell", "dense ms", "ours ms", "dense / ours", "dense / torch-fftconv", "dense / dense", "error"]]
+        """A line for each cell: the ratios of dense to ours and to the peer, and of dense to itself."""
+        lines = [["cell", "dense ms", "ours ms", "dense / ours", "dense / peer", "peer", "dense / dense", "error"]]
         for row in rows:
             times = {name: one["seconds"] for name, one in row["contenders"].items()}
-            ours, dense, peer = times["ours"], times["dense"], times.get("torch-fftconv")
+            ours, dense = times["ours"], times["dense"]
+            name = next((one for one in times if one in ("torch-fftconv", "fast")), "")
             ratios = [
                 f"{dense / ours:.2f}",
-                f"{dense / peer:.2f}" if peer else "",
+                f"{dense / times[name]:.2f}" if name else "",
+                name,
                 f"{dense / times[f'dense{AGAIN}']:.2f}",
             ]
             lines.append([row["cell"], f"{1e3 * dense:.3f}", f"{1e3 * ours:.3f}", *ratios, f"{row['error']:.0e}"])
@@ -144,6 +159,25 @@ def long_window(size: Sequence[int], window: Sequence[int], channels: int) -> Pr
     error = max(float((call(0) - expected).abs().max() / expected.abs().max()) for call in calls.values())
     if error > 1e-4:
         raise tn.errors.StudyError(f"the values differ by {error:.1e} of the largest", window=tuple(window))
+    return Problem(calls, error)
+
+
+def transform(basis: str, size: int) -> Problem:
+    """A product of rows, of which there are at most 256, with the matrix of a basis."""
+    rows = min(256, size // 2)
+    x, matrix = torch.randn(rows, size), tn.evaluate(f"P[a:{size} i]", {"P": basis}).float()
+    make = partial(tn.compile, "X[n i] P[a i] -> [n a]", inputs={"X": (rows, size)}, values={"P": basis})
+    ours, fast = make(), make(tune=False, max_elements=size**2 - 1)
+    calls: dict[str, Callable[[int], Any]] = {
+        "dense": lambda _: functional.linear(x, matrix),
+        "ours": lambda _: ours(x),
+        "fast": lambda _: fast(x),
+    }
+    calls = {name: _without_gradients(call) for name, call in calls.items()}
+    expected = calls["dense"](0)
+    error = max(float((call(0) - expected).abs().max() / expected.abs().max()) for call in calls.values())
+    if error > 1e-4:
+        raise tn.errors.StudyError(f"the values differ by {error:.1e} of the largest", basis=basis)
     return Problem(calls, error)
 
 

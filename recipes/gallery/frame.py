@@ -122,14 +122,20 @@ def random_values(network: tn.Network, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
 
 
-def value(network: tn.Network, values: Mapping[str, Tensor]) -> Tensor:
+def value(network: tn.Network, values: Mapping[str, Tensor | str]) -> Tensor:
     """The value of a network by its compiled program, after a comparison with the slow and obvious evaluation.
+
+    Args:
+        values: of all its tensors; the name of a basis is one.
 
     Raises:
         StudyError: the two differ.
     """
-    program = tn.compile(network, inputs={name: tuple(tensor.shape) for name, tensor in values.items()}, tune=False)
-    computed: Tensor = program(**values)
+    inputs = {name: one for name, one in values.items() if isinstance(one, Tensor)}
+    bases = {name: one for name, one in values.items() if name not in inputs}
+    shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+    program = tn.compile(network, inputs=shapes, values=bases, tune=False)
+    computed: Tensor = program(**inputs)
     if difference(computed, tn.evaluate(network, values)) > TOLERANCE:
         raise tn.errors.StudyError("the compiled program differs from the evaluation", network=str(network))
     return computed

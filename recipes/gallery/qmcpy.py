@@ -6,7 +6,7 @@ transforms. For digital nets the Gram matrix depends on the exclusive or of i an
 takes the place of Fourier's.
 
 A circulant matrix is a vector under a circular window. The Walsh-Hadamard transform is a tied 2x2 matrix on each binary
-digit of a position, which `Fuse` splits off.
+digit of a position, which `Fuse` splits off; all of it is the basis "hadamard" by its name.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from recipes.gallery.frame import Cores, Paper, difference, times_faster, value
 
 GRAM = "c[k:{n}] Conv[x:{n} y:{n} k | padding=0:{last} mode=circular] f[y] -> [x]"
 DIGITS = "Fuse[i a:2 b:2 c:2] H[a p:2] H[b q:2] H[c r:2] Fuse[o p q r]"
-BACK = "Fuse[o p q r] s[o] H[p d:2] H[q e:2] H[r g:2] Fuse[j d e g]"
+NET = "X[i:{n}] P[o i] s[o] P[o j:{n}] -> [j]"
 
 CORES: Cores = {
     "Gram matrix of a lattice": tn.parse(GRAM.format(n=8, last=7)),
     "Walsh-Hadamard transform": tn.parse(f"X[i:8] {DIGITS} -> [o]"),
-    "Gram matrix of a digital net": tn.parse(f"X[i:8] {DIGITS} {BACK} -> [j]"),
+    "Gram matrix of a digital net": tn.parse(NET.format(n=8)),
 }
 
 
@@ -54,19 +54,31 @@ def check(cores: Cores) -> dict[str, float]:
         "product": difference(value(gram, {"c": dense[0], "f": f}), dense @ f),
         "solution": difference(tn.solve(gram, f, values={"c": dense[0]}), torch.linalg.solve(dense, f)),
         "Walsh-Hadamard transform": difference(value(walsh, {"X": f, "H": butterfly}), matrix @ f),
-        "digital net": difference(value(net, {"X": f, "H": butterfly, "s": s}), column[places[:, None] ^ places] @ f),
+        "digital net": difference(value(net, {"X": f, "P": "hadamard", "s": s}), column[places[:, None] ^ places] @ f),
     }
 
 
 def gain() -> dict[str, float]:
-    """Interpolation at 1024 points of a lattice."""
-    dense = kernel(lattice(1024)[:, None] - lattice(1024))
-    f = torch.randn(1024, dtype=torch.float64)
-    network = tn.parse(GRAM.format(n=1024, last=1023))
-    ratio = times_faster(
+    """Interpolation at 1024 points of a lattice, and of a digital net, from the first column of the Gram matrix."""
+    n = 1024
+    dense = kernel(lattice(n)[:, None] - lattice(n))
+    f = torch.randn(n, dtype=torch.float64)
+    network = tn.parse(GRAM.format(n=n, last=n - 1))
+    on_lattice = times_faster(
         lambda: tn.solve(network, f, values={"c": dense[0]}), lambda: torch.linalg.solve(dense, f), rounds=5
     )
-    return {"dense solution in torch : by frequency": ratio}
+    places = torch.arange(n)
+    column = torch.exp(-places.double()) + (places == 0)
+    gram = column[places[:, None] ^ places]
+    transform = tn.compile("c[i] P[o i] -> [o]", inputs={"c": (n,)}, values={"P": "hadamard"})
+    product = tn.compile(NET.format(n=n), inputs={"X": (n,), "s": (n,)}, values={"P": "hadamard"})
+    on_net = times_faster(
+        lambda: product(X=f, s=1 / (n**0.5 * transform(column))), lambda: torch.linalg.solve(gram, f), rounds=5
+    )
+    return {
+        "dense solution in torch : by frequency": on_lattice,
+        "dense solution in torch : by Walsh functions": on_net,
+    }
 
 
 PAPER = Paper(

@@ -17,6 +17,9 @@ from .transforms import real_precision
 FACTOR = 32
 """Largest Hadamard matrix that is one factor of a larger one: matrix products of this size are fast everywhere."""
 
+_ODD = 0x96696996
+"""The bit of each number below 32 says whether it has an odd number of binary digits that are 1."""
+
 BY_FOURIER = ("dct", "fourier")
 """Bases that are applied by Fourier transforms, which formats of exported code lack."""
 
@@ -32,11 +35,11 @@ def basis_work(basis: str, size: int, elements: int) -> Workload:
     if basis == "hadamard":
         factors = radices(size)
         moved, wide = len(factors) * elements, factors[0]
-        multiply_adds, calls = sum(factors) * elements, 10 + 4 * len(factors)
+        multiply_adds, calls = sum(factors) * elements, 9 + 4 * len(factors)
         return Workload("product", multiply_adds, moved, moved, 1, wide, wide, wide, calls=calls)
     if basis == "haar":
         return Workload("pointwise", read=5 * elements, written=3 * elements, calls=round(4 * doublings) + 1)
-    passes, calls = (3, 12) if basis == "fourier" else (5, 17)
+    passes, calls = (3, 9) if basis == "fourier" else (5, 16)
     multiply_adds, moved = round(TRANSFORM_WORK * elements * doublings), passes * elements
     return Workload("product", multiply_adds, moved, moved, 1, RADIX, RADIX, RADIX, calls=calls)
 
@@ -94,13 +97,10 @@ def _hadamard(tensor: Tensor, axis: int, size: int) -> Tensor:
 
 
 def _signs(size: int, like: Tensor) -> Tensor:
-    """The elements 1 and -1 of a Hadamard matrix."""
+    """The elements 1 and -1 of a Hadamard matrix, of at most 32 rows."""
     numbers = torch.arange(size, device=like.device)
-    both = numbers[:, None] & numbers
-    for shift in (16, 8, 4, 2, 1):  # whether the number of binary digits is odd
-        if 2**shift <= size:
-            both = both ^ (both >> shift)
-    return (1 - 2 * (both & 1)).to(like.dtype)
+    odd = (_ODD >> (numbers[:, None] & numbers)) & 1
+    return (1 - 2 * odd).to(like.dtype)
 
 
 def _to_haar(tensor: Tensor, axis: int, size: int) -> Tensor:
@@ -126,55 +126,48 @@ def _from_haar(tensor: Tensor, axis: int, size: int) -> Tensor:
 
 
 def _to_fourier(tensor: Tensor, size: int) -> Tensor:
-    spectrum = torch.view_as_real(torch.fft.rfft(tensor, norm="ortho")).flatten(-2)
-    # without the imaginary parts that are always 0
-    rows = torch.cat([spectrum[..., :1], spectrum[..., 2 : size + 1]], -1)
-    return rows * _fourier_scale(size, tensor)
+    # the conjugate transform has the sines with their sign; without the imaginary parts that are always 0
+    parts = torch.view_as_real(torch.fft.ihfft(tensor, norm="ortho").resolve_conj()).flatten(-2)
+    single = [parts[..., size : size + 1]] if size % 2 == 0 else []
+    return torch.cat([parts[..., :1], parts[..., 2 : size + size % 2] * math.sqrt(2), *single], -1)
 
 
 def _from_fourier(tensor: Tensor, size: int) -> Tensor:
-    rows = tensor / _fourier_scale(size, tensor)
-    zero = torch.zeros_like(rows[..., :1])
-    ends = [zero] if size % 2 == 0 else []
-    pairs = torch.unflatten(torch.cat([rows[..., :1], zero, rows[..., 1:], *ends], -1), -1, (size // 2 + 1, 2))
-    result: Tensor = torch.fft.irfft(torch.view_as_complex(pairs), n=size, norm="ortho")
+    first = tensor[..., :1]
+    zero = torch.zeros_like(first)
+    single = [tensor[..., -1:], zero] if size % 2 == 0 else []
+    double = tensor[..., 1 : size - 1 + size % 2] * math.sqrt(0.5)
+    pairs = torch.unflatten(torch.cat([first, zero, double, *single], -1), -1, (size // 2 + 1, 2))
+    result: Tensor = torch.fft.hfft(torch.view_as_complex(pairs), n=size, norm="ortho")
     return result
-
-
-def _fourier_scale(size: int, like: Tensor) -> Tensor:
-    """What the parts of a complex spectrum are multiplied by: 1 where a frequency has one row, else sqrt(2)."""
-    numbers = torch.arange(size, device=like.device)
-    signs = (2 * (numbers % 2) - 1).to(like.dtype)  # the sines, on even rows, are minus imaginary parts
-    single = (numbers == 0) | ((numbers == size - 1) & (size % 2 == 0))
-    return torch.where(single, torch.ones_like(signs), signs * math.sqrt(2))
 
 
 def _to_dct(tensor: Tensor, size: int) -> Tensor:
     """By one transform of as many points (Makhoul 1980): even positions in order, then odd ones in reverse order."""
     ordered = torch.cat([tensor[..., ::2], tensor[..., 1::2].flip(-1)], -1)
     spectrum = torch.fft.rfft(ordered, norm="ortho") * _dct_phases(size, tensor)
-    return torch.cat([spectrum.real, -spectrum.imag[..., 1 : (size + 1) // 2].flip(-1)], -1)
+    real, imaginary = spectrum.real, spectrum.imag
+    first = real[..., :1] * math.sqrt(0.5)
+    return torch.cat([first, real[..., 1:], -imaginary[..., 1 : (size + 1) // 2].flip(-1)], -1)
 
 
 def _from_dct(tensor: Tensor, size: int) -> Tensor:
-    half = size // 2 + 1
-    turned = tensor[..., 1:].flip(-1)[..., : half - 1]
-    imaginary = torch.cat([torch.zeros_like(tensor[..., :1]), -turned], -1)
-    spectrum = torch.complex(tensor[..., :half], imaginary) / _dct_phases(size, tensor)
+    half, first = size // 2 + 1, tensor[..., :1]
+    real = torch.cat([first * math.sqrt(2), tensor[..., 1:half]], -1)
+    imaginary = torch.cat([torch.zeros_like(first), -tensor[..., size - half + 1 :].flip(-1)], -1)
+    spectrum = torch.complex(real, imaginary) / _dct_phases(size, tensor)
     ordered = torch.fft.irfft(spectrum, n=size, norm="ortho")
     middle = (size + 1) // 2
     even, odd = ordered[..., :middle], ordered[..., middle:].flip(-1)
     if size % 2:
-        odd = torch.cat([odd, torch.zeros_like(tensor[..., :1])], -1)
+        odd = torch.cat([odd, torch.zeros_like(first)], -1)
     return torch.stack((even, odd), -1).flatten(-2)[..., :size]
 
 
 def _dct_phases(size: int, like: Tensor) -> Tensor:
-    """By what the spectrum of the positions in Makhoul's order is multiplied."""
-    numbers = torch.arange(size // 2 + 1, device=like.device)
-    angles = numbers.to(like.dtype) * (-math.pi / (2 * size))
-    ones = torch.ones_like(angles)
-    return torch.polar(torch.where(numbers == 0, ones, ones * math.sqrt(2)), angles)
+    """By what the spectrum of the positions in Makhoul's order is multiplied: sqrt(2) e^(-i pi k / (2 size))."""
+    angles = torch.arange(size // 2 + 1, dtype=like.dtype, device=like.device) * (-math.pi / (2 * size))
+    return torch.polar(torch.full_like(angles, math.sqrt(2)), angles)
 
 
 _BY_FOURIER: dict[tuple[str, bool], Callable[[Tensor, int], Tensor]] = {
