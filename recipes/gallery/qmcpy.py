@@ -20,7 +20,7 @@ from recipes.gallery.frame import Cores, Paper, difference, times_faster, value
 
 GRAM = "c[k:{n}] Conv[x:{n} y:{n} k | padding=0:{last} mode=circular] f[y] -> [x]"
 DIGITS = "Fuse[i a:2 b:2 c:2] H[a p:2] H[b q:2] H[c r:2] Fuse[o p q r]"
-NET = "X[i:{n}] P[o i] s[o] P[o j:{n}] -> [j]"
+NET = "X[i:{n}] P[o:{n} i] s[o] P[o j:{n}] -> [j]"
 
 CORES: Cores = {
     "Gram matrix of a lattice": tn.parse(GRAM.format(n=8, last=7)),
