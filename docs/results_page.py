@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
 from safetensors import safe_open
@@ -17,6 +18,7 @@ from safetensors import safe_open
 import tnalgebra as tn
 from recipes import compressions, paper, spectra
 from recipes.a_priori import report as a_priori
+from recipes.benchmarks import topologies
 from recipes.claims.paper import AT_MOST, DRAWS, NETWORKS, claims_table, read_networks
 from recipes.claims.report import depth_figure, loss_figure
 from recipes.experiment import Row
@@ -26,7 +28,7 @@ from recipes.retrain import report as retrain
 
 DOCS = Path(__file__).parent
 KEPT = DOCS / "results"
-PAGES = ("study.md", "results.md")
+PAGES = ("study.md", "results.md", "search.md")
 NOT_RUN = "not run"
 
 
@@ -286,7 +288,22 @@ def weights_table(_: Mapping[str, Kept]) -> str:
     return markdown(["file", "bytes", "network and accuracy", "from", "licence"], lines)
 
 
-SOURCES = {"networks": "", "weights": "", "claims": "", "norms": ""}
+def planted_table(kept: Mapping[str, Kept]) -> str:
+    """How many fits the search for planted topologies took."""
+    return _topologies(kept, "topologies/planted", topologies.planted_table, left=1)
+
+
+def searched_table(kept: Mapping[str, Kept]) -> str:
+    """The errors of the layers of ResNet-20 in named decompositions, and in the topology that a search has chosen."""
+    return _topologies(kept, "topologies/resnet20", topologies.layers_table, left=7)
+
+
+def _topologies(kept: Mapping[str, Kept], name: str, table: Callable[..., Any], *, left: int) -> str:
+    one = kept[name]
+    return "\n\n".join([markdown(*table(one.rows), left=left), made_text(one)])
+
+
+SOURCES = {"networks": "", "weights": "", "claims": "", "norms": "", "planted": "", "searched": ""}
 """The tables whose rows are those of other tables, which say where they are from."""
 ACROSS: dict[str, Callable[[Mapping[str, Kept]], str]] = {
     "networks": networks_table,
@@ -297,6 +314,8 @@ ACROSS: dict[str, Callable[[Mapping[str, Kept]], str]] = {
     "layers": layers_table,
     "norms": norms_table,
     "weights": weights_table,
+    "planted": planted_table,
+    "searched": searched_table,
     "claims": lambda kept: claims_table(read_networks(KEPT)),
 }
 """The name of a table over all networks of the paper -> how it is made."""

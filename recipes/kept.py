@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 import tnalgebra as tn
+from recipes.benchmarks import topologies
 from recipes.compressions import compression_row
 from recipes.experiment import Row
 
@@ -70,7 +71,10 @@ def read_folder(folder: Path) -> list[Row]:
         facts = ("model", "parameters", "images", "version", "torch", "machine")
         return [{**{name: report[name] for name in facts}, **row} for row in report["rows"]]
     compressions = [row for row in map(compression_row, (folder, *_parts(folder))) if row is not None]
-    return compressions or tn.studies.read_rows(folder)
+    if compressions:
+        return compressions
+    part = str((tn.studies.read_config(folder / "config.json") or {}).get("part"))  # of the benchmark of topologies
+    return tn.studies.read_rows(folder, fields=topologies.FIELDS.get(part, tn.studies.FIELDS))
 
 
 def _parts(folder: Path) -> list[Path]:

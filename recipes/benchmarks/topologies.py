@@ -4,6 +4,9 @@
     python -m recipes.benchmarks.topologies planted --smoke
     python -m recipes.benchmarks.topologies resnet20 --weights W.pth --data DIR
 
+Every row is written as soon as it is finished, and the same command continues where it was
+stopped.
+
 - planted: tensors that networks of random cores make, as in the papers on the search for
   structures: rings with permuted modes, trees, and connected graphs. Searched is the one
   with the fewest parameters at an error of 1e-4. The first tensor has the ranks and the
@@ -15,10 +18,10 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from math import prod
 from pathlib import Path
@@ -31,7 +34,8 @@ from tyro.conf import Positional
 
 import tnalgebra as tn
 from recipes.command import run_command
-from recipes.reporting import aligned, print_settings, write
+from recipes.experiment import Row
+from recipes.reporting import aligned, check_known, print_settings, write
 
 ERROR = "error 0.0001"
 SIZE = 3
@@ -40,7 +44,17 @@ SIZE = 3
 PUBLISHED = {(0, 3): 3, (0, 5): 2, (1, 2): 2, (1, 4): 2, (2, 3): 4, (4, 5): 3}
 """Two modes -> the rank of their bond, in the data of github.com/ChaoLiAtRIKEN/TnALE and TNLS."""
 
-PEERS = ("tucker2", "cp", "tensor_ring", "tensor_train")
+PEERS = {"tucker2": "Tucker-2", "cp": "CP", "tensor_ring": "ring", "tensor_train": "train"}
+"""Name in the catalogue -> in the table."""
+SEARCHED = "searched"
+"""The contender that a search has chosen."""
+FINALISTS = 3
+"""Topologies of a kernel that are fitted from all starts, of the eight of the space."""
+FIELDS = {
+    "planted": ("planted", "order", "trial", "listed", "evaluations", "parameters", "planted_parameters"),
+    "resnet20": ("layer", "contender", "topology", "ranks", "parameters", "error"),
+}
+"""Part -> the fields that each of its rows has."""
 PATTERNS = {"ring": "ring", "tree": "tree", "graph": "complete"}
 """What is planted -> what is searched."""
 
@@ -66,6 +80,8 @@ class Config(tn.command.TestSettings):
     """planted tensors of each kind and order"""
     size: str = "parameters 0.3"
     """of each kernel"""
+    layers: tuple[str, ...] = ()
+    """of the second part: names of layers, by default all 3x3 kernels but the first"""
     smoke: bool = False
     """plant one small tensor of each kind, to see that everything works"""
     output: Path = Path("runs/benchmark-topologies")
@@ -106,83 +122,153 @@ def least_of_a_pass(kind: str, order: int) -> str:
     return str(3 * (2 * order - 1) + order * (order - 1) // 2 + 1) if kind == "ring" else ""
 
 
-def search_planted(config: Config) -> str:
-    """The table of planted tensors."""
+def cases(config: Config) -> Iterator[tuple[str, str, int, int, dict[tuple[int, int], int]]]:
+    """Name, kind, order, number and bonds of each tensor that is planted."""
     kinds = ["ring"] if config.smoke else ["ring", "tree", "graph"]
     orders, trials = ((4,), 1) if config.smoke else (config.orders, config.trials)
-    cases = [] if config.smoke else [("published", "ring", 6, [PUBLISHED])]
+    if not config.smoke:
+        yield "published ring", "ring", 6, 0, PUBLISHED
     for kind in kinds:
         for order in orders:
             generator = random.Random(f"{config.seed} {kind} {order}")
-            cases.append((kind, kind, order, [draw_bonds(kind, order, generator) for _ in range(trials)]))
-    rows: list[Sequence[str]] = []
-    for name, kind, order, planted in cases:
+            for trial in range(trials):
+                yield kind, kind, order, trial, draw_bonds(kind, order, generator)
+
+
+def search_planted(config: Config, store: tn.studies.Store) -> None:
+    """A row for each planted tensor."""
+    store.settle()
+    done = {(row["planted"], row["order"], row["trial"]) for row in store.rows}
+    for name, kind, order, trial, bonds in cases(config):
+        if (name, order, trial) in done:
+            continue
         labels = labels_of_order(order)
         fields: dict[str, Any] = {"bonds": PATTERNS[kind], "groups": tuple(labels.split())}
         space = tn.Space(cores=(order, order), catalogue=False, **fields)
+        tensor, parameters = plant(bonds, order, trial)
         start = perf_counter()
-        counts, fitting = [], 0
-        for seed, bonds in enumerate(planted):
-            tensor, parameters = plant(bonds, order, seed)
-            folder = config.output / f"{name}-{order}-{seed}"
-            result = tn.search(tensor, ERROR, space=space, labels=labels, output=folder, seed=config.seed)
-            counts.append(result.counts["evaluations"])
-            fitting += result.best["parameters"] <= parameters
-        seconds = (perf_counter() - start) / len(planted)
-        listed = f"{result.counts['listed']:,}"
-        means = f"{sum(counts) / len(counts):.1f} (at most {max(counts)})"
-        rows.append(
+        folder = store.folder / f"{name}-{order}-{trial}".replace(" ", "-")
+        result = tn.search(tensor, ERROR, space=space, labels=labels, output=folder, seed=config.seed)
+        row: Row = {
+            "planted": name,
+            "order": order,
+            "trial": trial,
+            **{count: result.counts[count] for count in ("listed", "evaluations")},
+            "parameters": result.best["parameters"],
+            "planted_parameters": parameters,
+            **tn.studies.made_with("cpu"),
+            "seconds": round(perf_counter() - start, 1),
+        }
+        store.append(row)
+        print(*row.values(), flush=True)
+
+
+def planted_table(rows: Sequence[Row]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """The heading and the lines of the planted tensors: a line for each kind and order."""
+    lines: list[Sequence[str]] = []
+    for name, order in dict.fromkeys((row["planted"], row["order"]) for row in rows):
+        some = [row for row in rows if (row["planted"], row["order"]) == (name, order)]
+        counts = [row["evaluations"] for row in some]
+        met = sum(row["parameters"] <= row["planted_parameters"] for row in some)
+        mean = f"{sum(counts) / len(counts):.1f}"
+        lines.append(
             (
                 name,
                 str(order),
-                listed,
-                f"{fitting} of {len(planted)}",
-                means,
-                least_of_a_pass(kind, order),
-                f"{seconds:.1f}",
+                f"{some[0]['listed']:,}",
+                f"{met} of {len(some)}",
+                mean if len(set(counts)) == 1 else f"{mean} (at most {max(counts)})",
+                least_of_a_pass(name.split()[-1], order),
+                f"{sum(row['seconds'] for row in some) / len(some):.1f}",
             )
         )
-        print(*rows[-1], flush=True)
-    heading = ("planted", "order", "listed", "met, not larger", "evaluations", "a pass of TnALE", "seconds")
-    return aligned([heading, *rows])
+    heading = ("planted", "order", "topologies", "met, not larger", "evaluations", "one round of TnALE", "seconds")
+    return heading, lines
 
 
-def search_network(config: Config) -> str:
-    """The table of the kernels of a network."""
-    training = config.images("train")
-    model = config.network(training)
-    names = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Conv2d)][1:]
-    metrics = tn.input_metrics(model, config.calibration(training), layers=names, batch_size=config.batch_size)
-    rows: list[Sequence[str]] = []
-    for name in names:
-        weight = model.get_submodule(name).weight
-        path = config.output / f"{name}.json"
-        if not path.exists():
-            compared = tn.compare(weight, PEERS, config.size, metric=metrics[name], progress=False)
-            result = tn.search(
-                weight,
-                config.size,
-                space=SPACE,
-                metric=metrics[name],
-                finalists=len(SPACE.topologies("out in kh kw")),
-                output=config.output / name,
+class Network:
+    """The network whose kernels are searched; it and the images are loaded where a row is missing."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    @cached_property
+    def _training(self) -> tn.model.Images:
+        return self._config.images("train")
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """With its weights."""
+        return self._config.network(self._training)
+
+    def metric(self, layer: str) -> tn.Metric:
+        """The norm of a layer's output over training images."""
+        images = self._config.calibration(self._training)
+        return tn.input_metrics(self.model, images, layers=[layer], batch_size=self._config.batch_size)[layer]
+
+
+def search_network(config: Config, store: tn.studies.Store) -> None:
+    """A row for each kernel and contender."""
+    done = {(row["layer"], row["contender"]) for row in store.rows}
+    network = Network(config)
+    outline = tn.command.build_model(config.model)
+    listed = [name for name, layer in outline.named_modules() if isinstance(layer, torch.nn.Conv2d)][1:]
+    check_known("layer", config.layers, listed)
+    for name in config.layers or listed:
+        todo = [one for one in (*PEERS, SEARCHED) if (name, one) not in done]
+        if not todo:
+            continue
+        store.settle(weights=tn.studies.digest_state(network.model))
+        weight, metric = network.model.get_submodule(name).weight, network.metric(name)
+        for contender in todo:
+            start = perf_counter()
+            if contender == SEARCHED:
+                choices: dict[str, Any] = {"space": SPACE, "metric": metric, "seed": config.seed}
+                folder = store.folder / name
+                best = tn.search(weight, config.size, finalists=FINALISTS, output=folder, **choices).best
+                found = best["topology"], best["ranks"]["kernel"], best["parameters"], best["error"]
+            else:
+                (row,) = tn.compare(
+                    weight, contender, config.size, metric=metric, seed=config.seed, progress=False
+                ).rows
+                if row.fit is None:
+                    raise tn.errors.RankError(f"{contender} of {name}: {row.reason}", fix="a larger --size")
+                ranks = dict(row.fit.trace.steps[-1].change.ranks)
+                found = contender, ranks, row.fit.parameters, row.fit.output_error
+            store.append(
+                {
+                    **dict(zip(FIELDS["resnet20"], (name, contender, *found), strict=True)),
+                    **tn.studies.made_with("cpu"),
+                    "seconds": round(perf_counter() - start, 1),
+                }
             )
-            best: dict[str, Any] = {"topology": result.best["topology"], "error": result.best["error"]}
-            peers = {row.name: None if row.fit is None else row.fit.output_error for row in compared.rows}
-            write(path, json.dumps({"best": best, "peers": peers}))
-        row = json.loads(path.read_text("utf-8"))
-        errors = [row["peers"][peer] for peer in PEERS]
-        topology = row["best"]["topology"].split("=>")[1].strip()
-        rows.append((name, *(f"{error:.4f}" for error in errors), f"{row['best']['error']:.4f}", topology))
-        print(*rows[-1], flush=True)
-    return aligned([("layer", *PEERS, "best", "topology"), *rows])
+            print(name, contender, *found, flush=True)
+
+
+def layers_table(rows: Sequence[Row]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """The heading and the lines of the layers that have all rows: the errors, and the best topology."""
+    lines: list[Sequence[str]] = []
+    for name in sorted({row["layer"] for row in rows}):
+        each = {row["contender"]: row for row in rows if row["layer"] == name}
+        if {*each} == {*PEERS, SEARCHED}:
+            errors = [f"{each[contender]['error']:.4f}" for contender in (*PEERS, SEARCHED)]
+            lines.append((name, *errors, f"`{each[SEARCHED]['topology'].split('=>')[-1].strip()}`"))
+    return ("layer", *PEERS.values(), "searched", "topology"), lines
 
 
 def main(config: Config) -> None:
     """Run one part."""
     print_settings(config)
-    table = search_planted(config) if config.part == "planted" else search_network(config)
-    write(config.output / f"{config.part}.txt", f"{table}\n")
+    is_planted = config.part == "planted"
+    names = ("part", "seed") if is_planted else ("part", "model", "data", "calibrate", "size", "mean", "std", "seed")
+    folder = config.output / config.part
+    shared = {name: getattr(config, name) for name in names}
+    store = tn.studies.Store(folder, shared, fields=FIELDS[config.part])
+    with store.opened():
+        (search_planted if is_planted else search_network)(config, store)
+    heading, lines = (planted_table if is_planted else layers_table)(store.rows)
+    table = aligned([heading, *lines])
+    write(folder / "table.txt", f"{table}\n")
     print(f"\n{table}")
 
 

@@ -229,3 +229,12 @@ def test_a_large_space_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with refused(MissingPackageError, "optuna", "tnalgebra[search]"):
         tn.search(kernel(), "parameters 0.5")
+
+
+def test_ranks_are_moved_of_the_best_topologies_that_have_several_bonds(tmp_path: Path) -> None:
+    space = tn.Space(cores=(3, 3), bonds=("ring", "hyperedge"), groups=("out", "in kh", "kw"), catalogue=False)
+    result = tn.search(kernel(), "parameters 0.5", space=space, output=tmp_path)
+    assert len(result.best["ranks"]["kernel"]) == 1  # the best topology has nothing to move
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    moved = [row for row in rows if row["stage"] == "moved"]
+    assert [len(row["asked"]["kernel"]) for row in moved] == [3]

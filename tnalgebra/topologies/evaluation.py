@@ -145,6 +145,16 @@ def _fit_to_multiply_adds(problem: Problem, trial: Trial) -> Fit:
 # Ranks --------------------------------------------------------------------------------------------------------
 
 
+def has_movable_ranks(problem: Problem, topology: str, ranks: Mapping[str, int]) -> bool:
+    """Whether a topology has several bonds whose ranks do not follow from spectra, as those of a tree do."""
+    if len(ranks) < 2:
+        return False
+    rule = read_rewrite(topology, problem.labels)
+    (kernel,) = problem.kernels.values()
+    outline = rule.outline(kernel)
+    return not rule.fixed and outline is not None and outline.curve.tree is None
+
+
 def move_ranks(problem: Problem, trial: Trial) -> Row:
     """Better ranks with at most as many parameters, by moving sizes from one bond to another.
 
@@ -152,7 +162,7 @@ def move_ranks(problem: Problem, trial: Trial) -> Row:
 
     Args:
         problem: of one kernel.
-        trial: with the ranks to start from. Those of a tree stay, since they follow from spectra.
+        trial: with the ranks to start from, of a topology that `has_movable_ranks`.
 
     Returns:
         A row without a fit: the ranks, and how many fits were made.
@@ -163,9 +173,6 @@ def move_ranks(problem: Problem, trial: Trial) -> Row:
     empty = dict.fromkeys(("parameters", "multiply_adds", "error"))
     moved: Row = {**trial.fields, **empty, "ranks": {name: dict(ranks)}, "reason": "", "fits": 0}
     choices: Choices = {"seed": problem.seed, "sweeps": _MOVED_SWEEPS, "metric": problem.metrics.get(name)}
-    outline = rule.outline(kernel)
-    if len(ranks) < 2 or rule.fixed or outline is None or outline.curve.tree is not None:
-        return moved
     topology = Topology(rule)
     probe: Choices = {**choices, "sweeps": _PROBE_SWEEPS}
     fit = rule.apply(kernel, ranks, **choices)

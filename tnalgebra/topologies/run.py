@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,7 @@ from ..model import convert
 from ..studies import Row, Store
 from ..workers import run_tasks
 from .bounds import Bounds, CutErrors, prepare_bounds
-from .evaluation import Problem, Trial, measure_all
+from .evaluation import Problem, Trial, has_movable_ranks, measure_all
 from .ladder import Ladder
 from .space import Space
 from .suggestions import Suggestions
@@ -40,7 +40,7 @@ COUNTED = ("listed", "pruned", "refused", "fitted", "evaluations")
 """What is counted of a search."""
 
 _MOVED = 2
-"""Finalists whose ranks are moved."""
+"""The best of the finalists that have ranks to move: of so many they are moved."""
 
 PENALTY = 2.0
 """The score of a topology that did not meet an error, as a part of the kernel's parameters."""
@@ -231,7 +231,12 @@ class SearchRun:
         names = [row["topology"] for row in order[: self.finalists]]
         self._measure(([Trial(name, size, "full", best[name]["asked"])] for name in names), take)
         if isinstance(size, ParameterBudget) and len(self.problem.kernels) == 1:
-            chosen = [row for row in by_error() if row["topology"] in names][:_MOVED]
+            (kernel,) = self.problem.kernels
+            finalists = (row for row in by_error() if row["topology"] in names)
+            movable = (
+                row for row in finalists if has_movable_ranks(self.problem, row["topology"], row["ranks"][kernel])
+            )
+            chosen = list(islice(movable, _MOVED))
             self._measure(([Trial(row["topology"], size, "moved", row["ranks"])] for row in chosen), take)
             self._measure(([trial] for trial in moved), take)
         return by_error()
