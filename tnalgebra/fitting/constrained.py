@@ -27,6 +27,7 @@ from .constraints import (
     with_matrix,
 )
 from .core_search import measure_errors, search_cores
+from .curves import spectra_for
 from .held import hold
 from .metric import Metric
 from .objective import Objective
@@ -44,7 +45,6 @@ from .search import (
 from .size import Size
 from .starts import grow_start, guesses
 from .targets import prepare_target, split_metric
-from .tree_spectra import TreeSpectra
 from .trees import CoreTree, open_labels, with_open_axes
 
 _SLOW = 1e-7
@@ -71,7 +71,7 @@ def fit_under_constraints(
     check_constraints(constraints, right, constants=constants, is_complex=kernel.is_complex())
     target, scale = prepare_target(kernel, right, metric, settings.dtype)
     tree = tree_or_none(right, constants)
-    spectra = None if tree is None else TreeSpectra(target, tree)
+    spectra = spectra_for(size, target, right, tree, metric=metric)
     ranks = chosen_ranks(target, right, size, spectra=spectra, constants=constants, before=before)
     check_shapes(constraints, right, {**right.sizes, **ranks})
     # columns are taken from the kernel, and held fixed

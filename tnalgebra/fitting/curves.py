@@ -12,10 +12,10 @@ from ..networks import Network, shape_of
 from .chosen_ranks import chosen_ranks, objective_of, tree_or_none
 from .metric import Metric
 from .objective import Objective
-from .size import Size
+from .size import ParameterBudget, Size
 from .targets import prepare_target, split_metric
 from .tree_spectra import TreeSpectra
-from .trees import attained_ranks, bonds_of, open_labels
+from .trees import CoreTree, attained_ranks, bonds_of, open_labels
 from .whitening import absorb_metric, absorbing_core, whiten, whitening_factors
 
 
@@ -58,8 +58,9 @@ class ErrorCurve:
         Raises:
             RankError: see `chosen_ranks`.
         """
+        spectra = self._in_metric if isinstance(size, ParameterBudget) else self._spectra
         ranks = chosen_ranks(
-            self.target, self.right, size, spectra=self._spectra, constants=self.constants, before=self.before
+            self.target, self.right, size, spectra=spectra, constants=self.constants, before=self.before
         )
         if self.tree is None:
             return ranks
@@ -83,17 +84,43 @@ class ErrorCurve:
 
     @cached_property
     def _objective(self) -> Objective:
-        metrics = [] if self.metric is None else [split_metric(self.metric, self.right)]
-        return objective_of(self.target[None], self.right, dict.fromkeys(bonds_of(self.right), 1), metrics=metrics)
+        return _objective_at_one(self.target, self.right, self.metric)
 
     @cached_property
     def _in_metric(self) -> TreeSpectra | None:
         """The spectra of what the cores have to come near in the metric, or in the nearest Kronecker product to it."""
         if self.metric is None or self.tree is None:
             return self._spectra
-        objective = self._objective
-        if absorbing_core(objective) is not None:
-            whitened = absorb_metric(objective, self.metric.factor()[None].to(objective.target))
-        else:
-            whitened = whiten(objective, whitening_factors(objective))
-        return TreeSpectra(whitened.target[0], self.tree)
+        return _spectra_in_metric(self._objective, self.metric, self.tree)
+
+
+def spectra_for(
+    size: Size, target: Tensor, right: Network, tree: CoreTree | None, *, metric: Metric | None
+) -> TreeSpectra | None:
+    """The singular values that determine the ranks of a size; None where the right side is not a tree.
+
+    A budget is shared out by what the bonds lose in the metric, or in the nearest Kronecker product to it. The other
+    sizes are of the singular values of the target itself.
+
+    Args:
+        target: one axis for each of `open_labels(right)`.
+    """
+    if tree is None:
+        return None
+    if metric is None or not isinstance(size, ParameterBudget):
+        return TreeSpectra(target, tree)
+    return _spectra_in_metric(_objective_at_one(target, right, metric), metric, tree)
+
+
+def _objective_at_one(target: Tensor, right: Network, metric: Metric | None) -> Objective:
+    """The objective where every bond has size 1."""
+    metrics = [] if metric is None else [split_metric(metric, right)]
+    return objective_of(target[None], right, dict.fromkeys(bonds_of(right), 1), metrics=metrics)
+
+
+def _spectra_in_metric(objective: Objective, metric: Metric, tree: CoreTree) -> TreeSpectra:
+    if absorbing_core(objective) is not None:
+        whitened = absorb_metric(objective, metric.factor()[None].to(objective.target))
+    else:
+        whitened = whiten(objective, whitening_factors(objective))
+    return TreeSpectra(whitened.target[0], tree)

@@ -15,6 +15,7 @@ from .als import spread
 from .chosen_ranks import SCALE, chosen_ranks, objective_of, select_rows, tree_or_none
 from .constrained import fit_under_constraints
 from .core_search import measure_errors, search_cores
+from .curves import spectra_for
 from .held import hold
 from .metric import Metric
 from .objective import Objective
@@ -22,7 +23,6 @@ from .report import SearchResult, Settings
 from .search import in_one_thread
 from .size import Size
 from .targets import in_one_type, prepare_target, split_metric
-from .tree_spectra import TreeSpectra
 from .trees import CoreTree, cores_of
 
 
@@ -85,7 +85,7 @@ def fit_cores(
     groups: dict[object, list[int]] = {}
     ranks = []
     for number, (target, _) in enumerate(prepared):
-        spectra = None if tree is None else TreeSpectra(target, tree)
+        spectra = spectra_for(size, target, right, tree, metric=norms[number])
         ranks.append(chosen_ranks(target, right, size, spectra=spectra, constants=constants, before=before))
         # the best rows of a constant differ between kernels, and a term that is not fitted has the scale of one
         alone = number if constants or not all(map(cores_of, right.terms)) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import TypeAlias
 
 import torch
@@ -63,19 +64,25 @@ def whitening_factors(objective: Objective) -> dict[str, Tensor]:
     """The factors of a Kronecker product near the metric, by coupled label.
 
     Returns:
-        M of shape (layers, n, n), where M M^T is the metric traced over all other labels. A label has a factor
-        only if it occurs on a single core, which can take the factor up.
+        M of shape (layers, n, n), where M M^T is the metric traced over all other labels, up to its scale: the product
+        of all factors is as large as the metric. A label has a factor only if it occurs on a single core, which can
+        take the factor up.
     """
-    factors = {}
+    traced = {}
     for label in objective.coupled:
         names = [occurrence.name for occurrence in objective.occurrences if label in occurrence.labels]
         if len(names) == 1 and len(objective.places.get(names[0], ())) == 1 and label not in objective.blocks:
             assert objective.metric is not None
             again = tuple(label + PRIME if other == label else other for other in objective.coupled)
             labels = (LAYER, *objective.blocks, *objective.coupled, *again)
-            factors[label] = torch.linalg.cholesky(
-                contract([(objective.metric, labels)], (LAYER, label, label + PRIME))
-            )
+            traced[label] = contract([(objective.metric, labels)], (LAYER, label, label + PRIME))
+    factors = {}
+    for label, matrix in traced.items():
+        # all have the trace of the metric, of which the product of the factors must have the mean diagonal element
+        trace = matrix.diagonal(dim1=1, dim2=2).sum(1)
+        whole = trace / prod(objective.sizes[other] for other in (*objective.blocks, *objective.coupled))
+        scale = objective.sizes[label] / trace * whole ** (1 / len(traced))
+        factors[label] = torch.linalg.cholesky(matrix * scale[:, None, None])
     return factors
 
 

@@ -164,7 +164,7 @@ def _ranks_within(
 ) -> Mapping[str, int]:
     """The ranks of the largest part of the parameters that meets a budget of multiply-adds, by regula falsi."""
     limit = size.fraction * subject.multiply_adds
-    outline = rule.outline(subject.kernel)
+    outline = rule.outline(subject.kernel, metric=choices["metric"])
 
     def ranks_and_count(wanted: Size) -> tuple[Mapping[str, int], int]:
         if outline is None:  # ranks alone: without sweeps
