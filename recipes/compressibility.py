@@ -6,6 +6,8 @@
         --rewrite "out | in kh kw" "out kh | in kw" --size "keep 0.75" "keep 0.5"
     python -m recipes.compressibility --rewrite cp tucker2 --size r=8 r=16 "a=4 b=4" "a=8 b=8"
     python -m recipes.compressibility --rewrite tucker2 --size "parameters 0.7" --metric output
+    python -m recipes.compressibility --model cnn4 --weights shipped --data cifar10 \\
+        --also resnet20=shipped --rewrite "out kh | in kw" cp --size "keep 0.5" r=16 --seeds 0 1
     python -m recipes.compressibility --preset claims --model resnet20 --weights W.pth
     python -m recipes.compressibility --model mylib.nets:build --weights w.pth --data DIR
 
@@ -24,7 +26,7 @@ The study of Singh, Jahromi and Orus (arXiv 2403.14379), and more in its place:
   several-cuts, one after the other on one kernel; cp, sums of rank-one tensors;
   claims, whose rows recipes.claims reads.
 - Stopped and started again with the same settings the study continues where it was;
-  more rewrites, sizes, metrics and scopes can be added to a folder.
+  more rewrites, sizes, metrics, scopes, networks and seeds can be added to a folder.
 """
 
 from __future__ import annotations

@@ -22,7 +22,9 @@ from tnalgebra.studies.store import BASELINE
 CLASSES = 5
 MEAN, STD = (0.4, 0.5, 0.6), (0.25, 0.3, 0.2)
 CUTS = ("out | in kh kw", "out kh | in kw")
-NO_FIT = {field: value for field, value in BASELINE.fields.items() if field not in ("rewrite", "scope", "keep")}
+NO_FIT = {
+    field: value for field, value in BASELINE.fields.items() if field not in ("model", "rewrite", "scope", "keep")
+}
 """The fields of a row that only rows of fits have."""
 
 
@@ -173,7 +175,7 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def study(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module],
     images: Images | str,
     output: Path,
     rewrites: Sequence[Any] = CUTS,

@@ -4,6 +4,7 @@
     python -m recipes.compressibility --model resnet20 --weights W.pth --data DIR \\
         --scope each --report-metric --output runs/resnet20
     python -m recipes.claims --rows runs/resnet20
+    python -m recipes.claims --rows runs/grid --model resnet20    # of several networks
     python -m recipes.claims --paper docs/results    # the table of docs/results.md
 
 The claims of Singh, Jahromi and Orus (arXiv 2403.14379), as numbers:
@@ -59,6 +60,8 @@ class Config:
     """folder of a study with rows of single layers (recipes.compressibility --scope each), best with --report-metric"""
     paper: Path | None = None
     """folder of all experiments of recipes.paper: prints the table of the claims, and writes nothing"""
+    model: str | None = None
+    """the network whose rows count, where the study has several"""
     at_most: float = 0.01
     """the loss of accuracy that a harmless cut may cost: 0.01 is one point"""
     resamples: int = 2000
@@ -97,6 +100,11 @@ def main(config: Config) -> tn.studies.Claims | None:
     rows = tn.studies.read_rows(folder)
     if not rows:
         raise tn.errors.StudyError(f"{folder} holds no rows", fix="the --output of recipes.compressibility")
+    if config.model is not None:
+        names = list(dict.fromkeys(row["model"] for row in rows))
+        rows = [row for row in rows if row["model"] == config.model]
+        if not rows:
+            raise tn.errors.StudyError(f"{folder} has no rows of {config.model!r}", networks=", ".join(names))
     claims = tn.studies.claims_of(rows, at_most=config.at_most, draws=tn.studies.Draws(config.seed, config.resamples))
     baseline = next((row for row in rows if not tn.studies.touched(row)), None)
     about = {name: (baseline or rows[0])[name] for name in ("model", "images", "config", "version")}

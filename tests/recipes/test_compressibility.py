@@ -44,8 +44,8 @@ QUICK = Config(
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take longer than all the rest."""
-    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "draw_kernels", lambda *_: None)
-    monkeypatch.setattr(import_module("tnalgebra.studies.runner"), "draw_results", lambda *_: None)
+    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "draw_kernels", lambda *_, **__: None)
+    monkeypatch.setattr(import_module("tnalgebra.studies.runner"), "draw_results", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from tnalgebra.model.images import Images
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures have tests of their own, and take longer than all the rest."""
-    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "draw_kernels", lambda *_: None)
-    monkeypatch.setattr(import_module("tnalgebra.studies.runner"), "draw_results", lambda *_: None)
+    monkeypatch.setattr(import_module("tnalgebra.studies.study"), "draw_kernels", lambda *_, **__: None)
+    monkeypatch.setattr(import_module("tnalgebra.studies.runner"), "draw_results", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")

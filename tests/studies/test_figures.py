@@ -389,7 +389,7 @@ def test_figures_are_png_and_svg_and_follow_the_rows(tmp_path: Path) -> None:
 
 def test_figures_are_drawn_again_while_rows_come_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    monkeypatch.setattr(runner, "draw_results", lambda folder, rows, layers: counts.append(len(rows)))
+    monkeypatch.setattr(runner, "draw_results", lambda folder, rows, layers, suffix: counts.append(len(rows)))
     monkeypatch.setattr(runner, "REDRAW_SECONDS", 0)
     study(tmp_path, CUTS[:3])
     assert counts == [2, 3, 4, 4]

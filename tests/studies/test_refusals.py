@@ -213,7 +213,7 @@ def test_outputs_that_are_not_finite_are_an_error_and_no_row(tmp_path: Path) -> 
 
 
 def test_numbers_that_a_preparation_makes_not_finite_leave_no_config(tmp_path: Path) -> None:
-    def spoil(model: nn.Module) -> None:
+    def spoil(_: str, model: nn.Module) -> None:
         model.norm.bias.data[3] = math.nan
 
     with refused(ValuesError, "'norm.bias' of Net"):

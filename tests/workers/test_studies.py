@@ -46,8 +46,8 @@ def _undrawn_in_one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("tnalgebra.studies.study"), "draw_kernels", lambda *_: None)
-        patch.setattr(import_module("tnalgebra.studies.runner"), "draw_results", lambda *_: None)
+        patch.setattr(import_module("tnalgebra.studies.study"), "draw_kernels", lambda *_, **__: None)
+        patch.setattr(import_module("tnalgebra.studies.runner"), "draw_results", lambda *_, **__: None)
         yield
     torch.set_num_threads(threads)
 

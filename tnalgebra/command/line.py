@@ -59,13 +59,13 @@ class Compress(NetworkArgument, CompressSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyNetwork(NetworkArgument, StudySettings):
-    """Test the accuracy of a network with its kernels compressed in several ways.
+    """Test the accuracy of networks with their kernels compressed in several ways.
 
     Nothing is trained again. The rows are written as they are finished, and figures are drawn from them. The same
-    command continues where it was stopped, and more rewrites and sizes can be added to a folder.
+    command continues where it was stopped, and more rewrites, sizes, networks and seeds can be added to a folder.
 
     Example: tnalgebra study timm:resnet26 --weights W.pth --data DIR --rewrite "out kh | in kw" cp
-    --size "keep 0.5" r=8
+    --size "keep 0.5" r=8 --also resnet20=shipped --seeds 0 1
     """
 
     def __call__(self) -> None:

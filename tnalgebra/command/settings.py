@@ -235,6 +235,10 @@ class StudySettings(TestSettings):
     """at several ranks: a fit for each, or the largest components of the fit at the largest rank"""
     report_metric: bool = False
     """report the errors of the layers' outputs as well, for cuts and for fits in the Frobenius norm"""
+    also: tuple[str, ...] = ()
+    """further networks, each as MODEL=WEIGHTS, such as resnet20=shipped, or MODEL: the rows name their network"""
+    seeds: tuple[int, ...] = ()
+    """the seeds of fits, each of which has its rows; by default that of --seed"""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """the type in which the network is tested; kernels are cut and fitted in float64"""
     memory: int = 2 * 2**30
@@ -243,6 +247,22 @@ class StudySettings(TestSettings):
     """with a scheduler: seconds for a row; a worker that takes longer is started again, and another makes the row"""
     output: Path = Path("runs/study")
     """the folder for the rows (results.jsonl) and the figures (PNG and SVG)"""
+
+    def each(self) -> dict[str, StudySettings]:
+        """The settings of every network by its name: that of its builder, or MODEL=WEIGHTS where another has it."""
+        found = {self.model: self}
+        for text in self.also:
+            model, _, weights = text.partition("=")
+            found[text if model in found else model] = dataclasses.replace(
+                self, model=model, weights=weights or None, pretrained=self.pretrained and not weights, also=()
+            )
+        return found
+
+    def check(self, **least: int) -> None:
+        """Check the settings of all networks. Raises TnalgebraError, see `TestSettings.check`."""
+        super().check(**least)
+        for settings in self.each().values():
+            require_library(settings.model)
 
 
 def describe_images(images: Images) -> str:

@@ -21,11 +21,11 @@ def run_study(
     prepare: Callable[[nn.Module, Images], object] | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> Study:
-    """Study a network: a row for each rewrite, size and scope; its table is printed.
+    """Study networks: a row for each network, rewrite, size, scope and seed; their table is printed.
 
     Args:
-        settings: which network, on which images, how it is compressed.
-        prepare: called with the network and the training images before its first test: trains it, for instance.
+        settings: which networks, on which images, how they are compressed.
+        prepare: called with the first network and the training images before the first test: trains it, for instance.
         facts: settings of `prepare`, which are kept in the folder and compared when it is opened again.
 
     Returns:
@@ -41,8 +41,16 @@ def run_study(
     require_packages({"tqdm": "study"}, "a study")
     images = settings.images("test")
     print(describe_images(images))
-    model = settings.network(images, trained_later=prepare is not None)
+    models = {
+        name: each.network(images, trained_later=prepare is not None and name == settings.model)
+        for name, each in settings.each().items()
+    }
     training = settings.images("train") if prepare is not None or settings.recalibrate_bn or needs_images else images
+
+    def prepare_first(name: str, network: nn.Module) -> None:
+        if prepare is not None and name == settings.model:
+            prepare(network, training)
+
     shared = (
         "scope",
         "skip",
@@ -52,7 +60,6 @@ def run_study(
         "components",
         "batch_size",
         "memory",
-        "seed",
         "untrained",
         "scheduler",
         "time_limit",
@@ -64,12 +71,12 @@ def run_study(
         "recalibration": settings.recalibration(training) if settings.recalibrate_bn else None,
         "recalibration_shift": settings.recalibrate_shift,
         "dtype": getattr(torch, settings.dtype),
-        "name": settings.model,
-        "prepare": None if prepare is None else lambda network: prepare(network, training),
+        "seed": settings.seeds or settings.seed,
+        "prepare": None if prepare is None else prepare_first,
         "facts": facts or {},
     }
     result = study(
-        model,
+        models,
         images,
         settings.output,
         rewrites=settings.rewrite,

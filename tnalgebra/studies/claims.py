@@ -136,7 +136,14 @@ def points_of(rows: Sequence[Row], scope: RowScope) -> pd.DataFrame:
     Rows that differ only in what they report count once, as the one that reports the most. Rows of one layer that cut
     nothing do not count: across `out in | kh kw` a 1x1 kernel has one singular value, which is always kept. The size
     of a row of several layers is the root mean square of theirs.
+
+    Raises:
+        StudyError: the rows are of several networks.
     """
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    if len(models) > 1:
+        fix = "the rows of one of them; recipes.claims has --model NAME for it"
+        raise StudyError("the rows are of several networks", networks=", ".join(models), fix=fix)
     distinct: dict[Key, Row] = {}
     for row in filter(touched, rows):
         if of_one_layer(row) if scope == "each" else row["scope"] == "all" and row["layers"]:

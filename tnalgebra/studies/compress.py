@@ -64,7 +64,7 @@ def compress_kernels(
     """
     options = StudyOptions(skip=tuple(skip), seed=seed)
     layers = layers_of(model, options.skip)
-    tasks = plan_rows([Rewrite.read(rewrite)], [read_size(size)], layers, options)
+    tasks = plan_rows([Rewrite.read(rewrite)], [read_size(size)], {type(model).__name__: layers}, options)
     ((_, kernels),) = compress_rows(tasks, Workbench(model, {each.name: each for each in layers}, options))
     return kernels
 
@@ -75,7 +75,7 @@ def compress_rows(tasks: Sequence[Task], bench: Workbench) -> Iterator[tuple[Tas
     A fit depends on its layer, rewrite, size and seed alone, and not on the other rows that are asked for.
 
     Args:
-        tasks: rows of one rewrite.
+        tasks: rows of one network and one rewrite.
 
     Raises:
         RankError: a rank is out of range, or a budget cannot be met.
@@ -88,17 +88,17 @@ def compress_rows(tasks: Sequence[Task], bench: Workbench) -> Iterator[tuple[Tas
     budgets = _plan_budgets(rewrite, tasks, bench)
     whole: dict[str, Fit] = {}
     for together in rounds_of(tasks):
-        key, size = together[0].key, together[0].size
+        key, size, seed = together[0].key, together[0].size, together[0].key.seed or 0
         names = list(dict.fromkeys(name for task in together for name in task.layers))
         if key.metric == "input" or key.reported is not None:
             bench.metrics(names)  # of all layers in one pass over the images
         if isinstance(size, KeepFraction):
             fits = {name: _cut(rewrite, name, size, bench, whole=whole) for name in names}
         elif key.budget is not None:
-            fits = fit_kernels(rewrite, budgets[key.budget], bench)
+            fits = fit_kernels(rewrite, budgets[key.budget, seed], bench, seed)
         else:
             forms = {name: rewrite.form(bench.layers[name]) for name in names}
-            fits = fit_kernels(rewrite, {n: form.plan(together[0].fitted) for n, form in forms.items()}, bench)
+            fits = fit_kernels(rewrite, {n: form.plan(together[0].fitted) for n, form in forms.items()}, bench, seed)
         for task in together:
             chosen = [name for name in task.layers if name in fits]
             yield (
@@ -129,37 +129,39 @@ def _cut(rewrite: Rewrite, name: str, fraction: KeepFraction, bench: Workbench, 
 
 def _plan_budgets(
     rewrite: Rewrite, tasks: Sequence[Task], bench: Workbench
-) -> dict[float | str | None, dict[str, Planned]]:
-    """Budget, as in a row's key -> what each layer gets. Error curves are measured once for all budgets."""
+) -> dict[tuple[float | str | None, int], dict[str, Planned]]:
+    """Budget and seed, as in a row's key -> what each layer gets. Error curves are measured once for all budgets."""
+    planned: dict[tuple[float | str | None, int], dict[str, Planned]] = {}
     asked = [task for task in tasks if task.key.budget is not None]
-    if not asked:
-        return {}
-    options, names = bench.options, asked[0].layers
-    with _about(rewrite, names):
-        plans = plan_budget(
-            bench.model,
-            {name: [rewrite.form(bench.layers[name]).rule] for name in names},
-            asked[0].budgets,
-            example=bench.example,
-            candidates="factored",
-            metrics=None if options.metric == "frobenius" else bench.metrics(names),
-            curves=options.curves,
-            inputs=bench.inputs if options.curves == "divergence" else (),
-            seed=options.seed,
-            progress=options.progress,
-        )
-    of_budget = dict(zip(map(repr, asked[0].budgets), plans, strict=True))
-    return {task.key.budget: of_budget[repr(task.size)] for task in asked}
+    options = bench.options
+    for seed in dict.fromkeys(task.key.seed or 0 for task in asked):
+        names, budgets = asked[0].layers, asked[0].budgets
+        with _about(rewrite, names):
+            plans = plan_budget(
+                bench.model,
+                {name: [rewrite.form(bench.layers[name]).rule] for name in names},
+                budgets,
+                example=bench.example,
+                candidates="factored",
+                metrics=None if options.metric == "frobenius" else bench.metrics(names),
+                curves=options.curves,
+                inputs=bench.inputs if options.curves == "divergence" else (),
+                seed=seed,
+                progress=options.progress,
+            )
+        of_budget = dict(zip(map(repr, budgets), plans, strict=True))
+        planned |= {(task.key.budget, seed): of_budget[repr(task.size)] for task in asked}
+    return planned
 
 
-def fit_kernels(rewrite: Rewrite, planned: Mapping[str, Planned], bench: Workbench) -> dict[str, Fit]:
+def fit_kernels(rewrite: Rewrite, planned: Mapping[str, Planned], bench: Workbench, seed: int) -> dict[str, Fit]:
     """Fit the layers of a plan, each by itself; or in their order, to the outputs."""
     if not planned:
         return {}
     options = bench.options
     if options.metric == "output":
         with _about(rewrite, planned):
-            return fit_planned(bench.model, planned, metric="output", inputs=bench.inputs, seed=options.seed)
+            return fit_planned(bench.model, planned, metric="output", inputs=bench.inputs, seed=seed)
     metrics = bench.metrics(planned) if options.metric == "input" else None
     fits: dict[str, Fit] = {}
     for name, plan in planned.items():
@@ -168,7 +170,7 @@ def fit_kernels(rewrite: Rewrite, planned: Mapping[str, Planned], bench: Workben
                 [bench.weight(name)],
                 plan.ranks,
                 metrics=None if metrics is None else [metrics[name]],
-                seed=options.seed,
+                seed=seed,
             )
     return fits
 

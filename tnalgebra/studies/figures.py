@@ -25,13 +25,20 @@ LEGEND = 34
 """The most characters of a line in legends and titles, where rules in the notation are broken."""
 
 
-def draw_results(folder: Path, rows: Sequence[Row], layers: Sequence[str]) -> list[Path]:
+def figure_suffix(models: Iterable[str], name: str) -> str:
+    """How the names of a network's figures end: the first network of a folder has none, others have their number."""
+    number = list(models).index(name) + 1
+    return f"-{number}" if number > 1 else ""
+
+
+def draw_results(folder: Path, rows: Sequence[Row], layers: Sequence[str], *, suffix: str = "") -> list[Path]:
     """Draw the accuracy against the norm that is kept, against the parameters that are kept, and layer by layer.
 
     Args:
         folder: the folder of the study.
-        rows: all its rows, of whichever call.
+        rows: all its rows of one network, of whichever call.
         layers: the names of the layers; the heat maps have them in this order.
+        suffix: how the names of the files end.
 
     Returns:
         The paths of the files; each is written whole or not at all.
@@ -48,7 +55,7 @@ def draw_results(folder: Path, rows: Sequence[Row], layers: Sequence[str]) -> li
     ):
         if chosen:
             figures[name] = _heat_map(chosen, baseline, list(layers))
-    return [path for name, figure in figures.items() for path in store_figure(figure, folder / name)]
+    return [path for name, figure in figures.items() for path in store_figure(figure, folder / f"{name}{suffix}")]
 
 
 def _accuracy_curves(rows: Sequence[Row], baseline: Row, *, cut: bool) -> dict[str, Figure]:

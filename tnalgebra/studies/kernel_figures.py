@@ -21,7 +21,9 @@ CUT = ""
 """Stands for the equation of a cut to a fraction, which does not have one in its row."""
 
 
-def draw_kernels(folder: Path, rows: Sequence[Row], planned: Sequence[Row], layers: Sequence[Layer]) -> list[Path]:
+def draw_kernels(
+    folder: Path, rows: Sequence[Row], planned: Sequence[Row], layers: Sequence[Layer], *, suffix: str = ""
+) -> list[Path]:
     """Draw what depends only on weights and rewrites: singular values, and the network of a kernel before and after.
 
     This is called before the first row of a rewrite is written. If the folder has rows of all rewrites, it has these
@@ -29,18 +31,19 @@ def draw_kernels(folder: Path, rows: Sequence[Row], planned: Sequence[Row], laye
 
     Args:
         folder: the folder of the study.
-        rows: all its rows; their rewrites are drawn too.
-        planned: the keys of the rows that will be made.
+        rows: all its rows of one network; their rewrites are drawn too.
+        planned: the keys of the rows of this network that will be made.
         layers: the kernels that may be rewritten.
+        suffix: how the names of the files end.
 
     Returns:
         The paths of the files; each is written whole or not at all.
     """
     drawn, everything = _equations(rows), _equations([*rows, *planned])
     cuts = [rewrite for rewrite, equations in everything.items() if CUT in equations]
-    figures: dict[str, Callable[[], Figure]] = {"networks": lambda: _networks(layers, everything)}
+    figures: dict[str, Callable[[], Figure]] = {f"networks{suffix}": lambda: _networks(layers, everything)}
     if cuts:
-        figures["spectra"] = lambda: _spectra(layers, cuts)
+        figures[f"spectra{suffix}"] = lambda: _spectra(layers, cuts)
     if drawn == everything and all((folder / (name + suffix)).exists() for name in figures for suffix in SUFFIXES):
         return []
     return [path for name, draw in figures.items() for path in store_figure(draw(), folder / name)]

@@ -113,10 +113,21 @@ def layers_of(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
         LayerError: a weight is computed from other parameters, or is not initialised yet.
         StudyError: a glob matches no layer, or no layer is left.
     """
-    modules = kernel_layers(model)
+    check_skip([model], skip)
+    return layers_left(model, skip)
+
+
+def check_skip(models: Iterable[nn.Module], skip: Sequence[str]) -> None:
+    """Refuse a glob that matches a layer of none of the models. Raises StudyError."""
+    names = list(dict.fromkeys(name for model in models for name in kernel_layers(model)))
     for pattern in skip:
-        if pattern not in KEYWORDS and not any(fnmatchcase(name, pattern) for name in modules):
-            raise StudyError(no_match(f"skip {pattern!r} matches no layer", pattern, list(modules)))
+        if pattern not in KEYWORDS and not any(fnmatchcase(name, pattern) for name in names):
+            raise StudyError(no_match(f"skip {pattern!r} matches no layer", pattern, names))
+
+
+def layers_left(model: nn.Module, skip: Sequence[str]) -> list[Layer]:
+    """The same as `layers_of`, where a glob may match no layer."""
+    modules = kernel_layers(model)
     patterns = globs_of(modules, skip)
     weights = {name: _check_weight(name, module) for name, module in modules.items()}
     _check_finite(model)

@@ -25,7 +25,7 @@ class StudyOptions:
         StudyError: an option has a value that it cannot have, the device does not exist, or the shift has no use.
 
     Example:
-        >>> tn.StudyOptions(scope=("all", "each"), skip=("first", "linear"), seed=1)
+        >>> tn.StudyOptions(scope=("all", "each"), skip=("first", "linear"), seed=(0, 1))
     """
 
     scope: tuple[str, ...] = ("all",)
@@ -63,16 +63,14 @@ class StudyOptions:
     """Where the network is tested."""
     dtype: torch.dtype = torch.float32
     """The type in which the network is tested. Kernels are always fitted in float64."""
-    seed: int = 0
-    """The seed of fits."""
+    seed: int | tuple[int, ...] = 0
+    """The seed of fits; of several, each has its rows. Cuts to a fraction do not depend on it, and have one row."""
     untrained: bool = False
     """Allow a network that looks untrained. Otherwise `study` refuses a network whose accuracy is that of guessing,
     unless its batch-norm statistics show a training, or `prepare` has trained it."""
-    name: str | None = None
-    """The name of the model in rows; by default the name of its class."""
-    prepare: Callable[[nn.Module], None] | None = None
-    """A function that is called with the copy of the model that is studied, for instance to train it. By then
-    everything else has been checked, and the folder is locked."""
+    prepare: Callable[[str, nn.Module], None] | None = None
+    """A function that is called with the name of each model and the copy of it that is studied, for instance to train
+    it. By then everything else has been checked, and the folder is locked."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """Further settings for the folder's config, such as those of `prepare`. A later call must have the same."""
     scheduler: Scheduler | None = None
@@ -88,6 +86,8 @@ class StudyOptions:
         for name in ("scope", "skip"):
             patterns = getattr(self, name)
             object.__setattr__(self, name, (patterns,) if isinstance(patterns, str) else tuple(patterns))
+        if not self.seeds:
+            raise StudyError("the study has no seed", fix="seed=0")
         for name, known in (("metric", MetricName), ("curves", Curves), ("components", Components)):
             if getattr(self, name) not in get_args(known):
                 fix = " or ".join(map(repr, get_args(known)))
@@ -108,3 +108,8 @@ class StudyOptions:
         except (RuntimeError, AssertionError) as error:
             fact, because = f"the device {self.device!r} does not exist", str(error).strip().partition("\n")[0]
             raise StudyError(fact, because=because, fix="cpu") from error
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, each once."""
+        return (self.seed,) if isinstance(self.seed, int) else tuple(dict.fromkeys(self.seed))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
-from ..errors import RankError, StudyError
+from ..errors import RankError, RuleError, StudyError
 from ..fitting import KeepFraction, ModelBudget, ParameterBudget, Rank, RelativeError, Size, TimeBudget, size_text
 from .kernels import Layer, no_match
 from .options import StudyOptions
@@ -19,7 +19,7 @@ from .store import BASELINE, Key, Row
 class Task:
     """A row that will be made.
 
-    rewrite: None for the row of the network as it is.
+    rewrite: None for the row of a network as it is.
     layers: names of the layers that are rewritten.
     size: that of the row: `KeepFraction` for cuts, a budget, or the rank of each bond.
     fitted: the ranks at which the fit is made; larger than the size where components are then dropped.
@@ -34,23 +34,29 @@ class Task:
     budgets: tuple[ModelBudget, ...] = ()
 
 
-UNTOUCHED = Task(None, BASELINE, (), {}, {})
-"""The row of the network as it is."""
+def untouched(model: str) -> Task:
+    """The row of a network as it is."""
+    return Task(None, BASELINE._replace(model=model), (), {}, {})
 
 
 def plan_rows(
     rewrites: Sequence[Rewrite],
     sizes: Sequence[Size],
-    layers: Sequence[Layer],
+    layers: Mapping[str, Sequence[Layer]],
     options: StudyOptions,
     *,
     stored: Sequence[Row] = (),
 ) -> list[Task]:
-    """Combine each rewrite with every size that suits it, and with every scope.
+    """For each network, combine each rewrite with every size that suits it, every scope, and the seeds of its fits.
+
+    A rewrite, a size or a scope is left out for a network that has no layers for it.
 
     Args:
-        layers: the kernels that may be rewritten.
+        layers: name of a network -> its kernels that may be rewritten.
         stored: the rows that exist. A cut that they have in another wording takes theirs.
+
+    Returns:
+        The rows of the first network, then those of the next.
 
     Raises:
         RuleError: a rewrite exists for none of the layers.
@@ -65,15 +71,41 @@ def plan_rows(
     distinct: dict[Hashable, Rewrite] = {}
     for rewrite in rewrites:
         distinct.setdefault(rewrite.identity, replace(rewrite, text=wordings.get(rewrite.identity, rewrite.text)))
-    suited = {rewrite: rewrite.suited(layers) for rewrite in distinct.values()}
+    suited = [pair for rewrite in distinct.values() for pair in _suited(rewrite, layers)]
     _check_sizes(sizes, suited)
-    names = [layer.name for layer in layers if any(layer in chosen for chosen in suited.values())]
+    rewritten = {(pair.model, layer.name) for pair in suited for layer in pair.layers}
+    everything = [(model, layer.name) for model, some in layers.items() for layer in some]
+    names = list(dict.fromkeys(name for model, name in everything if (model, name) in rewritten))
     for pattern in options.scope:
         if pattern not in ("all", "each") and not any(fnmatchcase(name, pattern) for name in names):
             raise StudyError(no_match(f"the scope {pattern!r} matches no layer that is rewritten", pattern, names))
-    tasks = [task for rewrite, chosen in suited.items() for task in _tasks(rewrite, sizes, chosen, options)]
+    tasks = [
+        task for model in layers for pair in suited if pair.model == model for task in _tasks(pair, sizes, options)
+    ]
     _check_options(options, [task.key for task in tasks])
     return tasks
+
+
+class _Suited(NamedTuple):
+    """A rewrite, and the layers of a network for which it exists."""
+
+    rewrite: Rewrite
+    model: str
+    layers: list[Layer]
+
+
+def _suited(rewrite: Rewrite, layers: Mapping[str, Sequence[Layer]]) -> list[_Suited]:
+    """The networks that have layers for a rewrite. Raises RuleError if none has."""
+    pairs: list[_Suited] = []
+    errors: list[RuleError] = []
+    for model, some in layers.items():
+        try:
+            pairs.append(_Suited(rewrite, model, rewrite.suited(some)))
+        except RuleError as error:
+            errors.append(error)
+    if not pairs:
+        raise errors[0]
+    return pairs
 
 
 def rounds_of(tasks: Iterable[Task]) -> list[list[Task]]:
@@ -82,42 +114,49 @@ def rounds_of(tasks: Iterable[Task]) -> list[list[Task]]:
     for task in tasks:
         key = task.key
         alone = key.scope if key.metric == "output" else None
-        rounds.setdefault((task.rewrite, key.keep, key.budget, *task.fitted.items(), alone), []).append(task)
+        rounds.setdefault((task.rewrite, key.keep, key.budget, *task.fitted.items(), key.seed, alone), []).append(task)
     return list(rounds.values())
 
 
-def groups_of(tasks: Iterable[Task], layers: Iterable[str], *, spread: bool) -> list[list[Task]]:
-    """Rows of one rewrite that are made one after another, in the order of `rounds_of`.
+def groups_of(tasks: Iterable[Task], layers: Mapping[str, Iterable[str]], *, spread: bool) -> list[list[Task]]:
+    """Rows of one network and rewrite that are made one after another, in the order of `rounds_of`.
+
+    The networks as they are come first, so that one that looks untrained is found before any other row is made.
 
     Args:
-        layers: the names of all layers, in the order in which they run.
+        layers: name of a network -> the names of all its layers, in the order in which they run.
         spread: whether groups are spread over workers. They are then rows of one layer, whose order is such that what
             is kept of one test is of use for the next, or rows of the same layers that share fits; otherwise all rows
             of a rewrite.
     """
-    order = {name: place for place, name in enumerate(layers)}
+    order = {(model, name): place for model, names in layers.items() for place, name in enumerate(names)}
+    models = {model: number for number, model in enumerate(layers)}
     groups: dict[tuple[Any, ...], list[Task]] = {}
     for task in tasks:
-        key, place = task.key, order[task.layers[0]] if len(task.layers) == 1 else -1
-        several = (key.scope, key.keep, key.budget is None, *task.fitted.items()) if place < 0 else ()
-        groups.setdefault((place, task.rewrite, *several) if spread else (0, task.rewrite), []).append(task)
-    sorted_groups = [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+        key, place = task.key, order[task.key.model, task.layers[0]] if len(task.layers) == 1 else -1
+        several = (key.scope, key.keep, key.budget is None, *task.fitted.items(), key.seed) if place < 0 else ()
+        first = (task.rewrite is not None, models[key.model], place if spread else 0)
+        groups.setdefault((*first, task.rewrite, *(several if spread else ())), []).append(task)
+    sorted_groups = [groups[key] for key in sorted(groups, key=lambda key: key[:3])]
     return [[task for together in rounds_of(group) for task in together] for group in sorted_groups]
 
 
-def _check_sizes(sizes: Sequence[Size], suited: Mapping[Rewrite, Sequence[Layer]]) -> None:
+def _check_sizes(sizes: Sequence[Size], suited: Sequence[_Suited]) -> None:
     """Refuse a size that no rewrite can have."""
     for size in sizes:
         if isinstance(size, KeepFraction | RelativeError) and not any(
-            rewrite.cuts or _spectral(rewrite, layers) for rewrite, layers in suited.items()
+            pair.rewrite.cuts or _spectral(pair.rewrite, pair.layers) for pair in suited
         ):
             fact = f"the size {str(size)!r} needs bonds with singular values, and no rewrite has only such bonds"
             raise RankError(fact, fix="another size, or a cut among the rewrites")
         if isinstance(size, Mapping):
-            bonds = {rewrite.text: rewrite.bonds(layers) for rewrite, layers in suited.items()}
+            bonds: dict[str, list[str]] = {}
+            for pair in suited:
+                bonds.setdefault(pair.rewrite.text, []).extend(pair.rewrite.bonds(pair.layers))
             for bond in size:
                 if not any(bond in known for known in bonds.values()):
-                    listed = "\n".join(f"{text}: {' '.join(known) or 'none'}" for text, known in bonds.items())
+                    texts = {text: " ".join(dict.fromkeys(known)) or "none" for text, known in bonds.items()}
+                    listed = "\n".join(f"{text}: {known}" for text, known in texts.items())
                     raise RankError(f"a size has the bond {bond!r}, which no rewrite has", bonds=listed)
 
 
@@ -141,8 +180,9 @@ def _check_options(options: StudyOptions, keys: Sequence[Key]) -> None:
             raise StudyError(fact, fix="calibration=training images")
 
 
-def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], options: StudyOptions) -> list[Task]:
-    """The rows of a rewrite, size by size, scope by scope."""
+def _tasks(suited: _Suited, sizes: Sequence[Size], options: StudyOptions) -> list[Task]:
+    """The rows of a rewrite and a network, size by size, scope by scope, seed by seed."""
+    rewrite, model, layers = suited
     scopes = _scopes(options.scope, layers)
     points = _points(rewrite, sizes, layers)
     counted = [point for point in points if _counts(point)]
@@ -156,9 +196,11 @@ def _tasks(rewrite: Rewrite, sizes: Sequence[Size], layers: Sequence[Layer], opt
             raise StudyError("a budget is for all layers together", scope=", ".join(options.scope), fix=fix)
         for name, chosen in scopes.items() if not budget else [("all", scopes["all"])]:
             drops = largest if options.components == "drop" and largest and _counts(point) else None
-            key = _with_size(Key(rewrite.text, name), rewrite, point, chosen, options=options, drops=drops)
             fitted = drops or (point if isinstance(point, Mapping) else {})
-            tasks.setdefault(key, Task(rewrite, key, tuple(layer.name for layer in chosen), point, fitted, budgets))
+            sized = _with_size(Key(model, rewrite.text, name), rewrite, point, chosen, options=options, drops=drops)
+            names = tuple(layer.name for layer in chosen)
+            for key in [sized] if sized.equations is None else [sized._replace(seed=seed) for seed in options.seeds]:
+                tasks.setdefault(key, Task(rewrite, key, names, point, fitted, budgets))
     return list(tasks.values())
 
 

@@ -18,18 +18,23 @@ from ..model import Images, batch_norms, convert, recalibrate_batch_norm
 from ..nn import kernel_layers
 from .accuracy import accuracy, shuffled_batches
 from .compress import Compressed, compress_rows
-from .kernels import Workbench, layers_of
+from .kernels import Workbench, layers_left
 from .options import StudyOptions
 from .plan import Task
 from .shared_tests import SharedTests
 from .store import Row, made_with
 
 
-def row_results(tester: RowTester, tasks: Sequence[Task]) -> Iterator[Row]:
-    """For each row of one rewrite, what is computed for it: its fields but the key and those of the whole study.
+def row_results(testers: Mapping[str, RowTester], tasks: Sequence[Task]) -> Iterator[Row]:
+    """For each row of one network and rewrite, what is computed: its fields but the key and those of the whole study.
 
-    Rows whose kernels come early are tested together where the network's values before them cannot be kept.
+    Rows whose kernels come early are tested together where the network's values before them cannot be kept. What other
+    networks keep between tests is freed first, so that the memory of the options is enough for all.
     """
+    tester = testers[tasks[0].key.model]
+    for other in testers.values():
+        if other is not tester:
+            other.tests.forget()
     waiting: list[tuple[Task, dict[str, Compressed]]] = []
     started = time.monotonic()
     for number, row in enumerate(compress_rows(tasks, tester.bench), 1):
@@ -55,7 +60,7 @@ class RowTester:
 
     def __init__(self, model: nn.Module, images: Images, options: StudyOptions) -> None:
         self.images = images
-        layers = {layer.name: layer for layer in layers_of(model, options.skip)}
+        layers = {layer.name: layer for layer in layers_left(model, options.skip)}
         self.bench = Workbench(model, layers, options, one_image(images, model, options))
         self.modules = kernel_layers(model)
         self.tested: dict[str, Any] = {name: getattr(options, name) for name in ("batch_size", "dtype", "device")}

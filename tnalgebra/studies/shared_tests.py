@@ -76,6 +76,10 @@ class SharedTests:
             for change, test in zip(changes, tests, strict=True)
         ]
 
+    def forget(self) -> None:
+        """Free what is kept between tests."""
+        self._kept.clear()
+
     def together(self, parameters: Iterable[nn.Parameter]) -> int:
         """How many changes of such parameters to test in one call: 1 if all that is known before them can be kept."""
         with evaluating(self.network):

@@ -35,6 +35,8 @@ LISTED_DIFFERENCES = 20
 class Key(NamedTuple):
     """The fields of a row that distinguish it from all others of its folder."""
 
+    model: str
+    """the name of the network"""
     rewrite: str
     """its text, or "none" for the network as it is"""
     scope: str
@@ -55,13 +57,16 @@ class Key(NamedTuple):
     """the images that metrics and divergences are measured on, where they are"""
     reported: str | None = None
     """the further metric in which errors are reported"""
+    seed: int | None = None
+    """of fits: their seed"""
     equations: tuple[str, ...] | None = None
     """of fits: the rules, one for each order of labels"""
 
     @classmethod
     def of(cls, row: Row) -> Key:
         """The key of a row that was read."""
-        fields = {field: row[field] for field in cls._fields}
+        fields = {field: row[field] for field in cls._fields if field != "seed"}
+        fields["seed"] = row.get("seed")  # rows of earlier versions have the seed of their folder
         return cls(**{**fields, "equations": row["equations"] and tuple(row["equations"])})
 
     @property
@@ -69,16 +74,22 @@ class Key(NamedTuple):
         """As JSON has them."""
         return {**self._asdict(), "equations": self.equations and list(self.equations)}
 
+    @property
+    def baseline(self) -> Key:
+        """The key of the row of its network as it is."""
+        return BASELINE._replace(model=self.model)
 
-BASELINE = Key("none", "all")
-"""The key of the row of the network as it is."""
+
+BASELINE = Key("", "none", "all")
+"""The key of the row of a network as it is, without the name of the network."""
 
 FIELDS = (
-    *("model", *Key._fields, "accuracy", "accuracy_change", "images", "mean_squared_relative_error"),
+    *(field for field in Key._fields if field != "seed"),
+    *("accuracy", "accuracy_change", "images", "mean_squared_relative_error"),
     *("parameters_kept", "layers", "config", "version", "seconds"),
 )
 """The fields that every row has. Rows under a budget also have `multiply_adds_kept`, where that is known; rows of the
-present version also have `torch` and `machine`, see `made_with`."""
+present version also have `seed`, and `torch` and `machine`, see `made_with`."""
 
 
 def made_with(device: torch.device | str) -> dict[str, str]:
@@ -237,14 +248,21 @@ class Store:
             yield self
 
     def settle(self, **more: object) -> None:
-        """Complete the config; it is then written into a new folder, or compared with that of an old one."""
+        """Complete the config; it is then written into a new folder, or compared with that of an old one.
+
+        A mapping may lack entries of the folder's, and have further ones, which are added to the folder's.
+        """
         self.config |= more
         stored = self._stored_config()
-        if stored is None:
+        if stored is not None:
+            joint = dict(stored)
+            for name, value in more.items():
+                if isinstance(value, dict) and isinstance(stored.get(name), dict):
+                    self.config[name], joint[name] = stored[name] | value, value | stored[name]
+            compare_configs(self.folder, joint, self.config)
+        if stored != json.loads(json.dumps(self.config)):
             with writing(self.folder):
                 write_text(self.folder / CONFIG, json.dumps(self.config, indent=2) + "\n")
-        else:
-            compare_configs(self.folder, stored, self.config)
 
     def _stored_config(self) -> dict[str, Any] | None:
         config = read_config(self.folder / CONFIG)
@@ -330,12 +348,13 @@ def table(rows: Sequence[Row], *, scopes: Collection[str] = ()) -> Table:
         rows = [row for row in rows if row["scope"] in scopes or not of_one_layer(row)]
     cells = [_cells(row) for row in rows]
     usual = {**dict.fromkeys(("keep", "ranks", "budget", "multiply-adds kept"), ""), **USUAL}
+    usual["network"] = rows[0]["model"] if rows else ""
     names = [
         name
         for name in (cells[0] if cells else ("rewrite",))
         if name not in usual or not {each[name] for each in cells} <= {"", usual[name]}
     ]
-    left = [number for number, name in enumerate(names) if name in ("rewrite", "scope", "ranks", *USUAL)]
+    left = [number for number, name in enumerate(names) if name in ("network", "rewrite", "scope", "ranks", *USUAL)]
     return Table([[each[name] for name in names] for each in cells], names, left)
 
 
@@ -343,6 +362,7 @@ def _cells(row: Row) -> dict[str, str]:
     multiply_adds = row.get("multiply_adds_kept")
     raised = " (raised)" if multiply_adds is not None and multiply_adds > 1 else ""
     return {
+        "network": row["model"],
         "rewrite": row["rewrite"],
         "keep": "" if row["keep"] is None else f"{row['keep']:g}",
         **{name: _setting(row, name) for name in ("ranks", "budget", *USUAL)},
@@ -355,12 +375,12 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
-USUAL = {"metric": BASELINE.metric, "curves": "error", "components": "refit"}
+USUAL = {"metric": BASELINE.metric, "curves": "error", "components": "refit", "seed": "0"}
 """The usual settings of fits, which are shown only where a row has another."""
 
 
 def _setting(row: Row, name: str) -> str:
-    value = row[name] if row["equations"] is not None else None
+    value = row.get(name) if row["equations"] is not None else None
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

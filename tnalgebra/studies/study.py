@@ -7,7 +7,8 @@ further training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._files import write_text
 from .._tables import Table, Tabular
-from ..errors import DataError
+from ..errors import DataError, LayerError
 from ..fitting import Size, read_size
 from ..model import Images, check_classes, load_images
 from ..rewriting import Fit, Rule
+from .figures import figure_suffix
 from .kernel_figures import draw_kernels
-from .kernels import layers_of
+from .kernels import check_skip, layers_left
 from .options import StudyOptions
-from .plan import plan_rows
+from .plan import plan_rows, untouched
 from .rewrites import Rewrite
 from .row_results import RowTester, in_dtype, one_image
 from .runner import Runner
-from .store import Row, Store, digest_state, read_rows, table
+from .store import CONFIG, ROWS, Row, Store, digest_state, locked, read_config, read_lines, read_rows, table, writing
 
 REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What a network's `forward` raises on input that it is not made for; torch's own layers raise the first two."""
@@ -63,7 +66,7 @@ class Study(Tabular):
 
 
 def study(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module],
     data: Images | str | Path,
     output: str | Path,
     *,
@@ -71,16 +74,17 @@ def study(
     sizes: Sequence[Size | str],
     options: StudyOptions | None = None,
 ) -> Study:
-    """Compress the kernels of a network in many ways, and test its accuracy for each.
+    """Compress the kernels of networks in many ways, and test the accuracy for each.
 
-    There is a row for each rewrite, size and scope: the kernels are rewritten, contracted back, and the network is
-    tested without training. A row is written as soon as it is finished. Called again with the same folder, the study
-    continues where it was, and more rewrites, sizes and scopes can be added. `model` itself stays as it is. An image
-    counts as a wrong answer if a compressed network gives it a logit that is not finite.
+    There is a row for each network, rewrite, size, scope, and seed of fits: the kernels are rewritten, contracted back,
+    and the network is tested without training. A row is written as soon as it is finished. Called again with the same
+    folder, the study continues where it was, and more of each of these can be added. `model` itself stays as it is. An
+    image counts as a wrong answer if a compressed network gives it a logit that is not finite.
 
     Args:
         model: a trained network that classifies images, shape (n, channels, height, width), by logits, shape
-            (n, classes).
+            (n, classes); or several by name, all for the same images. In rows, a network without a name has that of
+            its class. A rewrite, a scope or a layer to skip need not exist for all of them.
         data: test images; or the name of a data set or a folder, whose test images are read.
         output: the folder for the rows, the config and the figures.
         rewrites: cuts such as "out kh | in kw", or those of `all_cuts`; "A then B", which cuts a kernel twice and
@@ -98,8 +102,8 @@ def study(
         options: all other choices; by default `StudyOptions()`.
 
     Returns:
-        The folder and the rows that were asked for. In a row, accuracy is top-1, 0 to 1;
-        mean_squared_relative_error is the mean of (||K - K~||_F / ||K||_F)^2 over the rewritten layers;
+        The folder and the rows that were asked for, those of the first network first. In a row, accuracy is top-1,
+        0 to 1; mean_squared_relative_error is the mean of (||K - K~||_F / ||K||_F)^2 over the rewritten layers;
         parameters_kept counts the whole network, with the factors in place of the rewritten kernels, relative to the
         dense network. Rows under a budget also have multiply_adds_kept, above 1 where the budget raises them.
 
@@ -108,7 +112,7 @@ def study(
             budget cannot be met.
         ValuesError: a parameter or buffer is not finite; it is named before anything is written.
         DataError: the images do not fit the network.
-        LayerError: a weight is computed from other parameters.
+        LayerError: a weight is computed from other parameters; no network is given, or it is not one.
         StudyError: the network looks untrained, and the options do not allow that; a scope matches no layer; the
             outputs of the untouched network are not finite; the folder is in use, has another config, or cannot be
             written.
@@ -117,28 +121,53 @@ def study(
         >>> print(tn.study(model, "digits", "runs/study", rewrites=["out kh | in kw"], sizes=["keep 0.5", "keep 0.25"]))
     """
     options, folder = options or StudyOptions(), Path(output)
+    models = model if isinstance(model, Mapping) else {type(model).__name__: model}
+    if not models or not all(isinstance(name, str) for name in models):
+        fact = "the study has no network" if not models else "the names of the networks are not texts"
+        raise LayerError(fact, fix="a network, or a mapping of names to networks")
     images = data if isinstance(data, Images) else load_images(str(data), "test")
     asked = [Rewrite.read(rewrite) for rewrite in rewrites], [read_size(size) for size in sizes]
-    layers = layers_of(model, options.skip)
+    check_skip(models.values(), options.skip)
+    layers = {name: layers_left(each, options.skip) for name, each in models.items()}
     tasks = plan_rows(*asked, layers, options, stored=read_rows(folder))
-    network = deepcopy(model).to(options.device).eval()
-    check_classes(images, _outputs(network, images, options))
-    name = options.name or type(model).__name__
-    with Store(folder, _config(name, images, options)).opened() as store:
+    networks = {name: deepcopy(each).to(options.device).eval() for name, each in models.items()}
+    for network in networks.values():
+        check_classes(images, _outputs(network, images, options))
+    _renew(folder)
+    with Store(folder, _config(images, options)).opened() as store:
         if options.prepare is not None:
-            options.prepare(network)
-            network.to(options.device).eval()
-            layers = layers_of(network, options.skip)
-        store.settle(weights=digest_state(network)[:16])
-        draw_kernels(folder, store.rows, [task.key.fields for task in tasks], layers)
-        rows = Runner(RowTester(network, images, options), store).run(tasks)
+            for name, network in networks.items():
+                options.prepare(name, network)
+                network.to(options.device).eval()
+                layers[name] = layers_left(network, options.skip)
+        store.settle(models={name: digest_state(network)[:16] for name, network in networks.items()})
+        for name, some in layers.items():
+            before = [row for row in store.rows if row["model"] == name]
+            planned = [task.key.fields for task in tasks if task.key.model == name]
+            draw_kernels(folder, before, planned, some, suffix=figure_suffix(store.config["models"], name))
+        testers = {name: RowTester(network, images, options) for name, network in networks.items()}
+        all_tasks = [task for name in models for task in (untouched(name), *(t for t in tasks if t.key.model == name))]
+        rows = Runner(testers, store).run(all_tasks)
     return Study(folder, rows, options.scope)
 
 
-def _config(name: str, images: Images, options: StudyOptions) -> dict[str, Any]:
+def _renew(folder: Path) -> None:
+    """Bring a folder of an earlier version, which has one network and one seed in its config, into the present form."""
+    config = read_config(folder / CONFIG)
+    if config is None or not {"model", "weights", "seed"} <= config.keys():
+        return
+    model, weights, seed = (config.pop(name) for name in ("model", "weights", "seed"))
+    with locked(folder), writing(folder):
+        rows, _ = read_lines(folder / ROWS)
+        for row in rows:
+            row.setdefault("seed", seed if row.get("equations") else None)
+        write_text(folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(folder / CONFIG, json.dumps({**config, "models": {model: weights}}, indent=2) + "\n")
+
+
+def _config(images: Images, options: StudyOptions) -> dict[str, Any]:
     training = options.recalibration
     return {
-        "model": name,
         "data": images.source,
         "images": images.fingerprint,
         "mean": list(images.mean),
@@ -148,7 +177,6 @@ def _config(name: str, images: Images, options: StudyOptions) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "dtype": str(options.dtype).removeprefix("torch."),
         "device": torch.device(options.device).type,
-        "seed": options.seed,
         **options.facts,
     }
 
