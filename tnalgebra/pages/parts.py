@@ -104,6 +104,7 @@ class Section:
     facts: name -> value, the most important first.
     details: further texts, folded: the config, for instance.
     notes: what is not as it should be.
+    parts: name -> a section, of which a menu shows one at a time: the networks of a study.
     """
 
     title: str
@@ -114,6 +115,7 @@ class Section:
     answers: Sequence[Answer] = ()
     datasets: Sequence[Dataset] = ()
     drawings: Sequence[Drawing] = ()
+    parts: Mapping[str, Section] = field(default_factory=dict)
 
 
 def plain(value: object) -> str | int | float | None:
@@ -135,6 +137,11 @@ def as_number(value: object) -> float | None:
 def times(value: object, factor: float) -> object:
     """A number times a factor; anything else as it is."""
     return value * factor if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def known(facts: Mapping[str, str]) -> dict[str, str]:
+    """Facts without those that are not known."""
+    return {name: text for name, text in facts.items() if text}
 
 
 def ranks_text(ranks: object) -> str | None:

@@ -365,5 +365,20 @@ const datasets = JSON.parse(document.getElementById("datasets").textContent);
 const views = [...document.querySelectorAll("[data-dataset]")].map((element) => new DatasetView(element, datasets[element.dataset.dataset]));
 const redraw = () => { for (const view of views) if (view.visible) view.draw(); };
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-addEventListener("beforeprint", () => { for (const view of views) if (view.panels.length) view.draw(); });
+const inPart = (view) => !view.element.closest("[hidden]");
+addEventListener("beforeprint", () => { for (const view of views) if (view.panels.length && inPart(view)) view.draw(); });
 addEventListener("afterprint", redraw);
+
+// a menu shows one part of a section; plots that were drawn before get the width that the window has now
+for (const section of document.querySelectorAll(".parts")) {
+  const menu = section.querySelector("select");
+  const parts = section.querySelectorAll(".part");
+  const choosePart = () => {
+    parts.forEach((part, number) => { part.hidden = number !== menu.selectedIndex; });
+    for (const view of views) {
+      if (view.visible && parts[menu.selectedIndex].contains(view.element)) for (const panel of view.panels) Plotly.Plots.resize(panel.element);
+    }
+  };
+  menu.addEventListener("change", choosePart);
+  choosePart(); // a browser that goes back to the page keeps what was chosen
+}
