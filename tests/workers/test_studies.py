@@ -114,7 +114,14 @@ def test_a_study_whose_scheduler_is_killed_is_continued(serial: list[Row], tmp_p
 def test_ctrl_c_keeps_rows_and_ends_workers(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tnalgebra", "study", "cnn4", "--untrained", "--limit", "100", "--scope", "each"]
     command += ["--scheduler", "local:2", "--output", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     rows = tmp_path / "results.jsonl"
     while not rows.exists() or rows.read_text().count("\n") < 3:
         assert process.poll() is None
