@@ -68,6 +68,14 @@ def test_a_cut_has_the_errors_of_its_singular_values(data: dict[str, Any]) -> No
         assert row["relative error"] == pytest.approx(errors[row["layer"], row["rewrite"], row["rank"]], abs=1e-6)
 
 
+def test_errors_of_short_fits_are_marked(model: nn.Sequential, data: dict[str, Any], tmp_path: Path) -> None:
+    marks = {(row["rewrite"], row["error from"]) for row in options(data)}
+    assert marks == {("out | in kh kw", "singular values"), ("tucker2", "short fit"), ("cp", "short fit")}
+    for rewrites, noted in ((REWRITES[:1], False), (REWRITES[1:2], True)):
+        write_explorer(model, tmp_path / "page.html", rewrites=rewrites, progress=False)
+        assert ("only an upper bound" in (tmp_path / "page.html").read_text(encoding="utf-8")) == noted
+
+
 def test_errors_fall_and_sizes_rise_with_the_rank(data: dict[str, Any]) -> None:
     by_curve: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in options(data):

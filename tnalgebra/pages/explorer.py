@@ -38,6 +38,7 @@ MOST_VALUES = 64
 """The most singular values of a cut that a page has, evenly spread over the logarithm of their number."""
 
 LAYER, RANK, ERROR = "layer", "rank", "relative error"
+ERROR_OF, EXACT, SHORT = "error from", "singular values", "short fit"
 PARAMETERS_KEPT, ADDS_KEPT, TIME_KEPT = "parameters kept", "multiply-adds kept", "time kept (predicted)"
 
 
@@ -45,6 +46,7 @@ class Option(NamedTuple):
     """A layer decomposed by a rewrite, with all bonds of one rank where they allow it.
 
     ranks: bond -> rank.
+    short: whether the error is that of a short fit.
     plan: how the layer would be computed.
     """
 
@@ -53,6 +55,7 @@ class Option(NamedTuple):
     rank: int
     ranks: Mapping[str, int]
     error: float
+    short: bool
     parameters: int
     plan: Plan
 
@@ -171,29 +174,29 @@ class _Bench:
             if planned.ranks == before or (before is not None and planned.parameters >= layers[0].weight.numel()):
                 break
             before = planned.ranks
-            network, constants, errors = self._fitted(form.rule, planned.ranks, layers, outlines)
+            network, constants, errors, short = self._fitted(form.rule, planned.ranks, layers, outlines)
             for layer, error in zip(layers, errors, strict=True):
                 plan = self.plan(layer.name, network, constants)
                 ranks = {bond: network.sizes[bond] for bond in bonds if bond in network.sizes}
-                options.append(Option(layer.name, rewrite.text, rank, ranks, error, planned.parameters, plan))
+                options.append(Option(layer.name, rewrite.text, rank, ranks, error, short, planned.parameters, plan))
             title = rewrite.text if rewrite.cuts else f"{rewrite.text} of {' '.join(layers[0].labels)}"
             self.networks.setdefault(title, resized(network, {}))
         return options
 
     def _fitted(
         self, rule: Rule, ranks: Mapping[str, Any], layers: Sequence[Layer], outlines: Sequence[Outline | None]
-    ) -> tuple[Network, frozenset[str], list[float]]:
-        """The network at these ranks, the names of its constants, and the error of each layer.
+    ) -> tuple[Network, frozenset[str], list[float], bool]:
+        """The network at these ranks, the names of its constants, the error of each layer, whether that needed a fit.
 
         That of a rule with one bond of a tree follows from singular values. Any other error needs a fit.
         """
         known = [outline for outline in outlines if outline is not None and outline.curve.is_exact and len(ranks) == 1]
         losses = [loss for outline in known if (loss := outline.loss(ranks)) is not None]
         if len(losses) == len(layers):
-            return known[0].network(ranks), known[0].constants, [math.sqrt(max(loss, 0.0)) for loss in losses]
+            return known[0].network(ranks), known[0].constants, [math.sqrt(max(loss, 0.0)) for loss in losses], False
         weights = [layer.weight for layer in layers]
         fits = rule.apply_many(weights, ranks or None, starts=1, sweeps=SHORT_SWEEPS, seed=self.seed)
-        return fits[0].network, fit_constants(fits[0]), [fit.relative_error for fit in fits]
+        return fits[0].network, fit_constants(fits[0]), [fit.relative_error for fit in fits], True
 
 
 # Data sets --------------------------------------------------------------------------------------------------------
@@ -226,6 +229,7 @@ def _options(options: Sequence[Option], layers: Sequence[Layer], dense: Mapping[
         Column("ranks", [ranks_text(option.ranks) for option in options]),
         Column("code", [option.code for option in options], "code"),
         Column(ERROR, [option.error for option in options], "short"),
+        Column(ERROR_OF, [SHORT if option.short else EXACT for option in options]),
         Column("parameters", [option.parameters for option in options], "count"),
         Column(PARAMETERS_KEPT, [option.parameters / sizes[option.layer] for option in options], "short"),
         Column("multiply-adds", [option.plan.multiply_adds for option in options], "count"),
@@ -237,8 +241,15 @@ def _options(options: Sequence[Option], layers: Sequence[Layer], dense: Mapping[
     text = (
         "Each curve is a rewrite of the chosen layer at all ranks; rings mark the chosen rank, and the table has its "
         "numbers. A rewrite that saves nothing at this rank is shown at the largest rank below. Kept is relative to "
-        "the dense layer, so that more than 1 is a loss; times are predicted for the machine that made this page."
+        "the dense layer, so that more than 1 is a loss; times are predicted for the machine that made this page. "
     )
+    if any(option.short for option in options):
+        text += (
+            f"Errors that singular values give are those of the best approximation. Those of a {SHORT} ({SHORT_SWEEPS} "
+            "sweeps from one start) are only an upper bound: tn.convert fits longer, and may find a smaller error."
+        )
+    else:
+        text += "All errors follow from singular values: they are those of the best approximation."
     return Dataset("Rewrites of the layer", columns, panels, "rewrite", text, sort=ERROR)
 
 
