@@ -139,6 +139,26 @@ def test_tables_are_sorted_and_filtered_by_keyboard(browser: Browser, page: Path
     assert browser.console() == []
 
 
+def test_a_menu_chooses_the_network_of_a_grid(browser: Browser, tmp_path: Path) -> None:
+    rows = [{**each, "model": name} for name in ("first", "second") for each in study_rows()]
+    write_report([write_rows(tmp_path / "grid", rows)], tmp_path / "report.html")
+    browser.open(tmp_path / "report.html", width=390)
+    menu = browser.driver.find_element("css selector", ".parts select")
+    shown = "return [...document.querySelectorAll('.part')].map((part) => part.offsetParent !== null)"
+    assert browser.run(shown) == [True, False]
+    menu.send_keys("second")
+    assert browser.run(shown) == [False, True]
+    plot = browser.driver.find_elements("css selector", ".part:not([hidden]) .plot")[0]
+    browser.run("arguments[0].scrollIntoView({behavior: 'instant'})", plot)
+    browser.wait("return document.querySelectorAll('.part:not([hidden]) .js-plotly-plot .point').length > 0")
+    width = "return document.querySelector('.part:not([hidden]) .js-plotly-plot').getBoundingClientRect().width"
+    assert browser.run(width) > 300
+    assert browser.run("return document.documentElement.scrollWidth") == 390
+    menu.send_keys("first")
+    assert browser.run(shown) == [True, False]
+    assert browser.console() == []
+
+
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_a_narrow_screen_in_light_and_dark(browser: Browser, page: Path, colours: str) -> None:
     browser.open(page, width=390, colours=colours)

@@ -15,6 +15,7 @@ from tests.claim_rows import BASELINE, row
 from tests.pages.read_pages import datasets_of, values
 from tests.pages.run_folders import (
     CUTS,
+    LAYERS,
     STRONG,
     WEAK,
     benchmark_rows,
@@ -53,6 +54,32 @@ def test_a_study_answers_the_questions_of_the_paper(tmp_path: Path) -> None:
     }
     titles = set(re.findall(r"<figcaption>(.*?)</figcaption>", text))
     assert titles == {"kernel out in kh kw", *CUTS}
+
+
+def test_a_grid_compares_its_networks_and_has_a_part_for_each(tmp_path: Path) -> None:
+    rows = study_rows()
+    half = [{**each, "accuracy_change": each["accuracy_change"] / 2, "model": "other"} for each in rows]
+    fits = [
+        {**row(LAYERS, [0.5] * 5, loss, rewrite="cp", ranks="r=2", equations=["K[o i] => A[o r] B[i r]"]), "seed": seed}
+        for seed, loss in enumerate((0.05, 0.07))
+    ]
+    fits = [{**each, "parameters_kept": 0.4} for each in fits]
+    text, datasets = report(tmp_path, write_rows(tmp_path / "grid", [*half, *rows, *fits]))
+    assert "net, which loses 5.00 points of accuracy at half of its parameters." in text
+    assert "At half of its parameters, net loses 5.00 points, other loses 12.50 points." in text
+    assert re.findall("<option>(.*?)</option>", text) == ["other", "net"]
+    assert len(re.findall('<section class="part"', text)) == 2
+    compared, side, *parts = datasets
+    assert values(compared, "network") == ["other", "net"]
+    assert values(compared, "best at half of the parameters") == [f"{CUTS[1]} at keep 0.5", "cp at r=2"]
+    assert values(compared, "bears least") == [WEAK, WEAK]
+    assert side["series"] == "network"
+    assert values(side, "network") == ["other"] * 6 + ["net"] * 8
+    assert values(side, "seed") == [None] * 12 + [0, 1]
+    alone, _ = report(tmp_path, write_rows(tmp_path / "alone", [*rows, *fits]))
+    _, of_net = report(tmp_path, tmp_path / "alone")
+    assert parts[-len(of_net) :] == of_net, "a part is the report of its network alone"
+    assert "<option>" not in alone
 
 
 def test_a_retraining_says_what_recovers(tmp_path: Path) -> None:

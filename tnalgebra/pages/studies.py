@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from .._tables import plural
 from ..errors import StudyError
-from ..studies import Draws, Row, RowScope, depth_correlation, norm_correlation, of_one_layer, touched
-from .parts import Answer, CellFormat, Column, Dataset, Panel, Section, as_number, known, times
+from ..studies import Draws, Row, depth_correlation, of_one_layer, touched
+from .parts import Answer, CellFormat, Column, Dataset, Panel, Section, known, times
 from .runs import Run
 from .study_answers import (
     best_within_half,
@@ -35,10 +34,9 @@ from .study_tables import (
     size_text,
 )
 
-QUESTION_NETWORKS = "Which network bears it best?"
+QUESTION_NETWORKS = "Which network bears compression best?"
 ONE_DRAW = Draws(resamples=1)
 """For a correlation whose interval is not shown."""
-FORM = "{:+.2f}"
 
 
 def study_section(run: Run) -> Section:
@@ -56,13 +54,13 @@ def study_section(run: Run) -> Section:
     shared: dict[str, Any] = {"title": run.folder.name, "kind": "study", "details": run.details}
     if len(parts) == 1:
         (part,) = parts.values()
-        return replace(part, facts=known({**part.facts, **of_run}), **shared)
-    several = [row for row in run.rows if touched(row) and not of_one_layer(row) and is_sound(row)]
+        return replace(part, facts=known({"network": next(iter(parts)), **part.facts, **of_run}), **shared)
+    whole = of_all_layers([row for row in run.rows if is_sound(row)])
     return Section(
         facts=known({"networks": ", ".join(parts), **of_run}),
         notes=run.notes,
         answers=[_compare(rows_of)],
-        datasets=[_side_by_side(several)] if several else [],
+        datasets=[_side_by_side(whole)] if whole else [],
         parts=parts,
         **shared,
     )
@@ -96,7 +94,6 @@ def _facts(rows: Sequence[Row], layers: Sequence[str]) -> dict[str, str]:
     """What is known of a network."""
     top1 = next((row["accuracy"] for row in rows if not touched(row)), None)
     return {
-        "network": str(rows[0]["model"]),
         "top-1 as it is": f"{times(top1, 100):.2f} %" if top1 is not None else "",
         "layers": ", ".join(layers) if len(layers) < 4 else str(len(layers)),
         "config": " and ".join(dict.fromkeys(str(row["config"]) for row in rows)),
@@ -112,19 +109,13 @@ def _compare(rows_of: Mapping[str, Sequence[Row]]) -> Answer:
     columns: dict[str, list[Any]] = {}
     for name, rows in rows_of.items():
         sound = [row for row in rows if is_sound(row)]
-        half = next(iter(best_within_half(of_all_layers(sound))), None)
-        if half is not None:
-            halves[name] = half
         top1 = next((row["accuracy"] for row in sound if not touched(row)), None)
-        line = {
-            "network": name,
-            "top-1 %": times(top1, 100),
-            "best at half of the parameters": half and f"{row_name(half)} at {size_text(half)}",
-            "top-1 % at half": half and 100 * half["accuracy"],
-            CHANGE: half and 100 * half["accuracy_change"],
-            "bears least": _weakest(sound),
-            "loss and norm, rank correlation": _rho(sound),
-        }
+        line: dict[str, Any] = {"network": name, "top-1 %": times(top1, 100), "bears least": _weakest(sound)}
+        line |= dict.fromkeys(("best at half of the parameters", "top-1 % at half", CHANGE))
+        for half in best_within_half(of_all_layers(sound))[:1]:
+            halves[name] = half
+            line["best at half of the parameters"] = f"{row_name(half)} at {size_text(half)}"
+            line |= {"top-1 % at half": 100 * half["accuracy"], CHANGE: 100 * half["accuracy_change"]}
         for column, value in line.items():
             columns.setdefault(column, []).append(value)
     forms: dict[str, CellFormat] = {"top-1 %": "percent", "top-1 % at half": "percent", CHANGE: "change"}
@@ -132,19 +123,26 @@ def _compare(rows_of: Mapping[str, Sequence[Row]]) -> Answer:
     losses = sorted(((100 * row["accuracy_change"], name) for name, row in halves.items()), reverse=True)
     if not losses:
         return Answer(QUESTION_NETWORKS, "No row keeps at most half of the parameters.", "", table)
-    changes = [f"{name} changes by {FORM.format(change)}" for change, name in losses]
+    each = ", ".join(f"{name} {_points(change)}" for change, name in losses)
     text = (
-        "The best row of each network counts that keeps at most half of its parameters, with all layers rewritten and "
-        f"nothing trained again: {', '.join(changes)} points. The menu below chooses the network that the rest of this "
-        "section is about."
+        f"At half of its parameters, {each}. All layers are rewritten, nothing is trained again, and the best row of "
+        "each network counts that keeps at most half. The menu below chooses the network that the rest of this section "
+        "is about."
     )
     change, name = losses[0]
-    short = f"{name}, with {FORM.format(change)} points of accuracy at half of its parameters."
+    short = f"{name}, which {_points(change)} of accuracy at half of its parameters."
     return Answer(QUESTION_NETWORKS, short if len(losses) > 1 else f"Known of one only: {short}", text, table)
 
 
+def _points(change: float) -> str:
+    """A change of accuracy in points, in words."""
+    return f"{'loses' if change < 0 else 'gains'} {abs(change):.2f} points"
+
+
 def _weakest(rows: Sequence[Row]) -> str | None:
-    """The layer that bears least, as `_depth` finds it; None without rows of single layers."""
+    """The layer that bears least, as `depth_answer` finds it; None without rows of single layers."""
+    if not rows:
+        return None
     try:
         claim = depth_correlation(rows, at_most=harmless_loss(rows), size="relative_error", draws=ONE_DRAW)
     except StudyError:
@@ -153,18 +151,8 @@ def _weakest(rows: Sequence[Row]) -> str | None:
     return min(means, key=lambda name: means[name])
 
 
-def _rho(rows: Sequence[Row]) -> float | None:
-    """The rank correlation of the loss with the error, of single layers where there are such rows."""
-    scopes: tuple[RowScope, ...] = ("each", "all")
-    for scope in scopes:
-        with suppress(StudyError):
-            across = norm_correlation(rows, error="relative_error", scope=scope, draws=ONE_DRAW).across
-            return as_number(across.rho)
-    return None
-
-
 def _side_by_side(rows: Sequence[Row]) -> Dataset:
-    """Rows of several layers of all networks, a curve for each network."""
+    """The rows of all networks in which all layers are rewritten, a curve for each network."""
     columns = row_columns(rows, several=True)
     networks = Column("network", [row["model"] for row in rows])
     first = row_name(rows[0])

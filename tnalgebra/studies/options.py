@@ -64,7 +64,7 @@ class StudyOptions:
     dtype: torch.dtype = torch.float32
     """The type in which the network is tested. Kernels are always fitted in float64."""
     seed: int | tuple[int, ...] = 0
-    """The seed of fits; of several, each has its rows. Cuts to a fraction do not depend on it, and have one row."""
+    """The seed of fits; of several, each has its rows. Cuts do not depend on it, and have one row."""
     untrained: bool = False
     """Allow a network that looks untrained. Otherwise `study` refuses a network whose accuracy is that of guessing,
     unless its batch-norm statistics show a training, or `prepare` has trained it."""

@@ -199,7 +199,7 @@ def _tasks(suited: _Suited, sizes: Sequence[Size], options: StudyOptions) -> lis
             fitted = drops or (point if isinstance(point, Mapping) else {})
             sized = _with_size(Key(model, rewrite.text, name), rewrite, point, chosen, options=options, drops=drops)
             names = tuple(layer.name for layer in chosen)
-            for key in [sized] if sized.equations is None else [sized._replace(seed=seed) for seed in options.seeds]:
+            for key in [sized] if rewrite.cuts else [sized._replace(seed=seed) for seed in options.seeds]:
                 tasks.setdefault(key, Task(rewrite, key, names, point, fitted, budgets))
     return list(tasks.values())
 

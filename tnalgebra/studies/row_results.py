@@ -96,6 +96,7 @@ class RowTester:
                 inplace=False,
                 allow_larger=True,
                 candidates="factored",
+                tune=False,  # a measured plan would depend on the machine, and on what else it does
                 progress=False,
             )
         except TnalgebraError:  # a network that cannot be converted has a row all the same

@@ -58,7 +58,7 @@ class Key(NamedTuple):
     reported: str | None = None
     """the further metric in which errors are reported"""
     seed: int | None = None
-    """of fits: their seed"""
+    """of fits: their seed; None for cuts, which do not depend on one"""
     equations: tuple[str, ...] | None = None
     """of fits: the rules, one for each order of labels"""
 

@@ -160,7 +160,7 @@ def _renew(folder: Path) -> None:
     with locked(folder), writing(folder):
         rows, _ = read_lines(folder / ROWS)
         for row in rows:
-            row.setdefault("seed", seed if row.get("equations") else None)
+            row.setdefault("seed", seed if row["equations"] and not Rewrite.read(row["rewrite"]).cuts else None)
         write_text(folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
         write_text(folder / CONFIG, json.dumps({**config, "models": {model: weights}}, indent=2) + "\n")
 
