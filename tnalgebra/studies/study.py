@@ -121,10 +121,7 @@ def study(
         >>> print(tn.study(model, "digits", "runs/study", rewrites=["out kh | in kw"], sizes=["keep 0.5", "keep 0.25"]))
     """
     options, folder = options or StudyOptions(), Path(output)
-    models = model if isinstance(model, Mapping) else {type(model).__name__: model}
-    if not models or not all(isinstance(name, str) for name in models):
-        fact = "the study has no network" if not models else "the names of the networks are not texts"
-        raise LayerError(fact, fix="a network, or a mapping of names to networks")
+    models = _by_name(model)
     images = data if isinstance(data, Images) else load_images(str(data), "test")
     asked = [Rewrite.read(rewrite) for rewrite in rewrites], [read_size(size) for size in sizes]
     check_skip(models.values(), options.skip)
@@ -142,13 +139,21 @@ def study(
                 layers[name] = layers_left(network, options.skip)
         store.settle(models={name: digest_state(network)[:16] for name, network in networks.items()})
         for name, some in layers.items():
-            before = [row for row in store.rows if row["model"] == name]
+            stored = [row for row in store.rows if row["model"] == name]
             planned = [task.key.fields for task in tasks if task.key.model == name]
-            draw_kernels(folder, before, planned, some, suffix=figure_suffix(store.config["models"], name))
+            draw_kernels(folder, stored, planned, some, suffix=figure_suffix(store.config["models"], name))
         testers = {name: RowTester(network, images, options) for name, network in networks.items()}
         all_tasks = [task for name in models for task in (untouched(name), *(t for t in tasks if t.key.model == name))]
         rows = Runner(testers, store).run(all_tasks)
     return Study(folder, rows, options.scope)
+
+
+def _by_name(model: nn.Module | Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+    models = model if isinstance(model, Mapping) else {type(model).__name__: model}
+    if not models or not all(isinstance(name, str) for name in models):
+        fact = "the study has no network" if not models else "the names of the networks are not texts"
+        raise LayerError(fact, fix="a network, or a mapping of names to networks")
+    return models
 
 
 def _renew(folder: Path) -> None:
