@@ -25,9 +25,9 @@ from ..model import Images, check_classes, load_images
 from ..rewriting import Fit, Rule
 from .figures import figure_suffix
 from .kernel_figures import draw_kernels
-from .kernels import check_skip, layers_left
+from .kernels import Layer, check_skip, layers_left
 from .options import StudyOptions
-from .plan import plan_rows, untouched
+from .plan import Task, plan_rows, untouched
 from .rewrites import Rewrite
 from .row_results import RowTester, in_dtype, one_image
 from .runner import Runner
@@ -138,14 +138,19 @@ def study(
                 network.to(options.device).eval()
                 layers[name] = layers_left(network, options.skip)
         store.settle(models={name: digest_state(network)[:16] for name, network in networks.items()})
-        for name, some in layers.items():
-            stored = [row for row in store.rows if row["model"] == name]
-            planned = [task.key.fields for task in tasks if task.key.model == name]
-            draw_kernels(folder, stored, planned, some, suffix=figure_suffix(store.config["models"], name))
+        _draw(store, tasks, layers)
         testers = {name: RowTester(network, images, options) for name, network in networks.items()}
         all_tasks = [task for name in models for task in (untouched(name), *(t for t in tasks if t.key.model == name))]
         rows = Runner(testers, store).run(all_tasks)
     return Study(folder, rows, options.scope)
+
+
+def _draw(store: Store, tasks: Sequence[Task], layers: Mapping[str, Sequence[Layer]]) -> None:
+    """Draw the kernels of each network."""
+    for name, some in layers.items():
+        stored = [row for row in store.rows if row["model"] == name]
+        planned = [task.key.fields for task in tasks if task.key.model == name]
+        draw_kernels(store.folder, stored, planned, some, suffix=figure_suffix(store.config["models"], name))
 
 
 def _by_name(model: nn.Module | Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
