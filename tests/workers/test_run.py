@@ -14,7 +14,7 @@ import pytest
 
 import tnalgebra as tn
 from tests.refusals import refused
-from tests.workers_cases import Bench, cluster, squares
+from tests.workers_cases import Bench, cluster, squares, thread_counts
 from tnalgebra.errors import RankError, WorkersError
 from tnalgebra.workers import connected, run_tasks
 
@@ -40,16 +40,20 @@ def test_on_workers_each_task_has_its_result_once(client: Client, tmp_path: Path
     results = list(run_tasks(squares, GROUPS, shared=Bench(tmp_path), scheduler=client))
     assert sorted(task for task, _ in results) == list(TASKS)
     assert all(square == task * task for task, (square, *_) in results)
-    assert {threads for _, (*_, threads) in results} == {1}
-    processes = {task: process for task, (_, process, _) in results}
+    processes = {task: process for task, (_, process) in results}
     assert len({*processes.values()}) == 2
     assert os.getpid() not in processes.values()
     assert all(len({processes[task] for task in group}) == 1 for group in GROUPS)
     assert len([*tmp_path.glob("unpickled-*")]) == 2
 
 
+def test_workers_compute_in_one_thread(client: Client, tmp_path: Path) -> None:
+    results = run_tasks(thread_counts, [[1], [2], [3], [4]], shared=Bench(tmp_path), scheduler=client)
+    assert {threads for _, threads in results} == {1}
+
+
 def test_workers_that_die_and_hang_are_replaced(client: Client, tmp_path: Path) -> None:
-    bench = Bench(tmp_path, die=(3, 12, 13, 33), hang=(8,))
+    bench = Bench(tmp_path, die=(12, 13, 33), hang=(8,))
     results = list(run_tasks(squares, GROUPS, shared=bench, scheduler=client, time_limit=1))
     assert sorted((task, square) for task, (square, *_) in results) == [(task, task * task) for task in TASKS]
     sent_to = [path.name.split("-")[1] for path in tmp_path.glob("unpickled-*")]
