@@ -5,7 +5,7 @@ predicted within `NEAR` of the best are run in turns on tensors of the nominal s
 Programs of one family differ least in that factor, so the best of each family is run within `FAMILIES_NEAR`, and the
 others where the prediction, corrected by the factor of their family, is near. Where a run takes long, as of many
 images, they are run with fewer images first, and the fastest of them with all. A time is
-the least of several, as other programs can only make it longer. Two batches of turns have to agree about the fastest;
+the least of several, as other programs can only make it longer; with one thread it is that of the CPU. Two batches of turns have to agree about the fastest;
 if they never do, as on a busy machine, the least time decides for this process, and nothing is stored.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import fields, replace
 from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import version
-from time import perf_counter
+from time import get_clock_info, perf_counter, thread_time
 
 import torch
 from torch import Tensor, nn
@@ -290,9 +290,11 @@ def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float
     trained = [tensor for tensor in arguments if tensor.requires_grad]
     gradients: list[Tensor] = []
 
+    clock = _clock(device)
+
     def run() -> float:
         _wait(device)
-        start = perf_counter()
+        start = clock()
         check()
         value = call(*arguments)
         if request.backward:
@@ -300,7 +302,7 @@ def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float
                 gradients.append(torch.ones_like(value))
             torch.autograd.grad(value, trained, gradients[0])
         _wait(device)
-        return perf_counter() - start
+        return clock() - start
 
     def run_alone() -> float:
         with (
@@ -311,6 +313,12 @@ def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float
             return run()
 
     return run_alone
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    """The time of the CPU that this thread takes where it computes alone, as other programs lengthen all other times."""
+    is_fine = get_clock_info("thread_time").resolution <= 1e-6
+    return thread_time if device.type == "cpu" and torch.get_num_threads() == 1 and is_fine else perf_counter
 
 
 def _is_kept(candidate: Candidate, request: PlanRequest) -> bool:
