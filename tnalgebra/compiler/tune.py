@@ -4,9 +4,9 @@ Predictions of two programs differ from their times by a factor that depends on 
 predicted within `NEAR` of the best are run in turns on tensors of the nominal shapes, and the fastest comes first.
 Programs of one family differ least in that factor, so the best of each family is run within `FAMILIES_NEAR`, and the
 others where the prediction, corrected by the factor of their family, is near. Where a run takes long, as of many
-images, they are run with fewer images first, and the fastest of them with all. A time is
-the least of several, as other programs can only make it longer; with one thread it is that of the CPU. Two batches of turns have to agree about the fastest;
-if they never do, as on a busy machine, the least time decides for this process, and nothing is stored.
+images, they are run with fewer images first, and the fastest of them with all. A time is the least of several, as other
+programs can only make it longer; with one thread it is that of the CPU. Two batches of turns have to agree about the
+fastest; if they never do, as on a busy machine, the least time decides for this process, and nothing is stored.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ def make_timer(candidate: Candidate, request: PlanRequest) -> Callable[[], float
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    """The time of the CPU that this thread takes where it computes alone, as other programs lengthen all other times."""
+    """CPU time, which other programs lengthen least, if one thread computes; else the time that passes."""
     is_fine = get_clock_info("thread_time").resolution <= 1e-6
     return thread_time if device.type == "cpu" and torch.get_num_threads() == 1 and is_fine else perf_counter
 
