@@ -12,6 +12,7 @@ import tnalgebra as tn
 from tests.conversion_cases import assert_same, inputs, network, state
 from tests.refusals import refused
 from tnalgebra.errors import DataError, LayerError, ValuesError
+from tnalgebra.model.distil import RATES
 
 
 def pair() -> tuple[nn.Sequential, nn.Sequential]:
@@ -37,6 +38,35 @@ def test_outputs_of_other_images_get_nearer(blocks: list[str] | None, compared: 
     assert tn.distil(model, dense, labelled, blocks=blocks, learning_rate=3e-2) is model
     assert distance(model[:compared], dense[:compared], x) < 0.9 * before
     assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("off", [1e-3, 1e-1])
+def test_the_learning_rate_follows_from_how_much_the_cores_bear(off: float) -> None:
+    dense, model = pair()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        dense[0].weight.copy_(model[0].dense_weight())  # cores that fit it, less a small or a large change
+        for core in model[0].parameters():
+            core += off * torch.randn(core.shape, generator=generator) * core.square().mean().sqrt()
+    *batches, x = inputs(40)
+    before = distance(model[:1], dense[:1], x)
+    chosen, fixed = (
+        distance(tn.distil(copy.deepcopy(model), dense, batches, learning_rate=rate)[:1], dense[:1], x)
+        for rate in (None, 1e-2)
+    )
+    assert chosen < 0.9 * before
+    assert (fixed > before) == (off < 1e-2), "one rate for all would spoil cores that fit well"
+
+
+def test_the_batches_that_choose_the_learning_rate_are_learnt_too() -> None:
+    dense, model = pair()
+    batches = inputs(2)
+    chosen = {}
+    for rate in (None, *RATES):
+        student = tn.distil(copy.deepcopy(model), dense, iter(batches), steps=2, learning_rate=rate)
+        chosen[rate] = [core.detach().clone() for core in student[0].parameters()]
+    same = [rate for rate in RATES if all(map(torch.equal, chosen[rate], chosen[None]))]
+    assert len(same) == 1
 
 
 def test_only_cores_and_biases_of_decomposed_layers_change() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -27,6 +27,9 @@ Pairs: TypeAlias = dict[str, tuple[nn.Module, nn.Module]]
 WARMUP = 0.1
 """The part of the steps in which the learning rate rises."""
 
+RATES = tuple(digit * 10.0**power for power in (-6, -5, -4, -3) for digit in (1, 3))
+"""The learning rates among which one is chosen."""
+
 OUTPUT = ""
 """The name of the model itself among those of its blocks, as `named_modules` has it."""
 
@@ -38,7 +41,7 @@ def distil(
     *,
     blocks: Sequence[str] | None = None,
     steps: int | None = None,
-    learning_rate: float = 3e-3,
+    learning_rate: float | None = None,
     autocast: torch.dtype | None = None,
     progress: bool = True,
 ) -> _M:
@@ -60,7 +63,9 @@ def distil(
             [] for none. By default the members of an nn.Sequential or nn.ModuleList that hold decomposed layers, the
             outermost of them: residual blocks of a ResNet, blocks of a transformer.
         steps: how many batches are used; by default all. It is needed where they have no length, as of a generator.
-        learning_rate: the largest of all steps.
+        learning_rate: the largest of all steps. By default the one of `RATES` whose first step, by the gradient of the
+            first batch, gives the second batch the least loss: cores that fit well, and those whose components cancel
+            each other, bear small steps only.
         autocast: a type in which products are computed, such as torch.bfloat16, which is faster on devices that have
             it; the cores keep their type.
         progress: show a bar, where stderr is a terminal.
@@ -83,7 +88,7 @@ def distil(
         >>> smaller, report = tn.convert(model, {"*": "tucker2"}, size="parameters 0.5", inplace=False)
         >>> tn.distil(smaller, model, loader)
     """
-    if not learning_rate > 0 or math.isinf(learning_rate):
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise DataError(f"learning_rate={learning_rate!r}", fix="a positive number, such as 1e-3")
     total = _steps(batches, steps)
     layers = _decomposed_layers(model)
@@ -91,23 +96,19 @@ def distil(
     with modes_kept(model), modes_kept(teacher), _training(model, layers) as cores:
         model.eval()
         teacher.eval()
-        optimizer = torch.optim.Adam(cores, learning_rate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total))
-        number = 0
-        inputs = islice(inputs_of(batches), total)
-        for number, x in enumerate(track(inputs, "distillation", total=total, shown=progress), start=1):
+
+        def loss_of(x: Tensor) -> Tensor:
             x = x.to(cores[0].device)
             with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
-                loss = _loss(model, teacher, pairs, x)
-            if not torch.isfinite(loss):
-                fact = f"the loss of batch {number} is {loss.item()}"
-                raise ValuesError(fact, fix="a smaller learning_rate, or finite inputs")
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            schedule.step()
-        if number < total:
-            raise DataError(f"steps={total}, and there are {number} batches", fix=f"steps={number}")
+                return _loss(model, teacher, pairs, x)
+
+        inputs: Iterator[Tensor] = islice(inputs_of(batches), total)
+        if learning_rate is None:
+            first = list(islice(inputs, 2))
+            learning_rate = _best_first_rate(cores, loss_of, first)
+            inputs = chain(first, inputs)
+        inputs = iter(track(inputs, "distillation", total=total, shown=progress))
+        _descend(cores, loss_of, inputs, steps=total, learning_rate=learning_rate)
     return model
 
 
@@ -143,6 +144,55 @@ def _steps(batches: object, steps: int | None) -> int:
     if steps < 1:
         raise DataError(f"steps={steps}", fix="at least 1")
     return steps
+
+
+def _descend(
+    cores: Sequence[nn.Parameter],
+    loss_of: Callable[[Tensor], Tensor],
+    inputs: Iterator[Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+) -> None:
+    """Take a step with each batch. Raises ValuesError where a loss is not finite, DataError for too few batches."""
+    optimizer = torch.optim.Adam(cores, learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    number = 0
+    for number, x in enumerate(inputs, start=1):
+        loss = loss_of(x)
+        if not torch.isfinite(loss):
+            fact = f"the loss of batch {number} is {loss.item()}"
+            raise ValuesError(fact, fix="a smaller learning_rate, or finite inputs")
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        schedule.step()
+    if number < steps:
+        raise DataError(f"steps={steps}, and there are {number} batches", fix=f"steps={number}")
+
+
+def _best_first_rate(
+    cores: Sequence[nn.Parameter], loss_of: Callable[[Tensor], Tensor], batches: list[Tensor]
+) -> float:
+    """The learning rate whose first step, with the first batch, gives the last batch the least loss.
+
+    The first step of Adam is along the signs of the gradient. The cores are left as they were.
+    """
+    if not batches:
+        return RATES[0]
+    torch.autograd.backward(loss_of(batches[0]))
+    before = [core.detach().clone() for core in cores]
+    losses = {}
+    with torch.no_grad():
+        for rate in RATES:
+            for core, values in zip(cores, before, strict=True):
+                core.copy_(values if core.grad is None else values - rate * core.grad.sign())
+            loss = loss_of(batches[-1]).item()
+            losses[rate] = loss if math.isfinite(loss) else math.inf
+        for core, values in zip(cores, before, strict=True):
+            core.copy_(values)
+            core.grad = None
+    return min(losses, key=lambda rate: (losses[rate], rate))
 
 
 def _rate(step: int, steps: int) -> float:
