@@ -26,8 +26,8 @@ def compression_row(folder: Path) -> Row | None:
         `divergence`, in nats, from the dense network's outputs on the images held out, at the end, and
         `divergence_before`, before the distillation, each None where there was none; `mean_squared_relative_error`, of
         the outputs where they were measured, else of the kernels, over the layers that were decomposed; `parameters`
-        that are left, and the parts `parameters_kept` and `multiply_adds_kept`; the settings; and with what it was
-        made.
+        that are left, and the parts `parameters_kept`, `multiply_adds_kept` and `time_kept`, of a forward pass; the
+        settings; and with what it was made.
     """
     path = folder / REPORT
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -49,6 +49,7 @@ def compression_row(folder: Path) -> Row | None:
         "parameters": report["parameters"]["after"],
         "parameters_kept": _kept(report["parameters"]),
         "multiply_adds_kept": _kept(report["multiply_adds"]),
+        "time_kept": _kept(report["forward_seconds"]),
         "images": report["images"],
         "version": report["version"],
         "torch": report["torch"],
@@ -62,7 +63,7 @@ def _entry(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return entry if isinstance(entry, Mapping) else {}
 
 
-def _kept(counts: Mapping[str, int]) -> float:
+def _kept(counts: Mapping[str, float]) -> float:
     return counts["after"] / counts["before"]
 
 
@@ -78,13 +79,14 @@ def _mean_squared_error(layers: Sequence[Mapping[str, Any]]) -> float | None:
 def summary(rows: Sequence[Row]) -> str:
     """A line for each compression, below one for the dense network."""
     head = ["rewrites of a layer", "size", "distilled", "top-1, %", "change", "divergence", "mean sq. rel. error"]
-    lines = [[*head, "parameters", "kept", "multiply-adds kept"]]
-    lines.append(["none (dense)", "", "", f"{100 * rows[0]['accuracy']:.2f}", "", "0", "0", "", "1.000", "1.000"])
+    dense = ["none (dense)", "", "", f"{100 * rows[0]['accuracy']:.2f}", "", "0", "0", "", *["1.000"] * 3]
+    lines = [[*head, "parameters", "kept", "multiply-adds kept", "time kept"], dense]
     for row in rows:
         line = [row["compression"], row["size"], f"{row['distil']:g} passes" if row["distil"] else ""]
         line += [f"{100 * row['accuracy_after']:.2f}", f"{100 * row['accuracy_change']:+.2f}"]
         line += [_number(row[name]) for name in ("divergence", "mean_squared_relative_error")]
-        line += [f"{row['parameters']:,}", f"{row['parameters_kept']:.3f}", f"{row['multiply_adds_kept']:.3f}"]
+        kept = (row[name] for name in ("parameters_kept", "multiply_adds_kept", "time_kept"))
+        line += [f"{row['parameters']:,}", *(f"{part:.3f}" for part in kept)]
         lines.append(line)
     return aligned(lines, left=2)
 
