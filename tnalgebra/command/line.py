@@ -10,7 +10,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -208,8 +208,6 @@ class CompareRewrites(NetworkSettings):
     def _kernel(self) -> Tensor | nn.Module:
         import torch
 
-        from ..nn import kernel_layers
-
         if re.fullmatch(r"\d+(x\d+)+", self.model):
             if self.layer is not None:
                 raise LayerError(f"a shape has no layer {self.layer!r}", fix="leave the layer out")
@@ -218,30 +216,51 @@ class CompareRewrites(NetworkSettings):
         if re.fullmatch(r"\d[\d\s,*xX]*", self.model):
             fact = f"{self.model!r} is not the shape of a kernel"
             raise LayerError(fact, fix="the sizes joined by x, such as 64x64x3x3 (out, in, kh, kw)")
-        layers = kernel_layers(self.network())
-        if self.layer not in layers:
-            fact = "no layer is named" if self.layer is None else f"the network has no kernel layer {self.layer!r}"
-            raise LayerError(fact, layers=", ".join(layers))
-        return layers[self.layer]
+        return find_layer(self.network(), self.layer)
+
+
+def find_layer(model: nn.Module, name: str | None) -> nn.Module:
+    """The kernel layer of this name. Raises LayerError if there is none."""
+    from ..nn import kernel_layers
+
+    layers = kernel_layers(model)
+    if name not in layers:
+        fact = "no layer is named" if name is None else f"the network has no kernel layer {name!r}"
+        raise LayerError(fact, layers=", ".join(layers))
+    return layers[name]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTopologies(CompareRewrites):
-    """Search for the decomposition of one kernel with the least error at a size: which cores, joined by which bonds.
+    """Search for the decomposition with the least error at a size: which cores, joined by which bonds.
 
-    Example: tnalgebra search 16x16x3x3 --size "parameters 0.3" --bonds tree ring --output runs/search
+    It is that of one kernel, or one for all kernels of a network, where no layer is named. With --data, errors are
+    those of the layers' outputs over training images, and the best decompositions are ordered by the accuracy of the
+    network on other training images. The last line is code that makes the best one.
+
+    Example: tnalgebra search resnet20 --weights W.pth --data DIR --size "parameters 0.5" --output runs/search
     """
 
+    layer: Annotated[Positional[str | None], arg(metavar="LAYER")] = None
+    """the name of the layer whose kernel is decomposed; by default all; not for a shape"""
     rewrite: Suppress[tuple[str, ...]] = ()
     time: Suppress[bool] = False
     size: str = "parameters 0.3"
     """how small: parameters 0.3 or multiply-adds 0.3; or error 0.1, at which the fewest parameters are searched"""
+    data: str | None = None
+    """images: a folder with train/CLASS/*, digits (embedded), cifar10 or cifar100 (downloaded once)"""
+    calibrate: int = 1024
+    """of --data: training images, without labels, for the errors of outputs; 0: errors are those of kernels"""
+    tested: int = 2000
+    """of --data, without LAYER: others, with labels, for the accuracy of the best; 0: the errors order them"""
     cores: tuple[int, int] = (2, 4)
     """the fewest and the most cores"""
     bonds: tuple[str, ...] = ("tree", "ring", "complete", "hyperedge")
     """how cores are joined: tree, ring, complete, hyperedge, block, graph"""
     groups: tuple[str, ...] | None = None
     """groups of labels that a core may hold, each in quotes; by default any"""
+    finalists: int = 4
+    """how many of the best decompositions are fitted fully and tested"""
     output: Path | None = None
     """a folder for the rows, where the same command continues"""
     scheduler: str | None = None
@@ -251,8 +270,25 @@ class SearchTopologies(CompareRewrites):
         from ..topologies import Space, search
 
         space = Space(cores=self.cores, bonds=self.bonds, groups=self.groups)  # type: ignore[arg-type]
-        kernel = self._kernel()
-        print(search(kernel, self.size, space=space, output=self.output, seed=self.seed, scheduler=self.scheduler))
+        names = ("output", "seed", "scheduler", "finalists")
+        options = {"space": space, **{name: getattr(self, name) for name in names}}
+        if self.data is None:
+            whole = self.layer is None and not self.model[:1].isdigit()
+            print(search(self.network() if whole else self._kernel(), self.size, **options))
+            return
+        from ..model import load_images
+        from .search import search_over_images
+
+        if self.model[:1].isdigit():
+            raise LayerError(f"a random kernel of shape {self.model} has no images", fix="leave --data out")
+        images = load_images(self.data, "train")
+        model = replace(
+            self, classes=self.classes or len(images.classes), channels=self.channels or images.channels
+        ).network()
+        if self.layer is not None:
+            find_layer(model, self.layer)
+        counts = {"calibrate": self.calibrate, "tested": self.tested}
+        print(search_over_images(model, images, self.size, layer=self.layer, **counts, **options))
 
 
 @dataclass(frozen=True, kw_only=True)
