@@ -212,7 +212,7 @@ def test_another_config_is_refused_before_anything_is_trained(uninterrupted: Pat
     before = sorted((file.name, file.stat().st_mtime_ns) for file in uninterrupted.iterdir())
     settings: dict[str, Any]
     for settings, fact in [
-        ({"seed": 1}, "seed: 0 there, 1 here"),
+        ({"seed": 1}, '(60 of 360, seed 0)" there, "digits/test (60 of 360, seed 1)" here'),
         ({"epochs": 3}, "epochs: 2 there, 3 here"),
         ({"limit": None}, '(60 of 360, seed 0)" there, "digits/test" here'),
         ({"mean": (0.5,)}, "mean: [0.0] there, [0.5] here"),

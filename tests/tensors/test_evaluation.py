@@ -194,7 +194,7 @@ NAN, INF = float("nan"), float("inf")
             ["contradict", "'y' has two sizes"],
         ),
         ("K[a b]", {"K": None}, ["'K'", "NoneType"]),
-        ("K[a b]", {"K": "abc"}, ["'K'", "str"]),
+        ("K[a b]", {"K": "abc"}, ["no basis has the name 'abc'", "tensor: K"]),
         ("K[a b]", {"K": torch.eye(3).to_sparse()}, ["'K' is torch.sparse_coo"]),
         ("K[a b]", {"K": torch.empty(3, 3, device="meta")}, ["'K' has no elements", "meta"]),
     ],

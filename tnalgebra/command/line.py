@@ -64,8 +64,7 @@ class StudyNetwork(NetworkArgument, StudySettings):
     Nothing is trained again. The rows are written as they are finished, and figures are drawn from them. The same
     command continues where it was stopped, and more rewrites, sizes, networks and seeds can be added to a folder.
 
-    Example: tnalgebra study timm:resnet26 --weights W.pth --data DIR --rewrite "out kh | in kw" cp
-    --size "keep 0.5" r=8 --also resnet20=shipped --seeds 0 1
+    Example: tnalgebra study resnet20 --weights W.pth --data DIR --rewrite "out kh | in kw" cp --also cnn4=shipped
     """
 
     def __call__(self) -> None:
