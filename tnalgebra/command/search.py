@@ -49,6 +49,7 @@ def search_over_images(
     for name, count in {"calibrate": calibrate, "tested": tested}.items():
         if count < 0:
             raise DataError(f"{name} is {count}", fix="at least 0")
+    tested = tested if layer is None else 0
     if calibrate + tested > len(images):
         fact = f"{calibrate} images for errors and {tested} for accuracies are more than the {len(images)} there are"
         raise DataError(fact, fix="--calibrate 256 --tested 512")
