@@ -2,7 +2,7 @@
 
     python -m recipes.benchmarks.workers
     python -m recipes.benchmarks.workers --smoke
-    python -m recipes.benchmarks.workers --images 40 --every 1 --kills 10
+    python -m recipes.benchmarks.workers --images 60 --every 1 --kills 10
 
 The convolutions of a ResNet-20 are cut, one in each row: in this process in one thread, on one worker, on two, and on
 two of which one is killed again and again. The workers are started before the clock, and do a few rows.
@@ -42,7 +42,7 @@ class Config:
     images: int = 300
     """random test images; they determine how long a row takes"""
     every: int = 6
-    """each sixth convolution is cut, in 12 ways; 1: all 18 that a study cuts, which are 217 rows"""
+    """each sixth convolution is cut, in 12 ways; 1: all 18 that a study cuts, of which 212 rows are timed"""
     kills: int = 3
     """how often a worker is killed in the last study"""
     pause: float = 1.5
@@ -61,7 +61,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         config = dataclasses.replace(config, images=20, every=18, kills=1, pause=0.2)
     print_settings(config)
     torch.set_num_threads(1)
-    contenders = ("process", 0, 0), ("1 worker", 1, 0), ("2 workers", 2, 0), ("killed", 2, config.kills)
+    contenders = ("process", 0, 0), ("1 worker", 1, 0), ("2 workers", 2, 0), ("2 workers, killed", 2, config.kills)
     rows, serial = [], None
     for name, workers, kills in contenders[::3] if config.smoke else contenders:
         with TemporaryDirectory() as folder:
@@ -102,7 +102,8 @@ def run_study(config: Config, folder: Path, workers: int, *, kills: int) -> tupl
 
         first = study(layers[:1], SIZES[:1])[1]
         ended = Event()
-        killer = Thread(target=kill_workers, args=(client, config, kills, ended))
+        killed: list[int] = []
+        killer = Thread(target=kill_workers, args=(client, config, kills, ended, killed))
         killer.start()
         seconds, rows = study(layers, SIZES)
         ended.set()
@@ -110,18 +111,19 @@ def run_study(config: Config, folder: Path, workers: int, *, kills: int) -> tupl
         beside, _ = study(layers, SIZES)
     count = len(rows) - len(first)
     taken, alone = seconds - beside, sum(row["seconds"] for row in rows) - sum(row["seconds"] for row in first)
-    measured = {"rows": count, "seconds": round(taken, 2), "own time": round(alone, 2)}
+    measured = {"killed": len(killed), "rows": count, "seconds": round(taken, 2), "own time": round(alone, 2)}
     measured["overhead ms"] = round(1000 * (taken * max(1, workers) - alone) / count, 1)
     return measured, [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def kill_workers(client: Any, config: Config, kills: int, ended: Event) -> None:
-    """Kill a random worker several times."""
+def kill_workers(client: Any, config: Config, kills: int, ended: Event, killed: list[int]) -> None:
+    """Kill a random worker several times, while the study runs, and list their processes in `killed`."""
     chance = random.Random(config.seed)
     for _ in range(kills):
         if ended.wait(config.pause):
             return
-        os.kill(chance.choice([*client.cluster.workers.values()]).pid, signal.SIGKILL)
+        killed.append(chance.choice([*client.cluster.workers.values()]).pid)
+        os.kill(killed[-1], signal.SIGKILL)
 
 
 if __name__ == "__main__":
