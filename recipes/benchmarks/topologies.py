@@ -48,8 +48,8 @@ PEERS = {"tucker2": "Tucker-2", "cp": "CP", "tensor_ring": "ring", "tensor_train
 """Name in the catalogue -> in the table."""
 SEARCHED = "searched"
 """The contender that a search has chosen."""
-FINALISTS = 3
-"""Topologies of a kernel that are fitted from all starts, of the eight of the space."""
+FINALISTS = 8
+"""Topologies of a kernel that are fitted from all starts: those of the space."""
 FIELDS = {
     "planted": ("planted", "order", "trial", "listed", "evaluations", "parameters", "planted_parameters"),
     "resnet20": ("layer", "contender", "topology", "ranks", "parameters", "error"),

@@ -121,21 +121,23 @@ def rounds_of(tasks: Iterable[Task]) -> list[list[Task]]:
 def groups_of(tasks: Iterable[Task], layers: Mapping[str, Iterable[str]], *, spread: bool) -> list[list[Task]]:
     """Rows of one network and rewrite that are made one after another, in the order of `rounds_of`.
 
-    The networks as they are come first, so that one that looks untrained is found before any other row is made.
+    The networks as they are come first, so that one that looks untrained is found before any other row is made. Rows
+    of one layer are made in the order in which layers run, so that what is kept of one test is of use for the next.
+    Those of several layers are in one group where they share fits.
 
     Args:
         layers: name of a network -> the names of all its layers, in the order in which they run.
-        spread: whether groups are spread over workers. They are then rows of one layer, whose order is such that what
-            is kept of one test is of use for the next, or rows of the same layers that share fits; otherwise all rows
-            of a rewrite.
+        spread: whether groups are spread over workers. Otherwise all fits of a rewrite are in one group, each once.
     """
     order = {(model, name): place for model, names in layers.items() for place, name in enumerate(names)}
     models = {model: number for number, model in enumerate(layers)}
     groups: dict[tuple[Any, ...], list[Task]] = {}
     for task in tasks:
-        key, place = task.key, order[task.key.model, task.layers[0]] if len(task.layers) == 1 else -1
+        key = task.key
+        alone = len(task.layers) == 1 and (spread or key.keep is not None)  # a cut is quick, a fit may not be
+        place = order[key.model, task.layers[0]] if alone else -1
         several = (key.scope, key.keep, key.budget is None, *task.fitted.items(), key.seed) if place < 0 else ()
-        first = (task.rewrite is not None, models[key.model], place if spread else 0)
+        first = (task.rewrite is not None, models[key.model], place)
         groups.setdefault((*first, task.rewrite, *(several if spread else ())), []).append(task)
     sorted_groups = [groups[key] for key in sorted(groups, key=lambda key: key[:3])]
     return [[task for together in rounds_of(group) for task in together] for group in sorted_groups]

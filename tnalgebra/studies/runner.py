@@ -46,6 +46,8 @@ class Runner:
         drawn = time.monotonic()
         options = self.options
         todo = [task for task in tasks if task.key not in self.done]
+        if options.scheduler is None:
+            self._measure(todo)
         results = run_tasks(
             row_results,
             groups_of(
@@ -82,6 +84,12 @@ class Runner:
                     drawn = time.monotonic()
         self._draw()
         return [self.done[task.key] for task in tasks]
+
+    def _measure(self, tasks: Sequence[Task]) -> None:
+        """Measure the metrics in which rows report their errors, of all layers in one pass over the images."""
+        for name, tester in self.testers.items():
+            needed = [task.layers for task in tasks if task.key.model == name and task.key.reported]
+            tester.bench.metrics(dict.fromkeys(layer for layers in needed for layer in layers))
 
     def _draw(self) -> None:
         for name, tester in self.testers.items():

@@ -40,7 +40,7 @@ COUNTED = ("listed", "pruned", "refused", "fitted", "evaluations")
 """What is counted of a search."""
 
 _MOVED = 2
-"""The best of the finalists that have ranks to move: of so many they are moved."""
+"""Of so many topologies, the best ones that have several bonds, the ranks are moved."""
 
 PENALTY = 2.0
 """The score of a topology that did not meet an error, as a part of the kernel's parameters."""
@@ -170,6 +170,7 @@ class SearchRun:
         """The least error within a budget."""
         screened = ParameterBudget(size.fraction) if self._is_converted(size) else size  # type: ignore[union-attr]
         best: dict[str, Row] = {}
+        quick: dict[str, Row] = {}
         reasons: list[str] = []
         candidates = self._candidates(screened)
         told = candidates if isinstance(candidates, Suggestions) else None
@@ -191,6 +192,8 @@ class SearchRun:
             topology, remaining = waiting[trial.topology]
             waiting[trial.topology] = topology, remaining - 1
             best[trial.topology] = min(best.get(trial.topology, row), row, key=_error)
+            if trial.stage == "quick":
+                quick[trial.topology] = row
             if remaining > 1:
                 return
             row = best[trial.topology]
@@ -201,10 +204,11 @@ class SearchRun:
                 told.tell(topology, row["error"])
 
         self._measure(groups(), take)
-        order = sorted((row for row in best.values() if row["error"] is not None), key=_error)
-        if not order:
+        best = {name: row for name, row in best.items() if row["error"] is not None}
+        if not best:
             raise self._unmet(size, reasons)
-        rows = self._finish(order, screened)
+        finalists = sorted(best, key=lambda name: _error(quick[name]))[: self.finalists]
+        rows = self._finish(best, finalists, screened)
         return self._convert(rows, size) if self._is_converted(size) else rows
 
     def _screening(self, topology: Topology, size: Size) -> list[Trial]:
@@ -213,14 +217,19 @@ class SearchRun:
         full = [] if ranks is None else [Trial(topology.name, size, "full", ranks)]
         return [Trial(topology.name, size, "quick"), *full]
 
-    def _finish(self, order: Sequence[Row], size: Size) -> list[Row]:
-        """The rows with full fits of the finalists, and other ranks of the best of these."""
-        best = {row["topology"]: row for row in order}
+    def _finish(self, best: dict[str, Row], finalists: Sequence[str], size: Size) -> list[Row]:
+        """The rows with full fits of the finalists, and other ranks of the best ones.
+
+        Args:
+            best: name of a topology -> its best row so far.
+            finalists: those whose quick fits were the best. Full fits at the ranks of cuts are not compared with these.
+        """
 
         def take(trial: Trial, row: Row) -> None:
             if trial.stage == "full":
                 first = best[trial.topology]
-                best[trial.topology] = row if first["stage"] == "quick" else min(first, row, key=_error)
+                again = first["stage"] == "quick" and first["ranks"] == row["ranks"]
+                best[trial.topology] = row if again else min(first, row, key=_error)
             elif row["ranks"] != row["asked"]:
                 moved.append(Trial(trial.topology, size, "full", row["ranks"]))
 
@@ -228,13 +237,11 @@ class SearchRun:
             return sorted(best.values(), key=_error)
 
         moved: list[Trial] = []
-        names = [row["topology"] for row in order[: self.finalists]]
-        self._measure(([Trial(name, size, "full", best[name]["asked"])] for name in names), take)
+        self._measure(([Trial(name, size, "full")] for name in finalists), take)
         if isinstance(size, ParameterBudget) and len(self.problem.kernels) == 1:
             (kernel,) = self.problem.kernels
-            finalists = (row for row in by_error() if row["topology"] in names)
             movable = (
-                row for row in finalists if has_movable_ranks(self.problem, row["topology"], row["ranks"][kernel])
+                row for row in by_error() if has_movable_ranks(self.problem, row["topology"], row["ranks"][kernel])
             )
             chosen = list(islice(movable, _MOVED))
             self._measure(([Trial(row["topology"], size, "moved", row["ranks"])] for row in chosen), take)
