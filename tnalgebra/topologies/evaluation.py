@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..decompositions import read_rewrite
 from ..errors import RankError, RuleError, SizeError
-from ..fitting import Metric, MultiplyAddsBudget, Settings, Size, size_text
+from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Settings, Size, size_text
 from ..model import compare, error_of
-from ..networks import NamedTensor, kernel_multiply_adds
+from ..networks import kernel_multiply_adds, tensors_of
 from ..rewriting import Choices, Fit
 from ..studies import Row
 from .topology import Topology
@@ -28,6 +28,7 @@ SETTINGS: Mapping[str, Choices] = {"quick": {"starts": 4, "sweeps": 25}, "full":
 _MOVED_SWEEPS = 20
 _PROBE_SWEEPS = 6
 _MOST_MOVES = 6
+_TRIED_EXCHANGES = 3
 _LEAST_GAIN = 1e-3
 
 
@@ -156,18 +157,19 @@ def has_movable_ranks(problem: Problem, topology: str, ranks: Mapping[str, int])
 
 
 def move_ranks(problem: Problem, trial: Trial) -> Row:
-    """Better ranks with at most as many parameters, by moving sizes from one bond to another.
+    """Better ranks within the budget, by moving sizes from one bond to another.
 
     A few sweeps from the cores of the fit before show what a bond loses that is smaller, and gains that is larger.
 
     Args:
         problem: of one kernel.
-        trial: with the ranks to start from, of a topology that `has_movable_ranks`.
+        trial: with a budget of parameters and the ranks to start from, of a topology that `has_movable_ranks`.
 
     Returns:
         A row without a fit: the ranks, and how many fits were made.
     """
     assert trial.ranks is not None
+    assert isinstance(trial.size, ParameterBudget)
     ((name, kernel),) = problem.kernels.items()
     rule, ranks = read_rewrite(trial.topology, problem.labels), trial.ranks[name]
     empty = dict.fromkeys(("parameters", "multiply_adds", "error"))
@@ -176,19 +178,20 @@ def move_ranks(problem: Problem, trial: Trial) -> Row:
     topology = Topology(rule)
     probe: Choices = {**choices, "sweeps": _PROBE_SWEEPS}
     fit = rule.apply(kernel, ranks, **choices)
-    limit = fit.parameters
+    limit = math.floor(trial.size.fraction * kernel.numel())
     moved["fits"] += 1
     for _ in range(_MOST_MOVES):
-        larger, probes = _next_ranks(fit, topology, limit, partial(rule.apply, kernel, **probe))
+        exchanges, probes = _exchanges(fit, topology, limit, partial(rule.apply, kernel, **probe))
         moved["fits"] += probes
-        if larger is None:
+        before = error_of(fit)
+        for larger in exchanges[:_TRIED_EXCHANGES]:
+            other = rule.apply(kernel, larger, start=_shrunk(fit, larger), **choices)
+            moved["fits"] += 1
+            if error_of(other) <= (1 - _LEAST_GAIN) * before:
+                fit = other
+                break
+        else:
             break
-        choices["start"] = _shrunk(fit, larger)
-        other = rule.apply(kernel, larger, **choices)
-        moved["fits"] += 1
-        if error_of(other) > (1 - _LEAST_GAIN) * error_of(fit):
-            break
-        fit = other
     return {**moved, "ranks": {name: _ranks_of(fit)}}
 
 
@@ -196,13 +199,17 @@ def _ranks_of(fit: Fit) -> dict[str, int]:
     return dict(fit.trace.steps[-1].change.ranks)
 
 
-def _next_ranks(
-    fit: Fit, topology: Topology, limit: int, apply: Callable[..., Fit]
-) -> tuple[dict[str, int] | None, int]:
-    """Ranks where the bond that loses least for a parameter is smaller, and the one that gains most as much larger.
+def _exchanges(fit: Fit, topology: Topology, limit: int, apply: Callable[..., Fit]) -> tuple[list[dict[str, int]], int]:
+    """Ranks where a bond is as much larger as the limit allows, and perhaps another smaller, the most promising first.
+
+    Those come first where the smaller bond loses little for a parameter, and the larger one gains much.
+
+    Args:
+        limit: the most parameters.
+        apply: fits the kernel at ranks, from a start.
 
     Returns:
-        The ranks, None where no bond can become larger; and how many fits showed it.
+        The ranks of each exchange, and how many fits were made for their order.
     """
     ranks, sizes = _ranks_of(fit), fit.network.sizes
 
@@ -218,19 +225,21 @@ def _next_ranks(
     steps = {bond: max(1, rank // 8) for bond, rank in ranks.items()}
     losses = {bond: rate(bond, -step) for bond, step in steps.items() if step < ranks[bond]}
     gains = {bond: rate(bond, step) for bond, step in steps.items()}
-    pairs = [(gains[two] - losses[one], one, two) for one in losses for two in gains if one != two]
+    smaller = {"": dict(ranks)} | {bond: {**ranks, bond: ranks[bond] - steps[bond]} for bond in losses}
+    pairs = [(gains[two] - losses.get(one, 0.0), one, two) for one in smaller for two in gains if one != two]
+    listed = []
     for _, one, two in sorted(pairs, reverse=True):
-        trial = {**ranks, one: ranks[one] - steps[one]}
+        trial = dict(smaller[one])
         while count({**trial, two: trial[two] + 1}) <= limit:
             trial[two] += 1
         if trial[two] > ranks[two]:
-            return trial, len(losses) + len(gains)
-    return None, len(losses) + len(gains)
+            listed.append(trial)
+    return listed, len(losses) + len(gains)
 
 
 def _shrunk(fit: Fit, ranks: Mapping[str, int]) -> dict[str, Tensor]:
     """The cores of a fit, without the values of bonds that have the smallest norms, where the ranks are smaller."""
-    labels = {node.name: node.labels for node in fit.network.nodes if isinstance(node, NamedTensor)}
+    labels = {name: node.labels for name, node in tensors_of(fit.network).items()}
     values = {name: core.double() for name, core in fit.values.items()}
     for bond, rank in ranks.items():
         ends = [(name, axes.index(bond)) for name, axes in labels.items() if bond in axes]
