@@ -185,7 +185,7 @@ def move_ranks(problem: Problem, trial: Trial) -> Row:
         moved["fits"] += probes
         before = error_of(fit)
         for larger in exchanges[:_TRIED_EXCHANGES]:
-            other = rule.apply(kernel, larger, start=_shrunk(fit, larger), **choices)
+            other = rule.apply(kernel, larger, **{**choices, "start": _shrunk(fit, larger)})
             moved["fits"] += 1
             if error_of(other) <= (1 - _LEAST_GAIN) * before:
                 fit = other
