@@ -36,8 +36,8 @@ def parts(images: Images) -> tuple[list[torch.Tensor], Images]:
 
 
 def test_a_network_is_searched_by_errors_and_then_by_accuracy() -> None:
-    images, model = load_images("digits", "train").subset(200, seed=0), network()
-    counts = {"calibrate": CALIBRATE, "tested": TESTED, "seed": SEED, "finalists": 2}
+    images, model = load_images("digits", "train").subset(CALIBRATE + TESTED, seed=0), network()
+    counts = {"calibrate": CALIBRATE, "tested": None, "seed": SEED, "finalists": 2}
     found = search_over_images(model, images, "parameters 0.95", layer=None, space=SPACE, **counts)
     calibration, others = parts(images)
     same = tn.search(
@@ -59,7 +59,7 @@ def test_a_network_is_searched_by_errors_and_then_by_accuracy() -> None:
 @pytest.mark.parametrize("calibrate", [0, CALIBRATE])
 def test_a_layer_is_searched_by_the_error_of_its_output(calibrate: int) -> None:
     images, model = load_images("digits", "train").subset(200, seed=0), network()
-    counts = {"calibrate": calibrate, "tested": 2000, "seed": SEED, "finalists": 2}  # none of which a layer needs
+    counts = {"calibrate": calibrate, "tested": None, "seed": SEED, "finalists": 2}
     found = search_over_images(model, images, "parameters 0.5", layer="2", space=SPACE, **counts)
     metric = input_metrics(model, parts(images)[0], layers=["2"])["2"] if calibrate else None
     same = tn.search(model[2], "parameters 0.5", space=SPACE, metric=metric, finalists=2, seed=SEED)

@@ -250,8 +250,9 @@ class SearchTopologies(CompareRewrites):
     """images: a folder with train/CLASS/*, digits (embedded), cifar10 or cifar100 (downloaded once)"""
     calibrate: int = 1024
     """of --data: training images, without labels, for the errors of outputs; 0: errors are those of kernels"""
-    tested: int = 2000
-    """of --data, without LAYER: others, with labels, for the accuracy of the best; 0: the errors order them"""
+    tested: int | None = None
+    """of --data, without LAYER: others, with labels, for the accuracy of the best, by default those that are left and
+    at most 2000; 0: the errors order them"""
     cores: tuple[int, int] = (2, 4)
     """the fewest and the most cores"""
     bonds: tuple[str, ...] = ("tree", "ring", "complete", "hyperedge")

@@ -15,6 +15,8 @@ from ..studies import accuracy
 from ..topologies import FoundTopologies, search
 
 BATCH = 128
+MOST_TESTED = 2000
+"""Images that give the accuracy, where their number is not given."""
 
 
 def search_over_images(
@@ -24,7 +26,7 @@ def search_over_images(
     *,
     layer: str | None,
     calibrate: int,
-    tested: int,
+    tested: int | None,
     seed: int,
     **options: Any,
 ) -> FoundTopologies:
@@ -39,7 +41,7 @@ def search_over_images(
         calibrate: how many of the first images give the errors of outputs, without their labels; with 0, errors are
             those of kernels.
         tested: of a whole network: how many of the images after them give the accuracy, by which the best topologies
-            are ordered; with 0, their order is that of the errors.
+            are ordered: None for those that are left, at most 2000; with 0, their order is that of the errors.
         options: further arguments of `tn.search`.
 
     Raises:
@@ -47,9 +49,12 @@ def search_over_images(
         TnalgebraError: see `tn.search`.
     """
     for name, count in {"calibrate": calibrate, "tested": tested}.items():
-        if count < 0:
+        if count is not None and count < 0:
             raise DataError(f"{name} is {count}", fix="at least 0")
-    tested = tested if layer is None else 0
+    if layer is not None:
+        tested = 0
+    elif tested is None:
+        tested = max(0, min(MOST_TESTED, len(images) - calibrate))
     if calibrate + tested > len(images):
         fact = f"{calibrate} images for errors and {tested} for accuracies are more than the {len(images)} there are"
         raise DataError(fact, fix="--calibrate 256 --tested 512")
