@@ -195,6 +195,14 @@ def test_what_is_refused_leaves_no_page(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".page*"))
 
 
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    one, other = (write_rows(tmp_path / network / "layers", study_rows()) for network in ("first", "second"))
+    text, _ = report(tmp_path, one, other)
+    assert re.findall(r"<h2[^>]*>([^<\s]+)", text) == ["first/layers", "second/layers"]
+    text, _ = report(tmp_path, one)
+    assert re.findall(r"<h2[^>]*>([^<\s]+)", text) == ["layers"]
+
+
 def test_a_file_of_rows_stands_for_its_folder(tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "study", study_rows())
     text, _ = report(tmp_path, folder / "results.jsonl")

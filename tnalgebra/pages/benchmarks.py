@@ -36,7 +36,7 @@ def benchmark_section(run: Run) -> Section:
     ]
     text = "Times are medians of turns. A contender whose name ends in 'again' is timed twice: the difference is noise."
     return Section(
-        title=run.folder.name,
+        title=run.title,
         kind="benchmark",
         facts={name.replace("_", " "): value for name, value in facts.items() if value},
         details=run.details,
@@ -84,7 +84,7 @@ def other_section(run: Run) -> Section:
     names = dict.fromkeys(name for row in rows for name in row)
     note = "These rows are of a kind that this version has no plots and answers for. The table has all that they hold."
     return Section(
-        title=run.folder.name,
+        title=run.title,
         kind="rows",
         facts={"rows": f"{len(rows):,}"},
         details=run.details,

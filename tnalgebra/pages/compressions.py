@@ -42,7 +42,7 @@ def compression_section(run: Run) -> Section:
     }
     layers = [layer for layer in result["layers"] if isinstance(layer, Mapping)]
     return Section(
-        title=run.folder.name,
+        title=run.title,
         kind="compression",
         facts={name: text for name, text in facts.items() if text},
         details=run.details,

@@ -13,7 +13,7 @@ from .benchmarks import benchmark_section, other_section
 from .compressions import compression_section
 from .page import write_page
 from .parts import Section
-from .runs import Run, read_run
+from .runs import Run, read_runs
 from .studies import study_section
 from .trainings import training_section, trainings_section
 
@@ -35,8 +35,8 @@ def write_report(outputs: Sequence[str | Path], path: str | Path) -> None:
     """
     if not outputs:
         raise StudyError("a report of no run", fix="the folder of at least one run")
-    runs = [read_run(output) for output in outputs]
-    title = runs[0].folder.name if len(runs) == 1 else plural(len(runs), "run")
+    runs = read_runs(outputs)
+    title = runs[0].title if len(runs) == 1 else plural(len(runs), "run")
     write_page(path, f"Report: {title}", [section_of(run) for run in runs])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ ROWS, RESULT, CONFIG, DRAWINGS = "results.jsonl", "report.json", "config.json", 
 class Run:
     """A folder of results.
 
+    title: what the page calls it.
     rows: the lines of its results.jsonl.
     result: what its report.json holds.
     config: its settings.
@@ -27,6 +28,7 @@ class Run:
     """
 
     folder: Path
+    title: str
     rows: Sequence[dict[str, Any]] = ()
     result: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -46,6 +48,21 @@ class Run:
         """What is not as it should be."""
         cut_off = f"The last line of {ROWS} is unfinished, as a stopped process leaves it, and is left out."
         return [cut_off] if self.unfinished else []
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Read folders of runs, and call each by as many of its last folders as distinguish it from the others.
+
+    Raises:
+        StudyError: as `read_run` does.
+    """
+    runs = [read_run(folder) for folder in folders]
+    paths = [run.folder.resolve().parts for run in runs]
+    for length in range(1, max(map(len, paths), default=0) + 1):
+        titles = ["/".join(path[-length:]) for path in paths]
+        if len({*titles}) == len({*paths}):
+            return [replace(run, title=title) for run, title in zip(runs, titles, strict=True)]
+    return runs
 
 
 def read_run(folder: str | Path) -> Run:
@@ -75,4 +92,4 @@ def read_run(folder: str | Path) -> Run:
         needed = f"{ROWS} or {RESULT}"
         raise StudyError(fact, needed=needed, fix="the --output of a command or a recipe that has finished a row")
     settings = config if isinstance(config, Mapping) else {}
-    return Run(folder, rows, result, settings, commands, drawings, bool(unfinished))
+    return Run(folder, folder.resolve().name, rows, result, settings, commands, drawings, bool(unfinished))

@@ -51,7 +51,7 @@ def study_section(run: Run) -> Section:
         "rows": f"{len(run.rows):,}",
         "version": " and ".join(dict.fromkeys(f"tnalgebra {row['version']}" for row in run.rows)),
     }
-    shared: dict[str, Any] = {"title": run.folder.name, "kind": "study", "details": run.details}
+    shared: dict[str, Any] = {"title": run.title, "kind": "study", "details": run.details}
     if len(parts) == 1:
         (part,) = parts.values()
         return replace(part, facts=known({"network": next(iter(parts)), **part.facts, **of_run}), **shared)

@@ -34,7 +34,7 @@ def training_section(run: Run) -> Section:
         Column("seconds", [row.get("seconds") for row in rows], "short"),
     ]
     return Section(
-        title=run.folder.name,
+        title=run.title,
         kind="training",
         facts={name: text for name, text in facts.items() if text},
         details=run.details,
@@ -65,7 +65,7 @@ def trainings_section(run: Run) -> Section:
     text = "A point is an epoch of a training; epoch 0 is the network before it."
     answer = _recovery(rows) if retrained else None
     return Section(
-        title=run.folder.name,
+        title=run.title,
         kind="retraining" if retrained else "trainings",
         facts={
             "network": str(rows[0].get("model", "")),
