@@ -106,8 +106,6 @@ class TestSettings(ImageSettings, WeightSettings):
     """allow a network without trained weights, of which accuracies mean nothing"""
     calibrate: int = 1024
     """training images, without labels, over which errors of outputs are measured; 0: errors of kernels are taken"""
-    held_out: int = 0
-    """how many of them are held out of the fits: of several ways to share out a budget, the best on these is taken"""
     recalibrate_bn: bool = False
     """measure the statistics of batch normalisations again after the compression, on 5000 training images"""
     recalibrate_shift: int = 0
@@ -137,14 +135,11 @@ class TestSettings(ImageSettings, WeightSettings):
         """
         require_library(self.model)
         check_scheduler(self.scheduler)
-        least = {"calibrate": 0, "held_out": 0, "recalibrate_shift": 0, "batch_size": 1, "limit": 1, **least}
+        least = {"calibrate": 0, "recalibrate_shift": 0, "batch_size": 1, "limit": 1, **least}
         for name, bound in least.items():
             value: Any = getattr(self, name)
             if value is not None and value < bound:
                 raise DataError(f"{name.replace('_', '-')} is {value}", fix=f"at least {bound}")
-        if self.held_out and self.held_out >= self.calibrate:
-            fact = f"{self.held_out} of {self.calibrate} calibration images cannot be held out"
-            raise DataError(fact, fix=f"--calibrate {4 * self.held_out}")
 
     def recalibration(self, training: Images) -> Images:
         """The training images for the batch normalisations."""
@@ -152,17 +147,9 @@ class TestSettings(ImageSettings, WeightSettings):
 
     def calibration(self, training: Images) -> Images:
         """Images that are chosen without a look at their labels, and without them: all have the first."""
-        return self._unlabelled(training, self.held_out, self.calibrate)
+        return self.unlabelled(training, 0, self.calibrate)
 
-    def held_out_images(self, training: Images) -> Images:
-        """Others of the kind of `calibration`."""
-        return self._unlabelled(training, 0, self.held_out)
-
-    def distillation(self, training: Images) -> Images:
-        """All images but those held out, without labels."""
-        return self._unlabelled(training, self.held_out, len(training))
-
-    def _unlabelled(self, training: Images, first: int, end: int) -> Images:
+    def unlabelled(self, training: Images, first: int, end: int) -> Images:
         """Images `first` to `end` of a random order, without labels."""
         import torch
 
@@ -179,6 +166,8 @@ class CompressSettings(TestSettings):
     """decompositions, each in quotes: names (see tnalgebra rules), cuts, notation; each layer gets the best of them"""
     size: str = "parameters 0.5"
     """parameters 0.5, multiply-adds 0.5 or time 0.7, of the whole network; or of each layer 8, r=8 s=4, keep 0.5"""
+    held_out: int = 0
+    """calibration images held out of the fits: of several ways to share out a budget, the best on these is taken"""
     sequential: bool = False
     """fit the layers in the order they run, each to the output it had, from the inputs it gets by then"""
     distil: float = 0.0
@@ -201,7 +190,10 @@ class CompressSettings(TestSettings):
         from ..decompositions import read_rewrite
         from ..fitting import read_size
 
-        super().check(example_batch=1, distil=0, **least)
+        super().check(example_batch=1, distil=0, held_out=0, **least)
+        if self.held_out and self.held_out >= self.calibrate:
+            fact = f"{self.held_out} of {self.calibrate} calibration images cannot be held out"
+            raise DataError(fact, fix=f"--calibrate {4 * self.held_out}")
         self.chosen_device()
         read_size(self.size)
         if not self.rewrite:
@@ -215,6 +207,18 @@ class CompressSettings(TestSettings):
             raise DataError("sequential fits need images for calibration", fix="--calibrate 1024")
         if self.onnx:
             require_packages({"onnx": "onnx", "onnxscript": "onnx"}, "--onnx")
+
+    def calibration(self, training: Images) -> Images:
+        """As of all settings, without those that are held out."""
+        return self.unlabelled(training, self.held_out, self.calibrate)
+
+    def held_out_images(self, training: Images) -> Images:
+        """Others of the kind of `calibration`."""
+        return self.unlabelled(training, 0, self.held_out)
+
+    def distillation(self, training: Images) -> Images:
+        """All images but those held out, without labels."""
+        return self.unlabelled(training, self.held_out, len(training))
 
 
 @dataclass(frozen=True, kw_only=True)
