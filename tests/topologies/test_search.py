@@ -142,6 +142,20 @@ def test_a_large_space_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one.best["topology"] == two.best["topology"]
 
 
+def test_sums_are_searched_at_a_budget_and_not_at_an_error() -> None:
+    parts = planted("A[a p] B[b c p q] C[d q]"), planted("A[b p] B[a d p q] C[c q]", seed=1)
+    groups = {"cores": (3, 3), "bonds": "tree", "groups": ("a", "b", "c", "d", "b c", "a d"), "catalogue": False}
+    single, double = (tn.Space(**groups, terms=terms) for terms in (1, 2))  # type: ignore[arg-type]
+    found = tn.search(sum(parts), "parameters 0.63", space=double, labels="a b c d", seed=1)
+    assert found.counts["listed"] == found.counts["pruned"] + found.counts["refused"] + found.counts["fitted"]
+    assert " + " in found.best["topology"]
+    assert found.best["error"] < 1e-3
+    assert found.best["parameters"] <= 160
+    one, two = (tn.search(parts[0], "error 0.001", space=space, labels="a b c d") for space in (single, double))
+    assert two.best == {**one.best, "seconds": two.best["seconds"]}
+    assert two.counts["refused"] == two.counts["listed"] - one.counts["listed"] > 0
+
+
 def test_a_model_needs_no_example() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3))
     result = tn.search(model, "parameters 0.7", space=CUTS, finalists=1)

@@ -1,15 +1,16 @@
 """What a topology cannot do better than, from the singular values of the kernel over its cuts, and ranks from there.
 
 If some bonds of sizes r, s, ... separate the open labels S from the others, the network has at most rank r * s * ...
-across S, so that its error is at least that of the truncated SVD over S (Eckart and Young 1936).
+across S, so that its error is at least that of the truncated SVD over S (Eckart and Young 1936). The rank of a sum is
+at most the sum of its terms' ranks.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import count
+from itertools import chain, count, product
 from math import ceil, inf, prod
 from typing import NamedTuple
 
@@ -87,14 +88,23 @@ class CutErrors:
         return self._tails[key]
 
     def _whole(self, right: Network, part: str) -> str:
-        return next((node.whole for node in right.nodes if isinstance(node, Fuse) and part in node.parts), part)
+        nodes = (node for term in right.terms for node in term.nodes)
+        return next((node.whole for node in nodes if isinstance(node, Fuse) and part in node.parts), part)
 
 
 class Cut(NamedTuple):
-    """A cut of a topology between its cores: the open labels on one side, and the bonds that it cuts."""
+    """A cut of a topology between its cores.
+
+    side: the open labels on one side.
+    crossing: the bonds that it cuts, in each term.
+    """
 
     side: frozenset[str]
-    crossing: tuple[int, ...]
+    crossing: tuple[tuple[int, ...], ...]
+
+    def rank(self, ranks: Sequence[int]) -> int:
+        """The largest rank that the network may have across it."""
+        return sum(prod([ranks[bond] for bond in bonds]) for bonds in self.crossing)
 
 
 class Within(NamedTuple):
@@ -134,17 +144,22 @@ class Bounds:
 
     @cached_property
     def cuts(self) -> list[Cut]:
-        """Every bipartition of the cores that has open labels on both sides."""
-        listed = []
-        for choice in range(2 ** (len(self.cores) - 1) - 1):
-            first = {0} | {number + 1 for number in range(len(self.cores) - 1) if choice >> number & 1}
-            side = frozenset[str]().union(*(self.groups[number] for number in first))
-            if side and side != frozenset(self.topology.open):
-                inside = [
-                    {number in first for number, bonds in enumerate(self.cores) if bond in bonds}
-                    for bond in range(len(self.bonds))
-                ]
-                listed.append(Cut(side, tuple(bond for bond, sides in enumerate(inside) if len(sides) == 2)))
+        """Every bipartition of the cores that has open labels on both sides; of a sum, one of each term's, alike."""
+        names = list(self.topology.cores)
+        each = [self._cuts_of([names.index(name) for name in term]) for term in self.topology.terms]
+        alike = [side for side in each[0] if all(side in others for others in each)]
+        return [Cut(side, crossing) for side in alike for crossing in product(*(others[side] for others in each))]
+
+    def _cuts_of(self, cores: Sequence[int]) -> dict[frozenset[str], list[tuple[int, ...]]]:
+        """The cuts of one term: the open labels on the side of the first one -> the bonds that are cut, in each way."""
+        listed: dict[frozenset[str], list[tuple[int, ...]]] = {}
+        bonds = sorted({bond for core in cores for bond in self.cores[core]})
+        for choice in product((True, False), repeat=len(cores)):
+            first = {core for core, chosen in zip(cores, choice, strict=True) if chosen}
+            side = frozenset[str]().union(*(self.groups[core] for core in first))
+            if self.topology.open[0] in side and len(side) < len(self.topology.open):
+                sides = {bond: {core in first for core in cores if bond in self.cores[core]} for bond in bonds}
+                listed.setdefault(side, []).append(tuple(bond for bond in bonds if len(sides[bond]) == 2))
         return listed
 
     @property
@@ -155,12 +170,16 @@ class Bounds:
     @cached_property
     def _bridges(self) -> dict[int, frozenset[str]]:
         """Bond -> the open labels on one side, for the bonds that alone separate two parts."""
-        return {cut.crossing[0]: cut.side for cut in self.cuts if len(cut.crossing) == 1}
+        if len(self.topology.terms) > 1:
+            return {}
+        return {bonds[0]: side for side, (bonds,) in self.cuts if len(bonds) == 1}
 
     def least_parameters(self, error: float) -> int:
         """No fit of this topology with this error has fewer parameters; 0 where nothing is known."""
         if not self.topology.is_plain or not self.errors.is_bounded:
             return 0
+        if len(self.topology.terms) > 1:
+            return self.parameters([1] * len(self.bonds))
         total = 0
         for weight, group, bonds in zip(self.weights, self.groups, self.cores, strict=True):
             bridges = prod(self.rank(self._bridges[bond], error) for bond in bonds if bond in self._bridges)
@@ -218,9 +237,10 @@ class RankSearch:
 
     def __init__(self, bounds: Bounds, error: float) -> None:
         self.bounds = bounds
-        self._needed = [(bounds.rank(cut.side, error), cut.crossing) for cut in bounds.cuts]
+        self._needed = [(bounds.rank(cut.side, error), cut) for cut in bounds.cuts]
+        alone = len(bounds.topology.terms) == 1  # a core whose bonds have the rank that the kernel has across it
         self._least = [
-            weight * (bounds.rank(group, error) if 0 < len(group) < len(bounds.topology.open) else 1)
+            weight * (bounds.rank(group, error) if alone and 0 < len(group) < len(bounds.topology.open) else 1)
             for weight, group in zip(bounds.weights, bounds.groups, strict=True)
         ]
         self._is_exact = True
@@ -238,7 +258,7 @@ class RankSearch:
         )  # no larger ranks that the cuts allow have fewer parameters
         heapq.heappush(self._heap, (least, next(self._order), ranks))
 
-    def _grow(self, ranks: tuple[int, ...], bonds: Sequence[int]) -> None:
+    def _grow(self, ranks: tuple[int, ...], bonds: Iterable[int]) -> None:
         for bond in bonds:
             step = 1 if ranks[bond] < EXACT_STEPS else ceil(ranks[bond] / EXACT_STEPS)
             self._is_exact = self._is_exact and step == 1
@@ -258,8 +278,8 @@ class RankSearch:
         while self._heap and states and self._heap[0][0] <= parameters:
             states -= 1
             _, _, ranks = heapq.heappop(self._heap)
-            needed = next((bonds for least, bonds in self._needed if prod([ranks[b] for b in bonds]) < least), None)
-            self._grow(ranks, range(len(ranks)) if needed is None else needed)
+            needed = next((cut for least, cut in self._needed if cut.rank(ranks) < least), None)
+            self._grow(ranks, range(len(ranks)) if needed is None else {*chain(*needed.crossing)})
             if needed is None:
                 return ranks
         return None

@@ -33,7 +33,7 @@ class Ladder:
         Args:
             missed: the error at the ranks before, which was too large; None where they were not fitted.
         """
-        if not self.topology.is_plain:
+        if not self.topology.has_spectral_ranks:
             self.ranks, self.parameters = ({}, self.parameters) if self.ranks is None else (None, math.inf)
             return
         if self.ranks is not None:

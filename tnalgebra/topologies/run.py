@@ -42,6 +42,8 @@ COUNTED = ("listed", "pruned", "refused", "fitted", "evaluations")
 _MOVED = 2
 """Of so many topologies, the best ones that have several bonds, the ranks are moved."""
 
+_SUMS_AT_AN_ERROR = "how an error is shared out between the terms of a sum is not known"
+
 PENALTY = 2.0
 """The score of a topology that did not meet an error, as a part of the kernel's parameters."""
 
@@ -253,8 +255,8 @@ class SearchRun:
         return self.model is not None and (self.problem.layer is None or isinstance(size, TimeBudget))
 
     def _ranks_of_cuts(self, topology: Topology, size: Size) -> dict[str, dict[str, int]] | None:
-        """Ranks of a loop that all cuts allow; None where trees or other sizes need none."""
-        if not isinstance(size, ParameterBudget) or len(self.problem.kernels) > 1 or not topology.is_plain:
+        """Ranks of a loop that all cuts allow; None where trees or other sizes need none, and of sums."""
+        if not isinstance(size, ParameterBudget) or len(self.problem.kernels) > 1 or not topology.has_spectral_ranks:
             return None
         ((name, bounds),) = self._bounds(topology).items()
         ranks = bounds.within(math.floor(size.fraction * bounds.errors.kernel.numel())).ranks
@@ -324,19 +326,22 @@ class SearchRun:
         if isinstance(candidates, Suggestions):
             for topology in candidates:
                 self.counts["listed"] += 1
-                reached = self._climb([self._ladder(topology, size)], size, met, most=_CLIMBS)
+                ladders = self._ladders([topology], size)
+                reached = self._climb(ladders, size, met, most=_CLIMBS)
                 candidates.tell(topology, met[0]["parameters"] if reached else PENALTY * self.problem.parameters)
         else:
-            ladders = [self._ladder(topology, size) for topology in candidates]
-            self.counts["listed"] += len(ladders)
-            self._climb(ladders, size, met, most=self.trials)
+            topologies = list(candidates)
+            self.counts["listed"] += len(topologies)
+            self._climb(self._ladders(topologies, size), size, met, most=self.trials)
         if not met:
-            raise self._unmet(size, [])
+            raise self._unmet(size, [_SUMS_AT_AN_ERROR] if self.counts["refused"] else [])
         return met
 
-    def _ladder(self, topology: Topology, size: RelativeError) -> Ladder:
-        (bounds,) = self._bounds(topology).values()
-        return Ladder(topology, bounds, size.error)
+    def _ladders(self, topologies: Sequence[Topology], size: RelativeError) -> list[Ladder]:
+        """Of all but sums, which are refused."""
+        products = [topology for topology in topologies if len(topology.terms) == 1]
+        self.counts["refused"] += len(topologies) - len(products)
+        return [Ladder(topology, *self._bounds(topology).values(), size.error) for topology in products]
 
     def _climb(self, ladders: Sequence[Ladder], size: RelativeError, met: list[Row], *, most: int) -> bool:
         """Fit ranks in the order of their parameters until one of them meets the error and none can have fewer.

@@ -52,11 +52,21 @@ class Topology:
         return open_labels(self.right)
 
     @cached_property
+    def terms(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the cores of each term."""
+        return tuple(tuple(tensors_of(term)) for term in self.right.terms)
+
+    @cached_property
     def is_plain(self) -> bool:
-        """Whether cuts bound its error: one term of free cores, each open label on one core and each core once."""
-        occurs = Counter(label for labels in self.cores.values() for label in labels)
-        once = all(occurs[label] == 1 for label in self.open)
-        return once and len(self.right.terms) == 1 and not self.rule.fixed
+        """Whether cuts bound its error: free cores, each in one term, where each open label is on one core of it."""
+        distinct = len(self.cores) == sum(map(len, self.terms))
+        occurs = [Counter(label for name in term for label in self.cores[name]) for term in self.terms]
+        return distinct and not self.rule.fixed and all(each[label] == 1 for each in occurs for label in self.open)
+
+    @property
+    def has_spectral_ranks(self) -> bool:
+        """Whether ranks follow from its cuts: those of a sum may be shared out between its terms in many ways."""
+        return self.is_plain and len(self.terms) == 1
 
     @cached_property
     def signature(self) -> object:
