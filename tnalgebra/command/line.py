@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from tyro.conf import Positional, Suppress, arg
 
@@ -287,8 +287,8 @@ class SearchTopologies(CompareRewrites):
         ).network()
         if self.layer is not None:
             find_layer(model, self.layer)
-        counts = {"calibrate": self.calibrate, "tested": self.tested}
-        print(search_over_images(model, images, self.size, layer=self.layer, **counts, **options))
+        counts: dict[str, Any] = {name: getattr(self, name) for name in ("layer", "calibrate", "tested")}
+        print(search_over_images(model, images, self.size, **counts, **options))
 
 
 @dataclass(frozen=True, kw_only=True)

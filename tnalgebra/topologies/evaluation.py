@@ -185,7 +185,8 @@ def move_ranks(problem: Problem, trial: Trial) -> Row:
         moved["fits"] += probes
         before = error_of(fit)
         for larger in exchanges[:_TRIED_EXCHANGES]:
-            other = rule.apply(kernel, larger, **{**choices, "start": _shrunk(fit, larger)})
+            start: Choices = {**choices, "start": _shrunk(fit, larger)}
+            other = rule.apply(kernel, larger, **start)
             moved["fits"] += 1
             if error_of(other) <= (1 - _LEAST_GAIN) * before:
                 fit = other

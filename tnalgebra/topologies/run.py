@@ -341,7 +341,8 @@ class SearchRun:
         """Of all but sums, which are refused."""
         products = [topology for topology in topologies if len(topology.terms) == 1]
         self.counts["refused"] += len(topologies) - len(products)
-        return [Ladder(topology, *self._bounds(topology).values(), size.error) for topology in products]
+        (kernel,) = self.problem.kernels
+        return [Ladder(topology, self._bounds(topology)[kernel], size.error) for topology in products]
 
     def _climb(self, ladders: Sequence[Ladder], size: RelativeError, met: list[Row], *, most: int) -> bool:
         """Fit ranks in the order of their parameters until one of them meets the error and none can have fewer.
