@@ -164,15 +164,17 @@ class Bounds:
 
     @property
     def is_tree(self) -> bool:
-        """Whether every bond alone separates two parts."""
+        """Whether every bond alone separates two parts or more."""
         return len(self._bridges) == len(self.bonds)
 
     @cached_property
-    def _bridges(self) -> dict[int, frozenset[str]]:
-        """Bond -> the open labels on one side, for the bonds that alone separate two parts."""
-        if len(self.topology.terms) > 1:
-            return {}
-        return {bonds[0]: side for side, (bonds,) in self.cuts if len(bonds) == 1}
+    def _bridges(self) -> dict[int, list[frozenset[str]]]:
+        """Bond -> the open labels on one side, in each way in which this bond alone separates two parts."""
+        bridges: dict[int, list[frozenset[str]]] = {}
+        for side, (bonds, *others) in self.cuts:
+            if len(bonds) == 1 and not others:
+                bridges.setdefault(bonds[0], []).append(side)
+        return bridges
 
     def least_parameters(self, error: float) -> int:
         """No fit of this topology with this error has fewer parameters; 0 where nothing is known."""
@@ -182,7 +184,8 @@ class Bounds:
             return self.parameters([1] * len(self.bonds))
         total = 0
         for weight, group, bonds in zip(self.weights, self.groups, self.cores, strict=True):
-            bridges = prod(self.rank(self._bridges[bond], error) for bond in bonds if bond in self._bridges)
+            sides = [self._bridges[bond] for bond in bonds if bond in self._bridges]
+            bridges = prod(max(self.rank(side, error) for side in each) for each in sides)
             alone = self.rank(group, error) if 0 < len(group) < len(self.topology.open) else 1
             total += weight * max(bridges, alone)
         return total
