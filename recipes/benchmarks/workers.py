@@ -103,7 +103,7 @@ def run_study(config: Config, folder: Path, workers: int, *, kills: int) -> tupl
         first = study(layers[:1], SIZES[:1])[1]
         ended = Event()
         killed: list[int] = []
-        killer = Thread(target=kill_workers, args=(client, config, kills, ended, killed))
+        killer = Thread(target=kill_workers, args=(client, config, ended, killed), kwargs={"kills": kills})
         killer.start()
         seconds, rows = study(layers, SIZES)
         ended.set()
@@ -116,7 +116,7 @@ def run_study(config: Config, folder: Path, workers: int, *, kills: int) -> tupl
     return measured, [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def kill_workers(client: Any, config: Config, kills: int, ended: Event, killed: list[int]) -> None:
+def kill_workers(client: Any, config: Config, ended: Event, killed: list[int], *, kills: int) -> None:
     """Kill a random worker several times, while the study runs, and list their processes in `killed`."""
     chance = random.Random(config.seed)
     for _ in range(kills):
