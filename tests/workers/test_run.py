@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -58,6 +58,26 @@ def test_workers_that_die_and_hang_are_replaced(client: Client, tmp_path: Path) 
     assert sorted((task, square) for task, (square, *_) in results) == [(task, task * task) for task in TASKS]
     sent_to = [path.name.split("-")[1] for path in tmp_path.glob("unpickled-*")]
     assert len(sent_to) == len({*sent_to}) > 2
+
+
+def test_a_worker_may_die_while_it_gets_what_is_shared(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask then closes the connection of the call, as in the first call here."""
+    from distributed.comm import CommClosedError
+
+    register, calls = client.register_plugin, list[str]()
+
+    def dying(*plugin: Any, name: str) -> Any:
+        calls.append(name)
+        if len(calls) == 1:
+            raise CommClosedError("a worker has died")
+        return register(*plugin, name=name)
+
+    monkeypatch.setattr(client, "register_plugin", dying)
+    results = [result for _, (result, _) in run_tasks(squares, [[2], [3]], shared=Bench(tmp_path), scheduler=client)]
+    assert sorted(results) == [4, 9]
+    assert len(calls) == 2
 
 
 def test_groups_may_depend_on_results(client: Client, tmp_path: Path) -> None:

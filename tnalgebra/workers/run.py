@@ -20,6 +20,8 @@ from .versions import versions
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+    from .remote import Shared
+
 S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
@@ -126,8 +128,8 @@ class _Run(Generic[S, T, R]):
 
         try:
             with self._reaching():
-                self.client.register_plugin(Shared(dumps(shared), versions()), name=self.name)
                 self.client.subscribe_topic(self.name, lambda event: self.queue.put(event[1]))
+                self._share(Shared(dumps(shared), versions()))
             remaining = iter(groups)
             while True:
                 for tasks in islice(remaining, max(0, self._free())):
@@ -137,6 +139,19 @@ class _Run(Generic[S, T, R]):
                 yield from self._next()
         finally:
             self._end()
+
+    def _share(self, shared: Shared) -> None:
+        """Send what is shared to all workers, again where one of them dies meanwhile."""
+        from distributed.comm import CommClosedError
+
+        for left in reversed(range(DEATHS)):
+            try:
+                self.client.register_plugin(shared, name=self.name)
+                return
+            except CommClosedError:
+                if not left:
+                    raise
+                self.client.nthreads()  # raises if it is the scheduler that is lost
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
