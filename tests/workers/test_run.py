@@ -64,7 +64,7 @@ def test_a_worker_may_die_while_it_gets_what_is_shared(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dask then closes the connection of the call, as in the first call here."""
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     register, calls = client.register_plugin, list[str]()
 

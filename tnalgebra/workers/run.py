@@ -142,7 +142,7 @@ class _Run(Generic[S, T, R]):
 
     def _share(self, shared: Shared) -> None:
         """Send what is shared to all workers, again where one of them dies meanwhile."""
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
 
         for left in reversed(range(DEATHS)):
             try:
