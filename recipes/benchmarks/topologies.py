@@ -148,13 +148,19 @@ def search_planted(config: Config, store: tn.studies.Store) -> None:
         tensor, parameters = plant(bonds, order, trial)
         start = perf_counter()
         folder = store.folder / f"{name}-{order}-{trial}".replace(" ", "-")
-        result = tn.search(tensor, ERROR, space=space, labels=labels, output=folder, seed=config.seed)
+        found: Row = dict.fromkeys(("listed", "evaluations", "parameters"))
+        try:
+            result = tn.search(tensor, ERROR, space=space, labels=labels, output=folder, seed=config.seed)
+        except tn.errors.RankError as error:  # no fit met the error
+            print(error)
+        else:
+            found |= {"listed": result.counts["listed"], "evaluations": result.counts["evaluations"]}
+            found["parameters"] = result.best["parameters"]
         row: Row = {
             "planted": name,
             "order": order,
             "trial": trial,
-            **{count: result.counts[count] for count in ("listed", "evaluations")},
-            "parameters": result.best["parameters"],
+            **found,
             "planted_parameters": parameters,
             **tn.studies.made_with("cpu"),
             "seconds": round(perf_counter() - start, 1),
@@ -168,16 +174,17 @@ def planted_table(rows: Sequence[Row]) -> tuple[Sequence[str], list[Sequence[str
     lines: list[Sequence[str]] = []
     for name, order in dict.fromkeys((row["planted"], row["order"]) for row in rows):
         some = [row for row in rows if (row["planted"], row["order"]) == (name, order)]
-        counts = [row["evaluations"] for row in some]
-        met = sum(row["parameters"] <= row["planted_parameters"] for row in some)
-        mean = f"{sum(counts) / len(counts):.1f}"
+        reached = [row for row in some if row["parameters"] is not None]
+        counts = [row["evaluations"] for row in reached]
+        met = sum(row["parameters"] <= row["planted_parameters"] for row in reached)
+        mean = f"{sum(counts) / len(counts):.1f}" if counts else ""
         lines.append(
             (
                 name,
                 str(order),
-                f"{some[0]['listed']:,}",
+                f"{reached[0]['listed']:,}" if reached else "",
                 f"{met} of {len(some)}",
-                mean if len(set(counts)) == 1 else f"{mean} (at most {max(counts)})",
+                mean if len(set(counts)) <= 1 else f"{mean} (at most {max(counts)})",
                 least_of_a_pass(name.split()[-1], order),
                 f"{sum(row['seconds'] for row in some) / len(some):.1f}",
             )

@@ -27,7 +27,7 @@ from .space import Space
 from .suggestions import Suggestions
 from .topology import Topology
 
-MOST_LISTED = 1000
+MOST_LISTED = 2000
 """A space of at most so many topologies is gone through completely; of a larger one, optuna suggests topologies."""
 
 TRIAL_KEYS = ("topology", "size", "stage", "asked", "reason", "ranks", "parameters", "multiply_adds", "error")

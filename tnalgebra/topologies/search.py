@@ -46,7 +46,7 @@ def search(
 
     Topologies are fitted quickly in the order of the bounds that the kernel's cuts give, up to where a bound is above
     the best error. The best ones are fitted again from more starts, with ranks moved between the bonds of loops. Of
-    more than 1,000 topologies optuna suggests some.
+    more than 2,000 topologies optuna suggests some.
 
     Args:
         subject: a kernel; a convolution, transposed convolution or linear layer; or a model, all kernels of which get
