@@ -144,8 +144,10 @@ def test_a_large_space_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sums_are_searched_at_a_budget_and_not_at_an_error() -> None:
     parts = planted("A[a p] B[b c p q] C[d q]"), planted("A[b p] B[a d p q] C[c q]", seed=1)
-    groups = {"cores": (3, 3), "bonds": "tree", "groups": ("a", "b", "c", "d", "b c", "a d"), "catalogue": False}
-    single, double = (tn.Space(**groups, terms=terms) for terms in (1, 2))  # type: ignore[arg-type]
+    groups = ("a", "b", "c", "d", "b c", "a d")
+    single, double = (
+        tn.Space(cores=(3, 3), bonds="tree", groups=groups, catalogue=False, terms=terms) for terms in (1, 2)
+    )
     found = tn.search(sum(parts), "parameters 0.63", space=double, labels="a b c d", seed=1)
     assert found.counts["listed"] == found.counts["pruned"] + found.counts["refused"] + found.counts["fitted"]
     assert " + " in found.best["topology"]

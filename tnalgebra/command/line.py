@@ -219,7 +219,7 @@ class CompareRewrites(NetworkSettings):
 
 
 def find_layer(model: nn.Module, name: str | None) -> nn.Module:
-    """The kernel layer of this name. Raises LayerError if there is none."""
+    """The kernel layer with this name. Raises LayerError if the model has none."""
     from ..nn import kernel_layers
 
     layers = kernel_layers(model)
@@ -269,7 +269,8 @@ class SearchTopologies(CompareRewrites):
     def __call__(self) -> None:
         from ..topologies import Space, search
 
-        space = Space(cores=self.cores, bonds=self.bonds, groups=self.groups)  # type: ignore[arg-type]
+        bonds: Any = self.bonds  # which the space checks
+        space = Space(cores=self.cores, bonds=bonds, groups=self.groups)
         names = ("output", "seed", "scheduler", "finalists")
         options = {"space": space, **{name: getattr(self, name) for name in names}}
         if self.data is None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..decompositions import read_rewrite
 from ..errors import LayerError, RankError, RuleError, SizeError
-from ..fitting import ParameterBudget, RelativeError, Size, TimeBudget, size_text
+from ..fitting import ModelBudget, ParameterBudget, RelativeError, Size, TimeBudget, size_text
 from ..model import convert
 from ..studies import Row, Store
 from ..workers import run_tasks
@@ -41,8 +41,6 @@ COUNTED = ("listed", "pruned", "refused", "fitted", "evaluations")
 
 _MOVED = 2
 """Of so many topologies, the best ones that have several bonds, the ranks are moved."""
-
-_SUMS_AT_AN_ERROR = "how an error is shared out between the terms of a sum is not known"
 
 PENALTY = 2.0
 """The score of a topology that did not meet an error, as a part of the kernel's parameters."""
@@ -116,6 +114,12 @@ class SearchRun:
                 self._count(self.ledger.add(row))
                 take(trial, row)
 
+    def _row(self, trial: Trial) -> Row:
+        """The row of one trial."""
+        rows: list[Row] = []
+        self._measure([[trial]], lambda _, row: rows.append(row))
+        return rows[0]
+
     def _count(self, row: Row) -> None:
         self.counts["evaluations"] += row.get("fits", row["error"] is not None)
 
@@ -170,7 +174,9 @@ class SearchRun:
 
     def _within(self, size: Size) -> list[Row]:
         """The least error within a budget."""
-        screened = ParameterBudget(size.fraction) if self._is_converted(size) else size  # type: ignore[union-attr]
+        screened = size
+        if isinstance(size, ModelBudget) and self._is_converted(size):
+            screened = ParameterBudget(size.fraction)
         best: dict[str, Row] = {}
         quick: dict[str, Row] = {}
         reasons: list[str] = []
@@ -334,11 +340,11 @@ class SearchRun:
             self.counts["listed"] += len(topologies)
             self._climb(self._ladders(topologies, size), size, met, most=self.trials)
         if not met:
-            raise self._unmet(size, [_SUMS_AT_AN_ERROR] if self.counts["refused"] else [])
+            raise self._unmet(size, [])
         return met
 
     def _ladders(self, topologies: Sequence[Topology], size: RelativeError) -> list[Ladder]:
-        """Of all but sums, which are refused."""
+        """Of all but sums, which are refused: how an error is shared out between terms is not known."""
         products = [topology for topology in topologies if len(topology.terms) == 1]
         self.counts["refused"] += len(topologies) - len(products)
         (kernel,) = self.problem.kernels
@@ -362,10 +368,7 @@ class SearchRun:
                 break
             if ladder.ranks is not None:
                 asked = {name: dict(ladder.ranks) for name in self.problem.kernels} if ladder.ranks else None
-                rows: list[Row] = []
-                trial = Trial(ladder.topology.name, size, "full", asked)
-                self._measure([[trial]], lambda _, row: rows.append(row))  # noqa: B023
-                (row,) = rows
+                row = self._row(Trial(ladder.topology.name, size, "full", asked))
                 most -= 1
                 if row["error"] is not None:
                     fitted.add(ladder.topology.name)
