@@ -114,6 +114,9 @@ def images_text(rows: Sequence[Row]) -> str:
     if "compression" in first:
         return compression_images(rows)
     if first.get("score_name") == "accuracy" or "test_score" in first:
+        if first.get("validation"):
+            tested = f"{first['images']:,} of them were kept out of it and gave the accuracies. No test image was used."
+            return f"The training images and their labels were used for the training. {tested}"
         tested = f"The {first['images']:,} test images and their labels gave the accuracies after each epoch"
         return f"The training images and their labels were used for the training. {tested}, and nothing else."
     if "score_name" in first:

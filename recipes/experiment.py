@@ -104,16 +104,27 @@ def begin(config: S, most: Mapping[str, int], usual: Iterable[Settings]) -> S:
     return config
 
 
-def load_both(config: S) -> tuple[S, tn.model.Images, tn.model.Images]:
+def load_both(config: S, *, validation: int = 0) -> tuple[S, tn.model.Images, tn.model.Images]:
     """The config with the mean and std of the images; training images and test images, at most as many as its limit.
 
+    Args:
+        validation: training images that are kept out of the training, and take the place of the test images.
+
     Raises:
-        DataError: the images cannot be read, or the limit is not positive.
+        DataError: the images cannot be read, the limit is not positive, or no image is left for the training.
     """
-    training, test = config.images("train"), config.images("test")
+    training = config.images("train")
+    if validation >= len(training):
+        fact = f"{validation} of {len(training)} training images are for the validation, and none for the training"
+        raise tn.errors.DataError(fact, fix=f"--validation {len(training) // 10}")
+    if validation:
+        test, training = training.split(validation, seed=config.seed)
+    else:
+        test = config.images("test")
     if config.limit is not None:
         training = training.subset(min(config.limit, len(training)), seed=config.seed)
-    print(f"\n{len(training)} training images, and for the test {tn.command.describe_images(test)}", flush=True)
+    purpose = "validation" if validation else "test"
+    print(f"\n{len(training)} training images, and for the {purpose} {tn.command.describe_images(test)}", flush=True)
     return dataclasses.replace(config, mean=test.mean, std=test.std), training, test
 
 

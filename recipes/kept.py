@@ -69,7 +69,8 @@ def read_folder(folder: Path) -> list[Row]:
     if (folder / "history.csv").exists() and (folder / "report.json").exists():
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         facts = ("model", "parameters", "images", "version", "torch", "machine")
-        return [{**{name: report[name] for name in facts}, **row} for row in report["rows"]]
+        about = {**{name: report[name] for name in facts}, "validation": report.get("validation", False)}
+        return [{**about, **row} for row in report["rows"]]
     compressions = [row for row in map(compression_row, (folder, *_parts(folder))) if row is not None]
     if compressions:
         return compressions

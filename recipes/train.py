@@ -72,6 +72,8 @@ class Config(Settings):
     """the number by which logits are divided before they are compared with the teacher's"""
     momentum: float = 0.9
     """the momentum of sgd"""
+    validation: int = 0
+    """training images that are kept out of the training and tested in place of the test images: to choose settings"""
     threads: int | None = None
     """the number of torch's threads; by default as many as torch takes by itself"""
     output: Path = Path("runs/train")
@@ -96,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:
-        config, training, test = load_both(config)
+        config, training, test = load_both(config, validation=config.validation)
         model = _start(config, training)
         teacher = None
         if config.teacher is not None:
@@ -113,6 +115,7 @@ def main(config: Config) -> dict[str, Any]:
         "parameters": parameters,
         "accuracy": history.rows[-1].test_score,
         "images": len(test),
+        "validation": bool(config.validation),
         "rows": [row._asdict() for row in history.rows],
         "config": plain(config),
         **tn.studies.made_with(config.device),
@@ -139,7 +142,7 @@ def _complete(config: Config) -> Config:
     config = dataclasses.replace(config, size=size, distillation=distillation)
     config = begin(config, SMOKE, PRESETS.values())
     config.training()
-    check_least(config, {"limit": 1, "workers": 0, "threads": 1}, tn.errors.DataError)
+    check_least(config, {"limit": 1, "workers": 0, "threads": 1, "validation": 0}, tn.errors.DataError)
     if config.load is not None and (config.weights is not None or config.rewrite):
         other = "--weights" if config.weights is not None else "--rewrite"
         fact = f"--load is a whole network, and {other} another start"
@@ -213,7 +216,8 @@ def summary(report: dict[str, Any]) -> str:
         for row in rows[-10:]
     ]
     lines += ["", f"{report['model']}, {report['parameters']:,} parameters: {100 * report['accuracy']:.2f} % "]
-    lines[-1] += f"of {report['images']} test images right after {len(rows)} epoch(s)"
+    tested = "training images kept out" if report["validation"] else "test images"
+    lines[-1] += f"of {report['images']} {tested} right after {len(rows)} epoch(s)"
     return "\n".join(lines)
 
 

@@ -126,6 +126,13 @@ def test_a_subset_is_balanced_ordered_and_of_the_images(count: int) -> None:
     assert torch.equal(chosen.labels, labels[rows])
     assert (chosen.mean, chosen.std) == ((0.25,), (1.0,))
     assert chosen.source == f"some ({count} of 13, seed 3)"
+    same, rest = images.split(count, seed=3)
+    assert torch.equal(same.pixels, chosen.pixels)
+    others = rest.pixels.flatten().long()
+    assert sorted([*rows.tolist(), *others.tolist()]) == list(range(13))
+    assert (others.diff() > 0).all()
+    assert torch.equal(rest.labels, labels[others])
+    assert (rest.mean, rest.source) == ((0.25,), f"some without {count}, seed 3")
     counts = chosen.labels.bincount(minlength=3).tolist()
     most = max(counts)
     for chosen_of_class, there_are in zip(counts, (6, 2, 5), strict=True):

@@ -77,6 +77,28 @@ def test_the_files_hold_what_was_trained(
         main(config)
 
 
+def test_validation_images_are_kept_out_of_the_training(
+    quick: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, tasks = recipe.classification, []
+
+    def seen(*given: Any, **named: Any) -> Classification:
+        tasks.append(plain(*given, **named))
+        return tasks[-1]
+
+    monkeypatch.setattr(recipe, "classification", seen)
+    config = dataclasses.replace(quick, smoke=False, epochs=1, validation=1300, seed=3)
+    report = main(config)
+    kept_out, others = load_images("digits", "train").split(1300, seed=3)
+    assert tasks[0].test.fingerprint == kept_out.fingerprint
+    assert tasks[0].training.fingerprint == others.fingerprint
+    assert report["accuracy"] == evaluate(rebuilt(quick), Classification(others, kept_out), batch_size=16)
+    assert (report["images"], report["validation"]) == (1300, True)
+    assert "% of 1300 training images kept out right" in capsys.readouterr().out
+    with refused(DataError, "training images are for the validation", "--validation 1"):
+        main(dataclasses.replace(config, validation=1500))
+
+
 def test_stopped_it_continues_with_the_same_numbers(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(quick, weights=some_weights(), rewrite=("out kh | in kw",), checkpoint_every=1)
     main(config)
@@ -171,6 +193,7 @@ def test_presets_follow_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"learning_rate": 1e25, "optimizer": "sgd"}, DivergedError, ["1 of 1", "learning rate"]),
         ({"limit": -1}, DataError, [-1]),
         ({"threads": 0}, DataError, ["threads", 0]),
+        ({"validation": -1}, DataError, ["validation", -1]),
     ],
 )
 def test_errors_say_what_is_wrong(
