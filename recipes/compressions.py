@@ -23,11 +23,11 @@ def compression_row(folder: Path) -> Row | None:
 
     Returns:
         `accuracy` and `accuracy_after`, of the test images, from 0 to 1; `accuracy_change`, their difference;
-        `divergence`, in nats, from the dense network's outputs on the images held out, at the end, and
-        `divergence_before`, before the distillation, each None where there was none; `mean_squared_relative_error`, of
-        the outputs where they were measured, else of the kernels, over the layers that were decomposed; `parameters`
-        that are left, and the parts `parameters_kept`, `multiply_adds_kept` and `time_kept`, of a forward pass; the
-        settings; and with what it was made.
+        `accuracy_fitted`, before the distillation; `divergence`, in nats, from the dense network's outputs on the
+        images held out, at the end, and `divergence_before`, before the distillation, each None where there was none;
+        `mean_squared_relative_error`, of the outputs where they were measured, else of the kernels, over the layers
+        that were decomposed, before the distillation; `parameters` that are left, and the parts `parameters_kept`,
+        `multiply_adds_kept` and `time_kept`, of a forward pass; the settings; and with what it was made.
     """
     path = folder / REPORT
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -41,6 +41,7 @@ def compression_row(folder: Path) -> Row | None:
         "model": report["model"],
         **{name: config[name] for name in SETTINGS},
         "accuracy": before,
+        "accuracy_fitted": report["accuracy"].get("fitted"),
         "accuracy_after": after,
         "accuracy_change": after - before,
         "divergence_before": divergences[0] if len(divergences) > 1 else None,
@@ -77,18 +78,28 @@ def _mean_squared_error(layers: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A line for each compression, below one for the dense network."""
+    """A line for each compression, and one for its distillation; below one for the dense network."""
     head = ["rewrites of a layer", "size", "distilled", "top-1, %", "change", "divergence", "mean sq. rel. error"]
     dense = ["none (dense)", "", "", f"{100 * rows[0]['accuracy']:.2f}", "", "0", "0", "", *["1.000"] * 3]
     lines = [[*head, "parameters", "kept", "multiply-adds kept", "time kept"], dense]
     for row in rows:
-        line = [row["compression"], row["size"], f"{row['distil']:g} passes" if row["distil"] else ""]
-        line += [f"{100 * row['accuracy_after']:.2f}", f"{100 * row['accuracy_change']:+.2f}"]
-        line += [_number(row[name]) for name in ("divergence", "mean_squared_relative_error")]
+        named, before = [row["compression"], row["size"]], row["accuracy"]
+        error = _number(row["mean_squared_relative_error"])  # of the fits; the distillation changes it
         kept = (row[name] for name in ("parameters_kept", "multiply_adds_kept", "time_kept"))
-        line += [f"{row['parameters']:,}", *(f"{part:.3f}" for part in kept)]
-        lines.append(line)
+        counted = [f"{row['parameters']:,}", *(f"{part:.3f}" for part in kept)]
+        if row.get("accuracy_fitted") is not None:
+            fitted = [*_change(before, row["accuracy_fitted"]), _number(row["divergence_before"]), error]
+            lines.append([*named, "", *fitted, *counted])
+            named, error, counted = ["", ""], "", [""] * len(counted)
+        distilled = f"{row['distil']:g} passes" if row["distil"] else ""
+        after = [*_change(before, row["accuracy_after"]), _number(row["divergence"]), error]
+        lines.append([*named, distilled, *after, *counted])
     return aligned(lines, left=2)
+
+
+def _change(before: float, after: float) -> list[str]:
+    """An accuracy in %, and its change in points."""
+    return [f"{100 * after:.2f}", f"{100 * (after - before):+.2f}"]
 
 
 def _number(value: float | None) -> str:

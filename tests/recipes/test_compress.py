@@ -212,7 +212,12 @@ def test_images_are_held_out_and_the_cores_learn_from_the_others(quick: Config) 
     result = main(dataclasses.replace(quick, held_out=16, distil=0.2))
     before, after = result["divergence"]
     assert 0 < after != before > 0
-    assert "16 training images held out" in (quick.output / TEXT).read_text()
+    fitted = main(dataclasses.replace(quick, held_out=16, output=Path("fitted")))
+    assert "fitted" not in fitted["accuracy"]
+    assert result["accuracy"]["fitted"] == fitted["accuracy"]["after"]
+    text = (quick.output / TEXT).read_text()
+    assert "16 training images held out" in text
+    assert f"{100 * fitted['accuracy']['after']:.2f} % before the distillation" in text
     with refused(DataError, "64 of 64", "--calibrate"):
         main(dataclasses.replace(quick, held_out=64, output=Path("more")))
 
@@ -233,8 +238,14 @@ def test_a_folder_of_compressions_is_kept_as_a_row_each(quick: Config, tmp_path:
         assert row["parameters_kept"] == approx(result["parameters"]["after"] / result["parameters"]["before"])
         errors = [layer["output_error"] for layer in result["layers"] if layer["rule"] is not None]
         assert row["mean_squared_relative_error"] == approx(sum(error**2 for error in errors) / len(errors))
-        line = next(line for line in summary(rows).splitlines() if str(row["size"]) in line)
-        assert f"{row['parameters']:,}" in line
-        assert f"{row['divergence']:.4f}" in line
+        lines = summary(rows).splitlines()
+        number = next(number for number, line in enumerate(lines) if str(row["size"]) in line)
+        fitted, distilled = lines[number : number + 2]
+        assert f"{row['parameters']:,}" in fitted
+        assert f"{100 * result['accuracy']['fitted']:.2f}" in fitted
+        assert f"{row['divergence_before']:.4f}" in fitted
+        assert "0.5 passes" in distilled
+        assert f"{100 * result['accuracy']['after']:.2f}" in distilled
+        assert f"{row['divergence']:.4f}" in distilled
     assert read_folder(Path("runs") / "a") == [compression_row(Path("runs") / "a")]
     assert compression_row(tmp_path) is None

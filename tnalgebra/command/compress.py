@@ -116,6 +116,7 @@ def compress_model(
     dense = copy.deepcopy(model)
     example = _example(images, settings).to(memory_format=LAYOUTS[memory_format])
     model, report = _convert(model, training, example, settings, fractions=fractions)
+    fitted = accuracy(model, images, not_finite="wrong", **tested) if settings.distil else None
     divergence = [] if training is None else _distil(model, dense, training, example, settings=settings)
     if settings.recalibrate_bn and training is not None and batch_norms(model):
         some = settings.recalibration(training)
@@ -125,7 +126,7 @@ def compress_model(
     seconds = time_models((dense, example), (model, example))
     result: CompressResult = {
         "model": settings.model,
-        "accuracy": {"before": before, "after": after},
+        "accuracy": {"before": before, **({} if fitted is None else {"fitted": fitted}), "after": after},
         "images": len(images),
         "divergence": divergence,
         "parameters": {"before": report.parameters, "after": report.parameters_after},
@@ -261,6 +262,8 @@ def _totals(result: CompressResult) -> str:
     right, still = (100 * result["accuracy"][when] for when in ("before", "after"))
     rows = [("", "before", "after", "")]
     change = f"{still - right:+.2f} points, {result['images']:,} test images"
+    if "fitted" in result["accuracy"]:
+        change += f"; {100 * result['accuracy']['fitted']:.2f} % before the distillation"
     rows.append(("top-1", f"{right:.2f} %", f"{still:.2f} %", change))
     if result["divergence"]:
         *converted, last = [f"{value:.4f}" for value in result["divergence"]]
