@@ -17,7 +17,7 @@ from torch import Tensor
 import tnalgebra as tn
 from tests.refusals import refused
 from tests.strategies import random_values
-from tnalgebra.compiler import bases, joins, operations, tune
+from tnalgebra.compiler import bases, joins, program, tune
 from tnalgebra.compiler.bases import apply_basis, has_fast_transform
 from tnalgebra.compiler.compiled import Compiled
 from tnalgebra.compiler.cost import Workload
@@ -54,7 +54,7 @@ NETWORKS = {
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fast transforms cost next to nothing, so that every plan that can have one has it."""
     monkeypatch.setattr(tune, "_remembered", OrderedDict())
-    for module in (joins, operations):
+    for module in (joins, program):
         monkeypatch.setattr(module, "basis_work", lambda *_: Workload("pointwise", read=1, written=1, calls=0))
 
 

@@ -23,7 +23,8 @@ from tests.emitted_cases import CASES, DEVICES, Case, Emitted, candidates, picke
 from tnalgebra.compiler import transforms
 from tnalgebra.compiler.choose import Candidate
 from tnalgebra.compiler.emit import argument_names, emit
-from tnalgebra.compiler.operations import Convolve, Program, Unfold
+from tnalgebra.compiler.operations import Convolve, Unfold
+from tnalgebra.compiler.program import Program
 from tnalgebra.networks.nodes import NamedTensor
 
 FUNCTIONS = {

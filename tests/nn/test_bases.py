@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import tnalgebra as tn
 from tests.checkpoint_cases import put_together, taken_apart
 from tests.refusals import refused
-from tnalgebra.compiler import joins, operations, tune
+from tnalgebra.compiler import joins, program, tune
 from tnalgebra.compiler.bases import BY_FOURIER
 from tnalgebra.compiler.cost import Workload
 from tnalgebra.compiler.operations import ApplyBasis
@@ -32,7 +32,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fast transforms cost next to nothing, so that every plan that can have one has it."""
     monkeypatch.setenv("TNALGEBRA_TUNE", "0")
     monkeypatch.setattr(tune, "_remembered", OrderedDict())
-    for module in (joins, operations):
+    for module in (joins, program):
         monkeypatch.setattr(module, "basis_work", lambda *_: Workload("pointwise", read=1, written=1, calls=0))
 
 

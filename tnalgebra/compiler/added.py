@@ -12,7 +12,8 @@ from ..networks import Network, fresh
 from . import operations as ops
 from .equal_steps import without_equal_steps
 from .joined import JoinedPrograms
-from .operations import Axes, Axis, Program
+from .operations import Axes, Axis
+from .program import Program
 
 Ends: TypeAlias = tuple[str, int, int]
 """A label, and the numbers of zeros before and behind its elements."""

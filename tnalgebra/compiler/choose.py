@@ -19,20 +19,19 @@ from .cost import FORMATS, CostModel, Format, Workload
 from .fourier_steps import may_be_faster
 from .lowering import lower
 from .operations import (
-    STYLES,
     ApplyBasis,
     Arrange,
     Convolve,
     Crop,
     Load,
     Pad,
-    Program,
     Rename,
     Toeplitz,
     TransformKernel,
     Unfold,
     shape_in,
 )
+from .program import STYLES, Program
 from .search import cheapest_trees
 from .steps import CONVOLUTION, FOURIER, Steps
 from .sums import SumPrograms

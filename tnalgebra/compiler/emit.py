@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from . import operations as ops
 from .bases import apply_basis
-from .operations import Axes, Axis, Program, labels_in
+from .operations import Axes, Axis, labels_in
 from .packing import packed_call
+from .program import Program
 from .transforms import Points, convolve_each, inverse_transform, transform, transform_kernel
 
 SizeNode: TypeAlias = "int | fx.Node"

@@ -14,7 +14,8 @@ from typing import Any
 
 from . import operations as ops
 from .joined import LABELLED, relabel_operation, words_in
-from .operations import Axes, Program, labels_in
+from .operations import Axes, labels_in
+from .program import Program
 
 _NOT_LINEAR = (ops.Load, ops.Rename, ops.Add, ops.Plus, ops.Concatenate)
 

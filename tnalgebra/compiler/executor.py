@@ -13,9 +13,10 @@ from ..networks import Network
 from .choose import Candidate
 from .emit import argument_names, emit
 from .keeper import Keeper, lower_type
-from .operations import Load, Program, TransformKernel, labels_in
+from .operations import Load, TransformKernel, labels_in
 from .packing import may_pack
 from .plan import Plan
+from .program import Program
 from .tracing import is_watched
 from .values import plain_label
 from .weights import dense_patterns, in_type, supplied_values

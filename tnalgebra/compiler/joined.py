@@ -9,7 +9,7 @@ from typing import Any
 from ..networks import fresh, fresh_words, relabel
 from . import operations as ops
 from .computation import Leaf
-from .operations import Program
+from .program import Program
 from .values import plain_label
 
 

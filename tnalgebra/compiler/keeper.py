@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .emit import argument_names, emit
-from .operations import Convolve, Load, Program
+from .operations import Convolve, Load
 from .packing import pack_kernel, packed_kernels
+from .program import Program
 from .weights import compute_values, new_names
 
 MOST_COPIED = 2**22

@@ -14,6 +14,7 @@ from .equal_steps import without_equal_steps
 from .fourier import convolve_by_fourier
 from .fourier_steps import fourier_axis
 from .operations import Axes, Axis, labels_in, shape_in
+from .program import Program, Style
 from .steps import Steps
 from .trees import ContractionTree
 from .values import (
@@ -40,13 +41,13 @@ from .values import (
 def lower(
     steps: Steps,
     tree: ContractionTree,
-    style: ops.Style,
+    style: Style,
     *,
     channels_last_inputs: bool = False,
     bias: str | None = None,
     format_kept: bool = False,
     fixed: frozenset[str] = frozenset(),
-) -> ops.Program:
+) -> Program:
     """The program of one contraction tree.
 
     Args:
@@ -81,7 +82,7 @@ def lower(
     operations = ops.used_operations(draft.operations)
     dense = {leaf.name: leaf for leaf in computation.leaves if leaf.kind == "pattern"}
     leaves = (*(leaf for leaf in dense.values() if leaf.name in draft.loaded), *patterns.values())
-    program = ops.Program(operations, computation.inputs, draft.sizes, draft.moving, leaves, style)
+    program = Program(operations, computation.inputs, draft.sizes, draft.moving, leaves, style)
     return without_equal_steps(program)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .operations import Convolve, Program, shape_in
+from .operations import Convolve, shape_in
+from .program import Program
 from .tracing import is_watched
 
 

@@ -31,7 +31,7 @@ from .added import Ends, add_programs, padded_program, program_with_bias
 from .computation import Computation, labels_with_elements, moving_labels, sort_nodes, variants
 from .equal_steps import with_collected_sums
 from .joined import in_other_words, with_kernel
-from .operations import Program, Style
+from .program import Program, Style
 from .values import plain_label
 
 Groups: TypeAlias = tuple[tuple[int, ...], ...]

@@ -10,6 +10,7 @@ from ..networks import Conv
 from . import operations as ops
 from .computation import Computation, Leaf
 from .operations import Axes, Axis, labels_in
+from .program import Style
 from .steps import Steps
 
 UNKNOWN: tuple[str, ...] = ()
@@ -46,7 +47,7 @@ class Draft:
 
     computation: Computation
     steps: Steps
-    style: ops.Style
+    style: Style
     channels_last_inputs: bool
     patterns: Mapping[int, Leaf]
     sizes: dict[str, int]

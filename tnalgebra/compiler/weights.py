@@ -13,7 +13,8 @@ from ..tensors import basis_matrix, pattern
 from .choose import Candidate, PlanRequest
 from .computation import Leaf
 from .emit import argument_names, emit
-from .operations import Arrange, Diagonal, Load, Operation, Program, Rename, Repeat
+from .operations import Arrange, Diagonal, Load, Operation, Rename, Repeat
+from .program import Program
 
 
 def dense_patterns(candidate: Candidate, request: PlanRequest) -> dict[str, Tensor]:
