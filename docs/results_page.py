@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -281,6 +281,34 @@ def _rows(kept: Mapping[str, Kept], network: str, experiment: str) -> list[Row]:
     return one.rows if one is not None else []
 
 
+def recovery_table(kept: Mapping[str, Kept]) -> str:
+    """A line for each network and truncation: the accuracies before, truncated and retrained, and the control's."""
+    lines = []
+    for network in NETWORKS:
+        experiments = [one.rows for name, one in kept.items() if name.startswith(f"{network}/retrain")]
+        lines += [[network, *line] for rows in experiments for line in _recovery_lines(rows)]
+        lines += [] if experiments else [[network, NOT_RUN, *[""] * 6]]
+    heads = ["network", "truncation", "before", "truncated", "kernels trained", "factors trained", "control", "seeds"]
+    return markdown(heads, lines, left=2)
+
+
+def _recovery_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
+    before = next(row["accuracy"] for row in rows if row["way"] is None)
+    claims = retrain.claims(rows)
+    for text in dict.fromkeys(claim.truncation for claim in claims):
+        some = {claim.way: claim for claim in claims if claim.truncation == text}
+        start = next(row["accuracy"] for row in rows if row["truncation"] == text and row["epoch"] == 0)
+        cells = []
+        for way in ("dense", "factored"):
+            claim = some.get(way)
+            mark = f" (epoch {claim.epoch})" if claim is not None and claim.recovered else ""
+            cells.append("" if claim is None else f"{100 * (before + claim.change):.2f}{mark}")
+        controls = [claim.change - claim.to_control for claim in some.values() if claim.to_control is not None]
+        cells.append(f"{100 * (before + controls[0]):.2f}" if controls else "")
+        seeds = max(claim.of for claim in some.values())
+        yield [f"`{text}`".replace("|", r"\|"), f"{100 * before:.2f}", f"{100 * start:.2f}", *cells, str(seeds)]
+
+
 def weights_table(_: Mapping[str, Kept]) -> str:
     """The weights that are shipped, from the files' metadata."""
     lines = []
@@ -306,7 +334,7 @@ def _topologies(kept: Mapping[str, Kept], name: str, table: Callable[..., Any], 
     return "\n\n".join([markdown(*table(one.rows), left=left), made_text(one)])
 
 
-SOURCES = {"networks": "", "weights": "", "claims": "", "norms": "", "planted": "", "searched": ""}
+SOURCES = dict.fromkeys(("networks", "weights", "claims", "norms", "recovery", "planted", "searched"), "")
 """The tables whose rows are those of other tables, which say where they are from."""
 ACROSS: dict[str, Callable[[Mapping[str, Kept]], str]] = {
     "networks": networks_table,
@@ -316,6 +344,7 @@ ACROSS: dict[str, Callable[[Mapping[str, Kept]], str]] = {
     "cp": lambda kept: changes_table(kept, "cp"),
     "layers": layers_table,
     "norms": norms_table,
+    "recovery": recovery_table,
     "weights": weights_table,
     "planted": planted_table,
     "searched": searched_table,
