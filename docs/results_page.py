@@ -117,8 +117,8 @@ def images_text(rows: Sequence[Row]) -> str:
         if first.get("validation"):
             tested = f"{first['images']:,} of them were kept out of it and gave the accuracies. No test image was used."
             return f"The training images and their labels were used for the training. {tested}"
-        tested = f"The {first['images']:,} test images and their labels gave the accuracies after each epoch"
-        return f"The training images and their labels were used for the training. {tested}, and nothing else."
+        tested = f"The {first['images']:,} test images and their labels gave the accuracies after each epoch."
+        return f"The training images and their labels were used for the training. {tested}"
     if "score_name" in first:
         return "The test fields gave the errors after each epoch, and nothing else."
     sentences = [f"{first['images']:,} test images and their labels gave the accuracies, and nothing else."]
@@ -178,13 +178,14 @@ def networks_table(kept: Mapping[str, Kept]) -> str:
     lines = []
     for network in NETWORKS:
         rows = _rows(kept, network, "cuts") or _rows(kept, network, "layers")
+        every = [row for name, one in kept.items() if name.startswith(f"{network}/") for row in one.rows]
         trained = _rows(kept, network, "training")
         model, data = paper.NETWORKS[network][:2]
         built = tn.command.build_model(model, classes=100 if data == "cifar100" else 10, channels=3, seed=0)
         parameters = f"{sum(parameter.numel() for parameter in built.parameters()):,}"
         epochs = f"{len(trained)} epochs, here" if trained else "published weights" if model == "resnet20" else NOT_RUN
         accuracy = f"{100 * rows[0]['accuracy']:.2f}" if rows else NOT_RUN
-        made = f"{listed(rows, 'machine')}, torch {listed(rows, 'torch')}" if rows else ""
+        made = f"{listed(every, 'machine')}, torch {listed(every, 'torch')}"
         lines.append([network, parameters, epochs, accuracy, f"{rows[0]['images']:,}" if rows else "", made])
     return markdown(["network", "parameters", "training", "top-1, %", "test images", "rows made on"], lines)
 
@@ -214,7 +215,11 @@ def spectra_table(kept: Mapping[str, Kept]) -> str:
 
 
 def changes_table(kept: Mapping[str, Kept], name: str) -> str:
-    """A line for each rewrite and size, a column for each network: the change of accuracy, and the norm lost."""
+    """A line for each rewrite and size, a column for each network.
+
+    A cell has the change of accuracy, the norm lost, and the parameters kept. Sizes that leave the same network share a
+    line, as of three singular values a quarter and an eighth are both one.
+    """
     settings: dict[tuple[str, str], dict[str, str]] = {}
     heads = []
     for network in NETWORKS:
@@ -222,13 +227,23 @@ def changes_table(kept: Mapping[str, Kept], name: str) -> str:
         heads.append(f"{network}, {100 * rows[0]['accuracy']:.2f} %" if rows else f"{network}, {NOT_RUN}")
         for row in filter(tn.studies.touched, rows):
             size = f"keep {row['keep']:g}" if row["keep"] is not None else row["ranks"]
-            cell = f"{100 * row['accuracy_change']:+.2f} ({row['mean_squared_relative_error']:.3f})"
+            numbers = f"{row['mean_squared_relative_error']:.3f}, {row['parameters_kept']:.2f}"
+            cell = f"{100 * row['accuracy_change']:+.2f} ({numbers})"
             settings.setdefault((row["rewrite"], size), {})[network] = cell
-    lines = [
-        [f"`{rewrite}`".replace("|", r"\|"), size, *(cells.get(network, "") for network in NETWORKS)]
-        for (rewrite, size), cells in settings.items()
-    ]
-    return markdown(["rewrite", "size", *heads], lines, left=2)
+    lines: list[tuple[str, list[str], dict[str, str]]] = []
+    for (rewrite, size), cells in settings.items():
+        for other, sizes, known in lines:
+            if other == rewrite and all(known.get(network, cell) == cell for network, cell in cells.items()):
+                sizes.append(size)
+                known.update(cells)
+                break
+        else:
+            lines.append((rewrite, [size], dict(cells)))
+    table = []
+    for rewrite, sizes, cells in lines:
+        named = [f"`{rewrite}`".replace("|", r"\|"), " and ".join(sizes).replace("and keep", "and")]
+        table.append([*named, *(cells.get(network, NOT_RUN) for network in NETWORKS)])
+    return markdown(["rewrite", "size", *heads], table, left=2)
 
 
 def layers_table(kept: Mapping[str, Kept]) -> str:

@@ -253,6 +253,18 @@ def test_a_row_counts_once_with_what_it_reports() -> None:
     assert counts == {CUT: 18, OTHER: 18, f"{CUT}, metric input": 36, f"{OTHER}, metric input": 36}
 
 
+def test_rows_that_keep_the_same_values_count_once() -> None:
+    rows = random_rows()
+    again = [{**each, "keep": each["keep"] - 1e-3} for each in rows]
+    for claim in (norms, bands, depth_correlation):
+        assert claim([*rows, *again]) == claim(rows)
+    others = [{**each, "rewrite": "kh | out in kw"} for each in rows]
+    assert sum(len(points) for points in norms([*rows, *others]).points.values()) == 3 * 18
+    layer = rows[0]["layers"]
+    fitted = [{**rows[0], "keep": None, "ranks": ranks, "layers": layer} for ranks in ("r=2", "r=3")]
+    assert sum(len(points) for points in norms([*rows[1:], *fitted]).points.values()) == 2 * 18 + 1
+
+
 def test_all_layers_at_once() -> None:
     rows = [row("a", 0.9, 0.0, keep=0.1), BASELINE]
     for number, loss in enumerate((0.1, 0.3, 0.2, 0.4)):

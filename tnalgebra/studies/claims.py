@@ -133,9 +133,10 @@ def curve_of(row: Row) -> str:
 def points_of(rows: Sequence[Row], scope: RowScope) -> pd.DataFrame:
     """A line for each row of a scope: curve, unit (the layer, in the scope "each"), loss of accuracy, and sizes.
 
-    Rows that differ only in what they report count once, as the one that reports the most. Rows of one layer that cut
-    nothing do not count: across `out in | kh kw` a 1x1 kernel has one singular value, which is always kept. The size
-    of a row of several layers is the root mean square of theirs.
+    Rows that differ only in what they report count once, as the one that reports the most, and so do rows that keep
+    the same values: across `kh | out in kw` a kernel has three, of which a quarter and an eighth are both one. Rows of
+    one layer that cut nothing do not count: across `out in | kh kw` a 1x1 kernel has one singular value, which is
+    always kept. The size of a row of several layers is the root mean square of theirs.
 
     Raises:
         StudyError: the rows are of several networks.
@@ -152,8 +153,9 @@ def points_of(rows: Sequence[Row], scope: RowScope) -> pd.DataFrame:
                 key = key._replace(calibration=None, reported=None)
             if key not in distinct or row["reported"] is not None:
                 distinct[key] = row
+    networks = {(key._replace(keep=None), _values_kept(row)): row for key, row in distinct.items()}
     lines = []
-    for number, row in enumerate(distinct.values()):
+    for number, row in enumerate(networks.values()):
         layers = list(row["layers"].values())
         errors = [_root_mean_square([layer.get(name) for layer in layers]) for name in get_args(ErrorName)]
         dropped = math.nan if row["keep"] is None else 1 - layers[0]["rank"] / layers[0]["values"]
@@ -162,6 +164,12 @@ def points_of(rows: Sequence[Row], scope: RowScope) -> pd.DataFrame:
     columns = ["curve", "unit", "loss", "relative_error", "output_error", "values"]
     points = data_frame(lines, columns)
     return points[points["relative_error"] > UNCHANGED] if scope == "each" else points
+
+
+def _values_kept(row: Row) -> tuple[object, ...]:
+    """What cuts at a part of the singular values leave of each layer: equal where two rows are the same network."""
+    layers = row["layers"].items() if row["keep"] is not None else ()
+    return tuple((name, layer["rank"], f"{layer['relative_error']:.6g}") for name, layer in layers)
 
 
 def _root_mean_square(values: Sequence[float | None]) -> float:
