@@ -24,7 +24,8 @@ def compression_row(folder: Path) -> Row | None:
     Returns:
         `accuracy` and `accuracy_after`, of the test images, from 0 to 1; `accuracy_change`, their difference;
         `accuracy_fitted`, before the distillation; `divergence`, in nats, from the dense network's outputs on the
-        images held out, at the end, and `divergence_before`, before the distillation, each None where there was none;
+        images held out, of the fits or after the distillation, and `divergence_before`, before the distillation, each
+        None where there was none; `undone`, whether the distillation was, as it raised the divergence;
         `mean_squared_relative_error`, of the outputs where they were measured, else of the kernels, over the layers
         that were decomposed, before the distillation; `parameters` that are left, and the parts `parameters_kept`,
         `multiply_adds_kept` and `time_kept`, of a forward pass; the settings; and with what it was made.
@@ -46,6 +47,7 @@ def compression_row(folder: Path) -> Row | None:
         "accuracy_change": after - before,
         "divergence_before": divergences[0] if len(divergences) > 1 else None,
         "divergence": divergences[-1] if divergences else None,
+        "undone": report.get("undone", False),
         "mean_squared_relative_error": _mean_squared_error(report["layers"]),
         "parameters": report["parameters"]["after"],
         "parameters_kept": _kept(report["parameters"]),
@@ -92,8 +94,10 @@ def summary(rows: Sequence[Row]) -> str:
             lines.append([*named, "", *fitted, *counted])
             named, error, counted = ["", ""], "", [""] * len(counted)
         distilled = f"{row['distil']:g} passes" if row["distil"] else ""
-        after = [*_change(before, row["accuracy_after"]), _number(row["divergence"]), error]
-        lines.append([*named, distilled, *after, *counted])
+        after = _change(before, row["accuracy_after"])
+        if row.get("undone"):
+            distilled, after = f"{distilled}, undone", ["", ""]
+        lines.append([*named, distilled, *after, _number(row["divergence"]), error, *counted])
     return aligned(lines, left=2)
 
 

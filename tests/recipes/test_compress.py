@@ -209,10 +209,11 @@ def test_errors_are_one_message_and_leave_no_output(
 
 
 def test_images_are_held_out_and_the_cores_learn_from_the_others(quick: Config) -> None:
-    result = main(dataclasses.replace(quick, held_out=16, distil=0.2))
+    quick = dataclasses.replace(quick, size="multiply-adds 0.5", held_out=16)
+    result = main(dataclasses.replace(quick, distil=2.0))
     before, after = result["divergence"]
-    assert 0 < after != before > 0
-    fitted = main(dataclasses.replace(quick, held_out=16, output=Path("fitted")))
+    assert 0 < after < before
+    fitted = main(dataclasses.replace(quick, output=Path("fitted")))
     assert "fitted" not in fitted["accuracy"]
     assert result["accuracy"]["fitted"] == fitted["accuracy"]["after"]
     text = (quick.output / TEXT).read_text()
@@ -220,6 +221,28 @@ def test_images_are_held_out_and_the_cores_learn_from_the_others(quick: Config) 
     assert f"{100 * fitted['accuracy']['after']:.2f} % before the distillation" in text
     with refused(DataError, "64 of 64", "--calibrate"):
         main(dataclasses.replace(quick, held_out=64, output=Path("more")))
+
+
+def test_a_distillation_that_makes_it_worse_is_undone(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(model: torch.nn.Module, *_: object, **__: object) -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+
+    fitted = main(dataclasses.replace(quick, held_out=16, output=Path("fitted")))
+    monkeypatch.setattr("tnalgebra.command.compress.distil", spoil)
+    result = main(dataclasses.replace(quick, held_out=16, distil=0.2))
+    assert result["undone"]
+    assert not fitted["undone"]
+    assert result["divergence"][1] > result["divergence"][0] == fitted["divergence"][0]
+    assert result["accuracy"]["after"] == fitted["accuracy"]["after"]
+    text = (quick.output / TEXT).read_text()
+    assert f"raised it to {result['divergence'][1]:.4f}, and is undone" in text
+    row = compression_row(quick.output)
+    assert row is not None
+    assert "0.2 passes, undone" in summary([row])
+    without_guard = main(dataclasses.replace(quick, distil=0.2, output=Path("no-images-held-out")))
+    assert not without_guard["undone"]
 
 
 def test_a_folder_of_compressions_is_kept_as_a_row_each(quick: Config, tmp_path: Path) -> None:
@@ -244,8 +267,8 @@ def test_a_folder_of_compressions_is_kept_as_a_row_each(quick: Config, tmp_path:
         assert f"{row['parameters']:,}" in fitted
         assert f"{100 * result['accuracy']['fitted']:.2f}" in fitted
         assert f"{row['divergence_before']:.4f}" in fitted
-        assert "0.5 passes" in distilled
-        assert f"{100 * result['accuracy']['after']:.2f}" in distilled
+        assert ("0.5 passes, undone" if result["undone"] else "0.5 passes") in distilled
+        assert result["undone"] or f"{100 * result['accuracy']['after']:.2f}" in distilled
         assert f"{row['divergence']:.4f}" in distilled
     assert read_folder(Path("runs") / "a") == [compression_row(Path("runs") / "a")]
     assert compression_row(tmp_path) is None

@@ -129,6 +129,7 @@ def compress_model(
         "accuracy": {"before": before, **({} if fitted is None else {"fitted": fitted}), "after": after},
         "images": len(images),
         "divergence": divergence,
+        "undone": len(divergence) > 1 and divergence[1] > divergence[0],
         "parameters": {"before": report.parameters, "after": report.parameters_after},
         "multiply_adds": {"before": report.multiply_adds, "after": report.multiply_adds_after, "batch": len(example)},
         "forward_seconds": {"before": seconds[0], "after": seconds[1], "memory_format": memory_format},
@@ -235,6 +236,8 @@ def _distil(
 ) -> list[float]:
     """Train the cores without labels, in a new order in each pass, where that is requested.
 
+    Where that raises the divergence on the images held out, the cores get their values from before again.
+
     Returns:
         The divergence from the dense network's outputs, before and after that training, on the images held out, if any.
     """
@@ -251,9 +254,13 @@ def _distil(
         batches = (x.to(memory_format=memory_format_of(example)) for x in chain.from_iterable(passes))
         print(f"distilling in {steps} steps ...", end=" ", flush=True)
         started = perf_counter()
+        fitted = copy.deepcopy(model.state_dict())
         distil(model, dense, batches, steps=steps, autocast=torch.bfloat16 if settings.autocast == "bf16" else None)
         print(f"{perf_counter() - started:.0f} s", flush=True)
-        divergence += [mean_divergence(dense, model, held_out)] if held_out else []
+        if held_out:
+            divergence.append(mean_divergence(dense, model, held_out))
+            if divergence[1] > divergence[0]:
+                model.load_state_dict(fitted)
     return divergence
 
 
@@ -262,12 +269,14 @@ def _totals(result: CompressResult) -> str:
     right, still = (100 * result["accuracy"][when] for when in ("before", "after"))
     rows = [("", "before", "after", "")]
     change = f"{still - right:+.2f} points, {result['images']:,} test images"
-    if "fitted" in result["accuracy"]:
+    if "fitted" in result["accuracy"] and not result["undone"]:
         change += f"; {100 * result['accuracy']['fitted']:.2f} % before the distillation"
     rows.append(("top-1", f"{right:.2f} %", f"{still:.2f} %", change))
     if result["divergence"]:
         *converted, last = [f"{value:.4f}" for value in result["divergence"]]
         before = f"; {converted[0]} before the distillation" if converted else ""
+        if result["undone"]:
+            before, last = f"; the distillation raised it to {last}, and is undone", converted[0]
         what = f"nats from the dense outputs, {result['config']['held_out']} training images held out{before}"
         rows.append(("divergence", "0", last, what))
     of_what = {

@@ -171,7 +171,8 @@ class CompressSettings(TestSettings):
     sequential: bool = False
     """fit the layers in the order they run, each to the output it had, from the inputs it gets by then"""
     distil: float = 0.0
-    """passes over the training images, without labels, in which the cores then learn the dense network's outputs"""
+    """passes over the training images, without labels, in which the cores then learn the dense network's outputs;
+    undone where that raises the divergence on the images held out"""
     autocast: Literal["no", "bf16"] = "no"
     """the type of products in that training: bf16 is faster where the device has it"""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
