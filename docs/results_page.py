@@ -138,7 +138,8 @@ def compression_images(rows: Sequence[Row]) -> str:
     if first["held_out"]:
         sentences.append(f"{first['held_out']:,} others gave the divergence, by which the plan was chosen.")
     if any(row["distil"] for row in rows):
-        sentences.append("The distillation had all other training images, without their labels.")
+        others = " but those held out" if first["held_out"] else ""
+        sentences.append(f"The distillation had all training images{others}, without their labels.")
     return " ".join(sentences)
 
 
