@@ -321,8 +321,8 @@ def _recovery_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
             cells.append("" if claim is None else f"{100 * (before + claim.change):.2f}{mark}")
         controls = [claim.change - claim.to_control for claim in some.values() if claim.to_control is not None]
         cells.append(f"{100 * (before + controls[0]):.2f}" if controls else "")
-        seeds = max(claim.of for claim in some.values())
-        yield [f"`{text}`".replace("|", r"\|"), f"{100 * before:.2f}", f"{100 * start:.2f}", *cells, str(seeds)]
+        seeds = " and ".join(dict.fromkeys(str(claim.of) for claim in some.values()))
+        yield [f"`{text}`".replace("|", r"\|"), f"{100 * before:.2f}", f"{100 * start:.2f}", *cells, seeds]
 
 
 def weights_table(_: Mapping[str, Kept]) -> str:
