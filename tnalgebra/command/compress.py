@@ -129,7 +129,7 @@ def compress_model(
         "accuracy": {"before": before, **({} if fitted is None else {"fitted": fitted}), "after": after},
         "images": len(images),
         "divergence": divergence,
-        "undone": len(divergence) > 1 and divergence[1] > divergence[0],
+        "undone": _is_worse(divergence),
         "parameters": {"before": report.parameters, "after": report.parameters_after},
         "multiply_adds": {"before": report.multiply_adds, "after": report.multiply_adds_after, "batch": len(example)},
         "forward_seconds": {"before": seconds[0], "after": seconds[1], "memory_format": memory_format},
@@ -259,9 +259,14 @@ def _distil(
         print(f"{perf_counter() - started:.0f} s", flush=True)
         if held_out:
             divergence.append(mean_divergence(dense, model, held_out))
-            if divergence[1] > divergence[0]:
+            if _is_worse(divergence):
                 model.load_state_dict(fitted)
     return divergence
+
+
+def _is_worse(divergence: Sequence[float]) -> bool:
+    """Whether the distillation has raised the divergence, if it was measured; NaN is worse than any number."""
+    return len(divergence) > 1 and not divergence[1] <= divergence[0]
 
 
 def _totals(result: CompressResult) -> str:

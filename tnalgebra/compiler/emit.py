@@ -306,8 +306,9 @@ class _Emitter:
 
     def _points(self, operation: ops.Transform | ops.Inverse | ops.Filter) -> list[Any]:
         """How axes are transformed, with the sizes of circles as they are at the call."""
-        pairs = zip(operation.points, operation.circles, strict=True)
-        return [Points(self.size(circle), *one[1:]) if circle else one for one, circle in pairs]  # type: ignore[arg-type]
+        sizes: list[Any] = [self.size(circle) if circle else None for circle in operation.circles]
+        pairs = zip(operation.points, sizes, strict=True)
+        return [one if size is None else Points(size, *one[1:]) for one, size in pairs]
 
     def _transform(self, operation: ops.Transform, source: fx.Node) -> fx.Node:
         return self.graph.call_function(transform, (source, self._points(operation)))

@@ -110,7 +110,8 @@ class _Steps:
                 first, second = getattr(one, name), getattr(other, name)
                 if self._may_rename(second, self._axes(first)):
                     total = self.sum([first, self._renamed(second, self._axes(first))], self._axes(first))
-                    return self._renamed(self.put(replace(one, **{name: total})), axes)  # type: ignore[type-var]
+                    step: Any = one  # a dataclass, which its class does not say
+                    return self._renamed(self.put(replace(step, **{name: total})), axes)
         return None
 
     def _form(self, operation: ops.Operation, name: str, axes: Axes) -> object:

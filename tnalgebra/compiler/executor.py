@@ -82,14 +82,16 @@ class Executor:
                 keeper = self.keeper = self.keeper or Keeper(program, self.patterns, prefix="kept", packs=True)
                 if keeper.is_current(module) or keeper.keep_unchanged(module):
                     return keeper.run(inputs, None)
-            return self.code.forward(*inputs, *self._taken(module, self.arguments, inputs[0]))  # type: ignore[no-any-return]
+            plain: Tensor = self.code.forward(*inputs, *self._taken(module, self.arguments, inputs[0]))
+            return plain
         if self.halves is None:
             code, taken = self.code, self._taken(module, self.arguments, inputs[0])
         else:
             like = getattr(module, self.halves.weight)
             contracted = self.halves.first(*self._taken(module, self.halves.taken, like))
             code, taken = self.halves.second, [*self._taken(module, self.halves.left, like), *contracted]
-        return code.forward(*inputs, *(lower_type(tensor, dtype) for tensor in taken))  # type: ignore[no-any-return]
+        value: Tensor = code.forward(*inputs, *(lower_type(tensor, dtype) for tensor in taken))
+        return value
 
     def _taken(self, module: nn.Module, names: Sequence[str], like: Tensor) -> list[Tensor]:
         """Tensors of the module by name, and patterns, of the type and on the device of another tensor."""

@@ -85,7 +85,8 @@ class Keeper:
             values = [value.detach() for value in values]
         if dtype is not None:
             values = [lower_type(value, dtype) for value in values]
-        return self.code.forward(*inputs, *values)  # type: ignore[no-any-return]
+        value: Tensor = self.code.forward(*inputs, *values)
+        return value
 
     def keep_unchanged(self, module: nn.Module) -> bool:
         """Compute the values if the module has the same plain tensors as at the last call, or this is the first one.

@@ -100,7 +100,7 @@ class Images:
         Raises:
             DataError: `count` is not between 1 and the number of images.
         """
-        return self.split(count, seed=seed)[0]
+        return self._part(self._shuffled(count, seed)[:count], f" ({count} of {len(self)}, seed {seed})")
 
     def split(self, count: int, *, seed: int) -> tuple[Images, Images]:
         """Choose images as `subset` does, and return the others too, for instance to train on them.
@@ -111,19 +111,23 @@ class Images:
         Raises:
             DataError: `count` is not between 1 and the number of images.
         """
-        total = len(self)
-        if not 1 <= count <= total:
-            raise DataError(f"cannot choose {count} images", source=self.source, needed=f"1 to {total}")
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        rest = self._shuffled(count, seed)[count:]
+        return self.subset(count, seed=seed), self._part(rest, f" without {count}, seed {seed}")
+
+    def _shuffled(self, count: int, seed: int) -> Tensor:
+        """The numbers of all images at random, so that the first ones are balanced. Raises DataError for a count."""
+        if not 1 <= count <= len(self):
+            raise DataError(f"cannot choose {count} images", source=self.source, needed=f"1 to {len(self)}")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         turn = torch.empty_like(order)  # element [i]: how many of its class come before image order[i]
         for label in range(len(self.classes)):
             members = (self.labels[order] == label).nonzero().squeeze(1)
             turn[members] = torch.arange(len(members))
-        order = order[turn.argsort(stable=True)]
-        rows, others = order[:count].sort().values, order[count:].sort().values
-        chosen, rest = (replace(self, pixels=self.pixels[some], labels=self.labels[some]) for some in (rows, others))
-        named = f"{self.source} ({count} of {total}, seed {seed})"
-        return replace(chosen, source=named), replace(rest, source=f"{self.source} without {count}, seed {seed}")
+        return order[turn.argsort(stable=True)]
+
+    def _part(self, rows: Tensor, which: str) -> Images:
+        rows = rows.sort().values
+        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], source=f"{self.source}{which}")
 
     def normalise(
         self, pixels: Tensor, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
