@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +30,7 @@ def run_command(
         SystemExit: where the recipe fails or is interrupted, see `tn.command.run`.
     """
     tn.command.run(
-        lambda: main(tyro.cli(config, description=_description(description))),
+        lambda: main(tyro.cli(config, prog=tn.studies.this_program(), description=_description(description))),
         interrupted=interrupted,
     )
 
@@ -45,13 +45,20 @@ def run_presets(presets: Mapping[str, Config], main: Callable[[Config], object],
     Raises:
         SystemExit: see `run_command`.
     """
-    text = f"{_description(description)}\nPresets, by --preset NAME: {', '.join(presets)}. Defaults below are those of "
-    configs = {name: (f"{text}{name}.", config) for name, config in presets.items()}
-    arguments = _preset_first(sys.argv[1:], next(iter(presets)))
-    tn.command.run(
-        lambda: main(tyro.extras.overridable_config_cli(configs, args=arguments)),
-        interrupted="stopped: the same command continues where it was",
-    )
+    text = f"{description or ''}\nPresets, by --preset NAME: {', '.join(presets)}. Defaults below are those of "
+
+    def command() -> object:
+        parser = ArgumentParser(prog=tn.studies.this_program(), add_help=False, allow_abbrev=False)
+        parser.add_argument("--preset", choices=presets, default=next(iter(presets)))
+        chosen, others = parser.parse_known_args()
+        config, described = presets[chosen.preset], _description(f"{text}{chosen.preset}.")
+        return main(tyro.cli(type(config), prog=parser.prog, description=described, args=others, default=config))
+
+    tn.command.run(command, interrupted="stopped: the same command continues where it was")
+
+
+def _description(text: str | None) -> str:
+    return (text or "").replace("\n\n    ", "\n    ")  # tyro makes two of an empty line before an indented one
 
 
 def smoke_folder(output: Path, usual: Iterable[Path]) -> Path:
@@ -62,17 +69,3 @@ def smoke_folder(output: Path, usual: Iterable[Path]) -> Path:
         usual: folders that a config has by default; any other was requested and is used as it is.
     """
     return output.with_name(f"{output.name}-smoke") if output in usual else output
-
-
-def _description(text: str | None) -> str:
-    return (text or "").replace("\n\n    ", "\n    ")  # tyro makes two of an empty line before an indented one
-
-
-def _preset_first(arguments: list[str], usual: str) -> list[str]:
-    """The arguments with the preset's name in front, where tyro expects it."""
-    for number, argument in enumerate(arguments):
-        option, equals, name = argument.partition("=")
-        if option == "--preset":
-            after = number + (1 if equals else 2)
-            return [*([name] if equals else arguments[number + 1 : after]), *arguments[:number], *arguments[after:]]
-    return [usual, *arguments]

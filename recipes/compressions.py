@@ -80,25 +80,39 @@ def _mean_squared_error(layers: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A line for each compression, and one for its distillation; below one for the dense network."""
-    head = ["rewrites of a layer", "size", "distilled", "top-1, %", "change", "divergence", "mean sq. rel. error"]
-    dense = ["none (dense)", "", "", f"{100 * rows[0]['accuracy']:.2f}", "", "0", "0", "", *["1.000"] * 3]
-    lines = [[*head, "parameters", "kept", "multiply-adds kept", "time kept"], dense]
+    """A line for each compression, and one for its distillation; above those of a network one for it when dense."""
+    head = ["network", "rewrites of a layer", "size", "distilled", "top-1, %", "change", "divergence"]
+    lines = [[*head, "mean sq. rel. error", "parameters", "kept", "multiply-adds kept", "time kept"]]
+    for (model, accuracy), group in _by_network(rows).items():
+        dense = [model, "none (dense)", "", "", f"{100 * accuracy:.2f}", "", "0", "0", "", *["1.000"] * 3]
+        lines += [dense, *(["", *line] for row in group for line in _lines(row))]
+    return aligned(lines, left=3)
+
+
+def _by_network(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
+    """The rows of each network, which are those of one model that have the same accuracy before."""
+    groups: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
-        named, before = [row["compression"], row["size"]], row["accuracy"]
-        error = _number(row["mean_squared_relative_error"])  # of the fits; the distillation changes it
-        kept = (row[name] for name in ("parameters_kept", "multiply_adds_kept", "time_kept"))
-        counted = [f"{row['parameters']:,}", *(f"{part:.3f}" for part in kept)]
-        if row.get("accuracy_fitted") is not None:
-            fitted = [*_change(before, row["accuracy_fitted"]), _number(row["divergence_before"]), error]
-            lines.append([*named, "", *fitted, *counted])
-            named, error, counted = ["", ""], "", [""] * len(counted)
-        distilled = f"{row['distil']:g} passes" if row["distil"] else ""
-        after = _change(before, row["accuracy_after"])
-        if row.get("undone"):
-            distilled, after = f"{distilled}, undone", ["", ""]
-        lines.append([*named, distilled, *after, _number(row["divergence"]), error, *counted])
-    return aligned(lines, left=2)
+        groups.setdefault((row["model"], row["accuracy"]), []).append(row)
+    return groups
+
+
+def _lines(row: Row) -> list[list[str]]:
+    """The line of a compression, without the network; two where it was distilled."""
+    named, before = [row["compression"], row["size"]], row["accuracy"]
+    error = _number(row["mean_squared_relative_error"])  # of the fits; the distillation changes it
+    kept = (row[name] for name in ("parameters_kept", "multiply_adds_kept", "time_kept"))
+    counted = [f"{row['parameters']:,}", *(f"{part:.3f}" for part in kept)]
+    lines = []
+    if row.get("accuracy_fitted") is not None:
+        fitted = [*_change(before, row["accuracy_fitted"]), _number(row["divergence_before"]), error]
+        lines.append([*named, "", *fitted, *counted])
+        named, error, counted = ["", ""], "", [""] * len(counted)
+    distilled = f"{row['distil']:g} passes" if row["distil"] else ""
+    after = _change(before, row["accuracy_after"])
+    if row.get("undone"):
+        distilled, after = f"{distilled}, undone", ["", ""]
+    return [*lines, [*named, distilled, *after, _number(row["divergence"]), error, *counted]]
 
 
 def _change(before: float, after: float) -> list[str]:

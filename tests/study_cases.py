@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tnalgebra as tn
 from tnalgebra.model.images import Images
-from tnalgebra.studies.store import BASELINE
+from tnalgebra.studies.rows import BASELINE
 
 CLASSES = 5
 MEAN, STD = (0.4, 0.5, 0.6), (0.25, 0.3, 0.2)

@@ -320,3 +320,14 @@ def test_a_missing_package_is_named_before_the_work(
     assert status == 2
     assert f"{package}, not installed here" in message
     assert f'pip install "tnalgebra[{extra}]"' in message
+
+
+def test_a_reader_that_has_gone_ends_the_command_without_a_traceback() -> None:
+    code = "import tnalgebra as tn; tn.command.run(lambda: [print('line', flush=True) for _ in range(9)])"
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -274,5 +274,9 @@ def test_a_folder_of_compressions_is_kept_as_a_row_each(quick: Config, tmp_path:
         assert ("0.5 passes, undone" if result["undone"] else "0.5 passes") in distilled
         assert result["undone"] or f"{100 * result['accuracy']['after']:.2f}" in distilled
         assert f"{row['divergence']:.4f}" in distilled
+    both = summary([*rows, {**rows[0], "model": "another", "accuracy": 0.5}]).splitlines()
+    heads = [line.split("  ")[0] for line in both if "none (dense)" in line]
+    assert heads == [rows[0]["model"], "another"]
+    assert both[: len(lines)] == lines
     assert read_folder(Path("runs") / "a") == [compression_row(Path("runs") / "a")]
     assert compression_row(tmp_path) is None

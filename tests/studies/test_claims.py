@@ -19,7 +19,7 @@ from tnalgebra.errors import StudyError
 from tnalgebra.studies import Correlation, Draws, claims, rank_correlation
 from tnalgebra.studies.claims import LargestCut, harmless, norm_correlation
 from tnalgebra.studies.correlation import FEWEST_UNITS, spearman
-from tnalgebra.studies.store import Row
+from tnalgebra.studies.rows import Row
 
 QUICK = Draws(resamples=50)
 FEW = f"fewer than {FEWEST_UNITS} layers or rows: "

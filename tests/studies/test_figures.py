@@ -28,7 +28,7 @@ from tnalgebra.studies import figures, kernel_figures
 from tnalgebra.studies.figures import draw_results
 from tnalgebra.studies.kernel_figures import draw_kernels
 from tnalgebra.studies.kernels import Layer
-from tnalgebra.studies.store import Row
+from tnalgebra.studies.rows import Row
 
 runner = import_module("tnalgebra.studies.runner")
 

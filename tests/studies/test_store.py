@@ -16,19 +16,9 @@ import pytest
 from tests.refusals import refused
 from tests.study_cases import NO_FIT
 from tnalgebra.errors import StudyError
-from tnalgebra.studies.store import (
-    CONFIG,
-    FIELDS,
-    LISTED_DIFFERENCES,
-    ROWS,
-    Row,
-    Store,
-    compare_configs,
-    config_hash,
-    locked,
-    read_rows,
-    table,
-)
+from tnalgebra.studies.folder import LISTED_DIFFERENCES, compare_configs, config_hash, locked
+from tnalgebra.studies.rows import FIELDS, Row, table
+from tnalgebra.studies.store import CONFIG, ROWS, Store, read_rows
 
 CONFIGURED: dict[str, Any] = {"model": "net", "seed": 0, "mean": (0.5, 0.25)}
 WEIGHTS = "0123456789abcdef"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -18,7 +19,8 @@ def run(command: Callable[[], object], *, interrupted: str = "stopped") -> None:
 
     Raises:
         SystemExit: with status 2 after an error of the package, whose message goes to the standard error; with status
-            130 after an interruption.
+            130 after an interruption; with status 141 where nobody reads the standard output any more, as after
+            `| head`.
     """
     try:
         command()
@@ -28,6 +30,9 @@ def run(command: Callable[[], object], *, interrupted: str = "stopped") -> None:
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written when Python ends
+        sys.exit(141)
 
 
 def main() -> None:

@@ -19,17 +19,8 @@ from .claims import (
 from .compress import compress_kernels
 from .correlation import Correlation, Draws, bootstrap, rank_correlation
 from .figures import MARKERS, SUFFIXES, draw_results
-from .kernel_figures import drawn_networks
-from .kernels import Layer, globs_of, layers_of, no_match
-from .options import StudyOptions
-from .rewrites import NO_FORM, Form, Rewrite, free_bonds, read_ranks
-from .store import (
-    BASELINE,
+from .folder import (
     COMMANDS_FILE,
-    FIELDS,
-    Key,
-    Row,
-    Store,
     compare_configs,
     config_hash,
     digest_state,
@@ -37,15 +28,16 @@ from .store import (
     locked,
     made_with,
     note_command,
-    of_one_layer,
     read_config,
-    read_lines,
-    read_rows,
-    table,
-    touched,
-    variant,
+    this_program,
     writing,
 )
+from .kernel_figures import drawn_networks
+from .kernels import Layer, globs_of, layers_of, no_match
+from .options import StudyOptions
+from .rewrites import NO_FORM, Form, Rewrite, free_bonds, read_ranks
+from .rows import BASELINE, FIELDS, Key, Row, of_one_layer, table, touched, variant
+from .store import Store, read_lines, read_rows
 from .study import Study, study
 
 __all__ = [
@@ -102,6 +94,7 @@ __all__ = [
     "shuffled_batches",
     "study",
     "table",
+    "this_program",
     "touched",
     "variant",
     "write_text",

@@ -17,7 +17,7 @@ import numpy as np
 from .._tables import data_frame
 from ..errors import StudyError
 from .correlation import Correlation, Draws, bootstrap, bootstrap_within, rank_correlation, spearman
-from .store import Key, Row, of_one_layer, touched, variant
+from .rows import Key, Row, of_one_layer, touched, variant
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from .kernels import Workbench, layers_of
 from .options import StudyOptions
 from .plan import Task, plan_rows, rounds_of
 from .rewrites import Rewrite
-from .store import Key
+from .rows import Key
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .._files import write_whole
 from ..model import DISTINCT_COLOURS
-from .store import BASELINE, Row, of_one_layer, touched, variant
+from .rows import BASELINE, Row, of_one_layer, touched, variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

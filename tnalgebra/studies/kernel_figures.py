@@ -11,7 +11,7 @@ from ..model import Spectra, Spectrum, cut_singular_values
 from ..networks import KERNEL_LABELS, NamedTensor, Network, parse, parse_bipartition, parse_rule
 from .figures import PANELS_ACROSS, SUFFIXES, new_figure, store_figure, wrap
 from .kernels import Layer
-from .store import Row, touched
+from .rows import Row, touched
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from ..fitting import KeepFraction, ModelBudget, ParameterBudget, Rank, Relative
 from .kernels import Layer, no_match
 from .options import StudyOptions
 from .rewrites import Rewrite
-from .store import BASELINE, Key, Row
+from .rows import BASELINE, Key, Row
 
 
 @dataclass(frozen=True, eq=False)

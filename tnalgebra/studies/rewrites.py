@@ -14,7 +14,7 @@ from ..model import Planned
 from ..networks import WORD, Network, parse_bipartition, resized
 from ..rewriting import Fit, Rule, rule
 from .kernels import Layer
-from .store import BASELINE
+from .rows import BASELINE
 
 NO_FORM = (RuleError, SizeError, ValuesError, NetworkError, NotationError)
 """The errors that say that a rewrite does not exist for kernels of some labels or sizes."""

@@ -18,11 +18,12 @@ from ..model import Images, batch_norms, convert, recalibrate_batch_norm
 from ..nn import kernel_layers
 from .accuracy import accuracy, shuffled_batches
 from .compress import Compressed, compress_rows
+from .folder import made_with
 from .kernels import Workbench, layers_left
 from .options import StudyOptions
 from .plan import Task
+from .rows import Row
 from .shared_tests import SharedTests
-from .store import Row, made_with
 
 
 def row_results(testers: Mapping[str, RowTester], tasks: Sequence[Task]) -> Iterator[Row]:

@@ -12,9 +12,11 @@ from ..errors import StudyError
 from ..model import batch_norms
 from ..workers import run_tasks
 from .figures import draw_results, figure_suffix
+from .folder import config_hash
 from .plan import Task, groups_of
 from .row_results import RowTester, row_results
-from .store import Key, Row, Store, config_hash
+from .rows import Key, Row
+from .store import Store
 
 REDRAW_SECONDS = 60
 """Seconds after which the figures are drawn again while rows come in."""

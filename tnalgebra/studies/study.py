@@ -24,14 +24,16 @@ from ..fitting import Size, read_size
 from ..model import Images, check_classes, load_images
 from ..rewriting import Fit, Rule
 from .figures import figure_suffix
+from .folder import digest_state, locked, read_config, writing
 from .kernel_figures import draw_kernels
 from .kernels import Layer, check_skip, layers_left
 from .options import StudyOptions
 from .plan import Task, plan_rows, untouched
 from .rewrites import Rewrite
 from .row_results import RowTester, in_dtype, one_image
+from .rows import Row, table
 from .runner import Runner
-from .store import CONFIG, ROWS, Row, Store, digest_state, locked, read_config, read_lines, read_rows, table, writing
+from .store import CONFIG, ROWS, Store, read_lines, read_rows
 
 REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What a network's `forward` raises on input that it is not made for; torch's own layers raise the first two."""

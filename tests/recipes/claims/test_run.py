@@ -19,7 +19,8 @@ from tests.refusals import refused
 from tnalgebra.errors import StudyError
 from tnalgebra.studies.claims import claims_of, depth_correlation, harmless, norm_correlation, norm_gain
 from tnalgebra.studies.correlation import Draws
-from tnalgebra.studies.store import ROWS, Row, read_rows
+from tnalgebra.studies.rows import Row
+from tnalgebra.studies.store import ROWS, read_rows
 
 CUTS = ("out | in kh kw", "out kh | in kw")
 LAYERS = tuple(f"layer{number}" for number in range(5))
