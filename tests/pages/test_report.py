@@ -114,10 +114,31 @@ def test_results_of_a_compression_and_of_a_training(tmp_path: Path) -> None:
     text, (layers, rows) = report(tmp_path, *folders)
     assert "90.00 % -&gt; 80.00 %" in text
     assert "conv saves most parameters" in text
+    assert "divergence" not in text
     assert values(layers, "parameters kept") == [0.4]
     assert values(rows, "training loss") == [2.0]
     assert "alert(1)" not in text, "a drawing is an image, in which nothing runs"
     assert re.findall(r'href="#(run-\d)"', text) == ["run-1", "run-2"]
+
+
+@pytest.mark.parametrize(
+    ("divergence", "undone", "said"),
+    [
+        ([0.02], False, "0.0200 nats<"),
+        ([0.02, 0.01], False, "0.0200 nats, 0.0100 nats after the distillation<"),
+        ([0.02, math.nan], True, "0.0200 nats, not finite after the distillation, which is undone<"),
+    ],
+)
+def test_a_compression_says_what_a_distillation_did(
+    divergence: list[float], undone: bool, said: str, tmp_path: Path
+) -> None:
+    accuracy = {"before": 0.9, "fitted": 0.85, "after": 0.8}
+    layers = [{"name": "conv", "rule": "cp", "relative_error": 0.25}]
+    result = {"model": "net", "layers": layers, "accuracy": accuracy, "divergence": divergence, "undone": undone}
+    (tmp_path / "report.json").write_text(json.dumps(result))
+    text, _ = report(tmp_path, tmp_path)
+    assert said in text
+    assert "85.00 %" in text
 
 
 def test_rows_of_an_unknown_kind_are_a_table(tmp_path: Path) -> None:

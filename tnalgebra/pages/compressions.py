@@ -34,6 +34,7 @@ def compression_section(run: Run) -> Section:
         if before is not None and after is not None:
             kept = "" if name == "accuracy" or not before else f" ({100 * after / before:.1f} % kept)"
             facts[what] = f"{form.format(factor * before)} -> {form.format(factor * after)}{kept}"
+    facts |= _distillation(result)
     facts |= {
         "test images": f"{result.get('images', '')}",
         "batch": str(_of(result.get("multiply_adds"), "batch") or ""),
@@ -51,6 +52,19 @@ def compression_section(run: Run) -> Section:
         datasets=[_layers(layers)],
         drawings=[Drawing(title, svg) for title, svg in run.drawings.items()],
     )
+
+
+def _distillation(result: Mapping[str, Any]) -> dict[str, str]:
+    """The divergence from the dense network's outputs, and what a distillation did to it and to the accuracy."""
+    fitted, divergences = as_number(_of(result.get("accuracy"), "fitted")), result.get("divergence")
+    numbers = [as_number(number) for number in divergences] if isinstance(divergences, list) else []
+    texts = ["not finite" if number is None else f"{number:.4f} nats" for number in numbers]
+    if len(texts) > 1:
+        texts[1] += f" after the distillation{', which is undone' if result.get('undone') else ''}"
+    return {
+        "top-1 before the distillation": "" if fitted is None else f"{100 * fitted:.2f} %",
+        "divergence": ", ".join(texts),
+    }
 
 
 def _of(entry: object, name: str) -> Any:
