@@ -18,9 +18,10 @@ from ..networks import (
     tensor_nodes,
     tensors_of,
 )
-from .apply_text import build_exact, build_fitted, build_fitted_many, outline_fitted, read_at
+from .apply_text import build_exact, build_fitted, build_fitted_many, outline_fitted
 from .matching import matches, whole_tensors
 from .options import Options, Place, check_basis_name
+from .reading import read_at
 from .rule import Rule
 from .sides import equal_for_all_sizes
 from .trace import RuleKind

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..errors import NotationError, RankError, RuleError
 from ..fitting import KeepFraction, RelativeError, chosen_ranks, select_rows, with_open_axes
 from ..networks import Network, tensors_of, with_sizes
-from .apply_text import Reading
 from .options import Choices, Options
+from .reading import Reading
 from .rule import Rule
 from .text import rule as read_text
 
