@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from itertools import takewhile
-from math import prod
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 from ..errors import RankError
@@ -130,11 +129,11 @@ def plain_rank(rank: Rank | UpTo, bond: str, *, full: int | None, because: str) 
 class Growth:
     """Ranks under budgets: the better of two greedy ways, each of which is walked once for all budgets.
 
-    From rank 1 upwards the bond grows whose next value saves most squared error a parameter. From full rank downwards
-    the bond shrinks whose last value costs least a parameter, until the budget is met, and then all grow again as far
-    as there is room. A parameter's price depends on the ranks beside it, so either way can be led astray: upwards,
-    Tucker cores stay flat; downwards, a bond of no use keeps the room of others. The better one is the one that
-    keeps more, if each bond keeps its part of the squared norm independently of the others.
+    If each bond keeps its part of the squared norm independently of the others, the whole keeps the product of these
+    parts. From rank 1 upwards the bond grows whose next value adds most to the logarithm of that product for each
+    parameter. From full rank downwards the bond shrinks whose last value costs least for each parameter, until the
+    budget is met, and then all grow again as far as there is room. A parameter's price depends on the ranks beside it,
+    so either way can be led astray; the one that keeps more is taken.
 
     Args:
         squares: bond -> squares of its singular values, descending.
@@ -142,9 +141,10 @@ class Growth:
     """
 
     def __init__(self, squares: Mapping[str, Sequence[float]], count: Callable[[Mapping[str, int]], int]) -> None:
-        self._squares, self._count = squares, count
-        self._ones = dict.fromkeys(sorted(squares), 1)
-        full = {bond: len(values) for bond, values in squares.items()}
+        self._logarithms = {bond: _logarithms(squares[bond]) for bond in sorted(squares)}
+        self._count = count
+        self._ones = dict.fromkeys(self._logarithms, 1)
+        full = {bond: len(values) for bond, values in self._logarithms.items()}
         self._upwards = _Replayed(self._growing(self._ones, math.inf))
         self._downwards = _Replayed(self._shrinking(full))
 
@@ -162,23 +162,22 @@ class Growth:
         down = next(state for state in self._downwards if state.parameters <= limit)
         # what is too large for the room that is left may leave room for another bond
         ways = [_last(self._growing(state.ranks, limit)).ranks for state in (up, down)]
-        return min(ways, key=self._left_out)
+        return max(ways, key=lambda ranks: math.fsum(self._kept(bond, rank) for bond, rank in ranks.items()))
 
-    def _left_out(self, ranks: Mapping[str, int]) -> float:
-        squares = self._squares
-        return 1 - prod(kept_part(squares[bond][:rank], squares[bond]) for bond, rank in ranks.items())
+    def _kept(self, bond: str, rank: int) -> float:
+        return self._logarithms[bond][rank - 1]
 
     def _growing(self, ranks: dict[str, int], limit: float) -> Iterator[_State]:
-        """One value at a time, the one that saves most a parameter; of equals, the first bond."""
+        """One value at a time, the one that adds most for a parameter; of equals, the first bond."""
         state = _State(self._count(ranks), ranks)
         while True:
             yield state
             best: tuple[float, _State] | None = None
             for bond, rank in state.ranks.items():
-                if rank < len(self._squares[bond]):
+                if rank < len(self._logarithms[bond]):
                     grown = {**state.ranks, bond: rank + 1}
                     parameters = self._count(grown)
-                    gain = self._squares[bond][rank] / (parameters - state.parameters)
+                    gain = (self._kept(bond, rank + 1) - self._kept(bond, rank)) / (parameters - state.parameters)
                     if parameters <= limit and (best is None or gain > best[0]):
                         best = gain, _State(parameters, grown)
             if best is None:
@@ -186,7 +185,7 @@ class Growth:
             state = best[1]
 
     def _shrinking(self, ranks: dict[str, int]) -> Iterator[_State]:
-        """One value at a time, the one that costs least a parameter; of equals, the first bond."""
+        """One value at a time, the one that costs least for a parameter; of equals, the first bond."""
         state = _State(self._count(ranks), ranks)
         yield state
         while max(state.ranks.values(), default=1) > 1:
@@ -195,12 +194,19 @@ class Growth:
                 if rank > 1:
                     shrunk = {**state.ranks, bond: rank - 1}
                     parameters = self._count(shrunk)
-                    loss = self._squares[bond][rank - 1] / (state.parameters - parameters)
+                    loss = (self._kept(bond, rank) - self._kept(bond, rank - 1)) / (state.parameters - parameters)
                     if best is None or loss < best[0]:
                         best = loss, _State(parameters, shrunk)
             assert best is not None
             state = best[1]
             yield state
+
+
+def _logarithms(squares: Sequence[float]) -> list[float]:
+    """For each rank from 1, the logarithm of the part of the squared norm that it keeps; 0 where there is no norm."""
+    dropped = [0.0, *accumulate(reversed(squares[1:]))][::-1]
+    whole = dropped[0] + squares[0]
+    return [math.log1p(-square / whole) if whole else 0.0 for square in dropped]
 
 
 class _State(NamedTuple):
