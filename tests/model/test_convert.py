@@ -84,6 +84,10 @@ def test_a_fit_is_taken_as_it_is() -> None:
     assert report["3"].ranks == {"r": 3}
     with refused(LayerError, "'5'", "(10, 8, 3, 3)", "(12, 10, 3, 3)"):
         convert(network(), {"5": fit})
+    other = network()
+    nn.init.constant_(other[3].weight, 1.0)
+    with refused(LayerError, "'3'", "another weight"):
+        convert(other, {"3": fit})
 
 
 def test_optional_patterns_need_not_fit(caplog: pytest.LogCaptureFixture) -> None:

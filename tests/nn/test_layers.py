@@ -260,6 +260,12 @@ def test_a_fit_is_used_as_it_is() -> None:
         assert layer.A.data_ptr() != fit.values["A"].data_ptr()
     with refused(LayerError, "(6, 4, 3, 2)", "(5, 4, 3, 2)"):
         tensor_nn.Conv2d.from_conv(conv(out_channels=5), fit)
+    halved = tensor_nn.Conv2d.from_conv(copy.deepcopy(module).bfloat16(), fit)
+    assert halved.relative_error == pytest.approx(fit.relative_error, abs=0.01)
+    other = copy.deepcopy(module)
+    torch_nn.init.constant_(other.weight, 1.0)
+    with refused(LayerError, "another weight"):
+        tensor_nn.Conv2d.from_conv(other, fit)
     with refused(LayerError, "seed="):
         tensor_nn.Conv2d.from_conv(module, fit, seed=1)
     with refused(LayerError, "size="):

@@ -10,9 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..decompositions import read_rewrite
-from ..errors import ValuesError
 from ..fitting import Metric, ParameterBudget, Size
-from ..networks import shape_of
+from ..nn import check_fit_of
 from ..rewriting import Choices, Fit, Rule
 
 
@@ -63,10 +62,8 @@ class Treatment:
     def apply(self, weights: Sequence[Tensor], size: Size | None, *, metrics: Sequence[Metric] | None) -> list[Fit]:
         """Fit weights of one shape together; `size` is used if the treatment has no size."""
         if self.fit is not None:
-            shape = shape_of(self.fit.network, self.fit.network.output)
-            if shape != tuple(weights[0].shape):
-                fact = f"the fit is one of a tensor of shape {shape}"
-                raise ValuesError(fact, weight=tuple(weights[0].shape), fix="a fit of this weight, or its rule")
+            for weight in weights:
+                check_fit_of(self.fit, weight)
             return [self.fit] * len(weights)
         assert self.rule is not None
         chosen = self.size if self.size is not None else size

@@ -20,7 +20,7 @@ from .layers import (
     in_memory_format,
     layer_class,
 )
-from .origin import Origin, check_sum
+from .origin import Origin, check_fit_of, check_sum
 from .planning import Planning, nominal_shape
 from .torch_layers import (
     CONVOLUTIONS,
@@ -62,6 +62,7 @@ __all__ = [
     "adapter_layer",
     "attention_obstacle",
     "check_dense",
+    "check_fit_of",
     "check_scale",
     "check_sum",
     "decomposed",

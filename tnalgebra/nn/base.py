@@ -31,7 +31,7 @@ from .kernels import (
     scaled_to,
     values_of_fit,
 )
-from .origin import Origin, in_type, origin_of_fit
+from .origin import Origin, check_fit_of, in_type, origin_of_fit
 from .planning import LayerChoices, Planning, Shaping, checked_format, nominal_shape, split_choices
 from .torch_layers import DECOMPOSABLE, AnyLayer, kernel_labels_of, layer_network, memory_format_of
 
@@ -90,9 +90,12 @@ class KernelLayer(HoldsBases):
             raise LayerError(f"the fit has no value of {missing[0]!r}", network=fit.network)
         fit = in_type(fit, module.weight.dtype)
         values = values_of_fit(fit)
-        return cls.of_network(
+        layer = cls.of_network(
             module, fit.network, values, constants=fit_constants(fit), planning=planning, origin=origin_of_fit(fit)
         )
+        if isinstance(rewrite, Fit):
+            check_fit_of(fit, module.weight)
+        return layer
 
     @classmethod
     def of_network(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..decompositions import read_trace
-from ..errors import LayerError, RuleError
+from ..errors import LayerError, RuleError, ValuesError
 from ..networks import all_nodes
 from ..rewriting import Fit, Trace, metric_in
-from ..tensors import value_of
+from ..tensors import relative, value_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +90,26 @@ def in_type(fit: Fit, dtype: torch.dtype) -> Fit:
         report = replace(change.report, relative_error=change.relative_error, output_error=change.output_error)
         change = replace(change, report=report)
     return replace(held, trace=Trace(held.trace.start, (*earlier, replace(last, change=change))))
+
+
+def check_fit_of(fit: Fit, weight: Tensor) -> None:
+    """Check that a fit was made from this weight, up to rounding, if the weight has elements.
+
+    Raises:
+        ValuesError: it was made from a tensor of another shape.
+        LayerError: it was made from another tensor.
+    """
+    start, fix = fit.start_values, "a fit of this weight, or its rule"
+    if weight.is_meta:
+        return
+    before, now = value_of(fit.trace.start, start, dtype=torch.float64), weight.detach().double()
+    if before.shape != now.shape:
+        raise ValuesError(
+            f"the fit is one of a tensor of shape {tuple(before.shape)}", weight=tuple(now.shape), fix=fix
+        )
+    away = relative(before.to(now.device) - now, now)
+    if not away <= 4 * max(torch.finfo(each.dtype).eps for each in (weight, *start.values())):
+        raise LayerError("the fit is one of another weight", distance=f"{away:.3g} of this weight's norm", fix=fix)
 
 
 def origin_of_fit(fit: Fit) -> Origin:
