@@ -465,6 +465,10 @@ def test_over_a_range_the_least_worst_ratio_wins() -> None:
     for count in (1, 3, 64):
         x = random(count, 40)
         same(wide(x), x @ wide.A.T @ wide.B.T)
+    values = {"A": random(20, 40), "B": random(50, 20)}
+    eight = linear(inputs={"X": (8, 40)}, values=values, dynamic={"n": (1, 64)}).plan
+    assert eight.steps[-1].shape == (8, 50), "costs are those of the nominal sizes"
+    assert eight.seconds == pytest.approx(predicted_seconds(eight.chosen.program, eight.request, {"n": 8}))
 
 
 def test_crossovers_are_printed_and_right() -> None:

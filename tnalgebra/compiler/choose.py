@@ -351,7 +351,10 @@ def is_free(request: PlanRequest, label: str) -> bool:
 
 
 def _by_worst_ratio(candidates: list[Candidate], request: PlanRequest) -> list[Candidate]:
-    """Sorted by the largest slowdown over the ranges, relative to the best program for each size (minimax regret)."""
+    """Sorted by the largest slowdown over the ranges, relative to the best program for each size (minimax regret).
+
+    They come back at the nominal sizes, whichever ends of the ranges they were found at.
+    """
     points: list[dict[str, int]] = [{}]
     for label, (low, high) in request.dynamic.items():
         doubled = [size for n in range(high.bit_length()) if (size := low * 2**n) < high]
@@ -359,7 +362,13 @@ def _by_worst_ratio(candidates: list[Candidate], request: PlanRequest) -> list[C
     table = [[predicted_seconds(one.program, request, point) for point in points] for one in candidates]
     best = [min(column) for column in zip(*table, strict=True)]
     worst = [max(seconds / least for seconds, least in zip(row, best, strict=True)) for row in table]
-    return [candidates[number] for number in sorted(range(len(candidates)), key=worst.__getitem__)][:LISTED]
+    nominal = {label: request.network.sizes[label] for label in request.dynamic}
+    ranked = [candidates[number] for number in sorted(range(len(candidates)), key=worst.__getitem__)][:LISTED]
+    programs = [replace(one.program, sizes={**one.program.sizes, **nominal}) for one in ranked]
+    return [
+        Candidate(one.computation, program, predicted_seconds(program, request))
+        for one, program in zip(ranked, programs, strict=True)
+    ]
 
 
 def crossovers(listed: Sequence[Candidate], request: PlanRequest, label: str) -> list[tuple[int, Candidate]]:

@@ -160,7 +160,7 @@ class Plan(Tabular):
             how = "one call of torch's, on tensors as they come; predicted"
         if self.request.dynamic:
             ranges = ", ".join(f"{label} from {a} to {b}" for label, (a, b) in self.request.dynamic.items())
-            how = f"the least behind the best, at worst, for {ranges}"
+            how = f"the smallest slowdown at worst, for {ranges}"
         lines = [f"why: {how}; against"]
         for rival in rivals:
             seconds, base = rival.seconds, chosen.seconds
