@@ -56,6 +56,31 @@ WRONG: dict[str, tuple[Callable[[Any], Any], list[Any], type[Exception], str]] =
     "rewrites": (lambda one: tn.compare(CONV, one, 2), [5, None, CONV], RuleError, "rewrites"),
     "cuts": (lambda one: tn.spectra(FIT, cuts=one), [5, [1], CONV, {"o | i h w": 1}], RuleError, "cuts"),
     "a model": (tn.fold_batch_norm, [5, None, "model"], LayerError, "torch.nn.Module"),
+    "a layer": (
+        lambda one: tn.nn.decomposed(one, "cp", 2),
+        [5, None, torch.ones(3, 4, 3, 3)],
+        LayerError,
+        "a layer is",
+    ),
+    "a layer of a class": (
+        lambda one: tn.nn.Conv2d.from_conv(one, "cp", 2),
+        [5, None, torch.ones(3, 4, 3, 3)],
+        LayerError,
+        "a layer is",
+    ),
+    "an input of a layer": (tn.nn.decomposed(CONV, "cp", 2), [5, None, "x", [1]], CompileError, "nn.Conv2d"),
+    "an input of a linear layer": (
+        tn.nn.decomposed(nn.Linear(4, 4), "out | in", 2),
+        [5, None, "x", [1]],
+        CompileError,
+        "nn.Linear",
+    ),
+    "an input of an embedding": (
+        tn.nn.decomposed(nn.Embedding(4, 4), "rows | dim", 2),
+        [5, None, "x", [1]],
+        CompileError,
+        "nn.Embedding",
+    ),
     "a batch size": (
         lambda one: tn.nn.decomposed(CONV, "cp", 2, batch_size=one),
         ["2", 0.5, 0],

@@ -197,8 +197,11 @@ def test_a_converted_model_is_converted_further() -> None:
     convert(model, {"3": ("out | in kh kw", 2)})
     _, report = convert(model, {"*": ("out | in kh kw", 2)})
     assert report.converted == ("0", "5")
-    with refused(LayerError, "'3'"):
-        convert(model, {"3": ("out | in kh kw", 2)})
+    for pattern, fact in (("3", "is called '3'"), (nn.Conv2d, "is a Conv2d")):
+        with refused(LayerError, fact, "decomposed already", "layer.to_dense()"):
+            convert(model, {pattern: ("out | in kh kw", 2)})
+    model.set_submodule("3", model[3].to_dense())
+    assert convert(model, {"3": ("out | in kh kw", 2)})[1].converted == ("3",)
 
 
 # The report ----------------------------------------------------------------------------------------------------------

@@ -162,3 +162,12 @@ def test_budgets_that_cannot_be() -> None:
         with refused(error, *facts):
             convert(model, {"3": "tucker2"}, **odd)
     assert_same(before, state(model))
+
+
+@pytest.mark.parametrize("size", ["multiply-adds 0.5", "time 0.5"])
+def test_an_example_without_elements_has_nothing_to_share_out(size: str) -> None:
+    model = network()
+    before = state(model)
+    with refused(DataError, size.split()[0], "elements", (0, *SHAPE[1:])):
+        convert(model, {"*": "tucker2"}, size=size, example=(0, *SHAPE[1:]))
+    assert_same(before, state(model))

@@ -106,4 +106,6 @@ def test_an_error_leaves_the_cores_as_they_were() -> None:
         tn.distil(model, nn.Sequential(dense[0]), inputs(), blocks=["1"])
     with refused(LayerError, "the model", "shape"):
         tn.distil(model, dense[:1], inputs())
+    with refused(LayerError, "Linear does not run on batch 1", str(tuple(inputs()[0].shape))):
+        tn.distil(model, nn.Linear(5, 7), inputs())
     assert_same(before, state(model))

@@ -181,6 +181,11 @@ def test_a_network_has_an_output_for_every_class() -> None:
         check_classes(images, 10)
 
 
+def test_images_are_one_line_without_their_pixels() -> None:
+    assert repr(some_images(count=14, classes=7)).startswith("Images('some', 14 of 3 x ")
+    assert str(some_images(count=14, classes=7)).endswith(", 7 classes)")
+
+
 # digits
 
 

@@ -21,7 +21,7 @@ from tests.refusals import refused
 from tnalgebra.command import build_model, load_weights
 from tnalgebra.errors import DataError, LayerError, ValuesError
 from tnalgebra.fitting import Metric
-from tnalgebra.model import Images, fit_in_order, input_metrics, load_images, patches
+from tnalgebra.model import Images, convert, fit_in_order, input_metrics, load_images, patches
 from tnalgebra.networks.nodes import MODES
 from tnalgebra.nn import kernel_labels_of, kernel_layers
 from tnalgebra.studies import accuracy
@@ -322,7 +322,7 @@ class Broken(nn.Module):
         ("infinite", ValuesError, ["'second'", "inputs", "NaN or infinity"]),
         ("zero", ValuesError, ["'second'", "singular"]),
         ("silent", LayerError, ["'second'", "never called"]),
-        ("fails", RuntimeError, ["broken"]),
+        ("fails", LayerError, ["does not run on batch 1", "broken"]),
     ],
 )
 def test_a_forward_that_fails(how: str, error: type[Exception], facts: list[str]) -> None:
@@ -498,3 +498,79 @@ def test_resnet20_at_half_its_parameters(cifar10_folder: Path, resnet20_weights:
     # 0.164, 0.602, 0.834 where this was written; 0.917 is the whole network's
     assert top1["plain"] + 0.2 < top1["metric"] < top1["in order"] - 0.1, top1
     assert top1["in order"] > 0.8
+
+
+# Several inputs ------------------------------------------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """The mask has a default, or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.c = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return torch.as_tensor(self.c(x if mask is None else x * mask))
+
+
+class MaskNeeded(Masked):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(x, mask)
+
+
+PAIR = torch.randn(5, 4, 7, 7, generator=torch.Generator().manual_seed(1)), torch.linspace(0, 1, 7)
+NAMED = dict(zip(("x", "mask"), PAIR, strict=True))
+
+
+def output_error(model: nn.Module, batches: Any, **settings: Any) -> float | None:
+    request = {"c": ("tucker2", 2)}
+    return convert(model, request, calibration=batches, progress=False, **settings)[1]["c"].output_error
+
+
+@pytest.mark.parametrize(
+    ("kind", "example", "batches"),
+    [
+        (Masked, PAIR, [PAIR]),
+        (Masked, PAIR, [list(PAIR)]),
+        (Masked, (PAIR[0], {"mask": PAIR[1]}), [(PAIR[0], {"mask": PAIR[1]})]),
+        (Masked, NAMED, [(PAIR, torch.zeros(5))]),
+        (Masked, None, [(PAIR, torch.zeros(5))]),
+        (Masked, None, [(NAMED, torch.zeros(5))]),
+        (Masked, None, [(PAIR,)]),
+        (Masked, None, [NAMED]),
+        (Masked, None, NAMED),
+        (MaskNeeded, None, [PAIR]),
+        (MaskNeeded, None, [NAMED]),
+    ],
+)
+def test_all_inputs_of_a_batch_are_used(kind: type[Masked], example: Any, batches: Any) -> None:
+    wanted = output_error(Masked(), [PAIR[0] * PAIR[1]])
+    assert wanted != pytest.approx(output_error(Masked(), [PAIR[0]]), rel=1e-3)
+    assert output_error(kind(), batches, example=example) == pytest.approx(wanted, rel=1e-5)
+    budget = convert(kind(), {"c": "tucker2"}, size="parameters 0.6", example=example, calibration=batches)
+    measured = convert(
+        kind(), {"c": "tucker2"}, size="parameters 0.6", example=example, calibration=batches, held_out=batches
+    )
+    assert budget[1].converted == measured[1].converted == ("c",)
+    assert output_error(kind(), batches, example=example, sequential=True) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_second_entry_of_a_pair_is_labels_otherwise() -> None:
+    for batch in (PAIR, [PAIR[0], "labels"]):
+        assert output_error(Masked(), [batch]) == output_error(Masked(), [PAIR[0]])
+    metrics = input_metrics(MaskNeeded(), [PAIR])
+    assert metrics.keys() == {"c"}
+
+
+def test_batches_that_are_not_inputs_of_the_model() -> None:
+    for batch, example in ((PAIR, NAMED), ((*PAIR, PAIR[0]), PAIR)):
+        with refused(DataError, "batch 1", "not all inputs that the example has"):
+            output_error(Masked(), [batch], example=example)
+    with refused(LayerError, "does not run on batch 1", "'mask'"):
+        output_error(MaskNeeded(), [PAIR[0]])
+    with refused(LayerError, "does not run on batch 2", "(5, 3, 7, 7)"):
+        input_metrics(Masked(), [PAIR[0], PAIR[0][:, :3]])
+    with refused(DataError, "one mapping is given"):
+        input_metrics(Masked(), NAMED)  # type: ignore[arg-type]

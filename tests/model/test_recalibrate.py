@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.conversion_cases import assert_same, inputs, network, state
 from tests.refusals import refused
-from tnalgebra.errors import DataError, LayerError
+from tnalgebra.errors import DataError, LayerError, ValuesError
 from tnalgebra.model.batch_norm import recalibrate_batch_norm
 from tnalgebra.model.convert import convert
 
@@ -44,6 +44,8 @@ def test_statistics_stay_where_they_cannot_be_measured() -> None:
         recalibrate_batch_norm(model, inputs(), batches=0)
     with pytest.raises(RuntimeError):
         recalibrate_batch_norm(model, [inputs()[0], torch.zeros(1, 2, 9, 9)])
+    with refused(ValuesError, "running_mean of '1'", "not finite"):
+        recalibrate_batch_norm(model, [inputs()[0], inputs()[0] * float("nan")])
     assert_same(before, state(model))
     assert model[1].momentum == 0.1
     with refused(LayerError, "running statistics"):

@@ -171,6 +171,7 @@ BAD: list[tuple[str, dict[str, Any], type[TnalgebraError], tuple[str, ...]]] = [
     ("batch", {"batch_size": 0}, DataError, ("a batch of 0",)),
     ("device", {"device": "nowhere"}, StudyError, ("'nowhere'", "cpu")),
     ("absent device", {"device": "cuda:99"}, StudyError, ("'cuda:99'", "cpu")),
+    ("tensors", {"images": (torch.zeros(2, 3, 6, 5), torch.zeros(2))}, DataError, ("a tuple", "tn.model.Images")),
     ("folder", {"images": "/nowhere/at/all"}, DataError, ("'/nowhere/at/all'",)),
 ]
 

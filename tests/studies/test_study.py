@@ -249,6 +249,15 @@ def test_one_of_each_needs_no_list(model: nn.Module, images: Images, tmp_path: P
     assert [row["scope"] for row in one.rows] == ["all", "stem", "grouped"]
 
 
+def test_one_rewrite_and_one_size_need_no_list(model: nn.Module, images: Images, tmp_path: Path) -> None:
+    options = tn.StudyOptions(progress=False, untrained=True)
+    for size in ("r=2", {"r": 3}, 4):
+        rows = tn.study(model, images, tmp_path, rewrites="cp", sizes=size, options=options).rows
+        assert [row["rewrite"] for row in rows] == ["none", "cp"]
+    rows = tn.study(model, images, tmp_path, rewrites=tn.rules()["cp"], sizes="r=2", options=options).rows
+    assert [row["rewrite"] for row in rows] == ["none", "cp"]
+
+
 def test_images_may_be_given_by_name(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 10, 6), nn.Flatten())
     found = study(model, "digits", tmp_path, CUTS[:1])

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import DataError, LayerError
-from .images import inputs_of
+from ..errors import DataError, LayerError, ValuesError
+from .example import Batch, inputs_of
 from .modes import evaluating
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -21,7 +21,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
-def recalibrate_batch_norm(model: _M, loader: Iterable[Tensor | Sequence[Tensor]], *, batches: int | None = None) -> _M:
+def recalibrate_batch_norm(model: _M, loader: Iterable[Batch], *, batches: int | None = None) -> _M:
     """Set the running mean and variance of every batch normalisation to the average over batches of data.
 
     A converted layer gives other outputs than the dense one, and the statistics that follow it no longer fit; measuring
@@ -31,8 +31,8 @@ def recalibrate_batch_norm(model: _M, loader: Iterable[Tensor | Sequence[Tensor]
 
     Args:
         model: a network with batch normalisations.
-        loader: batches of the model's inputs. The first entry of a sequence is taken, such as the images of (images,
-            labels). They are moved to the model's device.
+        loader: batches of the model's inputs, as `input_metrics` takes them, such as (images, labels). They are moved
+            to the model's device.
         batches: the largest number of batches that are used; all by default.
 
     Returns:
@@ -41,6 +41,7 @@ def recalibrate_batch_norm(model: _M, loader: Iterable[Tensor | Sequence[Tensor]
     Raises:
         LayerError: the model has no batch normalisation with running statistics.
         DataError: the loader has no batches, or is a single tensor.
+        ValuesError: a statistic is not finite; they are then what they were.
         Exception: any error that the model raises; the statistics are then what they were.
 
     Example:
@@ -61,8 +62,10 @@ def recalibrate_batch_norm(model: _M, loader: Iterable[Tensor | Sequence[Tensor]
                 norm.reset_running_stats()
                 norm.momentum = None
                 norm.train()
-            for x in islice(inputs_of(loader), batches):
-                model(x.to(device))
+            for x in islice(inputs_of(loader, model), batches):
+                x = x.to(device)
+                model(*x.args, **x.kwargs)
+        _check_finite(model, norms)
     except BaseException:
         for norm, values in zip(norms, before, strict=True):
             for key, value in values.items():
@@ -72,3 +75,12 @@ def recalibrate_batch_norm(model: _M, loader: Iterable[Tensor | Sequence[Tensor]
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return model
+
+
+def _check_finite(model: nn.Module, norms: Sequence[_BatchNorm]) -> None:
+    """Raise ValuesError for a running mean or variance that is not finite."""
+    names = {module: name for name, module in model.named_modules()}
+    for norm in norms:
+        for key in ("running_mean", "running_var"):
+            if not norm.get_buffer(key).isfinite().all():
+                raise ValuesError(f"{key} of {names[norm]!r} is not finite on these batches", fix="finite inputs")

@@ -17,7 +17,7 @@ from ..workers import Scheduler, run_tasks
 from .budget import Treatment, error_of, ranks_of
 from .curves import parameter_costs
 from .divergence import Divergence
-from .example import Example
+from .example import Example, Inputs
 from .held_out import share_by_divergence
 from .input_metrics import fit_in_order, input_metrics
 from .measure_curves import measure_curves
@@ -35,8 +35,8 @@ _UNCALLED = "the model reads its weight elsewhere, or not at all"
 class Fitting(NamedTuple):
     """Inputs for the norms of fits, inputs held out of them, and how the layers are fitted; see `convert`."""
 
-    inputs: Sequence[Tensor] | None
-    held_out: Sequence[Tensor] | None
+    inputs: Sequence[Inputs] | None
+    held_out: Sequence[Inputs] | None
     sequential: bool
     ridge: float
     fractions: Sequence[float]
@@ -108,7 +108,7 @@ class Conversion:
             else:
                 self.refuse(name, failed)
 
-    def record_calls(self, example: Example | None) -> None:
+    def record_calls(self, example: Example | None, *, of_batch: bool) -> None:
         """Run the model once, to see every layer's inputs; layers that are not called are left out.
 
         Without an example, so are layers whose weight the model reads, as far as its source says.
@@ -121,7 +121,7 @@ class Conversion:
                     fix = "example=, an input of the model, which shows whether the layer is called; or None for it"
                     self.refuse(name, LayerError(f"{reader} reads its weight, as its source says", fix=fix))
             return
-        self.maker = replace(self.maker, calls=record_calls(self.model, example, self.sites))
+        self.maker = replace(self.maker, calls=record_calls(self.model, example, self.sites, of_batch=of_batch))
         for name in list(self.offered):
             for member in self.sites[name].members:
                 if not self.calls[member.names[0]] and name in self.offered:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,7 @@ from ..workers import Scheduler, check_scheduler
 from .attention import unfolding_attentions
 from .budget import group_reasons
 from .conversion import Conversion, Fitting, count_parameters
-from .example import Example
-from .images import inputs_of
+from .example import CALL_ERRORS, Batch, Example, Inputs, inputs_of
 from .input_metrics import RIDGE
 from .measure_curves import FRACTIONS
 from .modules import check_initialised, other_kernels
@@ -30,7 +29,6 @@ from .obstacles import find_obstacles
 from .patterns import LAYER_SIZES, Assigned, Patterns, assign
 from .report import ConversionReport, Replaced
 from .surgery import (
-    CALL_ERRORS,
     Site,
     exchange_layers,
     find_sites,
@@ -43,9 +41,8 @@ _log = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=nn.Module)
 
-Inputs: TypeAlias = Tensor | Iterable[Tensor | Sequence[Tensor]]
-"""Batches of a model's inputs, of a sequence such as (images, labels) the first entry; or one tensor, which is a batch.
-"""
+Batches: TypeAlias = Tensor | Mapping[str, Any] | Iterable[Batch]
+"""Batches of a model's inputs, see `inputs_of`; or one batch, which is a tensor or a mapping."""
 
 
 def convert(
@@ -54,8 +51,8 @@ def convert(
     *,
     size: object = None,
     example: Example | None = None,
-    calibration: Inputs | None = None,
-    held_out: Inputs | None = None,
+    calibration: Batches | None = None,
+    held_out: Batches | None = None,
     sequential: bool = False,
     inplace: bool = True,
     allow_larger: bool = False,
@@ -87,7 +84,7 @@ def convert(
         example: an input of the model: a tensor, a shape, (shape, dtype), or all arguments in a sequence or a mapping
             of these. The model runs on it before, so that plans are made for the real sizes and layers that are never
             called stay dense; and after, to check that it does. Its hooks are called each time.
-        calibration: batches of inputs, or one batch; the fits are in the norm of the layer's outputs over them.
+        calibration: batches of inputs, see `input_metrics`, or one; fits are in the norm of the outputs over them.
         held_out: other inputs, likewise: of several ways to share a budget out, that one is taken with which the
             model's outputs on these diverge least from the original ones (docs/models.md, "Inputs held out").
         sequential: fit the layers in the order they run, each to the output it had (`tn.model.fit_in_order`).
@@ -104,7 +101,7 @@ def convert(
 
     Raises:
         LayerError: a pattern that is not optional fits no layer, or every layer it fits is refused; the model is a
-            single layer, or does not run on the example before or after the conversion.
+            single layer, or does not run on the example before or after the conversion, or on a batch.
         RuleError: a request cannot be read.
         RankError: a budget cannot be met (the message has the least); a size cannot be read, or has no meaning.
         DataError: calibration data, an example or a budget are missing where they are needed, or data hold no inputs.
@@ -113,7 +110,7 @@ def convert(
         >>> model, report = tn.convert(model, {torch.nn.Conv2d: "tucker2"}, size="parameters 0.5")
     """
     whole = None if size is None else read_size(size)
-    fitting = Fitting(_list_inputs(calibration), _list_inputs(held_out), sequential, ridge, fractions)
+    fitting = Fitting(*_list_inputs(model, example, calibration, held_out), sequential, ridge, fractions)
     _check_settings(model, whole, example, fitting, scheduler=scheduler)
     target = model if inplace else copy.deepcopy(model)
     with torch.inference_mode(False), elements_by_default(), unfolding_attentions(target) as unfolding:
@@ -122,8 +119,8 @@ def convert(
         assigned = assign(target, work.sites, patterns)
         budget = _check_sizes(whole, assigned)
         work.offer(assigned, None if budget is not None else whole, seed)
-        trial = example if example is not None or not fitting.inputs else fitting.inputs[0][:1].to(work.device)
-        work.record_calls(trial)
+        trial = example if example is not None or not fitting.inputs else fitting.inputs[0].to(work.device).example
+        work.record_calls(trial, of_batch=example is None)
         work.choose_and_fit(fitting, budget, example=example)
         report = _exchange(work, work.build(), assigned, trial, counted=example is not None, budget=budget)
         replaced = [Replaced(*row) for one in unfolding.put_back(all_of_them=False) for row in one.replaced()]
@@ -188,8 +185,10 @@ def _list_replaced(sites: Sequence[Site], layers: Sequence[KernelLayer]) -> tupl
     return tuple(replaced)
 
 
-def _list_inputs(batches: Inputs | None) -> list[Tensor] | None:
-    return None if batches is None else list(inputs_of([batches] if isinstance(batches, Tensor) else batches))
+def _list_inputs(model: nn.Module, example: Example | None, *data: Batches | None) -> Iterator[list[Inputs] | None]:
+    for batches in data:
+        several = [batches] if isinstance(batches, Tensor | Mapping) else batches
+        yield None if several is None else list(inputs_of(several, model, example))
 
 
 # Checks -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import DataError, LayerError, ValuesError
 from ..nn import KernelLayer
 from .divergence import output_divergence, squared_distance
-from .images import inputs_of
+from .example import Batch, Inputs, inputs_of
 from .modes import Hook, hooked, modes_kept
 from .progress import track
 
@@ -37,7 +37,7 @@ OUTPUT = ""
 def distil(
     model: _M,
     teacher: nn.Module,
-    batches: Iterable[Tensor | Sequence[Tensor]],
+    batches: Iterable[Batch],
     *,
     blocks: Sequence[str] | None = None,
     steps: int | None = None,
@@ -57,8 +57,8 @@ def distil(
         model: with decomposed layers, such as `convert` leaves them. Their cores and biases are trained, in place,
             and frozen ones are thawed; everything else stays as it is.
         teacher: the dense model, for instance a copy from before the conversion; it does not change.
-        batches: of the models' inputs. The first entry of a sequence is taken, such as the images of (images, labels).
-            They are moved to the model's device.
+        batches: of the models' inputs, as `input_metrics` takes them, such as (images, labels). They are moved to the
+            model's device.
         blocks: names or globs of modules of both models whose outputs are compared beside those of the whole model;
             [] for none. By default the members of an nn.Sequential or nn.ModuleList that hold decomposed layers, the
             outermost of them: residual blocks of a ResNet, blocks of a transformer.
@@ -75,7 +75,7 @@ def distil(
 
     Raises:
         LayerError: the model has no decomposed layers; a name of `blocks` is not a module of both; an output is not a
-            tensor, or of another shape in the teacher.
+            tensor, or of another shape in the teacher; one of them does not run on a batch.
         DataError: the batches hold no inputs, are fewer than `steps`, or have no length where `steps` is not given;
             the learning rate is not positive.
         ValuesError: the loss is not finite. The cores are then what they were, as after any other error.
@@ -97,12 +97,12 @@ def distil(
         model.eval()
         teacher.eval()
 
-        def loss_of(x: Tensor) -> Tensor:
-            x = x.to(cores[0].device)
-            with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
-                return _loss(model, teacher, pairs, x)
+        def loss_of(x: Inputs) -> Tensor:
+            device = cores[0].device
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                return _loss(model, teacher, pairs, x.to(device))
 
-        inputs: Iterator[Tensor] = islice(inputs_of(batches), total)
+        inputs: Iterator[Inputs] = islice(inputs_of(batches, model), total)
         if learning_rate is None:
             first = list(islice(inputs, 2))
             learning_rate = _best_first_rate(cores, loss_of, first)
@@ -148,8 +148,8 @@ def _steps(batches: object, steps: int | None) -> int:
 
 def _descend(
     cores: Sequence[nn.Parameter],
-    loss_of: Callable[[Tensor], Tensor],
-    inputs: Iterator[Tensor],
+    loss_of: Callable[[Inputs], Tensor],
+    inputs: Iterator[Inputs],
     *,
     steps: int,
     learning_rate: float,
@@ -172,7 +172,7 @@ def _descend(
 
 
 def _best_first_rate(
-    cores: Sequence[nn.Parameter], loss_of: Callable[[Tensor], Tensor], batches: list[Tensor]
+    cores: Sequence[nn.Parameter], loss_of: Callable[[Inputs], Tensor], batches: list[Inputs]
 ) -> float:
     """The learning rate whose first step, with the first batch, gives the last batch the least loss.
 
@@ -242,12 +242,12 @@ def _outermost(model: nn.Module) -> list[str]:
     return chosen
 
 
-def _loss(model: nn.Module, teacher: nn.Module, pairs: Pairs, x: Tensor) -> Tensor:
+def _loss(model: nn.Module, teacher: nn.Module, pairs: Pairs, x: Inputs) -> Tensor:
     """The sum of the blocks' squared relative errors and of the divergence of the models' outputs."""
     with torch.no_grad():
         targets = _outputs(teacher, {name: pair[1] for name, pair in pairs.items()}, x)
     outputs = _outputs(model, {name: pair[0] for name, pair in pairs.items()}, x)
-    loss = torch.zeros((), device=x.device)
+    loss = torch.zeros((), device=next(x.tensors()).device)
     for name, target in targets.items():
         output = outputs.get(name)
         if not isinstance(target, Tensor) or not isinstance(output, Tensor) or output.shape != target.shape:
@@ -259,7 +259,7 @@ def _loss(model: nn.Module, teacher: nn.Module, pairs: Pairs, x: Tensor) -> Tens
     return loss
 
 
-def _outputs(model: nn.Module, modules: Mapping[str, nn.Module], x: Tensor) -> dict[str, object]:
+def _outputs(model: nn.Module, modules: Mapping[str, nn.Module], x: Inputs) -> dict[str, object]:
     """Name -> what the module gives in a pass of the model over x (of several calls, what the last one gives)."""
     outputs: dict[str, object] = {}
 
@@ -270,7 +270,7 @@ def _outputs(model: nn.Module, modules: Mapping[str, nn.Module], x: Tensor) -> d
         return hook
 
     with hooked({module: keep(name) for name, module in modules.items()}):
-        model(x)
+        x.run(model)
     return outputs
 
 

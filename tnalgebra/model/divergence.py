@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LayerError
+from .example import Inputs, inputs_of
 from .modes import evaluating
 from .steps import ForwardSteps, trace
 
@@ -71,11 +72,11 @@ class Divergence:
         LayerError: the network does not return one tensor.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor | Inputs]) -> None:
         self.model = copy.deepcopy(model).eval()
-        self.inputs = inputs
+        self.inputs = list(inputs_of(inputs, model)) if inputs else []
         with evaluating(self.model):
-            self._reference = [self._checked(self.model(x)) for x in inputs]
+            self._reference = [self._checked(x.run(self.model)) for x in self.inputs]
             self._steps = self._traced()
 
     def __call__(self, kernels: Mapping[str, Tensor]) -> float:
@@ -96,16 +97,16 @@ class Divergence:
         """The weight of a layer as it was."""
         return self._weight(name).detach()
 
-    def _outputs(self, x: Tensor, changes: Sequence[Mapping[str, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    def _outputs(self, x: Inputs, changes: Sequence[Mapping[str, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """The number of each change, and what the network gives then."""
         steps = self._steps
-        if steps is None:
+        if steps is None or x.only is None:
             for number, change in enumerate(changes):
                 with self._exchanged(change):
-                    yield number, self.model(x)
+                    yield number, x.run(self.model)
             return
         first = [steps.first_reader([self._weight(name) for name in change]) for change in changes]
-        progress = steps.start(x)
+        progress = steps.start(x.only)
         for number in sorted(range(len(changes)), key=first.__getitem__):
             steps.advance(progress, first[number])
             with self._exchanged(changes[number]):
@@ -129,10 +130,11 @@ class Divergence:
     def _traced(self) -> ForwardSteps | None:
         """The steps of the network, if they give what it gives."""
         steps = trace(self.model)
-        if steps is None or not self.inputs:
+        x = self.inputs[0].only if self.inputs else None
+        if steps is None or x is None:
             return None
         try:
-            same = torch.equal(steps.finish(steps.start(self.inputs[0].clone())), self._reference[0])
+            same = torch.equal(steps.finish(steps.start(x.clone())), self._reference[0])
         except Exception:  # somebody else's code, which may raise anything
             return None
         return steps if same else None

@@ -1,10 +1,10 @@
-"""Labelled images in memory, as bytes, and the inputs in any batches of data."""
+"""Labelled images in memory, as bytes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from ..errors import DataError
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Images:
     """Images of one size with their labels.
 
@@ -71,6 +71,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.pixels.shape[1:]))
+        return f"Images({self.source!r}, {len(self)} of {shape}, {len(self.classes)} classes)"
 
     @property
     def channels(self) -> int:
@@ -161,29 +165,6 @@ class Images:
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             pixels = self.normalise(self.pixels[part], dtype=dtype, device=device)
             yield pixels, self.labels[part].to(device)
-
-
-def inputs_of(batches: Images | Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
-    """The inputs in batches: each batch itself, or its first entry, such as the images of (images, labels).
-
-    Raises:
-        DataError: the data have no batch, a batch holds no inputs, or `batches` is a single tensor or Images.
-    """
-    if isinstance(batches, Tensor):  # its entries would pass for batches
-        raise DataError("batches of inputs are needed, and one tensor is given", fix="a list of tensors: [x]")
-    if isinstance(batches, Images):
-        raise DataError("Images are given without batch_size", source=batches.source, fix="images.batches(64)")
-    if not isinstance(batches, Iterable):  # as untyped callers may
-        raise DataError(f"batches of inputs are needed, and a {type(batches).__name__} is given", fix="[x]")
-    number = 0
-    for number, batch in enumerate(batches, start=1):
-        x = batch[0] if isinstance(batch, Sequence) and batch else batch
-        if not isinstance(x, Tensor) or x.ndim == 0 or not x.numel():
-            given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise DataError(f"batch {number} holds no inputs", given=given, needed="a tensor (n, ...), n >= 1")
-        yield x
-    if not number:
-        raise DataError("the data have no batches of inputs")
 
 
 def batch_rows(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:

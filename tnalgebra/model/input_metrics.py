@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..errors import DataError, LayerError, ValuesError
 from ..fitting import Metric
 from ..nn import DenseLayer, kernel_layers, layer_network, own_weight
-from .images import Images, inputs_of
+from .example import Batch, Inputs, inputs_of
+from .images import Images
 from .modes import Hook, evaluating, hooked
 from .modules import check_initialised, owners_of_parameters
 from .patches import PATCH_BLOCK, Moments
@@ -27,8 +28,8 @@ RIDGE = 1e-4
 _CACHE = 2**29
 """Default bound, in bytes, of the outputs of the original network that are kept at a time."""
 
-Batches: TypeAlias = Images | Iterable[Tensor | Sequence[Tensor]]
-"""Images, or batches of the model's inputs (of a sequence, such as a loader's images and labels, the first entry)."""
+Batches: TypeAlias = Images | Iterable[Batch | Inputs]
+"""Images, or batches of the model's inputs: tensors, mappings, or pairs of inputs and labels, see `inputs_of`."""
 
 LayerFit: TypeAlias = Callable[[str, Tensor, Metric], Tensor]
 """Layer's name, its weight as torch stores it, the metric -> the new weight, of the same shape."""
@@ -59,7 +60,10 @@ def input_metrics(
 
     Args:
         model: a network on `device`; it keeps its modes.
-        batches: the calibration images, or batches of inputs with one image for each entry of the first axis.
+        batches: the calibration images, or batches of inputs with one image for each entry of the first axis. A batch
+            is a tensor, a mapping of keyword arguments, or (inputs, labels), where the inputs may be all arguments:
+            ((x, mask), labels). (x, mask) is all arguments only where `forward` needs several; in `convert` with an
+            example, where the example has several.
         layers: names of layers, or globs; all kernel layers by default.
         ridge: relative, see `Metric.with_ridge`.
         batch_size: see `Images.batches`; needed for `Images`, and only for them.
@@ -73,8 +77,8 @@ def input_metrics(
 
     Raises:
         DataError: the batches are empty, or not in one of the forms above.
-        LayerError: a name that no layer has, a layer that is never called, whose weight is shared with another,
-            computed from others or not there yet, or whose covariances are too large.
+        LayerError: the model does not run on a batch; a name that no layer has; a layer that is never called, whose
+            weight is shared with another, computed from others or not there yet, or whose covariances are too large.
         ValuesError: a layer's inputs or outputs are not finite, or all its inputs are 0.
 
     Example:
@@ -174,7 +178,7 @@ def fit_in_order(
 
 
 def _calls(
-    model: nn.Module, layers: Mapping[str, DenseLayer], inputs: Sequence[Tensor]
+    model: nn.Module, layers: Mapping[str, DenseLayer], inputs: Sequence[Inputs]
 ) -> tuple[list[Counter[str]], dict[str, int]]:
     """For each batch name -> number of calls; name -> bytes of all outputs, in the order of the first calls."""
     calls: list[Counter[str]] = []
@@ -208,7 +212,7 @@ def _portions(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 
 
 def _outputs(
-    model: nn.Module, layers: Mapping[str, DenseLayer], calls: Sequence[Counter[str]], inputs: Sequence[Tensor]
+    model: nn.Module, layers: Mapping[str, DenseLayer], calls: Sequence[Counter[str]], inputs: Sequence[Inputs]
 ) -> dict[str, list[list[Tensor]]]:
     """Name -> for each batch, the outputs of the layer's calls, without the bias."""
     outputs: dict[str, list[list[Tensor]]] = {name: [] for name in layers}
@@ -233,7 +237,7 @@ def _outputs(
     return outputs
 
 
-def _gather(twin: nn.Module, module: DenseLayer, moments: Moments, *, x: Tensor, outputs: Sequence[Tensor]) -> None:
+def _gather(twin: nn.Module, module: DenseLayer, moments: Moments, *, x: Inputs, outputs: Sequence[Tensor]) -> None:
     """Add the inputs that the layer has in the copy, with the outputs requested for them."""
     ahead = list(outputs)
 
@@ -253,20 +257,20 @@ class _Stop(BaseException):
     """Ends a forward pass whose rest nobody needs; no model takes it for an error of its own."""
 
 
-def _run(model: nn.Module, x: Tensor, hooks: Mapping[nn.Module, Hook]) -> None:
+def _run(model: nn.Module, x: Inputs, hooks: Mapping[nn.Module, Hook]) -> None:
     """One forward pass, to its end or until a hook raises `_Stop`."""
     with suppress(_Stop), hooked(hooks):
-        model(x)
+        x.run(model)
 
 
-def _inputs(model: nn.Module, batches: Batches, batch_size: int | None, device: torch.device | str) -> Iterator[Tensor]:
+def _inputs(model: nn.Module, batches: Batches, batch_size: int | None, device: torch.device | str) -> Iterator[Inputs]:
     """The model's inputs. Raises DataError: see `inputs_of`."""
     if isinstance(batches, Images) and batch_size is not None:
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         batches = batches.batches(batch_size, dtype=dtype)
     elif batch_size is not None:
         raise DataError("batch_size given with batches of inputs", fix="only with Images")
-    return (x.to(device) for x in inputs_of(batches))
+    return (x.to(device) for x in inputs_of(batches, model))
 
 
 def _chosen(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, DenseLayer]:

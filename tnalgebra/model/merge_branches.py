@@ -15,10 +15,10 @@ from ..errors import LayerError
 from ..nn import CONVOLUTIONS
 from .branch_graph import BranchGraph, MergedGroup
 from .branch_tracing import adds_directly, may_have_branches, trace_module
-from .example import Example, read_example, tensors_in
+from .example import CALL_ERRORS, Example, read_example, tensors_in
 from .modes import Hook, evaluating, hooked
 from .modules import carry_hooks, check_initialised, holders_of_modules, put_module
-from .surgery import CALL_ERRORS, run_example
+from .surgery import run_example
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Relative change of a model's outputs that is rounding, layer upon layer; of coarser types 0.1."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..compiler import Candidates, Plan
-from ..errors import LayerError, NetworkError
+from ..errors import DataError, LayerError, NetworkError
 from ..networks import Network, kernel_multiply_adds, shape_of, shapes
 from ..nn import AnyLayer, KernelLayer, Origin, Planning, decomposed, fit_constants, layer_class
 from ..rewriting import Fit
@@ -78,7 +78,12 @@ class LayerMaker:
         return sum(call.multiply_adds for member in members for call in self.calls[member.names[0]])
 
     def costs(self, names: Sequence[str]) -> Costs:
-        """Multiply-adds of the whole model on the example, of its layers, and of these layers decomposed."""
+        """Multiply-adds of the whole model on the example, of its layers, and of these layers decomposed.
+
+        Raises:
+            DataError: the layers' inputs on the example have no elements.
+        """
+        self._check_counted("multiply-adds are")
         adds = {name: self.dense_multiply_adds(name) for name in self.sites}
         dense = {name: adds[name] for name in names}
         return Costs("multiply-adds", sum(adds.values()), dense, self.count, self._guess, is_least=True)
@@ -87,7 +92,11 @@ class LayerMaker:
         """Nanoseconds of a forward pass of the whole model on the example, of its layers, and of these decomposed.
 
         A decomposed layer has the dense one's time in the model, times the ratio of both on inputs of the same shape.
+
+        Raises:
+            DataError: the layers' inputs on the example have no elements.
         """
+        self._check_counted("time is")
         modules = {name: self.sites[name].module for name in names}
         members = {one.names[0]: one.module for name in names for one in self.sites[name].members}
         whole, seconds = time_layers(model, members, example)
@@ -101,6 +110,12 @@ class LayerMaker:
             return round(dense[name] * time_ratio(layer, without_hooks(modules[name]), self.calls[name]))
 
         return Costs("nanoseconds", round(1e9 * whole), dense, measure, self._guess, is_least=False)
+
+    def _check_counted(self, what: str) -> None:
+        shapes = {call.shape: None for calls in self.calls.values() for call in calls}
+        if shapes and not any(map(prod, shapes)):
+            fact = f"{what} to be shared out, and on the example no layer gets an input with elements"
+            raise DataError(fact, shapes=", ".join(map(str, list(shapes)[:4])), fix="an example of at least one input")
 
     def _guess(self, name: str, network: Network) -> float:
         """Multiply-adds in the best order of contractions, at as many positions as the dense layer computes."""

@@ -16,6 +16,7 @@ from ..decompositions import ADAPTERS, read_rewrite, rules
 from ..errors import LayerError, RankError, RuleError
 from ..fitting import MultiplyAddsBudget, Size, TimeBudget, read_size
 from ..networks import KERNEL_LABELS
+from ..nn import KernelLayer
 from ..rewriting import Choices, Fit, Options, Rule, SizedChoices
 from .attention import is_attention
 from .modules import names_of_modules
@@ -164,14 +165,24 @@ def _text(pattern: LayerPattern) -> str:
 
 
 def _unmatched(model: nn.Module, sites: Mapping[str, Site], pattern: str | type[nn.Module]) -> LayerError:
+    decomposed = {name: one for name, one in model.named_modules() if isinstance(one, KernelLayer)}
+    if isinstance(pattern, str):
+        done = [name for name in decomposed if fnmatchcase(name, pattern)]
+    else:
+        done = [name for name, one in decomposed.items() if issubclass(one.dense_class, pattern)]
+    if done:
+        fact = f"every kernel layer that {_is(pattern)} is decomposed already"
+        fix = f"the dense layer back first: model.set_submodule({done[0]!r}, layer.to_dense())"
+        listed = ", ".join(done[:4]) + (", ..." if len(done) > 4 else "")
+        return LayerError(fact, decomposed=listed, fix=fix)
     names = [alias for site in sites.values() for alias in site.all_names]
     if not isinstance(pattern, str):
         kinds = sorted({type(site.module).__name__ for site in sites.values()})
-        return LayerError(f"no kernel layer is a {pattern.__name__}", kinds=", ".join(kinds))
+        return LayerError(f"no kernel layer {_is(pattern)}", kinds=", ".join(kinds))
     inside = [name for name in names if fnmatchcase(name, f"{pattern}.*")]
     others = [name for name, module in model.named_modules() if fnmatchcase(name, pattern)]
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
-    fact = f"no kernel layer is called {pattern!r}"
+    fact = f"no kernel layer {_is(pattern)}"
     if inside:
         return LayerError(fact, inside_it=", ".join(inside[:4]), fix=f"{pattern + '.*'!r}")
     if others:
@@ -179,6 +190,10 @@ def _unmatched(model: nn.Module, sites: Mapping[str, Site], pattern: str | type[
         return LayerError(fact, modules_of_that_name=", ".join(kinds), near=", ".join(near) or None)
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return LayerError(fact, near=", ".join(near) or None, layers=listed)
+
+
+def _is(pattern: str | type[nn.Module]) -> str:
+    return f"is called {pattern!r}" if isinstance(pattern, str) else f"is a {pattern.__name__}"
 
 
 def _read_request(request: object, where: str) -> tuple[Offer, ...] | None:

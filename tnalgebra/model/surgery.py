@@ -20,7 +20,7 @@ from ..nn import (
     check_dense,
     memory_format_of,
 )
-from .example import Example, read_example
+from .example import BATCH_FIX, CALL_ERRORS, Example, read_example
 from .modes import Hook, evaluating, hooked
 from .modules import (
     Holders,
@@ -31,9 +31,6 @@ from .modules import (
     other_kernels,
     put_module,
 )
-
-CALL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
-"""What a model raises that is called with the wrong inputs, or whose layer has no weight."""
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 """Classes whose instances keep track of the parameters that a model has when it is wrapped."""
@@ -153,8 +150,13 @@ class LayerCall:
     multiply_adds: int
 
 
-def record_calls(model: nn.Module, example: Example, sites: Mapping[str, Site]) -> dict[str, list[LayerCall]]:
+def record_calls(
+    model: nn.Module, example: Example, sites: Mapping[str, Site], *, of_batch: bool = False
+) -> dict[str, list[LayerCall]]:
     """Name -> the calls of each layer in one run of the model, those of tied layers under their own names.
+
+    Args:
+        of_batch: for errors: the example is from a batch of inputs.
 
     Raises:
         LayerError: the model does not run on the example.
@@ -174,9 +176,8 @@ def record_calls(model: nn.Module, example: Example, sites: Mapping[str, Site]) 
         with hooked({module: keeper(name) for name, module in members.items()}):
             run_example(model, example)
     except CALL_ERRORS as error:
-        raise LayerError(
-            "the model does not run on the example", because=error, fix="example=x, or all arguments: (x, y)"
-        ) from error
+        what, fix = ("batch 1", BATCH_FIX) if of_batch else ("the example", "example=x, or all arguments: (x, y)")
+        raise LayerError(f"the model does not run on {what}", because=error, fix=fix) from error
     return calls
 
 

@@ -416,6 +416,11 @@ class KernelLayer(HoldsBases):
             return torch.contiguous_format
         return torch.channels_last if axes == 4 else torch.channels_last_3d
 
+    def _check_tensor(self, x: object) -> None:
+        if not isinstance(x, Tensor):
+            fact = f"the input of an nn.{type(self).__name__} is a {type(x).__name__}"
+            raise CompileError(fact, fix="a tensor")
+
     def _check_channels(self, shape: Sequence[int], size: int, channels: int) -> None:
         """Raise CompileError if an input has another number: the channels of a grouped layer are not a label."""
         if size != channels:
@@ -435,7 +440,10 @@ class KernelLayer(HoldsBases):
 
 
 def check_dense(module: torch_nn.Module) -> None:
-    """Raise LayerError if a layer is decomposed already, or a model in which nothing is dense any more."""
+    """Raise LayerError if a layer is decomposed already, or a model in which nothing is dense any more, or neither."""
+    if not isinstance(module, torch_nn.Module):
+        fix = "a layer of torch's, such as torch.nn.Conv2d; a kernel alone by tn.rules()['cp'].apply(kernel, 8)"
+        raise LayerError(f"a layer is needed, and a {type(module).__name__} is given", fix=fix)
     kinds = [type(one).__name__ for one in module.modules() if isinstance(one, KernelLayer)]
     if isinstance(module, KernelLayer):
         raise LayerError(f"this nn.{kinds[0]} is decomposed already", fix="its dense layer, layer.to_dense()")

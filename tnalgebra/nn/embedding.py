@@ -129,6 +129,7 @@ class Embedding(KernelLayer):
         """
         if is_symbolic(input):
             return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
+        self._check_tensor(input)
         if input.dtype not in (torch.int64, torch.int32):
             raise CompileError(f"the input of nn.Embedding is {input.dtype}", fix="numbers of rows, as torch.int64")
         numbers = input.reshape(-1)

@@ -85,6 +85,7 @@ class _Windowed(KernelLayer):
             return value
         if is_symbolic(input):
             return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
+        self._check_tensor(input)
         axes = len(self.kernel_size)
         if input.ndim == axes + 1:
             return self._compute(input.unsqueeze(0), self.in_channels, -axes - 1).squeeze(0)
@@ -281,6 +282,7 @@ class Linear(KernelLayer):
             return value
         if is_symbolic(input):
             return leaf_call(self, (input,), {})  # type: ignore[no-any-return]
+        self._check_tensor(input)
         if input.ndim == 2:
             return self._compute(input, self.in_features, -1)
         if input.ndim < 2:

@@ -8,7 +8,7 @@ further training.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +72,8 @@ def study(
     data: Images | str | Path,
     output: str | Path,
     *,
-    rewrites: Sequence[str | Rule | Fit],
-    sizes: Sequence[Size | str],
+    rewrites: str | Rule | Fit | Sequence[str | Rule | Fit],
+    sizes: Size | str | Sequence[Size | str],
     options: StudyOptions | None = None,
 ) -> Study:
     """Compress the kernels of networks in many ways, and test the accuracy for each.
@@ -87,17 +87,17 @@ def study(
         model: a trained network that classifies images, shape (n, channels, height, width), by logits, shape
             (n, classes); or several by name, all for the same images. In rows, a network without a name has that of
             its class. A rewrite, a scope or a layer to skip need not exist for all of them.
-        data: test images; or the name of a data set or a folder, whose test images are read.
+        data: test images, `tn.model.Images`; or the name of a data set or a folder, whose test images are read.
         output: the folder for the rows, the config and the figures.
-        rewrites: cuts such as "out kh | in kw", or those of `all_cuts`; "A then B", which cuts a kernel twice and
-            contracts it back in between; names of decompositions, such as "cp" (`rules()` lists them); rules in the
-            notation; rules; fits, which stand for their rules. Layers for whose labels and sizes a rewrite does not
-            exist are left out: a cut is for the layers that have exactly its labels, so that one of out in kh kw is
+        rewrites: one or several: cuts such as "out kh | in kw", or those of `all_cuts`; "A then B", which cuts a kernel
+            twice and contracts it back in between; names of decompositions, such as "cp" (`rules()` lists them); rules
+            in the notation; rules; fits, which stand for their rules. Layers for whose labels and sizes a rewrite does
+            not exist are left out: a cut is for the layers that have exactly its labels, so that one of out in kh kw is
             for 2-d convolutions. A cut whose sides or labels are in another order is the same cut, and rows keep its
             first wording.
-        sizes: whatever `tn.fitting.read_size` reads, also as text; each rewrite takes those that suit it.
-            "keep 0.5" and "error 0.01" need bonds with singular values, which cuts and trees have. 8, or a mapping of
-            bonds, gives ranks; a rewrite takes those of its own bonds, and a bond whose full rank is smaller gets
+        sizes: one or several: whatever `tn.fitting.read_size` reads, also as text; each rewrite takes those that suit
+            it. "keep 0.5" and "error 0.01" need bonds with singular values, which cuts and trees have. 8, or a mapping
+            of bonds, gives ranks; a rewrite takes those of its own bonds, and a bond whose full rank is smaller gets
             that. "parameters 0.5" and "multiply-adds 0.5" are budgets of the whole network, for the scope "all": the
             error curves of all layers decide what each layer gets, and layers may stay as they are. Multiply-adds are
             counted for one image, in the factored form of each layer.
@@ -113,7 +113,7 @@ def study(
         RuleError, NotationError, RankError: a rewrite or a size cannot be read, which is found before anything runs; a
             budget cannot be met.
         ValuesError: a parameter or buffer is not finite; it is named before anything is written.
-        DataError: the images do not fit the network.
+        DataError: the images do not fit the network, or are given in another form.
         LayerError: a weight is computed from other parameters; no network is given, or it is not one.
         StudyError: the network looks untrained, and the options do not allow that; a scope matches no layer; the
             outputs of the untouched network are not finite; the folder is in use, has another config, or cannot be
@@ -124,8 +124,8 @@ def study(
     """
     options, folder = options or StudyOptions(), Path(output)
     models = _by_name(model)
-    images = data if isinstance(data, Images) else load_images(str(data), "test")
-    asked = [Rewrite.read(rewrite) for rewrite in rewrites], [read_size(size) for size in sizes]
+    images = _read_images(data)
+    asked = [Rewrite.read(rewrite) for rewrite in _listed(rewrites)], [read_size(size) for size in _listed(sizes)]
     check_skip(models.values(), options.skip)
     layers = {name: layers_left(each, options.skip) for name, each in models.items()}
     tasks = plan_rows(*asked, layers, options, stored=read_rows(folder))
@@ -145,6 +145,21 @@ def study(
         all_tasks = [task for name in models for task in (untouched(name), *(t for t in tasks if t.key.model == name))]
         rows = Runner(testers, store).run(all_tasks)
     return Study(folder, rows, options.scope)
+
+
+def _read_images(data: object) -> Images:
+    if isinstance(data, Images):
+        return data
+    if isinstance(data, str | Path):
+        return load_images(data, "test")
+    fix = "the name of a data set, a folder, or tn.model.Images(pixels, labels, classes, source)"
+    raise DataError(f"the images of a study are given as a {type(data).__name__}", fix=fix)
+
+
+def _listed(values: Any) -> list[Any]:
+    """Several values, or one, as a list."""
+    single = isinstance(values, str | Mapping) or not isinstance(values, Iterable)
+    return [values] if single else list(values)
 
 
 def _draw(store: Store, tasks: Sequence[Task], layers: Mapping[str, Sequence[Layer]]) -> None:
