@@ -185,6 +185,82 @@ def test_shared_tensors_are_stored_once_and_memory_orders_do_not_matter(tmp_path
         load(tmp_path / "apart.safetensors", into=Tied())
 
 
+def twins() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+
+
+def sharing(ranks: int = 4) -> nn.Sequential:
+    """Two decomposed layers with one core in the middle."""
+    model, _ = convert(twins(), {"*": ("tucker2", ranks)}, allow_larger=True, progress=False)
+    model[1].G = model[0].G
+    return model
+
+
+def test_a_core_of_two_layers_is_one_parameter_again(tmp_path: Path) -> None:
+    model, path = sharing(), tmp_path / "model.safetensors"
+    save(model, path)
+    untied, _ = convert(twins(), {"*": ("tucker2", 4)}, progress=False)
+    untied[1].freeze()
+    for other in (twins(), untied):
+        loaded: Any = load(path, into=other)
+        assert loaded[0].G is loaded[1].G
+        assert sum(one.numel() for one in loaded.parameters()) == sum(one.numel() for one in model.parameters())
+        same_state(loaded, model)
+        x = torch.randn(2, 8, 9, 9)
+        assert torch.equal(loaded(x), model(x))
+    larger, _ = convert(twins(), {"*": ("tucker2", 5)}, allow_larger=True, progress=False)
+    resized: Any = load(path, into=larger, resize=True)
+    assert resized[0].G is resized[1].G
+    torch.testing.assert_close(resized[1].dense_weight(), model[1].dense_weight(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_core_of_two_layers_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save(sharing(), path)
+    smaller, _ = convert(twins(), {"*": ("tucker2", 3)}, progress=False)
+    mixed = twins()
+    mixed[1].double()
+    cores, weight = [*smaller.parameters()], mixed[1].weight
+    with refused(CheckpointError, "'0.G'", "'1.G'", "the file's ranks"):
+        load(path, into=smaller, resize=True)
+    with refused(CheckpointError, "'0.G'", "torch.float64", "dtype="):
+        load(path, into=mixed)
+    assert all(one is two for one, two in zip(smaller.parameters(), cores, strict=True))
+    assert mixed[1].weight is weight
+    assert load(path, into=mixed, dtype=torch.float64)[0].G is mixed[1].G
+
+
+def test_parameters_that_a_late_error_finds_shared_are_apart_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(sharing(), tmp_path / "model.safetensors")
+    model, _ = convert(twins(), {"*": ("tucker2", 4)}, progress=False)
+    before = [*model.parameters()]
+
+    def broken(*args: Any, **keywords: Any) -> None:
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(model, "load_state_dict", broken)
+    with pytest.raises(MemoryError):
+        load(tmp_path / "model.safetensors", into=model)
+    assert all(one is two for one, two in zip(model.parameters(), before, strict=True))
+
+
+def test_embeddings_that_share_all_cores_have_no_padding_row_after_a_load(tmp_path: Path) -> None:
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(30, 8, padding_idx=1), nn.Embedding(30, 8, padding_idx=1))
+
+    model, _ = convert(build(), {"*": ("rows | dim", 2)}, progress=False)
+    model[1].share_cores(model[0])
+    save(model, tmp_path / "model.safetensors")
+    loaded: Any = load(tmp_path / "model.safetensors", into=build())
+    assert loaded[0].padding is None
+    assert all(core is loaded[1].cores()[name] for name, core in loaded[0].cores().items())
+    assert torch.equal(loaded[1](torch.arange(30)), model[1](torch.arange(30)))
+
+
 def test_dtypes(tmp_path: Path) -> None:
     model = converted(model=network().double())
     with torch.no_grad():

@@ -62,7 +62,7 @@ from .format import Description, LayerText, metadata_of, path_of
 from .layers import describe_layer, make_layer, match_layers, named_layers, origin_of, resize_layer
 from .reading import read_description
 from .single import make_single
-from .state import aliases_of, check_tensors, check_tied, state_of, tensor_key
+from .state import aliases_of, check_tensors, check_tied, share_parameters, state_of, tensor_key
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -143,7 +143,8 @@ def load(
 
     Dense layers that the file has decomposed are exchanged for decomposed ones, with the file's cores: nothing is
     fitted. Layers that are decomposed already keep their parameters, which take the file's values, and their plans.
-    torch's attentions whose projections the file has are exchanged as `convert` does it.
+    torch's attentions whose projections the file has are exchanged as `convert` does it. A parameter that a decomposed
+    layer shares in the file is shared in the model: the layer with the first name keeps its own.
 
         tn.save(layer, "layer.safetensors")
         layer = tn.load("layer.safetensors")
@@ -208,7 +209,10 @@ def _load(
         origins += [(layers[text.names[0]], origin_of(text, _cores_of(text, tensors))) for text, _ in match.dense]
         for names in match.tied:
             tie_layers([layers[name] for name in names])
+        for name in match.unpadded:
+            layers[name]._buffers["padding"] = None
         exchange_layers(sites, list(layers.values()))
+        share_parameters(description, into, tensors)
         check_tied(into, tensors)
         into.load_state_dict(tensors)
         for layer, origin in origins:
@@ -254,6 +258,7 @@ def _restored_on_error(model: nn.Module, exchanged: list[Site]) -> Iterator[None
     """On an error, give a model its layers, tensors, values and frozen contractions back."""
     modules = list(model.modules())
     buffers = [(module, dict(module._buffers)) for module in modules]
+    held_parameters = [(module, dict(module._parameters)) for module in modules]
     parameters = [(one, one.data, one.grad, None if one.grad is None else one.grad.data) for one in model.parameters()]
     tensors = [data for _, data, _, _ in parameters] + [
         one for _, held in buffers for one in held.values() if one is not None
@@ -264,6 +269,8 @@ def _restored_on_error(model: nn.Module, exchanged: list[Site]) -> Iterator[None
         yield
     except BaseException:
         restore_layers(exchanged)
+        for module, own in held_parameters:
+            module._parameters.update(own)
         for one, data, grad, slope in parameters:
             one.grad = None
             one.data = data

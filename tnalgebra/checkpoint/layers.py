@@ -76,12 +76,14 @@ class LayerMatch:
     kept: layers that are decomposed already, as the file says.
     resized: those of them whose ranks are others.
     tied: names of dense layers that have one weight, and will have one set of cores.
+    unpadded: names of dense layers that have all cores in common with other layers of the file, and no padding row.
     """
 
     dense: list[tuple[LayerText, Site]] = field(default_factory=list)
     kept: list[tuple[LayerText, KernelLayer]] = field(default_factory=list)
     resized: list[tuple[LayerText, KernelLayer]] = field(default_factory=list)
     tied: list[tuple[str, ...]] = field(default_factory=list)
+    unpadded: set[str] = field(default_factory=set)
 
 
 def match_layers(description: Description, model: nn.Module, *, resize: bool) -> LayerMatch:
@@ -123,11 +125,26 @@ def match_layers(description: Description, model: nn.Module, *, resize: bool) ->
             raise CheckpointError(fact, because=obstacles[leaders[name]])
         result.dense.append((text, next(one for one in sites[leaders[name]].members if one.names[0] == name)))
     described = {text.names[0] for text in description.layers}
+    result.unpadded = {text.names[0] for text, _ in result.dense if _is_unpadded(text, description)}
     result.tied = _match_ties({text.names[0]: text for text, _ in result.dense}, sites)
     for name, (layer, _) in named_layers(model).items():
         if name not in described:
             _differ(name, "kernel", "one dense tensor", str(layer.kernel), fix="a model with this layer dense")
     return result
+
+
+def _is_unpadded(text: LayerText, description: Description) -> bool:
+    """Whether a layer has no padding row in the file because other layers train all of its cores."""
+    if f"{text.names[0]}.padding" in {*description.tensors, *description.aliases}:
+        return False
+    stored = {
+        one.names[0]: {
+            description.aliases.get(key, key) for key in (f"{one.names[0]}.{c}" for c in tensors_of(one.kernel))
+        }
+        for one in description.layers
+    }
+    own = stored.pop(text.names[0])
+    return own <= {key for keys in stored.values() for key in keys}
 
 
 def _match_ties(texts: Mapping[str, LayerText], sites: Mapping[str, Site]) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import CheckpointError
 from ..networks import Network, shape_of, tensors_of
+from ..nn import KernelLayer
 from .format import STORED_DTYPES, Description, checksum
 from .layers import LayerMatch
 
@@ -53,7 +54,7 @@ def _tensors_of_model(model: nn.Module, match: LayerMatch) -> dict[str, tuple[tu
         weight = site.module.weight
         for name in text.names:
             del ours[tensor_key(name, "weight")]
-            if text.arguments.get("padding_idx") is not None and text.names[0] not in tied:
+            if text.arguments.get("padding_idx") is not None and text.names[0] not in tied | match.unpadded:
                 ours[tensor_key(name, "padding")] = (tuple(weight.shape[1:]), weight.dtype)
         ours |= {tensor_key(n, core): (shape, weight.dtype) for n in text.names for core, shape in _shapes(text.kernel)}
     for text, _ in match.resized:
@@ -96,6 +97,31 @@ def _some(names: list[str]) -> str | None:
     """The first names of a list, or None where it is empty."""
     short = [name if len(name) <= 100 else f"{name[:80]}... ({len(name)} characters)" for name in names[:5]]
     return ", ".join(short) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else None
+
+
+def share_parameters(description: Description, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make one parameter of those that are one tensor in the file, where one of them is a decomposed layer's.
+
+    Raises:
+        CheckpointError: the layers are on several devices, of several dtypes, or have other values after a resize.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for alias, name in description.aliases.items():
+        (holder, _, key), (first_holder, _, first_key) = alias.rpartition("."), name.rpartition(".")
+        layer, first = modules.get(holder), modules.get(first_holder)
+        if layer is None or first is None or not any(isinstance(one, KernelLayer) for one in (layer, first)):
+            continue
+        parameter, shared = layer._parameters.get(key), first._parameters.get(first_key)
+        if parameter is None or shared is None or parameter is shared:
+            continue
+        fact = f"the tensors {name!r} and {alias!r} are one in the file"
+        if checksum(tensors[alias]) != checksum(tensors[name]):
+            fix = "a model whose layers have the file's ranks"
+            raise CheckpointError(f"{fact}, and differ at the ranks of the model", fix=fix)
+        if (parameter.device, parameter.dtype) != (shared.device, shared.dtype):
+            kinds = f"{shared.dtype} on {shared.device} and {parameter.dtype} on {parameter.device}"
+            raise CheckpointError(f"{fact}, and {kinds} in the model", fix="device= and dtype=, the same for both")
+        layer._parameters[key] = shared
 
 
 def check_tied(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
