@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from tests.conversion_cases import EXACT, SHAPE, assert_same, network, state
 from tests.refusals import refused
 from tnalgebra import nn as layers
+from tnalgebra.checkpoint import load, save
 from tnalgebra.errors import LayerError, NotationError, RankError, RuleError
 from tnalgebra.fitting.ranks import KeepFraction
 from tnalgebra.model.convert import convert
@@ -51,6 +54,51 @@ def test_what_a_layer_holds_besides_is_no_reason_to_lose_it() -> None:
     assert report.converted == ("3",)
     for name, held in zip("012", ("scale", "gain", "adapter"), strict=True):
         assert report[name].reason == f"it holds {held}, which the new layer would not have"
+
+
+class _Scaled(nn.Module):
+    """Multiplies by a plain attribute of its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(6, 6)
+        self.a.scale = 3.0  # type: ignore[assignment]
+
+    def forward(self, x: Any) -> Any:
+        return self.a(x) * getattr(self.a, "scale", 1.0)
+
+
+def test_plain_attributes_of_a_layer_are_carried_over(tmp_path: Path) -> None:
+    model: Any = _Scaled()
+    changed: Any
+    changed, report = convert(model, {"a": ("out | in", 6)}, inplace=False, allow_larger=True, example=(2, 6))
+    assert report.converted == ("a",)
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(changed(x), model(x), rtol=1e-4, atol=1e-5)
+    for layer in (changed.a.to_dense(), copy.deepcopy(changed).a.to_dense()):
+        assert layer.scale == 3.0
+    assert not {*vars(changed.a.to_dense())} ^ {*vars(model.a)}
+    save(changed, tmp_path / "model.safetensors")
+    assert torch.equal(load(tmp_path / "model.safetensors", into=_Scaled())(x), changed(x))
+
+
+@pytest.mark.parametrize("name", ["L", "plan", "kernel", "extra_repr"])
+def test_an_attribute_that_a_new_layer_has_too_keeps_the_layer_dense(name: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[0].__dict__[name] = str
+    _, report = convert(model, {"*": ("out | in", 1)})
+    assert report.converted == ("1",)
+    assert f"an attribute of its own, '{name}'" in report["0"].reason
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_forward_of_a_convolution_that_is_replaced_on_the_object_stays() -> None:
+    model = nn.Sequential(nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3))
+    model[0]._conv_forward = lambda x, weight, bias: x  # type: ignore[method-assign]
+    _, report = convert(model, {"*": ("out | in kh kw", 1)})
+    assert report.converted == ("1",)
+    assert report["0"].reason == "its forward is replaced on the object itself"
 
 
 def test_types_of_one_byte_stay() -> None:

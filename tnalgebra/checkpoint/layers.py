@@ -262,6 +262,7 @@ def make_layer(text: LayerText, site: Site, memory_format: torch.memory_format |
             planning=planning,
             origin=Origin(),
         )
+        layer.carry_attributes(module)
     except TnalgebraError as error:
         raise CheckpointError(f"layer {_quoted(text.names[0])} cannot be made", because=error) from error
     layer._parameters["bias"] = site.module._parameters.get("bias")

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import LayerError
-from ..nn import AnyLayer, MultiheadAttention, layer_network
+from ..nn import AnyLayer, MultiheadAttention, layer_class, layer_network
 from .attention import attentions_kept
 from .modules import owners_of_parameters
 from .surgery import Site
@@ -57,7 +57,7 @@ def _own_obstacle(module: AnyLayer) -> str | None:
     if "_hf_hook" in module.__dict__ and "forward" in module.__dict__:
         remedy = "accelerate.hooks.remove_hook_from_module(model, recurse=True) first, and dispatch it afterwards"
         return f"accelerate loads and unloads its parameters: {remedy}"
-    if "forward" in module.__dict__:
+    if {"forward", "_conv_forward"} & module.__dict__.keys():
         return "its forward is replaced on the object itself"
     for kind in _REFUSED:
         hooks = getattr(module, kind)
@@ -110,6 +110,7 @@ def _weight_obstacle(module: AnyLayer) -> str | None:
         return "its weight has hooks of its gradient, which the cores would not have: remove them first"
     try:
         layer_network(module)
+        layer_class(module).own_attributes(module)
     except LayerError as error:
         return str(error)
     return None

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ class KernelLayer(HoldsBases):
     argument_names: ClassVar[tuple[str, ...]]
     kernel: Network
     origin: Origin
+    _carried: tuple[str, ...] = ()
     bias: torch_nn.Parameter | None
 
     @classmethod
@@ -95,6 +96,7 @@ class KernelLayer(HoldsBases):
         )
         if isinstance(rewrite, Fit):
             check_fit_of(fit, module.weight)
+        layer.carry_attributes(module)
         return layer
 
     @classmethod
@@ -223,6 +225,34 @@ class KernelLayer(HoldsBases):
             if name != "bias" and hasattr(module, name):
                 setattr(self, name, getattr(module, name))
 
+    @classmethod
+    def own_attributes(cls, module: AnyLayer) -> dict[str, Any]:
+        """Plain attributes of a layer of torch's that its class does not give it, such as a factor that a model reads.
+
+        Raises:
+            LayerError: a name is one of the classes', such as a method that is replaced on the object.
+        """
+        arguments = {name: getattr(module, name) for name in cls.argument_names if name != "bias"}
+        known = {*vars(cls.empty_dense(arguments)), "_compiled_call_impl"}
+        own = {name: value for name, value in vars(module).items() if name not in known}
+        for name in own:
+            if hasattr(cls, name) or hasattr(cls.dense_class, name):
+                cls._refuse_attribute(name)
+        return own
+
+    def carry_attributes(self, module: AnyLayer) -> None:
+        """Have the own attributes of torch's layer. Raises LayerError for the name of a core, or another one in use."""
+        own = self.own_attributes(module)
+        for name in own:
+            if name in {*vars(self), *self._parameters, *self._buffers, *self._modules}:
+                self._refuse_attribute(name)
+        self.__dict__.update(own, _carried=tuple(own))
+
+    @classmethod
+    def _refuse_attribute(cls, name: str) -> NoReturn:
+        fact = f"the layer has an attribute of its own, {name!r}, and an nn.{cls.__name__} has another of this name"
+        raise LayerError(fact, fix=f"another name for it, or del layer.{name} first")
+
     def _network_and_inputs(
         self, module: AnyLayer, kernel: Network, planning: Planning
     ) -> tuple[Network, dict[str, tuple[int, ...]]]:
@@ -310,7 +340,7 @@ class KernelLayer(HoldsBases):
         return contracted(self.kernel, cores).to(like.dtype)
 
     def to_dense(self) -> AnyLayer:
-        """The layer of torch's with the rebuilt weight, and a copy of the bias."""
+        """The layer of torch's with the rebuilt weight, a copy of the bias, and the attributes that it had besides."""
         layer: AnyLayer = self._empty_dense()
         with torch.no_grad():
             weight = self.dense_weight().detach().clone(memory_format=self._format())
@@ -318,6 +348,7 @@ class KernelLayer(HoldsBases):
         layer.weight = torch_nn.Parameter(weight, requires_grad=trained)
         if self.bias is not None:
             layer.bias = torch_nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        layer.__dict__.update({name: vars(self)[name] for name in self._carried if name in vars(self)})
         layer.train(self.training)
         return layer
 
