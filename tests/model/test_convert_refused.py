@@ -266,3 +266,60 @@ def test_a_failure_half_way_restores(monkeypatch: pytest.MonkeyPatch) -> None:
         convert(model, {nn.Conv2d: ("out | in kh kw", 2)})
     assert done == ["0", "3"]
     assert_same(before, state(model))
+
+
+# Layers that a converted model does not call -------------------------------------------------------------------------
+
+
+class _ByClass(nn.Module):
+    """Calls its children of one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            if isinstance(child, nn.Conv2d):
+                x = child(x)
+        return x
+
+
+class _InAList(_ByClass):
+    """Calls its layers from a list, which knows nothing of an exchange."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = [self.a, self.b]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps[1](self.steps[0](x))
+
+
+@pytest.mark.parametrize("kind", [_ByClass, _InAList])
+@pytest.mark.parametrize("pattern", ["a", "*"])
+def test_a_layer_that_the_converted_model_does_not_call_is_named(kind: type[nn.Module], pattern: str) -> None:
+    model = kind()
+    before = [*model.modules()]
+    with refused(LayerError, "does not call the layer 'a'", "isinstance(module, (torch.nn.Conv2d, tn.nn.Conv2d))"):
+        convert(model, {pattern: ("tucker2", 2)}, example=(2, 6, 9, 9))
+    assert all(one is two for one, two in zip(model.modules(), before, strict=True))
+    assert not any(one._forward_hooks for one in model.modules())
+
+
+def test_a_route_that_depends_on_numbers_may_lead_elsewhere() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.expert = nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
+            self.gate.weight.data = torch.tensor([[2.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+        def forward(self, x: Tensor) -> Tensor:
+            score = self.gate(x)
+            return self.expert(x) if score.sum() < 0 else score
+
+    x = torch.tensor([[1.0, 3.0, 0.0, 0.0]])  # the score of rank 1 is 2, and that of the whole matrix is -1
+    model, report = convert(Routed(), {"*": ("out | in", 1)}, example=x)
+    assert report.converted == ("gate", "expert")
+    assert isinstance(model.expert, layers.Linear)

@@ -30,10 +30,10 @@ from .patterns import LAYER_SIZES, Assigned, Patterns, assign
 from .report import ConversionReport, Replaced
 from .surgery import (
     Site,
+    called_modules,
     exchange_layers,
     find_sites,
     restore_layers,
-    run_example,
 )
 from .timing import time_models
 
@@ -147,7 +147,7 @@ def _exchange(
     try:
         exchange_layers(sites, layers)
         if example is not None and new:
-            run_example(work.model, example)
+            _run_converted(work.model, example, sites, layers)
         for row in rows:
             _log.info("%s: %s", row.name, row.done)
         report = ConversionReport(rows, before, count_parameters(work.model), replaced, other_kernels(work.model))
@@ -155,14 +155,40 @@ def _exchange(
             return report
         seconds, seconds_after = time_models((dense, example), (work.model, example))
         return replace(report, seconds=seconds, seconds_after=seconds_after)
-    except BaseException as error:
+    except BaseException:
         restore_layers(sites)
-        if isinstance(error, CALL_ERRORS):
-            because, name = f"{type(error).__name__}: {error}", _layer_of(error, sites, layers)
-            fix = "None for a layer whose weight the model reads itself" if name is None else f"{{{name!r}: None, ...}}"
-            fact = "the converted model does not run on the example"
-            raise LayerError(fact, at_layer=name, because=because, fix=fix) from error
         raise
+
+
+def _run_converted(model: nn.Module, example: Example, sites: Sequence[Site], layers: Sequence[KernelLayer]) -> None:
+    """Run the converted model on the example, on which the model called all layers when they were dense.
+
+    Raises:
+        LayerError: it does not run, or calls a layer only as long as that is dense.
+    """
+    try:
+        called = called_modules(model, example, layers)
+    except CALL_ERRORS as error:
+        because, name = f"{type(error).__name__}: {error}", _layer_of(error, sites, layers)
+        fix = "None for a layer whose weight the model reads itself" if name is None else f"{{{name!r}: None, ...}}"
+        fact = "the converted model does not run on the example"
+        raise LayerError(fact, at_layer=name, because=because, fix=fix) from error
+    missed = {site: layer for site, layer in zip(sites, layers, strict=True) if layer not in called}
+    if not missed:
+        return
+    # where the other layers have changed a route that depends on numbers, the dense layers are not called either
+    restore_layers([*missed])
+    reached = called_modules(model, example, [site.module for site in missed])
+    exchange_layers([*missed], [*missed.values()])
+    lost = {site.names[0]: type(layer) for site, layer in missed.items() if site.module in reached}
+    if lost:
+        name, new = next(iter(lost.items()))
+        fact = f"the converted model does not call the layer {name!r} on the example, and the dense model does"
+        dense = f"torch.nn.{new.dense_class.__name__}"
+        because = f"the model may look for layers of the class {dense}, or call the dense layer from a list"
+        classes = f"({dense}, tn.nn.{new.__name__})"
+        fix = f"isinstance(module, {classes}) in the model; or {{{name!r}: None, ...}}"
+        raise LayerError(fact, also=", ".join([*lost][1:]) or None, because=because, fix=fix)
 
 
 def _layer_of(error: BaseException, sites: Sequence[Site], layers: Sequence[KernelLayer]) -> str | None:

@@ -141,6 +141,18 @@ def run_example(model: nn.Module, example: Example) -> None:
         model(*args, **kwargs)
 
 
+def called_modules(model: nn.Module, example: Example, modules: Sequence[nn.Module]) -> set[nn.Module]:
+    """Those of some modules that one run of the model on the example calls."""
+    called: set[nn.Module] = set()
+
+    def keep(module: nn.Module, *_: object) -> None:
+        called.add(module)  # which may be another one: a new layer has its hooks in common with the old one
+
+    with hooked(dict.fromkeys(modules, keep)):
+        run_example(model, example)
+    return called
+
+
 @dataclass(frozen=True)
 class LayerCall:
     """One call of a layer: its input, and its multiply-adds, padding counted as any other input."""
