@@ -12,7 +12,7 @@ from tests.refusals import refused
 from tnalgebra.decompositions.cuts import cut
 from tnalgebra.errors import RankError, TnalgebraError
 from tnalgebra.fitting import MultiplyAddsBudget
-from tnalgebra.model.budget import PricedWay, Treatment, allocate, lower_hull
+from tnalgebra.model.budget import PricedWay, Treatment, allocate, least_error, lower_hull
 from tnalgebra.model.curves import Costs, CurvePoint, ErrorCurves
 from tnalgebra.networks import parse
 
@@ -139,3 +139,13 @@ def test_points_that_are_measured_when_they_are_chosen(
     # once everything is measured, the choice is that of curves which were known from the start
     lazy.least_losses()
     assert totals(lazy.share(budget)) == totals(known.share(budget))
+
+
+def test_errors_that_differ_by_rounding_are_equal() -> None:
+    def taken(*ways: tuple[float, int]) -> int:
+        return least_error(ways, lambda way: way[0], lambda way: way[1])[1]
+
+    assert taken((0.5, 9), (0.5 + 3e-16, 8), (0.5001, 1)) == 8
+    assert taken((1e-15, 9), (4e-8, 8), (1e-5, 1)) == 8
+    assert taken((0.5, 8), (0.5 - 3e-16, 8)) == 8
+    assert taken((0.5, 9), (0.500001, 8)) == 9

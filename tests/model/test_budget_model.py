@@ -182,3 +182,13 @@ def test_one_tensor_is_one_batch() -> None:
     assert torch.equal(fits[0].dense(), fits[1].dense())
     converted = [convert(model, {"2": (CUT, 4)}, calibration=one, inplace=False)[1] for one in (x, [x])]
     assert converted[0]["2"].output_error == converted[1]["2"].output_error
+
+
+@pytest.mark.parametrize("rewrites", [["tucker2", "tensor_train"], ["tensor_train", "tucker2"]])
+def test_of_equal_errors_the_rewrite_with_fewer_parameters_is_taken(rewrites: list[str]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 7))
+    (plan,) = plan_budget(model, {"0": rewrites}, ["keep 0.5"], progress=False)
+    assert (plan["0"].rule.name, plan["0"].parameters) == ("tensor_train", 4 * (20 + 7))
+    _, report = convert(model, {"*": rewrites}, size="keep 0.5", progress=False)
+    assert (report["0"].rule, report["0"].parameters_after) == ("tensor_train", 4 * (20 + 7) + 7)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +13,11 @@ from ..decompositions import read_rewrite
 from ..fitting import Metric, ParameterBudget, Size
 from ..nn import check_fit_of
 from ..rewriting import Choices, Fit, Rule
+
+_W = TypeVar("_W")
+
+_ROUNDING, _EXACT = 1e-9, 1e-6
+"""Relative difference of errors that is rounding; relative errors below the second are rounding themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +84,12 @@ def ranks_of(fit: Fit) -> dict[str, int]:
 def error_of(fit: Fit) -> float:
     """Relative error of the layer's output where the fit had a metric, of the kernel otherwise."""
     return fit.relative_error if fit.output_error is None else fit.output_error
+
+
+def least_error(ways: Sequence[_W], error: Callable[[_W], float], parameters: Callable[[_W], int]) -> _W:
+    """The way with the least error; of those whose errors are equal within rounding, the one with fewest parameters."""
+    least = max(min(map(error, ways)) * (1 + _ROUNDING), _EXACT)
+    return min((way for way in ways if error(way) <= least), key=lambda way: (parameters(way), error(way)))
 
 
 class PricedWay(NamedTuple):

@@ -14,7 +14,7 @@ from ..fitting import Metric, ModelBudget, ParameterBudget, Size, TimeBudget
 from ..nn import KernelLayer, kernel_labels_of
 from ..rewriting import Fit
 from ..workers import Scheduler, run_tasks
-from .budget import Treatment, error_of, ranks_of
+from .budget import Treatment, error_of, least_error, ranks_of
 from .curves import parameter_costs
 from .divergence import Divergence
 from .example import Example, Inputs
@@ -208,7 +208,9 @@ class Conversion:
             del self.offered[name]
             self.reasons[name] = f"break-even: {least:,} parameters decomposed, {weight.numel():,} dense"
             return
-        self.fits[name] = saving[0] if len(saving) == 1 else min(saving, key=lambda one: error_of(one[1]))
+        self.fits[name] = saving[0]
+        if len(saving) > 1:
+            self.fits[name] = least_error(saving, lambda one: error_of(one[1]), lambda one: one[1].parameters)
 
     def build(self) -> dict[str, list[KernelLayer]]:
         """The new layers, by name, in the order of the modules; the model does not have them yet.

@@ -15,7 +15,7 @@ from ..errors import RankError, TnalgebraError
 from ..fitting import ModelBudget, ParameterBudget
 from ..networks import Network
 from ..rewriting import Fit
-from .budget import PricedWay, Treatment, allocate, group_reasons
+from .budget import PricedWay, Treatment, allocate, group_reasons, least_error
 
 LEAST_LOSS = 1e-12
 """Losses below this are equal where they are interpolated."""
@@ -127,7 +127,11 @@ class ErrorCurves:
         every = [(name, point) for name, curves in self.points.items() for curve in curves for point in curve]
         self.measure(every)
         ways = {name: self.ways(name) for name in self.points}
-        least = {name: min(each, key=lambda way: way.loss).treatment for name, each in ways.items() if each}
+        least = {
+            name: least_error(each, lambda way: math.sqrt(way.loss), lambda way: way.cost).treatment
+            for name, each in ways.items()
+            if each
+        }
         return {name: treatment for name, treatment in least.items() if treatment is not None}
 
     def share(
