@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -110,7 +110,8 @@ def convert(
         >>> model, report = tn.convert(model, {torch.nn.Conv2d: "tucker2"}, size="parameters 0.5")
     """
     whole = None if size is None else read_size(size)
-    fitting = Fitting(*_list_inputs(model, example, calibration, held_out), sequential, ridge, fractions)
+    inputs, others = (_list_inputs(batches, model, example) for batches in (calibration, held_out))
+    fitting = Fitting(inputs, others, sequential, ridge, fractions)
     _check_settings(model, whole, example, fitting, scheduler=scheduler)
     target = model if inplace else copy.deepcopy(model)
     with torch.inference_mode(False), elements_by_default(), unfolding_attentions(target) as unfolding:
@@ -211,10 +212,9 @@ def _list_replaced(sites: Sequence[Site], layers: Sequence[KernelLayer]) -> tupl
     return tuple(replaced)
 
 
-def _list_inputs(model: nn.Module, example: Example | None, *data: Batches | None) -> Iterator[list[Inputs] | None]:
-    for batches in data:
-        several = [batches] if isinstance(batches, Tensor | Mapping) else batches
-        yield None if several is None else list(inputs_of(several, model, example))
+def _list_inputs(batches: Batches | None, model: nn.Module, example: Example | None) -> list[Inputs] | None:
+    several = [batches] if isinstance(batches, Tensor | Mapping) else batches
+    return None if several is None else list(inputs_of(several, model, example))
 
 
 # Checks -----------------------------------------------------------------------------------------------------

@@ -470,7 +470,7 @@ class KernelLayer(HoldsBases):
         return super().forward(x)
 
 
-def check_dense(module: torch_nn.Module) -> None:
+def check_dense(module: object) -> None:
     """Raise LayerError if a layer is decomposed already, or a model in which nothing is dense any more, or neither."""
     if not isinstance(module, torch_nn.Module):
         fix = "a layer of torch's, such as torch.nn.Conv2d; a kernel alone by tn.rules()['cp'].apply(kernel, 8)"
