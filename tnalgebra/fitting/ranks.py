@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from itertools import accumulate, takewhile
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ..errors import RankError
 from .size import KeepFraction, ModelBudget, ParameterBudget, Rank, RelativeError, Size
@@ -127,13 +127,13 @@ def plain_rank(rank: Rank | UpTo, bond: str, *, full: int | None, because: str) 
 
 
 class Growth:
-    """Ranks under budgets: the better of two greedy ways, each of which is walked once for all budgets.
+    """Ranks under budgets: the best of four greedy ways, each of which is walked once for all budgets.
 
     If each bond keeps its part of the squared norm independently of the others, the whole keeps the product of these
-    parts. From rank 1 upwards the bond grows whose next value adds most to the logarithm of that product for each
-    parameter. From full rank downwards the bond shrinks whose last value costs least for each parameter, until the
-    budget is met, and then all grow again as far as there is room. A parameter's price depends on the ranks beside it,
-    so either way can be led astray; the one that keeps more is taken.
+    parts. From rank 1 upwards the bond grows whose next value adds most for each parameter, once to its part and once
+    to the logarithm of its part. From full rank downwards the bond shrinks whose last value costs least for each
+    parameter, until the budget is met, and then all grow again as far as there is room. A parameter's price depends on
+    the ranks beside it, so that any of these ways can be led astray; the one that keeps most is taken.
 
     Args:
         squares: bond -> squares of its singular values, descending.
@@ -141,12 +141,17 @@ class Growth:
     """
 
     def __init__(self, squares: Mapping[str, Sequence[float]], count: Callable[[Mapping[str, int]], int]) -> None:
-        self._logarithms = {bond: _logarithms(squares[bond]) for bond in sorted(squares)}
+        bonds = sorted(squares)
+        lost = {bond: _lost_parts(squares[bond]) for bond in bonds}
+        self._logarithms = {bond: [math.log1p(-part) for part in lost[bond]] for bond in bonds}
         self._count = count
-        self._ones = dict.fromkeys(self._logarithms, 1)
-        full = {bond: len(values) for bond, values in self._logarithms.items()}
-        self._upwards = _Replayed(self._growing(self._ones, math.inf))
-        self._downwards = _Replayed(self._shrinking(full))
+        self._ones = dict.fromkeys(bonds, 1)
+        full = {bond: len(squares[bond]) for bond in bonds}
+        merits: list[_Merits] = [{bond: [-part for part in lost[bond]] for bond in bonds}, self._logarithms]
+        self._ways = [
+            (one, _Replayed(self._growing(one, self._ones, math.inf)), _Replayed(self._shrinking(one, full)))
+            for one in merits
+        ]
 
     def ranks(self, budget: ParameterBudget, before: int) -> dict[str, int]:
         """The ranks under a budget.
@@ -158,33 +163,32 @@ class Growth:
             RankError: even rank 1 everywhere is too much.
         """
         limit = allowance(budget, before, least=self._count(self._ones))
-        up = _last(takewhile(lambda state: state.parameters <= limit, self._upwards))
-        down = next(state for state in self._downwards if state.parameters <= limit)
-        # what is too large for the room that is left may leave room for another bond
-        ways = [_last(self._growing(state.ranks, limit)).ranks for state in (up, down)]
-        return max(ways, key=lambda ranks: math.fsum(self._kept(bond, rank) for bond, rank in ranks.items()))
+        found = []
+        for merits, upwards, downwards in self._ways:
+            up = _last(takewhile(lambda state: state.parameters <= limit, upwards))
+            down = next(state for state in downwards if state.parameters <= limit)
+            # what is too large for the room that is left may leave room for another bond
+            found += [_last(self._growing(merits, state.ranks, limit)).ranks for state in (up, down)]
+        return max(found, key=lambda ranks: math.fsum(self._logarithms[bond][rank - 1] for bond, rank in ranks.items()))
 
-    def _kept(self, bond: str, rank: int) -> float:
-        return self._logarithms[bond][rank - 1]
-
-    def _growing(self, ranks: dict[str, int], limit: float) -> Iterator[_State]:
+    def _growing(self, merits: _Merits, ranks: dict[str, int], limit: float) -> Iterator[_State]:
         """One value at a time, the one that adds most for a parameter; of equals, the first bond."""
         state = _State(self._count(ranks), ranks)
         while True:
             yield state
             best: tuple[float, _State] | None = None
             for bond, rank in state.ranks.items():
-                if rank < len(self._logarithms[bond]):
+                if rank < len(merits[bond]):
                     grown = {**state.ranks, bond: rank + 1}
                     parameters = self._count(grown)
-                    gain = (self._kept(bond, rank + 1) - self._kept(bond, rank)) / (parameters - state.parameters)
+                    gain = (merits[bond][rank] - merits[bond][rank - 1]) / (parameters - state.parameters)
                     if parameters <= limit and (best is None or gain > best[0]):
                         best = gain, _State(parameters, grown)
             if best is None:
                 return
             state = best[1]
 
-    def _shrinking(self, ranks: dict[str, int]) -> Iterator[_State]:
+    def _shrinking(self, merits: _Merits, ranks: dict[str, int]) -> Iterator[_State]:
         """One value at a time, the one that costs least for a parameter; of equals, the first bond."""
         state = _State(self._count(ranks), ranks)
         yield state
@@ -194,7 +198,7 @@ class Growth:
                 if rank > 1:
                     shrunk = {**state.ranks, bond: rank - 1}
                     parameters = self._count(shrunk)
-                    loss = (self._kept(bond, rank) - self._kept(bond, rank - 1)) / (state.parameters - parameters)
+                    loss = (merits[bond][rank - 1] - merits[bond][rank - 2]) / (state.parameters - parameters)
                     if best is None or loss < best[0]:
                         best = loss, _State(parameters, shrunk)
             assert best is not None
@@ -202,11 +206,15 @@ class Growth:
             yield state
 
 
-def _logarithms(squares: Sequence[float]) -> list[float]:
-    """For each rank from 1, the logarithm of the part of the squared norm that it keeps; 0 where there is no norm."""
-    dropped = [0.0, *accumulate(reversed(squares[1:]))][::-1]
-    whole = dropped[0] + squares[0]
-    return [math.log1p(-square / whole) if whole else 0.0 for square in dropped]
+_Merits: TypeAlias = Mapping[str, Sequence[float]]
+"""bond -> for each rank from 1, how much it keeps."""
+
+
+def _lost_parts(squares: Sequence[float]) -> list[float]:
+    """For each rank from 1, the part of the squared norm that it loses; 0 where there is no norm."""
+    lost = [0.0, *accumulate(reversed(squares[1:]))][::-1]
+    whole = lost[0] + squares[0]
+    return [square / whole if whole else 0.0 for square in lost]
 
 
 class _State(NamedTuple):

@@ -54,9 +54,9 @@ class KeepFraction(_Fraction):
 class ParameterBudget(_Fraction):
     """Keep at most a fraction of the parameters: of the kernel in `Rule.apply`, of the whole model in `convert`.
 
-    All bonds share the budget. A bond grows where one more value adds most to the norm that is kept, as a ratio and for
-    each parameter, or shrinks where one value fewer costs the least; of these two ways the one that keeps more is
-    taken. Bonds without singular values of their own, which are those in loops and on hyperedges, grow evenly. The text
+    All bonds share the budget. A bond grows where one more value adds most to the norm that is kept, for each
+    parameter, or shrinks where one value fewer costs the least; of several such ways the one that keeps most is taken.
+    Bonds without singular values of their own, which are those in loops and on hyperedges, grow evenly. The text
     form is "parameters 0.3".
 
     Args:
