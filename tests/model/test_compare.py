@@ -167,6 +167,8 @@ def test_the_table_has_a_line_each_and_says_what_could_not_be_made() -> None:
         found["spatially_separable"]
     with refused(RuleError, "'tucker'", "cp"):
         found["tucker"]
+    with refused(RuleError, "no rewrite"):
+        compare(layer, [], "parameters 0.5")
     assert list(found.to_pandas()["name"])[-1] == "spatially_separable"
     assert repr(found) == f"<Comparison 2 of 3 decompositions, nearest {found.rows[0].name!r}>"
 

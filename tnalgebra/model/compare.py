@@ -120,6 +120,8 @@ def _read_rewrites(rewrites: Any, labels: tuple[str, ...]) -> dict[str, Treatmen
     if not isinstance(rewrites, str | Rule | Fit | Iterable):
         raise RuleError(f"the rewrites are a {type(rewrites).__name__}", fix="a list, such as ['cp', 'tucker2']")
     listed = [rewrites] if isinstance(rewrites, str | Rule | Fit) else [*rewrites]
+    if not listed:
+        raise RuleError("no rewrite is given to compare", fix="a list, such as ['cp', 'tucker2'], or 'all'")
     chosen = [one for one in listed if not (isinstance(one, str) and one.strip() == "all")]
     treatments: dict[str, Treatment] = {}
     for one in chosen:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from math import prod
+from typing import SupportsIndex
 
 from ..errors import NetworkError, SizeError
 from .network import Network
@@ -27,13 +29,16 @@ def kernel_multiply_adds(kernel: Network, positions: Sequence[int]) -> int:
         The least sum, over the pairwise contractions, of the product of the sizes of all labels that take part.
 
     Raises:
-        NetworkError: the numbers of axes differ, or the kernel has windows of its own.
+        NetworkError: the positions are not sizes; the numbers of axes differ; or the kernel has windows of its own.
         SizeError: the size of a label is unknown.
 
     Example:
         >>> kernel_multiply_adds(tn.parse("U[out:64 a:8] V[a in:32 kh:3 kw:3] -> [out in kh kw]"), (28, 28))
         2207744
     """
+    sizes = positions if isinstance(positions, Iterable) else (-1,)  # as untyped callers may
+    if not all(isinstance(size, SupportsIndex) and operator.index(size) >= 0 for size in sizes):
+        raise NetworkError(f"the positions are {positions!r}", fix="sizes of the output, such as (28, 28)")
     if len(kernel.terms) > 1:
         return sum(kernel_multiply_adds(term, positions) for term in kernel.terms)
     if len(kernel.output) != len(positions) + 2:
