@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.conversion_cases import SHAPE, assert_same, count, inputs, network, state
 from tests.refusals import refused
 from tnalgebra.decompositions.families import tucker2
-from tnalgebra.errors import DataError, RankError
+from tnalgebra.errors import DataError, LayerError, RankError
 from tnalgebra.fitting.size import MultiplyAddsBudget, ParameterBudget
 from tnalgebra.model.convert import convert
 from tnalgebra.model.input_metrics import input_metrics
@@ -154,7 +154,7 @@ def test_budgets_that_cannot_be() -> None:
         ({"size": 0.5}, RankError, ["0.5", "parameters 0.5"]),
         ({"size": MultiplyAddsBudget(0.5)}, DataError, ["example="]),
         ({"sequential": True}, DataError, ["sequential=", "calibration="]),
-        ({"calibration": [{"x": inputs()[0]}]}, DataError, ["batch 1", "dict"]),
+        ({"calibration": [{"x": inputs()[0]}]}, LayerError, ["batch 1", "argument 'x'"]),
         ({"calibration": [("a", 1)]}, DataError, ["batch 1", "str"]),
         ({"calibration": 3}, DataError, ["int"]),
         ({"calibration": []}, DataError, ["no batches"]),

@@ -138,13 +138,20 @@ class Growth:
     Args:
         squares: bond -> squares of its singular values, descending.
         count: parameters at given ranks.
+        loss: the part of the squared norm that is lost at given ranks, by which the ways are compared; by default that
+            of independent bonds.
     """
 
-    def __init__(self, squares: Mapping[str, Sequence[float]], count: Callable[[Mapping[str, int]], int]) -> None:
+    def __init__(
+        self,
+        squares: Mapping[str, Sequence[float]],
+        count: Callable[[Mapping[str, int]], int],
+        loss: Callable[[Mapping[str, int]], float] | None = None,
+    ) -> None:
         bonds = sorted(squares)
         lost = {bond: _lost_parts(squares[bond]) for bond in bonds}
         self._logarithms = {bond: [math.log1p(-part) for part in lost[bond]] for bond in bonds}
-        self._count = count
+        self._count, self._loss = count, loss or self._loss_of_independent
         self._ones = dict.fromkeys(bonds, 1)
         full = {bond: len(squares[bond]) for bond in bonds}
         merits: list[_Merits] = [{bond: [-part for part in lost[bond]] for bond in bonds}, self._logarithms]
@@ -169,7 +176,10 @@ class Growth:
             down = next(state for state in downwards if state.parameters <= limit)
             # what is too large for the room that is left may leave room for another bond
             found += [_last(self._growing(merits, state.ranks, limit)).ranks for state in (up, down)]
-        return max(found, key=lambda ranks: math.fsum(self._logarithms[bond][rank - 1] for bond, rank in ranks.items()))
+        return min(found, key=self._loss)
+
+    def _loss_of_independent(self, ranks: Mapping[str, int]) -> float:
+        return -math.expm1(math.fsum(self._logarithms[bond][rank - 1] for bond, rank in ranks.items()))
 
     def _growing(self, merits: _Merits, ranks: dict[str, int], limit: float) -> Iterator[_State]:
         """One value at a time, the one that adds most for a parameter; of equals, the first bond."""

@@ -102,8 +102,7 @@ def convert(
     Raises:
         LayerError: a pattern that is not optional fits no layer, or every layer it fits is refused; the model is a
             single layer, or does not run on the example before or after the conversion, or on a batch.
-        RuleError: a request cannot be read.
-        RankError: a budget cannot be met (the message has the least); a size cannot be read, or has no meaning.
+        RuleError, RankError: a request or a size cannot be read; a budget cannot be met (the message has the least).
         DataError: calibration data, an example or a budget are missing where they are needed, or data hold no inputs.
 
     Example:
