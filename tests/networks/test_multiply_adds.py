@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 from math import prod
+from typing import Any
 
 import pytest
 
@@ -58,9 +59,10 @@ def test_what_cannot_be_counted() -> None:
     network = parse("A[out:7 p:3] B[p in:5] -> [out in]")
     with refused(NetworkError, "2 axes", "1 axes of positions"):
         kernel_multiply_adds(network, (28,))
+    positions: Any
     for positions in ((-3,), (2.5,), 28):
         with refused(NetworkError, repr(positions)):
-            kernel_multiply_adds(network, positions)  # type: ignore[arg-type]
+            kernel_multiply_adds(network, positions)
     with refused(SizeError, "'p'"):
         kernel_multiply_adds(parse("A[out:7 p] B[p in:5] -> [out in]"), ())
     with refused(NetworkError, "windows of its own"):

@@ -201,7 +201,7 @@ def _read_batch(batch: object, model: nn.Module, example: Example | None, *, nam
     if _is_sequence(batch):
         several = len(batch) > 1 and isinstance(batch[0], Tensor) and _has_several(model, example)
         given = batch if several or not batch else batch[0]
-        if several and example is not None:
+        if several and isinstance(example, Sequence | Mapping):
             _check_form(batch, example, name)
     args, kwargs = _split(given) if _is_sequence(given) or isinstance(given, Mapping) else ((given,), {})
     inputs = Inputs(args, kwargs, name)
@@ -226,9 +226,9 @@ def _has_several(model: nn.Module, example: Example | None) -> bool:
     return sum(one.default is one.empty and one.kind not in various for one in parameters) > 1
 
 
-def _check_form(batch: Sequence[Any], example: Example, name: str) -> None:
+def _check_form(batch: Sequence[Any], example: Sequence[Any] | Mapping[str, Any], name: str) -> None:
     """Raise DataError unless a sequence of all arguments has those of the example, which has several."""
-    (args, kwargs), (needed, named) = _split(batch), _split(example)  # type: ignore[arg-type]
+    (args, kwargs), (needed, named) = _split(batch), _split(example)
     if len(args) != len(needed) or kwargs.keys() != named.keys():
         fact = f"{name} is a sequence of {len(batch)}, and not all inputs that the example has"
         inputs = ", ".join((*(f"argument {n}" for n in range(1, len(needed) + 1)), *map(repr, named)))
