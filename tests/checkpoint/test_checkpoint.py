@@ -334,7 +334,7 @@ def test_a_link_is_followed_and_what_is_no_file_stays(tmp_path: Path) -> None:
             save(network(), tmp_path / name)
     assert (tmp_path / "pipe").is_fifo()
     with refused(CheckpointError, "OrderedDict"):
-        save(network().state_dict(), path)  # type: ignore[arg-type]
+        save(network().state_dict(), path)
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ TEXT = "X[n i] A[a i] B[o a] -> [n o]"
 
 def linear(**options: object) -> Compiled:
     usual = {"inputs": {"X": (2, 4)}, "values": {"A": random(3, 4), "B": random(5, 3, seed=1)}}
-    return tnalgebra.compile(TEXT, **{**usual, **options})  # type: ignore[arg-type]
+    return tnalgebra.compile(TEXT, **{**usual, **options})
 
 
 # Parameters and state -------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def saved_and_loaded(module: Compiled) -> Compiled:
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
-    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["thawed", "frozen"])

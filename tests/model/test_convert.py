@@ -100,7 +100,7 @@ def test_optional_patterns_need_not_fit(caplog: pytest.LogCaptureFixture) -> Non
     assert report["8"].pattern == "8"
     assert report["8"].reason.startswith("the cut 'out kh | in kw' does not fit")
     with refused(RuleError, "optional", "3"):
-        convert(network(), {optional(3): "cp"})  # type: ignore[arg-type]
+        convert(network(), {optional(3): "cp"})
 
 
 def test_a_copy_is_converted_and_the_model_stays() -> None:

@@ -63,7 +63,7 @@ class _Scaled(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.a = nn.Linear(6, 6)
-        self.a.scale = 3.0  # type: ignore[assignment]
+        self.a.scale = 3.0
 
     def forward(self, x: Any) -> Any:
         return self.a(x) * getattr(self.a, "scale", 1.0)
@@ -95,7 +95,7 @@ def test_an_attribute_that_a_new_layer_has_too_keeps_the_layer_dense(name: str) 
 
 def test_a_forward_of_a_convolution_that_is_replaced_on_the_object_stays() -> None:
     model = nn.Sequential(nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3))
-    model[0]._conv_forward = lambda x, weight, bias: x  # type: ignore[method-assign]
+    model[0]._conv_forward = lambda x, weight, bias: x
     _, report = convert(model, {"*": ("out | in kh kw", 1)})
     assert report.converted == ("1",)
     assert report["0"].reason == "its forward is replaced on the object itself"

@@ -573,4 +573,4 @@ def test_batches_that_are_not_inputs_of_the_model() -> None:
     with refused(LayerError, "does not run on batch 2", "(5, 3, 7, 7)"):
         input_metrics(Masked(), [PAIR[0], PAIR[0][:, :3]])
     with refused(DataError, "one mapping is given"):
-        input_metrics(Masked(), NAMED)  # type: ignore[arg-type]
+        input_metrics(Masked(), NAMED)

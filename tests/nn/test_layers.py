@@ -40,7 +40,7 @@ RESHAPED = "K[o i h w] => Fuse[o o1 o2] Fuse[i i1 i2] A[o1 i1 p] B[p o2 i2 h w]"
 
 
 def same(one: Tensor, two: Tensor) -> None:
-    torch.testing.assert_close(one, two, **ROUNDING)  # type: ignore[arg-type]
+    torch.testing.assert_close(one, two, **ROUNDING)
 
 
 def dense(name: str, **arguments: Any) -> Any:
@@ -50,7 +50,7 @@ def dense(name: str, **arguments: Any) -> Any:
 
 
 def conv(**arguments: Any) -> torch_nn.Conv2d:
-    return dense("Conv2d", **{"padding": 1, **arguments})  # type: ignore[no-any-return]
+    return dense("Conv2d", **{"padding": 1, **arguments})
 
 
 def tucker(module: torch_nn.Module | None = None, **options: Any) -> tensor_nn.Conv2d:
@@ -127,7 +127,7 @@ def test_inputs_are_those_of_torch(name: str) -> None:
         same(value, expected)
         value.square().sum().backward()
         expected.square().sum().backward()
-        same(x.grad, y.grad)  # type: ignore[arg-type]
+        same(x.grad, y.grad)
     if name == "Conv2d":  # and of other sizes than those it was planned for
         for size in ((3, 3), (33, 5)):
             x = torch.randn(2, 4, *size, dtype=torch.float64)
@@ -223,7 +223,7 @@ def test_parameters_are_like_the_weight(trained: bool) -> None:
     assert all(p.requires_grad == trained and p.dtype == torch.float32 for p in layer.parameters())
     assert layer.to_dense().weight.requires_grad == trained
     assert layer.bias is not module.bias
-    same(layer.bias, module.bias)  # type: ignore[arg-type]
+    same(layer.bias, module.bias)
     layer(X.float()).sum()
     assert torch.equal(module.weight, conv(dtype=torch.float32).weight)
 
@@ -249,7 +249,7 @@ def test_gradients_are_those_of_the_rebuilt_weight() -> None:
 
 def test_a_choice_that_does_not_exist_is_refused_with_all_that_do() -> None:
     with refused(TypeError, "'input_sizes'", "'input_size'", "batch_size", "starts"):
-        tensor_nn.Conv2d.from_conv(conv(), "tucker2", 2, input_sizes=8)  # type: ignore[call-arg]
+        tensor_nn.Conv2d.from_conv(conv(), "tucker2", 2, input_sizes=8)
 
 
 def test_a_fit_is_used_as_it_is() -> None:
@@ -271,7 +271,7 @@ def test_a_fit_is_used_as_it_is() -> None:
     with refused(LayerError, "size="):
         tensor_nn.Conv2d.from_conv(module, fit, 3)
     with refused(LayerError, "nn.Conv2d"):
-        tensor_nn.Conv2d(4, 6, 3, rewrite=fit)  # type: ignore[arg-type]
+        tensor_nn.Conv2d(4, 6, 3, rewrite=fit)
 
 
 def test_a_fit_of_several_steps() -> None:
@@ -355,7 +355,7 @@ def saved_and_loaded(module: KernelLayer) -> KernelLayer:
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
-    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded], ids=["deepcopy", "saved"])

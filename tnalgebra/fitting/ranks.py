@@ -221,7 +221,7 @@ _Merits: TypeAlias = Mapping[str, Sequence[float]]
 
 
 def _lost_parts(squares: Sequence[float]) -> list[float]:
-    """For each rank from 1, the part of the squared norm that it loses; 0 where there is no norm."""
+    """The part of the squared norm that is lost at rank 1, at rank 2, and so on; zeros where all values are zero."""
     lost = [0.0, *accumulate(reversed(squares[1:]))][::-1]
     whole = lost[0] + squares[0]
     return [square / whole if whole else 0.0 for square in lost]

@@ -116,9 +116,7 @@ class TreeSpectra:
         def count(ranks: Mapping[str, int]) -> int:
             return sum([size * prod([ranks[bond] for bond in bonds]) for size, bonds in cores])
 
-        if not self.is_star:
-            return Growth(squares, count)
-        return Growth(squares, count, self.loss)
+        return Growth(squares, count, self.loss if self.is_star else None)
 
     def _sizes(self, edge: Edge) -> list[int]:
         shape = dict(zip(self.tree.open, self.target.shape, strict=True))
