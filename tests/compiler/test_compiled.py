@@ -300,6 +300,20 @@ def test_the_fastest_measured_candidate_is_chosen(counted: list[str], tmp_path: 
     assert len(json.loads(file.read_text())) == len(tried)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(7, True), (31, False)])
+def test_one_call_of_torch_comes_first_unless_it_is_predicted_to_take_far_longer(size: int, *, expected: bool) -> None:
+    """A long depthwise window takes a hundred times as long for each multiply-add in a contiguous format."""
+    windows = f"Conv[x u k | padding={size // 2}] Conv[y v l | padding={size // 2}]"
+    values = {"W": torch.ones(8, size, size)}
+    module = tnalgebra.compile(
+        f"X[n c x y] {windows} W[c k l] -> [n c u v]", inputs={"X": (2, 8, 28, 28)}, values=values, tune=False
+    )
+    first, *others = module.plan.candidates
+    least = min(one.seconds for one in (first, *others))
+    (call,) = (one for one in (first, *others) if one.is_single_call)
+    assert first.is_single_call == (call is first) == (call.seconds <= tune.FAMILIES_NEAR * least) == expected
+
+
 def test_where_a_run_takes_long_every_family_is_tried_with_few_images(
     counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

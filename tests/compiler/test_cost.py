@@ -266,6 +266,7 @@ def test_every_kind_is_measured_at_small_sizes() -> None:
         calibration.Convolution(2, 1, 3, 5, (1, 1), 5, 2),
         calibration.Convolution(2, 3, 2, 4, (3, 3), 4),
         calibration.Convolution(2, 6, 1, 1, (1, 3), 4),
+        calibration.Convolution(2, 6, 1, 1, (1, 15), 16),
         calibration.Channels(2, 3, 5, 4),
         calibration.Matrices(3, 4, 2, 5),
         *(calibration.Pointwise(2, 3, 4, step) for step in ("multiply", "scale", "outer", "copy", "sum")),

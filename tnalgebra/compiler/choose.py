@@ -57,6 +57,9 @@ KEPT = 4
 LISTED = 24
 """Number of candidates that a plan keeps."""
 
+FAMILIES_NEAR = 4.0
+"""The ratio of two predictions for programs of different families above which it is certain which one is faster."""
+
 LARGEST_BATCH = 4096
 """Largest batch for which a plan looks for a faster candidate."""
 
@@ -188,7 +191,7 @@ class Candidate:
     def is_single_call(self) -> bool:
         """Whether the program is one call of a function of torch, apart from padding, with at most one weight.
 
-        Such a program comes first whatever the predictions are; only a measurement can put another one before it.
+        Without a measurement such a program comes first, unless another one is predicted to be `FAMILIES_NEAR` times as fast.
         """
         weights = [leaf for leaf in self.computation.leaves if leaf.kind == "weight"]
         pads = sum(isinstance(operation, Pad) for operation in self.program.operations)
@@ -232,7 +235,8 @@ def candidates_for(request: PlanRequest) -> list[Candidate]:
         )
     if request.dynamic:
         return _by_worst_ratio(list(candidates.values()), request)
-    ranked = sorted(candidates.values(), key=lambda one: (not one.is_single_call, one.seconds))
+    near = FAMILIES_NEAR * min(one.seconds for one in candidates.values())
+    ranked = sorted(candidates.values(), key=lambda one: (not one.is_single_call or one.seconds > near, one.seconds))
     firsts = {one.family: one for one in reversed(ranked)}.values()
     return [one for place, one in enumerate(ranked) if place < LISTED or one in firsts]
 

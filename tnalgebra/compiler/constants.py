@@ -145,6 +145,7 @@ CPU_DEFAULTS: Mapping[Format, Constants] = {
             one_wide=Rates(9.2e-7, 1.0e-11, 24, 12, 1.5e-10, 4.0e-11, 8.2e-12, 9.2e-10, 2.5e-9),
             grouped=Rates(3.7e-5, 6.8e-12, 6.3, 4.8, 3.4e-10, 1.3e-10, 1.2e-11, 1.1e-9, 4.4e-9),
             depthwise=Rates(5.4e-5, 9.7e-12, 0, 0, 1.0e-10, 1.8e-10, 5.5e-10, 1.0e-9, 3.4e-9),
+            long_depthwise=Rates(2.7e-5, 4.8e-10, 0, 0, 1.1e-10, 1.1e-10, 1.0e-11, 1.0e-9, 3.0e-9),
             product=Rates(3.0e-6, 1.1e-11, 3.5, 4.4, 8.7e-12, 1.1e-11, 6.1e-11, 4.6e-11, 1.2e-9),
             copy=Rates(3.2e-6, 0, 0, 0, 1.2e-10, 7.8e-11, 2.8e-10, 2.6e-10, 1.0e-9),
             pointwise=Rates(2.6e-6, 0, 0, 0, 1.9e-11, 1.3e-11, 1.7e-10, 1.2e-11, 1.0e-9),
@@ -154,6 +155,7 @@ CPU_DEFAULTS: Mapping[Format, Constants] = {
             one_wide=Rates(2.1e-5, 2.3e-11, 22, 14, 6.6e-10, 7.5e-11, 1.7e-11, 4.4e-9, 3.2e-9),
             grouped=Rates(1.3e-4, 1.3e-11, 5.8, 21, 5.6e-10, 9.7e-11, 2.3e-11, 2.4e-9, 2.8e-8),
             depthwise=Rates(1.5e-4, 1.4e-10, 0, 0, 8.3e-11, 7.8e-11, 3.0e-9, 1.4e-9, 2.8e-9),
+            long_depthwise=Rates(4.3e-5, 2.0e-9, 0, 0, 9.8e-11, 9.8e-11, 1.0e-11, 1.0e-9, 3.0e-9),
             product=Rates(3.0e-5, 1.9e-11, 7.6, 13, 8.7e-11, 4.5e-11, 2.7e-9, 3.1e-10, 8.5e-10),
             copy=Rates(1.9e-5, 0, 0, 0, 1.0e-10, 3.0e-10, 5.9e-10, 2.7e-10, 2.7e-9),
             pointwise=Rates(2.2e-5, 0, 0, 0, 7.9e-12, 2.8e-10, 4.2e-10, 7.6e-10, 1.3e-9),
@@ -169,6 +171,7 @@ CPU_DEFAULTS: Mapping[Format, Constants] = {
             one_wide=Rates(4.6e-6, 7.3e-12, 2.5, 1.8, 1.6e-10, 5.0e-11, 4.0e-12, 3.1e-11, 1.6e-9),
             grouped=Rates(2.2e-5, 2.7e-12, 3.6, 9.2, 5.2e-10, 2.6e-11, 7.2e-12, 3.6e-10, 6.1e-10),
             depthwise=Rates(2.7e-5, 8.2e-12, 0, 0, 2.9e-11, 3.2e-11, 2.2e-10, 3.6e-10, 5.7e-10),
+            long_depthwise=Rates(2.9e-5, 2.9e-11, 0, 0, 4.9e-11, 5.0e-11, 1.0e-11, 1.0e-9, 3.0e-9),
             product=Rates(2.1e-6, 9.4e-12, 5.8, 13, 1.1e-11, 7.3e-12, 6.6e-11, 5.8e-10, 2.0e-9),
             copy=Rates(2.4e-6, 0, 0, 0, 4.2e-10, 9.0e-11, 4.1e-10, 2.1e-9, 8.2e-10),
             pointwise=Rates(2.4e-6, 0, 0, 0, 2.5e-11, 1.4e-11, 2.9e-10, 4.4e-11, 1.0e-9),
@@ -178,6 +181,7 @@ CPU_DEFAULTS: Mapping[Format, Constants] = {
             one_wide=Rates(2.9e-5, 1.9e-11, 4.6, 2, 3.9e-10, 7.8e-11, 1.1e-11, 1.4e-9, 1.3e-10),
             grouped=Rates(8.8e-5, 1.0e-11, 5.3, 3.2, 9.4e-10, 4.6e-10, 1.6e-11, 7.9e-10, 1.1e-9),
             depthwise=Rates(8.8e-5, 7.4e-11, 0, 0, 1.7e-10, 3.8e-11, 1.3e-11, 3.0e-10, 6.1e-10),
+            long_depthwise=Rates(4.8e-5, 2.5e-9, 0, 0, 9.7e-11, 9.7e-11, 1.0e-11, 1.0e-9, 3.0e-9),
             product=Rates(2.5e-5, 2.0e-11, 14, 10, 5.9e-11, 7.0e-11, 7.6e-11, 2.6e-9, 3.3e-10),
             copy=Rates(2.0e-5, 0, 0, 0, 5.8e-11, 1.1e-10, 7.5e-10, 2.0e-10, 5.8e-10),
             pointwise=Rates(1.9e-5, 0, 0, 0, 8.6e-12, 4.1e-10, 2.2e-10, 1.0e-9, 1.0e-9),
@@ -185,6 +189,8 @@ CPU_DEFAULTS: Mapping[Format, Constants] = {
     ),
 }
 """Geometric means of what was measured in float32 on an Intel Xeon and an AMD EPYC with AVX-512. `large` is 32 MiB.
+
+The rates of `long_depthwise` were measured on the AMD EPYC alone.
 
 The rates of convolutions in channels_last are a fifth lower than measured, because whole chains of layers are faster
 there than their single steps.
@@ -198,6 +204,7 @@ def _cuda(*, convolution: float, depthwise: float) -> Constants:
         one_wide=Rates(2.0e-5, 6.0e-14, 16, 16, 1.6e-12, 1.6e-12),
         grouped=Rates(2.5e-5, 2.0e-13, 8, 8, 3.2e-12, 3.2e-12),
         depthwise=Rates(1.5e-5, depthwise, 0, 0, 1.6e-12, 1.6e-12),
+        long_depthwise=Rates(1.5e-5, depthwise, 0, 0, 1.6e-12, 1.6e-12),
         product=Rates(1.0e-5, 5.0e-14, 16, 16, 1.6e-12, 1.6e-12),
         copy=Rates(5.0e-6, 0, 0, 0, 2.4e-12, 2.4e-12),
         pointwise=Rates(5.0e-6, 0, 0, 0, 1.6e-12, 1.6e-12),
@@ -207,11 +214,11 @@ def _cuda(*, convolution: float, depthwise: float) -> Constants:
         *(
             rates._replace(
                 call=2 * rates.call,
-                multiply_add=(4 if rates in (forward.grouped, forward.depthwise) else 2) * rates.multiply_add,
+                multiply_add=(4 if kind in ("grouped", "depthwise", "long_depthwise") else 2) * rates.multiply_add,
                 read=2 * rates.read,
                 written=2 * rates.written,
             )
-            for rates in forward
+            for kind, rates in forward._asdict().items()
         )
     )
     return Constants(view=2.0e-6, cache=1.0e7, large=2**60, kept=1.6e-12, forward=forward, backward=twice)

@@ -37,6 +37,7 @@ class Workload(NamedTuple):
     filled: the number of elements that a product with a bias first fills with the bias; a convolution adds its own
         without a pass over memory.
     calls: the number of calls of torch, which share the work.
+    window: for a convolution, the most elements that its window has along one axis.
     """
 
     kind: Literal["convolution", "product", "pointwise", "view"]
@@ -49,6 +50,7 @@ class Workload(NamedTuple):
     left: int = 1
     filled: int = 0
     calls: int = 1
+    window: int = 1
 
 
 TRANSFORM_WORK = 1.25
@@ -56,6 +58,13 @@ TRANSFORM_WORK = 1.25
 
 RADIX = 4
 """A Fourier transform is priced as products with matrices of this size, of which a fast one is made."""
+
+
+LONG = 14
+"""The longest window along an axis for which CPUs have fast depthwise convolutions in every memory format.
+
+Longer ones take up to a hundred times as long for each multiply-add in a contiguous format.
+"""
 
 
 def pooling_work(read: int, written: int, window: int) -> Workload:
@@ -114,6 +123,7 @@ class Kinds(NamedTuple):
     one_wide: a convolution with a window of one element and one group.
     grouped: a convolution with several groups of several channels each.
     depthwise: a convolution with one channel in and one channel out of each group.
+    long_depthwise: the same with a window of more than `LONG` elements along some axis.
     product: a matrix product.
     copy: a step that writes at least as much as it reads, such as a copy in another order or an outer product.
     pointwise: a step that reads more than it writes, such as an elementwise product or a sum along an axis.
@@ -123,6 +133,7 @@ class Kinds(NamedTuple):
     one_wide: Rates
     grouped: Rates
     depthwise: Rates
+    long_depthwise: Rates
     product: Rates
     copy: Rates
     pointwise: Rates
@@ -153,8 +164,10 @@ def kind_of(work: Workload) -> str:
         return "copy" if work.read <= work.written else "pointwise"
     if work.kind != "convolution":
         return work.kind
+    if work.groups > 1 and work.summed == work.new == 1:
+        return "depthwise" if work.window <= LONG else "long_depthwise"
     if work.groups > 1:
-        return "depthwise" if work.summed == 1 and work.new == 1 else "grouped"
+        return "grouped"
     return "one_wide" if work.multiply_adds <= work.written * work.summed else "convolution"
 
 

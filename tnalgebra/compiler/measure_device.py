@@ -85,6 +85,10 @@ GROUPED = (
     *((16, 8, 8, (1, 1), 28), (16, 2, 1, (3, 1), 28), (4, 64, 64, (3, 3), 14), (32, 1, 2, (1, 3), 28)),
     *((2, 32, 32, (3, 1), 28), (64, 2, 2, (1, 1), 28), (8, 4, 16, (3, 3), 14)),
 )
+LONG_DEPTHWISE = (
+    *((8, (27, 27), 28), (32, (15, 15), 16), (64, (1, 15), 16), (16, (31, 1), 32), (128, (1, 21), 28)),
+    *((8, (51, 5), 56), (4, (1, 63), 64)),
+)
 MATRICES = (
     *((1, 64, 64, 64), (1, 512, 64, 512), (1, 16, 16, 576), (1, 512, 512, 512), (1, 2048, 32, 512), (1, 64, 576, 64)),
     *((16, 64, 16, 64), (64, 16, 16, 16), (9, 64, 16, 64), (9, 256, 64, 256), (16, 784, 64, 16), (512, 49, 4, 4)),
@@ -109,6 +113,8 @@ def _cases() -> Iterator[Case]:
         yield from (Channels(batch, *sizes) for sizes in BOTTLENECKS)
         for channels, side in IMAGES:
             yield from (Pointwise(batch, channels, side, step) for step in _STEPS)
+    for batch in (1, 8):
+        yield from (Convolution(batch, count, 1, 1, window, side) for count, window, side in LONG_DEPTHWISE)
     yield from (Matrices(*sizes) for sizes in MATRICES)
     # steps that read or write more than 32 MiB in float32
     yield Convolution(16, 1, 64, 16, (3, 3), 112)
@@ -204,7 +210,8 @@ def prepare_case(
         case Convolution(batch, groups, summed, new, (height, width), side, stride):
             operands = [ones(batch, groups * summed, side, side), ones(groups * new, summed, height, width)]
             written = batch * groups * new * (-(-side // stride)) ** 2
-            work = Workload("convolution", written * summed * height * width, 0, written, groups, summed, new)
+            multiply_adds, longest = written * summed * height * width, max(height, width)
+            work = Workload("convolution", multiply_adds, 0, written, groups, summed, new, window=longest)
             padding = (height // 2, width // 2)
             call = partial(functional.conv2d, stride=stride, padding=padding, groups=groups)
         case Channels(batch, summed, new, side):
@@ -298,6 +305,7 @@ FLOOR = 1e-16
 
 UNUSED = {
     "depthwise": ("narrow_summed", "narrow_new"),
+    "long_depthwise": ("narrow_summed", "narrow_new"),
     "copy": ("multiply_add", "narrow_summed", "narrow_new"),
     "pointwise": ("multiply_add", "narrow_summed", "narrow_new"),
 }

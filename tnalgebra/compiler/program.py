@@ -71,7 +71,8 @@ def work_of(operation: Operation, values: Sequence[Axes], sizes: Mapping[str, in
             groups, summed, new, window = map(count, parts)
             batch, _, *positions = values[operation.source] if operation.transposed else operation.axes
             multiply_adds = count((*batch, *labels_in(positions))) * groups * summed * new * window
-            return Workload("convolution", multiply_adds, read, written, groups, summed, new)
+            longest = max((sizes[label] for label in labels_in(operation.window)), default=1)
+            return Workload("convolution", multiply_adds, read, written, groups, summed, new, window=longest)
         case Transform() | TransformKernel():
             points, blocks = transformed(operation.axes)
             return transform_work(read, written, points, points * blocks)

@@ -283,6 +283,7 @@ class Steps:
             groups=self.size(groups),
             summed=self.size(shared & ~live),
             new=self.size(other & ~one & ~windows.ks),
+            window=max(map(self.size, bits(windows.ks))),
         )
 
     def fits(self, mask: int) -> bool:

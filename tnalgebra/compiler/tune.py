@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .._files import cache_folder, write_text
-from .choose import COMPUTED, Candidate, PlanRequest, batch_label, candidates_for
+from .choose import COMPUTED, FAMILIES_NEAR, Candidate, PlanRequest, batch_label, candidates_for
 from .constants import calibration_file, identity
 from .emit import argument_names, emit
 from .keeper import MOST_COPIED, Keeper
@@ -36,10 +36,10 @@ from .tracing import is_watched
 from .weights import dense_patterns
 
 NEAR = 1.7
-"""Candidates that are predicted to take at most this many times as long as the best are measured."""
+"""Candidates that are predicted to take at most this many times as long as the best are measured.
 
-FAMILIES_NEAR = 4.0
-"""The same factor for the best candidate of each family."""
+The best of each family may take `FAMILIES_NEAR` times as long.
+"""
 
 MOST = 12
 """Number of candidates that are measured: the best of each family, and others by their corrected predictions."""
