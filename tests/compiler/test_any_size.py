@@ -38,6 +38,15 @@ def test_a_layer_takes_inputs_of_every_size(axes: str, rewrite: str, candidates:
     torch.testing.assert_close(layer(x.contiguous(memory_format=last)), reference(x), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_weight_along_the_positions_of_a_stride_leaves_the_input_its_size(size: int) -> None:
+    network = "X[n i x] Conv[x u k | stride=2 padding=1] K[o i k] W[m o u] -> [n m]"
+    shapes = {"K": (4, 3, 3), "W": (5, 4, 4), "X": (2, 3, size)}
+    values = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    module = tn.compile(network, inputs={"X": shapes["X"]}, values={n: values[n] for n in ("K", "W")})
+    torch.testing.assert_close(module(values["X"]), tn.evaluate(network, values), rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("last", [True, False])
 def test_vmap_over_a_layer_in_channels_last(last: bool) -> None:
     conv = nn.Conv2d(4, 6, 3, groups=2, padding=1, dtype=torch.float64)

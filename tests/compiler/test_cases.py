@@ -90,6 +90,10 @@ HARD = {
         "X[n:2 c:3 x:9 z:8] Conv[x u k|stride=2] Conv[z v l|stride=2] Fill[k:2 l:2|value=1/4] W[o:5 c]"
         " -> [n o u v]; n=5 x=8 z=9"
     ),
+    "a window over ones beside one over an input": (
+        "X[n:2 a:7] Conv[a u h:3] Fill[b:8|value=1] Conv[b v w:3] Q[h w] -> [n u v]; a=9 n=1"
+    ),
+    "the same, transposed": "X[n:2 u:7] Conv[a:9 u h:3] Conv[b:8 v:6 w:3] Q[h w] -> [n a b]; n=1",
     "all positions summed": "X[n:2 c:3 x:9] Conv[x y k] K[o:4 c k:3] -> [n o]; n=5 x=8",
     "a chain of linear layers": "X[n:7 i:3] A[j:5 i] B[k:4 j] C[l:6 k] -> [n l]; n=1",
     "tied tensors": "X[n:3 i:4] W[j:4 i] W[k:4 j] -> [n k]; n=2",

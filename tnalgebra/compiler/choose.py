@@ -122,10 +122,10 @@ class Candidate:
     seconds: float
     measured: float | None = None
 
-    @cached_property
+    @property
     def works(self) -> list[tuple[Workload, bool]]:
         """The work of every operation, and whether it depends on weights alone."""
-        return self.program.works(self.program.sizes)
+        return self.program.nominal_works
 
     @cached_property
     def is_spectral(self) -> bool:
@@ -201,7 +201,7 @@ class Candidate:
 def predicted_seconds(program: Program, request: PlanRequest, sizes: Mapping[str, int] | None = None) -> float:
     """The predicted seconds of one call, with the given sizes in place of the nominal ones."""
     model = request.cost_model(program.style.memory_format)
-    works = program.works({**program.sizes, **(sizes or {})})
+    works = program.works({**program.sizes, **sizes}) if sizes else program.nominal_works
     return sum(model.seconds(work, weights=weights) for work, weights in works)
 
 

@@ -109,9 +109,9 @@ def make_request(
     values = dict(values)
     bases = bases_among(values)
     arrays = {n: value for n, value in values.items() if n not in bases and (bias is None or n != "bias")}
-    bound, tensors = bind(network, arrays)
+    bound, tensors = bind(with_sizes(network, sizes), arrays)
     _check_given(bound, inputs, {**tensors, **bases}, constants)
-    network = with_bases(with_sizes(bound, sizes), bases)
+    network = with_bases(bound, bases)
     if bias is not None:
         vector = Network([NamedTensor("bias", (bias,))], sizes={bias: size_of(network, bias)})
         tensors |= bind(vector, {"bias": values["bias"]})[1]

@@ -57,7 +57,8 @@ class _Steps:
     def __init__(self, program: Program) -> None:
         self.like = program
         self.operations: list[ops.Operation] = []
-        self._positions: dict[object, int] = {}
+        self._alike: dict[object, list[int]] = {}
+        self._keys: dict[int, object] = {}
 
     def program(self, value: int) -> Program:
         """The program of the value at a position."""
@@ -74,13 +75,31 @@ class _Steps:
 
     def put(self, operation: ops.Operation) -> int:
         """The position of the value of a step, which is added unless an earlier one computes the same tensor."""
-        key = self._key(operation)
-        place = self._positions.get(key)
+        alike = self._alike.setdefault(self._operands(operation), [])
+        place = self._equal(operation, alike) if alike else None
         if place is None or not self._may_rename(place, operation.axes):
             self.operations.append(operation)
             place = len(self.operations) - 1
-            self._positions.setdefault(key, place)
+            alike.append(place)
         return self._renamed(place, operation.axes)
+
+    def _operands(self, operation: ops.Operation) -> object:
+        """What equal steps have in common and is known at once."""
+        if isinstance(operation, ops.Load):
+            return operation.name
+        if isinstance(operation, ops.Rename):
+            return operation
+        return type(operation), tuple(map(self._root, operation.sources))
+
+    def _equal(self, operation: ops.Operation, alike: Sequence[int]) -> int | None:
+        """The first of some steps with the same operands that computes the same tensor."""
+        key = self._key(operation)
+        for place in alike:
+            if place not in self._keys:
+                self._keys[place] = self._key(self.operations[place])
+            if self._keys[place] == key:
+                return place
+        return None
 
     def sum(self, values: Sequence[int], axes: Axes) -> int:
         """The position of the sum of values, as few steps as possible of which differ in one operand alone."""
@@ -139,10 +158,8 @@ class _Steps:
 
     def _key(self, operation: ops.Operation) -> object:
         """What is equal for steps that compute the same tensor."""
-        if isinstance(operation, ops.Load):
-            return operation.name
-        if isinstance(operation, ops.Rename):
-            return operation
+        if isinstance(operation, ops.Load | ops.Rename):
+            return self._operands(operation)
         taken = tuple(self._axes(source) for source in operation.sources)
         words = self._words(operation, labels_in([axis for axes in taken for axis in axes]), {})
         return (
@@ -187,10 +204,11 @@ class _Steps:
         if self._axes(number) == axes:
             return number
         operation = ops.Rename(number, axes)
-        if operation not in self._positions:
+        alike = self._alike.setdefault(operation, [])
+        if not alike:
             self.operations.append(operation)
-            self._positions[operation] = len(self.operations) - 1
-        return self._positions[operation]
+            alike.append(len(self.operations) - 1)
+        return alike[0]
 
 
 def _labels_of(operation: ops.Operation) -> list[str]:

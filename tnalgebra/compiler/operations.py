@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -40,7 +41,7 @@ class Operation:
     axes: Axes
     takes: ClassVar[tuple[str, ...]] = ()
 
-    @property
+    @cached_property
     def sources(self) -> tuple[int, ...]:
         """The positions of its operands."""
         numbers = (getattr(self, name) for name in self.takes)
@@ -325,6 +326,8 @@ def renumber(operation: Any, number: Callable[[int], int]) -> Any:
     """The operation with the positions of its operands replaced."""
     taken = {name: getattr(operation, name) for name in operation.takes}
     new = {n: number(n) for n in operation.sources}
+    if all(one == other for one, other in new.items()):
+        return operation
     changed = {
         name: tuple(new[one] for one in n) if isinstance(n, tuple) else new[n]
         for name, n in taken.items()

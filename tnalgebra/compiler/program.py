@@ -129,6 +129,11 @@ class Program:
     patterns: tuple[Leaf, ...]
     style: Style
 
+    @cached_property
+    def nominal_works(self) -> list[tuple[Workload, bool]]:
+        """The work of every operation at the nominal sizes, and whether it depends on weights alone."""
+        return self.works(self.sizes)
+
     def works(self, sizes: Mapping[str, int]) -> list[tuple[Workload, bool]]:
         """The work of every operation at some sizes, and whether it depends on weights alone at these sizes."""
         axes = [operation.axes for operation in self.operations]

@@ -199,6 +199,8 @@ class Steps:
                 x, y, k = self._ends(number, transposed)
                 if (x | k) & live or self.carriers[y] & mask != 1 << number or self.is_box_sum(number):
                     continue
+                if not all(self.carriers[label] & mask & ~(1 << number) for label in (x, k)):
+                    continue  # nothing to convolve, as where x is on a filled tensor alone
                 if not transposed or self._can_be_transposed(number):
                     fitting.append(number)
             for count in range(1, MAX_WINDOWS + 1):

@@ -93,6 +93,7 @@ class SumPrograms:
         self._taken |= {label for term in self._terms for label in term.sizes}
         self._words: dict[tuple[int, ...], dict[str, str]] = {}
         self._of_groups: dict[tuple[tuple[int, ...], bool], list[Program]] = {}
+        self._of_groupings: dict[Groups, list[Program]] = {}
         self.computation = self._whole()
         self._moving = moving_labels(self.computation)
         self._fixed = frozenset(self._taken - self._moving)
@@ -148,6 +149,12 @@ class SumPrograms:
 
     def _of(self, groups: Groups) -> list[Program]:
         """For each style the program of some groups that is predicted to be the fastest, and a few near it."""
+        key = tuple(sorted(groups))
+        if key not in self._of_groupings:
+            self._of_groupings[key] = self._sums_of(groups)
+        return self._of_groupings[key]
+
+    def _sums_of(self, groups: Groups) -> list[Program]:
         by_style: list[dict[Style, list[Program]]] = []
         # terms that have all labels come first, as sizes at the call may follow from theirs
         groups = tuple(sorted(groups, key=lambda group: any(self._lacking[number] for number in group)))
@@ -171,12 +178,13 @@ class SumPrograms:
 
     def _joined(self, choices: Sequence[Sequence[Program]]) -> list[Program]:
         """One program of each group, added up; later ones are chosen by what they cost beside the earlier ones."""
-        chosen = [[program] for program in sorted(choices[0], key=self.price)[:_TRIED]]
+        chosen = [([program], self._sums([program])) for program in sorted(choices[0], key=self.price)[:_TRIED]]
         for programs in choices[1:]:
             cheapest = sorted(programs, key=self.price)[:_TRIED]
-            longer = [[*before, program] for before in chosen for program in cheapest]
-            chosen = sorted(longer, key=lambda several: min(map(self.price, self._sums(several))))[:_TRIED]
-        return [program for several in chosen for program in self._sums(several)]
+            longer = [[*before, program] for before, _ in chosen for program in cheapest]
+            pairs = [(several, self._sums(several)) for several in longer]
+            chosen = sorted(pairs, key=lambda pair: min(map(self.price, pair[1])))[:_TRIED]
+        return [program for _, sums in chosen for program in sums]
 
     def _sums(self, programs: Sequence[Program]) -> list[Program]:
         """Programs added up: step by step, and with steps that differ in one operand as one, if there are some."""
