@@ -10,7 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -18,12 +18,11 @@ from torch.nn import functional
 
 from . import operations as ops
 from .bases import apply_basis
-from .operations import Axes, Axis, labels_in
+from .labelled_graph import LabelledGraph
+from .operations import Axes, labels_in
 from .packing import packed_call
 from .program import Program
 from .transforms import Points, convolve_each, inverse_transform, transform, transform_kernel
-
-SizeNode: TypeAlias = "int | fx.Node"
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
@@ -72,12 +71,10 @@ def needed_values(program: Program, wanted: Collection[int], supplied: Mapping[i
     return needed
 
 
-class _Emitter:
+class _Emitter(LabelledGraph):
     def __init__(self, program: Program, supplied: Mapping[int, str], packed: Collection[int]) -> None:
-        self.program, self.supplied, self.packed = program, supplied, packed
-        self.graph = fx.Graph()
-        self.nodes: dict[int, fx.Node] = {}
-        self.size_nodes: dict[str, fx.Node] = {}
+        super().__init__(program)
+        self.supplied, self.packed = supplied, packed
         self.shared: set[fx.Node] = set()  # values that several steps take, or that are returned
 
     def module(self, wanted: Sequence[int] | None) -> fx.GraphModule:
@@ -88,17 +85,17 @@ class _Emitter:
         placed |= {name: self._argument(name) for name in names}
         for number, name in self.supplied.items():
             self.nodes[number] = placed[name]
-            self._remember_sizes(number, self.program.operations[number].axes)
+            self.remember_sizes(number, self.program.operations[number].axes)
         uses = Counter(source for number in needed for source in self.program.operations[number].sources)
         uses.update(wanted or ())
         # sizes are read from the inputs first, because these are always arguments
         for number, operation in enumerate(self.program.operations):
             if isinstance(operation, ops.Load) and operation.name in placed and number not in self.nodes:
                 self.nodes[number] = placed[operation.name]
-                self._remember_sizes(number, operation.axes)
+                self.remember_sizes(number, operation.axes)
             elif isinstance(operation, ops.Rename) and self._is_tied(operation):
                 self.nodes[number] = self.nodes[operation.source]
-                self._remember_sizes(number, operation.axes)
+                self.remember_sizes(number, operation.axes)
         for number, operation in enumerate(self.program.operations):
             shows_sizes = isinstance(operation, ops.Rename) and operation.source in self.nodes
             if (number in needed or shows_sizes) and number not in self.nodes:
@@ -106,9 +103,9 @@ class _Emitter:
                 self.nodes[number] = _CALLS[type(operation)](self, operation, *taken)
                 if uses[number] > 1:
                     self.shared.add(self.nodes[number])
-                self._remember_sizes(number, operation.axes)
+                self.remember_sizes(number, operation.axes)
                 if isinstance(operation, ops.Rename):
-                    self._remember_fused(labels_in(self._axes(operation.source)), labels_in(operation.axes))
+                    self.remember_fused(labels_in(self.axes_of(operation.source)), labels_in(operation.axes))
         self.graph.output(self.nodes[last] if wanted is None else tuple(self.nodes[number] for number in wanted))
         self.graph.eliminate_dead_code()
         self.graph.lint()
@@ -126,53 +123,6 @@ class _Emitter:
         node.target = node.name  # else fx confuses X and x, as it writes names of its own in lower case
         return node
 
-    def _remember_sizes(self, number: int, axes: Axes) -> None:
-        for place, axis in enumerate(axes):
-            if len(axis) == 1 and axis[0] in self.program.moving and axis[0] not in self.size_nodes:
-                with self.graph.inserting_after(self.nodes[number]):
-                    node = self.graph.call_method("size", (self.nodes[number], place))
-                self.size_nodes[axis[0]] = node
-
-    def _remember_fused(self, before: Axis, after: Axis) -> None:
-        """Compute the size of a label that shares its axis with others after a reshape."""
-        moving = self.program.moving - self.size_nodes.keys()
-        gone, new = [a for a in before if a not in after], [a for a in after if a not in before]
-        unknown = [label for label in new if label in moving]
-        if len(unknown) == 1 and not moving & {*gone}:
-            total, others = self._total(gone), self._total([label for label in new if label not in unknown])
-            node = total if others == 1 else self.graph.call_function(operator.floordiv, (total, others))
-            assert isinstance(node, fx.Node)
-            self.size_nodes[unknown[0]] = node
-
-    # Sizes ---------------------------------------------------------------------------------------------------------
-
-    def size(self, label: str) -> SizeNode:
-        """The size of a label: a number, or a node that reads it from a tensor at the call."""
-        return self.size_nodes[label] if label in self.program.moving else self.program.sizes[label]
-
-    def shape(self, axes: Axes) -> list[SizeNode]:
-        """The shape of some axes, with -1 for the size that may differ from call to call, if there is only one."""
-        moving = [n for n, axis in enumerate(axes) if any(label in self.program.moving for label in axis)]
-        return [-1 if moving == [n] else self._total(axis) for n, axis in enumerate(axes)]
-
-    def _total(self, labels: Sequence[str]) -> SizeNode:
-        """The product of the sizes of labels."""
-        total: SizeNode = 1
-        for label in labels:
-            one = self.size(label)
-            if isinstance(total, int) and isinstance(one, int):
-                total *= one
-            elif total == 1:
-                total = one
-            else:
-                total = self.graph.call_function(operator.mul, (total, one))
-        return total
-
-    # Calls ---------------------------------------------------------------------------------------------------------
-
-    def _axes(self, number: int) -> Axes:
-        return self.program.operations[number].axes
-
     def _channels_last(self, operation: ops.ChannelsLast, source: fx.Node) -> fx.Node:
         # not by memory_format=, which torch.func.vmap cannot follow
         axes = len(operation.axes)
@@ -181,11 +131,11 @@ class _Emitter:
         return self.graph.call_method("permute", (copied, 0, axes - 1, *range(1, axes - 1)))
 
     def _repeat(self, operation: ops.Repeat, source: fx.Node) -> fx.Node:
-        count = self._total(operation.axes[0])
+        count = self.total(operation.axes[0])
         return self.graph.call_method("expand", (source, count, *(-1 for _ in operation.axes[1:])))
 
     def _sum(self, operation: ops.SumAxes, source: fx.Node) -> fx.Node:
-        gone = [n for n, axis in enumerate(self._axes(operation.source)) if axis not in operation.axes]
+        gone = [n for n, axis in enumerate(self.axes_of(operation.source)) if axis not in operation.axes]
         return self.graph.call_method("sum", (source, gone))
 
     def _diagonal(self, operation: ops.Diagonal, source: fx.Node) -> fx.Node:
@@ -195,9 +145,9 @@ class _Emitter:
         if operation.form == "linear":
             return self.graph.call_function(functional.linear, (left, right, *bias))
         column = [self.graph.call_method("unsqueeze", (one, 1)) for one in bias]
-        if operation.form == "above" and len(self._axes(operation.right)) == 3:
+        if operation.form == "above" and len(self.axes_of(operation.right)) == 3:
             # torch.matmul would copy its right side if the left side requires gradients
-            repeated = self.graph.call_method("expand", (left, self._total(operation.axes[0]), -1, -1))
+            repeated = self.graph.call_method("expand", (left, self.total(operation.axes[0]), -1, -1))
             return self.graph.call_function(torch.baddbmm if bias else torch.bmm, (*column, repeated, right))
         function = torch.addmm if bias else torch.bmm if len(operation.axes) == 3 else torch.matmul
         return self.graph.call_function(function, (*column, left, right))
@@ -205,7 +155,7 @@ class _Emitter:
     def _convolution(self, operation: ops.Convolve, left: fx.Node, right: fx.Node, *bias: fx.Node) -> fx.Node:
         if operation.kernel in self.packed:
             return self.graph.call_function(*packed_call(operation, left, right, *bias))
-        groups = self._total(operation.groups)
+        groups = self.total(operation.groups)
         right = self._plain_strides(operation.kernel, right, grouped=groups != 1)
         numbers = {
             "stride": (operation.stride, 1),
@@ -227,7 +177,7 @@ class _Emitter:
         Other strides can be those of channels_last as well, and torch would give the output that memory format. In
         channels_last, torch computes wrong numbers from a grouped kernel with other strides, without an error.
         """
-        axes, style = self._axes(number), self.program.style
+        axes, style = self.axes_of(number), self.program.style
         units = any(axis and all(self.program.sizes[label] == 1 for label in axis) for axis in axes)
         if not units or self._is_plain(number) or (style.memory_format == "channels_last" and not grouped):
             return kernel
@@ -238,7 +188,7 @@ class _Emitter:
         """Whether the axes of a value are certain to have the strides of contiguous memory."""
         operation = self.program.operations[number]
         if isinstance(operation, ops.Rename | ops.Arrange):
-            unmoved = labels_in(self._axes(operation.source)) == labels_in(operation.axes)
+            unmoved = labels_in(self.axes_of(operation.source)) == labels_in(operation.axes)
             return (unmoved or isinstance(operation, ops.Rename)) and self._is_plain(operation.source)
         return isinstance(operation, ops.Load | ops.Matmul)
 
@@ -262,7 +212,7 @@ class _Emitter:
 
     def _crop(self, operation: ops.Crop, source: fx.Node) -> fx.Node:
         ends = ((0, 0),) * (len(operation.axes) - len(operation.ends)) + operation.ends
-        return self._indexed(source, [slice(low or None, -high or None) for low, high in ends])
+        return self.indexed(source, [slice(low or None, -high or None) for low, high in ends])
 
     def _unfold(self, operation: ops.Unfold, source: fx.Node) -> fx.Node:
         reach = operation.dilation * (operation.size - 1) + 1
@@ -275,34 +225,26 @@ class _Emitter:
     def _toeplitz(self, operation: ops.Toeplitz, source: fx.Node) -> fx.Node:
         """Windows over the padded kernel, and y turned around: it begins at the high end of the kernel."""
         stride, dilation, low = operation.stride, operation.dilation, operation.low
-        x, y = (self._total(operation.axes[place]) for place in (operation.x, operation.y))
+        x, y = (self.total(operation.axes[place]) for place in (operation.x, operation.y))
         if dilation > 1:
             apart = self.graph.call_function(
                 functional.pad, (self.graph.call_method("unsqueeze", (source, -1)), (0, dilation - 1))
             )
             source = self.graph.call_method("flatten", (apart, -2))
-        reach = self._combined(self._combined(y, -1, operator.add), stride, operator.mul)  # of y, in steps of x
-        ends = [self._combined(reach, max(-low, 0), operator.add), self._combined(x, max(low, 0), operator.add)]
+        reach = self.combined(self.combined(y, -1, operator.add), stride, operator.mul)  # of y, in steps of x
+        ends = [self.combined(reach, max(-low, 0), operator.add), self.combined(x, max(low, 0), operator.add)]
         padded = self.graph.call_function(functional.pad, (source, ends))
-        length = self._combined(reach, x, operator.add)
+        length = self.combined(reach, x, operator.add)
         node = self.graph.call_method("narrow", (padded, -1, max(low, 0), length))
         if operation.y == -2:
             node = self.graph.call_method("unfold", (node, -1, x, stride))
         else:
-            node = self.graph.call_method("unfold", (node, -1, self._combined(reach, 1, operator.add), 1))
+            node = self.graph.call_method("unfold", (node, -1, self.combined(reach, 1, operator.add), 1))
             if stride > 1:
                 index: Any = (Ellipsis, slice(None, None, stride))
                 node = self.graph.call_function(operator.getitem, (node, index))
         turned = self.graph.call_method("flip", (node, (operation.y,)))
         return self.graph.call_method("contiguous", (turned,))
-
-    def _combined(self, one: SizeNode, other: SizeNode, function: Callable[[Any, Any], Any]) -> SizeNode:
-        """A function of two sizes, computed at once where both are numbers."""
-        if isinstance(one, int) and isinstance(other, int):
-            return int(function(one, other))
-        if other == {operator.add: 0, operator.mul: 1}.get(function):
-            return one
-        return self.graph.call_function(function, (one, other))
 
     def _points(self, operation: ops.Transform | ops.Inverse | ops.Filter) -> list[Any]:
         """How axes are transformed, with the sizes of circles as they are at the call."""
@@ -342,11 +284,11 @@ class _Emitter:
 
     def _add(self, operation: ops.Add, source: fx.Node, vector: fx.Node) -> fx.Node:
         units: Axes = (operation.axes[operation.axis], *(() for _ in operation.axes[operation.axis + 1 :]))
-        taken = self._with_units(vector, units) if len(units) > 1 else vector
+        taken = self.with_units(vector, units) if len(units) > 1 else vector
         return self.graph.call_function(operator.add, (source, taken))
 
     def _plus(self, operation: ops.Plus, left: fx.Node, right: fx.Node) -> fx.Node:
-        if self._axes(operation.left) == self._axes(operation.right):
+        if self.axes_of(operation.left) == self.axes_of(operation.right):
             for product, other in ((right, left), (left, right)):
                 added = self._product_plus(operation, product, other)
                 if added is not None:
@@ -377,84 +319,10 @@ class _Emitter:
             node = self.graph.call_function(function, (node, self.size(label)))
         return node
 
-    def _arrange(self, operation: ops.Arrange, node: fx.Node) -> fx.Node:
-        before, after = self._axes(operation.source), operation.axes
-        if before == after:
-            return self.graph.call_method("contiguous", (node,)) if operation.copies else node
-        real_before, real_after = [a for a in before if a], [a for a in after if a]
-        if sorted(real_before) == sorted(real_after):
-            return self._moved(node, before, after, last=operation.last)
-        target = labels_in(after)
-        singles = tuple((label,) for label in labels_in(before))
-        if before != singles and labels_in(before) != target:
-            node = self._reshaped(node, singles)
-            before = singles
-        if labels_in(before) != target:
-            order = [before.index((label,)) for label in target if (label,) in before]
-            order += [n for n in range(len(before)) if n not in order]  # axes of one element, which are removed
-            if order != sorted(order):
-                node = self.graph.call_method("permute", (node, *order))
-            before = tuple(before[number] for number in order)
-        return node if before == after else self._regrouped(node, before, after)
-
-    def _regrouped(self, node: fx.Node, before: Axes, after: Axes) -> fx.Node:
-        """The same labels in the same order on other axes."""
-        start, end = _common(before, after), _common(before[::-1], after[::-1])
-        old, new = before[start : len(before) - end], after[start : len(after) - end]
-        if len(new) == 1 and len(old) > 1:
-            return self.graph.call_method("flatten", (node, start, start + len(old) - 1))
-        return self._reshaped(node, after)  # and not unflatten, after which torch's older ONNX exporter fixes all sizes
-
-    def _moved(self, node: fx.Node, before: Axes, after: Axes, *, last: bool) -> fx.Node:
-        """Whole axes in another order; axes of one element are added or removed."""
-        real = [axis for axis in before if axis]
-        if len(real) < len(before) and before != after:
-            if [axis for axis in after if axis] == real:
-                return self._reshaped(node, after)
-            node = self._reshaped(node, tuple(real))
-        wanted = [axis for axis in after if axis]
-        if last and len(wanted) < len(after) and after[1]:
-            return self._kernel_in_channels_last(node, real, after)
-        if wanted != real:
-            node = self.graph.call_method("permute", (node, *(real.index(axis) for axis in wanted)))
-        if len(wanted) < len(after):
-            node = self._with_units(node, after)
-        return node
-
-    def _kernel_in_channels_last(self, node: fx.Node, before: Sequence[Axis], after: Axes) -> fx.Node:
-        """A kernel in channels_last whose window axes of one element have the strides of that memory format.
-
-        Indexing with None gives a new axis the stride of the axis behind it times its size. So each is inserted before
-        the axis that is next in memory, and is moved to its place afterwards.
-        """
-        units = [n for n, axis in enumerate(after) if not axis]
-        faster = {n: next((axis for axis in after[n + 1 :] if axis), after[1]) for n in units}
-        index: list[Any] = []
-        places: list[Axis | int] = []
-        for axis in before:
-            here = [n for n in units if faster[n] == axis]
-            index += [None for _ in here] + [slice(None)]
-            places += [*here, axis]
-        node = self.graph.call_function(operator.getitem, (node, tuple(index)))
-        order = [places.index(axis or n) for n, axis in enumerate(after)]
-        return node if order == sorted(order) else self.graph.call_method("permute", (node, *order))
-
-    def _reshaped(self, node: fx.Node, axes: Axes) -> fx.Node:
-        return self.graph.call_method("reshape", (node, *(self.shape(axes) if axes else ((),))))
-
-    def _with_units(self, node: fx.Node, axes: Axes) -> fx.Node:
-        """Insert axes of one element by indexing, which does not need the other sizes."""
-        return self._indexed(node, [slice(None) if axis else None for axis in axes])
-
-    def _indexed(self, node: fx.Node, index: list[Any]) -> fx.Node:
-        while index and index[-1] == slice(None):
-            index = index[:-1]
-        return self.graph.call_function(operator.getitem, (node, tuple(index)))
-
 
 _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.Rename: lambda _emitter, _operation, source: source,
-    ops.Arrange: _Emitter._arrange,
+    ops.Arrange: _Emitter.arrange,
     ops.ChannelsLast: _Emitter._channels_last,
     ops.Repeat: _Emitter._repeat,
     ops.SumAxes: _Emitter._sum,
@@ -478,11 +346,6 @@ _CALLS: dict[type[ops.Operation], Callable[..., fx.Node]] = {
     ops.Scale: _Emitter._scale,
 }
 """How each operation is emitted, from the operation and the nodes of its operands."""
-
-
-def _common(one: Axes, other: Axes) -> int:
-    """The number of leading axes that two different values have in common."""
-    return next(n for n, (a, b) in enumerate(zip((*one, None), (*other, None), strict=False)) if a != b)
 
 
 def _short(numbers: Sequence[int]) -> int | tuple[int, ...]:
