@@ -191,7 +191,7 @@ class Candidate:
     def is_single_call(self) -> bool:
         """Whether the program is one call of a function of torch, apart from padding, with at most one weight.
 
-        Without a measurement such a program comes first, unless another is predicted to be `FAMILIES_NEAR` times as fast.
+        Without a measurement such a program comes first, unless another is predicted `FAMILIES_NEAR` times as fast.
         """
         weights = [leaf for leaf in self.computation.leaves if leaf.kind == "weight"]
         pads = sum(isinstance(operation, Pad) for operation in self.program.operations)
