@@ -72,6 +72,51 @@ def test_a_second_one_under_another_name_and_the_first_again(tmp_path: Path) -> 
         tn.load_adapter(both, into=adapted, name="third")
 
 
+class _Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(9, 6, padding_idx=2), nn.Linear(6, 9, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.tokens(x))
+
+
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_layers_with_one_weight_have_one_adapter_again(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model = _Tied()
+    adapted, adapters = tn.adapt(model, {"tokens": "LoRA"}, 2, inplace=False, tune=False)
+    for core in adapters.parameters():
+        nn.init.normal_(core)
+    path, x = tmp_path / "adapter.safetensors", torch.arange(9)
+    tn.save_adapter(adapted, path)
+    again = tn.load_adapter(path, into=model, name=name, tune=False)
+    assert len(tn.adapters(again).parameters()) == 2
+    for _ in range(2):  # as loaded, and trained: one step reaches both layers
+        torch.testing.assert_close(again(x), adapted(x))
+        torch.testing.assert_close(again.tokens.weight, again.head.weight)
+        for one in (again, adapted):
+            gradients = torch.autograd.grad(one(x).square().mean(), tn.adapters(one).parameters())
+            with torch.no_grad():
+                for core, gradient in zip(tn.adapters(one).parameters(), gradients, strict=True):
+                    core -= 0.1 * gradient
+    tn.load_adapter(path, into=again, name=name, tune=False)
+    assert len(tn.adapters(again).parameters()) == 2
+    types = _Tied()
+    types.head.weight = nn.Parameter(types.head.weight.detach().double())
+    with refused(CheckpointError, "'tokens' and 'head' share a tensor", "float64"):
+        tn.load_adapter(path, into=types)
+    assert not any(isinstance(one, tn.nn.Adapted) for one in types.modules())
+
+
+def test_a_file_of_an_adapted_model_needs_the_adapters_first(tmp_path: Path) -> None:
+    model, adapted, _, _ = _adapted(tmp_path)
+    tn.save(adapted, tmp_path / "model.safetensors")
+    with refused(CheckpointError, "has no layer", ".adapters.default", "tn.adapt", "tn.load_adapter"):
+        tn.load(tmp_path / "model.safetensors", into=model)
+
+
 def test_a_model_with_adapters_is_saved_as_a_whole_too(tmp_path: Path) -> None:
     model, adapted, path, x = _adapted(tmp_path)
     tn.save(adapted, tmp_path / "model.safetensors")

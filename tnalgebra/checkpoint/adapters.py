@@ -149,6 +149,7 @@ def _put(model: nn.Module, read: Sequence[AdapterText], *, tune: bool) -> list[K
     }
     new: dict[str, list[tuple[Site, KernelLayer, float]]] = {}
     kept = []
+    pairs: list[tuple[AdapterText, KernelLayer]] = []
     for one in read:
         if one.layer not in sites:
             layers = ", ".join([*sites][:8]) + (", ..." if len(sites) > 8 else "")
@@ -161,9 +162,10 @@ def _put(model: nn.Module, read: Sequence[AdapterText], *, tune: bool) -> list[K
                 raise CheckpointError(fact, file=one.kernel, fix="name=..., another name")
             kept.append((one, adapted, layer))
         else:
-            new.setdefault(one.adapter, []).append(
-                (sites[one.layer], _make(one, sites[one.layer], tune=tune), one.scale)
-            )
+            layer = _make(one, sites[one.layer], tune=tune)
+            new.setdefault(one.adapter, []).append((sites[one.layer], layer, one.scale))
+        pairs.append((one, layer))
+    _check_ties(pairs)
     placed: list[str] = []
     try:
         for name, of_name in new.items():
@@ -178,7 +180,38 @@ def _put(model: nn.Module, read: Sequence[AdapterText], *, tune: bool) -> list[K
             for core, tensor in layer.kernel_tensors().items():
                 tensor.copy_(one.values[core])
             adapted.rescale(one.adapter, one.scale)
-    return [layer for of_name in new.values() for _, layer, _ in of_name] + [layer for _, _, layer in kept]
+    _tie(pairs)
+    return [layer for _, layer in pairs]
+
+
+def _check_ties(pairs: Sequence[tuple[AdapterText, KernelLayer]]) -> None:
+    """Raise CheckpointError if a tensor that layers share would be on several devices or of several dtypes."""
+    kinds: dict[int, tuple[str, torch.device, torch.dtype]] = {}
+    for one, layer in pairs:
+        for value in one.values.values():
+            name, *kind = kinds.setdefault(id(value), (one.layer, layer.weight.device, layer.weight.dtype))
+            if kind != [layer.weight.device, layer.weight.dtype]:
+                ours = f"{kind[1]} on {kind[0]} and {layer.weight.dtype} on {layer.weight.device}"
+                fact = f"the adapters of {name!r} and {one.layer!r} share a tensor, and the layers are {ours}"
+                raise CheckpointError(fact, fix="a model where both have one dtype and device")
+
+
+def _tie(pairs: Sequence[tuple[AdapterText, KernelLayer]]) -> None:
+    """Make one parameter of those that are one tensor in the file."""
+    first: dict[int, nn.Parameter] = {}
+    for number, (one, layer) in enumerate(pairs):
+        before = (other for text, other in pairs[:number] if _same(one.values, text.values))
+        other = next(before, None)
+        if other is not None:
+            layer.share_cores(other)
+            continue
+        for core, parameter in layer.cores().items():
+            layer._parameters[core] = first.setdefault(id(one.values[core]), parameter)
+
+
+def _same(values: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors with the same names are the same ones."""
+    return values.keys() == others.keys() and all(others[name] is value for name, value in values.items())
 
 
 def _parts_of(one: AdapterText, model: nn.Module) -> list[AdapterText]:

@@ -104,7 +104,8 @@ def match_layers(description: Description, model: nn.Module, *, resize: bool) ->
         module = modules.get(name)
         if module is None:
             file = _short(f"a {text.kind}, its kernel {text.kernel}")
-            raise CheckpointError(f"the model has no layer {_quoted(name)}", file=file)
+            fix = "tn.adapt(model, ...) or tn.load_adapter first" if ".adapters." in name else None
+            raise CheckpointError(f"the model has no layer {_quoted(name)}", file=file, fix=fix)
         check_layer(text, module)
         if text.names != names[module]:
             _differ(name, "places", " = ".join(text.names), " = ".join(names[module]))

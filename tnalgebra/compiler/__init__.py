@@ -5,6 +5,7 @@ from .compile import check_names, compile, make_request
 from .compiled import Compiled
 from .constants import device_name
 from .executor import Executor
+from .keeper import Snapshot
 from .measure_device import calibrate
 from .plan import Plan
 from .tracing import is_exported, is_jit_traced, is_symbolic, is_traced, is_watched, leaf_call
@@ -16,6 +17,7 @@ __all__ = [
     "Compiled",
     "Executor",
     "Plan",
+    "Snapshot",
     "calibrate",
     "check_names",
     "compile",

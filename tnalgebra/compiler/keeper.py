@@ -58,15 +58,11 @@ class Keeper:
     def is_current(self, module: nn.Module) -> bool:
         """Whether `values` are those of the tensors that the module has now."""
         parameters, buffers = module._parameters, module._buffers
-        for name, tensor, memory, dtype, copy, start, size in self.rows:
+        for row in self.rows:
+            name, tensor = row.name, row.tensor
             if parameters.get(name) is not tensor and buffers.get(name) is not tensor:
                 return False
-            if memory is not None and not (tensor.is_set_to(memory) and tensor.dtype is dtype):
-                return False
-            if size:  # bytes are compared several times as fast as numbers
-                if not (address := tensor.data_ptr()) or _compare(address, start, size):
-                    return False
-            elif copy is not None and not _is_equal(tensor, copy):
+            if not _is_as_it_was(row):
                 return False
         return self._is_kept
 
@@ -139,6 +135,25 @@ class Keeper:
         self._is_kept, self.rows, self.values = False, [], []
 
 
+class Snapshot:
+    """Some tensors, and copies of their elements: whether they still have these, however they may have been changed."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._rows = [
+            _row("", one, one.detach(), one.data if _is_plain(one) else None, viewed=False, copied=True)
+            for one in tensors
+        ]
+
+    def is_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the tensors, and no others."""
+        rows = self._rows
+        return len(tensors) == len(rows) and all(row.tensor is one for row, one in zip(rows, tensors, strict=True))
+
+    def is_current(self) -> bool:
+        """Whether the tensors have the elements that they had."""
+        return all(map(_is_as_it_was, self._rows))
+
+
 def lower_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor as autocast gives it to a function of lower precision: numbers of float64 stay."""
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
@@ -176,7 +191,20 @@ def _row(name: str, tensor: Tensor, held: Tensor, plain: Tensor | None, *, viewe
     return _Row(name, tensor, plain if viewed or fast else None, held.dtype, copy, start, size)
 
 
+def _is_as_it_was(row: _Row) -> bool:
+    """Whether a tensor has the memory and the elements that it had."""
+    _, tensor, memory, dtype, copy, start, size = row
+    if memory is not None and not (tensor.is_set_to(memory) and tensor.dtype is dtype):
+        return False
+    if size:  # bytes are compared several times as fast as numbers
+        address = tensor.data_ptr()
+        return address != 0 and _compare(address, start, size) == 0
+    return copy is None or _is_equal(tensor, copy)
+
+
 def _is_equal(tensor: Tensor, copy: Tensor) -> bool:
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        return True  # a graph of CUDA's is a record of one call, which cannot look at elements
     if tensor.dtype != copy.dtype or tensor.device != copy.device or tensor.shape != copy.shape:
         return False
     return tensor.is_meta or torch.equal(tensor, copy)

@@ -63,9 +63,12 @@ class Adapters(Tabular):
                 layer.rescale(name, scale)
 
     def merge(self) -> None:
-        """Compute with the sums of weights and active networks, as fast as the model without adapters.
+        """Compute with the sums of weights and active networks where no gradients are needed; see `tn.nn.Adapted`.
 
         The state of the model does not change. `unmerge()` and `model.train()` end it.
+
+        Raises:
+            LayerError: a layer beside adapters has no weight as a tensor, as one that is quantised.
         """
         for layer in self.layers.values():
             layer.merge()
@@ -103,7 +106,7 @@ class Adapters(Tabular):
                 "network": str(layer.kernel),
                 "scale": adapted.scales[name],
                 "active": name in adapted.active,
-                "merged": adapted.merged is not None,
+                "merged": adapted.is_merged,
                 "parameters": sum(core.numel() for core in layer.cores().values()),
                 "parameters_dense": adapted.base.weight.numel(),
             }
@@ -146,7 +149,7 @@ class Adapters(Tabular):
             "scale": lambda row: f"{row['scale']:g}",
             "parameters": lambda row: f"{row['parameters']:,} : {row['parameters_dense']:,}",
         }
-        merged = any(layer.merged is not None for layer in self.layers.values())
+        merged = any(layer.is_merged for layer in self.layers.values())
         below = [self._summary()] + (["merged"] if merged else [])
         return tabulate(self.records(), columns, left=("adapter", "network"), below=below)
 

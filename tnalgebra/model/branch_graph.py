@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..nn import CONVOLUTIONS, Planning, differing_forward, nominal_shape
+from ..nn import CONVOLUTIONS, Planning, differing_forward, is_altered, nominal_shape
 from .branch_tracing import ADDITIONS, AFFINE_LAYERS, changes_in_place, is_new, torch_class_of
 from .branches import (
     Branch,
@@ -27,7 +27,6 @@ from .branches import (
     scale_by_statistics,
     why_apart,
 )
-from .folding import is_altered
 from .timing import LAYER_ROUNDS, LAYER_SECONDS, time_in_turns
 
 _NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")

@@ -12,8 +12,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import LayerError
-from ..nn import CONVOLUTIONS, KernelLayer, differing_forward
-from .folding import is_altered
+from ..nn import CONVOLUTIONS, KernelLayer, differing_forward, is_altered
 
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 _IN_PLACE = (

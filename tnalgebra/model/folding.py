@@ -12,12 +12,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import LayerError
 from ..networks import all_nodes
-from ..nn import KERNEL_LAYERS, LAYERS, TRANSPOSED, KernelLayer, Linear
+from ..nn import KERNEL_LAYERS, LAYERS, TRANSPOSED, KernelLayer, Linear, is_altered
 from .example import Example, read_example, tensors_in
 from .modes import hooked
 from .modules import check_initialised
@@ -309,12 +308,6 @@ def _exchange(model: nn.Module, group: Sequence[_Replacement]) -> list[_Place]:
 def _restore(places: Sequence[_Place]) -> None:
     for holder, key, child in places:
         setattr(holder, key, child)
-
-
-def is_altered(module: nn.Module) -> bool:
-    """Whether a module has hooks of its forward, parametrisations, or a forward of its own on the object itself."""
-    replaced = "forward" in module.__dict__
-    return bool(module._forward_hooks or module._forward_pre_hooks or replaced or parametrize.is_parametrized(module))
 
 
 def _fold(layer: nn.Module, norm: _BatchNorm) -> nn.Module | str:

@@ -92,9 +92,13 @@ def put_module(holders: Holders, module: nn.Module) -> None:
 
 
 def carry_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Give a new module the hooks of the old one; the handles that the user holds still remove them."""
+    """Give a new module the hooks of the old one too; the handles that the user holds still remove them."""
     for kind in _CARRIED:
-        new.__dict__[kind] = old.__dict__[kind]
+        hooks, own = old.__dict__[kind], new.__dict__[kind]
+        if hooks and own and hooks is not own and isinstance(hooks, dict):
+            hooks.update(own)
+        if hooks or not own:
+            new.__dict__[kind] = hooks
 
 
 def drop_hooks(module: nn.Module) -> None:

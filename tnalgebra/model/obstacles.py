@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import LayerError
-from ..nn import AnyLayer, MultiheadAttention, layer_class, layer_network
+from ..nn import AnyLayer, MultiheadAttention, computed_tensor, layer_class, layer_network
 from .attention import attentions_kept
 from .modules import owners_of_parameters
 from .surgery import Site
@@ -44,13 +43,11 @@ def find_obstacles(model: nn.Module, sites: Mapping[str, Site]) -> dict[str, str
 
 def _own_obstacle(module: AnyLayer) -> str | None:
     """What a layer holds or does that a new one would not."""
-    if parametrize.is_parametrized(module):
-        return f"its {' and '.join(module.parametrizations)} is parametrised: remove_parametrizations first"  # type: ignore[arg-type]
+    computed = computed_tensor(module)
+    if computed is not None:
+        return computed
     if module._parameters.get("weight") is None:
-        others = ", ".join(key for key in module._parameters if key.startswith("weight_"))
-        if not others:
-            return "its weight is not a parameter: layer.weight = nn.Parameter(...) first"
-        return f"its weight is computed from {others}: remove the weight norm, spectral norm or pruning first"
+        return "its weight is not a parameter: layer.weight = nn.Parameter(...) first"
     held = sorted({*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"})
     if held:
         return f"it holds {', '.join(held)}, which the new layer would not have"

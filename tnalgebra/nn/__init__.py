@@ -1,11 +1,13 @@
 """Torch layers whose kernel is a tensor network, and the network of a torch layer."""
 
-from .adapted import Adapted, adapter_layer, check_scale
+from .adapted import Adapted
+from .adapter_layer import adapter_layer, check_scale
 from .adapter_start import start_adapter
 from .attention import MultiheadAttention, attention_obstacle
 from .base import KernelLayer, check_dense
 from .embedding import Embedding
 from .forwards import differing_forward
+from .hooks import computed_tensor, is_altered
 from .kernels import elements_by_default, fit_constants, with_names
 from .layers import (
     LAYERS,
@@ -65,11 +67,13 @@ __all__ = [
     "check_fit_of",
     "check_scale",
     "check_sum",
+    "computed_tensor",
     "decomposed",
     "differing_forward",
     "elements_by_default",
     "fit_constants",
     "in_memory_format",
+    "is_altered",
     "kernel_labels_of",
     "kernel_layers",
     "layer_class",

@@ -5,30 +5,33 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
-from time import perf_counter
+from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 from torch import nn as torch_nn
 from torch.nn import functional
-from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import _disable_current_modes
 
-from ..compiler import Compiled, compile, is_jit_traced, is_symbolic, is_traced, is_watched, leaf_call
+from ..compiler import (
+    Compiled,
+    Snapshot,
+    compile,
+    is_jit_traced,
+    is_symbolic,
+    is_traced,
+    is_watched,
+    leaf_call,
+)
 from ..errors import CompileError, LayerError
-from ..networks import Network, shapes
+from ..networks import shapes
+from .adapter_layer import check_scale
 from .base import KernelLayer
+from .hooks import compute_tensors, is_altered, keep_tensors
 from .layers import layer_class
-from .origin import Origin
-from .planning import Planning
-from .torch_layers import CONVOLUTIONS, AnyLayer, layer_network, memory_format_of
-
-_TURNS = 5
-"""Runs of each way to compute an adapted layer, of which the fastest counts."""
-
-_CLEARLY = 0.95
-"""The sum of weight and network is formed where that takes at most this part of the time of computing both apart."""
+from .timed import is_clearly_faster
+from .torch_layers import CONVOLUTIONS, AnyLayer, layer_network
 
 
 class Adapted(torch_nn.Module):
@@ -46,12 +49,12 @@ class Adapted(torch_nn.Module):
     Attributes:
         base: torch's layer, with its weight and bias.
         adapters: name -> the layer of a network; its tensors are the cores.
-        merged: W + scale * network while the layer is merged, else None. It is not part of the state.
     """
 
     base: AnyLayer
     adapters: torch_nn.ModuleDict
-    merged: Tensor | None
+    _total: Tensor | None
+    _merged_from: Snapshot | None
 
     def __init__(self, base: AnyLayer) -> None:
         """Make the layer without adapters. Raises LayerError: `base` is not a plain layer of torch's with a kernel."""
@@ -60,12 +63,12 @@ class Adapted(torch_nn.Module):
         layer_network(base)  # which refuses subclasses that compute something of their own
         self.base = base
         self.adapters = torch_nn.ModuleDict()
-        self.register_buffer("merged", None, persistent=False)
         self._scales: dict[str, float] = {}
         self._active: tuple[str, ...] = ()
         self._formers: dict[str, Compiled] = {}
         self._together: dict[tuple[object, ...], bool] = {}
-        self._merged_from: list[tuple[Tensor, int]] = []
+        self._merges = False
+        self._forget()
         self._tune = True
         for name in (*kind.argument_names, "output_padding"):
             if name != "bias" and hasattr(base, name):
@@ -100,6 +103,7 @@ class Adapted(torch_nn.Module):
             if former is not None:
                 self._formers[name] = former
         self._tune = self._tune and tune
+        layer._starts_at_zero = True
         self.adapters[name] = layer.train(self.training)
         self._scales[name] = scale
         self.activate(*self._active, name)
@@ -141,36 +145,71 @@ class Adapted(torch_nn.Module):
 
     def _changed(self) -> None:
         self._together.clear()
-        if self.merged is not None:
+        if self._merges:
             self.merge()
 
     # Calling ---------------------------------------------------------------------------------------------------
 
-    def forward(self, input: Tensor, *args: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **named: Any) -> Tensor:
         """The output of torch's layer, and of the active adapters; further arguments are those of torch's layer."""
         if is_symbolic(input):
-            return leaf_call(self, (input, *args), {})  # type: ignore[no-any-return]
-        if self.merged is not None and self._is_merged():
-            return _call(self.base, input, self.merged, args)
-        if self._is_formed(input):
-            return _call(self.base, input, self.weight, args)
-        return self._apart(input, *args)
+            return leaf_call(self, (input, *args), named)  # type: ignore[no-any-return]
+        merged = self._merged_weight(input) if self._merges else None
+        if merged is not None:
+            return _call(self.base, input, merged, *args, **named)
+        if self._is_formed(input) or ((args or named) and self._is_plain(input)):  # an output size that is not planned
+            return _call(self.base, input, self.weight, *args, **named)
+        return self._apart(input, *args, **named)
 
-    def _apart(self, input: Tensor, *args: Any) -> Tensor:
-        output: Tensor = self.base(input, *args)
+    def _apart(self, input: Tensor, *args: Any, **named: Any) -> Tensor:
+        output: Tensor = self.base(input, *args, **named)
         for name in self._active:
-            output = torch.add(output, self.adapters[name](input, *args), alpha=self._scales[name])
+            layer, x = self.adapters[name], input
+            dtype = cast(KernelLayer, layer)._like().dtype
+            if x.dtype != dtype and x.is_floating_point() and not torch._C._is_any_autocast_enabled():
+                x = x.to(dtype)
+            output = torch.add(output, layer(x, *args, **named).to(output.dtype), alpha=self._scales[name])
         return output
+
+    def _is_plain(self, input: Tensor) -> bool:
+        """Whether nothing but the sum of weight and networks comes of calling the layers, and it can be computed."""
+        weight = self.base._parameters.get("weight")
+        if weight is None or any(is_altered(layer) for layer in (self.base, *self._layers())):
+            return False
+        if is_traced():
+            return True
+        device = input.device
+        kinds = (Tensor, torch_nn.Parameter)
+        return not input.is_meta and all(type(one) in kinds and one.device == device for one in self._sources())
+
+    def _layers(self) -> list[KernelLayer]:
+        """The layers of the active networks."""
+        return [cast(KernelLayer, self.adapters[name]) for name in self._active]
+
+    def _sources(self) -> list[Tensor]:
+        """The tensors that the sum of weight and networks is made of."""
+        layers = (self.base, *self._layers())
+        return [one for layer in layers for one in _tensors_of(layer)]
 
     @property
     def weight(self) -> Tensor:
         """The weight that the layer computes with: W + scale * network, differentiable; a new tensor at each access."""
-        weight = self.base.weight
-        for name in self._active:
-            layer, former = cast(KernelLayer, self.adapters[name]), self._formers.get(name)
-            cores = layer.kernel_tensors()
+        weight = self._own_weight()
+        for name, layer in zip(self._active, self._layers(), strict=True):
+            compute_tensors(layer)
+            former, cores = self._formers.get(name), layer.kernel_tensors()
             formed = layer.dense_weight() if former is None else former(*cores.values())
             weight = torch.add(weight, formed, alpha=self._scales[name])
+        return weight
+
+    def _own_weight(self) -> Tensor:
+        """The weight of torch's layer. Raises LayerError: another layer took its place, which has no such tensor."""
+        compute_tensors(self.base)
+        weight: object = self.base.weight
+        if not isinstance(weight, Tensor):
+            kind = type(self.base)
+            fact = f"the layer beside the adapters is a {kind.__module__}.{kind.__name__}, whose weight is not a tensor"
+            raise LayerError(fact, fix="merge() and to_dense() before the layer is quantised")
         return weight
 
     @property
@@ -183,160 +222,135 @@ class Adapted(torch_nn.Module):
         if not self._active or any(name not in self._formers for name in self._active):
             return False
         short = input.dtype.itemsize < 4  # a sum in bfloat16 would round the networks away
-        if short or is_jit_traced() or torch.is_autocast_enabled(input.device.type):
+        if short or is_jit_traced() or input.is_meta or torch.is_autocast_enabled(input.device.type):
             return False
         gradients = torch.is_grad_enabled()
         if is_traced():
-            return self._together.get(("nominal", gradients), False)
-        if input.numel() == 0 or input.is_meta:
+            return self._together.get(("nominal", gradients), False) and self._is_plain(input)
+        layers, count = self._layers(), input.numel()
+        key = (round(math.log(count, 4)) if count else 0, gradients)
+        fits = count and not any(one.frozen or one._like().dtype != input.dtype for one in layers)
+        if not fits or not self._together.get(key, True) or not self._is_plain(input):
             return False
-        key = (round(math.log(input.numel(), 4)), gradients)
         if key not in self._together:
             if is_watched() or not self._tune or os.environ.get("TNALGEBRA_TUNE") == "0":
                 return False
-            self._together[key] = self._measure(input, gradients=gradients)
+            self._together[key] = self._measure(input)
             self._together.setdefault(("nominal", gradients), self._together[key])
         return self._together[key]
 
-    def _measure(self, input: Tensor, *, gradients: bool) -> bool:
-        """Whether forming the sum is clearly faster, forward or, with gradients, forward and backward."""
-        cores = [one for name in self._active for one in self.adapters[name].parameters()]
-        trained: list[Tensor] = [one for one in cores if one.requires_grad]
-        x = input.detach()
-        if input.requires_grad and gradients:
-            trained.append(x.requires_grad_())
-
-        def timer(compute: Callable[[], Tensor]) -> Callable[[], float]:
-            def run() -> float:
-                _wait(x)
-                start = perf_counter()
-                output = compute()
-                if gradients and trained:
-                    torch.autograd.grad(output, trained, torch.ones_like(output))
-                _wait(x)
-                return perf_counter() - start
-
-            return run
-
-        runs = [timer(lambda: _call(self.base, x, self.weight, ())), timer(lambda: self._apart(x))]
-        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-            if x.is_inference():
-                x = x.clone()
-            for run in runs:
-                run()
-            formed, apart = (
-                min(times) for times in zip(*([run() for run in runs] for _ in range(_TURNS)), strict=True)
-            )
-        return bool(formed < _CLEARLY * apart)
+    def _measure(self, input: Tensor) -> bool:
+        """Whether forming the sum is clearly faster."""
+        cores = [core for layer in self._layers() for core in layer.parameters()]
+        return is_clearly_faster(lambda x: _call(self.base, x, self.weight), self._apart, input, cores)
 
     # Merging ---------------------------------------------------------------------------------------------------
 
     def merge(self) -> Self:
-        """Compute with the sum of the weight and the active networks from now on, as fast as torch's layer alone.
+        """Compute with the sum of the weight and the active networks from now on, where no gradients are needed.
 
-        `base.weight` and the cores stay as they are, and so does the state of the layer; once they have other
-        elements, the next call merges again. `train()` and `unmerge()` end it. The sum differs from the separate
-        computation by rounding.
+        A call then takes the time of torch's layer, and that of comparing the weight and the cores with copies:
+        `base.weight` and the cores stay as they are, and so does the state of the layer; once they have other elements,
+        the next call merges again. Where gradients are on and any of these tensors has one, where others stand in for
+        them, as by `torch.func.functional_call`, where a layer inside has hooks, and in code that torch traces or
+        compiles, the layer computes as if it were not merged. What torch exports has the merged weight.
+
+        `train()` and `unmerge()` end it. The sum differs from the separate computation by rounding.
+
+        Raises:
+            LayerError: the layer beside the adapters has no weight as a tensor, as one that is quantised.
         """
-        with torch.inference_mode(False), torch.no_grad():  # in this order, as the first turns gradients on
-            weight = self.base.weight.detach()
-            total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-            for name in self._active:
-                total.add_(cast(KernelLayer, self.adapters[name]).dense_weight(), alpha=self._scales[name])
-            self.merged = torch.empty_like(weight).copy_(total)
-        self._merged_from = [(one, one._version) for one in self._sources()]
+        self._total = self._sum()
+        self._merged_from = Snapshot(self._sources())
+        self._merges = True
         return self
 
     def unmerge(self) -> Self:
         """Compute with the weight and the networks as they are; the weight has the bits that it had before."""
-        self.merged, self._merged_from = None, []
+        self._merges = False
+        self._forget()
         return self
 
-    def _sources(self) -> list[Tensor]:
-        """The tensors that the merged weight is made of."""
-        layers = [cast(KernelLayer, self.adapters[name]) for name in self._active]
-        weights = [*self.base.parameters()] if parametrize.is_parametrized(self.base) else [self.base.weight]
-        return [*weights, *(core for layer in layers for core in layer.kernel_tensors().values())]
+    @property
+    def is_merged(self) -> bool:
+        """Whether the layer is merged."""
+        return self._merges
 
-    def _is_merged(self) -> bool:
-        """Whether the merged weight may be used; where the tensors have other elements by now, it is made again."""
-        if is_traced():
-            return True
+    @property
+    def merged(self) -> Tensor | None:
+        """W + scale * network while the layer is merged, else None. It is not part of the state."""
+        kept = self._merged_from
+        if self._merges and not (kept is not None and kept.is_of(self._sources()) and kept.is_current()):
+            self.merge()
+        return self._total
+
+    def _sum(self) -> Tensor:
+        """W + scale * network, without gradients."""
+        with torch.inference_mode(False), torch.no_grad():  # in this order, as the first turns gradients on
+            weight = self._own_weight().detach()
+            total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+            for name, layer in zip(self._active, self._layers(), strict=True):
+                compute_tensors(layer)
+                total.add_(layer.dense_weight(), alpha=self._scales[name])
+            return torch.empty_like(weight).copy_(total)
+
+    def _forget(self) -> None:
+        """Merge again at the next call, if the layer is merged."""
+        self._total = self._merged_from = None
+
+    def _merged_weight(self, input: Tensor) -> Tensor | None:
+        """The merged weight, made again where the tensors have other elements by now; None where it does not apply."""
+        if torch.compiler.is_dynamo_compiling() or not self._is_plain(input):
+            return None
+        kept = self._merged_from
+        if torch.compiler.is_exporting():  # when other tensors stand in for all of a model
+            with _disable_current_modes():
+                return self._total if kept is not None and kept.is_current() else None
         sources = self._sources()
-        if len(sources) != len(self._merged_from):
-            return False
-        for one, (tensor, version) in zip(sources, self._merged_from, strict=True):
-            if one is not tensor:
-                return False  # another tensor stands in for it during this call
-            if one._version != version:
-                self.merge()
-                break
-        return True
+        gradients = torch.is_grad_enabled() and any(one.requires_grad for one in sources)
+        if (gradients or is_traced()) and not is_jit_traced():
+            return None
+        if kept is not None and not kept.is_of(sources):
+            return None
+        if kept is None or not kept.is_current():
+            if is_watched():
+                return None
+            self.merge()
+        return self._total
 
     def to_dense(self) -> AnyLayer:
         """The layer of torch's with the weight W + scale * network, and a copy of the bias."""
+        weight = self._sum()
         dense = copy.deepcopy(self.base)
-        if parametrize.is_parametrized(dense, "weight"):
-            parametrize.remove_parametrizations(dense, "weight")
-        merged = self.merged if self.merged is not None and self._is_merged() else None
-        weight = merged if merged is not None else copy.deepcopy(self).merge().merged
-        assert weight is not None
-        dense.weight = torch_nn.Parameter(weight.detach().clone(), requires_grad=dense.weight.requires_grad)
+        keep_tensors(dense)
+        dense.weight = torch_nn.Parameter(weight, requires_grad=dense.weight.requires_grad)
         return dense.train(self.training)
 
     # What torch does to modules --------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; training mode unmerges the layer."""
-        if mode and "_merged_from" in self.__dict__:
+        if mode:
             self.unmerge()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        merged = self.merged is not None
-        self.unmerge()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._together.clear()
-        return self.merge() if merged else self
+        self._forget()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        self._forget()  # as other tensors may take the places of those that it has
+        super()._load_from_state_dict(*args, **keywords)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state of a copy, which has tensors of its own, and is merged at its first call."""
+        return {**self.__dict__, "_total": None, "_merged_from": None}
 
     def extra_repr(self) -> str:
         active = ", ".join(f"{name} * {self._scales[name]:g}" for name in self._active) or "none"
-        return f"active: {active}" + (", merged" if self.merged is not None else "")
-
-
-def adapter_layer(
-    base: AnyLayer,
-    kernel: Network,
-    values: Mapping[str, Tensor | str],
-    *,
-    constants: Collection[str],
-    planning: Planning,
-) -> KernelLayer:
-    """The layer with the arguments of one of torch's and this kernel, for `Adapted.add`; it has no bias.
-
-    Args:
-        base: torch's layer, which determines arguments, dtype and device.
-        kernel: a network; the labels of its output are the axes of the weight.
-        values: of its tensors, which are trained; the name of a basis is one, such as "dct", and is not.
-        constants: names of those that are not.
-        planning: what the plan is chosen for.
-
-    Raises:
-        LayerError: a kernel of another shape, or a tensor named like an attribute of the layer.
-    """
-    bare, weight = copy.copy(base), base.weight
-    zeros = torch.zeros((), dtype=weight.dtype, device=weight.device).expand(weight.shape)  # the row of a padding is 0
-    bare.__dict__["_parameters"] = {"weight": torch_nn.Parameter(zeros), "bias": None}
-    planning = Planning(memory_format=memory_format_of(weight)) | planning
-    kind = layer_class(base)
-    return kind.of_network(bare, kernel, values, constants=constants, planning=planning, origin=Origin())
-
-
-def check_scale(scale: object) -> float:
-    """A scale as a float. Raises LayerError if it is not a finite number."""
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise LayerError(f"the scale of an adapter is {scale!r}", fix="a finite number, such as alpha / rank")
-    return float(scale)
+        return f"active: {active}" + (", merged" if self._merges else "")
 
 
 def _former(layer: KernelLayer, *, tune: bool) -> Compiled | None:
@@ -347,9 +361,20 @@ def _former(layer: KernelLayer, *, tune: bool) -> Compiled | None:
         return None
 
 
-def _call(base: AnyLayer, input: Tensor, weight: Tensor, args: tuple[Any, ...]) -> Tensor:
+def _tensors_of(module: torch_nn.Module) -> list[Tensor]:
+    """The parameters and buffers of a module, and of those inside."""
+    tensors = [one for one in (*module._parameters.values(), *module._buffers.values()) if one is not None]
+    for child in module._modules.values():
+        if child is not None:
+            tensors += _tensors_of(child)
+    return tensors
+
+
+def _call(base: AnyLayer, input: Tensor, weight: Tensor, *args: Any, **named: Any) -> Tensor:
     """The output of one of torch's layers with another weight."""
     match base:
+        case _ if args or named:
+            pass
         case torch_nn.Linear():
             return functional.linear(input, weight, base.bias)
         case torch_nn.Conv1d() | torch_nn.Conv2d() | torch_nn.Conv3d():
@@ -357,10 +382,4 @@ def _call(base: AnyLayer, input: Tensor, weight: Tensor, args: tuple[Any, ...]) 
             return output
         case torch_nn.Embedding():
             return functional.embedding(input, weight, base.padding_idx)
-        case _:
-            return torch.func.functional_call(base, {"weight": weight}, (input, *args))  # type: ignore[no-any-return]
-
-
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+    return torch.func.functional_call(base, {"weight": weight}, (input, *args), named)  # type: ignore[no-any-return]

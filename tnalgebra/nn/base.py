@@ -20,6 +20,7 @@ from ..fitting import bonds_of
 from ..networks import Network, compose, shape_of, tensors_of
 from ..rewriting import Fit, Rule, Trace
 from ..tensors import bases_among, bind
+from .adapter_start import start_adapter
 from .held_bases import HoldsBases
 from .kernels import (
     check_kernel,
@@ -62,6 +63,7 @@ class KernelLayer(HoldsBases):
     kernel: Network
     origin: Origin
     _carried: tuple[str, ...] = ()
+    _starts_at_zero: bool = False  # as an adapter does
     bias: torch_nn.Parameter | None
 
     @classmethod
@@ -375,7 +377,8 @@ class KernelLayer(HoldsBases):
 
         The cores are normal, and scaled by one factor so that the mean square of the rebuilt kernel's elements is
         the variance of torch's own: 1 / (3 * fan_in), which is `kaiming_uniform_` with a = sqrt(5), and 1 in an
-        embedding. The terms of a sum have equal parts in it. The bias is uniform in +-1 / sqrt(fan_in).
+        embedding. The terms of a sum have equal parts in it. The bias is uniform in +-1 / sqrt(fan_in). The cores of an
+        adapter start as `tn.adapt` has them, so that its output is zero.
         """
         self.thaw()
         if any(parameter.is_meta for parameter in self.parameters()):
@@ -386,7 +389,10 @@ class KernelLayer(HoldsBases):
         drawn = [name for name in cores if name in self._parameters]
         for name in drawn:
             cores[name] = torch.randn(cores[name].shape, dtype=torch.float64, device=cores[name].device)
-        scaled = scaled_to(variance, self.kernel, cores, drawn)
+        if self._starts_at_zero:
+            scaled = start_adapter(self.kernel, {name: cores[name].cpu() for name in cores if name not in drawn})
+        else:
+            scaled = scaled_to(variance, self.kernel, cores, drawn)
         with torch.no_grad():
             for name in drawn:
                 getattr(self, name).copy_(scaled[name])
