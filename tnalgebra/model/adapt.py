@@ -70,8 +70,8 @@ def adapt(
         The model, and its adapters: what was done, and what can be done with them.
 
     Raises:
-        LayerError: a pattern that is not optional fits no layer, or layers that are decomposed already or have an
-            adapter of this name.
+        LayerError: a pattern that is not optional fits no layer, or layers that are decomposed already, have an
+            adapter of this name, or a weight that is computed from other parameters, as by a weight norm or pruning.
         RuleError: a request cannot be read, is a fit, or has no tensor that can start at zero.
         RankError: a size cannot be read, or depends on singular values, which a network of zero does not have.
 

@@ -39,7 +39,7 @@ class Adapted(torch_nn.Module):
 
     Arguments, inputs and outputs are those of torch's layer. Where the numbers are float32 or float64, whichever is
     faster runs: the layer and the network apart, or the layer with the sum of both as its weight. This is measured at
-    the first call of each class of sizes.
+    the first call of each class of sizes. Where the layer or an adapter has hooks or parametrisations, they run apart.
 
         layer = tn.nn.Adapted(linear)
         layer.add("mine", tn.nn.adapter_layer(linear, kernel, values))
@@ -253,7 +253,8 @@ class Adapted(torch_nn.Module):
         `base.weight` and the cores stay as they are, and so does the state of the layer; once they have other elements,
         the next call merges again. Where gradients are on and any of these tensors has one, where others stand in for
         them, as by `torch.func.functional_call`, where a layer inside has hooks, and in code that torch traces or
-        compiles, the layer computes as if it were not merged. What torch exports has the merged weight.
+        compiles, the layer computes as if it were not merged. What torch exports has the merged weight; that of a
+        layer that was copied, moved or loaded since, and not merged again, has the weight and the cores.
 
         `train()` and `unmerge()` end it. The sum differs from the separate computation by rounding.
 
