@@ -532,6 +532,19 @@ def test_the_sum_is_formed_where_it_is_faster() -> None:
 
 
 @pytest.mark.usefixtures("formed")
+def test_hooks_of_all_modules_are_called_once() -> None:
+    model, _, x = _measuring()
+    calls: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(module))
+    try:
+        model(x)
+        model(x)
+    finally:
+        handle.remove()
+    assert calls.count(model[0].base) == calls.count(model[0].adapters["default"]) == calls.count(model[0]) == 2
+
+
+@pytest.mark.usefixtures("formed")
 @pytest.mark.parametrize("measured", [False, True])
 def test_hooks_inside_an_adapted_layer_are_called_once(measured: bool) -> None:
     model, adapters, x = _measuring()

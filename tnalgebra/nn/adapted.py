@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch import nn as torch_nn
 from torch.nn import functional
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..compiler import (
@@ -174,7 +175,7 @@ class Adapted(torch_nn.Module):
     def _is_plain(self, input: Tensor) -> bool:
         """Whether nothing but the sum of weight and networks comes of calling the layers, and it can be computed."""
         weight = self.base._parameters.get("weight")
-        if weight is None or any(is_altered(layer) for layer in (self.base, *self._layers())):
+        if weight is None or _has_any_global_hook() or any(is_altered(layer) for layer in (self.base, *self._layers())):
             return False
         if is_traced():
             return True
