@@ -175,7 +175,8 @@ class Adapted(torch_nn.Module):
     def _is_plain(self, input: Tensor) -> bool:
         """Whether nothing but the sum of weight and networks comes of calling the layers, and it can be computed."""
         weight = self.base._parameters.get("weight")
-        if weight is None or _has_any_global_hook() or any(is_altered(layer) for layer in (self.base, *self._layers())):
+        hooked = _has_any_global_hook()  # type: ignore[no-untyped-call]
+        if weight is None or hooked or any(is_altered(layer) for layer in (self.base, *self._layers())):
             return False
         if is_traced():
             return True
