@@ -408,7 +408,7 @@ CHANGES = {
     "in place": _all_times_two,
     "data": lambda model: [one.data.mul_(2) for one in model.parameters()],
     "numpy": lambda model: [np.multiply(one, 2, out=one) for one in (p.detach().numpy() for p in model.parameters())],
-    "one element": lambda model: model[0].base.weight.data[3, 5].zero_(),
+    "one element": lambda model: model[0].base.weight.detach()[3, 5].zero_(),
     "a core": lambda model: model[2].adapters["default"].B.data.zero_(),
     "vector_to_parameters": _vector,
     "assigned": lambda model: model.load_state_dict({k: 2 * v for k, v in model.state_dict().items()}, assign=True),

@@ -136,22 +136,35 @@ class Keeper:
 
 
 class Snapshot:
-    """Some tensors, and copies of their elements: whether they still have these, however they may have been changed."""
+    """Some tensors as they were, and whether they still are.
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    Args:
+        counted: large tensors, for which torch's count of their changes is asked.
+        compared: small tensors, whose elements are compared, however they may have been changed. Those that are not on
+            the CPU are counted too, as a comparison would wait for the device.
+    """
+
+    def __init__(self, counted: Sequence[Tensor], compared: Sequence[Tensor]) -> None:
+        self._tensors = (*counted, *compared)
+        are_counted = [not one.is_inference() for one in counted]
+        are_counted += [not (one.is_cpu or one.is_inference()) for one in compared]
+        pairs = [*zip(self._tensors, are_counted, strict=True)]
+        self._counts = [(one, one._version, one.data_ptr()) for one, is_counted in pairs if is_counted]
         self._rows = [
             _row("", one, one.detach(), one.data if _is_plain(one) else None, viewed=False, copied=True)
-            for one in tensors
+            for one, is_counted in pairs
+            if not is_counted
         ]
 
     def is_of(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the tensors, and no others."""
-        rows = self._rows
-        return len(tensors) == len(rows) and all(row.tensor is one for row, one in zip(rows, tensors, strict=True))
+        """Whether these are the tensors, in the order of both arguments, and no others."""
+        held = self._tensors
+        return len(tensors) == len(held) and all(one is other for one, other in zip(held, tensors, strict=True))
 
     def is_current(self) -> bool:
         """Whether the tensors have the elements that they had."""
-        return all(map(_is_as_it_was, self._rows))
+        counts = all(one._version == count and one.data_ptr() == start for one, count, start in self._counts)
+        return counts and all(map(_is_as_it_was, self._rows))
 
 
 def lower_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:

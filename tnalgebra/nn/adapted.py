@@ -190,8 +190,11 @@ class Adapted(torch_nn.Module):
 
     def _sources(self) -> list[Tensor]:
         """The tensors that the sum of weight and networks is made of."""
-        layers = (self.base, *self._layers())
-        return [one for layer in layers for one in _tensors_of(layer)]
+        return [*_tensors_of(self.base), *self._cores()]
+
+    def _cores(self) -> list[Tensor]:
+        """The tensors of the active networks."""
+        return [one for layer in self._layers() for one in _tensors_of(layer)]
 
     @property
     def weight(self) -> Tensor:
@@ -251,12 +254,14 @@ class Adapted(torch_nn.Module):
     def merge(self) -> Self:
         """Compute with the sum of the weight and the active networks from now on, where no gradients are needed.
 
-        A call then takes the time of torch's layer, and that of comparing the weight and the cores with copies:
-        `base.weight` and the cores stay as they are, and so does the state of the layer; once they have other elements,
-        the next call merges again. Where gradients are on and any of these tensors has one, where others stand in for
-        them, as by `torch.func.functional_call`, where a layer inside has hooks, and in code that torch traces or
-        compiles, the layer computes as if it were not merged. What torch exports has the merged weight; that of a
-        layer that was copied, moved or loaded since, and not merged again, has the weight and the cores.
+        A call then takes about the time of torch's layer. `base.weight` and the cores stay as they are, and so does the
+        state of the layer. Once they have other elements, the next call merges again; only what changes the weight of
+        torch's layer through `.data` or an array of NumPy, which torch does not count, takes another `merge()`.
+
+        Where gradients are on and any of these tensors has one, where others stand in for them, as by
+        `torch.func.functional_call`, where a layer inside has hooks, and in code that torch traces or compiles, the
+        layer computes as if it were not merged. What torch exports has the merged weight; that of a layer that was
+        copied, moved or loaded since, and not merged again, has the weight and the cores.
 
         `train()` and `unmerge()` end it. The sum differs from the separate computation by rounding.
 
@@ -264,7 +269,7 @@ class Adapted(torch_nn.Module):
             LayerError: the layer beside the adapters has no weight as a tensor, as one that is quantised.
         """
         self._total = self._sum()
-        self._merged_from = Snapshot(self._sources())
+        self._merged_from = Snapshot(_tensors_of(self.base), self._cores())
         self._merges = True
         return self
 
