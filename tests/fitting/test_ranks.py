@@ -7,14 +7,18 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernel_cases import gaussian
 from tests.refusals import refused
-from tnalgebra.errors import RankError
+from tests.strategies import random_values
+from tnalgebra.errors import RankError, SizeError
 from tnalgebra.fitting import KeepFraction, ParameterBudget, RelativeError, allowance, kept, plain_rank, rank_of
+from tnalgebra.networks import parse_rule, with_sizes
 from tnalgebra.rewriting import rule
+from tnalgebra.tensors import evaluate
 
 VALUES = [4.0, 3.0, 3.0, 1.0, 0.0]
 
@@ -152,3 +156,84 @@ def test_bonds_on_one_axis_of_a_tied_tensor_have_one_size() -> None:
     with_channels = rule("K[out in kh kw] => A[out r] A[s in] B[r kh] C[s kw]")
     sizes = with_channels.apply(gaussian(5, 5, 3, 3), ParameterBudget(0.5), starts=1, sweeps=2).network.sizes
     assert (sizes["r"], sizes["s"]) == (5, 5)
+
+
+# Bonds of reserved nodes -------------------------------------------------------------------------------------
+
+WINDOW = "K[o k] => A[o p] Conv[k p q] B[q]"
+FUSED = "K[o i] => A[o p] Fuse[p q r] B[q i] C[r i]"
+COPIED = "K[o i] => A[o p] Copy[p q r] B[q i] C[r]"
+COPY_OF_TWO = "K[o i] => A[o p] Copy[p q] B[q i]"
+QUICK: dict[str, Any] = {"starts": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "ranks"),
+    [
+        (WINDOW, {"p": 5, "q": 3}, {"p": 5, "q": 3}),
+        (WINDOW, {"p": 5}, {"p": 5, "q": 3}),
+        (WINDOW, {"q": 3}, {"p": 5, "q": 3}),
+        (WINDOW, 3, {"p": 5, "q": 3}),
+        (WINDOW, "parameters 0.9", {"p": 5, "q": 3}),  # 23 of 25; 26 are too many
+        (WINDOW, "parameters 0.4", {"p": 1, "q": 7}),  # 11 of 11: the fewest that are possible
+        ("K[o k] => A[o p:5] Conv[k p q] B[q]", None, {"p": 5, "q": 3}),
+        (FUSED, {"q": 2, "r": 2}, {"p": 4, "q": 2, "r": 2}),
+        (FUSED, {"p": 4, "r": 2}, {"p": 4, "q": 2, "r": 2}),
+        (FUSED, 2, {"p": 4, "q": 2, "r": 2}),
+        (COPIED, 2, {"p": 2, "q": 2, "r": 2}),
+        (COPIED, {"p": 2, "q": 2, "r": 2}, {"p": 2, "q": 2, "r": 2}),
+        (COPIED, {"r": 2}, {"p": 2, "q": 2, "r": 2}),
+        (COPY_OF_TWO, {"p": 2}, {"p": 2, "q": 2}),
+        (COPY_OF_TWO, 9, {"p": 4, "q": 4}),
+        (COPY_OF_TWO, KeepFraction(0.5), {"p": 2, "q": 2}),
+        (COPY_OF_TWO, "parameters 0.8", {"p": 2, "q": 2}),  # 22 parameters of 22.4
+        ("K[o i] => A[o p] Copy[p q] B[q i] + C[o r] Copy[r s] D[s i]", 2, {"p": 2, "q": 2, "r": 2, "s": 2}),
+    ],
+)
+def test_sizes_of_bonds_follow_from_others(text: str, size: Any, ranks: dict[str, int]) -> None:
+    """The kernel is the value of the right side with the ranks, so that the fit is exact where all are chosen."""
+    right = with_sizes(parse_rule(text)[1], {"o": 4, text[4]: 7, **ranks})
+    kernel = evaluate(right, random_values(right, seed=3))
+    fit = rule(text).apply(kernel, size, **QUICK)
+    assert {bond: fit.network.sizes[bond] for bond in ranks} == ranks
+    assert fit.relative_error < 1e-6
+
+
+def test_a_constant_behind_a_window_determines_the_other_bond() -> None:
+    kernel, constant = gaussian(4, 7), gaussian(3, seed=1)
+    # positions p of the constant in k: row p of a matrix has the constant from p on, and A is a least squares solution
+    band = torch.stack([torch.nn.functional.pad(constant, (p, 4 - p)) for p in range(5)])
+    best = kernel - kernel @ torch.linalg.pinv(band) @ band
+    for size in ({"p": 5}, None, 5):
+        fit = rule(WINDOW).apply(kernel, size, fixed={"B": constant}, **QUICK)
+        assert fit.network.sizes["p"] == 5
+        assert fit.relative_error == pytest.approx(float(best.norm() / kernel.norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [("A[o p] Copy[p q] B[q i]", 48), ("A[o p] Fuse[p q r] B[q r i]", 48), ("A[o p] B[p q i] Copy[q r] C[r]", 49)],
+)
+def test_a_budget_is_used_where_bonds_meet_a_reserved_node(text: str, parameters: int) -> None:
+    fit = rule(f"K[o i] => {text}").apply(gaussian(8, 8), "parameters 0.8", **QUICK)
+    assert fit.parameters == parameters
+
+
+def test_a_budget_of_a_bond_without_parameters_ends() -> None:
+    fit = rule("K[o i] => A[o p] B[p i] Copy[q r]").apply(gaussian(8, 8), "parameters 0.8", **QUICK)
+    assert fit.parameters == 48
+
+
+def test_sizes_that_do_not_follow_or_contradict_each_other_are_named() -> None:
+    kernel = gaussian(4, 7)
+    for text, size, error, facts in (
+        (FUSED, {}, RankError, ("for 'q', 'r'",)),
+        (FUSED, {"p": 4}, RankError, ("for 'q'\n",)),
+        (FUSED, {"p": 3, "q": 2}, SizeError, ("'p'", 3, 2)),
+        (WINDOW, {"p": 4, "q": 3}, SizeError, ("'p'", 4, 5)),
+        (WINDOW, "keep 0.5", RankError, ("'q'", "Conv[k p q]")),
+        (COPIED, {"p": 2, "q": 3}, RankError, ("'p'", "'q'", 2, 3, "Copy")),
+        (COPIED, "keep 0.5", RankError, ("3 tensors",)),
+    ):
+        with refused(error, *facts):
+            rule(text).apply(kernel, size)

@@ -58,7 +58,7 @@ Refusal = tuple[Callable[[], object], type[TnalgebraError], str]
 
 RIGHT_SIDES: list[Refusal] = [
     (lambda: rule("K[o i] => L[o r] R[r i] M[x y]").apply({"K": MATRIX}, {"r": 2}), RankError, "'x', 'y'"),
-    (lambda: rule("K[o i] => Fuse[x a b] L[o a] R[b i]").apply({"K": MATRIX}), RankError, "'x', 'a', 'b'"),
+    (lambda: rule("K[o i] => Fuse[x a b] L[o a] R[b i]").apply({"K": MATRIX}), RankError, "for 'a', 'b'"),
     (lambda: rule("K[o i] => L[o r] R[r i] -> [o]"), RuleError, "open labels;o i"),
     (lambda: rule("K[o i] => L[o r] R[r j]"), NetworkError, "'i'"),
     (lambda: rule("K[o i] => L[o r] R[r i] -> [i o]"), RuleError, "order"),

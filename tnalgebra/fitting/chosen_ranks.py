@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
-from math import prod
 
 import networkx
 import torch
 from torch import Tensor
 
-from ..errors import RankError, ValuesError
-from ..networks import NamedTensor, Network, all_nodes, fresh, tensors_of, with_sizes
+from ..errors import RankError, SizeError, ValuesError
+from ..networks import Conv, Fuse, NamedTensor, Network, Node, fresh, node_text, with_sizes
 from ..tensors import pattern
+from .bonds import chosen_first, ends_of, equal_labels, grow_evenly, sizes_with, with_one_bond_for_copies
 from .metric import Metric
 from .objective import Objective, Occurrence
 from .ranks import UpTo, allowance, kept, plain_rank, rank_of
@@ -80,18 +81,47 @@ def chosen_ranks(
     if isinstance(size, ParameterBudget):
         if spectra is not None and not stated:
             return tree_ranks(spectra, size, before=before)
-        return _grow_evenly(right, stated, constants, limit=partial(allowance, size, before))
-    missing = [bond for bond in bonds if bond not in stated and isinstance(size, Mapping) and bond not in size]
+        # constants with orthonormal rows may become smaller
+        most = {
+            bond: full
+            for bond, full in stated.items()
+            if bond not in right.sizes and _rows_to_choose(bond, right, constants)
+        }
+        known = {bond: full for bond, full in stated.items() if bond not in most}
+        return grow_evenly(right, known, most, limit=partial(allowance, size, before))
+    if isinstance(size, Mapping):
+        chosen = [bond for bond in bonds if bond in size]
+    else:  # those of constants, too, which come first: what is not chosen follows from the others
+        free = [bond for bond in bonds if bond not in right.sizes]
+        chosen = sorted(chosen_first(right, free), key=lambda bond: bond not in stated)
+    requested = {bond: rank_of(size, bond) for bond in chosen}
+    if spectra is not None:
+        _check_none_missing(bonds, right, {**stated, **dict.fromkeys(chosen, 1)})
+        return tree_ranks(spectra, {**stated, **requested}, before=before)
+    known = {bond: full for bond, full in stated.items() if bond not in requested}
+    sizes = sizes_with(right, known)
+    ranks: dict[str, int] = {}
+    for bond, rank in requested.items():
+        if isinstance(size, Mapping) or bond not in sizes:
+            ranks[bond] = _rank(bond, rank, target, right, size=stated.get(bond))
+            _check_equal(bond, ranks, right, {**known, **right.sizes})
+            sizes = sizes_with(right, {**known, **ranks})
+    _check_none_missing(bonds, right, sizes)
+    return {bond: sizes[bond] for bond in bonds}
+
+
+def _check_none_missing(bonds: Sequence[str], right: Network, sizes: Mapping[str, int]) -> None:
+    """Raise RankError for bonds without a size, of which those are named that the others follow from."""
+    missing: list[str] = []
+    for bond in chosen_first(right, bonds):
+        if bond not in sizes:
+            missing.append(bond)
+            with suppress(SizeError):
+                sizes = sizes_with(right, {**sizes, bond: 1})
     if missing:
         each = ", ".join(f"{bond!r}: 8" for bond in missing)
         fix = f"{{{each}}}, one size for all bonds, or a ParameterBudget"
         raise RankError(f"no size is given for {', '.join(map(repr, missing))}", fix=fix)
-    chosen = set(size) if isinstance(size, Mapping) else set(bonds) - set(right.sizes)  # those of constants, too
-    requested = {bond: rank_of(size, bond) if bond in chosen else stated[bond] for bond in bonds}
-    if spectra is not None:
-        return tree_ranks(spectra, requested, before=before)
-    ranks = {bond: _rank(bond, requested[bond], target, right, size=stated.get(bond)) for bond in bonds}
-    return _check_equal(ranks, right)
 
 
 def _stated_ranks(right: Network, constants: Mapping[str, Tensor]) -> dict[str, int]:
@@ -105,104 +135,50 @@ def _stated_ranks(right: Network, constants: Mapping[str, Tensor]) -> dict[str, 
 
 def _rank(bond: str, rank: Rank | UpTo, target: Tensor, right: Network, *, size: int | None) -> int:
     """The rank of one bond of a right side that is not a tree; `size` is that of the bond, where it is known."""
-    count, names = len(_ends(right, bond)), [core.name for core in cores_of(right)]
-    if len(right.terms) > 1:
+    nodes, words = with_one_bond_for_copies(right)
+    ends, names = ends_of(words[bond], nodes), [core.name for core in cores_of(right)]
+    pattern = next((node for node in ends if isinstance(node, Conv | Fuse)), None)
+    full: int | None = target.numel()
+    if pattern is not None:
+        reason, full = f"it occurs on {node_text(pattern)}", None  # its values are not independent of each other
+    elif len(right.terms) > 1:
         reason = "it is a bond of one term of a sum"
-    elif count != 2:
-        reason = f"it occurs on {count} tensors"
+    elif len(ends) != 2:
+        reason = f"it occurs on {len(ends)} tensors"
     elif len(set(names)) < len(names):
         reason = "a core occurs twice"
     else:
-        labels, side = open_labels(right), _bridge(right, bond)
+        labels = open_labels(right)
+        side = _bridge(words[bond], [node for node in nodes if node not in splitting(right)], labels)
         if side is not None:
             matrix = matrix_of(target, labels, side, [label for label in labels if label not in side])
             full = min(matrix.shape) if size is None else size
             return kept(rank, full, bond=bond, singular_values=partial(bond_spectrum, matrix))
         reason = "it is part of a loop"
-    return plain_rank(rank, bond, full=target.numel() if size is None else size, because=reason)
+    return plain_rank(rank, bond, full=full if size is None else size, because=reason)
 
 
-def _bridge(right: Network, bond: str) -> list[str] | None:
-    """The open labels on one side of a bond without which the network falls into two parts; None if it does not."""
+def _bridge(bond: str, nodes: Sequence[Node], labels: Sequence[str]) -> list[str] | None:
+    """The open labels on one side of a bond without which the nodes fall into two parts; None if they do not."""
     graph: networkx.Graph[object] = networkx.Graph()
-    nodes = [node for node in right.nodes if node not in splitting(right)]
     graph.add_nodes_from(range(len(nodes)))
     for number, node in enumerate(nodes):
         graph.add_edges_from((number, label) for label in node.labels if label != bond)
     first, second = (number for number, node in enumerate(nodes) if bond in node.labels)
     side = networkx.node_connected_component(graph, first)
-    return None if second in side else [label for label in open_labels(right) if label in side]
+    return None if second in side else [label for label in labels if label in side]
 
 
-def _grow_evenly(
-    right: Network, stated: Mapping[str, int], constants: Mapping[str, Tensor], *, limit: Callable[..., int]
-) -> dict[str, int]:
-    """Ranks under a budget without singular values: the smallest bond grows; of equals, the first in the alphabet.
-
-    Args:
-        stated: sizes of bonds that are known. Those of constants with orthonormal rows may become smaller.
-        limit: gives the most parameters, from the `least` that are possible.
-    """
-    tensors = {node.name: node.labels for node in cores_of(right)}
-    most = {
-        bond: size
-        for bond, size in stated.items()
-        if bond not in right.sizes and _rows_to_choose(bond, right, constants)
-    }
-    bonds = sorted(bond for bond in bonds_of(right) if bond not in stated or bond in most)
-    alike = _equal_labels(right)  # which grow together
-    ranks = {**stated, **dict.fromkeys(bonds, 1)}
-    sized = {**right.sizes, **{bond: size for bond, size in stated.items() if bond not in most}}
-    for bond in [bond for bond in bonds if sized.keys() & alike[bond]]:
-        bonds.remove(bond)
-        ranks[bond] = sized[min(sized.keys() & alike[bond])]
-
-    def count(trial: Mapping[str, int]) -> int:
-        sizes = {**right.sizes, **trial}
-        return sum(prod(sizes[label] for label in labels) for labels in tensors.values())
-
-    def useful(bond: str) -> bool:
-        """Between two tensors a bond never needs more values than the other labels of one of them have together."""
-        sizes = {**right.sizes, **ranks}
-        ends = _ends(right, bond)
-        full = min(prod(sizes[label] for label in labels if label != bond) for labels in ends)
-        return ranks[bond] < most.get(bond, ranks[bond] + 1) and (len(ends) != 2 or ranks[bond] < full)
-
-    allowed = limit(least=count(ranks))
-    while True:
-        larger = {bond: {**ranks, **dict.fromkeys(alike[bond], ranks[bond] + 1)} for bond in bonds}
-        fitting = [bond for bond in bonds if all(map(useful, alike[bond])) and count(larger[bond]) <= allowed]
-        if not fitting:
-            return ranks
-        ranks = larger[min(fitting, key=lambda bond: (ranks[bond], bond))]
-
-
-def _equal_labels(right: Network) -> dict[str, set[str]]:
-    """label -> all labels of its size, itself too: those on the same axis of a tensor that occurs several times."""
-    graph: networkx.Graph[str] = networkx.Graph()
-    graph.add_nodes_from(label for node in all_nodes(right) for label in node.labels)
-    for name, node in tensors_of(right).items():
-        first = node.labels
-        for labels in [other.labels for other in cores_of(right) if other.name == name]:
-            graph.add_edges_from(zip(first, labels, strict=True))
-    return {label: part for part in networkx.connected_components(graph) for label in part}
-
-
-def _ends(right: Network, bond: str) -> list[tuple[str, ...]]:
-    """The labels of the nodes that have a bond, of each as often as it has it."""
-    return [node.labels for node in all_nodes(right) for label in node.labels if label == bond]
-
-
-def _check_equal(ranks: Mapping[str, int], right: Network) -> dict[str, int]:
-    """The ranks. Raises RankError if two labels of the same axis of a tensor would have two sizes."""
-    sizes, alike = {**right.sizes, **ranks}, _equal_labels(right)
-    for bond in sorted(ranks):
-        for other in sorted(alike[bond] & sizes.keys()):
-            if sizes[other] != ranks[bond]:
-                fact = f"bond {bond!r} has size {ranks[bond]} and {other!r} has size {sizes[other]}"
-                because = "a tensor that occurs several times has both on one axis"
-                raise RankError(fact, because=because, right=right, fix="one size for both")
-    return dict(ranks)
+def _check_equal(bond: str, ranks: Mapping[str, int], right: Network, known: Mapping[str, int]) -> None:
+    """Raise RankError if a bond and another label that must have its size would have two sizes."""
+    sizes = {**known, **ranks}
+    for other in sorted(equal_labels(right)[bond] & sizes.keys()):
+        if sizes[other] != ranks[bond]:
+            fact = f"bond {bond!r} has size {ranks[bond]} and {other!r} has size {sizes[other]}"
+            words = with_one_bond_for_copies(right)[1]
+            copied = other in words and words[other] == words[bond]
+            because = "a Copy joins them" if copied else "a tensor that occurs several times has both on one axis"
+            raise RankError(fact, because=because, right=right, fix="one size for both")
 
 
 def _rows_to_choose(bond: str, right: Network, constants: Mapping[str, Tensor]) -> bool:

@@ -43,7 +43,7 @@ from .nodes import (
 )
 from .notation import parse, parse_rule, read_network
 from .poolings import Pooling, adaptive_average_pooling, average_pooling
-from .sizes import input_size, window
+from .sizes import infer_sizes, input_size, window
 from .terms import aligned, collected, in_one_window
 
 __all__ = [
@@ -88,6 +88,7 @@ __all__ = [
     "fresh",
     "fresh_words",
     "in_one_window",
+    "infer_sizes",
     "input_size",
     "isomorphic",
     "kernel_labels",
