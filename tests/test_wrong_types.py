@@ -28,6 +28,30 @@ WRONG: dict[str, tuple[Callable[[Any], Any], list[Any], type[Exception], str]] =
     "a network": (tn.evaluate, [5, None, [1], CONV], NetworkError, "needed"),
     "a network to simplify": (tn.simplify, [5, None, CONV], NetworkError, "needed"),
     "a network to compile": (lambda one: tn.compile(one, inputs={"X": (2,)}), [5, CONV], NetworkError, "needed"),
+    "a network to rewrite": (lambda one: tn.rewriting.rewrite(one, []), [5, None, CONV], NetworkError, "needed"),
+    "a network to contract": (tn.rewriting.contract_back, [5, None, CONV], NetworkError, "needed"),
+    "a network for quimb": (tn.tensors.to_quimb, [5, None, CONV], NetworkError, "needed"),
+    "a network of quimb": (tn.tensors.from_quimb, [5, None, CONV], ValuesError, "quimb"),
+    "a network to compare": (
+        lambda one: tn.networks.isomorphic(tn.parse("A[i]"), one),
+        ["A[i]", 5, None],
+        NetworkError,
+        "needed",
+    ),
+    "a network to feed": (
+        lambda one: tn.networks.compose(one, tn.parse("A[i]")),
+        ["A[i]", 5, None],
+        NetworkError,
+        "needed",
+    ),
+    "a network to be fed": (
+        lambda one: tn.networks.compose(tn.parse("A[i]"), one),
+        ["A[i]", 5, None],
+        NetworkError,
+        "needed",
+    ),
+    "a network to rename": (tn.networks.renamed, ["A[i]", 5, None], NetworkError, "needed"),
+    "a network with tensors": (tn.networks.tensors_of, ["A[i]", 5, None], NetworkError, "needed"),
     "values": (lambda one: tn.evaluate("A[i j]", one), [5, "A", [1], torch.ones(2)], ValuesError, "mapping"),
     "values to simplify": (lambda one: tn.simplify("A[i j]", one), [5, torch.ones(2)], ValuesError, "mapping"),
     "values to compile": (lambda one: _compile(values=one), [5, "K", torch.ones(2)], ValuesError, "mapping"),
@@ -110,6 +134,22 @@ def test_a_network_may_be_its_text() -> None:
     ones = torch.ones(2, 3)
     assert torch.equal(tn.evaluate("A[i j] -> [i]", {"A": ones}), tn.evaluate(tn.parse("A[i j] -> [i]"), {"A": ones}))
     assert str(tn.simplify("A[i j] Copy[j k] B[k l]").network) == "A[i j] B[j l]"
+    values = {"A": ones, "B": torch.arange(12.0).reshape(3, 4)}
+    product = values["A"] @ values["B"]
+    text = "A[i j] B[j k]"
+    (contracted,) = tn.rewriting.contract_back(text, values).values.values()
+    assert torch.equal(contracted, product)
+    assert torch.equal(tn.rewriting.rewrite(text, [], values).dense(), product)
+    assert torch.allclose(tn.tensors.to_quimb(text, values).contract().data, product)
+    for cuts in (["i | k"], None):
+        (spectrum,) = tn.spectra(text, values=values, cuts=cuts)
+        torch.testing.assert_close(spectrum.singular_values.float(), torch.linalg.svdvals(product), rtol=0, atol=1e-5)
+
+
+def test_networks_are_fed_to_networks_alone() -> None:
+    for other in ("B[i k]", 5):
+        with pytest.raises(TypeError, match=">>"):
+            tn.parse("A[i j]") >> other  # type: ignore[operator]
 
 
 def test_a_constant_without_a_value() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -61,6 +62,9 @@ KERNEL = random(4, 3, 2)
         ({"dynamic": {"n": (5, 4)}}, CompileError, ("'n' is (5, 4)", "(least, most)")),
         ({"dynamic": {"n": (0, 4)}}, CompileError, ("'n' is (0, 4)",)),
         ({"dynamic": {"n": (1, 2, 3)}}, CompileError, ("'n' is (1, 2, 3)",)),
+        ({"inputs": {"X": (True, 3, 7)}}, CompileError, ("'X'", "(True, 3, 7)")),
+        ({"inputs": {"X": (2.0, 3, 7)}}, CompileError, ("'X'", "(2.0, 3, 7)")),
+        *(({"max_elements": most}, CompileError, (repr(most), "at least 1")) for most in ("x", -1, 0, 1.5, None, True)),
         ({"max_elements": 10}, CompileError, ("within 10 elements", "X[n:2 in:3 x:7]")),
     ],
 )
@@ -68,6 +72,14 @@ def test_what_cannot_be_compiled(choices: dict[str, Any], error: type[Exception]
     arguments = {"inputs": {"X": (2, 3, 7)}, "values": {"K": KERNEL}, **choices}
     with refused(error, *facts):
         tn.compile(CONVOLUTION, **arguments)
+
+
+def test_integers_of_numpy_are_sizes() -> None:
+    shape: Any = tuple(np.array([2, 3, 7]))
+    most: Any = np.int64(10**6)
+    module = tn.compile(CONVOLUTION, inputs={"X": shape}, values={"K": KERNEL}, max_elements=most, tune=False)
+    X = random(2, 3, 7)
+    torch.testing.assert_close(module(X), torch.conv1d(X, KERNEL))
 
 
 def test_a_batch_in_a_range_is_computed_for_every_size() -> None:

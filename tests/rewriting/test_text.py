@@ -143,6 +143,15 @@ def test_the_ranks_of_a_budget_are_near_the_best_of_all() -> None:
     assert sum(parts) / len(parts) > 0.99
 
 
+def test_the_ranks_of_a_fit_are_a_size() -> None:
+    train = rule("K[o i h w] => A[o p] B[p i q] C[q h w]")
+    kernel = gaussian(6, 5, 3, 3)
+    fit = train.apply(kernel, ParameterBudget(0.5))
+    assert fit.ranks == {bond: fit.network.sizes[bond] for bond in ("p", "q")}
+    assert train.apply(kernel, fit.ranks).network == fit.network
+    assert rule("K[o i h w] => L[o i h w]").apply(kernel).ranks == {}
+
+
 def test_a_budget_does_not_keep_a_core_flat() -> None:
     """Growing alone keeps one side of a Tucker core small: its every step makes the other side's dearer."""
     kernel = gaussian(24, 24, 3, 3, seed=3)

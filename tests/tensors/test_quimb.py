@@ -342,6 +342,13 @@ def test_networks_of_quimb_arrive_with_the_same_value(build: Callable[[], Any]) 
     assert_close(evaluate(network, values), value.double(), magnitude(network, values))
 
 
+def test_a_tensor_of_quimb_is_a_network_of_one() -> None:
+    tensor = qtn.rand_tensor((2, 3), ("a", "b"), "T", seed=0)
+    network, values = from_quimb(tensor)
+    assert str(network) == "T[a:2 b:3]"
+    assert torch.equal(values["T"], torch.from_numpy(tensor.data))
+
+
 def test_an_exponent_arrives_in_the_values() -> None:
     state = qtn.MPS_rand_state(4, 3, seed=0)
     dense = torch.from_numpy(np.array(state.to_dense())).flatten()

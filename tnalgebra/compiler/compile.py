@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 
 from ..errors import CompileError
-from ..networks import MAX_AXES, NamedTensor, Network, read_network, size_of, tensors_of, with_sizes
+from ..networks import MAX_AXES, NamedTensor, Network, integer, read_network, size_of, tensors_of, with_sizes
 from ..tensors import bases_among, bind, check_mapping, with_bases
 from .choose import MAX_PLAN_ELEMENTS, Candidates, PlanRequest, is_channels_last, is_free
 from .compiled import Compiled
@@ -96,6 +96,9 @@ def make_request(
     """
     if candidates not in get_args(Candidates):
         raise CompileError(f"candidates is {candidates!r}", fix=" or ".join(map(repr, get_args(Candidates))))
+    most = integer(max_elements)
+    if most is None or most < 1:
+        raise CompileError(f"max_elements is {max_elements!r}", fix="an integer of at least 1")
     last = is_channels_last(memory_format)
     check_mapping(values)
     _check_kinds(inputs=inputs, dynamic=dynamic, constants=constants)
@@ -125,7 +128,7 @@ def make_request(
         backward=backward,
         channels_last=last,
         dynamic=dict(dynamic),
-        max_elements=max_elements,
+        max_elements=most,
         bias=bias,
         format_kept=format_kept,
         bases=bases,

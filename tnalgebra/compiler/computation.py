@@ -21,6 +21,7 @@ from ..networks import (
     all_nodes,
     carriers,
     fresh,
+    integer,
     node_text,
     relabel,
     size_of,
@@ -310,7 +311,9 @@ def check_inputs(network: Network, inputs: Mapping[str, Sequence[int]]) -> dict[
     if not isinstance(inputs, Mapping):
         raise CompileError(f"inputs is {inputs!r}", fix="shapes by name, such as {'X': (16, 64, 56, 56)}")
     for name, shape in inputs.items():
-        if not isinstance(shape, Sequence) or not all(isinstance(number, int) for number in shape):
+        numbers = [integer(number) for number in shape] if isinstance(shape, Sequence) else [None]
+        axes = [number for number in numbers if number is not None]
+        if len(axes) < len(numbers):
             raise CompileError(f"the shape of the input {name!r} is {shape!r}", fix="a tuple of integers")
         if name not in names:
             fact = f"the input {name!r} is not a tensor of the network"
@@ -318,10 +321,10 @@ def check_inputs(network: Network, inputs: Mapping[str, Sequence[int]]) -> dict[
         for node in all_nodes(network):
             if not isinstance(node, NamedTensor) or node.name != name:
                 continue
-            if len(shape) != len(node.labels):
-                fact = f"the input {name!r} has {len(shape)} axes, its node has {len(node.labels)}"
+            if len(axes) != len(node.labels):
+                fact = f"the input {name!r} has {len(axes)} axes, its node has {len(node.labels)}"
                 raise CompileError(fact, shape=tuple(shape), node=node_text(node))
-            for label, number in zip(node.labels, shape, strict=True):
+            for label, number in zip(node.labels, axes, strict=True):
                 if sizes.setdefault(label, number) != number:
                     fact = f"label {label!r} has sizes {sizes[label]} and {number}"
                     raise SizeError(fact, where=node_text(node))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, SupportsFloat, TypeAlias
 
 from ..errors import RankError
-from ..networks import WORD
+from ..networks import WORD, integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,11 +250,3 @@ def size_text(size: Size) -> str:
     if not size:
         raise RankError("an empty mapping has no text", fix=FORMS)
     return " ".join(f"{bond}={rank}" for bond, rank in size.items())
-
-
-def integer(rank: object) -> int | None:
-    """A rank as Python's integer; None if it is not an integer."""
-    try:
-        return None if isinstance(rank, bool) else operator.index(rank)  # type: ignore[arg-type]
-    except TypeError:
-        return None

@@ -19,6 +19,7 @@ from ..networks import (
     check_covers,
     kernel_labels,
     parse_bipartition,
+    read_network,
 )
 from ..nn import check_dense, kernel_labels_of, kernel_layers
 from ..rewriting import Fit
@@ -39,7 +40,7 @@ _MAX_LABELS = 12
 
 
 def spectra(
-    target: nn.Module | Tensor | NDArray[Any] | Network | Fit,
+    target: nn.Module | Tensor | NDArray[Any] | Network | str | Fit,
     *,
     values: Mapping[str, Any] | None = None,
     cuts: Sequence[str | Bipartition] | None = None,
@@ -48,7 +49,8 @@ def spectra(
 
     Args:
         target: a model (its convolutions, transposed convolutions and linear layers), a weight of 2 to 5 axes in
-            torch's order (`out in kh kw`), or a network or a fit, of which the value is taken, with its output labels.
+            torch's order (`out in kh kw`), or a network, its notation or a fit, of which the value is taken, with its
+            output labels.
         values: name -> elements of a network's tensors.
         cuts: the bipartitions of the labels, such as "out kh | in kw"; of a network or a fit also names of bonds, each
             of which divides the open labels into those on either side. The singular values of a network across these
@@ -75,6 +77,7 @@ def spectra(
     if isinstance(cuts, str):
         raise RuleError(f"cuts= is the text {cuts!r}", fix=f"a list of cuts: [{cuts!r}]")
     check_cuts(cuts)
+    target = read_network(target) if isinstance(target, str) else target
     network, elements = (target.network, target.values) if isinstance(target, Fit) else (target, values or {})
     if cuts is not None and isinstance(network, Network):
         return Spectra(tuple(_across(network, elements, cut) for cut in cuts))

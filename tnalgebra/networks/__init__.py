@@ -6,7 +6,7 @@ from .drawing import FILL, FUSE, INK, PALETTE, check_suffix, own_style, store
 from .edit import Edit, edited
 from .isomorphism import isomorphic
 from .joining import fresh_words, labels_in_order
-from .labels import KERNEL_LABELS, MAX_AXES, MAX_SIZE, WORD, check_word, fresh, kernel_labels, labels_of
+from .labels import KERNEL_LABELS, MAX_AXES, MAX_SIZE, WORD, check_word, fresh, integer, kernel_labels, labels_of
 from .multiply_adds import kernel_multiply_adds
 from .network import (
     Carriers,
@@ -15,6 +15,7 @@ from .network import (
     all_nodes,
     carriers,
     compose,
+    only_network,
     open_variables,
     renamed,
     resized,
@@ -90,6 +91,7 @@ __all__ = [
     "in_one_window",
     "infer_sizes",
     "input_size",
+    "integer",
     "isomorphic",
     "kernel_labels",
     "kernel_multiply_adds",
@@ -97,6 +99,7 @@ __all__ = [
     "labels_of",
     "linear",
     "node_text",
+    "only_network",
     "open_variables",
     "own_style",
     "parse",

@@ -7,13 +7,12 @@ a pooling the channels of the activation are `c`. With groups, c = (g, in) and o
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeGuard
 
 from ..errors import NetworkError
-from .labels import KERNEL_LABELS, MAX_SIZE
+from .labels import KERNEL_LABELS, MAX_SIZE, integer
 from .network import Network
 from .nodes import MODES, Conv, Fuse, NamedTensor, Node
 from .sizes import window
@@ -219,11 +218,8 @@ def _padded_windows(
 
 def checked_integer(name: str, value: object, *, least: int) -> int:
     """The value of the argument `name`. Raises NetworkError unless it is an integer from `least` to MAX_SIZE."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # raises for all that is not an integer
-    except TypeError:
-        number = least - 1
-    if isinstance(value, bool) or not least <= number <= MAX_SIZE:
+    number = integer(value)
+    if number is None or not least <= number <= MAX_SIZE:
         raise NetworkError(f"{name} is {value!r}", fix=f"an integer from {least} to {MAX_SIZE}")
     return number
 

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from .network import Network, all_nodes
+from .network import Network, all_nodes, only_network
 from .nodes import Copy, Fill, NamedTensor, Node, relabel, rename
 
 Colours: TypeAlias = dict[int, int]
@@ -48,9 +48,9 @@ def isomorphic(a: Network, b: Network, *, ordered: bool = True) -> bool:
         True
     """
     builder = _Builder(ordered=ordered)
-    builder.add(a)
+    builder.add(only_network(a))
     half = len(builder.near)
-    builder.add(b)
+    builder.add(only_network(b))
     graphs = _Graphs(builder.near, half)
     cells = _Cells(graphs, dict(enumerate(builder.colours)))
     if not all(map(graphs.is_balanced, cells.members.values())) or not cells.refine(list(cells.members)):

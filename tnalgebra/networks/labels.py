@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Container, Iterable, Mapping
 
@@ -34,6 +35,14 @@ def kernel_labels(labels: Iterable[str]) -> tuple[str, ...] | None:
     """`labels` in torch's order if they are those of a kernel, in whatever order; otherwise None."""
     words = set(labels)
     return next((order for order in KERNEL_LABELS.values() if set(order) == words), None)
+
+
+def integer(number: object) -> int | None:
+    """A number as Python's integer; None if it is not an integer, as True is not."""
+    try:
+        return None if isinstance(number, bool) else operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def check_word(word: str, *, what: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from math import prod
-from typing import SupportsIndex
 
 from ..errors import NetworkError, SizeError
+from .labels import integer
 from .network import Network
 from .nodes import Conv, Copy, Fill, Fuse
 
@@ -37,14 +36,14 @@ def kernel_multiply_adds(kernel: Network, positions: Sequence[int]) -> int:
         2207744
     """
     sizes = positions if isinstance(positions, Iterable) else (-1,)  # as untyped callers may
-    if not all(isinstance(size, SupportsIndex) and operator.index(size) >= 0 for size in sizes):
+    if not all((number := integer(size)) is not None and number >= 0 for size in sizes):
         raise NetworkError(f"the positions are {positions!r}", fix="sizes of the output, such as (28, 28)")
     if len(kernel.terms) > 1:
         return sum(kernel_multiply_adds(term, positions) for term in kernel.terms)
     if len(kernel.output) != len(positions) + 2:
-        axes = f"{len(kernel.output)} axes" if kernel.output else "no axes"
-        fact = f"a kernel of {axes} does not have {len(positions)} axes of positions"
-        raise NetworkError(fact, kernel=kernel, fix="one size for each axis of the window, such as (28, 28)")
+        fact = f"positions={tuple(positions)} does not fit a kernel with the labels {' '.join(kernel.output) or 'none'}"
+        fix = "two labels of channels, then one size of the output for each label, such as (28, 28) for 'out in kh kw'"
+        raise NetworkError(fact, kernel=kernel, fix=fix)
     cores, parts = _cores(kernel)
     unknown = sorted(label for core in cores for label in core if label not in kernel.sizes)
     if unknown:

@@ -99,7 +99,7 @@ class Network:
         return f"Network({str(self)!r})"
 
     def __rshift__(self, other: Network) -> Network:
-        return compose(self, other)
+        return compose(self, other) if isinstance(other, Network) else NotImplemented
 
     def __add__(self, other: Network) -> Network:
         return Sum([self, other]) if isinstance(other, Network) else NotImplemented
@@ -120,7 +120,8 @@ class Network:
             tn.parse("U[out a] V[a in]").draw("two.svg", places={"U": (0, 0), "V": (1, 0)})
 
         Args:
-            path: the file to write, .svg, .png or .pdf; it is written whole or not at all. Without it, nothing is.
+            path: the file to write, .svg, .png or .pdf; it is written whole or not at all, and its folder is made if
+                it does not exist. Without a path nothing is written.
             title: a line above the network.
             axes: matplotlib axes to draw into, as a part of another figure.
             places: where each node is, by its number (in a sum, counted through all terms), or by its name where only
@@ -293,10 +294,18 @@ def all_nodes(network: Network) -> Iterator[Node]:
     return (node for term in network.terms for node in term.nodes)
 
 
+def only_network(network: object) -> Network:
+    """A network. Raises NetworkError for anything else, such as a text, which `parse` reads."""
+    if not isinstance(network, Network):
+        fact = f"a {type(network).__name__} is given where a network is needed"
+        raise NetworkError(fact, fix="tn.parse('A[i j] B[j k]')")
+    return network
+
+
 def tensors_of(network: Network) -> dict[str, NamedTensor]:
     """name -> the first node of that name, in the order of the terms and their nodes."""
     first: dict[str, NamedTensor] = {}
-    for node in all_nodes(network):
+    for node in all_nodes(only_network(network)):
         if isinstance(node, NamedTensor):
             first.setdefault(node.name, node)
     return first
@@ -378,7 +387,7 @@ def renamed(
             [rename(relabel(node, labels), names) for node in term.nodes],
             merge_sizes((labels.get(label, label), size) for label, size in term.sizes.items()),
         )
-        for term in network.terms
+        for term in only_network(network).terms
     ]
     return sum_of_products(products, [labels.get(label, label) for label in network.output])
 
@@ -421,6 +430,7 @@ def compose(first: Network, second: Network, *, into: str | None = None) -> Netw
         >>> str(tn.networks.compose(tn.parse("A[i j]"), tn.parse("X[a b] B[b c]")))
         'A[a b] B[b c]'
     """
+    first, second = only_network(first), only_network(second)
     into = input_name(second) if into is None else into
     tensors = tensors_of(second)
     if into not in tensors:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 from ..errors import NetworkError, NotationError, SizeError
 from .joining import local_labels_apart
 from .labels import MAX_DIGITS
-from .network import Network, default_output, implied_output, sum_of_products
+from .network import Network, default_output, implied_output, only_network, sum_of_products
 from .nodes import MODES, Conv, Copy, Fill, Fuse, NamedTensor, Node, Variable
 
 MAX_CHARACTERS = 100_000
@@ -28,7 +28,7 @@ MAX_CHARACTERS = 100_000
 
 TOKEN = re.compile(
     r"(?P<space>[\s,]+)|(?P<arrow>->)|(?P<rule>=>)|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
-    r"|(?P<number>-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?:/[0-9]+)?)|(?P<mark>[\[\]|:=+])"
+    r"|(?P<number>-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?:/[0-9]+)?)|(?P<mark>[\[\]|:=+])"
 )
 
 ATTRIBUTES = {"Copy": (), "Conv": ("stride", "padding", "dilation", "mode"), "Fuse": (), "Fill": ("value",)}
@@ -43,12 +43,7 @@ class Token:
 
 def read_network(network: object) -> Network:
     """A network, or the one that a text in the notation is. Raises NetworkError if it is neither."""
-    if isinstance(network, str):
-        return parse(network)
-    if not isinstance(network, Network):
-        fact = f"a {type(network).__name__} is given where a network is needed"
-        raise NetworkError(fact, fix="tn.parse('A[i j] B[j k]'), or such a text")
-    return network
+    return parse(network) if isinstance(network, str) else only_network(network)
 
 
 def parse(text: str) -> Network:
@@ -336,6 +331,8 @@ class _Reader:
                 if self.peek.kind == ":":
                     self.take()
                     high = self._value(key, self._integer)
+                    if self.peek.kind == ":":
+                        self.fail("padding has more than two numbers", fix="padding=lo:hi")
                 attributes[key.text] = (low, high)
             case "mode":
                 attributes[key.text] = self._value(key, None, words=MODES)

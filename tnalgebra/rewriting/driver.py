@@ -18,7 +18,7 @@ MAX_STEPS = 10_000
 
 
 def rewrite(
-    network: Network,
+    network: Network | str,
     rules: Sequence[Rule],
     values: Mapping[str, Any] | None = None,
     *,
@@ -28,7 +28,7 @@ def rewrite(
     """Apply exact rules to a network until none of them applies.
 
     Args:
-        network: the network to begin with.
+        network: the network to begin with, or its notation.
         rules: exact rules. In each step the first rule of the list that applies is applied, at its first place.
         values: the elements of some or all tensors, by name. New tensors that they determine are computed.
         max_steps: the number of steps after which to give up, for lists of rules that may undo each other.
@@ -43,7 +43,7 @@ def rewrite(
     Example:
         >>> tn.rewriting.rewrite(network, tn.rewriting.EXACT_RULES[:3]).network
     """
-    fit, options = start_fit(network, {} if values is None else values), Options()
+    fit, options = start_fit(read_network(network), {} if values is None else values), Options()
     while chosen := _next(fit.network, rules, options, order):
         if len(fit.trace.steps) == max_steps:
             last = ", ".join(dict.fromkeys(step.rule.name for step in fit.trace.steps[-10:]))
@@ -83,9 +83,9 @@ def simplify(network: Network | str, values: Mapping[str, Any] | None = None) ->
         >>> tn.simplify(tn.parse("A[i j] Copy[j k] B[k l]")).network
         Network('A[i j] B[j l]')
     """
-    return rewrite(read_network(network), SIMPLIFY, values)
+    return rewrite(network, SIMPLIFY, values)
 
 
-def contract_back(network: Network, values: Mapping[str, Any] | None = None) -> Fit:
+def contract_back(network: Network | str, values: Mapping[str, Any] | None = None) -> Fit:
     """Contract every bond between named tensors, so that a decomposition becomes one tensor again."""
     return rewrite(network, (contract_bond, fold_scalar), values)

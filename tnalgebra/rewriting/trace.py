@@ -360,6 +360,12 @@ class Fit(Tabular):
         """How many numbers the tensors have; a tensor that occurs several times counts once."""
         return self.network.parameters
 
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The size of each bond that the last fit made, such as a budget chose; `Rule.apply` takes them as its size."""
+        ranks = (step.change.ranks for step in reversed(self.trace.steps) if step.change.ranks)
+        return dict(next(ranks, {}))
+
     def multiply_adds(self, positions: Sequence[int] = ()) -> int:
         """Count the multiply-adds of a convolution with this kernel, for one input.
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import NetworkError, SizeError
+from ..errors import NetworkError, SizeError, ValuesError
 from ..networks import (
     RESERVED,
     WORD,
@@ -31,6 +31,8 @@ from ..networks import (
     carriers,
     fresh,
     node_text,
+    only_network,
+    read_network,
     shape_of,
     tensor_nodes,
 )
@@ -39,6 +41,7 @@ from .numbers import in_precision
 from .values import common_dtype
 
 if TYPE_CHECKING:
+    from quimb.tensor import Tensor as QuimbTensor
     from quimb.tensor import TensorNetwork
 
 _ROUNDING = 256
@@ -62,7 +65,7 @@ class _Piece:
         return f"node {node_text(self.node)}" if self.label is None else f"a copy tensor of label {self.label!r}"
 
 
-def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> TensorNetwork:
+def to_quimb(network: Network | str, values: Mapping[str, Any] | None = None) -> TensorNetwork:
     """Convert a network to a quimb network of torch tensors.
 
     Every occurrence of a named tensor is a quimb tensor with the tags NAME and NAME#position. Every reserved node is
@@ -72,6 +75,7 @@ def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> Tenso
     hyperedge:LABEL#number. They join its ends, whose indices are LABEL#number.
 
     Args:
+        network: a product, or its notation.
         values: name -> elements, for every named tensor. They are not copied unless they have to be converted.
 
     Returns:
@@ -86,6 +90,7 @@ def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> Tenso
     Example:
         >>> tn.tensors.to_quimb(fit.network, fit.values).contract()
     """
+    network = read_network(network)
     if len(network.terms) > 1:
         fact = f"quimb has no sums, and the network is one of {len(network.terms)} terms"
         fix = (
@@ -111,11 +116,12 @@ def to_quimb(network: Network, values: Mapping[str, Any] | None = None) -> Tenso
     return cast("TensorNetwork", tn)
 
 
-def from_quimb(tn: TensorNetwork, like: Network | None = None) -> tuple[Network, dict[str, Tensor]]:
+def from_quimb(tn: TensorNetwork | QuimbTensor, like: Network | None = None) -> tuple[Network, dict[str, Tensor]]:
     """Convert a quimb network to a network and its values.
 
     Args:
-        tn: any quimb network; with `like`, what quimb's operations made of `to_quimb(like, values)`.
+        tn: any quimb network, or a quimb tensor, which is a network of one; with `like`, what quimb's operations made
+            of `to_quimb(like, values)`.
         like: the network that was converted. Its output order, reserved nodes, hyperedges and ties are restored. Bonds
             may have other sizes than before. Of parallel bonds that quimb fused, the first has their whole size and
             the others have size 1, as have bonds that quimb squeezed. Without `like`, every quimb tensor becomes a
@@ -128,12 +134,18 @@ def from_quimb(tn: TensorNetwork, like: Network | None = None) -> tuple[Network,
         NetworkError: `tn` is not the network `like` with other values: a tensor was contracted, split, added or
             removed; an index pattern or a copy tensor has other elements, as after canonizing or compressing its
             bonds; occurrences of a tied tensor differ; or an open label is lost.
-        ValuesError: an array is not finite or empty.
+        ValuesError: an array is not finite or empty, or `tn` is not from quimb.
 
     Example:
         >>> network, values = tn.tensors.from_quimb(quimb_network, like=fit.network)
     """
-    return _foreign(tn) if like is None else _restored(tn, like)
+    qtn: Any = import_module("quimb.tensor")
+    if isinstance(tn, qtn.Tensor):
+        tn = cast("TensorNetwork", qtn.TensorNetwork([tn]))
+    if not isinstance(tn, qtn.TensorNetwork):
+        fact = f"a {type(tn).__name__} is given where a network of quimb is needed"
+        raise ValuesError(fact, fix="a quimb.tensor.TensorNetwork or a quimb.tensor.Tensor")
+    return _foreign(tn) if like is None else _restored(tn, only_network(like))
 
 
 # To quimb -------------------------------------------------------------------------------------------------------
