@@ -197,6 +197,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "X[x:9] Conv[x y k:3 | padding=1 stride=2] A[k] + X[x] Conv[x y l:5 | padding=2 stride=2] B[l]",
         "X[x:9] Conv[x y k:3 | padding=1] A[k] + X[y] B[]",
         "X[x:9] Conv[x y:9 k:3 | padding=1 mode=circular] A[k] + X[x] Conv[x y l:1] B[l]",
+        "X[x:9] Conv[x y k:3 | padding=1 mode={m}] A[k] + X[x] Conv[x y l:5 | padding=3:1 mode={m}] B[l]",
     ),
 }
 """Rule -> left sides, most of which it matches. Labels after ';' are closed and, as a rule, stand nowhere else."""

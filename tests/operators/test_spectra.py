@@ -112,6 +112,46 @@ def test_sums_of_windows() -> None:
         tn.operator_spectra(f"{two} -> [n o u]", 9, values={"K": K})
 
 
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+@pytest.mark.parametrize(
+    ("terms", "stride"),
+    [
+        (["X[n i x] Conv[x u k:3 | padding=1 mode=M] K[o i k]", "X[n i u] Copy[i o]"], 1),
+        (["X[n i x] Conv[x u k:3 | padding=2 dilation=2 mode=M] K[o i k]", "X[n i u] P[o i]"], 1),
+        (
+            [
+                "X[n i x] Conv[x u k:3 | padding=1:3 dilation=2 mode=M] K[o i k]",
+                "X[n i x] Conv[x u l:4 | padding=2:1 mode=M] L[o i l]",
+            ],
+            1,
+        ),
+        (
+            [
+                "X[n i x] Conv[x u k:3 | stride=2 padding=1:0 mode=M] K[o i k]",
+                "X[n i x] Conv[x u l:1 | stride=2 padding=0:-1] Q[o i l]",  # reaches outside nowhere
+            ],
+            2,
+        ),
+    ],
+)
+def test_sums_of_windows_of_every_mode(terms: list[str], stride: int, mode: str) -> None:
+    text = " + ".join(terms).replace("mode=M", f"mode={mode}") + " -> [n o u]"
+    shapes = {"K": (3, 3, 3), "L": (3, 3, 4), "P": (3, 3), "Q": (3, 3, 1)}
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+        if f"{name}[" in text
+    }
+    every = torch.eye(3 * 8, dtype=torch.float64).reshape(-1, 3, 8)
+    dense = tn.evaluate(text, {**values, "X": every}).flatten(1)
+    ours = tn.operator_spectra(text, 8, values=values, count=5)
+    assert ours.is_complete == (mode == "circular")
+    expected = torch.linalg.svdvals(dense)[: len(ours.singular_values)]
+    torch.testing.assert_close(ours.singular_values, expected, rtol=1e-8, atol=1e-8)
+    assert dense.shape == (24, 24 // stride)
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @settings(max_examples=60)
 @given(torch_convolutions(), st.integers(1, 4))

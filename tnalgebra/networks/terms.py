@@ -287,7 +287,7 @@ def _common_window(windows: Sequence[Conv], sizes: Sequence[int], label: str) ->
     """One window that reaches what all windows reach, as few elements as possible, whose k is this label.
 
     Returns:
-        None if strides, modes or the numbers of positions that inputs of other sizes would have differ.
+        None if strides, modes of padding, or the numbers of positions that inputs of other sizes would have differ.
     """
     first = windows[0]
     spans = [
@@ -295,7 +295,9 @@ def _common_window(windows: Sequence[Conv], sizes: Sequence[int], label: str) ->
         for one, size in zip(windows, sizes, strict=True)
     ]
     room = {low + high - reach for low, high, reach in spans}
-    if len({one.stride for one in windows}) > 1 or any(one.mode != "zeros" for one in windows) or len(room) > 1:
+    # a window that never reaches outside of x is the same in every mode
+    modes = {one.mode for one, (low, high, _) in zip(windows, spans, strict=True) if low > 0 or high > 0} or {"zeros"}
+    if len({one.stride for one in windows}) > 1 or len(modes) > 1 or len(room) > 1:
         return None
     low = max(one for one, _, _ in spans)
     steps = [int(one.dilation) for one, size in zip(windows, sizes, strict=True) if size > 1]  # type: ignore[arg-type]
@@ -306,4 +308,5 @@ def _common_window(windows: Sequence[Conv], sizes: Sequence[int], label: str) ->
         (-(low - one) // step, int(window.dilation) // step if size > 1 else 1)  # type: ignore[arg-type]
         for (one, _, _), window, size in zip(spans, windows, sizes, strict=True)
     ]
-    return _CommonWindow(Conv(first.x, first.y, label, first.stride, low, high, dilation=step), elements, places)
+    conv = Conv(first.x, first.y, label, first.stride, low, high, dilation=step, mode=modes.pop())
+    return _CommonWindow(conv, elements, places)

@@ -207,8 +207,9 @@ def share_window(network: Network) -> Iterator[tuple[Place, Change]]:
     """Two terms whose windows over the same labels differ get one window, in which each kernel is placed.
 
     x = s*y + d*k - p is x = s*y + g*m - P for m = (d*k + P - p)/g, which is a window of m over k with one position. The
-    strides must be equal, the modes zeros, and all sizes known; inputs of other sizes must have the same positions.
-    A label that a term passes unchanged is a window of one element. Ends: fewer pairs of terms have different windows.
+    strides and the modes of padding must be equal, and all sizes known; inputs of other sizes must have the same
+    positions. A label that a term passes unchanged is a window of one element, of any mode. Ends: fewer pairs of terms
+    have different windows.
     """
     for pair in combinations(range(len(network.terms)), 2):
         terms = [network.terms[number] for number in pair]
