@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
+from fractions import Fraction
+from itertools import product
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,7 +37,7 @@ from tnalgebra.networks import (
     with_sizes,
 )
 from tnalgebra.networks.drawing.layout import layout_terms
-from tnalgebra.tensors import evaluate, magnitude
+from tnalgebra.tensors import evaluate, magnitude, values_for
 
 
 def assert_same(value: Tensor, expected: Tensor, scale: Tensor) -> None:
@@ -104,6 +109,42 @@ def test_addition_takes_sums_apart() -> None:
     assert (parse("B[j i]") + a).output == ("j", "i")
     with pytest.raises(TypeError):
         a + "B[i j]"  # type: ignore[operator]
+
+
+def test_sums_differences_and_multiples_have_their_values() -> None:
+    a, b = parse("A[i:2 j:3]"), parse("B[i r:2] C[r j] + D[j i]")
+    values = random_values(a + b, 0)
+    of_a, of_b = (evaluate(each, values_for(each, values)) for each in (a, b))
+    third: Any = np.float32(0.25)
+    for network, expected in (
+        (sum([a, b, a]), 2 * of_a + of_b),
+        (a - b, of_a - of_b),
+        (-b, -of_b),
+        (2 * a - b * 0.1, 2 * of_a - of_b * 0.1),
+        (a * Fraction(1, 3), of_a / 3),
+        (b * third, of_b / 4),
+        (0 * a, 0 * of_a),
+    ):
+        assert parse(str(network)) == network
+        torch.testing.assert_close(evaluate(network, values_for(network, values)), expected, rtol=1e-14, atol=1e-14)
+
+
+def test_factors_are_one_number() -> None:
+    a = parse("A[i j]")
+    assert str(a * 0.1) == "A[i j] Fill[| value=1/10]"
+    assert str(-(a * 3)) == "A[i j] Fill[| value=-3]"
+    assert -(-a) == a * 1 == sum([a]) == a
+    assert str(3 * parse("Fill[| value=1/3]")) == "Fill[| value=1]"
+    wrong: Any
+    for wrong in ("2", None, True, 1j, [1]):
+        for operation, pair in product((operator.mul, operator.sub), ((a, wrong), (wrong, a))):
+            with pytest.raises(TypeError):
+                operation(*pair)
+    with pytest.raises(TypeError):
+        1 + a  # type: ignore[operator]
+    for wrong, fact in ((float("nan"), "nan"), (float("inf"), "inf"), (1e301, "1e300")):
+        with refused(NetworkError, fact):
+            wrong * a
 
 
 @pytest.mark.parametrize(

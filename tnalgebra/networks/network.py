@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import product
 from math import prod
 from os import PathLike
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NetworkError, SizeError
 from . import drawing
 from .checks import check_nodes, check_output, only_nodes
-from .joining import fresh_words, labels_in_order, local_labels_apart, merge_sizes, words_apart
-from .nodes import NamedTensor, Node, node_text, relabel, rename, variables
+from .joining import fresh_words, joined, local_labels_apart, merge_sizes, with_output
+from .nodes import NamedTensor, Node, exact_number, node_text, relabel, rename, scaled, variables
 from .sizes import infer_sizes
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Network:
     notebook shows a network as its drawing. Networks are values: they cannot be changed, and can be keys of
     dictionaries. Two networks are equal if they have the same nodes in the same order with the same words; see
     `tn.networks.isomorphic` for equality up to renaming. `a >> b` feeds the output of `a` to the input of `b`, and
-    `a + b` is the `Sum` of both. A network has `terms`; those of a product are the network itself.
+    `a + b` is the `Sum` of both; `a - b`, `-a`, `2 * a` and `sum` of several work too, a factor being a `Fill` in each
+    term. A network has `terms`; those of a product are the network itself.
 
     Args:
         nodes: at least one node. Their order does not affect the value.
@@ -103,6 +105,23 @@ class Network:
 
     def __add__(self, other: Network) -> Network:
         return Sum([self, other]) if isinstance(other, Network) else NotImplemented
+
+    def __radd__(self, other: int) -> Network:
+        return self if other == 0 else NotImplemented  # `sum` begins with 0
+
+    def __sub__(self, other: Network) -> Network:
+        return self + -other if isinstance(other, Network) else NotImplemented
+
+    def __neg__(self) -> Network:
+        return self * -1
+
+    def __mul__(self, factor: float | Fraction) -> Network:
+        number = exact_number(factor)
+        if number is None:
+            return NotImplemented
+        return sum_of_products([(scaled(term.nodes, number), term.sizes) for term in self.terms], self.output)
+
+    __rmul__ = __mul__
 
     def __reduce__(self) -> tuple[type[Network], tuple[object, ...]]:
         return Network, (self.nodes, self.output, dict(self.sizes))
@@ -449,46 +468,6 @@ def compose(first: Network, second: Network, *, into: str | None = None) -> Netw
     for term in second.terms:
         places = [n for n, node in enumerate(term.nodes) if isinstance(node, NamedTensor) and node.name == into]
         for factors in product(first.terms, repeat=len(places)):
-            products.append(_joined(factors, term, places, names))
+            products.append(joined(factors, term, places, names))
     output = products[0][2]
-    return sum_of_products([_with_output(*joined, output) for joined in products], output)
-
-
-def _joined(
-    factors: Sequence[Network], second: Network, places: Sequence[int], names: Mapping[str, str]
-) -> tuple[list[Node], dict[str, int], list[str]]:
-    """The nodes, sizes and output of a product with one network in the place of each occurrence of its input.
-
-    Args:
-        factors: one for each of `places`, the positions of the input in `second`. Their output labels are the same.
-        names: new names for tensors of `second`.
-    """
-    of_factors = [node for factor in factors for node in factor.nodes]
-    into = second.nodes[places[0]].name if places else ""
-    labels = words_apart(of_factors, second.nodes, into)
-    taken = {*labels_in_order((*of_factors, *second.nodes)), *labels.values()}
-    nodes: list[Node] = []
-    sizes: list[tuple[str, int]] = []
-    for number, (factor, place) in enumerate(zip(factors, places, strict=True)):
-        inner = fresh_words(carriers(factor), taken) if number else {}
-        for open_label, label in zip(factor.output, second.nodes[place].labels, strict=True):
-            if label in labels:  # joined before: the input occurs twice, or has one label twice
-                inner[open_label] = labels[label]
-            else:
-                labels[label] = inner.get(open_label, open_label)
-        nodes += [relabel(node, inner) for node in factor.nodes]
-        sizes += [(inner.get(label, label), size) for label, size in factor.sizes.items()]
-    kept = (node for position, node in enumerate(second.nodes) if position not in places)
-    nodes += [rename(relabel(node, labels), names) for node in kept]
-    sizes += [(labels.get(label, label), size) for label, size in second.sizes.items()]
-    return nodes, merge_sizes(sizes), [labels.get(label, label) for label in second.output]
-
-
-def _with_output(
-    nodes: Sequence[Node], sizes: Mapping[str, int], output: Sequence[str], wanted: Sequence[str]
-) -> tuple[list[Node], dict[str, int]]:
-    """The nodes and sizes with the output labels that are wanted; other labels with these words make way."""
-    words = dict(zip(output, wanted, strict=True))
-    local = [label for label in labels_in_order(nodes) if label not in words]
-    words |= fresh_words([label for label in local if label in wanted], {*local, *words, *wanted})
-    return [relabel(node, words) for node in nodes], {words.get(n, n): size for n, size in sizes.items()}
+    return sum_of_products([with_output(*each, output) for each in products], output)

@@ -5,10 +5,14 @@ A node is a frozen value. Its docstring says what its elements are; `tensors.eva
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Literal, TypeAlias, get_args
+
+from ..errors import NetworkError
 
 Mode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -153,6 +157,26 @@ def relabel(node: Node, labels: Mapping[str, str]) -> Node:
 def rename(node: Node, names: Mapping[str, str]) -> Node:
     """The same node with its name replaced (old -> new) if it is a named tensor; other nodes are unchanged."""
     return replace(node, name=names.get(node.name, node.name)) if isinstance(node, NamedTensor) else node
+
+
+def exact_number(value: object) -> Fraction | None:
+    """A number as a fraction, a float as its shortest decimal; None if it is not a real number, as True is not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    if not math.isfinite(value):
+        raise NetworkError(f"the factor of a network is {value}", fix="a finite number")
+    return Fraction(int(value)) if isinstance(value, Integral) else Fraction(str(value))
+
+
+def scaled(nodes: Sequence[Node], factor: Fraction) -> list[Node]:
+    """The nodes of a product that is multiplied by a number, in which all numbers are one `Fill`, or none for 1."""
+    rest = []
+    for node in nodes:
+        if isinstance(node, Fill) and not node.labels and isinstance(node.value, int | Fraction):
+            factor *= node.value
+        else:
+            rest.append(node)
+    return rest if rest and factor == 1 else [*rest, Fill((), factor)]
 
 
 def variables(node: Node) -> tuple[Variable, ...]:
