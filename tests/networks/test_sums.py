@@ -133,7 +133,7 @@ def test_factors_are_one_number() -> None:
     a = parse("A[i j]")
     assert str(a * 0.1) == "A[i j] Fill[| value=1/10]"
     assert str(-(a * 3)) == "A[i j] Fill[| value=-3]"
-    assert -(-a) == a * 1 == sum([a]) == a
+    assert (a * -2) * -0.5 == a * 1 == sum([a]) == a
     assert str(3 * parse("Fill[| value=1/3]")) == "Fill[| value=1]"
     wrong: Any
     for wrong in ("2", None, True, 1j, [1]):
