@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.refusals import refused
-from tnalgebra.errors import LayerError, NetworkError, RuleError, ValuesError
+from tnalgebra.errors import LayerError, NetworkError, NotationError, RuleError, ValuesError
 from tnalgebra.model.hosvd import hosvd
 from tnalgebra.model.spectra import cut_singular_values, spectra
 from tnalgebra.model.spectrum import Spectra, Spectrum
@@ -149,7 +149,8 @@ def test_what_has_no_spectra() -> None:
         (torch.ones(3, 2), {}, ValuesError, ["values", "Tensor"]),
         (parse("A[i j]"), None, ValuesError, ["'A'"]),
         (parse("A[i]"), {"A": torch.ones(3)}, NetworkError, ["1 output labels", "2 to 12"]),
-        ("x", None, ValuesError, ["str"]),
+        (5, None, ValuesError, ["int"]),
+        ("x", None, NotationError, ["'x'", "no brackets"]),
     ):
         with refused(error, *facts):
             spectra(target, values=values)  # type: ignore[arg-type]
