@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import tnalgebra as tn
 from tests.emitted_cases import same
@@ -102,6 +103,24 @@ def test_a_change_back_is_seen() -> None:
         layer(x)
         layer.G.mul_(0.5)
         close(layer(x), before)
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_tangent_without_gradients(called_before: bool) -> None:
+    """Forward-mode differentiation needs no gradients, so it is used where they are off."""
+    dense = nn.Conv2d(24, 20, 3, padding=1)
+    layer = tn.nn.Conv2d.from_conv(dense, "tucker2", {"a": 16, "b": 12}, input_size=24, tune=False).eval()
+    x, direction = torch.randn(2, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for _ in range(3 if called_before else 0):
+            layer(x)
+        expected = _fresh(layer, direction) - _fresh(layer, torch.zeros_like(direction))
+        with forward_ad.dual_level():
+            output = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, direction)))
+            assert output.tangent is not None
+            close(output.tangent, expected)
+            close(output.primal, _fresh(layer, x))
+        close(layer(x), _fresh(layer, x))
 
 
 def _fresh(layer: tn.nn.Conv2d, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.autograd import forward_ad
 
 from ..errors import CompileError
 
@@ -27,7 +28,9 @@ def is_traced() -> bool:
 
 def is_watched() -> bool:
     """Whether something records, counts or transforms what is called, so that a call may make none but its own."""
-    return torch.compiler.is_compiling() or _modes() > 0 or _transforms() is not None or _tracing()
+    if torch.compiler.is_compiling() or _modes() > 0 or _transforms() is not None or _tracing():
+        return True
+    return forward_ad._current_level >= 0  # inputs may have tangents, also where gradients are off
 
 
 def is_jit_traced() -> bool:
