@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrizations
 import tnalgebra.nn as layers
 from tests.refusals import refused
 from tnalgebra.errors import LayerError
+from tnalgebra.model.adapt import adapt
 from tnalgebra.model.convert import convert
 from tnalgebra.model.folding import fold_batch_norm
 
@@ -114,6 +116,71 @@ def test_without_batch_normalisation_nothing_is_done(caplog: pytest.LogCaptureFi
     assert not report.left
     assert str(report) == "the model has no batch normalisation"
     assert "0 of 0 batch normalisations" in caplog.text
+
+
+class Reading(nn.Module):
+    """Adds a number of its layer or of its normalisation to the output."""
+
+    def __init__(self, number: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.conv, self.norm = settled(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4))
+        self.number = number
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(self.conv(x)) + self.number(self)
+
+
+@pytest.mark.parametrize("example", [None, (2, 3, 6, 5)])
+@pytest.mark.parametrize(
+    ("number", "read"),
+    [
+        (lambda model: model.conv.weight.square().sum(), True),
+        (lambda model: model.conv.bias[0], True),
+        (lambda model: model.norm.weight.sum(), True),
+        (lambda model: model.norm.running_mean.abs().sum(), True),
+        (lambda model: model.conv.weight.shape[1] + model.conv.weight.size(0), False),
+        (lambda model: torch.ones(1, dtype=model.conv.weight.dtype), False),
+    ],
+)
+def test_a_layer_whose_weight_is_read_elsewhere_stays(
+    number: Callable[[Any], Any], read: bool, example: tuple[int, ...] | None
+) -> None:
+    model, x = Reading(number).eval(), normal(2, 3, 6, 5)
+    with torch.no_grad():
+        expected = model(x)
+        report = fold_batch_norm(model, example)
+        torch.testing.assert_close(model(x), expected, **ROUNDING)
+    assert bool(report.left) == read
+    assert bool(report.folded) == (not read)
+
+
+@pytest.mark.parametrize("given", ["example", "nothing", "pairs"])
+@pytest.mark.parametrize("traceable", [False, True])
+def test_a_layer_with_adapters_stays(traceable: bool, given: str) -> None:
+    """Adapters that are inactive have no effect on the example, and would have the old scale once they are active."""
+    inner = settled(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4))
+    model, x = (inner if traceable else Untraceable(inner).eval()), normal(2, 3, 6, 5)
+    name = "0" if traceable else "inner.0"
+    _, adapters = adapt(model, {name: "LoRA"}, 2, tune=False)
+    adapters.activate()
+    with torch.no_grad():
+        for core in (one for one in model.parameters() if one.requires_grad):
+            core.normal_()
+        pairs = {f"{name}.base": f"{name[:-1]}1"} if given == "pairs" else None
+        report = fold_batch_norm(model, None if given == "nothing" else x, pairs=pairs)
+        assert not report.folded
+        assert "adapters" in report.left[f"{name[:-1]}1"]
+
+
+class Untraceable(nn.Module):
+    """Chooses by the values of its input."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x if float(x.sum()) > 0 else -x)
 
 
 class Several(nn.Module):
