@@ -84,6 +84,23 @@ def test_every_argument_of_a_call(name: str, train: bool) -> None:
             check_equal(layer, new, own, attn_mask=CAUSAL, is_causal=True, need_weights=need)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_the_types_of_torch(dtype: torch.dtype) -> None:
+    layer = attention(batch_first=True).float()
+    new = tn.nn.MultiheadAttention.from_attention(layer)
+    x = tuple(one.float() for one in inputs(layer))
+    paddings = (None, PADDING, torch.where(PADDING, -2.0, 0.5), torch.where(PADDING, -2.0, 0.5).to(dtype))
+    for attn_mask, padding, need in itertools.product((None, FLAT, EACH.float()), paddings, (True, False)):
+        if attn_mask is None or padding is None or attn_mask.dtype == padding.dtype:
+            options: dict[str, Any] = {"attn_mask": attn_mask, "key_padding_mask": padding, "need_weights": need}
+            with torch.autocast("cpu", dtype):
+                got, expected = new(*x, **options), layer(*x, **options)
+            for one, two in zip(got, expected, strict=True):
+                assert (one is None) == (two is None)
+                if two is not None:  # to a few roundings to 8 bits of numbers around 1; types are compared too
+                    torch.testing.assert_close(one, two, rtol=0.02, atol=0.02)
+
+
 def test_gradients_are_those_of_torch() -> None:
     layer = attention(add_bias_kv=True)
     new = tn.nn.MultiheadAttention.from_attention(layer)

@@ -160,7 +160,7 @@ class MultiheadAttention(torch_nn.Module):
         if not need_weights:
             return functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal), None
         scores = (q / math.sqrt(self.head_dim)) @ k.transpose(2, 3)
-        weights = functional.softmax(scores if mask is None else scores + mask, dim=-1)
+        weights = functional.softmax(scores if mask is None else scores + mask.to(scores.dtype), dim=-1)
         weights = functional.dropout(weights, dropout) if dropout else weights
         return weights @ v, weights
 
