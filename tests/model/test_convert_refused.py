@@ -17,6 +17,7 @@ from tnalgebra import nn as layers
 from tnalgebra.checkpoint import load, save
 from tnalgebra.errors import LayerError, NotationError, RankError, RuleError
 from tnalgebra.fitting.ranks import KeepFraction
+from tnalgebra.model.adapt import adapt
 from tnalgebra.model.convert import convert
 
 # Layers that stay dense ----------------------------------------------------------------------------------------------
@@ -43,6 +44,23 @@ def test_computed_weights_stay() -> None:
     assert report["1"].reason.startswith("its weight is computed from weight_g, weight_v")
     assert report["2"].reason.startswith("its weight is computed from weight_orig")
     assert report["3"].reason == "its forward is replaced on the object itself"
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("example", [None, (4, 6)])
+def test_adapted_layers_stay(example: tuple[int, ...] | None, merged: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).eval()
+    _, adapters = adapt(model, {"0": "LoRA"}, 1, tune=False)
+    if merged:
+        adapters.merge()
+    _, report = convert(model, {nn.Linear: ("out | in", 1)}, example=example, tune=False)
+    assert report.converted == ("2",)
+    assert report["0.base"].reason.startswith("it has adapters")
+    with refused(LayerError, "'0.base'", "adapters"):
+        convert(model, {"0.*": ("out | in", 1)}, example=example, tune=False)
+    adapters.remove()
+    _, report = convert(model, {"0": ("out | in", 1)}, example=example, tune=False)
+    assert report.converted == ("0",)
 
 
 def test_what_a_layer_holds_besides_is_no_reason_to_lose_it() -> None:

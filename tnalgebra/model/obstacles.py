@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import LayerError
-from ..nn import AnyLayer, MultiheadAttention, computed_tensor, layer_class, layer_network
+from ..nn import Adapted, AnyLayer, MultiheadAttention, computed_tensor, layer_class, layer_network
 from .attention import attentions_kept
 from .modules import owners_of_parameters
 from .surgery import Site
@@ -78,6 +78,8 @@ def _shared_with(member: Site, site: Site, owners: Mapping[nn.Parameter, Sequenc
 def _reader(member: Site, kept: Mapping[nn.Module, str]) -> str | None:
     """A module that reads the layer's weight without calling it, or an attention that stays as it is."""
     for holder, key in member.holders:
+        if isinstance(holder, Adapted):
+            return "it has adapters, which need its weight: tn.adapters(model).remove() or .to_dense() first"
         if holder in kept:
             return f"the attention that it belongs to cannot be taken apart: {kept[holder]}"
         if isinstance(getattr(holder, "self_attn", None), MultiheadAttention):
