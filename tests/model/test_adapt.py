@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,6 +160,56 @@ def test_a_whole_model_with_its_attentions() -> None:
     state = tn.adapter_state(adapted)
     assert {*state} == {key for key in adapted.state_dict() if ".adapters." in key}
     assert sum(one.numel() for one in state.values()) == sum(one.numel() for one in adapters.parameters())
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(
+    "choices", [{}, {"bias": False}, {"add_bias_kv": True}, {"kdim": 8, "vdim": 6, "add_zero_attn": True}], ids=str
+)
+def test_attentions_without_adapters_are_torchs_own_again(choices: dict[str, Any], dense: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.MultiheadAttention(12, 3, **choices)]).eval()
+    state = copy.deepcopy(model.state_dict())
+    x = [torch.randn(5, 2, model[0].embed_dim), torch.randn(5, 2, model[0].kdim), torch.randn(5, 2, model[0].vdim)]
+    called = []
+    model[0].register_forward_hook(lambda *_: called.append(1))
+    expected = model[0](*x)
+    _, adapters = tn.adapt(model, {"0": "LoRA"}, 2, tune=False)
+    _changed(adapters)
+    if dense:
+        expected = model[0](*x)
+        adapters.to_dense()
+    else:
+        adapters.remove()
+    assert type(model[0]) is nn.MultiheadAttention
+    assert not model[0].training
+    torch.testing.assert_close(model[0](*x), expected)
+    assert len(called) == 2 + dense
+    assert [*model.state_dict()] == [*state]
+    if not dense:
+        assert all(torch.equal(one, state[key]) for key, one in model.state_dict().items())
+
+
+def test_attentions_that_cannot_be_torchs_own_again() -> None:
+    """Of one that is still adapted or decomposed, beside a decomposed layer, or with a hook on a projection."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: nn.TransformerEncoderLayer(12, 3, 20) for name in ("all", "some", "cut", "hook")})
+    tn.convert(model, {"cut.linear1": ("out | in", 2)}, tune=False)
+    _, adapters = tn.adapt(model, {"*.self_attn": "LoRA"}, 2, tune=False)
+    tn.adapt(model, {"some.self_attn.q_proj": "LoRA"}, 2, name="further", tune=False)
+    model["hook"].self_attn.v_proj.register_forward_hook(lambda *_: None)
+    adapters.remove("default")
+    own = {name: isinstance(layer.self_attn, nn.MultiheadAttention) for name, layer in model.items()}
+    assert own == {"all": True, "some": False, "cut": False, "hook": False}
+
+
+def test_encoders_have_nested_tensors_again() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 2, 20, batch_first=True), 2)
+    _, adapters = tn.adapt(model, {"layers.1.self_attn": "LoRA"}, 2, tune=False)
+    assert not model.use_nested_tensor
+    adapters.remove()
+    assert model.use_nested_tensor
 
 
 def test_the_fused_path_of_an_encoder_layer_has_the_adapted_weights() -> None:

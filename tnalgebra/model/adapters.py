@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .._tables import Table, Tabular, plural, tabulate
 from ..errors import LayerError
 from ..nn import Adapted, KernelLayer
+from .attention import fold_attentions
 from .modules import carry_hooks, check_initialised, holders_of_modules, put_module
 
 
@@ -79,7 +80,7 @@ class Adapters(Tabular):
             layer.unmerge()
 
     def remove(self, *names: str) -> None:
-        """Remove adapters, by default all; a layer without any is torch's own again.
+        """Remove adapters, by default all; a layer without any is torch's own again, and so is an attention.
 
         Raises:
             LayerError: no layer has an adapter of that name.
@@ -118,6 +119,7 @@ class Adapters(Tabular):
         for old, module in new.items():
             carry_hooks(old, module)
             put_module(holders[old], module)
+        fold_attentions(self.model, {*new.values()})
 
     def _check(self, names: tuple[str, ...]) -> None:
         for name in names:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
 
-from ..nn import Adapted, MultiheadAttention, attention_obstacle
-from .modules import Holders, carry_hooks, holders_of_modules, names_of_modules, owners_of_parameters, put_module
+from ..nn import Adapted, MultiheadAttention, attention_obstacle, packed_attention
+from .modules import (
+    Holders,
+    carry_hooks,
+    has_hooks,
+    holders_of_modules,
+    names_of_modules,
+    owners_of_parameters,
+    put_module,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +119,35 @@ def _unfold(model: nn.Module, chosen: Callable[[str], bool]) -> Unfolding:
     for encoder in encoders:
         encoder.use_nested_tensor = False
     return Unfolding(unfolded, encoders)
+
+
+def fold_attentions(model: nn.Module, changed: Set[nn.Module]) -> None:
+    """Put torch's attentions back where layers were exchanged and all projections are torch's again.
+
+    The parameters of the projections become those of one module. Where a parameter is shared or a projection has
+    hooks, that is impossible, and the attention stays as it is. Encoders use nested tensors again if they did at first.
+
+    Args:
+        changed: the layers that were exchanged; attentions that hold none of them stay.
+    """
+    holders, owners = holders_of_modules(model), owners_of_parameters(model)
+    folded = []
+    for module, names in names_of_modules(model).items():
+        if not isinstance(module, MultiheadAttention) or module is model or changed.isdisjoint(module.children()):
+            continue
+        shared = any(len(owners[one]) > 1 for one in module.parameters())
+        old = None if shared or any(map(has_hooks, module.children())) else packed_attention(module)
+        if old is not None and not UnfoldedAttention(names[0], old, module, holders[module]).is_used:
+            carry_hooks(module, old)
+            put_module(holders[module], old)
+            folded.append(old)
+    for encoder in model.modules():
+        inside = {*encoder.modules()} if isinstance(encoder, nn.TransformerEncoder) else set()
+        if not inside.isdisjoint(folded) and not any(isinstance(one, MultiheadAttention) for one in inside):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                new = nn.TransformerEncoder(encoder.layers[0], 0, enable_nested_tensor=encoder.enable_nested_tensor)
+            encoder.use_nested_tensor = new.use_nested_tensor
 
 
 def is_attention(module: nn.Module) -> bool:

@@ -101,6 +101,11 @@ def carry_hooks(old: nn.Module, new: nn.Module) -> None:
             new.__dict__[kind] = hooks
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of a call."""
+    return any(module.__dict__[kind] for kind in _CARRIED)
+
+
 def drop_hooks(module: nn.Module) -> None:
     """Give a module empty hooks; those of a module that it was copied from stay."""
     for kind in _CARRIED:

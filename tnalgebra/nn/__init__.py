@@ -3,7 +3,7 @@
 from .adapted import Adapted
 from .adapter_layer import adapter_layer, check_scale
 from .adapter_start import start_adapter
-from .attention import MultiheadAttention, attention_obstacle
+from .attention import MultiheadAttention, attention_obstacle, packed_attention
 from .base import KernelLayer, check_dense
 from .embedding import Embedding
 from .forwards import differing_forward
@@ -81,6 +81,7 @@ __all__ = [
     "memory_format_of",
     "nominal_shape",
     "own_weight",
+    "packed_attention",
     "start_adapter",
     "with_names",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Self, Unpack
 
 import torch
@@ -199,6 +200,35 @@ def attention_obstacle(attention: torch_nn.MultiheadAttention) -> str | None:
     if attention._state_dict_hooks or attention._load_state_dict_pre_hooks:
         return "it has hooks of its state, which know its parameters: remove them first"
     return None
+
+
+def packed_attention(layer: MultiheadAttention) -> torch_nn.MultiheadAttention | None:
+    """torch's attention with copies of the projections' values; None where these are not plain linear layers."""
+    projections = [getattr(layer, name) for name in PROJECTIONS]
+    if any(type(one) is not torch_nn.Linear or {*one._parameters} != {"weight", "bias"} for one in projections):
+        return None
+    weights, biases = ([getattr(one, key) for one in projections[:3]] for key in ("weight", "bias"))
+    kinds = {(one.dtype, one.device) for one in layer.parameters()}
+    if any(one is None for one in biases) != all(one is None for one in biases) or len(kinds) > 1:
+        return None
+    choices = {"kdim": layer.kdim, "vdim": layer.vdim, "batch_first": layer.batch_first, "device": "meta"}
+    further = {"add_bias_kv": layer.bias_k is not None, "add_zero_attn": layer.add_zero_attn}
+    new = torch_nn.MultiheadAttention(layer.embed_dim, layer.num_heads, layer.dropout, **choices, **further)
+    if new.in_proj_weight is None:
+        new._parameters |= {f"{name}_weight": _joined([one]) for name, one in zip(PROJECTIONS, weights, strict=False)}
+    else:
+        new._parameters["in_proj_weight"] = _joined(weights)
+    new._parameters["in_proj_bias"] = None if biases[0] is None else _joined(biases)
+    new.out_proj._parameters |= layer.out_proj._parameters
+    if layer.bias_k is not None:
+        new._parameters |= {"bias_k": layer.bias_k, "bias_v": layer.bias_v}
+    return new.train(layer.training)
+
+
+def _joined(tensors: Sequence[Tensor]) -> torch_nn.Parameter:
+    """A parameter with copies of others, one below the other; it is trained if any of them is."""
+    trained = any(one.requires_grad for one in tensors)
+    return torch_nn.Parameter(torch.cat([*tensors]).detach(), requires_grad=trained)
 
 
 def _as_parameter(tensor: Tensor | None) -> torch_nn.Parameter | None:
