@@ -261,17 +261,18 @@ def register(given: Rule) -> Rule:
         raise RuleError(f"a {type(given).__name__} is registered", fix="a rule: tn.rule(..., name=...)")
     if not given.name.strip() or "|" in given.name or "=>" in given.name:
         raise RuleError(f"the rule {given.name!r} has no name of its own", fix="tn.rule(..., name='my_rule')")
-    known = {
-        **ADAPTERS,
-        **{entry.name: entry.source for entry in CATALOGUE},
-        **{entry.name: entry for entry in EXACT_RULES},
-    }
-    taken = {**known, **_REGISTERED}.get(given.name)
-    again = isinstance(taken, Rule) and given.name in _REGISTERED and _same(taken, given)
-    if taken is not None and not again:
-        fix = f"another name, or unregister({given.name!r}) first" if given.name in _REGISTERED else "another name"
-        known_as = taken.equation if isinstance(taken, Rule) else taken
-        raise RuleError(f"a rule is called {given.name!r} already", rule=known_as, fix=fix)
+    for entry in CATALOGUE:
+        if entry.name == given.name:
+            fact = f"{given.name!r} is the name of a decomposition of the catalogue"
+            raise RuleError(fact, decomposition=entry.source, fix="another name")
+    known = {**ADAPTERS, **{entry.name: entry.equation for entry in EXACT_RULES}}
+    if given.name in known:
+        fact = f"{given.name!r} is the name of a rule of tnalgebra"
+        raise RuleError(fact, rule=known[given.name], fix="another name")
+    other = _REGISTERED.get(given.name)
+    if other is not None and not _same(other, given):
+        fix = f"another name, or unregister({given.name!r}) first"
+        raise RuleError(f"a rule is registered as {given.name!r} already", rule=other.equation, fix=fix)
     _REGISTERED[given.name] = given
     return given
 

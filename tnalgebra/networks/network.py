@@ -424,7 +424,7 @@ def input_name(network: Network) -> str:
         "it is not clear which tensor is the input",
         tensors=" ".join(names) or "none",
         where=str(network),
-        fix="call the input X, or name it: compose(a, b, into=...)",
+        fix="call the input X, or name it: tn.networks.compose(a, b, into=...)",
     )
 
 
