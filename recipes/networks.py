@@ -134,7 +134,7 @@ def even_ranks(form: tn.studies.Form, allowed: float) -> dict[str, int] | None:
     """
 
     def ranks(part: float) -> dict[str, int]:
-        return {bond: max(1, round(part * form.full[bond])) for bond in tn.studies.free_bonds(form.rule)}
+        return {bond: max(1, round(part * form.full[bond])) for bond in form.rule.ranks}
 
     if form.plan(ranks(0)).parameters > allowed:
         return None

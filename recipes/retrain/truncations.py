@@ -143,7 +143,7 @@ def truncate(
 
 def _pattern(rule: tn.Rule, ranks: Mapping[str, int], cores: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """The pattern that makes these cores of their kernel: a fit that starts from them and is finished already."""
-    free = {bond: ranks[bond] for bond in tn.studies.free_bonds(rule)}
+    free = {bond: ranks[bond] for bond in rule.ranks}
     if "cut" in rule.spec:  # whose cores follow from the kernel alone
         return rule.spec["cut"], free
     return rule, {"size": free, "start": cores, "starts": 1, "sweeps": 0}

@@ -37,6 +37,12 @@ TIED_PARTS = rule("K[o i] => A[a r] A[b r] C[i r] Fuse[o a b]", name="tied parts
         (lambda: contract_bond.apply(CHAIN, {"b": 2}), RuleError, "'contract_bond';'b'"),
         (lambda: contract_bond.apply(CHAIN, 2), RuleError, "'contract_bond'"),
         (lambda: contract_bond.apply(CHAIN, bind={"A": "B"}), RuleError, "'contract_bond';'A'"),
+        (
+            lambda: rule("K[o i] => L[o r:2] R[r i]").apply(MATRIX, 3),
+            RuleError,
+            "no bond;states the size;leave the size out",
+        ),
+        (lambda: rule("K[o i] => L[o r:2] R[r i]").apply(MATRIX, "keep 0.5"), RuleError, "no bond"),
         (lambda: HALVES.apply({"K": MATRIX}, 2, sizes={"x": 3}), RuleError, "'halves';'x';o r i"),
         (lambda: HALVES.apply(parse("K[o i]"), 2), RuleError, "'K';values="),
         (lambda: HALVES.apply({}, 2), RuleError, "'K'"),
@@ -73,6 +79,18 @@ TIED_PARTS = rule("K[o i] => A[a r] A[b r] C[i r] Fuse[o a b]", name="tied parts
 def test_what_is_refused(call: Callable[[], object], error: type[TnalgebraError], facts: str) -> None:
     with refused(error, *facts.split(";")):
         call()
+
+
+def test_a_bond_whose_size_is_in_the_text_is_not_chosen() -> None:
+    one = rule("K[o i h w] => U[o a:2] G[a b h w] V[b i]")
+    assert (one.ranks, one.sized) == (("b",), ("a",))
+    assert dict(one.apply(KERNEL, 3).trace.steps[0].change.ranks) == {"a": 2, "b": 3}
+    both = rule("K[o i h w] => U[o a:2] G[a b:3 h w] V[b i]")
+    fit = both.apply(KERNEL)
+    for ranks in (None, {}, {"a": 2}, {"a": 2, "b": 3}):  # as a trace has them
+        assert both.apply(KERNEL, ranks).network == fit.network
+    with refused(SizeError, "'a'", "2", "3"):
+        both.apply(KERNEL, {"a": 3})
 
 
 def test_an_exact_rule_is_compared_again_where_it_applies() -> None:

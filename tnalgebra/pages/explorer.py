@@ -18,7 +18,7 @@ from ..model import LayerMaker, Spectrum, find_sites, record_calls, spectra, tra
 from ..networks import NamedTensor, Network, resized
 from ..nn import fit_constants
 from ..rewriting import Outline, Rule
-from ..studies import NO_FORM, Form, Layer, Rewrite, free_bonds, layers_of
+from ..studies import NO_FORM, Form, Layer, Rewrite, layers_of
 from .page import write_page
 from .parts import Column, Dataset, Drawing, Panel, Section, ranks_text
 
@@ -167,7 +167,7 @@ class _Bench:
     def _of_one_shape(self, rewrite: Rewrite, form: Form, layers: Sequence[Layer]) -> list[Option]:
         options: list[Option] = []
         before: Mapping[str, Any] | None = None
-        bonds = free_bonds(form.rule)
+        bonds = form.rule.ranks
         outlines = [form.rule.outline(layer.weight) for layer in layers]
         for rank in RANKS:
             planned = form.plan(dict.fromkeys(bonds, rank))

@@ -42,6 +42,7 @@ def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] |
         return _places(left, right, network, options, fixed=constants, sized=sized)
 
     exact = kind == "exact"
+    bonds = () if exact else bonds_of(right)
     return Rule(
         name or text,
         kind,
@@ -49,7 +50,8 @@ def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] |
         find,
         build_exact if exact else build_fitted,
         start=None if open_variables(left) else lambda values: left,
-        ranks=() if exact else bonds_of(right),
+        ranks=tuple(bond for bond in bonds if bond not in right.sizes),
+        sized=tuple(bond for bond in bonds if bond in right.sizes),
         variables=(*tensor_nodes(left), *carriers(left)),
         labels=tuple(dict.fromkeys(label for node in all_nodes(right) for label in node.labels)),
         takes=() if exact else ("fixed", "constraints", "metric", "start"),

@@ -40,6 +40,7 @@ class Rule(Tabular):
         build: makes the change at a place that `find` yielded.
         start: makes the left side as a network for some values; None if the rule must be applied to a network.
         ranks: the bonds whose size the caller chooses.
+        sized: the bonds whose size the equation has.
         variables: names and labels of the left side, which `bind=` may narrow down.
         labels: labels of the right side whose sizes the caller may give with `sizes=`.
         stated: those labels whose sizes the caller must give, because nothing else determines them.
@@ -62,6 +63,7 @@ class Rule(Tabular):
     build: Builder
     start: Callable[[Mapping[str, Any]], Network] | None = None
     ranks: tuple[str, ...] = ()
+    sized: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     stated: tuple[str, ...] = ()
@@ -208,9 +210,10 @@ class Rule(Tabular):
         budget = self.kind == "approximate" and isinstance(options.size, ParameterBudget)
         if not self.ranks and not budget and not isinstance(options.size, Mapping):
             fact = f"the rule {self.name!r} has no bond whose size can be chosen"
-            raise RuleError(fact, rule=self.equation, fix="leave the size out")
+            because = "the rule states the size of each of its bonds" if self.sized else None
+            raise RuleError(fact, rule=self.equation, because=because, fix="leave the size out")
         for kind, where, words, known in (
-            ("bond", "", bonds, self.ranks),
+            ("bond", "", bonds, (*self.ranks, *self.sized)),
             ("variable", "", options.bind, self.variables),
             ("label", " on its right side", options.sizes, self.labels),
         ):

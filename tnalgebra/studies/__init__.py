@@ -35,7 +35,7 @@ from .folder import (
 from .kernel_figures import drawn_networks
 from .kernels import Layer, globs_of, layers_of, no_match
 from .options import StudyOptions
-from .rewrites import NO_FORM, Form, Rewrite, free_bonds, read_ranks
+from .rewrites import NO_FORM, Form, Rewrite, read_ranks
 from .rows import BASELINE, FIELDS, Key, Row, of_one_layer, table, touched, variant
 from .store import Store, read_lines, read_rows
 from .study import Study, study
@@ -76,7 +76,6 @@ __all__ = [
     "digest_tensors",
     "draw_results",
     "drawn_networks",
-    "free_bonds",
     "globs_of",
     "layers_of",
     "locked",

@@ -42,7 +42,7 @@ class Form:
 
         The parameters are counted at the full rank of a bond whose rank is not an integer.
         """
-        chosen = {bond: ranks[bond] for bond in free_bonds(self.rule)}
+        chosen = {bond: ranks[bond] for bond in self.rule.ranks}
         capped = {bond: min(rank, self.full[bond]) if isinstance(rank, int) else rank for bond, rank in chosen.items()}
         counted = {bond: rank if isinstance(rank, int) else self.full[bond] for bond, rank in capped.items()}
         right = resized(self.network, {**self.network.sizes, **counted})
@@ -103,7 +103,7 @@ class Rewrite:
                 self._rules[layer.labels] = self._rule(layer.labels)
             decomposition = self._rules[layer.labels]
             # applied once, cheaply: the sure way to see whether the rule can be applied, and which network it makes
-            ones = dict.fromkeys(free_bonds(decomposition), 1)
+            ones = dict.fromkeys(decomposition.ranks, 1)
             once = decomposition.apply(layer.weight, ones or None, starts=1, sweeps=0)
             left, right = (resized(side, {}) for side in (once.trace.start, once.network))
             full, spectral = full_ranks(once.network), ones.keys() <= tree_bonds(once.network).keys()
@@ -120,8 +120,8 @@ class Rewrite:
     def bonds(self, layers: Iterable[Layer]) -> tuple[str, ...]:
         """The bonds whose ranks have to be chosen, for any of these layers; empty for several cuts."""
         if self.cuts:
-            return free_bonds(self.cuts[0]) if len(self.cuts) == 1 else ()
-        return tuple(dict.fromkeys(bond for layer in layers for bond in free_bonds(self.form(layer).rule)))
+            return self.cuts[0].ranks if len(self.cuts) == 1 else ()
+        return tuple(dict.fromkeys(bond for layer in layers for bond in self.form(layer).rule.ranks))
 
     def suited(self, layers: Sequence[Layer]) -> list[Layer]:
         """The layers that it exists for. A cut is for those that have exactly its labels.
@@ -150,12 +150,6 @@ def _check_labels(cut: Rule, labels: Sequence[str]) -> None:
     if of_cut != of_layer:
         missing, unknown = " ".join(sorted(of_layer - of_cut)), " ".join(sorted(of_cut - of_layer))
         raise RuleError("the cut has other labels", missing=missing or None, unknown=unknown or None)
-
-
-def free_bonds(decomposition: Rule) -> tuple[str, ...]:
-    """The bonds of a rule whose rank its text does not state."""
-    equation = decomposition.equation
-    return tuple(bond for bond in decomposition.ranks if not re.search(rf"(?<!\w){bond}:\d", equation))
 
 
 def full_ranks(right: Network) -> dict[str, int]:
