@@ -34,6 +34,19 @@ def test_each_is_what_its_rule_gives_and_the_nearest_comes_first() -> None:
     assert torch.equal(found["my_ring"].dense(), RING.apply(kernel, ParameterBudget(0.5)).dense())
 
 
+def test_of_equal_errors_the_fewest_parameters_come_first() -> None:
+    """An exact kernel of rank 2, of which every rule but the last is exact to rounding."""
+    kernel = gaussian(9, 2, seed=1) @ gaussian(2, 8, seed=2)
+    sizes = {f"K[o i] => L[o r:{rank}] R[r i]": rank for rank in (7, 2, 5, 1)}
+    found = compare(kernel, [*sizes], "parameters 1.0", labels="o i")
+    assert [sizes[row.name] for row in found.rows if row.fit is not None] == [2, 1]
+    wider = [*sizes, "K[o i] => L[o r:2] G[r s:2] R[s i]", "K[o i] => L[o r:3] R[r i]"]
+    sizes |= {wider[-2]: 22, wider[-1]: 3}
+    for order in (wider, wider[::-1]):
+        found = compare(kernel, order, "parameters 1.0", labels="o i")
+        assert [sizes[row.name] for row in found.rows if row.fit is not None] == [2, 22, 3, 1]
+
+
 @pytest.mark.parametrize(
     ("size", "ranks"), [(2, [2, 2]), ("a=3 b=2", [3, 2]), ("keep 0.5", [4, 4]), (KeepFraction(0.25), [2, 2])]
 )

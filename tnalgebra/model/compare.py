@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -21,7 +21,7 @@ from ..networks import KERNEL_LABELS, Network, kernel_multiply_adds, labels_of
 from ..nn import AnyLayer, KernelLayer, check_dense, fit_constants, kernel_labels_of, nominal_shape, own_weight
 from ..rewriting import Fit, Rule
 from ..tensors import as_tensor
-from .budget import Treatment, error_of, ranks_of
+from .budget import Treatment, error_of, least_error, ranks_of
 from .comparison import Compared, Comparison
 from .example import Example, read_example
 from .modes import evaluating
@@ -108,11 +108,19 @@ def compare(
             layers |= {name: layer} if layer is not None else {}
         _log.info("%s: %s", name, rows[-1].reason or f"error {error_of(fit):.4f}")
     seconds: Mapping[str | None, float] = subject.time(layers) if time else {}
-    rows = [
-        Compared(row.name, row.fit, row.reason, row.multiply_adds, seconds.get(row.name))
-        for row in sorted(rows, key=lambda row: math.inf if row.fit is None else error_of(row.fit))
-    ]
+    rows = [Compared(row.name, row.fit, row.reason, row.multiply_adds, seconds.get(row.name)) for row in _sorted(rows)]
     return Comparison(tuple(rows), subject.kernel.numel(), subject.multiply_adds, seconds.get(None))
+
+
+def _sorted(rows: Sequence[Compared]) -> Iterator[Compared]:
+    """The least error first, of equal errors the fewest parameters; what could not be made comes last."""
+    left = {row.name: row.fit for row in rows if row.fit is not None}
+    places = {row.name: row for row in rows}
+    while left:
+        best = least_error([*left], lambda name: error_of(left[name]), lambda name: left[name].parameters)
+        del left[best]
+        yield places[best]
+    yield from (row for row in rows if row.fit is None)
 
 
 def _read_rewrites(rewrites: Any, labels: tuple[str, ...]) -> dict[str, Treatment]:
