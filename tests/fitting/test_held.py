@@ -146,3 +146,18 @@ def test_errors_of_further_steps_are_those_of_the_numbers_held(dtype: torch.dtyp
         assert after.relative_error == pytest.approx(error_of(after.network, after.values, kernel), rel=1e-6)
         step = after.trace.steps[-1]
         assert step.relative_error == pytest.approx(error_of(after.network, after.values, before), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("budget", [0.2, 0.45, 0.9])
+def test_constants_are_not_parameters_of_a_budget(budget: float) -> None:
+    """The rank is the largest whose cores fit into the budget, for a kernel and for a layer of a model."""
+    text, size = "W[out in] => A[out r] P[r in]", f"parameters {budget}"
+    layer = nn.Linear(12, 16, bias=False)
+    largest = max(rank for rank in range(1, 13) if 16 * rank <= budget * 16 * 12)
+    fit = tn.rule(text).apply(layer.weight, size, fixed={"P": "dct"})
+    assert fit.network.sizes["r"] == largest
+    assert fit.parameters == fit.trace.records()[0]["parameters_after"] == 16 * largest
+    requested = {"0": (text, {"fixed": {"P": "dct"}})}
+    model, report = tn.convert(nn.Sequential(layer), requested, size=size, tune=False)
+    assert report["0"].ranks == {"r": largest}
+    assert sum(one.numel() for one in model.parameters()) == report["0"].parameters_after == fit.parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import prod
 
 import networkx
@@ -51,17 +51,23 @@ def chosen_first(right: Network, bonds: Iterable[str]) -> list[str]:
 
 
 def grow_evenly(
-    right: Network, known: Mapping[str, int], largest: Mapping[str, int], *, limit: Callable[..., int]
+    right: Network,
+    known: Mapping[str, int],
+    largest: Mapping[str, int],
+    *,
+    constants: Collection[str],
+    limit: Callable[..., int],
 ) -> dict[str, int]:
     """Ranks under a budget without singular values: the smallest bond grows; of equals, the first in the alphabet.
 
     Args:
         known: sizes that are not chosen.
         largest: for some bonds, the most values that they can have.
+        constants: names of tensors whose elements are no parameters.
         limit: gives the most parameters, from the `least` that are possible.
     """
     bonds, alike = bonds_of(right), equal_labels(right)
-    tensors = {node.name: node.labels for node in cores_of(right)}
+    tensors = {node.name: node.labels for node in cores_of(right) if node.name not in constants}
     values: dict[str, Sequence[int]] = {}  # of each bond whose size is chosen: its sizes, from the one that grows first
     now = sizes_with(right, known)
     windows = []

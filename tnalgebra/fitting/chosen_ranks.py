@@ -81,14 +81,15 @@ def chosen_ranks(
     if isinstance(size, ParameterBudget):
         if spectra is not None and not stated:
             return tree_ranks(spectra, size, before=before)
-        # constants with orthonormal rows may become smaller
+        # constants with orthonormal rows may become smaller, where another core has fewer parameters by that
+        shared = {label for node in cores_of(right) if node.name not in constants for label in node.labels}
         most = {
             bond: full
             for bond, full in stated.items()
-            if bond not in right.sizes and _rows_to_choose(bond, right, constants)
+            if bond in shared - right.sizes.keys() and _rows_to_choose(bond, right, constants)
         }
         known = {bond: full for bond, full in stated.items() if bond not in most}
-        return grow_evenly(right, known, most, limit=partial(allowance, size, before))
+        return grow_evenly(right, known, most, constants=constants, limit=partial(allowance, size, before))
     if isinstance(size, Mapping):
         chosen = [bond for bond in bonds if bond in size]
     else:  # those of constants, too, which come first: what is not chosen follows from the others

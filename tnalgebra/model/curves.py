@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import RankError, TnalgebraError
 from ..fitting import ModelBudget, ParameterBudget
-from ..networks import Network
+from ..networks import Network, count_parameters
 from ..rewriting import Fit
 from .budget import PricedWay, Treatment, allocate, group_reasons, least_error
 
@@ -54,8 +54,8 @@ def parameter_costs(model: nn.Module, weights: Mapping[str, Tensor]) -> Costs:
     whole = sum(parameter.numel() for parameter in model.parameters())
     dense = {name: weight.numel() for name, weight in weights.items()}
 
-    def count(name: str, network: Network, *constants: object) -> int:
-        return network.parameters
+    def count(name: str, network: Network, constants: frozenset[str] = frozenset()) -> int:
+        return count_parameters(network, constants)
 
     return Costs("parameters", whole, dense, count, count, is_least=True)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import RankError, TnalgebraError
 from ..fitting import Metric, ParameterBudget
+from ..networks import count_parameters
 from ..nn import fit_constants
 from ..rewriting import Choices, Fit, Outline
 from .budget import Treatment, error_of, ranks_of
@@ -118,7 +119,7 @@ class _Measurement:
         network = outline.network(ranks)
         loss = outline.loss(ranks) if self.loss_of is None else None
         expected = 1.0 if loss is None else max(loss, LEAST_LOSS)
-        at_ranks = treatment.at_ranks(ranks, network.parameters)
+        at_ranks = treatment.at_ranks(ranks, count_parameters(network, outline.constants))
         guess = self.costs.guess(name, network)
         return CurvePoint(
             at_ranks, network, outline.constants, guess, expected, loss=loss if outline.curve.is_exact else None

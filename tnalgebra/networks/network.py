@@ -6,7 +6,7 @@ The functions that rename and join networks take both. A network has no arrays, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import product
@@ -88,7 +88,7 @@ class Network:
     @property
     def parameters(self) -> int:
         """How many numbers the named tensors hold; a tied tensor counts once. Raises SizeError if a size is unknown."""
-        return sum(prod(shape) for shape in shapes(self).values())
+        return count_parameters(self)
 
     def __str__(self) -> str:
         seen: set[str] = set()
@@ -352,6 +352,11 @@ def shape_of(network: Network, labels: Iterable[str]) -> tuple[int, ...]:
 def shapes(network: Network) -> dict[str, tuple[int, ...]]:
     """name -> shape of that tensor. Raises SizeError if a size is unknown."""
     return {name: shape_of(network, node.labels) for name, node in tensors_of(network).items()}
+
+
+def count_parameters(network: Network, constants: Collection[str] = ()) -> int:
+    """How many numbers the named tensors hold, but for those that are constants; a tied tensor counts once."""
+    return sum(prod(shape) for name, shape in shapes(network).items() if name not in constants)
 
 
 def open_variables(network: Network) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def fit_weight(module: AnyLayer, rewrite: str | Rule, size: object, choices: Cho
 
 def fit_constants(fit: Fit) -> frozenset[str]:
     """Names of tensors that were held as they are."""
-    return frozenset(name for step in fit.trace.steps for name in (*step.rule.fixed, *step.options.fixed))
+    return fit.constants
 
 
 def values_of_fit(fit: Fit) -> dict[str, Tensor | str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
@@ -19,7 +19,7 @@ from .._files import write_text
 from .._tables import Table, Tabular, shorten, tabulate, write_change, write_number
 from ..errors import RuleError, ValuesError
 from ..fitting import FitReport
-from ..networks import Network, kernel_multiply_adds, resized, tensors_of
+from ..networks import Network, count_parameters, kernel_multiply_adds, resized, tensors_of
 from ..tensors import (
     Values,
     as_tensor,
@@ -116,6 +116,11 @@ class Step:
         return self.change.relative_error
 
     @property
+    def constants(self) -> frozenset[str]:
+        """Names of the tensors of the right side that are given, and not fitted."""
+        return frozenset((*self.rule.fixed, *self.options.fixed))
+
+    @property
     def ranks(self) -> str:
         """The ranks that were chosen, as a text: "p=8 q=4"."""
         return " ".join(f"{bond}={rank}" for bond, rank in self.change.ranks.items())
@@ -141,8 +146,8 @@ class Step:
             "relative_error": self.relative_error,
             "output_error": self.change.output_error,
             "degeneracy": None if report is None else report.degeneracy,
-            "parameters": _known_parameters(self.before),
-            "parameters_after": _known_parameters(self.after),
+            "parameters": _known_parameters(self.before, ()),
+            "parameters_after": _known_parameters(self.after, self.constants),
             "network": str(self.after),
         }
 
@@ -153,7 +158,8 @@ class Step:
         error = "exact" if self.rule.kind == "exact" else f"relative error {self.relative_error:.3g}"
         if self.change.output_error is not None:
             error += f", of the output {self.change.output_error:.3g}"
-        before, after = (write_number(_known_parameters(network)) or "?" for network in (self.before, self.after))
+        numbers = (_known_parameters(self.before, ()), _known_parameters(self.after, self.constants))
+        before, after = (write_number(number) or "?" for number in numbers)
         counts = f"parameters {before} -> {after}"
         where = self.place.text(self.before)
         facts = "; ".join(filter(None, [self.ranks, self.constraints, error, counts]))
@@ -206,10 +212,10 @@ def _as_json(value: Any) -> object:
     return torch.as_tensor(value, dtype=torch.float64).tolist()
 
 
-def _known_parameters(network: Network) -> int | None:
-    """The parameters of a network; None where a size that they need is unknown."""
+def _known_parameters(network: Network, constants: Collection[str]) -> int | None:
+    """The parameters of a network without constants; None where a size that they need is unknown."""
     known = all(label in network.sizes for node in tensors_of(network).values() for label in node.labels)
-    return network.parameters if known else None
+    return count_parameters(network, constants) if known else None
 
 
 _STEP_COLUMNS: dict[str, Callable[[Step], str]] = {
@@ -340,7 +346,7 @@ class Fit(Tabular):
 
     def _summary(self) -> str:
         steps = ", ".join(step.summary() for step in self.trace.steps) or "no steps"
-        count = write_number(_known_parameters(self.network))
+        count = write_number(_known_parameters(self.network, self.constants))
         facts = [f"{count} parameters"] if count else []
         facts += [] if self.degeneracy is None else [f"degeneracy {self.degeneracy:.3g}"]
         return ", ".join([f"{shorten(str(self.network))} by {shorten(steps)}", *facts])
@@ -356,9 +362,14 @@ class Fit(Tabular):
         return self.trace.records()
 
     @property
+    def constants(self) -> frozenset[str]:
+        """Names of the tensors that are given, and not fitted."""
+        return frozenset(name for step in self.trace.steps for name in step.constants)
+
+    @property
     def parameters(self) -> int:
-        """How many numbers the tensors have; a tensor that occurs several times counts once."""
-        return self.network.parameters
+        """How many numbers the tensors have without constants; one that occurs several times counts once."""
+        return count_parameters(self.network, self.constants)
 
     @property
     def ranks(self) -> dict[str, int]:

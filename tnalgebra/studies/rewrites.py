@@ -11,7 +11,7 @@ from ..decompositions import cut_sequence, read_rewrite
 from ..errors import NetworkError, NotationError, RankError, RuleError, SizeError, ValuesError
 from ..fitting import NoTreeError, Rank, bonds_of, tree_of
 from ..model import Planned
-from ..networks import WORD, Network, parse_bipartition, resized
+from ..networks import WORD, Network, count_parameters, parse_bipartition, resized
 from ..rewriting import Fit, Rule, rule
 from .kernels import Layer
 from .rows import BASELINE
@@ -46,7 +46,7 @@ class Form:
         capped = {bond: min(rank, self.full[bond]) if isinstance(rank, int) else rank for bond, rank in chosen.items()}
         counted = {bond: rank if isinstance(rank, int) else self.full[bond] for bond, rank in capped.items()}
         right = resized(self.network, {**self.network.sizes, **counted})
-        return Planned(self.rule, capped, right.parameters)
+        return Planned(self.rule, capped, count_parameters(right, self.rule.fixed))
 
 
 @dataclass(frozen=True, eq=False)
