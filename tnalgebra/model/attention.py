@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -141,8 +142,9 @@ def fold_attentions(model: nn.Module, changed: Set[nn.Module]) -> None:
             carry_hooks(module, old)
             put_module(holders[module], old)
             folded.append(old)
-    for encoder in model.modules():
-        inside = {*encoder.modules()} if isinstance(encoder, nn.TransformerEncoder) else set()
+    encoders: list[Any] = [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]
+    for encoder in encoders:
+        inside = {*encoder.modules()}
         if not inside.isdisjoint(folded) and not any(isinstance(one, MultiheadAttention) for one in inside):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

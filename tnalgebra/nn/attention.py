@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor
@@ -213,7 +213,7 @@ def packed_attention(layer: MultiheadAttention) -> torch_nn.MultiheadAttention |
         return None
     choices = {"kdim": layer.kdim, "vdim": layer.vdim, "batch_first": layer.batch_first, "device": "meta"}
     further = {"add_bias_kv": layer.bias_k is not None, "add_zero_attn": layer.add_zero_attn}
-    new = torch_nn.MultiheadAttention(layer.embed_dim, layer.num_heads, layer.dropout, **choices, **further)
+    new: Any = torch_nn.MultiheadAttention(layer.embed_dim, layer.num_heads, layer.dropout, **choices, **further)
     if new.in_proj_weight is None:
         new._parameters |= {f"{name}_weight": _joined([one]) for name, one in zip(PROJECTIONS, weights, strict=False)}
     else:
@@ -222,7 +222,7 @@ def packed_attention(layer: MultiheadAttention) -> torch_nn.MultiheadAttention |
     new.out_proj._parameters |= layer.out_proj._parameters
     if layer.bias_k is not None:
         new._parameters |= {"bias_k": layer.bias_k, "bias_v": layer.bias_v}
-    return new.train(layer.training)
+    return new.train(layer.training)  # type: ignore[no-any-return]
 
 
 def _joined(tensors: Sequence[Tensor]) -> torch_nn.Parameter:

@@ -224,7 +224,9 @@ _STEP_COLUMNS: dict[str, Callable[[Step], str]] = {
     "relative error": lambda step: "exact" if step.rule.kind == "exact" else f"{step.relative_error:.4f}",
     "output error": lambda step: write_number(step.change.output_error, ".4f"),
     "degeneracy": lambda step: write_number(step.change.report.degeneracy if step.change.report else None, ".3g"),
-    "parameters": lambda step: write_change(_known_parameters(step.before), _known_parameters(step.after)),
+    "parameters": lambda step: write_change(
+        _known_parameters(step.before, ()), _known_parameters(step.after, step.constants)
+    ),
 }
 
 
