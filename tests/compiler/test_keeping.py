@@ -105,6 +105,7 @@ def test_a_change_back_is_seen() -> None:
         close(layer(x), before)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # of torch's own rules
 @pytest.mark.parametrize("called_before", [False, True])
 def test_a_tangent_without_gradients(called_before: bool) -> None:
     """Forward-mode differentiation needs no gradients, so it is used where they are off."""
