@@ -83,7 +83,7 @@ def check_claim(fit: Fit) -> None:
     for node in all_nodes(fit.network):
         if isinstance(node, NamedTensor):
             assert tuple(fit.values[node.name].shape) == tuple(fit.network.sizes[label] for label in node.labels)
-    assert fit.parameters == sum(value.numel() for value in fit.values.values())
+    assert fit.parameters == sum(value.numel() for name, value in fit.values.items() if name not in fit.constants)
     assert fit.network.output == fit.trace.start.output
 
 
