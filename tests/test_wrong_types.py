@@ -149,7 +149,7 @@ def test_a_network_may_be_its_text() -> None:
 def test_networks_are_fed_to_networks_alone() -> None:
     for other in ("B[i k]", 5):
         with pytest.raises(TypeError, match=">>"):
-            tn.parse("A[i j]") >> other  # type: ignore[operator]
+            tn.parse("A[i j]") >> other
 
 
 def test_a_constant_without_a_value() -> None:

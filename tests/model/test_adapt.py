@@ -472,7 +472,7 @@ CHANGES = {
 def test_a_merged_model_computes_with_the_elements_that_it_has(change: str, copied: object) -> None:
     model, adapters, x = _pair()
     adapters.merge()
-    model = model if copied is None else copied(model)  # type: ignore[operator]
+    model = model if copied is None else copied(model)
     for _ in range(2):
         CHANGES[change](model)
         expected = _oracle(model, x)
@@ -556,7 +556,7 @@ def formed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _measuring(**kwargs: object) -> tuple[nn.Module, tn.model.Adapters, Tensor]:
-    model, adapters, x = _pair(**kwargs)  # type: ignore[arg-type]
+    model, adapters, x = _pair(**kwargs)
     for layer in adapters.layers.values():
         layer._tune = True
     return model, adapters, x

@@ -24,7 +24,8 @@ def is_altered(module: nn.Module) -> bool:
 def computed_tensor(module: AnyLayer) -> str | None:
     """Which tensor of a layer is computed from others at each call, as a reason why the layer cannot be exchanged."""
     if parametrize.is_parametrized(module):
-        return f"its {' and '.join(module.parametrizations)} is parametrised: remove_parametrizations first"  # type: ignore[arg-type]
+        names = module.get_submodule("parametrizations")._modules
+        return f"its {' and '.join(names)} is parametrised: remove_parametrizations first"
     for name in ("weight", "bias"):
         others = [key for key in (*module._parameters, *module._buffers) if key.startswith(f"{name}_")]
         if name not in module._parameters and others:
@@ -53,5 +54,5 @@ def keep_tensors(module: nn.Module) -> None:
     if parametrize.is_parametrized(module):
         kind = type(module)  # which copies have in common, and from which torch removes the property
         module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-        for name in [*module._modules["parametrizations"]._modules]:  # type: ignore[union-attr]
+        for name in [*module.get_submodule("parametrizations")._modules]:
             parametrize.remove_parametrizations(module, name)
