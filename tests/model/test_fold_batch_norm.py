@@ -87,7 +87,7 @@ def test_what_is_watched_or_replaced_stays() -> None:
     watched, norm = nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)
     watched.register_forward_hook(lambda *_: None)
     replaced = nn.Conv2d(4, 4, 1)
-    replaced.forward = lambda x: 2 * x  # type: ignore[method-assign]
+    replaced.forward = lambda x: 2 * x
     parametrised = parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
     last = nn.Conv2d(4, 5, 1)
     model = settled(

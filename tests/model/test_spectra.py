@@ -153,7 +153,7 @@ def test_what_has_no_spectra() -> None:
         ("x", None, NotationError, ["'x'", "no brackets"]),
     ):
         with refused(error, *facts):
-            spectra(target, values=values)  # type: ignore[arg-type]
+            spectra(target, values=values)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

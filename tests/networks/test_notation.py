@@ -247,7 +247,7 @@ def test_more_than_64_axes() -> None:
 
 def test_only_text_is_read() -> None:
     with refused(NotationError, "bytes"):
-        parse(b"K[a]")  # type: ignore[arg-type]
+        parse(b"K[a]")
 
 
 @pytest.mark.parametrize(

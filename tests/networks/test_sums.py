@@ -108,7 +108,7 @@ def test_addition_takes_sums_apart() -> None:
     assert a + (b + c) == (a + b) + c == Sum([a, b, c])
     assert (parse("B[j i]") + a).output == ("j", "i")
     with pytest.raises(TypeError):
-        a + "B[i j]"  # type: ignore[operator]
+        a + "B[i j]"
 
 
 def test_sums_differences_and_multiples_have_their_values() -> None:

@@ -106,7 +106,7 @@ def test_gradients_are_those_of_torch() -> None:
     new = tn.nn.MultiheadAttention.from_attention(layer)
     x = inputs(layer)
     layer(*x)[0].square().sum().backward()
-    expected = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}  # type: ignore[union-attr]
+    expected = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
     layer.zero_grad()
     new(*x)[0].square().sum().backward()
     projections = (new.q_proj, new.k_proj, new.v_proj)

@@ -286,7 +286,7 @@ def test_refusals() -> None:
     with refused(ValuesError, "NaN or infinity"):
         tn.operator_spectra("X[i:2] W[o i] -> [o]", values={"W": torch.full((3, 2), torch.nan)})
     with refused(SizeError, "size is 5.0"):
-        tn.operator_spectra(layer, 5.0)  # type: ignore[arg-type]
+        tn.operator_spectra(layer, 5.0)
 
 
 @pytest.mark.parametrize("mode", ["circular", "zeros"])
@@ -296,6 +296,6 @@ def test_complex_kernels_are_refused(mode: str) -> None:
     values = {"K": torch.ones(2, 2, 3, dtype=torch.complex64)}
     for function in (tn.operator_spectra, tn.inverse, tn.orthogonality, tn.lipschitz_bound):
         with refused(ValuesError, "'K' is complex"):
-            function(network, values=values)  # type: ignore[operator]
+            function(network, values=values)
     with refused(ValuesError, "'K' is complex"):
         tn.solve(network, torch.ones(2, 6), values=values)

@@ -63,7 +63,7 @@ def grow_evenly(
     Args:
         known: sizes that are not chosen.
         largest: for some bonds, the most values that they can have.
-        constants: names of tensors whose elements are no parameters.
+        constants: names of tensors whose elements are not trained.
         limit: gives the most parameters, from the `least` that are possible.
     """
     bonds, alike = bonds_of(right), equal_labels(right)
