@@ -43,6 +43,7 @@ from tnalgebra.networks import (
 from tnalgebra.rewriting import (
     EXACT_RULES,
     SIMPLIFY,
+    Change,
     Fit,
     Place,
     Rule,
@@ -54,7 +55,6 @@ from tnalgebra.rewriting import (
 )
 from tnalgebra.rewriting.exact import contract_bond, drop_copy_of_two, fuse_copies, merge_fuses
 from tnalgebra.rewriting.exact.shared import dead_outside, exact, exact_of_sums, of_type
-from tnalgebra.rewriting.trace import Change
 from tnalgebra.tensors import bind_values, evaluate, magnitude
 
 RULES = {rule.name: rule for rule in EXACT_RULES}

@@ -10,8 +10,9 @@ from .reading import metric_in
 from .right_side import right_side
 from .rule import Rule
 from .starred import read_pattern
+from .step import Change, Step
 from .text import rule
-from .trace import Change, Fit, Step, Trace, start_fit
+from .trace import Fit, Trace, start_fit
 
 __all__ = [
     "EXACT_RULES",

@@ -25,7 +25,8 @@ from ..tensors import (
 from .options import Options, Place
 from .outline import Outline, grown_sizes
 from .reading import Reading
-from .trace import EXACT_TO, Change
+from .step import Change
+from .trace import EXACT_TO
 
 
 def build_exact(network: Network, place: Place, values: Values, options: Options) -> Change:

@@ -24,7 +24,7 @@ from .options import Options, Place, check_basis_name
 from .reading import read_at
 from .rule import Rule
 from .sides import equal_for_all_sizes
-from .trace import RuleKind
+from .step import RuleKind
 
 
 def plain_rule(text: str, *, name: str | None = None, fixed: Mapping[str, str] | None = None) -> Rule:

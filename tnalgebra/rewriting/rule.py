@@ -18,7 +18,8 @@ from ..networks import NamedTensor, Network, all_nodes
 from ..tensors import Values
 from .options import Choices, Options, Place
 from .outline import Outline
-from .trace import Change, Fit, RuleKind, start_fit
+from .step import Change, RuleKind
+from .trace import Fit, start_fit
 
 Finder: TypeAlias = Callable[[Network, Options], Iterable[Place]]
 Builder: TypeAlias = Callable[[Network, Place, Values, Options], Change]

@@ -1,22 +1,19 @@
-"""What was done to a network: a step, the trace of all steps, and the fit that they led to."""
+"""What was done to a network: the trace of all steps, and the fit that they led to."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .._files import write_text
-from .._tables import Table, Tabular, shorten, tabulate, write_change, write_number
+from .._tables import Table, Tabular, shorten, tabulate, write_number
 from ..errors import RuleError, ValuesError
 from ..fitting import FitReport
 from ..networks import Network, count_parameters, kernel_multiply_adds, resized, tensors_of
@@ -35,199 +32,13 @@ from ..tensors import (
     values_for,
 )
 from .options import Choices, Options, Place
+from .step import STEP_COLUMNS, Change, RuleOfStep, Step, known_parameters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RuleKind: TypeAlias = Literal["exact", "approximate"]
-
 EXACT_TO = 1e-12
 """What float64 rounding may change, relative to the network's `magnitude`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What a rule makes of one place.
-
-    after: the whole network after the step.
-    definitions: for each new tensor of an exact rule, the network of old tensors whose value it is.
-    values: the elements of each new tensor of an approximate rule.
-    relative_error: ||left - right|| / ||left|| of the part that was replaced, as the rule claims it; 0 if exact.
-    ranks: the rank of each bond that was chosen.
-    output_error: sqrt(E||(K - K~) x||^2 / E||K x||^2) where there was a metric; of the wanted output, if it has one.
-    report: how the fit went, if there was one.
-    pieces: the part before and the part after, as separate networks, where the claimed error is that of a part.
-    """
-
-    after: Network
-    definitions: Mapping[str, Network] = field(default_factory=dict)
-    values: Values = field(default_factory=dict, repr=False)
-    relative_error: float = 0.0
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    output_error: float | None = None
-    report: FitReport | None = None
-    pieces: tuple[Network, Network] | None = None
-
-    @property
-    def errors(self) -> dict[str, float]:
-        """The errors that a file records; that of the output only where there was a metric."""
-        of_output = {} if self.output_error is None else {"output_error": self.output_error}
-        return {"relative_error": self.relative_error, **of_output}
-
-
-class RuleOfStep(Protocol):
-    """What a trace needs of the rule of a step; `Rule` has it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def kind(self) -> RuleKind: ...
-
-    @property
-    def equation(self) -> str: ...
-
-    @property
-    def fixed(self) -> Mapping[str, str]: ...
-
-    @property
-    def spec(self) -> Mapping[str, str]: ...
-
-    def step(self, fit: Fit, at: int | Place | None, options: Options) -> Fit: ...
-
-
-@dataclass(frozen=True, repr=False)
-class Step:
-    """One application of one rule: enough to print it, and to do it again on other values."""
-
-    rule: RuleOfStep
-    place: Place
-    options: Options
-    before: Network
-    change: Change
-
-    @property
-    def after(self) -> Network:
-        return self.change.after
-
-    @property
-    def relative_error(self) -> float:
-        """||left - right||_F / ||left||_F of the part that was replaced; 0 for an exact rule."""
-        return self.change.relative_error
-
-    @property
-    def constants(self) -> frozenset[str]:
-        """Names of the tensors of the right side that are given, and not fitted."""
-        return frozenset((*self.rule.fixed, *self.options.fixed))
-
-    @property
-    def ranks(self) -> str:
-        """The ranks that were chosen, as a text: "p=8 q=4"."""
-        return " ".join(f"{bond}={rank}" for bond, rank in self.change.ranks.items())
-
-    @property
-    def constraints(self) -> str:
-        """What cores must be, as a text: "U orthonormal, H nonnegative"."""
-        return ", ".join(f"{name} {kind}" for name, kind in self.options.constraints.items())
-
-    def summary(self) -> str:
-        """The rule and its error, in a few words."""
-        error = "exact" if self.rule.kind == "exact" else f"relative error {self.relative_error:.3g}"
-        return f"{self.rule.name} ({error})"
-
-    def record(self) -> dict[str, Any]:
-        """The step as a row of `Trace.to_pandas`."""
-        report = self.change.report
-        return {
-            "rule": self.rule.name,
-            "place": self.place.text(self.before),
-            "ranks": dict(self.change.ranks),
-            "constraints": dict(self.options.constraints),
-            "relative_error": self.relative_error,
-            "output_error": self.change.output_error,
-            "degeneracy": None if report is None else report.degeneracy,
-            "parameters": _known_parameters(self.before, ()),
-            "parameters_after": _known_parameters(self.after, self.constants),
-            "network": str(self.after),
-        }
-
-    def __repr__(self) -> str:
-        return f"<Step {self.summary()}>"
-
-    def __str__(self) -> str:
-        error = "exact" if self.rule.kind == "exact" else f"relative error {self.relative_error:.3g}"
-        if self.change.output_error is not None:
-            error += f", of the output {self.change.output_error:.3g}"
-        numbers = (_known_parameters(self.before, ()), _known_parameters(self.after, self.constants))
-        before, after = (write_number(number) or "?" for number in numbers)
-        counts = f"parameters {before} -> {after}"
-        where = self.place.text(self.before)
-        facts = "; ".join(filter(None, [self.ranks, self.constraints, error, counts]))
-        return f"{self.rule.name} on {where}\n    {facts}\n    {self.after}"
-
-    def saved(self) -> dict[str, object]:
-        """What a file holds of the step, as JSON has it; an infinite error is the text "inf".
-
-        Raises:
-            RuleError: the rule was made of functions, which no text holds; an error is NaN.
-        """
-        if not self.rule.spec:
-            raise RuleError(f"the rule {self.rule.name!r} cannot be saved", fix="a rule made by tn.rule")
-        if any(math.isnan(error) for error in self.change.errors.values()):
-            raise RuleError(f"the step by {self.rule.name!r} cannot be saved", because="its error is NaN")
-        settings = self.options.settings
-        entry: dict[str, object] = {
-            "rule": dict(self.rule.spec),
-            "nodes": list(self.place.nodes),
-            "labels": list(self.place.labels),
-            "ranks": dict(self.change.ranks),
-            "sizes": {label: index(size) for label, size in self.options.sizes.items()},
-            "bind": dict(self.options.bind),
-            "search": {
-                "seed": settings.seed,
-                "starts": settings.starts,
-                "sweeps": settings.sweeps,
-                "dtype": str(settings.dtype).removeprefix("torch."),
-                "stability": settings.stability,
-            },
-        }
-        if self.options.fixed:
-            entry["fixed"] = {
-                name: value if isinstance(value, str) else _as_json(value) for name, value in self.options.fixed.items()
-            }
-        if self.options.constraints:
-            entry["constraints"] = dict(self.options.constraints)
-        lost = [key for key in ("metric", "start") if getattr(self.options, key) is not None]
-        if lost or self.options.lost:
-            entry["lost"] = [*self.options.lost, *lost]
-        errors = {name: error if math.isfinite(error) else str(error) for name, error in self.change.errors.items()}
-        return {**entry, **errors, "after": str(self.after)}
-
-
-def _as_json(value: Any) -> object:
-    """Nested lists of numbers; of complex ones two of them, for the real and the imaginary parts."""
-    if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
-        numbers = torch.as_tensor(value, dtype=torch.complex128)
-        return {"real": numbers.real.tolist(), "imaginary": numbers.imag.tolist()}
-    return torch.as_tensor(value, dtype=torch.float64).tolist()
-
-
-def _known_parameters(network: Network, constants: Collection[str]) -> int | None:
-    """The parameters of a network without constants; None where a size that they need is unknown."""
-    known = all(label in network.sizes for node in tensors_of(network).values() for label in node.labels)
-    return count_parameters(network, constants) if known else None
-
-
-_STEP_COLUMNS: dict[str, Callable[[Step], str]] = {
-    "rule": lambda step: step.rule.name,
-    "ranks": lambda step: step.ranks,
-    "relative error": lambda step: "exact" if step.rule.kind == "exact" else f"{step.relative_error:.4f}",
-    "output error": lambda step: write_number(step.change.output_error, ".4f"),
-    "degeneracy": lambda step: write_number(step.change.report.degeneracy if step.change.report else None, ".3g"),
-    "parameters": lambda step: write_change(
-        _known_parameters(step.before, ()), _known_parameters(step.after, step.constants)
-    ),
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -245,7 +56,7 @@ class Trace(Tabular):
         return f"by {shorten(', '.join(step.summary() for step in self.steps) or 'no steps')}"
 
     def _table(self) -> Table:
-        columns = {**_STEP_COLUMNS, "network": lambda step: str(step.after)}
+        columns = {**STEP_COLUMNS, "network": lambda step: str(step.after)}
         return tabulate(self.steps, columns, left=("ranks", "network"), above=[f"start: {self.start}"])
 
     def records(self) -> list[dict[str, Any]]:
@@ -348,7 +159,7 @@ class Fit(Tabular):
 
     def _summary(self) -> str:
         steps = ", ".join(step.summary() for step in self.trace.steps) or "no steps"
-        count = write_number(_known_parameters(self.network, self.constants))
+        count = write_number(known_parameters(self.network, self.constants))
         facts = [f"{count} parameters"] if count else []
         facts += [] if self.degeneracy is None else [f"degeneracy {self.degeneracy:.3g}"]
         return ", ".join([f"{shorten(str(self.network))} by {shorten(steps)}", *facts])
@@ -357,7 +168,7 @@ class Fit(Tabular):
         below = [f"fit: {self.report}"] if self.report else []
         if sum(step.rule.kind == "approximate" for step in self.trace.steps) > 1:
             below.append("Each error is of the part that the step replaced; fit.relative_error measures the whole.")
-        return tabulate(self.trace.steps, _STEP_COLUMNS, left=("ranks",), above=[str(self.network), ""], below=below)
+        return tabulate(self.trace.steps, STEP_COLUMNS, left=("ranks",), above=[str(self.network), ""], below=below)
 
     def records(self) -> list[dict[str, Any]]:
         """A dictionary for each step of the trace, see `Trace.records`."""
@@ -443,7 +254,8 @@ class Fit(Tabular):
         """Apply one more rule; the arguments are those of `Rule.apply`. Raises RuleError if it is not a rule."""
         if not hasattr(rule, "step"):
             raise RuleError(f"{rule!r} is not a rule", fix="tn.rule('K[o i] => ...'), tn.cut('o | i'), ...")
-        return rule.step(self, choices.get("at"), Options.of(size, choices))
+        fit: Fit = rule.step(self, choices.get("at"), Options.of(size, choices))
+        return fit
 
     def again(self, step: Step) -> Fit:
         """Repeat a step on these values, at the same place and with the same ranks.
@@ -457,7 +269,8 @@ class Fit(Tabular):
                 because="a saved trace does not hold it",
                 fix="apply the rule again",
             )
-        return step.rule.step(self, step.place, replace(step.options, size=step.change.ranks))
+        fit: Fit = step.rule.step(self, step.place, replace(step.options, size=step.change.ranks))
+        return fit
 
     def after(self, rule: RuleOfStep, place: Place, options: Options, change: Change) -> Fit:
         """Add a step to this fit. The open labels and their order stay the same.

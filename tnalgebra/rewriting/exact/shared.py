@@ -22,7 +22,7 @@ from ...networks import (
 from ...tensors import Values
 from ..options import Options, Place
 from ..rule import Builder, Finder, Rule
-from ..trace import Change
+from ..step import Change
 
 
 def exact(

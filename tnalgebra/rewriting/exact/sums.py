@@ -30,7 +30,7 @@ from ...networks import (
 )
 from ..matching import Match, matches
 from ..options import Place
-from ..trace import Change
+from ..step import Change
 from .shared import exact_of_sums
 
 _Product: TypeAlias = tuple[Sequence[Node], Mapping[str, int]]
