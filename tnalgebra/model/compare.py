@@ -18,7 +18,7 @@ from ..decompositions import rules
 from ..errors import CompileError, LayerError, RankError, RuleError, SizeError, ValuesError
 from ..fitting import Metric, MultiplyAddsBudget, ParameterBudget, Settings, Size, TimeBudget, read_size
 from ..networks import KERNEL_LABELS, Network, kernel_multiply_adds, labels_of
-from ..nn import AnyLayer, KernelLayer, check_dense, fit_constants, kernel_labels_of, nominal_shape, own_weight
+from ..nn import AnyLayer, KernelLayer, check_dense, kernel_labels_of, nominal_shape, own_weight
 from ..rewriting import Fit, Rule
 from ..tensors import as_tensor
 from .budget import Treatment, error_of, least_error, ranks_of
@@ -157,7 +157,7 @@ def _fit(treatment: Treatment, size: Size, subject: _Subject, choices: Mapping[s
     else:
         return rule.apply(kernel, _ranks_within(rule, size, subject, choices), **choices)
     if isinstance(size, MultiplyAddsBudget):
-        _check_count(size, subject, subject.count(fit.network, fit_constants(fit)))
+        _check_count(size, subject, subject.count(fit.network, fit.constants))
     return fit
 
 
@@ -179,7 +179,7 @@ def _ranks_within(
     def ranks_and_count(wanted: Size) -> tuple[Mapping[str, int], int]:
         if outline is None:  # ranks alone: without sweeps
             fit = rule.apply(subject.kernel, wanted, **{**choices, "starts": 1, "sweeps": 0})
-            return ranks_of(fit), subject.count(fit.network, fit_constants(fit))
+            return ranks_of(fit), subject.count(fit.network, fit.constants)
         ranks = outline.ranks(wanted)
         return ranks, subject.count(outline.network(ranks), outline.constants)
 
@@ -259,7 +259,7 @@ class _Subject:
     def decompose(self, fit: Fit) -> tuple[KernelLayer | None, int]:
         """The decomposed layer, of which a kernel alone has none, and the multiply-adds."""
         if self.maker is None:
-            return None, self.count(fit.network, fit_constants(fit))
+            return None, self.count(fit.network, fit.constants)
         (layer,) = self.maker.make("0", fit)
         return layer, self.maker.multiply_adds("0", [layer])
 

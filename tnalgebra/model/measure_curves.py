@@ -10,7 +10,6 @@ from torch import Tensor
 from ..errors import RankError, TnalgebraError
 from ..fitting import Metric, ParameterBudget
 from ..networks import count_parameters
-from ..nn import fit_constants
 from ..rewriting import Choices, Fit, Outline
 from .budget import Treatment, error_of, ranks_of
 from .curves import LEAST_LOSS, Costs, CurvePoint, ErrorCurves
@@ -109,7 +108,7 @@ class _Measurement:
         return CurvePoint(
             at_ranks,
             fit.network,
-            fit_constants(fit),
+            fit.constants,
             self.costs.guess(name, fit.network),
             loss=self._loss(name, fit),
             fit=fit,

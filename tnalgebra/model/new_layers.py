@@ -12,7 +12,7 @@ from torch import nn
 from ..compiler import Candidates, Plan
 from ..errors import DataError, LayerError, NetworkError
 from ..networks import Network, kernel_multiply_adds, shape_of, shapes
-from ..nn import AnyLayer, KernelLayer, Origin, Planning, decomposed, fit_constants, layer_class
+from ..nn import AnyLayer, KernelLayer, Origin, Planning, decomposed, layer_class
 from ..rewriting import Fit
 from .curves import Costs
 from .example import Example
@@ -43,7 +43,7 @@ class LayerMaker:
         """
         members = self.sites[name].members
         layers = [self._make(member, fit, tune=self.tune) for member in members]
-        if self._counts and self.multiply_adds(name, layers) > self.count(name, fit.network, fit_constants(fit)):
+        if self._counts and self.multiply_adds(name, layers) > self.count(name, fit.network, fit.constants):
             layers = [self._make(member, fit, tune=False) for member in members]
         tie_layers(layers)
         return layers

@@ -8,7 +8,7 @@ from .base import KernelLayer, check_dense
 from .embedding import Embedding
 from .forwards import differing_forward
 from .hooks import computed_tensor, is_altered
-from .kernels import elements_by_default, fit_constants, with_names
+from .kernels import elements_by_default, with_names
 from .layers import (
     LAYERS,
     Conv1d,
@@ -71,7 +71,6 @@ __all__ = [
     "decomposed",
     "differing_forward",
     "elements_by_default",
-    "fit_constants",
     "in_memory_format",
     "is_altered",
     "kernel_labels_of",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,19 +20,18 @@ from ..networks import Network, compose, shape_of, tensors_of
 from ..rewriting import Fit, Rule, Trace
 from ..tensors import bases_among, bind
 from .adapter_start import start_adapter
-from .held_bases import HoldsBases
 from .kernels import (
     check_kernel,
     check_layer_weight,
     contracted,
     elements_by_default,
-    fit_constants,
     fit_weight,
     scaled_to,
     values_of_fit,
 )
 from .origin import Origin, check_fit_of, in_type, origin_of_fit
 from .planning import LayerChoices, Planning, Shaping, checked_format, nominal_shape, split_choices
+from .replacement import Replacement
 from .torch_layers import DECOMPOSABLE, AnyLayer, kernel_labels_of, layer_network, memory_format_of
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ _OWN_NAMES = ("X", "weight", "bias", "padding", "kernel", "origin")
 """Names that a tensor of a decomposition cannot have, beside those of the layer's arguments."""
 
 
-class KernelLayer(HoldsBases):
+class KernelLayer(Replacement):
     """A layer of torch's whose kernel is a tensor network: base of the layers in `tnalgebra.nn`.
 
     Its parameters are the network's tensors, under their names, and `bias`; constants are buffers. It is a `Compiled`:
@@ -57,14 +55,10 @@ class KernelLayer(HoldsBases):
         network: the whole layer without its bias.
     """
 
-    dense_class: ClassVar[type[Any]]
     _computed = COMPUTED
-    argument_names: ClassVar[tuple[str, ...]]
     kernel: Network
     origin: Origin
-    _carried: tuple[str, ...] = ()
     _starts_at_zero: bool = False  # as an adapter does
-    bias: torch_nn.Parameter | None
 
     @classmethod
     def _of_dense(cls, module: torch_nn.Module, rewrite: LayerRewrite, size: object, choices: LayerChoices) -> Self:
@@ -94,7 +88,7 @@ class KernelLayer(HoldsBases):
         fit = in_type(fit, module.weight.dtype)
         values = values_of_fit(fit)
         layer = cls.of_network(
-            module, fit.network, values, constants=fit_constants(fit), planning=planning, origin=origin_of_fit(fit)
+            module, fit.network, values, constants=fit.constants, planning=planning, origin=origin_of_fit(fit)
         )
         if isinstance(rewrite, Fit):
             check_fit_of(fit, module.weight)
@@ -147,21 +141,14 @@ class KernelLayer(HoldsBases):
         if foreign:
             fact = f"an nn.{name} with random values does not take {foreign[0]}="
             raise LayerError(fact, choices=" ".join(Shaping.__annotations__))
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # which are refused below
-                module = self.dense_class(**arguments)
-        except (ValueError, RuntimeError, AssertionError) as error:
-            requested = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value is not None)
-            fact = f"torch.nn.{self.dense_class.__name__} does not take these arguments"
-            raise LayerError(fact, given=requested, because=error) from error
+        module = self._new_dense(arguments)
         check_kernel(module)
         planning, fitting = split_choices(choices)
         rough: Any = {"starts": 1, "sweeps": 0, **fitting}
         with torch.device("cpu"):  # so that the ranks are found if the layer is made without elements
             fit = fit_weight(module, rewrite, size, rough)
             values = values_of_fit(fit)
-            self._fill(module, fit.network, values, constants=fit_constants(fit), planning=planning)
+            self._fill(module, fit.network, values, constants=fit.constants, planning=planning)
         self.origin = Origin()
         self.reset_parameters()
 
@@ -221,56 +208,12 @@ class KernelLayer(HoldsBases):
         self._watch()
         self._hold(bases)
 
-    def _copy_arguments(self, module: AnyLayer) -> None:
-        """Have the arguments of torch's layer as attributes, under their names."""
-        for name in (*self.argument_names, "output_padding"):
-            if name != "bias" and hasattr(module, name):
-                setattr(self, name, getattr(module, name))
-
-    @classmethod
-    def own_attributes(cls, module: AnyLayer) -> dict[str, Any]:
-        """Plain attributes of a layer of torch's that its class does not give it, such as a factor that a model reads.
-
-        Raises:
-            LayerError: a name is one of the classes', such as a method that is replaced on the object.
-        """
-        arguments = {name: getattr(module, name) for name in cls.argument_names if name != "bias"}
-        known = {*vars(cls.empty_dense(arguments)), "_compiled_call_impl"}
-        own = {name: value for name, value in vars(module).items() if name not in known}
-        for name in own:
-            if hasattr(cls, name) or hasattr(cls.dense_class, name):
-                cls._refuse_attribute(name)
-        return own
-
-    def carry_attributes(self, module: AnyLayer) -> None:
-        """Have the own attributes of torch's layer. Raises LayerError for the name of a core, or another one in use."""
-        own = self.own_attributes(module)
-        for name in own:
-            if name in {*vars(self), *self._parameters, *self._buffers, *self._modules}:
-                self._refuse_attribute(name)
-        self.__dict__.update(own, _carried=tuple(own))
-
-    @classmethod
-    def _refuse_attribute(cls, name: str) -> NoReturn:
-        fact = f"the layer has an attribute of its own, {name!r}, and an nn.{cls.__name__} has another of this name"
-        raise LayerError(fact, fix=f"another name for it, or del layer.{name} first")
-
     def _network_and_inputs(
         self, module: AnyLayer, kernel: Network, planning: Planning
     ) -> tuple[Network, dict[str, tuple[int, ...]]]:
         """The network that is computed, without the bias, and the nominal shape of each of its inputs."""
         dense = layer_network(module)
         return compose(kernel, dense.network, into=next(iter(dense.values))), {"X": nominal_shape(module, planning)}
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """See `Module`. Raises LayerError for an argument of the layer, by which it is planned."""
-        fixed = {*self.argument_names, "output_padding"} - {"bias"}
-        if name in fixed and "kernel" in self.__dict__ and value != getattr(self, name):
-            fact = (
-                f"{name} of an nn.{type(self).__name__} cannot be changed: its plan is made for {getattr(self, name)}"
-            )
-            raise LayerError(fact, fix=f"dense = layer.to_dense(); dense.{name} = ...; nn.decomposed(dense, ...)")
-        super().__setattr__(name, value)
 
     def _check_names(self, network: Network) -> None:
         reserved = (*_OWN_NAMES, *self.argument_names, *Compiled.__annotations__)
@@ -350,7 +293,7 @@ class KernelLayer(HoldsBases):
         layer.weight = torch_nn.Parameter(weight, requires_grad=trained)
         if self.bias is not None:
             layer.bias = torch_nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
-        layer.__dict__.update({name: vars(self)[name] for name in self._carried if name in vars(self)})
+        self._return_attributes(layer)
         layer.train(self.training)
         return layer
 
@@ -432,20 +375,6 @@ class KernelLayer(HoldsBases):
 
     def _multiply_adds_text(self) -> str:
         return f"{self.plan.multiply_adds:,} multiply-adds at {' x '.join(map(str, self.planned_for))}"
-
-    @classmethod
-    def empty_dense(cls, arguments: Mapping[str, Any]) -> Any:
-        """The layer of torch's with these arguments, its tensors without elements and nothing drawn for them."""
-        undrawn = type(cls.dense_class.__name__, (cls.dense_class,), {"reset_parameters": lambda layer: None})
-        layer = undrawn(**arguments, device="meta")
-        layer.__class__ = cls.dense_class
-        return layer
-
-    def _empty_dense(self) -> Any:
-        arguments = {name: getattr(self, name) for name in self.argument_names if name != "bias"}
-        if "bias" in self.argument_names:
-            arguments["bias"] = self.bias is not None
-        return self.empty_dense(arguments)
 
     def _format(self) -> torch.memory_format:
         axes = len(self.kernel.output)

@@ -51,11 +51,6 @@ def fit_weight(module: AnyLayer, rewrite: str | Rule, size: object, choices: Cho
     return rule.apply({rule.tensor: weight}, size, **choices)
 
 
-def fit_constants(fit: Fit) -> frozenset[str]:
-    """Names of tensors that were held as they are."""
-    return fit.constants
-
-
 def values_of_fit(fit: Fit) -> dict[str, Tensor | str]:
     """The values of a fit, where constants that are a whole basis are its name."""
     chosen = [(*step.rule.fixed.items(), *step.options.fixed.items()) for step in fit.trace.steps]

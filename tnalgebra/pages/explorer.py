@@ -16,7 +16,6 @@ from ..compiler import Plan
 from ..errors import RuleError
 from ..model import LayerMaker, Spectrum, find_sites, record_calls, spectra, track
 from ..networks import NamedTensor, Network, resized
-from ..nn import fit_constants
 from ..rewriting import Outline, Rule
 from ..studies import NO_FORM, Form, Layer, Rewrite, layers_of
 from .page import write_page
@@ -196,7 +195,7 @@ class _Bench:
             return known[0].network(ranks), known[0].constants, [math.sqrt(max(loss, 0.0)) for loss in losses], False
         weights = [layer.weight for layer in layers]
         fits = rule.apply_many(weights, ranks or None, starts=1, sweeps=SHORT_SWEEPS, seed=self.seed)
-        return fits[0].network, fit_constants(fits[0]), [fit.relative_error for fit in fits], True
+        return fits[0].network, fits[0].constants, [fit.relative_error for fit in fits], True
 
 
 # Data sets --------------------------------------------------------------------------------------------------------
