@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import pandas as pd
 from safetensors import safe_open
 
 import tnalgebra as tn
 from docs.experiment_block import images_text, listed, made_text
-from recipes import paper
+from recipes import paper, spectra
 from recipes.benchmarks import topologies
 from recipes.claims.paper import AT_MOST, DRAWS, NETWORKS, claims_table, read_networks
 from recipes.experiment import Row
@@ -56,26 +56,24 @@ def networks_table(kept: Mapping[str, Kept]) -> str:
 
 def spectra_table(kept: Mapping[str, Kept]) -> str:
     """The mean of S / ln r across each cut, trained and of fresh weights, and how it depends on depth."""
-    sides: list[str] = []
-    lines = []
+    cells: dict[str, dict[str, str]] = {}
+    depths: dict[str, str] = {}
     for network in NETWORKS:
-        rows = [row for row in _rows(kept, network, "spectra") if row["values"] > 1]
+        rows = _rows(kept, network, "spectra")
         if not rows:
-            lines.append([network, NOT_RUN])
+            depths[network] = NOT_RUN
             continue
-        sides = sides or list(dict.fromkeys(row["cut"].partition(" | ")[0] for row in rows))
-        cells = []
-        for side in sides:
-            some = [row for row in rows if row["cut"].partition(" | ")[0] == side]
-            trained = fmean(row["normalised_entropy"] for row in some)
-            fresh = fmean(row["normalised_entropy"] - row["normalised_difference"] for row in some)
-            cells.append(f"{trained:.3f} ({fresh:.3f})")
-        depths, cuts = [row["depth"] for row in rows], [row["cut"] for row in rows]
-        less = [row["normalised_difference"] for row in rows]
-        depth = tn.studies.rank_correlation(depths, less, units=depths, groups=cuts, draws=DRAWS)
-        lines.append([network, *cells, depth.interval if depth.why is None else depth.why])
-    lines = [[*line, *[""] * (2 + len(sides) - len(line))] for line in lines]
-    return markdown(["network", *(f"`{side}`" for side in sides), "depth and change"], lines)
+        some = spectra.distinct(pd.DataFrame(rows)).assign(
+            fresh=lambda some: some["normalised_entropy"] - some["normalised_difference"]
+        )
+        for cut, means in some.groupby("cut", sort=False)[["normalised_entropy", "fresh"]].mean().iterrows():
+            cells.setdefault(str(cut), {})[network] = "{:.3f} ({:.3f})".format(*means)
+        depth = spectra.depths_of(some, "normalised_difference", DRAWS).mean
+        depths[network] = depth.interval if depth.why is None else depth.why
+    cuts = sorted(cells, key=lambda cut: cut == spectra.MATRIX)
+    lines = [[network, *(cells[cut].get(network, "") for cut in cuts), depths[network]] for network in NETWORKS]
+    heads = [f"`{cut}`".replace("|", r"\|") for cut in cuts]
+    return markdown(["network", *heads, "depth and change"], lines)
 
 
 def changes_table(kept: Mapping[str, Kept], name: str) -> str:

@@ -155,7 +155,8 @@ def _layers(config: Config, output: Path) -> None:
     _study(config, output, "claims", scope=("all", *windows), **shared)
     if points:
         _study(config, output, "claims", scope=points, rewrite=("out | in kh kw",), **shared)
-    claims.main(claims.Config(rows=output, resamples=200 if config.smoke else 2000))
+    smaller: dict[str, Any] = {"resamples": 200} if config.smoke else {}
+    claims.main(claims.Config(rows=output, **smaller))
 
 
 def _retrain(config: Config, output: Path) -> None:

@@ -49,6 +49,8 @@ MEASURES = {
 """Column -> what is compared with depth."""
 ROUNDING = 1e-12
 """Of the squared norm: less is rounding of the singular values."""
+MATRIX = "out | in"
+"""The cut of a linear layer, and the only one of a kernel without a window."""
 SMOKE: dict[str, Any] = {"epochs": 1, "resamples": 200, "skip": ()}
 """Four layers with the same cuts, of which a correlation can just be stated."""
 
@@ -75,8 +77,8 @@ class Config(tn.command.WeightSettings):
     """where kernels are cut in two, each in quotes, such as "out kh | in kw"; by default all cuts of each kernel"""
     norm: float = 0.99
     """the part of a kernel's squared norm that "values needed" hold, above 0 and at most 1"""
-    resamples: int = 2000
-    """draws for each interval: its ends are then known to a hundredth or two"""
+    resamples: int = 10_000
+    """draws for each interval: its ends are then known to about a hundredth"""
     smoke: bool = False
     """one epoch, few draws, nothing skipped: whether all of it runs"""
     output: Path = Path("runs/spectra")
@@ -220,18 +222,30 @@ def measure(spectra: tn.model.Spectra, fresh: tn.model.Spectra, norm: float) -> 
     return rows
 
 
-def depths_of(rows: pd.DataFrame, measure: str, draws: tn.studies.Draws) -> Depths:
-    """How a measure depends on depth, of the kernels and cuts that have more than one value."""
+def distinct(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of cuts with more than one value, each spectrum once.
+
+    A kernel without a window, such as that of a 1x1 convolution, is the same matrix across all its cuts: it has one
+    row, whose cut is that of a linear layer.
+    """
     even = rows[rows["values"] > 1]
-    cuts = {cut: even[even["cut"] == cut] for cut in rows["cut"].unique()}
+    spectra = even.groupby("layer")["normalised_entropy"].transform("nunique")
+    matrices = even[spectra == 1].drop_duplicates("layer").assign(cut=MATRIX)
+    return pd.concat([even[spectra > 1], matrices]).sort_index()
+
+
+def depths_of(rows: pd.DataFrame, measure: str, draws: tn.studies.Draws) -> Depths:
+    """How a measure depends on depth, of the spectra that are `distinct`."""
+    even = distinct(rows)
+    found = {*even["cut"]}
+    cuts = {cut: even[even["cut"] == cut] for cut in dict.fromkeys([*rows["cut"], MATRIX]) if cut in found}
 
     def correlation(some: pd.DataFrame, groups: Sequence[str] | None = None) -> tn.studies.Correlation:
         return tn.studies.rank_correlation(
             some["depth"], some[measure], units=[*some["depth"]], groups=groups, draws=draws
         )
 
-    every = pd.concat(cuts.values())
-    return Depths({cut: correlation(some) for cut, some in cuts.items()}, correlation(every, [*every["cut"]]))
+    return Depths({cut: correlation(some) for cut, some in cuts.items()}, correlation(even, [*even["cut"]]))
 
 
 # Tables and figures -----------------------------------------------------------------------------------------------
@@ -263,11 +277,11 @@ def figure_of(measured: pd.DataFrame, depths: Depths, model: str) -> Figure:
     """Normalised entropy by depth, a line a cut: of the network, and dashed of fresh weights."""
     from matplotlib.figure import Figure
 
-    layers = measured["layer"].unique()
+    layers, even_rows = measured["layer"].unique(), distinct(measured)
     figure = Figure(figsize=(max(7.0, 3.4 + 0.28 * len(layers)), 5.0), layout="constrained")
     panel = figure.subplots()
     for number, (cut, correlation) in enumerate(depths.cuts.items()):
-        rows = measured[(measured["cut"] == cut) & (measured["values"] > 1)]
+        rows = even_rows[even_rows["cut"] == cut]
         style = line_style(number)
         label = cut if correlation.why is not None else f"{cut}\n{correlation.interval}"
         even = rows["normalised_entropy"]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
+from scipy.stats import t as student
 
 import tnalgebra as tn
 from recipes.a_priori.report import DENSE, finished
@@ -21,6 +21,7 @@ from recipes.experiment import Row
 from recipes.kept import read_folder, read_kept
 from recipes.reporting import markdown
 from recipes.retrain import report as retrain
+from recipes.spectra import distinct
 
 NETWORKS = ("cnn4-cifar10", "cnn4-cifar100", "resnet20-cifar10", "resnet50-16-cifar10", "resnet50-16-cifar100")
 """The networks of the table: those of the paper, ResNet-50 with a quarter of its width, and one with public weights."""
@@ -35,8 +36,10 @@ MINIMUM = 0.005
 """The loss against a control that does not count as a worse minimum: half a point."""
 FEWEST_LAYERS = 8
 """The least number of layers for a verdict: an interval over fewer says little about others."""
-DRAWS = tn.studies.Draws(resamples=500)
-"""For each interval; its ends are then known to two or three hundredths."""
+FEWEST_SEEDS = 3
+"""The least number of seeds for a verdict on trainings: with one, all share the luck of one dense network."""
+DRAWS = tn.studies.Draws()
+"""For each interval."""
 NORMAL = 1.96
 """Standard errors at each side of a mean, for 95 %."""
 
@@ -106,23 +109,28 @@ def verdict(claim: Claim, number: Number) -> str:
 
 
 def a_priori(experiments: Experiments) -> Number | None:
-    """Points of accuracy less dense's, over contenders and seeds, at most half of the parameters."""
+    """Points of accuracy less dense's, means over seeds, with at most half of the parameters; over contenders.
+
+    The interval is Student's, for few contenders.
+    """
     rows = experiments.get("a-priori")
     if rows is None:
         return None
     last = finished(rows)
     dense = {row["seed"]: row["score"] for row in last[DENSE]}
-    less = [
-        row["score"] - dense[row["seed"]]
-        for name, its_rows in last.items()
-        for row in its_rows
-        if name != DENSE and row["seed"] in dense and row["fraction"] <= 0.5
-    ]
+    differences: dict[str, dict[int, float]] = {}
+    for name, its_rows in last.items():
+        for row in its_rows:
+            if name != DENSE and row["seed"] in dense and row["fraction"] <= 0.5:
+                differences.setdefault(name, {})[row["seed"]] = row["score"] - dense[row["seed"]]
+    less = [fmean(by_seed.values()) for by_seed in differences.values()]
     if len(less) < 2:
         return None
-    half = NORMAL * float(np.std(less, ddof=1)) / math.sqrt(len(less))
     mean = fmean(less)
-    return Number(mean, mean - half, mean + half, _points(mean, mean - half, mean + half))
+    half = float(student.ppf(0.975, len(less) - 1)) * stdev(less) / math.sqrt(len(less))
+    seeds = min(map(len, differences.values()))
+    text = f"{_points(mean, mean - half, mean + half)}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    return Number(mean, mean - half, mean + half, text, seeds >= FEWEST_SEEDS)
 
 
 def harmless_cuts(experiments: Experiments) -> Number | None:
@@ -132,36 +140,36 @@ def harmless_cuts(experiments: Experiments) -> Number | None:
         return None
     points = tn.studies.points_of(rows, "each")
     points = points[points["relative_error"].between(math.sqrt(LOSS_OF_NORM), math.sqrt(0.5))]
-    within = (points["loss"] <= AT_MOST + retrain.ROUNDING).to_numpy()
-
-    def part(chosen: NDArray[np.int64]) -> float:
-        return float(within[chosen].mean())
-
-    return _part(tn.studies.bootstrap([*points["unit"]], part, DRAWS), f"{len(points)} cuts")
+    within = tn.studies.mean_of(points["loss"] <= AT_MOST + retrain.ROUNDING)
+    return _part(tn.studies.bootstrap([*points["unit"]], within, DRAWS), f"{len(points)} cuts")
 
 
 def several_cuts(experiments: Experiments) -> Number | None:
-    """The part of the layers that lose a significant part of the norm across at least two cuts for at most a point."""
-    depth = _depth(experiments)
-    if depth is None:
+    """The part of the layers that lose a significant part of the norm across at least two cuts for at most a point.
+
+    Only cuts that were tested count.
+    """
+    rows = experiments.get("layers")
+    if rows is None:
         return None
     tested: dict[str, list[float]] = {}
-    for cuts in depth.cuts.values():
+    for cuts in tn.studies.largest_cuts(rows, at_most=AT_MOST, size="relative_error").values():
         for cut in cuts:
-            tested.setdefault(cut.layer, []).append(cut.size)
+            tested.setdefault(cut.layer, []).append(cut.tested)
     cut_twice = {layer: sizes for layer, sizes in tested.items() if len(sizes) > 1}
-    several = np.array([sum(size**2 >= LOSS_OF_NORM for size in sizes) >= 2 for sizes in cut_twice.values()])
-
-    def part(chosen: NDArray[np.int64]) -> float:
-        return float(several[chosen].mean())
-
-    return _part(tn.studies.bootstrap([*cut_twice], part, DRAWS), f"{len(cut_twice)} layers")
+    several = [sum(size**2 >= LOSS_OF_NORM for size in sizes) >= 2 for sizes in cut_twice.values()]
+    return _part(tn.studies.bootstrap([*cut_twice], tn.studies.mean_of(several), DRAWS), f"{len(cut_twice)} layers")
 
 
 def deeper(experiments: Experiments) -> Number | None:
-    """The correlation of a layer's depth with its largest cut, by the kernel's error, that costs at most a point."""
-    depth = _depth(experiments)
-    return None if depth is None else _correlation(depth.mean)
+    """The correlation of a layer's depth with its largest cut, by the kernel's error, that costs at most a point.
+
+    It is the mean over the cuts that enough layers have.
+    """
+    rows = experiments.get("layers")
+    if rows is None:
+        return None
+    return _correlation(tn.studies.depth_correlation(rows, at_most=AT_MOST, size="relative_error", draws=DRAWS).mean)
 
 
 def norm_and_accuracy(experiments: Experiments) -> Number | None:
@@ -174,15 +182,12 @@ def norm_and_accuracy(experiments: Experiments) -> Number | None:
 
 def evenness(experiments: Experiments) -> Number | None:
     """The mean over kernels and cuts of the entropy S / ln r, less that of fresh weights."""
-    rows = [row for row in experiments.get("spectra", ()) if row["values"] > 1]
-    if not rows:
+    rows = experiments.get("spectra")
+    if rows is None:
         return None
-    less = np.array([row["normalised_difference"] for row in rows])
-
-    def mean(chosen: NDArray[np.int64]) -> float:
-        return float(less[chosen].mean())
-
-    return _correlation(tn.studies.bootstrap([row["layer"] for row in rows], mean, DRAWS))
+    spectra = distinct(pd.DataFrame(rows))
+    less = tn.studies.mean_of(spectra["normalised_difference"])
+    return _correlation(tn.studies.bootstrap([*spectra["layer"]], less, DRAWS))
 
 
 def recovered(experiments: Experiments, *, aggressive: bool) -> Number | None:
@@ -202,13 +207,6 @@ def to_control(experiments: Experiments) -> Number | None:
     chosen = _retrained(experiments, aggressive=True)
     less = [claim.to_control for claim in chosen if claim.to_control is not None]
     return Number(fmean(less), min(less), max(less), _points(fmean(less), min(less), max(less))) if less else None
-
-
-def _depth(experiments: Experiments) -> tn.studies.DepthClaim | None:
-    rows = experiments.get("layers")
-    if rows is None:
-        return None
-    return tn.studies.depth_correlation(rows, at_most=AT_MOST, size="relative_error", draws=DRAWS)
 
 
 def _retrained(experiments: Experiments, *, aggressive: bool) -> list[retrain.Claim]:
@@ -241,7 +239,7 @@ CLAIMS = (
     Claim(
         "Networks that are trained in decomposed form keep the accuracy",
         "accuracy less that of the dense network, trained alike, with at most half of the parameters in each kernel; "
-        "mean over decompositions and seeds",
+        "mean over seeds and decompositions, Student's interval over decompositions",
         "less than a point is lost",
         lambda value: value > -AT_MOST,
         a_priori,
@@ -256,8 +254,8 @@ CLAIMS = (
     ),
     Claim(
         "... and this along several cuts",
-        "part of the layers that lose 10 % of the squared norm or more, for at most one point, across two of their "
-        "cuts or more; interval over layers",
+        "part of the layers that lose 10 % of the squared norm or more, for at most one point, across two of the cuts "
+        "that were tested, or more; interval over layers",
         "more than half do",
         lambda value: value > 0.5,
         several_cuts,
@@ -265,7 +263,7 @@ CLAIMS = (
     Claim(
         "... above all in deep layers",
         "Spearman's correlation of depth with the largest cut, by the error of the kernel, that costs at most one "
-        "point; mean of cuts, interval over layers",
+        "point; mean over the cuts, interval over layers",
         "it is above 0",
         lambda value: value > 0,
         deeper,

@@ -79,9 +79,9 @@ def test_the_largest_cut_lies_where_the_loss_is_first_too_large() -> None:
     ]
     found = depth_correlation(rows)
     (cuts,) = found.cuts.values()
-    expected = [("a", 0.4, None), ("b", 0.1, "smallest"), ("c", 0.7, "largest"), ("d", 0.4, None)]
-    for cut, (layer, size, bound) in zip(cuts, expected, strict=True):
-        assert cut == LargestCut(layer, pytest.approx(size, abs=1e-12), bound)
+    expected = [("a", 0.4, 0.2, None), ("b", 0.1, 0, "smallest"), ("c", 0.7, 0.7, "largest"), ("d", 0.4, 0.3, None)]
+    for depth, (cut, (layer, size, tested, bound)) in enumerate(zip(cuts, expected, strict=True)):
+        assert cut == LargestCut(layer, depth, pytest.approx(size, abs=1e-12), tested, bound)
     rho = spearman_by_hand([0, 1, 2, 3], [0.4, 0.1, 0.7, 0.4])
     assert found.correlations[CUT].rho == found.mean.rho == pytest.approx(rho)
     for at_most, sizes, bounds in (
@@ -131,11 +131,13 @@ def test_the_interval_is_that_of_layers_drawn_anew() -> None:
     assert numbers(depth_correlation(bearing(sizes), draws=Draws(8, 400)).mean) != numbers(found)
 
 
-def test_rewrites_are_averaged_where_all_layers_have_them() -> None:
-    rows = bearing([0.1, 0.2, 0.3, 0.4]) + bearing([0.8, 0.6, 0.1, 0.2], rewrite=OTHER)
+def test_the_mean_is_over_the_rewrites_that_enough_layers_have() -> None:
+    rows = bearing([0.1, 0.2, 0.4, 0.3, 0.5]) + bearing([0.8, 0.6, 0.1, 0.2], rewrite=OTHER)
     found = depth_correlation(rows + bearing([0.9, 0.7], rewrite="cp", names="ac"))
     assert list(found.correlations) == [CUT, OTHER, "cp"]
-    assert found.mean.rho == pytest.approx(spearman_by_hand(range(4), [0.45, 0.4, 0.2, 0.3]))
+    of_cuts = spearman_by_hand(range(5), [0.1, 0.2, 0.4, 0.3, 0.5]), spearman_by_hand(range(4), [0.8, 0.6, 0.1, 0.2])
+    assert found.mean.rho == pytest.approx(sum(of_cuts) / 2)
+    assert (found.mean.points, found.mean.units) == (9, 5)
     assert [cut.layer for cut in found.cuts["cp"]] == ["a", "c"]
     assert found.correlations["cp"].why == f"{FEW}2"
     assert all(math.isnan(number) for number in numbers(found.correlations["cp"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._tables import plural
 from ..errors import StudyError
-from ..studies import Draws, Row, depth_correlation, of_one_layer, touched
+from ..studies import Row, largest_cuts, of_one_layer, touched
 from .parts import Answer, CellFormat, Column, Dataset, Panel, Section, known, times
 from .runs import Run
 from .study_answers import (
@@ -35,8 +35,6 @@ from .study_tables import (
 )
 
 QUESTION_NETWORKS = "Which network bears compression best?"
-ONE_DRAW = Draws(resamples=1)
-"""For a correlation whose interval is not shown."""
 
 
 def study_section(run: Run) -> Section:
@@ -144,10 +142,10 @@ def _weakest(rows: Sequence[Row]) -> str | None:
     if not rows:
         return None
     try:
-        claim = depth_correlation(rows, at_most=harmless_loss(rows), size="relative_error", draws=ONE_DRAW)
+        cuts = largest_cuts(rows, at_most=harmless_loss(rows), size="relative_error")
     except StudyError:
         return None
-    means = means_of_layers(claim)
+    means = means_of_layers(cuts)
     return min(means, key=lambda name: means[name])
 
 

@@ -11,12 +11,11 @@ from .._tables import plural
 from ..errors import StudyError
 from ..studies import (
     Correlation,
-    DepthClaim,
     Draws,
     LargestCut,
     Row,
     RowScope,
-    depth_correlation,
+    largest_cuts,
     norm_correlation,
     rank_correlation,
     touched,
@@ -30,7 +29,7 @@ QUESTION_NORM = "Does the norm predict the accuracy?"
 
 MEAN = "mean of the rewrites"
 HALF = 0.5
-DRAWS = Draws(resamples=1000)
+DRAWS = Draws()
 
 BOUNDS = {"smallest": "at most: the smallest tested costs more", "largest": "at least: no tested one costs more"}
 """Where the sizes that were tested end before a layer's largest harmless error: what is known of it."""
@@ -45,11 +44,11 @@ def harmless_loss(rows: Sequence[Row]) -> float:
 def depth_answer(rows: Sequence[Row]) -> Answer | None:
     at_most = harmless_loss(rows) if rows else 0.01
     try:
-        claim = depth_correlation(rows, at_most=at_most, size="relative_error", draws=DRAWS)
+        cuts = largest_cuts(rows, at_most=at_most, size="relative_error")
     except StudyError:
         return None  # without rows of single layers
-    names, curves = _shared(claim.cuts)
-    means = means_of_layers(claim)
+    names, curves = _shared(cuts)
+    means = means_of_layers(cuts)
     mean = rank_correlation(range(len(names)), [*means.values()], units=names, draws=DRAWS)
     order = sorted(means, key=lambda name: means[name])
     points = f"{100 * at_most:g} {'point' if math.isclose(at_most, 0.01) else 'points'} of accuracy"
@@ -62,16 +61,16 @@ def depth_answer(rows: Sequence[Row]) -> Answer | None:
         f"({means[order[-1]]:.2f}). What a layer bears {trend}: {_correlation(mean, 'depth')}."
     )
     lines = [
-        (cut.layer, name, cut.size, BOUNDS.get(cut.bound or "")) for name, cuts in claim.cuts.items() for cut in cuts
+        (cut.layer, name, cut.size, BOUNDS.get(cut.bound or "")) for name, largest in cuts.items() for cut in largest
     ]
     lines += [(name, MEAN, means[name], None) for name in names]
     return Answer(QUESTION_DEPTH, f"{order[0]} bears least.", text, _by_depth(lines, layer_names(rows)))
 
 
-def means_of_layers(claim: DepthClaim) -> dict[str, float]:
+def means_of_layers(cuts: Mapping[str, Sequence[LargestCut]]) -> dict[str, float]:
     """What each layer bears, the mean over the rewrites that all compared layers have."""
-    names, curves = _shared(claim.cuts)
-    sizes = {name: [cut.size for curve in curves for cut in claim.cuts[curve] if cut.layer == name] for name in names}
+    names, curves = _shared(cuts)
+    sizes = {name: [cut.size for curve in curves for cut in cuts[curve] if cut.layer == name] for name in names}
     return {name: fmean(values) for name, values in sizes.items()}
 
 

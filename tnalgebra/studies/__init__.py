@@ -13,11 +13,12 @@ from .claims import (
     claims_of,
     curve_of,
     depth_correlation,
+    largest_cuts,
     norm_correlation,
     points_of,
 )
 from .compress import compress_kernels
-from .correlation import Correlation, Draws, bootstrap, rank_correlation
+from .correlation import Correlation, Draws, bootstrap, mean_of, rank_correlation
 from .figures import MARKERS, SUFFIXES, draw_results
 from .folder import (
     COMMANDS_FILE,
@@ -77,9 +78,11 @@ __all__ = [
     "draw_results",
     "drawn_networks",
     "globs_of",
+    "largest_cuts",
     "layers_of",
     "locked",
     "made_with",
+    "mean_of",
     "no_match",
     "norm_correlation",
     "note_command",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from .._tables import data_frame
 from ..errors import StudyError
-from .correlation import Correlation, Draws, bootstrap, bootstrap_within, rank_correlation, spearman
+from .correlation import Correlation, Draws, bootstrap, bootstrap_within, mean_of, rank_correlation, spearman_of
 from .rows import Key, Row, of_one_layer, touched, variant
 
 if TYPE_CHECKING:
@@ -47,18 +46,24 @@ BANDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, math.inf)
 class LargestCut:
     """The largest cut of a layer that costs at most what is allowed.
 
-    `bound` is "smallest" where even the smallest cut that was tested costs more; "largest" where the largest cut that
-    was tested does not cost more, so that `size` is a lower bound; None where the cut lies between two tested ones.
+    Attributes:
+        layer, depth: its name, and its place among the layers, 0 for the first.
+        size: of the cut, as a rule between those that were tested.
+        tested: the largest size that was tested and costs no more, as do all smaller ones; 0 where none does.
+        bound: "smallest" where even the smallest cut that was tested costs more; "largest" where the largest one does
+            not cost more, so that `size` is a lower bound; None where the cut lies between two tested ones.
     """
 
     layer: str
+    depth: int
     size: float
+    tested: float
     bound: Literal["smallest", "largest"] | None
 
 
 @dataclass(frozen=True)
 class DepthClaim:
-    """How the largest harmless cut depends on depth, for each rewrite; and for its mean over rewrites of all layers."""
+    """How the largest harmless cut depends on depth, for each rewrite; and the mean of these correlations."""
 
     cuts: Mapping[str, Sequence[LargestCut]]
     correlations: Mapping[str, Correlation]
@@ -192,8 +197,8 @@ def _sized(rows: Sequence[Row], scope: RowScope, *sizes: CutSize) -> pd.DataFram
 # Claims -----------------------------------------------------------------------------------------------------------
 
 
-def depth_correlation(rows: Sequence[Row], *, at_most: float, size: CutSize, draws: Draws) -> DepthClaim:
-    """The correlation of a layer's depth with the largest cut that it bears.
+def largest_cuts(rows: Sequence[Row], *, at_most: float, size: CutSize) -> dict[str, list[LargestCut]]:
+    """The largest cut that each layer bears, in the order of the layers: rewrite -> cuts.
 
     For each layer and rewrite the rows of that layer alone are followed from the smallest cut to the largest, starting
     with no cut, which costs nothing. The largest cut that costs at most `at_most` is interpolated between the first row
@@ -214,26 +219,35 @@ def depth_correlation(rows: Sequence[Row], *, at_most: float, size: CutSize, dra
     cuts: dict[str, list[LargestCut]] = {}
     for curve, some in points.groupby("curve", sort=False):
         layers = {name: [*zip(each[size], each["loss"], strict=True)] for name, each in some.groupby("unit")}
-        cuts[str(curve)] = [_largest(name, layers[name], at_most) for name in depth if name in layers]
-
-    def correlation(sizes: Mapping[str, float]) -> Correlation:
-        return rank_correlation([depth[name] for name in sizes], [*sizes.values()], units=[*sizes], draws=draws)
-
-    sizes = {curve: {cut.layer: cut.size for cut in largest} for curve, largest in cuts.items()}
-    whole = [largest for largest in sizes.values() if len(largest) == len(depth)]
-    means = {name: math.fsum(largest[name] for largest in whole) / len(whole) for name in depth if whole}
-    return DepthClaim(cuts, {curve: correlation(largest) for curve, largest in sizes.items()}, correlation(means))
+        cuts[str(curve)] = [_largest(name, depth[name], layers[name], at_most) for name in depth if name in layers]
+    return cuts
 
 
-def _largest(layer: str, curve: Sequence[tuple[float, float]], at_most: float) -> LargestCut:
+def depth_correlation(rows: Sequence[Row], *, at_most: float, size: CutSize, draws: Draws) -> DepthClaim:
+    """The correlation of a layer's depth with the largest cut that it bears, see `largest_cuts`.
+
+    The mean is over the rewrites that enough layers have. Its errors are those of `largest_cuts`.
+    """
+    cuts = largest_cuts(rows, at_most=at_most, size=size)
+
+    def correlation(some: Sequence[LargestCut], groups: Sequence[str] | None = None) -> Correlation:
+        depths, sizes = [cut.depth for cut in some], [cut.size for cut in some]
+        return rank_correlation(depths, sizes, units=depths, groups=groups, draws=draws)
+
+    every = [(curve, cut) for curve, largest in cuts.items() for cut in largest]
+    mean = correlation([cut for _, cut in every], [curve for curve, _ in every])
+    return DepthClaim(cuts, {curve: correlation(largest) for curve, largest in cuts.items()}, mean)
+
+
+def _largest(layer: str, depth: int, curve: Sequence[tuple[float, float]], at_most: float) -> LargestCut:
     """Follow sizes and losses, starting with no cut, to where the loss first exceeds what is allowed."""
     before, loss_before = 0.0, 0.0
     for number, (size, loss) in enumerate(sorted(curve)):
         if loss > at_most + LOSS_ROUNDING:
             part = (at_most - loss_before) / (loss - loss_before)
-            return LargestCut(layer, before + part * (size - before), None if number else "smallest")
+            return LargestCut(layer, depth, before + part * (size - before), before, None if number else "smallest")
         before, loss_before = size, loss
-    return LargestCut(layer, before, "largest")
+    return LargestCut(layer, depth, before, before, "largest")
 
 
 def norm_correlation(
@@ -274,8 +288,10 @@ def norm_gain(rows: Sequence[Row], *, scope: RowScope, draws: Draws) -> Gain:
     points = _sized(rows, scope, "relative_error", "output_error")
     outputs, kernels, losses = (points[name].to_numpy() for name in ("output_error", "relative_error", "loss"))
 
-    def gain(chosen: NDArray[np.int64]) -> float:
-        return spearman(outputs[chosen], losses[chosen]) - spearman(kernels[chosen], losses[chosen])
+    of_outputs, of_kernels = spearman_of(outputs, losses), spearman_of(kernels, losses)
+
+    def gain(times: NDArray[np.float64]) -> NDArray[np.float64]:
+        return of_outputs(times) - of_kernels(times)
 
     units = [*points["unit"]]
     return Gain(bootstrap_within(units, [*points["curve"]], gain, draws), bootstrap(units, gain, draws))
@@ -293,14 +309,10 @@ def harmless(rows: Sequence[Row], *, at_most: float, error: ErrorName, draws: Dr
         some = points[(points[error] >= least) & (points[error] < most)]
         if len(some):
             within = (some["loss"] <= at_most + LOSS_ROUNDING).to_numpy()
-            part = bootstrap([*some["unit"]], partial(_mean_of, within), draws)
+            part = bootstrap([*some["unit"]], mean_of(within), draws)
             middle, largest = float(some["loss"].median()), float(some["loss"].max())
             bands.append(Band(least, most, len(some), float(within.mean()), part.low, part.high, middle, largest))
     return bands
-
-
-def _mean_of(values: NDArray[np.bool_], chosen: NDArray[np.int64]) -> float:
-    return float(values[chosen].mean())
 
 
 def claims_of(rows: Sequence[Row], *, at_most: float, draws: Draws) -> Claims:

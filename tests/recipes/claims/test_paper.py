@@ -6,15 +6,28 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tnalgebra as tn
-from recipes.claims.paper import CLAIMS, NETWORKS, Number, claims_table, read_networks, recovered, several_cuts, verdict
+from recipes.claims.paper import (
+    CLAIMS,
+    NETWORKS,
+    Number,
+    a_priori,
+    claims_table,
+    read_networks,
+    recovered,
+    several_cuts,
+    verdict,
+)
 from recipes.kept import Kept, write_kept
 from tests.claim_rows import BASELINE, row
 
 LAYERS = tuple(f"layer{number}" for number in range(8))
 CUTS = ("out | in kh kw", "in | out kh kw", "out kh | in kw")
+SIZES = ((0.1, 0.0), (0.9, 0.02))
+"""Errors of cuts, and the losses of accuracy that they cost."""
 
 
 def layer_rows(losses: dict[str, float]) -> list[tn.studies.Row]:
@@ -34,6 +47,34 @@ def test_layers_that_bear_several_cuts(losses: dict[str, float], part: float) ->
     number = several_cuts({"layers": layer_rows(losses)})
     assert number is not None
     assert (number.value, number.low, number.high) == (part, part, part)
+
+
+def test_cuts_that_were_not_tested_do_not_count_as_borne() -> None:
+    """Between 0.1 and 0.9 of the norm a cut of 0.5 would cost one point, but none was tested there."""
+    tested = [row(layer, size, loss, rewrite=cut) for cut in CUTS for layer in LAYERS for size, loss in SIZES]
+    number = several_cuts({"layers": [BASELINE, *tested]})
+    assert number is not None
+    assert number.value == 0
+
+
+def test_trainings_in_decomposed_form_have_students_interval_over_contenders() -> None:
+    losses = {"cp": (0.01, 0.03), "ring": (0.02, 0.02), "tucker2": (0.04, 0.06)}
+    rows = [trained("dense", seed, 0.7 + seed / 100, 1.0) for seed in (0, 1)]
+    rows += [
+        trained(name, seed, 0.7 + seed / 100 - some[seed], 0.25) for name, some in losses.items() for seed in (0, 1)
+    ]
+    number = a_priori({"a-priori": rows})
+    assert number is not None
+    half = 4.302653 * np.std([0.02, 0.02, 0.05], ddof=1) / math.sqrt(3)  # of two degrees of freedom, from a table
+    assert (number.value, number.low, number.high) == pytest.approx((-0.03, -0.03 - half, -0.03 + half))
+    assert not number.decides, "of two seeds"
+    again = a_priori({"a-priori": [*rows, *({**one, "seed": 2} for one in rows if one["seed"] == 1)]})
+    assert again is not None
+    assert again.decides
+
+
+def trained(contender: str, seed: int, score: float, fraction: float) -> dict[str, Any]:
+    return {"contender": contender, "seed": seed, "score": score, "fraction": fraction, "epoch": 1, "epochs": 1}
 
 
 def retrained(loss: float, end: float) -> list[dict[str, Any]]:
